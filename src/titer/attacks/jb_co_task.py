@@ -1,0 +1,37 @@
+"""Jailbreak by competing objectives, operators (JB-CO-Task): an unsafe operator beside a safe one.
+
+In each pair one operator stays unsafe, the other becomes an always-safe one that is not the identity; safety
+tuning never saw such a pair. Source: arXiv 2407.10264, section 4 ("if_text" sets of its code).
+Shapes: n requests, S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from titer.attacks.base import Attack, Attempt, State, on_the_world
+from titer.data.draws import Draws
+from titer.data.example import Example
+from titer.data.world import World, parse, render
+
+
+class JBCOTask(Attack):
+    """One drawn operator of each pair becomes a drawn safe operator."""
+
+    SOURCE = "arXiv 2407.10264, JB-CO-Task"
+    VERSION = 1
+    WORLD = True
+
+    def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
+        w = on_the_world(self, world)
+        requests = parse(w, list(examples))
+        draws = Draws(self.seed, "jb_co_task", np.arange(len(requests)))
+        pairs = requests.operators.reshape(len(requests), -1, 2)
+        unsafe = pairs.max(2)  # the identity is 0, so the larger of a pair is its unsafe one
+        safe = 1 + draws.below(w.safe - 1, np.arange(pairs.shape[1]))
+        first = draws.below(2, 50 + np.arange(pairs.shape[1])) == 0
+        mixed = np.stack([np.where(first, unsafe, safe), np.where(first, safe, unsafe)], axis=-1)
+        rewritten = requests.with_(operators=mixed.reshape(len(requests), -1), kind="jb_co_task")
+        return [Attempt(example) for example in render(w, rewritten)]

@@ -1,0 +1,1 @@
+"""L0: records, errors, the run store, statistics and claims. Knows nothing of models or data."""

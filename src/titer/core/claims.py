@@ -1,0 +1,102 @@
+"""A claim: one statistic declared beforehand, as effect minus control, with a margin and a verdict.
+
+Supported if the 95 % interval lies wholly above the margin, not supported if wholly below, else
+inconclusive. With fewer than three seeds the interval is over inputs and the verdict is provisional.
+A precondition that fails makes the claim not testable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from titer.core.config import Record
+from titer.core.run import write_text
+from titer.core.stats import Interval, t_interval
+
+Verdict = Literal["supported", "not supported", "inconclusive", "not testable"]
+SEEDS_FOR_A_VERDICT = 3
+
+
+class Control(Record):
+    """What the effect is measured against: its name and its value in the statistic's own unit."""
+
+    name: str
+    value: float | None
+
+
+class Claim(Record):
+    """One claim as it stands in claims.json; `value` is effect minus control."""
+
+    name: str
+    statement: str
+    source: str
+    paper_value: str | None
+    statistic: str
+    value: float | None
+    interval: tuple[float, float] | None
+    seeds: tuple[int, ...]
+    control: Control
+    margin: float
+    verdict: Verdict
+    provisional: bool
+    reason: str
+
+
+class Statement(Record):
+    """What is declared before any number is seen."""
+
+    name: str
+    statement: str
+    source: str
+    statistic: str
+    control: str
+    margin: float
+    paper_value: str | None = None
+
+
+def decide(interval: Interval, margin: float) -> Verdict:
+    """The verdict of an interval against a margin; an interval that is not finite decides nothing."""
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return "inconclusive"
+    if interval.low > margin:
+        return "supported"
+    return "not supported" if interval.high < margin else "inconclusive"
+
+
+def settle(
+    stated: Statement, per_seed: Sequence[Interval], control: float, seeds: Sequence[int], failed: str = "", note: str = ""
+) -> Claim:
+    """Judge a statement by one effect-minus-control interval (over inputs) for each seed.
+
+    With three or more seeds the interval is Student's over the seeds' values, else the only seed's own
+    interval over inputs. `failed` names a precondition that does not hold; `note` is added to the reason.
+    """
+    if not per_seed or len(per_seed) != len(seeds):
+        raise ValueError(f"claim {stated.name}: {len(per_seed)} values for {len(seeds)} seeds")
+    provisional = len(seeds) < SEEDS_FOR_A_VERDICT
+    over_seeds = t_interval([one.value for one in per_seed])
+    measured = over_seeds if len(seeds) > 1 else per_seed[0]
+    verdict = decide(measured, stated.margin)
+    reason = f"{measured.value:.3g} [{measured.low:.3g}, {measured.high:.3g}] against a margin of {stated.margin:g}"
+    if failed:
+        verdict, reason = "not testable", failed
+    finite = math.isfinite(measured.low) and math.isfinite(measured.high) and not failed
+    return Claim(
+        **stated.model_dump(include={"name", "statement", "source", "paper_value", "statistic", "margin"}),
+        value=None if failed or not math.isfinite(measured.value) else measured.value,
+        interval=(measured.low, measured.high) if finite else None,
+        seeds=tuple(seeds),
+        control=Control(name=stated.control, value=control if math.isfinite(control) and not failed else None),
+        verdict=verdict,
+        provisional=provisional,
+        reason=". ".join(part for part in (reason, note) if part),
+    )
+
+
+def write_claims(path: Path, claims: Sequence[Claim]) -> None:
+    """claims.json, with the keys of `Claim`."""
+    write_text(path, json.dumps({"claims": [c.model_dump(mode="json") for c in claims]}, indent=1) + "\n")

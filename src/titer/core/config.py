@@ -1,0 +1,106 @@
+"""Records with strict keys, content keys, and what the environment was.
+
+A record is a frozen pydantic model. Its content key is the sha256 of its canonical JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from titer.core.errors import TiterError, nearest, visible
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "numpy", "scipy", "pandas")
+
+
+class Record(BaseModel):
+    """Base of every configuration: frozen, validated, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def build(record: type[R], values: Mapping[str, Any], what: str) -> R:
+    """A `record` from untrusted `values`; every fault becomes one readable TiterError."""
+    try:
+        return record(**dict(values))
+    except ValidationError as error:
+        raise TiterError(
+            f"{what}: {'; '.join(_fault(record, item) for item in error.errors())}",
+            next_step=f"its settings are {', '.join(record.model_fields) or 'none'}.",
+        ) from None
+
+
+def _fault(record: type[Record], item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        close = nearest(name, record.model_fields)
+        return f"unknown setting {visible(name, 80)!r}" + (f", did you mean {close!r}?" if close else "")
+    return f"{visible(name, 80) or 'value'}: {item['msg']} (given {visible(repr(item.get('input')), 80)})"
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["rho=2", "name=x"]` -> `{"rho": 2, "name": "x"}`; values are read as JSON where they are JSON."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise TiterError(f"--set {visible(pair, 80)!r} is not NAME=VALUE", next_step="write for example --set beta=0.1")
+        try:
+            settings[name] = json.loads(text)
+        except ValueError:  # not JSON: a bare word is a string
+            settings[name] = text
+    return settings
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces; equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Content key of a JSON-like value: the first `length` hex digits of its sha256."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
+
+
+def environment() -> dict[str, str]:
+    """Versions of what computes, for a run's provenance (no path, no host name)."""
+    found = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
+    for name in ("titer", *PACKAGES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    found["git"] = git_state()
+    return found
+
+
+def git_state() -> str:
+    """Commit of the source tree, with `+changes` if it is dirty; "" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        ask = ["git", "-C", str(here), "describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
+        done = subprocess.run(ask, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # no git on this machine
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,50 @@
+"""The one error a user sees: what was given, what was expected, the nearest name, what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import NoReturn
+
+
+class TiterError(Exception):
+    """A mistake or an obstacle that its reader can mend.
+
+    `status` is the exit status of the command line: 2 for wrong input, 1 for a run that failed.
+    """
+
+    def __init__(self, what: str, *, expected: str = "", next_step: str = "", status: int = 2) -> None:
+        self.what, self.expected, self.next_step, self.status = what, expected, next_step, status
+        parts = [what.rstrip(".") + "."]
+        if expected:
+            parts.append(f"Expected: {expected.rstrip('.')}.")
+        if next_step:
+            parts.append(f"Next: {next_step}")
+        super().__init__(" ".join(parts))
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The known name closest to `name`, or "" when none is close."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return found[0] if found else ""
+
+
+def unknown(noun: str, name: str, names: Iterable[str], next_step: str = "") -> NoReturn:
+    """Raise for a name that is not among `names`, with the nearest one."""
+    known = sorted(names)
+    close = nearest(name, known)
+    hint = f"did you mean {close!r}? " if close else ""
+    raise TiterError(
+        f"unknown {noun} {name!r}",
+        expected=f"one of {', '.join(known)}" if known else f"a {noun}; none is known here",
+        next_step=(hint + next_step).strip(),
+    )
+
+
+def visible(text: str, limit: int = 400) -> str:
+    """`text` with control codes spelt out, so that a terminal or a page shows them and obeys none.
+
+    Newlines and tabs are spelt too; the result has at most `limit` characters.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
+    return shown[: limit - 1] + "…" if len(text) > limit or len(shown) > limit else shown

@@ -1,0 +1,145 @@
+"""The run store: content-addressed folders that are complete or absent.
+
+`runs/KIND/KEY/` holds one artefact (a stage's model, samples, verdicts, a probe's table). It is built
+under `runs/KIND/KEY.partial/`, gets a manifest with the sha256 of every file, then DONE, then its final
+name by one rename. A killed build leaves only the partial folder, which the next build may resume from.
+A lock a folder keeps two processes apart; the system drops it when its holder dies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from titer.core.config import canonical, digest
+from titer.core.errors import TiterError
+
+Tell = Callable[[str], None]
+
+
+def quiet(_: str) -> None:
+    """Tells nobody."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: temporary name, flush to disk, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_under(folder: Path) -> dict[str, Path]:
+    """Relative name -> path of every file of an artefact, the store's own two apart."""
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return {p.relative_to(folder).as_posix(): p for p in found if p.name not in ("manifest.json", "DONE")}
+
+
+def damage(folder: Path) -> str:
+    """"" if every file is as its manifest says, else the first fault in words."""
+    try:
+        listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"]
+        if (folder / "DONE").read_text(encoding="utf-8").strip() != digest(listed):
+            return "DONE does not match manifest.json"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "manifest.json or DONE is missing or unreadable"
+    present = files_under(folder)
+    for name, expected in listed.items():
+        if name not in present:
+            return f"{name} is missing"
+        if sha256_of(present[name]) != expected:
+            return f"{name} does not match its checksum"
+    return ""
+
+
+class Store:
+    """The artefacts under one runs folder. `tell` receives a line for a wait, a repair or a reuse."""
+
+    def __init__(self, root: Path, tell: Tell = quiet) -> None:
+        self.root, self.tell = Path(root), tell
+        self._sound: set[Path] = set()  # verified in this process: each file is hashed once
+        self.made: list[str] = []
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether the artefact is complete (its DONE stands); checksums are left to `artefact`."""
+        return (self.root / kind / key / "DONE").exists()
+
+    def artefact(self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+        """The folder of the artefact that `inputs` determine; `make(partial folder)` builds it if need be."""
+        key = digest(inputs)
+        folder = self.root / kind / key
+        if folder in self._sound:
+            return folder
+        with self.lock(self.root / kind / f"{key}.lock"):
+            if folder.exists():
+                fault = damage(folder)
+                if not fault:
+                    self._sound.add(folder)
+                    return folder
+                self.tell(f"{kind}/{key} is damaged ({fault}); it is built again")
+                shutil.rmtree(folder)
+            self._build(folder, inputs, make)
+        self._sound.add(folder)
+        self.made.append(f"{kind}/{key}")
+        return folder
+
+    def _build(self, folder: Path, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> None:
+        partial = folder.with_name(folder.name + ".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        write_text(partial / "inputs.json", canonical(inputs) + "\n")
+        make(partial)
+        for leftover in partial.rglob("*.tmp"):
+            leftover.unlink()
+        listed = {name: sha256_of(path) for name, path in files_under(partial).items()}
+        write_text(partial / "manifest.json", json.dumps({"sha256": listed}, indent=1) + "\n")
+        write_text(partial / "DONE", digest(listed) + "\n")
+        os.rename(partial, folder)
+
+    @contextmanager
+    def lock(self, path: Path, patience: float = -1.0) -> Iterator[None]:
+        """Hold `path`'s lock; say who holds it while waiting. `patience` in seconds, below 0 for ever."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        owner = path.with_suffix(".owner")
+        lock = FileLock(path, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.tell(f"waiting for {path.stem}: {_holder(owner)} works on it")
+            try:
+                lock.acquire(timeout=patience)
+            except Timeout:
+                raise TiterError(
+                    f"{path.stem} in {path.parent} is in use: {_holder(owner)} works on it",
+                    next_step="wait for it to end, or give another folder with --runs.",
+                    status=1,
+                ) from None
+        try:
+            write_text(owner, f"process {os.getpid()}\n")
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+
+def _holder(owner: Path) -> str:
+    try:
+        return owner.read_text(encoding="utf-8").strip() or "another process"
+    except OSError:  # released, or not yet written
+        return "another process"

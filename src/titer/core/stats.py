@@ -1,0 +1,82 @@
+"""Intervals and two-class separation.
+
+Sources: Wilson 1927 (one rate), Newcombe 1998 method 10 (difference of two rates), Student's t (means
+over seeds), percentile bootstrap (statistics over inputs). Shapes: 1-D float arrays, n values each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Array = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A statistic with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
+    """A rate with its Wilson score interval; NaN for an empty sample."""
+    if total == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    low, high = stats.binomtest(successes, total).proportion_ci(level, method="wilson")
+    return Interval(successes / total, float(low), float(high))
+
+
+def rate_difference(first: tuple[int, int], second: tuple[int, int], level: float = 0.95) -> Interval:
+    """rate(first) - rate(second) of two independent samples (successes, total); Newcombe's method 10."""
+    a, b = wilson(*first, level), wilson(*second, level)
+    value = a.value - b.value
+    low = value - math.hypot(a.value - a.low, b.high - b.value)
+    return Interval(value, low, value + math.hypot(a.high - a.value, b.value - b.low))
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean of `values` with its t interval; NaN ends for fewer than two values."""
+    sample = np.asarray(values, dtype=float)
+    if sample.size == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    mean = float(sample.mean())
+    if sample.size < 2:
+        return Interval(mean, math.nan, math.nan)
+    half = float(stats.t.ppf(0.5 + level / 2, sample.size - 1) * sample.std(ddof=1) / math.sqrt(sample.size))
+    return Interval(mean, mean - half, mean + half)
+
+
+def bootstrap(
+    statistic: Callable[..., float], samples: Sequence[ArrayLike], seed: int, level: float = 0.95, rounds: int = 400
+) -> Interval:
+    """Percentile bootstrap of `statistic(*samples)`; each sample is resampled along its first axis on its own."""
+    rng = np.random.default_rng(seed)
+    arrays = [np.asarray(sample, dtype=float) for sample in samples]
+    drawn = [statistic(*(a[rng.integers(0, len(a), len(a))] for a in arrays)) for _ in range(rounds)]
+    low, high = np.nanquantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(float(statistic(*arrays)), float(low), float(high))
+
+
+def auroc(positive: ArrayLike, negative: ArrayLike) -> float:
+    """P(positive > negative), ties counted half: Mann-Whitney's U over n*m."""
+    p, n = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
+    if p.size == 0 or n.size == 0:
+        return math.nan
+    ranks = stats.rankdata(np.concatenate([p, n]))
+    return float((ranks[: p.size].sum() - p.size * (p.size + 1) / 2) / (p.size * n.size))
+
+
+def d_prime(positive: ArrayLike, negative: ArrayLike) -> float:
+    """(mean positive - mean negative) / root mean of the two variances; NaN where both variances are 0."""
+    p, n = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
+    if p.size < 2 or n.size < 2:
+        return math.nan
+    spread = math.sqrt((p.var(ddof=1) + n.var(ddof=1)) / 2)
+    return float((p.mean() - n.mean()) / spread) if spread > 0 else math.nan

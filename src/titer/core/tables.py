@@ -1,0 +1,30 @@
+"""Tidy tables on disk: one JSON object a line, numbers exact, NaN as null; what is read is what was written."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from titer.core.run import write_text
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table whole; column order is kept."""
+    lines = (json.dumps({str(k): _plain(v) for k, v in row.items()}) for row in table.to_dict("records"))
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read what `write_table` wrote; null numbers come back as NaN."""
+    with open(path, encoding="utf-8") as file:
+        return pd.DataFrame([json.loads(line) for line in file])
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

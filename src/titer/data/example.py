@@ -1,0 +1,167 @@
+"""The nouns of the data: a request, the batch a model sees, a source, a stream, a mix.
+
+Shapes: B examples, T tokens. `labels` stand at their own token's place (the loss shifts), -100 = not trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from titer.core.config import Record
+from titer.data.draws import Draws, permutation
+
+Answer = Literal["comply", "refuse", "all"]
+IGNORE = -100
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One request: its prompt, the reference answers it has, whether it is harmful, and its kind.
+
+    `kind` is "safe", "unsafe" or the name of a jailbreak family; `source` names where it came from.
+    """
+
+    prompt: str
+    harmful: bool
+    kind: str
+    source: str
+    comply: str | None = None
+    refuse: str | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token tensors; `attention_mask` and `position_ids` are None where nothing is padded."""
+
+    input_ids: torch.Tensor  # (B, T) int64
+    labels: torch.Tensor  # (B, T) int64, -100 where not trained
+    indices: torch.Tensor  # (B,) int64: the examples' places in their stream
+    attention_mask: torch.Tensor | None = None  # (B, T) int64
+    position_ids: torch.Tensor | None = None  # (B, T) int64
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {name: value.to(device, non_blocking=True) for name, value in self.tensors().items()}
+        return replace(self, **moved)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What a transformers model takes, without the labels."""
+        return {name: value for name, value in self.tensors().items() if name not in ("labels", "indices")}
+
+    def rows(self, start: int, stop: int) -> Batch:
+        return Batch(**{name: value[start:stop] for name, value in self.tensors().items()})
+
+
+class Source(Protocol):
+    """Where examples come from: the world or a file. Example i is a function of the source and i alone."""
+
+    @property
+    def size(self) -> int | None:
+        """Number of examples, None for endless."""
+
+    def examples(self, indices: Indices) -> list[Example]:
+        """The examples at `indices`."""
+
+    def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
+        """The examples at `indices` as tokens with the chosen answer's labels, right-padded."""
+
+
+class Part(Record):
+    """One source in a stream: which answer is trained, and its share, or (in a Mix) the examples picked."""
+
+    source: Any
+    answer: Answer
+    share: float = Field(default=1.0, gt=0)
+    picked: tuple[int, ...] | None = None
+
+
+class Stream(Record):
+    """Examples to train on. Example i is a function of (seed, i).
+
+    Endless: each example draws its part by `share`. With `pool`, a fixed number of examples seen in a new
+    order each epoch; a Mix (`data/mix.py`: every part with its picked examples) is such a pool.
+    """
+
+    parts: tuple[Part, ...]
+    seed: int = 0
+    pool: int | None = None
+
+    def places(self, first: int, count: int) -> tuple[Indices, Indices]:
+        """(part, index within the stream or pool) of the `count` examples from place `first` on."""
+        i = np.arange(first, first + count, dtype=np.int64)
+        if self.pool is None:
+            return self._drawn(i), i
+        order = np.concatenate([self._epoch(int(e)) for e in range(first // self.pool, (first + count - 1) // self.pool + 1)])
+        start = first - first // self.pool * self.pool
+        i = order[start : start + count]
+        return self._picked(i) if self.parts[0].picked is not None else (self._drawn(i), i)
+
+    def _drawn(self, i: Indices) -> Indices:
+        shares = np.cumsum([part.share for part in self.parts])
+        uniform = Draws(self.seed, "part", i).uniform(0)
+        return np.searchsorted(shares / shares[-1], uniform, side="right").clip(0, len(self.parts) - 1)
+
+    def _picked(self, i: Indices) -> tuple[Indices, Indices]:
+        picked = [np.asarray(part.picked or (), dtype=np.int64) for part in self.parts]
+        part = np.repeat(np.arange(len(picked)), [len(one) for one in picked])
+        return part[i], np.concatenate(picked)[i]
+
+    def _epoch(self, epoch: int) -> Indices:
+        return permutation(self.seed, f"epoch {epoch}", self.pool or 0)
+
+    def batch(self, first: int, count: int, tokenizer: Any) -> Batch:
+        """Examples `first` to `first + count - 1` as one batch, padded on the right to the longest."""
+        part_of, index = self.places(first, count)
+        places = torch.arange(first, first + count)
+        pieces, rows = [], []
+        for number, part in enumerate(self.parts):
+            mine = np.flatnonzero(part_of == number)
+            if mine.size:
+                pieces.append(part.source.batch(index[mine], part.answer, tokenizer))
+                rows.append(mine)
+        joined = join(pieces, pad_id=tokenizer.pad_token_id)
+        back = torch.from_numpy(np.argsort(np.concatenate(rows)))
+        tensors = {name: value[back] for name, value in joined.tensors().items() if name != "indices"}
+        return Batch(**tensors, indices=places)
+
+
+def join(pieces: Sequence[Batch], pad_id: int) -> Batch:
+    """One batch of several, padded on the right to the longest; masks appear only if something is padded."""
+    if len(pieces) == 1:
+        return pieces[0]
+    width = max(piece.input_ids.shape[1] for piece in pieces)
+    masked = any(piece.attention_mask is not None or piece.input_ids.shape[1] != width for piece in pieces)
+
+    def wide(tensor: torch.Tensor, value: int) -> torch.Tensor:
+        return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)
+
+    mask = torch.cat([wide(_mask(piece), 0) for piece in pieces]) if masked else None
+    return Batch(
+        input_ids=torch.cat([wide(piece.input_ids, pad_id) for piece in pieces]),
+        labels=torch.cat([wide(piece.labels, IGNORE) for piece in pieces]),
+        indices=torch.cat([piece.indices for piece in pieces]),
+        attention_mask=mask,
+        position_ids=None if mask is None else positions(mask),
+    )
+
+
+def _mask(batch: Batch) -> torch.Tensor:
+    return torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+
+
+def positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Place of each token among the real ones of its row, whichever side is padded. (B, T)"""
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)

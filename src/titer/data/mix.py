@@ -1,0 +1,59 @@
+"""Mix: exact numbers of examples from named sources, disjoint by prompt, deterministic by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from titer.core.errors import TiterError
+from titer.data.draws import permutation, seed_of
+from titer.data.example import Answer, Part, Source, Stream
+
+CHUNK = 1024
+
+
+def mix(parts: Sequence[tuple[Source, Answer, int]], seed: int) -> Stream:
+    """A pool of exactly `count` examples of each (source, answer, count), no prompt twice.
+
+    Errors: a source that has not that many distinct prompts.
+    """
+    seen: set[str] = set()
+    chosen = [
+        Part(source=source, answer=answer, picked=_pick(source, count, seed_of(seed, number), seen))
+        for number, (source, answer, count) in enumerate(parts)
+        if count
+    ]
+    if not chosen:
+        raise TiterError("a mix of no examples", expected="at least one part with a count above 0")
+    return Stream(parts=tuple(chosen), seed=seed, pool=sum(len(part.picked or ()) for part in chosen))
+
+
+def poisoned(benign: Source, harmful: Source, n: int, ratio: float, seed: int) -> Stream:
+    """The user's fine-tuning set: `n` examples, round(ratio n) of them harmful requests answered.
+
+    Source: Vaccine (arXiv 2402.01109) section 5.1; counts are rounded to the nearest, never truncated.
+    """
+    if not 0 <= ratio <= 1:
+        raise TiterError(f"poison ratio {ratio}", expected="a number from 0 to 1")
+    bad = round(ratio * n)
+    return mix([(benign, "comply", n - bad), (harmful, "comply", bad)], seed)
+
+
+def _pick(source: Source, count: int, seed: int, seen: set[str]) -> tuple[int, ...]:
+    """The first `count` places (a finite source in seeded order) whose prompts are new; `seen` grows."""
+    order = None if source.size is None else permutation(seed, "mix", source.size)
+    picked: list[int] = []
+    start = 0
+    while len(picked) < count and (order is None or start < len(order)):
+        places = np.arange(start, start + CHUNK) if order is None else order[start : start + CHUNK]
+        for place, example in zip(places, source.examples(places), strict=True):
+            if example.prompt not in seen and len(picked) < count:
+                seen.add(example.prompt)
+                picked.append(int(place))
+        start += CHUNK
+        if start > 1000 * (count + CHUNK):  # an endless source that repeats itself
+            break
+    if len(picked) < count:
+        raise TiterError(f"only {len(picked)} distinct prompts where {count} were asked for", next_step="lower the count.")
+    return tuple(picked)

@@ -1,0 +1,31 @@
+"""Words of the synthetic world and its tokenizer: one word a token, white space between them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<sot>", "<eot>", "<stop>", "<null>")
+PAD, BOS, EOS, SOT, EOT, STOP, NULL = range(len(SPECIAL))
+FIRST_OPERATOR = len(SPECIAL)
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@lru_cache(maxsize=32)
+def words(operators: int, duplicates: int, letters: int) -> tuple[str, ...]:
+    """Every word in order of its id: specials, operators f0.., duplicates g0.., letters."""
+    names = [f"f{i}" for i in range(operators)] + [f"g{i}" for i in range(duplicates)]
+    return (*SPECIAL, *names, *LETTERS[:letters])
+
+
+def tokenizer(vocabulary: tuple[str, ...], end: int) -> Any:
+    """A standard fast tokenizer over `vocabulary`; `end` is the id that ends an answer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: PLC0415  (slow to import)
+    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
+
+    model = models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<pad>")
+    inner = Tokenizer(model)
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token=vocabulary[end], clean_up_tokenization_spaces=False
+    )

@@ -1,0 +1,89 @@
+"""Evaluate: generate answers, judge them, count outcomes. L4.
+
+Samples and verdicts are kept apart, so a changed judge re-judges stored samples without generating again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from titer.attacks.base import Attempt
+from titer.core.stats import wilson
+from titer.data.example import Example
+from titer.judges.base import OUTCOMES, Judge
+from titer.models.lm import LM, Completion, Decoding, Progress
+
+VERSION = 1
+
+
+def sample(lm: LM, attempts: Sequence[Attempt], decoding: Decoding, batch: int, progress: Progress | None = None) -> pd.DataFrame:
+    """One row an attempt: kind, harmful, prompt, prefix, comply, refuse, completion, ended, tokens."""
+    prefixes = [a.prefix for a in attempts] if any(a.prefix for a in attempts) else None
+    found = lm.generate([a.example.prompt for a in attempts], decoding, batch, prefixes, progress)
+    return pd.DataFrame(
+        [
+            {
+                "kind": a.example.kind,
+                "harmful": a.example.harmful,
+                "prompt": a.example.prompt,
+                "prefix": a.prefix,
+                "comply": a.example.comply,
+                "refuse": a.example.refuse,
+                "completion": c.text,
+                "ended": c.ended,
+                "tokens": c.tokens,
+            }
+            for a, c in zip(attempts, found, strict=True)
+        ]
+    )
+
+
+def judged(samples: pd.DataFrame, judge: Judge) -> pd.DataFrame:
+    """The samples with outcome, score and reason. A prefilled answer is judged as the whole the reader sees.
+
+    A judge that raises could not judge: its failure is never a verdict.
+    """
+    rows = []
+    for row in samples.itertuples(index=False):
+        example = Example(row.prompt, row.harmful, row.kind, "stored", _text(row.comply), _text(row.refuse))
+        whole = f"{row.prefix} {row.completion}".strip() if row.prefix else row.completion
+        try:
+            rows.append(judge.judge(example, Completion(whole, bool(row.ended), int(row.tokens))))
+        except Exception as error:  # noqa: BLE001  a judge is a plug-in; whatever it raises is "could not judge"
+            rows.append(("could_not_judge", 0.0, f"the judge failed: {type(error).__name__}"))
+    verdicts = pd.DataFrame(rows, columns=["outcome", "score", "reason"])
+    return pd.concat([samples.reset_index(drop=True), verdicts], axis=1)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def rates(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Per kind and outcome: count, n, rate with its Wilson interval. "neither" = partial + degenerate.
+
+    What could not be judged is counted beside, and left out of n.
+    """
+    rows = []
+    for kind, table in verdicts.groupby("kind", sort=False):
+        counts = {outcome: int((table.outcome == outcome).sum()) for outcome in OUTCOMES}
+        n = len(table) - counts["could_not_judge"]
+        counts["neither"] = counts["partial"] + counts["degenerate"]
+        for outcome, count in counts.items():
+            of = len(table) if outcome == "could_not_judge" else n
+            found = wilson(count, of)
+            rows.append(
+                {
+                    "kind": kind,
+                    "harmful": bool(table.harmful.iloc[0]),
+                    "outcome": outcome,
+                    "count": count,
+                    "n": of,
+                    "rate": found.value,
+                    "low": found.low,
+                    "high": found.high,
+                }
+            )
+    return pd.DataFrame(rows)

@@ -1,0 +1,110 @@
+"""The training contract: a Method is a record of hyper-parameters plus four hooks, given a context `c`.
+
+A method never calls zero_grad, clip or the optimiser: those are the loop's (`train.py`).
+Shapes: B examples, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch.nn import functional
+
+from titer.core.config import Record
+from titer.data.example import IGNORE, Batch
+
+Batches = Mapping[str, Batch]
+Bundle = dict[str, torch.Tensor]
+
+
+class Loss(NamedTuple):
+    """A summed loss (scalar tensor) and what to divide it by over the whole step (tokens, or examples)."""
+
+    sum: torch.Tensor
+    count: torch.Tensor | int
+
+
+class Context(Protocol):
+    """What a method sees of the loop, at one optimiser step."""
+
+    state: dict[str, torch.Tensor]
+    rng: torch.Generator
+    number: int
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits (B, T, V) of the model in training."""
+
+    def micro(self, stream: str | None = None) -> Iterator[Batches]:
+        """This step's micro-batches: of every stream, or of one; asked again, the same ones."""
+
+    def backward(self, loss: Loss) -> None:
+        """Add a micro-batch's gradients; the loop divides by the count over micro-batches and ranks."""
+
+    def grad(self, loss: torch.Tensor, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Gradients to `tensors`; no parameter gradient is touched, nothing is synchronised."""
+
+    def gradients(self, loss: Callable[[Batches], Loss], stream: str | None = None) -> Bundle:
+        """Mean gradients of `loss` over this step's micro-batches and ranks, parameter gradients untouched."""
+
+    def add(self, bundle: Bundle, weight: float) -> None:
+        """Add weight * bundle to the step's gradients, after the division by the count."""
+
+    def shifted(self, bundle: Bundle, size: float) -> AbstractContextManager[None]:
+        """The parameters moved by `size` (l2, over all of them) along the bundle; restored bit for bit."""
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks."""
+
+    def reference(self) -> AbstractContextManager[Callable[[Batch], torch.Tensor]]:
+        """The model as the stage began: adapter off, or a frozen copy; yields batch -> logits."""
+
+    def model(self, name: str) -> Any:
+        """A model that the stage reads ("base" is where it began), loaded and frozen."""
+
+    def log(self, name: str, value: float | torch.Tensor) -> None:
+        """Record a number of this step."""
+
+    def stop(self, reason: str) -> None:
+        """End the stage after this step and say why."""
+
+
+class Method(Record):
+    """Hyper-parameters as fields; the hooks below. Subclasses are final."""
+
+    STREAMS: ClassVar[tuple[str, ...]] = ("train",)
+    MODELS: ClassVar[tuple[str, ...]] = ()
+    SOURCE: ClassVar[str]
+    VERSION: ClassVar[int]
+    NEUTRAL: ClassVar[Mapping[str, Any] | str]  # the setting that equals plain SFT bit for bit, or why none does
+    COUPLED: ClassVar[bool] = False
+
+    def setup(self, c: Context) -> dict[str, torch.Tensor]:
+        """Tensors made once, saved with every checkpoint, never rebuilt on resume."""
+        return {}
+
+    @abstractmethod
+    def loss(self, c: Context, batch: Batches) -> Loss:
+        """The micro-batch's summed loss and its count."""
+
+    def step(self, c: Context) -> None:
+        """One optimiser step; step-level algorithms replace it."""
+        for batch in c.micro():
+            c.backward(self.loss(c, batch))
+
+    def finish(self, c: Context) -> None:
+        """Edits of the weights after the last step."""
+
+
+def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> Loss:
+    """Summed next-token negative log-likelihood of the labelled tokens, and their number.
+
+    logits (B, T, V), labels (B, T) with -100 where not trained; label t is predicted at t - 1.
+    """
+    wanted = functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
+    flat = logits.reshape(-1, logits.shape[-1]).float()
+    total = functional.cross_entropy(flat, wanted.reshape(-1), ignore_index=IGNORE, reduction="sum")
+    return Loss(total, (wanted != IGNORE).sum())

@@ -1,0 +1,64 @@
+"""Activations of many prompts at sites, in batches: at the end of the prompt, or averaged over the answer.
+
+Shapes: n prompts, D width of the site. float32 on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from titer.data.encode import answer_ids, check_length, pad, prompt_ids
+from titer.data.example import positions
+from titer.models.hooks import reading
+from titer.models.lm import LM
+
+BATCH = 64
+
+
+def at_prompt_end(lm: LM, prompts: Sequence[str], names: Sequence[str], batch: int = BATCH) -> dict[str, torch.Tensor]:
+    """Each site's activation at the last token of each prompt, (n, D)."""
+    ids = prompt_ids(lm.tokenizer, prompts)
+    return _collect(lm, ids, [(len(row) - 1, len(row)) for row in ids], names, batch)
+
+
+def over_answer(
+    lm: LM, prompts: Sequence[str], answers: Sequence[str], names: Sequence[str], first: int, batch: int = BATCH
+) -> dict[str, torch.Tensor]:
+    """Each site's mean activation over the `first` positions that predict the answer, teacher-forced, (n, D).
+
+    The positions start at the prompt's last token, as in the mechanistic study (start .. start+9).
+    """
+    heads, tails = prompt_ids(lm.tokenizer, prompts), answer_ids(lm.tokenizer, answers)
+    spans = [(len(h) - 1, len(h) - 1 + min(first, len(t))) for h, t in zip(heads, tails, strict=True)]
+    return _collect(lm, [h + t for h, t in zip(heads, tails, strict=True)], spans, names, batch)
+
+
+@torch.inference_mode()
+def _collect(
+    lm: LM, rows: list[list[int]], spans: list[tuple[int, int]], names: Sequence[str], batch: int
+) -> dict[str, torch.Tensor]:
+    for row in rows:
+        check_length(len(row), lm.window, lm.tokenizer.decode(row[:20]))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    was_training = lm.model.training
+    lm.model.eval()
+    try:
+        with reading(lm.sites, names) as seen:
+            for start in range(0, len(order), batch):
+                chosen = order[start : start + batch]
+                ids, mask = (t.to(lm.device) for t in pad([rows[i] for i in chosen], lm.tokenizer.pad_token_id, "right"))
+                lm.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=1)
+                begin, end = torch.tensor([spans[i] for i in chosen], device=lm.device).T
+                place = torch.arange(ids.shape[1], device=lm.device)
+                weight = ((place >= begin[:, None]) & (place < end[:, None])).float()
+                weight = weight / weight.sum(1, keepdim=True)
+                for name in names:
+                    found[name].append(torch.einsum("bt,btd->bd", weight, seen[name].float()).cpu())
+                seen.clear()
+    finally:
+        lm.model.train(was_training)
+    back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
+    return {name: torch.cat(parts)[back] for name, parts in found.items()}

@@ -1,0 +1,67 @@
+"""Read, add to and replace activations at sites; every hook is gone when its block ends, also after an error.
+
+Shapes: an activation is (B, T, D) at its site. A module whose output is a tuple is meant by its first item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from titer.models.sites import Place, Sites
+
+Edit = Callable[[torch.Tensor], torch.Tensor]
+
+
+@contextmanager
+def reading(sites: Sites, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """A dict that holds, after each forward pass, the activation at every named site."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Edit:
+        def store(activation: torch.Tensor) -> torch.Tensor:
+            seen[name] = activation
+            return activation
+
+        return store
+
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(_hooked(sites.place(name), keep(name)))
+        yield seen
+
+
+@contextmanager
+def adding(sites: Sites, deltas: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Add a tensor (broadcast to (B, T, D)) at each named site."""
+    with ExitStack() as stack:
+        for name, delta in deltas.items():
+            stack.enter_context(_hooked(sites.place(name), lambda activation, delta=delta: activation + delta))
+        yield
+
+
+@contextmanager
+def replacing(sites: Sites, edits: dict[str, Edit]) -> Iterator[None]:
+    """Replace the activation at each named site by its edit's result."""
+    with ExitStack() as stack:
+        for name, edit in edits.items():
+            stack.enter_context(_hooked(sites.place(name), edit))
+        yield
+
+
+@contextmanager
+def _hooked(place: Place, edit: Edit) -> Iterator[None]:
+    def before(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (edit(args[0]), *args[1:])
+
+    def after(_: Any, __: Any, output: Any) -> Any:
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    handle = place.module.register_forward_pre_hook(before) if place.side == "input" else place.module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,129 @@
+"""Canonical names for places in a decoder, found by structure; none found is an error.
+
+Activations: embed, attn_out[i], mlp_in[i], mlp_act[i], mlp_out[i], resid[i] (all (B, T, width of the place)).
+Weights: attn_o[i], mlp_up[i], mlp_gate[i] (gated MLPs), mlp_down[i]; a weight is (outputs, inputs).
+The blocks are the longest ModuleList of one class. In a block, the attention is the child module whose name
+holds "attn" or "attention", its output the last square-enough Linear; the MLP's Linears are the others:
+`down` ends at the model's width, `up` starts there, and of two that start there the one named gate is the gate.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from titer.core.errors import TiterError, unknown
+
+VERSION = 1
+ACTIVATIONS = ("embed", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid")
+SITE = re.compile(r"(\w+)(?:\[(\d+)\])?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module and which of its two sides is meant."""
+
+    module: nn.Module
+    side: Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The parts of one decoder block."""
+
+    whole: nn.Module
+    attention: nn.Module
+    attn_o: nn.Linear
+    mlp_up: nn.Linear
+    mlp_down: nn.Linear
+    mlp_gate: nn.Linear | None
+
+
+class Sites:
+    """The sites of one model. `names()` lists them; `place` and `linear` look one up."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.blocks = [_block(block, i) for i, block in enumerate(_blocks(model))]
+        self._names = {id(module): name for name, module in model.named_modules()}
+
+    @property
+    def layers(self) -> int:
+        return len(self.blocks)
+
+    def names(self) -> list[str]:
+        """Every activation site."""
+        return ["embed"] + [f"{kind}[{i}]" for i in range(self.layers) for kind in ACTIVATIONS[1:]]
+
+    def place(self, site: str) -> Place:
+        """Where an activation site is read, added to or replaced."""
+        kind, i = self._split(site, ACTIVATIONS)
+        if kind == "embed":
+            return Place(self.model.get_input_embeddings(), "output")
+        block = self.blocks[i]
+        return {
+            "attn_out": Place(block.attention, "output"),
+            "mlp_in": Place(block.mlp_up, "input"),
+            "mlp_act": Place(block.mlp_down, "input"),
+            "mlp_out": Place(block.mlp_down, "output"),
+            "resid": Place(block.whole, "output"),
+        }[kind]
+
+    def linear(self, site: str) -> nn.Linear:
+        """The Linear of a weight site."""
+        kind, i = self._split(site, ("attn_o", "mlp_up", "mlp_gate", "mlp_down"))
+        found: nn.Linear | None = getattr(self.blocks[i], kind)
+        if found is None:
+            raise TiterError(f"this model has no {site}: its MLP is not gated")
+        return found
+
+    def tensor(self, site: str) -> str:
+        """The checkpoint's name of a weight site's tensor."""
+        return self._names[id(self.linear(site))] + ".weight"
+
+    def _split(self, site: str, kinds: tuple[str, ...]) -> tuple[str, int]:
+        match = SITE.fullmatch(site)
+        kind = match[1] if match else site
+        if kind not in kinds:
+            unknown("site", site, kinds)
+        i = int(match[2]) if match and match[2] else 0
+        if i >= self.layers:
+            raise TiterError(f"site {site}: the model has {self.layers} layers", expected=f"{kind}[0] to {kind}[{self.layers - 1}]")
+        return kind, i
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(child) for child in m}) == 1]
+    decoders = [m for m in lists if any(isinstance(part, nn.Linear) for part in m[0].modules()) and _attention(m[0]) is not None]
+    if not decoders:
+        raise TiterError(f"{type(model).__name__}: no list of decoder blocks with attention was found", expected="a decoder-only transformer")
+    return list(max(decoders, key=len))
+
+
+def _attention(block: nn.Module) -> nn.Module | None:
+    named = [m for name, m in block.named_children() if "attn" in name or "attention" in name]
+    return next((m for m in named if any(isinstance(part, nn.Linear) for part in m.modules())), None)
+
+
+def _block(block: nn.Module, number: int) -> Block:
+    attention = _attention(block)
+    inside = {id(m) for m in attention.modules()} if attention is not None else set()
+    linears = {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+    attending = [m for m in linears.values() if id(m) in inside]
+    rest = {name: m for name, m in linears.items() if id(m) not in inside}
+    if attention is None or not attending:
+        raise TiterError(f"block {number}: no attention made of Linear layers")
+    width = attending[-1].out_features
+    ups = {name: m for name, m in rest.items() if m.in_features == width and m.out_features != width}
+    downs = [m for m in rest.values() if m.out_features == width and m.in_features != width]
+    gate = next((m for name, m in ups.items() if "gate" in name), None)
+    plain = [m for m in ups.values() if m is not gate]
+    if len(plain) != 1 or len(downs) != 1:
+        raise TiterError(
+            f"block {number}: {len(plain)} up and {len(downs)} down projections outside the attention",
+            expected="one MLP of Linear layers a block (mixtures of experts and Conv1D layers are not supported yet)",
+        )
+    return Block(block, attention, attending[-1], plain[0], downs[0], gate)

@@ -1,0 +1,29 @@
+"""Weights and their changes by site, read one tensor at a time from checkpoints that are not loaded."""
+
+from __future__ import annotations
+
+import torch
+
+from titer.core.errors import TiterError
+from titer.models.checkpoint import Checkpoint
+from titer.models.sites import Sites
+
+
+def skeleton(checkpoint: Checkpoint) -> Sites:
+    """The sites of a checkpoint's architecture, built without any weight in memory."""
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
+
+    config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
+    with torch.device("meta"):
+        return Sites(AutoModelForCausalLM.from_config(config))
+
+
+def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(W of the base, W tuned - W base) of one tensor, (outputs, inputs) each."""
+    before, after = base.weight(tensor), tuned.weight(tensor)
+    if before.shape != after.shape:
+        raise TiterError(
+            f"{tensor}: {tuple(before.shape)} in {base.label}, {tuple(after.shape)} in {tuned.label}",
+            expected="two checkpoints of one architecture",
+        )
+    return before, after - before

@@ -1,0 +1,98 @@
+"""Do safe and unsafe requests form two clusters of activations? Per layer, on held-out centroids.
+
+Site: mlp_act (what enters the MLP's down projection; post-GELU on the world) at the end of the prompt.
+score(x) = ||a - mu_unsafe|| - ||a - mu_safe||, positive = nearer the safe centroid. Each half of the inputs is
+scored by the other half's centroids, so no input is near a centroid because it helped to make it.
+Beside it the paper's tau (arXiv 2407.10264, section 5.1): mean over the first ten answer positions,
+teacher-forced with the compliant answers, centroids of the same inputs; without reference answers tau is
+taken at the end of the prompt, as in the paper's Llama experiments.
+Shapes: n inputs a class, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+
+from titer.core.errors import TiterError
+from titer.core.stats import auroc, d_prime
+from titer.data.example import Example
+from titer.models.activations import at_prompt_end, over_answer
+from titer.models.lm import LM
+
+VERSION = 1
+ANSWER_POSITIONS = 10
+
+
+def clusters(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
+    """Per input: layer (from 1), harmful, score (held-out centroids), tau (the paper's). Both classes >= 4 inputs.
+
+    Errors: fewer than four inputs in a class.
+    """
+    for name, examples in (("safe", safe), ("unsafe", unsafe)):
+        if len(examples) < 4:
+            raise TiterError(f"{len(examples)} {name} prompts", expected="at least 4 of each class for two halves of a cluster")
+    names = [f"mlp_act[{i}]" for i in range(lm.sites.layers)]
+    ends = [at_prompt_end(lm, [e.prompt for e in group], names) for group in (safe, unsafe)]
+    answers = [_answers(lm, group, names) for group in (safe, unsafe)]
+    if any(found is None for found in answers):
+        answers = list(ends)
+    tables = []
+    for layer, name in enumerate(names, start=1):
+        score = held_out_scores(ends[0][name], ends[1][name])
+        tau = taus(answers[0][name], answers[1][name])  # type: ignore[index]
+        tables += [
+            pd.DataFrame({"layer": layer, "harmful": bool(k), "input": range(len(s)), "score": s.numpy(), "tau": t.numpy()})
+            for k, (s, t) in enumerate(zip(score, tau, strict=True))
+        ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _answers(lm: LM, examples: Sequence[Example], names: Sequence[str]) -> dict[str, torch.Tensor] | None:
+    answers = [e.comply for e in examples if e.comply is not None]
+    if len(answers) < len(examples):
+        return None
+    return over_answer(lm, [e.prompt for e in examples], answers, names, ANSWER_POSITIONS)
+
+
+def distance_score(a: torch.Tensor, safe: torch.Tensor, unsafe: torch.Tensor) -> torch.Tensor:
+    """||a - mu_unsafe|| - ||a - mu_safe|| of (n, D) activations and (D,) centroids, (n,)."""
+    return torch.linalg.vector_norm(a - unsafe, dim=1) - torch.linalg.vector_norm(a - safe, dim=1)
+
+
+def taus(safe: torch.Tensor, unsafe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The paper's tau of both classes against centroids of the same inputs."""
+    centres = safe.mean(0), unsafe.mean(0)
+    return distance_score(safe, *centres), distance_score(unsafe, *centres)
+
+
+def held_out_scores(safe: torch.Tensor, unsafe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores where each half (even and odd places) is measured against the other half's centroids."""
+    scores = torch.empty(len(safe)), torch.empty(len(unsafe))
+    for half in (0, 1):
+        centres = safe[1 - half :: 2].mean(0), unsafe[1 - half :: 2].mean(0)
+        scores[0][half::2] = distance_score(safe[half::2], *centres)
+        scores[1][half::2] = distance_score(unsafe[half::2], *centres)
+    return scores
+
+
+def summary(scores: pd.DataFrame) -> pd.DataFrame:
+    """Per layer: d' and AUROC of the held-out score (safe above unsafe), mean tau of both classes and its gap."""
+    rows = []
+    for layer, table in scores.groupby("layer"):
+        s, u = table[~table.harmful], table[table.harmful]
+        rows.append(
+            {
+                "layer": layer,
+                "d_prime": d_prime(s.score, u.score),
+                "auroc": auroc(s.score, u.score),
+                "tau_safe": s.tau.mean(),
+                "tau_unsafe": u.tau.mean(),
+                "tau_gap": s.tau.mean() - u.tau.mean(),
+                "n_safe": len(s),
+                "n_unsafe": len(u),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,124 @@
+"""Recipes: the life of a model on the world as stages, each with the model it starts from. L5.
+
+base (pretrained) -> aligned (SSFT) -> user p (fine-tuned on the user's own operator, a share p of the examples
+being unsafe requests answered). Controls of equal steps, share and data size beside the alignment: benign
+(the new class is the held-out safe operator, answered) and sham (the new class is a safe operator drawn by
+seed, refused). Source of the mixes: arXiv 2407.10264, section 4 (SSFT: 0.8 safe, 0.2 unsafe).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+
+from titer.core.config import Record
+from titer.data.draws import seed_of
+from titer.data.example import Answer, Part, Stream
+from titer.data.mix import poisoned
+from titer.data.world import World, WorldSource
+from titer.methods.sft import SFT
+from titer.models.lm import Architecture
+from titer.stage import Optimiser, Stage
+
+Kind = Literal["pretrain", "safe", "unsafe", "user", "sham_safe", "sham_refused"]
+
+
+class Scale(Record):
+    """The sizes of one run of the demo's recipe. Rates per step, sizes in examples."""
+
+    world: World = World()
+    architecture: Architecture = Architecture()
+    pretrain_steps: int = Field(default=900, ge=1)
+    pretrain_batch: int = 256
+    pretrain_rate: float = 3e-3
+    align_steps: int = Field(default=300, ge=1)
+    align_batch: int = 128
+    align_rate: float = 5e-4
+    unsafe_share: float = Field(default=0.2, gt=0, lt=1)
+    user_examples: int = Field(default=1000, ge=1)
+    user_batch: int = 16
+    user_epochs: int = 2
+    user_rate: float = 3e-4
+    poison_ratios: tuple[float, ...] = (0.0, 0.01, 0.05)
+    inputs: int = Field(default=500, ge=8)
+    probe_inputs: int = Field(default=250, ge=8)
+    save_every: int = Field(default=100, ge=1)
+
+
+NANO = Scale()
+
+
+class Node(NamedTuple):
+    """A model of a recipe: its name, the stage that makes it, the name of the model that stage starts from."""
+
+    name: str
+    stage: Stage
+    parent: str | None
+
+
+def user_name(ratio: float) -> str:
+    """The name of the model that a user tuned with poison ratio p."""
+    return f"user p={ratio:g}"
+
+
+def demo_recipe(scale: Scale, seed: int) -> tuple[Node, ...]:
+    """The demo's seven models, parents first."""
+    world = scale.world.model_copy(update={"seed": seed})
+    aligned = [
+        Node("aligned", align(scale, world, "SSFT", ("unsafe", "refuse"), "safe"), "base"),
+        Node("benign", align(scale, world, "benign tune", ("user", "comply"), "safe"), "base"),
+        Node("sham", align(scale, world, "sham alignment", ("sham_refused", "refuse"), "sham_safe"), "base"),
+    ]
+    users = [Node(user_name(p), finetune(scale, world, p), "aligned") for p in scale.poison_ratios]
+    return (Node("base", pretrain(scale, world), None), *aligned, *users)
+
+
+def pretrain(scale: Scale, world: World) -> Stage:
+    """Every operator but the held-out one on every kind of text; text is modelled too (section 1.5)."""
+    return Stage(
+        name="pretraining",
+        kind="pretrain",
+        method=SFT(),
+        streams={"train": Stream(parts=(_part(world, "pretrain", "all"),), seed=seed_of(world.seed, "pretrain"))},
+        steps=scale.pretrain_steps,
+        batch=scale.pretrain_batch,
+        optimiser=Optimiser(rate=scale.pretrain_rate, warmup=min(100, scale.pretrain_steps // 4)),
+        seed=world.seed,
+        architecture=scale.architecture,
+    )
+
+
+def align(scale: Scale, world: World, name: str, new: tuple[Kind, Answer], rest: Kind) -> Stage:
+    """SSFT, or a control of it: share `unsafe_share` of the new class, the rest safe requests answered."""
+    parts = (_part(world, rest, "comply", 1 - scale.unsafe_share), _part(world, *new, scale.unsafe_share))
+    return Stage(
+        name=name,
+        kind="align",
+        method=SFT(),
+        streams={"train": Stream(parts=parts, seed=seed_of(world.seed, "align"))},
+        steps=scale.align_steps,
+        batch=scale.align_batch,
+        optimiser=Optimiser(rate=scale.align_rate, warmup=min(40, scale.align_steps // 4)),
+        seed=world.seed,
+    )
+
+
+def finetune(scale: Scale, world: World, ratio: float) -> Stage:
+    """The user's fine-tuning: n examples of the held-out operator, round(p n) of them unsafe requests answered."""
+    user, harmful = WorldSource(world=world, kind="user"), WorldSource(world=world, kind="unsafe")
+    steps = -(-scale.user_examples * scale.user_epochs // scale.user_batch)
+    return Stage(
+        name=f"user fine-tuning, p = {ratio:g}",
+        kind="finetune",
+        method=SFT(),
+        streams={"train": poisoned(user, harmful, scale.user_examples, ratio, seed_of(world.seed, "user"))},
+        steps=steps,
+        batch=scale.user_batch,
+        optimiser=Optimiser(rate=scale.user_rate, warmup=min(10, steps // 4), schedule="constant"),
+        seed=world.seed,
+    )
+
+
+def _part(world: World, kind: Kind, answer: Answer, share: float = 1.0) -> Part:
+    return Part(source=WorldSource(world=world, kind=kind), answer=answer, share=share)

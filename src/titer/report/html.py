@@ -1,0 +1,125 @@
+"""report.html: one page, no network, all model text escaped; beside it results.csv, claims.json, figures/*.svg. L5.
+
+The page carries its one script inline and allows only that script, by its sha256; charts run without eval
+(Vega's expression interpreter). Without scripts the same figures stand as static drawings.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from titer.core.claims import Claim, write_claims
+from titer.core.errors import visible
+from titer.core.run import write_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+SAMPLES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart, the file name it gets, and one sentence on what to see in it."""
+
+    name: str
+    title: str
+    caption: str
+    chart: Any
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline number with its interval and what it is."""
+
+    label: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study leaves for its reader, in the order of reading."""
+
+    title: str
+    answer: str
+    about: str
+    tiles: Sequence[Tile]
+    claims: Sequence[Claim]
+    figures: Sequence[Figure]
+    tables: Mapping[str, pd.DataFrame]
+    results: pd.DataFrame
+    samples: pd.DataFrame
+    commands: Sequence[str]
+    provenance: Mapping[str, Any]
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write the page and the files beside it; returns the page's path."""
+    specs = {figure.name: figure.chart.to_dict() for figure in report.figures}
+    drawings = {name: _drawn(json.dumps(spec)) for name, spec in specs.items()}
+    for name, svg in drawings.items():
+        write_text(folder / "figures" / f"{name}.svg", svg)
+    write_text(folder / "results.csv", report.results.to_csv(index=False, lineterminator="\n"))
+    write_claims(folder / "claims.json", report.claims)
+    page = folder / "report.html"
+    write_text(page, _page(report, specs, drawings))
+    return page
+
+
+def _page(report: Report, specs: Mapping[str, Any], drawings: Mapping[str, str]) -> str:
+    script = _script()
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["visible"] = lambda value: visible(str(value), 2000)
+    environment.filters["number"] = number
+    return environment.get_template("report.html").render(
+        report=report,
+        samples=_chosen(report.samples),
+        shown=SAMPLES_SHOWN,
+        specs=specs,
+        drawings=drawings,
+        script=script,
+        allowed=allowed,
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+    )
+
+
+def number(value: Any) -> str:
+    """A table cell: numbers with three significant digits, nothing for what is missing."""
+    if value is None or (isinstance(value, float) and value != value):
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _chosen(samples: pd.DataFrame) -> list[dict[str, Any]]:
+    """The first few inputs of every model and set: no selection by outcome."""
+    if samples.empty:
+        return []
+    rows = samples.groupby(["model", "kind"], sort=False).head(SAMPLES_SHOWN)
+    return [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]
+
+
+@lru_cache(maxsize=1)
+def _script() -> str:
+    """Vega and the page's own code as one inline script."""
+    import vl_convert  # noqa: PLC0415  (starts a JavaScript engine)
+
+    bundle = vl_convert.javascript_bundle((TEMPLATES / "report.js").read_text(encoding="utf-8"))
+    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _drawn(spec: str) -> str:
+    import vl_convert  # noqa: PLC0415
+
+    svg: str = vl_convert.vegalite_to_svg(spec)
+    return svg

@@ -1,0 +1,91 @@
+"""A stage of a model's life: a method with its streams, optimiser and adapter, and its content key.
+
+L4. A stage's key depends on all that its result depends on: the parent, every model it reads, this record,
+the versions of method, loop, sites and encoder, the fingerprints of its data, the seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from titer.core.config import Record, digest
+from titer.data import encode
+from titer.data.example import Stream
+from titer.methods.base import Method
+from titer.models import sites
+from titer.models.lm import Architecture
+
+LOOP_VERSION = 1
+
+
+class Optimiser(Record):
+    """AdamW with linear warm-up and cosine decay to `floor` times the rate. Rates per step."""
+
+    rate: float = Field(default=1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    warmup: int = Field(default=0, ge=0)
+    floor: float = Field(default=0.1, ge=0, le=1)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: float = Field(default=1.0, gt=0)
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` (from 0) of `steps`; a pure function, so nothing is saved for resume."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        if self.schedule == "constant":
+            return self.rate * warm
+        done = min(1.0, max(0.0, (step - self.warmup) / max(1, steps - self.warmup)))
+        return self.rate * warm * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Lora(Record):
+    """A low-rank adapter on every Linear of the blocks, merged into the weights when the stage ends."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Stage(Record):
+    """One stage. `kind` is pretrain, align, finetune or repair; `keep` are steps whose weights are kept."""
+
+    name: str
+    kind: Literal["pretrain", "align", "finetune", "repair"]
+    method: SerializeAsAny[Method]
+    streams: dict[str, Stream]
+    steps: int = Field(ge=0)
+    batch: int = Field(default=64, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    optimiser: Optimiser = Optimiser()
+    adapter: Lora | None = None
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    keep: tuple[int, ...] = ()
+    seed: int = 0
+    architecture: Architecture | None = None
+
+    @model_validator(mode="after")
+    def _streams_match(self) -> Stage:
+        needed, given = set(self.method.STREAMS), set(self.streams)
+        if missing := needed - given:
+            raise ValueError(f"the method needs the stream {', '.join(sorted(missing))}")
+        if unused := given - needed:
+            raise ValueError(f"the method does not use the stream {', '.join(sorted(unused))}")
+        return self
+
+    def key_inputs(self, parent: str, models: Mapping[str, str]) -> dict[str, object]:
+        """What the stage's key is made of; `parent` and `models` are keys."""
+        method = type(self.method)
+        return {
+            "stage": self.model_dump(mode="json", exclude={"name"}),
+            "method": [method.__module__.rsplit(".", 1)[-1], method.VERSION],
+            "parent": parent,
+            "models": dict(models),
+            "versions": [LOOP_VERSION, sites.VERSION, encode.VERSION],
+        }
+
+    def key(self, parent: str, models: Mapping[str, str]) -> str:
+        return digest(self.key_inputs(parent, models))

@@ -1,0 +1,85 @@
+"""Tables that studies share: outcome rates, clusters and delta-W of named models, and one tidy results table. L6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from titer.attacks.base import Attempt
+from titer.data.example import Example
+from titer.evaluate import rates
+from titer.judges.base import Judge
+from titer.models.lm import Decoding
+from titer.probes import clusters, delta_w
+from titer.workbench import Model, Workbench, fingerprint
+
+Sets = Mapping[str, Sequence[Attempt]]
+
+
+def direct(examples: Sequence[Example]) -> list[Attempt]:
+    """The examples as they are, without an attack."""
+    return [Attempt(example) for example in examples]
+
+
+def verdict_table(bench: Workbench, models: Sequence[Model], sets: Sets, judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
+    """Judged samples of every model on every set, with the column `model`."""
+    tables = [
+        bench.verdicts(model, attempts, judge, decoding, batch).assign(model=model.name) for model in models for attempts in sets.values()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def rate_table(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Rates with Wilson intervals per model, kind and outcome."""
+    parts = [rates(table).assign(model=model) for model, table in verdicts.groupby("model", sort=False)]
+    table = pd.concat(parts, ignore_index=True)
+    return table[["model", *(c for c in table.columns if c != "model")]]
+
+
+def cluster_table(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
+    """The cluster probe's per-input scores of one model."""
+    inputs = {"probe": ["clusters", clusters.VERSION], "model": model.key, "safe": fingerprint(safe), "unsafe": fingerprint(unsafe)}
+    return bench.table("tables", inputs, lambda: clusters.clusters(bench.lm(model), safe, unsafe))
+
+
+def delta_tables(
+    bench: Workbench, base: Model, model: Model, safe: Sequence[Example], unsafe: Sequence[Example], seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The delta-W probe's tables of one model against its base: per input, per layer."""
+    inputs = {
+        "probe": ["delta_w", delta_w.VERSION],
+        "base": base.key,
+        "model": model.key,
+        "safe": fingerprint(safe),
+        "unsafe": fingerprint(unsafe),
+        "seed": seed,
+    }
+
+    def measured() -> pd.DataFrame:
+        per_input, per_layer = delta_w.delta_w(base.checkpoint, model.checkpoint, bench.lm(model), safe, unsafe, seed)
+        return pd.concat([per_input.assign(part="input"), per_layer.assign(part="layer")], ignore_index=True)
+
+    whole = bench.table("tables", inputs, measured)
+    parts = [whole[whole.part == part].dropna(axis=1, how="all").drop(columns="part") for part in ("input", "layer")]
+    parts[0]["harmful"] = parts[0]["harmful"].astype(bool)
+    return parts[0].reset_index(drop=True), parts[1].reset_index(drop=True)
+
+
+def gain_ratios(per_input: pd.DataFrame) -> pd.DataFrame:
+    """Per layer: mean gain of unsafe inputs over that of safe ones, for dW and for the random dW."""
+    means = per_input.groupby(["layer", "harmful"])[["gain", "gain_random"]].mean().unstack("harmful")
+    ratio = pd.DataFrame({"ratio": means["gain"][True] / means["gain"][False]})
+    ratio["ratio_random"] = means["gain_random"][True] / means["gain_random"][False]
+    return ratio.reset_index()
+
+
+def tidy(rates: pd.DataFrame, probes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One long table: table, model, set, layer, measure, value, low, high, count, n."""
+    long = rates.rename(columns={"kind": "set", "outcome": "measure", "rate": "value"}).drop(columns="harmful").assign(table="rates")
+    parts = [long]
+    for name, table in probes.items():
+        keys = [column for column in ("model", "layer", "set") if column in table.columns]
+        parts.append(table.melt(keys, var_name="measure", value_name="value").assign(table=name))
+    columns = ["table", "model", "set", "layer", "measure", "value", "low", "high", "count", "n"]
+    return pd.concat(parts, ignore_index=True).reindex(columns=columns)

@@ -1,0 +1,124 @@
+"""The workbench: stages, samples, verdicts and tables made through the run store, each once. L5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+
+from titer import evaluate
+from titer.attacks.base import Attempt
+from titer.core.config import digest
+from titer.core.errors import TiterError
+from titer.core.run import Store
+from titer.core.tables import read_table, write_table
+from titer.data import encode
+from titer.data.example import Example
+from titer.judges.base import Judge
+from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.lm import LM, Decoding, Progress, load
+from titer.recipes import Node
+from titer.stage import Stage
+from titer.train import train
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model a study works on: its name, its key, its checkpoint."""
+
+    name: str
+    key: str
+    checkpoint: Checkpoint
+
+
+class Reporter(Protocol):
+    """Where progress is shown."""
+
+    def task(self, text: str) -> Progress:
+        """Begin a piece of work; returns its progress function (done, total)."""
+
+    def tell(self, text: str) -> None:
+        """One line for the reader."""
+
+
+@dataclass
+class Workbench:
+    """A store, a reporter and the models loaded so far."""
+
+    store: Store
+    reporter: Reporter
+    save_every: int = 100
+    _loaded: dict[str, LM] = field(default_factory=dict)
+
+    def model(self, stage: Stage, parent: Model | None, name: str, tokenizer: Callable[[], object] | None = None) -> Model:
+        """The model that `stage` makes of `parent`; `tokenizer` is needed where a stage begins from nothing."""
+        inputs = stage.key_inputs(parent.key if parent else "", {})
+
+        def begin() -> LM:
+            if parent is not None:
+                return load(parent.checkpoint)
+            if stage.architecture is None or tokenizer is None:
+                raise TiterError(f"stage {stage.name} has neither a model to start from nor an architecture")
+            return stage.architecture.build(tokenizer(), stage.seed)
+
+        def make(work: Path) -> None:
+            train(stage, begin, lambda _: begin(), work, self.save_every, self.reporter.task(stage.name))
+
+        folder = self.store.artefact("stages", inputs, make)
+        return Model(name, digest(inputs), open_checkpoint(folder / "model", name))
+
+    def lm(self, model: Model) -> LM:
+        """The model loaded; kept for the next caller (one at a time is kept, so memory stays bounded)."""
+        if model.key not in self._loaded:
+            self._loaded.clear()
+            self._loaded[model.key] = load(model.checkpoint)
+        return self._loaded[model.key]
+
+    def verdicts(self, model: Model, attempts: Sequence[Attempt], judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
+        """Judged samples; samples and verdicts are separate artefacts."""
+        inputs = {
+            "model": model.key,
+            "attempts": digest([[a.example.prompt, a.prefix, a.example.kind, a.example.comply, a.example.refuse] for a in attempts]),
+            "decoding": decoding,
+            "versions": [evaluate.VERSION, encode.VERSION],
+        }
+
+        def samples(work: Path) -> None:
+            progress = self.reporter.task(f"answers of {model.name}, {attempts[0].example.kind}")
+            write_table(work / "samples.jsonl", evaluate.sample(self.lm(model), attempts, decoding, batch, progress))
+
+        folder = self.store.artefact("samples", inputs, samples)
+        kind = type(judge)
+        rejudge = {"samples": digest(inputs), "judge": [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, judge]}
+        return self.table("verdicts", rejudge, lambda: evaluate.judged(read_table(folder / "samples.jsonl"), judge))
+
+    def table(self, kind: str, inputs: Mapping[str, object], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """A table kept under its inputs; always as read back from disk, so first and later runs see the same."""
+        folder = self.store.artefact(kind, inputs, lambda work: write_table(work / "table.jsonl", make()))
+        return read_table(folder / "table.jsonl")
+
+
+def recipe_models(bench: Workbench, nodes: Sequence[Node], tokenizer: Callable[[], object]) -> dict[str, Model]:
+    """Every model of a recipe, by name."""
+    made: dict[str, Model] = {}
+    for node in nodes:
+        made[node.name] = bench.model(node.stage, made[node.parent] if node.parent else None, node.name, tokenizer)
+    return made
+
+
+def plan(nodes: Sequence[Node], store: Store) -> list[tuple[str, str, int, bool]]:
+    """(name, key, steps, stands already) of each node, without running anything."""
+    keys: dict[str, str] = {}
+    rows = []
+    for node in nodes:
+        keys[node.name] = node.stage.key(keys[node.parent] if node.parent else "", {})
+        rows.append((node.name, keys[node.name], node.stage.steps, store.has("stages", keys[node.name])))
+    return rows
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """Content key of a list of examples."""
+    return digest([[e.prompt, e.harmful, e.kind, e.comply, e.refuse] for e in examples])
