@@ -1,0 +1,299 @@
+"""The command line. Exit status: 0 done, 1 failed, 2 wrong input. Imports of torch wait until a command needs it. L7."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from titer import __version__
+from titer.core.errors import TiterError, visible
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Measure whether a language model's safety alignment holds, and see why it held or broke.",
+)
+models_app = typer.Typer(no_args_is_help=True, help="Models that Titer can fetch by name.")
+app.add_typer(models_app, name="models")
+
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would run and what stands already; run nothing.")]
+Data = Annotated[Path | None, typer.Option("--data", help="CSV, JSON or JSONL of labelled prompts.")]
+Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Use the first N prompts of each class.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="A setting as NAME=VALUE; may be given again.")]
+HERE = Path("runs")
+
+
+@app.command()
+def demo(runs: Runs = HERE, seed: Annotated[int, typer.Option(min=0)] = 0, dry_run: Dry = False, as_json: AsJson = False) -> None:
+    """The whole life of an alignment on the synthetic world, in minutes on a laptop."""
+    from titer.core.run import Store
+    from titer.recipes import NANO, demo_recipe
+    from titer.studies.demo import run_demo
+    from titer.terminal import Terminal
+    from titer.workbench import plan
+
+    with Terminal() as terminal:
+        store = Store(runs, terminal.tell)
+        if dry_run:
+            rows = [{"model": n, "key": k, "steps": s, "stands": done} for n, k, s, done in plan(demo_recipe(NANO, seed), store)]
+            lines = [f"{r['model']:12} {r['key']}  {r['steps']:4} steps  {'stands' if r['stands'] else 'to run'}" for r in rows]
+            return _print(as_json, {"plan": rows}, "\n".join([*lines, "about 5 minutes on two cores when nothing stands; no download"]))
+        page, answer = run_demo(store, terminal, seed)
+    _print(as_json, {"answer": answer, "report": str(page), "claims": str(page.with_name("claims.json"))}, f"{answer}\nReport: {page}")
+
+
+@app.command()
+def evaluate(
+    model: str,
+    data: Data = None,
+    judge: Annotated[str, typer.Option(help="Judge: a name (titer list judges) or a .py file.")] = "refusal",
+    attack: Annotated[str | None, typer.Option(help="Attack: a name (titer list attacks) or a .py file.")] = None,
+    prompts: Prompts = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
+    settings: Set = None,
+    runs: Runs = HERE,
+    dry_run: Dry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Refusal of unsafe prompts, over-refusal of safe ones, degenerate answers."""
+    from titer.core.run import Store
+    from titer.data.sources import read_text
+    from titer.models.fetch import resolve
+
+    text = read_text(_needed(data))
+    checkpoint = resolve(model)
+    from titer.models.lm import Decoding
+    from titer.studies import real
+    from titer.terminal import Terminal
+    from titer.workbench import Model, Workbench
+
+    chosen_judge, chosen_attack = _judge(judge), _attack(attack, settings)
+    if dry_run:
+        asked = {kind: len(attempts) for kind, attempts in real.sets_of(text, prompts, chosen_attack).items()}
+        cost = f"at most {sum(asked.values()) * max_new_tokens} new tokens"
+        return _print(as_json, {"model": checkpoint.key, "prompts": asked, "cost": cost}, f"{asked}: {cost}")
+    with Terminal() as terminal:
+        bench = Workbench(Store(runs, terminal.tell), terminal)
+        subject = Model(checkpoint.label, checkpoint.key, checkpoint)
+        decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature)
+        verdicts, rates = real.evaluate_model(bench, subject, text, chosen_judge, decoding, prompts, chosen_attack)
+        page, answer = real.evaluation_report(subject, text, verdicts, rates, _command(), runs / f"evaluate-{_slug(subject.name)}")
+    result = {"answer": answer, "report": str(page), "rates": json.loads(rates.to_json(orient="records"))}
+    _print(as_json, result, f"{real.refusal_line(rates)}\n{answer}\nReport: {page}")
+
+
+@app.command()
+def audit(
+    models: Annotated[list[str], typer.Argument(help="[BASE] ALIGNED [TUNED]: one to three models.")],
+    data: Data = None,
+    prompts: Prompts = None,
+    runs: Runs = HERE,
+    dry_run: Dry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Where a model tells safe from unsafe prompts, and where tuning changed it."""
+    from titer.core.run import Store
+    from titer.data.sources import read_text
+    from titer.models.fetch import resolve
+
+    if len(models) > 3:
+        raise TiterError(f"{len(models)} models", expected="one to three: [BASE] ALIGNED [TUNED]")
+    text = read_text(_needed(data))
+    checkpoints = [resolve(name) for name in models]
+    from titer.studies import real
+    from titer.terminal import Terminal
+    from titer.workbench import Model, Workbench
+
+    if dry_run:
+        counts = {kind: len(text.of_class(kind == "unsafe", prompts)) for kind in ("safe", "unsafe")}
+        return _print(as_json, {"models": [c.key for c in checkpoints], "prompts": counts}, f"{counts}, one forward pass each a model")
+    with Terminal() as terminal:
+        bench = Workbench(Store(runs, terminal.tell), terminal)
+        subjects = [Model(c.label, c.key, c) for c in checkpoints]
+        folder = runs / f"audit-{_slug(subjects[-1].name)}"
+        page, answer = real.audit_report(bench, subjects, text, prompts, _command(), folder)
+    _print(as_json, {"answer": answer, "report": str(page)}, f"{answer}\nReport: {page}")
+
+
+@app.command()
+def align(
+    model: str,
+    data: Data = None,
+    method: Annotated[str, typer.Option(help="Method: a name (titer list methods) or a .py file.")] = "sft",
+    settings: Set = None,
+    steps: Annotated[int, typer.Option(min=1)] = 100,
+    batch: Annotated[int, typer.Option(min=1)] = 8,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-5,
+    lora: Annotated[int, typer.Option(min=0, help="LoRA rank; 0 trains every weight.")] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    runs: Runs = HERE,
+    dry_run: Dry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model with a method on prompts and answers (columns prompt, comply or refuse)."""
+    from titer.core.run import Store
+    from titer.data.sources import read_text
+    from titer.models.fetch import resolve
+
+    text = read_text(_needed(data), labelled=False)
+    checkpoint = resolve(model)
+    from titer.studies.align import align_stage
+    from titer.terminal import Terminal
+    from titer.workbench import Model, Workbench
+
+    stage = align_stage(text, method, settings or [], steps, batch, rate, lora, seed)
+    with Terminal() as terminal:
+        store = Store(runs, terminal.tell)
+        key = stage.key(checkpoint.key, {})
+        if dry_run:
+            stands = store.has("stages", key)
+            return _print(as_json, {"key": key, "stands": stands}, f"{key}: {steps} steps of {batch}, {'stands' if stands else 'to run'}")
+        made = Workbench(store, terminal).model(stage, Model(checkpoint.label, checkpoint.key, checkpoint), f"{method} of {model}")
+    _print(as_json, {"model": str(made.checkpoint.path)}, f"Model: {made.checkpoint.path}")
+
+
+@models_app.command("get")
+def models_get(name: str, as_json: AsJson = False) -> None:
+    """Fetch a named model once: download, check its sha256, convert to a safetensors folder in the cache."""
+    from titer.models.fetch import get
+    from titer.terminal import Terminal
+
+    with Terminal() as terminal:
+        found = get(name, terminal.tell)
+    _print(as_json, {"model": str(found.path)}, f"{name}: {found.path}")
+
+
+@app.command("list")
+def list_(kind: Annotated[str | None, typer.Argument(help="methods, attacks, judges, probes or studies")] = None, as_json: AsJson = False) -> None:
+    """What can be named on the command line."""
+    from titer.core.errors import unknown
+    from titer.core.plugins import names
+
+    kinds = ("methods", "attacks", "judges", "probes")
+    if kind is not None and kind not in kinds:
+        unknown("kind", kind, kinds)
+    found = {k: names(k) for k in ((kind,) if kind else kinds)}
+    lines = [line for k, rows in found.items() for line in (k, *(f"  {name:12} {text}" for name, text in rows.items()))]
+    _print(as_json, found, "\n".join(lines))
+
+
+@app.command()
+def show(name: str) -> None:
+    """The documentation and settings of a method, attack, judge or probe."""
+    from titer.core.errors import unknown
+    from titer.core.plugins import describe, names
+
+    kinds = ("methods", "attacks", "judges", "probes")
+    where = next((k for k in kinds if name in names(k)), None)
+    if where is None:
+        unknown("name", name, [n for k in kinds for n in names(k)])
+    typer.echo(describe(where, name))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, device, memory and cache of this machine, for a bug report."""
+    from titer.core.config import environment
+    from titer.models.fetch import NAMED, cache
+
+    import torch
+
+    found: dict[str, Any] = {
+        **environment(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "cache writable": os.access(cache() if cache().exists() else cache().parent, os.W_OK),
+        "models by name": ", ".join(NAMED),
+    }
+    _print(as_json, found, "\n".join(f"{key:16} {value}" for key, value in found.items()))
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _needed(data: Path | None) -> Path:
+    from titer.data.formats import FORMAT
+
+    if data is None:
+        raise TiterError("no --data was given", expected=FORMAT, next_step="add --data FILE.")
+    return data
+
+
+def _judge(name: str) -> Any:
+    from titer.core.config import build
+    from titer.core.plugins import plugin
+    from titer.judges.base import Judge
+
+    return build(plugin("judges", name, Judge), {}, f"judge {name}")  # type: ignore[type-abstract]
+
+
+def _attack(name: str | None, settings: list[str] | None) -> tuple[str, Any] | None:
+    from titer.attacks.base import Attack
+    from titer.core.config import build, parse_settings
+    from titer.core.plugins import plugin
+
+    values = parse_settings(settings or [])
+    if name is None:
+        if values:
+            raise TiterError("--set was given without --attack", next_step="name the attack that the setting is for.")
+        return None
+    return Path(name).stem, build(plugin("attacks", name, Attack), values, f"attack {name}")  # type: ignore[type-abstract]
+
+
+def _print(as_json: bool, value: Any, text: str) -> None:
+    typer.echo(json.dumps(value, indent=1, default=str) if as_json else text)
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name) or "model"
+
+
+def _command() -> str:
+    """The command as given, for the report."""
+    return "titer " + shlex.join(visible(argument, 200) for argument in sys.argv[1:])
+
+
+def main() -> None:
+    """Run the command line; every foreseen trouble is one clear message."""
+    try:
+        app()
+    except TiterError as error:
+        _fail(str(error), error.status)
+    except OSError as error:
+        _fail(_os_message(error), 2)
+    except KeyboardInterrupt:
+        _fail("stopped; run the same command again to go on.", 1)
+
+
+def _os_message(error: OSError) -> str:
+    what = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EROFS: "the folder is read-only",
+        errno.EACCES: "permission denied",
+        errno.EPERM: "permission denied",
+    }.get(error.errno or 0, error.strerror or str(error))
+    where = f" ({visible(str(error.filename), 160)})" if error.filename else ""
+    return f"{what}{where}. What was finished before is kept. Next: make room or give another folder with --runs, then run the same command again."
+
+
+def _fail(message: str, status: int) -> None:
+    typer.echo(f"titer: {message}", err=True)
+    sys.exit(status)

@@ -1,0 +1,78 @@
+"""Plug-ins are files: a method, attack, judge or probe is named after its file. No registry.
+
+A name is a file of the package, or a path to a .py file of the user's. Listing reads no code but docstrings.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from titer.core.errors import TiterError, unknown, visible
+
+T = TypeVar("T")
+PACKAGE = Path(__file__).parent.parent
+
+
+def names(package: str) -> dict[str, str]:
+    """Plug-ins of a sub-package ("methods"): name -> first sentence of its docstring, no import."""
+    files = sorted(p for p in (PACKAGE / package).glob("*.py") if p.stem not in ("__init__", "base"))
+    return {file.stem: summary(file) for file in files}
+
+
+def summary(file: Path) -> str:
+    """First line of a module's docstring."""
+    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n")[0]
+
+
+def module(package: str, name: str) -> ModuleType:
+    """The module of a plug-in, by name or by the path of a .py file."""
+    if name.endswith(".py"):
+        return _from_file(Path(name))
+    if name not in names(package):
+        unknown(package.removesuffix("s"), name, names(package), "or give the path of a .py file.")
+    return importlib.import_module(f"titer.{package}.{name}")
+
+
+def plugin(package: str, name: str, base: type[T]) -> type[T]:
+    """The one class of a plug-in's file that derives from `base`."""
+    loaded = module(package, name)
+    found = [
+        value for value in vars(loaded).values() if isinstance(value, type) and issubclass(value, base) and value.__module__ == loaded.__name__
+    ]
+    if len(found) != 1:
+        raise TiterError(f"{visible(name, 80)} defines {len(found)} classes derived from {base.__name__}", expected="exactly one")
+    return found[0]
+
+
+def _from_file(file: Path) -> ModuleType:
+    if not file.is_file():
+        raise TiterError(f"no file {visible(str(file), 120)!r}", expected="a Python file that defines one class")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise TiterError(f"{file.name} is no Python module")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(file.stem, loaded)  # pydantic resolves annotations through it
+    try:
+        spec.loader.exec_module(loaded)
+    except Exception as error:
+        sys.modules.pop(file.stem, None)
+        raise TiterError(f"{file.name} does not load: {type(error).__name__}: {visible(str(error), 160)}") from error
+    return loaded
+
+
+def describe(package: str, name: str) -> str:
+    """A plug-in's docstring and, where it has a record, its settings with their defaults."""
+    loaded = module(package, name)
+    lines = [(loaded.__doc__ or "").strip()]
+    records = [v for v in vars(loaded).values() if isinstance(v, type) and hasattr(v, "model_fields") and v.__module__ == loaded.__name__]
+    for record in records:
+        fields = record.model_fields  # type: ignore[attr-defined]
+        lines += ["", f"Settings of {name} (--set NAME=VALUE):" if fields else "It has no settings."]
+        lines += [f"  {field} = {info.default!r}  {info.description or ''}".rstrip() for field, info in fields.items()]
+    return "\n".join(lines)

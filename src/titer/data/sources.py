@@ -1,0 +1,178 @@
+"""Text data from the user's files: CSV, JSON or JSONL -> examples, with the place of every fault.
+
+Columns (aliases in brackets): prompt (instruction, question, goal); harmful: true/false, or label/type/kind
+holding safe or unsafe; comply (output, completion, answer) and refuse: reference answers. Extra columns are
+left alone. Duplicated prompts are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from titer.core.config import Record
+from titer.core.errors import TiterError, visible
+from titer.data.encode import encode
+from titer.data.example import Answer, Batch, Example, Indices
+from titer.data.formats import COMPLY, FORMAT, PROMPT
+
+WORDS = {"safe": False, "harmless": False, "false": False, "0": False, "unsafe": True, "harmful": True, "true": True, "1": True}
+
+
+class TextData(Record):
+    """A file's rows as examples; `sha256` is of the file, `dropped` counts repeated prompts."""
+
+    name: str
+    sha256: str
+    rows: tuple[tuple[str, bool | None, str | None, str | None], ...]  # prompt, harmful, comply, refuse
+    dropped: int = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+    def example(self, i: int) -> Example:
+        prompt, harmful, comply, refuse = self.rows[i]
+        return Example(prompt, bool(harmful), "unsafe" if harmful else "safe", self.name, comply, refuse)
+
+    def examples(self, indices: Indices) -> list[Example]:
+        return [self.example(int(i)) for i in indices]
+
+    def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
+        """Examples as tokens; the answer trained is the named reference ("all" means comply here)."""
+        chosen = self.examples(np.asarray(indices))
+        wanted = "refuse" if answer == "refuse" else "comply"
+        answers = [getattr(example, wanted) for example in chosen]
+        for example, text in zip(chosen, answers, strict=True):
+            if text is None:
+                raise TiterError(
+                    f"{self.name}: {visible(example.prompt, 60)!r} has no answer to train", expected=f"a column {wanted} ({', '.join(COMPLY)})"
+                )
+        return encode(tokenizer, [e.prompt for e in chosen], answers, indices)
+
+    def of_class(self, harmful: bool, limit: int | None = None) -> list[Example]:
+        """The examples of one class in file order, the first `limit` of them."""
+        found = [self.example(i) for i, row in enumerate(self.rows) if row[1] is not None and bool(row[1]) == harmful]
+        return found[:limit]
+
+
+def read_text(path: str | Path, labelled: bool = True) -> TextData:
+    """Read a data file. `labelled`: every row must say whether it is harmful.
+
+    Errors: a missing or empty file, an unknown format, a bad line (file, line, column), no usable row.
+    """
+    file = Path(path)
+    readers = {".csv": _csv, ".json": _json, ".jsonl": _jsonl}
+    if file.suffix.lower() not in readers:
+        raise TiterError(f"{file.name or path}: unknown format {file.suffix!r}", expected=FORMAT)
+    if not file.is_file():
+        raise TiterError(f"no data file at {visible(str(path), 200)!r}", expected=FORMAT)
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = file.read_bytes()[: error.start].count(b"\n") + 1
+        raise TiterError(f"{file.name}, line {line}: byte {error.start} is not UTF-8", next_step="save the file as UTF-8.") from None
+    rows: dict[str, tuple[str, bool | None, str | None, str | None]] = {}
+    total = 0
+    for line, row in readers[file.suffix.lower()](file.name, text):
+        parsed = _row(file.name, line, row, labelled)
+        rows.setdefault(parsed[0], parsed)
+        total += 1
+    if not rows:
+        raise TiterError(f"{file.name} holds no example", expected=FORMAT)
+    found = tuple(rows.values())
+    return TextData(name=file.name, sha256=hashlib.sha256(text.encode()).hexdigest(), rows=found, dropped=total - len(found))
+
+
+def _csv(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise TiterError(f"{name}, line {reader.line_num}: {error}", next_step="check the quotes of that line.") from None
+        if row is None:
+            return
+        if not row:
+            continue
+        if header is None:
+            header = [column.strip().lower() for column in row]
+        elif len(row) != len(header):
+            raise TiterError(
+                f"{name}, line {line}, column {min(len(row), len(header)) + 1}: {len(row)} fields where the header has {len(header)}",
+                next_step="quote fields that hold commas.",
+            )
+        else:
+            yield line, dict(zip(header, row, strict=True))
+
+
+def _jsonl(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for line, content in enumerate(text.split("\n"), start=1):
+        if content.strip():
+            yield line, _object(name, line, content)
+
+
+def _object(name: str, line: int, content: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(content)
+    except (json.JSONDecodeError, RecursionError) as error:
+        at = getattr(error, "colno", 1)
+        raise TiterError(f"{name}, line {line}, column {at}: not JSON ({getattr(error, 'msg', 'nested too deeply')})") from None
+    if not isinstance(found, dict):
+        raise TiterError(f"{name}, line {line}, column 1: a {type(found).__name__}", expected="a JSON object a line")
+    return _lower(found)
+
+
+def _json(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    try:
+        found = json.loads(text) if text.strip() else []
+    except (json.JSONDecodeError, RecursionError) as error:
+        line, at = getattr(error, "lineno", 1), getattr(error, "colno", 1)
+        raise TiterError(f"{name}, line {line}, column {at}: not JSON ({getattr(error, 'msg', 'nested too deeply')})") from None
+    if not isinstance(found, list):
+        raise TiterError(f"{name}: a {type(found).__name__} at the top", expected="a list of objects")
+    for number, row in enumerate(found, start=1):
+        if not isinstance(row, dict):
+            raise TiterError(f"{name}, item {number}: a {type(row).__name__}", expected="an object")
+        yield number, _lower(row)
+
+
+def _lower(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {str(key).strip().lower(): value for key, value in row.items()}
+
+
+def _row(name: str, line: int, row: Mapping[str, Any], labelled: bool) -> tuple[str, bool | None, str | None, str | None]:
+    where = f"{name}, line {line}"
+    column = next((key for key in PROMPT if key in row), None)
+    if column is None:
+        raise TiterError(f"{where}: no column {' or '.join(PROMPT)} among {visible(', '.join(row), 120)}", expected=FORMAT)
+    prompt = row[column]
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise TiterError(f"{where}, column {column}: {visible(repr(prompt), 60)}", expected="a text that is not empty")
+    harmful = _harmful(row)
+    if labelled and harmful is None:
+        raise TiterError(f"{where}, column label: safe or unsafe is not stated", expected=FORMAT)
+    extra = row.get("input")
+    whole = f"{prompt}\n\n{extra}" if column == "instruction" and isinstance(extra, str) and extra.strip() else prompt
+    return whole, harmful, _text(row, COMPLY), _text(row, ("refuse",))
+
+
+def _harmful(row: Mapping[str, Any]) -> bool | None:
+    for key in ("harmful", "label", "kind", "type"):
+        value = row.get(key)
+        word = str(value).strip().lower()
+        if isinstance(value, str | bool | int) and word in WORDS:
+            return WORDS[word]
+    return None
+
+
+def _text(row: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
+    return next((row[key] for key in keys if isinstance(row.get(key), str) and row[key].strip()), None)

@@ -1,0 +1,64 @@
+"""What a person sees while work goes on: progress with time left on a terminal, plain lines elsewhere. L6."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from titer.core.errors import visible
+
+LINE_EVERY = 15.0  # seconds between plain progress lines
+
+
+class Terminal:
+    """A workbench's reporter on stderr. Use as a context manager; `tell` prints one line."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=self._console, transient=True) if sys.stderr.isatty() else None
+        self._task = None
+
+    def __enter__(self) -> Terminal:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def tell(self, text: str) -> None:
+        self._console.print(visible(text, 2000), soft_wrap=True)
+
+    def task(self, text: str):  # type: ignore[no-untyped-def]
+        """Begin a piece of work; returns its progress function (done, total)."""
+        return self._bar(text) if self._progress else self._lines(text)
+
+    def _bar(self, text: str):  # type: ignore[no-untyped-def]
+        assert self._progress is not None
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = mine = self._progress.add_task(text, total=None)
+        progress = self._progress
+
+        def advance(done: int, total: int) -> None:
+            progress.update(mine, completed=done, total=total)
+
+        return advance
+
+    def _lines(self, text: str):  # type: ignore[no-untyped-def]
+        self.tell(text)
+        began = last = time.monotonic()
+
+        def advance(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= LINE_EVERY:
+                last = now
+                self.tell(f"  {done} of {total}, about {(now - began) * (total - done) / done:.0f} s left")
+
+        return advance
