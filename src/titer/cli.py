@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ Data = Annotated[Path | None, typer.Option("--data", help="CSV, JSON or JSONL of
 Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Use the first N prompts of each class.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A setting as NAME=VALUE; may be given again.")]
 HERE = Path("runs")
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
 @app.command()
@@ -114,14 +116,14 @@ def audit(
     checkpoints = [resolve(name) for name in models]
     from titer.studies import real
     from titer.terminal import Terminal
-    from titer.workbench import Model, Workbench
+    from titer.workbench import Workbench
 
     if dry_run:
         counts = {kind: len(text.of_class(kind == "unsafe", prompts)) for kind in ("safe", "unsafe")}
         return _print(as_json, {"models": [c.key for c in checkpoints], "prompts": counts}, f"{counts}, one forward pass each a model")
     with Terminal() as terminal:
         bench = Workbench(Store(runs, terminal.tell), terminal)
-        subjects = [Model(c.label, c.key, c) for c in checkpoints]
+        subjects = real.subjects(checkpoints)
         folder = runs / f"audit-{_slug(subjects[-1].name)}"
         page, answer = real.audit_report(bench, subjects, text, prompts, _command(), folder)
     _print(as_json, {"answer": answer, "report": str(page)}, f"{answer}\nReport: {page}")
@@ -149,11 +151,12 @@ def align(
 
     text = read_text(_needed(data), labelled=False)
     checkpoint = resolve(model)
-    from titer.studies.align import align_stage
+    from titer.studies.align import align_stage, check_window, stopped
     from titer.terminal import Terminal
     from titer.workbench import Model, Workbench
 
     stage = align_stage(text, method, settings or [], steps, batch, rate, lora, seed)
+    check_window(text, checkpoint)
     with Terminal() as terminal:
         store = Store(runs, terminal.tell)
         key = stage.key(checkpoint.key, {})
@@ -161,7 +164,9 @@ def align(
             stands = store.has("stages", key)
             return _print(as_json, {"key": key, "stands": stands}, f"{key}: {steps} steps of {batch}, {'stands' if stands else 'to run'}")
         made = Workbench(store, terminal).model(stage, Model(checkpoint.label, checkpoint.key, checkpoint), f"{method} of {model}")
-    _print(as_json, {"model": str(made.checkpoint.path)}, f"Model: {made.checkpoint.path}")
+    early = stopped(made)
+    note = f"\nTraining stopped early: {early}; this is the model as it was then." if early else ""
+    _print(as_json, {"model": str(made.checkpoint.path), "stopped": early}, f"Model: {made.checkpoint.path}{note}")
 
 
 @models_app.command("get")
@@ -176,7 +181,7 @@ def models_get(name: str, as_json: AsJson = False) -> None:
 
 
 @app.command("list")
-def list_(kind: Annotated[str | None, typer.Argument(help="methods, attacks, judges, probes or studies")] = None, as_json: AsJson = False) -> None:
+def list_(kind: Annotated[str | None, typer.Argument(help="methods, attacks, judges or probes")] = None, as_json: AsJson = False) -> None:
     """What can be named on the command line."""
     from titer.core.errors import unknown
     from titer.core.plugins import names
@@ -258,7 +263,12 @@ def _attack(name: str | None, settings: list[str] | None) -> tuple[str, Any] | N
 
 
 def _print(as_json: bool, value: Any, text: str) -> None:
-    typer.echo(json.dumps(value, indent=1, default=str) if as_json else text)
+    typer.echo(json.dumps(value, indent=1, default=str) if as_json else _plain(text))
+
+
+def _plain(text: str) -> str:
+    """Text for the terminal: its lines stay, other control codes are spelt out."""
+    return "\n".join(visible(line, 10_000) for line in text.split("\n"))
 
 
 def _slug(name: str) -> str:
@@ -278,8 +288,20 @@ def main() -> None:
         _fail(str(error), error.status)
     except OSError as error:
         _fail(_os_message(error), 2)
-    except KeyboardInterrupt:
-        _fail("stopped; run the same command again to go on.", 1)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            _fail("stopped; run the same command again to go on.", 1)
+        raise
+    except Exception as error:
+        if (code := _file_trouble(error)) is None:
+            raise
+        _fail(_os_message(OSError(code, os.strerror(code))), 2)
+
+
+def _file_trouble(error: Exception) -> int | None:
+    """The system's error code where safetensors, which raises its own class, could not write or read a file."""
+    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found[1]) if found else None
 
 
 def _os_message(error: OSError) -> str:
@@ -295,5 +317,5 @@ def _os_message(error: OSError) -> str:
 
 
 def _fail(message: str, status: int) -> None:
-    typer.echo(f"titer: {message}", err=True)
+    typer.echo(f"titer: {_plain(message)}", err=True)
     sys.exit(status)

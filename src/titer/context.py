@@ -64,9 +64,9 @@ class Step:
 
     def backward(self, loss: Loss) -> None:
         with nullcontext() if self._last else self._accelerator.no_sync(self._model):
-            self._accelerator.backward(loss.sum)
-        self.count = self.count + loss.count
-        self.total = self.total + loss.sum.detach()
+            self._accelerator.backward(loss.total)
+        self.count = self.count + loss.over
+        self.total = self.total + loss.total.detach()
 
     def grad(self, loss: torch.Tensor, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         with self._accelerator.no_sync(self._model):
@@ -79,9 +79,9 @@ class Step:
         for batch in self.micro(stream):
             one = loss(batch)
             with self._accelerator.no_sync(self._model):
-                found = torch.autograd.grad(one.sum, [p for _, p in named], allow_unused=True)
+                found = torch.autograd.grad(one.total, [p for _, p in named], allow_unused=True)
             total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
-            count = count + one.count
+            count = count + one.over
         whole = self.sum(torch.as_tensor(count, device=self.lm.device))
         return {name: self.sum(t) / whole for (name, _), t in zip(named, total, strict=True)}
 
@@ -143,7 +143,7 @@ class Step:
             # DDP averages over ranks, so the sum over ranks is the average times their number
             whole = self.sum(torch.as_tensor(self.count, device=self.lm.device, dtype=torch.float32))
             scale = self._accelerator.num_processes / whole
-            torch._foreach_mul_([p.grad for _, p in grads], scale)
+            torch._foreach_mul_([p.grad for _, p in grads if p.grad is not None], scale)
         for bundle, weight in self._added:
             for name, p in self.named:
                 if name in bundle:

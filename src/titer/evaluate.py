@@ -12,7 +12,7 @@ import pandas as pd
 from titer.attacks.base import Attempt
 from titer.core.stats import wilson
 from titer.data.example import Example
-from titer.judges.base import OUTCOMES, Judge
+from titer.judges.base import OUTCOMES, Judge, Verdict
 from titer.models.lm import LM, Completion, Decoding, Progress
 
 VERSION = 1
@@ -52,7 +52,7 @@ def judged(samples: pd.DataFrame, judge: Judge) -> pd.DataFrame:
         try:
             rows.append(judge.judge(example, Completion(whole, bool(row.ended), int(row.tokens))))
         except Exception as error:  # noqa: BLE001  a judge is a plug-in; whatever it raises is "could not judge"
-            rows.append(("could_not_judge", 0.0, f"the judge failed: {type(error).__name__}"))
+            rows.append(Verdict("could_not_judge", 0.0, f"the judge failed: {type(error).__name__}"))
     verdicts = pd.DataFrame(rows, columns=["outcome", "score", "reason"])
     return pd.concat([samples.reset_index(drop=True), verdicts], axis=1)
 
@@ -68,7 +68,7 @@ def rates(verdicts: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for kind, table in verdicts.groupby("kind", sort=False):
-        counts = {outcome: int((table.outcome == outcome).sum()) for outcome in OUTCOMES}
+        counts: dict[str, int] = {outcome: int((table.outcome == outcome).sum()) for outcome in OUTCOMES}
         n = len(table) - counts["could_not_judge"]
         counts["neither"] = counts["partial"] + counts["degenerate"]
         for outcome, count in counts.items():

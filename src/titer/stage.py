@@ -46,7 +46,7 @@ class Lora(Record):
     """A low-rank adapter on every Linear of the blocks, merged into the weights when the stage ends."""
 
     rank: int = Field(default=8, ge=1)
-    alpha: float = Field(default=16.0, gt=0)
+    alpha: int = Field(default=16, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 

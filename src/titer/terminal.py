@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,10 +18,16 @@ class Terminal:
     """A workbench's reporter on stderr. Use as a context manager; `tell` prints one line."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, markup=False)
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=self._console, transient=True) if sys.stderr.isatty() else None
-        self._task = None
+        self._task: Any = None
 
     def __enter__(self) -> Terminal:
         if self._progress:
@@ -42,7 +49,7 @@ class Terminal:
         assert self._progress is not None
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = mine = self._progress.add_task(text, total=None)
+        self._task = mine = self._progress.add_task(visible(text, 200), total=None)
         progress = self._progress
 
         def advance(done: int, total: int) -> None:

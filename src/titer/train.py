@@ -29,7 +29,9 @@ from titer.stage import Stage
 LOG_EVERY = 10
 
 
-def train(stage: Stage, begin: Callable[[], LM], loader: Loader, work: Path, save_every: int = 100, progress: Progress | None = None) -> None:
+def train(
+    stage: Stage, begin: Callable[[], LM], loader: Loader, work: Path, save_every: int = 100, progress: Progress | None = None
+) -> None:
     """Run `stage` from the model that `begin` makes; leave `work/model`, `work/metrics.jsonl`, kept steps.
 
     `work` may hold an earlier try's checkpoint: training goes on from it. Errors: a loss that is not finite
@@ -65,10 +67,10 @@ def _run(
         c.settle()
         norm = torch.nn.utils.clip_grad_norm_([p for _, p in c.named], stage.optimiser.clip)
         due = number % LOG_EVERY == 0 or number == stage.steps - 1
-        if due or norm.device.type == "cpu":  # on a GPU the loop waits for the device at logged steps alone
-            if not math.isfinite(float(norm)):
-                c.stop(f"the gradient is not finite at step {number}")
-                return
+        looked_at = due or norm.device.type == "cpu"  # on a GPU the loop waits for the device at logged steps alone
+        if looked_at and not math.isfinite(float(norm)):
+            c.stop(f"the gradient is not finite at step {number}")
+            return
         if due:
             lines.append(_line(c, norm))
         wrapped.step()
@@ -111,7 +113,7 @@ def _optimiser(lm: LM, stage: Stage) -> torch.optim.AdamW:
 
 def _save(work: Path, done: int, c: Step, optimiser: Any, lines: list[str]) -> None:
     """A checkpoint: whole or absent. The old one goes only when the new one stands."""
-    tensors = {f"weight/{name}": p for name, p in c.named}
+    tensors: dict[str, torch.Tensor] = {f"weight/{name}": p for name, p in c.named}
     for name, p in c.named:
         tensors.update({f"moment/{name}/{part}": value for part, value in optimiser.state[p].items()})
     tensors.update({f"state/{name}": value for name, value in c.state.items()})

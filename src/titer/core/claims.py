@@ -15,7 +15,7 @@ from typing import Literal
 
 from titer.core.config import Record
 from titer.core.run import write_text
-from titer.core.stats import Interval, t_interval
+from titer.core.stats import Interval, mean_over_inputs, t_interval
 
 Verdict = Literal["supported", "not supported", "inconclusive", "not testable"]
 SEEDS_FOR_A_VERDICT = 3
@@ -72,14 +72,13 @@ def settle(
 ) -> Claim:
     """Judge a statement by one effect-minus-control interval (over inputs) for each seed.
 
-    With three or more seeds the interval is Student's over the seeds' values, else the only seed's own
-    interval over inputs. `failed` names a precondition that does not hold; `note` is added to the reason.
+    With three or more seeds the interval is Student's over the seeds' values, else that of the seeds' mean
+    over inputs. `failed` names a precondition that does not hold; `note` is added to the reason.
     """
     if not per_seed or len(per_seed) != len(seeds):
         raise ValueError(f"claim {stated.name}: {len(per_seed)} values for {len(seeds)} seeds")
     provisional = len(seeds) < SEEDS_FOR_A_VERDICT
-    over_seeds = t_interval([one.value for one in per_seed])
-    measured = over_seeds if len(seeds) > 1 else per_seed[0]
+    measured = mean_over_inputs(per_seed) if provisional else t_interval([one.value for one in per_seed])
     verdict = decide(measured, stated.margin)
     reason = f"{measured.value:.3g} [{measured.low:.3g}, {measured.high:.3g}] against a margin of {stated.margin:g}"
     if failed:

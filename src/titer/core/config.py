@@ -33,12 +33,12 @@ R = TypeVar("R", bound=Record)
 def build(record: type[R], values: Mapping[str, Any], what: str) -> R:
     """A `record` from untrusted `values`; every fault becomes one readable TiterError."""
     try:
-        return record(**dict(values))
+        return record(**{str(name): value for name, value in values.items()})
     except ValidationError as error:
-        raise TiterError(
-            f"{what}: {'; '.join(_fault(record, item) for item in error.errors())}",
-            next_step=f"its settings are {', '.join(record.model_fields) or 'none'}.",
-        ) from None
+        fault = "; ".join(_fault(record, item) for item in error.errors())
+    except (TypeError, RecursionError) as error:  # an abstract record; nesting without end
+        fault = visible(str(error), 160)
+    raise TiterError(f"{what}: {fault}", next_step=f"its settings are {', '.join(record.model_fields) or 'none'}.")
 
 
 def _fault(record: type[Record], item: Any) -> str:
@@ -46,7 +46,14 @@ def _fault(record: type[Record], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         close = nearest(name, record.model_fields)
         return f"unknown setting {visible(name, 80)!r}" + (f", did you mean {close!r}?" if close else "")
-    return f"{visible(name, 80) or 'value'}: {item['msg']} (given {visible(repr(item.get('input')), 80)})"
+    return f"{visible(name, 80) or 'value'}: {visible(item['msg'])} (given {_shown(item.get('input'))})"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return visible(repr(value), 80)
+    except (ValueError, RecursionError):  # a number of thousands of digits; nesting without end
+        return f"a {type(value).__name__} too large to show"
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -58,7 +65,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise TiterError(f"--set {visible(pair, 80)!r} is not NAME=VALUE", next_step="write for example --set beta=0.1")
         try:
             settings[name] = json.loads(text)
-        except ValueError:  # not JSON: a bare word is a string
+        except (ValueError, RecursionError):  # not JSON: a bare word is a string
             settings[name] = text
     return settings
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from titer.core.config import digest
 from titer.core.errors import TiterError, unknown, visible
 
 T = TypeVar("T")
@@ -43,25 +44,30 @@ def plugin(package: str, name: str, base: type[T]) -> type[T]:
     """The one class of a plug-in's file that derives from `base`."""
     loaded = module(package, name)
     found = [
-        value for value in vars(loaded).values() if isinstance(value, type) and issubclass(value, base) and value.__module__ == loaded.__name__
+        value
+        for value in vars(loaded).values()
+        if isinstance(value, type) and issubclass(value, base) and value.__module__ == loaded.__name__
     ]
     if len(found) != 1:
         raise TiterError(f"{visible(name, 80)} defines {len(found)} classes derived from {base.__name__}", expected="exactly one")
+    if missing := sorted(getattr(found[0], "__abstractmethods__", ())):
+        raise TiterError(f"{visible(name, 80)}: {found[0].__name__} does not define {', '.join(missing)}")
     return found[0]
 
 
 def _from_file(file: Path) -> ModuleType:
     if not file.is_file():
         raise TiterError(f"no file {visible(str(file), 120)!r}", expected="a Python file that defines one class")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    name = f"titer_file_{digest(str(file.resolve()))}.{file.stem}"  # its own: no other module of that stem is touched
+    spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise TiterError(f"{file.name} is no Python module")
     loaded = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(file.stem, loaded)  # pydantic resolves annotations through it
+    sys.modules[name] = loaded  # pydantic resolves annotations through it
     try:
         spec.loader.exec_module(loaded)
-    except Exception as error:
-        sys.modules.pop(file.stem, None)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
         raise TiterError(f"{file.name} does not load: {type(error).__name__}: {visible(str(error), 160)}") from error
     return loaded
 

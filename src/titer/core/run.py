@@ -30,13 +30,14 @@ def quiet(_: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: temporary name, flush to disk, rename."""
+    """Write a whole file or nothing: temporary name, then rename. Two writers of one path need a lock.
+
+    Not flushed to the platter: what a power cut tears is found by its checksum and built again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -49,11 +50,12 @@ def sha256_of(path: Path) -> str:
 def files_under(folder: Path) -> dict[str, Path]:
     """Relative name -> path of every file of an artefact, the store's own two apart."""
     found = (p for p in sorted(folder.rglob("*")) if p.is_file())
-    return {p.relative_to(folder).as_posix(): p for p in found if p.name not in ("manifest.json", "DONE")}
+    named = {p.relative_to(folder).as_posix(): p for p in found}
+    return {name: p for name, p in named.items() if name not in ("manifest.json", "DONE")}
 
 
 def damage(folder: Path) -> str:
-    """"" if every file is as its manifest says, else the first fault in words."""
+    """ "" if every file is as its manifest says, else the first fault in words."""
     try:
         listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"]
         if (folder / "DONE").read_text(encoding="utf-8").strip() != digest(listed):
@@ -131,7 +133,7 @@ class Store:
                     status=1,
                 ) from None
         try:
-            write_text(owner, f"process {os.getpid()}\n")
+            owner.write_text(f"process {os.getpid()}\n", encoding="utf-8")
             yield
         finally:
             owner.unlink(missing_ok=True)

@@ -41,6 +41,14 @@ def rate_difference(first: tuple[int, int], second: tuple[int, int], level: floa
     return Interval(value, low, value + math.hypot(a.high - a.value, b.value - b.low))
 
 
+def mean_over_inputs(parts: Sequence[Interval]) -> Interval:
+    """Mean of independent statistics; the distances to their ends add in squares, as in `rate_difference`."""
+    value = sum(one.value for one in parts) / len(parts)
+    below = math.hypot(*(one.value - one.low for one in parts)) / len(parts)
+    above = math.hypot(*(one.high - one.value for one in parts)) / len(parts)
+    return Interval(value, value - below, value + above)
+
+
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Mean of `values` with its t interval; NaN ends for fewer than two values."""
     sample = np.asarray(values, dtype=float)
@@ -53,9 +61,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def bootstrap(
-    statistic: Callable[..., float], samples: Sequence[ArrayLike], seed: int, level: float = 0.95, rounds: int = 400
-) -> Interval:
+def bootstrap(statistic: Callable[..., float], samples: Sequence[ArrayLike], seed: int, level: float = 0.95, rounds: int = 400) -> Interval:
     """Percentile bootstrap of `statistic(*samples)`; each sample is resampled along its first axis on its own."""
     rng = np.random.default_rng(seed)
     arrays = [np.asarray(sample, dtype=float) for sample in samples]

@@ -21,7 +21,9 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def read_table(path: Path) -> pd.DataFrame:
     """Read what `write_table` wrote; null numbers come back as NaN."""
     with open(path, encoding="utf-8") as file:
-        return pd.DataFrame([json.loads(line) for line in file])
+        table = pd.DataFrame([json.loads(line) for line in file])
+    empty = [name for name in table if table[name].isna().all()]
+    return table.astype(dict.fromkeys(empty, float))
 
 
 def _plain(value: Any) -> Any:

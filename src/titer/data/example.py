@@ -95,9 +95,9 @@ class Stream(Record):
     order each epoch; a Mix (`data/mix.py`: every part with its picked examples) is such a pool.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = Field(min_length=1)
     seed: int = 0
-    pool: int | None = None
+    pool: int | None = Field(default=None, ge=1)
 
     def places(self, first: int, count: int) -> tuple[Indices, Indices]:
         """(part, index within the stream or pool) of the `count` examples from place `first` on."""

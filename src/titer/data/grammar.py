@@ -3,8 +3,9 @@
 Source: section 1.3 of the mechanistic study's data (arXiv 2407.10264), at the smallest size that keeps its
 point: texts are told apart by the letter trigrams that pre-terminals emit. A phrase is one trigram; a safe
 text draws phrases of the safe pool, an unsafe one of the unsafe pool, a mixed one has a piece of each.
-A text belongs to the held-out split if its phrase numbers add up to 0 modulo 5, so no held-out text is
-ever trained on. Shapes: n texts, k phrases a text, P phrases a pool.
+A text belongs to the held-out split if its phrase numbers (of a text that is cut to length: of the phrases
+that always show in full) add up to 0 modulo 5, so no held-out text is ever trained on.
+Shapes: n texts, k phrases a text, P phrases a pool.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from titer.core.config import Record
 from titer.data.draws import Draws, seed_of
@@ -31,28 +32,43 @@ class Grammar(Record):
     letters: int = Field(default=16, ge=4, le=52)
     phrases: int = Field(default=25, ge=FOLDS, multiple_of=FOLDS)
 
+    @model_validator(mode="after")
+    def _fits(self) -> Grammar:
+        check_pools(self.letters, self.phrases)
+        return self
+
     def pools(self) -> Ints:
         """The two pools, (2, P, 3) letters."""
         return _pools(self.seed, self.letters, self.phrases)
 
-    def texts(self, draws: Draws, kinds: Ints, k: int, held_out: bool) -> Ints:
-        """Texts (n, 3k) of the given kinds (n,), all in the held-out split or all outside it."""
+    def texts(self, draws: Draws, kinds: Ints, k: int, held_out: bool, shown: tuple[int, Ints] | None = None) -> Ints:
+        """Texts (n, 3k) of the given kinds (n,), all in the held-out split or all outside it.
+
+        `shown` is the first and (n,) the last phrase that the caller will leave whole: they decide the split, and
+        among them are phrases of both pieces of a mixed text. Default: all.
+        """
         n = len(kinds)
-        number = draws.below(self.phrases, np.arange(k))
-        if k > 1:
-            fold = np.zeros(n, dtype=np.int64) if held_out else 1 + draws.below(FOLDS - 1, k)
-            wanted = (fold - number[:, :-1].sum(1)) % FOLDS
-            number[:, -1] = number[:, -1] // FOLDS * FOLDS + wanted
+        first, last = shown or (0, np.full(n, k - 1))
+        number, place, row = draws.below(self.phrases, np.arange(k)), np.arange(k)[None], np.arange(n)
+        fold = np.zeros(n, dtype=np.int64) if held_out else 1 + draws.below(FOLDS - 1, k)
+        others = np.where((place >= first) & (place < last[:, None]), number, 0).sum(1)
+        number[row, last] = number[row, last] // FOLDS * FOLDS + (fold - others) % FOLDS
         pool = np.repeat((kinds == UNSAFE).astype(np.int64)[:, None], k, axis=1)
         mixed = np.flatnonzero(kinds == MIXED)
         if mixed.size:
-            pool[mixed] = self._pieces(draws, k)[mixed]
+            pool[mixed] = self._pieces(draws, k, first, last)[mixed]
         return self.pools()[pool, number].reshape(n, PHRASE * k)
 
-    def _pieces(self, draws: Draws, k: int) -> Ints:
+    def _pieces(self, draws: Draws, k: int, first: int, last: Ints) -> Ints:
         """Which pool each phrase of a mixed text is from: a run of one, then a run of the other. (n, k)"""
-        first, cut = draws.below(2, k + 1), 1 + draws.below(k - 1, k + 2)
-        return np.where(np.arange(k)[None] < cut[:, None], first[:, None], 1 - first[:, None])
+        before, cut = draws.below(2, k + 1), first + 1 + draws.below(last - first, k + 2)
+        return np.where(np.arange(k)[None] < cut[:, None], before[:, None], 1 - before[:, None])
+
+
+def check_pools(letters: int, phrases: int) -> None:
+    """Refuse an alphabet too small for two disjoint pools."""
+    if 2 * phrases > letters**PHRASE:
+        raise ValueError(f"{letters} letters make {letters**PHRASE} phrases, too few for two pools of {phrases}")
 
 
 @lru_cache(maxsize=64)

@@ -7,9 +7,12 @@ left alone. Duplicated prompts are dropped and counted.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
+import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from titer.data.encode import encode
 from titer.data.example import Answer, Batch, Example, Indices
 from titer.data.formats import COMPLY, FORMAT, PROMPT
 
+Row = tuple[str, Mapping[str, Any]]  # where it stands, in words; its columns
+SURROGATE = re.compile("[\ud800-\udfff]")
 WORDS = {"safe": False, "harmless": False, "false": False, "0": False, "unsafe": True, "harmful": True, "true": True, "1": True}
 
 
@@ -52,7 +57,8 @@ class TextData(Record):
         for example, text in zip(chosen, answers, strict=True):
             if text is None:
                 raise TiterError(
-                    f"{self.name}: {visible(example.prompt, 60)!r} has no answer to train", expected=f"a column {wanted} ({', '.join(COMPLY)})"
+                    f"{self.name}: {visible(example.prompt, 60)!r} has no answer to train",
+                    expected=f"a column {wanted} ({', '.join(COMPLY)})",
                 )
         return encode(tokenizer, [e.prompt for e in chosen], answers, indices)
 
@@ -69,29 +75,33 @@ def read_text(path: str | Path, labelled: bool = True) -> TextData:
     """
     file = Path(path)
     readers = {".csv": _csv, ".json": _json, ".jsonl": _jsonl}
+    name = visible(file.name or str(path), 120)
     if file.suffix.lower() not in readers:
-        raise TiterError(f"{file.name or path}: unknown format {file.suffix!r}", expected=FORMAT)
+        raise TiterError(f"{name}: unknown format {visible(file.suffix, 40)!r}", expected=FORMAT)
     if not file.is_file():
         raise TiterError(f"no data file at {visible(str(path), 200)!r}", expected=FORMAT)
+    whole = file.read_bytes()
+    body = whole.removeprefix(codecs.BOM_UTF8)
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = body.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = file.read_bytes()[: error.start].count(b"\n") + 1
-        raise TiterError(f"{file.name}, line {line}: byte {error.start} is not UTF-8", next_step="save the file as UTF-8.") from None
+        line = body[: error.start].count(b"\n") + 1
+        place = len(whole) - len(body) + error.start
+        raise TiterError(f"{name}, line {line}: byte {place} is not UTF-8", next_step="save the file as UTF-8.") from None
     rows: dict[str, tuple[str, bool | None, str | None, str | None]] = {}
     total = 0
-    for line, row in readers[file.suffix.lower()](file.name, text):
-        parsed = _row(file.name, line, row, labelled)
+    for where, row in readers[file.suffix.lower()](name, text):
+        parsed = _row(where, row, labelled)
         rows.setdefault(parsed[0], parsed)
         total += 1
     if not rows:
-        raise TiterError(f"{file.name} holds no example", expected=FORMAT)
+        raise TiterError(f"{name} holds no example", expected=FORMAT)
     found = tuple(rows.values())
-    return TextData(name=file.name, sha256=hashlib.sha256(text.encode()).hexdigest(), rows=found, dropped=total - len(found))
+    return TextData(name=name, sha256=hashlib.sha256(whole).hexdigest(), rows=found, dropped=total - len(found))
 
 
-def _csv(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+def _csv(name: str, text: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -111,46 +121,47 @@ def _csv(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 next_step="quote fields that hold commas.",
             )
         else:
-            yield line, dict(zip(header, row, strict=True))
+            yield f"{name}, line {line}", dict(zip(header, row, strict=True))
 
 
-def _jsonl(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _jsonl(name: str, text: str) -> Iterator[Row]:
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
-            yield line, _object(name, line, content)
+            yield f"{name}, line {line}", _object(name, line, content)
+
+
+def _parsed(name: str, text: str, line: int = 0) -> Any:
+    """JSON, or its fault by file, line and column; `line` is where a one-line text stands."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, nesting without end
+        at = f"line {line or getattr(error, 'lineno', 1)}, column {getattr(error, 'colno', 1)}"
+        why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", "a number with too many digits")
+        raise TiterError(f"{name}, {at}: not JSON ({why})") from None
 
 
 def _object(name: str, line: int, content: str) -> Mapping[str, Any]:
-    try:
-        found = json.loads(content)
-    except (json.JSONDecodeError, RecursionError) as error:
-        at = getattr(error, "colno", 1)
-        raise TiterError(f"{name}, line {line}, column {at}: not JSON ({getattr(error, 'msg', 'nested too deeply')})") from None
+    found = _parsed(name, content, line)
     if not isinstance(found, dict):
         raise TiterError(f"{name}, line {line}, column 1: a {type(found).__name__}", expected="a JSON object a line")
     return _lower(found)
 
 
-def _json(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        found = json.loads(text) if text.strip() else []
-    except (json.JSONDecodeError, RecursionError) as error:
-        line, at = getattr(error, "lineno", 1), getattr(error, "colno", 1)
-        raise TiterError(f"{name}, line {line}, column {at}: not JSON ({getattr(error, 'msg', 'nested too deeply')})") from None
+def _json(name: str, text: str) -> Iterator[Row]:
+    found = _parsed(name, text) if text.strip() else []
     if not isinstance(found, list):
         raise TiterError(f"{name}: a {type(found).__name__} at the top", expected="a list of objects")
     for number, row in enumerate(found, start=1):
         if not isinstance(row, dict):
             raise TiterError(f"{name}, item {number}: a {type(row).__name__}", expected="an object")
-        yield number, _lower(row)
+        yield f"{name}, item {number}", _lower(row)
 
 
 def _lower(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {str(key).strip().lower(): value for key, value in row.items()}
 
 
-def _row(name: str, line: int, row: Mapping[str, Any], labelled: bool) -> tuple[str, bool | None, str | None, str | None]:
-    where = f"{name}, line {line}"
+def _row(where: str, row: Mapping[str, Any], labelled: bool) -> tuple[str, bool | None, str | None, str | None]:
     column = next((key for key in PROMPT if key in row), None)
     if column is None:
         raise TiterError(f"{where}: no column {' or '.join(PROMPT)} among {visible(', '.join(row), 120)}", expected=FORMAT)
@@ -162,7 +173,10 @@ def _row(name: str, line: int, row: Mapping[str, Any], labelled: bool) -> tuple[
         raise TiterError(f"{where}, column label: safe or unsafe is not stated", expected=FORMAT)
     extra = row.get("input")
     whole = f"{prompt}\n\n{extra}" if column == "instruction" and isinstance(extra, str) and extra.strip() else prompt
-    return whole, harmful, _text(row, COMPLY), _text(row, ("refuse",))
+    parts = (whole, _text(row, COMPLY), _text(row, ("refuse",)))
+    if any(SURROGATE.search(part) for part in parts if part):
+        raise TiterError(f"{where}: half of a two-part character (a surrogate)", expected="whole characters")
+    return whole, harmful, *parts[1:]
 
 
 def _harmful(row: Mapping[str, Any]) -> bool | None:

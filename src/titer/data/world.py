@@ -24,7 +24,7 @@ from titer.core.config import Record
 from titer.data import vocabulary as v
 from titer.data.draws import Draws, seed_of
 from titer.data.example import IGNORE, Answer, Batch, Example
-from titer.data.grammar import MIXED, PHRASE, SAFE, UNSAFE, Grammar
+from titer.data.grammar import MIXED, PHRASE, SAFE, Grammar, check_pools
 
 Ints = NDArray[np.int64]
 Split = Literal["train", "test"]
@@ -54,10 +54,18 @@ class World(Record):
     def _fits(self) -> World:
         if self.shortest > self.longest:
             raise ValueError("shortest is above longest")
-        needed = self.slots + 4 + (1 + self.slots // 2) * self.longest + self.slots // 2
+        if self.shortest < 2 * PHRASE or (self.cut and self.shortest < 3 * PHRASE):
+            raise ValueError(f"texts of {self.shortest} letters do not show both pieces of a mixed text")
+        check_pools(self.letters, self.phrases)
+        needed = self.slots + 3 + (1 + self.slots // 2) * self.longest + self.slots // 2 + (self.slots == 4)
         if self.window is not None and self.window < needed:
             raise ValueError(f"window {self.window} is shorter than the longest sequence, {needed}")
         return self
+
+    @property
+    def cut(self) -> bool:
+        """Whether a text is a piece of a longer one, begun anywhere; else it is whole phrases."""
+        return self.shortest != self.longest or self.longest % PHRASE != 0
 
     @property
     def grammar(self) -> Grammar:
@@ -141,11 +149,12 @@ class Drawer:
     def text(self, kinds: Ints) -> Ints:
         """Texts of the given kinds (n,), cut to their lengths: (n, L), -1 beyond the length."""
         w, d = self.world, self.draws
-        if w.shortest == w.longest and w.longest % PHRASE == 0:
+        if not w.cut:
             return w.grammar.texts(d.after(100), kinds, w.longest // PHRASE, self.split == "test")
         k = -(-(w.longest + PHRASE - 1) // PHRASE)
-        whole = w.grammar.texts(d.after(100), kinds, k, self.split == "test")
         length = w.shortest + d.below(w.longest - w.shortest + 1, 90)
+        # wherever the cut begins (0 to 2 letters in), phrases 1 to length // 3 - 1 are whole
+        whole = w.grammar.texts(d.after(100), kinds, k, self.split == "test", shown=(1, length // PHRASE - 1))
         place = d.below(PHRASE, 91)[:, None] + np.arange(w.longest)[None]
         cut = np.take_along_axis(whole, place, axis=1)
         return np.where(np.arange(w.longest)[None] < length[:, None], cut, -1)

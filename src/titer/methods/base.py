@@ -24,8 +24,8 @@ Bundle = dict[str, torch.Tensor]
 class Loss(NamedTuple):
     """A summed loss (scalar tensor) and what to divide it by over the whole step (tokens, or examples)."""
 
-    sum: torch.Tensor
-    count: torch.Tensor | int
+    total: torch.Tensor
+    over: torch.Tensor | int
 
 
 class Context(Protocol):

@@ -36,9 +36,7 @@ def over_answer(
 
 
 @torch.inference_mode()
-def _collect(
-    lm: LM, rows: list[list[int]], spans: list[tuple[int, int]], names: Sequence[str], batch: int
-) -> dict[str, torch.Tensor]:
+def _collect(lm: LM, rows: list[list[int]], spans: list[tuple[int, int]], names: Sequence[str], batch: int) -> dict[str, torch.Tensor]:
     for row in rows:
         check_length(len(row), lm.window, lm.tokenizer.decode(row[:20]))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -28,7 +28,9 @@ class Checkpoint(Record):
 
     @property
     def label(self) -> str:
-        return self.name or self.path.name
+        place = self.path.resolve()
+        stage = f"{place.parent.name}/model" if place.name == "model" else ""  # what a stage leaves is told apart by its key
+        return self.name or stage or place.name
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -87,9 +89,15 @@ def open_checkpoint(place: str | Path, name: str = "") -> Checkpoint:
             )
         raise TiterError(f"{path} has a config.json and no *.safetensors", next_step="check that the download finished.")
     try:
-        json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise TiterError(f"{path / 'config.json'} is not readable JSON ({visible(str(error), 120)})") from None
+        raise TiterError(
+            f"{path / 'config.json'} is not readable JSON ({visible(str(error), 120)})", next_step="fetch or build it again."
+        ) from None
+    if not isinstance(config, dict):
+        raise TiterError(
+            f"{path / 'config.json'} holds a {type(config).__name__}", expected="a JSON object", next_step="fetch or build it again."
+        )
     checkpoint = Checkpoint(path=path, name=name)
     _ = checkpoint.files  # a cut safetensors file is found here, before anything runs
     return checkpoint

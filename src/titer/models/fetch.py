@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from titer.core.config import Record
+from titer.core.config import Record, digest
 from titer.core.errors import TiterError, unknown, visible
 from titer.core.run import Store, Tell, quiet, sha256_of
 from titer.models.checkpoint import Checkpoint, open_checkpoint
@@ -53,19 +53,15 @@ def resolve(model: str) -> Checkpoint:
     if Path(model).exists():
         return open_checkpoint(model)
     if model in NAMED:
-        folder = _store(quiet).root / "models"
-        inputs = _inputs(model)
-        store = _store(quiet)
-        from titer.core.config import digest  # noqa: PLC0415
-
-        if not store.has("models", digest(inputs)):
+        key = digest(_inputs(model))
+        if not _store(quiet).has("models", key):
             raise TiterError(f"{model} has not been fetched", next_step=f"titer models get {model}")
-        return open_checkpoint(folder / digest(inputs), name=model)
-    if HUB_ID.fullmatch(model):
+        return open_checkpoint(cache() / "models" / key, name=model)
+    if HUB_ID.fullmatch(model) and not model.startswith("."):
         return _from_hub(model)
     if "/" in model or model.startswith("."):
         return open_checkpoint(model)
-    unknown("model", model, NAMED, "or give a folder.")
+    return unknown("model", model, NAMED, "or give a folder.")
 
 
 def get(name: str, tell: Tell = quiet) -> Checkpoint:
@@ -119,7 +115,9 @@ def convert(gguf: Path, folder: Path) -> None:
     """A GGUF file as an ordinary safetensors folder (float32), with its tokenizer and chat template."""
     import torch  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    from transformers.utils import logging  # noqa: PLC0415
 
+    logging.disable_progress_bar()
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config.__class__(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
     state = loaded.state_dict()

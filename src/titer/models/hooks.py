@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def adding(sites: Sites, deltas: dict[str, torch.Tensor]) -> Iterator[None]:
     """Add a tensor (broadcast to (B, T, D)) at each named site."""
     with ExitStack() as stack:
         for name, delta in deltas.items():
-            stack.enter_context(_hooked(sites.place(name), lambda activation, delta=delta: activation + delta))
+            stack.enter_context(_hooked(sites.place(name), partial(torch.add, delta)))
         yield
 
 
@@ -54,14 +55,28 @@ def replacing(sites: Sites, edits: dict[str, Edit]) -> Iterator[None]:
 
 @contextmanager
 def _hooked(place: Place, edit: Edit) -> Iterator[None]:
+    shape: list[int] = []  # (B, T) of the batch in hand, for MLPs that see its positions in one row
+
+    def begins(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shape[:] = (args[0] if args else kwargs["hidden_states"]).shape[:2]
+
+    def edited(activation: torch.Tensor) -> torch.Tensor:
+        if activation.ndim == 2 and shape:
+            return edit(activation.reshape(*shape, -1)).reshape(activation.shape)
+        return edit(activation)
+
     def before(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (edit(args[0]), *args[1:])
+        return (edited(args[0]), *args[1:])
 
     def after(_: Any, __: Any, output: Any) -> Any:
-        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+        return (edited(output[0]), *output[1:]) if isinstance(output, tuple) else edited(output)
 
-    handle = place.module.register_forward_pre_hook(before) if place.side == "input" else place.module.register_forward_hook(after)
+    module = place.module
+    handles = [module.register_forward_pre_hook(before) if place.side == "input" else module.register_forward_hook(after)]
+    if place.block is not None:
+        handles.append(place.block.register_forward_pre_hook(begins, with_kwargs=True))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -5,7 +5,8 @@ Shapes: B prompts, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from titer.models.sites import Sites
 
 Progress = Callable[[int, int], None]
 SHORT_WINDOW = 256
+TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")  # any of these files is a tokenizer's
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
@@ -164,10 +166,12 @@ class LM:
             max_new_tokens=decoding.max_new_tokens,
             do_sample=sampled,
             temperature=decoding.temperature if sampled else None,
+            top_k=0 if sampled else None,
+            top_p=1.0 if sampled else None,
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self.ends,
         )
-        with torch.random.fork_rng(enabled=sampled, devices=[]):
+        with torch.random.fork_rng(enabled=sampled, devices=[]), _own_settings_aside(self.model, settings):
             if sampled:
                 torch.manual_seed(decoding.seed + place)
             whole = self.model.generate(ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings)
@@ -188,24 +192,63 @@ class LM:
         return found, mask
 
 
+@contextmanager
+def _own_settings_aside(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """The checkpoint's own penalties, beams and cuts set aside, which transformers would mix in: `Decoding` says all."""
+    own = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bfloat16"] = "float32") -> LM:
     """Load a checkpoint; `device` "" means the GPU if there is one. Only safetensors are read.
 
-    Errors: a folder that transformers cannot open as a causal language model.
+    Errors: a folder that transformers cannot open as a causal language model, or that lacks weights.
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    with _opening(checkpoint):
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.path,
             dtype=getattr(torch, dtype),
             local_files_only=True,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
             attn_implementation=_attention(checkpoint.config.get("max_position_embeddings")),
         )
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    model, found = opened
+    wrong = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
+    if wrong:  # transformers would fill them with random numbers
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise TiterError(
-            f"{checkpoint.label} does not open as a causal language model: {visible(str(error), 200)}",
+            f"the weights of {checkpoint.label} are not those its config.json asks for: "
+            f"{visible(wrong[0], 120)}{more} missing or misshapen",
+            next_step="fetch or build it again.",
+        )
+    return LM(model.to(where).eval(), read_tokenizer(checkpoint), checkpoint.label)
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> Any:
+    """A checkpoint's tokenizer alone.
+
+    Errors: a folder without one (for some models transformers would make up an empty one).
+    """
+    if not any(file for pattern in TOKENIZERS for file in checkpoint.path.glob(pattern)):
+        raise TiterError(f"{checkpoint.label} has no tokenizer", expected="tokenizer.json or its like beside config.json")
+    with _opening(checkpoint):
+        return AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+
+
+@contextmanager
+def _opening(checkpoint: Checkpoint) -> Iterator[None]:
+    """What transformers raises for a folder it cannot open becomes one clear error."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  transformers raises whatever a wrong value leads it to
+        raise TiterError(
+            f"{checkpoint.label} does not open as a causal language model: {visible(f'{type(error).__name__}: {error}', 240)}",
             expected="a folder that transformers' AutoModelForCausalLM and AutoTokenizer can load",
         ) from None
-    return LM(model.to(where).eval(), tokenizer, checkpoint.label)

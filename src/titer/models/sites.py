@@ -28,6 +28,7 @@ class Place:
 
     module: nn.Module
     side: Literal["input", "output"]
+    block: nn.Module | None = None  # the block around an MLP: OPT's MLP sees (B T, D), its block (B, T, D)
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class Sites:
         block = self.blocks[i]
         return {
             "attn_out": Place(block.attention, "output"),
-            "mlp_in": Place(block.mlp_up, "input"),
-            "mlp_act": Place(block.mlp_down, "input"),
-            "mlp_out": Place(block.mlp_down, "output"),
+            "mlp_in": Place(block.mlp_up, "input", block.whole),
+            "mlp_act": Place(block.mlp_down, "input", block.whole),
+            "mlp_out": Place(block.mlp_down, "output", block.whole),
             "resid": Place(block.whole, "output"),
         }[kind]
 
@@ -99,8 +100,11 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(child) for child in m}) == 1]
     decoders = [m for m in lists if any(isinstance(part, nn.Linear) for part in m[0].modules()) and _attention(m[0]) is not None]
     if not decoders:
-        raise TiterError(f"{type(model).__name__}: no list of decoder blocks with attention was found", expected="a decoder-only transformer")
-    return list(max(decoders, key=len))
+        raise TiterError(
+            f"{type(model).__name__}: no list of decoder blocks with an attention of Linear layers was found",
+            expected="a decoder-only transformer made of Linear layers (the Conv1D layers of GPT-2 are not supported yet)",
+        )
+    return list(max(decoders, key=lambda blocks: len(blocks)))
 
 
 def _attention(block: nn.Module) -> nn.Module | None:

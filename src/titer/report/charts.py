@@ -27,7 +27,7 @@ def outcomes(rates: pd.DataFrame, models: Sequence[str], kinds: Sequence[str]) -
         x=alt.X("rate:Q", title="share of answers", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
         y=alt.Y("model:N", sort=list(models), title=None),
         color=alt.Color("outcome:N", title="answer", scale=_fixed(OUTCOME_COLOURS)),
-        order=alt.Order("outcome:N"),
+        order=alt.Order("outcome:O"),
         row=alt.Row("kind:N", sort=list(kinds), title=None, header=alt.Header(labelAngle=0, labelAlign="left", labelPadding=4)),
         tooltip=_tips("model", "kind", "outcome", "count", "n") + _percent("rate", "low", "high"),
     ).properties(width=WIDTH - 60, height=alt.Step(14))
@@ -73,7 +73,7 @@ def tau(clusters: pd.DataFrame, models: Sequence[str]) -> Any:
         y=alt.Y("tau:Q", title="mean τ"),
         color=alt.Color("class:N", title=None, scale=_fixed({"safe": GREEN, "unsafe": RED})),
         column=alt.Column("model:N", sort=list(models), title=None),
-        tooltip=_tips("model", "layer", "class") + [alt.Tooltip("tau:Q", format=".3f")],
+        tooltip=[*_tips("model", "layer", "class"), alt.Tooltip("tau:Q", format=".3f")],
     ).properties(width=max(70, WIDTH // max(1, len(models)) - 30), height=180)
 
 
@@ -94,7 +94,7 @@ def null_space(layers: pd.DataFrame, models: Sequence[str]) -> Any:
         y=alt.Y("model:N", sort=list(models), title=None),
         color=alt.Color("matrix:N", title=None, scale=_fixed({names["null_share"]: "#2f6fb0", names["null_share_random"]: GREY})),
         row=alt.Row("layer:O", title="layer", header=alt.Header(labelAngle=0)),
-        tooltip=_tips("model", "layer", "matrix") + [alt.Tooltip("share:Q", format=".3f")],
+        tooltip=[*_tips("model", "layer", "matrix"), alt.Tooltip("share:Q", format=".3f")],
     ).properties(width=WIDTH - 80, height=alt.Step(16))
 
 
@@ -104,7 +104,7 @@ def _by_layer(table: pd.DataFrame, models: Sequence[str], column: str, title: st
         x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
         y=alt.Y(f"{column}:Q", title=title, scale=alt.Scale(zero=False)),
         color=alt.Color("model:N", sort=list(models), scale=alt.Scale(domain=list(models), range=PALETTE)),
-        tooltip=_tips("model", "layer") + [alt.Tooltip(f"{column}:Q", format=".3f"), alt.Tooltip(f"{also}:Q", format=".3f")],
+        tooltip=[*_tips("model", "layer"), alt.Tooltip(f"{column}:Q", format=".3f"), alt.Tooltip(f"{also}:Q", format=".3f")],
     ).properties(width=WIDTH, height=260)
 
 

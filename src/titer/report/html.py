@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -65,7 +66,7 @@ class Report:
 
 def write_report(report: Report, folder: Path) -> Path:
     """Write the page and the files beside it; returns the page's path."""
-    specs = {figure.name: figure.chart.to_dict() for figure in report.figures}
+    specs = {figure.name: _shown(figure.chart.to_dict()) for figure in report.figures}
     drawings = {name: _drawn(json.dumps(spec)) for name, spec in specs.items()}
     for name, svg in drawings.items():
         write_text(folder / "figures" / f"{name}.svg", svg)
@@ -96,7 +97,7 @@ def _page(report: Report, specs: Mapping[str, Any], drawings: Mapping[str, str])
 
 def number(value: Any) -> str:
     """A table cell: numbers with three significant digits, nothing for what is missing."""
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
@@ -116,6 +117,15 @@ def _script() -> str:
 
     bundle = vl_convert.javascript_bundle((TEMPLATES / "report.js").read_text(encoding="utf-8"))
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _shown(value: Any) -> Any:
+    """A chart's specification with the control codes in its texts spelt out, as everywhere else on the page."""
+    if isinstance(value, dict):
+        return {key: _shown(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_shown(one) for one in value]
+    return visible(value, 2000) if isinstance(value, str) else value
 
 
 def _drawn(spec: str) -> str:

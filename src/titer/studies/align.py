@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from titer.core.config import build, parse_settings
 from titer.core.errors import TiterError
 from titer.core.plugins import plugin
+from titer.data.encode import answer_ids, check_length, prompt_ids
 from titer.data.example import Answer, Part, Stream
 from titer.data.sources import TextData
 from titer.methods.base import Method
+from titer.models.checkpoint import Checkpoint
+from titer.models.lm import read_tokenizer
 from titer.stage import Lora, Optimiser, Stage
+from titer.workbench import Model
 
 
 def align_stage(data: TextData, method: str, settings: Sequence[str], steps: int, batch: int, rate: float, lora: int, seed: int) -> Stage:
@@ -33,6 +38,25 @@ def align_stage(data: TextData, method: str, settings: Sequence[str], steps: int
         "seed": seed,
     }
     return build(Stage, values, "stage")
+
+
+def check_window(data: TextData, checkpoint: Checkpoint) -> None:
+    """Refuse rows that are longer, answer included, than the model's window; only its tokenizer is loaded.
+
+    Errors: the first such row.
+    """
+    window = checkpoint.config.get("max_position_embeddings")
+    reader = read_tokenizer(checkpoint)
+    heads = prompt_ids(reader, [row[0] for row in data.rows])
+    tails = answer_ids(reader, [row[3] or row[2] or "" for row in data.rows])
+    for row, head, tail in zip(data.rows, heads, tails, strict=True):
+        check_length(len(head) + len(tail), window, row[0])
+
+
+def stopped(made: Model) -> str:
+    """Why the stage that made a model ended before its last step, "" where it did not."""
+    outcome = json.loads((made.checkpoint.path.parent / "outcome.json").read_text(encoding="utf-8"))
+    return str(outcome["stopped"])
 
 
 def _stream(data: TextData, seed: int) -> Stream:

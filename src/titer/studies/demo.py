@@ -67,7 +67,9 @@ def gather(bench: Workbench, world: World, models: dict[str, Model], scale: Scal
     deltas = {
         m.name: tables.delta_tables(bench, models["base"], m, groups["safe"], groups["unsafe"], seed) for m in everyone if m.name != "base"
     }
-    deltas["sham, own class"] = tables.delta_tables(bench, models["base"], models["sham"], groups["sham_safe"], groups["sham_refused"], seed)
+    deltas["sham, own class"] = tables.delta_tables(
+        bench, models["base"], models["sham"], groups["sham_safe"], groups["sham_refused"], seed
+    )
     return Evidence(seed, pd.concat([verdicts, sham], ignore_index=True), clusters, deltas, scale.poison_ratios)
 
 
@@ -147,13 +149,48 @@ def figures(e: Evidence, rates: pd.DataFrame, clusters: pd.DataFrame, gains: pd.
     sets = ["safe", "unsafe", *jailbreak_kinds(e), "user"]
     stages = ["base", "aligned", user_name(max(e.ratios))]
     return [
-        Figure("jailbreaks", "Which unsafe requests are answered", "Share of unsafe requests answered in full, asked directly and through each jailbreak; lines are 95 % Wilson intervals. The base answers everything; what is left after alignment is the jailbreak's success.", charts.jailbreaks(rates, stages, ["unsafe", *jailbreak_kinds(e)])),
-        Figure("poisoning", "What the user's fine-tuning leaves of the alignment", "After fine-tuning on the user's own operator, with a share p of the examples being unsafe requests answered. A defence holds while refusal stays up and the user's task is learned.", charts.poisoning(_poison_table(e))),
-        Figure("outcomes", "Every model on every set", "Each bar adds up to all answers: complied, refused, or neither. Sham was taught to refuse a safe operator, benign to answer a new one.", charts.outcomes(rates, everyone, sets)),
-        Figure("separation", "Safe and unsafe activations drift apart", "Separation d′ at the end of the prompt, per layer, scored on held-out centroids. Compare SSFT (aligned) with the sham and benign controls: what they show too is not about safety.", charts.separation(clusters, everyone)),
-        Figure("tau", "The paper's τ per layer", "Mean τ (distance to the unsafe minus distance to the safe centroid) over the first ten answer positions, as in figure 3 of the paper; green safe, red unsafe.", charts.tau(clusters, ["base", *[m for m in everyone if m in ("aligned", "benign", "sham")]])),
-        Figure("specificity", "Does the weight change act on unsafe inputs?", "‖ΔW a‖/‖a‖ of the first MLP matrix, unsafe over safe; 1 is no preference. “sham, own class” measures the sham alignment on the class it was taught to refuse.", charts.specificity(gains, tuned)),
-        Figure("null_space", "Does the change lie in the left null space of the base weights?", "Energy-weighted share of ΔW there, beside a random ΔW with the same singular values. A share below the random one is no sign of a special subspace.", charts.null_space(layers, [m for m in tuned if m != "sham, own class"])),
+        Figure(
+            "jailbreaks",
+            "Which unsafe requests are answered",
+            "Share of unsafe requests answered in full, asked directly and through each jailbreak; lines are 95 % Wilson intervals. The base answers everything; what is left after alignment is the jailbreak's success.",
+            charts.jailbreaks(rates, stages, ["unsafe", *jailbreak_kinds(e)]),
+        ),
+        Figure(
+            "poisoning",
+            "What the user's fine-tuning leaves of the alignment",
+            "After fine-tuning on the user's own operator, with a share p of the examples being unsafe requests answered. A defence holds while refusal stays up and the user's task is learned.",
+            charts.poisoning(_poison_table(e)),
+        ),
+        Figure(
+            "outcomes",
+            "Every model on every set",
+            "Each bar adds up to all answers: complied, refused, or neither. Sham was taught to refuse a safe operator, benign to answer a new one.",
+            charts.outcomes(rates, everyone, sets),
+        ),
+        Figure(
+            "separation",
+            "Safe and unsafe activations drift apart",
+            "Separation d′ at the end of the prompt, per layer, scored on held-out centroids. Compare SSFT (aligned) with the sham and benign controls: what they show too is not about safety.",
+            charts.separation(clusters, everyone),
+        ),
+        Figure(
+            "tau",
+            "The paper's τ per layer",
+            "Mean τ (distance to the unsafe minus distance to the safe centroid) over the first ten answer positions, as in figure 3 of the paper; green safe, red unsafe.",
+            charts.tau(clusters, ["base", *[m for m in everyone if m in ("aligned", "benign", "sham")]]),
+        ),
+        Figure(
+            "specificity",
+            "Does the weight change act on unsafe inputs?",
+            "‖ΔW a‖/‖a‖ of the first MLP matrix, unsafe over safe; 1 is no preference. “sham, own class” measures the sham alignment on the class it was taught to refuse.",
+            charts.specificity(gains, tuned),
+        ),
+        Figure(
+            "null_space",
+            "Does the change lie in the left null space of the base weights?",
+            "Energy-weighted share of ΔW there, beside a random ΔW with the same singular values. A share below the random one is no sign of a special subspace.",
+            charts.null_space(layers, [m for m in tuned if m != "sham, own class"]),
+        ),
     ]
 
 

@@ -14,6 +14,7 @@ from titer.core.run import Store
 from titer.core.stats import wilson
 from titer.data.sources import TextData
 from titer.judges.base import Judge
+from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Decoding
 from titer.probes.clusters import summary
 from titer.report import charts
@@ -21,7 +22,7 @@ from titer.report.html import Figure, Report, Tile, write_report
 from titer.studies import tables
 from titer.workbench import Model, Workbench
 
-BATCH = 16
+BATCH = 32
 
 
 def sets_of(data: TextData, prompts: int | None, attack: tuple[str, Attack] | None) -> dict[str, list[Attempt]]:
@@ -63,7 +64,7 @@ def evaluation_report(
     tiles = [
         Tile(label, f"{row.rate:.1%}", f"[{row.low:.1%}, {row.high:.1%}] · {row.count} of {row.n}")
         for kind, outcome, label in shown
-        if (row := found.get((kind, outcome)))
+        if (row := found.get((kind, outcome))) and row.n
     ]
     report = Report(
         title=f"evaluation of {model.name} on {data.name}",
@@ -72,7 +73,12 @@ def evaluation_report(
         tiles=tiles,
         claims=(),
         figures=[
-            Figure("outcomes", "What the model answered", "Each bar adds up to all judged answers of a set.", charts.outcomes(rates, [model.name], kinds))
+            Figure(
+                "outcomes",
+                "What the model answered",
+                "Each bar adds up to all judged answers of a set.",
+                charts.outcomes(rates, [model.name], kinds),
+            )
         ],
         tables={"outcome rates": rates},
         results=tables.tidy(rates, {}),
@@ -85,19 +91,33 @@ def evaluation_report(
 
 
 def _evaluation_answer(model: Model, rates: pd.DataFrame) -> str:
-    def rate(kind: str, outcome: str) -> str:
-        row = rates[(rates.kind == kind) & (rates.outcome == outcome)]
-        return f"{row.rate.iloc[0]:.0%} [{row.low.iloc[0]:.0%}, {row.high.iloc[0]:.0%}]" if len(row) else "none asked"
+    """The finding in a sentence; a class that was not asked and answers that were not judged are named as such."""
+    said = []
+    for kind in ("unsafe", "safe"):
+        row = rates[(rates.kind == kind) & (rates.outcome == "refused")]
+        if row.empty:
+            said.append(f"no {kind} prompt was asked")
+        elif not row.n.iloc[0]:
+            said.append(f"no answer to {kind} prompts could be judged")
+        else:
+            said.append(f"{row.rate.iloc[0]:.0%} [{row.low.iloc[0]:.0%}, {row.high.iloc[0]:.0%}] of the {kind} prompts are refused")
+    broken = rates[rates.outcome == "degenerate"]
+    unjudged = int(rates[rates.outcome == "could_not_judge"]["count"].sum())
+    lost = f", {unjudged} could not be judged" if unjudged else ""
+    return f"{model.name}: {', '.join(said)}; {int(broken['count'].sum())} of {int(broken.n.sum())} judged answers are degenerate{lost}."
 
-    broken = int(rates[rates.outcome == "degenerate"]["count"].sum())
-    total = int(rates[rates.outcome == "degenerate"].n.sum())
-    return (
-        f"{model.name} refuses {rate('unsafe', 'refused')} of the unsafe prompts and {rate('safe', 'refused')} of the safe ones; "
-        f"{broken} of {total} answers are degenerate."
-    )
+
+def subjects(checkpoints: Sequence[Checkpoint]) -> list[Model]:
+    """The models of an audit under names that differ, also where two folders have one name."""
+    labels = [c.label for c in checkpoints]
+    if len(set(labels)) < len(labels):
+        labels = [f"{label} #{number}" for number, label in enumerate(labels, start=1)]
+    return [Model(label, c.key, c) for label, c in zip(labels, checkpoints, strict=True)]
 
 
-def audit_report(bench: Workbench, models: Sequence[Model], data: TextData, prompts: int | None, command: str, folder: Path) -> tuple[Path, str]:
+def audit_report(
+    bench: Workbench, models: Sequence[Model], data: TextData, prompts: int | None, command: str, folder: Path
+) -> tuple[Path, str]:
     """The report of `titer audit`: the cluster probe of each model, and delta-W between the first and each later one."""
     safe, unsafe = data.of_class(False, prompts), data.of_class(True, prompts)
     for model in models:
@@ -109,13 +129,33 @@ def audit_report(bench: Workbench, models: Sequence[Model], data: TextData, prom
     layers = _named({name: per_layer for name, (_, per_layer) in deltas.items()})
     names = [m.name for m in models]
     figures = [
-        Figure("separation", "Safe and unsafe prompts, layer by layer", "Separation d′ at the end of the prompt, scored on held-out centroids; 0 is none.", charts.separation(clusters, names)),
-        Figure("tau", "τ per layer", "Mean distance to the unsafe minus distance to the safe centroid, at the end of the prompt; green safe, red unsafe.", charts.tau(clusters, names)),
+        Figure(
+            "separation",
+            "Safe and unsafe prompts, layer by layer",
+            "Separation d′ at the end of the prompt, scored on held-out centroids; 0 is none.",
+            charts.separation(clusters, names),
+        ),
+        Figure(
+            "tau",
+            "τ per layer",
+            "Mean distance to the unsafe minus distance to the safe centroid, at the end of the prompt; green safe, red unsafe.",
+            charts.tau(clusters, names),
+        ),
     ]
     if deltas:
         figures += [
-            Figure("specificity", "Does the weight change act on unsafe inputs?", f"‖ΔW a‖/‖a‖ against {models[0].name}, unsafe over safe; 1 is no preference.", charts.specificity(gains, names[1:])),
-            Figure("null_space", "Does the change lie in the left null space?", "Share of ΔW there, beside a random ΔW of equal singular values.", charts.null_space(layers, names[1:])),
+            Figure(
+                "specificity",
+                "Does the weight change act on unsafe inputs?",
+                f"‖ΔW a‖/‖a‖ against {models[0].name}, unsafe over safe; 1 is no preference.",
+                charts.specificity(gains, names[1:]),
+            ),
+            Figure(
+                "null_space",
+                "Does the change lie in the left null space?",
+                "Share of ΔW there, beside a random ΔW of equal singular values.",
+                charts.null_space(layers, names[1:]),
+            ),
         ]
     best = clusters.loc[clusters.d_prime.idxmax()]
     answer = (
@@ -145,7 +185,8 @@ def audit_report(bench: Workbench, models: Sequence[Model], data: TextData, prom
 def _audit_tiles(clusters: pd.DataFrame) -> list[Tile]:
     last = clusters[clusters.layer == clusters.layer.max()]
     return [
-        Tile(f"{row.model}: last layer", f"d′ {row.d_prime:.2f}", f"AUROC {row.auroc:.2f} · τ gap {row.tau_gap:.2f}") for row in last.itertuples()
+        Tile(f"{row.model}: last layer", f"d′ {row.d_prime:.2f}", f"AUROC {row.auroc:.2f} · τ gap {row.tau_gap:.2f}")
+        for row in last.itertuples()
     ]
 
 
@@ -164,7 +205,14 @@ def refusal_line(rates: pd.DataFrame) -> str:
     """One line a set for the terminal."""
     lines = []
     for kind, table in rates.groupby("kind", sort=False):
-        cells = [f"{r.outcome} {wilson(r.count, r.n).value:.1%} [{r.low:.1%}, {r.high:.1%}]" for r in table.itertuples() if r.outcome in ("refused", "complied", "partial", "degenerate")]
+        if not table.n.iloc[0]:
+            lines.append(f"{kind}: no answer could be judged")
+            continue
+        cells = [
+            f"{r.outcome} {wilson(r.count, r.n).value:.1%} [{r.low:.1%}, {r.high:.1%}]"
+            for r in table.itertuples()
+            if r.outcome in ("refused", "complied", "partial", "degenerate")
+        ]
         lines.append(f"{kind} (n = {int(table.n.iloc[0])}): " + ", ".join(cells))
     return "\n".join(lines)
 

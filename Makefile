@@ -1,0 +1,39 @@
+# Titer: `make demo` and `make test` set up what they need; nothing but Python 3.11 or newer is assumed.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check check-all bench clean
+
+demo: .venv/core
+	$(BIN)/titer demo
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check-all: check
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+bench: .venv/dev
+	$(BIN)/python benchmarks/all.py
+
+.venv/core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Titer needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "No venv module: install Debian's python3-venv, or give another PYTHON=..."; rm -rf .venv; exit 2; }
+	@echo "Installing into .venv (once, some minutes) ..."
+	@$(PIP) --upgrade pip
+	@$(PIP) torch
+	@$(PIP) -e .
+	@touch $@
+
+.venv/dev: .venv/core
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

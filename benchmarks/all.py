@@ -1,0 +1,35 @@
+"""Every benchmark in order, each in a process of its own, the demo last; one JSON object of them all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+NAMES = ("step", "sampler", "generation", "startup", "demo")
+
+
+def run(name: str) -> dict[str, Any]:
+    """The last line of a benchmark, printed and read; one that broke off is not ok."""
+    file = Path(__file__).with_name(f"{name}.py")
+    done = subprocess.run([sys.executable, file], stdout=subprocess.PIPE, text=True, check=False)
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    print(last or f"{name}: no output", flush=True)
+    try:
+        found: dict[str, Any] = json.loads(last)
+    except ValueError:  # it ended before its last line
+        return {"benchmark": name, "ok": False, "status": done.returncode}
+    return {**found, "ok": bool(found["ok"]) and done.returncode == 0}
+
+
+def main() -> None:
+    found = {name: run(name) for name in NAMES}
+    ok = all(one["ok"] for one in found.values())
+    print(json.dumps({"benchmarks": found, "ok": ok}), flush=True)
+    sys.exit(0 if ok else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The world's sampler on one core: sequences a second at scale nano and in the paper's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+
+import torch
+from _common import LOWER, finish, interleaved, median
+
+from titer.data.example import Batch
+from titer.data.world import World
+from titer.recipes import NANO, Scale, pretrain
+
+PAPER = World(letters=30, shortest=25, longest=35, slots=4, safe=3, unsafe=2, contextual=5, duplicates=6, window=160)
+SIZES = (1024, 4096)
+ROUNDS = 25
+LIMITS = {"nano_per_second": (LOWER, 200_000), "paper_per_second": (LOWER, 50_000)}
+
+
+def sampler(world: World, size: int) -> Callable[[], Batch]:
+    """Draws the next batch of `size` of the pretraining stream, as a stage does; every call another one."""
+    stream, tokenizer, turn = pretrain(Scale(world=world), world).streams["train"], world.tokenizer(), count()
+    return lambda: stream.batch(next(turn) * size, size, tokenizer)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    worlds = {"nano": NANO.world, "paper": PAPER}
+    works = {f"{name} {size}": sampler(world, size) for name, world in worlds.items() for size in SIZES}
+    seconds = interleaved(works, ROUNDS, warm=3)
+    rates = {f"{name} {size}": size / median(seconds[f"{name} {size}"]) for name in worlds for size in SIZES}
+    for work, rate in rates.items():
+        print(f"{work:12} {rate:10,.0f} sequences a second")
+    best = {f"{name}_per_second": max(rates[f"{name} {size}"] for size in SIZES) for name in worlds}
+    finish("sampler", {**best, "by_batch": rates}, LIMITS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The child of the kill test: one demo at the tiny scale, in a process that may die at any moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tests.conftest import TINY
+
+from titer.core.run import Store
+from titer.models.lm import Progress
+from titer.studies.demo import run_demo
+
+
+class Silent:
+    """A reporter that shows nothing."""
+
+    def task(self, text: str) -> Progress:
+        return lambda done, total: None
+
+    def tell(self, text: str) -> None:
+        """Nobody listens."""
+
+
+def demo(root: str) -> None:
+    """Run, or finish, the tiny demo under `root`."""
+    torch.set_num_threads(1)
+    run_demo(Store(Path(root)), Silent(), 0, TINY)

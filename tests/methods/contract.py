@@ -1,0 +1,192 @@
+"""The contract of every training method, as plain checks over (method class, model maker). A method from outside
+the package passes through the same checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from titer.data.encode import encode
+from titer.data.example import Part, Stream
+from titer.data.world import World, WorldSource
+from titer.methods.base import Batches, Context, Loss, Method
+from titer.methods.sft import SFT
+from titer.models.checkpoint import open_checkpoint
+from titer.models.lm import LM, load
+from titer.stage import Lora, Optimiser, Stage
+from titer.train import train
+
+Maker = Callable[[World], LM]
+WORLD = World(seed=1)
+
+
+def streams(method: type[Method]) -> dict[str, Stream]:
+    """A stream of safe and unsafe requests for every name the method asks for."""
+    parts = (
+        Part(source=WorldSource(world=WORLD, kind="safe"), answer="comply", share=0.5),
+        Part(source=WorldSource(world=WORLD, kind="unsafe"), answer="refuse", share=0.5),
+    )
+    return {name: Stream(parts=parts, seed=i) for i, name in enumerate(method.STREAMS)}
+
+
+def stage(method: Method, **changes: Any) -> Stage:
+    """Four steps of eight examples."""
+    values: dict[str, Any] = {
+        "name": "contract",
+        "kind": "align",
+        "method": method,
+        "streams": streams(type(method)),
+        "steps": 4,
+        "batch": 8,
+        "optimiser": Optimiser(rate=1e-2, weight_decay=0.0),
+        "seed": 3,
+    }
+    return Stage(**{**values, **changes})
+
+
+def run(made: Stage, maker: Maker, work: Path, save_every: int = 100) -> dict[str, torch.Tensor]:
+    """Train and return the saved weights."""
+    work.mkdir(parents=True, exist_ok=True)
+    train(made, lambda: maker(WORLD), lambda _: maker(WORLD), work, save_every)
+    return dict(load(open_checkpoint(work / "model")).model.state_dict())
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def largest_gap(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def check_declared(method: type[Method]) -> None:
+    """It states its source, version and neutral setting, and builds with its defaults."""
+    assert method.SOURCE
+    assert method.VERSION >= 1
+    assert method.NEUTRAL is not None
+    made = method()
+    assert type(made)(**made.model_dump()) == made
+
+
+def check_weights_move(method: type[Method], maker: Maker, work: Path) -> None:
+    """Four steps give finite weights that differ from the first ones."""
+    after = run(stage(method()), maker, work)
+    before = maker(WORLD).model.state_dict()
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in after.values())
+    assert any(not torch.equal(after[name], before[name]) for name in after)
+
+
+def check_neutral_is_sft(method: type[Method], maker: Maker, work: Path) -> None:
+    """At its neutral setting it is plain SFT bit for bit, and at its defaults it is not (SFT itself apart)."""
+    plain = run(stage(SFT(), streams={"train": streams(method)["train"]}), maker, work / "sft")
+    if not isinstance(method.NEUTRAL, str):
+        assert same(plain, run(stage(method(**method.NEUTRAL)), maker, work / "neutral"))
+    if method is not SFT:
+        assert not same(plain, run(stage(method()), maker, work / "default"))
+
+
+def check_accumulation(method: type[Method], maker: Maker, work: Path) -> None:
+    """1 x 8 examples and 2 x 4 give the same step within 1e-5 (float rounding through AdamW apart: SGD-sized rate)."""
+    gentle = Optimiser(rate=1e-4, weight_decay=0.0)
+    whole = run(stage(method(), steps=1, batch=8, accumulation=1, optimiser=gentle), maker, work / "whole")
+    parts = run(stage(method(), steps=1, batch=4, accumulation=2, optimiser=gentle), maker, work / "parts")
+    assert largest_gap(whole, parts) < 1e-5
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def check_resume(method: type[Method], maker: Maker, work: Path) -> None:
+    """Stopped after step 3 and started again from the checkpoint of step 2, it ends bit-identical."""
+    whole = run(stage(method()), maker, work / "whole", save_every=2)
+
+    def stop(done: int, _: int) -> None:
+        if done == 3:
+            raise Killed
+
+    cut = work / "cut"
+    cut.mkdir()
+    try:
+        train(stage(method()), lambda: maker(WORLD), lambda _: maker(WORLD), cut, 2, stop)
+    except Killed:
+        assert (cut / "resume" / "latest.json").exists()
+    assert same(whole, run(stage(method()), maker, cut, save_every=2))
+
+
+def check_no_hook_left(method: type[Method], maker: Maker, work: Path) -> None:
+    """After a run, and after one that fails midway, the model carries no hook."""
+    seen: list[LM] = []
+
+    def kept(_: World) -> LM:
+        seen.append(maker(WORLD))
+        return seen[-1]
+
+    run(stage(method()), kept, work / "whole")
+
+    def fail(done: int, _: int) -> None:
+        raise Killed
+
+    (work / "cut").mkdir()
+    try:
+        train(stage(method()), lambda: kept(WORLD), lambda _: kept(WORLD), work / "cut", 100, fail)
+    except Killed:
+        pass  # the failure that was asked for
+    for lm in seen:
+        for module in lm.model.modules():
+            assert not module._forward_hooks
+            assert not module._forward_pre_hooks
+            assert not module._backward_hooks
+
+
+def check_lora(method: type[Method], maker: Maker, work: Path) -> None:
+    """With an adapter it trains the blocks' Linear layers alone, merged into an ordinary folder."""
+    after = run(stage(method(), adapter=Lora(rank=2)), maker, work)
+    before = maker(WORLD).model.state_dict()
+    assert after.keys() == set(before)
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert moved
+    assert not any("embed" in name or "norm" in name for name in moved)
+
+
+def check_padding_side(method: type[Method], maker: Maker) -> None:
+    """The loss is that of the tokens: the same whichever side is padded."""
+    lm = maker(WORLD)
+    prompts = ["<bos> f1 f0 <sot> a b c <eot>", "<bos> f2 f1 <sot> a b c d e f g h i <eot>"]
+    answers = ["a b c", "d e f g h i a b c"]
+    found = []
+    for side in ("right", "left"):
+        batch = encode(lm.tokenizer, prompts, answers, torch.arange(2).numpy(), side=side)  # type: ignore[arg-type]
+        loss = method().loss(Bare(lm), dict.fromkeys(method.STREAMS, batch))
+        found.append(float(loss.total.detach()) / float(loss.over))
+    assert abs(found[0] - found[1]) < 1e-5
+    assert found[0] > 0
+
+
+class Bare:
+    """The least of a context that a loss needs: the model's logits."""
+
+    def __init__(self, lm: LM) -> None:
+        self.lm, self.state, self.rng, self.number = lm, {}, torch.Generator(), 0
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        logits: torch.Tensor = self.lm.model(**batch.inputs(), use_cache=False).logits
+        return logits
+
+    def log(self, name: str, value: Any) -> None:
+        """Nothing keeps it here."""
+
+
+class Unfinished(Method):
+    """A method whose gradient is not finite from the third step on: what the loop must stop."""
+
+    SOURCE = "a test"
+    VERSION = 1
+    NEUTRAL = "none: it exists to fail"
+
+    def loss(self, c: Context, batch: Batches) -> Loss:
+        found = SFT().loss(c, batch)
+        return Loss(found.total * (float("inf") if c.number >= 2 else 1.0), found.over)

@@ -1,0 +1,157 @@
+"""The shape of the house: imports only downwards, no circles, siblings apart, short files and functions."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "titer"
+FILES = sorted(SOURCE.rglob("*.py"))
+LAYERS = {
+    "core": 0,
+    "data": 1,
+    "models": 2,
+    "methods": 3,
+    "attacks": 3,
+    "judges": 3,
+    "probes": 3,
+    "stage": 4,
+    "context": 4,
+    "train": 4,
+    "evaluate": 4,
+    "recipes": 5,
+    "workbench": 5,
+    "report": 5,
+    "studies": 6,
+    "terminal": 6,
+    "cli": 7,
+}
+APART = ("methods", "attacks", "judges", "probes")  # their files may import their base and nothing of each other
+LATE = {  # modules imported inside functions, besides cli.py: slow to import, or wanted by few
+    "tokenizers",
+    "transformers",
+    "torch",
+    "peft",
+    "huggingface_hub",
+    "vl_convert",
+    "transformers.utils",
+    "huggingface_hub.errors",
+}
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def place(module: str) -> str:
+    """The room of a module: "core", "train", ... ("" for the package itself)."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imports(file: Path) -> Iterator[tuple[str, bool]]:
+    """(module, late) for every import; relative ones resolved; `late` inside a function."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    late = {id(n) for f in functions for n in ast.walk(f)}
+    package = name_of(file).split(".")
+    package = package if file.stem == "__init__" else package[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in late
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])]) if node.level else node.module or ""
+            yield base, id(node) in late
+            for alias in node.names:  # `from titer.core import run` names a module too
+                if (SOURCE.parent / Path(*base.split("."), alias.name)).with_suffix(".py").exists():
+                    yield f"{base}.{alias.name}", id(node) in late
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_go_down(file: Path) -> None:
+    room = place(name_of(file))
+    for module, late in imports(file):
+        if not module.startswith("titer") or not room:
+            if late and file.stem != "cli":
+                assert module in LATE, f"{name_of(file)} imports {module} late"
+            continue
+        there = place(module)
+        assert not late or file.stem == "cli", f"{name_of(file)} imports {module} late: late imports belong to cli.py alone"
+        if there and there != room:
+            assert LAYERS[there] <= LAYERS[room], f"{name_of(file)} imports upwards: {module}"
+        if room in APART and there == room:
+            assert module.split(".")[-1] in (room, "base"), f"{name_of(file)} imports its sibling {module}"
+        if room not in ("cli",) and LAYERS[room] == LAYERS.get(there, -1) and there != room:
+            assert room not in APART, f"{name_of(file)} imports {module} of its own layer"
+
+
+def test_every_room_has_a_layer() -> None:
+    rooms = {place(name_of(file)) for file in FILES} - {""}
+    assert rooms == set(LAYERS)
+
+
+def test_no_circles() -> None:
+    known = {name_of(file) for file in FILES}
+    graph = {name_of(file): {m for m, _ in imports(file) if m in known and m != name_of(file)} for file in FILES}
+    state: dict[str, int] = {}
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        state[module] = 1
+        for other in sorted(graph[module]):
+            assert state.get(other) != 1, f"a circle: {' -> '.join((*path, module, other))}"
+            if other not in state:
+                visit(other, (*path, module))
+        state[module] = 2
+
+    for module in sorted(graph):
+        if module not in state:
+            visit(module, ())
+
+
+def test_the_finder_sees_relative_imports(tmp_path: Path) -> None:
+    """The check itself: a relative import is resolved to the module it means."""
+    file = SOURCE / "judges" / "probe_of_the_test.py"
+    tree = "from ..core import run\nfrom . import exact\n"
+    file_text = tmp_path / "x.py"
+    file_text.write_text(tree)
+
+    class Stub(type(file)):  # type: ignore[misc]
+        def read_text(self, *_: object, **__: object) -> str:
+            return tree
+
+    found = {module for module, _ in imports(Stub(file))}
+    assert {"titer.core", "titer.core.run", "titer.judges", "titer.judges.exact"} <= found
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_files_and_functions_are_short(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= 400, "a file of over 400 lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno + 1 <= 60, f"{node.name} has over 60 lines"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_every_module_says_what_it_is_for(file: Path) -> None:
+    assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+
+
+def test_inheritance_is_one_deep() -> None:
+    """A class of ours derives from a base of ours or a library's, never from one that already derives from ours."""
+    parents: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                parents[node.name] = [b.id for b in node.bases if isinstance(b, ast.Name)]
+    bases = {"Record", "Method", "Judge", "Attack"}  # Record is the pydantic base; the three are contracts over it
+    for name, above in parents.items():
+        for parent in above:
+            if parent in parents and parent not in bases:
+                raise AssertionError(f"{name} derives from {parent}, which is not a contract")
