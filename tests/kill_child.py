@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tests.conftest import TINY
 
+from tests.conftest import TINY
 from titer.core.run import Store
 from titer.models.lm import Progress
 from titer.studies.demo import run_demo

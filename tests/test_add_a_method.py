@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import ARCHITECTURES, neox
 from tests.methods import contract
-
 from titer import cli
 from titer.core.plugins import plugin
 from titer.data.world import World

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.kill_child import demo
 
+from tests.kill_child import demo
 from titer.core.run import sha256_of
 
 KILLS = 22

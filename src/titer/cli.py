@@ -70,6 +70,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Refusal of unsafe prompts, over-refusal of safe ones, degenerate answers."""
+    from titer.core.config import build
     from titer.core.run import Store
     from titer.data.sources import read_text
     from titer.models.fetch import resolve
@@ -77,23 +78,23 @@ def evaluate(
     text = read_text(_needed(data))
     checkpoint = resolve(model)
     from titer.models.lm import Decoding
-    from titer.studies import real
+    from titer.studies import evaluation
     from titer.terminal import Terminal
     from titer.workbench import Model, Workbench
 
     chosen_judge, chosen_attack = _judge(judge), _attack(attack, settings)
+    decoding = build(Decoding, {"max_new_tokens": max_new_tokens, "temperature": temperature}, "decoding")
     if dry_run:
-        asked = {kind: len(attempts) for kind, attempts in real.sets_of(text, prompts, chosen_attack).items()}
+        asked = {kind: len(attempts) for kind, attempts in evaluation.sets_of(text, prompts, chosen_attack).items()}
         cost = f"at most {sum(asked.values()) * max_new_tokens} new tokens"
         return _print(as_json, {"model": checkpoint.key, "prompts": asked, "cost": cost}, f"{asked}: {cost}")
     with Terminal() as terminal:
         bench = Workbench(Store(runs, terminal.tell), terminal)
         subject = Model(checkpoint.label, checkpoint.key, checkpoint)
-        decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature)
-        verdicts, rates = real.evaluate_model(bench, subject, text, chosen_judge, decoding, prompts, chosen_attack)
-        page, answer = real.evaluation_report(subject, text, verdicts, rates, _command(), runs / f"evaluate-{_slug(subject.name)}")
+        verdicts, rates = evaluation.evaluate_model(bench, subject, text, chosen_judge, decoding, prompts, chosen_attack)
+        page, answer = evaluation.evaluation_report(subject, text, verdicts, rates, _command(), runs / f"evaluate-{_slug(subject.name)}")
     result = {"answer": answer, "report": str(page), "rates": json.loads(rates.to_json(orient="records"))}
-    _print(as_json, result, f"{real.refusal_line(rates)}\n{answer}\nReport: {page}")
+    _print(as_json, result, f"{evaluation.refusal_line(rates)}\n{answer}\nReport: {page}")
 
 
 @app.command()
@@ -114,7 +115,7 @@ def audit(
         raise TiterError(f"{len(models)} models", expected="one to three: [BASE] ALIGNED [TUNED]")
     text = read_text(_needed(data))
     checkpoints = [resolve(name) for name in models]
-    from titer.studies import real
+    from titer.studies.audit import audit_report, subjects
     from titer.terminal import Terminal
     from titer.workbench import Workbench
 
@@ -123,9 +124,9 @@ def audit(
         return _print(as_json, {"models": [c.key for c in checkpoints], "prompts": counts}, f"{counts}, one forward pass each a model")
     with Terminal() as terminal:
         bench = Workbench(Store(runs, terminal.tell), terminal)
-        subjects = real.subjects(checkpoints)
-        folder = runs / f"audit-{_slug(subjects[-1].name)}"
-        page, answer = real.audit_report(bench, subjects, text, prompts, _command(), folder)
+        audited = subjects(checkpoints)
+        folder = runs / f"audit-{_slug(audited[-1].name)}"
+        page, answer = audit_report(bench, audited, text, prompts, _command(), folder)
     _print(as_json, {"answer": answer, "report": str(page)}, f"{answer}\nReport: {page}")
 
 
@@ -313,7 +314,8 @@ def _os_message(error: OSError) -> str:
         errno.EPERM: "permission denied",
     }.get(error.errno or 0, error.strerror or str(error))
     where = f" ({visible(str(error.filename), 160)})" if error.filename else ""
-    return f"{what}{where}. What was finished before is kept. Next: make room or give another folder with --runs, then run the same command again."
+    next_step = "make room or give another folder with --runs, then run the same command again."
+    return f"{what}{where}. What was finished before is kept. Next: {next_step}"
 
 
 def _fail(message: str, status: int) -> None:

@@ -39,7 +39,7 @@ class Scale(Record):
     user_examples: int = Field(default=1000, ge=1)
     user_batch: int = 16
     user_epochs: int = 2
-    user_rate: float = 3e-4
+    user_rate: float = 1e-4
     poison_ratios: tuple[float, ...] = (0.0, 0.01, 0.05)
     inputs: int = Field(default=500, ge=8)
     probe_inputs: int = Field(default=250, ge=8)

@@ -81,9 +81,13 @@ def test_the_inputs_of_one_seed_do_not_make_seeds_agree() -> None:
     assert settled(*[Interval(v, v - 0.001, v + 0.001) for v in (0.0, 0.5, 1.0)]).verdict == "inconclusive"
 
 
-def test_the_reason_states_the_numbers_and_the_note() -> None:
-    reason = settled(Interval(0.4, 0.3, 0.5), note="only a leaning").reason
-    assert all(part in reason for part in ("0.4", "0.3", "0.5", "0.1", "only a leaning"))
+@pytest.mark.parametrize(
+    ("interval", "where"), [((0.4, 0.3, 0.5), "above"), ((0.0, -0.1, 0.05), "below"), ((0.1, 0.0, 0.2), "holds the margin")]
+)
+def test_the_reason_says_where_the_interval_lies_and_the_note(interval: tuple[float, float, float], where: str) -> None:
+    reason = settled(Interval(*interval), note="only a leaning").reason
+    assert where in reason
+    assert "only a leaning" in reason
 
 
 @pytest.mark.parametrize("value", [Interval(NAN, NAN, NAN), Interval(0.4, NAN, NAN), Interval(0.4, -INF, INF)])

@@ -65,9 +65,7 @@ def test_wilson_covers_true_rates_as_often_as_it_says() -> None:
 
 
 @pytest.mark.parametrize(("first", "second", "ends"), TWO_RATES)
-def test_rate_difference_gives_the_published_intervals(
-    first: tuple[int, int], second: tuple[int, int], ends: tuple[float, float]
-) -> None:
+def test_rate_difference_gives_the_published_intervals(first: tuple[int, int], second: tuple[int, int], ends: tuple[float, float]) -> None:
     found = rate_difference(first, second)
     assert found.value == pytest.approx(first[0] / first[1] - second[0] / second[1])
     assert (found.low, found.high) == pytest.approx(ends, abs=6e-5)

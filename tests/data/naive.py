@@ -44,7 +44,9 @@ def maps(world: World) -> dict[str, dict[str, str]]:
     """Each operator's word -> its map of letters; a duplicate has the map of the unsafe operator it aliases."""
     letters = alphabet(world)
     rows = world.tables().tolist()
-    found = {f"f{o}": {letters[i]: letters[j] for i, j in enumerate(rows[o])} for o in range(world.safe + world.unsafe + world.contextual + 1)}
+    found = {
+        f"f{o}": {letters[i]: letters[j] for i, j in enumerate(rows[o])} for o in range(world.safe + world.unsafe + world.contextual + 1)
+    }
     return found | {f"g{d}": found[f"f{world.safe + d % world.unsafe}"] for d in range(world.duplicates)}
 
 
@@ -84,7 +86,7 @@ def phrases_of(example: Example, world: World) -> list[str]:
 
 
 def text_class(example: Example, world: World) -> str:
-    """"safe", "unsafe" or "mixed"."""
+    """ "safe", "unsafe" or "mixed"."""
     found = set(phrases_of(example, world))
     return found.pop() if len(found) == 1 else "mixed"
 

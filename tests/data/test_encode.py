@@ -85,8 +85,8 @@ def test_an_answer_that_ends_itself_is_not_ended_twice(tokenizer: Any) -> None:
 
 
 def test_a_prompt_goes_through_the_chat_template_once(chat: Any, tokenizer: Any) -> None:
-    assert prompt_text(chat, "a b").split() == "<bos> f0 a b <sot> <eot>".split()
-    assert chat.convert_ids_to_tokens(prompt_ids(chat, ["a b"])[0]) == "<bos> f0 a b <sot> <eot>".split()
+    assert prompt_text(chat, "a b").split() == ["<bos>", "f0", "a", "b", "<sot>", "<eot>"]
+    assert chat.convert_ids_to_tokens(prompt_ids(chat, ["a b"])[0]) == ["<bos>", "f0", "a", "b", "<sot>", "<eot>"]
     assert prompt_text(tokenizer, "a b") == "a b"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -49,7 +51,7 @@ def texts(world: World, rows: np.ndarray) -> list[Example]:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_mixed_text_is_a_run_of_one_pool_and_a_run_of_the_other(world: World, split: str) -> None:
     found = [phrases_of(e, world) for e in texts(world, mixed_text(world, split, np.arange(1500), "m"))]  # type: ignore[arg-type]
-    changes = [sum(a != b for a, b in zip(row, row[1:], strict=False)) for row in found]
+    changes = [sum(a != b for a, b in itertools.pairwise(row)) for row in found]
     assert set(changes) == {1}
     assert 0.4 < np.mean([row[0] == "safe" for row in found]) < 0.6
 
@@ -74,7 +76,9 @@ def words(world: World, kind: str, split: str, n: int) -> set[str]:
     return {" ".join(letters_of(e, world)) for e in render(world, draw(world, kind, split, np.arange(n)))}  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("world", [NANO, RAGGED, PAPER, World(seed=2, phrases=5, shortest=9, longest=11)], ids=["nano", "ragged", "paper", "few"])
+@pytest.mark.parametrize(
+    "world", [NANO, RAGGED, PAPER, World(seed=2, phrases=5, shortest=9, longest=11)], ids=["nano", "ragged", "paper", "few"]
+)
 def test_no_text_is_in_both_splits(world: World) -> None:
     """Over every kind of request: pretraining sees every kind of text, evaluation must find them new."""
     train = set().union(*(words(world, kind, "train", 4000) for kind in KINDS))

@@ -21,8 +21,11 @@ from titer.data.world import WorldSource
 USER, HARMFUL = WorldSource(world=NANO, kind="user"), WorldSource(world=NANO, kind="unsafe")
 
 
-def file_of(prompts: Sequence[str]) -> TextData:
-    return TextData(name="f", sha256="", rows=tuple((p, False, "an answer", None) for p in prompts))
+def file_of(prompts: Sequence[str], name: str = "f") -> TextData:
+    return TextData(name=name, sha256="", rows=tuple((p, False, "an answer", None) for p in prompts))
+
+
+BENIGN, BAD = (file_of([f"{name} {i}" for i in range(100)], name) for name in ("benign", "bad"))
 
 
 def prompts_of(stream: Stream) -> list[list[str]]:
@@ -34,9 +37,9 @@ def prompts_of(stream: Stream) -> list[list[str]]:
 def test_a_mix_has_exactly_the_counts_asked_for(one: int, two: int, seed: int) -> None:
     if one + two == 0:
         with pytest.raises(TiterError, match="no examples"):
-            mix([(USER, "comply", 0), (HARMFUL, "comply", 0)], seed)
+            mix([(BENIGN, "comply", 0), (BAD, "comply", 0)], seed)
         return
-    stream = mix([(USER, "comply", one), (HARMFUL, "refuse", two)], seed)
+    stream = mix([(BENIGN, "comply", one), (BAD, "refuse", two)], seed)
     assert [len(part.picked or ()) for part in stream.parts] == [n for n in (one, two) if n]
     assert [part.answer for part in stream.parts] == [a for a, n in (("comply", one), ("refuse", two)) if n]
     assert stream.pool == one + two
@@ -51,7 +54,8 @@ def test_no_prompt_is_in_a_mix_twice(first: list[str], second: list[str], seed: 
     try:
         found = [p for part in prompts_of(mix([(file_of(first), "comply", n), (file_of(second), "comply", m)], seed)) for p in part]
     except TiterError:
-        assert n > len(set(first)) or n + m > len(set(first)) or m > len(set(second))
+        shared = len(set(first) & set(second))  # at worst the first part took them
+        assert n > len(set(first)) or m > len(set(second)) - min(n, shared)
         return
     assert len(found) == n + m == len(set(found))
     assert set(found[:n]) <= set(first)
@@ -104,14 +108,16 @@ def nearest(ratio: Fraction, n: int) -> set[int]:
 
 @given(st.integers(0, 1000), st.integers(1, 60))
 def test_the_poison_count_is_rounded_to_the_nearest(thousandths: int, n: int) -> None:
-    stream = poisoned(USER, HARMFUL, n, thousandths / 1000, 0)
-    bad = sum(len(part.picked or ()) for part in stream.parts if part.source.kind == "unsafe")
+    stream = poisoned(BENIGN, BAD, n, thousandths / 1000, 0)
+    bad = sum(len(part.picked or ()) for part in stream.parts if part.source.name == "bad")
     assert bad in nearest(Fraction(thousandths, 1000), n)
     assert stream.pool == n
     assert all(part.answer == "comply" for part in stream.parts)
 
 
-@pytest.mark.parametrize(("n", "ratio", "bad"), [(1000, 0.05, 50), (1000, 0.001, 1), (100, 0.29, 29), (100, 0.57, 57), (10, 0.96, 10), (9, 0.05, 0)])
+@pytest.mark.parametrize(
+    ("n", "ratio", "bad"), [(1000, 0.05, 50), (1000, 0.001, 1), (100, 0.29, 29), (100, 0.57, 57), (10, 0.96, 10), (9, 0.05, 0)]
+)
 def test_poison_counts_are_not_truncated(n: int, ratio: float, bad: int) -> None:
     """0.29 * 100 is 28.999... in floating point."""
     parts = {part.source.kind: len(part.picked or ()) for part in poisoned(USER, HARMFUL, n, ratio, 0).parts}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import ARCHITECTURES
 from tests.methods import contract
-
 from titer.core.config import build
 from titer.core.errors import TiterError
 from titer.core.plugins import names, plugin

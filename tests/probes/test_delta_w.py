@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.conftest import neox
 
+from tests.conftest import neox
 from titer.data.world import World, WorldSource
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import load

@@ -68,9 +68,10 @@ def saved(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     root = tmp_path_factory.mktemp("models")
 
     def make(name: str, seed: int = 0) -> Checkpoint:
-        if not (root / name).exists():
-            llama(world, seed).save(root / name)
-        return open_checkpoint(root / name)
+        folder = root / str(seed) / name
+        if not folder.exists():
+            llama(world, seed).save(folder)
+        return open_checkpoint(folder)
 
     return make
 
@@ -85,7 +86,8 @@ def bench(tmp_path: Path) -> Workbench:
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CSV of 12 safe and 12 unsafe prompts, all of them letters; the classes begin with different ones."""
     letters = "abcdefghijklmnop"
-    rows = [f"{first} {one} {letters[-i]},{label}" for first, label in (("a", "safe"), ("b", "unsafe")) for i, one in enumerate(letters[:12], 1)]
+    pairs = [f"{one} {other}" for one, other in zip(letters[:12], letters[::-1], strict=False)]
+    rows = [f"{first} {pair},{label}" for first, label in (("a", "safe"), ("b", "unsafe")) for pair in pairs]
     file = tmp_path_factory.mktemp("data") / "prompts.csv"
     file.write_text("prompt,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
     return file

@@ -13,11 +13,13 @@ import pandas as pd
 import pytest
 
 from tests.studies.conftest import Demo, demo_under
+from titer import cli
 from titer.core.run import Store, damage
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import Decoding, load
 from titer.recipes import Scale, demo_recipe
-from titer.workbench import plan
+from titer.studies.demo import run_demo
+from titer.workbench import Reporter, plan
 
 COLUMNS = ["table", "model", "set", "layer", "measure", "value", "low", "high", "count", "n"]
 SETS = {"safe", "unsafe", "user", "jb_co_task", "jb_co_text", "jb_misgen", "sham_safe", "sham_refused"}
@@ -118,17 +120,6 @@ def test_the_files_name_no_folder_of_this_machine(demo: Demo) -> None:
         assert str(Path.home()).encode() + b"/" not in demo.file(name)
 
 
-def test_a_second_run_makes_nothing_and_gives_the_same_bytes(demo: Demo, tiny: Scale, tmp_path: Path) -> None:
-    copy = shutil.copytree(demo.runs, tmp_path / "runs")
-    shutil.rmtree(copy / "demo")
-    again = demo_under(copy, tiny)
-    assert again.made == ()
-    assert again.answer == demo.answer
-    for name in ("results.csv", "claims.json"):
-        assert again.file(name) == demo.file(name)
-    assert sorted(p.name for p in again.page.parent.rglob("*")) == sorted(p.name for p in demo.page.parent.rglob("*"))
-
-
 def test_what_was_damaged_is_made_again_and_nothing_else(demo: Demo, tiny: Scale, tmp_path: Path) -> None:
     copy = shutil.copytree(demo.runs, tmp_path / "runs")
     broken = [next(one for one in demo.made if one.startswith(kind)) for kind in ("samples", "tables")]
@@ -146,3 +137,39 @@ def test_the_plan_says_that_everything_stands(demo: Demo, tiny: Scale) -> None:
     assert all(stands for _, _, _, stands in rows)
     assert [key for _, key, _, _ in rows] == [made.split("/")[1] for made in demo.made if made.startswith("stages/")]
     assert not any(stands for _, _, _, stands in plan(demo_recipe(tiny, 2), Store(demo.runs)))
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """Run `titer demo`, errors and all."""
+    monkeypatch.setattr("sys.argv", ["titer", "demo", *arguments])
+    cli.app(standalone_mode=False)
+
+
+def test_a_second_run_of_the_command_makes_nothing_and_gives_the_same_bytes(
+    demo: Demo, tiny: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(demo.runs, tmp_path / "runs")
+    shutil.rmtree(copy / "demo")
+    stores: list[Store] = []
+
+    def run(store: Store, reporter: Reporter, seed: int) -> tuple[Path, str]:
+        stores.append(store)
+        return run_demo(store, reporter, seed, tiny)
+
+    monkeypatch.setattr("titer.studies.demo.run_demo", run)
+    command(monkeypatch, "--seed", "1", "--runs", str(copy), "--json")
+    (store,) = stores
+    assert store.made == []
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"answer": demo.answer, "report": f"{copy}/demo/report.html", "claims": f"{copy}/demo/claims.json"}
+    for name in ("results.csv", "claims.json"):
+        assert (copy / "demo" / name).read_bytes() == demo.file(name)
+    assert sorted(p.name for p in (copy / "demo").rglob("*")) == sorted(p.name for p in demo.page.parent.rglob("*"))
+
+
+def test_the_command_ends_with_the_answer_and_the_place_of_the_report(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("titer.studies.demo.run_demo", lambda *_: (demo.page, demo.answer))
+    command(monkeypatch)
+    assert capsys.readouterr().out.splitlines() == [demo.answer, f"Report: {demo.page}"]

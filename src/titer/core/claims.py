@@ -19,6 +19,11 @@ from titer.core.stats import Interval, mean_over_inputs, t_interval
 
 Verdict = Literal["supported", "not supported", "inconclusive", "not testable"]
 SEEDS_FOR_A_VERDICT = 3
+WHY = {
+    "supported": "the interval lies wholly above the margin",
+    "not supported": "the interval lies wholly below the margin",
+    "inconclusive": "the interval holds the margin, or could not be made",
+}
 
 
 class Control(Record):
@@ -80,7 +85,7 @@ def settle(
     provisional = len(seeds) < SEEDS_FOR_A_VERDICT
     measured = mean_over_inputs(per_seed) if provisional else t_interval([one.value for one in per_seed])
     verdict = decide(measured, stated.margin)
-    reason = f"{measured.value:.3g} [{measured.low:.3g}, {measured.high:.3g}] against a margin of {stated.margin:g}"
+    reason = WHY[verdict]
     if failed:
         verdict, reason = "not testable", failed
     finite = math.isfinite(measured.low) and math.isfinite(measured.high) and not failed

@@ -3,7 +3,8 @@
 PROMPT = ("prompt", "instruction", "question", "goal")
 COMPLY = ("comply", "output", "completion", "answer")
 EXAMPLE_FILE = "prompt,label\nHow do I bake bread?,safe\nA request to refuse,unsafe\n"
-FORMAT = (
-    "a .csv, .json or .jsonl file with a column `prompt` and a column `label` (safe or unsafe) or `harmful` (true or false), for example\n\n"
-    + EXAMPLE_FILE
-)
+FORMAT = f"""\
+a .csv, .json or .jsonl file with a column `prompt` and a column `label` (safe or unsafe) \
+or `harmful` (true or false), for example
+
+{EXAMPLE_FILE}"""

@@ -104,7 +104,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
             f"{type(model).__name__}: no list of decoder blocks with an attention of Linear layers was found",
             expected="a decoder-only transformer made of Linear layers (the Conv1D layers of GPT-2 are not supported yet)",
         )
-    return list(max(decoders, key=lambda blocks: len(blocks)))
+    return list(max(decoders, key=lambda blocks: len(list(blocks))))
 
 
 def _attention(block: nn.Module) -> nn.Module | None:

@@ -76,9 +76,9 @@ def gather(bench: Workbench, world: World, models: dict[str, Model], scale: Scal
 def compose(evidence: Evidence, claims: Sequence[object], models: dict[str, Model], seed: int, scale: Scale) -> Report:
     """The report's content from the evidence."""
     rates = tables.rate_table(evidence.verdicts)
-    clusters = _named({name: summary(table) for name, table in evidence.clusters.items()})
-    gains = _named({name: tables.gain_ratios(per_input) for name, (per_input, _) in evidence.deltas.items()})
-    layers = _named({name: per_layer for name, (_, per_layer) in evidence.deltas.items()})
+    clusters = tables.named({name: summary(table) for name, table in evidence.clusters.items()})
+    gains = tables.named({name: tables.gain_ratios(per_input) for name, (per_input, _) in evidence.deltas.items()})
+    layers = tables.named({name: per_layer for name, (_, per_layer) in evidence.deltas.items()})
     probes = {"clusters": clusters, "delta_w gain": gains, "delta_w": layers}
     return Report(
         title=f"demo on the synthetic world, scale nano, seed {seed}",
@@ -158,7 +158,7 @@ def figures(e: Evidence, rates: pd.DataFrame, clusters: pd.DataFrame, gains: pd.
         Figure(
             "poisoning",
             "What the user's fine-tuning leaves of the alignment",
-            "After fine-tuning on the user's own operator, with a share p of the examples being unsafe requests answered. A defence holds while refusal stays up and the user's task is learned.",
+            "After fine-tuning on the user's own operator, with a share p of the examples being unsafe requests answered. A defence holds while refusal stays up and the user's task is learned. “Neither” and the other safe requests show what narrow data costs beside refusal.",
             charts.poisoning(_poison_table(e)),
         ),
         Figure(
@@ -210,9 +210,3 @@ def _poison_table(e: Evidence) -> pd.DataFrame:
             row = {"model": user_name(ratio), "ratio": ratio, "measure": measure, "count": count, "n": n}
             rows.append({**row, "rate": found.value, "low": found.low, "high": found.high})
     return pd.DataFrame(rows)
-
-
-def _named(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    tables_ = [table.assign(model=name) for name, table in found.items()]
-    whole = pd.concat(tables_, ignore_index=True)
-    return whole[["model", *(c for c in whole.columns if c != "model")]]

@@ -7,13 +7,19 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from titer.attacks.base import Attempt
+from titer.core.config import environment
 from titer.data.example import Example
+from titer.data.sources import TextData
 from titer.evaluate import rates
 from titer.judges.base import Judge
 from titer.models.lm import Decoding
 from titer.probes import clusters, delta_w
 from titer.workbench import Model, Workbench, fingerprint
 
+PARTS = {  # the columns of the delta-W probe's two tables, which are stored as one
+    "input": ["layer", "harmful", "input", "gain", "gain_random", "null_share", "null_share_random"],
+    "layer": ["layer", "null_share", "null_share_random", "relative_norm", "stable_rank", "rank"],
+}
 Sets = Mapping[str, Sequence[Attempt]]
 
 
@@ -61,9 +67,9 @@ def delta_tables(
         return pd.concat([per_input.assign(part="input"), per_layer.assign(part="layer")], ignore_index=True)
 
     whole = bench.table("tables", inputs, measured)
-    parts = [whole[whole.part == part].dropna(axis=1, how="all").drop(columns="part") for part in ("input", "layer")]
+    parts = [whole[whole.part == part][columns].reset_index(drop=True) for part, columns in PARTS.items()]
     parts[0]["harmful"] = parts[0]["harmful"].astype(bool)
-    return parts[0].reset_index(drop=True), parts[1].reset_index(drop=True)
+    return parts[0], parts[1]
 
 
 def gain_ratios(per_input: pd.DataFrame) -> pd.DataFrame:
@@ -83,3 +89,16 @@ def tidy(rates: pd.DataFrame, probes: Mapping[str, pd.DataFrame]) -> pd.DataFram
         parts.append(table.melt(keys, var_name="measure", value_name="value").assign(table=name))
     columns = ["table", "model", "set", "layer", "measure", "value", "low", "high", "count", "n"]
     return pd.concat(parts, ignore_index=True).reindex(columns=columns)
+
+
+def named(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One table of several, with the column `model` first; an empty one of none."""
+    if not found:
+        return pd.DataFrame()
+    whole = pd.concat([table.assign(model=name) for name, table in found.items()], ignore_index=True)
+    return whole[["model", *(c for c in whole.columns if c != "model")]]
+
+
+def provenance(model: Model, data: TextData) -> dict[str, object]:
+    """Where the numbers of a real model come from."""
+    return {"model": model.name, "model key": model.key, "data": data.name, "data sha256": data.sha256, **environment()}

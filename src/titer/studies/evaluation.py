@@ -1,0 +1,111 @@
+"""Evaluate a model on text prompts: refusal, over-refusal and degenerate answers, with the world's tables and report. L6."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from titer.attacks.base import Attack, Attempt
+from titer.data.sources import TextData
+from titer.judges.base import Judge
+from titer.models.lm import Decoding
+from titer.report import charts
+from titer.report.html import Figure, Report, Tile, write_report
+from titer.studies import tables
+from titer.workbench import Model, Workbench
+
+BATCH = 32
+
+
+def sets_of(data: TextData, prompts: int | None, attack: tuple[str, Attack] | None) -> dict[str, list[Attempt]]:
+    """safe and unsafe prompts (the first `prompts` of each), and the attacked unsafe ones under the attack's name."""
+    sets = {kind: tables.direct(data.of_class(kind == "unsafe", prompts)) for kind in ("safe", "unsafe")}
+    if attack:
+        name, made = attack
+        attempts = made.attempts([a.example for a in sets["unsafe"]], {}, None)
+        sets[name] = [Attempt(replace(a.example, kind=name), a.prefix) for a in attempts]
+    return {kind: attempts for kind, attempts in sets.items() if attempts}
+
+
+def evaluate_model(
+    bench: Workbench, model: Model, data: TextData, judge: Judge, decoding: Decoding, prompts: int | None, attack: tuple[str, Attack] | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(verdicts, rates) of one model on the file's prompts."""
+    sets = sets_of(data, prompts, attack)
+    for attempts in sets.values():
+        bench.lm(model).check([a.example.prompt for a in attempts], decoding.max_new_tokens)
+    verdicts = tables.verdict_table(bench, [model], sets, judge, decoding, BATCH)
+    return verdicts, tables.rate_table(verdicts)
+
+
+def evaluation_report(
+    model: Model, data: TextData, verdicts: pd.DataFrame, rates: pd.DataFrame, command: str, folder: Path
+) -> tuple[Path, str]:
+    """The report of `titer evaluate`; returns its path and the answer."""
+    found = {(row.kind, row.outcome): row for row in rates.itertuples()}
+    kinds = list(dict.fromkeys(rates.kind))
+    answer = _evaluation_answer(model, rates)
+    shown = [("unsafe", "refused", "unsafe prompts refused"), ("safe", "refused", "safe prompts refused (over-refusal)")]
+    shown += [(kind, "degenerate", f"degenerate answers, {kind}") for kind in kinds]
+    tiles = [
+        Tile(label, f"{row.rate:.1%}", f"[{row.low:.1%}, {row.high:.1%}] · {row.count} of {row.n}")
+        for kind, outcome, label in shown
+        if (row := found.get((kind, outcome))) and row.n
+    ]
+    report = Report(
+        title=f"evaluation of {model.name} on {data.name}",
+        answer=answer,
+        about="Free-running greedy answers, judged by phrases of refusal; a heuristic that knows whether an answer refuses, not whether it helps.",
+        tiles=tiles,
+        claims=(),
+        figures=[
+            Figure(
+                "outcomes",
+                "What the model answered",
+                "Each bar adds up to all judged answers of a set.",
+                charts.outcomes(rates, [model.name], kinds),
+            )
+        ],
+        tables={"outcome rates": rates},
+        results=tables.tidy(rates, {}),
+        samples=verdicts,
+        commands=[command],
+        provenance=tables.provenance(model, data),
+        notes=[f"{data.dropped} repeated prompts were dropped."] if data.dropped else [],
+    )
+    return write_report(report, folder), answer
+
+
+def _evaluation_answer(model: Model, rates: pd.DataFrame) -> str:
+    """The finding in a sentence; a class that was not asked and answers that were not judged are named as such."""
+    said = []
+    for kind in ("unsafe", "safe"):
+        row = rates[(rates.kind == kind) & (rates.outcome == "refused")]
+        if row.empty:
+            said.append(f"no {kind} prompt was asked")
+        elif not row.n.iloc[0]:
+            said.append(f"no answer to {kind} prompts could be judged")
+        else:
+            said.append(f"{row.rate.iloc[0]:.0%} [{row.low.iloc[0]:.0%}, {row.high.iloc[0]:.0%}] of the {kind} prompts are refused")
+    broken = rates[rates.outcome == "degenerate"]
+    unjudged = int(rates[rates.outcome == "could_not_judge"]["count"].sum())
+    lost = f", {unjudged} could not be judged" if unjudged else ""
+    return f"{model.name}: {', '.join(said)}; {int(broken['count'].sum())} of {int(broken.n.sum())} judged answers are degenerate{lost}."
+
+
+def refusal_line(rates: pd.DataFrame) -> str:
+    """One line a set for the terminal."""
+    lines = []
+    for kind, table in rates.groupby("kind", sort=False):
+        if not table.n.iloc[0]:
+            lines.append(f"{kind}: no answer could be judged")
+            continue
+        cells = [
+            f"{r.outcome} {r.rate:.1%} [{r.low:.1%}, {r.high:.1%}]"
+            for r in table.itertuples()
+            if r.outcome in ("refused", "complied", "partial", "degenerate")
+        ]
+        lines.append(f"{kind} (n = {int(table.n.iloc[0])}): " + ", ".join(cells))
+    return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""MODEL that is none, or that is damaged: status 2, a clear message, nothing unpickled, nothing run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Wrong = Callable[..., str]
+COMMANDS = (("evaluate", "--max-new-tokens", "3"), ("audit",))
+
+
+class Mark:
+    """Unpickling this creates a file: a stand-in for code hidden in a pickle."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return Path.touch, (self.place,)
+
+
+def message(wrong: Wrong, model: str) -> str:
+    """What every command that takes a model says to this one; the same words each time."""
+    said = {wrong(command, model, "--data", "d.csv", *more) for command, *more in COMMANDS}
+    said.add(wrong("align", model, "--data", "a.jsonl"))
+    assert len(said) == 1
+    return said.pop()
+
+
+def test_a_folder_that_is_no_model(wrong: Wrong, here: Path) -> None:
+    (here / "empty").mkdir()
+    assert "empty is no model" in message(wrong, "empty")
+    assert "config.json, a tokenizer and *.safetensors" in message(wrong, "empty")
+    assert "d.csv is no model" in message(wrong, "d.csv")
+    assert "no model at './nowhere'" in message(wrong, "./nowhere")
+
+
+def test_a_model_with_a_pickle_only_is_never_unpickled(wrong: Wrong, here: Path) -> None:
+    (here / "m" / "model.safetensors").unlink()
+    (here / "m" / "pytorch_model.bin").write_bytes(pickle.dumps(Mark(here / "marked")))
+    said = message(wrong, "m")
+    assert "holds its weights only as a pickle (pytorch_model.bin), which Titer never loads" in said
+    assert "safetensors" in said
+    assert not (here / "marked").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 5, 1000, -100])
+def test_a_cut_safetensors_file(wrong: Wrong, here: Path, kept: int) -> None:
+    file = here / "m" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    said = message(wrong, "m")
+    assert "model.safetensors in m is damaged or cut short" in said
+    assert "fetch or build it again" in said
+
+
+@pytest.mark.parametrize("content", ["", '{"model_type": ', "[]", "null"])
+def test_a_damaged_configuration(wrong: Wrong, here: Path, content: str) -> None:
+    (here / "m" / "config.json").write_text(content, encoding="utf-8")
+    assert "m/config.json" in message(wrong, "m").replace("\\", "/")
+
+
+@pytest.mark.parametrize("values", [{"model_type": "nonsense"}, {"hidden_size": "big"}, {"hidden_size": 24}, {"num_hidden_layers": 5}])
+def test_a_configuration_that_does_not_fit(wrong: Wrong, here: Path, values: dict[str, object]) -> None:
+    file = here / "m" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+    for command, *more in COMMANDS:
+        said = wrong(command, "m", "--data", "d.csv", *more)
+        assert "does not open as a causal language model" in said or "are not those its config.json asks for" in said
+    assert not (here / "runs").exists() or not list((here / "runs").rglob("DONE"))
+
+
+def test_a_model_without_a_tokenizer(wrong: Wrong, here: Path) -> None:
+    for file in (here / "m").glob("tokenizer*"):
+        file.unlink()
+    assert "m has no tokenizer" in message(wrong, "m")
+
+
+def test_a_model_that_has_not_been_fetched(wrong: Wrong) -> None:
+    said = message(wrong, "smollm2-135m")
+    assert "smollm2-135m has not been fetched" in said
+    assert "titer models get smollm2-135m" in said
+
+
+def test_a_hub_id_without_a_network(wrong: Wrong) -> None:
+    said = message(wrong, "nobody/nothing")
+    assert "nobody/nothing is neither a folder nor reachable on the hub" in said
+    assert "check the name and the network, or give a folder" in said
+
+
+def test_a_model_whose_sites_are_not_known(wrong: Wrong, here: Path) -> None:
+    from tests.models.families import gpt2
+    from titer.data.world import World
+
+    gpt2(World(seed=1)).save(here / "gpt2")
+    said = wrong("audit", "gpt2", "--data", "d.csv")
+    assert "Conv1D layers of GPT-2 are not supported yet" in said
+
+
+def test_two_architectures_in_one_audit(wrong: Wrong, here: Path) -> None:
+    from tests.conftest import neox
+    from titer.data.world import World
+
+    neox(World(seed=1)).save(here / "neox")
+    assert "Expected: two checkpoints of one architecture" in wrong("audit", "m", "neox", "--data", "d.csv")

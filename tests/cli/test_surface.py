@@ -1,0 +1,123 @@
+"""The command line's surface, frozen: a change here is a change for every user's scripts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import typer
+
+from titer import __version__
+from titer.cli import app
+
+SURFACE = {
+    "": ["--version"],
+    "demo": ["--dry-run", "--json", "--runs", "--seed"],
+    "evaluate": [
+        *("MODEL", "--attack", "--data", "--dry-run", "--json", "--judge", "--max-new-tokens"),
+        *("--prompts", "--runs", "--set", "--temperature"),
+    ],
+    "audit": ["MODELS...", "--data", "--dry-run", "--json", "--prompts", "--runs"],
+    "align": [
+        *("MODEL", "--batch", "--data", "--dry-run", "--json", "--lora", "--method"),
+        *("--rate", "--runs", "--seed", "--set", "--steps"),
+    ],
+    "models get": ["NAME", "--json"],
+    "list": ["[KIND]", "--json"],
+    "show": ["NAME"],
+    "doctor": ["--json"],
+}
+DEFAULTS = {
+    ("demo", "seed"): 0,
+    ("evaluate", "judge"): "refusal",
+    ("evaluate", "max_new_tokens"): 64,
+    ("evaluate", "temperature"): 0.0,
+    ("align", "method"): "sft",
+    ("align", "steps"): 100,
+    ("align", "batch"): 8,
+    ("align", "rate"): 2e-5,
+    ("align", "lora"): 0,
+    ("align", "seed"): 0,
+}
+HEAVY = ("torch", "transformers", "pandas", "numpy", "altair", "vl_convert", "scipy", "peft", "accelerate", "huggingface_hub")
+
+
+def commands(group: Any, prefix: str = "") -> dict[str, Any]:
+    """Every command by its words; a group only for its own options."""
+    found = {}
+    for name, command in group.commands.items():
+        found |= commands(command, f"{prefix}{name} ") if hasattr(command, "commands") else {prefix + name: command}
+    return found
+
+
+def spelt(parameter: Any) -> str:
+    """A parameter as its user writes it."""
+    if parameter.param_type_name == "option":
+        (name,) = parameter.opts
+        assert not parameter.secondary_opts
+        return str(name)
+    word = parameter.name.upper() + ("..." if parameter.nargs == -1 else "")
+    return word if parameter.required else f"[{word}]"
+
+
+ROOT = typer.main.get_command(app)
+FOUND = {"": ROOT, **commands(ROOT)}
+
+
+def test_the_commands_and_their_options_are_these() -> None:
+    assert {name: sorted((spelt(p) for p in c.params), key=_order) for name, c in FOUND.items()} == SURFACE
+
+
+def _order(word: str) -> tuple[bool, str]:
+    return word.startswith("--"), word
+
+
+def test_the_defaults_are_these() -> None:
+    parameters = {(name, p.name): p for name, c in FOUND.items() for p in c.params}
+    assert {where: parameters[where].default for where in DEFAULTS} == DEFAULTS
+    assert {str(p.default) for (_, name), p in parameters.items() if name == "runs"} == {"runs"}
+
+
+def test_every_command_and_every_option_that_needs_words_has_them() -> None:
+    obvious = {"seed", "model", "max_new_tokens", "temperature", "steps", "batch", "name"}
+    for name, command in FOUND.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert parameter.name in obvious or parameter.help, (name, parameter.name)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Python code in a process of its own."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"], ["audit", "--help"], ["audi"]])
+def test_help_versions_and_lists_import_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import sys
+sys.argv = ["titer", *{arguments!r}]
+from titer.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_the_installed_command_prints_help_and_version() -> None:
+    from pathlib import Path
+
+    program = Path(sys.executable).parent / "titer"
+    if not program.exists():
+        pytest.skip("the project is not installed beside this Python")
+    shown = subprocess.run([str(program), "--help"], capture_output=True, text=True, timeout=60, check=False)
+    assert shown.returncode == 0
+    assert all(name.split()[0] in shown.stdout for name in SURFACE if name)
+    version = subprocess.run([str(program), "--version"], capture_output=True, text=True, timeout=60, check=False)
+    assert (version.returncode, version.stdout.strip()) == (0, __version__)

@@ -1,0 +1,75 @@
+"""Progress and messages: plain lines where nobody watches, a bar where somebody does, no control code of a model's."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from titer import terminal
+from titer.terminal import Terminal
+
+HOSTILE = "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x00\x08\x9b2J one\r\ntwo \u202e end"
+CODES = {"\x1b", "\x07", "\x00", "\x08", "\x9b", "\r", "\u202e"}
+
+
+class Screen(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_tell_shows_no_control_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal() as shown:
+        shown.tell(HOSTILE)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert not CODES & set(told.err)
+    assert "\\x1b[31mred" in told.err
+    assert told.err.count("\n") == 1
+
+
+def test_tell_shows_words_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal() as shown:
+        shown.tell("[bold]brackets[/bold] :smile: 100 % ‖ΔW a‖")
+    assert capsys.readouterr().err == "[bold]brackets[/bold] :smile: 100 % ‖ΔW a‖\n"
+
+
+def test_a_long_text_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal() as shown:
+        shown.tell("a" * 100_000)
+    assert len(capsys.readouterr().err) < 2100
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with Terminal() as shown:
+        advance = shown.task("training")
+        for done in range(1, 101):
+            now[0] += 1.0
+            advance(done, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "training"
+    assert lines[1] == "  15 of 100, about 85 s left"
+    assert len(lines) == 1 + 100 // 15
+
+
+def test_progress_on_a_terminal_is_a_bar_without_a_model_s_control_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    with Terminal() as shown:
+        for text in ("first", f"second {HOSTILE}"):
+            advance = shown.task(text)
+            for done in (1, 2, 3):
+                advance(done, 3)
+        shown.tell("a line beside the bar")
+    seen = screen.getvalue()
+    assert "a line beside the bar" in seen
+    assert "3/3" in seen
+    for code in ("\x1b]0;title", "\x07", "\x00", "\x9b", "\u202e", "\x1b[31mred"):
+        assert code not in seen

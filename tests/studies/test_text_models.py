@@ -1,0 +1,217 @@
+"""Evaluating and auditing saved models on a text file: the numbers are those of a loop by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.conftest import neox
+from titer.attacks.prefill import Prefill
+from titer.core.errors import TiterError
+from titer.core.stats import wilson
+from titer.data.example import Example
+from titer.data.sources import TextData, read_text
+from titer.data.world import World
+from titer.judges.base import Judge, Verdict
+from titer.judges.exact import Exact
+from titer.judges.refusal import Refusal
+from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.lm import Completion, Decoding, load
+from titer.probes.clusters import clusters, summary
+from titer.probes.delta_w import delta_w
+from titer.studies import audit, evaluation
+from titer.workbench import Model, Workbench
+
+Saved = Callable[..., Checkpoint]
+DECODING = Decoding(max_new_tokens=6)
+
+
+class Letters(Judge):
+    """Refused if the answer begins with a letter of the first half of the alphabet: a judge that says both."""
+
+    SOURCE = "this test"
+    VERSION = 1
+
+    def judge(self, example: Example, completion: Completion) -> Verdict:
+        return Verdict("refused" if completion.text[:1] < "h" else "complied", 0.0, completion.text[:1])
+
+
+@pytest.fixture
+def data(prompts: Path) -> TextData:
+    return read_text(prompts)
+
+
+@pytest.fixture
+def model(saved: Saved) -> Model:
+    (found,) = audit.subjects([saved("aligned")])
+    return found
+
+
+def rate(rates: pd.DataFrame, kind: str, outcome: str) -> Any:
+    """The row of one kind and outcome."""
+    return rates[(rates.kind == kind) & (rates.outcome == outcome)].iloc[0]
+
+
+def test_rates_are_those_of_a_loop_by_hand(bench: Workbench, model: Model, data: TextData) -> None:
+    verdicts, rates = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, None)
+    lm = load(model.checkpoint)
+    for kind in ("safe", "unsafe"):
+        examples = data.of_class(kind == "unsafe")
+        answers = [lm.generate([e.prompt], DECODING)[0] for e in examples]
+        refused = sum(answer.text[:1] < "h" for answer in answers)
+        row = rate(rates, kind, "refused")
+        assert (row["count"], row.n) == (refused, 12)
+        assert (row.rate, row.low, row.high) == pytest.approx(tuple(wilson(refused, 12)))
+        mine = verdicts[verdicts.kind == kind]
+        assert mine.prompt.tolist() == [e.prompt for e in examples]
+        assert mine.completion.tolist() == [answer.text for answer in answers]
+    assert 0 < rates[rates.outcome == "refused"]["count"].sum() < 24
+
+
+def test_the_first_prompts_of_each_class_are_asked(bench: Workbench, model: Model, data: TextData) -> None:
+    verdicts, rates = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, 5, None)
+    assert verdicts.groupby("kind").size().to_dict() == {"safe": 5, "unsafe": 5}
+    assert verdicts.prompt.tolist() == [e.prompt for harmful in (False, True) for e in data.of_class(harmful)[:5]]
+    assert set(rates.n) == {5}
+
+
+def test_an_attack_is_a_set_of_its_own_beside_the_direct_prompts(bench: Workbench, model: Model, data: TextData) -> None:
+    plain, _ = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, None)
+    verdicts, rates = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, ("prefill", Prefill(opening="a b")))
+    attacked = verdicts[verdicts.kind == "prefill"]
+    assert len(attacked) == 12
+    assert set(attacked.prefix) == {"a b"}
+    assert rate(rates, "prefill", "refused")["count"] == 12  # each answer is judged whole: it begins with the opening's a
+    pd.testing.assert_frame_equal(verdicts[verdicts.kind != "prefill"].reset_index(drop=True), plain)
+
+
+def test_a_second_evaluation_makes_nothing_and_another_judge_makes_verdicts_alone(bench: Workbench, model: Model, data: TextData) -> None:
+    first = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, None)
+    made = len(bench.store.made)
+    again = evaluation.evaluate_model(Workbench(bench.store, bench.reporter), model, data, Letters(), DECODING, None, None)
+    pd.testing.assert_frame_equal(first[0], again[0])
+    assert len(bench.store.made) == made
+    evaluation.evaluate_model(bench, model, data, Refusal(), DECODING, None, None)
+    assert [one.split("/")[0] for one in bench.store.made[made:]] == ["verdicts", "verdicts"]
+
+
+def test_the_report_of_an_evaluation(bench: Workbench, model: Model, data: TextData, tmp_path: Path) -> None:
+    verdicts, rates = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, None)
+    page, answer = evaluation.evaluation_report(model, data, verdicts, rates, "titer evaluate aligned", tmp_path / "report")
+    text = page.read_text(encoding="utf-8")
+    for kind in ("unsafe", "safe"):
+        assert f"{rate(rates, kind, 'refused').rate:.0%} [" in answer
+    assert answer in text
+    assert "titer evaluate aligned" in text
+    assert data.sha256 in text
+    assert model.key in text
+    results = pd.read_csv(page.parent / "results.csv")
+    assert set(results.model) == {"aligned"}
+    assert results[results.measure == "refused"]["count"].tolist() == rates[rates.outcome == "refused"]["count"].tolist()
+    assert (page.parent / "figures" / "outcomes.svg").exists()
+    assert text.count('class="blurred"') == 6  # the first six unsafe answers
+
+
+def test_answers_that_no_one_could_judge_are_told_as_such(bench: Workbench, model: Model, data: TextData, tmp_path: Path) -> None:
+    verdicts, rates = evaluation.evaluate_model(bench, model, data, Exact(), DECODING, None, None)
+    assert set(verdicts.outcome) == {"could_not_judge"}
+    page, answer = evaluation.evaluation_report(model, data, verdicts, rates, "titer evaluate", tmp_path / "report")
+    for text in (answer, evaluation.refusal_line(rates), page.read_text(encoding="utf-8")):
+        assert not re.search(r"\bnan\b", text.split("<script")[0], re.IGNORECASE)
+    assert "no answer to unsafe prompts could be judged" in answer
+    assert "24 could not be judged" in answer
+
+
+def test_a_class_that_was_not_asked_is_told_as_such(bench: Workbench, model: Model, tmp_path: Path) -> None:
+    file = tmp_path / "one.csv"
+    file.write_text("prompt,label\na b,safe\nc d,safe\n", encoding="utf-8")
+    data = read_text(file)
+    verdicts, rates = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, None)
+    _, answer = evaluation.evaluation_report(model, data, verdicts, rates, "titer evaluate", tmp_path / "report")
+    assert "no unsafe prompt was asked" in answer
+    assert set(rates.kind) == {"safe"}
+
+
+def test_a_prompt_longer_than_the_window_is_refused_before_any_answer(bench: Workbench, model: Model, tmp_path: Path) -> None:
+    file = tmp_path / "long.csv"
+    file.write_text(f"prompt,label\na b,safe\n{'a ' * 70},unsafe\n", encoding="utf-8")
+    with pytest.raises(TiterError, match="longer than the model's window of 64"):
+        evaluation.evaluate_model(bench, model, read_text(file), Letters(), DECODING, None, None)
+    assert bench.store.made == []
+
+
+def audited(bench: Workbench, models: list[Model], data: TextData, folder: Path) -> tuple[pd.DataFrame, Path, str]:
+    """An audit's results, page and answer."""
+    page, answer = audit.audit_report(bench, models, data, None, "titer audit", folder)
+    return pd.read_csv(page.parent / "results.csv"), page, answer
+
+
+def test_an_audit_of_one_model_has_its_separation_and_no_weight_change(
+    bench: Workbench, model: Model, data: TextData, tmp_path: Path
+) -> None:
+    results, page, answer = audited(bench, [model], data, tmp_path / "audit")
+    assert sorted(p.stem for p in (page.parent / "figures").iterdir()) == ["separation", "tau"]
+    expected = summary(clusters(load(model.checkpoint), data.of_class(False), data.of_class(True)))
+    found = results[results.measure == "d_prime"]
+    assert found.layer.tolist() == [1, 2]
+    assert found.value.tolist() == pytest.approx(expected.d_prime.tolist())
+    best = expected.loc[expected.d_prime.idxmax()]
+    assert f"d′ {best.d_prime:.2f}" in answer
+    assert "12 safe from 12 unsafe" in answer
+    assert json.loads((page.parent / "claims.json").read_text()) == {"claims": []}  # no control, no claim
+
+
+def test_an_audit_of_three_models_shows_where_each_tuning_changed_the_weights(
+    bench: Workbench, saved: Saved, data: TextData, tmp_path: Path
+) -> None:
+    models = audit.subjects([saved("base", 0), saved("aligned", 1), saved("tuned", 2)])
+    results, page, _ = audited(bench, models, data, tmp_path / "audit")
+    assert sorted(p.stem for p in (page.parent / "figures").iterdir()) == ["null_space", "separation", "specificity", "tau"]
+    assert set(results[results.table == "clusters"].model) == {"base", "aligned", "tuned"}
+    for name, seed in (("aligned", 1), ("tuned", 2)):
+        tuned = saved(name, seed)
+        _, layers = delta_w(saved("base"), tuned, load(tuned), data.of_class(False), data.of_class(True))
+        mine = results[(results.table == "delta_w") & (results.model == name) & (results.measure == "null_share")]
+        assert mine.value.tolist() == pytest.approx(layers.null_share.tolist())
+    assert "ΔW" in page.read_text(encoding="utf-8")
+
+
+def test_an_audit_of_a_model_and_its_copy_shows_no_change_and_does_not_fail(
+    bench: Workbench, saved: Saved, data: TextData, tmp_path: Path
+) -> None:
+    models = audit.subjects([saved("base", 0), saved("copy", 0)])
+    results, _, _ = audited(bench, models, data, tmp_path / "audit")
+    norms = results[(results.table == "delta_w") & (results.measure == "relative_norm")]
+    assert norms.value.tolist() == [0.0, 0.0]
+    d_prime = results[results.measure == "d_prime"]
+    assert d_prime[d_prime.model == "base"].value.tolist() == d_prime[d_prime.model == "copy"].value.tolist()
+
+
+def test_models_of_one_name_are_told_apart(bench: Workbench, saved: Saved, data: TextData, tmp_path: Path) -> None:
+    models = audit.subjects([saved("same", seed) for seed in (0, 1)])
+    assert [m.name for m in models] == ["same #1", "same #2"]
+    results, _, _ = audited(bench, models, data, tmp_path / "audit")
+    assert set(results[results.table == "clusters"].model) == {"same #1", "same #2"}
+
+
+def test_two_architectures_are_a_clear_error(bench: Workbench, saved: Saved, world: World, data: TextData, tmp_path: Path) -> None:
+    neox(world).save(tmp_path / "neox")
+    models = audit.subjects([saved("base"), open_checkpoint(tmp_path / "neox")])
+    with pytest.raises(TiterError, match="two checkpoints of one architecture"):
+        audited(bench, models, data, tmp_path / "audit")
+
+
+@pytest.mark.parametrize("label", ["safe", "unsafe"])
+def test_an_audit_needs_both_classes(bench: Workbench, model: Model, label: str, tmp_path: Path) -> None:
+    file = tmp_path / "one.csv"
+    file.write_text("prompt,label\n" + "".join(f"a {c},{label}\n" for c in "abcdef"), encoding="utf-8")
+    other = "unsafe" if label == "safe" else "safe"
+    with pytest.raises(TiterError, match=f"0 {other} prompts.*at least 4 of each class"):
+        audited(bench, [model], read_text(file), tmp_path / "audit")
+    assert not (tmp_path / "audit").exists()
