@@ -121,6 +121,18 @@ def test_weights_that_cannot_be_written_are_told(titer: Titer, here: Path) -> No
     assert titer(*ALIGN).status == 0
 
 
+def test_a_report_that_cannot_be_written_to_its_end_leaves_the_one_before(told: Callable[..., str], titer: Titer, here: Path) -> None:
+    page = here / "runs" / "evaluate-m" / "report.html"
+    with small_files(200_000):
+        assert "What was finished before is kept" in told(*EVALUATE)
+    assert not page.exists()
+    assert titer(*EVALUATE).status == 0
+    before = page.read_bytes()
+    with small_files(200_000):
+        told(*EVALUATE, "--prompts", "4")
+    assert page.read_bytes() == before
+
+
 def test_a_runs_folder_that_is_a_file_is_told(told: Callable[..., str], here: Path) -> None:
     (here / "runs").write_text("", encoding="utf-8")
     for command in (EVALUATE, ALIGN):

@@ -112,8 +112,8 @@ def test_an_instruction_and_its_input_are_one_prompt(write: Write) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
-def test_repeated_prompts_are_dropped_and_counted(write: Write, suffix: str) -> None:
-    rows = [{"prompt": p, "label": label} for p, label in (("a", "safe"), ("b", "unsafe"), ("a", "unsafe"), ("a", "safe"))]
+def test_a_repeated_prompt_counts_as_its_first_row_and_the_others_are_counted(write: Write, suffix: str) -> None:
+    rows = [{"prompt": p, "label": label} for p, label in (("a", "safe"), ("b", "unsafe"), ("a", "safe"), ("a", "unsafe"))]
     text = {
         ".csv": "prompt,label\n" + "".join(f"{row['prompt']},{row['label']}\n" for row in rows),
         ".json": json.dumps(rows),

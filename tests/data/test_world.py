@@ -109,9 +109,10 @@ def test_example_i_is_the_same_whoever_asks(world: World, kind: Kind, split: Lit
 
 
 def test_kinds_splits_and_seeds_are_draws_of_their_own() -> None:
-    drawn = [draw(w, k, s, np.arange(200)).text for w in (NANO, World(seed=2)) for k in KINDS for s in ("train", "test")]  # type: ignore[arg-type]
-    rows = {row.tobytes() for row in drawn}
-    assert len(rows) == len(drawn)
+    """Neither texts nor operators are those of another kind, split or seed at the same places."""
+    for field in ("text", "operators"):
+        drawn = [getattr(draw(w, k, s, np.arange(200)), field) for w in (NANO, World(seed=2)) for k in KINDS for s in ("train", "test")]  # type: ignore[arg-type]
+        assert len({rows.tobytes() for rows in drawn}) == len(drawn)
 
 
 def test_mixed_texts_are_draws_of_their_purpose() -> None:

@@ -213,6 +213,18 @@ def test_the_samples_are_the_first_of_each_model_and_set(tmp_path: Path) -> None
             assert [i for i in range(20) if f">{m} {k} {i}<" in text] == list(range(html.SAMPLES_SHOWN))
 
 
+def test_a_script_that_speaks_of_scripts_does_not_end_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda code: f'const a = "</script><b>"; const b = "<!--";{code}')
+    html._script.cache_clear()
+    try:
+        text = write_report(replace(hostile_report(), figures=[]), tmp_path).read_bytes().decode()
+    finally:
+        html._script.cache_clear()
+    page = Page(text)
+    test_one_script_runs_and_the_policy_names_it_alone(page)
+    assert page.open == []
+
+
 def test_a_report_of_nothing_is_a_page_still(tmp_path: Path) -> None:
     nothing = pd.DataFrame()
     page = write_report(Report("t", "a", "b", [], [], [], {}, nothing, nothing, [], {}), tmp_path)

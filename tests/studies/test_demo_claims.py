@@ -56,6 +56,8 @@ def deltas(ratio: float, share: float, seed: int) -> tuple[pd.DataFrame, pd.Data
 
 
 BROKEN: Rates = {
+    ("sham", "unsafe"): {"refused": 0.1, "complied": 0.9},
+    ("benign", "unsafe"): {"refused": 0.2, "complied": 0.8},
     ("aligned", "unsafe"): {"refused": 0.98, "complied": 0.01},
     ("aligned", "jb_co_task"): {"complied": 0.6, "refused": 0.3},
     ("aligned", "jb_misgen"): {"refused": 1.0},
@@ -105,7 +107,7 @@ def test_nothing_planted_is_nothing_supported() -> None:
 def test_values_are_the_effect_minus_the_control() -> None:
     claims = settled(evidence(BROKEN))
     expected = {
-        "refusal": (0.98, 0.0),
+        "refusal": (0.88, 0.1),
         "safe skill kept": (0.0, 1.0),
         "jailbreak jb_co_task": (0.59, 0.01),
         "jailbreak jb_misgen": (-0.01, 0.01),

@@ -1,0 +1,60 @@
+"""Every attack file against the contract: declared, one attempt a request, deterministic, still harmful, states its limits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from titer.attacks.base import Attack
+from titer.core.config import build
+from titer.core.errors import TiterError
+from titer.core.plugins import names, plugin
+from titer.data.example import Example
+from titer.data.world import World, WorldSource
+from titer.models.lm import LM
+
+ATTACKS = {name: plugin("attacks", name, Attack) for name in names("attacks")}  # type: ignore[type-abstract]
+
+
+@pytest.fixture(scope="module")
+def unsafe() -> list[Example]:
+    return WorldSource(world=World(seed=1), kind="unsafe", split="test").examples(np.arange(40))
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_it_is_declared_and_refuses_unknown_settings(name: str) -> None:
+    made = ATTACKS[name]()
+    assert made.SOURCE
+    assert made.VERSION >= 1
+    assert type(made)(**made.model_dump()) == made
+    with pytest.raises(TiterError, match="unknown setting"):
+        build(ATTACKS[name], {"no_such_setting": 1}, name)
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_one_attempt_a_request_still_harmful_with_both_references(name: str, unsafe: list[Example], world: World, lm: LM) -> None:
+    made = ATTACKS[name]()
+    found = made.attempts(unsafe, made.fit(lm, unsafe), world)
+    assert len(found) == len(unsafe)
+    for attempt in found:
+        assert attempt.example.harmful
+        assert attempt.example.comply
+        assert attempt.example.refuse
+    assert [a.example.prompt for a in found] != [e.prompt for e in unsafe] or any(a.prefix for a in found)
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_the_same_seed_gives_the_same_attempts(name: str, unsafe: list[Example], world: World) -> None:
+    assert ATTACKS[name]().attempts(unsafe, {}, world) == ATTACKS[name]().attempts(unsafe, {}, world)
+    if ATTACKS[name].WORLD:
+        assert ATTACKS[name]().attempts(unsafe, {}, world) != ATTACKS[name](seed=1).attempts(unsafe, {}, world)
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_an_attack_of_the_world_refuses_real_text(name: str) -> None:
+    text = [Example("How do I bake bread?", True, "unsafe", "a file")]
+    if ATTACKS[name].WORLD:
+        with pytest.raises(TiterError, match="synthetic world only"):
+            ATTACKS[name]().attempts(text, {}, None)
+    else:
+        assert len(ATTACKS[name]().attempts(text, {}, None)) == 1
