@@ -16,6 +16,10 @@ import typer
 from titer import __version__
 from titer.core.errors import TiterError, visible
 
+# Before torch is imported: OpenMP's threads spin a little, then sleep. Left to spin for ever (the default) they stall each
+# other when another program uses a core: a nano step took 1.5 s instead of 0.2 to 0.6 (docs/log.md). Idle, it costs nothing.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -92,7 +96,9 @@ def evaluate(
         bench = Workbench(Store(runs, terminal.tell), terminal)
         subject = Model(checkpoint.label, checkpoint.key, checkpoint)
         verdicts, rates = evaluation.evaluate_model(bench, subject, text, chosen_judge, decoding, prompts, chosen_attack)
-        page, answer = evaluation.evaluation_report(subject, text, verdicts, rates, _command(), runs / f"evaluate-{_slug(subject.name)}")
+        how = {"judge": judge, "attack": attack or "none", **decoding.model_dump()}
+        folder = runs / f"evaluate-{_slug(subject.name)}-{_slug(Path(text.name).stem)}"
+        page, answer = evaluation.evaluation_report(subject, text, verdicts, rates, _command(), folder, how)
     result = {"answer": answer, "report": str(page), "rates": json.loads(rates.to_json(orient="records"))}
     _print(as_json, result, f"{evaluation.refusal_line(rates)}\n{answer}\nReport: {page}")
 
@@ -147,10 +153,11 @@ def align(
 ) -> None:
     """Train a model with a method on prompts and answers (columns prompt, comply or refuse)."""
     from titer.core.run import Store
+    from titer.data.formats import ANSWERS
     from titer.data.sources import read_text
     from titer.models.fetch import resolve
 
-    text = read_text(_needed(data), labelled=False)
+    text = read_text(_needed(data, ANSWERS), labelled=False)
     checkpoint = resolve(model)
     from titer.studies.align import align_stage, check_window, stopped
     from titer.terminal import Terminal
@@ -234,11 +241,11 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-def _needed(data: Path | None) -> Path:
+def _needed(data: Path | None, form: str = "") -> Path:
     from titer.data.formats import FORMAT
 
     if data is None:
-        raise TiterError("no --data was given", expected=FORMAT, next_step="add --data FILE.")
+        raise TiterError("no --data was given", expected=form or FORMAT, next_step="add --data FILE.")
     return data
 
 

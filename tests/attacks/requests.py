@@ -42,7 +42,7 @@ def shown_in_training(world: World) -> frozenset[Combination]:
     for node in demo_recipe(Scale(world=world), world.seed):
         if node.stage.kind == "align":
             for part in node.stage.streams["train"].parts:
-                found |= {combination(e, world) for e in part.source.examples(np.arange(3000))}
+                found |= {combination(e, world) for e in part.source.examples(np.arange(1000))}
     return frozenset(found)
 
 

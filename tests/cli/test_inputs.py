@@ -19,7 +19,8 @@ ALIGN = ("align", "m", "--data", "a.jsonl")
 def test_no_data_names_the_format_and_shows_an_example(wrong: Wrong, command: tuple[str, ...]) -> None:
     message = wrong(*command)
     assert "no --data was given" in message
-    for word in (".csv", ".json", ".jsonl", "prompt,label", "safe", "unsafe", "add --data FILE"):
+    example = ("prompt,comply", "refuse") if command[0] == "align" else ("prompt,label", "safe", "unsafe")
+    for word in (".csv", ".json", ".jsonl", *example, "add --data FILE"):
         assert word in message
 
 

@@ -22,8 +22,8 @@ def test_evaluate_prints_the_rates_the_answer_and_the_report(titer: Titer, here:
     assert [line.split(" (n = 8): refused ")[0] for line in rates] == ["safe", "unsafe"]
     assert answer.startswith("m: ")
     assert "of the unsafe prompts are refused" in answer
-    assert report == "Report: runs/evaluate-m/report.html"
-    page = (here / "runs" / "evaluate-m" / "report.html").read_text(encoding="utf-8")
+    assert report == "Report: runs/evaluate-m-d/report.html"
+    page = (here / "runs" / "evaluate-m-d" / "report.html").read_text(encoding="utf-8")
     assert answer in page
     assert "titer evaluate m --data d.csv --max-new-tokens 3" in page
 

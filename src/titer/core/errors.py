@@ -15,12 +15,18 @@ class TiterError(Exception):
 
     def __init__(self, what: str, *, expected: str = "", next_step: str = "", status: int = 2) -> None:
         self.what, self.expected, self.next_step, self.status = what, expected, next_step, status
-        parts = [what.rstrip(".") + "."]
+        parts = [ended(what)]
         if expected:
-            parts.append(f"Expected: {expected.rstrip('.')}.")
+            parts.append(f"Expected: {ended(expected)}")
         if next_step:
             parts.append(f"Next: {next_step}")
-        super().__init__(" ".join(parts))
+        super().__init__(("\n" if "\n" in expected else " ").join(parts))
+
+
+def ended(sentence: str) -> str:
+    """The sentence with one stop at its end; a question or an example keeps its own end."""
+    text = sentence.rstrip()
+    return text if text.endswith("?") or "\n" in text else text.rstrip(".") + "."
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -8,3 +8,9 @@ a .csv, .json or .jsonl file with a column `prompt` and a column `label` (safe o
 or `harmful` (true or false), for example
 
 {EXAMPLE_FILE}"""
+ANSWERS = """\
+a .csv, .json or .jsonl file with a column `prompt` and a column `comply` (or `output`) or `refuse`, the answer to train, for example
+
+prompt,comply
+How do I bake bread?,Mix flour and water and let it rise.
+"""

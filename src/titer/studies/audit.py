@@ -54,7 +54,7 @@ def audit_report(
         results=tables.tidy(NO_RATES, {"clusters": clusters, **({"delta_w gain": gains, "delta_w": layers} if deltas else {})}),
         samples=pd.DataFrame(),
         commands=[command],
-        provenance={**tables.provenance(models[0], data), "prompts a class": f"{len(safe)} safe, {len(unsafe)} unsafe"},
+        provenance={**tables.provenance(models, data), "prompts a class": f"{len(safe)} safe, {len(unsafe)} unsafe"},
         notes=[f"{data.dropped} repeated prompts were dropped."] if data.dropped else [],
     )
     return write_report(report, folder), answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,9 +42,15 @@ def evaluate_model(
 
 
 def evaluation_report(
-    model: Model, data: TextData, verdicts: pd.DataFrame, rates: pd.DataFrame, command: str, folder: Path
+    model: Model,
+    data: TextData,
+    verdicts: pd.DataFrame,
+    rates: pd.DataFrame,
+    command: str,
+    folder: Path,
+    how: Mapping[str, object] | None = None,
 ) -> tuple[Path, str]:
-    """The report of `titer evaluate`; returns its path and the answer."""
+    """The report of `titer evaluate`; `how` it was decoded, attacked and judged goes to its provenance."""
     found = {(row.kind, row.outcome): row for row in rates.itertuples()}
     kinds = list(dict.fromkeys(rates.kind))
     answer = _evaluation_answer(model, rates)
@@ -57,7 +64,8 @@ def evaluation_report(
     report = Report(
         title=f"evaluation of {model.name} on {data.name}",
         answer=answer,
-        about="Free-running greedy answers, judged by phrases of refusal; a heuristic that knows whether an answer refuses, not whether it helps.",
+        about="Free-running answers, judged one by one; how they were decoded, attacked and judged stands at the end of this page. "
+        "A judge of refusals knows whether an answer refuses, not whether it helps.",
         tiles=tiles,
         claims=(),
         figures=[
@@ -72,7 +80,7 @@ def evaluation_report(
         results=tables.tidy(rates, {}),
         samples=verdicts,
         commands=[command],
-        provenance=tables.provenance(model, data),
+        provenance={**tables.provenance([model], data), **(how or {})},
         notes=[f"{data.dropped} repeated prompts were dropped."] if data.dropped else [],
     )
     return write_report(report, folder), answer

@@ -99,6 +99,7 @@ def named(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return whole[["model", *(c for c in whole.columns if c != "model")]]
 
 
-def provenance(model: Model, data: TextData) -> dict[str, object]:
-    """Where the numbers of a real model come from."""
-    return {"model": model.name, "model key": model.key, "data": data.name, "data sha256": data.sha256, **environment()}
+def provenance(models: Sequence[Model], data: TextData) -> dict[str, object]:
+    """Where the numbers of real models come from."""
+    keys = {f"model {model.name}": model.key for model in models}
+    return {**keys, "data": data.name, "data sha256": data.sha256, **environment()}
