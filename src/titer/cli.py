@@ -17,7 +17,7 @@ from titer import __version__
 from titer.core.errors import TiterError, visible
 
 # Before torch is imported: OpenMP's threads spin a little, then sleep. Left to spin for ever (the default) they stall each
-# other when another program uses a core: a nano step took 1.5 s instead of 0.2 to 0.6 (docs/log.md). Idle, it costs nothing.
+# other when another program uses a core: a nano step took 1.5 s instead of 0.2 to 0.6 (docs/log.md). On quiet cores it costs little.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 app = typer.Typer(

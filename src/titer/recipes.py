@@ -47,6 +47,7 @@ class Scale(Record):
 
 
 NANO = Scale()
+CHOSEN_ON = (0,)  # the seeds that were looked at while NANO's rates and steps were chosen (docs/log.md)
 
 
 class Node(NamedTuple):

@@ -62,7 +62,7 @@ class Architecture(Record):
 
 
 def _attention(window: int | None) -> str:
-    """Eager attention for short windows on the CPU, where it trains 1.2 to 1.4 times as fast (docs/log.md)."""
+    """Eager attention for short windows on the CPU, where it trains 1.03 to 1.4 times as fast (docs/log.md)."""
     short = window is not None and window <= SHORT_WINDOW and not torch.cuda.is_available()
     return "eager" if short else "sdpa"
 

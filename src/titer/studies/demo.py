@@ -23,7 +23,7 @@ from titer.data.world import World, WorldSource
 from titer.judges.exact import Exact
 from titer.models.lm import Decoding
 from titer.probes.clusters import summary
-from titer.recipes import NANO, Kind, Scale, demo_recipe, user_name
+from titer.recipes import CHOSEN_ON, NANO, Kind, Scale, demo_recipe, user_name
 from titer.report import charts
 from titer.report.html import Figure, Report, Tile, write_report
 from titer.studies import tables
@@ -31,6 +31,10 @@ from titer.studies.demo_claims import Evidence, demo_claims, jailbreak_kinds
 from titer.workbench import Model, Reporter, Workbench, recipe_models
 
 JAILBREAKS = {"jb_co_task": JBCOTask(), "jb_co_text": JBCOText(), "jb_misgen": JBMisGen()}
+CHOSEN = (
+    "The recipe's rates and steps were chosen while looking at this seed, so its verdicts are not independent of the choice; "
+    "run another seed (titer demo --seed 1) for one that had no part in it."
+)
 PROBE_OFFSET = 100_000  # probe inputs are none of the evaluated ones
 
 
@@ -95,6 +99,7 @@ def compose(evidence: Evidence, claims: Sequence[object], models: dict[str, Mode
         results=tables.tidy(rates, probes),
         samples=evidence.verdicts,
         commands=[f"titer demo --seed {seed}"],
+        notes=[CHOSEN] if seed in CHOSEN_ON else [],
         provenance={
             "seed": seed,
             "inputs a set": scale.inputs,
