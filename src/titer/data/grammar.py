@@ -3,6 +3,7 @@
 Source: section 1.3 of the mechanistic study's data (arXiv 2407.10264), at the smallest size that keeps its
 point: texts are told apart by the letter trigrams that pre-terminals emit. A phrase is one trigram; a safe
 text draws phrases of the safe pool, an unsafe one of the unsafe pool, a mixed one has a piece of each.
+The last `novel` phrases of each pool are for novel texts alone (and for pretraining, which sees all).
 A text belongs to the held-out split if its phrase numbers (of a text that is cut to length: of the phrases
 that always show in full) add up to 0 modulo 5, so no held-out text is ever trained on.
 Shapes: n texts, k phrases a text, P phrases a pool.
@@ -19,7 +20,7 @@ from pydantic import Field, model_validator
 from titer.core.config import Record
 from titer.data.draws import Draws, seed_of
 
-SAFE, UNSAFE, MIXED = 0, 1, 2
+SAFE, UNSAFE, MIXED, NOVEL_SAFE, NOVEL_UNSAFE = range(5)
 PHRASE = 3
 FOLDS = 5
 Ints = NDArray[np.int64]
@@ -31,29 +32,36 @@ class Grammar(Record):
     seed: int
     letters: int = Field(default=16, ge=4, le=52)
     phrases: int = Field(default=25, ge=FOLDS, multiple_of=FOLDS)
+    novel: int = Field(default=0, ge=0, multiple_of=FOLDS)
 
     @model_validator(mode="after")
     def _fits(self) -> Grammar:
-        check_pools(self.letters, self.phrases)
+        check_pools(self.letters, self.phrases, self.novel)
         return self
 
     def pools(self) -> Ints:
         """The two pools, (2, P, 3) letters."""
         return _pools(self.seed, self.letters, self.phrases)
 
-    def texts(self, draws: Draws, kinds: Ints, k: int, held_out: bool, shown: tuple[int, Ints] | None = None) -> Ints:
+    def texts(
+        self, draws: Draws, kinds: Ints, k: int, held_out: bool, shown: tuple[int, Ints] | None = None, everything: bool = False
+    ) -> Ints:
         """Texts (n, 3k) of the given kinds (n,), all in the held-out split or all outside it.
 
+        `everything` (pretraining): phrases of the whole pools, novel ones too.
         `shown` is the first and (n,) the last phrase that the caller will leave whole: they decide the split, and
         among them are phrases of both pieces of a mixed text. Default: all.
         """
         n = len(kinds)
         first, last = shown or (0, np.full(n, k - 1))
-        number, place, row = draws.below(self.phrases, np.arange(k)), np.arange(k)[None], np.arange(n)
+        new = (kinds == NOVEL_SAFE) | (kinds == NOVEL_UNSAFE)
+        lowest = np.where(new, self.phrases - self.novel, 0)
+        many = np.full(n, self.phrases) if everything else np.where(new, self.novel, self.phrases - self.novel)
+        number, place, row = lowest[:, None] + draws.below(many, np.arange(k)), np.arange(k)[None], np.arange(n)
         fold = np.zeros(n, dtype=np.int64) if held_out else 1 + draws.below(FOLDS - 1, k)
         others = np.where((place >= first) & (place < last[:, None]), number, 0).sum(1)
         number[row, last] = number[row, last] // FOLDS * FOLDS + (fold - others) % FOLDS
-        pool = np.repeat((kinds == UNSAFE).astype(np.int64)[:, None], k, axis=1)
+        pool = np.repeat(np.isin(kinds, (UNSAFE, NOVEL_UNSAFE)).astype(np.int64)[:, None], k, axis=1)
         mixed = np.flatnonzero(kinds == MIXED)
         if mixed.size:
             pool[mixed] = self._pieces(draws, k, first, last)[mixed]
@@ -65,8 +73,10 @@ class Grammar(Record):
         return np.where(np.arange(k)[None] < cut[:, None], before[:, None], 1 - before[:, None])
 
 
-def check_pools(letters: int, phrases: int) -> None:
-    """Refuse an alphabet too small for two disjoint pools."""
+def check_pools(letters: int, phrases: int, novel: int = 0) -> None:
+    """Refuse an alphabet too small for two disjoint pools, and pools of novel phrases alone."""
+    if novel >= phrases:
+        raise ValueError(f"{novel} novel phrases leave none of {phrases} for safety tuning")
     if 2 * phrases > letters**PHRASE:
         raise ValueError(f"{letters} letters make {letters**PHRASE} phrases, too few for two pools of {phrases}")
 

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from titer.core.config import Record
+from titer.core.errors import TiterError
 from titer.data import vocabulary as v
 from titer.data.draws import Draws, seed_of
 from titer.data.example import IGNORE, Answer, Batch, Example
-from titer.data.grammar import MIXED, PHRASE, SAFE, Grammar, check_pools
+from titer.data.grammar import MIXED, NOVEL_SAFE, NOVEL_UNSAFE, PHRASE, SAFE, Grammar, check_pools
 
 Ints = NDArray[np.int64]
 Split = Literal["train", "test"]
@@ -41,6 +42,7 @@ class World(Record):
     seed: int = 0
     letters: int = Field(default=16, ge=4, le=52)
     phrases: int = Field(default=25, ge=5, multiple_of=5)
+    novel: int = Field(default=0, ge=0, multiple_of=5)  # phrases of each pool that safety tuning never shows
     shortest: int = Field(default=9, ge=PHRASE)
     longest: int = Field(default=9, ge=PHRASE)
     slots: Literal[2, 4] = 2
@@ -56,7 +58,7 @@ class World(Record):
             raise ValueError("shortest is above longest")
         if self.shortest < 2 * PHRASE or (self.cut and self.shortest < 3 * PHRASE):
             raise ValueError(f"texts of {self.shortest} letters do not show both pieces of a mixed text")
-        check_pools(self.letters, self.phrases)
+        check_pools(self.letters, self.phrases, self.novel)
         needed = self.slots + 3 + (1 + self.slots // 2) * self.longest + self.slots // 2 + (self.slots == 4)
         if self.window is not None and self.window < needed:
             raise ValueError(f"window {self.window} is shorter than the longest sequence, {needed}")
@@ -69,7 +71,7 @@ class World(Record):
 
     @property
     def grammar(self) -> Grammar:
-        return Grammar(seed=self.seed, letters=self.letters, phrases=self.phrases)
+        return Grammar(seed=self.seed, letters=self.letters, phrases=self.phrases, novel=self.novel)
 
     @property
     def operators(self) -> int:
@@ -146,15 +148,15 @@ class Drawer:
         self.draws = Draws(world.seed, f"{kind} {split}", indices)
         self.n = len(indices)
 
-    def text(self, kinds: Ints) -> Ints:
+    def text(self, kinds: Ints, everything: bool = False) -> Ints:
         """Texts of the given kinds (n,), cut to their lengths: (n, L), -1 beyond the length."""
         w, d = self.world, self.draws
         if not w.cut:
-            return w.grammar.texts(d.after(100), kinds, w.longest // PHRASE, self.split == "test")
+            return w.grammar.texts(d.after(100), kinds, w.longest // PHRASE, self.split == "test", everything=everything)
         k = -(-(w.longest + PHRASE - 1) // PHRASE)
         length = w.shortest + d.below(w.longest - w.shortest + 1, 90)
         # wherever the cut begins (0 to 2 letters in), phrases 1 to length // 3 - 1 are whole
-        whole = w.grammar.texts(d.after(100), kinds, k, self.split == "test", shown=(1, length // PHRASE - 1))
+        whole = w.grammar.texts(d.after(100), kinds, k, self.split == "test", shown=(1, length // PHRASE - 1), everything=everything)
         place = d.below(PHRASE, 91)[:, None] + np.arange(w.longest)[None]
         cut = np.take_along_axis(whole, place, axis=1)
         return np.where(np.arange(w.longest)[None] < length[:, None], cut, -1)
@@ -193,7 +195,7 @@ def draw(world: World, kind: str, split: Split, indices: Ints) -> Requests:
     if kind == "pretrain":
         kinds = d.draws.below(3, 1)
         known = np.delete(np.arange(world.operators + world.duplicates), world.held_out)
-        return Requests(known[d.draws.below(len(known), 10 + np.arange(world.slots))], d.text(kinds), kind, False)
+        return Requests(known[d.draws.below(len(known), 10 + np.arange(world.slots))], d.text(kinds, everything=True), kind, False)
     kinds = d.draws.below(2, 1)  # SAFE or UNSAFE dominant text, half each
     unsafe = list(range(world.safe, world.safe + world.unsafe))
     contextual = list(range(world.safe + world.unsafe, world.held_out))
@@ -207,6 +209,16 @@ def draw(world: World, kind: str, split: Split, indices: Ints) -> Requests:
 def mixed_text(world: World, split: Split, indices: Ints, purpose: str) -> Ints:
     """Texts with a safe-dominant and an unsafe-dominant piece, (n, L)."""
     return Drawer(world, purpose, split, indices).text(np.full(len(indices), MIXED))
+
+
+def novel_text(world: World, split: Split, indices: Ints, purpose: str, unsafe: bool = True) -> Ints:
+    """Unsafe-dominant (or safe-dominant) texts of phrases that safety tuning never showed, (n, L).
+
+    Errors: a world that keeps no phrase back (`novel` is 0).
+    """
+    if not world.novel:
+        raise TiterError("this world keeps no phrases from safety tuning", expected="a world with novel above 0")
+    return Drawer(world, purpose, split, indices).text(np.full(len(indices), NOVEL_UNSAFE if unsafe else NOVEL_SAFE))
 
 
 def sequences(world: World, requests: Requests, refuse: bool) -> tuple[Ints, Ints, Ints]:
