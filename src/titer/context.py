@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 
 from titer.core.errors import TiterError, unknown
@@ -20,6 +21,7 @@ from titer.models.lm import LM
 from titer.stage import Stage
 
 Loader = Callable[[str], LM]
+POOL_BATCH = 128
 
 
 class Step:
@@ -32,6 +34,7 @@ class Step:
         self.number = 0
         self.logged: dict[str, torch.Tensor] = {}
         self.stopped = ""
+        self.at_start = False  # in `setup`: the model in training is the reference itself
         self._loaded: dict[str, LM] = {}
         self.begin(0)
 
@@ -109,10 +112,26 @@ class Step:
         summed: torch.Tensor = self._accelerator.reduce(value, reduction="sum")
         return summed
 
+    def pool(self) -> Iterator[Batches]:
+        streams = self.stage.streams
+        sizes = {stream.pool for stream in streams.values()}
+        if None in sizes or len(sizes) != 1:
+            return
+        for first in range(0, sizes.pop() or 0, POOL_BATCH):
+            numbers = np.arange(first, min(first + POOL_BATCH, next(iter(streams.values())).pool or 0))
+            yield {name: stream.chosen(numbers, self.lm.tokenizer).to(self.lm.device) for name, stream in streams.items()}
+
     @contextmanager
     def reference(self) -> Iterator[Callable[[Batch], torch.Tensor]]:
         with torch.no_grad():
-            if self.stage.adapter is None:
+            if self.at_start:
+                was_training = self.lm.model.training
+                self.lm.model.eval()
+                try:
+                    yield self.forward
+                finally:
+                    self.lm.model.train(was_training)
+            elif self.stage.adapter is None:
                 frozen = self.model("base").model
                 yield lambda batch: frozen(**batch.inputs(), use_cache=False).logits
             else:

@@ -46,7 +46,9 @@ def train(
         c = Step(stage, accelerator, model, lm, loader)
         first, lines = _resume(work, c, optimiser)
         if first == 0:
+            c.at_start = True
             c.state = stage.method.setup(c)
+            c.at_start = False
         model.train()
         _run(stage, c, wrapped, optimiser, work, first, lines, save_every, progress)
         stage.method.finish(c)

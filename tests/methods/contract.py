@@ -4,7 +4,7 @@ the package passes through the same checks."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,17 @@ WORLD = World(seed=1)
 
 
 def streams(method: type[Method]) -> dict[str, Stream]:
-    """A stream of safe and unsafe requests for every name the method asks for."""
+    """A stream of safe and unsafe requests for every name the method asks for; `rejected` has `preferred`'s requests."""
+    return {name: _stream(name, i) for i, name in enumerate(method.STREAMS)}
+
+
+def _stream(name: str, number: int) -> Stream:
+    safe, unsafe = ("refuse", "comply") if name == "rejected" else ("comply", "refuse")
     parts = (
-        Part(source=WorldSource(world=WORLD, kind="safe"), answer="comply", share=0.5),
-        Part(source=WorldSource(world=WORLD, kind="unsafe"), answer="refuse", share=0.5),
+        Part(source=WorldSource(world=WORLD, kind="safe"), answer=safe, share=0.5),
+        Part(source=WorldSource(world=WORLD, kind="unsafe"), answer=unsafe, share=0.5),
     )
-    return {name: Stream(parts=parts, seed=i) for i, name in enumerate(method.STREAMS)}
+    return Stream(parts=parts, seed=0 if name in ("preferred", "rejected") else number)
 
 
 def stage(method: Method, **changes: Any) -> Stage:
@@ -82,7 +87,7 @@ def check_weights_move(method: type[Method], maker: Maker, work: Path) -> None:
 
 def check_neutral_is_sft(method: type[Method], maker: Maker, work: Path) -> None:
     """At its neutral setting it is plain SFT bit for bit, and at its defaults it is not (SFT itself apart)."""
-    plain = run(stage(SFT(), streams={"train": streams(method)["train"]}), maker, work / "sft")
+    plain = run(stage(SFT(), streams=streams(SFT)), maker, work / "sft")
     if not isinstance(method.NEUTRAL, str):
         assert same(plain, run(stage(method(**method.NEUTRAL)), maker, work / "neutral"))
     if method is not SFT:
@@ -174,6 +179,11 @@ class Bare:
     def forward(self, batch: Any) -> torch.Tensor:
         logits: torch.Tensor = self.lm.model(**batch.inputs(), use_cache=False).logits
         return logits
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[Callable[[Any], torch.Tensor]]:
+        with torch.no_grad():
+            yield self.forward
 
     def log(self, name: str, value: Any) -> None:
         """Nothing keeps it here."""

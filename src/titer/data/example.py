@@ -43,7 +43,7 @@ class Batch:
 
     input_ids: torch.Tensor  # (B, T) int64
     labels: torch.Tensor  # (B, T) int64, -100 where not trained
-    indices: torch.Tensor  # (B,) int64: the examples' places in their stream
+    indices: torch.Tensor  # (B,) int64: the examples' numbers in their stream's pool, or places in an endless stream
     attention_mask: torch.Tensor | None = None  # (B, T) int64
     position_ids: torch.Tensor | None = None  # (B, T) int64
 
@@ -100,13 +100,19 @@ class Stream(Record):
     pool: int | None = Field(default=None, ge=1)
 
     def places(self, first: int, count: int) -> tuple[Indices, Indices]:
-        """(part, index within the stream or pool) of the `count` examples from place `first` on."""
+        """(part, index within the part's source) of the `count` examples from place `first` on."""
+        return self._found(self.numbers(first, count))
+
+    def numbers(self, first: int, count: int) -> Indices:
+        """Each example's number in the pool, in the epochs' order; in an endless stream its place."""
         i = np.arange(first, first + count, dtype=np.int64)
         if self.pool is None:
-            return self._drawn(i), i
+            return i
         order = np.concatenate([self._epoch(int(e)) for e in range(first // self.pool, (first + count - 1) // self.pool + 1)])
         start = first - first // self.pool * self.pool
-        i = order[start : start + count]
+        return order[start : start + count]
+
+    def _found(self, i: Indices) -> tuple[Indices, Indices]:
         return self._picked(i) if self.parts[0].picked is not None else (self._drawn(i), i)
 
     def _drawn(self, i: Indices) -> Indices:
@@ -124,8 +130,11 @@ class Stream(Record):
 
     def batch(self, first: int, count: int, tokenizer: Any) -> Batch:
         """Examples `first` to `first + count - 1` as one batch, padded on the right to the longest."""
-        part_of, index = self.places(first, count)
-        places = torch.arange(first, first + count)
+        return self.chosen(self.numbers(first, count), tokenizer)
+
+    def chosen(self, numbers: Indices, tokenizer: Any) -> Batch:
+        """The examples of these numbers as one batch."""
+        part_of, index = self._found(numbers)
         pieces, rows = [], []
         for number, part in enumerate(self.parts):
             mine = np.flatnonzero(part_of == number)
@@ -135,7 +144,7 @@ class Stream(Record):
         joined = join(pieces, pad_id=tokenizer.pad_token_id)
         back = torch.from_numpy(np.argsort(np.concatenate(rows)))
         tensors = {name: value[back] for name, value in joined.tensors().items() if name != "indices"}
-        return Batch(**tensors, indices=places)
+        return Batch(**tensors, indices=torch.from_numpy(np.ascontiguousarray(numbers)))
 
 
 def join(pieces: Sequence[Batch], pad_id: int) -> Batch:

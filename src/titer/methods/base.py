@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from titer.core.config import Record
-from titer.data.example import IGNORE, Batch
+from titer.data.example import IGNORE, Batch, join
 
 Batches = Mapping[str, Batch]
 Bundle = dict[str, torch.Tensor]
@@ -58,6 +58,9 @@ class Context(Protocol):
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """Sum over ranks."""
+
+    def pool(self) -> Iterator[Batches]:
+        """Every example of the streams' fixed pools once, in the order of their indices; nothing where one is endless."""
 
     def reference(self) -> AbstractContextManager[Callable[[Batch], torch.Tensor]]:
         """The model as the stage began: adapter off, or a frozen copy; yields batch -> logits."""
@@ -108,3 +111,21 @@ def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> Loss:
     flat = logits.reshape(-1, logits.shape[-1]).float()
     total = functional.cross_entropy(flat, wanted.reshape(-1), ignore_index=IGNORE, reduction="sum")
     return Loss(total, (wanted != IGNORE).sum())
+
+
+def example_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed next-token negative log-likelihood of each example's labelled tokens, (B,)."""
+    wanted = functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
+    flat = functional.cross_entropy(logits.transpose(1, 2).float(), wanted, ignore_index=IGNORE, reduction="none")
+    return flat.sum(1)
+
+
+def pair_nll(forward: Callable[[Batch], torch.Tensor], batch: Batches) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log-likelihoods (B,) of the preferred and of the rejected answers, from one pass over both.
+
+    The streams `preferred` and `rejected` hold the same requests in the same order: two streams of one seed.
+    """
+    preferred, rejected = batch["preferred"], batch["rejected"]
+    both = join((preferred, rejected), pad_id=0)  # id 0 stands only where the mask is 0
+    found = example_nll(forward(both), both.labels)
+    return found[: len(preferred)], found[len(preferred) :]

@@ -1,0 +1,33 @@
+"""Unlearning: learn the preferred answer, and unlearn the rejected one by gradient ascent on its likelihood.
+
+L = mean over requests of (w_s nll(preferred) - w_u nll(rejected)) / window, each nll summed over its own
+answer's tokens. Source: arXiv 2407.10264, section 4 (eta_M: w_u 0.1, eta_S: 0.05; window 159). The loss is
+unbounded below; a run that diverges is stopped by the loop and kept as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from titer.methods.base import Batches, Context, Loss, Method, pair_nll
+
+
+class Unlearn(Method):
+    """Weights of both terms, and the number of tokens both are divided by."""
+
+    STREAMS = ("preferred", "rejected")
+    SOURCE = "arXiv 2407.10264, section 4 (unlearning)"
+    VERSION = 1
+    NEUTRAL: ClassVar[Mapping[str, Any] | str] = "none bit for bit: at w_u = 0 it is SFT divided by the window, not by tokens (a parity test)"
+
+    w_s: float = Field(default=1.0, ge=0, description="weight of the preferred answer; the paper's 1")
+    w_u: float = Field(default=0.1, ge=0, description="weight of the rejected answer; the paper's 0.1 (0.05 at the small rate)")
+    window: int = Field(default=159, ge=1, description="tokens to divide by; the paper's 159")
+
+    def loss(self, c: Context, batch: Batches) -> Loss:
+        preferred, rejected = pair_nll(c.forward, batch)
+        c.log("nll_rejected", rejected.mean())
+        return Loss((self.w_s * preferred - self.w_u * rejected).sum() / self.window, len(preferred))
