@@ -9,7 +9,7 @@ from _common import LOWER, finish, interleaved, median
 from titer.data.vocabulary import STOP
 from titer.data.world import WorldSource
 from titer.models.lm import LM, Decoding
-from titer.recipes import NANO
+from titer.recipes.demo import NANO
 
 BATCH, SINGLE, ROUNDS = 256, 3, 5
 NEW_TOKENS = 32

@@ -10,7 +10,7 @@ from _common import LOWER, finish, interleaved, median
 
 from titer.data.example import Batch
 from titer.data.world import World
-from titer.recipes import NANO, Scale, pretrain
+from titer.recipes.demo import NANO, Scale, pretrain
 
 PAPER = World(letters=30, shortest=25, longest=35, slots=4, safe=3, unsafe=2, contextual=5, duplicates=6, window=160)
 SIZES = (1024, 4096)

@@ -17,7 +17,7 @@ import torch
 from _common import LOWER, finish, median, timed
 
 from titer.models.lm import LM
-from titer.recipes import NANO, pretrain
+from titer.recipes.demo import NANO, pretrain
 from titer.stage import Stage
 from titer.train import train
 

@@ -10,7 +10,7 @@ import torch
 
 from titer.data.world import World
 from titer.models.lm import LM, Architecture
-from titer.recipes import Scale
+from titer.recipes.demo import Scale
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # small tensors: threads only cost here, and results must not depend on them

@@ -44,7 +44,7 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 def demo(runs: Runs = HERE, seed: Annotated[int, typer.Option(min=0)] = 0, dry_run: Dry = False, as_json: AsJson = False) -> None:
     """The whole life of an alignment on the synthetic world, in minutes on a laptop."""
     from titer.core.run import Store
-    from titer.recipes import NANO, demo_recipe
+    from titer.recipes.demo import NANO, demo_recipe
     from titer.studies.demo import run_demo
     from titer.terminal import Terminal
     from titer.workbench import plan

@@ -20,7 +20,7 @@ from titer.data.example import Example
 from titer.judges.base import Judge
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import LM, Decoding, Progress, load
-from titer.recipes import Node
+from titer.recipes.node import Node
 from titer.stage import Stage
 from titer.train import train
 

@@ -11,7 +11,7 @@ from tests.data.naive import class_of, operators_of, pairs, text_class
 from titer.attacks.base import Attack
 from titer.data.example import Example
 from titer.data.world import World, WorldSource
-from titer.recipes import Scale, demo_recipe
+from titer.recipes.demo import Scale, demo_recipe
 
 N = 400
 UNSAFE = {"safe": {"unsafe"}, "unsafe": {"unsafe", "contextual"}}  # by the class of the text

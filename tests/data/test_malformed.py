@@ -23,7 +23,7 @@ from titer.data.world import World, WorldSource, draw, encode, render
 from titer.judges.refusal import Refusal
 from titer.methods.sft import SFT
 from titer.models.lm import Architecture, Decoding
-from titer.recipes import Scale
+from titer.recipes.demo import Scale
 from titer.stage import Lora, Optimiser, Stage
 
 R = TypeVar("R")

@@ -13,7 +13,7 @@ from titer.core.run import Store
 from titer.data.world import World
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import Progress
-from titer.recipes import Scale
+from titer.recipes.demo import Scale
 from titer.studies.demo import run_demo
 from titer.workbench import Workbench
 

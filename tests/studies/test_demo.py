@@ -17,7 +17,7 @@ from titer import cli
 from titer.core.run import Store, damage
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import Decoding, load
-from titer.recipes import Scale, demo_recipe
+from titer.recipes.demo import Scale, demo_recipe
 from titer.studies.demo import run_demo
 from titer.workbench import Reporter, plan
 

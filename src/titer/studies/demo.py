@@ -23,7 +23,8 @@ from titer.data.world import World, WorldSource
 from titer.judges.exact import Exact
 from titer.models.lm import Decoding
 from titer.probes.clusters import summary
-from titer.recipes import CHOSEN_ON, NANO, Kind, Scale, demo_recipe, user_name
+from titer.recipes.demo import CHOSEN_ON, NANO, Scale, demo_recipe, user_name
+from titer.recipes.node import Kind
 from titer.report import charts
 from titer.report.html import Figure, Report, Tile, write_report
 from titer.studies import tables

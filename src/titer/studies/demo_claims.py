@@ -14,7 +14,7 @@ import pandas as pd
 from titer.core.claims import Claim, Statement, settle
 from titer.core.stats import Array, Interval, bootstrap, d_prime, rate_difference
 from titer.data.draws import seed_of
-from titer.recipes import user_name
+from titer.recipes.demo import user_name
 
 LEARNED = 0.95  # below this the base model's skill confounds every claim
 JB = "arXiv 2407.10264, section 4"

@@ -8,20 +8,17 @@ seed, refused). Source of the mixes: arXiv 2407.10264, section 4 (SSFT: 0.8 safe
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
-
 from pydantic import Field
 
 from titer.core.config import Record
 from titer.data.draws import seed_of
-from titer.data.example import Answer, Part, Stream
+from titer.data.example import Answer, Stream
 from titer.data.mix import poisoned
 from titer.data.world import World, WorldSource
 from titer.methods.sft import SFT
 from titer.models.lm import Architecture
+from titer.recipes.node import Kind, Node, part
 from titer.stage import Optimiser, Stage
-
-Kind = Literal["pretrain", "safe", "unsafe", "user", "sham_safe", "sham_refused"]
 
 
 class Scale(Record):
@@ -50,14 +47,6 @@ NANO = Scale()
 CHOSEN_ON = (0,)  # the seeds that were looked at while NANO's rates and steps were chosen (docs/log.md)
 
 
-class Node(NamedTuple):
-    """A model of a recipe: its name, the stage that makes it, the name of the model that stage starts from."""
-
-    name: str
-    stage: Stage
-    parent: str | None
-
-
 def user_name(ratio: float) -> str:
     """The name of the model that a user tuned with poison ratio p."""
     return f"user p={ratio:g}"
@@ -81,7 +70,7 @@ def pretrain(scale: Scale, world: World) -> Stage:
         name="pretraining",
         kind="pretrain",
         method=SFT(),
-        streams={"train": Stream(parts=(_part(world, "pretrain", "all"),), seed=seed_of(world.seed, "pretrain"))},
+        streams={"train": Stream(parts=(part(world, "pretrain", "all"),), seed=seed_of(world.seed, "pretrain"))},
         steps=scale.pretrain_steps,
         batch=scale.pretrain_batch,
         optimiser=Optimiser(rate=scale.pretrain_rate, warmup=min(100, scale.pretrain_steps // 4)),
@@ -92,7 +81,7 @@ def pretrain(scale: Scale, world: World) -> Stage:
 
 def align(scale: Scale, world: World, name: str, new: tuple[Kind, Answer], rest: Kind) -> Stage:
     """SSFT, or a control of it: share `unsafe_share` of the new class, the rest safe requests answered."""
-    parts = (_part(world, rest, "comply", 1 - scale.unsafe_share), _part(world, *new, scale.unsafe_share))
+    parts = (part(world, rest, "comply", 1 - scale.unsafe_share), part(world, *new, scale.unsafe_share))
     return Stage(
         name=name,
         kind="align",
@@ -119,7 +108,3 @@ def finetune(scale: Scale, world: World, ratio: float) -> Stage:
         optimiser=Optimiser(rate=scale.user_rate, warmup=min(10, steps // 4), schedule="constant"),
         seed=world.seed,
     )
-
-
-def _part(world: World, kind: Kind, answer: Answer, share: float = 1.0) -> Part:
-    return Part(source=WorldSource(world=world, kind=kind), answer=answer, share=share)

@@ -1,0 +1,24 @@
+"""What recipes are made of: a model's node, and parts of a stream over the world. L5."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from titer.data.example import Answer, Part
+from titer.data.world import World, WorldSource
+from titer.stage import Stage
+
+Kind = Literal["pretrain", "safe", "unsafe", "user", "sham_safe", "sham_refused"]
+
+
+class Node(NamedTuple):
+    """A model of a recipe: its name, the stage that makes it, the name of the model that stage starts from."""
+
+    name: str
+    stage: Stage
+    parent: str | None
+
+
+def part(world: World, kind: Kind, answer: Answer, share: float = 1.0) -> Part:
+    """Train requests of one kind with one answer, in their share of a stream."""
+    return Part(source=WorldSource(world=world, kind=kind), answer=answer, share=share)
