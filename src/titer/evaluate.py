@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
+import torch
 
 from titer.attacks.base import Attempt
 from titer.core.stats import wilson
@@ -21,7 +22,9 @@ VERSION = 1
 def sample(lm: LM, attempts: Sequence[Attempt], decoding: Decoding, batch: int, progress: Progress | None = None) -> pd.DataFrame:
     """One row an attempt: kind, harmful, prompt, prefix, comply, refuse, completion, ended, tokens."""
     prefixes = [a.prefix for a in attempts] if any(a.prefix for a in attempts) else None
-    found = lm.generate([a.example.prompt for a in attempts], decoding, batch, prefixes, progress)
+    soft = [a.suffix for a in attempts if a.suffix is not None]
+    suffixes = torch.stack(soft) if soft else None
+    found = lm.generate([a.example.prompt for a in attempts], decoding, batch, prefixes, progress, suffixes)
     return pd.DataFrame(
         [
             {

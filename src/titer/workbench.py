@@ -81,7 +81,7 @@ class Workbench:
         """Judged samples; samples and verdicts are separate artefacts."""
         inputs = {
             "model": model.key,
-            "attempts": digest([[a.example.prompt, a.prefix, a.example.kind, a.example.comply, a.example.refuse] for a in attempts]),
+            "attempts": attempts_key(attempts),
             "decoding": decoding,
             "versions": [evaluate.VERSION, encode.VERSION],
         }
@@ -117,6 +117,13 @@ def plan(nodes: Sequence[Node], store: Store) -> list[tuple[str, str, int, bool]
         keys[node.name] = node.stage.key(keys[node.parent] if node.parent else "", {})
         rows.append((node.name, keys[node.name], node.stage.steps, store.has("stages", keys[node.name])))
     return rows
+
+
+def attempts_key(attempts: Sequence[Attempt]) -> str:
+    """Content key of a list of attempts, their inserted embeddings included."""
+    rows = [[a.example.prompt, a.prefix, a.example.kind, a.example.comply, a.example.refuse] for a in attempts]
+    soft = [a.suffix.tolist() for a in attempts if a.suffix is not None]
+    return digest([*rows, soft] if soft else rows)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -9,6 +9,8 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import torch
+
 from titer.core.config import Record
 from titer.core.errors import TiterError
 from titer.data.example import Example
@@ -19,10 +21,12 @@ State = Mapping[str, Any]
 
 
 class Attempt(NamedTuple):
-    """A request as the model receives it: the (rewritten) example and the start of the answer, if prefilled."""
+    """A request as the model receives it: the (rewritten) example, the start of the answer if prefilled, and
+    embeddings (n, D) inserted into the prompt (`models/suffix.py`) if any."""
 
     example: Example
     prefix: str = ""
+    suffix: torch.Tensor | None = None
 
 
 class Attack(Record):

@@ -1,6 +1,7 @@
 """Activations of many prompts at sites, in batches: at the end of the prompt, or averaged over the answer.
 
-Shapes: n prompts, D width of the site. float32 on the CPU.
+With `suffixes`, free embeddings stand in each prompt (`models/suffix.py`) and every later place moves by their number.
+Shapes: n prompts, D width of the site, k suffix embeddings. float32 on the CPU.
 """
 
 from __future__ import annotations
@@ -13,18 +14,27 @@ from titer.data.encode import answer_ids, check_length, pad, prompt_ids
 from titer.data.example import positions
 from titer.models.hooks import reading
 from titer.models.lm import LM
+from titer.models.suffix import TAIL, inserted
 
 BATCH = 64
 
 
-def at_prompt_end(lm: LM, prompts: Sequence[str], names: Sequence[str], batch: int = BATCH) -> dict[str, torch.Tensor]:
-    """Each site's activation at the last token of each prompt, (n, D)."""
+def at_prompt_end(
+    lm: LM, prompts: Sequence[str], names: Sequence[str], batch: int = BATCH, suffixes: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """Each site's activation at the last token of each prompt, (n, D). `suffixes` (n, k, D) or None."""
     ids = prompt_ids(lm.tokenizer, prompts)
-    return _collect(lm, ids, [(len(row) - 1, len(row)) for row in ids], names, batch)
+    return _collect(lm, ids, [(len(row) - 1, len(row)) for row in ids], names, batch, suffixes)
 
 
 def over_answer(
-    lm: LM, prompts: Sequence[str], answers: Sequence[str], names: Sequence[str], first: int, batch: int = BATCH
+    lm: LM,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    names: Sequence[str],
+    first: int,
+    batch: int = BATCH,
+    suffixes: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Each site's mean activation over the `first` positions that predict the answer, teacher-forced, (n, D).
 
@@ -32,13 +42,21 @@ def over_answer(
     """
     heads, tails = prompt_ids(lm.tokenizer, prompts), answer_ids(lm.tokenizer, answers)
     spans = [(len(h) - 1, len(h) - 1 + min(first, len(t))) for h, t in zip(heads, tails, strict=True)]
-    return _collect(lm, [h + t for h, t in zip(heads, tails, strict=True)], spans, names, batch)
+    return _collect(lm, [h + t for h, t in zip(heads, tails, strict=True)], spans, names, batch, suffixes)
 
 
 @torch.inference_mode()
-def _collect(lm: LM, rows: list[list[int]], spans: list[tuple[int, int]], names: Sequence[str], batch: int) -> dict[str, torch.Tensor]:
+def _collect(
+    lm: LM,
+    rows: list[list[int]],
+    spans: list[tuple[int, int]],
+    names: Sequence[str],
+    batch: int,
+    suffixes: torch.Tensor | None,
+) -> dict[str, torch.Tensor]:
+    extra = 0 if suffixes is None else suffixes.shape[1]
     for row in rows:
-        check_length(len(row), lm.window, lm.tokenizer.decode(row[:20]))
+        check_length(len(row) + extra, lm.window, lm.tokenizer.decode(row[:20]))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     was_training = lm.model.training
@@ -47,11 +65,11 @@ def _collect(lm: LM, rows: list[list[int]], spans: list[tuple[int, int]], names:
         with reading(lm.sites, names) as seen:
             for start in range(0, len(order), batch):
                 chosen = order[start : start + batch]
-                ids, mask = (t.to(lm.device) for t in pad([rows[i] for i in chosen], lm.tokenizer.pad_token_id, "right"))
-                lm.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=1)
                 begin, end = torch.tensor([spans[i] for i in chosen], device=lm.device).T
-                place = torch.arange(ids.shape[1], device=lm.device)
-                weight = ((place >= begin[:, None]) & (place < end[:, None])).float()
+                inputs = _inputs(lm, [rows[i] for i in chosen], begin, None if suffixes is None else suffixes[chosen])
+                lm.model(**inputs, use_cache=False, logits_to_keep=1)
+                place = torch.arange(inputs["attention_mask"].shape[1], device=lm.device)
+                weight = ((place >= begin[:, None] + extra) & (place < end[:, None] + extra)).float()
                 weight = weight / weight.sum(1, keepdim=True)
                 for name in names:
                     found[name].append(torch.einsum("bt,btd->bd", weight, seen[name].float()).cpu())
@@ -60,3 +78,11 @@ def _collect(lm: LM, rows: list[list[int]], spans: list[tuple[int, int]], names:
         lm.model.train(was_training)
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
     return {name: torch.cat(parts)[back] for name, parts in found.items()}
+
+
+def _inputs(lm: LM, rows: list[list[int]], end: torch.Tensor, suffix: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """What the model takes, right-padded; `end` is the place of each prompt's last token."""
+    ids, mask = (t.to(lm.device) for t in pad(rows, lm.tokenizer.pad_token_id, "right"))
+    if suffix is None:
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
+    return inserted(lm.model.get_input_embeddings()(ids), mask, end + 1 - TAIL, suffix.to(lm.device))

@@ -18,11 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils import logging as transformers_logging
 
 from titer.core.config import Record
-from titer.core.errors import TiterError, visible
+from titer.core.errors import TiterError, unknown, visible
 from titer.data.encode import check_length, pad, prompt_ids
 from titer.data.example import positions
 from titer.models.checkpoint import Checkpoint
 from titer.models.sites import Sites
+from titer.models.stream_norm import TANH_GELU, StreamNormConfig, StreamNormForCausalLM  # registers the variant for `load`
+from titer.models.suffix import TAIL, inserted
 
 Progress = Callable[[int, int], None]
 SHORT_WINDOW = 256
@@ -32,33 +34,69 @@ transformers_logging.disable_progress_bar()
 
 
 class Architecture(Record):
-    """A model to be made from nothing: GPT-NeoX, sequential residual, plain Linear layers, non-gated MLP."""
+    """A model to be made from nothing: sequential residual, plain Linear layers, non-gated MLP.
+
+    `norm` "pre" is GPT-NeoX; "stream" the mechanistic study's variant (models/stream_norm.py), which needs titer to open.
+    """
 
     layers: int = Field(default=4, ge=1)
     width: int = Field(default=64, ge=8)
     heads: int = Field(default=4, ge=1)
     positions: int = Field(default=64, ge=4)
     activation: str = "gelu"
+    norm: Literal["pre", "stream"] = "pre"
 
     def build(self, tokenizer: Any, seed: int) -> LM:
         """A freshly initialised model of this shape over the tokenizer's vocabulary."""
-        config = GPTNeoXConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=self.width,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            intermediate_size=4 * self.width,
-            max_position_embeddings=self.positions,
-            hidden_act=self.activation,
-            use_parallel_residual=False,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
+        config = self._config(tokenizer)
+        kind: Any = StreamNormForCausalLM if self.norm == "stream" else GPTNeoXForCausalLM
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return LM(GPTNeoXForCausalLM._from_config(config, attn_implementation=_attention(self.positions)), tokenizer, "new model")
+            return LM(kind._from_config(config, attn_implementation=_attention(self.positions)), tokenizer, "new model")
+
+    def _config(self, tokenizer: Any) -> Any:
+        shape = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "intermediate_size": 4 * self.width,
+            "max_position_embeddings": self.positions,
+            "hidden_act": self.activation,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+        if self.norm == "stream":
+            return StreamNormConfig(**shape)
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+        return GPTNeoXConfig(**shape, use_parallel_residual=False, rope_parameters=rope)
+
+
+SIZES: dict[str, tuple[int, int, int]] = {  # layers, width, heads
+    "nano": (4, 64, 4),
+    "nano-paper": (3, 48, 3),
+    "micro": (4, 128, 4),
+    "mini": (6, 192, 6),
+    "medium": (8, 400, 8),
+    "gopher-44m": (8, 512, 16),
+    "gpt2": (12, 768, 12),
+    "gpt2-medium": (24, 1024, 16),
+    "gpt2-large": (36, 1280, 20),
+    "gpt2-xl": (48, 1600, 25),
+}
+
+
+def sized(name: str, positions: int, norm: Literal["pre", "stream"] = "pre") -> Architecture:
+    """The architecture of a named size; the stream norm comes with its paper's tanh-GELU.
+
+    Errors: a name that is no size.
+    """
+    if name not in SIZES:
+        unknown("size", name, SIZES)
+    layers, width, heads = SIZES[name]
+    activation = TANH_GELU if norm == "stream" else "gelu"
+    return Architecture(layers=layers, width=width, heads=heads, positions=positions, activation=activation, norm=norm)
 
 
 def _attention(window: int | None) -> str:
@@ -132,9 +170,11 @@ class LM:
         batch: int = 64,
         prefixes: Sequence[str] | None = None,
         progress: Progress | None = None,
+        suffixes: torch.Tensor | None = None,
     ) -> list[Completion]:
         """Free-running answers, left-padded batches of similar length; `prefixes` are prefilled answers.
 
+        `suffixes` (prompts, n, D): embeddings inserted into each prompt (`models/suffix.py`); not with prefixes.
         Errors: a prompt with no room for its answer in the model's window.
         """
         ids = prompt_ids(self.tokenizer, prompts)
@@ -142,7 +182,7 @@ class LM:
             tails = self.tokenizer(list(prefixes), add_special_tokens=False)["input_ids"]
             ids = [head + tail for head, tail in zip(ids, tails, strict=True)]
         for row, prompt in zip(ids, prompts, strict=True):
-            check_length(len(row) + decoding.max_new_tokens, self.window, prompt)
+            check_length(len(row) + decoding.max_new_tokens + (0 if suffixes is None else suffixes.shape[1]), self.window, prompt)
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
         found: list[Completion] = [Completion("", False, 0)] * len(ids)
         was_training = self.model.training
@@ -150,7 +190,8 @@ class LM:
         try:
             for start in range(0, len(order), batch):
                 chosen = order[start : start + batch]
-                for i, completion in zip(chosen, self._answers([ids[i] for i in chosen], decoding, start), strict=True):
+                soft = None if suffixes is None else suffixes[chosen]
+                for i, completion in zip(chosen, self._answers([ids[i] for i in chosen], decoding, start, soft), strict=True):
                     found[i] = completion
                 if progress:
                     progress(min(start + batch, len(order)), len(order))
@@ -159,8 +200,8 @@ class LM:
         return found
 
     @torch.inference_mode()
-    def _answers(self, rows: list[list[int]], decoding: Decoding, place: int) -> list[Completion]:
-        ids, mask = pad(rows, self.tokenizer.pad_token_id, "left")
+    def _answers(self, rows: list[list[int]], decoding: Decoding, place: int, soft: torch.Tensor | None) -> list[Completion]:
+        ids, mask = (t.to(self.device) for t in pad(rows, self.tokenizer.pad_token_id, "left"))
         sampled = decoding.temperature > 0
         settings = GenerationConfig(
             max_new_tokens=decoding.max_new_tokens,
@@ -174,8 +215,14 @@ class LM:
         with torch.random.fork_rng(enabled=sampled, devices=[]), _own_settings_aside(self.model, settings):
             if sampled:
                 torch.manual_seed(decoding.seed + place)
-            whole = self.model.generate(ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings)
-        return [self._completion(row) for row in whole[:, ids.shape[1] :].tolist()]
+            if soft is None:
+                new = self.model.generate(ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1] :]
+            else:
+                end = torch.full((len(rows),), ids.shape[1] - TAIL, device=self.device)
+                inputs = inserted(self.model.get_input_embeddings()(ids), mask, end, soft.to(self.device))
+                inputs.pop("position_ids")  # generate makes its own from the mask
+                new = self.model.generate(**inputs, generation_config=settings)  # answers alone come back
+        return [self._completion(row) for row in new.tolist()]
 
     def _completion(self, row: list[int]) -> Completion:
         ends = self.ends

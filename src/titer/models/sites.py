@@ -50,6 +50,14 @@ class Sites:
         self.model = model
         self.blocks = [_block(block, i) for i, block in enumerate(_blocks(model))]
         self._names = {id(module): name for name, module in model.named_modules()}
+        self._parts = self._parted()
+
+    def _parted(self) -> dict[str, Literal["mlp", "attention", "other"]]:
+        found: dict[str, Literal["mlp", "attention", "other"]] = {}
+        for block in self.blocks:
+            found.update({self._names[id(m)]: "attention" for m in block.attention.modules()})
+            found.update({self._names[id(m)]: "mlp" for m in (block.mlp_up, block.mlp_down, block.mlp_gate) if m is not None})
+        return found
 
     @property
     def layers(self) -> int:
@@ -84,6 +92,11 @@ class Sites:
     def tensor(self, site: str) -> str:
         """The checkpoint's name of a weight site's tensor."""
         return self._names[id(self.linear(site))] + ".weight"
+
+    def part(self, tensor: str) -> Literal["mlp", "attention", "other"]:
+        """Which part of a block a checkpoint's tensor belongs to; embeddings, norms and the head are "other"."""
+        module = tensor.rpartition(".")[0]
+        return self._parts.get(module, "other")
 
     def _split(self, site: str, kinds: tuple[str, ...]) -> tuple[str, int]:
         match = SITE.fullmatch(site)

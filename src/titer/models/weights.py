@@ -7,6 +7,7 @@ import torch
 from titer.core.errors import TiterError
 from titer.models.checkpoint import Checkpoint
 from titer.models.sites import Sites
+from titer.models.stream_norm import StreamNormForCausalLM  # noqa: F401  (registers the variant with transformers)
 
 
 def skeleton(checkpoint: Checkpoint) -> Sites:

@@ -21,9 +21,9 @@ from titer.core.stats import auroc, d_prime
 from titer.data.example import Example
 from titer.models.activations import at_prompt_end, over_answer
 from titer.models.lm import LM
+from titer.probes.base import ANSWER_POSITIONS, held_out_scores, taus
 
 VERSION = 1
-ANSWER_POSITIONS = 10
 
 
 def clusters(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
@@ -55,27 +55,6 @@ def _answers(lm: LM, examples: Sequence[Example], names: Sequence[str]) -> dict[
     if len(answers) < len(examples):
         return None
     return over_answer(lm, [e.prompt for e in examples], answers, names, ANSWER_POSITIONS)
-
-
-def distance_score(a: torch.Tensor, safe: torch.Tensor, unsafe: torch.Tensor) -> torch.Tensor:
-    """||a - mu_unsafe|| - ||a - mu_safe|| of (n, D) activations and (D,) centroids, (n,)."""
-    return torch.linalg.vector_norm(a - unsafe, dim=1) - torch.linalg.vector_norm(a - safe, dim=1)
-
-
-def taus(safe: torch.Tensor, unsafe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The paper's tau of both classes against centroids of the same inputs."""
-    centres = safe.mean(0), unsafe.mean(0)
-    return distance_score(safe, *centres), distance_score(unsafe, *centres)
-
-
-def held_out_scores(safe: torch.Tensor, unsafe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores where each half (even and odd places) is measured against the other half's centroids."""
-    scores = torch.empty(len(safe)), torch.empty(len(unsafe))
-    for half in (0, 1):
-        centres = safe[1 - half :: 2].mean(0), unsafe[1 - half :: 2].mean(0)
-        scores[0][half::2] = distance_score(safe[half::2], *centres)
-        scores[1][half::2] = distance_score(unsafe[half::2], *centres)
-    return scores
 
 
 def summary(scores: pd.DataFrame) -> pd.DataFrame:

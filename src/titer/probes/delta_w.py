@@ -20,6 +20,7 @@ from titer.models.activations import at_prompt_end
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import LM
 from titer.models.weights import delta
+from titer.probes.base import column_space, null_share, random_like, stable_rank
 
 VERSION = 1
 ENERGY = 0.9
@@ -65,34 +66,3 @@ def _inputs(layer: int, harmful: bool, a: torch.Tensor, change: torch.Tensor, ra
         inside = torch.linalg.vector_norm(moved @ kept, dim=1)
         columns["null_share" + suffix] = (1 - inside**2 / (moved**2).sum(1)).numpy()
     return pd.DataFrame(columns)
-
-
-def column_space(weight: torch.Tensor, energy: float) -> torch.Tensor:
-    """Left singular vectors (m, r), r the smallest number that holds `energy` of the squared singular values."""
-    left, values, _ = torch.linalg.svd(weight, full_matrices=False)
-    held = torch.cumsum(values**2, 0) / (values**2).sum()
-    rank = int((held < energy - 1e-7).sum()) + 1
-    return left[:, :rank]
-
-
-def null_share(change: torch.Tensor, kept: torch.Tensor) -> float:
-    """||P_N dW||^2 / ||dW||^2 with P_N = I - A A^T: the energy-weighted share of dW's columns; NaN for dW = 0."""
-    return float(1 - (torch.linalg.norm(kept.T @ change) / torch.linalg.norm(change)) ** 2)
-
-
-def stable_rank(matrix: torch.Tensor) -> float:
-    """||M||_F^2 / ||M||_2^2; NaN for a zero matrix."""
-    return float((torch.linalg.norm(matrix) / torch.linalg.matrix_norm(matrix, 2)) ** 2)
-
-
-def random_like(matrix: torch.Tensor, seed: int) -> torch.Tensor:
-    """A matrix of the same shape and singular values with Haar-random singular vectors."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.linalg.svdvals(matrix)
-    left, right = (_orthonormal(size, len(values), generator) for size in matrix.shape)
-    return (left * values) @ right.T
-
-
-def _orthonormal(size: int, columns: int, generator: torch.Generator) -> torch.Tensor:
-    q, r = torch.linalg.qr(torch.randn(size, columns, generator=generator))
-    return q * torch.sign(torch.diagonal(r))

@@ -1,0 +1,122 @@
+"""Soft-token suffix: free embeddings between the end of the text and the token that ends it, found by gradient.
+
+`n` embeddings, drawn as 0.01 N(0, 1), are moved for `steps` steps against the gradient of the compliant answer's
+cross-entropy: each token's gradient is scaled to unit l2 norm, the step is 2 eps / steps, and each token is projected
+to ||delta|| <= eps, eps the mean norm of the prompts' embeddings. `universal`: one suffix, found on the examples
+that `fit` is given and used on others; else one a request, found on that request. `random`: tokens of equal number
+and norm in random directions, the control. Source: arXiv 2407.10264, section 6 and figure 7 (10 steps).
+Shapes: B requests, n tokens, D width, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+
+from titer.attacks.base import Attack, Attempt, State, on_the_world
+from titer.data.draws import seed_of
+from titer.data.encode import encode
+from titer.data.example import Example
+from titer.data.world import World
+from titer.methods.base import example_nll
+from titer.models.lm import LM
+from titer.models.suffix import TAIL, inserted
+
+BATCH = 256
+FIRST = 0.01
+
+
+class SoftTokens(Attack):
+    """Number of tokens, steps, one suffix for all or one each, and whether directions are random (the control)."""
+
+    SOURCE = "arXiv 2407.10264, soft-token suffix (section 6)"
+    VERSION = 1
+    WORLD = True
+
+    n: int = Field(default=2, ge=1)
+    steps: int = Field(default=10, ge=1)
+    universal: bool = False
+    random: bool = False
+
+    def fit(self, lm: LM, examples: Sequence[Example]) -> State:
+        """{"suffix": (B, n, D), or (1, n, D) if universal}, on the CPU.
+
+        Per request: of the examples in their order, which `attempts` must be given again.
+        """
+        was_training, trained = lm.model.training, [p for p in lm.model.parameters() if p.requires_grad]
+        lm.model.eval()
+        for p in trained:
+            p.requires_grad_(False)
+        try:
+            chunks = [examples] if self.universal else [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+            found = torch.cat([self._found(lm, chunk, number) for number, chunk in enumerate(chunks)])
+        finally:
+            lm.model.train(was_training)
+            for p in trained:
+                p.requires_grad_(True)
+        return {"suffix": self._turned(found) if self.random else found}
+
+    def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
+        on_the_world(self, world)
+        suffix = state["suffix"]
+        if not self.universal and len(suffix) != len(examples):
+            raise ValueError(f"{len(suffix)} suffixes for {len(examples)} requests")
+        kind = f"soft_{self.n}" + ("_universal" if self.universal else "") + ("_random" if self.random else "")
+        return [Attempt(_renamed(e, kind), suffix=suffix[0 if self.universal else i]) for i, e in enumerate(examples)]
+
+    def _found(self, lm: LM, examples: Sequence[Example], number: int) -> torch.Tensor:
+        batch = encode(lm.tokenizer, [e.prompt for e in examples], [e.comply or "" for e in examples], torch.arange(len(examples)).numpy())
+        batch = batch.to(lm.device)
+        mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+        at = (batch.labels >= 0).int().argmax(1) - TAIL  # the answer begins right after the prompt's last token
+        embedded = lm.model.get_input_embeddings()(batch.input_ids).detach()
+        bound = torch.linalg.vector_norm(embedded, dim=2)[mask.bool()].mean()
+        rows = 1 if self.universal else len(examples)
+        rng = torch.Generator().manual_seed(seed_of(self.seed, "soft tokens", self.n, number) % 2**63)
+        suffix = FIRST * torch.randn(rows, self.n, embedded.shape[2], generator=rng).to(embedded)
+        for _ in range(self.steps):
+            gradient = self._gradient(lm, embedded, mask, at, batch.labels, suffix)
+            suffix = projected(suffix - 2 * bound / self.steps * unit(gradient), bound)
+        return suffix.cpu()
+
+    def _gradient(
+        self, lm: LM, embedded: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, labels: torch.Tensor, suffix: torch.Tensor
+    ) -> torch.Tensor:
+        suffix = suffix.detach().requires_grad_(True)
+        inputs = inserted(embedded, mask, at, suffix.expand(len(embedded), -1, -1))
+        logits = lm.model(**inputs, use_cache=False).logits
+        total = example_nll(logits, moved_labels(labels, at, self.n)).sum()
+        (gradient,) = torch.autograd.grad(total, suffix)
+        return gradient
+
+    def _turned(self, suffix: torch.Tensor) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(seed_of(self.seed, "random soft tokens", self.n) % 2**63)
+        norms = torch.linalg.vector_norm(suffix, dim=2, keepdim=True)
+        return norms * unit(torch.randn(suffix.shape, generator=rng))
+
+
+def unit(tokens: torch.Tensor) -> torch.Tensor:
+    """Each token (last dimension) scaled to l2 norm 1; a zero token stays zero."""
+    return tokens / torch.linalg.vector_norm(tokens, dim=-1, keepdim=True).clamp(min=1e-30)
+
+
+def projected(tokens: torch.Tensor, bound: torch.Tensor | float) -> torch.Tensor:
+    """Each token in the l2 ball of radius `bound`."""
+    norms = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
+    return tokens * (bound / norms.clamp(min=1e-30)).clamp(max=1.0)
+
+
+def moved_labels(labels: torch.Tensor, at: torch.Tensor, n: int) -> torch.Tensor:
+    """Labels (B, T + n) of rows with n untrained places inserted before place `at`."""
+    rows, width = labels.shape
+    place = torch.arange(width + n, device=labels.device)[None].expand(rows, -1)
+    begin = at[:, None]
+    source = torch.where(place < begin, place, (place - n).clamp(min=0))
+    inside = (place >= begin) & (place < begin + n)
+    return labels.gather(1, source).masked_fill(inside, -100)
+
+
+def _renamed(example: Example, kind: str) -> Example:
+    return Example(example.prompt, example.harmful, kind, example.source, example.comply, example.refuse)

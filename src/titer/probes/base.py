@@ -1,0 +1,84 @@
+"""What probes share: the column space of a weight, random matrices of equal singular values, distances to centroids.
+
+Shapes: W and dW (m, d), A (m, r) orthonormal, activations (n, D).
+"""
+
+from __future__ import annotations
+
+import torch
+
+ANSWER_POSITIONS = 10  # the positions that tau is averaged over (arXiv 2407.10264, section 5.1)
+GRAM_FROM = 3072  # from this smaller side on, singular vectors come from the Gram matrix of that side
+
+
+def thin_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(U (m, k), S (k,), V (d, k)), k the smaller side; large matrices through the Gram matrix of that side.
+
+    There singular values below about 1e-7 of the largest are lost in float64's square, which no share of energy sees.
+    """
+    if min(matrix.shape) < GRAM_FROM:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        return left, values, right.T
+    wide = matrix.shape[0] < matrix.shape[1]
+    tall = (matrix.T if wide else matrix).double()
+    energies, vectors = torch.linalg.eigh(tall.T @ tall)
+    values, small = energies.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
+    large = (tall @ small) / values.clamp(min=values[0] * 1e-12)
+    pair = (small, large) if wide else (large, small)
+    return pair[0].to(matrix.dtype), values.to(matrix.dtype), pair[1].to(matrix.dtype)
+
+
+def rank_at(values: torch.Tensor, energy: float) -> int:
+    """The smallest number of singular values that holds `energy` of their squares."""
+    held = torch.cumsum(values.double() ** 2, 0) / (values.double() ** 2).sum()
+    return int((held < energy - 1e-7).sum()) + 1
+
+
+def column_space(weight: torch.Tensor, energy: float) -> torch.Tensor:
+    """Left singular vectors (m, r), r the smallest number that holds `energy` of the squared singular values."""
+    left, values, _ = thin_svd(weight)
+    return left[:, : rank_at(values, energy)]
+
+
+def null_share(change: torch.Tensor, kept: torch.Tensor) -> float:
+    """||P_N dW||^2 / ||dW||^2 with P_N = I - A A^T: the energy-weighted share of dW's columns; NaN for dW = 0."""
+    return float(1 - (torch.linalg.norm(kept.T @ change) / torch.linalg.norm(change)) ** 2)
+
+
+def stable_rank(matrix: torch.Tensor) -> float:
+    """||M||_F^2 / ||M||_2^2; NaN for a zero matrix."""
+    return float((torch.linalg.norm(matrix) / torch.linalg.matrix_norm(matrix, 2)) ** 2)
+
+
+def random_like(matrix: torch.Tensor, seed: int) -> torch.Tensor:
+    """A matrix of the same shape and singular values with Haar-random singular vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.linalg.svdvals(matrix)
+    left, right = (_orthonormal(size, len(values), generator) for size in matrix.shape)
+    return (left * values) @ right.T
+
+
+def _orthonormal(size: int, columns: int, generator: torch.Generator) -> torch.Tensor:
+    q, r = torch.linalg.qr(torch.randn(size, columns, generator=generator))
+    return q * torch.sign(torch.diagonal(r))
+
+
+def distance_score(a: torch.Tensor, safe: torch.Tensor, unsafe: torch.Tensor) -> torch.Tensor:
+    """||a - mu_unsafe|| - ||a - mu_safe|| of (n, D) activations and (D,) centroids, (n,)."""
+    return torch.linalg.vector_norm(a - unsafe, dim=1) - torch.linalg.vector_norm(a - safe, dim=1)
+
+
+def taus(safe: torch.Tensor, unsafe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The paper's tau of both classes against centroids of the same inputs."""
+    centres = safe.mean(0), unsafe.mean(0)
+    return distance_score(safe, *centres), distance_score(unsafe, *centres)
+
+
+def held_out_scores(safe: torch.Tensor, unsafe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores where each half (even and odd places) is measured against the other half's centroids."""
+    scores = torch.empty(len(safe)), torch.empty(len(unsafe))
+    for half in (0, 1):
+        centres = safe[1 - half :: 2].mean(0), unsafe[1 - half :: 2].mean(0)
+        scores[0][half::2] = distance_score(safe[half::2], *centres)
+        scores[1][half::2] = distance_score(unsafe[half::2], *centres)
+    return scores

@@ -1,0 +1,72 @@
+"""Does the change's column space lie in the left null space of the base weights? Vector by vector.
+
+For the left singular vectors u_i of dW (those that hold `DELTA` of its squared singular values): ||P_N u_i|| with
+P_N = I - A_r A_r^T, A_r the base weight's left singular vectors at 90 %, 99 % and all of its energy.
+A random unit vector scores high too where rows outnumber columns: ||P_N u||^2 follows Beta((m-r)/2, r/2), whose mean
+and 99th percentile stand beside. Source: arXiv 2407.10264, section 5.2 (figure 4). Shapes: W (m, d).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from scipy import stats
+
+from titer.models.checkpoint import Checkpoint
+from titer.models.sites import Sites
+from titer.models.weights import delta
+from titer.probes.base import rank_at, thin_svd
+
+VERSION = 1
+ENERGIES = (0.9, 0.99, 1.0)
+DELTA = 0.9
+KINDS = ("mlp_up", "mlp_down")
+
+
+def null_space(base: Checkpoint, tuned: Checkpoint, sites: Sites, kinds: Sequence[str] = KINDS) -> pd.DataFrame:
+    """Per site, layer (from 1), energy and vector: value ||P_N u||, weight (its share of dW's kept energy), rank,
+    random_mean (root mean square of a random vector) and random_99. Sites whose weights did not change are left out.
+    """
+    rows: list[pd.DataFrame] = []
+    for kind in kinds:
+        for i in range(sites.layers):
+            weight, change = delta(base, tuned, sites.tensor(f"{kind}[{i}]"))
+            if bool((change != 0).any()):
+                rows += [one.assign(site=kind, layer=i + 1) for one in vectors(weight, change)]
+    columns = ["site", "layer", "energy", "vector", "value", "weight", "rank", "random_mean", "random_99"]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+
+
+def vectors(weight: torch.Tensor, change: torch.Tensor) -> list[pd.DataFrame]:
+    """One table an energy: the kept singular vectors of `change` against the left null space of `weight`."""
+    left, values, _ = thin_svd(weight)
+    moved, sizes, _ = thin_svd(change)
+    kept = rank_at(sizes, DELTA)
+    share = (sizes[:kept] ** 2 / (sizes[:kept] ** 2).sum()).numpy()
+    tables = []
+    for energy in ENERGIES:
+        rank = rank_at(values, energy)
+        inside = left[:, :rank].T @ moved[:, :kept]
+        value = torch.sqrt((1 - (inside**2).sum(0)).clamp(min=0)).numpy()
+        mean, high = random_band(weight.shape[0], rank)
+        table = {"energy": energy, "vector": range(kept), "value": value, "weight": share, "rank": rank}
+        tables.append(pd.DataFrame({**table, "random_mean": mean, "random_99": high}))
+    return tables
+
+
+def random_band(m: int, rank: int) -> tuple[float, float]:
+    """(root mean square, 99th percentile) of ||P_N u|| for a random unit vector u in m dimensions."""
+    if rank >= m:
+        return 0.0, 0.0
+    return math.sqrt((m - rank) / m), math.sqrt(float(stats.beta.ppf(0.99, (m - rank) / 2, rank / 2)))
+
+
+def weighted(table: pd.DataFrame) -> pd.DataFrame:
+    """Per site, layer and energy: the energy-weighted mean of ||P_N u||, beside the random band."""
+    keys = ["site", "layer", "energy"]
+    mean = (table.value * table.weight).groupby([table[key] for key in keys]).sum().rename("value")
+    band = table.groupby(keys)[["rank", "random_mean", "random_99"]].first()
+    return band.join(mean).reset_index()

@@ -1,0 +1,66 @@
+"""Where do jailbreaks sit between safe and unsafe requests? Every set against the centroids of the two classes.
+
+Per input and layer: tau (the paper's, over the first ten answer positions), score (the held-out form, at the end of
+the prompt; classes are scored by the other half's centroids, other sets by those of all inputs), and with a base the
+gain ||dW a|| / ||a|| of the first MLP matrix, beside a random dW of equal singular values.
+Source: arXiv 2407.10264, sections 5.1, 5.3, 5.5 (figures 3, 5, 7). Shapes: n inputs, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+
+from titer.data.draws import seed_of
+from titer.data.example import Example
+from titer.models.activations import at_prompt_end, over_answer
+from titer.models.checkpoint import Checkpoint
+from titer.models.lm import LM
+from titer.models.weights import delta
+from titer.probes.base import ANSWER_POSITIONS, distance_score, held_out_scores, random_like
+
+VERSION = 1
+Sets = Mapping[str, tuple[Sequence[Example], torch.Tensor | None]]  # examples and the soft suffixes in their prompts
+
+
+def placement(lm: LM, sets: Sets, base: Checkpoint | None = None, tuned: Checkpoint | None = None, seed: int = 0) -> pd.DataFrame:
+    """Per set, layer (from 1) and input: tau, score, and gain, gain_random where `base` and `tuned` are given.
+
+    `sets` holds "safe" and "unsafe" and any others; every example has a compliant reference answer.
+    """
+    layers = lm.sites.layers
+    acts, ends = [f"mlp_act[{i}]" for i in range(layers)], [f"mlp_in[{i}]" for i in range(layers)]
+    answers = {kind: _answers(lm, *group, acts) for kind, group in sets.items()}
+    prompts = {kind: at_prompt_end(lm, [e.prompt for e in group[0]], [*acts, *ends], suffixes=group[1]) for kind, group in sets.items()}
+    changes = [delta(base, tuned, lm.sites.tensor(f"mlp_up[{i}]"))[1] for i in range(layers)] if base and tuned else []
+    tables = []
+    for i in range(layers):
+        tau = against({kind: found[acts[i]] for kind, found in answers.items()}, held_out=False)
+        score = against({kind: found[acts[i]] for kind, found in prompts.items()}, held_out=True)
+        matrices = {"gain": changes[i], "gain_random": random_like(changes[i], seed_of(seed, "placement", i))} if changes else {}
+        for kind, found in prompts.items():
+            table = {"kind": kind, "layer": i + 1, "input": range(len(tau[kind])), "tau": tau[kind].numpy(), "score": score[kind].numpy()}
+            gains = {name: gain(found[ends[i]], matrix).numpy() for name, matrix in matrices.items()}
+            tables.append(pd.DataFrame({**table, **gains}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _answers(lm: LM, examples: Sequence[Example], suffixes: torch.Tensor | None, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    prompts, answers = [e.prompt for e in examples], [e.comply or "" for e in examples]
+    return over_answer(lm, prompts, answers, names, ANSWER_POSITIONS, suffixes=suffixes)
+
+
+def against(sets: Mapping[str, torch.Tensor], held_out: bool) -> dict[str, torch.Tensor]:
+    """Each set's distance to the unsafe minus that to the safe centroid, (n,)."""
+    centres = sets["safe"].mean(0), sets["unsafe"].mean(0)
+    found = {kind: distance_score(a, *centres) for kind, a in sets.items()}
+    if held_out:
+        found["safe"], found["unsafe"] = held_out_scores(sets["safe"], sets["unsafe"])
+    return found
+
+
+def gain(a: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """||M a|| / ||a|| of each input, (n,)."""
+    return torch.linalg.vector_norm(a @ matrix.T, dim=1) / torch.linalg.vector_norm(a, dim=1)

@@ -1,0 +1,42 @@
+"""Which inputs does the change read? Scores along the right singular vectors of dW of the first MLP matrix.
+
+score_j(x) = sigma_j |<a(x), v_j>| / ||a(x)||, a the tuned model's MLP input at the end of the prompt.
+Source: arXiv 2407.10264, section 5.3 (figure 5: the first 15 directions). Shapes: dW (m, d), a (n, d).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+
+from titer.data.example import Example
+from titer.models.activations import at_prompt_end
+from titer.models.checkpoint import Checkpoint
+from titer.models.lm import LM
+from titer.models.weights import delta
+from titer.probes.base import thin_svd
+
+VERSION = 1
+DIRECTIONS = 15
+
+
+def row_space(base: Checkpoint, tuned: Checkpoint, lm: LM, sets: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
+    """Per set, layer (from 1) and direction (from 1): mean score, sigma. `lm` is the tuned model loaded."""
+    names = [f"mlp_in[{i}]" for i in range(lm.sites.layers)]
+    found = {kind: at_prompt_end(lm, [e.prompt for e in examples], names) for kind, examples in sets.items()}
+    rows = []
+    for i, name in enumerate(names):
+        _, sizes, right = thin_svd(delta(base, tuned, lm.sites.tensor(f"mlp_up[{i}]"))[1])
+        for kind, activations in found.items():
+            mean = scores(activations[name], sizes, right).mean(0)
+            table = {"kind": kind, "layer": i + 1, "direction": range(1, len(mean) + 1), "score": mean.numpy()}
+            rows.append(pd.DataFrame({**table, "sigma": sizes[: len(mean)].numpy()}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def scores(a: torch.Tensor, sizes: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """sigma_j |<a, v_j>| / ||a|| of each input along the first directions, (n, at most 15)."""
+    along = a @ right[:, :DIRECTIONS]
+    return along.abs() * sizes[:DIRECTIONS] / torch.linalg.vector_norm(a, dim=1, keepdim=True)

@@ -1,0 +1,53 @@
+"""How sensitive is the next token to the input? The paper's local Lipschitzness.
+
+g(x) = || d max_k z_k / d E ||_F: gradient of the largest logit at the end of the prompt with respect to the
+embeddings of the tokens before it. Source: arXiv 2407.10264, section 5.4 (figure 6).
+One backward pass a batch: the gradient of the sum of the batch's maxima falls apart into the examples' own.
+Shapes: B prompts, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+
+from titer.data.encode import check_length, pad, prompt_ids
+from titer.data.example import Example, positions
+from titer.models.lm import LM
+
+VERSION = 1
+BATCH = 32
+
+
+def sensitivity(lm: LM, examples: Sequence[Example], batch: int = BATCH) -> pd.DataFrame:
+    """Per input: input, g (units of logit per unit of embedding). Errors: a prompt longer than the window."""
+    ids = prompt_ids(lm.tokenizer, [e.prompt for e in examples])
+    for row, example in zip(ids, examples, strict=True):
+        check_length(len(row), lm.window, example.prompt)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    found = torch.empty(len(ids))
+    was_training, frozen = lm.model.training, [p for p in lm.model.parameters() if p.requires_grad]
+    lm.model.eval()
+    for p in frozen:
+        p.requires_grad_(False)
+    try:
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            found[chosen] = gradient_norms(lm, [ids[i] for i in chosen])
+    finally:
+        lm.model.train(was_training)
+        for p in frozen:
+            p.requires_grad_(True)
+    return pd.DataFrame({"input": range(len(ids)), "g": found.numpy()})
+
+
+def gradient_norms(lm: LM, rows: list[list[int]]) -> torch.Tensor:
+    """g of each row, (B,) on the CPU. Left-padded, so that every prompt ends in the last place."""
+    ids, mask = (t.to(lm.device) for t in pad(rows, lm.tokenizer.pad_token_id, "left"))
+    embedded = lm.model.get_input_embeddings()(ids).detach().requires_grad_(True)
+    logits = lm.model(inputs_embeds=embedded, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=1).logits
+    (gradient,) = torch.autograd.grad(logits[:, -1].float().amax(1).sum(), embedded)
+    before = gradient[:, :-1].float() * mask[:, :-1, None]
+    return torch.linalg.vector_norm(before, dim=(1, 2)).cpu()

@@ -1,0 +1,63 @@
+"""The shape of each class's cloud of activations: is the unsafe cluster of low rank, and would two clusters be found
+without labels? Centred matrix of each class, per layer.
+
+top_share sigma_1 / sum sigma and top_energy sigma_1^2 / sum sigma^2 (the paper's choice is not known), stable rank, and
+the number of components that hold 90 % of the covariance's energy; k-means with two centres against the classes
+(share of inputs in the right cluster, 0.5 is chance). Source: arXiv 2407.10264, section 5.1 and appendix.
+Site: mlp_act over the first ten answer positions where there are answers, else at the end of the prompt. (n, D)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from scipy.cluster.vq import kmeans2
+
+from titer.data.example import Example
+from titer.models.activations import at_prompt_end, over_answer
+from titer.models.lm import LM
+from titer.probes.base import ANSWER_POSITIONS, rank_at, stable_rank
+
+VERSION = 1
+
+
+def spread(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int = 0) -> pd.DataFrame:
+    """Per layer (from 1) and class: top_share, top_energy, stable_rank, components_90, kmeans (one value a layer)."""
+    names = [f"mlp_act[{i}]" for i in range(lm.sites.layers)]
+    clouds = [_activations(lm, group, names) for group in (safe, unsafe)]
+    rows = []
+    for layer, name in enumerate(names, start=1):
+        agreement = two_means(clouds[0][name], clouds[1][name], seed)
+        rows += [
+            {"layer": layer, "harmful": bool(harmful), **shape_of(cloud[name]), "kmeans": agreement} for harmful, cloud in enumerate(clouds)
+        ]
+    return pd.DataFrame(rows)
+
+
+def _activations(lm: LM, examples: Sequence[Example], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    prompts, answers = [e.prompt for e in examples], [e.comply for e in examples if e.comply is not None]
+    if len(answers) < len(prompts):
+        return at_prompt_end(lm, prompts, names)
+    return over_answer(lm, prompts, answers, names, ANSWER_POSITIONS)
+
+
+def shape_of(cloud: torch.Tensor) -> dict[str, float]:
+    """Shares of the leading direction, stable rank and components at 90 % of a class's centred activations (n, D)."""
+    centred = cloud - cloud.mean(0)
+    values = torch.linalg.svdvals(centred)
+    return {
+        "top_share": float(values[0] / values.sum()),
+        "top_energy": float(values[0] ** 2 / (values**2).sum()),
+        "stable_rank": stable_rank(centred),
+        "components_90": rank_at(values, 0.9),
+    }
+
+
+def two_means(safe: torch.Tensor, unsafe: torch.Tensor, seed: int) -> float:
+    """Share of inputs whose k-means cluster (k = 2, best matching) is their class's, in [0.5, 1]."""
+    both = torch.cat([safe, unsafe]).double().numpy()
+    _, found = kmeans2(both, 2, minit="++", rng=seed, iter=50)
+    right = (found[: len(safe)] == 0).sum() + (found[len(safe) :] == 1).sum()
+    return float(max(right, len(both) - right) / len(both))
