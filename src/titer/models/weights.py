@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
 
 from titer.core.errors import TiterError
 from titer.models.checkpoint import Checkpoint
@@ -28,3 +32,13 @@ def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tenso
             expected="two checkpoints of one architecture",
         )
     return before, after - before
+
+
+def blend(base: Checkpoint, tuned: Checkpoint, alpha: float, folder: Path) -> None:
+    """Write the model base + alpha (tuned - base), tensor by tensor; configuration and tokenizer are the base's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in base.path.iterdir():
+        if file.is_file() and file.suffix not in (".safetensors",) and not file.name.endswith(".index.json"):
+            shutil.copy2(file, folder / file.name)
+    moved = {name: torch.lerp(base.weight(name), tuned.weight(name), alpha) for name in sorted(base.files)}
+    save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,85 @@
+"""Weights between and beyond two models: theta(alpha) = theta_base + alpha (theta_tuned - theta_base).
+
+Exact at both ends. Parts of the change alone, random directions of equal norm per tensor, changes added to others.
+Source: arXiv 2407.10264, section 5.6. Weights are name -> tensor, as in a model's state_dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from titer.data.draws import seed_of
+from titer.models.lm import LM
+from titer.models.sites import Sites
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def weights_of(lm: LM) -> dict[str, torch.Tensor]:
+    """A model's weights, copied."""
+    return {name: tensor.detach().clone() for name, tensor in lm.model.state_dict().items() if tensor.is_floating_point()}
+
+
+def kept_weights(file: Path) -> dict[str, torch.Tensor]:
+    """Weights that a stage kept at a step."""
+    return dict(load_file(file))
+
+
+@contextmanager
+def with_weights(lm: LM, weights: Weights) -> Iterator[LM]:
+    """The model with other weights; its own come back bit for bit."""
+    own = weights_of(lm)
+    try:
+        _put(lm, weights)
+        yield lm
+    finally:
+        _put(lm, own)
+
+
+def _put(lm: LM, weights: Weights) -> None:
+    held = lm.model.state_dict()
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            held[name].copy_(tensor)
+
+
+def along(base: Weights, tuned: Weights, alpha: float) -> dict[str, torch.Tensor]:
+    """theta(alpha); alpha 0 gives `base` and 1 gives `tuned` bit for bit (torch.lerp is exact at its ends)."""
+    return {name: torch.lerp(base[name], tuned[name], alpha) for name in base}
+
+
+def of_part(sites: Sites, base: Weights, tuned: Weights, part: str) -> dict[str, torch.Tensor]:
+    """The base with the change of one part ("mlp", "attention", "other") alone."""
+    return {name: tuned[name] if sites.part(name) == part else base[name] for name in base}
+
+
+def random_direction(base: Weights, tuned: Weights, seed: int) -> dict[str, torch.Tensor]:
+    """The base changed in a random direction, by the same norm in every tensor."""
+    return {name: base[name] + _like(tuned[name] - base[name], seed_of(seed, name)) for name in base}
+
+
+def plus(weights: Weights, base: Weights, tuned: Weights, size: float) -> dict[str, torch.Tensor]:
+    """`weights` + size (tuned - base): one method's change added to another's model."""
+    return {name: weights[name] + size * (tuned[name] - base[name]) for name in weights}
+
+
+def distance(a: Weights, b: Weights) -> float:
+    """||a - b|| over all tensors."""
+    return float(torch.sqrt(sum(((a[name].double() - b[name].double()) ** 2).sum() for name in a)))  # type: ignore[arg-type]
+
+
+def cosine(a: Weights, b: Weights, start_a: Weights, start_b: Weights) -> float:
+    """Cosine between the changes a - start_a and b - start_b over all tensors; NaN if one of them is zero."""
+    inner = sum(float(((a[n].double() - start_a[n].double()) * (b[n].double() - start_b[n].double())).sum()) for n in a)
+    size = distance(a, start_a) * distance(b, start_b)
+    return inner / size if size > 0 else float("nan")
+
+
+def _like(change: torch.Tensor, seed: int) -> torch.Tensor:
+    noise = torch.randn(change.shape, generator=torch.Generator().manual_seed(seed))
+    return noise * (torch.linalg.vector_norm(change) / torch.linalg.vector_norm(noise))

@@ -1,0 +1,185 @@
+"""Charts that mirror the paper's figures 3 to 7: means over seeds of tidy tables. L6."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from titer.report.charts import GREEN, GREY, RED, WIDTH
+from titer.report.html import Figure
+from titer.studies.jain2024.evidence import JAILBREAKS, Evidence, hits, medium
+
+CLASSES = {"safe": GREEN, "unsafe": RED}
+KINDS = {**CLASSES, "jb_co_task": "#2f6fb0", "jb_co_text": "#7d4fa3", "jb_misgen": "#e08a1e", "jb_misgen_text": "#b04a7d"}
+COLOURS = {"base": GREY, "ssft M": "#2f6fb0", "dpo M": "#e08a1e", "unlearn M": "#7d4fa3", "benign M": GREEN, "sham ssft M": "#b04a7d"}
+PANELS = ("base", "ssft S", "dpo S", "unlearn S", "benign, norm of ssft", *medium(), "sham ssft M")
+BINS = 40
+ENERGY = 0.9
+
+
+def pooled(evidence: Sequence[Evidence], name: str) -> pd.DataFrame:
+    """One table of all seeds, with the column `seed`."""
+    return pd.concat([e.tables[name].assign(seed=e.seed) for e in evidence if e.has(name)], ignore_index=True)
+
+
+def over_seeds(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
+    """Mean of a value over each seed's rows, then over seeds: keys, value, low and high (the seeds' ends)."""
+    per_seed = table.groupby([*keys, "seed"], sort=False)[value].mean()
+    found = per_seed.groupby(list(keys), sort=False).agg(["mean", "min", "max"]).reset_index()
+    return found.rename(columns={"mean": value, "min": "low", "max": "high"})
+
+
+def figure3(evidence: Sequence[Evidence]) -> Figure:
+    """tau per layer, safe green and unsafe red, one panel a model."""
+    t = pooled(evidence, "placement")
+    t = t[t.kind.isin(CLASSES) & t.model.isin(PANELS)]
+    found = t.groupby(["model", "layer", "kind"]).tau.agg(["mean", "std"]).reset_index()
+    found["low"], found["high"] = found["mean"] - found["std"], found["mean"] + found["std"]
+    base = alt.Chart(found).encode(
+        x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)), color=alt.Color("kind:N", title=None, scale=fixed(CLASSES))
+    )
+    band = base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title="τ"), y2="high:Q")
+    line = base.mark_line(point=True).encode(
+        y=alt.Y("mean:Q", title="τ"), tooltip=[*tips("model", "layer", "kind"), number("mean"), number("std")]
+    )
+    present = [m for m in PANELS if m in set(found.model)]
+    chart = (band + line).properties(width=125, height=130).facet(facet=alt.Facet("model:N", sort=present, title=None), columns=4)
+    return Figure(
+        "fig3",
+        "Figure 3: activation clusters",
+        "Mean τ ± one standard deviation of inputs: distance to the unsafe minus distance to the safe centroid, per layer; above 0 is nearer the safe cluster. S: small rate, M: medium. Panels have their own scales. The benign and sham panels are the controls.",
+        chart.resolve_scale(y="independent"),
+    )
+
+
+def figure4(evidence: Sequence[Evidence]) -> Figure:
+    """Sorted ||P_N u_i|| of the first MLP matrix's change, one panel a layer; the band is a random vector's."""
+    t = evidence[0].tables["null"]
+    models = [*medium(), "benign M", "sham ssft M"]
+    t = t[(t.site == "mlp_up") & (t.energy == ENERGY) & t.model.isin(models)].sort_values("value")
+    t = t.assign(place=t.groupby(["model", "layer"]).cumcount())
+    line = (
+        alt.Chart()
+        .mark_line(point=alt.OverlayMarkDef(size=14))
+        .encode(
+            x=alt.X("place:Q", title="direction of ΔW, sorted"),
+            y=alt.Y("value:Q", title="‖P_N u‖", scale=alt.Scale(zero=False)),
+            color=alt.Color("model:N", title=None, scale=fixed({m: COLOURS[m] for m in models})),
+            tooltip=[*tips("model", "layer", "vector"), number("value"), number("weight"), number("random_99")],
+        )
+    )
+    rule = alt.Chart().mark_rule(strokeDash=[4, 4], color=GREY).encode(y="random_99:Q")
+    mean = alt.Chart().mark_rule(strokeDash=[1, 3], color=GREY).encode(y="random_mean:Q")
+    layered = alt.layer(line, rule, mean, data=t).properties(width=230, height=150)
+    return Figure(
+        "fig4",
+        "Figure 4: does ΔW's column space lie in the left null space of the base weights?",
+        f"‖P_N u‖ of each left singular vector of ΔW (first MLP matrix, base at 90 % energy), seed {evidence[0].seed}. Dotted: what a random direction scores on average; dashed: its 99th percentile. A curve at or below them shows nothing special.",
+        layered.facet(facet=alt.Facet("layer:O", title="layer"), columns=2),
+    )
+
+
+def figure5(evidence: Sequence[Evidence]) -> Figure:
+    """Scores along dW's right singular vectors, last two layers, one panel a model."""
+    t = pooled(evidence, "rows")
+    t = t[t.layer > t.layer.max() - 2]
+    found = over_seeds(t, ["model", "layer", "kind", "direction"], "score")
+    line = alt.Chart(found).mark_line(point=alt.OverlayMarkDef(size=14))
+    chart = line.encode(
+        x=alt.X("direction:Q", title="direction"),
+        y=alt.Y("score:Q", title="mean score"),
+        color=alt.Color("kind:N", title=None, scale=fixed(KINDS)),
+        tooltip=[*tips("model", "layer", "kind", "direction"), number("score")],
+    ).properties(width=115, height=130)
+    return Figure(
+        "fig5",
+        "Figure 5: which inputs does ΔW read?",
+        "Mean σ_j |⟨a, v_j⟩| / ‖a‖ along the first 15 right singular vectors of ΔW (first MLP matrix) at the end of the prompt; mean over seeds. The benign panel is the control: its change was learned on safe requests.",
+        chart.facet(
+            row=alt.Row("layer:O", title="layer"), column=alt.Column("model:N", sort=[*medium(), "benign M"], title=None)
+        ).resolve_scale(y="independent"),
+    )
+
+
+def figure6(evidence: Sequence[Evidence]) -> Figure:
+    """Histograms of the local Lipschitz constant, safe and unsafe, one panel a model."""
+    t = pooled(evidence, "sensitivity")
+    models = ["base", *medium(), "benign, norm of ssft", "sham ssft M"]
+    t = t[t.kind.isin(CLASSES) & t.model.isin(models)]
+    edges = np.linspace(0, float(t.g.quantile(0.99)), BINS + 1)
+    rows = []
+    for (model, kind), one in t.groupby(["model", "kind"]):
+        counts, _ = np.histogram(np.clip(one.g, 0, edges[-1]), bins=edges)
+        rows.append(pd.DataFrame({"model": model, "kind": kind, "g": edges[:-1], "share": counts / max(1, counts.sum())}))
+    area = alt.Chart(pd.concat(rows)).mark_area(opacity=0.45, interpolate="step-after")
+    chart = area.encode(
+        x=alt.X("g:Q", title="‖∂ max logit / ∂ embeddings‖"),
+        y=alt.Y("share:Q", title="share of inputs", stack=None),
+        color=alt.Color("kind:N", title=None, scale=fixed(CLASSES)),
+        tooltip=[*tips("model", "kind"), number("g"), number("share")],
+    ).properties(width=170, height=120)
+    return Figure(
+        "fig6",
+        "Figure 6: sensitivity to the input",
+        "Local Lipschitz constant at the end of the prompt, all seeds; the last bin holds what lies beyond. The paper: smaller on unsafe inputs after tuning, not on safe ones.",
+        chart.facet(facet=alt.Facet("model:N", sort=models, title=None), columns=3),
+    )
+
+
+def figure7(evidence: Sequence[Evidence]) -> Figure:
+    """Where refused and successful jailbreaks, and soft-token attacks, sit between the unsafe (0) and the safe class (1)."""
+    found = pd.concat([positions(e) for e in evidence], ignore_index=True)
+    order = list(dict.fromkeys(found.group))
+    mean = over_seeds(found, ["model", "group"], "position")
+    base = alt.Chart(mean).encode(
+        x=alt.X("group:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40)),
+        xOffset=alt.XOffset("model:N", sort=list(medium())),
+        color=alt.Color("model:N", title=None, scale=fixed({m: COLOURS[m] for m in medium()})),
+        tooltip=[*tips("model", "group"), number("position"), number("low"), number("high")],
+    )
+    points = base.mark_point(filled=True, size=60).encode(y=alt.Y("position:Q", title="position: 0 unsafe, 1 safe"))
+    ends = base.mark_rule().encode(y="low:Q", y2="high:Q")
+    rule = alt.Chart(pd.DataFrame({"y": [0.0, 1.0]})).mark_rule(strokeDash=[4, 4], color=GREY).encode(y="y:Q")
+    return Figure(
+        "fig7",
+        "Figure 7: jailbreaks and soft tokens among the clusters",
+        "Mean τ in the last layer, scaled so that the unsafe class is at 0 and the safe class at 1; lines span the seeds. Jailbreaks are split by outcome, which conditions the comparison; soft tokens are not.",
+        (rule + ends + points).properties(width=WIDTH, height=260),
+    )
+
+
+def positions(e: Evidence) -> pd.DataFrame:
+    """model, group, position of one seed's attacked inputs in the last layer."""
+    rows = []
+    for model in medium():
+        safe, unsafe = (float(e.last("placement", "tau", model, kind).mean()) for kind in CLASSES)
+        for kind in JAILBREAKS:
+            tau = e.last("placement", "tau", model, kind)
+            t = e.tables["probed"]
+            mine = t[(t.model == model) & (t.kind == kind)]
+            for outcome, word in (("refused", "refused"), ("complied", "successful")):
+                chosen = tau[hits(mine, outcome) > 0]
+                if len(chosen) >= 5:
+                    rows.append({"model": model, "group": f"{kind}, {word}", "position": (chosen.mean() - unsafe) / (safe - unsafe)})
+        if e.has("soft_placed"):
+            ends = [float(e.last("soft_placed", "tau", model, kind).mean()) for kind in CLASSES]
+            for kind in [k for k in e.tables["soft_placed"].kind.unique() if k.startswith("soft_")]:
+                mean = float(e.last("soft_placed", "tau", model, kind).mean())
+                rows.append({"model": model, "group": kind, "position": (mean - ends[1]) / (ends[0] - ends[1])})
+    return pd.DataFrame(rows).assign(seed=e.seed)
+
+
+def fixed(colours: dict[str, str]) -> Any:
+    return alt.Scale(domain=list(colours), range=list(colours.values()))
+
+
+def tips(*names: str) -> list[Any]:
+    return [alt.Tooltip(name) for name in names]
+
+
+def number(name: str) -> Any:
+    return alt.Tooltip(f"{name}:Q", format=".3f")
