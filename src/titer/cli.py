@@ -37,6 +37,7 @@ Data = Annotated[Path | None, typer.Option("--data", help="CSV, JSON or JSONL of
 Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Use the first N prompts of each class.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A setting as NAME=VALUE; may be given again.")]
 HERE = Path("runs")
+STUDIES = ("jain2024",)
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
@@ -133,6 +134,68 @@ def audit(
         audited = subjects(checkpoints)
         folder = runs / f"audit-{_slug(audited[-1].name)}"
         page, answer = audit_report(bench, audited, text, prompts, _command(), folder)
+    _print(as_json, {"answer": answer, "report": str(page)}, f"{answer}\nReport: {page}")
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="The study: jain2024.")],
+    scale: Annotated[str, typer.Option(help="nano, cpu, small or paper.")] = "nano",
+    seeds: Annotated[int, typer.Option(min=1, help="How many worlds: seeds 0, 1, ...")] = 3,
+    only: Annotated[str, typer.Option(help="Parts, with commas: fig3,soft ... Default: all.")] = "",
+    base: Annotated[str | None, typer.Option(help="A base model; with --aligned the study runs on this pair.")] = None,
+    aligned: Annotated[str | None, typer.Option(help="Its safety-tuned relative.")] = None,
+    data: Data = None,
+    prompts: Prompts = None,
+    flops: Annotated[float | None, typer.Option(help="FLOP/s of your device, to price a --dry-run in hours.")] = None,
+    runs: Runs = HERE,
+    dry_run: Dry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Reproduce a paper's figures and tables, its claims against controls; or its probes on two checkpoints."""
+    from titer.core.errors import unknown
+
+    if name not in STUDIES:
+        unknown("study", name, STUDIES)
+    if base is not None or aligned is not None:
+        return _pair(base, aligned, data, prompts, runs, dry_run, as_json)
+    if data is not None or prompts is not None:
+        raise TiterError("--data and --prompts belong to a pair of models", next_step="add --base and --aligned, or leave them out.")
+    from titer.core.run import Store
+    from titer.recipes.jain2024 import scale_of
+    from titer.studies.jain2024 import cost
+    from titer.studies.jain2024.study import parts_of, run_jain
+    from titer.terminal import Terminal
+
+    chosen, parts = scale_of(scale), parts_of(only)
+    with Terminal() as terminal:
+        store = Store(runs, terminal.tell)
+        if dry_run:
+            table = cost.cost(chosen, range(seeds), store)
+            return _print(as_json, {"plan": json.loads(table.to_json(orient="records"))}, cost.summary(table, flops))
+        page, answer, _ = run_jain(store, terminal, chosen, range(seeds), parts, _command())
+    _print(as_json, {"answer": answer, "report": str(page), "claims": str(page.with_name("claims.json"))}, f"{answer}\nReport: {page}")
+
+
+def _pair(base: str | None, aligned: str | None, data: Path | None, prompts: int | None, runs: Path, dry_run: bool, as_json: bool) -> None:
+    from titer.core.run import Store
+    from titer.data.sources import read_text
+    from titer.models.fetch import resolve
+
+    if base is None or aligned is None:
+        raise TiterError("one model of a pair", expected="both --base and --aligned")
+    text = read_text(_needed(data))
+    pair = [resolve(base), resolve(aligned)]
+    from titer.studies.jain2024.pair import pair_cost, pair_report
+    from titer.terminal import Terminal
+    from titer.workbench import Workbench
+
+    if dry_run:
+        found = pair_cost(pair[0], pair[1], text, prompts)
+        return _print(as_json, found, "\n".join(f"{key}: {value}" for key, value in found.items()))
+    with Terminal() as terminal:
+        bench = Workbench(Store(runs, terminal.tell), terminal)
+        page, answer = pair_report(bench, pair[0], pair[1], text, prompts, _command(), runs / f"jain2024-{_slug(pair[1].label)}")
     _print(as_json, {"answer": answer, "report": str(page)}, f"{answer}\nReport: {page}")
 
 

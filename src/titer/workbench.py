@@ -77,6 +77,10 @@ class Workbench:
             self._loaded[model.key] = load(model.checkpoint)
         return self._loaded[model.key]
 
+    def release(self) -> None:
+        """Forget the loaded model: what follows reads weights from disk, and the memory is wanted."""
+        self._loaded.clear()
+
     def verdicts(self, model: Model, attempts: Sequence[Attempt], judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
         """Judged samples; samples and verdicts are separate artefacts."""
         inputs = {

@@ -17,6 +17,7 @@ from titer.models.lm import LM
 from titer.models.suffix import TAIL, inserted
 
 BATCH = 64
+BUDGET = 32 * 2**20  # bytes of activations held at once, so that large models are probed in little more than their own memory
 
 
 def at_prompt_end(
@@ -58,6 +59,7 @@ def _collect(
     for row in rows:
         check_length(len(row) + extra, lm.window, lm.tokenizer.decode(row[:20]))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    batch = min(batch, fitting(lm, len(names), max(len(row) for row in rows) + extra))
     found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     was_training = lm.model.training
     lm.model.eval()
@@ -78,6 +80,12 @@ def _collect(
         lm.model.train(was_training)
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
     return {name: torch.cat(parts)[back] for name, parts in found.items()}
+
+
+def fitting(lm: LM, sites: int, tokens: int) -> int:
+    """How many prompts of so many tokens keep the activations of so many sites within the budget; at least one."""
+    widest = max(lm.sites.linear(f"mlp_down[{i}]").in_features for i in range(lm.sites.layers))
+    return max(1, BUDGET // (4 * sites * tokens * widest))
 
 
 def _inputs(lm: LM, rows: list[list[int]], end: torch.Tensor, suffix: torch.Tensor | None) -> dict[str, torch.Tensor]:

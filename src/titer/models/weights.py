@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from titer.core.errors import TiterError
@@ -32,6 +33,21 @@ def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tenso
             expected="two checkpoints of one architecture",
         )
     return before, after - before
+
+
+def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:
+    """(shape, type as safetensors names it) of every tensor, read from the files' headers alone."""
+    found = {}
+    for tensor, file in checkpoint.files.items():
+        with safe_open(file, framework="pt") as opened:
+            view = opened.get_slice(tensor)
+            found[tensor] = (tuple(view.get_shape()), str(view.get_dtype()))
+    return found
+
+
+def weights_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of the checkpoint's weight files."""
+    return sum(file.stat().st_size for file in set(checkpoint.files.values()))
 
 
 def blend(base: Checkpoint, tuned: Checkpoint, alpha: float, folder: Path) -> None:

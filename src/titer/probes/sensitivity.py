@@ -15,10 +15,12 @@ import torch
 
 from titer.data.encode import check_length, pad, prompt_ids
 from titer.data.example import Example, positions
+from titer.models.activations import fitting
 from titer.models.lm import LM
 
 VERSION = 1
-BATCH = 32
+BATCH = 128
+KEPT = 6  # tensors of about the MLP's width that a layer keeps for the way back
 
 
 def sensitivity(lm: LM, examples: Sequence[Example], batch: int = BATCH) -> pd.DataFrame:
@@ -28,6 +30,7 @@ def sensitivity(lm: LM, examples: Sequence[Example], batch: int = BATCH) -> pd.D
         check_length(len(row), lm.window, example.prompt)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     found = torch.empty(len(ids))
+    batch = min(batch, fitting(lm, KEPT * lm.sites.layers, max(len(row) for row in ids)))
     was_training, frozen = lm.model.training, [p for p in lm.model.parameters() if p.requires_grad]
     lm.model.eval()
     for p in frozen:

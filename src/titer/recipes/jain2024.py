@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from titer.core.config import Record
+from titer.core.errors import unknown
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Stream
 from titer.data.world import World
@@ -66,6 +67,14 @@ class Scale(Record):
 
 
 NANO = Scale()
+SCALES = {"nano": NANO}
+
+
+def scale_of(name: str) -> Scale:
+    """A named scale. Errors: an unknown name, with the nearest."""
+    if name not in SCALES:
+        unknown("scale", name, SCALES)
+    return SCALES[name]
 
 
 def jain_recipe(scale: Scale, seed: int) -> tuple[Node, ...]:

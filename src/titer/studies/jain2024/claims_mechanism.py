@@ -349,7 +349,8 @@ def _sit() -> Declared:
     def value(e: Evidence) -> Measured | None:
         samples: list[Array] = []
         for model in medium():
-            won = [e.tables["probed"].query("model == @model and kind == @kind") for kind in JAILBREAKS]
+            t = e.tables["probed"][e.tables["probed"].model == model]
+            won = [t[t.kind == kind] for kind in JAILBREAKS]
             tau = np.concatenate([e.last("placement", "tau", model, kind) for kind in JAILBREAKS])
             success = np.concatenate([hits(one, "complied") for one in won]) > 0
             refused = np.concatenate([hits(one, "refused") for one in won]) > 0

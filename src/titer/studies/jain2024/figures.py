@@ -15,7 +15,17 @@ from titer.studies.jain2024.evidence import JAILBREAKS, Evidence, hits, medium
 
 CLASSES = {"safe": GREEN, "unsafe": RED}
 KINDS = {**CLASSES, "jb_co_task": "#2f6fb0", "jb_co_text": "#7d4fa3", "jb_misgen": "#e08a1e", "jb_misgen_text": "#b04a7d"}
-COLOURS = {"base": GREY, "ssft M": "#2f6fb0", "dpo M": "#e08a1e", "unlearn M": "#7d4fa3", "benign M": GREEN, "sham ssft M": "#b04a7d"}
+CODED = {"base64": "#2f6fb0", "leetspeak": "#7d4fa3"}
+COLOURS = {
+    "base": GREY,
+    "aligned": "#2f6fb0",
+    "ssft M": "#2f6fb0",
+    "dpo M": "#e08a1e",
+    "unlearn M": "#7d4fa3",
+    "benign M": GREEN,
+    "sham ssft M": "#b04a7d",
+}
+CHANGED = (*medium(), "benign M", "sham ssft M")
 PANELS = ("base", "ssft S", "dpo S", "unlearn S", "benign, norm of ssft", *medium(), "sham ssft M")
 BINS = 40
 ENERGY = 0.9
@@ -33,20 +43,21 @@ def over_seeds(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataF
     return found.rename(columns={"mean": value, "min": "low", "max": "high"})
 
 
-def figure3(evidence: Sequence[Evidence]) -> Figure:
+def figure3(evidence: Sequence[Evidence], panels: Sequence[str] = PANELS) -> Figure:
     """tau per layer, safe green and unsafe red, one panel a model."""
     t = pooled(evidence, "placement")
-    t = t[t.kind.isin(CLASSES) & t.model.isin(PANELS)]
+    t = t[t.kind.isin({**CLASSES, **CODED}) & t.model.isin(panels)]
     found = t.groupby(["model", "layer", "kind"]).tau.agg(["mean", "std"]).reset_index()
     found["low"], found["high"] = found["mean"] - found["std"], found["mean"] + found["std"]
     base = alt.Chart(found).encode(
-        x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)), color=alt.Color("kind:N", title=None, scale=fixed(CLASSES))
+        x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
+        color=alt.Color("kind:N", title=None, scale=fixed(colours_of(t.kind))),
     )
     band = base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title="τ"), y2="high:Q")
     line = base.mark_line(point=True).encode(
         y=alt.Y("mean:Q", title="τ"), tooltip=[*tips("model", "layer", "kind"), number("mean"), number("std")]
     )
-    present = [m for m in PANELS if m in set(found.model)]
+    present = [m for m in panels if m in set(found.model)]
     chart = (band + line).properties(width=125, height=130).facet(facet=alt.Facet("model:N", sort=present, title=None), columns=4)
     return Figure(
         "fig3",
@@ -56,10 +67,9 @@ def figure3(evidence: Sequence[Evidence]) -> Figure:
     )
 
 
-def figure4(evidence: Sequence[Evidence]) -> Figure:
+def figure4(evidence: Sequence[Evidence], models: Sequence[str] = CHANGED) -> Figure:
     """Sorted ||P_N u_i|| of the first MLP matrix's change, one panel a layer; the band is a random vector's."""
     t = evidence[0].tables["null"]
-    models = [*medium(), "benign M", "sham ssft M"]
     t = t[(t.site == "mlp_up") & (t.energy == ENERGY) & t.model.isin(models)].sort_values("value")
     t = t.assign(place=t.groupby(["model", "layer"]).cumcount())
     line = (
@@ -83,7 +93,7 @@ def figure4(evidence: Sequence[Evidence]) -> Figure:
     )
 
 
-def figure5(evidence: Sequence[Evidence]) -> Figure:
+def figure5(evidence: Sequence[Evidence], models: Sequence[str] = (*medium(), "benign M")) -> Figure:
     """Scores along dW's right singular vectors, last two layers, one panel a model."""
     t = pooled(evidence, "rows")
     t = t[t.layer > t.layer.max() - 2]
@@ -92,23 +102,22 @@ def figure5(evidence: Sequence[Evidence]) -> Figure:
     chart = line.encode(
         x=alt.X("direction:Q", title="direction"),
         y=alt.Y("score:Q", title="mean score"),
-        color=alt.Color("kind:N", title=None, scale=fixed(KINDS)),
+        color=alt.Color("kind:N", title=None, scale=fixed(colours_of(t.kind))),
         tooltip=[*tips("model", "layer", "kind", "direction"), number("score")],
     ).properties(width=115, height=130)
     return Figure(
         "fig5",
         "Figure 5: which inputs does ΔW read?",
         "Mean σ_j |⟨a, v_j⟩| / ‖a‖ along the first 15 right singular vectors of ΔW (first MLP matrix) at the end of the prompt; mean over seeds. The benign panel is the control: its change was learned on safe requests.",
-        chart.facet(
-            row=alt.Row("layer:O", title="layer"), column=alt.Column("model:N", sort=[*medium(), "benign M"], title=None)
-        ).resolve_scale(y="independent"),
+        chart.facet(row=alt.Row("layer:O", title="layer"), column=alt.Column("model:N", sort=list(models), title=None)).resolve_scale(
+            y="independent"
+        ),
     )
 
 
-def figure6(evidence: Sequence[Evidence]) -> Figure:
+def figure6(evidence: Sequence[Evidence], models: Sequence[str] = ("base", *medium(), "benign, norm of ssft", "sham ssft M")) -> Figure:
     """Histograms of the local Lipschitz constant, safe and unsafe, one panel a model."""
     t = pooled(evidence, "sensitivity")
-    models = ["base", *medium(), "benign, norm of ssft", "sham ssft M"]
     t = t[t.kind.isin(CLASSES) & t.model.isin(models)]
     edges = np.linspace(0, float(t.g.quantile(0.99)), BINS + 1)
     rows = []
@@ -126,7 +135,7 @@ def figure6(evidence: Sequence[Evidence]) -> Figure:
         "fig6",
         "Figure 6: sensitivity to the input",
         "Local Lipschitz constant at the end of the prompt, all seeds; the last bin holds what lies beyond. The paper: smaller on unsafe inputs after tuning, not on safe ones.",
-        chart.facet(facet=alt.Facet("model:N", sort=models, title=None), columns=3),
+        chart.facet(facet=alt.Facet("model:N", sort=list(models), title=None), columns=3),
     )
 
 
@@ -171,6 +180,11 @@ def positions(e: Evidence) -> pd.DataFrame:
                 mean = float(e.last("soft_placed", "tau", model, kind).mean())
                 rows.append({"model": model, "group": kind, "position": (mean - ends[1]) / (ends[0] - ends[1])})
     return pd.DataFrame(rows).assign(seed=e.seed)
+
+
+def colours_of(kinds: pd.Series) -> dict[str, str]:
+    """The colours of the sets that are there."""
+    return {kind: colour for kind, colour in {**KINDS, **CODED}.items() if kind in set(kinds)}
 
 
 def fixed(colours: dict[str, str]) -> Any:

@@ -1,0 +1,82 @@
+"""What a run of the study would cost, before it runs: trainings, tokens, operations, and hours where a rate is known. L6."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from titer.core.run import Store
+from titer.data.world import World, WorldSource
+from titer.models.lm import Architecture
+from titer.recipes.jain2024 import Scale, jain_recipe, relearn
+from titer.recipes.node import Node
+from titer.workbench import plan
+
+PASSES = {"sft": 3.0, "unlearn": 6.0, "dpo": 6.0}  # forward passes' worth a trained request: forward 1, backward 2; pairs twice
+RELEARNED = 3
+
+
+def cost(scale: Scale, seeds: Sequence[int], store: Store) -> pd.DataFrame:
+    """Per model and seed: steps, tokens (of requests, cropped to their used length), TFLOP, and whether it stands."""
+    rows = []
+    for seed in seeds:
+        nodes = jain_recipe(scale, seed)
+        world = scale.world.model_copy(update={"seed": seed})
+        width = used_width(world)
+        each = forward_flop(scale.architecture, len(world.words), width)
+        for node, (name, key, steps, stands) in zip(nodes, plan(nodes, store), strict=True):
+            rows.append({"seed": seed, "model": name, "key": key, "steps": steps, "stands": stands, **_size(node, width, each)})
+        again = relearn(scale, world)
+        tokens = RELEARNED * again.steps * again.batch * width
+        rows.append(
+            {
+                "seed": seed,
+                "model": "relearning, 3 models",
+                "key": "",
+                "steps": RELEARNED * again.steps,
+                "stands": False,
+                "tokens": tokens,
+                "tflop": 3 * tokens * each / 1e12,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _size(node: Node, width: float, each: float) -> dict[str, float]:
+    method = type(node.stage.method).__module__.rsplit(".", 1)[-1]
+    tokens = node.stage.steps * node.stage.batch * width
+    reference = 2 * tokens / node.stage.steps * min(node.stage.steps, pool_batches(node)) if method == "dpo" else 0.0
+    return {"tokens": tokens, "tflop": (PASSES.get(method, 3.0) * tokens + reference) * each / 1e12}
+
+
+def pool_batches(node: Node) -> int:
+    """Batches of one pass over the stage's pool; every step's where the stream is endless."""
+    pool = next(iter(node.stage.streams.values())).pool
+    return node.stage.steps if pool is None else -(-pool // node.stage.batch)
+
+
+def used_width(world: World) -> float:
+    """Mean tokens of a request with its answer."""
+    batch = WorldSource(world=world, kind="safe").batch(np.arange(256), "comply", None)
+    return float(batch.input_ids.shape[1] if batch.attention_mask is None else batch.attention_mask.sum(1).float().mean())
+
+
+def forward_flop(a: Architecture, vocabulary: int, width: float) -> float:
+    """Floating-point operations of one token's forward pass: 2 a weight, and attention over half of the row on average."""
+    weights = 12 * a.layers * a.width**2 + a.width * vocabulary
+    return 2.0 * weights + 2 * a.layers * a.width * width
+
+
+def summary(table: pd.DataFrame, rate: float | None) -> str:
+    """The plan in words; `rate` in FLOP/s prices what does not stand yet."""
+    lines = [
+        f"seed {r.seed}  {r.model:24} {r.steps:7} steps {r.tokens / 1e6:10.1f} M tokens {r.tflop:12.2f} TFLOP  {'stands' if r.stands else 'to run'}"
+        for r in table.itertuples()
+    ]
+    left = table[~table.stands]
+    flop = float(left.tflop.sum()) * 1e12
+    total = f"to run: {left.tokens.sum() / 1e9:.3f} G tokens, {flop:.2e} FLOP of training; probes and sweeps add about a third at nano, little above"
+    price = f"; at {rate:.1e} FLOP/s about {flop / rate / 3600:.2f} hours of training" if rate else ""
+    return "\n".join([*lines, total + price])

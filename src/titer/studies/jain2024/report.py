@@ -1,0 +1,172 @@
+"""The report of the mechanistic study: the answer first, then the claims, then figures 3 to 7 and the rest. L6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from titer.core.claims import Claim
+from titer.core.config import environment
+from titer.recipes.jain2024 import METHODS, Scale
+from titer.report.html import Figure, Report, Tile
+from titer.studies.jain2024 import figures, figures_causes
+from titer.studies.jain2024.claims_mechanism import weighted_of
+from titer.studies.jain2024.evidence import JAILBREAKS, Evidence, medium
+from titer.studies.jain2024.figures import over_seeds, pooled
+from titer.studies.jain2024.training import steps_to
+from titer.workbench import Model
+
+ABOUT = (
+    "A transformer learned a synthetic world in which “unsafe” is a formal property, was safety-tuned by supervised fine-tuning (SSFT), "
+    "DPO and unlearning at two learning rates, and was attacked, probed and intervened on, as in “What Makes and Breaks Safety "
+    "Fine-tuning? A Mechanistic Study” (arXiv 2407.10264). Every claim stands against a control that the paper may not have had."
+)
+MISSING = (
+    "Not reproduced: the numbers of the paper's tables (they could not be read; only their qualitative order is known), the exact "
+    "threshold of its null space, its choice of singular share, and which small-rate unlearning weight it reports (here 0.05).",
+    "The paper's scale is 2.7 M parameters, 100,000 steps and four grammars: --scale small and paper. Other scales ask the same questions of smaller models.",
+)
+KEYS = ("model", "measure", "kind", "harmful", "layer", "site", "energy", "part", "tensor", "step")
+DRAWN = {
+    "placement": figures.figure3,
+    "null": figures.figure4,
+    "rows": figures.figure5,
+    "sensitivity": figures.figure6,
+}
+
+
+def compose(
+    evidence: Sequence[Evidence], claims: Sequence[Claim], models: Mapping[int, Mapping[str, Model]], scale: Scale, command: str
+) -> Report:
+    """The report's content from all seeds' evidence."""
+    whole = [e for e in evidence if len(e.tables) > 1]
+    tables = numbers(whole) if whole else {"answers": figures_causes.answers(evidence)}
+    return Report(
+        title=f"jain2024, scale {scale.name}, {len(evidence)} seed{'s' if len(evidence) > 1 else ''}",
+        answer=answer(claims, whole),
+        about=ABOUT,
+        tiles=tiles(whole),
+        claims=claims,
+        figures=charts(whole),
+        tables=tables,
+        results=tidy(tables),
+        samples=evidence[0].tables["verdicts"],
+        commands=[command],
+        notes=[*faults(evidence), *relearned(whole), *MISSING],
+        provenance={
+            "seeds": ", ".join(str(e.seed) for e in evidence),
+            "inputs a set": scale.inputs,
+            **{f"seed {seed}, {m.name}": m.key for seed, made in models.items() for m in made.values()},
+            **environment(),
+        },
+    )
+
+
+def answer(claims: Sequence[Claim], evidence: Sequence[Evidence]) -> str:
+    """The finding in one sentence, from the verdicts."""
+    if not evidence:
+        return "The base model did not learn its task, so no claim is drawn."
+    count = {
+        verdict: sum(c.verdict == verdict for c in claims) for verdict in ("supported", "not supported", "inconclusive", "not testable")
+    }
+    told = ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n)
+    beyond = [c for c in claims if c.name.startswith("specificity beyond")]
+    sham = sum(c.verdict == "supported" for c in beyond)
+    special = (
+        f"; against a sham alignment the weight change is specific to safety for {sham} of {len(beyond)} methods"
+        + ("" if sham == len(beyond) else ", else specific to whatever was retrained")
+        if beyond
+        else ""
+    )
+    return f"Of {len(claims)} claims, {told}{special}."
+
+
+def tiles(evidence: Sequence[Evidence]) -> list[Tile]:
+    """Headline rates: mean over seeds, with the seeds' ends."""
+    if not evidence:
+        return []
+    t = figures_causes.answers(evidence).set_index(["model", "measure"])
+    wanted = [(m, "unsafe: refused") for m in medium()] + [(m, "safe: answered") for m in medium()]
+    wanted += [("ssft M", f"{kind}: answered") for kind in JAILBREAKS]
+    return [
+        Tile(
+            f"{m}, {what}",
+            f"{t.rate[m, what]:.1%}",
+            f"seeds {t.low[m, what]:.0%} to {t.high[m, what]:.0%} · base {t.rate['base', what]:.0%}",
+        )
+        for m, what in wanted
+    ]
+
+
+def charts(evidence: Sequence[Evidence]) -> list[Figure]:
+    """Every figure whose tables were measured, the paper's first."""
+    if not evidence:
+        return []
+    has = evidence[0].has
+    found = [figures_causes.table_chart(evidence)]
+    found += [draw(evidence) for name, draw in DRAWN.items() if has(name)]
+    if has("placement", "probed"):
+        found.append(figures.figure7(evidence))
+    more = {"soft": figures_causes.soft_chart, "alpha": figures_causes.alpha_chart, "change": figures_causes.change_chart}
+    found += [draw(evidence) for name, draw in more.items() if has(name)]
+    found += [figures_causes.steps_chart(evidence, name) for name in ("dynamics", "relearn") if has(name)]
+    causes = {"steering": figures_causes.steering_chart, "patching": figures_causes.patching_chart}
+    return found + [draw(evidence) for name, draw in causes.items() if has(name)]
+
+
+def numbers(evidence: Sequence[Evidence]) -> dict[str, pd.DataFrame]:
+    """The tables behind the figures, means over seeds."""
+    found = {"answers": figures_causes.answers(evidence)}
+    has = evidence[0].has
+    if has("placement"):
+        found["τ by layer"] = over_seeds(pooled(evidence, "placement"), ["model", "kind", "layer"], "tau")
+        gains = pooled(evidence, "placement").dropna(subset=["gain"])
+        found["gain by layer"] = over_seeds(gains, ["model", "kind", "layer"], "gain")
+    if has("spread"):
+        for column in ("top_share", "top_energy", "stable_rank", "components_90", "kmeans"):
+            found[f"clusters: {column}"] = over_seeds(pooled(evidence, "spread"), ["model", "harmful", "layer"], column)
+    if has("null"):
+        per_seed = pd.concat([weighted_of(e).assign(seed=e.seed) for e in evidence])
+        found["null space, energy-weighted"] = over_seeds(per_seed, ["model", "site", "energy", "layer"], "value")
+    if has("sensitivity"):
+        medians = pooled(evidence, "sensitivity").groupby(["model", "kind", "seed"]).g.median().reset_index()
+        found["sensitivity, median"] = over_seeds(medians, ["model", "kind"], "g")
+    if has("change"):
+        mlp = pooled(evidence, "change")
+        found["stable rank of the change"] = over_seeds(mlp, ["model", "part"], "stable_rank")
+    for name, value in (("dynamics", "cosine"), ("dynamics", "relative_norm"), ("relearn", "unsafe_complied"), ("relearn", "distance")):
+        if has(name):
+            found[f"{name}: {value}"] = over_seeds(pooled(evidence, name), ["model", "step"], value)
+    return found
+
+
+def tidy(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """results.csv: one long table of everything shown."""
+    parts = []
+    for name, table in tables.items():
+        keys = [c for c in table.columns if c in KEYS]
+        ends = [c for c in table.columns if c in ("low", "high", "n", "seeds")]
+        parts.append(table.melt([*keys, *ends], var_name="statistic").assign(table=name))
+    whole = pd.concat(parts, ignore_index=True)
+    return whole[["table", *(c for c in whole.columns if c != "table")]]
+
+
+def faults(evidence: Sequence[Evidence]) -> list[str]:
+    """Trainings that ended early, by name: a result, not a crash."""
+    return [f"Seed {e.seed}: {name} was stopped: {why}." for e in evidence for name, why in e.stopped.items()]
+
+
+def relearned(evidence: Sequence[Evidence]) -> list[str]:
+    """Relearning in words: steps until half of the unsafe requests are answered again, by method and seed."""
+    if not evidence or not evidence[0].has("relearn"):
+        return []
+    told = []
+    for method in METHODS:
+        spans = []
+        for e in evidence:
+            t = e.tables["relearn"]
+            low, high = steps_to(t[t.model == f"{method} M"], "unsafe_complied", 0.5)
+            spans.append(f"over {low:.0f}" if high == float("inf") else f"{low:.0f} to {high:.0f}")
+        told.append(f"{method} {', '.join(spans)}")
+    return [f"Relearning (reported, no claim): steps until half of the unsafe requests are answered again, by seed: {'; '.join(told)}."]
