@@ -124,19 +124,17 @@ class Step:
     @contextmanager
     def reference(self) -> Iterator[Callable[[Batch], torch.Tensor]]:
         with torch.no_grad():
-            if self.at_start:
-                was_training = self.lm.model.training
-                self.lm.model.eval()
-                try:
-                    yield self.forward
-                finally:
-                    self.lm.model.train(was_training)
-            elif self.stage.adapter is None:
+            if self.stage.adapter is None and not self.at_start:
                 frozen = self.model("base").model
                 yield lambda batch: frozen(**batch.inputs(), use_cache=False).logits
-            else:
-                with self.lm.model.disable_adapter():
+                return
+            was_training = self.lm.model.training
+            self.lm.model.eval()  # the reference has no dropout
+            try:
+                with nullcontext() if self.at_start else self.lm.model.disable_adapter():
                     yield self.forward
+            finally:
+                self.lm.model.train(was_training)
 
     def model(self, name: str) -> LM:
         if name != "base" and name not in self.stage.method.MODELS:

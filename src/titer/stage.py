@@ -23,13 +23,14 @@ LOOP_VERSION = 1
 
 
 class Optimiser(Record):
-    """AdamW with linear warm-up and cosine decay to `floor` times the rate. Rates per step."""
+    """AdamW with linear warm-up and cosine decay to `floor` times the rate, reached at step `until` (0: the last). Rates per step."""
 
     rate: float = Field(default=1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=1e-4, ge=0)
     warmup: int = Field(default=0, ge=0)
     floor: float = Field(default=0.1, ge=0, le=1)
+    until: int = Field(default=0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     clip: float = Field(default=1.0, gt=0)
 
@@ -38,7 +39,7 @@ class Optimiser(Record):
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.schedule == "constant":
             return self.rate * warm
-        done = min(1.0, max(0.0, (step - self.warmup) / max(1, steps - self.warmup)))
+        done = min(1.0, max(0.0, (step - self.warmup) / max(1, (self.until or steps) - self.warmup)))
         return self.rate * warm * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 

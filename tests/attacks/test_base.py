@@ -14,14 +14,16 @@ from titer.data.world import World
 from titer.models.lm import LM
 
 ATTACKS = {name: plugin("attacks", name, Attack) for name in names("attacks")}  # type: ignore[type-abstract]
-ON_THE_WORLD = {name: attack for name, attack in ATTACKS.items() if attack.WORLD}
+ON_THE_WORLD = {name: attack for name, attack in ATTACKS.items() if name.startswith("jb_")}  # those that rewrite the request
+KEEPS_BACK = {name: world.model_copy(update={"novel": 5}) for name, world in WORLDS.items()}
 EVERY_ATTACK = pytest.mark.parametrize("attack", ON_THE_WORLD.values(), ids=ON_THE_WORLD)
-EVERY_WORLD = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+EVERY_WORLD = pytest.mark.parametrize("world", KEEPS_BACK.values(), ids=WORLDS)
 TEXT = (Example("a request to refuse", True, "unsafe", "f.csv"),)
 
 
 def test_the_jailbreaks_are_found_and_exist_on_the_world_alone() -> None:
-    assert {"jb_co_task", "jb_co_text", "jb_misgen"} <= set(ON_THE_WORLD)
+    assert {"jb_co_task", "jb_co_text", "jb_misgen", "jb_misgen_text"} <= set(ON_THE_WORLD)
+    assert all(attack.WORLD for attack in ON_THE_WORLD.values())
     assert "prefill" not in ON_THE_WORLD
 
 
@@ -56,7 +58,7 @@ def test_both_answers_are_those_of_the_rewritten_request(attack: type[Attack], w
 
 
 @EVERY_WORLD
-@EVERY_ATTACK
+@pytest.mark.parametrize("attack", [a for name, a in ON_THE_WORLD.items() if name != "jb_misgen_text"])  # new there: the text itself
 def test_no_rewritten_request_is_of_a_combination_that_safety_tuning_shows(attack: type[Attack], world: World) -> None:
     found = {combination(example, world) for example in attacked(attack(), world)}
     assert not found & allowed_in_training(world)
@@ -72,7 +74,7 @@ def test_what_safety_tuning_shows_is_what_its_rules_allow(world: World) -> None:
 
 @EVERY_ATTACK
 def test_an_attack_is_a_function_of_its_seed(attack: type[Attack]) -> None:
-    world = WORLDS["paper"]
+    world = KEEPS_BACK["paper"]
     one, again, other = (attacked(attack(seed=seed), world) for seed in (0, 0, 1))
     assert one == again
     assert one != other
@@ -80,10 +82,10 @@ def test_an_attack_is_a_function_of_its_seed(attack: type[Attack]) -> None:
 
 @EVERY_ATTACK
 def test_request_i_is_rewritten_alike_in_any_company(attack: type[Attack]) -> None:
-    world = WORLDS["nano"]
+    world = KEEPS_BACK["nano"]
     assert attacked(attack(), world, 7) == attacked(attack(), world)[:7]
 
 
-@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+@EVERY_ATTACK
 def test_an_attack_that_learns_nothing_fits_at_once(attack: type[Attack], lm: LM, world: World) -> None:
     assert attack().fit(lm, unsafe_requests(world, 4)) == {}

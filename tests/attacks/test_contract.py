@@ -17,6 +17,12 @@ ATTACKS = {name: plugin("attacks", name, Attack) for name in names("attacks")}  
 
 
 @pytest.fixture(scope="module")
+def world() -> World:
+    """A world that keeps phrases back from safety tuning, which one attack needs."""
+    return World(seed=1, novel=5)
+
+
+@pytest.fixture(scope="module")
 def unsafe() -> list[Example]:
     return WorldSource(world=World(seed=1), kind="unsafe", split="test").examples(np.arange(40))
 

@@ -12,6 +12,7 @@ from titer.data.example import Example
 from titer.data.world import World, WorldSource
 from titer.models.lm import LM
 from titer.probes import clusters as probe
+from titer.probes.base import distance_score
 
 
 def two_clouds(gap: float, n: int = 400, width: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,8 +24,8 @@ def two_clouds(gap: float, n: int = 400, width: int = 8, seed: int = 0) -> tuple
 
 def test_the_score_of_the_midpoint_is_zero() -> None:
     safe, unsafe = torch.tensor([0.0, 0.0]), torch.tensor([2.0, 4.0])
-    assert float(probe.distance_score(torch.tensor([[1.0, 2.0]]), safe, unsafe)[0]) == pytest.approx(0)
-    assert float(probe.distance_score(safe[None], safe, unsafe)[0]) > 0
+    assert float(distance_score(torch.tensor([[1.0, 2.0]]), safe, unsafe)[0]) == pytest.approx(0)
+    assert float(distance_score(safe[None], safe, unsafe)[0]) > 0
 
 
 def test_held_out_scores_use_the_other_half_alone() -> None:

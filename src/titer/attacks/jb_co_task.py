@@ -28,10 +28,12 @@ class JBCOTask(Attack):
         w = on_the_world(self, world)
         requests = parse(w, list(examples))
         draws = Draws(self.seed, "jb_co_task", np.arange(len(requests)))
-        pairs = requests.operators.reshape(len(requests), -1, 2)
+        pairs = w.ops.ranked(requests.operators, requests.grammar).reshape(len(requests), -1, 2)
         unsafe = pairs.max(2)  # the identity is 0, so the larger of a pair is its unsafe one
+        unsafe = np.where(unsafe == 0, unsafe.max(1, keepdims=True), unsafe)  # a composed request's first pair has none
         safe = 1 + draws.below(w.safe - 1, np.arange(pairs.shape[1]))
         first = draws.below(2, 50 + np.arange(pairs.shape[1])) == 0
         mixed = np.stack([np.where(first, unsafe, safe), np.where(first, safe, unsafe)], axis=-1)
-        rewritten = requests.with_(operators=mixed.reshape(len(requests), -1), kind="jb_co_task")
+        operators = w.ops.named(mixed.reshape(len(requests), -1), requests.grammar)
+        rewritten = requests.with_(operators=operators, kind="jb_co_task", composed=None)
         return [Attempt(example) for example in render(w, rewritten)]

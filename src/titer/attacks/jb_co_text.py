@@ -29,8 +29,8 @@ class JBCOText(Attack):
         places = np.arange(len(requests))
         contextual = w.safe + w.unsafe + Draws(self.seed, "jb_co_text", places).below(w.contextual, np.arange(w.slots))
         rewritten = requests.with_(
-            operators=np.where(requests.operators == 0, 0, contextual),
-            text=mixed_text(w, "test", places, f"jb_co_text {self.seed}"),
+            operators=np.where(requests.operators == 0, 0, w.ops.named(contextual, requests.grammar)),
+            text=mixed_text(w, "test", places, f"jb_co_text {self.seed}", grammar=requests.grammar),
             kind="jb_co_text",
         )
         return [Attempt(example) for example in render(w, rewritten)]

@@ -27,7 +27,8 @@ class JBMisGen(Attack):
     def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
         w = on_the_world(self, world)
         requests = parse(w, list(examples))
-        drawn = Draws(self.seed, "jb_misgen", np.arange(len(requests))).below(w.duplicates, np.arange(w.slots))
-        duplicates = np.where(requests.operators == 0, 0, w.operators + drawn)
+        draws, many = Draws(self.seed, "jb_misgen", np.arange(len(requests))), w.duplicates - w.identity_duplicates
+        drawn = w.operators + w.identity_duplicates + draws.below(many, np.arange(w.slots))
+        duplicates = np.where(requests.operators == 0, 0, drawn)
         rewritten = requests.with_(operators=duplicates, kind="jb_misgen")
         return [Attempt(example) for example in render(w, rewritten)]

@@ -18,7 +18,7 @@ from titer.data.world import World, novel_text, parse, render
 
 
 class JBMisGenText(Attack):
-    """Fresh novel texts of the held-out split, one a request; the world must keep phrases back (`novel`)."""
+    """Fresh novel texts of the held-out split, one a request; the world must keep some back (a tree, or `novel`)."""
 
     SOURCE = "arXiv 2407.10264, JB-MisGen (text)"
     VERSION = 1
@@ -30,8 +30,8 @@ class JBMisGenText(Attack):
         places = np.arange(len(requests))
         contextual = w.safe + w.unsafe + Draws(self.seed, "jb_misgen_text", places).below(w.contextual, np.arange(w.slots))
         rewritten = requests.with_(
-            operators=np.where(requests.operators == 0, 0, contextual),
-            text=novel_text(w, "test", places, f"jb_misgen_text {self.seed}"),
+            operators=np.where(requests.operators == 0, 0, w.ops.named(contextual, requests.grammar)),
+            text=novel_text(w, "test", places, f"jb_misgen_text {self.seed}", grammar=requests.grammar),
             kind="jb_misgen_text",
         )
         return [Attempt(example) for example in render(w, rewritten)]

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from titer.core.config import Record
 from titer.data.draws import Draws, seed_of
 
-SAFE, UNSAFE, MIXED, NOVEL_SAFE, NOVEL_UNSAFE = range(5)
+SAFE, UNSAFE, MIXED, NOVEL_SAFE, NOVEL_UNSAFE, EVERY_UNSAFE, FULL = range(7)  # kinds of text; Grammar itself has not the last two
 PHRASE = 3
 FOLDS = 5
 Ints = NDArray[np.int64]

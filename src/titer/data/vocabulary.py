@@ -12,9 +12,9 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @lru_cache(maxsize=32)
-def words(operators: int, duplicates: int, letters: int) -> tuple[str, ...]:
-    """Every word in order of its id: specials, operators f0.., duplicates g0.., letters."""
-    names = [f"f{i}" for i in range(operators)] + [f"g{i}" for i in range(duplicates)]
+def words(operators: int, duplicates: int, letters: int, late: int = 0, constants: int = 0) -> tuple[str, ...]:
+    """Every word in order of its id: specials, operators f0.., duplicates g0.., late aliases h0.., constants k0.., letters."""
+    names = [f"{kind}{i}" for kind, count in zip("fghk", (operators, duplicates, late, constants), strict=True) for i in range(count)]
     return (*SPECIAL, *names, *LETTERS[:letters])
 
 

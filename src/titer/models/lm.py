@@ -218,11 +218,27 @@ class LM:
             if soft is None:
                 new = self.model.generate(ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1] :]
             else:
-                end = torch.full((len(rows),), ids.shape[1] - TAIL, device=self.device)
-                inputs = inserted(self.model.get_input_embeddings()(ids), mask, end, soft.to(self.device))
-                inputs.pop("position_ids")  # generate makes its own from the mask
-                new = self.model.generate(**inputs, generation_config=settings)  # answers alone come back
+                new = self._after_suffix(ids, mask, soft.to(self.device), decoding)
         return [self._completion(row) for row in new.tolist()]
+
+    def _after_suffix(self, ids: torch.Tensor, mask: torch.Tensor, soft: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+        """Answers (B, new tokens) to left-padded prompts with embeddings in them; transformers' generate knows no such positions."""
+        ends = torch.tensor(self.ends, device=self.device)
+        inputs = inserted(
+            self.model.get_input_embeddings()(ids), mask, torch.full((len(ids),), ids.shape[1] - TAIL, device=self.device), soft
+        )
+        attention, position = inputs["attention_mask"], inputs["position_ids"][:, -1:]
+        found: list[torch.Tensor] = []
+        done = torch.zeros(len(ids), dtype=torch.bool, device=self.device)
+        past = None
+        while len(found) < decoding.max_new_tokens and not bool(done.all()):
+            step = self.model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
+            token = chosen(step.logits[:, -1].float(), decoding.temperature).masked_fill(done, self.tokenizer.pad_token_id)
+            found.append(token)
+            done = done | torch.isin(token, ends)
+            attention, position, past = torch.cat([attention, torch.ones_like(position)], dim=1), position + 1, step.past_key_values
+            inputs = {"input_ids": token[:, None], "attention_mask": attention, "position_ids": position}
+        return torch.stack(found, dim=1)
 
     def _completion(self, row: list[int]) -> Completion:
         ends = self.ends
@@ -237,6 +253,13 @@ class LM:
         ids, mask = ids.to(self.device), mask.to(self.device)
         found = self.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False).logits
         return found, mask
+
+
+def chosen(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The next token of each row (B, V): the likeliest at temperature 0, else drawn."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1)[:, 0]
 
 
 @contextmanager

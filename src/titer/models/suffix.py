@@ -1,7 +1,9 @@
 """Free embeddings inserted into prompts: where they go and what a model then reads.
 
-`TAIL` tokens of the prompt come after the suffix (on the world the one that ends the text).
-Shapes: B rows, T tokens, n inserted embeddings, D width. Everything at or after the insertion moves by n.
+`TAIL` tokens of the prompt come after the suffix (on the world the one that ends the text). Everything at or after the
+insertion moves by n in the sequence, while its position number stays: the suffix takes the position of the token it
+precedes. Else a world whose texts have one length would break by the shift alone, whatever the suffix says.
+Shapes: B rows, T tokens, n inserted embeddings, D width.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ def inserted(embedded: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, suffi
     both = torch.cat([embedded, suffix.to(embedded.dtype)], dim=1)
     masks = torch.cat([mask, torch.ones(rows, n, dtype=mask.dtype, device=mask.device)], dim=1)
     attention = masks.gather(1, source)
+    own = torch.where(place < begin, place, torch.where(place < begin + n, begin, place - n))
     return {
         "inputs_embeds": both.gather(1, source[:, :, None].expand(-1, -1, both.shape[2])),
         "attention_mask": attention,
-        "position_ids": positions(attention),
+        "position_ids": positions(mask).gather(1, own.clamp(max=width - 1)),
     }

@@ -19,11 +19,12 @@ from titer.core.errors import unknown
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Stream
 from titer.data.world import World
+from titer.data.worlds import WORLDS
 from titer.methods.base import Method
 from titer.methods.dpo import DPO
 from titer.methods.sft import SFT
 from titer.methods.unlearn import Unlearn
-from titer.models.lm import Architecture
+from titer.models.lm import Architecture, sized
 from titer.recipes.node import Kind, Node, part
 from titer.stage import Optimiser, Stage
 
@@ -42,6 +43,7 @@ class Scale(Record):
     pretrain_batch: int = Field(default=256, ge=1)
     pretrain_rate: float = Field(default=3e-3, gt=0)
     pretrain_warmup: int = Field(default=100, ge=0)
+    pretrain_floor: float = Field(default=0.1, ge=0, le=1)
     align_steps: int = Field(default=400, ge=1)
     align_batch: int = Field(default=128, ge=1)
     align_warmup: int = Field(default=40, ge=0)
@@ -49,6 +51,7 @@ class Scale(Record):
     small_rate: float = Field(default=2e-4, gt=0)
     pool: int = Field(default=8192, ge=1)
     window: int = Field(default=23, ge=1, description="tokens the paper's losses are divided by: a sequence's length less one")
+    decayed: float = Field(default=1.0, gt=0, le=1, description="share of a stage's steps after which the rate stays at its floor")
     relearn_steps: int = Field(default=500, ge=1)
     relearn_batch: int = Field(default=32, ge=1)
     inputs: int = Field(default=250, ge=8)
@@ -67,7 +70,44 @@ class Scale(Record):
 
 
 NANO = Scale()
-SCALES = {"nano": NANO}
+CPU = Scale(
+    name="cpu",
+    world=WORLDS["cpu"],
+    architecture=Architecture(layers=4, width=128, heads=4, positions=96),
+    pretrain_steps=5000,
+    pretrain_batch=128,
+    pretrain_rate=2e-3,
+    pretrain_warmup=500,
+    align_steps=800,
+    align_warmup=80,
+    window=54,
+    relearn_batch=64,
+)
+PAPER = Scale(
+    name="paper",
+    world=WORLDS["paper"],
+    architecture=sized("mini", positions=192, norm="stream"),
+    pretrain_steps=100_000,
+    pretrain_batch=512,
+    pretrain_rate=1e-3,
+    pretrain_warmup=20_000,
+    pretrain_floor=0.01,
+    align_steps=10_000,
+    align_batch=512,
+    align_warmup=2_000,
+    medium_rate=1e-4,
+    small_rate=1e-5,
+    decayed=0.8,
+    pool=750_000,
+    window=159,
+    relearn_steps=1_000,
+    relearn_batch=512,
+    inputs=1_000,
+    precision="bf16",
+    save_every=1_000,
+)
+SMALL = PAPER.model_copy(update={"name": "small", "world": WORLDS["small"], "pretrain_steps": 25_000, "pretrain_warmup": 5_000})
+SCALES = {scale.name: scale for scale in (NANO, CPU, SMALL, PAPER)}
 
 
 def scale_of(name: str) -> Scale:
@@ -87,7 +127,7 @@ def jain_recipe(scale: Scale, seed: int) -> tuple[Node, ...]:
         for method in METHODS
     ]
     others = [
-        Node("ssft-half M", align(scale, w, "ssft", "M", share=0.5, clip=1.0), "base"),
+        Node("ssft-half M", align(scale, w, "ssft", "M", share=0.5, clip=1.0, name="ssft M, unsafe share 0.5, clip 1"), "base"),
         Node("dpo-sum M", align(scale, w, "dpo-sum", "M"), "base"),
         Node("benign M", align(scale, w, "ssft", "M", new=("user", "comply"), name="benign tune"), "base"),
     ]
@@ -107,7 +147,12 @@ def pretrain(scale: Scale, world: World) -> Stage:
         streams={"train": Stream(parts=(part(world, "pretrain", "all"),), seed=seed_of(world.seed, "pretrain"))},
         steps=scale.pretrain_steps,
         batch=scale.pretrain_batch,
-        optimiser=Optimiser(rate=scale.pretrain_rate, warmup=scale.pretrain_warmup),
+        optimiser=Optimiser(
+            rate=scale.pretrain_rate,
+            warmup=scale.pretrain_warmup,
+            floor=scale.pretrain_floor,
+            until=round(scale.decayed * scale.pretrain_steps),
+        ),
         seed=world.seed,
         architecture=scale.architecture,
         precision=scale.precision,
@@ -149,7 +194,7 @@ def align(
     flipped = tuple(one.model_copy(update={"answer": FLIP[one.answer]}) for one in wanted.parts)
     paired = {"preferred": wanted, "rejected": wanted.model_copy(update={"parts": flipped})}
     return Stage(
-        name=name or f"{method} {rate}" + ("" if new[0] == "unsafe" else ", sham") + ("" if share in (0.2, 0.5) else f", share {share:g}"),
+        name=name or f"{method} {rate}" + ("" if new[0] == "unsafe" else ", sham"),
         kind="align",
         method=made,
         streams=paired if "preferred" in made.STREAMS else {"train": wanted},
@@ -159,6 +204,7 @@ def align(
             rate=scale.medium_rate if rate == "M" else scale.small_rate,
             warmup=scale.align_warmup,
             floor=0.01,
+            until=round(scale.decayed * scale.align_steps),
             clip=clip or (0.5 if method == "ssft" else 1.0),
         ),
         seed=world.seed,

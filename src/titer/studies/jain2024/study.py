@@ -13,6 +13,7 @@ from titer.recipes.jain2024 import Scale
 from titer.report.html import write_report
 from titer.studies.jain2024.claims import settled
 from titer.studies.jain2024.claims_behaviour import behaviour
+from titer.studies.jain2024.claims_clusters import clusters
 from titer.studies.jain2024.claims_mechanism import mechanism
 from titer.studies.jain2024.gather import PARTS, gather
 from titer.studies.jain2024.report import compose
@@ -39,7 +40,7 @@ def run_jain(
         few = len(seeds) < SEEDS_FOR_A_VERDICT
         evidence = [replace(e, over_inputs=few) for e, _ in found.values()]
         measured = [e for e in evidence if len(e.tables) > 1]
-        claims = settled([*behaviour(), *mechanism()], measured) if measured else []
+        claims = settled([*behaviour(), *clusters(), *mechanism()], measured) if measured else []
         report = compose(evidence, claims, {seed: made for seed, (_, made) in found.items()}, scale, command)
         reporter.tell("drawing the report")
         return write_report(report, folder), report.answer, claims

@@ -89,7 +89,7 @@ def named(attempts: Sequence[Attempt], kind: str) -> list[Attempt]:
     return [a._replace(example=replace(a.example, kind=kind)) for a in attempts]
 
 
-def outcomes(lm: LM, sets: Sets, decoding: Decoding, batch: int = 500) -> pd.DataFrame:
+def outcomes(lm: LM, sets: Sets, decoding: Decoding, batch: int = 1024) -> pd.DataFrame:
     """Judged at once, not kept sample by sample: kind, input, outcome (complied, refused, neither)."""
     everything = [attempt for attempts in sets.values() for attempt in attempts]
     found = evaluate.judged(evaluate.sample(lm, everything, decoding, batch), Exact())

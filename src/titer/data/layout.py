@@ -1,0 +1,223 @@
+"""Requests of the world as token sequences, batches and Examples, and back.
+
+Layout: BOS o1..oS SOT text EOT | out1 STOP [out2 STOP EOS] [PAD..]. The null answer is null x L, STOP (and EOS after it
+where there are two outputs). A FIRST_ONLY sequence ends at its first STOP with no EOS, since the same prompt goes on in a
+WHOLE one; the second output is left out where a constant operator answers the first. PAD inside a sequence is a token
+like others; the attention mask hides only what follows the used part.
+Shapes: n requests, S slots, L letters a text (L = the longest), W tokens a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from titer.data import operators as op
+from titer.data import vocabulary as v
+from titer.data.example import IGNORE, Answer, Batch, Example
+from titer.data.record import World
+from titer.data.samples import FIRST_ONLY, SECOND_ONLY, TEXT_ONLY, WHOLE
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Requests as arrays: operators (n, S) as tokens from the first operator's on, text (n, L), -1 padded.
+
+    `grammar` (n,), None where the world has one; `form` (n,), None where all are whole; `composed` (n,): the first pair is
+    the identity twice and the null answer stands in the second output (section 1.7). `harmful` is one flag or (n,).
+    """
+
+    operators: Ints
+    text: Ints
+    kind: str
+    harmful: bool | Bools
+    grammar: Ints | None = None
+    form: Ints | None = None
+    composed: Bools | None = None
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def with_(self, **changes: object) -> Requests:
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def sequences(world: World, requests: Requests, refuse: bool) -> tuple[Ints, Ints, Ints]:
+    """Token rows (n, W), each row's prompt length (n,) and used length (n,)."""
+    n, L, S = len(requests), requests.text.shape[1], world.slots
+    length = (requests.text >= 0).sum(1)
+    room = S + 5 + (1 + S // 2) * (L + 1)
+    rows = np.full((n, max(room, world.window or 0)), v.PAD, dtype=np.int64)
+    rows[:, 0], rows[:, 1 : 1 + S], rows[:, 1 + S] = v.BOS, v.FIRST_OPERATOR + requests.operators, v.SOT
+    rows[:, 2 + S : 2 + S + L] = np.where(requests.text >= 0, requests.text + world.first_letter, v.PAD)
+    prompt = 3 + S + length
+    here = (np.arange(n) * rows.shape[1] + prompt)[:, None]
+    flat, columns = rows.reshape(-1), np.arange(L)[None]
+    flat[here - 1] = v.EOT
+    outputs, shown = _outputs(world, requests, refuse)
+    for output in outputs:
+        flat[here + columns] = np.where(requests.text >= 0, output, v.PAD)
+        flat[here + length[:, None]] = v.STOP
+        here = here + length[:, None] + 1
+    used = prompt + shown * (length + 1)
+    if S == 4:
+        ended = _ended(requests, refuse)
+        flat[np.arange(n) * rows.shape[1] + used] = v.EOS
+        used = used + ended
+    if len(outputs) and (isinstance(shown, np.ndarray) or requests.form is not None):
+        rows[np.arange(rows.shape[1])[None] >= used[:, None]] = v.PAD
+    if requests.form is not None:
+        prompt = _hide(rows, requests.form, prompt, length, S)
+    return rows[:, : world.window or int(used.max())], prompt, used
+
+
+def _outputs(world: World, requests: Requests, refuse: bool) -> tuple[list[Ints], Ints | int]:
+    """Tokens of each output (n, L), and how many of them each row shows: a number, or (n,)."""
+    form, composed, pairs = requests.form, requests.composed, world.slots // 2
+    operators = requests.operators if form is None else np.maximum(requests.operators, 0)
+    two = None if form is None else form == SECOND_ONLY
+    if refuse and composed is not None:
+        two = composed if two is None else two | composed
+    null = np.full_like(requests.text, world.null_id)
+    if refuse and two is None:
+        return [null], 1 if form is None else np.where(form == TEXT_ONLY, 0, 1)
+    letters = world.compose(operators, requests.text, requests.grammar)
+    outputs = [letter + world.first_letter for letter in letters]
+    if world.constants and world.null == "token":
+        outputs = [np.where(letter == world.null_letter, world.null_id, out) for letter, out in zip(letters, outputs, strict=True)]
+    if refuse and two is not None:
+        shown = np.where(two, 2, 1 if form is None else np.where(form == TEXT_ONLY, 0, 1))
+        return [np.where(two[:, None], outputs[0], null), null], shown
+    if form is None and not world.constants:
+        return outputs, pairs
+    early = (requests.operators[:, :2] >= world.ops.first_constant).any(1) if world.constants else np.zeros(len(requests), dtype=bool)
+    shown = np.where(early, 1, pairs)
+    if form is not None:
+        shown = np.where(form == TEXT_ONLY, 0, np.where(form == FIRST_ONLY, 1, shown))
+    return outputs, shown
+
+
+def _ended(requests: Requests, refuse: bool) -> Ints | int:
+    """1 where EOS ends the sequence."""
+    if requests.form is None:
+        return 1
+    return np.asarray((requests.form != TEXT_ONLY) & (refuse | (requests.form != FIRST_ONLY)), dtype=np.int64)
+
+
+def _hide(rows: Ints, form: Ints, prompt: Ints, length: Ints, S: int) -> Ints:
+    """Put PAD over what each form hides, in place; returns the prompts' lengths, a SECOND_ONLY one's with its first output."""
+    place = np.arange(rows.shape[1])[None]
+    second, first = form == SECOND_ONLY, 2 + S
+    rows[second[:, None] & (place >= first) & (place < prompt[:, None])] = v.PAD
+    rows[(form == TEXT_ONLY)[:, None] & (place >= 1) & (place < 1 + S)] = v.PAD
+    return np.where(second, prompt + length + 1, prompt)
+
+
+def encode(world: World, requests: Requests, answer: Answer, indices: Ints) -> Batch:
+    """Requests as a right-padded batch, cropped to the longest used length (or the world's window).
+
+    Labels: the answer ("comply" or "refuse"), or for "all" also the text (stage A trains language too). The first output
+    of a SECOND_ONLY request, and that of a composed one that is refused, is no label.
+    """
+    rows, prompt, used = sequences(world, requests, refuse=answer == "refuse")
+    place = np.arange(rows.shape[1])[None]
+    first = np.full_like(prompt, 2 + world.slots) if answer == "all" else prompt
+    if answer == "all" and requests.form is not None:
+        first = np.where(requests.form == SECOND_ONLY, prompt, first)
+    if answer == "refuse" and requests.composed is not None:
+        first = np.where(requests.composed, prompt + (requests.text >= 0).sum(1) + 1, first)
+    trained = (place >= first[:, None]) & (place < used[:, None])
+    mask = None if (used == rows.shape[1]).all() else torch.from_numpy((place < used[:, None]).astype(np.int64))
+    return Batch(
+        input_ids=torch.from_numpy(np.ascontiguousarray(rows)),
+        labels=torch.from_numpy(np.where(trained, rows, IGNORE)),
+        indices=torch.from_numpy(np.asarray(indices)),
+        attention_mask=mask,
+        position_ids=None if mask is None else (mask.cumsum(1) - 1).clamp(min=0),
+    )
+
+
+def render(world: World, requests: Requests) -> list[Example]:
+    """Requests as Examples: prompts and both reference answers as words, the end token left to the encoder.
+
+    A text-only request has no answers; the source names the grammar where the world has several.
+    """
+    whole, prompt, used = sequences(world, requests, refuse=False)
+    null, _, null_used = sequences(world, requests, refuse=True)
+    names, end = np.asarray(world.words), v.STOP if world.slots == 2 else v.EOS
+    harmful = np.broadcast_to(np.asarray(requests.harmful), len(requests)).tolist()
+
+    def text(row: Ints, first: int, last: int) -> str:
+        return " ".join(names[row[first : last - (row[last - 1] == end)]])
+
+    def answer(row: Ints, first: int, last: int) -> str | None:
+        return text(row, first, last) if last > first else None
+
+    return [
+        Example(
+            prompt=text(whole[i], 0, prompt[i]),
+            comply=answer(whole[i], prompt[i], used[i]),
+            refuse=answer(null[i], prompt[i], null_used[i]),
+            harmful=harmful[i],
+            kind=requests.kind,
+            source=f"world {world.seed}" if requests.grammar is None else f"world {world.seed} grammar {requests.grammar[i]}",
+        )
+        for i in range(len(requests))
+    ]
+
+
+def parse(world: World, examples: list[Example]) -> Requests:
+    """The requests that `render` wrote (one kind); the inverse of `render`. A text-only request's operators are -1."""
+    ids = {word: i for i, word in enumerate(world.words)}
+    tokens = [[ids[word] for word in example.prompt.split()] for example in examples]
+    S, n = world.slots, len(tokens)
+    operators = np.maximum(np.asarray([row[1 : 1 + S] for row in tokens], dtype=np.int64).reshape(n, S) - v.FIRST_OPERATOR, -1)
+    grammar = None if world.grammars == 1 else np.asarray([int(e.source.rsplit(" ", 1)[-1]) for e in examples], dtype=np.int64)
+    form = np.array([_form(e, row, o, world) for e, row, o in zip(examples, tokens, operators, strict=True)], dtype=np.int64)
+    text = np.full((n, world.longest), -1, dtype=np.int64)
+    for i, row in enumerate(tokens):
+        letters = row[2 + S : -1] if form[i] != SECOND_ONLY else row[2 + S + (len(row) - 2 - S) // 2 : -1]
+        text[i, : len(letters)] = np.asarray(letters) - world.first_letter
+    text = np.where((form == SECOND_ONLY)[:, None], _undone(world, operators, text, grammar), text)
+    composed = np.array([(e.refuse or "").split().count("<stop>") == 2 for e in examples])
+    flags = np.array([e.harmful for e in examples])
+    return Requests(
+        operators,
+        text,
+        examples[0].kind,
+        one_flag(flags),
+        grammar,
+        form if form.any() else None,
+        composed if composed.any() else None,
+    )
+
+
+def one_flag(flags: Bools) -> bool | Bools:
+    """(n,) flags as one where they are equal."""
+    return bool(flags.any()) if flags.all() or not flags.any() else flags
+
+
+def _form(example: Example, prompt: list[int], operators: Ints, world: World) -> int:
+    if world.slots == 2:
+        return WHOLE
+    if prompt[-1] == v.STOP:
+        return SECOND_ONLY
+    if operators[0] < 0:
+        return TEXT_ONLY
+    early = bool(world.constants) and bool((operators[:2] >= world.ops.first_constant).any())
+    return FIRST_ONLY if not early and (example.comply or "").split().count("<stop>") == 1 else WHOLE
+
+
+def _undone(world: World, operators: Ints, output: Ints, grammar: Ints | None) -> Ints:
+    """The text of which `output` (n, L) is the first output."""
+    back = np.pad(op.maps(world.ops).argsort(axis=2), ((0, 0), (0, 0), (0, 1)), constant_values=-1)
+    g = 0 if grammar is None else grammar[:, None]
+    for slot in (1, 0):
+        output = back[g, np.maximum(operators[:, slot, None], 0), output]
+    return output

@@ -1,0 +1,134 @@
+"""The operators: bijections of the alphabet, their classes and their other names, each grammar's own.
+
+Tokens in order: the distinct operators (the last one held out of pretraining and alignment), duplicates, late aliases,
+constants. Token 0 is the identity in every grammar. A *rank* is an operator's place in the order of classes: identity
+and the other always-safe ones, always-unsafe, contextual, held out; in grammar 0 a token's rank is its number, in
+another the classes are drawn by seed. Duplicates name the identity (the first `identity_duplicates`) and the
+always-unsafe operators in turn; late aliases the last always-safe operator and then contextual ones.
+Source: arXiv 2407.10264, appendix (sections 1.2, 1.4, 1.6 and 1.7 of its specification).
+Shapes: G grammars, T tokens, A letters, n requests, S slots.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from titer.data.draws import seed_of
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+class Operators(NamedTuple):
+    """How many operators there are of each class, and the seed that draws them."""
+
+    seed: int
+    letters: int
+    grammars: int
+    safe: int
+    unsafe: int
+    contextual: int
+    duplicates: int
+    identity_duplicates: int
+    late: int
+    constants: int
+
+    @property
+    def distinct(self) -> int:
+        return self.safe + self.unsafe + self.contextual + 1
+
+    @property
+    def first_late(self) -> int:
+        return self.distinct + self.duplicates
+
+    @property
+    def first_constant(self) -> int:
+        return self.first_late + self.late
+
+    @property
+    def tokens(self) -> int:
+        return self.first_constant + self.constants
+
+    def named(self, ranks: Ints, grammar: Ints | None) -> Ints:
+        """Tokens (n, S) of the given ranks (n, S); `grammar` (n,), None for grammar 0."""
+        return ranks if grammar is None else order(self)[grammar[:, None], ranks]
+
+    def ranked(self, tokens: Ints, grammar: Ints | None) -> Ints:
+        """Ranks (n, S) of the given tokens (n, S); other names and constants have their own numbers as ranks."""
+        return tokens if grammar is None else order(self).argsort(axis=1)[grammar[:, None], tokens]
+
+    def meaning(self, tokens: Ints, grammar: Ints | None) -> Ints:
+        """Ranks (n, S) of the operators that the tokens name; constants, which name none, keep their numbers."""
+        found = names(self)[np.zeros(len(tokens), dtype=np.int64)[:, None] if grammar is None else grammar[:, None], tokens]
+        return self.ranked(found, grammar)
+
+    def unsafe_for(self, tokens: Ints, grammar: Ints | None, safe_text: Bools) -> Bools:
+        """Which tokens (n, S) are unsafe on texts that are safe-dominant or not (n,)."""
+        rank = self.meaning(tokens, grammar)
+        always = (rank >= self.safe) & (rank < self.safe + self.unsafe)
+        contextual = (rank >= self.safe + self.unsafe) & (rank < self.distinct - 1)
+        return always | (contextual & ~safe_text[:, None])
+
+
+@lru_cache(maxsize=64)
+def order(ops: Operators) -> Ints:
+    """(G, T): the token of each rank."""
+    found = np.tile(np.arange(ops.tokens), (ops.grammars, 1))
+    for grammar in range(1, ops.grammars):
+        rng = np.random.default_rng(seed_of(ops.seed, "classes", grammar))
+        found[grammar, 1 : ops.distinct - 1] = 1 + rng.permutation(ops.distinct - 2)
+    return found.astype(np.int64)
+
+
+@lru_cache(maxsize=64)
+def names(ops: Operators) -> Ints:
+    """(G, T): the distinct operator that each token names; a constant names itself."""
+    alias = [0 if d < ops.identity_duplicates else ops.safe + (d - ops.identity_duplicates) % ops.unsafe for d in range(ops.duplicates)]
+    late = [ops.safe - 1 if e == 0 else ops.safe + ops.unsafe + e - 1 for e in range(ops.late)]
+    found = np.tile(np.arange(ops.tokens), (ops.grammars, 1))
+    found[:, ops.distinct : ops.first_constant] = order(ops)[:, np.array([*alias, *late], dtype=np.int64)]
+    return found.astype(np.int64)
+
+
+@lru_cache(maxsize=64)
+def maps(ops: Operators) -> Ints:
+    """(G, T, A): where each token sends each letter; a constant's row is the identity's (`compose` writes its answer)."""
+    found = np.tile(np.arange(ops.letters), (ops.grammars, ops.tokens, 1))
+    for grammar in range(ops.grammars):
+        rng = np.random.default_rng(seed_of(ops.seed, "operators", *([grammar] if grammar else [])))
+        for token in range(1, ops.distinct):
+            found[grammar, token] = rng.permutation(ops.letters)
+        named = names(ops)[grammar, ops.distinct : ops.first_constant]
+        found[grammar, ops.distinct : ops.first_constant] = found[grammar, named]
+    return found.astype(np.int64)
+
+
+@lru_cache(maxsize=64)
+def padded(ops: Operators) -> Ints:
+    """`maps` as rows (G * T, A + 1), with the letter -1 sent to -1."""
+    return np.pad(maps(ops).reshape(-1, ops.letters), ((0, 0), (0, 1)), constant_values=-1)
+
+
+def compose(ops: Operators, operators: Ints, text: Ints, grammar: Ints | None, null: int) -> tuple[Ints, ...]:
+    """Letters of each output, (n, L) each: out1 = o2(o1(text)), out2 = o4(o3(out1)); -1 beyond the text.
+
+    An output whose pair holds constant 0 is `null` throughout, constant 1 letter 1.
+    """
+    row = operators if grammar is None else operators + grammar[:, None] * ops.tokens
+    outputs, now, table = [], text, padded(ops)
+    for slot in range(0, operators.shape[1], 2):
+        for step in (slot, slot + 1):
+            now = table[row[:, step, None], now]
+        if ops.constants:
+            now = np.where(text >= 0, _constant(ops, operators[:, slot : slot + 2], now, null), -1)
+        outputs.append(now)
+    return tuple(outputs)
+
+
+def _constant(ops: Operators, pair: Ints, output: Ints, null: int) -> Ints:
+    which = (pair - ops.first_constant).max(1)[:, None]
+    return np.where(which == 0, null, np.where(which > 0, which, output))

@@ -1,0 +1,171 @@
+"""The record `World`: a synthetic world's text, operators and layout, all from one seed. Where it comes from: `world.py`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from titer.core.config import Record
+from titer.data import operators as op
+from titer.data import vocabulary as v
+from titer.data.draws import seed_of
+from titer.data.grammar import EVERY_UNSAFE, FULL, NOVEL_UNSAFE, PHRASE, UNSAFE, Grammar, check_pools
+from titer.data.samples import Schedule
+from titer.data.tree import Shape
+from titer.data.windows import Tables, tables
+
+Ints = NDArray[np.int64]
+
+
+class World(Record):
+    """A world: its grammar, its operators and its layout, all from one seed.
+
+    Operators in order: identity and the other always-safe ones, always-unsafe, contextual, one that is
+    held out of pretraining and alignment (the user's own task); then the duplicates, late aliases and constants.
+    With several grammars each has letters, bijections and classes of operators of its own.
+    """
+
+    seed: int = 0
+    letters: int = Field(default=16, ge=4, le=52)
+    phrases: int = Field(default=25, ge=5, multiple_of=5)
+    novel: int = Field(default=0, ge=0, multiple_of=5)  # phrases of each pool that safety tuning never shows
+    shortest: int = Field(default=9, ge=PHRASE)
+    longest: int = Field(default=9, ge=PHRASE)
+    slots: Literal[2, 4] = 2
+    safe: int = Field(default=3, ge=2)
+    unsafe: int = Field(default=1, ge=1)
+    contextual: int = Field(default=3, ge=1)
+    duplicates: int = Field(default=2, ge=1)
+    window: int | None = None
+    tree: Shape | None = None  # text of the tree grammar; None: of trigram pools (`phrases`, `novel`)
+    grammars: int = Field(default=1, ge=1, le=4)
+    identity_duplicates: int = Field(default=0, ge=0)  # the first of the duplicates: other names of the identity
+    identity_share: float = Field(default=0.0, ge=0, le=1)  # pretraining requests with an identity token put in one slot
+    late: int = Field(default=0, ge=0)  # aliases of a safe and of contextual operators, for one jailbreak set
+    constants: Literal[0, 2] = 0  # operators that answer with the null answer and with letter 1
+    constant_share: float = Field(default=0.01, ge=0, le=1)
+    null: Literal["token", "letter"] = "token"  # the null answer's token: its own, or the first letter
+    schedule: Schedule | None = None  # forms of pretraining requests; None: all whole
+    composed: float = Field(default=0.0, ge=0, le=1)  # unsafe training requests whose first pair is the identity twice
+
+    @model_validator(mode="after")
+    def _fits(self) -> World:
+        if self.shortest > self.longest:
+            raise ValueError("shortest is above longest")
+        if self.tree is None:
+            self._trigrams_fit()
+        else:
+            self._tree_fits()
+        if self.slots == 2 and (self.schedule is not None or self.composed):
+            raise ValueError("forms and composed null answers need four slots, two outputs")
+        if self.identity_duplicates >= self.duplicates:
+            raise ValueError("every duplicate names the identity; at least one must name an unsafe operator")
+        if self.late > self.contextual + 1:
+            raise ValueError(f"{self.late} late aliases of a safe and {self.contextual} contextual operators")
+        needed = self.slots + 3 + (1 + self.slots // 2) * self.longest + self.slots // 2 + (self.slots == 4)
+        if self.window is not None and self.window < needed:
+            raise ValueError(f"window {self.window} is shorter than the longest sequence, {needed}")
+        return self
+
+    def _trigrams_fit(self) -> None:
+        if self.shortest < 2 * PHRASE or (self.cut and self.shortest < 3 * PHRASE):
+            raise ValueError(f"texts of {self.shortest} letters do not show both pieces of a mixed text")
+        if self.grammars > 1:
+            raise ValueError("several grammars are the tree's; set tree={}")
+        check_pools(self.letters, self.phrases, self.novel)
+
+    def _tree_fits(self) -> None:
+        if self.novel:
+            raise ValueError("novel phrases are of the trigram pools; the tree keeps expansions back by itself")
+        if self.shortest < 2 * PHRASE:
+            raise ValueError(f"texts of {self.shortest} letters do not show both pieces of a mixed text")
+        found = self.tables_of_text
+        least = min(found.lengths(kind)[0] for kind in np.flatnonzero(found.choices).tolist())
+        if least < self.longest:
+            raise ValueError(f"texts of {self.longest} letters do not fit strings of {least}, the tree's shortest")
+
+    @property
+    def cut(self) -> bool:
+        """Whether a text is a piece of a longer one, begun anywhere; else it is whole phrases."""
+        return self.tree is not None or self.shortest != self.longest or self.longest % PHRASE != 0
+
+    @property
+    def grammar(self) -> Grammar:
+        """The pools of a world of trigrams."""
+        return Grammar(seed=self.seed, letters=self.letters, phrases=self.phrases, novel=self.novel)
+
+    @property
+    def tables_of_text(self) -> Tables:
+        """The expansions of a world of trees."""
+        if self.tree is None:
+            raise ValueError("a world of trigrams has no tree")
+        return tables(self.tree, self.seed, self.letters, self.grammars)
+
+    @property
+    def kinds_of_text(self) -> frozenset[int]:
+        """The kinds that this world has texts of."""
+        if self.tree is not None:
+            return frozenset(np.flatnonzero(self.tables_of_text.choices).tolist())
+        return frozenset(range(FULL + 1)) if self.novel else frozenset((*range(UNSAFE + 2), EVERY_UNSAFE, FULL))
+
+    @property
+    def keeps_back(self) -> bool:
+        """Whether some unsafe texts are never shown in safety tuning."""
+        return NOVEL_UNSAFE in self.kinds_of_text
+
+    @property
+    def ops(self) -> op.Operators:
+        """The counts of the operators."""
+        counts = (self.safe, self.unsafe, self.contextual, self.duplicates, self.identity_duplicates, self.late, self.constants)
+        return op.Operators(self.seed, self.letters, self.grammars, *counts)
+
+    @property
+    def operators(self) -> int:
+        """Distinct operators, the held-out one included, duplicates not."""
+        return self.ops.distinct
+
+    @property
+    def held_out(self) -> int:
+        return self.operators - 1
+
+    @property
+    def sham(self) -> int:
+        """Rank of the always-safe operator that the sham alignment teaches to refuse, drawn by seed."""
+        return 1 + seed_of(self.seed, "sham") % (self.safe - 1)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return v.words(self.operators, self.duplicates, self.letters, self.late, self.constants)
+
+    @property
+    def first_letter(self) -> int:
+        """Token id of letter 0."""
+        return v.FIRST_OPERATOR + self.ops.tokens
+
+    @property
+    def null_id(self) -> int:
+        """Token id of the null answer."""
+        return v.NULL if self.null == "token" else self.first_letter
+
+    def tables(self, grammar: int = 0) -> Ints:
+        """(operators + duplicates + late, letters): row o maps each letter under operator o; duplicates, late aliases last."""
+        return op.maps(self.ops)[grammar, : self.ops.first_constant].copy()
+
+    def compose(self, operators: Ints, text: Ints, grammar: Ints | None = None) -> tuple[Ints, ...]:
+        """Letters of each output, (n, L) each; operators (n, S), text (n, L) with -1 beyond its length.
+
+        The null answer of a constant operator is the "letter" `null_letter`.
+        """
+        return op.compose(self.ops, operators, text, grammar, self.null_letter)
+
+    @property
+    def null_letter(self) -> int:
+        """The null answer as a letter: the first one, or one past the last."""
+        return self.letters if self.null == "token" else 0
+
+    def tokenizer(self):  # type: ignore[no-untyped-def]
+        """The world's standard fast tokenizer."""
+        return v.tokenizer(self.words, v.STOP if self.slots == 2 else v.EOS)
