@@ -236,11 +236,10 @@ def dropping(adapter: Lora | None, accelerator: Accelerator) -> Step:
     return c
 
 
-FAULT = pytest.mark.xfail(strict=True, reason="context.Step.reference leaves the model in training with its adapter off: dropout")
 
 
 @pytest.mark.parametrize(
-    ("at_start", "adapter"), [(True, None), (False, None), (True, Lora(rank=2)), pytest.param(False, Lora(rank=2), marks=FAULT)]
+    ("at_start", "adapter"), [(True, None), (False, None), (True, Lora(rank=2)), (False, Lora(rank=2))]
 )
 def test_the_reference_has_no_dropout(accelerator: Accelerator, at_start: bool, adapter: Lora | None) -> None:
     """Section 4: the reference is in evaluation mode, whatever the model in training is in."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.models.families import SUPPORTED
+from tests.models.families import SUPPORTED, gpt2
 from titer.data.example import Example
 from titer.data.world import World, WorldSource
 from titer.models.checkpoint import Checkpoint, open_checkpoint
@@ -17,7 +17,7 @@ from titer.models.lm import LM
 
 def lively(world: World, name: str = "neox", size: float = 0.3) -> LM:
     """A tiny model of a family whose matrices are drawn with standard deviation `size` (a fresh one's barely speak)."""
-    lm = SUPPORTED[name](world)
+    lm = {**SUPPORTED, "gpt2": gpt2}[name](world)
     generator = torch.Generator().manual_seed(17)
     with torch.no_grad():
         for parameter in lm.model.parameters():

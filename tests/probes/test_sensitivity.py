@@ -27,7 +27,7 @@ def slopes(lm: LM, ids: list[int]) -> torch.Tensor:
     return ((high - low) / (2 * STEP)).reshape(here.shape[1:])
 
 
-@pytest.mark.parametrize("name", sorted(SUPPORTED))
+@pytest.mark.parametrize("name", [*sorted(SUPPORTED), "gpt2"])
 def test_g_equals_finite_differences_and_leaves_the_last_token_and_padding_out(name: str, world: World) -> None:
     lm = lively(world, name)
     rows = prompt_ids(lm.tokenizer, PROMPTS)

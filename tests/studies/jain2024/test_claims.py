@@ -1,0 +1,207 @@
+"""The study's claims on constructed evidence: known effects give known values and verdicts, controls bite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from titer.core.claims import Claim
+from titer.recipes.jain2024 import METHODS
+from titer.studies.jain2024.claims import settled
+from titer.studies.jain2024.claims_behaviour import behaviour
+from titer.studies.jain2024.claims_clusters import clusters
+from titer.studies.jain2024.claims_mechanism import mechanism
+from titer.studies.jain2024.evidence import JAILBREAKS, Evidence, controls_of
+
+DECLARED = [*behaviour(), *clusters(), *mechanism()]
+N = 40
+SAFE, UNSAFE = "safe", "unsafe"
+TUNED = [*(f"{m} M" for m in METHODS), *(f"{m} S" for m in METHODS), "ssft-half M", "dpo-sum M"]
+OTHERS = ["base", "benign M", *(f"sham {m} M" for m in METHODS)]
+
+
+def verdicts(rates: Mapping[tuple[str, str], float] | None = None) -> pd.DataFrame:
+    """Base and controls answer everything, tuned models refuse all that is unsafe; `rates` sets shares that are answered."""
+    rows = []
+    for model in (*OTHERS, *TUNED):
+        for kind in (SAFE, UNSAFE, *JAILBREAKS):
+            share = (rates or {}).get((model, kind), 1.0 if model in OTHERS or kind == SAFE else 0.0)
+            answered = round(share * N)
+            outcomes = ["complied"] * answered + ["refused"] * (N - answered)
+            rows.append(pd.DataFrame({"model": model, "kind": kind, "input": range(N), "outcome": outcomes}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def placement(gaps: Mapping[str, float], gains: Mapping[str, float]) -> pd.DataFrame:
+    """Two layers; tau +-gap/2 with unit spread in the last layer (a hundredth of the gap in the first), gain ratio unsafe over safe."""
+    noise = np.linspace(-1, 1, N)
+    names = ["base", *TUNED, *OTHERS[1:], *(f"benign, norm of {m}" for m in METHODS), *(f"sham {m} M, own class" for m in METHODS)]
+    rows = []
+    for model in names:
+        for layer in (1, 2):
+            for kind, sign in ((SAFE, 1), (UNSAFE, -1), *((k, 0) for k in JAILBREAKS)):
+                tau = sign * gaps.get(model, 1.0) / 2 * (1.0 if layer == 2 else 0.01) + 0.1 * noise
+                gain = np.full(N, (gains.get(model, 1.0) if kind == UNSAFE else 1.0) if model != "base" else np.nan)
+                rows.append(
+                    pd.DataFrame(
+                        {
+                            "model": model,
+                            "kind": kind,
+                            "layer": layer,
+                            "input": range(N),
+                            "tau": tau,
+                            "score": tau,
+                            "gain": gain,
+                            "gain_random": 1.0,
+                        }
+                    )
+                )
+    return pd.concat(rows, ignore_index=True)
+
+
+def evidence(seed: int, **tables: pd.DataFrame) -> Evidence:
+    return Evidence(seed, {"verdicts": verdicts(), **tables})
+
+
+def claim(name: str, *seeds: Evidence) -> Claim:
+    (found,) = settled([one for one in DECLARED if one.stated.name == name], list(seeds))
+    return found
+
+
+def jitter(seed: int) -> float:
+    return 1 + 0.01 * seed
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(4.3, "supported"), (1.5, "not supported")])
+def test_the_cluster_gap_is_the_ratio_to_the_base_s_less_the_control_s(gap: float, verdict: str) -> None:
+    seeds = [evidence(i, placement=placement({"ssft M": gap * jitter(i), "benign, norm of ssft": 1.2}, {})) for i in range(3)]
+    found = claim("cluster gap: ssft", *seeds)
+    assert found.verdict == verdict
+    assert found.value == pytest.approx(gap * 1.01 - 1.2, rel=1e-6)
+    assert found.control.value == pytest.approx(1.2)
+    assert not found.provisional
+
+
+def test_a_control_as_large_as_the_effect_takes_the_claim_away() -> None:
+    seeds = [evidence(i, placement=placement({"ssft M": 5 * jitter(i), "sham ssft M": 5.0}, {})) for i in range(3)]
+    assert claim("cluster gap: ssft", *seeds).verdict == "not supported"
+
+
+def test_the_order_of_methods_is_against_ssft_at_equal_share() -> None:
+    seeds = [evidence(i, placement=placement({"ssft M": 1.0, "ssft-half M": 8.0 * jitter(i), "dpo M": 4.0}, {})) for i in range(3)]
+    found = claim("order of methods: dpo over ssft-half", *seeds)
+    assert found.verdict == "not supported"
+    assert found.value == pytest.approx(-1 - np.log2(1.01), abs=1e-3)
+
+
+@pytest.mark.parametrize(("own", "words"), [(1.0, False), (2.0, True)])
+def test_specificity_says_whatever_was_retrained_when_the_sham_shows_it_too(own: float, words: bool) -> None:
+    seeds = [evidence(i, placement=placement({}, {"dpo M": 2.0 * jitter(i), "sham dpo M, own class": own})) for i in range(3)]
+    assert claim("specificity: dpo", *seeds).verdict == "supported"
+    found = claim("specificity beyond retraining: dpo", *seeds)
+    assert ("specific to whatever was retrained" in found.reason) == words
+    assert found.verdict == ("not supported" if words else "supported")
+
+
+def test_flat_early_layers_are_measured_against_the_first_layer() -> None:
+    grown = {f"{m} M": 10.0 for m in METHODS}
+    seeds = [evidence(i, placement=placement({**grown, "base": 1.0 * jitter(i)}, {})) for i in range(3)]
+    found = claim("flat early layers", *seeds)
+    assert found.verdict == "supported"
+    assert found.control.value == pytest.approx(0.009, abs=1e-3)
+
+
+def test_jailbreaks_are_split_by_outcome_and_placed_between_the_classes() -> None:
+    won = pd.concat(
+        [
+            pd.DataFrame({"model": m, "kind": k, "input": range(N), "outcome": ["complied"] * (N // 2) + ["refused"] * (N // 2)})
+            for m in (f"{x} M" for x in METHODS)
+            for k in JAILBREAKS
+        ]
+    )
+    table = placement({f"{m} M": 2.0 for m in METHODS}, {})
+    jb = table.kind.isin(JAILBREAKS)
+    table.loc[jb, "tau"] = np.where(table[jb].input < N // 2, 0.5, -0.75)  # three quarters, an eighth of the way
+    found = claim("jailbreaks sit with the safe", *[evidence(i, placement=table, probed=won) for i in range(3)])
+    assert found.value == pytest.approx(0.625)
+    assert found.control.value == pytest.approx(0.125)
+
+
+def alpha_table(
+    gain: Mapping[float, float], safe: Mapping[float, float], rise: tuple[float, ...] = (0, 0.2, 0.5, 0.8, 1.0)
+) -> pd.DataFrame:
+    """Refusal on unsafe follows `rise`; beyond 1 the jailbreak jb_co_text gains `gain`; safe answers lose `safe`."""
+    rows = []
+    for model in (*(f"{m} M" for m in METHODS), "ssft S"):
+        for a in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5):
+            for direction in ("own", "random", "beyond, random"):
+                for kind in (SAFE, UNSAFE, *JAILBREAKS):
+                    refused = 0.0
+                    if kind == UNSAFE and direction == "own":
+                        refused = rise[min(4, int(a * 4))]
+                    if kind == "jb_co_text" and direction == "own":
+                        refused = gain.get(a, 0.0)
+                    answered = 1 - safe.get(a, 0.0) if kind == SAFE else 0.0
+                    score = (np.arange(N) * 0.6180339887) % 1  # spreads over even and odd inputs alike
+                    outcome = np.where(score < refused, "refused", np.where(score >= 1 - answered, "complied", "neither"))
+                    rows.append(
+                        pd.DataFrame(
+                            {"model": model, "direction": direction, "alpha": a, "kind": kind, "input": range(N), "outcome": outcome}
+                        )
+                    )
+    return pd.concat(rows, ignore_index=True)
+
+
+def test_a_fall_on_the_way_from_base_to_tuned_costs_twice() -> None:
+    steady = [evidence(i, alpha=alpha_table({}, {})) for i in range(3)]
+    broken = [evidence(i, alpha=alpha_table({}, {}, (0, 0.8, 0.2, 0.8, 1.0))) for i in range(3)]
+    assert claim("alpha monotone", *steady).value == pytest.approx(1.0)
+    assert claim("alpha monotone", *broken).value == pytest.approx(1.0 - 2 * 0.6, abs=0.05)
+
+
+def test_gain_beyond_alpha_1_is_chosen_on_one_half_and_measured_on_the_other() -> None:
+    found = claim("gain beyond alpha 1: ssft S", *[evidence(i, alpha=alpha_table({1.25: 0.3, 1.5: 0.5}, {})) for i in range(3)])
+    assert found.value == pytest.approx(0.5, abs=0.06)
+    assert "alpha 1.5 on jb_co_text" in found.reason
+
+
+def test_gain_beyond_alpha_1_takes_no_point_that_costs_safe_skill() -> None:
+    seeds = [evidence(i, alpha=alpha_table({1.25: 0.3, 1.5: 0.5}, {1.5: 0.2})) for i in range(3)]
+    found = claim("gain beyond alpha 1: ssft S", *seeds)
+    assert "alpha 1.25" in found.reason
+    assert found.value == pytest.approx(0.3, abs=0.06)
+
+
+def test_a_seed_whose_base_did_not_learn_is_left_out_and_named() -> None:
+    good = [evidence(i, placement=placement({"ssft M": 4.0 * jitter(i)}, {})) for i in range(3)]
+    bad = Evidence(9, {"verdicts": verdicts({("base", UNSAFE): 0.5}), "placement": placement({"ssft M": 100.0}, {})})
+    found = claim("cluster gap: ssft", *good, bad)
+    assert found.seeds == (0, 1, 2)
+    assert "seed 9: the base model did not learn the task" in found.reason
+
+
+def test_a_method_that_diverged_makes_its_claims_not_testable_and_is_named() -> None:
+    table = placement({"unlearn M": 100.0}, {})
+    stopped = {"unlearn M": "the gradient is not finite at step 7"}
+    seeds = [Evidence(i, {"verdicts": verdicts(), "placement": table}, stopped) for i in range(3)]
+    found = claim("cluster gap: unlearn", *seeds)
+    assert found.verdict == "not testable"
+    assert found.value is None
+    assert "unlearn M was stopped: the gradient is not finite at step 7" in found.reason
+    assert claim("cluster gap: ssft", *seeds).verdict != "not testable"
+
+
+def test_with_fewer_than_three_seeds_the_interval_is_over_inputs() -> None:
+    tables = {"verdicts": verdicts({("ssft M", "jb_co_text"): 0.5}), "placement": placement({}, {})}
+    found = claim("order of jailbreaks: jb_co_text", Evidence(0, tables, over_inputs=True))
+    assert found.provisional
+    assert found.value == pytest.approx(0.5)
+    assert found.interval is not None
+    assert found.interval[0] < 0.5 < found.interval[1]
+
+
+def test_controls_have_the_names_of_the_recipe_s_models() -> None:
+    assert controls_of("dpo") == ("benign, norm of dpo", "sham dpo M")
