@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check check-all bench clean
+.PHONY: demo test check check-all study parity bench clean
 
 demo: .venv/core
 	$(BIN)/titer demo
@@ -18,6 +18,13 @@ check: .venv/dev
 
 check-all: check
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+study: .venv/core
+	$(BIN)/titer study jain2024 --scale nano --seeds 3
+
+parity: .venv/dev
+	@test -d .venv/parity || $(PIP) --target .venv/parity --no-deps -r tests/methods/parity.txt
+	PYTHONPATH=.venv/parity $(BIN)/python -m pytest tests/methods/test_preference.py -m "slow or not slow" -p no:cacheprovider
 
 bench: .venv/dev
 	$(BIN)/python benchmarks/all.py
