@@ -14,12 +14,13 @@ from accelerate import Accelerator
 
 from tests.conftest import neox
 from tests.methods.contract import WORLD, KilledError, largest_gap, same, stage
-from titer.context import POOL_BATCH, Step
+from titer.context import POOL_BATCH, Ahead, Step
 from titer.data.example import Batch, Part, Stream
 from titer.data.mix import mix
 from titer.data.world import World, WorldSource
 from titer.methods.base import Context, Method
 from titer.methods.dpo import DPO
+from titer.methods.sft import SFT
 from titer.methods.unlearn import Unlearn
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import LM, load
@@ -236,11 +237,7 @@ def dropping(adapter: Lora | None, accelerator: Accelerator) -> Step:
     return c
 
 
-
-
-@pytest.mark.parametrize(
-    ("at_start", "adapter"), [(True, None), (False, None), (True, Lora(rank=2)), (False, Lora(rank=2))]
-)
+@pytest.mark.parametrize(("at_start", "adapter"), [(True, None), (False, None), (True, Lora(rank=2)), (False, Lora(rank=2))])
 def test_the_reference_has_no_dropout(accelerator: Accelerator, at_start: bool, adapter: Lora | None) -> None:
     """Section 4: the reference is in evaluation mode, whatever the model in training is in."""
     c = dropping(adapter, accelerator)
@@ -251,3 +248,15 @@ def test_the_reference_has_no_dropout(accelerator: Accelerator, at_start: bool, 
     with c.reference() as forward:
         torch.testing.assert_close(forward(batch), plain)
     assert c.lm.model.training
+
+
+def test_batches_drawn_ahead_are_the_batches_of_their_places() -> None:
+    """Whatever order they are asked in: in turn, the same again (a second pass over the step), or after a jump (resume)."""
+    lm = neox(WORLD)
+    made = stage(SFT(), streams={"train": streams()["preferred"]})
+    ahead = Ahead(made, lm)
+    for place, following in ((0, 8), (8, 16), (8, 16), (40, 48), (48, 56)):
+        found = ahead.batch("train", place, following)
+        expected = made.streams["train"].batch(place, made.batch, lm.tokenizer)
+        assert torch.equal(found.input_ids, expected.input_ids)
+        assert torch.equal(found.indices, expected.indices)

@@ -7,6 +7,7 @@ micro-batches and ranks, so 1 x 8 and 2 x 4 examples give the same step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -24,10 +25,31 @@ Loader = Callable[[str], LM]
 POOL_BATCH = 128
 
 
+class Ahead:
+    """Draws each stream's next batch on another thread while a GPU computes; the same batches, for they are functions of the place."""
+
+    def __init__(self, stage: Stage, lm: LM) -> None:
+        self._stage, self._lm = stage, lm
+        self._worker = ThreadPoolExecutor(max_workers=1)
+        self._coming: dict[str, tuple[int, Future[Batch]]] = {}
+
+    def batch(self, stream: str, place: int, following: int) -> Batch:
+        """The batch at `place`, drawn before if it was foreseen; the one at `following` is begun."""
+        foreseen, future = self._coming.pop(stream, (-1, None))
+        found = future.result() if future is not None and foreseen == place else self._draw(stream, place)
+        self._coming[stream] = (following, self._worker.submit(self._draw, stream, following))
+        return found
+
+    def _draw(self, stream: str, place: int) -> Batch:
+        drawn = self._stage.streams[stream].batch(place, self._stage.batch, self._lm.tokenizer)
+        return drawn.pinned() if torch.cuda.is_available() else drawn
+
+
 class Step:
     """One optimiser step's context. `model` is the prepared (perhaps wrapped) model, `lm` the bare one."""
 
     def __init__(self, stage: Stage, accelerator: Any, model: Any, lm: LM, loader: Loader) -> None:
+        self._drawn = Ahead(stage, lm) if lm.device.type == "cuda" else None
         self.stage, self._accelerator, self._model, self.lm, self._loader = stage, accelerator, model, lm, loader
         self.state: dict[str, torch.Tensor] = {}
         self.rng = torch.Generator()
@@ -63,7 +85,12 @@ class Step:
         for turn in range(self.stage.accumulation):
             place = ((self.number * self.stage.accumulation + turn) * ranks + rank) * self.stage.batch
             self._last = turn == self.stage.accumulation - 1
-            yield {n: self.stage.streams[n].batch(place, self.stage.batch, self.lm.tokenizer).to(self.lm.device) for n in names}
+            yield {n: self._batch(n, place, ranks).to(self.lm.device) for n in names}
+
+    def _batch(self, stream: str, place: int, ranks: int) -> Batch:
+        if self._drawn is not None:
+            return self._drawn.batch(stream, place, place + ranks * self.stage.batch)
+        return self.stage.streams[stream].batch(place, self.stage.batch, self.lm.tokenizer)
 
     def backward(self, loss: Loss) -> None:
         with nullcontext() if self._last else self._accelerator.no_sync(self._model):

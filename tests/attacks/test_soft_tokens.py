@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from tests.models.families import ANSWERS, PROMPTS
-from tests.probes.made import drawn, embedding, lively, requests, with_token
+from tests.probes.made import answered, drawn, embedding, lively, requests
 from titer.attacks.soft_tokens import FIRST, SoftTokens, moved_labels, projected, unit
 from titer.data.draws import seed_of
 from titer.data.encode import answer_ids, prompt_ids
@@ -31,7 +31,9 @@ def loss(lm: LM, example: Example, suffix: torch.Tensor) -> torch.Tensor:
     head, tail = ids_of(lm, example)
     embedded = lm.model.get_input_embeddings()(torch.tensor(head + tail)).detach()
     whole = torch.cat([embedded[: len(head) - 1], suffix, embedded[len(head) - 1 :]])
-    logits = lm.model(inputs_embeds=whole[None], use_cache=False).logits[0]
+    last = len(head) - 1  # the position of the prompt's last token, and of the suffix
+    places = torch.tensor([*range(last), *[last] * len(suffix), *range(last, len(head) + len(tail))])
+    logits = lm.model(inputs_embeds=whole[None], position_ids=places[None], use_cache=False).logits[0]
     first = len(head) + len(suffix) - 1  # the place that predicts the answer's first token
     return functional.cross_entropy(logits[first : first + len(tail)], torch.tensor(tail), reduction="sum")
 
@@ -159,7 +161,7 @@ def test_an_attempts_suffix_that_is_a_tokens_embedding_acts_like_that_token(worl
     attempts = SoftTokens(n=1, universal=True).attempts(examples, {"suffix": embedding(lm, "f5")[None]}, world)
     soft = torch.stack([a.suffix for a in attempts if a.suffix is not None])
     found = lm.generate([a.example.prompt for a in attempts], Decoding(max_new_tokens=9), suffixes=soft)
-    assert found == lm.generate([with_token(e, "f5").prompt for e in examples], Decoding(max_new_tokens=9))
+    assert found == [answered(lm, e.prompt, ["f5"], 9) for e in examples]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from tests.models.families import SUPPORTED, gpt2
 from titer.data.example import Example
 from titer.data.world import World, WorldSource
 from titer.models.checkpoint import Checkpoint, open_checkpoint
-from titer.models.lm import LM
+from titer.models.hooks import reading
+from titer.models.lm import LM, Completion
 
 
 def lively(world: World, name: str = "neox", size: float = 0.3) -> LM:
@@ -69,10 +70,32 @@ def inputs_of(lm: LM, example: Example, site: str) -> torch.Tensor:
     return seen[0]
 
 
-def with_token(example: Example, token: str) -> Example:
-    """The request with `token` written before its last token."""
-    head, last = example.prompt.rsplit(" ", 1)
-    return Example(f"{head} {token} {last}", example.harmful, example.kind, example.source, example.comply, example.refuse)
+def written(lm: LM, prompt: str, tokens: Sequence[str], answer: Sequence[int] = ()) -> dict[str, torch.Tensor]:
+    """One row with `tokens` written before the prompt's last token, all at that token's position; what follows keeps its own."""
+    *head, last = lm.tokenizer(prompt)["input_ids"]
+    places = [*range(len(head)), *[len(head)] * len(tokens), *range(len(head), len(head) + 1 + len(answer))]
+    ids = [*head, *lm.tokenizer.convert_tokens_to_ids(list(tokens)), last, *answer]
+    return {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([places])}
+
+
+@torch.no_grad()
+def answered(lm: LM, prompt: str, tokens: Sequence[str], room: int) -> Completion:
+    """The greedy answer after written tokens: the whole row through the model each time, no cache, no padding."""
+    row: list[int] = []
+    while len(row) < room:
+        token = int(lm.model(**written(lm, prompt, tokens, row), use_cache=False).logits[0, -1].argmax())
+        if token in lm.ends:
+            return Completion(lm.tokenizer.decode(row), True, len(row))
+        row.append(token)
+    return Completion(lm.tokenizer.decode(row), False, len(row))
+
+
+@torch.no_grad()
+def read(lm: LM, prompt: str, tokens: Sequence[str], names: Sequence[str], answer: Sequence[int] = ()) -> dict[str, torch.Tensor]:
+    """Activations (T, D) at sites of that one row."""
+    with reading(lm.sites, names) as seen:
+        lm.model(**written(lm, prompt, tokens, answer), use_cache=False)
+    return {name: found.reshape(-1, found.shape[-1]).clone() for name, found in seen.items()}
 
 
 def embedding(lm: LM, *tokens: str) -> torch.Tensor:

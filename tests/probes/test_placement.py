@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.probes.made import drawn, embedding, inputs_of, lively, planted, requests, with_token
+from tests.probes.made import drawn, embedding, inputs_of, lively, planted, read, requests
 from titer.data.draws import seed_of
+from titer.data.encode import answer_ids, prompt_ids
 from titer.data.world import World
 from titer.models.activations import at_prompt_end, over_answer
 from titer.probes.base import random_like
@@ -77,15 +78,25 @@ def test_gain_and_its_random_control_against_a_naive_form(family: str, world: Wo
 @SUITE
 def test_a_suffix_that_is_a_tokens_embedding_places_a_set_like_that_token(family: str, world: World, tmp_path: Path) -> None:
     lm = lively(world, family)
-    rows = lm.sites.linear("mlp_up[0]").out_features
-    base, tuned = planted(lm, tmp_path, {f"mlp_up[{i}]": drawn(rows, 16, seed=i) for i in range(2)})
+    wide = lm.sites.linear("mlp_up[0]").out_features
+    base, tuned = planted(lm, tmp_path, {f"mlp_up[{i}]": drawn(wide, 16, seed=i) for i in range(2)})
     safe, unsafe = requests(world, "safe"), requests(world, "unsafe")
     tokens = ["a", "f3", "<null>", "p", "g1", "b"]
     soft = torch.stack([embedding(lm, token) for token in tokens])
-    written = [with_token(e, token) for e, token in zip(unsafe, tokens, strict=True)]
-    sets = {"safe": (safe, None), "unsafe": (unsafe, None), "soft": (unsafe, soft), "written": (written, None)}
-    table = placement(lm, sets, base, tuned)
-    for name in ("tau", "score", "gain", "gain_random"):
-        for layer in (1, 2):
-            assert column(table, "soft", layer, name) == pytest.approx(column(table, "written", layer, name), rel=1e-3, abs=1e-4)
-            assert column(table, "soft", layer, name) != pytest.approx(column(table, "unsafe", layer, name), rel=1e-2, abs=1e-3)
+    table = placement(lm, {"safe": (safe, None), "unsafe": (unsafe, None), "soft": (unsafe, soft)}, base, tuned)
+    for i in range(2):
+        act, end = f"mlp_act[{i}]", f"mlp_in[{i}]"
+        heads, tails = prompt_ids(lm.tokenizer, [e.prompt for e in unsafe]), answer_ids(lm.tokenizer, [str(e.comply) for e in unsafe])
+        rows = [read(lm, e.prompt, [token], [act, end], tail) for e, token, tail in zip(unsafe, tokens, tails, strict=True)]
+        last = len(heads[0])  # prompts of one length here: the last token's place with one token before it
+        assert {len(head) for head in heads} == {last}
+        groups = {"score": [at_prompt_end(lm, [e.prompt for e in g], [act])[act].mean(0) for g in (safe, unsafe)]}
+        groups["tau"] = [over_answer(lm, [e.prompt for e in g], [str(e.comply) for e in g], [act], 10)[act].mean(0) for g in (safe, unsafe)]
+        reads = {"score": [row[act][last] for row in rows], "tau": [row[act][last : last + 10].mean(0) for row in rows]}
+        for name, (s, u) in groups.items():
+            naive = [float((a - u).norm() - (a - s).norm()) for a in reads[name]]
+            assert column(table, "soft", i + 1, name) == pytest.approx(naive, rel=1e-3, abs=1e-4)
+        change = tuned.weight(lm.sites.tensor(f"mlp_up[{i}]")) - base.weight(lm.sites.tensor(f"mlp_up[{i}]"))
+        gains = [float((change @ row[end][last]).norm() / row[end][last].norm()) for row in rows]
+        assert column(table, "soft", i + 1, "gain") == pytest.approx(gains, rel=1e-3)
+        assert column(table, "soft", i + 1, "score") != pytest.approx(column(table, "unsafe", i + 1, "score"), rel=1e-2, abs=1e-3)
