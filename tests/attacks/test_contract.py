@@ -12,6 +12,7 @@ from titer.core.plugins import names, plugin
 from titer.data.example import Example
 from titer.data.world import World, WorldSource
 from titer.models.lm import LM
+from titer.workbench import attempts_key
 
 ATTACKS = {name: plugin("attacks", name, Attack) for name in names("attacks")}  # type: ignore[type-abstract]
 
@@ -46,14 +47,20 @@ def test_one_attempt_a_request_still_harmful_with_both_references(name: str, uns
         assert attempt.example.harmful
         assert attempt.example.comply
         assert attempt.example.refuse
-    assert [a.example.prompt for a in found] != [e.prompt for e in unsafe] or any(a.prefix for a in found)
+    rewritten = [a.example.prompt for a in found] != [e.prompt for e in unsafe]
+    assert rewritten or any(a.prefix for a in found) or all(a.suffix is not None for a in found)
+
+
+def made_by(attack: Attack, unsafe: list[Example], world: World, lm: LM) -> str:
+    """Everything an attack's attempts hold, as a key."""
+    return attempts_key(attack.attempts(unsafe, attack.fit(lm, unsafe), world))
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
-def test_the_same_seed_gives_the_same_attempts(name: str, unsafe: list[Example], world: World) -> None:
-    assert ATTACKS[name]().attempts(unsafe, {}, world) == ATTACKS[name]().attempts(unsafe, {}, world)
+def test_the_same_seed_gives_the_same_attempts(name: str, unsafe: list[Example], world: World, lm: LM) -> None:
+    assert made_by(ATTACKS[name](), unsafe, world, lm) == made_by(ATTACKS[name](), unsafe, world, lm)
     if ATTACKS[name].WORLD:
-        assert ATTACKS[name]().attempts(unsafe, {}, world) != ATTACKS[name](seed=1).attempts(unsafe, {}, world)
+        assert made_by(ATTACKS[name](), unsafe, world, lm) != made_by(ATTACKS[name](seed=1), unsafe, world, lm)
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))

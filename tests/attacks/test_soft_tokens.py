@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tests.models.families import ANSWERS, PROMPTS
 from tests.probes.made import answered, drawn, embedding, lively, requests
-from titer.attacks.soft_tokens import FIRST, SoftTokens, moved_labels, projected, unit
+from titer.attacks.soft_tokens import SoftTokens, moved_labels, projected, unit
 from titer.data.draws import seed_of
 from titer.data.encode import answer_ids, prompt_ids
 from titer.data.example import Example
@@ -33,7 +33,8 @@ def loss(lm: LM, example: Example, suffix: torch.Tensor) -> torch.Tensor:
     whole = torch.cat([embedded[: len(head) - 1], suffix, embedded[len(head) - 1 :]])
     last = len(head) - 1  # the position of the prompt's last token, and of the suffix
     places = torch.tensor([*range(last), *[last] * len(suffix), *range(last, len(head) + len(tail))])
-    logits = lm.model(inputs_embeds=whole[None], position_ids=places[None], use_cache=False).logits[0]
+    said = torch.ones(1, len(whole), dtype=torch.int64)  # else transformers takes repeated positions for packed rows
+    logits = lm.model(inputs_embeds=whole[None], attention_mask=said, position_ids=places[None], use_cache=False).logits[0]
     first = len(head) + len(suffix) - 1  # the place that predicts the answer's first token
     return functional.cross_entropy(logits[first : first + len(tail)], torch.tensor(tail), reduction="sum")
 
@@ -58,7 +59,7 @@ def searched(lm: LM, examples: Sequence[Example], start: torch.Tensor, steps: in
 
 def starts(attack: SoftTokens, rows: int, width: int) -> torch.Tensor:
     rng = torch.Generator().manual_seed(seed_of(attack.seed, "soft tokens", attack.n, 0) % 2**63)
-    return FIRST * torch.randn(rows, attack.n, width, generator=rng)
+    return 0.01 * torch.randn(rows, attack.n, width, generator=rng)
 
 
 @pytest.mark.parametrize("family", ["neox", "llama", "opt"])

@@ -87,7 +87,7 @@ def test_answers_after_a_suffix_are_those_after_the_written_tokens(name: str, ba
     decoding = Decoding(max_new_tokens=5)
     found = lm.generate(PROMPTS, decoding, batch, suffixes=suffixes(lm))
     assert found == [answered(lm, prompt, tokens, 5) for prompt, tokens in zip(PROMPTS, TOKENS, strict=True)]
-    assert sum(a.text != b.text for a, b in zip(found, lm.generate(PROMPTS, decoding, batch), strict=True)) >= 3
+    assert sum(a.text != b.text for a, b in zip(found, lm.generate(PROMPTS, decoding, batch), strict=True)) >= 2
 
 
 def test_the_suffix_counts_in_the_window(lm: LM) -> None:

@@ -54,6 +54,7 @@ def test_models_in_several_files_blend_into_one(lm: LM, tmp_path: Path) -> None:
     sharded = [open_checkpoint(tmp_path / f"{one}-sharded") for one in ("base", "tuned")]
     assert len(set(sharded[0].files.values())) > 2
     blend(*sharded, 0.5, tmp_path / "blend")
+    assert not list((tmp_path / "blend").glob("*.index.json"))  # it would name files that are not there
     blend(base, tuned, 0.5, tmp_path / "plain")
     found, wanted = (weights_of(load(open_checkpoint(tmp_path / name), "cpu")) for name in ("blend", "plain"))
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)

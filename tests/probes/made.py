@@ -75,7 +75,8 @@ def written(lm: LM, prompt: str, tokens: Sequence[str], answer: Sequence[int] = 
     *head, last = lm.tokenizer(prompt)["input_ids"]
     places = [*range(len(head)), *[len(head)] * len(tokens), *range(len(head), len(head) + 1 + len(answer))]
     ids = [*head, *lm.tokenizer.convert_tokens_to_ids(list(tokens)), last, *answer]
-    return {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([places])}
+    whole = torch.ones(1, len(ids), dtype=torch.int64)  # said aloud: without it transformers takes repeated positions for packed rows
+    return {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([places]), "attention_mask": whole}
 
 
 @torch.no_grad()

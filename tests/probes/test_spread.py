@@ -74,7 +74,6 @@ def test_without_answers_the_end_of_the_prompt_is_read(world: World) -> None:
     assert row.top_share != pytest.approx(spread(lm, safe, unsafe).iloc[3].top_share, rel=1e-3)
 
 
-@pytest.mark.xfail(strict=True, reason="each class falls back alone: k-means then compares activations of different places")
 def test_one_class_without_answers_moves_both_to_the_end_of_the_prompt(world: World) -> None:
     lm = lively(world)
     safe, unsafe = requests(world, "safe", 8), requests(world, "unsafe", 8)

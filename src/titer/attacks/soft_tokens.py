@@ -2,7 +2,7 @@
 
 `n` embeddings, drawn as 0.01 N(0, 1), are moved for `steps` steps against the gradient of the compliant answer's
 cross-entropy: each token's gradient is scaled to unit l2 norm, the step is 2 eps / steps, and each token is projected
-to ||delta|| <= eps, eps the mean norm of the prompts' embeddings. `universal`: one suffix, found on the examples
+to ||delta|| <= eps, eps the mean norm of the batch's token embeddings. `universal`: one suffix, found on the examples
 that `fit` is given and used on others; else one a request, found on that request. `random`: tokens of equal number
 and norm in random directions, the control. Source: arXiv 2407.10264, section 6 and figure 7 (10 steps).
 Shapes: B requests, n tokens, D width, T tokens.

@@ -1,6 +1,7 @@
 """The format of a data file, in words: what an error message and the command line show."""
 
 PROMPT = ("prompt", "instruction", "question", "goal")
+PAIR = ("operator", "operand")  # a verb and its object, one prompt
 COMPLY = ("comply", "output", "completion", "answer")
 EXAMPLE_FILE = "prompt,label\nHow do I bake bread?,safe\nA request to refuse,unsafe\n"
 FORMAT = f"""\

@@ -1,8 +1,8 @@
 """Text data from the user's files: CSV, JSON or JSONL -> examples, with the place of every fault.
 
-Columns (aliases in brackets): prompt (instruction, question, goal); harmful: true/false, or label/type/kind
-holding safe or unsafe; comply (output, completion, answer) and refuse: reference answers. Extra columns are
-left alone. Duplicated prompts are dropped and counted.
+Columns (aliases in brackets): prompt (instruction, question, goal), or operator and operand (joined by " : ");
+harmful: true/false, or label/type/kind holding safe or unsafe; comply (output, completion, answer) and refuse:
+reference answers. Extra columns are left alone. Duplicated prompts are dropped and counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from titer.core.config import Record
 from titer.core.errors import TiterError, visible
 from titer.data.encode import encode
 from titer.data.example import Answer, Batch, Example, Indices
-from titer.data.formats import COMPLY, FORMAT, PROMPT
+from titer.data.formats import COMPLY, FORMAT, PAIR, PROMPT
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, in words; its columns
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -163,6 +163,8 @@ def _lower(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _row(where: str, row: Mapping[str, Any], labelled: bool) -> tuple[str, bool | None, str | None, str | None]:
     column = next((key for key in PROMPT if key in row), None)
+    if column is None and all(isinstance(row.get(key), str) and row[key].strip() for key in PAIR):
+        row, column = {**row, "prompt": " : ".join(row[key] for key in PAIR)}, "prompt"  # as the mechanistic study writes pairs
     if column is None:
         raise TiterError(f"{where}: no column {' or '.join(PROMPT)} among {visible(', '.join(row), 120)}", expected=FORMAT)
     prompt = row[column]

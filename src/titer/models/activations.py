@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from titer.core.errors import TiterError
 from titer.data.encode import answer_ids, check_length, pad, prompt_ids
 from titer.data.example import positions
 from titer.models.hooks import reading
@@ -56,6 +57,8 @@ def _collect(
     suffixes: torch.Tensor | None,
 ) -> dict[str, torch.Tensor]:
     extra = 0 if suffixes is None else suffixes.shape[1]
+    if extra and "embed" in names:
+        raise TiterError("the site embed does not see free embeddings", expected="a site after it: resid, mlp_in, mlp_act ...")
     for row in rows:
         check_length(len(row) + extra, lm.window, lm.tokenizer.decode(row[:20]))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -21,8 +21,8 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def weights_of(lm: LM) -> dict[str, torch.Tensor]:
-    """A model's weights, copied."""
-    return {name: tensor.detach().clone() for name, tensor in lm.model.state_dict().items() if tensor.is_floating_point()}
+    """A model's weights, copied to the CPU, where all arithmetic here is done."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in lm.model.state_dict().items() if tensor.is_floating_point()}
 
 
 def kept_weights(file: Path) -> dict[str, torch.Tensor]:

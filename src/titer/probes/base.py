@@ -29,9 +29,10 @@ def thin_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 def rank_at(values: torch.Tensor, energy: float) -> int:
-    """The smallest number of singular values that holds `energy` of their squares."""
-    held = torch.cumsum(values.double() ** 2, 0) / (values.double() ** 2).sum()
-    return int((held < energy - 1e-7).sum()) + 1
+    """The smallest number of singular values that holds `energy` of their squares; at energy 1 the rank to float32's rounding."""
+    squares = values.double() ** 2
+    held = torch.cumsum(squares, 0) / squares.sum()
+    return int((held < energy - (1e-12 if energy == 1 else 1e-7)).sum()) + 1
 
 
 def column_space(weight: torch.Tensor, energy: float) -> torch.Tensor:

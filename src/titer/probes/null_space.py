@@ -20,7 +20,7 @@ from titer.models.sites import Sites
 from titer.models.weights import delta
 from titer.probes.base import rank_at, thin_svd
 
-VERSION = 1
+VERSION = 2
 ENERGIES = (0.9, 0.99, 1.0)
 DELTA = 0.9
 KINDS = ("mlp_up", "mlp_down")

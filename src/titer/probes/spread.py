@@ -26,7 +26,8 @@ VERSION = 1
 def spread(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int = 0) -> pd.DataFrame:
     """Per layer (from 1) and class: top_share, top_energy, stable_rank, components_90, kmeans (one value a layer)."""
     names = [f"mlp_act[{i}]" for i in range(lm.sites.layers)]
-    clouds = [_activations(lm, group, names) for group in (safe, unsafe)]
+    answered = all(e.comply is not None for e in (*safe, *unsafe))
+    clouds = [_activations(lm, group, names, answered) for group in (safe, unsafe)]
     rows = []
     for layer, name in enumerate(names, start=1):
         agreement = two_means(clouds[0][name], clouds[1][name], seed)
@@ -36,11 +37,11 @@ def spread(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int
     return pd.DataFrame(rows)
 
 
-def _activations(lm: LM, examples: Sequence[Example], names: Sequence[str]) -> dict[str, torch.Tensor]:
-    prompts, answers = [e.prompt for e in examples], [e.comply for e in examples if e.comply is not None]
-    if len(answers) < len(prompts):
+def _activations(lm: LM, examples: Sequence[Example], names: Sequence[str], answered: bool) -> dict[str, torch.Tensor]:
+    prompts = [e.prompt for e in examples]
+    if not answered:
         return at_prompt_end(lm, prompts, names)
-    return over_answer(lm, prompts, answers, names, ANSWER_POSITIONS)
+    return over_answer(lm, prompts, [e.comply or "" for e in examples], names, ANSWER_POSITIONS)
 
 
 def shape_of(cloud: torch.Tensor) -> dict[str, float]:

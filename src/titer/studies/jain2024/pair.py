@@ -30,6 +30,7 @@ from titer.probes import null_space, placement, row_space, sensitivity, spread, 
 from titer.report.html import Report, Tile, write_report
 from titer.studies import tables
 from titer.studies.jain2024 import figures
+from titer.studies.jain2024.claims_mechanism import weighted_of
 from titer.studies.jain2024.evidence import Evidence
 from titer.studies.jain2024.report import tidy
 from titer.workbench import Model, Workbench, fingerprint
@@ -77,7 +78,7 @@ def pair_report(
         "τ by layer": taus,
         "sensitivity, median": found["sensitivity"].groupby(["model", "kind"], sort=False).g.median().reset_index(),
         "clusters": found["spread"],
-        "null space, energy-weighted": null_space.weighted(found["null"]).assign(model="aligned"),
+        "null space, energy-weighted": weighted_of(e),
         "size of the change": found["change"].drop(columns=["norm", "weight_norm"]),
     }
     report = Report(
@@ -135,10 +136,11 @@ def measured(bench: Workbench, models: Sequence[Model], sets: dict[str, list[Exa
         "rows", row_space.VERSION, models, lambda: row_space.row_space(base.checkpoint, aligned.checkpoint, bench.lm(aligned), sets)
     )
     bench.release()
+    null = kept("null", null_space.VERSION, models, lambda: null_space.null_space(base.checkpoint, aligned.checkpoint, sites))
     return {
         **{name: pd.concat(tables_, ignore_index=True) for name, tables_ in parts.items()},
         "rows": rows.assign(model="aligned"),
-        "null": kept("null", null_space.VERSION, models, lambda: null_space.null_space(base.checkpoint, aligned.checkpoint, sites)),
+        "null": null.assign(model="aligned"),
         "change": kept(
             "change", weight_change.VERSION, models, lambda: weight_change.weight_change(base.checkpoint, aligned.checkpoint, sites)
         ),
@@ -173,20 +175,26 @@ def separated(placed: pd.DataFrame) -> pd.DataFrame:
         both = np.random.default_rng(0).permutation(np.concatenate([by["safe"].score, by["unsafe"].score]))
         row = {"model": model, "layer": layer, "auroc": auroc(by["safe"].score, by["unsafe"].score)}
         row["auroc_shuffled"] = auroc(both[: len(by["safe"])], both[len(by["safe"]) :])
-        for name in ("gain", "gain_random"):
-            row[f"{name}_ratio"] = (
-                float(by["unsafe"][name].mean() / by["safe"][name].mean()) if name in t and t[name].notna().any() else np.nan
-            )
+        row |= {f"{name}_ratio": ratio(by["unsafe"].get(name), by["safe"].get(name)) for name in ("gain", "gain_random")}
         width = by["safe"].tau.mean() - by["unsafe"].tau.mean()
         row |= {f"{kind}_position": float((by[kind].tau.mean() - by["unsafe"].tau.mean()) / width) for kind in ENCODINGS if kind in by}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
+def ratio(unsafe: pd.Series | None, safe: pd.Series | None) -> float:
+    """Mean over mean; NaN where there is no change to act on anything."""
+    if unsafe is None or safe is None or not float(safe.mean()) > 0:
+        return float("nan")
+    return float(unsafe.mean() / safe.mean())
+
+
 def sentence(separation: pd.DataFrame) -> str:
     """The pair's finding in a sentence."""
     last = separation[separation.layer == separation.layer.max()].set_index("model")
     a = last.loc["aligned"]
+    if not (separation.gain_ratio > 0).any():
+        return "No change: no first MLP matrix of the aligned model differs from the base's."
     coded = ", ".join(f"{kind} at {a[f'{kind}_position']:.2f}" for kind in ENCODINGS)
     return (
         f"In the last layer the aligned model separates safe from unsafe prompts with AUROC {a.auroc:.2f} (base {last.auroc['base']:.2f}); "

@@ -1,0 +1,121 @@
+"""Probing two checkpoints of a real model: minutes for every probe of the mechanistic study, and memory above the imports.
+
+SmolLM2-135M-Instruct (`titer models get smollm2-135m`) against itself with 1 % of noise in every weight: the cost does not
+depend on what the change is. 64 + 64 harmless prompts stand for both classes; their encodings are probed too.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from _common import UPPER, finish
+from safetensors.torch import save_file
+
+from titer.core.run import Store
+from titer.data.draws import seed_of
+from titer.data.sources import TextData
+from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.fetch import get
+from titer.models.weights import weights_bytes
+from titer.studies.jain2024.pair import measured, sets_of
+from titer.workbench import Model, Workbench
+
+PROMPTS = 64
+LIMITS = {"minutes": (UPPER, 5.0), "memory_ratio": (UPPER, 1.5)}
+ACTIONS = ("paint", "mend", "draw", "carry", "clean", "choose", "describe", "measure")
+THINGS = (
+    "a wooden chair",
+    "the garden gate",
+    "an old map",
+    "two clay pots",
+    "a paper boat",
+    "the kitchen table",
+    "a small bell",
+    "a blue kite",
+)
+
+
+class Quiet:
+    """A reporter for nobody."""
+
+    def tell(self, text: str) -> None:
+        """Nothing is told."""
+
+    def task(self, text: str):  # type: ignore[no-untyped-def]
+        return lambda done, total: None
+
+
+def prompts() -> TextData:
+    """Verb-object pairs, all harmless; half of them are called unsafe so that there are two classes."""
+    rows = [
+        (f"{action} : {thing}{' today' if harmful else ''}", harmful, None, None)
+        for harmful in (False, True)
+        for action in ACTIONS
+        for thing in THINGS
+    ]
+    return TextData(name="pairs", sha256="0" * 64, rows=tuple(rows))
+
+
+def noisy(base: Checkpoint, folder: Path) -> Checkpoint:
+    """The checkpoint with 1 % of noise in every tensor."""
+    folder.mkdir()
+    for file in base.path.iterdir():
+        if file.suffix != ".safetensors" and file.is_file():
+            shutil.copy2(file, folder / file.name)
+    tensors = {}
+    for name in base.files:
+        weight = base.weight(name)
+        generator = torch.Generator().manual_seed(seed_of("noise", name))
+        tensors[name] = weight + 0.01 * weight.std() * torch.randn(weight.shape, generator=generator)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return open_checkpoint(folder, "noisy")
+
+
+class Anonymous(threading.Thread):
+    """The largest anonymous memory seen: resident pages that are no file's (weights mapped from disk are the cache's)."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.ended = 0, False
+
+    def run(self) -> None:
+        while not self.ended:
+            self.peak = max(self.peak, anonymous())
+            time.sleep(0.02)
+
+
+def anonymous() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
+
+
+def main() -> None:
+    base = get("smollm2-135m")
+    with tempfile.TemporaryDirectory() as work:
+        tuned = noisy(base, Path(work) / "noisy")
+        sets = sets_of(prompts(), PROMPTS)
+        bench = Workbench(Store(Path(work) / "runs"), Quiet())
+        before, watch = anonymous(), Anonymous()
+        watch.start()
+        began = time.perf_counter()
+        measured(bench, [Model("base", base.key, base), Model("aligned", tuned.key, tuned)], sets)
+        seconds = time.perf_counter() - began
+        watch.ended = True
+        watch.join()
+        size = weights_bytes(tuned)
+    above = watch.peak - before
+    whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"{seconds:.0f} s; {above / 1e6:.0f} MB above the imports, one model has {size / 1e6:.0f} MB; resident {whole / 1e6:.0f} MB")
+    finish(
+        "pair", {"minutes": seconds / 60, "memory_ratio": above / size, "model_bytes": size, "inputs": sum(map(len, sets.values()))}, LIMITS
+    )
+
+
+if __name__ == "__main__":
+    main()
