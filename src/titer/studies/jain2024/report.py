@@ -144,8 +144,8 @@ def numbers(evidence: Sequence[Evidence]) -> dict[str, pd.DataFrame]:
 def tidy(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """results.csv: one long table of everything shown."""
     parts = []
-    for name, table in tables.items():
-        table = table.rename(columns={"value": "mean"})
+    for name, shown in tables.items():
+        table = shown.rename(columns={"value": "mean"})
         keys = [c for c in table.columns if c in KEYS]
         ends = [c for c in table.columns if c in ("low", "high", "n", "seeds")]
         parts.append(table.melt([*keys, *ends], var_name="statistic").assign(table=name))

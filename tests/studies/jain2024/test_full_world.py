@@ -1,0 +1,76 @@
+"""The study on the full world (two grammars, two outputs, texts of several lengths) with the stream-norm model: the mechanics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.studies.conftest import Listener
+from titer.core.run import Store
+from titer.data.worlds import WORLDS
+from titer.models.lm import Architecture
+from titer.recipes.jain2024 import SCALES, Scale, jain_recipe, scale_of
+from titer.studies.jain2024.cost import cost, summary
+from titer.studies.jain2024.gather import measured
+from titer.studies.jain2024.subject import JAILBREAKS, subject
+from titer.workbench import Workbench, recipe_models
+
+SEED = 2
+FEW = ("table", "fig3", "fig6", "soft", "patching")
+SMALL = Scale(
+    name="full",
+    world=WORLDS["cpu"],
+    architecture=Architecture(layers=2, width=16, heads=2, positions=96, norm="stream"),
+    pretrain_steps=4,
+    pretrain_batch=8,
+    pretrain_warmup=1,
+    align_steps=3,
+    align_batch=4,
+    align_warmup=1,
+    pool=16,
+    window=54,
+    relearn_steps=2,
+    relearn_batch=4,
+    inputs=8,
+)
+
+
+def test_every_part_takes_the_full_world(tmp_path: Path) -> None:
+    bench = Workbench(Store(tmp_path), Listener(), 100)
+    world = SMALL.world.model_copy(update={"seed": SEED})
+    s = subject(bench, SMALL, SEED, recipe_models(bench, jain_recipe(SMALL, SEED), world.tokenizer))
+    found = measured(s, FEW)
+    assert set(JAILBREAKS) <= set(found["verdicts"].kind)
+    assert np.isfinite(found["placement"].tau).all()
+    assert (found["sensitivity"].g > 0).all()
+    assert set(found["soft"].n) == {1, 2, 4, 8}
+    lengths = {len(a.example.prompt.split()) for a in s.sets["unsafe"]}
+    assert len(lengths) > 1, "texts of one length would not test the groups of the patching"
+    assert len(found["patching"]) > 0
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_every_scale_is_priced_and_fits_its_model_s_window(name: str, tmp_path: Path) -> None:
+    scale = scale_of(name)
+    table = cost(scale, [0], Store(tmp_path))
+    assert len(table) == len(jain_recipe(scale, 0)) + 1
+    assert (table.tflop > 0).all()
+    assert "hours" in summary(table, 1e14)
+    w = scale.world
+    widest = w.slots + 3 + (1 + w.slots // 2) * (w.longest + 1) + 8  # eight soft tokens
+    assert scale.architecture.positions >= widest
+    assert scale.window <= (w.window or widest)
+
+
+def test_the_paper_s_scale_has_the_paper_s_numbers() -> None:
+    """Sections 2 to 4 of the specification."""
+    s = scale_of("paper")
+    assert (s.architecture.layers, s.architecture.width, s.architecture.heads, s.architecture.norm) == (6, 192, 6, "stream")
+    assert (s.pretrain_steps, s.pretrain_batch, s.pretrain_rate, s.pretrain_warmup) == (100_000, 512, 1e-3, 20_000)
+    assert (s.align_steps, s.align_batch, s.align_warmup, s.medium_rate, s.small_rate, s.window) == (10_000, 512, 2_000, 1e-4, 1e-5, 159)
+    base = jain_recipe(s, 0)[0].stage.optimiser
+    assert base.rate_at(80_000, 100_000) == pytest.approx(1e-5)
+    assert base.rate_at(99_999, 100_000) == pytest.approx(1e-5)
+    assert base.rate_at(9_999, 100_000) == pytest.approx(5e-4)
