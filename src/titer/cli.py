@@ -147,6 +147,7 @@ def study(
     aligned: Annotated[str | None, typer.Option(help="Its safety-tuned relative.")] = None,
     data: Data = None,
     prompts: Prompts = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Load a pair of models in bfloat16, half the memory.")] = False,
     flops: Annotated[float | None, typer.Option(help="FLOP/s of your device, to price a --dry-run in hours.")] = None,
     runs: Runs = HERE,
     dry_run: Dry = False,
@@ -158,7 +159,7 @@ def study(
     if name not in STUDIES:
         unknown("study", name, STUDIES)
     if base is not None or aligned is not None:
-        return _pair(base, aligned, data, prompts, runs, dry_run, as_json)
+        return _pair((base, aligned), data, prompts, bf16, runs, dry_run, as_json)
     if data is not None or prompts is not None:
         raise TiterError("--data and --prompts belong to a pair of models", next_step="add --base and --aligned, or leave them out.")
     from titer.core.run import Store
@@ -177,24 +178,27 @@ def study(
     _print(as_json, {"answer": answer, "report": str(page), "claims": str(page.with_name("claims.json"))}, f"{answer}\nReport: {page}")
 
 
-def _pair(base: str | None, aligned: str | None, data: Path | None, prompts: int | None, runs: Path, dry_run: bool, as_json: bool) -> None:
+def _pair(
+    names: tuple[str | None, str | None], data: Path | None, prompts: int | None, bf16: bool, runs: Path, dry: bool, as_json: bool
+) -> None:
     from titer.core.run import Store
     from titer.data.sources import read_text
     from titer.models.fetch import resolve
 
-    if base is None or aligned is None:
+    given = [name for name in names if name is not None]
+    if len(given) < 2:
         raise TiterError("one model of a pair", expected="both --base and --aligned")
     text = read_text(_needed(data))
-    pair = [resolve(base), resolve(aligned)]
+    pair = [resolve(name) for name in given]
     from titer.studies.jain2024.pair import pair_cost, pair_report
     from titer.terminal import Terminal
     from titer.workbench import Workbench
 
-    if dry_run:
+    if dry:
         found = pair_cost(pair[0], pair[1], text, prompts)
         return _print(as_json, found, "\n".join(f"{key}: {value}" for key, value in found.items()))
     with Terminal() as terminal:
-        bench = Workbench(Store(runs, terminal.tell), terminal)
+        bench = Workbench(Store(runs, terminal.tell), terminal, dtype="bfloat16" if bf16 else "float32")
         page, answer = pair_report(bench, pair[0], pair[1], text, prompts, _command(), runs / f"jain2024-{_slug(pair[1].label)}")
     _print(as_json, {"answer": answer, "report": str(page)}, f"{answer}\nReport: {page}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import pandas as pd
 
@@ -51,6 +51,7 @@ class Workbench:
     store: Store
     reporter: Reporter
     save_every: int = 100
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of models that are loaded to be read; training starts in float32
     _loaded: dict[str, LM] = field(default_factory=dict)
 
     def model(self, stage: Stage, parent: Model | None, name: str, tokenizer: Callable[[], object] | None = None) -> Model:
@@ -74,7 +75,7 @@ class Workbench:
         """The model loaded; kept for the next caller (one at a time is kept, so memory stays bounded)."""
         if model.key not in self._loaded:
             self._loaded.clear()
-            self._loaded[model.key] = load(model.checkpoint)
+            self._loaded[model.key] = load(model.checkpoint, dtype=self.dtype)
         return self._loaded[model.key]
 
     def release(self) -> None:

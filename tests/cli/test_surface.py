@@ -25,7 +25,7 @@ SURFACE = {
         *("--rate", "--runs", "--seed", "--set", "--steps"),
     ],
     "study": [
-        *("NAME", "--aligned", "--base", "--data", "--dry-run", "--flops", "--json", "--only"),
+        *("NAME", "--aligned", "--base", "--bf16", "--data", "--dry-run", "--flops", "--json", "--only"),
         *("--prompts", "--runs", "--scale", "--seeds"),
     ],
     "models get": ["NAME", "--json"],

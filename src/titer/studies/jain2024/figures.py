@@ -168,10 +168,8 @@ def positions(e: Evidence) -> pd.DataFrame:
         safe, unsafe = (float(e.last("placement", "tau", model, kind).mean()) for kind in CLASSES)
         for kind in JAILBREAKS:
             tau = e.last("placement", "tau", model, kind)
-            t = e.tables["probed"]
-            mine = t[(t.model == model) & (t.kind == kind)]
-            for outcome, word in (("refused", "refused"), ("complied", "successful")):
-                chosen = tau[hits(mine, outcome) > 0]
+            for word, won in split(e, model, kind).items():
+                chosen = tau[won]
                 if len(chosen) >= 5:
                     rows.append({"model": model, "group": f"{kind}, {word}", "position": (chosen.mean() - unsafe) / (safe - unsafe)})
         if e.has("soft_placed"):
@@ -180,6 +178,56 @@ def positions(e: Evidence) -> pd.DataFrame:
                 mean = float(e.last("soft_placed", "tau", model, kind).mean())
                 rows.append({"model": model, "group": kind, "position": (mean - ends[1]) / (ends[0] - ends[1])})
     return pd.DataFrame(rows).assign(seed=e.seed)
+
+
+def figure7_measures(evidence: Sequence[Evidence]) -> Figure:
+    """The change's gain and the sensitivity on jailbreaks by outcome, as multiples of the safe class's mean."""
+    found = pd.concat([by_outcome(e) for e in evidence], ignore_index=True)
+    mean = over_seeds(found, ["measure", "model", "group"], "ratio")
+    base = alt.Chart().encode(
+        x=alt.X("group:N", sort=list(dict.fromkeys(found.group)), title=None, axis=alt.Axis(labelAngle=-40)),
+        xOffset=alt.XOffset("model:N", sort=list(medium())),
+        color=alt.Color("model:N", title=None, scale=fixed({m: COLOURS[m] for m in medium()})),
+        tooltip=[*tips("measure", "model", "group"), number("ratio"), number("low"), number("high")],
+    )
+    points = base.mark_point(filled=True, size=45).encode(y=alt.Y("ratio:Q", title="over the safe class's mean"))
+    chart = alt.layer(base.mark_rule().encode(y="low:Q", y2="high:Q"), points, data=mean).properties(width=WIDTH - 60, height=150)
+    return Figure(
+        "fig7_measures",
+        "Figure 7, the change and the sensitivity",
+        "Mean ‖ΔW a‖/‖a‖ in the last layer and mean local Lipschitz constant, over those of safe requests (1); jailbreaks by outcome, unsafe requests beside.",
+        chart.facet(row=alt.Row("measure:N", title=None)).resolve_scale(y="independent"),
+    )
+
+
+def by_outcome(e: Evidence) -> pd.DataFrame:
+    """measure, model, group, ratio: gain and sensitivity of unsafe requests and of jailbreaks by outcome."""
+    rows = []
+    for model in medium():
+        for measure, table, column in (("gain of ΔW", "placement", "gain"), ("sensitivity", "sensitivity", "g")):
+            if not e.has(table):
+                continue
+            t = e.tables[table]
+            t = t[(t.model == model) & (t.layer == t.layer.max())] if "layer" in t else t[t.model == model]
+            safe = float(t[t.kind == "safe"][column].mean())
+            rows.append(
+                {"measure": measure, "model": model, "group": "unsafe", "ratio": float(t[t.kind == "unsafe"][column].mean()) / safe}
+            )
+            for kind in JAILBREAKS:
+                values = t[t.kind == kind][column].to_numpy(dtype=float)
+                for word, won in split(e, model, kind).items():
+                    if won.sum() >= 5:
+                        rows.append(
+                            {"measure": measure, "model": model, "group": f"{kind}, {word}", "ratio": float(values[won].mean()) / safe}
+                        )
+    return pd.DataFrame(rows).assign(seed=e.seed)
+
+
+def split(e: Evidence, model: str, kind: str) -> dict[str, Any]:
+    """Which probed jailbreaks of a kind were refused, and which succeeded."""
+    t = e.tables["probed"]
+    mine = t[(t.model == model) & (t.kind == kind)]
+    return {word: hits(mine, outcome) > 0 for outcome, word in (("refused", "refused"), ("complied", "successful"))}
 
 
 def colours_of(kinds: pd.Series) -> dict[str, str]:

@@ -110,7 +110,7 @@ def measured(bench: Workbench, models: Sequence[Model], sets: dict[str, list[Exa
     keyed = {kind: fingerprint(examples) for kind, examples in sets.items()}
 
     def kept(name: str, version: object, of: Sequence[Model], make):  # type: ignore[no-untyped-def]
-        inputs = {"study": ["jain2024 pair", name, version], "models": [m.key for m in of], "sets": keyed}
+        inputs = {"study": ["jain2024 pair", name, version], "models": [m.key for m in of], "sets": keyed, "dtype": bench.dtype}
         return bench.table("tables", inputs, make)
 
     def placed(model: Model) -> pd.DataFrame:
@@ -163,7 +163,7 @@ def pair_cost(base: Checkpoint, aligned: Checkpoint, data: TextData, prompts: in
         "forward and backward": f"about {2.0 * size * tokens * passes:.1e} FLOP for both models",
         "singular values": f"about {3 * svd:.1e} FLOP at most, one matrix at a time",
         "reads": f"{2 * weights_bytes(base) / 1e9:.2f} GB of weights, twice",
-        "holds": f"one model in float32, {4 * size / 1e9:.2f} GB, and at most {6 * 4 * max(map(math.prod, matrices)) / 1e9:.2f} GB of matrices beside it",
+        "holds": f"one model, {4 * size / 1e9:.2f} GB in float32 or {2 * size / 1e9:.2f} GB with --bf16, and at most {6 * 4 * max(map(math.prod, matrices)) / 1e9:.2f} GB of matrices beside it",
     }
 
 

@@ -107,7 +107,7 @@ def charts(evidence: Sequence[Evidence]) -> list[Figure]:
     found = [figures_causes.table_chart(evidence)]
     found += [draw(evidence) for name, draw in DRAWN.items() if has(name)]
     if has("placement", "probed"):
-        found.append(figures.figure7(evidence))
+        found += [figures.figure7(evidence), figures.figure7_measures(evidence)]
     more = {"soft": figures_causes.soft_chart, "alpha": figures_causes.alpha_chart, "change": figures_causes.change_chart}
     found += [draw(evidence) for name, draw in more.items() if has(name)]
     found += [figures_causes.steps_chart(evidence, name) for name in ("dynamics", "relearn") if has(name)]
