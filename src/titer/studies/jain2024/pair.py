@@ -73,12 +73,13 @@ def pair_report(
     taus = figures.over_seeds(found["placement"].assign(seed=0), ["model", "kind", "layer"], "tau").drop(columns=["low", "high"])
     separation = separated(found["placement"])
     answer = sentence(separation)
+    moved = len(found["null"]) > 0
     shown = {
         "separation": separation,
         "τ by layer": taus,
         "sensitivity, median": found["sensitivity"].groupby(["model", "kind"], sort=False).g.median().reset_index(),
         "clusters": found["spread"],
-        "null space, energy-weighted": weighted_of(e),
+        **({"null space, energy-weighted": weighted_of(e)} if moved else {}),
         "size of the change": found["change"].drop(columns=["norm", "weight_norm"]),
     }
     report = Report(
@@ -89,8 +90,7 @@ def pair_report(
         claims=(),
         figures=[
             figures.figure3([e], MODELS),
-            figures.figure4([e], MODELS[1:]),
-            figures.figure5([e], MODELS[1:]),
+            *([figures.figure4([e], MODELS[1:]), figures.figure5([e], MODELS[1:])] if moved else []),
             figures.figure6([e], MODELS),
         ],
         tables=shown,

@@ -1,0 +1,47 @@
+"""`titer study`: wrong names, the price of a run, a pair of models end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Titer
+
+Wrong = Callable[..., str]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("jain2023",), ("unknown study 'jain2023'", "jain2024")),
+        (("jain2024", "--scale", "nan"), ("unknown scale 'nan'", "nano")),
+        (("jain2024", "--only", "fig33,soft"), ("unknown part 'fig33'", "fig3")),
+        (("jain2024", "--base", "m"), ("one model of a pair", "--aligned")),
+        (("jain2024", "--data", "d.csv"), ("--data and --prompts belong to a pair", "--base")),
+        (("jain2024", "--base", "m", "--aligned", "m"), ("no --data was given",)),
+    ],
+)
+def test_wrong_input_names_what_is_near(wrong: Wrong, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    message = wrong("study", *arguments)
+    for word in words:
+        assert word in message
+
+
+def test_a_dry_run_prices_every_training_and_runs_none(titer: Titer, here: Path) -> None:
+    found = titer("study", "jain2024", "--seeds", "2", "--dry-run", "--json").json["plan"]
+    assert {row["seed"] for row in found} == {0, 1}
+    assert sum(row["model"] == "base" for row in found) == 2
+    assert all(row["tflop"] > 0 and not row["stands"] for row in found)
+    assert not (here / "runs").exists()
+    told = titer("study", "jain2024", "--seeds", "1", "--dry-run", "--flops", "1e12").out
+    assert "hours of training" in told
+
+
+def test_a_pair_of_models_gets_its_report(titer: Titer, here: Path) -> None:
+    pair = ("study", "jain2024", "--base", "m", "--aligned", "m", "--data", "d.csv")
+    assert "8 safe, 8 unsafe" in titer(*pair, "--dry-run").out
+    found = titer(*pair, "--json").json
+    assert found["answer"].startswith("No change")
+    assert (here / found["report"]).exists()
