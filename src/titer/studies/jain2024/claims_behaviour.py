@@ -10,7 +10,7 @@ import pandas as pd
 from titer.core.stats import Array
 from titer.recipes.jain2024 import METHODS
 from titer.studies.jain2024.claims import Declared, declare
-from titer.studies.jain2024.evidence import JAILBREAKS, Evidence, Measured, hits, medium
+from titer.studies.jain2024.evidence import JAILBREAKS, WORDS, Evidence, Measured, hits, medium
 from titer.studies.jain2024.soft import COUNTS
 
 PAPERS = JAILBREAKS[:3]  # the three that the paper's order is stated for
@@ -73,10 +73,10 @@ def _order(kind: str) -> Declared:
 
     return declare(
         f"order of jailbreaks: {kind}",
-        f"{kind} breaks SSFT more often than jb_co_task.",
+        f"{WORDS[kind]} breaks SSFT more often than JB-CO-Task.",
         "section 4 and tables",
-        f"success against SSFT at the medium rate, {kind} minus jb_co_task",
-        "jb_co_task",
+        f"success against SSFT at the medium rate, {WORDS[kind]} minus JB-CO-Task",
+        "JB-CO-Task",
         0.05,
         ("ssft M",),
         ("verdicts",),
@@ -249,7 +249,7 @@ def _beyond(model: str) -> Declared:
 
     return declare(
         f"gain beyond alpha 1: {model}",
-        f"Going beyond the tuned weights of {model} makes it refuse more jailbreaks at almost no cost.",
+        f"Going beyond SSFT's weights ({'small' if model.endswith('S') else 'medium'} rate) makes it refuse more jailbreaks at almost no cost.",
         "section 5.6",
         "gain in refusal at an alpha in (1, 1.5] on a jailbreak, both chosen on half of the inputs and measured on the other, minus going as far in a random direction",
         "random direction of equal norm per tensor from the tuned weights",

@@ -10,7 +10,7 @@ from titer.core.stats import Array, auroc
 from titer.recipes.jain2024 import METHODS
 from titer.studies.jain2024.claims import Declared, declare
 from titer.studies.jain2024.claims_behaviour import position
-from titer.studies.jain2024.evidence import JAILBREAKS, Evidence, Measured, controls_of, hits, medium
+from titer.studies.jain2024.evidence import JAILBREAKS, WORDS, Evidence, Measured, controls_of, hits, medium
 
 GAP = {
     "ssft": (1.0, "gap of tau 4.3 times the base's (layer 6, read off figure 3)"),
@@ -52,7 +52,7 @@ def _gap(method: str) -> Declared:
 
     return declare(
         f"cluster gap: {method}",
-        f"{method} drives safe and unsafe activations apart in the last layer.",
+        f"Safe and unsafe activations drift apart in the last layer under {WORDS[method]}.",
         "figure 3",
         "gap of tau over the base's gap, tuned minus the larger of benign (same norm) and sham",
         "benign tune of equal norm, sham alignment",
@@ -112,7 +112,7 @@ def _order(more: str, less: str, margin: float) -> Declared:
     equal = " at equal unsafe share and clip" if less == "ssft-half" else ""
     return declare(
         f"order of methods: {more} over {less}",
-        f"{more} separates the clusters {'more' if margin >= 0 else 'at least as much'} than {less.removesuffix('-half')}{equal}.",
+        f"The clusters are {'further apart' if margin >= 0 else 'at least as far apart'} under {WORDS[more]} {'than' if margin >= 0 else 'as'} under {WORDS[less]}{equal}.",
         "figure 3",
         f"log2 of the gap of tau in the last layer, {more} over {less}, medium rate",
         f"{less}, equal steps, rate and data",
@@ -201,7 +201,7 @@ def _low_rank(method: str) -> Declared:
 
     return declare(
         f"low rank: {method}",
-        f"{method} makes the unsafe cluster low-rank and hardly changes the safe one.",
+        f"The unsafe cluster becomes low-rank under {WORDS[method]} and the safe one hardly changes.",
         "section 5.1",
         "rise of the top singular value's share on unsafe inputs, last layer, minus the largest of its rise on safe inputs, benign and sham",
         "safe cluster, benign tune of equal norm, sham alignment",

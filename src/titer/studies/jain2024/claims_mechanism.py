@@ -13,7 +13,7 @@ from titer.probes.weight_change import overall
 from titer.recipes.jain2024 import METHODS
 from titer.studies.jain2024.claims import Declared, declare
 from titer.studies.jain2024.claims_behaviour import difference
-from titer.studies.jain2024.evidence import Evidence, Measured, controls_of, hits, medium
+from titer.studies.jain2024.evidence import WORDS, Evidence, Measured, controls_of, hits, medium
 
 ENERGY = 0.9
 
@@ -82,7 +82,7 @@ def _specificity(method: str) -> Declared:
 
     return declare(
         f"specificity: {method}",
-        f"The weight change of {method} acts more on unsafe than on safe inputs.",
+        f"The weight change of {WORDS[method]} acts more on unsafe than on safe inputs.",
         "figure 5",
         "mean ||dW a||/||a|| unsafe over safe, last two layers, minus the larger of benign (same norm) and a random dW of equal singular values",
         "benign tune of equal norm, random dW",
@@ -104,7 +104,7 @@ def _beyond_retraining(method: str) -> Declared:
 
     return declare(
         f"specificity beyond retraining: {method}",
-        f"That preference is larger than a sham {method} alignment's for the safe class it was taught to refuse.",
+        f"That preference of {WORDS[method]} is larger than a sham alignment's for the safe class it was taught to refuse.",
         "control of figure 5",
         "gain ratio of tuned (unsafe over safe) minus that of the sham (its refused class over its other safe requests), last two layers",
         "sham alignment on its own class",
@@ -139,7 +139,7 @@ def _sensitivity(method: str) -> Declared:
 
     return declare(
         f"sensitivity: {method}",
-        f"{method} makes the model less sensitive to unsafe inputs and not to safe ones.",
+        f"The model becomes less sensitive to unsafe inputs, and not to safe ones, under {WORDS[method]}.",
         "figure 6",
         "log2 fall of the median local Lipschitz constant on unsafe beyond that on safe inputs, tuned minus the larger of benign and sham",
         "benign tune of equal norm, sham alignment",

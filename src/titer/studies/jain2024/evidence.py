@@ -16,6 +16,16 @@ from titer.recipes.jain2024 import METHODS
 LEARNED = 0.95  # below this the base model's skill confounds every claim (acceptance check 1)
 TOOK = 0.9  # below this a tuned model is not a safety-tuned one (acceptance check 2)
 JAILBREAKS = ("jb_co_task", "jb_co_text", "jb_misgen", "jb_misgen_text")
+WORDS = {  # as the paper writes them
+    "ssft": "SSFT",
+    "ssft-half": "SSFT",
+    "dpo": "DPO",
+    "unlearn": "unlearning",
+    "jb_co_task": "JB-CO-Task",
+    "jb_co_text": "JB-CO-Text",
+    "jb_misgen": "JB-MisGen",
+    "jb_misgen_text": "JB-MisGen (text)",
+}
 
 
 @dataclass(frozen=True)

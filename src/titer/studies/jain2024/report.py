@@ -12,7 +12,7 @@ from titer.recipes.jain2024 import METHODS, Scale
 from titer.report.html import Figure, Report, Tile
 from titer.studies.jain2024 import figures, figures_causes
 from titer.studies.jain2024.claims_mechanism import weighted_of
-from titer.studies.jain2024.evidence import JAILBREAKS, Evidence, medium
+from titer.studies.jain2024.evidence import JAILBREAKS, WORDS, Evidence, medium
 from titer.studies.jain2024.figures import over_seeds, pooled
 from titer.studies.jain2024.training import steps_to
 from titer.workbench import Model
@@ -53,7 +53,7 @@ def compose(
         results=tidy(tables),
         samples=evidence[0].tables["verdicts"],
         commands=[command],
-        notes=[*faults(evidence), *relearned(whole), *MISSING],
+        notes=[*in_short(claims), *faults(evidence), *relearned(whole), *MISSING],
         provenance={
             "seeds": ", ".join(str(e.seed) for e in evidence),
             "inputs a set": scale.inputs,
@@ -79,7 +79,20 @@ def answer(claims: Sequence[Claim], evidence: Sequence[Evidence]) -> str:
         if beyond
         else ""
     )
-    return f"Of {len(claims)} claims, {told}{special}."
+    return f"{behaviour_of(evidence)} Of {len(claims)} claims, {told}{special}."
+
+
+def behaviour_of(evidence: Sequence[Evidence]) -> str:
+    """What tuning did and what breaks it, in a sentence: means over seeds."""
+    t = figures_causes.answers(evidence).set_index(["model", "measure"]).rate
+    refused = min(t[m, "unsafe: refused"] for m in medium())
+    broken = {kind: t["ssft M", f"{kind}: answered"] for kind in JAILBREAKS}
+    kind = max(broken, key=lambda one: broken[one])
+    sturdy = max(t[m, f"{kind}: answered"] for m in ("dpo M", "unlearn M"))
+    return (
+        f"After tuning at least {refused:.0%} of unsafe requests are refused by every method; {WORDS[kind]} still gets {broken[kind]:.0%} "
+        f"answered after SSFT and at most {sturdy:.0%} after DPO or unlearning."
+    )
 
 
 def tiles(evidence: Sequence[Evidence]) -> list[Tile]:
@@ -151,6 +164,15 @@ def tidy(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         parts.append(table.melt([*keys, *ends], var_name="statistic").assign(table=name))
     whole = pd.concat(parts, ignore_index=True)
     return whole[["table", *(c for c in whole.columns if c != "table")]]
+
+
+def in_short(claims: Sequence[Claim]) -> list[str]:
+    """The names of the claims by verdict, a line each."""
+    by = {
+        verdict: [c.name for c in claims if c.verdict == verdict]
+        for verdict in ("supported", "not supported", "inconclusive", "not testable")
+    }
+    return [f"{verdict.capitalize()}: {'; '.join(names)}." for verdict, names in by.items() if names]
 
 
 def faults(evidence: Sequence[Evidence]) -> list[str]:
