@@ -1,4 +1,4 @@
-"""The world's sampler on one core: sequences a second at scale nano and in the paper's layout."""
+"""The world's sampler on one core: sequences a second at scale nano and of the paper's world (four grammars)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from _common import LOWER, finish, interleaved, median
 
 from titer.data.example import Batch
 from titer.data.world import World
+from titer.data.worlds import WORLDS
 from titer.recipes.demo import NANO, Scale, pretrain
 
-PAPER = World(letters=30, shortest=25, longest=35, slots=4, safe=3, unsafe=2, contextual=5, duplicates=6, window=160)
 SIZES = (1024, 4096)
 ROUNDS = 25
 LIMITS = {"nano_per_second": (LOWER, 200_000), "paper_per_second": (LOWER, 50_000)}
@@ -26,7 +26,7 @@ def sampler(world: World, size: int) -> Callable[[], Batch]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    worlds = {"nano": NANO.world, "paper": PAPER}
+    worlds = {"nano": NANO.world, "paper": WORLDS["paper"]}
     works = {f"{name} {size}": sampler(world, size) for name, world in worlds.items() for size in SIZES}
     seconds = interleaved(works, ROUNDS, warm=3)
     rates = {f"{name} {size}": size / median(seconds[f"{name} {size}"]) for name in worlds for size in SIZES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,18 @@ def test_the_paper_s_scale_has_the_paper_s_numbers() -> None:
     assert base.rate_at(80_000, 100_000) == pytest.approx(1e-5)
     assert base.rate_at(99_999, 100_000) == pytest.approx(1e-5)
     assert base.rate_at(9_999, 100_000) == pytest.approx(5e-4)
+
+
+@pytest.mark.parametrize("name", ["small", "paper"])
+def test_stage_a_and_dpo_step_at_the_paper_s_layout(name: str, tmp_path: Path) -> None:
+    tiny = Architecture(layers=2, width=16, heads=2, positions=192, norm="stream")
+    few = {"pretrain_steps": 2, "pretrain_batch": 4, "align_steps": 2, "align_batch": 4, "pool": 6, "precision": "no", "architecture": tiny}
+    scale = scale_of(name).model_copy(update=few)
+    bench = Workbench(Store(tmp_path), Listener(), 100)
+    nodes = {node.name: node.stage for node in jain_recipe(scale, SEED)}
+    base = bench.model(nodes["base"], None, "base", scale.world.model_copy(update={"seed": SEED}).tokenizer)
+    tuned = bench.model(nodes["dpo M"], base, "dpo M")
+    lines = (tuned.checkpoint.path.parent / "metrics.jsonl").read_text().splitlines()
+    assert float(json.loads(lines[0])["loss"]) == pytest.approx(np.log(2), abs=1e-5)
+    batch = nodes["base"].streams["train"].batch(0, 64, bench.lm(base).tokenizer)
+    assert batch.input_ids.shape[1] <= 160
