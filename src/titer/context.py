@@ -19,6 +19,7 @@ from titer.data.draws import seed_of
 from titer.data.example import Batch
 from titer.methods.base import Batches, Bundle, Loss
 from titer.models.lm import LM
+from titer.models.sites import Sites
 from titer.stage import Stage
 
 Loader = Callable[[str], LM]
@@ -74,6 +75,10 @@ class Step:
     def named(self) -> list[tuple[str, torch.nn.Parameter]]:
         """The parameters in training, by name."""
         return [(name, p) for name, p in self.lm.model.named_parameters() if p.requires_grad]
+
+    @property
+    def sites(self) -> Sites:
+        return self.lm.sites
 
     def forward(self, batch: Batch) -> torch.Tensor:
         logits: torch.Tensor = self._model(**batch.inputs(), use_cache=False).logits

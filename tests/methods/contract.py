@@ -97,8 +97,8 @@ def check_neutral_is_sft(method: type[Method], maker: Maker, work: Path) -> None
 def check_accumulation(method: type[Method], maker: Maker, work: Path) -> None:
     """1 x 8 examples and 2 x 4 give the same step within 1e-5 (float rounding through AdamW apart: SGD-sized rate)."""
     gentle = Optimiser(rate=1e-4, weight_decay=0.0)
-    whole = run(stage(method(), steps=1, batch=8, accumulation=1, optimiser=gentle), maker, work / "whole")
-    parts = run(stage(method(), steps=1, batch=4, accumulation=2, optimiser=gentle), maker, work / "parts")
+    whole = run(stage(method(**method.COUPLED), steps=1, batch=8, accumulation=1, optimiser=gentle), maker, work / "whole")
+    parts = run(stage(method(**method.COUPLED), steps=1, batch=4, accumulation=2, optimiser=gentle), maker, work / "parts")
     assert largest_gap(whole, parts) < 1e-5
 
 

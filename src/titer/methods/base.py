@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from titer.core.config import Record
 from titer.data.example import IGNORE, Batch, join
+from titer.models.sites import Sites
 
 Batches = Mapping[str, Batch]
 Bundle = dict[str, torch.Tensor]
@@ -34,6 +35,10 @@ class Context(Protocol):
     state: dict[str, torch.Tensor]
     rng: torch.Generator
     number: int
+
+    @property
+    def sites(self) -> Sites:
+        """The places of the model in training, to be read, added to or replaced (`models/hooks.py`)."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits (B, T, V) of the model in training."""
@@ -83,7 +88,7 @@ class Method(Record):
     SOURCE: ClassVar[str]
     VERSION: ClassVar[int]
     NEUTRAL: ClassVar[Mapping[str, Any] | str]  # the setting that equals plain SFT bit for bit, or why none does
-    COUPLED: ClassVar[bool] = False
+    COUPLED: ClassVar[Mapping[str, Any]] = {}  # the setting at which a loss that couples the examples of a batch does not
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
         """Tensors made once, saved with every checkpoint, never rebuilt on resume."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -111,7 +111,7 @@ class Sites:
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(child) for child in m}) == 1]
-    decoders = [m for m in lists if any(isinstance(part, nn.Linear) for part in m[0].modules()) and _attention(m[0]) is not None]
+    decoders = [m for m in lists if linears(m[0]) and _attention(m[0]) is not None]
     if not decoders:
         raise TiterError(
             f"{type(model).__name__}: no list of decoder blocks with an attention of Linear layers was found",
@@ -120,17 +120,27 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return list(max(decoders, key=lambda blocks: len(list(blocks))))
 
 
+def linears(root: nn.Module, prefix: str = "") -> dict[str, nn.Linear]:
+    """Every Linear under a module, by name; one with an adapter around it (peft) counts once, as the whole."""
+    found: dict[str, nn.Linear] = {}
+    for name, child in root.named_children():
+        if isinstance(child, nn.Linear) or isinstance(getattr(child, "base_layer", None), nn.Linear):
+            found[prefix + name] = cast("nn.Linear", child)
+        else:
+            found |= linears(child, f"{prefix}{name}.")
+    return found
+
+
 def _attention(block: nn.Module) -> nn.Module | None:
     named = [m for name, m in block.named_children() if "attn" in name or "attention" in name]
-    return next((m for m in named if any(isinstance(part, nn.Linear) for part in m.modules())), None)
+    return next((m for m in named if linears(m)), None)
 
 
 def _block(block: nn.Module, number: int) -> Block:
     attention = _attention(block)
-    inside = {id(m) for m in attention.modules()} if attention is not None else set()
-    linears = {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
-    attending = [m for m in linears.values() if id(m) in inside]
-    rest = {name: m for name, m in linears.items() if id(m) not in inside}
+    attending = list(linears(attention).values()) if attention is not None else []
+    inside = {id(m) for m in attending}
+    rest = {name: m for name, m in linears(block).items() if id(m) not in inside}
     if attention is None or not attending:
         raise TiterError(f"block {number}: no attention made of Linear layers")
     width = attending[-1].out_features
