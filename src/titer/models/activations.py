@@ -18,7 +18,7 @@ from titer.models.lm import LM
 from titer.models.suffix import TAIL, inserted
 
 BATCH = 64
-BUDGET = 32 * 2**20  # bytes of activations held at once, so that large models are probed in little more than their own memory
+BUDGET = 96 * 2**20  # bytes of activations held at once, so that large models are probed in little more than their own memory
 
 
 def at_prompt_end(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 
 ANSWER_POSITIONS = 10  # the positions that tau is averaged over (arXiv 2407.10264, section 5.1)
-GRAM_FROM = 3072  # from this smaller side on, singular vectors come from the Gram matrix of that side
+GRAM_BLOCK = 8192  # rows that are held in float64 at once
+GRAM_FROM = 512  # from this smaller side on, singular vectors come from the Gram matrix of that side
 
 
 def thin_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -21,7 +22,7 @@ def thin_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
         return left, values, right.T
     wide = matrix.shape[0] < matrix.shape[1]
     tall = (matrix.T if wide else matrix).double()
-    energies, vectors = torch.linalg.eigh(tall.T @ tall)
+    energies, vectors = torch.linalg.eigh(_gram(matrix))
     values, small = energies.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
     large = (tall @ small) / values.clamp(min=values[0] * 1e-12)
     pair = (small, large) if wide else (large, small)
@@ -48,7 +49,20 @@ def null_share(change: torch.Tensor, kept: torch.Tensor) -> float:
 
 def stable_rank(matrix: torch.Tensor) -> float:
     """||M||_F^2 / ||M||_2^2; NaN for a zero matrix."""
-    return float((torch.linalg.norm(matrix) / torch.linalg.matrix_norm(matrix, 2)) ** 2)
+    if min(matrix.shape) < GRAM_FROM:
+        return float((torch.linalg.norm(matrix) / torch.linalg.matrix_norm(matrix, 2)) ** 2)
+    energies = torch.linalg.eigvalsh(_gram(matrix))
+    return float(energies.sum() / energies[-1])
+
+
+def _gram(matrix: torch.Tensor) -> torch.Tensor:
+    """M^T M or M M^T, whichever is smaller, in float64, a block of the long side at a time."""
+    tall = matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
+    found = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64)
+    for block in tall.split(GRAM_BLOCK):
+        wide = block.double()
+        found += wide.T @ wide
+    return found
 
 
 def random_like(matrix: torch.Tensor, seed: int) -> torch.Tensor:

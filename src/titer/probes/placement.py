@@ -1,6 +1,7 @@
 """Where do jailbreaks sit between safe and unsafe requests? Every set against the centroids of the two classes.
 
-Per input and layer: tau (the paper's, over the first ten answer positions), score (the held-out form, at the end of
+Per input and layer: tau (the paper's, over the first ten answer positions, or where some input has no answer at the end
+of the prompt as in its Llama experiments), score (the held-out form, at the end of
 the prompt; classes are scored by the other half's centroids, other sets by those of all inputs), and with a base the
 gain ||dW a|| / ||a|| of the first MLP matrix, beside a random dW of equal singular values.
 Source: arXiv 2407.10264, sections 5.1, 5.3, 5.5 (figures 3, 5, 7). Shapes: n inputs, D width.
@@ -28,12 +29,13 @@ Sets = Mapping[str, tuple[Sequence[Example], torch.Tensor | None]]  # examples a
 def placement(lm: LM, sets: Sets, base: Checkpoint | None = None, tuned: Checkpoint | None = None, seed: int = 0) -> pd.DataFrame:
     """Per set, layer (from 1) and input: tau, score, and gain, gain_random where `base` and `tuned` are given.
 
-    `sets` holds "safe" and "unsafe" and any others; every example has a compliant reference answer.
+    `sets` holds "safe" and "unsafe" and any others.
     """
     layers = lm.sites.layers
     acts, ends = [f"mlp_act[{i}]" for i in range(layers)], [f"mlp_in[{i}]" for i in range(layers)]
-    answers = {kind: _answers(lm, *group, acts) for kind, group in sets.items()}
     prompts = {kind: at_prompt_end(lm, [e.prompt for e in group[0]], [*acts, *ends], suffixes=group[1]) for kind, group in sets.items()}
+    answered = all(e.comply is not None for examples, _ in sets.values() for e in examples)
+    answers = {kind: _answers(lm, *group, acts) for kind, group in sets.items()} if answered else prompts
     changes = [delta(base, tuned, lm.sites.tensor(f"mlp_up[{i}]"))[1] for i in range(layers)] if base and tuned else []
     tables = []
     for i in range(layers):
