@@ -20,7 +20,7 @@ from titer.data.draws import seed_of
 from titer.data.encode import encode
 from titer.data.example import Example
 from titer.data.world import World
-from titer.methods.base import example_nll
+from titer.models.likelihood import example_nll
 from titer.models.lm import LM
 from titer.models.suffix import TAIL, inserted
 

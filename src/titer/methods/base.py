@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from titer.core.config import Record
 from titer.data.example import IGNORE, Batch, join
+from titer.models.likelihood import example_nll
 from titer.models.sites import Sites
 
 Batches = Mapping[str, Batch]
@@ -116,13 +117,6 @@ def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> Loss:
     flat = logits.reshape(-1, logits.shape[-1]).float()
     total = functional.cross_entropy(flat, wanted.reshape(-1), ignore_index=IGNORE, reduction="sum")
     return Loss(total, (wanted != IGNORE).sum())
-
-
-def example_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed next-token negative log-likelihood of each example's labelled tokens, (B,)."""
-    wanted = functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
-    flat = functional.cross_entropy(logits.transpose(1, 2).float(), wanted, ignore_index=IGNORE, reduction="none")
-    return flat.sum(1)
 
 
 def pair_nll(forward: Callable[[Batch], torch.Tensor], batch: Batches) -> tuple[torch.Tensor, torch.Tensor]:
