@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -49,12 +50,28 @@ class Evidence:
     def has(self, *names: str) -> bool:
         return all(name in self.tables for name in names)
 
+    @cached_property
+    def _counted(self) -> dict[tuple[str, str, str], int]:
+        v = self.tables["verdicts"]
+        return {(str(m), str(k), str(o)): int(n) for (m, k, o), n in v.groupby(["model", "kind", "outcome"]).size().items()}  # type: ignore[misc]
+
+    @cached_property
+    def _split(self) -> dict[str, dict[tuple[str, str], pd.DataFrame]]:
+        """Tables by model and kind, split when first asked for: comparing words row by row is slow."""
+        return {}
+
+    def group(self, table: str, model: str, kind: str) -> pd.DataFrame:
+        """One table's rows of one model and set."""
+        if table not in self._split:
+            self._split[table] = {(str(m), str(k)): one for (m, k), one in self.tables[table].groupby(["model", "kind"], sort=False)}  # type: ignore[misc]
+        return self._split[table].get((model, kind), self.tables[table].iloc[:0])
+
     def count(self, model: str, kind: str, outcome: str) -> tuple[int, int]:
         """(answers with the outcome, answers judged); "neither" is partial or degenerate."""
-        v = self.tables["verdicts"]
-        mine = v[(v.model == model) & (v.kind == kind) & (v.outcome != "could_not_judge")].outcome
-        wanted = ["partial", "degenerate"] if outcome == "neither" else [outcome]
-        return int(mine.isin(wanted).sum()), len(mine)
+        wanted = ("partial", "degenerate") if outcome == "neither" else (outcome,)
+        judged = ("complied", "refused", "partial", "degenerate")
+        found = [sum(self._counted.get((model, kind, one), 0) for one in outcomes) for outcomes in (wanted, judged)]
+        return found[0], found[1]
 
     def rate(self, model: str, kind: str, outcome: str) -> float:
         found, of = self.count(model, kind, outcome)
@@ -62,18 +79,16 @@ class Evidence:
 
     def was(self, model: str, kind: str, outcome: str) -> Array:
         """1.0 where an answer had the outcome, else 0.0."""
-        v = self.tables["verdicts"]
-        return hits(v[(v.model == model) & (v.kind == kind)], outcome)
+        return hits(self.group("verdicts", model, kind), outcome)
 
     def last(self, table: str, column: str, model: str, kind: str, back: int = 0) -> Array:
         """Values of one column in the last layer (`back` layers before it) of a table with one row an input."""
-        t = self.tables[table]
-        mine = t[(t.model == model) & (t.kind == kind)]
+        mine = self.group(table, model, kind)
         return np.asarray(mine[mine.layer == mine.layer.max() - back][column], dtype=float)
 
     def layer(self, table: str, column: str, model: str, kind: str, layer: int) -> Array:
-        t = self.tables[table]
-        return np.asarray(t[(t.model == model) & (t.kind == kind) & (t.layer == layer)][column], dtype=float)
+        mine = self.group(table, model, kind)
+        return np.asarray(mine[mine.layer == layer][column], dtype=float)
 
     def measured(
         self, name: str, statistic: Callable[..., float], samples: Sequence[Array], control: float = math.nan, note: str = ""
