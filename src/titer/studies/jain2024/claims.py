@@ -69,7 +69,15 @@ def _settled(one: Declared, evidence: Sequence[Evidence]) -> Claim:
         nothing = Evidence(evidence[0].seed, {}).weights_only(float("nan"), float("nan"))
         return settle(one.stated, [nothing.effect], float("nan"), [evidence[0].seed], failed=dropped)
     control = sum(v.control for v in values) / len(values)
-    notes = [dropped, *dict.fromkeys(v.note for v in values if v.note)]
+    notes = [dropped, *_told(values, seeds)]
     if len(seeds) > 1 or len(evidence) > 1:
-        notes.insert(0, "seeds " + ", ".join(f"{v.effect.value:.3g}" for v in values))
+        notes.insert(0, "by seed " + ", ".join(f"{v.effect.value:.3g}" for v in values))
     return settle(one.stated, [v.effect for v in values], control, seeds, note="; ".join(note for note in notes if note))
+
+
+def _told(values: Sequence[Measured], seeds: Sequence[int]) -> list[str]:
+    """What the seeds add in words, each under its number unless they all say the same."""
+    different = dict.fromkeys(v.note for v in values)
+    if len(different) == 1:
+        return list(different)
+    return [f"seed {seed}: {v.note}" for seed, v in zip(seeds, values, strict=True) if v.note]

@@ -72,14 +72,22 @@ def answer(claims: Sequence[Claim], evidence: Sequence[Evidence]) -> str:
     }
     told = ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n)
     beyond = [c for c in claims if c.name.startswith("specificity beyond")]
-    sham = sum(c.verdict == "supported" for c in beyond)
-    special = (
-        f"; against a sham alignment the weight change is specific to safety for {sham} of {len(beyond)} methods"
-        + ("" if sham == len(beyond) else ", else specific to whatever was retrained")
-        if beyond
-        else ""
-    )
-    return f"{behaviour_of(evidence)} Of {len(claims)} claims, {told}{special}."
+    return f"{behaviour_of(evidence)} Of {len(claims)} claims, {told}{_special(beyond)}."
+
+
+def _special(beyond: Sequence[Claim]) -> str:
+    """Whether the change is more than a sham alignment's, by method."""
+    if not beyond:
+        return ""
+    words = {
+        "supported": "specific to safety",
+        "not supported": "specific to whatever was retrained",
+        "inconclusive": "undecided",
+        "not testable": "not testable",
+    }
+    counts = {verdict: sum(c.verdict == verdict for c in beyond) for verdict in words}
+    told = ", ".join(f"{words[verdict]} for {n} of {len(beyond)} methods" for verdict, n in counts.items() if n)
+    return f"; held against a sham alignment, the weight change is {told}"
 
 
 def behaviour_of(evidence: Sequence[Evidence]) -> str:
@@ -90,7 +98,7 @@ def behaviour_of(evidence: Sequence[Evidence]) -> str:
     kind = max(broken, key=lambda one: broken[one])
     sturdy = max(t[m, f"{kind}: answered"] for m in ("dpo M", "unlearn M"))
     return (
-        f"After tuning at least {refused:.0%} of unsafe requests are refused by every method; {WORDS[kind]} still gets {broken[kind]:.0%} "
+        f"After tuning at least {refused:.1%} of unsafe requests are refused by every method; {WORDS[kind]} still gets {broken[kind]:.0%} "
         f"answered after SSFT and at most {sturdy:.0%} after DPO or unlearning."
     )
 
