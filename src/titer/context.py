@@ -19,6 +19,7 @@ from titer.data.draws import seed_of
 from titer.data.example import Batch
 from titer.methods.base import Batches, Bundle, Loss
 from titer.models.lm import LM
+from titer.models.modes import evaluating
 from titer.models.sites import Sites
 from titer.stage import Stage
 
@@ -160,13 +161,8 @@ class Step:
                 frozen = self.model("base").model
                 yield lambda batch: frozen(**batch.inputs(), use_cache=False).logits
                 return
-            was_training = self.lm.model.training
-            self.lm.model.eval()  # the reference has no dropout
-            try:
-                with nullcontext() if self.at_start else self.lm.model.disable_adapter():
-                    yield self.forward
-            finally:
-                self.lm.model.train(was_training)
+            with evaluating(self.lm.model), nullcontext() if self.at_start else self.lm.model.disable_adapter():
+                yield self.forward
 
     def model(self, name: str) -> LM:
         if name != "base" and name not in self.stage.method.MODELS:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from titer.core.config import Record
 from titer.core.errors import TiterError
+from titer.data.draws import Draws
 from titer.data.example import Example
-from titer.data.world import World
+from titer.data.world import Split, World, parse, render
 from titer.models.lm import LM
 
 State = Mapping[str, Any]
@@ -53,3 +56,26 @@ def on_the_world(attack: Attack, world: World | None) -> World:
         name = type(attack).__module__.rsplit(".", 1)[-1]
         raise TiterError(f"the attack {name} exists on the synthetic world only", next_step="use --attack prefill on real text.")
     return world
+
+
+class Texts(Protocol):
+    """Texts of some kind, one an index: `mixed_text` and `novel_text` of the world."""
+
+    def __call__(
+        self, world: World, split: Split, indices: NDArray[np.int64], purpose: str, *, grammar: NDArray[np.int64] | None
+    ) -> NDArray[np.int64]:
+        """(n, L) letters."""
+
+
+def on_other_texts(kind: str, attack: Attack, examples: Sequence[Example], world: World | None, texts: Texts) -> list[Attempt]:
+    """The requests on fresh held-out texts, every operator but the identity a contextual one, drawn by seed."""
+    w = on_the_world(attack, world)
+    requests = parse(w, list(examples))
+    places = np.arange(len(requests))
+    contextual = w.safe + w.unsafe + Draws(attack.seed, kind, places).below(w.contextual, np.arange(w.slots))
+    rewritten = requests.with_(
+        operators=np.where(requests.operators == 0, 0, w.ops.named(contextual, requests.grammar)),
+        text=texts(w, "test", places, f"{kind} {attack.seed}", grammar=requests.grammar),
+        kind=kind,
+    )
+    return [Attempt(example) for example in render(w, rewritten)]

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from titer.attacks.base import Attack, Attempt, State, on_the_world
-from titer.data.draws import Draws
+from titer.attacks.base import Attack, Attempt, State, on_other_texts
 from titer.data.example import Example
-from titer.data.world import World, mixed_text, parse, render
+from titer.data.world import World, mixed_text
 
 
 class JBCOText(Attack):
@@ -24,13 +21,4 @@ class JBCOText(Attack):
     WORLD = True
 
     def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
-        w = on_the_world(self, world)
-        requests = parse(w, list(examples))
-        places = np.arange(len(requests))
-        contextual = w.safe + w.unsafe + Draws(self.seed, "jb_co_text", places).below(w.contextual, np.arange(w.slots))
-        rewritten = requests.with_(
-            operators=np.where(requests.operators == 0, 0, w.ops.named(contextual, requests.grammar)),
-            text=mixed_text(w, "test", places, f"jb_co_text {self.seed}", grammar=requests.grammar),
-            kind="jb_co_text",
-        )
-        return [Attempt(example) for example in render(w, rewritten)]
+        return on_other_texts("jb_co_text", self, examples, world, mixed_text)

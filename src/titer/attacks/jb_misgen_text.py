@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from titer.attacks.base import Attack, Attempt, State, on_the_world
-from titer.data.draws import Draws
+from titer.attacks.base import Attack, Attempt, State, on_other_texts
 from titer.data.example import Example
-from titer.data.world import World, novel_text, parse, render
+from titer.data.world import World, novel_text
 
 
 class JBMisGenText(Attack):
@@ -25,13 +22,4 @@ class JBMisGenText(Attack):
     WORLD = True
 
     def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
-        w = on_the_world(self, world)
-        requests = parse(w, list(examples))
-        places = np.arange(len(requests))
-        contextual = w.safe + w.unsafe + Draws(self.seed, "jb_misgen_text", places).below(w.contextual, np.arange(w.slots))
-        rewritten = requests.with_(
-            operators=np.where(requests.operators == 0, 0, w.ops.named(contextual, requests.grammar)),
-            text=novel_text(w, "test", places, f"jb_misgen_text {self.seed}", grammar=requests.grammar),
-            kind="jb_misgen_text",
-        )
-        return [Attempt(example) for example in render(w, rewritten)]
+        return on_other_texts("jb_misgen_text", self, examples, world, novel_text)

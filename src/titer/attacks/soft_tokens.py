@@ -22,6 +22,7 @@ from titer.data.example import Example
 from titer.data.world import World
 from titer.models.likelihood import example_nll
 from titer.models.lm import LM
+from titer.models.modes import frozen
 from titer.models.suffix import TAIL, inserted
 
 BATCH = 256
@@ -45,18 +46,10 @@ class SoftTokens(Attack):
 
         Per request: of the examples in their order, which `attempts` must be given again.
         """
-        was_training, trained = lm.model.training, [p for p in lm.model.parameters() if p.requires_grad]
-        lm.model.eval()
-        for p in trained:
-            p.requires_grad_(False)
-        try:
-            chunks = [examples] if self.universal else [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+        chunks = [examples] if self.universal else [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+        with frozen(lm.model):
             found = torch.cat([self._found(lm, chunk, number) for number, chunk in enumerate(chunks)])
-        finally:
-            lm.model.train(was_training)
-            for p in trained:
-                p.requires_grad_(True)
-        return {"suffix": self._turned(found) if self.random else found}
+        return {"suffix": self.turned(found) if self.random else found}
 
     def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
         on_the_world(self, world)
@@ -91,7 +84,8 @@ class SoftTokens(Attack):
         (gradient,) = torch.autograd.grad(total, suffix)
         return gradient
 
-    def _turned(self, suffix: torch.Tensor) -> torch.Tensor:
+    def turned(self, suffix: torch.Tensor) -> torch.Tensor:
+        """Each token in a random direction of its own norm: the control of a suffix that is at hand."""
         rng = torch.Generator().manual_seed(seed_of(self.seed, "random soft tokens", self.n) % 2**63)
         norms = torch.linalg.vector_norm(suffix, dim=2, keepdim=True)
         return norms * unit(torch.randn(suffix.shape, generator=rng))

@@ -15,6 +15,7 @@ from titer.data.encode import answer_ids, check_length, pad, prompt_ids
 from titer.data.example import positions
 from titer.models.hooks import reading
 from titer.models.lm import LM
+from titer.models.modes import evaluating
 from titer.models.suffix import TAIL, inserted
 
 BATCH = 64
@@ -64,23 +65,18 @@ def _collect(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     batch = min(batch, fitting(lm, len(names), max(len(row) for row in rows) + extra))
     found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    was_training = lm.model.training
-    lm.model.eval()
-    try:
-        with reading(lm.sites, names) as seen:
-            for start in range(0, len(order), batch):
-                chosen = order[start : start + batch]
-                begin, end = torch.tensor([spans[i] for i in chosen], device=lm.device).T
-                inputs = _inputs(lm, [rows[i] for i in chosen], begin, None if suffixes is None else suffixes[chosen])
-                lm.model(**inputs, use_cache=False, logits_to_keep=1)
-                place = torch.arange(inputs["attention_mask"].shape[1], device=lm.device)
-                weight = ((place >= begin[:, None] + extra) & (place < end[:, None] + extra)).float()
-                weight = weight / weight.sum(1, keepdim=True)
-                for name in names:
-                    found[name].append(torch.einsum("bt,btd->bd", weight, seen[name].float()).cpu())
-                seen.clear()
-    finally:
-        lm.model.train(was_training)
+    with evaluating(lm.model), reading(lm.sites, names) as seen:
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            begin, end = torch.tensor([spans[i] for i in chosen], device=lm.device).T
+            inputs = _inputs(lm, [rows[i] for i in chosen], begin, None if suffixes is None else suffixes[chosen])
+            lm.model(**inputs, use_cache=False, logits_to_keep=1)
+            place = torch.arange(inputs["attention_mask"].shape[1], device=lm.device)
+            weight = ((place >= begin[:, None] + extra) & (place < end[:, None] + extra)).float()
+            weight = weight / weight.sum(1, keepdim=True)
+            for name in names:
+                found[name].append(torch.einsum("bt,btd->bd", weight, seen[name].float()).cpu())
+            seen.clear()
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
     return {name: torch.cat(parts)[back] for name, parts in found.items()}
 

@@ -22,6 +22,7 @@ from titer.core.errors import TiterError, unknown, visible
 from titer.data.encode import check_length, pad, prompt_ids
 from titer.data.example import positions
 from titer.models.checkpoint import Checkpoint
+from titer.models.modes import evaluating
 from titer.models.sites import Sites
 from titer.models.stream_norm import TANH_GELU, StreamNormConfig, StreamNormForCausalLM  # registers the variant for `load`
 from titer.models.suffix import TAIL, inserted
@@ -185,9 +186,7 @@ class LM:
             check_length(len(row) + decoding.max_new_tokens + (0 if suffixes is None else suffixes.shape[1]), self.window, prompt)
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
         found: list[Completion] = [Completion("", False, 0)] * len(ids)
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             for start in range(0, len(order), batch):
                 chosen = order[start : start + batch]
                 soft = None if suffixes is None else suffixes[chosen]
@@ -195,8 +194,6 @@ class LM:
                     found[i] = completion
                 if progress:
                     progress(min(start + batch, len(order)), len(order))
-        finally:
-            self.model.train(was_training)
         return found
 
     @torch.inference_mode()

@@ -17,6 +17,7 @@ from titer.data.encode import check_length, pad, prompt_ids
 from titer.data.example import Example, positions
 from titer.models.activations import fitting
 from titer.models.lm import LM
+from titer.models.modes import frozen
 
 VERSION = 1
 BATCH = 128
@@ -31,18 +32,10 @@ def sensitivity(lm: LM, examples: Sequence[Example], batch: int = BATCH) -> pd.D
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     found = torch.empty(len(ids))
     batch = min(batch, fitting(lm, KEPT * lm.sites.layers, max(len(row) for row in ids)))
-    was_training, frozen = lm.model.training, [p for p in lm.model.parameters() if p.requires_grad]
-    lm.model.eval()
-    for p in frozen:
-        p.requires_grad_(False)
-    try:
+    with frozen(lm.model):
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             found[chosen] = gradient_norms(lm, [ids[i] for i in chosen])
-    finally:
-        lm.model.train(was_training)
-        for p in frozen:
-            p.requires_grad_(True)
     return pd.DataFrame({"input": range(len(ids)), "g": found.numpy()})
 
 
