@@ -23,6 +23,8 @@ def sample(lm: LM, attempts: Sequence[Attempt], decoding: Decoding, batch: int, 
     """One row an attempt: kind, harmful, prompt, prefix, comply, refuse, completion, ended, tokens."""
     prefixes = [a.prefix for a in attempts] if any(a.prefix for a in attempts) else None
     soft = [a.suffix for a in attempts if a.suffix is not None]
+    if soft and len(soft) < len(attempts):
+        raise ValueError(f"{len(soft)} of {len(attempts)} attempts hold embeddings: all of a set do, or none")
     suffixes = torch.stack(soft) if soft else None
     found = lm.generate([a.example.prompt for a in attempts], decoding, batch, prefixes, progress, suffixes)
     return pd.DataFrame(

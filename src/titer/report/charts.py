@@ -26,10 +26,10 @@ def outcomes(rates: pd.DataFrame, models: Sequence[str], kinds: Sequence[str]) -
     return bars.encode(
         x=alt.X("rate:Q", title="share of answers", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
         y=alt.Y("model:N", sort=list(models), title=None),
-        color=alt.Color("outcome:N", title="answer", scale=_fixed(OUTCOME_COLOURS)),
+        color=alt.Color("outcome:N", title="answer", scale=fixed(OUTCOME_COLOURS)),
         order=alt.Order("outcome:O"),
         row=alt.Row("kind:N", sort=list(kinds), title=None, header=alt.Header(labelAngle=0, labelAlign="left", labelPadding=4)),
-        tooltip=_tips("model", "kind", "outcome", "count", "n") + _percent("rate", "low", "high"),
+        tooltip=tips("model", "kind", "outcome", "count", "n") + _percent("rate", "low", "high"),
     ).properties(width=WIDTH - 60, height=alt.Step(14))
 
 
@@ -40,7 +40,7 @@ def jailbreaks(rates: pd.DataFrame, models: Sequence[str], kinds: Sequence[str])
         x=alt.X("kind:N", sort=list(kinds), title=None, axis=alt.Axis(labelAngle=0)),
         xOffset=alt.XOffset("model:N", sort=list(models)),
         color=alt.Color("model:N", sort=list(models), scale=alt.Scale(domain=list(models), range=PALETTE)),
-        tooltip=_tips("model", "kind", "count", "n") + _percent("rate", "low", "high"),
+        tooltip=tips("model", "kind", "count", "n") + _percent("rate", "low", "high"),
     )
     bars = base.mark_bar(opacity=0.85).encode(y=alt.Y("rate:Q", title="unsafe requests answered", axis=alt.Axis(format="%")))
     return (bars + _whiskers(base)).properties(width=WIDTH, height=260)
@@ -51,7 +51,7 @@ def poisoning(rates: pd.DataFrame) -> Any:
     base = alt.Chart(rates).encode(
         x=alt.X("ratio:Q", title="share p of unsafe examples in the user's data", axis=alt.Axis(format="%")),
         color=alt.Color("measure:N", title=None, sort=list(rates.measure.unique())),
-        tooltip=_tips("model", "measure", "count", "n") + _percent("rate", "low", "high"),
+        tooltip=tips("model", "measure", "count", "n") + _percent("rate", "low", "high"),
     )
     lines = base.mark_line(point=True).encode(y=alt.Y("rate:Q", title="share of answers", axis=alt.Axis(format="%"), scale=_unit()))
     return (lines + _whiskers(base)).properties(width=WIDTH, height=260)
@@ -71,9 +71,9 @@ def tau(clusters: pd.DataFrame, models: Sequence[str]) -> Any:
     return lines.encode(
         x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("tau:Q", title="mean τ"),
-        color=alt.Color("class:N", title=None, scale=_fixed({"safe": GREEN, "unsafe": RED})),
+        color=alt.Color("class:N", title=None, scale=fixed({"safe": GREEN, "unsafe": RED})),
         column=alt.Column("model:N", sort=list(models), title=None),
-        tooltip=[*_tips("model", "layer", "class"), alt.Tooltip("tau:Q", format=".3f")],
+        tooltip=[*tips("model", "layer", "class"), alt.Tooltip("tau:Q", format=".3f")],
     ).properties(width=max(70, WIDTH // max(1, len(models)) - 30), height=180)
 
 
@@ -92,9 +92,9 @@ def null_space(layers: pd.DataFrame, models: Sequence[str]) -> Any:
     return points.encode(
         x=alt.X("share:Q", title="share of ΔW in the left null space of W", scale=alt.Scale(zero=False)),
         y=alt.Y("model:N", sort=list(models), title=None),
-        color=alt.Color("matrix:N", title=None, scale=_fixed({names["null_share"]: "#2f6fb0", names["null_share_random"]: GREY})),
+        color=alt.Color("matrix:N", title=None, scale=fixed({names["null_share"]: "#2f6fb0", names["null_share_random"]: GREY})),
         row=alt.Row("layer:O", title="layer", header=alt.Header(labelAngle=0)),
-        tooltip=[*_tips("model", "layer", "matrix"), alt.Tooltip("share:Q", format=".3f")],
+        tooltip=[*tips("model", "layer", "matrix"), alt.Tooltip("share:Q", format=".3f")],
     ).properties(width=WIDTH - 80, height=alt.Step(16))
 
 
@@ -104,7 +104,7 @@ def _by_layer(table: pd.DataFrame, models: Sequence[str], column: str, title: st
         x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
         y=alt.Y(f"{column}:Q", title=title, scale=alt.Scale(zero=False)),
         color=alt.Color("model:N", sort=list(models), scale=alt.Scale(domain=list(models), range=PALETTE)),
-        tooltip=[*_tips("model", "layer"), alt.Tooltip(f"{column}:Q", format=".3f"), alt.Tooltip(f"{also}:Q", format=".3f")],
+        tooltip=[*tips("model", "layer"), alt.Tooltip(f"{column}:Q", format=".3f"), alt.Tooltip(f"{also}:Q", format=".3f")],
     ).properties(width=WIDTH, height=260)
 
 
@@ -112,7 +112,8 @@ def _whiskers(base: Any) -> Any:
     return base.mark_rule(color="black").encode(y="low:Q", y2="high:Q", color=alt.value("#222"))
 
 
-def _tips(*names: str) -> list[Any]:
+def tips(*names: str) -> list[Any]:
+    """Columns to show at the pointer."""
     return [alt.Tooltip(name) for name in names]
 
 
@@ -120,7 +121,8 @@ def _percent(*names: str) -> list[Any]:
     return [alt.Tooltip(f"{name}:Q", format=".1%") for name in names]
 
 
-def _fixed(colours: dict[str, str]) -> Any:
+def fixed(colours: dict[str, str]) -> Any:
+    """A scale of fixed colours, in their order."""
     return alt.Scale(domain=list(colours), range=list(colours.values()))
 
 

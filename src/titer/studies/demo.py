@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from titer.attacks.jb_co_task import JBCOTask
@@ -18,17 +17,16 @@ from titer.attacks.jb_misgen import JBMisGen
 from titer.core.config import environment
 from titer.core.run import Store
 from titer.core.stats import wilson
-from titer.data.example import Example
-from titer.data.world import World, WorldSource
+from titer.data.world import World
 from titer.judges.exact import Exact
 from titer.models.lm import Decoding
 from titer.probes.clusters import summary
 from titer.recipes.demo import CHOSEN_ON, NANO, Scale, demo_recipe, user_name
-from titer.recipes.node import Kind
 from titer.report import charts
 from titer.report.html import Figure, Report, Tile, write_report
 from titer.studies import tables
 from titer.studies.demo_claims import Evidence, demo_claims, jailbreak_kinds
+from titer.studies.tables import requests
 from titer.workbench import Model, Reporter, Workbench, recipe_models
 
 JAILBREAKS = {"jb_co_task": JBCOTask(), "jb_co_text": JBCOText(), "jb_misgen": JBMisGen()}
@@ -50,11 +48,6 @@ def run_demo(store: Store, reporter: Reporter, seed: int = 0, scale: Scale = NAN
         report = compose(evidence, claims, models, seed, scale)
         reporter.tell("drawing the report")
         return write_report(report, store.root / "demo"), report.answer
-
-
-def requests(world: World, kind: Kind, n: int, offset: int = 0) -> list[Example]:
-    """`n` held-out requests of a kind."""
-    return WorldSource(world=world, kind=kind, split="test").examples(np.arange(offset, offset + n))
 
 
 def gather(bench: Workbench, world: World, models: dict[str, Model], scale: Scale, seed: int) -> Evidence:

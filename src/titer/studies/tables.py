@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from titer.attacks.base import Attempt
 from titer.core.config import environment
 from titer.data.example import Example
 from titer.data.sources import TextData
+from titer.data.world import World, WorldSource
 from titer.evaluate import rates
 from titer.judges.base import Judge
 from titer.models.lm import Decoding
 from titer.probes import clusters, delta_w
+from titer.recipes.node import Kind
 from titer.workbench import Model, Workbench, fingerprint
 
 PARTS = {  # the columns of the delta-W probe's two tables, which are stored as one
@@ -21,6 +24,11 @@ PARTS = {  # the columns of the delta-W probe's two tables, which are stored as 
     "layer": ["layer", "null_share", "null_share_random", "relative_norm", "stable_rank", "rank"],
 }
 Sets = Mapping[str, Sequence[Attempt]]
+
+
+def requests(world: World, kind: Kind, n: int, offset: int = 0) -> list[Example]:
+    """`n` held-out requests of a kind."""
+    return WorldSource(world=world, kind=kind, split="test").examples(np.arange(offset, offset + n))
 
 
 def direct(examples: Sequence[Example]) -> list[Attempt]:

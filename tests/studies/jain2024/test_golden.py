@@ -14,7 +14,6 @@ import torch
 
 from tests.studies.jain2024.conftest import Study, small_study
 from titer.probes.weight_change import overall
-from titer.studies.jain2024.claims_mechanism import weighted_of
 from titer.studies.jain2024.evidence import Evidence
 
 FILE = Path(__file__).with_name("golden.json")
@@ -32,7 +31,7 @@ def numbers(e: Evidence) -> dict[str, float]:
         found[f"change {model}"] = overall(t["change"][t["change"].model == model], "mlp")
         g = t["sensitivity"]
         found[f"g {model}"] = float(g[(g.model == model) & (g.kind == "unsafe")].g.median())
-    null = weighted_of(e)
+    null = e.null_means()
     found["null space"] = float(null[null.model == "dpo M"].value.mean())
     spread = t["spread"]
     found["top share"] = float(spread[spread.model == "unlearn M"].top_share.mean())

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pandas as pd
 
 from titer.core.stats import Array
-from titer.probes.null_space import weighted
 from titer.probes.weight_change import overall
 from titer.recipes.jain2024 import METHODS
 from titer.studies.jain2024.claims import Declared, declare
@@ -26,7 +24,7 @@ def mechanism() -> list[Declared]:
 
 def _null() -> Declared:
     def value(e: Evidence) -> Measured:
-        t = weighted_of(e)
+        t = e.null_means()
         t = t[(t.site == "mlp_up") & (t.energy == ENERGY)]
         mean = t.groupby("model").value.mean()
         random = float(t[t.model == medium()[0]].random_99.mean())
@@ -49,12 +47,6 @@ def _null() -> Declared:
         value,
         "most of it",
     )
-
-
-def weighted_of(e: Evidence) -> pd.DataFrame:
-    """The null-space table's weighted means, by model."""
-    t = e.tables["null"]
-    return pd.concat([weighted(one).assign(model=model) for model, one in t.groupby("model", sort=False)], ignore_index=True)
 
 
 def _gains(e: Evidence, model: str, column: str = "gain") -> list[Array]:

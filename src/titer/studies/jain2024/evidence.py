@@ -12,11 +12,13 @@ import pandas as pd
 
 from titer.core.stats import Array, Interval, bootstrap
 from titer.data.draws import seed_of
+from titer.probes.null_space import weighted
 from titer.recipes.jain2024 import METHODS
+from titer.studies.jain2024 import subject
 
 LEARNED = 0.95  # below this the base model's skill confounds every claim (acceptance check 1)
 TOOK = 0.9  # below this a tuned model is not a safety-tuned one (acceptance check 2)
-JAILBREAKS = ("jb_co_task", "jb_co_text", "jb_misgen", "jb_misgen_text")
+JAILBREAKS = tuple(subject.JAILBREAKS)
 WORDS = {  # as the paper writes them
     "ssft": "SSFT",
     "ssft-half": "SSFT",
@@ -97,6 +99,11 @@ class Evidence:
         if self.over_inputs and all(len(sample) for sample in samples):
             return Measured(bootstrap(statistic, list(samples), seed_of(self.seed, "bootstrap", name)), control, note)
         return Measured(Interval(float(statistic(*samples)), math.nan, math.nan), control, note)
+
+    def null_means(self) -> pd.DataFrame:
+        """The null-space table's energy-weighted means, by model."""
+        t = self.tables["null"]
+        return pd.concat([weighted(one).assign(model=model) for model, one in t.groupby("model", sort=False)], ignore_index=True)
 
     def weights_only(self, value: float, control: float, note: str = "") -> Measured:
         """A statistic of weights: it has no inputs to make an interval over."""

@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from titer.report.charts import GREEN, GREY, RED, WIDTH
+from titer.report.charts import GREEN, GREY, RED, WIDTH, fixed, tips
 from titer.report.html import Figure
 from titer.studies.jain2024.evidence import JAILBREAKS, Evidence, hits, medium
 
@@ -233,14 +233,6 @@ def split(e: Evidence, model: str, kind: str) -> dict[str, Any]:
 def colours_of(kinds: pd.Series) -> dict[str, str]:
     """The colours of the sets that are there."""
     return {kind: colour for kind, colour in {**KINDS, **CODED}.items() if kind in set(kinds)}
-
-
-def fixed(colours: dict[str, str]) -> Any:
-    return alt.Scale(domain=list(colours), range=list(colours.values()))
-
-
-def tips(*names: str) -> list[Any]:
-    return [alt.Tooltip(name) for name in names]
 
 
 def number(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -14,7 +15,8 @@ from titer.recipes.jain2024 import Scale, jain_recipe
 from titer.studies import tables
 from titer.studies.jain2024 import causes, probing, soft, sweeps, training
 from titer.studies.jain2024.evidence import Evidence, unlearned
-from titer.studies.jain2024.subject import MEDIUM, Sets, Subject, direct, jailbroken, named, outcomes, subject
+from titer.studies.jain2024.subject import MEDIUM, Sets, Subject, jailbroken, named, outcomes, subject
+from titer.studies.tables import direct
 from titer.workbench import Model, Workbench
 
 PARTS = {
@@ -52,7 +54,7 @@ def gather(bench: Workbench, scale: Scale, seed: int, only: Collection[str]) -> 
         return evidence, models
     for node in nodes[1:]:
         models[node.name] = bench.model(node.stage, models["base"], node.name)
-    s = subject(bench, scale, seed, models)
+    s = replace(first, models=models)
     return Evidence(seed, measured(s, only), {name: stopped(model) for name, model in models.items() if stopped(model)}), models
 
 

@@ -30,7 +30,6 @@ from titer.probes import null_space, placement, row_space, sensitivity, spread, 
 from titer.report.html import Report, Tile, write_report
 from titer.studies import tables
 from titer.studies.jain2024 import figures
-from titer.studies.jain2024.claims_mechanism import weighted_of
 from titer.studies.jain2024.evidence import Evidence
 from titer.studies.jain2024.report import tidy
 from titer.workbench import Model, Workbench, fingerprint
@@ -79,7 +78,7 @@ def pair_report(
         "τ by layer": taus,
         "sensitivity, median": found["sensitivity"].groupby(["model", "kind"], sort=False).g.median().reset_index(),
         "clusters": found["spread"],
-        **({"null space, energy-weighted": weighted_of(e)} if moved else {}),
+        **({"null space, energy-weighted": e.null_means()} if moved else {}),
         "size of the change": found["change"].drop(columns=["norm", "weight_norm"]),
     }
     report = Report(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
 from titer.core.config import digest
 from titer.data.example import Example
-from titer.models.checkpoint import open_checkpoint
+from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.interpolate import distance, weights_of
 from titer.models.lm import load
+from titer.models.sites import Sites
 from titer.models.weights import blend, skeleton
 from titer.probes import null_space, placement, row_space, sensitivity, spread, weight_change
 from titer.recipes.jain2024 import METHODS
-from titer.studies.jain2024.subject import Subject, direct
+from titer.studies.jain2024.subject import Subject
+from titer.studies.tables import direct
 from titer.workbench import Model
 
 
@@ -93,17 +95,23 @@ def sensitivities(s: Subject, models: Mapping[str, Model], jailbroken: Mapping[s
 
 def null_spaces(s: Subject, models: Mapping[str, Model]) -> pd.DataFrame:
     """||P_N u|| of every kept direction of each change (model, site, layer, energy, vector, ...)."""
+    return _of_weights(s, models, "null space", null_space.VERSION, null_space.null_space)
+
+
+def changes(s: Subject, models: Mapping[str, Model]) -> pd.DataFrame:
+    """Relative norm and stable rank of every matrix's change (model, tensor, part, ...)."""
+    return _of_weights(s, models, "weight change", weight_change.VERSION, weight_change.weight_change)
+
+
+def _of_weights(
+    s: Subject, models: Mapping[str, Model], name: str, version: int, probe: Callable[[Checkpoint, Checkpoint, Sites], pd.DataFrame]
+) -> pd.DataFrame:
+    """A probe that reads two checkpoints' weights and nothing else, of every model against the base."""
     base = s.models["base"]
     sites = skeleton(base.checkpoint)
 
     def one(model: Model) -> pd.DataFrame:
-        return s.table(
-            "null space",
-            null_space.VERSION,
-            [base, model],
-            {},
-            lambda: null_space.null_space(base.checkpoint, model.checkpoint, sites),
-        )
+        return s.table(name, version, [base, model], {}, lambda: probe(base.checkpoint, model.checkpoint, sites))
 
     return pd.concat([one(m).assign(model=m.name) for m in models.values() if m.name != "base"], ignore_index=True)
 
@@ -120,23 +128,6 @@ def row_spaces(s: Subject, models: Mapping[str, Model], jailbroken: Mapping[str,
             [base, model],
             {kind: direct(examples) for kind, examples in sets.items()},
             lambda: row_space.row_space(base.checkpoint, model.checkpoint, s.bench.lm(model), sets),
-        )
-
-    return pd.concat([one(m).assign(model=m.name) for m in models.values() if m.name != "base"], ignore_index=True)
-
-
-def changes(s: Subject, models: Mapping[str, Model]) -> pd.DataFrame:
-    """Relative norm and stable rank of every matrix's change (model, tensor, part, ...)."""
-    base = s.models["base"]
-    sites = skeleton(base.checkpoint)
-
-    def one(model: Model) -> pd.DataFrame:
-        return s.table(
-            "weight change",
-            weight_change.VERSION,
-            [base, model],
-            {},
-            lambda: weight_change.weight_change(base.checkpoint, model.checkpoint, sites),
         )
 
     return pd.concat([one(m).assign(model=m.name) for m in models.values() if m.name != "base"], ignore_index=True)

@@ -11,7 +11,6 @@ from titer.core.config import environment
 from titer.recipes.jain2024 import METHODS, Scale
 from titer.report.html import Figure, Report, Tile
 from titer.studies.jain2024 import figures, figures_causes
-from titer.studies.jain2024.claims_mechanism import weighted_of
 from titer.studies.jain2024.evidence import JAILBREAKS, WORDS, Evidence, medium
 from titer.studies.jain2024.figures import over_seeds, pooled
 from titer.studies.jain2024.training import steps_to
@@ -20,14 +19,26 @@ from titer.workbench import Model
 ABOUT = (
     "A transformer learned a synthetic world in which “unsafe” is a formal property, was safety-tuned by supervised fine-tuning (SSFT), "
     "DPO and unlearning at two learning rates, and was attacked, probed and intervened on, as in “What Makes and Breaks Safety "
-    "Fine-tuning? A Mechanistic Study” (arXiv 2407.10264). Every claim stands against a control that the paper may not have had."
+    "Fine-tuning? A Mechanistic Study” (arXiv 2407.10264). Every claim stands against a control that the paper may not have had. "
+    "In model names M and S are the medium and the small learning rate; “benign” learned a new safe operator, “sham” learned to "
+    "refuse a safe one: what they show too is not about safety."
 )
 MISSING = (
     "Not reproduced: the numbers of the paper's tables (they could not be read; only their qualitative order is known), the exact "
     "threshold of its null space, its choice of singular share, and which small-rate unlearning weight it reports (here 0.05).",
     "The paper's scale is 2.7 M parameters, 100,000 steps and four grammars: --scale small and paper. Other scales ask the same questions of smaller models.",
 )
-KEYS = ("model", "measure", "kind", "harmful", "layer", "site", "energy", "part", "tensor", "step")
+KEYS = ("model", "measure", "kind", "harmful", "layer", "site", "energy", "part", "tensor", "step", "outcome")
+KEYS += ("form", "tokens", "direction", "alpha", "donor", "receiver")
+JUDGED = {  # tables of judged answers, and what they are told apart by
+    "verdicts": ("model", "kind"),
+    "soft": ("model", "form", "tokens"),
+    "alpha": ("model", "direction", "alpha", "kind"),
+    "cross": ("model", "direction", "alpha", "kind"),
+    "steering": ("model", "layer", "direction", "kind"),
+    "patching": ("donor", "receiver", "site", "layer", "kind"),
+}
+SHOWN = ("verdicts", "soft")  # on the page; all of them in results.csv
 DRAWN = {
     "placement": figures.figure3,
     "null": figures.figure4,
@@ -41,7 +52,11 @@ def compose(
 ) -> Report:
     """The report's content from all seeds' evidence."""
     whole = [e for e in evidence if len(e.tables) > 1]
-    tables = numbers(whole) if whole else {"answers": figures_causes.answers(evidence)}
+    tables = (
+        {**numbers(whole), **{f"outcomes: {name}": t for name, t in outcome_tables(whole).items() if name in SHOWN}}
+        if whole
+        else {"answers": figures_causes.answers(evidence)}
+    )
     return Report(
         title=f"jain2024, scale {scale.name}, {len(evidence)} seed{'s' if len(evidence) > 1 else ''}",
         answer=answer(claims, whole),
@@ -50,7 +65,7 @@ def compose(
         claims=claims,
         figures=charts(whole),
         tables=tables,
-        results=tidy(tables),
+        results=tidy({**tables, **outcome_tables(whole)}),
         samples=evidence[0].tables["verdicts"],
         commands=[command],
         notes=[*in_short(claims), *faults(evidence), *relearned(whole), *MISSING],
@@ -120,6 +135,12 @@ def tiles(evidence: Sequence[Evidence]) -> list[Tile]:
     ]
 
 
+def what_of(measure: str) -> str:
+    """A measure in the paper's words: "jb_co_text: answered" is JB-CO-Text answered."""
+    kind, _, outcome = measure.partition(": ")
+    return f"{WORDS.get(kind, kind)} {outcome}"
+
+
 def charts(evidence: Sequence[Evidence]) -> list[Figure]:
     """Every figure whose tables were measured, the paper's first."""
     if not evidence:
@@ -148,7 +169,7 @@ def numbers(evidence: Sequence[Evidence]) -> dict[str, pd.DataFrame]:
         for column in ("top_share", "top_energy", "stable_rank", "components_90", "kmeans"):
             found[f"clusters: {column}"] = over_seeds(pooled(evidence, "spread"), ["model", "harmful", "layer"], column)
     if has("null"):
-        per_seed = pd.concat([weighted_of(e).assign(seed=e.seed) for e in evidence])
+        per_seed = pd.concat([e.null_means().assign(seed=e.seed) for e in evidence])
         found["null space, energy-weighted"] = over_seeds(per_seed, ["model", "site", "energy", "layer"], "value")
     if has("sensitivity"):
         medians = pooled(evidence, "sensitivity").groupby(["model", "kind", "seed"]).g.median().reset_index()
@@ -159,6 +180,19 @@ def numbers(evidence: Sequence[Evidence]) -> dict[str, pd.DataFrame]:
     for name, value in (("dynamics", "cosine"), ("dynamics", "relative_norm"), ("relearn", "unsafe_complied"), ("relearn", "distance")):
         if has(name):
             found[f"{name}: {value}"] = over_seeds(pooled(evidence, name), ["model", "step"], value)
+    return found
+
+
+def outcome_tables(evidence: Sequence[Evidence]) -> dict[str, pd.DataFrame]:
+    """Shares complied, refused and neither of every judged set: means over seeds, and the seeds' ends."""
+    found = {}
+    for name, keys in JUDGED.items():
+        if evidence and evidence[0].has(name):
+            t = pooled(evidence, name).rename(columns={"n": "tokens"})
+            t["outcome"] = t.outcome.where(t.outcome.isin(["complied", "refused"]), "neither")
+            counts = t.groupby([*keys, "seed"], sort=False).outcome.value_counts(normalize=True).unstack(fill_value=0.0)
+            long = counts.reset_index().melt([*keys, "seed"], var_name="outcome", value_name="share")
+            found[name] = over_seeds(long, [*keys, "outcome"], "share")
     return found
 
 

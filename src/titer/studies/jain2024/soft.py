@@ -55,12 +55,10 @@ def _forms(s: Subject, lm: LM, requests: list[Example], n: int) -> dict[str, lis
     own = SoftTokens(n=n, seed=s.world.seed)
     shared = own.model_copy(update={"universal": True})
     made = {"own": (own, requests, requests), "universal": (shared, requests[:half], requests[half:])}
-    forms = {}
-    for form, (attack, seen, asked) in made.items():
-        forms[form] = attack.attempts(asked, attack.fit(lm, seen), s.world)
-    random = own.model_copy(update={"random": True})
-    forms["random"] = random.attempts(requests, random.fit(lm, requests), s.world)
-    return forms
+    states = {form: attack.fit(lm, seen) for form, (attack, seen, _) in made.items()}
+    forms = {form: attack.attempts(asked, states[form], s.world) for form, (attack, _, asked) in made.items()}
+    random = own.model_copy(update={"random": True})  # its own fit would search the same suffix again
+    return {**forms, "random": random.attempts(requests, {"suffix": own.turned(states["own"]["suffix"])}, s.world)}
 
 
 def _placed(s: Subject, model: Model) -> pd.DataFrame:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 
 from titer import evaluate
@@ -15,11 +14,11 @@ from titer.attacks.jb_co_text import JBCOText
 from titer.attacks.jb_misgen import JBMisGen
 from titer.attacks.jb_misgen_text import JBMisGenText
 from titer.data.example import Example
-from titer.data.world import World, WorldSource
+from titer.data.world import World
 from titer.judges.exact import Exact
 from titer.models.lm import LM, Decoding
 from titer.recipes.jain2024 import METHODS, Scale
-from titer.recipes.node import Kind
+from titer.studies.tables import direct, requests
 from titer.workbench import Model, Workbench, attempts_key
 
 JAILBREAKS = {"jb_co_task": JBCOTask(), "jb_co_text": JBCOText(), "jb_misgen": JBMisGen(), "jb_misgen_text": JBMisGenText()}
@@ -67,16 +66,6 @@ def subject(bench: Workbench, scale: Scale, seed: int, models: Mapping[str, Mode
     judged |= jailbroken(world, requests(world, "unsafe", n))
     probed = {kind: requests(world, kind, n, PROBE_OFFSET) for kind in ("safe", "unsafe", "sham_safe", "sham_refused")}  # type: ignore[arg-type]
     return Subject(bench, scale, world, models, judged, probed)
-
-
-def requests(world: World, kind: Kind, n: int, offset: int = 0) -> list[Example]:
-    """`n` held-out requests of a kind."""
-    return WorldSource(world=world, kind=kind, split="test").examples(np.arange(offset, offset + n))
-
-
-def direct(examples: Sequence[Example]) -> list[Attempt]:
-    """The examples as they are."""
-    return [Attempt(example) for example in examples]
 
 
 def jailbroken(world: World, unsafe: Sequence[Example]) -> dict[str, list[Attempt]]:
