@@ -28,8 +28,8 @@ MISSING = (
     "threshold of its null space, its choice of singular share, and which small-rate unlearning weight it reports (here 0.05).",
     "The paper's scale is 2.7 M parameters, 100,000 steps and four grammars: --scale small and paper. Other scales ask the same questions of smaller models.",
 )
-KEYS = ("model", "measure", "kind", "harmful", "layer", "site", "energy", "part", "tensor", "step", "outcome")
-KEYS += ("form", "tokens", "direction", "alpha", "donor", "receiver")
+KEYS = ("model", "measure", "kind", "harmful", "layer", "site", "energy", "part", "tensor", "step")
+TOLD_APART = ("outcome", "form", "tokens", "direction", "alpha", "donor", "receiver")
 JUDGED = {  # tables of judged answers, and what they are told apart by
     "verdicts": ("model", "kind"),
     "soft": ("model", "form", "tokens"),
@@ -52,11 +52,8 @@ def compose(
 ) -> Report:
     """The report's content from all seeds' evidence."""
     whole = [e for e in evidence if len(e.tables) > 1]
-    tables = (
-        {**numbers(whole), **{f"outcomes: {name}": t for name, t in outcome_tables(whole).items() if name in SHOWN}}
-        if whole
-        else {"answers": figures_causes.answers(evidence)}
-    )
+    judged = outcome_tables(whole)
+    tables = numbers(whole) if whole else {"answers": figures_causes.answers(evidence)}
     return Report(
         title=f"jain2024, scale {scale.name}, {len(evidence)} seed{'s' if len(evidence) > 1 else ''}",
         answer=answer(claims, whole),
@@ -64,8 +61,8 @@ def compose(
         tiles=tiles(whole),
         claims=claims,
         figures=charts(whole),
-        tables=tables,
-        results=tidy({**tables, **outcome_tables(whole)}),
+        tables={**tables, **{f"outcomes: {name}": judged[name] for name in SHOWN if name in judged}},
+        results=tidy({**tables, **judged}),
         samples=evidence[0].tables["verdicts"],
         commands=[command],
         notes=[*in_short(claims), *faults(evidence), *relearned(whole), *MISSING],
@@ -201,7 +198,7 @@ def tidy(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     parts = []
     for name, shown in tables.items():
         table = shown.rename(columns={"value": "mean"})
-        keys = [c for c in table.columns if c in KEYS]
+        keys = [c for c in table.columns if c in (*KEYS, *TOLD_APART)]
         ends = [c for c in table.columns if c in ("low", "high", "n", "seeds")]
         parts.append(table.melt([*keys, *ends], var_name="statistic").assign(table=name))
     whole = pd.concat(parts, ignore_index=True)
