@@ -11,7 +11,7 @@ from titer.core.errors import TiterError
 from titer.data.example import Example
 from titer.data.grammar import MIXED, NOVEL_UNSAFE, SAFE, UNSAFE
 from titer.data.record import World
-from titer.data.sets import PAIRED, SETS, Name, SetSource, draw_set
+from titer.data.sets import PAIRED, SETS, Name, draw_set
 from titer.data.tree import draw_rules
 from titer.data.world import WorldSource, parse, render
 
@@ -133,8 +133,10 @@ def test_if_comp_has_a_safe_pair_and_then_one_unsafe_operator(world: World, name
 @EVERY_TREE
 def test_no_pair_of_if_text_is_one_that_safety_tuning_shows(world: World) -> None:
     """Neither its own stream nor the sets' training partners mix a safe and an unsafe operator in a pair."""
-    for source in (WorldSource(world=world, kind="unsafe"), SetSource(world=world, name="id_mg", split="train")):
-        for e in source.examples(np.arange(500)):
+    shown = WorldSource(world=world, kind="unsafe").examples(np.arange(500))
+    partners = render(world, draw_set(world, "id_mg", "train", np.arange(500)))
+    for examples in (shown, partners):
+        for e in examples:
             kinds = [class_of(name, grammar_of(e, world), world) for name in operators_of(e, world)]
             assert "safe" not in kinds
 
@@ -147,10 +149,8 @@ def test_a_set_parses_back_and_does_not_depend_on_its_company(world: World, name
     assert (found.operators == requests.operators).all()
     assert (found.text == requests.text).all()
     assert np.array_equal(found.harmful, requests.harmful)
-    source = SetSource(world=world, name=name)
-    assert source.examples(np.array([41, 7])) == [render(world, requests)[i] for i in (41, 7)]
-    assert len(source.batch(np.arange(5), "comply", None)) == 5
-    assert source.size is None
+    alone = render(world, draw_set(world, name, "test", np.array([41, 7])))
+    assert alone == [render(world, requests)[i] for i in (41, 7)]
 
 
 def test_the_small_world_has_the_sets_it_can_have() -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from titer.report import charts
+from titer.report import charts, style
 
 MODELS = ["base", "aligned"]
 KINDS = ["safe", "unsafe", "jb_misgen"]
@@ -100,7 +100,7 @@ def test_rates_carry_their_intervals(name: str) -> None:
 
 def test_safe_is_green_and_unsafe_is_red() -> None:
     scale = charts.tau(layers(), MODELS).to_dict()["encoding"]["color"]["scale"]
-    assert dict(zip(scale["domain"], scale["range"], strict=True)) == {"safe": charts.GREEN, "unsafe": charts.RED}
+    assert dict(zip(scale["domain"], scale["range"], strict=True)) == {"safe": style.GREEN, "unsafe": style.RED}
 
 
 def test_a_model_keeps_its_colour_in_every_chart_of_a_page() -> None:

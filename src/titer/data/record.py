@@ -12,7 +12,7 @@ from titer.core.config import Record
 from titer.data import operators as op
 from titer.data import vocabulary as v
 from titer.data.draws import seed_of
-from titer.data.grammar import EVERY_UNSAFE, FULL, NOVEL_UNSAFE, PHRASE, UNSAFE, Grammar, check_pools
+from titer.data.grammar import EVERY_UNSAFE, FULL, PHRASE, UNSAFE, Grammar, check_pools
 from titer.data.samples import Schedule
 from titer.data.tree import Shape
 from titer.data.windows import Tables, tables
@@ -110,11 +110,6 @@ class World(Record):
         if self.tree is not None:
             return frozenset(np.flatnonzero(self.tables_of_text.choices).tolist())
         return frozenset(range(FULL + 1)) if self.novel else frozenset((*range(UNSAFE + 2), EVERY_UNSAFE, FULL))
-
-    @property
-    def keeps_back(self) -> bool:
-        """Whether some unsafe texts are never shown in safety tuning."""
-        return NOVEL_UNSAFE in self.kinds_of_text
 
     @property
     def ops(self) -> op.Operators:

@@ -21,12 +21,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from titer.core.config import Record
-from titer.core.errors import TiterError
-from titer.data.example import Answer, Batch, Example
+from titer.core.errors import TiterError, unknown
 from titer.data.grammar import EVERY_UNSAFE, FULL, MIXED, NOVEL_UNSAFE, SAFE, UNSAFE
 from titer.data.layout import one_flag
-from titer.data.world import VERSION, Drawer, Ints, Requests, Split, World, encode, render
+from titer.data.world import Drawer, Ints, Requests, Split, World
 
 Name = Literal[
     "safe",
@@ -64,7 +62,7 @@ def draw_set(world: World, name: Name, split: Split, indices: Ints, harmful: boo
 
 def _check(world: World, name: Name, harmful: bool | None) -> None:
     if name not in SETS:
-        raise TiterError(f"no data set {name!r}", expected=", ".join(SETS))
+        unknown("data set", name, SETS)
     if harmful is not None and name not in PAIRED:
         raise TiterError(f"the data set {name} has no partner", expected=f"harmful with {', '.join(PAIRED)} alone")
     if TEXTS.get(name, SAFE) not in world.kinds_of_text:
@@ -99,23 +97,3 @@ def _operators(d: Drawer, name: Name, kinds: Ints, harmful: bool | None) -> Ints
     if harmful is None:
         harmful = name != "safe"
     return d.named(d.replaced(operators, unsafe, unsafe + contextual, kinds) if harmful else operators)
-
-
-class SetSource(Record):
-    """A data set and split of a world, as a Source of endless examples; `harmful` as in `draw_set`."""
-
-    world: World
-    name: Name
-    split: Split = "test"
-    harmful: bool | None = None
-    version: int = VERSION
-
-    @property
-    def size(self) -> None:
-        return None
-
-    def examples(self, indices: Ints) -> list[Example]:
-        return render(self.world, draw_set(self.world, self.name, self.split, indices, self.harmful))
-
-    def batch(self, indices: Ints, answer: Answer, tokenizer: object) -> Batch:
-        return encode(self.world, draw_set(self.world, self.name, self.split, indices, self.harmful), answer, indices)

@@ -7,7 +7,7 @@ operator than the paper's, held out of pretraining and alignment. `named(name, s
 
 from __future__ import annotations
 
-from titer.core.errors import TiterError, nearest
+from titer.core.errors import unknown
 from titer.data.record import World
 from titer.data.samples import Schedule
 from titer.data.tree import Shape
@@ -65,6 +65,5 @@ def named(name: str, seed: int = 0) -> World:
     Errors: an unknown name.
     """
     if name not in WORLDS:
-        close = nearest(name, WORLDS)
-        raise TiterError(f"no world {name!r}" + (f", did you mean {close!r}?" if close else ""), expected=", ".join(WORLDS))
+        unknown("world", name, WORLDS)
     return World(**{**dict(WORLDS[name]), "seed": seed})

@@ -1,7 +1,4 @@
-"""Charts as Altair objects, from tidy tables; each is a plain function. L5.
-
-Colours: safe green, unsafe red, as in arXiv 2407.10264; models by a fixed palette that prints well.
-"""
+"""Charts as Altair objects, from tidy tables; each is a plain function. L5."""
 
 from __future__ import annotations
 
@@ -11,10 +8,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-GREEN, RED, GREY = "#1b7f4d", "#c0392b", "#8a8f98"
-OUTCOME_COLOURS = {"complied": "#2f6fb0", "refused": "#e08a1e", "neither": GREY}
-PALETTE = ["#8a8f98", "#2f6fb0", "#1b7f4d", "#e08a1e", "#7d4fa3", "#b04a7d", "#c0392b"]
-WIDTH = 560
+from titer.report.style import GREEN, GREY, OUTCOME_COLOURS, PALETTE, RED, WIDTH, fixed, percent, tips
 
 alt.data_transformers.disable_max_rows()
 
@@ -29,7 +23,7 @@ def outcomes(rates: pd.DataFrame, models: Sequence[str], kinds: Sequence[str]) -
         color=alt.Color("outcome:N", title="answer", scale=fixed(OUTCOME_COLOURS)),
         order=alt.Order("outcome:O"),
         row=alt.Row("kind:N", sort=list(kinds), title=None, header=alt.Header(labelAngle=0, labelAlign="left", labelPadding=4)),
-        tooltip=tips("model", "kind", "outcome", "count", "n") + _percent("rate", "low", "high"),
+        tooltip=tips("model", "kind", "outcome", "count", "n") + percent("rate", "low", "high"),
     ).properties(width=WIDTH - 60, height=alt.Step(14))
 
 
@@ -40,7 +34,7 @@ def jailbreaks(rates: pd.DataFrame, models: Sequence[str], kinds: Sequence[str])
         x=alt.X("kind:N", sort=list(kinds), title=None, axis=alt.Axis(labelAngle=0)),
         xOffset=alt.XOffset("model:N", sort=list(models)),
         color=alt.Color("model:N", sort=list(models), scale=alt.Scale(domain=list(models), range=PALETTE)),
-        tooltip=tips("model", "kind", "count", "n") + _percent("rate", "low", "high"),
+        tooltip=tips("model", "kind", "count", "n") + percent("rate", "low", "high"),
     )
     bars = base.mark_bar(opacity=0.85).encode(y=alt.Y("rate:Q", title="unsafe requests answered", axis=alt.Axis(format="%")))
     return (bars + _whiskers(base)).properties(width=WIDTH, height=260)
@@ -51,7 +45,7 @@ def poisoning(rates: pd.DataFrame) -> Any:
     base = alt.Chart(rates).encode(
         x=alt.X("ratio:Q", title="share p of unsafe examples in the user's data", axis=alt.Axis(format="%")),
         color=alt.Color("measure:N", title=None, sort=list(rates.measure.unique())),
-        tooltip=tips("model", "measure", "count", "n") + _percent("rate", "low", "high"),
+        tooltip=tips("model", "measure", "count", "n") + percent("rate", "low", "high"),
     )
     lines = base.mark_line(point=True).encode(y=alt.Y("rate:Q", title="share of answers", axis=alt.Axis(format="%"), scale=_unit()))
     return (lines + _whiskers(base)).properties(width=WIDTH, height=260)
@@ -110,20 +104,6 @@ def _by_layer(table: pd.DataFrame, models: Sequence[str], column: str, title: st
 
 def _whiskers(base: Any) -> Any:
     return base.mark_rule(color="black").encode(y="low:Q", y2="high:Q", color=alt.value("#222"))
-
-
-def tips(*names: str) -> list[Any]:
-    """Columns to show at the pointer."""
-    return [alt.Tooltip(name) for name in names]
-
-
-def _percent(*names: str) -> list[Any]:
-    return [alt.Tooltip(f"{name}:Q", format=".1%") for name in names]
-
-
-def fixed(colours: dict[str, str]) -> Any:
-    """A scale of fixed colours, in their order."""
-    return alt.Scale(domain=list(colours), range=list(colours.values()))
 
 
 def _unit() -> Any:

@@ -9,8 +9,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from titer.report.charts import GREEN, GREY, RED, WIDTH, fixed, tips
 from titer.report.html import Figure
+from titer.report.style import GREEN, GREY, RED, WIDTH, fixed, tips
 from titer.studies.jain2024.evidence import JAILBREAKS, Evidence, hits, medium
 
 CLASSES = {"safe": GREEN, "unsafe": RED}

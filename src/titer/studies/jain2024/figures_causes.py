@@ -8,8 +8,8 @@ import altair as alt
 import pandas as pd
 
 from titer.probes.weight_change import overall
-from titer.report.charts import WIDTH, fixed, tips
 from titer.report.html import Figure
+from titer.report.style import WIDTH, fixed, tips
 from titer.studies.jain2024.evidence import JAILBREAKS, Evidence, hits, medium
 from titer.studies.jain2024.figures import COLOURS, KINDS, number, over_seeds, pooled
 

@@ -124,7 +124,7 @@ def tiles(evidence: Sequence[Evidence]) -> list[Tile]:
     wanted += [("ssft M", f"{kind}: answered") for kind in JAILBREAKS]
     return [
         Tile(
-            f"{m}, {what}",
+            f"{WORDS[m.split()[0]]}, {what_of(what)}",
             f"{t.rate[m, what]:.1%}",
             f"seeds {t.low[m, what]:.0%} to {t.high[m, what]:.0%} · base {t.rate['base', what]:.0%}",
         )

@@ -1,0 +1,30 @@
+"""Colours, width and small encodings that every chart shares. L5.
+
+Safe green, unsafe red, as in arXiv 2407.10264; models by a fixed palette that prints well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+GREEN, RED, GREY = "#1b7f4d", "#c0392b", "#8a8f98"
+OUTCOME_COLOURS = {"complied": "#2f6fb0", "refused": "#e08a1e", "neither": GREY}
+PALETTE = ["#8a8f98", "#2f6fb0", "#1b7f4d", "#e08a1e", "#7d4fa3", "#b04a7d", "#c0392b"]
+WIDTH = 560
+
+
+def tips(*names: str) -> list[Any]:
+    """Columns to show at the pointer."""
+    return [alt.Tooltip(name) for name in names]
+
+
+def percent(*names: str) -> list[Any]:
+    """Shares to show at the pointer."""
+    return [alt.Tooltip(f"{name}:Q", format=".1%") for name in names]
+
+
+def fixed(colours: dict[str, str]) -> Any:
+    """A scale of fixed colours, in their order."""
+    return alt.Scale(domain=list(colours), range=list(colours.values()))
