@@ -154,6 +154,12 @@ class Step:
             numbers = np.arange(first, min(first + POOL_BATCH, next(iter(streams.values())).pool or 0))
             yield {name: stream.chosen(numbers, self.lm.tokenizer).to(self.lm.device) for name, stream in streams.items()}
 
+    def first(self, stream: str, count: int) -> Iterator[Batches]:
+        chosen = self.stage.streams[stream]
+        numbers = chosen.numbers(0, min(count, chosen.pool or count))
+        for start in range(0, len(numbers), POOL_BATCH):
+            yield {stream: chosen.chosen(numbers[start : start + POOL_BATCH], self.lm.tokenizer).to(self.lm.device)}
+
     @contextmanager
     def reference(self) -> Iterator[Callable[[Batch], torch.Tensor]]:
         with torch.no_grad():

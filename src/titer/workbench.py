@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import pandas as pd
@@ -54,9 +55,21 @@ class Workbench:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of models that are loaded to be read; training starts in float32
     _loaded: dict[str, LM] = field(default_factory=dict)
 
-    def model(self, stage: Stage, parent: Model | None, name: str, tokenizer: Callable[[], object] | None = None) -> Model:
-        """The model that `stage` makes of `parent`; `tokenizer` is needed where a stage begins from nothing."""
-        inputs = stage.key_inputs(parent.key if parent else "", {})
+    def model(
+        self,
+        stage: Stage,
+        parent: Model | None,
+        name: str,
+        tokenizer: Callable[[], object] | None = None,
+        reads: Mapping[str, Model] = MappingProxyType({}),
+    ) -> Model:
+        """The model that `stage` makes of `parent`; `tokenizer` is needed where a stage begins from nothing.
+
+        `reads`: the models that the stage's method names (`Method.MODELS`).
+        """
+        if missing := set(stage.method.MODELS) - set(reads):
+            raise TiterError(f"stage {stage.name} reads the models {', '.join(sorted(missing))}, which were not given")
+        inputs = stage.key_inputs(parent.key if parent else "", {role: read.key for role, read in reads.items()})
 
         def begin() -> LM:
             if parent is not None:
@@ -66,7 +79,10 @@ class Workbench:
             return stage.architecture.build(tokenizer(), stage.seed)
 
         def make(work: Path) -> None:
-            train(stage, begin, lambda _: begin(), work, self.save_every, self.reporter.task(stage.name))
+            def read(role: str) -> LM:
+                return begin() if role == "base" else load(reads[role].checkpoint)
+
+            train(stage, begin, read, work, self.save_every, self.reporter.task(stage.name))
 
         folder = self.store.artefact("stages", inputs, make)
         return Model(name, digest(inputs), open_checkpoint(folder / "model", name))
@@ -110,7 +126,8 @@ def recipe_models(bench: Workbench, nodes: Sequence[Node], tokenizer: Callable[[
     """Every model of a recipe, by name."""
     made: dict[str, Model] = {}
     for node in nodes:
-        made[node.name] = bench.model(node.stage, made[node.parent] if node.parent else None, node.name, tokenizer)
+        reads = {role: made[name] for role, name in node.reads.items()}
+        made[node.name] = bench.model(node.stage, made[node.parent] if node.parent else None, node.name, tokenizer, reads)
     return made
 
 
@@ -119,7 +136,8 @@ def plan(nodes: Sequence[Node], store: Store) -> list[tuple[str, str, int, bool]
     keys: dict[str, str] = {}
     rows = []
     for node in nodes:
-        keys[node.name] = node.stage.key(keys[node.parent] if node.parent else "", {})
+        reads = {role: keys[name] for role, name in node.reads.items()}
+        keys[node.name] = node.stage.key(keys[node.parent] if node.parent else "", reads)
         rows.append((node.name, keys[node.name], node.stage.steps, store.has("stages", keys[node.name])))
     return rows
 

@@ -38,6 +38,10 @@ class Context(Protocol):
     number: int
 
     @property
+    def named(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """The parameters in training, by name."""
+
+    @property
     def sites(self) -> Sites:
         """The places of the model in training, to be read, added to or replaced (`models/hooks.py`)."""
 
@@ -67,6 +71,9 @@ class Context(Protocol):
 
     def pool(self) -> Iterator[Batches]:
         """Every example of the streams' fixed pools once, in the order of their indices; nothing where one is endless."""
+
+    def first(self, stream: str, count: int) -> Iterator[Batches]:
+        """The first `count` examples of one stream, or all of a smaller pool, in batches; the same ones whenever asked."""
 
     def reference(self) -> AbstractContextManager[Callable[[Batch], torch.Tensor]]:
         """The model as the stage began: adapter off, or a frozen copy; yields batch -> logits."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from titer.data.example import Answer, Part
@@ -12,11 +14,12 @@ Kind = Literal["pretrain", "safe", "unsafe", "user", "sham_safe", "sham_refused"
 
 
 class Node(NamedTuple):
-    """A model of a recipe: its name, the stage that makes it, the name of the model that stage starts from."""
+    """A model of a recipe: its name, the stage that makes it, the model that stage starts from, and those its method reads."""
 
     name: str
     stage: Stage
     parent: str | None
+    reads: Mapping[str, str] = MappingProxyType({})  # the method's name for a model -> the recipe's
 
 
 def part(world: World, kind: Kind, answer: Answer, share: float = 1.0) -> Part:
