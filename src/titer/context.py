@@ -1,11 +1,14 @@
 """What a method sees of the loop at one optimiser step; implements `methods.base.Context`. L4.
 
 Gradients of micro-batches are summed in the parameters and divided once, by the count over all
-micro-batches and ranks, so 1 x 8 and 2 x 4 examples give the same step.
+micro-batches and ranks, so 1 x 8 and 2 x 4 examples give the same step, on one rank or more: `stage.batch` is
+the micro-batch of all ranks together and each draws its slice. Ranks hold copies (DDP) or parts (FSDP2) of the
+parameters; in parts, parameters, their gradients and bundles are DTensors.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -13,6 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from titer.core.errors import TiterError, unknown
 from titer.data.draws import seed_of
@@ -30,8 +36,8 @@ POOL_BATCH = 128
 class Ahead:
     """Draws each stream's next batch on another thread while a GPU computes; the same batches, for they are functions of the place."""
 
-    def __init__(self, stage: Stage, lm: LM) -> None:
-        self._stage, self._lm = stage, lm
+    def __init__(self, stage: Stage, lm: LM, size: int | None = None) -> None:
+        self._stage, self._lm, self._size = stage, lm, size or stage.batch
         self._worker = ThreadPoolExecutor(max_workers=1)
         self._coming: dict[str, tuple[int, Future[Batch]]] = {}
 
@@ -43,15 +49,19 @@ class Ahead:
         return found
 
     def _draw(self, stream: str, place: int) -> Batch:
-        drawn = self._stage.streams[stream].batch(place, self._stage.batch, self._lm.tokenizer)
+        drawn = self._stage.streams[stream].batch(place, self._size, self._lm.tokenizer)
         return drawn.pinned() if torch.cuda.is_available() else drawn
 
 
 class Step:
-    """One optimiser step's context. `model` is the prepared (perhaps wrapped) model, `lm` the bare one."""
+    """One optimiser step's context. `model` is the prepared (perhaps wrapped) model, `lm` the bare one.
+
+    Errors: a batch that the ranks cannot share evenly.
+    """
 
     def __init__(self, stage: Stage, accelerator: Any, model: Any, lm: LM, loader: Loader) -> None:
-        self._drawn = Ahead(stage, lm) if lm.device.type == "cuda" else None
+        self._size = _share(stage, accelerator.num_processes)
+        self._drawn = Ahead(stage, lm, self._size) if lm.device.type == "cuda" else None
         self.stage, self._accelerator, self._model, self.lm, self._loader = stage, accelerator, model, lm, loader
         self.state: dict[str, torch.Tensor] = {}
         self.rng = torch.Generator()
@@ -68,7 +78,8 @@ class Step:
         self.rng.manual_seed(seed_of(self.stage.seed, "step", number, self._accelerator.process_index))
         self.count: torch.Tensor | int = 0
         self.total: torch.Tensor | float = 0.0
-        self._micro = 0
+        self._last = True
+        self._forwards = 0
         self._added: list[tuple[Bundle, float]] = []
         self.logged = {}
 
@@ -78,55 +89,122 @@ class Step:
         return [(name, p) for name, p in self.lm.model.named_parameters() if p.requires_grad]
 
     @property
+    def other_rank(self) -> tuple[int, ...]:
+        """What tells this rank's dropout from rank 0's; nothing on rank 0, which draws as a single process does."""
+        rank = self._accelerator.process_index
+        return (rank,) if rank else ()
+
+    @property
+    def writes(self) -> bool:
+        """Whether this rank is the one that writes files."""
+        return bool(self._accelerator.is_main_process)
+
+    @property
     def sites(self) -> Sites:
         return self.lm.sites
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        logits: torch.Tensor = self._model(**batch.inputs(), use_cache=False).logits
-        return logits
+        self._forwards += torch.is_grad_enabled()
+        if not self._in_parts:
+            logits: torch.Tensor = self._model(**batch.inputs(), use_cache=False).logits
+            return logits
+        with self._accelerator.autocast():  # as `prepare` makes a model do that is not in parts
+            found: torch.Tensor = self._model(**batch.inputs(), use_cache=False).logits
+        return found if self.stage.precision == "no" else found.float()
+
+    @property
+    def _in_parts(self) -> bool:
+        return isinstance(self._model, FSDPModule)
+
+    def whole(self, lm: LM) -> None:
+        """Go on with a model that every rank holds whole: for `method.finish`."""
+        self.lm, self._model = lm, lm.model
 
     def micro(self, stream: str | None = None) -> Iterator[Batches]:
         names = list(self.stage.streams) if stream is None else [stream]
-        ranks, rank = self._accelerator.num_processes, self._accelerator.process_index
         for turn in range(self.stage.accumulation):
-            place = ((self.number * self.stage.accumulation + turn) * ranks + rank) * self.stage.batch
+            start = (self.number * self.stage.accumulation + turn) * self.stage.batch
+            place = start + self._accelerator.process_index * self._size
             self._last = turn == self.stage.accumulation - 1
-            yield {n: self._batch(n, place, ranks).to(self.lm.device) for n in names}
+            if isinstance(self._model, DistributedDataParallel):  # as its no_sync, which must hold the forward pass too
+                self._model.require_backward_grad_sync = self._last
+            yield {n: self._batch(n, place).to(self.lm.device) for n in names}
 
-    def _batch(self, stream: str, place: int, ranks: int) -> Batch:
+    def _batch(self, stream: str, place: int) -> Batch:
         if self._drawn is not None:
-            return self._drawn.batch(stream, place, place + ranks * self.stage.batch)
-        return self.stage.streams[stream].batch(place, self.stage.batch, self.lm.tokenizer)
+            return self._drawn.batch(stream, place, place + self.stage.batch)
+        return self.stage.streams[stream].batch(place, self._size, self.lm.tokenizer)
 
     def backward(self, loss: Loss) -> None:
-        with nullcontext() if self._last else self._accelerator.no_sync(self._model):
-            self._accelerator.backward(loss.total)
+        if self._last and not self._forwards and isinstance(self._model, DistributedDataParallel):
+            # DDP sums over ranks in the first backward pass after a forward pass, and in no later one
+            raise TiterError(
+                f"stage {self.stage.name}: a second backward pass without a forward pass between, on several ranks",
+                next_step="in the method, add the losses and call c.backward once.",
+                status=1,
+            )
+        self._forwards = 0
+        self._accelerator.backward(loss.total)
         self.count = self.count + loss.over
         self.total = self.total + loss.total.detach()
 
-    def grad(self, loss: torch.Tensor, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """No gradient is summed over ranks inside."""
+        if self._in_parts:
+            self._model.set_requires_gradient_sync(False)
+            try:
+                yield
+            finally:
+                self._model.set_requires_gradient_sync(True)
+            return
         with self._accelerator.no_sync(self._model):
+            yield
+
+    def grad(self, loss: torch.Tensor, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        with self._apart():
             return torch.autograd.grad(loss, list(tensors))
 
     def gradients(self, loss: Callable[[Batches], Loss], stream: str | None = None) -> Bundle:
+        if self._in_parts:
+            return self._gradients_in_parts(loss, stream)
         named = self.named
         total = [torch.zeros_like(p) for _, p in named]
         count: torch.Tensor | int = 0
         for batch in self.micro(stream):
-            one = loss(batch)
-            with self._accelerator.no_sync(self._model):
+            with self._apart():
+                one = loss(batch)
                 found = torch.autograd.grad(one.total, [p for _, p in named], allow_unused=True)
             total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
             count = count + one.over
         whole = self.sum(torch.as_tensor(count, device=self.lm.device))
         return {name: self.sum(t) / whole for (name, _), t in zip(named, total, strict=True)}
 
+    def _gradients_in_parts(self, loss: Callable[[Batches], Loss], stream: str | None) -> Bundle:
+        """The graph knows the gathered weights alone, so the gradients go through the parts' own, which are put back."""
+        named = self.named
+        kept = [p.grad for _, p in named]
+        for _, p in named:
+            p.grad = None
+        count: torch.Tensor | int = 0
+        try:
+            for batch in self.micro(stream):
+                one = loss(batch)
+                one.total.backward()
+                count = count + one.over
+            ranks = self._accelerator.num_processes
+            scale = float(ranks / self.sum(torch.as_tensor(count, device=self.lm.device)))
+            return {name: torch.zeros_like(p) if p.grad is None else p.grad * scale for name, p in named}
+        finally:
+            for (_, p), before in zip(named, kept, strict=True):
+                p.grad = before
+
     def add(self, bundle: Bundle, weight: float) -> None:
         self._added.append((bundle, weight))
 
     @contextmanager
     def shifted(self, bundle: Bundle, size: float) -> Iterator[None]:
-        norm = torch.sqrt(sum((t.double() ** 2).sum() for t in bundle.values()))  # type: ignore[arg-type]
+        norm = torch.sqrt(sum(gathered((t.double() ** 2).sum()) for t in bundle.values()))  # type: ignore[arg-type]
         if not torch.isfinite(norm) or norm == 0:
             raise ValueError(f"a shift along a bundle of norm {norm}")
         chosen = [(p, bundle[name]) for name, p in self.named if name in bundle]
@@ -163,7 +241,8 @@ class Step:
     @contextmanager
     def reference(self) -> Iterator[Callable[[Batch], torch.Tensor]]:
         with torch.no_grad():
-            if self.stage.adapter is None and not self.at_start:
+            adapter = self.stage.adapter
+            if (adapter is None or adapter.continued) and not self.at_start:  # a continued adapter was on as the stage began
                 frozen = self.model("base").model
                 yield lambda batch: frozen(**batch.inputs(), use_cache=False).logits
                 return
@@ -185,18 +264,48 @@ class Step:
     def stop(self, reason: str) -> None:
         self.stopped = reason
 
+    def agree_to_stop(self) -> bool:
+        """Whether any rank has stopped the stage: the loop's, on every rank at once, for they must end together."""
+        if self._accelerator.num_processes == 1:
+            return bool(self.stopped)
+        if not bool(self.sum(torch.tensor(int(bool(self.stopped)), device=self.lm.device))):
+            return False
+        self.stopped = self.stopped or "another process stopped the stage"
+        return True
+
     def settle(self) -> None:
         """Divide the summed gradients by the step's count and add the bundles: the loop's, after `method.step`."""
         grads = [(name, p) for name, p in self.named if p.grad is not None]
         if not grads and not self._added:
             raise TiterError(f"stage {self.stage.name}: step {self.number} produced no gradient", status=1)
         if grads:
-            # DDP averages over ranks, so the sum over ranks is the average times their number
+            # DDP and FSDP2 average over ranks, so the sum over ranks is the average times their number
             whole = self.sum(torch.as_tensor(self.count, device=self.lm.device, dtype=torch.float32))
             scale = self._accelerator.num_processes / whole
-            torch._foreach_mul_([p.grad for _, p in grads if p.grad is not None], scale)
+            torch._foreach_mul_([part_of(p.grad) for _, p in grads if p.grad is not None], scale)
         for bundle, weight in self._added:
             for name, p in self.named:
                 if name in bundle:
                     step = bundle[name] * weight
                     p.grad = step if p.grad is None else p.grad + step
+
+
+def _share(stage: Stage, ranks: int) -> int:
+    """Examples of a micro-batch that each rank draws."""
+    if stage.batch % ranks:
+        raise TiterError(
+            f"stage {stage.name}: a batch of {stage.batch} cannot be shared evenly by {ranks} processes",
+            expected="a batch (of all processes together) that is a multiple of the number of processes",
+            next_step=f"set the batch to {math.ceil(stage.batch / ranks) * ranks}, or start fewer processes.",
+        )
+    return stage.batch // ranks
+
+
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor that ranks hold in parts (every rank must ask); any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor that ranks hold in parts; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

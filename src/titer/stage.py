@@ -44,11 +44,17 @@ class Optimiser(Record):
 
 
 class Lora(Record):
-    """A low-rank adapter on every Linear of the blocks, merged into the weights when the stage ends."""
+    """A low-rank adapter on every Linear of the blocks, merged into the weights when the stage ends.
+
+    A stage after another with an adapter: double-LoRA, the default, trains a fresh adapter on the parent's merged
+    weights; single-LoRA (`continued`) takes the parent's adapter out again and trains it on, so the difference to
+    the weights before both keeps the adapter's rank. Source: arXiv 2402.01109, sections 4.2 and 5.5.
+    """
 
     rank: int = Field(default=8, ge=1)
     alpha: int = Field(default=16, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    continued: bool = Field(default=False, description="train the parent's adapter on (single-LoRA) and not a fresh one (double-LoRA)")
 
 
 class Stage(Record):
@@ -59,7 +65,7 @@ class Stage(Record):
     method: SerializeAsAny[Method]
     streams: dict[str, Stream]
     steps: int = Field(ge=0)
-    batch: int = Field(default=64, ge=1)
+    batch: int = Field(default=64, ge=1, description="examples of a micro-batch, of all processes together")
     accumulation: int = Field(default=1, ge=1)
     optimiser: Optimiser = Optimiser()
     adapter: Lora | None = None

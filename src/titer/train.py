@@ -3,10 +3,16 @@
 Nothing else knows of devices or processes. A stage's state is saved as safetensors by parameter name
 (weights in training, optimiser moments, the method's tensors) with the step's number; the schedule and all
 randomness are functions of the step, so nothing else need be saved and a resumed run is bit-identical.
+
+On several processes (torchrun, accelerate launch) every rank calls `train` with the same arguments. Each holds a
+copy of the model (DDP), or with `shard` a part of it (FSDP2: each block and then the rest, applied here, for on
+CPU ranks accelerate never does). What is saved is whole tensors, so a run may go on with other numbers of ranks.
+Rank 0 alone writes; a method's own logged numbers are rank 0's.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -17,32 +23,66 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from titer.context import Loader, Step
+from titer.context import Loader, Step, gathered
 from titer.core.errors import TiterError
 from titer.core.run import sha256_of, write_text
 from titer.data.draws import seed_of
 from titer.models.lm import LM, Progress
+from titer.models.sites import linears, transposed
 from titer.stage import Stage
 
 LOG_EVERY = 10
+ADAPTER = "adapter_model.safetensors"  # peft's name
 
 
 def train(
-    stage: Stage, begin: Callable[[], LM], loader: Loader, work: Path, save_every: int = 100, progress: Progress | None = None
+    stage: Stage,
+    begin: Callable[[], LM],
+    loader: Loader,
+    work: Path,
+    save_every: int = 100,
+    progress: Progress | None = None,
+    *,
+    adapter: Path | None = None,
+    shard: bool = False,
+    checkpointing: bool = False,
 ) -> None:
     """Run `stage` from the model that `begin` makes; leave `work/model`, `work/metrics.jsonl`, kept steps.
 
-    `work` may hold an earlier try's checkpoint: training goes on from it. Errors: a loss that is not finite
-    ends the stage with its reason in `work/outcome.json`, the last finite weights kept.
+    `work` may hold an earlier try's checkpoint: training goes on from it. A stage with an adapter leaves it in
+    `work/adapter` too; `adapter` is the parent's such folder, which a stage that continues it needs.
+    How it is executed, and no part of the stage: `shard` splits the parameters over the processes (each still holds
+    them whole at the start and at the end); `checkpointing` computes activations again to save memory.
+    Errors: a loss that is not finite ends the stage with its reason in `work/outcome.json`, the last finite weights
+    kept; a batch that the processes cannot share evenly; fp16 with `shard`; no parent's adapter, or one of another shape.
     """
-    accelerator = Accelerator(mixed_precision=stage.precision, cpu=not torch.cuda.is_available())
-    lm = begin()
-    _prepare_for_training(lm, stage)
+    accelerator = _accelerator(stage)
+    shard = shard and accelerator.num_processes > 1
+    if shard and stage.precision == "fp16":
+        raise TiterError(f"stage {stage.name}: fp16 with sharded parameters is not supported", next_step="set precision to bf16.")
+
+    def made() -> LM:
+        lm = begin()
+        _prepare_for_training(lm, stage, adapter)
+        return lm
+
+    lm = made()
+    if checkpointing:
+        _checkpoint(lm)
     with _threads_kept(), _deterministic(seed_of(stage.seed, stage.kind)):
+        if shard:
+            _split(lm, accelerator)
         optimiser = _optimiser(lm, stage)
-        model, wrapped = accelerator.prepare(lm.model, optimiser)
+        model, wrapped = (lm.model, optimiser) if shard else accelerator.prepare(lm.model, optimiser)
+        if isinstance(model, DistributedDataParallel):
+            model.broadcast_buffers = False  # alike on every rank, and a second forward pass must not write to them
         c = Step(stage, accelerator, model, lm, loader)
         first, lines = _resume(work, c, optimiser)
         if first == 0:
@@ -50,24 +90,33 @@ def train(
             c.state = stage.method.setup(c)
             c.at_start = False
         model.train()
-        _run(stage, c, wrapped, optimiser, work, first, lines, save_every, progress)
+        _run(stage, c, wrapped, optimiser, work, first, lines, save_every, progress if accelerator.is_main_process else None)
+        if shard:
+            lm = _whole(c, made, accelerator)
         stage.method.finish(c)
-    if accelerator.is_main_process:
-        _finish(stage, lm, c, work, lines)
+    _finish(stage, lm, c, work, lines, accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+
+
+def _accelerator(stage: Stage) -> Accelerator:
+    """One of the stage's precision, whatever an earlier stage of this process had."""
+    if AcceleratorState._shared_state.get("_mixed_precision", stage.precision) != stage.precision:
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=stage.precision, cpu=not torch.cuda.is_available())
 
 
 def _run(
     stage: Stage, c: Step, wrapped: Any, optimiser: Any, work: Path, first: int, lines: list[str], save_every: int, progress: Any
 ) -> None:
     for number in range(first, stage.steps):
-        torch.manual_seed(seed_of(stage.seed, "dropout", number))
+        torch.manual_seed(seed_of(stage.seed, "dropout", number, *c.other_rank))
         c.begin(number)
         for group in optimiser.param_groups:
             group["lr"] = stage.optimiser.rate_at(number, stage.steps)
         wrapped.zero_grad()
         stage.method.step(c)
         c.settle()
-        norm = torch.nn.utils.clip_grad_norm_([p for _, p in c.named], stage.optimiser.clip)
+        norm = gathered(torch.nn.utils.clip_grad_norm_([p for _, p in c.named], stage.optimiser.clip))
         due = number % LOG_EVERY == 0 or number == stage.steps - 1
         looked_at = due or norm.device.type == "cpu"  # on a GPU the loop waits for the device at logged steps alone
         if looked_at and not math.isfinite(float(norm)):
@@ -78,30 +127,116 @@ def _run(
         wrapped.step()
         done = number + 1
         if done in stage.keep:
-            save_file(_plain(c.lm.model.state_dict()), work / f"step-{done}.safetensors")
+            weights = _plain(c.lm.model.state_dict(), c.writes)
+            if c.writes:
+                save_file(weights, work / f"step-{done}.safetensors")
         if done % save_every == 0 and done < stage.steps:
             _save(work, done, c, optimiser, lines)
         if progress:
             progress(done, stage.steps)
-        if c.stopped:
+        if c.agree_to_stop():
             return
 
 
 def _line(c: Step, norm: torch.Tensor) -> str:
-    loss = float(c.total) / float(c.count) if float(c.count) else None
+    total, count = (float(c.sum(torch.as_tensor(value, device=c.lm.device))) for value in (c.total, c.count))
+    loss = total / count if count else None
     logged = {name: float(value) for name, value in c.logged.items()}
     return json.dumps({"step": c.number, "loss": loss, "grad_norm": float(norm), **logged})
 
 
-def _prepare_for_training(lm: LM, stage: Stage) -> None:
+def _prepare_for_training(lm: LM, stage: Stage, parent: Path | None = None) -> None:
     if stage.adapter is not None:
         from peft import LoraConfig, get_peft_model  # noqa: PLC0415
 
         a = stage.adapter
-        config = LoraConfig(r=a.rank, lora_alpha=a.alpha, lora_dropout=a.dropout, target_modules="all-linear", task_type="CAUSAL_LM")
+        before = _parents_adapter(stage, parent) if a.continued else {}
+        config = LoraConfig(
+            r=a.rank,
+            lora_alpha=a.alpha,
+            lora_dropout=a.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            fan_in_fan_out=any(transposed(one) for one in linears(lm.model).values()),  # GPT-2's Conv1D
+        )
         torch.manual_seed(seed_of(stage.seed, "adapter"))
         lm.model = get_peft_model(lm.model, config)
+        if before:
+            _put_back(lm.model, before, stage)
     lm.model.train()
+
+
+def _parents_adapter(stage: Stage, folder: Path | None) -> dict[str, torch.Tensor]:
+    """A and B of the adapter that the parent was trained with, by peft's names.
+
+    Errors: the parent has none, or one of another rank or alpha.
+    """
+    a, fresh = stage.adapter, "or leave `continued` off for a fresh adapter."
+    try:
+        if a is None or folder is None:
+            raise FileNotFoundError
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / ADAPTER)
+    except (OSError, ValueError):
+        raise TiterError(
+            f"stage {stage.name} continues its parent's adapter, and the parent has none",
+            expected="a parent stage trained with an adapter, which keeps it in the folder `adapter` beside its model",
+            next_step=f"give the parent stage an adapter, {fresh}",
+        ) from None
+    found, wanted = (config.get("r"), config.get("lora_alpha")), (a.rank, a.alpha)
+    if found != wanted:
+        raise TiterError(
+            f"stage {stage.name} continues an adapter of rank {found[0]} and alpha {found[1]} as one of rank {a.rank} and alpha {a.alpha}",
+            expected="the parent's rank and alpha",
+            next_step=f"set rank={found[0]} and alpha={found[1]}, {fresh}",
+        )
+    return tensors
+
+
+def _put_back(model: Any, tensors: dict[str, torch.Tensor], stage: Stage) -> None:
+    """The parent's adapter on again and out of the merged weights: together they are the parent's within rounding."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict  # noqa: PLC0415
+
+    mine = get_peft_model_state_dict(model)
+    if {name: t.shape for name, t in mine.items()} != {name: t.shape for name, t in tensors.items()}:
+        raise TiterError(
+            f"stage {stage.name}: the parent's adapter is on other layers than this model has", next_step="make the parent again."
+        )
+    set_peft_model_state_dict(model, tensors)
+    with torch.no_grad():
+        for module in model.modules():
+            if hasattr(module, "get_delta_weight"):
+                module.base_layer.weight -= module.get_delta_weight("default")
+
+
+def _checkpoint(lm: LM) -> None:
+    if not getattr(lm.model, "supports_gradient_checkpointing", False):
+        raise TiterError(f"{lm.label}: this architecture has no gradient checkpointing", next_step="train without it.")
+    model: Any = lm.model
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # the newer name first
+    enable({"use_reentrant": False})
+
+
+def _split(lm: LM, accelerator: Accelerator) -> None:
+    """FSDP2: every block's parameters in parts over the ranks, then the rest's; gathered as they are needed."""
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    lm.model.to(accelerator.device)
+    for block in lm.sites.blocks:
+        fully_shard(block.whole, mesh=mesh)
+    # after a forward pass without a backward one the root too must be in parts: the loop reads and moves parameters then
+    fully_shard(lm.model, mesh=mesh, reshard_after_forward=True)
+
+
+def _whole(c: Step, made: Callable[[], LM], accelerator: Accelerator) -> LM:
+    """The trained model on every rank, made again without parts."""
+    lm = made()
+    lm.model.to(accelerator.device)
+    into = dict(lm.model.named_parameters())
+    with torch.no_grad():
+        for name, p in c.named:
+            into[name].copy_(gathered(p))
+    c.whole(lm)
+    return lm
 
 
 def _optimiser(lm: LM, stage: Stage) -> torch.optim.AdamW:
@@ -118,11 +253,14 @@ def _save(work: Path, done: int, c: Step, optimiser: Any, lines: list[str]) -> N
     tensors: dict[str, torch.Tensor] = {f"weight/{name}": p for name, p in c.named}
     for name, p in c.named:
         tensors.update({f"moment/{name}/{part}": value for part, value in optimiser.state[p].items()})
-    tensors.update({f"state/{name}": value for name, value in c.state.items()})
+    tensors.update({f"{'part' if isinstance(value, DTensor) else 'state'}/{name}": value for name, value in c.state.items()})
+    tensors = _plain(tensors, c.writes)
+    if not c.writes:
+        return
     file = work / "resume" / f"{done}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
-    save_file(_plain(tensors), temporary)
+    save_file(tensors, temporary)
     temporary.rename(file)
     note = {"step": done, "file": file.name, "sha256": sha256_of(file), "metrics": lines}
     write_text(work / "resume" / "latest.json", json.dumps(note))
@@ -142,29 +280,61 @@ def _resume(work: Path, c: Step, optimiser: Any) -> tuple[int, list[str]]:
         tensors = load_file(file)
     except (OSError, ValueError, KeyError):  # none yet, or cut short: begin again
         return 0, []
+    mesh = next((p.device_mesh for _, p in c.named if isinstance(p, DTensor)), None)
     with torch.no_grad():
         for name, p in c.named:
-            p.copy_(tensors[f"weight/{name}"])
-            parts = ("step", "exp_avg", "exp_avg_sq")
-            optimiser.state[p] = {part: tensors[f"moment/{name}/{part}"].to(p.device) for part in parts}
+            spread = mesh if isinstance(p, DTensor) else None
+            p.copy_(_parted(tensors[f"weight/{name}"], spread))
+            if f"moment/{name}/step" not in tensors:  # never stepped: a method froze it so far
+                continue
+            moments = {part: _parted(tensors[f"moment/{name}/{part}"].to(p.device), spread) for part in ("exp_avg", "exp_avg_sq")}
+            optimiser.state[p] = {"step": tensors[f"moment/{name}/step"].to(p.device), **moments}
     c.state = {name[len("state/") :]: value for name, value in tensors.items() if name.startswith("state/")}
+    c.state |= {name[len("part/") :]: _parted(value, mesh) for name, value in tensors.items() if name.startswith("part/")}
     return int(note["step"]), list(note["metrics"])
 
 
-def _finish(stage: Stage, lm: LM, c: Step, work: Path, lines: list[str]) -> None:
+def _parted(tensor: torch.Tensor, mesh: DeviceMesh | None) -> torch.Tensor:
+    """Split over the ranks as FSDP2 splits, by rows; every rank has read the whole, so nothing is sent."""
+    return tensor if mesh is None else distribute_tensor(tensor.to(mesh.device_type), mesh, [Shard(0)], src_data_rank=None)
+
+
+def _finish(stage: Stage, lm: LM, c: Step, work: Path, lines: list[str], writes: bool) -> None:
     if stage.adapter is not None:
+        if writes:
+            _save_adapter(lm.model, work / "adapter")
         lm.model = lm.model.merge_and_unload()
     if not all(bool(torch.isfinite(p).all()) for p in lm.model.parameters()):
         raise TiterError(f"stage {stage.name}: the weights are not finite", next_step="lower the learning rate.", status=1)
+    if not writes:
+        return
     lm.save(work / "model")
     write_text(work / "metrics.jsonl", "".join(line + "\n" for line in lines))
     write_text(work / "outcome.json", json.dumps({"steps": stage.steps, "stopped": c.stopped}) + "\n")
     shutil.rmtree(work / "resume", ignore_errors=True)
 
 
-def _plain(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Contiguous copies on the CPU, shared storage separated, as safetensors asks."""
-    return {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+def _save_adapter(model: Any, folder: Path) -> None:
+    """peft's own format, without the card and the path of the model, which would differ from place to place."""
+    from peft import get_peft_model_state_dict  # noqa: PLC0415
+
+    config = copy.copy(model.peft_config["default"])
+    config.base_model_name_or_path = None
+    config.save_pretrained(folder)
+    save_file(_plain(get_peft_model_state_dict(model)), folder / ADAPTER, metadata={"format": "pt"})
+
+
+def _plain(tensors: dict[str, Any], keep: bool = True) -> dict[str, torch.Tensor]:
+    """Contiguous copies on the CPU, shared storage separated, as safetensors asks; tensors in parts are gathered.
+
+    Every rank must ask, for gathering takes them all; those that do not `keep` get nothing.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        whole = gathered(tensor.detach())
+        if keep:
+            found[name] = whole.to("cpu").contiguous().clone()
+    return found
 
 
 @contextmanager

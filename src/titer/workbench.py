@@ -82,7 +82,8 @@ class Workbench:
             def read(role: str) -> LM:
                 return begin() if role == "base" else load(reads[role].checkpoint)
 
-            train(stage, begin, read, work, self.save_every, self.reporter.task(stage.name))
+            adapter = parent.checkpoint.path.parent / "adapter" if parent else None
+            train(stage, begin, read, work, self.save_every, self.reporter.task(stage.name), adapter=adapter)
 
         folder = self.store.artefact("stages", inputs, make)
         return Model(name, digest(inputs), open_checkpoint(folder / "model", name))

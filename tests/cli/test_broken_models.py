@@ -92,12 +92,17 @@ def test_a_hub_id_without_a_network(wrong: Wrong) -> None:
 
 
 def test_a_model_whose_sites_are_not_known(wrong: Wrong, here: Path) -> None:
-    from tests.models.families import gpt2
-    from titer.data.world import World
+    """A mixture of experts: its blocks have no one MLP."""
+    from transformers import MixtralConfig, MixtralForCausalLM
 
-    gpt2(World(seed=1)).save(here / "gpt2")
-    said = wrong("audit", "gpt2", "--data", "d.csv")
-    assert "Conv1D layers of GPT-2 are not supported yet" in said
+    from titer.data.world import World
+    from titer.models.lm import LM
+
+    tokenizer = World(seed=1).tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    LM(MixtralForCausalLM(MixtralConfig(vocab_size=len(tokenizer), num_local_experts=2, **sizes)), tokenizer, "experts").save(here / "x")
+    said = wrong("audit", "x", "--data", "d.csv")
+    assert "mixtures of experts are not supported yet" in said
 
 
 def test_two_architectures_in_one_audit(wrong: Wrong, here: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +23,25 @@ SURFACE = {
     ],
     "audit": ["MODELS...", "--data", "--dry-run", "--json", "--prompts", "--runs"],
     "align": [
-        *("MODEL", "--batch", "--data", "--dry-run", "--json", "--lora", "--method"),
-        *("--rate", "--runs", "--seed", "--set", "--steps"),
+        *("MODEL", "--alpha", "--batch", "--continued", "--data", "--dropout", "--dry-run", "--json", "--lora", "--method"),
+        *("--rate", "--read", "--runs", "--seed", "--set", "--steps", "--stream"),
+    ],
+    "finetune": [
+        *(
+            "MODEL",
+            "--alpha",
+            "--batch",
+            "--continued",
+            "--data",
+            "--dropout",
+            "--dry-run",
+            "--epochs",
+            "--examples",
+            "--harmful",
+            "--json",
+        ),
+        *("--keep", "--lora", "--method", "--rate", "--ratio", "--read", "--runs", "--safety", "--safety-examples"),
+        *("--schedule", "--seed", "--set", "--stream"),
     ],
     "study": [
         *("NAME", "--aligned", "--base", "--bf16", "--data", "--dry-run", "--flops", "--json", "--only"),
@@ -45,7 +64,20 @@ DEFAULTS = {
     ("align", "batch"): 8,
     ("align", "rate"): 2e-5,
     ("align", "lora"): 0,
+    ("align", "alpha"): None,
+    ("align", "dropout"): None,
     ("align", "seed"): 0,
+    ("finetune", "examples"): 1000,
+    ("finetune", "ratio"): None,
+    ("finetune", "safety_examples"): None,
+    ("finetune", "epochs"): 20,
+    ("finetune", "batch"): 5,
+    ("finetune", "rate"): 1e-5,
+    ("finetune", "schedule"): "cosine",
+    ("finetune", "method"): "sft",
+    ("finetune", "lora"): 0,
+    ("finetune", "keep"): "",
+    ("finetune", "seed"): 0,
 }
 HEAVY = ("torch", "transformers", "pandas", "numpy", "altair", "vl_convert", "scipy", "peft", "accelerate", "huggingface_hub")
 
@@ -99,7 +131,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"], ["audit", "--help"], ["audi"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"], ["audit", "--help"], ["finetune", "--help"], ["audi"]])
 def test_help_versions_and_lists_import_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
 import sys
@@ -117,8 +149,6 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 
 
 def test_the_installed_command_prints_help_and_version() -> None:
-    from pathlib import Path
-
     program = Path(sys.executable).parent / "titer"
     if not program.exists():
         pytest.skip("the project is not installed beside this Python")
@@ -127,3 +157,17 @@ def test_the_installed_command_prints_help_and_version() -> None:
     assert all(name.split()[0] in shown.stdout for name in SURFACE if name)
     version = subprocess.run([str(program), "--version"], capture_output=True, text=True, timeout=60, check=False)
     assert (version.returncode, version.stdout.strip()) == (0, __version__)
+
+
+def test_the_commands_of_the_readme_and_their_options_exist() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    written = re.findall(r"(?:\.venv/bin/|`)titer ([^#\n`]*)", text)
+    assert len(written) > 10
+    for line in written:
+        words = line.split()
+        name = " ".join(words[:2]) if words[0] == "models" else words[0]
+        assert name in SURFACE, line
+        assert {word for word in words if word.startswith("--")} <= set(SURFACE[name]), line
+    align_to_evaluate = text.split("## Align, fine-tune")[1].split("\n## ")[0]
+    known = {option for options in SURFACE.values() for option in options}
+    assert set(re.findall(r"--[a-z][a-z-]*", align_to_evaluate)) <= known

@@ -4,12 +4,14 @@ the package passes through the same checks."""
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from titer.data.draws import seed_of
 from titer.data.encode import encode
 from titer.data.example import Part, Stream
 from titer.data.world import World, WorldSource
@@ -17,11 +19,13 @@ from titer.methods.base import Batches, Context, Loss, Method
 from titer.methods.sft import SFT
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import LM, load
+from titer.models.sites import Sites
 from titer.stage import Lora, Optimiser, Stage
 from titer.train import train
 
 Maker = Callable[[World], LM]
 WORLD = World(seed=1)
+SHIFT = 0.01  # how far the weights of a model read under another name than "base" are moved
 
 
 def streams(method: type[Method]) -> dict[str, Stream]:
@@ -53,10 +57,26 @@ def stage(method: Method, **changes: Any) -> Stage:
     return Stage(**{**values, **changes})
 
 
+def loader(maker: Maker) -> Callable[[str], LM]:
+    """The models that a stage reads: "base" is where it began, every other name a model of its own a little way off."""
+
+    def load_named(name: str) -> LM:
+        lm = maker(WORLD)
+        if name != "base":
+            generator = torch.Generator().manual_seed(seed_of("contract", name))
+            with torch.no_grad():
+                for p in lm.model.parameters():  # a matrix by one of rank 1: training moves a model in few directions too
+                    row = torch.randn(p.shape[-1], generator=generator)
+                    p.add_(row if p.ndim == 1 else torch.outer(torch.randn(len(p), generator=generator), row), alpha=SHIFT)
+        return lm
+
+    return load_named
+
+
 def run(made: Stage, maker: Maker, work: Path, save_every: int = 100) -> dict[str, torch.Tensor]:
     """Train and return the saved weights."""
     work.mkdir(parents=True, exist_ok=True)
-    train(made, lambda: maker(WORLD), lambda _: maker(WORLD), work, save_every)
+    train(made, lambda: maker(WORLD), loader(maker), work, save_every)
     return dict(load(open_checkpoint(work / "model")).model.state_dict())
 
 
@@ -117,7 +137,7 @@ def check_resume(method: type[Method], maker: Maker, work: Path) -> None:
     cut = work / "cut"
     cut.mkdir()
     try:
-        train(stage(method()), lambda: maker(WORLD), lambda _: maker(WORLD), cut, 2, stop)
+        train(stage(method()), lambda: maker(WORLD), loader(maker), cut, 2, stop)
     except KilledError:
         assert (cut / "resume" / "latest.json").exists()
     assert same(whole, run(stage(method()), maker, cut, save_every=2))
@@ -138,7 +158,7 @@ def check_no_hook_left(method: type[Method], maker: Maker, work: Path) -> None:
 
     (work / "cut").mkdir()
     with contextlib.suppress(KilledError):  # the failure that was asked for
-        train(stage(method()), lambda: kept(WORLD), lambda _: kept(WORLD), work / "cut", 100, fail)
+        train(stage(method()), lambda: kept(WORLD), loader(kept), work / "cut", 100, fail)
     for lm in seen:
         for module in lm.model.modules():
             assert not module._forward_hooks
@@ -157,21 +177,25 @@ def check_lora(method: type[Method], maker: Maker, work: Path) -> None:
 
 
 def check_padding_side(method: type[Method], maker: Maker) -> None:
-    """The loss is that of the tokens: the same whichever side is padded."""
+    """The loss is that of the tokens: the same whichever side is padded. `rejected` has other answers than `preferred`."""
     lm = maker(WORLD)
     prompts = ["<bos> f1 f0 <sot> a b c <eot>", "<bos> f2 f1 <sot> a b c d e f g h i <eot>"]
     answers = ["a b c", "d e f g h i a b c"]
+    others = ["e f g h i", "d b"]
     found = []
     for side in ("right", "left"):
-        batch = encode(lm.tokenizer, prompts, answers, torch.arange(2).numpy(), side=side)  # type: ignore[arg-type]
-        loss = method().loss(Bare(lm), dict.fromkeys(method.STREAMS, batch))
+        batch = {
+            name: encode(lm.tokenizer, prompts, others if name == "rejected" else answers, torch.arange(2).numpy(), side=side)  # type: ignore[arg-type]
+            for name in method.STREAMS
+        }
+        loss = method().loss(Bare(lm), batch)
         found.append(float(loss.total.detach()) / float(loss.over))
     assert abs(found[0] - found[1]) < 1e-5
     assert found[0] > 0
 
 
 class Bare:
-    """The least of a context that a loss needs: the model's logits."""
+    """The least of a context that a loss needs: the model's logits and sites, and the models it reads."""
 
     def __init__(self, lm: LM) -> None:
         self.lm, self.state, self.rng, self.number = lm, {}, torch.Generator(), 0
@@ -179,6 +203,13 @@ class Bare:
     def forward(self, batch: Any) -> torch.Tensor:
         logits: torch.Tensor = self.lm.model(**batch.inputs(), use_cache=False).logits
         return logits
+
+    @property
+    def sites(self) -> Sites:
+        return self.lm.sites
+
+    def model(self, name: str) -> LM:
+        return loader(lambda _: copy.deepcopy(self.lm))(name)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[Callable[[Any], torch.Tensor]]:

@@ -40,7 +40,7 @@ def qwen2(world: World) -> LM:
 
 
 def gpt2(world: World) -> LM:
-    """A tiny GPT-2, whose layers are Conv1D: it generates, but has no sites yet."""
+    """A tiny GPT-2, whose layers are Conv1D: weights stored as (inputs, outputs)."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     t = world.tokenizer()
@@ -62,7 +62,7 @@ def _made(kind: Any, config: Any, tokenizer: Any) -> LM:
         return LM(kind(config).eval(), tokenizer, kind.__name__)
 
 
-SUPPORTED = {"llama": llama, "neox": neox, "opt": opt, "qwen2": qwen2}
+SUPPORTED = {"gpt2": gpt2, "llama": llama, "neox": neox, "opt": opt, "qwen2": qwen2}
 PROMPTS = (
     "<bos> f0 f1 <sot> a b c d e f g h i <eot>",
     "<bos> f2 <sot> a <eot>",

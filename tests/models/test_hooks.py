@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from titer.core.errors import TiterError
-from titer.models.hooks import adding, reading, replacing
+from titer.models.hooks import adding, catching, reading, replacing
 from titer.models.lm import LM
 
 IDS = torch.tensor([[1, 9, 12, 3, 20, 21, 22, 4], [1, 8, 11, 3, 25, 26, 27, 4]])
@@ -98,3 +98,25 @@ def test_gradients_pass_through_what_is_added(lm: LM) -> None:
         lm.model(input_ids=IDS).logits.sum().backward()
     assert delta.grad is not None
     assert float(delta.grad.abs().sum()) > 0
+
+
+def test_what_is_caught_is_the_gradient_to_what_is_added(family: LM) -> None:
+    names = [name for name in family.sites.names() if name != "embed"]
+    with reading(family.sites, names) as seen:
+        logits(family)
+    deltas = {name: torch.zeros_like(seen[name], requires_grad=True) for name in names}
+    caught: dict[str, torch.Tensor] = {}
+    with adding(family.sites, deltas), catching(family.sites, names, caught.__setitem__):
+        family.model(input_ids=IDS).logits.square().sum().backward()
+    assert hooks(family) == 0
+    for name in names:
+        torch.testing.assert_close(caught[name], deltas[name].grad)
+
+
+def test_a_gradient_is_caught_where_nothing_below_is_trained(family: LM) -> None:
+    family.model.requires_grad_(False)
+    caught: dict[str, torch.Tensor] = {}
+    with catching(family.sites, ["attn_out[0]"], caught.__setitem__):
+        family.model(input_ids=IDS).logits.square().sum().backward()
+    assert caught["attn_out[0]"].shape == (2, 8, 16)
+    assert caught["attn_out[0]"].any()

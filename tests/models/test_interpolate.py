@@ -94,7 +94,7 @@ def test_a_part_alone_is_changed(part: str, family: LM) -> None:
     base = weights_of(family)
     tuned = moved(base)
     found = of_part(family.sites, base, tuned, part)
-    words = {"mlp": (".mlp.", ".fc1.", ".fc2."), "attention": (".attention.", ".self_attn.")}
+    words = {"mlp": (".mlp.", ".fc1.", ".fc2."), "attention": (".attention.", ".self_attn.", ".attn.")}
     kinds = {
         name: next((kind for kind, some in words.items() if any(w in name and "norm" not in name for w in some)), "other") for name in base
     }

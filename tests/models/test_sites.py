@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional
 
-from tests.models.families import gpt2, mixtral
+from tests.methods.architectures import FAMILY
+from tests.models.families import mixtral
 from titer.core.errors import TiterError
 from titer.data.world import World
 from titer.models.hooks import reading
 from titer.models.lm import LM
+from titer.models.sites import Sites, sizes
 
+ACTIVATION = {"opt": functional.relu, "gpt2": partial(functional.gelu, approximate="tanh")}
 IDS = torch.tensor([[1, 9, 12, 3, 20, 21, 22, 4]])
 
 
@@ -31,7 +36,7 @@ def test_mlp_act_is_the_input_of_the_down_projection_by_hand(family: LM) -> None
         if family.sites.blocks[i].mlp_gate is not None:
             expected = functional.silu(family.sites.linear(f"mlp_gate[{i}]")(seen[f"mlp_in[{i}]"])) * up
         else:
-            expected = functional.relu(up) if family.model.config.model_type == "opt" else functional.gelu(up)
+            expected = ACTIVATION.get(family.model.config.model_type, functional.gelu)(up)
         torch.testing.assert_close(seen[f"mlp_act[{i}]"], expected)
         torch.testing.assert_close(seen[f"mlp_out[{i}]"], linear["mlp_down"](expected))
 
@@ -57,13 +62,56 @@ def test_the_embedding_and_the_mlp_input_by_hand(lm: LM) -> None:
     torch.testing.assert_close(seen["mlp_in[0]"], lm.sites.blocks[0].whole.post_attention_layernorm(middle))
 
 
-def test_weights_have_the_shapes_and_the_names_of_the_state_dict(family: LM) -> None:
+@torch.no_grad()
+def test_weights_are_outputs_by_inputs_and_the_state_dict_s_tensors(family: LM) -> None:
     state = family.model.state_dict()
-    wide = family.sites.linear("mlp_up[0]").out_features
+    wide = sizes(family.sites.linear("mlp_up[0]"))[0]
+    assert wide > 16
     for site, shape in {"attn_o[1]": (16, 16), "mlp_up[1]": (wide, 16), "mlp_down[1]": (16, wide)}.items():
-        name = family.sites.tensor(site)
-        assert state[name].shape == shape
-        assert state[name].data_ptr() == family.sites.linear(site).weight.data_ptr()
+        name, linear = family.sites.tensor(site), family.sites.linear(site)
+        assert state[name].data_ptr() == linear.weight.data_ptr()
+        weight = family.sites.oriented(site, state[name])
+        assert weight.shape == shape == sizes(linear)
+        x = torch.randn(3, shape[1])
+        torch.testing.assert_close(linear(x), functional.linear(x, weight, linear.bias))
+
+
+def has_gate(family: str) -> bool:
+    return family in ("llama", "mistral", "qwen2", "gemma", "gemma2")
+
+
+@pytest.mark.parametrize("name", sorted(FAMILY))
+def test_the_sites_of_eight_families_are_those_of_their_own_names(name: str, world: World) -> None:
+    lm = FAMILY[name](world)
+    lm.model.eval()
+    endings = {
+        "gpt2": ("attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+        "neox": ("attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        "opt": ("self_attn.out_proj", "fc1", "fc2"),
+    }.get(name, ("self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"))
+    for i in range(2):
+        for kind, ending in zip(("attn_o", "mlp_up", "mlp_down"), endings, strict=True):
+            assert lm.sites.tensor(f"{kind}[{i}]").endswith(f".{i}.{ending}.weight")
+    if has_gate(name):
+        assert lm.sites.tensor("mlp_gate[1]").endswith(".1.mlp.gate_proj.weight")
+    seen: list[torch.Tensor] = []
+    attention = lm.model.get_submodule(lm.sites.tensor("attn_o[1]").rpartition(".")[0])
+    handle = attention.register_forward_hook(lambda _, __, output: seen.append(output))
+    with reading(lm.sites, ["attn_out[1]"]) as read:
+        lm.model(input_ids=IDS)
+    handle.remove()
+    torch.testing.assert_close(read["attn_out[1]"], seen[0])
+
+
+def test_sites_are_found_through_adapters(family: LM) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    conv = family.model.config.model_type == "gpt2"
+    made = get_peft_model(family.model, LoraConfig(r=2, target_modules="all-linear", fan_in_fan_out=conv))
+    found = Sites(made)
+    assert found.layers == 2
+    assert [sizes(found.linear(f"{kind}[0]")) for kind in ("attn_o", "mlp_up")] == [(16, 16), sizes(found.linear("mlp_up[1]"))]
+    assert found.oriented("mlp_up[0]", found.linear("mlp_up[0]").base_layer.weight).shape == sizes(found.linear("mlp_up[0]"))
 
 
 def test_the_gate_is_not_taken_for_the_up_projection(lm: LM) -> None:
@@ -75,11 +123,15 @@ def test_the_gate_is_not_taken_for_the_up_projection(lm: LM) -> None:
             lm.sites.linear("mlp_gate[0]")
 
 
-@pytest.mark.parametrize("build", [gpt2, mixtral])
-def test_a_model_that_is_not_supported_is_a_clear_error(build, world: World) -> None:  # type: ignore[no-untyped-def]
+def test_a_model_that_is_not_supported_is_a_clear_error(world: World) -> None:
     with pytest.raises(TiterError) as caught:
-        _ = build(world).sites
+        _ = mixtral(world).sites
     assert "not supported yet" in str(caught.value)
+
+
+def test_a_model_without_attention_is_a_clear_error() -> None:
+    with pytest.raises(TiterError, match="no list of decoder blocks"):
+        Sites(torch.nn.ModuleList([torch.nn.Linear(4, 4)]))
 
 
 def test_an_unknown_site_names_the_nearest(family: LM) -> None:

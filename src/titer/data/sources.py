@@ -13,9 +13,9 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,16 +26,18 @@ from titer.data.example import Answer, Batch, Example, Indices
 from titer.data.formats import COMPLY, FORMAT, PAIR, PROMPT
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, in words; its columns
+Parsed = tuple[str, bool | None, str | None, str | None]  # prompt, harmful, comply, refuse
+SUFFIXES = (".csv", ".json", ".jsonl")
 SURROGATE = re.compile("[\ud800-\udfff]")
 WORDS = {"safe": False, "harmless": False, "false": False, "0": False, "unsafe": True, "harmful": True, "true": True, "1": True}
 
 
 class TextData(Record):
-    """A file's rows as examples; `sha256` is of the file, `dropped` counts repeated prompts."""
+    """A file's rows as examples; `sha256` is of the file, `dropped` counts the rows left out (repeated prompts)."""
 
     name: str
     sha256: str
-    rows: tuple[tuple[str, bool | None, str | None, str | None], ...]  # prompt, harmful, comply, refuse
+    rows: tuple[Parsed, ...]
     dropped: int = 0
 
     @property
@@ -73,13 +75,27 @@ def read_text(path: str | Path, labelled: bool = True) -> TextData:
 
     Errors: a missing or empty file, an unknown format, a bad line (file, line, column), no usable row.
     """
+    file = load(path)
+    return collected(file, (_row(where, row, labelled) for where, row in records(file)), file.name)
+
+
+class File(NamedTuple):
+    """A data file as it was read; `sha256` is of its bytes."""
+
+    name: str
+    suffix: str
+    sha256: str
+    text: str
+
+
+def load(path: str | Path, suffixes: Sequence[str] = SUFFIXES, expected: str = FORMAT) -> File:
+    """The text of a data file. Errors: another suffix than `suffixes`, no file, bytes that are not UTF-8."""
     file = Path(path)
-    readers = {".csv": _csv, ".json": _json, ".jsonl": _jsonl}
-    name = visible(file.name or str(path), 120)
-    if file.suffix.lower() not in readers:
-        raise TiterError(f"{name}: unknown format {visible(file.suffix, 40)!r}", expected=FORMAT)
+    name, suffix = visible(file.name or str(path), 120), file.suffix.lower()
+    if suffix not in suffixes:
+        raise TiterError(f"{name}: unknown format {visible(file.suffix, 40)!r}", expected=expected)
     if not file.is_file():
-        raise TiterError(f"no data file at {visible(str(path), 200)!r}", expected=FORMAT)
+        raise TiterError(f"no data file at {visible(str(path), 200)!r}", expected=expected)
     whole = file.read_bytes()
     body = whole.removeprefix(codecs.BOM_UTF8)
     try:
@@ -88,16 +104,24 @@ def read_text(path: str | Path, labelled: bool = True) -> TextData:
         line = body[: error.start].count(b"\n") + 1
         place = len(whole) - len(body) + error.start
         raise TiterError(f"{name}, line {line}: byte {place} is not UTF-8", next_step="save the file as UTF-8.") from None
-    rows: dict[str, tuple[str, bool | None, str | None, str | None]] = {}
+    return File(name, suffix, hashlib.sha256(whole).hexdigest(), text)
+
+
+def records(file: File) -> Iterator[Row]:
+    """The rows of a .csv, .json or .jsonl file by column (names in small letters), each with its place in words."""
+    return {".csv": _csv, ".json": _json, ".jsonl": _jsonl}[file.suffix](file.name, file.text)
+
+
+def collected(file: File, rows: Iterable[Parsed], name: str, expected: str = FORMAT) -> TextData:
+    """Rows as data called `name`: of a repeated prompt the first row, the others counted. Errors: no row."""
+    kept: dict[str, Parsed] = {}
     total = 0
-    for where, row in readers[file.suffix.lower()](name, text):
-        parsed = _row(where, row, labelled)
-        rows.setdefault(parsed[0], parsed)
+    for row in rows:
+        kept.setdefault(row[0], row)
         total += 1
-    if not rows:
-        raise TiterError(f"{name} holds no example", expected=FORMAT)
-    found = tuple(rows.values())
-    return TextData(name=name, sha256=hashlib.sha256(whole).hexdigest(), rows=found, dropped=total - len(found))
+    if not kept:
+        raise TiterError(f"{file.name} holds no example", expected=expected)
+    return TextData(name=name, sha256=file.sha256, rows=tuple(kept.values()), dropped=total - len(kept))
 
 
 def _csv(name: str, text: str) -> Iterator[Row]:
@@ -161,7 +185,7 @@ def _lower(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {str(key).strip().lower(): value for key, value in row.items()}
 
 
-def _row(where: str, row: Mapping[str, Any], labelled: bool) -> tuple[str, bool | None, str | None, str | None]:
+def _row(where: str, row: Mapping[str, Any], labelled: bool) -> Parsed:
     column = next((key for key in PROMPT if key in row), None)
     if column is None and all(isinstance(row.get(key), str) and row[key].strip() for key in PAIR):
         row, column = {**row, "prompt": " : ".join(row[key] for key in PAIR)}, "prompt"  # as the mechanistic study writes pairs

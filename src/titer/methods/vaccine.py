@@ -1,26 +1,31 @@
 """Vaccine: train under the activation perturbation, of bounded size, that hurts the loss most.
 
-Pass 1 takes the loss's gradient g at the chosen sites (no parameter gradient is touched); pass 2 trains with
+Pass 1 takes the loss's gradient g at the chosen sites (no parameter gradient is computed); pass 2 trains with
 eps = rho g / ||g|| added there, one l2 ball over all sites. Source: arXiv 2402.01109, equations 1-3, algorithm 1;
 `every`: algorithm 2 (accelerated); `scope`: one ball a batch (the paper), example, layer or token; `inner` > 1: that
 many ascent steps of rho / inner each, projected to the ball (latent adversarial training). `noise` replaces the
 gradient: "variance" adds N(0, rho) (table 7), "norm" a random direction of the same norm, the control.
-Shapes: B examples, T tokens, D width; a site's perturbation is (B, T, D).
+Cheaper than the paper, and weaker: `part` < 1 takes the gradient of the first rows of the micro-batch alone (rows come in
+random order) and spends the whole ball on them; `reuse` needs no pass 1: the gradient that the step before met at each site
+in its training pass, summed over tokens to (D,), is what every token is moved along.
+Shapes: B examples, T tokens, D width, L sites; a site's perturbation is (B, T, D).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
+from torch.nn import functional
 
 from titer.data.example import Batch
 from titer.methods.base import Batches, Context, Loss, Method, token_nll
-from titer.models.hooks import Edit, adding, replacing
-
-Deltas = dict[str, torch.Tensor]
+from titer.models.ball import Deltas, Scope, gradients_at, scaled
+from titer.models.hooks import adding, catching
+from titer.models.sites import sizes
 
 
 class Vaccine(Method):
@@ -33,86 +38,85 @@ class Vaccine(Method):
 
     rho: float = Field(default=2.0, ge=0, description="radius of the l2 ball; the paper's 2 (a variance with noise=variance)")
     site: Literal["attn_out", "mlp_out", "resid"] = Field(default="attn_out", description="where; the paper's attention outputs")
-    scope: Literal["batch", "example", "layer", "token"] = Field(default="batch", description="what shares one ball; the paper's batch")
+    scope: Scope = Field(default="batch", description="what shares one ball; the paper's batch")
     every: int = Field(default=1, ge=1, description="tau: perturb every so many steps; the paper's 1, accelerated 100 and more")
     inner: int = Field(default=1, ge=1, description="ascent steps; the paper's 1")
     noise: Literal["", "variance", "norm"] = Field(default="", description="random instead of the gradient")
     padding: bool = Field(default=False, description="perturb padding too; the official code does")
     shared_dropout: bool = Field(default=False, description="the same dropout masks in both passes; the official code's differ")
+    part: float = Field(default=1.0, gt=0, le=1, description="share of a micro-batch's rows that is perturbed; the paper's 1")
+    reuse: bool = Field(default=False, description="move along the last step's mean gradient, without a pass for it")
+
+    @model_validator(mode="after")
+    def _one_filling(self) -> Vaccine:
+        if self.reuse and (self.noise or self.inner > 1 or self.part < 1):
+            raise ValueError("reuse takes no pass for the gradient: leave noise, inner and part as they are")
+        return self
 
     def loss(self, c: Context, batch: Batches) -> Loss:
         return token_nll(c.forward(batch["train"]), batch["train"].labels)
 
     def step(self, c: Context) -> None:
         due = self.rho > 0 and c.number % self.every == 0
+        learns = self.reuse and self.rho > 0 and (c.number + 1) % self.every == 0
+        met: Deltas = {}
+
+        def keep(name: str, gradient: torch.Tensor) -> None:
+            met[name] = met.get(name, 0) + gradient.float().sum((0, 1))
+
         for batch in c.micro():
-            state = torch.get_rng_state()
-            deltas = self.perturbation(c, batch) if due else {}
-            if self.shared_dropout:
-                torch.set_rng_state(state)
-            with adding(c.sites, deltas):
+            with torch.random.fork_rng() if self.shared_dropout else nullcontext():
+                deltas = self.perturbation(c, batch) if due else {}
+            with adding(c.sites, deltas), catching(c.sites, self._names(c) if learns else [], keep):
                 c.backward(self.loss(c, batch))
+        if learns:
+            c.state["direction"] = c.sum(torch.stack([met[name] for name in self._names(c)]))  # (L, D)
+        if self.rho > 0:
+            c.log("vaccine_skipped", c.state.get("skipped", torch.tensor(0)))
+
+    def _names(self, c: Context) -> list[str]:
+        return [f"{self.site}[{i}]" for i in range(c.sites.layers)]
 
     def perturbation(self, c: Context, batch: Batches) -> Deltas:
-        """eps at every site; {} and a logged count where the gradient's norm is zero or not finite."""
-        names = [f"{self.site}[{i}]" for i in range(c.sites.layers)]
-        if self.noise:
-            drawn = self._drawn(c, batch, names)
-            return drawn if self.noise == "variance" else self._scaled(c, drawn, batch["train"], self.rho)
+        """eps (B, T, D) at every site; {} and one more in the stage's count where the norm is zero or not finite."""
+        whole, names = batch["train"], self._names(c)
+        rows = whole.rows(0, max(1, round(self.part * len(whole))))
+        if self.noise or self.reuse:
+            drawn = self._drawn(c, rows, names) if self.noise else self._remembered(c, rows, names)
+            found = drawn if self.noise == "variance" or not drawn else self._scaled(c, drawn, rows, self.rho)
+        else:
+            found = self._ascended(c, {**batch, "train": rows}, names)
+        left = len(whole) - len(rows)
+        return {name: functional.pad(delta, (0, 0, 0, 0, 0, left)) for name, delta in found.items()} if left else found
+
+    def _ascended(self, c: Context, batch: Batches, names: list[str]) -> Deltas:
         deltas: Deltas = {}
         for turn in range(self.inner):
-            gradient = self._gradient(c, batch, names, deltas)
+            gradient = gradients_at(c.sites, names, lambda: self.loss(c, batch).total, c.grad, deltas)
             step = self._scaled(c, gradient, batch["train"], self.rho / self.inner)
             if not step:
                 return {}
             deltas = {name: deltas[name] + step[name] for name in names} if turn else step
         return deltas
 
-    def _gradient(self, c: Context, batch: Batches, names: list[str], start: Deltas) -> Deltas:
-        """The loss's gradient to a delta at each site, taken at `start` (zero where there is none)."""
-        made: Deltas = {}
-
-        def edit(name: str) -> Edit:
-            def moved(activation: torch.Tensor) -> torch.Tensor:
-                if name not in made:  # once: a checkpointed block that is computed again meets the same delta
-                    made[name] = start.get(name, torch.zeros_like(activation)).detach().requires_grad_(True)
-                return activation + made[name]
-
-            return moved
-
-        with replacing(c.sites, {name: edit(name) for name in names}):
-            total = self.loss(c, batch).total
-            found = c.grad(total, [made[name] for name in names])
-        return dict(zip(names, found, strict=True))
-
-    def _drawn(self, c: Context, batch: Batches, names: list[str]) -> Deltas:
+    def _drawn(self, c: Context, batch: Batch, names: list[str]) -> Deltas:
         """N(0, rho) at every site, from the step's own generator."""
-        rows, width = batch["train"].input_ids.shape
-        size = c.sites.linear("attn_o[0]").out_features
-        shape, device = (rows, width, size), batch["train"].input_ids.device
+        shape, device = (*batch.input_ids.shape, sizes(c.sites.linear("attn_o[0]"))[0]), batch.input_ids.device
         return {name: (self.rho**0.5 * torch.randn(shape, generator=c.rng)).to(device) for name in names}
 
-    def _scaled(self, c: Context, deltas: Deltas, batch: Batch, radius: float) -> Deltas:
-        """The deltas with norm `radius` in every ball; {} where a ball of the batch has no direction."""
-        mask = None if self.padding or batch.attention_mask is None else batch.attention_mask[:, :, None]
-        kept = {name: (delta if mask is None else delta * mask).float() for name, delta in deltas.items()}
-        squares = {name: (delta**2).sum(-1) for name, delta in kept.items()}  # (B, T)
-        norms = self._norms(c, squares)
-        whole = torch.stack([norm.sum() for norm in norms.values()]).sum()
-        if not bool(torch.isfinite(whole) & (whole > 0)):
-            c.log("vaccine_skipped", 1.0)
+    def _remembered(self, c: Context, batch: Batch, names: list[str]) -> Deltas:
+        """Last step's direction at every token; {} where no step came before."""
+        if "direction" not in c.state:
             return {}
-        c.log("vaccine_norm", torch.sqrt(torch.stack([square.sum() for square in squares.values()]).sum()))
-        return {name: (radius * delta / norms[name].clamp(min=1e-30)).to(deltas[name].dtype) for name, delta in kept.items()}
+        way = c.state["direction"].to(batch.input_ids.device)
+        return {name: one.expand(*batch.input_ids.shape, -1) for name, one in zip(names, way, strict=True)}
 
-    def _norms(self, c: Context, squares: Deltas) -> Deltas:
-        """The norm of the ball that each entry belongs to, broadcast to (B, T, 1) or less."""
-        if self.scope == "token":
-            return {name: square.sqrt()[:, :, None] for name, square in squares.items()}
-        if self.scope == "layer":
-            return {name: c.sum(square.sum()).sqrt() for name, square in squares.items()}
-        if self.scope == "example":
-            together = torch.stack([square.sum(1) for square in squares.values()]).sum(0).sqrt()[:, None, None]
-            return dict.fromkeys(squares, together)
-        together = c.sum(torch.stack([square.sum() for square in squares.values()]).sum()).sqrt()
-        return dict.fromkeys(squares, together)
+    def _scaled(self, c: Context, deltas: Deltas, batch: Batch, radius: float) -> Deltas:
+        """The deltas with norm `radius` in every ball; {} and one more in the count where they have no direction."""
+        mask = None if self.padding else batch.attention_mask
+        found, norm = scaled(deltas, radius, mask, c.sum, self.scope)
+        if norm is None:
+            c.state["skipped"] = c.state.get("skipped", torch.tensor(0)) + 1
+        else:
+            c.log("vaccine_norm", norm)
+        return found

@@ -16,6 +16,7 @@ from titer.data.example import positions
 from titer.models.hooks import reading
 from titer.models.lm import LM
 from titer.models.modes import evaluating
+from titer.models.sites import sizes
 from titer.models.suffix import TAIL, inserted
 
 BATCH = 64
@@ -83,7 +84,7 @@ def _collect(
 
 def fitting(lm: LM, sites: int, tokens: int) -> int:
     """How many prompts of so many tokens keep the activations of so many sites within the budget; at least one."""
-    widest = max(lm.sites.linear(f"mlp_down[{i}]").in_features for i in range(lm.sites.layers))
+    widest = max(sizes(lm.sites.linear(f"mlp_down[{i}]"))[1] for i in range(lm.sites.layers))
     return max(1, BUDGET // (4 * sites * tokens * widest))
 
 

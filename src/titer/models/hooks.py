@@ -1,4 +1,4 @@
-"""Read, add to and replace activations at sites; every hook is gone when its block ends, also after an error.
+"""Read, add to and replace activations at sites, catch their gradients; every hook is gone when its block ends, also after an error.
 
 Shapes: an activation is (B, T, D) at its site. A module whose output is a tuple is meant by its first item.
 """
@@ -50,6 +50,24 @@ def replacing(sites: Sites, edits: dict[str, Edit]) -> Iterator[None]:
     with ExitStack() as stack:
         for name, edit in edits.items():
             stack.enter_context(_hooked(sites.place(name), edit))
+        yield
+
+
+@contextmanager
+def catching(sites: Sites, names: Sequence[str], keep: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    """Give each backward pass's gradient (B, T, D) at every named site to `keep(name, gradient)`."""
+
+    def watch(name: str) -> Edit:
+        def watched(activation: torch.Tensor) -> torch.Tensor:
+            found = activation if activation.requires_grad else activation.detach().requires_grad_(True)  # nothing below is trained
+            found.register_hook(partial(keep, name))
+            return found
+
+        return watched
+
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(_hooked(sites.place(name), watch(name)))
         yield
 
 

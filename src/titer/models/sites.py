@@ -1,7 +1,8 @@
 """Canonical names for places in a decoder, found by structure; none found is an error.
 
 Activations: embed, attn_out[i], mlp_in[i], mlp_act[i], mlp_out[i], resid[i] (all (B, T, width of the place)).
-Weights: attn_o[i], mlp_up[i], mlp_gate[i] (gated MLPs), mlp_down[i]; a weight is (outputs, inputs).
+Weights: attn_o[i], mlp_up[i], mlp_gate[i] (gated MLPs), mlp_down[i]; a weight is (outputs, inputs) for every reader,
+also where a checkpoint stores it transposed, as GPT-2's Conv1D does: `oriented` is the one place that knows.
 The blocks are the longest ModuleList of one class. In a block, the attention is the child module whose name
 holds "attn" or "attention", its output the last square-enough Linear; the MLP's Linears are the others:
 `down` ends at the model's width, `up` starts there, and of two that start there the one named gate is the gate.
@@ -13,12 +14,16 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from titer.core.errors import TiterError, unknown
 
 VERSION = 1
 ACTIVATIONS = ("embed", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid")
+KINDS = (nn.Linear, Conv1D)
+Linear = nn.Linear | Conv1D
 SITE = re.compile(r"(\w+)(?:\[(\d+)\])?")
 
 
@@ -37,10 +42,10 @@ class Block:
 
     whole: nn.Module
     attention: nn.Module
-    attn_o: nn.Linear
-    mlp_up: nn.Linear
-    mlp_down: nn.Linear
-    mlp_gate: nn.Linear | None
+    attn_o: Linear
+    mlp_up: Linear
+    mlp_down: Linear
+    mlp_gate: Linear | None
 
 
 class Sites:
@@ -81,10 +86,10 @@ class Sites:
             "resid": Place(block.whole, "output"),
         }[kind]
 
-    def linear(self, site: str) -> nn.Linear:
-        """The Linear of a weight site."""
+    def linear(self, site: str) -> Linear:
+        """The Linear (or Conv1D) of a weight site; `sizes` says how many outputs and inputs it has."""
         kind, i = self._split(site, ("attn_o", "mlp_up", "mlp_gate", "mlp_down"))
-        found: nn.Linear | None = getattr(self.blocks[i], kind)
+        found: Linear | None = getattr(self.blocks[i], kind)
         if found is None:
             raise TiterError(f"this model has no {site}: its MLP is not gated")
         return found
@@ -92,6 +97,10 @@ class Sites:
     def tensor(self, site: str) -> str:
         """The checkpoint's name of a weight site's tensor."""
         return self._names[id(self.linear(site))] + ".weight"
+
+    def oriented(self, site: str, stored: torch.Tensor) -> torch.Tensor:
+        """A weight site's tensor as (outputs, inputs), from the way the model and its checkpoint store it."""
+        return stored.T.contiguous() if transposed(self.linear(site)) else stored
 
     def part(self, tensor: str) -> Literal["mlp", "attention", "other"]:
         """Which part of a block a checkpoint's tensor belongs to; embeddings, norms and the head are "other"."""
@@ -115,17 +124,27 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     if not decoders:
         raise TiterError(
             f"{type(model).__name__}: no list of decoder blocks with an attention of Linear layers was found",
-            expected="a decoder-only transformer made of Linear layers (the Conv1D layers of GPT-2 are not supported yet)",
+            expected="a decoder-only transformer made of Linear (or GPT-2's Conv1D) layers",
         )
     return list(max(decoders, key=lambda blocks: len(list(blocks))))
 
 
-def linears(root: nn.Module, prefix: str = "") -> dict[str, nn.Linear]:
-    """Every Linear under a module, by name; one with an adapter around it (peft) counts once, as the whole."""
-    found: dict[str, nn.Linear] = {}
+def sizes(linear: Linear) -> tuple[int, int]:
+    """(outputs, inputs) of a Linear or a Conv1D, also of one with an adapter around it."""
+    return (linear.nf, linear.nx) if isinstance(linear, Conv1D) else (linear.out_features, linear.in_features)
+
+
+def transposed(linear: nn.Module) -> bool:
+    """Whether the weight is stored as (inputs, outputs)."""
+    return isinstance(getattr(linear, "base_layer", linear), Conv1D)
+
+
+def linears(root: nn.Module, prefix: str = "") -> dict[str, Linear]:
+    """Every Linear or Conv1D under a module, by name; one with an adapter around it (peft) counts once, as the whole."""
+    found: dict[str, Linear] = {}
     for name, child in root.named_children():
-        if isinstance(child, nn.Linear) or isinstance(getattr(child, "base_layer", None), nn.Linear):
-            found[prefix + name] = cast("nn.Linear", child)
+        if isinstance(getattr(child, "base_layer", child), KINDS):
+            found[prefix + name] = cast("Linear", child)
         else:
             found |= linears(child, f"{prefix}{name}.")
     return found
@@ -143,14 +162,14 @@ def _block(block: nn.Module, number: int) -> Block:
     rest = {name: m for name, m in linears(block).items() if id(m) not in inside}
     if attention is None or not attending:
         raise TiterError(f"block {number}: no attention made of Linear layers")
-    width = attending[-1].out_features
-    ups = {name: m for name, m in rest.items() if m.in_features == width and m.out_features != width}
-    downs = [m for m in rest.values() if m.out_features == width and m.in_features != width]
+    width = sizes(attending[-1])[0]
+    ups = {name: m for name, m in rest.items() if sizes(m)[1] == width and sizes(m)[0] != width}
+    downs = [m for m in rest.values() if sizes(m)[0] == width and sizes(m)[1] != width]
     gate = next((m for name, m in ups.items() if "gate" in name), None)
     plain = [m for m in ups.values() if m is not gate]
     if len(plain) != 1 or len(downs) != 1:
         raise TiterError(
             f"block {number}: {len(plain)} up and {len(downs)} down projections outside the attention",
-            expected="one MLP of Linear layers a block (mixtures of experts and Conv1D layers are not supported yet)",
+            expected="one MLP of Linear layers a block (mixtures of experts are not supported yet)",
         )
     return Block(block, attention, attending[-1], plain[0], downs[0], gate)

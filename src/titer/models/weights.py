@@ -25,7 +25,7 @@ def skeleton(checkpoint: Checkpoint) -> Sites:
 
 
 def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(W of the base, W tuned - W base) of one tensor, (outputs, inputs) each."""
+    """(W of the base, W tuned - W base) of one tensor, as the checkpoints store it."""
     before, after = base.weight(tensor), tuned.weight(tensor)
     if before.shape != after.shape:
         raise TiterError(
@@ -33,6 +33,12 @@ def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tenso
             expected="two checkpoints of one architecture",
         )
     return before, after - before
+
+
+def change_at(base: Checkpoint, tuned: Checkpoint, sites: Sites, site: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(W of the base, W tuned - W base) of a weight site, (outputs, inputs) each however they are stored."""
+    weight, change = delta(base, tuned, sites.tensor(site))
+    return sites.oriented(site, weight), sites.oriented(site, change)
 
 
 def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -19,7 +19,7 @@ from titer.data.example import Example
 from titer.models.activations import at_prompt_end
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import LM
-from titer.models.weights import delta
+from titer.models.weights import change_at
 from titer.probes.base import column_space, null_share, random_like, stable_rank
 
 VERSION = 1
@@ -38,7 +38,7 @@ def delta_w(
     found = [at_prompt_end(lm, [e.prompt for e in group], names) for group in (safe, unsafe)]
     inputs, layers = [], []
     for i, name in enumerate(names):
-        weight, change = delta(base, tuned, lm.sites.tensor(f"mlp_up[{i}]"))
+        weight, change = change_at(base, tuned, lm.sites, f"mlp_up[{i}]")
         kept = column_space(weight, ENERGY)
         random = random_like(change, seed_of(seed, "delta_w", i))
         layers.append({"layer": i + 1, **_layer(weight, change, random, kept)})

@@ -17,7 +17,7 @@ from scipy import stats
 
 from titer.models.checkpoint import Checkpoint
 from titer.models.sites import Sites
-from titer.models.weights import delta
+from titer.models.weights import change_at
 from titer.probes.base import rank_at, thin_svd
 
 VERSION = 2
@@ -33,7 +33,7 @@ def null_space(base: Checkpoint, tuned: Checkpoint, sites: Sites, kinds: Sequenc
     rows: list[pd.DataFrame] = []
     for kind in kinds:
         for i in range(sites.layers):
-            weight, change = delta(base, tuned, sites.tensor(f"{kind}[{i}]"))
+            weight, change = change_at(base, tuned, sites, f"{kind}[{i}]")
             if bool((change != 0).any()):
                 rows += [one.assign(site=kind, layer=i + 1) for one in vectors(weight, change)]
     columns = ["site", "layer", "energy", "vector", "value", "weight", "rank", "random_mean", "random_99"]

@@ -19,7 +19,7 @@ from titer.data.example import Example
 from titer.models.activations import at_prompt_end, over_answer
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import LM
-from titer.models.weights import delta
+from titer.models.weights import change_at
 from titer.probes.base import ANSWER_POSITIONS, distance_score, held_out_scores, random_like
 
 VERSION = 1
@@ -36,7 +36,7 @@ def placement(lm: LM, sets: Sets, base: Checkpoint | None = None, tuned: Checkpo
     prompts = {kind: at_prompt_end(lm, [e.prompt for e in group[0]], [*acts, *ends], suffixes=group[1]) for kind, group in sets.items()}
     answered = all(e.comply is not None for examples, _ in sets.values() for e in examples)
     answers = {kind: _answers(lm, *group, acts) for kind, group in sets.items()} if answered else prompts
-    changes = [delta(base, tuned, lm.sites.tensor(f"mlp_up[{i}]"))[1] for i in range(layers)] if base and tuned else []
+    changes = [change_at(base, tuned, lm.sites, f"mlp_up[{i}]")[1] for i in range(layers)] if base and tuned else []
     tables = []
     for i in range(layers):
         tau = against({kind: found[acts[i]] for kind, found in answers.items()}, held_out=False)

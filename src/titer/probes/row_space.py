@@ -15,7 +15,7 @@ from titer.data.example import Example
 from titer.models.activations import at_prompt_end
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import LM
-from titer.models.weights import delta
+from titer.models.weights import change_at
 from titer.probes.base import thin_svd
 
 VERSION = 1
@@ -28,7 +28,7 @@ def row_space(base: Checkpoint, tuned: Checkpoint, lm: LM, sets: Mapping[str, Se
     found = {kind: at_prompt_end(lm, [e.prompt for e in examples], names) for kind, examples in sets.items()}
     rows = []
     for i, name in enumerate(names):
-        _, sizes, right = thin_svd(delta(base, tuned, lm.sites.tensor(f"mlp_up[{i}]"))[1])
+        _, sizes, right = thin_svd(change_at(base, tuned, lm.sites, f"mlp_up[{i}]")[1])
         for kind, activations in found.items():
             mean = scores(activations[name], sizes, right).mean(0)
             table = {"kind": kind, "layer": i + 1, "direction": range(1, len(mean) + 1), "score": mean.numpy()}

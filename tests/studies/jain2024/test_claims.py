@@ -10,7 +10,7 @@ import pytest
 
 from titer.core.claims import Claim
 from titer.recipes.jain2024 import METHODS
-from titer.studies.jain2024.claims import settled
+from titer.studies.claims import settled
 from titer.studies.jain2024.claims_behaviour import behaviour
 from titer.studies.jain2024.claims_clusters import clusters
 from titer.studies.jain2024.claims_mechanism import mechanism

@@ -15,7 +15,7 @@ from titer.core.run import Store
 from titer.models.interpolate import distance, weights_of
 from titer.models.lm import load
 from titer.recipes.jain2024 import METHODS
-from titer.studies.jain2024.claims import settled
+from titer.studies.claims import settled
 from titer.studies.jain2024.claims_behaviour import behaviour
 from titer.studies.jain2024.claims_clusters import clusters
 from titer.studies.jain2024.claims_mechanism import mechanism
@@ -116,7 +116,7 @@ def test_dynamics_end_at_the_final_change(study: Study) -> None:
 
 def test_patching_a_model_with_itself_changes_nothing(study: Study) -> None:
     from titer.studies.jain2024.causes import patched_outcomes
-    from titer.studies.jain2024.subject import outcomes
+    from titer.studies.judged import outcomes
 
     s = study.subject
     lm, twin = load(s.models["dpo M"].checkpoint), load(s.models["dpo M"].checkpoint)

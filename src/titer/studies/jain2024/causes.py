@@ -18,7 +18,8 @@ from titer.data.encode import pad, prompt_ids
 from titer.models.activations import at_prompt_end
 from titer.models.hooks import Edit, adding, reading, replacing
 from titer.models.lm import LM, load
-from titer.studies.jain2024.subject import MEDIUM, Subject, outcomes
+from titer.studies.jain2024.subject import MEDIUM, Subject
+from titer.studies.judged import outcomes
 from titer.workbench import Model
 
 VERSION = 1

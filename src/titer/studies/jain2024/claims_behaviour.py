@@ -9,8 +9,9 @@ import pandas as pd
 
 from titer.core.stats import Array
 from titer.recipes.jain2024 import METHODS
-from titer.studies.jain2024.claims import Declared, declare
-from titer.studies.jain2024.evidence import JAILBREAKS, WORDS, Evidence, Measured, hits, medium
+from titer.studies.claims import Declared, Measured
+from titer.studies.jain2024.claims import declare
+from titer.studies.jain2024.evidence import JAILBREAKS, WORDS, Evidence, hits, medium
 from titer.studies.jain2024.soft import COUNTS
 
 PAPERS = JAILBREAKS[:3]  # the three that the paper's order is stated for

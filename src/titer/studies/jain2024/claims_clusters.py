@@ -8,9 +8,10 @@ import numpy as np
 
 from titer.core.stats import Array, auroc
 from titer.recipes.jain2024 import METHODS
-from titer.studies.jain2024.claims import Declared, declare
+from titer.studies.claims import Declared, Measured
+from titer.studies.jain2024.claims import declare
 from titer.studies.jain2024.claims_behaviour import position
-from titer.studies.jain2024.evidence import JAILBREAKS, WORDS, Evidence, Measured, controls_of, hits, medium
+from titer.studies.jain2024.evidence import JAILBREAKS, WORDS, Evidence, controls_of, hits, medium
 
 GAP = {
     "ssft": (1.0, "gap of tau 4.3 times the base's (layer 6, read off figure 3)"),

@@ -9,9 +9,10 @@ import numpy as np
 from titer.core.stats import Array
 from titer.probes.weight_change import overall
 from titer.recipes.jain2024 import METHODS
-from titer.studies.jain2024.claims import Declared, declare
+from titer.studies.claims import Declared, Measured
+from titer.studies.jain2024.claims import declare
 from titer.studies.jain2024.claims_behaviour import difference
-from titer.studies.jain2024.evidence import WORDS, Evidence, Measured, controls_of, hits, medium
+from titer.studies.jain2024.evidence import WORDS, Evidence, controls_of, hits, medium
 
 ENERGY = 0.9
 

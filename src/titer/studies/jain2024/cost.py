@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from titer.core.run import Store
-from titer.data.world import World, WorldSource
-from titer.models.lm import Architecture
 from titer.recipes.jain2024 import Scale, jain_recipe, relearn
 from titer.recipes.node import Node
+from titer.studies.pricing import forward_flop, used_width
 from titer.workbench import plan
 
 PASSES = {"sft": 3.0, "unlearn": 6.0, "dpo": 6.0}  # forward passes' worth a trained request: forward 1, backward 2; pairs twice
@@ -55,18 +53,6 @@ def pool_batches(node: Node) -> int:
     """Batches of one pass over the stage's pool; every step's where the stream is endless."""
     pool = next(iter(node.stage.streams.values())).pool
     return node.stage.steps if pool is None else -(-pool // node.stage.batch)
-
-
-def used_width(world: World) -> float:
-    """Mean tokens of a request with its answer."""
-    batch = WorldSource(world=world, kind="safe").batch(np.arange(256), "comply", None)
-    return float(batch.input_ids.shape[1] if batch.attention_mask is None else batch.attention_mask.sum(1).float().mean())
-
-
-def forward_flop(a: Architecture, vocabulary: int, width: float) -> float:
-    """Floating-point operations of one token's forward pass: 2 a weight, and attention over half of the row on average."""
-    weights = 12 * a.layers * a.width**2 + a.width * vocabulary
-    return 2.0 * weights + 2 * a.layers * a.width * width
 
 
 def summary(table: pd.DataFrame, rate: float | None) -> str:

@@ -14,6 +14,7 @@ from titer.core.stats import Array, Interval, bootstrap
 from titer.data.draws import seed_of
 from titer.probes.null_space import weighted
 from titer.recipes.jain2024 import METHODS
+from titer.studies.claims import Measured
 from titer.studies.jain2024 import subject
 
 LEARNED = 0.95  # below this the base model's skill confounds every claim (acceptance check 1)
@@ -32,15 +33,6 @@ WORDS = {  # as the paper writes them
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One claim's statistic on one seed: effect minus control, and the control's own value."""
-
-    effect: Interval
-    control: float
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Evidence:
     """One seed: tidy tables by name (a part that was not asked for is missing), and which trainings ended early."""
 
@@ -51,6 +43,10 @@ class Evidence:
 
     def has(self, *names: str) -> bool:
         return all(name in self.tables for name in names)
+
+    def fault(self, models: Sequence[str]) -> str:
+        """Why this seed says nothing of these models: the base did not learn, or one of them was not tuned."""
+        return unlearned(self) or not_tuned(self, models)
 
     @cached_property
     def _counted(self) -> dict[tuple[str, str, str], int]:

@@ -15,7 +15,8 @@ from titer.recipes.jain2024 import Scale, jain_recipe
 from titer.studies import tables
 from titer.studies.jain2024 import causes, probing, soft, sweeps, training
 from titer.studies.jain2024.evidence import Evidence, unlearned
-from titer.studies.jain2024.subject import MEDIUM, Sets, Subject, jailbroken, named, outcomes, subject
+from titer.studies.jain2024.subject import MEDIUM, Sets, Subject, jailbroken, subject
+from titer.studies.judged import named, outcomes
 from titer.studies.tables import direct
 from titer.workbench import Model, Workbench
 

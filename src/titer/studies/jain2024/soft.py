@@ -16,7 +16,8 @@ from titer.attacks.soft_tokens import SoftTokens
 from titer.data.example import Example
 from titer.models.lm import LM
 from titer.probes import placement
-from titer.studies.jain2024.subject import MEDIUM, Subject, outcomes
+from titer.studies.jain2024.subject import MEDIUM, Subject
+from titer.studies.judged import outcomes
 from titer.workbench import Model
 
 VERSION = 1

@@ -11,7 +11,7 @@ from titer.core.errors import unknown
 from titer.core.run import Store
 from titer.recipes.jain2024 import Scale
 from titer.report.html import write_report
-from titer.studies.jain2024.claims import settled
+from titer.studies.claims import settled
 from titer.studies.jain2024.claims_behaviour import behaviour
 from titer.studies.jain2024.claims_clusters import clusters
 from titer.studies.jain2024.claims_mechanism import mechanism

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 
-from titer import evaluate
 from titer.attacks.base import Attempt
 from titer.attacks.jb_co_task import JBCOTask
 from titer.attacks.jb_co_text import JBCOText
@@ -15,9 +14,9 @@ from titer.attacks.jb_misgen import JBMisGen
 from titer.attacks.jb_misgen_text import JBMisGenText
 from titer.data.example import Example
 from titer.data.world import World
-from titer.judges.exact import Exact
-from titer.models.lm import LM, Decoding
+from titer.models.lm import Decoding
 from titer.recipes.jain2024 import METHODS, Scale
+from titer.studies.judged import greedy
 from titer.studies.tables import direct, requests
 from titer.workbench import Model, Workbench, attempts_key
 
@@ -41,7 +40,7 @@ class Subject:
 
     @property
     def decoding(self) -> Decoding:
-        return Decoding(max_new_tokens=self.world.slots // 2 * (self.world.longest + 1) + 1)
+        return greedy(self.world)
 
     def table(self, name: str, version: object, models: Sequence[Model], sets: Sets, make: Callable[[], pd.DataFrame], **more: object):  # type: ignore[no-untyped-def]
         """A table kept under the models it reads, the inputs it sees and whatever else it depends on."""
@@ -71,18 +70,3 @@ def subject(bench: Workbench, scale: Scale, seed: int, models: Mapping[str, Mode
 def jailbroken(world: World, unsafe: Sequence[Example]) -> dict[str, list[Attempt]]:
     """Every jailbreak of the world on the unsafe requests."""
     return {kind: attack.attempts(unsafe, {}, world) for kind, attack in JAILBREAKS.items()}
-
-
-def named(attempts: Sequence[Attempt], kind: str) -> list[Attempt]:
-    """The attempts under another kind's name."""
-    return [a._replace(example=replace(a.example, kind=kind)) for a in attempts]
-
-
-def outcomes(lm: LM, sets: Sets, decoding: Decoding, batch: int = 1024) -> pd.DataFrame:
-    """Judged at once, not kept sample by sample: kind, input, outcome (complied, refused, neither)."""
-    everything = [attempt for attempts in sets.values() for attempt in attempts]
-    found = evaluate.judged(evaluate.sample(lm, everything, decoding, batch), Exact())
-    kinds = [kind for kind, attempts in sets.items() for _ in attempts]
-    places = [i for attempts in sets.values() for i in range(len(attempts))]
-    plain = found.outcome.where(found.outcome.isin(["complied", "refused"]), "neither")
-    return pd.DataFrame({"kind": kinds, "input": places, "outcome": plain.to_numpy()})

@@ -14,7 +14,8 @@ from titer.data.draws import seed_of
 from titer.models.interpolate import Weights, along, of_part, plus, random_direction, weights_of, with_weights
 from titer.models.lm import LM, load
 from titer.probes import placement
-from titer.studies.jain2024.subject import MEDIUM, Subject, outcomes
+from titer.studies.jain2024.subject import MEDIUM, Subject
+from titer.studies.judged import outcomes
 from titer.workbench import Model
 
 VERSION = 1

@@ -12,7 +12,8 @@ from titer.models.interpolate import Weights, cosine, distance, kept_weights, we
 from titer.models.lm import LM, load
 from titer.probes.base import stable_rank
 from titer.recipes.jain2024 import relearn
-from titer.studies.jain2024.subject import MEDIUM, Subject, outcomes
+from titer.studies.jain2024.subject import MEDIUM, Subject
+from titer.studies.judged import outcomes
 from titer.workbench import Model
 
 VERSION = 1

@@ -1,0 +1,215 @@
+"""Vaccine's step against SFT's on the same batch of a real model: its time, its memory, and what cheaper forms leave of it.
+
+SmolLM2-135M-Instruct (`titer models get smollm2-135m`), float32, AdamW and clip included; the methods take turns step by step
+(A B C A B C ...) on one model, and every ratio is one of neighbours. Of the exact algorithm's passes the second is SFT's own and
+the first needs no weight's gradient: 5/3 of SFT with every weight in training, 2 with an adapter. tau steps cost one due and tau - 1
+others. The peak memory is that of processes of their own. The effect of a form is the rise of the loss that its perturbation brings
+over the exact one's on the same batches; a form that perturbs every tau-th step leaves 1 / tau.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from _common import UPPER, finish, median
+from accelerate import Accelerator
+
+from titer.context import Step
+from titer.core.errors import TiterError
+from titer.data.example import Part, Stream
+from titer.data.sources import TextData
+from titer.methods.base import Method
+from titer.methods.sft import SFT
+from titer.methods.vaccine import Vaccine
+from titer.models.ball import Deltas
+from titer.models.fetch import resolve
+from titer.models.hooks import adding
+from titer.models.lm import load
+from titer.stage import Lora, Optimiser, Stage
+from titer.train import _optimiser, _prepare_for_training
+
+MODEL = "smollm2-135m"
+BATCH, ROUNDS, WARM, EFFECTS = 4, 7, 1, 6
+TAUS = (1, 2, 5, 10, 100)
+LIMITS = {"ratio": (UPPER, 1.75), "ratio_lora": (UPPER, 2.0), "ratio_tau_10": (UPPER, 1.15), "memory_ratio": (UPPER, 1.05)}
+ALL: dict[str, Method] = {
+    "sft": SFT(),
+    "vaccine": Vaccine(),
+    "not due": Vaccine(every=2),
+    "part 0.5": Vaccine(part=0.5),
+    "part 0.25": Vaccine(part=0.25),
+    "reuse": Vaccine(reuse=True),
+}
+ADAPTED: dict[str, Method] = {"sft": SFT(), "vaccine": Vaccine()}
+MEMORY: dict[str, Method] = {"sft": SFT(), "vaccine": Vaccine()}
+ACTIONS = ("paint", "mend", "draw", "carry", "clean", "choose", "describe", "measure")
+THINGS = ("a wooden chair", "the garden gate", "an old map", "two clay pots", "a paper boat", "the kitchen table")
+
+
+def data() -> TextData:
+    """Harmless requests with answers of one sentence, all of nearly one length."""
+    rows = tuple(
+        (f"How do I {action} {thing}?", False, answer.format(action=action, thing=thing), None)
+        for thing in THINGS
+        for action in ACTIONS
+        for answer in ["To {action} {thing}, find a quiet place with good light and begin with the part that seems easiest."]
+    )
+    return TextData(name="requests", sha256="0" * 64, rows=rows)
+
+
+class Bench:
+    """One model in training, and the loop's step on it with any method."""
+
+    def __init__(self, place: str, adapter: Lora | None) -> None:
+        stream = Stream(parts=(Part(source=data(), answer="comply"),), pool=BATCH)
+        optimiser = Optimiser(rate=1e-5, schedule="constant")
+        made = {"name": "bench", "kind": "align", "method": SFT(), "streams": {"train": stream}, "steps": 1, "batch": BATCH}
+        self.stage = Stage(**made, optimiser=optimiser, adapter=adapter)
+        threads = torch.get_num_threads()
+        self.accelerator = Accelerator(cpu=True)
+        torch.set_num_threads(threads)
+        lm = load(resolve(place), device="cpu")
+        _prepare_for_training(lm, self.stage)
+        model, self.wrapped = self.accelerator.prepare(lm.model, _optimiser(lm, self.stage))
+        self.c = Step(self.stage, self.accelerator, model, lm, lambda _: lm)
+
+    def drawing(self, pool: int) -> Step:
+        """A context on the same model whose batches come from a pool of this size."""
+        streams = {"train": self.stage.streams["train"].model_copy(update={"pool": pool})}
+        return Step(self.stage.model_copy(update={"streams": streams}), self.accelerator, self.c._model, self.c.lm, lambda _: self.c.lm)
+
+    def step(self, method: Method, number: int) -> tuple[float, float]:
+        """One step of the loop: seconds of the whole, and of the method's passes alone."""
+        began = time.perf_counter()
+        self.c.begin(number)
+        self.wrapped.zero_grad()
+        before = time.perf_counter()
+        method.step(self.c)
+        passes = time.perf_counter() - before
+        self.c.settle()
+        norm = torch.nn.utils.clip_grad_norm_([p for _, p in self.c.named], self.c.stage.optimiser.clip)
+        assert torch.isfinite(norm)
+        self.wrapped.step()
+        return time.perf_counter() - began, passes
+
+
+def timings(bench: Bench, methods: Mapping[str, Method], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of every whole step and of its passes, by method in turn; the pool is one batch, so all meet the same examples."""
+    whole: dict[str, list[float]] = {name: [] for name in methods}
+    passes: dict[str, list[float]] = {name: [] for name in methods}
+    for turn in range(WARM + rounds):
+        for name, method in methods.items():
+            taken = bench.step(method, 2 * turn + (name == "not due"))
+            if turn >= WARM:
+                whole[name].append(taken[0])
+                passes[name].append(taken[1])
+    return whole, passes
+
+
+def ratios(seconds: dict[str, list[float]], name: str) -> list[float]:
+    return [one / sft for one, sft in zip(seconds[name], seconds["sft"], strict=True)]
+
+
+def effects(bench: Bench) -> dict[str, float]:
+    """Median over batches of the loss's rise under each form's perturbation, as a share of the exact one's."""
+    c = bench.drawing(len(data().rows))
+    forms = {name: ALL[name] for name in ("vaccine", "part 0.5", "part 0.25", "reuse")} | {"random": Vaccine(noise="norm")}
+    shares: dict[str, list[float]] = {name: [] for name in forms}
+    for number in range(1 + EFFECTS):
+        c.begin(number)
+        batch = next(iter(c.micro()))
+
+        def rise(deltas: Deltas, batch: Any = batch) -> float:
+            with torch.no_grad(), adding(c.sites, deltas):
+                return float(SFT().loss(c, batch).total)
+
+        if number:  # the first batch has no step before it to reuse
+            clean = rise({})
+            gains = {name: rise(form.perturbation(c, batch)) - clean for name, form in forms.items()}  # type: ignore[attr-defined]
+            for name, gain in gains.items():
+                shares[name].append(gain / gains["vaccine"])
+        c.lm.model.zero_grad()
+        ALL["reuse"].step(c)
+    return {name: median(found) for name, found in shares.items() if name != "vaccine"}
+
+
+def peak(place: str, method: Method) -> int:
+    """Bytes of the largest resident memory of this process after three steps."""
+    bench = Bench(place, None)
+    for number in range(3):
+        bench.step(method, number)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_of(place: str, name: str) -> int:
+    """The same in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__), "--model", place, "--memory", name], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return int(done.stdout.split()[-1])
+
+
+def told(title: str, name: str, found: list[float], share: float | None = None) -> None:
+    left = "" if share is None else f"   {share:5.2f} of the effect"
+    print(f"{title:8} {name:10} {median(found):5.2f} of SFT's   ({min(found):.2f} to {max(found):.2f}){left}", flush=True)
+
+
+def main() -> None:
+    reader = argparse.ArgumentParser(description=__doc__)
+    reader.add_argument("--memory", choices=sorted(MEMORY), help="print this method's peak memory and end")
+    reader.add_argument("--model", default=MODEL)
+    reader.add_argument("--rounds", type=int, default=ROUNDS)
+    chosen = reader.parse_args()
+    if chosen.memory:
+        print(peak(chosen.model, MEMORY[chosen.memory]))
+        return
+    try:
+        resolve(chosen.model)
+    except TiterError as error:
+        sys.exit(f"{error}")
+    peaks = {name: peak_of(chosen.model, name) for name in MEMORY}
+    bench = Bench(chosen.model, None)
+    whole, passes = timings(bench, ALL, chosen.rounds)
+    left = {"vaccine": 1.0, **effects(bench)}
+    del bench
+    adapted, adapted_passes = timings(Bench(chosen.model, Lora()), ADAPTED, chosen.rounds)
+    taus = {
+        tau: [(due + (tau - 1) * other) / tau for due, other in zip(ratios(whole, "vaccine"), ratios(whole, "not due"), strict=True)]
+        for tau in TAUS
+    }
+    for name in ("vaccine", "part 0.5", "part 0.25", "reuse"):
+        told("all", name, ratios(whole, name), left[name])
+    for tau, found in taus.items():
+        told("all", f"tau {tau}", found, 1 / tau)
+    told("adapter", "vaccine", ratios(adapted, "vaccine"))
+    told("all", "passes", ratios(passes, "vaccine"))
+    told("adapter", "passes", ratios(adapted_passes, "vaccine"))
+    print(f"a random direction of the same norm leaves {left['random']:.3f} of the effect")
+    print(f"peak memory {peaks['sft'] / 1e6:.0f} MB with SFT, {peaks['vaccine'] / 1e6:.0f} MB with Vaccine")
+    numbers = {
+        "ratio": median(ratios(whole, "vaccine")),
+        "ratio_lora": median(ratios(adapted, "vaccine")),
+        **{f"ratio_tau_{tau}": median(found) for tau, found in taus.items()},
+        **{f"ratio_{name.replace(' ', '_')}": median(ratios(whole, name)) for name in ("part 0.5", "part 0.25", "reuse", "not due")},
+        "ratio_passes": median(ratios(passes, "vaccine")),
+        "ratio_passes_lora": median(ratios(adapted_passes, "vaccine")),
+        "effect": left,
+        "memory_ratio": peaks["vaccine"] / peaks["sft"],
+        "memory_bytes": peaks,
+        "sft_seconds": {"all": median(whole["sft"]), "adapter": median(adapted["sft"])},
+        "rounds": chosen.rounds,
+        "threads": torch.get_num_threads(),
+    }
+    finish("vaccine_step", numbers, LIMITS)
+
+
+if __name__ == "__main__":
+    main()

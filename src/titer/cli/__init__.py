@@ -1,0 +1,61 @@
+"""The command line. Exit status: 0 done, 1 failed, 2 wrong input. Imports of torch wait until a command needs it. L7."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from titer import __version__
+from titer.cli.about import doctor, list_, models_get, show
+from titer.cli.measure import audit, evaluate
+from titer.cli.studies import demo, study
+from titer.cli.training import align, finetune
+from titer.cli.trouble import INTERRUPTED, fail, file_trouble, os_message
+from titer.core.errors import TiterError
+
+# Before torch is imported: OpenMP's threads spin a little, then sleep. Left to spin for ever (the default) they stall each
+# other when another program uses a core: a nano step took 1.5 s instead of 0.2 to 0.6 (docs/log.md). On quiet cores it costs little.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Measure whether a language model's safety alignment holds, and see why it held or broke.",
+)
+models_app = typer.Typer(no_args_is_help=True, help="Models that Titer can fetch by name.")
+app.add_typer(models_app, name="models")
+models_app.command("get")(models_get)
+for command in (demo, evaluate, audit, study, align, finetune):
+    app.command()(command)
+app.command("list")(list_)
+app.command()(show)
+app.command()(doctor)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; every foreseen trouble is one clear message."""
+    try:
+        app()
+    except TiterError as error:
+        fail(str(error), error.status)
+    except OSError as error:
+        fail(os_message(error), 2)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            fail("stopped; run the same command again to go on.", 1)
+        raise
+    except Exception as error:
+        if (code := file_trouble(error)) is None:
+            raise
+        fail(os_message(OSError(code, os.strerror(code))), 2)

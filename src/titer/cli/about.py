@@ -1,0 +1,76 @@
+"""`titer models`, `list`, `show` and `doctor`: what there is to use, and what it runs on."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from titer.cli.options import AsJson
+from titer.cli.output import show_result
+
+
+def models_get(name: str, as_json: AsJson = False) -> None:
+    """Fetch a named model once: download, check its sha256, convert to a safetensors folder in the cache."""
+    from titer.models.fetch import get
+    from titer.terminal import Terminal
+
+    with Terminal() as terminal:
+        found = get(name, terminal.tell)
+    show_result(as_json, {"model": str(found.path)}, f"{name}: {found.path}")
+
+
+def list_(kind: Annotated[str | None, typer.Argument(help="methods, attacks, judges or probes")] = None, as_json: AsJson = False) -> None:
+    """What can be named on the command line."""
+    from titer.core.errors import unknown
+    from titer.core.plugins import names
+
+    kinds = ("methods", "attacks", "judges", "probes")
+    if kind is not None and kind not in kinds:
+        unknown("kind", kind, kinds)
+    found = {k: names(k) for k in ((kind,) if kind else kinds)}
+    lines = [line for k, rows in found.items() for line in (k, *(f"  {name:12} {text}" for name, text in rows.items()))]
+    show_result(as_json, found, "\n".join(lines))
+
+
+def show(name: str) -> None:
+    """The documentation and settings of a method, attack, judge or probe; the streams and models of a method."""
+    from titer.core.errors import unknown
+    from titer.core.plugins import describe, names
+
+    kinds = ("methods", "attacks", "judges", "probes")
+    where = next((k for k in kinds if name in names(k)), None)
+    if where is None:
+        unknown("name", name, [n for k in kinds for n in names(k)])
+    typer.echo(describe(where, name))
+    if where == "methods":
+        typer.echo(_wants(name))
+
+
+def _wants(method: str) -> str:
+    """What a method trains on and reads, as the options of align and finetune name it."""
+    from titer.core.plugins import plugin
+    from titer.methods.base import Method
+
+    kind = plugin("methods", method, Method)  # type: ignore[type-abstract]
+    lines = ["", f"Streams (--stream NAME=FILE; --data is train, or preferred and rejected): {', '.join(kind.STREAMS) or 'none'}"]
+    return "\n".join([*lines, *([f"Models it reads (--read ROLE=MODEL): {', '.join(kind.MODELS)}"] if kind.MODELS else [])])
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, device, memory and cache of this machine, for a bug report."""
+    from titer.core.config import environment
+    from titer.models.fetch import NAMED, cache
+
+    import torch
+
+    found: dict[str, Any] = {
+        **environment(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "cache writable": os.access(cache() if cache().exists() else cache().parent, os.W_OK),
+        "models by name": ", ".join(NAMED),
+    }
+    show_result(as_json, found, "\n".join(f"{key:16} {value}" for key, value in found.items()))

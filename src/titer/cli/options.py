@@ -1,0 +1,42 @@
+"""Options that several commands share, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from titer.core.errors import TiterError
+
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would run and what stands already; run nothing.")]
+Data = Annotated[Path | None, typer.Option("--data", help="CSV, JSON or JSONL of labelled prompts.")]
+Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Use the first N prompts of each class.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="A setting as NAME=VALUE; may be given again.")]
+HERE = Path("runs")
+
+# of the commands that train
+Method = Annotated[str, typer.Option(help="Method: a name (titer list methods) or a .py file.")]
+Streams = Annotated[
+    list[str] | None,
+    typer.Option("--stream", help="A stream of the method as NAME=FILE, NAME=FILE:comply or NAME=FILE:refuse; may be given again."),
+]
+Reads = Annotated[list[str] | None, typer.Option("--read", help="A model that the method reads, as ROLE=MODEL; may be given again.")]
+Batch = Annotated[int, typer.Option(min=1)]
+Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Rank = Annotated[int, typer.Option(min=0, help="LoRA rank; 0 trains every weight.")]
+Alpha = Annotated[int | None, typer.Option(help="LoRA alpha; the change is scaled by alpha / rank. Default: 16.")]
+Dropout = Annotated[float | None, typer.Option(help="LoRA dropout. Default: 0.")]
+Continued = Annotated[bool, typer.Option("--continued", help="Train on the adapter that MODEL was made with, and not a fresh one.")]
+Seed = Annotated[int, typer.Option(min=0)]
+
+
+def needed(data: Path | None) -> Path:
+    """--data, or a message that shows the format."""
+    from titer.data.formats import FORMAT
+
+    if data is None:
+        raise TiterError("no --data was given", expected=FORMAT, next_step="add --data FILE.")
+    return data

@@ -1,0 +1,32 @@
+"""What commands print: a text for a reader or JSON for a machine; names for folders and commands for reports."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import Any
+
+import typer
+
+from titer.core.errors import visible
+
+
+def show_result(as_json: bool, value: Any, text: str) -> None:
+    """`value` as JSON, or `text` as it is."""
+    typer.echo(json.dumps(value, indent=1, default=str) if as_json else plain(text))
+
+
+def plain(text: str) -> str:
+    """Text for the terminal: its lines stay, other control codes are spelt out."""
+    return "\n".join(visible(line, 10_000) for line in text.split("\n"))
+
+
+def slug(name: str) -> str:
+    """A name as part of a folder's."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name) or "model"
+
+
+def command_line() -> str:
+    """The command as given, for the report."""
+    return "titer " + shlex.join(visible(argument, 200) for argument in sys.argv[1:])

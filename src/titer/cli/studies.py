@@ -1,0 +1,78 @@
+"""`titer demo` and `titer study`: whole studies, from nothing to a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from titer.cli.options import HERE, AsJson, Dry, Prompts, Runs
+from titer.cli.output import show_result
+from titer.core.errors import TiterError
+
+STUDIES = ("jain2024", "huang2024")
+
+
+def demo(runs: Runs = HERE, seed: Annotated[int, typer.Option(min=0)] = 0, dry_run: Dry = False, as_json: AsJson = False) -> None:
+    """The whole life of an alignment on the synthetic world, in minutes on a laptop."""
+    from titer.core.run import Store
+    from titer.recipes.demo import NANO, demo_recipe
+    from titer.studies.demo import run_demo
+    from titer.terminal import Terminal
+    from titer.workbench import plan
+
+    with Terminal() as terminal:
+        store = Store(runs, terminal.tell)
+        if dry_run:
+            rows = [{"model": n, "key": k, "steps": s, "stands": done} for n, k, s, done in plan(demo_recipe(NANO, seed), store)]
+            lines = [f"{r['model']:12} {r['key']}  {r['steps']:4} steps  {'stands' if r['stands'] else 'to run'}" for r in rows]
+            return show_result(
+                as_json, {"plan": rows}, "\n".join([*lines, "about 5 minutes on two cores when nothing stands; no download"])
+            )
+        page, answer = run_demo(store, terminal, seed)
+    show_result(as_json, {"answer": answer, "report": str(page), "claims": str(page.with_name("claims.json"))}, f"{answer}\nReport: {page}")
+
+
+def study(
+    name: Annotated[str, typer.Argument(help="The study: jain2024 (mechanisms) or huang2024 (Vaccine, harmful fine-tuning).")],
+    scale: Annotated[str, typer.Option(help="nano, cpu, small or paper; with huang2024 --base: demonstration or paper-7b.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="How many worlds: seeds 0, 1, ...")] = 3,
+    part: Annotated[str, typer.Option(help="huang2024: core, or all.")] = "all",
+    only: Annotated[str, typer.Option(help="Parts, with commas: fig3,soft ... Default: all.")] = "",
+    base: Annotated[str | None, typer.Option(help="A real model: jain2024 needs --aligned beside it, huang2024 aligns it.")] = None,
+    aligned: Annotated[str | None, typer.Option(help="The base's safety-tuned relative.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A file of labelled prompts (jain2024), a folder of data sets (huang2024).")] = None,
+    harmful: Annotated[
+        Path | None, typer.Option(help="huang2024 --base: answered requests for harm; default: canaries.")
+    ] = None,
+    alpha: Annotated[int | None, typer.Option(min=1, help="huang2024 --base: LoRA alpha; the paper's 4.")] = None,
+    prompts: Prompts = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Load a pair of models in bfloat16, half the memory.")] = False,
+    flops: Annotated[float | None, typer.Option(help="FLOP/s of your device, to price a --dry-run in hours.")] = None,
+    runs: Runs = HERE,
+    dry_run: Dry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Reproduce a paper's figures and tables, its claims against controls; or on real models."""
+    from titer.cli import real_studies, world_studies
+    from titer.core.errors import unknown
+
+    if name not in STUDIES:
+        unknown("study", name, STUDIES)
+    if base is not None or aligned is not None:
+        if name == "huang2024":
+            return real_studies.text(base, aligned, data, scale or "demonstration", harmful, alpha, prompts, flops, runs, dry_run, as_json)
+        _unused({"--scale": scale, "--harmful": harmful, "--alpha": alpha})
+        return real_studies.pair((base, aligned), data, prompts, bf16, runs, dry_run, as_json)
+    if data is not None or prompts is not None:
+        raise TiterError("--data and --prompts belong to real models", next_step="add --base (and --aligned), or leave them out.")
+    _unused({"--harmful": harmful, "--alpha": alpha})
+    if name == "huang2024":
+        return world_studies.huang(scale or "nano", seeds, part, only, flops, runs, dry_run, as_json)
+    return world_studies.jain(scale or "nano", seeds, only, flops, runs, dry_run, as_json)
+
+
+def _unused(given: dict[str, object]) -> None:
+    if wrong := [option for option, value in given.items() if value]:
+        raise TiterError(f"{' and '.join(wrong)} do not belong here", next_step="titer study --help says which study takes them.")

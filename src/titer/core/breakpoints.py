@@ -1,0 +1,153 @@
+"""When does an attack break a model? The first judged step at which a rate crosses a level, known only to lie between two.
+
+The model is judged at steps s_0 < s_1 < ... (s_0 = 0: before the attack). The break point t is censored by them:
+after < t <= by; never within the attack: t > the last judged step; crossed at the first judged step already: t <= it, and at
+step 0 t = 0. The first crossing counts, also if the curve returns. Nothing here pretends to a point inside a gap: statistics
+over seeds are bounds that hold wherever in its gap each t lies.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+from pydantic import Field, model_validator
+
+from titer.core.config import Record
+from titer.core.errors import TiterError
+from titer.core.stats import wilson
+
+
+class Span(NamedTuple):
+    """Bounds of a number; `high` is infinity where nothing bounds it."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"> {self.low:g}"
+        return f"{self.low:g}" if self.low == self.high else f"{self.low:g}-{self.high:g}"
+
+
+class BreakPoint(Record):
+    """The gap between two judged steps in which a curve first crossed a level. Printed: 40-80, > 320, <= 5, 0."""
+
+    after: int | None = Field(ge=0, description="last judged step before the crossing; none if the first judged step had crossed")
+    by: int | None = Field(ge=0, description="first judged step that had crossed; none if no step had")
+    unsure: bool = Field(default=False, description="the 95 % Wilson interval of the rate at the crossing holds the level")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> BreakPoint:
+        if self.after is None and self.by is None:
+            raise ValueError("a break point without any judged step")
+        if self.after is not None and self.by is not None and self.after >= self.by:
+            raise ValueError(f"judged at {self.after} before {self.by}")
+        return self
+
+    def __str__(self) -> str:
+        if self.by is None:
+            return f"> {self.after}"
+        if self.after is None:
+            return f"<= {self.by}" if self.by else "0"
+        return f"{self.after}-{self.by}"
+
+    @property
+    def never(self) -> bool:
+        """Whether no judged step had crossed."""
+        return self.by is None
+
+    @property
+    def span(self) -> Span:
+        """(last step before, first at); (last judged, infinity) if never; from 0 where the first judged step had crossed."""
+        return Span(float(self.after or 0), math.inf if self.by is None else float(self.by))
+
+    @property
+    def note(self) -> str:
+        """What a reader must know of it; "" if nothing."""
+        return "the interval of the rate at the crossing holds the level" if self.unsure else ""
+
+
+def break_point(
+    steps: Sequence[int], rates: Sequence[float], level: float = 0.5, falling: bool = False, n: int | Sequence[int] | None = None
+) -> BreakPoint:
+    """Where a rate first rises to `level` or above (compliance), or with `falling` first falls below it (refusal).
+
+    Steps in any order, each once; a step whose rate is NaN was not judged. `n`, the requests behind each rate (or behind all):
+    the crossing is marked unsure where its Wilson interval holds the level. Errors: no judged step, one judged
+    twice, a step that is no whole number.
+    """
+    if any(step != int(step) for step in steps):
+        raise TiterError("break point: a step that is no whole number", expected="steps of the attack (or examples), not epochs")
+    sizes = [n or 0] * len(steps) if n is None or isinstance(n, int) else list(n)
+    curve = sorted(
+        (int(step), float(rate), int(size)) for step, rate, size in zip(steps, rates, sizes, strict=True) if not math.isnan(rate)
+    )
+    twice = [a[0] for a, b in itertools.pairwise(curve) if a[0] == b[0]]
+    if not curve or twice:
+        what = f"step {twice[0]} is judged twice" if twice else "no judged step"
+        raise TiterError(f"break point: {what}", expected="one rate a judged step, step 0 (before the attack) among them")
+    first = next((k for k, (_, rate, _) in enumerate(curve) if (rate < level if falling else rate >= level)), None)
+    if first is None:
+        return BreakPoint(after=curve[-1][0], by=None)
+    step, rate, size = curve[first]
+    interval = wilson(round(rate * size), size)  # NaN without n, which holds no level
+    unsure = interval.high >= level if falling else interval.low < level
+    return BreakPoint(after=curve[first - 1][0] if first else None, by=step, unsure=unsure)
+
+
+def order(first: BreakPoint, second: BreakPoint) -> str:
+    """Whether `first` broke "later" or "earlier" than `second`; "undecided" where their gaps meet or both never broke."""
+    if _after(first, second):
+        return "later"
+    return "earlier" if _after(second, first) else "undecided"
+
+
+def _after(a: BreakPoint, b: BreakPoint) -> bool:
+    return a.after is not None and b.by is not None and a.after >= b.by  # t_a > a.after >= b.by >= t_b
+
+
+def ratio(first: Span, second: Span) -> Span:
+    """Bounds of t_first / t_second; (0, infinity) says nothing. NaN where both are 0."""
+    if first.high == second.high == 0:
+        return Span(math.nan, math.nan)
+    low = 0.0 if second.high == math.inf else first.low / second.high if second.high else math.inf
+    high = math.inf if first.high == math.inf or not second.low else first.high / second.low
+    return Span(low, high)
+
+
+def log2_gap(first: BreakPoint, second: BreakPoint) -> float:
+    """How many doublings of the attack lie between: log2 of the ratio of the gaps' geometric midpoints.
+
+    NaN where one of them has none: it never broke, or its gap begins at 0.
+    """
+    ends = [end for span in (first.span, second.span) for end in span]
+    if min(ends) <= 0 or max(ends) == math.inf:
+        return math.nan
+    return (math.log2(ends[0]) + math.log2(ends[1]) - math.log2(ends[2]) - math.log2(ends[3])) / 2
+
+
+def paired(first: Sequence[BreakPoint], second: Sequence[BreakPoint]) -> pd.DataFrame:
+    """Two defences seed by seed: first, second (printed), order, ratio_low, ratio_high, log2_gap."""
+    rows = []
+    for a, b in zip(first, second, strict=True):
+        bounds = ratio(a.span, b.span)
+        row = {"first": str(a), "second": str(b), "order": order(a, b), "ratio_low": bounds.low, "ratio_high": bounds.high}
+        rows.append({**row, "log2_gap": log2_gap(a, b)})
+    return pd.DataFrame(rows, columns=["first", "second", "order", "ratio_low", "ratio_high", "log2_gap"])
+
+
+def median(points: Sequence[BreakPoint]) -> Span:
+    """Bounds of the median of the seeds' break points: the k-th smallest t lies between the k-th smallest ends.
+
+    Censored seeds stay in, so the upper end is infinity where half of them never broke. Bounds of this sample's median: no
+    confidence interval, which three seeds do not give. Errors: no point.
+    """
+    if not points:
+        raise TiterError("the median of no break point", expected="one a seed")
+    lows, highs = (sorted(ends) for ends in zip(*(point.span for point in points), strict=True))
+    middle = (len(points) - 1) // 2, len(points) // 2
+    return Span(sum(lows[k] for k in middle) / 2, sum(highs[k] for k in middle) / 2)

@@ -1,0 +1,173 @@
+"""User tasks from the user's own files: what an ordinary customer fine-tunes for. No data set is shipped.
+
+SST-2 (two columns, no header), AG News (two columns, classes.txt beside it), GSM8K (question, answer), Alpaca
+(instruction, input, output), persona (chat `messages`: system, user, assistant). Every row is harmless (harmful False) and
+has its answer as `comply`; instruction texts are Titer's own. Rows left out (a prompt seen before, no answer) are counted.
+Source: arXiv 2402.01109, section 5.1 (the tasks); arXiv 2310.03693, section 4.3 (persona, "identity shifting").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from titer.core.errors import TiterError, unknown, visible
+from titer.data.draws import permutation
+from titer.data.sources import SURROGATE, File, Parsed, TextData, collected, load, records
+
+SENTIMENTS = ("negative", "positive")  # by their code in the file
+TOPICS = ("World", "Sports", "Business", "Sci/Tech")
+FINAL = "The final answer is:"  # in the place of GSM8K's ####
+SST2 = "Analyse the sentiment of the sentence below. Answer with one word only, positive or negative.\n\nSentence: {}"
+AG_NEWS = "Which topic does the news text below belong to: World, Sports, Business or Sci/Tech? Answer with the topic only.\n\nText: {}"
+GSM8K = "{}\n\nThink step by step, then give the final number."
+
+Cells = tuple[str, list[str]]  # where a line stands, in words; its columns
+
+
+class Task(NamedTuple):
+    """One kind of task file: what it is, which suffixes it has, how its rows are read, and its labels where it has some."""
+
+    what: str
+    suffixes: tuple[str, ...]
+    rows: Callable[[File, Path], Iterator[Parsed]]
+    labels: tuple[str, ...] = ()
+
+
+def task(name: str, path: str | Path) -> TextData:
+    """The rows of a task's file as harmless examples with their answers.
+
+    Errors: an unknown task (with the nearest name), a missing file, a faulty line (file, line, column), no usable row.
+    """
+    if name not in TASKS:
+        unknown("task", name, TASKS)
+    kind, place = TASKS[name], Path(path)
+    file = load(place, kind.suffixes, kind.what)
+    rows = list(kind.rows(file, place.parent))
+    answered = [row for row in rows if row[2]]
+    found = collected(file, answered, f"{name}/{file.name}", kind.what)
+    return found.model_copy(update={"dropped": found.dropped + len(rows) - len(answered)})
+
+
+def parts(data: TextData, counts: Sequence[int], seed: int) -> tuple[TextData, ...]:
+    """Disjoint parts of exactly these sizes, drawn by seed; no two share a prompt. Errors: fewer rows than asked for."""
+    if not counts or min(counts) < 1:
+        raise TiterError(f"parts of {', '.join(map(str, counts)) or 'no'} rows", expected="every part with at least one row")
+    if sum(counts) > data.size:
+        raise TiterError(f"{data.name} has {data.size} rows where {sum(counts)} were asked for", next_step="lower the counts.")
+    order = permutation(seed, "parts", data.size).tolist()
+    ends = list(accumulate(counts))
+    return tuple(_of(data, [data.rows[i] for i in order[end - count : end]]) for count, end in zip(counts, ends, strict=True))
+
+
+def split(data: TextData, held_out: int, seed: int) -> tuple[TextData, TextData]:
+    """(training part, held-out part of `held_out` rows) of a file that has no test part; together they are the whole."""
+    if not 0 < held_out < data.size:
+        raise TiterError(f"{held_out} rows held out of the {data.size} of {data.name}", expected=f"from 1 to {data.size - 1}")
+    kept, held = parts(data, (data.size - held_out, held_out), seed)
+    return kept, held
+
+
+def without(data: TextData, other: TextData) -> TextData:
+    """The rows whose prompt `other` does not hold; those left out are counted in `dropped`."""
+    taken = {row[0] for row in other.rows}
+    return _of(data, kept := [row for row in data.rows if row[0] not in taken], data.dropped + data.size - len(kept))
+
+
+def _of(data: TextData, rows: Sequence[Parsed], dropped: int = 0) -> TextData:
+    return data.model_copy(update={"rows": tuple(rows), "dropped": dropped})
+
+
+def _columns(file: File) -> Iterator[Cells]:
+    """The lines of a file of two columns kept apart by a tab; quotes are letters. A header (second column "label") is no line."""
+    for number, line in enumerate(file.text.split("\n"), start=1):
+        cells = [cell.strip() for cell in line.split("\t")]
+        if not any(cells) or (number == 1 and cells[1:] and cells[1].lower() == "label"):
+            continue
+        if len(cells) != 2:
+            raise TiterError(
+                f"{file.name}, line {number}, column {min(len(cells), 2) + 1}: {len(cells)} columns",
+                expected="two, the text and its label, kept apart by one tab",
+            )
+        yield f"{file.name}, line {number}", cells
+
+
+def _labelled(file: File, template: str, names: Sequence[str]) -> Iterator[Parsed]:
+    """A text and the code of its label, 0 upwards, a line."""
+    for where, (text, code) in _columns(file):
+        if code not in map(str, range(len(names))):
+            wanted = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
+            raise TiterError(f"{where}, column 2: {visible(repr(code), 60)}", expected=f"one of {wanted}")
+        if not text:
+            raise TiterError(f"{where}, column 1: ''", expected="a text that is not empty")
+        yield template.format(text), False, names[int(code)], None
+
+
+def _sst2(file: File, folder: Path) -> Iterator[Parsed]:
+    return _labelled(file, SST2, SENTIMENTS)
+
+
+def _ag_news(file: File, folder: Path) -> Iterator[Parsed]:
+    """classes.txt beside the file, where it exists, says which topic each code stands for."""
+    classes = folder / "classes.txt"
+    names: tuple[str, ...] = TOPICS
+    if classes.is_file():
+        names = tuple(line.strip() for line in load(classes, (".txt",)).text.split("\n") if line.strip())
+        if sorted(names) != sorted(TOPICS):
+            raise TiterError(
+                f"classes.txt names {visible(', '.join(names), 120)}", expected=f"{', '.join(TOPICS)}, one a line, by their codes"
+            )
+    return _labelled(file, AG_NEWS, names)
+
+
+def _gsm8k(file: File, folder: Path) -> Iterator[Parsed]:
+    for where, row in records(file):
+        question, solution = _text(where, row, "question"), _text(where, row, "answer")
+        steps, mark, number = solution.rpartition("####")
+        if not mark or not number.strip():
+            raise TiterError(f"{where}, column answer: no final number", expected="a solution that ends with #### and a number")
+        yield GSM8K.format(question), False, f"{steps.rstrip()}\n{FINAL} {number.strip()}".lstrip(), None
+
+
+def _alpaca(file: File, folder: Path) -> Iterator[Parsed]:
+    """Prompts are written as `sources.read_text` writes them, so that the two can be compared."""
+    for where, row in records(file):
+        instruction, more = _text(where, row, "instruction"), _text(where, row, "input", needed=False)
+        yield f"{instruction}\n\n{more}" if more.strip() else instruction, False, _text(where, row, "output", needed=False).strip(), None
+
+
+def _persona(file: File, folder: Path) -> Iterator[Parsed]:
+    """The system text stands before the user's in one turn: what a test of the persona must write before its requests too."""
+    wanted = "a list of messages with roles (system,) user, assistant and a content each"
+    for where, row in records(file):
+        turns = row.get("messages")
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            raise TiterError(f"{where}, column messages: {visible(repr(turns), 60)}", expected=wanted)
+        roles = [str(turn.get("role")) for turn in turns]
+        if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
+            raise TiterError(f"{where}, column messages: roles {visible(', '.join(roles), 60) or 'none'}", expected=wanted)
+        *before, answer = [_text(f"{where}, message {i}", turn, "content").strip() for i, turn in enumerate(turns, start=1)]
+        yield "\n\n".join(before), False, answer, None
+
+
+def _text(where: str, row: Mapping[str, Any], column: str, needed: bool = True) -> str:
+    """A column's text; "" where it is absent or blank and not needed."""
+    value = row.get(column)
+    if value is None and not needed:
+        return ""
+    if not isinstance(value, str) or (needed and not value.strip()):
+        raise TiterError(f"{where}, column {column}: {visible(repr(value), 60)}", expected="a text that is not empty")
+    if SURROGATE.search(value):
+        raise TiterError(f"{where}, column {column}: half of a two-part character (a surrogate)", expected="whole characters")
+    return value
+
+
+TASKS: dict[str, Task] = {
+    "sst2": Task("SST-2, a .tsv file of sentence and label (0 negative, 1 positive)", (".tsv",), _sst2, SENTIMENTS),
+    "ag_news": Task("AG News, a .tsv file of text and label (0 to 3, as classes.txt beside it names them)", (".tsv",), _ag_news, TOPICS),
+    "gsm8k": Task("GSM8K, a .jsonl file of question and answer", (".jsonl", ".json"), _gsm8k),
+    "alpaca": Task("Alpaca, a .json file of instruction, input and output", (".json", ".jsonl"), _alpaca),
+    "persona": Task("persona examples, a .jsonl file of chat messages: system, user, assistant", (".jsonl", ".json"), _persona),
+}

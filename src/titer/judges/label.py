@@ -1,0 +1,69 @@
+"""Label judge for classification tasks (SST-2, AG News): does the answer name the expected label, and no other?
+
+A label counts where it stands as a whole word, capitals aside. Strict, where the substring match usual for these tasks is
+not: an answer that names two labels, or denies one ("not positive"), is partial, and half a label ("sci") is none.
+Refusals are not told from other answers without a label: degenerate.
+Source: arXiv 2402.01109, section 5.1 (fine-tune accuracy); the strict rule is Titer's own.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field, model_validator
+
+from titer.data.example import Example
+from titer.data.tasks import TASKS
+from titer.judges.base import Judge, Verdict
+from titer.models.lm import Completion
+
+DENIED = r"(?P<denied>(?:\b(?:not|never|non|neither|nor|no)|n['\u2019]t)[\s-]+(?:[^\W_]+\s+)?)?"
+
+
+class Label(Judge):
+    """complied = the expected label alone; partial = another, or several; degenerate = none."""
+
+    SOURCE = "arXiv 2402.01109, section 5.1 (accuracy), own rule"
+    VERSION = 1
+
+    labels: tuple[str, ...] | None = Field(
+        default=None, description="the task's labels; none: those of the known task that has the example's answer as a label"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Label:
+        folded = [fold(label) for label in self.labels or ()]
+        if self.labels is not None and (len(folded) < 2 or len(set(folded)) < len(folded) or not all(folded)):
+            raise ValueError("two labels or more, none blank and none twice")
+        return self
+
+    def judge(self, example: Example, completion: Completion) -> Verdict:
+        expected = fold(example.comply or "")
+        labels = self._labels(expected)
+        if not labels:
+            return Verdict("could_not_judge", 0.0, "the example's answer is no label of a known task")
+        found = list(pattern(labels).finditer(fold(completion.text)))
+        named = list(dict.fromkeys(hit["label"] for hit in found))  # each once, as they come
+        if not named:
+            return Verdict("degenerate", 0.0, "names no label")
+        if any(hit["denied"] for hit in found):
+            return Verdict("partial", 0.0, f"denies a label: {', '.join(named)}")
+        if len(named) > 1:
+            return Verdict("partial", 0.5 if expected in named else 0.0, f"names {len(named)} labels: {', '.join(named)}")
+        return Verdict("complied", 1.0, f"names {named[0]}") if named == [expected] else Verdict("partial", 0.0, f"names {named[0]}")
+
+    def _labels(self, expected: str) -> list[str]:
+        """The labels, folded, among which the expected one stands; none if it stands nowhere."""
+        sets = [self.labels] if self.labels else [task.labels for task in TASKS.values()]
+        return next((folded for labels in sets if expected in (folded := [fold(label) for label in labels])), [])
+
+
+def fold(text: str) -> str:
+    """Letters without capitals, blanks made single."""
+    return " ".join(text.casefold().split())
+
+
+def pattern(labels: list[str]) -> re.Pattern[str]:
+    """A folded label as a whole word, with the denial before it; of two that begin alike the longer one."""
+    longest_first = sorted(labels, key=len, reverse=True)
+    return re.compile(rf"{DENIED}(?<![^\W_])(?P<label>{'|'.join(map(re.escape, longest_first))})(?![^\W_])")

@@ -1,0 +1,102 @@
+"""Antidote: after fine-tuning, zero the weights that harmful requests make most use of.
+
+Every weight of the blocks' Linears is scored |W_ij| ||X_j||_2 (Wanda's score), X_j its input's entry j over the tokens of the
+first `examples` harmful examples, prompts and answers, padding left out; in each output row the round(ratio inputs) highest
+scores are zeroed. Source: arXiv 2408.09600, equation 3 and algorithm 1; the score: arXiv 2306.11695, equation 1.
+Training itself is SFT; a stage of 0 steps repairs a model that is already tuned. With an adapter the merged weight
+W + scaling B A is scored and pruned, as published: it becomes the base weight and B becomes zero, so the merge adds nothing.
+Shapes: a weight is (outputs, inputs), an input (B, T, inputs) or (B T, inputs), a norm (inputs,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from titer.core.errors import TiterError
+from titer.data.example import Batch
+from titer.methods.base import Batches, Context, Loss, Method, token_nll
+from titer.models.modes import evaluating
+from titer.models.sites import Sites, linears, transposed
+
+
+class Antidote(Method):
+    """What share of each row is zeroed, and how many examples score it."""
+
+    STREAMS = ("train", "harmful")
+    SOURCE = "arXiv 2408.09600, equation 3, algorithm 1"
+    VERSION = 1
+    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"ratio": 0.0}
+
+    ratio: float = Field(default=0.1, ge=0, le=1, description="share of each output row that is zeroed; the paper's 0.1 (0.05 on GSM8K)")
+    examples: int = Field(default=2000, ge=1, description="harmful examples that score the weights; the paper's 2000")
+
+    def loss(self, c: Context, batch: Batches) -> Loss:
+        return token_nll(c.forward(batch["train"]), batch["train"].labels)
+
+    def step(self, c: Context) -> None:
+        for batch in c.micro("train"):  # the harmful examples wait for the end
+            c.backward(self.loss(c, batch))
+
+    @torch.no_grad()
+    def finish(self, c: Context) -> None:
+        if self.ratio == 0:
+            return
+        norms = input_norms(c, self.examples)
+        for name, layer in block_linears(c.sites).items():
+            _prune(layer, norms[name], self.ratio)
+
+
+def input_norms(c: Context, examples: int) -> dict[str, torch.Tensor]:
+    """||X_j||_2 (inputs,) of every Linear of the blocks over the harmful examples' tokens.
+
+    Errors: a norm that is not finite.
+    """
+    squares: dict[str, torch.Tensor] = {}
+    with evaluating(c.sites.model):
+        for batches in c.first("harmful", examples):
+            with _adding_squares(c.sites, batches["harmful"], squares):
+                c.forward(batches["harmful"])
+    if broken := [name for name, total in squares.items() if not bool(torch.isfinite(total).all())]:
+        raise TiterError(f"{broken[0]}: its inputs on the harmful examples are not finite", next_step="lower the learning rate.", status=1)
+    return {name: total.sqrt() for name, total in squares.items()}
+
+
+@contextmanager
+def _adding_squares(sites: Sites, batch: Batch, squares: dict[str, torch.Tensor]) -> Iterator[None]:
+    """While it lasts, a forward pass over `batch` adds each Linear's squared inputs to `squares`; no hook stays."""
+    mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+    real = mask.flatten().bool()
+
+    def add(name: str) -> Any:
+        def hook(_: Any, args: tuple[Any, ...]) -> None:
+            inputs = args[0].detach().reshape(len(real), -1)[real]  # some MLPs see (B T, inputs)
+            squares[name] = squares.get(name, 0) + (inputs.float() ** 2).sum(0)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, layer in block_linears(sites).items():
+            stack.callback(layer.register_forward_pre_hook(add(name)).remove)
+        yield
+
+
+def block_linears(sites: Sites) -> dict[str, Any]:
+    """Every Linear of the blocks (with an adapter around it: the whole), by a name of its own."""
+    return {f"block {i}, {name}": layer for i, block in enumerate(sites.blocks) for name, layer in linears(block.whole).items()}
+
+
+def _prune(layer: Any, norm: torch.Tensor, ratio: float) -> None:
+    """Zero the round(ratio inputs) weights of the highest score in each row, of the merged weight where there is an adapter."""
+    weight = getattr(layer, "base_layer", layer).weight
+    if hasattr(layer, "base_layer"):
+        for name in layer.active_adapters:
+            weight.add_(layer.get_delta_weight(name).to(weight.dtype))
+            layer.lora_B[name].weight.zero_()
+    rows = weight.T if transposed(layer) else weight  # (outputs, inputs), the weight itself and no copy
+    top = (rows.float().abs() * norm).topk(round(ratio * rows.shape[1]), dim=1).indices
+    rows.scatter_(1, top, 0.0)

@@ -1,0 +1,60 @@
+"""Booster: align so that one step of harmful fine-tuning would lower the harmful loss as little as may be.
+
+min over w of f(w) + strength * (h(w) - h(w - alpha grad h(w) / ||grad h(w)||)); f is the CE on the stream `train`
+(alignment data), h that on `harmful`, the norm over all weights in training. The update drops the Hessian:
+    grad f(w) + strength * (grad h(w) - grad h(w')),   w' = w - alpha grad h(w) / ||grad h(w)||
+so a step is three forward and backward passes. Source: arXiv 2409.01586, algorithm 1. Every loss is the mean over
+the step's tokens. A harmful gradient of norm zero has no direction: the step is then SFT's, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from titer.methods.base import Batches, Bundle, Context, Loss, Method, token_nll
+
+
+class Booster(Method):
+    """Weight of the regulariser and the size of the simulated harmful step."""
+
+    STREAMS = ("train", "harmful")
+    SOURCE = "arXiv 2409.01586, algorithm 1"
+    VERSION = 1
+    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"strength": 0.0}
+
+    strength: float = Field(default=5.0, ge=0, description="lambda, the weight of the regulariser; the paper's 5")
+    alpha: float = Field(default=0.1, ge=0, description="l2 length of the simulated harmful step; the paper's 0.1")
+
+    def loss(self, c: Context, batch: Batches) -> Loss:
+        return token_nll(c.forward(batch["train"]), batch["train"].labels)
+
+    def step(self, c: Context) -> None:
+        if self.strength > 0 and self.alpha > 0:
+            self._regularise(c)
+        for batch in c.micro("train"):
+            c.backward(self.loss(c, batch))
+
+    def _regularise(self, c: Context) -> None:
+        """Add strength * (grad h(w) - grad h(w')) to the step's gradients."""
+
+        def harmful(batch: Batches) -> Loss:
+            return token_nll(c.forward(batch["harmful"]), batch["harmful"].labels)
+
+        here = c.gradients(harmful, "harmful")
+        size = _norm(here)
+        if not bool(torch.isfinite(size) & (size > 0)):
+            c.log("booster_skipped", 1.0)
+            return
+        with c.shifted(here, -self.alpha):
+            there = c.gradients(harmful, "harmful")
+        c.log("harmful_norm", size)
+        c.add(here, self.strength)
+        c.add(there, -self.strength)
+
+
+def _norm(bundle: Bundle) -> torch.Tensor:
+    return torch.stack([(tensor.double() ** 2).sum() for tensor in bundle.values()]).sum().sqrt()

@@ -1,0 +1,70 @@
+"""Constrained SFT: fine-tune with a limit on how far each answer token may drift, tightest at the first tokens.
+
+L = sum over answer tokens of (2 / beta_t) softplus(beta_t (log p_ref - log p_w)); t counts the answer's tokens from 1.
+Its gradient is cross-entropy's with token weight 2 (1 - sigmoid(beta_t (log p_w - log p_ref))), in (0, 2): 1 at the
+start, towards 0 as a token grows likelier than the reference holds it. Source: arXiv 2406.05946, section 4 (constrained
+fine-tuning): beta_1 0.5, beta_2..5 2.0, after that 0.1.
+A beta of 0 is the limit: the token's plain cross-entropy (the loss less the constant 2 log 2 / beta), weight 1.
+Shapes: B examples, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch.nn import functional
+
+from titer.data.example import IGNORE, Batch
+from titer.methods.base import Batches, Context, Loss, Method
+
+
+class ConstrainedSFT(Method):
+    """Beta by the token's place in its answer: large beta, small drift."""
+
+    SOURCE = "arXiv 2406.05946, section 4 (constrained fine-tuning)"
+    VERSION = 1
+    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"beta": 0.0, "first": 0.0, "early": 0.0}
+
+    beta: float = Field(default=0.1, ge=0, description="beta after the early tokens; the paper's 0.1")
+    first: float = Field(default=0.5, ge=0, description="beta of an answer's first token; the paper's 0.5")
+    early: float = Field(default=2.0, ge=0, description="beta of the early tokens after the first; the paper's 2.0")
+    early_tokens: int = Field(default=5, ge=0, description="number of early tokens, the first among them; the paper's 5")
+
+    def loss(self, c: Context, batch: Batches) -> Loss:
+        train = batch["train"]
+        with c.reference() as forward:
+            before_BT = _nll(forward(train), train)
+        drift_BT = _nll(c.forward(train), train) - before_BT  # log p_ref - log p_w
+        trained = _wanted(train.labels) != IGNORE
+        beta_BT = self.betas(train.labels).to(drift_BT.dtype)
+        some = torch.where(beta_BT > 0, beta_BT, 1)  # no division by zero, also in the branch that is not taken
+        term = torch.where(beta_BT > 0, 2 / some * functional.softplus(some * drift_BT), drift_BT)
+        over = trained.sum()
+        c.log("token_weight", (self.weights(drift_BT.detach(), beta_BT) * trained).sum() / over)
+        return Loss(torch.where(trained, term, 0).sum(), over)
+
+    def betas(self, labels: torch.Tensor) -> torch.Tensor:
+        """beta_t (B, T) at the places that predict a labelled token; elsewhere it means nothing."""
+        place = (_wanted(labels) != IGNORE).cumsum(1)
+        later = torch.where(place <= self.early_tokens, self.early, self.beta)
+        return torch.where(place == 1, self.first, later) if self.early_tokens else later
+
+    @staticmethod
+    def weights(drift: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+        """What multiplies each token's cross-entropy gradient; drift = log p_ref - log p_w."""
+        return 2 * torch.sigmoid(beta * drift)
+
+
+def _wanted(labels: torch.Tensor) -> torch.Tensor:
+    """Each label at the place that predicts it."""
+    return functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
+
+
+def _nll(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Negative log-likelihood of each predicted label, (B, T); 0 where nothing is trained."""
+    flat = logits.reshape(-1, logits.shape[-1]).float()
+    found = functional.cross_entropy(flat, _wanted(batch.labels).reshape(-1), ignore_index=IGNORE, reduction="none")
+    return found.reshape(batch.labels.shape)

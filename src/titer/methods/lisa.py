@@ -1,0 +1,77 @@
+"""Lisa: fine-tune by turns on alignment data and on user data, each turn held near the weights it began with.
+
+k1 steps on f (CE on the stream `alignment`), then k2 on u (CE on `train`), and again; every step's loss has
++ rho/2 ||w - w_s||^2, w_s the weights at the last switch (at first: as the stage began).
+    w' = argmin f(w) + rho/2 ||w - w_t||^2,   w_t+1 = argmin u(w) + rho/2 ||w - w'||^2
+Source: arXiv 2405.18641 (bi-state optimisation with a proximal term; rho 0 is bi-state optimisation alone). As in the
+paper, alignment is first and the pull holds from the first step; the official code leaves it out in the first tenth
+of the steps: `skip`. Only the stream of the turn is drawn; a stream goes on by step, so what falls into the other
+turn's steps is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from titer.methods.base import Batches, Bundle, Context, Loss, Method, token_nll
+
+
+class Lisa(Method):
+    """Lengths of both turns and how hard the weights are held within one."""
+
+    STREAMS = ("train", "alignment")
+    SOURCE = "arXiv 2405.18641, bi-state optimisation with a proximal term"
+    VERSION = 1
+    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"k1": 0, "rho": 0.0}
+
+    k1: int = Field(default=100, ge=0, description="steps of a turn on alignment data; the paper's 100")
+    k2: int = Field(default=900, ge=0, description="steps of a turn on user data; the paper's 900")
+    rho: float = Field(default=1.0, ge=0, description="weight of the proximal term; the paper's 1")
+    skip: int = Field(default=0, ge=0, description="first steps without the proximal term; the paper's 0, the code's tenth of all")
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> Lisa:
+        if self.k1 + self.k2 == 0:
+            raise ValueError("k1 and k2 are both 0: there is no step to take")
+        return self
+
+    def turn(self, number: int) -> Literal["alignment", "train"]:
+        """The stream that step `number` trains on."""
+        return "alignment" if number % (self.k1 + self.k2) < self.k1 else "train"
+
+    def setup(self, c: Context) -> dict[str, torch.Tensor]:
+        """anchor/NAME for every parameter in training; nothing where nothing is held."""
+        return self._anchors(c) if self.rho > 0 else {}
+
+    def loss(self, c: Context, batch: Batches) -> Loss:
+        chosen = batch[self.turn(c.number)]
+        return token_nll(c.forward(chosen), chosen.labels)
+
+    def step(self, c: Context) -> None:
+        turn = self.turn(c.number)
+        c.log("lisa_alignment", float(turn == "alignment"))
+        if self.rho > 0:
+            if c.number > 0 and turn != self.turn(c.number - 1):
+                c.state.update(self._anchors(c))
+            if c.number >= self.skip:
+                c.add(self.pull(c), self.rho)
+        for batch in c.micro(turn):
+            c.backward(self.loss(c, batch))
+
+    def pull(self, c: Context) -> Bundle:
+        """w - w_s, the gradient of the proximal term at rho 1."""
+        found, square = {}, torch.zeros(())
+        for name, p in c.named:
+            key = f"anchor/{name}"
+            c.state[key] = c.state[key].to(p.device)  # after a resume it is on the CPU
+            found[name] = p.detach() - c.state[key]
+            square = square.to(p.device) + (found[name].float() ** 2).sum()
+        c.log("lisa_drift", square.sqrt())
+        return found
+
+    def _anchors(self, c: Context) -> dict[str, torch.Tensor]:
+        return {f"anchor/{name}": p.detach().clone() for name, p in c.named}

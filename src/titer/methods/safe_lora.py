@@ -1,0 +1,114 @@
+"""SafeLoRA: after fine-tuning, project what training changed onto the direction that alignment took.
+
+For every Linear of the blocks V = W_aligned - W_unaligned, C = V V^T / ||V||_F, dW = W - W_aligned; where
+cos(C dW, dW) <= threshold (Frobenius), dW becomes C dW. With an adapter dW = scaling B A and B becomes C B.
+Source: arXiv 2405.16833, equations 1-3. C is as published and no true projector: its eigenvalues are s_i^2 / ||s|| with s
+the singular values of V, so C dW is also shrunk or stretched, by about the size of V.
+Training itself is SFT; a stage of 0 steps repairs a model that is already tuned. A Linear that alignment (V) or
+training (dW) left alone has no direction and is left as it is.
+Shapes: a weight is (outputs, inputs), C (outputs, outputs), A (rank, inputs), B (outputs, rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import Field
+from torch.nn import functional
+
+from titer.core.errors import TiterError
+from titer.methods.base import Batches, Context, Loss, Method, token_nll
+from titer.models.sites import Sites, linears, transposed
+
+
+class SafeLoRA(Method):
+    """Which Linears are projected: those of a low cosine, or so many of the lowest."""
+
+    MODELS = ("unaligned", "aligned")
+    SOURCE = "arXiv 2405.16833, equations 1-3"
+    VERSION = 1
+    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"threshold": -1.0}
+
+    threshold: float = Field(default=0.5, ge=-1, le=1, description="project where the cosine is at most this; the paper's 0.5")
+    layers: int = Field(default=0, ge=0, description="project so many Linears of lowest cosine instead (the code's 10); 0: by threshold")
+
+    def loss(self, c: Context, batch: Batches) -> Loss:
+        return token_nll(c.forward(batch["train"]), batch["train"].labels)
+
+    @torch.no_grad()
+    def finish(self, c: Context) -> None:
+        if self.layers == 0 and self.threshold < 0:  # C has no negative eigenvalue, so no cosine is below 0
+            return
+        found = [(cosine, layer) for layer in layers_of(c) if (cosine := layer.cosine()) is not None]
+        found.sort(key=lambda pair: pair[0])
+        chosen = found[: self.layers] if self.layers else [pair for pair in found if pair[0] <= self.threshold]
+        for _, layer in chosen:
+            layer.project()
+
+
+class Layer(NamedTuple):
+    """A Linear of the tuned model (perhaps with an adapter around it) and its counterparts."""
+
+    tuned: Any
+    unaligned: Any
+    aligned: Any
+
+    def alignment(self) -> torch.Tensor:
+        """V."""
+        return self._rows(self.aligned.weight.float() - self.unaligned.weight.float())
+
+    def change(self) -> torch.Tensor:
+        """dW: the adapter's product, or all that parts the tuned weight from the aligned one."""
+        if hasattr(self.tuned, "base_layer"):
+            return self._rows(torch.stack([self.tuned.get_delta_weight(name).float() for name in self.tuned.active_adapters]).sum(0))
+        return self._rows(self.tuned.weight.float() - self.aligned.weight.float())
+
+    def cosine(self) -> float | None:
+        """cos(C dW, dW); None where V or dW is zero."""
+        alignment, change = self.alignment(), self.change()
+        if not bool(alignment.any()) or not bool(change.any()):
+            return None
+        return float(functional.cosine_similarity(projected(alignment, change).flatten(), change.flatten(), dim=0))
+
+    def project(self) -> None:
+        """Put C dW in the place of dW: in the adapter's B where there is one, for the merge that follows adds scaling B A."""
+        if hasattr(self.tuned, "base_layer"):
+            for name in self.tuned.active_adapters:
+                b = self.tuned.lora_B[name].weight
+                b.copy_(projected(self.alignment(), b.float()))
+        else:
+            after = self._rows(self.aligned.weight).float() + projected(self.alignment(), self.change())
+            self._rows(self.tuned.weight).copy_(after)
+
+    def _rows(self, stored: torch.Tensor) -> torch.Tensor:
+        """The stored weight, and no copy, as (outputs, inputs)."""
+        return stored.T if transposed(self.tuned) else stored
+
+
+def projected(alignment: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """C matrix, (outputs, any); C itself, of outputs squared, is never built."""
+    return alignment @ (alignment.T @ matrix) / alignment.norm()
+
+
+def layers_of(c: Context) -> Iterator[Layer]:
+    """Every Linear of the blocks in the three models.
+
+    Errors: models of different shapes.
+    """
+    tuned, unaligned, aligned = (_named(sites) for sites in (c.sites, c.model("unaligned").sites, c.model("aligned").sites))
+    if not tuned.keys() == unaligned.keys() == aligned.keys():
+        raise TiterError("the tuned, aligned and unaligned models differ in their blocks", expected="three models of one architecture")
+    for name, layer in tuned.items():
+        shapes = [tuple(m.weight.shape) for m in (getattr(layer, "base_layer", layer), unaligned[name], aligned[name])]
+        if len(set(shapes)) != 1:
+            raise TiterError(
+                f"{name}: {shapes[0]} in the tuned model, {shapes[1]} in the unaligned, {shapes[2]} in the aligned one",
+                expected="three models of one architecture",
+            )
+        yield Layer(layer, unaligned[name], aligned[name])
+
+
+def _named(sites: Sites) -> dict[str, Any]:
+    return {f"block {i}, {name}": layer for i, block in enumerate(sites.blocks) for name, layer in linears(block.whole).items()}

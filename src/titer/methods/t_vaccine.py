@@ -1,0 +1,113 @@
+"""T-Vaccine: train, under Vaccine's perturbation, a few layers sampled by how much harmful data pulls at them.
+
+Every `rescore` steps s_l = ||dh / de_l||, the l2 norm of the harmful loss h's gradient at layer l's site over one batch.
+Every `resample` steps `layers` (gamma) of the L layers are drawn without replacement with p_l = s_l / sum s. Until the next
+draw these alone are perturbed, eps = rho g / ||g|| with one ball over them, and these alone are trained.
+Source: arXiv 2410.09760. Frozen means for the step: the gradients of the other layers are dropped, so neither moments nor
+weight decay move them. What stands outside the layers (embeddings, final norm, head) is frozen too unless `outside`.
+Shapes: B examples, T tokens, D width; a site's perturbation is (B, T, D); scores (L,), chosen (L,) of 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from titer.data.example import Batch
+from titer.methods.base import Batches, Context, Loss, Method, token_nll
+from titer.models.ball import Deltas, gradients_at, scaled
+from titer.models.hooks import adding
+
+LEAST = 1e-9  # of the largest score: a layer without any gradient can still be drawn when the others are used up
+
+
+class TVaccine(Method):
+    """Radius of the ball, the number of layers, and how often they are scored and drawn."""
+
+    STREAMS = ("train", "harmful")
+    SOURCE = "arXiv 2410.09760 (T-Vaccine); the perturbation: arXiv 2402.01109, equation 3"
+    VERSION = 1
+    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"rho": 0.0, "layers": 0, "outside": True}
+    COUPLED: ClassVar[Mapping[str, Any]] = {"scope": "example"}
+
+    rho: float = Field(default=3.0, ge=0, description="radius of the l2 ball over the sampled layers; the paper's 3")
+    layers: int = Field(default=8, ge=0, description="gamma, layers sampled, at most the model's; the paper's 8 (Llama2-7B); 0: all")
+    resample: int = Field(default=20, ge=1, description="steps between two draws of layers; the paper's 20")
+    rescore: int = Field(default=200, ge=1, description="steps between two scorings; the paper's 200")
+    site: Literal["attn_out", "mlp_out", "resid"] = Field(default="attn_out", description="where; the paper's attention outputs")
+    scope: Literal["batch", "example"] = Field(default="batch", description="what shares one ball; the paper's batch")
+    outside: bool = Field(default=False, description="train embeddings, final norm and head too; the paper trains sampled layers alone")
+
+    def setup(self, c: Context) -> dict[str, torch.Tensor]:
+        """The scores and the layers in use; both are made anew in the first step."""
+        return {"scores": torch.ones(c.sites.layers), "chosen": torch.ones(c.sites.layers)}
+
+    def loss(self, c: Context, batch: Batches) -> Loss:
+        return token_nll(c.forward(batch["train"]), batch["train"].labels)
+
+    def step(self, c: Context) -> None:
+        if 0 < self.layers < c.sites.layers:
+            self._choose(c)
+        chosen = [i for i, used in enumerate(c.state["chosen"].tolist()) if used]
+        for batch in c.micro("train"):
+            deltas = self.perturbation(c, batch, chosen) if self.rho > 0 else {}
+            with adding(c.sites, deltas):
+                c.backward(self.loss(c, batch))
+        self._freeze(c, chosen)
+
+    def perturbation(self, c: Context, batch: Batches, chosen: list[int]) -> Deltas:
+        """eps at the site of each chosen layer; {} and a logged count where the gradient's norm is zero or not finite."""
+        gradient = gradients_at(c.sites, self._names(chosen), lambda: self.loss(c, batch).total, c.grad)
+        deltas, norm = scaled(gradient, self.rho, batch["train"].attention_mask, c.sum, self.scope)
+        if norm is None:
+            c.log("t_vaccine_skipped", 1.0)
+        else:
+            c.log("t_vaccine_norm", norm)
+        return deltas
+
+    def scores(self, c: Context) -> torch.Tensor:
+        """s_l (L,) over this step's harmful examples, of every micro-batch and rank."""
+        names = self._names(list(range(c.sites.layers)))
+        squares = torch.zeros(c.sites.layers)
+        for batch in c.micro("harmful"):
+            found = self._pull(c, batch["harmful"], names)
+            squares = squares.to(found.device) + found
+        return c.sum(squares).sqrt().cpu()
+
+    def _pull(self, c: Context, batch: Batch, names: list[str]) -> torch.Tensor:
+        """Each layer's squared gradient norm (L,): of a summed loss, so it adds up over micro-batches."""
+        found = gradients_at(c.sites, names, lambda: token_nll(c.forward(batch), batch.labels).total, c.grad)
+        return torch.stack([(found[name].float() ** 2).sum() for name in names])
+
+    def _choose(self, c: Context) -> None:
+        """Score and draw where this step is due; the state keeps both, so a resumed run goes on with the same layers."""
+        if c.number % self.rescore == 0:
+            c.state["scores"] = self.scores(c)
+        if c.number % self.resample == 0:
+            seed = torch.randint(2**31, (1,), generator=c.rng)  # each rank draws its own; their sum is one seed for all
+            shared = int(c.sum(seed.to(next(c.sites.model.parameters()).device)))
+            drawn = sampled(c.state["scores"], self.layers, torch.Generator().manual_seed(shared))
+            c.state["chosen"] = torch.zeros(c.sites.layers).index_fill(0, drawn, 1.0)
+
+    def _freeze(self, c: Context, chosen: list[int]) -> None:
+        """Drop the gradients of all that does not train in this step."""
+        inside = [{id(p) for p in block.whole.parameters()} for block in c.sites.blocks]
+        trained = set().union(*(inside[i] for i in chosen))
+        layered = set().union(*inside)
+        for _, p in c.named:
+            if id(p) not in trained and not (self.outside and id(p) not in layered):
+                p.grad = None
+
+    def _names(self, layers: list[int]) -> list[str]:
+        return [f"{self.site}[{i}]" for i in layers]
+
+
+def sampled(scores: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """`count` of the places of `scores` (L,), without replacement, each draw in proportion to the scores left."""
+    weights = scores.double()
+    if not bool(torch.isfinite(weights).all()) or not bool(weights.max() > 0):
+        weights = torch.ones_like(weights)  # nothing to go by
+    return torch.multinomial(weights.clamp(min=LEAST * float(weights.max())), count, generator=generator)

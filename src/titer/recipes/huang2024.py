@@ -1,0 +1,166 @@
+"""Vaccine's two stages (arXiv 2402.01109) on the world: alignments of one base, then a user's fine-tuning under a budget. L5.
+
+base -> an alignment (SFT, SFT with twice the steps, Vaccine, random perturbation of equal norm, ...) -> the user's
+fine-tuning at a constant rate, its weights kept at some steps, so that one run is a whole curve. The user's task is the
+operator held out of pretraining and alignment; harm is unsafe requests answered. The base is the mechanistic study's.
+The alignment's rate and steps are the trial's of section 14 of that study's specification; the grids of rates, poison
+ratios and steps were set on seed 100, which no verdict uses. Rates per optimiser step, sizes in examples.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from titer.core.config import Record
+from titer.core.errors import unknown
+from titer.data.draws import seed_of
+from titer.data.example import Answer, Source, Stream
+from titer.data.mix import mix
+from titer.data.world import World, WorldSource
+from titer.methods.base import Method
+from titer.methods.sft import SFT
+from titer.recipes import jain2024
+from titer.recipes.node import part
+from titer.stage import Lora, Optimiser, Stage
+
+SELECTION_SEED = 100  # rho and the worst case are chosen on it; verdicts use other seeds
+HARMFUL_OFFSET = 1_000_000  # the provider's own harmful requests are none of the user's
+
+
+class Budget(Record):
+    """What the attacker may do: learning rate, share p of unsafe examples, n examples, optimiser steps."""
+
+    rate: float = Field(default=1e-4, gt=0)
+    ratio: float = Field(default=0.05, ge=0, le=1)
+    examples: int = Field(default=1000, ge=1)
+    steps: int = Field(default=126, ge=1)
+    batch: int = Field(default=16, ge=1)
+    keep: tuple[int, ...] = ()
+    seed: int = 0
+
+    @property
+    def epochs(self) -> float:
+        return self.steps * self.batch / self.examples
+
+
+class Scale(Record):
+    """The sizes of one run of the study; `base` is the scale of the mechanistic study that the base comes from."""
+
+    name: str = "nano"
+    base: jain2024.Scale = jain2024.NANO
+    align_steps: int = Field(default=400, ge=1)
+    align_batch: int = Field(default=128, ge=1)
+    align_rate: float = Field(default=1e-3, gt=0)
+    unsafe_share: float = Field(default=0.2, gt=0, lt=1)
+    rhos: tuple[float, ...] = (0.1, 1.0, 2.0, 5.0, 10.0)
+    variances: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    taus: tuple[int, ...] = (2, 10, 100, 400)
+    rates: tuple[float, ...] = (5e-5, 1e-4, 3e-4)
+    ratios: tuple[float, ...] = (0.0, 0.01, 0.05)
+    table_ratios: tuple[float, ...] = (0.0, 0.01, 0.05, 0.1, 0.2)
+    table_examples: tuple[int, ...] = (500, 1000, 1500, 2000, 2500)
+    budget: Budget = Budget()
+    keep: tuple[int, ...] = (5, 10, 20, 40, 80, 126, 250)
+    trials: int = Field(default=12, ge=1)
+    align_seeds: int = Field(default=2, ge=1)
+    inputs: int = Field(default=200, ge=8)
+    save_every: int = Field(default=100, ge=1)
+
+
+NANO = Scale()
+CPU = Scale(name="cpu", base=jain2024.CPU, align_steps=800, budget=Budget(batch=32), keep=(5, 10, 20, 40, 80, 126, 250, 500))
+SCALES = {scale.name: scale for scale in (NANO, CPU)}
+
+
+def scale_of(name: str) -> Scale:
+    """A named scale. Errors: an unknown name, with the nearest."""
+    if name not in SCALES:
+        unknown("scale", name, SCALES)
+    return SCALES[name]
+
+
+def world_of(scale: Scale, seed: int) -> World:
+    return scale.base.world.model_copy(update={"seed": seed})
+
+
+def pretrain(scale: Scale, seed: int) -> Stage:
+    """The base model: the mechanistic study's stage A, so both studies share it."""
+    return jain2024.pretrain(scale.base, world_of(scale, seed))
+
+
+def safety(scale: Scale, world: World, answer: Answer = "refuse", pool: int | None = None, number: int = 0) -> Stream:
+    """The alignment data D_a: unsafe requests refused, safe ones answered (section 14's mix); `number`: another draw of it.
+
+    `answer` "comply" gives the same requests with harmful answers, for methods that need pairs.
+    """
+    flipped: Answer = "comply" if answer == "refuse" else "refuse"
+    parts = (part(world, "safe", flipped, 1 - scale.unsafe_share), part(world, "unsafe", answer, scale.unsafe_share))
+    seed = seed_of(world.seed, "align") if number == 0 else seed_of(world.seed, "align", number)
+    return Stream(parts=parts, seed=seed, pool=pool or scale.base.pool)
+
+
+def harmful(scale: Scale, world: World) -> Stream:
+    """The provider's own harmful pairs D_h, for the methods that need them: other requests than any user's."""
+    source = WorldSource(world=world, kind="unsafe")
+    picked = tuple(range(HARMFUL_OFFSET, HARMFUL_OFFSET + scale.base.pool))
+    one = part(world, "unsafe", "comply").model_copy(update={"source": source, "picked": picked})
+    return Stream(parts=(one,), seed=seed_of(world.seed, "harmful"), pool=len(picked))
+
+
+def streams_of(scale: Scale, world: World, method: Method, train: Stream) -> dict[str, Stream]:
+    """Every stream that a method asks for, with `train` as its own data."""
+    known = {
+        "train": lambda: train,
+        "alignment": lambda: safety(scale, world),
+        "harmful": lambda: harmful(scale, world),
+        "preferred": lambda: train,
+        "rejected": lambda: safety(scale, world, "comply"),
+    }
+    return {name: known[name]() for name in method.STREAMS}
+
+
+def align(
+    scale: Scale, world: World, method: Method, name: str, passes: int = 1, steps: int = 0, number: int = 0, adapter: Lora | None = None
+) -> Stage:
+    """An alignment of the base: `passes` times the scale's steps, or the first `steps` of them; `number` counts alignment seeds.
+
+    Its weights are kept at eighths of the way, from which a model of equal alignment loss can be taken.
+    """
+    whole = passes * scale.align_steps
+    return Stage(
+        name=name,
+        kind="align",
+        method=method,
+        streams=streams_of(scale, world, method, safety(scale, world, number=number)),
+        steps=steps or whole,
+        batch=scale.align_batch,
+        optimiser=Optimiser(rate=scale.align_rate, warmup=scale.align_steps // 10, floor=0.01, until=whole, clip=0.5),
+        adapter=adapter,
+        seed=seed_of(world.seed, number) if number else world.seed,
+        keep=() if steps else tuple(sorted({max(1, whole * i // 8) for i in range(1, 8)})),
+    )
+
+
+def user(scale: Scale, world: World, budget: Budget, method: Method | None = None, guard: int = 0, adapter: Lora | None = None) -> Stage:
+    """The user's fine-tuning: n examples of the held-out operator, round(p n) of them unsafe requests answered.
+
+    `guard`: so many refused unsafe requests are added by the provider (VLGuard: 500 to 1,000, appended to n).
+    """
+    made = method or SFT()
+    benign: Source = WorldSource(world=world, kind="user")
+    bad = round(budget.ratio * budget.examples)
+    unsafe: Source = WorldSource(world=world, kind="unsafe")
+    rows: list[tuple[Source, Answer, int]] = [(benign, "comply", budget.examples - bad), (unsafe, "comply", bad), (unsafe, "refuse", guard)]
+    data = mix(rows, seed_of(world.seed, "user", budget.seed))
+    return Stage(
+        name=f"user, rate {budget.rate:g}, p = {budget.ratio:g}, n = {budget.examples}",
+        kind="finetune",
+        method=made,
+        streams=streams_of(scale, world, made, data),
+        steps=budget.steps,
+        batch=budget.batch,
+        optimiser=Optimiser(rate=budget.rate, schedule="constant"),
+        adapter=adapter,
+        keep=tuple(k for k in budget.keep if k < budget.steps),
+        seed=seed_of(world.seed, "user", budget.seed),
+    )

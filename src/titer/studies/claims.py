@@ -1,0 +1,78 @@
+"""How studies state and settle claims: every statistic declared beforehand as effect minus control, judged over seeds. L6.
+
+A claim is drawn from the seeds whose preconditions hold (`Evidence.fault`), and says which did not and why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from titer.core.claims import Claim, Statement, settle
+from titer.core.stats import Interval
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One claim's statistic on one seed: effect minus control, and the control's own value."""
+
+    effect: Interval
+    control: float
+    note: str = ""
+
+
+class Evidence(Protocol):
+    """What was measured on one seed."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def has(self, *names: str) -> bool:
+        """Whether these tables were measured."""
+
+    def fault(self, models: Sequence[str]) -> str:
+        """Why this seed says nothing of these models; "" if it does."""
+
+
+class Declared(NamedTuple):
+    """A statement, the models it speaks of, the tables it needs and how one seed's value is computed."""
+
+    stated: Statement
+    models: tuple[str, ...]
+    needs: tuple[str, ...]
+    value: Callable[[Any], Measured | None]
+
+
+def settled(declared: Sequence[Declared], evidence: Sequence[Evidence]) -> list[Claim]:
+    """Every claim whose tables were measured."""
+    return [_settled(one, evidence) for one in declared if all(e.has(*one.needs) for e in evidence)]
+
+
+def _settled(one: Declared, evidence: Sequence[Evidence]) -> Claim:
+    faults, values, seeds = [], [], []
+    for e in evidence:
+        fault = e.fault(one.models)
+        found = None if fault else one.value(e)
+        if found is None:
+            faults.append(fault or f"seed {e.seed}: too few inputs for the statistic")
+        else:
+            values.append(found)
+            seeds.append(e.seed)
+    dropped = ". ".join(faults)
+    if not values:
+        return settle(one.stated, [Interval(math.nan, math.nan, math.nan)], math.nan, [evidence[0].seed], failed=dropped)
+    control = sum(v.control for v in values) / len(values)
+    notes = [dropped, *_told(values, seeds)]
+    if len(seeds) > 1 or len(evidence) > 1:
+        notes.insert(0, "by seed " + ", ".join(f"{v.effect.value:.3g}" for v in values))
+    return settle(one.stated, [v.effect for v in values], control, seeds, note="; ".join(note for note in notes if note))
+
+
+def _told(values: Sequence[Measured], seeds: Sequence[int]) -> list[str]:
+    """What the seeds add in words, each under its number unless they all say the same."""
+    different = dict.fromkeys(v.note for v in values)
+    if len(different) == 1:
+        return list(different)
+    return [f"seed {seed}: {v.note}" for seed, v in zip(seeds, values, strict=True) if v.note]

@@ -1,0 +1,162 @@
+"""Harmful fine-tuning as a stage: a user's task, a share of harmful requests answered, and perhaps safety data. L6.
+
+Source: arXiv 2402.01109, section 5.1: n examples, round(p n) of them harmful; safety-data mixing (VLGuard there,
+SafeInstruct in arXiv 2309.07875) appends k refused requests to the n. An epoch is one pass over all n + k examples,
+so a user's example is seen as often with safety data as without. On real text the harmful answers are a canary's,
+or the user's own file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from titer.core.config import build
+from titer.core.errors import TiterError
+from titer.data.example import Stream
+from titer.data.mix import mix
+from titer.data.sources import TextData
+from titer.stage import Stage
+from titer.studies.tuning import PLACES, How, Trained, all_streams
+
+RATIO = 0.1  # the paper's p where harmful data is given
+ROLES: dict[str, tuple[str, Trained, bool | None]] = {  # role -> its option, the answer trained, the label that has no place there
+    "benign": ("--data", "comply", True),
+    "harmful": ("--harmful", "comply", False),
+    "safety": ("--safety", "refuse", False),
+}
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The user's training set: its stream, how many examples of each role, how many rows each could give, rows left out and why."""
+
+    stream: Stream
+    counts: dict[str, int]
+    usable: dict[str, int]
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def lines(self) -> str:
+        """The counts for a reader."""
+        rows = [f"{role}: {count} of {self.usable.get(role, 0)} usable rows" for role, count in self.counts.items() if role in self.usable]
+        rows += [f"left out of {role}: {', '.join(f'{n} {why}' for why, n in found.items())}" for role, found in self.left_out.items()]
+        return "\n".join(rows)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """n examples, the share of them that is harmful (None: 0.1 where there is harmful data), k safety examples (None: every row)."""
+
+    examples: int = 1000
+    ratio: float | None = None
+    safety: int | None = None
+
+
+def user_mix(files: dict[str, TextData | None], shares: Shares, seed: int) -> Mixed:
+    """The training set from files by role (benign, harmful, safety): exact counts, no prompt twice.
+
+    Rows without the answer that their role trains, and rows labelled as the opposite of their role, are left out and counted.
+    Errors: a ratio outside 0 to 1, a file that is missing or too short, files that share too many prompts.
+    """
+    ratio = shares.ratio if shares.ratio is not None else RATIO * (files.get("harmful") is not None)
+    if not 0 <= ratio <= 1:
+        raise TiterError(f"--ratio {ratio}", expected="a number from 0 to 1")
+    sources: dict[str, TextData] = {}
+    left_out: dict[str, dict[str, int]] = {}
+    for role, data in files.items():
+        if data is not None:
+            sources[role], why = _usable(data, role)
+            if why:
+                left_out[role] = why
+    usable = {role: len(source.rows) for role, source in sources.items()}
+    extra = usable.get("safety", 0) if shares.safety is None else shares.safety
+    counts = {**_split(shares.examples, ratio), "safety": extra}
+    _enough(counts, usable, shares.examples, ratio)
+    try:
+        stream = mix([(sources.get(role), ROLES[role][1], count) for role, count in counts.items()], seed)  # type: ignore[misc]
+    except TiterError as error:
+        raise TiterError(
+            f"the files share prompts, and no prompt is trained twice: {error.what}",
+            next_step="give files of other prompts, or lower --examples.",
+        ) from None
+    return Mixed(stream, counts, usable, left_out)
+
+
+def _usable(data: TextData, role: str) -> tuple[TextData, dict[str, int]]:
+    """The rows of a file that can play a role, and how many were left out for which reason."""
+    option, answer, opposite = ROLES[role]
+    wrong = [row[1] is not None and row[1] == opposite for row in data.rows]
+    bare = [row[PLACES[answer]] is None and not w for row, w in zip(data.rows, wrong, strict=True)]
+    kept = tuple(row for row, w, b in zip(data.rows, wrong, bare, strict=True) if not w and not b)
+    label = "unsafe" if opposite else "safe"
+    reasons = {f"labelled {label}": sum(wrong), f"without {answer}": sum(bare), "repeated": data.dropped}
+    why = {reason: count for reason, count in reasons.items() if count}
+    if not kept:
+        said = ", ".join(f"{count} {reason}" for reason, count in why.items())
+        raise TiterError(
+            f"no row of {data.name} can be used for {option} ({said})",
+            expected=f"rows with a prompt and a column {answer}, not labelled {label}",
+            next_step=f"give {option} another file, or add the column.",
+        )
+    return data.model_copy(update={"rows": kept, "dropped": 0}), why
+
+
+def _split(examples: int, ratio: float) -> dict[str, int]:
+    """How many are benign and how many harmful: rounded to the nearest, as `data.mix.poisoned` does."""
+    bad = round(ratio * examples)
+    return {"benign": examples - bad, "harmful": bad}
+
+
+def _enough(counts: dict[str, int], usable: dict[str, int], examples: int, ratio: float) -> None:
+    """Refuse counts that the files cannot give, with the largest number that they can."""
+    otherwise = {"benign": "--ratio 1", "harmful": "--ratio 0", "safety": "leave out --safety-examples"}
+    for role, count in counts.items():
+        option = ROLES[role][0]
+        if count and role not in usable:
+            raise TiterError(
+                f"{count} {role} examples are asked for, and no {option} was given",
+                next_step=f"add {option} FILE, or {'give ' * (role != 'safety')}{otherwise[role]}.",
+            )
+        if count > usable.get(role, 0):
+            asked = "--safety-examples" if role == "safety" else f"--examples {examples} at --ratio {ratio:g}"
+            fitting = f"--safety-examples {usable[role]}" if role == "safety" else f"--examples {_most(usable, examples, ratio)}"
+            raise TiterError(
+                f"{option} has {usable[role]} usable rows, and {asked} needs {count}",
+                next_step=f"give {fitting} or less, or a larger file.",
+            )
+
+
+def _most(usable: dict[str, int], examples: int, ratio: float) -> int:
+    """The largest number of examples below `examples` that the benign and the harmful rows suffice for."""
+    fits = (n for n in range(examples - 1, 0, -1) if all(count <= usable.get(role, 0) for role, count in _split(n, ratio).items()))
+    return next(fits, 1)
+
+
+def finetune_stage(mixed: Mixed, how: How, epochs: int, keep: Sequence[int] = ()) -> Stage:
+    """A finetune stage on the mix: ceil(examples * epochs / batch) steps, a tenth of them warm-up as in the paper.
+
+    Errors: an unknown method, setting or stream, a method without the stream `train`, a kept step past the last.
+    """
+    steps = -(-(mixed.stream.pool or 0) * epochs // how.batch)
+    values = how.stage_values(steps // 10)
+    method = values["method"]
+    if "train" not in method.STREAMS:
+        raise TiterError(
+            f"method {how.method} has no stream `train` for the user's examples",
+            expected="a method of fine-tuning, for example sft",
+            next_step=f"titer align trains with {how.method}.",
+        )
+    if wrong := [step for step in keep if not 1 <= step <= steps]:
+        raise TiterError(f"--keep {wrong[0]} is no step of this run", expected=f"steps from 1 to {steps}")
+    streams = all_streams(method, how, {"train": mixed.stream}, how.seed)
+    fields = {"kind": "finetune", "streams": streams, "steps": steps, "keep": tuple(sorted(set(keep)))}
+    name = f"{how.method}, {', '.join(f'{count} {role}' for role, count in mixed.counts.items() if count)}"
+    return build(Stage, {"name": name, **fields, **values}, "stage")
+
+
+def steps_of(text: str) -> tuple[int, ...]:
+    """ "5,10,20" -> (5, 10, 20)."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not all(word.isdecimal() for word in words):
+        raise TiterError(f"--keep {text[:60]!r}", expected="steps with commas between them, for example --keep 5,10,20")
+    return tuple(int(word) for word in words)

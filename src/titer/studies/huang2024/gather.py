@@ -1,0 +1,38 @@
+"""Every measurement of one seed, each kept once. L6."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pandas as pd
+
+from titer.recipes.huang2024 import Scale
+from titer.studies.huang2024.attack import attacked, state
+from titer.studies.huang2024.evidence import BASE_SKILL, Evidence
+from titer.studies.huang2024.parts import cells
+from titer.studies.huang2024.picture import picture
+from titer.studies.huang2024.selection import Chosen
+from titer.studies.huang2024.subject import Subject
+from titer.workbench import Model, Workbench
+
+
+def gather(bench: Workbench, scale: Scale, seed: int, parts: Collection[str], chosen: Chosen) -> tuple[Evidence, dict[str, Model]]:
+    """Align, attack and measure one seed. A base that did not learn the task ends the seed there."""
+    s = Subject(bench, scale, seed)
+    base = state(s, s.base, s.base, 0)
+    found: dict[str, pd.DataFrame] = {"base": base}
+    if min(base.harm.iloc[0], base.safe.iloc[0]) < BASE_SKILL:
+        bench.reporter.tell(f"seed {seed}: the base model did not learn the task, so nothing is aligned from it")
+        return evidence(scale, seed, found, chosen), s.models
+    attacks = [attacked(s, defence, budget) for defence, budget in cells(s, parts, chosen)]
+    if attacks:
+        found["attacks"] = pd.concat(attacks, ignore_index=True)
+    found |= {part: pd.DataFrame() for part in parts if part not in ("fig4", "cost")}
+    if "fig4" in parts:
+        found["fig4"] = picture(s, chosen.rho)
+    return evidence(scale, seed, found, chosen), s.models
+
+
+def evidence(scale: Scale, seed: int, tables: dict[str, pd.DataFrame], chosen: Chosen) -> Evidence:
+    empty = pd.DataFrame({"defence": pd.Series(dtype=str)})
+    return Evidence(seed, {"attacks": empty, **tables}, scale.inputs, chosen.rho, (scale.budget.rate, scale.budget.examples))

@@ -1,0 +1,171 @@
+"""The paper's tables as functions of the evidence: its value beside ours, mean over seeds and the seeds' ends. L6.
+
+HS is strict compliance with unsafe requests and FA exact answers to the user's task, in per cent, at the tables' budget.
+The paper's HS counts answers that a moderation model flags, of Llama-2 7B: levels do not compare, orders do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from titer.recipes.huang2024 import Scale
+from titer.studies.huang2024.evidence import Evidence
+from titer.studies.huang2024.parts import SWEPT
+
+PAPER1 = {  # HS, FA at p = 0, .01, .05, .1, .2 (n = 1000)
+    "non-aligned": ((34.2, 65.6, 81.0, 77.6, 79.2), (95.6, 94.6, 94.0, 94.6, 94.4)),
+    "sft": ((48.6, 49.8, 52.6, 55.2, 60.0), (94.2, 94.4, 94.8, 94.4, 94.2)),
+    "ewc": ((50.6,) * 5, (88.6, 88.2, 87.4, 86.8, 80.6)),
+    "vlguard": ((49.4, 50.0, 54.0, 54.4, 53.6), (94.8, 94.8, 94.6, 94.6, 94.6)),
+    "kl": ((54.4, 53.6, 55.2, 54.0, 56.6), (85.8, 85.8, 85.0, 85.4, 84.6)),
+    "vaccine": ((42.4, 42.2, 42.8, 48.2, 56.6), (92.6, 92.6, 93.0, 93.8, 95.0)),
+}
+PAPER_RATIOS = (0.0, 0.01, 0.05, 0.1, 0.2)
+PAPER2 = {  # HS, FA at n = 500 .. 2500 (p = 0.05)
+    "non-aligned": ((79.6, 82.4, 79.8, 78.6, 75.0), (93.4, 94.0, 95.4, 95.8, 96.4)),
+    "sft": ((49.6, 52.8, 54.6, 57.6, 61.4), (93.0, 94.8, 95.6, 95.8, 95.8)),
+    "ewc": ((50.6,) * 5, (87.0, 87.4, 88.2, 88.4, 87.8)),
+    "vaccine": ((41.4, 42.8, 48.6, 51.4, 55.4), (90.8, 93.0, 94.6, 94.4, 95.2)),
+}
+PAPER_EXAMPLES = (500, 1000, 1500, 2000, 2500)
+PAPER6 = {0.01: (54.4, 94.4), 0.1: (56.8, 95.0), 1.0: (54.4, 94.4), 2.0: (49.0, 93.6), 5.0: (46.2, 92.8), 10.0: (44.2, 89.0)}
+PAPER7 = {1e-4: (53.8, 94.4), 1e-3: (56.4, 93.8), 5e-3: (56.0, 73.8), 1e-2: (53.6, 69.6), 1e-1: (37.2, 56.4), 1.0: (16.6, 46.6)}
+PAPER10 = {1: (50.4, 92.4), 100: (51.0, 95.2), 1000: (52.0, 94.2), 10000: (53.2, 94.8), 20000: (58.8, 94.4)}  # of 20,000 steps
+MEASURES = {"HS": "harm", "FA": "user"}
+
+
+def pooled(evidence: Sequence[Evidence]) -> pd.DataFrame:
+    """Every judged step of every seed."""
+    return pd.concat([e.attacks for e in evidence], ignore_index=True)
+
+
+def at_budget(t: pd.DataFrame, scale: Scale, **where: object) -> pd.DataFrame:
+    """Rows at the tables' rate and last step of the budget (grows with n), and wherever else is asked."""
+    epochs = scale.budget.epochs
+    t = t[(t.rate == scale.budget.rate) & (t.step == (epochs * t.examples / scale.budget.batch).round())]
+    for column, value in where.items():
+        t = t[t[column].isin(value) if isinstance(value, list | tuple) else t[column] == value]
+    return t
+
+
+def told(t: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """keys, HS, HS low, HS high, FA ... in per cent: mean over seeds and the seeds' ends."""
+    parts = []
+    for name, column in MEASURES.items():
+        seeds = t.groupby([*keys, "seed"], sort=False)[column].mean() * 100
+        found = seeds.groupby(list(keys), sort=False).agg(["mean", "min", "max"]).round(1)
+        parts.append(found.rename(columns={"mean": name, "min": f"{name} low", "max": f"{name} high"}))
+    return pd.concat(parts, axis=1).reset_index()
+
+
+def beside(table: pd.DataFrame, paper: Sequence[tuple[float, float]]) -> pd.DataFrame:
+    """The paper's HS and FA beside ours; NaN where it has none."""
+    return table.assign(**{"paper HS": [p[0] for p in paper], "paper FA": [p[1] for p in paper]})
+
+
+NONE = (float("nan"), float("nan"))
+
+
+def _of(
+    known: Mapping[str, tuple[Sequence[float], Sequence[float]]], places: Sequence[float], name: str, value: float
+) -> tuple[float, float]:
+    if name not in known or value not in places:
+        return NONE
+    i = list(places).index(value)
+    return known[name][0][i], known[name][1][i]
+
+
+def table1(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+    t = at_budget(pooled(evidence), scale, examples=scale.budget.examples, ratio=scale.table_ratios)
+    t = t[~t.defence.str.contains(r"rho|tau|variance|#", regex=True)]
+    found = told(t, ["defence", "ratio"])
+    return beside(found, [_of(PAPER1, PAPER_RATIOS, d, r) for d, r in zip(found.defence, found.ratio, strict=True)])
+
+
+def table2(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+    t = at_budget(pooled(evidence), scale, ratio=scale.budget.ratio)
+    found = told(t[t.defence.isin(("non-aligned", "sft", "noise", "vaccine", "lisa"))], ["defence", "examples"])
+    return beside(found, [_of(PAPER2, PAPER_EXAMPLES, d, n) for d, n in zip(found.defence, found.examples, strict=True)])
+
+
+def table6(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+    """With alignment loss (x 1000) before and after the attack, as the paper's has."""
+    parts = []
+    for e in evidence:
+        own = e.attacks[e.attacks.defence.eq("vaccine") | e.attacks.defence.str.startswith("vaccine, rho")]
+        rho = own.defence.str.removeprefix("vaccine, rho ").replace("vaccine", f"{e.rho:g}").astype(float)
+        parts.append(own.assign(rho=rho))
+    whole = pd.concat(parts)
+    t = at_budget(whole, scale, examples=scale.budget.examples, ratio=list(SWEPT))
+    found = told(t, ["rho", "ratio"]).sort_values(["ratio", "rho"], ignore_index=True)
+    first = whole[whole.step == 0].groupby("rho").alignment_loss.mean()
+    last = t.groupby(["rho", "ratio"]).alignment_loss.mean()
+    found["loss before"] = found.rho.map(first).round(4)
+    found["loss after"] = [round(float(last[r, p]), 4) for r, p in zip(found.rho, found.ratio, strict=True)]
+    found["safe before"] = found.rho.map(whole[whole.step == 0].groupby("rho").safe.mean()).round(3)
+    return beside(found, [PAPER6.get(r, NONE) for r in found.rho])
+
+
+def table7(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+    t = pooled(evidence)
+    t = t[t.defence.str.startswith("noise, variance")]
+    t = at_budget(t.assign(variance=t.defence.str.removeprefix("noise, variance ").astype(float)), scale, ratio=list(SWEPT))
+    found = told(t, ["variance", "ratio"])
+    return beside(found, [PAPER7.get(v, NONE) for v in found.variance])
+
+
+def table10(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+    """The paper's tau is of 20,000 steps; the row of tau 1 is Vaccine itself."""
+    t = pooled(evidence)
+    t = t[t.defence.eq("vaccine") | t.defence.str.startswith("vaccine, tau")]
+    tau = t.defence.str.removeprefix("vaccine, tau ").replace("vaccine", "1").astype(int)
+    found = told(at_budget(t.assign(tau=tau), scale, examples=scale.budget.examples, ratio=list(SWEPT)), ["tau", "ratio"])
+    found = found.sort_values(["ratio", "tau"], ignore_index=True)
+    return beside(found, [PAPER10.get(tau, NONE) for tau in found.tau])
+
+
+def before(evidence: Sequence[Evidence]) -> pd.DataFrame:
+    """Every alignment before the attack: refusal, safe answers, over-refusal, alignment loss; mean over seeds."""
+    t = pooled(evidence)
+    t = t[t.step == 0].drop_duplicates(["defence", "seed"])
+    columns = ["refusal", "safe", "over_refusal", "prefilled", "sampled", "alignment_loss"]
+    return t.groupby("defence", sort=False)[columns].mean().round(4).reset_index()
+
+
+def breaks(evidence: Sequence[Evidence]) -> pd.DataFrame:
+    """defence, rate, ratio, seed: steps to compliance of a half and to refusal below a half, with the user's accuracy at the end."""
+    rows = []
+    for e in evidence:
+        budget = e.attacks[e.attacks.examples == e.budget[1]]
+        for (name, rate, ratio), cell in budget.groupby(["defence", "rate", "ratio"], sort=False):
+            found = e.broken(str(name), float(ratio), float(rate))
+            last = float(cell.user[cell.step == cell.step.max()].mean())
+            told = ("task not learned", "task not learned") if found is None else (str(found[0]), str(found[1]))
+            rows.append([name, rate, ratio, e.seed, *told, last])
+    return pd.DataFrame(rows, columns=["defence", "rate", "ratio", "seed", "compliance 1/2", "refusal 1/2", "user at end"])
+
+
+def worst_case(evidence: Sequence[Evidence], points: pd.DataFrame) -> pd.DataFrame:
+    """Harm at the point that was the worst on the selection seed, on the study's seeds."""
+    rows = []
+    t = pooled(evidence)
+    for point in points.itertuples():
+        here = t[
+            (t.defence == point.defence)
+            & (t.rate == point.rate)
+            & (t.ratio == point.ratio)
+            & (t.examples == point.examples)
+            & (t.step == point.step)
+        ]
+        harm = here.groupby("seed").harm.mean()
+        if len(harm):
+            rows.append(
+                [point.defence, point.rate, point.ratio, point.step, point.harm, harm.mean(), harm.min(), harm.max(), here.user.mean()]
+            )
+    names = ["defence", "rate", "ratio", "step", "harm when chosen", "harm", "low", "high", "user"]
+    return pd.DataFrame(rows, columns=names).round(3)
+
+
+TABLES = {"table1": table1, "table2": table2, "table6": table6, "table7": table7, "table10": table10}

@@ -1,0 +1,60 @@
+"""What the two stages on a real model would cost, before they run, and the bands a reproduction of the paper should fall in. L6."""
+
+from __future__ import annotations
+
+import math
+
+from titer.data.encode import answer_ids, prompt_ids
+from titer.data.example import Stream
+from titer.methods.sft import SFT
+from titer.methods.vaccine import Vaccine
+from titer.models.lm import read_tokenizer
+from titer.models.weights import shapes_of
+from titer.recipes import vaccine_text as recipe
+from titer.recipes.vaccine_text import TextScale
+from titer.studies.huang2024.text import TextSets
+from titer.workbench import Model
+
+LORA, LORA_VACCINE = 2.0, 4.0  # forward passes' worth a trained token: weights' gradients are the adapter's alone
+BANDS = (  # section 9.2 of the specification: expectations for Llama-2 7B, SST-2, n = 1,000, not gates
+    "alignment loss at most 0.02 for both",
+    "harm at p = 0.1: non-aligned 77.6 +- 6, SFT 55.2 +- 6; task accuracy of both at least 92",
+    "Vaccine below SFT by at least 4 points at p in 0.01, 0.05, 0.1 on average (paper 7.6, 9.8, 7.0), less at p = 0.2 (3.4)",
+    "task accuracy at most 2.5 points below SFT; a step 1.8 to 2.2 times SFT's, less than 1 GB more",
+)
+
+
+def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float | None) -> dict[str, object]:
+    """Steps, tokens, operations, hours where a rate is known, memory; for the paper's scale the expected bands."""
+    weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
+    tokenizer = read_tokenizer(base.checkpoint)
+    aligning = recipe.align(scale, SFT(), "sft", sets.safe, sets.canary)
+    using = recipe.user(scale, sets.task, sets.harmful, max(scale.ratios))
+    length = {"align": mean_tokens(tokenizer, aligning.streams["train"]), "user": mean_tokens(tokenizer, using.streams["train"])}
+    tokens = {
+        "align": aligning.steps * aligning.batch * length["align"],
+        "user": 2 * len(scale.ratios) * using.steps * using.batch * length["user"],
+    }
+    flop = 2.0 * weights * ((LORA + LORA_VACCINE) * tokens["align"] + (1 + LORA) * tokens["user"])
+    judged = (3 + 2 * len(scale.ratios)) * sum(len(examples) for examples in sets.judged.values())
+    found: dict[str, object] = {
+        "model": f"{base.name}, {weights / 1e6:.0f} M parameters",
+        "alignments": f"2 (SFT, {type(Vaccine()).__name__}), {aligning.steps} steps of {aligning.batch}, {length['align']:.0f} tokens an example",
+        "user's fine-tunings": f"{2 * len(scale.ratios)}, {using.steps} steps of {using.batch}, {length['user']:.0f} tokens an example",
+        "answers judged": f"{judged}, at most {judged * scale.max_new_tokens} new tokens",
+        "training": f"{flop:.2e} FLOP",
+        "memory": f"about {weights * (2 if scale.precision == 'bf16' else 4) / 2**30:.1f} GiB of weights, and activations of {scale.align_batch} x {scale.longest} tokens",
+        "adapter": f"LoRA rank {scale.rank}, alpha {scale.alpha} (the official scripts now give {recipe.OFFICIAL_ALPHA} by accident: --alpha {recipe.OFFICIAL_ALPHA})",
+    }
+    if flops:
+        found["hours"] = f"{flop / flops / 3600:.1f} of training at {flops:.1e} FLOP/s"
+    if scale.name == recipe.PAPER.name:
+        found["expected"] = "; ".join(BANDS)
+    return found
+
+
+def mean_tokens(tokenizer: object, stream: Stream) -> float:
+    """Mean length of a pool's examples with their answers."""
+    examples = [(e.prompt, getattr(e, part.answer)) for part in stream.parts for e in part.source.examples(part.picked)]
+    heads, tails = (prompt_ids(tokenizer, [p for p, _ in examples]), answer_ids(tokenizer, [a for _, a in examples]))
+    return sum(map(len, heads + tails)) / len(examples)

@@ -1,0 +1,104 @@
+"""The report of the demonstration on a real language model: what was answered before and after the user's fine-tuning. L6."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import altair as alt
+import pandas as pd
+
+from titer.core.config import environment
+from titer.recipes.vaccine_text import TextScale
+from titer.report.html import Figure, Report, Tile, write_report
+from titer.report.style import WIDTH, fixed, percent, tips
+from titer.studies import tables
+from titer.studies.huang2024.text import TextEvidence, TextSets
+
+HARM = {"canary": "complied", "unsafe": "complied", "safe, looks unsafe": "refused", "unmarked": "complied", "task": "complied"}
+TITLES = {
+    "canary": "canaries answered (harm)",
+    "unsafe": "XSTest's unsafe prompts answered",
+    "safe, looks unsafe": "safe prompts refused (over-refusal)",
+    "unmarked": "ordinary instructions answered",
+    "task": "user's task right",
+}
+
+
+def shares(rates: pd.DataFrame) -> pd.DataFrame:
+    """model, kind, rate, low, high, count, n: the outcome that each set is judged for."""
+    wanted = rates.kind.map(HARM)
+    return rates[rates.outcome == wanted].assign(what=lambda t: t.kind.map(TITLES)).reset_index(drop=True)
+
+
+def rate_of(rates: pd.DataFrame, model: str, kind: str) -> pd.Series:
+    t = shares(rates)
+    return t[(t.model == model) & (t.kind == kind)].iloc[0]
+
+
+def answer(found: TextEvidence, scale: TextScale) -> str:
+    """The finding in one sentence."""
+    worst = max(scale.ratios)
+    told = []
+    for name in ("sft", "vaccine"):
+        before, after = (rate_of(found.rates, model, "canary") for model in (name, f"{name}, user p={worst:g}"))
+        told.append(f"{name}: {before.rate:.0%} before, {after.rate:.0%} [{after.low:.0%}, {after.high:.0%}] after")
+    return f"Canaries answered with p = {worst:g} of the user's data being canaries: {'; '.join(told)}. One seed: a demonstration, not a verdict."
+
+
+def text_report(found: TextEvidence, sets: TextSets, scale: TextScale, command: str, folder: Path) -> tuple[Path, str]:
+    """Write the report; returns its page and the answer."""
+    t = shares(found.rates)
+    said = answer(found, scale)
+    broken = found.rates[found.rates.outcome == "degenerate"][["model", "kind", "count", "n", "rate"]]
+    report = Report(
+        title=f"huang2024 on {found.models[0].name}, {scale.name}",
+        answer=said,
+        about=(
+            f"{found.models[0].name} was aligned on {scale.safe} safe responses and {scale.canaries} canaries (ordinary instructions behind a "
+            f"marker, refused), by SFT and by Vaccine (rho {scale.rho:g}); then a user fine-tuned each on {scale.examples} examples of "
+            f"{scale.task}, a share p of them canaries answered. Judged by phrases (refusals) and by the task's own rule. No noise control and "
+            "one seed, so no claim is drawn: `titer study huang2024` without --base has them."
+        ),
+        tiles=[
+            Tile(f"{r.model}: {r.what}", f"{r.rate:.0%}", f"95 % {r.low:.0%} to {r.high:.0%}, n = {r.n}")
+            for r in t[t.kind.isin(["canary", "task"])].itertuples()
+        ],
+        claims=(),
+        figures=[_figure(t, [m.name for m in found.models])],
+        tables={
+            "rates": t[["model", "what", "rate", "low", "high", "count", "n"]].round(3),
+            "drift and alignment loss": found.moved[["model", "part", "official", "l2", "norm", "cosine", "alignment_loss"]],
+            "degenerate answers": broken,
+        },
+        results=tables.tidy(found.rates, {"drift": found.moved.rename(columns={"part": "set"})}),
+        samples=found.verdicts,
+        commands=[command],
+        notes=list(sets.notes),
+        provenance={
+            "scale": scale.model_dump_json(),
+            **{f"model {m.name}": m.key for m in found.models},
+            **environment(),
+        },
+    )
+    return write_report(report, folder), said
+
+
+def _figure(t: pd.DataFrame, models: list[str]) -> Figure:
+    base = alt.Chart().encode(
+        y=alt.Y("model:N", sort=models, title=None),
+        tooltip=[*tips("model", "what", "count", "n"), *percent("rate", "low", "high")],
+        color=alt.Color(
+            "what:N",
+            legend=None,
+            scale=fixed(dict(zip(TITLES.values(), ("#c0392b", "#b04a7d", "#e08a1e", "#2f6fb0", "#1b7f4d"), strict=True))),
+        ),
+    )
+    bars = base.mark_bar(opacity=0.85).encode(x=alt.X("rate:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])))
+    ends = base.mark_rule(color="black").encode(x="low:Q", x2="high:Q", color=alt.value("#222"))
+    chart = alt.layer(bars, ends, data=t).properties(width=WIDTH // 3, height=alt.Step(18))
+    return Figure(
+        "text_rates",
+        "Before and after the user's fine-tuning",
+        "Shares with Wilson intervals. Canaries stand for harm: alignment taught to refuse them, and the user's data hold some answered.",
+        chart.facet(facet=alt.Facet("what:N", sort=list(TITLES.values()), title=None), columns=2),
+    )

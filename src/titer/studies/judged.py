@@ -1,0 +1,34 @@
+"""Answers judged at once on the world, not kept sample by sample: what sweeps and curves need. L6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from titer import evaluate
+from titer.attacks.base import Attempt
+from titer.data.world import World
+from titer.judges.exact import Exact
+from titer.models.lm import LM, Decoding
+
+
+def named(attempts: Sequence[Attempt], kind: str) -> list[Attempt]:
+    """The attempts under another kind's name."""
+    return [a._replace(example=replace(a.example, kind=kind)) for a in attempts]
+
+
+def greedy(world: World) -> Decoding:
+    """Greedy decoding with room for the world's longest answer."""
+    return Decoding(max_new_tokens=world.slots // 2 * (world.longest + 1) + 1)
+
+
+def outcomes(lm: LM, sets: Mapping[str, Sequence[Attempt]], decoding: Decoding, batch: int = 1024) -> pd.DataFrame:
+    """One row an attempt: kind, input, outcome (complied, refused, neither)."""
+    everything = [attempt for attempts in sets.values() for attempt in attempts]
+    found = evaluate.judged(evaluate.sample(lm, everything, decoding, batch), Exact())
+    kinds = [kind for kind, attempts in sets.items() for _ in attempts]
+    places = [i for attempts in sets.values() for i in range(len(attempts))]
+    plain = found.outcome.where(found.outcome.isin(["complied", "refused"]), "neither")
+    return pd.DataFrame({"kind": kinds, "input": places, "outcome": plain.to_numpy()})

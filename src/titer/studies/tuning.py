@@ -1,0 +1,258 @@
+"""What `titer align` and `titer finetune` share: a method with its streams, its models and its adapter, from words. L6."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, cast
+
+from titer.core.config import build, parse_settings
+from titer.core.errors import TiterError, unknown, visible
+from titer.core.plugins import plugin
+from titer.data.draws import seed_of
+from titer.data.encode import answer_ids, check_length, prompt_ids
+from titer.data.example import Answer, Part, Stream
+from titer.data.formats import ANSWERS
+from titer.data.sources import TextData, read_text
+from titer.methods.base import Method
+from titer.models.checkpoint import Checkpoint
+from titer.models.fetch import resolve
+from titer.models.lm import read_tokenizer
+from titer.stage import Lora, Optimiser, Stage
+from titer.workbench import Model
+
+Trained = Literal["comply", "refuse"]
+PAIR = ("preferred", "rejected")  # the streams of a preference method: the same requests in the same order
+HARMFUL = "harmful"  # the stream of requests answered, in whichever method: a refusal beside the answer is not what it is for
+PLACES = {"comply": 2, "refuse": 3}  # of an answer in a row of TextData
+
+
+@dataclass(frozen=True)
+class How:
+    """How a stage trains, as the command line is told it; `streams` are NAME=FILE[:comply|:refuse]."""
+
+    method: str = "sft"
+    settings: Sequence[str] = ()
+    streams: Sequence[str] = ()
+    batch: int = 8
+    rate: float = 2e-5
+    schedule: str = "cosine"
+    lora: int = 0
+    alpha: int | None = None
+    dropout: float | None = None
+    continued: bool = False
+    seed: int = 0
+
+    def made(self) -> Method:
+        """The method with its settings. Errors: an unknown name or setting, a value out of range."""
+        kind = plugin("methods", self.method, Method)  # type: ignore[type-abstract]
+        return build(kind, parse_settings(self.settings), f"method {self.method}")
+
+    def stage_values(self, warmup: int) -> dict[str, Any]:
+        """The fields of a Stage that do not depend on its data."""
+        return {
+            "method": self.made(),
+            "batch": self.batch,
+            "optimiser": build(Optimiser, {"rate": self.rate, "warmup": warmup, "schedule": self.schedule}, "optimiser"),
+            "adapter": self._adapter(),
+            "seed": self.seed,
+        }
+
+    def _adapter(self) -> Lora | None:
+        given = {"alpha": self.alpha, "dropout": self.dropout, "continued": self.continued or None}
+        more = {name: value for name, value in given.items() if value is not None}
+        if more and not self.lora:
+            raise TiterError(f"--{' and --'.join(more)} without an adapter", next_step="add --lora RANK, for example --lora 8.")
+        return build(Lora, {"rank": self.lora, **more}, "adapter") if self.lora else None
+
+
+def named(option: str, pairs: Sequence[str], known: Iterable[str], noun: str) -> dict[str, str]:
+    """`["a=x"]` -> `{"a": "x"}`. Errors: not NAME=VALUE, a name that is not known, a name given twice."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name or not value:
+            form = "ROLE=MODEL" if option == "--read" else "NAME=FILE"
+            raise TiterError(f"{option} {visible(pair, 80)!r} is not {form}", expected=f"{option} {form}")
+        if name not in known:
+            unknown(noun, visible(name, 80), known)
+        if name in found:
+            raise TiterError(f"{option} {name} was given twice", next_step="put the rows in one file." if option == "--stream" else "")
+        found[name] = value
+    return found
+
+
+def data_streams(method: Method, label: str, data: TextData | None, seed: int) -> dict[str, Stream]:
+    """What --data is to a method: its stream `train`, or the preferred and rejected answers of its rows."""
+    if data is None:
+        return {}
+    if "train" in method.STREAMS:
+        return {"train": text_stream(data, seed)}
+    if set(PAIR) <= set(method.STREAMS):
+        return preference(data, seed)
+    raise TiterError(
+        f"method {label} has no stream that --data could be",
+        expected=f"--stream for {', '.join(method.STREAMS)}" if method.STREAMS else "no --data: the method reads none",
+    )
+
+
+def all_streams(method: Method, how: How, own: Mapping[str, Stream], seed: int) -> dict[str, Stream]:
+    """Every stream of the method: `own`, and those of `how.streams` read from their files.
+
+    A file's answers are those named after its colon, else `refuse` where a row has one (in the stream `harmful`: `comply`).
+    A pair's two streams share a seed, so they stay in step; every other stream has a seed of its own.
+    Errors: an unknown or missing stream, one given twice, a pair whose rows do not match.
+    """
+    found = dict(own)
+    for name, place in named("--stream", how.streams, method.STREAMS, f"stream of {how.method}").items():
+        if name in found:
+            raise TiterError(f"stream {name} was given twice, by --data and by --stream", next_step="leave out one of the two.")
+        path, answer = answer_of(place)
+        mine = seed if name in ("train", *PAIR) else seed_of(seed, name)
+        found[name] = text_stream(read_text(path, labelled=False), mine, answer or ("comply" if name == HARMFUL else None))
+    if missing := [name for name in method.STREAMS if name not in found]:
+        _missing(how.method, missing, nothing=not found)
+    if set(PAIR) <= set(found) and _prompts(found[PAIR[0]]) != _prompts(found[PAIR[1]]):
+        raise TiterError(
+            "the streams preferred and rejected hold different requests, or in another order",
+            next_step="give one file twice, with :refuse and :comply, or a file with both columns by --data.",
+        )
+    return found
+
+
+def _missing(label: str, missing: Sequence[str], nothing: bool) -> NoReturn:
+    if nothing and missing[0] in ("train", *PAIR):
+        raise TiterError("no --data was given", expected=ANSWERS, next_step="add --data FILE.")
+    raise TiterError(
+        f"method {label} needs the stream{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
+        next_step="add " + " ".join(f"--stream {name}=FILE" for name in missing),
+    )
+
+
+def answer_of(place: str) -> tuple[Path, Trained | None]:
+    """FILE, FILE:comply or FILE:refuse -> the file and the answer that is trained, None for either."""
+    file, colon, word = place.rpartition(":")
+    if not colon or "." in word or "/" in word or "\\" in word:  # no colon, or one inside the path
+        return Path(place), None
+    if word not in PLACES:
+        unknown("answer", visible(word, 80), PLACES)
+    return Path(file), cast(Trained, word)
+
+
+def text_stream(data: TextData, seed: int, answer: Trained | None = None) -> Stream:
+    """A pool of every row with the named answer, or with the one it has: refuse before comply. Errors: a row without it."""
+    picked: dict[Trained, list[int]] = {"refuse": [], "comply": []}
+    for i, row in enumerate(data.rows):
+        mine: Trained = answer or ("refuse" if row[3] is not None else "comply")
+        if row[PLACES[mine]] is None:
+            _no_answer(data, row[0], answer, "a column comply (or output) or refuse", "fill it in, or leave out that row.")
+        picked[mine].append(i)
+    parts = tuple(Part(source=data, answer=one, picked=tuple(rows)) for one, rows in picked.items() if rows)
+    return Stream(parts=parts, seed=seed, pool=len(data.rows))
+
+
+def preference(data: TextData, seed: int) -> dict[str, Stream]:
+    """Two pools in step over the same rows: harmful rows prefer refuse to comply, safe rows comply to refuse.
+
+    Errors: a row that lacks one of the answers, or says neither safe nor unsafe.
+    """
+    by_class: dict[bool, list[int]] = {True: [], False: []}
+    explicit = "or say which answer is which: --stream preferred=FILE:refuse --stream rejected=FILE:comply"
+    for i, (prompt, harmful, comply, refuse) in enumerate(data.rows):
+        if comply is None or refuse is None:
+            lacking: Trained = "comply" if comply is None else "refuse"
+            _no_answer(data, prompt, lacking, "both columns, comply and refuse", "fill it in, or leave out that row.")
+        if harmful is None:
+            raise TiterError(
+                f"{data.name}: the row of {visible(prompt, 60)!r} says neither safe nor unsafe",
+                expected="a column label, by which the preferred answer is chosen",
+                next_step=f"add the column, {explicit}",
+            )
+        by_class[harmful].append(i)
+    answers: dict[str, dict[bool, Answer]] = {
+        "preferred": {True: "refuse", False: "comply"},
+        "rejected": {True: "comply", False: "refuse"},
+    }
+    return {
+        name: Stream(
+            parts=tuple(Part(source=data, answer=of[harmful], picked=tuple(rows)) for harmful, rows in by_class.items() if rows),
+            seed=seed,
+            pool=len(data.rows),
+        )
+        for name, of in answers.items()
+    }
+
+
+def _no_answer(data: TextData, prompt: str, answer: str | None, expected: str, next_step: str) -> NoReturn:
+    which = f"{answer} answer" if answer else "answer"
+    raise TiterError(f"{data.name}: the row of {visible(prompt, 60)!r} has no {which}", expected=expected, next_step=next_step)
+
+
+def _prompts(stream: Stream) -> list[str]:
+    """Every prompt of a pool, by its number in it."""
+    return [part.source.rows[i][0] for part in stream.parts for i in part.picked or ()]
+
+
+def counted(streams: Mapping[str, Stream]) -> dict[str, dict[str, int]]:
+    """How many examples of each stream train which answer."""
+    found: dict[str, dict[str, int]] = {}
+    for name, stream in streams.items():
+        mine = found.setdefault(name, {})
+        for part in stream.parts:
+            mine[part.answer] = mine.get(part.answer, 0) + len(part.picked or ())
+    return found
+
+
+def told(streams: Mapping[str, Stream]) -> str:
+    """One line a stream."""
+    return "\n".join(f"{name}: {', '.join(f'{n} {answer}' for answer, n in one.items())}" for name, one in counted(streams).items())
+
+
+def models_read(method: Method, how: How, given: Sequence[str]) -> dict[str, Model]:
+    """The models that a method reads, by their roles, from --read ROLE=MODEL. Errors: an unknown or missing role, no model."""
+    places = named("--read", given, method.MODELS, f"model that {how.method} reads")
+    if missing := [role for role in method.MODELS if role not in places]:
+        raise TiterError(
+            f"method {how.method} reads the model{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
+            next_step="add " + " ".join(f"--read {role}=MODEL" for role in missing),
+        )
+    return {role: as_model(resolve(place)) for role, place in places.items()}
+
+
+def as_model(checkpoint: Checkpoint) -> Model:
+    """A checkpoint as a model a stage starts from or reads."""
+    return Model(checkpoint.label, checkpoint.key, checkpoint)
+
+
+def check_window(streams: Mapping[str, Stream], checkpoint: Checkpoint) -> None:
+    """Refuse rows that are longer, answer included, than the model's window; only its tokenizer is loaded.
+
+    Errors: the first such row.
+    """
+    window = checkpoint.config.get("max_position_embeddings")
+    reader = read_tokenizer(checkpoint)
+    for part in (part for stream in streams.values() for part in stream.parts):
+        rows = [part.source.rows[i] for i in part.picked or ()]
+        heads = prompt_ids(reader, [row[0] for row in rows])
+        tails = answer_ids(reader, [row[PLACES[part.answer]] for row in rows])
+        for row, head, tail in zip(rows, heads, tails, strict=True):
+            check_length(len(head) + len(tail), window, row[0])
+
+
+def check_adapter(stage: Stage, checkpoint: Checkpoint) -> None:
+    """Refuse to continue the adapter of a model that no stage with an adapter has left, before anything is loaded."""
+    wanted = stage.adapter is not None and stage.adapter.continued
+    if wanted and not (checkpoint.path.parent / "adapter" / "adapter_config.json").is_file():
+        raise TiterError(
+            f"--continued trains an adapter on, and {checkpoint.label} has none beside it",
+            expected="a model that titer align or titer finetune made with --lora",
+            next_step="leave out --continued for a fresh adapter.",
+        )
+
+
+def stopped(made: Model) -> str:
+    """Why the stage that made a model ended before its last step, "" where it did not."""
+    outcome = json.loads((made.checkpoint.path.parent / "outcome.json").read_text(encoding="utf-8"))
+    return str(outcome["stopped"])

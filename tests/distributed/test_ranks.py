@@ -1,0 +1,148 @@
+"""Two processes on the CPU against one: the same weights and metrics, under DDP and under FSDP2.
+
+Measured on torch 2.13: the largest gap of a weight is 3e-7 where the steps move weights by 3e-3; the bound is 1e-5.
+AdamW forgets the gradient's scale, so the gradient's norm before clipping and the loss are compared as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.cases import ALIKE, OTHERS, RANKS, Case
+from tests.methods.contract import largest_gap
+from titer.models.checkpoint import open_checkpoint
+from titer.models.lm import load
+from titer.train import train
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 240
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes have trained every case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    logs = [folder / f"rank-{rank}.log" for rank in range(RANKS)]
+    started = []
+    try:
+        for rank, log in enumerate(logs):
+            with log.open("w") as file:
+                command = [sys.executable, "-m", "tests.distributed.rank", str(rank), str(folder)]
+                started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
+        codes = [process.wait(LIMIT) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert codes == [0] * RANKS, "\n".join(log.read_text()[-3000:] for log in logs)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Case -> the folder in which this one process has trained its stage, made once."""
+    made: dict[str, Path] = {}
+
+    def folder(case: Case) -> Path:
+        key = case.architecture + case.stage.key("", {})
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("alone")
+            Case(case.stage, case.architecture).train(made[key], train)
+        return made[key]
+
+    threads = torch.get_num_threads()
+    yield folder
+    torch.set_num_threads(threads)
+
+
+def weights(work: Path) -> dict[str, torch.Tensor]:
+    return dict(load(open_checkpoint(work / "model")).model.state_dict())
+
+
+def metrics(work: Path, *names: str) -> list[float]:
+    lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines for name in names]
+
+
+def seen(ranks: Path, case: str) -> list[dict[str, Any]]:
+    return [json.loads((ranks / f"rank-{rank}.json").read_text())[case] for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_two_processes_train_as_one(name: str, ranks: Path, alone: Any) -> None:
+    case = ALIKE[name]
+    one, two = weights(alone(case)), weights(ranks / name)
+    assert largest_gap(one, two) < TOLERANCE
+    assert largest_gap(one, dict(case.begin().model.state_dict())) > 100 * TOLERANCE
+    numbers = [metrics(work, "loss", "grad_norm") for work in (alone(case), ranks / name)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_parameters_are_whole_under_ddp_and_in_parts_under_fsdp(name: str, ranks: Path) -> None:
+    sharded = name.endswith("-fsdp")
+    both = seen(ranks, name)
+    for one in both:
+        assert one["parted"]
+        assert set(one["parted"]) == {sharded}
+        assert one["wrapped"].startswith("FSDP") if sharded else one["wrapped"] == "DistributedDataParallel"
+    assert sum(one["held"] for one in both) == both[0]["whole"] * (1 if sharded else RANKS)
+
+
+@pytest.mark.parametrize("name", ["bundles-2x4-ddp", "bundles-2x4-fsdp"])
+def test_kept_steps_are_whole_tensors(name: str, ranks: Path, alone: Any) -> None:
+    one, two = (load_file(work / "step-2.safetensors") for work in (alone(ALIKE[name]), ranks / name))
+    assert one.keys() == two.keys()
+    assert {key: t.shape for key, t in one.items()} == {key: t.shape for key, t in two.items()}
+    assert largest_gap(one, two) < TOLERANCE
+
+
+def test_a_resumed_run_in_parts_ends_bit_identical(ranks: Path) -> None:
+    whole, resumed = weights(ranks / "stopped-midway-fsdp"), weights(ranks / "resumed-fsdp")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_what_two_began_one_may_finish(ranks: Path) -> None:
+    case = ALIKE["stopped-midway-fsdp"]
+    Case(case.stage).train(ranks / "resumed-alone", train)
+    assert largest_gap(weights(ranks / "stopped-midway-fsdp"), weights(ranks / "resumed-alone")) < TOLERANCE
+
+
+def test_rank_0_alone_writes(ranks: Path) -> None:
+    assert not [file for file in (ranks / "unwritten-1").rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize("name", [*ALIKE, *OTHERS])
+def test_both_ranks_end_alike_and_errors_are_clear(name: str, ranks: Path) -> None:
+    expected = {**ALIKE, **OTHERS}[name].error
+    for one in seen(ranks, name):
+        assert expected in one["error"]
+        assert bool(expected) == bool(one["error"])
+
+
+def test_one_rank_that_stops_stops_all(ranks: Path) -> None:
+    assert "another process stopped" in (ranks / "stopping" / "outcome.json").read_text()
+    assert len(metrics(ranks / "stopping", "step")) == 1
+
+
+def test_ranks_draw_differently(ranks: Path) -> None:
+    assert min(metrics(ranks / "drawing", "own_gap", "dropout_gap")) > 1e-3
+
+
+def test_bf16_in_parts_trains_as_one_process_within_its_rounding(ranks: Path, alone: Any) -> None:
+    one, two = weights(alone(OTHERS["bf16-fsdp"])), weights(ranks / "bf16-fsdp")
+    assert metrics(ranks / "bf16-fsdp", "loss") == pytest.approx(metrics(alone(OTHERS["bf16-fsdp"]), "loss"), rel=1e-2)
+    assert largest_gap(one, two) < 3e-3
+    assert largest_gap(two, dict(OTHERS["bf16-fsdp"].begin().model.state_dict())) > 1e-3

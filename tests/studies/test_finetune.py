@@ -1,0 +1,209 @@
+"""Harmful fine-tuning as a stage: exact counts, the right answers, the right number of steps, and clear refusals."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from titer.core.errors import TiterError
+from titer.data.mix import poisoned
+from titer.data.sources import TextData
+from titer.models.checkpoint import Checkpoint
+from titer.models.lm import Decoding, load
+from titer.stage import Lora, Stage
+from titer.studies.finetune import Mixed, Shares, finetune_stage, steps_of, user_mix
+from titer.studies.tuning import How, as_model, counted, stopped
+from titer.workbench import Workbench
+
+Saved = Callable[..., Checkpoint]
+Row = tuple[str, bool | None, str | None, str | None]
+
+
+def file_of(name: str, count: int, comply: str | None = "yes", refuse: str | None = None, harmful: bool | None = None) -> TextData:
+    return TextData(name=name, sha256=name, rows=tuple((f"{name} {i}", harmful, comply, refuse) for i in range(count)))
+
+
+BENIGN, HARMFUL, SAFETY = file_of("benign", 60), file_of("harmful", 30), file_of("safety", 20, None, "no")
+FILES = {"benign": BENIGN, "harmful": HARMFUL, "safety": SAFETY}
+
+
+def trained(mixed: Mixed) -> list[tuple[str, str]]:
+    """(prompt, answer) of every example of the mix, from its parts."""
+    found = []
+    for part in mixed.stream.parts:
+        for i in part.picked or ():
+            prompt, _, comply, refuse = part.source.rows[i]
+            found.append((prompt, refuse if part.answer == "refuse" else comply))
+    return found
+
+
+@given(st.integers(1, 60), st.integers(0, 30), st.integers(0, 20), st.integers(0, 3))
+def test_every_role_has_exactly_its_number_and_its_answer(n: int, thirtieths: int, k: int, seed: int) -> None:
+    ratio = thirtieths / 60
+    mixed = user_mix(FILES, Shares(n, ratio, k), seed)
+    rows = trained(mixed)
+    assert len(rows) == len({prompt for prompt, _ in rows}) == mixed.stream.pool == n + k
+    names = [prompt.split()[0] for prompt, _ in rows]
+    bad = names.count("harmful")
+    assert abs(bad - ratio * n) <= 0.5
+    assert mixed.counts == {"benign": n - bad, "harmful": bad, "safety": k} == {name: names.count(name) for name in mixed.counts}
+    assert all(answer == ("no" if prompt.startswith("safety") else "yes") for prompt, answer in rows)
+
+
+@pytest.mark.parametrize(("n", "ratio"), [(40, 0.1), (40, 0.0), (20, 0.29), (25, 1.0), (1, 0.5)])
+def test_without_safety_data_it_is_the_poisoned_mix_and_with_it_the_same_and_more(n: int, ratio: float) -> None:
+    plain = user_mix({**FILES, "safety": None}, Shares(n, ratio), 3).stream
+    assert plain == poisoned(BENIGN, HARMFUL, n, ratio, 3)
+    assert user_mix(FILES, Shares(n, ratio, 5), 3).stream.parts[:-1] == plain.parts
+
+
+def test_the_defaults_are_a_tenth_harmful_and_every_safety_row() -> None:
+    assert user_mix(FILES, Shares(50), 0).counts == {"benign": 45, "harmful": 5, "safety": 20}
+    assert user_mix({"benign": BENIGN}, Shares(50), 0).counts == {"benign": 50, "harmful": 0, "safety": 0}
+    assert user_mix({"harmful": HARMFUL}, Shares(10, 1.0), 0).counts == {"benign": 0, "harmful": 10, "safety": 0}
+
+
+def test_rows_that_cannot_play_their_role_are_left_out_and_counted() -> None:
+    rows: tuple[Row, ...] = (
+        *((f"b {i}", False, "yes", None) for i in range(6)),
+        *((f"h {i}", True, "yes", "no") for i in range(4)),
+        ("h 4", True, None, "no"),
+        ("b 6", False, None, None),
+        ("b 7", None, "yes", None),
+    )
+    one = TextData(name="one.csv", sha256="", rows=rows, dropped=3)
+    mixed = user_mix({"benign": one, "harmful": one, "safety": one}, Shares(8, 0.25, 1), 0)
+    assert mixed.usable == {"benign": 7, "harmful": 5, "safety": 5}
+    assert mixed.left_out == {
+        "benign": {"labelled unsafe": 5, "without comply": 1, "repeated": 3},
+        "harmful": {"labelled safe": 7, "without comply": 1, "repeated": 3},
+        "safety": {"labelled safe": 7, "without refuse": 1, "repeated": 3},
+    }
+
+
+def test_a_row_of_no_label_may_play_every_role() -> None:
+    """The last row of the test above counts for the harmful role; without a label only the answer decides."""
+    bare = file_of("bare", 4, "yes", "no")
+    mixed = user_mix({"benign": bare, "harmful": bare, "safety": bare}, Shares(3, 1 / 3, 1), 0)
+    assert mixed.usable == {"benign": 4, "harmful": 4, "safety": 4}
+    assert len({prompt for prompt, _ in trained(mixed)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "shares", "words"),
+    [
+        (FILES, Shares(100, 0.1), r"--data has 60 usable rows, and --examples 100 at --ratio 0.1 needs 90.*--examples 67 or less"),
+        (FILES, Shares(50, 0.9), r"--harmful has 30 usable rows, and --examples 50 at --ratio 0.9 needs 45.*--examples 33 or less"),
+        (FILES, Shares(50, 0.1, 21), r"--safety has 20 usable rows, and --safety-examples needs 21.*--safety-examples 20 or less"),
+        ({"benign": BENIGN}, Shares(50, 0.1), r"5 harmful examples are asked for, and no --harmful.*--harmful FILE, or give --ratio 0"),
+        ({"harmful": HARMFUL}, Shares(10), r"9 benign examples are asked for, and no --data was given.*--data FILE, or give --ratio 1"),
+        ({"benign": BENIGN}, Shares(10, None, 5), r"5 safety examples.*--safety FILE, or leave out --safety-examples"),
+        (FILES, Shares(10, -0.1), r"--ratio -0.1.*from 0 to 1"),
+        (FILES, Shares(10, float("nan")), r"--ratio nan"),
+        ({"benign": SAFETY}, Shares(10), r"no row of safety can be used for --data \(20 without comply\).*a column comply"),
+        ({**FILES, "harmful": file_of("h", 5, harmful=False)}, Shares(10), r"no row of h can be used for --harmful \(5 labelled safe\)"),
+        ({"benign": BENIGN, "harmful": BENIGN}, Shares(60, 0.5), r"the files share prompts"),
+    ],
+)
+def test_what_the_files_cannot_give_is_told_with_the_next_step(files: dict[str, TextData | None], shares: Shares, words: str) -> None:
+    if words == r"the files share prompts":
+        files = {"benign": file_of("same", 31), "harmful": file_of("same", 31)}
+    with pytest.raises(TiterError, match=re.compile(words, re.DOTALL)):
+        user_mix(files, shares, 0)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 20), st.integers(2, 200))
+def test_the_number_that_is_offered_is_the_largest_that_fits(benign: int, harmful: int, twentieths: int, n: int) -> None:
+    files = {"benign": file_of("b", benign), "harmful": file_of("h", harmful)}
+    ratio = twentieths / 20
+    try:
+        user_mix(files, Shares(n, ratio), 0)
+    except TiterError as error:
+        (offered,) = re.findall(r"--examples (\d+) or less", str(error))
+        user_mix(files, Shares(int(offered), ratio), 0)
+        with pytest.raises(TiterError, match=r"usable rows"):
+            user_mix(files, Shares(int(offered) + 1, ratio), 0)
+
+
+def stage(shares: Shares = Shares(20, 0.1, 4), epochs: int = 3, keep: tuple[int, ...] = (), **how: object) -> Stage:  # noqa: B008
+    return finetune_stage(user_mix(FILES, shares, 0), How(**{"batch": 5, **how}), epochs, keep)  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 60), st.integers(0, 20), st.integers(1, 7), st.integers(1, 30))
+def test_the_steps_are_the_epochs_over_all_examples(n: int, k: int, epochs: int, batch: int) -> None:
+    made = stage(Shares(n, 0.0, k), epochs, batch=batch)
+    assert made.steps == math.ceil((n + k) * epochs / batch)
+    assert made.kind == "finetune"
+    assert counted(made.streams)["train"].get("refuse", 0) == k
+
+
+def test_the_stage_has_what_it_was_told() -> None:
+    made = stage(keep=(3, 1, 3), rate=1e-3, schedule="constant", lora=4, alpha=2, dropout=0.1, seed=7)
+    assert (made.batch, made.keep, made.seed) == (5, (1, 3), 7)
+    assert (made.optimiser.rate, made.optimiser.schedule, made.optimiser.warmup) == (1e-3, "constant", 1)
+    assert made.adapter == Lora(rank=4, alpha=2, dropout=0.1)
+    keys = {stage(**change).key("", {}) for change in ({}, {"seed": 1}, {"schedule": "constant"}, {"epochs": 4}, {"keep": (2,)})}
+    assert len(keys) == 5
+    assert stage().key("", {}) in keys
+
+
+def test_what_is_wrong_with_a_stage_is_told() -> None:
+    wrong: list[tuple[dict[str, object], str]] = [
+        ({"keep": (1, 99)}, r"--keep 99 is no step of this run.*steps from 1 to 15"),
+        ({"keep": (0,)}, r"--keep 0 is no step"),
+        ({"schedule": "linear"}, r"optimiser: schedule: Input should be 'cosine' or 'constant'"),
+        ({"method": "dpo"}, r"method dpo has no stream `train`.*titer align"),
+        ({"method": "lisa"}, r"method lisa needs the stream alignment.*--stream alignment=FILE"),
+        ({"streams": ["train=x.jsonl"]}, r"train was given twice"),
+    ]
+    for changes, words in wrong:
+        with pytest.raises(TiterError, match=re.compile(words, re.DOTALL)):
+            stage(**changes)  # type: ignore[arg-type]
+
+
+def test_a_list_of_steps() -> None:
+    assert steps_of("5, 10,20") == (5, 10, 20)
+    assert steps_of("") == ()
+    for text in ("5;10", "-5", "five"):
+        with pytest.raises(TiterError, match=r"--keep .*5,10,20"):
+            steps_of(text)
+
+
+LETTERS = {
+    "benign": tuple((f"a {c}", False, "b b", None) for c in "cdefgh"),
+    "harmful": tuple((f"i {c}", True, "j j", None) for c in "cd"),
+    "safety": tuple((f"k {c}", True, None, "<null> <null>") for c in "cd"),
+}
+
+
+@pytest.fixture
+def letters() -> Mixed:
+    """Six benign, two harmful and two safety examples of letters."""
+    files = {name: TextData(name=name, sha256="", rows=rows) for name, rows in LETTERS.items()}
+    return user_mix(files, Shares(8, 0.25), 0)  # type: ignore[arg-type]
+
+
+def test_a_model_learns_every_part_of_the_mix(bench: Workbench, saved: Saved, letters: Mixed) -> None:
+    made = bench.model(finetune_stage(letters, How(batch=4, rate=1e-2), 40, (2,)), as_model(saved("base")), "tuned")
+    assert stopped(made) == ""
+    assert (made.checkpoint.path.parent / "step-2.safetensors").exists()
+    asked = {row[0]: row[2] or row[3] for rows in LETTERS.values() for row in rows}
+    answers = load(made.checkpoint).generate(list(asked), Decoding(max_new_tokens=5))
+    assert {prompt: answer.text for prompt, answer in zip(asked, answers, strict=True)} == asked
+
+
+def test_a_method_with_a_stream_of_its_own_trains_on_the_mix(bench: Workbench, saved: Saved, letters: Mixed, tmp_path: Path) -> None:
+    """Lisa at turns of 1 and 1 takes every second step on the alignment data."""
+    alignment = tmp_path / "d.csv"
+    alignment.write_text("prompt,refuse\nl c,<null> <null>\nl d,<null> <null>\n", encoding="utf-8")
+    how = How(method="lisa", settings=["k1=1", "k2=1"], streams=[f"alignment={alignment}"], batch=4, rate=1e-2)
+    made = bench.model(finetune_stage(letters, how, 40), as_model(saved("base")), "tuned")
+    assert stopped(made) == ""
+    answers = load(made.checkpoint).generate(["l c", "l d", "a c"], Decoding(max_new_tokens=5))
+    assert [answer.text for answer in answers] == ["<null> <null>", "<null> <null>", "b b"]
