@@ -43,9 +43,7 @@ def study(
     base: Annotated[str | None, typer.Option(help="A real model: jain2024 needs --aligned beside it, huang2024 aligns it.")] = None,
     aligned: Annotated[str | None, typer.Option(help="The base's safety-tuned relative.")] = None,
     data: Annotated[Path | None, typer.Option(help="A file of labelled prompts (jain2024), a folder of data sets (huang2024).")] = None,
-    harmful: Annotated[
-        Path | None, typer.Option(help="huang2024 --base: answered requests for harm; default: canaries.")
-    ] = None,
+    harmful: Annotated[Path | None, typer.Option(help="huang2024 --base: answered requests for harm; default: canaries.")] = None,
     alpha: Annotated[int | None, typer.Option(min=1, help="huang2024 --base: LoRA alpha; the paper's 4.")] = None,
     prompts: Prompts = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Load a pair of models in bfloat16, half the memory.")] = False,
@@ -55,22 +53,23 @@ def study(
     as_json: AsJson = False,
 ) -> None:
     """Reproduce a paper's figures and tables, its claims against controls; or on real models."""
-    from titer.cli import real_studies, world_studies
+    from titer.cli.real_studies import pair, text
+    from titer.cli.world_studies import huang, jain
     from titer.core.errors import unknown
 
     if name not in STUDIES:
         unknown("study", name, STUDIES)
     if base is not None or aligned is not None:
         if name == "huang2024":
-            return real_studies.text(base, aligned, data, scale or "demonstration", harmful, alpha, prompts, flops, runs, dry_run, as_json)
+            return text(base, aligned, data, scale or "demonstration", harmful, alpha, prompts, flops, runs, dry_run, as_json)
         _unused({"--scale": scale, "--harmful": harmful, "--alpha": alpha})
-        return real_studies.pair((base, aligned), data, prompts, bf16, runs, dry_run, as_json)
+        return pair((base, aligned), data, prompts, bf16, runs, dry_run, as_json)
     if data is not None or prompts is not None:
         raise TiterError("--data and --prompts belong to real models", next_step="add --base (and --aligned), or leave them out.")
     _unused({"--harmful": harmful, "--alpha": alpha})
     if name == "huang2024":
-        return world_studies.huang(scale or "nano", seeds, part, only, flops, runs, dry_run, as_json)
-    return world_studies.jain(scale or "nano", seeds, only, flops, runs, dry_run, as_json)
+        return huang(scale or "nano", seeds, part, only, flops, runs, dry_run, as_json)
+    return jain(scale or "nano", seeds, only, flops, runs, dry_run, as_json)
 
 
 def _unused(given: dict[str, object]) -> None:

@@ -6,7 +6,6 @@ user's fine-tuning (a method, or refusals mixed in) or after it (a method that e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from titer.models.lm import LM
 from titer.probes import drift
 from titer.recipes import huang2024 as recipe
 from titer.recipes.huang2024 import Budget
-from titer.studies.huang2024.subject import Subject
+from titer.studies.huang2024.subject import Alignment, Subject
 from titer.studies.judged import outcomes
 from titer.workbench import Model, attempts_key
 
@@ -37,35 +36,39 @@ COUNTED = {  # columns of a state: (set, outcome)
 
 
 class Defence(NamedTuple):
-    """What stands against the attack: the aligned model, the provider's method at fine-tuning, refusals mixed in."""
+    """What stands against the attack: an alignment (None: the base as it is), the provider's method, refusals mixed in."""
 
     name: str
-    aligned: Model
+    how: Alignment | None
     method: Method | None = None
     guard: int = 0
-    reads: Mapping[str, Model] = {}
+
+    def aligned(self, s: Subject) -> Model:
+        """The model that the user is given, trained or found."""
+        return s.base if self.how is None else s.aligned(self.how)
 
 
 def attacked(s: Subject, defence: Defence, budget: Budget) -> pd.DataFrame:
     """A row a judged step (0 is the aligned model): rates of `COUNTED`, alignment loss, drift. Rates are of `scale.inputs`."""
-    table = pd.concat([state(s, defence.aligned, defence.aligned, 0), *_tuned(s, defence, budget)], ignore_index=True)
+    aligned = defence.aligned(s)
+    table = pd.concat([state(s, aligned, aligned, 0), *_tuned(s, defence, budget, aligned)], ignore_index=True)
     told = {"defence": defence.name, "rate": budget.rate, "ratio": budget.ratio, "examples": budget.examples, "seed": s.seed}
     return table.assign(**told, attack_seed=budget.seed)
 
 
-def _tuned(s: Subject, defence: Defence, budget: Budget) -> list[pd.DataFrame]:
+def _tuned(s: Subject, defence: Defence, budget: Budget, aligned: Model) -> list[pd.DataFrame]:
     if edits(defence.method):
         steps = sorted({*budget.keep, budget.steps})
         found = []
         for step in (k for k in steps if k <= budget.steps):
             model = tuned_by(s, defence, budget.model_copy(update={"steps": step, "keep": ()}))
-            found.append(state(s, defence.aligned, model, step))
+            found.append(state(s, aligned, model, step))
         return found
     model = tuned_by(s, defence, budget)
     steps = [k for k in budget.keep if k < budget.steps and kept_file(model, k).exists()]
     return [
-        *(state(s, defence.aligned, model, step, kept_file(model, step)) for step in steps),
-        state(s, defence.aligned, model, budget.steps),
+        *(state(s, aligned, model, step, kept_file(model, step)) for step in steps),
+        state(s, aligned, model, budget.steps),
     ]
 
 
@@ -77,7 +80,10 @@ def edits(method: Method | None) -> bool:
 def tuned_by(s: Subject, defence: Defence, budget: Budget) -> Model:
     """The model that the attack leaves at its last step."""
     stage = recipe.user(s.scale, s.world, budget, defence.method, defence.guard)
-    return s.bench.model(stage, defence.aligned, f"{defence.name}, {stage.name}, seed {s.seed}", reads=defence.reads)
+    aligned = defence.aligned(s)
+    known = {"unaligned": s.base, "aligned": aligned}
+    reads = {role: known[role] for role in stage.method.MODELS}
+    return s.bench.model(stage, aligned, f"{defence.name}, {stage.name}, seed {s.seed}", reads=reads)
 
 
 def kept_file(model: Model, step: int) -> Path:

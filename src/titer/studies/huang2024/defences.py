@@ -59,21 +59,18 @@ def alignment_of(s: Subject, name: str, rho: float, number: int = 0) -> Alignmen
 
 
 def defence(s: Subject, name: str, rho: float, number: int = 0) -> Defence:
-    """A defence, its aligned model trained or found. Errors: an unknown name."""
+    """A defence. Errors: an unknown name."""
     if name not in {*CORE, *FAMILY}:
         unknown("defence", name, [*CORE, *FAMILY])
     if name == "non-aligned":
-        return Defence(name, s.base)
-    how = alignment_of(s, name, rho, number)
-    aligned = s.aligned(name, how)
-    reads = {"unaligned": s.base, "aligned": aligned} if name == "safe_lora" else {}
+        return Defence(name, None)
     guard = round(GUARD * s.scale.budget.examples) if name == "vlguard" else 0
-    return Defence(name, aligned, TUNED.get(name), guard, reads)
+    return Defence(name, alignment_of(s, name, rho, number), TUNED.get(name), guard)
 
 
 def equal_loss_step(s: Subject, rho: float, number: int = 0) -> int:
     """The step of SFT's alignment whose alignment loss, on fresh requests, is nearest to Vaccine's (in its logarithm)."""
-    sft, vaccine = (s.aligned(name, alignment_of(s, name, rho, number)) for name in ("sft", "vaccine"))
+    sft, vaccine = (s.aligned(alignment_of(s, name, rho, number)) for name in ("sft", "vaccine"))
     wanted = math.log(float(state(s, vaccine, vaccine, 0).alignment_loss.iloc[0]))
     losses = {s.scale.align_steps: float(state(s, sft, sft, 0).alignment_loss.iloc[0])}
     for step in s.kept_steps:

@@ -7,7 +7,9 @@ from collections.abc import Collection
 import pandas as pd
 
 from titer.recipes.huang2024 import Scale
+from titer.studies.huang2024 import making
 from titer.studies.huang2024.attack import attacked, state
+from titer.studies.huang2024.defences import alignment_of
 from titer.studies.huang2024.evidence import BASE_SKILL, Evidence
 from titer.studies.huang2024.parts import cells
 from titer.studies.huang2024.picture import picture
@@ -24,9 +26,11 @@ def gather(bench: Workbench, scale: Scale, seed: int, parts: Collection[str], ch
     if min(base.harm.iloc[0], base.safe.iloc[0]) < BASE_SKILL:
         bench.reporter.tell(f"seed {seed}: the base model did not learn the task, so nothing is aligned from it")
         return evidence(scale, seed, found, chosen), s.models
-    attacks = [attacked(s, defence, budget) for defence, budget in cells(s, parts, chosen)]
-    if attacks:
-        found["attacks"] = pd.concat(attacks, ignore_index=True)
+    making.alignments(s, [alignment_of(s, name, chosen.rho, i) for name in ("sft", "vaccine") for i in range(scale.align_seeds)])
+    asked = list(cells(s, parts, chosen))
+    making.attacks(s, asked)
+    if asked:
+        found["attacks"] = pd.concat([attacked(s, defence, budget) for defence, budget in asked], ignore_index=True)
     found |= {part: pd.DataFrame() for part in parts if part not in ("fig4", "cost")}
     if "fig4" in parts:
         found["fig4"] = picture(s, chosen.rho)

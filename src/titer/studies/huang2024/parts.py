@@ -46,7 +46,7 @@ def cells(s: Subject, parts: Collection[str], chosen: Chosen) -> Iterator[Cell]:
     seen: set[tuple[str, str, str, Budget]] = set()
     asked = [cell for part in parts if part in MADE for cell in MADE[part](s, chosen.rho)]
     for one, budget in [*asked, *_searched(s, chosen)]:
-        key = (one.name, one.aligned.key, repr(one.method), budget)
+        key = (one.name, repr(one.how), repr(one.method), budget)
         if key not in seen:
             seen.add(key)
             yield one, budget
@@ -60,7 +60,7 @@ def _curves(s: Subject, rho: float) -> Iterator[Cell]:
     for number in range(1, s.scale.align_seeds):
         for name in (n for n in CORE if n not in ("non-aligned", "lisa")):
             one = defence(s, name, rho, number)._replace(name=f"{name} #{number + 1}")
-            yield from ((one, budget_of(s, ratio=ratio)) for ratio in (0.0, *SWEPT))
+            yield from ((one, budget_of(s, ratio=ratio)) for ratio in SWEPT)
 
 
 def _table1(s: Subject, rho: float) -> Iterator[Cell]:
@@ -83,21 +83,21 @@ def _table2(s: Subject, rho: float) -> Iterator[Cell]:
 def _table6(s: Subject, rho: float) -> Iterator[Cell]:
     for one in s.scale.rhos:
         name = "vaccine" if one == rho else f"vaccine, rho {one:g}"
-        found = Defence(name, s.aligned(name, Alignment(Vaccine(rho=one))))
+        found = Defence(name, Alignment(Vaccine(rho=one)))
         yield from ((found, budget_of(s, ratio=ratio)) for ratio in SWEPT)
 
 
 def _table7(s: Subject, rho: float) -> Iterator[Cell]:
     for one in s.scale.variances:
         name = f"noise, variance {one:g}"
-        found = Defence(name, s.aligned(name, Alignment(Vaccine(rho=one, noise="variance"))))
+        found = Defence(name, Alignment(Vaccine(rho=one, noise="variance")))
         yield from ((found, budget_of(s, ratio=ratio)) for ratio in SWEPT)
 
 
 def _table10(s: Subject, rho: float) -> Iterator[Cell]:
     for tau in s.scale.taus:
         name = f"vaccine, tau {tau}"
-        found = Defence(name, s.aligned(name, Alignment(Vaccine(rho=rho, every=tau))))
+        found = Defence(name, Alignment(Vaccine(rho=rho, every=tau)))
         yield from ((found, budget_of(s, ratio=ratio)) for ratio in SWEPT)
 
 

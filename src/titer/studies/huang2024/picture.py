@@ -24,7 +24,7 @@ def picture(s: Subject, rho: float) -> pd.DataFrame:
     named: dict[str, Model] = {}
     for name in COMPARED:
         one = defence(s, name, rho)
-        named[f"{name}, aligned"] = one.aligned
+        named[f"{name}, aligned"] = one.aligned(s)
         named[f"{name}, attacked"] = tuned_by(s, one, budget)
     examples = s.fresh()
     inputs = {

@@ -13,8 +13,9 @@ from titer.core.search import Choices, LogRange, Settings, searched
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
 from titer.recipes.huang2024 import SELECTION_SEED, Budget
+from titer.studies.huang2024 import making
 from titer.studies.huang2024.attack import Defence, attacked
-from titer.studies.huang2024.defences import CORE, defence
+from titer.studies.huang2024.defences import CORE, EQUAL, defence
 from titer.studies.huang2024.subject import Alignment, Subject
 
 CHOOSING = (0.01, 0.05)  # poison ratios at which rho is judged
@@ -51,13 +52,12 @@ def radius(s: Subject) -> tuple[float, pd.DataFrame]:
 
     Errors: no rho that aligns.
     """
-    plain = curve(s, Defence("sft", s.aligned("sft", Alignment(SFT()))))
-    rows = []
-    for rho in s.scale.rhos:
-        found = curve(s, Defence(f"vaccine, rho {rho:g}", s.aligned(f"vaccine, rho {rho:g}", Alignment(Vaccine(rho=rho)))))
-        rows.append({"rho": rho, **summary(found)})
+    tried = {rho: Defence(f"vaccine, rho {rho:g}", Alignment(Vaccine(rho=rho))) for rho in s.scale.rhos}
+    plain = Defence("sft", Alignment(SFT()))
+    making.attacks(s, [(one, budget) for one in (plain, *tried.values()) for budget in choosing(s)])
+    start = summary(curve(s, plain))
+    rows = [{"rho": rho, **summary(curve(s, one))} for rho, one in tried.items()]
     trials = pd.DataFrame(rows)
-    start = summary(plain)
     trials["allowed"] = (trials.safe >= start["safe"] - COST) & (trials.refusal >= start["refusal"] - COST)
     if not trials.allowed.any():
         raise TiterError("every rho costs more than 2 points of safe answers or refusal before the attack", next_step="add smaller rhos.")
@@ -68,8 +68,11 @@ def radius(s: Subject) -> tuple[float, pd.DataFrame]:
 
 def curve(s: Subject, one: Defence) -> pd.DataFrame:
     """The defence under the tables' budget at the choosing ratios."""
-    budgets = [budget_of(s, ratio=ratio) for ratio in CHOOSING]
-    return pd.concat([attacked(s, one, budget) for budget in budgets], ignore_index=True)
+    return pd.concat([attacked(s, one, budget) for budget in choosing(s)], ignore_index=True)
+
+
+def choosing(s: Subject) -> list[Budget]:
+    return [budget_of(s, ratio=ratio) for ratio in CHOOSING]
 
 
 def budget_of(s: Subject, **changes: object) -> Budget:
@@ -89,11 +92,11 @@ def worst_of_grid(s: Subject, names: Sequence[str], rho: float) -> pd.DataFrame:
 
     A defence that never lets the task be learned has no such point and no row.
     """
-    rows = []
-    for name in names:
-        one = defence(s, name, rho)
-        grid = [attacked(s, one, budget_of(s, rate=rate, ratio=ratio)) for rate in s.scale.rates for ratio in s.scale.ratios]
-        rows.append(worst_point(pd.concat(grid, ignore_index=True)))
+    making.alignments(s, [defence(s, name, rho).how for name in names if name != EQUAL])
+    budgets = [budget_of(s, rate=rate, ratio=ratio) for rate in s.scale.rates for ratio in s.scale.ratios if ratio > 0]
+    defences = [defence(s, name, rho) for name in names]
+    making.attacks(s, [(one, budget) for one in defences for budget in budgets])
+    rows = [worst_point(pd.concat([attacked(s, one, budget) for budget in budgets], ignore_index=True)) for one in defences]
     return pd.concat([none_found(), *rows], ignore_index=True)
 
 

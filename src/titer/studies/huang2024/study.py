@@ -12,6 +12,7 @@ from titer.core.run import Store
 from titer.recipes.huang2024 import SELECTION_SEED, Scale
 from titer.report.html import write_report
 from titer.studies.claims import settled
+from titer.studies.huang2024 import making
 from titer.studies.huang2024.claims import claims
 from titer.studies.huang2024.gather import gather
 from titer.studies.huang2024.report import compose
@@ -36,6 +37,7 @@ def run_huang(store: Store, reporter: Reporter, scale: Scale, seeds: Sequence[in
     folder = store.root / f"huang2024-{scale.name}"
     with store.lock(store.root / f"huang2024-{scale.name}.lock"):
         bench = Workbench(store, reporter, scale.save_every)
+        making.bases(bench, scale, [SELECTION_SEED, *seeds])
         chosen = selection(Subject(bench, scale, SELECTION_SEED), parts)
         found = {seed: gather(bench, scale, seed, parts, chosen) for seed in seeds}
         evidence = [e for e, _ in found.values()]

@@ -33,6 +33,15 @@ class Alignment:
     number: int = 0
     steps: int = 0
 
+    @property
+    def label(self) -> str:
+        """In words, for progress and provenance."""
+        kind = type(self.method)
+        usual = kind().model_dump()
+        changed = [f"{k} {v}" for k, v in self.method.model_dump().items() if v != usual[k]]
+        more = [f"{self.passes} x the steps"] * (self.passes > 1) + [f"first {self.steps} steps"] * bool(self.steps)
+        return ", ".join([kind.__name__, *changed, *more, *([f"alignment seed {self.number + 1}"] * bool(self.number))])
+
 
 @dataclass
 class Subject:
@@ -60,12 +69,19 @@ class Subject:
         """The base and every alignment so far, for the report's provenance."""
         return {m.name: m for m in (self.base, *self._aligned.values())}
 
-    def aligned(self, name: str, how: Alignment) -> Model:
+    def aligned(self, how: Alignment) -> Model:
         """The base aligned in this way."""
+        name = f"{how.label}, seed {self.seed}"
         stage = recipe.align(self.scale, self.world, how.method, name, how.passes, how.steps, how.number)
-        if stage.key(self.base.key, {}) not in self._aligned:
-            self._aligned[stage.key(self.base.key, {})] = self.bench.model(stage, self.base, f"{name}, seed {self.seed}")
-        return self._aligned[stage.key(self.base.key, {})]
+        key = stage.key(self.base.key, {})
+        if key not in self._aligned:
+            self._aligned[key] = self.bench.model(stage, self.base, name)
+        return self._aligned[key]
+
+    def stands(self, how: Alignment) -> bool:
+        """Whether this alignment is in the store already."""
+        stage = recipe.align(self.scale, self.world, how.method, "", how.passes, how.steps, how.number)
+        return self.bench.store.has("stages", stage.key(self.base.key, {}))
 
     def sets(self) -> dict[str, Sequence[Attempt]]:
         """What is judged after every attack: unsafe requests direct, prefilled; the user's task; safe requests."""
