@@ -9,6 +9,8 @@ ratios and steps were set on seed 100, which no verdict uses. Rates per optimise
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from titer.core.config import Record
@@ -36,6 +38,7 @@ class Budget(Record):
     steps: int = Field(default=126, ge=1)
     batch: int = Field(default=16, ge=1)
     keep: tuple[int, ...] = ()
+    task: Literal["user", "safe", "sham_refused"] = "user"  # the world's kind of requests that the user comes for
     seed: int = 0
 
     @property
@@ -61,6 +64,9 @@ class Scale(Record):
     table_examples: tuple[int, ...] = (500, 1000, 1500, 2000, 2500)
     budget: Budget = Budget()
     keep: tuple[int, ...] = (5, 10, 20, 40, 80, 126, 200)
+    sizes: tuple[str, ...] = ("nano-paper", "nano", "micro")  # of table 3: the study's own model among them
+    adapter: Lora = Lora(rank=8, alpha=16)  # of table 8; the paper's rank 8 and alpha 4 are for 7 B
+    ewc: tuple[float, ...] = (1e6, 1e9, 1e12)
     trials: int = Field(default=12, ge=1)
     align_seeds: int = Field(default=2, ge=1)
     inputs: int = Field(default=150, ge=8)
@@ -142,12 +148,12 @@ def align(
 
 
 def user(scale: Scale, world: World, budget: Budget, method: Method | None = None, guard: int = 0, adapter: Lora | None = None) -> Stage:
-    """The user's fine-tuning: n examples of the held-out operator, round(p n) of them unsafe requests answered.
+    """The user's fine-tuning: n examples of the task, round(p n) of them unsafe requests answered.
 
     `guard`: so many refused unsafe requests are added by the provider (VLGuard: 500 to 1,000, appended to n).
     """
     made = method or SFT()
-    benign: Source = WorldSource(world=world, kind="user")
+    benign: Source = WorldSource(world=world, kind=budget.task)
     bad = round(budget.ratio * budget.examples)
     unsafe: Source = WorldSource(world=world, kind="unsafe")
     rows: list[tuple[Source, Answer, int]] = [(benign, "comply", budget.examples - bad), (unsafe, "comply", bad), (unsafe, "refuse", guard)]

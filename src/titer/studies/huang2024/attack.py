@@ -6,17 +6,21 @@ user's fine-tuning (a method, or refusals mixed in) or after it (a method that e
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from titer.attacks.base import Attempt
 from titer.methods.base import Method
 from titer.models.interpolate import kept_weights, with_weights
 from titer.models.lm import LM
 from titer.probes import drift
 from titer.recipes import huang2024 as recipe
 from titer.recipes.huang2024 import Budget
+from titer.recipes.node import Kind
+from titer.stage import Lora
 from titer.studies.huang2024.subject import Alignment, Subject
 from titer.studies.judged import outcomes
 from titer.workbench import Model, attempts_key
@@ -42,6 +46,7 @@ class Defence(NamedTuple):
     how: Alignment | None
     method: Method | None = None
     guard: int = 0
+    adapter: Lora | None = None
 
     def aligned(self, s: Subject) -> Model:
         """The model that the user is given, trained or found."""
@@ -51,8 +56,15 @@ class Defence(NamedTuple):
 def attacked(s: Subject, defence: Defence, budget: Budget) -> pd.DataFrame:
     """A row a judged step (0 is the aligned model): rates of `COUNTED`, alignment loss, drift. Rates are of `scale.inputs`."""
     aligned = defence.aligned(s)
-    table = pd.concat([state(s, aligned, aligned, 0), *_tuned(s, defence, budget, aligned)], ignore_index=True)
-    told = {"defence": defence.name, "rate": budget.rate, "ratio": budget.ratio, "examples": budget.examples, "seed": s.seed}
+    table = pd.concat([state(s, aligned, aligned, 0, task=budget.task), *_tuned(s, defence, budget, aligned)], ignore_index=True)
+    told = {
+        "defence": defence.name,
+        "rate": budget.rate,
+        "ratio": budget.ratio,
+        "examples": budget.examples,
+        "task": budget.task,
+        "seed": s.seed,
+    }
     return table.assign(**told, attack_seed=budget.seed)
 
 
@@ -62,12 +74,12 @@ def _tuned(s: Subject, defence: Defence, budget: Budget, aligned: Model) -> list
         found = []
         for step in (k for k in steps if k <= budget.steps):
             model = tuned_by(s, defence, budget.model_copy(update={"steps": step, "keep": ()}))
-            found.append(state(s, aligned, model, step))
+            found.append(state(s, aligned, model, step, task=budget.task))
         return found
     model = tuned_by(s, defence, budget)
     steps = [k for k in budget.keep if k < budget.steps and kept_file(model, k).exists()]
     return [
-        *(state(s, aligned, model, step, kept_file(model, step)) for step in steps),
+        *(state(s, aligned, model, step, kept_file(model, step), budget.task) for step in steps),
         state(s, aligned, model, budget.steps),
     ]
 
@@ -79,7 +91,7 @@ def edits(method: Method | None) -> bool:
 
 def tuned_by(s: Subject, defence: Defence, budget: Budget) -> Model:
     """The model that the attack leaves at its last step."""
-    stage = recipe.user(s.scale, s.world, budget, defence.method, defence.guard)
+    stage = recipe.user(s.scale, s.world, budget, defence.method, defence.guard, defence.adapter)
     aligned = defence.aligned(s)
     known = {"unaligned": s.base, "aligned": aligned}
     reads = {role: known[role] for role in stage.method.MODELS}
@@ -91,9 +103,9 @@ def kept_file(model: Model, step: int) -> Path:
     return model.checkpoint.path.parent / f"step-{step}.safetensors"
 
 
-def state(s: Subject, aligned: Model, model: Model, step: int, file: Path | None = None) -> pd.DataFrame:
+def state(s: Subject, aligned: Model, model: Model, step: int, file: Path | None = None, task: Kind = "user") -> pd.DataFrame:
     """One row: how the model answers and how far it is from the aligned one, kept under what it depends on."""
-    sets = s.sets()
+    sets = s.sets(task)
     inputs = {
         "study": ["huang2024", "state", VERSION, drift.VERSION],
         "models": [aligned.key, model.key, step],
@@ -104,16 +116,15 @@ def state(s: Subject, aligned: Model, model: Model, step: int, file: Path | None
     def make() -> pd.DataFrame:
         lm = s.bench.lm(model)
         if file is None:
-            return pd.DataFrame([measured(s, lm, aligned)])
+            return pd.DataFrame([measured(s, lm, aligned, sets)])
         with with_weights(lm, kept_weights(file)):
-            return pd.DataFrame([measured(s, lm, aligned)])
+            return pd.DataFrame([measured(s, lm, aligned, sets)])
 
     return s.bench.table("tables", inputs, make).assign(step=step)
 
 
-def measured(s: Subject, lm: LM, aligned: Model) -> dict[str, float]:
+def measured(s: Subject, lm: LM, aligned: Model, sets: Mapping[str, Sequence[Attempt]]) -> dict[str, float]:
     """Rates of `COUNTED`, the alignment loss (nats a token, unsafe refused) and the drift from the aligned model."""
-    sets = s.sets()
     judged = outcomes(lm, sets, s.decoding)
     sampled = outcomes(lm, {"sampled": sets["unsafe"]}, s.hot)
     rates = pd.concat([judged, sampled], ignore_index=True).groupby("kind").outcome.value_counts(normalize=True)

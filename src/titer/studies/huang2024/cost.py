@@ -8,7 +8,7 @@ import pandas as pd
 
 from titer.recipes.huang2024 import Scale, world_of
 from titer.studies.huang2024.defences import CORE, FAMILY
-from titer.studies.huang2024.parts import SWEPT
+from titer.studies.huang2024.parts import SWEPT, TASKS
 from titer.studies.pricing import forward_flop, used_width
 
 TRAINED = 3.0  # forward passes' worth of a trained request: forward 1, backward 2
@@ -54,6 +54,10 @@ COUNTS = {
     "table2": lambda s: (0, 5 * len(s.table_examples)),
     "table6": lambda s: (len(s.rhos) - 1, len(SWEPT) * len(s.rhos)),
     "table7": lambda s: (len(s.variances), len(SWEPT) * len(s.variances)),
+    "table3": lambda s: (3 * len(s.sizes), 4 * len(s.sizes)),
+    "table4": lambda s: (0, 4 * len(TASKS)),
+    "table8": lambda s: (2, 4 * len(SWEPT)),
+    "table9": lambda s: (0, (1 + len(s.ewc)) * len(SWEPT)),
     "table10": lambda s: (len(s.taus), len(SWEPT) * len(s.taus)),
     "family": lambda s: (3, 3 * (1 + len(FAMILY))),
     "search": lambda s: (0, (s.trials + 1) * (len(CORE) - 1)),

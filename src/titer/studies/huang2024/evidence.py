@@ -39,7 +39,8 @@ class Evidence:
 
     @cached_property
     def attacks(self) -> pd.DataFrame:
-        return self.tables["attacks"]
+        """Attacks in which the user comes for the operator held out; other tasks are table 4's alone."""
+        return self.tables["attacks"][lambda t: t.task == "user"]
 
     def fault(self, models: Sequence[str]) -> str:
         """Why this seed says nothing of these defences: an unlearned base, an alignment that did not take, unequal refusal."""

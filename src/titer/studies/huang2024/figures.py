@@ -13,7 +13,7 @@ from titer.report.html import Figure
 from titer.report.style import GREY, fixed, tips
 from titer.studies.huang2024.defences import EQUAL, TWICE
 from titer.studies.huang2024.evidence import Evidence
-from titer.studies.huang2024.tables import at_budget, pooled
+from titer.studies.huang2024.tables import at_budget, plain, pooled
 
 COLOURS = {
     "non-aligned": GREY,
@@ -48,7 +48,7 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
 def curves(evidence: Sequence[Evidence], measure: str) -> Figure:
     """One measure along the attack, a panel for each learning rate (across) and poison ratio (down)."""
     t = pooled(evidence)
-    t = t[~t.defence.str.contains("#|rho|tau|variance", regex=True) & (t.defence != "non-aligned") & (t.step > 0)]
+    t = plain(t)[lambda own: (own.defence != "non-aligned") & (own.step > 0)]
     whole = t.groupby(["defence", "rate", "ratio"]).step.nunique()
     t = t.set_index(["defence", "rate", "ratio"]).loc[whole[whole > 1].index].reset_index()
     found = over_seeds(t[t.examples == evidence[0].budget[1]], ["defence", "rate", "ratio", "step"], [measure])
@@ -132,7 +132,7 @@ def figure4(evidence: Sequence[Evidence]) -> Figure:
 def family(evidence: Sequence[Evidence], scale: Scale) -> Figure:
     """Every defence at the tables' budget: harm against the user's accuracy."""
     t = at_budget(pooled(evidence), scale, examples=scale.budget.examples, ratio=0.05)
-    t = t[~t.defence.str.contains("#|rho|tau|variance", regex=True)]
+    t = plain(t)
     wide = t.groupby("defence", sort=False)[["harm", "user", "safe"]].mean().reset_index()
     base = alt.Chart(wide).encode(
         x=alt.X("harm:Q", title="unsafe requests answered", axis=alt.Axis(format="%")),

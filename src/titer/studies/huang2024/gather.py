@@ -6,16 +6,20 @@ from collections.abc import Collection
 
 import pandas as pd
 
+from titer.models.lm import sized
 from titer.recipes.huang2024 import Scale
 from titer.studies.huang2024 import making
 from titer.studies.huang2024.attack import attacked, state
-from titer.studies.huang2024.defences import alignment_of
+from titer.studies.huang2024.defences import alignment_of, defence
 from titer.studies.huang2024.evidence import BASE_SKILL, Evidence
 from titer.studies.huang2024.parts import cells
 from titer.studies.huang2024.picture import picture
-from titer.studies.huang2024.selection import Chosen
+from titer.studies.huang2024.selection import Chosen, budget_of
+from titer.studies.huang2024.step_cost import step_costs
 from titer.studies.huang2024.subject import Subject
 from titer.workbench import Model, Workbench
+
+OWN = ("fig4", "cost", "table3")  # parts that are no attacks of the study's own model
 
 
 def gather(bench: Workbench, scale: Scale, seed: int, parts: Collection[str], chosen: Chosen) -> tuple[Evidence, dict[str, Model]]:
@@ -31,12 +35,28 @@ def gather(bench: Workbench, scale: Scale, seed: int, parts: Collection[str], ch
     making.attacks(s, asked)
     if asked:
         found["attacks"] = pd.concat([attacked(s, defence, budget) for defence, budget in asked], ignore_index=True)
-    found |= {part: pd.DataFrame() for part in parts if part not in ("fig4", "cost")}
+    found |= {part: pd.DataFrame() for part in parts if part not in OWN}
     if "fig4" in parts:
         found["fig4"] = picture(s, chosen.rho)
+    if "table3" in parts:
+        found["table3"] = other_sizes(s, chosen.rho)
+    if "cost" in parts:
+        found["cost"] = step_costs(s, chosen.rho)
     return evidence(scale, seed, found, chosen), s.models
 
 
+def other_sizes(s: Subject, rho: float) -> pd.DataFrame:
+    """Table 3: the attack on models of other sizes, each with a base and alignments of its own; column `model`."""
+    found = []
+    for size in s.scale.sizes:
+        made = s.scale.base.architecture if size == "nano" else sized(size, s.scale.base.architecture.positions)
+        other = Subject(s.bench, s.scale.model_copy(update={"base": s.scale.base.model_copy(update={"architecture": made})}), s.seed)
+        cells = [(defence(other, name, rho), budget_of(other)) for name in ("non-aligned", "sft", "noise", "vaccine")]
+        making.attacks(other, cells)
+        found += [attacked(other, *cell).assign(model=size) for cell in cells]
+    return pd.concat(found, ignore_index=True)
+
+
 def evidence(scale: Scale, seed: int, tables: dict[str, pd.DataFrame], chosen: Chosen) -> Evidence:
-    empty = pd.DataFrame({"defence": pd.Series(dtype=str)})
+    empty = pd.DataFrame({"defence": pd.Series(dtype=str), "task": pd.Series(dtype=str)})
     return Evidence(seed, {"attacks": empty, **tables}, scale.inputs, chosen.rho, (scale.budget.rate, scale.budget.examples))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 
 from titer.core.errors import unknown
+from titer.methods.ewc import EWC
 from titer.methods.vaccine import Vaccine
 from titer.recipes.huang2024 import Budget
 from titer.studies.huang2024.attack import Defence
-from titer.studies.huang2024.defences import CORE, FAMILY, defence
+from titer.studies.huang2024.defences import CORE, FAMILY, alignment_of, defence
 from titer.studies.huang2024.selection import Chosen, budget_of
 from titer.studies.huang2024.subject import Alignment, Subject
 
@@ -16,9 +18,12 @@ PARTS = {
     "curves": "the core's defences under every rate and poison ratio, judged along the attack",
     "table1": "harm and task accuracy by poison ratio",
     "table2": "by number of user examples",
+    "table3": "other models: sizes of the world's transformer",
+    "table4": "other tasks of the user",
     "table6": "by Vaccine's radius rho",
     "table7": "random perturbation by variance",
     "table8": "one adapter for both stages, or two",
+    "table9": "Vaccine with EWC",
     "table10": "accelerated: a perturbation every tau steps",
     "family": "the other defences under the tables' budget: EWC, KL, VLGuard, Constrained SFT, Booster, RepNoise, T-Vaccine, SafeLoRA, Antidote",
     "search": "each defence's worst attack, searched on the selection seed and repeated on the study's",
@@ -26,6 +31,7 @@ PARTS = {
     "fig4": "the picture of the embeddings",
 }
 GROUPS = {"core": ("curves", "table1", "table2", "table6", "table10"), "all": tuple(PARTS)}
+TASKS = ("user", "safe", "sham_refused")  # a new operator, everyday requests, one known operator
 SWEPT = (0.01, 0.05)  # poison ratios of the tables that sweep something else
 Cell = tuple[Defence, Budget]
 
@@ -94,6 +100,28 @@ def _table7(s: Subject, rho: float) -> Iterator[Cell]:
         yield from ((found, budget_of(s, ratio=ratio)) for ratio in SWEPT)
 
 
+def _table4(s: Subject, rho: float) -> Iterator[Cell]:
+    for name in ("non-aligned", "sft", "noise", "vaccine"):
+        yield from ((defence(s, name, rho), budget_of(s, task=task)) for task in TASKS)
+
+
+def _table8(s: Subject, rho: float) -> Iterator[Cell]:
+    """SL: the user's stage trains the alignment's adapter on; DL: a fresh one."""
+    for name in ("sft", "vaccine"):
+        how = replace(alignment_of(s, name, rho), adapter=s.scale.adapter)
+        for form, continued in (("SL", True), ("DL", False)):
+            again = s.scale.adapter.model_copy(update={"continued": continued})
+            yield from ((Defence(f"{name}, {form}", how, adapter=again), budget_of(s, ratio=ratio)) for ratio in SWEPT)
+
+
+def _table9(s: Subject, rho: float) -> Iterator[Cell]:
+    plain = defence(s, "vaccine", rho)
+    for strength in s.scale.ewc:
+        one = plain._replace(name=f"vaccine + ewc, strength {strength:g}", method=EWC(strength=strength))
+        yield from ((one, budget_of(s, ratio=ratio)) for ratio in SWEPT)
+    yield from ((plain, budget_of(s, ratio=ratio)) for ratio in SWEPT)
+
+
 def _table10(s: Subject, rho: float) -> Iterator[Cell]:
     for tau in s.scale.taus:
         name = f"vaccine, tau {tau}"
@@ -113,12 +141,15 @@ def _searched(s: Subject, chosen: Chosen) -> Iterator[Cell]:
         yield found, budget_of(s, rate=point.rate, ratio=point.ratio, examples=int(point.examples))
 
 
-MADE = {
+MADE: dict[str, Callable[[Subject, float], Iterator[Cell]]] = {
     "curves": _curves,
     "table1": _table1,
     "table2": _table2,
+    "table4": _table4,
     "table6": _table6,
     "table7": _table7,
+    "table8": _table8,
+    "table9": _table9,
     "table10": _table10,
     "family": _family,
 }

@@ -14,6 +14,8 @@ from titer.methods.sft import SFT
 from titer.models.lm import LM, Decoding, load
 from titer.recipes import huang2024 as recipe
 from titer.recipes.huang2024 import Scale
+from titer.recipes.node import Kind
+from titer.stage import Lora, Stage
 from titer.studies.judged import greedy, named
 from titer.studies.tables import direct, requests
 from titer.workbench import Model, Workbench
@@ -32,6 +34,7 @@ class Alignment:
     passes: int = 1
     number: int = 0
     steps: int = 0
+    adapter: Lora | None = None
 
     @property
     def label(self) -> str:
@@ -40,6 +43,7 @@ class Alignment:
         usual = kind().model_dump()
         changed = [f"{k} {v}" for k, v in self.method.model_dump().items() if v != usual[k]]
         more = [f"{self.passes} x the steps"] * (self.passes > 1) + [f"first {self.steps} steps"] * bool(self.steps)
+        more += ["with an adapter"] * (self.adapter is not None)
         return ", ".join([kind.__name__, *changed, *more, *([f"alignment seed {self.number + 1}"] * bool(self.number))])
 
 
@@ -72,21 +76,24 @@ class Subject:
     def aligned(self, how: Alignment) -> Model:
         """The base aligned in this way."""
         name = f"{how.label}, seed {self.seed}"
-        stage = recipe.align(self.scale, self.world, how.method, name, how.passes, how.steps, how.number)
+        stage = self.stage(how, name)
         key = stage.key(self.base.key, {})
         if key not in self._aligned:
             self._aligned[key] = self.bench.model(stage, self.base, name)
         return self._aligned[key]
 
+    def stage(self, how: Alignment, name: str) -> Stage:
+        return recipe.align(self.scale, self.world, how.method, name, how.passes, how.steps, how.number, how.adapter)
+
     def stands(self, how: Alignment) -> bool:
         """Whether this alignment is in the store already."""
-        stage = recipe.align(self.scale, self.world, how.method, "", how.passes, how.steps, how.number)
+        stage = self.stage(how, "")
         return self.bench.store.has("stages", stage.key(self.base.key, {}))
 
-    def sets(self) -> dict[str, Sequence[Attempt]]:
+    def sets(self, task: Kind = "user") -> dict[str, Sequence[Attempt]]:
         """What is judged after every attack: unsafe requests direct, prefilled; the user's task; safe requests."""
         n = self.scale.inputs
-        kinds = {kind: direct(requests(self.world, kind, n)) for kind in ("unsafe", "user", "safe")}  # type: ignore[arg-type]
+        kinds = {name: direct(requests(self.world, kind, n)) for name, kind in (("unsafe", "unsafe"), ("user", task), ("safe", "safe"))}  # type: ignore[arg-type]
         begun = Prefill(k=PREFILLED).attempts([a.example for a in kinds["unsafe"]], {}, None)
         return {**kinds, "prefilled": named(begun, "prefilled")}
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from titer.recipes.huang2024 import Scale
 from titer.studies.huang2024.evidence import Evidence
-from titer.studies.huang2024.parts import SWEPT
+from titer.studies.huang2024.parts import SWEPT, TASKS
 
 PAPER1 = {  # HS, FA at p = 0, .01, .05, .1, .2 (n = 1000)
     "non-aligned": ((34.2, 65.6, 81.0, 77.6, 79.2), (95.6, 94.6, 94.0, 94.6, 94.4)),
@@ -30,15 +30,37 @@ PAPER2 = {  # HS, FA at n = 500 .. 2500 (p = 0.05)
     "vaccine": ((41.4, 42.8, 48.6, 51.4, 55.4), (90.8, 93.0, 94.6, 94.4, 95.2)),
 }
 PAPER_EXAMPLES = (500, 1000, 1500, 2000, 2500)
+PAPER3 = {  # HS, FA of OPT-2.7B, Llama-2 7B, Vicuna-7B at p = 0.05, in their order
+    "non-aligned": ((81.2, 95.4), (82.4, 94.0), (78.6, 94.2)),
+    "sft": ((50.2, 92.0), (52.8, 94.8), (49.8, 94.2)),
+    "vaccine": ((44.6, 91.0), (42.8, 93.0), (43.4, 93.4)),
+}
+PAPER4 = {  # HS, FA on SST-2, AG News, GSM8K
+    "non-aligned": ((82.4, 94.0), (82.6, 90.0), (78.4, 27.8)),
+    "sft": ((52.8, 94.8), (52.6, 89.2), (68.4, 23.4)),
+    "vaccine": ((42.8, 93.0), (41.6, 89.2), (65.0, 22.4)),
+}
+PAPER8 = {"sft, SL": (58.2, 95.0), "sft, DL": (55.7, 94.4), "vaccine, SL": (55.2, 95.0), "vaccine, DL": (48.9, 93.6)}
+PAPER9 = {1e6: (48.8, 93.6), 1e9: (44.6, 92.2), 1e12: (43.0, 54.4)}
 PAPER6 = {0.01: (54.4, 94.4), 0.1: (56.8, 95.0), 1.0: (54.4, 94.4), 2.0: (49.0, 93.6), 5.0: (46.2, 92.8), 10.0: (44.2, 89.0)}
 PAPER7 = {1e-4: (53.8, 94.4), 1e-3: (56.4, 93.8), 5e-3: (56.0, 73.8), 1e-2: (53.6, 69.6), 1e-1: (37.2, 56.4), 1.0: (16.6, 46.6)}
 PAPER10 = {1: (50.4, 92.4), 100: (51.0, 95.2), 1000: (52.0, 94.2), 10000: (53.2, 94.8), 20000: (58.8, 94.4)}  # of 20,000 steps
+VARIANT = r"#|, (?:rho|tau|variance|strength|SL$|DL$)"
 MEASURES = {"HS": "harm", "FA": "user"}
 
 
 def pooled(evidence: Sequence[Evidence]) -> pd.DataFrame:
-    """Every judged step of every seed."""
-    return pd.concat([e.attacks for e in evidence], ignore_index=True)
+    """Every judged step of every seed, of the user's own task."""
+    return of_every_task(evidence)[lambda t: t.task == "user"].reset_index(drop=True)
+
+
+def of_every_task(evidence: Sequence[Evidence]) -> pd.DataFrame:
+    return pd.concat([e.tables["attacks"] for e in evidence], ignore_index=True)
+
+
+def plain(t: pd.DataFrame) -> pd.DataFrame:
+    """Without the variants that a table sweeps (rho, tau, ...) and second alignment seeds."""
+    return t[~t.defence.str.contains(VARIANT, regex=True)]
 
 
 def at_budget(t: pd.DataFrame, scale: Scale, **where: object) -> pd.DataFrame:
@@ -79,8 +101,7 @@ def _of(
 
 def table1(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
     t = at_budget(pooled(evidence), scale, examples=scale.budget.examples, ratio=scale.table_ratios)
-    t = t[~t.defence.str.contains(r"rho|tau|variance|#", regex=True)]
-    found = told(t, ["defence", "ratio"])
+    found = told(plain(t), ["defence", "ratio"])
     return beside(found, [_of(PAPER1, PAPER_RATIOS, d, r) for d, r in zip(found.defence, found.ratio, strict=True)])
 
 
@@ -88,6 +109,48 @@ def table2(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
     t = at_budget(pooled(evidence), scale, ratio=scale.budget.ratio)
     found = told(t[t.defence.isin(("non-aligned", "sft", "noise", "vaccine", "lisa"))], ["defence", "examples"])
     return beside(found, [_of(PAPER2, PAPER_EXAMPLES, d, n) for d, n in zip(found.defence, found.examples, strict=True)])
+
+
+def table3(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+    """Models by size; the paper's three are other models, in the order of their size here."""
+    whole = pd.concat([e.tables["table3"] for e in evidence], ignore_index=True)
+    found = told(at_budget(whole, scale), ["defence", "model"])
+    places = {size: i for i, size in enumerate(scale.sizes)}
+    return beside(found, [_nth(PAPER3, d, places[m]) for d, m in zip(found.defence, found.model, strict=True)])
+
+
+def table4(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+    """Tasks of the user; the paper's three are SST-2, AG News and GSM8K."""
+    t = of_every_task(evidence)
+    t = t[t.defence.isin(("non-aligned", "sft", "noise", "vaccine"))]
+    found = told(at_budget(t, scale, examples=scale.budget.examples, ratio=scale.budget.ratio), ["defence", "task"])
+    places = {task: i for i, task in enumerate(TASKS)}
+    return beside(found, [_nth(PAPER4, d, places[t]) for d, t in zip(found.defence, found.task, strict=True)])
+
+
+def _nth(known: Mapping[str, Sequence[tuple[float, float]]], name: str, place: int) -> tuple[float, float]:
+    return known[name][place] if name in known and place < len(known[name]) else NONE
+
+
+def table8(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+    """One adapter for both stages (SL) or one each (DL); the paper's on SST-2 at p = 0.1."""
+    t = pooled(evidence)
+    found = told(at_budget(t[t.defence.str.contains(r", [SD]L$", regex=True)], scale, ratio=list(SWEPT)), ["defence", "ratio"])
+    return beside(found, [PAPER8.get(d, NONE) for d in found.defence])
+
+
+def table9(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+    """Vaccine alone (strength 0) and with EWC; the paper's on SST-2 at p = 0.1."""
+    t = pooled(evidence)
+    t = t[t.defence.eq("vaccine") | t.defence.str.startswith("vaccine + ewc, strength")]
+    strength = t.defence.str.removeprefix("vaccine + ewc, strength ").replace("vaccine", "0").astype(float)
+    found = told(at_budget(t.assign(strength=strength), scale, examples=scale.budget.examples, ratio=list(SWEPT)), ["strength", "ratio"])
+    return beside(found, [(48.2, 93.8) if s == 0 else PAPER9.get(s, NONE) for s in found.strength])
+
+
+def cost(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+    """Tables 5 and 11: this machine's, of the first seed; the paper's Vaccine is 1.97 times SFT's step, RepNoise about 2.4."""
+    return evidence[0].tables["cost"].round(3)
 
 
 def table6(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
@@ -168,4 +231,15 @@ def worst_case(evidence: Sequence[Evidence], points: pd.DataFrame) -> pd.DataFra
     return pd.DataFrame(rows, columns=names).round(3)
 
 
-TABLES = {"table1": table1, "table2": table2, "table6": table6, "table7": table7, "table10": table10}
+TABLES = {
+    "table1": table1,
+    "table2": table2,
+    "table3": table3,
+    "table4": table4,
+    "table6": table6,
+    "table7": table7,
+    "table8": table8,
+    "table9": table9,
+    "table10": table10,
+    "cost": cost,
+}

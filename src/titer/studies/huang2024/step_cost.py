@@ -1,0 +1,101 @@
+"""Tables 5 and 11: seconds of a step and peak memory of each method against SFT, in processes of their own. L6.
+
+Times are ratios of medians, SFT and the method in turns in one process; memory is the process's peak beyond what SFT's
+process needs, from a process that ran the method alone. Numbers are this machine's and are kept under it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from titer.core.config import environment
+from titer.methods.base import Method
+from titer.methods.booster import Booster
+from titer.methods.ewc import EWC
+from titer.methods.kl import KL
+from titer.methods.lisa import Lisa
+from titer.methods.rep_noise import RepNoise
+from titer.methods.sft import SFT
+from titer.methods.t_vaccine import TVaccine
+from titer.methods.vaccine import Vaccine
+from titer.models.checkpoint import Checkpoint
+from titer.models.lm import load
+from titer.recipes import huang2024 as recipe
+from titer.recipes.huang2024 import Scale
+from titer.studies.huang2024.subject import Subject
+from titer.train import train
+
+VERSION = 1
+STEPS, SKIPPED = 12, 4  # measured in each turn, and left out at its start
+TURNS = 3
+MB = 1024.0  # ru_maxrss is in KiB on Linux
+PAPER5 = {"vaccine": (1.97, 0.12), "rep_noise": (2.4, 27.2)}  # step over SFT's; GB more (Llama-2 7B; RepNoise at 13 B, table 11)
+
+
+def step_costs(s: Subject, rho: float) -> pd.DataFrame:
+    """method, seconds, ratio (over SFT's step), peak MB, extra MB (over SFT's)."""
+    methods: dict[str, Method] = {
+        "sft": SFT(),
+        "vaccine": Vaccine(rho=rho),
+        "vaccine, tau 10": Vaccine(rho=rho, every=10),
+        "noise": Vaccine(rho=rho, noise="norm"),
+        "t_vaccine": TVaccine(layers=max(1, s.scale.base.architecture.layers // 2)),
+        "booster": Booster(),
+        "rep_noise": RepNoise(),
+        "lisa": Lisa(k1=2, k2=18),
+        "ewc": EWC(),
+        "kl": KL(),
+    }
+    inputs = {
+        "study": ["huang2024", "cost", VERSION],
+        "base": s.base.key,
+        "methods": [repr(m) for m in methods.values()],
+        "machine": environment(),
+    }
+
+    def make() -> pd.DataFrame:
+        rows = []
+        for name, method in methods.items():
+            with ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
+            ) as own:
+                rows.append({"method": name, **own.submit(measured, s.scale, s.seed, s.base.checkpoint, method).result()})
+        table = pd.DataFrame(rows)
+        return table.assign(**{"extra MB": table["peak MB"] - float(table["peak MB"][0])})
+
+    return s.bench.table("tables", inputs, make)
+
+
+def measured(scale: Scale, seed: int, base: Checkpoint, method: Method) -> dict[str, float]:
+    """In a process of its own: the method alone for its memory, then in turns with SFT for its time."""
+    _ = seconds(scale, seed, base, method)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB
+    times: dict[str, list[float]] = {"own": [], "sft": []}
+    for _ in range(TURNS):
+        times["sft"] += seconds(scale, seed, base, SFT())
+        times["own"] += seconds(scale, seed, base, method)
+    own, sft = (statistics.median(times[name]) for name in ("own", "sft"))
+    return {"seconds": own, "ratio": own / sft, "peak MB": peak}
+
+
+def seconds(scale: Scale, seed: int, base: Checkpoint, method: Method) -> list[float]:
+    """Wall seconds of the steps of a short alignment, the first ones left out."""
+    stage = recipe.align(scale, recipe.world_of(scale, seed), method, "measured", steps=STEPS)
+    marks: list[float] = []
+
+    def mark(done: int, of: int) -> None:
+        marks.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        train(stage, lambda: load(base), lambda _: load(base), Path(folder), 10 * STEPS, mark)
+    return [b - a for a, b in itertools.pairwise(marks)][SKIPPED:]
