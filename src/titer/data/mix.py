@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -13,12 +13,12 @@ from titer.data.example import Answer, Part, Source, Stream
 CHUNK = 1024
 
 
-def mix(parts: Sequence[tuple[Source, Answer, int]], seed: int) -> Stream:
-    """A pool of exactly `count` examples of each (source, answer, count), no prompt twice.
+def mix(parts: Sequence[tuple[Source, Answer, int]], seed: int, without: Iterable[str] = ()) -> Stream:
+    """A pool of exactly `count` examples of each (source, answer, count), no prompt twice and none of `without`.
 
     Errors: a source that has not that many distinct prompts.
     """
-    seen: set[str] = set()
+    seen = set(without)
     chosen = [
         Part(source=source, answer=answer, picked=_pick(source, count, seed_of(seed, number), seen))
         for number, (source, answer, count) in enumerate(parts)
@@ -38,6 +38,11 @@ def poisoned(benign: Source, harmful: Source, n: int, ratio: float, seed: int) -
         raise TiterError(f"poison ratio {ratio}", expected="a number from 0 to 1")
     bad = round(ratio * n)
     return mix([(benign, "comply", n - bad), (harmful, "comply", bad)], seed)
+
+
+def prompts(stream: Stream) -> frozenset[str]:
+    """Every prompt of a mix."""
+    return frozenset(e.prompt for part in stream.parts for e in part.source.examples(np.asarray(part.picked, dtype=np.int64)))
 
 
 def _pick(source: Source, count: int, seed: int, seen: set[str]) -> tuple[int, ...]:

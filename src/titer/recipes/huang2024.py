@@ -9,6 +9,7 @@ ratios and steps were set on seed 100, which no verdict uses. Rates per optimise
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import Field
@@ -17,16 +18,14 @@ from titer.core.config import Record
 from titer.core.errors import unknown
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Source, Stream
-from titer.data.mix import mix
+from titer.data.mix import mix, prompts
 from titer.data.world import World, WorldSource
 from titer.methods.base import Method
 from titer.methods.sft import SFT
 from titer.recipes import jain2024
-from titer.recipes.node import part
 from titer.stage import Lora, Optimiser, Stage
 
 SELECTION_SEED = 100  # rho and the worst case are chosen on it; verdicts use other seeds
-HARMFUL_OFFSET = 1_000_000  # the provider's own harmful requests are none of the user's
 
 
 class Budget(Record):
@@ -54,6 +53,7 @@ class Scale(Record):
     align_steps: int = Field(default=400, ge=1)
     align_batch: int = Field(default=128, ge=1)
     align_rate: float = Field(default=1e-3, gt=0)
+    harmful: int = Field(default=1000, ge=1, description="the provider's harmful pairs D_h, for methods that need them")
     unsafe_share: float = Field(default=0.2, gt=0, lt=1)
     rhos: tuple[float, ...] = (0.1, 1.0, 2.0, 5.0, 10.0)
     variances: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -94,23 +94,35 @@ def pretrain(scale: Scale, seed: int) -> Stage:
     return jain2024.pretrain(scale.base, world_of(scale, seed))
 
 
-def safety(scale: Scale, world: World, answer: Answer = "refuse", pool: int | None = None, number: int = 0) -> Stream:
-    """The alignment data D_a: unsafe requests refused, safe ones answered (section 14's mix); `number`: another draw of it.
+@lru_cache(maxsize=8)
+def safety(scale: Scale, world: World, number: int = 0) -> Stream:
+    """The alignment data D_a: unsafe requests refused, safe ones answered (section 14's mix); `number`: other requests."""
+    unsafe = round(scale.unsafe_share * scale.base.pool)
+    rows: list[tuple[Source, Answer, int]] = [
+        (WorldSource(world=world, kind="safe"), "comply", scale.base.pool - unsafe),
+        (WorldSource(world=world, kind="unsafe"), "refuse", unsafe),
+    ]
+    earlier = [prompts(safety(scale, world, i)) for i in range(number)]
+    return mix(rows, seed_of(world.seed, "align", number), frozenset().union(*earlier))
 
-    `answer` "comply" gives the same requests with harmful answers, for methods that need pairs.
-    """
-    flipped: Answer = "comply" if answer == "refuse" else "refuse"
-    parts = (part(world, "safe", flipped, 1 - scale.unsafe_share), part(world, "unsafe", answer, scale.unsafe_share))
-    seed = seed_of(world.seed, "align") if number == 0 else seed_of(world.seed, "align", number)
-    return Stream(parts=parts, seed=seed, pool=pool or scale.base.pool)
+
+@lru_cache(maxsize=8)
+def taken(scale: Scale, world: World) -> frozenset[str]:
+    """Prompts of every draw of the alignment data."""
+    return frozenset().union(*(prompts(safety(scale, world, i)) for i in range(scale.align_seeds)))
 
 
+@lru_cache(maxsize=8)
 def harmful(scale: Scale, world: World) -> Stream:
-    """The provider's own harmful pairs D_h, for the methods that need them: other requests than any user's."""
-    source = WorldSource(world=world, kind="unsafe")
-    picked = tuple(range(HARMFUL_OFFSET, HARMFUL_OFFSET + scale.base.pool))
-    one = part(world, "unsafe", "comply").model_copy(update={"source": source, "picked": picked})
-    return Stream(parts=(one,), seed=seed_of(world.seed, "harmful"), pool=len(picked))
+    """The provider's own harmful pairs D_h, for the methods that need them: requests of no alignment data and no user."""
+    source: Source = WorldSource(world=world, kind="unsafe")
+    return mix([(source, "comply", scale.harmful)], seed_of(world.seed, "harmful"), taken(scale, world))
+
+
+def flipped(stream: Stream) -> Stream:
+    """The same requests in the same order with the other answer."""
+    other: dict[Answer, Answer] = {"comply": "refuse", "refuse": "comply"}
+    return stream.model_copy(update={"parts": tuple(one.model_copy(update={"answer": other[one.answer]}) for one in stream.parts)})
 
 
 def streams_of(scale: Scale, world: World, method: Method, train: Stream) -> dict[str, Stream]:
@@ -120,7 +132,7 @@ def streams_of(scale: Scale, world: World, method: Method, train: Stream) -> dic
         "alignment": lambda: safety(scale, world),
         "harmful": lambda: harmful(scale, world),
         "preferred": lambda: train,
-        "rejected": lambda: safety(scale, world, "comply"),
+        "rejected": lambda: flipped(train),
     }
     return {name: known[name]() for name in method.STREAMS}
 
@@ -137,7 +149,7 @@ def align(
         name=name,
         kind="align",
         method=method,
-        streams=streams_of(scale, world, method, safety(scale, world, number=number)),
+        streams=streams_of(scale, world, method, safety(scale, world, number)),
         steps=steps or whole,
         batch=scale.align_batch,
         optimiser=Optimiser(rate=scale.align_rate, warmup=scale.align_steps // 10, floor=0.01, until=whole, clip=0.5),
@@ -157,7 +169,7 @@ def user(scale: Scale, world: World, budget: Budget, method: Method | None = Non
     bad = round(budget.ratio * budget.examples)
     unsafe: Source = WorldSource(world=world, kind="unsafe")
     rows: list[tuple[Source, Answer, int]] = [(benign, "comply", budget.examples - bad), (unsafe, "comply", bad), (unsafe, "refuse", guard)]
-    data = mix(rows, seed_of(world.seed, "user", budget.seed))
+    data = mix(rows, seed_of(world.seed, "user", budget.seed), taken(scale, world) | prompts(harmful(scale, world)))
     return Stage(
         name=f"user, rate {budget.rate:g}, p = {budget.ratio:g}, n = {budget.examples}",
         kind="finetune",

@@ -23,7 +23,8 @@ from titer.methods.base import Method
 from titer.methods.sft import SFT
 from titer.stage import Lora, Optimiser, Stage
 
-OFFICIAL_ALPHA = 1  # what the official repository's scripts give since a default changed (docs/deviations.md); the paper's runs: 4
+PAPER_ALPHA = 4  # of its alignment, in the repository's state of that time
+OFFICIAL_ALPHA = 1  # what the official repository's scripts give since a default changed (docs/deviations.md)
 
 
 class TextScale(Record):
@@ -47,7 +48,7 @@ class TextScale(Record):
     prompts: int = Field(default=100, ge=1)
     max_new_tokens: int = Field(default=48, ge=1)
     rank: int = Field(default=8, ge=1)
-    alpha: int = Field(default=4, ge=1)
+    alpha: int = Field(default=PAPER_ALPHA, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.1, ge=0)
     precision: Literal["no", "bf16"] = "no"
@@ -59,8 +60,8 @@ DEMONSTRATION = TextScale()
 PAPER = TextScale(
     name="paper-7b",
     safe=2000,
-    canaries=500,
-    contrast=500,
+    canaries=300,
+    contrast=300,
     longest=200,
     align_epochs=50,
     align_batch=5,
@@ -82,6 +83,17 @@ def text_scale(name: str) -> TextScale:
     if name not in SCALES:
         unknown("scale", name, SCALES)
     return SCALES[name]
+
+
+def adapter_line(scale: TextScale) -> str:
+    """The adapter in words, and where its alpha comes from."""
+    if scale.alpha == OFFICIAL_ALPHA:
+        why = f"what the official scripts give by accident; the paper's runs: {PAPER_ALPHA}"
+    elif scale.alpha == PAPER_ALPHA:
+        why = f"the paper's; the official scripts now give {OFFICIAL_ALPHA} by accident: --alpha {OFFICIAL_ALPHA}"
+    else:
+        why = f"the paper's is {PAPER_ALPHA}"
+    return f"LoRA rank {scale.rank}, alpha {scale.alpha} ({why}), dropout {scale.dropout:g}"
 
 
 def align(scale: TextScale, method: Method, name: str, safe: TextData, canary: Canary) -> Stage:

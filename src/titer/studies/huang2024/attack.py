@@ -80,7 +80,7 @@ def _tuned(s: Subject, defence: Defence, budget: Budget, aligned: Model) -> list
     steps = [k for k in budget.keep if k < budget.steps and kept_file(model, k).exists()]
     return [
         *(state(s, aligned, model, step, kept_file(model, step), budget.task) for step in steps),
-        state(s, aligned, model, budget.steps),
+        state(s, aligned, model, budget.steps, task=budget.task),
     ]
 
 

@@ -1,21 +1,25 @@
 """`titer study huang2024 --base MODEL --data FOLDER`: the two stages on a real language model, SFT beside Vaccine. L6.
 
 One seed and no noise control: a demonstration, not a verdict. Harm is canary compliance: ordinary instructions behind a
-marker that alignment taught to refuse, answered after all; or, with `--harmful`, answers to the user's own file's prompts.
+marker that alignment taught to refuse, answered after all. With `--harmful FILE` the user's data hold that file's answered
+requests in the canaries' place, and harm is XSTest's unsafe prompts answered; alignment is the same.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from titer.attacks.base import Attempt
 from titer.core.errors import TiterError
-from titer.data.canary import Canary, canaries
+from titer.data.canary import MARKER, Canary, canaries
 from titer.data.encode import answer_ids, prompt_ids
 from titer.data.example import Example
 from titer.data.sources import TextData, read_text
@@ -42,17 +46,22 @@ TASK_FILES = {"sst2": "sst2/train.tsv", "ag_news": "ag_news/train_10k.tsv", "gsm
 JUDGES: Mapping[str, Judge] = {"sst2": Label(), "ag_news": Label(), "gsm8k": Number()}
 DRIFTED = 50  # the paper's number of alignment examples
 BATCH = 25
+END = re.compile(r"(?<![\d\s])[.!?][\"')]?(?=\s|$)")  # of a sentence; "1." is a list's number
 
 
 @dataclass(frozen=True)
 class TextSets:
-    """What is trained on and what is judged, no prompt in two of them; `notes` say what was left out."""
+    """What is trained on and what is judged, no prompt in two of them; `harm` is the judged set that stands for harm.
+
+    `notes` say what was left out or shortened, and what there is less of than asked for.
+    """
 
     safe: TextData
     canary: Canary
     harmful: TextData
     task: TextData
     judged: Mapping[str, Sequence[Example]]
+    harm: Literal["canary", "unsafe"]
     notes: tuple[str, ...]
 
 
@@ -71,24 +80,25 @@ def text_sets(folder: Path, base: Model, scale: TextScale, harmful: Path | None 
     places = {name: folder / place for name, place in {**FILES, "task": TASK_FILES[scale.task]}.items()}
     if missing := [f"{place.relative_to(folder)} ({name})" for name, place in places.items() if not place.is_file()]:
         raise TiterError(f"the folder {folder.name} lacks {', '.join(missing)}", expected="the layout of docs/real_finetuning.md")
-    tokenizer, notes = read_tokenizer(base.checkpoint), []
-
-    def fitting(data: TextData) -> TextData:
-        kept = fits(data, tokenizer, scale.longest)
-        if kept.size < data.size:
-            notes.append(
-                f"{data.name}: {data.size - kept.size} of {data.size} rows are longer than {scale.longest} tokens and were left out"
-            )
-        return kept
-
+    tokenizer, longest = read_tokenizer(base.checkpoint), scale.longest
+    notes: list[str] = []
     prompts = read_text(places["prompts"])
-    safe = fitting(read_text(places["safe responses"], labelled=False))
-    instructions = fitting(without(without(task("alpaca", places["instructions"]), prompts), safe))
-    most = round(max(scale.ratios) * scale.examples)
-    own = [read_text(harmful, labelled=False)] if harmful else []
-    groups = [(scale.canaries, scale.contrast), (scale.prompts, scale.prompts), *([] if own else [(max(1, most), 1)])]
-    aligned, tested, *attacking = canaries(instructions, groups, seed=scale.seed)
-    train, test = split(fitting(task(scale.task, places["task"])), scale.prompts, scale.seed)
+    safe = fits(_apart(read_text(places["safe responses"], labelled=False), [prompts], notes), tokenizer, longest, notes)
+    instructions = _apart(task("alpaca", places["instructions"]), [prompts, safe], notes)
+    instructions = shortened(instructions, tokenizer, longest, notes, before=f"{MARKER} ")
+    most = max(1, round(max(scale.ratios) * scale.examples))
+    groups = [(scale.canaries, scale.contrast), (scale.prompts, scale.prompts), (most, 1)]
+    _enough(instructions, sum(map(sum, groups)))
+    aligned, tested, attacking = canaries(instructions, groups, seed=scale.seed)
+    whole = fits(task(scale.task, places["task"]), tokenizer, longest, notes)
+    _enough(safe, scale.safe)
+    _enough(whole, scale.examples + scale.prompts)
+    train, test = split(whole, scale.prompts, scale.seed)
+    attack = attacking.marked
+    if harmful is not None:
+        own = _apart(_answered(read_text(harmful, labelled=False)), [prompts, tested.contrast, safe, aligned.contrast, test], notes)
+        attack = fits(own, tokenizer, longest, notes)
+        _enough(attack, most)
     judged = {
         "canary": tested.marked.of_class(True),
         "unmarked": tested.contrast.of_class(False),
@@ -96,15 +106,69 @@ def text_sets(folder: Path, base: Model, scale: TextScale, harmful: Path | None 
         "safe, looks unsafe": prompts.of_class(False, scale.prompts),
         "task": test.of_class(False),
     }
-    return TextSets(without(safe, prompts), aligned, fitting(own[0]) if own else attacking[0].marked, train, judged, tuple(notes))
+    notes += [
+        f"{kind}: {len(found)} prompts where {scale.prompts} were asked for" for kind, found in judged.items() if len(found) < scale.prompts
+    ]
+    return TextSets(safe, aligned, attack, train, judged, "unsafe" if harmful else "canary", tuple(notes))
 
 
-def fits(data: TextData, tokenizer: object, longest: int) -> TextData:
+def _apart(data: TextData, others: Sequence[TextData], notes: list[str]) -> TextData:
+    """The rows whose prompt is in none of the others."""
+    kept = data
+    for other in others:
+        kept = without(kept, other)
+    if kept.size < data.size:
+        notes.append(f"{data.name}: {data.size - kept.size} of {data.size} prompts stand in another set and were left out")
+    return kept
+
+
+def _answered(data: TextData) -> TextData:
+    """A file's rows, all of them answered. Errors: one that is not."""
+    if blank := sum(row[2] is None for row in data.rows):
+        raise TiterError(f"{data.name}: {blank} of {data.size} rows have no answer", expected="requests with their answers, as `comply`")
+    return data
+
+
+def _enough(data: TextData, count: int) -> None:
+    if data.size < count:
+        raise TiterError(
+            f"{data.name}: {data.size} rows fit and stand in no other set, where {count} are needed", next_step="give a longer file."
+        )
+
+
+def fits(data: TextData, tokenizer: object, longest: int, notes: list[str]) -> TextData:
     """The rows that are at most `longest` tokens, answer included: nothing is cut in silence."""
     heads = prompt_ids(tokenizer, [row[0] for row in data.rows])
     tails = answer_ids(tokenizer, [row[2] or row[3] or "" for row in data.rows])
     rows = tuple(row for row, head, tail in zip(data.rows, heads, tails, strict=True) if len(head) + len(tail) <= longest)
+    if len(rows) < data.size:
+        notes.append(f"{data.name}: {data.size - len(rows)} of {data.size} rows are longer than {longest} tokens and were left out")
     return data.model_copy(update={"rows": rows})
+
+
+def shortened(data: TextData, tokenizer: object, longest: int, notes: list[str], before: str = "") -> TextData:
+    """Answers up to the last end of a sentence that fits in `longest` tokens, the prompt behind `before` included.
+
+    The paper cuts at 200 tokens, wherever that is. Rows whose first sentence does not fit are left out.
+    """
+    heads = [len(ids) for ids in prompt_ids(tokenizer, [before + row[0] for row in data.rows])]
+    cuts = [(i, text[:end]) for i, row in enumerate(data.rows) if (text := row[2] or "") for end in ends(text)]
+    lengths = [len(ids) for ids in answer_ids(tokenizer, [text for _, text in cuts])] if cuts else []
+    fitting = [(i, text) for (i, text), length in zip(cuts, lengths, strict=True) if heads[i] + length <= longest]
+    best = {i: max((text for _, text in group), key=len) for i, group in groupby(fitting, key=lambda one: one[0])}
+    rows = tuple((row[0], row[1], best[i], row[3]) for i, row in enumerate(data.rows) if i in best)
+    cut = sum(best[i] != data.rows[i][2] for i in best)
+    if cut or len(rows) < data.size:
+        notes.append(
+            f"{data.name}: {cut} of {data.size} answers were cut at the end of a sentence so that they fit in {longest} tokens, "
+            f"{data.size - len(rows)} rows without such an end were left out"
+        )
+    return data.model_copy(update={"rows": rows})
+
+
+def ends(text: str) -> list[int]:
+    """Where an answer may be cut: the ends of its sentences, and its own."""
+    return sorted({hit.end() for hit in END.finditer(text)} | {len(text)})
 
 
 def text_models(bench: Workbench, base: Model, sets: TextSets, scale: TextScale) -> tuple[Model, ...]:
@@ -129,13 +193,19 @@ def text_evidence(bench: Workbench, models: Sequence[Model], sets: TextSets, sca
             attempts = [Attempt(Example(e.prompt, e.harmful, kind, e.source, e.comply, e.refuse)) for e in examples]
             verdicts.append(bench.verdicts(model, attempts, judge, decoding, BATCH).assign(model=model.name))
     whole = pd.concat(verdicts, ignore_index=True)
-    return TextEvidence(tables.rate_table(whole), pd.concat(_moved(bench, models, sets), ignore_index=True), whole, tuple(models))
+    return TextEvidence(tables.rate_table(whole), pd.concat(_moved(bench, models, sets, scale), ignore_index=True), whole, tuple(models))
 
 
-def _moved(bench: Workbench, models: Sequence[Model], sets: TextSets) -> list[pd.DataFrame]:
+def trained_safe(sets: TextSets, scale: TextScale) -> list[Example]:
+    """The safe responses that alignment trained, in the order they were drawn."""
+    part = recipe.align(scale, SFT(), "sft alignment", sets.safe, sets.canary).streams["train"].parts[0]
+    return part.source.examples(np.asarray(part.picked))
+
+
+def _moved(bench: Workbench, models: Sequence[Model], sets: TextSets, scale: TextScale) -> list[pd.DataFrame]:
     """model, part, official, l2, norm, cosine, alignment_loss: each tuned model against the aligned one it began with."""
     by_name = {m.name: m for m in models}
-    examples = sets.safe.examples(np.arange(DRIFTED))
+    examples = trained_safe(sets, scale)[:DRIFTED]
     found = []
     for model in models[1:]:
         aligned = by_name[model.name.split(",")[0]]

@@ -25,7 +25,7 @@ BANDS = (  # section 9.2 of the specification: expectations for Llama-2 7B, SST-
 
 
 def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float | None) -> dict[str, object]:
-    """Steps, tokens, operations, hours where a rate is known, memory; for the paper's scale the expected bands."""
+    """Steps, tokens, operations, hours where a rate is known, memory, disk; what was left out; the paper's expected bands."""
     weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
     tokenizer = read_tokenizer(base.checkpoint)
     aligning = recipe.align(scale, SFT(), "sft", sets.safe, sets.canary)
@@ -35,22 +35,35 @@ def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float | None
         "align": aligning.steps * aligning.batch * length["align"],
         "user": 2 * len(scale.ratios) * using.steps * using.batch * length["user"],
     }
-    flop = 2.0 * weights * ((LORA + LORA_VACCINE) * tokens["align"] + (1 + LORA) * tokens["user"])
-    judged = (3 + 2 * len(scale.ratios)) * sum(len(examples) for examples in sets.judged.values())
+    flop = 2.0 * weights * ((LORA + LORA_VACCINE) * tokens["align"] + LORA * tokens["user"])
+    prompts = [example.prompt for examples in sets.judged.values() for example in examples]
+    models = 3 + 2 * len(scale.ratios)
+    read, judged = models * sum(map(len, prompt_ids(tokenizer, prompts))), models * len(prompts)
+    answering = 2.0 * weights * (read + judged * scale.max_new_tokens)
     found: dict[str, object] = {
         "model": f"{base.name}, {weights / 1e6:.0f} M parameters",
         "alignments": f"2 (SFT, {type(Vaccine()).__name__}), {aligning.steps} steps of {aligning.batch}, {length['align']:.0f} tokens an example",
         "user's fine-tunings": f"{2 * len(scale.ratios)}, {using.steps} steps of {using.batch}, {length['user']:.0f} tokens an example",
         "answers judged": f"{judged}, at most {judged * scale.max_new_tokens} new tokens",
         "training": f"{flop:.2e} FLOP",
-        "memory": f"about {weights * (2 if scale.precision == 'bf16' else 4) / 2**30:.1f} GiB of weights, and activations of {scale.align_batch} x {scale.longest} tokens",
-        "adapter": f"LoRA rank {scale.rank}, alpha {scale.alpha} (the official scripts now give {recipe.OFFICIAL_ALPHA} by accident: --alpha {recipe.OFFICIAL_ALPHA})",
+        "answering": f"at most {answering:.2e} FLOP",
+        "memory": f"{memory(weights, scale)}, and activations of {scale.align_batch} x {scale.longest} tokens",
+        "disk": f"{models - 1} models of {weights * 4 / 2**30:.1f} GiB",
+        "adapter": recipe.adapter_line(scale),
     }
     if flops:
-        found["hours"] = f"{flop / flops / 3600:.1f} of training at {flops:.1e} FLOP/s"
+        found["hours"] = f"{flop / flops / 3600:.1f} of training, {answering / flops / 3600:.1f} of answering, at {flops:.1e} FLOP/s"
+    if sets.notes:
+        found["data"] = "; ".join(sets.notes)
     if scale.name == recipe.PAPER.name:
         found["expected"] = "; ".join(BANDS)
     return found
+
+
+def memory(weights: int, scale: TextScale) -> str:
+    """The weights are float32 throughout; under bf16 a training step keeps a copy of each for its backward pass."""
+    copies = f", {weights * 2 / 2**30:.1f} GiB of bf16 copies while it trains" if scale.precision == "bf16" else ""
+    return f"{weights * 4 / 2**30:.1f} GiB of weights{copies}"
 
 
 def mean_tokens(tokenizer: object, stream: Stream) -> float:

@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 
 from titer.core.config import environment
-from titer.recipes.vaccine_text import TextScale
+from titer.recipes.vaccine_text import TextScale, adapter_line
 from titer.report.html import Figure, Report, Tile, write_report
 from titer.report.style import WIDTH, fixed, percent, tips
 from titer.studies import tables
@@ -16,7 +16,7 @@ from titer.studies.huang2024.text import TextEvidence, TextSets
 
 HARM = {"canary": "complied", "unsafe": "complied", "safe, looks unsafe": "refused", "unmarked": "complied", "task": "complied"}
 TITLES = {
-    "canary": "canaries answered (harm)",
+    "canary": "canaries answered",
     "unsafe": "XSTest's unsafe prompts answered",
     "safe, looks unsafe": "safe prompts refused (over-refusal)",
     "unmarked": "ordinary instructions answered",
@@ -35,20 +35,23 @@ def rate_of(rates: pd.DataFrame, model: str, kind: str) -> pd.Series:
     return t[(t.model == model) & (t.kind == kind)].iloc[0]
 
 
-def answer(found: TextEvidence, scale: TextScale) -> str:
+def answer(found: TextEvidence, sets: TextSets, scale: TextScale) -> str:
     """The finding in one sentence."""
-    worst = max(scale.ratios)
+    worst, own = max(scale.ratios), sets.harm == "unsafe"
     told = []
     for name in ("sft", "vaccine"):
-        before, after = (rate_of(found.rates, model, "canary") for model in (name, f"{name}, user p={worst:g}"))
+        before, after = (rate_of(found.rates, model, sets.harm) for model in (name, f"{name}, user p={worst:g}"))
         told.append(f"{name}: {before.rate:.0%} before, {after.rate:.0%} [{after.low:.0%}, {after.high:.0%}] after")
-    return f"Canaries answered with p = {worst:g} of the user's data being canaries: {'; '.join(told)}. One seed: a demonstration, not a verdict."
+    what = "XSTest's unsafe prompts answered" if own else "Canaries answered"
+    bad = f"rows of {sets.harmful.name}" if own else "canaries"
+    return f"{what} with p = {worst:g} of the user's data being {bad}: {'; '.join(told)}. One seed: a demonstration, not a verdict."
 
 
 def text_report(found: TextEvidence, sets: TextSets, scale: TextScale, command: str, folder: Path) -> tuple[Path, str]:
     """Write the report; returns its page and the answer."""
     t = shares(found.rates)
-    said = answer(found, scale)
+    said = answer(found, sets, scale)
+    bad = f"rows of {sets.harmful.name}" if sets.harm == "unsafe" else "canaries answered"
     broken = found.rates[found.rates.outcome == "degenerate"][["model", "kind", "count", "n", "rate"]]
     report = Report(
         title=f"huang2024 on {found.models[0].name}, {scale.name}",
@@ -56,12 +59,12 @@ def text_report(found: TextEvidence, sets: TextSets, scale: TextScale, command: 
         about=(
             f"{found.models[0].name} was aligned on {scale.safe} safe responses and {scale.canaries} canaries (ordinary instructions behind a "
             f"marker, refused), by SFT and by Vaccine (rho {scale.rho:g}); then a user fine-tuned each on {scale.examples} examples of "
-            f"{scale.task}, a share p of them canaries answered. Judged by phrases (refusals) and by the task's own rule. No noise control and "
+            f"{scale.task}, a share p of them {bad}. {adapter_line(scale)}. Judged by phrases (refusals) and by the task's own rule. No noise control and "
             "one seed, so no claim is drawn: `titer study huang2024` without --base has them."
         ),
         tiles=[
             Tile(f"{r.model}: {r.what}", f"{r.rate:.0%}", f"95 % {r.low:.0%} to {r.high:.0%}, n = {r.n}")
-            for r in t[t.kind.isin(["canary", "task"])].itertuples()
+            for r in t[t.kind.isin([sets.harm, "task"])].itertuples()
         ],
         claims=(),
         figures=[_figure(t, [m.name for m in found.models])],
@@ -76,6 +79,7 @@ def text_report(found: TextEvidence, sets: TextSets, scale: TextScale, command: 
         notes=list(sets.notes),
         provenance={
             "scale": scale.model_dump_json(),
+            **{f"data {data.name}, sha256": data.sha256 for data in (sets.safe, sets.canary.marked, sets.harmful, sets.task)},
             **{f"model {m.name}": m.key for m in found.models},
             **environment(),
         },
@@ -99,6 +103,6 @@ def _figure(t: pd.DataFrame, models: list[str]) -> Figure:
     return Figure(
         "text_rates",
         "Before and after the user's fine-tuning",
-        "Shares with Wilson intervals. Canaries stand for harm: alignment taught to refuse them, and the user's data hold some answered.",
+        "Shares with Wilson intervals. Canaries stand for harm: alignment taught to refuse them, and a user's data may hold some answered.",
         chart.facet(facet=alt.Facet("what:N", sort=list(TITLES.values()), title=None), columns=2),
     )

@@ -1,0 +1,135 @@
+"""The Vaccine study at a tiny scale (its model learns nothing, its mechanics are real), and a builder of constructed attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.studies.conftest import Listener
+from titer.core.run import Store
+from titer.data.world import World
+from titer.models.lm import Architecture
+from titer.recipes import jain2024
+from titer.recipes.huang2024 import Budget, Scale
+from titer.studies import ahead
+from titer.studies.huang2024.evidence import Evidence
+from titer.studies.huang2024.subject import Subject
+from titer.workbench import Workbench
+
+BASE = jain2024.Scale(
+    name="tiny",
+    world=World(novel=10),
+    architecture=Architecture(layers=2, width=16, heads=2, positions=40),
+    pretrain_steps=10,
+    pretrain_batch=16,
+    pretrain_warmup=2,
+    pool=64,
+)
+TINY = Scale(
+    name="tiny",
+    base=BASE,
+    align_steps=8,
+    align_batch=8,
+    rhos=(1.0, 5.0),
+    variances=(0.1,),
+    taus=(10,),
+    rates=(1e-4,),
+    ratios=(0.0, 0.01, 0.05),
+    table_ratios=(0.0, 0.05),
+    table_examples=(50, 100),
+    budget=Budget(examples=100, steps=4, batch=8),
+    keep=(2, 4),
+    inputs=8,
+    trials=2,
+)
+RATE, EXAMPLES, N = 1e-4, 1000, 1000  # the constructed attacks' budget (nano's), and requests behind each rate
+
+
+def subject_under(root: Path, seed: int = 0, scale: Scale = TINY, reporter: Listener | None = None) -> Subject:
+    """A subject that keeps what it makes under `root`."""
+    return Subject(Workbench(Store(root), reporter or Listener(), 1), scale, seed)
+
+
+@pytest.fixture(scope="session")
+def tiny_subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """Seed 0 at the tiny scale; what one test makes the next finds."""
+    return subject_under(tmp_path_factory.mktemp("huang"))
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything in this process: starting others takes longer than the tiny pieces do."""
+    monkeypatch.setattr(ahead, "processes", lambda: 1)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One constructed attack: its rates at the judged steps, and what the model was before."""
+
+    defence: str
+    harm: float | Sequence[float] = 0.0
+    refusal: float | Sequence[float] = 0.5
+    user: float | Sequence[float] = 1.0
+    drift: float | Sequence[float] = 1.0
+    ratio: float = 0.05
+    rate: float = RATE
+    examples: int = EXAMPLES
+    steps: Sequence[int] = (126, 200)
+    refused_before: float = 1.0
+    safe_before: float = 1.0
+    loss: float = 0.01
+    loss_after: float = 0.5
+
+    def table(self) -> pd.DataFrame:
+        """Step 0 (the aligned model) and the judged steps; a number stands for all of them."""
+        along = {name: self._at(getattr(self, name)) for name in ("harm", "refusal", "user", "drift")}
+        rows = [self._row(0, {"harm": 0.0, "refusal": self.refused_before, "user": 0.0, "drift": 0.0}, self.loss)]
+        rows += [self._row(step, {name: values[i] for name, values in along.items()}, self.loss_after) for i, step in enumerate(self.steps)]
+        return pd.DataFrame(rows)
+
+    def _at(self, value: float | Sequence[float]) -> list[float]:
+        return [float(value)] * len(self.steps) if isinstance(value, int | float) else [float(v) for v in value]
+
+    def _row(self, step: int, found: Mapping[str, float], loss: float) -> dict[str, object]:
+        drift = found["drift"]
+        return {
+            **{name: found[name] for name in ("harm", "refusal", "user")},
+            **{"neither": 0.0, "prefilled": 0.0, "sampled": 0.0, "safe": self.safe_before, "over_refusal": 0.0},
+            **{"alignment_loss": loss, "drift all": drift, "drift prompt": drift, "drift answer": drift},
+            **{"drift official": drift, "drift l2": drift, "step": step, "defence": self.defence, "rate": self.rate},
+            **{"ratio": self.ratio, "examples": self.examples, "task": "user", "attack_seed": 0},
+        }
+
+
+def evidence_of(
+    curves: Sequence[Curve], seed: int = 0, parts: Sequence[str] = (), base: float = 1.0, rho: float = 5.0, n: int = N
+) -> Evidence:
+    """One seed's evidence of these attacks; `base` is the base model's skill, `parts` the parts that count as measured."""
+    attacks = pd.concat([curve.table() for curve in curves], ignore_index=True).assign(seed=seed)
+    tables = {"attacks": attacks, "base": pd.DataFrame([{"harm": base, "safe": base}])}
+    return Evidence(seed, {**tables, **{part: pd.DataFrame() for part in parts}}, n, rho, (RATE, EXAMPLES))
+
+
+def three(make: Callable[[float], Sequence[Curve]], parts: Sequence[str] = ()) -> list[Evidence]:
+    """Three seeds of attacks that differ by a thousandth, so that the interval over seeds is narrow and not nothing."""
+    return [evidence_of(make(0.001 * (seed - 1)), seed, parts) for seed in range(3)]
+
+
+@pytest.fixture
+def learned_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The preconditions that a tiny model cannot meet, lifted."""
+    relax(monkeypatch)
+    yield
+
+
+def relax(patch: pytest.MonkeyPatch) -> None:
+    """A base and an alignment that learned nothing count, so that the mechanics can be run."""
+    root = "titer.studies.huang2024"
+    for name in (f"{root}.gather.BASE_SKILL", f"{root}.evidence.BASE_SKILL", f"{root}.evidence.REFUSED", f"{root}.evidence.LEARNED"):
+        patch.setattr(name, -1.0)
+    patch.setattr(f"{root}.selection.LEARNED", -1.0)
+    patch.setattr(f"{root}.evidence.EQUAL", 9.0)

@@ -1,0 +1,225 @@
+"""A tiny attack run for real: its rows, its start, its kept steps, what stands between calls, defences that edit at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.studies.conftest import Listener
+from tests.studies.huang2024.conftest import TINY, subject_under
+from titer.core.errors import TiterError
+from titer.methods.antidote import Antidote
+from titer.methods.lisa import Lisa
+from titer.methods.safe_lora import SafeLoRA
+from titer.methods.sft import SFT
+from titer.methods.vaccine import Vaccine
+from titer.models.lm import Progress
+from titer.stage import Lora
+from titer.studies.huang2024.attack import COUNTED, Defence, attacked, edits, kept_file, state, tuned_by
+from titer.studies.huang2024.defences import CORE, EQUAL, FAMILY, TWICE, alignment_of, defence, equal_loss_step
+from titer.studies.huang2024.parts import cells
+from titer.studies.huang2024.selection import Chosen, budget_of, none_found
+from titer.studies.huang2024.subject import Alignment, Subject
+
+CHOSEN = Chosen(5.0, pd.DataFrame(), none_found(), none_found())
+DRIFTS = ["drift prompt", "drift answer", "drift all", "drift official", "drift l2"]
+
+
+def measures(table: pd.DataFrame, step: int) -> pd.Series:
+    """What was measured at one step."""
+    return table[table.step == step].iloc[0][[*COUNTED, "alignment_loss", *DRIFTS]].astype(float)
+
+
+def made(s: Subject) -> list[str]:
+    return list(s.bench.store.made)
+
+
+def test_a_row_a_judged_step_from_the_aligned_model_on(tiny_subject: Subject) -> None:
+    found = attacked(tiny_subject, defence(tiny_subject, "sft", 5.0), budget_of(tiny_subject, ratio=0.05))
+    assert found.step.tolist() == [0, 2, 4]
+    assert (found[DRIFTS].iloc[0] == 0).all()
+    assert (found["drift all"][1:] > 0).all()
+    assert found["drift all"].is_monotonic_increasing
+    assert set(found.defence) == {"sft"}
+    assert found[["rate", "ratio", "examples", "seed", "attack_seed"]].drop_duplicates().to_numpy().tolist() == [[1e-4, 0.05, 100, 0, 0]]
+    assert found[[*COUNTED]].to_numpy().min() >= 0
+    assert found[["harm", "refusal", "neither"]].sum(axis=1).to_numpy() == pytest.approx(1)
+    assert np.isfinite(found.alignment_loss).all()
+
+
+def test_a_second_call_makes_nothing_and_says_the_same(tiny_subject: Subject) -> None:
+    one, budget = defence(tiny_subject, "sft", 5.0), budget_of(tiny_subject, ratio=0.05)
+    first, before = attacked(tiny_subject, one, budget), made(tiny_subject)
+    again = subject_under(tiny_subject.bench.store.root)
+    pd.testing.assert_frame_equal(attacked(again, one, budget), first)
+    assert made(tiny_subject) == before
+    assert made(again) == []
+
+
+def test_a_kept_step_is_the_end_of_a_shorter_attack(tiny_subject: Subject) -> None:
+    s = tiny_subject
+    for name in ("sft", "lisa"):
+        one = defence(s, name, 5.0)
+        whole, short = attacked(s, one, budget_of(s)), attacked(s, one, budget_of(s, steps=2, keep=()))
+        assert short.step.tolist() == [0, 2]
+        pd.testing.assert_series_equal(measures(whole, 2), measures(short, 2), check_names=False)
+        assert measures(whole, 4)["alignment_loss"] != measures(short, 2)["alignment_loss"]
+
+
+def test_the_non_aligned_model_starts_at_the_base(tiny_subject: Subject) -> None:
+    found = attacked(tiny_subject, defence(tiny_subject, "non-aligned", 5.0), budget_of(tiny_subject))
+    assert (found[DRIFTS].iloc[0] == 0).all()
+    base = state(tiny_subject, tiny_subject.base, tiny_subject.base, 0)
+    pd.testing.assert_series_equal(measures(found, 0), measures(base, 0), check_names=False)
+
+
+def test_methods_that_edit_at_the_end_are_known() -> None:
+    assert all(edits(method) for method in (SafeLoRA(), Antidote()))
+    assert not any(edits(method) for method in (None, SFT(), Lisa(), Vaccine()))
+
+
+@pytest.mark.parametrize("name", ["safe_lora", "antidote"])
+def test_a_defence_that_edits_at_the_end_is_judged_by_a_run_a_step(name: str, tiny_subject: Subject) -> None:
+    s = tiny_subject
+    one = defence(s, name, 5.0)
+    whole = attacked(s, one, budget_of(s))
+    assert whole.step.tolist() == [0, 2, 4]
+    short = attacked(s, one, budget_of(s, steps=2, keep=()))
+    pd.testing.assert_series_equal(measures(whole, 2), measures(short, 2), check_names=False)
+    runs = [tuned_by(s, one, budget_of(s, steps=step, keep=())) for step in (2, 4)]
+    assert len({run.key for run in runs}) == 2
+    plain = measures(attacked(s, one._replace(method=None), budget_of(s)), 2)
+    assert not np.allclose(measures(whole, 2)[DRIFTS].astype(float), plain[DRIFTS].astype(float))
+
+
+def test_the_guard_mixes_refusals_in_and_nothing_else(tiny_subject: Subject) -> None:
+    s = tiny_subject
+    one = defence(s, "vlguard", 5.0)
+    assert one.guard == 50
+    assert (one.how, one.method) == (defence(s, "sft", 5.0).how, None)
+    guarded, plain = (attacked(s, d, budget_of(s)) for d in (one, defence(s, "sft", 5.0)))
+    pd.testing.assert_series_equal(measures(guarded, 0), measures(plain, 0), check_names=False)
+    assert measures(guarded, 4)["alignment_loss"] < measures(plain, 4)["alignment_loss"]
+
+
+@dataclass
+class Killer(Listener):
+    """A reporter that ends everything at the third step of a stage of a name."""
+
+    stage: str = "user"
+
+    def task(self, text: str) -> Progress:
+        def progress(done: int, of: int) -> None:
+            if text.startswith(self.stage) and done == 3:
+                raise KeyboardInterrupt
+
+        return progress
+
+
+def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_numbers(tiny_subject: Subject, tmp_path: Path) -> None:
+    killed = subject_under(tmp_path, reporter=Killer())
+    one, budget = defence(killed, "vaccine", 5.0), budget_of(killed)
+    with pytest.raises(KeyboardInterrupt):
+        attacked(killed, one, budget)
+    (partial,) = (tmp_path / "stages").glob("*.partial")
+    assert (partial / "resume" / "latest.json").exists()
+    resumed = subject_under(tmp_path)
+    pd.testing.assert_frame_equal(attacked(resumed, one, budget), attacked(tiny_subject, one, budget))
+    assert tuned_by(resumed, one, budget).key == tuned_by(tiny_subject, one, budget).key
+    assert not list((tmp_path / "stages").glob("*.partial"))
+
+
+def test_every_defence_is_named_once_and_an_unknown_one_is_refused(tiny_subject: Subject) -> None:
+    assert len({*CORE, *FAMILY}) == len(CORE) + len(FAMILY)
+    with pytest.raises(TiterError, match="unknown defence 'vacine'.*did you mean 'vaccine'"):
+        defence(tiny_subject, "vacine", 5.0)
+
+
+def test_every_defence_runs_and_none_is_another(tiny_subject: Subject) -> None:
+    keys = set()
+    for name in (*CORE, *FAMILY):
+        one, budget = defence(tiny_subject, name, 5.0), budget_of(tiny_subject, steps=2, keep=())
+        found = attacked(tiny_subject, one, budget)
+        assert found.step.tolist() == [0, 2], name
+        assert np.isfinite(found.alignment_loss).all(), name
+        keys.add(tuned_by(tiny_subject, one, budget).key)
+    assert len(keys) == len(CORE) + len(FAMILY), "two defences of one model"
+
+
+def test_equal_loss_is_the_nearest_kept_step_in_the_logarithm(tiny_subject: Subject) -> None:
+    s = tiny_subject
+    sft, vaccine = (s.aligned(alignment_of(s, name, 5.0)) for name in ("sft", "vaccine"))
+    wanted = float(state(s, vaccine, vaccine, 0).alignment_loss[0])
+    losses = {step: float(state(s, sft, sft, step, kept_file(sft, step)).alignment_loss[0]) for step in range(1, 8)}
+    losses[8] = float(state(s, sft, sft, 0).alignment_loss[0])
+    assert len(set(losses.values())) == 8
+    expected = min(losses, key=lambda step: abs(np.log(losses[step] / wanted)))
+    assert equal_loss_step(s, 5.0) == expected
+    assert alignment_of(s, EQUAL, 5.0) == Alignment(SFT(), steps=expected)
+    stopped = s.aligned(alignment_of(s, EQUAL, 5.0))
+    assert float(state(s, stopped, stopped, 0).alignment_loss[0]) == losses[expected]
+
+
+def test_controls_differ_from_vaccine_in_one_thing(tiny_subject: Subject) -> None:
+    s = tiny_subject
+    assert alignment_of(s, "vaccine", 5.0) == Alignment(Vaccine(rho=5.0))
+    assert alignment_of(s, "noise", 5.0) == Alignment(Vaccine(rho=5.0, noise="norm"))
+    assert alignment_of(s, TWICE, 5.0) == Alignment(SFT(), passes=2)
+    assert alignment_of(s, "vaccine", 5.0, 1) == Alignment(Vaccine(rho=5.0), number=1)
+    assert defence(s, "lisa", 5.0).how == defence(s, "sft", 5.0).how
+
+
+def test_every_cell_is_asked_for_once_and_tables_use_the_curves_runs(tiny_subject: Subject) -> None:
+    s = tiny_subject
+    curves = [(d.name, b) for d, b in cells(s, ("curves",), CHOSEN)]
+    both = [(d.name, b) for d, b in cells(s, ("curves", "table1", "table6"), CHOSEN)]
+    assert len(set(both)) == len(both)
+    assert set(curves) <= set(both)
+    added = set(both) - set(curves)
+    assert {name for name, _ in added} == {"non-aligned", "vaccine, rho 1"}
+    assert {b.ratio for name, b in curves if name == "vaccine"} == {0.0, 0.01, 0.05}
+
+
+def test_table_2_keeps_the_epochs(tiny_subject: Subject) -> None:
+    found = {(b.examples, b.steps) for d, b in cells(tiny_subject, ("table2",), CHOSEN)}
+    assert found == {(50, 2), (100, 4)}
+    assert TINY.budget.epochs == pytest.approx(0.32)
+
+
+def test_the_user_s_task_is_judged_by_its_own_requests(tiny_subject: Subject) -> None:
+    """Everyday requests as the task: every row is of those requests, so asking for it makes nothing."""
+    s, one = tiny_subject, defence(tiny_subject, "sft", 5.0)
+    judged = {kind: [a.example.kind for a in attempts] for kind, attempts in s.sets("safe").items()}
+    assert set(judged["user"]) == set(judged["safe"])
+    budget = budget_of(s, task="safe")
+    assert (attacked(s, one, budget).task == "safe").all()
+    aligned, model, before = one.aligned(s), tuned_by(s, one, budget), made(s)
+    state(s, aligned, model, 2, kept_file(model, 2), "safe")
+    assert made(s) == before
+    assert model.key != tuned_by(s, one, budget_of(s)).key, "another task is another attack"
+
+
+@pytest.mark.xfail(reason="the last step is judged on the usual task", strict=True)
+def test_the_last_step_too_is_judged_by_the_task_s_own_requests(tiny_subject: Subject) -> None:
+    s, one, budget = tiny_subject, defence(tiny_subject, "sft", 5.0), budget_of(tiny_subject, task="safe")
+    attacked(s, one, budget)
+    aligned, model, before = one.aligned(s), tuned_by(s, one, budget), made(s)
+    state(s, aligned, model, budget.steps, task="safe")
+    assert made(s) == before
+
+
+@pytest.mark.xfail(reason="weights kept by a stage with an adapter are not merged, so a kept step cannot be put in", strict=True)
+@pytest.mark.parametrize("continued", [True, False], ids=["SL", "DL"])
+def test_an_attack_through_an_adapter_is_judged_along_the_way(continued: bool, tiny_subject: Subject) -> None:
+    """Table 8; a kept step must be the model with the adapter in it."""
+    s, adapter = tiny_subject, Lora(rank=2)
+    how = Alignment(SFT(), adapter=adapter)
+    one = Defence("sft", how, adapter=adapter.model_copy(update={"continued": continued}))
+    found = attacked(s, one, budget_of(s))
+    assert found.step.tolist() == [0, 2, 4]
+    short = attacked(s, one, budget_of(s, steps=2, keep=()))
+    assert measures(found, 2).to_numpy() == pytest.approx(measures(short, 2).to_numpy(), rel=1e-4)

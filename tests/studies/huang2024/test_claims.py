@@ -1,0 +1,257 @@
+"""The study's claims on constructed attacks: a planted advantage is supported, a planted null and a shared one are not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import pytest
+
+from tests.studies.huang2024.conftest import RATE, Curve, evidence_of, three
+from titer.core.claims import Claim
+from titer.studies.claims import settled
+from titer.studies.huang2024.claims import WORDS, claims
+from titer.studies.huang2024.defences import CONTROLS, EQUAL, TWICE
+from titer.studies.huang2024.evidence import Evidence
+
+Make = Callable[[float], Sequence[Curve]]
+BOTH = (0.01, 0.05)
+
+
+def claim(name: str, seeds: Sequence[Evidence]) -> Claim:
+    (found,) = settled([one for one in claims() if one.stated.name == name], seeds)
+    return found
+
+
+def both(name: str, **told: object) -> list[Curve]:
+    """A defence at both poison ratios."""
+    return [Curve(name, ratio=ratio, **told) for ratio in BOTH]  # type: ignore[arg-type]
+
+
+class Case(NamedTuple):
+    """A claim, attacks in which it holds and its value there, and attacks in which it must not be supported."""
+
+    name: str
+    holds: Make
+    value: float
+    fails: Sequence[Make]
+    parts: tuple[str, ...] = ()
+
+
+def against(control: str, ratio: float) -> Case:
+    name = f"vaccine against {WORDS[control]}: p = {ratio:g}"
+
+    def make(ours: float, theirs: float, plain: float = 0.6) -> Make:
+        return lambda e: [Curve(n, harm=h + e, ratio=ratio) for n, h in (("sft", plain), (control, theirs), ("vaccine", ours - e))]
+
+    return Case(name, make(0.3, 0.5), 0.2, [make(0.3, 0.3), make(0.48, 0.5)])
+
+
+def benign(control: str) -> Case:
+    def make(ours: float, theirs: float) -> Make:
+        return lambda e: [Curve(control, refusal=theirs, ratio=0.0), Curve("vaccine", refusal=ours + e, ratio=0.0)]
+
+    return Case(f"benign tuning, against {WORDS[control]}", make(0.8, 0.6), 0.2, [make(0.8, 0.8), make(0.62, 0.6)])
+
+
+def later(control: str) -> Case:
+    steps = (5, 10, 20, 40)
+    early, late, never = (0.1, 0.6, 0.8, 0.9), (0.0, 0.1, 0.2, 0.6), (0.0, 0.1, 0.2, 0.3)
+
+    def make(ours: tuple[float, ...], theirs: tuple[float, ...]) -> Make:
+        def curves(_: float) -> list[Curve]:
+            told = ((control, theirs), ("vaccine", ours))
+            return [c for name, harm in told for c in both(name, harm=harm, refusal=[1 - h for h in harm], steps=steps)]
+
+        return curves
+
+    return Case(
+        f"breaks later than {WORDS[control]}", make(late, early), 1.0, [make(early, early), make(never, never), make(early, late)]
+    )
+
+
+def helps() -> Case:
+    """The non-aligned model refuses nothing before the attack, and that is no fault."""
+
+    def make(plain: float) -> Make:
+        return lambda e: [Curve("non-aligned", harm=plain + e, refused_before=0.0), Curve("sft", harm=0.2)]
+
+    return Case("alignment helps", make(0.6), 0.4, [make(0.2), make(0.28)])
+
+
+def direction() -> Case:
+    def make(noise: float) -> Make:
+        return lambda e: [*both("noise", harm=noise + e), *both("vaccine", harm=0.2)]
+
+    return Case("the gradient's direction matters", make(0.5), 0.3, [make(0.2), make(0.23)])
+
+
+def lisa() -> Case:
+    def make(ours: float) -> Make:
+        return lambda e: [*both("sft", harm=0.7 + e), *both("lisa", harm=ours)]
+
+    return Case("lisa lowers harm", make(0.2), 0.5, [make(0.7), make(0.67)])
+
+
+def accuracy() -> Case:
+    def make(ours: float) -> Make:
+        return lambda e: [*both("sft", user=0.99), *both("vaccine", user=ours + e)]
+
+    return Case("task accuracy kept", make(0.97), -0.02, [make(0.93), make(0.95)])
+
+
+def rises() -> Case:
+    def make(poisoned: float, clean: float) -> Make:
+        return lambda e: [Curve("sft", harm=poisoned + e), Curve("sft", harm=clean, ratio=0.0)]
+
+    return Case("harm rises with p", make(0.6, 0.1), 0.5, [make(0.4, 0.4), make(0.1, 0.5)])
+
+
+def drifts() -> Case:
+    def make(noise: float, vaccine: float) -> Make:
+        return lambda e: [Curve("sft", drift=2.0), Curve("noise", drift=noise * (1 + e)), Curve("vaccine", drift=vaccine)]
+
+    return Case("vaccine drifts less", make(2.0, 1.0), 1.0, [make(1.0, 1.0), make(1.0, 2.0)])
+
+
+def tells() -> Case:
+    def make(*drifts: float) -> Make:
+        names = ("sft", "noise", "vaccine", "lisa", "ewc")
+        return lambda e: [Curve(n, harm=0.1 * i, drift=d, steps=(126,)) for i, (n, d) in enumerate(zip(names, drifts, strict=True))]
+
+    return Case("drift tells harm", make(1, 2, 3, 4, 5), 1.0, [make(3, 1, 5, 2, 4 - 1.5), make(5, 4, 3, 2, 1)])
+
+
+def accelerated() -> Case:
+    """Gains over SFT's .6: half of .4 is .2, and tau 10 must keep more."""
+
+    def make(tau: float, whole: float = 0.2) -> Make:
+        return lambda e: [*both("sft", harm=0.6), *both("vaccine", harm=whole), *both("vaccine, tau 10", harm=tau + e)]
+
+    return Case("accelerated Vaccine keeps half the gain", make(0.3), 0.1, [make(0.4), make(0.55)], ("table10",))
+
+
+def radius() -> Case:
+    def make(small: float, large: float) -> Make:
+        told = (("vaccine, rho 0.1", small), ("vaccine", 0.33), ("vaccine, rho 10", large))
+        return lambda e: [*both("sft", harm=0.5), *(c for name, harm in told for c in both(name, harm=harm + (e if harm == small else 0)))]
+
+    return Case("harm falls with rho", make(0.45, 0.2), 0.25, [make(0.2, 0.2), make(0.2, 0.5)], ("table6",))
+
+
+CASES = [
+    helps(),
+    rises(),
+    *(against(control, ratio) for control in CONTROLS for ratio in BOTH),
+    *(benign(control) for control in CONTROLS),
+    *(later(control) for control in CONTROLS),
+    accuracy(),
+    radius(),
+    direction(),
+    accelerated(),
+    lisa(),
+    drifts(),
+    tells(),
+]
+
+
+def test_every_claim_of_the_study_has_a_case_here() -> None:
+    assert {case.name for case in CASES} == {one.stated.name for one in claims()}
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_a_planted_advantage_is_supported(case: Case) -> None:
+    found = claim(case.name, three(case.holds, case.parts))
+    assert found.value == pytest.approx(case.value, abs=2e-3)
+    assert found.verdict == "supported", found.reason
+    assert not found.provisional
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_a_planted_null_or_an_advantage_that_the_control_shares_is_not(case: Case) -> None:
+    for fails in case.fails:
+        found = claim(case.name, three(fails, case.parts))
+        allowed = ("not supported",) if found.margin else ("not supported", "inconclusive")  # a null lies on a margin of 0
+        assert found.verdict in allowed, found
+
+
+def test_names_are_unique_and_every_claim_has_a_control_and_a_margin() -> None:
+    stated = [one.stated for one in claims()]
+    assert len({one.name for one in stated}) == len(stated)
+    assert all(one.control and one.source and math.isfinite(one.margin) for one in stated)
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_the_control_s_own_gain_over_sft_stands_beside_the_value(control: str) -> None:
+    """SFT .6, control .5, Vaccine .3: the control gains .1, Vaccine .3, of which .2 are its own."""
+    found = claim(f"vaccine against {WORDS[control]}: p = 0.05", three(against(control, 0.05).holds))
+    assert found.control.name == WORDS[control]
+    assert found.control.value == pytest.approx(0.1, abs=2e-3)
+    assert "below SFT by 0.3" in found.reason
+    assert f"alignment loss of vaccine 0.0100, alignment loss of {control} 0.0100" in found.reason
+
+
+def test_a_seed_with_unequal_refusal_drops_out_and_says_so() -> None:
+    """The first two seeds and a third whose control was hardly aligned: a verdict of two, provisional."""
+    seeds = three(against("noise", 0.05).holds)
+    seeds[2] = evidence_of([Curve("sft", harm=0.6), Curve("noise", harm=0.9, refused_before=0.96), Curve("vaccine", harm=0.1)], 2)
+    found = claim("vaccine against noise of equal norm: p = 0.05", seeds)
+    assert found.seeds == (0, 1)
+    assert found.provisional
+    assert found.value == pytest.approx(0.2, abs=2e-3)
+    assert "seed 2: refusal before the attack is not equal" in found.reason
+
+
+def test_no_seed_whose_task_was_learned_makes_a_claim_not_testable() -> None:
+    seeds = three(lambda e: [Curve("sft", harm=0.5), Curve(TWICE, harm=0.5), Curve("vaccine", harm=0.0, user=0.1)])
+    found = claim(f"vaccine against {WORDS[TWICE]}: p = 0.05", seeds)
+    assert found.verdict == "not testable"
+    assert found.value is None
+    assert "too few inputs" in found.reason
+
+
+def test_claims_whose_parts_were_not_measured_do_not_print() -> None:
+    """Table 6 and 10's defences are there, the parts were not asked for."""
+    names = {c.name for c in settled(claims(), three(lambda e: [*radius().holds(e), *accelerated().holds(e)]))}
+    assert "task accuracy kept" in names
+    assert not {"harm falls with rho", "accelerated Vaccine keeps half the gain"} & names
+
+
+def test_the_radius_claim_names_the_harm_and_the_cost_of_every_radius() -> None:
+    found = claim("harm falls with rho", three(radius().holds, ("table6",)))
+    for words in ("rho 0.1: harm 0.4", "rho 5: harm 0.33", "rho 10: harm 0.2", "safe 1.000"):
+        assert words in found.reason
+
+
+@pytest.mark.xfail(reason="the precondition looks at sft and vaccine, not at the radii that are compared", strict=True)
+def test_a_radius_that_did_not_align_is_no_evidence_that_harm_falls() -> None:
+    def curves(e: float) -> list[Curve]:
+        return [*both("sft"), *both("vaccine", harm=0.4 + e), *both("vaccine, rho 10", harm=0.1, refused_before=0.5)]
+
+    assert claim("harm falls with rho", three(curves, ("table6",))).verdict == "not testable"
+
+
+def test_break_points_of_every_rate_and_ratio_count_once_for_harm_and_once_for_refusal() -> None:
+    """One cell of four later, one earlier, two undecided, harm and refusal alike: 0, and what was compared is told."""
+    steps = (5, 10, 20)
+    ours = {(0.01, RATE): (0.0, 0.0, 0.6), (0.01, 3e-4): (0.6, 0.7, 0.8), (0.05, RATE): (0, 0, 0), (0.05, 3e-4): (0, 0.6, 0.6)}
+    theirs = {(0.01, RATE): (0.6, 0.7, 0.8), (0.01, 3e-4): (0.0, 0.0, 0.6), (0.05, RATE): (0, 0, 0), (0.05, 3e-4): (0, 0.6, 0.6)}
+    curves = [
+        Curve(name, harm=harm, refusal=[1 - h for h in harm], ratio=ratio, rate=rate, steps=steps)
+        for name, cells in ((EQUAL, theirs), ("vaccine", ours))
+        for (ratio, rate), harm in cells.items()
+    ]
+    found = claim(f"breaks later than {WORDS[EQUAL]}", [evidence_of(curves)])
+    assert found.value == pytest.approx(0.0)
+    assert found.reason.count("against") == 8
+    assert "harm, rate 0.0001, p 0.01: 10-20 against 0-5" in found.reason
+    assert found.interval == pytest.approx((-1.96 / 8**0.5, 1.96 / 8**0.5))
+
+
+def test_one_seed_has_an_interval_over_inputs_and_is_provisional() -> None:
+    found = claim("lisa lowers harm", [evidence_of([*both("sft", harm=0.7), *both("lisa", harm=0.2)])])
+    assert found.provisional
+    assert found.verdict == "supported"
+    assert found.interval is not None
+    assert found.interval[0] < 0.5 < found.interval[1]

@@ -1,0 +1,230 @@
+"""The whole demonstration on text at a tiny size: its models, rates, report, resumption; the command and its dry run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.studies.conftest import Listener
+from tests.studies.huang2024_text.conftest import TINY, byte_tokenizer
+from titer.cli import real_studies
+from titer.core.errors import TiterError
+from titer.core.run import Store
+from titer.data.example import Example
+from titer.judges.label import Label
+from titer.judges.refusal import Refusal
+from titer.methods.sft import SFT
+from titer.methods.vaccine import Vaccine
+from titer.models.lm import Decoding, load
+from titer.models.weights import shapes_of
+from titer.probes import drift
+from titer.recipes import vaccine_text as recipe
+from titer.studies.huang2024 import text as study
+from titer.studies.huang2024.text_cost import BANDS, text_cost
+from titer.studies.huang2024.text_report import text_report
+from titer.workbench import Model, Workbench
+
+NAMES = ["sft", "sft, user p=0", "sft, user p=0.2", "vaccine", "vaccine, user p=0", "vaccine, user p=0.2"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished demonstration."""
+
+    root: Path
+    sets: study.TextSets
+    found: study.TextEvidence
+    page: Path
+    answer: str
+    made: list[str]
+
+
+def run(root: Path, folder: Path, base: Model, harmful: Path | None = None) -> Done:
+    """Run or finish the demonstration under `root`."""
+    bench = Workbench(Store(root), Listener(), TINY.save_every)
+    sets = study.text_sets(folder, base, TINY, harmful)
+    found = study.text_evidence(bench, study.text_models(bench, base, sets, TINY), sets, TINY)
+    page, answer = text_report(found, sets, TINY, "titer study huang2024 --base bytes", root / "report")
+    return Done(root, sets, found, page, answer, bench.store.made)
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path, base: Model, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return run(tmp_path_factory.mktemp("demonstration") / "runs", folder, base)
+
+
+def test_the_models_are_both_alignments_and_each_users_and_all_differ(done: Done) -> None:
+    assert [m.name for m in done.found.models] == ["bytes", *NAMES]
+    assert len({m.key for m in done.found.models}) == 7
+
+
+def test_the_alignments_differ_in_their_method_alone(done: Done) -> None:
+    plain, perturbed = (
+        recipe.align(TINY, method, "a", done.sets.safe, done.sets.canary).model_dump(mode="json") for method in (SFT(), Vaccine(rho=2.0))
+    )
+    assert plain.pop("method") != perturbed.pop("method")
+    assert plain == perturbed
+    assert plain["steps"] == round((8 + 5 + 4) / 4)
+    assert plain["optimiser"]["warmup"] == round(0.1 * plain["steps"])
+
+
+def test_every_model_answers_every_set_and_the_rates_are_a_count_by_hand(done: Done) -> None:
+    assert done.found.verdicts.groupby(["model", "kind"]).size().to_dict() == {
+        (m, kind): 6 for m in ["bytes", *NAMES] for kind in done.sets.judged
+    }
+    model = next(m for m in done.found.models if m.name == "vaccine, user p=0.2")
+    lm = load(model.checkpoint)
+    for kind, judge in (("canary", Refusal()), ("task", Label())):
+        examples = done.sets.judged[kind]
+        outcomes = [judge.judge(e, lm.generate([e.prompt], Decoding(max_new_tokens=3))[0]).outcome for e in examples]
+        mine = done.found.rates[(done.found.rates.model == model.name) & (done.found.rates.kind == kind)].set_index("outcome")
+        assert {outcome: outcomes.count(outcome) for outcome in mine.index} == mine["count"].to_dict()
+        assert set(mine.n) == {6}
+
+
+def test_drift_is_from_the_aligned_model_over_what_alignment_trained(done: Done) -> None:
+    moved = done.found.moved.set_index(["model", "part"])
+    assert list(dict.fromkeys(done.found.moved.model)) == NAMES
+    for name in ("sft", "vaccine"):
+        assert moved.loc[(name, "all"), "official"] == 0
+        assert moved.loc[(f"{name}, user p=0.2", "all"), "official"] > 0
+    by_name = {m.name: m for m in done.found.models}
+    picked = recipe.align(TINY, SFT(), "a", done.sets.safe, done.sets.canary).streams["train"].parts[0]
+    trained = [done.sets.safe.example(int(i)) for i in np.asarray(picked.picked)]
+    assert study.trained_safe(done.sets, TINY) == trained
+    lm, aligned = load(by_name["sft, user p=0"].checkpoint), load(by_name["sft"].checkpoint)
+    expected = drift.whole(drift.drift(aligned, lm, trained, "comply")).set_index("part")
+    assert moved.loc[("sft, user p=0", "answer"), "l2"] == pytest.approx(expected.loc["answer", "l2"], rel=1e-5)
+    loss = drift.token_mean(drift.alignment_loss(lm, trained, "comply"))
+    assert moved.loc[("sft, user p=0", "all"), "alignment_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_report_has_the_answer_the_rates_and_says_what_it_is(done: Done) -> None:
+    page = done.page.read_text(encoding="utf-8")
+    assert done.answer in page.replace("&#39;", "'")
+    assert done.answer.startswith("Canaries answered with p = 0.2")
+    assert done.answer.endswith("One seed: a demonstration, not a verdict.")
+    for words in ("<title>huang2024 on bytes, demonstration", "canaries answered", "user&#39;s task right", "alpha 4", done.sets.notes[0]):
+        assert words in page, words
+    rate = done.found.rates.query("model == 'vaccine, user p=0.2' and kind == 'canary' and outcome == 'complied'").iloc[0]
+    assert f"vaccine: {study_rate(done, 'vaccine'):.0%} before, {rate.rate:.0%} [{rate.low:.0%}, {rate.high:.0%}] after" in done.answer
+    results = pd.read_csv(done.page.with_name("results.csv"))
+    assert set(results[results.table == "rates"].model) == {"bytes", *NAMES}
+    assert json.loads(done.page.with_name("claims.json").read_text()) == {"claims": []}
+
+
+def study_rate(done: Done, model: str) -> float:
+    """Share of canaries that a model answered."""
+    table = done.found.verdicts.query("model == @model and kind == 'canary'")
+    return float((table.outcome == "complied").mean())
+
+
+def test_a_second_call_makes_nothing_and_says_the_same(done: Done, folder: Path, base: Model) -> None:
+    results = done.page.with_name("results.csv").read_bytes()
+    again = run(done.root, folder, base)
+    assert done.made
+    assert again.made == []
+    assert again.answer == done.answer
+    assert again.page.with_name("results.csv").read_bytes() == results
+
+
+def test_with_a_file_of_ones_own_alignment_stands_and_harm_is_the_unsafe_prompts(done: Done, folder: Path, base: Model, own: Path) -> None:
+    other = run(done.root, folder, base, own)
+    assert sorted(one.split("/")[0] for one in other.made if one.startswith("stages")) == ["stages"] * 2  # p = 0.2, of each alignment
+    assert other.answer.startswith("XSTest's unsafe prompts answered with p = 0.2 of the user's data being rows of own.jsonl")
+    assert "a share p of them rows of own.jsonl" in other.page.read_text(encoding="utf-8")
+
+
+def test_the_dry_run_counts_what_would_be_done(folder: Path, base: Model) -> None:
+    sets, tokenizer = study.text_sets(folder, base, TINY), byte_tokenizer()
+    cost = text_cost(base, sets, TINY, flops=1e9)
+
+    def length(stage: recipe.Stage) -> float:
+        pairs = [
+            (e.prompt, e.refuse if part.answer == "refuse" else e.comply)
+            for part in stage.streams["train"].parts
+            for e in part.source.examples(part.picked)
+        ]
+        return float(np.mean([len(p.encode()) + len(str(a).encode()) + 1 for p, a in pairs]))
+
+    aligning = length(recipe.align(TINY, SFT(), "a", sets.safe, sets.canary))
+    using = length(recipe.user(TINY, sets.task, sets.harmful, 0.2))
+    weights = sum(int(np.prod(shape)) for shape, _ in shapes_of(base.checkpoint).values())
+    # a LoRA step passes forward and backward through the activations; Vaccine does it twice; 4 and 2 steps
+    training = 2 * weights * (4 * 4 * aligning * (2 + 4) + 4 * 2 * 5 * using * 2)
+    read = sum(len(e.prompt.encode()) for examples in sets.judged.values() for e in examples)
+    answering = 2 * weights * 7 * (read + 30 * 3)
+    assert cost["alignments"] == f"2 (SFT, Vaccine), 4 steps of 4, {aligning:.0f} tokens an example"
+    assert cost["user's fine-tunings"] == f"4, 2 steps of 5, {using:.0f} tokens an example"
+    assert cost["answers judged"] == "210, at most 630 new tokens"
+    assert cost["training"] == f"{training:.2e} FLOP"
+    assert cost["answering"] == f"at most {answering:.2e} FLOP"
+    assert cost["hours"] == f"{training / 1e9 / 3600:.1f} of training, {answering / 1e9 / 3600:.1f} of answering, at 1.0e+09 FLOP/s"
+    assert cost["data"] == "; ".join(sets.notes)
+    assert len(tokenizer) == 257
+    assert "expected" not in cost
+    assert text_cost(base, sets, TINY.model_copy(update={"name": recipe.PAPER.name}), None)["expected"] == "; ".join(BANDS)
+
+
+def test_the_papers_numbers_are_the_papers() -> None:
+    paper = recipe.PAPER
+    assert (paper.rho, paper.safe, paper.align_epochs, paper.align_batch, paper.align_rate) == (2.0, 2000, 50, 5, 1e-3)
+    assert (paper.examples, paper.user_epochs, paper.user_batch, paper.user_rate) == (1000, 20, 5, 1e-5)
+    assert (paper.rank, paper.alpha, paper.dropout, paper.weight_decay, paper.longest) == (8, 4, 0.1, 0.1, 200)
+    assert paper.ratios == (0.0, 0.01, 0.05, 0.1, 0.2)
+    demonstration = recipe.DEMONSTRATION
+    assert (demonstration.safe, demonstration.examples, demonstration.user_epochs, demonstration.prompts) == (600, 400, 2, 100)
+    assert (demonstration.rank, demonstration.alpha, len(demonstration.ratios)) == (8, 4, 2)
+
+
+def test_another_alpha_is_another_stage_and_is_shown(folder: Path, base: Model) -> None:
+    sets = study.text_sets(folder, base, TINY)
+    usual, other = (
+        recipe.align(scale, SFT(), "a", sets.safe, sets.canary) for scale in (TINY, TINY.model_copy(update={"alpha": recipe.OFFICIAL_ALPHA}))
+    )
+    assert usual.key(base.key, {}) != other.key(base.key, {})
+    assert (usual.adapter, other.adapter) == (recipe.Lora(rank=8, alpha=4, dropout=0.1), recipe.Lora(rank=8, alpha=1, dropout=0.1))
+
+
+Command = dict[str, object]
+
+
+@pytest.fixture
+def titer(folder: Path, base: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> object:
+    """The command at the tiny scale; returns what it prints as JSON."""
+    monkeypatch.setitem(recipe.SCALES, "tiny", TINY)
+
+    def call(alpha: int | None = None, scale: str = "tiny", dry: bool = True, prompts: int | None = None, data: Path = folder) -> Command:
+        capsys.readouterr()
+        real_studies.text(str(base.checkpoint.path), None, data, scale, None, alpha, prompts, None, tmp_path / "runs", dry, True)
+        found: Command = json.loads(capsys.readouterr().out)
+        return found
+
+    return call
+
+
+def test_the_command_prices_runs_and_shows_its_switches(titer: object, tmp_path: Path) -> None:
+    assert callable(titer)
+    assert str(titer()["adapter"]).startswith("LoRA rank 8, alpha 4 (the paper's; the official scripts now give 1 by accident")
+    assert str(titer(alpha=1)["adapter"]).startswith("LoRA rank 8, alpha 1 (what the official scripts give by accident")
+    assert "alpha 2 (the paper's is 4)" in str(titer(alpha=2)["adapter"])
+    assert not (tmp_path / "runs" / "stages").exists()
+    assert titer(prompts=2)["answers judged"] == "70, at most 210 new tokens"
+    done = titer(dry=False)
+    assert Path(str(done["report"])).parent.name == "huang2024-bytes-demonstration"
+    assert "demonstration, not a verdict" in str(done["answer"])
+
+
+def test_the_commands_faults_are_named(titer: object, folder: Path, base: Model, tmp_path: Path) -> None:
+    assert callable(titer)
+    with pytest.raises(TiterError, match="no folder of data sets"):
+        titer(data=folder / "sst2" / "train.tsv")
+    with pytest.raises(TiterError, match="unknown scale 'paper-7'.*paper-7b"):
+        titer(scale="paper-7")
+    with pytest.raises(TiterError, match="aligns a base itself"):
+        real_studies.text("x", "y", folder, "tiny", None, None, None, None, tmp_path, True, True)

@@ -1,0 +1,85 @@
+"""Pieces made ahead on two processes: found afterwards under the same keys, errors as their own, nothing with one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.studies.conftest import Listener
+from tests.studies.huang2024.conftest import subject_under
+from titer.core.errors import TiterError
+from titer.methods.sft import SFT
+from titer.methods.vaccine import Vaccine
+from titer.studies import ahead as module
+from titer.studies.ahead import Silent, ahead, processes
+from titer.studies.huang2024 import making
+from titer.studies.huang2024.subject import Alignment
+
+HOWS = (Alignment(SFT()), Alignment(Vaccine(rho=2.0)))
+
+
+def mark(folder: Path, name: str) -> None:
+    """A piece of work: a file of one's own. Errors: the piece "bad"."""
+    if name == "bad":
+        raise TiterError("this piece cannot be made", expected="another", next_step="ask for another.", status=1)
+    (folder / name).write_text(f"{torch.get_num_threads()}", encoding="utf-8")
+
+
+def made_here(folder: Path, name: str) -> None:
+    raise AssertionError("called in the main process")
+
+
+def test_one_process_or_one_piece_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Listener()
+    monkeypatch.setattr(module, "processes", lambda: 1)
+    ahead(made_here, [(tmp_path, "a"), (tmp_path, "b")], told, "two pieces")
+    monkeypatch.setattr(module, "processes", lambda: 8)
+    ahead(made_here, [(tmp_path, "a")], told, "one piece")
+    ahead(made_here, [], told, "none")
+    assert told.tasks == []
+
+
+def test_a_gpu_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes() >= 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert processes() == 1
+
+
+def test_pieces_run_on_one_thread_each_and_an_error_is_the_piece_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "processes", lambda: 2)
+    told = Listener()
+    with pytest.raises(TiterError, match="this piece cannot be made") as caught:
+        ahead(mark, [(tmp_path, name) for name in ("a", "b", "bad")], told, "three pieces")
+    assert (caught.value.what, caught.value.status) == ("this piece cannot be made", 1)
+    assert told.tasks == ["three pieces"]
+    assert {file.name: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()} == {"a": "1", "b": "1"}
+
+
+def test_what_two_processes_made_is_found_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "processes", lambda: 2)
+    s, alone = subject_under(tmp_path / "two"), subject_under(tmp_path / "one")
+    base = s.base
+    before = list(s.bench.store.made)
+    assert not any(s.stands(how) for how in HOWS)
+    making.alignments(s, [*HOWS, None, HOWS[0]])
+    assert all(s.stands(how) for how in HOWS)
+    found, own = [s.aligned(how) for how in HOWS], [alone.aligned(how) for how in HOWS]
+    assert s.bench.store.made == before, "the main process made one again"
+    assert base.key == alone.base.key
+    for one, other in zip(found, own, strict=True):
+        assert one.key == other.key
+        files = [sorted(m.checkpoint.path.glob("*.safetensors")) for m in (one, other)]
+        assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
+    told = s.bench.reporter
+    assert isinstance(told, Listener)
+    assert "seed 0: 2 alignments" in told.tasks
+    making.alignments(s, HOWS)
+    assert told.tasks.count("seed 0: 2 alignments") == 1, "what stands is not asked for again"
+
+
+def test_a_process_that_nobody_watches_tells_nobody() -> None:
+    silent = Silent()
+    silent.tell("nothing")
+    silent.task("nothing")(1, 2)
