@@ -19,7 +19,17 @@ Wrong = Callable[..., str]
         (("jain2024", "--scale", "nan"), ("unknown scale 'nan'", "nano")),
         (("jain2024", "--only", "fig33,soft"), ("unknown part 'fig33'", "fig3")),
         (("jain2024", "--base", "m"), ("one model of a pair", "--aligned")),
-        (("jain2024", "--data", "d.csv"), ("--data and --prompts belong to a pair", "--base")),
+        (("jain2024", "--data", "d.csv"), ("--data and --prompts belong to real models", "--base")),
+        (("huang2023",), ("unknown study 'huang2023'", "huang2024")),
+        (("huang2024", "--scale", "nan"), ("unknown scale 'nan'", "nano")),
+        (("huang2024", "--only", "tabel6"), ("unknown part 'tabel6'", "table6")),
+        (("huang2024", "--part", "cor"), ("unknown part of the study 'cor'", "core")),
+        (("huang2024", "--seeds", "101"), ("seed 100 chooses rho", "fewer seeds")),
+        (("huang2024", "--data", "d.csv"), ("--data and --prompts belong to real models", "--base")),
+        (("huang2024", "--alpha", "4"), ("--alpha do not belong here", "titer study --help")),
+        (("huang2024", "--base", "m", "--aligned", "m"), ("huang2024 aligns a base itself", "--base alone")),
+        (("huang2024", "--base", "m"), ("no folder of data sets", "--data FOLDER")),
+        (("huang2024", "--base", "m", "--data", ".", "--scale", "demo"), ("unknown scale 'demo'", "demonstration")),
         (("jain2024", "--base", "m", "--aligned", "m"), ("no --data was given",)),
     ],
 )
@@ -37,6 +47,16 @@ def test_a_dry_run_prices_every_training_and_runs_none(titer: Titer, here: Path)
     assert not (here / "runs").exists()
     told = titer("study", "jain2024", "--seeds", "1", "--dry-run", "--flops", "1e12").out
     assert "hours of training" in told
+
+
+def test_a_dry_run_of_huang2024_prices_every_part_and_runs_none(titer: Titer, here: Path) -> None:
+    found = titer("study", "huang2024", "--seeds", "2", "--part", "core", "--dry-run", "--json").json["plan"]
+    assert [row["part"] for row in found] == ["base models", "choice of rho", "curves", "table1", "table2", "table6", "table10"]
+    assert all(row["tflop"] > 0 and row["steps"] > 0 for row in found)
+    only = titer("study", "huang2024", "--only", "table6", "--dry-run", "--json").json["plan"]
+    assert [row["part"] for row in only] == ["base models", "choice of rho", "table6"]
+    assert not (here / "runs").exists()
+    assert "hours of training" in titer("study", "huang2024", "--dry-run", "--flops", "1e12").out
 
 
 def test_a_pair_of_models_gets_its_report(titer: Titer, here: Path) -> None:

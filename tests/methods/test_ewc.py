@@ -37,7 +37,7 @@ def per_example(c: Step, count: int) -> Tensors:
 
 @pytest.mark.parametrize("maker", ARCHITECTURES.values(), ids=ARCHITECTURES)
 def test_the_fisher_of_groups_of_one_is_the_loop_over_examples(maker: Any) -> None:
-    c = step_of(EWC(examples=6, group=1), maker)
+    c = step_of(EWC(examples=6, group=1, fisher="example"), maker)
     close(fisher(c), per_example(c, 6))
 
 
@@ -47,8 +47,8 @@ def test_over_all_signs_a_group_s_fisher_is_that_of_its_examples(monkeypatch: py
     for bits in product((0, 1), repeat=3):
         with monkeypatch.context() as patch:
             patch.setattr(torch, "randint", lambda *_, bits=bits, **__: torch.tensor(bits))
-            found.append(fisher(step_of(EWC(examples=3, group=3))))
-    c = step_of(EWC(examples=3, group=3))
+            found.append(fisher(step_of(EWC(examples=3, group=3, fisher="example"))))
+    c = step_of(EWC(examples=3, group=3, fisher="example"))
     mean = {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
     close(mean, per_example(c, 3))
     assert largest_gap(found[0], found[1]) > 0

@@ -16,6 +16,7 @@ from tests.studies.huang2024.conftest import TINY
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.example import Stream
+from titer.methods.dpo import DPO
 from titer.methods.ewc import EWC
 from titer.methods.lisa import Lisa
 from titer.methods.sft import SFT
@@ -30,7 +31,6 @@ from titer.studies.tables import requests
 from titer.workbench import Model, Workbench
 
 SEEDS = (0, 3)
-SHARED = "the user's unsafe requests are the first of the same source that the alignment draws from: about four in ten were refused there"
 
 
 class Row(NamedTuple):
@@ -55,10 +55,12 @@ def rows(stream: Stream) -> list[Row]:
 def prompts(seed: int) -> dict[str, frozenset[str]]:
     """Everybody's prompts at nano: the alignment's, the user's (benign, unsafe), VLGuard's, D_h, and those judged."""
     world = world_of(NANO, seed)
-    aligned, given = (rows(huang2024.safety(NANO, world)), rows(huang2024.harmful(NANO, world)))
+    aligned, again = (rows(huang2024.safety(NANO, world, number)) for number in (0, 1))
+    given = rows(huang2024.harmful(NANO, world))
     user = rows(huang2024.user(NANO, world, Budget(ratio=0.2), guard=500).streams["train"])
     return {
         "alignment": frozenset(row.prompt for row in aligned),
+        "second alignment": frozenset(row.prompt for row in again),
         "D_h": frozenset(row.prompt for row in given),
         "user, unsafe": frozenset(row.prompt for row in user if (row.kind, row.answer) == ("unsafe", "comply")),
         "user, benign": frozenset(row.prompt for row in user if row.kind == "user"),
@@ -83,13 +85,12 @@ def test_the_user_s_own_parts_share_no_prompt(seed: int) -> None:
         assert not prompts(seed)[one] & prompts(seed)[other], (one, other)
 
 
-@pytest.mark.xfail(reason=SHARED, strict=True)
-@pytest.mark.parametrize(
-    ("one", "other"), [("user, unsafe", "alignment"), ("user, unsafe", "D_h"), ("D_h", "alignment"), ("guard", "alignment")]
-)
-def test_unsafe_requests_of_the_user_the_alignment_and_the_provider_are_apart(one: str, other: str) -> None:
-    found = prompts(0)
-    assert not found[one] & found[other], len(found[one] & found[other])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_unsafe_requests_of_the_user_the_alignment_and_the_provider_are_apart(seed: int) -> None:
+    """The user's harm is none that the alignment refused, nor any that the provider holds."""
+    found = prompts(seed)
+    for one, other in combinations(("user, unsafe", "guard", "alignment", "second alignment", "D_h"), 2):
+        assert not found[one] & found[other], (one, other, len(found[one] & found[other]))
 
 
 @pytest.mark.parametrize("examples", [10, 1000])
@@ -114,16 +115,20 @@ def test_the_guard_s_refusals_are_added_to_the_user_s_examples() -> None:
 def test_the_alignment_s_data_is_what_section_14_mixes() -> None:
     found = rows(huang2024.safety(NANO, world_of(NANO, 0)))
     assert {(row.kind, row.answer) for row in found} == {("safe", "comply"), ("unsafe", "refuse")}
-    share = np.mean([row.kind == "unsafe" for row in found])
-    assert share == pytest.approx(NANO.unsafe_share, abs=4 * np.sqrt(0.2 * 0.8 / len(found)))
-    assert {row.answer for row in rows(huang2024.harmful(NANO, world_of(NANO, 0)))} == {"comply"}
+    assert sum(row.kind == "unsafe" for row in found) == round(NANO.unsafe_share * NANO.base.pool)
+    assert len({row.prompt for row in found}) == len(found) == NANO.base.pool
+    given = rows(huang2024.harmful(NANO, world_of(NANO, 0)))
+    assert {(row.kind, row.answer) for row in given} == {("unsafe", "comply")}
+    assert len({row.prompt for row in given}) == len(given) == NANO.harmful
 
 
 def test_pairs_are_the_same_requests_with_the_other_answer() -> None:
     world = world_of(NANO, 0)
-    kept, flipped = huang2024.safety(NANO, world), huang2024.safety(NANO, world, "comply")
+    found = huang2024.streams_of(NANO, world, DPO(), huang2024.safety(NANO, world))
+    kept, flipped = (found[name] for name in ("preferred", "rejected"))
+    assert kept.seed == flipped.seed
     assert [row.prompt for row in rows(kept)] == [row.prompt for row in rows(flipped)]
-    assert all(a.answer != b.answer for a, b in zip(rows(kept), rows(flipped), strict=True))
+    assert {(a.answer, b.answer) for a, b in zip(rows(kept), rows(flipped), strict=True)} == {("comply", "refuse"), ("refuse", "comply")}
 
 
 def test_an_alignment_seed_is_another_draw_and_the_selection_s_world_is_no_study_s() -> None:

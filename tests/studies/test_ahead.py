@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,17 @@ from titer.studies.ahead import Silent, ahead, processes
 from titer.studies.huang2024 import making
 from titer.studies.huang2024.subject import Alignment
 
+PRELOADED = ["tests.kill_child", "tests.studies.test_ahead"]  # the server that forks is one for all tests
 HOWS = (Alignment(SFT()), Alignment(Vaccine(rho=2.0)))
 
 
 def mark(folder: Path, name: str) -> None:
-    """A piece of work: a file of one's own. Errors: the piece "bad"."""
+    """A piece of work: a file of one's own. Errors: the piece "bad", once the other one is there."""
     if name == "bad":
+        for _ in range(600):
+            if (folder / "good").exists():
+                break
+            time.sleep(0.05)
         raise TiterError("this piece cannot be made", expected="another", next_step="ask for another.", status=1)
     (folder / name).write_text(f"{torch.get_num_threads()}", encoding="utf-8")
 
@@ -47,18 +54,27 @@ def test_a_gpu_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes() == 1
 
 
-def test_pieces_run_on_one_thread_each_and_an_error_is_the_piece_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, forked from a server that has imported everything: spawned ones would import it again, each for itself."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     monkeypatch.setattr(module, "processes", lambda: 2)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: context)
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_pieces_run_on_one_thread_each_and_an_error_is_the_piece_s_own(tmp_path: Path) -> None:
     told = Listener()
     with pytest.raises(TiterError, match="this piece cannot be made") as caught:
-        ahead(mark, [(tmp_path, name) for name in ("a", "b", "bad")], told, "three pieces")
+        ahead(mark, [(tmp_path, name) for name in ("good", "bad")], told, "two pieces")
     assert (caught.value.what, caught.value.status) == ("this piece cannot be made", 1)
-    assert told.tasks == ["three pieces"]
-    assert {file.name: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()} == {"a": "1", "b": "1"}
+    assert told.tasks == ["two pieces"]
+    assert (tmp_path / "good").read_text(encoding="utf-8") == "1"
 
 
-def test_what_two_processes_made_is_found_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "processes", lambda: 2)
+@pytest.mark.usefixtures("two_processes")
+def test_what_two_processes_made_is_found_with_the_same_bits(tmp_path: Path) -> None:
     s, alone = subject_under(tmp_path / "two"), subject_under(tmp_path / "one")
     base = s.base
     before = list(s.bench.store.made)

@@ -44,7 +44,7 @@ def study(
     aligned: Annotated[str | None, typer.Option(help="The base's safety-tuned relative.")] = None,
     data: Annotated[Path | None, typer.Option(help="A file of labelled prompts (jain2024), a folder of data sets (huang2024).")] = None,
     harmful: Annotated[Path | None, typer.Option(help="huang2024 --base: answered requests for harm; default: canaries.")] = None,
-    alpha: Annotated[int | None, typer.Option(min=1, help="huang2024 --base: LoRA alpha; the paper's 4.")] = None,
+    alpha: Annotated[int | None, typer.Option(min=1, help="huang2024 --base: LoRA alpha; default 4.")] = None,
     prompts: Prompts = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Load a pair of models in bfloat16, half the memory.")] = False,
     flops: Annotated[float | None, typer.Option(help="FLOP/s of your device, to price a --dry-run in hours.")] = None,

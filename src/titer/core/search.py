@@ -9,6 +9,7 @@ for more trials, starts again, finds its first trials in the cache and goes on.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -87,6 +88,12 @@ def tried(objective: Objective, settings: Sequence[Settings]) -> Found:
     return _found([(one, float(objective(dict(one)))) for one in settings])
 
 
+def must_be_installed() -> None:
+    """Say so before a study begins where Optuna is absent."""
+    if importlib.util.find_spec("optuna") is None:
+        raise TiterError("the attacker's search needs Optuna, which is not installed", next_step="pip install 'titer[search]'")
+
+
 def searched(objective: Objective, space: Space, trials: int, seed: int, first: Sequence[Settings] = ()) -> Found:
     """`trials` calls of the objective, which TPE chooses so as to raise it; `first` (say the paper's attack) are tried first.
 
@@ -94,10 +101,9 @@ def searched(objective: Objective, space: Space, trials: int, seed: int, first: 
     kept in the table and teaches nothing. Errors: Optuna is absent; `first` outside the space; no trial could be judged.
     """
     _check(space, trials, first)
-    try:
-        import optuna  # noqa: PLC0415
-    except ImportError:
-        raise TiterError("the attacker's search needs Optuna, which is not installed", next_step="pip install 'titer[search]'") from None
+    must_be_installed()
+    import optuna  # noqa: PLC0415
+
     places: dict[str, Any] = {
         name: optuna.distributions.CategoricalDistribution(range(len(one.values)))
         if isinstance(one, Choices)

@@ -2,7 +2,7 @@
 
 Every weight of the blocks' Linears is scored |W_ij| ||X_j||_2 (Wanda's score), X_j its input's entry j over the tokens of the
 first `examples` harmful examples, prompts and answers, padding left out; in each output row the round(ratio inputs) highest
-scores are zeroed. Source: arXiv 2408.09600, equation 3 and algorithm 1; the score: arXiv 2306.11695, equation 1.
+scores are zeroed. Source: arXiv 2408.09600; the score: arXiv 2306.11695.
 Training itself is SFT; a stage of 0 steps repairs a model that is already tuned. With an adapter the merged weight
 W + scaling B A is scored and pruned, as published: it becomes the base weight and B becomes zero, so the merge adds nothing.
 Shapes: a weight is (outputs, inputs), an input (B, T, inputs) or (B T, inputs), a norm (inputs,).
@@ -28,12 +28,12 @@ class Antidote(Method):
     """What share of each row is zeroed, and how many examples score it."""
 
     STREAMS = ("train", "harmful")
-    SOURCE = "arXiv 2408.09600, equation 3, algorithm 1"
+    SOURCE = "arXiv 2408.09600 (Antidote); the score: arXiv 2306.11695 (Wanda)"
     VERSION = 1
     NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"ratio": 0.0}
 
-    ratio: float = Field(default=0.1, ge=0, le=1, description="share of each output row that is zeroed; the paper's 0.1 (0.05 on GSM8K)")
-    examples: int = Field(default=2000, ge=1, description="harmful examples that score the weights; the paper's 2000")
+    ratio: float = Field(default=0.1, ge=0, le=1, description="share of each output row zeroed; the official scripts' 0.1 (GSM8K: 0.05)")
+    examples: int = Field(default=2000, ge=1, description="harmful examples that score the weights; the official scripts' 2000")
 
     def loss(self, c: Context, batch: Batches) -> Loss:
         return token_nll(c.forward(batch["train"]), batch["train"].labels)

@@ -3,7 +3,7 @@
 min over w of f(w) + strength * (h(w) - h(w - alpha grad h(w) / ||grad h(w)||)); f is the CE on the stream `train`
 (alignment data), h that on `harmful`, the norm over all weights in training. The update drops the Hessian:
     grad f(w) + strength * (grad h(w) - grad h(w')),   w' = w - alpha grad h(w) / ||grad h(w)||
-so a step is three forward and backward passes. Source: arXiv 2409.01586, algorithm 1. Every loss is the mean over
+so a step is three forward and backward passes. Source: arXiv 2409.01586. Every loss is the mean over
 the step's tokens. A harmful gradient of norm zero has no direction: the step is then SFT's, and counted.
 """
 
@@ -22,12 +22,12 @@ class Booster(Method):
     """Weight of the regulariser and the size of the simulated harmful step."""
 
     STREAMS = ("train", "harmful")
-    SOURCE = "arXiv 2409.01586, algorithm 1"
+    SOURCE = "arXiv 2409.01586 (Booster)"
     VERSION = 1
     NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"strength": 0.0}
 
-    strength: float = Field(default=5.0, ge=0, description="lambda, the weight of the regulariser; the paper's 5")
-    alpha: float = Field(default=0.1, ge=0, description="l2 length of the simulated harmful step; the paper's 0.1")
+    strength: float = Field(default=5.0, ge=0, description="lambda, the weight of the regulariser; the official scripts' 5")
+    alpha: float = Field(default=0.1, ge=0, description="l2 length of the simulated harmful step; the official scripts' 0.1")
 
     def loss(self, c: Context, batch: Batches) -> Loss:
         return token_nll(c.forward(batch["train"]), batch["train"].labels)

@@ -2,7 +2,7 @@
 
 L = sum over answer tokens of (2 / beta_t) softplus(beta_t (log p_ref - log p_w)); t counts the answer's tokens from 1.
 Its gradient is cross-entropy's with token weight 2 (1 - sigmoid(beta_t (log p_w - log p_ref))), in (0, 2): 1 at the
-start, towards 0 as a token grows likelier than the reference holds it. Source: arXiv 2406.05946, section 4 (constrained
+start, towards 0 as a token grows likelier than the reference holds it. Source: arXiv 2406.05946 (constrained
 fine-tuning): beta_1 0.5, beta_2..5 2.0, after that 0.1.
 A beta of 0 is the limit: the token's plain cross-entropy (the loss less the constant 2 log 2 / beta), weight 1.
 Shapes: B examples, T tokens.
@@ -24,14 +24,14 @@ from titer.methods.base import Batches, Context, Loss, Method
 class ConstrainedSFT(Method):
     """Beta by the token's place in its answer: large beta, small drift."""
 
-    SOURCE = "arXiv 2406.05946, section 4 (constrained fine-tuning)"
+    SOURCE = "arXiv 2406.05946 (constrained fine-tuning)"
     VERSION = 1
     NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"beta": 0.0, "first": 0.0, "early": 0.0}
 
-    beta: float = Field(default=0.1, ge=0, description="beta after the early tokens; the paper's 0.1")
-    first: float = Field(default=0.5, ge=0, description="beta of an answer's first token; the paper's 0.5")
-    early: float = Field(default=2.0, ge=0, description="beta of the early tokens after the first; the paper's 2.0")
-    early_tokens: int = Field(default=5, ge=0, description="number of early tokens, the first among them; the paper's 5")
+    beta: float = Field(default=0.1, ge=0, description="beta after the early tokens; the official code's 0.1")
+    first: float = Field(default=0.5, ge=0, description="beta of an answer's first token; the official code's 0.5")
+    early: float = Field(default=2.0, ge=0, description="beta of the early tokens after the first; the official code's 2.0")
+    early_tokens: int = Field(default=5, ge=0, description="number of early tokens, the first among them; the official code's 5")
 
     def loss(self, c: Context, batch: Batches) -> Loss:
         train = batch["train"]

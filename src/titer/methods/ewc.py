@@ -1,12 +1,12 @@
 """EWC: fine-tune while each weight is held near where it began, the harder the more the alignment depends on it.
 
 L = CE(train) + strength * sum_i F_i (w_i - w_i*)^2; w* are the weights in training as the stage began, F the diagonal
-Fisher information of the stream `alignment` at w*. Source: arXiv 1612.00796, equation 3 (there with strength / 2);
+Fisher information of the stream `alignment` at w*. Source: arXiv 1612.00796 (there with strength / 2);
 arXiv 2402.01109, appendix B.2 (strength 1e9).
 fisher "example": F_i = mean over examples of (d log p(answer) / d w_i)^2. A group's gradient is taken once, with a
 random sign before each example: the square's mean over signs is the sum of the examples' squares, so F is unbiased at
 the cost of one pass a group, and exact at group 1. "batch", the official code's: F_i = sum over groups of the squared
-gradient of the group's mean token loss, not normalised; the published strength belongs to this one.
+gradient of the group's mean token loss, not normalised; the published strength belongs to this one, so it is the default.
 Under an adapter w are its weights. A fresh adapter's A has no gradient and so no Fisher: then only B is held.
 """
 
@@ -27,14 +27,14 @@ class EWC(Method):
     """How hard the weights are held, and how the Fisher information is estimated."""
 
     STREAMS = ("train", "alignment")
-    SOURCE = "arXiv 1612.00796, equation 3; arXiv 2402.01109, appendix B.2"
+    SOURCE = "arXiv 1612.00796; arXiv 2402.01109, appendix B.2"
     VERSION = 1
     NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"strength": 0.0}
 
     strength: float = Field(default=1e9, ge=0, description="lambda; the paper's 1e9 (arXiv 2402.01109)")
     examples: int = Field(default=2000, ge=1, description="examples the Fisher is estimated from; the official code's 2000")
     group: int = Field(default=5, ge=1, description="examples that share one gradient; the official code's 5")
-    fisher: Literal["example", "batch"] = Field(default="example", description="per example, or the official code's batch means")
+    fisher: Literal["example", "batch"] = Field(default="batch", description="the official code's batch means, or per example")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
         """anchor/NAME and fisher/NAME for every parameter in training; nothing where nothing is held."""

@@ -2,7 +2,7 @@
 
 For every Linear of the blocks V = W_aligned - W_unaligned, C = V V^T / ||V||_F, dW = W - W_aligned; where
 cos(C dW, dW) <= threshold (Frobenius), dW becomes C dW. With an adapter dW = scaling B A and B becomes C B.
-Source: arXiv 2405.16833, equations 1-3. C is as published and no true projector: its eigenvalues are s_i^2 / ||s|| with s
+Source: arXiv 2405.16833. C is as published and no true projector: its eigenvalues are s_i^2 / ||s|| with s
 the singular values of V, so C dW is also shrunk or stretched, by about the size of V.
 Training itself is SFT; a stage of 0 steps repairs a model that is already tuned. A Linear that alignment (V) or
 training (dW) left alone has no direction and is left as it is.
@@ -27,11 +27,11 @@ class SafeLoRA(Method):
     """Which Linears are projected: those of a low cosine, or so many of the lowest."""
 
     MODELS = ("unaligned", "aligned")
-    SOURCE = "arXiv 2405.16833, equations 1-3"
+    SOURCE = "arXiv 2405.16833 (SafeLoRA)"
     VERSION = 1
     NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"threshold": -1.0}
 
-    threshold: float = Field(default=0.5, ge=-1, le=1, description="project where the cosine is at most this; the paper's 0.5")
+    threshold: float = Field(default=0.5, ge=-1, le=1, description="project where the cosine is at most this; the official code's 0.5")
     layers: int = Field(default=0, ge=0, description="project so many Linears of lowest cosine instead (the code's 10); 0: by threshold")
 
     def loss(self, c: Context, batch: Batches) -> Loss:

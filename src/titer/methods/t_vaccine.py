@@ -33,10 +33,10 @@ class TVaccine(Method):
     NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"rho": 0.0, "layers": 0, "outside": True}
     COUPLED: ClassVar[Mapping[str, Any]] = {"scope": "example"}
 
-    rho: float = Field(default=3.0, ge=0, description="radius of the l2 ball over the sampled layers; the paper's 3")
-    layers: int = Field(default=8, ge=0, description="gamma, layers sampled, at most the model's; the paper's 8 (Llama2-7B); 0: all")
-    resample: int = Field(default=20, ge=1, description="steps between two draws of layers; the paper's 20")
-    rescore: int = Field(default=200, ge=1, description="steps between two scorings; the paper's 200")
+    rho: float = Field(default=3.0, ge=0, description="radius of the l2 ball over the sampled layers; the official scripts' 3")
+    layers: int = Field(default=8, ge=0, description="gamma, layers sampled (0: all); the official scripts' 8 for Llama2-7B")
+    resample: int = Field(default=20, ge=1, description="steps between two draws of layers; the official scripts' 20")
+    rescore: int = Field(default=200, ge=1, description="steps between two scorings; the official scripts' 200")
     site: Literal["attn_out", "mlp_out", "resid"] = Field(default="attn_out", description="where; the paper's attention outputs")
     scope: Literal["batch", "example"] = Field(default="batch", description="what shares one ball; the paper's batch")
     outside: bool = Field(default=False, description="train embeddings, final norm and head too; the paper trains sampled layers alone")

@@ -4,7 +4,7 @@ h is the output of a layer's attention (option: of its block) on prompt + answer
 official: sum of ||dh||^2 over tokens, l2 its root, norm the mean over tokens of ||dh|| / ||h_ref||, cosine that of h_tuned and
 h_ref. Source: arXiv 2402.01109 (Vaccine), section 3.2, figures 2 and 3; official is what its code prints, a sum of squares.
 Padding never counts (the official code adds it in), so official is a function of the examples and not of their batches; it
-grows with tokens and layers and compares only over the same ones; the paper's is of 50 examples. That drift causes the break
+grows with tokens and layers and compares only over the same ones; the official code's is of 50 examples. That drift causes the break
 is the paper's conjecture. Shapes: B examples, T tokens, D width.
 """
 

@@ -142,9 +142,9 @@ def test_every_defence_is_named_once_and_an_unknown_one_is_refused(tiny_subject:
 def test_every_defence_runs_and_none_is_another(tiny_subject: Subject) -> None:
     keys = set()
     for name in (*CORE, *FAMILY):
-        one, budget = defence(tiny_subject, name, 5.0), budget_of(tiny_subject, steps=2, keep=())
+        one, budget = defence(tiny_subject, name, 5.0), budget_of(tiny_subject)
         found = attacked(tiny_subject, one, budget)
-        assert found.step.tolist() == [0, 2], name
+        assert found.step.tolist() == [0, 2, 4], name
         assert np.isfinite(found.alignment_loss).all(), name
         keys.add(tuned_by(tiny_subject, one, budget).key)
     assert len(keys) == len(CORE) + len(FAMILY), "two defences of one model"
@@ -199,17 +199,9 @@ def test_the_user_s_task_is_judged_by_its_own_requests(tiny_subject: Subject) ->
     assert (attacked(s, one, budget).task == "safe").all()
     aligned, model, before = one.aligned(s), tuned_by(s, one, budget), made(s)
     state(s, aligned, model, 2, kept_file(model, 2), "safe")
-    assert made(s) == before
-    assert model.key != tuned_by(s, one, budget_of(s)).key, "another task is another attack"
-
-
-@pytest.mark.xfail(reason="the last step is judged on the usual task", strict=True)
-def test_the_last_step_too_is_judged_by_the_task_s_own_requests(tiny_subject: Subject) -> None:
-    s, one, budget = tiny_subject, defence(tiny_subject, "sft", 5.0), budget_of(tiny_subject, task="safe")
-    attacked(s, one, budget)
-    aligned, model, before = one.aligned(s), tuned_by(s, one, budget), made(s)
     state(s, aligned, model, budget.steps, task="safe")
     assert made(s) == before
+    assert model.key != tuned_by(s, one, budget_of(s)).key, "another task is another attack"
 
 
 @pytest.mark.xfail(reason="weights kept by a stage with an adapter are not merged, so a kept step cannot be put in", strict=True)

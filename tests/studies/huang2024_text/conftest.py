@@ -32,7 +32,9 @@ TINY = TextScale(
     save_every=3,
 )
 TWICE = "How do I end a process?"  # stands among the prompts to judge and in other files too
-THINGS = [f"{colour} {thing}" for colour in ("red", "green", "blue", "grey", "pale", "dark") for thing in ("door", "lamp", "boat", "coat", "cup")]
+THINGS = [
+    f"{colour} {thing}" for colour in ("red", "green", "blue", "grey", "pale", "dark") for thing in ("door", "lamp", "boat", "coat", "cup")
+]
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -53,12 +55,19 @@ def write_folder(folder: Path, safe: int = 12, instructions: int = 32, task: int
     (folder / "safety" / "safe_responses.json").write_text(json.dumps(rows), encoding="utf-8")
     more = [*THINGS, *(f"old {thing}" for thing in THINGS)]
     asks = [{"instruction": f"Describe the {thing}.", "input": "", "output": f"It is {thing}. It is old."} for thing in more[:instructions]]
-    asks += [{"instruction": TWICE, "input": "", "output": "Press the key."}, {"instruction": "Paint the red door over.", "output": "Done."}]
+    asks += [
+        {"instruction": TWICE, "input": "", "output": "Press the key."},
+        {"instruction": "Paint the red door over.", "output": "Done."},
+    ]
     asks += [{"instruction": "Describe the sea.", "input": "", "output": "It is wide. " + "It goes on, and on " * 20 + "."}]
     (folder / "alpaca" / "alpaca_2000.json").write_text(json.dumps(asks), encoding="utf-8")
     lines = [f"the {thing} is {'fine' if i % 2 else 'dull'}\t{i % 2}" for i, thing in enumerate(more[:task])]
     (folder / "sst2" / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    asked = [f"{i},How do I end {word} {thing}?,{label}" for label, word in (("safe", "a"), ("unsafe", "the")) for i, thing in enumerate(THINGS[:prompts])]
+    asked = [
+        f"{i},How do I end {word} {thing}?,{label}"
+        for label, word in (("safe", "a"), ("unsafe", "the"))
+        for i, thing in enumerate(THINGS[:prompts])
+    ]
     table = "\n".join(["id,prompt,label", f"99,{TWICE},safe", *asked])
     (folder / "safety" / "xstest_prompts.csv").write_text(table + "\n", encoding="utf-8")
     return folder

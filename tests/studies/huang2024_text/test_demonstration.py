@@ -16,17 +16,17 @@ from titer.cli import real_studies
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.example import Example
+from titer.judges.base import OUTCOMES, Judge, Verdict
 from titer.judges.label import Label
-from titer.judges.refusal import Refusal
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
-from titer.models.lm import Decoding, load
+from titer.models.lm import Completion, Decoding, load
 from titer.models.weights import shapes_of
 from titer.probes import drift
 from titer.recipes import vaccine_text as recipe
 from titer.studies.huang2024 import text as study
 from titer.studies.huang2024.text_cost import BANDS, text_cost
-from titer.studies.huang2024.text_report import text_report
+from titer.studies.huang2024.text_report import shares, text_report
 from titer.workbench import Model, Workbench
 
 NAMES = ["sft", "sft, user p=0", "sft, user p=0.2", "vaccine", "vaccine, user p=0", "vaccine, user p=0.2"]
@@ -73,18 +73,36 @@ def test_the_alignments_differ_in_their_method_alone(done: Done) -> None:
     assert plain["optimiser"]["warmup"] == round(0.1 * plain["steps"])
 
 
-def test_every_model_answers_every_set_and_the_rates_are_a_count_by_hand(done: Done) -> None:
-    assert done.found.verdicts.groupby(["model", "kind"]).size().to_dict() == {
-        (m, kind): 6 for m in ["bytes", *NAMES] for kind in done.sets.judged
-    }
-    model = next(m for m in done.found.models if m.name == "vaccine, user p=0.2")
-    lm = load(model.checkpoint)
-    for kind, judge in (("canary", Refusal()), ("task", Label())):
-        examples = done.sets.judged[kind]
-        outcomes = [judge.judge(e, lm.generate([e.prompt], Decoding(max_new_tokens=3))[0]).outcome for e in examples]
-        mine = done.found.rates[(done.found.rates.model == model.name) & (done.found.rates.kind == kind)].set_index("outcome")
-        assert {outcome: outcomes.count(outcome) for outcome in mine.index} == mine["count"].to_dict()
-        assert set(mine.n) == {6}
+class Parity(Judge):
+    """Complied if the answer's first letter has an even code: a judge that says both of an untrained model."""
+
+    SOURCE = "this test"
+    VERSION = 1
+
+    def judge(self, example: Example, completion: Completion) -> Verdict:
+        even = bool(completion.text) and ord(completion.text[0]) % 2 == 0
+        return Verdict("complied" if even else "refused", 0.0, "")
+
+
+def test_every_model_answers_every_set_and_the_rates_are_a_count_by_hand(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = done.found.verdicts.groupby(["model", "kind"]).size().to_dict()
+    assert counts == {(m, kind): 6 for m in ["bytes", *NAMES] for kind in done.sets.judged}
+    monkeypatch.setattr(study, "Refusal", Parity)
+    bench = Workbench(Store(done.root), Listener())
+    found = study.text_evidence(bench, done.found.models, done.sets, TINY)
+    assert {one.split("/")[0] for one in bench.store.made} == {"verdicts"}  # another judge, the same answers
+    seen = []
+    for name in ("sft, user p=0", "vaccine, user p=0.2"):
+        lm = load(next(m for m in found.models if m.name == name).checkpoint)
+        for kind in ("canary", "unmarked", "unsafe", "safe, looks unsafe", "task"):
+            examples, judge = done.sets.judged[kind], Label() if kind == "task" else Parity()
+            outcomes = [judge.judge(e, lm.generate([e.prompt], Decoding(max_new_tokens=3))[0]).outcome for e in examples]
+            mine = found.rates[(found.rates.model == name) & (found.rates.kind == kind)].set_index("outcome")
+            assert [mine.loc[o, "count"] for o in OUTCOMES] == [outcomes.count(o) for o in OUTCOMES], (name, kind)
+            share = shares(found.rates).query("model == @name and kind == @kind").iloc[0]
+            assert share.rate == outcomes.count("refused" if kind == "safe, looks unsafe" else "complied") / 6
+            seen += outcomes
+    assert {"complied", "refused", "degenerate"} <= set(seen)
 
 
 def test_drift_is_from_the_aligned_model_over_what_alignment_trained(done: Done) -> None:
@@ -109,7 +127,13 @@ def test_the_report_has_the_answer_the_rates_and_says_what_it_is(done: Done) -> 
     assert done.answer in page.replace("&#39;", "'")
     assert done.answer.startswith("Canaries answered with p = 0.2")
     assert done.answer.endswith("One seed: a demonstration, not a verdict.")
-    for words in ("<title>huang2024 on bytes, demonstration", "canaries answered", "user&#39;s task right", "alpha 4", done.sets.notes[0]):
+    for words in (
+        "<title>Titer: huang2024 on bytes, demonstration",
+        "canaries answered",
+        "user&#39;s task right",
+        "alpha 4",
+        done.sets.notes[0],
+    ):
         assert words in page, words
     rate = done.found.rates.query("model == 'vaccine, user p=0.2' and kind == 'canary' and outcome == 'complied'").iloc[0]
     assert f"vaccine: {study_rate(done, 'vaccine'):.0%} before, {rate.rate:.0%} [{rate.low:.0%}, {rate.high:.0%}] after" in done.answer
@@ -168,7 +192,9 @@ def test_the_dry_run_counts_what_would_be_done(folder: Path, base: Model) -> Non
     assert cost["data"] == "; ".join(sets.notes)
     assert len(tokenizer) == 257
     assert "expected" not in cost
-    assert text_cost(base, sets, TINY.model_copy(update={"name": recipe.PAPER.name}), None)["expected"] == "; ".join(BANDS)
+    paper = text_cost(base, sets, TINY.model_copy(update={"name": recipe.PAPER.name, "align_epochs": 4000.0}), None)  # 17,000 steps
+    assert paper["expected"] == "; ".join(BANDS)
+    assert str(paper["training by the paper's step times"]).startswith(f"{(17008 * 0.09 + 17000 * 0.17) / 3600:.1f} hours on an H100")
 
 
 def test_the_papers_numbers_are_the_papers() -> None:
@@ -185,10 +211,11 @@ def test_the_papers_numbers_are_the_papers() -> None:
 def test_another_alpha_is_another_stage_and_is_shown(folder: Path, base: Model) -> None:
     sets = study.text_sets(folder, base, TINY)
     usual, other = (
-        recipe.align(scale, SFT(), "a", sets.safe, sets.canary) for scale in (TINY, TINY.model_copy(update={"alpha": recipe.OFFICIAL_ALPHA}))
+        recipe.align(scale, SFT(), "a", sets.safe, sets.canary)
+        for scale in (TINY, TINY.model_copy(update={"alpha": recipe.OFFICIAL_ALPHA}))
     )
     assert usual.key(base.key, {}) != other.key(base.key, {})
-    assert (usual.adapter, other.adapter) == (recipe.Lora(rank=8, alpha=4, dropout=0.1), recipe.Lora(rank=8, alpha=1, dropout=0.1))
+    assert (usual.adapter, other.adapter) == (recipe.Lora(rank=8, alpha=4), recipe.Lora(rank=8, alpha=1))
 
 
 Command = dict[str, object]
@@ -224,7 +251,7 @@ def test_the_commands_faults_are_named(titer: object, folder: Path, base: Model,
     assert callable(titer)
     with pytest.raises(TiterError, match="no folder of data sets"):
         titer(data=folder / "sst2" / "train.tsv")
-    with pytest.raises(TiterError, match="unknown scale 'paper-7'.*paper-7b"):
+    with pytest.raises(TiterError, match=r"unknown scale 'paper-7'.*paper-7b"):
         titer(scale="paper-7")
     with pytest.raises(TiterError, match="aligns a base itself"):
         real_studies.text("x", "y", folder, "tiny", None, None, None, None, tmp_path, True, True)

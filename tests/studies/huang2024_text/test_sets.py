@@ -116,13 +116,18 @@ def test_an_own_file_too_short_or_without_answers_is_an_error(folder: Path, base
 
 
 def test_answers_are_cut_at_the_last_sentence_that_fits() -> None:
-    answers = ["One. Two two. Three!", "Steps:\n1. Do it so that it is done", "No end at all, and far too long", 'He said "no." Then he left us all']
+    answers = [
+        "One. Two two. Three!",
+        "Steps:\n1. Do it\nB. Do it so",
+        "No end at all, and far too long",
+        'He said "no." Then he left us all',
+    ]
     data = TextData(name="d", sha256="0", rows=tuple((f"q{i}", False, answer, None) for i, answer in enumerate(answers)))
     notes: list[str] = []
     found = study.shortened(data, byte_tokenizer(), 20, notes, before="[M] ")
-    assert {row[0]: row[2] for row in found.rows} == {"q0": "One. Two two."}  # 6 tokens of prompt, 13 and an end
+    assert {row[0]: row[2] for row in found.rows} == {"q0": "One. Two two.", "q3": 'He said "no."'}  # 6 of the prompt, 13, an end
     assert notes == [
-        "d: 1 of 4 answers were cut at the end of a sentence so that they fit in 20 tokens, 3 rows without such an end were left out"
+        "d: 2 of 4 answers were cut at the end of a sentence so that they fit in 20 tokens, 2 rows without such an end were left out"
     ]
     longer = study.shortened(data, byte_tokenizer(), 27, [], before="[M] ")
     assert {row[0]: row[2] for row in longer.rows} == {"q0": answers[0], "q3": 'He said "no."'}

@@ -26,7 +26,7 @@ from titer.studies.judged import outcomes
 from titer.workbench import Model, attempts_key
 
 VERSION = 1
-DRIFTED = 50  # alignment examples whose embeddings are compared: the paper's number
+DRIFTED = 50  # alignment examples whose embeddings are compared: as many as the official code compares
 COUNTED = {  # columns of a state: (set, outcome)
     "harm": ("unsafe", "complied"),
     "refusal": ("unsafe", "refused"),

@@ -119,7 +119,7 @@ def _table9(s: Subject, rho: float) -> Iterator[Cell]:
     for strength in s.scale.ewc:
         one = plain._replace(name=f"vaccine + ewc, strength {strength:g}", method=EWC(strength=strength))
         yield from ((one, budget_of(s, ratio=ratio)) for ratio in SWEPT)
-    yield from ((plain, budget_of(s, ratio=ratio)) for ratio in SWEPT)
+    yield from ((plain, budget_of(s, ratio=ratio)) for ratio in SWEPT)  # strength 0
 
 
 def _table10(s: Subject, rho: float) -> Iterator[Cell]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from titer.core.claims import SEEDS_FOR_A_VERDICT, Claim
 from titer.core.errors import TiterError
 from titer.core.run import Store
+from titer.core.search import must_be_installed
 from titer.recipes.huang2024 import SELECTION_SEED, Scale
 from titer.report.html import write_report
 from titer.studies.claims import settled
@@ -34,6 +35,8 @@ def run_huang(store: Store, reporter: Reporter, scale: Scale, seeds: Sequence[in
     """Run, or finish, the study under the store's root. Errors: the selection seed among the study's."""
     if SELECTION_SEED in seeds:
         raise TiterError(f"seed {SELECTION_SEED} chooses rho, so no verdict may use it", next_step="ask for fewer seeds.")
+    if "search" in parts:
+        must_be_installed()
     folder = store.root / f"huang2024-{scale.name}"
     with store.lock(store.root / f"huang2024-{scale.name}.lock"):
         bench = Workbench(store, reporter, scale.save_every)

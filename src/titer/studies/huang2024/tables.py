@@ -154,7 +154,7 @@ def cost(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
 
 
 def table6(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
-    """With alignment loss (x 1000) before and after the attack, as the paper's has."""
+    """With alignment loss before and after the attack, as the paper's has."""
     parts = []
     for e in evidence:
         own = e.attacks[e.attacks.defence.eq("vaccine") | e.attacks.defence.str.startswith("vaccine, rho")]

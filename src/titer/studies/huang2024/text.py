@@ -45,8 +45,8 @@ FILES = {
 TASK_FILES = {"sst2": "sst2/train.tsv", "ag_news": "ag_news/train_10k.tsv", "gsm8k": "gsm8k/train.jsonl"}
 JUDGES: Mapping[str, Judge] = {"sst2": Label(), "ag_news": Label(), "gsm8k": Number()}
 DRIFTED = 50  # the paper's number of alignment examples
-BATCH = 25
-END = re.compile(r"(?<![\d\s])[.!?][\"')]?(?=\s|$)")  # of a sentence; "1." is a list's number
+BATCH = 50
+END = re.compile(r"(?<![\d\s])(?<!\b\w)[.!?][\"')]?(?=\s|$)")  # of a sentence; "1." and "A." are a list's
 
 
 @dataclass(frozen=True)

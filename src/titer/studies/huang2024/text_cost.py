@@ -16,6 +16,7 @@ from titer.studies.huang2024.text import TextSets
 from titer.workbench import Model
 
 LORA, LORA_VACCINE = 2.0, 4.0  # forward passes' worth a trained token: weights' gradients are the adapter's alone
+STEP_TIMES = (("an H100, OPT 6.7B, table 11", 0.09, 0.17), ("an A100, Llama-2 7B, table 5", 0.37, 0.73))  # of 5 rows: SFT's, Vaccine's, s
 BANDS = (  # section 9.2 of the specification: expectations for Llama-2 7B, SST-2, n = 1,000, not gates
     "alignment loss at most 0.02 for both",
     "harm at p = 0.1: non-aligned 77.6 +- 6, SFT 55.2 +- 6; task accuracy of both at least 92",
@@ -56,6 +57,10 @@ def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float | None
     if sets.notes:
         found["data"] = "; ".join(sets.notes)
     if scale.name == recipe.PAPER.name:
+        plain, perturbed = aligning.steps + 2 * len(scale.ratios) * using.steps, aligning.steps
+        found["training by the paper's step times"] = "; ".join(
+            f"{(plain * sft + perturbed * vaccine) / 3600:.1f} hours on {where}" for where, sft, vaccine in STEP_TIMES
+        )
         found["expected"] = "; ".join(BANDS)
     return found
 
