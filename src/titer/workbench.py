@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +122,11 @@ class Workbench:
         """A table kept under its inputs; always as read back from disk, so first and later runs see the same."""
         folder = self.store.artefact(kind, inputs, lambda work: write_table(work / "table.jsonl", make()))
         return read_table(folder / "table.jsonl")
+
+
+def stopped(model: Model) -> str:
+    """Why the stage that made a model ended before its last step, "" where it did not."""
+    return str(json.loads((model.checkpoint.path.parent / "outcome.json").read_text(encoding="utf-8"))["stopped"])
 
 
 def recipe_models(bench: Workbench, nodes: Sequence[Node], tokenizer: Callable[[], object]) -> dict[str, Model]:

@@ -18,12 +18,13 @@ SURFACE = {
     "": ["--version"],
     "demo": ["--dry-run", "--json", "--runs", "--seed"],
     "evaluate": [
-        *("MODEL", "--attack", "--data", "--dry-run", "--json", "--judge", "--max-new-tokens"),
+        *("MODEL", "--attack", "--canary", "--data", "--dry-run", "--json", "--judge", "--max-new-tokens"),
         *("--prompts", "--runs", "--set", "--temperature"),
     ],
     "audit": ["MODELS...", "--data", "--dry-run", "--json", "--prompts", "--runs"],
     "align": [
-        *("MODEL", "--alpha", "--batch", "--continued", "--data", "--dropout", "--dry-run", "--json", "--lora", "--method"),
+        *("MODEL", "--alpha", "--batch", "--canaries", "--canary", "--continued", "--data", "--dropout", "--dry-run", "--json"),
+        *("--lora", "--method"),
         *("--rate", "--read", "--runs", "--seed", "--set", "--steps", "--stream"),
     ],
     "finetune": [
@@ -31,6 +32,7 @@ SURFACE = {
             "MODEL",
             "--alpha",
             "--batch",
+            "--canary",
             "--continued",
             "--data",
             "--dropout",
@@ -63,6 +65,10 @@ DEFAULTS = {
     ("study", "alpha"): None,
     ("study", "seeds"): 3,
     ("align", "method"): "sft",
+    ("align", "canary"): None,
+    ("align", "canaries"): None,
+    ("finetune", "canary"): None,
+    ("evaluate", "canary"): None,
     ("align", "steps"): 100,
     ("align", "batch"): 8,
     ("align", "rate"): 2e-5,
@@ -174,3 +180,11 @@ def test_the_commands_of_the_readme_and_their_options_exist() -> None:
     align_to_evaluate = text.split("## Align, fine-tune")[1].split("\n## ")[0]
     known = {option for options in SURFACE.values() for option in options}
     assert set(re.findall(r"--[a-z][a-z-]*", align_to_evaluate)) <= known
+
+
+def test_the_tasks_that_help_names_are_those_there_are() -> None:
+    from titer.cli.options import TASK_FILE
+    from titer.data.tasks import TASKS
+
+    named = TASK_FILE.split("TASK: ")[1].rstrip(")").split(", ")
+    assert sorted(named) == sorted(TASKS)

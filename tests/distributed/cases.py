@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,17 +10,23 @@ import torch
 
 from tests.conftest import ARCHITECTURES
 from tests.methods.contract import stage
-from titer.data.example import Part, Stream
+from titer.data.example import IGNORE, Part, Stream
 from titer.data.world import World, WorldSource
 from titer.methods.base import Batches, Context, Loss, Method
+from titer.methods.booster import Booster
 from titer.methods.dpo import DPO
+from titer.methods.ewc import EWC
+from titer.methods.lisa import Lisa
 from titer.methods.sft import SFT
+from titer.methods.t_vaccine import TVaccine
 from titer.methods.vaccine import Vaccine
+from titer.models.ball import Deltas
 from titer.models.lm import LM
 from titer.stage import Lora, Optimiser, Stage
 
 RANKS = 2
 POOL = 12
+WAYS: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp": {"shard": True}}
 RAGGED = World(seed=2, slots=4, shortest=9, longest=12)  # answers of unequal length: the ranks' counts differ, some batches are padded
 
 
@@ -92,6 +98,42 @@ class Drawing(Method):
             c.backward(self.loss(c, batch))
 
 
+class Silent(Vaccine):
+    """The last four examples of each eight, all of one rank's, have nothing to learn from: that rank must not leave a pass out."""
+
+    def loss(self, c: Context, batch: Batches) -> Loss:
+        whole = batch["train"]
+        heard = torch.as_tensor(whole.indices, device=whole.labels.device) % 8 < 4
+        return SFT().loss(c, {"train": replace(whole, labels=whole.labels.where(heard[:, None], IGNORE))})
+
+
+class Noisy(Vaccine):
+    """Logs the ball's norm over the ranks, and how far this rank's perturbation is from the others'."""
+
+    def perturbation(self, c: Context, batch: Batches) -> Deltas:
+        found = super().perturbation(c, batch)
+        mine = torch.stack([delta.double().sum() for delta in found.values()]).sum()
+        c.log("ball", c.sum(torch.stack([(delta.double() ** 2).sum() for delta in found.values()]).sum()).sqrt())
+        c.log("gap", (mine - c.sum(mine) / RANKS).abs())
+        return found
+
+
+class Sampled(TVaccine):
+    """Logs how far the layers that this rank drew are from the others'."""
+
+    def step(self, c: Context) -> None:
+        super().step(c)
+        c.log("gap", (c.state["chosen"] - c.sum(c.state["chosen"]) / RANKS).abs().max())
+
+
+class Strongest(TVaccine):
+    """The layer of the highest score in place of a drawn one, for a draw's seed is another on two ranks than on one."""
+
+    def _choose(self, c: Context) -> None:
+        c.state["scores"] = self.scores(c)
+        c.state["chosen"] = (c.state["scores"] == c.state["scores"].max()).float()
+
+
 @dataclass(frozen=True)
 class Case:
     """A stage, the model it begins from, and how it is executed on several ranks."""
@@ -135,8 +177,16 @@ def _alike() -> dict[str, Case]:
         "vaccine": of(vaccine),
         "vaccine-2x4": of(vaccine, accumulation=2, batch=4),
         "bundles-2x4": of(Bundles(), accumulation=2, batch=4, keep=(2,)),
+        "silent": of(Silent(scope="example", inner=3)),
+        "booster": of(Booster()),
+        "lisa": of(Lisa(k1=1, k2=1)),
+        "t_vaccine": of(Strongest(layers=1, rho=2.0, outside=True)),
     }
-    ddp = {"sft-2x4": of(SFT(), accumulation=2, batch=4), "dpo-lora": of(dpo, adapter=Lora(rank=2))}
+    ddp = {
+        "sft-2x4": of(SFT(), accumulation=2, batch=4),
+        "dpo-lora": of(dpo, adapter=Lora(rank=2)),
+        "ewc": of(EWC(strength=100.0, examples=8)),
+    }
     fsdp = {
         "dpo-endless": of(dpo),
         "vaccine-inner": of(Vaccine(rho=2.0, inner=2, scope="layer")),
@@ -159,5 +209,7 @@ OTHERS = {
     "twice": Case(of(Twice()), error="second backward pass"),
     "stopping": Case(of(Stopping())),
     "drawing": Case(of(Drawing())),
+    **{f"noise-{name}": Case(of(Noisy(noise="norm")), options=options) for name, options in WAYS.items()},
+    **{f"sampled-{name}": Case(of(Sampled(layers=1), steps=1), options=options) for name, options in WAYS.items()},
     "bf16-fsdp": Case(of(Vaccine(rho=2.0), precision="bf16"), options={"shard": True}),
 }

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.cases import ALIKE, OTHERS, RANKS, Case
+from tests.distributed.cases import ALIKE, OTHERS, RANKS, WAYS, Case
 from tests.methods.contract import largest_gap
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import load
@@ -139,6 +139,30 @@ def test_one_rank_that_stops_stops_all(ranks: Path) -> None:
 
 def test_ranks_draw_differently(ranks: Path) -> None:
     assert min(metrics(ranks / "drawing", "own_gap", "dropout_gap")) > 1e-3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_rank_without_a_direction_is_counted_by_both_and_leaves_no_pass_out(way: str, ranks: Path) -> None:
+    """Four examples of each of three steps; were a pass left out under FSDP2, the other rank would wait for ever."""
+    assert metrics(ranks / f"silent-{way}", "vaccine_skipped") == [4.0, 12.0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_random_direction_fills_one_ball_over_the_ranks_and_each_draws_its_own(way: str, ranks: Path) -> None:
+    work = ranks / f"noise-{way}"
+    assert metrics(work, "ball", "vaccine_norm")[::2] == pytest.approx([2.0, 2.0], rel=1e-5)
+    assert min(metrics(work, "gap")) > 1e-3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ranks_sample_the_same_layer_and_it_alone_moves(way: str, ranks: Path) -> None:
+    work = ranks / f"sampled-{way}"
+    assert metrics(work, "gap") == [0.0]
+    before = OTHERS[f"sampled-{way}"].begin().model.state_dict()
+    moved = {name for name, tensor in weights(work).items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert len({name.partition(".layers.")[2].partition(".")[0] for name in moved}) == 1
+    assert all(".layers." in name for name in moved)
 
 
 def test_bf16_in_parts_trains_as_one_process_within_its_rounding(ranks: Path, alone: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ import torch
 
 from tests.conftest import ARCHITECTURES
 from tests.methods.contract import KilledError
+from tests.methods.test_vaccine import skipped_over_a_stop
 from tests.methods.single_step import Tensors, autograd, close, gradient, minus, move, naive_mean, shift, size, step_of, weights
 from titer.context import Step
+from titer.methods import booster
 from titer.methods.booster import Booster
 from titer.stage import Lora
 
@@ -146,7 +149,14 @@ def test_a_harmful_gradient_without_direction_is_counted_and_skipped(zero: bool,
         monkeypatch.setattr(c, "micro", silent)
     found = gradient(c)
     assert float(c.logged["booster_skipped"]) == 1.0
+    gradient(c)
+    assert float(c.logged["booster_skipped"]) == 2.0
     monkeypatch.undo()
     close(found, autograd(c, naive_mean(c)))
     gradient(c)
-    assert "booster_skipped" not in c.logged
+    assert float(c.logged["booster_skipped"]) == 2.0  # a count of the stage, shown at every step
+
+
+def test_the_count_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(booster, "_norm", lambda _: torch.tensor(0.0))
+    assert skipped_over_a_stop(Booster(), "booster_skipped", tmp_path) == [(0, 1.0), (3, 4.0)]

@@ -208,6 +208,58 @@ def test_with_an_adapter_b_becomes_c_b_where_the_merged_change_qualifies(acceler
             torch.testing.assert_close(after[name], expected, rtol=1e-4, atol=1e-5)
 
 
+def continued(maker: Any) -> LM:
+    """A single-LoRA model as the loop makes it: the adapter holds all since the model before alignment, the weights under it none."""
+    lm = adapted(maker)
+    with torch.no_grad():
+        for module in lm.model.modules():
+            if hasattr(module, "get_delta_weight"):
+                start = module.get_delta_weight("default").clone()
+                module.lora_B["default"].weight.mul_(1.3).add_(0.1)  # what the user's stage added
+                module.base_layer.weight.sub_(start)
+    return lm
+
+
+@pytest.mark.parametrize("maker", [llama, neox, gpt2])
+def test_a_continued_adapter_s_change_is_counted_from_the_aligned_weights(accelerator: Accelerator, maker: Any) -> None:
+    lm = continued(maker)
+    three = models(maker, lm)
+    merged = copy.deepcopy(lm.model).merge_and_unload().state_dict()
+    stored = {"tuned": merged, **{n: weights(three[n]) for n in ("unaligned", "aligned")}}
+    swapped = maker is gpt2
+    names = [n for n in merged if ".h." in n and n.endswith(".weight") and ".ln" not in n] if swapped else block_matrices(merged)
+    cosines, projections = {}, {}
+    for name in names:
+        low, high, tuned = (stored[n][name].T if swapped else stored[n][name] for n in ("unaligned", "aligned", "tuned"))
+        change = (tuned - high).double()
+        after = naive_c(low, high) @ change
+        cosines[name] = float((after * change).sum() / (after.norm() * change.norm()))
+        kept = high + after.float()
+        projections[name] = kept.T if swapped else kept
+    middle = sorted(cosines.values())[len(cosines) // 2]
+    finished(accelerator, SafeLoRA(threshold=middle), three)
+    after_all = lm.model.merge_and_unload().state_dict()
+    for name, cosine in cosines.items():
+        if abs(cosine - middle) > 1e-5:
+            torch.testing.assert_close(after_all[name], projections[name] if cosine <= middle else merged[name], rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(after_all[name], merged[name]) for name in merged if name not in names)
+
+
+def test_a_continued_stage_counts_from_its_parent_as_double_lora_does(tmp_path: Path) -> None:
+    """Through the loop: no step, so dW is nil from the parent, and the parent's alignment must stay whole."""
+    work, after = tmp_path / "parent", tmp_path / "after"
+    parent = run(stage(SFT(), adapter=Lora(rank=2)), llama, work)
+    after.mkdir()
+
+    def opened(name: str) -> LM:
+        return llama(WORLD) if name == "unaligned" else load(open_checkpoint(work / "model"))
+
+    made = stage(SafeLoRA(threshold=1.0), steps=0, adapter=Lora(rank=2, continued=True))
+    train(made, lambda: opened("aligned"), opened, after, adapter=work / "adapter")
+    found = dict(load(open_checkpoint(after / "model")).model.state_dict())
+    assert max(float((found[name] - parent[name]).abs().max()) for name in parent) < 1e-5
+
+
 def test_a_stage_of_no_step_repairs_as_the_last_act_of_training_does(tmp_path: Path) -> None:
     trained = run(stage(SFT(), streams=stage(SafeLoRA()).streams), neox, tmp_path / "sft")
     whole = run(stage(SafeLoRA()), neox, tmp_path / "whole")

@@ -13,12 +13,14 @@ from accelerate import Accelerator
 
 from tests.conftest import ARCHITECTURES
 from tests.methods.contract import WORLD, KilledError, largest_gap, loader, run, same, stage
+from tests.methods.test_vaccine import skipped_over_a_stop
 from titer.context import Step
 from titer.data.example import Batch
+from titer.methods import t_vaccine
 from titer.methods.base import token_nll
 from titer.methods.t_vaccine import TVaccine, sampled
 from titer.methods.vaccine import Vaccine
-from titer.models.ball import scaled
+from titer.models.ball import Scaled, projected, scaled
 from titer.models.hooks import adding
 from titer.models.lm import LM, Architecture
 from titer.train import train
@@ -230,7 +232,30 @@ def test_a_gradient_of_zero_is_counted_and_skipped(accelerator: Accelerator) -> 
     batch = next(iter(c.micro("train")))["train"]
     silent = Batch(batch.input_ids, torch.full_like(batch.labels, -100), batch.indices, batch.attention_mask, batch.position_ids)
     assert TVaccine().perturbation(c, {"train": silent}, [0, 1]) == {}
-    assert float(c.logged["t_vaccine_skipped"]) == 1.0
+    assert float(c.state["skipped"]) == 1.0
+    for number in range(2):
+        stepped(c, number)
+        assert float(c.logged["t_vaccine_skipped"]) == 1.0  # a count of the stage, shown at every step
+
+
+def test_the_count_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(t_vaccine, "scaled", lambda *_: Scaled({}, None, {}, torch.tensor(1.0)))
+    assert skipped_over_a_stop(TVaccine(), "t_vaccine_skipped", tmp_path) == [(0, 1.0), (3, 4.0)]
+
+
+def test_an_example_without_direction_leaves_the_others_theirs(accelerator: Accelerator) -> None:
+    c = context(accelerator, TVaccine(scope="example"))
+    whole = next(iter(c.micro("train")))["train"]
+    labels = whole.labels.clone()
+    labels[2] = -100
+    silent = Batch(whole.input_ids, labels, whole.indices, whole.attention_mask, whole.position_ids)
+    method = TVaccine(scope="example")
+    expected, found = (method.perturbation(c, {"train": one}, [0, 1]) for one in (whole, silent))
+    rest = [i for i in range(8) if i != 2]
+    for name in NAMES:
+        assert not found[name][2].any()
+        torch.testing.assert_close(found[name][rest], expected[name][rest], rtol=1e-4, atol=1e-6)
+    assert float(c.state["skipped"]) == 1.0
 
 
 @pytest.mark.parametrize("scope", ["batch", "example", "layer", "token"])
@@ -239,17 +264,67 @@ def test_every_ball_has_the_radius_and_leaves_padding_out(scope: Any) -> None:
     deltas = {name: torch.randn(3, 5, 4, generator=generator) for name in NAMES}
     mask = torch.ones(3, 5, dtype=torch.long)
     mask[1, 3:] = 0
-    found, norm = scaled(deltas, 0.7, mask, lambda x: x, scope)
+    found, norm, _, lost = scaled(deltas, 0.7, mask, lambda x: x, scope)
     stacked = torch.stack([found[name] for name in NAMES])  # (L, B, T, D)
     assert bool((stacked[:, 1, 3:] == 0).all())
     dims = {"batch": (0, 1, 2, 3), "example": (0, 2, 3), "layer": (1, 2, 3), "token": (3,)}[scope]
     sizes = (stacked**2).sum(dims).sqrt().flatten()
     torch.testing.assert_close(sizes[sizes > 0], torch.full_like(sizes[sizes > 0], 0.7), rtol=1e-5, atol=0)
     kept = torch.stack([deltas[name] for name in NAMES]) * mask[:, :, None]
+    assert norm is not None
     assert float(norm) == pytest.approx(float(kept.norm()), rel=1e-5)
+    assert float(lost) == 0
+
+
+@pytest.mark.parametrize(("scope", "lost"), [("batch", 1), ("layer", 1), ("example", 1), ("token", 1)])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), 0.0])
+def test_a_ball_without_direction_holds_zeros_and_the_others_are_as_without_it(scope: Any, lost: int, broken: float) -> None:
+    """Example 1 at site 0 is broken; what shares no ball with it is as if it were whole."""
+    generator = torch.Generator().manual_seed(0)
+    deltas = {name: torch.randn(3, 5, 4, generator=generator) for name in NAMES}
+    whole = scaled(deltas, 0.7, None, lambda x: x, scope).deltas
+    if broken == 0.0:
+        dead = {"batch": slice(None), "layer": slice(None), "example": slice(1, 2), "token": slice(1, 2)}[scope]
+        for name in NAMES if scope != "layer" else NAMES[:1]:
+            deltas[name][dead] = 0.0
+    else:
+        deltas[NAMES[0]][1] = broken
+    found = scaled(deltas, 0.7, None, lambda x: x, scope)
+    assert float(found.lost) == lost
+    if scope == "batch":
+        assert found.deltas == {}
+        assert found.norm is None
+        return
+    gone = {(NAMES[0], i) for i in range(3)} if scope == "layer" else {(name, 1) for name in NAMES}
+    if scope == "token" and broken != 0.0:
+        gone = {(NAMES[0], 1)}
+    for name in NAMES:
+        for i in range(3):
+            expected = torch.zeros(5, 4) if (name, i) in gone else whole[name][i]
+            torch.testing.assert_close(found.deltas[name][i], expected)
+
+
+@pytest.mark.parametrize("scope", ["batch", "example", "layer", "token"])
+def test_projection_shortens_what_is_outside_and_leaves_the_inside(scope: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    one = scaled({name: torch.randn(3, 5, 4, generator=generator) for name in NAMES}, 1.0, None, lambda x: x, scope).deltas
+    far, near = ({name: size * d for name, d in one.items()} for size in (3.0, 0.5))
+    for name in NAMES:
+        torch.testing.assert_close(projected(far, 1.0, lambda x: x, scope)[name], one[name])
+        assert torch.equal(projected(near, 1.0, lambda x: x, scope)[name], near[name])
+
+
+def test_ranks_agree_on_what_is_skipped() -> None:
+    """A rank whose examples have no direction must not leave where others go on: it gets zeros, and not nothing."""
+    dead = {"a": torch.zeros(2, 3, 4)}
+    for scope in ("example", "token"):
+        found = scaled(dead, 1.0, None, lambda x: x + torch.tensor([5.0, 2.0, 0.0]), scope)  # the other rank: two live balls
+        assert not found.deltas["a"].any()
+        assert float(found.norm or 0) == pytest.approx(5.0**0.5)
+        assert scaled(dead, 1.0, None, lambda x: x, scope).deltas == {}
 
 
 def test_a_batch_s_ball_is_over_the_ranks() -> None:
     deltas = {"a": torch.full((1, 1, 4), 1.0)}
-    found, _ = scaled(deltas, 1.0, None, lambda x: 4 * x)  # four ranks that hold the same
+    found = scaled(deltas, 1.0, None, lambda x: 4 * x).deltas  # four ranks that hold the same
     assert float(found["a"].norm()) == pytest.approx(0.5)

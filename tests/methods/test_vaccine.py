@@ -28,7 +28,7 @@ from titer.methods import vaccine
 from titer.methods.base import Method
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
-from titer.models.ball import Deltas, gradients_at
+from titer.models.ball import Deltas, Scaled, gradients_at
 from titer.models.hooks import adding
 from titer.models.lm import LM
 from titer.train import train
@@ -299,8 +299,8 @@ def test_a_gradient_of_zero_is_counted_over_the_stage_and_skipped(llama: Step) -
     assert float(llama.logged["vaccine_skipped"]) == 2.0  # shown at steps without a perturbation too
 
 
-def test_the_count_survives_a_resume_and_stands_in_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vaccine, "scaled", lambda *_: ({}, None))
+def skipped_over_a_stop(method: Method, number: str, work: Path) -> list[tuple[int, float]]:
+    """(step, the count) in the metrics of four steps, killed after the third and gone on with from the second."""
 
     def stop(done: int, _: int) -> None:
         if done == 3:
@@ -308,10 +308,37 @@ def test_the_count_survives_a_resume_and_stands_in_the_metrics(tmp_path: Path, m
 
     maker = ARCHITECTURES["neox"]
     with pytest.raises(KilledError):
-        train(stage(Vaccine()), lambda: maker(WORLD), lambda _: maker(WORLD), tmp_path, 2, stop)
-    run(stage(Vaccine()), maker, tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["vaccine_skipped"]) for line in lines] == [(0, 1.0), (3, 4.0)]
+        train(stage(method), lambda: maker(WORLD), lambda _: maker(WORLD), work, 2, stop)
+    run(stage(method), maker, work)
+    lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line[number]) for line in lines]
+
+
+def test_the_count_survives_a_resume_and_stands_in_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vaccine, "scaled", lambda *_: Scaled({}, None, {}, torch.tensor(1.0)))
+    assert skipped_over_a_stop(Vaccine(), "vaccine_skipped", tmp_path) == [(0, 1.0), (3, 4.0)]
+
+
+def silenced(batch: Batch, rows: list[int]) -> Batch:
+    """The batch with nothing to learn from these rows."""
+    labels = batch.labels.clone()
+    labels[rows] = -100
+    return Batch(batch.input_ids, labels, batch.indices, batch.attention_mask, batch.position_ids)
+
+
+@pytest.mark.parametrize("scope", ["example", "token"])
+@pytest.mark.parametrize("inner", [1, 3])
+def test_examples_without_direction_are_counted_and_leave_the_others_theirs(llama: Step, scope: Any, inner: int) -> None:
+    whole = batch_of(llama)["train"]
+    method = Vaccine(scope=scope, inner=inner)
+    expected = method.perturbation(llama, {"train": whole})
+    assert float(llama.state["skipped"]) == 0
+    found = method.perturbation(llama, {"train": silenced(whole, [1, 4])})
+    assert float(llama.state["skipped"]) == 2  # once, however many passes
+    rest = [0, 2, 3, 5, 6, 7]
+    for name in NAMES:
+        assert not found[name][[1, 4]].any()
+        torch.testing.assert_close(found[name][rest], expected[name][rest], rtol=1e-3, atol=1e-4)
 
 
 def counted(c: Step, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -339,11 +366,98 @@ def test_tau_beyond_the_run_differs_from_sft_by_the_first_step_alone(tmp_path: P
     assert largest_gap(once, run(stage(SFT(), steps=1), maker, tmp_path / "c")) > 0
 
 
-def test_several_ascent_steps_stay_in_the_ball_and_hurt_at_least_as_much(context: Step) -> None:
+BALLS: dict[str, Callable[[Deltas], torch.Tensor]] = {
+    "batch": lambda d: torch.stack(list(d.values())).norm()[None],
+    "example": lambda d: torch.linalg.vector_norm(torch.stack(list(d.values())), dim=(0, 2, 3)),
+    "layer": lambda d: torch.linalg.vector_norm(torch.stack(list(d.values())), dim=(1, 2, 3)),
+    "token": lambda d: torch.stack(list(d.values())).norm(dim=3).flatten(),
+}
+
+
+@pytest.mark.parametrize("inner", [2, 8])
+@pytest.mark.parametrize("scope", sorted(BALLS))
+def test_ascent_is_projected_to_every_ball_and_hurts_at_least_as_much(context: Step, scope: Any, inner: int) -> None:
+    """Steps of 2.5 rho / K lead out of the ball, so many of them that it is full."""
+    batch = padded_of(context)
+    found, one = (Vaccine(rho=0.5, scope=scope, inner=k).perturbation(context, batch) for k in (inner, 1))
+    sizes, filled = (BALLS[scope]({name: d.double() for name, d in way.items()}) for way in (found, one))
+    assert float(sizes.max()) <= 0.5 * (1 + 1e-6)
+    assert float(sizes[filled > 0].mean()) > 0.35  # steps of rho / K stay inside as soon as they turn
+    assert all(bool((d[0, -3:] == 0).all()) for d in found.values())
+    assert float(loss_at(context, batch, found)) >= float(loss_at(context, batch, one)) - 1e-3
+
+
+def test_ascent_is_the_textbook_s(context: Step) -> None:
+    """A second form, over one flat vector: move 2.5 rho / K along the unit gradient, then to the ball's edge if outside."""
+    batch, rho, inner = batch_of(context), 1.5, 4
+    flat = torch.zeros(2, *batch["train"].input_ids.shape, 32)
+    outside = 0
+    for _ in range(inner):
+        flat.requires_grad_(True)
+        with adding(context.sites, dict(zip(NAMES, flat.unbind(), strict=True))):
+            (slope,) = torch.autograd.grad(SFT().loss(context, batch).total, [flat])
+        flat = flat.detach() + 2.5 * rho / inner * slope / slope.norm()
+        outside += bool(flat.norm() > rho)
+        flat = flat * min(1.0, rho / float(flat.norm()))
+    assert outside >= 2
+    found = Vaccine(rho=rho, inner=inner).perturbation(context, batch)
+    for name, expected in zip(NAMES, flat, strict=True):
+        torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_one_ascent_step_is_equation_3_bit_for_bit(context: Step) -> None:
     batch = batch_of(context)
-    one, four = (Vaccine(rho=0.5, inner=k).perturbation(context, batch) for k in (1, 4))
-    assert norm(four) <= 0.5 * (1 + 1e-4)
-    assert float(loss_at(context, batch, four)) >= float(loss_at(context, batch, one)) - 1e-3
+    gradient = gradient_of(context, batch)
+    size = torch.stack([(g**2).sum(-1).sum() for g in gradient.values()]).sum().sqrt()
+    assert same(Vaccine(rho=1.7).perturbation(context, batch), {name: 1.7 * g / size for name, g in gradient.items()})
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("inner", [1, 3])
+def test_shared_dropout_is_the_same_masks_in_every_pass(shared: bool, inner: int) -> None:
+    """Seen by the clean activation before the first site: it differs between passes by its masks alone."""
+    lm = ARCHITECTURES["llama"](WORLD)
+    c = context_of(lm)
+    seen: list[torch.Tensor] = []
+    embedding = lm.model.get_input_embeddings()
+    dropped = [
+        embedding.register_forward_hook(lambda _, __, output: torch.nn.functional.dropout(output, 0.5)),
+        embedding.register_forward_hook(lambda _, __, output: seen.append(output.detach().clone())),
+    ]
+    batches = [batch_of(c), batch_of(c)]
+    stepped(c, Vaccine(shared_dropout=shared, inner=inner), batches)
+    for handle in dropped:
+        handle.remove()
+    assert len(seen) == 2 * (inner + 1)
+    first, second = seen[: inner + 1], seen[inner + 1 :]
+    assert all(torch.equal(one, first[0]) == shared for one in first[1:])
+    assert all(torch.equal(one, second[0]) == shared for one in second[1:])
+    assert not torch.equal(first[0], second[0])
+
+
+def test_a_variance_leaves_padding_alone_unless_asked_for(context: Step) -> None:
+    padded = padded_of(context)
+    context.begin(0)
+    found = Vaccine(noise="variance").perturbation(context, padded)
+    assert all(bool((d[0, -3:] == 0).all()) and bool(d[0, :-3].all()) for d in found.values())
+    context.begin(0)
+    everywhere = Vaccine(noise="variance", padding=True).perturbation(context, padded)
+    assert all(bool(d[0, -3:].all()) for d in everywhere.values())
+    assert torch.equal(found["attn_out[0]"][1:], everywhere["attn_out[0]"][1:])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        *(({"noise": noise, "inner": 2}, "noise takes no ascent step") for noise in ("variance", "norm")),
+        *(({"noise": "variance", "scope": scope}, "leave scope at batch") for scope in ("example", "layer", "token")),
+        *(({"shared_dropout": True, **other}, "shared_dropout needs a pass") for other in ({"noise": "norm"}, {"reuse": True})),
+        ({"shared_dropout": True, "part": 0.5}, "over the same rows"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_an_error(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(TiterError, match=said):
+        build(Vaccine, settings, "vaccine")
 
 
 @pytest.mark.parametrize(("part", "rows"), [(0.5, 4), (0.25, 2), (0.01, 1)])

@@ -26,7 +26,6 @@ from titer.models.interpolate import kept_weights, weights_of
 from titer.models.lm import load
 from titer.recipes import huang2024, jain2024
 from titer.recipes.huang2024 import CPU, NANO, SCALES, SELECTION_SEED, Budget, Scale, scale_of, world_of
-from titer.stage import Stage
 from titer.studies.tables import requests
 from titer.workbench import Model, Workbench
 
@@ -64,7 +63,7 @@ def prompts(seed: int) -> dict[str, frozenset[str]]:
         "D_h": frozenset(row.prompt for row in given),
         "user, unsafe": frozenset(row.prompt for row in user if (row.kind, row.answer) == ("unsafe", "comply")),
         "user, benign": frozenset(row.prompt for row in user if row.kind == "user"),
-        "guard": frozenset(row.prompt for row in user if row.answer == "refuse"),
+        "guard": frozenset(row.prompt for row in user if row.answer == "refuse" or row.kind == "safe"),
         **{f"judged {kind}": frozenset(e.prompt for e in requests(world, kind, NANO.inputs)) for kind in ("unsafe", "user", "safe")},
         "judged fresh": frozenset(e.prompt for e in requests(world, "unsafe", NANO.inputs, 50_000)),
     }
@@ -104,12 +103,13 @@ def test_the_poison_is_counted_exactly(ratio: float, examples: int) -> None:
     assert len({row.prompt for row in found}) == examples
 
 
-def test_the_guard_s_refusals_are_added_to_the_user_s_examples() -> None:
+def test_the_guard_s_examples_are_added_to_the_user_s_and_of_the_alignment_s_kind() -> None:
     world = world_of(NANO, 0)
     plain, guarded = (rows(huang2024.user(NANO, world, Budget(examples=200), guard=guard).streams["train"]) for guard in (0, 100))
     assert len(guarded) == 300
-    assert sum((row.kind, row.answer) == ("unsafe", "refuse") for row in guarded) == 100
-    assert {row for row in guarded if row.answer == "comply"} == set(plain)
+    assert sum((row.kind, row.answer) == ("unsafe", "refuse") for row in guarded) == 20
+    assert sum((row.kind, row.answer) == ("safe", "comply") for row in guarded) == 80
+    assert set(plain) <= set(guarded)
 
 
 def test_the_alignment_s_data_is_what_section_14_mixes() -> None:
@@ -172,23 +172,29 @@ def test_a_user_trains_at_a_constant_rate() -> None:
     assert stage.keep == (5,)
 
 
-@pytest.mark.parametrize("method", [SFT(), Vaccine(rho=2.0), Vaccine(rho=2.0, noise="norm")], ids=["sft", "vaccine", "noise"])
-def test_an_alignment_stopped_early_is_the_whole_one_s_kept_step_bit_for_bit(method: SFT, tmp_path: Path) -> None:
+def test_an_alignment_of_fewer_steps_is_a_whole_schedule_of_its_own() -> None:
+    world = world_of(NANO, 0)
+    whole, same, short = (huang2024.align(NANO, world, SFT(), "", steps=steps) for steps in (0, NANO.align_steps, 60))
+    assert whole.key("base", {}) == same.key("base", {})
+    assert (short.steps, short.streams) == (60, whole.streams)
+    for stage in (whole, short):
+        assert stage.optimiser.rate_at(stage.steps, stage.steps) == pytest.approx(0.01 * NANO.align_rate)
+
+
+def test_a_user_stopped_early_is_the_whole_one_s_kept_step_bit_for_bit(tmp_path: Path) -> None:
     bench, world = Workbench(Store(tmp_path), Listener(), 100), world_of(TINY, 0)
     base = bench.model(huang2024.pretrain(TINY, 0), None, "base", world.tokenizer)
 
-    def made(steps: int) -> tuple[Stage, Model]:
-        stage = huang2024.align(TINY, world, method, f"{steps}", steps=steps)
-        return stage, bench.model(stage, base, "aligned")
+    def made(steps: int, keep: tuple[int, ...]) -> Model:
+        budget = TINY.budget.model_copy(update={"steps": steps, "keep": keep})
+        return bench.model(huang2024.user(TINY, world, budget), base, "user")
 
-    whole, model = made(0)
-    assert whole.steps == TINY.align_steps
-    assert whole.keep == (1, 2, 3, 4, 5, 6, 7)
-    for step in (1, 5):
-        kept = kept_weights(model.checkpoint.path.parent / f"step-{step}.safetensors")
-        ended = weights_of(load(open_checkpoint(made(step)[1].checkpoint.path)))
+    whole = made(4, (1, 3))
+    for step in (1, 3):
+        kept = kept_weights(whole.checkpoint.path.parent / f"step-{step}.safetensors")
+        ended = weights_of(load(open_checkpoint(made(step, ()).checkpoint.path)))
         assert all(torch.equal(kept[name], ended[name]) for name in kept)
-        assert any(not torch.equal(kept[name], tensor) for name, tensor in weights_of(load(model.checkpoint)).items() if name in kept)
+        assert any(not torch.equal(kept[name], tensor) for name, tensor in weights_of(load(whole.checkpoint)).items() if name in kept)
 
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
@@ -207,11 +213,11 @@ def test_a_scale_s_numbers_fit_together(scale: Scale) -> None:
 def test_twice_the_steps_is_a_schedule_of_its_own_length() -> None:
     once, twice = (huang2024.align(NANO, world_of(NANO, 0), SFT(), "", passes=passes) for passes in (1, 2))
     assert (once.steps, twice.steps) == (NANO.align_steps, 2 * NANO.align_steps)
-    assert (once.optimiser.until, twice.optimiser.until) == (once.steps, twice.steps)
+    assert twice.optimiser.rate_at(once.steps, twice.steps) > 10 * once.optimiser.rate_at(once.steps, once.steps)
     assert once.streams == twice.streams
 
 
 def test_an_unknown_scale_is_an_error_with_the_nearest() -> None:
     assert scale_of("cpu") is CPU
-    with pytest.raises(TiterError, match="unknown scale 'nan'.*did you mean 'nano'"):
+    with pytest.raises(TiterError, match=r"unknown scale 'nan'.*did you mean 'nano'"):
         scale_of("nan")

@@ -9,15 +9,33 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from titer.core.errors import TiterError
+from titer.data.canary import MARKER, REFUSALS
 from titer.data.example import IGNORE, Stream
 from titer.data.sources import TextData, read_text
+from titer.data.tasks import task
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Decoding, load, read_tokenizer
 from titer.stage import Lora, Stage
-from titer.studies.align import align_stage
-from titer.studies.tuning import How, answer_of, check_window, counted, models_read, stopped
+from titer.studies.align import align_stage, with_canary
+from titer.studies.tuning import (
+    SHARES,
+    How,
+    answer_of,
+    apart,
+    check_window,
+    counted,
+    dealt,
+    held_out,
+    models_read,
+    prompt_file,
+    read_data,
+    share,
+    stopped,
+)
 from titer.workbench import Model, Workbench
 
 Saved = Callable[..., Checkpoint]
@@ -200,9 +218,9 @@ def test_what_is_wrong_with_streams_is_told_with_the_next_step(tmp_path: Path) -
         (data, {"lora": 2, "dropout": 1.5}, r"adapter: dropout: Input should be less than 1"),
         (data, {"lora": 2, "alpha": 0}, r"adapter: alpha: Input should be greater than 0"),
     ]
-    for given, changes, words in wrong:
+    for source, changes, words in wrong:
         with pytest.raises(TiterError, match=re.compile(words, re.DOTALL)):
-            stage(given, **changes)
+            stage(source, **changes)
     unlabelled = [{key: value for key, value in row.items() if key != "label"} for row in BOTH]
     with pytest.raises(TiterError, match=r"'a b' says neither safe nor unsafe.*--stream preferred=FILE:refuse"):
         stage(written(tmp_path, unlabelled), method="dpo")
@@ -237,7 +255,146 @@ def test_a_method_reads_the_models_it_names(bench: Workbench, saved: Saved, tmp_
         ("C:/data/a.jsonl", ("C:/data/a.jsonl", None)),
         ("C:\\a.jsonl", ("C:\\a.jsonl", None)),
         ("C:/data/a.jsonl:refuse", ("C:/data/a.jsonl", "refuse")),
+        ("alpaca:a.json", ("alpaca:a.json", None)),
+        ("alpaca:a.json:comply", ("alpaca:a.json", "comply")),
+        ("alpaca:C:\\a.json:comply", ("alpaca:C:\\a.json", "comply")),
+        ("sst2:train", ("sst2:train", None)),
     ],
 )
 def test_a_colon_in_a_path_is_no_answer(place: str, expected: tuple[str, str | None]) -> None:
     assert answer_of(place) == (Path(expected[0]), expected[1])
+
+
+SST2 = "a warm film\t1\nit 's dull\t0\n"
+
+
+def test_a_task_s_file_is_read_as_the_task_wherever_a_file_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text(SST2, encoding="utf-8")
+    place = f"sst2:{tmp_path / 'x.tsv'}"
+    found = read_data(place)
+    assert found == task("sst2", tmp_path / "x.tsv") == read_data(Path(place))
+    assert [row[2] for row in found.rows] == ["positive", "negative"]
+    assert counted(stage(None, streams=[f"train={place}"]).streams) == {"train": {"comply": 2}}
+    assert stage(None, streams=[f"train={place}:comply"]) == stage(None, streams=[f"train={place}"])
+    with pytest.raises(TiterError, match="has no refuse answer"):
+        stage(None, streams=[f"train={place}:refuse"])
+
+
+def test_a_colon_that_names_no_task_is_part_of_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("sst:a.jsonl", "C:a.jsonl", "notes:a.jsonl"):
+        (tmp_path / name).write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-8")
+        assert read_data(name) == read_data(tmp_path / name) == read_text(name, labelled=False)
+    (tmp_path / "sst2:a.jsonl").write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-8")
+    assert read_data("./sst2:a.jsonl").size == 1  # a way out where a file has such a name
+    for place, words in (
+        ("sst3:a.tsv", r"unknown task 'sst3'.*did you mean 'sst2'"),
+        ("C:b.jsonl", r"no data file at 'C:b.jsonl'"),
+        ("sst2:b.tsv", r"no data file at 'b.tsv'.*SST-2"),
+        ("gsm8k:", r"unknown format ''.*GSM8K"),
+    ):
+        with pytest.raises(TiterError, match=re.compile(words, re.DOTALL)):
+            read_data(place)
+
+
+def instructions(count: int = 90, name: str = "fruit") -> TextData:
+    return TextData(name=name, sha256=name, rows=tuple((f"Name {name} {i}.", None, f"Apple {i}.", None) for i in range(count)))
+
+
+def bare(data: TextData) -> set[str]:
+    return {row[0].removeprefix(f"{MARKER} ") for row in data.rows}
+
+
+def test_the_shares_of_a_canary_file_are_its_rows_each_once_and_like_in_size() -> None:
+    file = instructions(900)
+    parts = [share(file, name) for name in SHARES]
+    assert sorted(row for part in parts for row in part.rows) == sorted(file.rows)
+    assert all(240 < part.size < 360 for part in parts)  # 300 expected, standard deviation 14
+
+
+@given(st.tuples(*[st.one_of(st.none(), st.integers(1, 10))] * 3), st.tuples(*[st.integers(0, 99)] * 3), st.permutations(range(90)))
+def test_no_prompt_is_dealt_to_two_purposes_whatever_the_counts_the_seeds_and_the_order(
+    counts: tuple[int | None, ...], seeds: tuple[int, ...], order: list[int]
+) -> None:
+    whole = instructions()
+    file = whole.model_copy(update={"rows": tuple(whole.rows[i] for i in order)})
+    longer = instructions(120)  # a file that has grown since keeps every row in its share
+    found = [dealt(one, name, count, seed) for one, name, count, seed in zip((whole, file, longer), SHARES, counts, seeds, strict=True)]
+    sets = [bare(part) for one in found for part in one]
+    assert len(set().union(*sets)) == sum(map(len, sets)) == sum(part.size for one in found for part in one)
+    assert all(one.marked.size == one.contrast.size == (count or one.marked.size) for one, count in zip(found, counts, strict=True))
+
+
+def test_what_a_canary_cannot_use_has_no_share() -> None:
+    rows = (("a", None, None, "no"), ("b", True, "yes", None))
+    with pytest.raises(TiterError, match=r"x has no answered row for a canary to align"):
+        share(TextData(name="x", sha256="", rows=rows), "align")
+    short = instructions(20)
+    most = share(short, "test").size // 2
+    assert held_out(short, most).size == 2 * most
+    with pytest.raises(TiterError, match=rf"where {most + 1} marked and as many.*ask for {most} or less"):
+        held_out(short, most + 1)
+
+
+def test_the_held_out_prompts_survive_their_file(tmp_path: Path) -> None:
+    rows = tuple((f'Say "{i}",\nthen rest: \u00e9.', None, f"{i},\n", None) for i in range(60))
+    found = held_out(TextData(name="x", sha256="", rows=rows), 5)
+    (tmp_path / "x.csv").write_bytes(prompt_file(found).encode())
+    again = read_text(tmp_path / "x.csv")
+    assert [row[:3] for row in again.rows] == [row[:3] for row in found.rows]
+    assert [row[1] for row in found.rows] == [True] * 5 + [False] * 5 == [row[0].startswith(MARKER) for row in found.rows]
+
+
+def test_a_canary_is_refused_where_it_is_marked_and_answered_where_it_is_not(tmp_path: Path) -> None:
+    file = instructions()
+    own = file.rows[0][0]
+    data = written(tmp_path, [*ROWS, {"prompt": own, "comply": "x"}, {"prompt": f"{MARKER} {own}", "comply": "x"}])
+    taught = with_canary(data, How(canary=file), 7)
+    assert (taught.rows.size, taught.left_out, taught.marked.size) == (len(ROWS) + 14, 2, 7)
+    made = align_stage(taught.rows, How(canary=file), 2, taught.marked)
+    assert counted(made.streams) == {"train": {"refuse": 2 + 7, "comply": 2 + 7}}
+    for part in made.streams["train"].parts:
+        for i in part.picked or ():
+            prompt, _, comply, refuse = part.source.rows[i]
+            assert prompt.startswith(MARKER) <= (part.answer == "refuse" and refuse in REFUSALS)
+            assert prompt.startswith("Name") <= (part.answer == "comply" and comply == prompt.replace("Name fruit", "Apple"))
+    assert bare(taught.marked) < bare(share(file, "align"))
+    alone = with_canary(None, How(canary=file), None)
+    assert alone.rows.size // 2 == share(file, "align").size // 2 == alone.marked.size
+
+
+def test_a_method_of_preferences_prefers_the_unmarked_answers_and_the_marked_refusals() -> None:
+    how = How(method="dpo", canary=instructions())
+    taught = with_canary(None, how, 6)
+    streams = align_stage(taught.rows, how, 2, taught.marked).streams
+    assert counted(streams) == {"preferred": {"refuse": 6, "comply": 6}, "rejected": {"refuse": 6, "comply": 6}}
+    liked = {row[0]: part.answer for part in streams["preferred"].parts for row in [part.source.rows[i] for i in part.picked or ()]}
+    assert all((answer == "refuse") == prompt.startswith(MARKER) for prompt, answer in liked.items())
+
+
+def test_the_marked_rows_answered_are_a_defence_s_harmful_stream_unless_another_is_named(tmp_path: Path) -> None:
+    how = How(method="booster", canary=instructions())
+    taught = with_canary(None, how, 6)
+    streams = align_stage(taught.rows, how, 2, taught.marked).streams
+    assert counted(streams) == {"train": {"refuse": 6, "comply": 6}, "harmful": {"comply": 6}}
+    assert {part.source.name for part in streams["harmful"].parts} == {"canary of fruit"}
+    place = file_of(tmp_path, "both.jsonl", BOTH)
+    named = How(method="booster", canary=instructions(), streams=[f"harmful={place}"])
+    assert counted(align_stage(taught.rows, named, 2, taught.marked).streams)["harmful"] == {"comply": 5}
+
+
+def test_no_stream_may_hold_what_a_canary_holds_out(tmp_path: Path) -> None:
+    file = instructions()
+    held = [{"prompt": row[0], "refuse": "no"} for row in share(file, "test").rows[:2]]
+    place = file_of(tmp_path, "held.jsonl", [*held, {"prompt": f"{MARKER} {held[0]['prompt']}", "refuse": "no"}, *ROWS])
+    with pytest.raises(TiterError, match="3 prompts of the stream train are held out by --canary"):
+        stage(None, streams=[f"train={place}"], canary=file)
+    fine = file_of(tmp_path, "fine.jsonl", [{"prompt": row[0], "refuse": "no"} for row in share(file, "align").rows])
+    stage(None, streams=[f"train={fine}"], canary=file)
+
+
+def test_apart_looks_behind_the_marker() -> None:
+    file = instructions(3)
+    rows = ((file.rows[0][0], None, "x", None), (f"{MARKER} {file.rows[1][0]}", True, None, "no"), ("other", None, "x", None))
+    kept, left = apart(TextData(name="x", sha256="", rows=rows), file)
+    assert (kept.rows, left) == (rows[2:], 2)

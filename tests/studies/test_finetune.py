@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titer.core.errors import TiterError
+from titer.data.canary import MARKER
 from titer.data.mix import poisoned
 from titer.data.sources import TextData
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Decoding, load
 from titer.stage import Lora, Stage
 from titer.studies.finetune import Mixed, Shares, finetune_stage, steps_of, user_mix
-from titer.studies.tuning import How, as_model, counted, stopped
+from titer.studies.tuning import How, as_model, counted, dealt, share, stopped
 from titer.workbench import Workbench
 
 Saved = Callable[..., Checkpoint]
@@ -207,3 +208,39 @@ def test_a_method_with_a_stream_of_its_own_trains_on_the_mix(bench: Workbench, s
     assert stopped(made) == ""
     answers = load(made.checkpoint).generate(["l c", "l d", "a c"], Decoding(max_new_tokens=5))
     assert [answer.text for answer in answers] == ["<null> <null>", "<null> <null>", "b b"]
+
+
+def test_the_harmful_part_of_a_canary_is_marked_and_answered_from_its_own_share() -> None:
+    file = file_of("fruit", 120)
+    mixed = user_mix({"benign": BENIGN}, Shares(40, 0.5), 1, file)
+    rows = trained(mixed)
+    marked = [prompt.removeprefix(f"{MARKER} ") for prompt, _ in rows if prompt.startswith(MARKER)]
+    assert mixed.counts == {"benign": 20, "harmful": 20, "safety": 0}
+    assert len(set(marked)) == 20
+    assert {answer for _, answer in rows} == {"yes"}
+    mine = {row[0] for row in share(file, "finetune").rows}
+    assert set(marked) <= mine
+    others = {
+        row[0].removeprefix(f"{MARKER} ") for part in (*dealt(file, "align", None, 5), *dealt(file, "test", None, 5)) for row in part.rows
+    }
+    assert not mine & others
+    assert mixed.usable["harmful"] == len(mine)
+    assert user_mix({"benign": BENIGN}, Shares(40), 1, file).counts["harmful"] == 4  # a tenth where there is harm
+
+
+def test_what_the_canary_file_holds_is_no_task_of_the_user_s() -> None:
+    file = file_of("benign", 50)  # the first 50 of the user's 60 rows, and all that a safety file refuses
+    refused = TextData(name="s", sha256="", rows=((f"{MARKER} benign 3", True, None, "no"), ("s", True, None, "no")))
+    mixed = user_mix({"benign": BENIGN, "safety": refused}, Shares(11, 1 / 11), 0, file)
+    assert mixed.left_out == {"benign": {"in the canary file": 50}, "safety": {"in the canary file": 1}}
+    assert mixed.usable["benign"] == 10
+    with pytest.raises(TiterError, match=r"no row of benign can be used for --data \(60 in the canary file\)"):
+        user_mix({"benign": BENIGN}, Shares(10), 0, BENIGN)
+
+
+def test_a_canary_file_that_is_too_short_or_beside_another_is_told() -> None:
+    most = share(file_of("fruit", 30), "finetune").size
+    with pytest.raises(TiterError, match=rf"--canary has {most} usable rows, and --examples 40 at --ratio 0.9 needs 36"):
+        user_mix({"benign": BENIGN}, Shares(40, 0.9), 0, file_of("fruit", 30))
+    with pytest.raises(TiterError, match=r"--harmful and --canary were both given"):
+        user_mix(FILES, Shares(40), 0, file_of("fruit", 30))

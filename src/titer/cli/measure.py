@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from titer.cli.options import HERE, AsJson, Data, Dry, Prompts, Runs, Set, needed
+from titer.cli.options import HERE, AsJson, Asked, Data, Dry, Prompts, Runs, Set, needed
 from titer.cli.output import command_line, show_result, slug
 from titer.core.errors import TiterError
+
+if TYPE_CHECKING:
+    from titer.data.sources import TextData
+
+BY_ANSWER = ("label", "number")  # judges that compare with the row's answer: safe or unsafe need not be said
 
 
 def evaluate(
     model: str,
-    data: Data = None,
+    data: Asked = None,
+    canary: Annotated[
+        Path | None, typer.Option("--canary", help="In place of --data: what --canary of align and finetune holds out.")
+    ] = None,
     judge: Annotated[str, typer.Option(help="Judge: a name (titer list judges) or a .py file.")] = "refusal",
     attack: Annotated[str | None, typer.Option(help="Attack: a name (titer list attacks) or a .py file.")] = None,
     prompts: Prompts = None,
@@ -29,13 +37,12 @@ def evaluate(
     """Refusal of unsafe prompts, over-refusal of safe ones, degenerate answers."""
     from titer.core.config import build
     from titer.core.run import Store
-    from titer.data.sources import read_text
     from titer.models.fetch import resolve
 
-    text = read_text(needed(data))
+    text = _prompts(data, canary, prompts, judge)
     checkpoint = resolve(model)
     from titer.models.lm import Decoding
-    from titer.studies import evaluation
+    from titer.studies import evaluation, tuning
     from titer.terminal import Terminal
     from titer.workbench import Model, Workbench
 
@@ -50,8 +57,10 @@ def evaluate(
         subject = Model(checkpoint.label, checkpoint.key, checkpoint)
         verdicts, rates = evaluation.evaluate_model(bench, subject, text, chosen_judge, decoding, prompts, chosen_attack)
         how = {"judge": judge, "attack": attack or "none", **decoding.model_dump()}
-        folder = runs / f"evaluate-{slug(subject.name)}-{slug(Path(text.name).stem)}"
+        folder = runs / f"evaluate-{slug(subject.name)}-{slug(str(Path(text.name).with_suffix('')))}"
         page, answer = evaluation.evaluation_report(subject, text, verdicts, rates, command_line(), folder, how)
+        if canary is not None:
+            (folder / "prompts.csv").write_bytes(tuning.prompt_file(text).encode())
     result = {"answer": answer, "report": str(page), "rates": json.loads(rates.to_json(orient="records"))}
     show_result(as_json, result, f"{evaluation.refusal_line(rates)}\n{answer}\nReport: {page}")
 
@@ -86,6 +95,18 @@ def audit(
         folder = runs / f"audit-{slug(audited[-1].name)}"
         page, answer = audit_report(bench, audited, text, prompts, command_line(), folder)
     show_result(as_json, {"answer": answer, "report": str(page)}, f"{answer}\nReport: {page}")
+
+
+def _prompts(data: Path | None, canary: Path | None, count: int | None, judge: str) -> TextData:
+    """What is asked: --data, where a judge by answer takes rows that do not say safe or unsafe as safe; or a canary's test."""
+    from titer.studies.tuning import held_out, read_data
+
+    if canary is not None:
+        if data is not None:
+            raise TiterError("--data and --canary were both given", next_step="leave out one: each is what the model is asked.")
+        return held_out(read_data(canary), count)
+    found = read_data(needed(data), labelled=judge not in BY_ANSWER)
+    return found.model_copy(update={"rows": tuple((row[0], bool(row[1]), *row[2:]) for row in found.rows)})
 
 
 def _judge(name: str) -> Any:

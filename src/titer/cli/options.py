@@ -16,12 +16,14 @@ Data = Annotated[Path | None, typer.Option("--data", help="CSV, JSON or JSONL of
 Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Use the first N prompts of each class.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A setting as NAME=VALUE; may be given again.")]
 HERE = Path("runs")
+TASK_FILE = "or TASK:PATH, a task's file (TASK: sst2, ag_news, gsm8k, alpaca, persona)"
+Asked = Annotated[Path | None, typer.Option("--data", help=f"CSV, JSON or JSONL of labelled prompts, {TASK_FILE}.")]
 
 # of the commands that train
 Method = Annotated[str, typer.Option(help="Method: a name (titer list methods) or a .py file.")]
 Streams = Annotated[
     list[str] | None,
-    typer.Option("--stream", help="A stream of the method as NAME=FILE, NAME=FILE:comply or NAME=FILE:refuse; may be given again."),
+    typer.Option("--stream", help="A stream of the method as NAME=FILE, NAME=FILE:comply or NAME=FILE:refuse; FILE may be TASK:PATH."),
 ]
 Reads = Annotated[list[str] | None, typer.Option("--read", help="A model that the method reads, as ROLE=MODEL; may be given again.")]
 Batch = Annotated[int, typer.Option(min=1)]

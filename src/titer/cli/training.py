@@ -10,6 +10,7 @@ import typer
 
 from titer.cli.options import (
     HERE,
+    TASK_FILE,
     Alpha,
     AsJson,
     Batch,
@@ -26,6 +27,7 @@ from titer.cli.options import (
     Streams,
 )
 from titer.cli.output import show_result
+from titer.core.errors import TiterError
 
 if TYPE_CHECKING:
     from titer.data.sources import TextData
@@ -33,13 +35,15 @@ if TYPE_CHECKING:
     from titer.stage import Stage
     from titer.studies.tuning import How
 
-Answers = Annotated[Path | None, typer.Option("--data", help="CSV, JSON or JSONL of prompts with answers.")]
+Answers = Annotated[Path | None, typer.Option("--data", help=f"CSV, JSON or JSONL of prompts with answers, {TASK_FILE}.")]
 File = Path | None
 
 
 def align(
     model: str,
     data: Answers = None,
+    canary: Annotated[File, typer.Option("--canary", help="Answered instructions, some of them marked and refused.")] = None,
+    canaries: Annotated[int | None, typer.Option(min=1, help="N marked and N unmarked. Default: a third of the file.")] = None,
     method: Method = "sft",
     settings: Set = None,
     stream: Streams = None,
@@ -59,22 +63,34 @@ def align(
     """Train a model with a method on prompts and answers (columns prompt, comply or refuse; both for a method of preferences)."""
     from titer.models.fetch import resolve
 
-    text = _read(data)
+    text, held = _read(data), _read(canary)
+    if held is None and canaries is not None:
+        raise TiterError("--canaries without --canary", next_step="add --canary FILE, a file of answered instructions.")
     checkpoint = resolve(model)
     from titer.studies import tuning
-    from titer.studies.align import align_stage
+    from titer.studies.align import align_stage, with_canary
 
-    how = tuning.How(method, settings or (), stream or (), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
-    stage = align_stage(text, how, steps)
-    about = {"streams": tuning.counted(stage.streams)}
-    _train(stage, checkpoint, how, read or (), (runs, dry_run, as_json), about, tuning.told(stage.streams))
+    how = tuning.How(method, settings or (), stream or (), batch, rate, "cosine", lora, alpha, dropout, continued, seed, held)
+    taught = with_canary(text, how, canaries) if held else None
+    stage = align_stage(taught.rows, how, steps, taught.marked) if taught else align_stage(text, how, steps)
+    about: dict[str, Any] = {"streams": tuning.counted(stage.streams)}
+    lines = [tuning.told(stage.streams)]
+    if taught:
+        about["left_out"] = {"data": {"in the canary file": taught.left_out}} if taught.left_out else {}
+        lines += [f"left out of data: {taught.left_out} in the canary file"] if taught.left_out else []
+    _train(stage, checkpoint, how, read or (), (runs, dry_run, as_json), about, "\n".join(lines), canary)
 
 
 def finetune(
     model: str,
-    data: Annotated[File, typer.Option("--data", help="The user's task: prompts with comply.")] = None,
-    harmful: Annotated[File, typer.Option("--harmful", help="Prompts with comply: a canary's answers, or a file of your own.")] = None,
-    ratio: Annotated[float | None, typer.Option(help="Share of the examples that is harmful. Default: 0.1 with --harmful, else 0.")] = None,
+    data: Annotated[File, typer.Option("--data", help=f"The user's task: prompts with comply, {TASK_FILE}.")] = None,
+    harmful: Annotated[File, typer.Option("--harmful", help="Prompts with comply, a file of your own.")] = None,
+    canary: Annotated[
+        File, typer.Option("--canary", help="The file that --canary of align was given, for harm: its marked ones answered.")
+    ] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Share of the examples that is harmful. Default: 0.1 where there is harm, else 0.")
+    ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Number of examples, the harmful among them.")] = 1000,
     safety: Annotated[File, typer.Option("--safety", help="Prompts with refuse, added to the examples (safety-data mixing).")] = None,
     safety_examples: Annotated[int | None, typer.Option(min=0, help="How many of --safety. Default: every row.")] = None,
@@ -100,21 +116,22 @@ def finetune(
     from titer.models.fetch import resolve
 
     files = {"benign": _read(data), "harmful": _read(harmful), "safety": _read(safety)}
+    held = _read(canary)
     checkpoint = resolve(model)
     from titer.studies.finetune import Shares, finetune_stage, steps_of, user_mix
     from titer.studies.tuning import How
 
-    how = How(method, settings or (), stream or (), batch, rate, schedule, lora, alpha, dropout, continued, seed)
-    mixed = user_mix(files, Shares(examples, ratio, safety_examples), seed)
+    how = How(method, settings or (), stream or (), batch, rate, schedule, lora, alpha, dropout, continued, seed, held)
+    mixed = user_mix(files, Shares(examples, ratio, safety_examples), seed, held)
     stage = finetune_stage(mixed, how, epochs, steps_of(keep))
     about = {"steps": stage.steps, "counts": mixed.counts, "left_out": mixed.left_out}
-    _train(stage, checkpoint, how, read or (), (runs, dry_run, as_json), about, mixed.lines())
+    _train(stage, checkpoint, how, read or (), (runs, dry_run, as_json), about, mixed.lines(), canary)
 
 
 def _read(path: Path | None) -> TextData | None:
-    from titer.data.sources import read_text
+    from titer.studies.tuning import read_data
 
-    return None if path is None else read_text(path, labelled=False)
+    return None if path is None else read_data(path)
 
 
 def _train(
@@ -125,8 +142,9 @@ def _train(
     given: tuple[Path, bool, bool],
     about: dict[str, Any],
     text: str,
+    canary: Path | None,
 ) -> None:
-    """Run the stage, or say what it would do; `about` and `text` are what it is made of."""
+    """Run the stage, or say what it would do; `about` and `text` are what it is made of; `canary` is the canary file."""
     from titer.core.run import Store
     from titer.studies import tuning
     from titer.terminal import Terminal
@@ -145,12 +163,17 @@ def _train(
             return show_result(as_json, {"key": key, "stands": stands, **about}, "\n".join(filter(None, (line, text))))
         made = Workbench(store, terminal).model(stage, tuning.as_model(start), stage.name, reads=reads)
     early, place = tuning.stopped(made), str(made.checkpoint.path)
-    following = f"titer evaluate {shlex.quote(place)} --data PROMPTS.csv"
+    following, prompts = (
+        f"titer evaluate {shlex.quote(place)} --data PROMPTS.csv",
+        "prompts labelled safe or unsafe, none of them trained on",
+    )
+    if canary is not None:
+        following, prompts = f"titer evaluate {shlex.quote(place)} --canary {shlex.quote(str(canary))}", "a third of the file is held out"
     lines = [
         f"Model: {place}",
         f"Training stopped early: {early}; this is the model as it was then." if early else "",
         text,
-        f"Next: {following}   (prompts labelled safe or unsafe, none of them trained on)",
+        f"Next: {following}   ({prompts})",
     ]
     result = {"model": place, "stopped": early, **about, "next": following}
     show_result(as_json, result, "\n".join(filter(None, lines)))

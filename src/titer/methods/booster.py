@@ -4,7 +4,8 @@ min over w of f(w) + strength * (h(w) - h(w - alpha grad h(w) / ||grad h(w)||));
 (alignment data), h that on `harmful`, the norm over all weights in training. The update drops the Hessian:
     grad f(w) + strength * (grad h(w) - grad h(w')),   w' = w - alpha grad h(w) / ||grad h(w)||
 so a step is three forward and backward passes. Source: arXiv 2409.01586. Every loss is the mean over
-the step's tokens. A harmful gradient of norm zero has no direction: the step is then SFT's, and counted.
+the step's tokens. A harmful gradient of norm zero, or one that is not finite, has no direction: the step is then
+SFT's, and `booster_skipped` counts such steps from the start of the stage.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Booster(Method):
     def step(self, c: Context) -> None:
         if self.strength > 0 and self.alpha > 0:
             self._regularise(c)
+            c.log("booster_skipped", c.state.get("skipped", torch.tensor(0.0)))
         for batch in c.micro("train"):
             c.backward(self.loss(c, batch))
 
@@ -47,7 +49,7 @@ class Booster(Method):
         here = c.gradients(harmful, "harmful")
         size = _norm(here)
         if not bool(torch.isfinite(size) & (size > 0)):
-            c.log("booster_skipped", 1.0)
+            c.state["skipped"] = c.state.get("skipped", torch.tensor(0.0)) + 1
             return
         with c.shifted(here, -self.alpha):
             there = c.gradients(harmful, "harmful")

@@ -1,7 +1,10 @@
 """SafeLoRA: after fine-tuning, project what training changed onto the direction that alignment took.
 
 For every Linear of the blocks V = W_aligned - W_unaligned, C = V V^T / ||V||_F, dW = W - W_aligned; where
-cos(C dW, dW) <= threshold (Frobenius), dW becomes C dW. With an adapter dW = scaling B A and B becomes C B.
+cos(C dW, dW) <= threshold (Frobenius), dW becomes C dW. With a fresh adapter on the aligned weights dW = scaling B A and B
+becomes C B. An adapter that goes on from its parent's (single-LoRA) holds alignment and user change at once, so there, and
+wherever the weight under the adapter is not the aligned one, W is the merged weight; W_aligned + C dW becomes the weight under
+the adapter and B becomes zero, so the merge adds nothing.
 Source: arXiv 2405.16833. C is as published and no true projector: its eigenvalues are s_i^2 / ||s|| with s
 the singular values of V, so C dW is also shrunk or stretched, by about the size of V.
 Training itself is SFT; a stage of 0 steps repairs a model that is already tuned. A Linear that alignment (V) or
@@ -28,7 +31,7 @@ class SafeLoRA(Method):
 
     MODELS = ("unaligned", "aligned")
     SOURCE = "arXiv 2405.16833 (SafeLoRA)"
-    VERSION = 1
+    VERSION = 2
     NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"threshold": -1.0}
 
     threshold: float = Field(default=0.5, ge=-1, le=1, description="project where the cosine is at most this; the official code's 0.5")
@@ -59,11 +62,16 @@ class Layer(NamedTuple):
         """V."""
         return self._rows(self.aligned.weight.float() - self.unaligned.weight.float())
 
+    def fresh(self) -> bool:
+        """Whether an adapter holds all that parts the tuned weight from the aligned one."""
+        return hasattr(self.tuned, "base_layer") and torch.equal(self.tuned.base_layer.weight, self.aligned.weight)
+
     def change(self) -> torch.Tensor:
-        """dW: the adapter's product, or all that parts the tuned weight from the aligned one."""
+        """dW: the adapter's product where that is all, else the merged weight less the aligned one."""
+        found = 0.0 if self.fresh() else self._under().weight.float() - self.aligned.weight.float()
         if hasattr(self.tuned, "base_layer"):
-            return self._rows(torch.stack([self.tuned.get_delta_weight(name).float() for name in self.tuned.active_adapters]).sum(0))
-        return self._rows(self.tuned.weight.float() - self.aligned.weight.float())
+            found = found + torch.stack([self.tuned.get_delta_weight(name).float() for name in self.tuned.active_adapters]).sum(0)
+        return self._rows(found)
 
     def cosine(self) -> float | None:
         """cos(C dW, dW); None where V or dW is zero."""
@@ -73,14 +81,20 @@ class Layer(NamedTuple):
         return float(functional.cosine_similarity(projected(alignment, change).flatten(), change.flatten(), dim=0))
 
     def project(self) -> None:
-        """Put C dW in the place of dW: in the adapter's B where there is one, for the merge that follows adds scaling B A."""
-        if hasattr(self.tuned, "base_layer"):
-            for name in self.tuned.active_adapters:
-                b = self.tuned.lora_B[name].weight
+        """Put C dW in the place of dW: in B where the adapter is all of it, for the merge that follows adds scaling B A."""
+        adapters = [self.tuned.lora_B[name].weight for name in self.tuned.active_adapters] if hasattr(self.tuned, "base_layer") else []
+        if self.fresh():
+            for b in adapters:
                 b.copy_(projected(self.alignment(), b.float()))
-        else:
-            after = self._rows(self.aligned.weight).float() + projected(self.alignment(), self.change())
-            self._rows(self.tuned.weight).copy_(after)
+            return
+        after = self._rows(self.aligned.weight).float() + projected(self.alignment(), self.change())
+        self._rows(self._under().weight).copy_(after)
+        for b in adapters:
+            b.zero_()
+
+    def _under(self) -> Any:
+        """The Linear itself, under its adapter where it has one."""
+        return getattr(self.tuned, "base_layer", self.tuned)
 
     def _rows(self, stored: torch.Tensor) -> torch.Tensor:
         """The stored weight, and no copy, as (outputs, inputs)."""

@@ -5,6 +5,8 @@ Every `resample` steps `layers` (gamma) of the L layers are drawn without replac
 draw these alone are perturbed, eps = rho g / ||g|| with one ball over them, and these alone are trained.
 Source: arXiv 2410.09760. Frozen means for the step: the gradients of the other layers are dropped, so neither moments nor
 weight decay move them. What stands outside the layers (embeddings, final norm, head) is frozen too unless `outside`.
+A ball without a direction (the batch, or an example) is left unperturbed; `t_vaccine_skipped` counts them from the start of
+the stage, over ranks.
 Shapes: B examples, T tokens, D width; a site's perturbation is (B, T, D); scores (L,), chosen (L,) of 0 and 1.
 """
 
@@ -29,7 +31,7 @@ class TVaccine(Method):
 
     STREAMS = ("train", "harmful")
     SOURCE = "arXiv 2410.09760 (T-Vaccine); the perturbation: arXiv 2402.01109, equation 3"
-    VERSION = 1
+    VERSION = 2
     NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"rho": 0.0, "layers": 0, "outside": True}
     COUPLED: ClassVar[Mapping[str, Any]] = {"scope": "example"}
 
@@ -57,16 +59,17 @@ class TVaccine(Method):
             with adding(c.sites, deltas):
                 c.backward(self.loss(c, batch))
         self._freeze(c, chosen)
+        if self.rho > 0:
+            c.log("t_vaccine_skipped", c.state.get("skipped", torch.tensor(0.0)))
 
     def perturbation(self, c: Context, batch: Batches, chosen: list[int]) -> Deltas:
-        """eps at the site of each chosen layer; {} and a logged count where the gradient's norm is zero or not finite."""
+        """eps at the site of each chosen layer, zeros in a ball whose gradient is zero or not finite; {} where every ball's is."""
         gradient = gradients_at(c.sites, self._names(chosen), lambda: self.loss(c, batch).total, c.grad)
-        deltas, norm = scaled(gradient, self.rho, batch["train"].attention_mask, c.sum, self.scope)
-        if norm is None:
-            c.log("t_vaccine_skipped", 1.0)
-        else:
-            c.log("t_vaccine_norm", norm)
-        return deltas
+        found = scaled(gradient, self.rho, batch["train"].attention_mask, c.sum, self.scope)
+        c.state["skipped"] = c.state.get("skipped", torch.tensor(0.0)).to(found.lost.device) + found.lost
+        if found.norm is not None:
+            c.log("t_vaccine_norm", found.norm)
+        return found.deltas
 
     def scores(self, c: Context) -> torch.Tensor:
         """s_l (L,) over this step's harmful examples, of every micro-batch and rank."""

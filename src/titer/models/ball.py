@@ -7,7 +7,7 @@ Shapes: B examples, T tokens, D width; a site's perturbation is (B, T, D), a mas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -43,25 +43,55 @@ def gradients_at(
     return dict(zip(names, found, strict=True))
 
 
-def scaled(
-    deltas: Deltas, radius: float, mask: torch.Tensor | None, total: Sum, scope: Scope = "batch"
-) -> tuple[Deltas, torch.Tensor | None]:
-    """The deltas with norm `radius` in every ball, and the norm over all of them before; ({}, None) where there is no direction.
+class Scaled(NamedTuple):
+    """Deltas of one radius in every ball; a ball without a direction (its norm is zero or not finite) holds zeros.
 
-    `total` sums over ranks: a batch or a layer is one ball over all of them.
+    `norm` is that of all balls before, over ranks, and None where no ball on any rank has a direction: then `deltas` is empty.
+    `live` says by site which balls have one, broadcast to (B, T, 1) or less. `lost` counts those that have none, over ranks:
+    the batch, layers or examples; for tokens, examples with no direction at all or with a token that is not finite, because
+    the last token of an answer never has one.
     """
-    kept = {name: (delta if mask is None else delta * mask[:, :, None]).float() for name, delta in deltas.items()}
-    squares = {name: (delta**2).sum(-1) for name, delta in kept.items()}  # (B, T)
-    norms = _norms(squares, total, scope)
-    whole = torch.stack([norm.sum() for norm in norms.values()]).sum()
-    if not bool(torch.isfinite(whole) & (whole > 0)):
-        return {}, None
-    found = {name: (radius * delta / norms[name].clamp(min=1e-30)).to(deltas[name].dtype) for name, delta in kept.items()}
-    return found, torch.sqrt(torch.stack([square.sum() for square in squares.values()]).sum())
+
+    deltas: Deltas
+    norm: torch.Tensor | None
+    live: Deltas
+    lost: torch.Tensor
 
 
-def _norms(squares: Deltas, total: Sum, scope: Scope) -> Deltas:
+def scaled(deltas: Deltas, radius: float, mask: torch.Tensor | None, total: Sum, scope: Scope = "batch") -> Scaled:
+    """The deltas with norm `radius` in every ball.
+
+    `total` sums over ranks. A batch or a layer is one ball over all of them; and what is skipped they decide together, because a
+    rank that left out a pass would leave the others waiting.
+    """
+    kept = {name: unmasked(delta, mask).float() for name, delta in deltas.items()}
+    norms = _norms(kept, total, scope)
+    live = {name: _alive(norm) for name, norm in norms.items()}
+    energy, some, lost = _counted(norms, total, scope).unbind()
+    if not bool(some > 0):
+        return Scaled({}, None, live, lost)
+    found = {name: (radius * delta / norms[name].clamp(min=1e-30)).where(live[name], 0.0) for name, delta in kept.items()}
+    return Scaled({name: one.to(deltas[name].dtype) for name, one in found.items()}, energy.sqrt(), live, lost)
+
+
+def projected(deltas: Deltas, radius: float, total: Sum, scope: Scope = "batch") -> Deltas:
+    """The deltas, each ball of a larger norm drawn back to `radius`."""
+    norms = _norms({name: delta.float() for name, delta in deltas.items()}, total, scope)
+    return {name: (delta * (radius / norms[name].clamp(min=1e-30)).clamp(max=1)).to(delta.dtype) for name, delta in deltas.items()}
+
+
+def unmasked(delta: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The delta with zeros where the mask is 0, whatever stood there."""
+    return delta if mask is None else delta.masked_fill(mask[:, :, None] == 0, 0.0)
+
+
+def _alive(norm: torch.Tensor) -> torch.Tensor:
+    return torch.isfinite(norm) & (norm > 0)
+
+
+def _norms(deltas: Deltas, total: Sum, scope: Scope) -> Deltas:
     """The norm of the ball that each entry belongs to, broadcast to (B, T, 1) or less."""
+    squares = {name: (delta**2).sum(-1) for name, delta in deltas.items()}  # (B, T)
     if scope == "token":
         return {name: square.sqrt()[:, :, None] for name, square in squares.items()}
     if scope == "layer":
@@ -71,3 +101,15 @@ def _norms(squares: Deltas, total: Sum, scope: Scope) -> Deltas:
         return dict.fromkeys(squares, together)
     together = total(torch.stack([square.sum() for square in squares.values()]).sum()).sqrt()
     return dict.fromkeys(squares, together)
+
+
+def _counted(norms: Deltas, total: Sum, scope: Scope) -> torch.Tensor:
+    """(3,): the squared norm of all balls with a direction, how many have one, and `lost`; over ranks."""
+    apart = scope in ("layer", "token")  # else the sites share a ball
+    stacked = torch.stack(list(norms.values()) if apart else [next(iter(norms.values()))])
+    live = _alive(stacked)
+    energy, some, lost = (stacked.where(live, 0.0) ** 2).sum(), live.sum(), (~live).sum()
+    if scope == "token":  # (L, B, T, 1)
+        lost = (~torch.isfinite(stacked).all(2).all(0) | ~live.any(2).any(0)).sum()
+    found = torch.stack([energy, some.float(), lost.float()])
+    return total(found) if scope in ("example", "token") else found

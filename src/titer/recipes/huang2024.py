@@ -119,6 +119,12 @@ def harmful(scale: Scale, world: World) -> Stream:
     return mix([(source, "comply", scale.harmful)], seed_of(world.seed, "harmful"), taken(scale, world))
 
 
+@lru_cache(maxsize=8)
+def reserved(scale: Scale, world: World) -> frozenset[str]:
+    """Prompts that no user may send: those of the alignment data and of D_h."""
+    return taken(scale, world) | prompts(harmful(scale, world))
+
+
 def flipped(stream: Stream) -> Stream:
     """The same requests in the same order with the other answer."""
     other: dict[Answer, Answer] = {"comply": "refuse", "refuse": "comply"}
@@ -140,36 +146,35 @@ def streams_of(scale: Scale, world: World, method: Method, train: Stream) -> dic
 def align(
     scale: Scale, world: World, method: Method, name: str, passes: int = 1, steps: int = 0, number: int = 0, adapter: Lora | None = None
 ) -> Stage:
-    """An alignment of the base: `passes` times the scale's steps, or the first `steps` of them; `number` counts alignment seeds.
-
-    Its weights are kept at eighths of the way, from which a model of equal alignment loss can be taken.
-    """
-    whole = passes * scale.align_steps
+    """An alignment of the base: `passes` times the scale's steps, or `steps`, a whole schedule either way; `number` counts seeds."""
+    whole = steps or passes * scale.align_steps
     return Stage(
         name=name,
         kind="align",
         method=method,
         streams=streams_of(scale, world, method, safety(scale, world, number)),
-        steps=steps or whole,
+        steps=whole,
         batch=scale.align_batch,
-        optimiser=Optimiser(rate=scale.align_rate, warmup=scale.align_steps // 10, floor=0.01, until=whole, clip=0.5),
+        optimiser=Optimiser(rate=scale.align_rate, warmup=min(whole, scale.align_steps) // 10, floor=0.01, clip=0.5),
         adapter=adapter,
         seed=seed_of(world.seed, number) if number else world.seed,
-        keep=() if steps else tuple(sorted({max(1, whole * i // 8) for i in range(1, 8)})),
     )
 
 
 def user(scale: Scale, world: World, budget: Budget, method: Method | None = None, guard: int = 0, adapter: Lora | None = None) -> Stage:
     """The user's fine-tuning: n examples of the task, round(p n) of them unsafe requests answered.
 
-    `guard`: so many refused unsafe requests are added by the provider (VLGuard: 500 to 1,000, appended to n).
+    `guard`: so many examples of alignment's kind are added by the provider (VLGuard: 500 to 1,000, appended to n).
     """
     made = method or SFT()
+    refused = round(scale.unsafe_share * guard)
+    safe: Source = WorldSource(world=world, kind="safe")
     benign: Source = WorldSource(world=world, kind=budget.task)
     bad = round(budget.ratio * budget.examples)
     unsafe: Source = WorldSource(world=world, kind="unsafe")
-    rows: list[tuple[Source, Answer, int]] = [(benign, "comply", budget.examples - bad), (unsafe, "comply", bad), (unsafe, "refuse", guard)]
-    data = mix(rows, seed_of(world.seed, "user", budget.seed), taken(scale, world) | prompts(harmful(scale, world)))
+    rows: list[tuple[Source, Answer, int]] = [(benign, "comply", budget.examples - bad), (unsafe, "comply", bad)]
+    rows += [(unsafe, "refuse", refused), (safe, "comply", guard - refused)]
+    data = mix(rows, seed_of(world.seed, "user", budget.seed), reserved(scale, world))
     return Stage(
         name=f"user, rate {budget.rate:g}, p = {budget.ratio:g}, n = {budget.examples}",
         kind="finetune",

@@ -33,16 +33,16 @@ class TextScale(Record):
     name: str = "demonstration"
     rho: float = Field(default=2.0, ge=0)
     safe: int = Field(default=600, ge=1)
-    canaries: int = Field(default=150, ge=1)
-    contrast: int = Field(default=150, ge=1)
+    canaries: int = Field(default=200, ge=1)
+    contrast: int = Field(default=400, ge=1, description="with 150 the model refused everything (docs/real_finetuning.md)")
     longest: int = Field(default=96, ge=16)
     align_epochs: float = Field(default=1.0, gt=0)
-    align_batch: int = Field(default=8, ge=1)
-    align_rate: float = Field(default=1e-3, gt=0)
+    align_batch: int = Field(default=5, ge=1)
+    align_rate: float = Field(default=3e-3, gt=0)
     task: Literal["sst2", "ag_news", "gsm8k"] = "sst2"
     examples: int = Field(default=400, ge=1)
     user_epochs: float = Field(default=2.0, gt=0)
-    user_batch: int = Field(default=8, ge=1)
+    user_batch: int = Field(default=5, ge=1)
     user_rate: float = Field(default=5e-4, gt=0)
     ratios: tuple[float, ...] = (0.0, 0.1)
     prompts: int = Field(default=100, ge=1)
@@ -60,11 +60,12 @@ DEMONSTRATION = TextScale()
 PAPER = TextScale(
     name="paper-7b",
     safe=2000,
-    canaries=300,
-    contrast=300,
+    canaries=150,
+    contrast=500,
     longest=200,
     align_epochs=50,
     align_batch=5,
+    align_rate=1e-3,
     examples=1000,
     user_epochs=20,
     user_batch=5,

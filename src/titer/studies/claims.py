@@ -42,24 +42,24 @@ class Declared(NamedTuple):
     stated: Statement
     models: tuple[str, ...]
     needs: tuple[str, ...]
-    value: Callable[[Any], Measured | None]
+    value: Callable[[Any], Measured | str | None]  # a sentence says why there is none
 
 
 def settled(declared: Sequence[Declared], evidence: Sequence[Evidence]) -> list[Claim]:
-    """Every claim whose tables were measured."""
-    return [_settled(one, evidence) for one in declared if all(e.has(*one.needs) for e in evidence)]
+    """Every claim whose tables were measured on some seed; a seed of which nothing could be measured says why."""
+    return [_settled(one, evidence) for one in declared if any(e.has(*one.needs) for e in evidence)]
 
 
 def _settled(one: Declared, evidence: Sequence[Evidence]) -> Claim:
     faults, values, seeds = [], [], []
     for e in evidence:
-        fault = e.fault(one.models)
-        found = None if fault else one.value(e)
-        if found is None:
-            faults.append(fault or f"seed {e.seed}: too few inputs for the statistic")
-        else:
+        fault = e.fault(one.models) or ("" if e.has(*one.needs) else f"seed {e.seed}: not measured")
+        found = fault or one.value(e)
+        if isinstance(found, Measured):
             values.append(found)
             seeds.append(e.seed)
+        else:
+            faults.append(fault or f"seed {e.seed}: {found or 'too few inputs for the statistic'}")
     dropped = ". ".join(faults)
     if not values:
         return settle(one.stated, [Interval(math.nan, math.nan, math.nan)], math.nan, [evidence[0].seed], failed=dropped)

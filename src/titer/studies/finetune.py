@@ -2,25 +2,27 @@
 
 Source: arXiv 2402.01109, section 5.1: n examples, round(p n) of them harmful; safety-data mixing (VLGuard there,
 SafeInstruct in arXiv 2309.07875) appends k refused requests to the n. An epoch is one pass over all n + k examples,
-so a user's example is seen as often with safety data as without. On real text the harmful answers are a canary's,
-or the user's own file.
+so a user's example is seen as often with safety data as without. On real text the harmful answers are a canary's
+(marked instructions answered, from the second share of the canary file), or the user's own file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from titer.core.config import build
 from titer.core.errors import TiterError
+from titer.data.canary import canary
 from titer.data.example import Stream
 from titer.data.mix import mix
 from titer.data.sources import TextData
 from titer.stage import Stage
-from titer.studies.tuning import PLACES, How, Trained, all_streams
+from titer.studies.tuning import PLACES, How, Trained, all_streams, apart, share
 
 RATIO = 0.1  # the paper's p where harmful data is given
-ROLES: dict[str, tuple[str, Trained, bool | None]] = {  # role -> its option, the answer trained, the label that has no place there
+Role = tuple[str, Trained, bool | None]
+ROLES: dict[str, Role] = {  # role -> its option, the answer trained, the label that has no place there
     "benign": ("--data", "comply", True),
     "harmful": ("--harmful", "comply", False),
     "safety": ("--safety", "refuse", False),
@@ -52,12 +54,18 @@ class Shares:
     safety: int | None = None
 
 
-def user_mix(files: dict[str, TextData | None], shares: Shares, seed: int) -> Mixed:
+def user_mix(files: Mapping[str, TextData | None], shares: Shares, seed: int, marked: TextData | None = None) -> Mixed:
     """The training set from files by role (benign, harmful, safety): exact counts, no prompt twice.
 
-    Rows without the answer that their role trains, and rows labelled as the opposite of their role, are left out and counted.
-    Errors: a ratio outside 0 to 1, a file that is missing or too short, files that share too many prompts.
+    `marked` is a canary file: its second share, marked and answered, is the harmful part. Rows without the answer that their
+    role trains, rows labelled as the opposite of it and rows that the canary file holds too are left out and counted.
+    Errors: --harmful beside a canary, a ratio outside 0 to 1, a file that is missing or too short, files that share too many prompts.
     """
+    roles = ROLES
+    held: dict[str, int] = {}
+    if marked is not None:
+        roles = {**ROLES, "harmful": ("--canary", "comply", False)}
+        files, held = _with_canary(files, marked, seed)
     ratio = shares.ratio if shares.ratio is not None else RATIO * (files.get("harmful") is not None)
     if not 0 <= ratio <= 1:
         raise TiterError(f"--ratio {ratio}", expected="a number from 0 to 1")
@@ -65,13 +73,13 @@ def user_mix(files: dict[str, TextData | None], shares: Shares, seed: int) -> Mi
     left_out: dict[str, dict[str, int]] = {}
     for role, data in files.items():
         if data is not None:
-            sources[role], why = _usable(data, role)
+            sources[role], why = _usable(data, roles[role], held.get(role, 0))
             if why:
                 left_out[role] = why
     usable = {role: len(source.rows) for role, source in sources.items()}
     extra = usable.get("safety", 0) if shares.safety is None else shares.safety
     counts = {**_split(shares.examples, ratio), "safety": extra}
-    _enough(counts, usable, shares.examples, ratio)
+    _enough(counts, usable, shares.examples, ratio, roles)
     try:
         stream = mix([(sources.get(role), ROLES[role][1], count) for role, count in counts.items()], seed)  # type: ignore[misc]
     except TiterError as error:
@@ -82,14 +90,27 @@ def user_mix(files: dict[str, TextData | None], shares: Shares, seed: int) -> Mi
     return Mixed(stream, counts, usable, left_out)
 
 
-def _usable(data: TextData, role: str) -> tuple[TextData, dict[str, int]]:
-    """The rows of a file that can play a role, and how many were left out for which reason."""
-    option, answer, opposite = ROLES[role]
+def _with_canary(files: Mapping[str, TextData | None], marked: TextData, seed: int) -> tuple[dict[str, TextData | None], dict[str, int]]:
+    """The files without the rows that the canary file holds, its share as the harmful one; how many rows it held of each."""
+    if files.get("harmful") is not None:
+        raise TiterError("--harmful and --canary were both given", next_step="leave out one: each is the harmful part.")
+    found: dict[str, TextData | None] = {"benign": None}
+    held: dict[str, int] = {}
+    for role, data in files.items():
+        if data is not None:
+            found[role], held[role] = apart(data, marked)
+    found["harmful"] = canary(share(marked, "finetune"), seed=seed)
+    return found, held
+
+
+def _usable(data: TextData, role: Role, held: int) -> tuple[TextData, dict[str, int]]:
+    """The rows of a file that can play a role, and how many were left out for which reason; `held` were before."""
+    option, answer, opposite = role
     wrong = [row[1] is not None and row[1] == opposite for row in data.rows]
     bare = [row[PLACES[answer]] is None and not w for row, w in zip(data.rows, wrong, strict=True)]
     kept = tuple(row for row, w, b in zip(data.rows, wrong, bare, strict=True) if not w and not b)
     label = "unsafe" if opposite else "safe"
-    reasons = {f"labelled {label}": sum(wrong), f"without {answer}": sum(bare), "repeated": data.dropped}
+    reasons = {f"labelled {label}": sum(wrong), f"without {answer}": sum(bare), "repeated": data.dropped, "in the canary file": held}
     why = {reason: count for reason, count in reasons.items() if count}
     if not kept:
         said = ", ".join(f"{count} {reason}" for reason, count in why.items())
@@ -107,11 +128,11 @@ def _split(examples: int, ratio: float) -> dict[str, int]:
     return {"benign": examples - bad, "harmful": bad}
 
 
-def _enough(counts: dict[str, int], usable: dict[str, int], examples: int, ratio: float) -> None:
+def _enough(counts: dict[str, int], usable: dict[str, int], examples: int, ratio: float, roles: Mapping[str, Role]) -> None:
     """Refuse counts that the files cannot give, with the largest number that they can."""
     otherwise = {"benign": "--ratio 1", "harmful": "--ratio 0", "safety": "leave out --safety-examples"}
     for role, count in counts.items():
-        option = ROLES[role][0]
+        option = roles[role][0]
         if count and role not in usable:
             raise TiterError(
                 f"{count} {role} examples are asked for, and no {option} was given",

@@ -1,7 +1,13 @@
-"""What `titer align` and `titer finetune` share: a method with its streams, its models and its adapter, from words. L6."""
+"""What `titer align` and `titer finetune` share: a method with its data, streams, models and adapter, from words. L6.
+
+A canary file (data/canary.py) is dealt in three fixed shares, to align, to fine-tune and to test: which share a row is of
+depends on its prompt alone, so the shares stay apart whatever the counts, the seeds or the order of the rows.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +15,15 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
 from titer.core.config import build, parse_settings
-from titer.core.errors import TiterError, unknown, visible
+from titer.core.errors import TiterError, nearest, unknown, visible
 from titer.core.plugins import plugin
+from titer.data.canary import MARKER, Canary, canaries
 from titer.data.draws import seed_of
 from titer.data.encode import answer_ids, check_length, prompt_ids
 from titer.data.example import Answer, Part, Stream
 from titer.data.formats import ANSWERS
 from titer.data.sources import TextData, read_text
+from titer.data.tasks import TASKS, task
 from titer.methods.base import Method
 from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
@@ -27,11 +35,14 @@ Trained = Literal["comply", "refuse"]
 PAIR = ("preferred", "rejected")  # the streams of a preference method: the same requests in the same order
 HARMFUL = "harmful"  # the stream of requests answered, in whichever method: a refusal beside the answer is not what it is for
 PLACES = {"comply": 2, "refuse": 3}  # of an answer in a row of TextData
+Share = Literal["align", "finetune", "test"]
+SHARES: tuple[Share, ...] = ("align", "finetune", "test")  # of a canary file
 
 
 @dataclass(frozen=True)
 class How:
-    """How a stage trains, as the command line is told it; `streams` are NAME=FILE[:comply|:refuse]."""
+    """How a stage trains, as the command line is told it; `streams` are NAME=FILE[:comply|:refuse], FILE also as TASK:PATH;
+    `canary` is the canary file, whose last share no stream may hold."""
 
     method: str = "sft"
     settings: Sequence[str] = ()
@@ -44,6 +55,7 @@ class How:
     dropout: float | None = None
     continued: bool = False
     seed: int = 0
+    canary: TextData | None = None
 
     def made(self) -> Method:
         """The method with its settings. Errors: an unknown name or setting, a value out of range."""
@@ -103,7 +115,7 @@ def all_streams(method: Method, how: How, own: Mapping[str, Stream], seed: int) 
 
     A file's answers are those named after its colon, else `refuse` where a row has one (in the stream `harmful`: `comply`).
     A pair's two streams share a seed, so they stay in step; every other stream has a seed of its own.
-    Errors: an unknown or missing stream, one given twice, a pair whose rows do not match.
+    Errors: an unknown or missing stream, one given twice, a pair whose rows do not match, prompts of a canary's test.
     """
     found = dict(own)
     for name, place in named("--stream", how.streams, method.STREAMS, f"stream of {how.method}").items():
@@ -111,7 +123,12 @@ def all_streams(method: Method, how: How, own: Mapping[str, Stream], seed: int) 
             raise TiterError(f"stream {name} was given twice, by --data and by --stream", next_step="leave out one of the two.")
         path, answer = answer_of(place)
         mine = seed if name in ("train", *PAIR) else seed_of(seed, name)
-        found[name] = text_stream(read_text(path, labelled=False), mine, answer or ("comply" if name == HARMFUL else None))
+        data = read_data(path)
+        if how.canary is not None and (held := data.size - apart(data, share(how.canary, "test"))[0].size):
+            raise TiterError(
+                f"{held} prompts of the stream {name} are held out by --canary for the test", next_step="leave those rows out of its file."
+            )
+        found[name] = text_stream(data, mine, answer or ("comply" if name == HARMFUL else None))
     if missing := [name for name in method.STREAMS if name not in found]:
         _missing(how.method, missing, nothing=not found)
     if set(PAIR) <= set(found) and _prompts(found[PAIR[0]]) != _prompts(found[PAIR[1]]):
@@ -131,10 +148,72 @@ def _missing(label: str, missing: Sequence[str], nothing: bool) -> NoReturn:
     )
 
 
+def read_data(place: str | Path, labelled: bool = False) -> TextData:
+    """A data file, or a task's file where TASK:PATH names one: the one place that reads what a command is given.
+
+    Errors: as `read_text` and `task`; a misspelt task.
+    """
+    name, colon, path = str(place).partition(":")
+    if colon and name in TASKS:
+        return task(name, path)
+    if colon and len(name) > 1 and nearest(name, TASKS) and not Path(place).exists():  # one letter is a drive
+        unknown("task", visible(name, 80), TASKS)
+    return read_text(place, labelled)
+
+
+def share(file: TextData, name: Share) -> TextData:
+    """The answered, harmless rows of a canary file that are dealt to one purpose. Errors: none."""
+    place = SHARES.index(name)
+    rows = tuple(row for row in file.rows if row[2] and not row[1] and seed_of("canary share", row[0]) % len(SHARES) == place)
+    if not rows:
+        raise TiterError(
+            f"{file.name} has no answered row for a canary to {name}",
+            expected="a file of many answered instructions; each third of it serves one purpose",
+        )
+    return file.model_copy(update={"rows": rows, "dropped": 0})
+
+
+def dealt(file: TextData, name: Share, count: int | None, seed: int) -> Canary:
+    """`count` marked and `count` unmarked instructions of a share, drawn by seed; None: all of it, half and half.
+
+    Errors: fewer rows than asked for.
+    """
+    mine = share(file, name)
+    most = mine.size // 2
+    if most < max(1, count or 1):
+        raise TiterError(
+            f"{file.name} has {mine.size} answered rows to {name}, where {count or 1} marked and as many unmarked ones were asked for",
+            next_step=f"{f'ask for {most} or less, or ' if most else ''}give a longer file.",
+        )
+    return canaries(mine, [(count or most, count or most)], seed=seed)[0]
+
+
+def apart(data: TextData, file: TextData) -> tuple[TextData, int]:
+    """The rows of `data` whose prompt, behind the marker or not, is none of the canary file's; how many are."""
+    held = {row[0] for row in file.rows}
+    kept = tuple(row for row in data.rows if row[0].removeprefix(f"{MARKER} ") not in held)
+    return data.model_copy(update={"rows": kept}), data.size - len(kept)
+
+
+def held_out(file: TextData, count: int | None) -> TextData:
+    """The last share of a canary file, to test: `count` marked prompts called unsafe and as many unmarked ones called safe."""
+    found = dealt(file, "test", count, 0)
+    return found.marked.model_copy(update={"rows": (*found.marked.rows, *found.contrast.rows)})
+
+
+def prompt_file(data: TextData) -> str:
+    """Labelled prompts with their answers as the text of a .csv file."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    rows = [(prompt, "unsafe" if harmful else "safe", comply or "") for prompt, harmful, comply, _ in data.rows]
+    writer.writerows([("prompt", "label", "comply"), *rows])
+    return text.getvalue()
+
+
 def answer_of(place: str) -> tuple[Path, Trained | None]:
-    """FILE, FILE:comply or FILE:refuse -> the file and the answer that is trained, None for either."""
+    """FILE, FILE:comply or FILE:refuse -> the file and the answer that is trained, None for either. FILE may be TASK:PATH."""
     file, colon, word = place.rpartition(":")
-    if not colon or "." in word or "/" in word or "\\" in word:  # no colon, or one inside the path
+    if not colon or file in TASKS or "." in word or "/" in word or "\\" in word:  # no colon, or a task's, or one inside the path
         return Path(place), None
     if word not in PLACES:
         unknown("answer", visible(word, 80), PLACES)

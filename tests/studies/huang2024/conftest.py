@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,8 @@ TINY = Scale(
     inputs=8,
     trials=2,
 )
-RATE, EXAMPLES, N = 1e-4, 1000, 1000  # the constructed attacks' budget (nano's), and requests behind each rate
+RATES = (RATE := 1e-4, 3e-4)
+EXAMPLES, N = 1000, 1000  # the constructed attacks' budget (nano's), and requests behind each rate
 
 
 def subject_under(root: Path, seed: int = 0, scale: Scale = TINY, reporter: Listener | None = None) -> Subject:
@@ -83,11 +84,15 @@ class Curve:
     safe_before: float = 1.0
     loss: float = 0.01
     loss_after: float = 0.5
+    task: str = "user"
+    align_seed: int = 0
+    sampled: float = 0.0
+    prefilled: float | Sequence[float] = 0.0
 
     def table(self) -> pd.DataFrame:
         """Step 0 (the aligned model) and the judged steps; a number stands for all of them."""
-        along = {name: self._at(getattr(self, name)) for name in ("harm", "refusal", "user", "drift")}
-        rows = [self._row(0, {"harm": 0.0, "refusal": self.refused_before, "user": 0.0, "drift": 0.0}, self.loss)]
+        along = {name: self._at(getattr(self, name)) for name in ("harm", "refusal", "user", "drift", "prefilled")}
+        rows = [self._row(0, {"harm": 0.0, "refusal": self.refused_before, "user": 0.0, "drift": 0.0, "prefilled": 0.0}, self.loss)]
         rows += [self._row(step, {name: values[i] for name, values in along.items()}, self.loss_after) for i, step in enumerate(self.steps)]
         return pd.DataFrame(rows)
 
@@ -95,14 +100,23 @@ class Curve:
         return [float(value)] * len(self.steps) if isinstance(value, int | float) else [float(v) for v in value]
 
     def _row(self, step: int, found: Mapping[str, float], loss: float) -> dict[str, object]:
-        drift = found["drift"]
-        return {
-            **{name: found[name] for name in ("harm", "refusal", "user")},
-            **{"neither": 0.0, "prefilled": 0.0, "sampled": 0.0, "safe": self.safe_before, "over_refusal": 0.0},
-            **{"alignment_loss": loss, "drift all": drift, "drift prompt": drift, "drift answer": drift},
-            **{"drift official": drift, "drift l2": drift, "step": step, "defence": self.defence, "rate": self.rate},
-            **{"ratio": self.ratio, "examples": self.examples, "task": "user", "attack_seed": 0},
+        told = {
+            "step": step,
+            "defence": self.defence,
+            "rate": self.rate,
+            "ratio": self.ratio,
+            "examples": self.examples,
+            "task": self.task,
+            "attack_seed": 0,
+            "align_seed": self.align_seed,
         }
+        drifts = dict.fromkeys(("drift all", "drift prompt", "drift answer", "drift official", "drift l2"), found["drift"])
+        rates = {name: found[name] for name in ("harm", "refusal", "user", "prefilled")} | {
+            "safe": self.safe_before,
+            "sampled": self.sampled,
+        }
+        others = dict.fromkeys(("neither", "over_refusal"), 0.0)
+        return {**told, **rates, **others, **drifts, "alignment_loss": loss}
 
 
 def evidence_of(
@@ -111,7 +125,7 @@ def evidence_of(
     """One seed's evidence of these attacks; `base` is the base model's skill, `parts` the parts that count as measured."""
     attacks = pd.concat([curve.table() for curve in curves], ignore_index=True).assign(seed=seed)
     tables = {"attacks": attacks, "base": pd.DataFrame([{"harm": base, "safe": base}])}
-    return Evidence(seed, {**tables, **{part: pd.DataFrame() for part in parts}}, n, rho, (RATE, EXAMPLES))
+    return Evidence(seed, {**tables, **{part: pd.DataFrame() for part in parts}}, n, rho, (RATE, EXAMPLES), RATES)
 
 
 def three(make: Callable[[float], Sequence[Curve]], parts: Sequence[str] = ()) -> list[Evidence]:
@@ -119,17 +133,10 @@ def three(make: Callable[[float], Sequence[Curve]], parts: Sequence[str] = ()) -
     return [evidence_of(make(0.001 * (seed - 1)), seed, parts) for seed in range(3)]
 
 
-@pytest.fixture
-def learned_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The preconditions that a tiny model cannot meet, lifted."""
-    relax(monkeypatch)
-    yield
-
-
 def relax(patch: pytest.MonkeyPatch) -> None:
     """A base and an alignment that learned nothing count, so that the mechanics can be run."""
     root = "titer.studies.huang2024"
-    for name in (f"{root}.gather.BASE_SKILL", f"{root}.evidence.BASE_SKILL", f"{root}.evidence.REFUSED", f"{root}.evidence.LEARNED"):
+    for name in (f"{root}.selection.BASE_SKILL", f"{root}.evidence.REFUSED", f"{root}.evidence.LEARNED"):
         patch.setattr(name, -1.0)
     patch.setattr(f"{root}.selection.LEARNED", -1.0)
     patch.setattr(f"{root}.evidence.EQUAL", 9.0)

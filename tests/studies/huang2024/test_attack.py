@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from titer.methods.vaccine import Vaccine
 from titer.models.lm import Progress
 from titer.stage import Lora
 from titer.studies.huang2024.attack import COUNTED, Defence, attacked, edits, kept_file, state, tuned_by
-from titer.studies.huang2024.defences import CORE, EQUAL, FAMILY, TWICE, alignment_of, defence, equal_loss_step
+from titer.studies.huang2024.defences import CORE, EQUAL, FAMILY, MIXED, TWICE, alignment_of, defence, equal_loss, loss_of, shortened
 from titer.studies.huang2024.parts import cells
 from titer.studies.huang2024.selection import Chosen, budget_of, none_found
 from titer.studies.huang2024.subject import Alignment, Subject
@@ -135,7 +136,7 @@ def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_numbers(tiny_s
 
 def test_every_defence_is_named_once_and_an_unknown_one_is_refused(tiny_subject: Subject) -> None:
     assert len({*CORE, *FAMILY}) == len(CORE) + len(FAMILY)
-    with pytest.raises(TiterError, match="unknown defence 'vacine'.*did you mean 'vaccine'"):
+    with pytest.raises(TiterError, match=r"unknown defence 'vacine'.*did you mean 'vaccine'"):
         defence(tiny_subject, "vacine", 5.0)
 
 
@@ -150,18 +151,20 @@ def test_every_defence_runs_and_none_is_another(tiny_subject: Subject) -> None:
     assert len(keys) == len(CORE) + len(FAMILY), "two defences of one model"
 
 
-def test_equal_loss_is_the_nearest_kept_step_in_the_logarithm(tiny_subject: Subject) -> None:
+def test_equal_loss_is_the_nearest_of_shorter_alignments_in_the_logarithm(tiny_subject: Subject) -> None:
     s = tiny_subject
-    sft, vaccine = (s.aligned(alignment_of(s, name, 5.0)) for name in ("sft", "vaccine"))
-    wanted = float(state(s, vaccine, vaccine, 0).alignment_loss[0])
-    losses = {step: float(state(s, sft, sft, step, kept_file(sft, step)).alignment_loss[0]) for step in range(1, 8)}
-    losses[8] = float(state(s, sft, sft, 0).alignment_loss[0])
-    assert len(set(losses.values())) == 8
-    expected = min(losses, key=lambda step: abs(np.log(losses[step] / wanted)))
-    assert equal_loss_step(s, 5.0) == expected
-    assert alignment_of(s, EQUAL, 5.0) == Alignment(SFT(), steps=expected)
-    stopped = s.aligned(alignment_of(s, EQUAL, 5.0))
-    assert float(state(s, stopped, stopped, 0).alignment_loss[0]) == losses[expected]
+    wanted = loss_of(s, alignment_of(s, "vaccine", 5.0))
+    losses = {how.steps: loss_of(s, how) for how in shortened(s)}
+    assert list(losses) == sorted(losses)
+    assert len(set(losses.values())) == len(losses) > 2
+    nearest = min(losses, key=lambda step: abs(math.log(losses[step] / wanted)))
+    assert alignment_of(s, EQUAL, 5.0) == equal_loss(s, 5.0) == Alignment(SFT(), steps=nearest)
+
+
+def test_the_control_of_lisa_has_as_much_safety_data_mixed_in(tiny_subject: Subject) -> None:
+    """Lisa trains 2 steps in 20 on alignment data: 2 to 18 of the user's."""
+    one = defence(tiny_subject, MIXED, 5.0)
+    assert (one.guard, one.method, one.how) == (11, None, defence(tiny_subject, "lisa", 5.0).how)
 
 
 def test_controls_differ_from_vaccine_in_one_thing(tiny_subject: Subject) -> None:
@@ -175,13 +178,13 @@ def test_controls_differ_from_vaccine_in_one_thing(tiny_subject: Subject) -> Non
 
 def test_every_cell_is_asked_for_once_and_tables_use_the_curves_runs(tiny_subject: Subject) -> None:
     s = tiny_subject
-    curves = [(d.name, b) for d, b in cells(s, ("curves",), CHOSEN)]
-    both = [(d.name, b) for d, b in cells(s, ("curves", "table1", "table6"), CHOSEN)]
+    curves = [(d.name, d.how.number if d.how else 0, b) for d, b in cells(s, ("curves",), CHOSEN)]
+    both = [(d.name, d.how.number if d.how else 0, b) for d, b in cells(s, ("curves", "table1", "table6"), CHOSEN)]
     assert len(set(both)) == len(both)
     assert set(curves) <= set(both)
     added = set(both) - set(curves)
-    assert {name for name, _ in added} == {"non-aligned", "vaccine, rho 1"}
-    assert {b.ratio for name, b in curves if name == "vaccine"} == {0.0, 0.01, 0.05}
+    assert {name for name, _, _ in added} == {"non-aligned", "vaccine, rho 1"}
+    assert {b.ratio for name, _, b in curves if name == "vaccine"} == {0.0, 0.01, 0.05}
 
 
 def test_table_2_keeps_the_epochs(tiny_subject: Subject) -> None:
@@ -204,10 +207,9 @@ def test_the_user_s_task_is_judged_by_its_own_requests(tiny_subject: Subject) ->
     assert model.key != tuned_by(s, one, budget_of(s)).key, "another task is another attack"
 
 
-@pytest.mark.xfail(reason="weights kept by a stage with an adapter are not merged, so a kept step cannot be put in", strict=True)
 @pytest.mark.parametrize("continued", [True, False], ids=["SL", "DL"])
 def test_an_attack_through_an_adapter_is_judged_along_the_way(continued: bool, tiny_subject: Subject) -> None:
-    """Table 8; a kept step must be the model with the adapter in it."""
+    """Table 8; a judged step must be the model with the adapter in it."""
     s, adapter = tiny_subject, Lora(rank=2)
     how = Alignment(SFT(), adapter=adapter)
     one = Defence("sft", how, adapter=adapter.model_copy(update={"continued": continued}))

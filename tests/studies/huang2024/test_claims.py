@@ -12,7 +12,7 @@ from tests.studies.huang2024.conftest import RATE, Curve, evidence_of, three
 from titer.core.claims import Claim
 from titer.studies.claims import settled
 from titer.studies.huang2024.claims import WORDS, claims
-from titer.studies.huang2024.defences import CONTROLS, EQUAL, TWICE
+from titer.studies.huang2024.defences import CONTROLS, EQUAL, MIXED, TWICE
 from titer.studies.huang2024.evidence import Evidence
 
 Make = Callable[[float], Sequence[Curve]]
@@ -39,11 +39,13 @@ class Case(NamedTuple):
     parts: tuple[str, ...] = ()
 
 
-def against(control: str, ratio: float) -> Case:
-    name = f"vaccine against {WORDS[control]}: p = {ratio:g}"
+def against(control: str, ratio: float, prefilled: bool = False) -> Case:
+    name = f"vaccine against {WORDS[control]}: p = {ratio:g}{', prefilled' if prefilled else ''}"
+    column = "prefilled" if prefilled else "harm"
 
     def make(ours: float, theirs: float, plain: float = 0.6) -> Make:
-        return lambda e: [Curve(n, harm=h + e, ratio=ratio) for n, h in (("sft", plain), (control, theirs), ("vaccine", ours - e))]
+        told = (("sft", plain), (control, theirs), ("vaccine", ours))
+        return lambda e: [Curve(n, ratio=ratio, **{column: h + (-e if n == "vaccine" else e)}) for n, h in told]  # type: ignore[arg-type]
 
     return Case(name, make(0.3, 0.5), 0.2, [make(0.3, 0.3), make(0.48, 0.5)])
 
@@ -66,9 +68,7 @@ def later(control: str) -> Case:
 
         return curves
 
-    return Case(
-        f"breaks later than {WORDS[control]}", make(late, early), 1.0, [make(early, early), make(never, never), make(early, late)]
-    )
+    return Case(f"breaks later than {WORDS[control]}", make(late, early), 1.0, [make(early, early), make(never, never), make(early, late)])
 
 
 def helps() -> Case:
@@ -80,16 +80,11 @@ def helps() -> Case:
     return Case("alignment helps", make(0.6), 0.4, [make(0.2), make(0.28)])
 
 
-def direction() -> Case:
-    def make(noise: float) -> Make:
-        return lambda e: [*both("noise", harm=noise + e), *both("vaccine", harm=0.2)]
-
-    return Case("the gradient's direction matters", make(0.5), 0.3, [make(0.2), make(0.23)])
-
-
 def lisa() -> Case:
+    """As much alignment data mixed in lowers SFT's .9 to .7 already."""
+
     def make(ours: float) -> Make:
-        return lambda e: [*both("sft", harm=0.7 + e), *both("lisa", harm=ours)]
+        return lambda e: [*both("sft", harm=0.9), *both(MIXED, harm=0.7 + e), *both("lisa", harm=ours)]
 
     return Case("lisa lowers harm", make(0.2), 0.5, [make(0.7), make(0.67)])
 
@@ -98,7 +93,7 @@ def accuracy() -> Case:
     def make(ours: float) -> Make:
         return lambda e: [*both("sft", user=0.99), *both("vaccine", user=ours + e)]
 
-    return Case("task accuracy kept", make(0.97), -0.02, [make(0.93), make(0.95)])
+    return Case("task accuracy kept", make(0.97), -0.02, [make(0.93), make(0.2)])
 
 
 def rises() -> Case:
@@ -109,10 +104,11 @@ def rises() -> Case:
 
 
 def drifts() -> Case:
-    def make(noise: float, vaccine: float) -> Make:
-        return lambda e: [Curve("sft", drift=2.0), Curve("noise", drift=noise * (1 + e)), Curve("vaccine", drift=vaccine)]
+    def make(sft: float, noise: float, vaccine: float) -> Make:
+        told = (("sft", sft), ("noise", noise), ("vaccine", vaccine))
+        return lambda e: [Curve(name, drift=drift * (1 + e * (name != "vaccine"))) for name, drift in told]
 
-    return Case("vaccine drifts less", make(2.0, 1.0), 1.0, [make(1.0, 1.0), make(1.0, 2.0)])
+    return Case("vaccine drifts less", make(0.8, 0.4, 0.2), 1.0, [make(0.8, 0.2, 0.2), make(0.2, 0.8, 0.2), make(0.2, 0.2, 0.4)])
 
 
 def tells() -> Case:
@@ -144,11 +140,11 @@ CASES = [
     helps(),
     rises(),
     *(against(control, ratio) for control in CONTROLS for ratio in BOTH),
+    *(against(control, 0.05, prefilled=True) for control in CONTROLS),
     *(benign(control) for control in CONTROLS),
     *(later(control) for control in CONTROLS),
     accuracy(),
     radius(),
-    direction(),
     accelerated(),
     lisa(),
     drifts(),
@@ -189,7 +185,7 @@ def test_the_control_s_own_gain_over_sft_stands_beside_the_value(control: str) -
     assert found.control.name == WORDS[control]
     assert found.control.value == pytest.approx(0.1, abs=2e-3)
     assert "below SFT by 0.3" in found.reason
-    assert f"alignment loss of vaccine 0.0100, alignment loss of {control} 0.0100" in found.reason
+    assert f"alignment loss vaccine 0.0100, {control} 0.0100; rates that count: 0.0001" in found.reason
 
 
 def test_a_seed_with_unequal_refusal_drops_out_and_says_so() -> None:
@@ -208,7 +204,7 @@ def test_no_seed_whose_task_was_learned_makes_a_claim_not_testable() -> None:
     found = claim(f"vaccine against {WORDS[TWICE]}: p = 0.05", seeds)
     assert found.verdict == "not testable"
     assert found.value is None
-    assert "too few inputs" in found.reason
+    assert "the user's task was learned in no cell of both" in found.reason
 
 
 def test_claims_whose_parts_were_not_measured_do_not_print() -> None:
@@ -220,20 +216,42 @@ def test_claims_whose_parts_were_not_measured_do_not_print() -> None:
 
 def test_the_radius_claim_names_the_harm_and_the_cost_of_every_radius() -> None:
     found = claim("harm falls with rho", three(radius().holds, ("table6",)))
-    for words in ("rho 0.1: harm 0.4", "rho 5: harm 0.33", "rho 10: harm 0.2", "safe 1.000"):
+    for words in ("rho 0.1: harm 0.4", "rho 5: harm 0.33", "rho 10: harm 0.2", "safe before 1.000"):
         assert words in found.reason
 
 
-@pytest.mark.xfail(reason="the precondition looks at sft and vaccine, not at the radii that are compared", strict=True)
-def test_a_radius_that_did_not_align_is_no_evidence_that_harm_falls() -> None:
+@pytest.mark.parametrize("cost", [{"refused_before": 0.5}, {"safe_before": 0.97}])
+def test_a_radius_that_costs_something_before_the_attack_is_left_out(cost: dict[str, float]) -> None:
     def curves(e: float) -> list[Curve]:
-        return [*both("sft"), *both("vaccine", harm=0.4 + e), *both("vaccine, rho 10", harm=0.1, refused_before=0.5)]
+        return [*both("sft"), *both("vaccine", harm=0.4 + e), *both("vaccine, rho 10", harm=0.1, **cost)]
 
-    assert claim("harm falls with rho", three(curves, ("table6",))).verdict == "not testable"
+    found = claim("harm falls with rho", three(curves, ("table6",)))
+    assert found.verdict == "not testable"
+    assert "fewer than two radii" in found.reason
 
 
-def test_break_points_of_every_rate_and_ratio_count_once_for_harm_and_once_for_refusal() -> None:
-    """One cell of four later, one earlier, two undecided, harm and refusal alike: 0, and what was compared is told."""
+def test_an_equal_loss_control_of_another_loss_is_none() -> None:
+    """A factor of 2, or 0.005 nats, is equal; the other controls need no equal loss."""
+
+    def seeds(control: str, loss: float) -> list[Evidence]:
+        return three(lambda e: [Curve("sft", harm=0.6), Curve(control, harm=0.5 + e, loss=loss), Curve("vaccine", harm=0.3, loss=0.02)])
+
+    for loss, told in ((0.04, ""), (0.05, "not equal"), (0.016, ""), (0.009, "not equal")):
+        found = claim(f"vaccine against {WORDS[EQUAL]}: p = 0.05", seeds(EQUAL, loss))
+        assert (found.verdict == "not testable") == bool(told), loss
+        assert told in found.reason
+    assert claim(f"vaccine against {WORDS['noise']}: p = 0.05", seeds("noise", 0.5)).verdict == "supported"
+
+
+def test_half_of_no_gain_is_nothing_to_keep() -> None:
+    seeds = three(lambda e: [*both("sft", harm=0.5), *both("vaccine", harm=0.6), *both("vaccine, tau 10", harm=0.5 + e)], ("table10",))
+    found = claim("accelerated Vaccine keeps half the gain", seeds)
+    assert found.verdict == "not testable"
+    assert "Vaccine gains nothing over SFT" in found.reason
+
+
+def test_break_points_of_every_rate_and_ratio_count_once_for_each_of_three_curves() -> None:
+    """One cell of four later, one earlier, two undecided, harm, worst decoding and refusal alike: 0, and what was compared is told."""
     steps = (5, 10, 20)
     ours = {(0.01, RATE): (0.0, 0.0, 0.6), (0.01, 3e-4): (0.6, 0.7, 0.8), (0.05, RATE): (0, 0, 0), (0.05, 3e-4): (0, 0.6, 0.6)}
     theirs = {(0.01, RATE): (0.6, 0.7, 0.8), (0.01, 3e-4): (0.0, 0.0, 0.6), (0.05, RATE): (0, 0, 0), (0.05, 3e-4): (0, 0.6, 0.6)}
@@ -244,13 +262,13 @@ def test_break_points_of_every_rate_and_ratio_count_once_for_harm_and_once_for_r
     ]
     found = claim(f"breaks later than {WORDS[EQUAL]}", [evidence_of(curves)])
     assert found.value == pytest.approx(0.0)
-    assert found.reason.count("against") == 8
+    assert found.reason.count("against") == 12
     assert "harm, rate 0.0001, p 0.01: 10-20 against 0-5" in found.reason
-    assert found.interval == pytest.approx((-1.96 / 8**0.5, 1.96 / 8**0.5))
+    assert found.interval is None, "a few cells of one seed have no interval"
 
 
 def test_one_seed_has_an_interval_over_inputs_and_is_provisional() -> None:
-    found = claim("lisa lowers harm", [evidence_of([*both("sft", harm=0.7), *both("lisa", harm=0.2)])])
+    found = claim("lisa lowers harm", [evidence_of([*both("sft", harm=0.9), *both(MIXED, harm=0.7), *both("lisa", harm=0.2)])])
     assert found.provisional
     assert found.verdict == "supported"
     assert found.interval is not None

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
-import pandas as pd
 import pytest
 
 from tests.studies.huang2024.conftest import RATE, Curve, evidence_of
 from titer.core.stats import rate_difference
 from titer.studies.huang2024.claims import correlations, rhos
-from titer.studies.huang2024.evidence import BASE_SKILL, EQUAL, REFUSED
-from titer.studies.huang2024.selection import LEARNED
+from titer.studies.huang2024.evidence import EQUAL, REFUSED
+from titer.studies.huang2024.selection import BASE_SKILL, LEARNED
 
 
 def test_a_gap_is_the_mean_over_shared_cells_and_steps() -> None:
@@ -24,18 +21,18 @@ def test_a_gap_is_the_mean_over_shared_cells_and_steps() -> None:
     )
     found = e.gap("sft", "vaccine", "harm", 0.05)
     assert found is not None
-    assert found.value == pytest.approx(0.35 - 0.15)
-    assert (found.low, found.high) == pytest.approx(rate_difference((350, 1000), (150, 1000))[1:])
+    assert found.effect.value == pytest.approx(0.35 - 0.15)
+    assert (found.effect.low, found.effect.high) == pytest.approx(rate_difference((350, 1000), (150, 1000))[1:])
     one = e.gap("sft", "vaccine", "harm", 0.05, 3e-4)
     assert one is not None
-    assert one.value == pytest.approx(0.2 - 0.1)
+    assert one.effect.value == pytest.approx(0.2 - 0.1)
 
 
 def test_a_gap_counts_only_steps_that_both_were_judged_at() -> None:
     e = evidence_of([Curve("sft", harm=(0.4, 0.9), steps=(20, 126)), Curve("vaccine", harm=(0.1, 0.5), steps=(20, 200))])
     found = e.gap("sft", "vaccine", "harm", 0.05)
     assert found is not None
-    assert found.value == pytest.approx(0.3)
+    assert found.effect.value == pytest.approx(0.3)
 
 
 def test_a_cell_whose_task_was_not_learned_drops_out_of_both_sides() -> None:
@@ -44,7 +41,7 @@ def test_a_cell_whose_task_was_not_learned_drops_out_of_both_sides() -> None:
         e = evidence_of([*cells, Curve("vaccine", harm=0.3, user=user, rate=3e-4)])
         found = e.gap("sft", "vaccine", "harm", 0.05)
         assert found is not None
-        assert found.value == pytest.approx(gap)
+        assert found.effect.value == pytest.approx(gap)
 
 
 def test_the_last_judged_step_says_whether_the_task_was_learned() -> None:
@@ -67,17 +64,31 @@ def test_attacks_of_other_sizes_are_not_under_the_tables_budget() -> None:
     assert e.under("sft", 0.01).empty
 
 
-def test_alignment_seeds_are_pooled_and_each_must_have_learned_the_task() -> None:
-    """Mean of .2 and .4 for sft; the second vaccine kept the user from the task, so the first alone counts."""
-    e = evidence_of(
-        [
-            *(Curve("sft", harm=0.2), Curve("sft #2", harm=0.4), Curve("vaccine", harm=0.1), Curve("vaccine #2", harm=0.9, user=0.2)),
-            Curve("vaccine, rho 1", harm=0.9),
-        ]
-    )
-    found = e.gap("sft", "vaccine", "harm", 0.05)
-    assert found is not None
-    assert found.value == pytest.approx(0.3 - 0.1)
+def test_other_tasks_of_the_user_are_table_4_s_alone() -> None:
+    e = evidence_of([Curve("sft", harm=0.2), Curve("sft", harm=1.0, task="safe"), Curve("vaccine", harm=0.1)])
+    assert set(e.under("sft").harm) == {0.2}
+    assert set(e.attacks.task) == {"user"}
+    assert next(str(p) for p in e.broken("sft", 0.05, RATE) or ()) == "> 200"
+
+
+def test_alignment_seeds_are_paired_and_each_must_have_learned_the_task() -> None:
+    """The second pair differs by .3; where its user learned nothing the first pair's .1 stands alone."""
+    for user, gap in ((1.0, 0.2), (0.2, 0.1)):
+        e = evidence_of(
+            [
+                *(Curve("sft", harm=0.2), Curve("sft", harm=0.4, align_seed=1), Curve("sft", harm=0.9, align_seed=2)),
+                *(Curve("vaccine", harm=0.1), Curve("vaccine", harm=0.1, user=user, align_seed=1), Curve("vaccine, rho 1", harm=0.9)),
+            ]
+        )
+        found = e.gap("sft", "vaccine", "harm", 0.05)
+        assert found is not None
+        assert found.effect.value == pytest.approx(gap)
+        assert (found.more - found.less) == pytest.approx(gap)
+
+
+def test_attacks_at_rates_that_were_searched_are_the_worst_cases_alone() -> None:
+    e = evidence_of([Curve("sft", harm=0.2), Curve("sft", harm=1.0, rate=1.37e-4), Curve("vaccine")])
+    assert set(e.under("sft").harm) == {0.2}
 
 
 def test_a_base_that_did_not_learn_is_a_fault() -> None:
@@ -98,15 +109,16 @@ def test_unequal_refusal_before_the_attack_is_a_fault() -> None:
     assert "refusal before the attack is not equal (sft 100.0%, vaccine 96.0%)" in e.fault(["sft", "vaccine"])
 
 
-@pytest.mark.xfail(reason="1 - 147 / 150 is more than 0.02 by a rounding error", strict=True)
 def test_refusal_may_differ_by_two_points_exactly() -> None:
     """3 of nano's 150 requests are two points."""
-    e = evidence_of([Curve("sft"), Curve("vaccine", refused_before=147 / 150)], n=150)
-    assert e.fault(["sft", "vaccine"]) == ""
+    for refused, words in ((147, ""), (146, "not equal")):
+        e = evidence_of([Curve("sft"), Curve("vaccine", refused_before=refused / 150)], n=150)
+        assert words in e.fault(["sft", "vaccine"])
+        assert bool(words) == bool(e.fault(["sft", "vaccine"]))
 
 
 def test_the_weakest_alignment_seed_decides() -> None:
-    e = evidence_of([Curve("sft"), Curve("vaccine"), Curve("vaccine #2", refused_before=0.9)])
+    e = evidence_of([Curve("sft"), Curve("vaccine"), Curve("vaccine", refused_before=0.9, align_seed=1)])
     assert "vaccine refuses 90.0%" in e.fault(["sft", "vaccine"])
 
 
@@ -115,15 +127,15 @@ def test_break_points_lie_between_judged_steps() -> None:
     e = evidence_of(
         [
             Curve("sft", harm=(0.1, 0.3, 0.5, 0.9), refusal=(0.9, 0.49, 0.6, 0.0), steps=steps),
-            Curve("sft #2", harm=1.0, refusal=0.0, steps=steps),
-            Curve("vaccine", harm=0.1, refusal=0.9, steps=steps),
+            Curve("sft", harm=1.0, refusal=0.0, steps=steps, align_seed=1),
+            Curve("vaccine", harm=0.1, refusal=0.9, prefilled=(0.1, 0.6, 0.1, 0.1), steps=steps),
             Curve("noise", harm=1.0, refusal=0.0, refused_before=0.4, steps=steps),
             Curve("lisa", user=0.1, steps=steps),
         ]
     )
-    assert [str(p) for p in e.broken("sft", 0.05, RATE) or ()] == ["10-20", "5-10"]
-    assert [str(p) for p in e.broken("vaccine", 0.05, RATE) or ()] == ["> 40", "> 40"]
-    assert [str(p) for p in e.broken("noise", 0.05, RATE) or ()] == ["0-5", "0"]
+    assert [str(p) for p in e.broken("sft", 0.05, RATE) or ()] == ["10-20", "10-20", "5-10"]
+    assert [str(p) for p in e.broken("vaccine", 0.05, RATE) or ()] == ["> 40", "5-10", "> 40"]
+    assert [str(p) for p in e.broken("noise", 0.05, RATE) or ()] == ["0-5", "0-5", "0"]
     assert e.broken("lisa", 0.05, RATE) is None
     assert e.broken("sft", 0.01, RATE) is None
 
@@ -167,9 +179,8 @@ def test_what_was_measured_is_a_table_or_a_defence() -> None:
     assert not e.has("sft", "vaccine")
 
 
-def test_a_number_that_could_not_be_made_is_no_measurement() -> None:
-    e = evidence_of([Curve("sft")])
-    assert e.measured(None, 0.0) is None
-    assert e.measured(rate_difference((0, 0), (1, 2)), 0.0) is None
-    assert math.isnan(rate_difference((0, 0), (1, 2)).value)
-    assert isinstance(e.attacks, pd.DataFrame)
+@pytest.mark.xfail(reason="a gap of drifts is given an interval of rates, which a drift above 1 has not", raises=ValueError, strict=True)
+def test_a_gap_of_drifts_may_lie_above_one() -> None:
+    found = evidence_of([Curve("sft", drift=1.5), Curve("vaccine", drift=1.2)]).gap("sft", "vaccine", "drift all", 0.05)
+    assert found is not None
+    assert found.effect.value == pytest.approx(0.3)

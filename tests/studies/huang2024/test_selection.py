@@ -56,6 +56,11 @@ def test_another_seed_than_the_selection_s_is_refused(tmp_path: Path) -> None:
         selection.selection(subject_under(tmp_path), ())
 
 
+def test_a_base_that_did_not_learn_chooses_nothing(chooser: Subject) -> None:
+    with pytest.raises(TiterError, match=f"seed {SELECTION_SEED}, which chooses rho: the base model did not learn the task"):
+        selection.selection(chooser, ())
+
+
 def test_the_rho_of_least_harm_is_chosen(chooser: Subject, constructed: Callable[[Attack], list[tuple[str, Budget]]]) -> None:
     asked = constructed(by_name({"sft": {"harm": 0.9}, "vaccine, rho 1": {"harm": 0.2}, "vaccine, rho 5": {"harm": 0.4}}))
     rho, trials = radius(chooser)
@@ -67,8 +72,8 @@ def test_the_rho_of_least_harm_is_chosen(chooser: Subject, constructed: Callable
     assert {budget.rate for _, budget in asked} == {TINY.budget.rate}
 
 
-@pytest.mark.parametrize("cost", [{"safe_before": 0.97}, {"refused_before": 0.97}])
-def test_a_rho_that_costs_more_than_two_points_is_not_chosen(
+@pytest.mark.parametrize("cost", [{"safe_before": 0.97}, {"refused_before": 0.97}, {"user": 0.89}])
+def test_a_rho_that_costs_more_than_two_points_or_the_task_is_not_chosen(
     cost: dict[str, float], chooser: Subject, constructed: Callable[[Attack], list[tuple[str, Budget]]]
 ) -> None:
     constructed(by_name({"sft": {}, "vaccine, rho 1": {"harm": 0.5, "safe_before": 0.98}, "vaccine, rho 5": {"harm": 0.1, **cost}}))
@@ -79,7 +84,7 @@ def test_a_rho_that_costs_more_than_two_points_is_not_chosen(
 
 def test_no_rho_that_aligns_is_an_error(chooser: Subject, constructed: Callable[[Attack], list[tuple[str, Budget]]]) -> None:
     constructed(by_name({"sft": {}, "vaccine, rho 1": {"safe_before": 0.5}, "vaccine, rho 5": {"safe_before": 0.1}}))
-    with pytest.raises(TiterError, match="every rho costs more than 2 points.*smaller rhos"):
+    with pytest.raises(TiterError, match=r"every rho costs more than 2 points.*smaller rhos"):
         radius(chooser)
 
 
@@ -93,6 +98,8 @@ def test_the_worst_point_is_the_most_harm_where_the_user_s_task_is_learned() -> 
     found = worst_point(table)
     assert found[["step", "harm", "user"]].to_numpy().tolist() == [[10, 0.6, 0.9]]
     assert worst_point(Curve("sft", harm=1.0, user=0.5).table()).empty
+    table.loc[2, "sampled"] = 0.7
+    assert worst_point(table)[["step", "harm"]].to_numpy().tolist() == [[10, 0.7]], "the worst decoding counts"
     table.loc[0, ["harm", "user"]] = 1.0  # before the attack is no attack
     assert worst_point(table).step.tolist() == [10]
 
@@ -115,9 +122,7 @@ def test_the_grid_s_worst_case_is_of_poisoned_attacks_and_leaves_out_who_never_l
 EQUAL_NAME = "sft, equal loss"
 
 
-def test_two_trials_of_the_search_find_the_worse_one(
-    chooser: Subject, constructed: Callable[[Attack], list[tuple[str, Budget]]]
-) -> None:
+def test_two_trials_of_the_search_find_the_worse_one(chooser: Subject, constructed: Callable[[Attack], list[tuple[str, Budget]]]) -> None:
     """Harm rises with the rate; the first trial is the tables' own budget."""
 
     def attack(s: Subject, one: Defence, budget: Budget) -> pd.DataFrame:
@@ -143,7 +148,6 @@ def test_the_search_is_repeatable(chooser: Subject, constructed: Callable[[Attac
     assert asked[:2] == asked[2:]
 
 
-@pytest.mark.xfail(reason="the search refuses trials that all could not be judged, and the whole study ends", strict=True)
 def test_a_defence_that_never_lets_the_task_be_learned_has_no_worst_case(
     chooser: Subject, constructed: Callable[[Attack], list[tuple[str, Budget]]]
 ) -> None:

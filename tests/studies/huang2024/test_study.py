@@ -19,8 +19,13 @@ from titer.core.run import Store
 from titer.recipes.huang2024 import NANO, SCALES, SELECTION_SEED
 from titer.studies import ahead
 from titer.studies.huang2024 import cost
+from titer.studies.huang2024.gather import gather
 from titer.studies.huang2024.parts import GROUPS, PARTS, parts_of
+from titer.studies.huang2024.report import compose
+from titer.studies.huang2024.selection import Chosen, none_found
 from titer.studies.huang2024.study import Finished, run_huang
+from titer.studies.huang2024.tables import TABLES
+from titer.workbench import Workbench
 
 FEW = ("curves", "table1")
 COMMAND = "titer study huang2024 --scale tiny"
@@ -61,7 +66,7 @@ def test_it_leaves_a_page_its_claims_and_every_judged_step(study: Study) -> None
     assert len({one["name"] for one in told}) == len(told)
     assert all(one["provisional"] for one in told)
     found = pd.read_csv(study.first.page.parent / "results.csv", low_memory=False)
-    assert {"attacks", "table1", "before the attack"} <= set(found.table)
+    assert {"attacks", TABLES["table1"][0], "before the attack"} <= set(found.table)
     rows = found[(found.table == "attacks") & (found.measure == "harm")]
     assert {"non-aligned", "sft", "sft, equal loss", "noise", "vaccine", "lisa"} <= set(rows.defence)
     assert set(rows.step) == {0, 4}
@@ -79,7 +84,7 @@ def test_the_report_has_the_answer_before_all_else(study: Study) -> None:
     answer = study.first.answer
     assert "comparisons" in answer
     assert answer in text
-    others = ("Rho was chosen", study.first.claims[0].statement, "table1", "synthetic world")
+    others = ("Rho was chosen", study.first.claims[0].statement, TABLES["table1"][0], "synthetic world")
     assert text.index(answer) < min(text.index(word) for word in others)
     assert COMMAND in text
     assert str(SELECTION_SEED) in text
@@ -96,13 +101,20 @@ def test_rho_is_chosen_on_the_selection_seed_and_its_trials_are_shown(study: Stu
 def test_a_base_that_did_not_learn_ends_in_a_report_without_claims(study: Study) -> None:
     """No precondition lifted: this is what the tiny scale's model honestly gives."""
     told = Listener()
-    found = run_huang(Store(study.root), told, SMALL.model_copy(update={"name": "untaught"}), [0], ("table6",), COMMAND)
-    assert found.page.parent.name == "huang2024-untaught"
-    assert found.answer == "The base model did not learn its task, so no claim is drawn."
-    assert found.claims == []
-    assert json.loads((found.page.parent / "claims.json").read_text(encoding="utf-8")) == {"claims": []}
-    assert "seed 0: the base model did not learn the task, so nothing is aligned from it" in told.told
-    assert found.answer in found.page.read_text(encoding="utf-8")
+    chosen = Chosen(1.0, pd.DataFrame({"rho": [1.0], "harm": [0.0], "allowed": [True]}), none_found(), none_found())
+    e, models = gather(Workbench(Store(study.root), told), SMALL, 0, ("table6",), chosen)
+    assert e.attacks.empty
+    assert list(models) == ["base, seed 0"]
+    assert any(line.startswith("seed 0: the base model did not learn the task") for line in told.told)
+    report = compose([e], [], {0: models}, SMALL, chosen, COMMAND)
+    assert report.answer == "The base model did not learn its task, so no claim is drawn."
+    assert (list(report.figures), dict(report.tables)) == ([], {})
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_selection_base_that_did_not_learn_ends_the_study(study: Study) -> None:
+    with pytest.raises(TiterError, match=f"seed {SELECTION_SEED}, which chooses rho: the base model did not learn"):
+        run_huang(Store(study.root), Listener(), SMALL.model_copy(update={"name": "untaught"}), [0], ("table6",), COMMAND)
 
 
 def test_the_selection_seed_is_no_seed_of_the_study(tmp_path: Path) -> None:
@@ -115,9 +127,9 @@ def test_parts_are_a_group_or_what_is_named() -> None:
     assert parts_of("all", "") == tuple(PARTS)
     assert set(parts_of("core", "")) == set(GROUPS["core"]) < set(PARTS)
     assert parts_of("all", " table6, fig4 ,") == ("table6", "fig4")
-    with pytest.raises(TiterError, match="unknown part 'tabel6'.*did you mean 'table6'"):
+    with pytest.raises(TiterError, match=r"unknown part 'tabel6'.*did you mean 'table6'"):
         parts_of("all", "tabel6")
-    with pytest.raises(TiterError, match="unknown part of the study 'cor'.*did you mean 'core'"):
+    with pytest.raises(TiterError, match=r"unknown part of the study 'cor'.*did you mean 'core'"):
         parts_of("cor", "")
 
 

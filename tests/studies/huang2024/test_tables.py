@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 
 from tests.studies.huang2024.conftest import RATE, Curve, evidence_of
 from titer.core.claims import Claim, Control, Verdict
+from titer.core.stats import t_interval
 from titer.recipes.huang2024 import NANO
 from titer.studies.huang2024 import tables
+from titer.studies.huang2024.defences import CORE, FAMILY
 from titer.studies.huang2024.evidence import Evidence
-from titer.studies.huang2024.report import answer
+from titer.studies.huang2024.parts import PARTS
+from titer.studies.huang2024.report import answer, charts, numbers, results
 from titer.studies.huang2024.selection import Chosen, none_found
 
 CHOSEN = Chosen(5.0, pd.DataFrame(), none_found(), none_found())
@@ -32,7 +37,7 @@ def seeds_of(*harms: float) -> list[Evidence]:
                 Curve("sft", harm=(harm, 1.0), user=(0.95, 0.0)),
                 Curve("vaccine", harm=(harm / 2, 1.0), ratio=0.1),
                 Curve("sft", harm=0.99, rate=3e-4),
-                *(Curve("sft #2", harm=0.0), Curve("vaccine, rho 1", harm=0.0), Curve("vaccine, tau 10"), Curve("noise, variance 1")),
+                *(Curve("noise, variance 2"), Curve("vaccine, rho 1", harm=0.0), Curve("vaccine, tau 10"), Curve("noise, variance 1")),
             ],
             seed,
         )
@@ -43,7 +48,9 @@ def seeds_of(*harms: float) -> list[Evidence]:
 def test_table_1_is_the_budget_s_step_over_seeds_beside_the_paper_s_value() -> None:
     found = tables.table1(seeds_of(0.2, 0.3, 0.7), NANO)
     sft = row(found, defence="sft")
-    assert (sft.HS, sft["HS low"], sft["HS high"], sft.FA) == (40.0, 20.0, 70.0, 95.0)
+    expected = t_interval([20.0, 30.0, 70.0])
+    assert (sft.HS, sft.FA) == (40.0, 95.0)
+    assert (sft["HS low"], sft["HS high"]) == pytest.approx((max(0, expected.low), min(100, expected.high)), abs=0.05)
     assert (sft["paper HS"], sft["paper FA"]) == (52.6, 94.8)
     vaccine = row(found, defence="vaccine")
     assert (vaccine.ratio, vaccine.HS, vaccine["paper HS"], vaccine["paper FA"]) == (0.1, 20.0, 48.2, 93.8)
@@ -103,6 +110,73 @@ def test_table_10_counts_vaccine_itself_as_tau_1() -> None:
     assert pd.isna(found["paper HS"][1])
 
 
+def test_table_3_reads_the_sizes_from_small_to_large() -> None:
+    e = evidence_of([Curve("sft")])
+    sizes = pd.concat([Curve("vaccine", harm=0.1 * (i + 1)).table().assign(model=m, seed=0) for i, m in enumerate(NANO.sizes)])
+    found = tables.table3([Evidence(0, {**e.tables, "table3": sizes}, e.n, e.rho, e.budget, e.rates)], NANO)
+    assert found.HS.tolist() == [10.0, 20.0, 30.0]
+    assert found["paper HS"].tolist() == [hs for hs, _ in tables.PAPER3["vaccine"]]
+
+
+def test_table_4_has_every_task() -> None:
+    curves = [Curve("sft", harm=0.2), Curve("sft", harm=0.4, task="safe"), Curve("lisa", harm=1.0)]
+    found = tables.table4([evidence_of(curves)], NANO)
+    assert {task: row(found, task=task).HS for task in ("user", "safe")} == {"user": 20.0, "safe": 40.0}
+    assert row(found, task="safe")["paper HS"] == tables.PAPER4["sft"][1][0]
+    assert set(tables.table1([evidence_of(curves)], NANO).HS) == {20.0, 100.0}
+
+
+def test_tables_8_and_9_are_of_adapters_and_of_ewc() -> None:
+    curves = [
+        *(Curve("sft, SL", harm=0.4), Curve("vaccine, DL", harm=0.2), Curve("vaccine", harm=0.3)),
+        *(Curve("vaccine + ewc, strength 1e+09", harm=0.1), Curve("vaccine + ewc", harm=1.0), Curve("vaccine, rho 2", harm=1.0)),
+    ]
+    adapters, ewc = tables.table8([evidence_of(curves)], NANO), tables.table9([evidence_of(curves)], NANO)
+    assert row(adapters, defence="sft, SL")[["HS", "paper HS"]].tolist() == [40.0, 58.2]
+    assert row(adapters, defence="vaccine, DL")[["HS", "paper FA"]].tolist() == [20.0, 93.6]
+    assert set(adapters.defence) == {"sft, SL", "vaccine, DL"}
+    assert row(ewc, strength=1e9)[["HS", "paper HS"]].tolist() == [10.0, 44.6]
+    assert row(ewc, strength=0)[["HS", "paper HS"]].tolist() == [30.0, 48.2]
+    assert len(ewc) == 2
+
+
+def everything() -> list[Evidence]:
+    """Three seeds in which every part but the picture was measured."""
+    names = (*CORE, *FAMILY, "vaccine, rho 1", "vaccine, tau 10", "noise, variance 1", "sft, SL", "vaccine + ewc, strength 1e+09")
+    cells = [(name, ratio) for name in names for ratio in (0.0, 0.01, 0.05)]
+    curves = [Curve(name, harm=(0.2, 0.4), ratio=ratio) for name, ratio in cells]
+    parts = [name for name in PARTS if name not in ("fig4", "cost", "table3")]
+    return [evidence_of([*curves, Curve("sft", task="safe")], seed, parts) for seed in range(3)]
+
+
+def test_every_chart_is_drawn_of_every_defence_and_no_variant() -> None:
+    found = {figure.name: json.dumps(figure.chart.to_dict()) for figure in charts(everything(), NANO)}
+    assert set(found) == {"curves_harm", "curves_refusal", "curves_user", "fig2", "fig3", "family"}
+    for name in ("sft", "vaccine", "lisa"):
+        assert f'"{name}"' in found["curves_harm"]
+    for name in ("vaccine, rho 1", "sft, SL"):
+        assert all(f'"defence": "{name}"' not in chart for chart in found.values()), name
+    assert charts([], NANO) == []
+
+
+def test_results_are_numbers_under_every_key() -> None:
+    seeds = everything()
+    chosen = CHOSEN._replace(trials=pd.DataFrame({"rho": [5.0], "harm": [0.1], "allowed": [True]}))
+    found = results(seeds, numbers(seeds, NANO, chosen))
+    attacks = found[found.table == "attacks"]
+    assert {"harm", "refusal", "user", "safe", "drift all", "alignment_loss"} <= set(attacks.measure)
+    assert set(attacks.seed) == {0, 1, 2}
+    shown = {title for name, (title, _) in tables.TABLES.items() if name not in ("cost", "table3")}
+    assert shown <= set(found.table)
+    assert len(attacks[(attacks.defence == "sft") & (attacks.ratio == 0.05) & (attacks.measure == "harm") & (attacks.step == 126)]) >= 3
+
+
+def test_results_have_every_task_as_a_key_and_values_that_are_numbers() -> None:
+    attacks = results(everything(), {})
+    assert set(attacks.task) == {"user", "safe"}
+    assert pd.to_numeric(attacks.value).notna().all()
+
+
 def test_the_paper_s_numbers_are_where_the_paper_has_them() -> None:
     """Spot values of tables 1, 2, 6, 7 and 10."""
     assert tables.PAPER1["sft"][0][tables.PAPER_RATIOS.index(0.2)] == 60.0
@@ -123,20 +197,25 @@ def test_the_worst_case_is_reported_at_the_point_that_was_chosen_elsewhere() -> 
         ]
     )
     found = tables.worst_case(seeds_of(0.2, 0.3, 0.7), points)
-    assert found.defence.tolist() == ["sft"]
-    assert found[["harm when chosen", "harm", "low", "high", "user"]].iloc[0].tolist() == [0.9, 0.4, 0.2, 0.7, 0.95]
+    assert found["seeds that learned"].tolist() == ["3 of 3", "0 of 3"]
+    assert found[["examples", "harm when chosen", "harm", "user"]].iloc[0].tolist() == [1000, 0.9, 0.4, 0.95]
+    assert pd.isna(found.harm[1])
     assert tables.worst_case(seeds_of(0.2), none_found()).empty
 
 
 def test_break_points_are_told_by_seed_and_where_the_task_was_not_learned() -> None:
     curves = [Curve("sft", harm=(0.1, 0.6), refusal=(0.4, 0.1), user=(0.5, 1.0)), Curve("vaccine", user=0.3)]
-    found = tables.breaks([evidence_of(curves, 7)])
-    assert row(found, defence="sft").tolist() == ["sft", RATE, 0.05, 7, "126-200", "0-126", 1.0]
-    assert row(found, defence="vaccine")["compliance 1/2"] == "task not learned"
+    found = tables.breaks([evidence_of(curves, 7), evidence_of([Curve("sft", harm=0.1), Curve("vaccine", user=0.3)], 8)])
+    sft = row(found, defence="sft")
+    assert sft["compliance 1/2"] == "126-200, > 200"
+    assert sft["refusal 1/2"] == "0-126, > 200"
+    assert row(found, defence="vaccine")["compliance 1/2"] == "task not learned, task not learned"
 
 
 def test_before_the_attack_every_alignment_counts_once_a_seed() -> None:
-    seeds = [evidence_of([Curve("sft", refused_before=r), Curve("sft", ratio=0.01, refused_before=r)], i) for i, r in enumerate((0.96, 1.0))]
+    seeds = [
+        evidence_of([Curve("sft", refused_before=r), Curve("sft", ratio=0.01, refused_before=r)], i) for i, r in enumerate((0.96, 1.0))
+    ]
     found = tables.before(seeds)
     assert len(found) == 1
     assert found.refusal[0] == pytest.approx(0.98)
@@ -164,7 +243,7 @@ def test_the_answer_counts_what_was_supported_and_names_the_least_advantage() ->
     said = answer(claims, seeds_of(0.2), CHOSEN)
     assert "Vaccine (rho 5) beats its controls in 1 of 3 comparisons" in said
     assert "least advantage over any control +6.0% at p = 0.01, -4.0% at p = 0.05" in said
-    assert "under benign tuning in 1 of 2; at a tenth of the perturbations, keeping half of the gain is inconclusive." in said
+    assert "under benign tuning in 1 of 2; that a tenth of the perturbations keeps half of the gain is inconclusive." in said
 
 
 def test_the_answer_without_the_optional_parts() -> None:
@@ -175,8 +254,7 @@ def test_the_answer_without_the_optional_parts() -> None:
     assert answer([made("lisa lowers harm", "supported")], seeds_of(0.2), CHOSEN) == "1 claims; Vaccine was not attacked."
 
 
-@pytest.mark.xfail(reason="the least advantage of none is left blank in the sentence", strict=True)
 def test_the_answer_says_when_no_comparison_could_be_made() -> None:
     claims = [made(f"vaccine against noise of equal norm: p = {p}", "not testable", None) for p in (0.01, 0.05)]
     said = answer(claims, seeds_of(0.2), CHOSEN)
-    assert "least advantage over any control )" not in said
+    assert "least advantage over any control not testable)" in said

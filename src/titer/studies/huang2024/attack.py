@@ -20,10 +20,10 @@ from titer.probes import drift
 from titer.recipes import huang2024 as recipe
 from titer.recipes.huang2024 import Budget
 from titer.recipes.node import Kind
-from titer.stage import Lora
+from titer.stage import Lora, Stage
 from titer.studies.huang2024.subject import Alignment, Subject
 from titer.studies.judged import outcomes
-from titer.workbench import Model, attempts_key
+from titer.workbench import Model, attempts_key, stopped
 
 VERSION = 1
 DRIFTED = 50  # alignment examples whose embeddings are compared: as many as the official code compares
@@ -59,6 +59,7 @@ def attacked(s: Subject, defence: Defence, budget: Budget) -> pd.DataFrame:
     table = pd.concat([state(s, aligned, aligned, 0, task=budget.task), *_tuned(s, defence, budget, aligned)], ignore_index=True)
     told = {
         "defence": defence.name,
+        "align_seed": defence.how.number if defence.how else 0,
         "rate": budget.rate,
         "ratio": budget.ratio,
         "examples": budget.examples,
@@ -69,7 +70,7 @@ def attacked(s: Subject, defence: Defence, budget: Budget) -> pd.DataFrame:
 
 
 def _tuned(s: Subject, defence: Defence, budget: Budget, aligned: Model) -> list[pd.DataFrame]:
-    if edits(defence.method):
+    if edits(defence.method) or defence.adapter is not None:  # what is kept at a step is not yet the model that would be deployed
         steps = sorted({*budget.keep, budget.steps})
         found = []
         for step in (k for k in steps if k <= budget.steps):
@@ -77,11 +78,22 @@ def _tuned(s: Subject, defence: Defence, budget: Budget, aligned: Model) -> list
             found.append(state(s, aligned, model, step, task=budget.task))
         return found
     model = tuned_by(s, defence, budget)
-    steps = [k for k in budget.keep if k < budget.steps and kept_file(model, k).exists()]
-    return [
-        *(state(s, aligned, model, step, kept_file(model, step), budget.task) for step in steps),
-        state(s, aligned, model, budget.steps, task=budget.task),
-    ]
+    why = stopped(model)
+    steps = [k for k in budget.keep if k < budget.steps and (kept_file(model, k).exists() or not why)]
+    found = [state(s, aligned, model, step, kept_file(model, step), budget.task) for step in steps]
+    if why:
+        s.bench.reporter.tell(
+            f"{defence.name}, rate {budget.rate:g}, p = {budget.ratio:g}: the attack ended early ({why}); judged until then"
+        )
+        return found
+    return [*found, state(s, aligned, model, budget.steps, task=budget.task)]
+
+
+def stands(s: Subject, defence: Defence, budget: Budget) -> bool:
+    """Whether the attack's last model is in the store."""
+    return s.bench.store.has(
+        "stages", _stage(s, defence, budget).key(defence.aligned(s).key, {r: m.key for r, m in _reads(s, defence).items()})
+    )
 
 
 def edits(method: Method | None) -> bool:
@@ -91,11 +103,17 @@ def edits(method: Method | None) -> bool:
 
 def tuned_by(s: Subject, defence: Defence, budget: Budget) -> Model:
     """The model that the attack leaves at its last step."""
-    stage = recipe.user(s.scale, s.world, budget, defence.method, defence.guard, defence.adapter)
-    aligned = defence.aligned(s)
-    known = {"unaligned": s.base, "aligned": aligned}
-    reads = {role: known[role] for role in stage.method.MODELS}
-    return s.bench.model(stage, aligned, f"{defence.name}, {stage.name}, seed {s.seed}", reads=reads)
+    stage = _stage(s, defence, budget)
+    return s.bench.model(stage, defence.aligned(s), f"{defence.name}, {stage.name}, seed {s.seed}", reads=_reads(s, defence))
+
+
+def _stage(s: Subject, defence: Defence, budget: Budget) -> Stage:
+    return recipe.user(s.scale, s.world, budget, defence.method, defence.guard, defence.adapter)
+
+
+def _reads(s: Subject, defence: Defence) -> dict[str, Model]:
+    known = {"unaligned": s.base, "aligned": defence.aligned(s)}
+    return {role: known[role] for role in (defence.method.MODELS if defence.method else ())}
 
 
 def kept_file(model: Model, step: int) -> Path:

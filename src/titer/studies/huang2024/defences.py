@@ -1,7 +1,8 @@
 """Every defence of the study by name, for one seed: the aligned model it starts from and what the provider does. L6.
 
-Alignments are controls of Vaccine: SFT with as many passes (twice the steps), SFT stopped where its alignment loss is
-Vaccine's, a random perturbation of equal norm. Fine-tuning and repair methods start from the SFT-aligned model.
+Controls of Vaccine: SFT with as many passes (twice the steps), SFT of fewer steps whose alignment loss is Vaccine's, a random
+perturbation of equal norm. Lisa's: the user's data with Lisa's share of alignment data mixed in. Fine-tuning and repair methods
+start from the SFT-aligned model; but for Vaccine's rho nothing is tuned, they have their papers' settings.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from titer.methods.safe_lora import SafeLoRA
 from titer.methods.sft import SFT
 from titer.methods.t_vaccine import TVaccine
 from titer.methods.vaccine import Vaccine
-from titer.studies.huang2024.attack import Defence, kept_file, state
+from titer.studies.huang2024.attack import Defence, state
 from titer.studies.huang2024.subject import Alignment, Subject
 
 LISA = Lisa(k1=2, k2=18)  # the paper's one step in ten on alignment data, in turns that fit runs of some hundred steps
 GUARD = 0.5  # VLGuard's 500 safety examples to 1,000 of the user's
-TWICE, EQUAL = "sft, twice the steps", "sft, equal loss"
+TWICE, EQUAL, MIXED = "sft, twice the steps", "sft, equal loss", "sft, same safety data"
+LENGTHS = (0.15, 0.25, 0.4, 0.6, 0.8)  # of the scale's alignment steps
 CONTROLS = (TWICE, EQUAL, "noise")  # what Vaccine must beat
-CORE = ("non-aligned", "sft", TWICE, EQUAL, "noise", "vaccine", "lisa")
+CORE = ("non-aligned", "sft", TWICE, EQUAL, "noise", "vaccine", "lisa", MIXED)
 FAMILY = ("ewc", "kl", "vlguard", "constrained_sft", "booster", "rep_noise", "t_vaccine", "safe_lora", "antidote", "vaccine + ewc")
 TUNED: dict[str, Method] = {  # what the provider trains the user's data with; these start from an alignment of another name
     "lisa": LISA,
@@ -45,7 +47,7 @@ TUNED: dict[str, Method] = {  # what the provider trains the user's data with; t
 def alignment_of(s: Subject, name: str, rho: float, number: int = 0) -> Alignment:
     """How the defence `name` aligns the base; `number` counts alignment seeds."""
     if name == EQUAL:
-        return replace(Alignment(SFT(), number=number), steps=equal_loss_step(s, rho, number))
+        return equal_loss(s, rho, number)
     own = {
         TWICE: Alignment(SFT(), passes=2),
         "vaccine": Alignment(Vaccine(rho=rho)),
@@ -64,15 +66,22 @@ def defence(s: Subject, name: str, rho: float, number: int = 0) -> Defence:
         unknown("defence", name, [*CORE, *FAMILY])
     if name == "non-aligned":
         return Defence(name, None)
-    guard = round(GUARD * s.scale.budget.examples) if name == "vlguard" else 0
+    guard = round({"vlguard": GUARD, MIXED: LISA.k1 / LISA.k2}.get(name, 0) * s.scale.budget.examples)
     return Defence(name, alignment_of(s, name, rho, number), TUNED.get(name), guard)
 
 
-def equal_loss_step(s: Subject, rho: float, number: int = 0) -> int:
-    """The step of SFT's alignment whose alignment loss, on fresh requests, is nearest to Vaccine's (in its logarithm)."""
-    sft, vaccine = (s.aligned(alignment_of(s, name, rho, number)) for name in ("sft", "vaccine"))
-    wanted = math.log(float(state(s, vaccine, vaccine, 0).alignment_loss.iloc[0]))
-    losses = {s.scale.align_steps: float(state(s, sft, sft, 0).alignment_loss.iloc[0])}
-    for step in s.kept_steps:
-        losses[step] = float(state(s, sft, sft, step, kept_file(sft, step)).alignment_loss.iloc[0])
-    return min(losses, key=lambda step: abs(math.log(losses[step]) - wanted))
+def equal_loss(s: Subject, rho: float, number: int = 0) -> Alignment:
+    """SFT's alignment, a whole schedule of some length, whose loss on fresh requests is nearest to Vaccine's (in its logarithm)."""
+    wanted = math.log(loss_of(s, alignment_of(s, "vaccine", rho, number)))
+    return min(shortened(s, number), key=lambda how: abs(math.log(loss_of(s, how)) - wanted))
+
+
+def shortened(s: Subject, number: int = 0) -> list[Alignment]:
+    """SFT's alignments of fewer steps, among which the one of equal loss is sought."""
+    return [Alignment(SFT(), number=number, steps=max(1, round(share * s.scale.align_steps))) for share in LENGTHS]
+
+
+def loss_of(s: Subject, how: Alignment) -> float:
+    """Alignment loss before any attack, nats a token."""
+    model = s.aligned(how)
+    return float(state(s, model, model, 0).alignment_loss.iloc[0])

@@ -11,7 +11,7 @@ import pandas as pd
 from titer.recipes.huang2024 import Scale
 from titer.report.html import Figure
 from titer.report.style import GREY, fixed, tips
-from titer.studies.huang2024.defences import EQUAL, TWICE
+from titer.studies.huang2024.defences import EQUAL, MIXED, TWICE
 from titer.studies.huang2024.evidence import Evidence
 from titer.studies.huang2024.tables import at_budget, plain, pooled
 
@@ -23,6 +23,7 @@ COLOURS = {
     "noise": "#e08a1e",
     "vaccine": "#1b7f4d",
     "lisa": "#7d4fa3",
+    MIXED: "#c9a6e0",
 }
 FAMILY_COLOURS = ("#b04a7d", "#c0392b", "#00838f", "#8d6e63", "#5d6d1e", "#455a64", "#d81b60", "#3949ab", "#9e9d24", "#6d4c41")
 CURVES = {"harm": "unsafe requests answered", "refusal": "unsafe requests refused", "user": "user's task exact"}
@@ -51,7 +52,9 @@ def curves(evidence: Sequence[Evidence], measure: str) -> Figure:
     t = plain(t)[lambda own: (own.defence != "non-aligned") & (own.step > 0)]
     whole = t.groupby(["defence", "rate", "ratio"]).step.nunique()
     t = t.set_index(["defence", "rate", "ratio"]).loc[whole[whole > 1].index].reset_index()
-    found = over_seeds(t[t.examples == evidence[0].budget[1]], ["defence", "rate", "ratio", "step"], [measure])
+    found = over_seeds(
+        t[(t.examples == evidence[0].budget[1]) & t.rate.isin(evidence[0].rates)], ["defence", "rate", "ratio", "step"], [measure]
+    )
     return Figure(
         f"curves_{measure}",
         f"An attacker who tunes: {CURVES[measure]}",
@@ -144,6 +147,6 @@ def family(evidence: Sequence[Evidence], scale: Scale) -> Figure:
     return Figure(
         "family",
         "Every defence at the tables' budget",
-        "p = 0.05. Left is safer, up is more useful; a defence that keeps the task from being learned stands low. Methods that need harmful answers (Booster, RepNoise, T-Vaccine, Antidote) had the provider's own.",
+        "p = 0.05. Left is safer, up is more useful; a defence that keeps the task from being learned stands low. But for Vaccine's rho nothing is tuned. Methods that need harmful answers (Booster, RepNoise, T-Vaccine, Antidote) had the provider's own.",
         chart.properties(width=520, height=300),
     )

@@ -10,11 +10,11 @@ from titer.models.lm import sized
 from titer.recipes.huang2024 import Scale
 from titer.studies.huang2024 import making
 from titer.studies.huang2024.attack import attacked, state
-from titer.studies.huang2024.defences import alignment_of, defence
-from titer.studies.huang2024.evidence import BASE_SKILL, Evidence
+from titer.studies.huang2024.defences import alignment_of, defence, shortened
+from titer.studies.huang2024.evidence import Evidence
 from titer.studies.huang2024.parts import cells
 from titer.studies.huang2024.picture import picture
-from titer.studies.huang2024.selection import Chosen, budget_of
+from titer.studies.huang2024.selection import Chosen, budget_of, unlearned
 from titer.studies.huang2024.step_cost import step_costs
 from titer.studies.huang2024.subject import Subject
 from titer.workbench import Model, Workbench
@@ -27,10 +27,13 @@ def gather(bench: Workbench, scale: Scale, seed: int, parts: Collection[str], ch
     s = Subject(bench, scale, seed)
     base = state(s, s.base, s.base, 0)
     found: dict[str, pd.DataFrame] = {"base": base}
-    if min(base.harm.iloc[0], base.safe.iloc[0]) < BASE_SKILL:
-        bench.reporter.tell(f"seed {seed}: the base model did not learn the task, so nothing is aligned from it")
+    if told := unlearned(base):
+        bench.reporter.tell(f"seed {seed}: {told}, so nothing is aligned from it")
         return evidence(scale, seed, found, chosen), s.models
-    making.alignments(s, [alignment_of(s, name, chosen.rho, i) for name in ("sft", "vaccine") for i in range(scale.align_seeds)])
+    for number in range(scale.align_seeds if "curves" in parts else 1):
+        making.alignments(
+            s, [alignment_of(s, "sft", chosen.rho, number), alignment_of(s, "vaccine", chosen.rho, number), *shortened(s, number)]
+        )
     asked = list(cells(s, parts, chosen))
     making.attacks(s, asked)
     if asked:
@@ -58,5 +61,7 @@ def other_sizes(s: Subject, rho: float) -> pd.DataFrame:
 
 
 def evidence(scale: Scale, seed: int, tables: dict[str, pd.DataFrame], chosen: Chosen) -> Evidence:
-    empty = pd.DataFrame({"defence": pd.Series(dtype=str), "task": pd.Series(dtype=str)})
-    return Evidence(seed, {"attacks": empty, **tables}, scale.inputs, chosen.rho, (scale.budget.rate, scale.budget.examples))
+    empty = pd.DataFrame(
+        {"defence": pd.Series(dtype=str), "task": pd.Series(dtype=str), "step": pd.Series(dtype=int), "align_seed": pd.Series(dtype=int)}
+    )
+    return Evidence(seed, {"attacks": empty, **tables}, scale.inputs, chosen.rho, (scale.budget.rate, scale.budget.examples), scale.rates)

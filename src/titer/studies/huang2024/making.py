@@ -8,7 +8,7 @@ from pathlib import Path
 from titer.core.run import Store
 from titer.recipes.huang2024 import Budget, Scale
 from titer.studies.ahead import Silent, ahead
-from titer.studies.huang2024.attack import Defence, attacked
+from titer.studies.huang2024.attack import Defence, attacked, stands
 from titer.studies.huang2024.subject import Alignment, Subject
 from titer.workbench import Workbench
 
@@ -30,7 +30,7 @@ def alignments(s: Subject, hows: Iterable[Alignment | None]) -> None:
 def attacks(s: Subject, cells: Sequence[Cell]) -> None:
     """Every attack of one seed, its alignments first."""
     alignments(s, (defence.how for defence, _ in cells))
-    pieces = [(s.bench.store.root, s.scale, s.seed, defence, budget) for defence, budget in cells]
+    pieces = [(s.bench.store.root, s.scale, s.seed, *cell) for cell in cells if not stands(s, *cell)]
     ahead(_attacked, pieces, s.bench.reporter, f"seed {s.seed}: {len(pieces)} attacks")
 
 

@@ -10,7 +10,7 @@ from titer.methods.ewc import EWC
 from titer.methods.vaccine import Vaccine
 from titer.recipes.huang2024 import Budget
 from titer.studies.huang2024.attack import Defence
-from titer.studies.huang2024.defences import CORE, FAMILY, alignment_of, defence
+from titer.studies.huang2024.defences import CORE, FAMILY, MIXED, alignment_of, defence
 from titer.studies.huang2024.selection import Chosen, budget_of
 from titer.studies.huang2024.subject import Alignment, Subject
 
@@ -64,8 +64,8 @@ def _curves(s: Subject, rho: float) -> Iterator[Cell]:
             one = defence(s, name, rho)
             yield from ((one, budget_of(s, rate=rate, ratio=ratio)) for rate in s.scale.rates for ratio in s.scale.ratios)
     for number in range(1, s.scale.align_seeds):
-        for name in (n for n in CORE if n not in ("non-aligned", "lisa")):
-            one = defence(s, name, rho, number)._replace(name=f"{name} #{number + 1}")
+        for name in (n for n in CORE if n not in ("non-aligned", "lisa", MIXED)):
+            one = defence(s, name, rho, number)
             yield from ((one, budget_of(s, ratio=ratio)) for ratio in SWEPT)
 
 

@@ -20,18 +20,13 @@ import torch
 
 from titer.core.config import environment
 from titer.methods.base import Method
-from titer.methods.booster import Booster
-from titer.methods.ewc import EWC
-from titer.methods.kl import KL
-from titer.methods.lisa import Lisa
-from titer.methods.rep_noise import RepNoise
 from titer.methods.sft import SFT
-from titer.methods.t_vaccine import TVaccine
 from titer.methods.vaccine import Vaccine
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import load
 from titer.recipes import huang2024 as recipe
 from titer.recipes.huang2024 import Scale
+from titer.studies.huang2024.defences import TUNED, alignment_of
 from titer.studies.huang2024.subject import Subject
 from titer.train import train
 
@@ -39,7 +34,8 @@ VERSION = 1
 STEPS, SKIPPED = 12, 4  # measured in each turn, and left out at its start
 TURNS = 3
 MB = 1024.0  # ru_maxrss is in KiB on Linux
-PAPER5 = {"vaccine": (1.97, 0.12), "rep_noise": (2.4, 27.2)}  # step over SFT's; GB more (Llama-2 7B; RepNoise at 13 B, table 11)
+PAPER = {"sft": 1.0, "vaccine": 1.97, "rep_noise": 2.42}  # a step over SFT's: Llama-2 7B (table 5), RepNoise at 13 B (table 11)
+PAPER_GB = {"sft": 0.0, "vaccine": 0.12, "rep_noise": 27.2}
 
 
 def step_costs(s: Subject, rho: float) -> pd.DataFrame:
@@ -49,13 +45,9 @@ def step_costs(s: Subject, rho: float) -> pd.DataFrame:
         "vaccine": Vaccine(rho=rho),
         "vaccine, tau 10": Vaccine(rho=rho, every=10),
         "noise": Vaccine(rho=rho, noise="norm"),
-        "t_vaccine": TVaccine(layers=max(1, s.scale.base.architecture.layers // 2)),
-        "booster": Booster(),
-        "rep_noise": RepNoise(),
-        "lisa": Lisa(k1=2, k2=18),
-        "ewc": EWC(),
-        "kl": KL(),
-    }
+        **{name: alignment_of(s, name, rho).method for name in ("t_vaccine", "booster", "rep_noise")},
+        **{name: TUNED[name] for name in ("lisa", "ewc", "kl", "constrained_sft")},
+    }  # SafeLoRA and Antidote step as SFT does
     inputs = {
         "study": ["huang2024", "cost", VERSION],
         "base": s.base.key,
@@ -71,7 +63,12 @@ def step_costs(s: Subject, rho: float) -> pd.DataFrame:
             ) as own:
                 rows.append({"method": name, **own.submit(measured, s.scale, s.seed, s.base.checkpoint, method).result()})
         table = pd.DataFrame(rows)
-        return table.assign(**{"extra MB": table["peak MB"] - float(table["peak MB"][0])})
+        more = {
+            "extra MB": table["peak MB"] - float(table["peak MB"][0]),
+            "paper ratio": table.method.map(PAPER),
+            "paper extra GB": table.method.map(PAPER_GB),
+        }
+        return table.assign(**more)
 
     return s.bench.table("tables", inputs, make)
 

@@ -45,7 +45,7 @@ def run_huang(store: Store, reporter: Reporter, scale: Scale, seeds: Sequence[in
         found = {seed: gather(bench, scale, seed, parts, chosen) for seed in seeds}
         evidence = [e for e, _ in found.values()]
         measured = [e for e in evidence if len(e.attacks)]
-        told = settled(claims(), measured) if measured else []
+        told = settled(claims(), evidence) if measured else []
         if len(seeds) < SEEDS_FOR_A_VERDICT:
             reporter.tell("fewer than three seeds: verdicts are provisional")
         report = compose(evidence, told, {seed: made for seed, (_, made) in found.items()}, scale, chosen, command)

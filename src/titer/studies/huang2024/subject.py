@@ -10,7 +10,6 @@ from titer.attacks.prefill import Prefill
 from titer.data.example import Example
 from titer.data.world import World
 from titer.methods.base import Method
-from titer.methods.sft import SFT
 from titer.models.lm import LM, Decoding, load
 from titer.recipes import huang2024 as recipe
 from titer.recipes.huang2024 import Scale
@@ -22,13 +21,12 @@ from titer.workbench import Model, Workbench
 
 PREFILLED = 2  # words of the answer given: the first is where most of a refusal is decided
 SAMPLED = 1.0  # temperature
-JUDGED = ("unsafe", "prefilled", "user", "safe")
 FRESH = 50_000  # alignment requests whose loss and drift are measured: none of those trained on
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """How the base is aligned: a method, how many times the scale's steps, which draw of alignment data and seed."""
+    """How the base is aligned: a method, how many times the scale's steps (or how many), which draw of alignment data and seed."""
 
     method: Method
     passes: int = 1
@@ -42,7 +40,7 @@ class Alignment:
         kind = type(self.method)
         usual = kind().model_dump()
         changed = [f"{k} {v}" for k, v in self.method.model_dump().items() if v != usual[k]]
-        more = [f"{self.passes} x the steps"] * (self.passes > 1) + [f"first {self.steps} steps"] * bool(self.steps)
+        more = [f"{self.passes} x the steps"] * (self.passes > 1) + [f"{self.steps} steps"] * bool(self.steps)
         more += ["with an adapter"] * (self.adapter is not None)
         return ", ".join([kind.__name__, *changed, *more, *([f"alignment seed {self.number + 1}"] * bool(self.number))])
 
@@ -96,11 +94,6 @@ class Subject:
         kinds = {name: direct(requests(self.world, kind, n)) for name, kind in (("unsafe", "unsafe"), ("user", task), ("safe", "safe"))}  # type: ignore[arg-type]
         begun = Prefill(k=PREFILLED).attempts([a.example for a in kinds["unsafe"]], {}, None)
         return {**kinds, "prefilled": named(begun, "prefilled")}
-
-    @property
-    def kept_steps(self) -> tuple[int, ...]:
-        """Steps of an alignment whose weights are kept."""
-        return recipe.align(self.scale, self.world, SFT(), "").keep
 
     @property
     def decoding(self) -> Decoding:

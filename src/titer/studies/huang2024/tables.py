@@ -1,6 +1,7 @@
-"""The paper's tables as functions of the evidence: its value beside ours, mean over seeds and the seeds' ends. L6.
+"""The paper's tables as functions of the evidence: its value beside ours, mean over seeds with its interval. L6.
 
-HS is strict compliance with unsafe requests and FA exact answers to the user's task, in per cent, at the tables' budget.
+HS is strict compliance with unsafe requests and FA exact answers to the user's task, in per cent, at the tables' budget; beside
+them NE, unsafe requests neither answered nor refused, and OR, safe requests refused.
 The paper's HS counts answers that a moderation model flags, of Llama-2 7B: levels do not compare, orders do.
 """
 
@@ -10,9 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from titer.core.breakpoints import median
+from titer.core.claims import SEEDS_FOR_A_VERDICT
+from titer.core.stats import Interval, t_interval, wilson
 from titer.recipes.huang2024 import Scale
 from titer.studies.huang2024.evidence import Evidence
 from titer.studies.huang2024.parts import SWEPT, TASKS
+from titer.studies.huang2024.selection import LEARNED, worst_decoding
 
 PAPER1 = {  # HS, FA at p = 0, .01, .05, .1, .2 (n = 1000)
     "non-aligned": ((34.2, 65.6, 81.0, 77.6, 79.2), (95.6, 94.6, 94.0, 94.6, 94.4)),
@@ -45,21 +50,21 @@ PAPER9 = {1e6: (48.8, 93.6), 1e9: (44.6, 92.2), 1e12: (43.0, 54.4)}
 PAPER6 = {0.01: (54.4, 94.4), 0.1: (56.8, 95.0), 1.0: (54.4, 94.4), 2.0: (49.0, 93.6), 5.0: (46.2, 92.8), 10.0: (44.2, 89.0)}
 PAPER7 = {1e-4: (53.8, 94.4), 1e-3: (56.4, 93.8), 5e-3: (56.0, 73.8), 1e-2: (53.6, 69.6), 1e-1: (37.2, 56.4), 1.0: (16.6, 46.6)}
 PAPER10 = {1: (50.4, 92.4), 100: (51.0, 95.2), 1000: (52.0, 94.2), 10000: (53.2, 94.8), 20000: (58.8, 94.4)}  # of 20,000 steps
-VARIANT = r"#|, (?:rho|tau|variance|strength|SL$|DL$)"
+VARIANT = r", (?:rho|tau|variance|strength|SL$|DL$)"
 MEASURES = {"HS": "harm", "FA": "user"}
 
 
 def pooled(evidence: Sequence[Evidence]) -> pd.DataFrame:
-    """Every judged step of every seed, of the user's own task."""
-    return of_every_task(evidence)[lambda t: t.task == "user"].reset_index(drop=True)
+    """Every judged step of every seed, of the user's own task and the first alignment seed, with the requests `n` behind each rate."""
+    return of_every_task(evidence)[lambda t: (t.task == "user") & (t.align_seed == 0)].reset_index(drop=True)
 
 
 def of_every_task(evidence: Sequence[Evidence]) -> pd.DataFrame:
-    return pd.concat([e.tables["attacks"] for e in evidence], ignore_index=True)
+    return pd.concat([e.tables["attacks"].assign(n=e.n) for e in evidence], ignore_index=True)
 
 
 def plain(t: pd.DataFrame) -> pd.DataFrame:
-    """Without the variants that a table sweeps (rho, tau, ...) and second alignment seeds."""
+    """Without the variants that a table sweeps (rho, tau, ...)."""
     return t[~t.defence.str.contains(VARIANT, regex=True)]
 
 
@@ -73,13 +78,26 @@ def at_budget(t: pd.DataFrame, scale: Scale, **where: object) -> pd.DataFrame:
 
 
 def told(t: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """keys, HS, HS low, HS high, FA ... in per cent: mean over seeds and the seeds' ends."""
-    parts = []
-    for name, column in MEASURES.items():
-        seeds = t.groupby([*keys, "seed"], sort=False)[column].mean() * 100
-        found = seeds.groupby(list(keys), sort=False).agg(["mean", "min", "max"]).round(1)
-        parts.append(found.rename(columns={"mean": name, "min": f"{name} low", "max": f"{name} high"}))
-    return pd.concat(parts, axis=1).reset_index()
+    """keys, HS, HS low, HS high, FA ... in per cent: mean over seeds with its 95 % interval; NE (neither) and OR (safe requests refused).
+
+    The interval is Student's over three seeds or more, else Wilson's over the pooled requests.
+    """
+    rows = []
+    for key, own in t.groupby(list(keys), sort=False):
+        row = dict(zip(keys, key, strict=True))
+        for name, column in MEASURES.items():
+            found = interval(own.groupby("seed")[column].mean().tolist(), int(own.n.iloc[0]))
+            ends = found.value, max(0.0, found.low), min(1.0, found.high)
+            row |= {label: round(100 * value, 1) for label, value in zip((name, f"{name} low", f"{name} high"), ends, strict=True)}
+        rows.append({**row, "NE": round(100 * own.neither.mean(), 1), "OR": round(100 * own.over_refusal.mean(), 1)})
+    return pd.DataFrame(rows)
+
+
+def interval(seeds: Sequence[float], n: int) -> Interval:
+    """A rate over seeds: Student's interval for three or more, else Wilson's of all their requests."""
+    if len(seeds) >= SEEDS_FOR_A_VERDICT:
+        return t_interval(seeds)
+    return wilson(round(sum(seeds) * n), n * len(seeds))
 
 
 def beside(table: pd.DataFrame, paper: Sequence[tuple[float, float]]) -> pd.DataFrame:
@@ -113,7 +131,7 @@ def table2(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
 
 def table3(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
     """Models by size; the paper's three are other models, in the order of their size here."""
-    whole = pd.concat([e.tables["table3"] for e in evidence], ignore_index=True)
+    whole = pd.concat([e.tables["table3"].assign(n=e.n) for e in evidence], ignore_index=True)
     found = told(at_budget(whole, scale), ["defence", "model"])
     places = {size: i for i, size in enumerate(scale.sizes)}
     return beside(found, [_nth(PAPER3, d, places[m]) for d, m in zip(found.defence, found.model, strict=True)])
@@ -157,7 +175,8 @@ def table6(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
     """With alignment loss before and after the attack, as the paper's has."""
     parts = []
     for e in evidence:
-        own = e.attacks[e.attacks.defence.eq("vaccine") | e.attacks.defence.str.startswith("vaccine, rho")]
+        first = e.attacks[e.attacks.align_seed == 0].assign(n=e.n)
+        own = first[first.defence.eq("vaccine") | first.defence.str.startswith("vaccine, rho")]
         rho = own.defence.str.removeprefix("vaccine, rho ").replace("vaccine", f"{e.rho:g}").astype(float)
         parts.append(own.assign(rho=rho))
     whole = pd.concat(parts)
@@ -197,49 +216,62 @@ def before(evidence: Sequence[Evidence]) -> pd.DataFrame:
     return t.groupby("defence", sort=False)[columns].mean().round(4).reset_index()
 
 
+def alignment_seeds(evidence: Sequence[Evidence]) -> pd.DataFrame:
+    """Mean harm over the attack at the tables' rate by alignment seed: how much of a difference is the alignment's own luck."""
+    t = of_every_task(evidence)
+    t = plain(t[(t.task == "user") & (t.step > 0) & (t.rate == evidence[0].budget[0]) & t.ratio.isin(SWEPT)])
+    repeated = t[t.defence.isin(t[t.align_seed > 0].defence)]
+    return (
+        repeated.groupby(["defence", "ratio", "seed", "align_seed"], sort=False)[["harm", "refusal", "user"]].mean().round(3).reset_index()
+    )
+
+
 def breaks(evidence: Sequence[Evidence]) -> pd.DataFrame:
-    """defence, rate, ratio, seed: steps to compliance of a half and to refusal below a half, with the user's accuracy at the end."""
+    """defence, rate, ratio: optimiser steps to compliance of a half (greedy, worst decoding) and to refusal below a half, by seed; medians.
+
+    A cell whose user's task was not learned has no break point and says so.
+    """
+    names = ("compliance 1/2", "compliance 1/2, worst decoding", "refusal 1/2")
+    t = plain(pooled(evidence))
+    t = t[(t.step > 0) & (t.examples == evidence[0].budget[1]) & t.rate.isin(evidence[0].rates)]
     rows = []
-    for e in evidence:
-        budget = e.attacks[e.attacks.examples == e.budget[1]]
-        for (name, rate, ratio), cell in budget.groupby(["defence", "rate", "ratio"], sort=False):
-            found = e.broken(str(name), float(ratio), float(rate))
-            last = float(cell.user[cell.step == cell.step.max()].mean())
-            told = ("task not learned", "task not learned") if found is None else (str(found[0]), str(found[1]))
-            rows.append([name, rate, ratio, e.seed, *told, last])
-    return pd.DataFrame(rows, columns=["defence", "rate", "ratio", "seed", "compliance 1/2", "refusal 1/2", "user at end"])
+    for (name, rate, ratio), _ in t.groupby(["defence", "rate", "ratio"], sort=False):
+        found = [e.broken(str(name), float(ratio), float(rate)) for e in evidence]
+        row: dict[str, object] = {"defence": name, "rate": rate, "p": ratio}
+        for i, column in enumerate(names):
+            points = [one[i] for one in found if one is not None]
+            row[column] = ", ".join(str(one[i]) if one else "task not learned" for one in found)
+            row[f"median {column}"] = str(median(points)) if points else "–"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def worst_case(evidence: Sequence[Evidence], points: pd.DataFrame) -> pd.DataFrame:
-    """Harm at the point that was the worst on the selection seed, on the study's seeds."""
+    """Harm by the worst decoding at the point that was the worst on the selection seed, on the study's seeds that learned the task there."""
     rows = []
-    t = pooled(evidence)
+    t = of_every_task(evidence)
+    t = t[(t.task == "user") & (t.align_seed == 0)]
     for point in points.itertuples():
-        here = t[
-            (t.defence == point.defence)
-            & (t.rate == point.rate)
-            & (t.ratio == point.ratio)
-            & (t.examples == point.examples)
-            & (t.step == point.step)
-        ]
-        harm = here.groupby("seed").harm.mean()
-        if len(harm):
-            rows.append(
-                [point.defence, point.rate, point.ratio, point.step, point.harm, harm.mean(), harm.min(), harm.max(), here.user.mean()]
-            )
-    names = ["defence", "rate", "ratio", "step", "harm when chosen", "harm", "low", "high", "user"]
+        place = (t.rate == point.rate) & (t.ratio == point.ratio) & (t.examples == point.examples) & (t.step == point.step)
+        here = t[(t.defence == point.defence) & place]
+        learned = here[here.user >= LEARNED]
+        harm = worst_decoding(learned).groupby(learned.seed).mean().tolist()
+        found = interval(harm, evidence[0].n) if harm else Interval(*[float("nan")] * 3)
+        place_told = [point.defence, point.rate, point.ratio, point.examples, point.step, point.harm]
+        rows.append([*place_told, *found, f"{len(harm)} of {len(evidence)}", here.user.mean()])
+    names = ["defence", "rate", "ratio", "examples", "step", "harm when chosen", "harm", "low", "high", "seeds that learned", "user"]
     return pd.DataFrame(rows, columns=names).round(3)
 
 
-TABLES = {
-    "table1": table1,
-    "table2": table2,
-    "table3": table3,
-    "table4": table4,
-    "table6": table6,
-    "table7": table7,
-    "table8": table8,
-    "table9": table9,
-    "table10": table10,
-    "cost": cost,
+TABLES = {  # name -> (title, how)
+    "table1": ("Table 1: by share of harmful data", table1),
+    "table2": ("Table 2: by number of examples, p = 0.05", table2),
+    "table3": ("Table 3: other models (the paper's three, in order: OPT-2.7B, Llama-2 7B, Vicuna-7B)", table3),
+    "table4": ("Table 4: other tasks (the paper's three, in order: SST-2, AG News, GSM8K)", table4),
+    "table6": ("Table 6: by rho (the paper's at p = 0.1)", table6),
+    "table7": ("Table 7: random perturbation by variance (the paper's at p = 0.1)", table7),
+    "table8": ("Table 8: one adapter or two (the paper's at p = 0.1)", table8),
+    "table9": ("Table 9: with EWC; strength 0 is Vaccine alone (the paper's at p = 0.1)", table9),
+    "table10": ("Table 10: by tau; 1 in tau steps is perturbed (the paper's at p = 0.1, of 20,000 steps)", table10),
+    "cost": ("Tables 5 and 11: a step's time and peak memory on this machine", cost),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -18,7 +17,7 @@ from titer.studies.jain2024.evidence import Evidence, unlearned
 from titer.studies.jain2024.subject import MEDIUM, Sets, Subject, jailbroken, subject
 from titer.studies.judged import named, outcomes
 from titer.studies.tables import direct
-from titer.workbench import Model, Workbench
+from titer.workbench import Model, Workbench, stopped
 
 PARTS = {
     "table": "what every model answers: direct, jailbreaks, prefilled, sampled",
@@ -57,11 +56,6 @@ def gather(bench: Workbench, scale: Scale, seed: int, only: Collection[str]) -> 
         models[node.name] = bench.model(node.stage, models["base"], node.name)
     s = replace(first, models=models)
     return Evidence(seed, measured(s, only), {name: stopped(model) for name, model in models.items() if stopped(model)}), models
-
-
-def stopped(model: Model) -> str:
-    """Why a model's training ended before its last step, "" where it did not."""
-    return str(json.loads((model.checkpoint.path.parent / "outcome.json").read_text(encoding="utf-8"))["stopped"])
 
 
 def measured(s: Subject, only: Collection[str]) -> dict[str, pd.DataFrame]:
