@@ -21,6 +21,7 @@ check-all: check
 
 study: .venv/core
 	$(BIN)/titer study jain2024 --scale nano --seeds 3
+	$(BIN)/titer study huang2024 --scale nano --part core --seeds 3
 
 parity: .venv/dev
 	@test -d .venv/parity || $(PIP) --target .venv/parity --no-deps -r tests/methods/parity.txt

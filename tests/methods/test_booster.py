@@ -13,8 +13,8 @@ import torch
 
 from tests.conftest import ARCHITECTURES
 from tests.methods.contract import KilledError
-from tests.methods.test_vaccine import skipped_over_a_stop
 from tests.methods.single_step import Tensors, autograd, close, gradient, minus, move, naive_mean, shift, size, step_of, weights
+from tests.methods.test_vaccine import skipped_over_a_stop
 from titer.context import Step
 from titer.methods import booster
 from titer.methods.booster import Booster

@@ -67,11 +67,11 @@ class Layer(NamedTuple):
         return hasattr(self.tuned, "base_layer") and torch.equal(self.tuned.base_layer.weight, self.aligned.weight)
 
     def change(self) -> torch.Tensor:
-        """dW: the adapter's product where that is all, else the merged weight less the aligned one."""
-        found = 0.0 if self.fresh() else self._under().weight.float() - self.aligned.weight.float()
+        """dW: all that parts the tuned weight, merged, from the aligned one."""
+        under = self._under().weight.float() - self.aligned.weight.float()  # zeros where the adapter is fresh
         if hasattr(self.tuned, "base_layer"):
-            found = found + torch.stack([self.tuned.get_delta_weight(name).float() for name in self.tuned.active_adapters]).sum(0)
-        return self._rows(found)
+            return self._rows(under + torch.stack([self.tuned.get_delta_weight(name).float() for name in self.tuned.active_adapters]).sum(0))
+        return self._rows(under)
 
     def cosine(self) -> float | None:
         """cos(C dW, dW); None where V or dW is zero."""
