@@ -162,6 +162,12 @@ class Step:
             yield
 
     def grad(self, loss: torch.Tensor, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        if any(isinstance(tensor, DTensor) for tensor in tensors):  # the graph knows the gathered weights alone
+            raise TiterError(
+                f"stage {self.stage.name}: the method differentiates to parameters that are held in parts",
+                next_step="train it on whole parameters (without shard); in a method, use c.gradients.",
+                status=1,
+            )
         with self._apart():
             return torch.autograd.grad(loss, list(tensors))
 

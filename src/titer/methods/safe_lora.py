@@ -68,10 +68,10 @@ class Layer(NamedTuple):
 
     def change(self) -> torch.Tensor:
         """dW: all that parts the tuned weight, merged, from the aligned one."""
-        under = self._under().weight.float() - self.aligned.weight.float()  # zeros where the adapter is fresh
-        if hasattr(self.tuned, "base_layer"):
-            return self._rows(under + torch.stack([self.tuned.get_delta_weight(name).float() for name in self.tuned.active_adapters]).sum(0))
-        return self._rows(under)
+        found = self._under().weight.float() - self.aligned.weight.float()  # zeros where the adapter is fresh
+        for name in self.tuned.active_adapters if hasattr(self.tuned, "base_layer") else ():
+            found = found + self.tuned.get_delta_weight(name).float()
+        return self._rows(found)
 
     def cosine(self) -> float | None:
         """cos(C dW, dW); None where V or dW is zero."""

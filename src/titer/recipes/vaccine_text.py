@@ -34,7 +34,7 @@ class TextScale(Record):
     rho: float = Field(default=2.0, ge=0)
     safe: int = Field(default=600, ge=1)
     canaries: int = Field(default=200, ge=1)
-    contrast: int = Field(default=400, ge=1, description="with 150 the model refused everything (docs/real_finetuning.md)")
+    contrast: int = Field(default=400, ge=1, description="answered; 150 did not keep the model from refusing everything")
     longest: int = Field(default=96, ge=16)
     align_epochs: float = Field(default=1.0, gt=0)
     align_batch: int = Field(default=5, ge=1)
