@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from titer.studies.ahead import Silent, ahead, processes
 from titer.studies.huang2024 import making
 from titer.studies.huang2024.subject import Alignment
 
-PRELOADED = ["tests.kill_child", "tests.studies.test_ahead"]  # the server that forks is one for all tests
 HOWS = (Alignment(SFT()), Alignment(Vaccine(rho=2.0)))
 
 
@@ -56,11 +54,8 @@ def test_a_gpu_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes, forked from a server that has imported everything: spawned ones would import it again, each for itself."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    """Two processes, whatever this machine has."""
     monkeypatch.setattr(module, "processes", lambda: 2)
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: context)
 
 
 @pytest.mark.usefixtures("two_processes")
