@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import pandas as pd
 
 from titer.core.run import Store
-from titer.recipes.jain2024 import Scale, jain_recipe, relearn
+from titer.recipes.jain2024 import METHODS, Scale, jain_recipe, relearn
 from titer.recipes.node import Node
 from titer.studies.pricing import forward_flop, used_width
 from titer.workbench import plan
 
 PASSES = {"sft": 3.0, "unlearn": 6.0, "dpo": 6.0}  # forward passes' worth a trained request: forward 1, backward 2; pairs twice
-RELEARNED = 3
+MEDIUM = tuple(f"{method} M" for method in METHODS)  # the models that are relearned
+RELEARNED = len(MEDIUM)
 
 
 def cost(scale: Scale, seeds: Sequence[int], store: Store) -> pd.DataFrame:
@@ -24,7 +25,8 @@ def cost(scale: Scale, seeds: Sequence[int], store: Store) -> pd.DataFrame:
         world = scale.world.model_copy(update={"seed": seed})
         width = used_width(world)
         each = forward_flop(scale.architecture, len(world.words), width)
-        for node, (name, key, steps, stands) in zip(nodes, plan(nodes, store), strict=True):
+        planned = plan(nodes, store)
+        for node, (name, key, steps, stands) in zip(nodes, planned, strict=True):
             rows.append({"seed": seed, "model": name, "key": key, "steps": steps, "stands": stands, **_size(node, width, each)})
         again = relearn(scale, world)
         tokens = RELEARNED * again.steps * again.batch * width
@@ -34,7 +36,7 @@ def cost(scale: Scale, seeds: Sequence[int], store: Store) -> pd.DataFrame:
                 "model": "relearning, 3 models",
                 "key": "",
                 "steps": RELEARNED * again.steps,
-                "stands": False,
+                "stands": all(store.has("stages", again.key(key, {})) for name, key, *_ in planned if name in MEDIUM),
                 "tokens": tokens,
                 "tflop": 3 * tokens * each / 1e12,
             }
