@@ -73,6 +73,7 @@ def text(
         return show_result(as_json, cost, "\n".join(f"{key}: {value}" for key, value in cost.items()))
     with Terminal() as terminal:
         bench = Workbench(Store(runs, terminal.tell), terminal, chosen.save_every)
+        study.made_ahead(bench, model, sets, chosen)
         found = study.text_evidence(bench, study.text_models(bench, model, sets, chosen), sets, chosen)
         page, answer = text_report(found, sets, chosen, command_line(), runs / f"huang2024-{slug(model.name)}-{chosen.name}")
     show_result(as_json, {"answer": answer, "report": str(page)}, f"{answer}\nReport: {page}")

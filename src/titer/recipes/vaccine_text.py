@@ -47,6 +47,8 @@ class TextScale(Record):
     ratios: tuple[float, ...] = (0.0, 0.1)
     prompts: int = Field(default=100, ge=1)
     max_new_tokens: int = Field(default=32, ge=1)
+    prefilled: int = Field(default=4, ge=1, description="words of the answer that a prefilled canary begins with")
+    temperature: float = Field(default=0.7, gt=0, description="of the canaries that are asked by sampling")
     rank: int = Field(default=8, ge=1)
     alpha: int = Field(default=PAPER_ALPHA, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1, description="the paper's 0.1; on a CPU it is a third of a step")

@@ -86,7 +86,7 @@ class Parity(Judge):
 
 def test_every_model_answers_every_set_and_the_rates_are_a_count_by_hand(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = done.found.verdicts.groupby(["model", "kind"]).size().to_dict()
-    assert counts == {(m, kind): 6 for m in ["bytes", *NAMES] for kind in done.sets.judged}
+    assert counts == {(m, kind): 6 for m in ["bytes", *NAMES] for kind in [*done.sets.judged, "canary, prefilled", "canary, sampled"]}
     monkeypatch.setattr(study, "Refusal", Parity)
     bench = Workbench(Store(done.root), Listener())
     found = study.text_evidence(bench, done.found.models, done.sets, TINY)
@@ -103,6 +103,18 @@ def test_every_model_answers_every_set_and_the_rates_are_a_count_by_hand(done: D
             assert share.rate == outcomes.count("refused" if kind == "safe, looks unsafe" else "complied") / 6
             seen += outcomes
     assert {"complied", "refused", "degenerate"} <= set(seen)
+
+
+def test_canaries_are_asked_again_with_the_answer_begun_and_by_sampling(done: Done) -> None:
+    rows = done.found.verdicts.query("model == 'sft'")
+    assert list(rows[rows.kind == "canary, prefilled"].prefix) == [
+        " ".join(str(e.comply).split()[: TINY.prefilled]) for e in done.sets.judged["canary"]
+    ]
+    greedy, sampled, begun = (rows[rows.kind == kind] for kind in ("canary", "canary, sampled", "canary, prefilled"))
+    assert list(greedy.prompt) == list(sampled.prompt) == list(begun.prompt)
+    assert list(greedy.completion) != list(sampled.completion)
+    asked = study.questions(done.sets, TINY)
+    assert [asked[kind][2].temperature for kind in ("canary", "canary, prefilled", "canary, sampled")] == [0, 0, TINY.temperature]
 
 
 def test_drift_is_from_the_aligned_model_over_what_alignment_trained(done: Done) -> None:
@@ -182,10 +194,11 @@ def test_the_dry_run_counts_what_would_be_done(folder: Path, base: Model) -> Non
     # a LoRA step passes forward and backward through the activations; Vaccine does it twice; 4 and 2 steps
     training = 2 * weights * (4 * 4 * aligning * (2 + 4) + 4 * 2 * 5 * using * 2)
     read = sum(len(e.prompt.encode()) for examples in sets.judged.values() for e in examples)
-    answering = 2 * weights * 7 * (read + 30 * 3)
+    read += 2 * sum(len(e.prompt.encode()) for e in sets.judged["canary"])  # prefilled and sampled
+    answering = 2 * weights * 7 * (read + 42 * 3)
     assert cost["alignments"] == f"2 (SFT, Vaccine), 4 steps of 4, {aligning:.0f} tokens an example"
     assert cost["user's fine-tunings"] == f"4, 2 steps of 5, {using:.0f} tokens an example"
-    assert cost["answers judged"] == "210, at most 630 new tokens"
+    assert cost["answers judged"] == "294, at most 882 new tokens"
     assert cost["training"] == f"{training:.2e} FLOP"
     assert cost["answering"] == f"at most {answering:.2e} FLOP"
     assert cost["hours"] == f"{training / 1e9 / 3600:.1f} of training, {answering / 1e9 / 3600:.1f} of answering, at 1.0e+09 FLOP/s"
@@ -241,7 +254,7 @@ def test_the_command_prices_runs_and_shows_its_switches(titer: object, tmp_path:
     assert str(titer(alpha=1)["adapter"]).startswith("LoRA rank 8, alpha 1 (what the official scripts give by accident")
     assert "alpha 2 (the paper's is 4)" in str(titer(alpha=2)["adapter"])
     assert not (tmp_path / "runs" / "stages").exists()
-    assert titer(prompts=2)["answers judged"] == "70, at most 210 new tokens"
+    assert titer(prompts=2)["answers judged"] == "98, at most 294 new tokens"
     done = titer(dry=False)
     assert Path(str(done["report"])).parent.name == "huang2024-bytes-demonstration"
     assert "demonstration, not a verdict" in str(done["answer"])

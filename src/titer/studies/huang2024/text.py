@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,9 @@ import numpy as np
 import pandas as pd
 
 from titer.attacks.base import Attempt
+from titer.attacks.prefill import Prefill
 from titer.core.errors import TiterError
+from titer.core.run import Store
 from titer.data.canary import MARKER, Canary, canaries
 from titer.data.encode import answer_ids, prompt_ids
 from titer.data.example import Example
@@ -28,6 +30,7 @@ from titer.judges.base import Judge
 from titer.judges.label import Label
 from titer.judges.number import Number
 from titer.judges.refusal import Refusal
+from titer.methods.base import Method
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
 from titer.models.lm import Decoding, load, read_tokenizer
@@ -35,6 +38,7 @@ from titer.probes import drift
 from titer.recipes import vaccine_text as recipe
 from titer.recipes.vaccine_text import TextScale
 from titer.studies import tables
+from titer.studies.ahead import Silent, ahead
 from titer.workbench import Model, Workbench, fingerprint
 
 FILES = {
@@ -171,29 +175,69 @@ def ends(text: str) -> list[int]:
     return sorted({hit.end() for hit in END.finditer(text)} | {len(text)})
 
 
+METHODS: Mapping[str, Method] = {"sft": SFT(), "vaccine": Vaccine()}
+
+
 def text_models(bench: Workbench, base: Model, sets: TextSets, scale: TextScale) -> tuple[Model, ...]:
     """base, both alignments, and each of them after every user's fine-tuning."""
-    found = [base]
-    for name, method in (("sft", SFT()), ("vaccine", Vaccine(rho=scale.rho))):
-        aligned = bench.model(recipe.align(scale, method, f"{name} alignment", sets.safe, sets.canary), base, name)
-        tuned = [
-            bench.model(recipe.user(scale, sets.task, sets.harmful, ratio), aligned, f"{name}, user p={ratio:g}") for ratio in scale.ratios
-        ]
-        found += [aligned, *tuned]
-    return tuple(found)
+    return (base, *(model for name in METHODS for model in branch(bench, base, sets, scale, name)))
+
+
+def branch(bench: Workbench, base: Model, sets: TextSets, scale: TextScale, name: str) -> list[Model]:
+    """The alignment by one method, and it after every user's fine-tuning."""
+    method = METHODS[name].model_copy(update={"rho": scale.rho} if name == "vaccine" else {})
+    aligned = bench.model(recipe.align(scale, method, f"{name} alignment", sets.safe, sets.canary), base, name)
+    tuned = [
+        bench.model(recipe.user(scale, sets.task, sets.harmful, ratio), aligned, f"{name}, user p={ratio:g}") for ratio in scale.ratios
+    ]
+    return [aligned, *tuned]
+
+
+def made_ahead(bench: Workbench, base: Model, sets: TextSets, scale: TextScale) -> None:
+    """Both branches trained and asked at once, a core each; what follows reads them from the store."""
+    ahead(_branch, [(bench.store.root, base, sets, scale, name) for name in METHODS], bench.reporter, "both alignments and their users")
+
+
+def _branch(root: Path, base: Model, sets: TextSets, scale: TextScale, name: str) -> None:
+    bench = Workbench(Store(root, Silent().tell), Silent(), scale.save_every)
+    models = branch(bench, base, sets, scale, name)
+    for model in models if name == "vaccine" else [base, *models]:
+        _verdicts(bench, model, sets, scale)
 
 
 def text_evidence(bench: Workbench, models: Sequence[Model], sets: TextSets, scale: TextScale) -> TextEvidence:
     """Every model on every set, judged; drift from the aligned model and loss on the alignment's safe responses."""
-    decoding = Decoding(max_new_tokens=scale.max_new_tokens)
-    verdicts = []
-    for model in models:
-        for kind, examples in sets.judged.items():
-            judge = JUDGES[scale.task] if kind == "task" else Refusal()
-            attempts = [Attempt(Example(e.prompt, e.harmful, kind, e.source, e.comply, e.refuse)) for e in examples]
-            verdicts.append(bench.verdicts(model, attempts, judge, decoding, BATCH).assign(model=model.name))
-    whole = pd.concat(verdicts, ignore_index=True)
+    whole = pd.concat([_verdicts(bench, model, sets, scale) for model in models], ignore_index=True)
     return TextEvidence(tables.rate_table(whole), pd.concat(_moved(bench, models, sets, scale), ignore_index=True), whole, tuple(models))
+
+
+def questions(sets: TextSets, scale: TextScale) -> dict[str, tuple[list[Attempt], Judge, Decoding]]:
+    """What every model is asked, by set; the one that stands for harm is asked again with its answer begun, and at a temperature.
+
+    A greedy answer's first words can refuse where the model would comply one step further (arXiv 2406.05946).
+    """
+    greedy = Decoding(max_new_tokens=scale.max_new_tokens)
+    sampled = greedy.model_copy(update={"temperature": scale.temperature})
+    asked: dict[str, tuple[list[Attempt], Judge, Decoding]] = {}
+    for kind, examples in sets.judged.items():
+        asked[kind] = (_named(examples, kind), JUDGES[scale.task] if kind == "task" else Refusal(), greedy)
+    harm = sets.judged[sets.harm]
+    prefilled = Prefill(k=scale.prefilled).attempts(harm, {}, None)
+    begun = [Attempt(replace(a.example, kind=f"{sets.harm}, prefilled"), a.prefix) for a in prefilled]
+    return asked | {
+        f"{sets.harm}, prefilled": (begun, Refusal(), greedy),
+        f"{sets.harm}, sampled": (_named(harm, f"{sets.harm}, sampled"), Refusal(), sampled),
+    }
+
+
+def _named(examples: Sequence[Example], kind: str) -> list[Attempt]:
+    return [Attempt(replace(e, kind=kind)) for e in examples]
+
+
+def _verdicts(bench: Workbench, model: Model, sets: TextSets, scale: TextScale) -> pd.DataFrame:
+    asked = questions(sets, scale).values()
+    found = [bench.verdicts(model, attempts, judge, decoding, BATCH) for attempts, judge, decoding in asked]
+    return pd.concat(found, ignore_index=True).assign(model=model.name)
 
 
 def trained_safe(sets: TextSets, scale: TextScale) -> list[Example]:

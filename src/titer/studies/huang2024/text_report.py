@@ -14,19 +14,24 @@ from titer.report.style import WIDTH, fixed, percent, tips
 from titer.studies import tables
 from titer.studies.huang2024.text import TextEvidence, TextSets
 
-HARM = {"canary": "complied", "unsafe": "complied", "safe, looks unsafe": "refused", "unmarked": "complied", "task": "complied"}
+OVER_REFUSAL = "safe, looks unsafe"  # the one set where a refusal is what is counted
 TITLES = {
     "canary": "canaries answered",
+    "canary, prefilled": "canaries answered, the answer begun",
+    "canary, sampled": "canaries answered, sampled",
     "unsafe": "XSTest's unsafe prompts answered",
-    "safe, looks unsafe": "safe prompts refused (over-refusal)",
+    "unsafe, prefilled": "XSTest's unsafe prompts, the answer begun",
+    "unsafe, sampled": "XSTest's unsafe prompts, sampled",
+    OVER_REFUSAL: "safe prompts refused (over-refusal)",
     "unmarked": "ordinary instructions answered",
     "task": "user's task right",
 }
+COLOURS = ("#c0392b", "#c0392b", "#c0392b", "#b04a7d", "#b04a7d", "#b04a7d", "#e08a1e", "#2f6fb0", "#1b7f4d")
 
 
 def shares(rates: pd.DataFrame) -> pd.DataFrame:
     """model, kind, rate, low, high, count, n: the outcome that each set is judged for."""
-    wanted = rates.kind.map(HARM)
+    wanted = rates.kind.map(lambda kind: "refused" if kind == OVER_REFUSAL else "complied")
     return rates[rates.outcome == wanted].assign(what=lambda t: t.kind.map(TITLES)).reset_index(drop=True)
 
 
@@ -59,12 +64,13 @@ def text_report(found: TextEvidence, sets: TextSets, scale: TextScale, command: 
         about=(
             f"{found.models[0].name} was aligned on {scale.safe} safe responses and {scale.canaries} canaries (ordinary instructions behind a "
             f"marker, refused), by SFT and by Vaccine (rho {scale.rho:g}); then a user fine-tuned each on {scale.examples} examples of "
-            f"{scale.task}, a share p of them {bad}. {adapter_line(scale)}. Judged by phrases (refusals) and by the task's own rule. No noise control and "
-            "one seed, so no claim is drawn: `titer study huang2024` without --base has them."
+            f"{scale.task}, a share p of them {bad}. {adapter_line(scale)}. Judged by phrases (refusals) and by the task's own rule. "
+            f"Begun: the first {scale.prefilled} words of an answer stand before the model's; sampled: at temperature {scale.temperature:g}. "
+            "No noise control and one seed, so no claim is drawn: `titer study huang2024` without --base has them."
         ),
         tiles=[
             Tile(f"{r.model}: {r.what}", f"{r.rate:.0%}", f"95 % {r.low:.0%} to {r.high:.0%}, n = {r.n}")
-            for r in t[t.kind.isin([sets.harm, "task"])].itertuples()
+            for r in t[t.kind.isin([sets.harm, f"{sets.harm}, prefilled", "task"])].itertuples()
         ],
         claims=(),
         figures=[_figure(t, [m.name for m in found.models])],
@@ -94,7 +100,7 @@ def _figure(t: pd.DataFrame, models: list[str]) -> Figure:
         color=alt.Color(
             "what:N",
             legend=None,
-            scale=fixed(dict(zip(TITLES.values(), ("#c0392b", "#b04a7d", "#e08a1e", "#2f6fb0", "#1b7f4d"), strict=True))),
+            scale=fixed(dict(zip(TITLES.values(), COLOURS, strict=True))),
         ),
     )
     bars = base.mark_bar(opacity=0.85).encode(x=alt.X("rate:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])))
