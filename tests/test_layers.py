@@ -33,6 +33,10 @@ LAYERS = {
 APART = ("methods", "attacks", "judges", "probes")  # their files may import their base and nothing of each other
 LATE = {  # modules imported inside functions, besides the command line's: slow to import, or wanted by few
     "optuna",
+    "pyarrow",
+    "pyarrow.parquet",
+    "datasets",
+    "compressed_tensors.compressors",
     "tokenizers",
     "transformers",
     "torch",

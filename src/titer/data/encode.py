@@ -1,56 +1,158 @@
 """Text examples as token batches: prompt through the chat template, answer appended, only the answer trained.
 
-The boundary between prompt and answer is that of their own tokenisations: prompt and answer are encoded
-apart and joined, so no merge can move it. Shapes: B examples, T tokens.
+What is trained is the text that the chat template makes of the whole conversation, from where the prompt ends (that is
+where generation begins) up to and with the token that ends the answer's turn; what a template writes after that token is
+left out, since nothing learns from it. The boundary is exact, never counted: prompt and answer are encoded apart and
+joined, so no merge can move it; an answer's ids are those it has behind the prompt wherever the prompt's own ids stand
+unchanged before it (so that a tokenizer that begins each text with a blank adds none), else those it has alone.
+Where a template has no assistant turn behind its own prompt, or there is none, the answer is the text as it is and the
+end-of-sequence token. A prompt may be a conversation (`turns.py`). Shapes: B examples, T tokens.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from titer.core.errors import TiterError, visible
+from titer.data.cut import SHARE, Short, shortened
 from titer.data.example import IGNORE, Batch, Indices, positions
+from titer.data.turns import Turn, joined, messages, turns, written
 
 Side = Literal["left", "right"]
 VERSION = 1
+REQUEST = Turn("user", "x")  # stands before an answer where only the answer's own form is asked for
 
 
 def prompt_text(tokenizer: Any, prompt: str) -> str:
-    """The prompt as the model reads it: one user turn if the tokenizer has a chat template, else as it is."""
-    if getattr(tokenizer, "chat_template", None):
-        turn = [{"role": "user", "content": prompt}]
-        text: str = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        return text
-    return prompt
+    """The prompt as the model reads it: through the tokenizer's chat template if it has one, else as `turns.joined` says.
+
+    Errors: a template that refuses the turns.
+    """
+    said = turns(prompt)
+    if not _templated(tokenizer):
+        return joined(said)
+    text = _rendered(tokenizer, said)
+    if said[0].role == "system" and (text is None or said[0].content.strip() not in text):  # a template without system texts
+        said = (Turn("user", f"{said[0].content}\n\n{said[1].content}"), *said[2:])
+        text = _rendered(tokenizer, said)
+    if text is None:
+        raise TiterError(
+            f"the chat template refuses a conversation of {', '.join(turn.role for turn in said)}: {visible(said[-1].content, 60)!r}",
+            next_step="leave out that row, or give the tokenizer a template that takes it.",
+        )
+    return text
 
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of each prompt, chat template included, no special token added twice."""
-    templated = bool(getattr(tokenizer, "chat_template", None))
     texts = [prompt_text(tokenizer, prompt) for prompt in prompts]
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=not templated)["input_ids"]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=not _templated(tokenizer))["input_ids"]
     return ids
 
 
 def answer_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
-    """Token ids of each answer, ended by the end-of-sequence token."""
-    end = tokenizer.eos_token_id
-    ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
-    return [row if row and row[-1] == end else [*row, end] for row in ids]
+    """Token ids of each answer as the chat template writes it, ended by the template's end of turn or the end of sequence."""
+    head, found = _spoken(tokenizer, answers)
+    ids = continued(tokenizer, head, [one.text for one in found])
+    return [row if row and row[-1] == one.end else [*row, one.end] for row, one in zip(ids, found, strict=True)]
+
+
+def open_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
+    """Token ids of each answer without what ends it: how an answer begins, or an option among several."""
+    head, found = _spoken(tokenizer, answers)
+    return continued(tokenizer, head, [one.text[: one.own] for one in found])
+
+
+def end_id(tokenizer: Any) -> int:
+    """The token that ends an answer: the chat template's end of turn, else the end of sequence."""
+    return _spoken(tokenizer, [REQUEST.content])[1][0].end
+
+
+def continued(tokenizer: Any, head: str, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text behind `head`; where a token would reach over the boundary, those of the text alone."""
+    alone: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    if not head:
+        return alone
+    first, *whole = tokenizer([head, *(head + text for text in texts)], add_special_tokens=False)["input_ids"]
+    return [row[len(first) :] if row[: len(first)] == first else own for row, own in zip(whole, alone, strict=True)]
+
+
+class Spoken(NamedTuple):
+    """An answer's text as it is trained, the id of the token that ends it, and how much of the text is the answer's own."""
+
+    text: str
+    end: int
+    own: int
+
+
+def _templated(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def _rendered(tokenizer: Any, said: Sequence[Turn], answer: str | None = None) -> str | None:
+    """The conversation through the chat template, opened for an answer or with it; None where the template refuses it."""
+    turn = [] if answer is None else [{"role": "assistant", "content": answer}]
+    try:
+        text: str = tokenizer.apply_chat_template([*messages(said), *turn], tokenize=False, add_generation_prompt=answer is None)
+    except TemplateError:  # how a template says that it knows no such turn
+        return None
+    return text
+
+
+def _spoken(tokenizer: Any, answers: Sequence[str]) -> tuple[str, list[Spoken]]:
+    """What stands before every answer, and each answer as it stands behind it."""
+    plain = [Spoken(answer, tokenizer.eos_token_id, len(answer)) for answer in answers]
+    head = _rendered(tokenizer, [REQUEST]) if _templated(tokenizer) else None
+    if head is None:
+        return "", plain
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
+    ends = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+    wholes = [_rendered(tokenizer, [REQUEST], answer) for answer in answers]
+    if not all(whole is not None and whole.startswith(head) for whole in wholes):  # its prompt does not lead to its answers
+        return "", plain
+    rests = [(whole or "")[len(head) :] for whole in wholes]
+    return head, [_ended(tokenizer, ends, rest, one) for rest, one in zip(rests, plain, strict=True)]
+
+
+def _ended(tokenizer: Any, ends: re.Pattern[str], rest: str, plain: Spoken) -> Spoken:
+    """An answer within what the template wrote: up to the first special token behind its last letter."""
+    for text in (plain.text, plain.text.lstrip(), plain.text.strip()):  # as given, or as a template that strips leaves it
+        if (place := rest.find(text)) >= 0:
+            after = place + len(text)
+            break
+    else:
+        after = 0  # rewritten further (a thought taken out, say)
+    if hit := ends.search(rest, after):
+        return Spoken(rest[: hit.start()], tokenizer.convert_tokens_to_ids(hit.group()), after or hit.start())
+    return Spoken(rest[:after], plain.end, after) if after or not plain.text else plain
 
 
 def encode(
-    tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], indices: Indices, window: int | None = None, side: Side = "right"
+    tokenizer: Any,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    indices: Indices,
+    window: int | None = None,
+    side: Side = "right",
+    longest: int | None = None,
+    share: float = SHARE,
 ) -> Batch:
     """Prompts with their answers as one padded batch; labels cover the answers alone.
 
-    Errors: a prompt and answer longer than `window` tokens (nothing is cut in silence).
+    With `longest`, what is longer is cut as `cut.shortened` says. Errors: a prompt and answer longer than `window`
+    tokens (nothing is cut in silence).
     """
-    heads, tails = prompt_ids(tokenizer, prompts), answer_ids(tokenizer, answers)
+    if longest is None:
+        heads, tails = prompt_ids(tokenizer, prompts), answer_ids(tokenizer, answers)
+    else:
+        short = fitted(tokenizer, prompts, answers, longest, share)
+        heads, tails = [one.prompt for one in short], [one.answer for one in short]
     for head, tail, prompt in zip(heads, tails, prompts, strict=True):
         check_length(len(head) + len(tail), window, prompt)
     ids, mask = pad([h + t for h, t in zip(heads, tails, strict=True)], tokenizer.pad_token_id, side)
@@ -63,6 +165,41 @@ def encode(
         attention_mask=None if whole else mask,
         position_ids=None if whole else positions(mask),
     )
+
+
+def fitted(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], longest: int, share: float = SHARE) -> list[Short]:
+    """Prompts and answers in at most `longest` tokens each: whole earlier turns go first, the oldest of them before the others."""
+    heads, tails = prompt_ids(tokenizer, prompts), answer_ids(tokenizer, answers)
+    return [
+        Short(head, tail) if len(head) + len(tail) <= longest else _fitted(tokenizer, prompt, len(head), tail, longest, share)
+        for prompt, head, tail in zip(prompts, heads, tails, strict=True)
+    ]
+
+
+def _fitted(tokenizer: Any, prompt: str, whole: int, tail: list[int], longest: int, share: float) -> Short:
+    """One example that is too long; `whole` is its prompt's length."""
+    said = turns(prompt)
+    system, talk = (said[:1], said[1:]) if said[0].role == "system" else ((), said)
+    while True:
+        head, kept = _anchored(tokenizer, (*system, *talk))
+        if len(head) + len(tail) <= longest or len(talk) == 1:
+            break
+        talk = talk[2:] if talk[0].role == "user" else talk[1:]
+    found = shortened(head, tail, longest, kept, share)
+    return found._replace(cut_prompt=whole - len(found.prompt))
+
+
+def _anchored(tokenizer: Any, said: Sequence[Turn]) -> tuple[list[int], tuple[int, int]]:
+    """A prompt's ids, and how many of them stand before and behind the last request's own text, by their offsets."""
+    text, request = prompt_text(tokenizer, written(said)), said[-1].content.strip()
+    found = tokenizer([text], add_special_tokens=not _templated(tokenizer), return_offsets_mapping=tokenizer.is_fast)
+    ids, start = found["input_ids"][0], text.rfind(request)
+    if not tokenizer.is_fast or start < 0:
+        return ids, (0, 0)
+    spans = found["offset_mapping"][0]
+    first = next((i for i, (_, end) in enumerate(spans) if end > start), len(ids))
+    last = next((i for i, (_, end) in enumerate(reversed(spans)) if 0 < end <= start + len(request)), 0)
+    return ids, (first, last)
 
 
 def check_length(length: int, window: int | None, prompt: str) -> None:

@@ -1,35 +1,48 @@
-"""Text data from the user's files: CSV, JSON or JSONL -> examples, with the place of every fault.
+"""Text data from the user: files and hub data sets -> examples, with the place of every fault, and what was detected.
 
+What is read: `readers.py` (.csv, .json, .jsonl, .parquet) and `hub.py`; how its columns are understood: `shapes.py`.
 Columns (aliases in brackets): prompt (instruction, question, goal), or operator and operand (joined by " : ");
 harmful: true/false, or label/type/kind holding safe or unsafe; comply (output, completion, answer) and refuse:
-reference answers. Extra columns are left alone. Duplicated prompts are dropped and counted.
+reference answers; or the Alpaca, chat or preference form. Extra columns are left alone. Duplicated prompts are dropped and counted.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import hashlib
-import io
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from titer.core.config import Record
 from titer.core.errors import TiterError, visible
-from titer.data.encode import encode
+from titer.data.cut import SHARE, Cuts, counted
+from titer.data.encode import encode, fitted
 from titer.data.example import Answer, Batch, Example, Indices
-from titer.data.formats import COMPLY, FORMAT, PAIR, PROMPT
+from titer.data.formats import COMPLY, FORMAT
+from titer.data.hub import is_hub, load_hub
+from titer.data.readers import SUFFIXES, File, Row, load, records
+from titer.data.shapes import SURROGATE, Parsed, Shape, pair, parsed, shape
+from titer.data.turns import joined, turns
 
-Row = tuple[str, Mapping[str, Any]]  # where it stands, in words; its columns
-Parsed = tuple[str, bool | None, str | None, str | None]  # prompt, harmful, comply, refuse
-SUFFIXES = (".csv", ".json", ".jsonl")
-SURROGATE = re.compile("[\ud800-\udfff]")
-WORDS = {"safe": False, "harmless": False, "false": False, "0": False, "unsafe": True, "harmful": True, "true": True, "1": True}
+__all__ = [
+    "SUFFIXES",
+    "SURROGATE",
+    "Detected",
+    "File",
+    "Parsed",
+    "Row",
+    "Shortened",
+    "TextData",
+    "collected",
+    "detected",
+    "load",
+    "preferences",
+    "read_text",
+    "records",
+]
 
 
 class TextData(Record):
@@ -53,6 +66,10 @@ class TextData(Record):
 
     def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
         """Examples as tokens; the answer trained is the named reference ("all" means comply here)."""
+        return encode(tokenizer, *self.answered(indices, answer), indices)
+
+    def answered(self, indices: Indices, answer: Answer) -> tuple[list[str], list[str]]:
+        """The prompts at `indices` and the answers to train. Errors: a row without it."""
         chosen = self.examples(np.asarray(indices))
         wanted = "refuse" if answer == "refuse" else "comply"
         answers = [getattr(example, wanted) for example in chosen]
@@ -62,7 +79,7 @@ class TextData(Record):
                     f"{self.name}: {visible(example.prompt, 60)!r} has no answer to train",
                     expected=f"a column {wanted} ({', '.join(COMPLY)})",
                 )
-        return encode(tokenizer, [e.prompt for e in chosen], answers, indices)
+        return [e.prompt for e in chosen], answers
 
     def of_class(self, harmful: bool, limit: int | None = None) -> list[Example]:
         """The examples of one class in file order, the first `limit` of them."""
@@ -70,46 +87,129 @@ class TextData(Record):
         return found[:limit]
 
 
-def read_text(path: str | Path, labelled: bool = True) -> TextData:
-    """Read a data file. `labelled`: every row must say whether it is harmful.
+class Shortened(Record):
+    """Text data whose examples are cut to `longest` tokens as they are encoded (`cut.shortened`): a Source like any other."""
 
-    Errors: a missing or empty file, an unknown format, a bad line (file, line, column), no usable row.
-    """
-    file = load(path)
-    return collected(file, (_row(where, row, labelled) for where, row in records(file)), file.name)
+    source: TextData
+    longest: int = Field(ge=2, description="tokens of a prompt and its answer together")
+    share: float = Field(default=SHARE, ge=0, le=1, description="of the length that a prompt may keep when the answer needs all of it")
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def rows(self) -> tuple[Parsed, ...]:
+        return self.source.rows
+
+    @property
+    def size(self) -> int:
+        return self.source.size
+
+    def examples(self, indices: Indices) -> list[Example]:
+        return self.source.examples(indices)
+
+    def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
+        """Examples as tokens, at most `longest` each."""
+        return encode(tokenizer, *self.source.answered(indices, answer), indices, longest=self.longest, share=self.share)
+
+    def cuts(self, indices: Indices, answer: Answer, tokenizer: Any) -> Cuts:
+        """What is cut of these examples: to be said before they are used."""
+        return counted(fitted(tokenizer, *self.source.answered(indices, answer), self.longest, self.share))
 
 
-class File(NamedTuple):
-    """A data file as it was read; `sha256` is of its bytes."""
+class Detected(Record):
+    """What a data file was taken for, to be shown before it is used; every text in it is safe to print."""
 
     name: str
-    suffix: str
-    sha256: str
-    text: str
+    reading: str
+    format: str
+    used: tuple[tuple[str, str], ...]
+    ignored: tuple[str, ...]
+    rows: int
+    dropped: int
+    labels: dict[str, int]
+    answers: dict[str, int]
+    turns: int
+    prompt: str
+    answer: str
+
+    def lines(self) -> list[str]:
+        """For the command line."""
+        labels = ", ".join(f"{count} {name}" for name, count in self.labels.items() if count)
+        answers = ", ".join(f"{count} {name}" for name, count in self.answers.items() if count) or "none"
+        return [
+            f"{self.name}: {self.format}",
+            *(f"  {column}: {purpose}" for column, purpose in self.used),
+            f"  not used: {', '.join(self.ignored) or 'nothing'}",
+            f"  {self.rows} rows ({labels}), {self.dropped} repeated prompts left out; answers: {answers}",
+            *([f"  up to {self.turns} turns a prompt"] if self.turns > 1 else []),
+            f"  for example: {self.prompt}",
+            *([f"  answered: {self.answer}"] if self.answer else []),
+        ]
 
 
-def load(path: str | Path, suffixes: Sequence[str] = SUFFIXES, expected: str = FORMAT) -> File:
-    """The text of a data file. Errors: another suffix than `suffixes`, no file, bytes that are not UTF-8."""
-    file = Path(path)
-    name, suffix = visible(file.name or str(path), 120), file.suffix.lower()
-    if suffix not in suffixes:
-        raise TiterError(f"{name}: unknown format {visible(file.suffix, 40)!r}", expected=expected)
-    if not file.is_file():
-        raise TiterError(f"no data file at {visible(str(path), 200)!r}", expected=expected)
-    whole = file.read_bytes()
-    body = whole.removeprefix(codecs.BOM_UTF8)
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = body[: error.start].count(b"\n") + 1
-        place = len(whole) - len(body) + error.start
-        raise TiterError(f"{name}, line {line}: byte {place} is not UTF-8", next_step="save the file as UTF-8.") from None
-    return File(name, suffix, hashlib.sha256(whole).hexdigest(), text)
+def read_text(path: str | Path, labelled: bool = True, reading: str | None = None) -> TextData:
+    """Read a data file or hub data set. `labelled`: every row must say whether it is harmful; `reading`: which one, if two fit.
+
+    Errors: a missing or empty file, an unknown or ambiguous format, a bad line (file, line, column), no usable row.
+    """
+    return _read(path, labelled, reading)[0]
 
 
-def records(file: File) -> Iterator[Row]:
-    """The rows of a .csv, .json or .jsonl file by column (names in small letters), each with its place in words."""
-    return {".csv": _csv, ".json": _json, ".jsonl": _jsonl}[file.suffix](file.name, file.text)
+def detected(path: str | Path, reading: str | None = None) -> Detected:
+    """What a data file would be taken for. Errors: as `read_text`."""
+    data, form = _read(path, False, reading)
+    labels = Counter({None: "not stated", False: "safe", True: "unsafe"}[row[1]] for row in data.rows)
+    answers = {"comply": sum(row[2] is not None for row in data.rows), "refuse": sum(row[3] is not None for row in data.rows)}
+    prompt, _, comply, refuse = data.rows[0]
+    return Detected(
+        name=data.name,
+        reading=form.reading,
+        format=_in_words(form, any(answers.values()), len(labels) > 1 or "not stated" not in labels),
+        used=tuple((visible(column, 60), purpose) for column, purpose in form.used),
+        ignored=form.ignored,
+        rows=data.size,
+        dropped=data.dropped,
+        labels={name: labels[name] for name in ("safe", "unsafe", "not stated")},
+        answers=answers,
+        turns=max(len(turns(row[0])) for row in data.rows),
+        prompt=visible(joined(turns(prompt)), 160),
+        answer=visible(comply or refuse or "", 160),
+    )
+
+
+def preferences(path: str | Path) -> tuple[TextData, TextData]:
+    """(preferred, rejected) of a preference file: the same prompts in the same order, the answer as `comply`.
+
+    Errors: as `read_text`; a file of another form.
+    """
+    file, rows, form = _opened(path, None)
+    if form.reading != "preference":
+        raise TiterError(f"{file.name} is {_in_words(form, True, False)}", expected="columns prompt, chosen and rejected")
+    found = {where: (pair(where, row), parsed(where, row, False, "preference")[1]) for where, row in rows}
+    good, bad = (
+        collected(file, ((texts[0], harmful, texts[which], None) for texts, harmful in found.values()), file.name) for which in (1, 2)
+    )
+    return good, bad
+
+
+def _in_words(form: Shape, answered: bool, labelled: bool) -> str:
+    columns = ", ".join(column for column, purpose in form.used if purpose != "safe or unsafe")
+    named = {"alpaca": "Alpaca", "chat": "chat", "preference": "preference pairs"}
+    kind = named.get(form.reading) or ("prompts and answers" if answered else "prompts")
+    return f"{kind} ({visible(columns, 120)}){', each safe or unsafe' if labelled else ''}"
+
+
+def _opened(path: str | Path, reading: str | None) -> tuple[File, list[Row], Shape]:
+    file = load_hub(path) if is_hub(path) else load(path)
+    rows = list(records(file))
+    return file, rows, shape(file.name, rows, reading)
+
+
+def _read(path: str | Path, labelled: bool, reading: str | None) -> tuple[TextData, Shape]:
+    file, rows, form = _opened(path, reading)
+    return collected(file, (parsed(where, row, labelled, form.reading) for where, row in rows), file.name), form
 
 
 def collected(file: File, rows: Iterable[Parsed], name: str, expected: str = FORMAT) -> TextData:
@@ -122,97 +222,3 @@ def collected(file: File, rows: Iterable[Parsed], name: str, expected: str = FOR
     if not kept:
         raise TiterError(f"{file.name} holds no example", expected=expected)
     return TextData(name=name, sha256=file.sha256, rows=tuple(kept.values()), dropped=total - len(kept))
-
-
-def _csv(name: str, text: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise TiterError(f"{name}, line {reader.line_num}: {error}", next_step="check the quotes of that line.") from None
-        if row is None:
-            return
-        if not row:
-            continue
-        if header is None:
-            header = [column.strip().lower() for column in row]
-        elif len(row) != len(header):
-            raise TiterError(
-                f"{name}, line {line}, column {min(len(row), len(header)) + 1}: {len(row)} fields where the header has {len(header)}",
-                next_step="quote fields that hold commas.",
-            )
-        else:
-            yield f"{name}, line {line}", dict(zip(header, row, strict=True))
-
-
-def _jsonl(name: str, text: str) -> Iterator[Row]:
-    for line, content in enumerate(text.split("\n"), start=1):
-        if content.strip():
-            yield f"{name}, line {line}", _object(name, line, content)
-
-
-def _parsed(name: str, text: str, line: int = 0) -> Any:
-    """JSON, or its fault by file, line and column; `line` is where a one-line text stands."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, nesting without end
-        at = f"line {line or getattr(error, 'lineno', 1)}, column {getattr(error, 'colno', 1)}"
-        why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", "a number with too many digits")
-        raise TiterError(f"{name}, {at}: not JSON ({why})") from None
-
-
-def _object(name: str, line: int, content: str) -> Mapping[str, Any]:
-    found = _parsed(name, content, line)
-    if not isinstance(found, dict):
-        raise TiterError(f"{name}, line {line}, column 1: a {type(found).__name__}", expected="a JSON object a line")
-    return _lower(found)
-
-
-def _json(name: str, text: str) -> Iterator[Row]:
-    found = _parsed(name, text) if text.strip() else []
-    if not isinstance(found, list):
-        raise TiterError(f"{name}: a {type(found).__name__} at the top", expected="a list of objects")
-    for number, row in enumerate(found, start=1):
-        if not isinstance(row, dict):
-            raise TiterError(f"{name}, item {number}: a {type(row).__name__}", expected="an object")
-        yield f"{name}, item {number}", _lower(row)
-
-
-def _lower(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {str(key).strip().lower(): value for key, value in row.items()}
-
-
-def _row(where: str, row: Mapping[str, Any], labelled: bool) -> Parsed:
-    column = next((key for key in PROMPT if key in row), None)
-    if column is None and all(isinstance(row.get(key), str) and row[key].strip() for key in PAIR):
-        row, column = {**row, "prompt": " : ".join(row[key] for key in PAIR)}, "prompt"  # as the mechanistic study writes pairs
-    if column is None:
-        raise TiterError(f"{where}: no column {' or '.join(PROMPT)} among {visible(', '.join(row), 120)}", expected=FORMAT)
-    prompt = row[column]
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise TiterError(f"{where}, column {column}: {visible(repr(prompt), 60)}", expected="a text that is not empty")
-    harmful = _harmful(row)
-    if labelled and harmful is None:
-        raise TiterError(f"{where}, column label: safe or unsafe is not stated", expected=FORMAT)
-    extra = row.get("input")
-    whole = f"{prompt}\n\n{extra}" if column == "instruction" and isinstance(extra, str) and extra.strip() else prompt
-    parts = (whole, _text(row, COMPLY), _text(row, ("refuse",)))
-    if any(SURROGATE.search(part) for part in parts if part):
-        raise TiterError(f"{where}: half of a two-part character (a surrogate)", expected="whole characters")
-    return whole, harmful, *parts[1:]
-
-
-def _harmful(row: Mapping[str, Any]) -> bool | None:
-    for key in ("harmful", "label", "kind", "type"):
-        value = row.get(key)
-        word = str(value).strip().lower()
-        if isinstance(value, str | bool | int) and word in WORDS:
-            return WORDS[word]
-    return None
-
-
-def _text(row: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
-    return next((row[key] for key in keys if isinstance(row.get(key), str) and row[key].strip()), None)

@@ -1,0 +1,119 @@
+"""Multiple choice: questions with a few options, one of them right. Source of the form: MMLU, arXiv 2009.03300.
+
+Columns: question (or prompt, goal); choices or options (a list; in a .csv file a JSON list), or one column an option: A, B,
+C, D and on; answer (or label, target): the right option's letter, or its place counted from 0. `subject` is kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any, NamedTuple
+
+from titer.core.config import Record
+from titer.core.errors import TiterError, visible
+from titer.data.hub import is_hub, load_hub
+from titer.data.readers import load, records
+
+QUESTION = ("question", "prompt", "goal")
+OPTIONS = ("choices", "options")
+ANSWER = ("answer", "label", "target")
+CHOICES = """\
+a .csv, .json, .jsonl or .parquet file (or hub:OWNER/NAME) with columns question, A, B, C, D (or a list `choices`) and answer \
+(a letter, or a place counted from 0), for example
+
+question,A,B,C,D,answer
+What rises in an oven?,stone,bread,iron,glass,B
+"""
+
+
+class Question(NamedTuple):
+    """One question; `right` is the place of the right option, counted from 0."""
+
+    text: str
+    options: tuple[str, ...]
+    right: int
+    subject: str = ""
+
+
+class ChoiceData(Record):
+    """A file's questions; `dropped` counts those left out because an equal one stands before them."""
+
+    name: str
+    sha256: str
+    questions: tuple[Question, ...]
+    dropped: int = 0
+
+
+def read_choices(path: str | Path) -> ChoiceData:
+    """Read a multiple-choice file. Errors: as `sources.read_text`; fewer than two options, equal options, an answer that is none."""
+    file = load_hub(path) if is_hub(path) else load(path, expected=CHOICES)
+    kept: dict[tuple[str, tuple[str, ...]], Question] = {}
+    total = 0
+    for where, row in records(file):
+        found = _question(where, row)
+        same = kept.setdefault((found.text, found.options), found)
+        if same.right != found.right:
+            raise TiterError(f"{where}: an earlier equal question has another answer", next_step="take one of the two out.")
+        total += 1
+    if not kept:
+        raise TiterError(f"{file.name} holds no question", expected=CHOICES)
+    return ChoiceData(name=file.name, sha256=file.sha256, questions=tuple(kept.values()), dropped=total - len(kept))
+
+
+def _question(where: str, row: Mapping[str, Any]) -> Question:
+    text = next((row[key] for key in QUESTION if row.get(key) is not None), None)
+    if not isinstance(text, str) or not text.strip():
+        raise TiterError(f"{where}, column question: {visible(repr(text), 60)}", expected=CHOICES)
+    options = _options(where, row)
+    column = next((key for key in ANSWER if row.get(key) not in (None, "")), ANSWER[0])
+    subject = row.get("subject")
+    right = _right(f"{where}, column {column}", row.get(column), len(options))
+    return Question(_whole(where, text.strip()), options, right, subject if isinstance(subject, str) else "")
+
+
+def _options(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The options, at least two and no two equal."""
+    column = next((key for key in OPTIONS if row.get(key) not in (None, "")), None)
+    if column is None:
+        letters = [letter for letter in ascii_uppercase if row.get(letter.lower()) not in (None, "")]
+        if "".join(letters) != ascii_uppercase[: len(letters)]:
+            raise TiterError(f"{where}: options {', '.join(letters)}", expected="A, B, C and on without a gap")
+        found: Any = [row[letter.lower()] for letter in letters]
+    else:
+        found = row[column]
+        if isinstance(found, str):
+            try:
+                found = json.loads(found)
+            except (ValueError, RecursionError):
+                raise TiterError(f"{where}, column {column}: {visible(repr(found), 60)}", expected="a JSON list of texts") from None
+    if not isinstance(found, list) or not all(isinstance(one, str | int | float) and str(one).strip() for one in found):
+        raise TiterError(f"{where}: the options {visible(repr(found), 60)}", expected="a list of texts, none of them empty")
+    options = tuple(_whole(where, str(one).strip()) for one in found)
+    if not 2 <= len(options) <= len(ascii_uppercase) or len(set(options)) < len(options):
+        raise TiterError(f"{where}: {len(options)} options, {len(set(options))} of them different", expected="from 2 to 26, no two equal")
+    return options
+
+
+def _right(place: str, value: Any, options: int) -> int:
+    word = str(value).strip().upper()
+    last = ascii_uppercase[options - 1]
+    if not isinstance(value, bool) and isinstance(value, str | int):
+        if len(word) == 1 and word in ascii_uppercase[:options]:
+            return ascii_uppercase.index(word)
+        if word.isascii() and word.isdigit() and len(word) < 3 and int(word) < options:
+            return int(word)
+    raise TiterError(
+        f"{place}: {visible(repr(value), 60)} is no answer",
+        expected=f"a letter from A to {last}, or a place from 0 to {options - 1}, counted from 0",
+    )
+
+
+def _whole(where: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise TiterError(f"{where}: half of a two-part character (a surrogate)", expected="whole characters") from None
+    return text

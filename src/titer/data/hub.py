@@ -1,0 +1,110 @@
+"""Hub data sets: `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`, read by the library `datasets` (the extra titer[data]).
+
+From version 4 on that library runs no code of a repository; an older one is refused. The content's own sha256 stands for a
+file's, so a set that changes on the hub is another set here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from titer.core.errors import TiterError, visible
+from titer.data.readers import File
+
+PREFIX = "hub:"
+FORM = "hub:OWNER/NAME, with /CONFIG, @REVISION and :SPLIT behind it where they are needed"
+PLACE = re.compile(
+    r"hub:(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<split>[\w.\[\]:%+-]+))?", re.ASCII
+)
+NO_CODE_FROM = 4  # the major version of `datasets` that dropped scripts
+
+
+class Place(NamedTuple):
+    """Which data set, and what of it."""
+
+    id: str
+    config: str | None
+    revision: str | None
+    split: str | None
+
+
+def is_hub(path: str | Path) -> bool:
+    """Whether a place names a hub data set."""
+    return str(path).startswith(PREFIX)
+
+
+def place_of(path: str | Path) -> Place:
+    """The parts of a hub place. Errors: another form."""
+    hit = PLACE.fullmatch(str(path))
+    if hit is None or ".." in str(path):
+        raise TiterError(f"no hub data set: {visible(str(path), 120)!r}", expected=FORM)
+    return Place(**hit.groupdict())
+
+
+def load_hub(path: str | Path) -> File:
+    """The rows of a hub data set, fetched or from the library's cache.
+
+    Errors: another form, no library, no network, an unknown or gated set, several splits or configurations and none named.
+    """
+    place = place_of(path)
+    found = _fetched(place)
+    if isinstance(found, Mapping):  # no split was named
+        if len(found) != 1:
+            names = ", ".join(visible(str(name), 40) for name in found) or "none"
+            raise TiterError(
+                f"{place.id} has the splits {names}", expected="one of them", next_step=f"write {_named(path, place, ':SPLIT')}"
+            )
+        found = next(iter(found.values()))
+    rows: list[Mapping[str, Any]] = found.to_list()
+    sha = hashlib.sha256()
+    for row in rows:
+        sha.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
+    return File(visible(str(path), 120), "", sha.hexdigest(), "", rows)
+
+
+def _fetched(place: Place) -> Any:
+    try:
+        import datasets  # noqa: PLC0415  an optional extra
+    except ImportError:
+        raise TiterError(f"hub data sets ({place.id}) need the library datasets", next_step="pip install titer[data]") from None
+    if int(datasets.__version__.split(".")[0]) < NO_CODE_FROM:
+        raise TiterError(
+            f"datasets {datasets.__version__} may run a repository's own code", expected="4.0 or later", next_step="pip install titer[data]"
+        )
+    try:
+        return datasets.load_dataset(place.id, place.config, split=place.split, revision=place.revision)
+    except Exception as error:  # noqa: BLE001  the library raises whatever its own libraries do
+        raise _trouble(place, error) from None
+
+
+def _trouble(place: Place, error: Exception) -> TiterError:
+    """What the library says, as one sentence and what to do."""
+    kinds, said = {kind.__name__ for kind in type(error).__mro__}, str(error)
+    whole = f"{place.id}@{place.revision}" if place.revision else place.id
+    if "GatedRepoError" in kinds or "gated" in said.lower():
+        return TiterError(
+            f"the data set {whole} is gated",
+            next_step=f"ask for access at https://huggingface.co/datasets/{place.id}, then run hf auth login.",
+        )
+    if kinds & {"OfflineModeIsEnabled", "ConnectionError", "TransportError", "Timeout", "LocalEntryNotFoundError"}:
+        return TiterError(
+            f"the data set {whole} is not in the cache and the hub cannot be reached",
+            next_step="connect (and unset HF_HUB_OFFLINE), or give the data as a file.",
+            status=1,
+        )
+    if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError"}:
+        return TiterError(
+            f"the hub has no data set {whole}, or it is private", expected=FORM, next_step="check its name, or run hf auth login."
+        )
+    if "scripts are no longer supported" in said:
+        return TiterError(f"the data set {whole} is a program, which is never run", expected="a data set of files (Parquet, JSON, CSV)")
+    return TiterError(f"the data set {whole} cannot be read: {type(error).__name__}: {visible(said, 240)}", expected=FORM)
+
+
+def _named(path: str | Path, place: Place, more: str) -> str:
+    return f"{visible(str(path), 120)}{'' if place.split else more}"
