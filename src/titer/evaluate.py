@@ -6,27 +6,43 @@ Samples and verdicts are kept apart, so a changed judge re-judges stored samples
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import torch
 
 from titer.attacks.base import Attempt
+from titer.core.memory import Memory
 from titer.core.stats import wilson
 from titer.data.example import Example
-from titer.judges.base import OUTCOMES, Judge, Verdict
+from titer.judges.base import OUTCOMES, Judge, failed
+from titer.models import answered
 from titer.models.lm import LM, Completion, Decoding, Progress
 
 VERSION = 1
 
 
-def sample(lm: LM, attempts: Sequence[Attempt], decoding: Decoding, batch: int, progress: Progress | None = None) -> pd.DataFrame:
-    """One row an attempt: kind, harmful, prompt, prefix, comply, refuse, completion, ended, tokens."""
+def sample(
+    lm: LM, attempts: Sequence[Attempt], decoding: Decoding, batch: int, progress: Progress | None = None, work: Path | None = None
+) -> pd.DataFrame:
+    """One row an attempt: kind, harmful, prompt, prefix, comply, refuse, completion, ended, tokens.
+
+    `work`: a folder where batches are kept as they come, so that an interrupted call goes on; empty again at the end.
+    """
     prefixes = [a.prefix for a in attempts] if any(a.prefix for a in attempts) else None
     soft = [a.suffix for a in attempts if a.suffix is not None]
     if soft and len(soft) < len(attempts):
         raise ValueError(f"{len(soft)} of {len(attempts)} attempts hold embeddings: all of a set do, or none")
     suffixes = torch.stack(soft) if soft else None
-    found = lm.generate([a.example.prompt for a in attempts], decoding, batch, prefixes, progress, suffixes)
+    prompts = [a.example.prompt for a in attempts]
+    if work is None:
+        found = lm.generate(prompts, decoding, batch, prefixes, progress, suffixes)
+    else:
+        file = work / "answers.part.jsonl"
+        answered.mended(file)
+        found = lm.generate(prompts, decoding, batch, prefixes, progress, suffixes, answered.known(file), partial(answered.keep, file))
+        file.unlink(missing_ok=True)
     return pd.DataFrame(
         [
             {
@@ -45,21 +61,30 @@ def sample(lm: LM, attempts: Sequence[Attempt], decoding: Decoding, batch: int, 
     )
 
 
-def judged(samples: pd.DataFrame, judge: Judge) -> pd.DataFrame:
+def judged(samples: pd.DataFrame, judge: Judge, memory: Memory | None = None, progress: Progress | None = None) -> pd.DataFrame:
     """The samples with outcome, score and reason. A prefilled answer is judged as the whole the reader sees.
 
-    A judge that raises could not judge: its failure is never a verdict.
+    `memory` keeps what a judge that asks another model was told. A judge that raises could not judge: its failure is never a verdict.
     """
-    rows = []
+    asked = asked_of(samples)
+    try:
+        found = judge.judge_all(asked, memory, progress)
+        if len(found) != len(asked):
+            raise ValueError(f"{len(found)} verdicts on {len(asked)} answers")
+    except Exception as error:  # noqa: BLE001  a judge is a plug-in; whatever it raises is "could not judge"
+        found = [failed(error)] * len(asked)
+    verdicts = pd.DataFrame(found, columns=["outcome", "score", "reason"])
+    return pd.concat([samples.reset_index(drop=True), verdicts], axis=1)
+
+
+def asked_of(samples: pd.DataFrame) -> list[tuple[Example, Completion]]:
+    """What a judge is shown, in the samples' order."""
+    asked = []
     for row in samples.itertuples(index=False):
         example = Example(row.prompt, row.harmful, row.kind, "stored", _text(row.comply), _text(row.refuse))
         whole = f"{row.prefix} {row.completion}".strip() if row.prefix else row.completion
-        try:
-            rows.append(judge.judge(example, Completion(whole, bool(row.ended), int(row.tokens))))
-        except Exception as error:  # noqa: BLE001  a judge is a plug-in; whatever it raises is "could not judge"
-            rows.append(Verdict("could_not_judge", 0.0, f"the judge failed: {type(error).__name__}"))
-    verdicts = pd.DataFrame(rows, columns=["outcome", "score", "reason"])
-    return pd.concat([samples.reset_index(drop=True), verdicts], axis=1)
+        asked.append((example, Completion(whole, bool(row.ended), int(row.tokens))))
+    return asked
 
 
 def _text(value: object) -> str | None:

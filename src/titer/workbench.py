@@ -15,6 +15,7 @@ from titer import evaluate
 from titer.attacks.base import Attempt
 from titer.core.config import digest
 from titer.core.errors import TiterError
+from titer.core.memory import Memory
 from titer.core.run import Store
 from titer.core.tables import read_table, write_table
 from titer.data import encode
@@ -100,8 +101,8 @@ class Workbench:
         """Forget the loaded model: what follows reads weights from disk, and the memory is wanted."""
         self._loaded.clear()
 
-    def verdicts(self, model: Model, attempts: Sequence[Attempt], judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
-        """Judged samples; samples and verdicts are separate artefacts."""
+    def answered(self, model: Model, attempts: Sequence[Attempt], decoding: Decoding, batch: int) -> tuple[Path, str]:
+        """(file of the model's answers, their key): generated once, batches kept as they come."""
         inputs = {
             "model": model.key,
             "attempts": attempts_key(attempts),
@@ -110,13 +111,35 @@ class Workbench:
         }
 
         def samples(work: Path) -> None:
+            lm = self.lm(model)  # first: a model that does not open is told before anything is begun
             progress = self.reporter.task(f"answers of {model.name}, {attempts[0].example.kind}")
-            write_table(work / "samples.jsonl", evaluate.sample(self.lm(model), attempts, decoding, batch, progress))
+            write_table(work / "samples.jsonl", evaluate.sample(lm, attempts, decoding, batch, progress, work))
 
-        folder = self.store.artefact("samples", inputs, samples)
-        kind = type(judge)
-        rejudge = {"samples": digest(inputs), "judge": [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, judge]}
-        return self.table("verdicts", rejudge, lambda: evaluate.judged(read_table(folder / "samples.jsonl"), judge))
+        return self.store.artefact("samples", inputs, samples) / "samples.jsonl", digest(inputs)
+
+    def verdicts(self, model: Model, attempts: Sequence[Attempt], judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
+        """Judged samples; samples and verdicts are separate artefacts. A judge that sends requests says first what they cost."""
+        file, key = self.answered(model, attempts, decoding, batch)
+        kind, reads = type(judge), judge.reads()
+        rejudge = {"samples": key, "judge": [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, judge, *([reads] if reads else [])]}
+
+        def judged() -> pd.DataFrame:
+            if reads:
+                self.release()  # the judge loads a model of its own
+            progress = self.reporter.task(f"judging {model.name}") if reads or price else None
+            return evaluate.judged(samples, judge, Memory(self.store.root / "replies"), progress)
+
+        if self.store.has("verdicts", digest(rejudge)):
+            return self.table("verdicts", rejudge, judged)
+        samples = read_table(file)
+        if price := judge.estimate(evaluate.asked_of(samples)):
+            self.reporter.tell(f"judging sends {price.line()}")
+        found = judged()
+        lost = int((found.outcome == "could_not_judge").sum())
+        if price and lost:  # a server's failure is not kept as if it were a verdict; its replies are
+            self.reporter.tell(f"{lost} answers could not be judged; the same command asks for these alone")
+            return found
+        return self.table("verdicts", rejudge, lambda: found)
 
     def table(self, kind: str, inputs: Mapping[str, object], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """A table kept under its inputs; always as read back from disk, so first and later runs see the same."""

@@ -25,6 +25,7 @@ class Label(Judge):
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy), own rule"
     VERSION = 1
+    BY_ANSWER = True
 
     labels: tuple[str, ...] | None = Field(
         default=None, description="the task's labels; none: those of the known task that has the example's answer as a label"

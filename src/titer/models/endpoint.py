@@ -1,0 +1,322 @@
+"""Client of an OpenAI-compatible chat-completions endpoint, local servers included: many conversations, one reply each.
+
+Nothing that goes wrong there raises: a reply is a text or a fault in words. Time-outs, 408, 425, 429, 5xx, cut-off and malformed
+bodies are tried again with doubled waits (a Retry-After is heeded up to the longest wait), other statuses are not. Replies are
+kept by content as they come. The key is read from the environment when it is sent; no record, file, message or cache key holds it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, Literal, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+import httpx2
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from titer.core.config import Record, canonical
+from titer.core.errors import TiterError, visible
+from titer.core.memory import Memory, content_key
+from titer.models.lm import Progress
+
+Conversation = Sequence[Mapping[str, str]]  # turns {"role", "content"}
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+HIDDEN = "(not shown: it may be a secret)"
+ODD = "(not shown: malformed, or with user, password or parameter; use key_env=NAME)"
+AGAIN = (408, 425, 429)  # and every 5xx
+HOPELESS = (401, 402, 404)  # no other conversation would fare better
+WARM = 0.7  # temperature of a second attempt, which at zero would say the same again
+SECRET = 8  # shortest key that is struck out of what the server says; shorter ones are placeholders
+
+
+class Reply(NamedTuple):
+    """What came back: a text, or "" and the fault in words."""
+
+    text: str
+    fault: str = ""
+
+
+class Estimate(NamedTuple):
+    """The bill beforehand; costs are None without a price."""
+
+    requests: int
+    requests_at_most: int
+    tokens: int
+    tokens_at_most: int
+    cost: float | None
+    cost_at_most: float | None
+
+    def line(self) -> str:
+        """The bill in words."""
+        price = "" if self.cost is None else f", {self.cost:.2f} to {self.cost_at_most:.2f} by the price given"
+        return f"{self.requests} to {self.requests_at_most} requests, {self.tokens} to {self.tokens_at_most} tokens{price}"
+
+
+class RequestError(Exception):
+    """One request that failed: whether to try again, when the server wants that, and whether all others would fail too."""
+
+    def __init__(self, reason: str, again: bool, after: float = 0.0, hopeless: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.again, self.after, self.hopeless = reason, again, after, hopeless
+
+
+class Spent:
+    """Requests sent by one Endpoint object, whichever thread or judge sent them. No part of the settings: all are equal."""
+
+    def __init__(self, count: int = 0) -> None:
+        self.count, self._lock = count, threading.Lock()
+
+    def take(self, limit: int) -> bool:
+        """Whether one more may be sent; if so it is counted."""
+        with self._lock:
+            allowed = self.count < limit
+            self.count += allowed
+            return allowed
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spent)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Spent, (self.count,)
+
+
+class Endpoint(Record):
+    """Where to ask and how much. Its limit on requests holds for the object's life, which is one command's."""
+
+    url: str = Field(
+        pattern="^https?://", description="base address, for example http://localhost:8000/v1; https unless it is this machine"
+    )
+    model: str = Field(min_length=1, description="the model's name on that server")
+    key_env: str = Field(default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$", description="NAME of the variable with the key, never the key")
+    timeout: float = Field(default=60.0, gt=0, description="seconds for one request, from first to last byte")
+    tries: int = Field(default=4, ge=1, le=20, description="requests for one conversation at most")
+    wait: float = Field(default=1.0, ge=0, description="seconds before the second try; doubled before each later one")
+    longest_wait: float = Field(default=30.0, ge=0, description="seconds; bounds a server's Retry-After too")
+    concurrency: int = Field(default=4, ge=1, le=64, description="requests under way at once")
+    max_requests: int = Field(default=2000, ge=0, description="requests sent at most, tries included; cached replies cost none")
+    give_up: int = Field(default=8, ge=1, description="conversations in a row without a reply, after which the rest is not sent")
+    temperature: float | None = Field(default=0.0, ge=0, description="none: left to the server")
+    length: Literal["max_tokens", "max_completion_tokens"] = Field(default="max_tokens", description="what the server calls the limit")
+    largest: int = Field(default=1_000_000, ge=1000, description="bytes of a body; a larger one is not read to its end")
+    plain_http: bool = Field(default=False, description="allow http to another machine: key and text travel open")
+    price: float | None = Field(default=None, ge=0, description="of a million tokens, in any currency; for estimates")
+    _spent: Spent = PrivateAttr(default_factory=Spent)
+
+    @field_validator("key_env", mode="before")
+    @classmethod
+    def _no_key(cls, value: object) -> object:
+        """A key given instead of its variable's name must not come back in the error's text."""
+        return value if not value or (isinstance(value, str) and NAME.fullmatch(value)) else HIDDEN
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _no_secret(cls, value: object) -> object:
+        """Nor may what a url hides."""
+        try:
+            parts = urlsplit(value) if isinstance(value, str) else None
+        except ValueError:  # brackets that do not close, and the like
+            return ODD
+        if parts is None:
+            return value
+        asked = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)} - {"api-version"}
+        return ODD if "@" in value or asked or parts.fragment else value  # type: ignore[operator]
+
+    @model_validator(mode="after")
+    def _closed(self) -> Endpoint:
+        if not urlsplit(self.url).hostname:
+            raise ValueError("the url names no host")
+        if urlsplit(self.url).scheme == "http" and not self.local and not self.plain_http:
+            raise ValueError("plain http to another machine shows key and text to the network; use https, or plain_http=true")
+        return self
+
+    @property
+    def local(self) -> bool:
+        """Whether the host is this machine."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:  # another name
+            return False
+
+    @property
+    def address(self) -> str:
+        """Where requests go."""
+        parts = urlsplit(self.url)
+        path = parts.path.rstrip("/")
+        return parts._replace(path=path if path.endswith("/chat/completions") else f"{path}/chat/completions").geturl()
+
+    @property
+    def spent(self) -> int:
+        """Requests sent so far."""
+        return self._spent.count
+
+    def check(self) -> None:
+        """Errors: the key's variable is not set, or holds what no header can carry."""
+        key = os.environ.get(self.key_env, "") if self.key_env else "none"
+        if not key:
+            raise TiterError(f"the environment variable {self.key_env} is not set", next_step=f"export {self.key_env}=... and run again.")
+        if not (key.isascii() and key.isprintable() and key == key.strip()):
+            raise TiterError(f"{self.key_env} holds blanks, line ends or letters that are not ASCII", expected="a key")
+
+    def estimate(self, n: int, tokens: int, rounds: int = 1) -> Estimate:
+        """What `n` conversations of `tokens` tokens each, read and written, need; with `rounds` askings of each at most."""
+        left = max(0, self.max_requests - self.spent)
+        likely, most = min(n, left), min(n * self.tries * rounds, left)
+        costs = [None if self.price is None else count * tokens * self.price / 1e6 for count in (likely, most)]
+        return Estimate(likely, most, likely * tokens, most * tokens, *costs)
+
+    def body(self, conversation: Conversation, tokens: int, attempt: int = 0) -> dict[str, Any]:
+        """The request's JSON; later attempts differ in seed and temperature, so that they may say something else."""
+        made: dict[str, Any] = {"model": self.model, "messages": [dict(turn) for turn in conversation], self.length: tokens}
+        if self.temperature is not None:
+            made["temperature"] = max(self.temperature, WARM) if attempt else self.temperature
+        return {**made, "seed": attempt} if attempt else made
+
+    def ask(
+        self,
+        conversations: Sequence[Conversation],
+        tokens: int,
+        memory: Memory | None = None,
+        progress: Progress | None = None,
+        attempt: int = 0,
+    ) -> list[Reply]:
+        """One reply a conversation, of at most `tokens` tokens; equal conversations are asked once. Faults are never kept."""
+        bodies = [self.body(conversation, tokens, attempt) for conversation in conversations]
+        keys = [content_key({"endpoint": self.address, "body": body}) for body in bodies]
+        found: dict[str, Reply] = {}
+        for key in dict.fromkeys(keys) if memory else ():
+            kept = memory.get(key) if memory else None
+            if isinstance(kept, str):
+                found[key] = Reply(kept)
+        open_ = {key: body for key, body in zip(keys, bodies, strict=True) if key not in found}
+        if open_:
+            found.update(Errand(self, memory).run(open_, progress))
+        return [found[key] for key in keys]
+
+
+class Errand:
+    """The requests of one `ask`: threads, tries, limits. It ends when all are answered, hopeless, or interrupted."""
+
+    def __init__(self, endpoint: Endpoint, memory: Memory | None) -> None:
+        self.endpoint, self.memory = endpoint, memory
+        self.key = os.environ.get(endpoint.key_env, "") if endpoint.key_env else ""
+        self._stop, self._lock, self._why, self._row = threading.Event(), threading.Lock(), "", 0
+
+    def run(self, bodies: Mapping[str, dict[str, Any]], progress: Progress | None) -> dict[str, Reply]:
+        """Replies by key. An interruption stops waits and sends nothing more; what came is in the memory."""
+        one = self.endpoint
+        found: dict[str, Reply] = {}
+        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", "Accept": "application/json"}
+        headers |= {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        limits = httpx2.Limits(max_connections=one.concurrency)
+        with httpx2.Client(headers=headers, timeout=one.timeout, limits=limits, trust_env=not one.local) as client:
+            pool = ThreadPoolExecutor(one.concurrency)
+            try:
+                jobs = {pool.submit(self._reply, client, key, body): key for key, body in bodies.items()}
+                for done, job in enumerate(as_completed(jobs), 1):
+                    found[jobs[job]] = job.result()
+                    if progress:
+                        progress(done, len(jobs))
+            finally:  # before the client closes under its threads
+                self._stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+        return found
+
+    def _reply(self, client: httpx2.Client, key: str, body: dict[str, Any]) -> Reply:
+        """The reply to one conversation, after as many tries as it takes and may take."""
+        one, reason = self.endpoint, ""
+        for number in range(one.tries):
+            if self._stop.is_set():
+                return Reply("", self._why or reason or "stopped before it was sent")
+            if not one._spent.take(one.max_requests):
+                return Reply("", f"the limit of {one.max_requests} requests is reached" + (f"; before: {reason}" if reason else ""))
+            try:
+                text = self._clean(self._text(client, body))
+            except RequestError as trouble:
+                reason = trouble.reason
+                if not trouble.again:
+                    self._fail(reason, trouble.hopeless)
+                    return Reply("", reason)
+                if number + 1 < one.tries:
+                    self._stop.wait(min(max(one.wait * 2**number, trouble.after), one.longest_wait))
+            except Exception as error:  # noqa: BLE001  a fault of one conversation is no fault of the run
+                return Reply("", f"the client failed: {type(error).__name__}")
+            else:
+                self._row = 0
+                if self.memory:
+                    self.memory.put(key, text)
+                return Reply(text)
+        self._fail(reason, False, counted=True)
+        return Reply("", f"{reason} ({one.tries} {'try' if one.tries == 1 else 'tries'})")
+
+    def _fail(self, reason: str, hopeless: bool, counted: bool = False) -> None:
+        """Stop asking where no other conversation would fare better."""
+        with self._lock:
+            self._row += counted
+            if (hopeless or self._row >= self.endpoint.give_up) and not self._why:
+                after = "" if hopeless else f" after {self._row} failures in a row"
+                self._why = f"not asked{after}: {reason}"
+                self._stop.set()
+
+    def _clean(self, text: str) -> str:
+        return text.replace(self.key, "***") if len(self.key) >= SECRET else text
+
+    def _text(self, client: httpx2.Client, body: dict[str, Any]) -> str:
+        """One request. Errors: RequestError, whatever went wrong."""
+        one = self.endpoint
+        deadline = time.monotonic() + one.timeout
+        slow = RequestError(f"no full answer within {one.timeout:g} s", again=True)
+        try:
+            with client.stream("POST", one.address, content=canonical(body).encode()) as response:
+                raw = bytearray()
+                for chunk in response.iter_raw():
+                    raw += chunk
+                    if len(raw) > one.largest:
+                        raise RequestError(f"the answer is larger than {one.largest} bytes", again=False)
+                    if time.monotonic() > deadline:  # the client's own limit is for each piece, and a server may drip
+                        raise slow
+        except httpx2.TimeoutException:
+            raise slow from None
+        except httpx2.RemoteProtocolError:
+            raise RequestError("the answer is cut off or no HTTP", again=True) from None
+        except httpx2.TransportError as error:
+            raise RequestError(f"the server is not reached ({type(error).__name__})", again=True) from None
+        status = response.status_code
+        if status != httpx2.codes.OK:
+            again = status in AGAIN or status >= 500
+            said = f": {visible(self._clean(raw.decode('utf-8', 'replace')), 160)}" if raw else ""
+            raise RequestError(f"status {status}{said}", again, _seconds(response.headers.get("retry-after")), status in HOPELESS)
+        return content(bytes(raw))
+
+
+def content(raw: bytes) -> str:
+    """The text of the first choice of a chat completion's body.
+
+    Errors: RequestError for what is no such JSON, has no choice, or says nothing.
+    """
+    try:
+        text = json.loads(raw)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise RequestError("the answer is no chat completion", again=True) from None
+    if not isinstance(text, str) or not text.strip():
+        raise RequestError("the answer holds no text", again=True)
+    return text
+
+
+def _seconds(header: str | None) -> float:
+    """A Retry-After in seconds; 0 for none, a date, or nonsense."""
+    try:
+        found = float(header or 0)
+    except ValueError:
+        return 0.0
+    return found if math.isfinite(found) and found > 0 else 0.0

@@ -1,0 +1,280 @@
+"""Judges measured: against people on a labelled set, against each other, and rates corrected for a judge's own errors. L6.
+
+A labelled set holds answers of any models with what people called them: refused, complied or partial (or XSTest's words,
+arXiv 2308.01263). "could not judge" is a class of its own: left out of every rate here, and counted beside.
+A judge's "degenerate" is neither refused nor complied; people have no such label, so there it disagrees.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from titer.core.agreement import Accuracy, Agreement, accuracy, agreement, confusion, corrected_rate
+from titer.core.errors import TiterError, visible
+from titer.core.memory import Memory
+from titer.core.stats import Interval
+from titer.data.readers import Row, load, records
+from titer.data.shapes import SURROGATE, parsed
+from titer.evaluate import judged
+from titer.judges.base import OUTCOMES, Judge
+from titer.models.lm import Progress
+
+LABELS = {
+    "refused": "refused",
+    "complied": "complied",
+    "partial": "partial",
+    "1_full_compliance": "complied",
+    "2_full_refusal": "refused",
+    "3_partial_refusal": "partial",
+}
+LABEL = ("final_label", "label")
+ANSWER = ("completion", "answer", "output", "response")
+PEOPLE = ("refused", "complied", "partial")
+CORRECTED = ("refused", "complied")
+UNJUDGED = "could_not_judge"
+JUDGED = tuple(outcome for outcome in OUTCOMES if outcome != UNJUDGED)
+FORMAT = """\
+a .csv, .json, .jsonl or .parquet file with columns `prompt`, `completion` (the answer) and `label` (refused, complied or partial; \
+XSTest's 1_full_compliance, 2_full_refusal and 3_partial_refusal are read too), for example
+
+prompt,completion,label
+How do I bake bread?,Mix flour and water and let it rise.,complied
+How do I bake bread?,I can't help with that.,refused
+"""
+
+
+class Labelled(NamedTuple):
+    """Answers that people judged. `samples` are as `evaluate.sample` gives them, with the column `label`."""
+
+    name: str
+    sha256: str
+    samples: pd.DataFrame
+    dropped: int  # rows that stood there twice, label and all
+
+
+class Measured(NamedTuple):
+    """A judge against people. `verdicts` are the labelled samples as it judged them; `accuracy` is by outcome."""
+
+    judge: str
+    data: str
+    sha256: str
+    verdicts: pd.DataFrame
+    accuracy: Mapping[str, Accuracy]
+    agreement: Agreement
+
+    @property
+    def confusion(self) -> pd.DataFrame:
+        """Counts: what people said (rows), what the judge said (columns, "could not judge" among them)."""
+        return crossed(self.verdicts.label.tolist(), self.verdicts.outcome.tolist(), PEOPLE)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """outcome, measure, value, low, high, count, n: sensitivity and specificity by outcome, agreement, kappa, what was left out."""
+        rows: list[dict[str, Any]] = []
+        for outcome, found in self.accuracy.items():
+            rows.append(_row(outcome, "sensitivity", found.sensitivity, found.hits, found.positives))
+            rows.append(_row(outcome, "specificity", found.specificity, found.rejections, found.negatives))
+        n = self.agreement.n
+        agreed = int(self.agreement.table.trace())
+        rows.append(_row("all", "agreement with people", self.agreement.agreed, agreed, n))
+        rows.append(_row("all", "kappa with people", self.agreement.kappa, None, n))
+        share, left = self.agreement.share_left_out, self.agreement.left_out
+        rows.append(_row("all", "could not judge", Interval(share, float("nan"), float("nan")), left, n + left))
+        return pd.DataFrame(rows).astype({"count": "Int64"})
+
+
+class Review(NamedTuple):
+    """What stands beside a model's rates: the judge's own errors, the rates without them, a second judge's view."""
+
+    judges: tuple[str, str]
+    measured: Measured | None
+    corrected: pd.DataFrame | None
+    between: pd.DataFrame | None
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """For a report: name -> table."""
+        found: dict[str, pd.DataFrame] = {}
+        if self.measured is not None and self.corrected is not None:
+            people = self.measured.confusion.rename_axis("people said").reset_index()
+            found = {"rates corrected for the judge's errors": self.corrected, "the judge against people": self.measured.table}
+            found["the judge's verdicts by people's label"] = people
+        if self.between is not None:
+            found["agreement of two judges"] = self.between
+        return found
+
+    @property
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        found = lines(self.measured) if self.measured is not None else []
+        found += corrected_lines(self.corrected) if self.corrected is not None else []
+        return found + (between_lines(*self.judges, self.between) if self.between is not None else [])
+
+
+def read_labelled(path: str | Path) -> Labelled:
+    """A labelled set from a file. Errors: as `readers.load`; a row without prompt, answer or a known label; two labels for one answer."""
+    file = load(path, expected=FORMAT)
+    rows = [_sample(row) for row in records(file)]
+    if not rows:
+        raise TiterError(f"{file.name}: no row", expected=FORMAT)
+    samples = pd.DataFrame(rows)
+    kept = samples.drop_duplicates(["prompt", "completion", "label"]).reset_index(drop=True)
+    torn = kept[kept.duplicated(["prompt", "completion"])]
+    if len(torn):
+        what = f"{file.name}: {len(torn)} answers have two labels, the first to {visible(torn.prompt.iloc[0], 60)!r}"
+        raise TiterError(what, expected="one label an answer", next_step="settle on one of them.")
+    return Labelled(file.name, file.sha256, kept, len(samples) - len(kept))
+
+
+def _sample(row: Row) -> dict[str, Any]:
+    where, columns = row
+    prompt, harmful, _, refuse = parsed(where, columns, False)
+    answer = next((columns[key] for key in ANSWER if isinstance(columns.get(key), str)), None)
+    if answer is None:
+        raise TiterError(f"{where}: no answer in a column {' or '.join(ANSWER)}", expected=FORMAT)
+    if SURROGATE.search(answer):
+        raise TiterError(f"{where}: half of a two-part character (a surrogate)", expected="whole characters")
+    said = next((columns[key] for key in LABEL if columns.get(key) is not None), None)
+    label = LABELS.get(str(said).strip().lower())
+    if label is None:
+        what = "no label" if said is None else f"unknown label {visible(repr(said), 60)}"
+        raise TiterError(f"{where}: {what} in a column {' or '.join(LABEL)}", expected=f"one of {', '.join(LABELS)}")
+    comply = columns.get("comply")
+    return {
+        "kind": "labelled",
+        "harmful": bool(harmful),
+        "prompt": prompt,
+        "prefix": "",
+        "comply": comply if isinstance(comply, str) else None,
+        "refuse": refuse,
+        "completion": answer,
+        "ended": True,
+        "tokens": len(answer.split()),
+        "label": label,
+    }
+
+
+def measured(labelled: Labelled, judge: Judge, name: str, memory: Memory | None = None, progress: Progress | None = None) -> Measured:
+    """A judge's own errors: `judge`, called `name`, on answers that people judged."""
+    verdicts = judged(labelled.samples, judge, memory, progress)
+    said = verdicts[verdicts.outcome != UNJUDGED]
+    errors = {outcome: accuracy(said.outcome == outcome, said.label == outcome) for outcome in CORRECTED}
+    with_people = agreement(verdicts.label.tolist(), verdicts.outcome.tolist(), JUDGED, (UNJUDGED,))
+    return Measured(name, labelled.name, labelled.sha256, verdicts, errors, with_people)
+
+
+def corrected(rates: pd.DataFrame, found: Measured) -> pd.DataFrame:
+    """The rates of refused and complied with the columns corrected, corrected_low, corrected_high and note.
+
+    It holds as far as the judge errs on these answers as it did on the labelled ones.
+    """
+    chosen = rates[rates.outcome.isin(list(found.accuracy))].reset_index(drop=True)
+    rows = [corrected_rate(int(row.count), int(row.n), found.accuracy[row.outcome]) for row in chosen.itertuples(index=False)]
+    table = pd.DataFrame(rows, columns=["corrected", "corrected_low", "corrected_high", "note"])
+    return pd.concat([chosen, table], axis=1)
+
+
+def crossed(first: Sequence[str], second: Sequence[str], rows: Sequence[str] = OUTCOMES) -> pd.DataFrame:
+    """Counts by the first judge's outcome (`rows`) and the second's (columns)."""
+    return pd.DataFrame(confusion(first, second, OUTCOMES), index=list(OUTCOMES), columns=list(OUTCOMES)).loc[list(rows)]
+
+
+def between(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Agreement of two judges on the same answers, per kind and over all.
+
+    kind, n, left_out (one of them could not judge), agreed and kappa with their intervals. Errors: different answers.
+    """
+    same = ["kind", "prompt", "prefix", "completion"]
+    if len(first) != len(second) or (first[same].fillna("").to_numpy() != second[same].fillna("").to_numpy()).any():
+        raise TiterError("two judges on different answers", expected="verdicts on the same samples, in the same order")
+    whole = pd.DataFrame({"kind": first.kind.to_numpy(), "one": first.outcome.to_numpy(), "other": second.outcome.to_numpy()})
+    parts = [(str(kind), table) for kind, table in whole.groupby("kind", sort=False)]
+    rows = []
+    for kind, table in [*parts, ("all", whole)] if len(parts) > 1 else parts:
+        found = agreement(table.one.tolist(), table.other.tolist(), JUDGED, (UNJUDGED,))
+        told = {"kind": kind, "n": found.n, "left_out": found.left_out}
+        told |= {"agreed": found.agreed.value, "agreed_low": found.agreed.low, "agreed_high": found.agreed.high}
+        rows.append({**told, "kappa": found.kappa.value, "kappa_low": found.kappa.low, "kappa_high": found.kappa.high})
+    return pd.DataFrame(rows)
+
+
+def review(
+    verdicts: pd.DataFrame,
+    rates: pd.DataFrame,
+    judge: tuple[str, Judge],
+    labelled: Labelled | None = None,
+    second: tuple[str, Judge] | None = None,
+    memory: Memory | None = None,
+) -> Review:
+    """Beside one model's verdicts and rates: what `labelled` says of the judge, and what a `second` judge says of the answers."""
+    found = measured(labelled, judge[1], judge[0], memory) if labelled else None
+    other = judged(verdicts.drop(columns=["outcome", "score", "reason"]), second[1], memory) if second else None
+    return Review(
+        judges=(judge[0], second[0] if second else ""),
+        measured=found,
+        corrected=corrected(rates, found) if found else None,
+        between=between(verdicts, other) if other is not None else None,
+    )
+
+
+def lines(found: Measured) -> list[str]:
+    """A judge's own errors in words."""
+    n, left = found.agreement.n, found.agreement.left_out
+    said = [f"the judge {visible(found.judge, 60)} against people on {visible(found.data, 120)}, {n + left} answers:"]
+    if left:
+        reasons = Counter(found.verdicts[found.verdicts.outcome == UNJUDGED].reason).most_common(1)
+        said.append(f"  could not judge {left} ({found.agreement.share_left_out:.1%}), most often: {visible(reasons[0][0], 200)}")
+    if not n:
+        return said
+    for outcome, errors in found.accuracy.items():
+        told = f"sensitivity {_share(errors.sensitivity)}, specificity {_share(errors.specificity)}"
+        said.append(f"  {outcome}: {told} ({errors.positives} so labelled, {errors.negatives} not)")
+    said.append(f"  agreement {_share(found.agreement.agreed)}, kappa {_number(found.agreement.kappa)}")
+    for label, row in found.confusion.iterrows():
+        counts = ", ".join(f"{outcome} {count}" for outcome, count in row.items() if count)
+        said.append(f"  people said {label}: " + (f"the judge {counts}" if counts else "of none"))
+    return said
+
+
+def corrected_lines(table: pd.DataFrame) -> list[str]:
+    """Corrected rates in words."""
+    said = ["rates without the judge's errors, if it errs here as it did there:"]
+    for row in table.itertuples(index=False):
+        name = f"  {visible(str(row.kind), 60)}, {row.outcome}"
+        if row.corrected != row.corrected:
+            said.append(f"{name}: none, {row.note}")
+            continue
+        now = _share(Interval(row.corrected, row.corrected_low, row.corrected_high))
+        said.append(f"{name}: {now}, judged {_share(Interval(row.rate, row.low, row.high))}" + (f"; {row.note}" if row.note else ""))
+    return said
+
+
+def between_lines(first: str, second: str, table: pd.DataFrame) -> list[str]:
+    """Two judges in words."""
+    said = [f"the judges {visible(first, 60)} and {visible(second, 60)} on the same answers:"]
+    for row in table.itertuples(index=False):
+        name = f"  {visible(str(row.kind), 60)}: "
+        left = f"; {row.left_out} left out, one could not judge" if row.left_out else ""
+        agreed = _share(Interval(row.agreed, row.agreed_low, row.agreed_high))
+        kappa = _number(Interval(row.kappa, row.kappa_low, row.kappa_high))
+        said.append(
+            name + (f"they agree on {agreed} of {row.n}, kappa {kappa}{left}" if row.n else f"no answer that both could judge{left}")
+        )
+    return said
+
+
+def _row(outcome: str, measure: str, found: Interval, count: int | None, n: int) -> dict[str, Any]:
+    return {"outcome": outcome, "measure": measure, "value": found.value, "low": found.low, "high": found.high, "count": count, "n": n}
+
+
+def _share(found: Interval) -> str:
+    return "unknown" if found.value != found.value else f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]"
+
+
+def _number(found: Interval) -> str:
+    return "undefined (one category alone)" if found.value != found.value else f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"

@@ -1,0 +1,326 @@
+"""The endpoint client against a real server that misbehaves: what is tried again, what is kept, and what is never sent or shown."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.judges.server import Act, Handler, completion, cut, drip, raw, say, serving, slow, status
+from titer.core.config import build
+from titer.core.errors import TiterError
+from titer.core.memory import Memory
+from titer.models.endpoint import Endpoint, RequestError, content
+
+KEY = "sk-made-up-0123456789"
+
+
+def asked(*texts: str) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": text}] for text in texts]
+
+
+def endpoint(url: str, **settings: Any) -> Endpoint:
+    return Endpoint(**{"url": url, "model": "m", "wait": 0.0, "timeout": 5.0, "concurrency": 1, **settings})
+
+
+def echo(_: int, body: dict[str, Any]) -> Act:
+    return say("re: " + body["messages"][-1]["content"])
+
+
+def test_a_conversation_is_sent_as_it_is_and_the_key_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    with serving(echo) as server:
+        found = endpoint(server.url + "/", key_env="MY_KEY").ask(asked("bread", "rolls"), 7)
+        assert [reply.text for reply in found] == ["re: bread", "re: rolls"]
+        assert server.paths == ["/v1/chat/completions"] * 2
+        assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+        assert server.bodies[0] == {"model": "m", "messages": [{"role": "user", "content": "bread"}], "max_tokens": 7, "temperature": 0.0}
+
+
+def test_replies_come_in_order_whatever_order_they_arrive_in() -> None:
+    def late_first(number: int, body: dict[str, Any]) -> Act:
+        def act(h: Handler) -> None:
+            h.server.closing.wait(0.05 if number == 0 else 0)
+            echo(number, body)(h)
+
+        return act
+
+    with serving(late_first) as server:
+        found = endpoint(server.url, concurrency=4).ask(asked(*"abcdefgh"), 7)
+        assert [reply.text for reply in found] == [f"re: {letter}" for letter in "abcdefgh"]
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_so_many_requests_are_under_way_and_no_more(width: int) -> None:
+    together = threading.Barrier(width)
+
+    def act(h: Handler) -> None:
+        together.wait(5)  # passes only if `width` are there at once
+        h.send(200, completion("fine"))
+
+    with serving(lambda *_: act) as server:
+        assert all(r.text == "fine" for r in endpoint(server.url, concurrency=width).ask(asked(*"abcdef"), 7))
+        assert server.busiest == width
+
+
+DEEP = b'{"choices":' + b"[" * 100_000
+BAD = {
+    "500": status(500, "oops"),
+    "503 html": status(503, "<html>busy</html>"),
+    "429": status(429, "", Retry_After="0"),
+    "408": status(408),
+    "malformed": raw(b'{"choices": ['),
+    "no utf-8": raw(b"\xff\xfe\x00"),
+    "too deep": raw(DEEP),
+    "html": raw(b"<!doctype html><html></html>"),
+    "empty body": raw(b""),
+    "no choices": raw(b'{"choices": []}'),
+    "a list": raw(b"[1, 2]"),
+    "null": say(None),
+    "parts": say([{"type": "text", "text": "x"}]),
+    "blank": say(" \n"),
+    "cut off": cut,
+    "slow": slow,
+    "dripping": drip,
+}
+
+
+@pytest.mark.parametrize("fault", sorted(BAD))
+def test_what_may_pass_is_tried_again(fault: str, tmp_path: Path) -> None:
+    short = 0.25 if fault in ("slow", "dripping") else 5.0
+    with serving(lambda number, _: say("fine") if number else BAD[fault]) as server:
+        memory = Memory(tmp_path)
+        found = endpoint(server.url, timeout=short).ask(asked("bread"), 7, memory)
+        assert found == [("fine", "")]
+        assert server.count == 2
+        assert [json.loads(p.read_text())["answer"] for p in tmp_path.rglob("*.json")] == ["fine"]
+
+
+@pytest.mark.parametrize("fault", sorted(set(BAD) - {"slow", "dripping"}))
+def test_tries_end_and_leave_a_fault_that_is_not_kept(fault: str, tmp_path: Path) -> None:
+    with serving(lambda *_: BAD[fault]) as server:
+        found = endpoint(server.url, tries=3).ask(asked("bread"), 7, Memory(tmp_path))
+        assert found[0].text == ""
+        assert "3 tries" in found[0].fault
+        assert server.count == 3
+        assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("code", [400, 403, 413, 422, 301])
+def test_other_statuses_are_not_tried_again_and_touch_no_other_conversation(code: int) -> None:
+    act = status(code, '{"error": "no \x1b[31m"}', Location="http://127.0.0.1:9/elsewhere")
+    with serving(lambda number, body: echo(number, body) if number else act) as server:
+        first, second = endpoint(server.url).ask(asked("bread", "rolls"), 7)
+        assert (first.text, second.text) == ("", "re: rolls")
+        assert f"status {code}" in first.fault
+        assert "\x1b" not in first.fault
+        assert server.count == 2
+
+
+@pytest.mark.parametrize("code", [401, 402, 404])
+def test_a_refusal_of_all_requests_stops_the_rest(code: int) -> None:
+    with serving(lambda *_: status(code, "no")) as server:
+        found = endpoint(server.url).ask(asked(*"abcdefgh"), 7)
+        assert server.count == 1
+        assert all(f"status {code}" in reply.fault for reply in found)
+        assert "not asked" in found[-1].fault
+
+
+def test_a_server_that_keeps_failing_is_given_up() -> None:
+    with serving(lambda *_: status(500)) as server:
+        found = endpoint(server.url, tries=2, give_up=3).ask(asked(*"abcdefgh"), 7)
+        assert server.count == 6
+        assert "3 failures in a row" in found[-1].fault
+    with serving(lambda number, body: status(500) if number % 3 else echo(number, body)) as server:
+        endpoint(server.url, tries=1, give_up=3).ask(asked(*"abcdefgh"), 7)
+        assert server.count == 8  # a reply in between
+
+
+def test_a_huge_answer_is_not_read_to_its_end() -> None:
+    def huge(h: Handler) -> None:
+        h.send(200, b"", length=10**9)
+        while not h.server.closing.is_set():
+            h.wfile.write(b"x" * 65536)
+
+    with serving(lambda *_: huge) as server:
+        (found,) = endpoint(server.url, largest=50_000).ask(asked("bread"), 7)
+        assert found == ("", "the answer is larger than 50000 bytes")
+        assert server.count == 1
+
+
+def test_nobody_there_is_a_fault_and_no_exception() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (found,) = endpoint(f"http://127.0.0.1:{port}/v1", tries=2).ask(asked("bread"), 7)
+    assert found.text == ""
+    assert "not reached" in found.fault
+    begun = time.monotonic()
+    endpoint(f"http://127.0.0.1:{port}/v1", tries=1, wait=30.0).ask(asked("bread"), 7)
+    assert time.monotonic() - begun < 15  # no wait behind the last try
+
+
+def test_waits_double_and_heed_the_server_up_to_the_longest() -> None:
+    with serving(lambda *_: status(500)) as server:
+        endpoint(server.url, tries=4, wait=0.05, longest_wait=0.1).ask(asked("bread"), 7)
+        gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
+    for gap, wanted in zip(gaps, (0.05, 0.1, 0.1), strict=True):
+        assert wanted <= gap < wanted + 2.0
+    with serving(lambda number, _: say("fine") if number else status(429, Retry_After="0.2")) as server:
+        endpoint(server.url).ask(asked("bread"), 7)
+        assert server.times[1] - server.times[0] >= 0.2
+    for header in ("9999", "Wed, 21 Oct 2026 07:28:00 GMT", "nan", "-3", "inf"):
+        with serving(lambda number, _, h=header: say("fine") if number else status(429, Retry_After=h)) as server:
+            assert endpoint(server.url, longest_wait=0.05).ask(asked("bread"), 7) == [("fine", "")]
+
+
+def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
+    with serving(echo) as server:
+        one = endpoint(server.url)
+        first = one.ask(asked("bread", "rolls", "bread"), 7, Memory(tmp_path))
+        assert server.count == 2  # equal conversations once
+        assert one.ask(asked("bread", "rolls", "bread"), 7, Memory(tmp_path)) == first
+        assert endpoint(server.url, timeout=9, tries=2, key_env="OTHER").ask(asked("rolls"), 7, Memory(tmp_path)) == first[1:2]
+        assert server.count == 2
+        for changed in ({"model": "n"}, {"temperature": None}, {"length": "max_completion_tokens"}):
+            endpoint(server.url, **changed).ask(asked("bread"), 7, Memory(tmp_path))
+        one.ask(asked("bread"), 8, Memory(tmp_path))
+        one.ask(asked("bread"), 7, Memory(tmp_path), attempt=1)
+        assert server.count == 7
+        assert (server.bodies[-1]["temperature"], server.bodies[-1]["seed"]) == (0.7, 1)
+        assert "max_completion_tokens" in server.bodies[4]
+        assert "temperature" not in server.bodies[3]
+
+
+def test_the_limit_holds_for_tries_and_for_later_askings(tmp_path: Path) -> None:
+    with serving(lambda number, body: status(500) if number == 0 else echo(number, body)) as server:
+        one = endpoint(server.url, max_requests=4)
+        found = one.ask(asked(*"abcdef"), 7, Memory(tmp_path))
+        assert [bool(reply.text) for reply in found] == [True] * 3 + [False] * 3
+        assert all("limit of 4 requests" in reply.fault for reply in found[3:])
+        again = one.ask(asked(*"abcdef"), 7, Memory(tmp_path))
+        assert again == found
+        assert (server.count, one.spent) == (4, 4)
+        assert all(reply.text for reply in endpoint(server.url, max_requests=3).ask(asked(*"abcdef"), 7, Memory(tmp_path)))
+    assert endpoint("http://localhost/v1", max_requests=0).ask(asked("a"), 7)[0].fault == "the limit of 0 requests is reached"
+
+
+def test_threads_share_the_limit() -> None:
+    with serving(echo) as server:
+        endpoint(server.url, max_requests=5, concurrency=8).ask(asked(*"abcdefghijklmnop"), 7)
+        assert server.count == 5
+
+
+def test_an_interruption_keeps_what_was_paid_for(tmp_path: Path) -> None:
+    def stop(done: int, _: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with serving(echo) as server:
+        with pytest.raises(KeyboardInterrupt):
+            endpoint(server.url).ask(asked(*"abcdefgh"), 7, Memory(tmp_path), stop)
+        paid = server.count
+        assert 3 <= paid < 8  # nothing more was sent than what was under way
+        assert len(list(tmp_path.rglob("*.json"))) == paid
+        assert all(reply.text for reply in endpoint(server.url).ask(asked(*"abcdefgh"), 7, Memory(tmp_path)))
+        assert server.count == 8
+
+
+def test_the_key_shows_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    tell = [say(f"your key is {KEY}"), status(400, f"bad key {KEY} " + "x" * 120 + KEY)]
+    with serving(lambda number, _: tell[number]) as server:
+        one = endpoint(server.url, key_env="MY_KEY")
+        found = one.ask(asked("bread", "rolls"), 7, Memory(tmp_path))
+        assert found[0].text == "your key is ***"
+        assert "bad key ***" in found[1].fault
+        shown = f"{one!r} {one.model_dump_json()} {found}" + "".join(p.name + p.read_text() for p in tmp_path.rglob("*.json"))
+        assert KEY not in shown
+        assert KEY[:6] not in shown
+
+
+@pytest.mark.parametrize("key", ["", "a b\n", "schlüssel", " sk-x"])
+def test_a_key_that_is_missing_or_no_header_is_said_beforehand(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(TiterError, match="MY_KEY") as caught:
+        endpoint("http://localhost/v1", key_env="MY_KEY").check()
+    assert not key.strip() or key.strip() not in str(caught.value)
+    endpoint("http://localhost/v1").check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "hidden"),
+    [
+        ({"key_env": KEY}, "key_env", KEY),
+        ({"url": "https://me:secret@example.com/v1"}, "key_env=NAME", "secret"),
+        ({"url": "https://example.com/v1?key=secret"}, "key_env=NAME", "secret"),
+        ({"url": "https://example.com/v1#secret"}, "key_env=NAME", "secret"),
+        ({"url": "https://[secret/v1"}, "malformed", "secret"),
+        ({"url": "http://example.com/v1"}, "plain http", None),
+        ({"url": "http://localhost.example.com/v1"}, "plain http", None),
+        ({"url": "http://10.0.0.7/v1"}, "plain http", None),
+        ({"url": "example.com/v1"}, "https?://", None),
+        ({"url": "file:///etc/hosts"}, "https?://", None),
+        ({"url": "https:///v1"}, "names no host", None),
+    ],
+)
+def test_settings_that_would_leak_are_refused_without_leaking(settings: dict[str, Any], said: str, hidden: str | None) -> None:
+    with pytest.raises(TiterError) as caught:
+        build(Endpoint, {"url": "http://localhost/v1", "model": "m", **settings}, "endpoint")
+    assert said in str(caught.value)
+    assert hidden is None or hidden not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://localhost:8000/v1", "http://localhost:8000/v1/chat/completions"),
+        ("http://[::1]:8000/v1/", "http://[::1]:8000/v1/chat/completions"),
+        ("http://127.3.2.1", "http://127.3.2.1/chat/completions"),
+        ("https://example.com/v1/chat/completions", "https://example.com/v1/chat/completions"),
+        ("https://example.com/d?api-version=2", "https://example.com/d/chat/completions?api-version=2"),
+    ],
+)
+def test_addresses(url: str, address: str) -> None:
+    assert Endpoint(url=url, model="m").address == address
+    assert Endpoint(url="http://example.com/v1", model="m", plain_http=True).address.startswith("http://example.com")
+
+
+def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(echo) as server:
+        assert endpoint(server.url).ask(asked("bread"), 7) == [("re: bread", "")]
+
+
+def test_the_estimate_is_the_bill_within_the_limit() -> None:
+    one = Endpoint(url="http://localhost", model="m", tries=4, max_requests=1000, price=2.0)
+    assert one.estimate(100, 500) == (100, 400, 50_000, 200_000, 0.1, 0.4)
+    assert one.estimate(100, 500, rounds=3)[:2] == (100, 1000)
+    assert one.estimate(5000, 1)[:4] == (1000, 1000, 1000, 1000)
+    assert Endpoint(url="http://localhost", model="m").estimate(1, 1)[4:] == (None, None)
+
+
+def test_copies_are_equal_and_carry_the_count() -> None:
+    with serving(echo) as server:
+        one = endpoint(server.url)
+        one.ask(asked("a", "b"), 7)
+        for twin in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):  # noqa: S301
+            assert twin == one
+            assert twin.spent == 2
+        assert endpoint(server.url) == one
+
+
+def test_content_reads_the_first_choice() -> None:
+    assert content(completion("fine")) == "fine"
+    with pytest.raises(RequestError, match="no chat completion"):
+        content(b'{"choices": [{"message": {}}]}')
