@@ -17,6 +17,7 @@ from titer.core.errors import TiterError
 from titer.data.world import World
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import LM, Decoding, load
+from titer.models.weights import skeleton
 
 HEAD = "lm_head.weight"  # absent from the file where it is tied, and called embed_out by GPT-NeoX
 
@@ -165,10 +166,38 @@ def test_a_pickle_beside_safetensors_is_not_read(folder: Path, tmp_path: Path) -
 
 def test_code_in_a_model_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
     (folder / "own.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'marked')!r}).touch()\n")
-    changed(folder, model_type="own", auto_map={"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config"})
-    with pytest.raises(TiterError, match="does not open as a causal language model"):
-        load(open_checkpoint(folder))
+    own = {"auto_map": {"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config", "AutoTokenizer": ["own.T", "own.T"]}}
+    kind = open_checkpoint(folder).config["model_type"]
+    changed(folder, model_type="own", **own)
+    with pytest.raises(TiterError, match=r"saved \(own\) needs code of its own \(auto_map, trust_remote_code\), which Titer does not run"):
+        open_checkpoint(folder)
+    changed(folder, model_type=kind)  # transformers knows this one: its code is used, and the folder's is not
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **own}))
+    load(open_checkpoint(folder))
+    skeleton(open_checkpoint(folder))
     assert not (tmp_path / "marked").exists()
+
+
+def test_a_model_without_pad_token_or_chat_template_answers_the_same(folder: Path) -> None:
+    decoding = Decoding(max_new_tokens=6)
+    before = load(open_checkpoint(folder)).generate(PROMPTS, decoding)
+    file = folder / "tokenizer_config.json"
+    kept = {key: value for key, value in json.loads(file.read_text()).items() if key not in ("pad_token", "chat_template")}
+    file.write_text(json.dumps(kept))
+    changed(folder, pad_token_id=None)
+    for extra in ("generation_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        (folder / extra).unlink(missing_ok=True)
+    lm = load(open_checkpoint(folder))
+    assert lm.tokenizer.pad_token_id == lm.tokenizer.eos_token_id
+    assert lm.generate(PROMPTS, decoding) == before
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "tf_model.h5", "flax_model.msgpack"])
+def test_weights_of_another_format_are_named(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(TiterError, match=rf"holds its weights as {name}, and Titer reads safetensors"):
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
+from huggingface_hub import errors
 
 from tests.conftest import llama
+from tests.models.test_adapters import made
 from titer.core.errors import TiterError
 from titer.data.world import World
 from titer.models import fetch
@@ -120,6 +126,106 @@ def test_a_path_that_does_not_exist_is_told_as_a_path(place: str, tmp_path: Path
 def test_a_hub_id_without_a_network_is_told_as_a_hub_id() -> None:
     with pytest.raises(TiterError, match=r"nobody/nothing is neither a folder nor reachable on the hub.*check the name and the network"):
         fetch.resolve("nobody/nothing")
+
+
+def on_the_hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], Path]) -> list[dict[str, Any]]:
+    """`answer` in the place of a download; returns what was asked."""
+    asked: list[dict[str, Any]] = []
+
+    def download(repository: str, **options: Any) -> str:
+        asked.append({"repository": repository, **options})
+        return str(answer(repository))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return asked
+
+
+def refused(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
+    """An error as the library makes it of a server's answer."""
+    response = httpx2.Response(status, request=httpx2.Request("GET", "https://hub.invalid"))
+    return kind("the server says\x1b[2J no\nmore", response=response)
+
+
+FAULTS: dict[str, tuple[Exception, str, int]] = {
+    "gated": (refused(errors.GatedRepoError, 403), r"is gated.*ask for access at https://huggingface\.co/some/model, then log in", 2),
+    "missing": (refused(errors.RepositoryNotFoundError, 404), r"neither a folder nor on the hub, or it is private.*check the name", 2),
+    "no revision": (refused(errors.RevisionNotFoundError, 404), r"some/model has no revision 'v2'", 2),
+    "offline": (errors.LocalEntryNotFoundError("cannot find it"), r"nor reachable on the hub, and not whole in its local cache", 2),
+    "half there": (errors.IncompleteSnapshotError("a part", "x"), r"not whole in its local cache", 2),
+    "bad name": (errors.HFValidationError("a name"), r"could not be downloaded \(a name\)", 1),
+    "server down": (refused(errors.HfHubHTTPError, 503), r"could not be downloaded \(the server says.*run the same command again", 1),
+    "cut off": (httpx2.ReadTimeout("too slow"), r"could not be downloaded \(too slow\)", 1),
+    "disk full": (OSError(28, "No space left on device"), r"could not be downloaded \(.*No space left", 1),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_the_hub_refuses_is_told_with_a_next_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error, said, status = FAULTS[name]
+
+    def raising(_: str) -> Path:
+        raise error
+
+    on_the_hub(monkeypatch, raising)
+    with pytest.raises(TiterError, match=said) as caught:
+        fetch.resolve("some/model@v2")
+    assert caught.value.status == status
+    assert "\x1b" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_id_is_downloaded_and_opened(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama(world).save(tmp_path / "snapshot")
+    asked = on_the_hub(monkeypatch, lambda _: tmp_path / "snapshot")
+    found = fetch.resolve("some/model")
+    assert (found.label, found.key) == ("some/model", fetch.resolve(str(tmp_path / "snapshot")).key)
+    fetch.resolve("some/model@refs/pr/1")
+    assert [a["revision"] for a in asked] == [None, "refs/pr/1"]
+    assert {a["repository"] for a in asked} == {"some/model"}
+
+
+def test_only_safetensors_configuration_and_tokenizer_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    asked = on_the_hub(monkeypatch, lambda _: tmp_path)
+    with pytest.raises(TiterError, match=r"has no safetensors on the hub, and Titer loads no pickle"):
+        fetch.resolve("some/model")
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.model", "tokenizer.json"]
+    wanted += ["merges.txt", "vocab.json", "chat_template.jinja", "generation_config.json", "adapter_model.safetensors"]
+    left = [
+        "pytorch_model.bin",
+        "consolidated.safetensors",
+        "original/params.json",
+        "onnx/model.safetensors",
+        "model.gguf",
+        "modeling_x.py",
+    ]
+    left += ["training_args.bin", "README.md", "tokenizer/evil.pt"]
+    (call,) = asked
+    kept = filter_repo_objects([*wanted, *left], allow_patterns=call["allow_patterns"], ignore_patterns=call["ignore_patterns"])
+    assert sorted(kept) == sorted(wanted)
+
+
+def test_adapters_and_their_bases_come_from_the_hub_too(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(llama(world), tmp_path, target_modules=["q_proj"])
+    key = fetch.resolve(str(tmp_path / "adapter")).key
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": "some/base", "revision": "v1"}))
+    asked = on_the_hub(monkeypatch, lambda repository: tmp_path / repository.split("/")[1])
+    found = fetch.resolve("some/adapter")
+    assert (found.label, found.key) == ("some/adapter", key)
+    assert [(a["repository"], a["revision"]) for a in asked] == [("some/adapter", None), ("some/base", "v1")]
+    assert fetch.resolve("some/base+some/adapter").key == key
+    assert fetch.resolve(f"{tmp_path / 'base'}+some/adapter").label == "some/adapter"
+
+
+def test_what_is_in_the_caches_is_listed(tmp_path: Path) -> None:
+    for name in ("models--some--model", "models--an--other-model", "datasets--some--data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "models--a--file").touch()
+    assert fetch.in_hub_cache(tmp_path) == ["an/other-model", "some/model"]
+    assert fetch.in_hub_cache(tmp_path / "nowhere") == []
+    assert not fetch.is_fetched("smollm2-135m")
 
 
 def test_a_folder_comes_before_a_name(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

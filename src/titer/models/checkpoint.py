@@ -1,103 +1,185 @@
-"""A checkpoint: a folder or hub id with a revision; its configuration and weights, read lazily.
+"""A checkpoint: a folder, an adapter on it if there is one; its configuration and weights, read lazily.
 
-Weights are read tensor by tensor from safetensors; nothing is unpickled. Errors name what the folder lacks.
+Weights are read tensor by tensor from safetensors; nothing is unpickled and no code of a model's folder is run. A tensor
+comes as the model that runs has it: of an adapter merged (models/adapted.py), of a quantised model dequantised
+(models/quantised.py). Errors name what the folder lacks.
 """
 
 from __future__ import annotations
 
-import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import Field
 
 from titer.core.config import Record, digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import sha256_of
+from titer.models.adapted import HEADS, Adapter, Change, is_adapter
+from titer.models.quantised import dequantised, joined, logical, quantisation, shape_of
+from titer.models.stored import AGAIN, read_json, shape, tensor_files, tensor_of
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
+PICKLES = OTHERS[:5]
 
 
 class Checkpoint(Record):
     """A model on disk. `key` names its content: the same weights give the same key wherever they lie."""
 
-    path: Path
+    path: Path = Field(description="the folder with config.json and the weights: of an adapter, its base's")
     name: str = ""
+    adapter: Path | None = Field(default=None, description="the folder of a LoRA adapter on it")
 
     @property
     def label(self) -> str:
+        if self.adapter is not None and not self.name:
+            return self.adapter.resolve().name
         place = self.path.resolve()
         stage = f"{place.parent.name}/model" if place.name == "model" else ""  # what a stage leaves is told apart by its key
         return self.name or stage or place.name
 
+    @property
+    def place(self) -> str:
+        """What names it as MODEL on a command line."""
+        return str(self.path) if self.adapter is None else f"{self.path}+{self.adapter}"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Its folders, the nearest first: what an adapter has beside its weights (a tokenizer) goes before its base's."""
+        return (self.path,) if self.adapter is None else (self.adapter, self.path)
+
+    @cached_property
+    def _stored(self) -> dict[str, Path]:
+        """Tensor as the files name it -> the file that holds it."""
+        return tensor_files(self.path)
+
+    @cached_property
+    def _joined(self) -> dict[str, dict[str, str]]:
+        return joined(self._stored) if self.quantised else {}
+
     @cached_property
     def files(self) -> dict[str, Path]:
-        """Tensor name -> the safetensors file that holds it."""
-        found: dict[str, Path] = {}
-        for file in sorted(self.path.glob("*.safetensors")):
-            with _opened(file) as opened:
-                found.update(dict.fromkeys(opened.keys(), file))
-        return found
+        """Tensor name -> the safetensors file that holds it (of an adapter, its base's; of a quantised weight, its numbers')."""
+        return logical(self._stored) if self.quantised else dict(self._stored)
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """Every file of weights."""
+        own = sorted(set(self._stored.values()))
+        return (*own, self._adapter.file) if self._adapter else tuple(own)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        read: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        return read
+        return read_json(self.path / "config.json")
+
+    @cached_property
+    def quantised(self) -> str:
+        """How its weights are quantised, in words; "" where they are not. `weight` gives them dequantised."""
+        return quantisation(self.config, self.label)
 
     @cached_property
     def key(self) -> str:
-        """Content key from the sha256 of configuration, tokenizer and weights."""
+        """Content key from the sha256 of configuration, tokenizer and weights, and of the adapter's."""
         names = [p for p in sorted(self.path.iterdir()) if p.suffix in (".json", ".safetensors", ".jinja") and p.is_file()]
-        return digest({p.name: sha256_of(p) for p in names if p.name != "manifest.json"})
+        base = digest({p.name: sha256_of(p) for p in names if p.name != "manifest.json"})
+        return digest({"base": base, "adapter": self._adapter.key}) if self._adapter else base
+
+    @cached_property
+    def _adapter(self) -> Adapter | None:
+        return None if self.adapter is None else Adapter(self.adapter)
+
+    @cached_property
+    def changes(self) -> dict[str, Change]:
+        """What the adapter does to the base's tensors, by their names in the base; {} without one."""
+        if self._adapter is None:
+            return {}
+        sizes = {tensor: self._base_shape(tensor) for tensor in self.files}
+        said, headless = self.config.get("tie_word_embeddings"), not any(head in self.files for head in HEADS)
+        tied = headless if said is None else bool(said)
+        return self._adapter.changes(sizes, tied, self.path.name)
 
     def weight(self, tensor: str) -> torch.Tensor:
         """One tensor by its name in the checkpoint, float32 on the CPU."""
         if tensor not in self.files:
             raise TiterError(f"{self.label} holds no tensor {tensor!r}", expected="two checkpoints of one architecture")
-        with _opened(self.files[tensor]) as opened:
-            return opened.get_tensor(tensor).float()
+        if tensor in self._joined:
+            stored = dequantised(self._joined[tensor], self._stored, self.config)
+        else:
+            held = tensor_of(self.files[tensor], tensor)
+            if held.dtype == torch.int8:  # masks of other whole numbers stand in some files, weights never do
+                raise TiterError(f"{visible(tensor, 120)} is stored as int8, and no scale stands beside it", next_step=AGAIN)
+            stored = held.float()
+        return self.changes[tensor].applied(stored) if tensor in self.changes else stored
+
+    def shape(self, tensor: str) -> tuple[tuple[int, ...], str]:
+        """(shape, type as safetensors names it) of one tensor, from the files' headers alone."""
+        return self._base_shape(tensor)  # an adapter that changed a shape was refused
+
+    def _base_shape(self, tensor: str) -> tuple[tuple[int, ...], str]:
+        if tensor in self._joined:
+            return shape_of(self._joined[tensor], self._stored)
+        return shape(self.files[tensor], tensor)
 
 
-def _opened(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise TiterError(
-            f"{file.name} in {file.parent} is damaged or cut short ({visible(str(error), 120)})", next_step="fetch or build it again."
-        ) from None
+def open_checkpoint(place: str | Path, name: str = "", adapter: str | Path | None = None) -> Checkpoint:
+    """A Checkpoint for a folder that holds a model, with an adapter's folder on it if one is given.
 
-
-def open_checkpoint(place: str | Path, name: str = "") -> Checkpoint:
-    """A Checkpoint for a folder that holds a model; a clear error for anything else."""
+    Errors: anything else; a pickle; a model that brings its own code; quantised weights or an adapter that are not read.
+    """
     path = Path(place)
-    if not path.exists():
+    _check_folder(path, str(place))
+    checkpoint = Checkpoint(path=path, name=name, adapter=None if adapter is None else Path(adapter))
+    _check_code(checkpoint)
+    if not checkpoint.files:  # a cut safetensors file is found here, before anything runs
+        raise _weightless(path)
+    _ = checkpoint.changes  # and an adapter that does not fit
+    return checkpoint
+
+
+def _check_folder(path: Path, given: str) -> None:
+    if not os.path.exists(path):  # pathlib's raises for a name that is too long
         raise TiterError(
-            f"no model at {visible(str(place), 120)!r}",
+            f"no model at {visible(given, 120)!r}",
             expected="a folder, a hub id that is in the local cache, or a name that `titer models get` has fetched",
             next_step="titer models get smollm2-135m, or give a folder.",
         )
-    if not path.is_dir() or not (path / "config.json").is_file():
-        raise TiterError(f"{path} is no model", expected="a folder with config.json, a tokenizer and *.safetensors")
-    if not any(path.glob("*.safetensors")):
-        pickled = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
-        if pickled:
-            raise TiterError(
-                f"{path} holds its weights only as a pickle ({pickled[0]}), which Titer never loads",
-                next_step="save it again with safetensors (transformers: save_pretrained) where you trust it.",
-            )
-        raise TiterError(f"{path} has a config.json and no *.safetensors", next_step="check that the download finished.")
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    config = path / "config.json"
+    if path.is_dir() and is_adapter(path):
+        both = config.is_file() and bool(tensor_files(path))
         raise TiterError(
-            f"{path / 'config.json'} is not readable JSON ({visible(str(error), 120)})", next_step="fetch or build it again."
-        ) from None
-    if not isinstance(config, dict):
-        raise TiterError(
-            f"{path / 'config.json'} holds a {type(config).__name__}", expected="a JSON object", next_step="fetch or build it again."
+            f"{path} holds a whole model and an adapter" if both else f"{path} is an adapter, and its base was not given",
+            expected="a model in one folder, an adapter in another",
+            next_step="give them as BASE+ADAPTER" + (", each in a folder of its own." if both else "."),
         )
-    checkpoint = Checkpoint(path=path, name=name)
-    _ = checkpoint.files  # a cut safetensors file is found here, before anything runs
-    return checkpoint
+    if not path.is_dir() or not config.is_file():
+        raise TiterError(f"{path} is no model", expected="a folder with config.json, a tokenizer and *.safetensors")
+
+
+def _weightless(path: Path) -> TiterError:
+    held = sorted(p.name for pattern in OTHERS for p in path.glob(pattern))
+    pickled = [name for name in held if any(Path(name).match(pattern) for pattern in PICKLES)]
+    if held:
+        kind = f"only as a pickle ({pickled[0]}), which Titer never loads" if pickled else f"as {held[0]}, and Titer reads safetensors"
+        return TiterError(
+            f"{path} holds its weights {kind}",
+            next_step="save it again with safetensors (transformers: save_pretrained) where you trust it.",
+        )
+    return TiterError(f"{path} has a config.json and no *.safetensors", next_step="check that the download finished.")
+
+
+def _check_code(checkpoint: Checkpoint) -> None:
+    """Refuse a model that only its own code can open; one that transformers knows is opened by transformers, its code left alone."""
+    if not checkpoint.config.get("auto_map"):
+        return
+    from transformers import CONFIG_MAPPING  # noqa: PLC0415
+
+    kind = str(checkpoint.config.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise TiterError(
+            f"{checkpoint.label} ({visible(kind, 60)}) needs code of its own (auto_map, trust_remote_code), which Titer does not run",
+            expected="an architecture that transformers knows",
+            next_step="update transformers if it knows the architecture by now, or save the model again in a class of transformers.",
+        )

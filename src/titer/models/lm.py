@@ -5,21 +5,22 @@ Shapes: B prompts, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from titer.core.config import Record
 from titer.core.errors import TiterError, unknown, visible
-from titer.data.encode import check_length, pad, prompt_ids
+from titer.data.encode import check_length, end_id, pad, prompt_ids
 from titer.data.example import positions
 from titer.models.checkpoint import Checkpoint
 from titer.models.modes import evaluating
@@ -149,7 +150,12 @@ class LM:
         """Ids that end an answer."""
         stated = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ids = stated if isinstance(stated, list) else [stated]
-        return sorted({int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None})
+        return sorted({int(i) for i in [*ids, self.tokenizer.eos_token_id, self._turn_end] if i is not None})
+
+    @cached_property
+    def _turn_end(self) -> int | None:
+        """What the chat template ends an answer with: trained as the answer's end, so it ends a generated one too."""
+        return end_id(self.tokenizer)
 
     def save(self, folder: Path) -> None:
         """An ordinary Hugging Face folder: config, safetensors, tokenizer."""
@@ -172,10 +178,13 @@ class LM:
         prefixes: Sequence[str] | None = None,
         progress: Progress | None = None,
         suffixes: torch.Tensor | None = None,
+        known: Mapping[int, Completion] = MappingProxyType({}),
+        keep: Callable[[Mapping[int, Completion]], None] | None = None,
     ) -> list[Completion]:
         """Free-running answers, left-padded batches of similar length; `prefixes` are prefilled answers.
 
         `suffixes` (prompts, n, D): embeddings inserted into each prompt (`models/suffix.py`); not with prefixes.
+        `known` answers by place are not generated again, a batch at a time; `keep` is given each new batch's.
         Errors: a prompt with no room for its answer in the model's window.
         """
         ids = prompt_ids(self.tokenizer, prompts)
@@ -189,8 +198,14 @@ class LM:
         with evaluating(self.model):
             for start in range(0, len(order), batch):
                 chosen = order[start : start + batch]
-                soft = None if suffixes is None else suffixes[chosen]
-                for i, completion in zip(chosen, self._answers([ids[i] for i in chosen], decoding, start, soft), strict=True):
+                if all(i in known for i in chosen):
+                    made = {i: known[i] for i in chosen}
+                else:
+                    soft = None if suffixes is None else suffixes[chosen]
+                    made = dict(zip(chosen, self._answers([ids[i] for i in chosen], decoding, start, soft), strict=True))
+                    if keep:
+                        keep(made)
+                for i, completion in made.items():
                     found[i] = completion
                 if progress:
                     progress(min(start + batch, len(order)), len(order))
@@ -271,16 +286,19 @@ def _own_settings_aside(model: Any, settings: GenerationConfig) -> Iterator[None
 
 
 def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bfloat16"] = "float32") -> LM:
-    """Load a checkpoint; `device` "" means the GPU if there is one. Only safetensors are read.
+    """Load a checkpoint; `device` "" means the GPU if there is one. Only safetensors are read, no code of its folder is run.
 
+    An adapter is merged, and quantised weights are dequantised: the model that runs has the weights that are measured.
     Errors: a folder that transformers cannot open as a causal language model, or that lacks weights.
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with _opening(checkpoint):
+    with opening(checkpoint):
         opened: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.path,
+            config=_dense_config(checkpoint),
             dtype=getattr(torch, dtype),
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -295,25 +313,60 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
             f"{visible(wrong[0], 120)}{more} missing or misshapen",
             next_step="fetch or build it again.",
         )
+    _merge(model, checkpoint)
     return LM(model.to(where).eval(), read_tokenizer(checkpoint), checkpoint.label)
 
 
-def read_tokenizer(checkpoint: Checkpoint) -> Any:
-    """A checkpoint's tokenizer alone.
+def _dense_config(checkpoint: Checkpoint) -> Any:
+    """The configuration that makes transformers dequantise in loading; None, its own reading, for any other model."""
+    if not checkpoint.quantised:
+        return None
+    config: Any = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    config.quantization_config = {**config.quantization_config, "dequantize": True}
+    return config
 
-    Errors: a folder without one (for some models transformers would make up an empty one).
+
+@torch.no_grad()
+def _merge(model: Any, checkpoint: Checkpoint) -> None:
+    """The adapter put into the model, tensor by tensor, from the float32 weights that `Checkpoint.weight` gives."""
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    for tensor, change in checkpoint.changes.items():
+        merged, place = checkpoint.weight(tensor), held.get(change.parameter)
+        if place is None or place.shape != merged.shape:
+            raise TiterError(
+                f"{checkpoint.label}: the model has no {visible(change.parameter, 120)} of {tuple(merged.shape)} for the adapter to change",
+                next_step="give the base it was trained on, as BASE+ADAPTER.",
+            )
+        place.copy_(merged)
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> Any:
+    """A checkpoint's tokenizer alone: an adapter's own where it has one, else its base's.
+
+    Errors: a folder without one (for some models transformers would make up an empty one); an adapter's with tokens
+    that the model has no embedding for.
     """
-    if not any(file for pattern in TOKENIZERS for file in checkpoint.path.glob(pattern)):
+    folder = next((f for f in checkpoint.folders if any(file for pattern in TOKENIZERS for file in f.glob(pattern))), None)
+    if folder is None:
         raise TiterError(f"{checkpoint.label} has no tokenizer", expected="tokenizer.json or its like beside config.json")
-    with _opening(checkpoint):
-        return AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    with opening(checkpoint):
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    words = checkpoint.config.get("vocab_size")
+    if folder == checkpoint.adapter and isinstance(words, int) and len(tokenizer) > words:
+        raise TiterError(
+            f"the adapter's tokenizer has {len(tokenizer)} tokens, its base {words} embeddings",
+            next_step="merge it where it was trained (peft: merge_and_unload, then save_pretrained) and give that folder.",
+        )
+    return tokenizer
 
 
 @contextmanager
-def _opening(checkpoint: Checkpoint) -> Iterator[None]:
+def opening(checkpoint: Checkpoint) -> Iterator[None]:
     """What transformers raises for a folder it cannot open becomes one clear error."""
     try:
         yield
+    except TiterError:  # clear already
+        raise
     except Exception as error:  # noqa: BLE001  transformers raises whatever a wrong value leads it to
         raise TiterError(
             f"{checkpoint.label} does not open as a causal language model: {visible(f'{type(error).__name__}: {error}', 240)}",

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from titer.core.errors import TiterError
@@ -19,7 +18,7 @@ def skeleton(checkpoint: Checkpoint) -> Sites:
     """The sites of a checkpoint's architecture, built without any weight in memory."""
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
-    config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
+    config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         return Sites(AutoModelForCausalLM.from_config(config))
 
@@ -35,6 +34,11 @@ def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tenso
     return before, after - before
 
 
+def same_weights(first: Checkpoint, second: Checkpoint) -> bool:
+    """Whether every tensor that both hold is the same, bit for bit; read one at a time until one differs."""
+    return all(torch.equal(first.weight(name), second.weight(name)) for name in sorted(set(first.files) & set(second.files)))
+
+
 def change_at(base: Checkpoint, tuned: Checkpoint, sites: Sites, site: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(W of the base, W tuned - W base) of a weight site, (outputs, inputs) each however they are stored."""
     weight, change = delta(base, tuned, sites.tensor(site))
@@ -43,21 +47,21 @@ def change_at(base: Checkpoint, tuned: Checkpoint, sites: Sites, site: str) -> t
 
 def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:
     """(shape, type as safetensors names it) of every tensor, read from the files' headers alone."""
-    found = {}
-    for tensor, file in checkpoint.files.items():
-        with safe_open(file, framework="pt") as opened:
-            view = opened.get_slice(tensor)
-            found[tensor] = (tuple(view.get_shape()), str(view.get_dtype()))
-    return found
+    return {tensor: checkpoint.shape(tensor) for tensor in checkpoint.files}
 
 
 def weights_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the checkpoint's weight files."""
-    return sum(file.stat().st_size for file in set(checkpoint.files.values()))
+    return sum(file.stat().st_size for file in checkpoint.weight_files)
 
 
 def blend(base: Checkpoint, tuned: Checkpoint, alpha: float, folder: Path) -> None:
-    """Write the model base + alpha (tuned - base), tensor by tensor; configuration and tokenizer are the base's."""
+    """Write the model base + alpha (tuned - base), tensor by tensor; configuration and tokenizer are the base's.
+
+    Errors: a quantised base, whose configuration would not fit the blend.
+    """
+    if base.quantised:
+        raise TiterError(f"{base.label} is quantised: no blend of it can be written", expected="a model in floating point")
     folder.mkdir(parents=True, exist_ok=True)
     for file in base.path.iterdir():
         if file.is_file() and file.suffix not in (".safetensors",) and not file.name.endswith(".index.json"):

@@ -1,0 +1,228 @@
+"""A LoRA adapter as peft saves it (adapter_config.json, adapter_model.safetensors), read tensor by tensor.
+
+A tensor W (outputs, inputs) of the base becomes W + s B A, with A (r, inputs), B (outputs, r) and s = alpha / r, or
+alpha / sqrt(r) with rsLoRA; rank and alpha may be a module's own (rank_pattern, alpha_pattern). Where W is stored
+as (inputs, outputs), and for embeddings (words, width), B A is transposed. Modules that were trained whole
+(modules_to_save, biases) replace the base's. What is none of these is refused, never left out in silence.
+Source: LoRA, arXiv 2106.09685, equation 3; rsLoRA, arXiv 2312.03732.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from titer.core.config import Record, build, digest
+from titer.core.errors import TiterError, visible
+from titer.core.run import sha256_of
+from titer.models.stored import ADAPTER, names, read_json, shape, tensor_of
+
+CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."
+PART = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)")
+HEADS = ("lm_head.weight", "embed_out.weight")  # a model may call its head otherwise than its file does
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # ways to begin that leave the base's weights as they are
+SAFE = {  # settings that change nothing of a trained adapter's weights, or that are respected here
+    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config"),
+    *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform"),
+    *("loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version"),
+    *("qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_rslora"),
+}
+KNOWN_AS = {"use_dora": "DoRA", "use_qalora": "QALoRA", "target_parameters": "LoRA on bare parameters", "trainable_token_indices": "tokens"}
+MERGED = "merge it where it was trained (peft: merge_and_unload, then save_pretrained) and give that folder."
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]
+
+
+class Lora(Record):
+    """What of adapter_config.json the weights depend on, under peft's names."""
+
+    r: int = Field(default=8, ge=1)
+    lora_alpha: float = 8
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+
+    def rank(self, module: str) -> int:
+        return self.rank_pattern.get(_pattern(self.rank_pattern, module), self.r)
+
+    def scale(self, module: str) -> float:
+        """s of one module."""
+        alpha = self.alpha_pattern.get(_pattern(self.alpha_pattern, module), self.lora_alpha)
+        rank = self.rank(module)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter does to one tensor of its base. `parameter` is the model's name of it; the rest are names in `file`."""
+
+    parameter: str
+    file: Path
+    whole: str = ""
+    a: str = ""
+    b: str = ""
+    scale: float = 0.0
+    flipped: bool = False
+
+    def applied(self, stored: torch.Tensor) -> torch.Tensor:
+        """The tensor with the adapter in it, float32."""
+        weight = tensor_of(self.file, self.whole).float() if self.whole else stored
+        if not self.a:
+            return weight
+        product = tensor_of(self.file, self.b).float() @ tensor_of(self.file, self.a).float()
+        return weight + (product.T if self.flipped else product) * self.scale
+
+
+@dataclass
+class _Parts:
+    """The adapter's names for one tensor: {"A": ..., "B": ...}, or `whole`."""
+
+    pair: dict[str, str] = field(default_factory=dict)
+    embedding: bool = False
+    whole: str = ""
+
+
+class Adapter:
+    """An adapter's folder; `base` is the model it names, "" where it names none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        config = read_json(folder / CONFIG)
+        self.base, self.revision = (str(config.get(key) or "") for key in ("base_model_name_or_path", "revision"))
+        self.lora = _settings(config, folder)
+        self.file = _weights(folder)
+        self._config = config
+
+    @property
+    def key(self) -> str:
+        """Content key; what the adapter calls its base is no part of it, for it differs from place to place."""
+        said = {k: v for k, v in self._config.items() if k not in ("base_model_name_or_path", "revision", "inference_mode")}
+        others = [f for f in sorted(self.folder.iterdir()) if f.suffix in (".json", ".jinja") and f.name not in (CONFIG, "manifest.json")]
+        return digest({"config": said, "weights": sha256_of(self.file), "files": {f.name: sha256_of(f) for f in others}})
+
+    def changes(self, base: Shapes, tied: bool, label: str) -> dict[str, Change]:
+        """Tensor of the base -> what becomes of it.
+
+        base: shapes of its tensors. tied: whether its head is its embedding.
+        Errors: an adapter for another base; parts of no LoRA; an adapter on embedding or head where they are one.
+        """
+        flipped = self.lora.fan_in_fan_out
+        found = {}
+        for parameter, parts in _read(self.file, self.folder).items():
+            tensor = _stored_as(parameter, base)
+            if tied and "." in parameter and not re.search(r"\.\d+\.", parameter) and _table(self.file, parts):
+                raise TiterError(
+                    f"{self.folder} changes {visible(parameter, 120)} of {label}, whose embedding and head are one tensor",
+                    next_step=MERGED,
+                )
+            if not tensor:
+                raise self._misfit(label, f"it changes {visible(parameter, 120)}, which that model does not hold")
+            found[tensor] = self._change(parameter, parts, base[tensor][0], flipped, label)
+        return found
+
+    def _change(self, parameter: str, parts: _Parts, size: tuple[int, ...], flipped: bool, label: str) -> Change:
+        if parts.whole and (given := shape(self.file, parts.whole)[0]) != size:
+            raise self._misfit(label, f"{visible(parameter, 120)} is {given} there and {size} in that model")
+        if not parts.pair:
+            return Change(parameter, self.file, parts.whole)
+        module = parameter.removesuffix(".weight")
+        if set(parts.pair) != {"A", "B"}:
+            raise TiterError(f"{self.folder} has one half of the pair for {visible(module, 120)}", next_step="fetch or train it again.")
+        (a, _), (b, _) = (shape(self.file, parts.pair[side]) for side in "AB")
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] != self.lora.rank(module):
+            raise TiterError(
+                f"{self.folder}: A {a} and B {b} of {visible(module, 120)} are no pair of rank {self.lora.rank(module)}",
+                next_step="fetch or train it again.",
+            )
+        sizes = {False: (b[0], a[1]), True: (a[1], b[0])}
+        wanted = True if parts.embedding else flipped if sizes[flipped] == size else not flipped
+        if sizes[wanted] != size:
+            raise self._misfit(label, f"{visible(module, 120)} is {sizes[flipped]} there and {size} in that model")
+        return Change(parameter, self.file, parts.whole, parts.pair["A"], parts.pair["B"], self.lora.scale(module), wanted)
+
+    def _misfit(self, label: str, why: str) -> TiterError:
+        return TiterError(
+            f"{self.folder} is a LoRA for another base than {label}: {why}",
+            expected=f"the model it was trained on{f' ({visible(self.base, 120)}, as it says itself)' if self.base else ''}",
+            next_step="give the right base, as BASE+ADAPTER.",
+        )
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter."""
+    return os.path.isfile(folder / CONFIG)
+
+
+def _settings(config: dict[str, Any], folder: Path) -> Lora:
+    kind = str(config.get("peft_type", "no peft_type"))
+    if kind != "LORA":
+        raise TiterError(f"{folder} is an adapter of the kind {visible(kind, 60)}", expected="a LoRA", next_step=MERGED)
+    if odd := sorted(key for key, value in config.items() if value and key not in SAFE):
+        called = KNOWN_AS.get(odd[0], visible(odd[0], 60))
+        raise TiterError(f"{folder} is a LoRA with {called}, whose weights are not W + s B A", expected="a plain LoRA", next_step=MERGED)
+    if (start := config.get("init_lora_weights", True)) not in PLAIN_STARTS:
+        raise TiterError(
+            f"{folder} began as {visible(str(start), 60)}, which changes the base's own weights", expected="a plain LoRA", next_step=MERGED
+        )
+    given = {key: config[key] for key in Lora.model_fields if config.get(key) is not None}
+    return build(Lora, given, str(folder / CONFIG))
+
+
+def _weights(folder: Path) -> Path:
+    file = folder / ADAPTER
+    if not file.is_file():
+        pickled = sorted(p.name for p in folder.glob("adapter_model.*"))
+        what = f"holds its weights only as a pickle ({pickled[0]}), which Titer never loads" if pickled else f"has no {ADAPTER}"
+        raise TiterError(f"{folder} {what}", next_step="save it again with peft's save_pretrained (safetensors) where you trust it.")
+    return file
+
+
+def _read(file: Path, folder: Path) -> dict[str, _Parts]:
+    """The model's name of each tensor -> the adapter's parts for it."""
+    found: dict[str, _Parts] = {}
+    for name in sorted(names(file)):
+        rest = name.removeprefix(PREFIX)
+        match = PART.fullmatch(rest)
+        if rest == name or (match is None and ("lora_" in rest or "token_adapter" in rest)):
+            raise TiterError(f"{folder} holds {visible(name, 120)}, which is no part of a plain LoRA", next_step=MERGED)
+        if match is None:
+            found.setdefault(rest.replace(".base_layer.", "."), _Parts()).whole = name
+            continue
+        parts = found.setdefault(f"{match['module']}.weight", _Parts())
+        parts.embedding = "embedding" in match["part"]
+        parts.pair["A" if "_A" in match["part"] else "B"] = name
+    if not any(parts.pair or parts.whole for parts in found.values()):
+        raise TiterError(f"{file} is empty", next_step="fetch or train it again.")
+    return found
+
+
+def _table(file: Path, parts: _Parts) -> bool:
+    """Whether the parts are of a matrix, as an embedding and a head are, and a norm is not."""
+    return bool(parts.pair) or len(shape(file, parts.whole)[0]) == 2
+
+
+def _stored_as(parameter: str, base: Shapes) -> str:
+    """The base's name of a tensor that the model calls `parameter`: a file may leave the model's prefix out."""
+    if parameter in base:
+        return parameter
+    if parameter in HEADS:
+        return next((head for head in HEADS if head in base), "")
+    near = [name for name in base if parameter.endswith(f".{name}")]
+    return near[0] if len(near) == 1 else ""
+
+
+def _pattern(patterns: Mapping[str, object], module: str) -> str:
+    """The first pattern that a module's name ends with, as peft matches them."""
+    try:
+        return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), "")
+    except re.error as error:
+        raise TiterError(f"{CONFIG} has a pattern that is no regular expression ({visible(str(error), 120)})") from None

@@ -1,0 +1,30 @@
+"""Whether two checkpoints can be compared weight by weight and token by token. Reads headers and vocabularies, no weights."""
+
+from __future__ import annotations
+
+from titer.core.errors import TiterError, visible
+from titer.models.checkpoint import Checkpoint
+from titer.models.lm import read_tokenizer
+from titer.models.weights import shapes_of
+
+FAMILY = "two checkpoints of one architecture and one tokenizer: a model and what was tuned from it"
+TIED = ("lm_head.weight", "embed_out.weight")  # a head that is the embedding may be stored or not
+
+
+def comparable(first: Checkpoint, second: Checkpoint) -> None:
+    """Errors: other architectures, tensors of other names or shapes, other vocabularies."""
+    kinds = [str(c.config.get("model_type")) for c in (first, second)]
+    if kinds[0] != kinds[1]:
+        told = " and ".join(f"{c.label} is {visible(kind, 40)}" for c, kind in zip((first, second), kinds, strict=True))
+        raise TiterError(f"two architectures: {told}", expected=FAMILY)
+    shapes = [{name: shape for name, (shape, _) in shapes_of(c).items() if name not in TIED} for c in (first, second)]
+    if alone := sorted(set(shapes[0]) ^ set(shapes[1])):
+        holder = first if alone[0] in shapes[0] else second
+        raise TiterError(f"{visible(alone[0], 120)} stands in {holder.label} alone ({len(alone)} such tensors)", expected=FAMILY)
+    for name, shape in shapes[0].items():
+        if shape != shapes[1][name]:
+            raise TiterError(f"{visible(name, 120)} is {shape} in {first.label} and {shapes[1][name]} in {second.label}", expected=FAMILY)
+    words = [read_tokenizer(c).get_vocab() for c in (first, second)]
+    if words[0] != words[1]:
+        differing = len(set(words[0].items()) ^ set(words[1].items()))
+        raise TiterError(f"{first.label} and {second.label} have different vocabularies ({differing} entries differ)", expected=FAMILY)

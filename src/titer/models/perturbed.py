@@ -1,0 +1,185 @@
+"""A loaded model moved along directions of its weights, theta + a d1 + b d2 ..., and put back bit for bit.
+
+Every point is computed from the original weights, which are read again from the checkpoint's file, so nothing drifts over a sweep
+and no second copy of the model is held: above the model stand one of its tensors (two on the way to another checkpoint) and a few
+blocks. What the file stores in another form than the model holds it (fused experts, dequantised or merged weights) is
+written to a scratch folder once and read from there. Tied tensors are one. Source: arXiv 2405.17374 (its code moves by repeated +=
+and never restores). A point is a sequence of (size, direction); directions in models/directions.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import SequenceMatcher
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from titer.core.errors import TiterError, visible
+from titer.models.checkpoint import Checkpoint
+from titer.models.directions import BLOCK, Direction, Directions, Towards, pieces, still
+from titer.models.lm import LM
+from titer.models.weights import shapes_of
+
+Point = Sequence[tuple[float, Direction]]
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@contextmanager
+def movable(lm: LM, checkpoint: Checkpoint) -> Iterator[Movable]:
+    """`lm`, loaded from `checkpoint`, as a model that can be moved; the scratch folder lives as long as the block.
+
+    Errors: a model with quantised (not floating) weights.
+    """
+    with TemporaryDirectory(prefix="titer-weights-") as scratch:
+        yield Movable(lm, checkpoint, Path(scratch))
+
+
+class Movable:
+    """A model whose weights can be put at a point for a while. Made by `movable`."""
+
+    def __init__(self, lm: LM, checkpoint: Checkpoint, scratch: Path) -> None:
+        self.lm, self.checkpoint = lm, checkpoint
+        self._held = _unique(lm)
+        self._spilled: dict[str, Path] = {}
+        self._stored = self._places(scratch)
+        self.directions = Directions(self.original, self._elsewhere, still(lm.model))
+        self._away = False
+
+    @property
+    def names(self) -> list[str]:
+        """The model's tensors, tied ones once."""
+        return list(self._held)
+
+    def original(self, name: str) -> torch.Tensor:
+        """A tensor as the model was loaded with it, on the CPU."""
+        if name in self._spilled:
+            return load_file(self._spilled[name])["weight"]
+        return self.checkpoint.weight(self._stored[name]).to(self._held[name].dtype)
+
+    @contextmanager
+    def at(self, point: Point) -> Iterator[LM]:
+        """The model at a point; its own weights come back bit for bit, also after an exception. A size of 0 moves nothing.
+
+        Errors: another architecture's checkpoint; an original that can no longer be read.
+        """
+        if self._away:
+            raise ValueError("the model is at a point already: every point is computed from the original weights")
+        moving = [(size, direction) for size, direction in point if size != 0]
+        written: list[str] = []
+        self._away = True
+        try:
+            for name in self._held if moving else ():
+                if any(self.directions.moves(direction, name) for _, direction in moving):
+                    written.append(name)
+                    self._move(name, moving)
+            yield self.lm
+        finally:
+            self._restore(written)
+            self._away = False
+
+    def untouched(self) -> bool:
+        """Whether every weight is bit for bit what it was when the model was loaded."""
+        return all(_same_bits(self.original(name), tensor) for name, tensor in self._held.items())
+
+    @torch.no_grad()
+    def _move(self, name: str, moving: Point) -> None:
+        own = self.original(name)
+        flat = self._held[name].detach().reshape(-1)  # contiguous memory as it is, else a copy
+        way, rest = _parted(moving)
+        others = None if way is None else pieces(self._elsewhere(way[1].checkpoint, name))
+        moves = [(size, self.directions.blocks(direction, name, own)) for size, direction in rest]
+        for start, block in zip(range(0, own.numel(), BLOCK), pieces(own), strict=True):
+            new = block.clone() if way is None or others is None else torch.lerp(block, next(others), way[0])  # exact at 0 and 1
+            for size, blocks in moves:
+                new.add_(next(blocks), alpha=size)
+            flat[start : start + len(new)].copy_(new)
+        if flat.data_ptr() != self._held[name].data_ptr():
+            self._held[name].detach().copy_(flat.view_as(self._held[name]))
+
+    @torch.no_grad()
+    def _restore(self, written: Sequence[str]) -> None:
+        try:
+            for name in written:
+                self._held[name].detach().copy_(self.original(name))
+        except (TiterError, OSError) as error:
+            raise TiterError(
+                f"the weights of {self.lm.label} could not be put back: {visible(str(error), 160)}",
+                next_step="load the model again: the one in memory is not the one on disk.",
+                status=1,
+            ) from error
+
+    def _elsewhere(self, other: Checkpoint, name: str) -> torch.Tensor:
+        """The tensor of another checkpoint of this architecture, in this model's type."""
+        stored, held = self._stored.get(name, ""), self._held[name]
+        if not stored:
+            raise TiterError(
+                f"{self.checkpoint.label} stores {name} in another form than the model holds it: no straight way leads to {other.label}",
+                next_step="leave the way out, or save both models again as plain safetensors.",
+            )
+        there = other.weight(stored)
+        if there.shape != held.shape:
+            raise TiterError(
+                f"{stored}: {tuple(held.shape)} in {self.checkpoint.label}, {tuple(there.shape)} in {other.label}",
+                expected="two checkpoints of one architecture",
+            )
+        return there.to(held.dtype)
+
+    def _places(self, scratch: Path) -> dict[str, str]:
+        """Model's name -> checkpoint's name of each tensor that stands there bit for bit; the rest is written to `scratch`."""
+        prefix = f"{getattr(self.lm.model, 'base_model_prefix', '')}."
+        found: dict[str, str] = {}
+        for name, tensor in self._held.items():
+            stored = next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in self.checkpoint.files), "")
+            if stored and self._stands(stored, tensor):
+                found[name] = stored
+        shapes = {stored: shape for stored, (shape, _) in shapes_of(self.checkpoint).items()}
+        free = [stored for stored in shapes if stored not in self.lm.model.state_dict() and stored not in set(found.values())]
+        for number, (name, tensor) in enumerate(item for item in self._held.items() if item[0] not in found):
+            # transformers renames some tensors in loading: the one of another name and the same bits
+            alike = [stored for stored in free if shapes[stored] == tensor.shape and self._stands(stored, tensor)]
+            if alike:
+                found[name] = max(alike, key=lambda stored: SequenceMatcher(None, stored, name).ratio())
+                free.remove(found[name])
+            else:
+                self._spilled[name] = scratch / f"{number}.safetensors"
+                save_file({"weight": tensor.detach().contiguous()}, self._spilled[name])
+        return found
+
+    def _stands(self, stored: str, tensor: torch.Tensor) -> bool:
+        there = self.checkpoint.weight(stored)
+        return there.shape == tensor.shape and _same_bits(there.to(tensor.dtype), tensor)
+
+
+def _parted(moving: Point) -> tuple[tuple[float, Towards] | None, list[tuple[float, Direction]]]:
+    """The first way to another checkpoint, which is walked by interpolation to be exact at both ends, and the other terms."""
+    first = next((k for k, (_, direction) in enumerate(moving) if isinstance(direction, Towards)), None)
+    rest = [term for k, term in enumerate(moving) if k != first]
+    if first is None:
+        return None, rest
+    size, direction = moving[first]
+    assert isinstance(direction, Towards)
+    return (size, direction), rest
+
+
+def _unique(lm: LM) -> dict[str, torch.Tensor]:
+    """Name -> tensor of all that a model file holds; what is one in the model (tied embeddings) comes once, by its first name."""
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, tensor in lm.model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            found.setdefault(id(tensor), (name, tensor))
+        elif tensor.ndim > 1:
+            raise TiterError(
+                f"{lm.label} holds {name} as {str(tensor.dtype).removeprefix('torch.')}: quantised weights cannot be moved",
+                expected="a model in float32 or bfloat16",
+            )
+    return dict(found.values())
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors of one type and shape hold the same bits (0 and -0 differ, a NaN equals itself)."""
+    word = WORDS[second.element_size()]
+    return torch.equal(first.contiguous().view(word), second.detach().cpu().contiguous().view(word))
