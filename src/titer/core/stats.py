@@ -41,6 +41,19 @@ def rate_difference(first: tuple[int, int], second: tuple[int, int], level: floa
     return Interval(value, low, value + math.hypot(a.high - a.value, b.value - b.low))
 
 
+def paired_difference(gained: int, lost: int, total: int, level: float = 0.95) -> Interval:
+    """rate(after) - rate(before) over the same `total` inputs: `gained` have it after alone, `lost` before alone.
+
+    Wald's interval with half an input added to each cell of the table of pairs (Agresti and Min 2005); NaN for no input.
+    """
+    if total == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    size, up, down = total + 2, gained + 0.5, lost + 0.5
+    centre = (up - down) / size
+    half = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(up + down - (up - down) ** 2 / size) / size
+    return Interval((gained - lost) / total, max(-1.0, centre - half), min(1.0, centre + half))
+
+
 def mean_over_inputs(parts: Sequence[Interval]) -> Interval:
     """Mean of independent statistics; the distances to their ends add in squares, as in `rate_difference`."""
     value = sum(one.value for one in parts) / len(parts)

@@ -9,7 +9,7 @@ Source: arXiv 2407.10264, sections 5.2 and 5.3 (figures 4 and 5). Shapes: W (m, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -19,6 +19,7 @@ from titer.data.example import Example
 from titer.models.activations import at_prompt_end
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import LM
+from titer.models.sites import Sites
 from titer.models.weights import change_at
 from titer.probes.base import column_space, null_share, random_like, stable_rank
 
@@ -36,14 +37,24 @@ def delta_w(
     """
     names = [f"mlp_in[{i}]" for i in range(lm.sites.layers)]
     found = [at_prompt_end(lm, [e.prompt for e in group], names) for group in (safe, unsafe)]
+    return at_inputs(base, tuned, lm.sites, found, seed=seed)
+
+
+def at_inputs(
+    base: Checkpoint, tuned: Checkpoint, sites: Sites, found: Sequence[Mapping[str, torch.Tensor]], kind: str = "mlp_up", seed: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The same for the weights `kind` that read the MLP's input (mlp_up, mlp_gate), from the tuned model's activations.
+
+    `found`: mlp_in[i] -> (n, D), of safe and of unsafe inputs.
+    """
     inputs, layers = [], []
-    for i, name in enumerate(names):
-        weight, change = change_at(base, tuned, lm.sites, f"mlp_up[{i}]")
+    for i in range(sites.layers):
+        weight, change = change_at(base, tuned, sites, f"{kind}[{i}]")
         kept = column_space(weight, ENERGY)
         random = random_like(change, seed_of(seed, "delta_w", i))
         layers.append({"layer": i + 1, **_layer(weight, change, random, kept)})
         for harmful, group in enumerate(found):
-            inputs.append(_inputs(i + 1, bool(harmful), group[name], change, random, kept))
+            inputs.append(_inputs(i + 1, bool(harmful), group[f"mlp_in[{i}]"], change, random, kept))
     return pd.concat(inputs, ignore_index=True), pd.DataFrame(layers)
 
 
