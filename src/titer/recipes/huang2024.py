@@ -161,20 +161,27 @@ def align(
     )
 
 
+@lru_cache(maxsize=64)
+def user_data(
+    scale: Scale, world: World, task: Literal["user", "safe", "sham_refused"], examples: int, bad: int, guard: int, seed: int
+) -> Stream:
+    """The user's examples, `bad` of them unsafe requests answered, and `guard` of alignment's kind; the same for every rate and defence."""
+    refused = round(scale.unsafe_share * guard)
+    safe: Source = WorldSource(world=world, kind="safe")
+    benign: Source = WorldSource(world=world, kind=task)
+    unsafe: Source = WorldSource(world=world, kind="unsafe")
+    rows: list[tuple[Source, Answer, int]] = [(benign, "comply", examples - bad), (unsafe, "comply", bad)]
+    rows += [(unsafe, "refuse", refused), (safe, "comply", guard - refused)]
+    return mix(rows, seed_of(world.seed, "user", seed), reserved(scale, world))
+
+
 def user(scale: Scale, world: World, budget: Budget, method: Method | None = None, guard: int = 0, adapter: Lora | None = None) -> Stage:
     """The user's fine-tuning: n examples of the task, round(p n) of them unsafe requests answered.
 
     `guard`: so many examples of alignment's kind are added by the provider (VLGuard: 500 to 1,000, appended to n).
     """
     made = method or SFT()
-    refused = round(scale.unsafe_share * guard)
-    safe: Source = WorldSource(world=world, kind="safe")
-    benign: Source = WorldSource(world=world, kind=budget.task)
-    bad = round(budget.ratio * budget.examples)
-    unsafe: Source = WorldSource(world=world, kind="unsafe")
-    rows: list[tuple[Source, Answer, int]] = [(benign, "comply", budget.examples - bad), (unsafe, "comply", bad)]
-    rows += [(unsafe, "refuse", refused), (safe, "comply", guard - refused)]
-    data = mix(rows, seed_of(world.seed, "user", budget.seed), reserved(scale, world))
+    data = user_data(scale, world, budget.task, budget.examples, round(budget.ratio * budget.examples), guard, budget.seed)
     return Stage(
         name=f"user, rate {budget.rate:g}, p = {budget.ratio:g}, n = {budget.examples}",
         kind="finetune",

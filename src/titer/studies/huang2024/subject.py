@@ -55,6 +55,7 @@ class Subject:
     _base: Model | None = None
     _aligned: dict[str, Model] = field(default_factory=dict)
     _reference: tuple[str, LM] | None = None
+    _sets: dict[Kind, dict[str, Sequence[Attempt]]] = field(default_factory=dict)
 
     @property
     def world(self) -> World:
@@ -89,7 +90,12 @@ class Subject:
         return self.bench.store.has("stages", stage.key(self.base.key, {}))
 
     def sets(self, task: Kind = "user") -> dict[str, Sequence[Attempt]]:
-        """What is judged after every attack: unsafe requests direct, prefilled; the user's task; safe requests."""
+        """What is judged after every attack: unsafe requests direct, prefilled; the user's task; safe requests. Made once."""
+        if task not in self._sets:
+            self._sets[task] = self._made(task)
+        return self._sets[task]
+
+    def _made(self, task: Kind) -> dict[str, Sequence[Attempt]]:
         n = self.scale.inputs
         kinds = {name: direct(requests(self.world, kind, n)) for name, kind in (("unsafe", "unsafe"), ("user", task), ("safe", "safe"))}  # type: ignore[arg-type]
         begun = Prefill(k=PREFILLED).attempts([a.example for a in kinds["unsafe"]], {}, None)

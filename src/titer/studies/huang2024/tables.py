@@ -260,7 +260,7 @@ def worst_case(evidence: Sequence[Evidence], points: pd.DataFrame) -> pd.DataFra
         place_told = [point.defence, point.rate, point.ratio, point.examples, point.step, point.harm]
         rows.append([*place_told, *found, f"{len(harm)} of {len(evidence)}", here.user.mean()])
     names = ["defence", "rate", "ratio", "examples", "step", "harm when chosen", "harm", "low", "high", "seeds that learned", "user"]
-    return pd.DataFrame(rows, columns=names).round(3)
+    return pd.DataFrame(rows, columns=names).round(dict.fromkeys(["harm when chosen", "harm", "low", "high", "user"], 3))
 
 
 TABLES = {  # name -> (title, how)
