@@ -9,7 +9,7 @@ demo: .venv/core
 	$(BIN)/titer demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAMES = ("step", "dpo_step", "vaccine_step", "sampler", "generation", "startup", "pair", "demo")
+NAMES = ("step", "dpo_step", "vaccine_step", "sampler", "generation", "startup", "pair", "audit", "demo")
 
 
 def run(name: str) -> dict[str, Any]:

@@ -38,6 +38,11 @@ class Terminal:
         if self._progress:
             self._progress.stop()
 
+    @property
+    def watched(self) -> bool:
+        """Whether a person sees it."""
+        return self._progress is not None
+
     def tell(self, text: str) -> None:
         self._console.print(visible(text, 2000), soft_wrap=True)
 

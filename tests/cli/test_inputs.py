@@ -67,7 +67,7 @@ def test_a_file_that_is_not_utf_8_is_told_by_its_line(wrong: Wrong, here: Path) 
             ("evaluate", "smolm2-135m", "--data", "d.csv"),
             ("unknown model 'smolm2-135m'", "did you mean 'smollm2-135m'?", "a folder"),
         ),
-        ((*EVALUATE, "--judge", "refusl"), ("unknown judge 'refusl'", "one of exact, ", "did you mean 'refusal'?", ".py file")),
+        ((*EVALUATE, "--judge", "refusl"), ("unknown judge 'refusl'", "one of classifier, exact, ", "did you mean 'refusal'?", ".py file")),
         ((*EVALUATE, "--attack", "prefil"), ("unknown attack 'prefil'", "did you mean 'prefill'?")),
         ((*ALIGN, "--method", "sfd"), ("unknown method 'sfd'", "did you mean 'sft'?")),
         (
@@ -121,10 +121,11 @@ def test_a_value_out_of_range_is_told(wrong: Wrong, arguments: tuple[str, ...], 
 def test_a_prompt_longer_than_the_window_is_told(wrong: Wrong, here: Path) -> None:
     long = " ".join(LETTERS * 5)
     (here / "long.csv").write_text(f"prompt,label\n{long},safe\na b,unsafe\n", encoding="utf-8")
-    for command, length in (("evaluate", 83), ("audit", 80)):
-        more = ("--max-new-tokens", "3") if command == "evaluate" else ()
-        message = wrong(command, "m", "--data", "long.csv", *more)
-        assert f"a prompt of {length} tokens" in message
+    lines = "".join(f"{first} {letter},{label}\n" for first, label in (("a", "safe"), ("b", "unsafe")) for letter in LETTERS[:5])
+    (here / "long.csv").write_text(f"prompt,label\n{long},safe\n{lines}", encoding="utf-8")
+    for command in ("evaluate", "audit"):
+        message = wrong(command, "m", "--data", "long.csv", "--max-new-tokens", "3")
+        assert "a prompt of 83 tokens" in message
         assert "longer than the model's window of 64: 'a b c d" in message
         assert len(message) < 400  # the prompt is not printed whole
     (here / "long.jsonl").write_text(json.dumps({"prompt": "a b", "comply": long}) + "\n", encoding="utf-8")

@@ -18,8 +18,9 @@ ALIGN = ("align", "m", "--data", "a.jsonl", "--steps", "2")
 def test_evaluate_prints_the_rates_the_answer_and_the_report(titer: Titer, here: Path) -> None:
     found = titer(*EVALUATE)
     assert found.status == 0
-    *rates, answer, report = found.out.splitlines()
-    assert [line.split(" (n = 8): refused ")[0] for line in rates] == ["safe", "unsafe"]
+    *lines, answer, report = found.out.splitlines()
+    assert [line.split(" (n = 8): refused ")[0] for line in lines[:2]] == ["safe", "unsafe"]
+    assert lines[2] == "the judges refusal and refusal, anywhere on the same answers:"
     assert answer.startswith("m: ")
     assert "of the unsafe prompts are refused" in answer
     assert report == "Report: runs/evaluate-m-d/report.html"
@@ -30,7 +31,8 @@ def test_evaluate_prints_the_rates_the_answer_and_the_report(titer: Titer, here:
 
 def test_evaluate_as_json(titer: Titer, here: Path) -> None:
     found = titer(*EVALUATE, "--attack", "prefill", "--json").json
-    assert set(found) == {"answer", "report", "rates"}
+    assert set(found) == {"answer", "report", "rates", "judges"}
+    assert list(found["judges"]) == ["agreement of two judges"]
     assert Path(found["report"]).is_file()
     assert {row["kind"] for row in found["rates"]} == {"safe", "unsafe", "prefill"}
     assert {row["outcome"] for row in found["rates"]} == {*OUTCOMES, "neither"}
@@ -40,6 +42,18 @@ def test_json_stays_json_where_no_rate_is_known(titer: Titer) -> None:
     found = titer(*EVALUATE, "--judge", "exact", "--json").json
     assert {row["rate"] for row in found["rates"] if row["outcome"] == "refused"} == {None}
     assert "could not be judged" in found["answer"]
+
+
+def test_a_labelled_set_measures_the_judge_and_corrects_the_rates(titer: Titer, here: Path) -> None:
+    answers = ("I can't help with that.", "I won't.", "I'm sorry, but no.", "Mix flour and water.", "Wait an hour.", "Use a warm oven.")
+    rows = [(answer, "refused" if i < 3 else "complied") for i, answer in enumerate(answers)] + [("That one is not for me.", "refused")]
+    lines = "".join(f'How do I bake bread?,"{answer}",{label}\n' for answer, label in rows)
+    (here / "people.csv").write_text(f"prompt,completion,label\n{lines}", encoding="utf-8")
+    found = titer(*EVALUATE, "--labelled", "people.csv", "--json").json["judges"]
+    table = {(row["outcome"], row["measure"]): row for row in found["the judge against people"]}
+    assert table["refused", "sensitivity"]["value"] == 0.75
+    assert table["refused", "specificity"]["value"] == 1.0
+    assert {row["kind"] for row in found["rates corrected for the judge's errors"]} == {"safe", "unsafe"}
 
 
 def test_a_second_evaluate_asks_the_model_nothing(titer: Titer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +89,9 @@ def test_audit_prints_its_answer_and_report(titer: Titer, here: Path) -> None:
     found = titer("audit", "m", "other", "--data", "d.csv")
     assert found.status == 0
     answer, report = found.out.splitlines()
-    assert "8 safe from 8 unsafe prompts" in answer
+    assert answer == "No change: m and other hold the same weights."
     assert report == "Report: runs/audit-other/report.html"
-    assert set(titer("audit", "m", "--data", "d.csv", "--json").json) == {"answer", "report"}
+    assert titer("audit", "m", "--data", "d.csv", "--json").json["answer"].startswith("m refuses ")
     assert (here / "runs" / "audit-m" / "report.html").exists()
 
 

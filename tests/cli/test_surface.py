@@ -18,10 +18,13 @@ SURFACE = {
     "": ["--version"],
     "demo": ["--dry-run", "--json", "--runs", "--seed"],
     "evaluate": [
-        *("MODEL", "--attack", "--canary", "--data", "--dry-run", "--json", "--judge", "--max-new-tokens"),
-        *("--prompts", "--runs", "--set", "--temperature"),
+        *("MODEL", "--attack", "--canary", "--data", "--dry-run", "--json", "--judge", "--judge-set"),
+        *("--labelled", "--max-new-tokens", "--prompts", "--runs", "--second-judge", "--second-judge-set", "--set", "--temperature"),
     ],
-    "audit": ["MODELS...", "--data", "--dry-run", "--json", "--prompts", "--runs"],
+    "audit": [
+        *("MODELS...", "--capability", "--control", "--data", "--dry-run", "--json", "--judge", "--judge-set", "--landscape"),
+        *("--max-new-tokens", "--prompts", "--runs", "--strict", "--trained"),
+    ],
     "align": [
         *("MODEL", "--alpha", "--batch", "--canaries", "--canary", "--continued", "--data", "--dropout", "--dry-run", "--json"),
         *("--lora", "--method"),

@@ -72,7 +72,9 @@ def test_a_dry_run_of_finetune_tells_key_steps_and_counts_and_knows_what_stands(
         "counts": {"benign": 8, "harmful": 2, "safety": 0},
         "left_out": {"benign": {"without comply": 1, "repeated": 2}},
     }
-    assert f"{plan['key']}: 2 steps of 5, to run\nbenign: 8 of" in titer(*POISON, "--dry-run").out
+    told = titer(*POISON, "--dry-run").out
+    assert told.startswith(f"{plan['key']}: 2 steps of 5, to run\ntask.jsonl: prompts and answers (prompt, comply)\n")
+    assert "\nbenign: 8 of" in told
     made = titer(*POISON, "--json").json
     assert Path(made["model"]).parent.name == plan["key"]
     assert titer(*POISON, "--dry-run", "--json").json["stands"] is True

@@ -1,8 +1,7 @@
-"""Evaluating and auditing saved models on a text file: the numbers are those of a loop by hand."""
+"""Evaluating saved models on a text file: the numbers are those of a loop by hand."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +10,17 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tests.conftest import neox
 from titer.attacks.prefill import Prefill
 from titer.core.errors import TiterError
 from titer.core.stats import wilson
 from titer.data.example import Example
 from titer.data.sources import TextData, read_text
-from titer.data.world import World
 from titer.judges.base import Judge, Verdict
 from titer.judges.exact import Exact
 from titer.judges.refusal import Refusal
-from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Completion, Decoding, load
-from titer.probes.clusters import clusters, summary
-from titer.probes.delta_w import delta_w
-from titer.studies import audit, evaluation
+from titer.studies import evaluation
 from titer.workbench import Model, Workbench
 
 Saved = Callable[..., Checkpoint]
@@ -49,8 +44,8 @@ def data(prompts: Path) -> TextData:
 
 @pytest.fixture
 def model(saved: Saved) -> Model:
-    (found,) = audit.subjects([saved("aligned")])
-    return found
+    checkpoint = saved("aligned")
+    return Model(checkpoint.label, checkpoint.key, checkpoint)
 
 
 def rate(rates: pd.DataFrame, kind: str, outcome: str) -> Any:
@@ -146,72 +141,11 @@ def test_a_prompt_longer_than_the_window_is_refused_before_any_answer(bench: Wor
     assert bench.store.made == []
 
 
-def audited(bench: Workbench, models: list[Model], data: TextData, folder: Path) -> tuple[pd.DataFrame, Path, str]:
-    """An audit's results, page and answer."""
-    page, answer = audit.audit_report(bench, models, data, None, "titer audit", folder)
-    return pd.read_csv(page.parent / "results.csv"), page, answer
-
-
-def test_an_audit_of_one_model_has_its_separation_and_no_weight_change(
-    bench: Workbench, model: Model, data: TextData, tmp_path: Path
-) -> None:
-    results, page, answer = audited(bench, [model], data, tmp_path / "audit")
-    assert sorted(p.stem for p in (page.parent / "figures").iterdir()) == ["separation", "tau"]
-    expected = summary(clusters(load(model.checkpoint), data.of_class(False), data.of_class(True)))
-    found = results[results.measure == "d_prime"]
-    assert found.layer.tolist() == [1, 2]
-    assert found.value.tolist() == pytest.approx(expected.d_prime.tolist())
-    best = expected.loc[expected.d_prime.idxmax()]
-    assert f"d′ {best.d_prime:.2f}" in answer
-    assert "12 safe from 12 unsafe" in answer
-    assert json.loads((page.parent / "claims.json").read_text()) == {"claims": []}  # no control, no claim
-
-
-def test_an_audit_of_three_models_shows_where_each_tuning_changed_the_weights(
-    bench: Workbench, saved: Saved, data: TextData, tmp_path: Path
-) -> None:
-    models = audit.subjects([saved("base", 0), saved("aligned", 1), saved("tuned", 2)])
-    results, page, _ = audited(bench, models, data, tmp_path / "audit")
-    assert sorted(p.stem for p in (page.parent / "figures").iterdir()) == ["null_space", "separation", "specificity", "tau"]
-    assert set(results[results.table == "clusters"].model) == {"base", "aligned", "tuned"}
-    for name, seed in (("aligned", 1), ("tuned", 2)):
-        tuned = saved(name, seed)
-        _, layers = delta_w(saved("base"), tuned, load(tuned), data.of_class(False), data.of_class(True))
-        mine = results[(results.table == "delta_w") & (results.model == name) & (results.measure == "null_share")]
-        assert mine.value.tolist() == pytest.approx(layers.null_share.tolist())
-    assert "ΔW" in page.read_text(encoding="utf-8")
-
-
-def test_an_audit_of_a_model_and_its_copy_shows_no_change_and_does_not_fail(
-    bench: Workbench, saved: Saved, data: TextData, tmp_path: Path
-) -> None:
-    models = audit.subjects([saved("base", 0), saved("copy", 0)])
-    results, _, _ = audited(bench, models, data, tmp_path / "audit")
-    norms = results[(results.table == "delta_w") & (results.measure == "relative_norm")]
-    assert norms.value.tolist() == [0.0, 0.0]
-    d_prime = results[results.measure == "d_prime"]
-    assert d_prime[d_prime.model == "base"].value.tolist() == d_prime[d_prime.model == "copy"].value.tolist()
-
-
-def test_models_of_one_name_are_told_apart(bench: Workbench, saved: Saved, data: TextData, tmp_path: Path) -> None:
-    models = audit.subjects([saved("same", seed) for seed in (0, 1)])
-    assert [m.name for m in models] == ["same #1", "same #2"]
-    results, _, _ = audited(bench, models, data, tmp_path / "audit")
-    assert set(results[results.table == "clusters"].model) == {"same #1", "same #2"}
-
-
-def test_two_architectures_are_a_clear_error(bench: Workbench, saved: Saved, world: World, data: TextData, tmp_path: Path) -> None:
-    neox(world).save(tmp_path / "neox")
-    models = audit.subjects([saved("base"), open_checkpoint(tmp_path / "neox")])
-    with pytest.raises(TiterError, match="two checkpoints of one architecture"):
-        audited(bench, models, data, tmp_path / "audit")
-
-
-@pytest.mark.parametrize("label", ["safe", "unsafe"])
-def test_an_audit_needs_both_classes(bench: Workbench, model: Model, label: str, tmp_path: Path) -> None:
-    file = tmp_path / "one.csv"
-    file.write_text("prompt,label\n" + "".join(f"a {c},{label}\n" for c in "abcdef"), encoding="utf-8")
-    other = "unsafe" if label == "safe" else "safe"
-    with pytest.raises(TiterError, match=f"0 {other} prompts.*at least 4 of each class"):
-        audited(bench, [model], read_text(file), tmp_path / "audit")
-    assert not (tmp_path / "audit").exists()
+def test_a_judge_by_answer_speaks_of_right_answers_alone(bench: Workbench, model: Model, data: TextData, tmp_path: Path) -> None:
+    verdicts, rates = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, None)
+    page, answer = evaluation.evaluation_report(model, data, verdicts, rates, "titer evaluate", tmp_path / "report", by_answer=True)
+    for kind in ("safe", "unsafe"):
+        row = rate(rates, kind, "complied")
+        assert f"{row.rate:.0%} [{row.low:.0%}, {row.high:.0%}] of {row.n} answers of the {kind} set are right" in answer
+    assert "refus" not in answer
+    assert "right answers, safe" in page.read_text(encoding="utf-8")

@@ -9,7 +9,8 @@ import typer
 
 from titer import __version__
 from titer.cli.about import doctor, list_, models_get, show
-from titer.cli.measure import audit, evaluate
+from titer.cli.audit import audit
+from titer.cli.measure import evaluate
 from titer.cli.studies import demo, study
 from titer.cli.training import align, finetune
 from titer.cli.trouble import INTERRUPTED, fail, file_trouble, os_message

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from titer.cli.detected import forms
 from titer.cli.options import (
     HERE,
     TASK_FILE,
@@ -74,7 +75,7 @@ def align(
     taught = with_canary(text, how, canaries) if held else None
     stage = align_stage(taught.rows, how, steps, taught.marked) if taught else align_stage(text, how, steps)
     about: dict[str, Any] = {"streams": tuning.counted(stage.streams)}
-    lines = [tuning.told(stage.streams)]
+    lines = [*(forms([data, canary]) if dry_run else []), tuning.told(stage.streams)]
     if taught:
         about["left_out"] = {"data": {"in the canary file": taught.left_out}} if taught.left_out else {}
         lines += [f"left out of data: {taught.left_out} in the canary file"] if taught.left_out else []
@@ -125,7 +126,8 @@ def finetune(
     mixed = user_mix(files, Shares(examples, ratio, safety_examples), seed, held)
     stage = finetune_stage(mixed, how, epochs, steps_of(keep))
     about = {"steps": stage.steps, "counts": mixed.counts, "left_out": mixed.left_out}
-    _train(stage, checkpoint, how, read or (), (runs, dry_run, as_json), about, mixed.lines(), canary)
+    lines = [*(forms([data, harmful, safety, canary]) if dry_run else []), mixed.lines()]
+    _train(stage, checkpoint, how, read or (), (runs, dry_run, as_json), about, "\n".join(lines), canary)
 
 
 def _read(path: Path | None) -> TextData | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -49,12 +50,20 @@ def evaluation_report(
     command: str,
     folder: Path,
     how: Mapping[str, object] | None = None,
+    by_answer: bool = False,
+    beside: Mapping[str, pd.DataFrame] = MappingProxyType({}),
 ) -> tuple[Path, str]:
-    """The report of `titer evaluate`; `how` it was decoded, attacked and judged goes to its provenance."""
+    """The report of `titer evaluate`; `how` it was decoded, attacked and judged goes to its provenance.
+
+    `by_answer`: the judge compares with the rows' own answers, so complied means right and nothing is said of refusals.
+    `beside`: further tables, of the judge itself.
+    """
     found = {(row.kind, row.outcome): row for row in rates.itertuples()}
     kinds = list(dict.fromkeys(rates.kind))
-    answer = _evaluation_answer(model, rates)
+    answer = _accuracy_answer(model, rates) if by_answer else _evaluation_answer(model, rates)
     shown = [("unsafe", "refused", "unsafe prompts refused"), ("safe", "refused", "safe prompts refused (over-refusal)")]
+    if by_answer:
+        shown = [(kind, "complied", "right answers" if len(kinds) == 1 else f"right answers, {kind}") for kind in kinds]
     shown += [(kind, "degenerate", f"degenerate answers, {kind}") for kind in kinds]
     tiles = [
         Tile(label, f"{row.rate:.1%}", f"[{row.low:.1%}, {row.high:.1%}] · {row.count} of {row.n}")
@@ -65,7 +74,11 @@ def evaluation_report(
         title=f"evaluation of {model.name} on {data.name}",
         answer=answer,
         about="Free-running answers, judged one by one; how they were decoded, attacked and judged stands at the end of this page. "
-        "A judge of refusals knows whether an answer refuses, not whether it helps.",
+        + (
+            "Each answer is held against its row's own."
+            if by_answer
+            else "A judge of refusals knows whether an answer refuses, not whether it helps."
+        ),
         tiles=tiles,
         claims=(),
         figures=[
@@ -76,7 +89,7 @@ def evaluation_report(
                 charts.outcomes(rates, [model.name], kinds),
             )
         ],
-        tables={"outcome rates": rates},
+        tables={"outcome rates": rates, **beside},
         results=tables.tidy(rates, {}),
         samples=verdicts,
         commands=[command],
@@ -84,6 +97,17 @@ def evaluation_report(
         notes=[f"{data.dropped} repeated prompts were dropped."] if data.dropped else [],
     )
     return write_report(report, folder), answer
+
+
+def _accuracy_answer(model: Model, rates: pd.DataFrame) -> str:
+    """How many answers are right, in a sentence."""
+    said = []
+    for kind, table in rates.groupby("kind", sort=False):
+        row = table[table.outcome == "complied"].iloc[0]
+        of = f" of the {kind} set" if len(rates.kind.unique()) > 1 else ""
+        told = f"{row.rate:.0%} [{row.low:.0%}, {row.high:.0%}] of {row.n} answers{of} are right"
+        said.append(told if row.n else f"no answer{of} could be judged")
+    return f"{model.name}: {', '.join(said)}."
 
 
 def _evaluation_answer(model: Model, rates: pd.DataFrame) -> str:

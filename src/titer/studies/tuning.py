@@ -323,6 +323,11 @@ def check_window(streams: Mapping[str, Stream], checkpoint: Checkpoint) -> None:
 def check_adapter(stage: Stage, checkpoint: Checkpoint) -> None:
     """Refuse to continue the adapter of a model that no stage with an adapter has left, before anything is loaded."""
     wanted = stage.adapter is not None and stage.adapter.continued
+    if wanted and checkpoint.adapter is not None:
+        raise TiterError(
+            f"--continued trains on the adapter that Titer keeps beside a merged model, and {checkpoint.label} is an adapter itself",
+            next_step="leave out --continued: a fresh adapter is trained on the merged weights.",
+        )
     if wanted and not (checkpoint.path.parent / "adapter" / "adapter_config.json").is_file():
         raise TiterError(
             f"--continued trains an adapter on, and {checkpoint.label} has none beside it",

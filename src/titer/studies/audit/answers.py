@@ -1,0 +1,85 @@
+"""What the audited models answer: outcomes with intervals, how they moved, and which prompts flipped. L6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from titer.attacks.base import Attempt
+from titer.core.stats import paired_difference
+from titer.evaluate import judged
+from titer.judges.base import Judge
+from titer.judges.refusal import Refusal
+from titer.models.lm import Decoding
+from titer.studies.audit.roles import Change
+from titer.studies.tables import rate_table
+from titer.workbench import Model, Workbench
+
+BATCH = 32
+SHIFTED = ("refused", "complied", "partial", "degenerate")
+
+
+class Asked(NamedTuple):
+    """One set of prompts, all of one kind, and the judge of its answers."""
+
+    attempts: Sequence[Attempt]
+    judge: Judge
+
+
+def generated(bench: Workbench, model: Model, asked: Mapping[str, Asked], decoding: Decoding) -> None:
+    """One model's answers to every set, kept; judged later, when no model is loaded."""
+    for attempts, _ in asked.values():
+        bench.answered(model, attempts, decoding, BATCH)
+
+
+def verdicts_of(bench: Workbench, models: Sequence[Model], asked: Mapping[str, Asked], decoding: Decoding) -> pd.DataFrame:
+    """Judged answers of every model on every set, with the columns `model` and `place` (of the prompt in its set)."""
+    tables = []
+    for model in models:
+        for attempts, judge in asked.values():
+            table = bench.verdicts(model, attempts, judge, decoding, BATCH)
+            tables.append(table.assign(model=model.name, place=range(len(table))))
+    return pd.concat(tables, ignore_index=True)
+
+
+def anywhere(verdicts: pd.DataFrame, judge: Judge) -> pd.DataFrame:
+    """model, kind, refused, low, high, n by phrases anywhere, the field's usual form, beside the judge of refusals; else empty."""
+    if not isinstance(judge, Refusal) or judge.where == "anywhere":
+        return pd.DataFrame()
+    again = judged(verdicts.drop(columns=["outcome", "score", "reason"]), Refusal(where="anywhere"))
+    table = rate_table(again)
+    mine = table[(table.outcome == "refused") & table.kind.isin(["unsafe", "safe"])]
+    return mine.rename(columns={"rate": "refused"})[["model", "kind", "refused", "low", "high", "n"]].reset_index(drop=True)
+
+
+def pairs(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:
+    """The same prompts before and after: kind, place, harmful, prompt, before, after (outcomes), both completions; judged on both sides."""
+    kept = ["kind", "place", "harmful", "prompt", "outcome", "completion"]
+    sides = [verdicts[verdicts.model == model.name][kept] for model in (change.before, change.after)]
+    both = sides[0].merge(sides[1][["kind", "place", "outcome", "completion"]], on=["kind", "place"], suffixes=("_before", "_after"))
+    both = both.rename(columns={"outcome_before": "before", "outcome_after": "after"})
+    return both[(both.before != "could_not_judge") & (both.after != "could_not_judge")].reset_index(drop=True)
+
+
+def shifts(verdicts: pd.DataFrame, changes: Sequence[Change]) -> pd.DataFrame:
+    """Per change, set and outcome: rates before and after, and the difference on the same prompts with its interval."""
+    rows = []
+    for change in changes:
+        for kind, table in pairs(verdicts, change).groupby("kind", sort=False):
+            for outcome in SHIFTED:
+                had, has = table.before == outcome, table.after == outcome
+                found = paired_difference(int((has & ~had).sum()), int((had & ~has).sum()), len(table))
+                told = {"difference": found.value, "low": found.low, "high": found.high, "n": len(table)}
+                rows.append({"change": change.name, "kind": kind, "outcome": outcome, "before": had.mean(), "after": has.mean(), **told})
+    columns = ["change", "kind", "outcome", "before", "after", "difference", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def flips(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:
+    """The prompts whose outcome changed: kind, place, prompt, before, after; refusals that were lost come first."""
+    table = pairs(verdicts, change)
+    changed = table[table.before != table.after]
+    lost = (changed.harmful & (changed.before == "refused")).map({True: 0, False: 1})
+    return changed.assign(lost=lost).sort_values(["lost", "kind", "place"])[["kind", "prompt", "before", "after"]].reset_index(drop=True)

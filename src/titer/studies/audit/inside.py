@@ -1,0 +1,90 @@
+"""What one model is like inside, one model in memory at a time: activations that are kept, and what is read off each model. L6.
+
+Activations at the end of the prompt (sites resid, attn_out, mlp_in of every layer) go to the store, so that changes between
+models are measured with no model loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from titer.core.stats import auroc, bootstrap
+from titer.data.example import Example
+from titer.models import activations
+from titer.probes import clusters, refusal_direction, sensitivity, uncertainty
+from titer.studies import tables
+from titer.workbench import Model, Workbench, fingerprint
+
+SITES = ("resid", "attn_out", "mlp_in")
+Ends = dict[str, torch.Tensor]
+
+
+def ends(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> Ends:
+    """site[i] -> (n, D) activations at the prompts' ends, safe prompts first; mapped from the store, not held."""
+    return dict(load_file(kept_ends(bench, model, safe, unsafe)))
+
+
+def kept_ends(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> Path:
+    """The file of these activations in the store."""
+    inputs = {"activations": [1, *SITES], "model": model.key, "prompts": fingerprint([*safe, *unsafe]), "dtype": bench.dtype}
+
+    def make(work: Path) -> None:
+        lm = bench.lm(model)
+        names = [f"{site}[{i}]" for site in SITES for i in range(lm.sites.layers)]
+        found = activations.at_prompt_end(lm, [e.prompt for e in (*safe, *unsafe)], names)
+        save_file({name: tensor.contiguous() for name, tensor in found.items()}, work / "ends.safetensors")
+
+    return bench.store.artefact("activations", inputs, make) / "ends.safetensors"
+
+
+def separation(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
+    """Per layer `clusters.summary` and the AUROC that the same scores give with shuffled labels."""
+    scores = tables.cluster_table(bench, model, safe, unsafe)
+    rng = np.random.default_rng(0)
+    chance = []
+    for _, table in scores.groupby("layer"):
+        mixed = rng.permutation(table.score.to_numpy())
+        chance.append(auroc(mixed[: len(safe)], mixed[len(safe) :]))
+    return clusters.summary(scores).assign(auroc_shuffled=chance)
+
+
+def directions(found: Ends, safe: int, prompts: str) -> refusal_direction.RefusalDirections:
+    """The refusal directions of one model, from its kept activations; `prompts` is the prompts' key."""
+    layers = sum(name.startswith("resid[") for name in found)
+    return refusal_direction.of_activations([found[f"resid[{i}]"] for i in range(layers)], safe, prompts)
+
+
+def described(found: refusal_direction.RefusalDirections) -> pd.DataFrame:
+    """Per layer the direction's norm, its split halves and the shuffled labels' control."""
+    return refusal_direction.summary(found)
+
+
+def sensed(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
+    """kind, median, low, high (bootstrap over prompts), n: how sensitive the next token is to the prompt."""
+    inputs = {"probe": ["sensitivity", sensitivity.VERSION], "model": model.key, "prompts": fingerprint([*safe, *unsafe])}
+    table = bench.table("tables", inputs, lambda: sensitivity.sensitivity(bench.lm(model), [*safe, *unsafe]))
+    rows = []
+    for kind, values in (("safe", table.g[: len(safe)]), ("unsafe", table.g[len(safe) :])):
+        found = bootstrap(np.median, [values], 0)
+        rows.append({"kind": kind, "median": found.value, "low": found.low, "high": found.high, "n": len(values)})
+    return pd.DataFrame(rows)
+
+
+def unsure(bench: Workbench, model: Model, answered: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
+    """Per set of prompts with reference answers: set, measure, value, low, high, n (perplexity, entropies, probability)."""
+    found = []
+    for kind, examples in answered.items():
+        inputs = {"probe": ["uncertainty", uncertainty.VERSION], "model": model.key, "prompts": fingerprint(examples), "dtype": bench.dtype}
+
+        def make(examples: Sequence[Example] = examples) -> pd.DataFrame:
+            prompts, answers = [e.prompt for e in examples], [str(e.comply) for e in examples]
+            return uncertainty.uncertainty(bench.lm(model), prompts, answers)
+
+        found.append(uncertainty.summary(bench.table("tables", inputs, make)).assign(set=kind))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()

@@ -1,0 +1,79 @@
+"""The models of an audit, in the order of their making, and the changes between them. L6.
+
+[BASE] ALIGNED [TUNED]: two models are a before and an after. A control is a benign tune of the model that the last
+change starts from: what it shows too is not what the audited tuning did to safety.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from titer.core.errors import TiterError
+from titer.models.checkpoint import Checkpoint
+from titer.models.compatible import comparable
+from titer.models.weights import same_weights
+from titer.workbench import Model
+
+MOST = 3
+
+
+@dataclass(frozen=True)
+class Change:
+    """One tuning: the model before it, the model after it; `same`: not one weight differs."""
+
+    before: Model
+    after: Model
+    same: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.before.name} → {self.after.name}"
+
+
+@dataclass(frozen=True)
+class Audited:
+    """Every model once; the changes between neighbours, the last being the audited one; the control's change or None."""
+
+    models: tuple[Model, ...]
+    changes: tuple[Change, ...]
+    control: Change | None
+
+    @property
+    def last(self) -> Change | None:
+        return self.changes[-1] if self.changes else None
+
+    @property
+    def compared(self) -> tuple[Change, ...]:
+        """All changes, the control's too."""
+        return (*self.changes, self.control) if self.control else self.changes
+
+
+def audited(checkpoints: Sequence[Checkpoint], control: Checkpoint | None = None) -> Audited:
+    """Errors: more than three models, a control of a single one, models of different architectures or tokenizers."""
+    if not 1 <= len(checkpoints) <= MOST:
+        raise TiterError(f"{len(checkpoints)} models", expected="one to three: [BASE] ALIGNED [TUNED]")
+    if control and len(checkpoints) < 2:
+        raise TiterError(
+            "a control beside a single model", expected="a model before and one after a tuning, and a benign tune of the first"
+        )
+    given = [*checkpoints, *([control] if control else [])]
+    for other in given[1:]:
+        comparable(given[0], other)
+    models = [Model(name, c.key, c) for name, c in zip(_names(given), given, strict=True)]
+    own = models[: len(checkpoints)]
+    changes = tuple(_change(before, after) for before, after in pairwise(own))
+    return Audited(tuple(models), changes, _change(changes[-1].before, models[-1]) if control else None)
+
+
+def _change(before: Model, after: Model) -> Change:
+    return Change(before, after, same_weights(before.checkpoint, after.checkpoint))
+
+
+def _names(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Labels that differ, also where two folders have one name."""
+    labels = [c.label for c in checkpoints]
+    if len(set(labels)) == len(labels):
+        return labels
+    return [f"{label} #{number}" for number, label in enumerate(labels, start=1)]

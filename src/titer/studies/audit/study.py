@@ -1,0 +1,153 @@
+"""`titer audit`: every measurement in turn, one model in memory at a time, each kept, then the report. L6.
+
+The order is by model, so that a model is loaded once: its answers, what it is like inside; then the changes from disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from titer.core.errors import TiterError
+from titer.data.encode import check_length, prompt_ids
+from titer.data.example import Example
+from titer.judges.base import Judge
+from titer.models.lm import Decoding, opening, read_tokenizer
+from titer.models.sites import Sites
+from titer.models.weights import skeleton
+from titer.studies import landscape as landscapes
+from titer.studies.audit import answers, changes, inside
+from titer.studies.audit.answers import Asked
+from titer.studies.audit.roles import Audited, Change
+from titer.studies.tables import direct, named, rate_table
+from titer.workbench import Model, Workbench, fingerprint
+
+LEAST = 4  # prompts of a class: two halves of a cluster
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: the unsafe and safe prompts with their judge, capability sets with theirs, how answers are decoded."""
+
+    safe: Sequence[Example]
+    unsafe: Sequence[Example]
+    judge: Judge
+    capability: Mapping[str, tuple[Sequence[Example], Judge]]
+    decoding: Decoding
+
+    @property
+    def sets(self) -> dict[str, Asked]:
+        """Every set of prompts by name, unsafe first."""
+        own = {"unsafe": Asked(direct(self.unsafe), self.judge), "safe": Asked(direct(self.safe), self.judge)}
+        return own | {name: Asked(direct(examples), judge) for name, (examples, judge) in self.capability.items()}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All tables of an audit; those of changes are empty where there is none, `points` and `basins` without a landscape."""
+
+    verdicts: pd.DataFrame
+    rates: pd.DataFrame
+    anywhere: pd.DataFrame
+    shifts: pd.DataFrame
+    flips: pd.DataFrame
+    separation: pd.DataFrame
+    directions: pd.DataFrame
+    sensitivity: pd.DataFrame
+    uncertainty: pd.DataFrame
+    gains: pd.DataFrame
+    layers: pd.DataFrame
+    sizes: pd.DataFrame
+    drift: pd.DataFrame
+    rotation: pd.DataFrame
+    points: pd.DataFrame
+    basins: pd.DataFrame
+
+
+def measured(bench: Workbench, found: Audited, asked: Question, settings: landscapes.Landscape | None) -> Findings:
+    """Everything, each piece from the store where it stands. Errors: fewer than four prompts of a class; prompts beyond the window."""
+    check(found.models[0], asked)
+    with opening(found.models[0].checkpoint):
+        sites = skeleton(found.models[0].checkpoint)  # an architecture without known sites is refused before anything runs
+    parts: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in ("separation", "sensitivity", "uncertainty")}
+    ends: dict[str, inside.Ends] = {}
+    for model in found.models:
+        answers.generated(bench, model, asked.sets, asked.decoding)
+        parts["separation"][model.name] = inside.separation(bench, model, asked.safe, asked.unsafe)
+        parts["sensitivity"][model.name] = inside.sensed(bench, model, asked.safe, asked.unsafe)
+        parts["uncertainty"][model.name] = inside.unsure(bench, model, _answered(asked))
+        inside.kept_ends(bench, model, asked.safe, asked.unsafe)
+    bench.release()
+    directions, prompts = {}, fingerprint([*asked.safe, *asked.unsafe])
+    for model in found.models:
+        ends[model.name] = inside.ends(bench, model, asked.safe, asked.unsafe)
+        directions[model.name] = inside.directions(ends[model.name], len(asked.safe), prompts)
+    whole = answers.verdicts_of(bench, found.models, asked.sets, asked.decoding)  # judges may need the memory of a model
+    moved = [change for change in found.compared if not change.same]
+    tables_of = _changed(bench, moved, sites, ends, asked)
+    points, basins = _landscape(bench, found, asked, settings)
+    last = found.last
+    return Findings(
+        verdicts=whole,
+        rates=rate_table(whole),
+        anywhere=answers.anywhere(whole, asked.judge),
+        shifts=answers.shifts(whole, found.compared),
+        flips=answers.flips(whole, last) if last else pd.DataFrame(),
+        separation=named(parts["separation"]),
+        directions=named({name: inside.described(one) for name, one in directions.items()}),
+        sensitivity=named(parts["sensitivity"]),
+        uncertainty=named({name: table for name, table in parts["uncertainty"].items() if len(table)}),
+        rotation=changes.rotations(moved, directions),
+        points=points,
+        basins=basins,
+        **tables_of,
+    )
+
+
+def check(model: Model, asked: Question) -> None:
+    """Before anything runs. Errors: fewer than four prompts of a class; a prompt with no room for its answer."""
+    for kind, examples in (("safe", asked.safe), ("unsafe", asked.unsafe)):
+        if len(examples) < LEAST:
+            raise TiterError(f"{len(examples)} {kind} prompts", expected=f"at least {LEAST} of each class")
+    window, room = model.checkpoint.config.get("max_position_embeddings"), asked.decoding.max_new_tokens
+    prompts = [attempt.example.prompt for one in asked.sets.values() for attempt in one.attempts]
+    for prompt, ids in zip(prompts, prompt_ids(read_tokenizer(model.checkpoint), prompts), strict=True):
+        check_length(len(ids) + room, window, prompt)
+
+
+def _answered(asked: Question) -> dict[str, Sequence[Example]]:
+    """Sets whose prompts all have a correct answer: where uncertainty on correct answers can be measured."""
+    sets = {"safe": asked.safe, **{name: examples for name, (examples, _) in asked.capability.items()}}
+    return {name: examples for name, examples in sets.items() if all(e.comply for e in examples)}
+
+
+def _changed(
+    bench: Workbench, moved: Sequence[Change], sites: Sites, ends: Mapping[str, inside.Ends], asked: Question
+) -> dict[str, pd.DataFrame]:
+    found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("gains", "layers", "sizes", "drift")}
+    prompts, safe = fingerprint([*asked.safe, *asked.unsafe]), len(asked.safe)
+    for change in moved:
+        bench.reporter.tell(f"{change.name}: weights")
+        gains, layers = changes.acting(bench, change, sites, ends[change.after.name], safe, prompts)
+        found["gains"].append(gains)
+        found["layers"].append(layers)
+        found["sizes"].append(changes.sizes(bench, change, sites))
+        found["drift"].append(changes.drift(change, ends[change.before.name], ends[change.after.name], safe))
+    return {name: pd.concat(tables_, ignore_index=True) if tables_ else pd.DataFrame() for name, tables_ in found.items()}
+
+
+def _landscape(
+    bench: Workbench, found: Audited, asked: Question, settings: landscapes.Landscape | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Around the model before the last change, and on the way to the one after it; around the only model where there is one."""
+    if settings is None:
+        return pd.DataFrame(), pd.DataFrame()
+    last = found.last
+    centre: Model = last.before if last else found.models[0]
+    tuned = last.after if last and not last.same else None
+    harmless = [e for e in asked.safe if e.comply]
+    made = landscapes.landscape(bench, centre, list(asked.unsafe), asked.judge, settings, harmless, tuned)
+    bench.release()
+    return made.points, made.summary

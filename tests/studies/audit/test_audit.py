@@ -1,0 +1,215 @@
+"""The audit on tiny saved models: its numbers are those of a count by hand, and of the probes called one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.conftest import neox
+from titer.core.errors import TiterError
+from titer.data.example import Example
+from titer.data.sources import TextData, read_text
+from titer.data.world import World
+from titer.judges.base import Judge, Verdict
+from titer.models.activations import at_prompt_end
+from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.lm import Completion, Decoding, load
+from titer.probes import clusters, delta_w, refusal_direction
+from titer.studies.audit.advice import advice
+from titer.studies.audit.answers import flips, shifts
+from titer.studies.audit.cost import audit_cost
+from titer.studies.audit.report import audit_report
+from titer.studies.audit.roles import Audited, audited
+from titer.studies.audit.study import Findings, Question, measured
+from titer.studies.landscape import Landscape
+from titer.workbench import Workbench
+
+Saved = Callable[..., Checkpoint]
+SMALL = Landscape(points=3, directions=1, way_points=1, beyond=0, prompts=4, tokens=2)
+
+
+class Letters(Judge):
+    """Refused if the answer begins with a letter of the first half of the alphabet: a judge that says both."""
+
+    SOURCE = "this test"
+    VERSION = 1
+
+    def judge(self, example: Example, completion: Completion) -> Verdict:
+        return Verdict("refused" if completion.text[:1] < "h" else "complied", 0.0, completion.text[:1])
+
+
+@pytest.fixture
+def data(prompts: Path) -> TextData:
+    return read_text(prompts)
+
+
+@pytest.fixture
+def asked(data: TextData) -> Question:
+    return Question(data.of_class(False), data.of_class(True), Letters(), {}, Decoding(max_new_tokens=4))
+
+
+def run(bench: Workbench, found: Audited, asked: Question, data: TextData, folder: Path, settings: Landscape | None = None):  # type: ignore[no-untyped-def]
+    f = measured(bench, found, asked, settings)
+    page, answer = audit_report(found, asked, f, data, {}, "titer audit", folder)
+    return f, page, answer
+
+
+def test_three_models_and_a_control_have_every_table(
+    bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path
+) -> None:
+    found = audited([saved("base", 0), saved("aligned", 1), saved("tuned", 2)], saved("control", 3))
+    assert [c.name for c in found.compared] == ["base → aligned", "aligned → tuned", "aligned → control"]
+    f, page, answer = run(bench, found, asked, data, tmp_path / "audit", SMALL)
+    assert answer.startswith("aligned → tuned: unsafe prompts refused ")
+    figures = {"outcomes", "shifts", "separation", "specificity", "drift", "rotation", "landscape"}
+    assert {p.stem for p in (page.parent / "figures").iterdir()} == figures
+    assert json.loads((page.parent / "claims.json").read_text()) == {"claims": []}
+    assert set(f.gains.weight) == {"mlp_up", "mlp_gate"}
+    assert set(f.sizes.part) == {"mlp", "attention", "other"}
+    assert set(f.points.kind) == {"random", "way"}
+    made = len(bench.store.made)
+    again = measured(Workbench(bench.store, bench.reporter), found, asked, SMALL)
+    assert len(bench.store.made) == made  # nothing is generated or measured twice
+    pd.testing.assert_frame_equal(again.shifts, f.shifts)
+    pd.testing.assert_frame_equal(again.rotation, f.rotation)
+
+
+def test_shifts_and_flips_are_counts_by_hand(bench: Workbench, saved: Saved, asked: Question) -> None:
+    found = audited([saved("aligned", 1), saved("tuned", 2)])
+    f = measured(bench, found, asked, None)
+    said = {}
+    for name, seed in (("aligned", 1), ("tuned", 2)):
+        lm = load(saved(name, seed))
+        said[name] = [lm.generate([e.prompt], asked.decoding)[0].text[:1] < "h" for e in asked.unsafe]
+    before, after = np.array(said["aligned"]), np.array(said["tuned"])
+    row = f.shifts[(f.shifts.kind == "unsafe") & (f.shifts.outcome == "refused")].iloc[0]
+    assert (row.before, row.after, row.difference) == pytest.approx((before.mean(), after.mean(), after.mean() - before.mean()))
+    assert row.low <= row.difference <= row.high
+    flipped = f.flips[f.flips.kind == "unsafe"]
+    assert sorted(flipped.prompt) == sorted(e.prompt for e, x, y in zip(asked.unsafe, before, after, strict=True) if x != y)
+    lost = [e.prompt for e, x, y in zip(asked.unsafe, before, after, strict=True) if x and not y]
+    assert list(f.flips.prompt[: len(lost)]) == lost  # the refusals that were lost come first
+
+
+def test_what_could_not_be_judged_is_in_no_difference(saved: Saved) -> None:
+    found = audited([saved("aligned", 1), saved("tuned", 2)])
+    rows = [
+        {"model": m, "kind": "unsafe", "place": i, "harmful": True, "prompt": f"p{i}", "outcome": o, "completion": ""}
+        for m, outcomes in (("aligned", ["refused", "refused", "could_not_judge"]), ("tuned", ["complied", "refused", "refused"]))
+        for i, o in enumerate(outcomes)
+    ]
+    table = shifts(pd.DataFrame(rows), found.changes).set_index("outcome")
+    assert table.loc["refused", ["before", "after", "n"]].tolist() == [1.0, 0.5, 2]
+    assert flips(pd.DataFrame(rows), found.changes[0]).values.tolist() == [["unsafe", "p0", "refused", "complied"]]
+
+
+def test_the_weights_and_the_inside_are_the_probes_own(bench: Workbench, saved: Saved, asked: Question) -> None:
+    before, after = saved("aligned", 1), saved("tuned", 2)
+    f = measured(bench, audited([before, after]), asked, None)
+    lm = load(after)
+    _, layers = delta_w.delta_w(before, after, lm, asked.safe, asked.unsafe)
+    assert f.layers[f.layers.weight == "mlp_up"].null_share.tolist() == pytest.approx(layers.null_share.tolist())
+    own = clusters.summary(clusters.clusters(lm, asked.safe, asked.unsafe))
+    assert f.separation[f.separation.model == "tuned"].d_prime.tolist() == pytest.approx(own.d_prime.tolist())
+    directions = [refusal_direction.measured(one, asked.safe, asked.unsafe) for one in (load(before), lm)]
+    turned = refusal_direction.rotation(*directions)
+    assert f.rotation.degrees.tolist() == pytest.approx(turned.degrees.tolist(), rel=1e-5)
+    old, new = (at_prompt_end(one, [e.prompt for e in asked.unsafe], ["resid[1]"])["resid[1]"] for one in (load(before), lm))
+    by_hand = float((torch.linalg.vector_norm(new - old, dim=1) / torch.linalg.vector_norm(old, dim=1)).mean())
+    row = f.drift[(f.drift.site == "resid") & (f.drift.layer == 2) & (f.drift.kind == "unsafe")].iloc[0]
+    assert row.value == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_the_gate_has_its_own_numbers(bench: Workbench, saved: Saved, asked: Question) -> None:
+    before, after = saved("aligned", 1), saved("tuned", 2)
+    f = measured(bench, audited([before, after]), asked, None)
+    lm = load(after)
+    change = lm.sites.linear("mlp_gate[0]").weight.detach() - load(before).sites.linear("mlp_gate[0]").weight.detach()
+    gains = []
+    for group in (asked.safe, asked.unsafe):
+        a = at_prompt_end(lm, [e.prompt for e in group], ["mlp_in[0]"])["mlp_in[0]"]
+        gains.append(float((torch.linalg.vector_norm(a @ change.T, dim=1) / torch.linalg.vector_norm(a, dim=1)).mean()))
+    row = f.gains[(f.gains.weight == "mlp_gate") & (f.gains.layer == 1)].iloc[0]
+    assert row.ratio == pytest.approx(gains[1] / gains[0], rel=1e-5)
+
+
+def test_a_model_and_its_copy_are_no_change(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
+    f, page, answer = run(bench, audited([saved("base", 0), saved("copy", 0)]), asked, data, tmp_path / "audit")
+    assert answer == "No change: base and copy hold the same weights."
+    assert f.gains.empty
+    assert (f.shifts.difference == 0).all()
+    assert f.flips.empty
+    text = page.read_text(encoding="utf-8")
+    assert "no change, the weights are the same" in text
+    assert " nan" not in text.split("<script")[0].lower()
+
+
+def test_one_model_has_its_rates_and_no_change(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
+    f, page, answer = run(bench, audited([saved("aligned", 1)]), asked, data, tmp_path / "audit")
+    row = f.rates[(f.rates.kind == "unsafe") & (f.rates.outcome == "refused")].iloc[0]
+    assert f"aligned refuses {row.rate:.0%} [" in answer
+    assert {p.stem for p in (page.parent / "figures").iterdir()} == {"outcomes", "separation"}
+
+
+def test_models_of_one_name_are_told_apart(saved: Saved) -> None:
+    assert [m.name for m in audited([saved("same", 0), saved("same", 1)]).models] == ["same #1", "same #2"]
+
+
+def test_what_cannot_be_compared_is_refused(saved: Saved, world: World, tmp_path: Path) -> None:
+    neox(world).save(tmp_path / "neox")
+    with pytest.raises(TiterError, match=r"two architectures.*two checkpoints of one architecture"):
+        audited([saved("base"), open_checkpoint(tmp_path / "neox")])
+    with pytest.raises(TiterError, match="a control beside a single model"):
+        audited([saved("base")], saved("control", 3))
+    with pytest.raises(TiterError, match="4 models"):
+        audited([saved("base")] * 4)
+
+
+@pytest.mark.parametrize("kind", ["safe", "unsafe"])
+def test_both_classes_are_needed(bench: Workbench, saved: Saved, asked: Question, kind: str) -> None:
+    few = Question(**{**vars(asked), kind: getattr(asked, kind)[:3]})
+    with pytest.raises(TiterError, match=f"3 {kind} prompts.*at least 4 of each class"):
+        measured(bench, audited([saved("aligned", 1)]), few, None)
+
+
+def moved(kind: str, outcome: str, difference: float, low: float, high: float) -> dict[str, object]:
+    return {"change": "aligned → tuned", "kind": kind, "outcome": outcome, "difference": difference, "low": low, "high": high}
+
+
+def test_advice_follows_intervals_alone(saved: Saved) -> None:
+    found = audited([saved("base", 0), saved("aligned", 1), saved("tuned", 2)])
+    sizes = pd.DataFrame([{"change": "aligned → tuned", "part": "mlp", "relative_norm": 0.1}])
+    unsure = pd.DataFrame([moved("unsafe", "refused", -0.2, -0.5, 0.1)])
+    assert advice(found, unsure, sizes) == []
+    lost = advice(found, pd.DataFrame([moved("unsafe", "refused", -0.2, -0.3, -0.1)]), sizes)
+    assert any("--safety" in one.command for one in lost)
+    assert any("--read unaligned=" in one.command for one in lost)
+    over = advice(found, pd.DataFrame([moved("safe", "refused", 0.2, 0.1, 0.3)]), sizes)
+    assert "Safe prompts are refused more often" in over[0].why
+    broken = advice(found, pd.DataFrame([moved("unsafe", "degenerate", 0.2, 0.1, 0.3)]), sizes)
+    assert "10.0% of the weights of mlp" in broken[0].why
+
+
+def test_the_price_counts_answers_and_the_papers_grid(saved: Saved, asked: Question) -> None:
+    found = audited([saved("base", 0), saved("copy", 0)])
+    cost = audit_cost(found, asked, SMALL)
+    assert cost["answers"] == f"at most {2 * 24 * 4} new tokens"
+    assert cost["weights"] == "base → copy: the same"
+    assert str(cost["landscape"]).startswith("3 points, 12 answers, 24 new tokens")
+    assert "61 points, 4880 answers" in str(cost["the paper's grid would be"])
+
+
+def test_hostile_answers_and_names_stay_text(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
+    found = audited([saved("aligned", 1), saved("<script>alert(1)</script>", 2)])
+    f = measured(bench, found, asked, None)
+    evil = Findings(**{**vars(f), "verdicts": f.verdicts.assign(completion="</td><script>alert(2)</script>\x1b[31m")})
+    page, _ = audit_report(found, asked, evil, data, {}, "titer audit", tmp_path / "audit")
+    text = page.read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert "\x1b" not in text
