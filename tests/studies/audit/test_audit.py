@@ -157,6 +157,18 @@ def test_one_model_has_its_rates_and_no_change(bench: Workbench, saved: Saved, a
     assert {p.stem for p in (page.parent / "figures").iterdir()} == {"outcomes", "separation"}
 
 
+def test_a_capability_set_is_a_set_of_its_own(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
+    task = [Example(e.prompt, False, "safe", "task", comply="a") for e in asked.safe[:5]]
+    more = Question(**{**vars(asked), "capability": {"sst2": (task, Letters())}})
+    f, page, _ = run(bench, audited([saved("aligned", 1), saved("tuned", 2)]), more, data, tmp_path / "audit")
+    rates = f.rates[f.rates.outcome == "complied"].set_index(["model", "kind"])
+    assert rates.n.to_dict() == {(m, kind): n for m in ("aligned", "tuned") for kind, n in (("unsafe", 12), ("safe", 12), ("sst2", 5))}
+    assert set(f.shifts.kind) == {"unsafe", "safe", "sst2"}
+    assert set(f.uncertainty.set) == {"sst2"}  # the safe prompts have no reference answers
+    assert "aligned: sst2 right" in page.read_text(encoding="utf-8")
+    assert "uncertainty" in set(pd.read_csv(page.parent / "results.csv").table)
+
+
 def test_models_of_one_name_are_told_apart(saved: Saved) -> None:
     assert [m.name for m in audited([saved("same", 0), saved("same", 1)]).models] == ["same #1", "same #2"]
 

@@ -6,7 +6,7 @@ The order is by model, so that a model is loaded once: its answers, what it is l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -39,9 +39,12 @@ class Question:
 
     @property
     def sets(self) -> dict[str, Asked]:
-        """Every set of prompts by name, unsafe first."""
-        own = {"unsafe": Asked(direct(self.unsafe), self.judge), "safe": Asked(direct(self.safe), self.judge)}
-        return own | {name: Asked(direct(examples), judge) for name, (examples, judge) in self.capability.items()}
+        """Every set of prompts by name, unsafe first; a set's name is its answers' kind."""
+        own = {"unsafe": (self.unsafe, self.judge), "safe": (self.safe, self.judge)}
+        return {
+            name: Asked(direct([replace(e, kind=name) for e in examples]), judge)
+            for name, (examples, judge) in {**own, **self.capability}.items()
+        }
 
 
 @dataclass(frozen=True)
