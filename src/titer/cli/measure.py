@@ -17,6 +17,11 @@ from titer.core.errors import TiterError
 if TYPE_CHECKING:
     from titer.data.sources import TextData
 
+Second = Annotated[
+    str | None, typer.Option(help="Another judge of the same answers; beside refusal its own form by phrases anywhere is the default.")
+]
+SecondSettings = Annotated[list[str] | None, typer.Option("--second-judge-set", help="A setting of it as NAME=VALUE.")]
+
 
 def evaluate(
     model: str,
@@ -26,10 +31,8 @@ def evaluate(
     ] = None,
     judge: Annotated[str, typer.Option(help="Judge: a name (titer list judges) or a .py file.")] = "refusal",
     judge_set: Settings = None,
-    second_judge: Annotated[
-        str | None, typer.Option(help="Another judge of the same answers; beside refusal its own form by phrases anywhere is the default.")
-    ] = None,
-    second_judge_set: Annotated[list[str] | None, typer.Option("--second-judge-set", help="A setting of it as NAME=VALUE.")] = None,
+    second_judge: Second = None,
+    second_judge_set: SecondSettings = None,
     labelled: Annotated[Path | None, typer.Option(help="Answers that people judged: measures the judge and corrects the rates.")] = None,
     attack: Annotated[str | None, typer.Option(help="Attack: a name (titer list attacks) or a .py file.")] = None,
     prompts: Prompts = None,
@@ -47,8 +50,7 @@ def evaluate(
 
     chosen_judge = made_judge(judge, judge_set or [])
     chosen_judge.check()
-    second = _second(judge, second_judge, second_judge_set or [])
-    people = _labelled(labelled)
+    second, people = _second(judge, second_judge, second_judge_set or []), _labelled(labelled)
     text = _prompts(data, canary, prompts, chosen_judge.BY_ANSWER)
     checkpoint = resolve(model)
     from titer.core.memory import Memory

@@ -24,7 +24,7 @@ from titer.probes import clusters, delta_w, refusal_direction
 from titer.studies.audit.advice import advice
 from titer.studies.audit.answers import flips, shifts
 from titer.studies.audit.cost import audit_cost
-from titer.studies.audit.report import audit_report
+from titer.studies.audit.report import answer, audit_report
 from titer.studies.audit.roles import Audited, audited
 from titer.studies.audit.study import Findings, Question, measured
 from titer.studies.landscape import Landscape
@@ -56,8 +56,8 @@ def asked(data: TextData) -> Question:
 
 def run(bench: Workbench, found: Audited, asked: Question, data: TextData, folder: Path, settings: Landscape | None = None):  # type: ignore[no-untyped-def]
     f = measured(bench, found, asked, settings)
-    page, answer = audit_report(found, asked, f, data, {}, "titer audit", folder)
-    return f, page, answer
+    page, said = audit_report(found, asked, f, data, {}, "titer audit", folder)
+    return f, page, said
 
 
 def test_three_models_and_a_control_have_every_table(
@@ -65,8 +65,8 @@ def test_three_models_and_a_control_have_every_table(
 ) -> None:
     found = audited([saved("base", 0), saved("aligned", 1), saved("tuned", 2)], saved("control", 3))
     assert [c.name for c in found.compared] == ["base → aligned", "aligned → tuned", "aligned → control"]
-    f, page, answer = run(bench, found, asked, data, tmp_path / "audit", SMALL)
-    assert answer.startswith("aligned → tuned: unsafe prompts refused ")
+    f, page, said = run(bench, found, asked, data, tmp_path / "audit", SMALL)
+    assert said.startswith("aligned → tuned: unsafe prompts refused ")
     figures = {"outcomes", "shifts", "separation", "specificity", "drift", "rotation", "landscape"}
     assert {p.stem for p in (page.parent / "figures").iterdir()} == figures
     assert json.loads((page.parent / "claims.json").read_text()) == {"claims": []}
@@ -140,8 +140,8 @@ def test_the_gate_has_its_own_numbers(bench: Workbench, saved: Saved, asked: Que
 
 
 def test_a_model_and_its_copy_are_no_change(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
-    f, page, answer = run(bench, audited([saved("base", 0), saved("copy", 0)]), asked, data, tmp_path / "audit")
-    assert answer == "No change: base and copy hold the same weights."
+    f, page, said = run(bench, audited([saved("base", 0), saved("copy", 0)]), asked, data, tmp_path / "audit")
+    assert said == "No change: base and copy hold the same weights."
     assert f.gains.empty
     assert (f.shifts.difference == 0).all()
     assert f.flips.empty
@@ -151,10 +151,19 @@ def test_a_model_and_its_copy_are_no_change(bench: Workbench, saved: Saved, aske
 
 
 def test_one_model_has_its_rates_and_no_change(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
-    f, page, answer = run(bench, audited([saved("aligned", 1)]), asked, data, tmp_path / "audit")
+    f, page, said = run(bench, audited([saved("aligned", 1)]), asked, data, tmp_path / "audit")
     row = f.rates[(f.rates.kind == "unsafe") & (f.rates.outcome == "refused")].iloc[0]
-    assert f"aligned refuses {row.rate:.0%} [" in answer
+    assert f"aligned refuses {row.rate:.0%} [" in said
     assert {p.stem for p in (page.parent / "figures").iterdir()} == {"outcomes", "separation"}
+
+
+def test_a_direction_that_is_mostly_noise_is_not_said_to_turn(bench: Workbench, saved: Saved, asked: Question) -> None:
+    found = audited([saved("aligned", 1), saved("tuned", 2)])
+    f = measured(bench, found, asked, None)
+    known = f.rotation.assign(degrees_ceiling=[10.0, 20.0], degrees_halves=[15.0, 60.0])
+    assert "by 60° in layer 2, where noise alone gives 20°" in answer(found, Findings(**{**vars(f), "rotation": known}))
+    noise = f.rotation.assign(degrees_ceiling=89.0, degrees_halves=95.0)
+    assert "too few prompts to say whether" in answer(found, Findings(**{**vars(f), "rotation": noise}))
 
 
 def test_a_capability_set_is_a_set_of_its_own(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from titer.studies.audit.advice import advice, lines
 from titer.studies.audit.roles import Audited, Change
 from titer.studies.audit.study import Findings, Question
 
+PARTS = {"mlp": "MLP", "attention": "attention", "other": "embedding, norm and head"}
+KNOWN = 60.0  # degrees between halves of one model's prompts above which a direction is mostly noise
 ABOUT = (
     "Answers are judged one by one on the same prompts before and after. Why: where safe and unsafe prompts separate inside, where the weight "
     "change acts and lies (beside a random change of equal singular values), how far activations drifted and the refusal direction turned "
@@ -120,12 +122,14 @@ def _why(f: Findings, change: Change) -> str:
     """Where the change lives and what it turned, in a sentence."""
     size = f.sizes[f.sizes.change == change.name]
     largest = size.loc[size.relative_norm.idxmax()]
-    told = [f"The change is largest in the {largest.part} weights ({largest.relative_norm:.2%} of their norm)"]
+    told = [f"The change is largest in the {PARTS[largest.part]} weights ({largest.relative_norm:.2%} of their norm)"]
     gains = f.gains[(f.gains.change == change.name) & f.gains.ratio.notna()]
     if len(gains):
         own, random = gains.groupby("weight")[["ratio", "ratio_random"]].mean().iloc[0]
         told.append(f"acts {own:.2f} times as strongly on unsafe prompts (a random change {random:.2f})")
-    turned = f.rotation[f.rotation.change == change.name]
+    turned = f.rotation[(f.rotation.change == change.name) & (f.rotation.degrees_ceiling < KNOWN)]
+    if turned.empty:
+        return f"{', '.join(told)}; too few prompts to say whether the refusal direction turned."
     r = turned.loc[(turned.degrees_halves - turned.degrees_ceiling).idxmax()]
     told.append(
         f"turned the refusal direction by {r.degrees_halves:.0f}° in layer {r.layer:.0f}, where noise alone gives {r.degrees_ceiling:.0f}°"
