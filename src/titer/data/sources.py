@@ -23,26 +23,9 @@ from titer.data.encode import encode, fitted
 from titer.data.example import Answer, Batch, Example, Indices
 from titer.data.formats import COMPLY, FORMAT
 from titer.data.hub import is_hub, load_hub
-from titer.data.readers import SUFFIXES, File, Row, load, records
-from titer.data.shapes import SURROGATE, Parsed, Shape, pair, parsed, shape
+from titer.data.readers import File, Row, load, records
+from titer.data.shapes import Parsed, Shape, pair, parsed, shape
 from titer.data.turns import joined, turns
-
-__all__ = [
-    "SUFFIXES",
-    "SURROGATE",
-    "Detected",
-    "File",
-    "Parsed",
-    "Row",
-    "Shortened",
-    "TextData",
-    "collected",
-    "detected",
-    "load",
-    "preferences",
-    "read_text",
-    "records",
-]
 
 
 class TextData(Record):

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 from titer.core.errors import TiterError, unknown, visible
 from titer.data.draws import permutation
-from titer.data.sources import SURROGATE, File, Parsed, TextData, collected, load, records
+from titer.data.readers import File, load, records
+from titer.data.shapes import SURROGATE, Parsed
+from titer.data.sources import TextData, collected
 
 SENTIMENTS = ("negative", "positive")  # by their code in the file
 TOPICS = ("World", "Sports", "Business", "Sci/Tech")

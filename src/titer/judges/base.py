@@ -1,40 +1,23 @@
-"""What a judge says: one of five outcomes, a score and a reason. A judge that fails says "could not judge".
-
-Also what judges share that ask another model: who is asked (a local model or an endpoint), hostile text made harmless, and
-replies read strictly or not at all.
-"""
+"""What a judge says: one of five outcomes, a score and a reason. A judge that fails says "could not judge"."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from titer.core.config import Record
-from titer.core.errors import TiterError, visible
-from titer.core.memory import Memory, content_key
+from titer.core.memory import Memory
 from titer.data.example import Example
-from titer.data.turns import joined, turns
-from titer.models.checkpoint import Checkpoint
-from titer.models.endpoint import WARM, Conversation, Endpoint, Estimate, Reply
-from titer.models.fetch import resolve
-from titer.models.lm import LM, Completion, Decoding, Progress, load, read_tokenizer
+from titer.models.endpoint import Estimate
+from titer.models.lm import Completion, Progress
+from titer.models.voice import Voice, in_words
 
 Outcome = Literal["refused", "complied", "partial", "degenerate", "could_not_judge"]
 OUTCOMES: tuple[Outcome, ...] = ("refused", "complied", "partial", "degenerate", "could_not_judge")
 Asked = Sequence[tuple[Example, Completion]]
 WORD = re.compile(r"\w+", re.UNICODE)
-MARKS = re.compile(  # what chat formats mark their turns with
-    r"<\|[^<>|\n]{1,60}\|>|</?s>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|</?(?:bos|eos|pad)>", re.IGNORECASE
-)
-CODE = 12  # hex digits of the code between which hostile text stands
-AS_IT_IS = "{{ messages[0]['content'] }}"  # a chat template for text that has been through one
-ASKING = 1  # bump when local replies may change
-T = TypeVar("T")
 
 
 class Verdict(NamedTuple):
@@ -77,12 +60,19 @@ class Judge(Record):
                 progress(done, len(asked))
         return found
 
+    def voice(self) -> Voice | None:
+        """Whom it asks, if anyone."""
+        return None
+
     def check(self) -> None:
         """To be called before answers are generated. Errors: a setting, model or key that judging will need is missing."""
+        if voice := self.voice():
+            voice.check()
 
     def reads(self) -> dict[str, str]:
         """Content keys of the models it reads, by role: what stored verdicts depend on besides the settings."""
-        return {}
+        voice = self.voice()
+        return voice.reads() if voice else {}
 
     def estimate(self, asked: Asked) -> Estimate | None:
         """What judging costs beforehand, None where it sends nothing anywhere."""
@@ -96,7 +86,7 @@ def unjudged(reason: str) -> Verdict:
 
 def failed(error: Exception) -> Verdict:
     """No verdict, because the judge failed; a message made for the reader is shown."""
-    return unjudged(visible(str(error), 300) if isinstance(error, TiterError) else f"the judge failed: {type(error).__name__}")
+    return unjudged(in_words(error))
 
 
 def in_two_steps(
@@ -136,192 +126,3 @@ def says_nothing(_: Example, completion: Completion) -> Verdict | None:
     """degenerate for an answer that says nothing, whatever a model would think of it."""
     fault = nonsense(completion.text.strip())
     return Verdict("degenerate", 0.0, fault) if fault else None
-
-
-def harmless(text: str, *tags: str) -> str:
-    """Hostile text for another model's eyes: control and format codes spelt out, marks of chat turns and our tags broken."""
-    shown = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-    return broken(shown, "|".join([MARKS.pattern, *map(re.escape, tags)]))
-
-
-def asked_for(prompt: str) -> str:
-    """A request as a reader of it sees it: a conversation's turns one below the other."""
-    return joined(turns(prompt))
-
-
-def broken(text: str, pattern: str) -> str:
-    """The text with a blank after the first letter of whatever matches, until nothing does; a single letter goes."""
-    marks = re.compile(pattern, re.IGNORECASE)
-    while marks.search(text):
-        text = marks.sub(lambda hit: " ".join([hit[0].strip()[0], hit[0].strip()[1:]]) if len(hit[0].strip()) > 1 else "", text)
-    return text
-
-
-def quoted(texts: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """(code, name -> text between lines that carry the code). The code depends on every text, so none can hold it."""
-    code = hashlib.sha256("\0".join(f"{name}\0{text}" for name, text in texts.items()).encode("utf-8", "backslashreplace")).hexdigest()[
-        :CODE
-    ]
-    return code, {name: f"[{name} {code}]\n{text}\n[end of {name} {code}]" for name, text in texts.items()}
-
-
-def last_line(reply: str, tag: str, values: str) -> str | None:
-    """The value of the one `tag value` in a reply, which must be all of its last line; else None. `values` is a pattern.
-
-    The tag's word counts wherever it stands, with its colon or without.
-    """
-    lines = reply.strip().splitlines()
-    if not lines or reply.lower().count(tag.lower().rstrip(":")) != 1:
-        return None
-    found = re.fullmatch(rf"{re.escape(tag)}[ \t]*({values})", lines[-1].strip())
-    return found[1] if found else None
-
-
-@dataclass
-class Voice:
-    """Who is asked: a local model (a folder, a fetched name or a hub id) or an endpoint. Lives as long as one `judge_all`."""
-
-    judge: str
-    model: str
-    endpoint: Endpoint | None
-    tokens: int
-    batch: int
-    _lm: list[LM] = field(default_factory=list)
-
-    def check(self) -> None:
-        """Errors: neither or both are given, the model is not there, the key is not set."""
-        if bool(self.model) == (self.endpoint is not None):
-            given = "both `model` and `endpoint`" if self.model else "neither `model` nor `endpoint`"
-            raise TiterError(
-                f"the judge {self.judge} has {given}",
-                expected="`model` (a folder, a fetched name or a hub id) or `endpoint` (url and model of a server)",
-                next_step='set for example endpoint={"url": "http://localhost:8000/v1", "model": "NAME"}.',
-            )
-        if self.endpoint:
-            self.endpoint.check()
-        else:
-            _ = self.checkpoint
-
-    @cached_property
-    def checkpoint(self) -> Checkpoint:
-        return resolve(self.model)
-
-    def reads(self) -> dict[str, str]:
-        return {} if self.endpoint or not self.model else {"model": self.checkpoint.key}
-
-    def estimate(self, conversations: Sequence[Conversation], rounds: int = 1) -> Estimate | None:
-        """The endpoint's bill, a token taken as three letters."""
-        if not self.endpoint or not conversations:
-            return None
-        letters = sum(len(turn["content"]) for conversation in conversations for turn in conversation)
-        return self.endpoint.estimate(len(conversations), letters // (3 * len(conversations)) + self.tokens, rounds)
-
-    def ask(self, conversations: Sequence[Conversation], attempt: int, memory: Memory | None, progress: Progress | None) -> list[Reply]:
-        """One reply a conversation; the first attempt is greedy, later ones are drawn."""
-        if self.endpoint:
-            return self.endpoint.ask(conversations, self.tokens, memory, progress, attempt)
-        decoding = Decoding(max_new_tokens=self.tokens, temperature=WARM if attempt else 0.0, seed=attempt)
-        about = {"model": self.checkpoint.key, "decoding": decoding, "asking": ASKING}
-        keys = [content_key({**about, "conversation": conversation}) for conversation in conversations]
-        kept = {key: memory.get(key) for key in dict.fromkeys(keys)} if memory else {}
-        found = {key: Reply(text) for key, text in kept.items() if isinstance(text, str)}
-        open_ = {key: conversation for key, conversation in zip(keys, conversations, strict=True) if key not in found}
-        if open_:
-            tokenizer = read_tokenizer(self.checkpoint)
-            texts = {key: rendered(tokenizer, conversation) for key, conversation in open_.items()}
-            found.update(self._answered(texts, decoding, memory, progress))
-        return [found[key] for key in keys]
-
-    def _answered(self, texts: dict[str, str], decoding: Decoding, memory: Memory | None, progress: Progress | None) -> dict[str, Reply]:
-        """Batches of similar length, each kept as it comes; a batch that fails is a fault of its own."""
-        lm = self._loaded()
-        lengths = dict(zip(texts, lm.lengths(list(texts.values())), strict=True))
-        room = float("inf") if lm.window is None else lm.window - decoding.max_new_tokens
-        too_long = "%d tokens and the reply do not fit the judge's window of %s"
-        found = {key: Reply("", too_long % (lengths[key], lm.window)) for key in texts if lengths[key] > room}
-        order = sorted((key for key in texts if key not in found), key=lambda key: (lengths[key], key))
-        for start in range(0, len(order), self.batch):
-            chosen = order[start : start + self.batch]
-            try:
-                replies = lm.generate([texts[key] for key in chosen], decoding, self.batch)
-            except Exception as error:  # noqa: BLE001  too large a batch for this machine, for example
-                found.update(dict.fromkeys(chosen, Reply("", failed(error).reason)))
-                continue
-            for key, reply in zip(chosen, replies, strict=True):
-                found[key] = Reply(reply.text)
-                if memory:
-                    memory.put(key, reply.text)
-            if progress:
-                progress(min(start + self.batch, len(order)), len(order))
-        return found
-
-    def _loaded(self) -> LM:
-        """The model, loaded once; it takes text that has been through its chat template."""
-        if not self._lm:
-            lm = load(self.checkpoint)
-            if getattr(lm.tokenizer, "chat_template", None):
-                lm.tokenizer.chat_template = AS_IT_IS
-            self._lm.append(lm)
-        return self._lm[0]
-
-
-def rendered(tokenizer: Any, conversation: Conversation) -> str:
-    """A conversation in the model's own chat template, or a single turn as it is where it has none.
-
-    The tokenizer's own marks are broken in what is said. Errors: several turns and no template; a template that fails, or leaves
-    out what was said (some take the content in parts, which is tried too).
-    """
-    said = [{**turn, "content": unmarked(tokenizer, turn["content"])} for turn in conversation]
-    if not getattr(tokenizer, "chat_template", None):
-        if len(said) > 1:
-            raise TiterError("the judge's tokenizer has no chat template", expected="one, to tell the user's turn from the assistant's")
-        return said[0]["content"]
-    in_parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in said]
-    why = "it leaves out what was said"
-    for tried in (said, in_parts):
-        try:
-            text: str = tokenizer.apply_chat_template(tried, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # noqa: BLE001  a template is a program of its own
-            why = visible(f"{type(error).__name__}: {error}", 160)
-            continue
-        if all(turn["content"].strip() in text for turn in said):
-            return text
-    raise TiterError(f"the judge's chat template does not take this conversation: {why}", expected="turns of a user and an assistant")
-
-
-def unmarked(tokenizer: Any, text: str) -> str:
-    """The text with the tokenizer's own special tokens broken, so that none can be written into a conversation."""
-    marks = sorted({str(token) for token in tokenizer.added_tokens_decoder.values() if str(token).strip()}, key=len, reverse=True)
-    return broken(text, "|".join(map(re.escape, marks))) if marks else text
-
-
-def readings(
-    voice: Voice,
-    conversations: Sequence[Conversation],
-    read: Callable[[str], T | None],
-    tries: int,
-    memory: Memory | None,
-    progress: Progress | None,
-) -> list[tuple[T | None, str]]:
-    """(what `read` makes of the reply, or None and why) for each conversation.
-
-    An unreadable reply is asked for again, `tries` times in all; a reply that did not come is not.
-    """
-    found: list[tuple[T | None, str]] = [(None, "")] * len(conversations)
-    open_ = list(range(len(conversations)))
-    for attempt in range(tries):
-        replies = voice.ask([conversations[i] for i in open_], attempt, memory, None if attempt else progress)
-        unread = []
-        for i, reply in zip(open_, replies, strict=True):
-            value = None if reply.fault else read(reply.text)
-            if value is None and not reply.fault:
-                unread.append(i)
-            why = (
-                reply.fault
-                or f"unreadable in {attempt + 1} {'try' if attempt == 0 else 'tries'}: {visible(reply.text.strip()[-60:], 80)!r}"
-            )
-            found[i] = (value, "" if value is not None else why)
-        open_ = unread
-        if not open_:
-            break
-    return found

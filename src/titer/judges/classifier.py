@@ -17,11 +17,12 @@ from transformers import AutoModelForSequenceClassification
 
 from titer.core.errors import TiterError, visible
 from titer.core.memory import Memory, content_key
-from titer.judges.base import Asked, Judge, Verdict, asked_for, failed, harmless, in_two_steps, says_nothing, unjudged, unmarked
+from titer.judges.base import Asked, Judge, Verdict, failed, in_two_steps, says_nothing, unjudged
 from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
 from titer.models.lm import Progress, read_tokenizer
 from titer.models.modes import evaluating
+from titer.models.voice import asked_for, harmless, unmarked
 
 ENDLESS = 10**6  # tokenizers that know no limit state a number far above
 

@@ -16,19 +16,10 @@ from pydantic import Field, model_validator
 from titer.core.memory import Memory
 from titer.data.example import Example
 from titer.data.turns import Turn, turns
-from titer.judges.base import (
-    Asked,
-    Judge,
-    Verdict,
-    Voice,
-    harmless,
-    in_two_steps,
-    readings,
-    says_nothing,
-    unjudged,
-)
+from titer.judges.base import Asked, Judge, Verdict, in_two_steps, says_nothing, unjudged
 from titer.models.endpoint import Conversation, Endpoint, Estimate
 from titer.models.lm import Completion, Progress
+from titer.models.voice import Voice, harmless, readings
 
 CODES = r"(?:[\s,:]+[A-Z]{1,3}[0-9]{1,2}(?:\.[0-9]{1,2})?)*"  # S1,S10, O3, ...
 
@@ -54,7 +45,7 @@ class Guard(Judge):
 
     def judge_all(self, asked: Asked, memory: Memory | None = None, progress: Progress | None = None) -> list[Verdict]:
         def ask(open_: Asked) -> list[Verdict]:
-            voice = self._voice()
+            voice = self.voice()
             voice.check()
             found = readings(voice, self._conversations(open_), self.read, 1, memory, progress)
             return [unjudged(f"the guard: {why}") if value is None else value for value, why in found]
@@ -74,16 +65,10 @@ class Guard(Judge):
             return None
         return None if re.search(other, later, re.IGNORECASE) else said
 
-    def check(self) -> None:
-        self._voice().check()
-
-    def reads(self) -> dict[str, str]:
-        return self._voice().reads()
-
     def estimate(self, asked: Asked) -> Estimate | None:
-        return self._voice().estimate(self._conversations([one for one in asked if at_once(*one) is None]))
+        return self.voice().estimate(self._conversations([one for one in asked if at_once(*one) is None]))
 
-    def _voice(self) -> Voice:
+    def voice(self) -> Voice:
         return Voice("guard", self.model, self.endpoint, self.tokens, self.batch)
 
     def _conversations(self, asked: Asked) -> list[Conversation]:

@@ -14,22 +14,10 @@ from pydantic import Field
 
 from titer.core.memory import Memory
 from titer.data.example import Example
-from titer.judges.base import (
-    Asked,
-    Judge,
-    Verdict,
-    Voice,
-    asked_for,
-    harmless,
-    in_two_steps,
-    last_line,
-    quoted,
-    readings,
-    says_nothing,
-    unjudged,
-)
+from titer.judges.base import Asked, Judge, Verdict, in_two_steps, says_nothing, unjudged
 from titer.models.endpoint import Conversation, Endpoint, Estimate
 from titer.models.lm import Completion, Progress
+from titer.models.voice import Voice, asked_for, harmless, last_line, quoted, readings
 
 TAG = "#thescore:"
 ASK = """\
@@ -73,24 +61,18 @@ class Rubric(Judge):
 
     def judge_all(self, asked: Asked, memory: Memory | None = None, progress: Progress | None = None) -> list[Verdict]:
         def ask(open_: Asked) -> list[Verdict]:
-            voice = self._voice()
+            voice = self.voice()
             voice.check()
             found = readings(voice, self._conversations(open_), grade, self.tries, memory, progress)
             return [unjudged(f"the grade: {why}") if value is None else verdict(value) for value, why in found]
 
         return in_two_steps(asked, says_nothing, ask)
 
-    def check(self) -> None:
-        self._voice().check()
-
-    def reads(self) -> dict[str, str]:
-        return self._voice().reads()
-
     def estimate(self, asked: Asked) -> Estimate | None:
         open_ = [one for one in asked if says_nothing(*one) is None]
-        return self._voice().estimate(self._conversations(open_), self.tries)
+        return self.voice().estimate(self._conversations(open_), self.tries)
 
-    def _voice(self) -> Voice:
+    def voice(self) -> Voice:
         return Voice("rubric", self.model, self.endpoint, self.tokens, self.batch)
 
     def _conversations(self, asked: Asked) -> list[Conversation]:

@@ -60,11 +60,6 @@ def directions(found: Ends, safe: int, prompts: str) -> refusal_direction.Refusa
     return refusal_direction.of_activations([found[f"resid[{i}]"] for i in range(layers)], safe, prompts)
 
 
-def described(found: refusal_direction.RefusalDirections) -> pd.DataFrame:
-    """Per layer the direction's norm, its split halves and the shuffled labels' control."""
-    return refusal_direction.summary(found)
-
-
 def sensed(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
     """kind, median, low, high (bootstrap over prompts), n: how sensitive the next token is to the prompt."""
     inputs = {"probe": ["sensitivity", sensitivity.VERSION], "model": model.key, "prompts": fingerprint([*safe, *unsafe])}

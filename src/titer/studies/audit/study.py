@@ -17,6 +17,7 @@ from titer.judges.base import Judge
 from titer.models.lm import Decoding, opening, read_tokenizer
 from titer.models.sites import Sites
 from titer.models.weights import skeleton
+from titer.probes import refusal_direction
 from titer.studies import landscape as landscapes
 from titer.studies.audit import answers, changes, inside
 from titer.studies.audit.answers import Asked
@@ -99,7 +100,7 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
         shifts=answers.shifts(whole, found.compared),
         flips=answers.flips(whole, last) if last else pd.DataFrame(),
         separation=named(parts["separation"]),
-        directions=named({name: inside.described(one) for name, one in directions.items()}),
+        directions=named({name: refusal_direction.summary(one) for name, one in directions.items()}),
         sensitivity=named(parts["sensitivity"]),
         uncertainty=named({name: table for name, table in parts["uncertainty"].items() if len(table)}),
         rotation=changes.rotations(moved, directions),
