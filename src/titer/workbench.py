@@ -56,6 +56,7 @@ class Workbench:
     save_every: int = 100
     dtype: Literal["float32", "bfloat16"] = "float32"  # of models that are loaded to be read; training starts in float32
     _loaded: dict[str, LM] = field(default_factory=dict)
+    _read: dict[str, dict[str, str]] = field(default_factory=dict)  # by judge: a key is a hash of all of a model's weights
 
     def model(
         self,
@@ -120,7 +121,7 @@ class Workbench:
     def verdicts(self, model: Model, attempts: Sequence[Attempt], judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
         """Judged samples; samples and verdicts are separate artefacts. A judge that sends requests says first what they cost."""
         file, key = self.answered(model, attempts, decoding, batch)
-        kind, reads = type(judge), judge.reads()
+        kind, reads = type(judge), self._reads(judge)
         rejudge = {"samples": key, "judge": [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, judge, *([reads] if reads else [])]}
 
         def judged() -> pd.DataFrame:
@@ -140,6 +141,13 @@ class Workbench:
             self.reporter.tell(f"{lost} answers could not be judged; the same command asks for these alone")
             return found
         return self.table("verdicts", rejudge, lambda: found)
+
+    def _reads(self, judge: Judge) -> dict[str, str]:
+        """The keys of the models that a judge reads, hashed once."""
+        name = f"{type(judge).__module__} {judge.model_dump_json()}"
+        if name not in self._read:
+            self._read[name] = judge.reads()
+        return self._read[name]
 
     def table(self, kind: str, inputs: Mapping[str, object], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """A table kept under its inputs; always as read back from disk, so first and later runs see the same."""

@@ -18,6 +18,7 @@ from titer.models.lm import Decoding, Progress
 from titer.workbench import Model, Workbench
 
 CALLS: list[int] = []
+READ: list[int] = []
 
 
 class Flaky(Judge):
@@ -31,12 +32,17 @@ class Flaky(Judge):
         bad = Verdict("could_not_judge", 0.0, "the server is away")
         return [bad if i % 2 and len(CALLS) == 1 else Verdict("complied", 1.0, "") for i in range(len(asked))]
 
+    def reads(self) -> dict[str, str]:
+        READ.append(1)
+        return {"model": "0123"}
+
     def estimate(self, asked: Asked) -> Estimate:
         return Estimate(len(asked), 3 * len(asked), 10, 30, None, None)
 
 
 def test_a_servers_failure_is_asked_again_and_a_whole_table_is_kept(world: World, tmp_path: Path) -> None:
     CALLS.clear()
+    READ.clear()
     llama(world).save(tmp_path / "m")
     checkpoint = open_checkpoint(tmp_path / "m")
     listener = Listener()
@@ -53,3 +59,4 @@ def test_a_servers_failure_is_asked_again_and_a_whole_table_is_kept(world: World
     assert asked() == ["complied"] * 4
     assert asked() == ["complied"] * 4
     assert len(CALLS) == 2  # the third time nothing is asked
+    assert len(READ) == 1  # a model's weights are hashed once
