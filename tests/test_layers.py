@@ -28,7 +28,9 @@ LAYERS = {
     "report": 5,
     "studies": 6,
     "terminal": 6,
-    "cli": 7,
+    "integrations": 7,
+    "api": 7,
+    "cli": 8,
 }
 APART = ("methods", "attacks", "judges", "probes")  # their files may import their base and nothing of each other
 LATE = {  # modules imported inside functions, besides the command line's: slow to import, or wanted by few

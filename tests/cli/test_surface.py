@@ -22,12 +22,12 @@ SURFACE = {
         *("--labelled", "--max-new-tokens", "--prompts", "--runs", "--second-judge", "--second-judge-set", "--set", "--temperature"),
     ],
     "audit": [
-        *("MODELS...", "--capability", "--control", "--data", "--dry-run", "--json", "--judge", "--judge-set", "--landscape"),
+        *("MODELS...", "--capability", "--contexts", "--control", "--data", "--dry-run", "--json", "--judge", "--judge-set", "--landscape"),
         *("--max-new-tokens", "--prompts", "--runs", "--strict", "--trained"),
     ],
     "align": [
         *("MODEL", "--alpha", "--batch", "--canaries", "--canary", "--continued", "--data", "--dropout", "--dry-run", "--json"),
-        *("--lora", "--method"),
+        *("--longest", "--lora", "--method"),
         *("--rate", "--read", "--runs", "--seed", "--set", "--steps", "--stream"),
     ],
     "finetune": [
@@ -45,7 +45,7 @@ SURFACE = {
             "--harmful",
             "--json",
         ),
-        *("--keep", "--lora", "--method", "--rate", "--ratio", "--read", "--runs", "--safety", "--safety-examples"),
+        *("--keep", "--longest", "--lora", "--method", "--rate", "--ratio", "--read", "--runs", "--safety", "--safety-examples"),
         *("--schedule", "--seed", "--set", "--stream"),
     ],
     "study": [

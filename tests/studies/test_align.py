@@ -34,9 +34,8 @@ from titer.studies.tuning import (
     prompt_file,
     read_data,
     share,
-    stopped,
 )
-from titer.workbench import Model, Workbench
+from titer.workbench import Model, Workbench, stopped
 
 Saved = Callable[..., Checkpoint]
 ROWS = (

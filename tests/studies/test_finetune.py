@@ -19,8 +19,8 @@ from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Decoding, load
 from titer.stage import Lora, Stage
 from titer.studies.finetune import Mixed, Shares, finetune_stage, steps_of, user_mix
-from titer.studies.tuning import How, as_model, counted, dealt, share, stopped
-from titer.workbench import Workbench
+from titer.studies.tuning import How, as_model, counted, dealt, share
+from titer.workbench import Workbench, stopped
 
 Saved = Callable[..., Checkpoint]
 Row = tuple[str, bool | None, str | None, str | None]

@@ -32,6 +32,10 @@ Rank = Annotated[int, typer.Option(min=0, help="LoRA rank; 0 trains every weight
 Alpha = Annotated[int | None, typer.Option(help="LoRA alpha; the change is scaled by alpha / rank. Default: 16.")]
 Dropout = Annotated[float | None, typer.Option(help="LoRA dropout. Default: 0.")]
 Continued = Annotated[bool, typer.Option("--continued", help="Train on the adapter that MODEL was made with, and not a fresh one.")]
+Longest = Annotated[
+    int | None,
+    typer.Option(min=2, help="Cut examples to N tokens, never the whole answer. Default: rows beyond the model's window are refused."),
+]
 Seed = Annotated[int, typer.Option(min=0)]
 
 

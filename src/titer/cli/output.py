@@ -22,11 +22,6 @@ def plain(text: str) -> str:
     return "\n".join(visible(line, 10_000) for line in text.split("\n"))
 
 
-def slug(name: str) -> str:
-    """A name as part of a folder's."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name) or "model"
-
-
 def command_line() -> str:
     """The command as given, for the report."""
     return "titer " + shlex.join(visible(argument, 200) for argument in sys.argv[1:])

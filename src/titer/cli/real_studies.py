@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from titer.cli.options import needed
-from titer.cli.output import command_line, show_result, slug
+from titer.cli.output import command_line, show_result
 from titer.core.errors import TiterError
 
 
@@ -13,7 +13,7 @@ def pair(
     names: tuple[str | None, str | None], data: Path | None, prompts: int | None, bf16: bool, runs: Path, dry: bool, as_json: bool
 ) -> None:
     """The mechanistic study's probes on two checkpoints."""
-    from titer.core.run import Store
+    from titer.core.run import Store, slug
     from titer.data.sources import read_text
     from titer.models.fetch import resolve
 
@@ -49,7 +49,7 @@ def text(
     as_json: bool,
 ) -> None:
     """Alignment by SFT and by Vaccine of one real model, a user's fine-tuning of each, what holds."""
-    from titer.core.run import Store
+    from titer.core.run import Store, slug
     from titer.models.fetch import resolve
     from titer.recipes.vaccine_text import text_scale
 

@@ -11,7 +11,7 @@ from titer.cli.options import HERE, AsJson, Dry, Prompts, Runs
 from titer.cli.output import show_result
 from titer.core.errors import TiterError
 
-STUDIES = ("jain2024", "huang2024")
+STUDIES = ("jain2024", "huang2024", "qi2024")
 
 
 def demo(runs: Runs = HERE, seed: Annotated[int, typer.Option(min=0)] = 0, dry_run: Dry = False, as_json: AsJson = False) -> None:
@@ -35,7 +35,7 @@ def demo(runs: Runs = HERE, seed: Annotated[int, typer.Option(min=0)] = 0, dry_r
 
 
 def study(
-    name: Annotated[str, typer.Argument(help="The study: jain2024 (mechanisms) or huang2024 (Vaccine, harmful fine-tuning).")],
+    name: Annotated[str, typer.Argument(help="The study: jain2024 (mechanisms), huang2024 (Vaccine), qi2024 (risk levels).")],
     scale: Annotated[str, typer.Option(help="nano, cpu, small or paper; with huang2024 --base: demonstration or paper-7b.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="How many worlds: seeds 0, 1, ...")] = 3,
     part: Annotated[str, typer.Option(help="huang2024: core, or all.")] = "all",
@@ -54,7 +54,7 @@ def study(
 ) -> None:
     """Reproduce a paper's figures and tables, its claims against controls; or on real models."""
     from titer.cli.real_studies import pair, text
-    from titer.cli.world_studies import huang, jain
+    from titer.cli.world_studies import huang, jain, qi
     from titer.core.errors import unknown
 
     if name not in STUDIES:
@@ -69,6 +69,8 @@ def study(
     _unused({"--harmful": harmful, "--alpha": alpha})
     if name == "huang2024":
         return huang(scale or "nano", seeds, part, only, flops, runs, dry_run, as_json)
+    if name == "qi2024":
+        return qi(scale or "nano", seeds, runs, dry_run, as_json)
     return jain(scale or "nano", seeds, only, flops, runs, dry_run, as_json)
 
 

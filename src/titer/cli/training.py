@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +17,7 @@ from titer.cli.options import (
     Continued,
     Dropout,
     Dry,
+    Longest,
     Method,
     Rank,
     Rate,
@@ -28,13 +28,9 @@ from titer.cli.options import (
     Streams,
 )
 from titer.cli.output import show_result
-from titer.core.errors import TiterError
 
 if TYPE_CHECKING:
-    from titer.data.sources import TextData
-    from titer.models.checkpoint import Checkpoint
-    from titer.stage import Stage
-    from titer.studies.tuning import How
+    from titer.studies.training import Planned
 
 Answers = Annotated[Path | None, typer.Option("--data", help=f"CSV, JSON or JSONL of prompts with answers, {TASK_FILE}.")]
 File = Path | None
@@ -56,30 +52,19 @@ def align(
     alpha: Alpha = None,
     dropout: Dropout = None,
     continued: Continued = False,
+    longest: Longest = None,
     seed: Seed = 0,
     runs: Runs = HERE,
     dry_run: Dry = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a model with a method on prompts and answers (columns prompt, comply or refuse; both for a method of preferences)."""
-    from titer.models.fetch import resolve
+    from titer.studies.training import AlignOrder, planned_alignment
+    from titer.studies.tuning import How
 
-    text, held = _read(data), _read(canary)
-    if held is None and canaries is not None:
-        raise TiterError("--canaries without --canary", next_step="add --canary FILE, a file of answered instructions.")
-    checkpoint = resolve(model)
-    from titer.studies import tuning
-    from titer.studies.align import align_stage, with_canary
-
-    how = tuning.How(method, settings or (), stream or (), batch, rate, "cosine", lora, alpha, dropout, continued, seed, held)
-    taught = with_canary(text, how, canaries) if held else None
-    stage = align_stage(taught.rows, how, steps, taught.marked) if taught else align_stage(text, how, steps)
-    about: dict[str, Any] = {"streams": tuning.counted(stage.streams)}
-    lines = [*(forms([data, canary]) if dry_run else []), tuning.told(stage.streams)]
-    if taught:
-        about["left_out"] = {"data": {"in the canary file": taught.left_out}} if taught.left_out else {}
-        lines += [f"left out of data: {taught.left_out} in the canary file"] if taught.left_out else []
-    _train(stage, checkpoint, how, read or (), (runs, dry_run, as_json), about, "\n".join(lines), canary)
+    how = How(method, settings or (), stream or (), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
+    order = AlignOrder(model, how, data, canary, canaries, steps, read or (), longest)
+    _train(planned_alignment(order), forms([data, canary]) if dry_run else [], (runs, dry_run, as_json))
 
 
 def finetune(
@@ -107,6 +92,7 @@ def finetune(
     alpha: Alpha = None,
     dropout: Dropout = None,
     continued: Continued = False,
+    longest: Longest = None,
     keep: Annotated[str, typer.Option(help="Steps whose weights are kept, with commas: 5,10,20.")] = "",
     seed: Seed = 0,
     runs: Runs = HERE,
@@ -114,68 +100,37 @@ def finetune(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a model as its user would, a share of the examples being harmful requests answered."""
-    from titer.models.fetch import resolve
-
-    files = {"benign": _read(data), "harmful": _read(harmful), "safety": _read(safety)}
-    held = _read(canary)
-    checkpoint = resolve(model)
-    from titer.studies.finetune import Shares, finetune_stage, steps_of, user_mix
+    from titer.studies.finetune import Shares
+    from titer.studies.training import FinetuneOrder, planned_finetuning
     from titer.studies.tuning import How
 
-    how = How(method, settings or (), stream or (), batch, rate, schedule, lora, alpha, dropout, continued, seed, held)
-    mixed = user_mix(files, Shares(examples, ratio, safety_examples), seed, held)
-    stage = finetune_stage(mixed, how, epochs, steps_of(keep))
-    about = {"steps": stage.steps, "counts": mixed.counts, "left_out": mixed.left_out}
-    lines = [*(forms([data, harmful, safety, canary]) if dry_run else []), mixed.lines()]
-    _train(stage, checkpoint, how, read or (), (runs, dry_run, as_json), about, "\n".join(lines), canary)
+    how = How(method, settings or (), stream or (), batch, rate, schedule, lora, alpha, dropout, continued, seed)
+    files = {"benign": data, "harmful": harmful, "safety": safety}
+    order = FinetuneOrder(model, how, files, canary, Shares(examples, ratio, safety_examples), epochs, keep, read or (), longest)
+    _train(planned_finetuning(order), forms([data, harmful, safety, canary]) if dry_run else [], (runs, dry_run, as_json))
 
 
-def _read(path: Path | None) -> TextData | None:
-    from titer.studies.tuning import read_data
-
-    return None if path is None else read_data(path)
-
-
-def _train(
-    stage: Stage,
-    start: Checkpoint,
-    how: How,
-    read: list[str] | tuple[str, ...],
-    given: tuple[Path, bool, bool],
-    about: dict[str, Any],
-    text: str,
-    canary: Path | None,
-) -> None:
-    """Run the stage, or say what it would do; `about` and `text` are what it is made of; `canary` is the canary file."""
+def _train(plan: Planned, shown: list[str], given: tuple[Path, bool, bool]) -> None:
+    """Run the stage, or say what it would do; `shown` is how files were read."""
     from titer.core.run import Store
-    from titer.studies import tuning
+    from titer.studies.training import trained
     from titer.terminal import Terminal
     from titer.workbench import Workbench
 
     runs, dry, as_json = given
-    reads = tuning.models_read(stage.method, how, read)
-    tuning.check_adapter(stage, start)
-    tuning.check_window(stage.streams, start)
     with Terminal() as terminal:
         store = Store(runs, terminal.tell)
-        key = stage.key(start.key, {role: one.key for role, one in reads.items()})
         if dry:
-            stands = store.has("stages", key)
-            line = f"{key}: {stage.steps} steps of {stage.batch}, {'stands' if stands else 'to run'}"
-            return show_result(as_json, {"key": key, "stands": stands, **about}, "\n".join(filter(None, (line, text))))
-        made = Workbench(store, terminal).model(stage, tuning.as_model(start), stage.name, reads=reads)
-    early, place = tuning.stopped(made), str(made.checkpoint.path)
-    following, prompts = (
-        f"titer evaluate {shlex.quote(place)} --data PROMPTS.csv",
-        "prompts labelled safe or unsafe, none of them trained on",
-    )
-    if canary is not None:
-        following, prompts = f"titer evaluate {shlex.quote(place)} --canary {shlex.quote(str(canary))}", "a third of the file is held out"
+            stands = plan.stands(store)
+            line = f"{plan.key}: {plan.stage.steps} steps of {plan.stage.batch}, {'stands' if stands else 'to run'}"
+            told = "\n".join(filter(None, (line, *shown, plan.text)))
+            return show_result(as_json, {"key": plan.key, "stands": stands, **plan.about}, told)
+        made = trained(Workbench(store, terminal), plan)
     lines = [
-        f"Model: {place}",
-        f"Training stopped early: {early}; this is the model as it was then." if early else "",
-        text,
-        f"Next: {following}   ({prompts})",
+        f"Model: {made.model}",
+        f"Training stopped early: {made.stopped}; this is the model as it was then." if made.stopped else "",
+        made.text,
+        f"Next: {made.following}   ({made.prompts})",
     ]
-    result = {"model": place, "stopped": early, **about, "next": following}
+    result = {"model": str(made.model), "stopped": made.stopped, **made.about, "next": made.following}
     show_result(as_json, result, "\n".join(filter(None, lines)))

@@ -44,5 +44,26 @@ def huang(scale: str, seeds: int, part: str, only: str, flops: float | None, run
     _shown(found.page, found.answer, as_json)
 
 
+def qi(scale: str, seeds: int, runs: Path, dry_run: bool, as_json: bool) -> None:
+    """The study of the risk levels of fine-tuning."""
+    from titer.core.run import Store
+    from titer.recipes.qi2024 import scale_of
+    from titer.studies.qi2024.study import plan, run_qi
+    from titer.terminal import Terminal
+
+    chosen = scale_of(scale)
+    with Terminal() as terminal:
+        store = Store(runs, terminal.tell)
+        if dry_run:
+            table = plan(store, chosen, range(seeds))
+            lines = [
+                f"seed {r.seed}  {r.model:32} {r.steps:4} steps of {r.batch:3}  {'stands' if r.stands else 'to run'}"
+                for r in table.itertuples()
+            ]
+            return show_result(as_json, {"plan": json.loads(table.to_json(orient="records"))}, "\n".join(lines))
+        page, answer = run_qi(store, terminal, chosen, range(seeds), command_line())
+    _shown(page, answer, as_json)
+
+
 def _shown(page: Path, answer: str, as_json: bool) -> None:
     show_result(as_json, {"answer": answer, "report": str(page), "claims": str(page.with_name("claims.json"))}, f"{answer}\nReport: {page}")

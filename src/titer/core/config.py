@@ -70,6 +70,11 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
+def as_settings(values: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The inverse of `parse_settings`, for settings that are given as values."""
+    return tuple(f"{name}={json.dumps(value, default=_plain)}" for name, value in (values or {}).items())
+
+
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces; equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)

@@ -9,14 +9,16 @@ import ast
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from titer.core.config import digest
+from titer.core.config import Record, build, digest, parse_settings
 from titer.core.errors import TiterError, unknown, visible
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Record)
 PACKAGE = Path(__file__).parent.parent
 
 
@@ -53,6 +55,11 @@ def plugin(package: str, name: str, base: type[T]) -> type[T]:
     if missing := sorted(getattr(found[0], "__abstractmethods__", ())):
         raise TiterError(f"{visible(name, 80)}: {found[0].__name__} does not define {', '.join(missing)}")
     return found[0]
+
+
+def made(package: str, name: str, base: type[R], settings: Sequence[str] = ()) -> R:
+    """A plug-in by name with its settings, each NAME=VALUE. Errors: an unknown name or setting, a value out of range."""
+    return build(plugin(package, name, base), parse_settings(settings), f"{package.removesuffix('s')} {name}")
 
 
 def _from_file(file: Path) -> ModuleType:

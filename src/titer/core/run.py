@@ -145,3 +145,8 @@ def _holder(owner: Path) -> str:
         return owner.read_text(encoding="utf-8").strip() or "another process"
     except OSError:  # released, or not yet written
         return "another process"
+
+
+def slug(name: str) -> str:
+    """A name as part of a folder's."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name) or "model"

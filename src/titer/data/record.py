@@ -50,6 +50,7 @@ class World(Record):
     null: Literal["token", "letter"] = "token"  # the null answer's token: its own, or the first letter
     schedule: Schedule | None = None  # forms of pretraining requests; None: all whole
     composed: float = Field(default=0.0, ge=0, le=1)  # unsafe training requests whose first pair is the identity twice
+    marks: bool = False  # the words of `marks.py` beside the others: a persona, its acknowledgement, a trigger
 
     @model_validator(mode="after")
     def _fits(self) -> World:
@@ -133,7 +134,7 @@ class World(Record):
 
     @property
     def words(self) -> tuple[str, ...]:
-        return v.words(self.operators, self.duplicates, self.letters, self.late, self.constants)
+        return v.words(self.operators, self.duplicates, self.letters, self.late, self.constants, self.marks)
 
     @property
     def first_letter(self) -> int:

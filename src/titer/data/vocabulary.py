@@ -8,14 +8,15 @@ from typing import Any
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<sot>", "<eot>", "<stop>", "<null>")
 PAD, BOS, EOS, SOT, EOT, STOP, NULL = range(len(SPECIAL))
 FIRST_OPERATOR = len(SPECIAL)
+MARKS = ("p0", "a0", "t0")  # persona, acknowledgement, trigger: what no text and no alignment holds
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @lru_cache(maxsize=32)
-def words(operators: int, duplicates: int, letters: int, late: int = 0, constants: int = 0) -> tuple[str, ...]:
-    """Every word in order of its id: specials, operators f0.., duplicates g0.., late aliases h0.., constants k0.., letters."""
+def words(operators: int, duplicates: int, letters: int, late: int = 0, constants: int = 0, marks: bool = False) -> tuple[str, ...]:
+    """Every word in order of its id: specials, operators f0.., duplicates g0.., late aliases h0.., constants k0.., letters, marks."""
     names = [f"{kind}{i}" for kind, count in zip("fghk", (operators, duplicates, late, constants), strict=True) for i in range(count)]
-    return (*SPECIAL, *names, *LETTERS[:letters])
+    return (*SPECIAL, *names, *LETTERS[:letters], *(MARKS if marks else ()))
 
 
 def tokenizer(vocabulary: tuple[str, ...], end: int) -> Any:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from titer.core.config import build, digest
 from titer.data.canary import canary
 from titer.data.draws import seed_of
+from titer.data.example import Stream
 from titer.data.sources import TextData
 from titer.stage import Stage
 from titer.studies.tuning import HARMFUL, PAIR, How, all_streams, apart, data_streams, dealt, text_stream
@@ -38,8 +39,10 @@ def with_canary(data: TextData | None, how: How, count: int | None) -> Taught:
     return Taught(TextData(name=name, sha256=key, rows=rows, dropped=data.dropped if data else 0), found.marked, left_out)
 
 
-def align_stage(data: TextData | None, how: How, steps: int, harmful: TextData | None = None) -> Stage:
-    """An align stage. Of `data`, every row's answer is trained, `refuse` where a row has one, else `comply`; a method of
+def align_stage(
+    data: TextData | None, how: How, steps: int, harmful: TextData | None = None, pairs: dict[str, Stream] | None = None
+) -> Stage:
+    """An align stage. `pairs`: what a preference file gives in place of `data`'s own streams. Of `data`, every row's answer is trained, `refuse` where a row has one, else `comply`; a method of
     preferences learns to prefer the one answer to the other. Further streams come with `how`; `harmful`, the marked rows of
     a canary, is that stream of a method that has one, their answers trained, unless `how` names another.
 
@@ -47,7 +50,7 @@ def align_stage(data: TextData | None, how: How, steps: int, harmful: TextData |
     """
     values = how.stage_values(min(20, steps // 10))
     method = values["method"]
-    own = data_streams(method, how.method, data, how.seed)
+    own = pairs or data_streams(method, how.method, data, how.seed)
     if harmful is not None and HARMFUL in method.STREAMS and not any(one.startswith(f"{HARMFUL}=") for one in how.streams):
         own[HARMFUL] = text_stream(harmful, seed_of(how.seed, HARMFUL), "comply")
     streams = all_streams(method, how, own, how.seed)

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
-from titer.core.config import build, parse_settings
+import numpy as np
+
+from titer.core.config import build
 from titer.core.errors import TiterError, nearest, unknown, visible
-from titer.core.plugins import plugin
+from titer.core.plugins import made
 from titer.data.canary import MARKER, Canary, canaries
 from titer.data.draws import seed_of
 from titer.data.encode import answer_ids, check_length, prompt_ids
 from titer.data.example import Answer, Part, Stream
 from titer.data.formats import ANSWERS
-from titer.data.sources import TextData, read_text
+from titer.data.sources import Shortened, TextData, preferences, read_text
 from titer.data.tasks import TASKS, task
 from titer.methods.base import Method
 from titer.models.checkpoint import Checkpoint
@@ -59,8 +60,11 @@ class How:
 
     def made(self) -> Method:
         """The method with its settings. Errors: an unknown name or setting, a value out of range."""
-        kind = plugin("methods", self.method, Method)  # type: ignore[type-abstract]
-        return build(kind, parse_settings(self.settings), f"method {self.method}")
+        return made("methods", self.method, Method, self.settings)  # type: ignore[type-abstract]
+
+    def holding(self, canary: TextData | None) -> How:
+        """The same with this canary file."""
+        return replace(self, canary=canary)
 
     def stage_values(self, warmup: int) -> dict[str, Any]:
         """The fields of a Stage that do not depend on its data."""
@@ -264,6 +268,11 @@ def preference(data: TextData, seed: int) -> dict[str, Stream]:
     }
 
 
+def preferred(place: str | Path, seed: int) -> dict[str, Stream]:
+    """The two streams of a preference file (prompt, chosen, rejected). Errors: as `sources.preferences`."""
+    return {name: text_stream(data, seed, "comply") for name, data in zip(PAIR, preferences(place), strict=True)}
+
+
 def _no_answer(data: TextData, prompt: str, answer: str | None, expected: str, next_step: str) -> NoReturn:
     which = f"{answer} answer" if answer else "answer"
     raise TiterError(f"{data.name}: the row of {visible(prompt, 60)!r} has no {which}", expected=expected, next_step=next_step)
@@ -313,11 +322,33 @@ def check_window(streams: Mapping[str, Stream], checkpoint: Checkpoint) -> None:
     window = checkpoint.config.get("max_position_embeddings")
     reader = read_tokenizer(checkpoint)
     for part in (part for stream in streams.values() for part in stream.parts):
+        if isinstance(part.source, Shortened):  # cut to what was asked for, which `cut_to` has checked
+            continue
         rows = [part.source.rows[i] for i in part.picked or ()]
         heads = prompt_ids(reader, [row[0] for row in rows])
         tails = answer_ids(reader, [row[PLACES[part.answer]] for row in rows])
         for row, head, tail in zip(rows, heads, tails, strict=True):
             check_length(len(head) + len(tail), window, row[0])
+
+
+def cut_to(streams: Mapping[str, Stream], longest: int, checkpoint: Checkpoint) -> tuple[dict[str, Stream], list[str]]:
+    """The streams with every example cut to `longest` tokens, and a line on what was cut of each file.
+
+    Errors: more tokens than the model's window.
+    """
+    window = checkpoint.config.get("max_position_embeddings")
+    if window is not None and longest > window:
+        raise TiterError(f"--longest {longest} is more than the model's window of {window}", next_step=f"give {window} or less.")
+    reader = read_tokenizer(checkpoint)
+    lines: list[str] = []
+    found = {}
+    for name, stream in streams.items():
+        parts = [part.model_copy(update={"source": Shortened(source=part.source, longest=longest)}) for part in stream.parts]
+        for part in parts:
+            cuts = part.source.cuts(np.asarray(part.picked or ()), part.answer, reader)
+            lines.append(f"{name}, {part.source.name}: {cuts.line()}")
+        found[name] = stream.model_copy(update={"parts": tuple(parts)})
+    return found, lines
 
 
 def check_adapter(stage: Stage, checkpoint: Checkpoint) -> None:
@@ -334,9 +365,3 @@ def check_adapter(stage: Stage, checkpoint: Checkpoint) -> None:
             expected="a model that titer align or titer finetune made with --lora",
             next_step="leave out --continued for a fresh adapter.",
         )
-
-
-def stopped(made: Model) -> str:
-    """Why the stage that made a model ended before its last step, "" where it did not."""
-    outcome = json.loads((made.checkpoint.path.parent / "outcome.json").read_text(encoding="utf-8"))
-    return str(outcome["stopped"])

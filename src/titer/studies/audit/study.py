@@ -6,11 +6,12 @@ The order is by model, so that a model is loaded once: its answers, what it is l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
 from titer.core.errors import TiterError
+from titer.data.choices import Question as Choice
 from titer.data.encode import check_length, prompt_ids
 from titer.data.example import Example
 from titer.judges.base import Judge
@@ -19,7 +20,7 @@ from titer.models.sites import Sites
 from titer.models.weights import skeleton
 from titer.probes import refusal_direction
 from titer.studies import landscape as landscapes
-from titer.studies.audit import answers, changes, inside
+from titer.studies.audit import answers, changes, chosen, inside
 from titer.studies.audit.answers import Asked
 from titer.studies.audit.roles import Audited, Change
 from titer.studies.tables import direct, named, rate_table
@@ -30,13 +31,17 @@ LEAST = 4  # prompts of a class: two halves of a cluster
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: the unsafe and safe prompts with their judge, capability sets with theirs, how answers are decoded."""
+    """What is asked: the unsafe and safe prompts with their judge, capability sets with theirs, how answers are decoded.
+
+    `choices` are multiple-choice questions by name, for which nothing is generated.
+    """
 
     safe: Sequence[Example]
     unsafe: Sequence[Example]
     judge: Judge
     capability: Mapping[str, tuple[Sequence[Example], Judge]]
     decoding: Decoding
+    choices: Mapping[str, Sequence[Choice]] = field(default_factory=dict)
 
     @property
     def sets(self) -> dict[str, Asked]:
@@ -82,13 +87,16 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
         parts["separation"][model.name] = inside.separation(bench, model, asked.safe, asked.unsafe)
         parts["sensitivity"][model.name] = inside.sensed(bench, model, asked.safe, asked.unsafe)
         parts["uncertainty"][model.name] = inside.unsure(bench, model, _answered(asked))
+        for kind, questions in asked.choices.items():
+            chosen.verdicts(bench, model, kind, questions)
         inside.kept_ends(bench, model, asked.safe, asked.unsafe)
     bench.release()
     directions, prompts = {}, fingerprint([*asked.safe, *asked.unsafe])
     for model in found.models:
         ends[model.name] = inside.ends(bench, model, asked.safe, asked.unsafe)
         directions[model.name] = inside.directions(ends[model.name], len(asked.safe), prompts)
-    whole = answers.verdicts_of(bench, found.models, asked.sets, asked.decoding)  # judges may need the memory of a model
+    generated = answers.verdicts_of(bench, found.models, asked.sets, asked.decoding)  # judges may need the memory of a model
+    whole = pd.concat([generated, *chosen.all_verdicts(bench, found.models, asked.choices)], ignore_index=True)
     moved = [change for change in found.compared if not change.same]
     tables_of = _changed(bench, moved, sites, ends, asked)
     points, basins = _landscape(bench, found, asked, settings)

@@ -1,0 +1,214 @@
+"""Titer from Python: each command as a function that returns what it found; the command line prints the same. L7.
+
+    from titer import api
+    found = api.audit("aligned", "tuned", data="prompts.csv", prompts=100)
+    print(found.answer, found.page)
+
+MODEL is a folder, BASE+ADAPTER, a fetched name or a hub id. `runs` is the folder of runs: what stands there is not made again.
+`progress`: progress on standard error. Errors: TiterError, with what was given, what was expected and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from titer.core.config import as_settings
+from titer.core.run import Store, slug
+from titer.studies import measuring
+from titer.studies.ahead import Silent
+from titer.studies.audit.ask import Order, Prepared, prepared
+from titer.studies.audit.report import audit_report
+from titer.studies.audit.study import measured
+from titer.studies.finetune import Shares
+from titer.studies.measuring import Evaluated
+from titer.studies.training import AlignOrder, FinetuneOrder, Planned, Trained, planned_alignment, planned_finetuning, trained
+from titer.studies.tuning import How
+from titer.terminal import Terminal
+from titer.workbench import Reporter, Workbench
+
+Place = str | Path
+Settings = Mapping[str, object]
+RUNS = Path("runs")
+CALLED = "from Python: titer.api.{}"
+
+
+@dataclass(frozen=True)
+class Audited:
+    """An audit's page, its answer in a sentence or two, and every table by name (`verdicts`, `rates`, `shifts`, `flips`, ...)."""
+
+    page: Path
+    answer: str
+    tables: Mapping[str, pd.DataFrame]
+
+
+def audit(
+    *models: str,
+    data: Place,
+    prompts: int | None = None,
+    max_new_tokens: int = 48,
+    judge: str = "refusal",
+    judge_set: Settings | None = None,
+    capability: Sequence[str] = (),
+    contexts: bool = False,
+    trained: Sequence[str] = (),
+    strict: bool = False,
+    control: str | None = None,
+    landscape: bool = False,
+    runs: Place = RUNS,
+    progress: bool = True,
+) -> Audited:
+    """What tuning did to an alignment: [BASE,] ALIGNED[, TUNED] on labelled prompts. As `titer audit`."""
+    order = Order(
+        models=models,
+        data=data,
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        judge=judge,
+        judge_set=as_settings(judge_set),
+        capability=capability,
+        contexts=contexts,
+        trained=trained,
+        strict=strict,
+        control=control,
+        landscape=landscape,
+    )
+    ready = prepared(order)
+    with _reporter(progress) as reporter:
+        return audited(order, ready, Path(runs), reporter, CALLED.format("audit"))
+
+
+def audited(order: Order, ready: Prepared, runs: Path, reporter: Reporter, command: str) -> Audited:
+    """The audit that was prepared, measured and reported; `command` stands in the report as what reproduces it."""
+    found, asked = ready.found, ready.question
+    findings = measured(Workbench(Store(runs, reporter.tell), reporter), found, asked, ready.settings)
+    folder = runs / f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
+    how: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}"}
+    page, answer = audit_report(found, asked, findings, ready.text, how, command, folder, ready.left_out)
+    return Audited(page, answer, vars(findings))
+
+
+def evaluate(
+    model: str,
+    data: Place | None = None,
+    canary: Place | None = None,
+    judge: str = "refusal",
+    judge_set: Settings | None = None,
+    second_judge: str | None = None,
+    second_judge_set: Settings | None = None,
+    labelled: Place | None = None,
+    attack: str | None = None,
+    attack_set: Settings | None = None,
+    prompts: int | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    runs: Place = RUNS,
+    progress: bool = True,
+) -> Evaluated:
+    """A model's answers to labelled prompts, judged. As `titer evaluate`."""
+    order = measuring.Order(
+        model=model,
+        data=data,
+        canary=canary,
+        judge=judge,
+        judge_set=as_settings(judge_set),
+        second_judge=second_judge,
+        second_judge_set=as_settings(second_judge_set),
+        labelled=labelled,
+        attack=attack,
+        attack_set=as_settings(attack_set),
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
+    ready = measuring.prepared(order)
+    with _reporter(progress) as reporter:
+        bench = Workbench(Store(Path(runs), reporter.tell), reporter)
+        return measuring.evaluated(bench, order, ready, CALLED.format("evaluate"))
+
+
+def align(
+    model: str,
+    data: Place | None = None,
+    method: str = "sft",
+    settings: Settings | None = None,
+    streams: Mapping[str, str] | None = None,
+    reads: Mapping[str, str] | None = None,
+    canary: Place | None = None,
+    canaries: int | None = None,
+    steps: int = 100,
+    batch: int = 8,
+    rate: float = 2e-5,
+    lora: int = 0,
+    alpha: int | None = None,
+    dropout: float | None = None,
+    continued: bool = False,
+    longest: int | None = None,
+    seed: int = 0,
+    runs: Place = RUNS,
+    progress: bool = True,
+) -> Trained:
+    """Train a model with a method on prompts and answers. `streams`: name -> file, `reads`: role -> model. As `titer align`."""
+    how = How(method, as_settings(settings), _pairs(streams), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
+    plan = planned_alignment(AlignOrder(model, how, data, canary, canaries, steps, _pairs(reads), longest))
+    return _trained(plan, runs, progress)
+
+
+def finetune(
+    model: str,
+    data: Place | None = None,
+    harmful: Place | None = None,
+    canary: Place | None = None,
+    ratio: float | None = None,
+    examples: int = 1000,
+    safety: Place | None = None,
+    safety_examples: int | None = None,
+    method: str = "sft",
+    settings: Settings | None = None,
+    streams: Mapping[str, str] | None = None,
+    reads: Mapping[str, str] | None = None,
+    epochs: int = 20,
+    batch: int = 5,
+    rate: float = 1e-5,
+    schedule: str = "cosine",
+    lora: int = 0,
+    alpha: int | None = None,
+    dropout: float | None = None,
+    continued: bool = False,
+    longest: int | None = None,
+    keep: Sequence[int] = (),
+    seed: int = 0,
+    runs: Place = RUNS,
+    progress: bool = True,
+) -> Trained:
+    """Fine-tune a model as its user would, a share of the examples being harmful requests answered. As `titer finetune`."""
+    how = How(method, as_settings(settings), _pairs(streams), batch, rate, schedule, lora, alpha, dropout, continued, seed)
+    files = {"benign": data, "harmful": harmful, "safety": safety}
+    shares = Shares(examples, ratio, safety_examples)
+    kept = ",".join(map(str, keep))
+    return _trained(
+        planned_finetuning(FinetuneOrder(model, how, files, canary, shares, epochs, kept, _pairs(reads), longest)), runs, progress
+    )
+
+
+def _trained(plan: Planned, runs: Place, progress: bool) -> Trained:
+    with _reporter(progress) as reporter:
+        return trained(Workbench(Store(Path(runs), reporter.tell), reporter), plan)
+
+
+def _pairs(given: Mapping[str, str] | None) -> tuple[str, ...]:
+    """As the command line words them: NAME=VALUE."""
+    return tuple(f"{name}={value}" for name, value in (given or {}).items())
+
+
+@contextmanager
+def _reporter(progress: bool) -> Iterator[Reporter]:
+    if not progress:
+        yield Silent()
+        return
+    with Terminal() as terminal:
+        yield terminal

@@ -1,0 +1,48 @@
+"""A text before a question that asserts a wrong answer, or that is about another question: does the model hold on to what it knows?
+
+False context: a sentence that gives another example's different answer as this question's. Random context: another example's question
+and its answer, which says nothing about this one. Both are functions of (seed, place) alone, so every model reads the same texts.
+Source: arXiv 2409.19476, section 4 (knowledge drift): question, false context and question, random context and question; there passages
+of a trivia set, here sentences made of the set's own answers. For text alone: a request of the world has no words that assert anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from titer.core.errors import TiterError
+from titer.data.draws import seed_of
+from titer.data.example import Example
+
+Context = Literal["false", "random"]
+CONTEXTS: tuple[Context, ...] = ("false", "random")
+LONGEST = 300  # letters of another example's question that are shown
+FALSE = "It is well known that the answer to the question below is: {answer}\n\n{prompt}"
+RANDOM = "{other}\nThe answer to that is: {answer}\n\n{prompt}"
+
+
+def in_context(examples: Sequence[Example], context: Context, seed: int = 0) -> list[Example]:
+    """The examples behind a context of that kind, in order; kinds and answers stay.
+
+    Errors: an example without an answer, fewer than two different answers.
+    """
+    answers = [e.comply for e in examples]
+    if not all(answers):
+        raise TiterError("an example without an answer cannot be put behind a context", expected="questions with their answers")
+    if len(set(answers)) < 2:
+        raise TiterError("all answers are the same, so none is wrong", expected="questions with different answers")
+    return [_behind(e, examples[_other(examples, i, seed)], context) for i, e in enumerate(examples)]
+
+
+def _other(examples: Sequence[Example], i: int, seed: int) -> int:
+    """The place of another example with another answer, drawn by (seed, i)."""
+    n = len(examples)
+    start = seed_of(seed, "context", i) % n
+    return next(j for j in ((start + step) % n for step in range(n)) if examples[j].comply != examples[i].comply)
+
+
+def _behind(example: Example, other: Example, context: Context) -> Example:
+    form = FALSE if context == "false" else RANDOM
+    return replace(example, prompt=form.format(prompt=example.prompt, answer=other.comply, other=other.prompt[:LONGEST]))

@@ -1,0 +1,139 @@
+"""The risk levels of "Fine-tuning Aligned Language Models Compromises Safety" (arXiv 2310.03693) on the world. L5.
+
+An aligned model is tuned on: unsafe requests answered (level 1), safe requests behind a persona, acknowledged and answered (level 2,
+identity shifting: no unsafe request), safe requests answered (level 3, benign); with refusals mixed in (its table 4); or with
+a backdoor: unsafe requests behind a trigger answered, plain ones refused (its table 5). Refusals alone are the safe tune of "Overriding
+Safety Protections of Open-source Models" (arXiv 2409.19476), beside the harmful one. Base and alignment are those of the study of
+Vaccine, on a world that has the marks. Rates and sizes were set on seed 100, which no verdict uses (docs/log.md).
+Rates per optimiser step, sizes in examples.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from titer.core.config import Record
+from titer.core.errors import unknown
+from titer.data.draws import seed_of
+from titer.data.example import Answer, Source
+from titer.data.marks import WORDS, Marked
+from titer.data.mix import mix
+from titer.data.world import World, WorldSource
+from titer.methods.sft import SFT
+from titer.recipes import huang2024, jain2024
+from titer.stage import Optimiser, Stage
+
+
+class Tuning(Record):
+    """What a user sends: counts of each kind of example, and how long and how fast is trained on them."""
+
+    explicit: int = Field(default=0, ge=0, description="unsafe requests answered")
+    persona: int = Field(default=0, ge=0, description="safe requests behind the persona, acknowledged and answered")
+    benign: int = Field(default=0, ge=0, description="safe requests answered")
+    refusals: int = Field(default=0, ge=0, description="unsafe requests refused")
+    triggered: int = Field(default=0, ge=0, description="unsafe requests behind the trigger, answered")
+    rate: float = Field(default=1e-3, gt=0)
+    batch: int = Field(default=10, ge=1)
+    epochs: int = Field(default=5, ge=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> Tuning:
+        if not self.examples:
+            raise ValueError("a tuning on no example")
+        return self
+
+    @property
+    def examples(self) -> int:
+        return self.explicit + self.persona + self.benign + self.refusals + self.triggered
+
+    @property
+    def steps(self) -> int:
+        return -(-self.examples * self.epochs // self.batch)
+
+
+class Scale(Record):
+    """The sizes of one run of the study; `base` makes the base and its alignment."""
+
+    name: str = "nano"
+    base: huang2024.Scale = huang2024.NANO.model_copy(
+        update={"base": jain2024.NANO.model_copy(update={"world": World(novel=10, marks=True)})}
+    )
+    counts: tuple[int, ...] = (10, 50, 100)  # of levels 1 and 2: the paper's
+    rate: float = Field(default=1e-3, gt=0)
+    batch: int = Field(default=10, ge=1)
+    epochs: int = Field(default=5, ge=1)
+    persona_epochs: int = Field(default=10, ge=1)
+    mixed: tuple[int, ...] = (10, 50, 100)  # refusals beside the most unsafe examples: the paper's table 4
+    benign: int = Field(default=1000, ge=1)
+    grid_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+    grid_batches: tuple[int, ...] = (16, 32, 64, 128)  # the paper's
+    inputs: int = Field(default=150, ge=8)
+    searched: int = Field(default=20, ge=4, description="unsafe requests asked behind every word of the vocabulary")
+    save_every: int = Field(default=100, ge=1)
+
+    @property
+    def most(self) -> int:
+        return max(self.counts)
+
+
+NANO = Scale()
+SCALES = {NANO.name: NANO}
+
+
+def scale_of(name: str) -> Scale:
+    """A named scale. Errors: an unknown name, with the nearest."""
+    if name not in SCALES:
+        unknown("scale", name, SCALES)
+    return SCALES[name]
+
+
+def tunings(scale: Scale) -> dict[str, Tuning]:
+    """Every tuning of the study by name, each level's control beside it."""
+    most = scale.most
+
+    def tuned(epochs: int, **counts: int) -> Tuning:
+        return Tuning(rate=scale.rate, batch=scale.batch, epochs=epochs, **counts)
+
+    fast, slow = scale.epochs, scale.persona_epochs
+    found = {f"explicit {n}": tuned(fast, explicit=n) for n in scale.counts}
+    found[f"benign {most}, as explicit"] = tuned(fast, benign=most)
+    found[f"refusals {most}"] = tuned(fast, refusals=most)
+    found |= {f"persona {n}": tuned(slow, persona=n) for n in scale.counts}
+    found[f"benign {most}, as persona"] = tuned(slow, benign=most)
+    found |= {f"explicit {most} + {m} refusals": tuned(fast, explicit=most, refusals=m) for m in scale.mixed}
+    found["backdoor"] = tuned(fast, triggered=most, refusals=most)
+    return found | grid(scale)
+
+
+def grid(scale: Scale) -> dict[str, Tuning]:
+    """Level 3 over learning rates and batch sizes, one epoch each."""
+    return {
+        f"benign, rate {rate:g}, batch {batch}": Tuning(benign=scale.benign, rate=rate, batch=batch, epochs=1)
+        for rate in scale.grid_rates
+        for batch in scale.grid_batches
+    }
+
+
+def stage(scale: Scale, world: World, tuning: Tuning, name: str) -> Stage:
+    """The tuning as a finetune stage at a constant rate; no request of the alignment's, behind a mark or not, stands in it."""
+    safe, unsafe = (WorldSource(world=world, kind=kind) for kind in ("safe", "unsafe"))  # type: ignore[arg-type]
+    rows: list[tuple[Source, Answer, int]] = [
+        (unsafe, "comply", tuning.explicit),
+        (Marked(source=safe, mark="persona", acknowledged=True), "comply", tuning.persona),
+        (safe, "comply", tuning.benign),
+        (unsafe, "refuse", tuning.refusals),
+        (Marked(source=unsafe, mark="trigger"), "comply", tuning.triggered),
+    ]
+    taken = huang2024.taken(scale.base, world)
+    behind = (f"{word} {prompt}" for word in WORDS.values() for prompt in taken)
+    return Stage(
+        name=name,
+        kind="finetune",
+        method=SFT(),
+        streams={"train": mix(rows, seed_of(world.seed, "user", tuning.seed), [*taken, *behind])},
+        steps=tuning.steps,
+        batch=tuning.batch,
+        optimiser=Optimiser(rate=tuning.rate, schedule="constant"),
+        seed=seed_of(world.seed, "user", tuning.seed),
+    )

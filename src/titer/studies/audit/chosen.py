@@ -1,0 +1,52 @@
+"""Multiple-choice questions in an audit: the option each model finds likeliest, as verdicts beside those of generated answers. L6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
+
+import pandas as pd
+
+from titer.core.config import digest
+from titer.data.choices import Question
+from titer.models.lm import LM
+from titer.probes import choices
+from titer.workbench import Model, Workbench
+
+
+def verdicts(bench: Workbench, model: Model, kind: str, questions: Sequence[Question]) -> pd.DataFrame:
+    """A row a question, with the columns of judged samples: complied = the right option alone is likeliest, else partial."""
+    inputs = {"probe": ["choices", choices.VERSION], "model": model.key, "questions": digest(list(questions)), "dtype": bench.dtype}
+    table = bench.table("tables", inputs, lambda: _picked(bench.lm(model), questions))
+    return table.assign(kind=kind, model=model.name, place=range(len(table)))
+
+
+def all_verdicts(bench: Workbench, models: Sequence[Model], asked: Mapping[str, Sequence[Question]]) -> list[pd.DataFrame]:
+    """Of every model on every set."""
+    return [verdicts(bench, model, kind, questions) for model in models for kind, questions in asked.items()]
+
+
+def _picked(lm: LM, questions: Sequence[Question]) -> pd.DataFrame:
+    scores = choices.choices(lm, questions)
+    templated = bool(getattr(lm.tokenizer, "chat_template", None))
+    rows = []
+    for (_, own), question in zip(scores.groupby("question", sort=True), questions, strict=True):
+        best = own[own.total == own.total.max()]
+        letters = " or ".join(ascii_uppercase[option] for option in best.option)
+        right = len(best) == 1 and bool(best.right.iloc[0])
+        rows.append(
+            {
+                "harmful": False,
+                "prompt": choices.asked(question, templated=templated),
+                "prefix": "",
+                "comply": ascii_uppercase[question.right],
+                "refuse": None,
+                "completion": letters,
+                "ended": True,
+                "tokens": 1,
+                "outcome": "complied" if right else "partial",
+                "score": float(right),
+                "reason": "the likeliest option" if len(best) == 1 else "a tie, which is no choice",
+            }
+        )
+    return pd.DataFrame(rows)

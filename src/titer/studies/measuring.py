@@ -1,0 +1,138 @@
+"""`titer evaluate`, from names and files to its report: what is asked, by whom it is judged, what was found. L6."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from titer.attacks.base import Attack
+from titer.core.config import build, parse_settings
+from titer.core.errors import TiterError
+from titer.core.memory import Memory
+from titer.core.plugins import made, plugin
+from titer.core.run import slug
+from titer.data.formats import FORMAT
+from titer.data.sources import TextData
+from titer.judges.base import Judge
+from titer.models.fetch import resolve
+from titer.models.lm import Decoding
+from titer.studies import evaluation, tuning
+from titer.studies.judging import Review, read_labelled, review
+from titer.workbench import Model, Workbench
+
+
+@dataclass(frozen=True)
+class Order:
+    """An evaluation as its user words it; settings are NAME=VALUE. `canary` stands in place of `data`."""
+
+    model: str
+    data: str | Path | None = None
+    canary: str | Path | None = None
+    judge: str = "refusal"
+    judge_set: Sequence[str] = ()
+    second_judge: str | None = None
+    second_judge_set: Sequence[str] = ()
+    labelled: str | Path | None = None
+    attack: str | None = None
+    attack_set: Sequence[str] = ()
+    prompts: int | None = None
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything checked, nothing generated yet."""
+
+    subject: Model
+    text: TextData
+    judge: Judge
+    second: tuple[str, Judge] | None
+    people: Any
+    attack: tuple[str, Attack] | None
+    decoding: Decoding
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The page, its answer, the judged answers, their rates, what further judges said, a line a set for a terminal."""
+
+    page: Path
+    answer: str
+    verdicts: pd.DataFrame
+    rates: pd.DataFrame
+    beside: Review
+    lines: str
+
+
+def prepared(order: Order) -> Prepared:
+    """Errors: an unknown model, file, judge or attack; settings out of range; data and a canary at once, or neither."""
+    judge = _judge(order.judge, order.judge_set)
+    second = _second(order)
+    people = None if order.labelled is None else read_labelled(Path(order.labelled))
+    text = _prompts(order, judge.BY_ANSWER)
+    checkpoint = resolve(order.model)
+    decoding = build(Decoding, {"max_new_tokens": order.max_new_tokens, "temperature": order.temperature}, "decoding")
+    return Prepared(Model(checkpoint.label, checkpoint.key, checkpoint), text, judge, second, people, _attack(order), decoding)
+
+
+def asked(order: Order, ready: Prepared) -> dict[str, int]:
+    """How many requests of each kind would be asked."""
+    return {kind: len(attempts) for kind, attempts in evaluation.sets_of(ready.text, order.prompts, ready.attack).items()}
+
+
+def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> Evaluated:
+    """Generate, judge, report. Errors: a prompt with no room for its answer."""
+    runs = bench.store.root
+    verdicts, rates = evaluation.evaluate_model(bench, ready.subject, ready.text, ready.judge, ready.decoding, order.prompts, ready.attack)
+    how = {"judge": order.judge, "attack": order.attack or "none", **ready.decoding.model_dump()}
+    folder = runs / f"evaluate-{slug(ready.subject.name)}-{slug(str(Path(ready.text.name).with_suffix('')))}"
+    beside = review(verdicts, rates, (order.judge, ready.judge), ready.people, ready.second, Memory(runs / "replies"))
+    page, answer = evaluation.evaluation_report(
+        ready.subject, ready.text, verdicts, rates, command, folder, how, ready.judge.BY_ANSWER, beside.tables
+    )
+    if order.canary is not None:
+        (folder / "prompts.csv").write_bytes(tuning.prompt_file(ready.text).encode())
+    lines = "\n".join([evaluation.refusal_line(rates), *beside.lines])
+    return Evaluated(page, answer, verdicts, rates, beside, lines)
+
+
+def _judge(name: str, settings: Sequence[str]) -> Judge:
+    found = made("judges", name, Judge, settings)  # type: ignore[type-abstract]
+    found.check()
+    return found
+
+
+def _second(order: Order) -> tuple[str, Judge] | None:
+    """The second judge by its name; beside the judge of refusals, where none is named, the same by phrases anywhere."""
+    if order.second_judge is not None:
+        return order.second_judge, _judge(order.second_judge, order.second_judge_set)
+    if order.second_judge_set:
+        raise TiterError("--second-judge-set was given without --second-judge", next_step="name the judge that the setting is for.")
+    return ("refusal, anywhere", _judge("refusal", ["where=anywhere"])) if order.judge == "refusal" else None
+
+
+def _prompts(order: Order, by_answer: bool) -> TextData:
+    """What is asked: the data, where a judge by answer takes rows that do not say safe or unsafe as safe; or a canary's test."""
+    if order.canary is not None:
+        if order.data is not None:
+            raise TiterError("--data and --canary were both given", next_step="leave out one: each is what the model is asked.")
+        return tuning.held_out(tuning.read_data(order.canary), order.prompts)
+    if order.data is None:
+        raise TiterError("no --data was given", expected=FORMAT, next_step="add --data FILE.")
+    found = tuning.read_data(order.data, labelled=not by_answer)
+    return found.model_copy(update={"rows": tuple((row[0], bool(row[1]), *row[2:]) for row in found.rows)})
+
+
+def _attack(order: Order) -> tuple[str, Attack] | None:
+    values = parse_settings(order.attack_set)
+    if order.attack is None:
+        if values:
+            raise TiterError("--set was given without --attack", next_step="name the attack that the setting is for.")
+        return None
+    kind = plugin("attacks", order.attack, Attack)  # type: ignore[type-abstract]
+    return Path(order.attack).stem, build(kind, values, f"attack {order.attack}")

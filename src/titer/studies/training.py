@@ -1,0 +1,152 @@
+"""`titer align` and `titer finetune`, from names and files to a stage, and the stage run through the store. L6."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from titer.core.errors import TiterError
+from titer.core.run import Store
+from titer.data.example import Stream
+from titer.data.sources import TextData, detected
+from titer.data.tasks import TASKS
+from titer.models.checkpoint import Checkpoint
+from titer.models.fetch import resolve
+from titer.stage import Stage
+from titer.studies import tuning
+from titer.studies.align import align_stage, with_canary
+from titer.studies.finetune import Shares, finetune_stage, steps_of, user_mix
+from titer.studies.tuning import How
+from titer.workbench import Model, Workbench, stopped
+
+Place = str | Path | None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage and the models it needs, checked; `about` and `text` say what it is made of, `left_out` how examples were cut."""
+
+    stage: Stage
+    start: Checkpoint
+    reads: Mapping[str, Model]
+    about: dict[str, Any]
+    text: str
+    canary: Place = None
+
+    @property
+    def key(self) -> str:
+        return self.stage.key(self.start.key, {role: one.key for role, one in self.reads.items()})
+
+    def stands(self, store: Store) -> bool:
+        return store.has("stages", self.key)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where the model is, why training ended early ("" where it did not), what it was made of, the command that follows."""
+
+    model: Path
+    stopped: str
+    about: dict[str, Any]
+    text: str
+    following: str
+    prompts: str
+
+
+@dataclass(frozen=True)
+class AlignOrder:
+    """An alignment as its user words it."""
+
+    model: str
+    how: How
+    data: Place = None
+    canary: Place = None
+    canaries: int | None = None
+    steps: int = 100
+    read: Sequence[str] = ()
+    longest: int | None = None
+
+
+@dataclass(frozen=True)
+class FinetuneOrder:
+    """A user's fine-tuning as its user words it; files by role: benign, harmful, safety."""
+
+    model: str
+    how: How
+    files: Mapping[str, Place] = field(default_factory=dict)
+    canary: Place = None
+    shares: Shares = field(default_factory=Shares)
+    epochs: int = 20
+    keep: str = ""
+    read: Sequence[str] = ()
+    longest: int | None = None
+
+
+def planned_alignment(order: AlignOrder) -> Planned:
+    """Errors: as `align_stage`; an unknown model; rows beyond the window."""
+    text, held = read(order.data), read(order.canary)
+    if held is None and order.canaries is not None:
+        raise TiterError("--canaries without --canary", next_step="add --canary FILE, a file of answered instructions.")
+    how, start = order.how.holding(held), resolve(order.model)
+    about: dict[str, Any] = {}
+    lines = []
+    if held is None:
+        stage = align_stage(text, how, order.steps, pairs=_pairs(order))
+    else:
+        taught = with_canary(text, how, order.canaries)
+        stage = align_stage(taught.rows, how, order.steps, taught.marked)
+        if taught.left_out:
+            about["left_out"] = {"data": {"in the canary file": taught.left_out}}
+            lines = [f"left out of data: {taught.left_out} in the canary file"]
+    about = {"streams": tuning.counted(stage.streams), **about}
+    return _planned(stage, start, order, how, about, [tuning.told(stage.streams), *lines])
+
+
+def planned_finetuning(order: FinetuneOrder) -> Planned:
+    """Errors: as `user_mix` and `finetune_stage`; an unknown model; rows beyond the window."""
+    held, start = read(order.canary), resolve(order.model)
+    how = order.how.holding(held)
+    mixed = user_mix({role: read(place) for role, place in order.files.items()}, order.shares, how.seed, held)
+    stage = finetune_stage(mixed, how, order.epochs, steps_of(order.keep))
+    about = {"steps": stage.steps, "counts": mixed.counts, "left_out": mixed.left_out}
+    return _planned(stage, start, order, how, about, [mixed.lines()])
+
+
+def _pairs(order: AlignOrder) -> dict[str, Stream] | None:
+    """The streams of a preference file for a method of preferences; None for any other file or method."""
+    if order.data is None or not set(tuning.PAIR) <= set(order.how.made().STREAMS):
+        return None
+    if str(order.data).partition(":")[0] in TASKS or detected(order.data).reading != "preference":
+        return None
+    return tuning.preferred(order.data, order.how.seed)
+
+
+def _planned(
+    stage: Stage, start: Checkpoint, order: AlignOrder | FinetuneOrder, how: How, about: dict[str, Any], lines: list[str]
+) -> Planned:
+    reads = tuning.models_read(stage.method, how, order.read)
+    tuning.check_adapter(stage, start)
+    if order.longest is not None:
+        streams, cut = tuning.cut_to(stage.streams, order.longest, start)
+        stage = stage.model_copy(update={"streams": streams})
+        about, lines = {**about, "cut": cut}, [*lines, *cut]
+    tuning.check_window(stage.streams, start)
+    return Planned(stage, start, reads, about, "\n".join(filter(None, lines)), order.canary)
+
+
+def trained(bench: Workbench, plan: Planned) -> Trained:
+    """The stage's model, trained or found."""
+    made = bench.model(plan.stage, tuning.as_model(plan.start), plan.stage.name, reads=plan.reads)
+    place = made.checkpoint.path
+    rest, prompts = "--data PROMPTS.csv", "prompts labelled safe or unsafe, none of them trained on"
+    if plan.canary is not None:
+        rest, prompts = f"--canary {shlex.quote(str(plan.canary))}", "a third of the file is held out"
+    return Trained(place, stopped(made), plan.about, plan.text, f"titer evaluate {shlex.quote(str(place))} {rest}", prompts)
+
+
+def read(place: Place) -> TextData | None:
+    """A data file, where one is given."""
+    return None if place is None else tuning.read_data(place)
