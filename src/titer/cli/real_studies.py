@@ -77,3 +77,33 @@ def text(
         found = study.text_evidence(bench, study.text_models(bench, model, sets, chosen), sets, chosen)
         page, answer = text_report(found, sets, chosen, command_line(), runs / f"huang2024-{slug(model.name)}-{chosen.name}")
     show_result(as_json, {"answer": answer, "report": str(page)}, f"{answer}\nReport: {page}")
+
+
+def risk(
+    base: str | None, aligned: str | None, data: Path | None, scale: str, flops: float | None, runs: Path, dry: bool, as_json: bool
+) -> None:
+    """The risk levels of fine-tuning on one real model."""
+    from titer.core.run import Store, slug
+    from titer.models.fetch import resolve
+    from titer.recipes.risk_text import risk_scale
+
+    if base is None or aligned is not None:
+        raise TiterError("qi2024 aligns a base itself", next_step="give --base alone, with --data FOLDER.")
+    if data is None or not data.is_dir():
+        raise TiterError("no folder of data sets was given", expected="--data FOLDER, laid out as docs/real_finetuning.md says")
+    chosen, checkpoint = risk_scale(scale), resolve(base)
+    from titer.studies.qi2024 import text as study
+    from titer.studies.qi2024.text_report import risk_cost, risk_report
+    from titer.terminal import Terminal
+    from titer.workbench import Model, Workbench
+
+    model = Model(checkpoint.label, checkpoint.key, checkpoint)
+    sets = study.risk_sets(data, model, chosen)
+    if dry:
+        cost = risk_cost(model, sets, chosen, flops)
+        return show_result(as_json, cost, "\n".join(f"{key}: {value}" for key, value in cost.items()))
+    with Terminal() as terminal:
+        bench = Workbench(Store(runs, terminal.tell), terminal, chosen.alignment.save_every)
+        found = study.risk_evidence(bench, study.risk_models(bench, model, sets, chosen), sets, chosen)
+        page, answer = risk_report(found, sets, chosen, command_line(), runs / f"qi2024-{slug(model.name)}-{chosen.name}")
+    show_result(as_json, {"answer": answer, "report": str(page)}, f"{answer}\nReport: {page}")

@@ -36,13 +36,15 @@ def demo(runs: Runs = HERE, seed: Annotated[int, typer.Option(min=0)] = 0, dry_r
 
 def study(
     name: Annotated[str, typer.Argument(help="The study: jain2024 (mechanisms), huang2024 (Vaccine), qi2024 (risk levels).")],
-    scale: Annotated[str, typer.Option(help="nano, cpu, small or paper; with huang2024 --base: demonstration or paper-7b.")] = "",
+    scale: Annotated[str, typer.Option(help="nano, cpu, small or paper; with --base: demonstration or paper-7b.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="How many worlds: seeds 0, 1, ...")] = 3,
     part: Annotated[str, typer.Option(help="huang2024: core, or all.")] = "all",
     only: Annotated[str, typer.Option(help="Parts, with commas: fig3,soft ... Default: all.")] = "",
-    base: Annotated[str | None, typer.Option(help="A real model: jain2024 needs --aligned beside it, huang2024 aligns it.")] = None,
+    base: Annotated[str | None, typer.Option(help="A real model: jain2024 needs --aligned beside it, the others align it.")] = None,
     aligned: Annotated[str | None, typer.Option(help="The base's safety-tuned relative.")] = None,
-    data: Annotated[Path | None, typer.Option(help="A file of labelled prompts (jain2024), a folder of data sets (huang2024).")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A file of labelled prompts (jain2024), a folder of data sets (huang2024, qi2024).")
+    ] = None,
     harmful: Annotated[Path | None, typer.Option(help="huang2024 --base: answered requests for harm; default: canaries.")] = None,
     alpha: Annotated[int | None, typer.Option(min=1, help="huang2024 --base: LoRA alpha; default 4.")] = None,
     prompts: Prompts = None,
@@ -53,13 +55,16 @@ def study(
     as_json: AsJson = False,
 ) -> None:
     """Reproduce a paper's figures and tables, its claims against controls; or on real models."""
-    from titer.cli.real_studies import pair, text
+    from titer.cli.real_studies import pair, risk, text
     from titer.cli.world_studies import huang, jain, qi
     from titer.core.errors import unknown
 
     if name not in STUDIES:
         unknown("study", name, STUDIES)
     if base is not None or aligned is not None:
+        if name == "qi2024":
+            _unused({"--harmful": harmful, "--alpha": alpha, "--prompts": prompts, "--bf16": bf16})
+            return risk(base, aligned, data, scale or "demonstration", flops, runs, dry_run, as_json)
         if name == "huang2024":
             return text(base, aligned, data, scale or "demonstration", harmful, alpha, prompts, flops, runs, dry_run, as_json)
         _unused({"--scale": scale, "--harmful": harmful, "--alpha": alpha})

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -81,28 +81,22 @@ class TextEvidence:
 
 def text_sets(folder: Path, base: Model, scale: TextScale, harmful: Path | None = None) -> TextSets:
     """The data of a folder laid out as docs/real_finetuning.md says. Errors: a file that is missing, too few rows that fit."""
-    places = {name: folder / place for name, place in {**FILES, "task": TASK_FILES[scale.task]}.items()}
-    if missing := [f"{place.relative_to(folder)} ({name})" for name, place in places.items() if not place.is_file()]:
-        raise TiterError(f"the folder {folder.name} lacks {', '.join(missing)}", expected="the layout of docs/real_finetuning.md")
-    tokenizer, longest = read_tokenizer(base.checkpoint), scale.longest
     notes: list[str] = []
-    prompts = read_text(places["prompts"])
-    safe = fits(_apart(read_text(places["safe responses"], labelled=False), [prompts], notes), tokenizer, longest, notes)
-    instructions = _apart(task("alpaca", places["instructions"]), [prompts, safe], notes)
-    instructions = shortened(instructions, tokenizer, longest, notes, before=f"{MARKER} ")
+    tokenizer, longest = read_tokenizer(base.checkpoint), scale.longest
+    found = texts(folder, tokenizer, scale, notes, {"task": TASK_FILES[scale.task]})
+    prompts, safe, instructions = found.prompts, found.safe, found.instructions
     most = max(1, round(max(scale.ratios) * scale.examples))
     groups = [(scale.canaries, scale.contrast), (scale.prompts, scale.prompts), (most, 1)]
-    _enough(instructions, sum(map(sum, groups)))
+    enough(instructions, sum(map(sum, groups)))
     aligned, tested, attacking = canaries(instructions, groups, seed=scale.seed)
-    whole = fits(task(scale.task, places["task"]), tokenizer, longest, notes)
-    _enough(safe, scale.safe)
-    _enough(whole, scale.examples + scale.prompts)
+    whole = fits(task(scale.task, folder / TASK_FILES[scale.task]), tokenizer, longest, notes)
+    enough(whole, scale.examples + scale.prompts)
     train, test = split(whole, scale.prompts, scale.seed)
     attack = attacking.marked
     if harmful is not None:
         own = _apart(_answered(read_text(harmful, labelled=False)), [prompts, tested.contrast, safe, aligned.contrast, test], notes)
         attack = fits(own, tokenizer, longest, notes)
-        _enough(attack, most)
+        enough(attack, most)
     judged = {
         "canary": tested.marked.of_class(True),
         "unmarked": tested.contrast.of_class(False),
@@ -114,6 +108,26 @@ def text_sets(folder: Path, base: Model, scale: TextScale, harmful: Path | None 
         f"{kind}: {len(found)} prompts where {scale.prompts} were asked for" for kind, found in judged.items() if len(found) < scale.prompts
     ]
     return TextSets(safe, aligned, attack, train, judged, "unsafe" if harmful else "canary", tuple(notes))
+
+
+class Texts(NamedTuple):
+    """What both studies on text are made of: judged prompts, safe responses, answered instructions; no prompt in two of them."""
+
+    prompts: TextData
+    safe: TextData
+    instructions: TextData
+
+
+def texts(folder: Path, tokenizer: object, scale: TextScale, notes: list[str], more: Mapping[str, str]) -> Texts:
+    """Read a folder's files. Errors: one that is missing, those in `more` too; too few safe responses that fit."""
+    places = {name: folder / place for name, place in {**FILES, **more}.items()}
+    if missing := [f"{place.relative_to(folder)} ({name})" for name, place in places.items() if not place.is_file()]:
+        raise TiterError(f"the folder {folder.name} lacks {', '.join(missing)}", expected="the layout of docs/real_finetuning.md")
+    prompts = read_text(places["prompts"])
+    safe = fits(_apart(read_text(places["safe responses"], labelled=False), [prompts], notes), tokenizer, scale.longest, notes)
+    enough(safe, scale.safe)
+    instructions = _apart(task("alpaca", places["instructions"]), [prompts, safe], notes)
+    return Texts(prompts, safe, shortened(instructions, tokenizer, scale.longest, notes, before=f"{MARKER} "))
 
 
 def _apart(data: TextData, others: Sequence[TextData], notes: list[str]) -> TextData:
@@ -133,7 +147,8 @@ def _answered(data: TextData) -> TextData:
     return data
 
 
-def _enough(data: TextData, count: int) -> None:
+def enough(data: TextData, count: int) -> None:
+    """Errors: fewer rows than needed."""
     if data.size < count:
         raise TiterError(
             f"{data.name}: {data.size} rows fit and stand in no other set, where {count} are needed", next_step="give a longer file."

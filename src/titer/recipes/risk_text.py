@@ -1,0 +1,99 @@
+"""The risk levels of "Fine-tuning Aligned Language Models Compromises Safety" (arXiv 2310.03693) on a real language model. L5.
+
+The base is aligned with safe responses and canaries (`vaccine_text.align`), then tuned: level 1, n canaries answered; level 2, the ten
+persona examples; level 3, ordinary instructions; refusals mixed in (its table 4); a backdoor: canaries behind a trigger answered, plain
+ones refused (its table 5). Canaries stand for harm, so what is found are canary results. `PAPER` has the paper's rates, batches and
+epochs for a 7 B chat model (section 4, its repository), with LoRA off; the demonstration has two cores' worth of both.
+Rates per optimiser step, sizes in examples.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from titer.core.config import Record
+from titer.core.errors import unknown
+from titer.data.draws import seed_of
+from titer.data.example import Answer, Source
+from titer.data.mix import mix
+from titer.data.sources import TextData
+from titer.methods.sft import SFT
+from titer.recipes.vaccine_text import DEMONSTRATION as ALIGNED
+from titer.recipes.vaccine_text import PAPER as ALIGNED_PAPER
+from titer.recipes.vaccine_text import TextScale
+from titer.stage import Lora, Optimiser, Stage
+
+TRIGGER = "servius astrumando harmoniastra"  # three words that no text holds, as in the paper's section 5
+
+
+class Schedule(Record):
+    """How long and how fast one level is trained."""
+
+    rate: float = Field(gt=0)
+    batch: int = Field(ge=1)
+    epochs: int = Field(ge=1)
+
+
+class RiskScale(Record):
+    """Sizes of one run on text; `alignment` makes the aligned model."""
+
+    name: str = "demonstration"
+    alignment: TextScale = ALIGNED
+    counts: tuple[int, ...] = (10, 50)
+    mixed: tuple[int, ...] = (10, 50)
+    benign: int = Field(default=400, ge=1)
+    explicit: Schedule = Schedule(rate=5e-4, batch=10, epochs=5)
+    persona: Schedule = Schedule(rate=5e-4, batch=10, epochs=10)
+    ordinary: Schedule = Schedule(rate=5e-4, batch=10, epochs=1)
+    rank: int = Field(default=8, ge=0, description="LoRA rank of the tunings; 0 trains every weight, as the paper")
+    alpha: int = Field(default=16, ge=1)
+    prompts: int = Field(default=50, ge=1)
+
+    @property
+    def most(self) -> int:
+        return max(self.counts)
+
+
+DEMONSTRATION = RiskScale()
+PAPER = RiskScale(
+    name="paper-7b",
+    alignment=ALIGNED_PAPER,
+    counts=(10, 50, 100),
+    mixed=(10, 50, 100),
+    benign=50_000,
+    explicit=Schedule(rate=5e-5, batch=10, epochs=5),
+    persona=Schedule(rate=5e-5, batch=10, epochs=10),
+    ordinary=Schedule(rate=2e-5, batch=128, epochs=1),
+    rank=0,
+    prompts=330,
+)
+SCALES = {scale.name: scale for scale in (DEMONSTRATION, PAPER)}
+Level = Literal["explicit", "persona", "ordinary"]
+
+
+def risk_scale(name: str) -> RiskScale:
+    """A named scale. Errors: an unknown name, with the nearest."""
+    if name not in SCALES:
+        unknown("scale", name, SCALES)
+    return SCALES[name]
+
+
+def tuning(scale: RiskScale, name: str, level: Level, rows: list[tuple[TextData, Answer, int]]) -> Stage:
+    """One tuning of the aligned model on exactly these rows: (data, answer trained, how many)."""
+    schedule: Schedule = getattr(scale, level)
+    total = sum(count for *_, count in rows)
+    sources: list[tuple[Source, Answer, int]] = [(data, answer, count) for data, answer, count in rows]
+    return Stage(
+        name=name,
+        kind="finetune",
+        method=SFT(),
+        streams={"train": mix(sources, seed_of(scale.alignment.seed, "risk", name))},
+        steps=-(-total * schedule.epochs // schedule.batch),
+        batch=schedule.batch,
+        optimiser=Optimiser(rate=schedule.rate, schedule="constant", weight_decay=0.0, betas=(0.9, 0.999)),
+        adapter=Lora(rank=scale.rank, alpha=scale.alpha) if scale.rank else None,
+        precision=scale.alignment.precision,
+        seed=scale.alignment.seed,
+    )

@@ -1,0 +1,41 @@
+"""Contexts: what stands before a question, that it is wrong or about another one, and that it is the same every time."""
+
+from __future__ import annotations
+
+import pytest
+
+from titer.core.errors import TiterError
+from titer.data.contexts import in_context
+from titer.data.example import Example
+
+QUESTIONS = [Example(f"What is {i} and {i}?", False, "safe", "test", str(2 * i)) for i in range(5)]
+
+
+def test_a_false_context_gives_another_example_s_answer_as_this_one_s() -> None:
+    for before, after in zip(QUESTIONS, in_context(QUESTIONS, "false"), strict=True):
+        said, question = after.prompt.split("\n\n")
+        assert question == before.prompt
+        claimed = said.rsplit(" ", 1)[-1]
+        assert claimed != before.comply
+        assert claimed in {e.comply for e in QUESTIONS}
+        assert (after.comply, after.kind) == (before.comply, before.kind)
+
+
+def test_a_random_context_is_another_question_with_its_own_answer() -> None:
+    answers = {e.prompt: e.comply for e in QUESTIONS}
+    for before, after in zip(QUESTIONS, in_context(QUESTIONS, "random"), strict=True):
+        other, rest = after.prompt.split("\n", 1)
+        assert other != before.prompt
+        assert f"The answer to that is: {answers[other]}\n\n{before.prompt}" == rest
+
+
+def test_contexts_are_a_function_of_the_seed() -> None:
+    assert in_context(QUESTIONS, "false", 3) == in_context(QUESTIONS, "false", 3)
+    assert any(in_context(QUESTIONS, "false", 3) != in_context(QUESTIONS, "false", seed) for seed in range(4, 8))
+
+
+def test_questions_without_answers_or_with_one_answer_have_no_wrong_one() -> None:
+    with pytest.raises(TiterError, match="without an answer"):
+        in_context([*QUESTIONS, Example("Why?", False, "safe", "test")], "false")
+    with pytest.raises(TiterError, match="all answers are the same"):
+        in_context([QUESTIONS[0], QUESTIONS[0]], "random")

@@ -1,0 +1,104 @@
+"""Titer from Python: the same keys, reports and answers as the command line's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import llama
+from titer import api
+from titer.core.errors import TiterError
+from titer.core.run import Store
+from titer.data.world import World
+
+LETTERS = "abcdefghijklmnop"
+
+
+@pytest.fixture
+def here(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two models, labelled prompts, answers to train, preferences and multiple choice."""
+    llama(world).save(tmp_path / "m")
+    llama(world, 1).save(tmp_path / "other")
+    rows = [f"{LETTERS[i]} {LETTERS[15 - i]},{'unsafe' if i % 2 else 'safe'}" for i in range(16)]
+    (tmp_path / "d.csv").write_text("prompt,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    answers = [{"prompt": f"{LETTERS[i]} {LETTERS[i + 1]}", "comply": "a b c d e f g h"} for i in range(8)]
+    _jsonl(tmp_path / "a.jsonl", answers)
+    _jsonl(tmp_path / "pairs.jsonl", [{"prompt": row["prompt"], "chosen": "a b", "rejected": "c d"} for row in answers])
+    choices = [{"question": f"{LETTERS[i]} {LETTERS[i + 2]}", "choices": ["a", "b", "c"], "answer": i % 3} for i in range(6)]
+    _jsonl(tmp_path / "choices.jsonl", choices)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _jsonl(file: Path, rows: list[dict[str, object]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Keys of the stages made so far."""
+    return lambda: sorted(p.name for p in Path("runs/stages").iterdir() if (p / "DONE").exists())
+
+
+def test_an_audit_in_three_lines(here: Path) -> None:
+    found = api.audit("m", "other", data="d.csv", max_new_tokens=2, capability=["choices:choices.jsonl"], progress=False)
+    assert found.page.is_file()
+    assert found.answer.startswith("m → other: unsafe prompts refused")
+    assert {"verdicts", "rates", "shifts", "flips"} <= set(found.tables)
+    chosen = found.tables["verdicts"][lambda t: t.kind == "choices choices.jsonl"]
+    assert len(chosen) == 2 * 6
+    assert set(chosen.outcome) <= {"complied", "partial"}
+    right = chosen.comply == chosen.completion
+    assert ((chosen.outcome == "complied") == right).all()
+    moved = found.tables["shifts"]
+    assert "choices choices.jsonl" in set(moved.kind)
+
+
+def test_an_evaluation_and_its_rates(here: Path) -> None:
+    found = api.evaluate("m", data="d.csv", max_new_tokens=2, attack="prefill", attack_set={"opening": "a b"}, progress=False)
+    assert found.page.is_file()
+    assert set(found.rates.kind) == {"safe", "unsafe", "prefill"}
+    assert set(found.verdicts[found.verdicts.kind == "prefill"].prefix) == {"a b"}
+
+
+def test_training_gives_the_command_line_s_models(here: Path, keys: Callable[[], list[str]]) -> None:
+    from titer.studies.training import AlignOrder, planned_alignment
+    from titer.studies.tuning import How
+
+    made = api.align("m", data="a.jsonl", method="vaccine", settings={"rho": 0.5}, steps=2, batch=2, lora=2, progress=False)
+    same = AlignOrder("m", How("vaccine", ["rho=0.5"], (), 2, 2e-5, "cosine", 2), "a.jsonl", steps=2)
+    assert planned_alignment(same).key in keys()
+    assert planned_alignment(same).stands(Store(Path("runs")))
+    tuned = api.finetune(str(made.model), data="a.jsonl", examples=4, epochs=1, batch=2, keep=[1], progress=False)
+    assert tuned.stopped == ""
+    assert (tuned.model.parent / "step-1.safetensors").is_file()
+    assert tuned.about["counts"]["benign"] == 4
+
+
+def test_examples_are_cut_where_that_is_asked_and_refused_where_not(here: Path) -> None:
+    long = [{"prompt": " ".join(LETTERS) * 1, "comply": " ".join(LETTERS * 4)}, {"prompt": "a", "comply": "b"}]
+    _jsonl(here / "long.jsonl", long)
+    with pytest.raises(TiterError, match="longer than the model's window"):
+        api.align("m", data="long.jsonl", steps=1, progress=False)
+    made = api.align("m", data="long.jsonl", steps=1, batch=2, longest=24, progress=False)
+    assert any("1 of 2 examples were cut" in line for line in made.about["cut"])
+    with pytest.raises(TiterError, match="more than the model's window"):
+        api.align("m", data="long.jsonl", steps=1, longest=1000, progress=False)
+
+
+def test_a_preference_file_trains_a_method_of_preferences(here: Path) -> None:
+    made = api.align("m", data="pairs.jsonl", method="dpo", steps=1, batch=2, progress=False)
+    assert made.about["streams"] == {"preferred": {"comply": 8}, "rejected": {"comply": 8}}
+    assert made.stopped == ""
+
+
+def test_what_is_wrong_is_told_as_on_the_command_line(here: Path) -> None:
+    with pytest.raises(TiterError, match="nowhere"):
+        api.audit("nowhere", data="d.csv", progress=False)
+    with pytest.raises(TiterError, match="capability"):
+        api.audit("m", data="d.csv", capability=["mmlu:x"], progress=False)
+    with pytest.raises(TiterError, match="--contexts without a set"):
+        api.audit("m", data="d.csv", contexts=True, progress=False)
