@@ -25,7 +25,7 @@ study: .venv/core
 
 parity: .venv/dev
 	@test -d .venv/parity || $(PIP) --target .venv/parity --no-deps -r tests/methods/parity.txt
-	PYTHONPATH=.venv/parity $(BIN)/python -m pytest tests/methods/test_preference.py -m "slow or not slow" -p no:cacheprovider
+	PYTHONPATH=.venv/parity $(BIN)/python -m pytest tests/methods/test_preference.py tests/integrations/test_trl.py -m "slow or not slow" -p no:cacheprovider
 
 bench: .venv/dev
 	$(BIN)/python benchmarks/all.py

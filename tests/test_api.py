@@ -13,6 +13,7 @@ from titer import api
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.world import World
+from titer.models.checkpoint import open_checkpoint
 
 LETTERS = "abcdefghijklmnop"
 
@@ -76,6 +77,17 @@ def test_training_gives_the_command_line_s_models(here: Path, keys: Callable[[],
     assert tuned.stopped == ""
     assert (tuned.model.parent / "step-1.safetensors").is_file()
     assert tuned.about["counts"]["benign"] == 4
+
+
+def test_a_model_is_put_under_a_name_of_the_user_s(here: Path) -> None:
+    made = api.align("m", data="a.jsonl", steps=1, batch=2, to="mine", progress=False)
+    assert made.model == Path("mine")
+    assert open_checkpoint(made.model).label == "mine"
+    assert made.following.startswith("titer evaluate mine ")
+    again = api.align("m", data="a.jsonl", steps=2, batch=2, to="mine", progress=False)  # another model under the same name
+    assert open_checkpoint(again.model).key != open_checkpoint(here / "m").key
+    with pytest.raises(TiterError, match="no model's folder"):
+        api.align("m", data="a.jsonl", steps=1, to=".", progress=False)
 
 
 def test_examples_are_cut_where_that_is_asked_and_refused_where_not(here: Path) -> None:

@@ -26,7 +26,7 @@ from titer.studies.audit.report import audit_report
 from titer.studies.audit.study import measured
 from titer.studies.finetune import Shares
 from titer.studies.measuring import Evaluated
-from titer.studies.training import AlignOrder, FinetuneOrder, Planned, Trained, planned_alignment, planned_finetuning, trained
+from titer.studies.training import AlignOrder, FinetuneOrder, Planned, Trained, check_free, planned_alignment, planned_finetuning, trained
 from titer.studies.tuning import How
 from titer.terminal import Terminal
 from titer.workbench import Reporter, Workbench
@@ -148,6 +148,7 @@ def align(
     dropout: float | None = None,
     continued: bool = False,
     longest: int | None = None,
+    to: Place | None = None,
     seed: int = 0,
     runs: Place = RUNS,
     progress: bool = True,
@@ -155,7 +156,7 @@ def align(
     """Train a model with a method on prompts and answers. `streams`: name -> file, `reads`: role -> model. As `titer align`."""
     how = How(method, as_settings(settings), _pairs(streams), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
     plan = planned_alignment(AlignOrder(model, how, data, canary, canaries, steps, _pairs(reads), longest))
-    return _trained(plan, runs, progress)
+    return _trained(plan, to, runs, progress)
 
 
 def finetune(
@@ -181,6 +182,7 @@ def finetune(
     continued: bool = False,
     longest: int | None = None,
     keep: Sequence[int] = (),
+    to: Place | None = None,
     seed: int = 0,
     runs: Place = RUNS,
     progress: bool = True,
@@ -191,13 +193,15 @@ def finetune(
     shares = Shares(examples, ratio, safety_examples)
     kept = ",".join(map(str, keep))
     return _trained(
-        planned_finetuning(FinetuneOrder(model, how, files, canary, shares, epochs, kept, _pairs(reads), longest)), runs, progress
+        planned_finetuning(FinetuneOrder(model, how, files, canary, shares, epochs, kept, _pairs(reads), longest)), to, runs, progress
     )
 
 
-def _trained(plan: Planned, runs: Place, progress: bool) -> Trained:
+def _trained(plan: Planned, to: Place | None, runs: Place, progress: bool) -> Trained:
+    place = None if to is None else Path(to)
+    check_free(place)
     with _reporter(progress) as reporter:
-        return trained(Workbench(Store(Path(runs), reporter.tell), reporter), plan)
+        return trained(Workbench(Store(Path(runs), reporter.tell), reporter), plan, place)
 
 
 def _pairs(given: Mapping[str, str] | None) -> tuple[str, ...]:

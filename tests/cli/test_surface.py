@@ -28,7 +28,7 @@ SURFACE = {
     "align": [
         *("MODEL", "--alpha", "--batch", "--canaries", "--canary", "--continued", "--data", "--dropout", "--dry-run", "--json"),
         *("--longest", "--lora", "--method"),
-        *("--rate", "--read", "--runs", "--seed", "--set", "--steps", "--stream"),
+        *("--rate", "--read", "--runs", "--seed", "--set", "--steps", "--stream", "--to"),
     ],
     "finetune": [
         *(
@@ -46,7 +46,7 @@ SURFACE = {
             "--json",
         ),
         *("--keep", "--longest", "--lora", "--method", "--rate", "--ratio", "--read", "--runs", "--safety", "--safety-examples"),
-        *("--schedule", "--seed", "--set", "--stream"),
+        *("--schedule", "--seed", "--set", "--stream", "--to"),
     ],
     "study": [
         *("NAME", "--aligned", "--alpha", "--base", "--bf16", "--data", "--dry-run", "--flops", "--harmful", "--json", "--only"),

@@ -26,6 +26,7 @@ from titer.cli.options import (
     Seed,
     Set,
     Streams,
+    To,
 )
 from titer.cli.output import show_result
 
@@ -53,6 +54,7 @@ def align(
     dropout: Dropout = None,
     continued: Continued = False,
     longest: Longest = None,
+    to: To = None,
     seed: Seed = 0,
     runs: Runs = HERE,
     dry_run: Dry = False,
@@ -64,7 +66,7 @@ def align(
 
     how = How(method, settings or (), stream or (), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
     order = AlignOrder(model, how, data, canary, canaries, steps, read or (), longest)
-    _train(planned_alignment(order), forms([data, canary]) if dry_run else [], (runs, dry_run, as_json))
+    _train(planned_alignment(order), forms([data, canary]) if dry_run else [], to, (runs, dry_run, as_json))
 
 
 def finetune(
@@ -94,6 +96,7 @@ def finetune(
     continued: Continued = False,
     longest: Longest = None,
     keep: Annotated[str, typer.Option(help="Steps whose weights are kept, with commas: 5,10,20.")] = "",
+    to: To = None,
     seed: Seed = 0,
     runs: Runs = HERE,
     dry_run: Dry = False,
@@ -107,17 +110,18 @@ def finetune(
     how = How(method, settings or (), stream or (), batch, rate, schedule, lora, alpha, dropout, continued, seed)
     files = {"benign": data, "harmful": harmful, "safety": safety}
     order = FinetuneOrder(model, how, files, canary, Shares(examples, ratio, safety_examples), epochs, keep, read or (), longest)
-    _train(planned_finetuning(order), forms([data, harmful, safety, canary]) if dry_run else [], (runs, dry_run, as_json))
+    _train(planned_finetuning(order), forms([data, harmful, safety, canary]) if dry_run else [], to, (runs, dry_run, as_json))
 
 
-def _train(plan: Planned, shown: list[str], given: tuple[Path, bool, bool]) -> None:
+def _train(plan: Planned, shown: list[str], to: Path | None, given: tuple[Path, bool, bool]) -> None:
     """Run the stage, or say what it would do; `shown` is how files were read."""
     from titer.core.run import Store
-    from titer.studies.training import trained
+    from titer.studies.training import check_free, trained
     from titer.terminal import Terminal
     from titer.workbench import Workbench
 
     runs, dry, as_json = given
+    check_free(to)
     with Terminal() as terminal:
         store = Store(runs, terminal.tell)
         if dry:
@@ -125,7 +129,7 @@ def _train(plan: Planned, shown: list[str], given: tuple[Path, bool, bool]) -> N
             line = f"{plan.key}: {plan.stage.steps} steps of {plan.stage.batch}, {'stands' if stands else 'to run'}"
             told = "\n".join(filter(None, (line, *shown, plan.text)))
             return show_result(as_json, {"key": plan.key, "stands": stands, **plan.about}, told)
-        made = trained(Workbench(store, terminal), plan)
+        made = trained(Workbench(store, terminal), plan, to)
     lines = [
         f"Model: {made.model}",
         f"Training stopped early: {made.stopped}; this is the model as it was then." if made.stopped else "",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titer.core.errors import TiterError
+from titer.core.errors import TiterError, visible
 from titer.core.run import Store
 from titer.data.example import Stream
 from titer.data.sources import TextData, detected
@@ -137,14 +139,41 @@ def _planned(
     return Planned(stage, start, reads, about, "\n".join(filter(None, lines)), order.canary)
 
 
-def trained(bench: Workbench, plan: Planned) -> Trained:
-    """The stage's model, trained or found."""
+def trained(bench: Workbench, plan: Planned, to: Path | None = None) -> Trained:
+    """The stage's model, trained or found; its files also in the folder `to` (`check_free` says whether they may be)."""
     made = bench.model(plan.stage, tuning.as_model(plan.start), plan.stage.name, reads=plan.reads)
-    place = made.checkpoint.path
+    place = made.checkpoint.path if to is None else put(made.checkpoint.path, to)
     rest, prompts = "--data PROMPTS.csv", "prompts labelled safe or unsafe, none of them trained on"
     if plan.canary is not None:
         rest, prompts = f"--canary {shlex.quote(str(plan.canary))}", "a third of the file is held out"
     return Trained(place, stopped(made), plan.about, plan.text, f"titer evaluate {shlex.quote(str(place))} {rest}", prompts)
+
+
+def check_free(to: Path | None) -> None:
+    """Before anything is trained. Errors: a folder with something else than a model's files in it."""
+    if to is None or not to.exists():
+        return
+    if not to.is_dir() or (any(to.iterdir()) and not (to / "config.json").is_file()):
+        raise TiterError(
+            f"--to {visible(str(to), 120)!r} is there and is no model's folder", next_step="give a folder that is new, empty or a model's."
+        )
+
+
+def put(model: Path, to: Path) -> Path:
+    """The model's files in the folder `to`, each linked where that can be and else copied, whole or not at all."""
+    fresh = to.with_name(f".{to.name}.titer")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(model, fresh, copy_function=_linked)
+    shutil.rmtree(to, ignore_errors=True)
+    fresh.rename(to)
+    return to
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without links
+        shutil.copy2(source, target)
 
 
 def read(place: Place) -> TextData | None:

@@ -1,0 +1,183 @@
+"""Watch an alignment while a transformers Trainer (TRL's too) trains: what it still refuses, and how far it has moved. L7.
+
+    from titer.integrations.watch import Limits, Watch
+
+    watch = Watch("prompts.csv", "watch.jsonl", every=100, limits=Limits(refusal_below=0.9, weight_change_above=0.05))
+    trainer = SFTTrainer(..., callbacks=[watch])
+
+`prompts.csv` has the columns `prompt` and `label` (safe or unsafe), and if it has them `refuse`. One JSON line a measurement:
+before the first step, every `every` steps and after the last. Beyond a limit training stops; `watch.stopped`, a warning and the
+line's `beyond` say why. What is measured: `refusal` of unsafe prompts and `over_refusal` of safe ones with Wilson's 95 % interval
+(evaluate.py and a judge); `drift` of the unsafe prompts' activations against the model as training began (probes/drift.py; with
+their refusals where all have one, else of the prompts alone); `weight_change`, ||dW|| / ||W|| by part and of the matrix that
+changed most (probes/weight_change.py), an adapter merged.
+
+Nothing of the model is touched: it is measured through a view of the same tensors (views.py), the random generators are put back,
+and training goes on with the same bits as without. Cost of remembering the start: a copy of what is trained, on the CPU: of LoRA
+the adapter, of a full fine-tuning the model. With `start`, the folder where training begins, nothing is kept and the folder is read
+again each time. While drift is measured that copy is on the model's device as well.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from titer.core.errors import TiterError
+from titer.data.example import Example
+from titer.data.sources import read_text
+from titer.integrations.measured import Limits, Line, answers, changed, drifted, generators_kept, summed
+from titer.integrations.views import trained, view
+from titer.judges.base import Judge
+from titer.judges.refusal import Refusal
+from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.lm import LM, Decoding
+
+Inside = Literal["drift", "weight_change"]
+
+
+class Watch(TrainerCallback):
+    """A callback for any transformers Trainer. The module says what is measured; `measured` holds the lines, `stopped` the reason.
+
+    `prompts`: a file or examples; `inside`: what is measured inside the model; `tokenizer`: the trainer's processing_class if none.
+    Errors: no prompts; a limit on what is not measured; a judge that lacks something; several processes; a start that is not known.
+    """
+
+    def __init__(
+        self,
+        prompts: str | Path | Sequence[Example],
+        file: str | Path,
+        every: int = 100,
+        *,
+        limits: Limits | None = None,
+        judge: Judge | None = None,
+        decoding: Decoding | None = None,
+        batch: int = 16,
+        inside: Sequence[Inside] = ("drift", "weight_change"),
+        start: str | Path | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        if isinstance(prompts, str | Path):
+            data = read_text(prompts)
+            prompts = data.examples(np.arange(data.size))
+        self._asked = [replace(e, kind="unsafe" if e.harmful else "safe") for e in prompts]
+        self._unsafe = [e for e in self._asked if e.harmful]
+        self._file, self._every, self._batch, self._inside = Path(file), every, batch, tuple(inside)
+        self._limits, self._judge, self._decoding = limits or Limits(), judge or Refusal(), decoding or Decoding()
+        self._start = None if start is None else open_checkpoint(start)
+        self._tokenizer = tokenizer
+        self._kept: dict[str, torch.Tensor] | None = None
+        self.measured: list[Line] = []
+        self.stopped = ""
+        _check(self._asked, self._unsafe, self._limits, self._inside, every)
+        self._judge.check()
+
+    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """The start is remembered here too, for a training that is resumed."""
+        if model is not None:
+            self._remember(model)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any) -> None:
+        """Errors: several processes; no tokenizer; weights that cannot be read; a start that is not known, or is beyond a limit."""
+        if args.world_size > 1 or args.n_gpu > 1:
+            raise TiterError("Watch measures on one process and one device alone", next_step="watch a run of one process.")
+        given = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
+        if given is None:
+            raise TiterError("Watch has no tokenizer", next_step="give it tokenizer=..., or the trainer processing_class=...")
+        self._tokenizer = copy.deepcopy(given)  # a padding token may be set
+        self.stopped = ""
+        if state.global_step == 0:
+            self._remember(model)
+            _check_start(model, self._start, self._inside)
+            if reason := self._measure(args, state, model):
+                raise TiterError(f"before the first step: {reason}", next_step="set the limit by what the model does as it is.", status=1)
+        elif self._inside and self._kept is None and self._start is None:
+            raise TiterError(
+                "training is resumed, and where it began is not known",
+                next_step="give the trainer callbacks=[watch] as it is made, or Watch start=FOLDER.",
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """A measurement where one is due."""
+        if state.global_step % self._every == 0 and (reason := self._measure(args, state, model)):
+            control.should_training_stop = True
+            self.stopped = reason
+            warnings.warn(f"training stops at step {state.global_step}: {reason}", stacklevel=2)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """The last measurement."""
+        if not self.measured or self.measured[-1]["step"] != state.global_step:
+            self._measure(args, state, model)
+
+    def _remember(self, model: Any) -> None:
+        if self._inside and self._start is None:
+            self._kept = None  # never two at once
+            self._kept = {name: p.detach().to("cpu", copy=True) for name, p in trained(model).items()}
+
+    def _measure(self, args: Any, state: Any, model: Any) -> str:
+        """Measure, write the line, and say which limit is crossed ("": none)."""
+        began = time.monotonic()
+        device = next(model.parameters()).device
+        kind = torch.bfloat16 if args.bf16 else torch.float16
+        with generators_kept(device), torch.autocast(device.type, kind, enabled=bool(args.bf16 or args.fp16)):
+            line: Line = {"step": state.global_step, "epoch": state.epoch, **self._told(model)}
+        reason = self._limits.crossed(line)
+        line |= {"seconds": round(time.monotonic() - began, 3), "beyond": reason}
+        self.measured.append(line)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._file, "a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        return reason
+
+    def _told(self, model: Any) -> Line:
+        now = LM(view(model), self._tokenizer, "the model in training")
+        found = answers(now, self._asked, self._judge, self._decoding, self._batch)
+        if self._inside:
+            began = LM(self._began(model, now.device), self._tokenizer, "the model as training began")
+            found |= {"drift": drifted(began, now, self._unsafe, self._batch)} if "drift" in self._inside else {}
+            found |= {"weight_change": summed(changed(began, now))} if "weight_change" in self._inside else {}
+        return found
+
+    def _began(self, model: Any, device: torch.device) -> Any:
+        names = trained(model)
+        kept: Mapping[str, torch.Tensor] = self._kept or {}
+        if self._start is not None:
+            kept = {name: self._start.weight(name).to(p.dtype) for name, p in names.items()}
+        return view(model, {name: value.to(device) if "drift" in self._inside else value for name, value in kept.items()})
+
+
+def _check(asked: Sequence[Example], unsafe: Sequence[Example], limits: Limits, inside: Sequence[str], every: int) -> None:
+    faults = {
+        "no prompts": not asked,
+        "no step between measurements": every < 1,
+        "a limit on refusal, and no unsafe prompts": limits.refusal_below is not None and not unsafe,
+        "a limit on over-refusal, and no safe prompts": limits.over_refusal_above is not None and len(unsafe) == len(asked),
+        "drift is to be measured, and there are no unsafe prompts": "drift" in inside and not unsafe,
+        "a limit on drift, which is not measured": limits.drift_above is not None and "drift" not in inside,
+        "a limit on weight change, which is not measured": limits.weight_change_above is not None and "weight_change" not in inside,
+    }
+    if wrong := [what for what, is_so in faults.items() if is_so]:
+        raise TiterError(f"Watch: {wrong[0]}", expected="prompts labelled safe or unsafe, and limits on what `inside` names")
+
+
+def _check_start(model: Any, start: Checkpoint | None, inside: Sequence[str]) -> None:
+    """Errors: quantised weights, of which no change can be told; a folder that holds other weights than training begins with."""
+    if "weight_change" in inside and any(not p.is_floating_point() for p in model.parameters()):
+        raise TiterError("the model's weights are quantised: their change cannot be told", next_step="give Watch inside=('drift',).")
+    for name, p in trained(model).items() if start is not None else ():
+        if start is not None and (name not in start.files or not torch.equal(start.weight(name).to(p.dtype), p.detach().cpu())):
+            raise TiterError(
+                f"{start.label} does not hold {name} as training begins with it",
+                expected="the folder that the model was loaded from",
+                next_step="leave start out: a copy of what is trained is kept then.",
+            )
