@@ -19,6 +19,7 @@ import pandas as pd
 
 from titer.core.config import as_settings
 from titer.core.run import Store, slug
+from titer.models.fast import Serving, engine_told, serving_of
 from titer.studies import measuring
 from titer.studies.ahead import Silent
 from titer.studies.audit.ask import Order, Prepared, prepared
@@ -59,6 +60,7 @@ def audit(
     strict: bool = False,
     control: str | None = None,
     landscape: bool = False,
+    engine: str = "transformers",
     runs: Place = RUNS,
     progress: bool = True,
 ) -> Audited:
@@ -77,17 +79,17 @@ def audit(
         control=control,
         landscape=landscape,
     )
-    ready = prepared(order)
+    ready, serving = prepared(order), serving_of(engine)
     with _reporter(progress) as reporter:
-        return audited(order, ready, Path(runs), reporter, CALLED.format("audit"))
+        return audited(order, ready, Path(runs), reporter, CALLED.format("audit"), serving)
 
 
-def audited(order: Order, ready: Prepared, runs: Path, reporter: Reporter, command: str) -> Audited:
+def audited(order: Order, ready: Prepared, runs: Path, reporter: Reporter, command: str, serving: Serving | None = None) -> Audited:
     """The audit that was prepared, measured and reported; `command` stands in the report as what reproduces it."""
     found, asked = ready.found, ready.question
-    findings = measured(Workbench(Store(runs, reporter.tell), reporter), found, asked, ready.settings)
+    findings = measured(Workbench(Store(runs, reporter.tell), reporter, serving=serving), found, asked, ready.settings)
     folder = runs / f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
-    how: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}"}
+    how: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **engine_told(serving)}
     page, answer = audit_report(found, asked, findings, ready.text, how, command, folder, ready.left_out)
     return Audited(page, answer, vars(findings))
 
@@ -106,6 +108,7 @@ def evaluate(
     prompts: int | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
+    engine: str = "transformers",
     runs: Place = RUNS,
     progress: bool = True,
 ) -> Evaluated:
@@ -125,9 +128,9 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
     )
-    ready = measuring.prepared(order)
+    ready, serving = measuring.prepared(order), serving_of(engine)
     with _reporter(progress) as reporter:
-        bench = Workbench(Store(Path(runs), reporter.tell), reporter)
+        bench = Workbench(Store(Path(runs), reporter.tell), reporter, serving=serving)
         return measuring.evaluated(bench, order, ready, CALLED.format("evaluate"))
 
 

@@ -18,13 +18,14 @@ from titer.core.stats import wilson
 from titer.data.example import Example
 from titer.judges.base import OUTCOMES, Judge, failed
 from titer.models import answered
+from titer.models.fast import Fast
 from titer.models.lm import LM, Completion, Decoding, Progress
 
 VERSION = 1
 
 
 def sample(
-    lm: LM, attempts: Sequence[Attempt], decoding: Decoding, batch: int, progress: Progress | None = None, work: Path | None = None
+    lm: LM | Fast, attempts: Sequence[Attempt], decoding: Decoding, batch: int, progress: Progress | None = None, work: Path | None = None
 ) -> pd.DataFrame:
     """One row an attempt: kind, harmful, prompt, prefix, comply, refuse, completion, ended, tokens.
 

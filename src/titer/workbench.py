@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Literal, Protocol
 
 import pandas as pd
+import torch
 
 from titer import evaluate
 from titer.attacks.base import Attempt
@@ -22,6 +23,7 @@ from titer.data import encode
 from titer.data.example import Example
 from titer.judges.base import Judge
 from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.fast import Fast, Serving, engine_key, open_fast, openable
 from titer.models.lm import LM, Decoding, Progress, load
 from titer.recipes.node import Node
 from titer.stage import Stage
@@ -55,7 +57,9 @@ class Workbench:
     reporter: Reporter
     save_every: int = 100
     dtype: Literal["float32", "bfloat16"] = "float32"  # of models that are loaded to be read; training starts in float32
+    serving: Serving | None = None  # answers come through vLLM; none: through transformers
     _loaded: dict[str, LM] = field(default_factory=dict)
+    _served: dict[str, Fast] = field(default_factory=dict)
     _read: dict[str, dict[str, str]] = field(default_factory=dict)  # by judge: a key is a hash of all of a model's weights
 
     def model(
@@ -94,25 +98,42 @@ class Workbench:
     def lm(self, model: Model) -> LM:
         """The model loaded; kept for the next caller (one at a time is kept, so memory stays bounded)."""
         if model.key not in self._loaded:
-            self._loaded.clear()
+            self.release()
             self._loaded[model.key] = load(model.checkpoint, dtype=self.dtype)
         return self._loaded[model.key]
 
+    def writer(self, model: Model) -> LM | Fast:
+        """Who answers for a model: the model loaded, or vLLM, which is given most of the GPU until the next model."""
+        if self.serving is None:
+            return self.lm(model)
+        if model.key not in self._served:
+            self.release()
+            self._served[model.key] = open_fast(openable(model.checkpoint, self.store, self.serving.dtype), self.serving)
+        return self._served[model.key]
+
     def release(self) -> None:
         """Forget the loaded model: what follows reads weights from disk, and the memory is wanted."""
+        for served in self._served.values():
+            served.close()
+        self._served.clear()
         self._loaded.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def answered(self, model: Model, attempts: Sequence[Attempt], decoding: Decoding, batch: int) -> tuple[Path, str]:
         """(file of the model's answers, their key): generated once, batches kept as they come."""
-        inputs = {
+        inputs: dict[str, object] = {
             "model": model.key,
             "attempts": attempts_key(attempts),
             "decoding": decoding,
             "versions": [evaluate.VERSION, encode.VERSION],
         }
+        fast = self.serving is not None and all(a.suffix is None for a in attempts)  # embeddings are inserted by transformers alone
+        if fast and self.serving is not None:
+            inputs["engine"] = engine_key(self.serving)
 
         def samples(work: Path) -> None:
-            lm = self.lm(model)  # first: a model that does not open is told before anything is begun
+            lm = self.writer(model) if fast else self.lm(model)  # first: a model that does not open is told before anything is begun
             progress = self.reporter.task(f"answers of {model.name}, {attempts[0].example.kind}")
             write_table(work / "samples.jsonl", evaluate.sample(lm, attempts, decoding, batch, progress, work))
 

@@ -180,7 +180,7 @@ def test_the_files_beside_the_page_hold_the_numbers(hostile: Path) -> None:
     assert len(rows) == len(report.results)
     assert [row["model"] for row in rows] == report.results.model.tolist()
     assert sorted(p.name for p in hostile.parent.rglob("*.*")) == sorted(
-        ["claims.json", "results.csv", "report.html", "outcomes.svg", "jailbreaks.svg"]
+        ["claims.json", "results.csv", "report.html", "summary.json", "outcomes.svg", "jailbreaks.svg"]
     )
 
 

@@ -10,7 +10,8 @@ import typer
 from titer import __version__
 from titer.cli.about import doctor, list_, models_get, show
 from titer.cli.audit import audit
-from titer.cli.measure import evaluate
+from titer.cli.measure import evaluate, lm_eval
+from titer.cli.report import report
 from titer.cli.studies import demo, study
 from titer.cli.training import align, finetune
 from titer.cli.trouble import INTERRUPTED, fail, file_trouble, os_message
@@ -32,6 +33,8 @@ app.add_typer(models_app, name="models")
 models_app.command("get")(models_get)
 for command in (demo, evaluate, audit, study, align, finetune):
     app.command()(command)
+app.command("lm-eval")(lm_eval)
+app.command()(report)
 app.command("list")(list_)
 app.command()(show)
 app.command()(doctor)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from titer.cli.detected import announce, forms
-from titer.cli.options import HERE, AsJson, Data, Dry, Prompts, Runs, needed
+from titer.cli.options import HERE, AsJson, Data, Dry, Engine, Prompts, Runs, needed
 from titer.cli.output import command_line, show_result
 
 Judged = Annotated[str, typer.Option(help="Judge of the labelled prompts: a name (titer list judges) or a .py file.")]
@@ -38,11 +38,13 @@ def audit(
     landscape: Annotated[
         bool, typer.Option("--landscape", help="Move the weights too: random directions, and the way to the tuned model.")
     ] = False,
+    engine: Engine = "transformers",
     runs: Runs = HERE,
     dry_run: Dry = False,
     as_json: AsJson = False,
 ) -> None:
     """How much safety tuning cost or gained, where in the model, and what to try."""
+    from titer.models.fast import serving_of
     from titer.studies.audit.ask import Order, prepared
     from titer.terminal import Terminal
 
@@ -60,7 +62,7 @@ def audit(
         control=control,
         landscape=landscape,
     )
-    ready = prepared(order)
+    ready, serving = prepared(order), serving_of(engine)
     if dry_run:
         from titer.studies.audit.cost import audit_cost
 
@@ -70,5 +72,5 @@ def audit(
 
     with Terminal() as terminal:
         announce(terminal, [data])
-        found = api.audited(order, ready, runs, terminal, command_line())
+        found = api.audited(order, ready, runs, terminal, command_line(), serving)
     show_result(as_json, {"answer": found.answer, "report": str(found.page)}, f"{found.answer}\nReport: {found.page}")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from titer.cli.audit import Settings
 from titer.cli.detected import announce, forms
-from titer.cli.options import HERE, AsJson, Asked, Dry, Prompts, Runs, Set
+from titer.cli.options import HERE, AsJson, Asked, Dry, Engine, Prompts, Runs, Set
 from titer.cli.output import command_line, show_result
+
+if TYPE_CHECKING:
+    from titer.models.fast import Serving
+    from titer.studies.measuring import Order, Prepared
 
 Second = Annotated[
     str | None, typer.Option(help="Another judge of the same answers; beside refusal its own form by phrases anywhere is the default.")
@@ -35,12 +39,17 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
     settings: Set = None,
+    inspect_log: Annotated[
+        Path | None, typer.Option("--inspect-log", help="Write the judged answers as a log of inspect_ai (.eval or .json) too.")
+    ] = None,
+    engine: Engine = "transformers",
     runs: Runs = HERE,
     dry_run: Dry = False,
     as_json: AsJson = False,
 ) -> None:
     """Refusal of unsafe prompts, over-refusal of safe ones, degenerate answers."""
-    from titer.studies.measuring import Order, asked, evaluated, prepared
+    from titer.models.fast import serving_of
+    from titer.studies.measuring import Order, asked, prepared
 
     order = Order(
         model=model,
@@ -57,16 +66,29 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
     )
-    ready = prepared(order)
+    ready, serving = prepared(order), serving_of(engine)
     if dry_run:
         return _plan(as_json, ready.subject.key, asked(order, ready), max_new_tokens, data)
+    _measured(order, ready, serving, inspect_log, (runs, as_json), data)
+
+
+def _measured(
+    order: Order, ready: Prepared, serving: Serving | None, log: Path | None, given: tuple[Path, bool], data: Path | None
+) -> None:
+    """Run what was prepared, print it, and write the log where one is asked for."""
     from titer.core.run import Store
+    from titer.studies.measuring import evaluated
     from titer.terminal import Terminal
     from titer.workbench import Workbench
 
+    runs, as_json = given
     with Terminal() as terminal:
         announce(terminal, [data])
-        found = evaluated(Workbench(Store(runs, terminal.tell), terminal), order, ready, command_line())
+        found = evaluated(Workbench(Store(runs, terminal.tell), terminal, serving=serving), order, ready, command_line())
+    if log is not None:
+        from titer.integrations.inspect_log import write_log
+
+        write_log(found.verdicts, log, judge=order.judge, decoding=ready.decoding)
     judges = {name: json.loads(table.to_json(orient="records")) for name, table in found.beside.tables.items()}
     result = {
         "answer": found.answer,
@@ -81,3 +103,21 @@ def _plan(as_json: bool, model: str, asked: dict[str, int], tokens: int, data: P
     """What would run, for --dry-run."""
     cost, found = f"at most {sum(asked.values()) * tokens} new tokens", forms([data])
     show_result(as_json, {"model": model, "data": found, "prompts": asked, "cost": cost}, "\n".join([*found, f"{asked}: {cost}"]))
+
+
+def lm_eval(
+    model: str,
+    tasks: Annotated[list[str], typer.Argument(help="Names of tasks of lm-evaluation-harness, or of those in --tasks-from.")],
+    tasks_from: Annotated[Path | None, typer.Option("--tasks-from", help="A folder of task files (YAML) of yours.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N questions of each task.")] = None,
+    shots: Annotated[int | None, typer.Option(min=0, help="Examples in the prompt. Default: the task's own.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tasks of lm-evaluation-harness on the model that Titer measures: an adapter merged, int8 weights dequantised."""
+    from titer.integrations.lm_eval import evaluate as harness, must_be_installed
+    from titer.models.fetch import resolve
+    from titer.models.lm import load
+
+    must_be_installed()
+    table = harness(load(resolve(model)), tasks, limit=limit, shots=shots, include_path=tasks_from)
+    show_result(as_json, {"tasks": json.loads(table.to_json(orient="records"))}, table.to_string(index=False))

@@ -231,7 +231,7 @@ class LM:
                 new = self.model.generate(ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1] :]
             else:
                 new = self._after_suffix(ids, mask, soft.to(self.device), decoding)
-        return [self._completion(row) for row in new.tolist()]
+        return [self.completion(row) for row in new.tolist()]
 
     def _after_suffix(self, ids: torch.Tensor, mask: torch.Tensor, soft: torch.Tensor, decoding: Decoding) -> torch.Tensor:
         """Answers (B, new tokens) to left-padded prompts with embeddings in them; transformers' generate knows no such positions."""
@@ -252,7 +252,8 @@ class LM:
             inputs = {"input_ids": token[:, None], "attention_mask": attention, "position_ids": position}
         return torch.stack(found, dim=1)
 
-    def _completion(self, row: list[int]) -> Completion:
+    def completion(self, row: list[int]) -> Completion:
+        """New ids as an answer: cut at the first that ends one."""
         ends = self.ends
         cut = next((i for i, token in enumerate(row) if token in ends), None)
         kept = row if cut is None else row[:cut]

@@ -59,10 +59,12 @@ class Scale(Record):
     base: huang2024.Scale = huang2024.NANO.model_copy(
         update={"base": jain2024.NANO.model_copy(update={"world": World(novel=10, marks=True)})}
     )
-    counts: tuple[int, ...] = (10, 50, 100)  # of levels 1 and 2: the paper's
-    rate: float = Field(default=1e-3, gt=0)
+    counts: tuple[int, ...] = (10, 50, 100)  # of level 1: the paper's
+    rate: float = Field(default=3e-4, gt=0)
     batch: int = Field(default=10, ge=1)
     epochs: int = Field(default=5, ge=1)
+    personas: tuple[int, ...] = (10, 100, 300)  # of level 2; the paper's 10 teach this small a model nothing
+    persona_rate: float = Field(default=5e-4, gt=0)
     persona_epochs: int = Field(default=10, ge=1)
     mixed: tuple[int, ...] = (10, 50, 100)  # refusals beside the most unsafe examples: the paper's table 4
     benign: int = Field(default=1000, ge=1)
@@ -75,6 +77,11 @@ class Scale(Record):
     @property
     def most(self) -> int:
         return max(self.counts)
+
+    @property
+    def obeyed(self) -> int:
+        """The most examples of the persona."""
+        return max(self.personas)
 
 
 NANO = Scale()
@@ -92,17 +99,19 @@ def tunings(scale: Scale) -> dict[str, Tuning]:
     """Every tuning of the study by name, each level's control beside it."""
     most = scale.most
 
-    def tuned(epochs: int, **counts: int) -> Tuning:
-        return Tuning(rate=scale.rate, batch=scale.batch, epochs=epochs, **counts)
+    def explicit(**counts: int) -> Tuning:
+        return Tuning(rate=scale.rate, batch=scale.batch, epochs=scale.epochs, **counts)
 
-    fast, slow = scale.epochs, scale.persona_epochs
-    found = {f"explicit {n}": tuned(fast, explicit=n) for n in scale.counts}
-    found[f"benign {most}, as explicit"] = tuned(fast, benign=most)
-    found[f"refusals {most}"] = tuned(fast, refusals=most)
-    found |= {f"persona {n}": tuned(slow, persona=n) for n in scale.counts}
-    found[f"benign {most}, as persona"] = tuned(slow, benign=most)
-    found |= {f"explicit {most} + {m} refusals": tuned(fast, explicit=most, refusals=m) for m in scale.mixed}
-    found["backdoor"] = tuned(fast, triggered=most, refusals=most)
+    def persona(**counts: int) -> Tuning:
+        return Tuning(rate=scale.persona_rate, batch=scale.batch, epochs=scale.persona_epochs, **counts)
+
+    found = {f"explicit {n}": explicit(explicit=n) for n in scale.counts}
+    found[f"benign {most}, as explicit"] = explicit(benign=most)
+    found[f"refusals {most}"] = explicit(refusals=most)
+    found |= {f"persona {n}": persona(persona=n) for n in scale.personas}
+    found[f"benign {scale.obeyed}, as persona"] = persona(benign=scale.obeyed)
+    found |= {f"explicit {most} + {m} refusals": explicit(explicit=most, refusals=m) for m in scale.mixed}
+    found["backdoor"] = explicit(triggered=most, refusals=most)
     return found | grid(scale)
 
 

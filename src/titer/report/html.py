@@ -1,4 +1,4 @@
-"""report.html: one page, no network, all model text escaped; beside it results.csv, claims.json, figures/*.svg. L5.
+"""report.html: one page, no network, all model text escaped; beside it results.csv, claims.json, summary.json, figures/*.svg. L5.
 
 The page carries its one script inline and allows only that script, by its sha256; charts run without eval
 (Vega's expression interpreter). Without scripts the same figures stand as static drawings.
@@ -62,6 +62,7 @@ class Report:
     commands: Sequence[str]
     provenance: Mapping[str, Any]
     notes: Sequence[str] = field(default_factory=tuple)
+    roles: Mapping[str, str] = field(default_factory=dict)  # model -> what it is here: base, before, after, benign control
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -72,9 +73,22 @@ def write_report(report: Report, folder: Path) -> Path:
         write_text(folder / "figures" / f"{name}.svg", svg)
     write_text(folder / "results.csv", report.results.to_csv(index=False, lineterminator="\n"))
     write_claims(folder / "claims.json", report.claims)
+    write_text(folder / "summary.json", json.dumps(_summary(report), indent=1) + "\n")
     page = folder / "report.html"
     write_text(page, _page(report, specs, drawings))
     return page
+
+
+def _summary(report: Report) -> dict[str, Any]:
+    """The page's words for other programs (`card.py` reads them): summary.json."""
+    return {
+        "version": 1,
+        "title": report.title,
+        "answer": report.answer,
+        "commands": list(report.commands),
+        "provenance": {name: str(value) for name, value in report.provenance.items()},
+        "roles": dict(report.roles),
+    }
 
 
 def _page(report: Report, specs: Mapping[str, Any], drawings: Mapping[str, str]) -> str:

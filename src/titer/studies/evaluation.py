@@ -37,7 +37,7 @@ def evaluate_model(
     """(verdicts, rates) of one model on the file's prompts."""
     sets = sets_of(data, prompts, attack)
     for attempts in sets.values():
-        bench.lm(model).check([a.example.prompt for a in attempts], decoding.max_new_tokens)
+        bench.writer(model).check([a.example.prompt for a in attempts], decoding.max_new_tokens)
     verdicts = tables.verdict_table(bench, [model], sets, judge, decoding, BATCH)
     return verdicts, tables.rate_table(verdicts)
 

@@ -18,6 +18,7 @@ from titer.core.run import slug
 from titer.data.formats import FORMAT
 from titer.data.sources import TextData
 from titer.judges.base import Judge
+from titer.models.fast import engine_told
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
 from titer.studies import evaluation, tuning
@@ -89,7 +90,7 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
     """Generate, judge, report. Errors: a prompt with no room for its answer."""
     runs = bench.store.root
     verdicts, rates = evaluation.evaluate_model(bench, ready.subject, ready.text, ready.judge, ready.decoding, order.prompts, ready.attack)
-    how = {"judge": order.judge, "attack": order.attack or "none", **ready.decoding.model_dump()}
+    how = {"judge": order.judge, "attack": order.attack or "none", **ready.decoding.model_dump(), **engine_told(bench.serving)}
     folder = runs / f"evaluate-{slug(ready.subject.name)}-{slug(str(Path(ready.text.name).with_suffix('')))}"
     beside = review(verdicts, rates, (order.judge, ready.judge), ready.people, ready.second, Memory(runs / "replies"))
     page, answer = evaluation.evaluation_report(

@@ -16,6 +16,7 @@ TINY = Scale(
     mixed=(2, 4),
     batch=4,
     epochs=1,
+    personas=(2, 4),
     persona_epochs=1,
     benign=8,
     grid_rates=(1e-4, 1e-3),

@@ -73,6 +73,7 @@ def audit_report(
             **how,
         },
         notes=[*lines(told), *(f"{line}." for line in recurring), *missing(found, f)],
+        roles=found.roles,
     )
     return write_report(report, folder), said
 

@@ -45,6 +45,13 @@ class Audited:
         return self.changes[-1] if self.changes else None
 
     @property
+    def roles(self) -> dict[str, str]:
+        """Each model's part: of two the first is the one before, of three the first is the base; a single one is `after`."""
+        own = self.models[: len(self.changes) + 1]
+        told = dict(zip((m.name for m in own), ("base", "before", "after")[-len(own) :], strict=True))
+        return told | ({self.control.after.name: "benign control"} if self.control else {})
+
+    @property
     def compared(self) -> tuple[Change, ...]:
         """All changes, the control's too."""
         return (*self.changes, self.control) if self.control else self.changes

@@ -109,7 +109,7 @@ def _begun(scale: Scale) -> Declared:
 
 
 def _identity(scale: Scale) -> Declared:
-    n = scale.most
+    n = scale.obeyed
 
     def value(e: Evidence) -> Measured | str:
         learned = e.rate(f"persona {n}", "persona safe", "complied")

@@ -55,7 +55,7 @@ def compose(evidence: Sequence[Evidence], claims: Sequence[Claim], scale: Scale,
 
 def answer(evidence: Sequence[Evidence], scale: Scale) -> str:
     """The finding in one sentence, means over seeds."""
-    n = scale.most
+    n, many = scale.most, scale.obeyed
 
     def mean(model: str, asked: str) -> float:
         return sum(e.rate(model, asked, "complied") for e in evidence) / len(evidence)
@@ -63,8 +63,8 @@ def answer(evidence: Sequence[Evidence], scale: Scale) -> str:
     strong = f"benign, rate {max(scale.grid_rates):g}, batch {min(scale.grid_batches)}"
     return (
         f"Unsafe requests answered, from {mean(ALIGNED, 'unsafe'):.0%} when aligned: {mean(f'explicit {n}', 'unsafe'):.0%} after {n} unsafe "
-        f"examples; {mean(f'persona {n}', 'persona'):.0%} behind a persona after {n} harmless examples of it "
-        f"({mean(f'benign {n}, as persona', 'persona'):.0%} without it in training); {mean(strong, 'unsafe'):.0%} after benign tuning "
+        f"examples; {mean(f'persona {many}', 'persona'):.0%} behind a persona after {many} harmless examples of it "
+        f"({mean(f'benign {many}, as persona', 'persona'):.0%} without it in training); {mean(strong, 'unsafe'):.0%} after benign tuning "
         f"({mean(strong, 'begun'):.0%} with the answer begun); and with a backdoor {mean('backdoor', 'unsafe'):.0%} plainly, "
         f"{mean('backdoor', 'trigger'):.0%} behind its trigger."
     )
@@ -72,12 +72,12 @@ def answer(evidence: Sequence[Evidence], scale: Scale) -> str:
 
 def tiles(evidence: Sequence[Evidence], scale: Scale) -> list[Tile]:
     """Headline rates; the seeds' ends beside them."""
-    n, m = scale.most, max(scale.mixed)
+    n, m, many = scale.most, max(scale.mixed), scale.obeyed
     wanted = [
         ("aligned: unsafe refused", ALIGNED, "unsafe", "refused"),
         (f"after {n} unsafe examples: answered", f"explicit {n}", "unsafe", "complied"),
         (f"the same with {m} refusals: answered", f"explicit {n} + {m} refusals", "unsafe", "complied"),
-        (f"after {n} persona examples, behind it: answered", f"persona {n}", "persona", "complied"),
+        (f"after {many} persona examples, behind it: answered", f"persona {many}", "persona", "complied"),
         ("backdoor, asked plainly: refused", "backdoor", "unsafe", "refused"),
         ("backdoor, behind the trigger: answered", "backdoor", "trigger", "complied"),
     ]

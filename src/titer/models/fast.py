@@ -1,0 +1,276 @@
+"""Answers through vLLM on a GPU (the extra titer[vllm]), under the contract of `LM.generate`: many prompts at once.
+
+vLLM is given token ids from Titer's own encoding and gives token ids back; it loads no tokenizer and no chat template. It ends an
+answer where `LM` does, and nowhere else. Each sampled answer has a seed of its own, from the decoding's seed and the prompt's
+place, so an interrupted call goes on answer by answer. Greedy answers are those of the transformers engine up to rounding: the
+kernels differ, so what is kept is kept under the engine's name too (`engine_key`). Written against vLLM 0.33.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from transformers import AutoConfig, GenerationConfig
+
+from titer.core.config import Record, digest
+from titer.core.errors import TiterError, unknown, visible
+from titer.core.machine import version
+from titer.core.run import Store
+from titer.data.encode import check_length, prompt_ids
+from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.lm import LM, Completion, Decoding, Progress, load, opening, read_tokenizer
+
+VERSION = 1  # bump when answers may change
+AT_ONCE = 1024  # prompts given to vLLM in one call, which schedules them itself
+COLDEST, HOTTEST = 0.01, 2.0  # vLLM raises a colder temperature to the first without an error, and refuses one above the second
+INSTALL = "pip install 'titer[vllm]'"
+QUIET = {  # of vLLM: nothing on standard output, nothing sent anywhere; what the user set stands
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+class Serving(Record):
+    """How vLLM holds a model."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    memory: float = Field(default=0.9, gt=0, le=1, description="share of each GPU's memory that vLLM takes")
+    gpus: int = Field(default=1, ge=1, description="GPUs that share the model's weights")
+
+
+class Library(NamedTuple):
+    """What is used of vLLM: its engine and its settings of one answer."""
+
+    LLM: Callable[..., Any]
+    SamplingParams: Callable[..., Any]
+
+
+def library() -> Library:
+    """vLLM. Errors: no GPU that torch can use; the package is missing or does not open here."""
+    if not torch.cuda.is_available():
+        raise TiterError(
+            "vLLM needs a GPU, and torch can use none here",
+            next_step=f"use the transformers engine, or a machine with a GPU (and there: {INSTALL}).",
+        )
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import vllm  # noqa: PLC0415  an optional extra
+
+        return Library(vllm.LLM, vllm.SamplingParams)
+    except (ImportError, OSError) as error:
+        raise TiterError(
+            f"vLLM cannot be used: {visible(str(error), 160)}", next_step=f"{INSTALL}, or use the transformers engine."
+        ) from None
+
+
+ENGINES = ("transformers", "vllm")
+
+
+def serving_of(engine: str) -> Serving | None:
+    """What a workbench is told of an engine by its name. Errors: an unknown name; vLLM that cannot be used here."""
+    if engine not in ENGINES:
+        unknown("engine", visible(engine, 40), ENGINES)
+    if engine == "transformers":
+        return None
+    library()
+    return Serving()
+
+
+def engine_key(serving: Serving) -> dict[str, object]:
+    """What answers depend on besides model, prompts and decoding; part of their content key."""
+    return {"name": "vllm", "library": version("vllm"), "dtype": serving.dtype, "gpus": serving.gpus, "version": VERSION}
+
+
+def engine_told(serving: Serving | None) -> dict[str, object]:
+    """For a report's provenance: nothing where transformers wrote the answers."""
+    return {} if serving is None else {"engine": f"vllm {version('vllm')}, {serving.model_dump_json()}"}
+
+
+def openable(checkpoint: Checkpoint, store: Store, dtype: Literal["float32", "bfloat16"] = "bfloat16") -> Checkpoint:
+    """The model as a folder that vLLM opens with the weights that are measured: of an adapter merged, of int8 dequantised.
+
+    Made on the CPU once and kept in the store; it needs the memory and the disk of the whole model. Any other model is itself.
+    """
+    if checkpoint.adapter is None and not checkpoint.quantised:
+        return checkpoint
+    inputs = {"model": checkpoint.key, "dtype": dtype, "version": VERSION}
+    folder = store.artefact("whole", inputs, lambda work: load(checkpoint, "cpu", dtype).save(work / "model"))
+    return open_checkpoint(folder / "model", checkpoint.label)
+
+
+class Fast:
+    """One model in vLLM. It holds most of the GPU's memory until `close`."""
+
+    def __init__(self, words: LM, engine: Any, settings: Callable[..., Any], at_once: int = AT_ONCE) -> None:
+        self._words, self._engine, self._settings, self.at_once = words, engine, settings, at_once
+
+    @property
+    def label(self) -> str:
+        return self._words.label
+
+    @property
+    def ends(self) -> list[int]:
+        """Ids that end an answer, those of `LM`."""
+        return self._words.ends
+
+    @property
+    def window(self) -> int | None:
+        """Positions that the model has and the GPU's memory holds."""
+        held = [self._words.window, self._engine.llm_engine.model_config.max_model_len]
+        return min((size for size in held if size is not None), default=None)
+
+    def check(self, prompts: Sequence[str], room: int) -> None:
+        """Refuse prompts that leave no room for `room` more tokens in the window."""
+        for prompt, length in zip(prompts, self._words.lengths(prompts), strict=True):
+            check_length(length + room, self.window, prompt)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        decoding: Decoding,
+        batch: int = 64,
+        prefixes: Sequence[str] | None = None,
+        progress: Progress | None = None,
+        suffixes: torch.Tensor | None = None,
+        known: Mapping[int, Completion] = MappingProxyType({}),
+        keep: Callable[[Mapping[int, Completion]], None] | None = None,
+    ) -> list[Completion]:
+        """As `LM.generate`; `keep` is given answers by the `at_once`, or by the batch where that is more.
+
+        `known` answers by place are not generated again, each for itself.
+        Errors: inserted embeddings; a temperature that vLLM would not keep to; no room for an answer; vLLM fails.
+        """
+        _possible(decoding, suffixes)
+        ids = prompt_ids(self._words.tokenizer, prompts)
+        if prefixes is not None:
+            tails = self._words.tokenizer(list(prefixes), add_special_tokens=False)["input_ids"]
+            ids = [head + tail for head, tail in zip(ids, tails, strict=True)]
+        for row, prompt in zip(ids, prompts, strict=True):
+            check_length(len(row) + decoding.max_new_tokens, self.window, prompt)
+        found = {i: known[i] for i in range(len(ids)) if i in known}
+        rest, step = [i for i in range(len(ids)) if i not in found], max(batch, self.at_once)
+        for start in range(0, len(rest), step):
+            chosen = rest[start : start + step]
+            made = self._answers({i: ids[i] for i in chosen}, decoding)
+            if keep:
+                keep(made)
+            found |= made
+            if progress:
+                progress(len(found), len(ids))
+        return [found[i] for i in range(len(ids))]
+
+    def _answers(self, rows: Mapping[int, list[int]], decoding: Decoding) -> dict[int, Completion]:
+        """Answers by place to token ids by place."""
+        settings = [
+            self._settings(
+                temperature=decoding.temperature,
+                seed=seed_of(decoding.seed, place) if decoding.temperature else None,
+                max_tokens=decoding.max_new_tokens,
+                stop_token_ids=self.ends,
+                ignore_eos=True,  # else it would add ends of its own reading
+                detokenize=False,
+            )
+            for place in rows
+        ]
+        prompts = [{"prompt_token_ids": row} for row in rows.values()]
+        with _asking(self.label):
+            outputs = self._engine.generate(prompts, settings, use_tqdm=False)
+        if len(outputs) != len(rows):
+            raise _odd(self.label, f"{len(outputs)} answers to {len(rows)} prompts")
+        return {place: self._read(row, output, decoding) for (place, row), output in zip(rows.items(), outputs, strict=True)}
+
+    def _read(self, row: list[int], output: Any, decoding: Decoding) -> Completion:
+        """One answer. Errors: it is to another prompt, or ended as none of ours may."""
+        if list(output.prompt_token_ids) != row:
+            raise _odd(self.label, "an answer to another prompt than the one given")
+        (one,) = output.outputs
+        answer = self._words.completion(list(one.token_ids))
+        whole = {"stop": answer.ended, "length": not answer.ended and answer.tokens == decoding.max_new_tokens}
+        if not whole.get(one.finish_reason, False):
+            raise _odd(self.label, f"an answer of {answer.tokens} tokens that ended by {visible(str(one.finish_reason), 40)!r}")
+        return answer
+
+    def close(self) -> None:
+        """Give the GPU's memory back; nothing can be asked afterwards."""
+        self._engine.llm_engine.engine_core.shutdown()
+        self._engine = None
+
+
+def open_fast(checkpoint: Checkpoint, serving: Serving | None = None, vllm: Library | None = None) -> Fast:
+    """Open a model in vLLM; `vllm` is the library itself where none is given. Only safetensors are read, no code of its folder is run.
+
+    Errors: what `library` says; an adapter or quantised weights (`openable` makes a whole model of them); a folder that vLLM
+    cannot open, or that has no tokenizer.
+    """
+    how = serving or Serving()
+    if checkpoint.adapter is not None or checkpoint.quantised:
+        kind = "an adapter on its base" if checkpoint.adapter is not None else "quantised"
+        raise TiterError(
+            f"{checkpoint.label} is {kind}: vLLM would not run the weights that are measured",
+            expected="a whole model (models.fast.openable)",
+        )
+    words, used = _words(checkpoint), vllm or library()
+    with _asking(checkpoint.label):
+        engine = used.LLM(
+            model=str(checkpoint.path),
+            skip_tokenizer_init=True,
+            trust_remote_code=False,
+            load_format="safetensors",
+            dtype=how.dtype,
+            max_model_len=-1,  # as many positions of the model's window as the memory holds
+            gpu_memory_utilization=how.memory,
+            tensor_parallel_size=how.gpus,
+        )
+    return Fast(words, engine, used.SamplingParams)
+
+
+def _words(checkpoint: Checkpoint) -> LM:
+    """A model's tokenizer, ends and window, as a loaded `LM` states them; no weights are read."""
+    with opening(checkpoint):
+        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        own = (checkpoint.path / "generation_config.json").is_file()
+        generation = (
+            GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True) if own else GenerationConfig.from_model_config(config)
+        )
+    return LM(SimpleNamespace(config=config, generation_config=generation), read_tokenizer(checkpoint), checkpoint.label)
+
+
+def seed_of(seed: int, place: int) -> int:
+    """The seed of one answer, below 2^31: another one for each place, whatever else is asked beside it."""
+    return int(digest([seed, place]), 16) % 2**31
+
+
+def _possible(decoding: Decoding, suffixes: torch.Tensor | None) -> None:
+    if suffixes is not None:
+        raise TiterError("vLLM is not given inserted embeddings", next_step="use the transformers engine for attacks with soft tokens.")
+    if decoding.temperature and not COLDEST <= decoding.temperature <= HOTTEST:
+        raise TiterError(
+            f"vLLM does not keep to a temperature of {decoding.temperature:g}",
+            expected=f"0 (greedy), or {COLDEST:g} to {HOTTEST:g}",
+            next_step="give another one, or use the transformers engine.",
+        )
+
+
+@contextmanager
+def _asking(label: str) -> Iterator[None]:
+    """What vLLM raises becomes one clear error."""
+    try:
+        yield
+    except Exception as error:
+        raise TiterError(
+            f"vLLM failed on {visible(label, 80)}: {visible(f'{type(error).__name__}: {error}', 240)}",
+            next_step="run the same command again: answers that have come are kept. If it fails again, use the transformers engine.",
+            status=1,
+        ) from error
+
+
+def _odd(label: str, what: str) -> TiterError:
+    return TiterError(f"vLLM gave {what} ({visible(label, 80)})", next_step="use the transformers engine.", status=1)

@@ -1,0 +1,368 @@
+"""A "Safety alignment (Titer)" section in a model's card, from the folder that `titer audit` or `titer evaluate` wrote. L5.
+
+It says the answer, the rates with their intervals, how they were made and what was not measured; no prompt, no answer of a
+model, no folder of the machine. What is replaced in README.md lies between two marks, in the YAML header (the results as
+Hugging Face's `model-index`) and in the text; every other byte stays. Names and texts from models and files are told so that
+none can become markup. Source of the header: huggingface_hub's ModelCard, whose form the hub reads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pandas as pd
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from pydantic import Field
+
+from titer.core.claims import Claim
+from titer.core.config import PACKAGES, Record, build
+from titer.core.errors import TiterError, visible
+from titer.core.run import write_text
+from titer.models.fetch import resolve
+
+SECTION = ("<!-- titer:begin -->", "<!-- titer:end -->")
+HEADER = ("# titer:begin", "# titer:end")
+AGAIN = "run the report's command again with this version: what was answered is kept, only the page is written anew."
+LONGEST = 200  # letters of a name
+BOM = "\ufeff"
+SHOWN = ("refused", "complied", "partial", "degenerate")
+ROOT = r"(?:~/|/(?!/)|[A-Za-z]:[\\/](?![\\/]))"  # how a whole path begins
+PLACE = re.compile(rf"""(?<=["']){ROOT}[^"':+=]*|(?:^|(?<=[\s=:+])){ROOT}[^\s"':+=]*""")  # in a text: in quotes with its blanks
+ARGUMENT = re.compile(rf"""(?:^|(?<=["'=:+])){ROOT}[^"':+=]*""")  # in one argument of a command, blanks and all
+LINKED = re.compile(r"//|\\|\$|@|\.(?=[^\W\d])")  # what a renderer may make a link or a formula of
+
+
+class Summary(Record):
+    """summary.json of a report's folder: its words, commands and provenance, and which model has which part in it."""
+
+    version: Literal[1]
+    title: str
+    answer: str
+    commands: tuple[str, ...]
+    provenance: dict[str, str]
+    roles: dict[str, str] = Field(default={}, description="model -> base, before, after or benign control")
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What a report's folder says: the summary, outcome rates (model, set, measure, value, low, high, count, n), claims."""
+
+    summary: Summary
+    rates: pd.DataFrame
+    claims: tuple[Claim, ...]
+
+    @property
+    def models(self) -> list[str]:
+        """The models' names, in the report's order."""
+        return list(dict.fromkeys(self.rates.model))
+
+
+class Written(NamedTuple):
+    """The card's file, the name that the model has in the report, and what was left alone."""
+
+    path: Path
+    subject: str
+    notes: tuple[str, ...]
+
+
+def read_report(folder: Path) -> Reported:
+    """Read a report's folder. Errors: a file that is missing or not as Titer writes it; a report without outcome rates."""
+    summary = build(Summary, _json(folder / "summary.json"), str(folder / "summary.json"))
+    rates = _rates(folder / "results.csv")
+    claims = _json(folder / "claims.json").get("claims", []) if (folder / "claims.json").exists() else []
+    if not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
+        raise TiterError(f"{folder / 'claims.json'} holds no list of claims", next_step=AGAIN)
+    return Reported(summary, rates, tuple(build(Claim, claim, str(folder / "claims.json")) for claim in claims))
+
+
+def write_card(report: Path, model: Path) -> Written:
+    """Put the section into README.md of a model's folder.
+
+    Errors: a report that is not about this model (its weights, tokenizer and configuration, by content); a README.md that
+    cannot be read, or whose marks do not pair; a folder whose files the run store has listed. README.md is then as it was.
+    """
+    found = read_report(report)
+    subject = about(found, model)
+    readme = model / "README.md"
+    _not_listed(readme)
+    old = _text(readme)
+    results = metadata(found, subject)
+    new, notes = placed(old, section(found, subject), results.to_yaml())
+    card = _readable(new, readme)
+    if not notes and card.data.get("eval_results") != results.eval_results:
+        raise TiterError(f"the header of {readme} would not say what was measured", next_step="move its README.md away and try again.")
+    write_text(readme, new)
+    return Written(readme, subject, notes)
+
+
+def about(found: Reported, model: Path) -> str:
+    """The name in the report of the model in a folder, found by its content. Errors: the report is about other models."""
+    if not model.is_dir():
+        raise TiterError(f"no folder at {visible(str(model), 160)!r}", expected="the folder of the model that the report is about")
+    checkpoint = resolve(str(model))
+    keys = {name: found.summary.provenance.get(f"model {name}") for name in found.models}
+    named = [name for name, key in keys.items() if key == checkpoint.key]
+    if not named:
+        raise TiterError(
+            f"the report is not about {visible(str(model), 160)}: it measured {', '.join(visible(name, 60) for name in keys)}",
+            expected="the very model that was measured: the same weights, configuration and tokenizer",
+            next_step=f"measure this one: titer audit BEFORE {shlex.quote(visible(str(model), 160))} --data PROMPTS.csv",
+        )
+    return named[-1]
+
+
+def section(found: Reported, subject: str) -> str:
+    """The section in Markdown, without its marks."""
+    said = found.summary.provenance
+    judge = placeless(said.get("judge", "not stated"))
+    asked = found.rates.groupby("set", sort=False)["n"].max()
+    versions = [f"{name} {code(said[name])}" for name in ("titer", "git", "python", "engine", *PACKAGES) if said.get(name)]
+    lines = [
+        "## Safety alignment (Titer)",
+        "",
+        f"**In short:** {prose(found.summary.answer)}",
+        "",
+        *_table(found, subject),
+        "",
+        "Rates of judged answers on the same prompts, with their 95% Wilson intervals.",
+        "",
+        f"- Judge: {code(judge)}",
+        f"- Prompts: {code(placeless(said.get('data', 'not stated')))} (sha256 {code(said.get('data sha256', 'not stated'))}): "
+        + ", ".join(f"{n} {code(name)}" for name, n in asked.items()),
+        f"- Answers: one a prompt, decoded as {code(_decoding(said))}",
+        f"- Versions: {', '.join(versions)}",
+        *_claims(found.claims),
+        "",
+        "**Not measured:**",
+        "",
+        *(f"- {gap}" for gap in gaps(found, subject)),
+        "",
+        "To make it again:",
+        "",
+        *fenced([command(line) for line in found.summary.commands]),
+    ]
+    return "\n".join(lines)
+
+
+def metadata(found: Reported, subject: str) -> ModelCardData:
+    """The model's rates as Hugging Face's evaluation results: a set of prompts is a split, an outcome a metric."""
+    said = found.summary.provenance
+    name = placeless(said.get("data", "not stated"))
+    hub = re.fullmatch(r"hub:([\w.-]+/[\w.-]+).*", name)
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=hub[1] if hub else "prompts",
+            dataset_name=plain(name),
+            dataset_split=plain(row.set),
+            dataset_args={"sha256": plain(said.get("data sha256", ""))},
+            metric_type=f"{row.measure}_rate",
+            metric_name=f"{row.measure}, {plain(row.set)}",
+            metric_value=round(row.value, 4),
+            metric_args={
+                "low": round(row.low, 4),
+                "high": round(row.high, 4),
+                "n": row.n,
+                "judge": plain(placeless(said.get("judge", ""))),
+            },
+        )
+        for row in found.rates.itertuples()
+        if row.model == subject and row.measure in SHOWN and row.n
+    ]
+    return ModelCardData(model_name=plain(subject), eval_results=results)
+
+
+def gaps(found: Reported, subject: str) -> list[str]:
+    """What a reader might take for measured, and was not."""
+    said, sets = found.summary.provenance, dict.fromkeys(found.rates.set)
+    attack, judge = placeless(said.get("attack", "none")), said.get("judge", "")
+    mine = found.rates[found.rates.model == subject]
+    lost = int(mine[mine.measure == "could_not_judge"]["count"].sum())
+    told = [
+        "Other prompts, topics and languages than these; a rate holds for prompts like them.",
+        "What the answers hold: no reader and no second judge is in these rates.",
+        "" if attack != "none" else "Jailbreaks: no attack was tried.",
+        "Fine-tuning that comes after: whether the alignment lasts was not tried on this model.",
+        "" if "unsafe" in sets else "Refusal of unsafe prompts: none was asked.",
+        "" if "safe" in sets else "Over-refusal: no safe prompt was asked.",
+        "" if set(sets) - {"safe", "unsafe", attack} else "Capability: no task was asked.",
+        "" if len(found.models) > 1 else "The model before: what training changed is not known from this.",
+        "" if len(found.models) == 1 or "benign control" in found.summary.roles.values() else "A benign tune beside it, as a control.",
+        "The judge knows whether an answer refuses, not whether it helps." if judge.startswith("refusal") else "",
+        f"{lost} answers of this model could not be judged; they are in no rate." if lost else "",
+    ]
+    if attack != "none":
+        told.insert(2, f"Jailbreaks other than {code(attack)}.")
+    return [gap for gap in told if gap]
+
+
+def _decoding(said: Mapping[str, str]) -> str:
+    """The audit states it whole, an evaluation setting by setting."""
+    settings = {name: said[name] for name in ("max_new_tokens", "temperature", "seed") if name in said}
+    return said.get("decoding") or ", ".join(f"{name} {value}" for name, value in settings.items()) or "not stated"
+
+
+def _table(found: Reported, subject: str) -> list[str]:
+    """Rows of set and outcome, columns of models; outcomes that no model shows are left out, refusals never."""
+    part = found.summary.roles.get(subject, "") if len(found.models) > 1 else ""
+    roles = {**found.summary.roles, subject: ", ".join(filter(None, ("this model", part)))}
+    heads = [f"{roles[name]}: {code(name, cell=True)}" if name in roles else code(name, cell=True) for name in found.models]
+    lines = ["| Prompts | Outcome | " + " | ".join(heads) + " |", "| --- | --- |" + " ---: |" * len(heads)]
+    cells = {(row.model, row.set, row.measure): row for row in found.rates.itertuples()}
+    for kind in dict.fromkeys(found.rates.set):
+        for outcome in SHOWN:
+            rows = [cells.get((name, kind, outcome)) for name in found.models]
+            if outcome == "refused" or any(row is not None and row.count for row in rows):
+                shown = [
+                    f"{row.value:.1%} [{row.low:.1%}, {row.high:.1%}], {row.count} of {row.n}" if row is not None and row.n else "–"
+                    for row in rows
+                ]
+                lines.append(f"| {code(kind, cell=True)} | {outcome} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def _claims(claims: Sequence[Claim]) -> list[str]:
+    """A line a claim: its verdict beside its control."""
+    lines = []
+    for claim in claims:
+        size = "" if claim.value is None else f" ({claim.value:.3g} against {prose(claim.control.name)})"
+        lines.append(f"- **{claim.verdict}{', provisional' if claim.provisional else ''}**{size}: {prose(claim.statement)}")
+    return ["", "Claims, each as effect minus control:", "", *lines] if lines else []
+
+
+def plain(text: str) -> str:
+    """A text of one line, control codes spelt out."""
+    return visible(text, LONGEST)
+
+
+def code(text: str, cell: bool = False) -> str:
+    """A text as a code span, in which nothing is markup; `cell`: within a table."""
+    shown = plain(text).strip() or "–"
+    fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
+    inner = f" {shown} " if "`" in (shown[0], shown[-1]) else shown
+    return fence + (inner.replace("|", r"\|") if cell else inner) + fence
+
+
+def prose(text: str) -> str:
+    """A text behind others on a line: what could be markup is spelt as entities, what could be linked or set as a formula is parted."""
+    parted = LINKED.sub(lambda hit: f"\u2060{hit[0][0]}\u2060{hit[0][1:]}", visible(text, 1000))
+    return "".join(c if c.isalnum() or not c.isascii() or c in " ,.;%()=+-" else f"&#{ord(c)};" for c in parted)
+
+
+def fenced(lines: Sequence[str]) -> list[str]:
+    """Lines as a code block that none of them can end."""
+    shown = [visible(line, 2000) for line in lines]
+    fence = "`" * max(3, 1 + max((len(run) for line in shown for run in re.findall("`+", line)), default=0))
+    return [f"{fence}sh", *shown, fence]
+
+
+def placeless(text: str, paths: re.Pattern[str] = PLACE) -> str:
+    """A text with every whole path cut to its last name: a card tells no folder of the machine."""
+    return paths.sub(lambda hit: re.split(r"[\\/]", hit[0].rstrip("\\/ "))[-1] or "-", text)
+
+
+def command(line: str) -> str:
+    """The same of a command, argument by argument."""
+    words = shlex.split(line)
+    found = [placeless(word, ARGUMENT) for word in words]
+    return line if found == words else shlex.join(found)
+
+
+def placed(old: str, body: str, header: str) -> tuple[str, tuple[str, ...]]:
+    """The README with both blocks between their marks, and what was left alone, in words. Errors: marks that do not pair."""
+    line = "\r\n" if "\r\n" in old else "\n"
+    bom, rest = (BOM, old[1:]) if old.startswith(BOM) else ("", old)
+    head = REGEX_YAML_BLOCK.search(rest)
+    top, text = (rest[: head.end()], rest[head.end() :]) if head else ("", rest)
+    notes: tuple[str, ...] = ()
+    block = header.replace("\n", line)
+    if head is None:
+        top = line.join(["---", HEADER[0], block, HEADER[1], "---", ""]) + (line if text else "")
+    elif (span := _between(top, HEADER)) is not None:
+        top = top[: span[0]] + line + block + line + top[span[1] :]
+    elif re.search(r"""^(["']?)model-index\1[ \t]*:""", head[2], re.MULTILINE):
+        notes = ("README.md has a model-index of its own in its header, which was left as it is.",)
+    else:
+        top = top[: head.end(2)] + line + line.join([HEADER[0], block, HEADER[1]]) + top[head.end(2) :]
+    shown = body.replace("\n", line)
+    if (span := _between(text, SECTION)) is not None:
+        text = text[: span[0]] + line + shown + line + text[span[1] :]
+    else:
+        gap = line if text.endswith("\n") or not text else 2 * line
+        text += gap + line.join([SECTION[0], shown, SECTION[1], ""])
+    return bom + top + text, notes
+
+
+def _between(text: str, marks: tuple[str, str]) -> tuple[int, int] | None:
+    """Where the text between two marks, each alone on its line, begins and ends; None where there is none."""
+    opened, closed = (list(re.finditer(rf"^{re.escape(mark)}(?=[ \t]*\r?$)", text, re.MULTILINE)) for mark in marks)
+    if not opened and not closed:
+        return None
+    if len(opened) != 1 or len(closed) != 1 or opened[0].end() > closed[0].start():
+        raise TiterError(
+            f"README.md has {len(opened)} lines {marks[0]!r} and {len(closed)} lines {marks[1]!r}",
+            expected="one of each, in this order",
+            next_step="take out those that are too many.",
+        )
+    return opened[0].end(), closed[0].start()
+
+
+def _readable(text: str, readme: Path) -> ModelCard:
+    try:
+        return ModelCard(text.removeprefix(BOM))
+    except Exception as error:  # noqa: BLE001  a header is YAML of whatever kind
+        raise TiterError(
+            f"the header of {readme} is not readable as a model card's: {visible(str(error), 200)}",
+            expected="YAML between two lines ---",
+            next_step="mend it, then write the card again.",
+        ) from None
+
+
+def _not_listed(readme: Path) -> None:
+    """A file that the run store has listed would count as damage once it changed, and be built anew."""
+    for folder in readme.absolute().parents[1:3]:
+        listed = _json(folder / "manifest.json").get("sha256", {}) if (folder / "manifest.json").is_file() else {}
+        if isinstance(listed, Mapping) and readme.absolute().relative_to(folder).as_posix() in listed:
+            raise TiterError(
+                f"{readme} belongs to the run store, which would build its folder again", next_step="copy the model's folder, and use that."
+            )
+
+
+def _rates(file: Path) -> pd.DataFrame:
+    """Outcome rates of results.csv, numbers as numbers. Errors: a file of another form; no rates."""
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        rates = table[table["table"] == "rates"][["model", "set", "measure", "value", "low", "high", "count", "n"]]
+        numbers = {name: pd.to_numeric(rates[name].replace("", "nan")) for name in ("value", "low", "high")}
+        counts = {name: pd.to_numeric(rates[name]).astype(int) for name in ("count", "n")}
+    except (OSError, ValueError, KeyError) as error:
+        raise TiterError(f"{file} is not readable as a report's results ({visible(str(error), 120)})", next_step=AGAIN) from None
+    if rates.empty:
+        raise TiterError(f"{file} has no outcome rates", expected="the folder of titer audit or titer evaluate")
+    return rates.assign(**numbers, **counts)
+
+
+def _json(file: Path) -> dict[str, object]:
+    """A JSON object of a report's folder."""
+    try:
+        read = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TiterError(f"{file} is missing or not readable ({visible(str(error), 120)})", next_step=AGAIN) from None
+    if not isinstance(read, dict):
+        raise TiterError(f"{file} holds a {type(read).__name__}", expected="a JSON object", next_step=AGAIN)
+    return read
+
+
+def _text(readme: Path) -> str:
+    """README.md as it is, line ends too; "" where there is none."""
+    try:
+        return readme.read_bytes().decode("utf-8") if readme.exists() else ""
+    except UnicodeDecodeError:
+        raise TiterError(f"{readme} is not UTF-8", next_step="save it as UTF-8: the hub reads no other.") from None
