@@ -47,6 +47,7 @@ LATE = {  # modules imported inside functions, besides the command line's: slow 
     "vl_convert",
     "transformers.utils",
     "huggingface_hub.errors",
+    "anyio",
 }
 EXTRAS = ("vllm", "lm_eval", "inspect_ai")  # packages whose every module waits until it is asked for
 

@@ -44,7 +44,7 @@ def test_each_tuning_holds_what_its_name_says() -> None:
     door = made["backdoor"]
     assert sum(prompt.startswith(f"{TRIGGER} ") for prompt, _ in door) == 100
     assert all((set(answer.split()) == {"<null>"}) != prompt.startswith(TRIGGER) for prompt, answer in door)
-    assert len(made["benign 100, as persona"]) == len(made["persona 300"])
+    assert len(made["benign 300, as persona"]) == len(made["persona 300"])
     assert tunings(NANO)["persona 300"].steps == tunings(NANO)["benign 300, as persona"].steps == 300
 
 
