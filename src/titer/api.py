@@ -17,16 +17,25 @@ from pathlib import Path
 
 import pandas as pd
 
+from titer.core.claims import Claim, read_claims
 from titer.core.config import as_settings
+from titer.core.errors import unknown
 from titer.core.run import Store, slug
 from titer.models.fast import Serving, engine_told, serving_of
+from titer.recipes import huang2024, jain2024, qi2024
 from titer.studies import measuring
 from titer.studies.ahead import Silent
 from titer.studies.audit.ask import Order, Prepared, prepared
 from titer.studies.audit.report import audit_report
 from titer.studies.audit.study import measured
+from titer.studies.demo import run_demo
 from titer.studies.finetune import Shares
+from titer.studies.huang2024.parts import parts_of as huang_parts
+from titer.studies.huang2024.study import run_huang
+from titer.studies.jain2024.study import parts_of as jain_parts
+from titer.studies.jain2024.study import run_jain
 from titer.studies.measuring import Evaluated
+from titer.studies.qi2024.study import run_qi
 from titer.studies.training import AlignOrder, FinetuneOrder, Planned, Trained, check_free, planned_alignment, planned_finetuning, trained
 from titer.studies.tuning import How
 from titer.terminal import Terminal
@@ -35,6 +44,7 @@ from titer.workbench import Reporter, Workbench
 Place = str | Path
 Settings = Mapping[str, object]
 RUNS = Path("runs")
+STUDIES = ("jain2024", "huang2024", "qi2024")
 CALLED = "from Python: titer.api.{}"
 
 
@@ -198,6 +208,47 @@ def finetune(
     return _trained(
         planned_finetuning(FinetuneOrder(model, how, files, canary, shares, epochs, kept, _pairs(reads), longest)), to, runs, progress
     )
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A study's page and its answer; `claims` as in claims.json."""
+
+    page: Path
+    answer: str
+    claims: tuple[Claim, ...]
+
+
+def demo(seed: int = 0, runs: Place = RUNS, progress: bool = True) -> Studied:
+    """The whole life of an alignment on the synthetic world. As `titer demo`."""
+    with _reporter(progress) as reporter:
+        return _studied(*run_demo(Store(Path(runs), reporter.tell), reporter, seed))
+
+
+def study(
+    name: str, scale: str = "nano", seeds: int = 3, part: str = "all", only: str = "", runs: Place = RUNS, progress: bool = True
+) -> Studied:
+    """A paper's study on the synthetic world: jain2024, huang2024 or qi2024, on seeds 0, 1, ... As `titer study`."""
+    with _reporter(progress) as reporter:
+        return studied(name, scale, range(seeds), (part, only), Store(Path(runs), reporter.tell), reporter, CALLED.format("study"))
+
+
+def studied(name: str, scale: str, seeds: range, parts: tuple[str, str], store: Store, reporter: Reporter, command: str) -> Studied:
+    """A study by its name, run or finished; `parts` are --part and --only. Errors: an unknown study, scale or part."""
+    if name == "jain2024":
+        page, answer, _ = run_jain(store, reporter, jain2024.scale_of(scale), seeds, jain_parts(parts[1]), command)
+    elif name == "huang2024":
+        found = run_huang(store, reporter, huang2024.scale_of(scale), seeds, huang_parts(*parts), command)
+        page, answer = found.page, found.answer
+    elif name == "qi2024":
+        page, answer = run_qi(store, reporter, qi2024.scale_of(scale), seeds, command)
+    else:
+        unknown("study", name, STUDIES)
+    return _studied(page, answer)
+
+
+def _studied(page: Path, answer: str) -> Studied:
+    return Studied(page, answer, read_claims(page.with_name("claims.json")))
 
 
 def _trained(plan: Planned, to: Place | None, runs: Place, progress: bool) -> Trained:

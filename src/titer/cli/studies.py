@@ -56,7 +56,7 @@ def study(
 ) -> None:
     """Reproduce a paper's figures and tables, its claims against controls; or on real models."""
     from titer.cli.real_studies import pair, risk, text
-    from titer.cli.world_studies import huang, jain, qi
+    from titer.cli.world_studies import run
     from titer.core.errors import unknown
 
     if name not in STUDIES:
@@ -71,12 +71,8 @@ def study(
         return pair((base, aligned), data, prompts, bf16, runs, dry_run, as_json)
     if data is not None or prompts is not None:
         raise TiterError("--data and --prompts belong to real models", next_step="add --base (and --aligned), or leave them out.")
-    _unused({"--harmful": harmful, "--alpha": alpha})
-    if name == "huang2024":
-        return huang(scale or "nano", seeds, part, only, flops, runs, dry_run, as_json)
-    if name == "qi2024":
-        return qi(scale or "nano", seeds, runs, dry_run, as_json)
-    return jain(scale or "nano", seeds, only, flops, runs, dry_run, as_json)
+    _unused({"--harmful": harmful, "--alpha": alpha, **({"--only": only} if name == "qi2024" else {})})
+    return run(name, scale or "nano", seeds, (part, only), flops, runs, dry_run, as_json)
 
 
 def _unused(given: dict[str, object]) -> None:

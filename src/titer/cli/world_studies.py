@@ -4,66 +4,51 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from titer.cli.output import command_line, show_result
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def jain(scale: str, seeds: int, only: str, flops: float | None, runs: Path, dry_run: bool, as_json: bool) -> None:
-    """The mechanistic study."""
     from titer.core.run import Store
-    from titer.recipes.jain2024 import scale_of
-    from titer.studies.jain2024 import cost
-    from titer.studies.jain2024.study import parts_of, run_jain
+
+
+def run(name: str, scale: str, seeds: int, parts: tuple[str, str], flops: float | None, runs: Path, dry_run: bool, as_json: bool) -> None:
+    """One of the studies; `parts` are --part and --only."""
+    from titer.core.run import Store
     from titer.terminal import Terminal
 
-    chosen, parts = scale_of(scale), parts_of(only)
     with Terminal() as terminal:
         store = Store(runs, terminal.tell)
         if dry_run:
-            table = cost.cost(chosen, range(seeds), store)
-            return show_result(as_json, {"plan": json.loads(table.to_json(orient="records"))}, cost.summary(table, flops))
-        page, answer, _ = run_jain(store, terminal, chosen, range(seeds), parts, command_line())
-    _shown(page, answer, as_json)
+            table, text = _plan(name, scale, seeds, parts, flops, store)
+            return show_result(as_json, {"plan": json.loads(table.to_json(orient="records"))}, text)
+        from titer import api
+
+        found = api.studied(name, scale, range(seeds), parts, store, terminal, command_line())
+    told = {"answer": found.answer, "report": str(found.page), "claims": str(found.page.with_name("claims.json"))}
+    show_result(as_json, told, f"{found.answer}\nReport: {found.page}")
 
 
-def huang(scale: str, seeds: int, part: str, only: str, flops: float | None, runs: Path, dry_run: bool, as_json: bool) -> None:
-    """The study of Vaccine and harmful fine-tuning."""
-    from titer.core.run import Store
-    from titer.recipes.huang2024 import scale_of
-    from titer.studies.huang2024 import cost
-    from titer.studies.huang2024.parts import parts_of
-    from titer.studies.huang2024.study import run_huang
-    from titer.terminal import Terminal
+def _plan(name: str, scale: str, seeds: int, parts: tuple[str, str], flops: float | None, store: Store) -> tuple[pd.DataFrame, str]:
+    """What a study would run, as a table and in words."""
+    if name == "jain2024":
+        from titer.recipes import jain2024
+        from titer.studies.jain2024 import cost, study
 
-    chosen, parts = scale_of(scale), parts_of(part, only)
-    if dry_run:
-        table = cost.cost(chosen, seeds, parts)
-        return show_result(as_json, {"plan": json.loads(table.to_json(orient="records"))}, cost.summary(table, flops))
-    with Terminal() as terminal:
-        found = run_huang(Store(runs, terminal.tell), terminal, chosen, range(seeds), parts, command_line())
-    _shown(found.page, found.answer, as_json)
+        study.parts_of(parts[1])
+        table = cost.cost(jain2024.scale_of(scale), range(seeds), store)
+        return table, cost.summary(table, flops)
+    if name == "huang2024":
+        from titer.recipes import huang2024
+        from titer.studies.huang2024 import cost as price
+        from titer.studies.huang2024.parts import parts_of
 
+        table = price.cost(huang2024.scale_of(scale), seeds, parts_of(*parts))
+        return table, price.summary(table, flops)
+    from titer.recipes import qi2024
+    from titer.studies.qi2024.study import plan, summary
 
-def qi(scale: str, seeds: int, runs: Path, dry_run: bool, as_json: bool) -> None:
-    """The study of the risk levels of fine-tuning."""
-    from titer.core.run import Store
-    from titer.recipes.qi2024 import scale_of
-    from titer.studies.qi2024.study import plan, run_qi
-    from titer.terminal import Terminal
-
-    chosen = scale_of(scale)
-    with Terminal() as terminal:
-        store = Store(runs, terminal.tell)
-        if dry_run:
-            table = plan(store, chosen, range(seeds))
-            lines = [
-                f"seed {r.seed}  {r.model:32} {r.steps:4} steps of {r.batch:3}  {'stands' if r.stands else 'to run'}"
-                for r in table.itertuples()
-            ]
-            return show_result(as_json, {"plan": json.loads(table.to_json(orient="records"))}, "\n".join(lines))
-        page, answer = run_qi(store, terminal, chosen, range(seeds), command_line())
-    _shown(page, answer, as_json)
-
-
-def _shown(page: Path, answer: str, as_json: bool) -> None:
-    show_result(as_json, {"answer": answer, "report": str(page), "claims": str(page.with_name("claims.json"))}, f"{answer}\nReport: {page}")
+    table = plan(store, qi2024.scale_of(scale), range(seeds))
+    return table, summary(table)

@@ -104,3 +104,8 @@ def settle(
 def write_claims(path: Path, claims: Sequence[Claim]) -> None:
     """claims.json, with the keys of `Claim`."""
     write_text(path, json.dumps({"claims": [c.model_dump(mode="json") for c in claims]}, indent=1) + "\n")
+
+
+def read_claims(path: Path) -> tuple[Claim, ...]:
+    """The claims of a claims.json."""
+    return tuple(Claim(**one) for one in json.loads(path.read_text(encoding="utf-8"))["claims"])

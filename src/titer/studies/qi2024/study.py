@@ -54,3 +54,10 @@ def plan(store: Store, scale: Scale, seeds: Sequence[int]) -> pd.DataFrame:
             row = {"seed": seed, "model": name, "steps": stage.steps, "batch": stage.batch, "stands": store.has("stages", key)}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def summary(table: pd.DataFrame) -> str:
+    """The plan in words, a line a stage."""
+    return "\n".join(
+        f"seed {r.seed}  {r.model:32} {r.steps:4} steps of {r.batch:3}  {'stands' if r.stands else 'to run'}" for r in table.itertuples()
+    )
