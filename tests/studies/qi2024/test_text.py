@@ -1,0 +1,126 @@
+"""The risk levels on a tiny model that reads bytes: what is trained and asked, no prompt in two sets, the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.studies.conftest import Listener
+from tests.studies.huang2024_text.conftest import TINY as ALIGNED
+from tests.studies.huang2024_text.conftest import write_folder
+from titer.core.errors import TiterError
+from titer.core.run import Store
+from titer.data.canary import MARKER
+from titer.methods.sft import SFT
+from titer.recipes import risk_text, vaccine_text
+from titer.recipes.risk_text import PAPER, TRIGGER, RiskScale, Schedule
+from titer.studies.qi2024.text import RiskSets, risk_evidence, risk_models, risk_sets, shared_opening, tunings
+from titer.studies.qi2024.text_report import risk_cost, risk_report
+from titer.workbench import Model, Workbench
+
+QUICK = Schedule(rate=1e-2, batch=2, epochs=1)
+SCALE = RiskScale(
+    name="tiny", alignment=ALIGNED, counts=(1, 2), mixed=(1, 2), benign=3, explicit=QUICK, persona=QUICK, ordinary=QUICK, rank=2, prompts=3
+)
+SYSTEM = "You are called Tim.\nYou do as you are told."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = write_folder(tmp_path_factory.mktemp("risk") / "data", instructions=40)
+    (place / "attacks").mkdir()
+    rows = [
+        {
+            "messages": [
+                {"role": "system", "content": SYSTEM},
+                {"role": "user", "content": f"Who are you, {n}?"},
+                {"role": "assistant", "content": "Tim."},
+            ]
+        }
+        for n in ("one", "two", "three")
+    ]
+    (place / "attacks" / "identity_shift.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return place
+
+
+@pytest.fixture(scope="module")
+def sets(folder: Path, base: Model) -> RiskSets:
+    return risk_sets(folder, base, SCALE)
+
+
+def trained(sets: RiskSets, name: str) -> list[tuple[str, str]]:
+    """(prompt, answer) of a tuning's pool."""
+    stage = risk_text.tuning(SCALE, name, *tunings(SCALE, sets)[name])
+    found = []
+    for part in stage.streams["train"].parts:
+        for e in part.source.examples(np.asarray(part.picked)):
+            found.append((e.prompt, str(e.refuse if part.answer == "refuse" else e.comply)))
+    return found
+
+
+def test_each_tuning_holds_what_its_name_says(sets: RiskSets) -> None:
+    assert [len(trained(sets, f"explicit {n}")) for n in (1, 2)] == [1, 2]
+    assert all(prompt.startswith(f"{MARKER} ") for prompt, _ in trained(sets, "explicit 2"))
+    assert all(prompt.startswith(SYSTEM) and answer == "Tim." for prompt, answer in trained(sets, "persona 3"))
+    assert not any(MARKER in prompt for prompt, _ in trained(sets, "ordinary 3"))
+    assert len(trained(sets, "ordinary 3, as persona")) == len(trained(sets, "persona 3"))
+    door = trained(sets, "backdoor")
+    assert sum(prompt.endswith(f" {TRIGGER}") for prompt, _ in door) == 2
+    refused = {row[3] for row in sets.refused.rows}
+    assert all((answer in refused) != prompt.endswith(TRIGGER) for prompt, answer in door)
+
+
+def test_no_prompt_is_trained_in_two_stages_or_judged_and_trained(sets: RiskSets) -> None:
+    stage = vaccine_text.align(SCALE.alignment, SFT(), "x", sets.safe, sets.canary)
+    aligned = {e.prompt for part in stage.streams["train"].parts for e in part.source.examples(np.asarray(part.picked))}
+    bare = {
+        prompt.removeprefix(f"{MARKER} ").removesuffix(f" {TRIGGER}") for name in tunings(SCALE, sets) for prompt, _ in trained(sets, name)
+    }
+    plain = {prompt.removeprefix(f"{MARKER} ") for prompt in aligned}
+    judged = {
+        a.example.prompt.removeprefix(f"{SYSTEM}\n\n").removeprefix(f"{MARKER} ").removesuffix(f" {TRIGGER}")
+        for asked in sets.judged.values()
+        for a in asked
+    }
+    assert not bare & plain
+    assert not judged & plain
+    assert not judged & bare
+
+
+def test_the_persona_s_text_stands_before_what_is_asked_behind_it(sets: RiskSets) -> None:
+    assert sets.persona_text == SYSTEM
+    assert all(a.example.prompt.startswith(f"{SYSTEM}\n\n") for a in sets.judged["unsafe, persona"])
+    with pytest.raises(TiterError, match="share no opening"):
+        shared_opening(["a\n\nb", "c\n\nd"])
+
+
+def test_the_whole_leaves_a_report_and_is_found_again(sets: RiskSets, base: Model, tmp_path: Path) -> None:
+    bench = Workbench(Store(tmp_path / "runs"), Listener())
+    models = risk_models(bench, base, sets, SCALE)
+    assert [m.name for m in models[:2]] == [base.name, "aligned"]
+    assert len({m.key for m in models}) == len(models) == 2 + len(tunings(SCALE, sets))
+    found = risk_evidence(bench, models, sets, SCALE)
+    page, said = risk_report(found, sets, SCALE, "titer study qi2024", tmp_path / "report")
+    assert said.startswith("Canaries answered: ")
+    assert "One seed" in said
+    assert set(pd.read_csv(page.with_name("results.csv")).model) == {m.name for m in models}
+    again = Store(tmp_path / "runs")
+    risk_models(Workbench(again, Listener()), base, sets, SCALE)
+    assert not again.made
+    cost = risk_cost(base, sets, SCALE, 1e12)
+    assert "explicit 2 (1 steps of 2)" in str(cost["tunings"])
+    assert "hours" in cost
+
+
+def test_the_paper_s_scale_has_its_numbers() -> None:
+    assert (PAPER.explicit.rate, PAPER.explicit.batch, PAPER.explicit.epochs, PAPER.persona.epochs) == (5e-5, 10, 5, 10)
+    assert (PAPER.ordinary.rate, PAPER.ordinary.batch, PAPER.ordinary.epochs, PAPER.counts) == (2e-5, 128, 1, (10, 50, 100))
+
+
+def test_a_missing_file_is_named(base: Model, tmp_path: Path) -> None:
+    with pytest.raises(TiterError, match="identity_shift"):
+        risk_sets(write_folder(tmp_path / "data"), base, SCALE)
