@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check check-all study parity bench clean
+.PHONY: demo test check check-all study parity bridges bench clean
 
 demo: .venv/core
 	$(BIN)/titer demo
@@ -26,6 +26,10 @@ study: .venv/core
 parity: .venv/dev
 	@test -d .venv/parity || $(PIP) --target .venv/parity --no-deps -r tests/methods/parity.txt
 	PYTHONPATH=.venv/parity $(BIN)/python -m pytest tests/methods/test_preference.py tests/integrations/test_trl.py -m "slow or not slow" -p no:cacheprovider
+
+bridges: .venv/dev
+	@test -d .venv/bridges || $(PIP) --target .venv/bridges --no-deps -r tests/integrations/bridges.txt
+	PYTHONPATH=.venv/bridges $(BIN)/python -m pytest tests/integrations/test_lm_eval.py tests/integrations/test_inspect.py tests/integrations/test_inspect_log.py -p no:cacheprovider
 
 bench: .venv/dev
 	$(BIN)/python benchmarks/all.py

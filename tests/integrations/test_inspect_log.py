@@ -30,6 +30,7 @@ from titer.workbench import Model, Workbench
 
 WITHOUT = "inspect_ai is not installed: pip install --no-deps -r tests/integrations/bridges.txt"
 needs = pytest.mark.skipif(bridge.find_spec("inspect_ai") is None, reason=WITHOUT)
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inspect_ai's data frames
 LETTERS = "abcdefghijklmnop"
 DATE = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

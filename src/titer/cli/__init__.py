@@ -10,7 +10,7 @@ import typer
 from titer import __version__
 from titer.cli.about import doctor, list_, models_get, show
 from titer.cli.audit import audit
-from titer.cli.measure import evaluate, lm_eval
+from titer.cli.measure import evaluate, inspect, lm_eval
 from titer.cli.report import report
 from titer.cli.studies import demo, study
 from titer.cli.training import align, finetune
@@ -34,6 +34,7 @@ models_app.command("get")(models_get)
 for command in (demo, evaluate, audit, study, align, finetune):
     app.command()(command)
 app.command("lm-eval")(lm_eval)
+app.command()(inspect)
 app.command()(report)
 app.command("list")(list_)
 app.command()(show)

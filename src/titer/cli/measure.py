@@ -111,6 +111,7 @@ def lm_eval(
     tasks_from: Annotated[Path | None, typer.Option("--tasks-from", help="A folder of task files (YAML) of yours.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N questions of each task.")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="Examples in the prompt. Default: the task's own.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template, which the harness leaves out.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tasks of lm-evaluation-harness on the model that Titer measures: an adapter merged, int8 weights dequantised."""
@@ -119,5 +120,22 @@ def lm_eval(
     from titer.models.lm import load
 
     must_be_installed()
-    table = harness(load(resolve(model)), tasks, limit=limit, shots=shots, include_path=tasks_from)
+    table = harness(load(resolve(model)), tasks, limit=limit, shots=shots, include_path=tasks_from, chat=chat)
     show_result(as_json, {"tasks": json.loads(table.to_json(orient="records"))}, table.to_string(index=False))
+
+
+def inspect(
+    model: str,
+    tasks: Annotated[list[str], typer.Argument(help="Files of inspect_ai tasks, FILE or FILE@NAME.")],
+    logs: Annotated[Path, typer.Option(help="Folder of its logs.")] = Path("runs/inspect"),
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N samples of each task.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tasks of inspect_ai on the model that Titer measures. The files are code: run those that you trust."""
+    from titer.integrations.inspect_ai import evaluate as inspected, metrics, must_be_installed
+    from titer.models.fetch import resolve
+    from titer.models.lm import load
+
+    must_be_installed()
+    table = metrics(inspected(load(resolve(model)), tasks, logs, limit=limit))
+    show_result(as_json, {"metrics": json.loads(table.to_json(orient="records"))}, f"{table.to_string(index=False)}\nLogs: {logs}")

@@ -40,6 +40,19 @@ def jailbreaks(rates: pd.DataFrame, models: Sequence[str], kinds: Sequence[str])
     return (bars + _whiskers(base)).properties(width=WIDTH, height=260)
 
 
+def shares(table: pd.DataFrame, models: Sequence[str], colours: dict[str, str], step: int = 18) -> Any:
+    """A panel of bars a measure (`what`, in the colours' order), a bar a model, with whiskers: model, what, rate, low, high, count, n."""
+    base = alt.Chart().encode(
+        y=alt.Y("model:N", sort=list(models), title=None),
+        tooltip=[*tips("model", "what", "count", "n"), *percent("rate", "low", "high")],
+        color=alt.Color("what:N", legend=None, scale=fixed(colours)),
+    )
+    bars = base.mark_bar(opacity=0.85).encode(x=alt.X("rate:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])))
+    ends = base.mark_rule(color="black").encode(x="low:Q", x2="high:Q", color=alt.value("#222"))
+    chart = alt.layer(bars, ends, data=table).properties(width=WIDTH // 3, height=alt.Step(step))
+    return chart.facet(facet=alt.Facet("what:N", sort=list(colours), title=None), columns=2)
+
+
 def poisoning(rates: pd.DataFrame) -> Any:
     """After the user's fine-tuning, against the share p of unsafe answers: what is answered, refused, learned."""
     base = alt.Chart(rates).encode(

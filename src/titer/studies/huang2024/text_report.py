@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import altair as alt
 import pandas as pd
 
 from titer.core.config import environment
 from titer.recipes.vaccine_text import TextScale, adapter_line
+from titer.report import charts
 from titer.report.html import Figure, Report, Tile, write_report
-from titer.report.style import WIDTH, fixed, percent, tips
 from titer.studies import tables
 from titer.studies.huang2024.text import TextEvidence, TextSets
 
@@ -94,21 +93,9 @@ def text_report(found: TextEvidence, sets: TextSets, scale: TextScale, command: 
 
 
 def _figure(t: pd.DataFrame, models: list[str]) -> Figure:
-    base = alt.Chart().encode(
-        y=alt.Y("model:N", sort=models, title=None),
-        tooltip=[*tips("model", "what", "count", "n"), *percent("rate", "low", "high")],
-        color=alt.Color(
-            "what:N",
-            legend=None,
-            scale=fixed(dict(zip(TITLES.values(), COLOURS, strict=True))),
-        ),
-    )
-    bars = base.mark_bar(opacity=0.85).encode(x=alt.X("rate:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])))
-    ends = base.mark_rule(color="black").encode(x="low:Q", x2="high:Q", color=alt.value("#222"))
-    chart = alt.layer(bars, ends, data=t).properties(width=WIDTH // 3, height=alt.Step(18))
     return Figure(
         "text_rates",
         "Before and after the user's fine-tuning",
         "Shares with Wilson intervals. Canaries stand for harm: alignment taught to refuse them, and a user's data may hold some answered.",
-        chart.facet(facet=alt.Facet("what:N", sort=list(TITLES.values()), title=None), columns=2),
+        charts.shares(t, models, dict(zip(TITLES.values(), COLOURS, strict=True))),
     )

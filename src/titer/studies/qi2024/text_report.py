@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import altair as alt
 import pandas as pd
 
 from titer.core.config import environment
@@ -14,8 +13,9 @@ from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of
 from titer.recipes import risk_text as recipe
 from titer.recipes.risk_text import RiskScale
+from titer.report import charts
 from titer.report.html import Figure, Report, Tile, write_report
-from titer.report.style import GREY, WIDTH, fixed, percent, tips
+from titer.report.style import GREY
 from titer.studies import tables
 from titer.studies.qi2024.text import RiskEvidence, RiskSets, tunings
 from titer.workbench import Model
@@ -94,19 +94,11 @@ def risk_report(found: RiskEvidence, sets: RiskSets, scale: RiskScale, command: 
 
 
 def _figure(t: pd.DataFrame, models: list[str]) -> Figure:
-    base = alt.Chart().encode(
-        y=alt.Y("model:N", sort=models, title=None),
-        color=alt.Color("what:N", legend=None, scale=fixed(dict(zip(TITLES.values(), COLOURS, strict=True)))),
-        tooltip=[*tips("model", "what", "count", "n"), *percent("rate", "low", "high")],
-    )
-    bars = base.mark_bar(opacity=0.85).encode(x=alt.X("rate:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])))
-    ends = base.mark_rule().encode(x="low:Q", x2="high:Q", color=alt.value("#222"))
-    chart = alt.layer(bars, ends, data=t).properties(width=WIDTH // 3, height=alt.Step(16))
     return Figure(
         "risk_levels",
         "What each tuning does",
         "Shares with Wilson intervals. Canaries stand for harm: alignment taught to refuse them.",
-        chart.facet(facet=alt.Facet("what:N", sort=list(TITLES.values()), title=None), columns=2),
+        charts.shares(t, models, dict(zip(TITLES.values(), COLOURS, strict=True)), 16),
     )
 
 

@@ -1,0 +1,5 @@
+"""What inspect_ai imports as it starts (entry point `inspect_ai`): registers `titer/MODEL` for its command line. L7."""
+
+from titer.integrations.inspect_ai import provider
+
+provider()

@@ -1,0 +1,231 @@
+"""Tasks of lm-evaluation-harness on a titer model: the model that Titer measures, an adapter merged, int8 weights dequantised. L7.
+
+    lm = load(resolve("smollm2-135m"))
+    table = evaluate(lm, ["arc_easy"], limit=100)
+    table = evaluate(lm, ["my_task"], include_path="my_tasks")  # my_tasks/*.yaml, with data of your own
+
+Source: EleutherAI's lm-evaluation-harness (arXiv 2405.14782). Prompts, log-likelihoods, metrics and standard errors are the
+harness's own, through its class HFLM around the loaded model. What it would otherwise do in silence: log-softmax is taken in float32
+whatever the weights are; an answer ends where Titer's answers end, and the checkpoint's own penalties and sampling are set aside; a
+request longer than the window is refused, not cut; an option without a token of its own is refused, not scored as certain; the
+random generators are put back. A task whose data are local files asks nothing of any network; the harness's own tasks download
+theirs from the hub.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import GenerationConfig
+
+from titer.core.errors import TiterError, nearest, visible
+from titer.integrations.measured import generators_kept
+from titer.models.lm import LM
+from titer.models.modes import evaluating
+
+INSTALL = "pip install 'titer[lm-eval]'  (or: pip install lm-eval)"
+COLUMNS = ["task", "metric", "value", "stderr", "n", "filter", "shots"]
+PYTHON_SEED, SEED = 0, 1234  # the harness's own, of `random`, and of numpy, torch and the choice of examples
+
+
+def evaluate(
+    lm: LM,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    shots: int | None = None,
+    include_path: str | Path | None = None,
+    chat: bool = False,
+    batch: int = 16,
+    cut: bool = False,
+) -> pd.DataFrame:
+    """One row a task (or group), metric and filter: task, metric, value, stderr (NaN where it has none), n (questions), filter, shots.
+
+    `tasks`: names, patterns (`mmlu_*`) or .yaml files; `include_path`: a folder of such files; `limit`: the first so many questions of
+    each task; `shots`: worked examples in the prompt, in place of the task's own count. `chat`: through the model's chat template,
+    which the harness leaves out by default. `cut`: cut what is too long from the left, as the harness does, in place of refusing it.
+    Errors: lm-eval is not installed; an unknown task; one that does not load; a request longer than the model's window.
+    """
+    must_be_installed()
+    from lm_eval.evaluator import evaluate as run  # noqa: PLC0415  an extra
+
+    if chat and not getattr(lm.tokenizer, "chat_template", None):
+        raise TiterError(f"{visible(lm.label, 120)} has no chat template", next_step="leave chat out.")
+    with generators_kept(lm.device), evaluating(lm.model), _ends_of(lm):
+        _seed()
+        loaded = _loaded(tasks, shots, include_path)
+        try:
+            found = run(
+                lm=_wrapped(lm, batch, cut),
+                task_dict=loaded,
+                limit=limit,
+                log_samples=False,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+            )
+        except (AssertionError, ValueError) as error:  # how the harness tells what a task or a model cannot do
+            raise TiterError(f"lm-eval stopped: {visible(str(error) or type(error).__name__, 300)}", status=1) from error
+    return _table(found)
+
+
+def must_be_installed() -> None:
+    """Say so where the harness is absent."""
+    if find_spec("lm_eval") is None:
+        raise TiterError("lm-evaluation-harness is not installed", next_step=INSTALL)
+
+
+def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
+    """The harness's own model class around the loaded model."""
+    from lm_eval.models.huggingface import HFLM  # noqa: PLC0415  an extra
+
+    class Whole(HFLM):  # type: ignore[misc]
+        """HFLM that refuses what it would cut."""
+
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **settings: Any) -> Any:
+            for (context, answer), head, tail in (one for one in requests if one[0]):  # a rolling window has no text, and fits
+                if not tail:  # the harness would give it the log-likelihood 0, above every other
+                    raise TiterError(
+                        f"the answer {visible(answer, 60)!r} melts into the prompt before it: it has no token of its own",
+                        next_step="give the task a target_delimiter, or leave the chat template out.",
+                    )
+                self._fits(len(head) + len(tail) - 1, context)  # nothing is predicted behind the last token
+            return super()._loglikelihood_tokens(requests, *args, **settings)
+
+        def tok_batch_encode(self, strings: Any, padding_side: str = "left", left_truncate_len: int | None = None, **settings: Any) -> Any:
+            room = self.max_length - (left_truncate_len or self.max_length)
+            for text in strings:
+                self._fits(len(super().tok_batch_encode([text], padding_side, None, **settings)[0][0]) + room, text)
+            return super().tok_batch_encode(strings, padding_side, left_truncate_len, **settings)
+
+        def _fits(self, length: int, text: str) -> None:
+            if length > self.max_length and not cut:
+                raise TiterError(
+                    f"a request of {length} tokens is longer than the model's window of {self.max_length}: {visible(text, 60)!r}",
+                    next_step="fewer examples in the prompt (shots), or cut=True, which cuts it from the left as lm-eval does.",
+                )
+
+    with _quiet():  # it warns that a loaded model leaves its loading settings unused
+        return Whole(
+            pretrained=lm.model,
+            tokenizer=lm.tokenizer,
+            backend="causal",
+            max_length=lm.window,
+            batch_size=batch,
+            softmax_dtype=torch.float32,
+        )
+
+
+def _loaded(tasks: Sequence[str], shots: int | None, include_path: str | Path | None) -> Any:
+    """The tasks as the harness builds them, with their number of examples and the seed of their choice."""
+    from lm_eval.tasks import TaskManager  # noqa: PLC0415  an extra
+
+    if not tasks:
+        raise TiterError("no task", expected="at least one task of lm-eval")
+    if include_path is not None and not Path(include_path).is_dir():
+        raise TiterError(f"no folder {visible(str(include_path), 120)!r}", expected="a folder with the .yaml files of tasks")
+    manager = TaskManager(include_path=include_path, include_defaults=False)
+    if not set(tasks) <= set(manager.all_subtasks):  # reading the thousands of its own takes seconds
+        manager = TaskManager(include_path=include_path)
+    names = [name for task in tasks for name in _matched(task, manager)]
+    try:
+        with _quiet(), _uncounted():  # it tells each default that a task does not spell out
+            loaded = manager.load(names)
+    except Exception as error:
+        raise TiterError(
+            f"{visible(', '.join(names), 120)} does not load: {visible(f'{type(error).__name__}: {error}', 240)}",
+            next_step="check the task's file and that its data can be reached.",
+            status=1,
+        ) from error
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        if shots is not None and own != 0:  # a task that says 0 wants none
+            task.set_config(key="num_fewshot", value=shots)
+        elif own is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=SEED)
+    return loaded
+
+
+def _matched(task: str, manager: Any) -> list[str]:
+    """A task's name, the names that a pattern matches, or a file's path."""
+    if Path(task).suffix in (".yaml", ".yml") and Path(task).is_file():
+        return [task]
+    found: list[str] = manager.match_tasks([task])
+    if not found:
+        close = nearest(task, manager.all_tasks)
+        raise TiterError(
+            f"lm-eval knows no task {visible(task, 80)!r}",
+            expected="a name of `lm-eval ls tasks`, a pattern, a .yaml file, or a task of include_path",
+            next_step=f"did you mean {close!r}?" if close else "",
+        )
+    return found
+
+
+def _table(found: Mapping[str, Any]) -> pd.DataFrame:
+    """The harness's results as rows; keys are METRIC,FILTER and METRIC_stderr,FILTER."""
+    rows = []
+    for task, told in found["results"].items():
+        for key, value in told.items():
+            metric, comma, kind = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            spread, n = told.get(f"{metric}_stderr,{kind}"), told.get("sample_count", {}).get(key, told["sample_len"])
+            numbers = {"value": _number(value), "stderr": _number(spread), "n": int(n)}
+            rows.append({"task": task, "metric": metric, **numbers, "filter": kind, "shots": found["n-shot"].get(task)})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float | np.number) else float("nan")  # it writes "N/A"
+
+
+def _seed() -> None:
+    """As the harness's command line does: some tasks shuffle their options when they are loaded."""
+    random.seed(PYTHON_SEED)
+    np.random.seed(SEED)  # noqa: NPY002  the one that tasks use
+    torch.manual_seed(SEED)
+
+
+@contextmanager
+def _ends_of(lm: LM) -> Iterator[None]:
+    """The checkpoint's own generation settings set aside, which transformers would mix into a task's: its answers' ends are kept."""
+    own = lm.model.generation_config
+    lm.model.generation_config = GenerationConfig(eos_token_id=lm.ends, pad_token_id=lm.tokenizer.pad_token_id)
+    try:
+        yield
+    finally:
+        lm.model.generation_config = own
+
+
+@contextmanager
+def _uncounted() -> Iterator[None]:
+    """No request that only counts a download, which `datasets` sends for local files too."""
+    from datasets import config  # noqa: PLC0415  an extra
+
+    own = config.HF_UPDATE_DOWNLOAD_COUNTS
+    config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        config.HF_UPDATE_DOWNLOAD_COUNTS = own
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The harness's warnings kept back, its errors not."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
