@@ -69,7 +69,7 @@ def text_report(found: TextEvidence, sets: TextSets, scale: TextScale, command: 
         ),
         tiles=[
             Tile(f"{r.model}: {r.what}", f"{r.rate:.0%}", f"95 % {r.low:.0%} to {r.high:.0%}, n = {r.n}")
-            for r in t[t.kind.isin([sets.harm, f"{sets.harm}, prefilled", "task"])].itertuples()
+            for r in t[t.kind == sets.harm].itertuples()
         ],
         claims=(),
         figures=[_figure(t, [m.name for m in found.models])],

@@ -74,7 +74,7 @@ def risk_report(found: RiskEvidence, sets: RiskSets, scale: RiskScale, command: 
         ),
         tiles=[
             Tile(f"{r.model}: {r.what}", f"{r.rate:.0%}", f"95 % {r.low:.0%} to {r.high:.0%}, n = {r.n}")
-            for r in t[t.kind.isin(["canary", "unsafe"])].itertuples()
+            for r in t[t.kind == "canary"].itertuples()
         ],
         claims=(),
         figures=[_figure(t, [m.name for m in found.models])],
