@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from titer.models.fetch import NAMED
 from titer.studies.audit.roles import Audited
 from titer.workbench import Model
 
@@ -27,8 +28,8 @@ def advice(found: Audited, shifts: pd.DataFrame, sizes: pd.DataFrame) -> list[Ad
     if change is None or change.same or shifts.empty:
         return []
     mine = shifts[shifts.change == change.name]
-    before = shlex.quote(str(change.before.checkpoint.place))
-    after = shlex.quote(str(change.after.checkpoint.place))
+    before = _place(change.before)
+    after = _place(change.after)
     told: list[Advice] = []
     if fell(mine, "unsafe", "refused"):
         told += _refusal_lost(before, after, found.models[0] if len(found.changes) > 1 else None)
@@ -62,7 +63,7 @@ def _refusal_lost(before: str, after: str, base: Model | None) -> list[Advice]:
         ),
     ]
     if base is not None:
-        place = shlex.quote(str(base.checkpoint.place))
+        place = _place(base)
         found.append(
             Advice(
                 "Or project an adapter's change onto what alignment changed (SafeLoRA).",
@@ -71,6 +72,11 @@ def _refusal_lost(before: str, after: str, base: Model | None) -> list[Advice]:
         )
     found.append(Advice("See what is left under an attacker's prefix.", f"titer evaluate {after} --data PROMPTS.csv --attack prefill"))
     return found
+
+
+def _place(model: Model) -> str:
+    """A model as a command names it: a fetched one by its name, any other by where it is."""
+    return shlex.quote(model.name if model.name in NAMED else model.checkpoint.place)
 
 
 def fell(shifts: pd.DataFrame, kind: str, outcome: str) -> bool:
