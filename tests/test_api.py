@@ -80,14 +80,40 @@ def test_training_gives_the_command_line_s_models(here: Path, keys: Callable[[],
 
 
 def test_a_model_is_put_under_a_name_of_the_user_s(here: Path) -> None:
-    made = api.align("m", data="a.jsonl", steps=1, batch=2, to="mine", progress=False)
+    made = api.align("m", data="a.jsonl", steps=1, batch=2, lora=2, to="mine", progress=False)
     assert made.model == Path("mine")
     assert open_checkpoint(made.model).label == "mine"
     assert made.following.startswith("titer evaluate mine ")
+    onwards = api.align("mine", data="a.jsonl", steps=1, batch=2, lora=2, continued=True, to="later", progress=False)
+    assert open_checkpoint(onwards.model).key != open_checkpoint(made.model).key
     again = api.align("m", data="a.jsonl", steps=2, batch=2, to="mine", progress=False)  # another model under the same name
     assert open_checkpoint(again.model).key != open_checkpoint(here / "m").key
-    with pytest.raises(TiterError, match="no model's folder"):
-        api.align("m", data="a.jsonl", steps=1, to=".", progress=False)
+    assert not (here / "mine" / "adapter").exists()
+
+
+@pytest.mark.parametrize("to", [".", "m", "m/inside", "runs", "runs/here", "thesis", "other"])
+def test_no_folder_of_the_user_s_is_written_over(here: Path, to: str) -> None:
+    (here / "thesis").mkdir()
+    (here / "thesis" / "config.json").write_text("{}", encoding="utf-8")
+    (here / "thesis" / "thesis.tex").write_text("mine", encoding="utf-8")
+    with pytest.raises(TiterError, match=r"did not put there|is, holds or lies in"):
+        api.align("m", data="a.jsonl", steps=1, to=to, progress=False)
+    assert not (here / "runs").exists()
+    assert (here / "thesis" / "thesis.tex").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_folder_that_titer_made_is_kept_once_other_files_are_in_it(here: Path) -> None:
+    api.align("m", data="a.jsonl", steps=1, batch=2, to="mine", progress=False)
+    (here / "mine" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(TiterError, match="did not put there"):
+        api.align("m", data="a.jsonl", steps=2, batch=2, to="mine", progress=False)
+
+
+def test_editing_a_put_model_leaves_the_run_store_alone(here: Path) -> None:
+    made = api.align("m", data="a.jsonl", steps=1, batch=2, to="mine", progress=False)
+    (made.model / "config.json").write_text("{}", encoding="utf-8")
+    again = api.align("m", data="a.jsonl", steps=1, batch=2, progress=False)
+    assert open_checkpoint(again.model).config["model_type"] == "llama"
 
 
 def test_examples_are_cut_where_that_is_asked_and_refused_where_not(here: Path) -> None:

@@ -253,7 +253,7 @@ def _studied(page: Path, answer: str) -> Studied:
 
 def _trained(plan: Planned, to: Place | None, runs: Place, progress: bool) -> Trained:
     place = None if to is None else Path(to)
-    check_free(place)
+    check_free(place, plan, Path(runs))
     with _reporter(progress) as reporter:
         return trained(Workbench(Store(Path(runs), reporter.tell), reporter), plan, place)
 

@@ -89,7 +89,7 @@ class Workbench:
             def read(role: str) -> LM:
                 return begin() if role == "base" else load(reads[role].checkpoint)
 
-            adapter = parent.checkpoint.path.parent / "adapter" if parent else None
+            adapter = adapter_beside(parent.checkpoint.path) if parent else None
             train(stage, begin, read, work, self.save_every, self.reporter.task(stage.name), adapter=adapter)
 
         folder = self.store.artefact("stages", inputs, make)
@@ -174,6 +174,13 @@ class Workbench:
         """A table kept under its inputs; always as read back from disk, so first and later runs see the same."""
         folder = self.store.artefact(kind, inputs, lambda work: write_table(work / "table.jsonl", make()))
         return read_table(folder / "table.jsonl")
+
+
+def adapter_beside(model: Path) -> Path | None:
+    """The adapter that a merged model was trained with: in a folder that `--to` made, or beside the model of a stage; None without one."""
+    place = model / "adapter" if (model / "adapter").is_dir() else model.parent / "adapter"
+    of_a_stage = place.parent == model or (model.parent / "DONE").is_file()
+    return place if of_a_stage and (place / "adapter_config.json").is_file() else None
 
 
 def stopped(model: Model) -> str:

@@ -29,6 +29,14 @@ def test_a_random_context_is_another_question_with_its_own_answer() -> None:
         assert f"The answer to that is: {answers[other]}\n\n{before.prompt}" == rest
 
 
+def test_a_random_context_is_no_claim_about_the_question() -> None:
+    """Of two labels it names the right one about as often as the wrong one; a false context never does."""
+    labelled = [Example(f"Sentence {i}", False, "safe", "test", "positive" if i % 2 else "negative") for i in range(200)]
+    same = [f"that is: {e.comply}" in e.prompt for e in in_context(labelled, "random")]
+    assert 70 < sum(same) < 130
+    assert not any(f"is: {e.comply}" in e.prompt for e in in_context(labelled, "false"))
+
+
 def test_contexts_are_a_function_of_the_seed() -> None:
     assert in_context(QUESTIONS, "false", 3) == in_context(QUESTIONS, "false", 3)
     assert any(in_context(QUESTIONS, "false", 3) != in_context(QUESTIONS, "false", seed) for seed in range(4, 8))

@@ -121,7 +121,7 @@ def _train(plan: Planned, shown: list[str], to: Path | None, given: tuple[Path, 
     from titer.workbench import Workbench
 
     runs, dry, as_json = given
-    check_free(to)
+    check_free(to, plan, runs)
     with Terminal() as terminal:
         store = Store(runs, terminal.tell)
         if dry:

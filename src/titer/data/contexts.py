@@ -33,14 +33,15 @@ def in_context(examples: Sequence[Example], context: Context, seed: int = 0) -> 
         raise TiterError("an example without an answer cannot be put behind a context", expected="questions with their answers")
     if len(set(answers)) < 2:
         raise TiterError("all answers are the same, so none is wrong", expected="questions with different answers")
-    return [_behind(e, examples[_other(examples, i, seed)], context) for i, e in enumerate(examples)]
+    return [_behind(e, examples[_other(examples, i, seed, context)], context) for i, e in enumerate(examples)]
 
 
-def _other(examples: Sequence[Example], i: int, seed: int) -> int:
-    """The place of another example with another answer, drawn by (seed, i)."""
+def _other(examples: Sequence[Example], i: int, seed: int, context: Context) -> int:
+    """The place of another example, drawn by (seed, i): of a false context one with another answer, of a random one any."""
     n = len(examples)
-    start = seed_of(seed, "context", i) % n
-    return next(j for j in ((start + step) % n for step in range(n)) if examples[j].comply != examples[i].comply)
+    start = seed_of(seed, "context", context, i) % n
+    order = ((start + step) % n for step in range(n))
+    return next(j for j in order if j != i and (context == "random" or examples[j].comply != examples[i].comply))
 
 
 def _behind(example: Example, other: Example, context: Context) -> Example:

@@ -361,6 +361,14 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
     return tokenizer
 
 
+def check_room(checkpoint: Checkpoint, prompts: Sequence[str], room: int) -> None:
+    """Refuse prompts that leave no room for `room` more tokens in a checkpoint's window; only its tokenizer is loaded."""
+    window = checkpoint.config.get("max_position_embeddings")
+    found = prompt_ids(read_tokenizer(checkpoint), prompts) if prompts else []
+    for prompt, ids in zip(prompts, found, strict=True):
+        check_length(len(ids) + room, window, prompt)
+
+
 @contextmanager
 def opening(checkpoint: Checkpoint) -> Iterator[None]:
     """What transformers raises for a folder it cannot open becomes one clear error."""

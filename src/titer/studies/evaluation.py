@@ -12,7 +12,7 @@ import pandas as pd
 from titer.attacks.base import Attack, Attempt
 from titer.data.sources import TextData
 from titer.judges.base import Judge
-from titer.models.lm import Decoding
+from titer.models.lm import Decoding, check_room
 from titer.report import charts
 from titer.report.html import Figure, Report, Tile, write_report
 from titer.studies import tables
@@ -36,8 +36,7 @@ def evaluate_model(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(verdicts, rates) of one model on the file's prompts."""
     sets = sets_of(data, prompts, attack)
-    for attempts in sets.values():
-        bench.writer(model).check([a.example.prompt for a in attempts], decoding.max_new_tokens)
+    check_room(model.checkpoint, [a.example.prompt for attempts in sets.values() for a in attempts], decoding.max_new_tokens)
     verdicts = tables.verdict_table(bench, [model], sets, judge, decoding, BATCH)
     return verdicts, tables.rate_table(verdicts)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from titer.core.errors import TiterError, visible
-from titer.core.run import Store
+from titer.core.run import Store, write_text
 from titer.data.example import Stream
 from titer.data.sources import TextData, detected
 from titer.data.tasks import TASKS
@@ -22,9 +22,10 @@ from titer.studies import tuning
 from titer.studies.align import align_stage, with_canary
 from titer.studies.finetune import Shares, finetune_stage, steps_of, user_mix
 from titer.studies.tuning import How
-from titer.workbench import Model, Workbench, stopped
+from titer.workbench import Model, Workbench, adapter_beside, stopped
 
 Place = str | Path | None
+MARK = ".titer.json"  # in a folder that --to made
 
 
 @dataclass(frozen=True)
@@ -142,38 +143,58 @@ def _planned(
 def trained(bench: Workbench, plan: Planned, to: Path | None = None) -> Trained:
     """The stage's model, trained or found; its files also in the folder `to` (`check_free` says whether they may be)."""
     made = bench.model(plan.stage, tuning.as_model(plan.start), plan.stage.name, reads=plan.reads)
-    place = made.checkpoint.path if to is None else put(made.checkpoint.path, to)
+    place = made.checkpoint.path if to is None else put(made.checkpoint.path, to, plan.key)
     rest, prompts = "--data PROMPTS.csv", "prompts labelled safe or unsafe, none of them trained on"
     if plan.canary is not None:
         rest, prompts = f"--canary {shlex.quote(str(plan.canary))}", "a third of the file is held out"
     return Trained(place, stopped(made), plan.about, plan.text, f"titer evaluate {shlex.quote(str(place))} {rest}", prompts)
 
 
-def check_free(to: Path | None) -> None:
-    """Before anything is trained. Errors: a folder with something else than a model's files in it."""
-    if to is None or not to.exists():
+def check_free(to: Path | None, plan: Planned, runs: Path) -> None:
+    """Before anything is trained. Errors: a folder that Titer did not make; one in, around or of the start model or the runs."""
+    if to is None:
         return
-    if not to.is_dir() or (any(to.iterdir()) and not (to / "config.json").is_file()):
+    place = to.resolve()
+    for other in (plan.start.path.resolve(), runs.resolve()):
+        if place == other or place in other.parents or other in place.parents:
+            raise TiterError(
+                f"--to {visible(str(to), 120)!r} is, holds or lies in {visible(str(other), 120)}", next_step="give a folder beside it."
+            )
+    if place.exists() and (not place.is_dir() or (any(place.iterdir()) and _ours(place) is None)):
         raise TiterError(
-            f"--to {visible(str(to), 120)!r} is there and is no model's folder", next_step="give a folder that is new, empty or a model's."
+            f"--to {visible(str(to), 120)!r} is there, and holds what Titer did not put there", next_step="give a new or an empty folder."
         )
 
 
-def put(model: Path, to: Path) -> Path:
-    """The model's files in the folder `to`, each linked where that can be and else copied, whole or not at all."""
-    fresh = to.with_name(f".{to.name}.titer")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(model, fresh, copy_function=_linked)
-    shutil.rmtree(to, ignore_errors=True)
-    fresh.rename(to)
+def put(model: Path, to: Path, key: str) -> Path:
+    """The model's files in the folder `to`, the adapter that it was trained with beside them in `adapter`: whole or not at all.
+
+    A folder that Titer made before is replaced, once the new one stands.
+    """
+    place = to.resolve()
+    fresh, old = place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree(model, fresh)
+    if (adapter := adapter_beside(model)) is not None:
+        shutil.copytree(adapter, fresh / "adapter")
+    files = sorted(str(file.relative_to(fresh)) for file in fresh.rglob("*") if file.is_file())
+    write_text(fresh / MARK, json.dumps({"stage": key, "files": files}) + "\n")
+    if place.exists():
+        place.rename(old)
+    fresh.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
     return to
 
 
-def _linked(source: str, target: str) -> None:
+def _ours(folder: Path) -> str | None:
+    """The key of the stage whose model Titer put there; None where it did not, or where other files have come since."""
     try:
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without links
-        shutil.copy2(source, target)
+        said = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+        return str(said["stage"]) if there <= {*said["files"], MARK, "README.md"} else None
+    except (OSError, ValueError, KeyError, TypeError):  # no mark, or not one of ours
+        return None
 
 
 def read(place: Place) -> TextData | None:

@@ -30,7 +30,7 @@ from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
 from titer.models.lm import read_tokenizer
 from titer.stage import Lora, Optimiser, Stage
-from titer.workbench import Model
+from titer.workbench import Model, adapter_beside
 
 Trained = Literal["comply", "refuse"]
 PAIR = ("preferred", "rejected")  # the streams of a preference method: the same requests in the same order
@@ -359,7 +359,7 @@ def check_adapter(stage: Stage, checkpoint: Checkpoint) -> None:
             f"--continued trains on the adapter that Titer keeps beside a merged model, and {checkpoint.label} is an adapter itself",
             next_step="leave out --continued: a fresh adapter is trained on the merged weights.",
         )
-    if wanted and not (checkpoint.path.parent / "adapter" / "adapter_config.json").is_file():
+    if wanted and adapter_beside(checkpoint.path) is None:
         raise TiterError(
             f"--continued trains an adapter on, and {checkpoint.label} has none beside it",
             expected="a model that titer align or titer finetune made with --lora",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from titer.data.choices import Question as Choice
 from titer.data.choices import read_choices
 from titer.data.contexts import CONTEXTS, in_context
 from titer.data.example import Example
-from titer.data.overlap import apart
+from titer.data.overlap import Recurring, request
 from titer.data.sources import TextData, read_text
 from titer.data.tasks import task
 from titer.judges.base import Judge
@@ -58,12 +59,13 @@ class Prepared:
 
 def prepared(order: Order) -> Prepared:
     """Errors: an unknown model, file, judge or task; models that cannot be compared; with `strict`, prompts that recur."""
-    text, left_out = _apart(read_text(order.data), order.trained, order.strict)
+    known = Known(order.trained, order.strict)
+    text = _asked(read_text(order.data), known)
     checkpoints = [resolve(name) for name in order.models]
     found = audited(checkpoints, resolve(order.control) if order.control else None)
     judge = made("judges", order.judge, Judge, order.judge_set)  # type: ignore[type-abstract]
     judge.check()
-    sets, choices = _capability(order.capability, order.prompts)
+    sets, choices = _capability(order.capability, order.prompts, known)
     if order.contexts:
         sets = _with_contexts(sets)
     question = Question(
@@ -74,34 +76,64 @@ def prepared(order: Order) -> Prepared:
         choices=choices,
         decoding=Decoding(max_new_tokens=order.max_new_tokens),
     )
-    return Prepared(found, question, Landscape() if order.landscape else None, text, tuple(left_out))
+    return Prepared(found, question, Landscape() if order.landscape else None, text, tuple(known.told))
 
 
-def _apart(text: TextData, trained: Sequence[str], strict: bool) -> tuple[TextData, list[str]]:
-    """The prompts that stand in no training file, and what was left out, in words."""
-    sets = {f"trained: {place}": read_data(place) for place in trained}
-    found = apart({**sets, "prompts": text}, strict)
-    told = [f"{text.dropped} repeated prompts of {text.name} were left out"] if text.dropped else []
-    told += [one.line() for one in found.recurring if one.loser == "prompts"]
-    return found.sets["prompts"], told
+class Known:
+    """Requests that stand in training files (`overlap.request`), and what of the asked sets was left out because of them."""
+
+    def __init__(self, trained: Sequence[str], strict: bool) -> None:
+        self._strict = strict
+        self._held = {request(row[0]): place for place in trained for row in read_data(place).rows}
+        self.told: list[str] = []
+
+    def apart(self, name: str, prompts: Sequence[str]) -> list[int]:
+        """Places of the prompts that no training file holds. Errors: with `strict`, one that does; none left."""
+        holders = [self._held.get(request(prompt)) for prompt in prompts]
+        counts = Counter(place for place in holders if place is not None)
+        lines = [Recurring(name, f"trained: {place}", count).line(dropped=not self._strict) for place, count in counts.items()]
+        if counts and self._strict:
+            raise TiterError("; ".join(lines), next_step="take them out, or leave out --strict: they are dropped then, and counted.")
+        self.told += lines
+        kept = [i for i, place in enumerate(holders) if place is None]
+        if not kept:
+            raise TiterError(f"nothing is left of {name}: every prompt stands in a training file", next_step="give other data.")
+        return kept
+
+
+def _asked(text: TextData, known: Known) -> TextData:
+    """The labelled prompts that no model was trained on."""
+    if text.dropped:
+        known.told.append(f"{text.dropped} repeated prompts of {text.name} were left out")
+    kept = known.apart("prompts", [row[0] for row in text.rows])
+    return text.model_copy(update={"rows": tuple(text.rows[i] for i in kept)})
 
 
 Sets = dict[str, tuple[Sequence[Example], Judge]]
 
 
-def _capability(given: Sequence[str], prompts: int | None) -> tuple[Sets, dict[str, Sequence[Choice]]]:
-    """Sets whose answers are generated and judged, and multiple-choice questions, by name."""
+def _capability(given: Sequence[str], prompts: int | None, known: Known) -> tuple[Sets, dict[str, Sequence[Choice]]]:
+    """Sets whose answers are generated and judged, and multiple-choice questions, by name; none of them trained on."""
     sets: Sets = {}
     choices: dict[str, Sequence[Choice]] = {}
     for one in given:
         name, _, place = one.partition(":")
         if name == CHOICES and place:
             found = read_choices(place)
-            choices[f"{CHOICES} {found.name}"] = found.questions[:prompts]
+            name = f"{CHOICES} {found.name}"
+            kept = known.apart(name, [question.text for question in found.questions])
+            questions = [found.questions[i] for i in kept][:prompts]
         elif name in BY_TASK and place:
-            sets[name] = (task(name, place).of_class(False, prompts), made("judges", BY_TASK[name], Judge))  # type: ignore[type-abstract]
+            examples = task(name, place).of_class(False)
+            examples = [examples[i] for i in known.apart(name, [e.prompt for e in examples])][:prompts]
         else:
             raise TiterError(f"--capability {visible(one, 80)!r}", expected=f"TASK:PATH, TASK one of {', '.join([*BY_TASK, CHOICES])}")
+        if name in sets or name in choices:
+            raise TiterError(f"--capability {visible(name, 80)} was given twice", next_step="put the rows in one file.")
+        if name in BY_TASK:
+            sets[name] = (examples, made("judges", BY_TASK[name], Judge))  # type: ignore[type-abstract]
+        else:
+            choices[name] = questions
     return sets, choices
 
 

@@ -72,7 +72,7 @@ def audit_report(
             "decoding": asked.decoding.model_dump_json(),
             **how,
         },
-        notes=[*lines(told), *(f"{line}." for line in recurring), *missing(found, f)],
+        notes=[*lines(told), *(f"{line}." for line in recurring), *missing(found, asked, f)],
         roles=found.roles,
     )
     return write_report(report, folder), said
@@ -166,7 +166,7 @@ def _figures(f: Findings, names: Sequence[str]) -> list[Figure]:
     return found + (figures.landscape(f.points) if len(f.points) else [])
 
 
-def missing(found: Audited, f: Findings) -> list[str]:
+def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
     """What the page lacks, and why."""
     told = [f"{c.name}: no change, the weights are the same; nothing is divided by it." for c in found.compared if c.same]
     told += [
@@ -178,6 +178,8 @@ def missing(found: Audited, f: Findings) -> list[str]:
         told.append("No control was given: --control MODEL adds a benign tune of the model before the change.")
     if len(f.gains) and f.gains.ratio.isna().all():
         told.append("The MLP's input weights did not change, so where the change acts is not shown.")
+    if len(f.points) and not asked.known:
+        told.append("The landscape has no capability: no safe prompt has an answer, and no --capability was given.")
     if not len(f.points):
         told.append("The landscape was not asked for: --landscape.")
     return told

@@ -12,13 +12,12 @@ import pandas as pd
 
 from titer.core.errors import TiterError
 from titer.data.choices import Question as Choice
-from titer.data.encode import check_length, prompt_ids
 from titer.data.example import Example
 from titer.judges.base import Judge
-from titer.models.lm import Decoding, opening, read_tokenizer
+from titer.models.lm import Decoding, check_room, opening
 from titer.models.sites import Sites
 from titer.models.weights import skeleton
-from titer.probes import refusal_direction
+from titer.probes import choices, refusal_direction
 from titer.studies import landscape as landscapes
 from titer.studies.audit import answers, changes, chosen, inside
 from titer.studies.audit.answers import Asked
@@ -42,6 +41,12 @@ class Question:
     capability: Mapping[str, tuple[Sequence[Example], Judge]]
     decoding: Decoding
     choices: Mapping[str, Sequence[Choice]] = field(default_factory=dict)
+
+    @property
+    def known(self) -> list[Example]:
+        """Harmless requests with their right answers: the safe prompts', else those of the capability sets."""
+        own = [e for e in self.safe if e.comply]
+        return own or [e for name, (examples, _) in self.capability.items() if "context" not in name for e in examples if e.comply]
 
     @property
     def sets(self) -> dict[str, Asked]:
@@ -123,10 +128,9 @@ def check(model: Model, asked: Question) -> None:
     for kind, examples in (("safe", asked.safe), ("unsafe", asked.unsafe)):
         if len(examples) < LEAST:
             raise TiterError(f"{len(examples)} {kind} prompts", expected=f"at least {LEAST} of each class")
-    window, room = model.checkpoint.config.get("max_position_embeddings"), asked.decoding.max_new_tokens
     prompts = [attempt.example.prompt for one in asked.sets.values() for attempt in one.attempts]
-    for prompt, ids in zip(prompts, prompt_ids(read_tokenizer(model.checkpoint), prompts), strict=True):
-        check_length(len(ids) + room, window, prompt)
+    check_room(model.checkpoint, prompts, asked.decoding.max_new_tokens)
+    check_room(model.checkpoint, [choices.asked(question) for questions in asked.choices.values() for question in questions], 1)
 
 
 def _answered(asked: Question) -> dict[str, Sequence[Example]]:
@@ -159,7 +163,6 @@ def _landscape(
     last = found.last
     centre: Model = last.before if last else found.models[0]
     tuned = last.after if last and not last.same else None
-    harmless = [e for e in asked.safe if e.comply]
-    made = landscapes.landscape(bench, centre, list(asked.unsafe), asked.judge, settings, harmless, tuned)
+    made = landscapes.landscape(bench, centre, list(asked.unsafe), asked.judge, settings, asked.known, tuned)
     bench.release()
     return made.points, made.summary
