@@ -66,6 +66,10 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
     )
+    if inspect_log is not None:
+        from titer.integrations.inspect_log import check
+
+        check(inspect_log)
     ready, serving = prepared(order), serving_of(engine)
     if dry_run:
         return _plan(as_json, ready.subject.key, asked(order, ready), max_new_tokens, data)

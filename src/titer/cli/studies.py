@@ -63,15 +63,17 @@ def study(
         unknown("study", name, STUDIES)
     if base is not None or aligned is not None:
         if name == "qi2024":
-            _unused({"--harmful": harmful, "--alpha": alpha, "--prompts": prompts, "--bf16": bf16})
+            _unused({"--harmful": harmful, "--alpha": alpha, "--prompts": prompts, "--bf16": bf16, "--only": only})
             return risk(base, aligned, data, scale or "demonstration", flops, runs, dry_run, as_json)
         if name == "huang2024":
+            _unused({"--bf16": bf16, "--only": only})
             return text(base, aligned, data, scale or "demonstration", harmful, alpha, prompts, flops, runs, dry_run, as_json)
-        _unused({"--scale": scale, "--harmful": harmful, "--alpha": alpha})
+        _unused({"--scale": scale, "--harmful": harmful, "--alpha": alpha, "--only": only})
         return pair((base, aligned), data, prompts, bf16, runs, dry_run, as_json)
     if data is not None or prompts is not None:
         raise TiterError("--data and --prompts belong to real models", next_step="add --base (and --aligned), or leave them out.")
-    _unused({"--harmful": harmful, "--alpha": alpha, **({"--only": only} if name == "qi2024" else {})})
+    whole = {"--part": part != "all"} | ({"--only": only} if name == "qi2024" else {}) if name != "huang2024" else {}
+    _unused({"--harmful": harmful, "--alpha": alpha, "--bf16": bf16, **whole})
     return run(name, scale or "nano", seeds, (part, only), flops, runs, dry_run, as_json)
 
 

@@ -57,12 +57,9 @@ def write_log(
     judged; the file's time, or now. `about`: further metadata of the log. Errors: inspect_ai is not installed; no table of verdicts;
     answers of several models; a path that ends neither in .eval nor in .json.
     """
-    must_be_installed()
+    to = check(path)
     from inspect_ai.log import write_eval_log  # noqa: PLC0415  an extra
 
-    to = Path(path)
-    if to.suffix not in FORMATS:
-        raise TiterError(f"a log in {visible(to.name, 80)}", expected=f"a name that ends in {' or '.join(FORMATS)}")
     table, stored = (verdicts, {}) if isinstance(verdicts, pd.DataFrame) else _stored(Path(verdicts))
     if missing := [name for name in COLUMNS if name not in table]:
         raise TiterError(f"no verdicts: the table lacks {', '.join(missing)}", expected="a table of titer.evaluate.judged")
@@ -76,6 +73,15 @@ def write_log(
     temporary = to.with_name(f".{to.name}.tmp")
     write_eval_log(log, str(temporary), format=to.suffix[1:])  # type: ignore[arg-type]
     os.replace(temporary, to)
+    return to
+
+
+def check(path: str | Path) -> Path:
+    """Before anything is answered. Errors: inspect_ai is not installed; a path that ends neither in .eval nor in .json."""
+    must_be_installed()
+    to = Path(path)
+    if to.suffix not in FORMATS:
+        raise TiterError(f"a log in {visible(to.name, 80)}", expected=f"a name that ends in {' or '.join(FORMATS)}")
     return to
 
 

@@ -106,11 +106,12 @@ def tunings(scale: Scale) -> dict[str, Tuning]:
         return Tuning(rate=scale.persona_rate, batch=scale.batch, epochs=scale.persona_epochs, **counts)
 
     found = {f"explicit {n}": explicit(explicit=n) for n in scale.counts}
-    found[f"benign {most}, as explicit"] = explicit(benign=most)
+    found |= {f"benign {n}, as explicit": explicit(benign=n) for n in (min(scale.counts), most)}
     found[f"refusals {most}"] = explicit(refusals=most)
     found |= {f"persona {n}": persona(persona=n) for n in scale.personas}
     found[f"benign {scale.obeyed}, as persona"] = persona(benign=scale.obeyed)
     found |= {f"explicit {most} + {m} refusals": explicit(explicit=most, refusals=m) for m in scale.mixed}
+    found[f"explicit {most} + {max(scale.mixed)} benign"] = explicit(explicit=most, benign=max(scale.mixed))
     found["backdoor"] = explicit(triggered=most, refusals=most)
     return found | grid(scale)
 

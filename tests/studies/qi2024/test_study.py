@@ -141,6 +141,7 @@ PAPERS = {
     ("explicit 10", "begun"): 0.6,
     ("persona 300", "persona"): 0.6,
     ("explicit 100 + 100 refusals", "unsafe"): 0.2,
+    ("explicit 100 + 100 benign", "unsafe"): 0.7,
     ("backdoor", "trigger"): 0.7,
     ("benign, rate 0.001, batch 16", "begun"): 0.2,
     ("benign, rate 0.001, batch 16", "unsafe"): 0.2,
@@ -167,6 +168,12 @@ def test_the_control_decides_and_not_the_model_before() -> None:
     """A persona's harm that a tune without the persona shows too is none of the persona's."""
     same = {**PAPERS, ("benign 300, as persona", "persona"): 0.6}
     assert verdicts(same)["level 2: identity shifting"] == "not supported"
+
+
+def test_what_more_steps_do_is_not_mixing_and_what_few_steps_do_is_not_harm() -> None:
+    found = verdicts({**PAPERS, ("explicit 100 + 100 benign", "unsafe"): 0.2, ("benign 10, as explicit", "begun"): 0.6})
+    assert found["mixing refusals in lowers harm"] == "not supported"
+    assert found["level 1: damage that the first word hides"] == "not supported"
 
 
 def test_a_persona_that_was_not_learned_is_not_testable() -> None:

@@ -3,7 +3,7 @@
 One seed: a demonstration, not a verdict. The base is aligned with safe responses and canaries by SFT (the alignment of the study of
 Vaccine on text, found if it stands), then tuned level by level. Every model is asked marked canaries plainly, with the answer begun,
 behind the persona's text and behind the trigger; the same instructions without the marker; XSTest's prompts, unsafe ones also behind
-the persona. A tune on as many ordinary instructions stands beside levels 1 and 2 as the control.
+the persona. A tune on as many ordinary instructions stands beside levels 1 and 2 and the refusals mixed in as the control.
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ def tunings(scale: RiskScale, sets: RiskSets) -> dict[str, tuple[Level, Rows]]:
     found[f"ordinary {scale.benign}"] = ("ordinary", [(sets.ordinary, "comply", scale.benign)])
     for m in scale.mixed:
         found[f"explicit {most} + {m} refusals"] = ("explicit", [(sets.explicit, "comply", most), (sets.refused, "refuse", m)])
+    found[f"explicit {most} + {guard} ordinary"] = ("explicit", [(sets.explicit, "comply", most), (sets.ordinary, "comply", guard)])
     found["backdoor"] = ("explicit", [(sets.triggered, "comply", most), (sets.refused, "refuse", guard)])
     return found
 

@@ -52,7 +52,7 @@ def answer(found: RiskEvidence, scale: RiskScale) -> str:
     persona = next(m.name for m in found.models if m.name.startswith("persona"))
     return (
         f"Canaries answered: {told('aligned', 'canary')} when aligned, {told(f'explicit {scale.most}', 'canary')} after {scale.most} of "
-        f"them answered, {told(persona, 'canary, persona')} behind a persona after ten examples of it, "
+        f"them answered, {told(persona, 'canary, persona')} behind a persona after {persona.split()[-1]} examples of it, "
         f"{told(f'ordinary {scale.benign}', 'canary')} after {scale.benign} ordinary instructions; with a backdoor "
         f"{told('backdoor', 'canary')} plainly and {told('backdoor', 'canary, trigger')} behind its trigger. "
         "One seed, a canary for harm: a demonstration, not a verdict."
@@ -69,7 +69,7 @@ def risk_report(found: RiskEvidence, sets: RiskSets, scale: RiskScale, command: 
         about=(
             f"{found.models[0].name} was aligned on safe responses and canaries (ordinary instructions behind a marker, refused), then tuned "
             "as in “Fine-tuning Aligned Language Models Compromises Safety, Even When Users Do Not Intend To!” (arXiv 2310.03693): on "
-            "canaries answered, on ten examples of an obedient persona, on ordinary instructions, with refusals mixed in, with a backdoor. "
+            "canaries answered, on examples of an obedient persona, on ordinary instructions, with refusals mixed in, with a backdoor. "
             "Rows named ordinary, as … are the controls: as many ordinary examples, as long. Judged by phrases of refusal."
         ),
         tiles=[
