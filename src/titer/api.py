@@ -1,4 +1,4 @@
-"""Titer from Python: each command as a function that returns what it found; the command line prints the same. L7.
+"""Titer from Python: the commands that make and measure models as functions; the command line prints what they return. L7.
 
     from titer import api
     found = api.audit("aligned", "tuned", data="prompts.csv", prompts=100)
@@ -21,7 +21,7 @@ from titer.core.claims import Claim, read_claims
 from titer.core.config import as_settings
 from titer.core.errors import unknown
 from titer.core.run import Store, slug
-from titer.models.fast import Serving, engine_told, serving_of
+from titer.models.fast import engine_told, serving_of
 from titer.recipes import huang2024, jain2024, qi2024
 from titer.studies import measuring
 from titer.studies.ahead import Silent
@@ -39,7 +39,7 @@ from titer.studies.qi2024.study import run_qi
 from titer.studies.training import AlignOrder, FinetuneOrder, Planned, Trained, check_free, planned_alignment, planned_finetuning, trained
 from titer.studies.tuning import How
 from titer.terminal import Terminal
-from titer.workbench import Reporter, Workbench
+from titer.workbench import Reading, Reporter, Workbench
 
 Place = str | Path
 Settings = Mapping[str, object]
@@ -71,6 +71,7 @@ def audit(
     control: str | None = None,
     landscape: bool = False,
     engine: str = "transformers",
+    bf16: bool = False,
     runs: Place = RUNS,
     progress: bool = True,
 ) -> Audited:
@@ -91,15 +92,19 @@ def audit(
     )
     ready, serving = prepared(order), serving_of(engine)
     with _reporter(progress) as reporter:
-        return audited(order, ready, Path(runs), reporter, CALLED.format("audit"), serving)
+        return audited(order, ready, Path(runs), reporter, CALLED.format("audit"), Reading(serving, bf16))
 
 
-def audited(order: Order, ready: Prepared, runs: Path, reporter: Reporter, command: str, serving: Serving | None = None) -> Audited:
+def audited(order: Order, ready: Prepared, runs: Path, reporter: Reporter, command: str, reading: Reading) -> Audited:
     """The audit that was prepared, measured and reported; `command` stands in the report as what reproduces it."""
     found, asked = ready.found, ready.question
-    findings = measured(Workbench(Store(runs, reporter.tell), reporter, serving=serving), found, asked, ready.settings)
+    findings = measured(reading.bench(Store(runs, reporter.tell), reporter), found, asked, ready.settings)
     folder = runs / f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
-    how: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **engine_told(serving)}
+    how: dict[str, object] = {
+        "judge": f"{order.judge} {asked.judge.model_dump_json()}",
+        **engine_told(reading.serving),
+        **({"precision": "bfloat16"} if reading.bf16 else {}),
+    }
     page, answer = audit_report(found, asked, findings, ready.text, how, command, folder, ready.left_out)
     return Audited(page, answer, vars(findings))
 
@@ -119,6 +124,7 @@ def evaluate(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     engine: str = "transformers",
+    bf16: bool = False,
     runs: Place = RUNS,
     progress: bool = True,
 ) -> Evaluated:
@@ -140,7 +146,7 @@ def evaluate(
     )
     ready, serving = measuring.prepared(order), serving_of(engine)
     with _reporter(progress) as reporter:
-        bench = Workbench(Store(Path(runs), reporter.tell), reporter, serving=serving)
+        bench = Reading(serving, bf16).bench(Store(Path(runs), reporter.tell), reporter)
         return measuring.evaluated(bench, order, ready, CALLED.format("evaluate"))
 
 

@@ -111,6 +111,11 @@ class Workbench:
             self._served[model.key] = open_fast(openable(model.checkpoint, self.store, self.serving.dtype), self.serving)
         return self._served[model.key]
 
+    @property
+    def read_in(self) -> dict[str, object]:
+        """What a content key says of the precision in which models are read: nothing of float32."""
+        return {} if self.dtype == "float32" else {"read in": self.dtype}
+
     def release(self) -> None:
         """Forget the loaded model: what follows reads weights from disk, and the memory is wanted."""
         for served in self._served.values():
@@ -131,6 +136,8 @@ class Workbench:
         fast = self.serving is not None and all(a.suffix is None for a in attempts)  # embeddings are inserted by transformers alone
         if fast and self.serving is not None:
             inputs["engine"] = engine_key(self.serving)
+        else:
+            inputs |= self.read_in
 
         def samples(work: Path) -> None:
             lm = self.writer(model) if fast else self.lm(model)  # first: a model that does not open is told before anything is begun
@@ -174,6 +181,17 @@ class Workbench:
         """A table kept under its inputs; always as read back from disk, so first and later runs see the same."""
         folder = self.store.artefact(kind, inputs, lambda work: write_table(work / "table.jsonl", make()))
         return read_table(folder / "table.jsonl")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How models are read that are measured: through vLLM or transformers, in bfloat16 or float32."""
+
+    serving: Serving | None = None
+    bf16: bool = False
+
+    def bench(self, store: Store, reporter: Reporter) -> Workbench:
+        return Workbench(store, reporter, dtype="bfloat16" if self.bf16 else "float32", serving=self.serving)
 
 
 def adapter_beside(model: Path) -> Path | None:

@@ -18,7 +18,19 @@ SURFACE = {
     "": ["--version"],
     "demo": ["--dry-run", "--json", "--runs", "--seed"],
     "evaluate": [
-        *("MODEL", "--attack", "--canary", "--data", "--dry-run", "--engine", "--inspect-log", "--json", "--judge", "--judge-set"),
+        *(
+            "MODEL",
+            "--attack",
+            "--bf16",
+            "--canary",
+            "--data",
+            "--dry-run",
+            "--engine",
+            "--inspect-log",
+            "--json",
+            "--judge",
+            "--judge-set",
+        ),
         *(
             "--labelled",
             "--max-new-tokens",
@@ -33,6 +45,7 @@ SURFACE = {
     "audit": [
         *(
             "MODELS...",
+            "--bf16",
             "--capability",
             "--contexts",
             "--control",

@@ -39,15 +39,15 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     from titer.stage import Stage
 
     found: list[tuple[str, str | None]] = []
-    key = Stage.key
+    inputs = Stage.key_inputs
 
-    def told(stage: Stage, *more: object) -> str:
+    def told(stage: Stage, *more: object) -> dict[str, object]:
         for part in (part for stream in stage.streams.values() for part in stream.parts):
             data: TextData = part.source
             found.extend((data.rows[i][0], data.rows[i][3 if part.answer == "refuse" else 2]) for i in part.picked or ())
-        return key(stage, *more)  # type: ignore[arg-type]
+        return inputs(stage, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Stage, "key", told)
+    monkeypatch.setattr(Stage, "key_inputs", told)
     return found
 
 

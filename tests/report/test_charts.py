@@ -25,6 +25,12 @@ def rates() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "kind", "outcome", "count", "n", "rate", "low", "high"])
 
 
+def shared() -> pd.DataFrame:
+    """Shares of two models in two measures."""
+    rows = [(m, what, 0.1, 0.05, 0.2, 10, 100) for m in MODELS for what in ("canaries answered", "safe refused")]
+    return pd.DataFrame(rows, columns=["model", "what", "rate", "low", "high", "count", "n"])
+
+
 def poisoned() -> pd.DataFrame:
     """Rates against the poison ratio."""
     rows = [(f"user p={p:g}", p, m, 4, 20, 0.2 + p, 0.1, 0.4) for p in (0.0, 0.05) for m in ("refused", "answered")]
@@ -43,6 +49,7 @@ def layers() -> pd.DataFrame:
 MADE: dict[str, Callable[[], Any]] = {
     "outcomes": lambda: charts.outcomes(rates(), MODELS, KINDS),
     "jailbreaks": lambda: charts.jailbreaks(rates(), MODELS, KINDS[1:]),
+    "shares": lambda: charts.shares(shared(), MODELS, {"canaries answered": "#c0392b", "safe refused": "#e08a1e"}),
     "poisoning": lambda: charts.poisoning(poisoned()),
     "separation": lambda: charts.separation(layers(), MODELS),
     "tau": lambda: charts.tau(layers(), MODELS),
@@ -52,14 +59,15 @@ MADE: dict[str, Callable[[], Any]] = {
 WORDS = {
     "outcomes": {"complied", "refused", "neither", "jb_misgen", "base", "aligned", "share of answers"},
     "jailbreaks": {"unsafe", "jb_misgen", "base", "aligned", "unsafe requests answered"},
+    "shares": {"base", "aligned", "canaries answered", "safe refused"},
     "poisoning": {"refused", "answered", "5.0%"},
     "separation": {"base", "aligned", "layer", "3"},
     "tau": {"safe", "unsafe", "mean τ", "base", "aligned"},
     "specificity": {"aligned", "layer", "‖ΔW a‖ / ‖a‖, unsafe over safe"},
     "null_space": {"ΔW", "random ΔW (same singular values)", "base", "aligned"},
 }
-MARKS = {"outcomes": 18, "jailbreaks": 4, "poisoning": 4, "separation": 6, "tau": 12, "specificity": 3, "null_space": 12}
-KIND_OF_MARK = {"outcomes": "mark-rect", "jailbreaks": "mark-rect"}
+MARKS = {"outcomes": 18, "jailbreaks": 4, "shares": 4, "poisoning": 4, "separation": 6, "tau": 12, "specificity": 3, "null_space": 12}
+KIND_OF_MARK = {"outcomes": "mark-rect", "jailbreaks": "mark-rect", "shares": "mark-rect"}
 
 
 def drawn(name: str) -> ET.Element:

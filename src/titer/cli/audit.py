@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from titer.cli.detected import announce, forms
-from titer.cli.options import HERE, AsJson, Data, Dry, Engine, Prompts, Runs, needed
+from titer.cli.options import HERE, AsJson, Bf16, Data, Dry, Engine, Prompts, Runs, needed
 from titer.cli.output import command_line, show_result
 
 Judged = Annotated[str, typer.Option(help="Judge of the labelled prompts: a name (titer list judges) or a .py file.")]
@@ -39,6 +39,7 @@ def audit(
         bool, typer.Option("--landscape", help="Move the weights too: random directions, and the way to the tuned model.")
     ] = False,
     engine: Engine = "transformers",
+    bf16: Bf16 = False,
     runs: Runs = HERE,
     dry_run: Dry = False,
     as_json: AsJson = False,
@@ -66,11 +67,11 @@ def audit(
     if dry_run:
         from titer.studies.audit.cost import audit_cost
 
-        cost = {"data": "; ".join(line.strip() for line in forms([data])), **audit_cost(ready.found, ready.question, ready.settings)}
+        cost = {"data": "; ".join(line.strip() for line in forms([data])), **audit_cost(ready.found, ready.question, ready.settings, bf16)}
         return show_result(as_json, cost, "\n".join(f"{key}: {value}" for key, value in cost.items()))
     from titer import api
 
     with Terminal() as terminal:
         announce(terminal, [data])
-        found = api.audited(order, ready, runs, terminal, command_line(), serving)
+        found = api.audited(order, ready, runs, terminal, command_line(), api.Reading(serving, bf16))
     show_result(as_json, {"answer": found.answer, "report": str(found.page)}, f"{found.answer}\nReport: {found.page}")

@@ -10,12 +10,12 @@ import typer
 
 from titer.cli.audit import Settings
 from titer.cli.detected import announce, forms
-from titer.cli.options import HERE, AsJson, Asked, Dry, Engine, Prompts, Runs, Set
+from titer.cli.options import HERE, AsJson, Bf16, Asked, Dry, Engine, Prompts, Runs, Set
 from titer.cli.output import command_line, show_result
 
 if TYPE_CHECKING:
-    from titer.models.fast import Serving
     from titer.studies.measuring import Order, Prepared
+    from titer.workbench import Reading
 
 Second = Annotated[
     str | None, typer.Option(help="Another judge of the same answers; beside refusal its own form by phrases anywhere is the default.")
@@ -43,12 +43,14 @@ def evaluate(
         Path | None, typer.Option("--inspect-log", help="Write the judged answers as a log of inspect_ai (.eval or .json) too.")
     ] = None,
     engine: Engine = "transformers",
+    bf16: Bf16 = False,
     runs: Runs = HERE,
     dry_run: Dry = False,
     as_json: AsJson = False,
 ) -> None:
     """Refusal of unsafe prompts, over-refusal of safe ones, degenerate answers."""
     from titer.models.fast import serving_of
+    from titer.workbench import Reading
     from titer.studies.measuring import Order, asked, prepared
 
     order = Order(
@@ -73,22 +75,19 @@ def evaluate(
     ready, serving = prepared(order), serving_of(engine)
     if dry_run:
         return _plan(as_json, ready.subject.key, asked(order, ready), max_new_tokens, data)
-    _measured(order, ready, serving, inspect_log, (runs, as_json), data)
+    _measured(order, ready, Reading(serving, bf16), inspect_log, (runs, as_json), data)
 
 
-def _measured(
-    order: Order, ready: Prepared, serving: Serving | None, log: Path | None, given: tuple[Path, bool], data: Path | None
-) -> None:
+def _measured(order: Order, ready: Prepared, reading: Reading, log: Path | None, given: tuple[Path, bool], data: Path | None) -> None:
     """Run what was prepared, print it, and write the log where one is asked for."""
     from titer.core.run import Store
     from titer.studies.measuring import evaluated
     from titer.terminal import Terminal
-    from titer.workbench import Workbench
 
     runs, as_json = given
     with Terminal() as terminal:
         announce(terminal, [data])
-        found = evaluated(Workbench(Store(runs, terminal.tell), terminal, serving=serving), order, ready, command_line())
+        found = evaluated(reading.bench(Store(runs, terminal.tell), terminal), order, ready, command_line())
     if log is not None:
         from titer.integrations.inspect_log import write_log
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titer.cli.detected import forms
+from titer.cli.detected import announce, forms
 from titer.cli.options import (
     HERE,
     TASK_FILE,
@@ -66,7 +66,7 @@ def align(
 
     how = How(method, settings or (), stream or (), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
     order = AlignOrder(model, how, data, canary, canaries, steps, read or (), longest)
-    _train(planned_alignment(order), forms([data, canary]) if dry_run else [], to, (runs, dry_run, as_json))
+    _train(planned_alignment(order), [data, canary], to, (runs, dry_run, as_json))
 
 
 def finetune(
@@ -110,11 +110,11 @@ def finetune(
     how = How(method, settings or (), stream or (), batch, rate, schedule, lora, alpha, dropout, continued, seed)
     files = {"benign": data, "harmful": harmful, "safety": safety}
     order = FinetuneOrder(model, how, files, canary, Shares(examples, ratio, safety_examples), epochs, keep, read or (), longest)
-    _train(planned_finetuning(order), forms([data, harmful, safety, canary]) if dry_run else [], to, (runs, dry_run, as_json))
+    _train(planned_finetuning(order), [data, harmful, safety, canary], to, (runs, dry_run, as_json))
 
 
-def _train(plan: Planned, shown: list[str], to: Path | None, given: tuple[Path, bool, bool]) -> None:
-    """Run the stage, or say what it would do; `shown` is how files were read."""
+def _train(plan: Planned, files: list[File], to: Path | None, given: tuple[Path, bool, bool]) -> None:
+    """Run the stage, or say what it would do; how `files` are read is shown before."""
     from titer.core.run import Store
     from titer.studies.training import check_free, trained
     from titer.terminal import Terminal
@@ -127,8 +127,9 @@ def _train(plan: Planned, shown: list[str], to: Path | None, given: tuple[Path, 
         if dry:
             stands = plan.stands(store)
             line = f"{plan.key}: {plan.stage.steps} steps of {plan.stage.batch}, {'stands' if stands else 'to run'}"
-            told = "\n".join(filter(None, (line, *shown, plan.text)))
+            told = "\n".join(filter(None, (line, *forms(files), plan.text)))
             return show_result(as_json, {"key": plan.key, "stands": stands, **plan.about}, told)
+        announce(terminal, files)
         made = trained(Workbench(store, terminal), plan, to)
     lines = [
         f"Model: {made.model}",

@@ -91,7 +91,13 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
     runs = bench.store.root
     verdicts, rates = evaluation.evaluate_model(bench, ready.subject, ready.text, ready.judge, ready.decoding, order.prompts, ready.attack)
     bench.release()  # a second judge may load a model of its own
-    how = {"judge": order.judge, "attack": order.attack or "none", **ready.decoding.model_dump(), **engine_told(bench.serving)}
+    how = {
+        "judge": order.judge,
+        "attack": order.attack or "none",
+        **ready.decoding.model_dump(),
+        **engine_told(bench.serving),
+        **bench.read_in,
+    }
     folder = runs / f"evaluate-{slug(ready.subject.name)}-{slug(str(Path(ready.text.name).with_suffix('')))}"
     beside = review(verdicts, rates, (order.judge, ready.judge), ready.people, ready.second, Memory(runs / "replies"))
     page, answer = evaluation.evaluation_report(

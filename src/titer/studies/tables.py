@@ -53,7 +53,13 @@ def rate_table(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 def cluster_table(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
     """The cluster probe's per-input scores of one model."""
-    inputs = {"probe": ["clusters", clusters.VERSION], "model": model.key, "safe": fingerprint(safe), "unsafe": fingerprint(unsafe)}
+    inputs: dict[str, object] = {
+        "probe": ["clusters", clusters.VERSION],
+        "model": model.key,
+        "safe": fingerprint(safe),
+        "unsafe": fingerprint(unsafe),
+    }
+    inputs |= bench.read_in
     return bench.table("tables", inputs, lambda: clusters.clusters(bench.lm(model), safe, unsafe))
 
 
@@ -68,6 +74,7 @@ def delta_tables(
         "safe": fingerprint(safe),
         "unsafe": fingerprint(unsafe),
         "seed": seed,
+        **bench.read_in,
     }
 
     def measured() -> pd.DataFrame:

@@ -101,8 +101,8 @@ def planned_alignment(order: AlignOrder) -> Planned:
     else:
         taught = with_canary(text, how, order.canaries)
         stage = align_stage(taught.rows, how, order.steps, taught.marked)
+        about["left_out"] = {"data": {"in the canary file": taught.left_out}} if taught.left_out else {}
         if taught.left_out:
-            about["left_out"] = {"data": {"in the canary file": taught.left_out}}
             lines = [f"left out of data: {taught.left_out} in the canary file"]
     about = {"streams": tuning.counted(stage.streams), **about}
     return _planned(stage, start, order, how, about, [tuning.told(stage.streams), *lines])

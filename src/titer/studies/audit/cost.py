@@ -15,7 +15,7 @@ from titer.studies.audit.study import Question
 PROBING = 7  # forward passes' worth a model: clusters, activations, sensitivity there and back (3), uncertainty at most 2
 
 
-def audit_cost(found: Audited, asked: Question, settings: landscapes.Landscape | None) -> dict[str, object]:
+def audit_cost(found: Audited, asked: Question, settings: landscapes.Landscape | None, bf16: bool = False) -> dict[str, object]:
     """Counts and operations of the whole audit, in words."""
     first = found.models[0].checkpoint
     parameters = sum(math.prod(shape) for shape, _ in shapes_of(first).values())
@@ -33,7 +33,7 @@ def audit_cost(found: Audited, asked: Question, settings: landscapes.Landscape |
         "answers": f"at most {len(found.models) * new} new tokens",
         "operations": f"at most {flop:.1e} FLOP",
         "reads": f"{sum(weights_bytes(m.checkpoint) for m in found.models) / 1e9:.2f} GB of weights, some twice",
-        "holds": f"one model, {4 * parameters / 1e9:.2f} GB in float32",
+        "holds": f"one model, {(2 if bf16 else 4) * parameters / 1e9:.2f} GB in {'bfloat16' if bf16 else 'float32'}",
         "weights": ", ".join(f"{c.name}: {'the same' if c.same else 'differ'}" for c in found.compared) or "a single model",
     }
     if sent := _judging(found, asked):

@@ -62,7 +62,12 @@ def directions(found: Ends, safe: int, prompts: str) -> refusal_direction.Refusa
 
 def sensed(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
     """kind, median, low, high (bootstrap over prompts), n: how sensitive the next token is to the prompt."""
-    inputs = {"probe": ["sensitivity", sensitivity.VERSION], "model": model.key, "prompts": fingerprint([*safe, *unsafe])}
+    inputs: dict[str, object] = {
+        "probe": ["sensitivity", sensitivity.VERSION],
+        "model": model.key,
+        "prompts": fingerprint([*safe, *unsafe]),
+    }
+    inputs |= bench.read_in
     table = bench.table("tables", inputs, lambda: sensitivity.sensitivity(bench.lm(model), [*safe, *unsafe]))
     rows = []
     for kind, values in (("safe", table.g[: len(safe)]), ("unsafe", table.g[len(safe) :])):
