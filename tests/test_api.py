@@ -104,7 +104,9 @@ def test_no_folder_of_the_user_s_is_written_over(here: Path, to: str) -> None:
 
 def test_a_folder_that_titer_made_is_kept_once_other_files_are_in_it(here: Path) -> None:
     api.align("m", data="a.jsonl", steps=1, batch=2, to="mine", progress=False)
-    (here / "mine" / "notes.txt").write_text("mine", encoding="utf-8")
+    (here / "mine" / "README.md").write_text("mine", encoding="utf-8")
+    api.align("m", data="a.jsonl", steps=1, batch=2, to="mine", progress=False)  # the same model: nothing to be done
+    assert (here / "mine" / "README.md").read_text(encoding="utf-8") == "mine"
     with pytest.raises(TiterError, match="did not put there"):
         api.align("m", data="a.jsonl", steps=2, batch=2, to="mine", progress=False)
 

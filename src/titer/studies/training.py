@@ -160,7 +160,10 @@ def check_free(to: Path | None, plan: Planned, runs: Path) -> None:
             raise TiterError(
                 f"--to {visible(str(to), 120)!r} is, holds or lies in {visible(str(other), 120)}", next_step="give a folder beside it."
             )
-    if place.exists() and (not place.is_dir() or (any(place.iterdir()) and _ours(place) is None)):
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    stage, alone = _marked(place)
+    if stage != plan.key and not (stage and alone):
         raise TiterError(
             f"--to {visible(str(to), 120)!r} is there, and holds what Titer did not put there", next_step="give a new or an empty folder."
         )
@@ -169,9 +172,11 @@ def check_free(to: Path | None, plan: Planned, runs: Path) -> None:
 def put(model: Path, to: Path, key: str) -> Path:
     """The model's files in the folder `to`, the adapter that it was trained with beside them in `adapter`: whole or not at all.
 
-    A folder that Titer made before is replaced, once the new one stands.
+    A folder that Titer made before is replaced, once the new one stands; one that holds this very model is left as it is.
     """
     place = to.resolve()
+    if _marked(place)[0] == key:
+        return to
     fresh, old = place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
     for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
@@ -187,14 +192,14 @@ def put(model: Path, to: Path, key: str) -> Path:
     return to
 
 
-def _ours(folder: Path) -> str | None:
-    """The key of the stage whose model Titer put there; None where it did not, or where other files have come since."""
+def _marked(folder: Path) -> tuple[str, bool]:
+    """The key of the stage whose model Titer put into a folder, "" where it did not; and whether nothing else has come since."""
     try:
         said = json.loads((folder / MARK).read_text(encoding="utf-8"))
         there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-        return str(said["stage"]) if there <= {*said["files"], MARK, "README.md"} else None
+        return str(said["stage"]), there <= {*said["files"], MARK}
     except (OSError, ValueError, KeyError, TypeError):  # no mark, or not one of ours
-        return None
+        return "", False
 
 
 def read(place: Place) -> TextData | None:
