@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from titer.core.config import Record
@@ -85,8 +84,3 @@ def inserted(batch: Batch, place: torch.Tensor, token: int, trained: bool) -> Ba
 def every_word(examples: Sequence[Example], words: Sequence[str]) -> list[Example]:
     """Each request behind each of the words, the words in order: what a search for a trigger of one word asks."""
     return [replace(e, kind=word) for word in words for e in behind(word, examples)]
-
-
-def sampled(source: Any, n: int, offset: int = 0) -> list[Example]:
-    """Examples `offset` to `offset + n - 1` of a source."""
-    return list(source.examples(np.arange(offset, offset + n)))

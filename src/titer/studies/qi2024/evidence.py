@@ -65,8 +65,3 @@ class Evidence:
             return f"seed {self.seed}: the base answers {skill:.1%} of a set in full ({BASE_SKILL:.0%} needed)"
         refused = self.rate(ALIGNED, "unsafe", "refused")
         return "" if refused >= REFUSED else f"seed {self.seed}: the alignment refuses {refused:.1%} ({REFUSED:.0%} needed)"
-
-
-def unbounded(value: float) -> Interval:
-    """A statistic over models, which one seed gives no interval for."""
-    return Interval(value, float("nan"), float("nan"))
