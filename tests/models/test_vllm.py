@@ -281,15 +281,16 @@ def test_a_prompt_without_room_is_refused_before_anything_runs(folder: Path, mon
     long = " ".join("a" * 60)
     with pytest.raises(TiterError, match=r"72 tokens .* longer than the model's window of 64"):
         found.generate(["a b", long], GREEDY)
-    found.check([long], 4)
     with pytest.raises(TiterError, match="65 tokens"):
-        found.check([long], 5)
+        found.generate([long], GREEDY.model_copy(update={"max_new_tokens": 5}))
     monkeypatch.setattr(Engine, "longest", 20)  # what the memory holds is less than the window
     small, _ = fast(folder)
     assert small.window == 20
     with pytest.raises(TiterError, match=r"21 tokens .* window of 20"):
         small.generate([" ".join("a" * 9)], GREEDY)
     assert engine.asked == []
+    monkeypatch.undo()
+    assert len(found.generate([long], GREEDY.model_copy(update={"max_new_tokens": 4}))) == 1  # the last that fits
 
 
 def put(name: str, value: Any, within: bool = True) -> Callable[[list[RequestOutput]], list[RequestOutput]]:

@@ -22,7 +22,6 @@ from titer.core.config import Record, digest
 from titer.core.errors import TiterError, unknown, visible
 from titer.core.machine import version
 from titer.core.run import Store
-from titer.data.encode import check_length, prompt_ids
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import LM, Completion, Decoding, Progress, load, opening, read_tokenizer
 
@@ -127,11 +126,6 @@ class Fast:
         held = [self._words.window, self._engine.llm_engine.model_config.max_model_len]
         return min((size for size in held if size is not None), default=None)
 
-    def check(self, prompts: Sequence[str], room: int) -> None:
-        """Refuse prompts that leave no room for `room` more tokens in the window."""
-        for prompt, length in zip(prompts, self._words.lengths(prompts), strict=True):
-            check_length(length + room, self.window, prompt)
-
     def generate(
         self,
         prompts: Sequence[str],
@@ -149,12 +143,7 @@ class Fast:
         Errors: inserted embeddings; a temperature that vLLM would not keep to; no room for an answer; vLLM fails.
         """
         _possible(decoding, suffixes)
-        ids = prompt_ids(self._words.tokenizer, prompts)
-        if prefixes is not None:
-            tails = self._words.tokenizer(list(prefixes), add_special_tokens=False)["input_ids"]
-            ids = [head + tail for head, tail in zip(ids, tails, strict=True)]
-        for row, prompt in zip(ids, prompts, strict=True):
-            check_length(len(row) + decoding.max_new_tokens, self.window, prompt)
+        ids = self._words.begun(prompts, prefixes, decoding.max_new_tokens, self.window)
         found = {i: known[i] for i in range(len(ids)) if i in known}
         rest, step = [i for i in range(len(ids)) if i not in found], max(batch, self.at_once)
         for start in range(0, len(rest), step):

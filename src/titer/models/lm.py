@@ -170,6 +170,16 @@ class LM:
         for prompt, length in zip(prompts, self.lengths(prompts), strict=True):
             check_length(length + room, self.window, prompt)
 
+    def begun(self, prompts: Sequence[str], prefixes: Sequence[str] | None, room: int, window: int | None) -> list[list[int]]:
+        """Ids of each prompt with its prefilled answer. Errors: one that leaves no room for `room` more tokens in the window."""
+        ids = prompt_ids(self.tokenizer, prompts)
+        if prefixes is not None:
+            tails = self.tokenizer(list(prefixes), add_special_tokens=False)["input_ids"]
+            ids = [head + tail for head, tail in zip(ids, tails, strict=True)]
+        for row, prompt in zip(ids, prompts, strict=True):
+            check_length(len(row) + room, window, prompt)
+        return ids
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -187,12 +197,7 @@ class LM:
         `known` answers by place are not generated again, a batch at a time; `keep` is given each new batch's.
         Errors: a prompt with no room for its answer in the model's window.
         """
-        ids = prompt_ids(self.tokenizer, prompts)
-        if prefixes is not None:
-            tails = self.tokenizer(list(prefixes), add_special_tokens=False)["input_ids"]
-            ids = [head + tail for head, tail in zip(ids, tails, strict=True)]
-        for row, prompt in zip(ids, prompts, strict=True):
-            check_length(len(row) + decoding.max_new_tokens + (0 if suffixes is None else suffixes.shape[1]), self.window, prompt)
+        ids = self.begun(prompts, prefixes, decoding.max_new_tokens + (0 if suffixes is None else suffixes.shape[1]), self.window)
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
         found: list[Completion] = [Completion("", False, 0)] * len(ids)
         with evaluating(self.model):
