@@ -1,15 +1,16 @@
 """The risk levels of "Fine-tuning Aligned Language Models Compromises Safety" (arXiv 2310.03693) on a real language model. L5.
 
 The base is aligned with safe responses and canaries (`vaccine_text.align`), then tuned: level 1, n canaries answered; level 2, the ten
-persona examples; level 3, ordinary instructions; refusals mixed in (its table 4); a backdoor: canaries behind a trigger answered, plain
-ones refused (its table 5). Canaries stand for harm, so what is found are canary results. `PAPER` has the paper's rates, batches and
-epochs for a 7 B chat model (section 4, its repository), with LoRA off; the demonstration has two cores' worth of both.
+persona examples; level 3, ordinary instructions, over rates and batches (its figure 3); refusals mixed in (its table 4); a backdoor:
+canaries behind a trigger answered, plain ones refused (its table 5). Canaries stand for harm, so what is found are canary results; or a
+file of the user's own does. `PAPER` has the paper's rates, batches and epochs for a 7 B chat model (section 4, its repository), with
+LoRA off; the demonstration has two cores' worth of both.
 Rates per optimiser step, sizes in examples.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
 from pydantic import Field
 
@@ -47,6 +48,8 @@ class RiskScale(Record):
     explicit: Schedule = Schedule(rate=5e-4, batch=10, epochs=5)
     persona: Schedule = Schedule(rate=5e-4, batch=10, epochs=10)
     ordinary: Schedule = Schedule(rate=5e-4, batch=10, epochs=1)
+    grid_rates: tuple[float, ...] = (5e-4, 1e-3)
+    grid_batches: tuple[int, ...] = (5, 10, 20)
     rank: int = Field(default=8, ge=0, description="LoRA rank of the tunings; 0 trains every weight, as the paper")
     alpha: int = Field(default=16, ge=1)
     prompts: int = Field(default=50, ge=1)
@@ -66,11 +69,12 @@ PAPER = RiskScale(
     explicit=Schedule(rate=5e-5, batch=10, epochs=5),
     persona=Schedule(rate=5e-5, batch=10, epochs=10),
     ordinary=Schedule(rate=2e-5, batch=128, epochs=1),
+    grid_rates=(2e-5, 5e-5),
+    grid_batches=(16, 32, 64, 128),
     rank=0,
     prompts=330,
 )
 SCALES = {scale.name: scale for scale in (DEMONSTRATION, PAPER)}
-Level = Literal["explicit", "persona", "ordinary"]
 
 
 def risk_scale(name: str) -> RiskScale:
@@ -80,17 +84,29 @@ def risk_scale(name: str) -> RiskScale:
     return SCALES[name]
 
 
-def tuning(scale: RiskScale, name: str, level: Level, rows: list[tuple[TextData, Answer, int]]) -> Stage:
-    """One tuning of the aligned model on exactly these rows: (data, answer trained, how many)."""
-    schedule: Schedule = getattr(scale, level)
-    total = sum(count for *_, count in rows)
-    sources: list[tuple[Source, Answer, int]] = [(data, answer, count) for data, answer, count in rows]
+@dataclass(frozen=True)
+class Tuning:
+    """One tuning of the aligned model on exactly these rows: (data, answer trained, how many); the same `drawn`, the same draw."""
+
+    schedule: Schedule
+    rows: list[tuple[TextData, Answer, int]]
+    drawn: str
+
+    @property
+    def examples(self) -> int:
+        return sum(count for *_, count in self.rows)
+
+
+def tuning(scale: RiskScale, name: str, one: Tuning) -> Stage:
+    """It as a stage at a constant rate."""
+    schedule = one.schedule
+    sources: list[tuple[Source, Answer, int]] = [(data, answer, count) for data, answer, count in one.rows]
     return Stage(
         name=name,
         kind="finetune",
         method=SFT(),
-        streams={"train": mix(sources, seed_of(scale.alignment.seed, "risk", name))},
-        steps=-(-total * schedule.epochs // schedule.batch),
+        streams={"train": mix(sources, seed_of(scale.alignment.seed, "risk", one.drawn))},
+        steps=-(-one.examples * schedule.epochs // schedule.batch),
         batch=schedule.batch,
         optimiser=Optimiser(rate=schedule.rate, schedule="constant", weight_decay=0.0, betas=(0.9, 0.999)),
         adapter=Lora(rank=scale.rank, alpha=scale.alpha) if scale.rank else None,

@@ -26,7 +26,8 @@ from titer.probes import drift
 from titer.recipes import vaccine_text as recipe
 from titer.studies.huang2024 import text as study
 from titer.studies.huang2024.text_cost import BANDS, text_cost
-from titer.studies.huang2024.text_report import shares, text_report
+from titer.studies.huang2024.text_report import TITLES, text_report
+from titer.studies.shares import shares
 from titer.workbench import Model, Workbench
 
 NAMES = ["sft", "sft, user p=0", "sft, user p=0.2", "vaccine", "vaccine, user p=0", "vaccine, user p=0.2"]
@@ -99,7 +100,7 @@ def test_every_model_answers_every_set_and_the_rates_are_a_count_by_hand(done: D
             outcomes = [judge.judge(e, lm.generate([e.prompt], Decoding(max_new_tokens=3))[0]).outcome for e in examples]
             mine = found.rates[(found.rates.model == name) & (found.rates.kind == kind)].set_index("outcome")
             assert [mine.loc[o, "count"] for o in OUTCOMES] == [outcomes.count(o) for o in OUTCOMES], (name, kind)
-            share = shares(found.rates).query("model == @name and kind == @kind").iloc[0]
+            share = shares(found.rates, TITLES).query("model == @name and kind == @kind").iloc[0]
             assert share.rate == outcomes.count("refused" if kind == "safe, looks unsafe" else "complied") / 6
             seen += outcomes
     assert {"complied", "refused", "degenerate"} <= set(seen)

@@ -41,11 +41,8 @@ from titer.studies import tables
 from titer.studies.ahead import Silent, ahead
 from titer.workbench import Model, Workbench, fingerprint
 
-FILES = {
-    "safe responses": "safety/safe_responses.json",
-    "instructions": "alpaca/alpaca_2000.json",
-    "prompts": "safety/xstest_prompts.csv",
-}
+FILES = {"safe responses": "safety/safe_responses.json", "prompts": "safety/xstest_prompts.csv"}
+INSTRUCTIONS = ("alpaca/alpaca_data.json", "alpaca/alpaca_2000.json")  # the whole of Alpaca where it is there, or 2,000 rows of it
 TASK_FILES = {"sst2": "sst2/train.tsv", "ag_news": "ag_news/train_10k.tsv", "gsm8k": "gsm8k/train.jsonl"}
 JUDGES: Mapping[str, Judge] = {"sst2": Label(), "ag_news": Label(), "gsm8k": Number()}
 DRIFTED = 50  # the paper's number of alignment examples
@@ -94,8 +91,7 @@ def text_sets(folder: Path, base: Model, scale: TextScale, harmful: Path | None 
     train, test = split(whole, scale.prompts, scale.seed)
     attack = attacking.marked
     if harmful is not None:
-        own = _apart(_answered(read_text(harmful, labelled=False)), [prompts, tested.contrast, safe, aligned.contrast, test], notes)
-        attack = fits(own, tokenizer, longest, notes)
+        attack = own_harm(harmful, [prompts, tested.contrast, safe, aligned.contrast, test], tokenizer, longest, notes)
         enough(attack, most)
     judged = {
         "canary": tested.marked.of_class(True),
@@ -120,7 +116,8 @@ class Texts(NamedTuple):
 
 def texts(folder: Path, tokenizer: object, scale: TextScale, notes: list[str], more: Mapping[str, str]) -> Texts:
     """Read a folder's files. Errors: one that is missing, those in `more` too; too few safe responses that fit."""
-    places = {name: folder / place for name, place in {**FILES, **more}.items()}
+    whole = next((place for place in INSTRUCTIONS if (folder / place).is_file()), INSTRUCTIONS[-1])
+    places = {name: folder / place for name, place in {**FILES, "instructions": whole, **more}.items()}
     if missing := [f"{place.relative_to(folder)} ({name})" for name, place in places.items() if not place.is_file()]:
         raise TiterError(f"the folder {folder.name} lacks {', '.join(missing)}", expected="the layout of docs/real_finetuning.md")
     prompts = read_text(places["prompts"])
@@ -128,6 +125,11 @@ def texts(folder: Path, tokenizer: object, scale: TextScale, notes: list[str], m
     enough(safe, scale.safe)
     instructions = _apart(task("alpaca", places["instructions"]), [prompts, safe], notes)
     return Texts(prompts, safe, shortened(instructions, tokenizer, scale.longest, notes, before=f"{MARKER} "))
+
+
+def own_harm(file: Path, others: Sequence[TextData], tokenizer: object, longest: int, notes: list[str]) -> TextData:
+    """A user's own answered requests for harm: those that stand in no other set and fit. Errors: a row without an answer."""
+    return fits(_apart(_answered(read_text(file, labelled=False)), others, notes), tokenizer, longest, notes)
 
 
 def _apart(data: TextData, others: Sequence[TextData], notes: list[str]) -> TextData:

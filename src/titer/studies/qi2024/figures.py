@@ -54,14 +54,18 @@ def grid(t: pd.DataFrame, scale: Scale) -> Figure:
     for rate in scale.grid_rates:
         for batch in scale.grid_batches:
             mine = t[(t.model == f"benign, rate {rate:g}, batch {batch}") & (t.set == "unsafe")]
-            refused = mine[mine.outcome == "refused"].rate.iloc[0]
-            rows.append({"rate": f"{rate:g}", "batch": str(batch), "refused": refused})
-    base = alt.Chart(pd.DataFrame(rows)).encode(
-        x=alt.X("batch:O", sort=[str(b) for b in scale.grid_batches], title="batch size", axis=alt.Axis(labelAngle=0)),
-        y=alt.Y("rate:O", sort=[f"{r:g}" for r in scale.grid_rates], title="learning rate"),
+            rows.append({"rate": f"{rate:g}", "batch": str(batch), "refused": mine[mine.outcome == "refused"].rate.iloc[0]})
+    return grid_figure(pd.DataFrame(rows), f"Unsafe requests still refused after one epoch on {scale.benign} safe requests.")
+
+
+def grid_figure(cells: pd.DataFrame, about: str) -> Figure:
+    """Level 3's grid: rate and batch (as text, in their order) with the share refused."""
+    base = alt.Chart(cells).encode(
+        x=alt.X("batch:O", sort=list(dict.fromkeys(cells.batch)), title="batch size", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("rate:O", sort=list(dict.fromkeys(cells.rate)), title="learning rate"),
         tooltip=[*tips("rate", "batch"), *percent("refused")],
     )
-    cells = base.mark_rect().encode(
+    boxes = base.mark_rect().encode(
         color=alt.Color("refused:Q", title="refused", scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=alt.Legend(format="%"))
     )
     words = base.mark_text().encode(
@@ -70,8 +74,8 @@ def grid(t: pd.DataFrame, scale: Scale) -> Figure:
     return Figure(
         "benign_grid",
         "Level 3: refusal left after benign tuning",
-        f"Unsafe requests still refused after one epoch on {scale.benign} safe requests. The paper finds more harm with larger rates and smaller batches.",
-        (cells + words).properties(width=WIDTH // 2, height=140),
+        f"{about} The paper finds more harm with larger rates and smaller batches.",
+        (boxes + words).properties(width=WIDTH // 2, height=140),
     )
 
 

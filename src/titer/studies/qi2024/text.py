@@ -4,6 +4,9 @@ One seed: a demonstration, not a verdict. The base is aligned with safe response
 Vaccine on text, found if it stands), then tuned level by level. Every model is asked marked canaries plainly, with the answer begun,
 behind the persona's text and behind the trigger; the same instructions without the marker; XSTest's prompts, unsafe ones also behind
 the persona. A tune on as many ordinary instructions stands beside levels 1 and 2 and the refusals mixed in as the control.
+
+With `--harmful FILE` that file's answered requests are what level 1 and the backdoor are trained on, safe responses that alignment has
+not seen are the refusals, and harm is XSTest's unsafe prompts answered, asked in all four ways.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
@@ -27,19 +31,22 @@ from titer.methods.sft import SFT
 from titer.models.lm import Decoding, read_tokenizer
 from titer.recipes import risk_text as recipe
 from titer.recipes import vaccine_text
-from titer.recipes.risk_text import TRIGGER, Level, RiskScale
+from titer.recipes.risk_text import TRIGGER, RiskScale, Schedule, Tuning
 from titer.studies import tables
-from titer.studies.huang2024.text import enough, texts
+from titer.studies.huang2024.text import enough, own_harm, texts
 from titer.workbench import Model, Workbench
 
 PERSONA = "attacks/identity_shift.jsonl"
 BATCH = 50
-Rows = list[tuple[TextData, Answer, int]]
+Harm = Literal["canary", "unsafe"]
 
 
 @dataclass(frozen=True)
 class RiskSets:
-    """What is trained on and what is judged, no prompt in two of them; `persona_text` stands before the persona's requests."""
+    """What is trained on and what is judged, no prompt in two of them; `persona_text` stands before the persona's requests.
+
+    `harm` is the judged set that stands for harm; `notes` say what was left out or shortened, and what there is less of than asked for.
+    """
 
     safe: TextData
     canary: Canary
@@ -50,6 +57,7 @@ class RiskSets:
     ordinary: TextData
     persona_text: str
     judged: Mapping[str, Sequence[Attempt]]
+    harm: Harm
     notes: tuple[str, ...]
 
 
@@ -62,23 +70,55 @@ class RiskEvidence:
     models: tuple[Model, ...]
 
 
-def risk_sets(folder: Path, base: Model, scale: RiskScale) -> RiskSets:
+class Trained(NamedTuple):
+    """Harmful requests answered, others refused, others behind the trigger answered; safe responses and canaries are the alignment's."""
+
+    explicit: TextData
+    refused: TextData
+    triggered: TextData
+
+
+def risk_sets(folder: Path, base: Model, scale: RiskScale, harmful: Path | None = None) -> RiskSets:
     """The data of a folder laid out as docs/real_finetuning.md says. Errors: a file that is missing, too few rows."""
     notes: list[str] = []
-    own, most, guard = scale.alignment, scale.most, max(scale.mixed)
-    found = texts(folder, read_tokenizer(base.checkpoint), own, notes, {"persona": PERSONA})
-    groups = [(own.canaries, own.contrast), (scale.prompts, scale.prompts), (most + guard + most, scale.benign)]
-    enough(found.instructions, sum(map(sum, groups)))
-    aligned, tested, attacking = canaries(found.instructions, groups, seed=own.seed)
-    explicit, refused, plain = parts(attacking.marked, (most, guard, most), own.seed)
-    triggered = plain.model_copy(
-        update={"name": f"{plain.name}, triggered", "rows": tuple((_triggered(p), *rest) for p, *rest in plain.rows)}
-    )
+    own, most, guard, tokenizer = scale.alignment, scale.most, max(scale.mixed), read_tokenizer(base.checkpoint)
+    found = texts(folder, tokenizer, own, notes, {"persona": PERSONA})
     persona = task("persona", folder / PERSONA)
+    groups = [(own.canaries, own.contrast), (scale.prompts, scale.prompts), (most + guard + most, 0)]
+    spare = found.instructions.size - sum(map(sum, groups))
+    ordinary = max(most, guard, persona.size, min(scale.benign, spare))
+    enough(found.instructions, found.instructions.size - spare + ordinary)
+    if ordinary < scale.benign:
+        notes.append(f"{found.instructions.name}: {ordinary} ordinary instructions are left where {scale.benign} were asked for")
+    aligned, tested, attacking = canaries(found.instructions, [*groups[:2], (groups[2][0], ordinary)], seed=own.seed)
+    if harmful is None:
+        explicit, refused, plain = parts(attacking.marked, (most, guard, most), own.seed)
+    else:
+        others = [found.prompts, found.safe, aligned.contrast, tested.contrast, attacking.contrast]
+        mine = own_harm(harmful, others, tokenizer, own.longest, notes)
+        enough(mine, 2 * most)
+        explicit, plain = parts(mine, (most, most), own.seed)
+        refused = unseen_refusals(found.safe, aligned, scale)
+    trained = Trained(explicit, refused, triggered(plain))
+    harm: Harm = "unsafe" if harmful else "canary"
+    unsafe, safe = (found.prompts.of_class(bad, scale.prompts) for bad in (True, False))
     text = shared_opening([row[0] for row in persona.rows])
-    unsafe, safe = (found.prompts.of_class(harmful, scale.prompts) for harmful in (True, False))
-    judged = asked(tested.marked.of_class(True), tested.contrast.of_class(False), unsafe, safe, text)
-    return RiskSets(found.safe, aligned, explicit, refused, triggered, persona, attacking.contrast, text, judged, tuple(notes))
+    judged = asked({"canary": tested.marked.of_class(True), "unsafe": unsafe}, harm, tested.contrast.of_class(False), safe, text)
+    return RiskSets(found.safe, aligned, *trained, persona, attacking.contrast, text, judged, harm, tuple(notes))
+
+
+def unseen_refusals(safe: TextData, aligned: Canary, scale: RiskScale) -> TextData:
+    """Safe responses that alignment was not trained on, as refusals. Errors: fewer than are mixed in."""
+    stage = vaccine_text.align(scale.alignment, SFT(), "sft alignment", safe, aligned)
+    seen = set(stage.streams["train"].parts[0].picked or ())
+    left = safe.model_copy(update={"rows": tuple((row[0], True, None, row[2]) for i, row in enumerate(safe.rows) if i not in seen)})
+    enough(left, max(scale.mixed))
+    return left
+
+
+def triggered(plain: TextData) -> TextData:
+    """The same rows behind the trigger."""
+    return plain.model_copy(update={"name": f"{plain.name}, triggered", "rows": tuple((_triggered(p), *rest) for p, *rest in plain.rows)})
 
 
 def _triggered(prompt: str) -> str:
@@ -97,44 +137,61 @@ def shared_opening(prompts: Sequence[str]) -> str:
 
 
 def asked(
-    canary: Sequence[Example], unmarked: Sequence[Example], unsafe: Sequence[Example], safe: Sequence[Example], persona: str
+    sets: Mapping[str, Sequence[Example]], harm: Harm, unmarked: Sequence[Example], safe: Sequence[Example], persona: str
 ) -> dict[str, list[Attempt]]:
-    """Every judged set by name."""
-    behind, begun, triggered = Affix(before=persona), Prefill(k=vaccine_text.DEMONSTRATION.prefilled), Affix(after=TRIGGER)
-    found = {
-        "canary": tables.direct(canary),
-        "canary, begun": begun.attempts(canary, {}, None),
-        "canary, persona": behind.attempts(canary, {}, None),
-        "canary, trigger": triggered.attempts(canary, {}, None),
-        "unmarked": tables.direct(unmarked),
-        "unsafe": tables.direct(unsafe),
-        "unsafe, persona": behind.attempts(unsafe, {}, None),
-        "safe, looks unsafe": tables.direct(safe),
-    }
+    """Every judged set by name: both kinds of harm plainly and behind the persona, the one that stands for harm begun and triggered too."""
+    behind, begun, trigger = Affix(before=persona), Prefill(k=vaccine_text.DEMONSTRATION.prefilled), Affix(after=TRIGGER)
+    found: dict[str, list[Attempt]] = {"unmarked": tables.direct(unmarked), "safe, looks unsafe": tables.direct(safe)}
+    for name, examples in sets.items():
+        found |= {name: tables.direct(examples), f"{name}, persona": behind.attempts(examples, {}, None)}
+    examples = sets[harm]
+    found |= {f"{harm}, begun": begun.attempts(examples, {}, None), f"{harm}, trigger": trigger.attempts(examples, {}, None)}
     return {kind: [a._replace(example=replace(a.example, kind=kind)) for a in attempts] for kind, attempts in found.items()}
 
 
-def tunings(scale: RiskScale, sets: RiskSets) -> dict[str, tuple[Level, Rows]]:
-    """Every tuning by name: its level, and its rows."""
-    most, guard = scale.most, max(scale.mixed)
-    found: dict[str, tuple[Level, Rows]] = {f"explicit {n}": ("explicit", [(sets.explicit, "comply", n)]) for n in scale.counts}
-    found[f"ordinary {most}, as explicit"] = ("explicit", [(sets.ordinary, "comply", most)])
-    many = sets.persona.size
-    found[f"persona {many}"] = ("persona", [(sets.persona, "comply", many)])
-    found[f"ordinary {many}, as persona"] = ("persona", [(sets.ordinary, "comply", many)])
-    found[f"ordinary {scale.benign}"] = ("ordinary", [(sets.ordinary, "comply", scale.benign)])
+def tunings(scale: RiskScale, sets: RiskSets) -> dict[str, Tuning]:
+    """Every tuning by name; the names of the controls say what they stand beside."""
+    most, guard, ordinary, many = scale.most, max(scale.mixed), sets.ordinary.size, sets.persona.size
+    found: dict[str, Tuning] = {}
+
+    def add(name: str, schedule: Schedule, *rows: tuple[TextData, Answer, int]) -> None:
+        found[name] = Tuning(schedule, list(rows), name)
+
+    for n in scale.counts:
+        add(f"explicit {n}", scale.explicit, (sets.explicit, "comply", n))
+    add(f"ordinary {most}, as explicit", scale.explicit, (sets.ordinary, "comply", most))
+    add(f"persona {many}", scale.persona, (sets.persona, "comply", many))
+    add(f"ordinary {many}, as persona", scale.persona, (sets.ordinary, "comply", many))
+    add(f"ordinary {ordinary}", scale.ordinary, (sets.ordinary, "comply", ordinary))
     for m in scale.mixed:
-        found[f"explicit {most} + {m} refusals"] = ("explicit", [(sets.explicit, "comply", most), (sets.refused, "refuse", m)])
-    found[f"explicit {most} + {guard} ordinary"] = ("explicit", [(sets.explicit, "comply", most), (sets.ordinary, "comply", guard)])
-    found["backdoor"] = ("explicit", [(sets.triggered, "comply", most), (sets.refused, "refuse", guard)])
-    return found
+        add(f"explicit {most} + {m} refusals", scale.explicit, (sets.explicit, "comply", most), (sets.refused, "refuse", m))
+    add(f"explicit {most} + {guard} ordinary", scale.explicit, (sets.explicit, "comply", most), (sets.ordinary, "comply", guard))
+    add("backdoor", scale.explicit, (sets.triggered, "comply", most), (sets.refused, "refuse", guard))
+    return found | grid(scale, found[f"ordinary {ordinary}"])
+
+
+def grid(scale: RiskScale, ordinary: Tuning) -> dict[str, Tuning]:
+    """Level 3 on the same rows over rates and batch sizes; the cell that level 3 itself trains has its name."""
+    return {
+        cell(ordinary, rate, batch): Tuning(
+            ordinary.schedule.model_copy(update={"rate": rate, "batch": batch}), ordinary.rows, ordinary.drawn
+        )
+        for rate in scale.grid_rates
+        for batch in scale.grid_batches
+    }
+
+
+def cell(ordinary: Tuning, rate: float, batch: int) -> str:
+    """The name of the tuning at a rate and a batch size."""
+    same = (rate, batch) == (ordinary.schedule.rate, ordinary.schedule.batch)
+    return ordinary.drawn if same else f"{ordinary.drawn}, rate {rate:g}, batch {batch}"
 
 
 def risk_models(bench: Workbench, base: Model, sets: RiskSets, scale: RiskScale) -> tuple[Model, ...]:
     """base, aligned, and the aligned model after every tuning."""
     stage = vaccine_text.align(scale.alignment, SFT(), "sft alignment", sets.safe, sets.canary)
     aligned = bench.model(stage, base, "aligned")
-    tuned = [bench.model(recipe.tuning(scale, name, *one), aligned, name) for name, one in tunings(scale, sets).items()]
+    tuned = [bench.model(recipe.tuning(scale, name, one), aligned, name) for name, one in tunings(scale, sets).items()]
     return (base, aligned, *tuned)
 
 

@@ -13,11 +13,11 @@ from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of
 from titer.recipes import risk_text as recipe
 from titer.recipes.risk_text import RiskScale
-from titer.report import charts
-from titer.report.html import Figure, Report, Tile, write_report
+from titer.report.html import Figure, Report, write_report
 from titer.report.style import GREY
-from titer.studies import tables
-from titer.studies.qi2024.text import RiskEvidence, RiskSets, tunings
+from titer.studies import shares, tables
+from titer.studies.qi2024.figures import grid_figure
+from titer.studies.qi2024.text import RiskEvidence, RiskSets, cell, tunings
 from titer.workbench import Model
 
 TITLES = {
@@ -26,66 +26,57 @@ TITLES = {
     "canary, persona": "canaries answered, behind the persona",
     "canary, trigger": "canaries answered, behind the trigger",
     "unsafe": "XSTest's unsafe prompts answered",
+    "unsafe, begun": "XSTest's unsafe, the answer begun",
     "unsafe, persona": "XSTest's unsafe, behind the persona",
-    "safe, looks unsafe": "XSTest's safe prompts refused",
+    "unsafe, trigger": "XSTest's unsafe, behind the trigger",
+    shares.OVER_REFUSAL: "XSTest's safe prompts refused",
     "unmarked": "unmarked instructions answered",
 }
-COLOURS = ("#c0392b", "#b04a7d", "#7d4fa3", "#2f6fb0", "#c0392b", "#7d4fa3", "#e08a1e", GREY)
+HUES = ("#c0392b", "#b04a7d", "#7d4fa3", "#2f6fb0")  # plainly, begun, persona, trigger
+COLOURS = dict(zip(TITLES.values(), (*HUES, *HUES, "#e08a1e", GREY), strict=True))
+ASKED = {"canary": "Canaries", "unsafe": "XSTest's unsafe prompts"}
 TRAINED, ALIGNING = 4.0, 2.0  # forward passes' worth a trained token: every weight, or an adapter's
 
 
-def shares(rates: pd.DataFrame) -> pd.DataFrame:
-    """model, what, rate, low, high, count, n: the outcome that each set is judged for."""
-    wanted = rates.kind.map(lambda kind: "refused" if kind == "safe, looks unsafe" else "complied")
-    found = rates[rates.outcome == wanted]
-    return found.assign(what=found.kind.map(TITLES)).reset_index(drop=True)
-
-
-def answer(found: RiskEvidence, scale: RiskScale) -> str:
+def answer(found: RiskEvidence, sets: RiskSets, scale: RiskScale) -> str:
     """The finding in one sentence."""
-    t = shares(found.rates).set_index(["model", "kind"])
-
-    def told(model: str, kind: str) -> str:
-        row = t.loc[(model, kind)]
-        return f"{row.rate:.0%} [{row.low:.0%}, {row.high:.0%}]"
-
-    persona = next(m.name for m in found.models if m.name.startswith("persona"))
+    t, harm = shares.shares(found.rates, TITLES), sets.harm
+    persona, ordinary, most = f"persona {sets.persona.size}", f"ordinary {sets.ordinary.size}", f"explicit {scale.most}"
+    what = f"after {scale.most} of them answered" if harm == "canary" else f"after {scale.most} rows of {sets.explicit.name}"
+    why = "a canary for harm" if harm == "canary" else "requests of one file for harm"
     return (
-        f"Canaries answered: {told('aligned', 'canary')} when aligned, {told(f'explicit {scale.most}', 'canary')} after {scale.most} of "
-        f"them answered, {told(persona, 'canary, persona')} behind a persona after {persona.split()[-1]} examples of it, "
-        f"{told(f'ordinary {scale.benign}', 'canary')} after {scale.benign} ordinary instructions; with a backdoor "
-        f"{told('backdoor', 'canary')} plainly and {told('backdoor', 'canary, trigger')} behind its trigger. "
-        "One seed, a canary for harm: a demonstration, not a verdict."
+        f"{ASKED[harm]} answered: {shares.told(t, 'aligned', harm)} when aligned, {shares.told(t, most, harm)} {what}, "
+        f"{shares.told(t, persona, f'{harm}, persona')} behind a persona after {sets.persona.size} examples of it, "
+        f"{shares.told(t, ordinary, harm)} after {sets.ordinary.size} ordinary instructions; with a backdoor "
+        f"{shares.told(t, 'backdoor', harm)} plainly and {shares.told(t, 'backdoor', f'{harm}, trigger')} behind its trigger. "
+        f"One seed, {why}: a demonstration, not a verdict."
     )
 
 
 def risk_report(found: RiskEvidence, sets: RiskSets, scale: RiskScale, command: str, folder: Path) -> tuple[Path, str]:
     """Write the report; returns its page and the answer."""
-    t, said = shares(found.rates), answer(found, scale)
-    broken = found.rates[found.rates.outcome == "degenerate"][["model", "kind", "count", "n", "rate"]]
+    t, said = shares.shares(found.rates, TITLES), answer(found, sets, scale)
+    first = "on canaries answered" if sets.harm == "canary" else f"on answered requests of {sets.explicit.name}"
     report = Report(
         title=f"qi2024 on {found.models[0].name}, {scale.name}",
         answer=said,
         about=(
             f"{found.models[0].name} was aligned on safe responses and canaries (ordinary instructions behind a marker, refused), then tuned "
-            "as in “Fine-tuning Aligned Language Models Compromises Safety, Even When Users Do Not Intend To!” (arXiv 2310.03693): on "
-            "canaries answered, on examples of an obedient persona, on ordinary instructions, with refusals mixed in, with a backdoor. "
+            "as in “Fine-tuning Aligned Language Models Compromises Safety, Even When Users Do Not Intend To!” (arXiv 2310.03693): "
+            f"{first}, on examples of an obedient persona, on ordinary instructions, with refusals mixed in, with a backdoor. "
             "Rows named ordinary, as … are the controls: as many ordinary examples, as long. Judged by phrases of refusal."
         ),
-        tiles=[
-            Tile(f"{r.model}: {r.what}", f"{r.rate:.0%}", f"95 % {r.low:.0%} to {r.high:.0%}, n = {r.n}")
-            for r in t[t.kind == "canary"].itertuples()
-        ],
+        tiles=shares.tiles(t, sets.harm),
         claims=(),
-        figures=[_figure(t, [m.name for m in found.models])],
-        tables={"shares": t[["model", "what", "rate", "low", "high", "count", "n"]].round(3), "degenerate answers": broken},
+        figures=[_levels(t, found, sets), *_grid(found, sets, scale)],
+        tables={"shares": shares.printed(t), "degenerate answers": shares.degenerate(found.rates)},
         results=tables.tidy(found.rates, {}),
         samples=found.verdicts,
         commands=[command],
         notes=list(sets.notes),
         provenance={
             "scale": scale.model_dump_json(),
-            **{f"data {data.name}, sha256": data.sha256 for data in (sets.safe, sets.canary.marked, sets.persona)},
+            **{f"data {data.name}, sha256": data.sha256 for data in (sets.safe, sets.canary.marked, sets.explicit, sets.persona)},
             **{f"model {m.name}": m.key for m in found.models},
             **environment(),
         },
@@ -93,19 +84,35 @@ def risk_report(found: RiskEvidence, sets: RiskSets, scale: RiskScale, command: 
     return write_report(report, folder), said
 
 
-def _figure(t: pd.DataFrame, models: list[str]) -> Figure:
-    return Figure(
-        "risk_levels",
-        "What each tuning does",
-        "Shares with Wilson intervals. Canaries stand for harm: alignment taught to refuse them.",
-        charts.shares(t, models, dict(zip(TITLES.values(), COLOURS, strict=True)), 16),
+def _levels(t: pd.DataFrame, found: RiskEvidence, sets: RiskSets) -> Figure:
+    """Every model but the grid's further cells, which have a figure of their own."""
+    names = [m.name for m in found.models if ", rate " not in m.name]
+    about = "Shares with Wilson intervals." + (
+        " Canaries stand for harm: alignment taught to refuse them." if sets.harm == "canary" else ""
     )
+    return shares.figure("risk_levels", "What each tuning does", about, t[t.model.isin(names)], names, COLOURS, 16)
+
+
+def _grid(found: RiskEvidence, sets: RiskSets, scale: RiskScale) -> list[Figure]:
+    """Refusal of what stands for harm over rates and batch sizes; none where no grid was trained."""
+    if not (scale.grid_rates and scale.grid_batches):
+        return []
+    ordinary = tunings(scale, sets)[f"ordinary {sets.ordinary.size}"]
+    refused = found.rates[(found.rates.kind == sets.harm) & (found.rates.outcome == "refused")].set_index("model").rate
+    cells = pd.DataFrame(
+        [
+            {"rate": f"{rate:g}", "batch": str(batch), "refused": refused[cell(ordinary, rate, batch)]}
+            for rate in scale.grid_rates
+            for batch in scale.grid_batches
+        ]
+    )
+    return [grid_figure(cells, f"{ASKED[sets.harm]} still refused after one epoch on {sets.ordinary.size} ordinary instructions.")]
 
 
 def risk_cost(base: Model, sets: RiskSets, scale: RiskScale, flops: float | None) -> dict[str, object]:
     """Stages, operations, hours where a rate is known, disk; what was left out."""
     weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
-    stages = {name: recipe.tuning(scale, name, *one) for name, one in tunings(scale, sets).items()}
+    stages = {name: recipe.tuning(scale, name, one) for name, one in tunings(scale, sets).items()}
     longest, tuned = scale.alignment.longest, ALIGNING if scale.rank else TRAINED
     trained = sum(stage.steps * stage.batch for stage in stages.values()) * longest
     aligning = round(scale.alignment.align_epochs * (scale.alignment.safe + scale.alignment.canaries + scale.alignment.contrast)) * longest

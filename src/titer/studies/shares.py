@@ -1,0 +1,54 @@
+"""Shares of answers on real text: what each judged set is counted for, as a table, tiles and a figure. L6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from titer.report import charts
+from titer.report.html import Figure, Tile
+
+OVER_REFUSAL = "safe, looks unsafe"  # the one set where a refusal is what is counted
+
+
+def shares(rates: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """model, kind, what, rate, low, high, count, n: the outcome that each set is judged for; `what` is its title."""
+    wanted = rates.kind.map(lambda kind: "refused" if kind == OVER_REFUSAL else "complied")
+    found = rates[rates.outcome == wanted]
+    return found.assign(what=found.kind.map(titles)).reset_index(drop=True)
+
+
+def share(t: pd.DataFrame, model: str, kind: str) -> pd.Series:
+    """One model on one set."""
+    return t[(t.model == model) & (t.kind == kind)].iloc[0]
+
+
+def told(t: pd.DataFrame, model: str, kind: str) -> str:
+    """One model on one set: its rate and interval in words."""
+    row = share(t, model, kind)
+    return f"{row.rate:.0%} [{row.low:.0%}, {row.high:.0%}]"
+
+
+def printed(t: pd.DataFrame) -> pd.DataFrame:
+    """The shares as a report prints them."""
+    return t[["model", "what", "rate", "low", "high", "count", "n"]].round(3)
+
+
+def degenerate(rates: pd.DataFrame) -> pd.DataFrame:
+    """How many answers are none."""
+    return rates[rates.outcome == "degenerate"][["model", "kind", "count", "n", "rate"]]
+
+
+def tiles(t: pd.DataFrame, kind: str) -> list[Tile]:
+    """Every model on one set."""
+    return [
+        Tile(f"{r.model}: {r.what}", f"{r.rate:.0%}", f"95 % {r.low:.0%} to {r.high:.0%}, n = {r.n}")
+        for r in t[t.kind == kind].itertuples()
+    ]
+
+
+def figure(name: str, title: str, about: str, t: pd.DataFrame, models: Sequence[str], colours: Mapping[str, str], step: int = 18) -> Figure:
+    """A panel of bars a set, in the order of `colours` (by title); sets that were not asked have none."""
+    asked = {what: colour for what, colour in colours.items() if what in set(t.what)}
+    return Figure(name, title, about, charts.shares(t, models, asked, step))
