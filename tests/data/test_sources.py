@@ -217,6 +217,20 @@ def test_rows_become_examples_of_their_class(write: Write) -> None:
     assert found.examples(np.array([1, 0, 1])) == [second, first, second]
 
 
+def test_a_part_of_a_class_is_a_sample_and_not_the_first_pages(write: Write) -> None:
+    """Prompt sets are sorted by topic: the first half of XSTest's unsafe prompts holds half of its kinds."""
+    rows = "".join(f"unsafe {i:02},unsafe\nsafe {i:02},safe\n" for i in range(60))
+    found = read_text(write("x.csv", f"prompt,label\n{rows}"))
+    whole = [e.prompt for e in found.of_class(True)]
+    part = [e.prompt for e in found.of_class(True, 20)]
+    assert sorted(whole) == [f"unsafe {i:02}" for i in range(60)]
+    assert part == whole[:20] == [e.prompt for e in found.of_class(True, 30)][:20]
+    assert part != sorted(part)
+    assert 5 <= sum(prompt >= "unsafe 30" for prompt in part) <= 15
+    assert found.sampled(20) == [f"20 of 60 {name} prompts of x.csv were drawn" for name in ("unsafe", "safe")]
+    assert found.sampled(60) == found.sampled(None) == []
+
+
 def words(*rows: tuple[str, str | None, str | None]) -> TextData:
     return TextData(name="x.csv", sha256="", rows=tuple((p, True, c, r) for p, c, r in rows))
 

@@ -13,7 +13,7 @@ Runs = Annotated[Path, typer.Option("--runs", help="Folder of runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would run and what stands already; run nothing.")]
 Data = Annotated[Path | None, typer.Option("--data", help="CSV, JSON or JSONL of labelled prompts.")]
-Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Use the first N prompts of each class.")]
+Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Ask N prompts of each class, drawn; default: all.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A setting as NAME=VALUE; may be given again.")]
 HERE = Path("runs")
 TASK_FILE = "or TASK:PATH, a task's file (TASK: sst2, ag_news, gsm8k, alpaca, persona)"

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 WORD = 2**64
+T = TypeVar("T")
 
 
 def seed_of(*parts: object) -> int:
@@ -59,6 +62,11 @@ class Draws:
     def uniform(self, slot: int) -> NDArray[np.float64]:
         """Floats in [0, 1), (n,)."""
         return (self._words(slot)[:, 0] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def drawn(items: Sequence[T], limit: int | None = None) -> list[T]:
+    """The first `limit` of the items (None: all) in an order drawn by seed 0: a sample of a sorted file, a smaller one within a larger."""
+    return [items[i] for i in permutation(0, "drawn", len(items))[:limit]]
 
 
 def permutation(seed: int, purpose: str, n: int) -> NDArray[np.int64]:

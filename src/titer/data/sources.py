@@ -19,6 +19,7 @@ from pydantic import Field
 from titer.core.config import Record
 from titer.core.errors import TiterError, visible
 from titer.data.cut import SHARE, Cuts, counted
+from titer.data.draws import drawn
 from titer.data.encode import encode, fitted
 from titer.data.example import Answer, Batch, Example, Indices
 from titer.data.formats import COMPLY, FORMAT
@@ -65,9 +66,15 @@ class TextData(Record):
         return [e.prompt for e in chosen], answers
 
     def of_class(self, harmful: bool, limit: int | None = None) -> list[Example]:
-        """The examples of one class in file order, the first `limit` of them."""
-        found = [self.example(i) for i, row in enumerate(self.rows) if row[1] is not None and bool(row[1]) == harmful]
-        return found[:limit]
+        """The examples of one class, at most `limit`, in an order drawn by seed 0: files are sorted by topic, and a part is a sample."""
+        places = [i for i, row in enumerate(self.rows) if row[1] is not None and bool(row[1]) == harmful]
+        return [self.example(i) for i in drawn(places, limit)]
+
+    def sampled(self, limit: int | None) -> list[str]:
+        """What was left out of each class, in words."""
+        classes = {"unsafe": True, "safe": False}
+        sizes = {name: sum(row[1] is not None and bool(row[1]) == harmful for row in self.rows) for name, harmful in classes.items()}
+        return [f"{limit} of {size} {name} prompts of {self.name} were drawn" for name, size in sizes.items() if limit and limit < size]
 
 
 class Shortened(Record):

@@ -22,7 +22,7 @@ BATCH = 32
 
 
 def sets_of(data: TextData, prompts: int | None, attack: tuple[str, Attack] | None) -> dict[str, list[Attempt]]:
-    """safe and unsafe prompts (the first `prompts` of each), and the attacked unsafe ones under the attack's name."""
+    """safe and unsafe prompts (`prompts` of each, drawn), and the attacked unsafe ones under the attack's name."""
     sets = {kind: tables.direct(data.of_class(kind == "unsafe", prompts)) for kind in ("safe", "unsafe")}
     if attack:
         name, made = attack
@@ -51,11 +51,12 @@ def evaluation_report(
     how: Mapping[str, object] | None = None,
     by_answer: bool = False,
     beside: Mapping[str, pd.DataFrame] = MappingProxyType({}),
+    prompts: int | None = None,
 ) -> tuple[Path, str]:
     """The report of `titer evaluate`; `how` it was decoded, attacked and judged goes to its provenance.
 
     `by_answer`: the judge compares with the rows' own answers, so complied means right and nothing is said of refusals.
-    `beside`: further tables, of the judge itself.
+    `beside`: further tables, of the judge itself; `prompts`: how many of each class were asked at most.
     """
     found = {(row.kind, row.outcome): row for row in rates.itertuples()}
     kinds = list(dict.fromkeys(rates.kind))
@@ -93,7 +94,7 @@ def evaluation_report(
         samples=verdicts,
         commands=[command],
         provenance={**tables.provenance([model], data), **(how or {})},
-        notes=[f"{data.dropped} repeated prompts were dropped."] if data.dropped else [],
+        notes=[*([f"{data.dropped} repeated prompts were dropped."] if data.dropped else []), *(f"{d}." for d in data.sampled(prompts))],
     )
     return write_report(report, folder), answer
 

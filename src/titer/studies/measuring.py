@@ -101,7 +101,7 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
     folder = runs / f"evaluate-{slug(ready.subject.name)}-{slug(str(Path(ready.text.name).with_suffix('')))}"
     beside = review(verdicts, rates, (order.judge, ready.judge), ready.people, ready.second, Memory(runs / "replies"))
     page, answer = evaluation.evaluation_report(
-        ready.subject, ready.text, verdicts, rates, command, folder, how, ready.judge.BY_ANSWER, beside.tables
+        ready.subject, ready.text, verdicts, rates, command, folder, how, ready.judge.BY_ANSWER, beside.tables, order.prompts
     )
     if order.canary is not None:
         (folder / "prompts.csv").write_bytes(tuning.prompt_file(ready.text).encode())

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from titer.core.errors import TiterError, visible
 from titer.core.plugins import made
 from titer.data.choices import Question as Choice
 from titer.data.choices import read_choices
 from titer.data.contexts import CONTEXTS, in_context
+from titer.data.draws import drawn
 from titer.data.example import Example
 from titer.data.overlap import Recurring, request
 from titer.data.sources import TextData, read_text
@@ -25,6 +27,7 @@ from titer.studies.landscape import Landscape
 from titer.studies.tuning import read_data
 
 BY_TASK = {"sst2": "label", "ag_news": "label", "gsm8k": "number"}
+T = TypeVar("T")
 CHOICES = "choices"  # a multiple-choice file, by log-likelihood
 
 
@@ -68,6 +71,7 @@ def prepared(order: Order) -> Prepared:
     sets, choices = _capability(order.capability, order.prompts, known)
     if order.contexts:
         sets = _with_contexts(sets)
+    known.told += text.sampled(order.prompts)
     question = Question(
         safe=text.of_class(False, order.prompts),
         unsafe=text.of_class(True, order.prompts),
@@ -100,6 +104,12 @@ class Known:
             raise TiterError(f"nothing is left of {name}: every prompt stands in a training file", next_step="give other data.")
         return kept
 
+    def part(self, name: str, items: Sequence[T], limit: int | None) -> list[T]:
+        """At most `limit` of the items, drawn; told where that leaves some out."""
+        if limit is not None and limit < len(items):
+            self.told.append(f"{limit} of {len(items)} questions of {name} were drawn")
+        return drawn(items, limit)
+
 
 def _asked(text: TextData, known: Known) -> TextData:
     """The labelled prompts that no model was trained on."""
@@ -122,10 +132,10 @@ def _capability(given: Sequence[str], prompts: int | None, known: Known) -> tupl
             found = read_choices(place)
             name = f"{CHOICES} {found.name}"
             kept = known.apart(name, [question.text for question in found.questions])
-            questions = [found.questions[i] for i in kept][:prompts]
+            questions = known.part(name, [found.questions[i] for i in kept], prompts)
         elif name in BY_TASK and place:
             examples = task(name, place).of_class(False)
-            examples = [examples[i] for i in known.apart(name, [e.prompt for e in examples])][:prompts]
+            examples = known.part(name, [examples[i] for i in known.apart(name, [e.prompt for e in examples])], prompts)
         else:
             raise TiterError(f"--capability {visible(one, 80)!r}", expected=f"TASK:PATH, TASK one of {', '.join([*BY_TASK, CHOICES])}")
         if name in sets or name in choices:

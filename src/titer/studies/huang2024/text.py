@@ -100,6 +100,7 @@ def text_sets(folder: Path, base: Model, scale: TextScale, harmful: Path | None 
         "safe, looks unsafe": prompts.of_class(False, scale.prompts),
         "task": test.of_class(False),
     }
+    notes += prompts.sampled(scale.prompts)
     notes += [
         f"{kind}: {len(found)} prompts where {scale.prompts} were asked for" for kind, found in judged.items() if len(found) < scale.prompts
     ]

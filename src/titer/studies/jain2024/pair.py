@@ -97,7 +97,10 @@ def pair_report(
         samples=pd.DataFrame(),
         commands=[command],
         provenance={**tables.provenance(models, data), "prompts": {kind: len(examples) for kind, examples in sets.items()}},
-        notes=["Not covered on real pairs: training, interventions that must be judged, and whether encoded prompts would be answered."],
+        notes=[
+            "Not covered on real pairs: training, interventions that must be judged, and whether encoded prompts would be answered.",
+            *(f"{drawn}." for drawn in data.sampled(prompts)),
+        ],
     )
     return write_report(report, folder), answer
 

@@ -102,6 +102,7 @@ def risk_sets(folder: Path, base: Model, scale: RiskScale, harmful: Path | None 
     trained = Trained(explicit, refused, triggered(plain))
     harm: Harm = "unsafe" if harmful else "canary"
     unsafe, safe = (found.prompts.of_class(bad, scale.prompts) for bad in (True, False))
+    notes += found.prompts.sampled(scale.prompts)
     text = shared_opening([row[0] for row in persona.rows])
     judged = asked({"canary": tested.marked.of_class(True), "unsafe": unsafe}, harm, tested.contrast.of_class(False), safe, text)
     return RiskSets(found.safe, aligned, *trained, persona, attacking.contrast, text, judged, harm, tuple(notes))
