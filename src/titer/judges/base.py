@@ -36,6 +36,7 @@ class Judge(Record):
 
     SOURCE: ClassVar[str]
     VERSION: ClassVar[int]
+    ROOM: ClassVar[int] = 1  # new tokens that an answer needs at least, so that it can be judged
     BY_ANSWER: ClassVar[bool] = False  # it says whether an answer is right by the row's own, so no row need be called safe or unsafe
 
     @classmethod

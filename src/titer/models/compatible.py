@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from titer.core.errors import TiterError, visible
+from titer.data.encode import prompt_ids
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of
 
 FAMILY = "two checkpoints of one architecture and one tokenizer: a model and what was tuned from it"
 TIED = ("lm_head.weight", "embed_out.weight")  # a head that is the embedding may be stored or not
+
+
+def read_alike(first: Checkpoint, second: Checkpoint, prompts: Sequence[str]) -> bool:
+    """Whether both read every prompt as the same tokens. They do not where a chat template is missing or was changed."""
+    a, b = (prompt_ids(read_tokenizer(c), prompts) for c in (first, second))
+    return a == b
+
+
+def untemplated(checkpoint: Checkpoint) -> bool:
+    """Whether prompts are given to it as plain text, for want of a chat template."""
+    return not getattr(read_tokenizer(checkpoint), "chat_template", None)
 
 
 def comparable(first: Checkpoint, second: Checkpoint) -> None:

@@ -27,19 +27,23 @@ class Asked(NamedTuple):
     attempts: Sequence[Attempt]
     judge: Judge
 
+    def decoding(self, asked: Decoding) -> Decoding:
+        """As it was asked for, longer where the judge needs longer answers: a sum is worked out before its number comes."""
+        return asked.model_copy(update={"max_new_tokens": max(asked.max_new_tokens, self.judge.ROOM)})
+
 
 def generated(bench: Workbench, model: Model, asked: Mapping[str, Asked], decoding: Decoding) -> None:
     """One model's answers to every set, kept; judged later, when no model is loaded."""
-    for attempts, _ in asked.values():
-        bench.answered(model, attempts, decoding, BATCH)
+    for one in asked.values():
+        bench.answered(model, one.attempts, one.decoding(decoding), BATCH)
 
 
 def verdicts_of(bench: Workbench, models: Sequence[Model], asked: Mapping[str, Asked], decoding: Decoding) -> pd.DataFrame:
     """Judged answers of every model on every set, with the columns `model` and `place` (of the prompt in its set)."""
     tables = []
     for model in models:
-        for attempts, judge in asked.values():
-            table = bench.verdicts(model, attempts, judge, decoding, BATCH)
+        for one in asked.values():
+            table = bench.verdicts(model, one.attempts, one.judge, one.decoding(decoding), BATCH)
             tables.append(table.assign(model=model.name, place=range(len(table))))
     return pd.concat(tables, ignore_index=True)
 
@@ -52,6 +56,16 @@ def anywhere(verdicts: pd.DataFrame, judge: Judge) -> pd.DataFrame:
     table = rate_table(again)
     mine = table[(table.outcome == "refused") & table.kind.isin(["unsafe", "safe"])]
     return mine.rename(columns={"rate": "refused"})[["model", "kind", "refused", "low", "high", "n"]].reset_index(drop=True)
+
+
+def cut_off(verdicts: pd.DataFrame, asked: Mapping[str, Asked]) -> list[str]:
+    """Sets judged by their rows' answers where some were cut at the last token allowed and are not right, in words."""
+    told = []
+    for name, one in asked.items():
+        mine = verdicts[(verdicts.kind == name) & one.judge.BY_ANSWER]
+        lost = int((~mine.ended & (mine.outcome != "complied")).sum()) if len(mine) else 0
+        told += [f"{name}: {lost} of {len(mine)} answers were cut at {mine.tokens.max()} tokens and are not right"] if lost else []
+    return told
 
 
 def pairs(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from titer.data.tasks import task
 from titer.judges.base import Judge
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
-from titer.studies.audit.roles import Audited, audited
+from titer.studies.audit.roles import Audited, audited, reading_notes
 from titer.studies.audit.study import Question
 from titer.studies.landscape import Landscape
 from titer.studies.tuning import read_data
@@ -80,6 +80,7 @@ def prepared(order: Order) -> Prepared:
         choices=choices,
         decoding=Decoding(max_new_tokens=order.max_new_tokens),
     )
+    known.told += reading_notes(found, [e.prompt for e in (*question.safe, *question.unsafe)])
     return Prepared(found, question, Landscape() if order.landscape else None, text, tuple(known.told))
 
 

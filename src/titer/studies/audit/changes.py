@@ -100,4 +100,5 @@ def drift(change: Change, before: inside.Ends, after: inside.Ends, safe: int) ->
 def rotations(changes: Sequence[Change], found: Mapping[str, refusal_direction.RefusalDirections]) -> pd.DataFrame:
     """Per change and layer: how far the refusal direction turned, beside its ceiling."""
     tables = [refusal_direction.rotation(found[c.before.name], found[c.after.name]).assign(change=c.name) for c in changes]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    empty = pd.DataFrame(columns=["change", "layer", "degrees_halves", "degrees_ceiling"])
+    return pd.concat(tables, ignore_index=True) if tables else empty

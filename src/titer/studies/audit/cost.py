@@ -24,7 +24,7 @@ def audit_cost(found: Audited, asked: Question, settings: landscapes.Landscape |
     picked = [choices.asked(question) for questions in asked.choices.values() for question in questions]
     lengths = [len(ids) for ids in prompt_ids(tokenizer, prompts)]
     reading = sum(len(ids) for ids in prompt_ids(tokenizer, picked)) if picked else 0
-    new = len(prompts) * asked.decoding.max_new_tokens
+    new = sum(len(one.attempts) * one.decoding(asked.decoding).max_new_tokens for one in asked.sets.values())
     flop = 2.0 * parameters * len(found.models) * (PROBING * sum(lengths) + reading + new)
     told: dict[str, object] = {
         "models": f"{len(found.models)}, {parameters / 1e6:.0f} M parameters each",

@@ -12,6 +12,7 @@ from titer.report.html import Figure, Report, Tile, write_report
 from titer.studies import tables
 from titer.studies.audit import figures
 from titer.studies.audit.advice import advice, lines
+from titer.studies.audit.answers import cut_off
 from titer.studies.audit.roles import Audited, Change
 from titer.studies.audit.study import Findings, Question
 
@@ -174,6 +175,7 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
     ]
     unjudged = int(f.rates[f.rates.outcome == "could_not_judge"]["count"].sum())
     told += [f"{unjudged} answers could not be judged; they are in no rate."] if unjudged else []
+    told += [f"{line}." for line in cut_off(f.verdicts, asked.sets)]
     if found.last and not found.control:
         told.append("No control was given: --control MODEL adds a benign tune of the model before the change.")
     if len(f.gains) and f.gains.ratio.isna().all():

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from titer.core.errors import TiterError
 from titer.models.checkpoint import Checkpoint
-from titer.models.compatible import comparable
+from titer.models.compatible import comparable, read_alike, untemplated
 from titer.models.weights import same_weights
 from titer.workbench import Model
 
@@ -55,6 +55,23 @@ class Audited:
     def compared(self) -> tuple[Change, ...]:
         """All changes, the control's too."""
         return (*self.changes, self.control) if self.control else self.changes
+
+
+def alike(changes: Sequence[Change], prompts: Sequence[str]) -> list[Change]:
+    """The changes whose models read the prompts as the same tokens: where they do not, activations differ before a weight does."""
+    return [change for change in changes if read_alike(change.before.checkpoint, change.after.checkpoint, prompts)]
+
+
+def reading_notes(found: Audited, prompts: Sequence[str]) -> list[str]:
+    """What a reader must know of how the models were asked."""
+    plain = [m.name for m in found.models if untemplated(m.checkpoint)]
+    told = [f"{', '.join(plain)}: no chat template, so the prompts are given as plain text"] if plain else []
+    return told + [
+        f"{change.name}: the two read the same prompt as different tokens, for their chat templates differ; what each answers is its own, "
+        "and drift and the turn of the refusal direction, which would compare the templates, are left out"
+        for change in found.compared
+        if not read_alike(change.before.checkpoint, change.after.checkpoint, prompts)
+    ]
 
 
 def audited(checkpoints: Sequence[Checkpoint], control: Checkpoint | None = None) -> Audited:

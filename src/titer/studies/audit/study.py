@@ -21,7 +21,7 @@ from titer.probes import choices, refusal_direction
 from titer.studies import landscape as landscapes
 from titer.studies.audit import answers, changes, chosen, inside
 from titer.studies.audit.answers import Asked
-from titer.studies.audit.roles import Audited, Change
+from titer.studies.audit.roles import Audited, Change, alike
 from titer.studies.tables import direct, named, rate_table
 from titer.workbench import Model, Workbench, fingerprint
 
@@ -103,7 +103,8 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
     generated = answers.verdicts_of(bench, found.models, asked.sets, asked.decoding)  # judges may need the memory of a model
     whole = pd.concat([generated, *chosen.all_verdicts(bench, found.models, asked.choices)], ignore_index=True)
     moved = [change for change in found.compared if not change.same]
-    tables_of = _changed(bench, moved, sites, ends, asked)
+    paired = alike(moved, [e.prompt for e in (*asked.safe, *asked.unsafe)])
+    tables_of = _changed(bench, moved, paired, sites, ends, asked)
     points, basins = _landscape(bench, found, asked, settings)
     last = found.last
     return Findings(
@@ -116,7 +117,7 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
         directions=named({name: refusal_direction.summary(one) for name, one in directions.items()}),
         sensitivity=named(parts["sensitivity"]),
         uncertainty=named({name: table for name, table in parts["uncertainty"].items() if len(table)}),
-        rotation=changes.rotations(moved, directions),
+        rotation=changes.rotations(paired, directions),
         points=points,
         basins=basins,
         **tables_of,
@@ -128,8 +129,8 @@ def check(model: Model, asked: Question) -> None:
     for kind, examples in (("safe", asked.safe), ("unsafe", asked.unsafe)):
         if len(examples) < LEAST:
             raise TiterError(f"{len(examples)} {kind} prompts", expected=f"at least {LEAST} of each class")
-    prompts = [attempt.example.prompt for one in asked.sets.values() for attempt in one.attempts]
-    check_room(model.checkpoint, prompts, asked.decoding.max_new_tokens)
+    for one in asked.sets.values():
+        check_room(model.checkpoint, [a.example.prompt for a in one.attempts], one.decoding(asked.decoding).max_new_tokens)
     check_room(model.checkpoint, [choices.asked(question) for questions in asked.choices.values() for question in questions], 1)
 
 
@@ -140,8 +141,9 @@ def _answered(asked: Question) -> dict[str, Sequence[Example]]:
 
 
 def _changed(
-    bench: Workbench, moved: Sequence[Change], sites: Sites, ends: Mapping[str, inside.Ends], asked: Question
+    bench: Workbench, moved: Sequence[Change], paired: Sequence[Change], sites: Sites, ends: Mapping[str, inside.Ends], asked: Question
 ) -> dict[str, pd.DataFrame]:
+    """The tables of the changes; drift of those `paired`, whose models read the prompts as the same tokens."""
     found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("gains", "layers", "sizes", "drift")}
     prompts, safe = fingerprint([*asked.safe, *asked.unsafe]), len(asked.safe)
     for change in moved:
@@ -150,7 +152,8 @@ def _changed(
         found["gains"].append(gains)
         found["layers"].append(layers)
         found["sizes"].append(changes.sizes(bench, change, sites))
-        found["drift"].append(changes.drift(change, ends[change.before.name], ends[change.after.name], safe))
+        if change in paired:
+            found["drift"].append(changes.drift(change, ends[change.before.name], ends[change.after.name], safe))
     return {name: pd.concat(tables_, ignore_index=True) if tables_ else pd.DataFrame() for name, tables_ in found.items()}
 
 

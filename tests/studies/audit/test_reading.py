@@ -1,0 +1,82 @@
+"""How the audited models are asked: chat templates that differ or are missing, room for worked answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import llama
+from titer.attacks.base import Attempt
+from titer.data.example import Example
+from titer.data.sources import read_text
+from titer.data.world import World
+from titer.judges.number import Number
+from titer.judges.refusal import Refusal
+from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.lm import Decoding
+from titer.studies.audit.answers import Asked, cut_off
+from titer.studies.audit.report import answer, audit_report
+from titer.studies.audit.roles import audited, reading_notes
+from titer.studies.audit.study import Question, measured
+from titer.workbench import Workbench
+
+Saved = Callable[..., Checkpoint]
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %} b"
+
+
+def templated(world: World, folder: Path, seed: int) -> Checkpoint:
+    lm = llama(world, seed)
+    lm.tokenizer.chat_template = TEMPLATE
+    lm.save(folder)
+    return open_checkpoint(folder)
+
+
+@pytest.fixture
+def asked(prompts: Path) -> Question:
+    data = read_text(prompts)
+    return Question(data.of_class(False), data.of_class(True), Refusal(), {}, Decoding(max_new_tokens=4))
+
+
+def test_a_template_that_one_model_lacks_is_told_and_compares_no_activations(
+    world: World, bench: Workbench, saved: Saved, asked: Question, prompts: Path, tmp_path: Path
+) -> None:
+    found = audited([saved("base", 0), saved("aligned", 1), templated(world, tmp_path / "chatty", 2)])
+    every = [e.prompt for e in (*asked.safe, *asked.unsafe)]
+    told = reading_notes(found, every)
+    assert told[0] == "base, aligned: no chat template, so the prompts are given as plain text"
+    assert [line.partition(":")[0] for line in told[1:]] == ["aligned → chatty"]
+    f = measured(bench, found, asked, None)
+    assert set(f.drift.change) == set(f.rotation.change) == {"base → aligned"}
+    assert set(f.gains.change) == set(f.shifts.change) == {"base → aligned", "aligned → chatty"}
+    page, said = audit_report(found, asked, f, read_text(prompts), {}, "titer audit", tmp_path / "page", told)
+    assert "turned the refusal direction" not in said == answer(found, f)
+    assert "read the same prompt as different tokens" in page.read_text(encoding="utf-8")
+
+
+def test_models_that_read_alike_need_no_note(world: World, asked: Question, tmp_path: Path) -> None:
+    found = audited([templated(world, tmp_path / str(seed), seed) for seed in (1, 2)])
+    assert not reading_notes(found, [e.prompt for e in asked.safe])
+
+
+def test_a_sum_has_room_to_be_worked_out() -> None:
+    """GSM8K's own answers are longer than the audit's usual 48 tokens: cut before the number, every model would be wrong."""
+    short, long = Decoding(max_new_tokens=48), Decoding(max_new_tokens=300)
+    assert Asked([], Number()).decoding(short).max_new_tokens == 256
+    assert Asked([], Number()).decoding(long) == long
+    assert Asked([], Refusal()).decoding(short) == short
+
+
+def test_answers_that_were_cut_are_counted_where_they_cost_a_right_answer() -> None:
+    attempts = [Attempt(Example(str(i), False, "gsm8k", "", "The final answer is: 1")) for i in range(3)]
+    rows = [
+        ("gsm8k", True, "partial", 9),
+        ("gsm8k", False, "partial", 256),
+        ("gsm8k", False, "complied", 256),
+        ("unsafe", False, "refused", 48),
+    ]
+    verdicts = pd.DataFrame(rows, columns=["kind", "ended", "outcome", "tokens"])
+    sets = {"unsafe": Asked(attempts, Refusal()), "gsm8k": Asked(attempts, Number())}
+    assert cut_off(verdicts, sets) == ["gsm8k: 1 of 3 answers were cut at 256 tokens and are not right"]
