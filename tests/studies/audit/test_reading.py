@@ -18,7 +18,7 @@ from titer.judges.refusal import Refusal
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import Decoding
 from titer.studies.audit.answers import Asked, cut_off
-from titer.studies.audit.report import answer, audit_report
+from titer.studies.audit.report import audit_report
 from titer.studies.audit.roles import audited, reading_notes
 from titer.studies.audit.study import Question, measured
 from titer.workbench import Workbench
@@ -52,7 +52,7 @@ def test_a_template_that_one_model_lacks_is_told_and_compares_no_activations(
     assert set(f.drift.change) == set(f.rotation.change) == {"base → aligned"}
     assert set(f.gains.change) == set(f.shifts.change) == {"base → aligned", "aligned → chatty"}
     page, said = audit_report(found, asked, f, read_text(prompts), {}, "titer audit", tmp_path / "page", told)
-    assert "turned the refusal direction" not in said == answer(found, f)
+    assert "turned the refusal direction" not in said
     assert "read the same prompt as different tokens" in page.read_text(encoding="utf-8")
 
 

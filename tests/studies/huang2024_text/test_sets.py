@@ -49,6 +49,8 @@ def test_what_was_left_out_or_cut_is_told(folder: Path, base: Model) -> None:
         "alpaca/alpaca_2000.json: 2 of 35 prompts stand in another set and were left out",
         "alpaca/alpaca_2000.json: 1 of 33 answers were cut at the end of a sentence so that they fit in 240 tokens, "
         "0 rows without such an end were left out",
+        "6 of 7 unsafe prompts of xstest_prompts.csv were drawn",
+        "6 of 8 safe prompts of xstest_prompts.csv were drawn",
     )
 
 
