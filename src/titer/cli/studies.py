@@ -45,7 +45,9 @@ def study(
     data: Annotated[
         Path | None, typer.Option(help="A file of labelled prompts (jain2024), a folder of data sets (huang2024, qi2024).")
     ] = None,
-    harmful: Annotated[Path | None, typer.Option(help="huang2024 --base: answered requests for harm; default: canaries.")] = None,
+    harmful: Annotated[
+        Path | None, typer.Option(help="With --base, huang2024 and qi2024: answered requests for harm; default: canaries.")
+    ] = None,
     alpha: Annotated[int | None, typer.Option(min=1, help="huang2024 --base: LoRA alpha; default 4.")] = None,
     prompts: Prompts = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Load a pair of models in bfloat16, half the memory.")] = False,
@@ -55,28 +57,18 @@ def study(
     as_json: AsJson = False,
 ) -> None:
     """Reproduce a paper's figures and tables, its claims against controls; or on real models."""
-    from titer.cli.real_studies import pair, risk, text
+    from titer.cli.real_studies import real
     from titer.cli.world_studies import run
     from titer.core.errors import unknown
+    from titer.studies.real import RealOrder, unused
 
     if name not in STUDIES:
         unknown("study", name, STUDIES)
     if base is not None or aligned is not None:
-        if name == "qi2024":
-            _unused({"--harmful": harmful, "--alpha": alpha, "--prompts": prompts, "--bf16": bf16, "--only": only})
-            return risk(base, aligned, data, scale or "demonstration", flops, runs, dry_run, as_json)
-        if name == "huang2024":
-            _unused({"--bf16": bf16, "--only": only})
-            return text(base, aligned, data, scale or "demonstration", harmful, alpha, prompts, flops, runs, dry_run, as_json)
-        _unused({"--scale": scale, "--harmful": harmful, "--alpha": alpha, "--only": only})
-        return pair((base, aligned), data, prompts, bf16, runs, dry_run, as_json)
+        unused({"--only": only, "--part": part != "all"})
+        return real(RealOrder(name, base, aligned, data, scale, harmful, alpha, prompts, bf16), flops, runs, dry_run, as_json)
     if data is not None or prompts is not None:
         raise TiterError("--data and --prompts belong to real models", next_step="add --base (and --aligned), or leave them out.")
     whole = {"--part": part != "all"} | ({"--only": only} if name == "qi2024" else {}) if name != "huang2024" else {}
-    _unused({"--harmful": harmful, "--alpha": alpha, "--bf16": bf16, **whole})
+    unused({"--harmful": harmful, "--alpha": alpha, "--bf16": bf16, **whole})
     return run(name, scale or "nano", seeds, (part, only), flops, runs, dry_run, as_json)
-
-
-def _unused(given: dict[str, object]) -> None:
-    if wrong := [option for option, value in given.items() if value]:
-        raise TiterError(f"{' and '.join(wrong)} do not belong here", next_step="titer study --help says which study takes them.")

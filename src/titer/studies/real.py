@@ -1,0 +1,168 @@
+"""Studies on real models, from names and files to a report: what is asked is checked, then priced or run. L6.
+
+jain2024 probes a base and its safety-tuned relative; huang2024 and qi2024 align a base themselves, from a folder of data sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from titer.core.errors import TiterError, unknown
+from titer.core.run import Store, slug
+from titer.data.formats import FORMAT
+from titer.data.sources import TextData, read_text
+from titer.models.checkpoint import Checkpoint
+from titer.models.fetch import resolve
+from titer.recipes.risk_text import RiskScale, risk_scale
+from titer.recipes.vaccine_text import TextScale, text_scale
+from titer.studies.huang2024 import text as vaccine_study
+from titer.studies.huang2024.text import TextSets
+from titer.studies.huang2024.text_cost import text_cost
+from titer.studies.huang2024.text_report import text_report
+from titer.studies.jain2024.pair import pair_cost, pair_report
+from titer.studies.qi2024 import text as risk_study
+from titer.studies.qi2024.text import RiskSets
+from titer.studies.qi2024.text_report import risk_cost, risk_report
+from titer.workbench import Model, Reporter, Workbench
+
+Cost = Mapping[str, object]
+DEMONSTRATION = "demonstration"
+
+
+@dataclass(frozen=True)
+class RealOrder:
+    """A study of a real model as its user words it. `data`: a file of labelled prompts (jain2024), a folder of data sets (the others)."""
+
+    study: str
+    base: str | None = None
+    aligned: str | None = None
+    data: str | Path | None = None
+    scale: str = ""
+    harmful: str | Path | None = None
+    alpha: int | None = None
+    prompts: int | None = None
+    bf16: bool = False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The mechanistic study's probes on two checkpoints."""
+
+    base: Checkpoint
+    aligned: Checkpoint
+    text: TextData
+    prompts: int | None
+    bf16: bool
+
+    def cost(self, flops: float | None = None) -> Cost:
+        """What it would compute; a pair is priced in operations alone."""
+        return pair_cost(self.base, self.aligned, self.text, self.prompts)
+
+    def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
+        """The report's page and its answer."""
+        bench = Workbench(store, reporter, dtype="bfloat16" if self.bf16 else "float32")
+        folder = store.root / f"jain2024-{slug(self.aligned.label)}"
+        return pair_report(bench, self.base, self.aligned, self.text, self.prompts, command, folder)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Alignment by SFT and by Vaccine of one model, a user's fine-tuning of each, what holds."""
+
+    model: Model
+    sets: TextSets
+    scale: TextScale
+
+    def cost(self, flops: float | None = None) -> Cost:
+        """What it would compute, in hours where FLOP/s are given."""
+        return text_cost(self.model, self.sets, self.scale, flops)
+
+    def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
+        """The report's page and its answer."""
+        bench = Workbench(store, reporter, self.scale.save_every)
+        vaccine_study.made_ahead(bench, self.model, self.sets, self.scale)
+        models = vaccine_study.text_models(bench, self.model, self.sets, self.scale)
+        found = vaccine_study.text_evidence(bench, models, self.sets, self.scale)
+        folder = store.root / f"huang2024-{slug(self.model.name)}-{self.scale.name}"
+        return text_report(found, self.sets, self.scale, command, folder)
+
+
+@dataclass(frozen=True)
+class Risk:
+    """The risk levels of fine-tuning on one model."""
+
+    model: Model
+    sets: RiskSets
+    scale: RiskScale
+
+    def cost(self, flops: float | None = None) -> Cost:
+        """What it would compute, in hours where FLOP/s are given."""
+        return risk_cost(self.model, self.sets, self.scale, flops)
+
+    def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
+        """The report's page and its answer."""
+        bench = Workbench(store, reporter, self.scale.alignment.save_every)
+        models = risk_study.risk_models(bench, self.model, self.sets, self.scale)
+        found = risk_study.risk_evidence(bench, models, self.sets, self.scale)
+        folder = store.root / f"qi2024-{slug(self.model.name)}-{self.scale.name}"
+        return risk_report(found, self.sets, self.scale, command, folder)
+
+
+Prepared = Pair | Text | Risk
+
+
+def prepared(order: RealOrder) -> Prepared:
+    """Errors: an unknown study, scale, model or file; options of another study; data that are too few."""
+    makers: dict[str, Callable[[RealOrder], Prepared]] = {"jain2024": _pair, "huang2024": _text, "qi2024": _risk}
+    if order.study not in makers:
+        unknown("study", order.study, makers)
+    return makers[order.study](order)
+
+
+def _pair(order: RealOrder) -> Pair:
+    unused({"--scale": order.scale, "--harmful": order.harmful, "--alpha": order.alpha})
+    if order.base is None or order.aligned is None:
+        raise TiterError("one model of a pair", expected="both --base and --aligned")
+    if order.data is None:
+        raise TiterError("no --data was given", expected=FORMAT, next_step="add --data FILE.")
+    text = read_text(order.data)
+    return Pair(resolve(order.base), resolve(order.aligned), text, order.prompts, order.bf16)
+
+
+def _text(order: RealOrder) -> Text:
+    unused({"--bf16": order.bf16})
+    changes = {name: value for name, value in (("alpha", order.alpha), ("prompts", order.prompts)) if value is not None}
+    scale = text_scale(order.scale or DEMONSTRATION).model_copy(update=changes)
+    model, folder = _aligning(order)
+    return Text(model, vaccine_study.text_sets(folder, model, scale, _file(order.harmful)), scale)
+
+
+def _risk(order: RealOrder) -> Risk:
+    unused({"--alpha": order.alpha, "--bf16": order.bf16})
+    changes = {} if order.prompts is None else {"prompts": order.prompts}
+    scale = risk_scale(order.scale or DEMONSTRATION).model_copy(update=changes)
+    model, folder = _aligning(order)
+    return Risk(model, risk_study.risk_sets(folder, model, scale, _file(order.harmful)), scale)
+
+
+def _aligning(order: RealOrder) -> tuple[Model, Path]:
+    """The base, and the folder of data sets, of a study that aligns it."""
+    if order.base is None or order.aligned is not None:
+        raise TiterError(f"{order.study} aligns a base itself", next_step="give --base alone, with --data FOLDER.")
+    folder = _file(order.data)
+    if folder is None or not folder.is_dir():
+        raise TiterError("no folder of data sets was given", expected="--data FOLDER, laid out as docs/real_finetuning.md says")
+    checkpoint = resolve(order.base)
+    return Model(checkpoint.label, checkpoint.key, checkpoint), folder
+
+
+def _file(place: str | Path | None) -> Path | None:
+    return None if place is None else Path(place)
+
+
+def unused(given: dict[str, object]) -> None:
+    """Errors: an option that belongs to another study."""
+    if wrong := [option for option, value in given.items() if value]:
+        raise TiterError(f"{' and '.join(wrong)} do not belong here", next_step="titer study --help says which study takes them.")
