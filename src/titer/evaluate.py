@@ -5,6 +5,7 @@ Samples and verdicts are kept apart, so a changed judge re-judges stored samples
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,11 @@ import pandas as pd
 import torch
 
 from titer.attacks.base import Attempt
+from titer.core.errors import visible
 from titer.core.memory import Memory
 from titer.core.stats import wilson
 from titer.data.example import Example
-from titer.judges.base import OUTCOMES, Judge, failed
+from titer.judges.base import OUTCOMES, Failed, Judge, failed
 from titer.models import answered
 from titer.models.fast import Fast
 from titer.models.lm import LM, Completion, Decoding, Progress
@@ -67,6 +69,13 @@ def judged(samples: pd.DataFrame, judge: Judge, memory: Memory | None = None, pr
 
     `memory` keeps what a judge that asks another model was told. A judge that raises could not judge: its failure is never a verdict.
     """
+    return judgement(samples, judge, memory, progress)[0]
+
+
+def judgement(
+    samples: pd.DataFrame, judge: Judge, memory: Memory | None = None, progress: Progress | None = None
+) -> tuple[pd.DataFrame, pd.Series]:
+    """(the samples judged, which of them the asking failed on): what failed may have a verdict another time."""
     asked = asked_of(samples)
     try:
         found = judge.judge_all(asked, memory, progress)
@@ -75,7 +84,12 @@ def judged(samples: pd.DataFrame, judge: Judge, memory: Memory | None = None, pr
     except Exception as error:  # noqa: BLE001  a judge is a plug-in; whatever it raises is "could not judge"
         found = [failed(error)] * len(asked)
     verdicts = pd.DataFrame(found, columns=["outcome", "score", "reason"])
-    return pd.concat([samples.reset_index(drop=True), verdicts], axis=1)
+    return pd.concat([samples.reset_index(drop=True), verdicts], axis=1), pd.Series([isinstance(one, Failed) for one in found], dtype=bool)
+
+
+def commonest(reasons: Sequence[str]) -> str:
+    """The reason that stands most often, as a reader may see it."""
+    return visible(Counter(reasons).most_common(1)[0][0], 200)
 
 
 def asked_of(samples: pd.DataFrame) -> list[tuple[Example, Completion]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import pandas as pd
 import torch
@@ -17,7 +18,7 @@ from titer.attacks.base import Attempt
 from titer.core.config import digest
 from titer.core.errors import TiterError
 from titer.core.memory import Memory
-from titer.core.run import Store
+from titer.core.run import Store, damage
 from titer.core.tables import read_table, write_table
 from titer.data import encode
 from titer.data.example import Example
@@ -47,6 +48,13 @@ class Reporter(Protocol):
 
     def tell(self, text: str) -> None:
         """One line for the reader."""
+
+
+class Pile(NamedTuple):
+    """Answers to be judged: what determines them and so, with the judge, their verdicts; and how to get them."""
+
+    inputs: Mapping[str, object]
+    samples: Callable[[], pd.DataFrame]
 
 
 @dataclass
@@ -147,28 +155,54 @@ class Workbench:
         return self.store.artefact("samples", inputs, samples) / "samples.jsonl", digest(inputs)
 
     def verdicts(self, model: Model, attempts: Sequence[Attempt], judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
-        """Judged samples; samples and verdicts are separate artefacts. A judge that sends requests says first what they cost."""
+        """Judged samples; samples and verdicts are separate artefacts."""
         file, key = self.answered(model, attempts, decoding, batch)
+        return self.judged([Pile({"samples": key}, partial(read_table, file))], judge, task=f"judging {model.name}")[0]
+
+    def judged(self, piles: Sequence[Pile], judge: Judge, what: str = "judging", task: str = "") -> list[pd.DataFrame]:
+        """Verdicts on each pile of answers: kept ones read back, all others made by one call of the judge (`ask`).
+
+        A pile on which the asking failed is returned with what could not be judged, and not kept.
+        """
         kind, reads = type(judge), self._reads(judge)
-        rejudge = {"samples": key, "judge": [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, judge, *([reads] if reads else [])]}
+        told = [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, judge, *([reads] if reads else [])]
+        inputs = [{**pile.inputs, "judge": told} for pile in piles]
+        keys = [digest(one) for one in inputs]
+        open_ = {key: pile.samples() for key, pile in zip(keys, piles, strict=True) if not self._stands("verdicts", key)}
+        new, lost, start = {}, set(), 0
+        if open_:
+            whole, again = self.ask(pd.concat(open_.values(), ignore_index=True), judge, what, task)
+        for key, samples in open_.items():
+            part = slice(start, start := start + len(samples))
+            new[key] = whole.iloc[part].reset_index(drop=True)
+            lost |= {key} if again.iloc[part].any() else set()
+        return [
+            new[key] if key in lost else self.table("verdicts", one, partial(new.__getitem__, key))
+            for key, one in zip(keys, inputs, strict=True)
+        ]
 
-        def judged() -> pd.DataFrame:
-            if reads:
-                self.release()  # the judge loads a model of its own
-            progress = self.reporter.task(f"judging {model.name}") if reads or price else None
-            return evaluate.judged(samples, judge, Memory(self.store.root / "replies"), progress)
+    def ask(self, samples: pd.DataFrame, judge: Judge, what: str = "judging", task: str = "") -> tuple[pd.DataFrame, pd.Series]:
+        """(answers judged, which of them the asking failed on); replies are kept by content.
 
-        if self.store.has("verdicts", digest(rejudge)):
-            return self.table("verdicts", rejudge, judged)
-        samples = read_table(file)
-        if price := judge.estimate(evaluate.asked_of(samples)):
-            self.reporter.tell(f"judging sends {price.line()}")
-        found = judged()
-        lost = int((found.outcome == "could_not_judge").sum())
-        if price and lost:  # a server's failure is not kept as if it were a verdict; its replies are
-            self.reporter.tell(f"{lost} answers could not be judged; the same command asks for these alone")
-            return found
-        return self.table("verdicts", rejudge, lambda: found)
+        A judge that sends requests tells first what they cost, one that loads a model gets the memory of the model loaded here.
+        """
+        reads, price = self._reads(judge), judge.estimate(evaluate.asked_of(samples))
+        if price:
+            self.reporter.tell(f"{what} sends {price.line()}")
+        if reads:
+            self.release()
+        progress = self.reporter.task(task or what) if reads or price else None
+        found, again = evaluate.judgement(samples, judge, Memory(self.store.root / "replies"), progress)
+        if price:  # a plug-in that sends requests need not tell a server's failure from a reply that says nothing
+            again |= found.outcome == "could_not_judge"
+        if lost := int(again.sum()):
+            why = evaluate.commonest(found.reason[again])
+            self.reporter.tell(f"{lost} answers could not be judged, most often: {why}; the same command asks again for these")
+        return found, again
+
+    def _stands(self, kind: str, key: str) -> bool:
+        """Whether a table is there, whole: a damaged one is made anew, by the rule for new ones."""
+        return self.store.has(kind, key) and not damage(self.store.root / kind / key)
 
     def _reads(self, judge: Judge) -> dict[str, str]:
         """The keys of the models that a judge reads, hashed once."""

@@ -1,21 +1,28 @@
-"""Verdicts by an endpoint in the run store: a server's failure is not kept, what it answered is."""
+"""Verdicts in the run store: a failure of the asking is not kept, at whatever price; what was answered is."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+import pytest
+
 from tests.conftest import llama
+from tests.judges import tiny
 from tests.studies.conftest import Listener
 from titer.attacks.base import Attempt
 from titer.core.memory import Memory
 from titer.core.run import Store
 from titer.data.example import Example
 from titer.data.world import World
-from titer.judges.base import Asked, Judge, Verdict
+from titer.judges.base import Asked, Judge, Verdict, unjudged
+from titer.judges.classifier import Classifier
+from titer.judges.guard import Guard
+from titer.judges.rubric import Rubric
 from titer.models.checkpoint import open_checkpoint
 from titer.models.endpoint import Estimate
-from titer.models.lm import Decoding, Progress
-from titer.workbench import Model, Workbench
+from titer.models.lm import LM, Completion, Decoding, Progress
+from titer.workbench import Model, Pile, Workbench
 
 CALLS: list[int] = []
 READ: list[int] = []
@@ -38,6 +45,141 @@ class Flaky(Judge):
 
     def estimate(self, asked: Asked) -> Estimate:
         return Estimate(len(asked), 3 * len(asked), 10, 30, None, None)
+
+
+class Local(Judge):
+    """Like a local model without a price: it runs out of memory on every other answer while `SHORT`, and on "c" has no verdict ever."""
+
+    SOURCE = "this test"
+    VERSION = 1
+
+    def judge(self, example: Example, completion: Completion) -> Verdict:
+        CALLS.append(1)
+        if SHORT and len(CALLS) % 2 == 0:
+            raise MemoryError
+        return unjudged("the reply says nothing") if "c" in example.prompt else Verdict("complied", 1.0, "")
+
+
+SHORT: list[int] = []
+ANSWERS = ["bread", "bad", "bread bread", "bread bad"]
+
+
+def answers(texts: list[str] = ANSWERS) -> pd.DataFrame:
+    """As `evaluate.sample` gives them."""
+    one = {"kind": "unsafe", "harmful": True, "prompt": "bread", "prefix": "", "comply": None, "refuse": None, "ended": True, "tokens": 2}
+    return pd.DataFrame([{**one, "completion": text} for text in texts])
+
+
+def kept(bench: Workbench) -> list[Path]:
+    """The tables of verdicts that stand."""
+    return [done.parent for done in bench.store.root.glob("verdicts/*/DONE")]
+
+
+def judged(bench: Workbench, judge: Judge, *tables: pd.DataFrame) -> list[list[str]]:
+    piles = [Pile({"samples": str(i)}, lambda table=table: table) for i, table in enumerate(tables or (answers(),))]  # type: ignore[misc]
+    return [list(found.outcome) for found in bench.judged(piles, judge)]
+
+
+def test_what_fails_without_a_price_is_asked_again_too(tmp_path: Path) -> None:
+    CALLS.clear()
+    SHORT[:] = [1]
+    bench = Workbench(Store(tmp_path / "runs"), Listener())
+    assert judged(bench, Local()) == [["complied", "could_not_judge"] * 2]
+    assert not kept(bench)
+    assert "2 answers could not be judged, most often: the judge failed: MemoryError; the same command asks again for these" in (
+        bench.reporter.told  # type: ignore[attr-defined]
+    )
+    SHORT.clear()
+    assert judged(bench, Local()) == [["complied"] * 4]
+    assert len(kept(bench)) == 1
+    asked = len(CALLS)
+    assert judged(bench, Local()) == [["complied"] * 4]
+    assert len(CALLS) == asked
+
+
+def test_a_considered_could_not_judge_is_kept(tmp_path: Path) -> None:
+    SHORT.clear()
+    bench = Workbench(Store(tmp_path / "runs"), Listener())
+    table = answers().assign(prompt="c")
+    assert judged(bench, Local(), table) == [["could_not_judge"] * 4]
+    assert len(kept(bench)) == 1
+    assert not bench.reporter.told  # type: ignore[attr-defined]
+
+
+def test_of_several_piles_those_without_a_failure_are_kept_and_the_judge_is_called_once(tmp_path: Path) -> None:
+    CALLS.clear()
+    SHORT[:] = [1]
+    bench = Workbench(Store(tmp_path / "runs"), Listener())
+    tables = answers(["bread"]), answers(["bad"]), answers(["bread", "bread"])  # the second and the fourth answer fail
+    assert judged(bench, Local(), *tables) == [["complied"], ["could_not_judge"], ["complied", "could_not_judge"]]
+    assert len(kept(bench)) == 1
+    SHORT.clear()
+    assert judged(bench, Local(), *tables) == [["complied"], ["complied"], ["complied"] * 2]
+    assert len(CALLS) == 7  # the pile that was kept is not judged again
+
+
+def test_a_damaged_table_is_made_again_by_the_same_rule(tmp_path: Path) -> None:
+    CALLS.clear()
+    SHORT.clear()
+    bench = Workbench(Store(tmp_path / "runs"), Listener())
+    judged(bench, Local())
+    (folder,) = kept(bench)
+    (folder / "table.jsonl").write_text("")
+    SHORT[:] = [1]
+    again = Workbench(Store(tmp_path / "runs"), Listener())
+    assert "could_not_judge" in judged(again, Local())[0]
+    SHORT.clear()
+    assert judged(Workbench(Store(tmp_path / "runs"), Listener()), Local()) == [["complied"] * 4]
+
+
+def test_a_local_guard_out_of_memory_is_asked_for_what_it_has_not_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Guard(model=str(tiny.guard(tmp_path / "guard")), batch=2)
+    bench, real, calls = Workbench(Store(tmp_path / "runs"), Listener()), LM.generate, []
+
+    def generate(self: LM, prompts: list[str], *more: object) -> object:
+        calls.append(len(prompts))
+        if len(calls) == 2:
+            raise MemoryError
+        return real(self, prompts, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LM, "generate", generate)
+    assert judged(bench, judge)[0].count("could_not_judge") == 2
+    assert not kept(bench)
+    assert judged(bench, judge) == [["refused", "complied", "refused", "complied"]]
+    assert calls == [2, 2, 2]  # the batch that was answered is in the memory
+    assert len(kept(bench)) == 1
+
+
+def test_what_a_local_model_says_and_cannot_be_read_is_kept(tmp_path: Path) -> None:
+    judge = Guard(model=str(tiny.guard(tmp_path / "guard")))
+    bench = Workbench(Store(tmp_path / "runs"), Listener())
+    assert judged(bench, judge, answers(["odd", "bad"])) == [["could_not_judge", "complied"]]  # it writes "maybe"
+    assert len(kept(bench)) == 1
+    long = judged(bench, Guard(model=judge.model, tokens=500), answers(["bread " * 20, "bread"]))
+    assert long == [["could_not_judge", "refused"]]  # no room for the first reply, today as tomorrow
+    assert len(kept(bench)) == 2
+
+
+def test_a_rubric_s_and_a_classifier_s_failures_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.grader(tmp_path / "grader")
+    tiny.classifier(tmp_path / "classifier", ["bread", "bad"], ["no", "yes"])
+    judges = [
+        Rubric(model=str(tmp_path / "grader"), tokens=8),
+        Classifier(model=str(tmp_path / "classifier"), refused="no", complied="yes"),
+    ]
+
+    def fails(*_: object, **__: object) -> object:
+        raise MemoryError
+
+    for number, judge in enumerate(judges):
+        bench = Workbench(Store(tmp_path / f"runs {number}"), Listener())
+        with monkeypatch.context() as patch:
+            patch.setattr(LM, "generate", fails)
+            patch.setattr("titer.judges.classifier.probabilities", fails)
+            assert judged(bench, judge) == [["could_not_judge"] * 4]
+        assert not kept(bench)
+        assert "could_not_judge" not in judged(bench, judge)[0]
+        assert len(kept(bench)) == 1
 
 
 def test_a_servers_failure_is_asked_again_and_a_whole_table_is_kept(world: World, tmp_path: Path) -> None:

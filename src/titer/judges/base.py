@@ -28,6 +28,12 @@ class Verdict(NamedTuple):
     reason: str
 
 
+class Failed(Verdict):
+    """No verdict because the asking failed: another time there may be one, so this one is not kept."""
+
+    __slots__ = ()
+
+
 class Judge(Record):
     """Settings as fields. Subclasses are final; bump VERSION when verdicts may change.
 
@@ -80,14 +86,14 @@ class Judge(Record):
         return None
 
 
-def unjudged(reason: str) -> Verdict:
-    """No verdict, and why."""
-    return Verdict("could_not_judge", 0.0, reason)
+def unjudged(reason: str, again: bool = False) -> Verdict:
+    """No verdict, and why: for good, as of a reply that says nothing, or, with `again`, because the asking failed."""
+    return (Failed if again else Verdict)("could_not_judge", 0.0, reason)
 
 
 def failed(error: Exception) -> Verdict:
     """No verdict, because the judge failed; a message made for the reader is shown."""
-    return unjudged(in_words(error))
+    return unjudged(in_words(error), again=True)
 
 
 def in_two_steps(

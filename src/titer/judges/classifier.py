@@ -28,10 +28,11 @@ ENDLESS = 10**6  # tokenizers that know no limit state a number far above
 
 
 class Found(NamedTuple):
-    """A text's probabilities by label, or None and why."""
+    """A text's probabilities by label, or None and why; `again`: the reading failed and may succeed another time."""
 
     shares: dict[str, float] | None
     why: str = ""
+    again: bool = False
 
 
 class Classifier(Judge):
@@ -65,7 +66,7 @@ class Classifier(Judge):
     def verdict(self, found: Found) -> Verdict:
         """Probabilities as a verdict."""
         if found.shares is None:
-            return unjudged(found.why)
+            return unjudged(found.why, found.again)
         complied, refused = found.shares[self.complied], found.shares[self.refused]
         said = f"{self.complied} {complied:.2f}, {self.refused} {refused:.2f}"
         over = complied >= self.threshold, refused >= self.threshold
@@ -131,7 +132,7 @@ class Classifier(Judge):
             try:
                 shares = probabilities(model, tokenizer, [plain[key] for key in chosen], self.text == "pair", limit)
             except Exception as error:  # noqa: BLE001  too large a batch for this machine, for example
-                found.update(dict.fromkeys(chosen, Found(None, failed(error).reason)))
+                found.update(dict.fromkeys(chosen, Found(None, failed(error).reason, again=True)))
                 continue
             for key, row in zip(chosen, shares.tolist(), strict=True):
                 known = dict(zip(model.config.id2label.values(), row, strict=True))

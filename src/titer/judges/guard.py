@@ -48,7 +48,7 @@ class Guard(Judge):
             voice = self.voice()
             voice.check()
             found = readings(voice, self._conversations(open_), self.read, 1, memory, progress)
-            return [unjudged(f"the guard: {why}") if value is None else value for value, why in found]
+            return [unjudged(f"the guard: {why}", again) if value is None else value for value, why, again in found]
 
         return in_two_steps(asked, at_once, ask)
 

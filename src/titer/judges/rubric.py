@@ -64,7 +64,7 @@ class Rubric(Judge):
             voice = self.voice()
             voice.check()
             found = readings(voice, self._conversations(open_), grade, self.tries, memory, progress)
-            return [unjudged(f"the grade: {why}") if value is None else verdict(value) for value, why in found]
+            return [unjudged(f"the grade: {why}", again) if value is None else verdict(value) for value, why, again in found]
 
         return in_two_steps(asked, says_nothing, ask)
 

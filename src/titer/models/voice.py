@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from titer.core.errors import TiterError, visible
 from titer.core.memory import Memory, content_key
@@ -27,6 +27,20 @@ CODE = 12  # hex digits of the code between which hostile text stands
 AS_IT_IS = "{{ messages[0]['content'] }}"  # a chat template for text that has been through one
 ASKING = 1  # bump when local replies may change
 T = TypeVar("T")
+
+
+class Final(Reply):
+    """A fault to which asking again would come too."""
+
+    __slots__ = ()
+
+
+class Reading(NamedTuple, Generic[T]):
+    """What a reply was read as, or None and why; `again`: the asking failed, so that another time there may be a reply."""
+
+    value: T | None
+    why: str = ""
+    again: bool = False
 
 
 def harmless(text: str, *tags: str) -> str:
@@ -134,7 +148,7 @@ class Voice:
         lengths = dict(zip(texts, lm.lengths(list(texts.values())), strict=True))
         room = float("inf") if lm.window is None else lm.window - decoding.max_new_tokens
         too_long = "%d tokens and the reply do not fit the judge's window of %s"
-        found = {key: Reply("", too_long % (lengths[key], lm.window)) for key in texts if lengths[key] > room}
+        found: dict[str, Reply] = {key: Final("", too_long % (lengths[key], lm.window)) for key in texts if lengths[key] > room}
         order = sorted((key for key in texts if key not in found), key=lambda key: (lengths[key], key))
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]
@@ -198,12 +212,12 @@ def readings(
     tries: int,
     memory: Memory | None,
     progress: Progress | None,
-) -> list[tuple[T | None, str]]:
-    """(what `read` makes of the reply, or None and why) for each conversation.
+) -> list[Reading[T]]:
+    """What `read` makes of the reply to each conversation.
 
     An unreadable reply is asked for again, `tries` times in all; a reply that did not come is not.
     """
-    found: list[tuple[T | None, str]] = [(None, "")] * len(conversations)
+    found: list[Reading[T]] = [Reading(None)] * len(conversations)
     open_ = list(range(len(conversations)))
     for attempt in range(tries):
         replies = voice.ask([conversations[i] for i in open_], attempt, memory, None if attempt else progress)
@@ -216,7 +230,7 @@ def readings(
                 reply.fault
                 or f"unreadable in {attempt + 1} {'try' if attempt == 0 else 'tries'}: {visible(reply.text.strip()[-60:], 80)!r}"
             )
-            found[i] = (value, "" if value is not None else why)
+            found[i] = Reading(None, why, bool(reply.fault) and not isinstance(reply, Final)) if value is None else Reading(value)
         open_ = unread
         if not open_:
             break

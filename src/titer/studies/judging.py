@@ -7,7 +7,6 @@ A judge's "degenerate" is neither refused nor complied; people have no such labe
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from titer.core.memory import Memory
 from titer.core.stats import Interval
 from titer.data.readers import Row, load, records
 from titer.data.shapes import SURROGATE, parsed
-from titer.evaluate import judged
+from titer.evaluate import commonest, judged
 from titer.judges.base import OUTCOMES, Judge
 from titer.models.lm import Progress
 
@@ -227,8 +226,8 @@ def lines(found: Measured) -> list[str]:
     n, left = found.agreement.n, found.agreement.left_out
     said = [f"the judge {visible(found.judge, 60)} against people on {visible(found.data, 120)}, {n + left} answers:"]
     if left:
-        reasons = Counter(found.verdicts[found.verdicts.outcome == UNJUDGED].reason).most_common(1)
-        said.append(f"  could not judge {left} ({found.agreement.share_left_out:.1%}), most often: {visible(reasons[0][0], 200)}")
+        why = commonest(found.verdicts[found.verdicts.outcome == UNJUDGED].reason)
+        said.append(f"  could not judge {left} ({found.agreement.share_left_out:.1%}), most often: {why}")
     if not n:
         return said
     for outcome, errors in found.accuracy.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from titer.data.sources import TextData
+from titer.evaluate import commonest
 from titer.report.html import Figure, Report, Tile, write_report
 from titer.studies import tables
 from titer.studies.audit import figures
@@ -173,8 +174,9 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
     told += [
         f"{m.name} is {m.checkpoint.quantised}: its ΔW is that of its dequantised weights." for m in found.models if m.checkpoint.quantised
     ]
-    unjudged = int(f.rates[f.rates.outcome == "could_not_judge"]["count"].sum())
-    told += [f"{unjudged} answers could not be judged; they are in no rate."] if unjudged else []
+    unjudged = f.verdicts[f.verdicts.outcome == "could_not_judge"]
+    if len(unjudged):
+        told.append(f"{len(unjudged)} answers could not be judged, most often: {commonest(unjudged.reason)}; they are in no rate.")
     told += [f"{line}." for line in cut_off(f.verdicts, asked.sets)]
     if found.last and not found.control:
         told.append("No control was given: --control MODEL adds a benign tune of the model before the change.")
@@ -182,6 +184,8 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
         told.append("The MLP's input weights did not change, so where the change acts is not shown.")
     if len(f.points) and not asked.known:
         told.append("The landscape has no capability: no safe prompt has an answer, and no --capability was given.")
+    if len(f.points) and (f.points[f.points.quantity == "could_not_judge"].value > 0).any():
+        told.append("Some answers of the landscape could not be judged; could_not_judge says how many at each point.")
     if not len(f.points):
         told.append("The landscape was not asked for: --landscape.")
     return told
