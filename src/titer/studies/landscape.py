@@ -2,7 +2,7 @@
 
 At each point theta + a d: answers to unsafe prompts, judged; whether they are language at all (probes/coherence.py, by the unmoved
 model); and the perplexity of given harmless answers. A point is unsafe only by compliance that is language: "unsafe" is the strict rate,
-"not_refused" the paper's, which takes gibberish for success. Samples, likelihoods and verdicts of each point are kept as they are made.
+"not_refused" the paper's, which takes gibberish for success. Samples and likelihoods of each point are kept as they are made; all points are judged together.
 Source: arXiv 2405.17374, and its range: models of the 0.2 M synthetic world need multiplier 3 to leave their basin, a real one of
 135 M parameters writes gibberish from a = 0.2 on. The point a = 0 is the model itself and stands in every curve.
 """
@@ -31,7 +31,7 @@ from titer.models.directions import Direction, Random, Towards
 from titer.models.lm import LM, Decoding
 from titer.models.perturbed import Movable, movable
 from titer.probes import coherence, drift
-from titer.workbench import Model, Workbench, attempts_key, fingerprint
+from titer.workbench import Model, Pile, Workbench, attempts_key, fingerprint
 
 VERSION = 1
 RATES = ("refused", "unsafe", "not_refused", "degenerate", "partial")
@@ -107,13 +107,15 @@ class Line:
 
 @dataclass
 class _Sweep:
-    """The pieces of a sweep that all points share. The model is loaded and checked when the first point is not there yet."""
+    """The pieces of a sweep that all points share. The model is loaded and checked when the first point is not there yet.
+
+    Nothing is judged here: a judge may need the memory of the model that is moved.
+    """
 
     bench: Workbench
     model: Model
     attempts: Sequence[Attempt]
     harmless: Sequence[Example]
-    judge: Judge
     settings: Landscape
     stack: ExitStack
     _moved: list[Movable] = field(default_factory=list)
@@ -168,19 +170,11 @@ class _Sweep:
     def _likelihood(self, lm: LM) -> pd.DataFrame:
         return drift.alignment_loss(lm, self.harmless, "comply", self.settings.batch)
 
-    def verdicts(self, line: Line, a: float, limit: float) -> pd.DataFrame:
-        """The point's answers judged; compliance that is no language is degenerate."""
+    def pile(self, line: Line, a: float) -> Pile:
+        """A point's answers, to be judged; made now."""
         samples = self.samples(line, a)
-        kind = type(self.judge)
-        inputs = {
-            **self.inputs(line, a),
-            "attempts": attempts_key(self.attempts),
-            "tokens": self.settings.tokens,
-            "judge": [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, self.judge],
-        }
-        judged = self.bench.table("verdicts", inputs, lambda: evaluate.judged(samples, self.judge))
-        soup = coherence.broken(judged.rename(columns={"tokens": "new", "said": "tokens"}), limit)
-        return judged.assign(outcome=judged.outcome.mask(soup & judged.outcome.isin(["complied", "partial"]), "degenerate"))
+        inputs = {**self.inputs(line, a), "attempts": attempts_key(self.attempts), "tokens": self.settings.tokens}
+        return Pile(inputs, lambda: samples)
 
     def calibration(self, centre: Line) -> coherence.Calibration:
         """What tells language from soup, on the unmoved model's own answers and the harmless ones cut to their length."""
@@ -217,27 +211,52 @@ def landscape(
 ) -> Found:
     """The landscape around `model`, and on the way to `tuned` where one is given. `harmless` have their `comply` answers.
 
-    What was measured before is read back; a model whose points all stand is not loaded. Errors: no unsafe prompt; weights of
-    another architecture; weights that did not come back.
+    All points' answers come first, then the judge, once: the moved model is gone by then. What was measured before is read back; a
+    model whose points all stand is not loaded. A point with an answer on which the judge failed is judged again the next time.
+    Errors: no unsafe prompt; weights of another architecture; weights that did not come back.
     """
     lines = _lines(settings, tuned)
     if not unsafe or not lines:
         what = "no unsafe prompt" if lines else "no random direction and no tuned model"
         raise TiterError(f"{what}: there is nothing to measure", expected="unsafe prompts, and a direction to move in")
-    attempts = [Attempt(example) for example in unsafe[: settings.prompts]]
-    with ExitStack() as stack:
-        sweep = _Sweep(bench, model, attempts, harmless, judge, settings, stack)
-        coherent = sweep.calibration(lines[0])
-        progress = bench.reporter.task(f"landscape of {model.name}")
-        total, rows = sum(len(line.grid) for line in lines), []
-        for done, (line, a) in enumerate(((one, a) for one in lines for a in one.grid), start=1):
-            verdicts = sweep.verdicts(line, a, coherent.limit)
-            nll = sweep.likelihood(line, a) if harmless else None
-            rows += [{"direction": line.name, "kind": line.kind, "a": a, **row} for row in _point(verdicts, nll, settings.seed)]
-            progress(done, total)
-        sweep.check()
+    places = [(line, a) for line in lines for a in line.grid]
+    coherent, piles, likelihoods = _swept(bench, model, [Attempt(e) for e in unsafe[: settings.prompts]], harmless, settings, places)
+    judged = bench.judged(piles, judge, "judging the landscape", f"judging the landscape of {model.name}")
+    rows = []
+    for (line, a), table, nll in zip(places, judged, likelihoods, strict=True):
+        verdicts = _language(table, coherent.limit)
+        rows += [{"direction": line.name, "kind": line.kind, "a": a, **row} for row in _point(verdicts, nll, settings.seed)]
     points = pd.DataFrame(rows)
     return Found(points, summary(points, settings.tolerance), coherent)
+
+
+def _swept(
+    bench: Workbench,
+    model: Model,
+    attempts: Sequence[Attempt],
+    harmless: Sequence[Example],
+    settings: Landscape,
+    places: Sequence[tuple[Line, float]],
+) -> tuple[coherence.Calibration, list[Pile], list[pd.DataFrame | None]]:
+    """(what tells language from soup, each place's answers, its likelihoods), kept place by place; the moved model ends with this call."""
+    piles: list[Pile] = []
+    likelihoods: list[pd.DataFrame | None] = []
+    with ExitStack() as stack:
+        sweep = _Sweep(bench, model, attempts, harmless, settings, stack)
+        coherent = sweep.calibration(places[0][0])
+        progress = bench.reporter.task(f"landscape of {model.name}")
+        for done, (line, a) in enumerate(places, start=1):
+            piles.append(sweep.pile(line, a))
+            likelihoods.append(sweep.likelihood(line, a) if harmless else None)
+            progress(done, len(places))
+        sweep.check()
+    return coherent, piles, likelihoods
+
+
+def _language(judged: pd.DataFrame, limit: float) -> pd.DataFrame:
+    """Verdicts in which compliance that is no language is degenerate."""
+    soup = coherence.broken(judged.rename(columns={"tokens": "new", "said": "tokens"}), limit)
+    return judged.assign(outcome=judged.outcome.mask(soup & judged.outcome.isin(["complied", "partial"]), "degenerate"))
 
 
 def _lines(settings: Landscape, tuned: Model | None) -> list[Line]:
