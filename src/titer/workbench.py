@@ -193,11 +193,11 @@ class Workbench:
             self.release()
         progress = self.reporter.task(task or what) if reads or price else None
         found, again = evaluate.judgement(samples, judge, Memory(self.store.root / "replies"), progress)
-        if price:  # a plug-in that sends requests need not tell a server's failure from a reply that says nothing
+        if price and judge.voice() is None:  # a plug-in that sends requests itself may not tell a server's failure from a verdict
             again |= found.outcome == "could_not_judge"
         if lost := int(again.sum()):
             why = evaluate.commonest(found.reason[again])
-            self.reporter.tell(f"{lost} answers could not be judged, most often: {why}; the same command asks again for these")
+            self.reporter.tell(f"{what}: {lost} answers could not be judged, most often: {why}; the same command asks again for these")
         return found, again
 
     def _stands(self, kind: str, key: str) -> bool:

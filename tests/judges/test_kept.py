@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from tests.conftest import llama
 from tests.judges import tiny
+from tests.judges.server import Act, say, serving, status
 from tests.studies.conftest import Listener
 from titer.attacks.base import Attempt
 from titer.core.memory import Memory
@@ -20,7 +22,7 @@ from titer.judges.classifier import Classifier
 from titer.judges.guard import Guard
 from titer.judges.rubric import Rubric
 from titer.models.checkpoint import open_checkpoint
-from titer.models.endpoint import Estimate
+from titer.models.endpoint import Endpoint, Estimate
 from titer.models.lm import LM, Completion, Decoding, Progress
 from titer.workbench import Model, Pile, Workbench
 
@@ -86,7 +88,7 @@ def test_what_fails_without_a_price_is_asked_again_too(tmp_path: Path) -> None:
     bench = Workbench(Store(tmp_path / "runs"), Listener())
     assert judged(bench, Local()) == [["complied", "could_not_judge"] * 2]
     assert not kept(bench)
-    assert "2 answers could not be judged, most often: the judge failed: MemoryError; the same command asks again for these" in (
+    assert "judging: 2 answers could not be judged, most often: the judge failed: MemoryError; the same command asks again for these" in (
         bench.reporter.told  # type: ignore[attr-defined]
     )
     SHORT.clear()
@@ -158,6 +160,28 @@ def test_what_a_local_model_says_and_cannot_be_read_is_kept(tmp_path: Path) -> N
     long = judged(bench, Guard(model=judge.model, tokens=500), answers(["bread " * 20, "bread"]))
     assert long == [["could_not_judge", "refused"]]  # no room for the first reply, today as tomorrow
     assert len(kept(bench)) == 2
+
+
+def test_an_endpoint_s_failure_is_not_kept_and_its_unreadable_reply_is(tmp_path: Path) -> None:
+    down = [True]
+
+    def answer(_: int, body: dict[str, Any]) -> Act:
+        word = body["messages"][-1]["content"]
+        return status(500) if down and word == "bad" else say("maybe" if word == "odd" else "unsafe")
+
+    harmless = answers(["bread", "odd"]).assign(harmful=False)  # which a guard is not asked about
+    with serving(answer) as server:
+        judge = Guard(endpoint=Endpoint(url=server.url, model="guard", tries=1, wait=0))
+        bench = Workbench(Store(tmp_path / "runs"), Listener())
+        table = pd.concat([answers(["odd", "bad"]), harmless], ignore_index=True)
+        assert judged(bench, judge, table) == [["could_not_judge"] * 4]
+        assert not kept(bench)
+        told = bench.reporter.told[-1]  # type: ignore[attr-defined]
+        assert told.startswith("judging: 1 answers could not be judged, most often: the guard: status 500")
+        down.clear()
+        assert judged(bench, judge, table) == [["could_not_judge", "complied", "could_not_judge", "could_not_judge"]]
+        assert len(kept(bench)) == 1
+        assert server.count == 3  # odd, bad, and bad again
 
 
 def test_a_rubric_s_and_a_classifier_s_failures_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
