@@ -8,19 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titer.cli.audit import Settings
 from titer.cli.detected import announce, forms
-from titer.cli.options import HERE, AsJson, Bf16, Asked, Dry, Engine, Prompts, Runs, Set
-from titer.cli.output import command_line, show_result
+from titer.cli.options import HERE, AsJson, Bf16, Asked, Dry, Engine, JudgeSettings, People, Prompts, Runs, Second, SecondSettings, Set
+from titer.cli.output import as_records, command_line, show_result
 
 if TYPE_CHECKING:
-    from titer.studies.measuring import Order, Prepared
+    from titer.studies.measuring import Order, Plan, Prepared
     from titer.workbench import Reading
-
-Second = Annotated[
-    str | None, typer.Option(help="Another judge of the same answers; beside refusal its own form by phrases anywhere is the default.")
-]
-SecondSettings = Annotated[list[str] | None, typer.Option("--second-judge-set", help="A setting of it as NAME=VALUE.")]
 
 
 def evaluate(
@@ -30,10 +24,10 @@ def evaluate(
         Path | None, typer.Option("--canary", help="In place of --data: what --canary of align and finetune holds out.")
     ] = None,
     judge: Annotated[str, typer.Option(help="Judge: a name (titer list judges) or a .py file.")] = "refusal",
-    judge_set: Settings = None,
+    judge_set: JudgeSettings = None,
     second_judge: Second = None,
     second_judge_set: SecondSettings = None,
-    labelled: Annotated[Path | None, typer.Option(help="Answers that people judged: measures the judge and corrects the rates.")] = None,
+    labelled: People = None,
     attack: Annotated[str | None, typer.Option(help="Attack: a name (titer list attacks) or a .py file.")] = None,
     prompts: Prompts = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
@@ -51,7 +45,7 @@ def evaluate(
     """Refusal of unsafe prompts, over-refusal of safe ones, degenerate answers."""
     from titer.models.fast import serving_of
     from titer.workbench import Reading
-    from titer.studies.measuring import Order, asked, prepared
+    from titer.studies.measuring import Order, planned, prepared
 
     order = Order(
         model=model,
@@ -74,7 +68,7 @@ def evaluate(
         check(inspect_log)
     ready, serving = prepared(order), serving_of(engine)
     if dry_run:
-        return _plan(as_json, ready.subject.key, asked(order, ready), max_new_tokens, data)
+        return _plan(as_json, ready.subject.key, planned(order, ready), data)
     _measured(order, ready, Reading(serving, bf16), inspect_log, (runs, as_json), data)
 
 
@@ -92,20 +86,20 @@ def _measured(order: Order, ready: Prepared, reading: Reading, log: Path | None,
         from titer.integrations.inspect_log import write_log
 
         write_log(found.verdicts, log, judge=order.judge, decoding=ready.decoding)
-    judges = {name: json.loads(table.to_json(orient="records")) for name, table in found.beside.tables.items()}
     result = {
         "answer": found.answer,
         "report": str(found.page),
-        "rates": json.loads(found.rates.to_json(orient="records")),
-        "judges": judges,
+        **as_records({"rates": found.rates}),
+        "judges": as_records(found.beside.tables),
     }
     show_result(as_json, result, f"{found.lines}\n{found.answer}\nReport: {found.page}")
 
 
-def _plan(as_json: bool, model: str, asked: dict[str, int], tokens: int, data: Path | None) -> None:
+def _plan(as_json: bool, model: str, plan: Plan, data: Path | None) -> None:
     """What would run, for --dry-run."""
-    cost, found = f"at most {sum(asked.values()) * tokens} new tokens", forms([data])
-    show_result(as_json, {"model": model, "data": found, "prompts": asked, "cost": cost}, "\n".join([*found, f"{asked}: {cost}"]))
+    cost, found = f"at most {plan.tokens} new tokens", forms([data])
+    lines = [*found, f"{plan.asked}: {cost}", *(f"{name}: {bill}" for name, bill in plan.bills.items())]
+    show_result(as_json, {"model": model, "data": found, "prompts": plan.asked, "cost": cost, **plan.bills}, "\n".join(lines))
 
 
 def lm_eval(

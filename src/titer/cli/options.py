@@ -19,6 +19,14 @@ HERE = Path("runs")
 TASK_FILE = "or TASK:PATH, a task's file (TASK: sst2, ag_news, gsm8k, alpaca, persona)"
 Asked = Annotated[Path | None, typer.Option("--data", help=f"CSV, JSON or JSONL of labelled prompts, {TASK_FILE}.")]
 
+# of the commands that judge
+JudgeSettings = Annotated[list[str] | None, typer.Option("--judge-set", help="A setting of the judge as NAME=VALUE; may be given again.")]
+Second = Annotated[
+    str | None, typer.Option(help="Another judge of the same answers; beside refusal its own form by phrases anywhere is the default.")
+]
+SecondSettings = Annotated[list[str] | None, typer.Option("--second-judge-set", help="A setting of it as NAME=VALUE.")]
+People = Annotated[Path | None, typer.Option("--labelled", help="Answers that people judged: measures the judge and corrects the rates.")]
+
 # of the commands that train
 Method = Annotated[str, typer.Option(help="Method: a name (titer list methods) or a .py file.")]
 Streams = Annotated[

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from titer.core.errors import visible
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def show_result(as_json: bool, value: Any, text: str) -> None:
     """`value` as JSON, or `text` as it is."""
     typer.echo(json.dumps(value, indent=1, default=str) if as_json else plain(text))
+
+
+def as_records(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """Tables for a machine: a list of rows each, what is not a number as null."""
+    return {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
 
 
 def plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Judges measured: against people on a labelled set, against each other, and rates corrected for a judge's own errors. L6.
+"""Judges chosen and measured: against people on a labelled set, against each other, and rates corrected for their errors. L6.
 
 A labelled set holds answers of any models with what people called them: refused, complied or partial (or XSTest's words,
 arXiv 2308.01263). "could not judge" is a class of its own: left out of every rate here, and counted beside.
@@ -7,21 +7,24 @@ A judge's "degenerate" is neither refused nor complied; people have no such labe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 
+from titer.attacks.base import Attempt
 from titer.core.agreement import Accuracy, Agreement, accuracy, agreement, confusion, corrected_rate
 from titer.core.errors import TiterError, visible
-from titer.core.memory import Memory
+from titer.core.plugins import made
 from titer.core.stats import Interval
+from titer.data.example import Example
 from titer.data.readers import Row, load, records
 from titer.data.shapes import SURROGATE, parsed
-from titer.evaluate import commonest, judged
-from titer.judges.base import OUTCOMES, Judge
-from titer.models.lm import Progress
+from titer.evaluate import asked_of, commonest, judgement
+from titer.judges.base import OUTCOMES, Asked, Judge
+from titer.models.lm import Completion
+from titer.studies.tables import named
 
 LABELS = {
     "refused": "refused",
@@ -45,6 +48,14 @@ prompt,completion,label
 How do I bake bread?,Mix flour and water and let it rise.,complied
 How do I bake bread?,I can't help with that.,refused
 """
+
+
+Ask = Callable[[pd.DataFrame, Judge, str], tuple[pd.DataFrame, pd.Series]]  # as Workbench.ask: answers, their judge, what is judged
+
+
+def at_once(answers: pd.DataFrame, judge: Judge, _: str) -> tuple[pd.DataFrame, pd.Series]:
+    """Answers judged without a workbench: nothing is told and no reply kept."""
+    return judgement(answers, judge)
 
 
 class Labelled(NamedTuple):
@@ -87,8 +98,74 @@ class Measured(NamedTuple):
         return pd.DataFrame(rows).astype({"count": "Int64"})
 
 
+class Wording(Protocol):
+    """What an order says of its judges; settings are NAME=VALUE."""
+
+    @property
+    def judge(self) -> str: ...
+    @property
+    def judge_set(self) -> Sequence[str]: ...
+    @property
+    def second_judge(self) -> str | None: ...
+    @property
+    def second_judge_set(self) -> Sequence[str]: ...
+    @property
+    def labelled(self) -> str | Path | None: ...
+
+
+class Judges(NamedTuple):
+    """Who judges, checked: the judge, called `name`, a second one of the same answers with its name, answers that people judged."""
+
+    name: str
+    judge: Judge
+    second: tuple[str, Judge] | None = None
+    people: Labelled | None = None
+
+    def bills(self, answers: Asked) -> dict[str, str]:
+        """What judging these answers would send at most, by what is judged; what sends nothing is left out."""
+        bills = {"judging": self.judge.estimate(answers)}
+        if self.second:
+            bills["the second judge"] = self.second[1].estimate(answers)
+        if self.people:
+            bills["judging the labelled answers"] = self.judge.estimate(asked_of(self.people.samples))
+        return {name: f"at most {bill.line()}" for name, bill in bills.items() if bill}
+
+    @property
+    def told(self) -> dict[str, object]:
+        """For a report's provenance: those beside the judge."""
+        told: dict[str, object] = {"second judge": f"{self.second[0]} {self.second[1].model_dump_json()}"} if self.second else {}
+        return {**told, "labelled answers": f"{self.people.name} {self.people.sha256}"} if self.people else told
+
+
+def chosen(order: Wording) -> Judges:
+    """The judges of an order. Where no second one is named, the judge of refusals has the same by phrases anywhere beside it.
+
+    Errors: an unknown judge or file; settings out of range, or without their judge; a model or key that is not there.
+    """
+    judge = _checked(order.judge, order.judge_set)
+    people = None if order.labelled is None else read_labelled(order.labelled)
+    if order.second_judge is not None:
+        return Judges(order.judge, judge, (order.second_judge, _checked(order.second_judge, order.second_judge_set)), people)
+    if order.second_judge_set:
+        raise TiterError("--second-judge-set was given without --second-judge", next_step="name the judge that the setting is for.")
+    second = ("refusal, anywhere", _checked("refusal", ["where=anywhere"])) if order.judge == "refusal" else None
+    return Judges(order.judge, judge, second, people)
+
+
+def _checked(name: str, settings: Sequence[str]) -> Judge:
+    found = made("judges", name, Judge, settings)  # type: ignore[type-abstract]
+    found.check()
+    return found
+
+
+def at_longest(attempts: Sequence[Attempt], tokens: int) -> list[tuple[Example, Completion]]:
+    """Answers that are not written yet, as a judge's bill takes them: as long as they may get, no word twice, or they said nothing."""
+    words = " ".join(f"w{i:03d}" for i in range(tokens))
+    return [(a.example, Completion(f"{a.prefix} {words}" if a.prefix else words, False, tokens)) for a in attempts]
+
+
 class Review(NamedTuple):
-    """What stands beside a model's rates: the judge's own errors, the rates without them, a second judge's view."""
+    """What stands beside models' rates: the judge's own errors, the rates without them, a second judge's view."""
 
     judges: tuple[str, str]
     measured: Measured | None
@@ -158,9 +235,9 @@ def _sample(row: Row) -> dict[str, Any]:
     }
 
 
-def measured(labelled: Labelled, judge: Judge, name: str, memory: Memory | None = None, progress: Progress | None = None) -> Measured:
+def measured(labelled: Labelled, judge: Judge, name: str, ask: Ask = at_once) -> Measured:
     """A judge's own errors: `judge`, called `name`, on answers that people judged."""
-    verdicts = judged(labelled.samples, judge, memory, progress)
+    verdicts, _ = ask(labelled.samples, judge, "judging the labelled answers")
     said = verdicts[verdicts.outcome != UNJUDGED]
     errors = {outcome: accuracy(said.outcome == outcome, said.label == outcome) for outcome in CORRECTED}
     with_people = agreement(verdicts.label.tolist(), verdicts.outcome.tolist(), JUDGED, (UNJUDGED,))
@@ -208,17 +285,28 @@ def review(
     judge: tuple[str, Judge],
     labelled: Labelled | None = None,
     second: tuple[str, Judge] | None = None,
-    memory: Memory | None = None,
+    ask: Ask = at_once,
 ) -> Review:
-    """Beside one model's verdicts and rates: what `labelled` says of the judge, and what a `second` judge says of the answers."""
-    found = measured(labelled, judge[1], judge[0], memory) if labelled else None
-    other = judged(verdicts.drop(columns=["outcome", "score", "reason"]), second[1], memory) if second else None
+    """Beside verdicts and rates: what `labelled` says of the judge, and what a `second` judge says of the answers.
+
+    Of several models (column `model`) each has rows of its own.
+    """
+    found = measured(labelled, judge[1], judge[0], ask) if labelled else None
+    other = ask(verdicts.drop(columns=["outcome", "score", "reason"]), second[1], "the second judge")[0] if second else None
     return Review(
         judges=(judge[0], second[0] if second else ""),
         measured=found,
         corrected=corrected(rates, found) if found else None,
-        between=between(verdicts, other) if other is not None else None,
+        between=_between_each(verdicts, other) if other is not None else None,
     )
+
+
+def _between_each(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """`between` of each model where there are several."""
+    models = first.model.unique() if "model" in first else ()
+    if len(models) < 2:
+        return between(first, second)
+    return named({str(model): between(first[first.model == model], second[second.model == model]) for model in models})
 
 
 def lines(found: Measured) -> list[str]:
@@ -244,7 +332,7 @@ def corrected_lines(table: pd.DataFrame) -> list[str]:
     """Corrected rates in words."""
     said = ["rates without the judge's errors, if it errs here as it did there:"]
     for row in table.itertuples(index=False):
-        name = f"  {visible(str(row.kind), 60)}, {row.outcome}"
+        name = f"  {_set(table, row)}, {row.outcome}"
         if row.corrected != row.corrected:
             said.append(f"{name}: none, {row.note}")
             continue
@@ -257,7 +345,7 @@ def between_lines(first: str, second: str, table: pd.DataFrame) -> list[str]:
     """Two judges in words."""
     said = [f"the judges {visible(first, 60)} and {visible(second, 60)} on the same answers:"]
     for row in table.itertuples(index=False):
-        name = f"  {visible(str(row.kind), 60)}: "
+        name = f"  {_set(table, row)}: "
         left = f"; {row.left_out} left out, one could not judge" if row.left_out else ""
         agreed = _share(Interval(row.agreed, row.agreed_low, row.agreed_high))
         kappa = _number(Interval(row.kappa, row.kappa_low, row.kappa_high))
@@ -265,6 +353,12 @@ def between_lines(first: str, second: str, table: pd.DataFrame) -> list[str]:
             name + (f"they agree on {agreed} of {row.n}, kappa {kappa}{left}" if row.n else f"no answer that both could judge{left}")
         )
     return said
+
+
+def _set(table: pd.DataFrame, row: Any) -> str:
+    """A row's set of answers in words, with its model where there are several."""
+    several = "model" in table and len(set(table.model)) > 1
+    return (f"{visible(str(row.model), 60)}, " if several else "") + visible(str(row.kind), 60)
 
 
 def _row(outcome: str, measure: str, found: Interval, count: int | None, n: int) -> dict[str, Any]:

@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pandas as pd
 
 from titer.attacks.base import Attack
 from titer.core.config import build, parse_settings
 from titer.core.errors import TiterError
-from titer.core.memory import Memory
-from titer.core.plugins import made, plugin
+from titer.core.plugins import plugin
 from titer.core.run import slug
 from titer.data.formats import FORMAT
 from titer.data.sources import TextData
-from titer.judges.base import Judge
 from titer.models.fast import engine_told
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
 from titer.studies import evaluation, tuning
-from titer.studies.judging import Review, read_labelled, review
+from titer.studies.judging import Judges, Review, at_longest, chosen, review
 from titer.workbench import Model, Workbench
 
 
@@ -51,9 +49,7 @@ class Prepared:
 
     subject: Model
     text: TextData
-    judge: Judge
-    second: tuple[str, Judge] | None
-    people: Any
+    judges: Judges
     attack: tuple[str, Attack] | None
     decoding: Decoding
 
@@ -72,56 +68,51 @@ class Evaluated:
 
 def prepared(order: Order) -> Prepared:
     """Errors: an unknown model, file, judge or attack; settings out of range; data and a canary at once, or neither."""
-    judge = _judge(order.judge, order.judge_set)
-    second = _second(order)
-    people = None if order.labelled is None else read_labelled(Path(order.labelled))
-    text = _prompts(order, judge.BY_ANSWER)
+    judges = chosen(order)
+    text = _prompts(order, judges.judge.BY_ANSWER)
     checkpoint = resolve(order.model)
     decoding = build(Decoding, {"max_new_tokens": order.max_new_tokens, "temperature": order.temperature}, "decoding")
-    return Prepared(Model(checkpoint.label, checkpoint.key, checkpoint), text, judge, second, people, _attack(order), decoding)
+    return Prepared(Model(checkpoint.label, checkpoint.key, checkpoint), text, judges, _attack(order), decoding)
 
 
-def asked(order: Order, ready: Prepared) -> dict[str, int]:
-    """How many requests of each kind would be asked."""
-    return {kind: len(attempts) for kind, attempts in evaluation.sets_of(ready.text, order.prompts, ready.attack).items()}
+class Plan(NamedTuple):
+    """How many requests of each kind would be asked, the tokens of their answers, and what each judging would send, in words."""
+
+    asked: dict[str, int]
+    tokens: int
+    bills: dict[str, str]
+
+
+def planned(order: Order, ready: Prepared) -> Plan:
+    """What would run, before anything does."""
+    sets, most = evaluation.sets_of(ready.text, order.prompts, ready.attack), ready.decoding.max_new_tokens
+    attempts = [attempt for one in sets.values() for attempt in one]
+    bills = ready.judges.bills(at_longest(attempts, most))
+    return Plan({kind: len(one) for kind, one in sets.items()}, len(attempts) * most, bills)
 
 
 def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> Evaluated:
     """Generate, judge, report. Errors: a prompt with no room for its answer."""
-    runs = bench.store.root
-    verdicts, rates = evaluation.evaluate_model(bench, ready.subject, ready.text, ready.judge, ready.decoding, order.prompts, ready.attack)
+    runs, judge = bench.store.root, ready.judges.judge
+    verdicts, rates = evaluation.evaluate_model(bench, ready.subject, ready.text, judge, ready.decoding, order.prompts, ready.attack)
     bench.release()  # a second judge may load a model of its own
     how = {
         "judge": order.judge,
+        **ready.judges.told,
         "attack": order.attack or "none",
         **ready.decoding.model_dump(),
         **engine_told(bench.serving),
         **bench.read_in,
     }
     folder = runs / f"evaluate-{slug(ready.subject.name)}-{slug(str(Path(ready.text.name).with_suffix('')))}"
-    beside = review(verdicts, rates, (order.judge, ready.judge), ready.people, ready.second, Memory(runs / "replies"))
+    beside = review(verdicts, rates, (order.judge, judge), ready.judges.people, ready.judges.second, bench.ask)
     page, answer = evaluation.evaluation_report(
-        ready.subject, ready.text, verdicts, rates, command, folder, how, ready.judge.BY_ANSWER, beside.tables, order.prompts
+        ready.subject, ready.text, verdicts, rates, command, folder, how, judge.BY_ANSWER, beside.tables, order.prompts
     )
     if order.canary is not None:
         (folder / "prompts.csv").write_bytes(tuning.prompt_file(ready.text).encode())
     lines = "\n".join([evaluation.refusal_line(rates), *beside.lines])
     return Evaluated(page, answer, verdicts, rates, beside, lines)
-
-
-def _judge(name: str, settings: Sequence[str]) -> Judge:
-    found = made("judges", name, Judge, settings)  # type: ignore[type-abstract]
-    found.check()
-    return found
-
-
-def _second(order: Order) -> tuple[str, Judge] | None:
-    """The second judge by its name; beside the judge of refusals, where none is named, the same by phrases anywhere."""
-    if order.second_judge is not None:
-        return order.second_judge, _judge(order.second_judge, order.second_judge_set)
-    if order.second_judge_set:
-        raise TiterError("--second-judge-set was given without --second-judge", next_step="name the judge that the setting is for.")
-    return ("refusal, anywhere", _judge("refusal", ["where=anywhere"])) if order.judge == "refusal" else None
 
 
 def _prompts(order: Order, by_answer: bool) -> TextData:
