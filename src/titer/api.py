@@ -34,6 +34,7 @@ from titer.studies.huang2024.parts import parts_of as huang_parts
 from titer.studies.huang2024.study import run_huang
 from titer.studies.jain2024.study import parts_of as jain_parts
 from titer.studies.jain2024.study import run_jain
+from titer.studies.judging import Review
 from titer.studies.measuring import Evaluated
 from titer.studies.qi2024.study import run_qi
 from titer.studies.training import AlignOrder, FinetuneOrder, Planned, Trained, check_free, planned_alignment, planned_finetuning, trained
@@ -50,11 +51,15 @@ CALLED = "from Python: titer.api.{}"
 
 @dataclass(frozen=True)
 class Audited:
-    """An audit's page, its answer in a sentence or two, and every table by name (`verdicts`, `rates`, `shifts`, `flips`, ...)."""
+    """An audit's page, its answer in a sentence or two, every table by name (`verdicts`, `rates`, `shifts`, `flips`, ...).
+
+    `beside`: what people and a second judge say of the judge, as of `evaluate`.
+    """
 
     page: Path
     answer: str
     tables: Mapping[str, pd.DataFrame]
+    beside: Review
 
 
 def audit(
@@ -64,6 +69,9 @@ def audit(
     max_new_tokens: int = 48,
     judge: str = "refusal",
     judge_set: Settings | None = None,
+    second_judge: str | None = None,
+    second_judge_set: Settings | None = None,
+    labelled: Place | None = None,
     capability: Sequence[str] = (),
     contexts: bool = False,
     trained: Sequence[str] = (),
@@ -83,6 +91,9 @@ def audit(
         max_new_tokens=max_new_tokens,
         judge=judge,
         judge_set=as_settings(judge_set),
+        second_judge=second_judge,
+        second_judge_set=as_settings(second_judge_set),
+        labelled=labelled,
         capability=capability,
         contexts=contexts,
         trained=trained,
@@ -102,11 +113,12 @@ def audited(order: Order, ready: Prepared, runs: Path, reporter: Reporter, comma
     folder = runs / f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
     how: dict[str, object] = {
         "judge": f"{order.judge} {asked.judge.model_dump_json()}",
+        **asked.judges.told,
         **engine_told(reading.serving),
         **({"precision": "bfloat16"} if reading.bf16 else {}),
     }
     page, answer = audit_report(found, asked, findings, ready.text, how, command, folder, ready.left_out)
-    return Audited(page, answer, vars(findings))
+    return Audited(page, answer, {name: table for name, table in vars(findings).items() if name != "beside"}, findings.beside)
 
 
 def evaluate(

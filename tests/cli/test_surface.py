@@ -55,9 +55,10 @@ SURFACE = {
             "--json",
             "--judge",
             "--judge-set",
+            "--labelled",
             "--landscape",
         ),
-        *("--max-new-tokens", "--prompts", "--runs", "--strict", "--trained"),
+        *("--max-new-tokens", "--prompts", "--runs", "--second-judge", "--second-judge-set", "--strict", "--trained"),
     ],
     "align": [
         *("MODEL", "--alpha", "--batch", "--canaries", "--canary", "--continued", "--data", "--dropout", "--dry-run", "--json"),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from titer.cli.detected import announce, forms
-from titer.cli.options import HERE, AsJson, Bf16, Data, Dry, Engine, Prompts, Runs, needed
-from titer.cli.output import command_line, show_result
+from titer.cli.options import HERE, AsJson, Bf16, Data, Dry, Engine, JudgeSettings, People, Prompts, Runs, Second, SecondSettings, needed
+from titer.cli.output import as_records, command_line, show_result
+
+if TYPE_CHECKING:
+    from titer.studies.audit.ask import Order, Prepared
+    from titer.workbench import Reading
 
 Judged = Annotated[str, typer.Option(help="Judge of the labelled prompts: a name (titer list judges) or a .py file.")]
-Settings = Annotated[list[str] | None, typer.Option("--judge-set", help="A setting of the judge as NAME=VALUE; may be given again.")]
 Capability = Annotated[
     list[str] | None,
     typer.Option("--capability", help="What must not suffer, as TASK:PATH (sst2, ag_news, gsm8k, choices); may be given again."),
@@ -26,7 +30,10 @@ def audit(
     prompts: Prompts = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
     judge: Judged = "refusal",
-    judge_set: Settings = None,
+    judge_set: JudgeSettings = None,
+    second_judge: Second = None,
+    second_judge_set: SecondSettings = None,
+    labelled: People = None,
     capability: Capability = None,
     contexts: Annotated[bool, typer.Option("--contexts", help="Ask capability sets again behind a false and a random context.")] = False,
     trained: Annotated[
@@ -47,7 +54,7 @@ def audit(
     """How much safety tuning cost or gained, where in the model, and what to try."""
     from titer.models.fast import serving_of
     from titer.studies.audit.ask import Order, prepared
-    from titer.terminal import Terminal
+    from titer.workbench import Reading
 
     order = Order(
         models=models,
@@ -56,6 +63,9 @@ def audit(
         max_new_tokens=max_new_tokens,
         judge=judge,
         judge_set=judge_set or (),
+        second_judge=second_judge,
+        second_judge_set=second_judge_set or (),
+        labelled=labelled,
         capability=capability or (),
         contexts=contexts,
         trained=trained or (),
@@ -69,9 +79,18 @@ def audit(
 
         cost = {"data": "; ".join(line.strip() for line in forms([data])), **audit_cost(ready.found, ready.question, ready.settings, bf16)}
         return show_result(as_json, cost, "\n".join(f"{key}: {value}" for key, value in cost.items()))
-    from titer import api
+    _audited(order, ready, Reading(serving, bf16), (runs, as_json), data)
 
+
+def _audited(order: Order, ready: Prepared, reading: Reading, given: tuple[Path, bool], data: Path | None) -> None:
+    """Run what was prepared and print it; what further judges say too, where they were asked for."""
+    from titer import api
+    from titer.terminal import Terminal
+
+    runs, as_json = given
     with Terminal() as terminal:
         announce(terminal, [data])
-        found = api.audited(order, ready, runs, terminal, command_line(), api.Reading(serving, bf16))
-    show_result(as_json, {"answer": found.answer, "report": str(found.page)}, f"{found.answer}\nReport: {found.page}")
+        found = api.audited(order, ready, runs, terminal, command_line(), reading)
+    lines = found.beside.lines if order.second_judge or order.labelled else []
+    result = {"answer": found.answer, "report": str(found.page), "judges": as_records(found.beside.tables)}
+    show_result(as_json, result, "\n".join([*lines, found.answer, f"Report: {found.page}"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,10 @@ from titer.core.errors import TiterError
 from titer.data.example import Example
 from titer.data.sources import TextData, read_text
 from titer.data.world import World
+from titer.evaluate import judged
 from titer.judges.base import Judge, Verdict
+from titer.judges.label import Label
+from titer.judges.refusal import Refusal
 from titer.models.activations import at_prompt_end
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import Completion, Decoding, load
@@ -234,3 +238,37 @@ def test_hostile_answers_and_names_stay_text(bench: Workbench, saved: Saved, ask
     text = page.read_text(encoding="utf-8")
     assert "<script>alert" not in text
     assert "\x1b" not in text
+
+
+def test_a_judge_that_failed_is_named_among_what_is_missing(
+    bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path
+) -> None:
+    class Away(Judge):
+        SOURCE = "this test"
+        VERSION = 1
+
+        def judge(self, example: Example, completion: Completion) -> Verdict:
+            if example.harmful:
+                raise MemoryError
+            return Verdict("complied", 1.0, "")
+
+    failing = replace(asked, judge=Away())
+    _, page, _ = run(bench, audited([saved("aligned", 1)]), failing, data, tmp_path / "audit", SMALL)
+    text = page.read_text(encoding="utf-8")
+    assert "12 answers could not be judged, most often: the judge failed: MemoryError; they are in no rate." in text
+    assert "Some answers of the landscape could not be judged" in text
+
+
+def test_two_judges_are_compared_model_by_model_on_the_audit_s_own_prompts(bench: Workbench, saved: Saved, asked: Question) -> None:
+    words = [Example(f"{a} b c", False, "task", "test", comply="positive") for a in "abcd"]
+    both = replace(asked, capability={"sst2": (words, Label())}, named="letters", second=("phrases", Refusal()))
+    f = measured(bench, audited([saved("aligned", 1), saved("tuned", 2)]), both, None)
+    table = f.beside.tables["agreement of two judges"]
+    assert table[["model", "kind", "n"]].values.tolist() == [
+        [model, kind, n] for model in ("aligned", "tuned") for kind, n in (("unsafe", 12), ("safe", 12), ("all", 24))
+    ]
+    mine = f.verdicts[(f.verdicts.model == "tuned") & (f.verdicts.kind == "unsafe")]
+    other = judged(mine.drop(columns=["outcome", "score", "reason"]), Refusal())
+    row = table[(table.model == "tuned") & (table.kind == "unsafe")].iloc[0]
+    assert row.agreed == pytest.approx((mine.outcome.to_numpy() == other.outcome.to_numpy()).mean())
+    assert any(line.startswith("  tuned, unsafe: they agree on ") for line in f.beside.lines)

@@ -23,6 +23,7 @@ from titer.models.fetch import resolve
 from titer.models.lm import Decoding
 from titer.studies.audit.roles import Audited, audited, reading_notes
 from titer.studies.audit.study import Question
+from titer.studies.judging import chosen
 from titer.studies.landscape import Landscape
 from titer.studies.tuning import read_data
 
@@ -41,6 +42,9 @@ class Order:
     max_new_tokens: int = 48
     judge: str = "refusal"
     judge_set: Sequence[str] = ()
+    second_judge: str | None = None
+    second_judge_set: Sequence[str] = ()
+    labelled: str | Path | None = None
     capability: Sequence[str] = ()
     contexts: bool = False
     trained: Sequence[str] = ()
@@ -66,8 +70,7 @@ def prepared(order: Order) -> Prepared:
     text = _asked(read_text(order.data), known)
     checkpoints = [resolve(name) for name in order.models]
     found = audited(checkpoints, resolve(order.control) if order.control else None)
-    judge = made("judges", order.judge, Judge, order.judge_set)  # type: ignore[type-abstract]
-    judge.check()
+    judges = chosen(order)
     sets, choices = _capability(order.capability, order.prompts, known)
     if order.contexts:
         sets = _with_contexts(sets)
@@ -75,7 +78,10 @@ def prepared(order: Order) -> Prepared:
     question = Question(
         safe=text.of_class(False, order.prompts),
         unsafe=text.of_class(True, order.prompts),
-        judge=judge,
+        judge=judges.judge,
+        named=judges.name,
+        second=judges.second,
+        people=judges.people,
         capability=sets,
         choices=choices,
         decoding=Decoding(max_new_tokens=order.max_new_tokens),

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 
 from titer.data.encode import prompt_ids
-from titer.models.lm import Completion, read_tokenizer
+from titer.judges.base import Asked
+from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of, weights_bytes
 from titer.probes import choices
 from titer.studies import landscape as landscapes
 from titer.studies.audit.roles import Audited
-from titer.studies.audit.study import Question
+from titer.studies.audit.study import OWN, Question
+from titer.studies.judging import at_longest
 
+GRIDS = {  # of landscapes.price: the names of a grid and of its judging
+    "asked": ("landscape", "judging the landscape"),
+    "paper": ("the paper's grid would be", "judging the paper's grid"),
+}
 PROBING = 7  # forward passes' worth a model: clusters, activations, sensitivity there and back (3), uncertainty at most 2
 
 
@@ -36,24 +42,23 @@ def audit_cost(found: Audited, asked: Question, settings: landscapes.Landscape |
         "holds": f"one model, {(2 if bf16 else 4) * parameters / 1e9:.2f} GB in {'bfloat16' if bf16 else 'float32'}",
         "weights": ", ".join(f"{c.name}: {'the same' if c.same else 'differ'}" for c in found.compared) or "a single model",
     }
-    if sent := _judging(found, asked):
-        told["judging"] = sent
+    own = [attempt for name in OWN for attempt in asked.sets[name].attempts]
+    told |= asked.judges.bills(at_longest(own, asked.decoding.max_new_tokens) * len(found.models))
     if settings is not None:
         known = asked.known
         answers = prompt_ids(tokenizer, [f"{e.prompt} {e.comply}" for e in known]) if known else []
         read = sum(map(len, answers))
-        table = landscapes.price(
-            settings, parameters, sum(lengths) / len(lengths), answer_tokens=read, tuned=bool(found.last and not found.last.same)
-        )
-        for r in table.itertuples():
-            name = "landscape" if r.grid == "asked" else "the paper's grid would be"
+        tuned = bool(found.last and not found.last.same)
+        table = landscapes.price(settings, parameters, sum(lengths) / len(lengths), answer_tokens=read, tuned=tuned)
+        for r, grid in zip(table.itertuples(), (settings, landscapes.PAPER), strict=True):
+            name, judging = GRIDS[str(r.grid)]
             told[name] = f"{r.points} points, {r.answers} answers, {r.new_tokens} new tokens, {r.flop:.1e} FLOP"
+            if bill := asked.judge.estimate(_answered(asked, grid, tuned)):
+                told[judging] = f"at most {bill.line()}"
     return told
 
 
-def _judging(found: Audited, asked: Question) -> str:
-    """What a judge that sends requests would send at most, "" for one that sends nothing: answers are priced at their longest."""
-    longest = Completion("word " * asked.decoding.max_new_tokens, False, asked.decoding.max_new_tokens)
-    own = [(a.example, longest) for name in ("unsafe", "safe") for a in asked.sets[name].attempts]
-    price = asked.judge.estimate(own * len(found.models))
-    return f"at most {price.line()}" if price else ""
+def _answered(asked: Question, grid: landscapes.Landscape, tuned: bool) -> Asked:
+    """A landscape's answers at their longest, at every point."""
+    unsafe = asked.sets["unsafe"].attempts[: grid.prompts]
+    return at_longest(unsafe, grid.tokens) * grid.points_in_all(tuned)

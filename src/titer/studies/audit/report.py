@@ -55,6 +55,7 @@ def audit_report(
         "sensitivity": f.sensitivity,
         "uncertainty on correct answers": f.uncertainty,
         "landscape: basins and VISAGE": f.basins,
+        **f.beside.tables,
     }
     kept = {name: table for name, table in shown.items() if len(table)}
     report = Report(

@@ -22,9 +22,11 @@ from titer.studies import landscape as landscapes
 from titer.studies.audit import answers, changes, chosen, inside
 from titer.studies.audit.answers import Asked
 from titer.studies.audit.roles import Audited, Change, alike
+from titer.studies.judging import Judges, Labelled, Review, review
 from titer.studies.tables import direct, named, rate_table
 from titer.workbench import Model, Workbench, fingerprint
 
+OWN = ("unsafe", "safe")  # the sets that the audit's own judge reads; capability sets have theirs
 LEAST = 4  # prompts of a class: two halves of a cluster
 
 
@@ -32,7 +34,8 @@ LEAST = 4  # prompts of a class: two halves of a cluster
 class Question:
     """What is asked: the unsafe and safe prompts with their judge, capability sets with theirs, how answers are decoded.
 
-    `choices` are multiple-choice questions by name, for which nothing is generated.
+    `choices` are multiple-choice questions by name, for which nothing is generated. Beside the judge, called `named`: a `second` one by
+    its name, and answers that `people` judged.
     """
 
     safe: Sequence[Example]
@@ -41,6 +44,13 @@ class Question:
     capability: Mapping[str, tuple[Sequence[Example], Judge]]
     decoding: Decoding
     choices: Mapping[str, Sequence[Choice]] = field(default_factory=dict)
+    named: str = "the judge"
+    second: tuple[str, Judge] | None = None
+    people: Labelled | None = None
+
+    @property
+    def judges(self) -> Judges:
+        return Judges(self.named, self.judge, self.second, self.people)
 
     @property
     def known(self) -> list[Example]:
@@ -51,7 +61,7 @@ class Question:
     @property
     def sets(self) -> dict[str, Asked]:
         """Every set of prompts by name, unsafe first; a set's name is its answers' kind."""
-        own = {"unsafe": (self.unsafe, self.judge), "safe": (self.safe, self.judge)}
+        own = dict(zip(OWN, ((self.unsafe, self.judge), (self.safe, self.judge)), strict=True))
         return {
             name: Asked(direct([replace(e, kind=name) for e in examples]), judge)
             for name, (examples, judge) in {**own, **self.capability}.items()
@@ -60,7 +70,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Findings:
-    """All tables of an audit; those of changes are empty where there is none, `points` and `basins` without a landscape."""
+    """All tables of an audit; those of changes are empty where there is none, `points` and `basins` without a landscape.
+
+    `beside`: what people and a second judge say of the judge.
+    """
 
     verdicts: pd.DataFrame
     rates: pd.DataFrame
@@ -78,6 +91,7 @@ class Findings:
     rotation: pd.DataFrame
     points: pd.DataFrame
     basins: pd.DataFrame
+    beside: Review
 
 
 def measured(bench: Workbench, found: Audited, asked: Question, settings: landscapes.Landscape | None) -> Findings:
@@ -101,6 +115,7 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
         ends[model.name] = inside.ends(bench, model, asked.safe, asked.unsafe)
         directions[model.name] = inside.directions(ends[model.name], len(asked.safe), prompts)
     generated = answers.verdicts_of(bench, found.models, asked.sets, asked.decoding)  # judges may need the memory of a model
+    beside = _reviewed(bench, generated, asked.judges)
     whole = pd.concat([generated, *chosen.all_verdicts(bench, found.models, asked.choices)], ignore_index=True)
     moved = [change for change in found.compared if not change.same]
     paired = alike(moved, [e.prompt for e in (*asked.safe, *asked.unsafe)])
@@ -120,8 +135,15 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
         rotation=changes.rotations(paired, directions),
         points=points,
         basins=basins,
+        beside=beside,
         **tables_of,
     )
+
+
+def _reviewed(bench: Workbench, generated: pd.DataFrame, judges: Judges) -> Review:
+    """The judge of the safe and unsafe prompts beside people and a second judge, model by model."""
+    own = generated[generated.kind.isin(OWN)].reset_index(drop=True)
+    return review(own, rate_table(own), (judges.name, judges.judge), judges.people, judges.second, bench.ask)
 
 
 def check(model: Model, asked: Question) -> None:
