@@ -9,7 +9,7 @@ import typer
 
 from titer.cli.options import HERE, AsJson, Runs
 from titer.cli.output import show_result
-from titer.core.errors import TiterError, nearest, visible
+from titer.core.errors import TiterError
 
 
 def report(
@@ -29,8 +29,10 @@ def report(
         raise TiterError("--push without --card", next_step="add --card MODEL, the folder of the model to send.")
     if public and push is None:
         raise TiterError("--public without --push", next_step="add --push OWNER/NAME.")
-    folder = _folder(run, runs)
     from titer.report.card import read_report, write_card
+    from titer.report.places import find_report
+
+    folder = find_report(run, runs)
 
     found = read_report(folder)
     verdicts: dict[str, int] = {}
@@ -53,17 +55,3 @@ def report(
         told |= {"url": sent.url, "private": sent.private, "left_out": list(sent.left_out)}
         lines += [f"Published: {sent.url} ({'private' if sent.private else 'public'}); left out: {', '.join(sent.left_out) or 'nothing'}"]
     show_result(as_json, told, "\n".join(lines))
-
-
-def _folder(run: str, runs: Path) -> Path:
-    """The report's folder. Errors: none there, with the nearest."""
-    for place in (Path(run), runs / run):
-        if (place / "report.html").is_file():
-            return place
-    known = sorted(p.parent.name for p in runs.glob("*/report.html"))
-    close = nearest(run, known)
-    raise TiterError(
-        f"no report at {visible(run, 120)!r}",
-        expected=f"a folder with report.html, or one of {', '.join(known)}" if known else "a folder that a titer command left",
-        next_step=f"titer report {close}" if close else "",
-    )
