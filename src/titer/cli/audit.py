@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from titer.cli.detected import announce, forms
-from titer.cli.options import HERE, AsJson, Bf16, Data, Dry, Engine, Prompts, Runs, needed
+from titer.cli.options import HERE, AsJson, Bf16, Data, Dry, Engine, Prompts, Runs, Trust, needed
 from titer.cli.output import command_line, show_result
 
 Judged = Annotated[str, typer.Option(help="Judge of the labelled prompts: a name (titer list judges) or a .py file.")]
@@ -40,6 +40,7 @@ def audit(
     ] = False,
     engine: Engine = "transformers",
     bf16: Bf16 = False,
+    trust_remote_code: Trust = False,
     runs: Runs = HERE,
     dry_run: Dry = False,
     as_json: AsJson = False,
@@ -62,6 +63,7 @@ def audit(
         strict=strict,
         control=control,
         landscape=landscape,
+        trust_remote_code=trust_remote_code,
     )
     ready, serving = prepared(order), serving_of(engine)
     if dry_run:

@@ -10,7 +10,14 @@ from titer.core.errors import TiterError
 
 
 def pair(
-    names: tuple[str | None, str | None], data: Path | None, prompts: int | None, bf16: bool, runs: Path, dry: bool, as_json: bool
+    names: tuple[str | None, str | None],
+    data: Path | None,
+    prompts: int | None,
+    bf16: bool,
+    runs: Path,
+    dry: bool,
+    as_json: bool,
+    trusted: bool,
 ) -> None:
     """The mechanistic study's probes on two checkpoints."""
     from titer.core.run import Store, slug
@@ -21,7 +28,7 @@ def pair(
     if len(given) < 2:
         raise TiterError("one model of a pair", expected="both --base and --aligned")
     text = read_text(needed(data))
-    found = [resolve(name) for name in given]
+    found = [resolve(name, trusted) for name in given]
     from titer.studies.jain2024.pair import pair_cost, pair_report
     from titer.terminal import Terminal
     from titer.workbench import Workbench
@@ -47,6 +54,7 @@ def text(
     runs: Path,
     dry: bool,
     as_json: bool,
+    trusted: bool,
 ) -> None:
     """Alignment by SFT and by Vaccine of one real model, a user's fine-tuning of each, what holds."""
     from titer.core.run import Store, slug
@@ -59,7 +67,7 @@ def text(
         raise TiterError("no folder of data sets was given", expected="--data FOLDER, laid out as docs/real_finetuning.md says")
     changes = {name: value for name, value in (("alpha", alpha), ("prompts", prompts)) if value is not None}
     chosen = text_scale(scale).model_copy(update=changes)
-    checkpoint = resolve(base)
+    checkpoint = resolve(base, trusted)
     from titer.studies.huang2024 import text as study
     from titer.studies.huang2024.text_cost import text_cost
     from titer.studies.huang2024.text_report import text_report
@@ -80,7 +88,15 @@ def text(
 
 
 def risk(
-    base: str | None, aligned: str | None, data: Path | None, scale: str, flops: float | None, runs: Path, dry: bool, as_json: bool
+    base: str | None,
+    aligned: str | None,
+    data: Path | None,
+    scale: str,
+    flops: float | None,
+    runs: Path,
+    dry: bool,
+    as_json: bool,
+    trusted: bool,
 ) -> None:
     """The risk levels of fine-tuning on one real model."""
     from titer.core.run import Store, slug
@@ -91,7 +107,7 @@ def risk(
         raise TiterError("qi2024 aligns a base itself", next_step="give --base alone, with --data FOLDER.")
     if data is None or not data.is_dir():
         raise TiterError("no folder of data sets was given", expected="--data FOLDER, laid out as docs/real_finetuning.md says")
-    chosen, checkpoint = risk_scale(scale), resolve(base)
+    chosen, checkpoint = risk_scale(scale), resolve(base, trusted)
     from titer.studies.qi2024 import text as study
     from titer.studies.qi2024.text_report import risk_cost, risk_report
     from titer.terminal import Terminal

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.options import HERE, AsJson, Dry, Prompts, Runs
+from titer.cli.options import HERE, AsJson, Dry, Prompts, Runs, Trust
 from titer.cli.output import show_result
 from titer.core.errors import TiterError
 
@@ -49,6 +49,7 @@ def study(
     alpha: Annotated[int | None, typer.Option(min=1, help="huang2024 --base: LoRA alpha; default 4.")] = None,
     prompts: Prompts = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Load a pair of models in bfloat16, half the memory.")] = False,
+    trust_remote_code: Trust = False,
     flops: Annotated[float | None, typer.Option(help="FLOP/s of your device, to price a --dry-run in hours.")] = None,
     runs: Runs = HERE,
     dry_run: Dry = False,
@@ -64,16 +65,17 @@ def study(
     if base is not None or aligned is not None:
         if name == "qi2024":
             _unused({"--harmful": harmful, "--alpha": alpha, "--prompts": prompts, "--bf16": bf16, "--only": only})
-            return risk(base, aligned, data, scale or "demonstration", flops, runs, dry_run, as_json)
+            return risk(base, aligned, data, scale or "demonstration", flops, runs, dry_run, as_json, trust_remote_code)
         if name == "huang2024":
             _unused({"--bf16": bf16, "--only": only})
-            return text(base, aligned, data, scale or "demonstration", harmful, alpha, prompts, flops, runs, dry_run, as_json)
+            chosen = scale or "demonstration"
+            return text(base, aligned, data, chosen, harmful, alpha, prompts, flops, runs, dry_run, as_json, trust_remote_code)
         _unused({"--scale": scale, "--harmful": harmful, "--alpha": alpha, "--only": only})
-        return pair((base, aligned), data, prompts, bf16, runs, dry_run, as_json)
+        return pair((base, aligned), data, prompts, bf16, runs, dry_run, as_json, trust_remote_code)
     if data is not None or prompts is not None:
         raise TiterError("--data and --prompts belong to real models", next_step="add --base (and --aligned), or leave them out.")
     whole = {"--part": part != "all"} | ({"--only": only} if name == "qi2024" else {}) if name != "huang2024" else {}
-    _unused({"--harmful": harmful, "--alpha": alpha, "--bf16": bf16, **whole})
+    _unused({"--harmful": harmful, "--alpha": alpha, "--bf16": bf16, "--trust-remote-code": trust_remote_code, **whole})
     return run(name, scale or "nano", seeds, (part, only), flops, runs, dry_run, as_json)
 
 

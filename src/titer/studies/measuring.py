@@ -43,6 +43,7 @@ class Order:
     prompts: int | None = None
     max_new_tokens: int = 64
     temperature: float = 0.0
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def prepared(order: Order) -> Prepared:
     second = _second(order)
     people = None if order.labelled is None else read_labelled(Path(order.labelled))
     text = _prompts(order, judge.BY_ANSWER)
-    checkpoint = resolve(order.model)
+    checkpoint = resolve(order.model, order.trust_remote_code)
     decoding = build(Decoding, {"max_new_tokens": order.max_new_tokens, "temperature": order.temperature}, "decoding")
     return Prepared(Model(checkpoint.label, checkpoint.key, checkpoint), text, judge, second, people, _attack(order), decoding)
 
