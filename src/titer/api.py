@@ -5,7 +5,9 @@
     print(found.answer, found.page)
 
 MODEL is a folder, BASE+ADAPTER, a fetched name or a hub id. `runs` is the folder of runs: what stands there is not made again.
-`progress`: progress on standard error. Errors: TiterError, with what was given, what was expected and what to do next.
+`progress`: progress on standard error. `trust_remote_code` runs the code of the models' authors on this machine, where transformers
+does not know the architecture; a judge's is refused even then. Errors: TiterError, with what was given, what was expected and what
+to do next.
 """
 
 from __future__ import annotations
@@ -82,6 +84,7 @@ def audit(
     bf16: bool = False,
     runs: Place = RUNS,
     progress: bool = True,
+    trust_remote_code: bool = False,
 ) -> Audited:
     """What tuning did to an alignment: [BASE,] ALIGNED[, TUNED] on labelled prompts. As `titer audit`."""
     order = Order(
@@ -100,6 +103,7 @@ def audit(
         strict=strict,
         control=control,
         landscape=landscape,
+        trust_remote_code=trust_remote_code,
     )
     ready, serving = prepared(order), serving_of(engine)
     with _reporter(progress) as reporter:
@@ -139,6 +143,7 @@ def evaluate(
     bf16: bool = False,
     runs: Place = RUNS,
     progress: bool = True,
+    trust_remote_code: bool = False,
 ) -> Evaluated:
     """A model's answers to labelled prompts, judged. As `titer evaluate`."""
     order = measuring.Order(
@@ -155,6 +160,7 @@ def evaluate(
         prompts=prompts,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        trust_remote_code=trust_remote_code,
     )
     ready, serving = measuring.prepared(order), serving_of(engine)
     with _reporter(progress) as reporter:
@@ -183,10 +189,11 @@ def align(
     seed: int = 0,
     runs: Place = RUNS,
     progress: bool = True,
+    trust_remote_code: bool = False,
 ) -> Trained:
     """Train a model with a method on prompts and answers. `streams`: name -> file, `reads`: role -> model. As `titer align`."""
     how = How(method, as_settings(settings), _pairs(streams), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
-    plan = planned_alignment(AlignOrder(model, how, data, canary, canaries, steps, _pairs(reads), longest))
+    plan = planned_alignment(AlignOrder(model, how, data, canary, canaries, steps, _pairs(reads), longest, trust_remote_code))
     return _trained(plan, to, runs, progress)
 
 
@@ -217,15 +224,15 @@ def finetune(
     seed: int = 0,
     runs: Place = RUNS,
     progress: bool = True,
+    trust_remote_code: bool = False,
 ) -> Trained:
     """Fine-tune a model as its user would, a share of the examples being harmful requests answered. As `titer finetune`."""
     how = How(method, as_settings(settings), _pairs(streams), batch, rate, schedule, lora, alpha, dropout, continued, seed)
     files = {"benign": data, "harmful": harmful, "safety": safety}
     shares = Shares(examples, ratio, safety_examples)
     kept = ",".join(map(str, keep))
-    return _trained(
-        planned_finetuning(FinetuneOrder(model, how, files, canary, shares, epochs, kept, _pairs(reads), longest)), to, runs, progress
-    )
+    order = FinetuneOrder(model, how, files, canary, shares, epochs, kept, _pairs(reads), longest, trust_remote_code)
+    return _trained(planned_finetuning(order), to, runs, progress)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ class Workbench:
             train(stage, begin, read, work, self.save_every, self.reporter.task(stage.name), adapter=adapter)
 
         folder = self.store.artefact("stages", inputs, make)
-        return Model(name, digest(inputs), open_checkpoint(folder / "model", name))
+        trusted = parent is not None and parent.checkpoint.trusted  # it was saved with the code of the model it began from
+        return Model(name, digest(inputs), open_checkpoint(folder / "model", name, trusted=trusted))
 
     def lm(self, model: Model) -> LM:
         """The model loaded; kept for the next caller (one at a time is kept, so memory stays bounded)."""

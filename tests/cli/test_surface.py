@@ -40,6 +40,7 @@ SURFACE = {
             "--second-judge-set",
             "--set",
             "--temperature",
+            "--trust-remote-code",
         ),
     ],
     "audit": [
@@ -59,11 +60,12 @@ SURFACE = {
             "--landscape",
         ),
         *("--max-new-tokens", "--prompts", "--runs", "--second-judge", "--second-judge-set", "--strict", "--trained"),
+        "--trust-remote-code",
     ],
     "align": [
         *("MODEL", "--alpha", "--batch", "--canaries", "--canary", "--continued", "--data", "--dropout", "--dry-run", "--json"),
         *("--longest", "--lora", "--method"),
-        *("--rate", "--read", "--runs", "--seed", "--set", "--steps", "--stream", "--to"),
+        *("--rate", "--read", "--runs", "--seed", "--set", "--steps", "--stream", "--to", "--trust-remote-code"),
     ],
     "finetune": [
         *(
@@ -81,14 +83,14 @@ SURFACE = {
             "--json",
         ),
         *("--keep", "--longest", "--lora", "--method", "--rate", "--ratio", "--read", "--runs", "--safety", "--safety-examples"),
-        *("--schedule", "--seed", "--set", "--stream", "--to"),
+        *("--schedule", "--seed", "--set", "--stream", "--to", "--trust-remote-code"),
     ],
     "study": [
         *("NAME", "--aligned", "--alpha", "--base", "--bf16", "--data", "--dry-run", "--flops", "--harmful", "--json", "--only"),
-        *("--part", "--prompts", "--runs", "--scale", "--seeds"),
+        *("--part", "--prompts", "--runs", "--scale", "--seeds", "--trust-remote-code"),
     ],
-    "lm-eval": ["MODEL", "TASKS...", "--chat", "--json", "--limit", "--shots", "--tasks-from"],
-    "inspect": ["MODEL", "TASKS...", "--json", "--limit", "--logs"],
+    "lm-eval": ["MODEL", "TASKS...", "--chat", "--json", "--limit", "--shots", "--tasks-from", "--trust-remote-code"],
+    "inspect": ["MODEL", "TASKS...", "--json", "--limit", "--logs", "--trust-remote-code"],
     "report": ["RUN", "--card", "--json", "--public", "--push", "--runs"],
     "models get": ["NAME", "--json"],
     "list": ["[KIND]", "--json"],
@@ -166,6 +168,14 @@ def test_the_defaults_are_these() -> None:
     parameters = {(name, p.name): p for name, c in FOUND.items() for p in c.params}
     assert {where: parameters[where].default for where in DEFAULTS} == DEFAULTS
     assert {str(p.default) for (_, name), p in parameters.items() if name == "runs"} == {"runs"}
+
+
+def test_the_code_of_a_model_is_run_only_where_it_is_asked_for() -> None:
+    trust = {name: p for name, c in FOUND.items() for p in c.params if p.name == "trust_remote_code"}
+    assert sorted(trust) == ["align", "audit", "evaluate", "finetune", "inspect", "lm-eval", "study"]
+    for option in trust.values():
+        assert option.default is False
+        assert "Run the code that a model's author put beside its weights, on this machine" in option.help
 
 
 def test_every_command_and_every_option_that_needs_words_has_them() -> None:

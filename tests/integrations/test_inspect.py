@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import llama
+from tests.models.own import own_llama
 from titer.core.errors import TiterError
 from titer.data.turns import Turn, written
 from titer.data.world import World
@@ -253,6 +254,12 @@ def test_inspects_own_command_line_finds_the_model_by_name(world: World, tmp_pat
     assert log.eval.model == f"titer/{tmp_path / 'model'}"
     with pytest.raises(TiterError, match="unknown model"):
         get_model("titer/smollm3", memoize=False)
+    own = own_llama(world, tmp_path / "own")
+    for unasked in ({}, {"trust_remote_code": False}, {"trust_remote_code": "false"}):
+        with pytest.raises(TiterError, match="needs code of its own"):
+            get_model(f"titer/{own}", memoize=False, **unasked)
+    model = get_model(f"titer/{own}", memoize=False, trust_remote_code=True)
+    assert type(model.api.batches.lm.model).__name__ == "OwnLlamaForCausalLM"
 
 
 def test_its_absence_is_told(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 from huggingface_hub import errors
 
 from tests.conftest import llama
+from tests.models.own import marked, own_llama
 from tests.models.test_adapters import made
 from titer.core.errors import TiterError
 from titer.data.world import World
@@ -204,6 +205,32 @@ def test_only_safetensors_configuration_and_tokenizer_are_asked_for(tmp_path: Pa
     (call,) = asked
     kept = filter_repo_objects([*wanted, *left], allow_patterns=call["allow_patterns"], ignore_patterns=call["ignore_patterns"])
     assert sorted(kept) == sorted(wanted)
+
+
+def test_code_is_asked_for_only_where_its_user_did_and_only_at_the_top(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    own = own_llama(world, tmp_path / "own")
+    made(llama(world), tmp_path, target_modules=["q_proj"])
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": "some/own"}))
+    asked = on_the_hub(monkeypatch, lambda repository: tmp_path / repository.split("/")[1])
+    models = ["some/own", "some/adapter", "some/own+some/adapter"]
+    for model in models:
+        with pytest.raises(TiterError, match="needs code of its own"):
+            fetch.resolve(model)
+    assert len(asked) == 5
+    for model in models:
+        assert fetch.resolve(model, trusted=True).runs_code
+    repository = ["config.json", "modeling_own.py", "custom_generate/generate.py", "sub/x.py", "train.sh", "pytorch_model.bin", "x.pyc"]
+    kept = [
+        list(filter_repo_objects(repository, allow_patterns=call["allow_patterns"], ignore_patterns=call["ignore_patterns"]))
+        for call in asked
+    ]
+    assert kept == [["config.json"]] * 5 + [["config.json", "modeling_own.py"]] * 5
+    assert not list(marked(own).iterdir())
 
 
 def test_adapters_and_their_bases_come_from_the_hub_too(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

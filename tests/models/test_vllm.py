@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import llama
 from tests.models.families import PROMPTS, SUPPORTED
+from tests.models.own import own_llama
 from tests.models.test_adapters import made
 from titer.attacks.base import Attempt
 from titer.core.errors import TiterError
@@ -100,7 +101,7 @@ class Engine:
         if unknown := set(kwargs) - NAMES:
             raise TypeError(f"EngineArgs got unexpected keyword arguments {unknown}")
         self.given = {"model": model, **kwargs}
-        self.model = AutoModelForCausalLM.from_pretrained(model).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=kwargs.get("trust_remote_code", False)).eval()
         window = getattr(self.model.config, "max_position_embeddings", 2048)
         self.closed = False
         core = SimpleNamespace(shutdown=lambda timeout=None: setattr(self, "closed", True))
@@ -219,6 +220,13 @@ def test_what_vllm_is_told(folder: Path) -> None:
     assert [how for _, how in engine.asked] == [told, told]
     found.close()
     assert engine.closed
+
+
+def test_vllm_too_runs_a_model_s_own_code_where_it_was_asked_for(world: World, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(own_llama(world, tmp_path / "m"), trusted=True)
+    found = open_fast(checkpoint, Serving(), VLLM)
+    assert found._engine.given["trust_remote_code"] is True
+    assert found.generate(PROMPTS, GREEDY) == load(checkpoint).generate(PROMPTS, GREEDY)
 
 
 def test_a_sampled_answer_has_its_own_seed_whatever_is_asked_beside_it(folder: Path) -> None:

@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from titer.cli.detected import announce, forms
-from titer.cli.options import HERE, AsJson, Bf16, Data, Dry, Engine, JudgeSettings, People, Prompts, Runs, Second, SecondSettings, needed
+from titer.cli.options import (
+    HERE,
+    AsJson,
+    Bf16,
+    Data,
+    Dry,
+    Engine,
+    JudgeSettings,
+    People,
+    Prompts,
+    Runs,
+    Second,
+    SecondSettings,
+    Trust,
+    needed,
+)
 from titer.cli.output import as_records, command_line, show_result
 
 if TYPE_CHECKING:
@@ -47,6 +62,7 @@ def audit(
     ] = False,
     engine: Engine = "transformers",
     bf16: Bf16 = False,
+    trust_remote_code: Trust = False,
     runs: Runs = HERE,
     dry_run: Dry = False,
     as_json: AsJson = False,
@@ -72,6 +88,7 @@ def audit(
         strict=strict,
         control=control,
         landscape=landscape,
+        trust_remote_code=trust_remote_code,
     )
     ready, serving = prepared(order), serving_of(engine)
     if dry_run:

@@ -9,7 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from titer.cli.detected import announce, forms
-from titer.cli.options import HERE, AsJson, Bf16, Asked, Dry, Engine, JudgeSettings, People, Prompts, Runs, Second, SecondSettings, Set
+from titer.cli.options import (
+    HERE,
+    AsJson,
+    Bf16,
+    Asked,
+    Dry,
+    Engine,
+    JudgeSettings,
+    People,
+    Prompts,
+    Runs,
+    Second,
+    SecondSettings,
+    Set,
+    Trust,
+)
 from titer.cli.output import as_records, command_line, show_result
 
 if TYPE_CHECKING:
@@ -38,6 +53,7 @@ def evaluate(
     ] = None,
     engine: Engine = "transformers",
     bf16: Bf16 = False,
+    trust_remote_code: Trust = False,
     runs: Runs = HERE,
     dry_run: Dry = False,
     as_json: AsJson = False,
@@ -61,6 +77,7 @@ def evaluate(
         prompts=prompts,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        trust_remote_code=trust_remote_code,
     )
     if inspect_log is not None:
         from titer.integrations.inspect_log import check
@@ -109,6 +126,7 @@ def lm_eval(
     limit: Annotated[int | None, typer.Option(min=1, help="The first N questions of each task.")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="Examples in the prompt. Default: the task's own.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template, which the harness leaves out.")] = False,
+    trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Tasks of lm-evaluation-harness on the model that Titer measures: an adapter merged, int8 weights dequantised."""
@@ -117,7 +135,7 @@ def lm_eval(
     from titer.models.lm import load
 
     must_be_installed()
-    table = harness(load(resolve(model)), tasks, limit=limit, shots=shots, include_path=tasks_from, chat=chat)
+    table = harness(load(resolve(model, trust_remote_code)), tasks, limit=limit, shots=shots, include_path=tasks_from, chat=chat)
     show_result(as_json, {"tasks": json.loads(table.to_json(orient="records"))}, table.to_string(index=False))
 
 
@@ -126,6 +144,7 @@ def inspect(
     tasks: Annotated[list[str], typer.Argument(help="Files of inspect_ai tasks, FILE or FILE@NAME.")],
     logs: Annotated[Path, typer.Option(help="Folder of its logs.")] = Path("runs/inspect"),
     limit: Annotated[int | None, typer.Option(min=1, help="The first N samples of each task.")] = None,
+    trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Tasks of inspect_ai on the model that Titer measures. The files are code: run those that you trust."""
@@ -134,5 +153,5 @@ def inspect(
     from titer.models.lm import load
 
     must_be_installed()
-    table = metrics(inspected(load(resolve(model)), tasks, logs, limit=limit))
+    table = metrics(inspected(load(resolve(model, trust_remote_code)), tasks, logs, limit=limit))
     show_result(as_json, {"metrics": json.loads(table.to_json(orient="records"))}, f"{table.to_string(index=False)}\nLogs: {logs}")

@@ -44,6 +44,14 @@ Longest = Annotated[
     int | None,
     typer.Option(min=2, help="Cut examples to N tokens, never the whole answer. Default: rows beyond the model's window are refused."),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the code that a model's author put beside its weights, on this machine, where transformers does not know the model: "
+        "it can do anything you can.",
+    ),
+]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Read models in bfloat16: half the memory, for a GPU.")]
 Engine = Annotated[str, typer.Option(help="What writes answers: transformers, or vllm on a GPU.")]
 To = Annotated[Path | None, typer.Option("--to", help="Put the model into this folder too, under a name of yours.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.options import HERE, AsJson, Dry, Prompts, Runs
+from titer.cli.options import HERE, AsJson, Dry, Prompts, Runs, Trust
 from titer.cli.output import show_result
 from titer.core.errors import TiterError
 
@@ -51,6 +51,7 @@ def study(
     alpha: Annotated[int | None, typer.Option(min=1, help="huang2024 --base: LoRA alpha; default 4.")] = None,
     prompts: Prompts = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Load a pair of models in bfloat16, half the memory.")] = False,
+    trust_remote_code: Trust = False,
     flops: Annotated[float | None, typer.Option(help="FLOP/s of your device, to price a --dry-run in hours.")] = None,
     runs: Runs = HERE,
     dry_run: Dry = False,
@@ -66,9 +67,11 @@ def study(
         unknown("study", name, STUDIES)
     if base is not None or aligned is not None:
         unused({"--only": only, "--part": part != "all"})
-        return real(RealOrder(name, base, aligned, data, scale, harmful, alpha, prompts, bf16), flops, runs, dry_run, as_json)
+        return real(
+            RealOrder(name, base, aligned, data, scale, harmful, alpha, prompts, bf16, trust_remote_code), flops, runs, dry_run, as_json
+        )
     if data is not None or prompts is not None:
         raise TiterError("--data and --prompts belong to real models", next_step="add --base (and --aligned), or leave them out.")
     whole = {"--part": part != "all"} | ({"--only": only} if name == "qi2024" else {}) if name != "huang2024" else {}
-    unused({"--harmful": harmful, "--alpha": alpha, "--bf16": bf16, **whole})
+    unused({"--harmful": harmful, "--alpha": alpha, "--bf16": bf16, "--trust-remote-code": trust_remote_code, **whole})
     return run(name, scale or "nano", seeds, (part, only), flops, runs, dry_run, as_json)

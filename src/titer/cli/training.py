@@ -27,6 +27,7 @@ from titer.cli.options import (
     Set,
     Streams,
     To,
+    Trust,
 )
 from titer.cli.output import show_result
 
@@ -56,6 +57,7 @@ def align(
     longest: Longest = None,
     to: To = None,
     seed: Seed = 0,
+    trust_remote_code: Trust = False,
     runs: Runs = HERE,
     dry_run: Dry = False,
     as_json: AsJson = False,
@@ -65,7 +67,7 @@ def align(
     from titer.studies.tuning import How
 
     how = How(method, settings or (), stream or (), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
-    order = AlignOrder(model, how, data, canary, canaries, steps, read or (), longest)
+    order = AlignOrder(model, how, data, canary, canaries, steps, read or (), longest, trust_remote_code)
     _train(planned_alignment(order), [data, canary], to, (runs, dry_run, as_json))
 
 
@@ -98,6 +100,7 @@ def finetune(
     keep: Annotated[str, typer.Option(help="Steps whose weights are kept, with commas: 5,10,20.")] = "",
     to: To = None,
     seed: Seed = 0,
+    trust_remote_code: Trust = False,
     runs: Runs = HERE,
     dry_run: Dry = False,
     as_json: AsJson = False,
@@ -109,7 +112,8 @@ def finetune(
 
     how = How(method, settings or (), stream or (), batch, rate, schedule, lora, alpha, dropout, continued, seed)
     files = {"benign": data, "harmful": harmful, "safety": safety}
-    order = FinetuneOrder(model, how, files, canary, Shares(examples, ratio, safety_examples), epochs, keep, read or (), longest)
+    shares = Shares(examples, ratio, safety_examples)
+    order = FinetuneOrder(model, how, files, canary, shares, epochs, keep, read or (), longest, trust_remote_code)
     _train(planned_finetuning(order), [data, harmful, safety, canary], to, (runs, dry_run, as_json))
 
 

@@ -10,7 +10,7 @@ other measurement here. Requests that wait together are answered in one batch. W
 penalties, log-probabilities) is refused, never left out in silence. Sampled answers come from the seed and from which requests share a
 batch, so they are not the same bits again.
 With the package installed, `inspect eval task.py --model titer/MODEL` works too: MODEL is a folder, BASE+ADAPTER, a fetched name or a
-hub id, `-M dtype=bfloat16` and `-M device=cpu` go to `models.lm.load`.
+hub id, `-M dtype=bfloat16` and `-M device=cpu` go to `models.lm.load`, `-M trust_remote_code=true` to `models.fetch.resolve`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def provider() -> Any:
 
         def __init__(self, model_name: str, base_url: Any = None, api_key: Any = None, config: Any = None, lm: Any = None, **how: Any):
             super().__init__(model_name, base_url, api_key, [], *([config] if config else []))
-            self.batches = Batches(lm or load(resolve(model_name), **how))
+            trusted = how.pop("trust_remote_code", False) is True
+            self.batches = Batches(lm or load(resolve(model_name, trusted), **how))
 
         async def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> Any:
             if tools:

@@ -1,8 +1,8 @@
 """A checkpoint: a folder, an adapter on it if there is one; its configuration and weights, read lazily.
 
-Weights are read tensor by tensor from safetensors; nothing is unpickled and no code of a model's folder is run. A tensor
-comes as the model that runs has it: of an adapter merged (models/adapted.py), of a quantised model dequantised
-(models/quantised.py). Errors name what the folder lacks.
+Weights are read tensor by tensor from safetensors; nothing is unpickled and no code of a model's folder is run here (by the
+loaders neither, unless its user asked for it: models/own_code.py). A tensor comes as the model that runs has it: of an adapter
+merged (models/adapted.py), of a quantised model dequantised (models/quantised.py). Errors name what the folder lacks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from titer.core.config import Record, digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import sha256_of
 from titer.models.adapted import HEADS, Adapter, Change, is_adapter
+from titer.models.own_code import check_code, code_files, needs_code
 from titer.models.quantised import dequantised, joined, logical, quantisation, shape_of
 from titer.models.stored import AGAIN, read_json, shape, tensor_files, tensor_of
 
@@ -32,6 +33,7 @@ class Checkpoint(Record):
     path: Path = Field(description="the folder with config.json and the weights: of an adapter, its base's")
     name: str = ""
     adapter: Path | None = Field(default=None, description="the folder of a LoRA adapter on it")
+    trusted: bool = Field(default=False, description="whether its user asked for the code in its folder to be run")
 
     @property
     def label(self) -> str:
@@ -45,6 +47,11 @@ class Checkpoint(Record):
     def place(self) -> str:
         """What names it as MODEL on a command line."""
         return str(self.path) if self.adapter is None else f"{self.path}+{self.adapter}"
+
+    @property
+    def option(self) -> str:
+        """What a command on it says besides, a space before it; "" of most."""
+        return " --trust-remote-code" if self.runs_code else ""
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -81,11 +88,20 @@ class Checkpoint(Record):
         return quantisation(self.config, self.label)
 
     @cached_property
+    def runs_code(self) -> bool:
+        """Whether loading it runs the code in its folder: its user asked for it, and transformers does not know the architecture."""
+        return self.trusted and needs_code(self.config)
+
+    @cached_property
     def key(self) -> str:
-        """Content key from the sha256 of configuration, tokenizer and weights, and of the adapter's."""
-        names = [p for p in sorted(self.path.iterdir()) if p.suffix in (".json", ".safetensors", ".jinja") and p.is_file()]
+        """Content key from the sha256 of configuration, tokenizer and weights, and of the adapter's; of the code too where it is run."""
+        kinds = (".json", ".safetensors", ".jinja", *((".py",) if self.runs_code else ()))
+        names = [p for p in sorted(self.path.iterdir()) if p.suffix in kinds and p.is_file()]
         base = digest({p.name: sha256_of(p) for p in names if p.name != "manifest.json"})
-        return digest({"base": base, "adapter": self._adapter.key}) if self._adapter else base
+        if self._adapter is None:
+            return base
+        code = {p.name: sha256_of(p) for p in code_files(self._adapter.folder)} if self.runs_code else {}
+        return digest({"base": base, "adapter": self._adapter.key, **({"code": code} if code else {})})
 
     @cached_property
     def _adapter(self) -> Adapter | None:
@@ -124,15 +140,18 @@ class Checkpoint(Record):
         return shape(self.files[tensor], tensor)
 
 
-def open_checkpoint(place: str | Path, name: str = "", adapter: str | Path | None = None) -> Checkpoint:
-    """A Checkpoint for a folder that holds a model, with an adapter's folder on it if one is given.
+def open_checkpoint(place: str | Path, name: str = "", adapter: str | Path | None = None, trusted: bool = False) -> Checkpoint:
+    """A Checkpoint for a folder that holds a model, with an adapter's folder on it if one is given. Runs nothing of either.
 
-    Errors: anything else; a pickle; a model that brings its own code; quantised weights or an adapter that are not read.
+    `trusted`: its user asked for the code in its folder to be run, where transformers does not know the architecture.
+    Errors: anything else; a pickle; a model that needs its own code, which nobody asked for or which lies elsewhere; quantised
+    weights or an adapter that are not read.
     """
     path = Path(place)
     _check_folder(path, str(place))
-    checkpoint = Checkpoint(path=path, name=name, adapter=None if adapter is None else Path(adapter))
-    _check_code(checkpoint)
+    checkpoint = Checkpoint(path=path, name=name, adapter=None if adapter is None else Path(adapter), trusted=trusted)
+    if needs_code(checkpoint.config):
+        check_code(checkpoint.label, checkpoint.config, checkpoint.folders, trusted)
     if not checkpoint.files:  # a cut safetensors file is found here, before anything runs
         raise _weightless(path)
     _ = checkpoint.changes  # and an adapter that does not fit
@@ -168,18 +187,3 @@ def _weightless(path: Path) -> TiterError:
             next_step="save it again with safetensors (transformers: save_pretrained) where you trust it.",
         )
     return TiterError(f"{path} has a config.json and no *.safetensors", next_step="check that the download finished.")
-
-
-def _check_code(checkpoint: Checkpoint) -> None:
-    """Refuse a model that only its own code can open; one that transformers knows is opened by transformers, its code left alone."""
-    if not checkpoint.config.get("auto_map"):
-        return
-    from transformers import CONFIG_MAPPING  # noqa: PLC0415
-
-    kind = str(checkpoint.config.get("model_type"))
-    if kind not in CONFIG_MAPPING:
-        raise TiterError(
-            f"{checkpoint.label} ({visible(kind, 60)}) needs code of its own (auto_map, trust_remote_code), which Titer does not run",
-            expected="an architecture that transformers knows",
-            next_step="update transformers if it knows the architecture by now, or save the model again in a class of transformers.",
-        )

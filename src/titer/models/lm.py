@@ -6,7 +6,7 @@ Shapes: B prompts, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from titer.data.encode import check_length, end_id, pad, prompt_ids
 from titer.data.example import positions
 from titer.models.checkpoint import Checkpoint
 from titer.models.modes import evaluating
+from titer.models.own_code import apart
 from titer.models.sites import Sites
 from titer.models.stream_norm import TANH_GELU, StreamNormConfig, StreamNormForCausalLM  # registers the variant for `load`
 from titer.models.suffix import TAIL, inserted
@@ -292,7 +293,8 @@ def _own_settings_aside(model: Any, settings: GenerationConfig) -> Iterator[None
 
 
 def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bfloat16"] = "float32") -> LM:
-    """Load a checkpoint; `device` "" means the GPU if there is one. Only safetensors are read, no code of its folder is run.
+    """Load a checkpoint; `device` "" means the GPU if there is one. Only safetensors are read; `Checkpoint.runs_code` says whether
+    the code in its folder is run.
 
     An adapter is merged, and quantised weights are dequantised: the model that runs has the weights that are measured.
     Errors: a folder that transformers cannot open as a causal language model, or that lacks weights.
@@ -304,7 +306,7 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
             config=_dense_config(checkpoint),
             dtype=getattr(torch, dtype),
             local_files_only=True,
-            trust_remote_code=False,
+            trust_remote_code=checkpoint.runs_code,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -327,7 +329,7 @@ def _dense_config(checkpoint: Checkpoint) -> Any:
     """The configuration that makes transformers dequantise in loading; None, its own reading, for any other model."""
     if not checkpoint.quantised:
         return None
-    config: Any = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    config: Any = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=checkpoint.runs_code)
     config.quantization_config = {**config.quantization_config, "dequantize": True}
     return config
 
@@ -356,7 +358,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
     if folder is None:
         raise TiterError(f"{checkpoint.label} has no tokenizer", expected="tokenizer.json or its like beside config.json")
     with opening(checkpoint):
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=checkpoint.runs_code)
     words = checkpoint.config.get("vocab_size")
     if folder == checkpoint.adapter and isinstance(words, int) and len(tokenizer) > words:
         raise TiterError(
@@ -376,9 +378,10 @@ def check_room(checkpoint: Checkpoint, prompts: Sequence[str], room: int) -> Non
 
 @contextmanager
 def opening(checkpoint: Checkpoint) -> Iterator[None]:
-    """What transformers raises for a folder it cannot open becomes one clear error."""
+    """What transformers raises for a folder it cannot open becomes one clear error; code of other folders is kept out of it."""
     try:
-        yield
+        with apart() if checkpoint.runs_code else nullcontext():
+            yield
     except TiterError:  # clear already
         raise
     except Exception as error:  # noqa: BLE001  transformers raises whatever a wrong value leads it to

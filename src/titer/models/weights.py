@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 
 from titer.core.errors import TiterError
 from titer.models.checkpoint import Checkpoint
+from titer.models.own_code import apart
 from titer.models.sites import Sites
 from titer.models.stream_norm import StreamNormForCausalLM  # noqa: F401  (registers the variant with transformers)
 
@@ -18,9 +20,11 @@ def skeleton(checkpoint: Checkpoint) -> Sites:
     """The sites of a checkpoint's architecture, built without any weight in memory."""
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
-    config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        return Sites(AutoModelForCausalLM.from_config(config))
+    code = checkpoint.runs_code
+    with apart() if code else nullcontext():
+        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=code)
+        with torch.device("meta"):
+            return Sites(AutoModelForCausalLM.from_config(config, trust_remote_code=code))
 
 
 def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -41,6 +41,7 @@ class Order:
     prompts: int | None = None
     max_new_tokens: int = 64
     temperature: float = 0.0
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def prepared(order: Order) -> Prepared:
     """Errors: an unknown model, file, judge or attack; settings out of range; data and a canary at once, or neither."""
     judges = chosen(order)
     text = _prompts(order, judges.judge.BY_ANSWER)
-    checkpoint = resolve(order.model)
+    checkpoint = resolve(order.model, order.trust_remote_code)
     decoding = build(Decoding, {"max_new_tokens": order.max_new_tokens, "temperature": order.temperature}, "decoding")
     return Prepared(Model(checkpoint.label, checkpoint.key, checkpoint), text, judges, _attack(order), decoding)
 

@@ -44,6 +44,7 @@ class RealOrder:
     alpha: int | None = None
     prompts: int | None = None
     bf16: bool = False
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,9 @@ def _pair(order: RealOrder) -> Pair:
     if order.data is None:
         raise TiterError("no --data was given", expected=FORMAT, next_step="add --data FILE.")
     text = read_text(order.data)
-    return Pair(resolve(order.base), resolve(order.aligned), text, order.prompts, order.bf16)
+    return Pair(
+        resolve(order.base, order.trust_remote_code), resolve(order.aligned, order.trust_remote_code), text, order.prompts, order.bf16
+    )
 
 
 def _text(order: RealOrder) -> Text:
@@ -154,7 +157,7 @@ def _aligning(order: RealOrder) -> tuple[Model, Path]:
     folder = _file(order.data)
     if folder is None or not folder.is_dir():
         raise TiterError("no folder of data sets was given", expected="--data FOLDER, laid out as docs/real_finetuning.md says")
-    checkpoint = resolve(order.base)
+    checkpoint = resolve(order.base, order.trust_remote_code)
     return Model(checkpoint.label, checkpoint.key, checkpoint), folder
 
 

@@ -71,6 +71,7 @@ class AlignOrder:
     steps: int = 100
     read: Sequence[str] = ()
     longest: int | None = None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class FinetuneOrder:
     keep: str = ""
     read: Sequence[str] = ()
     longest: int | None = None
+    trust_remote_code: bool = False
 
 
 def planned_alignment(order: AlignOrder) -> Planned:
@@ -93,7 +95,7 @@ def planned_alignment(order: AlignOrder) -> Planned:
     text, held = read(order.data), read(order.canary)
     if held is None and order.canaries is not None:
         raise TiterError("--canaries without --canary", next_step="add --canary FILE, a file of answered instructions.")
-    how, start = order.how.holding(held), resolve(order.model)
+    how, start = order.how.holding(held), resolve(order.model, order.trust_remote_code)
     about: dict[str, Any] = {}
     lines = []
     if held is None:
@@ -110,7 +112,7 @@ def planned_alignment(order: AlignOrder) -> Planned:
 
 def planned_finetuning(order: FinetuneOrder) -> Planned:
     """Errors: as `user_mix` and `finetune_stage`; an unknown model; rows beyond the window."""
-    held, start = read(order.canary), resolve(order.model)
+    held, start = read(order.canary), resolve(order.model, order.trust_remote_code)
     how = order.how.holding(held)
     mixed = user_mix({role: read(place) for role, place in order.files.items()}, order.shares, how.seed, held)
     stage = finetune_stage(mixed, how, order.epochs, steps_of(order.keep))
@@ -130,7 +132,7 @@ def _pairs(order: AlignOrder) -> dict[str, Stream] | None:
 def _planned(
     stage: Stage, start: Checkpoint, order: AlignOrder | FinetuneOrder, how: How, about: dict[str, Any], lines: list[str]
 ) -> Planned:
-    reads = tuning.models_read(stage.method, how, order.read)
+    reads = tuning.models_read(stage.method, how, order.read, order.trust_remote_code)
     tuning.check_adapter(stage, start)
     if order.longest is not None:
         streams, cut = tuning.cut_to(stage.streams, order.longest, start)
@@ -147,7 +149,8 @@ def trained(bench: Workbench, plan: Planned, to: Path | None = None) -> Trained:
     rest, prompts = "--data PROMPTS.csv", "prompts labelled safe or unsafe, none of them trained on"
     if plan.canary is not None:
         rest, prompts = f"--canary {shlex.quote(str(plan.canary))}", "a third of the file is held out"
-    return Trained(place, stopped(made), plan.about, plan.text, f"titer evaluate {shlex.quote(str(place))} {rest}", prompts)
+    following = f"titer evaluate {shlex.quote(str(place))}{made.checkpoint.option} {rest}"
+    return Trained(place, stopped(made), plan.about, plan.text, following, prompts)
 
 
 def check_free(to: Path | None, plan: Planned, runs: Path) -> None:

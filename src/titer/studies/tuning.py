@@ -298,15 +298,18 @@ def told(streams: Mapping[str, Stream]) -> str:
     return "\n".join(f"{name}: {', '.join(f'{n} {answer}' for answer, n in one.items())}" for name, one in counted(streams).items())
 
 
-def models_read(method: Method, how: How, given: Sequence[str]) -> dict[str, Model]:
-    """The models that a method reads, by their roles, from --read ROLE=MODEL. Errors: an unknown or missing role, no model."""
+def models_read(method: Method, how: How, given: Sequence[str], trusted: bool = False) -> dict[str, Model]:
+    """The models that a method reads, by their roles, from --read ROLE=MODEL; `trusted` as `resolve` takes it.
+
+    Errors: an unknown or missing role, no model.
+    """
     places = named("--read", given, method.MODELS, f"model that {how.method} reads")
     if missing := [role for role in method.MODELS if role not in places]:
         raise TiterError(
             f"method {how.method} reads the model{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
             next_step="add " + " ".join(f"--read {role}=MODEL" for role in missing),
         )
-    return {role: as_model(resolve(place)) for role, place in places.items()}
+    return {role: as_model(resolve(place, trusted)) for role, place in places.items()}
 
 
 def as_model(checkpoint: Checkpoint) -> Model:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import neox
+from tests.models.own import own_llama
 from titer.core.errors import TiterError
 from titer.data.example import Example
 from titer.data.sources import TextData, read_text
@@ -219,6 +220,15 @@ def test_advice_follows_intervals_alone(saved: Saved) -> None:
     assert "Safe prompts are refused more often" in over[0].why
     broken = advice(found, pd.DataFrame([moved("unsafe", "degenerate", 0.2, 0.1, 0.3)]), sizes)
     assert "10.0% of the weights of mlp" in broken[0].why
+    assert not any("--trust" in one.command for one in [*lost, *over, *broken])
+
+
+def test_advice_on_a_model_with_code_of_its_own_says_so_in_each_command(world: World, tmp_path: Path) -> None:
+    folders = [own_llama(world, tmp_path / name, seed) for seed, name in enumerate(("base", "aligned", "tuned"))]
+    found = audited([open_checkpoint(folder, trusted=True) for folder in folders])
+    told = advice(found, pd.DataFrame([moved("unsafe", "refused", -0.2, -0.3, -0.1)]), pd.DataFrame())
+    assert len(told) > 2
+    assert all(one.command.endswith(" --trust-remote-code") for one in told)
 
 
 def test_the_price_counts_answers_and_the_papers_grid(saved: Saved, asked: Question) -> None:

@@ -27,6 +27,7 @@ from titer.recipes import vaccine_text as recipe
 from titer.studies.huang2024 import text as study
 from titer.studies.huang2024.text_cost import BANDS, text_cost
 from titer.studies.huang2024.text_report import TITLES, text_report
+from titer.studies.real import RealOrder, prepared
 from titer.studies.shares import shares
 from titer.workbench import Model, Workbench
 
@@ -242,7 +243,8 @@ def titer(folder: Path, base: Model, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def call(alpha: int | None = None, scale: str = "tiny", dry: bool = True, prompts: int | None = None, data: Path = folder) -> Command:
         capsys.readouterr()
-        real_studies.text(str(base.checkpoint.path), None, data, scale, None, alpha, prompts, None, tmp_path / "runs", dry, True)
+        order = RealOrder("huang2024", str(base.checkpoint.path), None, data, scale, None, alpha, prompts)
+        real_studies.real(order, None, tmp_path / "runs", dry, True)
         found: Command = json.loads(capsys.readouterr().out)
         return found
 
@@ -268,4 +270,6 @@ def test_the_commands_faults_are_named(titer: object, folder: Path, base: Model,
     with pytest.raises(TiterError, match=r"unknown scale 'paper-7'.*paper-7b"):
         titer(scale="paper-7")
     with pytest.raises(TiterError, match="aligns a base itself"):
-        real_studies.text("x", "y", folder, "tiny", None, None, None, None, tmp_path, True, True)
+        prepared(RealOrder("huang2024", "x", "y", folder, "tiny"))
+    with pytest.raises(TiterError, match="--bf16 do not belong here"):
+        prepared(RealOrder("huang2024", "x", None, folder, "tiny", bf16=True))

@@ -47,7 +47,7 @@ def advice(found: Audited, shifts: pd.DataFrame, sizes: pd.DataFrame) -> list[Ad
                 f"titer finetune {before} --data TASK.jsonl --rate 1e-5 --epochs 1 --lora 8",
             )
         )
-    return told
+    return [one._replace(command=f"{one.command}{change.before.checkpoint.option}") for one in told]
 
 
 def _refusal_lost(before: str, after: str, base: Model | None) -> list[Advice]:

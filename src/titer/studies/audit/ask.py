@@ -51,6 +51,7 @@ class Order:
     strict: bool = False
     control: str | None = None
     landscape: bool = False
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def prepared(order: Order) -> Prepared:
     """Errors: an unknown model, file, judge or task; models that cannot be compared; with `strict`, prompts that recur."""
     known = Known(order.trained, order.strict)
     text = _asked(read_text(order.data), known)
-    checkpoints = [resolve(name) for name in order.models]
-    found = audited(checkpoints, resolve(order.control) if order.control else None)
+    checkpoints = [resolve(name, order.trust_remote_code) for name in order.models]
+    found = audited(checkpoints, resolve(order.control, order.trust_remote_code) if order.control else None)
     judges = chosen(order)
     sets, choices = _capability(order.capability, order.prompts, known)
     if order.contexts:
