@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,63 @@ def test_what_is_wrong_is_told_as_on_the_command_line(here: Path) -> None:
         api.audit("m", data="d.csv", capability=["mmlu:x"], progress=False)
     with pytest.raises(TiterError, match="--contexts without a set"):
         api.audit("m", data="d.csv", contexts=True, progress=False)
+
+
+def test_a_finished_report_is_told_again_and_put_into_a_card(here: Path) -> None:
+    made = api.audit("m", "other", data="d.csv", max_new_tokens=2, progress=False)
+    told = api.report("audit-other")
+    assert (told.answer, told.page, told.verdicts) == (made.answer, made.page, {})
+    assert told.summary.title.startswith("audit of m, other")
+    written = api.card("audit-other", "other")
+    assert written.subject == "other"
+    assert "unsafe prompts refused" in Path("other/README.md").read_text(encoding="utf-8")
+    with pytest.raises(TiterError, match=r"no report at 'audit-othe'.*audit-other"):
+        api.report("audit-othe")
+
+
+def test_a_cost_is_what_the_command_would_do(here: Path) -> None:
+    whole = api.cost(api.AuditOrder(["m", "other"], "d.csv", max_new_tokens=2))
+    assert whole["prompts"] == {"unsafe": 8, "safe": 8}
+    assert whole["answers"] == "at most 64 new tokens"
+    assert api.cost(api.EvaluateOrder("m", "d.csv", max_new_tokens=3))["new tokens"] == 48
+    order = api.AlignOrder("m", api.How("sft", (), (), 2, 2e-5, "cosine", 2), "a.jsonl", steps=2)
+    before = api.cost(order)
+    assert (before["steps"], before["batch"], before["stands"]) == (2, 2, False)
+    api.align("m", data="a.jsonl", steps=2, batch=2, lora=2, progress=False)
+    assert api.cost(order) == {**before, "stands": True}
+    assert len(api.cost(api.WorldOrder("jain2024", seeds=range(1)))["plan"])  # type: ignore[arg-type]
+    with pytest.raises(TiterError, match="aligns a base itself"):
+        api.cost(api.RealOrder("qi2024", "m", "other", here))
+    with pytest.raises(TypeError, match="no order"):
+        api.cost("audit")
+    assert not list(Path("runs").glob("audit*"))
+
+
+def test_studies_on_real_models_have_their_own_options(here: Path) -> None:
+    found = api.study("jain2024", base="m", aligned="other", data="d.csv", progress=False)
+    assert found.page == Path("runs/jain2024-other/report.html")
+    assert found.claims == ()
+    with pytest.raises(TiterError, match="no folder of data sets"):
+        api.study("huang2024", base="m", data="d.csv", progress=False)
+    with pytest.raises(TiterError, match="without one"):
+        api.study("qi2024", data=here, progress=False)
+
+
+def test_this_machine_and_what_can_be_named(here: Path) -> None:
+    assert {"cores", "models by name", "cache writable"} <= set(api.doctor())
+    assert "vaccine" in api.listed("methods")
+    assert "rho" in api.show("methods", "vaccine")
+    with pytest.raises(TiterError, match="smollm2-135m"):
+        api.models_get("smollm2", progress=False)
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is not None or find_spec("inspect_ai") is not None, reason="the bridges' packages are here")
+def test_a_bridge_without_its_package_says_how_to_install_it_before_anything_runs(here: Path) -> None:
+    for call in (
+        lambda: api.lm_eval("nowhere", "arc_easy"),
+        lambda: api.inspect("nowhere", "task.py"),
+        lambda: api.audit("nowhere", data="d.csv", inspect_logs="logs", progress=False),
+        lambda: api.evaluate("nowhere", data="d.csv", inspect_log="x.eval", progress=False),
+    ):
+        with pytest.raises(TiterError, match="pip install"):
+            call()

@@ -53,6 +53,7 @@ SURFACE = {
             "--data",
             "--dry-run",
             "--engine",
+            "--inspect-logs",
             "--json",
             "--judge",
             "--judge-set",

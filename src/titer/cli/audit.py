@@ -60,6 +60,10 @@ def audit(
     landscape: Annotated[
         bool, typer.Option("--landscape", help="Move the weights too: random directions, and the way to the tuned model.")
     ] = False,
+    inspect_logs: Annotated[
+        Path | None,
+        typer.Option("--inspect-logs", help="Write the judged answers as logs of inspect_ai into this folder too, one a model."),
+    ] = None,
     engine: Engine = "transformers",
     bf16: Bf16 = False,
     trust_remote_code: Trust = False,
@@ -90,16 +94,20 @@ def audit(
         landscape=landscape,
         trust_remote_code=trust_remote_code,
     )
+    if inspect_logs is not None:
+        from titer.integrations.inspect_ai import must_be_installed
+
+        must_be_installed()
     ready, serving = prepared(order), serving_of(engine)
     if dry_run:
         from titer.studies.audit.cost import audit_cost
 
         cost = {"data": "; ".join(line.strip() for line in forms([data])), **audit_cost(ready.found, ready.question, ready.settings, bf16)}
         return show_result(as_json, cost, "\n".join(f"{key}: {value}" for key, value in cost.items()))
-    _audited(order, ready, Reading(serving, bf16), (runs, as_json), data)
+    _audited(order, ready, Reading(serving, bf16), inspect_logs, (runs, as_json), data)
 
 
-def _audited(order: Order, ready: Prepared, reading: Reading, given: tuple[Path, bool], data: Path | None) -> None:
+def _audited(order: Order, ready: Prepared, reading: Reading, logs: Path | None, given: tuple[Path, bool], data: Path | None) -> None:
     """Run what was prepared and print it; what further judges say too, where they were asked for."""
     from titer import api
     from titer.terminal import Terminal
@@ -108,6 +116,10 @@ def _audited(order: Order, ready: Prepared, reading: Reading, given: tuple[Path,
     with Terminal() as terminal:
         announce(terminal, [data])
         found = api.audited(order, ready, runs, terminal, command_line(), reading)
+    if logs is not None:
+        from titer.integrations.inspect_log import write_logs
+
+        write_logs(found.tables["verdicts"], logs, judge=order.judge)
     lines = found.beside.lines if order.second_judge or order.labelled else []
     result = {"answer": found.answer, "report": str(found.page), "judges": as_records(found.beside.tables)}
     show_result(as_json, result, "\n".join([*lines, found.answer, f"Report: {found.page}"]))

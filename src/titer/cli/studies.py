@@ -11,8 +11,6 @@ from titer.cli.options import HERE, AsJson, Dry, Prompts, Runs, Trust
 from titer.cli.output import show_result
 from titer.core.errors import TiterError
 
-STUDIES = ("jain2024", "huang2024", "qi2024")
-
 
 def demo(runs: Runs = HERE, seed: Annotated[int, typer.Option(min=0)] = 0, dry_run: Dry = False, as_json: AsJson = False) -> None:
     """The whole life of an alignment on the synthetic world, in minutes on a laptop."""
@@ -59,9 +57,10 @@ def study(
 ) -> None:
     """Reproduce a paper's figures and tables, its claims against controls; or on real models."""
     from titer.cli.real_studies import real
-    from titer.cli.world_studies import run
+    from titer.cli.world_studies import world
     from titer.core.errors import unknown
     from titer.studies.real import RealOrder, unused
+    from titer.studies.world import STUDIES, WorldOrder
 
     if name not in STUDIES:
         unknown("study", name, STUDIES)
@@ -74,4 +73,4 @@ def study(
         raise TiterError("--data and --prompts belong to real models", next_step="add --base (and --aligned), or leave them out.")
     whole = {"--part": part != "all"} | ({"--only": only} if name == "qi2024" else {}) if name != "huang2024" else {}
     unused({"--harmful": harmful, "--alpha": alpha, "--bf16": bf16, "--trust-remote-code": trust_remote_code, **whole})
-    return run(name, scale or "nano", seeds, (part, only), flops, runs, dry_run, as_json)
+    return world(WorldOrder(name, scale or "nano", range(seeds), part, only), flops, runs, dry_run, as_json)

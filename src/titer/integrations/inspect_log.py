@@ -26,6 +26,7 @@ import pandas as pd
 from titer import __version__
 from titer.core.config import digest
 from titer.core.errors import TiterError, visible
+from titer.core.run import slug
 from titer.core.tables import read_table
 from titer.data.turns import turns
 from titer.evaluate import asked_of, rates
@@ -74,6 +75,11 @@ def write_log(
     write_eval_log(log, str(temporary), format=to.suffix[1:])  # type: ignore[arg-type]
     os.replace(temporary, to)
     return to
+
+
+def write_logs(verdicts: pd.DataFrame, folder: str | Path, *, judge: str = "") -> list[Path]:
+    """A log a model of a table that holds several, named after the model: its answers to every set. Errors: as `write_log`."""
+    return [write_log(mine, Path(folder) / f"{slug(str(name))}.eval", judge=judge) for name, mine in verdicts.groupby("model", sort=False)]
 
 
 def check(path: str | Path) -> Path:

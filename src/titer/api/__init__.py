@@ -1,0 +1,60 @@
+"""Titer from Python: every command as a function; the command line prints what they return. L7.
+
+    from titer import api
+    found = api.audit("aligned", "tuned", data="prompts.csv", prompts=100)
+    print(found.answer, found.page)
+
+MODEL is a folder, BASE+ADAPTER, a fetched name or a hub id. `runs` is the folder of runs: what stands there is not made again.
+`progress`: progress on standard error. `trust_remote_code` runs the code of the models' authors on this machine, where transformers
+does not know the architecture; a judge's is refused even then. `cost` says what an order would compute. Errors: TiterError, with what
+was given, what was expected and what to do next.
+"""
+
+from __future__ import annotations
+
+from titer.api.about import Told, card, doctor, models_get, push, report
+from titer.api.cost import cost
+from titer.api.measure import Audited, audit, audited, evaluate, inspect, lm_eval
+from titer.api.study import Studied, demo, study
+from titer.api.train import align, finetune
+from titer.core.plugins import describe as show
+from titer.core.plugins import names as listed
+from titer.studies.audit.ask import Order as AuditOrder
+from titer.studies.measuring import Evaluated
+from titer.studies.measuring import Order as EvaluateOrder
+from titer.studies.real import RealOrder
+from titer.studies.training import AlignOrder, FinetuneOrder, Trained
+from titer.studies.tuning import How
+from titer.studies.world import WorldOrder
+
+__all__ = [
+    "AlignOrder",
+    "AuditOrder",
+    "Audited",
+    "EvaluateOrder",
+    "Evaluated",
+    "FinetuneOrder",
+    "How",
+    "RealOrder",
+    "Studied",
+    "Told",
+    "Trained",
+    "WorldOrder",
+    "align",
+    "audit",
+    "audited",
+    "card",
+    "cost",
+    "demo",
+    "doctor",
+    "evaluate",
+    "finetune",
+    "inspect",
+    "listed",
+    "lm_eval",
+    "models_get",
+    "push",
+    "report",
+    "show",
+    "study",
+]

@@ -1,0 +1,75 @@
+"""What a finished report says, its section in a model's card, the model to a hub; models by name; what this machine can do. L7."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from titer.api.running import RUNS, Place, reporter
+from titer.core.claims import Claim
+from titer.core.machine import Fact
+from titer.integrations import publish
+from titer.integrations.publish import Published
+from titer.models import fetch
+from titer.report.card import Summary, Written, read_report, write_card
+from titer.report.places import find_report
+from titer.studies import doctor as machine
+
+
+@dataclass(frozen=True)
+class Told:
+    """A finished report: its folder, its summary (answer, commands, provenance), its claims with their verdicts."""
+
+    folder: Path
+    summary: Summary
+    claims: tuple[Claim, ...]
+
+    @property
+    def answer(self) -> str:
+        return self.summary.answer
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """How many claims have which verdict."""
+        found: dict[str, int] = {}
+        for claim in self.claims:
+            found[claim.verdict] = found.get(claim.verdict, 0) + 1
+        return found
+
+
+def report(run: Place, runs: Place = RUNS) -> Told:
+    """What a finished report says; `run` is its folder or its name in the folder of runs. As `titer report`."""
+    folder = find_report(run, Path(runs))
+    found = read_report(folder)
+    return Told(folder, found.summary, tuple(found.claims))
+
+
+def card(run: Place, model: Place, runs: Place = RUNS) -> Written:
+    """Put the report's section on a model into the README.md of the model's folder. As `titer report --card`."""
+    return write_card(find_report(run, Path(runs)), Path(model))
+
+
+def push(model: Place, repository: str, public: bool = False, progress: bool = True) -> Published:
+    """Send a model's folder with its card to the hub, private unless `public`. As `titer report --push`."""
+    with reporter(progress) as shown:
+        return publish.push(Path(model), repository, private=not public, tell=shown.tell)
+
+
+def models_get(name: str, progress: bool = True) -> Path:
+    """Fetch a named model once, checked and converted; returns its folder. As `titer models get`."""
+    with reporter(progress) as shown:
+        return fetch.get(name, shown.tell).path
+
+
+def doctor() -> dict[str, object]:
+    """What this machine can do and what is missing, by name; `titer doctor` prints the same as text."""
+    return {fact.name: fact.value for fact in facts()}
+
+
+def facts() -> list[Fact]:
+    """The same with a text each for a reader."""
+    return machine.facts()

@@ -1,0 +1,72 @@
+"""What a command would compute, before it runs: `--dry-run` from Python. L7.
+
+from titer import api
+print(api.cost(api.AuditOrder(["aligned", "tuned"], "prompts.csv", landscape=True)))
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from pathlib import Path
+
+from titer.api.running import RUNS, Place
+from titer.core.run import Store, quiet
+from titer.studies import measuring, real, world
+from titer.studies.audit import ask
+from titer.studies.audit.cost import audit_cost
+from titer.studies.measuring import planned
+from titer.studies.training import AlignOrder, FinetuneOrder, Planned, planned_alignment, planned_finetuning
+
+Cost = dict[str, object]
+"""What is asked for and what it costs, by name; everything is checked as by the command itself."""
+
+
+def cost(order: object, flops: float | None = None, runs: Place = RUNS) -> Cost:
+    """Counts, operations, what stands already; in hours where the device's FLOP/s are given and the command has them.
+
+    `order`: AuditOrder, EvaluateOrder, AlignOrder, FinetuneOrder, WorldOrder or RealOrder. Errors: those of the command itself.
+    """
+    return _cost(order, flops, Store(Path(runs), quiet))
+
+
+@singledispatch
+def _cost(order: object, flops: float | None, store: Store) -> Cost:
+    raise TypeError(f"{type(order).__name__} is no order: AuditOrder, EvaluateOrder, AlignOrder, FinetuneOrder, WorldOrder, RealOrder")
+
+
+@_cost.register
+def _audit(order: ask.Order, flops: float | None, store: Store) -> Cost:
+    ready = ask.prepared(order)
+    return audit_cost(ready.found, ready.question, ready.settings)
+
+
+@_cost.register
+def _evaluate(order: measuring.Order, flops: float | None, store: Store) -> Cost:
+    ready = measuring.prepared(order)
+    plan = planned(order, ready)
+    return {"model": ready.subject.key, "prompts": plan.asked, "new tokens": plan.tokens, **plan.bills}
+
+
+@_cost.register
+def _align(order: AlignOrder, flops: float | None, store: Store) -> Cost:
+    return _training(planned_alignment(order), store)
+
+
+@_cost.register
+def _finetune(order: FinetuneOrder, flops: float | None, store: Store) -> Cost:
+    return _training(planned_finetuning(order), store)
+
+
+def _training(plan: Planned, store: Store) -> Cost:
+    return {"key": plan.key, "steps": plan.stage.steps, "batch": plan.stage.batch, "stands": plan.stands(store), **plan.about}
+
+
+@_cost.register
+def _world(order: world.WorldOrder, flops: float | None, store: Store) -> Cost:
+    table, text = world.price(order, store, flops)
+    return {"plan": table, "summary": text}
+
+
+@_cost.register
+def _real(order: real.RealOrder, flops: float | None, store: Store) -> Cost:
+    return dict(real.prepared(order).cost(flops))

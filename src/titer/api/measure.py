@@ -1,0 +1,181 @@
+"""Models measured: an audit, an evaluation, the tasks of lm-evaluation-harness and of inspect_ai. L7."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from titer.api.running import CALLED, RUNS, Place, Settings, reporter
+from titer.core.config import as_settings
+from titer.core.run import Store, slug
+from titer.integrations import inspect_ai
+from titer.integrations import lm_eval as harness
+from titer.integrations.inspect_log import check, write_log, write_logs
+from titer.models.fast import engine_told, serving_of
+from titer.models.fetch import resolve
+from titer.models.lm import load
+from titer.studies import measuring
+from titer.studies.audit.ask import Order, Prepared, prepared
+from titer.studies.audit.report import audit_report
+from titer.studies.audit.study import measured
+from titer.studies.judging import Review
+from titer.studies.measuring import Evaluated
+from titer.workbench import Reading, Reporter
+
+
+@dataclass(frozen=True)
+class Audited:
+    """An audit's page, its answer in a sentence or two, every table by name (`verdicts`, `rates`, `shifts`, `flips`, ...).
+
+    `beside`: what people and a second judge say of the judge, as of `evaluate`.
+    """
+
+    page: Path
+    answer: str
+    tables: Mapping[str, pd.DataFrame]
+    beside: Review
+
+
+def audit(
+    *models: str,
+    data: Place,
+    prompts: int | None = None,
+    max_new_tokens: int = 48,
+    judge: str = "refusal",
+    judge_set: Settings | None = None,
+    second_judge: str | None = None,
+    second_judge_set: Settings | None = None,
+    labelled: Place | None = None,
+    capability: Sequence[str] = (),
+    contexts: bool = False,
+    trained: Sequence[str] = (),
+    strict: bool = False,
+    control: str | None = None,
+    landscape: bool = False,
+    inspect_logs: Place | None = None,
+    engine: str = "transformers",
+    bf16: bool = False,
+    runs: Place = RUNS,
+    progress: bool = True,
+    trust_remote_code: bool = False,
+) -> Audited:
+    """What tuning did to an alignment: [BASE,] ALIGNED[, TUNED] on labelled prompts. As `titer audit`.
+
+    `inspect_logs`: a folder for the judged answers, a log of inspect_ai a model.
+    """
+    order = Order(
+        models=models,
+        data=data,
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        judge=judge,
+        judge_set=as_settings(judge_set),
+        second_judge=second_judge,
+        second_judge_set=as_settings(second_judge_set),
+        labelled=labelled,
+        capability=capability,
+        contexts=contexts,
+        trained=trained,
+        strict=strict,
+        control=control,
+        landscape=landscape,
+        trust_remote_code=trust_remote_code,
+    )
+    if inspect_logs is not None:
+        inspect_ai.must_be_installed()
+    ready, serving = prepared(order), serving_of(engine)
+    with reporter(progress) as shown:
+        found = audited(order, ready, Path(runs), shown, CALLED.format("audit"), Reading(serving, bf16))
+    if inspect_logs is not None:
+        write_logs(found.tables["verdicts"], inspect_logs, judge=order.judge)
+    return found
+
+
+def audited(order: Order, ready: Prepared, runs: Path, reporter: Reporter, command: str, reading: Reading) -> Audited:
+    """The audit that was prepared, measured and reported; `command` stands in the report as what reproduces it."""
+    found, asked = ready.found, ready.question
+    findings = measured(reading.bench(Store(runs, reporter.tell), reporter), found, asked, ready.settings)
+    folder = runs / f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
+    how: dict[str, object] = {
+        "judge": f"{order.judge} {asked.judge.model_dump_json()}",
+        **asked.judges.told,
+        **engine_told(reading.serving),
+        **({"precision": "bfloat16"} if reading.bf16 else {}),
+    }
+    page, answer = audit_report(found, asked, findings, ready.text, how, command, folder, ready.left_out)
+    return Audited(page, answer, {name: table for name, table in vars(findings).items() if name != "beside"}, findings.beside)
+
+
+def evaluate(
+    model: str,
+    data: Place | None = None,
+    canary: Place | None = None,
+    judge: str = "refusal",
+    judge_set: Settings | None = None,
+    second_judge: str | None = None,
+    second_judge_set: Settings | None = None,
+    labelled: Place | None = None,
+    attack: str | None = None,
+    attack_set: Settings | None = None,
+    prompts: int | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    inspect_log: Place | None = None,
+    engine: str = "transformers",
+    bf16: bool = False,
+    runs: Place = RUNS,
+    progress: bool = True,
+    trust_remote_code: bool = False,
+) -> Evaluated:
+    """A model's answers to labelled prompts, judged; `inspect_log`: a file for them as a log of inspect_ai. As `titer evaluate`."""
+    order = measuring.Order(
+        model=model,
+        data=data,
+        canary=canary,
+        judge=judge,
+        judge_set=as_settings(judge_set),
+        second_judge=second_judge,
+        second_judge_set=as_settings(second_judge_set),
+        labelled=labelled,
+        attack=attack,
+        attack_set=as_settings(attack_set),
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        trust_remote_code=trust_remote_code,
+    )
+    if inspect_log is not None:
+        check(inspect_log)
+    ready, serving = measuring.prepared(order), serving_of(engine)
+    with reporter(progress) as shown:
+        bench = Reading(serving, bf16).bench(Store(Path(runs), shown.tell), shown)
+        found = measuring.evaluated(bench, order, ready, CALLED.format("evaluate"))
+    if inspect_log is not None:
+        write_log(found.verdicts, inspect_log, judge=order.judge, decoding=ready.decoding)
+    return found
+
+
+def lm_eval(
+    model: str,
+    *tasks: str,
+    tasks_from: Place | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    chat: bool = False,
+    trust_remote_code: bool = False,
+) -> pd.DataFrame:
+    """Tasks of lm-evaluation-harness on the model that Titer measures: task, metric, value, stderr, n, ... As `titer lm-eval`."""
+    harness.must_be_installed()
+    return harness.evaluate(load(resolve(model, trust_remote_code)), tasks, limit=limit, shots=shots, include_path=tasks_from, chat=chat)
+
+
+def inspect(
+    model: str, *tasks: Any, logs: Place = RUNS / "inspect", limit: int | None = None, trust_remote_code: bool = False
+) -> pd.DataFrame:
+    """Tasks of inspect_ai on the model that Titer measures, its logs kept in `logs`; their metrics. As `titer inspect`."""
+    inspect_ai.must_be_installed()
+    return inspect_ai.metrics(inspect_ai.evaluate(load(resolve(model, trust_remote_code)), list(tasks), logs, limit=limit))

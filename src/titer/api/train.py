@@ -1,0 +1,88 @@
+"""Models trained: aligned, and fine-tuned as a user would. L7."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from titer.api.running import RUNS, Place, Settings, pairs, reporter
+from titer.core.config import as_settings
+from titer.core.run import Store
+from titer.studies.finetune import Shares
+from titer.studies.training import AlignOrder, FinetuneOrder, Planned, Trained, check_free, planned_alignment, planned_finetuning, trained
+from titer.studies.tuning import How
+from titer.workbench import Workbench
+
+
+def align(
+    model: str,
+    data: Place | None = None,
+    method: str = "sft",
+    settings: Settings | None = None,
+    streams: Mapping[str, str] | None = None,
+    reads: Mapping[str, str] | None = None,
+    canary: Place | None = None,
+    canaries: int | None = None,
+    steps: int = 100,
+    batch: int = 8,
+    rate: float = 2e-5,
+    lora: int = 0,
+    alpha: int | None = None,
+    dropout: float | None = None,
+    continued: bool = False,
+    longest: int | None = None,
+    to: Place | None = None,
+    seed: int = 0,
+    runs: Place = RUNS,
+    progress: bool = True,
+    trust_remote_code: bool = False,
+) -> Trained:
+    """Train a model with a method on prompts and answers. `streams`: name -> file, `reads`: role -> model. As `titer align`."""
+    how = How(method, as_settings(settings), pairs(streams), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
+    plan = planned_alignment(AlignOrder(model, how, data, canary, canaries, steps, pairs(reads), longest, trust_remote_code))
+    return _trained(plan, to, runs, progress)
+
+
+def finetune(
+    model: str,
+    data: Place | None = None,
+    harmful: Place | None = None,
+    canary: Place | None = None,
+    ratio: float | None = None,
+    examples: int = 1000,
+    safety: Place | None = None,
+    safety_examples: int | None = None,
+    method: str = "sft",
+    settings: Settings | None = None,
+    streams: Mapping[str, str] | None = None,
+    reads: Mapping[str, str] | None = None,
+    epochs: int = 20,
+    batch: int = 5,
+    rate: float = 1e-5,
+    schedule: str = "cosine",
+    lora: int = 0,
+    alpha: int | None = None,
+    dropout: float | None = None,
+    continued: bool = False,
+    longest: int | None = None,
+    keep: Sequence[int] = (),
+    to: Place | None = None,
+    seed: int = 0,
+    runs: Place = RUNS,
+    progress: bool = True,
+    trust_remote_code: bool = False,
+) -> Trained:
+    """Fine-tune a model as its user would, a share of the examples being harmful requests answered. As `titer finetune`."""
+    how = How(method, as_settings(settings), pairs(streams), batch, rate, schedule, lora, alpha, dropout, continued, seed)
+    files = {"benign": data, "harmful": harmful, "safety": safety}
+    shares = Shares(examples, ratio, safety_examples)
+    kept = ",".join(map(str, keep))
+    order = FinetuneOrder(model, how, files, canary, shares, epochs, kept, pairs(reads), longest, trust_remote_code)
+    return _trained(planned_finetuning(order), to, runs, progress)
+
+
+def _trained(plan: Planned, to: Place | None, runs: Place, progress: bool) -> Trained:
+    place = None if to is None else Path(to)
+    check_free(place, plan, Path(runs))
+    with reporter(progress) as shown:
+        return trained(Workbench(Store(Path(runs), shown.tell), shown), plan, place)
