@@ -80,6 +80,7 @@ def audit(
     strict: bool = False,
     control: str | None = None,
     landscape: bool = False,
+    landscape_set: Settings | None = None,
     engine: str = "transformers",
     bf16: bool = False,
     runs: Place = RUNS,
@@ -104,6 +105,7 @@ def audit(
         control=control,
         landscape=landscape,
         trust_remote_code=trust_remote_code,
+        landscape_set=as_settings(landscape_set),
     )
     ready, serving = prepared(order), serving_of(engine)
     with _reporter(progress) as reporter:

@@ -58,6 +58,7 @@ SURFACE = {
             "--judge-set",
             "--labelled",
             "--landscape",
+            "--landscape-set",
         ),
         *("--max-new-tokens", "--prompts", "--runs", "--second-judge", "--second-judge-set", "--strict", "--trained"),
         "--trust-remote-code",

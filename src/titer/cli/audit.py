@@ -35,6 +35,11 @@ Capability = Annotated[
     list[str] | None,
     typer.Option("--capability", help="What must not suffer, as TASK:PATH (sst2, ag_news, gsm8k, choices); may be given again."),
 ]
+OfWeights = Annotated[bool, typer.Option("--landscape", help="Move the weights too: random directions, and the way to the tuned model.")]
+LandscapeSet = Annotated[
+    list[str] | None,
+    typer.Option("--landscape-set", help="A setting of the landscape as NAME=VALUE (points, directions, prompts ...); may be given again."),
+]
 
 
 def audit(
@@ -57,9 +62,8 @@ def audit(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse prompts that recur, where they would be dropped and counted.")] = False,
     control: Annotated[str | None, typer.Option(help="A benign tune of the model before the last change.")] = None,
-    landscape: Annotated[
-        bool, typer.Option("--landscape", help="Move the weights too: random directions, and the way to the tuned model.")
-    ] = False,
+    landscape: OfWeights = False,
+    landscape_set: LandscapeSet = None,
     engine: Engine = "transformers",
     bf16: Bf16 = False,
     trust_remote_code: Trust = False,
@@ -89,6 +93,7 @@ def audit(
         control=control,
         landscape=landscape,
         trust_remote_code=trust_remote_code,
+        landscape_set=landscape_set or (),
     )
     ready, serving = prepared(order), serving_of(engine)
     if dry_run:
