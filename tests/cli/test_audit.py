@@ -45,6 +45,9 @@ def test_how_a_model_was_tuned_stands_beside_it(titer: Titer, task: Path) -> Non
     assert titer(*tune, "--alpha", "4", "--schedule", "constant", "--to", "tuned").status == 0
     assert usual(Path("tuned")) == {**known, "alpha": "4", "schedule": "constant"}
     assert usual(Path("m")) == {}
+    align = ("align", "m", "--data", "task.jsonl", "--steps", "2", "--batch", "3", "--to", "aligned")
+    assert titer(*align).status == 0
+    assert usual(Path("aligned")) == {"rate": "2e-05", "epochs": "1", "batch": "3", "examples": "6"}  # of 16
     assert open_checkpoint("tuned").key != open_checkpoint("m").key
 
 

@@ -57,7 +57,7 @@ def _of_stage(stage: Mapping[str, Any]) -> Usual:
     if stage["optimiser"]["schedule"] != Optimiser.model_fields["schedule"].default:
         found["schedule"] = str(stage["optimiser"]["schedule"])
     if own := sum(len(part["picked"] or ()) for part in stream["parts"] if part["answer"] == "comply"):
-        found["examples"] = str(own)
+        found["examples"] = str(min(own, int(stage["steps"]) * batch))  # `titer align` may end before it has seen them all
     return found
 
 
