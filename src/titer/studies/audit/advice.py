@@ -56,10 +56,11 @@ def advice(found: Audited, shifts: pd.DataFrame, sizes: pd.DataFrame, against: p
 def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> list[Advice]:
     """Refusal fell: mix refusals in, anchor to alignment data, or project the change back."""
     before, options, add = _place(change.before), _options(known), _add(known)
+    refusals = max(1, int(known.get("examples", 1000)) // 2)
     told = [
         Advice(
             f"Refusal fell{blamed}: tune again with refusals mixed in (500 to 1,000 for 1,000 examples in the literature).{add}",
-            f"titer finetune {before} --data TASK.jsonl --safety REFUSALS.jsonl --safety-examples 500{options}",
+            f"titer finetune {before} --data TASK.jsonl --safety REFUSALS.jsonl --safety-examples {refusals}{options}",
         ),
         Advice(
             f"Or take one step of ten on alignment data, and hold the weights near where each turn began (Lisa).{add}",
