@@ -59,6 +59,7 @@ SURFACE = {
             "--judge-set",
             "--labelled",
             "--landscape",
+            "--landscape-set",
         ),
         *("--max-new-tokens", "--prompts", "--runs", "--second-judge", "--second-judge-set", "--strict", "--trained"),
         "--trust-remote-code",

@@ -91,3 +91,32 @@ def test_too_few_prompts_are_refused(lm: LM, world: World) -> None:
     few = WorldSource(world=world, kind="safe").examples(np.arange(3))
     with pytest.raises(TiterError, match="3 safe prompts"):
         probe.clusters(lm, few, few)
+
+
+def test_shuffled_labels_are_fitted_anew_and_the_best_layer_is_picked_as_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many layers of noise the best one lies above chance, with true labels and with dealt ones alike."""
+    layers, n = 30, 20
+    clouds = [torch.cat(two_clouds(0.0, n=n, width=16, seed=seed)) for seed in range(layers)]
+    monkeypatch.setattr(probe, "at_prompt_end", lambda lm, prompts, names: dict(zip(names, clouds, strict=True)))
+    lm = type("Stub", (), {"sites": type("S", (), {"layers": layers})()})()
+    inputs = [Example(f"p{i}", i >= n, "test", "test") for i in range(2 * n)]
+    dealt = probe.shuffled(lm, inputs[:n], inputs[n:])
+    best = [probe.best_of(table).auroc for _, table in dealt.groupby("round")]
+    assert len(best) == probe.ROUNDS
+    assert 0.6 < np.mean(best) < 0.85
+    own = probe.best_of(probe.summary(pd.concat([frame(c[:n], c[n:]).assign(layer=i) for i, c in enumerate(clouds)])))
+    assert min(best) - 0.05 < own.auroc < max(best) + 0.05
+    assert dealt.auroc.mean() == pytest.approx(0.5, abs=0.05)
+    first = dealt[dealt["round"] == 0].iloc[0]
+    places = np.random.default_rng(0).permutation(2 * n)
+    score = [s.numpy() for s in probe.held_out_scores(clouds[0][places[:n]], clouds[0][places[n:]])]
+    assert first.auroc == pytest.approx(probe.auroc(*score))
+    pd.testing.assert_frame_equal(dealt, probe.shuffled(lm, inputs[:n], inputs[n:]))
+
+
+def test_shuffled_labels_of_clouds_that_lie_apart_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud = torch.cat(two_clouds(6.0, n=40))
+    monkeypatch.setattr(probe, "at_prompt_end", lambda lm, prompts, names: {names[0]: cloud})
+    lm = type("Stub", (), {"sites": type("S", (), {"layers": 1})()})()
+    inputs = [Example(f"p{i}", i >= 40, "test", "test") for i in range(80)]
+    assert probe.shuffled(lm, inputs[:40], inputs[40:]).auroc.mean() == pytest.approx(0.5, abs=0.15)

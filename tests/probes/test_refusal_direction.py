@@ -146,3 +146,58 @@ def test_what_cannot_be_compared_is_refused(lm: LM, world: World) -> None:
     for few in ((safe[:3], unsafe), (safe, unsafe[:3])):
         with pytest.raises(TiterError, match=r"3 .*safe prompts"):
             measured(lm, *few)
+
+
+def tuned(seed: int, degrees: float, layers: int = 6, n: int = 30) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Activations of two models, layer by layer: noise that they share in part, a shift of all, the last layer's direction turned."""
+    before, after = [], []
+    for layer in range(layers):
+        common = drawn(2 * n, D, seed=100 * seed + layer)
+        own = 0.5 * drawn(2 * n, D, seed=100 * seed + layer + 50) + 3.0
+        angle = math.radians(degrees) if layer == layers - 1 else 0.0
+        moves = [torch.tensor([math.cos(a), math.sin(a), *[0.0] * (D - 2)]) * 6.0 for a in (0.0, angle)]
+        unsafe = torch.cat([torch.zeros(n), torch.ones(n)])[:, None]
+        before.append(common + unsafe * moves[0])
+        after.append(0.9 * common + own + 1.1 * unsafe * moves[1])
+    return before, after
+
+
+def judged(seed: int, degrees: float, n: int = 30) -> pd.DataFrame:
+    before, after = tuned(seed, degrees, n=n)
+    table = rotation(*(probe.of_activations(one, n, "same") for one in (before, after)))
+    return probe.limits(table, probe.unturned(before, after, n, rounds=80), [True] * len(table))
+
+
+def test_the_largest_of_all_layers_exceeds_its_ceiling_by_chance_and_seldom_its_limit() -> None:
+    tables = [judged(seed, 0.0) for seed in range(20)]
+    above = [bool((t.degrees_halves > t.degrees_ceiling).any()) for t in tables]
+    turned = [bool((t.degrees_halves > t.degrees_limit).any()) for t in tables]
+    assert sum(above) >= 15  # what the largest excess alone would call a turn
+    assert sum(turned) <= 3
+    for t in tables:
+        assert ((t.degrees_halves > t.degrees_limit) == (t.p <= 0.05)).mean() > 0.9
+
+
+def test_a_turn_beyond_noise_is_found_where_it_is() -> None:
+    for seed in range(3):
+        t = judged(seed, 60.0)
+        assert t.degrees_halves.iloc[-1] > t.degrees_limit.iloc[-1]
+        assert t.p.iloc[-1] < 0.05
+
+
+def test_the_null_is_the_same_whenever_asked_and_in_whatever_space() -> None:
+    before, after = tuned(0, 0.0, layers=2)
+    null = probe.unturned(before, after, 30, rounds=5)
+    np.testing.assert_array_equal(null, probe.unturned(before, after, 30, rounds=5))
+    wide = [[torch.cat([layer, torch.zeros(60, 200)], dim=1) for layer in side] for side in (before, after)]  # more width than prompts
+    np.testing.assert_allclose(probe.unturned(*wide, 30, rounds=5), null, atol=0.05)
+
+
+def test_layers_that_are_mostly_noise_have_no_limit_and_no_part_in_the_others() -> None:
+    before, after = tuned(0, 0.0, layers=3)
+    table = rotation(*(probe.of_activations(one, 30, "same") for one in (before, after)))
+    null = probe.unturned(before, after, 30, rounds=40)
+    some = probe.limits(table, null, [True, False, False])
+    assert some.degrees_limit.notna().tolist() == [True, False, False]
+    assert some.degrees_limit[0] < probe.limits(table, null, [True] * 3).degrees_limit[0]  # one layer has less chance to exceed
+    assert probe.limits(table, null, [False] * 3).degrees_limit.isna().all()

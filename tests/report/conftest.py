@@ -32,6 +32,7 @@ HOSTILE = (
     "one\r\ntwo\rthree\tfour",
     "x" * 5000,
 )
+FLIPPED = 4  # of them stand among the flipped answers too
 
 
 def rates(models: list[str], kinds: list[str]) -> pd.DataFrame:
@@ -84,6 +85,8 @@ def hostile_report() -> Report:
         commands=list(HOSTILE),
         provenance={text[:50]: text for text in HOSTILE},
         notes=list(HOSTILE),
+        more=every,
+        flipped=samples(HOSTILE[:FLIPPED]).assign(flip=HOSTILE[3]),
     )
 
 

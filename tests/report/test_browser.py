@@ -8,7 +8,7 @@ from html import unescape
 from pathlib import Path
 
 from tests.report.browser import assert_sound, live_charts, visit
-from tests.report.conftest import HOSTILE
+from tests.report.conftest import FLIPPED, HOSTILE
 from tests.report.test_html import FOREIGN, Page
 
 BREAKS = """<html><head><title>breaks</title></head><body><img src="http://127.0.0.1:9/picture.png"><div id="chart-dead"></div>
@@ -22,7 +22,7 @@ const act = (id, change, event) => {
 };
 said.all = shown();
 said.options = {};
-for (const field of ["model", "kind", "outcome"]) {
+for (const field of ["model", "kind", "outcome", "flip"]) {
   const select = document.querySelector(`[data-filter=${field}]`);
   said.options[field] = [...select.options].slice(1).map((option) => {
     act(`[data-filter=${field}]`, (s) => { s.value = option.value; }, "change");
@@ -70,10 +70,11 @@ def test_filters_search_and_the_switch_that_shows_blurred_answers_work(hostile: 
     assert found
     said = json.loads(unescape(found[1]))
     harmful = len(HOSTILE)
-    assert said["all"] == 2 * harmful
-    assert said["options"]["model"] == [2] * harmful
-    assert said["options"]["kind"] == [1] * 2 * harmful
-    assert said["options"]["outcome"] == [2 * harmful]
+    assert said["all"] == 2 * (harmful + FLIPPED)
+    assert said["options"]["model"] == [4] * FLIPPED + [2] * (harmful - FLIPPED)
+    assert said["options"]["kind"] == [2] * 2 * FLIPPED + [1] * 2 * (harmful - FLIPPED)
+    assert said["options"]["outcome"] == [2 * (harmful + FLIPPED)]
+    assert said["options"]["flip"] == [2 * FLIPPED]
     assert said["searched"] == 2 * sum("red" in one for one in HOSTILE)
-    assert said["blurred"] == harmful
+    assert said["blurred"] == harmful + FLIPPED
     assert said["revealed"] == 0

@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 import pandas as pd
 import pytest
 
-from tests.report.conftest import HOSTILE, hostile_report
+from tests.report.conftest import FLIPPED, HOSTILE, hostile_report
 from titer.core.errors import visible
 from titer.report import html
 from titer.report.html import Report, number, write_report
@@ -141,15 +141,15 @@ def test_the_texts_are_shown_in_full_as_text(page: Page) -> None:
 def test_completions_of_harmful_prompts_are_blurred_and_no_others(page: Page) -> None:
     spans = [a for tag, a in page.elements if tag == "span" and a.get("tabindex") == "0"]
     blurred = [a for tag, a in page.elements if tag == "span" and "blurred" in (a.get("class") or "").split()]
-    assert len(blurred) == len(HOSTILE)
+    assert len(blurred) == len(HOSTILE) + FLIPPED
     assert spans == blurred  # each is reached by the keyboard
 
 
 def test_every_filter_value_is_that_of_its_rows(page: Page) -> None:
     rows = [a for tag, a in page.elements if tag == "tr" and "data-model" in a]
     options = [a["value"] for tag, a in page.elements if tag == "option"]
-    assert len(rows) == 2 * len(HOSTILE)
-    for field in ("data-model", "data-kind", "data-outcome"):
+    assert len(rows) == 2 * (len(HOSTILE) + FLIPPED)
+    for field in ("data-model", "data-kind", "data-outcome", "data-flip"):
         assert {row[field] for row in rows} <= set(options)
 
 

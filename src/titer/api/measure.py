@@ -56,6 +56,7 @@ def audit(
     strict: bool = False,
     control: str | None = None,
     landscape: bool = False,
+    landscape_set: Settings | None = None,
     inspect_logs: Place | None = None,
     engine: str = "transformers",
     bf16: bool = False,
@@ -83,6 +84,7 @@ def audit(
         strict=strict,
         control=control,
         landscape=landscape,
+        landscape_set=as_settings(landscape_set),
         trust_remote_code=trust_remote_code,
     )
     if inspect_logs is not None:

@@ -35,12 +35,29 @@ Capability = Annotated[
     list[str] | None,
     typer.Option("--capability", help="What must not suffer, as TASK:PATH (sst2, ag_news, gsm8k, choices); may be given again."),
 ]
+OfWeights = Annotated[bool, typer.Option("--landscape", help="Move the weights too: random directions, and the way to the tuned model.")]
+LandscapeSet = Annotated[
+    list[str] | None,
+    typer.Option("--landscape-set", help="A setting of the landscape as NAME=VALUE (points, directions, prompts ...); may be given again."),
+]
+Models = Annotated[list[str], typer.Argument(help="[BASE] ALIGNED [TUNED]: one to three models; of two, the one before and the one after.")]
+Contexts = Annotated[bool, typer.Option("--contexts", help="Ask capability sets again behind a false and a random context.")]
+TrainedOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trained", help="A file that a model was trained on, as FILE or TASK:PATH: its prompts are not asked; may be given again."
+    ),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse prompts that recur, where they would be dropped and counted.")]
+Control = Annotated[str | None, typer.Option("--control", help="A benign tune of the model before the last change.")]
+Logs = Annotated[
+    Path | None,
+    typer.Option("--inspect-logs", help="Write the judged answers as logs of inspect_ai into this folder too, one a model."),
+]
 
 
 def audit(
-    models: Annotated[
-        list[str], typer.Argument(help="[BASE] ALIGNED [TUNED]: one to three models; of two, the one before and the one after.")
-    ],
+    models: Models,
     data: Data = None,
     prompts: Prompts = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
@@ -50,20 +67,13 @@ def audit(
     second_judge_set: SecondSettings = None,
     labelled: People = None,
     capability: Capability = None,
-    contexts: Annotated[bool, typer.Option("--contexts", help="Ask capability sets again behind a false and a random context.")] = False,
-    trained: Annotated[
-        list[str] | None,
-        typer.Option(help="A file that a model was trained on, as FILE or TASK:PATH: its prompts are not asked; may be given again."),
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse prompts that recur, where they would be dropped and counted.")] = False,
-    control: Annotated[str | None, typer.Option(help="A benign tune of the model before the last change.")] = None,
-    landscape: Annotated[
-        bool, typer.Option("--landscape", help="Move the weights too: random directions, and the way to the tuned model.")
-    ] = False,
-    inspect_logs: Annotated[
-        Path | None,
-        typer.Option("--inspect-logs", help="Write the judged answers as logs of inspect_ai into this folder too, one a model."),
-    ] = None,
+    contexts: Contexts = False,
+    trained: TrainedOn = None,
+    strict: Strict = False,
+    control: Control = None,
+    landscape: OfWeights = False,
+    landscape_set: LandscapeSet = None,
+    inspect_logs: Logs = None,
     engine: Engine = "transformers",
     bf16: Bf16 = False,
     trust_remote_code: Trust = False,
@@ -93,6 +103,7 @@ def audit(
         control=control,
         landscape=landscape,
         trust_remote_code=trust_remote_code,
+        landscape_set=landscape_set or (),
     )
     if inspect_logs is not None:
         from titer.integrations.inspect_ai import must_be_installed
@@ -100,11 +111,16 @@ def audit(
         must_be_installed()
     ready, serving = prepared(order), serving_of(engine)
     if dry_run:
-        from titer.studies.audit.cost import audit_cost
-
-        cost = {"data": "; ".join(line.strip() for line in forms([data])), **audit_cost(ready.found, ready.question, ready.settings, bf16)}
-        return show_result(as_json, cost, "\n".join(f"{key}: {value}" for key, value in cost.items()))
+        return _priced(ready, bf16, data, as_json)
     _audited(order, ready, Reading(serving, bf16), inspect_logs, (runs, as_json), data)
+
+
+def _priced(ready: Prepared, bf16: bool, data: Path | None, as_json: bool) -> None:
+    """What would run, for --dry-run."""
+    from titer.studies.audit.cost import audit_cost
+
+    cost = {"data": "; ".join(line.strip() for line in forms([data])), **audit_cost(ready.found, ready.question, ready.settings, bf16)}
+    show_result(as_json, cost, "\n".join(f"{key}: {value}" for key, value in cost.items()))
 
 
 def _audited(order: Order, ready: Prepared, reading: Reading, logs: Path | None, given: tuple[Path, bool], data: Path | None) -> None:

@@ -56,13 +56,13 @@ def _shown(value: Any) -> str:
         return f"a {type(value).__name__} too large to show"
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
     """`["rho=2", "name=x"]` -> `{"rho": 2, "name": "x"}`; values are read as JSON where they are JSON."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name:
-            raise TiterError(f"--set {visible(pair, 80)!r} is not NAME=VALUE", next_step="write for example --set beta=0.1")
+            raise TiterError(f"{option} {visible(pair, 80)!r} is not NAME=VALUE", next_step=f"write for example {option} beta=0.1")
         try:
             settings[name] = json.loads(text)
         except (ValueError, RecursionError):  # not JSON: a bare word is a string

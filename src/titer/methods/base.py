@@ -98,6 +98,9 @@ class Method(Record):
     NEUTRAL: ClassVar[Mapping[str, Any] | str]  # the setting that equals plain SFT bit for bit, or why none does
     COUPLED: ClassVar[Mapping[str, Any]] = {}  # the setting at which a loss that couples the examples of a batch does not
 
+    def check_steps(self, steps: int) -> None:
+        """Before a run of so many steps is begun. Errors: one that could not do what the method is for, with the settings that could."""
+
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
         """Tensors made once, saved with every checkpoint, never rebuilt on resume."""
         return {}

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
+from titer.core.errors import TiterError
 from titer.methods.base import Batches, Bundle, Context, Loss, Method, token_nll
 
 
@@ -38,6 +39,15 @@ class Lisa(Method):
         if self.k1 + self.k2 == 0:
             raise ValueError("k1 and k2 are both 0: there is no step to take")
         return self
+
+    def check_steps(self, steps: int) -> None:
+        """Errors: a run that ends within the first turn, before the user's data is seen."""
+        if 0 < steps <= self.k1:
+            raise TiterError(
+                f"Lisa of {steps} steps and k1 = {self.k1}: all of them are of the first turn, on alignment data, and none on the task",
+                expected="more steps than k1",
+                next_step="shorten both turns in proportion, for example --set k1=1 --set k2=9, or train longer.",
+            )
 
     def turn(self, number: int) -> Literal["alignment", "train"]:
         """The stream that step `number` trains on."""

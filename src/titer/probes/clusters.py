@@ -5,7 +5,8 @@ score(x) = ||a - mu_unsafe|| - ||a - mu_safe||, positive = nearer the safe centr
 scored by the other half's centroids, so no input is near a centroid because it helped to make it.
 Beside it the paper's tau (arXiv 2407.10264, section 5.1): mean over the first ten answer positions,
 teacher-forced with the compliant answers, centroids of the same inputs; without reference answers tau is
-taken at the end of the prompt, as in the paper's Llama experiments.
+taken at the end of the prompt, as in the paper's Llama experiments. `shuffled` is the control: the same with the
+labels dealt anew, centroids and all.
 Shapes: n inputs a class, D width.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -24,6 +26,7 @@ from titer.models.lm import LM
 from titer.probes.base import ANSWER_POSITIONS, held_out_scores, taus
 
 VERSION = 1
+ROUNDS = 50  # deals of the labels
 
 
 def clusters(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
@@ -48,6 +51,28 @@ def clusters(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.D
             for k, (s, t) in enumerate(zip(score, tau, strict=True))
         ]
     return pd.concat(tables, ignore_index=True)
+
+
+def shuffled(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int = 0, rounds: int = ROUNDS) -> pd.DataFrame:
+    """Per round and layer (from 1): d_prime and auroc of held-out scores where the labels were dealt anew, one deal for all layers.
+
+    The centroids are those of the dealt classes, so whoever picks the best layer has here the freedom that they have there.
+    """
+    names = [f"mlp_act[{i}]" for i in range(lm.sites.layers)]
+    found = at_prompt_end(lm, [e.prompt for e in (*safe, *unsafe)], names)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(rounds):
+        dealt = torch.from_numpy(rng.permutation(len(safe) + len(unsafe)))
+        for layer, name in enumerate(names, start=1):
+            s, u = (part.numpy() for part in held_out_scores(found[name][dealt[: len(safe)]], found[name][dealt[len(safe) :]]))
+            rows.append({"round": number, "layer": layer, "d_prime": d_prime(s, u), "auroc": auroc(s, u)})
+    return pd.DataFrame(rows)
+
+
+def best_of(table: pd.DataFrame) -> pd.Series:
+    """The layer of the largest d': a row of `summary`, or of one round of `shuffled`."""
+    return table.loc[table.d_prime.fillna(-np.inf).idxmax()]
 
 
 def _answers(lm: LM, examples: Sequence[Example], names: Sequence[str]) -> dict[str, torch.Tensor] | None:

@@ -5,11 +5,14 @@ steering and ablation are not measured here). A direction is an estimate from fe
 cosine between directions of disjoint halves (mean over random splits of each class, and what Spearman and Brown's formula makes of it for
 the whole sets), and the same with shuffled labels, whose norm is what chance gives. Between two models: the cosine per
 layer, and that between disjoint halves with its ceiling sqrt(split-half a * split-half b), the most that noise allows.
-Layers count from 1. Shapes: n prompts, S splits, L layers, D width.
+Of many layers some exceed their ceiling by chance: `unturned` draws what two models of one direction would show with this
+noise, all layers at once, and `limits` says what the largest of them stays below (max-T, single step; Westfall and Young 1993).
+Layers count from 1. Shapes: n prompts, S splits, L layers, D width, R rounds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +28,8 @@ from titer.models.lm import LM
 
 VERSION = 1
 SPLITS = 20
+ROUNDS = 200  # data sets drawn without a turn; 95 % of their largest excesses lie below the limit
+CHUNK = 25  # of those at a time
 
 
 @dataclass(frozen=True)
@@ -112,9 +117,7 @@ def rotation(before: RefusalDirections, after: RefusalDirections) -> pd.DataFram
         sizes = " and ".join(f"{m.whole.shape[0]} layers of width {m.whole.shape[1]}" for m in (before, after))
         raise TiterError(f"refusal directions of {sizes}", expected="a model and what was tuned from it")
     angle = _angle(before.whole, after.whole)
-    across = (_cosine(before.halves[0], after.halves[1]) + _cosine(before.halves[1], after.halves[0])).mean(0) / 2
-    within = [_cosine(m.halves[0], m.halves[1]).mean(0).clamp(min=0) for m in (before, after)]
-    ceiling = (within[0] * within[1]).sqrt()
+    across, ceiling = _halves(before.halves, after.halves)
     return pd.DataFrame(
         {
             "layer": range(1, len(angle) + 1),
@@ -123,10 +126,94 @@ def rotation(before: RefusalDirections, after: RefusalDirections) -> pd.DataFram
             "norm_ratio": (torch.linalg.vector_norm(after.whole, dim=-1) / torch.linalg.vector_norm(before.whole, dim=-1)).numpy(),
             "cosine_halves": across.numpy(),
             "ceiling": ceiling.numpy(),
-            "degrees_halves": torch.rad2deg(torch.arccos(across.clamp(-1, 1))).numpy(),
-            "degrees_ceiling": torch.rad2deg(torch.arccos(ceiling.clamp(max=1))).numpy(),
+            "degrees_halves": _degrees(across).numpy(),
+            "degrees_ceiling": _degrees(ceiling).numpy(),
         }
     )
+
+
+def unturned(
+    before: Sequence[torch.Tensor],
+    after: Sequence[torch.Tensor],
+    safe: int,
+    seed: int = 0,
+    splits: int = SPLITS,
+    rounds: int = ROUNDS,
+) -> np.ndarray:
+    """(R, L): degrees_halves - degrees_ceiling of data sets in which nothing turned.
+
+    `before`, `after`: per layer (n, D), the first `safe` of harmless prompts, both of the same prompts. Each data set draws
+    prompts with their noise (what is left of an activation without its class's mean) in both models, the same ones in every
+    layer; the direction is one, of each model's own length, less what noise adds to it.
+    """
+    drawn = torch.from_numpy(_draws(safe, len(before[0]) - safe, seed, splits, rounds)).flatten(1, 2)  # (2, R S, n)
+    found = []
+    for one, other in zip(before, after, strict=True):
+        sides = _noise(one, safe), _noise(other, safe)
+        towards = torch.nn.functional.normalize(torch.stack([d / torch.linalg.vector_norm(d) for _, d in sides]).nan_to_num().sum(0), dim=0)
+        rows = torch.cat([sides[0][0], sides[1][0], towards[None]])
+        if rows.shape[1] > len(rows):  # lengths and angles are kept in the space that they span
+            rows = rows @ torch.linalg.qr(rows.T).Q
+        noises, axis = rows[:-1].float().chunk(2), rows[-1].float()
+        sizes = [float(torch.linalg.vector_norm(d)) for _, d in sides]
+        parts = []
+        for some in drawn.split(CHUNK * splits, dim=1):
+            made = [(some @ noise + size * axis).unflatten(1, (-1, splits)) for noise, size in zip(noises, sizes, strict=True)]
+            across, ceiling = _halves(made[0].transpose(1, 2), made[1].transpose(1, 2))
+            parts.append(_degrees(across) - _degrees(ceiling))
+        found.append(torch.cat(parts))
+    return torch.stack(found, dim=1).numpy()
+
+
+def limits(table: pd.DataFrame, null: np.ndarray, known: Sequence[bool], level: float = 0.95) -> pd.DataFrame:
+    """`rotation`'s table with degrees_limit, which `level` of unturned data sets stay below in every known layer at once, and p.
+
+    `null` is `unturned`'s; layers that are not known have no limit. A layer turned where degrees_halves exceeds its limit.
+    """
+    mask = np.asarray(known, dtype=bool)
+    limit, p = np.full(len(table), np.nan), np.full(len(table), np.nan)
+    if mask.any():
+        centre, spread = null[:, mask].mean(0), np.maximum(null[:, mask].std(0), 1e-6)
+        top = ((null[:, mask] - centre) / spread).max(1)
+        excess = (table.degrees_halves - table.degrees_ceiling).to_numpy()[mask]
+        limit[mask] = table.degrees_ceiling.to_numpy()[mask] + centre + np.quantile(top, level) * spread
+        p[mask] = (1 + (top[:, None] >= (excess - centre) / spread).sum(0)) / (1 + len(top))
+    return table.assign(degrees_limit=limit, p=p)
+
+
+def _halves(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine between two models' disjoint halves and its ceiling, means over splits, from (2, S, ..., D) each."""
+    across = (_cosine(before[0], after[1]) + _cosine(before[1], after[0])).mean(0) / 2
+    within = [_cosine(m[0], m[1]).mean(0).clamp(min=0) for m in (before, after)]
+    return across, (within[0] * within[1]).sqrt()
+
+
+def _degrees(cosine: torch.Tensor) -> torch.Tensor:
+    return torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))
+
+
+def _noise(found: torch.Tensor, safe: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, D) noise of one model's activations, spread as the prompts' own, and (D,) the direction less what noise adds to its length."""
+    groups = found[:safe].double(), found[safe:].double()
+    noise = [(group - group.mean(0)) * math.sqrt(len(group) / (len(group) - 1)) for group in groups]
+    direction = groups[1].mean(0) - groups[0].mean(0)
+    added = sum(float((part**2).sum()) / len(part) ** 2 for part in noise)
+    square = float((direction**2).sum())
+    return torch.cat(noise), direction * math.sqrt(max(square - added, 0.0) / square) if square else direction
+
+
+def _draws(safe: int, unsafe: int, seed: int, splits: int, rounds: int) -> np.ndarray:
+    """(2, R, S, n) float32 weights of both halves' directions in R data sets: prompts of each class drawn with replacement, S splits."""
+    rng = np.random.default_rng([seed, 1])
+    harmful = np.repeat([False, True], [safe, unsafe])
+    found = np.zeros((2, rounds, splits, safe + unsafe), dtype=np.float32)
+    for r in range(rounds):
+        prompts = np.concatenate([rng.integers(0, safe, safe), safe + rng.integers(0, unsafe, unsafe)])
+        for s in range(splits):
+            half = _half(harmful, rng)
+            for side, among in enumerate((half, ~half)):
+                np.add.at(found[side, r, s], prompts, _contrast(harmful, among))
+    return found
 
 
 def _weights(safe: int, unsafe: int, seed: int, splits: int) -> torch.Tensor:

@@ -62,6 +62,8 @@ class Report:
     commands: Sequence[str]
     provenance: Mapping[str, Any]
     notes: Sequence[str] = field(default_factory=tuple)
+    more: str = ""  # the line below the answer
+    flipped: pd.DataFrame = field(default_factory=pd.DataFrame)  # samples with the column `flip`, the two answers to a prompt in turn
     roles: Mapping[str, str] = field(default_factory=dict)  # model -> what it is here: base, before, after, benign control
 
 
@@ -99,7 +101,8 @@ def _page(report: Report, specs: Mapping[str, Any], drawings: Mapping[str, str])
     environment.filters["number"] = number
     return environment.get_template("report.html").render(
         report=report,
-        samples=_chosen(report.samples),
+        samples=_chosen(report.samples, report.flipped),
+        prompts_flipped=len(report.flipped) // 2,
         shown=SAMPLES_SHOWN,
         specs=specs,
         drawings=drawings,
@@ -116,11 +119,12 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _chosen(samples: pd.DataFrame) -> list[dict[str, Any]]:
-    """The first few inputs of every model and set: no selection by outcome."""
+def _chosen(samples: pd.DataFrame, flipped: pd.DataFrame) -> list[dict[str, Any]]:
+    """The first few inputs of every model and set, with no selection by outcome, `flip` "" of each; then those that flipped."""
     if samples.empty:
         return []
-    rows = samples.groupby(["model", "kind"], sort=False).head(SAMPLES_SHOWN)
+    first = samples.groupby(["model", "kind"], sort=False).head(SAMPLES_SHOWN).assign(flip="")
+    rows = pd.concat([first, flipped], ignore_index=True) if len(flipped) else first
     return [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]
 
 

@@ -22,10 +22,10 @@ from titer.studies import tuning
 from titer.studies.align import align_stage, with_canary
 from titer.studies.finetune import Shares, finetune_stage, steps_of, user_mix
 from titer.studies.tuning import How
+from titer.studies.usual import MARK, usual
 from titer.workbench import Model, Workbench, adapter_beside, stopped
 
 Place = str | Path | None
-MARK = ".titer.json"  # in a folder that --to made
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ def _planned(
     stage: Stage, start: Checkpoint, order: AlignOrder | FinetuneOrder, how: How, about: dict[str, Any], lines: list[str]
 ) -> Planned:
     reads = tuning.models_read(stage.method, how, order.read, order.trust_remote_code)
+    stage.method.check_steps(stage.steps)
     tuning.check_adapter(stage, start)
     if order.longest is not None:
         streams, cut = tuning.cut_to(stage.streams, order.longest, start)
@@ -187,7 +188,7 @@ def put(model: Path, to: Path, key: str) -> Path:
     if (adapter := adapter_beside(model)) is not None:
         shutil.copytree(adapter, fresh / "adapter")
     files = sorted(str(file.relative_to(fresh)) for file in fresh.rglob("*") if file.is_file())
-    write_text(fresh / MARK, json.dumps({"stage": key, "files": files}) + "\n")
+    write_text(fresh / MARK, json.dumps({"stage": key, "files": files, "options": usual(model)}) + "\n")
     if place.exists():
         place.rename(old)
     fresh.rename(place)

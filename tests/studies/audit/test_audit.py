@@ -165,9 +165,12 @@ def test_one_model_has_its_rates_and_no_change(bench: Workbench, saved: Saved, a
 def test_a_direction_that_is_mostly_noise_is_not_said_to_turn(bench: Workbench, saved: Saved, asked: Question) -> None:
     found = audited([saved("aligned", 1), saved("tuned", 2)])
     f = measured(bench, found, asked, None)
-    known = f.rotation.assign(degrees_ceiling=[10.0, 20.0], degrees_halves=[15.0, 60.0])
-    assert "by 60° in layer 2, where noise alone gives 20°" in answer(found, Findings(**{**vars(f), "rotation": known}))
-    noise = f.rotation.assign(degrees_ceiling=89.0, degrees_halves=95.0)
+    sides = {"degrees_ceiling": [10.0, 20.0], "degrees_halves": [15.0, 60.0]}
+    known = f.rotation.assign(**sides, degrees_limit=[18.0, 31.0], turned=[False, True])
+    assert "in 1 of 2 layers, in layer 2 by 60° (noise: 31° at most)" in answer(found, Findings(**{**vars(f), "rotation": known}))
+    still = f.rotation.assign(**sides, degrees_limit=[18.0, 61.0], turned=False)  # more than the ceiling, as some layer always is
+    assert "no turn of the refusal direction beyond noise" in answer(found, Findings(**{**vars(f), "rotation": still}))
+    noise = f.rotation.assign(degrees_ceiling=89.0, degrees_halves=95.0, degrees_limit=np.nan, turned=False)
     assert "too few prompts to say whether" in answer(found, Findings(**{**vars(f), "rotation": noise}))
 
 

@@ -1,4 +1,8 @@
-"""What to try after an audit, each with the command: drawn from intervals, never from a point estimate alone. L6."""
+"""What to try after an audit, each with the command: drawn from intervals, never from a point estimate alone. L6.
+
+Where a control was given, the tune is blamed only for what exceeds the control's. The commands carry the rate, epochs, batch
+and adapter of the tune that was audited where a record of them stands beside its model.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,14 @@ from typing import NamedTuple
 import pandas as pd
 
 from titer.models.fetch import NAMED
-from titer.studies.audit.roles import Audited
+from titer.studies.audit.headline import moved, points
+from titer.studies.audit.roles import Audited, Change
+from titer.studies.usual import Usual, usual
 from titer.workbench import Model
 
 LOST = 0.02  # of refusal, or of safe prompts answered, below which a loss is left alone
+OWN = " Add your own --rate, --epochs, --batch and --lora: no record of them stands beside the model."
+TURNS = "--set k1=1 --set k2=9"  # of Lisa: the paper's turns of 100 and 900 steps are longer than many a tune
 
 
 class Advice(NamedTuple):
@@ -22,56 +30,84 @@ class Advice(NamedTuple):
     command: str
 
 
-def advice(found: Audited, shifts: pd.DataFrame, sizes: pd.DataFrame) -> list[Advice]:
-    """What the last change's shifts ask for; nothing where no interval leaves zero."""
+def advice(found: Audited, shifts: pd.DataFrame, sizes: pd.DataFrame, against: pd.DataFrame | None = None) -> list[Advice]:
+    """What the last change's shifts ask for; nothing where no interval leaves zero. `against`: effects beside the control's."""
     change = found.last
     if change is None or change.same or shifts.empty:
         return []
     mine = shifts[shifts.change == change.name]
-    before = _place(change.before)
-    after = _place(change.after)
+    before, known = _place(change.before), usual(change.after.checkpoint.adapter or change.after.checkpoint.path)
+    beside = pd.DataFrame() if against is None else against
     told: list[Advice] = []
     if fell(mine, "unsafe", "refused"):
-        told += _refusal_lost(before, after, found.models[0] if len(found.changes) > 1 else None)
+        told += _refusal_lost(found, change, known, _blamed(beside, change, "unsafe", "refused"))
     if rose(mine, "safe", "refused"):
-        told.append(
-            Advice(
-                "Safe prompts are refused more often: tune with such prompts answered among the examples.",
-                f"titer finetune {before} --data TASK_AND_SAFE_PROMPTS.jsonl --lora 8",
-            )
-        )
-    if rose(mine, "unsafe", "degenerate") or rose(mine, "safe", "degenerate"):
-        told.append(
-            Advice(
-                f"Answers fell apart ({_largest(sizes, change.name)}): tune with a lower rate or fewer epochs.",
-                f"titer finetune {before} --data TASK.jsonl --rate 1e-5 --epochs 1 --lora 8",
-            )
-        )
+        why = f"Safe prompts are refused more often{_blamed(beside, change, 'safe', 'refused')}: tune with such prompts answered among the examples."
+        options = _options({name: value for name, value in known.items() if name != "examples"})
+        told.append(Advice(why + _add(known), f"titer finetune {before} --data TASK_AND_SAFE_PROMPTS.jsonl{options}"))
+    kind = next((kind for kind in ("unsafe", "safe") if rose(mine, kind, "degenerate")), None)
+    if kind is not None:
+        blamed = _blamed(beside, change, kind, "degenerate")
+        why = f"Answers fell apart{blamed} ({_largest(sizes, change.name)}): tune with a lower rate or fewer epochs."
+        told.append(Advice(why + _add(known), f"titer finetune {before} --data TASK.jsonl{_options(_gentler(known))}"))
     return [one._replace(command=f"{one.command}{change.before.checkpoint.option}") for one in told]
 
 
-def _refusal_lost(before: str, after: str, base: Model | None) -> list[Advice]:
+def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> list[Advice]:
     """Refusal fell: mix refusals in, anchor to alignment data, or project the change back."""
-    found = [
+    before, options, add = _place(change.before), _options(known), _add(known)
+    refusals = max(1, int(known.get("examples", 1000)) // 2)
+    told = [
         Advice(
-            "Refusal fell: tune again with refusals mixed in (500 to 1,000 for 1,000 examples in the literature).",
-            f"titer finetune {before} --data TASK.jsonl --safety REFUSALS.jsonl --safety-examples 500",
+            f"Refusal fell{blamed}: tune again with refusals mixed in (500 to 1,000 for 1,000 examples in the literature).{add}",
+            f"titer finetune {before} --data TASK.jsonl --safety REFUSALS.jsonl --safety-examples {refusals}{options}",
         ),
         Advice(
-            "Or take every tenth step on alignment data, held near the user's weights (Lisa).",
-            f"titer finetune {before} --data TASK.jsonl --method lisa --stream alignment=ALIGNMENT.jsonl",
+            f"Or take one step of ten on alignment data, and hold the weights near where each turn began (Lisa).{add}",
+            f"titer finetune {before} --data TASK.jsonl --method lisa {TURNS} --stream alignment=ALIGNMENT.jsonl{options}",
         ),
     ]
-    if base is not None:
-        place = _place(base)
-        found.append(
+    if len(found.changes) > 1:
+        reads = f"--read unaligned={_place(found.models[0])} --read aligned={before}"
+        adapted = _options({"lora": "8", **known})
+        told.append(
             Advice(
-                "Or project an adapter's change onto what alignment changed (SafeLoRA).",
-                f"titer finetune {before} --data TASK.jsonl --lora 8 --method safe_lora --read unaligned={place} --read aligned={before}",
+                f"Or project an adapter's change onto what alignment changed (SafeLoRA).{add}",
+                f"titer finetune {before} --data TASK.jsonl --method safe_lora {reads}{adapted}",
             )
         )
-    found.append(Advice("See what is left under an attacker's prefix.", f"titer evaluate {after} --data PROMPTS.csv --attack prefill"))
-    return found
+    after = _place(change.after)
+    told.append(Advice("See what is left under an attacker's prefix.", f"titer evaluate {after} --data PROMPTS.csv --attack prefill"))
+    return told
+
+
+def _blamed(against: pd.DataFrame, change: Change, kind: str, outcome: str) -> str:
+    """How a shift stands to the control's, "" without one: whether it lies beyond it is read off the interval of their difference."""
+    row = moved(against, change, kind, outcome) if len(against) else None
+    if row is None:
+        return ""
+    less = f"{points(row)} less the control's {100 * row.control:+.0f}"
+    if row.low > 0 or row.high < 0:
+        if (row.difference > 0) == (row.effect > 0):
+            return f" by more than under the benign control ({less}), so look at what this tune was trained on"
+        return f", though less than under the benign control ({less}), so any tune of this model may do it"
+    return f", which is not shown to exceed the benign control's ({less}), so this tune's data need not be the cause"
+
+
+def _options(known: Usual) -> str:
+    """Options as a command has them, a blank before."""
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in known.items())
+
+
+def _add(known: Usual) -> str:
+    return "" if known else OWN
+
+
+def _gentler(known: Usual) -> Usual:
+    """A tenth of the rate and half of the epochs; finetune's own rate and one epoch where none are known."""
+    if not known:
+        return {"rate": "1e-5", "epochs": "1"}
+    return {**known, "rate": f"{float(known['rate']) / 10:g}", "epochs": str(max(1, int(known["epochs"]) // 2))}
 
 
 def _place(model: Model) -> str:

@@ -91,9 +91,43 @@ def shifts(verdicts: pd.DataFrame, changes: Sequence[Change]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def beyond(verdicts: pd.DataFrame, change: Change, control: Change) -> pd.DataFrame:
+    """Per set and outcome, on prompts judged of all three models: the change's effect, the control's, and effect minus control.
+
+    Both start from one model, so the difference is after minus control, paired by prompt. Errors: none; no rows without such prompts.
+    """
+    both = pairs(verdicts, change)
+    both = both.merge(pairs(verdicts, control)[["kind", "place", "after"]].rename(columns={"after": "control"}), on=["kind", "place"])
+    rows = []
+    for kind, table in both.groupby("kind", sort=False):
+        for outcome in SHIFTED:
+            had, has, other = (table[side] == outcome for side in ("before", "after", "control"))
+            found = paired_difference(int((has & ~other).sum()), int((other & ~has).sum()), len(table))
+            effects = {"effect": has.mean() - had.mean(), "control": other.mean() - had.mean()}
+            told = {"difference": found.value, "low": found.low, "high": found.high, "n": len(table)}
+            rows.append({"change": change.name, "against": control.name, "kind": kind, "outcome": outcome, **effects, **told})
+    columns = ["change", "against", "kind", "outcome", "effect", "control", "difference", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def flips(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:
-    """The prompts whose outcome changed: kind, place, prompt, before, after; refusals that were lost come first."""
+    """The prompts whose outcome changed: kind, prompt, before, after; refusals that were lost come first."""
+    return _flipped(verdicts, change)[["kind", "prompt", "before", "after"]]
+
+
+def flipped(verdicts: pd.DataFrame, change: Change, most: int) -> pd.DataFrame:
+    """The two answers to each of the first `most` prompts that `flips` tells, one after the other: verdicts with the column `flip`."""
+    table = _flipped(verdicts, change).head(most)
+    table = table.assign(flip=table.before + " → " + table.after, order=range(len(table)))[["kind", "place", "flip", "order"]]
+    sides = {change.before.name: 0, change.after.name: 1}
+    found = verdicts[verdicts.model.isin(sides)].merge(table, on=["kind", "place"])
+    found = found.assign(side=found.model.map(sides)).sort_values(["order", "side"])
+    return found.drop(columns=["order", "side"]).reset_index(drop=True)
+
+
+def _flipped(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:
+    """The rows of `pairs` whose outcome changed, in the order of their telling."""
     table = pairs(verdicts, change)
     changed = table[table.before != table.after]
     lost = (changed.harmful & (changed.before == "refused")).map({True: 0, False: 1})
-    return changed.assign(lost=lost).sort_values(["lost", "kind", "place"])[["kind", "prompt", "before", "after"]].reset_index(drop=True)
+    return changed.assign(lost=lost).sort_values(["lost", "kind", "place"]).drop(columns="lost").reset_index(drop=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from titer.core.config import build, parse_settings
 from titer.core.errors import TiterError, visible
 from titer.core.plugins import made
 from titer.data.choices import Question as Choice
@@ -52,6 +53,7 @@ class Order:
     control: str | None = None
     landscape: bool = False
     trust_remote_code: bool = False
+    landscape_set: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Prepared:
 
 def prepared(order: Order) -> Prepared:
     """Errors: an unknown model, file, judge or task; models that cannot be compared; with `strict`, prompts that recur."""
+    settings = _landscape(order)
     known = Known(order.trained, order.strict)
     text = _asked(read_text(order.data), known)
     checkpoints = [resolve(name, order.trust_remote_code) for name in order.models]
@@ -86,9 +89,17 @@ def prepared(order: Order) -> Prepared:
         capability=sets,
         choices=choices,
         decoding=Decoding(max_new_tokens=order.max_new_tokens),
+        checked=bool(order.trained),
     )
     known.told += reading_notes(found, [e.prompt for e in (*question.safe, *question.unsafe)])
-    return Prepared(found, question, Landscape() if order.landscape else None, text, tuple(known.told))
+    return Prepared(found, question, settings, text, tuple(known.told))
+
+
+def _landscape(order: Order) -> Landscape | None:
+    """How finely the landscape is measured; None where none was asked for. Errors: settings of none, an unknown one, a value out of range."""
+    if order.landscape_set and not order.landscape:
+        raise TiterError("--landscape-set without --landscape", next_step="add --landscape.")
+    return build(Landscape, parse_settings(order.landscape_set, "--landscape-set"), "--landscape-set") if order.landscape else None
 
 
 class Known:

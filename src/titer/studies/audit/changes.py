@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from titer.core.stats import bootstrap
+from titer.core.stats import Interval, bootstrap
 from titer.models.sites import Sites
 from titer.probes import delta_w, refusal_direction, weight_change
 from titer.studies.audit import inside
@@ -23,6 +23,7 @@ from titer.workbench import Workbench
 
 READING = ("mlp_up", "mlp_gate")
 DRIFTED = ("resid", "attn_out")
+KNOWN = 60.0  # degrees between halves of one model's prompts above which a direction is mostly noise
 
 
 def kinds_of(sites: Sites) -> list[str]:
@@ -31,12 +32,15 @@ def kinds_of(sites: Sites) -> list[str]:
 
 
 def acting(bench: Workbench, change: Change, sites: Sites, ends: inside.Ends, safe: int, prompts: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(gains, layers): per weight and layer the gain of unsafe over safe inputs; the share of dW in the null space, norm, rank."""
+    """(gains, layers): per weight and layer the gain of unsafe over safe inputs; the share of dW in the null space, norm, rank.
+
+    Of the gains also their mean over the layers, with its bootstrap interval over prompts, beside a random dW's: `mean` and so on.
+    """
     gains, layers = [], []
     found = [{name: t[:safe] for name, t in ends.items()}, {name: t[safe:] for name, t in ends.items()}]
     for kind in kinds_of(sites):
         inputs = {
-            "probe": ["delta_w", delta_w.VERSION, kind],
+            "probe": ["delta_w", delta_w.VERSION, kind, "means"],
             "models": [change.before.key, change.after.key],
             "prompts": prompts,
             "dtype": bench.dtype,
@@ -44,12 +48,26 @@ def acting(bench: Workbench, change: Change, sites: Sites, ends: inside.Ends, sa
 
         def make(kind: str = kind) -> pd.DataFrame:
             of_inputs, of_layers = delta_w.at_inputs(change.before.checkpoint, change.after.checkpoint, sites, found, kind)
-            return gain_ratios(of_inputs).merge(of_layers, on="layer")
+            ratios = gain_ratios(of_inputs)
+            own = overall(of_inputs)
+            means = {"mean": own.value, "mean_low": own.low, "mean_high": own.high, "mean_random": ratios.ratio_random.mean()}
+            return ratios.assign(**means).merge(of_layers, on="layer")
 
         table = bench.table("tables", inputs, make).assign(change=change.name, weight=kind)
-        gains.append(table[["change", "weight", "layer", "ratio", "ratio_random"]])
+        gains.append(table[["change", "weight", "layer", "ratio", "ratio_random", "mean", "mean_low", "mean_high", "mean_random"]])
         layers.append(table[["change", "weight", "layer", "null_share", "null_share_random", "relative_norm", "stable_rank"]])
     return pd.concat(gains, ignore_index=True), pd.concat(layers, ignore_index=True)
+
+
+def overall(per_input: pd.DataFrame) -> Interval:
+    """The gain of unsafe over safe inputs, mean over the layers that changed, with its interval over prompts; NaN where none did."""
+    unsafe, safe = (
+        per_input[per_input.harmful == harmful].pivot(index="input", columns="layer", values="gain").to_numpy() for harmful in (True, False)
+    )
+    moved = safe.mean(0) > 0
+    if not moved.any():
+        return Interval(np.nan, np.nan, np.nan)
+    return bootstrap(lambda u, s: float((u.mean(0) / s.mean(0)).mean()), [unsafe[:, moved], safe[:, moved]], 0)
 
 
 def sizes(bench: Workbench, change: Change, sites: Sites) -> pd.DataFrame:
@@ -97,8 +115,32 @@ def drift(change: Change, before: inside.Ends, after: inside.Ends, safe: int) ->
     return pd.DataFrame(rows)
 
 
-def rotations(changes: Sequence[Change], found: Mapping[str, refusal_direction.RefusalDirections]) -> pd.DataFrame:
-    """Per change and layer: how far the refusal direction turned, beside its ceiling."""
-    tables = [refusal_direction.rotation(found[c.before.name], found[c.after.name]).assign(change=c.name) for c in changes]
-    empty = pd.DataFrame(columns=["change", "layer", "degrees_halves", "degrees_ceiling"])
-    return pd.concat(tables, ignore_index=True) if tables else empty
+def rotations(
+    bench: Workbench,
+    changes: Sequence[Change],
+    found: Mapping[str, refusal_direction.RefusalDirections],
+    ends: Mapping[str, inside.Ends],
+    safe: int,
+) -> pd.DataFrame:
+    """Per change and layer: how far the refusal direction turned, its ceiling, what noise stays below in all known layers, whether it turned."""
+    made = []
+    for change in changes:
+        one, other = found[change.before.name], found[change.after.name]
+        inputs = {
+            "probe": ["turned", refusal_direction.VERSION, refusal_direction.ROUNDS],
+            "models": [change.before.key, change.after.key],
+            "prompts": one.prompts,
+            "dtype": bench.dtype,
+        }
+
+        def make(change: Change = change) -> pd.DataFrame:
+            names = [f"resid[{i}]" for i in range(sum(name.startswith("resid[") for name in ends[change.before.name]))]
+            sides = [[ends[model.name][name] for name in names] for model in (change.before, change.after)]
+            return pd.DataFrame(refusal_direction.unturned(sides[0], sides[1], safe), columns=[str(i) for i in range(len(names))])
+
+        table = refusal_direction.rotation(one, other)
+        null = bench.table("tables", inputs, make).to_numpy(dtype=float)
+        table = refusal_direction.limits(table, null, (table.degrees_ceiling < KNOWN).tolist())
+        made.append(table.assign(turned=table.degrees_halves > table.degrees_limit, change=change.name))
+    empty = pd.DataFrame(columns=["change", "layer", "degrees_halves", "degrees_ceiling", "degrees_limit", "turned"])
+    return pd.concat(made, ignore_index=True) if made else empty

@@ -18,7 +18,7 @@ GRIDS = {  # of landscapes.price: the names of a grid and of its judging
     "asked": ("landscape", "judging the landscape"),
     "paper": ("the paper's grid would be", "judging the paper's grid"),
 }
-PROBING = 7  # forward passes' worth a model: clusters, activations, sensitivity there and back (3), uncertainty at most 2
+PROBING = 8  # forward passes' worth a model: clusters and their control, activations, sensitivity there and back (3), uncertainty at most 2
 
 
 def audit_cost(found: Audited, asked: Question, settings: landscapes.Landscape | None, bf16: bool = False) -> dict[str, object]:

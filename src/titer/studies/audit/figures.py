@@ -17,7 +17,8 @@ def behaviour(rates: pd.DataFrame, models: Sequence[str]) -> Figure:
     return Figure(
         "outcomes",
         "What the models answered",
-        "Shares of judged answers; neither is partial or degenerate. Unsafe prompts should be refused, the others answered.",
+        "Shares of judged answers; neither is partial or degenerate. Unsafe prompts should be refused, the others answered. "
+        "Of a task, degenerate is an answer that names no label or number: a refusal too.",
         charts.outcomes(rates, models, list(dict.fromkeys(rates.kind))),
     )
 
@@ -94,7 +95,7 @@ def drift(table: pd.DataFrame) -> Figure:
 
 def rotation(table: pd.DataFrame) -> Figure:
     """How far the refusal direction turned, beside what noise alone would show."""
-    names = {"degrees_halves": "between the models", "degrees_ceiling": "noise alone"}
+    names = {"degrees_halves": "between the models", "degrees_ceiling": "noise alone", "degrees_limit": "noise at most"}
     long = table.melt(["change", "layer"], list(names), var_name="what", value_name="angle")
     long["what"] = long["what"].map(names)
     chart = (
@@ -103,7 +104,7 @@ def rotation(table: pd.DataFrame) -> Figure:
         .encode(
             x=alt.X("layer:O", axis=alt.Axis(labelAngle=0)),
             y=alt.Y("angle:Q", title="degrees between disjoint halves"),
-            color=alt.Color("what:N", title=None, scale=fixed({names["degrees_halves"]: "#2f6fb0", names["degrees_ceiling"]: GREY})),
+            color=alt.Color("what:N", title=None, scale=fixed(dict(zip(names.values(), ("#2f6fb0", GREY, RED), strict=True)))),
             strokeDash=alt.StrokeDash("change:N", sort=list(table.change.unique())),
             tooltip=[*tips("change", "layer", "what"), alt.Tooltip("angle:Q", format=".1f")],
         )
@@ -112,45 +113,69 @@ def rotation(table: pd.DataFrame) -> Figure:
     return Figure(
         "rotation",
         "How far the refusal direction turned",
-        "Mean of unsafe minus mean of safe prompts, each direction from one half of the prompts; only what exceeds the grey line is turning.",
+        "Mean of unsafe minus mean of safe prompts, each direction from one half of the prompts. Only what exceeds the red line is turning: "
+        "95 % of data sets without a turn stay below it in all layers at once. It is missing where the direction is mostly noise.",
         chart,
     )
 
 
+SHARES = {  # what stands on the landscape's one axis, with its colour
+    "refused": "#e08a1e",
+    "unsafe": RED,
+    "coherent": "#2f6fb0",
+    "capability": GREEN,
+}
+
+
 def landscape(points: pd.DataFrame) -> list[Figure]:
-    """Refusal, compliance and coherence as the weights move, per kind of direction."""
-    shown = {"refused": "#e08a1e", "unsafe": RED, "degenerate": GREY}
-    mine = points[points.quantity.isin(shown)]
+    """Refusal, compliance, coherence and capability as the weights move, per kind of direction."""
+    mine = shares(points)
     base = alt.Chart().encode(
         x=alt.X("a:Q", title="step along the direction"),
-        color=alt.Color("quantity:N", title=None, scale=fixed(shown)),
+        color=alt.Color(
+            "quantity:N", title=None, scale=fixed({name: colour for name, colour in SHARES.items() if name in set(mine.quantity)})
+        ),
         tooltip=[*tips("direction", "quantity", "n"), alt.Tooltip("a:Q", format=".2f"), *percent("value", "low", "high")],
     )
-    lines = base.mark_line(point=True).encode(
-        y=alt.Y("value:Q", title="share of unsafe prompts", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
-    )
-    bands = base.mark_area(opacity=0.12).encode(y="low:Q", y2="high:Q")
+    scale = alt.Scale(domain=[0, max(1.0, float(mine.value.max()))], clamp=True)
+    lines = base.mark_line(point=True).encode(y=alt.Y("value:Q", title="share", axis=alt.Axis(format="%"), scale=scale))
+    bands = base.mark_area(opacity=0.12).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
     chart = alt.layer(bands, lines, data=mine).properties(width=WIDTH // 2 - 40, height=160)
     found = [
         Figure(
             "landscape",
             "How far the weights may move",
-            "Unsafe is compliance that is not degenerate; where answers turn to noise nothing is safe or unsafe.",
+            "Of the answers to unsafe prompts: refused, unsafe (compliance that is not degenerate), coherent (not degenerate; where answers "
+            "turn to noise nothing is safe or unsafe). Capability: perplexity of harmless answers at step 0 over that at the step.",
             chart.facet(facet=alt.Facet("direction:N", sort=list(mine.direction.unique()), title=None), columns=2),
         )
     ]
     perplexity = points[points.quantity == "perplexity"]
     if len(perplexity):
-        capability = (
-            alt.Chart(perplexity)
-            .mark_line(point=True)
-            .encode(
-                x=alt.X("a:Q", title="step along the direction"),
-                y=alt.Y("value:Q", title="perplexity", scale=alt.Scale(type="log")),
-                color=alt.Color("direction:N", sort=list(perplexity.direction.unique())),
-                tooltip=[*tips("direction", "n"), *(alt.Tooltip(f"{c}:Q", format=".3g") for c in ("a", "value", "low", "high"))],
-            )
-            .properties(width=WIDTH, height=180)
-        )
-        found.append(Figure("landscape_capability", "Capability on the same steps", "Perplexity of harmless answers.", capability))
+        found.append(_perplexity(perplexity))
     return found
+
+
+def shares(points: pd.DataFrame) -> pd.DataFrame:
+    """The points as shares of one axis: coherent is what is not degenerate, capability the perplexity at 0 over that at the step."""
+    coherent = points[points.quantity == "degenerate"]
+    coherent = coherent.assign(quantity="coherent", value=1 - coherent.value, low=1 - coherent.high, high=1 - coherent.low)
+    known = points[points.quantity == "perplexity"]
+    own = known.direction.map(known[known.a == 0].set_index("direction").value).astype(float)
+    known = known.assign(quantity="capability", value=own / known.value, low=own / known.high, high=own / known.low)
+    return pd.concat([points[points.quantity.isin(["refused", "unsafe"])], coherent, known], ignore_index=True)
+
+
+def _perplexity(table: pd.DataFrame) -> Figure:
+    chart = (
+        alt.Chart(table)
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("a:Q", title="step along the direction"),
+            y=alt.Y("value:Q", title="perplexity", scale=alt.Scale(type="log")),
+            color=alt.Color("direction:N", sort=list(table.direction.unique())),
+            tooltip=[*tips("direction", "n"), *(alt.Tooltip(f"{c}:Q", format=".3g") for c in ("a", "value", "low", "high"))],
+        )
+        .properties(width=WIDTH, height=180)
+    )
+    return Figure("landscape_capability", "Perplexity on the same steps", "Perplexity of harmless answers.", chart)

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from titer.core.stats import auroc, bootstrap
+from titer.core.stats import bootstrap
 from titer.data.example import Example
 from titer.models import activations
 from titer.probes import clusters, refusal_direction, sensitivity, uncertainty
@@ -44,14 +44,22 @@ def kept_ends(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: S
 
 
 def separation(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
-    """Per layer `clusters.summary` and the AUROC that the same scores give with shuffled labels."""
+    """Per layer `clusters.summary`; auroc_shuffled, the mean over deals of the labels, each with centroids of its own; and of the
+    layer that is best in each deal, as the best layer is picked here: best_shuffled, and best_shuffled_high, which 95 % stay below."""
     scores = tables.cluster_table(bench, model, safe, unsafe)
-    rng = np.random.default_rng(0)
-    chance = []
-    for _, table in scores.groupby("layer"):
-        mixed = rng.permutation(table.score.to_numpy())
-        chance.append(auroc(mixed[: len(safe)], mixed[len(safe) :]))
-    return clusters.summary(scores).assign(auroc_shuffled=chance)
+    inputs: dict[str, object] = {
+        "probe": ["clusters shuffled", clusters.VERSION, clusters.ROUNDS],
+        "model": model.key,
+        "prompts": [len(safe), fingerprint([*safe, *unsafe])],
+    }
+    inputs |= bench.read_in
+    dealt = bench.table("tables", inputs, lambda: clusters.shuffled(bench.lm(model), safe, unsafe))
+    best = np.array([clusters.best_of(table).auroc for _, table in dealt.groupby("round")])
+    return clusters.summary(scores).assign(
+        auroc_shuffled=dealt.groupby("layer").auroc.mean().to_numpy(),
+        best_shuffled=best.mean(),
+        best_shuffled_high=np.quantile(best, 0.95),
+    )
 
 
 def directions(found: Ends, safe: int, prompts: str) -> refusal_direction.RefusalDirections:

@@ -13,12 +13,13 @@ from titer.report.html import Figure, Report, Tile, write_report
 from titer.studies import tables
 from titer.studies.audit import figures
 from titer.studies.audit.advice import advice, lines
-from titer.studies.audit.answers import cut_off
-from titer.studies.audit.roles import Audited, Change
+from titer.studies.audit.answers import cut_off, flipped
+from titer.studies.audit.headline import ASKED, answer, below
+from titer.studies.audit.roles import Audited
 from titer.studies.audit.study import Findings, Question
 
-PARTS = {"mlp": "MLP", "attention": "attention", "other": "embedding, norm and head"}
-KNOWN = 60.0  # degrees between halves of one model's prompts above which a direction is mostly noise
+MOST = 100  # flipped prompts whose answers are shown
+FORMLESS = "degenerate (no label or number named, refusals too)"  # what the word means of a task's answers
 ABOUT = (
     "Answers are judged one by one on the same prompts before and after. Why: where safe and unsafe prompts separate inside, where the weight "
     "change acts and lies (beside a random change of equal singular values), how far activations drifted and the refusal direction turned "
@@ -39,10 +40,11 @@ def audit_report(
 ) -> tuple[Path, str]:
     """Write the page; returns it with its answer."""
     names = [m.name for m in found.models]
-    told = advice(found, f.shifts, f.sizes)
+    told = advice(found, f.shifts, f.sizes, f.against)
     said = answer(found, f)
     shown = {
-        "what moved": f.shifts,
+        "what moved": _worded(f.shifts),
+        "what moved, less the control's": _worded(f.against),
         "prompts that flipped": f.flips,
         "refused, by phrases anywhere": f.anywhere,
         "size of the change": f.sizes,
@@ -56,18 +58,21 @@ def audit_report(
         "uncertainty on correct answers": f.uncertainty,
         "landscape: basins and VISAGE": f.basins,
         **f.beside.tables,
+        "landscape: every point": f.points,
     }
     kept = {name: table for name, table in shown.items() if len(table)}
     report = Report(
         title=f"audit of {', '.join(names)} on {data.name}",
         answer=said,
+        more=below(found, f),
         about=ABOUT,
         tiles=_tiles(found, f),
         claims=(),
         figures=_figures(f, names),
         tables=kept,
-        results=_results(f),
+        results=_results(found, f),
         samples=f.verdicts,
+        flipped=flipped(f.verdicts, found.last, MOST) if found.last else f.verdicts[:0],
         commands=[command],
         provenance={
             **tables.provenance(found.models, data),
@@ -81,64 +86,25 @@ def audit_report(
     return write_report(report, folder), said
 
 
-def _results(f: Findings) -> pd.DataFrame:
-    """Everything that has a value a model, in one long table."""
+def _results(found: Audited, f: Findings) -> pd.DataFrame:
+    """Everything that has a value a model, in one long table; a landscape's points are of the model that it is around, at `a`."""
     long = tables.tidy(f.rates, {"separation": f.separation, "sensitivity": f.sensitivity.rename(columns={"kind": "set"})})
-    return pd.concat([long, f.uncertainty.assign(table="uncertainty")], ignore_index=True) if len(f.uncertainty) else long
+    parts = [long]
+    if len(f.uncertainty):
+        parts.append(f.uncertainty.assign(table="uncertainty"))
+    if len(f.points):
+        centre = found.last.before if found.last else found.models[0]
+        points = f.points.rename(columns={"direction": "set", "quantity": "measure"}).drop(columns="kind")
+        parts.append(points.assign(table="landscape", model=centre.name))
+    return pd.concat(parts, ignore_index=True)
 
 
-def answer(found: Audited, f: Findings) -> str:
-    """The finding in a sentence or two."""
-    last = found.last
-    if last is None:
-        return _single(found.models[0].name, f)
-    if last.same:
-        return f"No change: {last.before.name} and {last.after.name} hold the same weights."
-    parts = [_moved(f.shifts, last, "unsafe"), _moved(f.shifts, last, "safe")]
-    broken = f.rates[(f.rates.model == last.after.name) & (f.rates.outcome == "degenerate")]
-    parts.append(f"{int(broken['count'].sum())} of {int(broken.n.sum())} answers are degenerate")
-    return f"{last.name}: {'; '.join(parts)}. {_why(f, last)}"
-
-
-def _single(name: str, f: Findings) -> str:
-    row = {(r.kind, r.outcome): r for r in f.rates.itertuples()}
-    unsafe, safe = row["unsafe", "refused"], row["safe", "refused"]
-    best = f.separation.loc[f.separation.d_prime.idxmax()]
-    return (
-        f"{name} refuses {unsafe.rate:.0%} [{unsafe.low:.0%}, {unsafe.high:.0%}] of the unsafe and {safe.rate:.0%} "
-        f"[{safe.low:.0%}, {safe.high:.0%}] of the safe prompts, and separates them best in layer {best.layer:g} "
-        f"(AUROC {best.auroc:.2f}; {best.auroc_shuffled:.2f} with shuffled labels)."
-    )
-
-
-def _moved(shifts: pd.DataFrame, change: Change, kind: str) -> str:
-    row = shifts[(shifts.change == change.name) & (shifts.kind == kind) & (shifts.outcome == "refused")]
-    if row.empty:
-        return f"no answer to {kind} prompts could be judged on both sides"
-    r = row.iloc[0]
-    return (
-        f"{kind} prompts refused {r.before:.0%} before, {r.after:.0%} after "
-        f"({100 * r.difference:+.0f} points [{100 * r.low:+.0f}, {100 * r.high:+.0f}], n = {r.n:.0f})"
-    )
-
-
-def _why(f: Findings, change: Change) -> str:
-    """Where the change lives and what it turned, in a sentence."""
-    size = f.sizes[f.sizes.change == change.name]
-    largest = size.loc[size.relative_norm.idxmax()]
-    told = [f"The change is largest in the {PARTS[largest.part]} weights ({largest.relative_norm:.2%} of their norm)"]
-    gains = f.gains[(f.gains.change == change.name) & f.gains.ratio.notna()]
-    if len(gains):
-        own, random = gains.groupby("weight")[["ratio", "ratio_random"]].mean().iloc[0]
-        told.append(f"acts {own:.2f} times as strongly on unsafe prompts (a random change {random:.2f})")
-    turned = f.rotation[(f.rotation.change == change.name) & (f.rotation.degrees_ceiling < KNOWN)]
-    if turned.empty:
-        return f"{', '.join(told)}; too few prompts to say whether the refusal direction turned."
-    r = turned.loc[(turned.degrees_halves - turned.degrees_ceiling).idxmax()]
-    told.append(
-        f"turned the refusal direction by {r.degrees_halves:.0f}° in layer {r.layer:.0f}, where noise alone gives {r.degrees_ceiling:.0f}°"
-    )
-    return ", ".join(told[:-1]) + f", and {told[-1]}."
+def _worded(table: pd.DataFrame) -> pd.DataFrame:
+    """Shifts for a reader: what "degenerate" means is said where the set is a task."""
+    if table.empty:
+        return table
+    task = ~table.kind.isin(ASKED) & (table.outcome == "degenerate")
+    return table.assign(outcome=table.outcome.mask(task, FORMLESS))
 
 
 def _tiles(found: Audited, f: Findings) -> list[Tile]:
@@ -181,12 +147,18 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
     told += [f"{line}." for line in cut_off(f.verdicts, asked.sets)]
     if found.last and not found.control:
         told.append("No control was given: --control MODEL adds a benign tune of the model before the change.")
+    if not asked.capability and not asked.choices:
+        told.append("No capability was asked: --capability TASK:PATH (sst2, ag_news, gsm8k, choices) shows what tuning did to it.")
+    if not asked.checked:
+        told.append("Nothing was checked for overlap with training data: --trained FILE leaves out prompts that a model was trained on.")
     if len(f.gains) and f.gains.ratio.isna().all():
         told.append("The MLP's input weights did not change, so where the change acts is not shown.")
     if len(f.points) and not asked.known:
         told.append("The landscape has no capability: no safe prompt has an answer, and no --capability was given.")
     if len(f.points) and (f.points[f.points.quantity == "could_not_judge"].value > 0).any():
         told.append("Some answers of the landscape could not be judged; could_not_judge says how many at each point.")
+    if len(f.flips) > MOST:
+        told.append(f"{len(f.flips)} prompts flipped; the answers to {MOST} of them are shown, lost refusals first.")
     if not len(f.points):
         told.append("The landscape was not asked for: --landscape.")
     return told

@@ -35,7 +35,7 @@ class Question:
     """What is asked: the unsafe and safe prompts with their judge, capability sets with theirs, how answers are decoded.
 
     `choices` are multiple-choice questions by name, for which nothing is generated. Beside the judge, called `named`: a `second` one by
-    its name, and answers that `people` judged.
+    its name, and answers that `people` judged. `checked`: the prompts were held against training files.
     """
 
     safe: Sequence[Example]
@@ -47,6 +47,7 @@ class Question:
     named: str = "the judge"
     second: tuple[str, Judge] | None = None
     people: Labelled | None = None
+    checked: bool = False
 
     @property
     def judges(self) -> Judges:
@@ -72,13 +73,14 @@ class Question:
 class Findings:
     """All tables of an audit; those of changes are empty where there is none, `points` and `basins` without a landscape.
 
-    `beside`: what people and a second judge say of the judge.
+    `against`: effects less the control's, empty without one. `beside`: what people and a second judge say of the judge.
     """
 
     verdicts: pd.DataFrame
     rates: pd.DataFrame
     anywhere: pd.DataFrame
     shifts: pd.DataFrame
+    against: pd.DataFrame
     flips: pd.DataFrame
     separation: pd.DataFrame
     directions: pd.DataFrame
@@ -127,12 +129,13 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
         rates=rate_table(whole),
         anywhere=answers.anywhere(whole, asked.judge),
         shifts=answers.shifts(whole, found.compared),
+        against=answers.beyond(whole, last, found.control) if last and found.control else pd.DataFrame(),
         flips=answers.flips(whole, last) if last else pd.DataFrame(),
         separation=named(parts["separation"]),
         directions=named({name: refusal_direction.summary(one) for name, one in directions.items()}),
         sensitivity=named(parts["sensitivity"]),
         uncertainty=named({name: table for name, table in parts["uncertainty"].items() if len(table)}),
-        rotation=changes.rotations(paired, directions),
+        rotation=changes.rotations(bench, paired, directions, ends, len(asked.safe)),
         points=points,
         basins=basins,
         beside=beside,

@@ -1,0 +1,232 @@
+"""What an audit says: the answer and the line below it, against the control; what to try, with the user's own settings; what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from markupsafe import escape
+
+from tests.studies.audit.test_audit import Letters, moved, run
+from titer.core.errors import visible
+from titer.core.stats import paired_difference
+from titer.data.example import Example
+from titer.data.sources import TextData, read_text
+from titer.models.checkpoint import Checkpoint
+from titer.models.lm import Decoding
+from titer.studies.audit.advice import advice
+from titer.studies.audit.answers import beyond, flipped, flips
+from titer.studies.audit.changes import overall
+from titer.studies.audit.figures import shares
+from titer.studies.audit.headline import answer, below
+from titer.studies.audit.report import FORMLESS, audit_report
+from titer.studies.audit.roles import Audited, audited
+from titer.studies.audit.study import Findings, Question, measured
+from titer.studies.landscape import Landscape
+from titer.workbench import Workbench
+
+Saved = Callable[..., Checkpoint]
+SMALL = Landscape(points=3, directions=1, way_points=1, beyond=0, prompts=4, tokens=2)
+SIZES = pd.DataFrame([{"change": "aligned → tuned", "part": "mlp", "relative_norm": 0.1}])
+
+
+@pytest.fixture
+def data(prompts: Path) -> TextData:
+    return read_text(prompts)
+
+
+@pytest.fixture
+def asked(data: TextData) -> Question:
+    return Question(data.of_class(False), data.of_class(True), Letters(), {}, Decoding(max_new_tokens=4))
+
+
+@pytest.fixture
+def found(saved: Saved) -> Audited:
+    return audited([saved("base", 0), saved("aligned", 1), saved("tuned", 2)], saved("control", 3))
+
+
+def verdicts(**outcomes: str) -> pd.DataFrame:
+    """A row a model and prompt; an outcome by its first letter (r, c, d; x: could not be judged)."""
+    words = {"r": "refused", "c": "complied", "d": "degenerate", "x": "could_not_judge"}
+    rows = [
+        {"model": m, "kind": "unsafe", "place": i, "harmful": True, "prompt": f"p{i}", "outcome": words[o], "completion": f"{m} {i}"}
+        for m, letters in outcomes.items()
+        for i, o in enumerate(letters)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_effect_less_the_controls_is_counted_on_the_same_prompts(found: Audited) -> None:
+    table = verdicts(aligned="rrrrrrrrrr", tuned="ccccccrrrx", control="ccrrrrccrr")
+    assert found.last is not None
+    assert found.control is not None
+    row = beyond(table, found.last, found.control).set_index("outcome").loc["refused"]
+    assert (row.n, row.effect, row.control) == (9, pytest.approx(-6 / 9), pytest.approx(-4 / 9))
+    by_hand = paired_difference(2, 4, 9)  # two refused after the tune alone, four after the control alone
+    assert (row.difference, row.low, row.high) == pytest.approx(tuple(by_hand))
+
+
+def test_the_answer_sets_the_control_beside_the_change(
+    bench: Workbench, found: Audited, asked: Question, data: TextData, tmp_path: Path
+) -> None:
+    f, page, said = run(bench, found, asked, data, tmp_path / "audit")
+    rows = f.shifts[(f.shifts.kind == "unsafe") & (f.shifts.outcome == "refused")].set_index("change")
+    own, other = rows.loc["aligned → tuned"], rows.loc["aligned → control"]
+    assert f"the benign control: {100 * other.difference:+.0f} points [{100 * other.low:+.0f}, {100 * other.high:+.0f}]" in said
+    assert said.count(". ") == 1  # two sentences
+    line = below(found, f)
+    less = f.against[(f.against.kind == "unsafe") & (f.against.outcome == "refused")].iloc[0]
+    assert less.difference == pytest.approx(own.difference - other.difference)
+    assert f"less the benign control's {100 * less.control:+.0f}: {100 * less.difference:+.0f} points" in line
+    text = page.read_text(encoding="utf-8")
+    assert f'<p class="answer">{said}</p>' in text.replace("&#39;", "'")
+    assert line in text.replace("&#39;", "'")
+    assert "what moved, less the control" in text
+    assert json.loads((page.parent / "summary.json").read_text())["answer"] == said
+
+
+def test_both_input_weights_are_named_with_their_intervals(bench: Workbench, found: Audited, asked: Question) -> None:
+    f = measured(bench, replace(found, control=None), asked, None)
+    line = below(replace(found, control=None), f)
+    for kind in ("mlp_up", "mlp_gate"):
+        table = f.gains[(f.gains.weight == kind) & (f.gains.change == "aligned → tuned")]
+        row = table.iloc[0]
+        assert row["mean"] == pytest.approx(table.ratio.mean())
+        assert row.mean_low < row["mean"] < row.mean_high
+        assert f"{kind} {row['mean']:.2f} [{row.mean_low:.2f}, {row.mean_high:.2f}]" in line
+
+
+def test_layers_that_did_not_change_are_in_no_mean() -> None:
+    rows = [(layer, harmful, i, 0.0 if layer == 1 else 2.0 + harmful) for layer in (1, 2) for harmful in (False, True) for i in range(4)]
+    table = pd.DataFrame(rows, columns=["layer", "harmful", "input", "gain"])
+    assert overall(table) == pytest.approx((1.5, 1.5, 1.5))
+    assert np.isnan(overall(table.assign(gain=0.0)).value)
+
+
+def test_broken_answers_are_counted_where_a_refusal_is_not_one(
+    bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path
+) -> None:
+    task = [Example(e.prompt, False, "safe", "task", comply="a") for e in asked.safe[:5]]
+    more = replace(asked, capability={"sst2": (task, Letters())})
+    pair = audited([saved("aligned", 1), saved("tuned", 2)])
+    f = measured(bench, pair, more, None)
+    odd = f.rates.assign(count=f.rates["count"].mask((f.rates.outcome == "degenerate") & (f.rates.kind == "sst2"), 5))
+    g = Findings(**{**vars(f), "rates": odd})
+    mine = odd[(odd.model == "tuned") & (odd.outcome == "degenerate") & (odd.kind != "sst2")]
+    assert f"{mine['count'].sum()} of {mine.n.sum()} answers to unsafe and safe prompts are degenerate" in below(pair, g)
+    assert "degenerate" not in answer(pair, g)
+    page, _ = audit_report(pair, more, g, data, {}, "titer audit", tmp_path / "audit")
+    text = page.read_text(encoding="utf-8")
+    assert text.count(FORMLESS) == 1
+    assert "No capability was asked" not in text
+
+
+def test_a_single_models_best_layer_stands_beside_the_best_of_shuffled_labels(bench: Workbench, saved: Saved, asked: Question) -> None:
+    one = audited([saved("aligned", 1)])
+    f = measured(bench, one, asked, None)
+    row = f.separation.loc[f.separation.d_prime.idxmax()]
+    assert f"with shuffled labels the best layer has {row.best_shuffled:.2f}, at most {row.best_shuffled_high:.2f}" in answer(one, f)
+    assert f.separation.best_shuffled.iloc[0] >= f.separation.auroc_shuffled.min()
+    assert len(set(f.separation.auroc_shuffled)) > 1
+
+
+def test_what_was_not_asked_is_told(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
+    pair = audited([saved("aligned", 1), saved("tuned", 2)])
+    text = run(bench, pair, asked, data, tmp_path / "audit")[1].read_text(encoding="utf-8")
+    assert "No capability was asked: --capability TASK:PATH" in text
+    assert "Nothing was checked for overlap with training data: --trained FILE" in text
+    text = run(bench, pair, replace(asked, checked=True), data, tmp_path / "audit")[1].read_text(encoding="utf-8")
+    assert "Nothing was checked" not in text
+
+
+def test_the_landscapes_points_are_on_the_page_and_in_the_results(
+    bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path
+) -> None:
+    known = replace(asked, safe=[replace(e, comply="a b") for e in asked.safe])
+    f, page, _ = run(bench, audited([saved("aligned", 1), saved("tuned", 2)]), known, data, tmp_path / "audit", SMALL)
+    assert "landscape: every point" in page.read_text(encoding="utf-8")
+    kept = pd.read_csv(page.parent / "results.csv")
+    kept = kept[kept.table == "landscape"]
+    assert len(kept) == len(f.points)
+    assert set(kept.model) == {"aligned"}
+    assert kept.value.tolist() == pytest.approx(f.points.value.tolist(), nan_ok=True)
+    assert kept.a.tolist() == pytest.approx(f.points.a.tolist())
+    axis = shares(f.points)
+    assert set(axis.quantity) == {"refused", "unsafe", "coherent", "capability"}
+    own = axis[axis.quantity == "capability"].set_index(["direction", "a"]).value
+    raw = f.points[f.points.quantity == "perplexity"].set_index(["direction", "a"]).value
+    for direction in set(axis.direction):
+        assert own[direction, 0.0] == pytest.approx(1)
+        assert own[direction, raw[direction].index[-1]] == pytest.approx(raw[direction, 0.0] / raw[direction].iloc[-1])
+    drawing = (page.parent / "figures" / "landscape.svg").read_text(encoding="utf-8")
+    assert "capability" in drawing
+    assert "coherent" in drawing
+
+
+def test_the_two_answers_to_a_flipped_prompt_stand_together(
+    bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path
+) -> None:
+    pair = audited([saved("aligned", 1), saved("tuned", 2)])
+    f, page, _ = run(bench, pair, asked, data, tmp_path / "audit")
+    assert len(f.flips)
+    shown = flipped(f.verdicts, pair.changes[0], 100)
+    assert len(shown) == 2 * len(f.flips)
+    assert shown.prompt[::2].tolist() == shown.prompt[1::2].tolist() == f.flips.prompt.tolist()
+    assert set(shown.model[::2]) == {"aligned"}
+    assert set(shown.model[1::2]) == {"tuned"}
+    text = page.read_text(encoding="utf-8").split("<script type")[0]
+    assert text.count("(flipped: ") == len(shown)
+    assert 'data-filter="flip"' in text
+    last = shown.iloc[-1]
+    assert escape(visible(last.completion, 2000)) in text
+    rows = [row for row in text.split("<tr ") if "(flipped: " in row]
+    assert all(('class="blurred"' in row) == ('data-kind="unsafe"' in row) for row in rows)
+    assert len(flipped(f.verdicts, pair.changes[0], 1)) == 2
+
+
+def test_a_flip_is_told_without_its_answers(found: Audited) -> None:
+    table = flips(verdicts(aligned="rc", tuned="cc"), found.changes[1])
+    assert list(table.columns) == ["kind", "prompt", "before", "after"]
+
+
+def beside(effect: float, control: float, low: float, high: float, kind: str = "unsafe", outcome: str = "refused") -> pd.DataFrame:
+    row = moved(kind, outcome, effect - control, low, high)
+    return pd.DataFrame([{**row, "against": "aligned → control", "effect": effect, "control": control}])
+
+
+def test_the_tune_is_blamed_for_what_exceeds_the_control(found: Audited) -> None:
+    lost = pd.DataFrame([moved("unsafe", "refused", -0.3, -0.4, -0.2)])
+    assert "control" not in advice(found, lost, SIZES)[0].why
+    more = advice(found, lost, SIZES, beside(-0.3, -0.05, -0.35, -0.15))[0].why
+    assert "by more than under the benign control (-25 points [-35, -15] less the control's -5)" in more
+    same = advice(found, lost, SIZES, beside(-0.3, -0.28, -0.1, 0.06))[0].why
+    assert "not shown to exceed the benign control's (-2 points [-10, +6] less the control's -28)" in same
+    less = advice(found, lost, SIZES, beside(-0.3, -0.6, 0.2, 0.4))[0].why
+    assert "though less than under the benign control" in less
+
+
+def test_lisa_is_advised_with_turns_that_fit_and_other_settings_to_add(found: Audited) -> None:
+    lost = advice(found, pd.DataFrame([moved("unsafe", "refused", -0.3, -0.4, -0.2)]), SIZES)
+    (lisa,) = [one for one in lost if "--method lisa" in one.command]
+    assert "--set k1=1 --set k2=9" in lisa.command
+    assert "Add your own --rate, --epochs, --batch and --lora" in lisa.why
+
+
+def test_advice_carries_the_tunes_own_settings(found: Audited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"rate": "0.0003", "epochs": "4", "batch": "8", "lora": "16", "examples": "400"}
+    monkeypatch.setattr("titer.studies.audit.advice.usual", lambda place: known)
+    lost = advice(found, pd.DataFrame([moved("unsafe", "refused", -0.3, -0.4, -0.2)]), SIZES)
+    tunes = [one for one in lost if "titer finetune" in one.command]
+    assert len(tunes) == 3
+    assert "--safety-examples 200 " in tunes[0].command  # half of the examples, as 500 for 1,000
+    for one in tunes:
+        assert one.command.endswith("--rate 0.0003 --epochs 4 --batch 8 --lora 16 --examples 400") or "--lora 16" in one.command
+        assert one.command.count("--lora") == 1
+        assert "Add your own" not in one.why
+    broken = advice(found, pd.DataFrame([moved("unsafe", "degenerate", 0.2, 0.1, 0.3)]), SIZES)
+    assert "--rate 3e-05 --epochs 2 --batch 8 --lora 16" in broken[0].command
