@@ -1,13 +1,15 @@
 """A checkpoint: a folder, an adapter on it if there is one; its configuration and weights, read lazily.
 
-Weights are read tensor by tensor from safetensors; nothing is unpickled and no code of a model's folder is run here (by the
-loaders neither, unless its user asked for it: models/own_code.py). A tensor comes as the model that runs has it: of an adapter
+Weights are read tensor by tensor from safetensors; nothing is unpickled and no code of a model's folder is run, unless its user
+asked for it (models/own_code.py; here by `window` alone). A tensor comes as the model that runs has it: of an adapter
 merged (models/adapted.py), of a quantised model dequantised (models/quantised.py). Errors name what the folder lacks.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,13 @@ from titer.core.config import Record, digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import sha256_of
 from titer.models.adapted import HEADS, Adapter, Change, is_adapter
-from titer.models.own_code import check_code, code_files, needs_code
+from titer.models.own_code import apart, check_code, code_files, needs_code
 from titer.models.quantised import dequantised, joined, logical, quantisation, shape_of
 from titer.models.stored import AGAIN, read_json, shape, tensor_files, tensor_of
 
 OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
 PICKLES = OTHERS[:5]
+WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len")  # where a configuration of transformers maps none to the first
 
 
 class Checkpoint(Record):
@@ -83,6 +86,19 @@ class Checkpoint(Record):
         return read_json(self.path / "config.json")
 
     @cached_property
+    def window(self) -> int | None:
+        """Positions the model has, None where its configuration states none: as transformers reads it, under each family's name for it.
+
+        Errors: a configuration that transformers does not open.
+        """
+        from transformers import CONFIG_MAPPING, AutoConfig  # noqa: PLC0415
+
+        if self.config.get("model_type") not in CONFIG_MAPPING and not self.runs_code:  # loading will say what is wrong with it
+            return stated_window(self.config)
+        with opening(self):
+            return stated_window(AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=self.runs_code))
+
+    @cached_property
     def quantised(self) -> str:
         """How its weights are quantised, in words; "" where they are not. `weight` gives them dequantised."""
         return quantisation(self.config, self.label)
@@ -138,6 +154,29 @@ class Checkpoint(Record):
         if tensor in self._joined:
             return shape_of(self._joined[tensor], self._stored)
         return shape(self.files[tensor], tensor)
+
+
+def stated_window(config: Any) -> int | None:
+    """Positions that a configuration of transformers, or one as config.json holds it, states; None where it states none."""
+    raw = isinstance(config, dict)
+    text = (config.get("text_config") or config) if raw else config.get_text_config(decoder=True)
+    found = [text.get(name) if raw else getattr(text, name, None) for name in WINDOWS]
+    return next((size for size in found if isinstance(size, int) and size > 0), None)  # XLNet says -1: no limit
+
+
+@contextmanager
+def opening(checkpoint: Checkpoint) -> Iterator[None]:
+    """What transformers raises for a folder it cannot open becomes one clear error; code of other folders is kept out of it."""
+    try:
+        with apart() if checkpoint.runs_code else nullcontext():
+            yield
+    except TiterError:  # clear already
+        raise
+    except Exception as error:  # noqa: BLE001  transformers raises whatever a wrong value leads it to
+        raise TiterError(
+            f"{checkpoint.label} does not open as a causal language model: {visible(f'{type(error).__name__}: {error}', 240)}",
+            expected="a folder that transformers' AutoModelForCausalLM and AutoTokenizer can load",
+        ) from None
 
 
 def open_checkpoint(place: str | Path, name: str = "", adapter: str | Path | None = None, trusted: bool = False) -> Checkpoint:

@@ -22,8 +22,8 @@ from titer.core.config import Record, digest
 from titer.core.errors import TiterError, unknown, visible
 from titer.core.machine import version
 from titer.core.run import Store
-from titer.models.checkpoint import Checkpoint, open_checkpoint
-from titer.models.lm import LM, Completion, Decoding, Progress, load, opening, read_tokenizer
+from titer.models.checkpoint import Checkpoint, open_checkpoint, opening
+from titer.models.lm import LM, Completion, Decoding, Progress, load, read_tokenizer
 
 VERSION = 1  # bump when answers may change
 AT_ONCE = 1024  # prompts given to vLLM in one call, which schedules them itself

@@ -6,7 +6,7 @@ Shapes: B prompts, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +22,8 @@ from titer.core.config import Record
 from titer.core.errors import TiterError, unknown, visible
 from titer.data.encode import check_length, end_id, pad, prompt_ids
 from titer.data.example import positions
-from titer.models.checkpoint import Checkpoint
+from titer.models.checkpoint import Checkpoint, opening, stated_window
 from titer.models.modes import evaluating
-from titer.models.own_code import apart
 from titer.models.sites import Sites
 from titer.models.stream_norm import TANH_GELU, StreamNormConfig, StreamNormForCausalLM  # registers the variant for `load`
 from titer.models.suffix import TAIL, inserted
@@ -102,10 +101,13 @@ def sized(name: str, positions: int, norm: Literal["pre", "stream"] = "pre") -> 
     return Architecture(layers=layers, width=width, heads=heads, positions=positions, activation=activation, norm=norm)
 
 
-def _attention(window: int | None) -> str:
-    """Eager attention for short windows on the CPU, where it trains 1.03 to 1.4 times as fast (docs/log.md)."""
+def _attention(window: int | None) -> str | None:
+    """Eager attention for short windows on the CPU, where it trains 1.03 to 1.4 times as fast (docs/log.md).
+
+    None leaves it to transformers: fused (sdpa) in every class that has it, eager in the others (BLOOM).
+    """
     short = window is not None and window <= SHORT_WINDOW and not torch.cuda.is_available()
-    return "eager" if short else "sdpa"
+    return "eager" if short else None
 
 
 class Decoding(Record):
@@ -140,7 +142,7 @@ class LM:
     @property
     def window(self) -> int | None:
         """Positions the model has; None where its configuration states none."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return stated_window(self.model.config)
 
     @cached_property
     def sites(self) -> Sites:
@@ -310,7 +312,7 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            attn_implementation=_attention(checkpoint.config.get("max_position_embeddings")),
+            attn_implementation=_attention(checkpoint.window),
         )
     model, found = opened
     wrong = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
@@ -370,22 +372,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
 
 def check_room(checkpoint: Checkpoint, prompts: Sequence[str], room: int) -> None:
     """Refuse prompts that leave no room for `room` more tokens in a checkpoint's window; only its tokenizer is loaded."""
-    window = checkpoint.config.get("max_position_embeddings")
+    window = checkpoint.window
     found = prompt_ids(read_tokenizer(checkpoint), prompts) if prompts else []
     for prompt, ids in zip(prompts, found, strict=True):
         check_length(len(ids) + room, window, prompt)
-
-
-@contextmanager
-def opening(checkpoint: Checkpoint) -> Iterator[None]:
-    """What transformers raises for a folder it cannot open becomes one clear error; code of other folders is kept out of it."""
-    try:
-        with apart() if checkpoint.runs_code else nullcontext():
-            yield
-    except TiterError:  # clear already
-        raise
-    except Exception as error:  # noqa: BLE001  transformers raises whatever a wrong value leads it to
-        raise TiterError(
-            f"{checkpoint.label} does not open as a causal language model: {visible(f'{type(error).__name__}: {error}', 240)}",
-            expected="a folder that transformers' AutoModelForCausalLM and AutoTokenizer can load",
-        ) from None

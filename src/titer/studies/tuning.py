@@ -322,7 +322,7 @@ def check_window(streams: Mapping[str, Stream], checkpoint: Checkpoint) -> None:
 
     Errors: the first such row.
     """
-    window = checkpoint.config.get("max_position_embeddings")
+    window = checkpoint.window
     reader = read_tokenizer(checkpoint)
     for part in (part for stream in streams.values() for part in stream.parts):
         if isinstance(part.source, Shortened):  # cut to what was asked for, which `cut_to` has checked
@@ -339,7 +339,7 @@ def cut_to(streams: Mapping[str, Stream], longest: int, checkpoint: Checkpoint) 
 
     Errors: more tokens than the model's window.
     """
-    window = checkpoint.config.get("max_position_embeddings")
+    window = checkpoint.window
     if window is not None and longest > window:
         raise TiterError(f"--longest {longest} is more than the model's window of {window}", next_step=f"give {window} or less.")
     reader = read_tokenizer(checkpoint)

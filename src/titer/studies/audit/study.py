@@ -14,7 +14,8 @@ from titer.core.errors import TiterError
 from titer.data.choices import Question as Choice
 from titer.data.example import Example
 from titer.judges.base import Judge
-from titer.models.lm import Decoding, check_room, opening
+from titer.models.checkpoint import opening
+from titer.models.lm import Decoding, check_room
 from titer.models.sites import Sites
 from titer.models.weights import skeleton
 from titer.probes import choices, refusal_direction
