@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from string import ascii_uppercase
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -60,12 +60,8 @@ def choices(lm: LM, questions: Sequence[Question], form: Form = "letter", batch_
     """
     if not questions:
         raise TiterError("no question", expected="at least one")
-    templated = bool(getattr(lm.tokenizer, "chat_template", None))
-    prompts = [asked(question, form, templated) for question in questions]
-    said = [list(ascii_uppercase[: len(q.options)]) if form == "letter" else list(q.options) for q in questions]
-    heads, tails = prompt_ids(lm.tokenizer, prompts), _tails(lm, said, templated)
-    for prompt, head, own in zip(prompts, heads, tails, strict=True):
-        check_length(len(head) + max(map(len, own)), lm.window, prompt)
+    said = _said(questions, form)
+    heads, tails = fitting(lm.tokenizer, lm.window, questions, form)
     totals = _totals(lm, heads, tails, batch_tokens)
     rows = [(i, k) for i, own in enumerate(tails) for k in range(len(own))]
     lengths = np.array([len(tails[i][k]) for i, k in rows])
@@ -81,6 +77,23 @@ def choices(lm: LM, questions: Sequence[Question], form: Form = "letter", batch_
             "per_character": totals / letters,
         }
     )
+
+
+def fitting(
+    tokenizer: Any, window: int | None, questions: Sequence[Question], form: Form = "letter"
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Ids of each question and of its options behind it; the tokenizer is enough. Errors: a question longer than the window."""
+    templated = bool(getattr(tokenizer, "chat_template", None))
+    prompts = [asked(question, form, templated) for question in questions]
+    heads, tails = prompt_ids(tokenizer, prompts), _tails(tokenizer, _said(questions, form), templated)
+    for prompt, head, own in zip(prompts, heads, tails, strict=True):
+        check_length(len(head) + max(map(len, own)), window, prompt)
+    return heads, tails
+
+
+def _said(questions: Sequence[Question], form: Form) -> list[list[str]]:
+    """What an answer says, option by option: its letter, or its own text."""
+    return [list(ascii_uppercase[: len(q.options)]) if form == "letter" else list(q.options) for q in questions]
 
 
 def accuracy(table: pd.DataFrame, by: By = "total") -> Score:
@@ -100,10 +113,10 @@ def accuracy(table: pd.DataFrame, by: By = "total") -> Score:
     )
 
 
-def _tails(lm: LM, said: Sequence[Sequence[str]], templated: bool) -> list[list[list[int]]]:
+def _tails(tokenizer: Any, said: Sequence[Sequence[str]], templated: bool) -> list[list[list[int]]]:
     """Each option's ids behind its prompt: in the chat template's own form, or behind "Answer:" and a blank."""
     texts = list(dict.fromkeys(text for own in said for text in own))
-    ids = open_ids(lm.tokenizer, texts) if templated else continued(lm.tokenizer, CALL, [f" {text}" for text in texts])
+    ids = open_ids(tokenizer, texts) if templated else continued(tokenizer, CALL, [f" {text}" for text in texts])
     if not all(ids):
         raise TiterError("an option without a token", expected="options that the tokenizer knows")
     of = dict(zip(texts, ids, strict=True))

@@ -129,6 +129,8 @@ def rose(shifts: pd.DataFrame, kind: str, outcome: str) -> bool:
 
 def _largest(sizes: pd.DataFrame, change: str) -> str:
     mine = sizes[sizes.change == change]
+    if mine.empty:
+        return "the size of the change is not known"
     row = mine.loc[mine.relative_norm.idxmax()]
     return f"the change is {row.relative_norm:.1%} of the weights of {row.part}"
 

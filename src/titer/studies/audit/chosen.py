@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from string import ascii_uppercase
 
 import pandas as pd
@@ -19,11 +19,6 @@ def verdicts(bench: Workbench, model: Model, kind: str, questions: Sequence[Ques
     inputs = {"probe": ["choices", choices.VERSION], "model": model.key, "questions": digest(list(questions)), "dtype": bench.dtype}
     table = bench.table("tables", inputs, lambda: _picked(bench.lm(model), questions))
     return table.assign(kind=kind, model=model.name, place=range(len(table)))
-
-
-def all_verdicts(bench: Workbench, models: Sequence[Model], asked: Mapping[str, Sequence[Question]]) -> list[pd.DataFrame]:
-    """Of every model on every set."""
-    return [verdicts(bench, model, kind, questions) for model in models for kind, questions in asked.items()]
 
 
 def _picked(lm: LM, questions: Sequence[Question]) -> pd.DataFrame:

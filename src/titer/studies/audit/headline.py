@@ -9,6 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from titer.probes import clusters
+from titer.studies.audit.lacking import TURNING
 from titer.studies.audit.roles import Audited, Change
 from titer.studies.audit.study import Findings
 
@@ -26,7 +27,7 @@ def answer(found: Audited, f: Findings) -> str:
         return f"No change: {last.before.name} and {last.after.name} hold the same weights."
     safe = moved(f.shifts, last, "safe")
     beside = NONE.format("safe") if safe is None else f"safe ones {safe.before:.0%} and {safe.after:.0%}"
-    return f"{last.name}: {_unsafe(found, f, last)}, {beside}. {_where(f, last)}"
+    return f"{last.name}: {_unsafe(found, f, last)}, {beside}. {_where(f, last)}".rstrip()
 
 
 def below(found: Audited, f: Findings) -> str:
@@ -80,31 +81,44 @@ def _set(found: Audited, f: Findings, last: Change, kind: str) -> str:
 
 
 def _where(f: Findings, change: Change) -> str:
-    """Where the change lives and whether it turned the refusal direction."""
-    size = f.sizes[f.sizes.change == change.name]
+    """Where the change lives and whether it turned the refusal direction, of what could be measured; "" of neither."""
+    size, turn = f.sizes[f.sizes.change == change.name], _turn(f, change)
+    if size.empty:
+        return f"{turn[0].upper()}{turn[1:]}." if turn else ""
     largest = size.loc[size.relative_norm.idxmax()]
     place = f"The change is largest in the {PARTS[largest.part]} weights ({largest.relative_norm:.2%} of their norm)"
+    return f"{place}; {turn}." if turn else f"{place}."
+
+
+def _turn(f: Findings, change: Change) -> str:
+    """What became of the refusal direction; "" where that could not be measured."""
     mine = f.rotation[f.rotation.change == change.name]
     if mine.empty:
-        return f"{place}; the two read prompts differently, so the refusal direction is not compared."
+        lost = f.missing[f.missing.part == TURNING].of.str.contains(change.name, regex=False).any()
+        return "" if lost else "the two read prompts differently, so the refusal direction is not compared"
     if mine.degrees_limit.isna().all():
-        return f"{place}; too few prompts to say whether the refusal direction turned."
+        return "too few prompts to say whether the refusal direction turned"
     turned = mine[mine.turned]
     if turned.empty:
-        return f"{place}; no turn of the refusal direction beyond noise."
+        return "no turn of the refusal direction beyond noise"
     r = turned.loc[(turned.degrees_halves - turned.degrees_limit).idxmax()]
     return (
-        f"{place}; it turned the refusal direction in {len(turned)} of {len(mine)} layers, "
-        f"in layer {r.layer:.0f} by {r.degrees_halves:.0f}° (noise: {r.degrees_limit:.0f}° at most)."
+        f"it turned the refusal direction in {len(turned)} of {len(mine)} layers, "
+        f"in layer {r.layer:.0f} by {r.degrees_halves:.0f}° (noise: {r.degrees_limit:.0f}° at most)"
     )
 
 
 def _single(name: str, f: Findings) -> str:
     row = {(r.kind, r.outcome): r for r in f.rates.itertuples()}
     unsafe, safe = row["unsafe", "refused"], row["safe", "refused"]
+    said = (
+        f"{name} refuses {unsafe.rate:.0%} [{unsafe.low:.0%}, {unsafe.high:.0%}] of the unsafe and {safe.rate:.0%} "
+        f"[{safe.low:.0%}, {safe.high:.0%}] of the safe prompts."
+    )
+    if f.separation.empty:
+        return said
     best = clusters.best_of(f.separation)
     return (
-        f"{name} refuses {unsafe.rate:.0%} [{unsafe.low:.0%}, {unsafe.high:.0%}] of the unsafe and {safe.rate:.0%} "
-        f"[{safe.low:.0%}, {safe.high:.0%}] of the safe prompts. It separates them best in layer {best.layer:g} "
+        f"{said} It separates them best in layer {best.layer:g} "
         f"(AUROC {best.auroc:.2f}; with shuffled labels the best layer has {best.best_shuffled:.2f}, at most {best.best_shuffled_high:.2f})."
     )

@@ -88,8 +88,8 @@ def audit_report(
 
 def _results(found: Audited, f: Findings) -> pd.DataFrame:
     """Everything that has a value a model, in one long table; a landscape's points are of the model that it is around, at `a`."""
-    long = tables.tidy(f.rates, {"separation": f.separation, "sensitivity": f.sensitivity.rename(columns={"kind": "set"})})
-    parts = [long]
+    probes = {"separation": f.separation, "sensitivity": f.sensitivity.rename(columns={"kind": "set"})}
+    parts = [tables.tidy(f.rates, {name: table for name, table in probes.items() if len(table)})]
     if len(f.uncertainty):
         parts.append(f.uncertainty.assign(table="uncertainty"))
     if len(f.points):
@@ -127,17 +127,22 @@ def _figures(f: Findings, names: Sequence[str]) -> list[Figure]:
     found = [figures.behaviour(f.rates, names)]
     if len(f.shifts):
         found.append(figures.shifted(f.shifts))
-    found.append(figures.separation(f.separation, names))
+    if len(f.separation):
+        found.append(figures.separation(f.separation, names))
     if len(f.gains) and f.gains.ratio.notna().any():
         found.append(figures.specificity(f.gains))
     if len(f.drift):
-        found += [figures.drift(f.drift), figures.rotation(f.rotation)]
+        found.append(figures.drift(f.drift))
+    if len(f.rotation):
+        found.append(figures.rotation(f.rotation))
     return found + (figures.landscape(f.points) if len(f.points) else [])
 
 
 def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
     """What the page lacks, and why."""
-    told = [f"{c.name}: no change, the weights are the same; nothing is divided by it." for c in found.compared if c.same]
+    told = [f"Not measured: {row.part} of {row.of}. {row.reason}" for row in f.missing.itertuples()]
+    told += _unreferenced(asked)
+    told += [f"{c.name}: no change, the weights are the same; nothing is divided by it." for c in found.compared if c.same]
     told += [
         f"{m.name} is {m.checkpoint.quantised}: its ΔW is that of its dequantised weights." for m in found.models if m.checkpoint.quantised
     ]
@@ -159,6 +164,21 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
         told.append("Some answers of the landscape could not be judged; could_not_judge says how many at each point.")
     if len(f.flips) > MOST:
         told.append(f"{len(f.flips)} prompts flipped; the answers to {MOST} of them are shown, lost refusals first.")
-    if not len(f.points):
+    if not len(f.points) and "landscape" not in set(f.missing.part):
         told.append("The landscape was not asked for: --landscape.")
+    return told
+
+
+def _unreferenced(asked: Question) -> list[str]:
+    """Of every set of harmless requests, how many have no right answer for uncertainty to be measured on."""
+    sizes = {name: len(one.attempts) for name, one in asked.sets.items()}
+    told = []
+    for name, examples in asked.referenced.items():
+        if not examples:
+            told.append(f"Uncertainty on correct answers is not measured on the {name} prompts: none has a reference answer (comply).")
+        elif lost := sizes[name] - len(examples):
+            told.append(
+                f"Uncertainty on correct answers is that of {len(examples)} of {sizes[name]} {name} prompts: "
+                f"{lost} {'have' if lost > 1 else 'has'} no reference answer (comply)."
+            )
     return told

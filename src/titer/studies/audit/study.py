@@ -1,12 +1,14 @@
 """`titer audit`: every measurement in turn, one model in memory at a time, each kept, then the report. L6.
 
 The order is by model, so that a model is loaded once: its answers, what it is like inside; then the changes from disk.
+What cannot be measured is left out and told (`lacking.py`); only answers and their verdicts are indispensable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import pandas as pd
 
@@ -15,18 +17,22 @@ from titer.data.choices import Question as Choice
 from titer.data.example import Example
 from titer.judges.base import Judge
 from titer.models.checkpoint import opening
-from titer.models.lm import Decoding, check_room
+from titer.models.lm import Decoding
 from titer.models.sites import Sites
 from titer.models.weights import skeleton
-from titer.probes import choices, refusal_direction
+from titer.probes import refusal_direction
 from titer.studies import landscape as landscapes
 from titer.studies.audit import answers, changes, chosen, inside
 from titer.studies.audit.answers import Asked
+from titer.studies.audit.lacking import COLUMNS, TURNING, Lacking, shaped
 from titer.studies.audit.roles import Audited, Change, alike
+from titer.studies.audit.room import Room
 from titer.studies.judging import Judges, Labelled, Review, review
 from titer.studies.tables import direct, named, rate_table
 from titer.workbench import Model, Workbench, fingerprint
 
+T = TypeVar("T")
+MEASURED = tuple(name for name in COLUMNS if name != "missing")
 OWN = ("unsafe", "safe")  # the sets that the audit's own judge reads; capability sets have theirs
 LEAST = 4  # prompts of a class: two halves of a cluster
 
@@ -61,6 +67,12 @@ class Question:
         return own or [e for name, (examples, _) in self.capability.items() if "context" not in name for e in examples if e.comply]
 
     @property
+    def referenced(self) -> dict[str, list[Example]]:
+        """Of every set of harmless requests those with a right answer: what uncertainty on correct answers is measured on."""
+        sets = {"safe": self.safe, **{name: examples for name, (examples, _) in self.capability.items()}}
+        return {name: [e for e in examples if e.comply] for name, examples in sets.items()}
+
+    @property
     def sets(self) -> dict[str, Asked]:
         """Every set of prompts by name, unsafe first; a set's name is its answers' kind."""
         own = dict(zip(OWN, ((self.unsafe, self.judge), (self.safe, self.judge)), strict=True))
@@ -74,6 +86,7 @@ class Question:
 class Findings:
     """All tables of an audit; those of changes are empty where there is none, `points` and `basins` without a landscape.
 
+    So is what could not be measured, and `missing` (part, of, reason) says why.
     `against`: effects less the control's, empty without one. `beside`: what people and a second judge say of the judge.
     """
 
@@ -95,35 +108,36 @@ class Findings:
     points: pd.DataFrame
     basins: pd.DataFrame
     beside: Review
+    missing: pd.DataFrame = field(default_factory=lambda: shaped("missing", pd.DataFrame()))
 
 
 def measured(bench: Workbench, found: Audited, asked: Question, settings: landscapes.Landscape | None) -> Findings:
-    """Everything, each piece from the store where it stands. Errors: fewer than four prompts of a class; prompts beyond the window."""
-    check(found.models[0], asked)
+    """Everything, each piece from the store where it stands; what fails beside the verdicts is left out and told.
+
+    Errors: fewer than four prompts of a class; prompts or reference answers beyond the window; answers that cannot be had or judged.
+    """
+    check(found.models, asked, settings)
     with opening(found.models[0].checkpoint):
         sites = skeleton(found.models[0].checkpoint)  # an architecture without known sites is refused before anything runs
-    parts: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in ("separation", "sensitivity", "uncertainty")}
-    ends: dict[str, inside.Ends] = {}
+    lacking = Lacking(bench.reporter.tell)
+    within = Within(bench, asked, lacking)
     for model in found.models:
         answers.generated(bench, model, asked.sets, asked.decoding)
-        parts["separation"][model.name] = inside.separation(bench, model, asked.safe, asked.unsafe)
-        parts["sensitivity"][model.name] = inside.sensed(bench, model, asked.safe, asked.unsafe)
-        parts["uncertainty"][model.name] = inside.unsure(bench, model, _answered(asked))
-        for kind, questions in asked.choices.items():
-            chosen.verdicts(bench, model, kind, questions)
-        inside.kept_ends(bench, model, asked.safe, asked.unsafe)
+        within.read(model)
     bench.release()
-    directions, prompts = {}, fingerprint([*asked.safe, *asked.unsafe])
     for model in found.models:
-        ends[model.name] = inside.ends(bench, model, asked.safe, asked.unsafe)
-        directions[model.name] = inside.directions(ends[model.name], len(asked.safe), prompts)
+        within.turned_to(model)
     generated = answers.verdicts_of(bench, found.models, asked.sets, asked.decoding)  # judges may need the memory of a model
-    beside = _reviewed(bench, generated, asked.judges)
-    whole = pd.concat([generated, *chosen.all_verdicts(bench, found.models, asked.choices)], ignore_index=True)
+    beside = Review((asked.judges.name, ""), None, None, None)
+    with lacking.part("second judge, labelled answers", ", ".join(m.name for m in found.models)):
+        beside = _reviewed(bench, generated, asked.judges)
+    whole = pd.concat([generated, *within.picked], ignore_index=True)
     moved = [change for change in found.compared if not change.same]
     paired = alike(moved, [e.prompt for e in (*asked.safe, *asked.unsafe)])
-    tables_of = _changed(bench, moved, paired, sites, ends, asked)
-    points, basins = _landscape(bench, found, asked, settings)
+    parts = {**within.tables, **_changed(bench, moved, paired, sites, within)}
+    with lacking.part("landscape", ", ".join(m.name for m in found.models)):
+        parts |= dict(zip(("points", "basins"), _landscape(bench, found, asked, settings), strict=True))
+    bench.release()
     last = found.last
     return Findings(
         verdicts=whole,
@@ -132,15 +146,9 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
         shifts=answers.shifts(whole, found.compared),
         against=answers.beyond(whole, last, found.control) if last and found.control else pd.DataFrame(),
         flips=answers.flips(whole, last) if last else pd.DataFrame(),
-        separation=named(parts["separation"]),
-        directions=named({name: refusal_direction.summary(one) for name, one in directions.items()}),
-        sensitivity=named(parts["sensitivity"]),
-        uncertainty=named({name: table for name, table in parts["uncertainty"].items() if len(table)}),
-        rotation=changes.rotations(bench, paired, directions, ends, len(asked.safe)),
-        points=points,
-        basins=basins,
         beside=beside,
-        **tables_of,
+        missing=lacking.table,
+        **{name: shaped(name, parts.get(name, pd.DataFrame())) for name in MEASURED},
     )
 
 
@@ -150,36 +158,109 @@ def _reviewed(bench: Workbench, generated: pd.DataFrame, judges: Judges) -> Revi
     return review(own, rate_table(own), (judges.name, judges.judge), judges.people, judges.second, bench.ask)
 
 
-def check(model: Model, asked: Question) -> None:
-    """Before anything runs. Errors: fewer than four prompts of a class; a prompt with no room for its answer."""
+def check(models: Sequence[Model], asked: Question, settings: landscapes.Landscape | None = None) -> None:
+    """Before anything runs. Errors: fewer than four prompts of a class; a prompt with no room for its answer, a reference, its options."""
     for kind, examples in (("safe", asked.safe), ("unsafe", asked.unsafe)):
         if len(examples) < LEAST:
             raise TiterError(f"{len(examples)} {kind} prompts", expected=f"at least {LEAST} of each class")
-    for one in asked.sets.values():
-        check_room(model.checkpoint, [a.example.prompt for a in one.attempts], one.decoding(asked.decoding).max_new_tokens)
-    check_room(model.checkpoint, [choices.asked(question) for questions in asked.choices.values() for question in questions], 1)
+    references = dict(asked.referenced)
+    if all(e.comply for e in asked.unsafe):  # tau is taken over the answers where every prompt of a class has one
+        references["unsafe"] = list(asked.unsafe)
+    for model in models:
+        room = Room(model)
+        for kind, one in asked.sets.items():
+            tokens = one.decoding(asked.decoding).max_new_tokens
+            less = "give a smaller --max-new-tokens" if tokens > one.judge.ROOM else "leave out that set"
+            room.new(kind, [a.example for a in one.attempts], tokens, less)
+        if settings is not None:
+            room.new("unsafe", asked.unsafe[: settings.prompts], settings.tokens, "leave out --landscape")
+        for kind, examples in references.items():
+            room.reference(kind, examples)
+        for questions in asked.choices.values():
+            room.choices(questions)
 
 
-def _answered(asked: Question) -> dict[str, Sequence[Example]]:
-    """Sets whose prompts all have a correct answer: where uncertainty on correct answers can be measured."""
-    sets = {"safe": asked.safe, **{name: examples for name, (examples, _) in asked.capability.items()}}
-    return {name: examples for name, examples in sets.items() if all(e.comply for e in examples)}
+class Within:
+    """What each model is like inside, model by model; a part that fails is missing from its table."""
+
+    def __init__(self, bench: Workbench, asked: Question, lacking: Lacking) -> None:
+        self._bench, self._asked, self.lacking = bench, asked, lacking
+        self.safe, self.prompts = len(asked.safe), fingerprint([*asked.safe, *asked.unsafe])
+        self.picked: list[pd.DataFrame] = []
+        self._kept: set[str] = set()
+        self._ends: dict[str, inside.Ends] = {}
+        self._directions: dict[str, refusal_direction.RefusalDirections] = {}
+        self._found: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in ("separation", "sensitivity", "directions")}
+        self._unsure: list[pd.DataFrame] = []
+
+    def read(self, model: Model) -> None:
+        """While the model is loaded: what needs it."""
+        bench, asked, part, name = self._bench, self._asked, self.lacking.part, model.name
+        with part("separation inside", name):
+            self._found["separation"][name] = inside.separation(bench, model, asked.safe, asked.unsafe)
+        with part("sensitivity", name):
+            self._found["sensitivity"][name] = inside.sensed(bench, model, asked.safe, asked.unsafe)
+        for kind, examples in asked.referenced.items():
+            if examples:
+                with part(f"uncertainty on correct answers ({kind})", name):
+                    self._unsure.append(named({name: inside.unsure(bench, model, {kind: examples})}))
+        for kind, questions in asked.choices.items():
+            with part(f"multiple choice ({kind})", name):
+                self.picked.append(chosen.verdicts(bench, model, kind, questions))
+        with part("activations at the prompts' ends", name):
+            inside.kept_ends(bench, model, asked.safe, asked.unsafe)
+            self._kept.add(name)
+
+    def turned_to(self, model: Model) -> None:
+        """The model's refusal direction, from what was kept of it."""
+        if model.name not in self._kept:
+            return
+        with self.lacking.part("refusal direction", model.name):
+            self._ends[model.name] = inside.ends(self._bench, model, self._asked.safe, self._asked.unsafe)
+            self._directions[model.name] = inside.directions(self._ends[model.name], self.safe, self.prompts)
+            self._found["directions"][model.name] = refusal_direction.summary(self._directions[model.name])
+
+    def ends(self, model: Model) -> inside.Ends:
+        """The kept activations. Errors: they could not be had."""
+        return _had(self._ends, model.name, "activations")
+
+    def rotation(self, change: Change) -> pd.DataFrame:
+        """How far the refusal direction turned. Errors: a model has none."""
+        found = {m.name: _had(self._directions, m.name, "refusal direction") for m in (change.before, change.after)}
+        ends = {m.name: self.ends(m) for m in (change.before, change.after)}
+        return changes.rotations(self._bench, [change], found, ends, self.safe)
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """By name, as in `Findings`."""
+        unsure = pd.concat(self._unsure, ignore_index=True) if self._unsure else pd.DataFrame()
+        return {**{name: named(one) for name, one in self._found.items()}, "uncertainty": unsure}
 
 
-def _changed(
-    bench: Workbench, moved: Sequence[Change], paired: Sequence[Change], sites: Sites, ends: Mapping[str, inside.Ends], asked: Question
-) -> dict[str, pd.DataFrame]:
-    """The tables of the changes; drift of those `paired`, whose models read the prompts as the same tokens."""
-    found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("gains", "layers", "sizes", "drift")}
-    prompts, safe = fingerprint([*asked.safe, *asked.unsafe]), len(asked.safe)
+def _had(found: Mapping[str, T], name: str, what: str) -> T:
+    if name not in found:
+        raise TiterError(f"it needs the {what} of {name}, which could not be measured")
+    return found[name]
+
+
+def _changed(bench: Workbench, moved: Sequence[Change], paired: Sequence[Change], sites: Sites, within: Within) -> dict[str, pd.DataFrame]:
+    """What each change is like, the parts that fail missing; drift and turning of those `paired`, whose models read the same tokens."""
+    found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("gains", "layers", "sizes", "drift", "rotation")}
+    part = within.lacking.part
     for change in moved:
         bench.reporter.tell(f"{change.name}: weights")
-        gains, layers = changes.acting(bench, change, sites, ends[change.after.name], safe, prompts)
-        found["gains"].append(gains)
-        found["layers"].append(layers)
-        found["sizes"].append(changes.sizes(bench, change, sites))
-        if change in paired:
-            found["drift"].append(changes.drift(change, ends[change.before.name], ends[change.after.name], safe))
+        with part("where the change acts", change.name):
+            gains, layers = changes.acting(bench, change, sites, within.ends(change.after), within.safe, within.prompts)
+            found["gains"].append(gains)
+            found["layers"].append(layers)
+        with part("size of the change", change.name):
+            found["sizes"].append(changes.sizes(bench, change, sites))
+        if change not in paired:
+            continue
+        with part("drift", change.name):
+            found["drift"].append(changes.drift(change, within.ends(change.before), within.ends(change.after), within.safe))
+        with part(TURNING, change.name):
+            found["rotation"].append(within.rotation(change))
     return {name: pd.concat(tables_, ignore_index=True) if tables_ else pd.DataFrame() for name, tables_ in found.items()}
 
 
@@ -193,5 +274,4 @@ def _landscape(
     centre: Model = last.before if last else found.models[0]
     tuned = last.after if last and not last.same else None
     made = landscapes.landscape(bench, centre, list(asked.unsafe), asked.judge, settings, asked.known, tuned)
-    bench.release()
     return made.points, made.summary

@@ -1,0 +1,50 @@
+"""What must fit in a model's window before an audit begins: prompts with their answers, references, questions. L6.
+
+A tokenizer is read, no model: a row that is too long for a measurement late in an audit is told at its start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from titer.core.errors import TiterError, visible
+from titer.data.choices import Question
+from titer.data.encode import answer_ids, prompt_ids
+from titer.data.example import Example
+from titer.models.lm import read_tokenizer
+from titer.probes import choices
+from titer.workbench import Model
+
+
+class Room:
+    """One model's window and tokenizer; a model without a stated window has room for everything."""
+
+    def __init__(self, model: Model) -> None:
+        self._name, self._window, self._reader = model.name, model.checkpoint.window, read_tokenizer(model.checkpoint)
+
+    def new(self, kind: str, examples: Sequence[Example], tokens: int, less: str) -> None:
+        """Room for `tokens` new ones behind every prompt; `less` says how to ask for fewer. Errors: the first row without."""
+        lengths = map(len, prompt_ids(self._reader, [e.prompt for e in examples])) if examples else ()
+        step = f"shorten or leave out that row, or {less}."
+        self._held(kind, examples, [length + tokens for length in lengths], f"with {tokens} new tokens", step)
+
+    def reference(self, kind: str, examples: Sequence[Example]) -> None:
+        """Room for every prompt with its reference answer; the others are passed over. Errors: the first row without."""
+        heads = prompt_ids(self._reader, [e.prompt for e in examples]) if examples else []
+        tails = answer_ids(self._reader, [e.comply or "" for e in examples]) if examples else []
+        lengths = [len(head) + len(tail) if e.comply else 0 for e, head, tail in zip(examples, heads, tails, strict=True)]
+        step = "shorten that answer or leave it empty, or leave out that row."
+        self._held(kind, examples, lengths, "with its reference answer (comply)", step)
+
+    def choices(self, questions: Sequence[Question]) -> None:
+        """Room for every question with its options. Errors: the first without; an option without a token."""
+        choices.fitting(self._reader, self._window, questions)
+
+    def _held(self, kind: str, examples: Sequence[Example], lengths: Sequence[int], what: str, step: str) -> None:
+        for example, length in zip(examples, lengths, strict=True):
+            if self._window is not None and length > self._window:
+                raise TiterError(
+                    f"{self._name}: a prompt of the set {kind} {what} is {length} tokens, longer than the model's window of {self._window}: "
+                    f"{visible(example.prompt, 60)!r}",
+                    next_step=step,
+                )

@@ -1,0 +1,230 @@
+"""An audit of which a part fails: the report stands, says what is missing and why, and its answer does without."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.studies.audit.test_audit import SMALL, Letters, run
+from titer.core.errors import TiterError
+from titer.data.choices import Question as Choice
+from titer.data.sources import TextData, read_text
+from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.lm import Decoding
+from titer.studies.audit.headline import answer, below
+from titer.studies.audit.lacking import COLUMNS, TURNING
+from titer.studies.audit.roles import Audited, audited
+from titer.studies.audit.study import Findings, Question, measured
+from titer.studies.landscape import Landscape
+from titer.workbench import Workbench
+
+Saved = Callable[..., Checkpoint]
+AUDIT = "titer.studies.audit"
+FAILS = {  # what fails -> the parts that are missing for it, the tables that are empty then
+    f"{AUDIT}.inside.separation": (["separation inside"], ["separation"]),
+    f"{AUDIT}.inside.sensed": (["sensitivity"], ["sensitivity"]),
+    f"{AUDIT}.inside.unsure": (["uncertainty on correct answers (safe)"], ["uncertainty"]),
+    f"{AUDIT}.chosen.verdicts": (["multiple choice (choices q)"], []),
+    f"{AUDIT}.inside.directions": (["refusal direction", "turning of the refusal direction"], ["directions", "rotation"]),
+    f"{AUDIT}.inside.kept_ends": (
+        ["activations at the prompts' ends", "where the change acts", "drift", "turning of the refusal direction"],
+        ["directions", "rotation", "drift", "gains", "layers"],
+    ),
+    f"{AUDIT}.changes.acting": (["where the change acts"], ["gains", "layers"]),
+    f"{AUDIT}.changes.sizes": (["size of the change"], ["sizes"]),
+    f"{AUDIT}.changes.drift": (["drift"], ["drift"]),
+    f"{AUDIT}.changes.rotations": (["turning of the refusal direction"], ["rotation"]),
+    f"{AUDIT}.study.review": (["second judge, labelled answers"], []),
+    "titer.studies.landscape.landscape": (["landscape"], ["points", "basins"]),
+}
+
+
+@pytest.fixture
+def data(prompts: Path) -> TextData:
+    return read_text(prompts)
+
+
+@pytest.fixture
+def asked(data: TextData) -> Question:
+    safe = [replace(e, comply="a b") for e in data.of_class(False)]
+    choices = {"choices q": [Choice("a b", ("c", "d"), 0), Choice("c d", ("e", "f"), 1)]}
+    return Question(safe, data.of_class(True), Letters(), {}, Decoding(max_new_tokens=4), choices)
+
+
+@pytest.fixture
+def found(saved: Saved) -> Audited:
+    return audited([saved("aligned", 1), saved("tuned", 2)])
+
+
+@pytest.fixture
+def whole(bench: Workbench, found: Audited, asked: Question) -> Findings:
+    """The audit without a fault."""
+    return measured(bench, found, asked, SMALL)
+
+
+def failing(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    return fail
+
+
+def test_the_columns_of_an_empty_table_are_those_of_a_full_one(whole: Findings) -> None:
+    assert whole.missing.empty
+    for name, columns in COLUMNS.items():
+        assert list(getattr(whole, name).columns) == columns, name
+
+
+@pytest.mark.parametrize("place", sorted(FAILS))
+def test_what_fails_is_missing_and_the_report_says_why(
+    place: str, whole: Findings, bench: Workbench, found: Audited, asked: Question, data: TextData, tmp_path: Path, monkeypatch: Any
+) -> None:
+    parts, empty = FAILS[place]
+    monkeypatch.setattr(place, failing(TiterError("the disk of <b>Ada</b> is full", next_step="make room.")))
+    f, page, said = run(bench, found, asked, data, tmp_path / "audit", SMALL)
+    assert sorted(f.missing.part) == sorted(parts)
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    for part in parts:
+        assert f"Not measured: {part} of " in text
+    assert "disk" not in said
+    assert "the disk of <b>Ada</b> is full. Next: make room." in text
+    assert "<b>Ada" not in page.read_text(encoding="utf-8")
+    for name in COLUMNS:
+        table = getattr(f, name)
+        if name in empty:
+            assert (len(table), list(table.columns)) == (0, COLUMNS[name]), name
+        elif name != "missing":
+            pd.testing.assert_frame_equal(table, getattr(whole, name))
+    pd.testing.assert_frame_equal(f.shifts[f.shifts.kind == "unsafe"], whole.shifts[whole.shifts.kind == "unsafe"])
+    assert said.startswith("aligned → tuned: unsafe prompts refused ")
+    assert ("is largest in" in said) == ("sizes" not in empty)
+    assert ("How strongly the change acts" in below(found, f)) == ("gains" not in empty)
+    assert ("refusal direction" in said) == ("rotation" not in empty)
+    assert ("landscape was not asked for" in text) is False
+    assert json.loads((page.parent / "summary.json").read_text())["answer"] == said
+
+
+def test_of_one_model_the_answer_is_without_its_separation(
+    bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(f"{AUDIT}.inside.separation", failing(TiterError("no")))
+    _, _, said = run(bench, audited([saved("aligned", 1)]), asked, data, tmp_path / "audit")
+    assert said.startswith("aligned refuses ")
+    assert said.endswith("of the safe prompts.")
+
+
+def test_without_any_part_the_answer_is_what_moved(found: Audited, whole: Findings) -> None:
+    bare = {name: pd.DataFrame(columns=COLUMNS[name]) for name in ("sizes", "gains", "rotation")}
+    bare["missing"] = pd.DataFrame([{"part": TURNING, "of": "base → aligned, aligned → tuned", "reason": "no."}])
+    behaviour, _, _ = answer(found, whole).partition(" The change is largest")
+    assert answer(found, Findings(**{**vars(whole), **bare})) == behaviour
+    unsure = {**bare, "rotation": whole.rotation.assign(degrees_limit=float("nan"))}
+    said = answer(found, Findings(**{**vars(whole), **unsure}))
+    assert said == f"{behaviour} Too few prompts to say whether the refusal direction turned."
+
+
+def test_one_model_s_failure_leaves_the_other_s_table(
+    bench: Workbench, found: Audited, asked: Question, whole: Findings, monkeypatch: Any
+) -> None:
+    from titer.studies.audit import inside
+
+    sensed = inside.sensed
+
+    def sometimes(one: Workbench, model: Any, *rest: Any) -> pd.DataFrame:
+        if model.name == "tuned":
+            raise TiterError("not this one")
+        return sensed(one, model, *rest)
+
+    monkeypatch.setattr(f"{AUDIT}.inside.sensed", sometimes)
+    f = measured(bench, found, asked, None)
+    assert set(f.sensitivity.model) == {"aligned"}
+    assert f.missing.to_dict("records") == [{"part": "sensitivity", "of": "tuned", "reason": "not this one."}]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a fault"), OSError(28, "No space left")])
+def test_an_interrupt_or_a_fault_ends_the_run(
+    error: BaseException, bench: Workbench, found: Audited, asked: Question, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(f"{AUDIT}.inside.unsure", failing(error))
+    with pytest.raises(type(error)):
+        measured(bench, found, asked, None)
+
+
+def test_an_answer_that_cannot_be_had_ends_the_run(bench: Workbench, found: Audited, asked: Question, monkeypatch: Any) -> None:
+    monkeypatch.setattr(f"{AUDIT}.answers.verdicts_of", failing(TiterError("the judge is gone")))
+    with pytest.raises(TiterError, match="the judge is gone"):
+        measured(bench, found, asked, None)
+
+
+def long_references(asked: Question, kind: str) -> Question:
+    """The third row of a set has a reference answer of more tokens than the window."""
+    sets = {"safe": asked.safe, "unsafe": [replace(e, comply="a") for e in asked.unsafe], "sst2": asked.safe}
+    sets[kind] = [replace(e, comply="a " * 70) if i == 2 else e for i, e in enumerate(sets[kind])]
+    return replace(asked, safe=sets["safe"], unsafe=sets["unsafe"], capability={"sst2": (sets["sst2"], Letters())})
+
+
+@pytest.mark.parametrize("kind", ["safe", "unsafe", "sst2"])
+def test_a_reference_answer_beyond_the_window_is_told_before_anything_is_generated(
+    bench: Workbench, found: Audited, asked: Question, kind: str
+) -> None:
+    told = rf"aligned: a prompt of the set {kind} with its reference answer \(comply\) is 7\d tokens, .* window of 64: .*leave it empty"
+    with pytest.raises(TiterError, match=told):
+        measured(bench, found, long_references(asked, kind), None)
+    assert bench.store.made == []
+
+
+def test_a_reference_that_nothing_reads_refuses_nothing(bench: Workbench, found: Audited, asked: Question) -> None:
+    unsafe = [replace(e, comply="a " * 70) if i == 2 else e for i, e in enumerate(asked.unsafe)]  # the others have none
+    assert measured(bench, found, replace(asked, unsafe=unsafe), None).missing.empty
+
+
+def test_a_prompt_or_a_question_without_room_is_told_before_anything_is_generated(
+    bench: Workbench, found: Audited, asked: Question
+) -> None:
+    for changed, settings, told in (
+        (
+            {"decoding": Decoding(max_new_tokens=63)},
+            None,
+            r"a prompt of the set unsafe with 63 new tokens is 6\d tokens.*smaller --max-new-tokens",
+        ),
+        ({}, Landscape(tokens=63), r"a prompt of the set unsafe with 63 new tokens is 6\d tokens.*leave out --landscape"),
+        ({"choices": {"choices q": [Choice("a " * 70, ("c", "d"), 0)]}}, None, "longer than the model's window of 64"),
+    ):
+        with pytest.raises(TiterError, match=told):
+            measured(bench, found, replace(asked, **changed), settings)  # type: ignore[arg-type]
+    assert bench.store.made == []
+
+
+def test_a_tuned_model_of_a_shorter_window_is_checked_too(bench: Workbench, saved: Saved, asked: Question) -> None:
+    after = saved("short", 2)
+    config = after.path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 6}))
+    with pytest.raises(TiterError, match=r"short: a prompt of the set unsafe .*window of 6:"):
+        measured(bench, audited([saved("aligned", 1), open_checkpoint(after.path)]), asked, None)
+    assert bench.store.made == []
+
+
+def test_rows_without_a_reference_are_counted_and_the_others_measured(
+    bench: Workbench, found: Audited, asked: Question, data: TextData, tmp_path: Path
+) -> None:
+    some = [replace(e, comply=None) if i < 3 else e for i, e in enumerate(asked.safe)]
+    f, page, _ = run(bench, found, replace(asked, safe=some), data, tmp_path / "some")
+    assert set(f.uncertainty.n) == {9}
+    assert "that of 9 of 12 safe prompts: 3 have no reference answer (comply)." in page.read_text(encoding="utf-8")
+    alone = measured(bench, found, replace(asked, safe=some[3:]), None).uncertainty
+    pd.testing.assert_frame_equal(f.uncertainty, alone)  # the rows left out change nothing in the others
+
+
+def test_a_set_without_any_reference_is_told(bench: Workbench, found: Audited, asked: Question, data: TextData, tmp_path: Path) -> None:
+    none = [replace(e, comply=None) for e in asked.safe]
+    f, page, _ = run(bench, found, replace(asked, safe=none), data, tmp_path / "none")
+    assert f.uncertainty.empty
+    assert f.missing.empty
+    assert "not measured on the safe prompts: none has a reference answer (comply)." in page.read_text(encoding="utf-8")
