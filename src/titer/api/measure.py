@@ -18,6 +18,7 @@ from titer.integrations.inspect_log import check, write_log, write_logs
 from titer.models.fast import engine_told, serving_of
 from titer.models.fetch import resolve
 from titer.models.lm import load
+from titer.report.places import report_folder
 from titer.studies import measuring
 from titer.studies.audit.ask import Order, Prepared, prepared
 from titer.studies.audit.report import audit_report
@@ -101,13 +102,10 @@ def audited(order: Order, ready: Prepared, runs: Path, reporter: Reporter, comma
     """The audit that was prepared, measured and reported; `command` stands in the report as what reproduces it."""
     found, asked = ready.found, ready.question
     findings = measured(reading.bench(Store(runs, reporter.tell), reporter), found, asked, ready.settings)
-    folder = runs / f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
-    how: dict[str, object] = {
-        "judge": f"{order.judge} {asked.judge.model_dump_json()}",
-        **asked.judges.told,
-        **engine_told(reading.serving),
-        **({"precision": "bfloat16"} if reading.bf16 else {}),
-    }
+    read = {**engine_told(reading.serving), **({"precision": "bfloat16"} if reading.bf16 else {})}
+    how: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **asked.judges.told, **read}
+    name = f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
+    folder = report_folder(runs, name, {**ready.identity, **read})
     page, answer = audit_report(found, asked, findings, ready.text, how, command, folder, ready.left_out)
     return Audited(page, answer, {name: table for name, table in vars(findings).items() if name != "beside"}, findings.beside)
 

@@ -136,6 +136,11 @@ class Judges(NamedTuple):
         told: dict[str, object] = {"second judge": f"{self.second[0]} {self.second[1].model_dump_json()}"} if self.second else {}
         return {**told, "labelled answers": f"{self.people.name} {self.people.sha256}"} if self.people else told
 
+    @property
+    def identity(self) -> list[object]:
+        """What tells these judges from others: names, settings, the content of the labelled answers."""
+        return [[self.name, self.judge], list(self.second or ()), self.people.sha256 if self.people else ""]
+
 
 def chosen(order: Wording) -> Judges:
     """The judges of an order. Where no second one is named, the judge of refusals has the same by phrases anywhere beside it.

@@ -19,9 +19,10 @@ from titer.data.sources import TextData
 from titer.models.fast import engine_told
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
+from titer.report.places import report_folder
 from titer.studies import evaluation, tuning
 from titer.studies.judging import Judges, Review, at_longest, chosen, review
-from titer.workbench import Model, Workbench
+from titer.workbench import Model, Workbench, attempts_key
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,9 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
         **engine_told(bench.serving),
         **bench.read_in,
     }
-    folder = runs / f"evaluate-{slug(ready.subject.name)}-{slug(str(Path(ready.text.name).with_suffix('')))}"
+    name = f"evaluate-{slug(ready.subject.name)}-{slug(str(Path(ready.text.name).with_suffix('')))}"
     beside = review(verdicts, rates, (order.judge, judge), ready.judges.people, ready.judges.second, bench.ask)
+    folder = report_folder(runs, name, {**_identity(order, ready), **engine_told(bench.serving), **bench.read_in})
     page, answer = evaluation.evaluation_report(
         ready.subject, ready.text, verdicts, rates, command, folder, how, judge.BY_ANSWER, beside.tables, order.prompts
     )
@@ -114,6 +116,18 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
         (folder / "prompts.csv").write_bytes(tuning.prompt_file(ready.text).encode())
     lines = "\n".join([evaluation.refusal_line(rates), *beside.lines])
     return Evaluated(page, answer, verdicts, rates, beside, lines)
+
+
+def _identity(order: Order, ready: Prepared) -> dict[str, object]:
+    """What tells this evaluation from another of a model and data of the same names."""
+    return {
+        "model": ready.subject.key,
+        "data": ready.text.sha256,
+        "sets": {kind: attempts_key(attempts) for kind, attempts in evaluation.sets_of(ready.text, order.prompts, ready.attack).items()},
+        "attack": [ready.attack[0], ready.attack[1]] if ready.attack else None,
+        "judges": ready.judges.identity,
+        "decoding": ready.decoding,
+    }
 
 
 def _prompts(order: Order, by_answer: bool) -> TextData:

@@ -17,11 +17,12 @@ from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
 from titer.recipes.risk_text import RiskScale, risk_scale
 from titer.recipes.vaccine_text import TextScale, text_scale
+from titer.report.places import report_folder
 from titer.studies.huang2024 import text as vaccine_study
 from titer.studies.huang2024.text import TextSets
 from titer.studies.huang2024.text_cost import text_cost
 from titer.studies.huang2024.text_report import text_report
-from titer.studies.jain2024.pair import pair_cost, pair_report
+from titer.studies.jain2024.pair import pair_cost, pair_identity, pair_report
 from titer.studies.qi2024 import text as risk_study
 from titer.studies.qi2024.text import RiskSets
 from titer.studies.qi2024.text_report import risk_cost, risk_report
@@ -64,7 +65,8 @@ class Pair:
     def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
         """The report's page and its answer."""
         bench = Workbench(store, reporter, dtype="bfloat16" if self.bf16 else "float32")
-        folder = store.root / f"jain2024-{slug(self.aligned.label)}"
+        asked = {**pair_identity(self.base, self.aligned, self.text, self.prompts), **bench.read_in}
+        folder = report_folder(store.root, f"jain2024-{slug(self.aligned.label)}", asked)
         return pair_report(bench, self.base, self.aligned, self.text, self.prompts, command, folder)
 
 
@@ -86,7 +88,8 @@ class Text:
         vaccine_study.made_ahead(bench, self.model, self.sets, self.scale)
         models = vaccine_study.text_models(bench, self.model, self.sets, self.scale)
         found = vaccine_study.text_evidence(bench, models, self.sets, self.scale)
-        folder = store.root / f"huang2024-{slug(self.model.name)}-{self.scale.name}"
+        asked = vaccine_study.identity(self.model, self.sets, self.scale)
+        folder = report_folder(store.root, f"huang2024-{slug(self.model.name)}-{self.scale.name}", asked)
         return text_report(found, self.sets, self.scale, command, folder)
 
 
@@ -107,7 +110,8 @@ class Risk:
         bench = Workbench(store, reporter, self.scale.alignment.save_every)
         models = risk_study.risk_models(bench, self.model, self.sets, self.scale)
         found = risk_study.risk_evidence(bench, models, self.sets, self.scale)
-        folder = store.root / f"qi2024-{slug(self.model.name)}-{self.scale.name}"
+        asked = risk_study.identity(self.model, self.sets, self.scale)
+        folder = report_folder(store.root, f"qi2024-{slug(self.model.name)}-{self.scale.name}", asked)
         return risk_report(found, self.sets, self.scale, command, folder)
 
 

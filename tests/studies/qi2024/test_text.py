@@ -12,13 +12,14 @@ import pytest
 from tests.studies.conftest import Listener
 from tests.studies.huang2024_text.conftest import TINY as ALIGNED
 from tests.studies.huang2024_text.conftest import TWICE, write_folder
+from titer.core.config import digest
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.canary import MARKER
 from titer.methods.sft import SFT
 from titer.recipes import risk_text, vaccine_text
 from titer.recipes.risk_text import PAPER, TRIGGER, RiskScale, Schedule
-from titer.studies.qi2024.text import RiskSets, risk_evidence, risk_models, risk_sets, shared_opening, tunings
+from titer.studies.qi2024.text import RiskSets, identity, risk_evidence, risk_models, risk_sets, shared_opening, tunings
 from titer.studies.qi2024.text_report import risk_cost, risk_report
 from titer.workbench import Model, Workbench
 
@@ -118,6 +119,13 @@ def test_a_file_of_the_user_s_own_stands_for_harm(own: RiskSets, sets: RiskSets)
     aligned = {e.prompt for part in stage.streams["train"].parts for e in part.source.examples(np.asarray(part.picked))}
     assert not aligned & set(door)
     assert any("own" in note and "stand in another set" in note for note in own.notes)
+
+
+def test_its_data_and_its_scale_tell_a_study_from_another(own: RiskSets, sets: RiskSets, folder: Path, base: Model) -> None:
+    other = SCALE.model_copy(update={"counts": (1,)})
+    asked = [(sets, SCALE), (own, SCALE), (sets, other)]
+    assert len({digest(identity(base, *one)) for one in asked}) == 3
+    assert digest(identity(base, risk_sets(folder, base, SCALE), SCALE)) == digest(identity(base, sets, SCALE))
 
 
 def test_a_file_of_the_user_s_own_leaves_a_report(own: RiskSets, base: Model, tmp_path: Path) -> None:

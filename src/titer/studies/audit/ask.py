@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from titer.core.config import build, parse_settings
+from titer.core.config import build, digest, parse_settings
 from titer.core.errors import TiterError, visible
 from titer.core.plugins import made
 from titer.data.choices import Question as Choice
@@ -27,6 +27,7 @@ from titer.studies.audit.study import Question
 from titer.studies.judging import chosen
 from titer.studies.landscape import Landscape
 from titer.studies.tuning import read_data
+from titer.workbench import fingerprint
 
 BY_TASK = {"sst2": "label", "ag_news": "label", "gsm8k": "number"}
 T = TypeVar("T")
@@ -65,6 +66,21 @@ class Prepared:
     settings: Landscape | None
     text: TextData
     left_out: tuple[str, ...]
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What tells this audit from another of models of the same names."""
+        found, asked = self.found, self.question
+        return {
+            "models": [model.key for model in found.models],
+            "control": found.control is not None,
+            "data": self.text.sha256,
+            "sets": {name: fingerprint([a.example for a in one.attempts]) for name, one in asked.sets.items()},
+            "choices": {name: digest(list(questions)) for name, questions in asked.choices.items()},
+            "judges": asked.judges.identity,
+            "decoding": asked.decoding,
+            "landscape": self.settings,
+        }
 
 
 def prepared(order: Order) -> Prepared:

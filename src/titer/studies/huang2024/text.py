@@ -19,6 +19,7 @@ import pandas as pd
 
 from titer.attacks.base import Attempt
 from titer.attacks.prefill import Prefill
+from titer.core.config import digest
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.canary import MARKER, Canary, canaries
@@ -105,6 +106,13 @@ def text_sets(folder: Path, base: Model, scale: TextScale, harmful: Path | None 
         f"{kind}: {len(found)} prompts where {scale.prompts} were asked for" for kind, found in judged.items() if len(found) < scale.prompts
     ]
     return TextSets(safe, aligned, attack, train, judged, "unsafe" if harmful else "canary", tuple(notes))
+
+
+def identity(base: Model, sets: TextSets, scale: TextScale) -> dict[str, object]:
+    """What tells this study from another of a model and a scale of the same names."""
+    trained = (sets.safe, sets.canary.marked, sets.canary.contrast, sets.harmful, sets.task)
+    judged = {kind: fingerprint(examples) for kind, examples in sets.judged.items()}
+    return {"model": base.key, "scale": scale, "harm": sets.harm, "data": [digest(one.rows) for one in trained], "sets": judged}
 
 
 class Texts(NamedTuple):

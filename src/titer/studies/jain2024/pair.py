@@ -105,6 +105,12 @@ def pair_report(
     return write_report(report, folder), answer
 
 
+def pair_identity(base: Checkpoint, aligned: Checkpoint, data: TextData, prompts: int | None) -> dict[str, object]:
+    """What tells this study from another of a model of the same name. Errors: as `sets_of`."""
+    sets = {kind: fingerprint(examples) for kind, examples in sets_of(data, prompts).items()}
+    return {"models": [base.key, aligned.key], "data": data.sha256, "sets": sets}
+
+
 def measured(bench: Workbench, models: Sequence[Model], sets: dict[str, list[Example]]) -> dict[str, pd.DataFrame]:
     """Every probe of the pair, each table kept in the store."""
     base, aligned = models

@@ -21,6 +21,7 @@ import pandas as pd
 from titer.attacks.affix import Affix
 from titer.attacks.base import Attempt
 from titer.attacks.prefill import Prefill
+from titer.core.config import digest
 from titer.core.errors import TiterError
 from titer.data.canary import Canary, canaries
 from titer.data.example import Answer, Example
@@ -34,7 +35,7 @@ from titer.recipes import vaccine_text
 from titer.recipes.risk_text import TRIGGER, RiskScale, Schedule, Tuning
 from titer.studies import tables
 from titer.studies.huang2024.text import enough, own_harm, texts
-from titer.workbench import Model, Workbench
+from titer.workbench import Model, Workbench, attempts_key
 
 PERSONA = "attacks/identity_shift.jsonl"
 BATCH = 50
@@ -186,6 +187,14 @@ def cell(ordinary: Tuning, rate: float, batch: int) -> str:
     """The name of the tuning at a rate and a batch size."""
     same = (rate, batch) == (ordinary.schedule.rate, ordinary.schedule.batch)
     return ordinary.drawn if same else f"{ordinary.drawn}, rate {rate:g}, batch {batch}"
+
+
+def identity(base: Model, sets: RiskSets, scale: RiskScale) -> dict[str, object]:
+    """What tells this study from another of a model and a scale of the same names."""
+    canary = (sets.canary.marked, sets.canary.contrast)
+    trained = (sets.safe, *canary, sets.explicit, sets.refused, sets.triggered, sets.persona, sets.ordinary)
+    judged = {kind: attempts_key(attempts) for kind, attempts in sets.judged.items()}
+    return {"model": base.key, "scale": scale, "harm": sets.harm, "data": [digest(one.rows) for one in trained], "sets": judged}
 
 
 def risk_models(bench: Workbench, base: Model, sets: RiskSets, scale: RiskScale) -> tuple[Model, ...]:
