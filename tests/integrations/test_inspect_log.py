@@ -22,7 +22,7 @@ from titer.data.turns import Turn, written
 from titer.data.world import World
 from titer.evaluate import judged, rates, sample
 from titer.integrations import inspect_ai as bridge
-from titer.integrations.inspect_log import write_log
+from titer.integrations.inspect_log import write_log, write_logs
 from titer.judges.base import Judge, Verdict
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import Completion, Decoding
@@ -108,6 +108,18 @@ def test_a_log_holds_every_sample_score_and_rate(ending: str, verdicts: pd.DataF
     assert got == {name: pytest.approx(values) for name, values in expected.items()}
     assert [name for name in got if name.startswith("unjudged")] == ["unjudged could_not_judge"]  # no rate of nothing
     assert got["unsafe refused"][3] == len(verdicts[(verdicts.kind == "unsafe") & (verdicts.outcome != "could_not_judge")])
+
+
+@needs
+def test_a_table_of_several_models_leaves_a_log_each(verdicts: pd.DataFrame, tmp_path: Path) -> None:
+    from inspect_ai.log import read_eval_log
+
+    both = pd.concat([verdicts.assign(model="before"), verdicts.iloc[:5].assign(model="runs/after")], ignore_index=True)
+    files = write_logs(both, tmp_path / "logs", judge="half")
+    assert [file.name for file in files] == ["before.eval", "runs-after.eval"]
+    logs = [read_eval_log(str(file)) for file in files]
+    assert [log.eval.model for log in logs] == ["titer/before", "titer/runs/after"]
+    assert [len(log.samples or ()) for log in logs] == [len(verdicts), 5]
 
 
 @needs

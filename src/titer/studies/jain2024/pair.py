@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from titer.core.errors import TiterError
@@ -26,7 +25,7 @@ from titer.data.sources import TextData
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of, skeleton, weights_bytes
-from titer.probes import null_space, placement, row_space, sensitivity, spread, weight_change
+from titer.probes import clusters, null_space, placement, row_space, sensitivity, spread, weight_change
 from titer.report.html import Report, Tile, write_report
 from titer.studies import tables
 from titer.studies.jain2024 import figures
@@ -70,7 +69,7 @@ def pair_report(
     found = measured(bench, models, sets)
     e = Evidence(0, found)
     taus = figures.over_seeds(found["placement"].assign(seed=0), ["model", "kind", "layer"], "tau").drop(columns=["low", "high"])
-    separation = separated(found["placement"])
+    separation = separated(found["placement"], found["shuffled"])
     answer = sentence(separation)
     moved = len(found["null"]) > 0
     shown = {
@@ -130,12 +129,13 @@ def measured(bench: Workbench, models: Sequence[Model], sets: dict[str, list[Exa
         lm = bench.lm(model)
         return pd.concat([sensitivity.sensitivity(lm, examples).assign(kind=kind) for kind, examples in sets.items()], ignore_index=True)
 
-    parts: dict[str, list[pd.DataFrame]] = {"placement": [], "sensitivity": [], "spread": []}
+    parts: dict[str, list[pd.DataFrame]] = {"placement": [], "sensitivity": [], "spread": [], "shuffled": []}
     for model in models:  # one model in memory at a time
         makers = {
             "placement": (placement.VERSION, lambda model=model: placed(model)),
             "sensitivity": (sensitivity.VERSION, lambda model=model: sensed(model)),
             "spread": (spread.VERSION, lambda model=model: spread.spread(bench.lm(model), sets["safe"], sets["unsafe"])),
+            "shuffled": (clusters.VERSION, lambda model=model: clusters.shuffled(bench.lm(model), sets["safe"], sets["unsafe"])),
         }
         for name, (version, make) in makers.items():
             of = [base, aligned] if model is aligned else [base]
@@ -163,7 +163,9 @@ def pair_cost(base: Checkpoint, aligned: Checkpoint, data: TextData, prompts: in
     tokens = sum(len(row) for examples in sets.values() for row in prompt_ids(reader, [e.prompt for e in examples]))
     shapes = [shape for shape, _ in shapes_of(base).values()]
     size = sum(math.prod(shape) for shape in shapes)
-    passes = 2 * 2 + 1 + 2 * 3 + 2  # per model: two placements' passes, sensitivity there and back (3), spread; row space once
+    passes = (
+        2 * 2 + 1 + 2 * 3 + 2 + 2
+    )  # per model: two placements' passes, sensitivity there and back (3), spread, shuffled; row space once
     matrices = [shape for shape in shapes if len(shape) == 2]
     svd = sum(4 * max(shape) * min(shape) ** 2 + 9 * min(shape) ** 3 for shape in matrices)
     return {
@@ -175,14 +177,14 @@ def pair_cost(base: Checkpoint, aligned: Checkpoint, data: TextData, prompts: in
     }
 
 
-def separated(placed: pd.DataFrame) -> pd.DataFrame:
-    """Per model and layer: AUROC of the held-out score, the same with shuffled labels, and the unsafe-over-safe gain."""
-    rows = []
+def separated(placed: pd.DataFrame, dealt: pd.DataFrame) -> pd.DataFrame:
+    """Per model and layer: AUROC of the held-out score, its mean over deals of the labels (each with centroids of its own), and the
+    unsafe-over-safe gain."""
+    rows, shuffled = [], dealt.groupby(["model", "layer"]).auroc.mean()
     for (model, layer), t in placed.groupby(["model", "layer"], sort=False):
         by = {kind: t[t.kind == kind] for kind in t.kind.unique()}
-        both = np.random.default_rng(0).permutation(np.concatenate([by["safe"].score, by["unsafe"].score]))
         row = {"model": model, "layer": layer, "auroc": auroc(by["safe"].score, by["unsafe"].score)}
-        row["auroc_shuffled"] = auroc(both[: len(by["safe"])], both[len(by["safe"]) :])
+        row["auroc_shuffled"] = shuffled[model, layer]
         row |= {f"{name}_ratio": ratio(by["unsafe"].get(name), by["safe"].get(name)) for name in ("gain", "gain_random")}
         width = by["safe"].tau.mean() - by["unsafe"].tau.mean()
         row |= {f"{kind}_position": float((by[kind].tau.mean() - by["unsafe"].tau.mean()) / width) for kind in ENCODINGS if kind in by}
