@@ -78,6 +78,10 @@ def test_three_models_and_a_control_have_every_table(
     assert set(f.gains.weight) == {"mlp_up", "mlp_gate"}
     assert set(f.sizes.part) == {"mlp", "attention", "other"}
     assert set(f.points.kind) == {"random", "way"}
+    kept = pd.read_csv(page.parent / "results.csv")
+    paired = kept[(kept.table == "shift") & (kept.change == "aligned → control")]
+    assert set(paired.model) == {"control"}
+    assert paired.value.tolist() == pytest.approx(f.shifts[f.shifts.change == "aligned → control"].difference.tolist())
     made = len(bench.store.made)
     again = measured(Workbench(bench.store, bench.reporter), found, asked, SMALL)
     assert len(bench.store.made) == made  # nothing is generated or measured twice

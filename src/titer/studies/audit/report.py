@@ -87,9 +87,14 @@ def audit_report(
 
 
 def _results(found: Audited, f: Findings) -> pd.DataFrame:
-    """Everything that has a value a model, in one long table; a landscape's points are of the model that it is around, at `a`."""
+    """Everything that has a value, in one long table: of a model; of a `change`, the paired difference of each outcome's rates; a landscape's
+    points are of the model that it is around, at `a`."""
     probes = {"separation": f.separation, "sensitivity": f.sensitivity.rename(columns={"kind": "set"})}
     parts = [tables.tidy(f.rates, {name: table for name, table in probes.items() if len(table)})]
+    if len(f.shifts):
+        after = {change.name: change.after.name for change in found.compared}
+        moved = f.shifts.rename(columns={"kind": "set", "outcome": "measure", "difference": "value"}).drop(columns=["before", "after"])
+        parts.append(moved.assign(table="shift", model=moved.change.map(after)))
     if len(f.uncertainty):
         parts.append(f.uncertainty.assign(table="uncertainty"))
     if len(f.points):
