@@ -108,6 +108,7 @@ class Risk:
     def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
         """The report's page and its answer."""
         bench = Workbench(store, reporter, self.scale.alignment.save_every)
+        risk_study.made_ahead(bench, self.model, self.sets, self.scale)
         models = risk_study.risk_models(bench, self.model, self.sets, self.scale)
         found = risk_study.risk_evidence(bench, models, self.sets, self.scale)
         asked = risk_study.identity(self.model, self.sets, self.scale)

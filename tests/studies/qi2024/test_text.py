@@ -19,7 +19,7 @@ from titer.data.canary import MARKER
 from titer.methods.sft import SFT
 from titer.recipes import risk_text, vaccine_text
 from titer.recipes.risk_text import PAPER, TRIGGER, RiskScale, Schedule
-from titer.studies.qi2024.text import RiskSets, identity, risk_evidence, risk_models, risk_sets, shared_opening, tunings
+from titer.studies.qi2024.text import RiskSets, identity, made_ahead, risk_evidence, risk_models, risk_sets, shared_opening, tunings
 from titer.studies.qi2024.text_report import risk_cost, risk_report
 from titer.workbench import Model, Workbench
 
@@ -182,6 +182,7 @@ def test_the_whole_leaves_a_report_and_is_found_again(sets: RiskSets, base: Mode
     summary = json.loads(page.with_name("summary.json").read_text(encoding="utf-8"))
     assert "benign_grid" in json.dumps(summary) or "benign_grid" in page.read_text(encoding="utf-8")
     assert set(pd.read_csv(page.with_name("results.csv")).model) == {m.name for m in models}
+    made_ahead(bench, base, sets, SCALE)  # stands all the same, whoever made it
     again = Store(tmp_path / "runs")
     risk_models(Workbench(again, Listener()), base, sets, SCALE)
     assert not again.made

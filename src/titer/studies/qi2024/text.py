@@ -23,6 +23,7 @@ from titer.attacks.base import Attempt
 from titer.attacks.prefill import Prefill
 from titer.core.config import digest
 from titer.core.errors import TiterError
+from titer.core.run import Store
 from titer.data.canary import Canary, canaries
 from titer.data.example import Answer, Example
 from titer.data.sources import TextData
@@ -34,10 +35,12 @@ from titer.recipes import risk_text as recipe
 from titer.recipes import vaccine_text
 from titer.recipes.risk_text import TRIGGER, RiskScale, Schedule, Tuning
 from titer.studies import tables
+from titer.studies.ahead import Silent, ahead
 from titer.studies.huang2024.text import enough, own_harm, texts
 from titer.workbench import Model, Workbench, attempts_key
 
 PERSONA = "attacks/identity_shift.jsonl"
+ALIGNED = "aligned"
 BATCH = 50
 Harm = Literal["canary", "unsafe"]
 
@@ -199,10 +202,31 @@ def identity(base: Model, sets: RiskSets, scale: RiskScale) -> dict[str, object]
 
 def risk_models(bench: Workbench, base: Model, sets: RiskSets, scale: RiskScale) -> tuple[Model, ...]:
     """base, aligned, and the aligned model after every tuning."""
-    stage = vaccine_text.align(scale.alignment, SFT(), "sft alignment", sets.safe, sets.canary)
-    aligned = bench.model(stage, base, "aligned")
+    aligned = aligned_model(bench, base, sets, scale)
     tuned = [bench.model(recipe.tuning(scale, name, one), aligned, name) for name, one in tunings(scale, sets).items()]
     return (base, aligned, *tuned)
+
+
+def aligned_model(bench: Workbench, base: Model, sets: RiskSets, scale: RiskScale) -> Model:
+    """The base after alignment by SFT."""
+    return bench.model(vaccine_text.align(scale.alignment, SFT(), "sft alignment", sets.safe, sets.canary), base, ALIGNED)
+
+
+def made_ahead(bench: Workbench, base: Model, sets: RiskSets, scale: RiskScale) -> None:
+    """Every model trained and asked, as many at once as there are cores; what follows reads them from the store."""
+    aligned_model(bench, base, sets, scale)  # what all of them begin from
+    bench.release()
+    names = [base.name, ALIGNED, *tunings(scale, sets)]
+    pieces = [(bench.store.root, base, sets, scale, name) for name in names]
+    ahead(_made, pieces, bench.reporter, f"{len(names)} models tuned and asked")
+
+
+def _made(root: Path, base: Model, sets: RiskSets, scale: RiskScale, name: str) -> None:
+    bench = Workbench(Store(root, Silent().tell), Silent(), scale.alignment.save_every)
+    model = base if name == base.name else aligned_model(bench, base, sets, scale)
+    if name in (wanted := tunings(scale, sets)):
+        model = bench.model(recipe.tuning(scale, name, wanted[name]), model, name)
+    risk_evidence(bench, [model], sets, scale)
 
 
 def risk_evidence(bench: Workbench, models: Sequence[Model], sets: RiskSets, scale: RiskScale) -> RiskEvidence:
