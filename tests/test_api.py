@@ -175,6 +175,8 @@ def test_a_cost_is_what_the_command_would_do(here: Path) -> None:
     whole = api.cost(api.AuditOrder(["m", "other"], "d.csv", max_new_tokens=2))
     assert whole["prompts"] == {"unsafe": 8, "safe": 8}
     assert whole["answers"] == "at most 64 new tokens"
+    assert "float32" in str(whole["holds"])
+    assert "bfloat16" in str(api.cost(api.AuditOrder(["m", "other"], "d.csv", max_new_tokens=2), bf16=True)["holds"])
     assert api.cost(api.EvaluateOrder("m", "d.csv", max_new_tokens=3))["new tokens"] == 48
     order = api.AlignOrder("m", api.How("sft", (), (), 2, 2e-5, "cosine", 2), "a.jsonl", steps=2)
     before = api.cost(order)
@@ -195,6 +197,8 @@ def test_studies_on_real_models_have_their_own_options(here: Path) -> None:
     assert found.claims == ()
     with pytest.raises(TiterError, match="no folder of data sets"):
         api.study("huang2024", base="m", data="d.csv", progress=False)
+    with pytest.raises(TiterError, match="only do not belong here"):
+        api.study("qi2024", base="m", data=here, only="fig3", progress=False)
     with pytest.raises(TiterError, match="without one"):
         api.study("qi2024", data=here, progress=False)
 
@@ -202,7 +206,10 @@ def test_studies_on_real_models_have_their_own_options(here: Path) -> None:
 def test_this_machine_and_what_can_be_named(here: Path) -> None:
     assert {"cores", "models by name", "cache writable"} <= set(api.doctor())
     assert "vaccine" in api.listed("methods")
-    assert "rho" in api.show("methods", "vaccine")
+    assert "rho" in api.show("vaccine")
+    assert "--stream" in api.show("lisa")
+    with pytest.raises(TiterError, match="attacks"):
+        api.listed("attack")
     with pytest.raises(TiterError, match="smollm2-135m"):
         api.models_get("smollm2", progress=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -52,6 +53,21 @@ def test_a_file_of_the_name_and_what_a_failed_write_left(tmp_path: Path) -> None
     (tmp_path / "audit-torn").mkdir()
     (tmp_path / "audit-torn" / f".{MARK}.tmp").write_text("{", encoding="utf-8")
     assert report_folder(tmp_path, "audit-torn", ONE).name == "audit-torn"
+
+
+def test_of_two_questions_at_once_one_alone_has_the_plain_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process makes its mark between our look and our own."""
+    opened = Path.open
+
+    def late(self: Path, mode: str = "r", **rest: Any) -> Any:
+        if mode == "x" and self.parent.name == "a":
+            with opened(self, "w", encoding="utf-8") as file:
+                file.write(json.dumps({"key": digest(OTHER, 64)}))
+        return opened(self, mode, **rest)
+
+    monkeypatch.setattr(Path, "open", late)
+    assert report_folder(tmp_path, "a", ONE).name == f"a-{digest(ONE, 6)}"
+    assert report_folder(tmp_path, "a", OTHER).name == "a"
 
 
 def test_a_suffix_that_is_taken_too_grows(tmp_path: Path) -> None:

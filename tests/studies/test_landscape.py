@@ -185,6 +185,11 @@ def test_a_judge_that_fails_judges_nothing(bench: Workbench, saved: Saved) -> No
     basins = found.summary[found.summary.quantity.str.startswith("basin") & (found.summary.direction == "random 1")]
     assert basins.note.eq("nothing could be judged at 0").all()
     assert basins.value.isna().all()
+    visages = found.summary[found.summary.quantity.str.startswith("visage") & (found.summary.direction == "random 1")]
+    assert len(visages) == 4
+    assert visages.value.isna().all()  # not 0, the worst there is
+    assert visages.note.eq("nothing could be judged").all()
+    assert found.summary[found.summary.direction == "mean of random"].value.isna().all()
 
 
 def test_the_summary_has_basin_and_visage_of_a_known_curve() -> None:

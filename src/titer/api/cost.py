@@ -21,12 +21,13 @@ Cost = dict[str, object]
 """What is asked for and what it costs, by name; everything is checked as by the command itself."""
 
 
-def cost(order: object, flops: float | None = None, runs: Place = RUNS) -> Cost:
-    """Counts, operations, what stands already; in hours where the device's FLOP/s are given and the command has them.
+def cost(order: object, flops: float | None = None, runs: Place = RUNS, bf16: bool = False) -> Cost:
+    """Counts, operations, what stands already; in hours where the device's FLOP/s are given and the command has them; `bf16`: an audit's
+    models read in bfloat16.
 
     `order`: AuditOrder, EvaluateOrder, AlignOrder, FinetuneOrder, WorldOrder or RealOrder. Errors: those of the command itself.
     """
-    return _cost(order, flops, Store(Path(runs), quiet))
+    return _audit(order, bf16) if isinstance(order, ask.Order) else _cost(order, flops, Store(Path(runs), quiet))
 
 
 @singledispatch
@@ -34,10 +35,9 @@ def _cost(order: object, flops: float | None, store: Store) -> Cost:
     raise TypeError(f"{type(order).__name__} is no order: AuditOrder, EvaluateOrder, AlignOrder, FinetuneOrder, WorldOrder, RealOrder")
 
 
-@_cost.register
-def _audit(order: ask.Order, flops: float | None, store: Store) -> Cost:
+def _audit(order: ask.Order, bf16: bool) -> Cost:
     ready = ask.prepared(order)
-    return audit_cost(ready.found, ready.question, ready.settings)
+    return audit_cost(ready.found, ready.question, ready.settings, bf16)
 
 
 @_cost.register

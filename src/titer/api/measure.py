@@ -21,6 +21,7 @@ from titer.models.lm import load
 from titer.report.places import report_folder
 from titer.studies import measuring
 from titer.studies.audit.ask import Order, Prepared, prepared
+from titer.studies.audit.lacking import INTERRUPTED
 from titer.studies.audit.report import audit_report
 from titer.studies.audit.study import measured
 from titer.studies.judging import Review
@@ -107,6 +108,9 @@ def audited(order: Order, ready: Prepared, runs: Path, reporter: Reporter, comma
     name = f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
     folder = report_folder(runs, name, {**ready.identity, **read})
     page, answer = audit_report(found, asked, findings, ready.text, how, command, folder, ready.left_out)
+    if (findings.missing.reason == INTERRUPTED).any():
+        reporter.tell(f"Report of what there is: {page}")
+        raise KeyboardInterrupt
     return Audited(page, answer, {name: table for name, table in vars(findings).items() if name != "beside"}, findings.beside)
 
 

@@ -58,6 +58,7 @@ def study(
         order = WorldOrder(name, scale or "nano", range(seeds), part, only)
         with reporter(progress) as shown:
             return _studied(*world.run(order, Store(Path(runs), shown.tell), shown, CALLED.format("study")))
+    real.unused({"part": part != "all", "only": only})
     ready = real.prepared(given)
     with reporter(progress) as shown:
         return _studied(*ready.run(Store(Path(runs), shown.tell), shown, CALLED.format("study")))

@@ -22,39 +22,18 @@ def models_get(name: str, as_json: AsJson = False) -> None:
 
 def list_(kind: Annotated[str | None, typer.Argument(help="methods, attacks, judges or probes")] = None, as_json: AsJson = False) -> None:
     """What can be named on the command line."""
-    from titer.core.errors import unknown
-    from titer.core.plugins import names
+    from titer.studies.named import listed
 
-    kinds = ("methods", "attacks", "judges", "probes")
-    if kind is not None and kind not in kinds:
-        unknown("kind", kind, kinds)
-    found = {k: names(k) for k in ((kind,) if kind else kinds)}
+    found = listed(kind)
     lines = [line for k, rows in found.items() for line in (k, *(f"  {name:12} {text}" for name, text in rows.items()))]
     show_result(as_json, found, "\n".join(lines))
 
 
 def show(name: str) -> None:
     """The documentation and settings of a method, attack, judge or probe; the streams and models of a method."""
-    from titer.core.errors import unknown
-    from titer.core.plugins import describe, names
+    from titer.studies.named import shown
 
-    kinds = ("methods", "attacks", "judges", "probes")
-    where = next((k for k in kinds if name in names(k)), None)
-    if where is None:
-        unknown("name", name, [n for k in kinds for n in names(k)])
-    typer.echo(describe(where, name))
-    if where == "methods":
-        typer.echo(_wants(name))
-
-
-def _wants(method: str) -> str:
-    """What a method trains on and reads, as the options of align and finetune name it."""
-    from titer.core.plugins import plugin
-    from titer.methods.base import Method
-
-    kind = plugin("methods", method, Method)  # type: ignore[type-abstract]
-    lines = ["", f"Streams (--stream NAME=FILE; --data is train, or preferred and rejected): {', '.join(kind.STREAMS) or 'none'}"]
-    return "\n".join([*lines, *([f"Models it reads (--read ROLE=MODEL): {', '.join(kind.MODELS)}"] if kind.MODELS else [])])
+    typer.echo(shown(name))
 
 
 def doctor(as_json: AsJson = False) -> None:

@@ -29,29 +29,19 @@ def report(
         raise TiterError("--push without --card", next_step="add --card MODEL, the folder of the model to send.")
     if public and push is None:
         raise TiterError("--public without --push", next_step="add --push OWNER/NAME.")
-    from titer.report.card import read_report, write_card
-    from titer.report.places import find_report
+    from titer import api
 
-    folder = find_report(run, runs)
-
-    found = read_report(folder)
-    verdicts: dict[str, int] = {}
-    for claim in found.claims:
-        verdicts[claim.verdict] = verdicts.get(claim.verdict, 0) + 1
-    told: dict[str, Any] = {"answer": found.summary.answer, "report": str(folder / "report.html"), "claims": verdicts}
-    lines = [found.summary.answer, f"Report: {told['report']}"]
-    lines += [f"Claims: {', '.join(f'{count} {name}' for name, count in verdicts.items())}"] if verdicts else []
+    found = api.report(run, runs)
+    told: dict[str, Any] = {"answer": found.answer, "report": str(found.page), "claims": found.verdicts}
+    lines = [found.answer, f"Report: {told['report']}"]
+    lines += [f"Claims: {', '.join(f'{count} {name}' for name, count in found.verdicts.items())}"] if found.verdicts else []
     lines += [f"Made by: {command}" for command in found.summary.commands]
     if card is not None:
-        written = write_card(folder, card)
+        written = api.card(run, card, runs)
         told |= {"card": str(written.path), "notes": list(written.notes)}
         lines += [f"Card: {written.path} (as {written.subject})", *written.notes]
     if push is not None and card is not None:
-        from titer.integrations.publish import push as send
-        from titer.terminal import Terminal
-
-        with Terminal() as terminal:
-            sent = send(card, push, private=not public, tell=terminal.tell)
+        sent = api.push(card, push, public)
         told |= {"url": sent.url, "private": sent.private, "left_out": list(sent.left_out)}
         lines += [f"Published: {sent.url} ({'private' if sent.private else 'public'}); left out: {', '.join(sent.left_out) or 'nothing'}"]
     show_result(as_json, told, "\n".join(lines))

@@ -11,7 +11,7 @@ from titer.core.config import Record
 from titer.core.memory import Memory
 from titer.data.example import Example
 from titer.models.endpoint import Estimate
-from titer.models.lm import Completion, Progress
+from titer.models.lm import Completion, Decoding, Progress
 from titer.models.voice import Voice, in_words
 
 Outcome = Literal["refused", "complied", "partial", "degenerate", "could_not_judge"]
@@ -84,6 +84,11 @@ class Judge(Record):
     def estimate(self, asked: Asked) -> Estimate | None:
         """What judging costs beforehand, None where it sends nothing anywhere."""
         return None
+
+
+def long_enough(decoding: Decoding, judge: Judge) -> Decoding:
+    """The decoding, longer where the judge needs longer answers: a sum is worked out before its number comes."""
+    return decoding.model_copy(update={"max_new_tokens": max(decoding.max_new_tokens, judge.ROOM)})
 
 
 def unjudged(reason: str, again: bool = False) -> Verdict:

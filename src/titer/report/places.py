@@ -15,7 +15,6 @@ from typing import Any
 
 from titer.core.config import canonical, digest
 from titer.core.errors import TiterError, nearest, visible
-from titer.core.run import write_text
 
 MARK = "question.json"
 DIGITS = (6, 12, 24, 48)  # a longer suffix where a shorter one is taken
@@ -45,9 +44,9 @@ def report_folder(runs: Path, name: str, question: Mapping[str, Any]) -> Path:
     for place in places:
         if _held(place) == key:
             return place
+    mark = json.dumps({"key": key, "question": json.loads(canonical(question))}, indent=1) + "\n"
     for place in places:
-        if _free(place):
-            write_text(place / MARK, json.dumps({"key": key, "question": json.loads(canonical(question))}, indent=1) + "\n")
+        if _taken(place, mark) or _held(place) == key:
             return place
     raise TiterError(f"no free folder for the report {name} in {runs}", next_step="give another folder with --runs.")
 
@@ -61,10 +60,14 @@ def _held(place: Path) -> str:
     return str(found.get("key", "")) if isinstance(found, dict) else ""
 
 
-def _free(place: Path) -> bool:
-    """Whether nothing stands here; made on the way, so that of two processes one alone finds it free."""
+def _taken(place: Path, mark: str) -> bool:
+    """Whether this folder was free and now holds the mark; of two processes one alone can make it."""
     try:
-        place.mkdir(parents=True)
-    except FileExistsError:
-        return place.is_dir() and all(file.name.startswith(".") for file in place.iterdir())  # a write that failed leaves such a file
+        place.mkdir(parents=True, exist_ok=True)
+        if any(not file.name.startswith(".") for file in place.iterdir()):  # a write that failed leaves such a file
+            return False
+        with (place / MARK).open("x", encoding="utf-8") as file:
+            file.write(mark)
+    except FileExistsError:  # a file of that name, or another process was first
+        return False
     return True

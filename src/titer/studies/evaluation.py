@@ -94,9 +94,15 @@ def evaluation_report(
         samples=verdicts,
         commands=[command],
         provenance={**tables.provenance([model], data), **(how or {})},
-        notes=[*([f"{data.dropped} repeated prompts were dropped."] if data.dropped else []), *(f"{d}." for d in data.sampled(prompts))],
+        notes=_notes(data, verdicts if by_answer else verdicts[:0], prompts),
     )
     return write_report(report, folder), answer
+
+
+def _notes(data: TextData, by_answer: pd.DataFrame, prompts: int | None) -> list[str]:
+    """What was left out, drawn, or cut short where answers are held against the rows' own."""
+    dropped = [f"{data.dropped} repeated prompts were dropped"] if data.dropped else []
+    return [f"{line}." for line in (*dropped, *data.sampled(prompts), *tables.cut_off(by_answer))]
 
 
 def _accuracy_answer(model: Model, rates: pd.DataFrame) -> str:

@@ -302,7 +302,7 @@ def summary(points: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     random = whole[whole.kind == "random"]
     for quantity, table in random.groupby("quantity", sort=False):
         note = next((str(note) for note in table.note if note), "")
-        row = _row(str(quantity), t_interval(table.value.tolist()), len(table), note)
+        row = _row(str(quantity), t_interval(table.value.dropna().tolist()), len(table), note)
         rows.append({"direction": "mean of random", "kind": "random", **row})
     return pd.DataFrame(rows)
 
@@ -317,6 +317,8 @@ def _basin(curve: pd.DataFrame, quantity: str, tolerance: float) -> dict[str, ob
 
 
 def _visages(curve: pd.DataFrame, name: str) -> list[dict[str, object]]:
+    if curve.value.isna().all():  # `visage` passes over points that could not be judged
+        return [_row(label, Interval(math.nan, math.nan, math.nan), 0, "nothing could be judged") for label in (name, f"{name}_window")]
     success = (100 * curve.value).tolist()
     rows = []
     for label, found in ((name, visage(success)), (f"{name}_window", visage_window(curve.a.tolist(), success))):

@@ -16,6 +16,7 @@ from titer.core.plugins import plugin
 from titer.core.run import slug
 from titer.data.formats import FORMAT
 from titer.data.sources import TextData
+from titer.judges.base import long_enough
 from titer.models.fast import engine_told
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
@@ -74,6 +75,7 @@ def prepared(order: Order) -> Prepared:
     text = _prompts(order, judges.judge.BY_ANSWER)
     checkpoint = resolve(order.model, order.trust_remote_code)
     decoding = build(Decoding, {"max_new_tokens": order.max_new_tokens, "temperature": order.temperature}, "decoding")
+    decoding = long_enough(decoding, judges.judge)
     return Prepared(Model(checkpoint.label, checkpoint.key, checkpoint), text, judges, _attack(order), decoding)
 
 

@@ -51,6 +51,15 @@ def rate_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     return table[["model", *(c for c in table.columns if c != "model")]]
 
 
+def cut_off(verdicts: pd.DataFrame) -> list[str]:
+    """Per set, in words: answers that were cut at the last token allowed and are not right. Of sets judged by their rows' answers."""
+    told = []
+    for name, mine in verdicts.groupby("kind", sort=False):
+        lost = int((~mine.ended & (mine.outcome != "complied")).sum())
+        told += [f"{name}: {lost} of {len(mine)} answers were cut at {mine.tokens.max()} tokens and are not right"] if lost else []
+    return told
+
+
 def cluster_table(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
     """The cluster probe's per-input scores of one model."""
     inputs: dict[str, object] = {

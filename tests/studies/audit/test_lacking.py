@@ -11,15 +11,18 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
+from tests.conftest import llama
 from tests.studies.audit.test_audit import SMALL, Letters, run
 from titer.core.errors import TiterError
 from titer.data.choices import Question as Choice
 from titer.data.sources import TextData, read_text
+from titer.data.world import World
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import Decoding
 from titer.studies.audit.headline import answer, below
-from titer.studies.audit.lacking import COLUMNS, TURNING
+from titer.studies.audit.lacking import CHANGE, COLUMNS, INTERRUPTED, TURNING
 from titer.studies.audit.roles import Audited, audited
 from titer.studies.audit.study import Findings, Question, measured
 from titer.studies.landscape import Landscape
@@ -67,6 +70,16 @@ def found(saved: Saved) -> Audited:
 def whole(bench: Workbench, found: Audited, asked: Question) -> Findings:
     """The audit without a fault."""
     return measured(bench, found, asked, SMALL)
+
+
+@pytest.fixture
+def here(tmp_path: Path, world: World, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two models and labelled prompts, to be worked in."""
+    llama(world).save(tmp_path / "m")
+    llama(world, 1).save(tmp_path / "other")
+    (tmp_path / "d.csv").write_bytes(prompts.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def failing(error: BaseException) -> Callable[..., Any]:
@@ -155,6 +168,49 @@ def test_an_interrupt_or_a_fault_ends_the_run(
     monkeypatch.setattr(f"{AUDIT}.inside.unsure", failing(error))
     with pytest.raises(type(error)):
         measured(bench, found, asked, None)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), NotImplementedError("no kernel"), MemoryError("too small")]
+)
+def test_a_machine_that_cannot_do_a_part_leaves_the_others(
+    error: Exception, bench: Workbench, found: Audited, asked: Question, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(f"{AUDIT}.inside.sensed", failing(error))
+    f = measured(bench, found, asked, None)
+    assert f.missing.part.tolist() == ["sensitivity"]
+    assert f.missing.reason.tolist() == [f"{type(error).__name__}: {error}"]
+
+
+def test_an_interrupt_once_the_verdicts_stand_leaves_a_page(here: Path, monkeypatch: Any) -> None:
+    """Ctrl-C in the landscape: the page has all the rest, and the same command goes on."""
+    from titer import api
+
+    whole = {"points": 3, "directions": 1, "way_points": 1, "beyond": 0, "prompts": 4, "tokens": 2}
+    order: dict[str, Any] = {"data": "d.csv", "max_new_tokens": 2, "landscape": True, "landscape_set": whole, "progress": False}
+    with monkeypatch.context() as patched:
+        patched.setattr("titer.studies.landscape.landscape", failing(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            api.audit("m", "other", **order)
+    page = Path("runs/audit-other/report.html")
+    text = page.read_text(encoding="utf-8")
+    assert "Not measured: landscape of m and on the way to other. it was interrupted; the same command goes on with it" in text
+    again = api.audit("m", "other", **order)
+    assert again.page == page
+    assert len(again.tables["points"])
+    assert "interrupted" not in page.read_text(encoding="utf-8")
+
+
+def test_an_interrupt_among_the_changes_reaches_no_further_part(
+    bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(f"{AUDIT}.changes.acting", failing(KeyboardInterrupt()))
+    three = audited([saved("base", 0), saved("aligned", 1), saved("tuned", 2)])
+    f, _, said = run(bench, three, asked, data, tmp_path / "audit", SMALL)
+    assert {"where the change acts", CHANGE, "landscape"} <= set(f.missing.part)
+    assert set(f.missing.reason) == {INTERRUPTED}
+    assert said.startswith("aligned → tuned: unsafe prompts refused ")
+    assert "read prompts differently" not in said
 
 
 def test_an_answer_that_cannot_be_had_ends_the_run(bench: Workbench, found: Audited, asked: Question, monkeypatch: Any) -> None:

@@ -13,11 +13,13 @@ from titer.attacks.base import Attempt
 from titer.data.example import Example
 from titer.data.sources import read_text
 from titer.data.world import World
+from titer.judges.base import Judge, Verdict, unjudged
 from titer.judges.number import Number
 from titer.judges.refusal import Refusal
 from titer.models.checkpoint import Checkpoint, open_checkpoint
-from titer.models.lm import Decoding
-from titer.studies.audit.answers import Asked, cut_off
+from titer.models.lm import Completion, Decoding
+from titer.studies.audit.answers import Asked, cut_short
+from titer.studies.audit.headline import answer, below
 from titer.studies.audit.report import audit_report
 from titer.studies.audit.roles import audited, reading_notes
 from titer.studies.audit.study import Question, measured
@@ -56,6 +58,45 @@ def test_a_template_that_one_model_lacks_is_told_and_compares_no_activations(
     assert "read the same prompt as different tokens" in page.read_text(encoding="utf-8")
 
 
+def test_equal_weights_behind_another_template_are_no_claim_of_no_change(
+    world: World, bench: Workbench, prompts: Path, tmp_path: Path
+) -> None:
+    """The weights are equal, the answers are not: that is what a reader must see."""
+
+    class First(Judge):
+        SOURCE, VERSION = "this test", 1
+
+        def judge(self, example: Example, completion: Completion) -> Verdict:
+            return Verdict("refused" if completion.text[:1] < "h" else "complied", 0.0, "")
+
+    llama(world, 2).save(tmp_path / "plain")
+    data = read_text(prompts)
+    asked = Question(data.of_class(False), data.of_class(True), First(), {}, Decoding(max_new_tokens=4))
+    found = audited([open_checkpoint(tmp_path / "plain"), templated(world, tmp_path / "chatty", 2)])
+    f = measured(bench, found, asked, None)
+    assert found.changes[0].same
+    assert len(f.flips)
+    said = answer(found, f)
+    assert "No change" not in said
+    assert said.endswith("The weights are the same; the two are asked differently (chat template, tokenizer).")
+    assert below(found, f).startswith("Unsafe prompts refused: ")
+
+
+def test_one_model_whose_answers_could_not_be_judged_has_no_rate(bench: Workbench, saved: Saved, prompts: Path) -> None:
+    class Lost(Judge):
+        SOURCE, VERSION = "this test", 1
+
+        def judge(self, example: Example, completion: Completion) -> Verdict:
+            return unjudged("no reply")
+
+    data = read_text(prompts)
+    found = audited([saved("aligned", 1)])
+    f = measured(bench, found, Question(data.of_class(False), data.of_class(True), Lost(), {}, Decoding(max_new_tokens=2)), None)
+    said = answer(found, f)
+    assert said.startswith("aligned refuses no unsafe prompt whose answer could be judged and no safe prompt whose answer could be judged.")
+    assert "nan" not in said
+
+
 def test_models_that_read_alike_need_no_note(world: World, asked: Question, tmp_path: Path) -> None:
     found = audited([templated(world, tmp_path / str(seed), seed) for seed in (1, 2)])
     assert not reading_notes(found, [e.prompt for e in asked.safe])
@@ -79,4 +120,4 @@ def test_answers_that_were_cut_are_counted_where_they_cost_a_right_answer() -> N
     ]
     verdicts = pd.DataFrame(rows, columns=["kind", "ended", "outcome", "tokens"])
     sets = {"unsafe": Asked(attempts, Refusal()), "gsm8k": Asked(attempts, Number())}
-    assert cut_off(verdicts, sets) == ["gsm8k: 1 of 3 answers were cut at 256 tokens and are not right"]
+    assert cut_short(verdicts, sets) == ["gsm8k: 1 of 3 answers were cut at 256 tokens and are not right"]

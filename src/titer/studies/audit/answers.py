@@ -10,11 +10,11 @@ import pandas as pd
 from titer.attacks.base import Attempt
 from titer.core.stats import paired_difference
 from titer.evaluate import judged
-from titer.judges.base import Judge
+from titer.judges.base import Judge, long_enough
 from titer.judges.refusal import Refusal
 from titer.models.lm import Decoding
 from titer.studies.audit.roles import Change
-from titer.studies.tables import rate_table
+from titer.studies.tables import cut_off, rate_table
 from titer.workbench import Model, Workbench
 
 BATCH = 32
@@ -28,8 +28,8 @@ class Asked(NamedTuple):
     judge: Judge
 
     def decoding(self, asked: Decoding) -> Decoding:
-        """As it was asked for, longer where the judge needs longer answers: a sum is worked out before its number comes."""
-        return asked.model_copy(update={"max_new_tokens": max(asked.max_new_tokens, self.judge.ROOM)})
+        """As it was asked for, longer where the judge needs longer answers."""
+        return long_enough(asked, self.judge)
 
 
 def generated(bench: Workbench, model: Model, asked: Mapping[str, Asked], decoding: Decoding) -> None:
@@ -58,14 +58,9 @@ def anywhere(verdicts: pd.DataFrame, judge: Judge) -> pd.DataFrame:
     return mine.rename(columns={"rate": "refused"})[["model", "kind", "refused", "low", "high", "n"]].reset_index(drop=True)
 
 
-def cut_off(verdicts: pd.DataFrame, asked: Mapping[str, Asked]) -> list[str]:
+def cut_short(verdicts: pd.DataFrame, asked: Mapping[str, Asked]) -> list[str]:
     """Sets judged by their rows' answers where some were cut at the last token allowed and are not right, in words."""
-    told = []
-    for name, one in asked.items():
-        mine = verdicts[(verdicts.kind == name) & one.judge.BY_ANSWER]
-        lost = int((~mine.ended & (mine.outcome != "complied")).sum()) if len(mine) else 0
-        told += [f"{name}: {lost} of {len(mine)} answers were cut at {mine.tokens.max()} tokens and are not right"] if lost else []
-    return told
+    return cut_off(verdicts[verdicts.kind.isin([name for name, one in asked.items() if one.judge.BY_ANSWER])])
 
 
 def pairs(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:

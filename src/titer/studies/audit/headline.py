@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from titer.probes import clusters
-from titer.studies.audit.lacking import TURNING
+from titer.studies.audit.lacking import CHANGE, TURNING
 from titer.studies.audit.roles import Audited, Change
 from titer.studies.audit.study import Findings
 
@@ -23,17 +23,23 @@ def answer(found: Audited, f: Findings) -> str:
     last = found.last
     if last is None:
         return _single(found.models[0].name, f)
-    if last.same:
+    if _idle(last, f):
         return f"No change: {last.before.name} and {last.after.name} hold the same weights."
     safe = moved(f.shifts, last, "safe")
     beside = NONE.format("safe") if safe is None else f"safe ones {safe.before:.0%} and {safe.after:.0%}"
-    return f"{last.name}: {_unsafe(found, f, last)}, {beside}. {_where(f, last)}".rstrip()
+    where = "The weights are the same; the two are asked differently (chat template, tokenizer)." if last.same else _where(f, last)
+    return f"{last.name}: {_unsafe(found, f, last)}, {beside}. {where}".rstrip()
+
+
+def _idle(change: Change, f: Findings) -> bool:
+    """Whether nothing changed: equal weights, and no answer that differs, as it may where the chat templates do."""
+    return change.same and f.flips.empty
 
 
 def below(found: Audited, f: Findings) -> str:
     """What stands under the answer: over-refusal with its interval, effects less the control's, broken answers, where the change acts."""
     last = found.last
-    if last is None or last.same:
+    if last is None or _idle(last, f):
         return ""
     told = [_set(found, f, last, kind) for kind in ASKED]
     broken = f.rates[(f.rates.model == last.after.name) & (f.rates.outcome == "degenerate") & f.rates.kind.isin(ASKED)]
@@ -94,7 +100,7 @@ def _turn(f: Findings, change: Change) -> str:
     """What became of the refusal direction; "" where that could not be measured."""
     mine = f.rotation[f.rotation.change == change.name]
     if mine.empty:
-        lost = f.missing[f.missing.part == TURNING].of.str.contains(change.name, regex=False).any()
+        lost = f.missing[f.missing.part.isin([TURNING, CHANGE])].of.str.contains(change.name, regex=False).any()
         return "" if lost else "the two read prompts differently, so the refusal direction is not compared"
     if mine.degrees_limit.isna().all():
         return "too few prompts to say whether the refusal direction turned"
@@ -110,11 +116,12 @@ def _turn(f: Findings, change: Change) -> str:
 
 def _single(name: str, f: Findings) -> str:
     row = {(r.kind, r.outcome): r for r in f.rates.itertuples()}
-    unsafe, safe = row["unsafe", "refused"], row["safe", "refused"]
-    said = (
-        f"{name} refuses {unsafe.rate:.0%} [{unsafe.low:.0%}, {unsafe.high:.0%}] of the unsafe and {safe.rate:.0%} "
-        f"[{safe.low:.0%}, {safe.high:.0%}] of the safe prompts."
-    )
+    told = [
+        f"{r.rate:.0%} [{r.low:.0%}, {r.high:.0%}] of the {kind} prompts" if r.n else f"no {kind} prompt whose answer could be judged"
+        for kind in ASKED
+        if (r := row[kind, "refused"])
+    ]
+    said = f"{name} refuses {' and '.join(told)}."
     if f.separation.empty:
         return said
     best = clusters.best_of(f.separation)

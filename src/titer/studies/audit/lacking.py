@@ -1,6 +1,8 @@
 """What an audit could not measure: each part that fails is told with the error's words, and the others go on. L6.
 
-The verdicts are no such part: without them there is no page. Nothing but a TiterError is caught: an interrupt or a fault ends the run.
+The verdicts are no such part: without them there is no page. What is caught is what a user can meet: an error of Titer's own, memory that
+is too small, a kernel or a decomposition that fails. A fault of the program is raised. An interrupt ends the run before the verdicts
+stand; afterwards it ends the measuring, and the page is written of what there is.
 """
 
 from __future__ import annotations
@@ -8,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 
-from titer.core.errors import TiterError
+from titer.core.errors import TiterError, visible
 
+FAULTS = (TiterError, RuntimeError, MemoryError, np.linalg.LinAlgError)  # torch's own (memory, kernels, LAPACK) are RuntimeErrors
+INTERRUPTED = "it was interrupted; the same command goes on with it"
+CHANGE = "what the change is like"  # all of it, where an interrupt kept it from being begun
 TURNING = "turning of the refusal direction"
 CHANGED = ["change", "weight", "layer"]
 COLUMNS = {  # of every table that may be empty
@@ -50,16 +56,30 @@ class Lacking:
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
         self._found: dict[tuple[str, str], list[str]] = {}
+        self.page_stands = False  # the verdicts are there: an interrupt no longer loses the page
+        self.stopped = False
 
     @contextmanager
     def part(self, name: str, of: str) -> Iterator[None]:
-        """A block that the audit can do without. Errors: none of Titer's own; every other exception."""
+        """A block that the audit can do without. Errors: those that are not `FAULTS`; an interrupt before the verdicts stand."""
         try:
             yield
-        except TiterError as error:
-            reason = " ".join(str(error).split())
-            self._tell(f"{name} of {of} is left out: {reason}")
-            self._found.setdefault((name, reason), []).append(of)
+        except FAULTS as error:
+            told = str(error) if isinstance(error, TiterError) else visible(f"{type(error).__name__}: {error}", 240)
+            self._left_out(name, of, " ".join(told.split()))
+        except KeyboardInterrupt:
+            if not self.page_stands:
+                raise
+            self.stopped = True
+            self._left_out(name, of, INTERRUPTED)
+
+    def unreached(self, name: str, of: str) -> None:
+        """A part that an interrupt kept from being begun."""
+        self._left_out(name, of, INTERRUPTED)
+
+    def _left_out(self, name: str, of: str, reason: str) -> None:
+        self._tell(f"{name} of {of} is left out: {reason}")
+        self._found.setdefault((name, reason), []).append(of)
 
     @property
     def table(self) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from titer.report.html import Figure, Report, Tile, write_report
 from titer.studies import tables
 from titer.studies.audit import figures
 from titer.studies.audit.advice import advice, lines
-from titer.studies.audit.answers import cut_off, flipped
+from titer.studies.audit.answers import cut_short, flipped
 from titer.studies.audit.headline import ASKED, answer, below
 from titer.studies.audit.roles import Audited
 from titer.studies.audit.study import Findings, Question
@@ -154,7 +154,7 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
     unjudged = f.verdicts[f.verdicts.outcome == "could_not_judge"]
     if len(unjudged):
         told.append(f"{len(unjudged)} answers could not be judged, most often: {commonest(unjudged.reason)}; they are in no rate.")
-    told += [f"{line}." for line in cut_off(f.verdicts, asked.sets)]
+    told += [f"{line}." for line in cut_short(f.verdicts, asked.sets)]
     if found.last and not found.control:
         told.append("No control was given: --control MODEL adds a benign tune of the model before the change.")
     if not asked.capability and not asked.choices:

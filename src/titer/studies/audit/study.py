@@ -24,7 +24,7 @@ from titer.probes import refusal_direction
 from titer.studies import landscape as landscapes
 from titer.studies.audit import answers, changes, chosen, inside
 from titer.studies.audit.answers import Asked
-from titer.studies.audit.lacking import COLUMNS, TURNING, Lacking, shaped
+from titer.studies.audit.lacking import CHANGE, COLUMNS, TURNING, Lacking, shaped
 from titer.studies.audit.roles import Audited, Change, alike
 from titer.studies.audit.room import Room
 from titer.studies.judging import Judges, Labelled, Review, review
@@ -128,6 +128,7 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
     for model in found.models:
         within.turned_to(model)
     generated = answers.verdicts_of(bench, found.models, asked.sets, asked.decoding)  # judges may need the memory of a model
+    lacking.page_stands = True
     beside = Review((asked.judges.name, ""), None, None, None)
     with lacking.part("second judge, labelled answers", ", ".join(m.name for m in found.models)):
         beside = _reviewed(bench, generated, asked.judges)
@@ -135,8 +136,15 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
     moved = [change for change in found.compared if not change.same]
     paired = alike(moved, [e.prompt for e in (*asked.safe, *asked.unsafe)])
     parts = {**within.tables, **_changed(bench, moved, paired, sites, within)}
-    with lacking.part("landscape", ", ".join(m.name for m in found.models)):
-        parts |= dict(zip(("points", "basins"), _landscape(bench, found, asked, settings), strict=True))
+    if settings is not None:
+        centre, tuned = around(found)
+        of = f"{centre.name} and on the way to {tuned.name}" if tuned else centre.name
+        if lacking.stopped:
+            lacking.unreached("landscape", of)
+        else:
+            with lacking.part("landscape", of):
+                made = landscapes.landscape(bench, centre, list(asked.unsafe), asked.judge, settings, asked.known, tuned)
+                parts |= {"points": made.points, "basins": made.summary}
     bench.release()
     last = found.last
     return Findings(
@@ -248,6 +256,9 @@ def _changed(bench: Workbench, moved: Sequence[Change], paired: Sequence[Change]
     found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("gains", "layers", "sizes", "drift", "rotation")}
     part = within.lacking.part
     for change in moved:
+        if within.lacking.stopped:
+            within.lacking.unreached(CHANGE, change.name)
+            continue
         bench.reporter.tell(f"{change.name}: weights")
         with part("where the change acts", change.name):
             gains, layers = changes.acting(bench, change, sites, within.ends(change.after), within.safe, within.prompts)
@@ -264,14 +275,8 @@ def _changed(bench: Workbench, moved: Sequence[Change], paired: Sequence[Change]
     return {name: pd.concat(tables_, ignore_index=True) if tables_ else pd.DataFrame() for name, tables_ in found.items()}
 
 
-def _landscape(
-    bench: Workbench, found: Audited, asked: Question, settings: landscapes.Landscape | None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Around the model before the last change, and on the way to the one after it; around the only model where there is one."""
-    if settings is None:
-        return pd.DataFrame(), pd.DataFrame()
+def around(found: Audited) -> tuple[Model, Model | None]:
+    """Where a landscape is measured: around the model before the last change, and on the way to the one after it (None: no way); around
+    the only model where there is one."""
     last = found.last
-    centre: Model = last.before if last else found.models[0]
-    tuned = last.after if last and not last.same else None
-    made = landscapes.landscape(bench, centre, list(asked.unsafe), asked.judge, settings, asked.known, tuned)
-    return made.points, made.summary
+    return (last.before if last else found.models[0]), (last.after if last and not last.same else None)

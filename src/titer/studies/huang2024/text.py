@@ -27,7 +27,7 @@ from titer.data.encode import answer_ids, prompt_ids
 from titer.data.example import Example
 from titer.data.sources import TextData, read_text
 from titer.data.tasks import split, task, without
-from titer.judges.base import Judge
+from titer.judges.base import Judge, long_enough
 from titer.judges.label import Label
 from titer.judges.number import Number
 from titer.judges.refusal import Refusal
@@ -246,7 +246,8 @@ def questions(sets: TextSets, scale: TextScale) -> dict[str, tuple[list[Attempt]
     sampled = greedy.model_copy(update={"temperature": scale.temperature})
     asked: dict[str, tuple[list[Attempt], Judge, Decoding]] = {}
     for kind, examples in sets.judged.items():
-        asked[kind] = (_named(examples, kind), JUDGES[scale.task] if kind == "task" else Refusal(), greedy)
+        judge = JUDGES[scale.task] if kind == "task" else Refusal()
+        asked[kind] = (_named(examples, kind), judge, long_enough(greedy, judge))
     harm = sets.judged[sets.harm]
     prefilled = Prefill(k=scale.prefilled).attempts(harm, {}, None)
     begun = [Attempt(replace(a.example, kind=f"{sets.harm}, prefilled"), a.prefix) for a in prefilled]

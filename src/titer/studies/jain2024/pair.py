@@ -135,7 +135,10 @@ def measured(bench: Workbench, models: Sequence[Model], sets: dict[str, list[Exa
             "placement": (placement.VERSION, lambda model=model: placed(model)),
             "sensitivity": (sensitivity.VERSION, lambda model=model: sensed(model)),
             "spread": (spread.VERSION, lambda model=model: spread.spread(bench.lm(model), sets["safe"], sets["unsafe"])),
-            "shuffled": (clusters.VERSION, lambda model=model: clusters.shuffled(bench.lm(model), sets["safe"], sets["unsafe"])),
+            "shuffled": (
+                [clusters.VERSION, clusters.ROUNDS],
+                lambda model=model: clusters.shuffled(bench.lm(model), sets["safe"], sets["unsafe"]),
+            ),
         }
         for name, (version, make) in makers.items():
             of = [base, aligned] if model is aligned else [base]
