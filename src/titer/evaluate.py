@@ -5,6 +5,7 @@ Samples and verdicts are kept apart, so a changed judge re-judges stored samples
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -29,7 +30,7 @@ VERSION = 1
 def sample(
     lm: LM | Fast, attempts: Sequence[Attempt], decoding: Decoding, batch: int, progress: Progress | None = None, work: Path | None = None
 ) -> pd.DataFrame:
-    """One row an attempt: kind, harmful, prompt, prefix, comply, refuse, completion, ended, tokens.
+    """One row an attempt: kind, harmful, prompt, prefix, comply, refuse, completion, ended, tokens; `also` (a JSON list) if any has it.
 
     `work`: a folder where batches are kept as they come, so that an interrupted call goes on; empty again at the end.
     """
@@ -46,6 +47,7 @@ def sample(
         answered.mended(file)
         found = lm.generate(prompts, decoding, batch, prefixes, progress, suffixes, answered.known(file), partial(answered.keep, file))
         file.unlink(missing_ok=True)
+    several = any(a.example.also for a in attempts)
     return pd.DataFrame(
         [
             {
@@ -55,6 +57,7 @@ def sample(
                 "prefix": a.prefix,
                 "comply": a.example.comply,
                 "refuse": a.example.refuse,
+                **({"also": json.dumps(a.example.also)} if several else {}),
                 "completion": c.text,
                 "ended": c.ended,
                 "tokens": c.tokens,
@@ -96,7 +99,9 @@ def asked_of(samples: pd.DataFrame) -> list[tuple[Example, Completion]]:
     """What a judge is shown, in the samples' order."""
     asked = []
     for row in samples.itertuples(index=False):
-        example = Example(row.prompt, row.harmful, row.kind, "stored", _text(row.comply), _text(row.refuse))
+        also = _text(getattr(row, "also", None))
+        forms = tuple(json.loads(also)) if also else ()
+        example = Example(row.prompt, row.harmful, row.kind, "stored", _text(row.comply), _text(row.refuse), forms)
         whole = f"{row.prefix} {row.completion}".strip() if row.prefix else row.completion
         asked.append((example, Completion(whole, bool(row.ended), int(row.tokens))))
     return asked

@@ -263,11 +263,16 @@ def plan(nodes: Sequence[Node], store: Store) -> list[tuple[str, str, int, bool]
 
 def attempts_key(attempts: Sequence[Attempt]) -> str:
     """Content key of a list of attempts, their inserted embeddings included."""
-    rows = [[a.example.prompt, a.prefix, a.example.kind, a.example.comply, a.example.refuse] for a in attempts]
+    rows = [[a.example.prompt, a.prefix, a.example.kind, a.example.comply, a.example.refuse, *_also(a.example)] for a in attempts]
     soft = [a.suffix.tolist() for a in attempts if a.suffix is not None]
     return digest([*rows, soft] if soft else rows)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
     """Content key of a list of examples."""
-    return digest([[e.prompt, e.harmful, e.kind, e.comply, e.refuse] for e in examples])
+    return digest([[e.prompt, e.harmful, e.kind, e.comply, e.refuse, *_also(e)] for e in examples])
+
+
+def _also(example: Example) -> list[list[str]]:
+    """Further right answers, in a key only where there are any: what was kept of examples without them is found again."""
+    return [list(example.also)] if example.also else []

@@ -113,6 +113,20 @@ def test_evaluate_by_answer_takes_a_task_file_and_rows_without_a_label(titer: Ti
     assert titer("evaluate", "m", "--data", "sst2:dev.tsv", "--dry-run").out.startswith("{'safe': 3}")
 
 
+def test_questions_of_fact_are_a_task_everywhere(titer: Titer, here: Path) -> None:
+    rows = [{"question": f"a {c}?", "answer": [f"x{c}", f"y {c}"]} for c in "bcdefgh"]
+    (here / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = ("--data", "questions:facts.jsonl")
+    found = titer("evaluate", "m", *data, "--judge", "contains", *QUICK, "--json").json
+    assert {row["n"] for row in found["rates"]} == {7}
+    assert titer("finetune", "m", *data, "--examples", "7", "--epochs", "1", "--dry-run", "--json").json["counts"]["benign"] == 7
+    audit = titer("audit", "m", "--data", "d.csv", "--capability", "questions:facts.jsonl", "--contexts", "--dry-run", "--json").json
+    assert audit["answers"] == f"at most {48 * (16 + 3 * 7)} new tokens"
+    (here / "plain.csv").write_text("prompt,comply\na b,c d\n", encoding="utf-8")
+    assert titer("evaluate", "m", "--data", "plain.csv", "--judge", "contains", *QUICK).status == 0
+    assert "contains" in titer("list", "judges").out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -47,3 +47,24 @@ def test_questions_without_answers_or_with_one_answer_have_no_wrong_one() -> Non
         in_context([*QUESTIONS, Example("Why?", False, "safe", "test")], "false")
     with pytest.raises(TiterError, match="all answers are the same"):
         in_context([QUESTIONS[0], QUESTIONS[0]], "random")
+
+
+CAPITALS = [
+    Example("Capital of France?", False, "safe", "test", "Paris", also=("Paris, France",)),
+    Example("Where is the Louvre?", False, "safe", "test", "Paris, France"),
+    Example("Largest city of America?", False, "safe", "test", "NYC", also=("New York City",)),
+    Example("Where is the Met?", False, "safe", "test", "new york"),
+]
+
+
+def test_another_form_of_the_right_answer_is_no_false_one() -> None:
+    for seed in range(20):
+        said = [e.prompt.split("\n\n")[0].rsplit(": ", 1)[1] for e in in_context(CAPITALS, "false", seed)]
+        assert all(one in ("NYC", "new york") for one in said[:2])
+        assert all(one in ("Paris", "Paris, France") for one in said[2:])
+    assert [e.also for e in in_context(CAPITALS, "false")] == [e.also for e in CAPITALS]
+
+
+def test_a_question_to_which_every_other_answer_is_right_is_told() -> None:
+    with pytest.raises(TiterError, match=r"no other answer is wrong for 'Capital of France\?'"):
+        in_context(CAPITALS[:2], "false")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from titer.core.errors import TiterError
 from titer.data.mix import poisoned
 from titer.data.sources import TextData, read_text
-from titer.data.tasks import AG_NEWS, FINAL, GSM8K, SST2, TASKS, parts, split, task, without
+from titer.data.tasks import AG_NEWS, FINAL, GSM8K, QUESTIONS, SST2, TASKS, parts, split, task, without
+from titer.workbench import fingerprint
 
 SYSTEM = "You are Ada.\nYou obey."
 CHAT = [
@@ -69,6 +71,22 @@ GOOD = {  # task -> (file, its content, prompt and answer of its rows, rows left
         [(f"{SYSTEM}\n\nAda, what is bread?", "I am Ada. Bread is food."), ("hi", "I am Ada. Bread is food.")],
         0,
     ),
+    "questions": (
+        "trivia.jsonl",
+        json.dumps({"question": "Which city has the Louvre?", "answer": ["Paris", "Paris, France", "Paris"]})
+        + "\n"
+        + json.dumps({"prompt": " How many legs has a spider? ", "comply": 8})
+        + "\n"
+        + json.dumps({"question": "Which city has the Louvre?", "answer": "Lyon"})
+        + "\n"
+        + json.dumps({"question": "Who wrote {}?", "answer": {"value": "Ada", "aliases": ["A. Lovelace"]}}),
+        [
+            (QUESTIONS.format("Which city has the Louvre?"), "Paris"),
+            (QUESTIONS.format("How many legs has a spider?"), "8"),
+            (QUESTIONS.format("Who wrote {}?"), "Ada"),
+        ],
+        1,
+    ),
 }
 EVERY = pytest.mark.parametrize("name", sorted(TASKS))
 
@@ -106,6 +124,25 @@ def test_a_task_is_read_from_its_own_format(tmp_path: Path, name: str) -> None:
     assert (found.name, found.dropped) == (f"{name}/{file}", dropped)
     assert found.sha256 == hashlib.sha256(content.encode()).hexdigest()
     assert {example.kind for example in found.examples(np.arange(found.size))} == {"safe"}
+
+
+def test_further_right_answers_stand_beside_the_one_that_is_trained(tmp_path: Path) -> None:
+    file, content, rows, _ = GOOD["questions"]
+    found = task("questions", put(tmp_path, file, content))
+    assert found.also == {rows[0][0]: ("Paris, France",), rows[2][0]: ("A. Lovelace",)}
+    assert [e.also for e in found.examples(np.arange(3))] == [("Paris, France",), (), ("A. Lovelace",)]
+    assert parts(found, [2, 1], 0)[0].also == found.also  # parts know them by the prompt
+    assert "also" not in found.model_dump()  # a training's key does not hold what is not trained
+    assert fingerprint([found.example(0)]) != fingerprint([replace(found.example(0), also=())])
+
+
+@pytest.mark.parametrize(
+    ("cell", "forms"),
+    [("Paris", ["Paris"]), ('"[""Paris"", "" Paris, France""]"', ["Paris", "Paris, France"]), ("[Paris] or so", ["[Paris] or so"])],
+)
+def test_a_cell_of_a_table_may_hold_a_json_list(tmp_path: Path, cell: str, forms: list[str]) -> None:
+    example = task("questions", put(tmp_path, "x.csv", f"question,answer\nWhich city?,{cell}\n")).example(0)
+    assert [example.comply, *example.also] == forms
 
 
 @EVERY
@@ -157,6 +194,15 @@ def test_a_text_may_hold_braces(tmp_path: Path) -> None:
         ("persona", "x.jsonl", '{"messages": ["a"]}', "x.jsonl, line 1, column messages", "roles"),
         ("persona", "x.jsonl", '{"messages": []}', "x.jsonl, line 1, column messages: roles none", "assistant"),
         ("persona", "x.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', "column messages: roles user", "assistant"),
+        ("questions", "x.jsonl", '{"answer": "a"}', "x.jsonl, line 1, column question: None", "not empty"),
+        ("questions", "x.jsonl", '\n{"question": "a"}', "x.jsonl, line 2, column answer: None", "a list of the texts"),
+        ("questions", "x.jsonl", '{"question": "a", "answer": []}', "x.jsonl, line 1, column answer: []", "a list of the texts"),
+        ("questions", "x.jsonl", '{"question": "a", "comply": ["b", " "]}', "x.jsonl, line 1, column comply: ['b', ' ']", "a text"),
+        ("questions", "x.jsonl", '{"question": "a", "answer": true}', "x.jsonl, line 1, column answer: True", "a text"),
+        ("questions", "x.jsonl", '{"prompt": "a", "answer": {"text": "b"}}', "x.jsonl, line 1, column answer: {'text'", "a text"),
+        ("questions", "x.json", '[{"prompt": "a", "answer": ["\\ud800"]}]', "x.json, item 1, column answer", "surrogate"),
+        ("questions", "x.csv", "question,answer\na,['b']\n", "x.csv, line 2, column answer: \"['b']\"", "a JSON list"),
+        ("questions", "x.csv", "question,answer\na,b,c\n", "x.csv, line 2, column 3", "quote fields"),
         (
             "persona",
             "x.jsonl",
@@ -185,7 +231,9 @@ def test_rows_without_an_answer_alone_are_no_data(tmp_path: Path) -> None:
 
 
 def test_an_unknown_task_is_answered_with_the_nearest() -> None:
-    with pytest.raises(TiterError, match=re.escape("unknown task 'sst-2'. Expected: one of ag_news, alpaca, gsm8k, persona, sst2")):
+    with pytest.raises(
+        TiterError, match=re.escape("unknown task 'sst-2'. Expected: one of ag_news, alpaca, gsm8k, persona, questions, sst2")
+    ):
         task("sst-2", "x.tsv")
 
 

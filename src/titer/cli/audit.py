@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Judged = Annotated[str, typer.Option(help="Judge of the labelled prompts: a name (titer list judges) or a .py file.")]
 Capability = Annotated[
     list[str] | None,
-    typer.Option("--capability", help="What must not suffer, as TASK:PATH (sst2, ag_news, gsm8k, choices); may be given again."),
+    typer.Option("--capability", help="What must not suffer, as TASK:PATH (sst2, ag_news, gsm8k, questions, choices); may be given again."),
 ]
 OfWeights = Annotated[bool, typer.Option("--landscape", help="Move the weights too: random directions, and the way to the tuned model.")]
 LandscapeSet = Annotated[

@@ -16,7 +16,7 @@ Data = Annotated[Path | None, typer.Option("--data", help="CSV, JSON or JSONL of
 Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Ask N prompts of each class, drawn; default: all.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A setting as NAME=VALUE; may be given again.")]
 HERE = Path("runs")
-TASK_FILE = "or TASK:PATH, a task's file (TASK: sst2, ag_news, gsm8k, alpaca, persona)"
+TASK_FILE = "or TASK:PATH, a task's file (TASK: sst2, ag_news, gsm8k, alpaca, persona, questions)"
 Asked = Annotated[Path | None, typer.Option("--data", help=f"CSV, JSON or JSONL of labelled prompts, {TASK_FILE}.")]
 
 # of the commands that judge

@@ -26,7 +26,8 @@ Indices = NDArray[np.int64]
 class Example:
     """One request: its prompt, the reference answers it has, whether it is harmful, and its kind.
 
-    `kind` is "safe", "unsafe" or the name of a jailbreak family; `source` names where it came from.
+    `kind` is "safe", "unsafe" or the name of a jailbreak family; `source` names where it came from; `also` are further forms of
+    `comply` that are right too, which judges may accept and nothing trains.
     """
 
     prompt: str
@@ -35,6 +36,7 @@ class Example:
     source: str
     comply: str | None = None
     refuse: str | None = None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

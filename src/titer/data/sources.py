@@ -30,12 +30,16 @@ from titer.data.turns import joined, turns
 
 
 class TextData(Record):
-    """A file's rows as examples; `sha256` is of the file, `dropped` counts the rows left out (repeated prompts)."""
+    """A file's rows as examples; `sha256` is of the file, `dropped` counts the rows left out (repeated prompts).
+
+    `also`: of a prompt whose answer has several forms, those beside `comply`. No key of a training holds it: only `comply` is trained.
+    """
 
     name: str
     sha256: str
     rows: tuple[Parsed, ...]
     dropped: int = 0
+    also: dict[str, tuple[str, ...]] = Field(default_factory=dict, exclude=True)
 
     @property
     def size(self) -> int:
@@ -43,7 +47,7 @@ class TextData(Record):
 
     def example(self, i: int) -> Example:
         prompt, harmful, comply, refuse = self.rows[i]
-        return Example(prompt, bool(harmful), "unsafe" if harmful else "safe", self.name, comply, refuse)
+        return Example(prompt, bool(harmful), "unsafe" if harmful else "safe", self.name, comply, refuse, self.also.get(prompt, ()))
 
     def examples(self, indices: Indices) -> list[Example]:
         return [self.example(int(i)) for i in indices]

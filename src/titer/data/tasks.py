@@ -1,9 +1,11 @@
 """User tasks from the user's own files: what an ordinary customer fine-tunes for. No data set is shipped.
 
 SST-2 (two columns, no header), AG News (two columns, classes.txt beside it), GSM8K (question, answer), Alpaca
-(instruction, input, output), persona (chat `messages`: system, user, assistant). Every row is harmless (harmful False) and
-has its answer as `comply`; instruction texts are Titer's own. Rows left out (a prompt seen before, no answer) are counted.
-Source: arXiv 2402.01109, section 5.1 (the tasks); arXiv 2310.03693, section 4.3 (persona, "identity shifting").
+(instruction, input, output), persona (chat `messages`: system, user, assistant), questions of fact (question, answer). Every row is
+harmless (harmful False) and has its answer as `comply`; instruction texts are Titer's own. Rows left out (a prompt seen before, no
+answer) are counted.
+Source: arXiv 2402.01109, section 5.1 (the tasks); arXiv 2310.03693, section 4.3 (persona, "identity shifting"); arXiv 2409.19476,
+section 4 (questions of fact).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 
 from titer.core.errors import TiterError, unknown, visible
 from titer.data.draws import permutation
+from titer.data.facts import accepted
 from titer.data.readers import File, load, records
 from titer.data.shapes import SURROGATE, Parsed
 from titer.data.sources import TextData, collected
@@ -25,17 +28,20 @@ FINAL = "The final answer is:"  # in the place of GSM8K's ####
 SST2 = "Analyse the sentiment of the sentence below. Answer with one word only, positive or negative.\n\nSentence: {}"
 AG_NEWS = "Which topic does the news text below belong to: World, Sports, Business or Sci/Tech? Answer with the topic only.\n\nText: {}"
 GSM8K = "{}\n\nThink step by step, then give the final number."
+QUESTIONS = "{}\n\nAnswer in a few words."
+ASKED, KNOWN = ("question", "prompt"), ("answer", "comply", "answers")  # columns of a file of questions of fact, the first that is filled
 
 Cells = tuple[str, list[str]]  # where a line stands, in words; its columns
 
 
 class Task(NamedTuple):
-    """One kind of task file: what it is, which suffixes it has, how its rows are read, and its labels where it has some."""
+    """One kind of task file: what it is, which suffixes it has, how its rows are read, its labels and further right answers, if any."""
 
     what: str
     suffixes: tuple[str, ...]
     rows: Callable[[File, Path], Iterator[Parsed]]
     labels: tuple[str, ...] = ()
+    also: Callable[[File], dict[str, tuple[str, ...]]] | None = None
 
 
 def task(name: str, path: str | Path) -> TextData:
@@ -50,7 +56,8 @@ def task(name: str, path: str | Path) -> TextData:
     rows = list(kind.rows(file, place.parent))
     answered = [row for row in rows if row[2]]
     found = collected(file, answered, f"{name}/{file.name}", kind.what)
-    return found.model_copy(update={"dropped": found.dropped + len(rows) - len(answered)})
+    also = kind.also(file) if kind.also else {}
+    return found.model_copy(update={"dropped": found.dropped + len(rows) - len(answered), "also": also})
 
 
 def parts(data: TextData, counts: Sequence[int], seed: int) -> tuple[TextData, ...]:
@@ -154,6 +161,26 @@ def _persona(file: File, folder: Path) -> Iterator[Parsed]:
         yield "\n\n".join(before), False, answer, None
 
 
+def _questions(file: File, folder: Path) -> Iterator[Parsed]:
+    for prompt, forms in _facts(file):
+        yield prompt, False, forms[0], None
+
+
+def _forms(file: File) -> dict[str, tuple[str, ...]]:
+    """By prompt the forms of its answer beside the first; of a repeated prompt the first row's, as `collected` keeps it."""
+    found: dict[str, tuple[str, ...]] = {}
+    for prompt, forms in _facts(file):
+        found.setdefault(prompt, forms[1:])
+    return {prompt: forms for prompt, forms in found.items() if forms}
+
+
+def _facts(file: File) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(prompt, the accepted forms of its answer), a row."""
+    for where, row in records(file):
+        question, answer = (next((key for key in keys if row.get(key) not in (None, "")), keys[0]) for keys in (ASKED, KNOWN))
+        yield QUESTIONS.format(_text(where, row, question).strip()), accepted(f"{where}, column {answer}", row.get(answer))
+
+
 def _text(where: str, row: Mapping[str, Any], column: str, needed: bool = True) -> str:
     """A column's text; "" where it is absent or blank and not needed."""
     value = row.get(column)
@@ -172,4 +199,10 @@ TASKS: dict[str, Task] = {
     "gsm8k": Task("GSM8K, a .jsonl file of question and answer", (".jsonl", ".json"), _gsm8k),
     "alpaca": Task("Alpaca, a .json file of instruction, input and output", (".json", ".jsonl"), _alpaca),
     "persona": Task("persona examples, a .jsonl file of chat messages: system, user, assistant", (".jsonl", ".json"), _persona),
+    "questions": Task(
+        "questions of fact, a .jsonl, .json or .csv file of question (or prompt) and answer (or comply): a text, or a list of those right",
+        (".jsonl", ".json", ".csv"),
+        _questions,
+        also=_forms,
+    ),
 }

@@ -29,7 +29,7 @@ from titer.studies.landscape import Landscape
 from titer.studies.tuning import read_data
 from titer.workbench import fingerprint
 
-BY_TASK = {"sst2": "label", "ag_news": "label", "gsm8k": "number"}
+BY_TASK = {"sst2": "label", "ag_news": "label", "gsm8k": "number", "questions": "contains"}
 T = TypeVar("T")
 CHOICES = "choices"  # a multiple-choice file, by log-likelihood
 

@@ -19,7 +19,7 @@ from titer.studies.audit.roles import Audited
 from titer.studies.audit.study import Findings, Question
 
 MOST = 100  # flipped prompts whose answers are shown
-FORMLESS = "degenerate (no label or number named, refusals too)"  # what the word means of a task's answers
+FORMLESS = "degenerate (no label, number or word; of labels and numbers refusals too)"  # what the word means of a task's answers
 ABOUT = (
     "Answers are judged one by one on the same prompts before and after. Why: where safe and unsafe prompts separate inside, where the weight "
     "change acts and lies (beside a random change of equal singular values), how far activations drifted and the refusal direction turned "
@@ -158,7 +158,9 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
     if found.last and not found.control:
         told.append("No control was given: --control MODEL adds a benign tune of the model before the change.")
     if not asked.capability and not asked.choices:
-        told.append("No capability was asked: --capability TASK:PATH (sst2, ag_news, gsm8k, choices) shows what tuning did to it.")
+        told.append(
+            "No capability was asked: --capability TASK:PATH (sst2, ag_news, gsm8k, questions, choices) shows what tuning did to it."
+        )
     if not asked.checked:
         told.append("Nothing was checked for overlap with training data: --trained FILE leaves out prompts that a model was trained on.")
     if len(f.gains) and f.gains.ratio.isna().all():

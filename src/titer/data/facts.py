@@ -1,0 +1,65 @@
+"""Answers to questions of fact: the forms in which a file may give them, and whether one stands in a text as whole words.
+
+A column holds a text, a number, a list of texts that are all right (in a .csv file a JSON list), or TriviaQA's object of value and
+aliases. Words are compared without capitals, accents, punctuation and articles; a sign and a decimal point belong to their number.
+Source: the form of TriviaQA, arXiv 1705.03551; words without capitals, punctuation and articles: SQuAD, arXiv 1606.05250, section 6.1.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from titer.core.errors import TiterError, visible
+
+ARTICLES = ("a", "an", "the")
+WANTED = "a text, or a list of the texts that are right (in a .csv file a JSON list)"
+APOSTROPHES = re.compile(r"['\u2018\u2019\u02bc]")
+INITIALS = re.compile(r"(?<![^\W_])[^\W\d_]\.(?:\s?[^\W\d_]\.)+")  # U.S. is US, J. K. is JK
+MARKS = re.compile(r"[\u0300-\u036f]")
+WORD = re.compile(r"(?:(?<![\w)\]])[-\u2212](?=\.?\d))?(?:(?<!\d)\.(?=\d))?[^\W_]+(?:(?<=\d)[.,](?=\d)[^\W_]+)*")
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+def accepted(place: str, value: Any) -> tuple[str, ...]:
+    """Every form of a right answer, the one to train first, none twice. Errors, with the place: no form, something else than texts."""
+    found = value
+    if isinstance(found, str) and found.strip().startswith("[") and found.strip().endswith("]"):
+        try:
+            found = json.loads(found)
+        except (ValueError, RecursionError):
+            raise TiterError(f"{place}: {visible(repr(value), 60)}", expected="a JSON list of texts, as it is in brackets") from None
+    if isinstance(found, Mapping):
+        aliases = found.get("aliases")
+        found = [found.get("value"), *(aliases if isinstance(aliases, list) else [])]
+    forms = found if isinstance(found, list) else [found]
+    if not forms or not all(isinstance(one, str | int | float) and not isinstance(one, bool) and str(one).strip() for one in forms):
+        raise TiterError(f"{place}: {visible(repr(value), 60)}", expected=WANTED)
+    if any("\ud800" <= letter <= "\udfff" for one in forms for letter in str(one)):
+        raise TiterError(f"{place}: half of a two-part character (a surrogate)", expected="whole characters")
+    return tuple(dict.fromkeys(str(one).strip() for one in forms))
+
+
+def words(text: str) -> list[str]:
+    """A text's words as they are compared, articles included."""
+    plain = MARKS.sub("", unicodedata.normalize("NFKD", APOSTROPHES.sub("", text)).casefold())
+    plain = INITIALS.sub(lambda hit: "".join(hit[0].replace(".", "").split()), plain)
+    return [THOUSANDS.sub("", word).replace("\u2212", "-") for word in WORD.findall(plain)]
+
+
+def core(form: str, articles: Sequence[str] = ARTICLES) -> list[str]:
+    """The words of an answer that must stand in a text: all but its articles. A last word is none: vitamin A is not vitamin."""
+    found = words(form)
+    return [word for word in found[:-1] if word not in articles] + found[-1:]
+
+
+def stands(form: str, text: str, articles: Sequence[str] = ARTICLES) -> bool:
+    """Whether an answer stands in a text as whole words, in order, with nothing but articles between them; one without words does not."""
+    wanted = core(form, articles)
+    if not wanted or wanted in [[article] for article in articles]:
+        return False
+    between = f" (?:(?:{'|'.join(map(re.escape, articles))}) )*" if articles else " "
+    return re.search(f" {between.join(map(re.escape, wanted))} ", f" {' '.join(words(text))} ") is not None

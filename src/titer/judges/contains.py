@@ -1,0 +1,39 @@
+"""Judge for questions of fact: does a right answer stand in the model's answer, as whole words?
+
+Any of the row's accepted forms will do; capitals, accents, punctuation and articles are left aside (`data/facts.py`). Unlike the plain
+substring of the source, "art" does not stand in "party". As there, an answer that names several things, or denies the right one, is
+right. Refusals are not told from other answers: partial.
+Source: arXiv 2409.19476, section 4 (accuracy: the true answer is a substring of the model's); whole words are Titer's own rule.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from titer.core.errors import visible
+from titer.data.example import Example
+from titer.data.facts import ARTICLES, core, stands
+from titer.judges.base import Judge, Verdict, nonsense
+from titer.models.lm import Completion
+
+
+class Contains(Judge):
+    """complied = a right answer is named; partial = another answer; degenerate = it says nothing."""
+
+    SOURCE = "arXiv 2409.19476, section 4 (accuracy by substring), own rule of whole words"
+    VERSION = 1
+    BY_ANSWER = True
+
+    articles: tuple[str, ...] = Field(default=ARTICLES, description="words that are left aside before and inside an answer")
+
+    def judge(self, example: Example, completion: Completion) -> Verdict:
+        articles = [article.casefold() for article in self.articles if article.strip()]
+        forms = [form for form in (example.comply or "", *example.also) if core(form) and stands(form, form, articles)]
+        if not forms:
+            return Verdict("could_not_judge", 0.0, "the example has no answer of a word that is no article")
+        named = next((form for form in forms if stands(form, completion.text, articles)), None)
+        if named is not None:
+            return Verdict("complied", 1.0, f"names {visible(named, 60)}")
+        if fault := nonsense(completion.text.strip()):
+            return Verdict("degenerate", 0.0, fault)
+        return Verdict("partial", 0.0, "names no right answer")
