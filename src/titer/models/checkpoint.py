@@ -21,12 +21,13 @@ from titer.core.config import Record, digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import sha256_of
 from titer.models.adapted import HEADS, Adapter, Change, is_adapter
-from titer.models.own_code import apart, check_code, code_files, needs_code
+from titer.models.own_code import OwnCode, apart, check_code, code_files, unasked
 from titer.models.quantised import dequantised, joined, logical, quantisation, shape_of
 from titer.models.stored import AGAIN, read_json, shape, tensor_files, tensor_of
 
 OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
 PICKLES = OTHERS[:5]
+TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")  # any of these files is a tokenizer's
 WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len")  # where a configuration of transformers maps none to the first
 
 
@@ -105,8 +106,31 @@ class Checkpoint(Record):
 
     @cached_property
     def runs_code(self) -> bool:
-        """Whether loading it runs the code in its folder: its user asked for it, and transformers does not know the architecture."""
-        return self.trusted and needs_code(self.config)
+        """Whether loading it runs the code in its folder: its user asked for it, and the folder names some."""
+        return self.trusted and (self._own.needed or bool(self._own.named))
+
+    @cached_property
+    def ignored_code(self) -> tuple[str, ...]:
+        """MODULE.CLASS of the code its folder names that is not run, for nobody asked for it and transformers has classes of its own."""
+        return () if self.trusted or self._own.needed else self._own.named
+
+    @cached_property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder its tokenizer is read from: an adapter's own where it has one, else its base's; None where there is none."""
+        return next((f for f in self.folders if any(file for pattern in TOKENIZERS for file in f.glob(pattern))), None)
+
+    @cached_property
+    def _own(self) -> OwnCode:
+        place = self.tokenizer_folder or self.path
+        said, beside = (read_json(f) if f.is_file() else {} for f in (place / "tokenizer_config.json", place / "config.json"))
+        return OwnCode(self.config, said, beside)
+
+    def check_code(self) -> None:
+        """Errors: it needs code that nobody asked for; code to be run lies elsewhere or nowhere, or generates in its own way."""
+        if self.runs_code:
+            check_code(self.label, self._own, self.folders, self.tokenizer_folder or self.path)
+        elif self._own.needed:
+            raise unasked(self.label, self._own)
 
     @cached_property
     def key(self) -> str:
@@ -182,15 +206,14 @@ def opening(checkpoint: Checkpoint) -> Iterator[None]:
 def open_checkpoint(place: str | Path, name: str = "", adapter: str | Path | None = None, trusted: bool = False) -> Checkpoint:
     """A Checkpoint for a folder that holds a model, with an adapter's folder on it if one is given. Runs nothing of either.
 
-    `trusted`: its user asked for the code in its folder to be run, where transformers does not know the architecture.
+    `trusted`: its user asked for the code in its folder to be run.
     Errors: anything else; a pickle; a model that needs its own code, which nobody asked for or which lies elsewhere; quantised
     weights or an adapter that are not read.
     """
     path = Path(place)
     _check_folder(path, str(place))
     checkpoint = Checkpoint(path=path, name=name, adapter=None if adapter is None else Path(adapter), trusted=trusted)
-    if needs_code(checkpoint.config):
-        check_code(checkpoint.label, checkpoint.config, checkpoint.folders, trusted)
+    checkpoint.check_code()
     if not checkpoint.files:  # a cut safetensors file is found here, before anything runs
         raise _weightless(path)
     _ = checkpoint.changes  # and an adapter that does not fit

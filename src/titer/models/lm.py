@@ -30,7 +30,6 @@ from titer.models.suffix import TAIL, inserted
 
 Progress = Callable[[int, int], None]
 SHORT_WINDOW = 256
-TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")  # any of these files is a tokenizer's
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
@@ -356,7 +355,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
     Errors: a folder without one (for some models transformers would make up an empty one); an adapter's with tokens
     that the model has no embedding for.
     """
-    folder = next((f for f in checkpoint.folders if any(file for pattern in TOKENIZERS for file in f.glob(pattern))), None)
+    folder = checkpoint.tokenizer_folder
     if folder is None:
         raise TiterError(f"{checkpoint.label} has no tokenizer", expected="tokenizer.json or its like beside config.json")
     with opening(checkpoint):
