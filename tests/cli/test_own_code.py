@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.cli.conftest import Titer
-from tests.models.own import marked, own_llama
+from tests.models.own import marked, own_llama, written
 from titer import api
 from titer.core.errors import TiterError
 from titer.data.world import World
@@ -66,6 +66,18 @@ def test_evaluate_and_its_card(titer: Titer, own: Path) -> None:
     card = titer("report", str(Path(last.removeprefix("Report: ")).parent), "--card", "own/m")
     assert card.status == 0, card
     assert TRUST in (own / "README.md").read_text()
+
+
+def test_code_of_a_known_architecture_is_run_or_said_not_to_be(titer: Titer, own: Path) -> None:
+    written(own, model_type="llama")
+    found = titer("evaluate", "own/m", *EVALUATE)
+    assert "m: its folder names code of its own (configuration_own.OwnLlamaConfig, modeling_own" in found.out
+    assert not list(marked(own).iterdir())
+    asked = titer("evaluate", "own/m", *EVALUATE, TRUST)
+    assert sorted(p.name for p in marked(own).iterdir()) == ["configuration", "modelling"]
+    assert "code of its own" not in asked.out
+    pages = [Path(f.out.splitlines()[-1].removeprefix("Report: ")) for f in (found, asked)]
+    assert ["which was not run" in page.read_text() for page in pages] == [True, False]
 
 
 def test_audit(titer: Titer, own: Path) -> None:

@@ -1,4 +1,4 @@
-"""Models that need the code in their folder: refused and unread unless it is asked for, then run as it stands there, and keyed with it."""
+"""Models with code in their folder: not read unless it is asked for, refused where they need it, then run as it stands, keyed with it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoTokenizer, LlamaForCausalLM
 
 from tests.conftest import llama
-from tests.models.families import PROMPTS
+from tests.models.families import PROMPTS, SUPPORTED
 from tests.models.own import AUTO_MAP, marked, own_llama, written
 from tests.models.test_adapters import made
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.world import World
 from titer.models.checkpoint import open_checkpoint
+from titer.models.compatible import passed_over
 from titer.models.fast import Serving, openable
 from titer.models.fetch import resolve
-from titer.models.lm import Decoding, load, read_tokenizer
+from titer.models.lm import Architecture, Decoding, load, read_tokenizer
 from titer.models.weights import skeleton
+from titer.studies.audit.roles import audited, reading_notes
 
 IDS = [[1, 2, 3, 4]]
 REFUSED = r"needs code of its own .* unless it is asked to\. .*trust its author and have read that code: --trust-remote-code"
@@ -85,15 +87,92 @@ def test_it_computes_what_its_code_says(world: World, tmp_path: Path) -> None:
     assert torch.equal(logits(own_llama(world, tmp_path / "twice", scale=2)), 2 * plain.logits(IDS)[0])
 
 
-def test_of_an_architecture_that_transformers_knows_the_code_is_left_alone(folder: Path) -> None:
-    written(folder, model_type="llama")
-    written(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "modeling_own.OwnTokenizer"]})
-    checkpoint = open_checkpoint(folder, trusted=True)
-    assert not checkpoint.runs_code
-    assert checkpoint.key == open_checkpoint(folder).key
-    load(checkpoint)
-    skeleton(checkpoint)
+MODEL_ALONE = {"AutoModelForCausalLM": AUTO_MAP["AutoModelForCausalLM"]}
+
+
+@pytest.mark.parametrize("auto_map", [AUTO_MAP, MODEL_ALONE])
+def test_of_an_architecture_that_transformers_knows_the_code_is_run_where_it_is_asked_for(
+    world: World, tmp_path: Path, auto_map: dict[str, str]
+) -> None:
+    folder = own_llama(world, tmp_path / "m", scale=2)
+    written(folder, model_type="llama", auto_map=auto_map)
+    left, run = open_checkpoint(folder), open_checkpoint(folder, trusted=True)
+    assert (left.runs_code, left.ignored_code) == (False, tuple(auto_map.values()))
+    assert (run.runs_code, run.ignored_code) == (True, ())
+    assert left.key != run.key
+    plain = load(left)
+    assert type(skeleton(left).model) is type(plain.model) is LlamaForCausalLM
     assert imported(folder) == []
+    own = load(run)
+    assert type(own.model).__name__ == type(skeleton(run).model).__name__ == "OwnLlamaForCausalLM"
+    assert torch.equal(own.logits(IDS)[0], 2 * plain.logits(IDS)[0])
+    own.save(tmp_path / "again" / "m")
+    assert torch.equal(logits(tmp_path / "again" / "m"), own.logits(IDS)[0])
+    with open(folder / "modeling_own.py", "a") as file:
+        file.write("# a word more\n")
+    assert open_checkpoint(folder).key == left.key
+    assert open_checkpoint(folder, trusted=True).key != run.key
+    assert type(load(left).model) is LlamaForCausalLM  # what was run is forgotten
+
+
+def test_code_that_transformers_takes_no_class_from_is_left_alone(folder: Path, world: World, tmp_path: Path) -> None:
+    written(folder, model_type="llama", auto_map={"AutoModelForSequenceClassification": "modeling_own.OwnLlamaForCausalLM"})
+    Architecture(layers=2, width=16, heads=2, norm="stream").build(world.tokenizer(), 0).save(tmp_path / "stream")
+    written(tmp_path / "stream", auto_map=AUTO_MAP)  # an architecture that Titer brings goes before what a folder says
+    for place in (folder, tmp_path / "stream"):
+        checkpoint = open_checkpoint(place, trusted=True)
+        assert (checkpoint.runs_code, open_checkpoint(place).ignored_code) == (False, ())
+        load(checkpoint)
+    assert imported(folder) == []
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_code_of_a_known_architecture_that_is_elsewhere_or_nowhere_can_be_left_out(folder: Path, asked: bool) -> None:
+    elsewhere = {"AutoModelForCausalLM": "some/other--modeling_own.OwnLlamaForCausalLM"}
+    for auto_map, why in ((elsewhere, "takes code from outside of its folder"), ({"AutoConfig": "gone.Config"}, r"lacks gone\.py")):
+        written(folder, model_type="llama", auto_map=auto_map)
+        if asked:
+            with pytest.raises(TiterError, match=rf"{why}.*Or leave out --trust-remote-code: transformers has classes of its own"):
+                open_checkpoint(folder, trusted=True)
+        else:
+            load(open_checkpoint(folder))
+
+
+@pytest.mark.parametrize("name", sorted(SUPPORTED))
+@pytest.mark.parametrize("pair", [[None, "tokenization_own.OwnTokenizer"], ["tokenization_own.OwnTokenizer", None]])
+def test_a_known_architecture_whose_tokenizer_has_code_of_its_own(name: str, pair: list[str | None], world: World, tmp_path: Path) -> None:
+    """Refused where transformers has no tokenizer for it, else read by transformers' own; run where it was asked for."""
+    folder = tmp_path / "m"
+    SUPPORTED[name](world).save(folder)
+    marked(folder).mkdir()
+    with_tokenizer(folder, folder)
+    written(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": pair})
+    try:
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ValueError:
+        with pytest.raises(TiterError, match=r"m \(.*\)'s tokenizer tokenization_own\.OwnTokenizer " + REFUSED):
+            open_checkpoint(folder)
+    else:
+        left = open_checkpoint(folder)
+        assert left.ignored_code == ("tokenization_own.OwnTokenizer",)
+        assert type(read_tokenizer(left)).__name__ != "OwnTokenizer"
+    assert imported(folder) == []
+    checkpoint = open_checkpoint(folder, trusted=True)
+    assert checkpoint.runs_code
+    assert imported(folder) == []
+    assert type(read_tokenizer(checkpoint)).__name__ == "OwnTokenizer"
+    (folder / "tokenization_own.py").unlink()
+    with pytest.raises(TiterError, match=r"lacks tokenization_own\.py"):
+        open_checkpoint(folder, trusted=True)
+
+
+def test_what_was_not_run_is_told(folder: Path) -> None:
+    assert passed_over("m", open_checkpoint(folder, trusted=True)) == []
+    written(folder, model_type="llama", auto_map=MODEL_ALONE)
+    (told,) = reading_notes(audited([open_checkpoint(folder)]), PROMPTS)[1:]
+    assert told.startswith("m: its folder names code of its own (modeling_own.OwnLlamaForCausalLM), which was not run; ")
+    assert told.endswith("--trust-remote-code")
+    assert len(reading_notes(audited([open_checkpoint(folder, trusted=True)]), PROMPTS)) == 1
 
 
 def test_the_key_is_of_the_code_too_where_it_is_run_and_only_there(folder: Path, world: World, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@
     print(found.answer, found.page)
 
 MODEL is a folder, BASE+ADAPTER, a fetched name or a hub id. `runs` is the folder of runs: what stands there is not made again.
-`progress`: progress on standard error. `trust_remote_code` runs the code of the models' authors on this machine, where transformers
-does not know the architecture; a judge's is refused even then. `cost` says what an order would compute. Errors: TiterError, with what
+`progress`: progress on standard error. `trust_remote_code` runs the code of the models' authors on this machine, before
+transformers' own; a judge's is refused even then. `cost` says what an order would compute. Errors: TiterError, with what
 was given, what was expected and what to do next.
 """
 

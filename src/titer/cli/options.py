@@ -48,7 +48,7 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
-        help="Run the code that a model's author put beside its weights, on this machine, where transformers does not know the model: "
+        help="Run the code that a model's author put beside its weights, on this machine, before transformers' own: "
         "it can do anything you can.",
     ),
 ]

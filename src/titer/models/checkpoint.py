@@ -21,12 +21,14 @@ from titer.core.config import Record, digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import sha256_of
 from titer.models.adapted import HEADS, Adapter, Change, is_adapter
-from titer.models.own_code import apart, check_code, code_files, needs_code
+from titer.models.own_code import OwnCode, apart, check_code, code_files, unasked
 from titer.models.quantised import dequantised, joined, logical, quantisation, shape_of
-from titer.models.stored import AGAIN, read_json, shape, tensor_files, tensor_of
+from titer.models.stored import AGAIN, INDEX, read_json, shape, tensor_files, tensor_of
 
 OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
 PICKLES = OTHERS[:5]
+TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")  # any of these files is a tokenizer's
+KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len")  # where a configuration of transformers maps none to the first
 
 
@@ -83,7 +85,32 @@ class Checkpoint(Record):
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return read_json(self.path / "config.json")
+        """config.json. Errors: it is not readable, or sends transformers to another file, which nothing here would have looked at."""
+        found = read_json(self.path / "config.json")
+        if found.get("configuration_files"):
+            raise TiterError(
+                f"the config.json of {self.label} sends transformers to another file (configuration_files)",
+                expected="one configuration, in config.json",
+                next_step="give a copy of the folder whose config.json is the configuration that is meant.",
+            )
+        return found
+
+    def configuration(self) -> Any:
+        """The configuration as transformers reads it, less what the folder says of the code that computes attention and experts.
+
+        That code is the reader's choice: a folder's would ask for packages that are not there, or have transformers fetch it from the hub.
+        Errors: what transformers raises (`opening` makes it clear).
+        """
+        from transformers import AutoConfig  # noqa: PLC0415
+
+        config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=self.runs_code)
+        config._attn_implementation = config._experts_implementation = None  # set so, it reaches every configuration within
+        return config
+
+    @cached_property
+    def picks_kernels(self) -> bool:
+        """Whether config.json says by which code attention or experts are computed, which `configuration` sets aside."""
+        return _says(self.config, KERNELS)
 
     @cached_property
     def window(self) -> int | None:
@@ -91,12 +118,12 @@ class Checkpoint(Record):
 
         Errors: a configuration that transformers does not open.
         """
-        from transformers import CONFIG_MAPPING, AutoConfig  # noqa: PLC0415
+        from transformers import CONFIG_MAPPING  # noqa: PLC0415
 
         if self.config.get("model_type") not in CONFIG_MAPPING and not self.runs_code:  # loading will say what is wrong with it
             return stated_window(self.config)
         with opening(self):
-            return stated_window(AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=self.runs_code))
+            return stated_window(self.configuration())
 
     @cached_property
     def quantised(self) -> str:
@@ -105,8 +132,31 @@ class Checkpoint(Record):
 
     @cached_property
     def runs_code(self) -> bool:
-        """Whether loading it runs the code in its folder: its user asked for it, and transformers does not know the architecture."""
-        return self.trusted and needs_code(self.config)
+        """Whether loading it runs the code in its folder: its user asked for it, and the folder names some."""
+        return self.trusted and (self._own.needed or bool(self._own.named))
+
+    @cached_property
+    def ignored_code(self) -> tuple[str, ...]:
+        """MODULE.CLASS of the code its folder names that is not run, for nobody asked for it and transformers has classes of its own."""
+        return () if self.trusted or self._own.needed else self._own.named
+
+    @cached_property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder its tokenizer is read from: an adapter's own where it has one, else its base's; None where there is none."""
+        return next((f for f in self.folders if any(file for pattern in TOKENIZERS for file in f.glob(pattern))), None)
+
+    @cached_property
+    def _own(self) -> OwnCode:
+        place = self.tokenizer_folder or self.path
+        said, beside = (read_json(f) if f.is_file() else {} for f in (place / "tokenizer_config.json", place / "config.json"))
+        return OwnCode(self.config, said, beside)
+
+    def check_code(self) -> None:
+        """Errors: it needs code that nobody asked for; code to be run lies elsewhere or nowhere, or generates in its own way."""
+        if self.runs_code:
+            check_code(self.label, self._own, self.folders, self.tokenizer_folder or self.path)
+        elif self._own.needed:
+            raise unasked(self.label, self._own)
 
     @cached_property
     def key(self) -> str:
@@ -164,6 +214,13 @@ def stated_window(config: Any) -> int | None:
     return next((size for size in found if isinstance(size, int) and size > 0), None)  # XLNet says -1: no limit
 
 
+def _says(config: Any, keys: tuple[str, ...]) -> bool:
+    """Whether a configuration, or one within it, gives one of the keys a value."""
+    if not isinstance(config, dict):
+        return False
+    return any(config.get(key) for key in keys) or any(_says(part, keys) for part in config.values())
+
+
 @contextmanager
 def opening(checkpoint: Checkpoint) -> Iterator[None]:
     """What transformers raises for a folder it cannot open becomes one clear error; code of other folders is kept out of it."""
@@ -182,17 +239,17 @@ def opening(checkpoint: Checkpoint) -> Iterator[None]:
 def open_checkpoint(place: str | Path, name: str = "", adapter: str | Path | None = None, trusted: bool = False) -> Checkpoint:
     """A Checkpoint for a folder that holds a model, with an adapter's folder on it if one is given. Runs nothing of either.
 
-    `trusted`: its user asked for the code in its folder to be run, where transformers does not know the architecture.
+    `trusted`: its user asked for the code in its folder to be run.
     Errors: anything else; a pickle; a model that needs its own code, which nobody asked for or which lies elsewhere; quantised
     weights or an adapter that are not read.
     """
     path = Path(place)
     _check_folder(path, str(place))
     checkpoint = Checkpoint(path=path, name=name, adapter=None if adapter is None else Path(adapter), trusted=trusted)
-    if needs_code(checkpoint.config):
-        check_code(checkpoint.label, checkpoint.config, checkpoint.folders, trusted)
+    checkpoint.check_code()
     if not checkpoint.files:  # a cut safetensors file is found here, before anything runs
         raise _weightless(path)
+    _check_named(checkpoint)
     _ = checkpoint.changes  # and an adapter that does not fit
     return checkpoint
 
@@ -214,6 +271,17 @@ def _check_folder(path: Path, given: str) -> None:
         )
     if not path.is_dir() or not config.is_file():
         raise TiterError(f"{path} is no model", expected="a folder with config.json, a tokenizer and *.safetensors")
+
+
+def _check_named(checkpoint: Checkpoint) -> None:
+    """Errors: config.json names other weights (transformers_weights) than those that are measured: transformers would run them."""
+    named, held = checkpoint.config.get("transformers_weights"), sorted({file.name for file in checkpoint.files.values()})
+    if named and named != INDEX and held != [named]:
+        raise TiterError(
+            f"the config.json of {checkpoint.label} names {visible(str(named), 120)} as its weights, and {held[0]} is read",
+            expected="one set of weights",
+            next_step="give a copy of the folder with the weights that are meant, and without transformers_weights in config.json.",
+        )
 
 
 def _weightless(path: Path) -> TiterError:

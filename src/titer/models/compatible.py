@@ -1,4 +1,4 @@
-"""Whether two checkpoints can be compared weight by weight and token by token. Reads headers and vocabularies, no weights."""
+"""How checkpoints are read, and whether two can be compared weight by weight and token by token. Reads headers and vocabularies."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ def read_alike(first: Checkpoint, second: Checkpoint, prompts: Sequence[str]) ->
 def untemplated(checkpoint: Checkpoint) -> bool:
     """Whether prompts are given to it as plain text, for want of a chat template."""
     return not getattr(read_tokenizer(checkpoint), "chat_template", None)
+
+
+def passed_over(name: str, checkpoint: Checkpoint) -> list[str]:
+    """That the code which a model's folder names was not run, in a sentence; [] where it names none, or its code is run."""
+    if not checkpoint.ignored_code:
+        return []
+    return [
+        f"{name}: its folder names code of its own ({visible(', '.join(checkpoint.ignored_code), 200)}), which was not run; the classes "
+        "that transformers has for it were used. Where you trust its author and have read that code: --trust-remote-code"
+    ]
 
 
 def comparable(first: Checkpoint, second: Checkpoint) -> None:

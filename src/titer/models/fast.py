@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from titer.core.config import Record, digest
 from titer.core.errors import TiterError, unknown, visible
@@ -96,9 +96,11 @@ def engine_told(serving: Serving | None) -> dict[str, object]:
 def openable(checkpoint: Checkpoint, store: Store, dtype: Literal["float32", "bfloat16"] = "bfloat16") -> Checkpoint:
     """The model as a folder that vLLM opens with the weights that are measured: of an adapter merged, of int8 dequantised.
 
+    One whose config.json picks the code of attention or experts is saved without that choice, which vLLM would read.
+
     Made on the CPU once and kept in the store; it needs the memory and the disk of the whole model. Any other model is itself.
     """
-    if checkpoint.adapter is None and not checkpoint.quantised:
+    if not _not_as_it_is(checkpoint):
         return checkpoint
     inputs = {"model": checkpoint.key, "dtype": dtype, "version": VERSION}
     folder = store.artefact("whole", inputs, lambda work: load(checkpoint, "cpu", dtype).save(work / "model"))
@@ -201,12 +203,8 @@ def open_fast(checkpoint: Checkpoint, serving: Serving | None = None, vllm: Libr
     cannot open, or that has no tokenizer.
     """
     how = serving or Serving()
-    if checkpoint.adapter is not None or checkpoint.quantised:
-        kind = "an adapter on its base" if checkpoint.adapter is not None else "quantised"
-        raise TiterError(
-            f"{checkpoint.label} is {kind}: vLLM would not run the weights that are measured",
-            expected="a whole model (models.fast.openable)",
-        )
+    if why := _not_as_it_is(checkpoint):
+        raise TiterError(f"{checkpoint.label} {why}", expected="a whole model (models.fast.openable)")
     words, used = _words(checkpoint), vllm or library()
     with _asking(checkpoint.label):
         engine = used.LLM(
@@ -222,10 +220,19 @@ def open_fast(checkpoint: Checkpoint, serving: Serving | None = None, vllm: Libr
     return Fast(words, engine, used.SamplingParams)
 
 
+def _not_as_it_is(checkpoint: Checkpoint) -> str:
+    """Why vLLM is not given a model's own folder; "" where it is."""
+    if checkpoint.adapter is not None:
+        return "is an adapter on its base: vLLM would not run the weights that are measured"
+    if checkpoint.quantised:
+        return "is quantised: vLLM would not run the weights that are measured"
+    return "picks the code that computes it in its config.json, which is no folder's to choose" if checkpoint.picks_kernels else ""
+
+
 def _words(checkpoint: Checkpoint) -> LM:
     """A model's tokenizer, ends and window, as a loaded `LM` states them; no weights are read."""
     with opening(checkpoint):
-        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=checkpoint.runs_code)
+        config = checkpoint.configuration()
         own = (checkpoint.path / "generation_config.json").is_file()
         generation = (
             GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True) if own else GenerationConfig.from_model_config(config)

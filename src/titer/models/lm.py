@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from titer.core.config import Record
@@ -30,7 +30,6 @@ from titer.models.suffix import TAIL, inserted
 
 Progress = Callable[[int, int], None]
 SHORT_WINDOW = 256
-TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")  # any of these files is a tokenizer's
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
@@ -305,7 +304,7 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
     with opening(checkpoint):
         opened: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.path,
-            config=_dense_config(checkpoint),
+            config=_configuration(checkpoint),
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=checkpoint.runs_code,
@@ -327,12 +326,11 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
     return LM(model.to(where).eval(), read_tokenizer(checkpoint), checkpoint.label)
 
 
-def _dense_config(checkpoint: Checkpoint) -> Any:
-    """The configuration that makes transformers dequantise in loading; None, its own reading, for any other model."""
-    if not checkpoint.quantised:
-        return None
-    config: Any = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=checkpoint.runs_code)
-    config.quantization_config = {**config.quantization_config, "dequantize": True}
+def _configuration(checkpoint: Checkpoint) -> Any:
+    """The configuration to load by: of a quantised model, one that makes transformers dequantise."""
+    config = checkpoint.configuration()
+    if checkpoint.quantised:
+        config.quantization_config = {**config.quantization_config, "dequantize": True}
     return config
 
 
@@ -356,7 +354,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
     Errors: a folder without one (for some models transformers would make up an empty one); an adapter's with tokens
     that the model has no embedding for.
     """
-    folder = next((f for f in checkpoint.folders if any(file for pattern in TOKENIZERS for file in f.glob(pattern))), None)
+    folder = checkpoint.tokenizer_folder
     if folder is None:
         raise TiterError(f"{checkpoint.label} has no tokenizer", expected="tokenizer.json or its like beside config.json")
     with opening(checkpoint):

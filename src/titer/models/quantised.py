@@ -29,10 +29,17 @@ Files = Mapping[str, Path]
 def quantisation(config: Mapping[str, Any], label: str) -> str:
     """What a config.json says of quantised weights, in words; "" where they are not.
 
-    Errors: another method than compressed-tensors; several schemes, rotations or sparsity; the library is not installed.
+    Errors: another method than compressed-tensors; a part of the model quantised for itself; several schemes, rotations or
+    sparsity; the library is not installed.
     """
     said = config.get("quantization_config") or config.get("compression_config")
     if not said:
+        if place := _within(config):  # transformers reads it there too
+            raise TiterError(
+                f"{label} is quantised in a part of it ({visible(place, 60)} of config.json), which Titer does not read",
+                expected="plain safetensors, or one quantization_config for the whole model",
+                next_step="give the model before it was quantised.",
+            )
         return ""
     method = said.get("quant_method") if isinstance(said, dict) else None
     if method != METHOD:
@@ -51,6 +58,12 @@ def quantisation(config: Mapping[str, Any], label: str) -> str:
     if find_spec("compressed_tensors") is None:
         raise TiterError(f"{label} is quantised, and compressed-tensors is not installed", next_step=INSTALL)
     return _in_words(group, weights, said)
+
+
+def _within(config: Mapping[str, Any]) -> str:
+    """The part of a configuration that has a quantisation of its own, "" where none has."""
+    parts = {key: part for key, part in config.items() if isinstance(part, dict)}
+    return next((key for key, part in parts.items() if part.get("quantization_config") or _within(part)), "")
 
 
 def _in_words(group: Mapping[str, Any], weights: Mapping[str, Any], said: Mapping[str, Any]) -> str:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from titer.core.errors import TiterError
-from titer.models.checkpoint import Checkpoint
-from titer.models.own_code import apart
+from titer.models.checkpoint import Checkpoint, opening
 from titer.models.sites import Sites
 from titer.models.stream_norm import StreamNormForCausalLM  # noqa: F401  (registers the variant with transformers)
 
 
 def skeleton(checkpoint: Checkpoint) -> Sites:
-    """The sites of a checkpoint's architecture, built without any weight in memory."""
-    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
+    """The sites of a checkpoint's architecture, built without any weight in memory.
 
-    code = checkpoint.runs_code
-    with apart() if code else nullcontext():
-        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=code)
-        with torch.device("meta"):
-            return Sites(AutoModelForCausalLM.from_config(config, trust_remote_code=code))
+    Errors: a folder that transformers does not open; an architecture without known sites.
+    """
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    with opening(checkpoint), torch.device("meta"):
+        config = checkpoint.configuration()
+        config._attn_implementation = "eager"  # which every architecture has: nothing is computed here
+        return Sites(AutoModelForCausalLM.from_config(config, trust_remote_code=checkpoint.runs_code))
 
 
 def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tensor, torch.Tensor]:

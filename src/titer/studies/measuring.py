@@ -17,6 +17,7 @@ from titer.core.run import slug
 from titer.data.formats import FORMAT
 from titer.data.sources import TextData
 from titer.judges.base import long_enough
+from titer.models.compatible import passed_over
 from titer.models.fast import engine_told
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
@@ -98,6 +99,7 @@ def planned(order: Order, ready: Prepared) -> Plan:
 def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> Evaluated:
     """Generate, judge, report. Errors: a prompt with no room for its answer."""
     runs, judge = bench.store.root, ready.judges.judge
+    unrun = passed_over(ready.subject.name, ready.subject.checkpoint)
     verdicts, rates = evaluation.evaluate_model(bench, ready.subject, ready.text, judge, ready.decoding, order.prompts, ready.attack)
     bench.release()  # a second judge may load a model of its own
     how = {
@@ -107,6 +109,7 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
         **ready.decoding.model_dump(),
         **engine_told(bench.serving),
         **bench.read_in,
+        **({"code": unrun[0]} if unrun else {}),
     }
     name = f"evaluate-{slug(ready.subject.name)}-{slug(str(Path(ready.text.name).with_suffix('')))}"
     beside = review(verdicts, rates, (order.judge, judge), ready.judges.people, ready.judges.second, bench.ask)
@@ -116,7 +119,7 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
     )
     if order.canary is not None:
         (folder / "prompts.csv").write_bytes(tuning.prompt_file(ready.text).encode())
-    lines = "\n".join([evaluation.refusal_line(rates), *beside.lines])
+    lines = "\n".join([evaluation.refusal_line(rates), *beside.lines, *unrun])
     return Evaluated(page, answer, verdicts, rates, beside, lines)
 
 
