@@ -205,7 +205,7 @@ def test_studies_on_real_models_have_their_own_options(here: Path) -> None:
 
 def test_this_machine_and_what_can_be_named(here: Path) -> None:
     assert {"cores", "models by name", "cache writable"} <= set(api.doctor())
-    assert "vaccine" in api.listed("methods")
+    assert "vaccine" in api.listed("methods")["methods"]
     assert "rho" in api.show("vaccine")
     assert "--stream" in api.show("lisa")
     with pytest.raises(TiterError, match="attacks"):

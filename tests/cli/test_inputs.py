@@ -67,7 +67,10 @@ def test_a_file_that_is_not_utf_8_is_told_by_its_line(wrong: Wrong, here: Path) 
             ("evaluate", "smolm2-135m", "--data", "d.csv"),
             ("unknown model 'smolm2-135m'", "did you mean 'smollm2-135m'?", "a folder"),
         ),
-        ((*EVALUATE, "--judge", "refusl"), ("unknown judge 'refusl'", "one of classifier, exact, ", "did you mean 'refusal'?", ".py file")),
+        (
+            (*EVALUATE, "--judge", "refusl"),
+            ("unknown judge 'refusl'", "one of classifier, contains, exact, ", "did you mean 'refusal'?", ".py file"),
+        ),
         ((*EVALUATE, "--attack", "prefil"), ("unknown attack 'prefil'", "did you mean 'prefill'?")),
         ((*ALIGN, "--method", "sfd"), ("unknown method 'sfd'", "did you mean 'sft'?")),
         (

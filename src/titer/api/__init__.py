@@ -17,12 +17,12 @@ from titer.api.cost import cost
 from titer.api.measure import Audited, audit, audited, evaluate, inspect, lm_eval
 from titer.api.study import Studied, demo, study
 from titer.api.train import align, finetune
+from titer.core.plugins import listed
 from titer.studies.audit.ask import Order as AuditOrder
 from titer.studies.measuring import Evaluated
 from titer.studies.measuring import Order as EvaluateOrder
-from titer.studies.named import listed
-from titer.studies.named import shown as show
 from titer.studies.real import RealOrder
+from titer.studies.showing import shown as show
 from titer.studies.training import AlignOrder, FinetuneOrder, Trained
 from titer.studies.tuning import How
 from titer.studies.world import WorldOrder

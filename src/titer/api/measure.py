@@ -126,7 +126,7 @@ def evaluate(
     attack: str | None = None,
     attack_set: Settings | None = None,
     prompts: int | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     inspect_log: Place | None = None,
     engine: str = "transformers",

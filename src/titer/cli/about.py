@@ -22,7 +22,7 @@ def models_get(name: str, as_json: AsJson = False) -> None:
 
 def list_(kind: Annotated[str | None, typer.Argument(help="methods, attacks, judges or probes")] = None, as_json: AsJson = False) -> None:
     """What can be named on the command line."""
-    from titer.studies.named import listed
+    from titer.core.plugins import listed
 
     found = listed(kind)
     lines = [line for k, rows in found.items() for line in (k, *(f"  {name:12} {text}" for name, text in rows.items()))]
@@ -31,7 +31,7 @@ def list_(kind: Annotated[str | None, typer.Argument(help="methods, attacks, jud
 
 def show(name: str) -> None:
     """The documentation and settings of a method, attack, judge or probe; the streams and models of a method."""
-    from titer.studies.named import shown
+    from titer.studies.showing import shown
 
     typer.echo(shown(name))
 

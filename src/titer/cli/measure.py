@@ -45,7 +45,7 @@ def evaluate(
     labelled: People = None,
     attack: Annotated[str | None, typer.Option(help="Attack: a name (titer list attacks) or a .py file.")] = None,
     prompts: Prompts = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 64, or what the judge needs (number: 256).")] = None,
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
     settings: Set = None,
     inspect_log: Annotated[

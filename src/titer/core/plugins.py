@@ -19,6 +19,7 @@ from titer.core.errors import TiterError, unknown, visible
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
+KINDS = ("methods", "attacks", "judges", "probes")
 PACKAGE = Path(__file__).parent.parent
 
 
@@ -26,6 +27,13 @@ def names(package: str) -> dict[str, str]:
     """Plug-ins of a sub-package ("methods"): name -> first sentence of its docstring, no import."""
     files = sorted(p for p in (PACKAGE / package).glob("*.py") if p.stem not in ("__init__", "base"))
     return {file.stem: summary(file) for file in files}
+
+
+def listed(kind: str | None = None) -> dict[str, dict[str, str]]:
+    """Kind -> name -> first sentence, of one kind of plug-in or of all. Errors: an unknown kind."""
+    if kind is not None and kind not in KINDS:
+        unknown("kind", kind, KINDS)
+    return {one: names(one) for one in ((kind,) if kind else KINDS)}
 
 
 def summary(file: Path) -> str:

@@ -16,7 +16,6 @@ from titer.core.plugins import plugin
 from titer.core.run import slug
 from titer.data.formats import FORMAT
 from titer.data.sources import TextData
-from titer.judges.base import long_enough
 from titer.models.compatible import passed_over
 from titer.models.fast import engine_told
 from titer.models.fetch import resolve
@@ -25,6 +24,8 @@ from titer.report.places import report_folder
 from titer.studies import evaluation, tuning
 from titer.studies.judging import Judges, Review, at_longest, chosen, review
 from titer.workbench import Model, Workbench, attempts_key
+
+USUAL = 64  # new tokens an answer, unless the user or the judge wants more
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Order:
     attack: str | None = None
     attack_set: Sequence[str] = ()
     prompts: int | None = None
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None
     temperature: float = 0.0
     trust_remote_code: bool = False
 
@@ -75,8 +76,8 @@ def prepared(order: Order) -> Prepared:
     judges = chosen(order)
     text = _prompts(order, judges.judge.BY_ANSWER)
     checkpoint = resolve(order.model, order.trust_remote_code)
-    decoding = build(Decoding, {"max_new_tokens": order.max_new_tokens, "temperature": order.temperature}, "decoding")
-    decoding = long_enough(decoding, judges.judge)
+    tokens = max(USUAL, judges.judge.ROOM) if order.max_new_tokens is None else order.max_new_tokens
+    decoding = build(Decoding, {"max_new_tokens": tokens, "temperature": order.temperature}, "decoding")
     return Prepared(Model(checkpoint.label, checkpoint.key, checkpoint), text, judges, _attack(order), decoding)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +24,8 @@ from titer.studies.audit.headline import answer, below
 from titer.studies.audit.report import audit_report
 from titer.studies.audit.roles import audited, reading_notes
 from titer.studies.audit.study import Question, measured
+from titer.studies.measuring import Order as EvaluateOrder
+from titer.studies.measuring import prepared
 from titer.workbench import Workbench
 
 Saved = Callable[..., Checkpoint]
@@ -108,6 +111,15 @@ def test_a_sum_has_room_to_be_worked_out() -> None:
     assert Asked([], Number()).decoding(short).max_new_tokens == 256
     assert Asked([], Number()).decoding(long) == long
     assert Asked([], Refusal()).decoding(short) == short
+
+
+def test_an_evaluation_gives_a_sum_room_unless_its_user_says_otherwise(saved: Saved, tmp_path: Path) -> None:
+    (tmp_path / "sums.csv").write_text("prompt,comply\na b,4\n", encoding="utf-8")
+    order = EvaluateOrder(str(saved("base", 0).path), tmp_path / "sums.csv", judge="number")
+    assert prepared(order).decoding.max_new_tokens == 256
+    assert prepared(replace(order, max_new_tokens=2)).decoding.max_new_tokens == 2
+    (tmp_path / "asked.csv").write_text("prompt,label\na b,safe\n", encoding="utf-8")
+    assert prepared(EvaluateOrder(order.model, tmp_path / "asked.csv")).decoding.max_new_tokens == 64
 
 
 def test_answers_that_were_cut_are_counted_where_they_cost_a_right_answer() -> None:

@@ -1,19 +1,10 @@
-"""What can be named on the command line and from Python: methods, attacks, judges and probes, listed and shown. L6."""
+"""What a method, attack, judge or probe is, in words, by its name. L6."""
 
 from __future__ import annotations
 
 from titer.core.errors import unknown
-from titer.core.plugins import describe, names, plugin
+from titer.core.plugins import KINDS, describe, names, plugin
 from titer.methods.base import Method
-
-KINDS = ("methods", "attacks", "judges", "probes")
-
-
-def listed(kind: str | None = None) -> dict[str, dict[str, str]]:
-    """Kind -> name -> first sentence, of one kind or of all. Errors: an unknown kind."""
-    if kind is not None and kind not in KINDS:
-        unknown("kind", kind, KINDS)
-    return {one: names(one) for one in ((kind,) if kind else KINDS)}
 
 
 def shown(name: str) -> str:
