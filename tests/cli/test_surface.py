@@ -102,7 +102,7 @@ SURFACE = {
 DEFAULTS = {
     ("demo", "seed"): 0,
     ("evaluate", "judge"): "refusal",
-    ("evaluate", "max_new_tokens"): 64,
+    ("evaluate", "max_new_tokens"): None,
     ("evaluate", "temperature"): 0.0,
     ("study", "scale"): "",
     ("study", "part"): "all",
