@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+THREADS = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}  # as the command line sets it
 NAMES = ("step", "dpo_step", "vaccine_step", "sampler", "generation", "startup", "pair", "audit", "demo")
 
 
 def run(name: str) -> dict[str, Any]:
     """The last line of a benchmark, printed and read; one that broke off is not ok."""
     file = Path(__file__).with_name(f"{name}.py")
-    done = subprocess.run([sys.executable, file], stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run([sys.executable, file], stdout=subprocess.PIPE, text=True, check=False, env=os.environ | THREADS)
     last = (done.stdout.strip().splitlines() or [""])[-1]
     print(last or f"{name}: no output", flush=True)
     try:
