@@ -74,7 +74,7 @@ def test_an_unknown_name_gets_the_nearest_and_the_way_to_a_file() -> None:
     message = fault("refusl")
     assert "unknown judge 'refusl'" in message
     assert "did you mean 'refusal'?" in message
-    assert "one of classifier, exact, " in message
+    assert "one of classifier, contains, exact, " in message
     assert ".py" in message
 
 

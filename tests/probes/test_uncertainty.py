@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from torch.nn import functional
+from transformers import PretrainedConfig
 
 from tests.models.families import ANSWERS, PROMPTS, SUPPORTED
 from tests.probes.made import lively
@@ -29,7 +30,7 @@ class Bigram(torch.nn.Module):
     def __init__(self, logits: torch.Tensor) -> None:
         super().__init__()
         self.table = torch.nn.Embedding.from_pretrained(logits)
-        self.config, self.generation_config = SimpleNamespace(), None
+        self.config, self.generation_config = PretrainedConfig(), None
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.table
