@@ -16,7 +16,6 @@ from titer.core.errors import TiterError
 from titer.data.choices import Question as Choice
 from titer.data.example import Example
 from titer.judges.base import Judge
-from titer.models.checkpoint import opening
 from titer.models.lm import Decoding
 from titer.models.sites import Sites
 from titer.models.weights import skeleton
@@ -117,8 +116,7 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
     Errors: fewer than four prompts of a class; prompts or reference answers beyond the window; answers that cannot be had or judged.
     """
     check(found.models, asked, settings)
-    with opening(found.models[0].checkpoint):
-        sites = skeleton(found.models[0].checkpoint)  # an architecture without known sites is refused before anything runs
+    sites = skeleton(found.models[0].checkpoint)  # an architecture without known sites is refused before anything runs
     lacking = Lacking(bench.reporter.tell)
     within = Within(bench, asked, lacking)
     for model in found.models:
