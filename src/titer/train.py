@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -31,6 +32,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from titer.context import Loader, Step, gathered
+from titer.core.config import Record
 from titer.core.errors import TiterError
 from titer.core.run import sha256_of, write_text
 from titer.data.draws import seed_of
@@ -40,6 +42,15 @@ from titer.stage import Stage
 
 LOG_EVERY = 10
 ADAPTER = "adapter_model.safetensors"  # peft's name
+
+
+class Note(Record):
+    """What `resume/latest.json` says of the newest checkpoint."""
+
+    step: int
+    file: str
+    sha256: str
+    metrics: list[str]
 
 
 def train(
@@ -262,8 +273,8 @@ def _save(work: Path, done: int, c: Step, optimiser: Any, lines: list[str]) -> N
     temporary = file.with_suffix(".tmp")
     save_file(tensors, temporary)
     temporary.rename(file)
-    note = {"step": done, "file": file.name, "sha256": sha256_of(file), "metrics": lines}
-    write_text(work / "resume" / "latest.json", json.dumps(note))
+    note = Note(step=done, file=file.name, sha256=sha256_of(file), metrics=lines)
+    write_text(work / "resume" / "latest.json", note.model_dump_json())
     for old in file.parent.glob("*.safetensors"):
         if old != file:
             old.unlink()
@@ -271,15 +282,9 @@ def _save(work: Path, done: int, c: Step, optimiser: Any, lines: list[str]) -> N
 
 def _resume(work: Path, c: Step, optimiser: Any) -> tuple[int, list[str]]:
     """(first step, metrics so far) after loading the newest sound checkpoint; (0, []) where there is none."""
-    latest = work / "resume" / "latest.json"
-    try:
-        note = json.loads(latest.read_text(encoding="utf-8"))
-        file = work / "resume" / note["file"]
-        if sha256_of(file) != note["sha256"]:
-            return 0, []
-        tensors = load_file(file)
-    except (OSError, ValueError, KeyError):  # none yet, or cut short: begin again
+    if (found := _newest(work / "resume", c)) is None:
         return 0, []
+    done, lines, tensors = found
     mesh = next((p.device_mesh for _, p in c.named if isinstance(p, DTensor)), None)
     with torch.no_grad():
         for name, p in c.named:
@@ -291,7 +296,21 @@ def _resume(work: Path, c: Step, optimiser: Any) -> tuple[int, list[str]]:
             optimiser.state[p] = {"step": tensors[f"moment/{name}/step"].to(p.device), **moments}
     c.state = {name[len("state/") :]: value for name, value in tensors.items() if name.startswith("state/")}
     c.state |= {name[len("part/") :]: _parted(value, mesh) for name, value in tensors.items() if name.startswith("part/")}
-    return int(note["step"]), list(note["metrics"])
+    return done, lines
+
+
+def _newest(folder: Path, c: Step) -> tuple[int, list[str], dict[str, torch.Tensor]] | None:
+    """(steps done, metrics so far, tensors) of the newest checkpoint; None of none, or of one that is torn or another's."""
+    try:
+        note = Note.model_validate_json((folder / "latest.json").read_bytes())
+        file = folder / note.file
+        if file.parent != folder or sha256_of(file) != note.sha256:
+            return None
+        tensors = load_file(file)
+    except (OSError, ValueError, SafetensorError):
+        return None
+    fits = all(f"weight/{name}" in tensors and tensors[f"weight/{name}"].shape == p.shape for name, p in c.named)
+    return (note.step, note.metrics, tensors) if fits and 0 < note.step < c.stage.steps else None
 
 
 def _parted(tensor: torch.Tensor, mesh: DeviceMesh | None) -> torch.Tensor:

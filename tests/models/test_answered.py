@@ -61,3 +61,20 @@ def test_a_torn_line_is_cut_and_every_whole_one_is_read(tmp_path: Path) -> None:
     mended(file)
     keep(file, second)
     assert known(file) == first | second
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [b"", b"[]x", b"\xff\xfe[[1", b'{"place": 1}', b'[[1, "a", true]]', b'[[-1, "a", true, 1]]', b'[["1", "a", true, 1]]', b"null", b"[" * 5000],
+)
+def test_a_foreign_line_and_what_follows_are_made_again(tmp_path: Path, foreign: bytes) -> None:
+    file = tmp_path / "part.jsonl"
+    first, second = {0: Completion("a", True, 1)}, {1: Completion("b", True, 1)}
+    keep(file, first)
+    with open(file, "ab") as opened:
+        opened.write(foreign + b"\n")
+    keep(file, second)
+    assert known(file) == first
+    mended(file)
+    keep(file, second)
+    assert known(file) == first | second

@@ -1,4 +1,4 @@
-"""Answers that were generated before an interruption: one line a batch, a torn last line left out.
+"""Answers that were generated before an interruption: one line a batch; from the first line that is not one of ours, nothing.
 
 Batches are formed in a fixed order, so a batch whose answers are all known is not generated again and every other one is
 the same as in an uninterrupted run, sampled ones too.
@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from titer.models.lm import Completion
 
+Answer = tuple[Annotated[int, Field(ge=0)], str, bool, Annotated[int, Field(ge=0)]]  # place, text, ended, tokens
+BATCH = TypeAdapter(list[Answer], config=ConfigDict(strict=True))
+
 
 def known(file: Path) -> dict[int, Completion]:
-    """Place of the prompt -> its answer, as far as the file goes; nothing where there is no file."""
+    """Place of the prompt -> its answer, as far as the file is whole; nothing where there is no file."""
     found: dict[int, Completion] = {}
-    if not file.exists():
-        return found
-    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:  # what is behind the last line's end is torn
-        for place, text, ended, tokens in json.loads(line):
-            found[place] = Completion(text, ended, tokens)
+    for line in _lines(file):
+        if (answers := _batch(line)) is None:
+            break
+        found.update(answers)
     return found
 
 
@@ -33,7 +39,20 @@ def keep(file: Path, answers: Mapping[int, Completion]) -> None:
 
 
 def mended(file: Path) -> None:
-    """Cut a torn last line off, so that the next one begins at its own."""
+    """Cut off what follows the last whole batch, so that the next one begins at a line of its own."""
     if file.exists():
-        whole = file.read_bytes()
-        file.write_bytes(whole[: whole.rfind(b"\n") + 1])
+        whole = list(takewhile(lambda line: _batch(line) is not None, _lines(file)))
+        file.write_bytes(b"".join(line + b"\n" for line in whole))
+
+
+def _lines(file: Path) -> list[bytes]:
+    """The file's lines without what is behind the last one's end: that is torn."""
+    return file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
+
+
+def _batch(line: bytes) -> dict[int, Completion] | None:
+    """The answers of one line; None of a line that a fault of the disk or another program left there."""
+    try:
+        return {place: Completion(*answer) for place, *answer in BATCH.validate_json(line)}
+    except ValidationError:
+        return None
