@@ -65,7 +65,17 @@ def test_a_torn_line_is_cut_and_every_whole_one_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "foreign",
-    [b"", b"[]x", b"\xff\xfe[[1", b'{"place": 1}', b'[[1, "a", true]]', b'[[-1, "a", true, 1]]', b'[["1", "a", true, 1]]', b"null", b"[" * 5000],
+    [
+        b"",
+        b"[]x",
+        b"\xff\xfe[[1",
+        b'{"place": 1}',
+        b'[[1, "a", true]]',
+        b'[[-1, "a", true, 1]]',
+        b'[["1", "a", true, 1]]',
+        b"null",
+        b"[" * 5000,
+    ],
 )
 def test_a_foreign_line_and_what_follows_are_made_again(tmp_path: Path, foreign: bytes) -> None:
     file = tmp_path / "part.jsonl"

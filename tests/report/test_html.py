@@ -17,7 +17,7 @@ import pytest
 
 from tests.report.conftest import FLIPPED, HOSTILE, hostile_report
 from titer.core.errors import visible
-from titer.report import html
+from titer.report import drawing, html
 from titer.report.html import Report, number, write_report
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -178,7 +178,7 @@ def test_the_files_beside_the_page_hold_the_numbers(hostile: Path) -> None:
     with open(hostile.parent / "results.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(report.results)
-    assert [row["model"] for row in rows] == report.results.model.tolist()
+    assert [row["model"] for row in rows] == [visible(name, 10_000) for name in report.results.model]
     assert sorted(p.name for p in hostile.parent.rglob("*.*")) == sorted(
         ["claims.json", "results.csv", "report.html", "summary.json", "outcomes.svg", "jailbreaks.svg"]
     )
@@ -213,16 +213,39 @@ def test_the_samples_are_the_first_of_each_model_and_set(tmp_path: Path) -> None
             assert [i for i in range(20) if f">{m} {k} {i}<" in text] == list(range(html.SAMPLES_SHOWN))
 
 
+def made(child: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
+    """A page whose charts another program draws."""
+    monkeypatch.setattr(drawing, "CHILD", child)
+    return write_report(hostile_report(), folder).read_bytes().decode()
+
+
 def test_a_script_that_speaks_of_scripts_does_not_end_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vl_convert.javascript_bundle", lambda code: f'const a = "</script><b>"; const b = "<!--";{code}')
-    html._script.cache_clear()
-    try:
-        text = write_report(replace(hostile_report(), figures=[]), tmp_path).read_bytes().decode()
-    finally:
-        html._script.cache_clear()
-    page = Page(text)
+    spoken = {"script": 'const a = "</script><b>"; const b = "<!--";', "drawings": {}}
+    page = Page(made(f"print({json.dumps(json.dumps(spoken))})", monkeypatch, tmp_path))
     test_one_script_runs_and_the_policy_names_it_alone(page)
     assert page.open == []
+
+
+@pytest.mark.parametrize(
+    "child", ["import os; os.abort()", "print('no JSON')", "raise MemoryError", "import sys; sys.exit(3)", "import nothing_of_that_name"]
+)
+def test_charts_that_cannot_be_drawn_do_not_take_the_page_with_them(child: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = made(child, monkeypatch, tmp_path)
+    page = Page(text)
+    assert "the charts could not be drawn" in text
+    test_one_script_runs_and_the_policy_names_it_alone(page)
+    assert "searc" in text
+    assert "<svg" not in text
+
+
+def test_a_spreadsheet_runs_no_cell_and_no_control_code_is_left(tmp_path: Path) -> None:
+    names = ["=1+2", "+1", "-1", "@a", " =1", "\t=1", "a\x1b[31mb", "a\u202eb", "plain", "a=b"]
+    results = pd.DataFrame({"model": names, "value": [-0.5] * len(names)})
+    write_report(replace(hostile_report(), results=results, figures=[]), tmp_path)
+    with open(tmp_path / "results.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    assert [row[0] for row in rows] == ["'=1+2", "'+1", "'-1", "'@a", "' =1", "\\t=1", "a\\x1b[31mb", "a\\u202eb", "plain", "a=b"]
+    assert {row[1] for row in rows} == {"-0.5"}
 
 
 def test_a_report_of_nothing_is_a_page_still(tmp_path: Path) -> None:

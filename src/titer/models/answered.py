@@ -53,6 +53,6 @@ def _lines(file: Path) -> list[bytes]:
 def _batch(line: bytes) -> dict[int, Completion] | None:
     """The answers of one line; None of a line that a fault of the disk or another program left there."""
     try:
-        return {place: Completion(*answer) for place, *answer in BATCH.validate_json(line)}
+        return {place: Completion(text, ended, tokens) for place, text, ended, tokens in BATCH.validate_json(line)}
     except ValidationError:
         return None

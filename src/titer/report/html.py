@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,11 @@ import pandas as pd
 from titer.core.claims import Claim, write_claims
 from titer.core.errors import visible
 from titer.core.run import write_text
+from titer.report import drawing
 
 TEMPLATES = Path(__file__).parent / "templates"
 SAMPLES_SHOWN = 6
+FORMULA = ("=", "+", "-", "@")  # what a spreadsheet runs at a cell's beginning
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,14 @@ class Report:
 def write_report(report: Report, folder: Path) -> Path:
     """Write the page and the files beside it; returns the page's path."""
     specs = {figure.name: _shown(figure.chart.to_dict()) for figure in report.figures}
-    drawings = {name: _drawn(json.dumps(spec)) for name, spec in specs.items()}
-    for name, svg in drawings.items():
+    drawn = drawing.drawn(specs)
+    for name, svg in drawn.drawings.items():
         write_text(folder / "figures" / f"{name}.svg", svg)
-    write_text(folder / "results.csv", report.results.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "results.csv", _inert(report.results).to_csv(index=False, lineterminator="\n"))
     write_claims(folder / "claims.json", report.claims)
     write_text(folder / "summary.json", json.dumps(_summary(report), indent=1) + "\n")
     page = folder / "report.html"
-    write_text(page, _page(report, specs, drawings))
+    write_text(page, _page(report, specs if drawn.drawings else {}, drawn))
     return page
 
 
@@ -89,13 +90,22 @@ def _summary(report: Report) -> dict[str, Any]:
         "answer": report.answer,
         "commands": list(report.commands),
         "provenance": {name: str(value) for name, value in report.provenance.items()},
-        "roles": dict(report.roles),
+        "roles": {_text(model): role for model, role in report.roles.items()},  # as results.csv names them
     }
 
 
-def _page(report: Report, specs: Mapping[str, Any], drawings: Mapping[str, str]) -> str:
-    script = _script()
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def _inert(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its texts as spreadsheets may see them: none runs as a formula, no control code acts."""
+    return table.map(lambda cell: _text(cell) if isinstance(cell, str) else cell)
+
+
+def _text(cell: str) -> str:
+    shown = visible(cell, 100_000)
+    return f"'{shown}" if shown.lstrip().startswith(FORMULA) else shown
+
+
+def _page(report: Report, specs: Mapping[str, Any], drawn: drawing.Drawn) -> str:
+    allowed = base64.b64encode(hashlib.sha256(drawn.script.encode()).digest()).decode()
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["visible"] = lambda value: visible(str(value), 2000)
     environment.filters["number"] = number
@@ -105,8 +115,9 @@ def _page(report: Report, specs: Mapping[str, Any], drawings: Mapping[str, str])
         prompts_flipped=len(report.flipped) // 2,
         shown=SAMPLES_SHOWN,
         specs=specs,
-        drawings=drawings,
-        script=script,
+        drawings=drawn.drawings,
+        fault=drawn.fault,
+        script=drawn.script,
         allowed=allowed,
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
     )
@@ -128,15 +139,6 @@ def _chosen(samples: pd.DataFrame, flipped: pd.DataFrame) -> list[dict[str, Any]
     return [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]
 
 
-@lru_cache(maxsize=1)
-def _script() -> str:
-    """Vega and the page's own code as one inline script."""
-    import vl_convert  # noqa: PLC0415  (starts a JavaScript engine)
-
-    bundle = vl_convert.javascript_bundle((TEMPLATES / "report.js").read_text(encoding="utf-8"))
-    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-
-
 def _shown(value: Any) -> Any:
     """A chart's specification with the control codes in its texts spelt out, as everywhere else on the page."""
     if isinstance(value, dict):
@@ -144,10 +146,3 @@ def _shown(value: Any) -> Any:
     if isinstance(value, list):
         return [_shown(one) for one in value]
     return visible(value, 2000) if isinstance(value, str) else value
-
-
-def _drawn(spec: str) -> str:
-    import vl_convert  # noqa: PLC0415
-
-    svg: str = vl_convert.vegalite_to_svg(spec)
-    return svg

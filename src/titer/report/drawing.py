@@ -1,0 +1,52 @@
+"""Charts as static drawings, and the script that makes them live: made in a process of their own. L5.
+
+The chart library starts a JavaScript engine that ends its process where memory is short (a limit set by `ulimit -v`, a
+container's): the report must outlive that. Without drawings a page has its tables, and says what it lacks.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LIVE = Path(__file__).parent / "templates" / "report.js"
+SECONDS = 600  # for all drawings of a page; those of the largest study take 20
+CHILD = """
+import json, sys
+import vl_convert
+asked = json.load(sys.stdin)
+made = {"script": vl_convert.javascript_bundle(asked["live"]), "drawings": {}}
+for name, spec in asked["specs"].items():
+    made["drawings"][name] = vl_convert.vegalite_to_svg(spec)
+json.dump(made, sys.stdout)
+"""
+
+
+class Drawn(NamedTuple):
+    """The page's script, an SVG a chart, and why there are no charts ("" where there are): then the script is the page's own alone."""
+
+    script: str
+    drawings: Mapping[str, str]
+    fault: str = ""
+
+
+def drawn(specs: Mapping[str, Any]) -> Drawn:
+    """Name -> Vega-Lite specification, drawn. Errors: none; what fails is said in `fault`."""
+    live = LIVE.read_text(encoding="utf-8")
+    asked = json.dumps({"live": live, "specs": specs})
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD], input=asked, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS, check=False
+        )
+        made = json.loads(child.stdout) if child.returncode == 0 else None
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return Drawn(live, {}, f"the charts could not be drawn ({type(error).__name__})")
+    if made is None:
+        last = child.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        return Drawn(live, {}, f"the charts could not be drawn: their process ended with status {child.returncode} ({last[0][:200]})")
+    script = made["script"].replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return Drawn(script, made["drawings"])
