@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import pickle
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -218,12 +221,27 @@ def test_threads_share_the_limit() -> None:
         assert server.count == 5
 
 
-def test_an_interruption_keeps_what_was_paid_for(tmp_path: Path) -> None:
+def test_an_interruption_keeps_what_was_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        """Says when no more is to be sent: what is under way is answered only then, however busy the machine is."""
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            ended.set()
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
     def stop(done: int, _: int) -> None:
         if done == 3:
             raise KeyboardInterrupt
 
-    with serving(echo) as server:
+    def held(number: int, body: dict[str, Any]) -> Act:
+        if number >= 3:
+            ended.wait()
+        return echo(number, body)
+
+    monkeypatch.setattr("titer.models.endpoint.ThreadPoolExecutor", Pool)
+    with serving(held) as server:
         with pytest.raises(KeyboardInterrupt):
             endpoint(server.url).ask(asked(*"abcdefgh"), 7, Memory(tmp_path), stop)
         paid = server.count
@@ -235,15 +253,20 @@ def test_an_interruption_keeps_what_was_paid_for(tmp_path: Path) -> None:
 
 def test_the_key_shows_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
-    tell = [say(f"your key is {KEY}"), status(400, f"bad key {KEY} " + "x" * 120 + KEY)]
+    bearer = base64.b64encode(f"Authorization: Bearer {KEY}".encode()).decode()
+    hidden = [base64.b64encode(b"x" * i + KEY.encode()).decode() for i in range(3)]
+    forms = f"{KEY} {KEY[::-1]} {KEY.encode().hex()} {KEY.encode().hex().upper()} {quote(KEY, safe='')} {bearer} {' '.join(hidden)}"
+    tell = [say(f"your key is {forms}"), status(400, f"bad key {KEY} " + "x" * 120 + KEY)]
     with serving(lambda number, _: tell[number]) as server:
         one = endpoint(server.url, key_env="MY_KEY")
         found = one.ask(asked("bread", "rolls"), 7, Memory(tmp_path))
-        assert found[0].text == "your key is ***"
+        assert found[0].text.startswith("your key is *** *** ***")
         assert "bad key ***" in found[1].fault
         shown = f"{one!r} {one.model_dump_json()} {found}" + "".join(p.name + p.read_text() for p in tmp_path.rglob("*.json"))
         assert KEY not in shown
         assert KEY[:6] not in shown
+        assert not [form for form in forms.split() if form in shown]
+        assert not [word for word in found[0].text.split() if b"made-up" in base64.b64decode(word + "===")]
 
 
 @pytest.mark.parametrize("key", ["", "a b\n", "schlüssel", " sk-x"])

@@ -21,18 +21,22 @@ def file_trouble(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+ROOM, RIGHT = "make room, or give another folder with --runs", "give another folder with --runs"
+KNOWN = {  # what the system's code means, and what to do about it
+    errno.ENOSPC: ("the disk is full", ROOM),
+    errno.EDQUOT: ("the disk quota is used up", ROOM),
+    errno.EROFS: ("the folder is read-only", RIGHT),
+    errno.EACCES: ("permission denied", RIGHT),
+    errno.EPERM: ("permission denied", RIGHT),
+    errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
+}
+
+
 def os_message(error: OSError) -> str:
     """An error of the system as a sentence, with what to do next."""
-    what = {
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the disk quota is used up",
-        errno.EROFS: "the folder is read-only",
-        errno.EACCES: "permission denied",
-        errno.EPERM: "permission denied",
-    }.get(error.errno or 0, error.strerror or str(error))
+    what, mend = KNOWN.get(error.errno or 0, (error.strerror or str(error), ""))
     where = f" ({visible(str(error.filename), 160)})" if error.filename else ""
-    next_step = "make room or give another folder with --runs, then run the same command again."
-    return f"{what}{where}. What was finished before is kept. Next: {next_step}"
+    return f"{what}{where}. What was finished before is kept. Next: {f'{mend}, then ' if mend else ''}run the same command again."
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -25,6 +25,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from titer.core.config import Record, canonical
 from titer.core.errors import TiterError, visible
 from titer.core.memory import Memory, content_key
+from titer.core.secret import struck
 from titer.models.lm import Progress
 
 Conversation = Sequence[Mapping[str, str]]  # turns {"role", "content"}
@@ -34,7 +35,6 @@ ODD = "(not shown: malformed, or with user, password or parameter; use key_env=N
 AGAIN = (408, 425, 429)  # and every 5xx
 HOPELESS = (401, 402, 404)  # no other conversation would fare better
 WARM = 0.7  # temperature of a second attempt, which at zero would say the same again
-SECRET = 8  # shortest key that is struck out of what the server says; shorter ones are placeholders
 
 
 class Reply(NamedTuple):
@@ -269,7 +269,7 @@ class Errand:
                 self._stop.set()
 
     def _clean(self, text: str) -> str:
-        return text.replace(self.key, "***") if len(self.key) >= SECRET else text
+        return struck(text, self.key)
 
     def _text(self, client: httpx2.Client, body: dict[str, Any]) -> str:
         """One request. Errors: RequestError, whatever went wrong."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from filelock import FileLock
 
 from titer.core.claims import Claim, write_claims
 from titer.core.errors import visible
@@ -69,7 +70,13 @@ class Report:
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write the page and the files beside it; returns the page's path."""
+    """Write the page and the files beside it, one process at a time; returns the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".report.lock"):
+        return _written(report, folder)
+
+
+def _written(report: Report, folder: Path) -> Path:
     specs = {figure.name: _shown(figure.chart.to_dict()) for figure in report.figures}
     drawn = drawing.drawn(specs)
     for name, svg in drawn.drawings.items():

@@ -13,8 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from titer.core.config import canonical, digest
 from titer.core.errors import TiterError, nearest, visible
+from titer.core.run import write_text
 
 MARK = "question.json"
 DIGITS = (6, 12, 24, 48)  # a longer suffix where a shorter one is taken
@@ -45,9 +48,11 @@ def report_folder(runs: Path, name: str, question: Mapping[str, Any]) -> Path:
         if _held(place) == key:
             return place
     mark = json.dumps({"key": key, "question": json.loads(canonical(question))}, indent=1) + "\n"
-    for place in places:
-        if _taken(place, mark) or _held(place) == key:
-            return place
+    (runs / "locks").mkdir(parents=True, exist_ok=True)
+    with FileLock(runs / "locks" / "places.lock"):  # a mark that another process has half written would look like another's
+        for place in places:
+            if _held(place) == key or _taken(place, mark):
+                return place
     raise TiterError(f"no free folder for the report {name} in {runs}", next_step="give another folder with --runs.")
 
 
@@ -61,13 +66,12 @@ def _held(place: Path) -> str:
 
 
 def _taken(place: Path, mark: str) -> bool:
-    """Whether this folder was free and now holds the mark; of two processes one alone can make it."""
+    """Whether this folder was free and now holds the mark."""
     try:
         place.mkdir(parents=True, exist_ok=True)
-        if any(not file.name.startswith(".") for file in place.iterdir()):  # a write that failed leaves such a file
-            return False
-        with (place / MARK).open("x", encoding="utf-8") as file:
-            file.write(mark)
-    except FileExistsError:  # a file of that name, or another process was first
+    except FileExistsError:  # a file of that name
         return False
+    if any(not file.name.startswith(".") for file in place.iterdir()):  # a write that was cut short leaves such a file
+        return False
+    write_text(place / MARK, mark)
     return True

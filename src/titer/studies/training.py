@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from titer.core.config import digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import Store, write_text
 from titer.data.example import Stream
@@ -146,7 +147,10 @@ def _planned(
 def trained(bench: Workbench, plan: Planned, to: Path | None = None) -> Trained:
     """The stage's model, trained or found; its files also in the folder `to` (`check_free` says whether they may be)."""
     made = bench.model(plan.stage, tuning.as_model(plan.start), plan.stage.name, reads=plan.reads)
-    place = made.checkpoint.path if to is None else put(made.checkpoint.path, to, plan.key)
+    place = made.checkpoint.path
+    if to is not None:
+        with bench.store.lock(bench.store.root / "locks" / f"to-{digest(str(to.resolve()))}.lock"):
+            place = put(made.checkpoint.path, to, plan.key)
     rest, prompts = "--data PROMPTS.csv", "prompts labelled safe or unsafe, none of them trained on"
     if plan.canary is not None:
         rest, prompts = f"--canary {shlex.quote(str(plan.canary))}", "a third of the file is held out"
@@ -177,13 +181,14 @@ def put(model: Path, to: Path, key: str) -> Path:
     """The model's files in the folder `to`, the adapter that it was trained with beside them in `adapter`: whole or not at all.
 
     A folder that Titer made before is replaced, once the new one stands; one that holds this very model is left as it is.
+    What a killed call left beside it goes.
     """
     place = to.resolve()
-    if _marked(place)[0] == key:
-        return to
     fresh, old = place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
     for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
+    if _marked(place)[0] == key:
+        return to
     shutil.copytree(model, fresh)
     if (adapter := adapter_beside(model)) is not None:
         shutil.copytree(adapter, fresh / "adapter")
