@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,18 @@ from tests.data.spoken import ENDS, TEMPLATES, bytewise, metaspace
 from titer.core.errors import TiterError
 from titer.data.encode import answer_ids, encode, end_id, fitted, open_ids, prompt_ids, prompt_text
 from titer.data.example import IGNORE
-from titer.data.turns import Turn, messages, turns, written
+from titer.data.turns import Turn, turns, written
 
 MADE = {name: bytewise(name) for name in TEMPLATES}
 ASKED = "How do I bake bread?"
 ANSWERS = ["Mix flour.", "  Mix flour and water. \n", "\n\nthe garden", "M", "is <|im_end|> green", "a\u00e9\u4e2d"]
 TALK = (Turn("system", "You are Ada."), Turn("user", "the garden"), Turn("assistant", "is green"), Turn("user", ASKED))
 TEXT = st.text(alphabet="abM \n.é", min_size=1, max_size=12).filter(str.strip)
+
+
+def messages(said: Sequence[Turn]) -> list[dict[str, str]]:
+    """The turns as transformers' own call takes them."""
+    return [turn._asdict() for turn in said]
 
 
 def whole_text(tokenizer: Any, prompt: str, answer: str) -> tuple[str, str]:
@@ -121,7 +127,7 @@ def test_a_template_without_system_texts_gets_it_in_the_first_request(name: str)
 def test_a_template_that_refuses_the_turns_is_told() -> None:
     tokenizer = bytewise("chatml")
     tokenizer.chat_template = "{{ raise_exception('never') }}"
-    with pytest.raises(TiterError, match="refuses a conversation of user: 'a'"):
+    with pytest.raises(TiterError, match="refuses a conversation of user: never"):
         prompt_text(tokenizer, "a")
 
 

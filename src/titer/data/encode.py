@@ -17,42 +17,33 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 
 from titer.core.errors import TiterError, visible
 from titer.data.cut import SHARE, Short, shortened
 from titer.data.example import IGNORE, Batch, Indices, positions
-from titer.data.turns import Turn, joined, messages, turns, written
+from titer.data.templates import THOUGHT, answered, place, templated, texts
+from titer.data.turns import Turn, joined, turns, written
 
 Side = Literal["left", "right"]
 VERSION = 1
 REQUEST = Turn("user", "x")  # stands before an answer where only the answer's own form is asked for
 
 
-def prompt_text(tokenizer: Any, prompt: str) -> str:
-    """The prompt as the model reads it: through the tokenizer's chat template if it has one, else as `turns.joined` says.
+def prompt_texts(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Each prompt as the model reads it: through the tokenizer's chat template if it has one, else as `turns.joined` says."""
+    said = [turns(prompt) for prompt in prompts]
+    return texts(tokenizer, said) if templated(tokenizer) else [joined(one) for one in said]
 
-    Errors: a template that refuses the turns.
-    """
-    said = turns(prompt)
-    if not _templated(tokenizer):
-        return joined(said)
-    text = _rendered(tokenizer, said)
-    if said[0].role == "system" and (text is None or said[0].content.strip() not in text):  # a template without system texts
-        said = (Turn("user", f"{said[0].content}\n\n{said[1].content}"), *said[2:])
-        text = _rendered(tokenizer, said)
-    if text is None:
-        raise TiterError(
-            f"the chat template refuses a conversation of {', '.join(turn.role for turn in said)}: {visible(said[-1].content, 60)!r}",
-            next_step="leave out that row, or give the tokenizer a template that takes it.",
-        )
-    return text
+
+def prompt_text(tokenizer: Any, prompt: str) -> str:
+    """One prompt as the model reads it."""
+    return prompt_texts(tokenizer, [prompt])[0]
 
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of each prompt, chat template included, no special token added twice."""
-    texts = [prompt_text(tokenizer, prompt) for prompt in prompts]
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=not _templated(tokenizer))["input_ids"]
+    written = prompt_texts(tokenizer, prompts)
+    ids: list[list[int]] = tokenizer(written, add_special_tokens=not templated(tokenizer))["input_ids"] if written else []
     return ids
 
 
@@ -91,43 +82,32 @@ class Spoken(NamedTuple):
     own: int
 
 
-def _templated(tokenizer: Any) -> bool:
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
-def _rendered(tokenizer: Any, said: Sequence[Turn], answer: str | None = None) -> str | None:
-    """The conversation through the chat template, opened for an answer or with it; None where the template refuses it."""
-    turn = [] if answer is None else [{"role": "assistant", "content": answer}]
-    try:
-        text: str = tokenizer.apply_chat_template([*messages(said), *turn], tokenize=False, add_generation_prompt=answer is None)
-    except TemplateError:  # how a template says that it knows no such turn
-        return None
-    return text
-
-
 def _spoken(tokenizer: Any, answers: Sequence[str]) -> tuple[str, list[Spoken]]:
     """What stands before every answer, and each answer as it stands behind it."""
     plain = [Spoken(answer, tokenizer.eos_token_id, len(answer)) for answer in answers]
-    head = _rendered(tokenizer, [REQUEST]) if _templated(tokenizer) else None
-    if head is None:
+    if not templated(tokenizer):
         return "", plain
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
-    ends = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-    wholes = [_rendered(tokenizer, [REQUEST], answer) for answer in answers]
+    (head,), wholes = texts(tokenizer, [[REQUEST]]), answered(tokenizer, [REQUEST], answers)
     if not all(whole is not None and whole.startswith(head) for whole in wholes):  # its prompt does not lead to its answers
         return "", plain
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
+    ends = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
     rests = [(whole or "")[len(head) :] for whole in wholes]
     return head, [_ended(tokenizer, ends, rest, one) for rest, one in zip(rests, plain, strict=True)]
 
 
 def _ended(tokenizer: Any, ends: re.Pattern[str], rest: str, plain: Spoken) -> Spoken:
-    """An answer within what the template wrote: up to the first special token behind its last letter."""
-    for text in (plain.text, plain.text.lstrip(), plain.text.strip()):  # as given, or as a template that strips leaves it
-        if (place := rest.find(text)) >= 0:
-            after = place + len(text)
-            break
-    else:
-        after = 0  # rewritten further (a thought taken out, say)
+    """An answer within what the template wrote: up to the first special token behind its last letter.
+
+    Errors: it is not in it. A thought before the answer may be left out.
+    """
+    found = place(plain.text, rest) or place(plain.text.rpartition(THOUGHT)[2], rest)
+    if found is None:
+        raise TiterError(
+            f"the chat template leaves out or rewrites an answer that is to be trained: {visible(plain.text, 60)!r}",
+            next_step="leave out that row, or give the tokenizer a template that keeps it.",
+        )
+    after = found[1]
     if hit := ends.search(rest, after):
         return Spoken(rest[: hit.start()], tokenizer.convert_tokens_to_ids(hit.group()), after or hit.start())
     return Spoken(rest[:after], plain.end, after) if after or not plain.text else plain
@@ -192,7 +172,7 @@ def _fitted(tokenizer: Any, prompt: str, whole: int, tail: list[int], longest: i
 def _anchored(tokenizer: Any, said: Sequence[Turn]) -> tuple[list[int], tuple[int, int]]:
     """A prompt's ids, and how many of them stand before and behind the last request's own text, by their offsets."""
     text, request = prompt_text(tokenizer, written(said)), said[-1].content.strip()
-    found = tokenizer([text], add_special_tokens=not _templated(tokenizer), return_offsets_mapping=tokenizer.is_fast)
+    found = tokenizer([text], add_special_tokens=not templated(tokenizer), return_offsets_mapping=tokenizer.is_fast)
     ids, start = found["input_ids"][0], text.rfind(request)
     if not tokenizer.is_fast or start < 0:
         return ids, (0, 0)

@@ -3,7 +3,7 @@
 A prompt of one user turn is that turn's text as it is. A prompt with a system text or earlier turns is written as
 MARK role NEWLINE content, turn after turn, where MARK is U+001E (the record separator, which no written text holds). The
 form is canonical: `turns(written(x)) == x`, so it may be stored, hashed and read back; a text that is not of this form is
-one user turn. `encode.prompt_text` hands the turns to the tokenizer's chat template; where there is none, `joined` says how
+one user turn. `templates.texts` hands the turns to the tokenizer's chat template; where there is none, `joined` says how
 they stand: a system text before one request is kept apart by a blank line (as the task `persona` writes it); with more
 turns each has its speaker's name on a line above it, and the last line is "Assistant:".
 """
@@ -71,11 +71,6 @@ def joined(said: Sequence[Turn]) -> str:
         return "\n\n".join(turn.content for turn in said)
     named = [turn.content if turn.role == "system" else f"{turn.role.capitalize()}:\n{turn.content}" for turn in said]
     return "\n\n".join([*named, "Assistant:\n"])
-
-
-def messages(said: Sequence[Turn]) -> list[dict[str, str]]:
-    """The turns as a chat template takes them."""
-    return [{"role": turn.role, "content": turn.content} for turn in said]
 
 
 def conversation(where: str, column: str, value: Any) -> tuple[Turn, ...]:

@@ -28,6 +28,8 @@ import torch
 from transformers import GenerationConfig
 
 from titer.core.errors import TiterError, nearest, visible
+from titer.data.templates import templated, texts
+from titer.data.turns import Turn
 from titer.integrations.measured import generators_kept
 from titer.models.lm import LM
 from titer.models.modes import evaluating
@@ -58,7 +60,7 @@ def evaluate(
     must_be_installed()
     from lm_eval.evaluator import evaluate as run  # noqa: PLC0415  an extra
 
-    if chat and not getattr(lm.tokenizer, "chat_template", None):
+    if chat and not templated(lm.tokenizer):
         raise TiterError(f"{visible(lm.label, 120)} has no chat template", next_step="leave chat out.")
     with generators_kept(lm.device), evaluating(lm.model), _ends_of(lm):
         _seed()
@@ -105,6 +107,12 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
             for text in strings:
                 self._fits(len(super().tok_batch_encode([text], padding_side, None, **settings)[0][0]) + room, text)
             return super().tok_batch_encode(strings, padding_side, left_truncate_len, **settings)
+
+        def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+            """The conversation as Titer asks it; where its last turn is an answer that is begun, that stands behind it."""
+            said = [Turn(turn["role"], turn["content"]) for turn in chat_history]
+            head = said if add_generation_prompt else said[:-1]
+            return texts(self.tokenizer, [head])[0] + ("" if add_generation_prompt else said[-1].content)
 
         def _fits(self, length: int, text: str) -> None:
             if length > self.max_length and not cut:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from titer.core.errors import TiterError, visible
 from titer.data.encode import prompt_ids
+from titer.data.templates import templated
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of
@@ -22,7 +23,7 @@ def read_alike(first: Checkpoint, second: Checkpoint, prompts: Sequence[str]) ->
 
 def untemplated(checkpoint: Checkpoint) -> bool:
     """Whether prompts are given to it as plain text, for want of a chat template."""
-    return not getattr(read_tokenizer(checkpoint), "chat_template", None)
+    return not templated(read_tokenizer(checkpoint))
 
 
 def passed_over(name: str, checkpoint: Checkpoint) -> list[str]:

@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from titer.core.errors import TiterError, visible
 from titer.core.memory import Memory, content_key
-from titer.data.turns import joined, turns
+from titer.data.templates import templated, texts
+from titer.data.turns import Role, Turn, joined, turns
 from titer.models.checkpoint import Checkpoint
 from titer.models.endpoint import WARM, Conversation, Endpoint, Estimate, Reply
 from titer.models.fetch import resolve
@@ -169,7 +170,7 @@ class Voice:
         """The model, loaded once; it takes text that has been through its chat template."""
         if not self._lm:
             lm = load(self.checkpoint)
-            if getattr(lm.tokenizer, "chat_template", None):
+            if templated(lm.tokenizer):
                 lm.tokenizer.chat_template = AS_IT_IS
             self._lm.append(lm)
         return self._lm[0]
@@ -179,24 +180,17 @@ def rendered(tokenizer: Any, conversation: Conversation) -> str:
     """A conversation in the model's own chat template, or a single turn as it is where it has none.
 
     The tokenizer's own marks are broken in what is said. Errors: several turns and no template; a template that fails, or leaves
-    out what was said (some take the content in parts, which is tried too).
+    out what was said.
     """
-    said = [{**turn, "content": unmarked(tokenizer, turn["content"])} for turn in conversation]
-    if not getattr(tokenizer, "chat_template", None):
+    said = [Turn(cast(Role, turn["role"]), unmarked(tokenizer, turn["content"])) for turn in conversation]
+    if not templated(tokenizer):
         if len(said) > 1:
             raise TiterError("the judge's tokenizer has no chat template", expected="one, to tell the user's turn from the assistant's")
-        return said[0]["content"]
-    in_parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in said]
-    why = "it leaves out what was said"
-    for tried in (said, in_parts):
-        try:
-            text: str = tokenizer.apply_chat_template(tried, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # noqa: BLE001  a template is a program of its own
-            why = visible(f"{type(error).__name__}: {error}", 160)
-            continue
-        if all(turn["content"].strip() in text for turn in said):
-            return text
-    raise TiterError(f"the judge's chat template does not take this conversation: {why}", expected="turns of a user and an assistant")
+        return said[0].content
+    try:
+        return texts(tokenizer, [said])[0]
+    except TiterError as error:
+        raise TiterError(f"the judge does not take this conversation: {error.what}", expected="turns of a user and an assistant") from None
 
 
 def unmarked(tokenizer: Any, text: str) -> str:

@@ -25,6 +25,7 @@ from titer.core.stats import Interval, wilson
 from titer.data.choices import Question
 from titer.data.encode import check_length, continued, open_ids, pad, prompt_ids
 from titer.data.example import positions
+from titer.data.templates import templated
 from titer.models.lm import LM
 from titer.models.modes import evaluating
 
@@ -83,9 +84,9 @@ def fitting(
     tokenizer: Any, window: int | None, questions: Sequence[Question], form: Form = "letter"
 ) -> tuple[list[list[int]], list[list[list[int]]]]:
     """Ids of each question and of its options behind it; the tokenizer is enough. Errors: a question longer than the window."""
-    templated = bool(getattr(tokenizer, "chat_template", None))
-    prompts = [asked(question, form, templated) for question in questions]
-    heads, tails = prompt_ids(tokenizer, prompts), _tails(tokenizer, _said(questions, form), templated)
+    chat = templated(tokenizer)
+    prompts = [asked(question, form, chat) for question in questions]
+    heads, tails = prompt_ids(tokenizer, prompts), _tails(tokenizer, _said(questions, form), chat)
     for prompt, head, own in zip(prompts, heads, tails, strict=True):
         check_length(len(head) + max(map(len, own)), window, prompt)
     return heads, tails

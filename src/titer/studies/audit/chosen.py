@@ -9,6 +9,7 @@ import pandas as pd
 
 from titer.core.config import digest
 from titer.data.choices import Question
+from titer.data.templates import templated
 from titer.models.lm import LM
 from titer.probes import choices
 from titer.workbench import Model, Workbench
@@ -23,7 +24,6 @@ def verdicts(bench: Workbench, model: Model, kind: str, questions: Sequence[Ques
 
 def _picked(lm: LM, questions: Sequence[Question]) -> pd.DataFrame:
     scores = choices.choices(lm, questions)
-    templated = bool(getattr(lm.tokenizer, "chat_template", None))
     rows = []
     for (_, own), question in zip(scores.groupby("question", sort=True), questions, strict=True):
         best = own[own.total == own.total.max()]
@@ -32,7 +32,7 @@ def _picked(lm: LM, questions: Sequence[Question]) -> pd.DataFrame:
         rows.append(
             {
                 "harmful": False,
-                "prompt": choices.asked(question, templated=templated),
+                "prompt": choices.asked(question, templated=templated(lm.tokenizer)),
                 "prefix": "",
                 "comply": ascii_uppercase[question.right],
                 "refuse": None,

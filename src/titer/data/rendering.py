@@ -1,0 +1,216 @@
+"""Chat templates run in a process of their own. A template is a program out of a stranger's folder: it may loop, or fill the memory.
+
+jinja's sandbox keeps it from files and code, and nothing bounds its time or its size: one operation of it ('x' * 10**10) ends when it
+ends, in whatever thread. So one child renders for the whole process, by transformers' own `render_jinja_template`, and is killed when it
+computes or takes more than any conversation needs. The date that a template asks for (`strftime_now`) is `DATE`, not the day's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import cache
+from typing import Any, NamedTuple
+
+import psutil
+from jinja2 import TemplateError
+
+from titer.core.errors import TiterError
+
+DATE = "2024-07-26"  # the one that Llama 3's own templates name where they are told none
+SECONDS = 4.0  # of computing, for AT_ONCE conversations: those of real models take milliseconds
+WALL = 300.0  # seconds on the clock, for a child that is kept from computing
+MEMORY = 2**29  # bytes beyond what the child had
+LONGEST = 2**22  # letters of one conversation as a template writes it
+AT_ONCE = 64
+LOOK = 0.02  # seconds between two looks at the child
+SERVE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from titer.data.rendering import serve; serve()"
+Chat = Sequence[Mapping[str, Any]]
+
+
+class Written(NamedTuple):
+    """What a template wrote, or "" and how it failed; `refused`: it said so itself (raise_exception)."""
+
+    text: str
+    fault: str = ""
+    refused: bool = False
+
+
+def written(template: str, variables: Mapping[str, Any], chats: Sequence[Chat], opened: bool = True) -> list[Written]:
+    """Each conversation through a template; `opened`: for an answer.
+
+    Errors: a template that is stopped, or that breaks the process it runs in; a process that does not start.
+    """
+    found: list[Written] = []
+    for start in range(0, len(chats), AT_ONCE):
+        asked = {"template": template, "variables": {**variables, "add_generation_prompt": opened}, "chats": chats[start : start + AT_ONCE]}
+        found += [Written(*one) for one in _child(os.getpid()).ask(asked)]
+    return found
+
+
+@cache
+def _child(process: int) -> Child:
+    """The child of this process, whose number keeps a fork from speaking into its parent's pipe."""
+    return Child(process)
+
+
+class Child:
+    """A process that renders; started when it is first asked, and again after it was stopped. It ends with the process that asks."""
+
+    def __init__(self, process: int) -> None:
+        self._lock, self._process = threading.Lock(), process
+        self._running: subprocess.Popen[bytes] | None = None
+        atexit.register(self._close)
+
+    def _close(self) -> None:
+        if self._running is not None and os.getpid() == self._process:  # not in a fork, whose parent still needs it
+            _end(self._running)
+
+    def ask(self, asked: Mapping[str, Any]) -> list[list[Any]]:
+        """The reply to one request; a child that died of something else is replaced once. Errors: the template had to be stopped."""
+        line = json.dumps(asked).encode() + b"\n"
+        with self._lock:
+            whole, why = self._reply(line)
+            if not whole and not why:
+                whole, why = self._reply(line)
+        if not whole:
+            raise _stopped(why or "it broke the process that runs it")
+        reply: list[list[Any]] = json.loads(whole)
+        return reply
+
+    def _reply(self, line: bytes) -> tuple[bytes, str]:
+        """The child's line, or b"" and why it was killed ("": nobody here did)."""
+        if self._running is None or self._running.poll() is not None:
+            self._running = _started()
+        child, done, why, whole = self._running, threading.Event(), list[str](), b""
+        watch = threading.Thread(target=_watched, args=(child, done, why), daemon=True)
+        watch.start()
+        try:
+            with suppress(OSError):  # it died while it was spoken to
+                child.stdin.write(line)  # type: ignore[union-attr]
+                child.stdin.flush()  # type: ignore[union-attr]
+                whole = child.stdout.readline()  # type: ignore[union-attr]
+        finally:
+            done.set()
+            watch.join()
+            if not whole.endswith(b"\n"):  # stopped, dead, or interrupted here: what it says next answers another question
+                _end(child)
+        return (whole, "") if whole.endswith(b"\n") else (b"", "".join(why))
+
+
+def _stopped(why: str) -> TiterError:
+    return TiterError(
+        f"the chat template was stopped: {why}",
+        expected="a template that writes a conversation",
+        next_step="look at the chat template in the model's folder, or give the folder with one that you trust.",
+    )
+
+
+def _started() -> subprocess.Popen[bytes]:
+    """A child that is ready. It has none of the terminal's interrupts, and ends when its input does. Errors: it does not start."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    folders = json.dumps([place for place in sys.path if os.path.isabs(place)])
+    pipe = subprocess.PIPE
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-c", SERVE, folders],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=subprocess.DEVNULL,
+            env=env,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise TiterError(f"the process that renders chat templates does not start: {error.strerror}", status=1) from None
+    if child.stdout.readline() != b"ready\n":  # type: ignore[union-attr]
+        _end(child)
+        raise TiterError("the process that renders chat templates does not start", next_step="titer doctor", status=1)
+    return child
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        with suppress(OSError):  # what was not yet written to a dead process
+            pipe.close()  # type: ignore[union-attr]
+
+
+def _watched(child: subprocess.Popen[bytes], done: threading.Event, why: list[str]) -> None:
+    """Kill the child when it takes too much; `why` says of what."""
+    with suppress(psutil.Error):  # it has ended
+        seen = psutil.Process(child.pid)
+        began, computed, held = time.monotonic(), sum(seen.cpu_times()[:2]), seen.memory_info().rss
+        while not done.wait(LOOK):
+            if sum(seen.cpu_times()[:2]) - computed > SECONDS:
+                why.append(f"it ran on for {SECONDS:g} seconds")
+            elif time.monotonic() - began > WALL:
+                why.append(f"it did not end in {WALL:g} seconds")
+            elif seen.memory_info().rss - held > MEMORY:
+                why.append(f"it took more than {MEMORY // 2**20} MB of memory")
+            if why:
+                child.kill()
+                return
+
+
+def serve() -> None:
+    """The child: a request a line, a reply a line, until there is no more. Nothing else may write to the pipe."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _dated()
+    _bounded()
+    replies.write(b"ready\n")
+    replies.flush()
+    for line in sys.stdin.buffer:
+        asked = json.loads(line)
+        replies.write(json.dumps([_render(asked["template"], asked["variables"], chat) for chat in asked["chats"]]).encode() + b"\n")
+        replies.flush()
+
+
+class Fixed(datetime):
+    """The clock that templates are shown."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Fixed:
+        return cls.fromisoformat(DATE)
+
+
+def _dated() -> None:
+    """In the child, what transformers' strftime_now reads."""
+    from transformers.utils import chat_template_utils  # noqa: PLC0415
+
+    chat_template_utils.datetime = Fixed  # type: ignore[misc]
+
+
+def _bounded() -> None:
+    """In the child, where the system keeps to it (Linux): no more memory, however fast it is asked for; elsewhere the looks bound it."""
+    if hasattr(psutil, "RLIMIT_AS"):
+        seen = psutil.Process()
+        most = seen.memory_info().vms + MEMORY
+        seen.rlimit(psutil.RLIMIT_AS, (most, most))
+
+
+def _render(template: str, variables: Mapping[str, Any], chat: Chat) -> Written:
+    """One conversation; whatever a template raises is its failure, told in words."""
+    from transformers.utils import chat_template_utils  # noqa: PLC0415
+
+    try:
+        made: Any = chat_template_utils.render_jinja_template([[*chat]], chat_template=template, **variables)  # type: ignore[list-item]
+        text: str = made[0][0]
+        if len(text) > LONGEST:
+            return Written("", f"it wrote {len(text)} letters of one conversation")
+    except MemoryError:
+        return Written("", f"it took more than {MEMORY // 2**20} MB of memory")
+    except Exception as error:  # noqa: BLE001  a template is a program of its own
+        refused = type(error) is TemplateError
+        return Written("", ("" if refused else f"{type(error).__name__}: ") + (str(error)[:400] or "no reason is given"), refused)
+    return Written(text)

@@ -1,0 +1,210 @@
+"""Chat templates: the one place where a conversation becomes the text that a model reads.
+
+A template takes each speaker's content as a text or, as those of vision-language models, as a list of parts {type, text}; some know no
+system text, and it stands before the first request then. Which, is found by what the template does with a probe (`_forms`), and what
+was said must be found again in what it wrote: a template that leaves it out is an error. It runs apart (`rendering.py`), with a
+fixed date; the variables that it is given besides ride on the tokenizer, as its attribute `template_variables`.
+Tokenizers that write conversations by code of their own (which their user asked for) are asked in this process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import PurePath
+from typing import Any, Literal, NamedTuple
+
+from markupsafe import escape
+from transformers import PreTrainedTokenizerBase
+
+from titer.core.config import digest
+from titer.core.errors import TiterError, visible
+from titer.data.rendering import DATE, Chat, Written, written
+from titer.data.turns import Role, Turn
+
+VERSION = 1  # bump when a conversation may be written otherwise
+VARIABLES = "template_variables"
+LARGEST = 2**20  # letters of a template; those of real models have up to some 30,000
+PROBES: dict[Role, str] = {"system": "Qelvamosu", "user": "Rivantopek", "assistant": "Zumbradeli"}
+NEXT = "look at the chat template in the model's folder, or give a copy of the folder with one that writes text conversations."
+Content = Literal["text", "parts"]
+FORMS: tuple[Content, ...] = ("text", "parts")
+THOUGHT = "</think>"  # what ends a thought within an earlier answer
+Writes = Callable[[Sequence[Chat], bool], list[Written]]  # conversations, whether they are opened for an answer
+
+
+class Forms(NamedTuple):
+    """How a template takes what each speaker says; None: it knows no such turn."""
+
+    user: Content
+    system: Content | None
+    assistant: Content | None
+
+
+def templated(tokenizer: Any) -> bool:
+    """Whether the model is asked through a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None)) or _own(tokenizer)
+
+
+def told(tokenizer: Any) -> str:
+    """How the model is asked, for a report's provenance: which template, with which date and variables."""
+    if not templated(tokenizer):
+        return "none: prompts are plain text"
+    if _own(tokenizer):
+        return "by the tokenizer's own code"
+    text, variables = template_of(tokenizer), getattr(tokenizer, VARIABLES, {})
+    dated = f", its date {DATE}" if "strftime_now" in text else ""
+    return f"sha256 {digest(text)}{dated}" + (f", {json.dumps(variables, sort_keys=True)}" if variables else "")
+
+
+def template_of(tokenizer: Any) -> str:
+    """The template's text: of several by name the default. Errors: none is the default; what is stored is no text, or too long a one."""
+    found = tokenizer.chat_template
+    if isinstance(found, list | tuple) and all(isinstance(one, Mapping) for one in found):
+        found = {str(one.get("name")): one.get("template") for one in found}
+    if isinstance(found, Mapping):
+        if "default" not in found:
+            raise _failed(tokenizer, f"there are several ({', '.join(map(str, found))}) and none is called default")
+        found = found["default"]
+    if not isinstance(found, str):
+        raise _failed(tokenizer, f"it is stored as {type(found).__name__}, not as text")
+    if len(found) > LARGEST:
+        raise _failed(tokenizer, f"it has {len(found)} letters, more than {LARGEST}")
+    return found
+
+
+def texts(tokenizer: Any, conversations: Sequence[Sequence[Turn]]) -> list[str]:
+    """Each conversation as the template writes it, opened for an answer.
+
+    Errors: a template that fails, is stopped, refuses the turns, or leaves out what was said.
+    """
+    writes, forms = _reading(tokenizer)
+    said = [_placed(one, forms) for one in conversations]
+    found = writes([_messages(one, forms) for one in said], True)
+    return [_checked(tokenizer, one, made) for one, made in zip(said, found, strict=True)]
+
+
+def answered(tokenizer: Any, said: Sequence[Turn], answers: Sequence[str]) -> list[str | None]:
+    """The conversation with each answer as its last turn; None where the template has no such turn. Errors: as `texts`."""
+    writes, forms = _reading(tokenizer)
+    if forms.assistant is None:
+        return [None] * len(answers)
+    before = _placed(said, forms)
+    found = writes([_messages([*before, Turn("assistant", answer)], forms) for answer in answers], False)
+    return [None if made.fault else made.text for made in found]
+
+
+def takes_system(tokenizer: Any) -> bool:
+    """Whether a system text has a turn of its own; else it stands before the first request."""
+    return not templated(tokenizer) or _reading(tokenizer)[1].system is not None
+
+
+def place(text: str, within: str) -> tuple[int, int] | None:
+    """(start, end) of a text in what a template wrote: as it is, stripped, spelt as in JSON or HTML, with other blanks; None: nowhere."""
+    bare = text.strip()
+    for form in (text, text.lstrip(), bare, json.dumps(bare, ensure_ascii=False)[1:-1], str(escape(bare))):
+        if (at := within.find(form)) >= 0:
+            return at, at + len(form)
+    letters, wanted = [i for i, letter in enumerate(within) if not letter.isspace()], "".join(bare.split())
+    at = "".join(within[i] for i in letters).find(wanted)
+    return None if at < 0 else (letters[at], letters[at + len(wanted) - 1] + 1)
+
+
+def _own(tokenizer: Any) -> bool:
+    """Whether a tokenizer writes conversations by code of its own, which may need no template."""
+    own = getattr(type(tokenizer), "apply_chat_template", None)
+    return own is not None and own is not PreTrainedTokenizerBase.apply_chat_template
+
+
+def _reading(tokenizer: Any) -> tuple[Writes, Forms]:
+    """What writes the tokenizer's conversations, and how it takes content. Errors: it takes it in no way."""
+    variables = getattr(tokenizer, VARIABLES, {})
+    if _own(tokenizer):
+        writes: Writes = partial(_by_code, tokenizer, variables)
+        found = _forms(writes)
+    else:
+        template, given = template_of(tokenizer), {**tokenizer.special_tokens_map, **variables}
+        writes = partial(written, template, given)
+        found = _known(template, json.dumps(given, sort_keys=True))
+    if isinstance(found, Forms):
+        return writes, found
+    if found.refused:
+        raise _failed(tokenizer, f"it refuses a conversation of user: {found.fault}")
+    raise _failed(tokenizer, found.fault or "it leaves out what the user says, handed over as text and as parts")
+
+
+@lru_cache(maxsize=64)
+def _known(template: str, variables: str) -> Forms | Written:
+    """`_forms` of a template, which nothing else decides."""
+    return _forms(partial(written, template, json.loads(variables)))
+
+
+def _forms(writes: Writes) -> Forms | Written:
+    """How a template takes what each speaker says: as text where it takes both; or how it failed with the user's."""
+    user, asked = Turn("user", PROBES["user"]), Forms("text", None, None)
+    tried = writes([_messages([user], asked._replace(user=form)) for form in FORMS], True)
+    known = [form for form, made in zip(FORMS, tried, strict=True) if _said([user], made)]
+    if not known:
+        return next((made for made in tried if made.fault), Written(""))
+    form = asked._replace(user=known[0])
+    system, assistant = Turn("system", PROBES["system"]), Turn("assistant", PROBES["assistant"])
+    for one in FORMS[::-1]:  # text is tried last, so that it stands where both are taken
+        tries = form._replace(system=one, assistant=one)
+        (opened,), (closed,) = writes([_messages([system, user], tries)], True), writes([_messages([user, assistant], tries)], False)
+        form = form._replace(
+            system=one if _said([system, user], opened) else form.system,
+            assistant=one if _said([user, assistant], closed) else form.assistant,
+        )
+    return form
+
+
+def _said(talk: Sequence[Turn], made: Written) -> bool:
+    """Whether all that was said stands in what was written, and not as Python writes a list."""
+    return all(turn.content in made.text for turn in talk) and "'type'" not in made.text
+
+
+def _by_code(tokenizer: Any, variables: Mapping[str, Any], chats: Sequence[Chat], opened: bool) -> list[Written]:
+    """Conversations by the tokenizer's own code."""
+    found = []
+    for chat in chats:
+        try:
+            text = tokenizer.apply_chat_template([*chat], tokenize=False, add_generation_prompt=opened, **variables)
+        except Exception as error:  # noqa: BLE001  code of its own
+            found.append(Written("", f"{type(error).__name__}: {error}"))
+        else:
+            found.append(Written(text) if isinstance(text, str) else Written("", f"it wrote {type(text).__name__}, not text"))
+    return found
+
+
+def _placed(said: Sequence[Turn], forms: Forms) -> Sequence[Turn]:
+    """The turns with their system text before the first request where the template knows none."""
+    if said[0].role != "system" or forms.system is not None:
+        return said
+    first = f"{said[0].content}\n\n{said[1].content}" if said[1].role == "user" else said[0].content
+    return [Turn("user", first), *said[2 if said[1].role == "user" else 1 :]]
+
+
+def _messages(said: Sequence[Turn], forms: Forms) -> Chat:
+    """The turns as the template takes them."""
+    parts = {role for role in PROBES if getattr(forms, role) == "parts"}
+    return [{"role": t.role, "content": [{"type": "text", "text": t.content}] if t.role in parts else t.content} for t in said]
+
+
+def _checked(tokenizer: Any, said: Sequence[Turn], made: Written) -> str:
+    """What was written of a conversation. Errors: the template failed, or something that was said is not in it."""
+    if made.fault:
+        roles = f"{', '.join(turn.role for turn in said)}: {visible(said[-1].content, 60)!r}"
+        what = f"it refuses a conversation of {roles} ({made.fault})" if made.refused else f"{made.fault}, with a conversation of {roles}"
+        raise _failed(tokenizer, what, "leave out that row, or give the tokenizer a template that takes it.")
+    for turn in said:
+        told = turn.content.rpartition(THOUGHT)[2] if turn.role == "assistant" else turn.content  # earlier thoughts are left out by design
+        if place(told, made.text) is None:
+            lost = f"what the {turn.role} says is not in what it wrote: {visible(turn.content, 60)!r}"
+            raise _failed(tokenizer, lost, "leave out that row, or give the tokenizer a template that keeps it.")
+    return made.text
+
+
+def _failed(tokenizer: Any, why: str, step: str = NEXT) -> TiterError:
+    name = PurePath(str(getattr(tokenizer, "name_or_path", ""))).name
+    return TiterError(f"the chat template{f' of {visible(name, 80)}' if name else ''} fails: {visible(why, 400)}", next_step=step)
