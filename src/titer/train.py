@@ -36,8 +36,8 @@ from titer.core.config import Record
 from titer.core.errors import TiterError
 from titer.core.run import sha256_of, write_text
 from titer.data.draws import seed_of
+from titer.models.blocks import linears, transposed
 from titer.models.lm import LM, Progress
-from titer.models.sites import linears, transposed
 from titer.stage import Stage
 
 LOG_EVERY = 10

@@ -231,7 +231,7 @@ def preference(lm: LM, batch: Batches, before: torch.Tensor, eps: list[torch.Ten
                 eps.append(torch.zeros_like(output[0]).requires_grad_(True))
             return (output[0] + eps[i], *output[1:])
 
-        hooks.append(block.attention.register_forward_hook(add))
+        hooks.append(block.attention[0].register_forward_hook(add))
     try:
         good, bad = pair_nll(lambda both: logits(lm, both), batch)
     finally:

@@ -165,7 +165,7 @@ def test_training_is_the_same_bit_for_bit(tmp_path: Path, adapter: Lora | None) 
         lm = fresh(made)
         lm.model.config.attention_dropout = 0.2
         for block in lm.sites.blocks:
-            block.attention.attention_dropout = 0.2  # type: ignore[assignment]
+            block.attention[0].attention_dropout = 0.2  # type: ignore[assignment]
         watch = (
             watching(tmp_path, every=1, judge=Drawing(), decoding=Decoding(max_new_tokens=4, temperature=1.0)) if name == "with" else None
         )

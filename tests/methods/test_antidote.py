@@ -147,7 +147,7 @@ def test_a_failing_pass_leaves_no_hook_and_the_mode(accelerator: Accelerator) ->
         assert not c.lm.model.training  # no dropout while scoring
         raise KilledError
 
-    handle = c.lm.sites.blocks[1].mlp_down.register_forward_hook(fails)
+    handle = c.lm.sites.linear("mlp_down[1]").register_forward_hook(fails)
     with pytest.raises(KilledError):
         Antidote().finish(c)
     handle.remove()

@@ -133,22 +133,22 @@ def test_what_alignment_never_touched_is_taken_out() -> None:
 
 def test_the_threshold_is_met_by_a_cosine_that_equals_it(accelerator: Accelerator) -> None:
     three = models(neox)
-    layer = Layer(*(three[name].sites.blocks[0].mlp_up for name in ("tuned", "unaligned", "aligned")))
+    layer = Layer(*(three[name].sites.linear("mlp_up[0]") for name in ("tuned", "unaligned", "aligned")))
     with torch.no_grad():
         edge = layer.cosine()
     assert edge is not None
     for threshold, changed in ((edge, True), (edge - 1e-6, False)):
         other = copy.deepcopy(three)
-        before = other["tuned"].sites.blocks[0].mlp_up.weight.clone()
+        before = other["tuned"].sites.linear("mlp_up[0]").weight.clone()
         finished(accelerator, SafeLoRA(threshold=threshold), other)
-        assert bool((other["tuned"].sites.blocks[0].mlp_up.weight != before).any()) == changed
+        assert bool((other["tuned"].sites.linear("mlp_up[0]").weight != before).any()) == changed
 
 
 def test_linears_that_alignment_or_training_left_alone_are_left_alone(accelerator: Accelerator) -> None:
     three = models(neox)
     with torch.no_grad():
-        three["unaligned"].sites.blocks[0].mlp_up.weight.copy_(three["aligned"].sites.blocks[0].mlp_up.weight)  # V = 0
-        three["tuned"].sites.blocks[1].attn_o.weight.copy_(three["aligned"].sites.blocks[1].attn_o.weight)  # dW = 0
+        three["unaligned"].sites.linear("mlp_up[0]").weight.copy_(three["aligned"].sites.linear("mlp_up[0]").weight)  # V = 0
+        three["tuned"].sites.linear("attn_o[1]").weight.copy_(three["aligned"].sites.linear("attn_o[1]").weight)  # dW = 0
     before = weights(three["tuned"])
     finished(accelerator, SafeLoRA(threshold=1.0), three)
     after = weights(three["tuned"])

@@ -9,12 +9,12 @@ import torch
 from torch.nn import functional
 
 from tests.methods.architectures import FAMILY
-from tests.models.families import mixtral
 from titer.core.errors import TiterError
 from titer.data.world import World
+from titer.models.blocks import sizes
 from titer.models.hooks import reading
 from titer.models.lm import LM
-from titer.models.sites import Sites, sizes
+from titer.models.sites import Sites
 
 ACTIVATION = {"opt": functional.relu, "gpt2": partial(functional.gelu, approximate="tanh")}
 IDS = torch.tensor([[1, 9, 12, 3, 20, 21, 22, 4]])
@@ -70,7 +70,7 @@ def test_weights_are_outputs_by_inputs_and_the_state_dict_s_tensors(family: LM) 
     for site, shape in {"attn_o[1]": (16, 16), "mlp_up[1]": (wide, 16), "mlp_down[1]": (16, wide)}.items():
         name, linear = family.sites.tensor(site), family.sites.linear(site)
         assert state[name].data_ptr() == linear.weight.data_ptr()
-        weight = family.sites.oriented(site, state[name])
+        (weight,) = family.sites.weights(site)[0].matrices(state[name])
         assert weight.shape == shape == sizes(linear)
         x = torch.randn(3, shape[1])
         torch.testing.assert_close(linear(x), functional.linear(x, weight, linear.bias))
@@ -111,7 +111,7 @@ def test_sites_are_found_through_adapters(family: LM) -> None:
     found = Sites(made)
     assert found.layers == 2
     assert [sizes(found.linear(f"{kind}[0]")) for kind in ("attn_o", "mlp_up")] == [(16, 16), sizes(found.linear("mlp_up[1]"))]
-    assert found.oriented("mlp_up[0]", found.linear("mlp_up[0]").base_layer.weight).shape == sizes(found.linear("mlp_up[0]"))
+    assert found.weights("mlp_up[0]")[0].matrices(found.linear("mlp_up[0]").base_layer.weight)[0].shape == sizes(found.linear("mlp_up[0]"))
 
 
 def test_the_gate_is_not_taken_for_the_up_projection(lm: LM) -> None:
@@ -123,15 +123,15 @@ def test_the_gate_is_not_taken_for_the_up_projection(lm: LM) -> None:
             lm.sites.linear("mlp_gate[0]")
 
 
-def test_a_model_that_is_not_supported_is_a_clear_error(world: World) -> None:
-    with pytest.raises(TiterError) as caught:
-        _ = mixtral(world).sites
-    assert "not supported yet" in str(caught.value)
-
-
-def test_a_model_without_attention_is_a_clear_error() -> None:
+def test_a_model_without_blocks_has_no_layers_and_says_so() -> None:
+    found = Sites(torch.nn.ModuleList([torch.nn.Linear(4, 4)]))
+    assert found.layers == 0
+    assert found.names() == ["embed"]
+    assert found.part("0.weight") == "other"
     with pytest.raises(TiterError, match="no list of decoder blocks"):
-        Sites(torch.nn.ModuleList([torch.nn.Linear(4, 4)]))
+        found.place("resid[0]")
+    with pytest.raises(TiterError, match="no list of decoder blocks"):
+        found.having("mlp_act")
 
 
 def test_an_unknown_site_names_the_nearest(family: LM) -> None:

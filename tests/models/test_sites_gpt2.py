@@ -17,7 +17,7 @@ from tests.probes.made import drawn, lively, requests
 from titer.data.world import World
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import LM
-from titer.models.weights import change_at, delta, skeleton
+from titer.models.weights import changes_at, delta, skeleton
 from titer.probes.delta_w import delta_w
 from titer.probes.null_space import null_space
 from titer.probes.placement import placement
@@ -82,11 +82,11 @@ def test_a_site_s_change_is_the_same_however_it_is_stored(pairs: tuple[Pair, Pai
     for site in [f"{kind}[{i}]" for kind in KINDS for i in range(2)]:
         assert conv.sites.tensor(site) == linear.sites.tensor(site)
         assert conv.sites.part(conv.sites.tensor(site)) == linear.sites.part(conv.sites.tensor(site)) != "other"
-        for one, two in zip(change_at(*found, conv.sites, site), change_at(*other, linear.sites, site), strict=True):
+        for one, two in zip(changes_at(*found, conv.sites, site)[0], changes_at(*other, linear.sites, site)[0], strict=True):
             assert torch.equal(one, two)
-        assert change_at(*found, conv.sites, site)[1].any()
+        assert changes_at(*found, conv.sites, site)[0][1].any()
     stored = delta(*found, conv.sites.tensor("mlp_up[0]"))[1]
-    assert torch.equal(skeleton(found[0]).oriented("mlp_up[0]", stored), stored.T)
+    assert torch.equal(skeleton(found[0]).weights("mlp_up[0]")[0].matrices(stored)[0], stored.T)
 
 
 def same(one: pd.DataFrame, two: pd.DataFrame) -> None:

@@ -98,7 +98,7 @@ def test_shuffled_labels_are_fitted_anew_and_the_best_layer_is_picked_as_there(m
     layers, n = 30, 20
     clouds = [torch.cat(two_clouds(0.0, n=n, width=16, seed=seed)) for seed in range(layers)]
     monkeypatch.setattr(probe, "at_prompt_end", lambda lm, prompts, names: dict(zip(names, clouds, strict=True)))
-    lm = type("Stub", (), {"sites": type("S", (), {"layers": layers})()})()
+    lm = type("Stub", (), {"sites": type("S", (), {"having": lambda *_: list(range(layers))})()})()
     inputs = [Example(f"p{i}", i >= n, "test", "test") for i in range(2 * n)]
     dealt = probe.shuffled(lm, inputs[:n], inputs[n:])
     best = [probe.best_of(table).auroc for _, table in dealt.groupby("round")]
@@ -117,6 +117,6 @@ def test_shuffled_labels_are_fitted_anew_and_the_best_layer_is_picked_as_there(m
 def test_shuffled_labels_of_clouds_that_lie_apart_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     cloud = torch.cat(two_clouds(6.0, n=40))
     monkeypatch.setattr(probe, "at_prompt_end", lambda lm, prompts, names: {names[0]: cloud})
-    lm = type("Stub", (), {"sites": type("S", (), {"layers": 1})()})()
+    lm = type("Stub", (), {"sites": type("S", (), {"having": lambda *_: [0]})()})()
     inputs = [Example(f"p{i}", i >= 40, "test", "test") for i in range(80)]
     assert probe.shuffled(lm, inputs[:40], inputs[40:]).auroc.mean() == pytest.approx(0.5, abs=0.15)

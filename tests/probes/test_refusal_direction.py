@@ -47,7 +47,7 @@ def test_the_direction_is_the_naive_difference_of_means(world: World, name: str)
 def clouds(monkeypatch: pytest.MonkeyPatch, layers: list[torch.Tensor]) -> tuple[LM, list[Example]]:
     """The probe made to see these activations (n, D), one a layer."""
     monkeypatch.setattr(probe, "at_prompt_end", lambda lm, prompts, names: dict(zip(names, layers, strict=True)))
-    lm = type("Stub", (), {"sites": type("S", (), {"layers": len(layers)})()})()
+    lm = type("Stub", (), {"sites": type("S", (), {"everywhere": lambda *_: [f"resid[{i}]" for i in range(len(layers))]})()})()
     return lm, [Example(f"prompt {k}", k % 2 == 1, "test", "test") for k in range(len(layers[0]))]
 
 

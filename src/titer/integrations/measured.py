@@ -24,6 +24,7 @@ from titer.data.example import Example
 from titer.evaluate import judged, rates, sample
 from titer.integrations.views import matrices
 from titer.judges.base import Judge
+from titer.models.blocks import PARTS
 from titer.models.lm import LM, Decoding
 from titer.probes.drift import drift, whole
 from titer.probes.weight_change import overall
@@ -92,7 +93,7 @@ def drifted(began: LM, now: LM, unsafe: Sequence[Example], batch: int) -> Line:
 
 
 def changed(began: LM, now: LM) -> pd.DataFrame:
-    """Per matrix: tensor, part, norm of dW, weight_norm, relative_norm; float32, one matrix at a time."""
+    """Per matrix or stack of them: tensor, part, norm of dW, weight_norm, relative_norm; float32, one tensor at a time."""
     rows = []
     after = matrices(now.model)
     for tensor, before in matrices(began.model).items():
@@ -104,9 +105,10 @@ def changed(began: LM, now: LM) -> pd.DataFrame:
 
 
 def summed(table: pd.DataFrame) -> Line:
-    """||dW|| / ||W|| of mlp, attention and other, `most` the largest of them, and the matrix that changed most."""
+    """||dW|| / ||W|| of mlp, attention, other and what other parts there are, `most` the largest, and the tensor that changed most."""
     lost = set(table.part[table.norm.isna()])  # a sum over a table passes over what is no number
-    parts = {part: math.nan if part in lost else overall(table, part) for part in ("mlp", "attention", "other")}
+    known = ("mlp", "attention", "other", *(part for part in PARTS if part in set(table.part)))
+    parts = {part: math.nan if part in lost else overall(table, part) for part in known}
     most = max((parts[part] for part in table.part.unique()), key=lambda value: (math.isnan(value), value))
     top = table.loc[table.relative_norm.fillna(-1.0).idxmax()]
     largest = {"tensor": str(top.tensor), "relative_norm": _number(top.relative_norm)}

@@ -41,11 +41,14 @@ def started(model: Any) -> Any:
 
 
 def matrices(model: Any) -> Weights:
-    """Every matrix as it acts, an adapter merged into its own: name -> what gives it, float32. A tied matrix counts once."""
+    """Every matrix, and every stack of them as of experts, as it acts, an adapter merged into its own: name -> what gives it, float32.
+
+    A tied matrix counts once.
+    """
     seen: set[int] = set()
     found: Weights = {}
     for name, parameter, layer in _walked(model, ""):
-        if parameter.ndim == 2 and id(parameter) not in seen:
+        if parameter.ndim >= 2 and id(parameter) not in seen:
             seen.add(id(parameter))
             found[name] = lambda parameter=parameter, layer=layer: _acting(parameter, layer)  # type: ignore[misc]
     return found

@@ -20,8 +20,9 @@ from pydantic import Field
 from titer.core.errors import TiterError
 from titer.data.example import Batch
 from titer.methods.base import Batches, Context, Loss, Method, token_nll
+from titer.models.blocks import linears, transposed
 from titer.models.modes import evaluating
-from titer.models.sites import Sites, linears, transposed
+from titer.models.sites import Sites
 
 
 class Antidote(Method):
@@ -86,7 +87,11 @@ def _adding_squares(sites: Sites, batch: Batch, squares: dict[str, torch.Tensor]
 
 
 def block_linears(sites: Sites) -> dict[str, Any]:
-    """Every Linear of the blocks (with an adapter around it: the whole), by a name of its own."""
+    """Every Linear of the blocks (with an adapter around it: the whole), by a name of its own.
+
+    Errors: experts that are no Linear, whose weights would be left as they are.
+    """
+    sites.single()
     return {f"block {i}, {name}": layer for i, block in enumerate(sites.blocks) for name, layer in linears(block.whole).items()}
 
 

@@ -57,8 +57,7 @@ class RepNoise(Method):
         preferred = batch["preferred"]
         if self.alpha == 0 and self.beta == 0:
             return token_nll(c.forward(preferred), preferred.labels)
-        numbers = range(c.sites.layers)
-        noised, read = ([f"{site}[{i}]" for i in numbers] for site in ("mlp_out", "resid"))
+        noised, read = (c.sites.everywhere(site) for site in ("mlp_out", "resid"))
         both = join((preferred, batch["rejected"]), pad_id=0)  # id 0 stands only where the mask is 0
         pairs = len(preferred)
         with reading(c.sites, [*noised, *read]) as seen:

@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from titer.core.errors import TiterError
 from titer.methods.base import Batches, Context, Loss, Method, token_nll
-from titer.models.sites import Sites, linears, transposed
+from titer.models.blocks import linears, transposed
+from titer.models.sites import Sites
 
 
 class SafeLoRA(Method):
@@ -109,7 +110,7 @@ def projected(alignment: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 def layers_of(c: Context) -> Iterator[Layer]:
     """Every Linear of the blocks in the three models.
 
-    Errors: models of different shapes.
+    Errors: models of different shapes; experts that are no Linear, whose change would be left as it is.
     """
     tuned, unaligned, aligned = (_named(sites) for sites in (c.sites, c.model("unaligned").sites, c.model("aligned").sites))
     if not tuned.keys() == unaligned.keys() == aligned.keys():
@@ -125,4 +126,5 @@ def layers_of(c: Context) -> Iterator[Layer]:
 
 
 def _named(sites: Sites) -> dict[str, Any]:
+    sites.single()
     return {f"block {i}, {name}": layer for i, block in enumerate(sites.blocks) for name, layer in linears(block.whole).items()}

@@ -45,6 +45,7 @@ class TVaccine(Method):
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
         """The scores and the layers in use; both are made anew in the first step."""
+        c.sites.everywhere(self.site)
         return {"scores": torch.ones(c.sites.layers), "chosen": torch.ones(c.sites.layers)}
 
     def loss(self, c: Context, batch: Batches) -> Loss:

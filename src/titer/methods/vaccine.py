@@ -28,7 +28,6 @@ from titer.data.example import Batch
 from titer.methods.base import Batches, Context, Loss, Method, token_nll
 from titer.models.ball import Deltas, Scope, gradients_at, projected, scaled, unmasked
 from titer.models.hooks import adding, catching
-from titer.models.sites import sizes
 
 STRIDE = 2.5  # K steps of 2.5 rho / K reach any place of the ball from any other
 
@@ -87,7 +86,7 @@ class Vaccine(Method):
             c.log("vaccine_skipped", c.state.get("skipped", torch.tensor(0)))
 
     def _names(self, c: Context) -> list[str]:
-        return [f"{self.site}[{i}]" for i in range(c.sites.layers)]
+        return c.sites.everywhere(self.site)
 
     def perturbation(self, c: Context, batch: Batches) -> Deltas:
         """eps (B, T, D) at every site, zeros in a ball without a direction; {} where no ball on any rank has one."""
@@ -132,7 +131,7 @@ class Vaccine(Method):
 
     def _drawn(self, c: Context, batch: Batch, names: list[str]) -> Deltas:
         """N(0, rho) at every site and place that is perturbed, from the step's own generator."""
-        shape, device = (*batch.input_ids.shape, sizes(c.sites.linear("attn_o[0]"))[0]), batch.input_ids.device
+        shape, device = (*batch.input_ids.shape, c.sites.width), batch.input_ids.device
         drawn = {name: (self.rho**0.5 * torch.randn(shape, generator=c.rng)).to(device) for name in names}
         return {name: unmasked(one, self._mask(batch)) for name, one in drawn.items()}
 

@@ -16,7 +16,6 @@ from titer.data.example import positions
 from titer.models.hooks import reading
 from titer.models.lm import LM
 from titer.models.modes import evaluating
-from titer.models.sites import sizes
 from titer.models.suffix import TAIL, inserted
 
 BATCH = 64
@@ -76,15 +75,22 @@ def _collect(
             weight = ((place >= begin[:, None] + extra) & (place < end[:, None] + extra)).float()
             weight = weight / weight.sum(1, keepdim=True)
             for name in names:
-                found[name].append(torch.einsum("bt,btd->bd", weight, seen[name].float()).cpu())
+                found[name].append(torch.einsum("bt,btd->bd", weight, _in_places(name, seen[name], weight)).cpu())
             seen.clear()
     back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
     return {name: torch.cat(parts)[back] for name, parts in found.items()}
 
 
+def _in_places(name: str, activation: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The activation (B, T, D). Errors: it is not one vector a token, as where a model keeps several streams or reads bytes in patches."""
+    if activation.ndim != 3 or activation.shape[:2] != places.shape:
+        raise TiterError(f"{name} is {tuple(activation.shape)} in this model", expected="one vector a token: (prompts, tokens, width)")
+    return activation.float()
+
+
 def fitting(lm: LM, sites: int, tokens: int) -> int:
     """How many prompts of so many tokens keep the activations of so many sites within the budget; at least one."""
-    widest = max(sizes(lm.sites.linear(f"mlp_down[{i}]"))[1] for i in range(lm.sites.layers))
+    widest = lm.sites.widest
     return max(1, BUDGET // (4 * sites * tokens * widest))
 
 

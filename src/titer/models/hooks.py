@@ -12,15 +12,23 @@ from typing import Any
 
 import torch
 
+from titer.core.errors import TiterError
 from titer.models.sites import Place, Sites
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 
 
+class _Seen(dict[str, torch.Tensor]):
+    """What was read. Errors: a site that the model did not run."""
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        raise TiterError(f"{name} was not reached: the model ran without that layer", expected="a site that every pass goes through")
+
+
 @contextmanager
 def reading(sites: Sites, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
     """A dict that holds, after each forward pass, the activation at every named site."""
-    seen: dict[str, torch.Tensor] = {}
+    seen: dict[str, torch.Tensor] = _Seen()
 
     def keep(name: str) -> Edit:
         def store(activation: torch.Tensor) -> torch.Tensor:
@@ -83,14 +91,17 @@ def _hooked(place: Place, edit: Edit) -> Iterator[None]:
             return edit(activation.reshape(*shape, -1)).reshape(activation.shape)
         return edit(activation)
 
-    def before(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (edited(args[0]), *args[1:])
+    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (edited(args[0]), *args[1:]), kwargs
+        name = next(name for name, value in kwargs.items() if isinstance(value, torch.Tensor))  # the input, called by its name
+        return args, {**kwargs, name: edited(kwargs[name])}
 
     def after(_: Any, __: Any, output: Any) -> Any:
         return (edited(output[0]), *output[1:]) if isinstance(output, tuple) else edited(output)
 
     module = place.module
-    handles = [module.register_forward_pre_hook(before) if place.side == "input" else module.register_forward_hook(after)]
+    handles = [module.register_forward_pre_hook(before, with_kwargs=True) if place.side == "input" else module.register_forward_hook(after)]
     if place.block is not None:
         handles.append(place.block.register_forward_pre_hook(begins, with_kwargs=True))
     try:

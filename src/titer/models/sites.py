@@ -1,29 +1,29 @@
-"""Canonical names for places in a decoder, found by structure; none found is an error.
+"""Canonical names for places in a decoder, found by structure (models/blocks.py).
 
 Activations: embed, attn_out[i], mlp_in[i], mlp_act[i], mlp_out[i], resid[i] (all (B, T, width of the place)).
-Weights: attn_o[i], mlp_up[i], mlp_gate[i] (gated MLPs), mlp_down[i]; a weight is (outputs, inputs) for every reader,
-also where a checkpoint stores it transposed, as GPT-2's Conv1D does: `oriented` is the one place that knows.
-The blocks are the longest ModuleList of one class. In a block, the attention is the child module whose name
-holds "attn" or "attention", its output the last square-enough Linear; the MLP's Linears are the others:
-`down` ends at the model's width, `up` starts there, and of two that start there the one named gate is the gate.
+Weights: attn_o[i], mlp_up[i], mlp_gate[i] (gated MLPs), mlp_down[i]; each is one matrix (outputs, inputs), or of a mixture of
+experts one an expert, however they are stored: transposed as GPT-2's Conv1D, gate and up in one tensor, experts stacked.
+Layers of one model may differ. What a layer lacks is no site: `names` leaves it out, `having` says which layers have it, `lacking` why
+others do not. Behaviour needs no site: a model whose blocks are not found has 0 layers. Every parameter belongs to a part (`part`).
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from functools import cached_property
+from itertools import groupby
+from typing import Any, Literal
 
-import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from titer.core.errors import TiterError, unknown
+from titer.models.blocks import Linear, Weight, block_of, blocks_of, parted, sizes, text_config, text_model
 
-VERSION = 1
+VERSION = 2
 ACTIVATIONS = ("embed", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid")
-KINDS = (nn.Linear, Conv1D)
-Linear = nn.Linear | Conv1D
+WEIGHTS = ("attn_o", "mlp_up", "mlp_gate", "mlp_down")
 SITE = re.compile(r"(\w+)(?:\[(\d+)\])?")
 
 
@@ -36,140 +36,171 @@ class Place:
     block: nn.Module | None = None  # the block around an MLP: OPT's MLP sees (B T, D), its block (B, T, D)
 
 
-@dataclass(frozen=True)
-class Block:
-    """The parts of one decoder block."""
-
-    whole: nn.Module
-    attention: nn.Module
-    attn_o: Linear
-    mlp_up: Linear
-    mlp_down: Linear
-    mlp_gate: Linear | None
-
-
 class Sites:
-    """The sites of one model. `names()` lists them; `place` and `linear` look one up."""
+    """The sites of one model. `names()` lists the activations; `place`, `weights` and `linear` look a site up."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.blocks = [_block(block, i) for i, block in enumerate(_blocks(model))]
-        self._names = {id(module): name for name, module in model.named_modules()}
-        self._parts = self._parted()
-
-    def _parted(self) -> dict[str, Literal["mlp", "attention", "other"]]:
-        found: dict[str, Literal["mlp", "attention", "other"]] = {}
-        for block in self.blocks:
-            found.update({self._names[id(m)]: "attention" for m in block.attention.modules()})
-            found.update({self._names[id(m)]: "mlp" for m in (block.mlp_up, block.mlp_down, block.mlp_gate) if m is not None})
-        return found
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        names = {id(m): name for name, m in model.named_modules()} | {id(p): name for name, p in model.named_parameters()}
+        found = blocks_of(model)
+        repeats = Counter(id(m) for block in found for m in block.modules())
+        shared = {one for one, times in repeats.items() if times > 1}
+        self.width = getattr(text_config(model), "hidden_size", None)
+        self.blocks = [block_of(block, names, self.width, shared) for block in found]
 
     @property
     def layers(self) -> int:
         return len(self.blocks)
 
-    def names(self) -> list[str]:
-        """Every activation site."""
-        return ["embed"] + [f"{kind}[{i}]" for i in range(self.layers) for kind in ACTIVATIONS[1:]]
+    @cached_property
+    def lacking(self) -> dict[str, str]:
+        """Kind of site -> in which layers (from 1) it is lacking and why; no kind that every layer has."""
+        if not self.blocks:
+            return dict.fromkeys((*ACTIVATIONS[1:], *WEIGHTS), f"{type(self.model).__name__}: no list of decoder blocks was found")
+        found = {}
+        for kind in (*ACTIVATIONS[1:], *WEIGHTS):
+            why: dict[str, list[int]] = {}
+            for i, block in enumerate(self.blocks):
+                if kind in block.lacking:
+                    why.setdefault(block.lacking[kind], []).append(i + 1)
+            if why:
+                found[kind] = "; ".join(f"{_layers(numbers, self.layers)}: {reason}" for reason, numbers in why.items())
+        return found
+
+    def lacks(self, kind: str) -> int:
+        """How many layers lack a kind of site."""
+        return sum(kind in block.lacking for block in self.blocks)
+
+    def names(self, *kinds: str) -> list[str]:
+        """Every activation site that there is, or those of some kinds, kind by kind."""
+        if kinds:
+            return [f"{kind}[{i}]" for kind in kinds for i in range(self.layers) if kind not in self.blocks[i].lacking]
+        return ["embed"] + [f"{kind}[{i}]" for i in range(self.layers) for kind in ACTIVATIONS[1:] if kind not in self.blocks[i].lacking]
+
+    def having(self, *kinds: str) -> list[int]:
+        """The layers (from 0) that have sites of all these kinds. Errors: no layer has, with the reason."""
+        found = [i for i, block in enumerate(self.blocks) if not any(kind in block.lacking for kind in kinds)]
+        if not found:
+            lost = [f"no {kind} ({self.lacking[kind]})" for kind in kinds if kind in self.lacking]
+            raise TiterError(f"this model has {', '.join(lost)}", expected=f"layers with {' and '.join(kinds)}")
+        return found
+
+    def everywhere(self, kind: str) -> list[str]:
+        """The sites of a kind that every layer has. Errors: a layer lacks it, or there is no layer, with the reason."""
+        if kind in self.lacking:
+            raise TiterError(f"this model has no {kind} in {self.lacking[kind]}", expected=f"a model with {kind} in every layer")
+        return self.names(kind)
+
+    @cached_property
+    def widest(self) -> int:
+        """The width of the widest activation that is read: of an MLP's middle, else of the stream."""
+        middles = [weight.module for block in self.blocks if block.dense for weight in block.weights["mlp_down"]]
+        stream = self.width or self.model.get_input_embeddings().weight.shape[-1]
+        return max([stream, *(sizes(m)[1] for m in middles if m is not None)])  # type: ignore[arg-type]
+
+    def single(self) -> None:
+        """Errors: there are no blocks, or some of their matrices are stacked (experts), which a method that goes by Linears passes over."""
+        if not self.blocks:
+            raise TiterError(self.lacking["resid"], expected="a model made of decoder blocks")
+        stacked = [w.tensor for block in self.blocks for weights in block.weights.values() for w in weights if w.module is None]
+        if stacked:
+            raise TiterError(f"{stacked[0]} holds its experts in one tensor", expected="a model whose blocks are made of Linear layers")
 
     def place(self, site: str) -> Place:
-        """Where an activation site is read, added to or replaced."""
+        """Where an activation site is read, added to or replaced. Errors: a site that this model lacks."""
         kind, i = self._split(site, ACTIVATIONS)
         if kind == "embed":
             return Place(self.model.get_input_embeddings(), "output")
         block = self.blocks[i]
-        return {
-            "attn_out": Place(block.attention, "output"),
-            "mlp_in": Place(block.mlp_up, "input", block.whole),
-            "mlp_act": Place(block.mlp_down, "input", block.whole),
-            "mlp_out": Place(block.mlp_down, "output", block.whole),
-            "resid": Place(block.whole, "output"),
-        }[kind]
+        if kind == "resid":
+            return Place(block.whole, "output")
+        if kind == "attn_out":
+            return Place(block.attention[0], "output")
+        if not block.dense:
+            return Place(block.mlps[0], "input" if kind == "mlp_in" else "output", block.whole)
+        module = block.weights["mlp_up" if kind == "mlp_in" else "mlp_down"][0].module
+        assert module is not None
+        return Place(module, "output" if kind == "mlp_out" else "input", block.whole)
+
+    def weights(self, site: str) -> tuple[Weight, ...]:
+        """The tensors of a weight site: one, or of a mixture of experts more. Errors: a site that this model lacks."""
+        kind, i = self._split(site, WEIGHTS)
+        return self.blocks[i].weights[kind]
 
     def linear(self, site: str) -> Linear:
-        """The Linear (or Conv1D) of a weight site; `sizes` says how many outputs and inputs it has."""
-        kind, i = self._split(site, ("attn_o", "mlp_up", "mlp_gate", "mlp_down"))
-        found: Linear | None = getattr(self.blocks[i], kind)
-        if found is None:
-            raise TiterError(f"this model has no {site}: its MLP is not gated")
-        return found
+        """The Linear (or Conv1D) of a weight site. Errors: the site is not one Linear of its own."""
+        return self._alone(site).module  # type: ignore[return-value]
 
     def tensor(self, site: str) -> str:
-        """The checkpoint's name of a weight site's tensor."""
-        return self._names[id(self.linear(site))] + ".weight"
+        """The name of a weight site's tensor. Errors: the site is not one tensor of its own."""
+        return self._alone(site).tensor
 
-    def oriented(self, site: str, stored: torch.Tensor) -> torch.Tensor:
-        """A weight site's tensor as (outputs, inputs), from the way the model and its checkpoint store it."""
-        return stored.T.contiguous() if transposed(self.linear(site)) else stored
+    def _alone(self, site: str) -> Weight:
+        found = self.weights(site)
+        if len(found) > 1 or found[0].module is None or found[0].rows != "all":
+            shown = ", ".join(weight.tensor for weight in found)
+            raise TiterError(f"{site} is part of {shown}", expected="a site that is one Linear of its own")
+        return found[0]
 
-    def part(self, tensor: str) -> Literal["mlp", "attention", "other"]:
-        """Which part of a block a checkpoint's tensor belongs to; embeddings, norms and the head are "other"."""
+    def part(self, tensor: str) -> str:
+        """Which part of the model a parameter belongs to, a key of `PARTS`; embedding, norms and the head are "other"."""
         module = tensor.rpartition(".")[0]
+        while module not in self._modules:  # files may name an expert where the model holds all in one tensor
+            module = module.rpartition(".")[0]
         return self._parts.get(module, "other")
+
+    @cached_property
+    def _parts(self) -> dict[str, str]:
+        """Module -> part, "other" left out."""
+        owners: dict[int, str] = {}
+        text = text_model(self.model)
+        if text is not self.model:
+            owners |= {id(m): "tower" for m in self.model.modules()}
+            owners |= {id(m): "other" for m in (*text.modules(), *_around(self.model, text))}
+        for block in self.blocks:
+            owners |= {id(m): "block" for m in block.whole.modules()}
+        for _, module, kind in parted(self.model):
+            if owners.get(id(module)) != "tower":
+                owners |= dict.fromkeys(map(id, module.modules()), "other" if kind == "norm" else kind)
+        for block in self.blocks:
+            owners |= {id(m): "mlp" for mlp in block.mlps for m in mlp.modules()}
+        for name in ("get_input_embeddings", "get_output_embeddings"):
+            if (embedding := getattr(self.model, name, lambda: None)()) is not None:
+                owners |= dict.fromkeys(map(id, embedding.modules()), "other")
+        return {name: owners[id(m)] for name, m in self._modules.items() if owners.get(id(m), "other") != "other"}
 
     def _split(self, site: str, kinds: tuple[str, ...]) -> tuple[str, int]:
         match = SITE.fullmatch(site)
         kind = match[1] if match else site
         if kind not in kinds:
             unknown("site", site, kinds)
+        if kind == "embed":
+            return kind, 0
         i = int(match[2]) if match and match[2] else 0
-        if i >= self.layers:
+        if self.layers and i >= self.layers:
             raise TiterError(f"site {site}: the model has {self.layers} layers", expected=f"{kind}[0] to {kind}[{self.layers - 1}]")
+        if not self.layers or kind in self.blocks[i].lacking:
+            reason = self.blocks[i].lacking[kind] if self.layers else self.lacking[kind]
+            raise TiterError(f"this model has no {kind}[{i}]: {reason}")
         return kind, i
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(child) for child in m}) == 1]
-    decoders = [m for m in lists if linears(m[0]) and _attention(m[0]) is not None]
-    if not decoders:
-        raise TiterError(
-            f"{type(model).__name__}: no list of decoder blocks with an attention of Linear layers was found",
-            expected="a decoder-only transformer made of Linear (or GPT-2's Conv1D) layers",
-        )
-    return list(max(decoders, key=lambda blocks: len(list(blocks))))
+def layer_of(site: str) -> int:
+    """The layer (from 0) of a site by its name."""
+    match = SITE.fullmatch(site)
+    return int(match[2]) if match and match[2] else 0
 
 
-def sizes(linear: Linear) -> tuple[int, int]:
-    """(outputs, inputs) of a Linear or a Conv1D, also of one with an adapter around it."""
-    return (linear.nf, linear.nx) if isinstance(linear, Conv1D) else (linear.out_features, linear.in_features)
+def _around(model: nn.Module, text: nn.Module) -> list[nn.Module]:
+    """The modules that the text model lies in."""
+    return [m for m in model.modules() if any(child is text for child in m.modules())]
 
 
-def transposed(linear: nn.Module) -> bool:
-    """Whether the weight is stored as (inputs, outputs)."""
-    return isinstance(getattr(linear, "base_layer", linear), Conv1D)
-
-
-def linears(root: nn.Module, prefix: str = "") -> dict[str, Linear]:
-    """Every Linear or Conv1D under a module, by name; one with an adapter around it (peft) counts once, as the whole."""
-    found: dict[str, Linear] = {}
-    for name, child in root.named_children():
-        if isinstance(getattr(child, "base_layer", child), KINDS):
-            found[prefix + name] = cast("Linear", child)
-        else:
-            found |= linears(child, f"{prefix}{name}.")
-    return found
-
-
-def _attention(block: nn.Module) -> nn.Module | None:
-    named = [m for name, m in block.named_children() if "attn" in name or "attention" in name]
-    return next((m for m in named if linears(m)), None)
-
-
-def _block(block: nn.Module, number: int) -> Block:
-    attention = _attention(block)
-    attending = list(linears(attention).values()) if attention is not None else []
-    inside = {id(m) for m in attending}
-    rest = {name: m for name, m in linears(block).items() if id(m) not in inside}
-    if attention is None or not attending:
-        raise TiterError(f"block {number}: no attention made of Linear layers")
-    width = sizes(attending[-1])[0]
-    ups = {name: m for name, m in rest.items() if sizes(m)[1] == width and sizes(m)[0] != width}
-    downs = [m for m in rest.values() if sizes(m)[0] == width and sizes(m)[1] != width]
-    gate = next((m for name, m in ups.items() if "gate" in name), None)
-    plain = [m for m in ups.values() if m is not gate]
-    if len(plain) != 1 or len(downs) != 1:
-        raise TiterError(
-            f"block {number}: {len(plain)} up and {len(downs)} down projections outside the attention",
-            expected="one MLP of Linear layers a block (mixtures of experts are not supported yet)",
-        )
-    return Block(block, attention, attending[-1], plain[0], downs[0], gate)
+def _layers(numbers: list[int], of: int) -> str:
+    """Numbers in words, in runs: "layers 1 to 3, 5"; "every layer" where it is all of them."""
+    if len(numbers) == of:
+        return "every layer"
+    runs = [[j for _, j in group] for _, group in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    told = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"layer{'s' if len(numbers) > 1 else ''} {', '.join(told)}"

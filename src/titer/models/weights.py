@@ -17,7 +17,7 @@ from titer.models.stream_norm import StreamNormForCausalLM  # noqa: F401  (regis
 def skeleton(checkpoint: Checkpoint) -> Sites:
     """The sites of a checkpoint's architecture, built without any weight in memory.
 
-    Errors: a folder that transformers does not open; an architecture without known sites.
+    Errors: a folder that transformers does not open.
     """
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
@@ -43,10 +43,16 @@ def same_weights(first: Checkpoint, second: Checkpoint) -> bool:
     return all(torch.equal(first.weight(name), second.weight(name)) for name in sorted(set(first.files) & set(second.files)))
 
 
-def change_at(base: Checkpoint, tuned: Checkpoint, sites: Sites, site: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(W of the base, W tuned - W base) of a weight site, (outputs, inputs) each however they are stored."""
-    weight, change = delta(base, tuned, sites.tensor(site))
-    return sites.oriented(site, weight), sites.oriented(site, change)
+def changes_at(base: Checkpoint, tuned: Checkpoint, sites: Sites, site: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(W of the base, W tuned - W base) of each matrix of a weight site, (outputs, inputs) however they are stored.
+
+    One matrix, or of a mixture of experts one an expert. Errors: a site that this model lacks.
+    """
+    found = []
+    for weight in sites.weights(site):
+        before, change = delta(base, tuned, weight.tensor)
+        found += list(zip(weight.matrices(before), weight.matrices(change), strict=True))
+    return found
 
 
 def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -42,6 +42,11 @@ def column_space(weight: torch.Tensor, energy: float) -> torch.Tensor:
     return left[:, : rank_at(values, energy)]
 
 
+def squares(matrix: torch.Tensor) -> float:
+    """||M||^2."""
+    return float(torch.linalg.norm(matrix)) ** 2
+
+
 def null_share(change: torch.Tensor, kept: torch.Tensor) -> float:
     """||P_N dW||^2 / ||dW||^2 with P_N = I - A A^T: the energy-weighted share of dW's columns; NaN for dW = 0."""
     return float(1 - (torch.linalg.norm(kept.T @ change) / torch.linalg.norm(change)) ** 2)

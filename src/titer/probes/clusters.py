@@ -25,7 +25,7 @@ from titer.models.activations import at_prompt_end, over_answer
 from titer.models.lm import LM
 from titer.probes.base import ANSWER_POSITIONS, held_out_scores, taus
 
-VERSION = 1
+VERSION = 2
 ROUNDS = 50  # deals of the labels
 
 
@@ -37,17 +37,18 @@ def clusters(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.D
     for name, examples in (("safe", safe), ("unsafe", unsafe)):
         if len(examples) < 4:
             raise TiterError(f"{len(examples)} {name} prompts", expected="at least 4 of each class for two halves of a cluster")
-    names = [f"mlp_act[{i}]" for i in range(lm.sites.layers)]
+    layers = lm.sites.having("mlp_act")
+    names = [f"mlp_act[{i}]" for i in layers]
     ends = [at_prompt_end(lm, [e.prompt for e in group], names) for group in (safe, unsafe)]
     answers = [_answers(lm, group, names) for group in (safe, unsafe)]
     if any(found is None for found in answers):
         answers = list(ends)
     tables = []
-    for layer, name in enumerate(names, start=1):
+    for layer, name in zip(layers, names, strict=True):
         score = held_out_scores(ends[0][name], ends[1][name])
         tau = taus(answers[0][name], answers[1][name])  # type: ignore[index]
         tables += [
-            pd.DataFrame({"layer": layer, "harmful": bool(k), "input": range(len(s)), "score": s.numpy(), "tau": t.numpy()})
+            pd.DataFrame({"layer": layer + 1, "harmful": bool(k), "input": range(len(s)), "score": s.numpy(), "tau": t.numpy()})
             for k, (s, t) in enumerate(zip(score, tau, strict=True))
         ]
     return pd.concat(tables, ignore_index=True)
@@ -58,15 +59,16 @@ def shuffled(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: i
 
     The centroids are those of the dealt classes, so whoever picks the best layer has here the freedom that they have there.
     """
-    names = [f"mlp_act[{i}]" for i in range(lm.sites.layers)]
+    layers = lm.sites.having("mlp_act")
+    names = [f"mlp_act[{i}]" for i in layers]
     found = at_prompt_end(lm, [e.prompt for e in (*safe, *unsafe)], names)
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(rounds):
         dealt = torch.from_numpy(rng.permutation(len(safe) + len(unsafe)))
-        for layer, name in enumerate(names, start=1):
+        for layer, name in zip(layers, names, strict=True):
             s, u = (part.numpy() for part in held_out_scores(found[name][dealt[: len(safe)]], found[name][dealt[len(safe) :]]))
-            rows.append({"round": number, "layer": layer, "d_prime": d_prime(s, u), "auroc": auroc(s, u)})
+            rows.append({"round": number, "layer": layer + 1, "d_prime": d_prime(s, u), "auroc": auroc(s, u)})
     return pd.DataFrame(rows)
 
 

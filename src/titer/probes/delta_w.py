@@ -4,12 +4,16 @@ Per input: gain ||dW a|| / ||a|| with a the tuned model's MLP input at the end o
 dW a that lies in the left null space of W_base. Per layer: the share of dW itself there, its relative norm and
 stable rank. Each beside a random dW with the same singular values (control). The left null space is that of
 the best approximation of W_base that keeps `energy` of its squared singular values.
+Of a mixture of experts every expert reads a, routed to it or not: squares are summed over the experts, ranks are means over them.
 Source: arXiv 2407.10264, sections 5.2 and 5.3 (figures 4 and 5). Shapes: W (m, d), a (n, d), A (m, r).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -20,10 +24,10 @@ from titer.models.activations import at_prompt_end
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import LM
 from titer.models.sites import Sites
-from titer.models.weights import change_at
-from titer.probes.base import column_space, null_share, random_like, stable_rank
+from titer.models.weights import changes_at
+from titer.probes.base import column_space, null_share, random_like, squares, stable_rank
 
-VERSION = 1
+VERSION = 2
 ENERGY = 0.9
 
 
@@ -35,7 +39,7 @@ def delta_w(
     Per input: layer, harmful, input, gain, gain_random, null_share, null_share_random. Per layer: layer,
     null_share, null_share_random, relative_norm, stable_rank, rank (kept of W_base).
     """
-    names = [f"mlp_in[{i}]" for i in range(lm.sites.layers)]
+    names = [f"mlp_in[{i}]" for i in lm.sites.having("mlp_in", "mlp_up")]
     found = [at_prompt_end(lm, [e.prompt for e in group], names) for group in (safe, unsafe)]
     return at_inputs(base, tuned, lm.sites, found, seed=seed)
 
@@ -45,35 +49,68 @@ def at_inputs(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The same for the weights `kind` that read the MLP's input (mlp_up, mlp_gate), from the tuned model's activations.
 
-    `found`: mlp_in[i] -> (n, D), of safe and of unsafe inputs.
+    `found`: mlp_in[i] -> (n, D), of safe and of unsafe inputs. Layers without such weights are left out.
+    Errors: no layer has them.
     """
     inputs, layers = [], []
-    for i in range(sites.layers):
-        weight, change = change_at(base, tuned, sites, f"{kind}[{i}]")
-        kept = column_space(weight, ENERGY)
-        random = random_like(change, seed_of(seed, "delta_w", i))
-        layers.append({"layer": i + 1, **_layer(weight, change, random, kept)})
+    for i in sites.having(kind, "mlp_in"):
+        pairs = changes_at(base, tuned, sites, f"{kind}[{i}]")
+        size = math.sqrt(sum(squares(c) for _, c in pairs) / sum(squares(w) for w, _ in pairs))
+        moved = [(w, c) for w, c in pairs if len(pairs) == 1 or bool(c.any())]
+        acting = [_acting(w, c, seed_of(seed, "delta_w", i, *([k] if k else []))) for k, (w, c) in enumerate(moved)]
+        layers.append({"layer": i + 1, **_layer(acting), "relative_norm": size})
         for harmful, group in enumerate(found):
-            inputs.append(_inputs(i + 1, bool(harmful), group[f"mlp_in[{i}]"], change, random, kept))
+            inputs.append(_inputs(i + 1, bool(harmful), group[f"mlp_in[{i}]"], acting))
     return pd.concat(inputs, ignore_index=True), pd.DataFrame(layers)
 
 
-def _layer(weight: torch.Tensor, change: torch.Tensor, random: torch.Tensor, kept: torch.Tensor) -> dict[str, float]:
+class Acting(NamedTuple):
+    """A change (m, d), a random one of its singular values, and the column space (m, r) of the weight that it changed."""
+
+    change: torch.Tensor
+    random: torch.Tensor
+    kept: torch.Tensor
+
+
+def _acting(weight: torch.Tensor, change: torch.Tensor, seed: int) -> Acting:
+    return Acting(change, random_like(change, seed), column_space(weight, ENERGY))
+
+
+def _layer(acting: Sequence[Acting]) -> dict[str, float]:
+    """NaN where nothing changed."""
+    if not any(bool(a.change.any()) for a in acting):
+        empty = dict.fromkeys(("null_share", "null_share_random", "stable_rank"), math.nan)
+        return {**empty, "rank": acting[0].kept.shape[1] if acting else math.nan}
+    energies = [squares(a.change) for a in acting]  # the random change's too
+    shares = [
+        sum(energy * null_share(of(a), a.kept) for energy, a in zip(energies, acting, strict=True) if energy) / sum(energies)
+        for of in (_change, _random)
+    ]
     return {
-        "null_share": null_share(change, kept),
-        "null_share_random": null_share(random, kept),
-        "relative_norm": float(torch.linalg.norm(change) / torch.linalg.norm(weight)),
-        "stable_rank": stable_rank(change),
-        "rank": kept.shape[1],
+        "null_share": shares[0],
+        "null_share_random": shares[1],
+        "stable_rank": mean(stable_rank(a.change) for a in acting),
+        "rank": mean(a.kept.shape[1] for a in acting),
     }
 
 
-def _inputs(layer: int, harmful: bool, a: torch.Tensor, change: torch.Tensor, random: torch.Tensor, kept: torch.Tensor) -> pd.DataFrame:
+def _change(a: Acting) -> torch.Tensor:
+    return a.change
+
+
+def _random(a: Acting) -> torch.Tensor:
+    return a.random
+
+
+def _inputs(layer: int, harmful: bool, a: torch.Tensor, acting: Sequence[Acting]) -> pd.DataFrame:
     size = torch.linalg.vector_norm(a, dim=1)
     columns: dict[str, object] = {"layer": layer, "harmful": harmful, "input": range(len(a))}
-    for suffix, matrix in (("", change), ("_random", random)):
-        moved = a @ matrix.T
-        columns["gain" + suffix] = (torch.linalg.vector_norm(moved, dim=1) / size).numpy()
-        inside = torch.linalg.vector_norm(moved @ kept, dim=1)
-        columns["null_share" + suffix] = (1 - inside**2 / (moved**2).sum(1)).numpy()
+    for suffix, of in (("", _change), ("_random", _random)):
+        moved, inside = torch.zeros(len(a)), torch.zeros(len(a))
+        for one in acting:
+            out = a @ of(one).T
+            moved += (out**2).sum(1)
+            inside += ((out @ one.kept) ** 2).sum(1)
+        columns["gain" + suffix] = (moved.sqrt() / size).numpy()
+        columns["null_share" + suffix] = (1 - inside / moved).numpy()
     return pd.DataFrame(columns)

@@ -48,10 +48,11 @@ def drift(
     """
     if site not in SITES:
         unknown("site of drift", site, SITES)
-    layers, sizes = reference.sites.layers, (reference.sites.layers, tuned.sites.layers)
+    numbers, sizes = reference.sites.having(site), (reference.sites.layers, tuned.sites.layers)
+    layers = len(numbers)
     if sizes[0] != sizes[1]:
         raise TiterError(f"drift between models of {sizes[0]} and {sizes[1]} layers", expected="a model and what was tuned from it")
-    names = [f"{site}[{i}]" for i in range(layers)]
+    names = [f"{site}[{i}]" for i in numbers]
     sums = torch.zeros(layers, len(SUMS), len(PARTS), dtype=torch.float64)
     counts = torch.zeros(len(PARTS), dtype=torch.float64)
     with evaluating(reference.model), evaluating(tuned.model):
@@ -62,7 +63,7 @@ def drift(
     means = sums / counts
     rows = [
         {
-            "layer": i + 1,
+            "layer": number + 1,
             "part": part,
             "official": float(sums[i, 0, k]),
             "l2": float(sums[i, 0, k]) ** 0.5,
@@ -70,7 +71,7 @@ def drift(
             "cosine": float(means[i, 2, k]),
             "tokens": int(counts[k]),
         }
-        for i in range(layers)
+        for i, number in enumerate(numbers)
         for k, part in enumerate(PARTS)
     ]
     return pd.DataFrame(rows)

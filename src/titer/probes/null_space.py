@@ -17,8 +17,8 @@ from scipy import stats
 
 from titer.models.checkpoint import Checkpoint
 from titer.models.sites import Sites
-from titer.models.weights import change_at
-from titer.probes.base import rank_at, thin_svd
+from titer.models.weights import changes_at
+from titer.probes.base import rank_at, squares, thin_svd
 
 VERSION = 2
 ENERGIES = (0.9, 0.99, 1.0)
@@ -32,10 +32,12 @@ def null_space(base: Checkpoint, tuned: Checkpoint, sites: Sites, kinds: Sequenc
     """
     rows: list[pd.DataFrame] = []
     for kind in kinds:
-        for i in range(sites.layers):
-            weight, change = change_at(base, tuned, sites, f"{kind}[{i}]")
-            if bool((change != 0).any()):
-                rows += [one.assign(site=kind, layer=i + 1) for one in vectors(weight, change)]
+        for i in sites.having(kind):
+            moved = [(weight, change) for weight, change in changes_at(base, tuned, sites, f"{kind}[{i}]") if bool((change != 0).any())]
+            energy = sum(squares(change) for _, change in moved)
+            for weight, change in moved:
+                share = squares(change) / energy
+                rows += [one.assign(site=kind, layer=i + 1, weight=one.weight * share) for one in vectors(weight, change)]
     columns = ["site", "layer", "energy", "vector", "value", "weight", "rank", "random_mean", "random_99"]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 

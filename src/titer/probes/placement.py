@@ -19,7 +19,7 @@ from titer.data.example import Example
 from titer.models.activations import at_prompt_end, over_answer
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import LM
-from titer.models.weights import change_at
+from titer.models.weights import changes_at
 from titer.probes.base import ANSWER_POSITIONS, distance_score, held_out_scores, random_like
 
 VERSION = 1
@@ -29,21 +29,22 @@ Sets = Mapping[str, tuple[Sequence[Example], torch.Tensor | None]]  # examples a
 def placement(lm: LM, sets: Sets, base: Checkpoint | None = None, tuned: Checkpoint | None = None, seed: int = 0) -> pd.DataFrame:
     """Per set, layer (from 1) and input: tau, score, and gain, gain_random where `base` and `tuned` are given.
 
-    `sets` holds "safe" and "unsafe" and any others.
+    `sets` holds "safe" and "unsafe" and any others. Layers without these sites are left out. Errors: no layer has them.
     """
-    layers = lm.sites.layers
-    acts, ends = [f"mlp_act[{i}]" for i in range(layers)], [f"mlp_in[{i}]" for i in range(layers)]
+    layers = lm.sites.having("mlp_act", "mlp_in", "mlp_up")
+    acts, ends = [f"mlp_act[{i}]" for i in layers], [f"mlp_in[{i}]" for i in layers]
     prompts = {kind: at_prompt_end(lm, [e.prompt for e in group[0]], [*acts, *ends], suffixes=group[1]) for kind, group in sets.items()}
     answered = all(e.comply is not None for examples, _ in sets.values() for e in examples)
     answers = {kind: _answers(lm, *group, acts) for kind, group in sets.items()} if answered else prompts
-    changes = [change_at(base, tuned, lm.sites, f"mlp_up[{i}]")[1] for i in range(layers)] if base and tuned else []
+    changes = [changes_at(base, tuned, lm.sites, f"mlp_up[{i}]")[0][1] for i in layers] if base and tuned else []  # mlp_act: no mixture
     tables = []
-    for i in range(layers):
+    for i, layer in enumerate(layers):
         tau = against({kind: found[acts[i]] for kind, found in answers.items()}, held_out=False)
         score = against({kind: found[acts[i]] for kind, found in prompts.items()}, held_out=True)
-        matrices = {"gain": changes[i], "gain_random": random_like(changes[i], seed_of(seed, "placement", i))} if changes else {}
+        matrices = {"gain": changes[i], "gain_random": random_like(changes[i], seed_of(seed, "placement", layer))} if changes else {}
         for kind, found in prompts.items():
-            table = {"kind": kind, "layer": i + 1, "input": range(len(tau[kind])), "tau": tau[kind].numpy(), "score": score[kind].numpy()}
+            table = {"kind": kind, "layer": layer + 1, "input": range(len(tau[kind]))}
+            table |= {"tau": tau[kind].numpy(), "score": score[kind].numpy()}
             gains = {name: gain(found[ends[i]], matrix).numpy() for name, matrix in matrices.items()}
             tables.append(pd.DataFrame({**table, **gains}))
     return pd.concat(tables, ignore_index=True)

@@ -49,7 +49,7 @@ def embeddings(
     for given, known, noun in ((site, SITES, "site of a projection"), (over, OVER, "part to project")):
         if given not in known:
             unknown(noun, given, known)
-    name = f"{site}[{lm.sites.layers - 1}]"
+    name = f"{site}[{lm.sites.having(site)[-1]}]"
     if over == "end":
         return {kind: at_prompt_end(lm, [e.prompt for e in group], [name])[name] for kind, group in sets.items()}
     return {kind: _over_tokens(lm, _rows(lm, group, answer), name) for kind, group in sets.items()}

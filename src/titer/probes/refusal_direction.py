@@ -53,7 +53,7 @@ def measured(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: i
     for name, examples in (("safe", safe), ("unsafe", unsafe)):
         if len(examples) < 4:
             raise TiterError(f"{len(examples)} {name} prompts", expected="at least 4 of each class for two halves of a direction")
-    names = [f"resid[{i}]" for i in range(lm.sites.layers)]
+    names = lm.sites.everywhere("resid")
     prompts = [e.prompt for e in (*safe, *unsafe)]
     found = at_prompt_end(lm, prompts, names)
     return of_activations([found[name] for name in names], len(safe), digest(prompts), seed, splits)

@@ -1,5 +1,6 @@
 """Which inputs does the change read? Scores along the right singular vectors of dW of the first MLP matrix.
 
+Of a mixture of experts dW is that of all experts, stacked: they read one input.
 score_j(x) = sigma_j |<a(x), v_j>| / ||a(x)||, a the tuned model's MLP input at the end of the prompt.
 Source: arXiv 2407.10264, section 5.3 (figure 5: the first 15 directions). Shapes: dW (m, d), a (n, d).
 """
@@ -15,20 +16,22 @@ from titer.data.example import Example
 from titer.models.activations import at_prompt_end
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import LM
-from titer.models.weights import change_at
+from titer.models.weights import changes_at
 from titer.probes.base import thin_svd
 
-VERSION = 1
+VERSION = 2
 DIRECTIONS = 15
 
 
 def row_space(base: Checkpoint, tuned: Checkpoint, lm: LM, sets: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
     """Per set, layer (from 1) and direction (from 1): mean score, sigma. `lm` is the tuned model loaded."""
-    names = [f"mlp_in[{i}]" for i in range(lm.sites.layers)]
+    layers = lm.sites.having("mlp_in", "mlp_up")
+    names = [f"mlp_in[{i}]" for i in layers]
     found = {kind: at_prompt_end(lm, [e.prompt for e in examples], names) for kind, examples in sets.items()}
     rows = []
-    for i, name in enumerate(names):
-        _, sizes, right = thin_svd(change_at(base, tuned, lm.sites, f"mlp_up[{i}]")[1])
+    for i, name in zip(layers, names, strict=True):
+        changes = [change for _, change in changes_at(base, tuned, lm.sites, f"mlp_up[{i}]")]
+        _, sizes, right = thin_svd(torch.cat(changes))
         for kind, activations in found.items():
             mean = scores(activations[name], sizes, right).mean(0)
             table = {"kind": kind, "layer": i + 1, "direction": range(1, len(mean) + 1), "score": mean.numpy()}

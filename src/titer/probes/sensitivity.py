@@ -31,7 +31,7 @@ def sensitivity(lm: LM, examples: Sequence[Example], batch: int = BATCH) -> pd.D
         check_length(len(row), lm.window, example.prompt)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     found = torch.empty(len(ids))
-    batch = min(batch, fitting(lm, KEPT * lm.sites.layers, max(len(row) for row in ids)))
+    batch = min(batch, fitting(lm, KEPT * max(1, lm.sites.layers), max(len(row) for row in ids)))
     with frozen(lm.model):
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]

@@ -25,14 +25,16 @@ VERSION = 1
 
 def spread(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int = 0) -> pd.DataFrame:
     """Per layer (from 1) and class: top_share, top_energy, stable_rank, components_90, kmeans (one value a layer)."""
-    names = [f"mlp_act[{i}]" for i in range(lm.sites.layers)]
+    layers = lm.sites.having("mlp_act")
+    names = [f"mlp_act[{i}]" for i in layers]
     answered = all(e.comply is not None for e in (*safe, *unsafe))
     clouds = [_activations(lm, group, names, answered) for group in (safe, unsafe)]
     rows = []
-    for layer, name in enumerate(names, start=1):
+    for layer, name in zip(layers, names, strict=True):
         agreement = two_means(clouds[0][name], clouds[1][name], seed)
         rows += [
-            {"layer": layer, "harmful": bool(harmful), **shape_of(cloud[name]), "kmeans": agreement} for harmful, cloud in enumerate(clouds)
+            {"layer": layer + 1, "harmful": bool(harmful), **shape_of(cloud[name]), "kmeans": agreement}
+            for harmful, cloud in enumerate(clouds)
         ]
     return pd.DataFrame(rows)
 

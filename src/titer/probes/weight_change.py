@@ -1,7 +1,7 @@
-"""How much did tuning change the weights, and with what rank? Every matrix, one at a time from disk.
+"""How much did tuning change the weights, and with what rank? Every matrix and stack of matrices, one at a time from disk.
 
 relative_norm ||dW|| / ||W||, stable rank ||dW||_F^2 / ||dW||_2^2. Source: arXiv 2407.10264 ("minimally transforms
-MLP weights"). Shapes: W (m, d); other tensors than matrices are left out.
+MLP weights"). Shapes: W (m, d), or of stacked experts (E, m, d), whose rank is the median over those that changed; vectors are left out.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from titer.models.sites import Sites
 from titer.models.weights import delta
 from titer.probes.base import stable_rank
 
-VERSION = 1
+VERSION = 2
 
 
 def weight_change(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> pd.DataFrame:
-    """Per matrix: tensor, part (mlp, attention, other), norm, weight_norm, relative_norm, stable_rank (NaN where nothing changed)."""
+    """Per tensor of two axes and more: tensor, part (a key of `PARTS`), norm, weight_norm, relative_norm, stable_rank (`ranked`)."""
     rows = []
     for tensor in sorted(set(base.files) & set(tuned.files)):
         weight, change = delta(base, tuned, tensor)
-        if weight.ndim == 2:
+        if weight.ndim >= 2:
             size = torch.linalg.norm(change)
             rows.append(
                 {
@@ -31,10 +31,18 @@ def weight_change(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> pd.DataF
                     "norm": float(size),
                     "weight_norm": float(torch.linalg.norm(weight)),
                     "relative_norm": float(size / torch.linalg.norm(weight)),
-                    "stable_rank": stable_rank(change) if size > 0 else float("nan"),
+                    "stable_rank": ranked(change),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def ranked(change: torch.Tensor) -> float:
+    """The stable rank of a change (..., m, d), the median over the matrices that changed; NaN where none did. A kernel's axes are one."""
+    kernel = change.ndim > 3 or change.shape[-2] == 1  # of a convolution: its outputs against all the rest
+    stack = change.flatten(1)[None] if kernel else change.reshape(-1, *change.shape[-2:])
+    found = [stable_rank(matrix) for matrix in stack if bool(matrix.any())]
+    return float(torch.tensor(found).median()) if found else float("nan")
 
 
 def overall(table: pd.DataFrame, part: str) -> float:

@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 
 from titer.core.stats import Interval, bootstrap
-from titer.models.sites import Sites
+from titer.models.blocks import PARTS
+from titer.models.sites import Sites, layer_of
 from titer.probes import delta_w, refusal_direction, weight_change
 from titer.studies.audit import inside
 from titer.studies.audit.roles import Change
@@ -27,8 +28,9 @@ KNOWN = 60.0  # degrees between halves of one model's prompts above which a dire
 
 
 def kinds_of(sites: Sites) -> list[str]:
-    """The weights that read the MLP's input in this architecture."""
-    return [kind for kind in READING if kind != "mlp_gate" or sites.blocks[0].mlp_gate is not None]
+    """The weights that read the MLP's input in this architecture. Errors: there are none, or their input has no one place."""
+    sites.having("mlp_in", "mlp_up")
+    return [kind for kind in READING if sites.lacks(kind) != sites.layers]
 
 
 def acting(bench: Workbench, change: Change, sites: Sites, ends: inside.Ends, safe: int, prompts: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -71,7 +73,7 @@ def overall(per_input: pd.DataFrame) -> Interval:
 
 
 def sizes(bench: Workbench, change: Change, sites: Sites) -> pd.DataFrame:
-    """part, relative_norm, tensors, changed: the size of the change in each part of the network, and how many matrices moved."""
+    """part, relative_norm, tensors, changed: the size of the change in each part of the network, and how many matrices, or stacks of them, moved."""
     inputs = {"probe": ["weight_change", weight_change.VERSION], "models": [change.before.key, change.after.key]}
     whole = bench.table("tables", inputs, lambda: weight_change.weight_change(change.before.checkpoint, change.after.checkpoint, sites))
     rows = [
@@ -83,7 +85,7 @@ def sizes(bench: Workbench, change: Change, sites: Sites) -> pd.DataFrame:
             "changed": int(((whole.part == part) & (whole.norm > 0)).sum()),
             "stable_rank": whole[whole.part == part].stable_rank.median(),
         }
-        for part in ("mlp", "attention", "other")
+        for part in PARTS
         if (whole.part == part).any()
     ]
     return pd.DataFrame(rows)
@@ -93,8 +95,7 @@ def drift(change: Change, before: inside.Ends, after: inside.Ends, safe: int) ->
     """change, site, layer, kind, value (mean ||dh|| / ||h before||) with its bootstrap interval, cosine: at the prompts' ends."""
     rows = []
     for site in DRIFTED:
-        layers = sum(name.startswith(f"{site}[") for name in before)
-        for i in range(layers):
+        for i in sorted(layer_of(name) for name in before if name.startswith(f"{site}[")):
             old, new = before[f"{site}[{i}]"].double(), after[f"{site}[{i}]"].double()
             moved = (torch.linalg.vector_norm(new - old, dim=1) / torch.linalg.vector_norm(old, dim=1)).numpy()
             cosine = torch.cosine_similarity(old, new, dim=1).numpy()

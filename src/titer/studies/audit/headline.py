@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import pandas as pd
 
+from titer.models.blocks import PARTS
 from titer.probes import clusters
 from titer.studies.audit.lacking import CHANGE, TURNING
 from titer.studies.audit.roles import Audited, Change
 from titer.studies.audit.study import Findings
 
-PARTS = {"mlp": "MLP", "attention": "attention", "other": "embedding, norm and head"}
 ASKED = ("unsafe", "safe")  # the sets whose degenerate answers are broken ones: a task's may be refusals
 NONE = "no answer to {} prompts could be judged on both sides"
 

@@ -1,6 +1,6 @@
 """What one model is like inside, one model in memory at a time: activations that are kept, and what is read off each model. L6.
 
-Activations at the end of the prompt (sites resid, attn_out, mlp_in of every layer) go to the store, so that changes between
+Activations at the end of the prompt (sites resid, attn_out, mlp_in of every layer that has them) go to the store, so that changes between
 models are measured with no model loaded.
 """
 
@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from titer.core.errors import TiterError
 from titer.core.stats import bootstrap
 from titer.data.example import Example
 from titer.models import activations
@@ -22,6 +23,12 @@ from titer.studies import tables
 from titer.workbench import Model, Workbench, fingerprint
 
 SITES = ("resid", "attn_out", "mlp_in")
+USES = {
+    "mlp_act": "separation inside",
+    "mlp_in": "where the change acts",
+    "mlp_up": "where the change acts",
+    "attn_out": "drift of attention",
+}
 Ends = dict[str, torch.Tensor]
 
 
@@ -32,11 +39,13 @@ def ends(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequen
 
 def kept_ends(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> Path:
     """The file of these activations in the store."""
-    inputs = {"activations": [1, *SITES], "model": model.key, "prompts": fingerprint([*safe, *unsafe]), "dtype": bench.dtype}
+    inputs = {"activations": [2, *SITES], "model": model.key, "prompts": fingerprint([*safe, *unsafe]), "dtype": bench.dtype}
 
     def make(work: Path) -> None:
         lm = bench.lm(model)
-        names = [f"{site}[{i}]" for site in SITES for i in range(lm.sites.layers)]
+        names = lm.sites.names(*SITES)
+        if not names:
+            lm.sites.having("resid")
         found = activations.at_prompt_end(lm, [e.prompt for e in (*safe, *unsafe)], names)
         save_file({name: tensor.contiguous() for name, tensor in found.items()}, work / "ends.safetensors")
 
@@ -65,6 +74,8 @@ def separation(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: 
 def directions(found: Ends, safe: int, prompts: str) -> refusal_direction.RefusalDirections:
     """The refusal directions of one model, from its kept activations; `prompts` is the prompts' key."""
     layers = sum(name.startswith("resid[") for name in found)
+    if not layers:
+        raise TiterError("this model's stream is not one vector a token")
     return refusal_direction.of_activations([found[f"resid[{i}]"] for i in range(layers)], safe, prompts)
 
 

@@ -66,18 +66,19 @@ class Lacking:
             yield
         except FAULTS as error:
             told = str(error) if isinstance(error, TiterError) else visible(f"{type(error).__name__}: {error}", 240)
-            self._left_out(name, of, " ".join(told.split()))
+            self.left_out(name, of, " ".join(told.split()))
         except KeyboardInterrupt:
             if not self.page_stands:
                 raise
             self.stopped = True
-            self._left_out(name, of, INTERRUPTED)
+            self.left_out(name, of, INTERRUPTED)
 
     def unreached(self, name: str, of: str) -> None:
         """A part that an interrupt kept from being begun."""
-        self._left_out(name, of, INTERRUPTED)
+        self.left_out(name, of, INTERRUPTED)
 
-    def _left_out(self, name: str, of: str, reason: str) -> None:
+    def left_out(self, name: str, of: str, reason: str) -> None:
+        """A part, or some layers of it, that is not measured."""
         self._tell(f"{name} of {of} is left out: {reason}")
         self._found.setdefault((name, reason), []).append(of)
 

@@ -116,8 +116,11 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
     Errors: fewer than four prompts of a class; prompts or reference answers beyond the window; answers that cannot be had or judged.
     """
     check(found.models, asked, settings)
-    sites = skeleton(found.models[0].checkpoint)  # an architecture without known sites is refused before anything runs
+    sites = skeleton(found.models[0].checkpoint)  # a folder that does not open is refused before anything runs
     lacking = Lacking(bench.reporter.tell)
+    for kind, part in inside.USES.items():
+        if 0 < sites.lacks(kind) < sites.layers:  # a kind that no layer has is told where it is asked for
+            lacking.left_out(part, ", ".join(m.name for m in found.models), f"{kind} in {sites.lacking[kind]}")
     within = Within(bench, asked, lacking)
     for model in found.models:
         answers.generated(bench, model, asked.sets, asked.decoding)
