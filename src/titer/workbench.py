@@ -18,7 +18,7 @@ from titer.attacks.base import Attempt
 from titer.core.config import digest
 from titer.core.errors import TiterError
 from titer.core.memory import Memory
-from titer.core.run import Store, damage
+from titer.core.run import Store, damage, gone
 from titer.core.tables import read_table, write_table
 from titer.data import encode
 from titer.data.example import Example
@@ -68,6 +68,7 @@ class Workbench:
     serving: Serving | None = None  # answers come through vLLM; none: through transformers
     _loaded: dict[str, LM] = field(default_factory=dict)
     _served: dict[str, Fast] = field(default_factory=dict)
+    _served_out: dict[str, Callable[[], Model]] = field(default_factory=dict)  # how models whose weights went are made again
     _read: dict[str, dict[str, str]] = field(default_factory=dict)  # by judge: a key is a hash of all of a model's weights
 
     def model(
@@ -100,14 +101,28 @@ class Workbench:
             adapter = adapter_beside(parent.checkpoint.path) if parent else None
             train(stage, begin, read, work, self.save_every, self.reporter.task(stage.name), adapter=adapter)
 
-        folder = self.store.artefact("stages", inputs, make)
+        folder, key = self.store.artefact("stages", inputs, make), digest(inputs)
         trusted = parent is not None and parent.checkpoint.trusted  # it was saved with the code of the model it began from
-        return Model(name, digest(inputs), open_checkpoint(folder / "model", name, trusted=trusted))
+        if gone(folder):  # it was measured before: whoever needs more of it has it made again
+            self._served_out[key] = partial(self.model, stage, parent, name, tokenizer, reads)
+            return Model(name, key, Checkpoint(path=folder / "model", name=name, trusted=trusted))
+        return Model(name, key, open_checkpoint(folder / "model", name, trusted=trusted))
+
+    def measured(self, model: Model, keep_weights: bool) -> None:
+        """A stage's model has served: its weights go, what was measured stays; or they are to be kept, and are made again if they went."""
+        self.release()
+        if not keep_weights:
+            self.store.empty("stages", model.key, ".safetensors")
+        elif model.key in self._served_out:
+            self.lm(model)
 
     def lm(self, model: Model) -> LM:
         """The model loaded; kept for the next caller (one at a time is kept, so memory stays bounded)."""
         if model.key not in self._loaded:
             self.release()
+            if again := self._served_out.pop(model.key, None):
+                self.store.forget("stages", model.key)
+                model = again()
             self._loaded[model.key] = load(model.checkpoint, dtype=self.dtype)
         return self._loaded[model.key]
 

@@ -88,8 +88,8 @@ SURFACE = {
         *("--schedule", "--seed", "--set", "--stream", "--to", "--trust-remote-code"),
     ],
     "study": [
-        *("NAME", "--aligned", "--alpha", "--base", "--bf16", "--data", "--dry-run", "--flops", "--harmful", "--json", "--only"),
-        *("--part", "--prompts", "--runs", "--scale", "--seeds", "--trust-remote-code"),
+        *("NAME", "--aligned", "--alpha", "--base", "--bf16", "--data", "--dry-run", "--flops", "--harmful", "--json", "--keep-weights"),
+        *("--only", "--part", "--prompts", "--runs", "--scale", "--seeds", "--trust-remote-code"),
     ],
     "lm-eval": ["MODEL", "TASKS...", "--chat", "--json", "--limit", "--shots", "--tasks-from", "--trust-remote-code"],
     "inspect": ["MODEL", "TASKS...", "--json", "--limit", "--logs", "--trust-remote-code"],

@@ -44,6 +44,7 @@ def study(
     prompts: int | None = None,
     bf16: bool = False,
     trust_remote_code: bool = False,
+    keep_weights: bool = False,
     runs: Place = RUNS,
     progress: bool = True,
 ) -> Studied:
@@ -51,7 +52,7 @@ def study(
 
     `part` and `only` belong to the world, what follows them to real models.
     """
-    given = RealOrder(name, base, aligned, data, scale, harmful, alpha, prompts, bf16, trust_remote_code)
+    given = RealOrder(name, base, aligned, data, scale, harmful, alpha, prompts, bf16, trust_remote_code, keep_weights)
     if base is None and aligned is None:
         if given != RealOrder(name, scale=scale):
             raise TiterError("options of a study on a real model without one", next_step="add base (and aligned).")

@@ -50,6 +50,9 @@ def study(
     prompts: Prompts = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Load a pair of models in bfloat16, half the memory.")] = False,
     trust_remote_code: Trust = False,
+    keep_weights: Annotated[
+        bool, typer.Option("--keep-weights", help="With --base, huang2024 and qi2024: keep the tuned models, which go once measured.")
+    ] = False,
     flops: Annotated[float | None, typer.Option(help="FLOP/s of your device, to price a --dry-run in hours.")] = None,
     runs: Runs = HERE,
     dry_run: Dry = False,
@@ -67,10 +70,23 @@ def study(
     if base is not None or aligned is not None:
         unused({"--only": only, "--part": part != "all"})
         return real(
-            RealOrder(name, base, aligned, data, scale, harmful, alpha, prompts, bf16, trust_remote_code), flops, runs, dry_run, as_json
+            RealOrder(name, base, aligned, data, scale, harmful, alpha, prompts, bf16, trust_remote_code, keep_weights),
+            flops,
+            runs,
+            dry_run,
+            as_json,
         )
     if data is not None or prompts is not None:
         raise TiterError("--data and --prompts belong to real models", next_step="add --base (and --aligned), or leave them out.")
     whole = {"--part": part != "all"} | ({"--only": only} if name == "qi2024" else {}) if name != "huang2024" else {}
-    unused({"--harmful": harmful, "--alpha": alpha, "--bf16": bf16, "--trust-remote-code": trust_remote_code, **whole})
+    unused(
+        {
+            "--harmful": harmful,
+            "--alpha": alpha,
+            "--bf16": bf16,
+            "--trust-remote-code": trust_remote_code,
+            "--keep-weights": keep_weights,
+            **whole,
+        }
+    )
     return world(WorldOrder(name, scale or "nano", range(seeds), part, only), flops, runs, dry_run, as_json)

@@ -3,6 +3,7 @@
 `runs/KIND/KEY/` holds one artefact (a stage's model, samples, verdicts, a probe's table). It is built
 under `runs/KIND/KEY.partial/`, gets a manifest with the sha256 of every file, then DONE, then its final
 name by one rename. A killed build leaves only the partial folder, which the next build may resume from.
+Large files that have served may go (`emptied`): the artefact stands without them, and says which they were.
 A lock a folder keeps two processes apart; the system drops it when its holder dies.
 """
 
@@ -47,11 +48,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+GONE = "EMPTIED"  # lists the files of an artefact that have served and went
+
+
+def gone(folder: Path) -> set[str]:
+    """The files that `Store.empty` took out of an artefact; none of most."""
+    try:
+        return set(json.loads((folder / GONE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return set()
+
+
 def files_under(folder: Path) -> dict[str, Path]:
     """Relative name -> path of every file of an artefact, the store's own two apart."""
     found = (p for p in sorted(folder.rglob("*")) if p.is_file())
     named = {p.relative_to(folder).as_posix(): p for p in found}
-    return {name: p for name, p in named.items() if name not in ("manifest.json", "DONE")}
+    return {name: p for name, p in named.items() if name not in ("manifest.json", "DONE", GONE)}
 
 
 def damage(folder: Path) -> str:
@@ -62,8 +74,10 @@ def damage(folder: Path) -> str:
             return "DONE does not match manifest.json"
     except (OSError, ValueError, KeyError, TypeError):
         return "manifest.json or DONE is missing or unreadable"
-    present = files_under(folder)
+    present, served = files_under(folder), gone(folder)
     for name, expected in listed.items():
+        if name in served:
+            continue
         if name not in present:
             return f"{name} is missing"
         if sha256_of(present[name]) != expected:
@@ -101,6 +115,21 @@ class Store:
         self._sound.add(folder)
         self.made.append(f"{kind}/{key}")
         return folder
+
+    def empty(self, kind: str, key: str, suffix: str) -> None:
+        """Take the files with a suffix out of an artefact that stands: they have served. What else it holds stays."""
+        folder = self.root / kind / key
+        with self.lock(self.root / kind / f"{key}.lock"):
+            names = {name for name in files_under(folder) if name.endswith(suffix)} | gone(folder)
+            write_text(folder / GONE, json.dumps(sorted(names)) + "\n")  # first, so that a killed call leaves no damage
+            for name in names:
+                (folder / name).unlink(missing_ok=True)
+
+    def forget(self, kind: str, key: str) -> None:
+        """Take an artefact away whole, so that it is made again."""
+        with self.lock(self.root / kind / f"{key}.lock"):
+            self._sound.discard(self.root / kind / key)
+            shutil.rmtree(self.root / kind / key, ignore_errors=True)
 
     def _build(self, folder: Path, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> None:
         partial = folder.with_name(folder.name + ".partial")

@@ -46,6 +46,7 @@ class RealOrder:
     prompts: int | None = None
     bf16: bool = False
     trust_remote_code: bool = False
+    keep_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Text:
     model: Model
     sets: TextSets
     scale: TextScale
+    keep_weights: bool
 
     def cost(self, flops: float | None = None) -> Cost:
         """What it would compute, in hours where FLOP/s are given."""
@@ -85,7 +87,7 @@ class Text:
     def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
         """The report's page and its answer."""
         bench = Workbench(store, reporter, self.scale.save_every)
-        vaccine_study.made_ahead(bench, self.model, self.sets, self.scale)
+        vaccine_study.made_ahead(bench, self.model, self.sets, self.scale, self.keep_weights)
         models = vaccine_study.text_models(bench, self.model, self.sets, self.scale)
         found = vaccine_study.text_evidence(bench, models, self.sets, self.scale)
         asked = vaccine_study.identity(self.model, self.sets, self.scale)
@@ -100,6 +102,7 @@ class Risk:
     model: Model
     sets: RiskSets
     scale: RiskScale
+    keep_weights: bool
 
     def cost(self, flops: float | None = None) -> Cost:
         """What it would compute, in hours where FLOP/s are given."""
@@ -108,7 +111,7 @@ class Risk:
     def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
         """The report's page and its answer."""
         bench = Workbench(store, reporter, self.scale.alignment.save_every)
-        risk_study.made_ahead(bench, self.model, self.sets, self.scale)
+        risk_study.made_ahead(bench, self.model, self.sets, self.scale, self.keep_weights)
         models = risk_study.risk_models(bench, self.model, self.sets, self.scale)
         found = risk_study.risk_evidence(bench, models, self.sets, self.scale)
         asked = risk_study.identity(self.model, self.sets, self.scale)
@@ -128,7 +131,7 @@ def prepared(order: RealOrder) -> Prepared:
 
 
 def _pair(order: RealOrder) -> Pair:
-    unused({"--scale": order.scale, "--harmful": order.harmful, "--alpha": order.alpha})
+    unused({"--scale": order.scale, "--harmful": order.harmful, "--alpha": order.alpha, "--keep-weights": order.keep_weights})
     if order.base is None or order.aligned is None:
         raise TiterError("one model of a pair", expected="both --base and --aligned")
     if order.data is None:
@@ -144,7 +147,7 @@ def _text(order: RealOrder) -> Text:
     changes = {name: value for name, value in (("alpha", order.alpha), ("prompts", order.prompts)) if value is not None}
     scale = text_scale(order.scale or DEMONSTRATION).model_copy(update=changes)
     model, folder = _aligning(order)
-    return Text(model, vaccine_study.text_sets(folder, model, scale, _file(order.harmful)), scale)
+    return Text(model, vaccine_study.text_sets(folder, model, scale, _file(order.harmful)), scale, order.keep_weights)
 
 
 def _risk(order: RealOrder) -> Risk:
@@ -152,7 +155,7 @@ def _risk(order: RealOrder) -> Risk:
     changes = {} if order.prompts is None else {"prompts": order.prompts}
     scale = risk_scale(order.scale or DEMONSTRATION).model_copy(update=changes)
     model, folder = _aligning(order)
-    return Risk(model, risk_study.risk_sets(folder, model, scale, _file(order.harmful)), scale)
+    return Risk(model, risk_study.risk_sets(folder, model, scale, _file(order.harmful)), scale, order.keep_weights)
 
 
 def _aligning(order: RealOrder) -> tuple[Model, Path]:

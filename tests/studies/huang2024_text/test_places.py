@@ -47,11 +47,11 @@ def place(study: real.Text | real.Risk, runs: Path) -> str:
 @pytest.mark.usefixtures("stubbed")
 def test_a_study_of_a_model_is_never_written_over_another(folder: Path, own: Path, base: Model, tmp_path: Path) -> None:
     sets, fewer = text_sets(folder, base, TINY), TINY.model_copy(update={"prompts": 2})
-    first = real.Text(base, sets, TINY)
+    first = real.Text(base, sets, TINY, False)
     others = [
-        real.Text(base, text_sets(folder, base, TINY, own), TINY),
-        real.Text(base, text_sets(folder, base, fewer), fewer),
-        real.Text(Model(base.name, "another", base.checkpoint), sets, TINY),
+        real.Text(base, text_sets(folder, base, TINY, own), TINY, False),
+        real.Text(base, text_sets(folder, base, fewer), fewer, False),
+        real.Text(Model(base.name, "another", base.checkpoint), sets, TINY, False),
     ]
     assert place(first, tmp_path) == "huang2024-bytes-demonstration"
     found = [place(other, tmp_path) for other in others]
@@ -63,7 +63,10 @@ def test_a_study_of_a_model_is_never_written_over_another(folder: Path, own: Pat
 @pytest.mark.usefixtures("stubbed")
 def test_nor_are_the_risk_levels(risks: Path, base: Model, tmp_path: Path) -> None:
     fewer = SCALE.model_copy(update={"counts": (1,)})
-    first, other = real.Risk(base, risk_sets(risks, base, SCALE), SCALE), real.Risk(base, risk_sets(risks, base, fewer), fewer)
+    first, other = (
+        real.Risk(base, risk_sets(risks, base, SCALE), SCALE, False),
+        real.Risk(base, risk_sets(risks, base, fewer), fewer, False),
+    )
     assert place(first, tmp_path) == "qi2024-bytes-tiny"
     assert place(other, tmp_path).startswith("qi2024-bytes-tiny-")
     assert place(first, tmp_path) == "qi2024-bytes-tiny"

@@ -182,13 +182,31 @@ def test_the_whole_leaves_a_report_and_is_found_again(sets: RiskSets, base: Mode
     summary = json.loads(page.with_name("summary.json").read_text(encoding="utf-8"))
     assert "benign_grid" in json.dumps(summary) or "benign_grid" in page.read_text(encoding="utf-8")
     assert set(pd.read_csv(page.with_name("results.csv")).model) == {m.name for m in models}
-    made_ahead(bench, base, sets, SCALE)  # stands all the same, whoever made it
+    made_ahead(bench, base, sets, SCALE, True)  # stands all the same, whoever made it
     again = Store(tmp_path / "runs")
     risk_models(Workbench(again, Listener()), base, sets, SCALE)
     assert not again.made
+    weights_go_and_come_back(sets, base, Store(tmp_path / "runs"), found.rates)
     cost = risk_cost(base, sets, SCALE, 1e12)
     assert "explicit 2 (1 steps of 2)" in str(cost["tunings"])
     assert "hours" in cost
+
+
+def weights_go_and_come_back(sets: RiskSets, base: Model, store: Store, rates: pd.DataFrame) -> None:
+    """Measured models lose their weights and are told the same of; whoever needs a model has it made again, bit for bit."""
+    made_ahead(Workbench(store, Listener()), base, sets, SCALE, False)
+    after = Workbench(Store(store.root), Listener())
+    models = risk_models(after, base, sets, SCALE)
+    held = [bool(list(m.checkpoint.path.glob("*.safetensors"))) for m in models]
+    assert held == [True, True, *[False] * len(tunings(SCALE, sets))]
+    assert risk_evidence(after, models, sets, SCALE).rates.equals(rates)
+    assert not after.store.made
+    sums = json.loads((models[-1].checkpoint.path.parent / "manifest.json").read_text(encoding="utf-8"))["sha256"]
+    after.lm(models[-1])
+    assert after.store.made == [f"stages/{models[-1].key}"]
+    assert json.loads((models[-1].checkpoint.path.parent / "manifest.json").read_text(encoding="utf-8"))["sha256"] == sums
+    after.measured(models[-2], keep_weights=True)
+    assert list(models[-2].checkpoint.path.glob("*.safetensors"))
 
 
 def test_the_paper_s_scale_has_its_numbers() -> None:

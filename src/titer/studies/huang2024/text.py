@@ -219,16 +219,21 @@ def branch(bench: Workbench, base: Model, sets: TextSets, scale: TextScale, name
     return [aligned, *tuned]
 
 
-def made_ahead(bench: Workbench, base: Model, sets: TextSets, scale: TextScale) -> None:
-    """Both branches trained and asked at once, a core each; what follows reads them from the store."""
-    ahead(_branch, [(bench.store.root, base, sets, scale, name) for name in METHODS], bench.reporter, "both alignments and their users")
+def made_ahead(bench: Workbench, base: Model, sets: TextSets, scale: TextScale, keep_weights: bool) -> None:
+    """Both branches trained and measured at once, a core each; what follows reads what was measured from the store.
+
+    A tuned model's weights go once it has been measured, unless they are to be kept.
+    """
+    pieces = [(bench.store.root, base, sets, scale, name, keep_weights) for name in METHODS]
+    ahead(_branch, pieces, bench.reporter, "both alignments and their users")
 
 
-def _branch(root: Path, base: Model, sets: TextSets, scale: TextScale, name: str) -> None:
+def _branch(root: Path, base: Model, sets: TextSets, scale: TextScale, name: str, keep_weights: bool) -> None:
     bench = Workbench(Store(root, Silent().tell), Silent(), scale.save_every)
     models = branch(bench, base, sets, scale, name)
-    for model in models if name == "vaccine" else [base, *models]:
-        _verdicts(bench, model, sets, scale)
+    text_evidence(bench, [base, *models], sets, scale)
+    for tuned in models[1:]:
+        bench.measured(tuned, keep_weights)
 
 
 def text_evidence(bench: Workbench, models: Sequence[Model], sets: TextSets, scale: TextScale) -> TextEvidence:

@@ -49,7 +49,7 @@ def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float | None
         "training": f"{flop:.2e} FLOP",
         "answering": f"at most {answering:.2e} FLOP",
         "memory": f"{memory(weights, scale)}, and activations of {scale.align_batch} x {scale.longest} tokens",
-        "disk": f"{models - 1} models of {weights * 4 / 2**30:.1f} GiB",
+        "disk": f"with --keep-weights {models - 1} models of {weights * 4 / 2**30:.1f} GiB, else the 2 alignments once all is measured",
         "adapter": recipe.adapter_line(scale),
     }
     if flops:

@@ -212,21 +212,27 @@ def aligned_model(bench: Workbench, base: Model, sets: RiskSets, scale: RiskScal
     return bench.model(vaccine_text.align(scale.alignment, SFT(), "sft alignment", sets.safe, sets.canary), base, ALIGNED)
 
 
-def made_ahead(bench: Workbench, base: Model, sets: RiskSets, scale: RiskScale) -> None:
-    """Every model trained and asked, as many at once as there are cores; what follows reads them from the store."""
+def made_ahead(bench: Workbench, base: Model, sets: RiskSets, scale: RiskScale, keep_weights: bool) -> None:
+    """Every model trained and asked, as many at once as there are cores; what follows reads the answers from the store.
+
+    A tuned model's weights go once it has been asked, unless they are to be kept.
+    """
     aligned_model(bench, base, sets, scale)  # what all of them begin from
     bench.release()
     names = [base.name, ALIGNED, *tunings(scale, sets)]
-    pieces = [(bench.store.root, base, sets, scale, name) for name in names]
+    pieces = [(bench.store.root, base, sets, scale, name, keep_weights) for name in names]
     ahead(_made, pieces, bench.reporter, f"{len(names)} models tuned and asked")
 
 
-def _made(root: Path, base: Model, sets: RiskSets, scale: RiskScale, name: str) -> None:
+def _made(root: Path, base: Model, sets: RiskSets, scale: RiskScale, name: str, keep_weights: bool) -> None:
     bench = Workbench(Store(root, Silent().tell), Silent(), scale.alignment.save_every)
     model = base if name == base.name else aligned_model(bench, base, sets, scale)
-    if name in (wanted := tunings(scale, sets)):
+    wanted = tunings(scale, sets)
+    if name in wanted:
         model = bench.model(recipe.tuning(scale, name, wanted[name]), model, name)
     risk_evidence(bench, [model], sets, scale)
+    if name in wanted:
+        bench.measured(model, keep_weights)
 
 
 def risk_evidence(bench: Workbench, models: Sequence[Model], sets: RiskSets, scale: RiskScale) -> RiskEvidence:

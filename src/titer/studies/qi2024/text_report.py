@@ -125,7 +125,7 @@ def risk_cost(base: Model, sets: RiskSets, scale: RiskScale, flops: float | None
         "tunings": ", ".join(f"{name} ({stage.steps} steps of {stage.batch})" for name, stage in stages.items()),
         "answers judged": f"{models * len(prompts)}, at most {models * len(prompts) * new} new tokens",
         "operations": f"at most {flop:.2e} FLOP (examples counted as {longest} tokens)",
-        "disk": f"{models - 1} models of {weights * 4 / 2**30:.1f} GiB",
+        "disk": f"with --keep-weights {models - 1} models of {weights * 4 / 2**30:.1f} GiB, else one for each core and the alignment",
         "adapter": f"LoRA rank {scale.rank}, alpha {scale.alpha}" if scale.rank else "none: every weight is trained",
     }
     if flops:
