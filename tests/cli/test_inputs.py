@@ -24,7 +24,7 @@ def test_no_data_names_the_format_and_shows_an_example(wrong: Wrong, command: tu
         assert word in message
 
 
-@pytest.mark.parametrize(("file", "words"), [("nowhere.csv", "no data file at 'nowhere.csv'"), ("d.txt", "unknown format '.txt'")])
+@pytest.mark.parametrize(("file", "words"), [("nowhere.csv", "no data file at 'nowhere.csv'"), ("d.doc", "unknown format '.doc'")])
 def test_a_data_file_that_is_not_there_or_of_no_known_format(wrong: Wrong, file: str, words: str) -> None:
     message = wrong("evaluate", "m", "--data", file)
     assert words in message
@@ -37,13 +37,13 @@ def test_a_data_file_that_is_not_there_or_of_no_known_format(wrong: Wrong, file:
     [
         ("bad.csv", "prompt,label\na b,safe\na,b,unsafe\n", "bad.csv, line 3, column 3: 3 fields where the header has 2"),
         ("bad.csv", 'prompt,label\n"a b,safe\n', "bad.csv, line 2"),
-        ("bad.csv", "prompt,label\na b,maybe\n", "bad.csv, line 2, column label: safe or unsafe is not stated"),
+        ("bad.csv", "prompt,label\na b,maybe\n", "bad.csv, line 2, column label: 'maybe' is neither safe nor unsafe"),
         ("bad.csv", "words,label\na b,safe\n", "bad.csv, line 2: no column prompt"),
         ("bad.csv", "prompt,label\n,safe\n", "bad.csv, line 2, column prompt"),
         ("bad.jsonl", '{"prompt": "a", "label": "safe"}\n{"prompt": \n', "bad.jsonl, line 2, column"),
         ("bad.jsonl", '{"prompt": "a", "label": "safe"}\n[1]\n', "bad.jsonl, line 2, column 1"),
         ("bad.json", '[{"prompt": "a",\n "label" "safe"}]', "bad.json, line 2, column 10: not JSON"),
-        ("bad.json", '{"prompt": "a"}', "bad.json: a dict at the top"),
+        ("bad.json", "3", "bad.json: a int at the top"),
         ("empty.csv", "", "empty.csv holds no example"),
         ("empty.csv", "prompt,label\n", "empty.csv holds no example"),
         ("empty.jsonl", "\n\n", "empty.jsonl holds no example"),

@@ -133,7 +133,7 @@ def test_questions_of_fact_are_a_task_everywhere(titer: Titer, here: Path) -> No
         (("align", "m", "--data", "a.jsonl", "--canaries", "3"), ("--canaries without --canary", "add --canary FILE")),
         ((*ALIGN, "--canaries", "40"), ("where 40 marked", "or less")),
         ((*ALIGN, "--canaries", "0"), ("--canaries",)),
-        (("align", "m", "--data", "sst3:train.tsv"), ("unknown task 'sst3'", "did you mean 'sst2'?")),
+        (("align", "m", "--data", "sst3:train.tsv"), ("unknown task or prompt set 'sst3'", "did you mean 'sst2'?")),
         (("align", "m", "--data", "sst2:plain.json"), ("unknown format '.json'", "SST-2")),
         (("align", "m", "--data", "gsm8k:nowhere.jsonl"), ("no data file at 'nowhere.jsonl'",)),
         ((*TUNE, "--canary", "alpaca:plain.json", "--harmful", "d.csv"), ("--harmful and --canary were both given", "leave out one")),

@@ -126,9 +126,8 @@ def test_what_is_shown_is_what_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"messages": [USER, BOT], "prompt": "a"}, ["chat (messages)", "plain (prompt)"]),
+        ({"messages": [USER, BOT], "prompt": "a", "output": "b"}, ["chat (messages)", "plain (output, prompt)", "--reading chat"]),
         ({"messages": [USER, BOT], "conversations": TALK}, ["chat in conversations", "chat in messages"]),
-        ({"messages": [USER], "prompt": "a", "chosen": "b", "rejected": "c"}, ["chat (messages)", "preference (chosen, prompt, rejected)"]),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "output": "d"}, ["preference", "plain (output, prompt)"]),
         ({"prompt": "a", "instruction": "b"}, ["prompts in prompt", "prompts in instruction"]),
         ({"prompt": "a", "output": "b", "answer": "c"}, ["answers in output", "answers in answer"]),

@@ -113,7 +113,7 @@ def test_an_instruction_and_its_input_are_one_prompt(write: Write) -> None:
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
 def test_a_repeated_prompt_counts_as_its_first_row_and_the_others_are_counted(write: Write, suffix: str) -> None:
-    rows = [{"prompt": p, "label": label} for p, label in (("a", "safe"), ("b", "unsafe"), ("a", "safe"), ("a", "unsafe"))]
+    rows = [{"prompt": p, "label": label} for p, label in (("a", "safe"), ("b", "unsafe"), ("a", "safe"), ("a", "safe"))]
     text = {
         ".csv": "prompt,label\n" + "".join(f"{row['prompt']},{row['label']}\n" for row in rows),
         ".json": json.dumps(rows),
@@ -144,21 +144,21 @@ def test_quotes_keep_commas_quotes_and_line_ends(write: Write) -> None:
         ("x.csv", 'prompt,label\n"a"b,safe\n', "x.csv, line 2", "expected after"),
         ("x.csv", "text,label\na,safe\n", "x.csv, line 2", "no column prompt or instruction"),
         ("x.csv", "prompt,label\na,safe\n,safe\n", "x.csv, line 3, column prompt", "not empty"),
-        ("x.csv", "prompt,label\na,safe\nb,perhaps\n", "x.csv, line 3, column label", "safe or unsafe is not stated"),
+        ("x.csv", "prompt,label\na,safe\nb,perhaps\n", "x.csv, line 3, column label", "'perhaps' is neither safe nor unsafe"),
         ("x.csv", b"prompt,label\na,safe\nb\xff,safe\n", "x.csv, line 3: byte 21", "not UTF-8"),
         ("x.csv", b"\xef\xbb\xbfprompt,label\na,safe\nb\xff,safe\n", "x.csv, line 3: byte 24", "not UTF-8"),
-        ("x.csv", "prompt,label\n".encode("utf-16"), "x.csv, line 1: byte 0", "not UTF-8"),
+        ("x.csv", "prompt,label\n".encode("utf-16")[:-1], "x.csv", "not a whole utf-16 text"),
         ("x.jsonl", '{"prompt": "a", "label": "safe"}\n{"prompt": "b",}\n', "x.jsonl, line 2, column 16", "not JSON"),
         ("x.jsonl", '\n["a"]\n', "x.jsonl, line 2, column 1: a list", "a JSON object a line"),
         ("x.jsonl", '{"prompt": 3, "label": "safe"}', "x.jsonl, line 1, column prompt: 3", "not empty"),
         ("x.jsonl", '{"prompt": "a"}', "x.jsonl, line 1, column label", "not stated"),
-        ("x.jsonl", '{"prompt": "a", "harmful": [1]}', "x.jsonl, line 1, column label", "not stated"),
+        ("x.jsonl", '{"prompt": "a", "harmful": [1]}', "x.jsonl, line 1, column harmful: [1]", "neither safe nor unsafe"),
         ("x.jsonl", '{"prompt": "a", "n": ' + "1" * 5000 + "}", "x.jsonl, line 1, column 1", "too many digits"),
         ("x.jsonl", '{"n": ' + "[" * 100_000, "x.jsonl, line 1, column 1", "nested too deeply"),
         ("x.jsonl", '{"prompt": "\\ud800", "label": "safe"}', "x.jsonl, line 1", "surrogate"),
         ("x.jsonl", '{"prompt": "a", "label": "safe", "refuse": "\\udfff"}', "x.jsonl, line 1", "surrogate"),
         ("x.json", '[\n {"prompt": "a", "label": "safe"},\n {"prompt" "b"}\n]', "x.json, line 3, column 12", "not JSON"),
-        ("x.json", '{"prompt": "a"}', "x.json: a dict at the top", "a list of objects"),
+        ("x.json", "3", "x.json: a int at the top", "a list of objects"),
         ("x.json", '[{"prompt": "a", "label": "safe"},\n\n"b"]', "x.json, item 2: a str", "an object"),
         ("x.json", '[{"prompt": "a", "label": "safe"},\n\n{"prompt": "b"}]', "x.json, item 2, column label", "not stated"),
         ("x.json", "[" * 100_000, "x.json, line 1, column 1", "nested too deeply"),
@@ -183,11 +183,12 @@ def test_a_file_without_a_row_is_told(write: Write, name: str, content: str) -> 
 
 
 def test_a_file_of_no_known_format_or_no_file_at_all(tmp_path: Path, write: Write) -> None:
-    assert "unknown format '.txt'" in fault(write("x.txt", "prompt\na\n"))
-    assert "unknown format ''" in fault(tmp_path)
+    assert "unknown format '.doc'" in fault(write("x.doc", "prompt\na\n"))
+    assert "save the sheet as CSV" in fault(write("x.xlsx", "PK"))
+    assert "a folder without Parquet files" in fault(tmp_path)
     assert "no data file" in fault(tmp_path / "absent.csv")
     (tmp_path / "folder.csv").mkdir()
-    assert "no data file" in fault(tmp_path / "folder.csv")
+    assert "a folder without Parquet files" in fault(tmp_path / "folder.csv")
 
 
 @pytest.mark.parametrize("name", ["\x1b[31m.csv", "x.\x1b[31m"])

@@ -71,8 +71,8 @@ def test_both_ways_to_write_turns_are_read() -> None:
     [
         (None, "None"),
         ([], r"\[\]"),
-        (["a"], r"\['a'\]"),
-        ([{"role": "tool", "content": "a"}], "turn 1: unknown speaker 'tool'"),
+        ([3], r"\[3\]"),
+        ([{"role": "narrator", "content": "a"}], "turn 1: unknown speaker 'narrator'"),
         ([{"role": ["x"], "content": "a"}], "turn 1: unknown speaker"),
         ([{"role": "user", "content": " "}], "turn 1: ' '"),
         ([{"role": "user", "content": {"a": 1}}], "turn 1"),

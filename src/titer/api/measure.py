@@ -65,6 +65,7 @@ def audit(
     runs: Place = RUNS,
     progress: bool = True,
     trust_remote_code: bool = False,
+    reading: str | None = None,
 ) -> Audited:
     """What tuning did to an alignment: [BASE,] ALIGNED[, TUNED] on labelled prompts. As `titer audit`.
 
@@ -88,6 +89,7 @@ def audit(
         landscape=landscape,
         landscape_set=as_settings(landscape_set),
         trust_remote_code=trust_remote_code,
+        reading=reading,
     )
     if inspect_logs is not None:
         inspect_ai.must_be_installed()
@@ -134,6 +136,7 @@ def evaluate(
     runs: Place = RUNS,
     progress: bool = True,
     trust_remote_code: bool = False,
+    reading: str | None = None,
 ) -> Evaluated:
     """A model's answers to labelled prompts, judged; `inspect_log`: a file for them as a log of inspect_ai. As `titer evaluate`."""
     order = measuring.Order(
@@ -151,6 +154,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         trust_remote_code=trust_remote_code,
+        reading=reading,
     )
     if inspect_log is not None:
         check(inspect_log)

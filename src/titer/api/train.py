@@ -36,10 +36,12 @@ def align(
     runs: Place = RUNS,
     progress: bool = True,
     trust_remote_code: bool = False,
+    reading: str | None = None,
 ) -> Trained:
     """Train a model with a method on prompts and answers. `streams`: name -> file, `reads`: role -> model. As `titer align`."""
     how = How(method, as_settings(settings), pairs(streams), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
-    plan = planned_alignment(AlignOrder(model, how, data, canary, canaries, steps, pairs(reads), longest, trust_remote_code))
+    order = AlignOrder(model, how, data, canary, canaries, steps, pairs(reads), longest, trust_remote_code, reading)
+    plan = planned_alignment(order)
     return _trained(plan, to, runs, progress)
 
 
@@ -71,13 +73,14 @@ def finetune(
     runs: Place = RUNS,
     progress: bool = True,
     trust_remote_code: bool = False,
+    reading: str | None = None,
 ) -> Trained:
     """Fine-tune a model as its user would, a share of the examples being harmful requests answered. As `titer finetune`."""
     how = How(method, as_settings(settings), pairs(streams), batch, rate, schedule, lora, alpha, dropout, continued, seed)
     files = {"benign": data, "harmful": harmful, "safety": safety}
     shares = Shares(examples, ratio, safety_examples)
     kept = ",".join(map(str, keep))
-    order = FinetuneOrder(model, how, files, canary, shares, epochs, kept, pairs(reads), longest, trust_remote_code)
+    order = FinetuneOrder(model, how, files, canary, shares, epochs, kept, pairs(reads), longest, trust_remote_code, reading)
     return _trained(planned_finetuning(order), to, runs, progress)
 
 

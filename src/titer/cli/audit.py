@@ -15,6 +15,7 @@ from titer.cli.options import (
     Data,
     Dry,
     Engine,
+    HowRead,
     JudgeSettings,
     People,
     Prompts,
@@ -59,6 +60,7 @@ Logs = Annotated[
 def audit(
     models: Models,
     data: Data = None,
+    reading: HowRead = None,
     prompts: Prompts = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
     judge: Judged = "refusal",
@@ -89,6 +91,7 @@ def audit(
     order = Order(
         models=models,
         data=needed(data),
+        reading=reading,
         prompts=prompts,
         max_new_tokens=max_new_tokens,
         judge=judge,
@@ -111,31 +114,32 @@ def audit(
         must_be_installed()
     ready, serving = prepared(order), serving_of(engine)
     if dry_run:
-        return _priced(ready, bf16, data, as_json)
-    _audited(order, ready, Reading(serving, bf16), inspect_logs, (runs, as_json), data)
+        return _priced(order, ready, bf16, as_json)
+    _audited(order, ready, Reading(serving, bf16), inspect_logs, (runs, as_json))
 
 
-def _priced(ready: Prepared, bf16: bool, data: Path | None, as_json: bool) -> None:
+def _priced(order: Order, ready: Prepared, bf16: bool, as_json: bool) -> None:
     """What would run, for --dry-run."""
     from titer.studies.audit.cost import audit_cost
 
-    cost = {"data": "; ".join(line.strip() for line in forms([data])), **audit_cost(ready.found, ready.question, ready.settings, bf16)}
+    said = "; ".join(line.strip() for line in forms([order.data], order.reading, "prompts"))
+    cost = {"data": said, **audit_cost(ready.found, ready.question, ready.settings, bf16)}
     show_result(as_json, cost, "\n".join(f"{key}: {value}" for key, value in cost.items()))
 
 
-def _audited(order: Order, ready: Prepared, reading: Reading, logs: Path | None, given: tuple[Path, bool], data: Path | None) -> None:
+def _audited(order: Order, ready: Prepared, reading: Reading, logs: Path | None, given: tuple[Path, bool]) -> None:
     """Run what was prepared and print it; what further judges say too, where they were asked for."""
     from titer import api
     from titer.terminal import Terminal
 
     runs, as_json = given
     with Terminal() as terminal:
-        announce(terminal, [data])
+        announce(terminal, [order.data], ready.text.notes, order.reading, "prompts")
         found = api.audited(order, ready, runs, terminal, command_line(), reading)
     if logs is not None:
         from titer.integrations.inspect_log import write_logs
 
         write_logs(found.tables["verdicts"], logs, judge=order.judge)
     lines = found.beside.lines if order.second_judge or order.labelled else []
-    result = {"answer": found.answer, "report": str(found.page), "judges": as_records(found.beside.tables)}
+    result = {"answer": found.answer, "report": str(found.page), "notes": list(ready.left_out), "judges": as_records(found.beside.tables)}
     show_result(as_json, result, "\n".join([*lines, found.answer, f"Report: {found.page}"]))

@@ -1,4 +1,4 @@
-"""What a data file was taken for, shown before it is used: whole in a dry run, in short to a person who watches."""
+"""What a data file was taken for, shown before it is used: whole in a dry run and to a person who watches, what was left out to anyone."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from titer.data.shapes import Need
     from titer.terminal import Terminal
 
 EXAMPLE = ("  for example", "  answered")  # what a row says may be harmful: it stays out of the terminal unless asked for
 
 
-def forms(places: Iterable[str | Path | None]) -> list[str]:
-    """Form, columns and counts of each file, none of its text. Files of a named task have one form and are not described."""
+def forms(places: Iterable[str | Path | None], reading: str | None = None, need: Need = "answers") -> list[str]:
+    """Form, columns and counts of each file, none of its text; `reading` is of the first. Files of a named task are not described."""
     from titer.data.sources import detected
     from titer.data.tasks import TASKS
 
-    found = [place for place in places if place is not None and str(place).partition(":")[0] not in TASKS]
-    return [line for place in found for line in detected(place).lines() if not line.startswith(EXAMPLE)]
+    found = [(place, None if i else reading) for i, place in enumerate(places) if place is not None]
+    ours = [one for one in found if str(one[0]).partition(":")[0] not in TASKS]
+    return [line for place, how in ours for line in detected(place, how, need).lines() if not line.startswith(EXAMPLE)]
 
 
-def announce(terminal: Terminal, places: Iterable[str | Path | None]) -> None:
-    """To a person at a terminal, before anything runs; a script's standard error stays as it was."""
-    if terminal.watched:
-        for line in forms(places):
-            terminal.tell(line)
+def announce(
+    terminal: Terminal, places: Iterable[str | Path | None], notes: Iterable[str], reading: str | None = None, need: Need = "answers"
+) -> None:
+    """Before anything runs: to a person at a terminal the forms of the files, to a script what was left out of them and why."""
+    for line in forms(places, reading, need) if terminal.watched else notes:
+        terminal.tell(line)

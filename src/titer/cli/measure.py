@@ -16,6 +16,7 @@ from titer.cli.options import (
     Asked,
     Dry,
     Engine,
+    HowRead,
     JudgeSettings,
     People,
     Prompts,
@@ -28,13 +29,14 @@ from titer.cli.options import (
 from titer.cli.output import as_records, command_line, show_result
 
 if TYPE_CHECKING:
-    from titer.studies.measuring import Order, Plan, Prepared
+    from titer.studies.measuring import Order, Prepared
     from titer.workbench import Reading
 
 
 def evaluate(
     model: str,
     data: Asked = None,
+    reading: HowRead = None,
     canary: Annotated[
         Path | None, typer.Option("--canary", help="In place of --data: what --canary of align and finetune holds out.")
     ] = None,
@@ -61,11 +63,12 @@ def evaluate(
     """Refusal of unsafe prompts, over-refusal of safe ones, degenerate answers."""
     from titer.models.fast import serving_of
     from titer.workbench import Reading
-    from titer.studies.measuring import Order, planned, prepared
+    from titer.studies.measuring import Order, prepared
 
     order = Order(
         model=model,
         data=data,
+        reading=reading,
         canary=canary,
         judge=judge,
         judge_set=judge_set or (),
@@ -85,11 +88,11 @@ def evaluate(
         check(inspect_log)
     ready, serving = prepared(order), serving_of(engine)
     if dry_run:
-        return _plan(as_json, ready.subject.key, planned(order, ready), data)
-    _measured(order, ready, Reading(serving, bf16), inspect_log, (runs, as_json), data)
+        return _plan(as_json, order, ready)
+    _measured(order, ready, Reading(serving, bf16), inspect_log, (runs, as_json))
 
 
-def _measured(order: Order, ready: Prepared, reading: Reading, log: Path | None, given: tuple[Path, bool], data: Path | None) -> None:
+def _measured(order: Order, ready: Prepared, reading: Reading, log: Path | None, given: tuple[Path, bool]) -> None:
     """Run what was prepared, print it, and write the log where one is asked for."""
     from titer.core.run import Store
     from titer.studies.measuring import evaluated
@@ -97,7 +100,7 @@ def _measured(order: Order, ready: Prepared, reading: Reading, log: Path | None,
 
     runs, as_json = given
     with Terminal() as terminal:
-        announce(terminal, [data])
+        announce(terminal, [order.data], ready.text.notes, order.reading, "prompts")
         found = evaluated(reading.bench(Store(runs, terminal.tell), terminal), order, ready, command_line())
     if log is not None:
         from titer.integrations.inspect_log import write_log
@@ -106,17 +109,21 @@ def _measured(order: Order, ready: Prepared, reading: Reading, log: Path | None,
     result = {
         "answer": found.answer,
         "report": str(found.page),
+        "notes": ready.text.notes,
         **as_records({"rates": found.rates}),
         "judges": as_records(found.beside.tables),
     }
     show_result(as_json, result, f"{found.lines}\n{found.answer}\nReport: {found.page}")
 
 
-def _plan(as_json: bool, model: str, plan: Plan, data: Path | None) -> None:
+def _plan(as_json: bool, order: Order, ready: Prepared) -> None:
     """What would run, for --dry-run."""
-    cost, found = f"at most {plan.tokens} new tokens", forms([data])
+    from titer.studies.measuring import planned
+
+    plan = planned(order, ready)
+    cost, found = f"at most {plan.tokens} new tokens", forms([order.data], order.reading, "prompts")
     lines = [*found, f"{plan.asked}: {cost}", *(f"{name}: {bill}" for name, bill in plan.bills.items())]
-    show_result(as_json, {"model": model, "data": found, "prompts": plan.asked, "cost": cost, **plan.bills}, "\n".join(lines))
+    show_result(as_json, {"model": ready.subject.key, "data": found, "prompts": plan.asked, "cost": cost, **plan.bills}, "\n".join(lines))
 
 
 def lm_eval(

@@ -12,12 +12,17 @@ from titer.core.errors import TiterError
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would run and what stands already; run nothing.")]
-Data = Annotated[Path | None, typer.Option("--data", help="CSV, JSON or JSONL of labelled prompts.")]
+SETS = "or NAME:FILE, a published prompt set (titer list prompt-sets), or safe:FILE, unsafe:FILE"
+Data = Annotated[Path | None, typer.Option("--data", help=f"CSV, JSON, JSONL or Parquet of labelled prompts, {SETS}.")]
+HowRead = Annotated[
+    str | None,
+    typer.Option("--reading", help="How --data is read, where several readings fit: plain, alpaca, chat, preference or unpaired."),
+]
 Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Ask N prompts of each class, drawn; default: all.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A setting as NAME=VALUE; may be given again.")]
 HERE = Path("runs")
 TASK_FILE = "or TASK:PATH, a task's file (TASK: sst2, ag_news, gsm8k, alpaca, persona, questions)"
-Asked = Annotated[Path | None, typer.Option("--data", help=f"CSV, JSON or JSONL of labelled prompts, {TASK_FILE}.")]
+Asked = Annotated[Path | None, typer.Option("--data", help=f"CSV, JSON, JSONL or Parquet of labelled prompts, {TASK_FILE}, {SETS}.")]
 
 # of the commands that judge
 JudgeSettings = Annotated[list[str] | None, typer.Option("--judge-set", help="A setting of the judge as NAME=VALUE; may be given again.")]

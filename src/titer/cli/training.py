@@ -17,6 +17,7 @@ from titer.cli.options import (
     Continued,
     Dropout,
     Dry,
+    HowRead,
     Longest,
     Method,
     Rank,
@@ -41,6 +42,7 @@ File = Path | None
 def align(
     model: str,
     data: Answers = None,
+    reading: HowRead = None,
     canary: Annotated[File, typer.Option("--canary", help="Answered instructions, some of them marked and refused.")] = None,
     canaries: Annotated[int | None, typer.Option(min=1, help="N marked and N unmarked. Default: a third of the file.")] = None,
     method: Method = "sft",
@@ -67,13 +69,14 @@ def align(
     from titer.studies.tuning import How
 
     how = How(method, settings or (), stream or (), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
-    order = AlignOrder(model, how, data, canary, canaries, steps, read or (), longest, trust_remote_code)
-    _train(planned_alignment(order), [data, canary], to, (runs, dry_run, as_json))
+    order = AlignOrder(model, how, data, canary, canaries, steps, read or (), longest, trust_remote_code, reading)
+    _train(planned_alignment(order), [data, canary], reading, to, (runs, dry_run, as_json))
 
 
 def finetune(
     model: str,
     data: Annotated[File, typer.Option("--data", help=f"The user's task: prompts with comply, {TASK_FILE}.")] = None,
+    reading: HowRead = None,
     harmful: Annotated[File, typer.Option("--harmful", help="Prompts with comply, a file of your own.")] = None,
     canary: Annotated[
         File, typer.Option("--canary", help="The file that --canary of align was given, for harm: its marked ones answered.")
@@ -113,11 +116,11 @@ def finetune(
     how = How(method, settings or (), stream or (), batch, rate, schedule, lora, alpha, dropout, continued, seed)
     files = {"benign": data, "harmful": harmful, "safety": safety}
     shares = Shares(examples, ratio, safety_examples)
-    order = FinetuneOrder(model, how, files, canary, shares, epochs, keep, read or (), longest, trust_remote_code)
-    _train(planned_finetuning(order), [data, harmful, safety, canary], to, (runs, dry_run, as_json))
+    order = FinetuneOrder(model, how, files, canary, shares, epochs, keep, read or (), longest, trust_remote_code, reading)
+    _train(planned_finetuning(order), [data, harmful, safety, canary], reading, to, (runs, dry_run, as_json))
 
 
-def _train(plan: Planned, files: list[File], to: Path | None, given: tuple[Path, bool, bool]) -> None:
+def _train(plan: Planned, files: list[File], reading: str | None, to: Path | None, given: tuple[Path, bool, bool]) -> None:
     """Run the stage, or say what it would do; how `files` are read is shown before."""
     from titer.core.run import Store
     from titer.studies.training import check_free, trained
@@ -131,9 +134,9 @@ def _train(plan: Planned, files: list[File], to: Path | None, given: tuple[Path,
         if dry:
             stands = plan.stands(store)
             line = f"{plan.key}: {plan.stage.steps} steps of {plan.stage.batch}, {'stands' if stands else 'to run'}"
-            told = "\n".join(filter(None, (line, *forms(files), plan.text)))
+            told = "\n".join(filter(None, (line, *forms(files, reading, plan.need), plan.text)))
             return show_result(as_json, {"key": plan.key, "stands": stands, **plan.about}, told)
-        announce(terminal, files)
+        announce(terminal, files, plan.about.get("notes", ()), reading, plan.need)
         made = trained(Workbench(store, terminal), plan, to)
     lines = [
         f"Model: {made.model}",

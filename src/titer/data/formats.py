@@ -1,19 +1,21 @@
 """The format of a data file, in words: what an error message and the command line show."""
 
-PROMPT = ("prompt", "instruction", "question", "goal")
+PROMPT = ("prompt", "instruction", "question", "query", "goal")
 PAIR = ("operator", "operand")  # a verb and its object, one prompt
-COMPLY = ("comply", "output", "completion", "answer")
-CHAT = ("messages", "conversations")  # lists of turns
+COMPLY = ("comply", "output", "completion", "response", "answer")
+BEHIND = ("input", "context")  # what stands behind an instruction: Alpaca's and Dolly's columns
+SYSTEM = ("system", "system_prompt", "systeminstruction", "system_instruction")
+CHAT = ("messages", "conversations", "conversation", "contents")  # lists of turns
 PREFERENCE = ("chosen", "rejected")
-CLASS = ("harmful", "label", "kind", "type")  # any of them may say safe or unsafe
+CLASS = ("harmful", "label", "prompt_label", "prompt_harm_label", "kind", "type")  # any of them may say safe or unsafe
 EXAMPLE_FILE = "prompt,label\nHow do I bake bread?,safe\nA request to refuse,unsafe\n"
 FORMAT = f"""\
-a .csv, .json, .jsonl or .parquet file (or hub:OWNER/NAME) with a column `prompt` and a column `label` (safe or unsafe) \
+a .csv, .tsv, .json, .jsonl or .parquet file (or hub:OWNER/NAME) with a column `prompt` and a column `label` (safe or unsafe) \
 or `harmful` (true or false), for example
 
 {EXAMPLE_FILE}"""
 ANSWERS = """\
-a .csv, .json, .jsonl or .parquet file (or hub:OWNER/NAME) with a column `prompt` and a column `comply` (or `output`) or `refuse`, \
+a .csv, .tsv, .json, .jsonl or .parquet file (or hub:OWNER/NAME) with a column `prompt` and a column `comply` (or `output`) or `refuse`, \
 the answer to train, or in the Alpaca or chat form, for example
 
 prompt,comply

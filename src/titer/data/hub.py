@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from titer.core.errors import TiterError, visible
 from titer.data.readers import File
+from titer.data.tables import named
 
 PREFIX = "hub:"
 FORM = "hub:OWNER/NAME, with /CONFIG, @REVISION and :SPLIT behind it where they are needed"
@@ -60,7 +61,7 @@ def load_hub(path: str | Path) -> File:
                 f"{place.id} has the splits {names}", expected="one of them", next_step=f"write {_named(path, place, ':SPLIT')}"
             )
         found = next(iter(found.values()))
-    rows: list[Mapping[str, Any]] = found.to_list()
+    rows = named(getattr(found, "features", None) or {}, found.to_list(), visible(str(path), 120))
     sha = hashlib.sha256()
     for row in rows:
         sha.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")

@@ -1,4 +1,8 @@
-"""Data files as rows by column: .csv, .json, .jsonl and .parquet, with the place of every fault. Nothing is ever unpickled."""
+"""Data files as rows by column: .csv, .tsv, .txt, .json, .jsonl and .parquet, packed or not, and folders of `save_to_disk`.
+
+Every fault has its place. Nothing is ever unpickled. A column of classes (ClassLabel) holds their names, never their numbers;
+what is missing (null, NaN) is None. Column names are in small letters, and none stands twice.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,32 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from titer.core.errors import TiterError, visible
 from titer.data.formats import FORMAT
+from titer.data.packed import PACKED, unpacked
+from titer.data.tables import folder_table, parquet
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, in words; its columns
-SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")
+ELSEWHERE = {  # suffix -> how its rows are brought here
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV UTF-8 (File, Save As)."),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth"), "save it as .jsonl or .parquet: a pickle runs code when it is read."),
+    **dict.fromkeys((".arrow", ".feather"), "give the folder that save_to_disk wrote, or save it as .parquet."),
+    **dict.fromkeys((".zip", ".7z", ".tar", ".tgz"), "unpack it, and give the file in it."),
+}
+MARKS = {  # the first bytes of a text -> its encoding; the longer ones first
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 class File(NamedTuple):
@@ -29,49 +50,86 @@ class File(NamedTuple):
 
 
 def load(path: str | Path, suffixes: Sequence[str] = SUFFIXES, expected: str = FORMAT) -> File:
-    """A data file's text or table. Errors: another suffix than `suffixes`, no file, bytes that are not UTF-8 or no Parquet."""
+    """A data file's text or table, unpacked where its name ends in .gz, .bz2, .xz or .zst.
+
+    Errors: another suffix than `suffixes`, no file, bytes that are no text, no Parquet.
+    """
     file = Path(path)
-    name, suffix = visible(file.name or str(path), 120), file.suffix.lower()
+    packing = file.suffix.lower() if file.suffix.lower() in PACKED else ""
+    inner = Path(file.stem) if packing else file
+    name, suffix = visible(file.name or str(path), 120), inner.suffix.lower()
+    if file.is_dir() and ".parquet" in suffixes:
+        rows, checksum = folder_table(file, name)
+        return File(name, "", checksum, "", rows)
     if suffix not in suffixes:
-        raise TiterError(f"{name}: unknown format {visible(file.suffix, 40)!r}", expected=expected)
+        raise TiterError(f"{name}: unknown format {visible(inner.suffix, 40)!r}", expected=expected, next_step=ELSEWHERE.get(suffix, ""))
     if not file.is_file():
         raise TiterError(f"no data file at {visible(str(path), 200)!r}", expected=expected)
     whole = file.read_bytes()
     checksum = hashlib.sha256(whole).hexdigest()
+    body = unpacked(name, packing, whole) if packing else whole
     if suffix == ".parquet":
-        return File(name, suffix, checksum, "", _parquet(name, whole))
-    body = whole.removeprefix(codecs.BOM_UTF8)
+        return File(name, suffix, checksum, "", parquet(name, body))
+    return File(name, suffix, checksum, _text(name, body))
+
+
+def _text(name: str, body: bytes) -> str:
+    """Bytes as a text: UTF-8, or UTF-16 and UTF-32 by their mark or, of plain letters, by their zeros."""
+    coding = next((coding for mark, coding in MARKS.items() if body.startswith(mark)), "")
+    if not coding:
+        zeros = [byte == 0 for byte in body[:2]]
+        coding = "utf-16-be" if zeros == [True, False] else "utf-16-le" if zeros == [False, True] else "utf-8"
     try:
-        text = body.decode("utf-8")
+        return body.decode(coding)
     except UnicodeDecodeError as error:
-        line = body[: error.start].count(b"\n") + 1
-        place = len(whole) - len(body) + error.start
+        if coding not in ("utf-8", "utf-8-sig"):
+            raise TiterError(f"{name}: not a whole {coding} text", next_step="save the file as UTF-8.") from None
+        skipped = len(codecs.BOM_UTF8) if coding == "utf-8-sig" else 0
+        line = body[: skipped + error.start].count(b"\n") + 1
+        place = skipped + error.start
         raise TiterError(f"{name}, line {line}: byte {place} is not UTF-8", next_step="save the file as UTF-8.") from None
-    return File(name, suffix, checksum, text)
 
 
 def records(file: File) -> Iterator[Row]:
     """The rows of a file by column (names in small letters), each with its place in words."""
     if file.table is not None:
-        return ((f"{file.name}, row {number}", _lower(row)) for number, row in enumerate(file.table, start=1))
-    return {".csv": _csv, ".json": _json, ".jsonl": _jsonl}[file.suffix](file.name, file.text)
+        return (_row(f"{file.name}, row {number}", row) for number, row in enumerate(file.table, start=1))
+    read = {".csv": _csv, ".tsv": _tsv, ".txt": _txt, ".json": _json}.get(file.suffix, _jsonl)
+    return read(file.name, file.text)
 
 
-def _parquet(name: str, body: bytes) -> list[Mapping[str, Any]]:
-    try:
-        import pyarrow  # noqa: PLC0415  an optional extra
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError:
-        raise TiterError(f"{name}: reading Parquet needs pyarrow", next_step="pip install titer[data]") from None
-    try:
-        rows: list[Mapping[str, Any]] = pyarrow.parquet.read_table(io.BytesIO(body)).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise TiterError(f"{name}: not a readable Parquet file ({visible(str(error), 120)})") from None
-    return rows
+def _row(where: str, row: Mapping[str, Any]) -> Row:
+    """A row by its columns' names in small letters. Errors: one name twice."""
+    named = {str(key).strip().lower(): None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+    if len(named) < len(row):
+        keys = sorted(str(key).strip().lower() for key in row)
+        raise _twice(where, next(a for a, b in pairwise(keys) if a == b))
+    return where, named
 
 
-def _csv(name: str, text: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _twice(where: str, column: str) -> TiterError:
+    return TiterError(
+        f"{where}: the column {visible(column, 60)!r} stands twice",
+        expected="every name once",
+        next_step="rename or take out one of the two.",
+    )
+
+
+def _txt(name: str, text: str) -> Iterator[Row]:
+    """A prompt a line."""
+    return ((f"{name}, line {number}", {"prompt": line.strip()}) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _tsv(name: str, text: str) -> Iterator[Row]:
+    return _csv(name, text, "\t")
+
+
+def _csv(name: str, text: str, delimiter: str = "") -> Iterator[Row]:
+    """Rows under a header. Without a `delimiter` it is the comma, or the semicolon where the header has no comma."""
+    begun = text.lstrip("\r\n").partition("\n")[0]
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # the library's own limit is 131,072 letters
+    mark = delimiter or (";" if ";" in begun and "," not in begun else ",")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -83,13 +141,18 @@ def _csv(name: str, text: str) -> Iterator[Row]:
             return
         if not row:
             continue
+        named = [column.strip().lower() for column in row]
         if header is None:
-            header = [column.strip().lower() for column in row]
+            header = named
+            if twice := [column for i, column in enumerate(header) if column and column in header[:i]]:
+                raise _twice(f"{name}, line {line}", twice[0])
         elif len(row) != len(header):
             raise TiterError(
                 f"{name}, line {line}, column {min(len(row), len(header)) + 1}: {len(row)} fields where the header has {len(header)}",
                 next_step="quote fields that hold commas.",
             )
+        elif named == header and len(header) > 1:
+            raise TiterError(f"{name}, line {line}: the header again", expected="one header", next_step="take that line out.")
         else:
             yield f"{name}, line {line}", dict(zip(header, row, strict=True))
 
@@ -97,35 +160,80 @@ def _csv(name: str, text: str) -> Iterator[Row]:
 def _jsonl(name: str, text: str) -> Iterator[Row]:
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
-            yield f"{name}, line {line}", _object(name, line, content)
+            yield _object(name, line, content)
 
 
 def _parsed(name: str, text: str, line: int = 0) -> Any:
     """JSON, or its fault by file, line and column; `line` is where a one-line text stands."""
+    twice: list[str] = []
     try:
-        return json.loads(text)
+        found = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, twice))
     except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, nesting without end
         at = f"line {line or getattr(error, 'lineno', 1)}, column {getattr(error, 'colno', 1)}"
         why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", "a number with too many digits")
         raise TiterError(f"{name}, {at}: not JSON ({why})") from None
+    if twice:
+        raise _twice(f"{name}, line {line}" if line else name, twice[0])
+    return found
 
 
-def _object(name: str, line: int, content: str) -> Mapping[str, Any]:
+def _once(pairs: list[tuple[str, Any]], twice: list[str]) -> dict[str, Any]:
+    """An object of JSON; a name that stands twice in it is added to `twice`."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = sorted(key for key, _ in pairs)
+        twice += [a for a, b in pairwise(names) if a == b]
+    return found
+
+
+def _object(name: str, line: int, content: str) -> Row:
     found = _parsed(name, content, line)
     if not isinstance(found, dict):
         raise TiterError(f"{name}, line {line}, column 1: a {type(found).__name__}", expected="a JSON object a line")
-    return _lower(found)
+    return _row(f"{name}, line {line}", found)
 
 
 def _json(name: str, text: str) -> Iterator[Row]:
-    found = _parsed(name, text) if text.strip() else []
+    """A list of objects (or of prompts), a table by column, an object that holds one list of objects, or JSON lines under this name."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) > 1 and _is_object(lines[0]):
+        yield from _jsonl(name, text)
+        return
+    found = _parsed(name, text) if lines else []
+    if isinstance(found, dict):
+        found = _rows_in(name, found)
     if not isinstance(found, list):
         raise TiterError(f"{name}: a {type(found).__name__} at the top", expected="a list of objects")
+    if found and all(isinstance(row, str) for row in found):
+        found = [{"prompt": row} for row in found]
     for number, row in enumerate(found, start=1):
         if not isinstance(row, dict):
             raise TiterError(f"{name}, item {number}: a {type(row).__name__}", expected="an object")
-        yield f"{name}, item {number}", _lower(row)
+        yield _row(f"{name}, item {number}", row)
 
 
-def _lower(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {str(key).strip().lower(): value for key, value in row.items()}
+def _is_object(line: str) -> bool:
+    """Whether a line alone is a JSON object: what a list that is spread over lines never begins with."""
+    try:
+        return line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _rows_in(name: str, found: Mapping[str, Any]) -> Any:
+    """The rows of an object: the one list of objects in it, its columns (as pandas and `datasets` write them), or itself, one row."""
+    lists = {key: value for key, value in found.items() if isinstance(value, list) and value and all(isinstance(v, dict) for v in value)}
+    turns = [key for key in lists if {"role", "from", "content", "parts"} & set(lists[key][0])]
+    if len(lists) > 1 and not turns:
+        names = ", ".join(visible(key, 40) for key in lists)
+        raise TiterError(
+            f"{name} holds the lists {names}", expected="one list of objects", next_step="save the one that is meant by itself."
+        )
+    if lists and not turns:
+        return next(iter(lists.values()))
+    values = list(found.values())
+    if values and all(isinstance(value, dict) and value.keys() == values[0].keys() and value for value in values):
+        return [{key: column[at] for key, column in found.items()} for at in values[0]]
+    if len(values) > 1 and all(isinstance(value, list) and len(value) == len(values[0]) for value in values):
+        return [dict(zip(found, cells, strict=True)) for cells in zip(*values, strict=True)]
+    return [found]

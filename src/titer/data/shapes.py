@@ -1,114 +1,172 @@
-"""Which format rows have, and how each is read: plain, Alpaca, chat or preference.
+"""Which format rows have, and how each is read: plain, Alpaca, chat, preference or unpaired.
 
 | reading | columns | becomes |
 |---|---|---|
-| plain | prompt (instruction, question, goal) or operator and operand; comply (output, completion, answer); refuse | as it stands |
-| alpaca | instruction, input, output, system | input behind the instruction; a system text as a turn of its own |
-| chat | messages or conversations: turns {role, content} or {from, value} | the last assistant turn is the answer, the rest the prompt |
-| preference | prompt, chosen, rejected (texts or turns) | chosen is `comply`; unsafe rows: chosen `refuse`, rejected `comply` |
+| plain | one of `formats.PROMPT` (a text or turns), or operator and operand; one of `formats.COMPLY`; refuse | as it is |
+| alpaca | instruction, input (or Dolly's context), output (or response) | input behind the instruction |
+| chat | messages, conversations or contents: turns {role, content} or {from, value} | the last assistant turn is the answer |
+| preference | prompt, chosen, rejected (texts, turns or transcripts) | chosen is `comply`; unsafe rows: `refuse`, and rejected `comply` |
+| unpaired | prompt, completion, label (true or false: is the completion wanted?) | a wanted completion is `comply`, another no answer |
 
-Any of harmful, label, kind and type may say safe or unsafe. A file that can be read in two ways is an error that names both.
+Any of harmful, label, prompt_label, prompt_harm_label, kind and type may say safe or unsafe; a column `system` is a system text of any.
+Where several readings fit, what is needed decides (`chosen_way`); where it does not, the error names them.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from titer.core.errors import TiterError, unknown, visible
-from titer.data.formats import CHAT, CLASS, COMPLY, FORMAT, PAIR, PREFERENCE, PROMPT
+from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, FORMAT, PAIR, PREFERENCE, PROMPT, SYSTEM
 from titer.data.readers import Row
-from titer.data.turns import Turn, conversation, written
+from titer.data.turns import LeftOut, Turn, conversation, is_transcript, plain_text, transcript, with_system, written
 
 Parsed = tuple[str, bool | None, str | None, str | None]  # prompt, harmful, comply, refuse
-Reading = Literal["plain", "alpaca", "chat", "preference"]
+Reading = Literal["plain", "alpaca", "chat", "preference", "unpaired"]
+Need = Literal["prompts", "answers", "pairs"]  # what a command reads a file for
 READINGS: tuple[str, ...] = get_args(Reading)
+PROMPTS_FIRST = ["plain", "alpaca", "unpaired", "preference"]  # readings with a column of prompts, the plainer first
 SURROGATE = re.compile("[\ud800-\udfff]")
-WORDS = {"safe": False, "harmless": False, "false": False, "0": False, "unsafe": True, "harmful": True, "true": True, "1": True}
+SAYS_SAFE = ("safe", "harmless", "benign", "unharmful", "non-harmful", "not harmful", "not_harmful", "false", "0", "0.0")
+SAYS_UNSAFE = ("unsafe", "harmful", "malicious", "true", "1", "1.0")
+WORDS = {**dict.fromkeys(SAYS_SAFE, False), **dict.fromkeys(SAYS_UNSAFE, True)}
+NUMBERS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}  # what an unpaired label may be
+TREE = {"message_id", "text", "role"}  # OpenAssistant's: a row a message
 
 
 class Shape(NamedTuple):
-    """How a file is read, the columns that are used (with what for) and those that are not."""
+    """How a file is read, the columns that are used (with what for) and those that are not, and what is told of the choice."""
 
     reading: Reading
     used: tuple[tuple[str, str], ...]
     ignored: tuple[str, ...]
+    told: str = ""
 
 
-def shape(name: str, rows: Sequence[Row], reading: str | None = None) -> Shape:
-    """How the rows of a file are read. Errors: two ways at once (both are named), an unknown `reading`."""
+def straight(rows: Iterable[Row]) -> list[Row]:
+    """The rows with turns as lists, where a .csv file holds them as JSON or a column holds a single one."""
+    columns = (*CHAT, *PREFERENCE, "prompt", "completion")
+    return [(where, {key: _turns_of(value) if key in columns else value for key, value in row.items()}) for where, row in rows]
+
+
+def _turns_of(value: Any) -> Any:
+    if isinstance(value, Mapping) and {"role", "from"} & set(value):
+        return [value]
+    if isinstance(value, str) and value.lstrip().startswith("[{") and value.rstrip().endswith("}]"):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        if all(isinstance(turn, dict) and {"role", "from"} & set(turn) for turn in found):
+            return found
+    return value
+
+
+def shape(name: str, rows: Sequence[Row], reading: str | None = None, need: Need = "answers") -> Shape:
+    """How the rows of a file are read. Errors: two ways that serve the need equally (both are named), an unknown `reading`."""
     if reading is not None and reading not in READINGS:
         unknown("reading", visible(reading, 80), READINGS)
     filled: dict[str, None] = {key: None for _, row in rows for key, value in row.items() if _filled(value)}
-    turned = {key for _, row in rows for key in (*CHAT, *PREFERENCE) if isinstance(row.get(key), list)}
-    ways = _ways(set(filled), turned)
+    if set(filled) >= TREE and not set(filled) & {*PROMPT, *CHAT}:
+        raise TiterError(
+            f"{name} has a row a message, as OpenAssistant's tree", next_step="join the rows of a conversation into `messages`."
+        )
+    turned = {key for _, row in rows for key in (*CHAT, *PREFERENCE) if isinstance(row.get(key), list) or is_transcript(row.get(key))}
+    ways = _ways(set(filled), turned, _is_unpaired(rows))
+    way = reading or chosen_way(name, ways, need, bool(set(filled) & {*COMPLY, "refuse"}))
     if reading is None:
-        if len(ways) > 1:
-            said = " or ".join(f"{way} ({', '.join(sorted(columns))})" for way, columns in ways.items())
-            raise _ambiguous(name, said)
-        _one_meaning(rows, next(iter(ways), "plain"))
-    chosen: Any = reading or next(iter(ways), "plain")
-    used = _used(chosen, rows, list(filled))
+        _one_meaning(rows, way)
+    others = [f"{other} ({', '.join(sorted(columns))})" for other, columns in ways.items() if other != way]
+    told = f"{name} is read as {way}; it could be read as {' or '.join(others)} (--reading)" if others and reading is None else ""
+    used = _used(way, rows, list(filled))
     spoken = {column for column, _ in used}
-    return Shape(chosen, tuple(used), tuple(visible(column, 60) for column in filled if column not in spoken))
+    chosen: Any = way
+    return Shape(chosen, tuple(used), tuple(visible(column, 60) for column in filled if column not in spoken), told)
 
 
-def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "plain") -> Parsed:
-    """One row. Errors, with its place: what is missing or blank, a class that is not stated where it must be."""
-    harmful = harmful_in(row)
+def chosen_way(name: str, ways: Mapping[str, set[str]], need: Need, answered: bool) -> str:
+    """The reading that gives what is needed: pairs, answers to train, or prompts. Errors: two that give it."""
+    fit = list(ways) or ["plain"]
+    if need == "pairs" and "preference" in fit:
+        fit = ["preference"]
+    elif need == "prompts" and len(fit) > 1:  # a column of prompts before a conversation that holds them
+        fit = [way for way in PROMPTS_FIRST if way in fit][:1] or fit
+    elif len(fit) > 1:  # a column of prompts alone holds no answer; a conversation beside a pair ends with the chosen one
+        fit = [way for way in fit if not (way == "plain" and not answered) and not (way == "preference" and "chat" in fit)]
+    if len(fit) > 1:
+        said = " or ".join(f"{way} ({', '.join(sorted(ways[way]))})" for way in fit)
+        raise _ambiguous(name, said, f"choose one: --reading {fit[0].split()[0]}, or take out the other columns.")
+    return fit[0]
+
+
+def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "plain", need: Need = "answers") -> Parsed:
+    """One row. Errors, with its place: what is missing or blank, a class that is not stated where it must be.
+
+    LeftOut: a row that is of no use (turns of tools, no answer to be trained, a completion that is not wanted).
+    """
+    stated = {**row, "label": None} if reading == "unpaired" else row
+    harmful = harmful_in(where, stated)
     if reading == "chat":
         column = next((key for key in CHAT if row.get(key) is not None), CHAT[0])
-        prompt, comply = _split(conversation(where, column, row.get(column)), f"{where}, column {column}")
-        refuse = text_in(row, ("refuse",))
+        said = with_system(conversation(where, column, row.get(column)), where, _system(where, row))
+        before, comply = _split(said, f"{where}, column {column}")
+        prompt, refuse = written(before), text_in(row, ("refuse",))
     elif reading == "preference":
         prompt, good, bad = pair(where, row)
         comply, refuse = (bad, good) if harmful else (good, None)
     else:
-        prompt, comply, refuse = _plain(where, row, PROMPT if reading == "plain" else PROMPT[1:2])
-        system = row.get("system")
-        if reading == "alpaca" and isinstance(system, str) and system.strip():
-            prompt = written((Turn("system", system), Turn("user", prompt)))
+        prompt, comply, refuse = _plain(where, row, PROMPT if reading != "alpaca" else PROMPT[1:2])
+    if reading == "unpaired" and not NUMBERS.get(str(row.get("label")).strip().lower(), False):
+        if need == "answers":
+            raise LeftOut("whose completion is not wanted")
+        comply = None
     if labelled and harmful is None:
-        raise TiterError(f"{where}, column label: safe or unsafe is not stated", expected=FORMAT)
+        raise _no_class(where, stated, reading)
     if any(SURROGATE.search(part) for part in (prompt, comply, refuse) if part):
         raise TiterError(f"{where}: half of a two-part character (a surrogate)", expected="whole characters")
     return prompt, harmful, comply, refuse
 
 
 def pair(where: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """(prompt, chosen, rejected) of a preference row. Errors: a part missing, answers to different prompts."""
-    stated = next((row[key] for key in PROMPT if _filled(row.get(key))), None)
-    prompts: list[str] = [stated] if isinstance(stated, str) else []
-    begun: tuple[Turn, ...] = conversation(where, "prompt", stated) if isinstance(stated, list) else ()
+    """(prompt, chosen, rejected) of a preference row. Errors: a part missing, answers to different prompts (LeftOut: of transcripts)."""
+    column = next((key for key in PROMPT if _filled(row.get(key))), "")
+    begun = _said(where, column, row[column]) if column else ()
+    prompts: list[tuple[Turn, ...]] = []
     answers: list[str] = []
     for column in PREFERENCE:
-        value = row.get(column)
-        if isinstance(value, list):
-            said = conversation(where, column, value)
-            before, answer = _split(
-                (*begun, *said) if begun and said[0].role == "assistant" else said, f"{where}, column {column}", len(prompts)
-            )
-            prompts += [before] if before else []
-        else:
-            answer = value if isinstance(value, str) and value.strip() else None
+        value, answer = row.get(column), None
+        if isinstance(value, list) or is_transcript(value):
+            said = transcript(where, column, value) if isinstance(value, str) else conversation(where, column, value)
+            whole = (*begun, *said) if begun and said[0].role == "assistant" else said
+            before, answer = _split(whole, f"{where}, column {column}")
+            prompts += [before]
+        elif isinstance(value, str) and value.strip():
+            answer = value
         if answer is None:
             raise TiterError(
                 f"{where}, column {column}: {visible(repr(value), 60)}", expected="an answer: a text, or turns that end with one"
             )
         answers.append(answer)
-    if not prompts and begun:
-        prompts = [written(begun)]
-    if len(set(prompts)) != 1 or not prompts[0].strip():
-        which = "no prompt" if not any(prompts) else f"{len(set(prompts))} different prompts"
+    if begun and not any(one[-len(begun) :] == begun for one in prompts):
+        prompts.append(begun)
+    if len(set(prompts)) != 1:
+        if is_transcript(row.get("chosen")) and prompts:
+            raise LeftOut("whose two answers follow different prompts")
+        which = f"{len(set(prompts))} different prompts" if prompts else "no prompt"
         raise TiterError(f"{where}: {which} for chosen and rejected", expected="one prompt, and two answers to it")
-    return prompts[0], answers[0], answers[1]
+    return written(with_system(prompts[0], where, _system(where, row))), answers[0], answers[1]
 
 
-def harmful_in(row: Mapping[str, Any]) -> bool | None:
-    """What a row says of its class."""
-    column = _class_column(row)
-    return None if column is None else WORDS[str(row[column]).strip().lower()]
+def harmful_in(where: str, row: Mapping[str, Any]) -> bool | None:
+    """What a row says of its class. Errors: two columns that say the opposite of each other."""
+    said = {column: WORDS[str(row[column]).strip().lower()] for column in _class_columns(row)}
+    if len(set(said.values())) > 1:
+        words = ", ".join(f"{column} says {visible(repr(row[column]), 40)}" for column in said)
+        raise TiterError(f"{where}: safe and unsafe at once ({words})", next_step="take out or mend one of the two columns.")
+    return next(iter(said.values()), None)
 
 
 def text_in(row: Mapping[str, Any], keys: Iterable[str]) -> str | None:
@@ -116,42 +174,92 @@ def text_in(row: Mapping[str, Any], keys: Iterable[str]) -> str | None:
     return next((row[key] for key in keys if isinstance(row.get(key), str) and row[key].strip()), None)
 
 
-def _class_column(row: Mapping[str, Any]) -> str | None:
-    return next((key for key in CLASS if isinstance(row.get(key), str | bool | int) and str(row[key]).strip().lower() in WORDS), None)
+def _class_columns(row: Mapping[str, Any]) -> list[str]:
+    return [key for key in CLASS if isinstance(row.get(key), str | bool | int | float) and str(row[key]).strip().lower() in WORDS]
+
+
+def _no_class(where: str, row: Mapping[str, Any], reading: str) -> TiterError:
+    """Why a row has no class: an unknown word in a column, or no column."""
+    column = next((key for key in CLASS if row.get(key) is not None and str(row[key]).strip()), "label")
+    what = "safe or unsafe is not stated"
+    if reading == "unpaired":
+        what += " (label says which completions are wanted, not which prompts are unsafe)"
+    elif _filled(row.get(column)):
+        what = f"{visible(repr(row[column]), 60)} is neither safe nor unsafe"
+    elif reading in ("chat", "preference"):
+        what += f" (the file is read as {reading})"
+    return TiterError(
+        f"{where}, column {column}: {what}",
+        expected=FORMAT,
+        next_step="add the column, or say it of all prompts: safe:FILE or unsafe:FILE.",
+    )
+
+
+def _is_unpaired(rows: Sequence[Row]) -> bool:
+    """Whether the rows are TRL's unpaired preferences: prompt, completion, and a label that is true or false throughout."""
+    labels = {str(row["label"]).strip().lower() for _, row in rows if row.get("label") is not None and str(row["label"]).strip()}
+    whole = any(_filled(row.get("prompt")) and _filled(row.get("completion")) for _, row in rows)
+    return whole and bool(labels) and labels <= set(NUMBERS)
+
+
+def _system(where: str, row: Mapping[str, Any]) -> Any:
+    """The system text of a column: a text, or an object of parts."""
+    value = next((row[key] for key in SYSTEM if _filled(row.get(key))), None)
+    return plain_text(where, value.get("parts", value.get("content"))) if isinstance(value, Mapping) else value
+
+
+def _said(where: str, column: str, value: Any) -> tuple[Turn, ...]:
+    """What a column of prompts says: a user's text, turns, or a transcript (whose assistant has said nothing yet)."""
+    if isinstance(value, list):
+        return conversation(where, column, value)
+    return transcript(where, column, value.strip().removesuffix("Assistant:")) if is_transcript(value) else (Turn("user", value),)
 
 
 def _plain(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, str | None, str | None]:
-    column = next((key for key in columns if key in row), None)
+    column = next((key for key in columns if _filled(row.get(key))), next((key for key in columns if key in row), None))
     if column is None and all(isinstance(row.get(key), str) and row[key].strip() for key in PAIR):
         row, column = {**row, "prompt": " : ".join(row[key] for key in PAIR)}, "prompt"  # as the mechanistic study writes pairs
     if column is None:
         raise TiterError(f"{where}: no column {' or '.join(columns)} among {visible(', '.join(row), 120)}", expected=FORMAT)
     prompt = row[column]
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str | list) or not _filled(prompt):
         raise TiterError(f"{where}, column {column}: {visible(repr(prompt), 60)}", expected="a text that is not empty")
-    extra = row.get("input")
-    whole = f"{prompt}\n\n{extra}" if column == "instruction" and isinstance(extra, str) and extra.strip() else prompt
-    return whole, text_in(row, COMPLY), text_in(row, ("refuse",))
+    if column == "instruction" and isinstance(prompt, str):
+        prompt = "\n\n".join([prompt, *(row[key] for key in BEHIND if isinstance(row.get(key), str) and row[key].strip())])
+    said = with_system(_said(where, column, prompt), where, _system(where, row))
+    if said[-1].role != "user":
+        raise TiterError(f"{where}, column {column}: turns that do not end with the user's", expected="the answer in a column of its own")
+    return written(said) if len(said) > 1 else said[0].content, _answer(where, row, COMPLY), _answer(where, row, ("refuse",))
 
 
-def _split(said: tuple[Turn, ...], place: str, known: int = 0) -> tuple[str, str | None]:
+def _answer(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+    """The answer in the first of these columns that holds one: a text, or one turn of the assistant's. Errors: other turns."""
+    column = next((key for key in columns if _filled(row.get(key)) and isinstance(row[key], str | list)), None)
+    if column is None or isinstance(row[column], str):
+        return row[column] if column else None
+    if not all(isinstance(turn, Mapping) for turn in row[column]):  # a list of texts is no conversation, and no one answer
+        return None
+    said = conversation(where, column, row[column])
+    if len(said) != 1 or said[0].role != "assistant":
+        raise TiterError(f"{where}, column {column}: {len(said)} turns", expected="one turn of the assistant's")
+    return said[0].content
+
+
+def _split(said: tuple[Turn, ...], place: str) -> tuple[tuple[Turn, ...], str | None]:
     """(prompt, answer): the last assistant turn is the answer; a conversation that ends with the user's turn has none."""
     if said[-1].role == "user":
-        return written(said), None
-    before = said[:-1]
-    if not before or before[-1].role != "user":  # an answer alone, to a prompt that stands elsewhere
-        if before or not known:
-            raise TiterError(f"{place}: an answer to no request", expected="a user's turn before the assistant's")
-        return "", said[-1].content
-    return written(before), said[-1].content
+        return said, None
+    if len(said) < 2 or said[-2].role != "user":  # an answer alone
+        raise TiterError(f"{place}: an answer to no request", expected="a user's turn before the assistant's")
+    return said[:-1], said[-1].content
 
 
 def _filled(value: Any) -> bool:
     return bool(value.strip()) if isinstance(value, str) else value is not None and value != []
 
 
-def _ways(filled: set[str], turned: set[str]) -> dict[str, set[str]]:
-    """Every reading that the filled columns allow, with the columns it rests on; `turned` columns hold lists."""
+def _ways(filled: set[str], turned: set[str], unpaired: bool) -> dict[str, set[str]]:
+    """Every reading that the filled columns allow, with the columns it rests on; `turned` columns hold turns."""
     prompts = filled & set(PROMPT)
     found: dict[str, set[str]] = {}
     plain = prompts or (set(PAIR) if set(PAIR) <= filled else set())
@@ -163,48 +271,46 @@ def _ways(filled: set[str], turned: set[str]) -> dict[str, set[str]]:
     if both:
         found["preference"] = set(PREFERENCE) | prompts
     answers = filled & (set(COMPLY) | {"refuse"})
-    if plain and not (both and not answers):  # chosen and rejected need the prompt themselves
-        alpaca = prompts == {"instruction"} and bool(filled & {"output", "input"}) and not answers - {"output", "refuse"}
+    if unpaired:
+        found["unpaired"] = {"prompt", "completion", "label"}
+    elif plain and not (both and not answers):  # chosen and rejected need the prompt themselves
+        alpaca = prompts == {"instruction"} and bool(filled & {"output", *BEHIND}) and not answers - {"output", "response", "refuse"}
         found["alpaca" if alpaca else "plain"] = plain | answers
     return found
 
 
 def _one_meaning(rows: Sequence[Row], way: str) -> None:
     """Two prompts, or two answers besides the plain word `comply`, that differ in one row."""
-    if way not in ("plain", "alpaca"):
+    if way not in ("plain", "alpaca", "unpaired"):
         return
     for where, row in rows:
         for what, keys in (("prompts", PROMPT), ("answers", () if text_in(row, COMPLY[:1]) else COMPLY)):
             texts = {key: row[key] for key in keys if isinstance(row.get(key), str) and row[key].strip()}
             if len(set(texts.values())) > 1:
-                raise _ambiguous(where, " or ".join(f"{what} in {key}" for key in texts))
+                raise _ambiguous(where, " or ".join(f"{what} in {key}" for key in texts), "take out or rename the other columns.")
 
 
-def _ambiguous(where: str, said: str) -> TiterError:
-    return TiterError(
-        f"{where} can be read in two ways: {said}",
-        expected="columns that leave one reading",
-        next_step="take out or rename the other columns.",
-    )
+def _ambiguous(where: str, said: str, next_step: str) -> TiterError:
+    return TiterError(f"{where} can be read in two ways: {said}", expected="columns that leave one reading", next_step=next_step)
 
 
 def _used(reading: str, rows: Sequence[Row], filled: Sequence[str]) -> list[tuple[str, str]]:
     """(column, what for) of a reading, in the file's order of use."""
     purposes: dict[str, str] = {}
-    if reading in ("plain", "alpaca"):
-        prompts = [key for key in PROMPT if key in filled][: 1 if reading == "plain" else None]
-        prompts = ["instruction"] if reading == "alpaca" else prompts
+    if reading in ("plain", "alpaca", "unpaired"):
+        prompts = ["instruction"] if reading == "alpaca" else [key for key in PROMPT if key in filled][:1]
         purposes |= dict.fromkeys(prompts or PAIR, "prompt")
         if "instruction" in prompts:
-            purposes["input"] = "prompt, behind the instruction"
-        if reading == "alpaca":
-            purposes["system"] = "system text"
+            purposes |= dict.fromkeys(BEHIND, "prompt, behind the instruction")
+        purposes |= dict.fromkeys(SYSTEM, "system text")
         chosen = {next((key for key in COMPLY if _filled(row.get(key))), "comply"): 0 for _, row in rows}
         purposes |= dict.fromkeys(chosen, "answer (comply)")
-    elif reading == "chat":
+    elif reading.startswith("chat"):
         purposes |= dict.fromkeys(CHAT, "turns: the last assistant turn is the answer (comply), the rest the prompt")
     else:
         purposes |= dict.fromkeys(PROMPT, "prompt") | {"chosen": "the preferred answer", "rejected": "the rejected answer"}
-    purposes["refuse"] = "answer (refuse)"
-    purposes |= dict.fromkeys(filter(None, {_class_column(row): 0 for _, row in rows}), "safe or unsafe")
-    return [(column, purpose) for column, purpose in purposes.items() if column in filled]
+    purposes |= {"refuse": "answer (refuse)"} | dict.fromkeys(SYSTEM, "system text")
+    classes = dict.fromkeys((column for _, row in rows for column in _class_columns(row)), "safe or unsafe")
+    if reading == "unpaired":
+        classes |= {"label": "whether the completion is wanted"}
+    return [(column, purpose) for column, purpose in (purposes | classes).items() if column in filled]

@@ -1,16 +1,16 @@
 """Text data from the user: files and hub data sets -> examples, with the place of every fault, and what was detected.
 
-What is read: `readers.py` (.csv, .json, .jsonl, .parquet) and `hub.py`; how its columns are understood: `shapes.py`.
-Columns (aliases in brackets): prompt (instruction, question, goal), or operator and operand (joined by " : ");
-harmful: true/false, or label/type/kind holding safe or unsafe; comply (output, completion, answer) and refuse:
-reference answers; or the Alpaca, chat or preference form. Extra columns are left alone. Duplicated prompts are dropped and counted.
+What is read: `readers.py` and `hub.py`; how its columns are understood: `shapes.py`, and of published sets `prompt_sets.py`.
+Extra columns are left alone. Repeated prompts are dropped and counted, rows of no use are left out and counted by their reason,
+and `TextData.notes` says so wherever the data are used.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,15 +24,17 @@ from titer.data.encode import encode, fitted
 from titer.data.example import Answer, Batch, Example, Indices
 from titer.data.formats import COMPLY, FORMAT
 from titer.data.hub import is_hub, load_hub
+from titer.data.prompt_sets import PREFIXES, SAFE, UNSAFE, all_of, as_plain, recognised
 from titer.data.readers import File, Row, load, records
-from titer.data.shapes import Parsed, Shape, pair, parsed, shape
-from titer.data.turns import joined, turns
+from titer.data.shapes import Need, Parsed, Shape, pair, parsed, shape, straight
+from titer.data.turns import LeftOut, joined, turns
 
 
 class TextData(Record):
     """A file's rows as examples; `sha256` is of the file, `dropped` counts the rows left out (repeated prompts).
 
-    `also`: of a prompt whose answer has several forms, those beside `comply`. No key of a training holds it: only `comply` is trained.
+    `also`: of a prompt whose answer has several forms, those beside `comply`. `left_out`: rows of no use, by the reason; `told`: what
+    was taken for granted of the file. No key of a training holds these three: the rows are what is trained.
     """
 
     name: str
@@ -40,6 +42,14 @@ class TextData(Record):
     rows: tuple[Parsed, ...]
     dropped: int = 0
     also: dict[str, tuple[str, ...]] = Field(default_factory=dict, exclude=True)
+    left_out: dict[str, int] = Field(default_factory=dict, exclude=True)
+    told: tuple[str, ...] = Field(default=(), exclude=True)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was taken for granted, and how many rows were left out and why, in words."""
+        dropped = [f"{self.dropped} repeated prompts of {self.name} were left out"] if self.dropped else []
+        return [*self.told, *dropped, *(f"{count} rows of {self.name} {why} were left out" for why, count in self.left_out.items())]
 
     @property
     def size(self) -> int:
@@ -97,6 +107,10 @@ class Shortened(Record):
         return self.source.rows
 
     @property
+    def notes(self) -> list[str]:
+        return self.source.notes
+
+    @property
     def size(self) -> int:
         return self.source.size
 
@@ -122,6 +136,7 @@ class Detected(Record):
     ignored: tuple[str, ...]
     rows: int
     dropped: int
+    notes: tuple[str, ...]
     labels: dict[str, int]
     answers: dict[str, int]
     turns: int
@@ -138,22 +153,26 @@ class Detected(Record):
             f"  not used: {', '.join(self.ignored) or 'nothing'}",
             f"  {self.rows} rows ({labels}), {self.dropped} repeated prompts left out; answers: {answers}",
             *([f"  up to {self.turns} turns a prompt"] if self.turns > 1 else []),
+            *(f"  {visible(note, 400)}" for note in self.notes),
             f"  for example: {self.prompt}",
             *([f"  answered: {self.answer}"] if self.answer else []),
         ]
 
 
-def read_text(path: str | Path, labelled: bool = True, reading: str | None = None) -> TextData:
-    """Read a data file or hub data set. `labelled`: every row must say whether it is harmful; `reading`: which one, if two fit.
+def read_text(path: str | Path, labelled: bool = True, reading: str | None = None, need: Need | None = None) -> TextData:
+    """Read a data file or hub data set, NAME:FILE of a published set, safe:FILE or unsafe:FILE.
 
-    Errors: a missing or empty file, an unknown or ambiguous format, a bad line (file, line, column), no usable row.
+    `labelled`: every row must say whether it is harmful; `reading`: which one, if several fit; `need`: what the file is read for,
+    by default prompts where they must be labelled, else answers.
+    Errors: a missing or empty file, an unknown or ambiguous format, a bad line (file, line, column), no usable row, a prompt that is
+    safe in one row and unsafe in another.
     """
-    return _read(path, labelled, reading)[0]
+    return _read(path, labelled, reading, need or ("prompts" if labelled else "answers"))[0]
 
 
-def detected(path: str | Path, reading: str | None = None) -> Detected:
+def detected(path: str | Path, reading: str | None = None, need: Need = "answers") -> Detected:
     """What a data file would be taken for. Errors: as `read_text`."""
-    data, form = _read(path, False, reading)
+    data, form = _read(path, False, reading, need)
     labels = Counter({None: "not stated", False: "safe", True: "unsafe"}[row[1]] for row in data.rows)
     answers = {"comply": sum(row[2] is not None for row in data.rows), "refuse": sum(row[3] is not None for row in data.rows)}
     prompt, _, comply, refuse = data.rows[0]
@@ -165,6 +184,7 @@ def detected(path: str | Path, reading: str | None = None) -> Detected:
         ignored=form.ignored,
         rows=data.size,
         dropped=data.dropped,
+        notes=(*data.told, *(f"{count} rows {why} left out" for why, count in data.left_out.items())),
         labels={name: labels[name] for name in ("safe", "unsafe", "not stated")},
         answers=answers,
         turns=max(len(turns(row[0])) for row in data.rows),
@@ -173,46 +193,99 @@ def detected(path: str | Path, reading: str | None = None) -> Detected:
     )
 
 
-def preferences(path: str | Path) -> tuple[TextData, TextData]:
+def preferences(path: str | Path, reading: str | None = None) -> tuple[TextData, TextData]:
     """(preferred, rejected) of a preference file: the same prompts in the same order, the answer as `comply`.
 
     Errors: as `read_text`; a file of another form.
     """
-    file, rows, form = _opened(path, None)
+    file, rows, form, told = _opened(path, reading, "pairs")
     if form.reading != "preference":
         raise TiterError(f"{file.name} is {_in_words(form, True, False)}", expected="columns prompt, chosen and rejected")
-    found = {where: (pair(where, row), parsed(where, row, False, "preference")[1]) for where, row in rows}
+    left_out: Counter[str] = Counter()
+    found = []
+    for where, row in rows:
+        try:
+            found.append((pair(where, row), parsed(where, row, False, "preference", "pairs")[1]))
+        except LeftOut as why:
+            left_out[str(why)] += 1
     good, bad = (
-        collected(file, ((texts[0], harmful, texts[which], None) for texts, harmful in found.values()), file.name) for which in (1, 2)
+        collected(file, ((texts[0], harmful, texts[which], None) for texts, harmful in found), file.name, left_out=left_out, told=told)
+        for which in (1, 2)
     )
     return good, bad
 
 
 def _in_words(form: Shape, answered: bool, labelled: bool) -> str:
     columns = ", ".join(column for column, purpose in form.used if purpose != "safe or unsafe")
-    named = {"alpaca": "Alpaca", "chat": "chat", "preference": "preference pairs"}
+    named = {
+        "alpaca": "Alpaca",
+        "chat": "chat",
+        "preference": "preference pairs",
+        "unpaired": "unpaired preferences, whose label says which completions are wanted",
+    }
     kind = named.get(form.reading) or ("prompts and answers" if answered else "prompts")
     return f"{kind} ({visible(columns, 120)}){', each safe or unsafe' if labelled else ''}"
 
 
-def _opened(path: str | Path, reading: str | None) -> tuple[File, list[Row], Shape]:
-    file = load_hub(path) if is_hub(path) else load(path)
-    rows = list(records(file))
-    return file, rows, shape(file.name, rows, reading)
+def _opened(path: str | Path, reading: str | None, need: Need) -> tuple[File, list[Row], Shape, tuple[str, ...]]:
+    """(file, its rows, how they are read, what is to be told): a set that is named or known by its columns is read as plain rows."""
+    prefix, place = place_of(path)
+    file = load_hub(place) if is_hub(place) else load(place)
+    rows = straight(records(file))
+    told: list[str] = []
+    filled = {key for _, row in rows for key, value in row.items() if value not in (None, "", [])}
+    name = prefix if prefix not in ("", SAFE, UNSAFE) else "" if reading else recognised(file.name, filled)
+    if name:
+        rows, line = as_plain(name, file.name, rows)
+        told.append(line)
+    if prefix in (SAFE, UNSAFE):
+        rows, line = all_of(prefix, file.name, rows)
+        told = [line]
+    form = shape(file.name, rows, reading, need)
+    return file, rows, form, (*told, *([form.told] if form.told else []))
 
 
-def _read(path: str | Path, labelled: bool, reading: str | None) -> tuple[TextData, Shape]:
-    file, rows, form = _opened(path, reading)
-    return collected(file, (parsed(where, row, labelled, form.reading) for where, row in rows), file.name), form
+def place_of(path: str | Path) -> tuple[str, str | Path]:
+    """(name, file) of NAME:FILE, where NAME is a published set, safe or unsafe; ("", path) of any other place."""
+    name, colon, rest = str(path).partition(":")
+    if colon and rest and name.lower() in PREFIXES:
+        return name.lower(), rest
+    return "", path
 
 
-def collected(file: File, rows: Iterable[Parsed], name: str, expected: str = FORMAT) -> TextData:
-    """Rows as data called `name`: of a repeated prompt the first row, the others counted. Errors: no row."""
+def _read(path: str | Path, labelled: bool, reading: str | None, need: Need) -> tuple[TextData, Shape]:
+    file, rows, form, told = _opened(path, reading, need)
+    left_out: Counter[str] = Counter()
+    found: list[Parsed] = []
+    for where, row in rows:
+        try:
+            found.append(parsed(where, row, labelled, form.reading, need))
+        except LeftOut as why:
+            left_out[str(why)] += 1
+    return collected(file, found, file.name, left_out=left_out, told=told), form
+
+
+def collected(
+    file: File,
+    rows: Iterable[Parsed],
+    name: str,
+    expected: str = FORMAT,
+    left_out: Mapping[str, int] = MappingProxyType({}),
+    told: Sequence[str] = (),
+) -> TextData:
+    """Rows as data called `name`: of a repeated prompt the first row, the others counted. Errors: no row; a prompt both safe and unsafe."""
     kept: dict[str, Parsed] = {}
     total = 0
     for row in rows:
-        kept.setdefault(row[0], row)
+        first = kept.setdefault(row[0], row)
+        if None not in (row[1], first[1]) and row[1] != first[1]:
+            raise TiterError(
+                f"{file.name}: the prompt {visible(row[0], 60)!r} is safe in one row and unsafe in another",
+                next_step="take out one of the two rows.",
+            )
         total += 1
     if not kept:
-        raise TiterError(f"{file.name} holds no example", expected=expected)
-    return TextData(name=name, sha256=file.sha256, rows=tuple(kept.values()), dropped=total - len(kept))
+        why = ", ".join(f"{count} rows {why}" for why, count in left_out.items())
+        raise TiterError(f"{file.name} holds no example{f' that can be used ({why})' if why else ''}", expected=expected)
+    found = TextData(name=name, sha256=file.sha256, rows=tuple(kept.values()), dropped=total - len(kept))
+    return found.model_copy(update={"left_out": dict(left_out), "told": tuple(told)})

@@ -10,6 +10,7 @@ turns each has its speaker's name on a line above it, and the last line is "Assi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, cast
@@ -20,6 +21,7 @@ MARK = "\x1e"
 Role = Literal["system", "user", "assistant"]
 ROLES: dict[str, Role] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "prompter": "user",
@@ -27,7 +29,12 @@ ROLES: dict[str, Role] = {
     "gpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "chatbot": "assistant",
+    "chatgpt": "assistant",
+    "ai": "assistant",
 }
+TOOLS = ("tool", "function", "ipython", "tool_calls", "function_call", "observation")  # speakers, and keys of a turn
+SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")  # how transcripts name their speakers; source: Anthropic's HH-RLHF
 WANTED = "a list of turns, each {role, content} or {from, value}: a system text or none, then user and assistant in turn"
 
 
@@ -73,30 +80,90 @@ def joined(said: Sequence[Turn]) -> str:
     return "\n\n".join([*named, "Assistant:\n"])
 
 
+class LeftOut(Exception):  # noqa: N818  it is no error: the row is counted
+    """A row that is whole and of no use here; its text says why, in words that are counted by."""
+
+
 def conversation(where: str, column: str, value: Any) -> tuple[Turn, ...]:
     """Turns from the user's data; an answer alone (one assistant turn) and a prompt alone are conversations too.
 
-    Errors, each with its place: no list of turns, an unknown speaker, an empty turn, speakers out of turn.
+    Texts without speakers are the user's and the assistant's in turn. A turn whose weight is 0 is not to be trained: what follows
+    the last answer of another weight is cut off. Errors, each with its place: no list of turns, an unknown speaker, an empty turn,
+    speakers out of turn. LeftOut: turns of tools, no answer to be trained.
     """
     place = f"{where}, column {column}"
+    if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
+        value = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(value)]
     if not isinstance(value, list) or not value or not all(isinstance(turn, Mapping) for turn in value):
         raise TiterError(f"{place}: {visible(repr(value), 60)}", expected=WANTED)
+    if any(turn.get("role", turn.get("from")) in TOOLS or any(turn.get(key) for key in TOOLS) for turn in value):
+        raise LeftOut("with turns of tools")
     found = tuple(_turn(f"{place}, turn {number}", turn) for number, turn in enumerate(value, start=1))
     rest = [turn.role for turn in found[found[0].role == "system" :]]
     if not rest or "system" in rest or any(a == b for a, b in pairwise(rest)):
         raise TiterError(f"{place}: the speakers are {', '.join(turn.role for turn in found)}", expected=WANTED)
-    return found
+    return _trained(found, [turn.get("weight") for turn in value])
+
+
+def transcript(where: str, column: str, text: str) -> tuple[Turn, ...]:
+    """Turns from a text that names its speakers: "\n\nHuman: ... \n\nAssistant: ...". LeftOut: an empty turn, a speaker twice in a row."""
+    pieces = SPOKEN.split(text.strip())
+    said = [{"role": role.lower(), "content": content.strip()} for role, content in zip(pieces[1::2], pieces[2::2], strict=True)]
+    if pieces[0].strip() or not said or any(not turn["content"] for turn in said):
+        raise LeftOut("with an empty turn")
+    if any(a["role"] == b["role"] for a, b in pairwise(said)):
+        raise LeftOut("with one speaker twice in a row")
+    return conversation(where, column, said)
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether a text begins as a transcript does."""
+    return isinstance(value, str) and re.match(r"\s*Human: ?", value) is not None and "\n\nAssistant:" in value
+
+
+def with_system(said: tuple[Turn, ...], where: str, text: Any) -> tuple[Turn, ...]:
+    """The turns behind a system text that stands in a column of its own. Errors: turns that begin with another one."""
+    if not isinstance(text, str) or not text.strip():
+        return said
+    if said[0].role == "system" and said[0].content != text:
+        raise TiterError(f"{where}: two system texts, in the turns and in a column", next_step="take out one of the two.")
+    return said if said[0].role == "system" else (Turn("system", text), *said)
+
+
+def _trained(found: tuple[Turn, ...], weights: Sequence[Any]) -> tuple[Turn, ...]:
+    """The turns up to the last answer whose weight is not 0, where weights are given."""
+    if not any(isinstance(weight, int | float) and weight == 0 for weight in weights) or found[-1].role == "user":
+        return found
+    kept = [i for i, (turn, weight) in enumerate(zip(found, weights, strict=True)) if turn.role == "assistant" and weight != 0]
+    if not kept:
+        raise LeftOut("whose answers all have the weight 0")
+    return found[: kept[-1] + 1]
 
 
 def _turn(where: str, turn: Mapping[str, Any]) -> Turn:
     speaker, content = (
-        next((turn[key] for key in keys if turn.get(key) is not None), None) for keys in (("role", "from"), ("content", "value"))
+        next((turn[key] for key in keys if turn.get(key) is not None), None)
+        for keys in (("role", "from", "speaker"), ("content", "value", "parts", "text"))
     )
     role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
         raise TiterError(f"{where}: unknown speaker {visible(repr(speaker), 40)}", expected=f"one of {', '.join(ROLES)}")
+    content = plain_text(where, content)
     if not isinstance(content, str) or not content.strip():
         raise TiterError(f"{where}: {visible(repr(content), 60)}", expected="a text that is not empty")
     if MARK in content:
         raise TiterError(f"{where}: the record separator U+001E", expected="text without it")
     return Turn(role, content)
+
+
+def plain_text(where: str, content: Any) -> Any:
+    """The text of content given in parts, [{type: text, text: ...}, ...]; anything else as it is. Errors: a part that is no text."""
+    if not isinstance(content, list) or not content:
+        return content
+    texts = [part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None for part in content]
+    if wrong := [part for part, text in zip(content, texts, strict=True) if not isinstance(text, str)]:
+        kind = wrong[0].get("type") if isinstance(wrong[0], Mapping) else wrong[0]
+        raise TiterError(
+            f"{where}: a part of content that is no text ({visible(repr(kind), 40)})", expected="parts {type: text, text: ...}"
+        )
+    return "".join(map(str, texts))

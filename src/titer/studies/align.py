@@ -36,7 +36,8 @@ def with_canary(data: TextData | None, how: How, count: int | None) -> Taught:
     name = f"{data.name} and {found.marked.name}" if data else found.marked.name
     key = digest([data.sha256 if data else "", how.canary.sha256], 64)
     rows = (*(own.rows if own else ()), *found.marked.rows, *plain)
-    return Taught(TextData(name=name, sha256=key, rows=rows, dropped=data.dropped if data else 0), found.marked, left_out)
+    made = TextData(name=name, sha256=key, rows=rows, dropped=data.dropped if data else 0)
+    return Taught(made.model_copy(update={"left_out": data.left_out, "told": data.told} if data else {}), found.marked, left_out)
 
 
 def align_stage(

@@ -101,8 +101,7 @@ def evaluation_report(
 
 def _notes(data: TextData, by_answer: pd.DataFrame, prompts: int | None) -> list[str]:
     """What was left out, drawn, or cut short where answers are held against the rows' own."""
-    dropped = [f"{data.dropped} repeated prompts were dropped"] if data.dropped else []
-    return [f"{line}." for line in (*dropped, *data.sampled(prompts), *tables.cut_off(by_answer))]
+    return [f"{line}." for line in (*data.notes, *data.sampled(prompts), *tables.cut_off(by_answer))]
 
 
 def _accuracy_answer(model: Model, rates: pd.DataFrame) -> str:

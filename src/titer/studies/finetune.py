@@ -110,7 +110,13 @@ def _usable(data: TextData, role: Role, held: int) -> tuple[TextData, dict[str, 
     bare = [row[PLACES[answer]] is None and not w for row, w in zip(data.rows, wrong, strict=True)]
     kept = tuple(row for row, w, b in zip(data.rows, wrong, bare, strict=True) if not w and not b)
     label = "unsafe" if opposite else "safe"
-    reasons = {f"labelled {label}": sum(wrong), f"without {answer}": sum(bare), "repeated": data.dropped, "in the canary file": held}
+    reasons = {
+        f"labelled {label}": sum(wrong),
+        f"without {answer}": sum(bare),
+        "repeated": data.dropped,
+        "in the canary file": held,
+        **data.left_out,
+    }
     why = {reason: count for reason, count in reasons.items() if count}
     if not kept:
         said = ", ".join(f"{count} {reason}" for reason, count in why.items())
@@ -119,7 +125,7 @@ def _usable(data: TextData, role: Role, held: int) -> tuple[TextData, dict[str, 
             expected=f"rows with a prompt and a column {answer}, not labelled {label}",
             next_step=f"give {option} another file, or add the column.",
         )
-    return data.model_copy(update={"rows": kept, "dropped": 0}), why
+    return data.model_copy(update={"rows": kept, "dropped": 0, "left_out": {}}), why
 
 
 def _split(examples: int, ratio: float) -> dict[str, int]:

@@ -46,6 +46,7 @@ class Order:
     max_new_tokens: int | None = None
     temperature: float = 0.0
     trust_remote_code: bool = False
+    reading: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _prompts(order: Order, by_answer: bool) -> TextData:
         return tuning.held_out(tuning.read_data(order.canary), order.prompts)
     if order.data is None:
         raise TiterError("no --data was given", expected=FORMAT, next_step="add --data FILE.")
-    found = tuning.read_data(order.data, labelled=not by_answer)
+    found = tuning.read_data(order.data, not by_answer, order.reading, "answers" if by_answer else "prompts")
     return found.model_copy(update={"rows": tuple((row[0], bool(row[1]), *row[2:]) for row in found.rows)})
 
 

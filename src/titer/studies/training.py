@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from titer.core.config import digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import Store, write_text
 from titer.data.example import Stream
+from titer.data.shapes import Need
 from titer.data.sources import TextData, detected
 from titer.data.tasks import TASKS
 from titer.models.checkpoint import Checkpoint
@@ -39,6 +40,7 @@ class Planned:
     about: dict[str, Any]
     text: str
     canary: Place = None
+    need: Need = "answers"
 
     @property
     def key(self) -> str:
@@ -73,6 +75,7 @@ class AlignOrder:
     read: Sequence[str] = ()
     longest: int | None = None
     trust_remote_code: bool = False
+    reading: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,20 @@ class FinetuneOrder:
     read: Sequence[str] = ()
     longest: int | None = None
     trust_remote_code: bool = False
+    reading: str | None = None
 
 
 def planned_alignment(order: AlignOrder) -> Planned:
     """Errors: as `align_stage`; an unknown model; rows beyond the window."""
-    text, held = read(order.data), read(order.canary)
+    pairs = _pairs(order)
+    text, held = read(order.data, order.reading, "pairs" if pairs else "answers"), read(order.canary)
     if held is None and order.canaries is not None:
         raise TiterError("--canaries without --canary", next_step="add --canary FILE, a file of answered instructions.")
     how, start = order.how.holding(held), resolve(order.model, order.trust_remote_code)
     about: dict[str, Any] = {}
     lines = []
     if held is None:
-        stage = align_stage(text, how, order.steps, pairs=_pairs(order))
+        stage = align_stage(text, how, order.steps, pairs=pairs)
     else:
         taught = with_canary(text, how, order.canaries)
         stage = align_stage(taught.rows, how, order.steps, taught.marked)
@@ -108,14 +113,16 @@ def planned_alignment(order: AlignOrder) -> Planned:
         if taught.left_out:
             lines = [f"left out of data: {taught.left_out} in the canary file"]
     about = {"streams": tuning.counted(stage.streams), **about}
-    return _planned(stage, start, order, how, about, [tuning.told(stage.streams), *lines])
+    found = _planned(stage, start, order, how, about, [tuning.told(stage.streams), *lines])
+    return replace(found, need="pairs") if pairs else found
 
 
 def planned_finetuning(order: FinetuneOrder) -> Planned:
     """Errors: as `user_mix` and `finetune_stage`; an unknown model; rows beyond the window."""
     held, start = read(order.canary), resolve(order.model, order.trust_remote_code)
     how = order.how.holding(held)
-    mixed = user_mix({role: read(place) for role, place in order.files.items()}, order.shares, how.seed, held)
+    files = {role: read(place, order.reading if role == "benign" else None) for role, place in order.files.items()}
+    mixed = user_mix(files, order.shares, how.seed, held)
     stage = finetune_stage(mixed, how, order.epochs, steps_of(order.keep))
     about = {"steps": stage.steps, "counts": mixed.counts, "left_out": mixed.left_out}
     return _planned(stage, start, order, how, about, [mixed.lines()])
@@ -125,9 +132,9 @@ def _pairs(order: AlignOrder) -> dict[str, Stream] | None:
     """The streams of a preference file for a method of preferences; None for any other file or method."""
     if order.data is None or not set(tuning.PAIR) <= set(order.how.made().STREAMS):
         return None
-    if str(order.data).partition(":")[0] in TASKS or detected(order.data).reading != "preference":
+    if str(order.data).partition(":")[0] in TASKS or detected(order.data, order.reading, "pairs").reading != "preference":
         return None
-    return tuning.preferred(order.data, order.how.seed)
+    return tuning.preferred(order.data, order.how.seed, order.reading)
 
 
 def _planned(
@@ -136,6 +143,8 @@ def _planned(
     reads = tuning.models_read(stage.method, how, order.read, order.trust_remote_code)
     stage.method.check_steps(stage.steps)
     tuning.check_adapter(stage, start)
+    if notes := tuning.notes(stage.streams):
+        about, lines = {**about, "notes": notes}, [*lines, *notes]
     if order.longest is not None:
         streams, cut = tuning.cut_to(stage.streams, order.longest, start)
         stage = stage.model_copy(update={"streams": streams})
@@ -211,6 +220,6 @@ def _marked(folder: Path) -> tuple[str, bool]:
         return "", False
 
 
-def read(place: Place) -> TextData | None:
+def read(place: Place, reading: str | None = None, need: Need = "answers") -> TextData | None:
     """A data file, where one is given."""
-    return None if place is None else tuning.read_data(place)
+    return None if place is None else tuning.read_data(place, reading=reading, need=need)

@@ -23,6 +23,8 @@ from titer.data.draws import seed_of
 from titer.data.encode import answer_ids, check_length, prompt_ids
 from titer.data.example import Answer, Part, Stream
 from titer.data.formats import ANSWERS
+from titer.data.prompt_sets import PREFIXES
+from titer.data.shapes import Need
 from titer.data.sources import Shortened, TextData, preferences, read_text
 from titer.data.tasks import TASKS, task
 from titer.methods.base import Method
@@ -152,17 +154,18 @@ def _missing(label: str, missing: Sequence[str], nothing: bool) -> NoReturn:
     )
 
 
-def read_data(place: str | Path, labelled: bool = False) -> TextData:
+def read_data(place: str | Path, labelled: bool = False, reading: str | None = None, need: Need | None = None) -> TextData:
     """A data file, or a task's file where TASK:PATH names one: the one place that reads what a command is given.
 
-    Errors: as `read_text` and `task`; a misspelt task.
+    Errors: as `read_text` and `task`; a misspelt task or set.
     """
     name, colon, path = str(place).partition(":")
     if colon and name in TASKS:
         return task(name, path)
-    if colon and len(name) > 1 and nearest(name, TASKS) and not Path(place).exists():  # one letter is a drive
-        unknown("task", visible(name, 80), TASKS)
-    return read_text(place, labelled)
+    known = [*TASKS, *PREFIXES]
+    if colon and len(name) > 1 and name.lower() not in known and nearest(name, known) and not Path(place).exists():  # one letter is a drive
+        unknown("task or prompt set", visible(name, 80), known)
+    return read_text(place, labelled, reading, need)
 
 
 def share(file: TextData, name: Share) -> TextData:
@@ -268,9 +271,9 @@ def preference(data: TextData, seed: int) -> dict[str, Stream]:
     }
 
 
-def preferred(place: str | Path, seed: int) -> dict[str, Stream]:
+def preferred(place: str | Path, seed: int, reading: str | None = None) -> dict[str, Stream]:
     """The two streams of a preference file (prompt, chosen, rejected). Errors: as `sources.preferences`."""
-    return {name: text_stream(data, seed, "comply") for name, data in zip(PAIR, preferences(place), strict=True)}
+    return {name: text_stream(data, seed, "comply") for name, data in zip(PAIR, preferences(place, reading), strict=True)}
 
 
 def _no_answer(data: TextData, prompt: str, answer: str | None, expected: str, next_step: str) -> NoReturn:
@@ -296,6 +299,11 @@ def counted(streams: Mapping[str, Stream]) -> dict[str, dict[str, int]]:
 def told(streams: Mapping[str, Stream]) -> str:
     """One line a stream."""
     return "\n".join(f"{name}: {', '.join(f'{n} {answer}' for answer, n in one.items())}" for name, one in counted(streams).items())
+
+
+def notes(streams: Mapping[str, Stream]) -> list[str]:
+    """What is to be said of the files that the streams hold (`TextData.notes`), each once."""
+    return list(dict.fromkeys(note for stream in streams.values() for part in stream.parts for note in part.source.notes))
 
 
 def models_read(method: Method, how: How, given: Sequence[str], trusted: bool = False) -> dict[str, Model]:

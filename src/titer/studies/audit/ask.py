@@ -55,6 +55,7 @@ class Order:
     landscape: bool = False
     trust_remote_code: bool = False
     landscape_set: Sequence[str] = ()
+    reading: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def prepared(order: Order) -> Prepared:
     """Errors: an unknown model, file, judge or task; models that cannot be compared; with `strict`, prompts that recur."""
     settings = _landscape(order)
     known = Known(order.trained, order.strict)
-    text = _asked(read_text(order.data), known)
+    text = _asked(read_text(order.data, reading=order.reading), known)
     checkpoints = [resolve(name, order.trust_remote_code) for name in order.models]
     found = audited(checkpoints, resolve(order.control, order.trust_remote_code) if order.control else None)
     judges = chosen(order)
@@ -148,8 +149,7 @@ class Known:
 
 def _asked(text: TextData, known: Known) -> TextData:
     """The labelled prompts that no model was trained on."""
-    if text.dropped:
-        known.told.append(f"{text.dropped} repeated prompts of {text.name} were left out")
+    known.told += text.notes
     kept = known.apart("prompts", [row[0] for row in text.rows])
     return text.model_copy(update={"rows": tuple(text.rows[i] for i in kept)})
 

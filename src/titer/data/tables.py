@@ -1,0 +1,130 @@
+"""Arrow tables as rows: Parquet, and folders that `datasets` or others wrote. Classes are given by their names.
+
+Source of the forms: `datasets` 5.2 (Dataset.save_to_disk: state.json and .arrow streams; DatasetDict.save_to_disk: dataset_dict.json;
+features as JSON under the key "huggingface" of a schema's metadata).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from titer.core.errors import TiterError, visible
+
+Rows = list[Mapping[str, Any]]
+MOST = 10_000  # files of a folder
+
+
+def parquet(name: str, body: bytes) -> Rows:
+    """The rows of a Parquet file. Errors: no pyarrow, no Parquet."""
+    return _table(name, body, "Parquet")
+
+
+def named(features: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], name: str) -> Rows:
+    """Rows with the names of their classes in the place of numbers; -1 (no class) is None.
+
+    `features` is {column: its feature}, as an object of `datasets` or as its JSON. Errors: a class beyond the names.
+    """
+    classes = {column: names for column, feature in features.items() if (names := _names(feature))}
+    found: Rows = []
+    for number, row in enumerate(rows, start=1):
+        said = dict(row)
+        for column, names in classes.items():
+            code = row.get(column)
+            if not isinstance(code, int) or code == -1:
+                said[column] = None if code == -1 else code
+                continue
+            if not 0 <= code < len(names):
+                raise TiterError(f"{name}, row {number}, column {column}: class {code}", expected=f"0 to {len(names) - 1}")
+            said[column] = names[code]
+        found.append(said)
+    return found
+
+
+def _names(feature: Any) -> list[str]:
+    """The names of a feature's classes; [] of any other feature. A name that is a bare number says no more than the number does."""
+    names = feature.get("names") if isinstance(feature, Mapping) else getattr(feature, "names", None)
+    if not isinstance(names, list) or (isinstance(feature, Mapping) and feature.get("_type", "ClassLabel") != "ClassLabel"):
+        return []
+    return [f"class {name}" if str(name).strip().lstrip("+-").replace(".", "", 1).isdecimal() else str(name) for name in names]
+
+
+def _table(name: str, body: bytes, form: str) -> Rows:
+    try:
+        import pyarrow  # noqa: PLC0415  an optional extra
+        import pyarrow.parquet  # noqa: PLC0415
+    except ImportError:
+        raise TiterError(f"{name}: reading {form} needs pyarrow", next_step="pip install titer[data]") from None
+    try:
+        source = io.BytesIO(body)
+        table = pyarrow.parquet.read_table(source) if form == "Parquet" else pyarrow.ipc.open_stream(source).read_all()
+        rows = table.to_pylist()
+        said = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = said["info"]["features"] if isinstance(said, dict) and "info" in said else {}
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise TiterError(f"{name}: not a readable {form} file ({visible(str(error), 120)})") from None
+    return named(features if isinstance(features, Mapping) else {}, rows, name)
+
+
+def folder_table(folder: Path, name: str) -> tuple[Rows, str]:
+    """(rows, sha256 of the files) of a folder: one that `save_to_disk` wrote, or one of Parquet files.
+
+    Errors: several splits, neither form, too many files.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(place.parent.name for place in folder.glob("*/state.json"))
+        if len(splits) != 1:
+            raise _which(name, splits)
+        folder = folder / splits[0]
+    form = "Arrow" if (folder / "state.json").is_file() else "Parquet"
+    files = _arrow_files(folder, name) if form == "Arrow" else _parquet_files(folder, name)
+    if len(files) > MOST:
+        raise TiterError(f"{name} holds {len(files)} files", expected=f"{MOST} at most")
+    sha = hashlib.sha256()
+    rows: Rows = []
+    for file in files:
+        body = file.read_bytes()
+        sha.update(hashlib.sha256(body).digest())
+        rows += _table(f"{name}/{visible(file.name, 80)}", body, form)
+    return rows, sha.hexdigest()
+
+
+def _arrow_files(folder: Path, name: str) -> list[Path]:
+    try:
+        files = [folder / str(one["filename"]) for one in json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise TiterError(f"{name}: its state.json is not one of datasets", next_step="write the folder anew with save_to_disk.") from None
+    if lacking := [file for file in files if file.parent != folder or not file.is_file()]:
+        raise TiterError(f"{name} lacks its file {visible(lacking[0].name, 80)!r}", next_step="copy the whole folder.")
+    return files
+
+
+def _parquet_files(folder: Path, name: str) -> list[Path]:
+    """The Parquet files of a folder and its folders. Files of several splits (train-..., test/...) are not one set of data."""
+    files = sorted(folder.rglob("*.parquet"))
+    if not files:
+        raise TiterError(
+            f"{name} is a folder without Parquet files",
+            expected="a data file, a folder of Parquet files, or one that datasets' save_to_disk wrote",
+            next_step="name the file in it.",
+        )
+
+    if len({(file.parent, file.stem.partition("-")[0]) for file in files}) > 1 and not _numbered(files):
+        raise _which(name, [str(file.relative_to(folder)) for file in files])
+    return files
+
+
+def _numbered(files: list[Path]) -> bool:
+    """Whether files of one folder are parts of one table, told apart by numbers alone."""
+    return len({file.parent for file in files}) == 1 and all(file.stem.replace("_", "").replace("-", "").isdecimal() for file in files)
+
+
+def _which(name: str, parts: list[str]) -> TiterError:
+    listed = ", ".join(visible(part, 60) for part in parts[:8]) or "none"
+    return TiterError(
+        f"{name} holds {listed}", expected="one of them", next_step=f"name it, as {name}/{visible(parts[0], 60) if parts else 'PART'}."
+    )

@@ -1,0 +1,274 @@
+"""Files as people have them: the same rows are the same data in every form; what is dropped is counted; nothing is guessed."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from titer.core.errors import TiterError
+from titer.data.sources import detected, preferences, read_text
+from titer.data.turns import Turn, written
+
+Rows = list[dict[str, Any]]
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\x00\x1e"), min_size=1, max_size=12).filter(str.strip)
+ROWS = st.lists(
+    st.fixed_dictionaries({"prompt": TEXT, "label": st.sampled_from(["safe", "unsafe"]), "comply": TEXT}),
+    min_size=1,
+    max_size=5,
+    unique_by=lambda row: row["prompt"],
+)
+
+
+def lines(rows: Rows) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def table(rows: Rows, delimiter: str = ",") -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter, lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def parquet(rows: Rows) -> bytes:
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    body = io.BytesIO()
+    write_table(pyarrow.Table.from_pylist(rows), body)
+    return body.getvalue()
+
+
+def columns(rows: Rows) -> bytes:
+    return json.dumps({key: {str(i): row[key] for i, row in enumerate(rows)} for key in rows[0]}).encode()
+
+
+FORMS: dict[str, Callable[[Rows], bytes]] = {
+    "x.jsonl": lines,
+    "lines.json": lines,
+    "x.ndjson": lines,
+    "x.json": lambda rows: json.dumps(rows, indent=1).encode(),
+    "in.json": lambda rows: json.dumps({"version": 1, "data": rows}).encode(),
+    "columns.json": columns,
+    "x.csv": table,
+    "bom.csv": lambda rows: b"\xef\xbb\xbf" + table(rows),
+    "wide.csv": lambda rows: table(rows).decode().encode("utf-16"),
+    "bare.csv": lambda rows: table(rows).decode().encode("utf-16-le"),
+    "semicolons.csv": lambda rows: table(rows, ";"),
+    "x.tsv": lambda rows: table(rows, "\t"),
+    "x.parquet": parquet,
+    "x.jsonl.gz": lambda rows: gzip.compress(lines(rows)),
+    "x.csv.gz": lambda rows: gzip.compress(table(rows)),
+    "x.json.xz": lambda rows: lzma.compress(json.dumps(rows).encode()),
+    "x.tsv.bz2": lambda rows: bz2.compress(table(rows, "\t")),
+    "x.parquet.gz": lambda rows: gzip.compress(parquet(rows)),
+}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(rows=ROWS)
+def test_the_same_rows_are_the_same_data_in_every_form(tmp_path: Path, rows: Rows) -> None:
+    pytest.importorskip("pyarrow")
+    expected = tuple((row["prompt"], row["label"] == "unsafe", row["comply"], None) for row in rows)
+    for name, write in FORMS.items():
+        (tmp_path / name).write_bytes(write(rows))
+        assert read_text(tmp_path / name).rows == expected, name
+
+
+def put(folder: Path, *rows: Any, name: str = "x.jsonl") -> Path:
+    path = folder / name
+    path.write_bytes(lines(list(rows)))
+    return path
+
+
+def wrong(path: Path | str, **how: Any) -> str:
+    with pytest.raises(TiterError) as raised:
+        read_text(path, **how)
+    return str(raised.value)
+
+
+def classes(folder: Path, names: list[str], codes: list[int | None]) -> Path:
+    """A Parquet file as `datasets` writes one with a column of classes."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    features = {"prompt": {"dtype": "string", "_type": "Value"}, "label": {"names": names, "_type": "ClassLabel"}}
+    rows = pyarrow.Table.from_pylist([{"prompt": f"p{i}", "label": code} for i, code in enumerate(codes)])
+    path = folder / "x.parquet"
+    write_table(rows.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), path)
+    return path
+
+
+@pytest.mark.parametrize("names", [["harmful", "harmless"], ["Unsafe", "Safe"], ["malicious", "benign"]])
+def test_the_names_of_classes_decide_and_not_their_numbers(tmp_path: Path, names: list[str]) -> None:
+    assert [row[1] for row in read_text(classes(tmp_path, names, [0, 1, 0])).rows] == [True, False, True]
+    assert [row[1] for row in read_text(classes(tmp_path, names[::-1], [0, 1, 0])).rows] == [False, True, False]
+
+
+@pytest.mark.parametrize("names", [["world", "sports"], ["0", "1"], ["LABEL_0", "LABEL_1"], ["neg", "pos"]])
+def test_classes_whose_names_do_not_say_it_are_refused(tmp_path: Path, names: list[str]) -> None:
+    assert "neither safe nor unsafe" in wrong(classes(tmp_path, names, [0, 1]))
+    assert [row[1] for row in read_text(tmp_path / "x.parquet", labelled=False).rows] == [None, None]
+
+
+def test_a_class_beyond_the_names_or_none(tmp_path: Path) -> None:
+    assert "row 2, column label: class 2" in wrong(classes(tmp_path, ["safe", "unsafe"], [0, 2]))
+    assert "not stated" in wrong(classes(tmp_path, ["safe", "unsafe"], [0, -1]))
+
+
+@pytest.mark.parametrize(("yes", "no"), [(True, False), (1, 0), (1.0, 0.0), ("true", "false"), ("1", "0")])
+def test_unpaired_preferences_are_a_form_of_their_own(tmp_path: Path, yes: Any, no: Any) -> None:
+    path = put(
+        tmp_path,
+        {"prompt": "a", "completion": "b", "label": yes},
+        {"prompt": "a", "completion": "c", "label": no},
+        {"prompt": "d", "completion": "e", "label": no},
+    )
+    assert "label says which completions are wanted" in wrong(path)
+    found = read_text(path, labelled=False)
+    assert found.rows == (("a", None, "b", None),)
+    assert found.notes == ["2 rows of x.jsonl whose completion is not wanted were left out"]
+    assert read_text(path, False, need="prompts").rows == (("a", None, "b", None), ("d", None, None, None))
+    assert "unpaired preferences" in detected(path).format
+    assert {row[1] for row in read_text(f"unsafe:{path}").rows} == {True}
+
+
+def test_words_beside_a_completion_are_classes_as_ever(tmp_path: Path) -> None:
+    path = put(tmp_path, {"prompt": "a", "completion": "b", "label": "unsafe"}, {"prompt": "c", "completion": "d", "label": "safe"})
+    assert read_text(path).rows == (("a", True, "b", None), ("c", False, "d", None))
+
+
+USER, BOT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+SYSTEM = written((Turn("system", "s"), Turn("user", "a")))
+HH = "\n\nHuman: a\n\nAssistant: {}"
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        ({"prompt": [USER], "completion": [BOT]}, "a", "b"),
+        ({"prompt": "a", "completion": [BOT]}, "a", "b"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, BOT]}, "a", "b"),
+        ({"messages": [{"role": "developer", "content": "s"}, USER, BOT]}, SYSTEM, "b"),
+        ({"messages": [USER, BOT], "system": "s"}, SYSTEM, "b"),
+        ({"prompt": "a", "comply": "b", "system": "s"}, SYSTEM, "b"),
+        ({"system_prompt": "s", "question": "a", "response": "b"}, SYSTEM, "b"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "system": "s"}, SYSTEM, "b"),
+        ({"instruction": "a", "context": "more", "response": "b", "category": "x"}, "a\n\nmore", "b"),
+        ({"conversations": ["a", "b"], "source": "lima"}, "a", "b"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"}, SYSTEM, "b"),
+        ({"contents": [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]}]}, "a", "b"),
+        ({"systemInstruction": {"parts": [{"text": "s"}]}, "contents": [{"role": "user", "parts": [{"text": "a"}]}]}, SYSTEM, None),
+        ({"chosen": HH.format("b"), "rejected": HH.format("c")}, "a", "b"),
+        ({"prompt": HH.format("").strip(" "), "chosen": "b", "rejected": "c"}, "a", "b"),
+        ({"prompt": "a", "chosen": [USER, BOT], "rejected": [USER, BOT], "messages": [USER, BOT]}, "a", "b"),
+        ({"prompt": "other", "messages": [USER, BOT]}, "a", "b"),
+        ({"messages": [USER, BOT, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 0}]}, "a", "b"),
+        ({"prompt": json.dumps([USER]), "completion": json.dumps([BOT])}, "a", "b"),
+    ],
+)
+def test_the_forms_that_trainers_take(tmp_path: Path, row: dict[str, Any], prompt: str, answer: str | None) -> None:
+    assert read_text(put(tmp_path, row), labelled=False).rows == ((prompt, None, answer, None),)
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"messages": [USER, {**BOT, "weight": 0}]}, "whose answers all have the weight 0"),
+        ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, BOT]}, "with turns of tools"),
+        ({"messages": [USER, {"role": "function", "content": "3"}, BOT]}, "with turns of tools"),
+    ],
+)
+def test_rows_of_no_use_are_left_out_counted_and_told(tmp_path: Path, row: dict[str, Any], why: str) -> None:
+    found = read_text(put(tmp_path, {"messages": [USER, BOT]}, row, row), labelled=False)
+    assert (len(found.rows), found.left_out) == (1, {why: 2})
+    assert found.notes == [f"2 rows of x.jsonl {why} were left out"]
+    assert f"holds no example that can be used (1 rows {why})" in wrong(put(tmp_path, row), labelled=False)
+
+
+def test_pairs_whose_prompts_differ_are_left_out_of_transcripts(tmp_path: Path) -> None:
+    path = put(
+        tmp_path,
+        {"chosen": HH.format("b"), "rejected": HH.format("c")},
+        {"chosen": HH.format("b"), "rejected": "\n\nHuman: z\n\nAssistant: c"},
+        {"chosen": HH.format("b"), "rejected": HH.format("").rstrip()},
+    )
+    good, bad = preferences(path)
+    assert (good.rows, bad.rows) == ((("a", None, "b", None),), (("a", None, "c", None),))
+    assert good.left_out == {"whose two answers follow different prompts": 1, "with an empty turn": 1}
+
+
+def test_what_is_needed_decides_between_readings_and_an_option_overrides(tmp_path: Path) -> None:
+    pair = {"chosen": [USER, BOT], "rejected": [USER, {**BOT, "content": "c"}]}
+    path = put(tmp_path, {"prompt": "a", **pair, "messages": [USER, {**BOT, "content": "d"}]})
+    assert [detected(path, need=need).reading for need in ("pairs", "answers", "prompts")] == ["preference", "chat", "preference"]  # type: ignore[arg-type]
+    assert read_text(path, False).rows == (("a", None, "d", None),)
+    assert preferences(path)[1].rows == (("a", None, "c", None),)
+    assert read_text(path, False, reading="preference").rows == (("a", None, "b", None),)
+    assert "it could be read as preference (chosen, prompt, rejected)" in read_text(path, False).notes[0]
+
+
+def test_a_prompt_that_is_safe_and_unsafe_is_an_error(tmp_path: Path) -> None:
+    assert "'a' is safe in one row and unsafe in another" in wrong(
+        put(tmp_path, {"prompt": "a", "label": "safe"}, {"prompt": "a", "label": "unsafe"})
+    )
+    assert "safe and unsafe at once" in wrong(put(tmp_path, {"prompt": "a", "label": "safe", "harmful": True}))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("x.csv", "prompt,label,Prompt\na,safe,b\n", "line 1: the column 'prompt' stands twice"),
+        ("x.csv", "prompt,label\na,safe\nprompt,label\nb,unsafe\n", "line 3: the header again"),
+        ("x.jsonl", '{"prompt": "a", "Prompt ": "b"}\n', "line 1: the column 'prompt' stands twice"),
+        ("x.jsonl", '{"prompt": "a", "label": "safe", "label": "unsafe"}\n', "line 1: the column 'label' stands twice"),
+        ("x.csv", "prompt,label\na,2.0\n", "column label: '2.0' is neither safe nor unsafe"),
+        ("x.csv", "prompt,label\na,\n", "column label: safe or unsafe is not stated"),
+        ("x.txt", "a\n\nb\n", "x.txt, line 1, column label: safe or unsafe is not stated"),
+        ("x.jsonl", '{"message_id": "1", "parent_id": null, "text": "a", "role": "prompter"}\n', "a row a message"),
+        ("x.json", '{"a": [{"prompt": "a"}], "b": [{"prompt": "b"}]}', "x.json holds the lists a, b"),
+        ("x.jsonl", '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}\n', "no text ('image_url')"),
+        ("x.jsonl.gz", "not packed", "not a whole .gz file"),
+        ("x.pkl", "", "a pickle runs code"),
+    ],
+)
+def test_what_could_mislead_is_refused_with_its_place(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert words in wrong(tmp_path / name)
+
+
+def test_numbers_as_pandas_leaves_them_and_long_fields(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(f'prompt,label\n"{"a" * 150_000}",1.0\nb,0.0\n')
+    assert [row[1] for row in read_text(tmp_path / "x.csv").rows] == [True, False]
+    (tmp_path / "x.txt").write_text("a\r\n\r\nb")
+    assert read_text(tmp_path / "x.txt", labelled=False).rows == (("a", None, None, None), ("b", None, None, None))
+    assert [row[1] for row in read_text(f"safe:{tmp_path / 'x.txt'}").rows] == [False, False]
+
+
+def test_a_folder_that_datasets_wrote(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    names = datasets.Features({"prompt": datasets.Value("string"), "label": datasets.ClassLabel(names=["harmful", "harmless"])})
+    one = datasets.Dataset.from_dict({"prompt": ["a", "b"], "label": [0, 1]}, features=names)
+    one.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": one}).save_to_disk(tmp_path / "split")
+    datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "splits")
+    (tmp_path / "tables").mkdir()
+    one.to_parquet(tmp_path / "tables" / "train-00000-of-00001.parquet")
+    expected = (("a", True, None, None), ("b", False, None, None))
+    for place in ("one", "split", "splits/test", "tables"):
+        assert read_text(tmp_path / place).rows == expected, place
+    assert "splits holds test, train" in wrong(tmp_path / "splits")
+    one.to_parquet(tmp_path / "tables" / "test-00000-of-00001.parquet")
+    assert "expected: one of them" in wrong(tmp_path / "tables").lower()
