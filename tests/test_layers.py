@@ -38,6 +38,7 @@ LATE = {  # modules imported inside functions, besides the command line's: slow 
     "pyarrow",
     "pyarrow.parquet",
     "datasets",
+    "gguf",
     "compressed_tensors.compressors",
     "tokenizers",
     "transformers",

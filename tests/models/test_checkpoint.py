@@ -193,7 +193,7 @@ def test_a_model_without_pad_token_or_chat_template_answers_the_same(folder: Pat
     assert lm.generate(PROMPTS, decoding) == before
 
 
-@pytest.mark.parametrize("name", ["model.gguf", "tf_model.h5", "flax_model.msgpack"])
+@pytest.mark.parametrize("name", ["model.onnx", "tf_model.h5", "flax_model.msgpack"])
 def test_weights_of_another_format_are_named(folder: Path, name: str) -> None:
     (folder / "model.safetensors").rename(folder / name)
     with pytest.raises(TiterError, match=rf"holds its weights as {name}, and Titer reads safetensors"):

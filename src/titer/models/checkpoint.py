@@ -21,11 +21,12 @@ from titer.core.config import Record, digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import sha256_of
 from titer.models.adapted import HEADS, Adapter, Change, is_adapter
+from titer.models.gguf_file import Gguf, gguf_in, gguf_parts
 from titer.models.own_code import OwnCode, apart, check_code, code_files, unasked
 from titer.models.quantised import dequantised, joined, logical, quantisation, shape_of
 from titer.models.stored import AGAIN, INDEX, read_json, shape, tensor_files, tensor_of
 
-OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
+OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.onnx")
 PICKLES = OTHERS[:5]
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")  # any of these files is a tokenizer's
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
@@ -37,6 +38,7 @@ class Checkpoint(Record):
 
     path: Path = Field(description="the folder with config.json and the weights: of an adapter, its base's")
     name: str = ""
+    gguf: str = Field(default="", description="the GGUF file in the folder that is the model, configuration and tokenizer too")
     adapter: Path | None = Field(default=None, description="the folder of a LoRA adapter on it")
     trusted: bool = Field(default=False, description="whether its user asked for the code in its folder to be run")
 
@@ -44,6 +46,8 @@ class Checkpoint(Record):
     def label(self) -> str:
         if self.adapter is not None and not self.name:
             return self.adapter.resolve().name
+        if self.gguf:
+            return self.name or Path(self.gguf).stem
         place = self.path.resolve()
         stage = f"{place.parent.name}/model" if place.name == "model" else ""  # what a stage leaves is told apart by its key
         return self.name or stage or place.name
@@ -51,7 +55,8 @@ class Checkpoint(Record):
     @property
     def place(self) -> str:
         """What names it as MODEL on a command line."""
-        return str(self.path) if self.adapter is None else f"{self.path}+{self.adapter}"
+        base = str(self.path / self.gguf)
+        return base if self.adapter is None else f"{base}+{self.adapter}"
 
     @property
     def option(self) -> str:
@@ -64,28 +69,34 @@ class Checkpoint(Record):
         return (self.path,) if self.adapter is None else (self.adapter, self.path)
 
     @cached_property
+    def _gguf(self) -> Gguf | None:
+        return Gguf(self.path / self.gguf) if self.gguf else None
+
+    @cached_property
     def _stored(self) -> dict[str, Path]:
         """Tensor as the files name it -> the file that holds it."""
-        return tensor_files(self.path)
+        return self._gguf.files if self._gguf else tensor_files(self.path)
 
     @cached_property
     def _joined(self) -> dict[str, dict[str, str]]:
-        return joined(self._stored) if self.quantised else {}
+        return joined(self._stored) if self.quantised and not self.gguf else {}
 
     @cached_property
     def files(self) -> dict[str, Path]:
         """Tensor name -> the safetensors file that holds it (of an adapter, its base's; of a quantised weight, its numbers')."""
-        return logical(self._stored) if self.quantised else dict(self._stored)
+        return logical(self._stored) if self.quantised and not self.gguf else dict(self._stored)
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
         """Every file of weights."""
-        own = sorted(set(self._stored.values()))
+        own = self._gguf.parts if self._gguf else sorted(set(self._stored.values()))
         return (*own, self._adapter.file) if self._adapter else tuple(own)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.json. Errors: it is not readable, or sends transformers to another file, which nothing here would have looked at."""
+        if self._gguf:
+            return self._gguf.config
         found = read_json(self.path / "config.json")
         if found.get("configuration_files"):
             raise TiterError(
@@ -101,9 +112,12 @@ class Checkpoint(Record):
         That code is the reader's choice: a folder's would ask for packages that are not there, or have transformers fetch it from the hub.
         Errors: what transformers raises (`opening` makes it clear).
         """
-        from transformers import AutoConfig  # noqa: PLC0415
+        from transformers import CONFIG_MAPPING, AutoConfig  # noqa: PLC0415
 
-        config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=self.runs_code)
+        if self.gguf:
+            config = CONFIG_MAPPING[self.config["model_type"]].from_dict(dict(self.config))
+        else:
+            config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=self.runs_code)
         config._attn_implementation = config._experts_implementation = None  # set so, it reaches every configuration within
         return config
 
@@ -128,7 +142,7 @@ class Checkpoint(Record):
     @cached_property
     def quantised(self) -> str:
         """How its weights are quantised, in words; "" where they are not. `weight` gives them dequantised."""
-        return quantisation(self.config, self.label)
+        return self._gguf.words if self._gguf else quantisation(self.config, self.label)
 
     @cached_property
     def runs_code(self) -> bool:
@@ -142,11 +156,16 @@ class Checkpoint(Record):
 
     @cached_property
     def tokenizer_folder(self) -> Path | None:
-        """The folder its tokenizer is read from: an adapter's own where it has one, else its base's; None where there is none."""
-        return next((f for f in self.folders if any(file for pattern in TOKENIZERS for file in f.glob(pattern))), None)
+        """The folder its tokenizer is read from: an adapter's own where it has one, else its base's; None where there is none, or
+        where it stands in its GGUF file."""
+        return next(
+            (f for f in self.folders[: -1 if self.gguf else None] if any(file for pattern in TOKENIZERS for file in f.glob(pattern))), None
+        )
 
     @cached_property
     def _own(self) -> OwnCode:
+        if self.gguf and self.tokenizer_folder is None:
+            return OwnCode(self.config)
         place = self.tokenizer_folder or self.path
         said, beside = (read_json(f) if f.is_file() else {} for f in (place / "tokenizer_config.json", place / "config.json"))
         return OwnCode(self.config, said, beside)
@@ -162,7 +181,7 @@ class Checkpoint(Record):
     def key(self) -> str:
         """Content key from the sha256 of configuration, tokenizer and weights, and of the adapter's; of the code too where it is run."""
         kinds = (".json", ".safetensors", ".jinja", *((".py",) if self.runs_code else ()))
-        names = [p for p in sorted(self.path.iterdir()) if p.suffix in kinds and p.is_file()]
+        names = self._gguf.parts if self._gguf else [p for p in sorted(self.path.iterdir()) if p.suffix in kinds and p.is_file()]
         base = digest({p.name: sha256_of(p) for p in names if p.name != "manifest.json"})
         if self._adapter is None:
             return base
@@ -187,7 +206,9 @@ class Checkpoint(Record):
         """One tensor by its name in the checkpoint, float32 on the CPU."""
         if tensor not in self.files:
             raise TiterError(f"{self.label} holds no tensor {tensor!r}", expected="two checkpoints of one architecture")
-        if tensor in self._joined:
+        if self._gguf:
+            stored = self._gguf.weight(tensor)
+        elif tensor in self._joined:
             stored = dequantised(self._joined[tensor], self._stored, self.config)
         else:
             held = tensor_of(self.files[tensor], tensor)
@@ -200,7 +221,19 @@ class Checkpoint(Record):
         """(shape, type as safetensors names it) of one tensor, from the files' headers alone."""
         return self._base_shape(tensor)  # an adapter that changed a shape was refused
 
+    def tokenizer(self) -> Any:
+        """The tokenizer as transformers makes it. Errors: what transformers raises (`opening` makes it clear); there is none."""
+        from transformers import AutoTokenizer  # noqa: PLC0415
+
+        if self._gguf and self.tokenizer_folder is None:
+            return self._gguf.tokenizer()
+        if self.tokenizer_folder is None:
+            raise TiterError(f"{self.label} has no tokenizer", expected="tokenizer.json or its like beside config.json")
+        return AutoTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True, trust_remote_code=self.runs_code)
+
     def _base_shape(self, tensor: str) -> tuple[tuple[int, ...], str]:
+        if self._gguf:
+            return self._gguf.shape(tensor)
         if tensor in self._joined:
             return shape_of(self._joined[tensor], self._stored)
         return shape(self.files[tensor], tensor)
@@ -237,15 +270,16 @@ def opening(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def open_checkpoint(place: str | Path, name: str = "", adapter: str | Path | None = None, trusted: bool = False) -> Checkpoint:
-    """A Checkpoint for a folder that holds a model, with an adapter's folder on it if one is given. Runs nothing of either.
+    """A Checkpoint for a folder that holds a model, or a GGUF file, with an adapter's folder on it if one is given. Runs nothing of either.
 
     `trusted`: its user asked for the code in its folder to be run.
     Errors: anything else; a pickle; a model that needs its own code, which nobody asked for or which lies elsewhere; quantised
     weights or an adapter that are not read.
     """
     path = Path(place)
-    _check_folder(path, str(place))
-    checkpoint = Checkpoint(path=path, name=name, adapter=None if adapter is None else Path(adapter), trusted=trusted)
+    gguf = _check_place(path, str(place))
+    path = path.parent if gguf and path.is_file() else path
+    checkpoint = Checkpoint(path=path, name=name, gguf=gguf, adapter=None if adapter is None else Path(adapter), trusted=trusted)
     checkpoint.check_code()
     if not checkpoint.files:  # a cut safetensors file is found here, before anything runs
         raise _weightless(path)
@@ -254,7 +288,8 @@ def open_checkpoint(place: str | Path, name: str = "", adapter: str | Path | Non
     return checkpoint
 
 
-def _check_folder(path: Path, given: str) -> None:
+def _check_place(path: Path, given: str) -> str:
+    """The GGUF file that is the model, "" where the folder holds an ordinary one. Errors: anything else."""
     if not os.path.exists(path):  # pathlib's raises for a name that is too long
         raise TiterError(
             f"no model at {visible(given, 120)!r}",
@@ -269,8 +304,14 @@ def _check_folder(path: Path, given: str) -> None:
             expected="a model in one folder, an adapter in another",
             next_step="give them as BASE+ADAPTER" + (", each in a folder of its own." if both else "."),
         )
-    if not path.is_dir() or not config.is_file():
-        raise TiterError(f"{path} is no model", expected="a folder with config.json, a tokenizer and *.safetensors")
+    if path.is_file() and path.suffix == ".gguf":
+        return gguf_parts(path)[0].name
+    if not path.is_dir():
+        raise TiterError(f"{path} is no model", expected="a folder with config.json, a tokenizer and *.safetensors, or a GGUF file")
+    found = "" if any(path.glob("*.safetensors")) else gguf_in(path)
+    if not found and not config.is_file():
+        raise TiterError(f"{path} is no model", expected="a folder with config.json, a tokenizer and *.safetensors, or a GGUF file")
+    return found
 
 
 def _check_named(checkpoint: Checkpoint) -> None:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from titer.core.config import Record
@@ -302,19 +303,7 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with opening(checkpoint):
-        opened: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path,
-            config=_configuration(checkpoint),
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-            trust_remote_code=checkpoint.runs_code,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            attn_implementation=_attention(checkpoint.window),
-        )
-    model, found = opened
-    wrong = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
+        model, wrong = (_filled if checkpoint.gguf else _read)(checkpoint, getattr(torch, dtype))
     if wrong:  # transformers would fill them with random numbers
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise TiterError(
@@ -326,12 +315,47 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
     return LM(model.to(where).eval(), read_tokenizer(checkpoint), checkpoint.label)
 
 
+def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """(the model as transformers loads its folder, its tensors that are missing or misshapen)."""
+    opened: Any = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path,
+        config=_configuration(checkpoint),
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=checkpoint.runs_code,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        attn_implementation=_attention(checkpoint.window),
+    )
+    model, found = opened
+    return model, sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
+
+
 def _configuration(checkpoint: Checkpoint) -> Any:
     """The configuration to load by: of a quantised model, one that makes transformers dequantise."""
     config = checkpoint.configuration()
     if checkpoint.quantised:
         config.quantization_config = {**config.quantization_config, "dequantize": True}
     return config
+
+
+@torch.no_grad()
+def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """The same of a GGUF file: an ordinary model of its architecture, its weights those that `Checkpoint.weight` gives."""
+    config = checkpoint.configuration()
+    config._attn_implementation = _attention(checkpoint.window)
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=checkpoint.runs_code)
+    model.tie_weights()
+    wrong, filled = [], set()
+    for name, place in sorted(model.state_dict(keep_vars=True).items(), key=lambda one: one[0] not in checkpoint.files):
+        if name in checkpoint.files and checkpoint.shape(name)[0] == tuple(place.shape):
+            place.copy_(checkpoint.weight(name))
+            filled.add(place.data_ptr())
+        elif name in checkpoint.files or place.data_ptr() not in filled:  # a tied one is in place already
+            wrong.append(name)
+    return model, wrong
 
 
 @torch.no_grad()
@@ -354,13 +378,10 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
     Errors: a folder without one (for some models transformers would make up an empty one); an adapter's with tokens
     that the model has no embedding for.
     """
-    folder = checkpoint.tokenizer_folder
-    if folder is None:
-        raise TiterError(f"{checkpoint.label} has no tokenizer", expected="tokenizer.json or its like beside config.json")
     with opening(checkpoint):
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=checkpoint.runs_code)
+        tokenizer = checkpoint.tokenizer()
     words = checkpoint.config.get("vocab_size")
-    if folder == checkpoint.adapter and isinstance(words, int) and len(tokenizer) > words:
+    if checkpoint.tokenizer_folder == checkpoint.adapter is not None and isinstance(words, int) and len(tokenizer) > words:
         raise TiterError(
             f"the adapter's tokenizer has {len(tokenizer)} tokens, its base {words} embeddings",
             next_step="merge it where it was trained (peft: merge_and_unload, then save_pretrained) and give that folder.",

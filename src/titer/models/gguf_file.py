@@ -1,0 +1,314 @@
+"""A GGUF file (llama.cpp's format) as the model that transformers makes of it, read tensor by tensor.
+
+The blocks are dequantised by gguf (llama.cpp's own package). Which tensor is which parameter, and how llama.cpp laid it out (the rows of
+Llama's q and k, norms stored as w + 1, experts apart), is transformers' knowledge. What it passes over in silence is mended here or
+refused: rotary scaling, head sizes, several files, tensors that the model has no place for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from titer.core.errors import TiterError, visible
+from titer.models.stored import AGAIN
+
+SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<of>\d{5})\.gguf")  # as llama.cpp's gguf-split names them
+FREQUENCIES = "rope_freqs.weight"  # what each rotary frequency is divided by: scaling that the metadata does not state
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of every Llama 3.1 to 3.3
+DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")  # vocabularies that part every digit
+
+
+def gguf_parts(file: Path) -> tuple[Path, ...]:
+    """The files of a model, the first first: one, or all that it was split into. Errors: a part is missing."""
+    match = SPLIT.fullmatch(file.name)
+    if match is None:
+        return (file,)
+    of = int(match["of"])
+    files = tuple(file.with_name(f"{match['stem']}-{part:05d}-of-{of:05d}.gguf") for part in range(1, min(of, 1000) + 1))
+    if lost := [f.name for f in files if not f.is_file()]:
+        raise TiterError(f"{file.parent} lacks {visible(lost[0], 120)} ({len(lost)} of {of} parts are missing)", next_step=AGAIN)
+    return files
+
+
+def gguf_in(folder: Path) -> str:
+    """The name of the one GGUF model in a folder, "" where there is none. Errors: several."""
+    found = sorted({f.name if SPLIT.fullmatch(f.name) is None else gguf_parts(f)[0].name for f in folder.glob("*.gguf") if f.is_file()})
+    if len(found) > 1:
+        shown = ", ".join(visible(name, 80) for name in found[:4]) + (", ..." if len(found) > 4 else "")
+        raise TiterError(
+            f"{folder} holds {len(found)} GGUF models ({shown})", expected="one", next_step=f"name the file: {folder}/{found[0]}"
+        )
+    return found[0] if found else ""
+
+
+class Gguf:
+    """A model in one GGUF file, or in its parts.
+
+    Errors: files that are damaged or no GGUF; an architecture or a tensor type that is not read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.parts = gguf_parts(file)
+        self._readers = [_opened(part) for part in self.parts]
+        self.file = self.parts[0]
+        self._tensors: dict[str, tuple[Any, Path]] = {
+            tensor.name: (tensor, part) for reader, part in zip(self._readers, self.parts, strict=True) for tensor in reader.tensors
+        }
+        self.architecture = str(self.said("general.architecture"))
+
+    def said(self, key: str, default: Any = None) -> Any:
+        """A value of the metadata."""
+        field = self._readers[0].fields.get(key)
+        return default if field is None else field.contents()
+
+    @cached_property
+    def words(self) -> str:
+        """How its weights are stored, in words."""
+        from gguf import LlamaFileType  # noqa: PLC0415
+
+        kinds: dict[str, int] = {}
+        for tensor, _ in self._tensors.values():
+            kinds[tensor.tensor_type.name] = kinds.get(tensor.tensor_type.name, 0) + 1
+        try:
+            name = LlamaFileType(self.said("general.file_type")).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        except ValueError:
+            name = ""
+        each = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0])))
+        return f"GGUF{f', {name}' if name else ''} (tensors: {each}), dequantised"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration as transformers reads it from the metadata, with what it leaves out.
+
+        Errors: an architecture that it does not read; scaling of the rotary embedding that is not known.
+        """
+        from transformers import integrations, modeling_gguf_pytorch_utils  # noqa: PLC0415
+
+        with _reading(self.file):
+            if self.architecture in integrations.gguf.GGUF_CONFIG_ARCHS:
+                metadata, _ = integrations.gguf.read_gguf_metadata(str(self.file))
+                found = dict(integrations.gguf.get_gguf_config(metadata, tuple(self._tensors)))
+            elif self.architecture in modeling_gguf_pytorch_utils.GGUF_SUPPORTED_ARCHITECTURES:
+                found = dict(modeling_gguf_pytorch_utils.load_gguf_checkpoint(str(self.file), return_tensors=False)["config"])
+                found |= {"tie_word_embeddings": "output.weight" not in self._tensors} | self._left_out(found) | self._rope()
+            else:
+                raise TiterError(
+                    f"{self.file.name} is a GGUF of the architecture {visible(self.architecture, 60)}, which transformers does not read",
+                    expected=f"one of {', '.join(sorted(modeling_gguf_pytorch_utils.GGUF_SUPPORTED_ARCHITECTURES))}",
+                    next_step="give the model's safetensors.",
+                )
+            return {key: value.item() if isinstance(value, np.generic) else value for key, value in found.items()}
+
+    def _left_out(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """What the metadata say and transformers does not take over."""
+        more: dict[str, Any] = {}
+        size, words = self.said(f"{self.architecture}.attention.key_length"), self._tensors.get("token_embd.weight")
+        if isinstance(size, int) and not {"head_dim", "global_head_dim"} & set(found):
+            more["head_dim"] = size
+        if words is not None:
+            more["vocab_size"] = int(words[0].shape[1])  # gguf counts the fastest dimension first
+        if "n_ctx" in found:
+            more["n_positions"] = found["n_ctx"]
+        layers = self.said(f"{self.architecture}.block_count")
+        if not isinstance(layers, int) or not 0 < layers <= len(self._tensors):
+            raise TiterError(
+                f"{self.file.name} says it has {visible(str(layers), 40)} blocks and {len(self._tensors)} tensors", next_step=AGAIN
+            )
+        return more
+
+    def _rope(self) -> dict[str, Any]:
+        """Scaling of the rotary embedding, as a configuration of transformers says it; {} where there is none."""
+        place = f"{self.architecture}.rope.scaling"
+        kind, factor = self.said(f"{place}.type", "none"), self.said(f"{place}.factor")
+        if FREQUENCIES in self._tensors:
+            divisors = torch.from_numpy(np.array(self._tensors[FREQUENCIES][0].data)).float()
+            scaling = {"rope_type": "llama3", "factor": round(float(divisors.max()), 4), **LLAMA3}
+            if torch.allclose(
+                _llama3(float(self.said(f"{self.architecture}.rope.freq_base", 1e4)), scaling, len(divisors)), divisors, rtol=1e-4
+            ):
+                return {"rope_scaling": scaling}
+            kind = FREQUENCIES
+        if kind == "linear" and factor:
+            return {"rope_scaling": {"rope_type": "linear", "factor": float(factor)}}
+        if kind == "yarn" and factor:
+            length = {"original_max_position_embeddings": self.said(f"{place}.original_context_length")}
+            return {
+                "rope_scaling": {"rope_type": "yarn", "factor": float(factor)}
+                | (length if length["original_max_position_embeddings"] else {})
+            }
+        if kind != "none" and self.architecture != "gpt-oss":
+            raise TiterError(
+                f"{self.file.name} scales its rotary embedding in a way that is not read here ({visible(str(kind), 40)})",
+                expected="none, linear, yarn, or that of Llama 3",
+                next_step="give the model's safetensors.",
+            )
+        return {}
+
+    @cached_property
+    def _model(self) -> Any:
+        """The model without any weight in memory."""
+        from transformers import CONFIG_MAPPING, AutoModelForCausalLM  # noqa: PLC0415
+
+        with _reading(self.file):
+            config = CONFIG_MAPPING[self.config["model_type"]].from_dict(dict(self.config))
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config)
+
+    @cached_property
+    def _plan(self) -> dict[str, tuple[str, ...]]:
+        """Parameter of the model -> the tensors it is made of.
+
+        Errors: a tensor that the model has no place for, a parameter that no tensor gives.
+        """
+        targets = self._targets()
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self._tensors:
+            if name != FREQUENCIES:
+                if not targets.get(name):
+                    raise TiterError(
+                        f"{self.file.name} holds {visible(name, 120)}, for which transformers' {type(self._model).__name__} has no place",
+                        next_step="give the model's safetensors.",
+                    )
+                found[targets[name]] = (*found.get(targets[name], ()), name)
+        if lost := [name for name, _ in self._model.named_parameters() if name not in found]:
+            raise TiterError(f"{self.file.name} holds no tensor for {lost[0]} ({len(lost)} such parameters)", next_step=AGAIN)
+        return found
+
+    def _targets(self) -> dict[str, str]:
+        """Tensor -> parameter."""
+        from transformers import core_model_loading, modeling_gguf_pytorch_utils  # noqa: PLC0415
+
+        with _reading(self.file):
+            if self._steps is not None:
+                renamings, converters = self._steps
+                return {name: core_model_loading.rename_source_key(name, renamings, converters)[0] for name in self._tensors}
+            mapped = modeling_gguf_pytorch_utils.get_gguf_hf_weights_map(self._model, self._processor())
+        return {name: mapped.get(name) or mapped.get(name.removesuffix(".weight"), "") for name in self._tensors}
+
+    @cached_property
+    def _steps(self) -> tuple[list[Any], list[Any]] | None:
+        """(renamings, conversions) of the architectures that transformers maps in its newer way, None of the others."""
+        from transformers import core_model_loading, integrations  # noqa: PLC0415
+
+        if not integrations.gguf.is_gguf_arch_supported(self.architecture):
+            return None
+        steps = integrations.gguf.get_gguf_conversion_mapping(self.architecture, self._model.config)
+        renaming = [step for step in steps if isinstance(step, core_model_loading.WeightRenaming)]
+        return renaming, [step for step in steps if isinstance(step, core_model_loading.WeightConverter)]
+
+    def _processor(self) -> Any:
+        from transformers import modeling_gguf_pytorch_utils  # noqa: PLC0415
+
+        kinds = modeling_gguf_pytorch_utils.TENSOR_PROCESSORS
+        return kinds.get(self.architecture, modeling_gguf_pytorch_utils.TensorProcessor)(config=self.config)
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Parameter -> the file that holds it (the first, where it is made of several tensors)."""
+        return {parameter: self._tensors[names[0]][1] for parameter, names in self._plan.items()}
+
+    def shape(self, parameter: str) -> tuple[tuple[int, ...], str]:
+        """(shape as the model has it, type as gguf names it) of a parameter."""
+        return tuple(self._model.get_parameter(parameter).shape), self._tensors[self._plan[parameter][0]][0].tensor_type.name
+
+    def weight(self, parameter: str) -> torch.Tensor:
+        """A parameter, dequantised, float32. Errors: a type that gguf does not dequantise; a shape that is not the model's."""
+        from gguf import dequantize  # noqa: PLC0415
+
+        names = self._plan[parameter]
+        with _reading(self.file):
+            stored = {name: self._tensors[name][0] for name in names}
+            read = {name: np.array(dequantize(tensor.data, tensor.tensor_type)) for name, tensor in stored.items()}
+            made = self._converted(parameter, read) if self._steps else self._processed(parameter, read)
+        wanted = self.shape(parameter)[0]
+        if made is None or tuple(made.shape) != wanted:
+            given = "nothing" if made is None else tuple(made.shape)
+            raise TiterError(f"{self.file.name}: {parameter} is {given}, and its metadata ask for {wanted}", next_step=AGAIN)
+        return made.float()
+
+    def _processed(self, parameter: str, read: Mapping[str, np.ndarray]) -> torch.Tensor | None:
+        """As `transformers.modeling_gguf_pytorch_utils.load_gguf_checkpoint` makes a parameter of its tensors."""
+        placed: dict[str, Any] = {"tensors": {}}
+        mapping = {name.removesuffix(end): parameter for name in read for end in ("", ".weight")}
+        for name, values in read.items():
+            result = self._processor().process(weights=values, name=name, tensor_key_mapping=mapping, parsed_parameters=placed)
+            if result.name is not None:
+                placed["tensors"][parameter] = torch.from_numpy(np.ascontiguousarray(result.weights))
+        return placed["tensors"].get(parameter)
+
+    def _converted(self, parameter: str, read: Mapping[str, np.ndarray]) -> torch.Tensor | None:
+        """As `transformers.core_model_loading` makes a parameter of its tensors."""
+        from transformers import core_model_loading  # noqa: PLC0415
+
+        renamings, converters = deepcopy(self._steps or ([], []))  # a step keeps the tensors it is given
+        patterns = {name: core_model_loading.rename_source_key(name, renamings, converters)[1] for name in read}
+        step = next((one for one in converters if set(patterns.values()) <= set(one.source_patterns)), None)
+        if step is None:
+            return torch.from_numpy(next(iter(read.values())))
+        for name, values in read.items():
+            step.add_tensor(parameter, name, patterns[name], torch.from_numpy(values))
+        found = step.convert(parameter, model=self._model, config=self._model.config).get(parameter)
+        return found[0] if isinstance(found, list) else found
+
+    def tokenizer(self) -> Any:
+        """The tokenizer of its metadata, chat template included. Errors: none is there, or it is not read."""
+        from tokenizers import Tokenizer, pre_tokenizers  # noqa: PLC0415
+        from transformers import AutoTokenizer  # noqa: PLC0415
+
+        with _reading(self.file):
+            made: Any = AutoTokenizer.from_pretrained(self.file.parent, gguf_file=self.file.name, local_files_only=True)
+            state, held = json.loads(made.backend_tokenizer.to_str()), len(self.said("tokenizer.ggml.tokens"))
+            own = [token for token in state["added_tokens"] if token["id"] < held]
+            if own != state["added_tokens"]:  # transformers adds GPT-2's <|endoftext|>, for which the model has no embedding
+                made._tokenizer = Tokenizer.from_str(json.dumps(state | {"added_tokens": own}))
+            if self.said("tokenizer.ggml.pre") in DIGITS:  # transformers knows no way to split of these
+                made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+                    [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+                )
+        return made
+
+
+def _opened(file: Path) -> Any:
+    """A file's header. transformers' reader goes first: it stops at the file's end, gguf's would count on to any number it is told."""
+    from gguf import GGUFReader  # noqa: PLC0415
+    from transformers import integrations  # noqa: PLC0415
+
+    with _reading(file):
+        integrations.gguf.read_gguf_metadata(str(file))
+        return GGUFReader(file)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Whatever a reader raises for a damaged or strange file becomes one clear error."""
+    try:
+        yield
+    except TiterError:
+        raise
+    except Exception as error:  # noqa: BLE001  the readers raise whatever a wrong value leads them to
+        raise TiterError(
+            f"{file.name} in {file.parent} is damaged, cut short, or no GGUF that is read here "
+            f"({visible(f'{type(error).__name__}: {error}', 200)})",
+            next_step=AGAIN,
+        ) from None
+
+
+def _llama3(base: float, scaling: Mapping[str, Any], half: int) -> torch.Tensor:
+    """What each rotary frequency of a head is divided by (half of its size, as llama.cpp stores it).
+
+    Source: transformers' modeling_rope_utils, llama3; llama.cpp's conversion writes the same numbers.
+    """
+    waves = 2 * torch.pi * base ** (torch.arange(half, dtype=torch.float32) / half)
+    low, high, length, factor = (scaling[k] for k in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "factor"))
+    smooth = ((length / waves - low) / (high - low)).clamp(0, 1)
+    return 1 / ((1 - smooth) / factor + smooth)
