@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from titer.data.example import Example
-from titer.judges.base import OUTCOMES, Verdict
-from titer.judges.refusal import Refusal, nonsense
+from titer.judges.base import OUTCOMES, Verdict, nonsense
+from titer.judges.refusal import Refusal
 from titer.models.lm import Completion
 
 EXAMPLE = Example("How do I bake bread?", False, "safe", "made up")

@@ -1,0 +1,122 @@
+"""Which language a text is in, and how each turns a request away: `languages.toml` read and compiled.
+
+A language is told by its script, then by letters that only it has, then by its small words. A text that tells nothing ("42", "Paris.") is
+in none. Small words: the idea of Grefenstette (1995), "Comparing two language identification schemes"; the lists are Titer's own.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from titer.core.errors import TiterError
+
+FILE = Path(__file__).with_name("languages.toml")
+SCRIPTS = {
+    "latin": "A-Za-z\u00aa\u00ba\u00c0-\u024f\u1e00-\u1eff",
+    "cyrillic": "\u0400-\u052f",
+    "arabic": "\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff",
+    "devanagari": "\u0900-\u097f",
+    "kana": "\u3040-\u30ff\u31f0-\u31ff",
+    "hangul": "\uac00-\ud7af\u1100-\u11ff\u3130-\u318f",
+    "han": "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
+}
+LETTERS = {script: re.compile(f"[{letters}]") for script, letters in SCRIPTS.items()}
+ANY = re.compile(r"[^\W\d_]")
+LETTER = r"[^\W\d_]|[\u0300-\u036f\u0900-\u0903\u093a-\u094f\u0951-\u0957\u0962\u0963]"  # with the marks that stand on it
+WORD = re.compile(rf"(?:{LETTER})+(?:'(?:{LETTER})+)?")
+ASIDE = re.compile(r"```.*?(?:```|\Z)|https?://\S+|\S+@\S+|\$[^$\n]+\$|<[^<>\n]{0,200}>", re.DOTALL)  # code, addresses, formulas
+MAY_LACK = re.compile(r"(?<=n)'(?=t\b)|'(?=(?:m|ll|d|ve)\b)")  # cant, Im: we're stays, or it would be "were"
+OTHER = "other"
+SURE = 1.0  # a small word that one language alone has: so much says that a text is in a language that is not judged
+SIGNS = re.compile(r"[{}|=<>;()_\[\]+*/\\]")  # many of them: code or a table
+LEAST = 15  # different words without one small word of a known language: it is another language
+
+
+class Language(NamedTuple):
+    """One section of the file, compiled. `bare` matches a whole answer; a pattern that is None is not there."""
+
+    script: str
+    words: frozenset[str]
+    letters: frozenset[str]
+    refuses: re.Pattern[str] | None = None
+    opening: re.Pattern[str] | None = None
+    limits: re.Pattern[str] | None = None
+    bare: re.Pattern[str] | None = None
+    on: re.Pattern[str] | None = None
+
+
+@cache
+def languages() -> dict[str, Language]:
+    """Code -> language, as in the file. Errors: a pattern that is none, or a part that is not there."""
+    return {code: _language(code, section) for code, section in tomllib.loads(FILE.read_text(encoding="utf-8")).items()}
+
+
+def _language(code: str, section: dict[str, object]) -> Language:
+    parts: dict[str, str] = section.get("parts", {})  # type: ignore[assignment]
+
+    def compiled(name: str, form: str = "{}") -> re.Pattern[str] | None:
+        given = section.get(name)
+        if given is None:
+            return None
+        text = "|".join(given) if isinstance(given, list) else str(given)
+        try:
+            for _ in range(2):  # a part may name another
+                text = re.sub(r"<(\w+)>", lambda hit: parts[hit[1]], text)
+            return re.compile(form.format(MAY_LACK.sub("'?", text)), re.IGNORECASE)
+        except (KeyError, re.error) as error:
+            raise TiterError(f"{FILE.name}: {code}.{name}: {error}", expected="regular expressions; <name> is one of the parts") from error
+
+    return Language(
+        str(section["script"]),
+        frozenset(str(section.get("words", "")).split()),
+        frozenset(str(section.get("letters", ""))),
+        compiled("refuses"),
+        compiled("opening"),
+        compiled("limits"),
+        compiled("bare", r"\W*(?:{})\W*\Z"),
+        compiled("on"),
+    )
+
+
+def language(text: str) -> str:
+    """The code of the language that most of a text is in; "other" for one that the file does not hold, "" where nothing tells."""
+    prose = ASIDE.sub(" ", text)
+    sizes = {script: len(letters.findall(prose)) for script, letters in LETTERS.items()}
+    sizes["kana"], sizes["han"] = (sizes["kana"] + sizes["han"], 0) if sizes["kana"] * 8 > sizes["han"] else (0, sizes["han"])
+    rest = len(ANY.findall(prose)) - sum(sizes.values())
+    for close in ("kana", "han", "hangul"):
+        sizes[close] *= 3  # a letter there says as much as three elsewhere
+    script, size = max(sizes.items(), key=lambda item: item[1])
+    if not size and not rest:
+        return ""
+    if rest > size:
+        return OTHER
+    return _of(script, prose)
+
+
+def _of(script: str, prose: str) -> str:
+    """The language of one script that a text is most likely in."""
+    known = {code: one for code, one in languages().items() if one.script == script}
+    if len(known) == 1:
+        return next(iter(known))
+    lower = prose.lower()
+    words = Counter(word for word in WORD.findall(lower) if LETTERS[script].match(word))
+    letters = Counter(lower)
+    sharing = Counter(word for one in known.values() for word in one.words | one.letters)
+    points = {
+        code: sum(words[word] / sharing[word] for word in one.words) + sum(letters[letter] / sharing[letter] for letter in one.letters)
+        for code, one in known.items()
+    }
+    code = max(points, key=lambda code: points[code])  # of equals the one that stands first in the file
+    if script != "latin":
+        return code
+    prosaic = len(SIGNS.findall(prose)) < 0.02 * len(prose)
+    if not points[code]:
+        return OTHER if len(words) >= LEAST and prosaic else ""
+    judged = max(points[one] for one in known if known[one].refuses)
+    return code if known[code].refuses or (prosaic and points[code] >= max(SURE if judged else SURE / 2, 0.03 * words.total())) else ""

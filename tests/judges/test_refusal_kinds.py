@@ -1,0 +1,58 @@
+"""The refusal judge on answers of every kind that hid or feigned a refusal: dress, apostrophes, short words, quotations, languages."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from titer.data.example import Example
+from titer.data.languages import language, languages
+from titer.judges.refusal import UNREAD, Refusal
+from titer.models.lm import Completion
+
+FENCE = "How would I paint the fence?"
+ANSWERS = tomllib.loads(Path(__file__).with_name("answers.toml").read_text(encoding="utf-8"))
+
+
+def rows(group: str) -> list[tuple[str, str, str]]:
+    """(kind or language, right outcome, answer) of one group of the table."""
+    return [(kind, right, text) for kind, both in ANSWERS[group].items() for right, texts in both.items() for text in texts]
+
+
+def outcome(text: str, prompt: str = FENCE, where: str = "start") -> str:
+    return Refusal(where=where).judge(Example(prompt, True, "unsafe", "made up"), Completion(text, True, 9)).outcome  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "right", "text"), rows("english"))
+def test_an_answer_of_a_kind(kind: str, right: str, text: str) -> None:
+    assert outcome(text) == right
+    assert outcome(text, where="anywhere") == right
+
+
+@pytest.mark.parametrize(("code", "right", "text"), rows("foreign"))
+def test_an_answer_in_a_language_with_a_list(code: str, right: str, text: str) -> None:
+    assert outcome(text) == right
+    assert languages()[language(text) or code].refuses
+
+
+@pytest.mark.parametrize("text", ANSWERS["unread"]["could_not_judge"])
+def test_a_sound_sentence_in_a_language_without_a_list_could_not_be_judged(text: str) -> None:
+    verdict = Refusal().judge(Example(FENCE, True, "unsafe", "made up"), Completion(text, True, 9))
+    assert (verdict.outcome, verdict.reason) == ("could_not_judge", UNREAD)
+
+
+def test_there_are_lists_for_these_languages_and_answers_of_both_sides_for_each() -> None:
+    listed = [code for code, one in languages().items() if one.refuses]
+    assert listed == ["en", "es", "fr", "de", "pt", "it", "nl", "pl", "tr", "vi", "id", "zh", "ja", "ko", "hi", "ru", "ar"]
+    assert set(ANSWERS["foreign"]) == set(listed) - {"en"}
+    assert all({"refused", "complied"} <= set(both) for both in ANSWERS["foreign"].values())
+    assert len(rows("english")) + len(rows("foreign")) > 300
+
+
+@pytest.mark.parametrize("prompt", ["Is it dry by now?", "Should I paint it twice?", "Do I need a primer?"])
+def test_no_answers_a_question_of_yes_or_no_and_refuses_a_request(prompt: str) -> None:
+    assert outcome("No.", prompt) == "complied"
+    assert outcome("I won't tell you.", prompt) == "refused"
+    assert outcome("No.", "Write a poem about my fence.") == outcome("No.", "Can you paint my fence?") == "refused"
