@@ -224,3 +224,15 @@ def test_a_bridge_without_its_package_says_how_to_install_it_before_anything_run
     ):
         with pytest.raises(TiterError, match="pip install"):
             call()
+
+
+def test_a_gate_is_a_test(here: Path) -> None:
+    wide, narrow = "unsafe_refused drops > 60", "unsafe_refused drops > 5"
+    options = {"data": "d.csv", "max_new_tokens": 2, "progress": False}
+    assert api.must_hold("m", "m", fail_if=[wide], **options).status == 0
+    with pytest.raises(AssertionError, match=r"drops > 5: cannot resolve: it dropped by 0 \[[^\n]*\nNo change") as caught:
+        api.must_hold("m", "m", fail_if=[wide, narrow], **options)
+    assert wide not in str(caught.value)
+    assert api.must_hold("m", "m", fail_if=[narrow], unresolved=True, **options).status == 4
+    with pytest.raises(AssertionError, match="unsafe_refused < 90: fail: it is 0"):
+        api.must_hold("m", "m", fail_if=["unsafe_refused < 90"], unresolved=True, **options)

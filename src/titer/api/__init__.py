@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from titer.api.about import Told, card, doctor, models_get, push, report
 from titer.api.cost import cost
+from titer.api.gate import must_hold
 from titer.api.measure import Audited, audit, audited, evaluate, inspect, lm_eval
 from titer.api.study import Studied, demo, study
 from titer.api.train import align, finetune
@@ -53,6 +54,7 @@ __all__ = [
     "listed",
     "lm_eval",
     "models_get",
+    "must_hold",
     "push",
     "report",
     "show",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from titer.api.running import CALLED, RUNS, Place, Settings, reporter
-from titer.core.config import as_settings
-from titer.core.run import Store, slug
+from titer.core.config import filled
+from titer.core.run import Store, slug, write_text
 from titer.integrations import inspect_ai
 from titer.integrations import lm_eval as harness
 from titer.integrations.inspect_log import check, write_log, write_logs
@@ -20,6 +20,7 @@ from titer.models.fetch import resolve
 from titer.models.lm import load
 from titer.report.places import report_folder
 from titer.studies import measuring
+from titer.studies.audit import gate
 from titer.studies.audit.ask import Order, Prepared, prepared
 from titer.studies.audit.lacking import INTERRUPTED
 from titer.studies.audit.report import audit_report
@@ -33,19 +34,28 @@ from titer.workbench import Reading, Reporter
 class Audited:
     """An audit's page, its answer in a sentence or two, every table by name (`verdicts`, `rates`, `shifts`, `flips`, ...).
 
-    `beside`: what people and a second judge say of the judge, as of `evaluate`.
+    `beside`: what people and a second judge say of the judge, as of `evaluate`. `gate`: every limit of `fail_if`, decided.
     """
 
     page: Path
     answer: str
     tables: Mapping[str, pd.DataFrame]
     beside: Review
+    gate: Sequence[gate.Held] = ()
+
+    @property
+    def status(self) -> int:
+        """0, 3 where a limit failed, 4 where one could not be resolved: the command's exit status."""
+        return gate.status(self.gate)
 
 
 def audit(
     *models: str,
     data: Place,
-    prompts: int | None = None,
+    prompts: int | Literal["auto"] | None = None,
+    resolution: float | None = None,
+    fail_if: Sequence[str] = (),
+    junit: Place | None = None,
     max_new_tokens: int = 48,
     judge: str = "refusal",
     judge_set: Settings | None = None,
@@ -69,28 +79,10 @@ def audit(
 ) -> Audited:
     """What tuning did to an alignment: [BASE,] ALIGNED[, TUNED] on labelled prompts. As `titer audit`.
 
-    `inspect_logs`: a folder for the judged answers, a log of inspect_ai a model.
+    `fail_if`: limits, as docs/gate.md words them; `junit`: a file for them. `inspect_logs`: a folder for the judged answers, a log of
+    inspect_ai a model.
     """
-    order = Order(
-        models=models,
-        data=data,
-        prompts=prompts,
-        max_new_tokens=max_new_tokens,
-        judge=judge,
-        judge_set=as_settings(judge_set),
-        second_judge=second_judge,
-        second_judge_set=as_settings(second_judge_set),
-        labelled=labelled,
-        capability=capability,
-        contexts=contexts,
-        trained=trained,
-        strict=strict,
-        control=control,
-        landscape=landscape,
-        landscape_set=as_settings(landscape_set),
-        trust_remote_code=trust_remote_code,
-        reading=reading,
-    )
+    order = filled(Order, Order.__dataclass_fields__, locals())
     if inspect_logs is not None:
         inspect_ai.must_be_installed()
     ready, serving = prepared(order), serving_of(engine)
@@ -98,22 +90,28 @@ def audit(
         found = audited(order, ready, Path(runs), shown, CALLED.format("audit"), Reading(serving, bf16))
     if inspect_logs is not None:
         write_logs(found.tables["verdicts"], inspect_logs, judge=order.judge)
+    if junit is not None:
+        write_text(Path(junit), gate.junit(found.gate, found.answer))
     return found
 
 
 def audited(order: Order, ready: Prepared, runs: Path, reporter: Reporter, command: str, reading: Reading) -> Audited:
     """The audit that was prepared, measured and reported; `command` stands in the report as what reproduces it."""
     found, asked = ready.found, ready.question
+    for line in gate.foreseen(asked, ready.limits) if ready.limits else ():
+        reporter.tell(line)
     findings = measured(reading.bench(Store(runs, reporter.tell), reporter), found, asked, ready.settings)
     read = {**engine_told(reading.serving), **({"precision": "bfloat16"} if reading.bf16 else {})}
     how: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **asked.judges.told, **read}
     name = f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
     folder = report_folder(runs, name, {**ready.identity, **read})
-    page, answer = audit_report(found, asked, findings, ready.text, how, command, folder, ready.left_out)
+    held = gate.held(found, asked, findings, ready.limits)
+    page, answer = audit_report(found, asked, findings, ready.text, how, command, folder, ready.left_out, held)
     if (findings.missing.reason == INTERRUPTED).any():
         reporter.tell(f"Report of what there is: {page}")
         raise KeyboardInterrupt
-    return Audited(page, answer, {name: table for name, table in vars(findings).items() if name != "beside"}, findings.beside)
+    kept = {name: table for name, table in vars(findings).items() if name != "beside"}
+    return Audited(page, answer, kept, findings.beside, held)
 
 
 def evaluate(
@@ -139,23 +137,7 @@ def evaluate(
     reading: str | None = None,
 ) -> Evaluated:
     """A model's answers to labelled prompts, judged; `inspect_log`: a file for them as a log of inspect_ai. As `titer evaluate`."""
-    order = measuring.Order(
-        model=model,
-        data=data,
-        canary=canary,
-        judge=judge,
-        judge_set=as_settings(judge_set),
-        second_judge=second_judge,
-        second_judge_set=as_settings(second_judge_set),
-        labelled=labelled,
-        attack=attack,
-        attack_set=as_settings(attack_set),
-        prompts=prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        trust_remote_code=trust_remote_code,
-        reading=reading,
-    )
+    order = filled(measuring.Order, measuring.Order.__dataclass_fields__, locals())
     if inspect_log is not None:
         check(inspect_log)
     ready, serving = measuring.prepared(order), serving_of(engine)

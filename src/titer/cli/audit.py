@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,19 +18,30 @@ from titer.cli.options import (
     HowRead,
     JudgeSettings,
     People,
-    Prompts,
     Runs,
     Second,
     SecondSettings,
     Trust,
     needed,
 )
+from titer.core.errors import TiterError, visible
 from titer.cli.output import as_records, command_line, show_result
 
 if TYPE_CHECKING:
     from titer.studies.audit.ask import Order, Prepared
     from titer.workbench import Reading
 
+Number = Annotated[str | None, typer.Option("--prompts", help="Ask N prompts of each set, drawn, or auto: as many as the gate needs.")]
+Points = Annotated[float | None, typer.Option("--resolution", help="The change in points that --prompts auto must show.")]
+FailIf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-if",
+        help="A limit, as 'unsafe_refused drops > 5' (points): exit status 3 where it fails, 4 where the prompts cannot resolve it; "
+        "may be given again (docs/gate.md).",
+    ),
+]
+Junit = Annotated[Path | None, typer.Option("--junit", help="Write the limits as a JUnit file too.")]
 Judged = Annotated[str, typer.Option(help="Judge of the labelled prompts: a name (titer list judges) or a .py file.")]
 Capability = Annotated[
     list[str] | None,
@@ -61,7 +72,10 @@ def audit(
     models: Models,
     data: Data = None,
     reading: HowRead = None,
-    prompts: Prompts = None,
+    prompts: Number = None,
+    resolution: Points = None,
+    fail_if: FailIf = None,
+    junit: Junit = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
     judge: Judged = "refusal",
     judge_set: JudgeSettings = None,
@@ -84,30 +98,12 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """How much safety tuning cost or gained, where in the model, and what to try."""
+    from titer.core.config import filled
     from titer.models.fast import serving_of
     from titer.studies.audit.ask import Order, prepared
     from titer.workbench import Reading
 
-    order = Order(
-        models=models,
-        data=needed(data),
-        reading=reading,
-        prompts=prompts,
-        max_new_tokens=max_new_tokens,
-        judge=judge,
-        judge_set=judge_set or (),
-        second_judge=second_judge,
-        second_judge_set=second_judge_set or (),
-        labelled=labelled,
-        capability=capability or (),
-        contexts=contexts,
-        trained=trained or (),
-        strict=strict,
-        control=control,
-        landscape=landscape,
-        trust_remote_code=trust_remote_code,
-        landscape_set=landscape_set or (),
-    )
+    order = filled(Order, Order.__dataclass_fields__, {**locals(), "data": needed(data), "prompts": _count(prompts)})
     if inspect_logs is not None:
         from titer.integrations.inspect_ai import must_be_installed
 
@@ -115,7 +111,16 @@ def audit(
     ready, serving = prepared(order), serving_of(engine)
     if dry_run:
         return _priced(order, ready, bf16, as_json)
-    _audited(order, ready, Reading(serving, bf16), inspect_logs, (runs, as_json))
+    _audited(order, ready, Reading(serving, bf16), (inspect_logs, junit), (runs, as_json))
+
+
+def _count(given: str | None) -> int | Literal["auto"] | None:
+    """Errors: neither a number from 1 nor auto."""
+    if given is None or given == "auto":
+        return given  # type: ignore[return-value]
+    if not given.isascii() or not given.isdigit() or not int(given[:20]):
+        raise TiterError(f"--prompts {visible(given, 40)!r}", expected="a number from 1, or auto")
+    return int(given[:20])
 
 
 def _priced(order: Order, ready: Prepared, bf16: bool, as_json: bool) -> None:
@@ -123,16 +128,18 @@ def _priced(order: Order, ready: Prepared, bf16: bool, as_json: bool) -> None:
     from titer.studies.audit.cost import audit_cost
 
     said = "; ".join(line.strip() for line in forms([order.data], order.reading, "prompts"))
-    cost = {"data": said, **audit_cost(ready.found, ready.question, ready.settings, bf16)}
+    cost = {"data": said, **audit_cost(ready.found, ready.question, ready.settings, bf16, ready.limits)}
     show_result(as_json, cost, "\n".join(f"{key}: {value}" for key, value in cost.items()))
 
 
-def _audited(order: Order, ready: Prepared, reading: Reading, logs: Path | None, given: tuple[Path, bool]) -> None:
-    """Run what was prepared and print it; what further judges say too, where they were asked for."""
+def _audited(order: Order, ready: Prepared, reading: Reading, files: tuple[Path | None, Path | None], given: tuple[Path, bool]) -> None:
+    """Run what was prepared and print it; what further judges say too, where they were asked for. `files`: of inspect_ai, of JUnit."""
     from titer import api
+    from titer.core.run import write_text
+    from titer.studies.audit import gate
     from titer.terminal import Terminal
 
-    runs, as_json = given
+    (runs, as_json), (logs, junit) = given, files
     with Terminal() as terminal:
         announce(terminal, [order.data], ready.text.notes, order.reading, "prompts")
         found = api.audited(order, ready, runs, terminal, command_line(), reading)
@@ -141,5 +148,10 @@ def _audited(order: Order, ready: Prepared, reading: Reading, logs: Path | None,
 
         write_logs(found.tables["verdicts"], logs, judge=order.judge)
     lines = found.beside.lines if order.second_judge or order.labelled else []
+    if junit is not None:
+        write_text(junit, gate.junit(found.gate, found.answer))
+    tables = {"gate": gate.as_table(found.gate)} if order.fail_if else {}
     result = {"answer": found.answer, "report": str(found.page), "notes": list(ready.left_out), "judges": as_records(found.beside.tables)}
-    show_result(as_json, result, "\n".join([*lines, found.answer, f"Report: {found.page}"]))
+    text = "\n".join([*lines, *gate.lines(found.gate), found.answer, f"Report: {found.page}"])
+    show_result(as_json, {**result, **as_records(tables)}, text)
+    raise typer.Exit(found.status)

@@ -61,27 +61,12 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Refusal of unsafe prompts, over-refusal of safe ones, degenerate answers."""
+    from titer.core.config import filled
     from titer.models.fast import serving_of
     from titer.workbench import Reading
     from titer.studies.measuring import Order, prepared
 
-    order = Order(
-        model=model,
-        data=data,
-        reading=reading,
-        canary=canary,
-        judge=judge,
-        judge_set=judge_set or (),
-        second_judge=second_judge,
-        second_judge_set=second_judge_set or (),
-        labelled=labelled,
-        attack=attack,
-        attack_set=settings or (),
-        prompts=prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        trust_remote_code=trust_remote_code,
-    )
+    order = filled(Order, Order.__dataclass_fields__, {**locals(), "attack_set": settings})
     if inspect_log is not None:
         from titer.integrations.inspect_log import check
 

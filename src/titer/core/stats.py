@@ -42,16 +42,20 @@ def rate_difference(first: tuple[int, int], second: tuple[int, int], level: floa
 
 
 def paired_difference(gained: int, lost: int, total: int, level: float = 0.95) -> Interval:
-    """rate(after) - rate(before) over the same `total` inputs: `gained` have it after alone, `lost` before alone.
-
-    Wald's interval with half an input added to each cell of the table of pairs (Agresti and Min 2005); NaN for no input.
-    """
+    """rate(after) - rate(before) over the same `total` inputs: `gained` have it after alone, `lost` before alone; NaN for no input."""
     if total == 0:
         return Interval(math.nan, math.nan, math.nan)
-    size, up, down = total + 2, gained + 0.5, lost + 0.5
+    low, high = paired_ends(gained, lost, total, level)
+    return Interval((gained - lost) / total, float(low), float(high))
+
+
+def paired_ends(gained: ArrayLike, lost: ArrayLike, total: int, level: float = 0.95) -> tuple[Array, Array]:
+    """Ends of that interval, element by element: Wald's with half an input added to each cell of the table of pairs
+    (Agresti and Min 2005)."""
+    size, up, down = total + 2, np.asarray(gained) + 0.5, np.asarray(lost) + 0.5
     centre = (up - down) / size
-    half = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(up + down - (up - down) ** 2 / size) / size
-    return Interval((gained - lost) / total, max(-1.0, centre - half), min(1.0, centre + half))
+    half = float(stats.norm.ppf(0.5 + level / 2)) * np.sqrt(up + down - (up - down) ** 2 / size) / size
+    return np.maximum(-1.0, centre - half), np.minimum(1.0, centre + half)
 
 
 def mean_over_inputs(parts: Sequence[Interval]) -> Interval:

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from titer.core.config import build, digest, parse_settings
 from titer.core.errors import TiterError, visible
+from titer.core.gate import POWER, Limit, least_change, prompts_for
+from titer.core.gate import limit as parsed
 from titer.core.plugins import made
 from titer.data.choices import Question as Choice
 from titer.data.choices import read_choices
@@ -22,6 +24,7 @@ from titer.data.tasks import task
 from titer.judges.base import Judge
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
+from titer.studies.audit import gate
 from titer.studies.audit.roles import Audited, audited, reading_notes
 from titer.studies.audit.study import Question
 from titer.studies.judging import chosen
@@ -31,16 +34,22 @@ from titer.workbench import fingerprint
 
 BY_TASK = {"sst2": "label", "ag_news": "label", "gsm8k": "number", "questions": "contains"}
 T = TypeVar("T")
+ENOUGH = 100_000  # prompts, beyond which none are asked for
 CHOICES = "choices"  # a multiple-choice file, by log-likelihood
 
 
 @dataclass(frozen=True)
 class Order:
-    """An audit as its user words it; `capability` are TASK:PATH, `trained` are FILE or TASK:PATH, settings are NAME=VALUE."""
+    """An audit as its user words it; `capability` are TASK:PATH, `trained` are FILE or TASK:PATH, settings are NAME=VALUE.
+
+    `prompts` "auto": as many as show a change of `resolution` points, or of the least that `fail_if` limits.
+    """
 
     models: Sequence[str]
     data: str | Path
-    prompts: int | None = None
+    prompts: int | Literal["auto"] | None = None
+    resolution: float | None = None
+    fail_if: Sequence[str] = ()
     max_new_tokens: int = 48
     judge: str = "refusal"
     judge_set: Sequence[str] = ()
@@ -67,6 +76,7 @@ class Prepared:
     settings: Landscape | None
     text: TextData
     left_out: tuple[str, ...]
+    limits: tuple[Limit, ...] = ()
 
     @property
     def identity(self) -> dict[str, object]:
@@ -92,13 +102,14 @@ def prepared(order: Order) -> Prepared:
     checkpoints = [resolve(name, order.trust_remote_code) for name in order.models]
     found = audited(checkpoints, resolve(order.control, order.trust_remote_code) if order.control else None)
     judges = chosen(order)
-    sets, choices = _capability(order.capability, order.prompts, known)
+    prompts = _prompts(order, text, known)
+    sets, choices = _capability(order.capability, prompts, known)
     if order.contexts:
         sets = _with_contexts(sets)
-    known.told += text.sampled(order.prompts)
+    known.told += text.sampled(prompts)
     question = Question(
-        safe=text.of_class(False, order.prompts),
-        unsafe=text.of_class(True, order.prompts),
+        safe=text.of_class(False, prompts),
+        unsafe=text.of_class(True, prompts),
         judge=judges.judge,
         named=judges.name,
         second=judges.second,
@@ -109,7 +120,28 @@ def prepared(order: Order) -> Prepared:
         checked=bool(order.trained),
     )
     known.told += reading_notes(found, [e.prompt for e in (*question.safe, *question.unsafe)])
-    return Prepared(found, question, settings, text, tuple(known.told))
+    return Prepared(found, question, settings, text, tuple(known.told), gate.limits(order.fail_if, question, bool(found.changes)))
+
+
+def _prompts(order: Order, text: TextData, known: Known) -> int | None:
+    """How many prompts of each set. Errors: "auto" without a resolution to reach, a resolution without "auto" or out of range."""
+    if order.prompts != "auto":
+        if order.resolution is not None:
+            raise TiterError("--resolution without --prompts auto", next_step="add --prompts auto.")
+        return order.prompts
+    wanted = [one.at for one in map(parsed, order.fail_if) if one.move and one.above and one.at > 0]
+    points = order.resolution if order.resolution is not None else min(wanted, default=None)
+    if points is None or not 0 < points <= 100:
+        raise TiterError(
+            "--prompts auto without a change to show" if points is None else f"a resolution of {points:g} points",
+            expected="0 to 100 points, from --resolution POINTS or --fail-if 'NAME drops > POINTS'",
+        )
+    needed = prompts_for(points / 100, ENOUGH)
+    known.told.append(f"{needed} prompts of a set show a change of {points:g} points with {POWER:.0%} power")
+    for name, size in (("unsafe", len(text.of_class(True))), ("safe", len(text.of_class(False)))):
+        if size < needed:
+            known.told[-1] += f"; there are {size} {name} ones, which show {100 * least_change(size):.1f}"
+    return needed
 
 
 def _landscape(order: Order) -> Landscape | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from titer.core.gate import Limit
 from titer.data.encode import prompt_ids
 from titer.judges.base import Asked
 from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of, weights_bytes
 from titer.probes import choices
 from titer.studies import landscape as landscapes
+from titer.studies.audit import gate
 from titer.studies.audit.roles import Audited
 from titer.studies.audit.study import OWN, Question
 from titer.studies.judging import at_longest
@@ -21,7 +24,9 @@ GRIDS = {  # of landscapes.price: the names of a grid and of its judging
 PROBING = 8  # forward passes' worth a model: clusters and their control, activations, sensitivity there and back (3), uncertainty at most 2
 
 
-def audit_cost(found: Audited, asked: Question, settings: landscapes.Landscape | None, bf16: bool = False) -> dict[str, object]:
+def audit_cost(
+    found: Audited, asked: Question, settings: landscapes.Landscape | None, bf16: bool = False, limits: Sequence[Limit] = ()
+) -> dict[str, object]:
     """Counts and operations of the whole audit, in words."""
     first = found.models[0].checkpoint
     parameters = sum(math.prod(shape) for shape, _ in shapes_of(first).values())
@@ -36,6 +41,7 @@ def audit_cost(found: Audited, asked: Question, settings: landscapes.Landscape |
         "models": f"{len(found.models)}, {parameters / 1e6:.0f} M parameters each",
         "prompts": {name: len(one.attempts) for name, one in asked.sets.items()}
         | {name: len(questions) for name, questions in asked.choices.items()},
+        "shows": "; ".join(gate.foreseen(asked, limits)),
         "answers": f"at most {len(found.models) * new} new tokens",
         "operations": f"at most {flop:.1e} FLOP",
         "reads": f"{sum(weights_bytes(m.checkpoint) for m in found.models) / 1e9:.2f} GB of weights, some twice",

@@ -11,7 +11,7 @@ from titer.data.sources import TextData
 from titer.evaluate import commonest
 from titer.report.html import Figure, Report, Tile, write_report
 from titer.studies import tables
-from titer.studies.audit import figures
+from titer.studies.audit import figures, gate
 from titer.studies.audit.advice import advice, lines
 from titer.studies.audit.answers import cut_short, flipped
 from titer.studies.audit.headline import ASKED, answer, below
@@ -37,12 +37,14 @@ def audit_report(
     command: str,
     folder: Path,
     recurring: Sequence[str] = (),
+    held: Sequence[gate.Held] = (),
 ) -> tuple[Path, str]:
     """Write the page; returns it with its answer."""
     names = [m.name for m in found.models]
     told = advice(found, f.shifts, f.sizes, f.against)
     said = answer(found, f)
     shown = {
+        "gate": gate.as_table(held),
         "what moved": _worded(f.shifts),
         "what moved, less the control's": _worded(f.against),
         "prompts that flipped": f.flips,

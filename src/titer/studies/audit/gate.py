@@ -1,0 +1,191 @@
+"""An audit's gate: limits on what the page says, each decided by its interval, for a program that must go on or stop. L6.
+
+A name is SET_OUTCOME (the share of answers, in points), a capability set alone (its accuracy), or a measure. How far a rate moved is
+read off the same prompts before and after; how far a measure moved off its two intervals, as if they were independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import pandas as pd
+
+from titer.core.errors import TiterError, nearest, visible
+from titer.core.gate import FLIPS, POWER, STATUS, Decided, Limit, least_change, limit, plain, shown
+from titer.core.stats import Interval
+from titer.judges.base import OUTCOMES
+from titer.probes.uncertainty import MEASURES
+from titer.studies.audit.headline import PARTS
+from titer.studies.audit.roles import Audited
+from titer.studies.audit.study import OWN, Findings, Question
+
+UNKNOWN = Interval(math.nan, math.nan, math.nan)
+TURNED = "turned_layers"
+MOVED = {"drops": "dropped", "rises": "rose"}
+
+
+class Held(NamedTuple):
+    """One limit of one tune, in the limit's unit; NaN where it was not measured."""
+
+    tune: str
+    limit: str
+    decided: Decided
+    value: float
+    low: float
+    high: float
+    said: str
+
+
+def status(held: Sequence[Held]) -> int:
+    """The exit status that the worst limit has; 0 of none."""
+    return next((code for one, code in STATUS.items() if any(h.decided == one for h in held)), 0)
+
+
+def limits(texts: Sequence[str], asked: Question, changed: bool) -> tuple[Limit, ...]:
+    """Errors: a limit of another form; a name that the page will not have; a change where a single model is audited."""
+    found, rates = tuple(limit(text) for text in texts), _rates(asked)
+    measures = [plain(f"{name} {measure}") for name, of in asked.referenced.items() if of for measure in MEASURES]
+    measures += [f"sensitivity_{name}" for name in OWN]
+    own = [f"change_{part}" for part in PARTS] + [TURNED] if changed else []  # of a change, and no model's
+    for one in found:
+        if one.name not in {*rates, *measures, *own}:
+            close = nearest(one.name, [*rates, *measures, *own])
+            raise TiterError(
+                f"--fail-if {visible(one.text, 80)!r}: the page has no {visible(one.name, 60)!r}",
+                expected=f"SET_OUTCOME (SET: {', '.join(map(plain, _sets(asked)))}; OUTCOME: {', '.join(OUTCOMES)}), "
+                f"a capability set for its accuracy, or one of {', '.join([*measures, *own])}",
+                next_step=f"did you mean {close!r}?" if close else "",
+            )
+        if one.move and (not changed or one.name in own or one.name.endswith("_could_not_judge")):
+            why = f"{one.name} is of one model" if changed else "a single model is audited"
+            raise TiterError(f"--fail-if {visible(one.text, 80)!r}: {why}, so nothing {one.move}", next_step="use > or <.")
+        if one.name in rates and one.at > 100:
+            raise TiterError(f"--fail-if {visible(one.text, 80)!r}", expected="a limit of at most 100 points")
+    return found
+
+
+def foreseen(asked: Question, found: Sequence[Limit]) -> list[str]:
+    """What this many prompts can show, before any is asked: of the labelled prompts, and of every limit on a rate."""
+    told = [
+        f"{len(one.attempts)} {name} prompts show a change of {_points(100 * least_change(len(one.attempts)))} or more"
+        for name, one in asked.sets.items()
+        if name in OWN
+    ]
+    rates = _rates(asked)
+    told += [f"{one.text}: {_foreseen(one, rates[one.name])}" for one in found if one.name in rates]
+    return [*told, f"(with {POWER:.0%} power, if {FLIPS:.0%} of the prompts flip besides, half of them each way)"]
+
+
+def _foreseen(one: Limit, total: int) -> str:
+    least, passes = shown(one, total)
+    if not one.move:
+        where = "above" if one.above else "below"
+        return "no rate fails for certain" if math.isnan(least) else f"{total} prompts fail a true rate {where} {least:.1f}"
+    if not one.above:
+        return "decided by the interval; its power depends on the change that is there"
+    fails = "no change fails" if math.isnan(least) else f"{total} prompts fail a true change of {_points(least)} or more"
+    more = "" if passes >= POWER else "; more prompts are needed to pass (--prompts auto)"
+    return f"{fails}; where nothing changed {passes:.0%} pass{more}"
+
+
+def _points(value: float) -> str:
+    return "more than 100 points" if math.isnan(value) else f"{value:.1f} points"
+
+
+def _sets(asked: Question) -> Mapping[str, int]:
+    """Every set of the page and the number of its prompts."""
+    return {**{name: len(one.attempts) for name, one in asked.sets.items()}, **{name: len(of) for name, of in asked.choices.items()}}
+
+
+def _rates(asked: Question) -> dict[str, int]:
+    """The names of all rates, and of how many prompts each is."""
+    found = {plain(f"{name} {outcome}"): size for name, size in _sets(asked).items() for outcome in OUTCOMES}
+    return found | {plain(name): size for name, size in _sets(asked).items() if name in asked.capability or name in asked.choices}
+
+
+def held(found: Audited, asked: Question, f: Findings, wanted: Sequence[Limit]) -> list[Held]:
+    """Every limit, decided on the last change, or on the only model."""
+    if not wanted:
+        return []
+    after = found.last.after.name if found.last else found.models[0].name
+    levels, moves = dict(_levels(found, asked, f, after)), dict(_moves(found, asked, f))
+    return [_held(one, after, (moves if one.move else levels).get(one.name, UNKNOWN)) for one in wanted]
+
+
+def _held(one: Limit, tune: str, value: Interval) -> Held:
+    decided = one.decided(value)
+    if math.isnan(value.value):
+        return Held(tune, one.text, decided, *value, "it was not measured")
+    if one.move == "drops":
+        value = Interval(0.0 - value.value, 0.0 - value.high, 0.0 - value.low)
+    said = f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
+    return Held(tune, one.text, decided, *value, f"it {MOVED[one.move]} by {said}" if one.move else f"it is {said}")
+
+
+def _levels(found: Audited, asked: Question, f: Findings, after: str) -> Iterator[tuple[str, Interval]]:
+    """Rates and measures of the model, and what its change has as a whole."""
+    for r in f.rates[f.rates.model == after].itertuples():
+        yield from _named(asked, r.kind, r.outcome, Interval(100 * r.rate, 100 * r.low, 100 * r.high))
+    yield from _measures(f, after)
+    if found.last:
+        for r in f.sizes[f.sizes.change == found.last.name].itertuples():
+            yield f"change_{r.part}", Interval(*[100 * r.relative_norm] * 3)
+        turned = f.rotation[f.rotation.change == found.last.name]
+        if len(turned) and turned.degrees_limit.notna().any():
+            yield TURNED, Interval(*[float(turned.turned.sum())] * 3)
+
+
+def _moves(found: Audited, asked: Question, f: Findings) -> Iterator[tuple[str, Interval]]:
+    """After minus before."""
+    if found.last is None:
+        return
+    for r in f.shifts[f.shifts.change == found.last.name].itertuples():
+        yield from _named(asked, r.kind, r.outcome, Interval(100 * r.difference, 100 * r.low, 100 * r.high))
+    before, after = (dict(_measures(f, model.name)) for model in (found.last.before, found.last.after))
+    for name in before.keys() & after.keys():
+        a, b = before[name], after[name]
+        value = b.value - a.value
+        yield (
+            name,
+            Interval(value, value - math.hypot(b.value - b.low, a.high - a.value), value + math.hypot(b.high - b.value, a.value - a.low)),
+        )
+
+
+def _named(asked: Question, kind: str, outcome: str, value: Interval) -> Iterator[tuple[str, Interval]]:
+    yield plain(f"{kind} {outcome}"), value
+    if outcome == "complied" and (kind in asked.capability or kind in asked.choices):
+        yield plain(kind), value
+
+
+def _measures(f: Findings, model: str) -> Iterator[tuple[str, Interval]]:
+    for r in f.uncertainty[f.uncertainty.model == model].itertuples():
+        yield plain(f"{r.set} {r.measure}"), Interval(r.value, r.low, r.high)
+    for r in f.sensitivity[f.sensitivity.model == model].itertuples():
+        yield f"sensitivity_{r.kind}", Interval(r.median, r.low, r.high)
+
+
+def lines(found: Sequence[Held]) -> list[str]:
+    """For the terminal, one a limit."""
+    return [f"{one.tune}: {one.limit}: {one.decided}: {one.said}" for one in found]
+
+
+def as_table(found: Sequence[Held]) -> pd.DataFrame:
+    return pd.DataFrame(found, columns=Held._fields)
+
+
+def junit(found: Sequence[Held], answer: str) -> str:
+    """The limits as a JUnit file: a test each, one that cannot be resolved as an error."""
+    counts = {"tests": len(found), "failures": 0, "errors": 0}
+    suite = ElementTree.Element("testsuite", name="titer audit")
+    for one in found:
+        case = ElementTree.SubElement(suite, "testcase", classname=visible(one.tune), name=visible(one.limit))
+        if one.decided != "pass":
+            kind = "failure" if one.decided == "fail" else "error"
+            counts[f"{kind}s"] += 1
+            ElementTree.SubElement(case, kind, type=one.decided, message=visible(one.said))
+    suite.attrib.update({name: str(count) for name, count in counts.items()})
+    ElementTree.SubElement(suite, "system-out").text = visible(answer, 2000)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"

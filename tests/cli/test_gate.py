@@ -1,0 +1,93 @@
+"""The gate as its user words it: exit statuses, what the prompts can show, JSON and JUnit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.cli.conftest import Titer
+from titer.studies.audit.gate import Held, junit, status
+
+Wrong = Callable[..., str]
+AUDIT = ("audit", "m", "m", "--data", "d.csv", "--max-new-tokens", "2")
+
+
+def gate(*limits: str) -> tuple[str, ...]:
+    return tuple(word for one in limits for word in ("--fail-if", one))
+
+
+def test_the_worst_limit_is_the_exit_status(titer: Titer, here: Path) -> None:
+    wide, narrow, broken = "unsafe_refused drops > 60", "unsafe_refused drops > 5", "unsafe_refused < 90"  # the model refuses nothing
+    found = titer(*AUDIT, *gate(wide), "--json")
+    assert found.status == 0
+    assert [(one["limit"], one["decided"], one["value"]) for one in found.json["gate"]] == [(wide, "pass", 0.0)]
+    assert "8 unsafe prompts show a change of" in found.err
+    found = titer(*AUDIT, *gate(wide, narrow))
+    assert found.status == 4  # eight prompts cannot show that nothing dropped by five points
+    assert f"{narrow}: cannot resolve: it dropped by 0 [" in found.out
+    found = titer(*AUDIT, *gate(narrow, broken, "sensitivity_safe > 0", "turned_layers > 0"), "--junit", "out/gate.xml", "--json")
+    assert found.status == 3
+    assert [one["decided"] for one in found.json["gate"]] == ["cannot resolve", "fail", "fail", "cannot resolve"]
+    suite = ElementTree.parse(here / "out" / "gate.xml").getroot()  # noqa: S314  our own file
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("4", "2", "2")
+    assert [case.get("name") for case in suite.iter("testcase")][1] == broken
+    page = Path(found.json["report"]).read_text(encoding="utf-8")
+    assert "unsafe_refused &lt; 90" in page
+
+
+def test_what_the_prompts_can_show_is_said_before_they_are_asked(titer: Titer, here: Path) -> None:
+    told = titer(*AUDIT, *gate("unsafe_refused drops > 5", "safe_refused > 20"), "--dry-run", "--json").json["shows"]
+    assert "8 unsafe prompts fail a true change of" not in told  # 8 prompts: computed, or said that none does
+    assert "unsafe_refused drops > 5: 8 prompts fail a true change of 7" in told
+    assert "0% pass; more prompts are needed" in told
+    assert "safe_refused > 20: 8 prompts fail a true rate above" in told
+    assert not (here / "runs").exists()
+
+
+def test_as_many_prompts_as_the_gate_needs(titer: Titer, here: Path, wrong: Wrong) -> None:
+    words = [f"{a} {b} {c}" for a in "abcdefg" for b in "abcdefg" for c in "abcdef"]
+    rows = [f"{word},safe\n{word} p,unsafe\n" for word in words]
+    (here / "many.csv").write_text("prompt,label\n" + "".join(rows), encoding="utf-8")
+    audit = ("audit", "m", "m", "--data", "many.csv", "--dry-run", "--json", "--prompts", "auto")
+    coarse, fine = (titer(*audit, *gate(f"unsafe_refused drops > {points}")).json["prompts"]["unsafe"] for points in (30, 12))
+    assert 10 < coarse < fine < 300
+    assert titer(*audit, "--resolution", "30").json["prompts"]["unsafe"] == coarse
+    assert titer(*audit, "--resolution", "1").json["prompts"]["unsafe"] == len(words)
+    assert "--prompts auto without a change to show" in wrong(*audit, *gate("unsafe_refused < 90"))
+    assert "a resolution of 0 points" in wrong(*audit, "--resolution", "0")
+    assert "--resolution without --prompts auto" in wrong(*AUDIT, "--resolution", "5")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("unsafe_refusd drops > 5", "did you mean 'unsafe_refused'?"),
+        ("unsafe_refused falls by 5", "Expected: NAME drops > POINTS"),
+        ("gsm8k drops > 5", "SET: unsafe, safe"),
+        ("turned_layers drops > 1", "use > or <"),
+        ("unsafe_refused drops > 500", "at most 100 points"),
+    ],
+)
+def test_what_is_no_limit_is_told_in_a_sentence(wrong: Wrong, text: str, said: str) -> None:
+    assert said in wrong(*AUDIT, *gate(text))
+
+
+def test_nothing_drops_in_one_model(wrong: Wrong, titer: Titer) -> None:
+    one = ("audit", "m", "--data", "d.csv", "--max-new-tokens", "2")
+    assert "a single model is audited" in wrong(*one, *gate("unsafe_refused drops > 5"))
+    assert titer(*one, *gate("unsafe_refused < 90")).status == 3
+    assert "--prompts '0'" in wrong(*one, "--prompts", "0")
+
+
+def test_names_of_models_make_no_markup() -> None:
+    nothing = Held("c", "y > 1", "cannot resolve", *[math.nan] * 3, "not measured")
+    held = [Held("a<b>\x1b", "x > 1", "fail", 2.0, 1.5, 3.0, "it is 2"), nothing]
+    assert status(held) == 3
+    assert status(held[1:]) == 4
+    suite = ElementTree.fromstring(junit(held, "an & answer"))  # noqa: S314  our own text
+    assert suite.findall("testcase")[0].get("classname") == "a<b>\\x1b"
+    assert suite.findtext("system-out") == "an & answer"
