@@ -1,6 +1,6 @@
 """Read, add to and replace activations at sites, catch their gradients; every hook is gone when its block ends, also after an error.
 
-Shapes: an activation is (B, T, D) at its site. A module whose output is a tuple is meant by its first item.
+Shapes: an activation is (B, T, D) at its site. A module whose output is a tuple or a list is meant by its first item.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def _hooked(place: Place, edit: Edit) -> Iterator[None]:
         return args, {**kwargs, name: edited(kwargs[name])}
 
     def after(_: Any, __: Any, output: Any) -> Any:
-        return (edited(output[0]), *output[1:]) if isinstance(output, tuple) else edited(output)
+        if hasattr(output, "_replace"):  # a named tuple, whose names are asked for
+            return output._replace(**{output._fields[0]: edited(output[0])})
+        return type(output)((edited(output[0]), *output[1:])) if isinstance(output, tuple | list) else edited(output)
 
     module = place.module
     handles = [module.register_forward_pre_hook(before, with_kwargs=True) if place.side == "input" else module.register_forward_hook(after)]
