@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import pandas as pd
 import torch
@@ -22,10 +22,11 @@ from titer.core.run import Store, damage, gone
 from titer.core.tables import read_table, write_table
 from titer.data import encode
 from titer.data.example import Example
+from titer.data.templates import templated
 from titer.judges.base import Judge
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.fast import Fast, Serving, engine_key, open_fast, openable
-from titer.models.lm import LM, Decoding, Progress, load
+from titer.models.lm import LM, Decoding, Progress, load, read_tokenizer
 from titer.recipes.node import Node
 from titer.stage import Stage
 from titer.train import train
@@ -69,6 +70,7 @@ class Workbench:
     _loaded: dict[str, LM] = field(default_factory=dict)
     _served: dict[str, Fast] = field(default_factory=dict)
     _served_out: dict[str, Callable[[], Model]] = field(default_factory=dict)  # how models whose weights went are made again
+    _readers: dict[str, Any] = field(default_factory=dict)  # tokenizers of the models asked, by their keys
     _read: dict[str, dict[str, str]] = field(default_factory=dict)  # by judge: a key is a hash of all of a model's weights
 
     def model(
@@ -156,6 +158,7 @@ class Workbench:
             "attempts": attempts_key(attempts),
             "decoding": decoding,
             "versions": [evaluate.VERSION, encode.VERSION],
+            **self._as_written(model, attempts),
         }
         fast = self.serving is not None and all(a.suffix is None for a in attempts)  # embeddings are inserted by transformers alone
         if fast and self.serving is not None:
@@ -169,6 +172,13 @@ class Workbench:
             write_table(work / "samples.jsonl", evaluate.sample(lm, attempts, decoding, batch, progress, work))
 
         return self.store.artefact("samples", inputs, samples) / "samples.jsonl", digest(inputs)
+
+    def _as_written(self, model: Model, attempts: Sequence[Attempt]) -> dict[str, str]:
+        """What a key says of the prompts as the model's chat template writes them; nothing without one, where the prompts say all."""
+        if model.key not in self._readers:
+            self._readers[model.key] = read_tokenizer(model.checkpoint)
+        reader = self._readers[model.key]
+        return {"written": digest(encode.prompt_texts(reader, [a.example.prompt for a in attempts]))} if templated(reader) else {}
 
     def verdicts(self, model: Model, attempts: Sequence[Attempt], judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
         """Judged samples; samples and verdicts are separate artefacts."""

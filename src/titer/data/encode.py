@@ -26,6 +26,7 @@ from titer.data.turns import Turn, joined, turns, written
 
 Side = Literal["left", "right"]
 VERSION = 1
+EMBEDDED = "embedded"  # attribute of a tokenizer: how many tokens its model has embeddings for
 REQUEST = Turn("user", "x")  # stands before an answer where only the answer's own form is asked for
 
 
@@ -44,14 +45,15 @@ def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of each prompt, chat template included, no special token added twice."""
     written = prompt_texts(tokenizer, prompts)
     ids: list[list[int]] = tokenizer(written, add_special_tokens=not templated(tokenizer))["input_ids"] if written else []
-    return ids
+    return _embedded(tokenizer, ids, prompts)
 
 
 def answer_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
     """Token ids of each answer as the chat template writes it, ended by the template's end of turn or the end of sequence."""
     head, found = _spoken(tokenizer, answers)
     ids = continued(tokenizer, head, [one.text for one in found])
-    return [row if row and row[-1] == one.end else [*row, one.end] for row, one in zip(ids, found, strict=True)]
+    ends = [[] if one.end is None or row[-1:] == [one.end] else [one.end] for row, one in zip(ids, found, strict=True)]
+    return _embedded(tokenizer, [row + end for row, end in zip(ids, ends, strict=True)], answers)
 
 
 def open_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
@@ -60,8 +62,8 @@ def open_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
     return continued(tokenizer, head, [one.text[: one.own] for one in found])
 
 
-def end_id(tokenizer: Any) -> int:
-    """The token that ends an answer: the chat template's end of turn, else the end of sequence."""
+def end_id(tokenizer: Any) -> int | None:
+    """The token that ends an answer: the chat template's end of turn, else the end of sequence; None where there is neither."""
     return _spoken(tokenizer, [REQUEST.content])[1][0].end
 
 
@@ -74,11 +76,25 @@ def continued(tokenizer: Any, head: str, texts: Sequence[str]) -> list[list[int]
     return [row[len(first) :] if row[: len(first)] == first else own for row, own in zip(whole, alone, strict=True)]
 
 
+def _embedded(tokenizer: Any, ids: list[list[int]], texts: Sequence[str]) -> list[list[int]]:
+    """The ids, all of tokens that the model has an embedding for (the tokenizer's EMBEDDED, where it is known). Errors: others."""
+    most = getattr(tokenizer, EMBEDDED, None)
+    for row, text in zip(ids, texts, strict=True):
+        if most is not None and row and max(row) >= most:
+            token = tokenizer.convert_ids_to_tokens(max(row))
+            raise TiterError(
+                f"the tokenizer has the token {visible(repr(token), 60)}, and the model no embedding for it: {visible(text, 60)!r}",
+                expected=f"tokens below {most}",
+                next_step="leave out that row, or give the model with the tokenizer it was trained with.",
+            )
+    return ids
+
+
 class Spoken(NamedTuple):
-    """An answer's text as it is trained, the id of the token that ends it, and how much of the text is the answer's own."""
+    """An answer's text as it is trained, the id of the token that ends it (None: none), and how much of the text is the answer's own."""
 
     text: str
-    end: int
+    end: int | None
     own: int
 
 
@@ -191,10 +207,10 @@ def check_length(length: int, window: int | None, prompt: str) -> None:
         )
 
 
-def pad(rows: Sequence[Sequence[int]], value: int, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as one tensor and its attention mask, (B, T) each."""
+def pad(rows: Sequence[Sequence[int]], value: int | None, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as one tensor and its attention mask, (B, T) each; padded with 0, which every model knows, where there is no `value`."""
     width = max(len(row) for row in rows)
-    ids = np.full((len(rows), width), value, dtype=np.int64)
+    ids = np.full((len(rows), width), value or 0, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.int64)
     for i, row in enumerate(rows):
         place = slice(width - len(row), width) if side == "left" else slice(0, len(row))

@@ -147,7 +147,7 @@ class Stream(Record):
             if mine.size:
                 pieces.append(part.source.batch(index[mine], part.answer, tokenizer))
                 rows.append(mine)
-        joined = join(pieces, pad_id=tokenizer.pad_token_id)
+        joined = join(pieces, pad_id=tokenizer.pad_token_id or 0)
         back = torch.from_numpy(np.argsort(np.concatenate(rows)))
         tensors = {name: value[back] for name, value in joined.tensors().items() if name != "indices"}
         return Batch(**tensors, indices=torch.from_numpy(np.ascontiguousarray(numbers)))

@@ -20,11 +20,14 @@ from pydantic import Field
 from titer.core.config import Record, digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import sha256_of
+from titer.data import templates
+from titer.data.rendering import DATE
 from titer.models.adapted import HEADS, Adapter, Change, is_adapter
 from titer.models.gguf_file import Gguf, gguf_in, gguf_parts
 from titer.models.own_code import OwnCode, apart, check_code, code_files, unasked
 from titer.models.quantised import dequantised, joined, logical, quantisation, shape_of
 from titer.models.stored import AGAIN, INDEX, read_json, shape, tensor_files, tensor_of
+from titer.models.words import NAMED, has_template
 
 OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.onnx")
 PICKLES = OTHERS[:5]
@@ -182,7 +185,11 @@ class Checkpoint(Record):
         """Content key from the sha256 of configuration, tokenizer and weights, and of the adapter's; of the code too where it is run."""
         kinds = (".json", ".safetensors", ".jinja", *((".py",) if self.runs_code else ()))
         names = self._gguf.parts if self._gguf else [p for p in sorted(self.path.iterdir()) if p.suffix in kinds and p.is_file()]
-        base = digest({p.name: sha256_of(p) for p in names if p.name != "manifest.json"})
+        files = {p.name: sha256_of(p) for p in names if p.name != "manifest.json"}
+        files |= {f"{NAMED}/{p.name}": sha256_of(p) for p in sorted(self.path.glob(f"{NAMED}/*.jinja"))}
+        if self._gguf or has_template(self.tokenizer_folder or self.path):
+            files["chat template"] = digest([templates.VERSION, DATE])  # how it is read
+        base = digest(files)
         if self._adapter is None:
             return base
         code = {p.name: sha256_of(p) for p in code_files(self._adapter.folder)} if self.runs_code else {}

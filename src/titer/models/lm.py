@@ -28,6 +28,7 @@ from titer.models.modes import evaluating
 from titer.models.sites import Sites
 from titer.models.stream_norm import TANH_GELU, StreamNormConfig, StreamNormForCausalLM  # registers the variant for `load`
 from titer.models.suffix import TAIL, inserted
+from titer.models.words import completed
 
 Progress = Callable[[int, int], None]
 SHORT_WINDOW = 256
@@ -230,7 +231,7 @@ class LM:
             top_k=0 if sampled else None,
             top_p=1.0 if sampled else None,
             pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.ends,
+            eos_token_id=self.ends or None,
         )
         with torch.random.fork_rng(enabled=sampled, devices=[]), _own_settings_aside(self.model, settings):
             if sampled:
@@ -386,7 +387,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
             f"the adapter's tokenizer has {len(tokenizer)} tokens, its base {words} embeddings",
             next_step="merge it where it was trained (peft: merge_and_unload, then save_pretrained) and give that folder.",
         )
-    return tokenizer
+    return completed(tokenizer, checkpoint.tokenizer_folder or checkpoint.path, checkpoint.config)
 
 
 def check_room(checkpoint: Checkpoint, prompts: Sequence[str], room: int) -> None:

@@ -1,0 +1,49 @@
+"""What a folder says of its tokenizer elsewhere: a processor's chat template, the token that ends an answer, one to pad with.
+
+Padding is never attended, so any token that the model has an embedding for serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from titer.data.encode import EMBEDDED
+from titer.models.stored import read_json
+
+PROCESSORS = ("chat_template.json", "processor_config.json")  # where processors kept their template
+NAMED = "additional_chat_templates"  # a folder of further ones
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a folder holds a chat template, by its files."""
+    if (folder / "chat_template.jinja").is_file() or any(folder.glob(f"{NAMED}/*.jinja")):
+        return True
+    return any(_said(folder / name, "chat_template") for name in ("tokenizer_config.json", *PROCESSORS))
+
+
+def completed(tokenizer: Any, folder: Path, config: Mapping[str, Any]) -> Any:
+    """The tokenizer of a model's folder with what it lacks; `config`: the model's config.json."""
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = next((found for name in PROCESSORS if (found := _said(folder / name, "chat_template"))), None)
+    rows = next(
+        (c["vocab_size"] for c in (config.get("text_config"), config) if isinstance(c, Mapping) and _is_id(c.get("vocab_size"))), None
+    )
+    known = len(tokenizer) if rows is None else min(rows, len(tokenizer))
+    setattr(tokenizer, EMBEDDED, rows)
+    if not _is_id(tokenizer.eos_token_id, known):
+        stated = (_said(folder / "generation_config.json", "eos_token_id"), config.get("eos_token_id"))
+        ends = [one for said in stated for one in (said if isinstance(said, list) else [said]) if _is_id(one, known)]
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0]) if ends else None
+    if not _is_id(tokenizer.pad_token_id, known):
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _said(file: Path, name: str) -> Any:
+    return read_json(file).get(name) if file.is_file() else None
+
+
+def _is_id(value: Any, below: int | None = None) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0 and (below is None or value < below)
