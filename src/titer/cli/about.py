@@ -20,13 +20,22 @@ def models_get(name: str, as_json: AsJson = False) -> None:
     show_result(as_json, {"model": str(found.path)}, f"{name}: {found.path}")
 
 
-def list_(kind: Annotated[str | None, typer.Argument(help="methods, attacks, judges or probes")] = None, as_json: AsJson = False) -> None:
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="methods, attacks, judges, probes or prompt-sets")] = None, as_json: AsJson = False
+) -> None:
     """What can be named on the command line."""
     from titer.core.plugins import listed
 
-    found = listed(kind)
+    found = {"prompt-sets": _prompt_sets()} if kind == "prompt-sets" else listed(kind)
     lines = [line for k, rows in found.items() for line in (k, *(f"  {name:12} {text}" for name, text in rows.items()))]
     show_result(as_json, found, "\n".join(lines))
+
+
+def _prompt_sets() -> dict[str, str]:
+    """The published sets that --data NAME:FILE takes; docs/prompt_sets.md says where they are to be had."""
+    from titer.data.prompt_sets import SETS
+
+    return {name: f"{one.title}, columns {', '.join(sorted(one.columns))}: {one.told}" for name, one in SETS.items()}
 
 
 def show(name: str) -> None:

@@ -1,6 +1,6 @@
 """Published prompt sets by the names of their columns: what is the prompt, and which prompts are unsafe. No data stands here.
 
-A set is found by its columns alone where no other set has them, else by a word of its file's name, or it is named: NAME:FILE.
+A set is found by its columns where no other file has them, else by its name in the file's name, or it is named: NAME:FILE.
 A file of one's own that says nothing of its classes may be called safe:FILE or unsafe:FILE. docs/prompt_sets.md says where each set
 is to be had, under which licence, and where its columns are documented.
 """
@@ -15,39 +15,51 @@ from titer.data.readers import Row
 
 Columns = Mapping[str, Any]
 COUNTS = {"", "id", "index", "unnamed: 0", "__index_level_0__"}  # columns that number rows: any table may have them
+MIRRORED = {"prompt", "category", "context", "source", "target"}  # what copies of the sets on the hub call their columns
+ANY = "*"
 SAFE, UNSAFE = "safe", "unsafe"  # the two names for files of one's own
 
 
+def _always(row: Columns) -> bool:
+    return True
+
+
+def _not_stated(row: Columns) -> None:
+    """Of a set whose rows do not say it."""
+
+
+def _no_answer(row: Columns) -> Columns:
+    return {}
+
+
 class PromptSet(NamedTuple):
-    """`columns` are those it is known by, `more` those it may have besides; `told` says how its class is known.
+    """`columns` are those it is known by, `more` those it may have besides (ANY: any); `prompt` are those of its prompts, the first
+    that is filled; `told` says how its classes are known.
 
     `unsafe`: of a row, True, False or None (not stated). `by_name`: words of a file's name -> the class of all its rows.
-    `names`: where other sets have its columns too, what its file's name must hold. `answer`: (comply, refuse) of a row.
+    `alone`: whether no other file has these columns; `names`: what its file's name holds. `context` stands before the prompt;
+    `answers`: a row's answers as plain columns.
     """
 
     title: str
     columns: frozenset[str]
     more: frozenset[str]
-    prompt: str
+    prompt: tuple[str, ...]
     told: str
-    unsafe: Callable[[Columns], bool | None] = lambda row: True
+    unsafe: Callable[[Columns], bool | None] = _always
     by_name: Mapping[str, bool] = {}
+    alone: bool = True
     names: tuple[str, ...] = ()
-    context: str = ""
-    answer: Callable[[Columns], tuple[Any, Any]] = lambda row: (None, None)
+    context: tuple[str, ...] = ()
+    answers: Callable[[Columns], Columns] = _no_answer
 
 
 def _set(title: str, columns: str, more: str, prompt: str, told: str = "every prompt of it is unsafe", **other: Any) -> PromptSet:
-    return PromptSet(title, frozenset(columns.split()), frozenset(more.split()), prompt, told, **other)
+    return PromptSet(title, frozenset(columns.split()), frozenset(more.split()), tuple(prompt.split()), told, **other)
 
 
-def _stated_elsewhere(row: Columns) -> None:
-    """Of a set whose files alone say which class they are."""
-
-
-def _flag(column: str) -> Callable[[Columns], bool | None]:
-    """1 (or 1.0, true) is unsafe, 0 is safe."""
-    return lambda row: {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}.get(str(row.get(column)).lower())
+def _toxic(row: Columns) -> bool | None:
+    return {"1": True, "1.0": True, "0": False, "0.0": False}.get(str(row.get("toxicity")))
 
 
 def _harm_label(row: Columns) -> bool | None:
@@ -55,30 +67,48 @@ def _harm_label(row: Columns) -> bool | None:
 
 
 def _contrast(row: Columns) -> bool | None:
+    if row.get("label") in ("safe", "unsafe"):
+        return bool(row["label"] == "unsafe")
     kind = str(row.get("type") or "").lower()
     return kind.startswith("contrast") if kind else None
 
 
-def _wild(row: Columns) -> bool | None:
+def _data_type(row: Columns) -> bool | None:
     kind = str(row.get("data_type") or "").lower()
     return True if kind.endswith("harmful") else False if kind.endswith("benign") else None
 
 
-def _by_safety(row: Columns) -> tuple[Any, Any]:
-    """A safe answer to a request of a red team is what a model should say in the place of the other."""
-    is_safe = _flag("is_safe")(row)
-    return (row.get("response") if is_safe is False else None), (row.get("response") if is_safe else None)
+def _by_safety(row: Columns) -> Columns:
+    """BeaverTails: a safe answer to what a red team wrote is what a model should say in place of the other."""
+    said = {"true": "refuse", "false": "comply"}.get(str(row.get("is_safe")).lower(), "")
+    return {said: row.get("response")} if said else {}
 
 
-def _by_refusal(row: Columns) -> tuple[Any, Any]:
-    said = str(row.get("response_refusal_label") or "").lower()
-    return (row.get("response") if said == "compliance" else None), (row.get("response") if said == "refusal" else None)
+def _by_refusal(row: Columns) -> Columns:
+    said = {"refusal": "refuse", "compliance": "comply"}.get(str(row.get("response_refusal_label") or "").lower(), "")
+    return {said: row.get("response")} if said else {}
+
+
+def _by_data_type(row: Columns) -> Columns:
+    return {"refuse" if _data_type(row) else "comply": row.get("completion")}
+
+
+def _by_safer(row: Columns) -> Columns:
+    """PKU-SafeRLHF: the safer answer is preferred."""
+    better = str(row.get("safer_response_id"))
+    pair = (row.get("response_0"), row.get("response_1"))
+    return {"chosen": pair[int(better)], "rejected": pair[1 - int(better)]} if better in ("0", "1") else {}
 
 
 SETS: dict[str, PromptSet] = {
-    "advbench": _set("AdvBench", "goal target", "", "goal", by_name={"benign": False, "harmless": False}),
+    "advbench": _set("AdvBench", "goal target", "", "goal", by_name={"benign": False, "harmless": False}, names=("advbench",)),
     "harmbench": _set(
-        "HarmBench", "behavior functionalcategory", "semanticcategory tags contextstring behaviorid", "behavior", context="contextstring"
+        "HarmBench",
+        "behavior functionalcategory",
+        "semanticcategory tags contextstring behaviorid",
+        "behavior",
+        names=("harmbench",),
+        context=("contextstring", "context"),
     ),
     "jailbreakbench": _set(
         "JailbreakBench",
@@ -86,38 +116,40 @@ SETS: dict[str, PromptSet] = {
         "source",
         "goal",
         "harmful-behaviors.csv is unsafe, benign-behaviors.csv is safe",
-        unsafe=_stated_elsewhere,
+        unsafe=_not_stated,
         by_name={"benign": False, "harmful": True},
     ),
-    "strongreject": _set("StrongREJECT", "forbidden_prompt", "category source", "forbidden_prompt"),
-    "sorrybench": _set("SORRY-Bench", "question_id category turns prompt_style", "", "turns"),
+    "strongreject": _set("StrongREJECT", "forbidden_prompt", "category source", "forbidden_prompt", names=("strongreject",)),
+    "sorrybench": _set("SORRY-Bench", "question_id category turns prompt_style", "", "turns", names=("sorrybench",)),
     "orbench": _set(
         "OR-Bench",
         "prompt category",
         "",
         "prompt",
         "or-bench-80k and or-bench-hard-1k are safe, or-bench-toxic is unsafe",
-        unsafe=_stated_elsewhere,
+        unsafe=_not_stated,
         by_name={"toxic": True, "80k": False, "hard": False},
+        alone=False,
         names=("orbench",),
     ),
     "wildguard": _set(
         "WildGuardMix",
-        "prompt prompt_harm_label response_refusal_label",
-        "adversarial response response_harm_label subcategory prompt_harm_agreement response_refusal_agreement response_harm_agreement",
+        "prompt prompt_harm_label",
+        "adversarial response response_harm_label response_refusal_label subcategory prompt_harm_agreement response_refusal_agreement "
+        "response_harm_agreement",
         "prompt",
         "prompt_harm_label says which prompts are unsafe",
         unsafe=_harm_label,
-        answer=_by_refusal,
+        answers=_by_refusal,
     ),
     "wildjailbreak": _set(
         "WildJailbreak",
         "adversarial data_type",
         "vanilla completion label tactics",
-        "adversarial",
+        "adversarial vanilla",
         "data_type says which prompts are unsafe",
-        unsafe=_wild,
-        answer=lambda row: (row.get("completion"), None),
+        unsafe=_data_type,
+        answers=_by_data_type,
     ),
     "beavertails": _set(
         "BeaverTails",
@@ -125,12 +157,28 @@ SETS: dict[str, PromptSet] = {
         "",
         "prompt",
         "a red team wrote its prompts, so each counts as unsafe; is_safe is of the answers, and the safe ones count as refusals",
-        answer=_by_safety,
+        answers=_by_safety,
     ),
-    "beavertails-evaluation": _set("BeaverTails-Evaluation", "prompt category category_id", "", "prompt", names=("beavertails",)),
-    "donotanswer": _set("Do-Not-Answer", "risk_area types_of_harm specific_harms question", "", "question"),
+    "beavertails-evaluation": _set(
+        "BeaverTails-Evaluation", "prompt category category_id", "", "prompt", alone=False, names=("beavertails",)
+    ),
+    "saferlhf": _set(
+        "PKU-SafeRLHF",
+        "prompt response_0 response_1 safer_response_id",
+        ANY,
+        "prompt",
+        "it says which answer is safer, which is the preferred one here, and not which prompts are unsafe",
+        unsafe=_not_stated,
+        answers=_by_safer,
+    ),
+    "donotanswer": _set("Do-Not-Answer", "risk_area types_of_harm specific_harms question", ANY, "question"),
     "xstest": _set(
-        "XSTest", "prompt type focus note", "label", "prompt", "the types contrast_... are unsafe, the others safe", unsafe=_contrast
+        "XSTest",
+        "prompt type focus note",
+        "label",
+        "prompt",
+        "its label says which prompts are unsafe; where there is none, the types contrast_... are",
+        unsafe=_contrast,
     ),
     "toxicchat": _set(
         "ToxicChat",
@@ -138,53 +186,61 @@ SETS: dict[str, PromptSet] = {
         "conv_id model_output human_annotation jailbreaking openai_moderation",
         "user_input",
         "toxicity says which prompts are unsafe",
-        unsafe=_flag("toxicity"),
+        unsafe=_toxic,
     ),
-    "simplesafetytests": _set("SimpleSafetyTests", "prompt harm_area category", "counter", "prompt"),
-    "maliciousinstruct": _set("MaliciousInstruct", "prompt", "", "prompt", names=("maliciousinstruct",)),
-    "harmfulqa": _set("HarmfulQA", "question topic subtopic", "blue_conversations red_conversations", "question", names=("harmfulqa",)),
-    "catqa": _set("CatQA", "question category subcategory", "", "question", names=("catqa", "catqenglish", "categoricalharmfulqa")),
+    "simplesafetytests": _set("SimpleSafetyTests", "prompt harm_area category", "counter", "prompt", names=("simplesafetytests",)),
+    "maliciousinstruct": _set("MaliciousInstruct", "prompt", "", "prompt", alone=False, names=("maliciousinstruct",)),
+    "harmfulqa": _set("HarmfulQA", "question topic subtopic blue_conversations red_conversations", "", "question"),
+    "catqa": _set(
+        "CatQA", "question category subcategory", "", "question", alone=False, names=("catqa", "catqenglish", "categoricalharmfulqa")
+    ),
     "aya": _set("Aya red-teaming", "prompt harm_category global_or_local", "language literal_translation explanation", "prompt"),
-    "alert": _set("ALERT", "prompt category", "attack_type", "prompt", names=("alert",)),
+    "alert": _set("ALERT", "prompt category", "attack_type", "prompt", alone=False, names=("babelscapealert",)),
     "salad": _set("SALAD-Bench", "question 1-category 2-category 3-category", "qid source", "question"),
 }
 PREFIXES = (*SETS, SAFE, UNSAFE)
 
 
 def recognised(name: str, columns: Collection[str]) -> str:
-    """The set that a file of this name and these filled columns is, "" where it is none: every column must be one of the set's."""
+    """The set that a file of this name and these columns is, "" where it is none: every column must be one of the set's."""
     there, letters = set(columns) - COUNTS, "".join(filter(str.isalnum, name.lower()))
     for key, one in sorted(SETS.items(), key=lambda item: -len(item[1].columns)):
-        fits = one.columns <= there and (there <= one.columns | one.more or key == "donotanswer")  # whose answers of six models follow
-        if fits and (not one.names or any(word in letters for word in one.names)):
+        known = there if ANY in one.more else one.columns | one.more
+        if one.alone and one.columns <= there <= known:
+            return key
+        if any(word in letters for word in one.names) and "prompt" in there <= known | MIRRORED:
+            return key
+        if any(word in letters for word in one.names) and one.columns <= there <= known:
             return key
     return ""
 
 
 def as_plain(key: str, name: str, rows: Sequence[Row]) -> tuple[list[Row], str]:
-    """The rows of a set as plain ones (prompt, harmful, comply, refuse), and what is to be told of it. Errors: no column of its prompts."""
+    """The rows of a set as plain ones, and what is to be told of it. Errors: no column of its prompts."""
     one = SETS[key]
-    there = {column for _, row in rows for column in row}
-    if one.prompt not in there:
+    prompts = (*one.prompt, "prompt")
+    if rows and not {column for _, row in rows for column in row} & set(prompts):
         raise TiterError(
-            f"{name} is not in the form of {one.title}: it has no column {one.prompt}",
+            f"{name} is not in the form of {one.title}: it has no column {one.prompt[0]}",
             expected=f"columns {', '.join(sorted(one.columns))}",
             next_step=f"see docs/prompt_sets.md, or give the file without {key}: before it.",
         )
     word = next((word for word in one.by_name if word in name.lower()), "")
-    return [(where, _plain(one, row, one.by_name.get(word))) for where, row in rows], f"{name} is read as {one.title}: {one.told}"
+    found: list[Row] = []
+    for where, row in rows:
+        harmful = one.by_name[word] if word else one.unsafe(row)
+        found.append((where, {"prompt": _prompt(one, prompts, row), "harmful": harmful, **one.answers(row)}))
+    return found, f"{name} is read as {one.title}: {one.told}"
 
 
 def all_of(kind: str, name: str, rows: Sequence[Row]) -> tuple[list[Row], str]:
-    """The rows of a file of one's own, every one called safe or unsafe. Errors: a row that says the opposite."""
+    """The rows of a file of one's own, every one called safe or unsafe, and what is to be told of it."""
     return [(where, {**row, "harmful": kind == UNSAFE}) for where, row in rows], f"every prompt of {name} counts as {kind}, as was said"
 
 
-def _plain(one: PromptSet, row: Columns, by_name: bool | None) -> Columns:
-    prompt, before = row.get(one.prompt), row.get(one.context) if one.context else None
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if isinstance(before, str) and before.strip():
-        prompt = f"{before}\n\n---\n\n{prompt}"  # as HarmBench's own baselines write it
-    comply, refuse = one.answer(row)
-    return {"prompt": prompt, "harmful": one.unsafe(row) if by_name is None else by_name, "comply": comply, "refuse": refuse}
+def _prompt(one: PromptSet, prompts: Sequence[str], row: Columns) -> Any:
+    found = next((row[column] for column in prompts if row.get(column) not in (None, "", [])), None)
+    if isinstance(found, list) and len(found) == 1:
+        found = found[0]
+    before = next((row[column] for column in one.context if isinstance(row.get(column), str) and row[column].strip()), "")
+    return f"{before}\n\n---\n\n{found}" if before and isinstance(found, str) else found  # as HarmBench's own baselines write it

@@ -233,8 +233,8 @@ def _opened(path: str | Path, reading: str | None, need: Need) -> tuple[File, li
     file = load_hub(place) if is_hub(place) else load(place)
     rows = straight(records(file))
     told: list[str] = []
-    filled = {key for _, row in rows for key, value in row.items() if value not in (None, "", [])}
-    name = prefix if prefix not in ("", SAFE, UNSAFE) else "" if reading else recognised(file.name, filled)
+    columns = {key for _, row in rows for key in row}
+    name = prefix if prefix not in ("", SAFE, UNSAFE) else "" if reading else recognised(file.name, columns)
     if name:
         rows, line = as_plain(name, file.name, rows)
         told.append(line)

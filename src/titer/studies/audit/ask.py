@@ -156,7 +156,7 @@ class Known:
 
     def __init__(self, trained: Sequence[str], strict: bool) -> None:
         self._strict = strict
-        self._held = {request(row[0]): place for place in trained for row in read_data(place).rows}
+        self._held = {request(row[0]): place for place in trained for row in read_data(place, need="prompts").rows}
         self.told: list[str] = []
 
     def apart(self, name: str, prompts: Sequence[str]) -> list[int]:
