@@ -31,7 +31,7 @@ def test_evaluate_prints_the_rates_the_answer_and_the_report(titer: Titer, here:
 
 def test_evaluate_as_json(titer: Titer, here: Path) -> None:
     found = titer(*EVALUATE, "--attack", "prefill", "--json").json
-    assert set(found) == {"answer", "report", "rates", "judges"}
+    assert set(found) == {"answer", "report", "notes", "rates", "judges"}
     assert list(found["judges"]) == ["agreement of two judges"]
     assert Path(found["report"]).is_file()
     assert {row["kind"] for row in found["rates"]} == {"safe", "unsafe", "prefill"}

@@ -21,6 +21,7 @@ from titer.data.sources import detected, preferences, read_text
 from titer.data.turns import Turn, written
 
 Rows = list[dict[str, Any]]
+USER, BOT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\x00\x1e"), min_size=1, max_size=12).filter(str.strip)
 ROWS = st.lists(
     st.fixed_dictionaries({"prompt": TEXT, "label": st.sampled_from(["safe", "unsafe"]), "comply": TEXT}),
@@ -66,6 +67,11 @@ FORMS: dict[str, Callable[[Rows], bytes]] = {
     "bom.csv": lambda rows: b"\xef\xbb\xbf" + table(rows),
     "wide.csv": lambda rows: table(rows).decode().encode("utf-16"),
     "bare.csv": lambda rows: table(rows).decode().encode("utf-16-le"),
+    "split.json": lambda rows: json.dumps(
+        {"columns": list(rows[0]), "index": [*range(len(rows))], "data": [[row[key] for key in rows[0]] for row in rows]}
+    ).encode(),
+    "index.json": lambda rows: json.dumps({str(i): row for i, row in enumerate(rows)}).encode(),
+    "tabs.csv": lambda rows: table(rows, "\t"),
     "semicolons.csv": lambda rows: table(rows, ";"),
     "x.tsv": lambda rows: table(rows, "\t"),
     "x.parquet": parquet,
@@ -145,12 +151,26 @@ def test_unpaired_preferences_are_a_form_of_their_own(tmp_path: Path, yes: Any, 
     assert {row[1] for row in read_text(f"unsafe:{path}").rows} == {True}
 
 
+def test_unpaired_preferences_in_other_columns(tmp_path: Path) -> None:
+    for row in ({"messages": [USER, BOT]}, {"prompt": "a", "response": "b"}, {"prompt": [USER], "completion": [BOT]}):
+        path = put(tmp_path, {**row, "label": True}, {**row, "label": False})
+        assert "label says which completions are wanted" in wrong(path)
+        found = read_text(path, labelled=False)
+        assert (found.rows, found.left_out) == ((("a", None, "b", None),), {"whose completion is not wanted": 1})
+    assert read_text(put(tmp_path, {"prompt": "a", "label": True})).rows == (("a", True, None, None),)  # no answer: it is of the prompt
+
+
+def test_numbers_that_count_as_classes_are_told(tmp_path: Path) -> None:
+    found = read_text(put(tmp_path, {"prompt": "a", "label": 1}, {"prompt": "b", "label": 0}))
+    assert found.notes == ["x.jsonl has numbers in label: 1 counts as unsafe, 0 as safe"]
+    assert read_text(put(tmp_path, {"prompt": "a", "harmful": 1}, {"prompt": "b", "is_harmful": "no"})).notes == []
+
+
 def test_words_beside_a_completion_are_classes_as_ever(tmp_path: Path) -> None:
     path = put(tmp_path, {"prompt": "a", "completion": "b", "label": "unsafe"}, {"prompt": "c", "completion": "d", "label": "safe"})
     assert read_text(path).rows == (("a", True, "b", None), ("c", False, "d", None))
 
 
-USER, BOT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 SYSTEM = written((Turn("system", "s"), Turn("user", "a")))
 HH = "\n\nHuman: a\n\nAssistant: {}"
 
@@ -170,6 +190,7 @@ HH = "\n\nHuman: a\n\nAssistant: {}"
         ({"conversations": ["a", "b"], "source": "lima"}, "a", "b"),
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"}, SYSTEM, "b"),
         ({"contents": [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]}]}, "a", "b"),
+        ({"system": [{"type": "text", "text": "s"}], "messages": [USER, BOT]}, SYSTEM, "b"),
         ({"systemInstruction": {"parts": [{"text": "s"}]}, "contents": [{"role": "user", "parts": [{"text": "a"}]}]}, SYSTEM, None),
         ({"chosen": HH.format("b"), "rejected": HH.format("c")}, "a", "b"),
         ({"prompt": HH.format("").strip(" "), "chosen": "b", "rejected": "c"}, "a", "b"),

@@ -7,7 +7,8 @@ BEHIND = ("input", "context")  # what stands behind an instruction: Alpaca's and
 SYSTEM = ("system", "system_prompt", "systeminstruction", "system_instruction")
 CHAT = ("messages", "conversations", "conversation", "contents")  # lists of turns
 PREFERENCE = ("chosen", "rejected")
-CLASS = ("harmful", "label", "prompt_label", "prompt_harm_label", "kind", "type")  # any of them may say safe or unsafe
+HARM = ("harmful", "is_harmful", "is_unsafe")  # columns whose name says what true and yes mean
+CLASS = (*HARM, "label", "prompt_label", "prompt_harm_label", "kind", "type")  # any of them may say safe or unsafe
 EXAMPLE_FILE = "prompt,label\nHow do I bake bread?,safe\nA request to refuse,unsafe\n"
 FORMAT = f"""\
 a .csv, .tsv, .json, .jsonl or .parquet file (or hub:OWNER/NAME) with a column `prompt` and a column `label` (safe or unsafe) \

@@ -125,10 +125,10 @@ def _tsv(name: str, text: str) -> Iterator[Row]:
 
 
 def _csv(name: str, text: str, delimiter: str = "") -> Iterator[Row]:
-    """Rows under a header. Without a `delimiter` it is the comma, or the semicolon where the header has no comma."""
+    """Rows under a header. Without a `delimiter` it is the first of comma, semicolon and tab that the header has."""
     begun = text.lstrip("\r\n").partition("\n")[0]
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # the library's own limit is 131,072 letters
-    mark = delimiter or (";" if ";" in begun and "," not in begun else ",")
+    mark = delimiter or next((one for one in ",;\t" if one in begun), ",")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
     header: list[str] | None = None
     while True:
@@ -212,6 +212,10 @@ def _json(name: str, text: str) -> Iterator[Row]:
         yield _row(f"{name}, item {number}", row)
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _is_object(line: str) -> bool:
     """Whether a line alone is a JSON object: what a list that is spread over lines never begins with."""
     try:
@@ -232,6 +236,10 @@ def _rows_in(name: str, found: Mapping[str, Any]) -> Any:
     if lists and not turns:
         return next(iter(lists.values()))
     values = list(found.values())
+    if set(found) == {"columns", "index", "data"} and all(isinstance(one, list) for one in (found["columns"], *_list(found["data"]))):
+        return [dict(zip(found["columns"], cells, strict=False)) for cells in found["data"]]
+    if values and all(key.isdecimal() and isinstance(value, dict) for key, value in found.items()):
+        return values
     if values and all(isinstance(value, dict) and value.keys() == values[0].keys() and value for value in values):
         return [{key: column[at] for key, column in found.items()} for at in values[0]]
     if len(values) > 1 and all(isinstance(value, list) and len(value) == len(values[0]) for value in values):

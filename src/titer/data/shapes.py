@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from titer.core.errors import TiterError, unknown, visible
-from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, FORMAT, PAIR, PREFERENCE, PROMPT, SYSTEM
+from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SYSTEM
 from titer.data.readers import Row
 from titer.data.turns import LeftOut, Turn, conversation, is_transcript, plain_text, transcript, with_system, written
 
@@ -33,7 +33,9 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 SAYS_SAFE = ("safe", "harmless", "benign", "unharmful", "non-harmful", "not harmful", "not_harmful", "false", "0", "0.0")
 SAYS_UNSAFE = ("unsafe", "harmful", "malicious", "true", "1", "1.0")
 WORDS = {**dict.fromkeys(SAYS_SAFE, False), **dict.fromkeys(SAYS_UNSAFE, True)}
-NUMBERS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}  # what an unpaired label may be
+YES = {"yes": True, "no": False, "y": True, "n": False}
+TRUTHS = {"true": True, "false": False}
+NUMBERS = {**TRUTHS, "1": True, "1.0": True, "0": False, "0.0": False}  # what an unpaired label may be
 TREE = {"message_id", "text", "role"}  # OpenAssistant's: a row a message
 
 
@@ -43,7 +45,7 @@ class Shape(NamedTuple):
     reading: Reading
     used: tuple[tuple[str, str], ...]
     ignored: tuple[str, ...]
-    told: str = ""
+    told: tuple[str, ...] = ()
 
 
 def straight(rows: Iterable[Row]) -> list[Row]:
@@ -79,12 +81,17 @@ def shape(name: str, rows: Sequence[Row], reading: str | None = None, need: Need
     way = reading or chosen_way(name, ways, need, bool(set(filled) & {*COMPLY, "refuse"}))
     if reading is None:
         _one_meaning(rows, way)
+    numbered = sorted({key for _, row in rows for key in _class_columns(row) if key not in HARM and str(row[key]).strip()[0] in "01"})
     others = [f"{other} ({', '.join(sorted(columns))})" for other, columns in ways.items() if other != way]
-    told = f"{name} is read as {way}; it could be read as {' or '.join(others)} (--reading)" if others and reading is None else ""
+    told = []
+    if others and reading is None:
+        told.append(f"{name} is read as {way}; it could be read as {' or '.join(others)} (--reading)")
+    if numbered and way != "unpaired":
+        told.append(f"{name} has numbers in {', '.join(numbered)}: 1 counts as unsafe, 0 as safe")
     used = _used(way, rows, list(filled))
     spoken = {column for column, _ in used}
     chosen: Any = way
-    return Shape(chosen, tuple(used), tuple(visible(column, 60) for column in filled if column not in spoken), told)
+    return Shape(chosen, tuple(used), tuple(visible(column, 60) for column in filled if column not in spoken), tuple(told))
 
 
 def chosen_way(name: str, ways: Mapping[str, set[str]], need: Need, answered: bool) -> str:
@@ -109,7 +116,7 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
     """
     stated = {**row, "label": None} if reading == "unpaired" else row
     harmful = harmful_in(where, stated)
-    if reading == "chat":
+    if reading == "chat" or (reading == "unpaired" and not any(_filled(row.get(key)) for key in PROMPT)):
         column = next((key for key in CHAT if row.get(key) is not None), CHAT[0])
         said = with_system(conversation(where, column, row.get(column)), where, _system(where, row))
         before, comply = _split(said, f"{where}, column {column}")
@@ -162,7 +169,7 @@ def pair(where: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def harmful_in(where: str, row: Mapping[str, Any]) -> bool | None:
     """What a row says of its class. Errors: two columns that say the opposite of each other."""
-    said = {column: WORDS[str(row[column]).strip().lower()] for column in _class_columns(row)}
+    said = {column: _words(column)[str(row[column]).strip().lower()] for column in _class_columns(row)}
     if len(set(said.values())) > 1:
         words = ", ".join(f"{column} says {visible(repr(row[column]), 40)}" for column in said)
         raise TiterError(f"{where}: safe and unsafe at once ({words})", next_step="take out or mend one of the two columns.")
@@ -175,7 +182,12 @@ def text_in(row: Mapping[str, Any], keys: Iterable[str]) -> str | None:
 
 
 def _class_columns(row: Mapping[str, Any]) -> list[str]:
-    return [key for key in CLASS if isinstance(row.get(key), str | bool | int | float) and str(row[key]).strip().lower() in WORDS]
+    return [key for key in CLASS if isinstance(row.get(key), str | bool | int | float) and str(row[key]).strip().lower() in _words(key)]
+
+
+def _words(column: str) -> Mapping[str, bool]:
+    """What the words of a column of classes mean: yes and no in those alone that are named for harm."""
+    return WORDS | YES if column in HARM else WORDS
 
 
 def _no_class(where: str, row: Mapping[str, Any], reading: str) -> TiterError:
@@ -196,16 +208,31 @@ def _no_class(where: str, row: Mapping[str, Any], reading: str) -> TiterError:
 
 
 def _is_unpaired(rows: Sequence[Row]) -> bool:
-    """Whether the rows are TRL's unpaired preferences: prompt, completion, and a label that is true or false throughout."""
+    """Whether the rows are unpaired preferences: answers, and a label that is true or false throughout.
+
+    In TRL's own columns, prompt and completion, it may be a number; beside other answers a number is a class,
+    and beside `comply`, which is Titer's own column, every label is.
+    """
     labels = {str(row["label"]).strip().lower() for _, row in rows if row.get("label") is not None and str(row["label"]).strip()}
-    whole = any(_filled(row.get("prompt")) and _filled(row.get("completion")) for _, row in rows)
-    return whole and bool(labels) and labels <= set(NUMBERS)
+    own = any(_filled(row.get("prompt")) and _filled(row.get("completion")) for _, row in rows)
+    answered = any(_filled(row.get(key)) for _, row in rows for key in COMPLY[1:]) or any(
+        _is_answered(row.get(key)) for _, row in rows for key in CHAT
+    )
+    return bool(labels) and (labels <= set(NUMBERS) if own else answered and labels <= set(TRUTHS))
+
+
+def _is_answered(turns: Any) -> bool:
+    """Whether a list of turns ends with another than its first speaker."""
+    return isinstance(turns, list) and len(turns) > 1
 
 
 def _system(where: str, row: Mapping[str, Any]) -> Any:
     """The system text of a column: a text, or an object of parts."""
     value = next((row[key] for key in SYSTEM if _filled(row.get(key))), None)
-    return plain_text(where, value.get("parts", value.get("content"))) if isinstance(value, Mapping) else value
+    text = plain_text(where, value.get("parts", value.get("content")) if isinstance(value, Mapping) else value)
+    if text is not None and not isinstance(text, str):
+        raise TiterError(f"{where}: the system text is {visible(repr(value), 60)}", expected="a text")
+    return text
 
 
 def _said(where: str, column: str, value: Any) -> tuple[Turn, ...]:
@@ -272,7 +299,8 @@ def _ways(filled: set[str], turned: set[str], unpaired: bool) -> dict[str, set[s
         found["preference"] = set(PREFERENCE) | prompts
     answers = filled & (set(COMPLY) | {"refuse"})
     if unpaired:
-        found["unpaired"] = {"prompt", "completion", "label"}
+        found.pop("chat", None)
+        found["unpaired"] = {"label", *((prompts | answers) or chat)}
     elif plain and not (both and not answers):  # chosen and rejected need the prompt themselves
         alpaca = prompts == {"instruction"} and bool(filled & {"output", *BEHIND}) and not answers - {"output", "response", "refuse"}
         found["alpaca" if alpaca else "plain"] = plain | answers

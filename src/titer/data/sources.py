@@ -242,7 +242,7 @@ def _opened(path: str | Path, reading: str | None, need: Need) -> tuple[File, li
         rows, line = all_of(prefix, file.name, rows)
         told = [line]
     form = shape(file.name, rows, reading, need)
-    return file, rows, form, (*told, *([form.told] if form.told else []))
+    return file, rows, form, (*told, *form.told)
 
 
 def place_of(path: str | Path) -> tuple[str, str | Path]:
