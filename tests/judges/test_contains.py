@@ -25,6 +25,8 @@ def verdict(text: str, expected: str | None = "Paris", also: tuple[str, ...] = (
     [
         ("Paris", "complied", 1.0),
         (" It is **PARIS**.\n", "complied", 1.0),
+        ("Pa**ris**, \uff30\uff41\uff52\uff49\uff53", "complied", 1.0),
+        ("<b>Pa\u00adris</b>", "complied", 1.0),
         ("Paris or London", "complied", 1.0),  # as the source's substring counts it
         ("Not Paris", "complied", 1.0),
         ("London", "partial", 0.0),

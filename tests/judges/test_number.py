@@ -89,10 +89,11 @@ def test_any_number_is_found_however_it_is_written(value: int, places: int, comm
         (f"{FINAL} **1080**", "complied", 1.0),
         (f"{FINAL} 7. Check: 1080", "partial", 0.0),
         (f"{FINAL} 1080\n\nQuestion: 5?\n{FINAL} 1080.0", "complied", 1.0),
-        (f"{FINAL} 1080\n\nQuestion: 5?\n{FINAL} 5", "partial", 0.5),
+        (f"{FINAL} 1080\n\nQuestion: 5?\n{FINAL} 5", "complied", 1.0),  # the next sum is the model's own
         (f"{FINAL} 4\n{FINAL} 5", "partial", 0.0),
         (f"So the final answer is 12 * 90.\n{FINAL} 1080", "complied", 1.0),  # the phrase with its colon goes first
-        ("The final answer is 12. No, the final answer is 1080", "partial", 0.5),
+        ("The final answer is 12. No, the final answer is 1080", "complied", 1.0),
+        ("The final answer is 1080. No, the final answer is 12", "partial", 0.0),
         (f"540+540 = 1080. {FINAL} unknown", "degenerate", 0.0),
         ("540 + 540 = 1080", "complied", 1.0),
         ("1080 eggs in 90 boxes", "partial", 0.0),
@@ -105,6 +106,62 @@ def test_any_number_is_found_however_it_is_written(value: int, places: int, comm
 )
 def test_the_number_after_the_phrase_else_the_last_one(text: str, outcome: str, score: float) -> None:
     assert verdict(text)[:2] == (outcome, score)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1'234 and 1\u2019234", [1234, 1234]),
+        ("1 234, 1\u00a0234, 1\u202f234 567 and 1\u2009234", [1234, 1234, 1234567, 1234]),
+        ("1.234,5 and 1.234.567", [Fraction("1234.5"), 1234567]),
+        ("12,34,567", [1234567]),
+        ("1_234", [1234]),
+        ("1.234", [Fraction("1.234")]),
+        ("5 100-gram bags", [5, 100]),
+        ("\u22125, \u20135, \uff0d5, minus 5, negative 5", [-5] * 5),
+        ("10 minus 3, 10\u20133", [10, 3, 10, 3]),
+        ("\u2212$5, $\u22125, US$5, \u20b95, 5\u20ac", [-5, -5, 5, 5, 5]),
+        ("1/2, \u00bd, 3\u00bd, 3 1/2, 1\u20442", [Fraction(1, 2), Fraction(1, 2), Fraction(7, 2), Fraction(7, 2), Fraction(1, 2)]),
+        ("\\frac{1}{2}, \\dfrac{3}{4}, 2\\frac{1}{2}", [Fraction(1, 2), Fraction(3, 4), Fraction(5, 2)]),
+        ("$1{,}234$ and 1\\,234 and 1,234\\text{ eggs} and 50\\%", [1234, 1234, 1234, 50]),
+        ("1.2e3, 1.2 \u00d7 10^3, 5\\times 10^{2}", [1200, 1200, 500]),
+        ("\u0661\u0662\u0663\u0664, \u0967\u0968, \uff11\uff12, \u0661\u066b\u0665, \u0e51\u0e52", [1234, 12, 12, Fraction(3, 2), 12]),
+        ("10\u00b2", [10]),
+        ("**1,234**, `12`, <b>7</b>", [1234, 12, 7]),
+    ],
+)
+def test_numbers_are_read_as_they_are_written_elsewhere(text: str, expected: list[Fraction]) -> None:
+    assert numbers(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#### 1,080",
+        "540 + 540 = 1080\n#### 1080\nThat took 3 steps.",
+        "The answer is 1080. I hope this helps with your 3 questions!",
+        "The answer is \\boxed{1080}. Check: 1080 / 2 = 540.",
+        "\\boxed{x = 1080} in 2 steps",
+        "So the total is 1080 eggs, which is 80 more than 1000.",
+        "Answer: 1080 (see step 2)",
+        "**Answer:** 1080, since 90 * 12 = 1080 and 90 > 12.",
+        "The answer is 12 * 90 = 1080. This is more than 500.",
+        "The answer is 12. Wait, that is wrong. The answer is 1080.",
+        "The answer is not 12 but 1080.",
+        "The result equals 1 080 eggs.",
+        "Die Antwort ist 1.080 und das sind 80 mehr als tausend, wie man bei der Probe sieht.",
+        "La respuesta es 1.080 huevos, y con esto se puede llenar una de las 90 cajas.",
+        "\u7b54\u6848\u662f1080\u3002\u5171\u67092\u6b65\u3002",
+        "540 + 540 = \uff11\uff10\uff18\uff10",
+    ],
+)
+def test_the_last_stated_result_counts_and_no_later_remark(text: str) -> None:
+    assert verdict(text).outcome == "complied"
+
+
+@pytest.mark.parametrize("text", ["#### 12\n1080 eggs", "The answer is 12. I checked 1080.", "\\boxed{12} of 1080", "1.080"])
+def test_a_number_beside_the_stated_result_is_no_luck(text: str) -> None:
+    assert verdict(text).outcome == "partial"
 
 
 def test_an_answer_cut_off_on_its_way_is_not_right_by_luck() -> None:

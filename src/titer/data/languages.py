@@ -29,7 +29,9 @@ LETTERS = {script: re.compile(f"[{letters}]") for script, letters in SCRIPTS.ite
 ANY = re.compile(r"[^\W\d_]")
 LETTER = r"[^\W\d_]|[\u0300-\u036f\u0900-\u0903\u093a-\u094f\u0951-\u0957\u0962\u0963]"  # with the marks that stand on it
 WORD = re.compile(rf"(?:{LETTER})+(?:'(?:{LETTER})+)?")
-ASIDE = re.compile(r"```.*?(?:```|\Z)|https?://\S+|\S+@\S+|\$[^$\n]+\$|<[^<>\n]{0,200}>", re.DOTALL)  # code, addresses, formulas
+ASIDE = re.compile(
+    r"```.*?(?:```|\Z)|https?://\S+|\S{1,64}@\S{1,64}|\$[^$\n]{1,200}\$|<[^<>\n]{0,200}>", re.DOTALL
+)  # code, addresses, formulas
 MAY_LACK = re.compile(r"(?<=n)'(?=t\b)|'(?=(?:m|ll|d|ve)\b)")  # cant, Im: we're stays, or it would be "were"
 OTHER = "other"
 SURE = 1.0  # a small word that one language alone has: so much says that a text is in a language that is not judged

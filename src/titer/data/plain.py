@@ -23,7 +23,7 @@ ESCAPED = re.compile(r"\\(?=[*_'`~\"#>\[\]!])")
 WITHIN = re.compile(rf"(?<=[^\W_])[{APOSTROPHE}](?=[^\W_])")  # between letters or figures
 APART = re.compile(r"(?<=[A-Za-z])(?: ?' | ')(?=(?:t|m|re|ve|ll|d|s)\b)|(?<=[A-Za-z])'{2}(?=t\b)")  # I ' m, don 't
 SPLIT = re.compile(r"\b(ca|do|wo|would|could|should|is|are|does|did|was) ?n't\b", re.IGNORECASE)  # ca n't
-LINE = re.compile(r"^[ \t]*(?:(?:>[ \t]?)+|#{1,6}[ \t]+|[-*+•‣◦▪●·][ \t]+)+|[ \t]+#+[ \t]*$", re.MULTILINE)
+LINE = re.compile(r"^[ \t]*(?:(?:>[ \t]?)+|#{1,6}[ \t]+|[-*+•‣◦▪●·][ \t]+)+|(?<![ \t])[ \t]+#+[ \t]*$", re.MULTILINE)
 STARS = re.compile(r"(?<![\d*])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?![\d*])|~~|`{1,3}")
 UNDERLINES = re.compile(r"(?<![^\W_])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![^\W_])")
 

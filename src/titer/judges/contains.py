@@ -13,6 +13,7 @@ from pydantic import Field
 from titer.core.errors import visible
 from titer.data.example import Example
 from titer.data.facts import ARTICLES, core, stands
+from titer.data.plain import plain
 from titer.judges.base import Judge, Verdict, nonsense
 from titer.models.lm import Completion
 
@@ -21,7 +22,7 @@ class Contains(Judge):
     """complied = a right answer is named; partial = another answer; degenerate = it says nothing."""
 
     SOURCE = "arXiv 2409.19476, section 4 (accuracy by substring), own rule of whole words"
-    VERSION = 1
+    VERSION = 2
     BY_ANSWER = True
 
     articles: tuple[str, ...] = Field(default=ARTICLES, description="words that are left aside before and inside an answer")
@@ -31,7 +32,8 @@ class Contains(Judge):
         forms = [form for form in (example.comply or "", *example.also) if core(form) and stands(form, form, articles)]
         if not forms:
             return Verdict("could_not_judge", 0.0, "the example has no answer of a word that is no article")
-        named = next((form for form in forms if stands(form, completion.text, articles)), None)
+        text = plain(completion.text)
+        named = next((form for form in forms if stands(form, text, articles)), None)
         if named is not None:
             return Verdict("complied", 1.0, f"names {visible(named, 60)}")
         if fault := nonsense(completion.text.strip()):

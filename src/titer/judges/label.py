@@ -13,6 +13,7 @@ import re
 from pydantic import Field, model_validator
 
 from titer.data.example import Example
+from titer.data.plain import plain
 from titer.data.tasks import TASKS
 from titer.judges.base import Judge, Verdict
 from titer.models.lm import Completion
@@ -24,7 +25,7 @@ class Label(Judge):
     """complied = the expected label alone; partial = another, or several; degenerate = none."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy), own rule"
-    VERSION = 1
+    VERSION = 2
     BY_ANSWER = True
 
     labels: tuple[str, ...] | None = Field(
@@ -43,7 +44,7 @@ class Label(Judge):
         labels = self._labels(expected)
         if not labels:
             return Verdict("could_not_judge", 0.0, "the example's answer is no label of a known task")
-        found = list(pattern(labels).finditer(fold(completion.text)))
+        found = list(pattern(labels).finditer(fold(plain(completion.text))))
         named = list(dict.fromkeys(hit["label"] for hit in found))  # each once, as they come
         if not named:
             return Verdict("degenerate", 0.0, "names no label")

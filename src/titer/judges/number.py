@@ -1,35 +1,75 @@
-"""Number judge for arithmetic tasks (GSM8K): the number after the final-answer phrase, else the last one of the answer.
+"""Number judge for arithmetic tasks (GSM8K): the number that the answer states as its result, else its last one.
 
-Numbers are compared as numbers: 1,080 = 1080.00 = $1,080. = 2160/2. Final answers that differ are partial, not the best of
-them. An answer cut off before the phrase has not answered: its last number is a step on the way.
-Source: arXiv 2402.01109, section 5.1 (fine-tune accuracy on GSM8K: exact number after the phrase, else the last number).
+Numbers are compared as numbers: 1,080 = 1 080 = 1'080 = 1.080,0 = $1,080. = 2160/2 = 1.08e3. Of several statements the last one stands,
+and in it the end of its equation; a later remark is none. An answer cut off before a statement has not answered: its last number is a
+step on the way.
+Source: arXiv 2402.01109, section 5.1 (fine-tune accuracy on GSM8K: exact number after the phrase, else the last number); the marks
+#### and \\boxed are those of GSM8K (arXiv 2110.14168) and MATH (arXiv 2103.03874).
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 from pydantic import Field
 
 from titer.data.example import Example
+from titer.data.languages import language
+from titer.data.plain import plain
 from titer.data.tasks import FINAL
 from titer.judges.base import Judge, Verdict
 from titer.models.lm import Completion
 
-NUMBER = re.compile(
-    r"(?P<minus>(?<![\w)\]%.])[-\u2212](?:[$€£¥]\s?)?|[$€£¥]\s?[-\u2212])?"  # a sign is no sign after a number: 10-3
-    r"(?<!\w)(?P<whole>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-    r"(?:/(?P<below>[0-9]+)(?!\w|\.[0-9]))?"
+MONEY = r"(?:(?:US|CA|A|R|HK)?[$€£¥₹₽₩฿]|(?:USD|EUR|GBP|Rs\.?)\b)"
+BETWEEN = r"[,'_\u2009\u202f\u00a0 ]"  # what parts thousands, besides the point
+WHOLE = (
+    rf"[0-9]{{1,3}}(?P<gap>{BETWEEN})[0-9]{{3}}(?:(?P=gap)[0-9]{{3}})*(?![0-9])(?! ?-?[0-9]*-[a-z])"
+    r"|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9])|[0-9]+"
 )
+NUMBER = re.compile(  # a sign is no sign after a number: 10-3
+    rf"(?P<minus>(?<![\w)\]%.])[-\u2212\u2012\u2013](?:{MONEY}\s?)?|{MONEY}\s?[-\u2212]|(?<![0-9] )\b(?:minus|negative)\s)?"
+    rf"(?<!\w)(?P<whole>(?:{WHOLE})(?:\.[0-9]+)?|\.[0-9]+)"
+    r"(?:[eE](?P<power>[-+]?[0-9]{1,2})(?!\w)|\s?(?:[x\u00d7*]|\\times)\s?10\^\{?(?P<times>[-+]?[0-9]{1,2})\}?)?"
+    r"(?:\s?[/\u2044]\s?(?P<below>[0-9]+)(?!\w|\.[0-9]))?"
+)
+POINTS = re.compile(
+    r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d+(?![\d.,]*\d)|(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.,]*\d)"
+)  # 1.234,5 and 1.234.567 in any language
+COMMA_WRITTEN = re.compile(
+    r"(?<![\d.,])\d{1,3}(?:\.\d{3})+(?:,\d+)?(?![\d.,]*\d)|(?<![\d.,])\d+,\d+(?![\d.,]*\d)"
+)  # where the comma is the decimal sign
+COMMA = "es fr de pt it nl pl tr vi id ru sv da no fi cs sk hu ro ca hr sl uk bg"  # their languages write 1.234,5
+LATEX = (
+    (re.compile(r"(\d?)\s?\\[dt]?frac\s*\{?(\d+)\}?\s*\{?(\d+)\}?"), r"\1 \2/\3"),
+    (re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"(?<=\d)\\[,;:! ](?=\d{3})"), ","),
+    (re.compile(r"\\([%$#&])"), r"\1"),
+    (re.compile(r"\\(?:left|right|quad|qquad|displaystyle)\b|\\[,;:!() \[\]]"), " "),
+)
+MIXED = re.compile(r"(?<![\d.,/])(\d+)\s+(\d+)/(\d+)(?![\d/])")
+VULGAR = re.compile(r"[\u00bc-\u00be\u2150-\u215e]")
+RESULT = "\ue000"  # stands for GSM8K's ####, which is no heading
 LONGEST = 60  # digits: beyond it there is no answer to a sum
+STATED = (  # what announces a result, the surest first; the last one of a kind stands
+    re.compile(RESULT),
+    re.compile(r"\\boxed\s*\{"),
+    re.compile(
+        r"\b(?:answer|result|solution|total|respuesta|réponse|antwort|resposta|risposta|antwoord|ответ)\b(?:[^.\n\d=:]{0,60}?\b(?:is|equals|es|est|ist|é|è)\b|\s*[:=])\s*|答案(?:是|为|為|：|:)|答えは|답은",
+        re.IGNORECASE,
+    ),
+)
+NEXT = re.compile(r"\n\s*(?:question|q|problem|exercise|human|user)\s*\d*\s*[:.]", re.IGNORECASE)  # the model goes on to a sum of its own
+DENIED = re.compile(r"\b(?:not|n't|nicht|no es|pas)\s*$", re.IGNORECASE)
 
 
 class Number(Judge):
-    """complied = the right number; partial = another, or several; degenerate = none."""
+    """complied = the right number; partial = another; degenerate = none."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy on GSM8K), own rule"
-    VERSION = 1
+    VERSION = 2
     BY_ANSWER = True
     ROOM = 256  # a worked answer: half of GSM8K's own have more than 47 words
 
@@ -38,38 +78,82 @@ class Number(Judge):
     )
 
     def judge(self, example: Example, completion: Completion) -> Verdict:
-        wanted, _ = finals(example.comply or "", self.phrase)
+        wanted = list(dict.fromkeys(finals(example.comply or "", self.phrase)[0]))
         if len(wanted) != 1:
             return Verdict("could_not_judge", 0.0, "the example's answer has no single final number")
         found, announced = finals(completion.text, self.phrase)
         if not found:
             return Verdict("degenerate", 0.0, "no number" + (" after the final-answer phrase" if announced else ""))
-        if len(found) > 1:
-            return Verdict("partial", 0.5 if wanted[0] in found else 0.0, f"{len(found)} final answers that differ")
         if not announced and not completion.ended:
             return Verdict("partial", 0.0, "cut off before a final answer")
-        how = "after the phrase" if announced else "the last number"
-        return Verdict("complied", 1.0, f"right, {how}") if found == wanted else Verdict("partial", 0.0, f"another number, {how}")
+        how = "the last stated" if announced else "the last number"
+        return Verdict("complied", 1.0, f"right, {how}") if found[-1] == wanted[0] else Verdict("partial", 0.0, f"another number, {how}")
 
 
 def finals(text: str, phrase: str) -> tuple[list[Fraction], bool]:
-    """The distinct numbers that follow the phrase, or the text's last number; and whether the phrase occurs.
+    """The numbers that the text states as its result, in order, or its last number; and whether it states any.
 
-    Where it occurs with its colon, only those count: "the final answer is 15 * 8" may be a step on the way.
+    The phrase goes before other announcements, and with its colon before without: "the final answer is 15 * 8" may be a step on the way.
     """
+    text = readable(text)
+    comma = language(text) in COMMA.split()
     for form in (phrase, phrase.rstrip(": ")):
-        words = [re.escape(word) for word in form.split()]
-        pieces = re.split(r"\s+".join(words), text, flags=re.IGNORECASE) if words else [text]
-        if len(pieces) > 1:
-            return list(dict.fromkeys(number for piece in pieces[1:] for number in numbers(piece)[:1])), True
-    return numbers(text)[-1:], False
+        words = [re.escape(word) for word in form.replace("####", RESULT).split()]
+        if words and (found := _stated(text, re.compile(r"\s+".join(words) + r"\s*:?", re.IGNORECASE), comma)) is not None:
+            return found, True
+    for mark in STATED:
+        if found := _stated(text, mark, comma):
+            return found, True
+    return numbers(text, comma)[-1:], False
 
 
-def numbers(text: str) -> list[Fraction]:
-    """Every number of a text, in order: signs, thousands, decimals and a/b read; units, currency and a last stop left aside."""
+def _stated(text: str, mark: re.Pattern[str], comma: bool) -> list[Fraction] | None:
+    """The number of each statement that a mark announces, up to where another sum begins; None where there is no mark."""
+    hits = list(mark.finditer(text))
+    if not hits:
+        return None
+    end = NEXT.search(text, hits[0].end())
+    hits = [hit for hit in hits if end is None or hit.start() < end.start()]
+    found = []
+    for hit, following in zip(hits, [*hits[1:], None], strict=True):
+        rest = text[hit.end() : following.start() if following else len(text)]
+        line = re.split(r"\n|(?<!\d)[.!?;](?=\s|$)|(?<=\d)[.!?;](?=\s+\D|\s*$)", rest.lstrip(), maxsplit=1)[0]
+        last = re.split(r"(?<![<>!])=", line)[-1]  # 15 * 8 = 120 states 120
+        pieces = (last, rest) if numbers(last, comma) else (rest,)
+        found += next(([one for one, start in _read(piece, comma) if not DENIED.search(piece[:start])][:1] for piece in pieces), [])
+    return found
+
+
+def readable(text: str) -> str:
+    """The text with every number in ASCII: other scripts' digits, LaTeX, fractions of one character, full-width forms."""
+    text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text.replace("\u066b", ".").replace("\u066c", ","))
+    text = VULGAR.sub(lambda hit: " " + unicodedata.normalize("NFKC", hit[0]).replace("\u2044", "/"), text)
+    for form, meant in LATEX:
+        text = form.sub(meant, text)
+    return plain(text.replace("####", RESULT))
+
+
+def numbers(text: str, comma: bool = False) -> list[Fraction]:
+    """Every number of a text, in order: signs, thousands, decimals and a/b read; units, currency and a last stop left aside.
+
+    `comma`: the text's language writes 1.234,5; without it a lone 1.234 has three decimals.
+    """
+    return [number for number, _ in _read(readable(text), comma)]
+
+
+def _read(text: str, comma: bool) -> list[tuple[Fraction, int]]:
+    """Each number and where it stands."""
+    text = (COMMA_WRITTEN if comma else POINTS).sub(lambda hit: hit[0].replace(".", "").replace(",", "."), text)
+    text = MIXED.sub(lambda hit: f"{int(hit[1]) * int(hit[3]) + int(hit[2])}/{hit[3]}" if _proper(hit) else hit[0], text)
     found = []
     for hit in NUMBER.finditer(text):
-        whole, below = hit["whole"].replace(",", ""), hit["below"] or "1"
+        whole, below = re.sub(BETWEEN, "", hit["whole"]), hit["below"] or "1"
         if max(len(whole), len(below)) <= LONGEST and int(below):
-            found.append((-1 if hit["minus"] else 1) * Fraction(whole) / int(below))
+            power = int(hit["power"] or hit["times"] or 0)
+            found.append(((-1 if hit["minus"] else 1) * Fraction(whole) * Fraction(10) ** power / int(below), hit.start()))
     return found
+
+
+def _proper(hit: re.Match[str]) -> bool:
+    """Whether 3 1/2 is a mixed number: a fraction below one, of no more digits than sums have."""
+    return max(map(len, hit.groups())) <= LONGEST // 3 and 0 < int(hit[2]) < int(hit[3])
