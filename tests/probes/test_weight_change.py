@@ -28,7 +28,9 @@ def test_norms_and_parts_equal_a_naive_form(family: str, world: World, tmp_path:
     changes = {"mlp_up[1]": of_values(*up, [2.0, 1.0]), "attn_o[0]": 0.5 * lm.sites.linear("attn_o[0]").weight.detach().clone()}
     base, tuned = planted(lm, tmp_path, changes)
     table = weight_change(base, tuned, lm.sites).set_index("tensor")
-    before, after = (load_file(checkpoint.path / "model.safetensors") for checkpoint in (base, tuned))
+    head = {"embed_out.weight": "lm_head.weight"}  # as GPT-NeoX's files and its model call it
+    files = (load_file(checkpoint.path / "model.safetensors") for checkpoint in (base, tuned))
+    before, after = ({head.get(name, name): tensor for name, tensor in file.items()} for file in files)
     assert sorted(table.index) == sorted(name for name in before if before[name].ndim == 2)
     for name, row in table.iterrows():
         change = after[name].double() - before[name].double()

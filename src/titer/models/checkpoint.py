@@ -24,6 +24,7 @@ from titer.data import templates
 from titer.data.rendering import DATE
 from titer.models.adapted import HEADS, Adapter, Change, is_adapter
 from titer.models.gguf_file import Gguf, gguf_in, gguf_parts
+from titer.models.names import Names, Origin, made, named, outline
 from titer.models.own_code import OwnCode, apart, check_code, code_files, unasked
 from titer.models.quantised import dequantised, joined, logical, quantisation, shape_of
 from titer.models.stored import AGAIN, INDEX, read_json, shape, tensor_files, tensor_of
@@ -85,9 +86,27 @@ class Checkpoint(Record):
         return joined(self._stored) if self.quantised and not self.gguf else {}
 
     @cached_property
-    def files(self) -> dict[str, Path]:
-        """Tensor name -> the safetensors file that holds it (of an adapter, its base's; of a quantised weight, its numbers')."""
+    def held(self) -> dict[str, Path]:
+        """Tensor as the files name it -> the file that holds it; a quantised weight is one, by its name before."""
         return logical(self._stored) if self.quantised and not self.gguf else dict(self._stored)
+
+    @cached_property
+    def outline(self) -> Any:
+        """The model without weights, on no device. Errors: a folder that transformers does not open."""
+        with opening(self):
+            return outline(self.configuration(), self.runs_code)
+
+    @cached_property
+    def names(self) -> Names:
+        """Which stored tensors each parameter is made of; a GGUF file's go by the parameters' names already."""
+        if self._gguf:
+            return Names({name: Origin({name: (name,)}, self._gguf.shape(name)[0]) for name in self.held}, {}, ())
+        return named(self.outline, self.held, lambda name: self._stored_shape(name)[0])
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Parameter of the model -> the file that holds it, or the first part of it (of an adapter, its base's)."""
+        return {parameter: self.held[origin.names[0]] for parameter, origin in self.names.origins.items()}
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -201,32 +220,38 @@ class Checkpoint(Record):
 
     @cached_property
     def changes(self) -> dict[str, Change]:
-        """What the adapter does to the base's tensors, by their names in the base; {} without one."""
+        """What the adapter does to the base's parameters; {} without one."""
         if self._adapter is None:
             return {}
-        sizes = {tensor: self._base_shape(tensor) for tensor in self.files}
+        sizes = {parameter: self.shape(parameter) for parameter in self.files}
         said, headless = self.config.get("tie_word_embeddings"), not any(head in self.files for head in HEADS)
         tied = headless if said is None else bool(said)
         return self._adapter.changes(sizes, tied, self.path.name)
 
-    def weight(self, tensor: str) -> torch.Tensor:
-        """One tensor by its name in the checkpoint, float32 on the CPU."""
-        if tensor not in self.files:
-            raise TiterError(f"{self.label} holds no tensor {tensor!r}", expected="two checkpoints of one architecture")
+    def weight(self, parameter: str) -> torch.Tensor:
+        """One parameter of the model as it is used, float32 on the CPU: a head that is the embedding is that."""
+        name = self.names.tied.get(parameter, parameter)
+        if name not in self.files:
+            raise TiterError(f"{self.label} holds no tensor {visible(parameter, 120)!r}", expected="two checkpoints of one architecture")
         if self._gguf:
-            stored = self._gguf.weight(tensor)
-        elif tensor in self._joined:
-            stored = dequantised(self._joined[tensor], self._stored, self.config)
+            found = self._gguf.weight(name)
         else:
-            held = tensor_of(self.files[tensor], tensor)
-            if held.dtype == torch.int8:  # masks of other whole numbers stand in some files, weights never do
-                raise TiterError(f"{visible(tensor, 120)} is stored as int8, and no scale stands beside it", next_step=AGAIN)
-            stored = held.float()
-        return self.changes[tensor].applied(stored) if tensor in self.changes else stored
+            found = made(None if self.names.origins[name].maker is None else self.outline, self.names.origins[name], name, self._tensor)
+        return self.changes[name].applied(found) if name in self.changes else found
 
-    def shape(self, tensor: str) -> tuple[tuple[int, ...], str]:
-        """(shape, type as safetensors names it) of one tensor, from the files' headers alone."""
-        return self._base_shape(tensor)  # an adapter that changed a shape was refused
+    def _tensor(self, name: str) -> torch.Tensor:
+        """A stored tensor by its file's name, float32; a quantised one dequantised."""
+        if name in self._joined:
+            return dequantised(self._joined[name], self._stored, self.config)
+        held = tensor_of(self.held[name], name)
+        if held.dtype == torch.int8:  # masks of other whole numbers stand in some files, weights never do
+            raise TiterError(f"{visible(name, 120)} is stored as int8, and no scale stands beside it", next_step=AGAIN)
+        return held.float()
+
+    def shape(self, parameter: str) -> tuple[tuple[int, ...], str]:
+        """(shape, stored type as safetensors names it) of one parameter, from the files' headers alone."""
+        origin = self.names.origins[self.names.tied.get(parameter, parameter)]  # an adapter that changed a shape was refused
+        return origin.shape, self._stored_shape(origin.names[0])[1]
 
     def tokenizer(self) -> Any:
         """The tokenizer as transformers makes it. Errors: what transformers raises (`opening` makes it clear); there is none."""
@@ -238,12 +263,12 @@ class Checkpoint(Record):
             raise TiterError(f"{self.label} has no tokenizer", expected="tokenizer.json or its like beside config.json")
         return AutoTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True, trust_remote_code=self.runs_code)
 
-    def _base_shape(self, tensor: str) -> tuple[tuple[int, ...], str]:
+    def _stored_shape(self, name: str) -> tuple[tuple[int, ...], str]:
         if self._gguf:
-            return self._gguf.shape(tensor)
-        if tensor in self._joined:
-            return shape_of(self._joined[tensor], self._stored)
-        return shape(self.files[tensor], tensor)
+            return self._gguf.shape(name)
+        if name in self._joined:
+            return shape_of(self._joined[name], self._stored)
+        return shape(self.held[name], name)
 
 
 def stated_window(config: Any) -> int | None:
@@ -288,10 +313,11 @@ def open_checkpoint(place: str | Path, name: str = "", adapter: str | Path | Non
     path = path.parent if gguf and path.is_file() else path
     checkpoint = Checkpoint(path=path, name=name, gguf=gguf, adapter=None if adapter is None else Path(adapter), trusted=trusted)
     checkpoint.check_code()
-    if not checkpoint.files:  # a cut safetensors file is found here, before anything runs
+    if not checkpoint.held:  # a cut safetensors file is found here, before anything runs
         raise _weightless(path)
     _check_named(checkpoint)
-    _ = checkpoint.changes  # and an adapter that does not fit
+    if not checkpoint.runs_code:  # whose parameters are known once its code has run
+        _ = checkpoint.changes  # an adapter that does not fit is found here too
     return checkpoint
 
 
@@ -323,7 +349,7 @@ def _check_place(path: Path, given: str) -> str:
 
 def _check_named(checkpoint: Checkpoint) -> None:
     """Errors: config.json names other weights (transformers_weights) than those that are measured: transformers would run them."""
-    named, held = checkpoint.config.get("transformers_weights"), sorted({file.name for file in checkpoint.files.values()})
+    named, held = checkpoint.config.get("transformers_weights"), sorted({file.name for file in checkpoint.held.values()})
     if named and named != INDEX and held != [named]:
         raise TiterError(
             f"the config.json of {checkpoint.label} names {visible(str(named), 120)} as its weights, and {held[0]} is read",

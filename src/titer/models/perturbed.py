@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import SequenceMatcher
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +21,6 @@ from titer.core.errors import TiterError, visible
 from titer.models.checkpoint import Checkpoint
 from titer.models.directions import BLOCK, Direction, Directions, Towards, pieces, still
 from titer.models.lm import LM
-from titer.models.weights import shapes_of
 
 Point = Sequence[tuple[float, Direction]]
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -45,7 +43,7 @@ class Movable:
         self.lm, self.checkpoint = lm, checkpoint
         self._held = _unique(lm)
         self._spilled: dict[str, Path] = {}
-        self._stored = self._places(scratch)
+        self._spill(scratch)
         self.directions = Directions(self.original, self._elsewhere, still(lm.model))
         self._away = False
 
@@ -58,7 +56,7 @@ class Movable:
         """A tensor as the model was loaded with it, on the CPU."""
         if name in self._spilled:
             return load_file(self._spilled[name])["weight"]
-        return self.checkpoint.weight(self._stored[name]).to(self._held[name].dtype)
+        return self.checkpoint.weight(name).to(self._held[name].dtype)
 
     @contextmanager
     def at(self, point: Point) -> Iterator[LM]:
@@ -114,43 +112,24 @@ class Movable:
 
     def _elsewhere(self, other: Checkpoint, name: str) -> torch.Tensor:
         """The tensor of another checkpoint of this architecture, in this model's type."""
-        stored, held = self._stored.get(name, ""), self._held[name]
-        if not stored:
-            raise TiterError(
-                f"{self.checkpoint.label} stores {name} in another form than the model holds it: no straight way leads to {other.label}",
-                next_step="leave the way out, or save both models again as plain safetensors.",
-            )
-        there = other.weight(stored)
+        held, there = self._held[name], other.weight(name)
         if there.shape != held.shape:
             raise TiterError(
-                f"{stored}: {tuple(held.shape)} in {self.checkpoint.label}, {tuple(there.shape)} in {other.label}",
+                f"{name}: {tuple(held.shape)} in {self.checkpoint.label}, {tuple(there.shape)} in {other.label}",
                 expected="two checkpoints of one architecture",
             )
         return there.to(held.dtype)
 
-    def _places(self, scratch: Path) -> dict[str, str]:
-        """Model's name -> checkpoint's name of each tensor that stands there bit for bit; the rest is written to `scratch`."""
-        prefix = f"{getattr(self.lm.model, 'base_model_prefix', '')}."
-        found: dict[str, str] = {}
-        for name, tensor in self._held.items():
-            stored = next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in self.checkpoint.files), "")
-            if stored and self._stands(stored, tensor):
-                found[name] = stored
-        shapes = {stored: shape for stored, (shape, _) in shapes_of(self.checkpoint).items()}
-        free = [stored for stored in shapes if stored not in self.lm.model.state_dict() and stored not in set(found.values())]
-        for number, (name, tensor) in enumerate(item for item in self._held.items() if item[0] not in found):
-            # transformers renames some tensors in loading: the one of another name and the same bits
-            alike = [stored for stored in free if shapes[stored] == tensor.shape and self._stands(stored, tensor)]
-            if alike:
-                found[name] = max(alike, key=lambda stored: SequenceMatcher(None, stored, name).ratio())
-                free.remove(found[name])
-            else:
+    def _spill(self, scratch: Path) -> None:
+        """What does not stand in the checkpoint bit for bit (trained since, an adapter merged in bf16) goes to `scratch`."""
+        standing = {*self.checkpoint.files, *self.checkpoint.names.tied}
+        for number, (name, tensor) in enumerate(self._held.items()):
+            if name not in standing or not self._stands(name, tensor):
                 self._spilled[name] = scratch / f"{number}.safetensors"
                 save_file({"weight": tensor.detach().contiguous()}, self._spilled[name])
-        return found
 
-    def _stands(self, stored: str, tensor: torch.Tensor) -> bool:
-        there = self.checkpoint.weight(stored)
+    def _stands(self, name: str, tensor: torch.Tensor) -> bool:
+        there = self.checkpoint.weight(name)
         return there.shape == tensor.shape and _same_bits(there.to(tensor.dtype), tensor)
 
 

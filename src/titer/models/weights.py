@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from titer.core.errors import TiterError
-from titer.models.checkpoint import Checkpoint, opening
+from titer.models.checkpoint import Checkpoint
 from titer.models.sites import Sites
-from titer.models.stream_norm import StreamNormForCausalLM  # noqa: F401  (registers the variant with transformers)
 
 
 def skeleton(checkpoint: Checkpoint) -> Sites:
@@ -19,12 +18,7 @@ def skeleton(checkpoint: Checkpoint) -> Sites:
 
     Errors: a folder that transformers does not open.
     """
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415
-
-    with opening(checkpoint), torch.device("meta"):
-        config = checkpoint.configuration()
-        config._attn_implementation = "eager"  # which every architecture has: nothing is computed here
-        return Sites(AutoModelForCausalLM.from_config(config, trust_remote_code=checkpoint.runs_code))
+    return Sites(checkpoint.outline)
 
 
 def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from titer.models.sites import Sites
 from titer.models.weights import delta
 from titer.probes.base import stable_rank
 
-VERSION = 2
+VERSION = 3
 
 
 def weight_change(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> pd.DataFrame:

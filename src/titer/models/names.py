@@ -1,0 +1,124 @@
+"""One map from the names in a model's files to its parameters: transformers' own, as `from_pretrained` applies it.
+
+Hub files lack a prefix (GPT-2, BLOOM), carry an old one (Gemma 3), keep experts apart that the model holds in one tensor, or a
+head that the configuration calls tied. Every reader of weights goes by the parameters' names; a parameter that is made of several
+stored tensors is made when it is asked for, so that no model is ever whole in memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+from titer.core.errors import TiterError, visible
+from titer.models.stream_norm import StreamNormForCausalLM  # noqa: F401  (registers the variant with transformers)
+
+
+def outline(config: Any, trusted: bool) -> Any:
+    """The model that a configuration describes, on no device. Errors: what transformers raises."""
+    config = deepcopy(config)
+    config._attn_implementation = "eager"  # which every architecture has: nothing is computed here
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a parameter is made of: stored tensors by the pattern that found them; `maker` and `first` are None and "" of a plain one."""
+
+    stored: Mapping[str, tuple[str, ...]]
+    shape: tuple[int, ...]
+    maker: WeightConverter | None = None
+    first: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for names in self.stored.values() for name in names)
+
+
+class Names(NamedTuple):
+    """parameter -> its origin; tied parameter that is not stored -> the one that stands for it; stored tensors that no parameter takes."""
+
+    origins: dict[str, Origin]
+    tied: dict[str, str]
+    unused: tuple[str, ...]
+
+
+def named(model: Any, stored: Iterable[str], shape: Callable[[str], tuple[int, ...]]) -> Names:
+    """The map for the stored tensors of `model`, an `outline`; `shape` of one comes from its file's header.
+
+    Errors: stored tensors that do not make up the parameter they belong to.
+    """
+    transforms = get_model_conversion_mapping(model)
+    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    makers = {pattern: one for one in converters for pattern in one.source_patterns}
+    known, prefix = model.state_dict(), model.base_model_prefix
+    origins: dict[str, Origin] = {}
+    unused: list[str] = []
+    gathered: dict[str, tuple[WeightConverter, dict[str, list[str]]]] = {}
+    for name in sorted(stored, key=dot_natural_key):  # the order in which experts are stacked
+        found, pattern = rename_source_key(name, renamings, converters, prefix, known)
+        if found not in known and name in known:
+            found, pattern = rename_source_key(name, [], [], prefix, known)
+        if found not in known:
+            unused.append(name)
+        elif pattern is None:
+            origins[found] = Origin({name: (name,)}, shape(name))
+        else:
+            _, parts = gathered.setdefault(found, (makers[pattern], {}))
+            parts.setdefault(pattern, []).append(name)
+    for first, (maker, parts) in gathered.items():
+        frozen = {pattern: tuple(names) for pattern, names in parts.items()}
+        whole = Origin(frozen, (), maker, first)
+        for name, made in _made(model, whole, lambda one: torch.empty(shape(one), device="meta")).items():
+            origins[name] = Origin(frozen, tuple(made.shape), maker, first)
+    return Names(origins, _tied(model, origins), tuple(name for name in unused if not _passed_over(model, name)))
+
+
+def made(model: Any, origin: Origin, parameter: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    """One parameter from its stored tensors, which `read` gives."""
+    if origin.maker is None:
+        return read(origin.names[0])
+    return _made(model, origin, read)[parameter]
+
+
+def _made(model: Any, origin: Origin, read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every parameter that a group of stored tensors makes."""
+    maker: Any = deepcopy(origin.maker)
+    for pattern, names in origin.stored.items():
+        for name in names:
+            maker.add_tensor(origin.first, name, pattern, read(name))
+    try:
+        found = maker.convert(origin.first, model=model, config=model.config)
+    except Exception as error:  # noqa: BLE001  an operation of transformers raises whatever wrong shapes lead it to
+        raise TiterError(
+            f"{visible(origin.names[0], 120)} and {len(origin.names) - 1} more do not make up {visible(origin.first, 120)} "
+            f"({visible(f'{type(error).__name__}: {error}', 120)})",
+            next_step="fetch or build it again.",
+        ) from None
+    return {name: one[0] if isinstance(one, list) else one for name, one in found.items()}
+
+
+def _tied(model: Any, origins: Mapping[str, Origin]) -> dict[str, str]:
+    """As transformers ties: where both of a pair are stored, each is its own (a head beside a configuration that calls it tied)."""
+    pairs = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    held: dict[str, str] = {}
+    for target, source in pairs.items():
+        here = [one for one in (source, target, *(t for t, s in pairs.items() if s == source)) if one in origins]
+        held |= {one: here[0] for one in (target, source) if here and one not in origins}
+    return held
+
+
+def _passed_over(model: Any, name: str) -> bool:
+    """Whether the architecture says of a stored tensor that it may stand there unused (masks that older files hold)."""
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return name.endswith((".rotary_emb.inv_freq", ".attn.masked_bias")) or any(re.search(pattern, name) for pattern in ignored)

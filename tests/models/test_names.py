@@ -1,0 +1,165 @@
+"""Files as people have them, and the parameters they hold: whatever a tensor is called, what is measured is what runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from titer.core.errors import TiterError
+from titer.data.world import World
+from titer.models.checkpoint import open_checkpoint
+from titer.models.lm import load
+from titer.models.weights import blend, skeleton
+from titer.probes.weight_change import overall, weight_change
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+GATED = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 1}
+EXPERTS = {**GATED, "head_dim": 16, "moe_intermediate_size": 16}
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "rotary_dim": 8},
+    "codegen": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
+    "falcon": SMALL,
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 2},
+    "opt": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "gpt_neox": {**SMALL, "intermediate_size": 48},
+    "llama": GATED,
+    "phi3": GATED,
+    "mixtral": {**GATED, "num_local_experts": 4},
+    "qwen3_moe": {**EXPERTS, "num_experts": 4, "num_experts_per_tok": 2},
+    "glm4_moe": {**EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+}
+
+
+def model(family: str, world: World) -> Any:
+    ids = {"vocab_size": len(world.tokenizer()), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    config = transformers.CONFIG_MAPPING[family](**ids, **FAMILIES[family])
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config).float().eval()
+
+
+def gemma3(world: World) -> Any:
+    ids = {"vocab_size": len(world.tokenizer()), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    text = {**ids, **GATED, "num_hidden_layers": 2, "head_dim": 16, "max_position_embeddings": 64, "sliding_window": 32}
+    config = transformers.Gemma3Config(text_config=text, vision_config=VISION, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    return transformers.Gemma3ForConditionalGeneration(config).eval()
+
+
+def made(family: str, world: World) -> Any:
+    return gemma3(world) if family == "gemma3" else model(family, world)
+
+
+def put(one: Any, world: World, folder: Path, **how: Any) -> Path:
+    one.save_pretrained(folder, **how)
+    world.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def renamed(folder: Path, to: Path, how: Callable[[str], str]) -> Path:
+    """A copy whose file calls its tensors otherwise ("": it leaves one out)."""
+    shutil.copytree(folder, to)
+    held = load_file(folder / "model.safetensors")
+    save_file({how(name): tensor for name, tensor in held.items() if how(name)}, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma3"])
+def test_every_parameter_is_read_as_the_model_that_runs_holds_it(family: str, world: World, tmp_path: Path) -> None:
+    one = made(family, world)
+    checkpoint = open_checkpoint(put(one, world, tmp_path / "m", max_shard_size="20KB"))
+    state = load(checkpoint, "cpu").model.state_dict()
+    held = {*checkpoint.files, *checkpoint.names.tied}
+    assert held == set(state)
+    for name in held:
+        found = checkpoint.weight(name)
+        assert torch.equal(found, state[name])
+        assert checkpoint.shape(name)[0] == tuple(found.shape)
+    assert not checkpoint.names.unused
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix"), [("gpt2", "transformer."), ("bloom", "transformer."), ("llama", "model."), ("opt", "model.")]
+)
+def test_a_file_of_the_bare_model_is_the_same_model(family: str, prefix: str, world: World, tmp_path: Path) -> None:
+    whole = put(model(family, world), world, tmp_path / "whole")
+    bare = renamed(whole, tmp_path / "bare", lambda name: name.removeprefix(prefix))
+    one, other = open_checkpoint(whole), open_checkpoint(bare)
+    assert set(one.files) == set(other.files)
+    assert all(torch.equal(one.weight(name), other.weight(name)) for name in one.files)
+
+
+def test_a_change_of_the_mlp_is_found_in_the_mlp(world: World, tmp_path: Path) -> None:
+    """As hub files of GPT-2 and Gemma 3 have it: their names are not the model's."""
+    for family in ("gpt2", "bloom", "gemma3", "qwen3_moe"):
+        one = made(family, world)
+        base = put(one, world, tmp_path / f"{family}-base")
+        layers = [name for name, _ in one.named_parameters() if ".mlp." in name and "vision" not in name and "router" not in name]
+        with torch.no_grad():
+            for name, parameter in one.named_parameters():
+                if name in layers:
+                    parameter.add_(0.2 * parameter.std() * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        tuned = put(one, world, tmp_path / f"{family}-tuned")
+        if family in ("gpt2", "bloom"):
+            tuned = renamed(tuned, tmp_path / f"{family}-bare", lambda name: name.removeprefix("transformer."))
+        first, second = open_checkpoint(base), open_checkpoint(tuned)
+        table = weight_change(first, second, skeleton(first))
+        assert overall(table, "mlp") == pytest.approx(0.2, abs=0.02), family
+        assert overall(table, "attention") == overall(table, "other") == 0, family
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_beside_the_embedding_is_the_one_that_runs(tied: bool, world: World, tmp_path: Path) -> None:
+    """A head of its own in a file whose configuration calls it tied, or not: transformers runs the stored one, and so is it measured."""
+    folder = put(model("llama", world), world, tmp_path / "m")
+    held = load_file(folder / "model.safetensors")
+    held["lm_head.weight"] = held["model.embed_tokens.weight"] + 1
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.tie_word_embeddings = tied
+    config.save_pretrained(folder)
+    checkpoint = open_checkpoint(folder)
+    assert torch.equal(checkpoint.weight("lm_head.weight"), load(checkpoint, "cpu").model.lm_head.weight)
+    assert torch.equal(checkpoint.weight("lm_head.weight"), held["lm_head.weight"])
+
+
+def test_what_the_architecture_does_not_use_is_told_and_old_masks_are_not(world: World, tmp_path: Path) -> None:
+    folder = put(model("gpt2", world), world, tmp_path / "m")
+    held = load_file(folder / "model.safetensors")
+    more = {"transformer.h.0.attn.masked_bias": torch.zeros(1), "transformer.h.0.attn.extra.weight": torch.zeros(2, 2)}
+    save_file({**held, **more}, folder / "model.safetensors", metadata={"format": "pt"})
+    assert open_checkpoint(folder).names.unused == ("transformer.h.0.attn.extra.weight",)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3_moe", "gemma3"])
+def test_a_blend_opens_and_is_the_blend(family: str, world: World, tmp_path: Path) -> None:
+    one = made(family, world)
+    base = open_checkpoint(put(one, world, tmp_path / "a"))
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.add_(0.1)
+    tuned = open_checkpoint(put(one, world, tmp_path / "b"))
+    blend(base, tuned, 0.5, tmp_path / "c")
+    state = load(open_checkpoint(tmp_path / "c"), "cpu").model.state_dict()
+    for name in base.files:
+        torch.testing.assert_close(state[name], torch.lerp(base.weight(name), tuned.weight(name), 0.5))
+
+
+def test_experts_that_are_cut_short_are_one_sentence(world: World, tmp_path: Path) -> None:
+    whole = put(model("qwen3_moe", world), world, tmp_path / "m")
+    names = load_file(whole / "model.safetensors")
+    assert any("experts.3." in name for name in names)  # experts stand apart in the file, or this test says nothing
+    cut = renamed(whole, tmp_path / "cut", lambda name: "" if "experts.3.up_proj" in name else name)
+    with pytest.raises(TiterError, match=r"does not open"):
+        load(open_checkpoint(cut), "cpu")
+    with pytest.raises(TiterError, match="do not make up"):
+        _ = open_checkpoint(cut).files
