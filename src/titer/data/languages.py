@@ -117,7 +117,7 @@ def _of(script: str, prose: str) -> str:
     code = max(points, key=lambda code: points[code])  # of equals the one that stands first in the file
     if script != "latin":
         return code
-    prosaic = len(SIGNS.findall(prose)) < 0.02 * len(prose)
+    prosaic = len(SIGNS.findall(prose)) <= max(3, 0.02 * len(prose))  # three brackets make no code
     if not points[code]:
         return OTHER if len(words) >= LEAST and prosaic else ""
     judged = max(points[one] for one in known if known[one].refuses)
