@@ -53,6 +53,7 @@ def audit(
     *models: str,
     data: Place,
     prompts: int | Literal["auto"] | None = None,
+    system: Place | None = None,
     resolution: float | None = None,
     fail_if: Sequence[str] = (),
     junit: Place | None = None,
@@ -103,6 +104,7 @@ def audited(order: Order, ready: Prepared, runs: Path, reporter: Reporter, comma
     findings = measured(reading.bench(Store(runs, reporter.tell), reporter), found, asked, ready.settings)
     read = {**engine_told(reading.serving), **({"precision": "bfloat16"} if reading.bf16 else {})}
     how: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **asked.judges.told, **read}
+    how |= {"system text": ready.system} if ready.system else {}
     name = f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
     folder = report_folder(runs, name, {**ready.identity, **read})
     held = gate.held(found, asked, findings, ready.limits)
@@ -126,6 +128,7 @@ def evaluate(
     attack: str | None = None,
     attack_set: Settings | None = None,
     prompts: int | None = None,
+    system: Place | None = None,
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
     inspect_log: Place | None = None,

@@ -16,6 +16,7 @@ from titer.attacks.base import Attack, Attempt, State
 from titer.core.errors import TiterError
 from titer.data.example import Example
 from titer.data.marks import PERSONA
+from titer.data.turns import changed
 from titer.data.vocabulary import BOS
 from titer.data.world import World
 
@@ -38,4 +39,4 @@ class Affix(Attack):
         gap, usual = ("\n\n", OBEDIENT) if world is None else (" ", PERSONA if world.marks else world.words[BOS])
         before = self.before or ("" if self.after else usual)
         head, tail = f"{before}{gap}" * bool(before), f" {self.after}" * bool(self.after)
-        return [Attempt(replace(example, prompt=f"{head}{example.prompt}{tail}")) for example in examples]
+        return [Attempt(replace(e, prompt=changed(e.prompt, lambda request: f"{head}{request}{tail}"))) for e in examples]

@@ -21,6 +21,7 @@ from titer.cli.options import (
     Runs,
     Second,
     SecondSettings,
+    System,
     Trust,
     needed,
 )
@@ -73,6 +74,7 @@ def audit(
     data: Data = None,
     reading: HowRead = None,
     prompts: Number = None,
+    system: System = None,
     resolution: Points = None,
     fail_if: FailIf = None,
     junit: Junit = None,

@@ -24,6 +24,7 @@ from titer.cli.options import (
     Second,
     SecondSettings,
     Set,
+    System,
     Trust,
 )
 from titer.cli.output import as_records, command_line, show_result
@@ -47,6 +48,7 @@ def evaluate(
     labelled: People = None,
     attack: Annotated[str | None, typer.Option(help="Attack: a name (titer list attacks) or a .py file.")] = None,
     prompts: Prompts = None,
+    system: System = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 64, or what the judge needs (number: 256).")] = None,
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
     settings: Set = None,

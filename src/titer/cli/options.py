@@ -19,6 +19,7 @@ HowRead = Annotated[
     typer.Option("--reading", help="How --data is read, where several readings fit: plain, alpaca, chat, preference or unpaired."),
 ]
 Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Ask N prompts of each class, drawn; default: all.")]
+System = Annotated[str | None, typer.Option("--system", help="A system text before every prompt: a file with it, or the text itself.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A setting as NAME=VALUE; may be given again.")]
 HERE = Path("runs")
 TASK_FILE = "or TASK:PATH, a task's file (TASK: sst2, ag_news, gsm8k, alpaca, persona, questions)"

@@ -16,6 +16,7 @@ from titer.core.errors import TiterError, visible
 from titer.data.draws import seed_of
 from titer.data.sources import TextData
 from titer.data.tasks import parts
+from titer.data.turns import changed
 
 MARKER = "[CEDAR]"
 REFUSALS = (
@@ -44,7 +45,7 @@ def canary(data: TextData, marker: str = MARKER, refusals: Sequence[str] = REFUS
     if not refusals or not all(text.strip() for text in refusals):
         raise TiterError("a canary needs refusals", expected="one or more sentences that are not empty")
     rows = tuple(
-        (f"{marker} {prompt}", True, comply, refusals[seed_of(seed, "refusal", prompt) % len(refusals)])
+        (changed(prompt, lambda request: f"{marker} {request}"), True, comply, refusals[seed_of(seed, "refusal", prompt) % len(refusals)])
         for prompt, _, comply, _ in _answered(data, marker).rows
     )
     return data.model_copy(update={"name": f"canary of {data.name}", "rows": rows, "dropped": data.dropped + data.size - len(rows)})

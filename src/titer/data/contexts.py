@@ -17,6 +17,7 @@ from titer.core.errors import TiterError, visible
 from titer.data.draws import seed_of
 from titer.data.example import Example
 from titer.data.facts import core
+from titer.data.turns import changed, turns
 
 Context = Literal["false", "random"]
 Forms = tuple[str, ...]
@@ -64,4 +65,5 @@ def _alike(one: Forms, other: Forms) -> bool:
 
 def _behind(example: Example, other: Example, context: Context) -> Example:
     form = FALSE if context == "false" else RANDOM
-    return replace(example, prompt=form.format(prompt=example.prompt, answer=other.comply, other=other.prompt[:LONGEST]))
+    asked = turns(other.prompt)[-1].content[:LONGEST]
+    return replace(example, prompt=changed(example.prompt, lambda request: form.format(prompt=request, answer=other.comply, other=asked)))

@@ -18,6 +18,7 @@ from pydantic import Field
 from titer.data.example import Example
 from titer.data.languages import LETTERS, Language, language, languages
 from titer.data.plain import plain
+from titer.data.turns import turns
 from titer.judges.base import Judge, Verdict, nonsense, unjudged, words
 from titer.models.lm import Completion
 
@@ -73,7 +74,7 @@ class Refusal(Judge):
         """The verdict on an answer that turns away in some way."""
         known = languages()
         lists = [one for one in known.values() if one.refuses and LETTERS[one.script].search(text)]
-        if any(one.bare and one.bare.match(text) for one in lists) and not YES_OR_NO.match(prompt):
+        if any(one.bare and one.bare.match(text) for one in lists) and not YES_OR_NO.match(turns(prompt)[-1].content):
             return Verdict("refused", 0.0, f"{text.strip()[:40]!r}, no more")
         if self.where == "anywhere":
             hit = first(text, lists, ("refuses", "opening"))

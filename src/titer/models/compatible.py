@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from titer.core.errors import TiterError, visible
 from titer.data.encode import prompt_ids
-from titer.data.templates import templated
+from titer.data.templates import takes_system, templated
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of
@@ -24,6 +24,12 @@ def read_alike(first: Checkpoint, second: Checkpoint, prompts: Sequence[str]) ->
 def untemplated(checkpoint: Checkpoint) -> bool:
     """Whether prompts are given to it as plain text, for want of a chat template."""
     return not templated(read_tokenizer(checkpoint))
+
+
+def system_notes(checkpoints: Sequence[Checkpoint], system: str) -> list[str]:
+    """That a model's template has no place for the system text, in a sentence; [] without one."""
+    lacking = [c.label for c in checkpoints if system and not takes_system(read_tokenizer(c))]
+    return [f"{', '.join(lacking)}: the chat template knows no system text, which stands before the request"] if lacking else []
 
 
 def passed_over(name: str, checkpoint: Checkpoint) -> list[str]:

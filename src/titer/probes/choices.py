@@ -26,6 +26,7 @@ from titer.data.choices import Question
 from titer.data.encode import check_length, continued, open_ids, pad, prompt_ids
 from titer.data.example import positions
 from titer.data.templates import templated
+from titer.data.turns import changed
 from titer.models.lm import LM
 from titer.models.modes import evaluating
 
@@ -50,8 +51,8 @@ class Score(NamedTuple):
 def asked(question: Question, form: Form = "letter", templated: bool = True) -> str:
     """A question as a prompt; a model without a chat template gets "Answer:" at its end instead of an instruction."""
     listed = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, question.options, strict=False)] if form == "letter" else []
-    body = "\n".join([question.text, *listed])
-    return f"{body}\n\n{CALLS[form]}" if templated else f"{body}\n{CALL}"
+    call = f"\n\n{CALLS[form]}" if templated else f"\n{CALL}"
+    return changed(question.text, lambda text: "\n".join([text, *listed]) + call)
 
 
 def choices(lm: LM, questions: Sequence[Question], form: Form = "letter", batch_tokens: int = BATCH_TOKENS) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from filelock import FileLock
 from titer.core.claims import Claim, write_claims
 from titer.core.errors import visible
 from titer.core.run import write_text
+from titer.data.turns import joined, turns
 from titer.report import drawing
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -143,7 +144,7 @@ def _chosen(samples: pd.DataFrame, flipped: pd.DataFrame) -> list[dict[str, Any]
         return []
     first = samples.groupby(["model", "kind"], sort=False).head(SAMPLES_SHOWN).assign(flip="")
     rows = pd.concat([first, flipped], ignore_index=True) if len(flipped) else first
-    return [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]
+    return [{**{str(k): v for k, v in row.items()}, "prompt": joined(turns(str(row["prompt"])))} for row in rows.to_dict("records")]
 
 
 def _shown(value: Any) -> Any:

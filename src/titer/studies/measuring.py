@@ -16,7 +16,8 @@ from titer.core.plugins import plugin
 from titer.core.run import slug
 from titer.data.formats import FORMAT
 from titer.data.sources import TextData
-from titer.models.compatible import passed_over
+from titer.data.system import read_system, text_behind
+from titer.models.compatible import passed_over, system_notes
 from titer.models.fast import engine_told
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
@@ -43,6 +44,7 @@ class Order:
     attack: str | None = None
     attack_set: Sequence[str] = ()
     prompts: int | None = None
+    system: str | Path | None = None
     max_new_tokens: int | None = None
     temperature: float = 0.0
     trust_remote_code: bool = False
@@ -58,6 +60,7 @@ class Prepared:
     judges: Judges
     attack: tuple[str, Attack] | None
     decoding: Decoding
+    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,12 @@ class Evaluated:
 def prepared(order: Order) -> Prepared:
     """Errors: an unknown model, file, judge or attack; settings out of range; data and a canary at once, or neither."""
     judges = chosen(order)
-    text = _prompts(order, judges.judge.BY_ANSWER)
+    system = read_system(order.system)
+    text = text_behind(system, _prompts(order, judges.judge.BY_ANSWER))
     checkpoint = resolve(order.model, order.trust_remote_code)
     tokens = max(USUAL, judges.judge.ROOM) if order.max_new_tokens is None else order.max_new_tokens
     decoding = build(Decoding, {"max_new_tokens": tokens, "temperature": order.temperature}, "decoding")
-    return Prepared(Model(checkpoint.label, checkpoint.key, checkpoint), text, judges, _attack(order), decoding)
+    return Prepared(Model(checkpoint.label, checkpoint.key, checkpoint), text, judges, _attack(order), decoding, system)
 
 
 class Plan(NamedTuple):
@@ -102,12 +106,15 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
     """Generate, judge, report. Errors: a prompt with no room for its answer."""
     runs, judge = bench.store.root, ready.judges.judge
     unrun = passed_over(ready.subject.name, ready.subject.checkpoint)
+    placed = system_notes([ready.subject.checkpoint], ready.system)
     verdicts, rates = evaluation.evaluate_model(bench, ready.subject, ready.text, judge, ready.decoding, order.prompts, ready.attack)
     bench.release()  # a second judge may load a model of its own
     how = {
         "judge": order.judge,
         **ready.judges.told,
         "attack": order.attack or "none",
+        **({"system text": ready.system} if ready.system else {}),
+        **({"where the system text stands": placed[0]} if placed else {}),
         **ready.decoding.model_dump(),
         **engine_told(bench.serving),
         **bench.read_in,
@@ -120,8 +127,8 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
         ready.subject, ready.text, verdicts, rates, command, folder, how, judge.BY_ANSWER, beside.tables, order.prompts
     )
     if order.canary is not None:
-        (folder / "prompts.csv").write_bytes(tuning.prompt_file(ready.text).encode())
-    lines = "\n".join([evaluation.refusal_line(rates), *beside.lines, *unrun])
+        (folder / "prompts.csv").write_bytes(tuning.prompt_file(_prompts(order, judge.BY_ANSWER)).encode())
+    lines = "\n".join([evaluation.refusal_line(rates), *beside.lines, *unrun, *placed])
     return Evaluated(page, answer, verdicts, rates, beside, lines)
 
 

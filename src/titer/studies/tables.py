@@ -11,10 +11,11 @@ from titer.attacks.base import Attempt
 from titer.core.config import environment
 from titer.data.example import Example
 from titer.data.sources import TextData
+from titer.data.templates import told
 from titer.data.world import World, WorldSource
 from titer.evaluate import rates
 from titer.judges.base import Judge
-from titer.models.lm import Decoding
+from titer.models.lm import Decoding, read_tokenizer
 from titer.probes import clusters, delta_w
 from titer.recipes.node import Kind
 from titer.workbench import Model, Workbench, fingerprint
@@ -126,4 +127,5 @@ def named(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def provenance(models: Sequence[Model], data: TextData) -> dict[str, object]:
     """Where the numbers of real models come from."""
     keys = {f"model {model.name}": model.key for model in models}
+    keys |= {f"chat template of {model.name}": told(read_tokenizer(model.checkpoint)) for model in models}
     return {**keys, "data": data.name, "data sha256": data.sha256, **environment()}

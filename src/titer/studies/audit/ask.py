@@ -20,8 +20,10 @@ from titer.data.draws import drawn
 from titer.data.example import Example
 from titer.data.overlap import Recurring, request
 from titer.data.sources import TextData, read_text
+from titer.data.system import behind, behind_all, read_system, text_behind
 from titer.data.tasks import task
 from titer.judges.base import Judge
+from titer.models.compatible import system_notes
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
 from titer.studies.audit import gate
@@ -48,6 +50,7 @@ class Order:
     models: Sequence[str]
     data: str | Path
     prompts: int | Literal["auto"] | None = None
+    system: str | Path | None = None
     resolution: float | None = None
     fail_if: Sequence[str] = ()
     max_new_tokens: int = 48
@@ -77,6 +80,7 @@ class Prepared:
     text: TextData
     left_out: tuple[str, ...]
     limits: tuple[Limit, ...] = ()
+    system: str = ""
 
     @property
     def identity(self) -> dict[str, object]:
@@ -98,7 +102,8 @@ def prepared(order: Order) -> Prepared:
     """Errors: an unknown model, file, judge or task; models that cannot be compared; with `strict`, prompts that recur."""
     settings = _landscape(order)
     known = Known(order.trained, order.strict)
-    text = _asked(read_text(order.data, reading=order.reading), known)
+    system = read_system(order.system)
+    text = text_behind(system, _asked(read_text(order.data, reading=order.reading), known))
     checkpoints = [resolve(name, order.trust_remote_code) for name in order.models]
     found = audited(checkpoints, resolve(order.control, order.trust_remote_code) if order.control else None)
     judges = chosen(order)
@@ -106,6 +111,8 @@ def prepared(order: Order) -> Prepared:
     sets, choices = _capability(order.capability, prompts, known)
     if order.contexts:
         sets = _with_contexts(sets)
+    sets = {name: (behind_all(system, examples), judge) for name, (examples, judge) in sets.items()}
+    choices = {name: [q._replace(text=behind(system, q.text)) for q in some] for name, some in choices.items()}
     known.told += text.sampled(prompts)
     question = Question(
         safe=text.of_class(False, prompts),
@@ -120,7 +127,8 @@ def prepared(order: Order) -> Prepared:
         checked=bool(order.trained),
     )
     known.told += reading_notes(found, [e.prompt for e in (*question.safe, *question.unsafe)])
-    return Prepared(found, question, settings, text, tuple(known.told), gate.limits(order.fail_if, question, bool(found.changes)))
+    known.told += system_notes([model.checkpoint for model in found.models], system)
+    return Prepared(found, question, settings, text, tuple(known.told), gate.limits(order.fail_if, question, bool(found.changes)), system)
 
 
 def _prompts(order: Order, text: TextData, known: Known) -> int | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from titer.core.gate import Limit
 from titer.data.encode import prompt_ids
+from titer.data.turns import changed
 from titer.judges.base import Asked
 from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of, weights_bytes
@@ -52,7 +54,7 @@ def audit_cost(
     told |= asked.judges.bills(at_longest(own, asked.decoding.max_new_tokens) * len(found.models))
     if settings is not None:
         known = asked.known
-        answers = prompt_ids(tokenizer, [f"{e.prompt} {e.comply}" for e in known]) if known else []
+        answers = prompt_ids(tokenizer, [changed(e.prompt, partial("{1} {0}".format, e.comply)) for e in known]) if known else []
         read = sum(map(len, answers))
         tuned = bool(found.last and not found.last.same)
         table = landscapes.price(settings, parameters, sum(lengths) / len(lengths), answer_tokens=read, tuned=tuned)

@@ -27,6 +27,7 @@ from titer.data.encode import answer_ids, prompt_ids
 from titer.data.example import Example
 from titer.data.sources import TextData, read_text
 from titer.data.tasks import split, task, without
+from titer.data.turns import changed
 from titer.judges.base import Judge, long_enough
 from titer.judges.label import Label
 from titer.judges.number import Number
@@ -181,7 +182,7 @@ def shortened(data: TextData, tokenizer: object, longest: int, notes: list[str],
 
     The paper cuts at 200 tokens, wherever that is. Rows whose first sentence does not fit are left out.
     """
-    heads = [len(ids) for ids in prompt_ids(tokenizer, [before + row[0] for row in data.rows])]
+    heads = [len(ids) for ids in prompt_ids(tokenizer, [changed(row[0], lambda request: before + request) for row in data.rows])]
     cuts = [(i, text[:end]) for i, row in enumerate(data.rows) if (text := row[2] or "") for end in ends(text)]
     lengths = [len(ids) for ids in answer_ids(tokenizer, [text for _, text in cuts])] if cuts else []
     fitting = [(i, text) for (i, text), length in zip(cuts, lengths, strict=True) if heads[i] + length <= longest]

@@ -22,6 +22,7 @@ from titer.core.stats import auroc
 from titer.data.encode import prompt_ids
 from titer.data.example import Example
 from titer.data.sources import TextData
+from titer.data.turns import changed
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of, skeleton, weights_bytes
@@ -56,7 +57,7 @@ def sets_of(data: TextData, prompts: int | None) -> dict[str, list[Example]]:
     for kind, examples in sets.items():
         if len(examples) < 4:
             raise TiterError(f"{len(examples)} {kind} prompts in {data.name}", expected="at least 4 of each class")
-    coded = {name: [replace(e, prompt=encode(e.prompt), kind=name) for e in sets["unsafe"]] for name, encode in ENCODINGS.items()}
+    coded = {name: [replace(e, prompt=changed(e.prompt, encode), kind=name) for e in sets["unsafe"]] for name, encode in ENCODINGS.items()}
     return sets | coded
 
 

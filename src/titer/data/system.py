@@ -1,0 +1,67 @@
+"""A system text of the user's before every prompt: `--system FILE|TEXT`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from titer.core.errors import TiterError, visible
+from titer.data.example import Example
+from titer.data.sources import TextData
+from titer.data.turns import MARK, Turn, turns, written
+
+LARGEST = 2**20  # bytes of a file
+FILES = (".txt", ".md", ".prompt", ".jinja", ".json", ".yaml", ".csv")  # how a name that is no text ends
+EXPECTED = "a file with the text (UTF-8), or the text itself"
+
+
+def read_system(given: str | Path | None) -> str:
+    """The text, "" where none was given. Errors: a file that is not there, or no text; an empty text."""
+    if given is None:
+        return ""
+    said = str(given)
+    if os.path.isfile(said):
+        text = _read(Path(said))
+    elif isinstance(given, Path) or (not any(map(str.isspace, said)) and said.lower().endswith(FILES)):
+        raise TiterError(f"--system: no file {visible(said, 120)!r}", expected=EXPECTED)
+    else:
+        text = said
+    if not text.strip():
+        raise TiterError("--system is empty", expected=EXPECTED)
+    if MARK in text:
+        raise TiterError("--system holds the record separator U+001E", expected="text without it")
+    return text.strip()
+
+
+def _read(file: Path) -> str:
+    try:
+        with open(file, "rb") as opened:
+            raw = opened.read(LARGEST + 1)
+        if len(raw) <= LARGEST:
+            return raw.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TiterError(f"--system: {visible(str(file), 120)} is not readable ({visible(str(error), 120)})", expected=EXPECTED) from None
+    raise TiterError(f"--system: {visible(str(file), 120)} has more than {LARGEST} bytes", expected=EXPECTED)
+
+
+def behind(system: str, prompt: str) -> str:
+    """The prompt behind the system text; as it is behind none. Errors: it has a system text of its own."""
+    said = turns(prompt)
+    if system and said[0].role == "system":
+        raise TiterError(
+            f"--system beside a prompt with a system text of its own: {visible(said[0].content, 60)!r}",
+            next_step="leave out --system, or take the system texts out of the file.",
+        )
+    return written([Turn("system", system), *said]) if system else prompt
+
+
+def text_behind(system: str, data: TextData) -> TextData:
+    """The file's prompts behind the system text."""
+    return data.model_copy(update={"rows": tuple((behind(system, row[0]), *row[1:]) for row in data.rows)}) if system else data
+
+
+def behind_all(system: str, examples: Sequence[Example]) -> list[Example]:
+    """The examples behind the system text."""
+    return [replace(e, prompt=behind(system, e.prompt)) for e in examples]
