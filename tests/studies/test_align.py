@@ -287,7 +287,7 @@ def test_a_colon_that_names_no_task_is_part_of_the_path(tmp_path: Path, monkeypa
     (tmp_path / "sst2:a.jsonl").write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-8")
     assert read_data("./sst2:a.jsonl").size == 1  # a way out where a file has such a name
     for place, words in (
-        ("sst3:a.tsv", r"unknown task 'sst3'.*did you mean 'sst2'"),
+        ("sst3:a.tsv", r"unknown task or prompt set 'sst3'.*did you mean 'sst2'"),
         ("C:b.jsonl", r"no data file at 'C:b.jsonl'"),
         ("sst2:b.tsv", r"no data file at 'b.tsv'.*SST-2"),
         ("gsm8k:", r"unknown format ''.*GSM8K"),
