@@ -52,7 +52,7 @@ def model_of(kind: str = "llama", width: int = 32, seed: int = 0, **settings: An
     config, made = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[kind]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = made(config(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes, **ids, **settings)).eval()
+        model = made(config(vocab_size=len(tokenizer), max_position_embeddings=128, **{**sizes, **ids, **settings})).eval()
         for weight in model.parameters():
             if weight.ndim == 1:
                 weight.data += 0.1 * torch.randn_like(weight)

@@ -343,3 +343,36 @@ def test_a_model_and_an_adapter_in_one_folder_are_refused(folder: Path) -> None:
         shutil.copy(file, folder / "adapter" / file.name)
     with pytest.raises(TiterError, match=r"holds a whole model and an adapter.*a folder of its own"):
         resolve(str(folder / "adapter"))
+
+
+def test_an_adapter_on_a_model_that_stores_its_text_model_under_another_name(world: World, tmp_path: Path) -> None:
+    """Gemma 3: peft says model.language_model..., the file language_model.model..."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    tokenizer = world.tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    text = {**sizes, "vocab_size": len(tokenizer), "num_key_value_heads": 1, "sliding_window": 32, "max_position_embeddings": 64}
+    text |= {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+        model = Gemma3ForConditionalGeneration(config).eval()
+        LM(model, tokenizer, "tiny gemma").save(tmp_path / "base")
+        tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        tuned.save_pretrained(tmp_path / "lora")
+    held = open_checkpoint(tmp_path / "base", adapter=tmp_path / "lora")
+    assert len(held.changes) == 3
+    assert not set(held.changes) - set(held.files)
+    merged = tuned.merge_and_unload()
+    rows = torch.tensor([[3, 4, 5]])
+    torch.testing.assert_close(load(held).model(rows).logits, merged(rows).logits)
+    assert isinstance(tuned, PeftModel)

@@ -8,6 +8,7 @@ merged (models/adapted.py), of a quantised model dequantised (models/quantised.p
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -262,6 +263,20 @@ class Checkpoint(Record):
         if self.tokenizer_folder is None:
             raise TiterError(f"{self.label} has no tokenizer", expected="tokenizer.json or its like beside config.json")
         return AutoTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True, trust_remote_code=self.runs_code)
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> its id, as its tokenizer has them."""
+        with opening(self):
+            return dict(self.tokenizer().get_vocab())
+
+    @cached_property
+    def word_tensors(self) -> frozenset[str]:
+        """The tensors that hold a row for each token: embedding, head and the head's bias."""
+        with opening(self):
+            rows = self.configuration().get_text_config(decoder=True).vocab_size
+        outside = {tensor: self.shape(tensor)[0] for tensor in self.files if not re.search(r"\.\d+\.", tensor)}
+        return frozenset(t for t, size in outside.items() if size[:1] == (rows,) and (len(size) == 2 or t.endswith("bias")))
 
     def _stored_shape(self, name: str) -> tuple[tuple[int, ...], str]:
         if self._gguf:

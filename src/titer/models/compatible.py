@@ -9,7 +9,7 @@ from titer.data.encode import prompt_ids
 from titer.data.templates import takes_system, templated
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import read_tokenizer
-from titer.models.weights import shapes_of
+from titer.models.weights import shapes_of, shared_rows
 
 FAMILY = "two checkpoints of one architecture and one tokenizer: a model and what was tuned from it"
 TIED = ("lm_head.weight", "embed_out.weight")  # a head that is the embedding may be stored or not
@@ -43,7 +43,7 @@ def passed_over(name: str, checkpoint: Checkpoint) -> list[str]:
 
 
 def comparable(first: Checkpoint, second: Checkpoint) -> None:
-    """Errors: other architectures, tensors of other names or shapes, other vocabularies."""
+    """Errors: other architectures, tensors of other names or shapes, but for the rows of other vocabularies (`vocabularies_apart`)."""
     kinds = [str(c.config.get("model_type")) for c in (first, second)]
     if kinds[0] != kinds[1]:
         told = " and ".join(f"{c.label} is {visible(kind, 40)}" for c, kind in zip((first, second), kinds, strict=True))
@@ -52,10 +52,19 @@ def comparable(first: Checkpoint, second: Checkpoint) -> None:
     if alone := sorted(set(shapes[0]) ^ set(shapes[1])):
         holder = first if alone[0] in shapes[0] else second
         raise TiterError(f"{visible(alone[0], 120)} stands in {holder.label} alone ({len(alone)} such tensors)", expected=FAMILY)
+    worded = first.word_tensors & second.word_tensors
     for name, shape in shapes[0].items():
-        if shape != shapes[1][name]:
+        if shape != shapes[1][name] and not (name in worded and shape[1:] == shapes[1][name][1:]):
             raise TiterError(f"{visible(name, 120)} is {shape} in {first.label} and {shapes[1][name]} in {second.label}", expected=FAMILY)
-    words = [read_tokenizer(c).get_vocab() for c in (first, second)]
-    if words[0] != words[1]:
-        differing = len(set(words[0].items()) ^ set(words[1].items()))
-        raise TiterError(f"{first.label} and {second.label} have different vocabularies ({differing} entries differ)", expected=FAMILY)
+
+
+def vocabularies_apart(name: str, first: Checkpoint, second: Checkpoint) -> list[str]:
+    """How two vocabularies differ and what is compared of them, in a sentence; [] where they are one."""
+    held = [max(c.shape(tensor)[0][0] for tensor in c.word_tensors) for c in (first, second) if c.word_tensors]
+    if first.vocabulary == second.vocabulary and len(set(held)) <= 1:
+        return []
+    differing, shared = len(set(first.vocabulary.items()) ^ set(second.vocabulary.items())), len(shared_rows(first, second))
+    what = f"in the rows of the {shared} tokens both have, each by its token" if shared else "not at all, for no token is in both"
+    return [
+        f"{name}: their vocabularies differ ({differing} entries; {held[0]} and {held[-1]} rows); embedding and head are compared {what}"
+    ]

@@ -22,14 +22,27 @@ def skeleton(checkpoint: Checkpoint) -> Sites:
 
 
 def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(W of the base, W tuned - W base) of one tensor, as the checkpoints store it."""
+    """(W of the base, W tuned - W base) of one tensor, as the checkpoints store it.
+
+    Where their vocabularies differ, a tensor with a row for each token is given in the rows of the tokens both have (`shared_rows`).
+    """
     before, after = base.weight(tensor), tuned.weight(tensor)
+    if tensor in base.word_tensors & tuned.word_tensors and (base.vocabulary != tuned.vocabulary or len(before) != len(after)):
+        rows = shared_rows(base, tuned)
+        before, after = before[rows[:, 0]], after[rows[:, 1]]
     if before.shape != after.shape:
         raise TiterError(
             f"{tensor}: {tuple(before.shape)} in {base.label}, {tuple(after.shape)} in {tuned.label}",
             expected="two checkpoints of one architecture",
         )
     return before, after - before
+
+
+def shared_rows(first: Checkpoint, second: Checkpoint) -> torch.Tensor:
+    """(tokens, 2): the row, in each, of every token that both have an embedding for."""
+    held = [max((c.shape(tensor)[0][0] for tensor in c.word_tensors), default=0) for c in (first, second)]
+    both = [(first.vocabulary[word], second.vocabulary[word]) for word in first.vocabulary.keys() & second.vocabulary.keys()]
+    return torch.tensor(sorted(pair for pair in both if pair[0] < held[0] and pair[1] < held[1]), dtype=torch.long).reshape(-1, 2)
 
 
 def same_weights(first: Checkpoint, second: Checkpoint) -> bool:

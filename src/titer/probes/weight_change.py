@@ -22,7 +22,7 @@ def weight_change(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> pd.DataF
     rows = []
     for tensor in sorted(set(base.files) & set(tuned.files)):
         weight, change = delta(base, tuned, tensor)
-        if weight.ndim >= 2:
+        if weight.ndim >= 2 and len(weight):
             size = torch.linalg.norm(change)
             rows.append(
                 {

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from titer.core.errors import TiterError
 from titer.models.checkpoint import Checkpoint
-from titer.models.compatible import comparable, passed_over, read_alike, untemplated
+from titer.models.compatible import comparable, passed_over, read_alike, untemplated, vocabularies_apart
 from titer.models.weights import same_weights
 from titer.workbench import Model
 
@@ -67,6 +67,7 @@ def reading_notes(found: Audited, prompts: Sequence[str]) -> list[str]:
     plain = [m.name for m in found.models if untemplated(m.checkpoint)]
     told = [f"{', '.join(plain)}: no chat template, so the prompts are given as plain text"] if plain else []
     told += [line for m in found.models for line in passed_over(m.name, m.checkpoint)]
+    told += [line for c in found.compared for line in vocabularies_apart(c.name, c.before.checkpoint, c.after.checkpoint)]
     return told + [
         f"{change.name}: the two read the same prompt as different tokens, for their chat templates differ; what each answers is its own, "
         "and drift and the turn of the refusal direction, which would compare the templates, are left out"
