@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tests.models.tiny import tiny
 from titer.core.errors import TiterError
 from titer.models.blocks import PARTS
 from titer.models.hooks import reading
@@ -132,3 +133,20 @@ def test_a_wrapper_s_blocks_are_its_text_model_s() -> None:
     parts = {sites.part(name) for name, _ in sites.model.named_parameters() if "vision" in name or "projector" in name}
     assert parts == {"tower"}
     assert sites.part("model.language_model.embed_tokens.weight") == sites.part("lm_head.weight") == "other"
+
+
+@pytest.mark.parametrize("name", ["deepseek_v4", "gemma3n_text", "nemotron_h", "longcat_flash", "jetmoe", "xlm"])
+def test_what_no_one_place_holds_is_told_by_layer_and_part(name: str) -> None:
+    sites = Sites(tiny(name))
+    told = {
+        "deepseek_v4": ("resid", "several streams (DeepseekV4HyperConnection)"),
+        "gemma3n_text": ("resid", "several streams (Gemma3nTextAltUp)"),
+        "nemotron_h": ("mlp_in", "layers 1, 3: no MLP"),
+        "longcat_flash": ("mlp_in", "MLPs beside each other"),
+        "jetmoe": ("attn_o", "no single matrix ends the attention"),
+        "xlm": ("resid", "no list of decoder blocks"),
+    }
+    kind, words = told[name]
+    assert words in sites.lacking[kind]
+    parts = {sites.part(parameter) for parameter, p in sites.model.named_parameters() if p.ndim >= 2}
+    assert {"mlp", "attention"} <= parts <= set(PARTS)

@@ -40,6 +40,7 @@ TOLD: dict[Kind, re.Pattern[str]] = {
 }
 ATTENTION = re.compile(r"att(entio)?n|^self_att$")
 BESIDE = re.compile(r"HyperConnection|Residual")
+SEVERAL = re.compile(r"HyperConnection|AltUp")
 MLP = re.compile(r"mlp|ffn?$|ffn|feed_?forward|moe|experts?$|^router$|^(intermediate|output)$|^(fc|lin)_?(\d|in|out)$")
 CROSS = re.compile(r"cross|encoder_at")
 DOWN = re.compile(r"down|c_proj|(fc|w|lin|layer_)_?2|fc_out|4h_to_h|output|w_out|^wo$", re.IGNORECASE)
@@ -191,8 +192,8 @@ def block_of(block: nn.Module, names: dict[int, str], width: int | None, shared:
         lacking |= dict.fromkeys({"mlp_up", "mlp_down"} - set(roles), "its MLP is not made of one up and one down matrix")
     if "mlp_gate" not in weights:
         lacking.setdefault("mlp_gate", "its MLP is not gated")
-    if any("HyperConnection" in type(m).__name__ for m in block.modules()):
-        lacking["resid"] = "its stream is several streams (hyper-connections)"
+    if several := next((type(m).__name__ for m in block.modules() if SEVERAL.search(type(m).__name__)), ""):
+        lacking["resid"] = f"its stream is several streams ({several})"
     if any(id(m) in shared for m in attending):
         lacking["attn_out"] = "layers share their attention"
     if any(id(m) in shared for m in mlps):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 
+from titer.core.errors import TiterError, visible
 from titer.data.encode import check_length, pad, prompt_ids
 from titer.data.example import Example, positions
 from titer.models.activations import fitting
@@ -40,10 +41,17 @@ def sensitivity(lm: LM, examples: Sequence[Example], batch: int = BATCH) -> pd.D
 
 
 def gradient_norms(lm: LM, rows: list[list[int]]) -> torch.Tensor:
-    """g of each row, (B,) on the CPU. Left-padded, so that every prompt ends in the last place."""
+    """g of each row, (B,) on the CPU. Left-padded, so that every prompt ends in the last place.
+
+    Errors: a model that does not run on embeddings.
+    """
     ids, mask = (t.to(lm.device) for t in pad(rows, lm.tokenizer.pad_token_id, "left"))
     embedded = lm.model.get_input_embeddings()(ids).detach().requires_grad_(True)
-    logits = lm.model(inputs_embeds=embedded, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=1).logits
+    inputs = {"inputs_embeds": embedded, "attention_mask": mask, "position_ids": positions(mask)}
+    try:
+        logits = lm.model(**inputs, use_cache=False, logits_to_keep=1).logits
+    except (AttributeError, TypeError, ValueError, NotImplementedError) as error:  # some route or embed by the tokens' numbers
+        raise TiterError(f"{type(lm.model).__name__} does not run on embeddings alone: {visible(str(error), 120)}") from None
     (gradient,) = torch.autograd.grad(logits[:, -1].float().amax(1).sum(), embedded)
     before = gradient[:, :-1].float() * mask[:, :-1, None]
     return torch.linalg.vector_norm(before, dim=(1, 2)).cpu()

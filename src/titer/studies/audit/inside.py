@@ -23,12 +23,7 @@ from titer.studies import tables
 from titer.workbench import Model, Workbench, fingerprint
 
 SITES = ("resid", "attn_out", "mlp_in")
-USES = {
-    "mlp_act": "separation inside",
-    "mlp_in": "where the change acts",
-    "mlp_up": "where the change acts",
-    "attn_out": "drift of attention",
-}
+USES = {"mlp_act": "separation inside", "mlp_in": "where the change acts", "attn_out": "drift of attention"}  # kind of site -> part
 Ends = dict[str, torch.Tensor]
 
 
