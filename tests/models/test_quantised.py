@@ -175,7 +175,7 @@ def test_an_adapter_goes_on_the_dequantised_weights(world: World, tmp_path: Path
 
 
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
-    "bitsandbytes": ({"quant_method": "bitsandbytes"}, "quantised with bitsandbytes, which Titer does not read.*before it was quantised"),
+    "hqq": ({"quant_method": "hqq"}, "quantised with hqq, which Titer does not read.*before it was quantised"),
     "torchao": ({"quant_method": "torchao"}, "quantised with torchao"),
     "no method": ({"quant_method": None}, "quantised with None"),
     "no group": ({"config_groups": {}}, "in more than one way, or in none"),
@@ -216,7 +216,7 @@ def test_damaged_quantised_weights_are_named(int8: Path, tmp_path: Path) -> None
     odd = open_checkpoint(edited(lambda tensors: tensors.update({f"{Q}.weight_scale": torch.ones(5, 7)})))
     with pytest.raises(TiterError, match=r"q_proj\.weight_scale: .*as the quantization_config of config\.json describes"):
         odd.weight(f"{Q}.weight")
-    with pytest.raises(TiterError, match="does not open as a causal language model"):
+    with pytest.raises(TiterError, match=r"q_proj\.weight_scale: .*as the quantization_config of config\.json describes"):
         load(odd)
     lost = open_checkpoint(edited(lambda tensors: tensors.pop(f"{Q}.weight_scale")))
     with pytest.raises(TiterError, match=r"q_proj\.weight is stored as int8, and no scale stands beside it"):
@@ -226,3 +226,14 @@ def test_damaged_quantised_weights_are_named(int8: Path, tmp_path: Path) -> None
 def test_a_quantised_model_is_not_blended(int8: Path, plain: Path, tmp_path: Path) -> None:
     with pytest.raises(TiterError, match="is quantised: no blend"):
         blend(open_checkpoint(int8), open_checkpoint(plain), 0.5, tmp_path / "blend")
+
+
+def test_floating_point_in_eight_bits_is_read_too(plain: Path, tmp_path: Path) -> None:
+    held = open_checkpoint(compressed(plain, tmp_path / "fp8", type="float"))
+    assert held.quantised.startswith("float8 weights (compressed-tensors, naive-quantized), dequantised")
+    stored = load_file(tmp_path / "fp8" / "model.safetensors")
+    meant = torch.tensor([[float(q) for q in row] for row in stored[f"{Q}.weight"].float()]) * stored[f"{Q}.weight_scale"].float().reshape(
+        -1, 1
+    )
+    torch.testing.assert_close(held.weight(f"{Q}.weight"), meant, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(load(held).model.get_parameter(f"{Q}.weight").detach(), held.weight(f"{Q}.weight"))

@@ -35,6 +35,7 @@ OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.o
 PICKLES = OTHERS[:5]
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")  # any of these files is a tokenizer's
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+PACKED = (torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)  # a weight is none of these without a scale
 WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len")  # where a configuration of transformers maps none to the first
 
 
@@ -84,12 +85,12 @@ class Checkpoint(Record):
 
     @cached_property
     def _joined(self) -> dict[str, dict[str, str]]:
-        return joined(self._stored) if self.quantised and not self.gguf else {}
+        return joined(self._stored, self.config) if self.quantised and not self.gguf else {}
 
     @cached_property
     def held(self) -> dict[str, Path]:
         """Tensor as the files name it -> the file that holds it; a quantised weight is one, by its name before."""
-        return logical(self._stored) if self.quantised and not self.gguf else dict(self._stored)
+        return logical(self._stored, self.config) if self.quantised and not self.gguf else dict(self._stored)
 
     @cached_property
     def outline(self) -> Any:
@@ -245,8 +246,11 @@ class Checkpoint(Record):
         if name in self._joined:
             return dequantised(self._joined[name], self._stored, self.config)
         held = tensor_of(self.held[name], name)
-        if held.dtype == torch.int8:  # masks of other whole numbers stand in some files, weights never do
-            raise TiterError(f"{visible(name, 120)} is stored as int8, and no scale stands beside it", next_step=AGAIN)
+        if held.dtype in PACKED:
+            raise TiterError(
+                f"{visible(name, 120)} is stored as {str(held.dtype).removeprefix('torch.')}, and no scale stands beside it",
+                next_step=AGAIN,
+            )
         return held.float()
 
     def shape(self, parameter: str) -> tuple[tuple[int, ...], str]:
@@ -282,7 +286,7 @@ class Checkpoint(Record):
         if self._gguf:
             return self._gguf.shape(name)
         if name in self._joined:
-            return shape_of(self._joined[name], self._stored)
+            return shape_of(self._joined[name], self._stored, self.config)
         return shape(self.held[name], name)
 
 

@@ -304,7 +304,7 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with opening(checkpoint):
-        model, wrong = (_filled if checkpoint.gguf else _read)(checkpoint, getattr(torch, dtype))
+        model, wrong = (_filled if checkpoint.quantised else _read)(checkpoint, getattr(torch, dtype))
     if wrong:  # transformers would fill them with random numbers
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise TiterError(
@@ -320,7 +320,7 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """(the model as transformers loads its folder, its tensors that are missing or misshapen)."""
     opened: Any = AutoModelForCausalLM.from_pretrained(
         checkpoint.path,
-        config=_configuration(checkpoint),
+        config=checkpoint.configuration(),
         dtype=dtype,
         local_files_only=True,
         trust_remote_code=checkpoint.runs_code,
@@ -333,22 +333,18 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
     return model, sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
 
 
-def _configuration(checkpoint: Checkpoint) -> Any:
-    """The configuration to load by: of a quantised model, one that makes transformers dequantise."""
-    config = checkpoint.configuration()
-    if checkpoint.quantised:
-        config.quantization_config = {**config.quantization_config, "dequantize": True}
-    return config
-
-
 @torch.no_grad()
 def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """The same of a GGUF file: an ordinary model of its architecture, its weights those that `Checkpoint.weight` gives."""
+    """The same of a quantised model: an ordinary model of its architecture, its weights those that `Checkpoint.weight` gives."""
     config = checkpoint.configuration()
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     config._attn_implementation = _attention(checkpoint.window)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=checkpoint.runs_code)
     model.tie_weights()
+    if not checkpoint.gguf and (checkpoint.path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)
     wrong, filled = [], set()
     for name, place in sorted(model.state_dict(keep_vars=True).items(), key=lambda one: one[0] not in checkpoint.files):
         if name in checkpoint.files and checkpoint.shape(name)[0] == tuple(place.shape):

@@ -1,4 +1,6 @@
-"""Weights stored as small integers (or floats) by compressed-tensors, the format of llm-compressor and vLLM.
+"""Quantised weights in safetensors: which tensors belong together, what the weight is, what is refused.
+
+By compressed-tensors, the format of llm-compressor and vLLM; FP8, bitsandbytes, GPTQ and AWQ are in models/packed.py.
 
 Beside `X.weight` (int8, or `X.weight_packed` with `X.weight_shape`) stands `X.weight_scale`, one a row, a group or a tensor:
 W = scale (q - zero). The library decompresses; here is only which tensors belong together, and what is refused.
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 
 from titer.core.errors import TiterError, visible
+from titer.models.packed import Packing, packing, shape_before, unpacked
 from titer.models.stored import shape, tensor_of
 
 METHOD = "compressed-tensors"
@@ -29,7 +32,7 @@ Files = Mapping[str, Path]
 def quantisation(config: Mapping[str, Any], label: str) -> str:
     """What a config.json says of quantised weights, in words; "" where they are not.
 
-    Errors: another method than compressed-tensors; a part of the model quantised for itself; several schemes, rotations or
+    Errors: a method, or a variant of one, that is not read; a part of the model quantised for itself; several schemes, rotations or
     sparsity; the library is not installed.
     """
     said = config.get("quantization_config") or config.get("compression_config")
@@ -42,10 +45,12 @@ def quantisation(config: Mapping[str, Any], label: str) -> str:
             )
         return ""
     method = said.get("quant_method") if isinstance(said, dict) else None
+    if isinstance(said, dict) and (way := packing(said, label)):
+        return f"{way.words}, dequantised by the published formula"
     if method != METHOD:
         raise TiterError(
             f"{label} is quantised with {visible(str(method), 60)}, which Titer does not read",
-            expected="plain safetensors, or int8 as compressed-tensors stores it (llm-compressor, vLLM)",
+            expected="plain safetensors, or weights by compressed-tensors (llm-compressor, vLLM), FP8, bitsandbytes, GPTQ, AWQ or GGUF",
             next_step="give the model before it was quantised, or its dequantised weights (transformers: dequantize, save_pretrained).",
         )
     groups = said.get("config_groups")
@@ -74,8 +79,24 @@ def _in_words(group: Mapping[str, Any], weights: Mapping[str, Any], said: Mappin
     return f"{kind} weights ({METHOD}, {form}), dequantised{aside}"
 
 
-def joined(files: Files) -> dict[str, dict[str, str]]:
-    """The weight each group of stored tensors stands for -> {part: stored name}; plain tensors are not in it."""
+def _said(config: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(config.get("quantization_config") or config.get("compression_config") or {})
+
+
+def joined(files: Files, config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The weight each group of stored tensors stands for -> {part: stored name}; plain tensors are not in it.
+
+    Errors: parts without a weight; none at all, where the configuration speaks of some.
+    """
+    if way := packing(_said(config), ""):
+        parts, end = (*way.needed, *way.others), f".{way.marker}"
+        packed = [name.removesuffix(end) for name in files if name.endswith(end)]
+        if not packed:
+            raise TiterError(f"config.json says {way.words}, and no {way.marker} stands in the files", next_step="fetch or build it again.")
+        if lost := [(m, part) for m in packed for part in way.needed if f"{m}.{part}" not in files]:
+            module, part = lost[0]
+            raise TiterError(f"{visible(module, 120)} has no {part}, which {way.words} need", next_step="fetch or build it again.")
+        return {f"{m}.weight": {part: f"{m}.{part}" for part in parts if f"{m}.{part}" in files} for m in packed}
     modules = {name.removesuffix(".weight_scale") for name in files if name.endswith(".weight_scale")}
     found = {f"{m}.weight": {part: f"{m}.{part}" for part in PARTS if f"{m}.{part}" in files} for m in modules}
     if bare := sorted(weight for weight, parts in found.items() if not any(part in parts for part in NEEDED)):
@@ -85,19 +106,28 @@ def joined(files: Files) -> dict[str, dict[str, str]]:
     return found
 
 
-def logical(files: Files) -> dict[str, Path]:
+def logical(files: Files, config: Mapping[str, Any]) -> dict[str, Path]:
     """Weights by the names that the model before its quantisation gave them -> the file that holds them."""
-    groups = joined(files)
+    groups, way = joined(files, config), packing(_said(config), "")
     aside = {name for parts in groups.values() for name in parts.values()}
     plain = {name: file for name, file in files.items() if name not in aside and name.rpartition(".")[2] not in RUNNING}
-    whole = {weight: files[next(parts[part] for part in NEEDED if part in parts)] for weight, parts in groups.items()}
+    whole = {weight: files[_first(parts, way)] for weight, parts in groups.items()}
     return plain | whole
 
 
-def shape_of(parts: Mapping[str, str], files: Files) -> tuple[tuple[int, ...], str]:
+def _first(parts: Mapping[str, str], way: Packing | None) -> str:
+    """The stored tensor that holds a weight's numbers; any of its parts where it is not there, which reading it will say."""
+    wanted = NEEDED if way is None else way.needed[:1]
+    return next((parts[part] for part in wanted if part in parts), next(iter(parts.values())))
+
+
+def shape_of(parts: Mapping[str, str], files: Files, config: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
     """(shape, stored type) of a quantised weight as the model has it."""
-    name = next(parts[part] for part in NEEDED if part in parts)
+    way = packing(_said(config), "")
+    name = _first(parts, way)
     stored, kind = shape(files[name], name)
+    if way is not None:
+        return shape_before(way, {part: (files[one], one) for part, one in parts.items()}, stored), kind
     if "weight_shape" in parts:
         return tuple(tensor_of(files[parts["weight_shape"]], parts["weight_shape"]).tolist()), kind
     return stored, kind
@@ -109,7 +139,9 @@ def dequantised(parts: Mapping[str, str], files: Files, config: Mapping[str, Any
     Errors: parts that the scheme of config.json does not fit.
     """
     held = {part: tensor_of(files[name], name) for part, name in parts.items()}
-    compressor, scheme = _scheme(config.get("quantization_config") or config.get("compression_config") or {})
+    if way := packing(_said(config), ""):
+        return unpacked(way, held, _said(config), _first(parts, way))
+    compressor, scheme = _scheme(_said(config))
     try:
         return compressor.decompress(held, scheme)["weight"].float()  # type: ignore[no-any-return]
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
