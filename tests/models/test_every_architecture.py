@@ -9,7 +9,7 @@ import pytest
 from tests.models.every_architecture import TABLE, Row, row, written
 from tests.models.tiny import NAMES
 
-HANDFUL = ("gpt2", "llama", "phi3", "lfm2", "mamba", "xlm")
+HANDFUL = ("gpt2", "llama", "phi3", "lfm2", "mamba", "qwen3_moe", "xlm")
 
 
 def told() -> dict[str, str]:

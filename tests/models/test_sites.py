@@ -134,6 +134,11 @@ def test_a_model_without_blocks_has_no_layers_and_says_so() -> None:
         found.having("mlp_act")
 
 
+def test_a_tensor_that_no_part_owns_is_an_error(family: LM) -> None:
+    with pytest.raises(TiterError, match="belongs to no part"):
+        family.sites.part("nowhere.weight")
+
+
 def test_an_unknown_site_names_the_nearest(family: LM) -> None:
     with pytest.raises(TiterError, match=r"did you mean 'mlp_act'"):
         family.sites.place("mlp_akt[0]")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from titer.core.errors import TiterError, unknown
+from titer.core.errors import TiterError, unknown, visible
 from titer.models.blocks import Linear, Weight, block_of, blocks_of, parted, sizes, text_config, text_model
 
 VERSION = 2
@@ -144,11 +144,23 @@ class Sites:
         return found[0]
 
     def part(self, tensor: str) -> str:
-        """Which part of the model a parameter belongs to, a key of `PARTS`; embedding, norms and the head are "other"."""
+        """Which part of the model a parameter belongs to, a key of `PARTS`; embedding, norms and the head are "other".
+
+        Errors: a name that is no parameter's, a fault of ours.
+        """
         module = tensor.rpartition(".")[0]
-        while module not in self._modules:  # files may name an expert where the model holds all in one tensor
-            module = module.rpartition(".")[0]
+        if module not in self._modules:
+            raise TiterError(
+                f"{visible(tensor, 120)} belongs to no part of {type(self.model).__name__}",
+                expected="a parameter of the model",
+                next_step="report it: no changed weight may go uncounted.",
+            )
         return self._parts.get(module, "other")
+
+    @cached_property
+    def buffers(self) -> frozenset[str]:
+        """The names of what is stored and never trained."""
+        return frozenset(name for name, _ in self.model.named_buffers())
 
     @cached_property
     def _parts(self) -> dict[str, str]:

@@ -22,8 +22,8 @@ def weight_change(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> pd.DataF
     rows = []
     for tensor in sorted(set(base.files) & set(tuned.files)):
         weight, change = delta(base, tuned, tensor)
-        if weight.ndim >= 2 and len(weight):
-            size = torch.linalg.norm(change)
+        size = torch.linalg.norm(change)
+        if weight.ndim >= 2 and len(weight) and (size > 0 or tensor not in sites.buffers):  # tables of constants weigh nothing
             rows.append(
                 {
                     "tensor": tensor,
