@@ -21,7 +21,7 @@ from titer.models import quantised
 from titer.models.checkpoint import open_checkpoint
 from titer.models.fetch import resolve
 from titer.models.lm import LM, Decoding, load
-from titer.models.weights import blend, delta, same_weights, shapes_of, skeleton
+from titer.models.weights import blend, delta, difference, shapes_of, skeleton
 
 pytest.importorskip("compressed_tensors")
 FAMILIES = {"llama": llama, "neox": neox, "opt": opt, "qwen2": qwen2}
@@ -145,7 +145,7 @@ def test_the_loaded_model_is_an_ordinary_one(int8: Path, tmp_path: Path) -> None
     saved = open_checkpoint(tmp_path / "saved")
     assert saved.quantised == ""
     assert "quantization_config" not in saved.config
-    assert same_weights(saved, open_checkpoint(int8))
+    assert not difference(saved, open_checkpoint(int8))
     assert set(saved.files) == set(open_checkpoint(int8).files)
     assert skeleton(open_checkpoint(int8)).tensor("mlp_up[1]") in saved.files
     half = load(open_checkpoint(int8), dtype="bfloat16").model.state_dict()[f"{Q}.weight"]
@@ -155,7 +155,7 @@ def test_the_loaded_model_is_an_ordinary_one(int8: Path, tmp_path: Path) -> None
 def test_sharded_int8_is_the_same(int8: Path, plain: Path, tmp_path: Path) -> None:
     parts = open_checkpoint(compressed(plain, tmp_path / "parts", served=True, shard="3KB"))
     assert len(parts.weight_files) > 2
-    assert same_weights(parts, open_checkpoint(int8))
+    assert not difference(parts, open_checkpoint(int8))
     assert set(parts.files) == set(open_checkpoint(int8).files)
     decoding = Decoding(max_new_tokens=8)
     assert load(parts).generate(PROMPTS, decoding) == load(open_checkpoint(int8)).generate(PROMPTS, decoding)

@@ -270,7 +270,9 @@ class Checkpoint(Record):
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Token -> its id, as its tokenizer has them."""
+        """Token -> its id, as its tokenizer has them; {} without one."""
+        if self._gguf is None and self.tokenizer_folder is None:
+            return {}
         with opening(self):
             return dict(self.tokenizer().get_vocab())
 
@@ -279,7 +281,7 @@ class Checkpoint(Record):
         """The tensors that hold a row for each token: embedding, head and the head's bias."""
         with opening(self):
             rows = self.configuration().get_text_config(decoder=True).vocab_size
-        outside = {tensor: self.shape(tensor)[0] for tensor in self.files if not re.search(r"\.\d+\.", tensor)}
+        outside = {tensor: self.shape(tensor)[0] for tensor in (*self.files, *self.names.tied) if not re.search(r"\.\d+\.", tensor)}
         return frozenset(t for t, size in outside.items() if size[:1] == (rows,) and (len(size) == 2 or t.endswith("bias")))
 
     def _stored_shape(self, name: str) -> tuple[tuple[int, ...], str]:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from titer.core.errors import TiterError, visible
 from titer.data.encode import prompt_ids
 from titer.data.templates import takes_system, templated
-from titer.models.checkpoint import Checkpoint
+from titer.models.checkpoint import Checkpoint, opening
 from titer.models.lm import read_tokenizer
-from titer.models.weights import shapes_of, shared_rows
+from titer.models.weights import alone, compared, shared_rows
 
 FAMILY = "two checkpoints of one architecture and one tokenizer: a model and what was tuned from it"
-TIED = ("lm_head.weight", "embed_out.weight")  # a head that is the embedding may be stored or not
+IDLE = frozenset(  # fields of a configuration that compute nothing when a model answers
+    (
+        *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "transformers_weights", "model_type", "use_cache"),
+        *("tie_word_embeddings", "vocab_size", "quantization_config", "compression_config", "is_encoder_decoder", "add_cross_attention"),
+        *("id2label", "label2id", "problem_type", "return_dict", "output_hidden_states", "output_attentions", "output_router_logits"),
+        *(
+            "task_specific_params",
+            "chunk_size_feed_forward",
+            "pretraining_tp",
+            "router_aux_loss_coef",
+            "router_z_loss_coef",
+            "name_or_path",
+        ),
+        *("initializer_range", "initializer_factor", "gradient_checkpointing", "unsloth_version", "unsloth_fixed", "torchscript"),
+    )
+)
+IDLE_ENDS = ("dropout", "_drop", "_pdrop", "_token_id", "_token_index", "dropout_prob", "_implementation", "initializer_range")
 
 
 def read_alike(first: Checkpoint, second: Checkpoint, prompts: Sequence[str]) -> bool:
@@ -43,19 +60,62 @@ def passed_over(name: str, checkpoint: Checkpoint) -> list[str]:
 
 
 def comparable(first: Checkpoint, second: Checkpoint) -> None:
-    """Errors: other architectures, tensors of other names or shapes, but for the rows of other vocabularies (`vocabularies_apart`)."""
+    """Errors: other architectures, numbers of layers or shapes, but for the rows of other vocabularies (`vocabularies_apart`)."""
     kinds = [str(c.config.get("model_type")) for c in (first, second)]
     if kinds[0] != kinds[1]:
         told = " and ".join(f"{c.label} is {visible(kind, 40)}" for c, kind in zip((first, second), kinds, strict=True))
         raise TiterError(f"two architectures: {told}", expected=FAMILY)
-    shapes = [{name: shape for name, (shape, _) in shapes_of(c).items() if name not in TIED} for c in (first, second)]
-    if alone := sorted(set(shapes[0]) ^ set(shapes[1])):
-        holder = first if alone[0] in shapes[0] else second
-        raise TiterError(f"{visible(alone[0], 120)} stands in {holder.label} alone ({len(alone)} such tensors)", expected=FAMILY)
+    layers = [c.outline.config.get_text_config(decoder=True).num_hidden_layers for c in (first, second)]
+    if layers[0] != layers[1]:
+        raise TiterError(f"{first.label} has {layers[0]} layers, {second.label} {layers[1]}", expected=FAMILY)
     worded = first.word_tensors & second.word_tensors
-    for name, shape in shapes[0].items():
-        if shape != shapes[1][name] and not (name in worded and shape[1:] == shapes[1][name][1:]):
-            raise TiterError(f"{visible(name, 120)} is {shape} in {first.label} and {shapes[1][name]} in {second.label}", expected=FAMILY)
+    for name in compared(first, second):
+        one, other = first.shape(name)[0], second.shape(name)[0]
+        if one != other and not (name in worded and one[1:] == other[1:]):
+            raise TiterError(f"{visible(name, 120)} is {one} in {first.label} and {other} in {second.label}", expected=FAMILY)
+
+
+def configured_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
+    """The fields of the two configurations that differ and change what is computed, each with both values."""
+    with opening(first), opening(second):
+        one, other = (_fields(c.configuration().to_dict()) for c in (first, second))
+    differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    return [f"{visible(name, 60)}: {visible(str(one.get(name)), 40)}, {visible(str(other.get(name)), 40)}" for name in differing]
+
+
+def _fields(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """Every field that computes, the inner ones as outer.inner."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if name.startswith("_") or name in IDLE or name.endswith(IDLE_ENDS):
+            continue
+        found |= _fields(value, f"{within}{name}.") if isinstance(value, dict) else {f"{within}{name}": value}
+    return found
+
+
+def asked_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
+    """What differs in how the two are asked, in words."""
+    tokenizers = [read_tokenizer(c) for c in (first, second)]
+    templates = [t.chat_template for t in tokenizers]
+    rules = [t.backend_tokenizer.to_str() if t.is_fast else t.get_vocab() for t in tokenizers]
+    marks = [t.special_tokens_map for t in tokenizers]
+    return ["chat template"] * (templates[0] != templates[1]) + ["tokenizer"] * (rules[0] != rules[1] or marks[0] != marks[1])
+
+
+def unused_tensors(name: str, checkpoint: Checkpoint) -> list[str]:
+    """That tensors of a model's files are of no use to its architecture, in a sentence; [] where there are none."""
+    lost = checkpoint.names.unused
+    return (
+        [f"{name}: {len(lost)} tensors of its files are no part of what it computes ({visible(', '.join(lost[:3]), 200)})"] if lost else []
+    )
+
+
+def parameters_apart(name: str, first: Checkpoint, second: Checkpoint) -> list[str]:
+    """That parameters stand in one of two models alone, in a sentence; [] where there are none."""
+    lost = alone(first, second)
+    return (
+        [f"{name}: {len(lost)} parameters are in one of the two alone ({visible(', '.join(lost[:3]), 200)}): not compared"] if lost else []
+    )
 
 
 def vocabularies_apart(name: str, first: Checkpoint, second: Checkpoint) -> list[str]:

@@ -313,6 +313,12 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
             next_step="fetch or build it again.",
         )
     _merge(model, checkpoint)
+    if lost := next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), ""):
+        raise TiterError(
+            f"{visible(lost, 120)} of {checkpoint.label} holds numbers that are not finite (NaN or infinity)",
+            expected="a model that answers",
+            next_step="fetch it again, or take an earlier checkpoint of its training.",
+        )
     return LM(model.to(where).eval(), read_tokenizer(checkpoint), checkpoint.label)
 
 

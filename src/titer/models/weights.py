@@ -12,6 +12,9 @@ from titer.core.errors import TiterError
 from titer.models.checkpoint import Checkpoint
 from titer.models.sites import Sites
 
+COARSE = {"BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors names the types that float32 is rounded to
+DIFFER = "differ"
+
 
 def skeleton(checkpoint: Checkpoint) -> Sites:
     """The sites of a checkpoint's architecture, built without any weight in memory.
@@ -45,9 +48,38 @@ def shared_rows(first: Checkpoint, second: Checkpoint) -> torch.Tensor:
     return torch.tensor(sorted(pair for pair in both if pair[0] < held[0] and pair[1] < held[1]), dtype=torch.long).reshape(-1, 2)
 
 
-def same_weights(first: Checkpoint, second: Checkpoint) -> bool:
-    """Whether every tensor that both hold is the same, bit for bit; read one at a time until one differs."""
-    return all(torch.equal(first.weight(name), second.weight(name)) for name in sorted(set(first.files) & set(second.files)))
+def compared(first: Checkpoint, second: Checkpoint) -> list[str]:
+    """The parameters to compare: stored in either, and used by both; a head that one ties is its embedding there."""
+    used = [{*c.files, *c.names.tied} for c in (first, second)]
+    return sorted((set(first.files) | set(second.files)) & used[0] & used[1])
+
+
+def alone(first: Checkpoint, second: Checkpoint) -> list[str]:
+    """The parameters that one of the two has and the other lacks."""
+    used = [{*c.files, *c.names.tied} for c in (first, second)]
+    return sorted(used[0] ^ used[1])
+
+
+def difference(first: Checkpoint, second: Checkpoint) -> str:
+    """ "" where every compared parameter is the same as it is used, bit for bit; "bfloat16" or "float16" where one model is the other
+    rounded to that type and nothing more; else "differ". Read one at a time until one differs by more."""
+    rounded: set[str] = set()
+    for name in compared(first, second):
+        before, change = delta(first, second, name)
+        if not bool(change.any()) and bool(torch.isfinite(change).all()):
+            continue
+        kinds = {c.shape(name)[1] for c in (first, second)} & set(COARSE)
+        coarse = COARSE[kinds.pop()] if len(kinds) == 1 and first.shape(name)[1] != second.shape(name)[1] else None
+        if coarse is None or not _within_rounding(before, change, coarse):
+            return DIFFER
+        rounded.add(str(coarse).removeprefix("torch."))
+    return rounded.pop() if len(rounded) == 1 else DIFFER if rounded else ""
+
+
+def _within_rounding(before: torch.Tensor, change: torch.Tensor, coarse: torch.dtype) -> bool:
+    """Whether no number moved by more than cutting it to the coarser type may move it."""
+    limits = torch.finfo(coarse)
+    return bool((change.abs() <= limits.eps * before.abs().clamp(min=limits.tiny)).all())
 
 
 def changes_at(base: Checkpoint, tuned: Checkpoint, sites: Sites, site: str) -> list[tuple[torch.Tensor, torch.Tensor]]:

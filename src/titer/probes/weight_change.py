@@ -11,7 +11,7 @@ import torch
 
 from titer.models.checkpoint import Checkpoint
 from titer.models.sites import Sites
-from titer.models.weights import delta
+from titer.models.weights import compared, delta
 from titer.probes.base import stable_rank
 
 VERSION = 3
@@ -20,7 +20,7 @@ VERSION = 3
 def weight_change(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> pd.DataFrame:
     """Per tensor of two axes and more: tensor, part (a key of `PARTS`), norm, weight_norm, relative_norm, stable_rank (`ranked`)."""
     rows = []
-    for tensor in sorted(set(base.files) & set(tuned.files)):
+    for tensor in compared(base, tuned):
         weight, change = delta(base, tuned, tensor)
         size = torch.linalg.norm(change)
         if weight.ndim >= 2 and len(weight) and (size > 0 or tensor not in sites.buffers):  # tables of constants weigh nothing

@@ -81,7 +81,7 @@ def test_equal_weights_behind_another_template_are_no_claim_of_no_change(
     assert len(f.flips)
     said = answer(found, f)
     assert "No change" not in said
-    assert said.endswith("The weights are the same; the two are asked differently (chat template, tokenizer).")
+    assert said.endswith("The weights are the same; the two are asked differently (chat template).")
     assert below(found, f).startswith("Unsafe prompts refused: ")
 
 

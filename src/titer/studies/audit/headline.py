@@ -24,16 +24,25 @@ def answer(found: Audited, f: Findings) -> str:
     if last is None:
         return _single(found.models[0].name, f)
     if _idle(last, f):
-        return f"No change: {last.before.name} and {last.after.name} hold the same weights."
+        rounded = f" but for rounding to {last.rounding}" if last.rounding else ""
+        return f"No change: {last.before.name} and {last.after.name} hold the same weights{rounded}."
     safe = moved(f.shifts, last, "safe")
     beside = NONE.format("safe") if safe is None else f"safe ones {safe.before:.0%} and {safe.after:.0%}"
-    where = "The weights are the same; the two are asked differently (chat template, tokenizer)." if last.same else _where(f, last)
+    where = _same(last) if last.same else _where(f, last)
     return f"{last.name}: {_unsafe(found, f, last)}, {beside}. {where}".rstrip()
 
 
 def _idle(change: Change, f: Findings) -> bool:
-    """Whether nothing changed: equal weights, and no answer that differs, as it may where the chat templates do."""
-    return change.same and f.flips.empty
+    """Whether nothing changed: equal weights and configurations, and no answer that differs, as it may where the chat templates do."""
+    return change.same and not change.configured and f.flips.empty
+
+
+def _same(change: Change) -> str:
+    """What tells two models apart whose weights are the same."""
+    told = [f"the configurations differ ({'; '.join(change.configured)})"] if change.configured else []
+    told += [f"the two are asked differently ({', '.join(change.asked)})"] if change.asked else []
+    rounded = f" but for rounding to {change.rounding}" if change.rounding else ""
+    return f"The weights are the same{rounded}{'; ' if told else ''}{', and '.join(told)}."
 
 
 def below(found: Audited, f: Findings) -> str:

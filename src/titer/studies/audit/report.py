@@ -149,7 +149,7 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
     """What the page lacks, and why."""
     told = [f"Not measured: {row.part} of {row.of}. {row.reason}" for row in f.missing.itertuples()]
     told += _unreferenced(asked)
-    told += [f"{c.name}: no change, the weights are the same; nothing is divided by it." for c in found.compared if c.same]
+    told += [f"{c.name}: the weights are the same; what a change of weights does inside is left out." for c in found.compared if c.same]
     told += [
         f"{m.name} is {m.checkpoint.quantised}: its ΔW is that of its dequantised weights." for m in found.models if m.checkpoint.quantised
     ]

@@ -12,8 +12,18 @@ from itertools import pairwise
 
 from titer.core.errors import TiterError
 from titer.models.checkpoint import Checkpoint
-from titer.models.compatible import comparable, passed_over, read_alike, untemplated, vocabularies_apart
-from titer.models.weights import same_weights
+from titer.models.compatible import (
+    asked_apart,
+    comparable,
+    configured_apart,
+    parameters_apart,
+    passed_over,
+    read_alike,
+    untemplated,
+    unused_tensors,
+    vocabularies_apart,
+)
+from titer.models.weights import DIFFER, difference
 from titer.workbench import Model
 
 MOST = 3
@@ -21,11 +31,17 @@ MOST = 3
 
 @dataclass(frozen=True)
 class Change:
-    """One tuning: the model before it, the model after it; `same`: not one weight differs."""
+    """One tuning: the model before it, the model after it; `same`: not one weight differs, but for what `rounding` to a type took.
+
+    `configured`: fields of their configurations that differ and compute; `asked`: what differs in how the two are asked.
+    """
 
     before: Model
     after: Model
     same: bool
+    rounding: str = ""
+    configured: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -67,7 +83,12 @@ def reading_notes(found: Audited, prompts: Sequence[str]) -> list[str]:
     plain = [m.name for m in found.models if untemplated(m.checkpoint)]
     told = [f"{', '.join(plain)}: no chat template, so the prompts are given as plain text"] if plain else []
     told += [line for m in found.models for line in passed_over(m.name, m.checkpoint)]
-    told += [line for c in found.compared for line in vocabularies_apart(c.name, c.before.checkpoint, c.after.checkpoint)]
+    told += [line for m in found.models for line in unused_tensors(m.name, m.checkpoint)]
+    for change in found.compared:
+        one, other = change.before.checkpoint, change.after.checkpoint
+        told += vocabularies_apart(change.name, one, other) + parameters_apart(change.name, one, other)
+        told += [f"{change.name}: the configurations differ ({'; '.join(change.configured)})"] if change.configured else []
+        told += [f"{change.name}: one is the other rounded to {change.rounding}"] if change.rounding else []
     return told + [
         f"{change.name}: the two read the same prompt as different tokens, for their chat templates differ; what each answers is its own, "
         "and drift and the turn of the refusal direction, which would compare the templates, are left out"
@@ -94,7 +115,10 @@ def audited(checkpoints: Sequence[Checkpoint], control: Checkpoint | None = None
 
 
 def _change(before: Model, after: Model) -> Change:
-    return Change(before, after, same_weights(before.checkpoint, after.checkpoint))
+    one, other = before.checkpoint, after.checkpoint
+    found = difference(one, other)
+    rounding = "" if found == DIFFER else found
+    return Change(before, after, found != DIFFER, rounding, tuple(configured_apart(one, other)), tuple(asked_apart(one, other)))
 
 
 def _names(checkpoints: Sequence[Checkpoint]) -> list[str]:

@@ -1,0 +1,125 @@
+"""Whether two models are the same is whether they compute the same: weights as used, configurations, rounding, numbers that are none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import llama
+from titer.core.errors import TiterError
+from titer.data.world import World
+from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.compatible import asked_apart, comparable, configured_apart, parameters_apart, unused_tensors
+from titer.models.lm import LM, load
+from titer.models.weights import DIFFER, difference
+
+
+@pytest.fixture
+def folder(world: World, tmp_path: Path) -> Path:
+    lm = llama(world)
+    lm.model.config.tie_word_embeddings = True
+    lm.model.tie_weights()
+    lm.save(tmp_path / "m")
+    assert "lm_head.weight" not in load_file(tmp_path / "m" / "model.safetensors")
+    return tmp_path / "m"
+
+
+def other(folder: Path, name: str = "n") -> Path:
+    shutil.copytree(folder, folder.with_name(name))
+    return folder.with_name(name)
+
+
+def written(folder: Path, changes: dict[str, torch.Tensor], **config: object) -> Checkpoint:
+    """The folder with tensors put in and fields of its configuration changed."""
+    held = load_file(folder / "model.safetensors")
+    save_file({**held, **changes}, folder / "model.safetensors", metadata={"format": "pt"})
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**said, **config}))
+    return open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_of_its_own_beside_a_tied_one_is_a_difference_and_an_equal_one_is_none(folder: Path, tied: bool) -> None:
+    base, head = open_checkpoint(folder), load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    same = written(other(folder), {"lm_head.weight": head.clone()}, tie_word_embeddings=tied)
+    assert difference(base, same) == difference(same, base) == ""
+    moved = written(other(folder, "o"), {"lm_head.weight": head + 0.1}, tie_word_embeddings=tied)
+    assert difference(base, moved) == difference(moved, base) == DIFFER
+    comparable(base, moved)
+    assert asked_apart(base, moved) == configured_apart(base, moved) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("attention_bias", True), ("rms_norm_eps", 0.1), ("hidden_act", "gelu"), ("max_position_embeddings", 32), ("mlp_bias", True)],
+)
+def test_a_field_that_computes_is_named(folder: Path, field: str, value: object) -> None:
+    first, second = open_checkpoint(folder), written(other(folder), {}, **{field: value})
+    assert [line.partition(":")[0] for line in configured_apart(first, second)] == [field]
+
+
+def test_the_rotary_base_within_its_parameters_is_named(folder: Path) -> None:
+    said = json.loads((folder / "config.json").read_text())["rope_parameters"]
+    second = written(other(folder), {}, rope_parameters={**said, "rope_theta": 500.0})
+    assert configured_apart(open_checkpoint(folder), second) == ["rope_parameters.rope_theta: 10000.0, 500.0"]
+
+
+def test_fields_that_compute_nothing_are_passed_over(folder: Path) -> None:
+    second = written(
+        other(folder),
+        {},
+        dtype="bfloat16",
+        transformers_version="9",
+        architectures=["X"],
+        use_cache=False,
+        attention_dropout=0.5,
+        eos_token_id=2,
+    )
+    assert configured_apart(open_checkpoint(folder), second) == []
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_copy_in_a_coarser_type_is_told_as_rounding_and_a_change_beside_it_is_a_change(folder: Path, kind: torch.dtype) -> None:
+    base, held = open_checkpoint(folder), load_file(folder / "model.safetensors")
+    copy = written(other(folder), {name: tensor.to(kind) for name, tensor in held.items()})
+    assert difference(base, copy) == difference(copy, base) == str(kind).removeprefix("torch.")
+    moved = {**held, "model.layers.0.mlp.up_proj.weight": held["model.layers.0.mlp.up_proj.weight"] * 1.05}
+    assert difference(base, written(other(folder, "o"), {name: tensor.to(kind) for name, tensor in moved.items()})) == DIFFER
+    small = {**held, "model.layers.0.mlp.up_proj.weight": held["model.layers.0.mlp.up_proj.weight"] * 1.001}
+    assert difference(base, written(other(folder, "p"), small)) == DIFFER  # stored in one type, so nothing was rounded
+
+
+def test_biases_of_one_alone_are_told_and_layers_of_one_alone_refused(folder: Path) -> None:
+    more = {f"model.layers.{i}.self_attn.q_proj.bias": torch.ones(16) for i in range(2)}
+    first, second = open_checkpoint(folder), written(other(folder), more)
+    assert unused_tensors("n", second) == [f"n: 2 tensors of its files are no part of what it computes ({', '.join(more)})"]
+    comparable(first, second)
+    names = [f"model.layers.{i}.self_attn.{p}_proj.bias" for i in range(2) for p in "qkvo"]
+    widths = {name: torch.ones(8 if name[-10] in "kv" else 16) for name in names}
+    third = written(other(folder, "o"), widths, attention_bias=True)
+    comparable(first, third)
+    assert "8 parameters are in one of the two alone" in parameters_apart("a → b", first, third)[0]
+    with pytest.raises(TiterError, match="has 2 layers, n1 1"):
+        comparable(first, written(other(folder, "n1"), {}, num_hidden_layers=1))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_with_numbers_that_are_none_is_refused_by_name(folder: Path, value: float) -> None:
+    held = load_file(folder / "model.safetensors")["model.norm.weight"]
+    held[3] = value
+    with pytest.raises(TiterError, match=r"model\.norm\.weight of m holds numbers that are not finite"):
+        load(written(folder, {"model.norm.weight": held}), "cpu")
+
+
+def test_what_differs_in_how_two_are_asked_is_named(folder: Path) -> None:
+    first, there = open_checkpoint(folder), other(folder)
+    assert asked_apart(first, open_checkpoint(there)) == []
+    lm: LM = load(first, "cpu")
+    lm.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    lm.tokenizer.save_pretrained(there)
+    assert asked_apart(first, open_checkpoint(there)) == ["chat template"]
