@@ -124,6 +124,7 @@ SURFACE = {
     "models get": ["NAME", "--json"],
     "list": ["[KIND]", "--json"],
     "show": ["NAME"],
+    "runs": ["--dry-run", "--json", "--older", "--prune", "--runs"],
     "doctor": ["--json"],
 }
 DEFAULTS = {

@@ -12,7 +12,7 @@ was given, what was expected and what to do next.
 
 from __future__ import annotations
 
-from titer.api.about import Told, card, doctor, models_get, push, report
+from titer.api.about import Told, card, doctor, models_get, prune, push, report, stored
 from titer.api.cost import cost
 from titer.api.gate import must_hold
 from titer.api.measure import Audited, audit, audited, evaluate, inspect, lm_eval
@@ -55,8 +55,10 @@ __all__ = [
     "lm_eval",
     "models_get",
     "must_hold",
+    "prune",
     "push",
     "report",
     "show",
+    "stored",
     "study",
 ]

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from titer.api.running import RUNS, Place, reporter
+from titer.core import inventory
 from titer.core.claims import Claim
+from titer.core.inventory import Piece
 from titer.core.machine import Fact
 from titer.integrations import publish
 from titer.integrations.publish import Published
@@ -63,6 +65,16 @@ def models_get(name: str, progress: bool = True) -> Path:
     """Fetch a named model once, checked and converted; returns its folder. As `titer models get`."""
     with reporter(progress) as shown:
         return fetch.get(name, shown.tell).path
+
+
+def stored(runs: Place = RUNS) -> list[Piece]:
+    """Every artefact in the folder of runs, the largest first. As `titer runs`."""
+    return inventory.pieces(Path(runs))
+
+
+def prune(*what: str, older: float = 0.0, runs: Place = RUNS) -> list[Piece]:
+    """Take away kinds, "unfinished" or keys older than some days; returns what went. As `titer runs --prune`."""
+    return inventory.prune(inventory.chosen(stored(runs), what, older))[0]
 
 
 def doctor() -> dict[str, object]:

@@ -12,6 +12,7 @@ from titer.cli.about import doctor, list_, models_get, show
 from titer.cli.audit import audit
 from titer.cli.measure import evaluate, inspect, lm_eval
 from titer.cli.report import report
+from titer.cli.runs import runs_
 from titer.cli.studies import demo, study
 from titer.cli.training import align, finetune
 from titer.cli.trouble import INTERRUPTED, fail, file_trouble, os_message
@@ -38,6 +39,7 @@ app.command()(inspect)
 app.command()(report)
 app.command("list")(list_)
 app.command()(show)
+app.command("runs")(runs_)
 app.command()(doctor)
 
 
