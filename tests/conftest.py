@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import vl_convert
+from hypothesis import settings
 
 from titer.data.world import World
 from titer.models.lm import LM, Architecture
 from titer.recipes.demo import Scale
+from titer.report import drawing
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # small tensors: threads only cost here, and results must not depend on them
+# the same examples in every run, and no deadline that a busy machine could miss
+settings.register_profile("titer", deadline=None, derandomize=True, database=None)
+settings.load_profile("titer")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,6 +35,31 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         patch.setattr(sys, "path", [*sys.path])
+        yield
+
+
+bundle, CHILD = cache(vl_convert.javascript_bundle), drawing.CHILD
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_here() -> Iterator[None]:
+    """What draws a page's charts in a child runs in this process, where its engine starts once: it is two seconds of a page.
+
+    Reports of a whole session (`hostile`, `demo`) are made before, by the child; so is what a test puts in the child's place.
+    """
+
+    def run(command: list[str], *, input: str, check: bool, **more: Any) -> subprocess.CompletedProcess[str]:
+        if command[-1] != CHILD:
+            return subprocess.run(command, input=input, check=check, **more)
+        out = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+            patch.setattr(sys, "stdin", io.StringIO(input))
+            patch.setattr(vl_convert, "javascript_bundle", bundle)
+            exec(CHILD, {})  # noqa: S102  the product's own
+        return subprocess.CompletedProcess(command, 0, out.getvalue(), "")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "run", run)
         yield
 
 

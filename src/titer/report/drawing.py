@@ -7,10 +7,10 @@ container's): the report must outlive that. Without drawings a page has its tabl
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from subprocess import SubprocessError, run
 from typing import Any, NamedTuple
 
 LIVE = Path(__file__).parent / "templates" / "report.js"
@@ -39,11 +39,11 @@ def drawn(specs: Mapping[str, Any]) -> Drawn:
     live = LIVE.read_text(encoding="utf-8")
     asked = json.dumps({"live": live, "specs": specs})
     try:
-        child = subprocess.run(
+        child = run(
             [sys.executable, "-c", CHILD], input=asked, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS, check=False
         )
         made = json.loads(child.stdout) if child.returncode == 0 else None
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, SubprocessError) as error:
         return Drawn(live, {}, f"the charts could not be drawn ({type(error).__name__})")
     if made is None:
         last = child.stderr.strip().splitlines()[-1:] or ["it said nothing"]
