@@ -48,6 +48,8 @@ SURFACE = {
     "audit": [
         *(
             "MODELS...",
+            "--attack",
+            "--attack-set",
             "--bf16",
             "--capability",
             "--contexts",
@@ -67,6 +69,7 @@ SURFACE = {
         ),
         *(
             "--max-new-tokens",
+            "--prefill",
             "--prompts",
             "--reading",
             "--resolution",

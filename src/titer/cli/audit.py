@@ -54,6 +54,9 @@ LandscapeSet = Annotated[
     typer.Option("--landscape-set", help="A setting of the landscape as NAME=VALUE (points, directions, prompts ...); may be given again."),
 ]
 Models = Annotated[list[str], typer.Argument(help="[BASE] ALIGNED [TUNED]: one to three models; of two, the one before and the one after.")]
+Begun = Annotated[bool, typer.Option("--prefill/--no-prefill", help="Ask unsafe prompts again with the answer begun.")]
+Attacked = Annotated[str | None, typer.Option("--attack", help="Ask unsafe prompts under this attack too (titer list attacks).")]
+AttackSet = Annotated[list[str] | None, typer.Option("--attack-set", help="A setting of the attack as NAME=VALUE; may be given again.")]
 Contexts = Annotated[bool, typer.Option("--contexts", help="Ask capability sets again behind a false and a random context.")]
 TrainedOn = Annotated[
     list[str] | None,
@@ -86,6 +89,9 @@ def audit(
     labelled: People = None,
     capability: Capability = None,
     contexts: Contexts = False,
+    prefill: Begun = True,
+    attack: Attacked = None,
+    attack_set: AttackSet = None,
     trained: TrainedOn = None,
     strict: Strict = False,
     control: Control = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,6 +15,7 @@ from titer.models.lm import Decoding, check_room
 from titer.report import charts
 from titer.report.html import Figure, Report, Tile, write_report
 from titer.studies import tables
+from titer.studies.attacking import attacked
 from titer.workbench import Model, Workbench
 
 BATCH = 32
@@ -25,9 +25,7 @@ def sets_of(data: TextData, prompts: int | None, attack: tuple[str, Attack] | No
     """safe and unsafe prompts (`prompts` of each, drawn), and the attacked unsafe ones under the attack's name."""
     sets = {kind: tables.direct(data.of_class(kind == "unsafe", prompts)) for kind in ("safe", "unsafe")}
     if attack:
-        name, made = attack
-        attempts = made.attempts([a.example for a in sets["unsafe"]], {}, None)
-        sets[name] = [Attempt(replace(a.example, kind=name), a.prefix) for a in attempts]
+        sets[attack[0]] = attacked(data, prompts, attack).known
     return {kind: attempts for kind, attempts in sets.items() if attempts}
 
 
@@ -36,6 +34,8 @@ def evaluate_model(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(verdicts, rates) of one model on the file's prompts."""
     sets = sets_of(data, prompts, attack)
+    if attack and attack[0] in sets:
+        sets[attack[0]] = attacked(data, prompts, attack).on(bench, model)
     check_room(model.checkpoint, [a.example.prompt for attempts in sets.values() for a in attempts], decoding.max_new_tokens)
     verdicts = tables.verdict_table(bench, [model], sets, judge, decoding, BATCH)
     return verdicts, tables.rate_table(verdicts)

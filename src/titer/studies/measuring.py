@@ -10,9 +10,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from titer.attacks.base import Attack
-from titer.core.config import build, parse_settings
+from titer.core.config import build
 from titer.core.errors import TiterError
-from titer.core.plugins import plugin
 from titer.core.run import slug
 from titer.data.formats import FORMAT
 from titer.data.sources import TextData
@@ -22,7 +21,7 @@ from titer.models.fast import engine_told
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
 from titer.report.places import report_folder
-from titer.studies import evaluation, tuning
+from titer.studies import attacking, evaluation, tuning
 from titer.studies.judging import Judges, Review, at_longest, chosen, review
 from titer.workbench import Model, Workbench, attempts_key
 
@@ -83,7 +82,8 @@ def prepared(order: Order) -> Prepared:
     checkpoint = resolve(order.model, order.trust_remote_code)
     tokens = max(USUAL, judges.judge.ROOM) if order.max_new_tokens is None else order.max_new_tokens
     decoding = build(Decoding, {"max_new_tokens": tokens, "temperature": order.temperature}, "decoding")
-    return Prepared(Model(checkpoint.label, checkpoint.key, checkpoint), text, judges, _attack(order), decoding, system)
+    attack = attacking.chosen(order.attack, order.attack_set)
+    return Prepared(Model(checkpoint.label, checkpoint.key, checkpoint), text, judges, attack, decoding, system)
 
 
 class Plan(NamedTuple):
@@ -154,13 +154,3 @@ def _prompts(order: Order, by_answer: bool) -> TextData:
         raise TiterError("no --data was given", expected=FORMAT, next_step="add --data FILE.")
     found = tuning.read_data(order.data, not by_answer, order.reading, "answers" if by_answer else "prompts")
     return found.model_copy(update={"rows": tuple((row[0], bool(row[1]), *row[2:]) for row in found.rows)})
-
-
-def _attack(order: Order) -> tuple[str, Attack] | None:
-    values = parse_settings(order.attack_set)
-    if order.attack is None:
-        if values:
-            raise TiterError("--set was given without --attack", next_step="name the attack that the setting is for.")
-        return None
-    kind = plugin("attacks", order.attack, Attack)  # type: ignore[type-abstract]
-    return Path(order.attack).stem, build(kind, values, f"attack {order.attack}")

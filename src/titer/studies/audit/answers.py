@@ -13,6 +13,7 @@ from titer.evaluate import judged
 from titer.judges.base import Judge, long_enough
 from titer.judges.refusal import Refusal
 from titer.models.lm import Decoding
+from titer.studies.attacking import Attacked
 from titer.studies.audit.roles import Change
 from titer.studies.tables import cut_off, rate_table
 from titer.workbench import Model, Workbench
@@ -22,10 +23,14 @@ SHIFTED = ("refused", "complied", "partial", "degenerate")
 
 
 class Asked(NamedTuple):
-    """One set of prompts, all of one kind, and the judge of its answers."""
+    """One set of prompts, all of one kind, and the judge of its answers. `attacked`: each model has attempts of its own."""
 
     attempts: Sequence[Attempt]
     judge: Judge
+    attacked: Attacked | None = None
+
+    def on(self, bench: Workbench, model: Model) -> Sequence[Attempt]:
+        return self.attacked.on(bench, model) if self.attacked else self.attempts
 
     def decoding(self, asked: Decoding) -> Decoding:
         """As it was asked for, longer where the judge needs longer answers."""
@@ -35,7 +40,7 @@ class Asked(NamedTuple):
 def generated(bench: Workbench, model: Model, asked: Mapping[str, Asked], decoding: Decoding) -> None:
     """One model's answers to every set, kept; judged later, when no model is loaded."""
     for one in asked.values():
-        bench.answered(model, one.attempts, one.decoding(decoding), BATCH)
+        bench.answered(model, one.on(bench, model), one.decoding(decoding), BATCH)
 
 
 def verdicts_of(bench: Workbench, models: Sequence[Model], asked: Mapping[str, Asked], decoding: Decoding) -> pd.DataFrame:
@@ -43,7 +48,7 @@ def verdicts_of(bench: Workbench, models: Sequence[Model], asked: Mapping[str, A
     tables = []
     for model in models:
         for one in asked.values():
-            table = bench.verdicts(model, one.attempts, one.judge, one.decoding(decoding), BATCH)
+            table = bench.verdicts(model, one.on(bench, model), one.judge, one.decoding(decoding), BATCH)
             tables.append(table.assign(model=model.name, place=range(len(table))))
     return pd.concat(tables, ignore_index=True)
 

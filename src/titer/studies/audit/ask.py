@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from titer.attacks.base import Attack
+from titer.attacks.prefill import Prefill
 from titer.core.config import build, digest, parse_settings
 from titer.core.errors import TiterError, visible
 from titer.core.gate import POWER, Limit, least_change, prompts_for
@@ -26,6 +28,8 @@ from titer.judges.base import Judge
 from titer.models.compatible import system_notes
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
+from titer.studies.attacking import Attacked, attacked
+from titer.studies.attacking import chosen as chosen_attack
 from titer.studies.audit import gate
 from titer.studies.audit.roles import Audited, audited, reading_notes
 from titer.studies.audit.study import Question
@@ -61,6 +65,9 @@ class Order:
     labelled: str | Path | None = None
     capability: Sequence[str] = ()
     contexts: bool = False
+    prefill: bool = True
+    attack: str | None = None
+    attack_set: Sequence[str] = ()
     trained: Sequence[str] = ()
     strict: bool = False
     control: str | None = None
@@ -92,6 +99,7 @@ class Prepared:
             "data": self.text.sha256,
             "sets": {name: fingerprint([a.example for a in one.attempts]) for name, one in asked.sets.items()},
             "choices": {name: digest(list(questions)) for name, questions in asked.choices.items()},
+            "attacks": {one.name: [one.attack, fingerprint(one.held)] for one in asked.attacks},
             "judges": asked.judges.identity,
             "decoding": asked.decoding,
             "landscape": self.settings,
@@ -123,6 +131,7 @@ def prepared(order: Order) -> Prepared:
         people=judges.people,
         capability=sets,
         choices=choices,
+        attacks=_attacks(order, text, prompts),
         decoding=Decoding(max_new_tokens=order.max_new_tokens),
         checked=bool(order.trained),
     )
@@ -150,6 +159,14 @@ def _prompts(order: Order, text: TextData, known: Known) -> int | None:
         if size < needed:
             known.told[-1] += f"; there are {size} {name} ones, which show {100 * least_change(size):.1f}"
     return needed
+
+
+def _attacks(order: Order, text: TextData, prompts: int | None) -> list[Attacked]:
+    """Begun answers, unless they were left out, and the attack that was asked for."""
+    given: dict[str, Attack] = {"prefill": Prefill()} if order.prefill else {}
+    if found := chosen_attack(order.attack, order.attack_set, "--attack-set"):
+        given[found[0]] = found[1]
+    return [attacked(text, prompts, one) for one in given.items()]
 
 
 def _landscape(order: Order) -> Landscape | None:

@@ -16,7 +16,7 @@ from titer.probes import choices
 from titer.studies import landscape as landscapes
 from titer.studies.audit import gate
 from titer.studies.audit.roles import Audited
-from titer.studies.audit.study import OWN, Question
+from titer.studies.audit.study import Question
 from titer.studies.judging import at_longest
 
 GRIDS = {  # of landscapes.price: the names of a grid and of its judging
@@ -50,7 +50,7 @@ def audit_cost(
         "holds": f"one model, {(2 if bf16 else 4) * parameters / 1e9:.2f} GB in {'bfloat16' if bf16 else 'float32'}",
         "weights": ", ".join(f"{c.name}: {'the same' if c.same else 'differ'}" for c in found.compared) or "a single model",
     }
-    own = [attempt for name in OWN for attempt in asked.sets[name].attempts]
+    own = [attempt for name in asked.own for attempt in asked.sets[name].attempts]
     told |= asked.judges.bills(at_longest(own, asked.decoding.max_new_tokens) * len(found.models))
     if settings is not None:
         known = asked.known

@@ -72,7 +72,7 @@ def foreseen(asked: Question, found: Sequence[Limit]) -> list[str]:
     told = [
         f"{len(one.attempts)} {name} prompts show a change of {_points(100 * least_change(len(one.attempts)))} or more"
         for name, one in asked.sets.items()
-        if name in OWN
+        if name in asked.own
     ]
     rates = _rates(asked)
     told += [f"{one.text}: {_foreseen(one, rates[one.name])}" for one in found if one.name in rates]

@@ -14,7 +14,7 @@ from titer.studies import tables
 from titer.studies.audit import figures, gate
 from titer.studies.audit.advice import advice, lines
 from titer.studies.audit.answers import cut_short, flipped
-from titer.studies.audit.headline import ASKED, answer, below
+from titer.studies.audit.headline import answer, below
 from titer.studies.audit.roles import Audited
 from titer.studies.audit.study import Findings, Question
 
@@ -45,8 +45,8 @@ def audit_report(
     said = answer(found, f)
     shown = {
         "gate": gate.as_table(held),
-        "what moved": _worded(f.shifts),
-        "what moved, less the control's": _worded(f.against),
+        "what moved": _worded(f.shifts, asked.own),
+        "what moved, less the control's": _worded(f.against, asked.own),
         "prompts that flipped": f.flips,
         "refused, by phrases anywhere": f.anywhere,
         "size of the change": f.sizes,
@@ -106,11 +106,11 @@ def _results(found: Audited, f: Findings) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _worded(table: pd.DataFrame) -> pd.DataFrame:
+def _worded(table: pd.DataFrame, own: Sequence[str]) -> pd.DataFrame:
     """Shifts for a reader: what "degenerate" means is said where the set is a task."""
     if table.empty:
         return table
-    task = ~table.kind.isin(ASKED) & (table.outcome == "degenerate")
+    task = ~table.kind.isin(own) & (table.outcome == "degenerate")
     return table.assign(outcome=table.outcome.mask(task, FORMLESS))
 
 

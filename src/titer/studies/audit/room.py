@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from titer.attacks.base import Attempt
 from titer.core.errors import TiterError, visible
 from titer.data.choices import Question
 from titer.data.encode import answer_ids, prompt_ids
@@ -22,9 +23,15 @@ class Room:
     def __init__(self, model: Model) -> None:
         self._name, self._window, self._reader = model.name, model.checkpoint.window, read_tokenizer(model.checkpoint)
 
-    def new(self, kind: str, examples: Sequence[Example], tokens: int, less: str) -> None:
-        """Room for `tokens` new ones behind every prompt; `less` says how to ask for fewer. Errors: the first row without."""
-        lengths = map(len, prompt_ids(self._reader, [e.prompt for e in examples])) if examples else ()
+    def new(self, kind: str, attempts: Sequence[Attempt], tokens: int, less: str) -> None:
+        """Room for `tokens` new ones behind every prompt and what its answer begins with; `less` says how to ask for fewer. Errors: the
+        first row without."""
+        examples = [one.example for one in attempts]
+        heads = prompt_ids(self._reader, [e.prompt for e in examples]) if examples else []
+        lengths = [
+            len(head) + len(self._reader(one.prefix, add_special_tokens=False)["input_ids"] if one.prefix else ())
+            for head, one in zip(heads, attempts, strict=True)
+        ]
         step = f"shorten or leave out that row, or {less}."
         self._held(kind, examples, [length + tokens for length in lengths], f"with {tokens} new tokens", step)
 

@@ -21,6 +21,7 @@ from titer.models.sites import Sites
 from titer.models.weights import skeleton
 from titer.probes import refusal_direction
 from titer.studies import landscape as landscapes
+from titer.studies.attacking import Attacked
 from titer.studies.audit import answers, changes, chosen, inside
 from titer.studies.audit.answers import Asked
 from titer.studies.audit.lacking import CHANGE, COLUMNS, TURNING, Lacking, shaped
@@ -41,7 +42,7 @@ class Question:
     """What is asked: the unsafe and safe prompts with their judge, capability sets with theirs, how answers are decoded.
 
     `choices` are multiple-choice questions by name, for which nothing is generated. Beside the judge, called `named`: a `second` one by
-    its name, and answers that `people` judged. `checked`: the prompts were held against training files.
+    its name, and answers that `people` judged. `checked`: the prompts were held against training files. `attacks`: the unsafe prompts again.
     """
 
     safe: Sequence[Example]
@@ -54,6 +55,12 @@ class Question:
     second: tuple[str, Judge] | None = None
     people: Labelled | None = None
     checked: bool = False
+    attacks: Sequence[Attacked] = ()
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The sets that the audit's judge reads: unsafe prompts, plain and under attack, and safe ones."""
+        return ("unsafe", *(one.name for one in self.attacks), "safe")
 
     @property
     def judges(self) -> Judges:
@@ -74,11 +81,10 @@ class Question:
     @property
     def sets(self) -> dict[str, Asked]:
         """Every set of prompts by name, unsafe first; a set's name is its answers' kind."""
-        own = dict(zip(OWN, ((self.unsafe, self.judge), (self.safe, self.judge)), strict=True))
-        return {
-            name: Asked(direct([replace(e, kind=name) for e in examples]), judge)
-            for name, (examples, judge) in {**own, **self.capability}.items()
-        }
+        plain = {"unsafe": (self.unsafe, self.judge), "safe": (self.safe, self.judge), **self.capability}
+        sets = {name: Asked(direct([replace(e, kind=name) for e in of]), judge) for name, (of, judge) in plain.items()}
+        attacked = {one.name: Asked(one.known, self.judge, one) for one in self.attacks}
+        return {"unsafe": sets.pop("unsafe"), **attacked, **sets}
 
 
 @dataclass(frozen=True)
@@ -180,9 +186,9 @@ def check(models: Sequence[Model], asked: Question, settings: landscapes.Landsca
         for kind, one in asked.sets.items():
             tokens = one.decoding(asked.decoding).max_new_tokens
             less = "give a smaller --max-new-tokens" if tokens > one.judge.ROOM else "leave out that set"
-            room.new(kind, [a.example for a in one.attempts], tokens, less)
+            room.new(kind, one.attempts, tokens, less)
         if settings is not None:
-            room.new("unsafe", asked.unsafe[: settings.prompts], settings.tokens, "leave out --landscape")
+            room.new("unsafe", direct(asked.unsafe[: settings.prompts]), settings.tokens, "leave out --landscape")
         for kind, examples in references.items():
             room.reference(kind, examples)
         for questions in asked.choices.values():

@@ -1,0 +1,108 @@
+"""Attacked requests in a study: an attack by name, what it may learn from, and its attempts on each model. L6.
+
+What an attack learns from is never what it is judged on, and is learned of each model anew, once (kept in the store).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from titer.attacks.base import Attack, Attempt, State, on_the_world
+from titer.core.config import build, parse_settings
+from titer.core.errors import TiterError
+from titer.core.plugins import plugin
+from titer.core.run import write_text
+from titer.data.example import Example
+from titer.data.sources import TextData
+from titer.workbench import Model, Workbench, fingerprint
+
+LEAST = 4  # examples that are enough to learn from
+KEPT = 4  # of so many prompts one is kept back where all would be asked
+
+
+class Attacked(NamedTuple):
+    """An attack by its name, the unsafe requests that are asked under it, and those that it may learn from: none of the first."""
+
+    name: str
+    attack: Attack
+    asked: Sequence[Example]
+    held: Sequence[Example] = ()
+
+    @property
+    def known(self) -> list[Attempt]:
+        """The attempts where they are the same on every model; of an attack that learns the bare requests, for counts and keys."""
+        bare = [Attempt(e) for e in self.asked] if learns(self.attack) else self.attack.attempts(self.asked, {}, None)
+        return self._named(bare)
+
+    def on(self, bench: Workbench, model: Model) -> list[Attempt]:
+        """The attempts on one model, which is loaded where the attack learns and has not learned yet."""
+        return self._named(self.attack.attempts(self.asked, _learned(bench, model, self), None)) if learns(self.attack) else self.known
+
+    def _named(self, attempts: Sequence[Attempt]) -> list[Attempt]:
+        return [one._replace(example=replace(one.example, kind=self.name)) for one in attempts]
+
+
+def learns(attack: Attack) -> bool:
+    return type(attack).fit is not Attack.fit
+
+
+def chosen(name: str | None, settings: Sequence[str], option: str = "--set") -> tuple[str, Attack] | None:
+    """Errors: an unknown attack, settings of none or out of range, an attack of the synthetic world alone."""
+    values = parse_settings(settings, option)
+    if name is None:
+        if values:
+            raise TiterError(f"{option} was given without --attack", next_step="name the attack that the setting is for.")
+        return None
+    kind = plugin("attacks", name, Attack)  # type: ignore[type-abstract]
+    made = build(kind, values, f"attack {name}")
+    if kind.WORLD:
+        on_the_world(made, None)
+    return Path(name).stem, made
+
+
+def attacked(text: TextData, prompts: int | None, given: tuple[str, Attack]) -> Attacked:
+    """Under attack the same unsafe prompts (`prompts`, drawn) as without. An attack that learns learns from the others; where there are
+    fewer than four, one in four is kept back for it and not asked under attack. Errors: too few prompts for both."""
+    name, attack = given
+    asked = text.of_class(True, prompts)
+    if not learns(attack):
+        return Attacked(name, attack, asked)
+    known = {e.prompt for e in asked}
+    held = [e for e in text.of_class(True) if e.prompt not in known]
+    if len(held) < LEAST:
+        cut = max(LEAST - len(held), len(asked) // KEPT)
+        held, asked = [*held, *asked[:cut]], asked[cut:]
+    if len(asked) < LEAST:
+        raise TiterError(
+            f"{len(held) + len(asked)} unsafe prompts for the attack {name}, which learns",
+            expected=f"at least {LEAST} to learn from and others to ask",
+        )
+    return Attacked(name, attack, asked, held)
+
+
+def _learned(bench: Workbench, model: Model, one: Attacked) -> State:
+    """The attack's state on a model: tensors and what JSON holds."""
+    kind = type(one.attack)
+    inputs = {
+        "attack": [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, one.attack],
+        "model": model.key,
+        "examples": fingerprint(one.held),
+        "dtype": bench.dtype,
+    }
+
+    def make(work: Path) -> None:
+        bench.reporter.tell(f"{one.name} learns from {len(one.held)} prompts of {model.name}")
+        state = one.attack.fit(bench.lm(model), one.held)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, torch.Tensor)}
+        save_file(tensors, work / "tensors.safetensors")
+        write_text(work / "state.json", json.dumps({name: value for name, value in state.items() if name not in tensors}))
+
+    folder = bench.store.artefact("attacks", inputs, make)
+    return {**json.loads((folder / "state.json").read_text(encoding="utf-8")), **load_file(folder / "tensors.safetensors")}
