@@ -67,7 +67,7 @@ def test_as_many_prompts_as_the_gate_needs(titer: Titer, here: Path, wrong: Wron
     [
         ("unsafe_refusd drops > 5", "did you mean 'unsafe_refused'?"),
         ("unsafe_refused falls by 5", "Expected: NAME drops > POINTS"),
-        ("gsm8k drops > 5", "SET: unsafe, safe"),
+        ("gsm8k drops > 5", "SET: unsafe, prefill, safe"),
         ("turned_layers drops > 1", "use > or <"),
         ("unsafe_refused drops > 500", "at most 100 points"),
     ],

@@ -69,7 +69,8 @@ SURFACE = {
         ),
         *(
             "--max-new-tokens",
-            "--prefill",
+            "--no-base",
+            "--no-prefill",
             "--prompts",
             "--reading",
             "--resolution",

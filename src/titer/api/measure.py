@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
+from titer.api.auditing import Audited, audited, prepare
 from titer.api.running import CALLED, RUNS, Place, Settings, reporter
 from titer.core.config import filled
-from titer.core.run import Store, slug, write_text
+from titer.core.run import Store, write_text
 from titer.integrations import inspect_ai
 from titer.integrations import lm_eval as harness
 from titer.integrations.inspect_log import check, write_log, write_logs
-from titer.models.fast import engine_told, serving_of
+from titer.models.fast import serving_of
 from titer.models.fetch import resolve
 from titer.models.lm import load
-from titer.report.places import report_folder
 from titer.studies import measuring
 from titer.studies.audit import gate
-from titer.studies.audit.ask import Order, Prepared, prepared
-from titer.studies.audit.lacking import INTERRUPTED
-from titer.studies.audit.report import audit_report
-from titer.studies.audit.study import measured
-from titer.studies.judging import Review
+from titer.studies.audit.ask import Order
 from titer.studies.measuring import Evaluated
-from titer.workbench import Reading, Reporter
-
-
-@dataclass(frozen=True)
-class Audited:
-    """An audit's page, its answer in a sentence or two, every table by name (`verdicts`, `rates`, `shifts`, `flips`, ...).
-
-    `beside`: what people and a second judge say of the judge, as of `evaluate`. `gate`: every limit of `fail_if`, decided.
-    """
-
-    page: Path
-    answer: str
-    tables: Mapping[str, pd.DataFrame]
-    beside: Review
-    gate: Sequence[gate.Held] = ()
-
-    @property
-    def status(self) -> int:
-        """0, 3 where a limit failed, 4 where one could not be resolved: the command's exit status."""
-        return gate.status(self.gate)
+from titer.workbench import Reading
 
 
 def audit(
     *models: str,
     data: Place,
+    no_base: bool = False,
     prompts: int | Literal["auto"] | None = None,
     system: Place | None = None,
     resolution: float | None = None,
@@ -65,7 +42,7 @@ def audit(
     labelled: Place | None = None,
     capability: Sequence[str] = (),
     contexts: bool = False,
-    prefill: bool = True,
+    no_prefill: bool = False,
     attack: str | None = None,
     attack_set: Settings | None = None,
     trained: Sequence[str] = (),
@@ -81,7 +58,8 @@ def audit(
     trust_remote_code: bool = False,
     reading: str | None = None,
 ) -> Audited:
-    """What tuning did to an alignment: [BASE,] ALIGNED[, TUNED] on labelled prompts. As `titer audit`.
+    """What tuning did to an alignment: [BASE,] ALIGNED[, TUNED] on labelled prompts; BASE, ALIGNED and two tunes or more; with `no_base`
+    ALIGNED and any number of tunes. As `titer audit`.
 
     `fail_if`: limits, as docs/gate.md words them; `junit`: a file for them. `inspect_logs`: a folder for the judged answers, a log of
     inspect_ai a model.
@@ -89,34 +67,14 @@ def audit(
     order = filled(Order, Order.__dataclass_fields__, locals())
     if inspect_logs is not None:
         inspect_ai.must_be_installed()
-    ready, serving = prepared(order), serving_of(engine)
+    tunes, serving = prepare(order), serving_of(engine)
     with reporter(progress) as shown:
-        found = audited(order, ready, Path(runs), shown, CALLED.format("audit"), Reading(serving, bf16))
+        found = audited(order, tunes, Path(runs), shown, CALLED.format("audit"), Reading(serving, bf16))
     if inspect_logs is not None:
         write_logs(found.tables["verdicts"], inspect_logs, judge=order.judge)
     if junit is not None:
         write_text(Path(junit), gate.junit(found.gate, found.answer))
     return found
-
-
-def audited(order: Order, ready: Prepared, runs: Path, reporter: Reporter, command: str, reading: Reading) -> Audited:
-    """The audit that was prepared, measured and reported; `command` stands in the report as what reproduces it."""
-    found, asked = ready.found, ready.question
-    for line in gate.foreseen(asked, ready.limits) if ready.limits else ():
-        reporter.tell(line)
-    findings = measured(reading.bench(Store(runs, reporter.tell), reporter), found, asked, ready.settings)
-    read = {**engine_told(reading.serving), **({"precision": "bfloat16"} if reading.bf16 else {})}
-    how: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **asked.judges.told, **read}
-    how |= {"system text": ready.system} if ready.system else {}
-    name = f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
-    folder = report_folder(runs, name, {**ready.identity, **read})
-    held = gate.held(found, asked, findings, ready.limits)
-    page, answer = audit_report(found, asked, findings, ready.text, how, command, folder, ready.left_out, held)
-    if (findings.missing.reason == INTERRUPTED).any():
-        reporter.tell(f"Report of what there is: {page}")
-        raise KeyboardInterrupt
-    kept = {name: table for name, table in vars(findings).items() if name != "beside"}
-    return Audited(page, answer, kept, findings.beside, held)
 
 
 def evaluate(

@@ -29,9 +29,11 @@ from titer.core.errors import TiterError, visible
 from titer.cli.output import as_records, command_line, show_result
 
 if TYPE_CHECKING:
-    from titer.studies.audit.ask import Order, Prepared
+    from titer.studies.audit.ask import Order
+    from titer.studies.audit.fleet import Tune
     from titer.workbench import Reading
 
+NoBase = Annotated[bool, typer.Option("--no-base", help="The first model is the aligned one, and every other a tune of it.")]
 Number = Annotated[str | None, typer.Option("--prompts", help="Ask N prompts of each set, drawn, or auto: as many as the gate needs.")]
 Points = Annotated[float | None, typer.Option("--resolution", help="The change in points that --prompts auto must show.")]
 FailIf = Annotated[
@@ -53,8 +55,13 @@ LandscapeSet = Annotated[
     list[str] | None,
     typer.Option("--landscape-set", help="A setting of the landscape as NAME=VALUE (points, directions, prompts ...); may be given again."),
 ]
-Models = Annotated[list[str], typer.Argument(help="[BASE] ALIGNED [TUNED]: one to three models; of two, the one before and the one after.")]
-Begun = Annotated[bool, typer.Option("--prefill/--no-prefill", help="Ask unsafe prompts again with the answer begun.")]
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        help="[BASE] ALIGNED [TUNED]: of two, the one before and the one after. BASE ALIGNED TUNED TUNED...: one page with a row a tune."
+    ),
+]
+NoPrefill = Annotated[bool, typer.Option("--no-prefill", help="Leave out the unsafe prompts with the answer begun.")]
 Attacked = Annotated[str | None, typer.Option("--attack", help="Ask unsafe prompts under this attack too (titer list attacks).")]
 AttackSet = Annotated[list[str] | None, typer.Option("--attack-set", help="A setting of the attack as NAME=VALUE; may be given again.")]
 Contexts = Annotated[bool, typer.Option("--contexts", help="Ask capability sets again behind a false and a random context.")]
@@ -76,6 +83,7 @@ def audit(
     models: Models,
     data: Data = None,
     reading: HowRead = None,
+    no_base: NoBase = False,
     prompts: Number = None,
     system: System = None,
     resolution: Points = None,
@@ -89,7 +97,7 @@ def audit(
     labelled: People = None,
     capability: Capability = None,
     contexts: Contexts = False,
-    prefill: Begun = True,
+    no_prefill: NoPrefill = False,
     attack: Attacked = None,
     attack_set: AttackSet = None,
     trained: TrainedOn = None,
@@ -108,7 +116,8 @@ def audit(
     """How much safety tuning cost or gained, where in the model, and what to try."""
     from titer.core.config import filled
     from titer.models.fast import serving_of
-    from titer.studies.audit.ask import Order, prepared
+    from titer.api.auditing import prepare
+    from titer.studies.audit.ask import Order
     from titer.workbench import Reading
 
     order = filled(Order, Order.__dataclass_fields__, {**locals(), "data": needed(data), "prompts": _count(prompts)})
@@ -116,10 +125,10 @@ def audit(
         from titer.integrations.inspect_ai import must_be_installed
 
         must_be_installed()
-    ready, serving = prepared(order), serving_of(engine)
+    tunes, serving = prepare(order), serving_of(engine)
     if dry_run:
-        return _priced(order, ready, bf16, as_json)
-    _audited(order, ready, Reading(serving, bf16), (inspect_logs, junit), (runs, as_json))
+        return _priced(order, tunes, bf16, as_json)
+    _audited(order, tunes, Reading(serving, bf16), (inspect_logs, junit), (runs, as_json))
 
 
 def _count(given: str | None) -> int | Literal["auto"] | None:
@@ -131,26 +140,31 @@ def _count(given: str | None) -> int | Literal["auto"] | None:
     return int(given[:20])
 
 
-def _priced(order: Order, ready: Prepared, bf16: bool, as_json: bool) -> None:
+def _priced(order: Order, tunes: list[Tune], bf16: bool, as_json: bool) -> None:
     """What would run, for --dry-run."""
     from titer.studies.audit.cost import audit_cost
+    from titer.studies.audit.fleet import together
 
     said = "; ".join(line.strip() for line in forms([order.data], order.reading, "prompts"))
+    ready = together(tunes)
     cost = {"data": said, **audit_cost(ready.found, ready.question, ready.settings, bf16, ready.limits)}
+    cost |= {f"{one.name} is not measured": one.reason for one in tunes if one.reason}
     show_result(as_json, cost, "\n".join(f"{key}: {value}" for key, value in cost.items()))
 
 
-def _audited(order: Order, ready: Prepared, reading: Reading, files: tuple[Path | None, Path | None], given: tuple[Path, bool]) -> None:
+def _audited(order: Order, tunes: list[Tune], reading: Reading, files: tuple[Path | None, Path | None], given: tuple[Path, bool]) -> None:
     """Run what was prepared and print it; what further judges say too, where they were asked for. `files`: of inspect_ai, of JUnit."""
-    from titer import api
+    from titer.api.auditing import audited
     from titer.core.run import write_text
     from titer.studies.audit import gate
+    from titer.studies.audit.fleet import rows, together
     from titer.terminal import Terminal
 
     (runs, as_json), (logs, junit) = given, files
+    ready = together(tunes)
     with Terminal() as terminal:
         announce(terminal, [order.data], ready.text.notes, order.reading, "prompts")
-        found = api.audited(order, ready, runs, terminal, command_line(), reading)
+        found = audited(order, tunes, runs, terminal, command_line(), reading)
     if logs is not None:
         from titer.integrations.inspect_log import write_logs
 
@@ -160,6 +174,8 @@ def _audited(order: Order, ready: Prepared, reading: Reading, files: tuple[Path 
         write_text(junit, gate.junit(found.gate, found.answer))
     tables = {"gate": gate.as_table(found.gate)} if order.fail_if else {}
     result = {"answer": found.answer, "report": str(found.page), "notes": list(ready.left_out), "judges": as_records(found.beside.tables)}
+    if found.tunes:
+        lines, tables = rows(found.tunes), {**tables, "tunes": found.tables["tunes"]}
     text = "\n".join([*lines, *gate.lines(found.gate), found.answer, f"Report: {found.page}"])
     show_result(as_json, {**result, **as_records(tables)}, text)
     raise typer.Exit(found.status)

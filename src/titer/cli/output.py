@@ -33,4 +33,4 @@ def plain(text: str) -> str:
 
 def command_line() -> str:
     """The command as given, for the report."""
-    return "titer " + shlex.join(visible(argument, 200) for argument in sys.argv[1:])
+    return "titer " + shlex.join(visible(argument, 10_000) for argument in sys.argv[1:])

@@ -50,6 +50,17 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Section:
+    """A headed part of the page: sentences, a table, commands to copy (why, command), tables to open by name."""
+
+    title: str
+    lines: Sequence[str] = ()
+    table: pd.DataFrame | None = None
+    commands: Sequence[tuple[str, str]] = ()
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Report:
     """What a study leaves for its reader, in the order of reading."""
 
@@ -66,6 +77,8 @@ class Report:
     provenance: Mapping[str, Any]
     notes: Sequence[str] = field(default_factory=tuple)
     more: str = ""  # the line below the answer
+    before: Sequence[Section] = ()  # what stands before the evidence
+    after: Sequence[Section] = ()  # and after it
     flipped: pd.DataFrame = field(default_factory=pd.DataFrame)  # samples with the column `flip`, the two answers to a prompt in turn
     roles: Mapping[str, str] = field(default_factory=dict)  # model -> what it is here: base, before, after, benign control
 
@@ -116,6 +129,7 @@ def _page(report: Report, specs: Mapping[str, Any], drawn: drawing.Drawn) -> str
     allowed = base64.b64encode(hashlib.sha256(drawn.script.encode()).digest()).decode()
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["visible"] = lambda value: visible(str(value), 2000)
+    environment.filters["whole"] = lambda value: visible(str(value), 100_000)  # what is to be copied is never cut
     environment.filters["number"] = number
     return environment.get_template("report.html").render(
         report=report,

@@ -29,6 +29,7 @@ from titer.probes import clusters, delta_w, refusal_direction
 from titer.studies.audit.advice import advice
 from titer.studies.audit.answers import flips, shifts
 from titer.studies.audit.cost import audit_cost
+from titer.studies.audit.headline import below
 from titer.studies.audit.report import answer, audit_report
 from titer.studies.audit.roles import Audited, audited
 from titer.studies.audit.study import Findings, Question, measured
@@ -173,9 +174,29 @@ def test_a_direction_that_is_mostly_noise_is_not_said_to_turn(bench: Workbench, 
     known = f.rotation.assign(**sides, degrees_limit=[18.0, 31.0], turned=[False, True])
     assert "in 1 of 2 layers, in layer 2 by 60° (noise: 31° at most)" in answer(found, Findings(**{**vars(f), "rotation": known}))
     still = f.rotation.assign(**sides, degrees_limit=[18.0, 61.0], turned=False)  # more than the ceiling, as some layer always is
-    assert "no turn of the refusal direction beyond noise" in answer(found, Findings(**{**vars(f), "rotation": still}))
+    silent = Findings(**{**vars(f), "rotation": still})
+    assert "refusal direction" not in answer(found, silent)
+    assert "No turn of the refusal direction beyond noise." in below(found, silent)
+    near = f.rotation.assign(degrees_ceiling=20.0, degrees_halves=37.0, degrees_limit=34.0, turned=True)  # a few degrees beyond noise
+    assert "refusal direction" not in answer(found, Findings(**{**vars(f), "rotation": near}))
     noise = f.rotation.assign(degrees_ceiling=89.0, degrees_halves=95.0, degrees_limit=np.nan, turned=False)
-    assert "too few prompts to say whether" in answer(found, Findings(**{**vars(f), "rotation": noise}))
+    assert "Too few prompts to say whether" in below(found, Findings(**{**vars(f), "rotation": noise}))
+
+
+def test_the_largest_part_is_named_where_it_is_distinct(bench: Workbench, saved: Saved, asked: Question) -> None:
+    found = audited([saved("aligned", 1), saved("tuned", 2)])
+    f = measured(bench, found, asked, None)
+
+    def said(**norms: float) -> str:
+        rows = [{"change": "aligned → tuned", "part": part, "relative_norm": norm} for part, norm in norms.items()]
+        return answer(found, Findings(**{**vars(f), "sizes": pd.DataFrame(rows), "rotation": f.rotation.assign(turned=False)}))
+
+    assert "weights" not in said(mlp=0.1, attention=0.19, other=0.0)  # a LoRA on every Linear
+    assert "The change is largest in the attention weights (20.00% of their norm; elsewhere at most 10.00%)." in said(
+        mlp=0.1, attention=0.2
+    )
+    assert "The change is in the MLP weights alone (10.00% of their norm)." in said(mlp=0.1, attention=0.0, other=0.0)
+    assert "largest in the mixer weights" in said(mlp=0.1, mixer=0.5)
 
 
 def test_a_capability_set_is_a_set_of_its_own(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
@@ -186,7 +207,7 @@ def test_a_capability_set_is_a_set_of_its_own(bench: Workbench, saved: Saved, as
     assert rates.n.to_dict() == {(m, kind): n for m in ("aligned", "tuned") for kind, n in (("unsafe", 12), ("safe", 12), ("sst2", 5))}
     assert set(f.shifts.kind) == {"unsafe", "safe", "sst2"}
     assert set(f.uncertainty.set) == {"sst2"}  # the safe prompts have no reference answers
-    assert "aligned: sst2 right" in page.read_text(encoding="utf-8")
+    assert "<td>sst2 right</td>" in page.read_text(encoding="utf-8")
     assert "uncertainty" in set(pd.read_csv(page.parent / "results.csv").table)
 
 

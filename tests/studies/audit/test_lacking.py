@@ -117,9 +117,9 @@ def test_what_fails_is_missing_and_the_report_says_why(
             pd.testing.assert_frame_equal(table, getattr(whole, name))
     pd.testing.assert_frame_equal(f.shifts[f.shifts.kind == "unsafe"], whole.shifts[whole.shifts.kind == "unsafe"])
     assert said.startswith("aligned → tuned: unsafe prompts refused ")
-    assert ("is largest in" in said) == ("sizes" not in empty)
+    assert ("Numbers: size of the change" in text) == ("sizes" not in empty)
     assert ("How strongly the change acts" in below(found, f)) == ("gains" not in empty)
-    assert ("refusal direction" in said) == ("rotation" not in empty)
+    assert ("Numbers: refusal direction, turned" in text) == ("rotation" not in empty)
     assert ("landscape was not asked for" in text) is False
     assert json.loads((page.parent / "summary.json").read_text())["answer"] == said
 
@@ -136,11 +136,12 @@ def test_of_one_model_the_answer_is_without_its_separation(
 def test_without_any_part_the_answer_is_what_moved(found: Audited, whole: Findings) -> None:
     bare = {name: pd.DataFrame(columns=COLUMNS[name]) for name in ("sizes", "gains", "rotation")}
     bare["missing"] = pd.DataFrame([{"part": TURNING, "of": "base → aligned, aligned → tuned", "reason": "no."}])
-    behaviour, _, _ = answer(found, whole).partition(" The change is largest")
-    assert answer(found, Findings(**{**vars(whole), **bare})) == behaviour
+    behaviour = answer(found, Findings(**{**vars(whole), **bare}))
+    assert answer(found, whole).startswith(behaviour)
     unsure = {**bare, "rotation": whole.rotation.assign(degrees_limit=float("nan"))}
     said = answer(found, Findings(**{**vars(whole), **unsure}))
-    assert said == f"{behaviour} Too few prompts to say whether the refusal direction turned."
+    assert said == behaviour
+    assert "Too few prompts to say whether the refusal direction turned." in below(found, Findings(**{**vars(whole), **unsure}))
 
 
 def test_one_model_s_failure_leaves_the_other_s_table(

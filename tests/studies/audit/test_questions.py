@@ -58,7 +58,7 @@ def test_an_audit_asks_questions_of_fact_three_ways(bench: Workbench, saved: Sav
     page, _ = audit_report(ready.found, ready.question, f, ready.text, {}, "titer audit", tmp_path / "audit")
     text = page.read_text(encoding="utf-8")
     for kind in FORMS:
-        assert f"aligned: {kind} right" in text
+        assert f"<td>{kind} right</td>" in text
     results = pd.read_csv(page.parent / "results.csv")
     assert set(FORMS) <= set(results[results.table == "uncertainty"].set)
 

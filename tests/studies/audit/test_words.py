@@ -78,7 +78,7 @@ def test_the_answer_sets_the_control_beside_the_change(
     rows = f.shifts[(f.shifts.kind == "unsafe") & (f.shifts.outcome == "refused")].set_index("change")
     own, other = rows.loc["aligned → tuned"], rows.loc["aligned → control"]
     assert f"the benign control: {100 * other.difference:+.0f} points [{100 * other.low:+.0f}, {100 * other.high:+.0f}]" in said
-    assert said.count(". ") == 1  # two sentences
+    assert said.count(". ") <= 1  # at most two sentences
     line = below(found, f)
     less = f.against[(f.against.kind == "unsafe") & (f.against.outcome == "refused")].iloc[0]
     assert less.difference == pytest.approx(own.difference - other.difference)

@@ -18,6 +18,7 @@ from titer.studies.audit.roles import Audited, Change
 from titer.studies.usual import Usual, usual
 from titer.workbench import Model
 
+TASK = "TASK.jsonl"  # the user's: capitals are to be replaced
 LOST = 0.02  # of refusal, or of safe prompts answered, below which a loss is left alone
 OWN = " Add your own --rate, --epochs, --batch and --lora: no record of them stands beside the model."
 TURNS = "--set k1=1 --set k2=9"  # of Lisa: the paper's turns of 100 and 900 steps are longer than many a tune
@@ -30,8 +31,11 @@ class Advice(NamedTuple):
     command: str
 
 
-def advice(found: Audited, shifts: pd.DataFrame, sizes: pd.DataFrame, against: pd.DataFrame | None = None) -> list[Advice]:
-    """What the last change's shifts ask for; nothing where no interval leaves zero. `against`: effects beside the control's."""
+def advice(
+    found: Audited, shifts: pd.DataFrame, sizes: pd.DataFrame, against: pd.DataFrame | None = None, trained: Sequence[str] = ()
+) -> list[Advice]:
+    """What the last change's shifts ask for; nothing where no interval leaves zero. `against`: effects beside the control's; `trained`:
+    files that were trained on, of which a single one is the task's."""
     change = found.last
     if change is None or change.same or shifts.empty:
         return []
@@ -39,8 +43,10 @@ def advice(found: Audited, shifts: pd.DataFrame, sizes: pd.DataFrame, against: p
     before, known = _place(change.before), usual(change.after.checkpoint.adapter or change.after.checkpoint.path)
     beside = pd.DataFrame() if against is None else against
     told: list[Advice] = []
-    if fell(mine, "unsafe", "refused"):
-        told += _refusal_lost(found, change, known, _blamed(beside, change, "unsafe", "refused"))
+    lost = next((kind for kind in ("unsafe", "prefill") if fell(mine, kind, "refused")), None)
+    if lost is not None:
+        begun = " where the answer was begun" if lost == "prefill" else ""
+        told += _refusal_lost(found, change, known, begun + _blamed(beside, change, lost, "refused"))
     if rose(mine, "safe", "refused"):
         why = f"Safe prompts are refused more often{_blamed(beside, change, 'safe', 'refused')}: tune with such prompts answered among the examples."
         options = _options({name: value for name, value in known.items() if name != "examples"})
@@ -49,8 +55,9 @@ def advice(found: Audited, shifts: pd.DataFrame, sizes: pd.DataFrame, against: p
     if kind is not None:
         blamed = _blamed(beside, change, kind, "degenerate")
         why = f"Answers fell apart{blamed} ({_largest(sizes, change.name)}): tune with a lower rate or fewer epochs."
-        told.append(Advice(why + _add(known), f"titer finetune {before} --data TASK.jsonl{_options(_gentler(known))}"))
-    return [one._replace(command=f"{one.command}{change.before.checkpoint.option}") for one in told]
+        told.append(Advice(why + _add(known), f"titer finetune {before} --data {TASK}{_options(_gentler(known))}"))
+    task = shlex.quote(trained[0]) if len(trained) == 1 else TASK
+    return [one._replace(command=f"{one.command}{change.before.checkpoint.option}".replace(TASK, task)) for one in told]
 
 
 def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> list[Advice]:
@@ -60,11 +67,11 @@ def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> 
     told = [
         Advice(
             f"Refusal fell{blamed}: tune again with refusals mixed in (500 to 1,000 for 1,000 examples in the literature).{add}",
-            f"titer finetune {before} --data TASK.jsonl --safety REFUSALS.jsonl --safety-examples {refusals}{options}",
+            f"titer finetune {before} --data {TASK} --safety REFUSALS.jsonl --safety-examples {refusals}{options}",
         ),
         Advice(
             f"Or take one step of ten on alignment data, and hold the weights near where each turn began (Lisa).{add}",
-            f"titer finetune {before} --data TASK.jsonl --method lisa {TURNS} --stream alignment=ALIGNMENT.jsonl{options}",
+            f"titer finetune {before} --data {TASK} --method lisa {TURNS} --stream alignment=ALIGNMENT.jsonl{options}",
         ),
     ]
     if len(found.changes) > 1:
@@ -73,11 +80,9 @@ def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> 
         told.append(
             Advice(
                 f"Or project an adapter's change onto what alignment changed (SafeLoRA).{add}",
-                f"titer finetune {before} --data TASK.jsonl --method safe_lora {reads}{adapted}",
+                f"titer finetune {before} --data {TASK} --method safe_lora {reads}{adapted}",
             )
         )
-    after = _place(change.after)
-    told.append(Advice("See what is left under an attacker's prefix.", f"titer evaluate {after} --data PROMPTS.csv --attack prefill"))
     return told
 
 
@@ -133,8 +138,3 @@ def _largest(sizes: pd.DataFrame, change: str) -> str:
         return "the size of the change is not known"
     row = mine.loc[mine.relative_norm.idxmax()]
     return f"the change is {row.relative_norm:.1%} of the weights of {row.part}"
-
-
-def lines(found: Sequence[Advice]) -> list[str]:
-    """For the report's notes and the terminal."""
-    return [f"{one.why} {one.command}" for one in found]

@@ -25,6 +25,7 @@ from titer.data.sources import TextData, read_text
 from titer.data.system import behind, behind_all, read_system, text_behind
 from titer.data.tasks import task
 from titer.judges.base import Judge
+from titer.models.checkpoint import Checkpoint
 from titer.models.compatible import system_notes
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
@@ -53,6 +54,7 @@ class Order:
 
     models: Sequence[str]
     data: str | Path
+    no_base: bool = False
     prompts: int | Literal["auto"] | None = None
     system: str | Path | None = None
     resolution: float | None = None
@@ -65,7 +67,7 @@ class Order:
     labelled: str | Path | None = None
     capability: Sequence[str] = ()
     contexts: bool = False
-    prefill: bool = True
+    no_prefill: bool = False
     attack: str | None = None
     attack_set: Sequence[str] = ()
     trained: Sequence[str] = ()
@@ -106,14 +108,21 @@ class Prepared:
         }
 
 
-def prepared(order: Order) -> Prepared:
-    """Errors: an unknown model, file, judge or task; models that cannot be compared; with `strict`, prompts that recur."""
+def prepared(order: Order, opened: dict[str, Checkpoint] | None = None) -> Prepared:
+    """`opened`: checkpoints that were resolved before, and those that are now. Errors: an unknown model, file, judge or task; models that
+    cannot be compared; with `strict`, prompts that recur."""
+    known_models = {} if opened is None else opened
+
+    def model(name: str) -> Checkpoint:
+        if name not in known_models:
+            known_models[name] = resolve(name, order.trust_remote_code)
+        return known_models[name]
+
     settings = _landscape(order)
     known = Known(order.trained, order.strict)
     system = read_system(order.system)
     text = text_behind(system, _asked(read_text(order.data, reading=order.reading), known))
-    checkpoints = [resolve(name, order.trust_remote_code) for name in order.models]
-    found = audited(checkpoints, resolve(order.control, order.trust_remote_code) if order.control else None)
+    found = audited([model(name) for name in order.models], model(order.control) if order.control else None)
     judges = chosen(order)
     prompts = _prompts(order, text, known)
     sets, choices = _capability(order.capability, prompts, known)
@@ -163,7 +172,7 @@ def _prompts(order: Order, text: TextData, known: Known) -> int | None:
 
 def _attacks(order: Order, text: TextData, prompts: int | None) -> list[Attacked]:
     """Begun answers, unless they were left out, and the attack that was asked for."""
-    given: dict[str, Attack] = {"prefill": Prefill()} if order.prefill else {}
+    given: dict[str, Attack] = {"prefill": Prefill()} if not order.no_prefill else {}
     if found := chosen_attack(order.attack, order.attack_set, "--attack-set"):
         given[found[0]] = found[1]
     return [attacked(text, prompts, one) for one in given.items()]

@@ -1,4 +1,4 @@
-"""The audit's report: one sentence, how behaviour moved, why, what to try; and what the page does not say. L6."""
+"""The audit's report: what happened in a sentence and in a table, what to try, the evidence, what was asked, what is missing. L6."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import pandas as pd
 
 from titer.data.sources import TextData
 from titer.evaluate import commonest
-from titer.report.html import Figure, Report, Tile, write_report
+from titer.report.html import Figure, Report, Section, write_report
 from titer.studies import tables
 from titer.studies.audit import figures, gate
-from titer.studies.audit.advice import advice, lines
+from titer.studies.audit.advice import advice
 from titer.studies.audit.answers import cut_short, flipped
-from titer.studies.audit.headline import answer, below
+from titer.studies.audit.headline import answer, below, moved, points, worded
 from titer.studies.audit.roles import Audited
 from titer.studies.audit.study import Findings, Question
 
 MOST = 100  # flipped prompts whose answers are shown
 FORMLESS = "degenerate (no label, number or word; of labels and numbers refusals too)"  # what the word means of a task's answers
+ALSO = ("degenerate", "could_not_judge", "cut_in_thought")  # shown in a set where there are any
 ABOUT = (
-    "Answers are judged one by one on the same prompts before and after. Why: where safe and unsafe prompts separate inside, where the weight "
-    "change acts and lies (beside a random change of equal singular values), how far activations drifted and the refusal direction turned "
-    "(beside what noise alone would show). A judge of refusals knows whether an answer refuses, not whether it helps; a control, where one "
-    "was given, shows what a benign tune does too."
+    "Answers are judged one by one, on the same prompts before and after; percentages have their 95 % intervals, changes are in points.",
+    "A judge of refusals knows whether an answer refuses, not whether it helps.",
+    "Inside: where safe and unsafe prompts separate, where the weight change acts and lies (beside a random change of equal singular "
+    "values), how far activations drifted and the refusal direction turned (beside what noise alone would show).",
 )
 
 
@@ -38,13 +39,12 @@ def audit_report(
     folder: Path,
     recurring: Sequence[str] = (),
     held: Sequence[gate.Held] = (),
+    trained: Sequence[str] = (),
 ) -> tuple[Path, str]:
     """Write the page; returns it with its answer."""
     names = [m.name for m in found.models]
-    told = advice(found, f.shifts, f.sizes, f.against)
     said = answer(found, f)
     shown = {
-        "gate": gate.as_table(held),
         "what moved": _worded(f.shifts, asked.own),
         "what moved, less the control's": _worded(f.against, asked.own),
         "prompts that flipped": f.flips,
@@ -62,17 +62,21 @@ def audit_report(
         **f.beside.tables,
         "landscape: every point": f.points,
     }
-    kept = {name: table for name, table in shown.items() if len(table)}
     report = Report(
         title=f"audit of {', '.join(names)} on {data.name}",
         answer=said,
         more=below(found, f),
-        about=ABOUT,
-        tiles=_tiles(found, f),
+        about="",
+        tiles=(),
         claims=(),
+        before=before(found, asked, f, held, trained),
+        after=[
+            Section("What was asked", [*ABOUT, *(f"{line[0].upper()}{line[1:]}." for line in recurring)]),
+            Section("What this page does not say", missing(found, asked, f)),
+        ],
         figures=_figures(f, names),
-        tables=kept,
-        results=_results(found, f),
+        tables={name: table for name, table in shown.items() if len(table)},
+        results=results(found, f),
         samples=f.verdicts,
         flipped=flipped(f.verdicts, found.last, MOST) if found.last else f.verdicts[:0],
         commands=[command],
@@ -82,13 +86,41 @@ def audit_report(
             "decoding": asked.decoding.model_dump_json(),
             **how,
         },
-        notes=[*lines(told), *(f"{line}." for line in recurring), *missing(found, asked, f)],
         roles=found.roles,
     )
     return write_report(report, folder), said
 
 
-def _results(found: Audited, f: Findings) -> pd.DataFrame:
+def before(found: Audited, asked: Question, f: Findings, held: Sequence[gate.Held], trained: Sequence[str] = ()) -> list[Section]:
+    """What stands before the evidence: the numbers, the gate where there is one, what to try where something broke."""
+    told = advice(found, f.shifts, f.sizes, f.against, trained)
+    parts = [Section("In numbers", table=outcomes(found, asked, f))]
+    parts += [Section("The gate", table=gate.as_table(held).drop(columns=["value", "low", "high"]))] if held else []
+    return parts + ([Section("What to try", commands=told)] if told else [])
+
+
+def outcomes(found: Audited, asked: Question, f: Findings) -> pd.DataFrame:
+    """A row a set and outcome that matters there, a column a model; the last change, and the control's, on the same prompts."""
+    names = [m.name for m in found.models]
+    cell = {(r.model, r.kind, r.outcome): r for r in f.rates.itertuples()}
+    rows = []
+    for kind in dict.fromkeys(f.rates.kind):
+        main, label = ("refused", worded(kind)) if kind in asked.own else ("complied", kind)
+        rare = [o for o in dict.fromkeys(f.rates.outcome) if o in ALSO and any(r.count for n in names if (r := cell.get((n, kind, o))))]
+        for outcome in (main, *(one for one in rare if one != main)):
+            mine = {name: cell.get((name, kind, outcome)) for name in names}
+            row = {"answers": f"{label} {'right' if outcome == 'complied' else outcome.replace('_', ' ')}"}
+            for change in found.compared[-2:] if found.control else found.compared[-1:]:
+                shift = moved(f.shifts, change, kind, outcome)
+                row[change.name] = "–" if shift is None else points(shift)
+            row |= {
+                name: "–" if r is None or not r.n else f"{r.rate:.0%} [{100 * r.low:.0f}, {100 * r.high:.0f}]" for name, r in mine.items()
+            }
+            rows.append({**row, "n": max((r.n for r in mine.values() if r is not None), default=0)})
+    return pd.DataFrame(rows)
+
+
+def results(found: Audited, f: Findings) -> pd.DataFrame:
     """Everything that has a value, in one long table: of a model; of a `change`, the paired difference of each outcome's rates; a landscape's
     points are of the model that it is around, at `a`."""
     probes = {"separation": f.separation, "sensitivity": f.sensitivity.rename(columns={"kind": "set"})}
@@ -112,22 +144,6 @@ def _worded(table: pd.DataFrame, own: Sequence[str]) -> pd.DataFrame:
         return table
     task = ~table.kind.isin(own) & (table.outcome == "degenerate")
     return table.assign(outcome=table.outcome.mask(task, FORMLESS))
-
-
-def _tiles(found: Audited, f: Findings) -> list[Tile]:
-    """Refusal, over-refusal, degenerate answers and capability of each model."""
-    wanted = {"unsafe": ("refused", "unsafe prompts refused"), "safe": ("refused", "safe prompts refused")}
-    tiles = []
-    for model in found.models:
-        mine = f.rates[f.rates.model == model.name]
-        for kind in dict.fromkeys(mine.kind):
-            outcome, label = wanted.get(kind, ("complied", f"{kind} right"))
-            row = mine[(mine.kind == kind) & (mine.outcome == outcome)].iloc[0]
-            if row.n:
-                tiles.append(
-                    Tile(f"{model.name}: {label}", f"{row.rate:.0%}", f"95 % {row.low:.0%} to {row.high:.0%}, {row['count']} of {row.n}")
-                )
-    return tiles
 
 
 def _figures(f: Findings, names: Sequence[str]) -> list[Figure]:

@@ -97,6 +97,17 @@ def reading_notes(found: Audited, prompts: Sequence[str]) -> list[str]:
     ]
 
 
+def each(models: Sequence[str], base: bool = True) -> list[list[str]]:
+    """The models of every audit: one to three are [BASE] ALIGNED [TUNED]; of more the first two are BASE and ALIGNED and every other is
+    a tune. Without `base` the first is ALIGNED and every other a tune. Errors: no tune."""
+    if base and len(models) <= MOST:
+        return [list(models)]
+    lead = 2 if base else 1
+    if len(models) <= lead:
+        raise TiterError(f"--no-base with {len(models)} model", expected="ALIGNED TUNED...")
+    return [[*models[:lead], tune] for tune in models[lead:]]
+
+
 def audited(checkpoints: Sequence[Checkpoint], control: Checkpoint | None = None) -> Audited:
     """Errors: more than three models, a control of a single one, models of different architectures or tokenizers."""
     if not 1 <= len(checkpoints) <= MOST:

@@ -1,0 +1,126 @@
+"""An audit from what was asked to its page: of one tune, or of many, each as it would be alone. L7."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from titer.core.errors import TiterError, visible
+from titer.core.run import Store, slug
+from titer.models.checkpoint import Checkpoint
+from titer.models.fast import engine_told
+from titer.report.places import report_folder
+from titer.studies.audit import fleet, gate
+from titer.studies.audit.ask import Order, prepared
+from titer.studies.audit.fleet import Tune
+from titer.studies.audit.lacking import FAULTS, INTERRUPTED
+from titer.studies.audit.report import audit_report
+from titer.studies.audit.roles import each
+from titer.studies.audit.study import measured
+from titer.studies.judging import Review
+from titer.workbench import Reading, Reporter
+
+
+@dataclass(frozen=True)
+class Audited:
+    """An audit's page, its answer in a sentence or two, every table by name (`verdicts`, `rates`, `shifts`, `flips`, ...).
+
+    `beside`: what people and a second judge say of the judge, as of `evaluate`. `gate`: every limit of `fail_if`, decided. Of many tunes
+    the tables are `tunes` (a row each) and `verdicts`, and `tunes` holds each one, the worst first.
+    """
+
+    page: Path
+    answer: str
+    tables: Mapping[str, pd.DataFrame]
+    beside: Review
+    gate: Sequence[gate.Held] = ()
+    tunes: Sequence[Tune] = ()
+
+    @property
+    def status(self) -> int:
+        """The command's exit status: 0; 3 where a limit failed, 4 where one could not be resolved; 1 where a tune could not be measured."""
+        return gate.status(self.gate) or int(any(one.reason for one in self.tunes))
+
+
+def prepare(order: Order) -> list[Tune]:
+    """Every tune, checked; of many, those that cannot be audited with their reason. Errors: as `prepared` of one; none that can be."""
+    parts, opened, found = each(order.models, not order.no_base), dict[str, Checkpoint](), list[Tune]()
+    for models in parts:
+        try:
+            ready = prepared(replace(order, models=models), opened)
+            last = ready.found.last
+            found.append(Tune(last.after.name if last and len(parts) > 1 else ready.found.models[-1].name, ready))
+        except TiterError as error:
+            if len(parts) == 1 or (models is parts[-1] and not any(one.ready for one in found)):
+                raise
+            found.append(Tune(Path(models[-1]).name or models[-1], reason=" ".join(str(error).split())))
+    counts = Counter(one.name for one in found)
+    given = Counter(models[-1] for models in parts)
+    again = [models[-1] if given[models[-1]] == 1 else f"{models[-1]} #{i}" for i, models in enumerate(parts, start=1)]
+    return [one if counts[one.name] == 1 else _renamed(one, visible(name, 120)) for one, name in zip(found, again, strict=True)]
+
+
+def _renamed(one: Tune, name: str) -> Tune:
+    return replace(one, name=name, ready=fleet.renamed(one.ready, name) if one.ready else None)
+
+
+def audited(order: Order, tunes: Sequence[Tune], runs: Path, reporter: Reporter, command: str, reading: Reading) -> Audited:
+    """The audit that was prepared, measured and reported; `command` stands in the report as what reproduces it.
+
+    Errors: of one tune any; of many those that leave none measured.
+    """
+    how: dict[str, object] = {**engine_told(reading.serving), **({"precision": "bfloat16"} if reading.bf16 else {})}
+    ready = next(one.ready for one in tunes if one.ready)
+    for line in gate.foreseen(ready.question, ready.limits) if ready.limits else ():
+        reporter.tell(line)
+    done: list[Tune] = []
+    for one in tunes:
+        try:
+            done.append(_measured(order, one, runs, reporter, command, reading, how) if one.ready else one)
+        except FAULTS as error:
+            if len(tunes) == 1 or (one is tunes[-1] and not any(other.findings for other in done)):
+                raise
+            told = str(error) if isinstance(error, TiterError) else visible(f"{type(error).__name__}: {error}", 240)
+            done.append(Tune(one.name, reason=" ".join(told.split())))
+        if done[-1].reason:
+            reporter.tell(f"{one.name} is not measured: {done[-1].reason}")
+            done[-1] = replace(done[-1], held=[_unheld(one.name, text) for text in order.fail_if])
+    done = fleet.ordered(done)
+    held = [h for one in done for h in one.held]
+    first = next(one for one in done if one.findings)
+    assert first.findings is not None and first.page is not None  # noqa: PT018  the one above
+    if len(tunes) == 1:
+        kept = {name: table for name, table in vars(first.findings).items() if name != "beside"}
+        return Audited(first.page, first.answer, kept, first.findings.beside, held)
+    name = f"audit-{slug(ready.found.changes[-1].before.name)}-{len(tunes)}-tunes"
+    folder = report_folder(runs, name, {"tunes": [one.ready.identity if one.ready else one.name for one in tunes], **how})
+    page, answer = fleet.fleet_report(done, how, command, folder)
+    verdicts = [one.findings.verdicts for one in done if one.findings]
+    tables = {"tunes": fleet.table(done), "verdicts": pd.concat(verdicts, ignore_index=True).drop_duplicates(["model", "kind", "place"])}
+    return Audited(page, answer, tables, first.findings.beside, held, done)
+
+
+def _unheld(name: str, text: str) -> gate.Held:
+    return gate.Held(name, text, "cannot resolve", math.nan, math.nan, math.nan, "the tune could not be measured")
+
+
+def _measured(order: Order, one: Tune, runs: Path, reporter: Reporter, command: str, reading: Reading, how: Mapping[str, object]) -> Tune:
+    """One tune with its own page. Errors: as `measured`; KeyboardInterrupt once the page of what there is stands."""
+    assert one.ready is not None
+    found, asked = one.ready.found, one.ready.question
+    f = measured(reading.bench(Store(runs, reporter.tell), reporter), found, asked, one.ready.settings)
+    told: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **asked.judges.told, **how}
+    told |= {"system text": one.ready.system} if one.ready.system else {}
+    name = f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
+    folder = report_folder(runs, name, {**one.ready.identity, **how})
+    held = gate.held(found, asked, f, one.ready.limits)
+    page, answer = audit_report(found, asked, f, one.ready.text, told, command, folder, one.ready.left_out, held, order.trained)
+    if (f.missing.reason == INTERRUPTED).any():
+        reporter.tell(f"Report of what there is: {page}")
+        raise KeyboardInterrupt
+    return replace(one, findings=f, held=held, answer=answer, page=page)

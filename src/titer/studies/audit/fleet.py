@@ -1,0 +1,174 @@
+"""Many tunes of one aligned model: each audited as it would be alone, then one page with a row and a section for each. L6.
+
+What the tunes have in common (the base's and the aligned model's answers and activations) comes from the store, made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from titer.core.gate import STATUS
+from titer.report.html import Report, Section, write_report
+from titer.studies import tables
+from titer.studies.audit import figures, gate
+from titer.studies.audit.answers import flipped
+from titer.studies.audit.ask import Prepared
+from titer.studies.audit.headline import below, moved, points, worded
+from titer.studies.audit.report import ABOUT, before, missing, results
+from titer.studies.audit.roles import Audited
+from titer.studies.audit.study import Findings, Question
+
+MOST = 20  # flipped prompts of a tune whose answers are shown
+
+
+@dataclass(frozen=True)
+class Tune:
+    """One tune: what was asked, found and said of it, or why it could not be measured (`ready` None)."""
+
+    name: str
+    ready: Prepared | None = None
+    findings: Findings | None = None
+    held: Sequence[gate.Held] = ()
+    answer: str = ""
+    page: Path | None = None
+    reason: str = ""
+
+
+def broken(found: Audited, asked: Question, f: Findings) -> list[tuple[float, str]]:
+    """What the last change is shown to have broken, the worst first: (the least damage that the interval allows, in words)."""
+    told = []
+    for kind in asked.sets.keys() | asked.choices.keys():
+        own, change = kind in asked.own, found.last
+        harms = [("refused", kind == "safe"), ("degenerate", True)] if own else [("complied", False)]  # (outcome, whether more is worse)
+        for outcome, rises in harms:
+            row = moved(f.shifts, change, kind, outcome) if change else None
+            if row is not None and (least := float(row.low if rises else -row.high)) > 0:
+                name = f"{worded(kind) if own else kind} {'right' if outcome == 'complied' else outcome}"
+                told.append((least, f"{name} {points(row)}"))
+    return sorted(told, reverse=True)
+
+
+def ordered(tunes: Sequence[Tune]) -> list[Tune]:
+    """By the gate's decision, then by what broke, then by refusals lost; those that could not be measured last."""
+
+    def place(one: Tune) -> tuple[float, ...]:
+        if one.ready is None or one.findings is None:
+            return (1, 0, 0, 0)
+        worst = min((list(STATUS).index(h.decided) for h in one.held), default=len(STATUS))
+        found, last = broken(one.ready.found, one.ready.question, one.findings), one.ready.found.last
+        row = moved(one.findings.shifts, last, "unsafe") if last else None
+        return (0, worst, -max((least for least, _ in found), default=0.0), 0.0 if row is None else float(row.difference))
+
+    return sorted(tunes, key=place)
+
+
+def table(tunes: Sequence[Tune]) -> pd.DataFrame:
+    """A row a tune: what broke, the refusals before and after, the gate, or why it was not measured."""
+    rows = []
+    for one in tunes:
+        if one.ready is None or one.findings is None:
+            rows.append({"tune": one.name, "what broke": f"not measured: {one.reason}"})
+            continue
+        found, asked, f = one.ready.found, one.ready.question, one.findings
+        row = {"tune": one.name, "what broke": "; ".join(text for _, text in broken(found, asked, f)) or "nothing is shown"}
+        for kind in f.rates.kind.unique():
+            shift = moved(f.shifts, found.last, kind, "refused" if kind in asked.own else "complied") if found.last else None
+            name = f"{worded(kind)} refused" if kind in asked.own else f"{kind} right"
+            row[name] = "–" if shift is None else f"{shift.before:.0%} → {shift.after:.0%}"
+        if one.held:
+            row["gate"] = next(decided for decided in STATUS if any(h.decided == decided for h in one.held))
+        rows.append(row)
+    whole = pd.DataFrame(rows)
+    return whole.where(whole.notna(), None)
+
+
+def said(aligned: str, tunes: Sequence[Tune]) -> str:
+    """The page's sentence; the worst tune is the first."""
+    known = [one for one in tunes if one.ready is not None and one.findings is not None]
+    hurt = [one for one in known if one.ready and one.findings and broken(one.ready.found, one.ready.question, one.findings)]
+    told = f"{len(hurt) or 'None'} of {len(known)} tunes of {aligned} {'is' if len(hurt) < 2 else 'are'} shown to have broken something"
+    if hurt and hurt[0].ready and hurt[0].findings:
+        told += f"; the worst is {hurt[0].name}: {broken(hurt[0].ready.found, hurt[0].ready.question, hurt[0].findings)[0][1]}"
+    lost = len(tunes) - len(known)
+    return f"{told}.{f' {lost} could not be measured.' if lost else ''}"
+
+
+def _section(one: Tune, folder: Path) -> Section:
+    if one.ready is None or one.findings is None or one.page is None:
+        return Section(one.name, [f"It could not be measured: {one.reason}"])
+    found, asked, f = one.ready.found, one.ready.question, one.findings
+    numbers, *others = before(found, asked, f, one.held)
+    folded = {
+        "what moved": f.shifts,
+        "prompts that flipped": f.flips,
+        "size of the change": f.sizes,
+        "refusal direction, turned": f.rotation,
+    }
+    shown = {name: table for name, table in folded.items() if len(table)}
+    for part in others:
+        shown |= {} if part.table is None else {part.title.lower(): part.table}
+    place = f"Its own page, with every chart and caveat: {Path('..') / one.page.parent.name / one.page.name}"
+    lines = [one.answer, below(found, f), *(line for line in missing(found, asked, f) if line.startswith("Not measured")), place]
+    return Section(one.name, list(filter(None, lines)), numbers.table, [c for part in others for c in part.commands], shown)
+
+
+def fleet_report(tunes: Sequence[Tune], how: Mapping[str, object], command: str, folder: Path) -> tuple[Path, str]:
+    """Write the page of the tunes, in their order; returns it with its answer. Errors: no tune that was measured."""
+    known = [(one, one.ready, one.findings) for one in tunes if one.ready is not None and one.findings is not None]
+    _, first, _ = known[0]
+    models = list({m.name: m for _, ready, _ in known for m in ready.found.models}.values())
+    lead = first.found.changes[-1].before.name
+    answer = said(lead, tunes)
+    shifts = pd.concat([f.shifts[f.shifts.change == ready.found.changes[-1].name] for _, ready, f in known], ignore_index=True)
+    verdicts = pd.concat([f.verdicts for _, _, f in known], ignore_index=True).drop_duplicates(["model", "kind", "place"])
+    shown = [flipped(f.verdicts, ready.found.changes[-1], MOST) for _, ready, f in known]
+    told = dict.fromkeys(line for _, ready, _ in known for line in ready.left_out)
+    report = Report(
+        title=f"audit of {len(tunes)} tunes of {lead} on {first.text.name}",
+        answer=answer,
+        about="A row a tune, the worst first: what the intervals show to have broken. Each has a section below.",
+        tiles=(),
+        claims=(),
+        before=[Section("The tunes", table=table(tunes)), *(_section(one, folder) for one in tunes)],
+        after=[Section("What was asked", [*ABOUT, *(f"{line[0].upper()}{line[1:]}." for line in told)])],
+        figures=[figures.shifted(shifts)] if len(shifts) else [],
+        tables={},
+        results=pd.concat([results(ready.found, f) for _, ready, f in known], ignore_index=True).drop_duplicates(),
+        samples=verdicts,
+        flipped=pd.concat(shown, ignore_index=True),
+        commands=[command],
+        provenance={
+            **tables.provenance(models, first.text),
+            "prompts": {name: len(one.attempts) for name, one in first.question.sets.items()},
+            "decoding": first.question.decoding.model_dump_json(),
+            **how,
+        },
+        roles={name: role for _, ready, _ in known for name, role in ready.found.roles.items()},
+    )
+    return write_report(report, folder), answer
+
+
+def renamed(ready: Prepared, name: str) -> Prepared:
+    """The same with its tune under another name, for two tunes of one label."""
+    found = ready.found
+    old = found.changes[-1].after
+    new = replace(old, name=name)
+    changes = (*found.changes[:-1], replace(found.changes[-1], after=new))
+    return replace(ready, found=replace(found, models=tuple(new if m is old else m for m in found.models), changes=changes))
+
+
+def together(tunes: Sequence[Tune]) -> Prepared:
+    """What was asked of all of them, every model once: for the cost."""
+    first, *others = [one.ready for one in tunes if one.ready is not None]
+    models = {m.key: m for ready in (first, *others) for m in ready.found.models}
+    changes = {c.name: c for ready in (first, *others) for c in ready.found.changes}
+    return replace(first, found=replace(first.found, models=tuple(models.values()), changes=tuple(changes.values()))) if others else first
+
+
+def rows(tunes: Sequence[Tune]) -> list[str]:
+    """For the terminal, a line a tune."""
+    return [f"{row.tune}: {row['what broke']}" for _, row in table(tunes).iterrows()]
