@@ -173,8 +173,8 @@ def test_a_finished_report_is_told_again_and_put_into_a_card(here: Path) -> None
 
 def test_a_cost_is_what_the_command_would_do(here: Path) -> None:
     whole = api.cost(api.AuditOrder(["m", "other"], "d.csv", max_new_tokens=2))
-    assert whole["prompts"] == {"unsafe": 8, "safe": 8}
-    assert whole["answers"] == "at most 64 new tokens"
+    assert whole["prompts"] == {"unsafe": 8, "prefill": 8, "safe": 8}
+    assert whole["answers"] == "at most 96 new tokens"
     assert "float32" in str(whole["holds"])
     assert "bfloat16" in str(api.cost(api.AuditOrder(["m", "other"], "d.csv", max_new_tokens=2), bf16=True)["holds"])
     assert api.cost(api.EvaluateOrder("m", "d.csv", max_new_tokens=3))["new tokens"] == 48

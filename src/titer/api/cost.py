@@ -9,11 +9,13 @@ from __future__ import annotations
 from functools import singledispatch
 from pathlib import Path
 
+from titer.api.auditing import prepare
 from titer.api.running import RUNS, Place
 from titer.core.run import Store, quiet
 from titer.studies import measuring, real, world
 from titer.studies.audit import ask
 from titer.studies.audit.cost import audit_cost
+from titer.studies.audit.fleet import together
 from titer.studies.measuring import planned
 from titer.studies.training import AlignOrder, FinetuneOrder, Planned, planned_alignment, planned_finetuning
 
@@ -36,8 +38,8 @@ def _cost(order: object, flops: float | None, store: Store) -> Cost:
 
 
 def _audit(order: ask.Order, bf16: bool) -> Cost:
-    ready = ask.prepared(order)
-    return audit_cost(ready.found, ready.question, ready.settings, bf16)
+    ready = together(prepare(order))
+    return audit_cost(ready.found, ready.question, ready.settings, bf16, ready.limits)
 
 
 @_cost.register

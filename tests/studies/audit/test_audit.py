@@ -196,7 +196,7 @@ def test_the_largest_part_is_named_where_it_is_distinct(bench: Workbench, saved:
         mlp=0.1, attention=0.2
     )
     assert "The change is in the MLP weights alone (10.00% of their norm)." in said(mlp=0.1, attention=0.0, other=0.0)
-    assert "largest in the mixer weights" in said(mlp=0.1, mixer=0.5)
+    assert "largest in the mixer" in said(mlp=0.1, mixer=0.5)
 
 
 def test_a_capability_set_is_a_set_of_its_own(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:

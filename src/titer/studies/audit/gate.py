@@ -121,8 +121,11 @@ def _held(one: Limit, tune: str, value: Interval) -> Held:
         return Held(tune, one.text, decided, *value, "it was not measured")
     if one.move == "drops":
         value = Interval(0.0 - value.value, 0.0 - value.high, 0.0 - value.low)
-    said = f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
-    return Held(tune, one.text, decided, *value, f"it {MOVED[one.move]} by {said}" if one.move else f"it is {said}")
+    shown, word = value, MOVED.get(one.move, "")
+    if word and value.value < 0:  # it went the other way
+        shown, word = Interval(-value.value, -value.high, -value.low), next(other for other in MOVED.values() if other != word)
+    said = f"{shown.value:.3g} [{shown.low:.3g}, {shown.high:.3g}]"
+    return Held(tune, one.text, decided, *value, f"it {word} by {said}" if word else f"it is {said}")
 
 
 def _levels(found: Audited, asked: Question, f: Findings, after: str) -> Iterator[tuple[str, Interval]]:

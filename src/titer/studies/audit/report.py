@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -96,7 +97,8 @@ def before(found: Audited, asked: Question, f: Findings, held: Sequence[gate.Hel
     told = advice(found, f.shifts, f.sizes, f.against, trained)
     parts = [Section("In numbers", table=outcomes(found, asked, f))]
     parts += [Section("The gate", table=gate.as_table(held).drop(columns=["value", "low", "high"]))] if held else []
-    return parts + ([Section("What to try", commands=told)] if told else [])
+    own = ["A name in capitals is a file of yours."] if any(re.search(r" [A-Z_]+\.jsonl", one.command) for one in told) else []
+    return parts + ([Section("What to try", own, commands=told)] if told else [])
 
 
 def outcomes(found: Audited, asked: Question, f: Findings) -> pd.DataFrame:
