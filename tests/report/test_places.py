@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +57,18 @@ def test_a_file_of_the_name_and_what_a_failed_write_left(tmp_path: Path) -> None
     assert report_folder(tmp_path, "audit-torn", ONE).name == "audit-torn"
 
 
-def test_of_two_questions_at_once_one_alone_has_the_plain_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other process makes its mark between our look and our own."""
-    opened = Path.open
+def test_of_two_questions_at_once_one_alone_has_the_plain_folder(tmp_path: Path) -> None:
+    """Both asked by several at once, who begin together: each question has one folder, and one of them the plain one."""
+    together = threading.Barrier(8)
 
-    def late(self: Path, mode: str = "r", **rest: Any) -> Any:
-        if mode == "x" and self.parent.name == "a":
-            with opened(self, "w", encoding="utf-8") as file:
-                file.write(json.dumps({"key": digest(OTHER, 64)}))
-        return opened(self, mode, **rest)
+    def asked(question: dict[str, Any]) -> tuple[str, str]:
+        together.wait()
+        return digest(question, 64), report_folder(tmp_path, "a", question).name
 
-    monkeypatch.setattr(Path, "open", late)
-    assert report_folder(tmp_path, "a", ONE).name == f"a-{digest(ONE, 6)}"
-    assert report_folder(tmp_path, "a", OTHER).name == "a"
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(asked, [ONE, OTHER] * 4))
+    assert len(found) == 2
+    assert {name for _, name in found} in ({"a", f"a-{digest(ONE, 6)}"}, {"a", f"a-{digest(OTHER, 6)}"})
 
 
 def test_a_suffix_that_is_taken_too_grows(tmp_path: Path) -> None:
