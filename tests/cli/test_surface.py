@@ -222,7 +222,7 @@ def test_every_command_and_every_option_that_needs_words_has_them() -> None:
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
     """Python code in a process of its own."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"], ["audit", "--help"], ["finetune", "--help"], ["audi"]])
@@ -246,10 +246,10 @@ def test_the_installed_command_prints_help_and_version() -> None:
     program = Path(sys.executable).parent / "titer"
     if not program.exists():
         pytest.skip("the project is not installed beside this Python")
-    shown = subprocess.run([str(program), "--help"], capture_output=True, text=True, timeout=60, check=False)
+    shown = subprocess.run([str(program), "--help"], capture_output=True, text=True, timeout=300, check=False)
     assert shown.returncode == 0
     assert all(name.split()[0] in shown.stdout for name in SURFACE if name)
-    version = subprocess.run([str(program), "--version"], capture_output=True, text=True, timeout=60, check=False)
+    version = subprocess.run([str(program), "--version"], capture_output=True, text=True, timeout=300, check=False)
     assert (version.returncode, version.stdout.strip()) == (0, __version__)
 
 

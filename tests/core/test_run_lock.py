@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,7 +64,7 @@ def test_the_second_process_says_who_holds_the_lock_and_gives_up_in_time(tmp_pat
             Store(tmp_path, told.append).lock(tmp_path / "abc.lock", patience=0.2),
         ):
             pytest.fail("two processes hold one lock")
-        assert 0.1 < time.monotonic() - began < 10
+        assert time.monotonic() - began >= 0.2
         assert raised.value.status == 1
         assert len(told) == 1
         assert f"process {process.pid}" in told[0]
@@ -75,14 +74,16 @@ def test_the_second_process_says_who_holds_the_lock_and_gives_up_in_time(tmp_pat
 def test_the_second_process_waits_until_the_first_is_done(tmp_path: Path) -> None:
     told: list[str] = []
     with holder(tmp_path) as process:
-        assert process.stdin is not None
-        release = threading.Timer(0.3, lambda: (process.stdin.write("\n"), process.stdin.flush()))  # type: ignore[union-attr]
-        release.start()
-        began = time.monotonic()
-        with Store(tmp_path, told.append).lock(tmp_path / "abc.lock", patience=30):
-            assert time.monotonic() - began >= 0.25
+
+        def release(text: str) -> None:
+            told.append(text)
+            assert process.poll() is None
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+
+        with Store(tmp_path, release).lock(tmp_path / "abc.lock", patience=300):
             assert (tmp_path / "abc.owner").read_text(encoding="utf-8").split() == ["process", str(os.getpid())]
-        release.join()
     assert len(told) == 1
 
 
@@ -90,8 +91,8 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     told: list[str] = []
     with holder(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=10)
-        with Store(tmp_path, told.append).lock(tmp_path / "abc.lock", patience=5):
+        process.wait(timeout=300)
+        with Store(tmp_path, told.append).lock(tmp_path / "abc.lock", patience=300):
             pass
     assert told == []
     assert not (tmp_path / "abc.owner").exists()
@@ -114,7 +115,7 @@ def test_two_processes_that_want_one_artefact_build_it_once(tmp_path: Path) -> N
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as one,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as two,
     ):
-        outputs = {process.communicate(timeout=60)[0] for process in (one, two)}
+        outputs = {process.communicate(timeout=300)[0] for process in (one, two)}
     assert log.read_text(encoding="utf-8") == "built\n"
     assert len(outputs) == 1
     assert (one.returncode, two.returncode) == (0, 0)

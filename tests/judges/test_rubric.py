@@ -29,7 +29,7 @@ def asked(*texts: str) -> list[tuple[Example, Completion]]:
 
 
 def rubric(url: str, tries: int = 3, **settings: Any) -> Rubric:
-    sent = {"url": url, "model": "m", "wait": 0.0, "timeout": 5.0, "concurrency": 1, **settings}
+    sent = {"url": url, "model": "m", "wait": 0.0, "timeout": 120.0, "concurrency": 1, **settings}
     return Rubric(endpoint=Endpoint(**sent), tries=tries)
 
 
@@ -98,7 +98,7 @@ def test_a_server_that_fails_gives_no_verdict_and_no_exception(fault: Act) -> No
     row = {"kind": "unsafe", "harmful": True, "prompt": "p", "prefix": "", "comply": None, "refuse": None, "ended": True, "tokens": 1}
     with serving(lambda *_: fault) as server:
         samples = pd.DataFrame([{**row, "completion": text} for text in ("a b", "c d", "")])
-        found = judged(samples, rubric(server.url, timeout=0.1 if fault is slow else 5.0, tries=2))
+        found = judged(samples, rubric(server.url, timeout=0.1 if fault is slow else 120.0, tries=2))
         assert found.outcome.tolist() == ["could_not_judge", "could_not_judge", "degenerate"]
         assert all(found.reason)
 

@@ -8,9 +8,9 @@ import json
 import pickle
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -30,7 +30,7 @@ def asked(*texts: str) -> list[list[dict[str, str]]]:
 
 
 def endpoint(url: str, **settings: Any) -> Endpoint:
-    return Endpoint(**{"url": url, "model": "m", "wait": 0.0, "timeout": 5.0, "concurrency": 1, **settings})
+    return Endpoint(**{"url": url, "model": "m", "wait": 0.0, "timeout": 120.0, "concurrency": 1, **settings})
 
 
 def echo(_: int, body: dict[str, Any]) -> Act:
@@ -65,7 +65,7 @@ def test_so_many_requests_are_under_way_and_no_more(width: int) -> None:
     together = threading.Barrier(width)
 
     def act(h: Handler) -> None:
-        together.wait(5)  # passes only if `width` are there at once
+        together.wait(120)  # passes only if `width` are there at once
         h.send(200, completion("fine"))
 
     with serving(lambda *_: act) as server:
@@ -97,13 +97,14 @@ BAD = {
 
 @pytest.mark.parametrize("fault", sorted(BAD))
 def test_what_may_pass_is_tried_again(fault: str, tmp_path: Path) -> None:
-    short = 0.25 if fault in ("slow", "dripping") else 5.0
-    with serving(lambda number, _: say("fine") if number else BAD[fault]) as server:
-        memory = Memory(tmp_path)
-        found = endpoint(server.url, timeout=short).ask(asked("bread"), 7, memory)
-        assert found == [("fine", "")]
-        assert server.count == 2
-        assert [json.loads(p.read_text())["answer"] for p in tmp_path.rglob("*.json")] == ["fine"]
+    for timeout in (0.25, 1.0, 4.0, 16.0) if fault in ("slow", "dripping") else (120.0,):  # a busy machine is late with its good answer too
+        with serving(lambda number, _: say("fine") if number else BAD[fault]) as server:
+            found = endpoint(server.url, timeout=timeout, tries=2).ask(asked("bread"), 7, Memory(tmp_path))
+        if found[0].text:
+            break
+    assert server.count == 2
+    assert found == [("fine", "")]
+    assert [json.loads(p.read_text())["answer"] for p in tmp_path.rglob("*.json")] == ["fine"]
 
 
 @pytest.mark.parametrize("fault", sorted(set(BAD) - {"slow", "dripping"}))
@@ -158,30 +159,40 @@ def test_a_huge_answer_is_not_read_to_its_end() -> None:
         assert server.count == 1
 
 
-def test_nobody_there_is_a_fault_and_no_exception() -> None:
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that a client would wait between its tries; it goes on at once."""
+    found: list[float] = []
+
+    class Told(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            found.append(float(timeout or 0))
+            return self.is_set()
+
+    monkeypatch.setattr("titer.models.endpoint.threading", SimpleNamespace(**{**vars(threading), "Event": Told}))
+    return found
+
+
+def test_nobody_there_is_a_fault_and_no_exception(waits: list[float]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (found,) = endpoint(f"http://127.0.0.1:{port}/v1", tries=2).ask(asked("bread"), 7)
+        port = free.getsockname()[1]  # nobody listens, and nobody else is given it
+        (found,) = endpoint(f"http://127.0.0.1:{port}/v1", tries=2, wait=3.0).ask(asked("bread"), 7)
     assert found.text == ""
     assert "not reached" in found.fault
-    begun = time.monotonic()
-    endpoint(f"http://127.0.0.1:{port}/v1", tries=1, wait=30.0).ask(asked("bread"), 7)
-    assert time.monotonic() - begun < 15  # no wait behind the last try
+    assert waits == [3.0], "no wait behind the last try"
 
 
-def test_waits_double_and_heed_the_server_up_to_the_longest() -> None:
+def test_waits_double_and_heed_the_server_up_to_the_longest(waits: list[float]) -> None:
     with serving(lambda *_: status(500)) as server:
-        endpoint(server.url, tries=4, wait=0.05, longest_wait=0.1).ask(asked("bread"), 7)
-        gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
-    for gap, wanted in zip(gaps, (0.05, 0.1, 0.1), strict=True):
-        assert wanted <= gap < wanted + 2.0
-    with serving(lambda number, _: say("fine") if number else status(429, Retry_After="0.2")) as server:
-        endpoint(server.url).ask(asked("bread"), 7)
-        assert server.times[1] - server.times[0] >= 0.2
-    for header in ("9999", "Wed, 21 Oct 2026 07:28:00 GMT", "nan", "-3", "inf"):
+        endpoint(server.url, tries=4, wait=5.0, longest_wait=12.0).ask(asked("bread"), 7)
+    assert waits == [5.0, 10.0, 12.0]
+    found = {"7": 7.0, "9999": 12.0, "Wed, 21 Oct 2026 07:28:00 GMT": 5.0, "nan": 5.0, "-3": 5.0, "inf": 5.0}
+    for header, wanted in found.items():
+        waits.clear()
         with serving(lambda number, _, h=header: say("fine") if number else status(429, Retry_After=h)) as server:
-            assert endpoint(server.url, longest_wait=0.05).ask(asked("bread"), 7) == [("fine", "")]
+            assert endpoint(server.url, wait=5.0, longest_wait=12.0).ask(asked("bread"), 7) == [("fine", "")]
+        assert waits == [wanted], header
 
 
 def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:

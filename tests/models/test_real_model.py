@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from titer.core.errors import TiterError
@@ -27,11 +25,8 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def real(checkpoint: Checkpoint) -> LM:
-    """The fetched model, loaded in a few seconds."""
-    began = time.monotonic()
-    lm = load(checkpoint)
-    assert time.monotonic() - began < 15
-    return lm
+    """The fetched model."""
+    return load(checkpoint)
 
 
 def test_the_head_is_tied_to_the_embeddings(real: LM, checkpoint: Checkpoint) -> None:

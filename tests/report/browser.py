@@ -50,7 +50,7 @@ def visit(page: Path, folder: Path) -> Visit:
     """Open `page` from the disk; `folder` is for the browser's own files."""
     log = folder / "net.json"
     command = [browser(), *FLAGS, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}", "--dump-dom", page.resolve().as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return Visit(done.stdout, CONSOLE.findall(done.stderr), _requests(log))
 

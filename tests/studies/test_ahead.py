@@ -24,7 +24,7 @@ HOWS = (Alignment(SFT()), Alignment(Vaccine(rho=2.0)))
 def mark(folder: Path, name: str) -> None:
     """A piece of work: a file of one's own. Errors: the piece "bad", once the other one is there."""
     if name == "bad":
-        for _ in range(600):
+        for _ in range(6000):
             if (folder / "good").exists():
                 break
             time.sleep(0.05)
