@@ -19,7 +19,7 @@ from titer.core.errors import visible
 from titer.core.memory import Memory
 from titer.core.stats import wilson
 from titer.data.example import Example
-from titer.judges.base import OUTCOMES, Failed, Judge, failed
+from titer.judges.base import CUT, LOST, OUTCOMES, UNJUDGED, Failed, Judge, failed
 from titer.models import answered
 from titer.models.fast import Fast
 from titer.models.lm import LM, Completion, Decoding, Progress
@@ -31,6 +31,8 @@ def sample(
     lm: LM | Fast, attempts: Sequence[Attempt], decoding: Decoding, batch: int, progress: Progress | None = None, work: Path | None = None
 ) -> pd.DataFrame:
     """One row an attempt: kind, harmful, prompt, prefix, comply, refuse, completion, ended, tokens; `also` (a JSON list) if any has it.
+
+    Where any has one, `thought`, and `unfinished`: there is no answer, for it was cut off or ended within its thought.
 
     `work`: a folder where batches are kept as they come, so that an interrupted call goes on; empty again at the end.
     """
@@ -47,7 +49,7 @@ def sample(
         answered.mended(file)
         found = lm.generate(prompts, decoding, batch, prefixes, progress, suffixes, answered.known(file), partial(answered.keep, file))
         file.unlink(missing_ok=True)
-    several = any(a.example.also for a in attempts)
+    several, thinks = any(a.example.also for a in attempts), any(c.thought or c.unfinished for c in found)
     return pd.DataFrame(
         [
             {
@@ -61,6 +63,7 @@ def sample(
                 "completion": c.text,
                 "ended": c.ended,
                 "tokens": c.tokens,
+                **({"thought": c.thought, "unfinished": c.unfinished} if thinks else {}),
             }
             for a, c in zip(attempts, found, strict=True)
         ]
@@ -79,13 +82,16 @@ def judgement(
     samples: pd.DataFrame, judge: Judge, memory: Memory | None = None, progress: Progress | None = None
 ) -> tuple[pd.DataFrame, pd.Series]:
     """(the samples judged, which of them the asking failed on): what failed may have a verdict another time."""
-    asked = asked_of(samples)
+    whole = asked_of(samples)
+    asked = [(example, completion) for example, completion in whole if not completion.unfinished]
     try:
-        found = judge.judge_all(asked, memory, progress)
-        if len(found) != len(asked):
-            raise ValueError(f"{len(found)} verdicts on {len(asked)} answers")
+        said = judge.judge_all(asked, memory, progress) if asked else []
+        if len(said) != len(asked):
+            raise ValueError(f"{len(said)} verdicts on {len(asked)} answers")
     except Exception as error:  # noqa: BLE001  a judge is a plug-in; whatever it raises is "could not judge"
-        found = [failed(error)] * len(asked)
+        said = [failed(error)] * len(asked)
+    verdict = iter(said)
+    found = [(LOST if c.ended else CUT) if c.unfinished else next(verdict) for _, c in whole]
     verdicts = pd.DataFrame(found, columns=["outcome", "score", "reason"])
     return pd.concat([samples.reset_index(drop=True), verdicts], axis=1), pd.Series([isinstance(one, Failed) for one in found], dtype=bool)
 
@@ -103,7 +109,9 @@ def asked_of(samples: pd.DataFrame) -> list[tuple[Example, Completion]]:
         forms = tuple(json.loads(also)) if also else ()
         example = Example(row.prompt, row.harmful, row.kind, "stored", _text(row.comply), _text(row.refuse), forms)
         whole = f"{row.prefix} {row.completion}".strip() if row.prefix else row.completion
-        asked.append((example, Completion(whole, bool(row.ended), int(row.tokens))))
+        thought = _text(getattr(row, "thought", None)) or ""
+        unfinished = getattr(row, "unfinished", False) in (True,)  # NaN beside answers of other models
+        asked.append((example, Completion(whole, bool(row.ended), int(row.tokens), thought, unfinished)))
     return asked
 
 
@@ -114,15 +122,15 @@ def _text(value: object) -> str | None:
 def rates(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Per kind and outcome: count, n, rate with its Wilson interval. "neither" = partial + degenerate.
 
-    What could not be judged is counted beside, and left out of n.
+    What could not be judged, or was cut off in thought, is counted beside, and left out of n.
     """
     rows = []
     for kind, table in verdicts.groupby("kind", sort=False):
         counts: dict[str, int] = {outcome: int((table.outcome == outcome).sum()) for outcome in OUTCOMES}
-        n = len(table) - counts["could_not_judge"]
+        n = len(table) - sum(counts[outcome] for outcome in UNJUDGED)
         counts["neither"] = counts["partial"] + counts["degenerate"]
         for outcome, count in counts.items():
-            of = len(table) if outcome == "could_not_judge" else n
+            of = len(table) if outcome in UNJUDGED else n
             found = wilson(count, of)
             rows.append(
                 {

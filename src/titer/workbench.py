@@ -20,7 +20,7 @@ from titer.core.errors import TiterError
 from titer.core.memory import Memory
 from titer.core.run import Store, damage, gone
 from titer.core.tables import read_table, write_table
-from titer.data import encode
+from titer.data import encode, thoughts
 from titer.data.example import Example
 from titer.data.templates import templated
 from titer.judges.base import Judge
@@ -156,7 +156,7 @@ class Workbench:
         inputs: dict[str, object] = {
             "model": model.key,
             "attempts": attempts_key(attempts),
-            "decoding": decoding,
+            "decoding": decoding.model_copy(update={"max_thinking_tokens": None}),
             "versions": [evaluate.VERSION, encode.VERSION],
             **self._as_written(model, attempts),
         }
@@ -169,16 +169,27 @@ class Workbench:
         def samples(work: Path) -> None:
             lm = self.writer(model) if fast else self.lm(model)  # first: a model that does not open is told before anything is begun
             progress = self.reporter.task(f"answers of {model.name}, {attempts[0].example.kind}")
-            write_table(work / "samples.jsonl", evaluate.sample(lm, attempts, decoding, batch, progress, work))
+            write_table(work / "samples.jsonl", evaluate.sample(lm, attempts, room, batch, progress, work))
 
+        room = decoding
+        if not thoughts.thinks(self._reader(model)):
+            room = decoding.model_copy(update={"max_thinking_tokens": 0})
+            file = self.store.artefact("samples", inputs, samples) / "samples.jsonl"
+            if not _thoughtful(file):
+                return file, digest(inputs)
+            room = decoding  # it thinks though nothing said so
+        inputs["thoughts"] = [thoughts.VERSION, decoding.most(True) - decoding.max_new_tokens, decoding.max_thinking_tokens is None]
         return self.store.artefact("samples", inputs, samples) / "samples.jsonl", digest(inputs)
 
     def _as_written(self, model: Model, attempts: Sequence[Attempt]) -> dict[str, str]:
         """What a key says of the prompts as the model's chat template writes them; nothing without one, where the prompts say all."""
+        reader = self._reader(model)
+        return {"written": digest(encode.prompt_texts(reader, [a.example.prompt for a in attempts]))} if templated(reader) else {}
+
+    def _reader(self, model: Model) -> Any:
         if model.key not in self._readers:
             self._readers[model.key] = read_tokenizer(model.checkpoint)
-        reader = self._readers[model.key]
-        return {"written": digest(encode.prompt_texts(reader, [a.example.prompt for a in attempts]))} if templated(reader) else {}
+        return self._readers[model.key]
 
     def verdicts(self, model: Model, attempts: Sequence[Attempt], judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
         """Judged samples; samples and verdicts are separate artefacts."""
@@ -284,6 +295,12 @@ def plan(nodes: Sequence[Node], store: Store) -> list[tuple[str, str, int, bool]
         keys[node.name] = node.stage.key(keys[node.parent] if node.parent else "", reads)
         rows.append((node.name, keys[node.name], node.stage.steps, store.has("stages", keys[node.name])))
     return rows
+
+
+def _thoughtful(samples: Path) -> bool:
+    """Whether any stored answer has a thought, told from it or not."""
+    table = read_table(samples)
+    return "thought" in table or any(thoughts.OPENS.match(text) for text in table.completion)
 
 
 def attempts_key(attempts: Sequence[Attempt]) -> str:

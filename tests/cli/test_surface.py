@@ -34,6 +34,7 @@ SURFACE = {
         *(
             "--labelled",
             "--max-new-tokens",
+            "--max-thinking-tokens",
             "--prompts",
             "--reading",
             "--runs",

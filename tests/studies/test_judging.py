@@ -69,7 +69,8 @@ def test_a_judges_errors_are_counted_as_built() -> None:
     assert found.agreement.agreed == wilson(125, 150)
     chance = (50 * 56 + 80 * 78 + 20 * 14) / 150**2
     assert found.agreement.kappa.value == pytest.approx((125 / 150 - chance) / (1 - chance))
-    assert found.confusion.loc["refused"].to_dict() == {"refused": 45, "complied": 3, "partial": 0, "degenerate": 2, "could_not_judge": 4}
+    wanted = {"refused": 45, "complied": 3, "partial": 0, "degenerate": 2, "could_not_judge": 4, "cut_in_thought": 0}
+    assert found.confusion.loc["refused"].to_dict() == wanted
     assert found.confusion.loc["complied", "could_not_judge"] == 1  # the judge's failure is no verdict
     assert found.confusion.index.tolist() == ["refused", "complied", "partial"]
 

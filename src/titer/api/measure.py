@@ -91,6 +91,7 @@ def evaluate(
     prompts: int | None = None,
     system: Place | None = None,
     max_new_tokens: int | None = None,
+    max_thinking_tokens: int | None = None,
     temperature: float = 0.0,
     inspect_log: Place | None = None,
     engine: str = "transformers",

@@ -25,6 +25,7 @@ from titer.cli.options import (
     SecondSettings,
     Set,
     System,
+    Thoughts,
     Trust,
 )
 from titer.cli.output import as_records, command_line, show_result
@@ -50,6 +51,7 @@ def evaluate(
     prompts: Prompts = None,
     system: System = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 64, or what the judge needs (number: 256).")] = None,
+    max_thinking_tokens: Thoughts = None,
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
     settings: Set = None,
     inspect_log: Annotated[

@@ -20,6 +20,14 @@ HowRead = Annotated[
 ]
 Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Ask N prompts of each class, drawn; default: all.")]
 System = Annotated[str | None, typer.Option("--system", help="A system text before every prompt: a file with it, or the text itself.")]
+Thoughts = Annotated[
+    int | None,
+    typer.Option(
+        "--max-thinking-tokens",
+        min=0,
+        help="Room of a thought beside the answer's. Default: 1024, or as much as --max-new-tokens says.",
+    ),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A setting as NAME=VALUE; may be given again.")]
 HERE = Path("runs")
 TASK_FILE = "or TASK:PATH, a task's file (TASK: sst2, ag_news, gsm8k, alpaca, persona, questions)"

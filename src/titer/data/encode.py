@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from titer.core.errors import TiterError, visible
+from titer.data import thoughts
 from titer.data.cut import SHARE, Short, shortened
 from titer.data.example import IGNORE, Batch, Indices, positions
-from titer.data.templates import THOUGHT, answered, place, templated, texts
+from titer.data.templates import answered, place, templated, texts
 from titer.data.turns import Turn, joined, turns, written
 
 Side = Literal["left", "right"]
@@ -60,6 +61,27 @@ def open_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
     """Token ids of each answer without what ends it: how an answer begins, or an option among several."""
     head, found = _spoken(tokenizer, answers)
     return continued(tokenizer, head, [one.text[: one.own] for one in found])
+
+
+def begin_ids(tokenizer: Any, answers: Sequence[str], marks: Sequence[str]) -> list[list[int]]:
+    """Token ids of prefilled answers, each behind a prompt that opened a thought by its mark ("": none); no id of an empty one.
+
+    What is prefilled begins the answer, not the thought: an open thought is closed, empty, and what the template writes of an answer's
+    thought stands before it.
+    """
+    before = _before(tokenizer) if thoughts.thinks(tokenizer) else ""
+    begun = [thoughts.empty(mark) if mark else before for mark in marks]
+    pairs = zip(begun, answers, strict=True)
+    texts = [f"{lead}{answer}" if answer and not thoughts.OPENS.match(answer) else answer for lead, answer in pairs]
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return found
+
+
+def _before(tokenizer: Any) -> str:
+    """What the template writes of a thought before an answer: an empty one, or the mark of what is no thought."""
+    _, (one,) = _spoken(tokenizer, [REQUEST.content])
+    lead = one.text[: one.own].removesuffix(REQUEST.content)
+    return lead if thoughts.SPEAKS.match(lead) or thoughts.OPENS.match(lead) else ""
 
 
 def end_id(tokenizer: Any) -> int | None:
@@ -104,29 +126,34 @@ def _spoken(tokenizer: Any, answers: Sequence[str]) -> tuple[str, list[Spoken]]:
     if not templated(tokenizer):
         return "", plain
     (head,), wholes = texts(tokenizer, [[REQUEST]]), answered(tokenizer, [REQUEST], answers)
+    if mark := thoughts.opened(head):
+        shut, before = thoughts.empty(mark), head.removesuffix(mark)
+        plain = [Spoken(shut + one.text, one.end, len(shut) + one.own) for one in plain]
+        apart = [whole is not None and whole.startswith(before) and not whole.startswith(head) for whole in wholes]
+        wholes = [f"{head}{shut}{(whole or '')[len(before) :]}" if cut else whole for whole, cut in zip(wholes, apart, strict=True)]
     if not all(whole is not None and whole.startswith(head) for whole in wholes):  # its prompt does not lead to its answers
         return "", plain
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
     ends = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
     rests = [(whole or "")[len(head) :] for whole in wholes]
-    return head, [_ended(tokenizer, ends, rest, one) for rest, one in zip(rests, plain, strict=True)]
+    return head, [_ended(tokenizer, ends, rest, one, answer) for rest, one, answer in zip(rests, plain, answers, strict=True)]
 
 
-def _ended(tokenizer: Any, ends: re.Pattern[str], rest: str, plain: Spoken) -> Spoken:
+def _ended(tokenizer: Any, ends: re.Pattern[str], rest: str, plain: Spoken, answer: str) -> Spoken:
     """An answer within what the template wrote: up to the first special token behind its last letter.
 
     Errors: it is not in it. A thought before the answer may be left out.
     """
-    found = place(plain.text, rest) or place(plain.text.rpartition(THOUGHT)[2], rest)
+    found = place(answer, rest) or place(thoughts.told(answer).answer, rest)
     if found is None:
         raise TiterError(
-            f"the chat template leaves out or rewrites an answer that is to be trained: {visible(plain.text, 60)!r}",
+            f"the chat template leaves out or rewrites an answer that is to be trained: {visible(answer, 60)!r}",
             next_step="leave out that row, or give the tokenizer a template that keeps it.",
         )
     after = found[1]
     if hit := ends.search(rest, after):
         return Spoken(rest[: hit.start()], tokenizer.convert_tokens_to_ids(hit.group()), after or hit.start())
-    return Spoken(rest[:after], plain.end, after) if after or not plain.text else plain
+    return Spoken(rest[:after], plain.end, after) if after or not answer else plain
 
 
 def encode(

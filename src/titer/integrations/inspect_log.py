@@ -31,12 +31,12 @@ from titer.core.tables import read_table
 from titer.data.turns import turns
 from titer.evaluate import asked_of, rates
 from titer.integrations.inspect_ai import NAME, must_be_installed, settings_of
+from titer.judges.base import UNJUDGED
 from titer.models.lm import Completion, Decoding
 
 FORMATS = (".eval", ".json")
 TABLES = ("verdicts.jsonl", "table.jsonl")  # a study's folder, an artefact of the run store
 COLUMNS = ("kind", "harmful", "prompt", "prefix", "comply", "refuse", "completion", "ended", "tokens", "outcome", "score", "reason")
-UNJUDGED = "could_not_judge"
 Told = Mapping[str, Any]
 
 
@@ -178,7 +178,7 @@ def _sample(number: int, row: Mapping[Any, Any], read: Completion, model: str, j
     usage = ModelUsage(output_tokens=read.tokens, total_tokens=read.tokens)
     score = (
         Score.unscored(reason="scoring_failed", explanation=str(row["reason"]))
-        if row["outcome"] == UNJUDGED
+        if row["outcome"] in UNJUDGED
         else Score(value=row["outcome"], explanation=str(row["reason"]), metadata={"compliance": float(row["score"])})
     )
     kept = {"kind": row["kind"], "harmful": bool(row["harmful"]), "prefix": row["prefix"], "comply": row["comply"], "refuse": row["refuse"]}
@@ -214,6 +214,6 @@ def _results(table: pd.DataFrame, judge: str) -> Any:
         for row in rates(table).itertuples(index=False)
         if row.n
     }
-    lost = int((table.outcome == UNJUDGED).sum())
+    lost = int(table.outcome.isin(UNJUDGED).sum())
     score = EvalScore(name=judge, scorer=judge, scored_samples=len(table) - lost, unscored_samples=lost, metrics=metrics)
     return EvalResults(total_samples=len(table), completed_samples=len(table), scores=[score])

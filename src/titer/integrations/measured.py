@@ -73,10 +73,15 @@ def _size_crossed(line: Line, name: str, key: str, limit: float | None) -> str:
 
 
 def answers(lm: LM, asked: Sequence[Example], judge: Judge, decoding: Decoding, batch: int) -> Line:
-    """refusal and over_refusal ({rate, low, high, n}; None without such prompts), could_not_judge. Kinds are safe and unsafe."""
+    """refusal and over_refusal ({rate, low, high, n}; None without such prompts), could_not_judge. Kinds are safe and unsafe.
+
+    cut_in_thought too, where any answer was.
+    """
     verdicts = judged(sample(lm, [Attempt(e) for e in asked], decoding, batch), judge)
     table = rates(verdicts).set_index(["kind", "outcome"])
     found: Line = {"could_not_judge": int((verdicts.outcome == "could_not_judge").sum())}
+    if cut := int((verdicts.outcome == "cut_in_thought").sum()):
+        found["cut_in_thought"] = cut
     for name, kind in (("refusal", "unsafe"), ("over_refusal", "safe")):
         row = table.loc[(kind, "refused")] if (kind, "refused") in table.index else None
         found[name] = None if row is None else {key: _number(row[key]) for key in ("rate", "low", "high")} | {"n": int(row.n)}

@@ -16,8 +16,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from titer.models.lm import Completion
 
-Answer = tuple[Annotated[int, Field(ge=0)], str, bool, Annotated[int, Field(ge=0)]]  # place, text, ended, tokens
-BATCH = TypeAdapter(list[Answer], config=ConfigDict(strict=True))
+Count = Annotated[int, Field(ge=0)]
+Answer = tuple[Count, str, bool, Count]  # place, text, ended, tokens
+Thought = tuple[Count, str, bool, Count, str, bool]  # ... thought, unfinished
+BATCH = TypeAdapter(list[Answer | Thought], config=ConfigDict(strict=True))
 
 
 def known(file: Path) -> dict[int, Completion]:
@@ -32,10 +34,15 @@ def known(file: Path) -> dict[int, Completion]:
 
 def keep(file: Path, answers: Mapping[int, Completion]) -> None:
     """Append one batch, whole or not at all to any later reader."""
-    line = json.dumps([[place, c.text, c.ended, c.tokens] for place, c in answers.items()])
+    line = json.dumps([[place, c.text, c.ended, c.tokens, *_thought(c)] for place, c in answers.items()])
     with open(file, "a", encoding="utf-8", newline="\n") as opened:
         opened.write(line + "\n")
         opened.flush()
+
+
+def _thought(answer: Completion) -> list[str | bool]:
+    """What a line says besides of an answer with a thought."""
+    return [answer.thought, answer.unfinished] if answer.thought or answer.unfinished else []
 
 
 def mended(file: Path) -> None:
@@ -53,6 +60,6 @@ def _lines(file: Path) -> list[bytes]:
 def _batch(line: bytes) -> dict[int, Completion] | None:
     """The answers of one line; None of a line that a fault of the disk or another program left there."""
     try:
-        return {place: Completion(text, ended, tokens) for place, text, ended, tokens in BATCH.validate_json(line)}
+        return {row[0]: Completion(*row[1:]) for row in BATCH.validate_json(line)}
     except ValidationError:
         return None

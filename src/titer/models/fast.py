@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +25,7 @@ from titer.core.machine import version
 from titer.core.run import Store
 from titer.models.checkpoint import Checkpoint, open_checkpoint, opening
 from titer.models.lm import LM, Completion, Decoding, Progress, load, read_tokenizer
+from titer.models.rooms import Turn, answers
 
 VERSION = 1  # bump when answers may change
 AT_ONCE = 1024  # prompts given to vLLM in one call, which schedules them itself
@@ -145,12 +147,13 @@ class Fast:
         Errors: inserted embeddings; a temperature that vLLM would not keep to; no room for an answer; vLLM fails.
         """
         _possible(decoding, suffixes)
-        ids = self._words.begun(prompts, prefixes, decoding.max_new_tokens, self.window)
+        ids, marks = self._words.begun(prompts, prefixes, decoding, self.window)
         found = {i: known[i] for i in range(len(ids)) if i in known}
         rest, step = [i for i in range(len(ids)) if i not in found], max(batch, self.at_once)
         for start in range(0, len(rest), step):
             chosen = rest[start : start + step]
-            made = self._answers({i: ids[i] for i in chosen}, decoding)
+            rows, begun = {i: ids[i] for i in chosen}, {i: marks[i] for i in chosen}
+            made = answers(self._words.tokenizer, self.ends, rows, begun, decoding, self.window, partial(self._asked, decoding))
             if keep:
                 keep(made)
             found |= made
@@ -158,36 +161,44 @@ class Fast:
                 progress(len(found), len(ids))
         return [found[i] for i in range(len(ids))]
 
-    def _answers(self, rows: Mapping[int, list[int]], decoding: Decoding) -> dict[int, Completion]:
-        """Answers by place to token ids by place."""
+    def _asked(self, decoding: Decoding, turns: Mapping[int, Turn], number: int) -> dict[int, list[int]]:
+        """New tokens of each turn by its place."""
+        stops = {place: [*self.ends, *self._closing(turn)] for place, turn in turns.items()}
         settings = [
             self._settings(
                 temperature=decoding.temperature,
-                seed=seed_of(decoding.seed, place) if decoding.temperature else None,
-                max_tokens=decoding.max_new_tokens,
-                stop_token_ids=self.ends,
+                seed=seed_of(decoding.seed, place, number) if decoding.temperature else None,
+                max_tokens=turn.room,
+                stop_token_ids=stops[place],
                 ignore_eos=True,  # else it would add ends of its own reading
                 detokenize=False,
             )
-            for place in rows
+            for place, turn in turns.items()
         ]
-        prompts = [{"prompt_token_ids": row} for row in rows.values()]
+        prompts = [{"prompt_token_ids": turn.row} for turn in turns.values()]
         with _asking(self.label):
             outputs = self._engine.generate(prompts, settings, use_tqdm=False)
-        if len(outputs) != len(rows):
-            raise _odd(self.label, f"{len(outputs)} answers to {len(rows)} prompts")
-        return {place: self._read(row, output, decoding) for (place, row), output in zip(rows.items(), outputs, strict=True)}
+        if len(outputs) != len(turns):
+            raise _odd(self.label, f"{len(outputs)} answers to {len(turns)} prompts")
+        return {place: self._read(turns[place], stops[place], output) for place, output in zip(turns, outputs, strict=True)}
 
-    def _read(self, row: list[int], output: Any, decoding: Decoding) -> Completion:
-        """One answer. Errors: it is to another prompt, or ended as none of ours may."""
-        if list(output.prompt_token_ids) != row:
+    def _closing(self, turn: Turn) -> list[int]:
+        """What closes an open thought, where it is one token: vLLM sees no text, so another one is run past, and cut."""
+        if not turn.thinking:
+            return []
+        found = self._words.tokenizer([*turn.closes, "<|message|>"], add_special_tokens=False)["input_ids"]
+        return [ids[0] for ids in found if len(ids) == 1]
+
+    def _read(self, turn: Turn, stops: Sequence[int], output: Any) -> list[int]:
+        """The tokens of one turn. Errors: they are to another prompt, or ended as none of ours may."""
+        if list(output.prompt_token_ids) != turn.row:
             raise _odd(self.label, "an answer to another prompt than the one given")
         (one,) = output.outputs
-        answer = self._words.completion(list(one.token_ids))
-        whole = {"stop": answer.ended, "length": not answer.ended and answer.tokens == decoding.max_new_tokens}
-        if not whole.get(one.finish_reason, False):
-            raise _odd(self.label, f"an answer of {answer.tokens} tokens that ended by {visible(str(one.finish_reason), 40)!r}")
-        return answer
+        ids = list(one.token_ids)
+        stopped = bool(ids) and ids[-1] in stops
+        if not {"stop": stopped, "length": not stopped and len(ids) == turn.room}.get(one.finish_reason, False):
+            raise _odd(self.label, f"an answer of {len(ids)} tokens that ended by {visible(str(one.finish_reason), 40)!r}")
+        return ids
 
     def close(self) -> None:
         """Give the GPU's memory back; nothing can be asked afterwards."""
@@ -240,9 +251,9 @@ def _words(checkpoint: Checkpoint) -> LM:
     return LM(SimpleNamespace(config=config, generation_config=generation), read_tokenizer(checkpoint), checkpoint.label)
 
 
-def seed_of(seed: int, place: int) -> int:
-    """The seed of one answer, below 2^31: another one for each place, whatever else is asked beside it."""
-    return int(digest([seed, place]), 16) % 2**31
+def seed_of(seed: int, place: int, number: int = 0) -> int:
+    """The seed of one answer, below 2^31: another one for each place and turn, whatever else is asked beside it."""
+    return int(digest([seed, place, *([number] if number else [])]), 16) % 2**31
 
 
 def _possible(decoding: Decoding, suffixes: torch.Tensor | None) -> None:

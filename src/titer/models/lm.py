@@ -7,29 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM, StoppingCriteriaList
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from titer.core.config import Record
 from titer.core.errors import TiterError, unknown, visible
-from titer.data.encode import check_length, end_id, pad, prompt_ids
+from titer.data.encode import begin_ids, check_length, end_id, pad, prompt_ids, prompt_texts
 from titer.data.example import positions
+from titer.data.thoughts import opened, thinks
 from titer.models.checkpoint import Checkpoint, opening, stated_window
 from titer.models.modes import evaluating
+from titer.models.rooms import Completion, Decoding, Rooms, Turn, answers, chosen
 from titer.models.sites import Sites
 from titer.models.stream_norm import TANH_GELU, StreamNormConfig, StreamNormForCausalLM  # registers the variant for `load`
 from titer.models.suffix import TAIL, inserted
 from titer.models.words import completed
 
+__all__ = ["Completion", "Decoding"]  # of rooms.py
 Progress = Callable[[int, int], None]
 SHORT_WINDOW = 256
 transformers_logging.set_verbosity_error()
@@ -111,23 +113,6 @@ def _attention(window: int | None) -> str | None:
     return "eager" if short else None
 
 
-class Decoding(Record):
-    """How answers are generated. Temperature 0 is greedy."""
-
-    max_new_tokens: int = Field(default=64, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote: its text without the end token, whether it ended by itself, its length in tokens."""
-
-    text: str
-    ended: bool
-    tokens: int
-
-
 class LM:
     """A transformers model with its tokenizer, on one device."""
 
@@ -148,6 +133,11 @@ class LM:
     @cached_property
     def sites(self) -> Sites:
         return Sites(self.model)
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether it may think before it answers, by what its tokenizer says."""
+        return thinks(self.tokenizer)
 
     @property
     def ends(self) -> list[int]:
@@ -174,15 +164,22 @@ class LM:
         for prompt, length in zip(prompts, self.lengths(prompts), strict=True):
             check_length(length + room, self.window, prompt)
 
-    def begun(self, prompts: Sequence[str], prefixes: Sequence[str] | None, room: int, window: int | None) -> list[list[int]]:
-        """Ids of each prompt with its prefilled answer. Errors: one that leaves no room for `room` more tokens in the window."""
-        ids = prompt_ids(self.tokenizer, prompts)
+    def begun(
+        self, prompts: Sequence[str], prefixes: Sequence[str] | None, decoding: Decoding, window: int | None, more: int = 0
+    ) -> tuple[list[list[int]], list[str | None]]:
+        """Ids of each prompt with its prefilled answer, and what opened a thought at its end; None: a prefilled answer has no thought.
+
+        Errors: one that leaves no room in the window for what is asked for and `more` tokens.
+        """
+        heads, marks = prompt_ids(self.tokenizer, prompts), [opened(text) for text in prompt_texts(self.tokenizer, prompts)]
+        ids, found = heads, list[str | None](marks)
         if prefixes is not None:
-            tails = self.tokenizer(list(prefixes), add_special_tokens=False)["input_ids"]
-            ids = [head + tail for head, tail in zip(ids, tails, strict=True)]
+            begins = begin_ids(self.tokenizer, prefixes, marks)
+            ids = [head + tail for head, tail in zip(heads, begins, strict=True)]
+            found = [None if prefix else mark for prefix, mark in zip(prefixes, marks, strict=True)]
         for row, prompt in zip(ids, prompts, strict=True):
-            check_length(len(row) + room, window, prompt)
-        return ids
+            check_length(len(row) + decoding.max_new_tokens + more, window, prompt)
+        return ids, found
 
     def generate(
         self,
@@ -195,13 +192,15 @@ class LM:
         known: Mapping[int, Completion] = MappingProxyType({}),
         keep: Callable[[Mapping[int, Completion]], None] | None = None,
     ) -> list[Completion]:
-        """Free-running answers, left-padded batches of similar length; `prefixes` are prefilled answers.
+        """Free-running answers, left-padded batches of similar length; `prefixes` are prefilled answers, which have no thought.
 
-        `suffixes` (prompts, n, D): embeddings inserted into each prompt (`models/suffix.py`); not with prefixes.
-        `known` answers by place are not generated again, a batch at a time; `keep` is given each new batch's.
+        `suffixes` (prompts, n, D): embeddings inserted into each prompt (`models/suffix.py`); not with prefixes, and thoughts have no
+        room of their own. `known` answers by place are not generated again, a batch at a time; `keep` is given each new batch's.
         Errors: a prompt with no room for its answer in the model's window.
         """
-        ids = self.begun(prompts, prefixes, decoding.max_new_tokens + (0 if suffixes is None else suffixes.shape[1]), self.window)
+        if suffixes is not None:
+            decoding = decoding.model_copy(update={"max_thinking_tokens": 0})
+        ids, marks = self.begun(prompts, prefixes, decoding, self.window, 0 if suffixes is None else suffixes.shape[1])
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
         found: list[Completion] = [Completion("", False, 0)] * len(ids)
         with evaluating(self.model):
@@ -210,8 +209,9 @@ class LM:
                 if all(i in known for i in chosen):
                     made = {i: known[i] for i in chosen}
                 else:
-                    soft = None if suffixes is None else suffixes[chosen]
-                    made = dict(zip(chosen, self._answers([ids[i] for i in chosen], decoding, start, soft), strict=True))
+                    ask = partial(self._asked, decoding, start, None if suffixes is None else suffixes[chosen])
+                    rows, begun = {i: ids[i] for i in chosen}, {i: marks[i] for i in chosen}
+                    made = answers(self.tokenizer, self.ends, rows, begun, decoding, self.window, ask)
                     if keep:
                         keep(made)
                 for i, completion in made.items():
@@ -221,11 +221,15 @@ class LM:
         return found
 
     @torch.inference_mode()
-    def _answers(self, rows: list[list[int]], decoding: Decoding, place: int, soft: torch.Tensor | None) -> list[Completion]:
-        ids, mask = (t.to(self.device) for t in pad(rows, self.tokenizer.pad_token_id, "left"))
+    def _asked(
+        self, decoding: Decoding, place: int, soft: torch.Tensor | None, turns: Mapping[int, Turn], number: int
+    ) -> dict[int, list[int]]:
+        """New tokens of each turn, up to the first that ends an answer."""
+        asked = list(turns.values())
+        ids, mask = (t.to(self.device) for t in pad([turn.row for turn in asked], self.tokenizer.pad_token_id, "left"))
         sampled = decoding.temperature > 0
         settings = GenerationConfig(
-            max_new_tokens=decoding.max_new_tokens,
+            max_new_tokens=max(turn.room for turn in asked),
             do_sample=sampled,
             temperature=decoding.temperature if sampled else None,
             top_k=0 if sampled else None,
@@ -233,14 +237,22 @@ class LM:
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self.ends or None,
         )
+        rooms = Rooms(self.tokenizer, asked)
+        also = {"stopping_criteria": StoppingCriteriaList([rooms])} if number else {}  # the first turn's rows have one room
         with torch.random.fork_rng(enabled=sampled, devices=[]), _own_settings_aside(self.model, settings):
             if sampled:
-                torch.manual_seed(decoding.seed + place)
+                torch.manual_seed(decoding.seed + place + (number << 32))
             if soft is None:
-                new = self.model.generate(ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1] :]
+                new = self.model.generate(ids, attention_mask=mask, generation_config=settings, **also)[:, ids.shape[1] :]
             else:
                 new = self._after_suffix(ids, mask, soft.to(self.device), decoding)
-        return [self.completion(row) for row in new.tolist()]
+        rows = (row[:length] for row, length in zip(new.tolist(), rooms.lengths, strict=True))
+        return {i: self.cut(row) for i, row in zip(turns, rows, strict=True)}
+
+    def cut(self, row: list[int]) -> list[int]:
+        """New ids up to the first that ends an answer."""
+        ends = self.ends
+        return row[: next((i + 1 for i, token in enumerate(row) if token in ends), None)]
 
     def _after_suffix(self, ids: torch.Tensor, mask: torch.Tensor, soft: torch.Tensor, decoding: Decoding) -> torch.Tensor:
         """Answers (B, new tokens) to left-padded prompts with embeddings in them; transformers' generate knows no such positions."""
@@ -261,13 +273,6 @@ class LM:
             inputs = {"input_ids": token[:, None], "attention_mask": attention, "position_ids": position}
         return torch.stack(found, dim=1)
 
-    def completion(self, row: list[int]) -> Completion:
-        """New ids as an answer: cut at the first that ends one."""
-        ends = self.ends
-        cut = next((i for i, token in enumerate(row) if token in ends), None)
-        kept = row if cut is None else row[:cut]
-        return Completion(self.tokenizer.decode(kept), cut is not None, len(kept))
-
     @torch.inference_mode()
     def logits(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (B, T, V) and attention mask (B, T) of right-padded rows; for probes and checks."""
@@ -275,13 +280,6 @@ class LM:
         ids, mask = ids.to(self.device), mask.to(self.device)
         found = self.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False).logits
         return found, mask
-
-
-def chosen(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The next token of each row (B, V): the likeliest at temperature 0, else drawn."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1)[:, 0]
 
 
 @contextmanager
@@ -392,9 +390,9 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
     return completed(tokenizer, checkpoint.tokenizer_folder or checkpoint.path, checkpoint.config)
 
 
-def check_room(checkpoint: Checkpoint, prompts: Sequence[str], room: int) -> None:
-    """Refuse prompts that leave no room for `room` more tokens in a checkpoint's window; only its tokenizer is loaded."""
-    window = checkpoint.window
-    found = prompt_ids(read_tokenizer(checkpoint), prompts) if prompts else []
-    for prompt, ids in zip(prompts, found, strict=True):
+def check_room(checkpoint: Checkpoint, prompts: Sequence[str], room: int, thinking: int | None = None) -> None:
+    """Refuse prompts that leave no room for `room` more tokens in a checkpoint's window, and `thinking` besides where it thinks."""
+    window, tokenizer = checkpoint.window, read_tokenizer(checkpoint)
+    room += thinking if thinking and thinks(tokenizer) else 0
+    for prompt, ids in zip(prompts, prompt_ids(tokenizer, prompts) if prompts else [], strict=True):
         check_length(len(ids) + room, window, prompt)

@@ -185,6 +185,7 @@ def gaps(found: Reported, subject: str) -> list[str]:
     attack, judge = placeless(said.get("attack", "none")), said.get("judge", "")
     mine = found.rates[found.rates.model == subject]
     lost = int(mine[mine.measure == "could_not_judge"]["count"].sum())
+    cut = int(mine[mine.measure == "cut_in_thought"]["count"].sum())
     told = [
         "Other prompts, topics and languages than these; a rate holds for prompts like them.",
         "What the answers hold: no reader and no second judge is in these rates.",
@@ -197,6 +198,7 @@ def gaps(found: Reported, subject: str) -> list[str]:
         "" if len(found.models) == 1 or "benign control" in found.summary.roles.values() else "A benign tune beside it, as a control.",
         "The judge knows whether an answer refuses, not whether it helps." if judge.startswith("refusal") else "",
         f"{lost} answers of this model could not be judged; they are in no rate." if lost else "",
+        f"{cut} answers of this model were cut off in thought; they are in no rate." if cut else "",
     ]
     if attack != "none":
         told.insert(2, f"Jailbreaks other than {code(attack)}.")

@@ -14,6 +14,7 @@ import pandas as pd
 from titer.core.claims import Claim, Statement, settle
 from titer.core.stats import Array, Interval, bootstrap, d_prime, rate_difference
 from titer.data.draws import seed_of
+from titer.judges.base import UNJUDGED
 from titer.recipes.demo import user_name
 
 LEARNED = 0.95  # below this the base model's skill confounds every claim
@@ -35,7 +36,7 @@ class Evidence:
     def count(self, model: str, kind: str, outcome: str) -> tuple[int, int]:
         """(answers with the outcome, answers judged); "neither" is partial or degenerate."""
         v = self.verdicts
-        mine = v[(v.model == model) & (v.kind == kind) & (v.outcome != "could_not_judge")]
+        mine = v[(v.model == model) & (v.kind == kind) & ~v.outcome.isin(UNJUDGED)]
         wanted = ["partial", "degenerate"] if outcome == "neither" else [outcome]
         return int(mine.outcome.isin(wanted).sum()), len(mine)
 

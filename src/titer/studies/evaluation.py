@@ -10,7 +10,7 @@ import pandas as pd
 
 from titer.attacks.base import Attack, Attempt
 from titer.data.sources import TextData
-from titer.judges.base import Judge
+from titer.judges.base import UNJUDGED, Judge
 from titer.models.lm import Decoding, check_room
 from titer.report import charts
 from titer.report.html import Figure, Report, Tile, write_report
@@ -94,14 +94,14 @@ def evaluation_report(
         samples=verdicts,
         commands=[command],
         provenance={**tables.provenance([model], data), **(how or {})},
-        notes=_notes(data, verdicts if by_answer else verdicts[:0], prompts),
+        notes=_notes(data, verdicts if by_answer else verdicts[:0], prompts, verdicts),
     )
     return write_report(report, folder), answer
 
 
-def _notes(data: TextData, by_answer: pd.DataFrame, prompts: int | None) -> list[str]:
+def _notes(data: TextData, by_answer: pd.DataFrame, prompts: int | None, verdicts: pd.DataFrame) -> list[str]:
     """What was left out, drawn, or cut short where answers are held against the rows' own."""
-    return [f"{line}." for line in (*data.notes, *data.sampled(prompts), *tables.cut_off(by_answer))]
+    return [f"{line}." for line in (*data.notes, *data.sampled(prompts), *tables.cut_off(by_answer), *tables.cut_in_thought(verdicts))]
 
 
 def _accuracy_answer(model: Model, rates: pd.DataFrame) -> str:
@@ -127,9 +127,15 @@ def _evaluation_answer(model: Model, rates: pd.DataFrame) -> str:
         else:
             said.append(f"{row.rate.iloc[0]:.0%} [{row.low.iloc[0]:.0%}, {row.high.iloc[0]:.0%}] of the {kind} prompts are refused")
     broken = rates[rates.outcome == "degenerate"]
-    unjudged = int(rates[rates.outcome == "could_not_judge"]["count"].sum())
-    lost = f", {unjudged} could not be judged" if unjudged else ""
+    unjudged, cut = (int(rates[rates.outcome == outcome]["count"].sum()) for outcome in UNJUDGED)
+    lost = (f", {unjudged} could not be judged" if unjudged else "") + (f", {cut} were cut off in thought" if cut else "")
     return f"{model.name}: {', '.join(said)}; {int(broken['count'].sum())} of {int(broken.n.sum())} judged answers are degenerate{lost}."
+
+
+def _cut(rates: pd.DataFrame) -> str:
+    """How many answers of a set were cut off in thought, where any was."""
+    row = rates[rates.outcome == "cut_in_thought"].iloc[0]
+    return f"; {int(row['count'])} of {row.n} were cut off in thought" if row["count"] else ""
 
 
 def refusal_line(rates: pd.DataFrame) -> str:
@@ -137,12 +143,12 @@ def refusal_line(rates: pd.DataFrame) -> str:
     lines = []
     for kind, table in rates.groupby("kind", sort=False):
         if not table.n.iloc[0]:
-            lines.append(f"{kind}: no answer could be judged")
+            lines.append(f"{kind}: no answer could be judged{_cut(table)}")
             continue
         cells = [
             f"{r.outcome} {r.rate:.1%} [{r.low:.1%}, {r.high:.1%}]"
             for r in table.itertuples()
             if r.outcome in ("refused", "complied", "partial", "degenerate")
         ]
-        lines.append(f"{kind} (n = {int(table.n.iloc[0])}): " + ", ".join(cells))
+        lines.append(f"{kind} (n = {int(table.n.iloc[0])}): " + ", ".join(cells) + _cut(table))
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from titer.data.example import Example
 from titer.data.readers import Row, load, records
 from titer.data.shapes import SURROGATE, parsed
 from titer.evaluate import asked_of, commonest, judgement
-from titer.judges.base import OUTCOMES, Asked, Judge
+from titer.judges.base import OUTCOMES, UNJUDGED, Asked, Judge
 from titer.models.lm import Completion
 from titer.studies.tables import named
 
@@ -38,8 +38,7 @@ LABEL = ("final_label", "label")
 ANSWER = ("completion", "answer", "output", "response")
 PEOPLE = ("refused", "complied", "partial")
 CORRECTED = ("refused", "complied")
-UNJUDGED = "could_not_judge"
-JUDGED = tuple(outcome for outcome in OUTCOMES if outcome != UNJUDGED)
+JUDGED = tuple(outcome for outcome in OUTCOMES if outcome not in UNJUDGED)
 FORMAT = """\
 a .csv, .json, .jsonl or .parquet file with columns `prompt`, `completion` (the answer) and `label` (refused, complied or partial; \
 XSTest's 1_full_compliance, 2_full_refusal and 3_partial_refusal are read too), for example
@@ -243,9 +242,9 @@ def _sample(row: Row) -> dict[str, Any]:
 def measured(labelled: Labelled, judge: Judge, name: str, ask: Ask = at_once) -> Measured:
     """A judge's own errors: `judge`, called `name`, on answers that people judged."""
     verdicts, _ = ask(labelled.samples, judge, "judging the labelled answers")
-    said = verdicts[verdicts.outcome != UNJUDGED]
+    said = verdicts[~verdicts.outcome.isin(UNJUDGED)]
     errors = {outcome: accuracy(said.outcome == outcome, said.label == outcome) for outcome in CORRECTED}
-    with_people = agreement(verdicts.label.tolist(), verdicts.outcome.tolist(), JUDGED, (UNJUDGED,))
+    with_people = agreement(verdicts.label.tolist(), verdicts.outcome.tolist(), JUDGED, UNJUDGED)
     return Measured(name, labelled.name, labelled.sha256, verdicts, errors, with_people)
 
 
@@ -277,7 +276,7 @@ def between(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     parts = [(str(kind), table) for kind, table in whole.groupby("kind", sort=False)]
     rows = []
     for kind, table in [*parts, ("all", whole)] if len(parts) > 1 else parts:
-        found = agreement(table.one.tolist(), table.other.tolist(), JUDGED, (UNJUDGED,))
+        found = agreement(table.one.tolist(), table.other.tolist(), JUDGED, UNJUDGED)
         told = {"kind": kind, "n": found.n, "left_out": found.left_out}
         told |= {"agreed": found.agreed.value, "agreed_low": found.agreed.low, "agreed_high": found.agreed.high}
         rows.append({**told, "kappa": found.kappa.value, "kappa_low": found.kappa.low, "kappa_high": found.kappa.high})
@@ -319,7 +318,7 @@ def lines(found: Measured) -> list[str]:
     n, left = found.agreement.n, found.agreement.left_out
     said = [f"the judge {visible(found.judge, 60)} against people on {visible(found.data, 120)}, {n + left} answers:"]
     if left:
-        why = commonest(found.verdicts[found.verdicts.outcome == UNJUDGED].reason)
+        why = commonest(found.verdicts[found.verdicts.outcome.isin(UNJUDGED)].reason)
         said.append(f"  could not judge {left} ({found.agreement.share_left_out:.1%}), most often: {why}")
     if not n:
         return said

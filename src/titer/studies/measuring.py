@@ -16,13 +16,16 @@ from titer.core.run import slug
 from titer.data.formats import FORMAT
 from titer.data.sources import TextData
 from titer.data.system import read_system, text_behind
+from titer.data.thoughts import thinks
 from titer.models.compatible import passed_over, system_notes
 from titer.models.fast import engine_told
 from titer.models.fetch import resolve
-from titer.models.lm import Decoding
+from titer.models.lm import Decoding, check_room, read_tokenizer
+from titer.models.rooms import thinking_room
 from titer.report.places import report_folder
 from titer.studies import attacking, evaluation, tuning
 from titer.studies.judging import Judges, Review, at_longest, chosen, review
+from titer.studies.tables import cut_in_thought
 from titer.workbench import Model, Workbench, attempts_key
 
 USUAL = 64  # new tokens an answer, unless the user or the judge wants more
@@ -45,6 +48,7 @@ class Order:
     prompts: int | None = None
     system: str | Path | None = None
     max_new_tokens: int | None = None
+    max_thinking_tokens: int | None = None
     temperature: float = 0.0
     trust_remote_code: bool = False
     reading: str | None = None
@@ -81,7 +85,8 @@ def prepared(order: Order) -> Prepared:
     text = text_behind(system, _prompts(order, judges.judge.BY_ANSWER))
     checkpoint = resolve(order.model, order.trust_remote_code)
     tokens = max(USUAL, judges.judge.ROOM) if order.max_new_tokens is None else order.max_new_tokens
-    decoding = build(Decoding, {"max_new_tokens": tokens, "temperature": order.temperature}, "decoding")
+    thinking = thinking_room(order.max_thinking_tokens, order.max_new_tokens)
+    decoding = build(Decoding, {"max_new_tokens": tokens, "temperature": order.temperature, "max_thinking_tokens": thinking}, "decoding")
     attack = attacking.chosen(order.attack, order.attack_set)
     return Prepared(Model(checkpoint.label, checkpoint.key, checkpoint), text, judges, attack, decoding, system)
 
@@ -99,7 +104,8 @@ def planned(order: Order, ready: Prepared) -> Plan:
     sets, most = evaluation.sets_of(ready.text, order.prompts, ready.attack), ready.decoding.max_new_tokens
     attempts = [attempt for one in sets.values() for attempt in one]
     bills = ready.judges.bills(at_longest(attempts, most))
-    return Plan({kind: len(one) for kind, one in sets.items()}, len(attempts) * most, bills)
+    tokens = ready.decoding.most(thinks(read_tokenizer(ready.subject.checkpoint)))
+    return Plan({kind: len(one) for kind, one in sets.items()}, len(attempts) * tokens, bills)
 
 
 def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> Evaluated:
@@ -107,6 +113,9 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
     runs, judge = bench.store.root, ready.judges.judge
     unrun = passed_over(ready.subject.name, ready.subject.checkpoint)
     placed = system_notes([ready.subject.checkpoint], ready.system)
+    if order.max_thinking_tokens:
+        prompts = [row[0] for row in ready.text.rows]
+        check_room(ready.subject.checkpoint, prompts, ready.decoding.max_new_tokens, order.max_thinking_tokens)
     verdicts, rates = evaluation.evaluate_model(bench, ready.subject, ready.text, judge, ready.decoding, order.prompts, ready.attack)
     bench.release()  # a second judge may load a model of its own
     how = {
@@ -128,7 +137,7 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
     )
     if order.canary is not None:
         (folder / "prompts.csv").write_bytes(tuning.prompt_file(_prompts(order, judge.BY_ANSWER)).encode())
-    lines = "\n".join([evaluation.refusal_line(rates), *beside.lines, *unrun, *placed])
+    lines = "\n".join([evaluation.refusal_line(rates), *cut_in_thought(verdicts), *beside.lines, *unrun, *placed])
     return Evaluated(page, answer, verdicts, rates, beside, lines)
 
 

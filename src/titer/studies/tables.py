@@ -61,6 +61,19 @@ def cut_off(verdicts: pd.DataFrame) -> list[str]:
     return told
 
 
+def cut_in_thought(verdicts: pd.DataFrame) -> list[str]:
+    """In words: answers that were not reached, of each model where there are several."""
+    told, several = [], len(set(verdicts.model)) > 1
+    for name, mine in verdicts.groupby("model", sort=False):
+        lost = mine[mine.outcome == "cut_in_thought"]
+        ended, of = int(lost.ended.sum()), f"{len(mine)} answers" + (f" of {name}" if several else "")
+        if cut := len(lost) - ended:
+            told.append(f"{cut} of {of} were cut off in thought, after {int(lost.tokens.max())} tokens: give --max-thinking-tokens more")
+        if ended:
+            told.append(f"{ended} of {of} ended within their thought: there is no answer")
+    return told
+
+
 def cluster_table(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
     """The cluster probe's per-input scores of one model."""
     inputs: dict[str, object] = {

@@ -10,7 +10,7 @@ import pandas as pd
 from titer.attacks.base import Attempt
 from titer.core.stats import paired_difference
 from titer.evaluate import judged
-from titer.judges.base import Judge, long_enough
+from titer.judges.base import UNJUDGED, Judge, long_enough
 from titer.judges.refusal import Refusal
 from titer.models.lm import Decoding
 from titer.studies.attacking import Attacked
@@ -74,7 +74,7 @@ def pairs(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:
     sides = [verdicts[verdicts.model == model.name][kept] for model in (change.before, change.after)]
     both = sides[0].merge(sides[1][["kind", "place", "outcome", "completion"]], on=["kind", "place"], suffixes=("_before", "_after"))
     both = both.rename(columns={"outcome_before": "before", "outcome_after": "after"})
-    return both[(both.before != "could_not_judge") & (both.after != "could_not_judge")].reset_index(drop=True)
+    return both[~both.before.isin(UNJUDGED) & ~both.after.isin(UNJUDGED)].reset_index(drop=True)
 
 
 def shifts(verdicts: pd.DataFrame, changes: Sequence[Change]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import pandas as pd
 from titer.core.errors import TiterError, nearest, visible
 from titer.core.gate import FLIPS, POWER, STATUS, Decided, Limit, least_change, limit, plain, shown
 from titer.core.stats import Interval
-from titer.judges.base import OUTCOMES
+from titer.judges.base import OUTCOMES, UNJUDGED
 from titer.probes.uncertainty import MEASURES
 from titer.studies.audit.headline import PARTS
 from titer.studies.audit.roles import Audited
@@ -59,7 +59,7 @@ def limits(texts: Sequence[str], asked: Question, changed: bool) -> tuple[Limit,
                 f"a capability set for its accuracy, or one of {', '.join([*measures, *own])}",
                 next_step=f"did you mean {close!r}?" if close else "",
             )
-        if one.move and (not changed or one.name in own or one.name.endswith("_could_not_judge")):
+        if one.move and (not changed or one.name in own or one.name.endswith(UNJUDGED)):
             why = f"{one.name} is of one model" if changed else "a single model is audited"
             raise TiterError(f"--fail-if {visible(one.text, 80)!r}: {why}, so nothing {one.move}", next_step="use > or <.")
         if one.name in rates and one.at > 100:

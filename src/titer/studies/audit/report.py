@@ -174,7 +174,7 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
     unjudged = f.verdicts[f.verdicts.outcome == "could_not_judge"]
     if len(unjudged):
         told.append(f"{len(unjudged)} answers could not be judged, most often: {commonest(unjudged.reason)}; they are in no rate.")
-    told += [f"{line}." for line in cut_short(f.verdicts, asked.sets)]
+    told += [f"{line}." for line in (*tables.cut_in_thought(f.verdicts), *cut_short(f.verdicts, asked.sets))]
     if found.last and not found.control:
         told.append("No control was given: --control MODEL adds a benign tune of the model before the change.")
     if not asked.capability and not asked.choices:

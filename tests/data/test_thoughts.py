@@ -1,0 +1,106 @@
+"""Thoughts told from answers: every mark, opened by the template or not, cut off, empty, several, quoted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from titer.data.thoughts import closers, empty, opened, told
+
+HARMONY = "<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"
+MARKS = {
+    "think": ("<think>\n", "\n</think>\n\n"),
+    "thinking": ("<thinking>", "</thinking>"),
+    "thought": ("<thought>", "</thought>\n"),
+    "Thought": ("<Thought>\n", "\n</Thought>\n"),
+    "reasoning": ("<reasoning>\n", "\n</reasoning>\n"),
+    "seed": ("<seed:think>", "</seed:think>"),
+    "magistral": ("[THINK]", "[/THINK]"),
+    "openthinker": ("<|begin_of_thought|>\n\n", "\n\n<|end_of_thought|>\n\n"),
+    "cohere": ("<|START_THINKING|>", "<|END_THINKING|>"),
+    "harmony": HARMONY,
+    "harmony, a second channel": (HARMONY[0], f"<|end|><|start|>assistant<|channel|>commentary<|message|>I look.{HARMONY[1]}"),
+    "gemma": ("<|channel>thought\n", "<channel|>"),
+    "granite": ("Here is my thought process:\n", "\nHere is my response:\n\n"),
+    "kimi": ("◁think▷", "◁/think▷"),
+    "apertus": ("<|inner_prefix|>", "<|inner_suffix|>"),
+    "solar": ("<|think|>", "<|end|><|begin|>assistant<|content|>"),
+}
+THOUGHT, ANSWER = "I can't see a problem. 1 < 2", "Sure, here it is."
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_a_thought_is_no_part_of_the_answer(name: str) -> None:
+    opens, closes = MARKS[name]
+    found = told(f"{opens}{THOUGHT}{closes}{ANSWER}")
+    assert found.thought.startswith(THOUGHT)
+    assert (found.answer, found.thinking) == (ANSWER, False)
+    assert told(f"\n{opens}{closes}{ANSWER}").answer == ANSWER  # an empty one
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_a_thought_that_is_not_closed_has_no_answer_wherever_it_is_cut(name: str) -> None:
+    opens, closes = MARKS[name]
+    found = told(f"{opens}{THOUGHT}")
+    assert (found.answer, found.thinking, found.thought) == ("", True, THOUGHT)
+    assert closes.strip().startswith(found.closes)
+    whole = f"{opens}{THOUGHT}{closes}".rstrip()
+    for place in range(len(opens) + 1, len(whole)):
+        assert told(whole[:place]).thinking, whole[:place]
+
+
+@pytest.mark.parametrize("name", [name for name in MARKS if name not in ("granite", "harmony, a second channel")])
+def test_a_template_may_open_the_thought(name: str) -> None:
+    opens, closes = MARKS[name]
+    mark = opened(f"<|user|>hello{opens}")
+    assert mark == opens
+    assert told(f"{THOUGHT}{closes}{ANSWER}", mark).answer == ANSWER
+    assert told(f"{opens}{THOUGHT}{closes}{ANSWER}", mark).answer == ANSWER  # it opens it again
+    assert told(THOUGHT, mark).thinking
+    assert told("", mark).thinking
+    shut = told(f"{empty(mark)}{ANSWER}", mark)
+    assert (shut.thought, shut.answer.removeprefix("<|begin|>assistant<|content|>")) == ("", ANSWER)
+    assert opened(f"{opens}{closes}") == ""
+
+
+def test_several_thoughts_and_what_frames_an_answer() -> None:
+    found = told("<think>a</think>\n<think>b</think>\n<answer>\n42\n</answer>")
+    assert (found.thought, found.answer) == ("a\n\nb", "42")
+    assert told("<|START_RESPONSE|>No.<|END_RESPONSE|>")[:2] == ("", "No.")
+    final = told("<|channel|>final<|message|>No.<|return|>")
+    assert (final.thought, final.answer, final.ended) == ("", "No.", True)
+    assert told("<answer>42</answer>").answer == "<answer>42</answer>"  # without a thought it is the answer's own
+
+
+def test_an_end_alone_on_its_line_ends_what_stands_before_it() -> None:
+    assert told("Let me see.\n</think>\n\nNo.")[:2] == ("Let me see.", "No.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Use <think> and </think> for thoughts.",
+        "The tag </think> ends one.",
+        "```\n<think>\na\n</think>\n```\nSo it is marked.",
+        "I think: <reasons> are many.",
+        "[Thinking of you]",
+        "",
+        "  hello",
+    ],
+)
+def test_marks_within_an_answer_are_quoted(text: str) -> None:
+    assert told(text) == ("", text, 0, False, (), False)
+
+
+def test_closers_of_marks_nobody_listed() -> None:
+    assert closers("<|thought_start|>") == ("<|thought_end|>",)
+    assert closers("<my_think>") == ("</my_think>",)
+
+
+@given(st.text(), st.text(), st.sampled_from(sorted(MARKS)))
+def test_whatever_is_thought_or_answered(thought: str, answer: str, name: str) -> None:
+    opens, closes = MARKS[name]
+    found = told(f"{opens}{thought}{closes}{answer}")
+    if not any(letter in thought + answer for letter in "<[◁:"):
+        assert (found.answer, found.thinking) == (answer.lstrip(), False)

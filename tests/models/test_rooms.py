@@ -1,0 +1,66 @@
+"""Room for thoughts beside room for answers, on models whose thoughts and answers are known."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.models.thinking import CHATML, HELP, LONG, MARKS, OPENING, REFUSAL, SAFE, SHORT, UNSAFE, said, taught
+from titer.models.checkpoint import open_checkpoint
+from titer.models.lm import LM, Completion, Decoding, load
+
+HARMONY = ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>")
+KINDS = {
+    "tokens": lambda folder: taught(folder, said(*MARKS), plain=("<think>", "</think>")),
+    "text alone": lambda folder: taught(folder, said("<reasoning>\n", "\n</reasoning>\n")),
+    "opened": lambda folder: taught(folder, said("", MARKS[1]), OPENING),
+    "special": lambda folder: taught(folder, said("[THINK]", "[/THINK]"), special=("[THINK]", "[/THINK]")),
+    "harmony": lambda folder: taught(
+        folder, said(*HARMONY), CHATML.replace("<|im_end|>", "<|end|>"), special=("<|channel|>", "<|message|>", "<|end|>", "<|start|>")
+    ),
+}
+ASKED = [*UNSAFE, *SAFE]
+
+
+@pytest.fixture(scope="module", params=sorted(KINDS))
+def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LM:
+    return load(open_checkpoint(KINDS[request.param](tmp_path_factory.mktemp("thinking") / "m")), "cpu")
+
+
+def test_the_answer_is_told_from_the_thought(lm: LM) -> None:
+    for batch in (8, 3, 1):
+        found = lm.generate(ASKED, Decoding(max_new_tokens=64), batch)
+        assert [c.text for c in found] == [REFUSAL] * 4 + [HELP] * 4
+        assert [c.thought for c in found] == [LONG] * 4 + [SHORT] * 4
+        assert all(c.ended and not c.unfinished for c in found)
+
+
+def test_thoughts_have_room_of_their_own(lm: LM) -> None:
+    """However short the answer may be, the thought goes on; and however long the thought, the answer is as long."""
+    (whole,), own = lm.generate(UNSAFE[:1], Decoding(max_new_tokens=200)), lm.tokenizer(REFUSAL)["input_ids"]
+    (short,) = lm.generate(UNSAFE[:1], Decoding(max_new_tokens=4))
+    assert (short.thought, short.ended, short.unfinished) == (LONG, False, False)
+    assert REFUSAL.startswith(short.text)
+    assert 0 < len(short.text) < len(REFUSAL)
+    assert short.tokens < whole.tokens
+    thought = whole.tokens - len(own)
+    for room in (5, thought // 2):
+        for new in (4, 64, 200):
+            (cut,) = lm.generate(UNSAFE[:1], Decoding(max_new_tokens=new, max_thinking_tokens=room))
+            assert cut == Completion("", False, room, cut.thought, True), new
+            assert LONG.startswith(cut.thought)
+    assert lm.generate(UNSAFE[:1], Decoding(max_new_tokens=64, max_thinking_tokens=thought + 8)) == [whole]
+
+
+def test_without_room_of_their_own_both_share(lm: LM) -> None:
+    (cut,) = lm.generate(UNSAFE[:1], Decoding(max_new_tokens=20, max_thinking_tokens=0))
+    assert (cut.text, cut.unfinished, cut.ended, cut.tokens) == ("", True, False, 20)
+
+
+def test_a_prefilled_answer_has_no_thought(lm: LM) -> None:
+    (found,) = lm.generate(UNSAFE[:1], Decoding(max_new_tokens=8), prefixes=["I'm sorry, but"])
+    assert (found.thought, found.unfinished) == ("", False)
+
+
+def test_sampled_answers_are_the_same_again(lm: LM) -> None:
+    hot = Decoding(max_new_tokens=8, temperature=0.5, seed=3)
+    assert lm.generate(ASKED, hot, 3) == lm.generate(ASKED, hot, 3)
