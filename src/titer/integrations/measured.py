@@ -22,14 +22,16 @@ from titer.attacks.base import Attempt
 from titer.core.config import Record
 from titer.data.example import Example
 from titer.evaluate import judged, rates, sample
-from titer.integrations.views import matrices
+from titer.integrations.views import plain, weights
 from titer.judges.base import Judge
 from titer.models.blocks import PARTS
 from titer.models.lm import LM, Decoding
+from titer.models.sites import Sites
 from titer.probes.drift import drift, whole
 from titer.probes.weight_change import overall
 
 Line = dict[str, Any]
+VECTORS = "vectors"  # the part of biases and norms
 
 
 class Limits(Record):
@@ -98,21 +100,24 @@ def drifted(began: LM, now: LM, unsafe: Sequence[Example], batch: int) -> Line:
 
 
 def changed(began: LM, now: LM) -> pd.DataFrame:
-    """Per matrix or stack of them: tensor, part, norm of dW, weight_norm, relative_norm; float32, one tensor at a time."""
+    """Per parameter: tensor, part (of one axis: "vectors"), norm of dW, weight_norm, relative_norm; float32, one tensor at a time."""
     rows = []
-    after = matrices(now.model)
-    for tensor, before in matrices(began.model).items():
-        weight, moved = before(), after[tensor]()
+    after, sites = weights(now.model), Sites(plain(now.model))
+    for tensor, before in weights(began.model).items():
+        weight, moved, part = before(), after[tensor](), sites.part(tensor)
         size, norm = float(torch.linalg.norm(moved - weight.to(moved.device))), float(torch.linalg.norm(weight))
         told = {"norm": size, "weight_norm": norm, "relative_norm": size / norm if norm else math.nan}
-        rows.append({"tensor": tensor, "part": now.sites.part(tensor), **told})
+        rows.append({"tensor": tensor, "part": part if weight.ndim > 1 else VECTORS, **told})
     return pd.DataFrame(rows)
 
 
 def summed(table: pd.DataFrame) -> Line:
-    """||dW|| / ||W|| of mlp, attention, other and what other parts there are, `most` the largest, and the tensor that changed most."""
+    """||dW|| / ||W|| of mlp, attention, other and what other parts there are, `most` the largest, and the tensor that changed most.
+
+    Biases and norms are a part of their own, "vectors", so that the others' numbers are an audit's, which leaves vectors out.
+    """
     lost = set(table.part[table.norm.isna()])  # a sum over a table passes over what is no number
-    known = ("mlp", "attention", "other", *(part for part in PARTS if part in set(table.part)))
+    known = ("mlp", "attention", "other", *(part for part in (*PARTS, VECTORS) if part in set(table.part)))
     parts = {part: math.nan if part in lost else overall(table, part) for part in known}
     most = max((parts[part] for part in table.part.unique()), key=lambda value: (math.isnan(value), value))
     top = table.loc[table.relative_norm.fillna(-1.0).idxmax()]

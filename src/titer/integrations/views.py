@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from titer.core.errors import TiterError
+
 Weights = dict[str, Callable[[], torch.Tensor]]
 
 
@@ -40,35 +42,87 @@ def started(model: Any) -> Any:
     return view(model, {name: p.detach().clone() for name, p in trained(model).items()})
 
 
-def matrices(model: Any) -> Weights:
-    """Every matrix, and every stack of them as of experts, as it acts, an adapter merged into its own: name -> what gives it, float32.
+def plain(model: Any) -> Any:
+    """The model within peft's wrapper; a model without one is its own."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
-    A tied matrix counts once.
+
+def weights(model: Any) -> Weights:
+    """Every parameter of the model as it acts, adapters of any kind merged by peft's own rule: plain name -> what gives it, float32.
+
+    A tied tensor counts once. Errors, as one is read: an adapter that peft cannot merge.
     """
-    seen: set[int] = set()
     found: Weights = {}
-    for name, parameter, layer in _walked(model, ""):
-        if parameter.ndim >= 2 and id(parameter) not in seen:
-            seen.add(id(parameter))
-            found[name] = lambda parameter=parameter, layer=layer: _acting(parameter, layer)  # type: ignore[misc]
+    seen: set[int] = set()
+    walked = list(_walked(plain(model), ""))
+    adapted = {id(p) for _, layer in walked if isinstance(layer, _Adapted) for p in layer.base.parameters()}
+    for name, one in walked:
+        if isinstance(one, _Adapted):
+            for inner, _ in one.base.named_parameters():
+                found[f"{name}.{inner}"] = lambda one=one, inner=inner: one.merged(inner)  # type: ignore[misc]
+        elif id(one) not in seen | adapted:
+            seen.add(id(one))
+            found[name] = lambda one=one: one.detach().float()  # type: ignore[misc]
     return found
 
 
-def _walked(module: Any, prefix: str) -> Iterator[tuple[str, torch.nn.Parameter, Any]]:
-    """(name, parameter, the adapted layer around it or None), the adapters' own parameters left out."""
+def uncounted(model: Any) -> list[str]:
+    """The parameters in training that `weights` does not count: those of prompts, and of layers whose weight is no parameter."""
+    counted: set[int] = set()
+    for _, one in _walked(plain(model), ""):
+        if not isinstance(one, _Adapted):
+            counted.add(id(one))
+        elif any(name.rpartition(".")[2] != "bias" for name, _ in one.base.named_parameters()):
+            counted |= {id(p) for p in one.layer.parameters()}
+    return [name for name, p in trained(model).items() if id(p) not in counted]
+
+
+class _Adapted:
+    """A layer that peft put around one of the model's: what it holds without the adapter, and with it."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer, self.base = layer, _bare(layer)
+
+    @torch.no_grad()
+    def merged(self, name: str) -> torch.Tensor:
+        """A parameter with the adapter in it, by merging a float32 copy of this layer alone."""
+        device = next(self.base.parameters()).device
+        layer = copy.deepcopy(self.layer).to(device, torch.float32)
+        try:
+            for one in layer.modules():  # several where experts' stacks are adapted, each in a layer around the last
+                if hasattr(one, "base_layer"):
+                    one.merge()
+        except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+            raise TiterError(
+                f"peft cannot merge {type(self.layer).__name__}, so its change cannot be told ({error})",
+                expected="an adapter that can be merged, such as LoRA or DoRA",
+                next_step="give Watch inside=('drift',).",
+            ) from error
+        return _bare(layer).get_parameter(name).detach()
+
+
+def _bare(layer: Any) -> Any:
+    """The model's own module within peft's: of a module trained whole its copy in training, of an adapted one what is adapted."""
+    while True:
+        if hasattr(layer, "modules_to_save"):
+            layer = layer.modules_to_save[layer.active_adapters[0]] if layer.active_adapters else layer.original_module
+        elif hasattr(layer, "token_adapter"):
+            layer = layer.token_adapter
+        elif hasattr(layer, "base_layer"):
+            layer = layer.base_layer
+        else:
+            return layer
+
+
+def _walked(module: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """(name, parameter) of what is not adapted, (name, `_Adapted`) of each layer that is; of tied layers the one that holds the adapter."""
     for name, p in module.named_parameters(prefix=prefix, recurse=False):
-        yield name, p, None
+        yield name, p
     for name, child in module.named_children():
         inner = f"{prefix}.{name}" if prefix else name
-        if hasattr(child, "get_delta_weight"):
-            yield f"{inner}.weight", child.base_layer.weight, child
+        if getattr(getattr(child, "token_adapter", child), "tied_adapter", None) is not None:
+            continue
+        if any(hasattr(child, mark) for mark in ("modules_to_save", "token_adapter", "base_layer")):
+            yield inner, _Adapted(child)
         else:
             yield from _walked(child, inner)
-
-
-@torch.no_grad()
-def _acting(parameter: torch.nn.Parameter, layer: Any) -> torch.Tensor:
-    found = parameter.detach().float()
-    for adapter in layer.active_adapters if layer is not None else ():
-        found = found + layer.get_delta_weight(adapter).detach().float().to(found.device)
-    return found

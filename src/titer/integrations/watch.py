@@ -9,8 +9,8 @@
 before the first step, every `every` steps and after the last. Beyond a limit training stops; `watch.stopped`, a warning and the
 line's `beyond` say why. What is measured: `refusal` of unsafe prompts and `over_refusal` of safe ones with Wilson's 95 % interval
 (evaluate.py and a judge); `drift` of the unsafe prompts' activations against the model as training began (probes/drift.py; with
-their refusals where all have one, else of the prompts alone); `weight_change`, ||dW|| / ||W|| by part and of the matrix that
-changed most (probes/weight_change.py), an adapter merged.
+their refusals where all have one, else of the prompts alone); `weight_change`, ||dW|| / ||W|| by part and of the tensor that
+changed most (probes/weight_change.py), adapters of any kind merged by peft's own rule; biases and norms are the part "vectors".
 
 Nothing of the model is touched: it is measured through a view of the same tensors (views.py), the random generators are put back,
 and training goes on with the same bits as without. Cost of remembering the start: a copy of what is trained, on the CPU: of LoRA
@@ -37,7 +37,7 @@ from titer.core.errors import TiterError
 from titer.data.example import Example
 from titer.data.sources import read_text
 from titer.integrations.measured import Limits, Line, answers, changed, drifted, generators_kept, summed
-from titer.integrations.views import trained, view
+from titer.integrations.views import plain, trained, uncounted, view
 from titer.judges.base import Judge
 from titer.judges.refusal import Refusal
 from titer.models.checkpoint import Checkpoint, open_checkpoint
@@ -151,6 +151,11 @@ class Watch(TrainerCallback):
     def _began(self, model: Any, device: torch.device) -> Any:
         names = trained(model)
         kept: Mapping[str, torch.Tensor] = self._kept or {}
+        if self._start is None and (late := [name for name in names if name not in kept]):
+            raise TiterError(
+                f"{late[0]} is trained now and was not when training began: its change cannot be told",
+                next_step="set what is trained before the trainer is made.",
+            )
         if self._start is not None:
             kept = {name: self._start.weight(name).to(p.dtype) for name, p in names.items()}
         return view(model, {name: value.to(device) if "drift" in self._inside else value for name, value in kept.items()})
@@ -171,9 +176,15 @@ def _check(asked: Sequence[Example], unsafe: Sequence[Example], limits: Limits, 
 
 
 def _check_start(model: Any, start: Checkpoint | None, inside: Sequence[str]) -> None:
-    """Errors: quantised weights, of which no change can be told; a folder that holds other weights than training begins with."""
-    if "weight_change" in inside and any(not p.is_floating_point() for p in model.parameters()):
+    """Errors: quantised weights, or a trained tensor that is not counted, where change is asked; a folder of other weights."""
+    packed = getattr(getattr(plain(model), "config", None), "quantization_config", None) is not None
+    if "weight_change" in inside and (packed or any(not p.is_floating_point() or p.element_size() < 2 for p in model.parameters())):
         raise TiterError("the model's weights are quantised: their change cannot be told", next_step="give Watch inside=('drift',).")
+    if "weight_change" in inside and (lost := uncounted(model)):
+        raise TiterError(
+            f"{lost[0]} is trained and is no weight of the model, nor an adapter of one: its change cannot be counted",
+            next_step="give Watch inside=('drift',).",
+        )
     for name, p in trained(model).items() if start is not None else ():
         if start is not None and (name not in start.files or not torch.equal(start.weight(name).to(p.dtype), p.detach().cpu())):
             raise TiterError(

@@ -6,6 +6,8 @@ MLP weights"). Shapes: W (m, d), or of stacked experts (E, m, d), whose rank is 
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import torch
 
@@ -46,6 +48,9 @@ def ranked(change: torch.Tensor) -> float:
 
 
 def overall(table: pd.DataFrame, part: str) -> float:
-    """||dW|| / ||W|| over all matrices of a part together; NaN where the model has none."""
+    """||dW|| / ||W|| over all matrices of a part together; NaN where the model has none, 0 where nothing of it moved."""
     mine = table[table.part == part]
-    return float(((mine.norm**2).sum() / (mine.weight_norm**2).sum()) ** 0.5) if len(mine) else float("nan")
+    change, weight = (float((mine[column] ** 2).sum()) for column in ("norm", "weight_norm"))
+    if not len(mine):
+        return math.nan
+    return 0.0 if change == 0 else (change / weight) ** 0.5 if weight else math.inf
