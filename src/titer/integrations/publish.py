@@ -22,8 +22,8 @@ from titer import __version__
 from titer.core.errors import TiterError, visible
 from titer.core.run import Tell, quiet
 from titer.models.adapted import Adapter, is_adapter
-from titer.models.checkpoint import PICKLES, open_checkpoint
-from titer.models.stored import names
+from titer.models.checkpoint import open_checkpoint
+from titer.models.stored import PICKLES, names
 
 CARD = "README.md"
 SENT = (

@@ -28,11 +28,11 @@ from titer.models.gguf_file import Gguf, gguf_in, gguf_parts
 from titer.models.names import Names, Origin, made, named, outline
 from titer.models.own_code import OwnCode, apart, check_code, code_files, unasked
 from titer.models.quantised import dequantised, joined, logical, quantisation, shape_of
-from titer.models.stored import AGAIN, INDEX, read_json, shape, tensor_files, tensor_of
+from titer.models.stated import check_counts, check_stated
+from titer.models.stored import AGAIN, INDEX, check_files, read_json, shape, tensor_files, tensor_of, weightless
+from titer.models.tried import try_tokenizer
 from titer.models.words import NAMED, has_template
 
-OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.onnx")
-PICKLES = OTHERS[:5]
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")  # any of these files is a tokenizer's
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 PACKED = (torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)  # a weight is none of these without a scale
@@ -143,6 +143,10 @@ class Checkpoint(Record):
         else:
             config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=self.runs_code)
         config._attn_implementation = config._experts_implementation = None  # set so, it reaches every configuration within
+        for part in (config, config.get_text_config(decoder=True)):
+            rows, padding = (getattr(part, name, None) for name in ("vocab_size", "pad_token_id"))
+            if isinstance(rows, int) and isinstance(padding, int) and not -rows <= padding < rows:
+                part.pad_token_id = None  # no row of the embedding; padding is never attended
         return config
 
     @cached_property
@@ -266,6 +270,7 @@ class Checkpoint(Record):
             return self._gguf.tokenizer()
         if self.tokenizer_folder is None:
             raise TiterError(f"{self.label} has no tokenizer", expected="tokenizer.json or its like beside config.json")
+        try_tokenizer(self.tokenizer_folder)
         return AutoTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True, trust_remote_code=self.runs_code)
 
     @cached_property
@@ -315,7 +320,9 @@ def opening(checkpoint: Checkpoint) -> Iterator[None]:
             yield
     except TiterError:  # clear already
         raise
-    except Exception as error:  # noqa: BLE001  transformers raises whatever a wrong value leads it to
+    except BaseException as error:  # transformers raises whatever a wrong value leads it to, tokenizers a panic, which is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise TiterError(
             f"{checkpoint.label} does not open as a causal language model: {visible(f'{type(error).__name__}: {error}', 240)}",
             expected="a folder that transformers' AutoModelForCausalLM and AutoTokenizer can load",
@@ -330,12 +337,17 @@ def open_checkpoint(place: str | Path, name: str = "", adapter: str | Path | Non
     weights or an adapter that are not read.
     """
     path = Path(place)
+    for folder in (path, *([] if adapter is None else [Path(adapter)])):
+        if os.path.isdir(folder):
+            check_files(folder)
+            check_stated(folder)
     gguf = _check_place(path, str(place))
     path = path.parent if gguf and path.is_file() else path
     checkpoint = Checkpoint(path=path, name=name, gguf=gguf, adapter=None if adapter is None else Path(adapter), trusted=trusted)
     checkpoint.check_code()
     if not checkpoint.held:  # a cut safetensors file is found here, before anything runs
-        raise _weightless(path)
+        raise weightless(path)
+    check_counts(checkpoint.config, len(checkpoint.held), checkpoint.label)
     _check_named(checkpoint)
     if not checkpoint.runs_code:  # whose parameters are known once its code has run
         _ = checkpoint.changes  # an adapter that does not fit is found here too
@@ -377,15 +389,3 @@ def _check_named(checkpoint: Checkpoint) -> None:
             expected="one set of weights",
             next_step="give a copy of the folder with the weights that are meant, and without transformers_weights in config.json.",
         )
-
-
-def _weightless(path: Path) -> TiterError:
-    held = sorted(p.name for pattern in OTHERS for p in path.glob(pattern))
-    pickled = [name for name in held if any(Path(name).match(pattern) for pattern in PICKLES)]
-    if held:
-        kind = f"only as a pickle ({pickled[0]}), which Titer never loads" if pickled else f"as {held[0]}, and Titer reads safetensors"
-        return TiterError(
-            f"{path} holds its weights {kind}",
-            next_step="save it again with safetensors (transformers: save_pretrained) where you trust it.",
-        )
-    return TiterError(f"{path} has a config.json and no *.safetensors", next_step="check that the download finished.")

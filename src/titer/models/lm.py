@@ -29,6 +29,7 @@ from titer.models.rooms import Completion, Decoding, Rooms, Turn, answers, chose
 from titer.models.sites import Sites
 from titer.models.stream_norm import TANH_GELU, StreamNormConfig, StreamNormForCausalLM  # registers the variant for `load`
 from titer.models.suffix import TAIL, inserted
+from titer.models.weights import check_fits, misshapen
 from titer.models.words import completed
 
 __all__ = ["Completion", "Decoding"]  # of rooms.py
@@ -302,14 +303,9 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with opening(checkpoint):
+        check_fits(checkpoint, misshapen(checkpoint))
         model, wrong = (_filled if checkpoint.quantised else _read)(checkpoint, getattr(torch, dtype))
-    if wrong:  # transformers would fill them with random numbers
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise TiterError(
-            f"the weights of {checkpoint.label} are not those its config.json asks for: "
-            f"{visible(wrong[0], 120)}{more} missing or misshapen",
-            next_step="fetch or build it again.",
-        )
+    check_fits(checkpoint, wrong)
     _merge(model, checkpoint)
     if lost := next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), ""):
         raise TiterError(

@@ -1,11 +1,14 @@
 """The safetensors of a folder: which files are the model's, what stands in them, one tensor at a time.
 
-A file is opened by its header; a tensor is read when it is asked for, so no model is ever whole in memory.
+A file is opened by its header; a tensor is read when it is asked for, so no model is ever whole in memory. What a folder holds is a
+stranger's: `check_files` looks at every file before anything reads one.
 """
 
 from __future__ import annotations
 
 import json
+import stat
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,33 @@ from titer.core.errors import TiterError, visible
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"  # peft's name
+OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.onnx")
+PICKLES = OTHERS[:5]
 AGAIN = "fetch or build it again."
+TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".bpe", ".spm", ".vocab", ".py")  # what is read whole
+LARGEST = 2**26  # bytes of one of them: the largest tokenizers take 35 MB
+HEADER = 2**25  # bytes of a safetensors header, 18,000 tensors take 2.4 MB
+TENSORS = 2**17  # of one file
+
+
+def check_files(folder: Path) -> None:
+    """Errors: a file that would be read and is a pipe, a device, a link to nothing, or larger than anything such a file holds."""
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (*TEXTS, ".safetensors", ".gguf"):
+            _check_file(file)
+
+
+def _check_file(file: Path) -> None:
+    try:
+        held = file.stat()
+    except OSError as error:
+        raise TiterError(f"{visible(str(file), 160)} cannot be read ({error.strerror})", next_step=AGAIN) from None
+    if not stat.S_ISREG(held.st_mode) and not stat.S_ISDIR(held.st_mode):  # a pipe would be waited for, a device read without end
+        raise TiterError(f"{visible(str(file), 160)} is no ordinary file", expected="a file", next_step=AGAIN)
+    if held.st_size > LARGEST and file.suffix in TEXTS:
+        raise TiterError(
+            f"{visible(str(file), 160)} has {held.st_size / 2**20:.0f} MB", expected=f"at most {LARGEST // 2**20} MB", next_step=AGAIN
+        )
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
@@ -56,15 +85,36 @@ def _sharded(folder: Path) -> dict[str, Path]:
 
 def names(file: Path) -> list[str]:
     """The tensors of a file."""
-    with opened(file) as held:
-        return list(held.keys())
+    return list(_header(file))
 
 
 def shape(file: Path, tensor: str) -> tuple[tuple[int, ...], str]:
     """(shape, type as safetensors names it) of one tensor, from the file's header alone."""
+    return _header(file)[tensor]
+
+
+def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Tensor -> shape and type. Errors: a damaged or cut file; more names than any model has."""
+    try:
+        held = file.stat()
+    except OSError as error:
+        raise _damaged(file, error) from None
+    return _read_header(file, held.st_size, held.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _read_header(file: Path, size: int, changed: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """A header read once; `size` and `changed` (ns) tell a file from what stood there before."""
+    _check_file(file)
+    with file.open("rb") as start:
+        length = int.from_bytes(start.read(8), "little")
+        if HEADER < length <= size - 8:
+            raise TiterError(f"{file} has {length / 2**20:.0f} MB of names", expected=f"at most {HEADER // 2**20} MB", next_step=AGAIN)
     with opened(file) as held:
-        view = held.get_slice(tensor)
-        return tuple(view.get_shape()), str(view.get_dtype())
+        if len(found := list(held.keys())) > TENSORS:
+            raise TiterError(f"{file} names {len(found)} tensors", expected=f"at most {TENSORS}", next_step=AGAIN)
+        views = {name: held.get_slice(name) for name in found}
+        return {name: (tuple(view.get_shape()), str(view.get_dtype())) for name, view in views.items()}
 
 
 def tensor_of(file: Path, tensor: str) -> torch.Tensor:
@@ -81,7 +131,11 @@ def opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise TiterError(f"{file.name} in {file.parent} is damaged or cut short ({visible(str(error), 120)})", next_step=AGAIN) from None
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> TiterError:
+    return TiterError(f"{file.name} in {file.parent} is damaged or cut short ({visible(str(error), 120)})", next_step=AGAIN)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -89,6 +143,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
     Errors: a file that cannot be read, or that holds something else.
     """
+    _check_file(file)
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
@@ -96,3 +151,16 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise TiterError(f"{file} holds a {type(read).__name__}", expected="a JSON object", next_step=AGAIN)
     return read
+
+
+def weightless(path: Path) -> TiterError:
+    """The refusal of a model's folder without safetensors."""
+    held = sorted(p.name for pattern in OTHERS for p in path.glob(pattern))
+    pickled = [name for name in held if any(Path(name).match(pattern) for pattern in PICKLES)]
+    if held:
+        kind = f"only as a pickle ({pickled[0]}), which Titer never loads" if pickled else f"as {held[0]}, and Titer reads safetensors"
+        return TiterError(
+            f"{path} holds its weights {kind}",
+            next_step="save it again with safetensors (transformers: save_pretrained) where you trust it.",
+        )
+    return TiterError(f"{path} has a config.json and no *.safetensors", next_step="check that the download finished.")

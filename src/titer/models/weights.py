@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from titer.core.errors import TiterError
+from titer.core.errors import TiterError, visible
 from titer.models.checkpoint import Checkpoint
 from titer.models.sites import Sites
 
@@ -97,6 +97,25 @@ def changes_at(base: Checkpoint, tuned: Checkpoint, sites: Sites, site: str) -> 
 def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:
     """(shape, type as safetensors names it) of every tensor, read from the files' headers alone."""
     return {tensor: checkpoint.shape(tensor) for tensor in checkpoint.files}
+
+
+def misshapen(checkpoint: Checkpoint) -> list[str]:
+    """Parameters of other shapes than the configuration asks for, found before that much memory is; not of a model whose code runs."""
+    if checkpoint.runs_code:
+        return []
+    asked = checkpoint.outline.state_dict()
+    return sorted(name for name in checkpoint.files if name in asked and checkpoint.shape(name)[0] != tuple(asked[name].shape))
+
+
+def check_fits(checkpoint: Checkpoint, wrong: list[str]) -> None:
+    """Errors: parameters are missing or misshapen, which transformers would fill with random numbers."""
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise TiterError(
+            f"the weights of {checkpoint.label} are not those its config.json asks for: "
+            f"{visible(wrong[0], 120)}{more} missing or misshapen",
+            next_step="fetch or build it again.",
+        )
 
 
 def weights_bytes(checkpoint: Checkpoint) -> int:

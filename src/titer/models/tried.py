@@ -1,0 +1,97 @@
+"""A tokenizer out of a stranger's folder is tried in a process of its own, where its patterns may go on without end.
+
+tokenizer.json holds regular expressions that are matched by backtracking, and replacements that may grow a text: both run in a library
+that nothing in this process can stop, and one that gives up breaks the thread it runs in. Patterns of the kind that real tokenizers have
+(no repeated group, few repeats) are known to end and are not tried.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from titer.core.errors import TiterError, visible
+
+SECONDS = 6  # of computing: the largest tokenizer takes 3 to open
+WALL = 120.0
+MEMORY = 2**32  # bytes of addresses
+REPEATS = 4  # unbounded repeats in one alternative of a pattern that is not tried
+PATTERN = re.compile(rb'"Regex"\s*:\s*("(?:[^"\\]|\\.)*")')
+REPLACED = re.compile(rb'"Replace",\s*"pattern"\s*:\s*\{\s*"\w+"\s*:\s*"(?:[^"\\]|\\.)*"\s*\},\s*"content"\s*:\s*"(?:[^"\\]|\\.){0,4}"')
+SPELT = re.compile(rb"\\u00[2-7][0-9a-fA-F]")  # letters that no program spells so: a name that is hidden
+TRY = """
+import json, sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, (%d, %d))
+    resource.setrlimit(resource.RLIMIT_AS, (%d, %d))
+except ImportError:
+    pass
+from tokenizers import Tokenizer
+made = Tokenizer.from_file(sys.argv[1])
+for text in json.load(sys.stdin):
+    ids = made.encode(text).ids
+    if len(ids) > 100 * len(text) + 1000:
+        sys.exit(3)
+    made.decode(ids)
+"""
+
+
+def try_tokenizer(folder: Path) -> None:
+    """Errors: a tokenizer.json in the folder that does not end, or breaks, or grows without end, on short texts."""
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        held = file.stat()
+        _tried(file, held.st_size, held.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _tried(file: Path, size: int, changed: int) -> None:
+    """Once for a file; `size` and `changed` (ns) tell it from what stood there before."""
+    read = file.read_bytes()
+    patterns = [found.decode(errors="replace") for found in PATTERN.findall(read)]
+    if all(map(_ends, patterns)) and read.count(b'"Replace"') <= len(REPLACED.findall(read)) and not SPELT.search(read):
+        return
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", TRY % (SECONDS, SECONDS, MEMORY, MEMORY), str(file)],
+            input=json.dumps(_texts("".join(patterns))).encode(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=WALL,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise _fails(file, "it does not end") from None
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it was stopped"]
+        raise _fails(
+            file, "it does not end, or grows without end" if done.returncode < 0 or done.returncode == 3 else visible(last[0], 160)
+        )
+
+
+def _fails(file: Path, how: str) -> TiterError:
+    return TiterError(
+        f"the tokenizer of {file.parent.name} fails on short texts: {how}",
+        expected="patterns and replacements that end",
+        next_step="look at the patterns in its tokenizer.json, or fetch it again from a place that you trust.",
+    )
+
+
+def _ends(pattern: str) -> bool:
+    """Whether a pattern's matching is short by its form: no repeated group, no reference back, few unbounded repeats in an alternative."""
+    bare = re.sub(r"\\\\.|\\[^1-9]", "e", pattern)
+    if re.search(r"\\\\?[1-9]", bare):
+        return False
+    bare = re.sub(r"\[\^?\]?[^\]]*\]", "c", bare)
+    return not re.search(r"\)[*+{]", bare) and all(len(re.findall(r"[*+]|\{\d*,\}", one)) <= REPEATS for one in bare.split("|"))
+
+
+def _texts(patterns: str) -> list[str]:
+    """Short texts in which each letter that the patterns name, and some of every kind, recurs and then does not."""
+    letters = dict.fromkeys("a0 \n!é中▁" + "".join(c for c in patterns if c.isprintable())[:200])
+    return [text for c in letters for text in (c * 400 + "\x00", (c * 3 + " ") * 100 + "\x00", f"a{c}" * 100 + "\x00")]
