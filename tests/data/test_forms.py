@@ -134,7 +134,9 @@ def test_a_class_beyond_the_names_or_none(tmp_path: Path) -> None:
     assert "not stated" in wrong(classes(tmp_path, ["safe", "unsafe"], [0, -1]))
 
 
-@pytest.mark.parametrize(("yes", "no"), [(True, False), (1, 0), (1.0, 0.0), ("true", "false"), ("1", "0")])
+@pytest.mark.parametrize(
+    ("yes", "no"), [(True, False), (1, 0), (1.0, 0.0), ("true", "false"), ("1", "0"), ("desirable", "undesirable"), ("chosen", "rejected")]
+)
 def test_unpaired_preferences_are_a_form_of_their_own(tmp_path: Path, yes: Any, no: Any) -> None:
     path = put(
         tmp_path,
@@ -158,6 +160,14 @@ def test_unpaired_preferences_in_other_columns(tmp_path: Path) -> None:
         found = read_text(path, labelled=False)
         assert (found.rows, found.left_out) == ((("a", None, "b", None),), {"whose completion is not wanted": 1})
     assert read_text(put(tmp_path, {"prompt": "a", "label": True})).rows == (("a", True, None, None),)  # no answer: it is of the prompt
+
+
+def test_a_tag_of_wish_stands_beside_a_class(tmp_path: Path) -> None:
+    turns = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    path = put(tmp_path, {**turns, "kto_tag": True, "label": "unsafe"}, {**turns, "kto_tag": False, "label": "unsafe"})
+    assert read_text(path, labelled=False).rows == (("a", True, "b", None),)
+    assert ("kto_tag", "whether the completion is wanted") in detected(path).used
+    assert {row[1] for row in read_text(path).rows} == {True}
 
 
 def test_numbers_that_count_as_classes_are_told(tmp_path: Path) -> None:

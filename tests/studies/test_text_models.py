@@ -120,7 +120,7 @@ def test_answers_that_no_one_could_judge_are_told_as_such(bench: Workbench, mode
     for text in (answer, evaluation.refusal_line(rates), page.read_text(encoding="utf-8")):
         assert not re.search(r"\bnan\b", text.split("<script")[0], re.IGNORECASE)
     assert "no answer to unsafe prompts could be judged" in answer
-    assert "24 could not be judged" in answer
+    assert answer.endswith(f"24 answers could not be judged, most often: {verdicts.reason[0]}; they are in no rate.")
 
 
 def test_a_class_that_was_not_asked_is_told_as_such(bench: Workbench, model: Model, tmp_path: Path) -> None:

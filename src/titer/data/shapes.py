@@ -6,7 +6,7 @@
 | alpaca | instruction, input (or Dolly's context), output (or response) | input behind the instruction |
 | chat | messages, conversations or contents: turns {role, content} or {from, value} | the last assistant turn is the answer |
 | preference | prompt, chosen, rejected (texts, turns or transcripts) | chosen is `comply`; unsafe rows: `refuse`, and rejected `comply` |
-| unpaired | prompt, completion, label (true or false: is the completion wanted?) | a wanted completion is `comply`, another no answer |
+| unpaired | prompt, completion, label or kto_tag (is the completion wanted?) | a wanted completion is `comply`, another no answer |
 
 Any of harmful, label, prompt_label, prompt_harm_label, kind and type may say safe or unsafe; a column `system` is a system text of any.
 Where several readings fit, what is needed decides (`chosen_way`); where it does not, the error names them.
@@ -36,6 +36,8 @@ WORDS = {**dict.fromkeys(SAYS_SAFE, False), **dict.fromkeys(SAYS_UNSAFE, True)}
 YES = {"yes": True, "no": False, "y": True, "n": False}
 TRUTHS = {"true": True, "false": False}
 NUMBERS = {**TRUTHS, "1": True, "1.0": True, "0": False, "0.0": False}  # what an unpaired label may be
+WISHES = {"desirable": True, "undesirable": False, "chosen": True, "rejected": False, "accepted": True, "good": True, "bad": False}
+WISH = ("kto_tag", "label")  # whether a completion is wanted: LLaMA-Factory's column, TRL's
 TREE = {"message_id", "text", "role"}  # OpenAssistant's: a row a message
 
 
@@ -114,7 +116,8 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
 
     LeftOut: a row that is of no use (turns of tools, no answer to be trained, a completion that is not wanted).
     """
-    stated = {**row, "label": None} if reading == "unpaired" else row
+    wish = next((key for key in WISH if _filled(row.get(key))), "label")
+    stated = {**row, wish: None} if reading == "unpaired" else row
     harmful = harmful_in(where, stated)
     if reading == "chat" or (reading == "unpaired" and not any(_filled(row.get(key)) for key in PROMPT)):
         column = next((key for key in CHAT if row.get(key) is not None), CHAT[0])
@@ -126,7 +129,7 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
         comply, refuse = (bad, good) if harmful else (good, None)
     else:
         prompt, comply, refuse = _plain(where, row, PROMPT if reading != "alpaca" else PROMPT[1:2])
-    if reading == "unpaired" and not NUMBERS.get(str(row.get("label")).strip().lower(), False):
+    if reading == "unpaired" and not (NUMBERS | WISHES).get(str(row.get(wish)).strip().lower(), False):
         if need == "answers":
             raise LeftOut("whose completion is not wanted")
         comply = None
@@ -210,15 +213,17 @@ def _no_class(where: str, row: Mapping[str, Any], reading: str) -> TiterError:
 def _is_unpaired(rows: Sequence[Row]) -> bool:
     """Whether the rows are unpaired preferences: answers, and a label that is true or false throughout.
 
-    In TRL's own columns, prompt and completion, it may be a number; beside other answers a number is a class,
-    and beside `comply`, which is Titer's own column, every label is.
+    Words of wish ("rejected") are never a class. In TRL's own columns, prompt and completion, it may be a number; beside other answers
+    a number in `label` is a class, and beside `comply`, which is Titer's own column, every label is.
     """
-    labels = {str(row["label"]).strip().lower() for _, row in rows if row.get("label") is not None and str(row["label"]).strip()}
+    wish = next((key for key in WISH if any(_filled(row.get(key)) for _, row in rows)), "label")
+    labels = {str(row[wish]).strip().lower() for _, row in rows if _filled(row.get(wish))}
     own = any(_filled(row.get("prompt")) and _filled(row.get("completion")) for _, row in rows)
     answered = any(_filled(row.get(key)) for _, row in rows for key in COMPLY[1:]) or any(
         _is_answered(row.get(key)) for _, row in rows for key in CHAT
     )
-    return bool(labels) and (labels <= set(NUMBERS) if own else answered and labels <= set(TRUTHS))
+    known = {*WISHES, *(NUMBERS if own or wish != "label" else TRUTHS)}
+    return bool(labels) and (own or answered) and labels <= known
 
 
 def _is_answered(turns: Any) -> bool:
@@ -300,7 +305,7 @@ def _ways(filled: set[str], turned: set[str], unpaired: bool) -> dict[str, set[s
     answers = filled & (set(COMPLY) | {"refuse"})
     if unpaired:
         found.pop("chat", None)
-        found["unpaired"] = {"label", *((prompts | answers) or chat)}
+        found["unpaired"] = {*(filled & set(WISH)), *((prompts | answers) or chat)}
     elif plain and not (both and not answers):  # chosen and rejected need the prompt themselves
         alpaca = prompts == {"instruction"} and bool(filled & {"output", *BEHIND}) and not answers - {"output", "response", "refuse"}
         found["alpaca" if alpaca else "plain"] = plain | answers
@@ -340,5 +345,5 @@ def _used(reading: str, rows: Sequence[Row], filled: Sequence[str]) -> list[tupl
     purposes |= {"refuse": "answer (refuse)"} | dict.fromkeys(SYSTEM, "system text")
     classes = dict.fromkeys((column for _, row in rows for column in _class_columns(row)), "safe or unsafe")
     if reading == "unpaired":
-        classes |= {"label": "whether the completion is wanted"}
+        classes |= {next((key for key in WISH if key in filled), "label"): "whether the completion is wanted"}
     return [(column, purpose) for column, purpose in (purposes | classes).items() if column in filled]

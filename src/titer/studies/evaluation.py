@@ -10,7 +10,7 @@ import pandas as pd
 
 from titer.attacks.base import Attack, Attempt
 from titer.data.sources import TextData
-from titer.judges.base import UNJUDGED, Judge
+from titer.judges.base import Judge
 from titer.models.lm import Decoding, check_room
 from titer.report import charts
 from titer.report.html import Figure, Report, Tile, write_report
@@ -60,7 +60,8 @@ def evaluation_report(
     """
     found = {(row.kind, row.outcome): row for row in rates.itertuples()}
     kinds = list(dict.fromkeys(rates.kind))
-    answer = _accuracy_answer(model, rates) if by_answer else _evaluation_answer(model, rates)
+    said = _accuracy_answer(model, rates) if by_answer else _evaluation_answer(model, rates)
+    answer = f"{said} {tables.unjudged(verdicts)}".rstrip()
     shown = [("unsafe", "refused", "unsafe prompts refused"), ("safe", "refused", "safe prompts refused (over-refusal)")]
     if by_answer:
         shown = [(kind, "complied", "right answers" if len(kinds) == 1 else f"right answers, {kind}") for kind in kinds]
@@ -116,7 +117,7 @@ def _accuracy_answer(model: Model, rates: pd.DataFrame) -> str:
 
 
 def _evaluation_answer(model: Model, rates: pd.DataFrame) -> str:
-    """The finding in a sentence; a class that was not asked and answers that were not judged are named as such."""
+    """The finding in a sentence; a class that was not asked or could not be judged is named as such."""
     said = []
     for kind in ("unsafe", "safe"):
         row = rates[(rates.kind == kind) & (rates.outcome == "refused")]
@@ -127,8 +128,8 @@ def _evaluation_answer(model: Model, rates: pd.DataFrame) -> str:
         else:
             said.append(f"{row.rate.iloc[0]:.0%} [{row.low.iloc[0]:.0%}, {row.high.iloc[0]:.0%}] of the {kind} prompts are refused")
     broken = rates[rates.outcome == "degenerate"]
-    unjudged, cut = (int(rates[rates.outcome == outcome]["count"].sum()) for outcome in UNJUDGED)
-    lost = (f", {unjudged} could not be judged" if unjudged else "") + (f", {cut} were cut off in thought" if cut else "")
+    cut = int(rates[rates.outcome == "cut_in_thought"]["count"].sum())
+    lost = f", {cut} were cut off in thought" if cut else ""
     return f"{model.name}: {', '.join(said)}; {int(broken['count'].sum())} of {int(broken.n.sum())} judged answers are degenerate{lost}."
 
 

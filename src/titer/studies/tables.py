@@ -13,7 +13,7 @@ from titer.data.example import Example
 from titer.data.sources import TextData
 from titer.data.templates import told
 from titer.data.world import World, WorldSource
-from titer.evaluate import rates
+from titer.evaluate import commonest, rates
 from titer.judges.base import Judge
 from titer.models.lm import Decoding, read_tokenizer
 from titer.probes import clusters, delta_w
@@ -50,6 +50,12 @@ def rate_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     parts = [rates(table).assign(model=model) for model, table in verdicts.groupby("model", sort=False)]
     table = pd.concat(parts, ignore_index=True)
     return table[["model", *(c for c in table.columns if c != "model")]]
+
+
+def unjudged(verdicts: pd.DataFrame) -> str:
+    """How many answers could not be judged and why most often, in a sentence; "" where all were."""
+    lost = verdicts[verdicts.outcome == "could_not_judge"]
+    return f"{len(lost)} answers could not be judged, most often: {commonest(lost.reason)}; they are in no rate." if len(lost) else ""
 
 
 def cut_off(verdicts: pd.DataFrame) -> list[str]:

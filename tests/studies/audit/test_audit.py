@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,17 @@ def test_what_could_not_be_judged_is_in_no_difference(saved: Saved) -> None:
     table = shifts(pd.DataFrame(rows), found.changes).set_index("outcome")
     assert table.loc["refused", ["before", "after", "n"]].tolist() == [1.0, 0.5, 2]
     assert flips(pd.DataFrame(rows), found.changes[0]).values.tolist() == [["unsafe", "p0", "refused", "complied"]]
+
+
+def test_a_renamed_token_is_no_copy(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
+    base = saved("base", 0)
+    folder = shutil.copytree(base.path, tmp_path / "renamed")
+    file = folder / "tokenizer.json"
+    rarest = json.dumps(max(base.vocabulary, key=base.vocabulary.__getitem__))
+    file.write_text(file.read_text(encoding="utf-8").replace(rarest, '"renamed"'), encoding="utf-8")
+    _, _, said = run(bench, audited([base, open_checkpoint(folder)]), asked, data, tmp_path / "audit")
+    assert "The weights are the same in the rows of the tokens both have, and in all else" in said
+    assert "asked differently (tokenizer)" in said
 
 
 def test_the_weights_and_the_inside_are_the_probes_own(bench: Workbench, saved: Saved, asked: Question) -> None:

@@ -39,8 +39,8 @@ def answer(found: Audited, f: Findings) -> str:
 
 
 def _idle(change: Change, f: Findings) -> bool:
-    """Whether nothing changed: equal weights and configurations, and no answer that differs, as it may where the chat templates do."""
-    return change.same and not change.configured and f.flips.empty
+    """Whether nothing changed: equal weights, configurations and vocabularies, and no answer that differs, as with another chat template."""
+    return change.same and not change.configured and not change.partly and f.flips.empty
 
 
 def _same(change: Change) -> str:
@@ -48,7 +48,8 @@ def _same(change: Change) -> str:
     told = [f"the configurations differ ({'; '.join(change.configured)})"] if change.configured else []
     told += [f"the two are asked differently ({', '.join(change.asked)})"] if change.asked else []
     rounded = f" but for rounding to {change.rounding}" if change.rounding else ""
-    return f"The weights are the same{rounded}{'; ' if told else ''}{', and '.join(told)}."
+    within = " in the rows of the tokens both have, and in all else" if change.partly else ""
+    return f"The weights are the same{within}{rounded}{'; ' if told else ''}{', and '.join(told)}."
 
 
 def below(found: Audited, f: Findings) -> str:

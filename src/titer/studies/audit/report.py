@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 
 from titer.data.sources import TextData
-from titer.evaluate import commonest
 from titer.report.html import Figure, Report, Section, write_report
 from titer.studies import tables
 from titer.studies.audit import figures, gate
@@ -171,9 +170,7 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
     told += [
         f"{m.name} is {m.checkpoint.quantised}: its ΔW is that of its dequantised weights." for m in found.models if m.checkpoint.quantised
     ]
-    unjudged = f.verdicts[f.verdicts.outcome == "could_not_judge"]
-    if len(unjudged):
-        told.append(f"{len(unjudged)} answers could not be judged, most often: {commonest(unjudged.reason)}; they are in no rate.")
+    told += filter(None, [tables.unjudged(f.verdicts)])
     told += [f"{line}." for line in (*tables.cut_in_thought(f.verdicts), *cut_short(f.verdicts, asked.sets))]
     if found.last and not found.control:
         told.append("No control was given: --control MODEL adds a benign tune of the model before the change.")

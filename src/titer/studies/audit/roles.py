@@ -47,6 +47,11 @@ class Change:
     def name(self) -> str:
         return f"{self.before.name} → {self.after.name}"
 
+    @property
+    def partly(self) -> bool:
+        """Whether the vocabularies differ: then embedding and head are compared in the rows of the tokens both have, and in no other."""
+        return self.before.checkpoint.vocabulary != self.after.checkpoint.vocabulary
+
 
 @dataclass(frozen=True)
 class Audited:
