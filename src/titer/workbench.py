@@ -105,10 +105,12 @@ class Workbench:
 
         folder, key = self.store.artefact("stages", inputs, make), digest(inputs)
         trusted = parent is not None and parent.checkpoint.trusted  # it was saved with the code of the model it began from
+        thinking = parent.checkpoint.thinking if parent else "default"
         if gone(folder):  # it was measured before: whoever needs more of it has it made again
             self._served_out[key] = partial(self.model, stage, parent, name, tokenizer, reads)
-            return Model(name, key, Checkpoint(path=folder / "model", name=name, trusted=trusted))
-        return Model(name, key, open_checkpoint(folder / "model", name, trusted=trusted))
+            return Model(name, key, Checkpoint(path=folder / "model", name=name, trusted=trusted, thinking=thinking))
+        made = open_checkpoint(folder / "model", name, trusted=trusted)
+        return Model(name, key, made if thinking == "default" else made.model_copy(update={"thinking": thinking}))
 
     def measured(self, model: Model, keep_weights: bool) -> None:
         """A stage's model has served: its weights go, what was measured stays; or they are to be kept, and are made again if they went."""

@@ -15,7 +15,7 @@ from tests.data.spoken import TEMPLATES, bytewise
 from titer.core.errors import TiterError
 from titer.data import rendering
 from titer.data.encode import answer_ids, encode, prompt_ids, prompt_text
-from titer.data.templates import DATE, _reading, place, takes_system, templated, texts, told
+from titer.data.templates import DATE, VARIABLES, _reading, place, takes_system, templated, texts, think, told
 from titer.data.turns import Turn, written
 
 ASKED = 'How "do" I bake bread & butter?\n\nAnd <when>?'
@@ -215,3 +215,30 @@ def test_a_text_is_found_as_it_is_stripped_escaped_or_with_other_blanks() -> Non
         assert within[found[1] :].strip() == "y"
     assert place("a c", "a b") is None
     assert place("", "a") == (0, 0)
+
+
+SWITCH = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<a>"
+ASKS = {
+    "enable_thinking": "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}",
+    "thinking": "{% if thinking %}<think>{% else %}</think>{% endif %}",
+    "reasoning": "{% if reasoning is defined and not reasoning %}<|START_THINKING|><|END_THINKING|>{% endif %}",
+    "reasoning_effort": "{% if reasoning_effort == 'none' %}[/THINK]{% elif reasoning_effort == 'high' %}[THINK]{% endif %}",
+}
+
+
+@pytest.mark.parametrize("variable", ASKS)
+def test_thinking_is_turned_on_and_off_by_the_templates_own_variable(variable: str) -> None:
+    wrote = {}
+    for how in ("on", "off", "default"):
+        told = think(made(SWITCH + ASKS[variable]), how)  # type: ignore[arg-type]
+        wrote[how] = texts(told, [[Turn("user", "hello")]])[0]
+        assert set(getattr(told, VARIABLES, {})) == ({variable} if how != "default" else set())
+    assert wrote["on"] != wrote["off"]
+
+
+@pytest.mark.parametrize(
+    "template", [SWITCH, None, SWITCH + "{{ messages[0].reasoning_content }}", SWITCH + "{% if reasoning_effort == 'low' %}low{% endif %}"]
+)
+def test_a_template_without_one_is_an_error_in_a_sentence(template: str | None) -> None:
+    with pytest.raises(TiterError, match=r"--thinking off: the chat template of .* has no variable that turns thinking on and off"):
+        think(made(template), "off")

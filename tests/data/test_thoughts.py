@@ -6,6 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.data.spoken import bytewise
+from titer.data.encode import answer_ids, begin_ids, prompt_ids, prompt_texts
+from titer.data.templates import think
 from titer.data.thoughts import closers, empty, opened, told
 
 HARMONY = "<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"
@@ -104,3 +107,28 @@ def test_whatever_is_thought_or_answered(thought: str, answer: str, name: str) -
     found = told(f"{opens}{thought}{closes}{answer}")
     if not any(letter in thought + answer for letter in "<[◁:"):
         assert (found.answer, found.thinking) == (answer.lstrip(), False)
+
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>"
+R1 = CHAT + "<think>\n{% endif %}"
+QWEN = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("template", "how"), [(R1, "default"), (QWEN, "default"), (QWEN, "off")])
+def test_what_is_trained_is_what_generation_is_asked_to_continue(template: str, how: str) -> None:
+    """Behind the prompt as it is asked stands an answer behind an empty thought, whoever opened it; so a prefilled one."""
+    tokenizer = bytewise("chatml")
+    tokenizer.chat_template = template
+    think(tokenizer, how)  # type: ignore[arg-type]
+    (head,), (prompt,) = prompt_ids(tokenizer, ["hello"]), prompt_texts(tokenizer, ["hello"])
+    whole = tokenizer.decode([*head, *answer_ids(tokenizer, ["think of bread"])[0]])
+    assert whole.startswith(f"<user>hello</s><assistant><think>\n\n</think>\n\nthink of bread{tokenizer.eos_token}"[:-4])
+    assert whole.count("<think>") == 1
+    begun = begin_ids(tokenizer, ["think", ""], [opened(prompt)] * 2)
+    assert tokenizer.decode([*head, *begun[0]]) == "<user>hello</s><assistant><think>\n\n</think>\n\nthink"
+    assert begun[1] == []
+    assert told(tokenizer.decode(answer_ids(tokenizer, ["think of bread"])[0]), opened(prompt)).answer.startswith("think of bread")

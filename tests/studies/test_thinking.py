@@ -17,6 +17,7 @@ from titer.data.example import Example
 from titer.evaluate import judged, rates
 from titer.judges.refusal import Refusal
 from titer.models.checkpoint import open_checkpoint
+from titer.models.fetch import resolve
 from titer.models.lm import Decoding
 from titer.studies.ahead import Silent
 from titer.workbench import Model, Workbench
@@ -104,3 +105,10 @@ def test_a_judge_is_not_asked_about_what_has_no_answer() -> None:
 def test_room_of_a_thought_that_is_named_must_fit_the_window(tokens: Path, tmp_path: Path) -> None:
     with pytest.raises(TiterError, match="longer than the model's window of 512"):
         evaluate(str(tokens), asked(tmp_path), max_thinking_tokens=480, runs=tmp_path / "runs", progress=False)
+
+
+def test_thinking_off_is_a_model_of_its_own_and_none_where_the_template_cannot_say_it(tokens: Path, tmp_path: Path) -> None:
+    with pytest.raises(TiterError, match="has no variable that turns thinking on and off"):
+        evaluate(str(tokens), asked(tmp_path), thinking="off", runs=tmp_path / "runs", progress=False)
+    assert resolve(str(tokens)).key == open_checkpoint(tokens).key != resolve(str(tokens), thinking="off").key
+    assert resolve(str(tokens), thinking="off").option == " --thinking off"

@@ -12,6 +12,7 @@ from titer.api.auditing import Audited, audited, prepare
 from titer.api.running import CALLED, RUNS, Place, Settings, reporter
 from titer.core.config import filled
 from titer.core.run import Store, write_text
+from titer.data.templates import Thinking
 from titer.integrations import inspect_ai
 from titer.integrations import lm_eval as harness
 from titer.integrations.inspect_log import check, write_log, write_logs
@@ -34,7 +35,9 @@ def audit(
     resolution: float | None = None,
     fail_if: Sequence[str] = (),
     junit: Place | None = None,
-    max_new_tokens: int = 48,
+    max_new_tokens: int | None = None,
+    max_thinking_tokens: int | None = None,
+    thinking: Thinking = "default",
     judge: str = "refusal",
     judge_set: Settings | None = None,
     second_judge: str | None = None,
@@ -92,6 +95,7 @@ def evaluate(
     system: Place | None = None,
     max_new_tokens: int | None = None,
     max_thinking_tokens: int | None = None,
+    thinking: Thinking = "default",
     temperature: float = 0.0,
     inspect_log: Place | None = None,
     engine: str = "transformers",
@@ -122,15 +126,23 @@ def lm_eval(
     shots: int | None = None,
     chat: bool = False,
     trust_remote_code: bool = False,
+    thinking: Thinking = "default",
 ) -> pd.DataFrame:
     """Tasks of lm-evaluation-harness on the model that Titer measures: task, metric, value, stderr, n, ... As `titer lm-eval`."""
     harness.must_be_installed()
-    return harness.evaluate(load(resolve(model, trust_remote_code)), tasks, limit=limit, shots=shots, include_path=tasks_from, chat=chat)
+    return harness.evaluate(
+        load(resolve(model, trust_remote_code, thinking)), tasks, limit=limit, shots=shots, include_path=tasks_from, chat=chat
+    )
 
 
 def inspect(
-    model: str, *tasks: Any, logs: Place = RUNS / "inspect", limit: int | None = None, trust_remote_code: bool = False
+    model: str,
+    *tasks: Any,
+    logs: Place = RUNS / "inspect",
+    limit: int | None = None,
+    trust_remote_code: bool = False,
+    thinking: Thinking = "default",
 ) -> pd.DataFrame:
     """Tasks of inspect_ai on the model that Titer measures, its logs kept in `logs`; their metrics. As `titer inspect`."""
     inspect_ai.must_be_installed()
-    return inspect_ai.metrics(inspect_ai.evaluate(load(resolve(model, trust_remote_code)), list(tasks), logs, limit=limit))
+    return inspect_ai.metrics(inspect_ai.evaluate(load(resolve(model, trust_remote_code, thinking)), list(tasks), logs, limit=limit))

@@ -25,6 +25,7 @@ from titer.cli.options import (
     SecondSettings,
     Set,
     System,
+    Think,
     Thoughts,
     Trust,
 )
@@ -52,6 +53,7 @@ def evaluate(
     system: System = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 64, or what the judge needs (number: 256).")] = None,
     max_thinking_tokens: Thoughts = None,
+    thinking: Think = "default",
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
     settings: Set = None,
     inspect_log: Annotated[
@@ -122,6 +124,7 @@ def lm_eval(
     limit: Annotated[int | None, typer.Option(min=1, help="The first N questions of each task.")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="Examples in the prompt. Default: the task's own.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template, which the harness leaves out.")] = False,
+    thinking: Think = "default",
     trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
@@ -131,7 +134,7 @@ def lm_eval(
     from titer.models.lm import load
 
     must_be_installed()
-    table = harness(load(resolve(model, trust_remote_code)), tasks, limit=limit, shots=shots, include_path=tasks_from, chat=chat)
+    table = harness(load(resolve(model, trust_remote_code, thinking)), tasks, limit=limit, shots=shots, include_path=tasks_from, chat=chat)
     show_result(as_json, {"tasks": json.loads(table.to_json(orient="records"))}, table.to_string(index=False))
 
 
@@ -140,6 +143,7 @@ def inspect(
     tasks: Annotated[list[str], typer.Argument(help="Files of inspect_ai tasks, FILE or FILE@NAME.")],
     logs: Annotated[Path, typer.Option(help="Folder of its logs.")] = Path("runs/inspect"),
     limit: Annotated[int | None, typer.Option(min=1, help="The first N samples of each task.")] = None,
+    thinking: Think = "default",
     trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
@@ -149,5 +153,5 @@ def inspect(
     from titer.models.lm import load
 
     must_be_installed()
-    table = metrics(inspected(load(resolve(model, trust_remote_code)), tasks, logs, limit=limit))
+    table = metrics(inspected(load(resolve(model, trust_remote_code, thinking)), tasks, logs, limit=limit))
     show_result(as_json, {"metrics": json.loads(table.to_json(orient="records"))}, f"{table.to_string(index=False)}\nLogs: {logs}")

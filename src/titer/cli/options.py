@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,10 @@ HowRead = Annotated[
 ]
 Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Ask N prompts of each class, drawn; default: all.")]
 System = Annotated[str | None, typer.Option("--system", help="A system text before every prompt: a file with it, or the text itself.")]
+Think = Annotated[
+    Literal["on", "off", "default"],
+    typer.Option("--thinking", help="Have it think before it answers or not, by the chat template's own variable."),
+]
 Thoughts = Annotated[
     int | None,
     typer.Option(

@@ -10,6 +10,7 @@ Tokenizers that write conversations by code of their own (which their user asked
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import PurePath
@@ -30,6 +31,11 @@ PROBES: dict[Role, str] = {"system": "Qelvamosu", "user": "Rivantopek", "assista
 NEXT = "look at the chat template in the model's folder, or give a copy of the folder with one that writes text conversations."
 Content = Literal["text", "parts"]
 FORMS: tuple[Content, ...] = ("text", "parts")
+NAMES = re.compile(r"\b\w*(?:think|thought|reason)\w*", re.IGNORECASE)  # what a variable about thoughts may be called
+SWITCHES: tuple[tuple[Any, Any], ...] = ((True, False), ("on", "off"), ("enabled", "disabled"))
+GRADED = re.compile("effort|level|mode")  # such a variable takes words, those that stand in the template
+GRADES = (("high", "none"), ("on", "off"), ("think", "no_think"), ("thinking", "chat"))
+Thinking = Literal["on", "off", "default"]
 THOUGHT = "</think>"  # what ends a thought within an earlier answer
 Writes = Callable[[Sequence[Chat], bool], list[Written]]  # conversations, whether they are opened for an answer
 
@@ -93,6 +99,36 @@ def answered(tokenizer: Any, said: Sequence[Turn], answers: Sequence[str]) -> li
     before = _placed(said, forms)
     found = writes([_messages([*before, Turn("assistant", answer)], forms) for answer in answers], False)
     return [None if made.fault else made.text for made in found]
+
+
+def think(tokenizer: Any, how: Thinking) -> Any:
+    """The tokenizer, its template told to think or not, by the variable of its own that changes what it writes. Errors: it has none."""
+    if how == "default":
+        return tokenizer
+    template = template_of(tokenizer) if templated(tokenizer) and not _own(tokenizer) else ""
+    before = getattr(tokenizer, VARIABLES, {})
+    for name in dict.fromkeys(NAMES.findall(template)):
+        for on, off in SWITCHES if GRADED.search(name) is None else GRADES:
+            if isinstance(off, str) and not re.search(rf"""(["']){off}\1""", template):
+                continue
+            wrote = [_with(tokenizer, {**before, name: value}) for value in (on, off)]
+            if None not in wrote and wrote[0] != wrote[1]:
+                setattr(tokenizer, VARIABLES, {**before, name: on if how == "on" else off})
+                return tokenizer
+    raise TiterError(
+        f"--thinking {how}: the chat template of {visible(_name(tokenizer), 80)} has no variable that turns thinking on and off",
+        expected="one, such as enable_thinking",
+        next_step="leave out --thinking; where the model's card names words for it, give them with --system.",
+    )
+
+
+def _with(tokenizer: Any, variables: Mapping[str, Any]) -> str | None:
+    """What the template writes of a probe with these variables; None: it fails."""
+    setattr(tokenizer, VARIABLES, variables)
+    try:
+        return texts(tokenizer, [[Turn("user", PROBES["user"])]])[0]
+    except TiterError:
+        return None
 
 
 def takes_system(tokenizer: Any) -> bool:
@@ -206,5 +242,9 @@ def _checked(tokenizer: Any, said: Sequence[Turn], made: Written) -> str:
 
 
 def _failed(tokenizer: Any, why: str, step: str = NEXT) -> TiterError:
-    name = PurePath(str(getattr(tokenizer, "name_or_path", ""))).name
+    name = _name(tokenizer)
     return TiterError(f"the chat template{f' of {visible(name, 80)}' if name else ''} fails: {visible(why, 400)}", next_step=step)
+
+
+def _name(tokenizer: Any) -> str:
+    return PurePath(str(getattr(tokenizer, "name_or_path", ""))).name

@@ -18,7 +18,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -141,7 +141,7 @@ def provider() -> Any:
             decoding, length = decoded(self.batches.lm, config, prompt, prefix)
             size = config.max_connections or BATCH
             answer = stopped(await self.batches.answer(prompt, prefix, decoding, size), config.stop_seqs or ())
-            message = ChatMessageAssistant(content=answer.text, model=self.model_name, source="generate")
+            message = ChatMessageAssistant(content=content(answer), model=self.model_name, source="generate")
             return ModelOutput(
                 model=self.model_name,
                 choices=[ChatCompletionChoice(message=message, stop_reason="stop" if answer.ended else "max_tokens")],
@@ -261,4 +261,11 @@ def settings_of(decoding: Decoding) -> dict[str, Any]:
 def stopped(answer: Completion, stops: Sequence[str]) -> Completion:
     """The answer up to the first of `stops` in it."""
     places = [place for stop in stops if stop and (place := answer.text.find(stop)) >= 0]
-    return Completion(answer.text[: min(places)], True, answer.tokens) if places else answer
+    return replace(answer, text=answer.text[: min(places)], ended=True) if places else answer
+
+
+def content(answer: Completion) -> Any:
+    """An answer as a message holds it: its thought, where it has one, apart from the text that scorers read."""
+    from inspect_ai.model import ContentReasoning, ContentText  # noqa: PLC0415  an extra
+
+    return [ContentReasoning(reasoning=answer.thought), ContentText(text=answer.text)] if answer.thought else answer.text

@@ -30,7 +30,7 @@ from titer.core.run import slug
 from titer.core.tables import read_table
 from titer.data.turns import turns
 from titer.evaluate import asked_of, rates
-from titer.integrations.inspect_ai import NAME, must_be_installed, settings_of
+from titer.integrations.inspect_ai import NAME, content, must_be_installed, settings_of
 from titer.judges.base import UNJUDGED
 from titer.models.lm import Completion, Decoding
 
@@ -174,7 +174,7 @@ def _sample(number: int, row: Mapping[Any, Any], read: Completion, model: str, j
 
     kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
     said = [kinds[turn.role](id=f"{number}-{i}", content=turn.content) for i, turn in enumerate(turns(row["prompt"]))]
-    answer = ChatMessageAssistant(id=f"{number}-answer", content=read.text, model=model, source="generate")
+    answer = ChatMessageAssistant(id=f"{number}-answer", content=content(read), model=model, source="generate")
     usage = ModelUsage(output_tokens=read.tokens, total_tokens=read.tokens)
     score = (
         Score.unscored(reason="scoring_failed", explanation=str(row["reason"]))

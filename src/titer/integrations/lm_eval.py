@@ -28,6 +28,7 @@ import torch
 from transformers import GenerationConfig
 
 from titer.core.errors import TiterError, nearest, visible
+from titer.data import thoughts
 from titer.data.templates import templated, texts
 from titer.data.turns import Turn
 from titer.integrations.measured import generators_kept
@@ -114,6 +115,16 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
             head = said if add_generation_prompt else said[:-1]
             return texts(self.tokenizer, [head])[0] + ("" if add_generation_prompt else said[-1].content)
 
+        def generate_until(self, requests: Any, *args: Any, **settings: Any) -> list[str]:
+            """Answers alone: a thought, for which the harness has no room of its own, is left out; of one cut off in it nothing is left."""
+            found: list[str] = super().generate_until(requests, *args, **settings)
+            return [thoughts.told(text, thoughts.opened(request.args[0])).answer for request, text in zip(requests, found, strict=True)]
+
+        def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> Any:
+            """With the special tokens of a model that thinks: some of them mark its thoughts."""
+            shown = _unended(lm, tokens) if lm.thinks else tokens
+            return super().tok_decode(shown, skip_special_tokens=skip_special_tokens and not lm.thinks)
+
         def _fits(self, length: int, text: str) -> None:
             if length > self.max_length and not cut:
                 raise TiterError(
@@ -130,6 +141,12 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
             batch_size=batch,
             softmax_dtype=torch.float32,
         )
+
+
+def _unended(lm: LM, tokens: Any) -> list[int]:
+    """Tokens without those that end an answer or pad it."""
+    left_out = {*lm.ends, lm.tokenizer.pad_token_id}
+    return [int(token) for token in ([tokens] if isinstance(tokens, int) else tokens) if int(token) not in left_out]
 
 
 def _loaded(tasks: Sequence[str], shots: int | None, include_path: str | Path | None) -> Any:

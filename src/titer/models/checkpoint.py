@@ -48,6 +48,8 @@ class Checkpoint(Record):
     adapter: Path | None = Field(default=None, description="the folder of a LoRA adapter on it")
     trusted: bool = Field(default=False, description="whether its user asked for the code in its folder to be run")
 
+    thinking: templates.Thinking = Field(default="default", description="whether it is asked to think, where its template can say so")
+
     @property
     def label(self) -> str:
         if self.adapter is not None and not self.name:
@@ -67,7 +69,7 @@ class Checkpoint(Record):
     @property
     def option(self) -> str:
         """What a command on it says besides, a space before it; "" of most."""
-        return " --trust-remote-code" if self.runs_code else ""
+        return (" --trust-remote-code" if self.runs_code else "") + ("" if self.thinking == "default" else f" --thinking {self.thinking}")
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -207,7 +209,14 @@ class Checkpoint(Record):
 
     @cached_property
     def key(self) -> str:
-        """Content key from the sha256 of configuration, tokenizer and weights, and of the adapter's; of the code too where it is run."""
+        """Content key from the sha256 of configuration, tokenizer and weights, and of the adapter's; of the code too where it is run.
+
+        Where it is asked to think or not to, of that.
+        """
+        return self._content if self.thinking == "default" else digest({"model": self._content, "thinking": self.thinking})
+
+    @cached_property
+    def _content(self) -> str:
         kinds = (".json", ".safetensors", ".jinja", *((".py",) if self.runs_code else ()))
         names = self._gguf.parts if self._gguf else [p for p in sorted(self.path.iterdir()) if p.suffix in kinds and p.is_file()]
         files = {p.name: sha256_of(p) for p in names if p.name != "manifest.json"}

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from titer.core.errors import TiterError, visible
-from titer.data.encode import prompt_ids
+from titer.data.encode import prompt_ids, prompt_text
 from titer.data.templates import takes_system, templated
+from titer.data.thoughts import opened, thinks
 from titer.models.checkpoint import Checkpoint, opening
 from titer.models.lm import read_tokenizer
 from titer.models.weights import alone, compared, shared_rows
@@ -128,3 +129,16 @@ def vocabularies_apart(name: str, first: Checkpoint, second: Checkpoint) -> list
     return [
         f"{name}: their vocabularies differ ({differing} entries; {held[0]} and {held[-1]} rows); embedding and head are compared {what}"
     ]
+
+
+def thinking_notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Where a model that may think is read inside, and what a prefilled answer of it is; nothing of others."""
+    told = []
+    for one in checkpoints:
+        tokenizer = read_tokenizer(one)
+        if thinks(tokenizer):
+            begun = opened(prompt_text(tokenizer, "x"))
+            where = f"where its template has opened a thought ({begun.strip()}) that is still empty" if begun else "before any thought"
+            inside = f"its inside is read at the end of the prompt, {where}"
+            told.append(f"{one.label} may think first: {inside}; a prefilled answer has no thought")
+    return told

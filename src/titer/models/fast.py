@@ -106,7 +106,8 @@ def openable(checkpoint: Checkpoint, store: Store, dtype: Literal["float32", "bf
         return checkpoint
     inputs = {"model": checkpoint.key, "dtype": dtype, "version": VERSION}
     folder = store.artefact("whole", inputs, lambda work: load(checkpoint, "cpu", dtype).save(work / "model"))
-    return open_checkpoint(folder / "model", checkpoint.label, trusted=checkpoint.trusted)
+    whole = open_checkpoint(folder / "model", checkpoint.label, trusted=checkpoint.trusted)
+    return whole.model_copy(update={"thinking": checkpoint.thinking})
 
 
 class Fast:

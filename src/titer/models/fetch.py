@@ -21,6 +21,7 @@ from pathlib import Path
 from titer.core.config import Record, digest
 from titer.core.errors import TiterError, unknown, visible
 from titer.core.run import Store, Tell, quiet, sha256_of
+from titer.data.templates import Thinking
 from titer.models.adapted import Adapter, is_adapter
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 
@@ -56,7 +57,13 @@ def cache() -> Path:
     return Path(os.environ.get("TITER_CACHE") or Path(base) / "titer")
 
 
-def resolve(model: str, trusted: bool = False) -> Checkpoint:
+def resolve(model: str, trusted: bool = False, thinking: Thinking = "default") -> Checkpoint:
+    """MODEL of the command line as `found` finds it; `thinking`: whether it is asked to think (`templates.think`)."""
+    checkpoint = found(model, trusted)
+    return checkpoint if thinking == "default" else checkpoint.model_copy(update={"thinking": thinking})
+
+
+def found(model: str, trusted: bool = False) -> Checkpoint:
     """MODEL of the command line: a folder, BASE+ADAPTER, a fetched name, or a hub id (ORG/NAME, ORG/NAME@REVISION).
 
     An adapter's folder or hub id alone stands for the base it names with the adapter on it. `trusted`: its user asked for the

@@ -22,6 +22,7 @@ from titer.core.config import Record
 from titer.core.errors import TiterError, unknown, visible
 from titer.data.encode import begin_ids, check_length, end_id, pad, prompt_ids, prompt_texts
 from titer.data.example import positions
+from titer.data.templates import think
 from titer.data.thoughts import opened, thinks
 from titer.models.checkpoint import Checkpoint, opening, stated_window
 from titer.models.modes import evaluating
@@ -383,7 +384,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
             f"the adapter's tokenizer has {len(tokenizer)} tokens, its base {words} embeddings",
             next_step="merge it where it was trained (peft: merge_and_unload, then save_pretrained) and give that folder.",
         )
-    return completed(tokenizer, checkpoint.tokenizer_folder or checkpoint.path, checkpoint.config)
+    return think(completed(tokenizer, checkpoint.tokenizer_folder or checkpoint.path, checkpoint.config), checkpoint.thinking)
 
 
 def check_room(checkpoint: Checkpoint, prompts: Sequence[str], room: int, thinking: int | None = None) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 from titer.core.errors import TiterError, visible
 from titer.core.memory import Memory, content_key
 from titer.data.templates import templated, texts
+from titer.data.thoughts import told
 from titer.data.turns import Role, Turn, joined, turns
 from titer.models.checkpoint import Checkpoint
 from titer.models.endpoint import WARM, Conversation, Endpoint, Estimate, Reply
@@ -26,7 +27,7 @@ MARKS = re.compile(  # what chat formats mark their turns with
 )
 CODE = 12  # hex digits of the code between which hostile text stands
 AS_IT_IS = "{{ messages[0]['content'] }}"  # a chat template for text that has been through one
-ASKING = 1  # bump when local replies may change
+ASKING = 2  # bump when local replies may change
 T = TypeVar("T")
 
 
@@ -159,8 +160,8 @@ class Voice:
                 found.update(dict.fromkeys(chosen, Reply("", in_words(error))))
                 continue
             for key, reply in zip(chosen, replies, strict=True):
-                found[key] = Reply(reply.text)
-                if memory:
+                found[key] = Final("", "the judge was cut off in its thought") if reply.unfinished else Reply(reply.text)
+                if memory and not reply.unfinished:
                     memory.put(key, reply.text)
             if progress:
                 progress(min(start + self.batch, len(order)), len(order))
@@ -217,7 +218,7 @@ def readings(
         replies = voice.ask([conversations[i] for i in open_], attempt, memory, None if attempt else progress)
         unread = []
         for i, reply in zip(open_, replies, strict=True):
-            value = None if reply.fault else read(reply.text)
+            value = None if reply.fault else read(told(reply.text).answer)  # a server may leave its thought in
             if value is None and not reply.fault:
                 unread.append(i)
             why = (

@@ -16,6 +16,7 @@ from titer.core.run import slug
 from titer.data.formats import FORMAT
 from titer.data.sources import TextData
 from titer.data.system import read_system, text_behind
+from titer.data.templates import Thinking
 from titer.data.thoughts import thinks
 from titer.models.compatible import passed_over, system_notes
 from titer.models.fast import engine_told
@@ -51,6 +52,7 @@ class Order:
     max_thinking_tokens: int | None = None
     temperature: float = 0.0
     trust_remote_code: bool = False
+    thinking: Thinking = "default"
     reading: str | None = None
 
 
@@ -83,7 +85,7 @@ def prepared(order: Order) -> Prepared:
     judges = chosen(order)
     system = read_system(order.system)
     text = text_behind(system, _prompts(order, judges.judge.BY_ANSWER))
-    checkpoint = resolve(order.model, order.trust_remote_code)
+    checkpoint = resolve(order.model, order.trust_remote_code, order.thinking)
     tokens = max(USUAL, judges.judge.ROOM) if order.max_new_tokens is None else order.max_new_tokens
     thinking = thinking_room(order.max_thinking_tokens, order.max_new_tokens)
     decoding = build(Decoding, {"max_new_tokens": tokens, "temperature": order.temperature, "max_thinking_tokens": thinking}, "decoding")

@@ -24,11 +24,13 @@ from titer.data.overlap import Recurring, request
 from titer.data.sources import TextData, read_text
 from titer.data.system import behind, behind_all, read_system, text_behind
 from titer.data.tasks import task
+from titer.data.templates import Thinking
 from titer.judges.base import Judge
 from titer.models.checkpoint import Checkpoint
-from titer.models.compatible import system_notes
+from titer.models.compatible import system_notes, thinking_notes
 from titer.models.fetch import resolve
-from titer.models.lm import Decoding
+from titer.models.lm import Decoding, check_room
+from titer.models.rooms import thinking_room
 from titer.studies.attacking import Attacked, attacked
 from titer.studies.attacking import chosen as chosen_attack
 from titer.studies.audit import gate
@@ -40,6 +42,7 @@ from titer.studies.tuning import read_data
 from titer.workbench import fingerprint
 
 BY_TASK = {"sst2": "label", "ag_news": "label", "gsm8k": "number", "questions": "contains"}
+USUAL = 48  # new tokens an answer
 T = TypeVar("T")
 ENOUGH = 100_000  # prompts, beyond which none are asked for
 CHOICES = "choices"  # a multiple-choice file, by log-likelihood
@@ -59,7 +62,8 @@ class Order:
     system: str | Path | None = None
     resolution: float | None = None
     fail_if: Sequence[str] = ()
-    max_new_tokens: int = 48
+    max_new_tokens: int | None = None
+    max_thinking_tokens: int | None = None
     judge: str = "refusal"
     judge_set: Sequence[str] = ()
     second_judge: str | None = None
@@ -75,6 +79,7 @@ class Order:
     control: str | None = None
     landscape: bool = False
     trust_remote_code: bool = False
+    thinking: Thinking = "default"
     landscape_set: Sequence[str] = ()
     reading: str | None = None
 
@@ -115,7 +120,7 @@ def prepared(order: Order, opened: dict[str, Checkpoint] | None = None) -> Prepa
 
     def model(name: str) -> Checkpoint:
         if name not in known_models:
-            known_models[name] = resolve(name, order.trust_remote_code)
+            known_models[name] = resolve(name, order.trust_remote_code, order.thinking)
         return known_models[name]
 
     settings = _landscape(order)
@@ -141,11 +146,18 @@ def prepared(order: Order, opened: dict[str, Checkpoint] | None = None) -> Prepa
         capability=sets,
         choices=choices,
         attacks=_attacks(order, text, prompts),
-        decoding=Decoding(max_new_tokens=order.max_new_tokens),
+        decoding=Decoding(
+            max_new_tokens=order.max_new_tokens or USUAL, max_thinking_tokens=thinking_room(order.max_thinking_tokens, order.max_new_tokens)
+        ),
         checked=bool(order.trained),
     )
+    if order.max_thinking_tokens:
+        for one in found.models:
+            prompts_asked = [e.prompt for e in (*question.safe, *question.unsafe)]
+            check_room(one.checkpoint, prompts_asked, question.decoding.max_new_tokens, order.max_thinking_tokens)
     known.told += reading_notes(found, [e.prompt for e in (*question.safe, *question.unsafe)])
     known.told += system_notes([model.checkpoint for model in found.models], system)
+    known.told += thinking_notes([model.checkpoint for model in found.models])
     return Prepared(found, question, settings, text, tuple(known.told), gate.limits(order.fail_if, question, bool(found.changes)), system)
 
 

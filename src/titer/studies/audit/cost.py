@@ -8,6 +8,7 @@ from functools import partial
 
 from titer.core.gate import Limit
 from titer.data.encode import prompt_ids
+from titer.data.thoughts import thinks
 from titer.data.turns import changed
 from titer.judges.base import Asked
 from titer.models.lm import read_tokenizer
@@ -37,14 +38,15 @@ def audit_cost(
     picked = [choices.asked(question) for questions in asked.choices.values() for question in questions]
     lengths = [len(ids) for ids in prompt_ids(tokenizer, prompts)]
     reading = sum(len(ids) for ids in prompt_ids(tokenizer, picked)) if picked else 0
-    new = sum(len(one.attempts) * one.decoding(asked.decoding).max_new_tokens for one in asked.sets.values())
-    flop = 2.0 * parameters * len(found.models) * (PROBING * sum(lengths) + reading + new)
+    thinking = [thinks(read_tokenizer(model.checkpoint)) for model in found.models]
+    new = sum(len(one.attempts) * one.decoding(asked.decoding).most(one_thinks) for one in asked.sets.values() for one_thinks in thinking)
+    flop = 2.0 * parameters * (len(found.models) * (PROBING * sum(lengths) + reading) + new)
     told: dict[str, object] = {
         "models": f"{len(found.models)}, {parameters / 1e6:.0f} M parameters each",
         "prompts": {name: len(one.attempts) for name, one in asked.sets.items()}
         | {name: len(questions) for name, questions in asked.choices.items()},
         "shows": "; ".join(gate.foreseen(asked, limits)),
-        "answers": f"at most {len(found.models) * new} new tokens",
+        "answers": f"at most {new} new tokens",
         "operations": f"at most {flop:.1e} FLOP",
         "reads": f"{sum(weights_bytes(m.checkpoint) for m in found.models) / 1e9:.2f} GB of weights, some twice",
         "holds": f"one model, {(2 if bf16 else 4) * parameters / 1e9:.2f} GB in {'bfloat16' if bf16 else 'float32'}",
