@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,27 @@ def drawn_here() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "run", run)
+        yield
+
+
+class Here(Executor):
+    """Does each piece of work at once, given as another process would get it."""
+
+    def submit(self, fn: Any, /, *args: Any, **_: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        make, given = pickle.loads(pickle.dumps((fn, args)))  # noqa: S301  made in this line
+        try:
+            done.set_result(make(*given))
+        except Exception as error:  # noqa: BLE001  as a pool hands it on
+            done.set_exception(error)
+        return done
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pieces_here() -> Iterator[None]:
+    """What studies make ahead is made in this process: each other one would import everything first. test_ahead has the processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("titer.studies.ahead.ProcessPoolExecutor", lambda *_, **__: Here())
         yield
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,18 @@ def _stream(name: str, number: int) -> Stream:
         Part(source=WorldSource(world=WORLD, kind="unsafe"), answer=unsafe, share=0.5),
     )
     return Stream(parts=parts, seed=0 if name in ("preferred", "rejected") else number)
+
+
+def usual(method: type[Method]) -> Method:
+    """With its defaults, but for what only costs time."""
+    return method(**({"examples": 40} if method.__name__ == "EWC" else {}))
+
+
+@cache
+def trained(method: type[Method], maker: Maker) -> dict[str, torch.Tensor]:
+    """The weights after the usual stage, without any check between; for several checks."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run(stage(usual(method), streams=streams(method)), maker, Path(folder))
 
 
 def stage(method: Method, **changes: Any) -> Stage:
@@ -97,9 +111,9 @@ def check_declared(method: type[Method]) -> None:
     assert type(made)(**made.model_dump()) == made
 
 
-def check_weights_move(method: type[Method], maker: Maker, work: Path) -> None:
+def check_weights_move(method: type[Method], maker: Maker, _: Path) -> None:
     """Four steps give finite weights that differ from the first ones."""
-    after = run(stage(method()), maker, work)
+    after = trained(method, maker)
     before = maker(WORLD).model.state_dict()
     assert all(bool(torch.isfinite(tensor).all()) for tensor in after.values())
     assert any(not torch.equal(after[name], before[name]) for name in after)
@@ -107,18 +121,19 @@ def check_weights_move(method: type[Method], maker: Maker, work: Path) -> None:
 
 def check_neutral_is_sft(method: type[Method], maker: Maker, work: Path) -> None:
     """At its neutral setting it is plain SFT bit for bit, and at its defaults it is not (SFT itself apart)."""
-    plain = run(stage(SFT(), streams=streams(SFT)), maker, work / "sft")
+    plain = trained(SFT, maker)
     if not isinstance(method.NEUTRAL, str):
         assert same(plain, run(stage(method(**method.NEUTRAL)), maker, work / "neutral"))
     if method is not SFT:
-        assert not same(plain, run(stage(method()), maker, work / "default"))
+        assert not same(plain, trained(method, maker))
 
 
 def check_accumulation(method: type[Method], maker: Maker, work: Path) -> None:
     """1 x 8 examples and 2 x 4 give the same step within 1e-5 (float rounding through AdamW apart: SGD-sized rate)."""
     gentle = Optimiser(rate=1e-4, weight_decay=0.0)
-    whole = run(stage(method(**method.COUPLED), steps=1, batch=8, accumulation=1, optimiser=gentle), maker, work / "whole")
-    parts = run(stage(method(**method.COUPLED), steps=1, batch=4, accumulation=2, optimiser=gentle), maker, work / "parts")
+    made = usual(method).model_copy(update=dict(method.COUPLED))
+    whole = run(stage(made, steps=1, batch=8, accumulation=1, optimiser=gentle), maker, work / "whole")
+    parts = run(stage(made, steps=1, batch=4, accumulation=2, optimiser=gentle), maker, work / "parts")
     assert largest_gap(whole, parts) < 1e-5
 
 
@@ -128,19 +143,19 @@ class KilledError(Exception):
 
 def check_resume(method: type[Method], maker: Maker, work: Path) -> None:
     """Stopped after step 3 and started again from the checkpoint of step 2, it ends bit-identical."""
-    whole = run(stage(method()), maker, work / "whole", save_every=2)
+    whole = trained(method, maker)
 
     def stop(done: int, _: int) -> None:
         if done == 3:
             raise KilledError
 
     cut = work / "cut"
-    cut.mkdir()
+    cut.mkdir(parents=True)
     try:
-        train(stage(method()), lambda: maker(WORLD), loader(maker), cut, 2, stop)
+        train(stage(usual(method)), lambda: maker(WORLD), loader(maker), cut, 2, stop)
     except KilledError:
         assert (cut / "resume" / "latest.json").exists()
-    assert same(whole, run(stage(method()), maker, cut, save_every=2))
+    assert same(whole, run(stage(usual(method)), maker, cut, save_every=2))
 
 
 def check_no_hook_left(method: type[Method], maker: Maker, work: Path) -> None:
@@ -151,14 +166,14 @@ def check_no_hook_left(method: type[Method], maker: Maker, work: Path) -> None:
         seen.append(maker(WORLD))
         return seen[-1]
 
-    run(stage(method()), kept, work / "whole")
+    run(stage(usual(method)), kept, work / "whole")
 
     def fail(done: int, _: int) -> None:
         raise KilledError
 
     (work / "cut").mkdir()
     with contextlib.suppress(KilledError):  # the failure that was asked for
-        train(stage(method()), lambda: kept(WORLD), loader(kept), work / "cut", 100, fail)
+        train(stage(usual(method)), lambda: kept(WORLD), loader(kept), work / "cut", 100, fail)
     for lm in seen:
         for module in lm.model.modules():
             assert not module._forward_hooks
@@ -168,7 +183,7 @@ def check_no_hook_left(method: type[Method], maker: Maker, work: Path) -> None:
 
 def check_lora(method: type[Method], maker: Maker, work: Path) -> None:
     """With an adapter it trains the blocks' Linear layers alone, merged into an ordinary folder."""
-    after = run(stage(method(), adapter=Lora(rank=2)), maker, work)
+    after = run(stage(usual(method), adapter=Lora(rank=2)), maker, work)
     before = maker(WORLD).model.state_dict()
     assert after.keys() == set(before)
     moved = {name for name in after if not torch.equal(after[name], before[name])}

@@ -21,6 +21,11 @@ from titer.studies.huang2024.subject import Alignment
 HOWS = (Alignment(SFT()), Alignment(Vaccine(rho=2.0)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def pieces_here() -> None:
+    """Not here: in processes."""
+
+
 def mark(folder: Path, name: str) -> None:
     """A piece of work: a file of one's own. Errors: the piece "bad", once the other one is there."""
     if name == "bad":

@@ -15,7 +15,9 @@ import torch
 
 from tests.conftest import llama
 from tests.studies.audit.test_audit import SMALL, Letters, run
+from tests.studies.conftest import Listener
 from titer.core.errors import TiterError
+from titer.core.run import Store
 from titer.data.choices import Question as Choice
 from titer.data.sources import TextData, read_text
 from titer.data.world import World
@@ -49,27 +51,33 @@ FAILS = {  # what fails -> the parts that are missing for it, the tables that ar
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def data(prompts: Path) -> TextData:
     return read_text(prompts)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def asked(data: TextData) -> Question:
     safe = [replace(e, comply="a b") for e in data.of_class(False)]
     choices = {"choices q": [Choice("a b", ("c", "d"), 0), Choice("c d", ("e", "f"), 1)]}
     return Question(safe, data.of_class(True), Letters(), {}, Decoding(max_new_tokens=4), choices)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def found(saved: Saved) -> Audited:
     return audited([saved("aligned", 1), saved("tuned", 2)])
 
 
-@pytest.fixture
-def whole(bench: Workbench, found: Audited, asked: Question) -> Findings:
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """The workbench of `whole`, with what it keeps."""
+    return Workbench(Store(tmp_path_factory.mktemp("filled")), Listener())
+
+
+@pytest.fixture(scope="module")
+def whole(filled: Workbench, found: Audited, asked: Question) -> Findings:
     """The audit without a fault."""
-    return measured(bench, found, asked, SMALL)
+    return measured(filled, found, asked, SMALL)
 
 
 @pytest.fixture
@@ -97,11 +105,11 @@ def test_the_columns_of_an_empty_table_are_those_of_a_full_one(whole: Findings) 
 
 @pytest.mark.parametrize("place", sorted(FAILS))
 def test_what_fails_is_missing_and_the_report_says_why(
-    place: str, whole: Findings, bench: Workbench, found: Audited, asked: Question, data: TextData, tmp_path: Path, monkeypatch: Any
+    place: str, whole: Findings, filled: Workbench, found: Audited, asked: Question, data: TextData, tmp_path: Path, monkeypatch: Any
 ) -> None:
     parts, empty = FAILS[place]
     monkeypatch.setattr(place, failing(TiterError("the disk of <b>Ada</b> is full", next_step="make room.")))
-    f, page, said = run(bench, found, asked, data, tmp_path / "audit", SMALL)
+    f, page, said = run(filled, found, asked, data, tmp_path / "audit", SMALL)
     assert sorted(f.missing.part) == sorted(parts)
     text = html.unescape(page.read_text(encoding="utf-8"))
     for part in parts:
@@ -144,9 +152,7 @@ def test_without_any_part_the_answer_is_what_moved(found: Audited, whole: Findin
     assert "Too few prompts to say whether the refusal direction turned." in below(found, Findings(**{**vars(whole), **unsure}))
 
 
-def test_one_model_s_failure_leaves_the_other_s_table(
-    bench: Workbench, found: Audited, asked: Question, whole: Findings, monkeypatch: Any
-) -> None:
+def test_one_model_s_failure_leaves_the_other_s_table(bench: Workbench, found: Audited, asked: Question, monkeypatch: Any) -> None:
     from titer.studies.audit import inside
 
     sensed = inside.sensed

@@ -32,7 +32,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, names in (
         (real.vaccine_study, ("made_ahead", "text_models", "text_evidence")),
-        (real.risk_study, ("risk_models", "risk_evidence")),
+        (real.risk_study, ("made_ahead", "risk_models", "risk_evidence")),
     ):
         for name in names:
             monkeypatch.setattr(module, name, nothing)
