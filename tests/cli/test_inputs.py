@@ -112,7 +112,6 @@ def test_an_unknown_name_is_told_with_the_nearest_one(wrong: Wrong, arguments: t
         (("demo", "--seed", "-1"), ("--seed",)),
         (("demo", "--seed", "x"), ("--seed",)),
         (("audit",), ("models",)),
-        (("audit", "m", "m", "m", "m", "--data", "d.csv"), ("4 models", "one to three: [BASE] ALIGNED [TUNED]")),
     ],
 )
 def test_a_value_out_of_range_is_told(wrong: Wrong, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:

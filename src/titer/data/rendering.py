@@ -80,6 +80,8 @@ class Child:
         with self._lock:
             whole, why = self._reply(line)
             if not whole and not why:
+                if self._running is not None:
+                    _end(self._running)  # it is dead or dying: until it is gone it would be asked again
                 whole, why = self._reply(line)
         if not whole:
             raise _stopped(why or "it broke the process that runs it")
