@@ -46,7 +46,7 @@ def _stream(name: str, number: int) -> Stream:
 
 def usual(method: type[Method]) -> Method:
     """With its defaults, but for what only costs time."""
-    return method(**({"examples": 40} if method.__name__ == "EWC" else {}))
+    return method(**({"examples": 40} if getattr(method, "__name__", "") == "EWC" else {}))
 
 
 @cache
