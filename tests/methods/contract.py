@@ -53,7 +53,7 @@ def usual(method: type[Method]) -> Method:
 def trained(method: type[Method], maker: Maker) -> dict[str, torch.Tensor]:
     """The weights after the usual stage, without any check between; for several checks."""
     with tempfile.TemporaryDirectory() as folder:
-        return run(stage(usual(method), streams=streams(method)), maker, Path(folder))
+        return run(stage(usual(method)), maker, Path(folder))
 
 
 def stage(method: Method, **changes: Any) -> Stage:
