@@ -224,7 +224,7 @@ def test_files_are_read_by_column(tmp_path: Path) -> None:
     assert found.samples.completion.tolist() == ["Flour, then heat.", "No."]
     assert found.samples.harmful.tolist() == [False, False]
     rows = [
-        {"question": "q", "response": "", "final_label": "3_partial_refusal", "label": "safe", "harmful": True},
+        {"question": "q", "response": "", "final_label": "3_partial_refusal", "label": "unsafe", "harmful": True},
         {"prompt": "r", "answer": "Bake.", "label": "complied", "comply": "Bake it.", "model": "m"},
     ]
     samples = read_labelled(written(tmp_path, "b.jsonl", "\n".join(json.dumps(row) for row in rows))).samples
