@@ -117,8 +117,8 @@ def test_a_setting_without_its_second_judge_is_told(wrong: Any) -> None:
 def test_a_dry_run_of_an_audit_prices_every_judging_the_landscape_s_too(titer: Titer, people: str, other: str, server: Server) -> None:
     options = (*rubric(server), *rubric(server, "--second-judge"), "--labelled", people, "--landscape")
     told = titer("audit", "m", other, "--data", "d.csv", *options, "--dry-run", "--json").json
-    assert told["judging"].startswith("at most 32 to 96 requests")  # two models, 16 prompts
-    assert told["the second judge"].startswith("at most 32 to 96 requests")
+    assert told["judging"].startswith("at most 48 to 144 requests")  # two models, 16 prompts and the 8 unsafe ones begun
+    assert told["the second judge"].startswith("at most 48 to 144 requests")
     assert told["judging the landscape"].startswith(f"at most {33 * 8} to {3 * 33 * 8} requests")  # 33 points, 8 unsafe prompts
     assert told["judging the paper's grid"].startswith(f"at most {69 * 8} to {3 * 69 * 8} requests")
     assert told["judging the labelled answers"].startswith("at most 6 to 18 requests")

@@ -82,7 +82,7 @@ def test_equal_weights_behind_another_template_are_no_claim_of_no_change(
     said = answer(found, f)
     assert "No change" not in said
     assert said.endswith("The weights are the same; the two are asked differently (chat template).")
-    assert below(found, f).startswith("Unsafe prompts refused: ")
+    assert "answers to unsafe and safe prompts are degenerate" in below(found, f)  # it is empty where nothing changed
 
 
 def test_one_model_whose_answers_could_not_be_judged_has_no_rate(bench: Workbench, saved: Saved, prompts: Path) -> None:
