@@ -67,6 +67,7 @@ def test_a_prefix_is_part_of_the_prompt_and_not_of_the_answer(lm: LM) -> None:
 
 
 def test_shorter_prompts_are_padded_on_the_left_and_masked(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm.generate(PROMPTS[:2], GREEDY)  # what the model makes of padding is tried out
     batches = []
     real = lm.model.generate
 

@@ -132,6 +132,9 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
                     next_step="fewer examples in the prompt (shots), or cut=True, which cuts it from the left as lm-eval does.",
                 )
 
+    row = lm.tokenizer("a b c")["input_ids"] or [0]
+    if len(lm.padding.batches([row, row * 2], (0, 1), 2, "generated")) > 1:  # the harness pads rows of unlike length
+        batch = 1
     with _quiet():  # it warns that a loaded model leaves its loading settings unused
         return Whole(
             pretrained=lm.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +13,44 @@ from accelerate.utils import DistributedType
 from titer.core.errors import TiterError
 from titer.data.example import Stream
 from titer.integrations.trainer_step import FED
+from titer.integrations.views import plain
 from titer.methods.base import Method
+from titer.models.blocks import text_config
 from titer.stage import Lora
+
+# What acts on data, the model, the optimiser, memory, logging and checkpoints alone, or is looked at elsewhere (`check`, `batches_of`).
+HONOURED = {  # what it concerns -> settings
+    "data and the model, made before the first step": """
+        output_dir seed data_seed full_determinism model_init_kwargs trust_remote_code chat_template_path dataset_text_field
+        dataset_kwargs dataset_num_proc eos_token pad_token max_length truncation_mode shuffle_dataset pad_to_multiple_of
+        completion_only_loss assistant_only_loss disable_dropout router_aux_loss_coef precompute_ref_log_probs
+        precompute_ref_batch_size per_device_train_batch_size dataloader_drop_last dataloader_num_workers dataloader_pin_memory
+        dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order
+        remove_unused_columns label_names train_sampling_strategy length_column_name ignore_data_skip
+    """,
+    "the optimiser and its schedule": """
+        num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args
+        weight_decay adam_beta1 adam_beta2 adam_epsilon optim_target_modules gradient_accumulation_steps max_grad_norm
+        average_tokens_across_devices
+    """,
+    "precision, memory and processes (`check` says which)": """
+        bf16 fp16 tf32 use_cpu use_cache activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
+        gradient_checkpointing_kwargs activation_offloading torch_compile torch_compile_backend torch_compile_mode
+        accelerator_config parallelism_config ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers
+        ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed local_rank skip_memory_metrics
+    """,
+    "logging, evaluation, checkpoints and the hub": """
+        logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen
+        log_level log_level_replica disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id
+        trackio_static_space_id eval_strategy eval_steps eval_delay per_device_eval_batch_size prediction_loss_only
+        eval_on_start eval_do_concat_batches eval_use_gather_object eval_accumulation_steps eval_packing include_for_metrics
+        batch_eval_metrics bf16_full_eval fp16_full_eval save_only_model save_strategy save_steps save_on_each_node
+        save_total_limit enable_jit_checkpoint push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push
+        hub_revision load_best_model_at_end metric_for_best_model greater_is_better restore_callback_states_from_checkpoint
+        do_train do_eval do_predict resume_from_checkpoint debug
+    """,
+}
+SAME: dict[str, tuple[Any, ...]] = {"loss_type": ("nll", "chunked_nll")}  # values that mean what the method's own loss is
 
 
 def fed_by(method: Method, streams: Mapping[str, Stream], reads: Mapping[str, Any]) -> frozenset[str]:
@@ -64,18 +101,32 @@ def check(trainer: Any) -> None:
 
 
 def nothing_ignored(trainer: Any) -> None:
-    """Errors: a setting of the trainer's loss, where the method's own loss is used."""
-    args = trainer.args
-    faults = {
-        "label_smoothing_factor": args.label_smoothing_factor > 0,
-        "compute_loss_func": trainer.compute_loss_func is not None,
-        "loss_type=dft": getattr(args, "loss_type", "") == "dft",
-    }
-    if wrong := [what for what, is_so in faults.items() if is_so]:
+    """Errors: where the method's own loss is used, a setting of the trainer's; what is not known to be honoured must be its default."""
+    args, model = trainer.args, plain(trainer.model)
+    text = text_config(model)
+    faults = dict.fromkeys(unhonoured(args), "")
+    if trainer.compute_loss_func is not None:
+        faults["compute_loss_func"] = ""
+    routed = getattr(trainer, "aux_loss_enabled", bool(getattr(text, "output_router_logits", False)))
+    if routed and getattr(text, "router_aux_loss_coef", 1) != 0:
+        faults["the router's balancing loss"] = " (router_aux_loss_coef=0.0 turns it off)"
+    if faults:
         raise TiterError(
-            f"the method's own loss does not know {' or '.join(wrong)}",
-            next_step="leave it out, or give the trainer trainer_loss=True.",
+            f"the method's own loss does not know {' or '.join(faults)}",
+            expected="settings of data, optimiser, schedule, memory, logging and checkpoints",
+            next_step=f"leave it out{''.join(faults.values())}, or give the trainer trainer_loss=True.",
         )
+
+
+def unhonoured(args: Any) -> list[str]:
+    """The settings that differ from their defaults and are not known to act beside a method's own loss as beside the trainer's."""
+    found, known = [], {name for names in HONOURED.values() for name in names.split()}
+    for one in dataclasses.fields(args):
+        usual = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
+        value = getattr(args, one.name)
+        if one.name not in known and value != usual and not (one.name in SAME and value in SAME[one.name]):
+            found.append(f"{one.name}={value}")
+    return found
 
 
 @torch.no_grad()

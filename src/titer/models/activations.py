@@ -65,9 +65,9 @@ def _collect(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     batch = min(batch, fitting(lm, len(names), max(len(row) for row in rows) + extra))
     found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    batches = lm.padding.batches(rows, order, batch, "right")
     with evaluating(lm.model), reading(lm.sites, names) as seen:
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
+        for chosen in batches:
             begin, end = torch.tensor([spans[i] for i in chosen], device=lm.device).T
             inputs = _inputs(lm, [rows[i] for i in chosen], begin, None if suffixes is None else suffixes[chosen])
             lm.model(**inputs, use_cache=False, logits_to_keep=1)
@@ -77,7 +77,7 @@ def _collect(
             for name in names:
                 found[name].append(torch.einsum("bt,btd->bd", weight, _in_places(name, seen[name], weight)).cpu())
             seen.clear()
-    back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
+    back = torch.tensor(sorted(range(len(rows)), key=[i for chosen in batches for i in chosen].__getitem__))
     return {name: torch.cat(parts)[back] for name, parts in found.items()}
 
 

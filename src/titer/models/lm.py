@@ -5,8 +5,7 @@ Shapes: B prompts, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +24,8 @@ from titer.data.example import positions
 from titer.data.templates import think
 from titer.data.thoughts import opened, thinks
 from titer.models.checkpoint import Checkpoint, opening, stated_window
-from titer.models.modes import evaluating
+from titer.models.modes import evaluating, own_settings_aside
+from titer.models.padding import Padding
 from titer.models.rooms import Completion, Decoding, Rooms, Turn, answers, chosen
 from titer.models.sites import Sites
 from titer.models.stream_norm import TANH_GELU, StreamNormConfig, StreamNormForCausalLM  # registers the variant for `load`
@@ -137,6 +137,11 @@ class LM:
         return Sites(self.model)
 
     @cached_property
+    def padding(self) -> Padding:
+        """What the model makes of padding, and batches by it."""
+        return Padding(self.model, self.tokenizer.pad_token_id, self.window)
+
+    @cached_property
     def thinks(self) -> bool:
         """Whether it may think before it answers, by what its tokenizer says."""
         return thinks(self.tokenizer)
@@ -194,7 +199,7 @@ class LM:
         known: Mapping[int, Completion] = MappingProxyType({}),
         keep: Callable[[Mapping[int, Completion]], None] | None = None,
     ) -> list[Completion]:
-        """Free-running answers, left-padded batches of similar length; `prefixes` are prefilled answers, which have no thought.
+        """Free-running answers, left-padded batches of similar length (`padding`); `prefixes` are prefilled answers, which have no thought.
 
         `suffixes` (prompts, n, D): embeddings inserted into each prompt (`models/suffix.py`); not with prefixes, and thoughts have no
         room of their own. `known` answers by place are not generated again, a batch at a time; `keep` is given each new batch's.
@@ -228,6 +233,13 @@ class LM:
     ) -> dict[int, list[int]]:
         """New tokens of each turn, up to the first that ends an answer."""
         asked = list(turns.values())
+        groups = self.padding.batches([turn.row for turn in asked], range(len(asked)), len(asked), "generated")
+        if len(groups) > 1:
+            keys, new_ids = list(turns), dict[int, list[int]]()
+            for group in groups:
+                own = None if soft is None else soft[group]
+                new_ids |= self._asked(decoding, place + group[0], own, {keys[i]: turns[keys[i]] for i in group}, number)
+            return new_ids
         ids, mask = (t.to(self.device) for t in pad([turn.row for turn in asked], self.tokenizer.pad_token_id, "left"))
         sampled = decoding.temperature > 0
         settings = GenerationConfig(
@@ -241,7 +253,7 @@ class LM:
         )
         rooms = Rooms(self.tokenizer, asked)
         also = {"stopping_criteria": StoppingCriteriaList([rooms])} if number else {}  # the first turn's rows have one room
-        with torch.random.fork_rng(enabled=sampled, devices=[]), _own_settings_aside(self.model, settings):
+        with torch.random.fork_rng(enabled=sampled, devices=[]), own_settings_aside(self.model, settings):
             if sampled:
                 torch.manual_seed(decoding.seed + place + (number << 32))
             if soft is None:
@@ -282,17 +294,6 @@ class LM:
         ids, mask = ids.to(self.device), mask.to(self.device)
         found = self.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False).logits
         return found, mask
-
-
-@contextmanager
-def _own_settings_aside(model: Any, settings: GenerationConfig) -> Iterator[None]:
-    """The checkpoint's own penalties, beams and cuts set aside, which transformers would mix in: `Decoding` says all."""
-    own = model.generation_config
-    model.generation_config = settings
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bfloat16"] = "float32") -> LM:

@@ -19,6 +19,17 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
+def own_settings_aside(model: Any, settings: Any) -> Iterator[None]:
+    """The checkpoint's own penalties, beams and cuts set aside, which transformers would mix into these settings of a generation."""
+    own = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@contextmanager
 def frozen(model: Any) -> Iterator[None]:
     """Evaluation mode, and no weight asks for a gradient: what is wanted is the gradient to the input."""
     trained = [p for p in model.parameters() if p.requires_grad]

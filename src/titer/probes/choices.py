@@ -143,9 +143,10 @@ def _totals(lm: LM, heads: list[list[int]], tails: list[list[list[int]]], batch_
         while start < len(order):
             longest = len(work[order[start]][0]) + len(work[order[start]][1][0])
             size = max(1, batch_tokens // longest)
-            chosen = [work[i] for i in order[start : start + size]]
-            for (_, _, numbers), values in zip(chosen, _scores(lm, chosen), strict=True):
-                found[numbers] = values
+            for group in lm.padding.batches([head + tails[0][:-1] for head, tails, _ in work], order[start : start + size], size, "left"):
+                chosen = [work[i] for i in group]
+                for (_, _, numbers), values in zip(chosen, _scores(lm, chosen), strict=True):
+                    found[numbers] = values
             start += size
     return found
 

@@ -66,8 +66,7 @@ def measured(lm: LM, rows: Sequence[Sequence[int]]) -> pd.DataFrame:
     longest = len(rows[order[-1]]) if order else 1
     size = max(1, BUDGET // (8 * longest * lm.model.get_input_embeddings().num_embeddings))
     with evaluating(lm.model):
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
+        for chosen in lm.padding.batches(rows, order, size, "right"):
             ids, mask = (t.to(lm.device) for t in pad([rows[i] for i in chosen], lm.tokenizer.pad_token_id, "right"))
             logits = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False).logits
             nll = example_nll(logits, ids.masked_fill(mask == 0, IGNORE))

@@ -72,13 +72,14 @@ def _over_tokens(lm: LM, rows: list[list[int]], name: str) -> torch.Tensor:
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     size = min(BATCH, fitting(lm, 1, max(len(row) for row in rows)))
     found: list[torch.Tensor] = []
+    batches = lm.padding.batches(rows, order, size, "right")
     with evaluating(lm.model), reading(lm.sites, [name]) as seen:
-        for start in range(0, len(order), size):
-            ids, mask = (t.to(lm.device) for t in pad([rows[i] for i in order[start : start + size]], lm.tokenizer.pad_token_id, "right"))
+        for chosen in batches:
+            ids, mask = (t.to(lm.device) for t in pad([rows[i] for i in chosen], lm.tokenizer.pad_token_id, "right"))
             lm.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=1)
             weight = mask.float() / mask.sum(1, keepdim=True)
             found.append(torch.einsum("bt,btd->bd", weight, seen[name].float()).cpu())
-    back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
+    back = torch.tensor(sorted(range(len(rows)), key=[i for chosen in batches for i in chosen].__getitem__))
     return torch.cat(found)[back]
 
 

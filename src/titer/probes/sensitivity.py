@@ -34,8 +34,7 @@ def sensitivity(lm: LM, examples: Sequence[Example], batch: int = BATCH) -> pd.D
     found = torch.empty(len(ids))
     batch = min(batch, fitting(lm, KEPT * max(1, lm.sites.layers), max(len(row) for row in ids)))
     with frozen(lm.model):
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
+        for chosen in lm.padding.batches(ids, order, batch, "left"):
             found[chosen] = gradient_norms(lm, [ids[i] for i in chosen])
     return pd.DataFrame({"input": range(len(ids)), "g": found.numpy()})
 

@@ -1,0 +1,101 @@
+"""Batches that answer as their rows do alone: most models pass over padding, some read it as text or count places by it (BART).
+
+What a model does is tried out, once and only where rows meet: a short row beside a longer one against itself alone. Where its logits
+differ beyond rounding, rows of one length go together; where these do not answer as alone either, each goes alone (RWKV of transformers
+5.23 mixes the rows of a batch behind its cache). Shapes: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+from transformers import GenerationConfig
+
+from titer.data.encode import pad
+from titer.data.example import positions
+from titer.models.modes import evaluating, own_settings_aside
+
+Way = Literal["generated", "left", "right"]  # answers from left-padded prompts; one pass over rows padded on that side
+Together = Literal["all", "length", "none"]  # which rows share a batch: all, those of one length, none
+SHORT = 5  # tokens of the row that is tried, and of its padding
+CLOSE = 1e-3  # of the logits' spread, or ten times what their type can tell apart
+
+
+class Padding:
+    """What one model makes of padding, and batches of rows by it. `value` pads; `window` is how many tokens the model has room for."""
+
+    def __init__(self, model: Any, value: int | None, window: int | None) -> None:
+        self._model, self._value, self._n = model, value, max(1, min(SHORT, (window or 3 * SHORT) // 3))
+
+    def batches(self, rows: Sequence[Sequence[int]], order: Sequence[int], size: int, way: Way) -> list[list[int]]:
+        """The places in `order`, at most `size` in a batch, and those together that answer as alone."""
+        found = []
+        for start in range(0, len(order), size):
+            chosen = list(order[start : start + size])
+            key = self._together(way, rows[chosen[0]]) if len(chosen) > 1 else "all"
+            if key == "all":
+                found.append(chosen)
+            elif key == "none":
+                found += [[i] for i in chosen]
+            else:
+                by_length = sorted(chosen, key=lambda i: len(rows[i]))
+                found += [list(group) for _, group in groupby(by_length, key=lambda i: len(rows[i]))]
+        return found
+
+    def _together(self, way: Way, row: Sequence[int]) -> Together:
+        if way not in self._found:
+            self._found[way] = self._tried(self._generated if way == "generated" else partial(self._logits, way), list(row))
+        return self._found[way]
+
+    @cached_property
+    def _found(self) -> dict[Way, Together]:
+        return {}
+
+    @torch.no_grad()
+    def _tried(self, run: Callable[[list[list[int]]], torch.Tensor], row: list[int]) -> Together:
+        short = (row * self._n)[: self._n]
+        with evaluating(self._model), _hooks_aside(self._model):
+            alone = run([short])
+            if self._same(alone, run([short, short + short])):
+                return "all"
+            return "length" if self._same(alone, run([short, short[::-1]])) else "none"
+
+    def _same(self, alone: torch.Tensor, beside: torch.Tensor) -> bool:
+        kind = next(p.dtype for p in self._model.parameters() if p.is_floating_point())
+        return bool((beside - alone).abs().amax() <= max(CLOSE, 10 * torch.finfo(kind).eps) * alone.std())
+
+    def _logits(self, way: Way, rows: list[list[int]]) -> torch.Tensor:
+        """Of the first row's tokens in one pass, (T, V)."""
+        device, side = next(self._model.parameters()).device, "left" if way == "left" else "right"
+        ids, mask = (t.to(device) for t in pad(rows, self._value, side))  # type: ignore[arg-type]
+        found = self._model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False).logits
+        return found[0][mask[0].bool()].float()  # type: ignore[no-any-return]
+
+    def _generated(self, rows: list[list[int]]) -> torch.Tensor:
+        """Of the first row's next two tokens, (2, V); the second is behind the cache."""
+        ids, mask = (t.to(next(self._model.parameters()).device) for t in pad(rows, self._value, "left"))
+        settings = GenerationConfig(
+            max_new_tokens=2, do_sample=False, pad_token_id=self._value or 0, return_dict_in_generate=True, output_logits=True
+        )
+        with own_settings_aside(self._model, settings):
+            found = self._model.generate(ids, attention_mask=mask, generation_config=settings)
+        return torch.stack([logits[0] for logits in found.logits]).float()
+
+
+@contextmanager
+def _hooks_aside(model: Any) -> Iterator[None]:
+    """Hooks that read or edit a batch would meet one that is not theirs."""
+    kept = [(m, name, getattr(m, name)) for m in model.modules() for name in ("_forward_hooks", "_forward_pre_hooks")]
+    try:
+        for module, name, _ in kept:
+            setattr(module, name, OrderedDict())
+        yield
+    finally:
+        for module, name, hooks in kept:
+            setattr(module, name, hooks)
