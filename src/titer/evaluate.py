@@ -24,7 +24,7 @@ from titer.models import answered
 from titer.models.fast import Fast
 from titer.models.lm import LM, Completion, Decoding, Progress
 
-VERSION = 1
+VERSION = 2
 
 
 def sample(

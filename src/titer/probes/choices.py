@@ -30,7 +30,7 @@ from titer.data.turns import changed
 from titer.models.lm import LM
 from titer.models.modes import evaluating
 
-VERSION = 1
+VERSION = 2
 BATCH_TOKENS = 4096  # tokens of one forward pass, padding counted
 Form = Literal["letter", "text"]
 By = Literal["total", "per_token", "per_character"]

@@ -20,7 +20,7 @@ from titer.models.activations import fitting
 from titer.models.lm import LM
 from titer.models.modes import frozen
 
-VERSION = 1
+VERSION = 2
 BATCH = 128
 KEPT = 6  # tensors of about the MLP's width that a layer keeps for the way back
 
