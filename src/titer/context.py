@@ -283,7 +283,11 @@ class Step:
         """Divide the summed gradients by the step's count and add the bundles: the loop's, after `method.step`."""
         grads = [(name, p) for name, p in self.named if p.grad is not None]
         if not grads and not self._added:
-            raise TiterError(f"stage {self.stage.name}: step {self.number} produced no gradient", status=1)
+            raise TiterError(
+                f"stage {self.stage.name}: step {self.number} produced no gradient",
+                next_step="check that its loss depends on the weights that it trains.",
+                status=1,
+            )
         if grads:
             # DDP and FSDP2 average over ranks, so the sum over ranks is the average times their number
             whole = self.sum(torch.as_tensor(self.count, device=self.lm.device, dtype=torch.float32))

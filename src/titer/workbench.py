@@ -86,14 +86,17 @@ class Workbench:
         `reads`: the models that the stage's method names (`Method.MODELS`).
         """
         if missing := set(stage.method.MODELS) - set(reads):
-            raise TiterError(f"stage {stage.name} reads the models {', '.join(sorted(missing))}, which were not given")
+            raise TiterError(
+                f"stage {stage.name} reads the models {', '.join(sorted(missing))}, which were not given",
+                next_step="give them by their roles.",
+            )
         inputs = stage.key_inputs(parent.key if parent else "", {role: read.key for role, read in reads.items()})
 
         def begin() -> LM:
             if parent is not None:
                 return load(parent.checkpoint)
             if stage.architecture is None or tokenizer is None:
-                raise TiterError(f"stage {stage.name} has neither a model to start from nor an architecture")
+                raise TiterError(f"stage {stage.name} has neither a model to start from nor an architecture", expected="one of the two")
             return stage.architecture.build(tokenizer(), stage.seed)
 
         def make(work: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -69,3 +71,13 @@ def test_an_unknown_name_cannot_send_control_codes() -> None:
     with pytest.raises(TiterError) as raised:
         unknown("judge", "\x1b[2J", ["exact"])
     assert "\x1b" not in str(raised.value)
+
+
+def test_every_error_says_what_was_expected_or_what_to_do_next() -> None:
+    found = 0
+    for file in (Path(__file__).parents[2] / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "TiterError":
+                found += 1
+                assert {word.arg for word in node.keywords} & {"expected", "next_step"}, f"{file}, line {node.lineno}"
+    assert found > 100

@@ -16,7 +16,7 @@ from titer.cli.runs import runs_
 from titer.cli.studies import demo, study
 from titer.cli.training import align, finetune
 from titer.cli.trouble import INTERRUPTED, fail, file_trouble, os_message
-from titer.core.errors import TiterError
+from titer.core.errors import TiterError, visible
 
 # Before torch is imported: OpenMP's threads spin a little, then sleep. Left to spin for ever (the default) they stall each
 # other when another program uses a core: a nano step took 1.5 s instead of 0.2 to 0.6 (docs/log.md). On quiet cores it costs little.
@@ -62,7 +62,9 @@ def main() -> None:
         if stop.code == INTERRUPTED:
             fail("stopped; run the same command again to go on.", 1)
         raise
-    except Exception as error:
-        if (code := file_trouble(error)) is None:
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # of tokenizers, safetensors: no Exception, and it printed what it could
+            fail(f"a library broke off: {visible(str(error), 200)}. Next: check the files that were given; titer doctor", 1)
+        if not isinstance(error, Exception) or (code := file_trouble(error)) is None:
             raise
         fail(os_message(OSError(code, os.strerror(code))), 2)

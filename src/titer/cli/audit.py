@@ -91,7 +91,7 @@ def audit(
     resolution: Points = None,
     fail_if: FailIf = None,
     junit: Junit = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 48, or what a judge needs (number: 256).")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, max=2**17, help="Default: 48, or what a judge needs (number: 256).")] = None,
     max_thinking_tokens: Thoughts = None,
     thinking: Think = "default",
     judge: Judged = "refusal",

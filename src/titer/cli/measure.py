@@ -51,7 +51,9 @@ def evaluate(
     attack: Annotated[str | None, typer.Option(help="Attack: a name (titer list attacks) or a .py file.")] = None,
     prompts: Prompts = None,
     system: System = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 64, or what the judge needs (number: 256).")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, max=2**17, help="Default: 64, or what the judge needs (number: 256).")
+    ] = None,
     max_thinking_tokens: Thoughts = None,
     thinking: Think = "default",
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,

@@ -35,7 +35,7 @@ def demo(runs: Runs = HERE, seed: Annotated[int, typer.Option(min=0)] = 0, dry_r
 def study(
     name: Annotated[str, typer.Argument(help="The study: jain2024 (mechanisms), huang2024 (Vaccine), qi2024 (risk levels).")],
     scale: Annotated[str, typer.Option(help="nano, cpu, small or paper; with --base: demonstration or paper-7b.")] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="How many worlds: seeds 0, 1, ...")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="How many worlds: seeds 0, 1, ...")] = 3,
     part: Annotated[str, typer.Option(help="huang2024: core, or all.")] = "all",
     only: Annotated[str, typer.Option(help="Parts, with commas: fig3,soft ... Default: all.")] = "",
     base: Annotated[str | None, typer.Option(help="A real model: jain2024 needs --aligned beside it, the others align it.")] = None,

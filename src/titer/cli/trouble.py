@@ -28,6 +28,7 @@ KNOWN = {  # what the system's code means, and what to do about it
     errno.EROFS: ("the folder is read-only", RIGHT),
     errno.EACCES: ("permission denied", RIGHT),
     errno.EPERM: ("permission denied", RIGHT),
+    errno.ENOTDIR: ("a file stands where a folder is meant", RIGHT),
     errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
 }
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 class TiterError(Exception):
     """A mistake or an obstacle that its reader can mend.
 
+    Each gives `expected` or `next_step`: where what to give instead is said plainly, that is the next step.
     `status` is the exit status of the command line: 2 for wrong input, 1 for a run that failed.
     """
 

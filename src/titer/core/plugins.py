@@ -61,7 +61,7 @@ def plugin(package: str, name: str, base: type[T]) -> type[T]:
     if len(found) != 1:
         raise TiterError(f"{visible(name, 80)} defines {len(found)} classes derived from {base.__name__}", expected="exactly one")
     if missing := sorted(getattr(found[0], "__abstractmethods__", ())):
-        raise TiterError(f"{visible(name, 80)}: {found[0].__name__} does not define {', '.join(missing)}")
+        raise TiterError(f"{visible(name, 80)}: {found[0].__name__} does not define {', '.join(missing)}", next_step="define them.")
     return found[0]
 
 
@@ -76,14 +76,17 @@ def _from_file(file: Path) -> ModuleType:
     name = f"titer_file_{digest(str(file.resolve()))}.{file.stem}"  # its own: no other module of that stem is touched
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise TiterError(f"{file.name} is no Python module")
+        raise TiterError(f"{file.name} is no Python module", expected="a .py file")
     loaded = importlib.util.module_from_spec(spec)
     sys.modules[name] = loaded  # pydantic resolves annotations through it
     try:
         spec.loader.exec_module(loaded)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise TiterError(f"{file.name} does not load: {type(error).__name__}: {visible(str(error), 160)}") from error
+        raise TiterError(
+            f"{file.name} does not load: {type(error).__name__}: {visible(str(error), 160)}",
+            next_step="mend that file, then run the same command again.",
+        ) from error
     return loaded
 
 

@@ -148,7 +148,11 @@ def _check(space: Space, trials: int, first: Sequence[Settings]) -> None:
 def _found(rows: Sequence[tuple[Settings, float]]) -> Found:
     judged = [place for place, (_, value) in enumerate(rows) if math.isfinite(value)]
     if not judged:
-        raise TiterError(f"no trial of {len(rows)} could be judged: there is no worst one", status=1)
+        raise TiterError(
+            f"no trial of {len(rows)} could be judged: there is no worst one",
+            next_step="look at the answers, or give another judge.",
+            status=1,
+        )
     worst, value = rows[max(judged, key=lambda place: rows[place][1])]
     table = pd.DataFrame([{"trial": place, **settings, "value": value} for place, (settings, value) in enumerate(rows, start=1)])
     return Found(table, dict(worst), value)

@@ -171,7 +171,7 @@ def _parsed(name: str, text: str, line: int = 0) -> Any:
     except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, nesting without end
         at = f"line {line or getattr(error, 'lineno', 1)}, column {getattr(error, 'colno', 1)}"
         why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", "a number with too many digits")
-        raise TiterError(f"{name}, {at}: not JSON ({why})") from None
+        raise TiterError(f"{name}, {at}: not JSON ({why})", next_step="mend that line, or save the file again.") from None
     if twice:
         raise _twice(f"{name}, line {line}" if line else name, twice[0])
     return found

@@ -132,7 +132,9 @@ def _started() -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
     except OSError as error:
-        raise TiterError(f"the process that renders chat templates does not start: {error.strerror}", status=1) from None
+        raise TiterError(
+            f"the process that renders chat templates does not start: {error.strerror}", next_step="titer doctor", status=1
+        ) from None
     if child.stdout.readline() != b"ready\n":  # type: ignore[union-attr]
         _end(child)
         raise TiterError("the process that renders chat templates does not start", next_step="titer doctor", status=1)

@@ -66,7 +66,7 @@ def _table(name: str, body: bytes, form: str) -> Rows:
         said = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
         features = said["info"]["features"] if isinstance(said, dict) and "info" in said else {}
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise TiterError(f"{name}: not a readable {form} file ({visible(str(error), 120)})") from None
+        raise TiterError(f"{name}: not a readable {form} file ({visible(str(error), 120)})", next_step="fetch or save it again.") from None
     return named(features if isinstance(features, Mapping) else {}, rows, name)
 
 

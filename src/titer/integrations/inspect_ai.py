@@ -83,7 +83,7 @@ def evaluate(
         )
     except Exception as error:  # a task's file is the user's own code, and inspect_ai says with errors of its own what it cannot do
         told = visible(f"{type(error).__name__}: {getattr(error, 'message', error)}", 300)
-        raise TiterError(f"inspect_ai could not run the task: {told}", status=1) from error
+        raise TiterError(f"inspect_ai could not run the task: {told}", next_step="mend the task's file.", status=1) from error
     return found
 
 

@@ -76,7 +76,11 @@ def evaluate(
                 fewshot_as_multiturn=chat,
             )
         except (AssertionError, ValueError) as error:  # how the harness tells what a task or a model cannot do
-            raise TiterError(f"lm-eval stopped: {visible(str(error) or type(error).__name__, 300)}", status=1) from error
+            raise TiterError(
+                f"lm-eval stopped: {visible(str(error) or type(error).__name__, 300)}",
+                next_step="check the task and its settings.",
+                status=1,
+            ) from error
     return _table(found)
 
 

@@ -158,7 +158,10 @@ def opened(checkpoint: Checkpoint) -> tuple[Any, Any]:
             output_loading_info=True,
         )
     except Exception as error:  # noqa: BLE001  transformers raises whatever a wrong value leads it to
-        raise TiterError(f"{checkpoint.label} opens as no classifier: {visible(f'{type(error).__name__}: {error}', 200)}") from None
+        raise TiterError(
+            f"{checkpoint.label} opens as no classifier: {visible(f'{type(error).__name__}: {error}', 200)}",
+            next_step="give a classifier that transformers opens.",
+        ) from None
     wrong = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
     if wrong:  # transformers would fill them with random numbers
         raise TiterError(f"{checkpoint.label} has no weights for {visible(wrong[0], 100)}", expected="a trained classifier")

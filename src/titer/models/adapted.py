@@ -24,6 +24,7 @@ from titer.core.config import Record, build, digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import sha256_of
 from titer.models.stored import ADAPTER, names, read_json, shape, tensor_of
+from titer.models.tried import ends
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
@@ -222,7 +223,9 @@ def _stored_as(parameter: str, base: Shapes) -> str:
 
 def _pattern(patterns: Mapping[str, object], module: str) -> str:
     """The first pattern that a module's name ends with, as peft matches them."""
+    if wild := next((key for key in patterns if not ends(key)), ""):
+        raise TiterError(f"{CONFIG} has a pattern that may go on without end ({visible(wild, 120)})", next_step=MERGED)
     try:
         return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), "")
     except re.error as error:
-        raise TiterError(f"{CONFIG} has a pattern that is no regular expression ({visible(str(error), 120)})") from None
+        raise TiterError(f"{CONFIG} has a pattern that is no regular expression ({visible(str(error), 120)})", next_step=MERGED) from None

@@ -194,7 +194,7 @@ class Sites:
             raise TiterError(f"site {site}: the model has {self.layers} layers", expected=f"{kind}[0] to {kind}[{self.layers - 1}]")
         if not self.layers or kind in self.blocks[i].lacking:
             reason = self.blocks[i].lacking[kind] if self.layers else self.lacking[kind]
-            raise TiterError(f"this model has no {kind}[{i}]: {reason}")
+            raise TiterError(f"this model has no {kind}[{i}]: {reason}", next_step="name another site.")
         return kind, i
 
 

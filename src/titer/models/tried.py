@@ -54,7 +54,7 @@ def _tried(file: Path, size: int, changed: int) -> None:
     """Once for a file; `size` and `changed` (ns) tell it from what stood there before."""
     read = file.read_bytes()
     patterns = [found.decode(errors="replace") for found in PATTERN.findall(read)]
-    if all(map(_ends, patterns)) and read.count(b'"Replace"') <= len(REPLACED.findall(read)) and not SPELT.search(read):
+    if all(map(ends, patterns)) and read.count(b'"Replace"') <= len(REPLACED.findall(read)) and not SPELT.search(read):
         return
     try:
         done = subprocess.run(
@@ -82,7 +82,7 @@ def _fails(file: Path, how: str) -> TiterError:
     )
 
 
-def _ends(pattern: str) -> bool:
+def ends(pattern: str) -> bool:
     """Whether a pattern's matching is short by its form: no repeated group, no reference back, few unbounded repeats in an alternative."""
     bare = re.sub(r"\\\\.|\\[^1-9]", "e", pattern)
     if re.search(r"\\\\?[1-9]", bare):

@@ -50,7 +50,10 @@ def gradient_norms(lm: LM, rows: list[list[int]]) -> torch.Tensor:
     try:
         logits = lm.model(**inputs, use_cache=False, logits_to_keep=1).logits
     except (AttributeError, TypeError, ValueError, NotImplementedError) as error:  # some route or embed by the tokens' numbers
-        raise TiterError(f"{type(lm.model).__name__} does not run on embeddings alone: {visible(str(error), 120)}") from None
+        raise TiterError(
+            f"{type(lm.model).__name__} does not run on embeddings alone: {visible(str(error), 120)}",
+            next_step="leave the sensitivity out.",
+        ) from None
     (gradient,) = torch.autograd.grad(logits[:, -1].float().amax(1).sum(), embedded)
     before = gradient[:, :-1].float() * mask[:, :-1, None]
     return torch.linalg.vector_norm(before, dim=(1, 2)).cpu()

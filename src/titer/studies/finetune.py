@@ -8,6 +8,7 @@ so a user's example is seen as often with safety data as without. On real text t
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -155,8 +156,7 @@ def _enough(counts: dict[str, int], usable: dict[str, int], examples: int, ratio
 
 def _most(usable: dict[str, int], examples: int, ratio: float) -> int:
     """The largest number of examples below `examples` that the benign and the harmful rows suffice for."""
-    fits = (n for n in range(examples - 1, 0, -1) if all(count <= usable.get(role, 0) for role, count in _split(n, ratio).items()))
-    return next(fits, 1)
+    return max(1, bisect(range(examples), False, key=lambda n: any(k > usable.get(role, 0) for role, k in _split(n, ratio).items())) - 1)
 
 
 def finetune_stage(mixed: Mixed, how: How, epochs: int, keep: Sequence[int] = ()) -> Stage:

@@ -70,7 +70,7 @@ def directions(found: Ends, safe: int, prompts: str) -> refusal_direction.Refusa
     """The refusal directions of one model, from its kept activations; `prompts` is the prompts' key."""
     layers = sum(name.startswith("resid[") for name in found)
     if not layers:
-        raise TiterError("this model's stream is not one vector a token")
+        raise TiterError("this model's stream is not one vector a token", expected="a decoder of one stream")
     return refusal_direction.of_activations([found[f"resid[{i}]"] for i in range(layers)], safe, prompts)
 
 

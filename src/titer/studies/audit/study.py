@@ -254,7 +254,7 @@ class Within:
 
 def _had(found: Mapping[str, T], name: str, what: str) -> T:
     if name not in found:
-        raise TiterError(f"it needs the {what} of {name}, which could not be measured")
+        raise TiterError(f"it needs the {what} of {name}, which could not be measured", next_step="see what is said of that part.")
     return found[name]
 
 

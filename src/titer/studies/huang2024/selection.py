@@ -41,7 +41,7 @@ class Chosen(NamedTuple):
 def selection(s: Subject, parts: Collection[str]) -> Chosen:
     """What the parts need chosen. Errors: a subject of another seed than the selection's, a base that did not learn its task."""
     if s.seed != SELECTION_SEED:
-        raise TiterError(f"rho is chosen on seed {SELECTION_SEED}, not on {s.seed}")
+        raise TiterError(f"rho is chosen on seed {SELECTION_SEED}, not on {s.seed}", expected="its own seed")
     if told := unlearned(state(s, s.base, s.base, 0)):
         raise TiterError(f"seed {SELECTION_SEED}, which chooses rho: {told}", next_step="give the base more steps.", status=1)
     rho, trials = radius(s)
