@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,3 +177,26 @@ def test_control_codes_in_names_do_not_reach_the_terminal(titer: Titer, here: Pa
         assert "\x1b" not in text
         assert "\x07" not in text
     assert "\\x1b[31m" in found.out
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"])
+def test_an_environment_in_which_the_hub_does_not_import_is_told(
+    wrong: Callable[..., str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "-x")
+    assert f"{name} is '-x'. Expected: a whole number of seconds. Next: unset {name}." in wrong("list")
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "told"),
+    [
+        ({"PYTHONOPTIMIZE": "2"}, 2, "which transformers needs. Next: unset it"),
+        ({"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, 0, r"\u2192"),
+        ({"PYTHONIOENCODING": "latin-1"}, 0, r"\u2192"),
+    ],
+)
+def test_any_terminal_and_python_is_served_or_told(settings: dict[str, str], status: int, told: str) -> None:
+    command = "from titer.cli import app, main; app.command('arrow')(lambda: print(chr(0x2192))); main()"
+    done = subprocess.run([sys.executable, "-c", command, "arrow"], env=os.environ | settings, capture_output=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert told.encode() in done.stdout + done.stderr

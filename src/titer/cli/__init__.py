@@ -15,7 +15,7 @@ from titer.cli.report import report
 from titer.cli.runs import runs_
 from titer.cli.studies import demo, study
 from titer.cli.training import align, finetune
-from titer.cli.trouble import INTERRUPTED, fail, file_trouble, os_message
+from titer.cli.trouble import INTERRUPTED, check_surroundings, fail, file_trouble, os_message
 from titer.core.errors import TiterError, visible
 
 # Before torch is imported: OpenMP's threads spin a little, then sleep. Left to spin for ever (the default) they stall each
@@ -53,6 +53,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def main() -> None:
     """Run the command line; every foreseen trouble is one clear message."""
     try:
+        check_surroundings()
         app()
     except TiterError as error:
         fail(str(error), error.status)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import re
 import sys
 from typing import NoReturn
@@ -10,9 +12,24 @@ from typing import NoReturn
 import typer
 
 from titer.cli.output import plain
-from titer.core.errors import visible
+from titer.core.errors import TiterError, visible
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
+NUMBERS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")  # huggingface_hub does not import with anything else in them
+
+
+def check_surroundings() -> None:
+    """Make the terminal take any letter, spelt out where it has none. Errors: an environment in which libraries do not import."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for name in NUMBERS:
+        if (said := os.environ.get(name)) and not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", said):
+            raise TiterError(f"{name} is {visible(said, 60)!r}", expected="a whole number of seconds", next_step=f"unset {name}.")
+    if sys.flags.optimize > 1:
+        raise TiterError("PYTHONOPTIMIZE=2 (or -OO) takes out docstrings, which transformers needs", next_step="unset it.")
 
 
 def file_trouble(error: Exception) -> int | None:
