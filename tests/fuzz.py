@@ -21,6 +21,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,11 @@ def json_changed(text: str, rng: random.Random) -> str:
         if rng.random() < 0.2:
             del holder[path[-1]]
         elif isinstance(holder, dict) and rng.random() < 0.1:
-            holder[rng.choice(("x", "auto_map", "text_config", "quantization_config", "rope_scaling", "layer_types"))] = rng.choice(VALUES)
+            holder[rng.choice(("x", "auto_map", "text_config", "quantization_config", "rope_scaling", "layer_types"))] = deepcopy(
+                rng.choice(VALUES)
+            )
         else:
-            holder[path[-1]] = rng.choice(VALUES)
+            holder[path[-1]] = deepcopy(rng.choice(VALUES))
     return json.dumps(said)
 
 
@@ -224,17 +227,16 @@ def child(place: Path, kind: str, seed: int, said: Path) -> None:
     """One try in a process of its own; what it prints goes to `said`."""
     os.setsid()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    os.chdir(place)
-    said.touch()
-    command = KINDS[kind](random.Random(seed))
     out = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    sys.argv = ["titer", *(command.split("\x01") if "\x01" in command else command.split())]
-    Path("../command").write_text(repr(sys.argv))
     status = 70
     try:
+        os.chdir(place)
+        command = KINDS[kind](random.Random(seed))
+        sys.argv = ["titer", *(command.split("\x01") if "\x01" in command else command.split())]
+        Path("../command").write_text(repr(sys.argv))
         cli.main()
         status = 0
     except SystemExit as stop:
@@ -292,6 +294,8 @@ def main() -> None:
             kind = list(KINDS)[seed % len(KINDS)]
             found = verdict(place, kind, seed, said, asked.limit)
             counts[f"{kind}: {found}"] += 1
+            if counts.total() % 500 == 0:
+                print(json.dumps(counts), flush=True)
             if asked.show:
                 print(found, kind, seed, Path(folder, "command").read_text()[:200], said.read_text(errors="replace")[-300:], flush=True)
             if found in ("traceback", "over time", "no next step"):
