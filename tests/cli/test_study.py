@@ -24,7 +24,7 @@ Wrong = Callable[..., str]
         (("huang2024", "--scale", "nan"), ("unknown scale 'nan'", "nano")),
         (("huang2024", "--only", "tabel6"), ("unknown part 'tabel6'", "table6")),
         (("huang2024", "--part", "cor"), ("unknown part of the study 'cor'", "core")),
-        (("huang2024", "--seeds", "101"), ("seed 100 chooses rho", "fewer seeds")),
+        (("huang2024", "--seeds", "101"), ("--seeds", "100")),
         (("huang2024", "--data", "d.csv"), ("--data and --prompts belong to real models", "--base")),
         (("huang2024", "--alpha", "4"), ("--alpha do not belong here", "titer study --help")),
         (("huang2024", "--base", "m", "--aligned", "m"), ("huang2024 aligns a base itself", "--base alone")),

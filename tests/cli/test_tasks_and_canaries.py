@@ -121,7 +121,7 @@ def test_questions_of_fact_are_a_task_everywhere(titer: Titer, here: Path) -> No
     assert {row["n"] for row in found["rates"]} == {7}
     assert titer("finetune", "m", *data, "--examples", "7", "--epochs", "1", "--dry-run", "--json").json["counts"]["benign"] == 7
     audit = titer("audit", "m", "--data", "d.csv", "--capability", "questions:facts.jsonl", "--contexts", "--dry-run", "--json").json
-    assert audit["answers"] == f"at most {48 * (16 + 3 * 7)} new tokens"
+    assert audit["answers"] == f"at most {48 * (16 + 8 + 3 * 7)} new tokens"  # the 8 unsafe prompts again, begun
     (here / "plain.csv").write_text("prompt,comply\na b,c d\n", encoding="utf-8")
     assert titer("evaluate", "m", "--data", "plain.csv", "--judge", "contains", *QUICK).status == 0
     assert "contains" in titer("list", "judges").out

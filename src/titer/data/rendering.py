@@ -80,8 +80,6 @@ class Child:
         with self._lock:
             whole, why = self._reply(line)
             if not whole and not why:
-                if self._running is not None:
-                    _end(self._running)  # it is dead or dying: until it is gone it would be asked again
                 whole, why = self._reply(line)
         if not whole:
             raise _stopped(why or "it broke the process that runs it")
@@ -90,7 +88,10 @@ class Child:
 
     def _reply(self, line: bytes) -> tuple[bytes, str]:
         """The child's line, or b"" and why it was killed ("": nobody here did)."""
-        if self._running is None or self._running.poll() is not None:
+        if self._running is not None and self._running.poll() is not None:
+            _end(self._running)  # it died between two requests: its pipes are closed
+            self._running = None
+        if self._running is None:
             self._running = _started()
         child, done, why, whole = self._running, threading.Event(), list[str](), b""
         watch = threading.Thread(target=_watched, args=(child, done, why), daemon=True)
