@@ -23,7 +23,7 @@ from titer.data.world import World
 from titer.evaluate import judged, rates, sample
 from titer.integrations import inspect_ai as bridge
 from titer.integrations.inspect_log import write_log, write_logs
-from titer.judges.base import Judge, Verdict
+from titer.judges.base import UNJUDGED, Judge, Verdict
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import Completion, Decoding
 from titer.workbench import Model, Workbench
@@ -106,7 +106,7 @@ def test_a_log_holds_every_sample_score_and_rate(ending: str, verdicts: pd.DataF
     expected = {f"{r.kind} {r.outcome}": (r.rate, r.low, r.high, r.n) for r in rates(verdicts).itertuples() if r.n}
     got = {name: (m.value, m.metadata["low"], m.metadata["high"], m.metadata["n"]) for name, m in score.metrics.items()}
     assert got == {name: pytest.approx(values) for name, values in expected.items()}
-    assert [name for name in got if name.startswith("unjudged")] == ["unjudged could_not_judge"]  # no rate of nothing
+    assert [name for name in got if name.startswith("unjudged")] == [f"unjudged {outcome}" for outcome in UNJUDGED]  # no rate of nothing
     assert got["unsafe refused"][3] == len(verdicts[(verdicts.kind == "unsafe") & (verdicts.outcome != "could_not_judge")])
 
 
