@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from titer.core.config import Record
 from titer.core.errors import TiterError, unknown, visible
-from titer.data.encode import begin_ids, check_length, end_id, pad, prompt_ids, prompt_texts
+from titer.data.encode import begin_ids, check_length, end_id, pad, prompt_ids
 from titer.data.example import positions
 from titer.data.templates import think
 from titer.data.thoughts import opened, thinks
@@ -36,6 +36,7 @@ from titer.models.words import completed
 __all__ = ["Completion", "Decoding"]  # of rooms.py
 Progress = Callable[[int, int], None]
 SHORT_WINDOW = 256
+LAST = 64  # tokens, among which a template opens a thought
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
@@ -178,7 +179,8 @@ class LM:
 
         Errors: one that leaves no room in the window for what is asked for and `more` tokens.
         """
-        heads, marks = prompt_ids(self.tokenizer, prompts), [opened(text) for text in prompt_texts(self.tokenizer, prompts)]
+        heads = prompt_ids(self.tokenizer, prompts)
+        marks = [opened(self.tokenizer.decode(head[-LAST:])) for head in heads]
         ids, found = heads, list[str | None](marks)
         if prefixes is not None:
             begins = begin_ids(self.tokenizer, prefixes, marks)
