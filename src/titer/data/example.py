@@ -81,6 +81,9 @@ class Source(Protocol):
     def examples(self, indices: Indices) -> list[Example]:
         """The examples at `indices`."""
 
+    def __hash__(self) -> int:
+        """Of what the source is: chunks of an endless one are kept by it."""
+
     def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
         """The examples at `indices` as tokens with the chosen answer's labels, right-padded."""
 

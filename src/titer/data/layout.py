@@ -150,20 +150,21 @@ def render(world: World, requests: Requests) -> list[Example]:
     """
     whole, prompt, used = sequences(world, requests, refuse=False)
     null, _, null_used = sequences(world, requests, refuse=True)
-    names, end = np.asarray(world.words), v.STOP if world.slots == 2 else v.EOS
+    word, end = tuple(world.words).__getitem__, v.STOP if world.slots == 2 else v.EOS
     harmful = np.broadcast_to(np.asarray(requests.harmful), len(requests)).tolist()
+    complied, refused, asked, used, null_used = (array.tolist() for array in (whole, null, prompt, used, null_used))  # lists read faster
 
-    def text(row: Ints, first: int, last: int) -> str:
-        return " ".join(names[row[first : last - (row[last - 1] == end)]])
+    def text(row: list[int], first: int, last: int) -> str:
+        return " ".join(map(word, row[first : last - (row[last - 1] == end)]))
 
-    def answer(row: Ints, first: int, last: int) -> str | None:
+    def answer(row: list[int], first: int, last: int) -> str | None:
         return text(row, first, last) if last > first else None
 
     return [
         Example(
-            prompt=text(whole[i], 0, prompt[i]),
-            comply=answer(whole[i], prompt[i], used[i]),
-            refuse=answer(null[i], prompt[i], null_used[i]),
+            prompt=text(complied[i], 0, asked[i]),
+            comply=answer(complied[i], asked[i], used[i]),
+            refuse=answer(refused[i], asked[i], null_used[i]),
             harmful=harmful[i],
             kind=requests.kind,
             source=f"world {world.seed}" if requests.grammar is None else f"world {world.seed} grammar {requests.grammar[i]}",

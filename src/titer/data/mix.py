@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -52,9 +53,10 @@ def _pick(source: Source, count: int, seed: int, seen: set[str]) -> tuple[int, .
     start = 0
     while len(picked) < count and (order is None or start < len(order)):
         places = np.arange(start, start + CHUNK) if order is None else order[start : start + CHUNK]
-        for place, example in zip(places, source.examples(places), strict=True):
-            if example.prompt not in seen and len(picked) < count:
-                seen.add(example.prompt)
+        asked = _endless(source, start) if order is None else [e.prompt for e in source.examples(places)]
+        for place, prompt in zip(places, asked, strict=True):
+            if prompt not in seen and len(picked) < count:
+                seen.add(prompt)
                 picked.append(int(place))
         start += CHUNK
         if start > 1000 * (count + CHUNK):  # an endless source that repeats itself
@@ -62,3 +64,9 @@ def _pick(source: Source, count: int, seed: int, seen: set[str]) -> tuple[int, .
     if len(picked) < count:
         raise TiterError(f"only {len(picked)} distinct prompts where {count} were asked for", next_step="lower the count.")
     return tuple(picked)
+
+
+@lru_cache(maxsize=64)
+def _endless(source: Source, start: int) -> tuple[str, ...]:
+    """A chunk's prompts of an endless source, which every mix of it passes over from the first on."""
+    return tuple(e.prompt for e in source.examples(np.arange(start, start + CHUNK)))
