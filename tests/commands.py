@@ -146,6 +146,8 @@ def repeated(name: str, count: int, one: Callable[[str, Path, random.Random], in
         found = one(command, trial.folder / f"{name}{tries}", rng)
         done[command] += 1 if found is None else found
         tries += 1
+        if tries % 10 == 0:
+            print(f"{name}: {done.total()} of {count} so far", flush=True)
     print(f"{name}: {dict(done)}, {tries} results equal to the undisturbed ones", flush=True)
     return done
 

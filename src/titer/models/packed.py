@@ -1,4 +1,6 @@
-"""Weights packed by FP8, bitsandbytes, GPTQ and AWQ, dequantised by the formulas that their libraries publish: those run on GPUs alone.
+"""Weights packed by FP8, bitsandbytes, GPTQ and AWQ, dequantised by the formulas that their libraries publish.
+
+Those libraries need not be there: most of them run on GPUs alone (bitsandbytes has a build for CPUs too), the formulas anywhere.
 
 FP8 (DeepSeek, Qwen; AutoFP8)  W = q scale, a scale a block or a tensor. Source: DeepSeek-V3, weight_dequant; transformers, finegrained_fp8.
 bitsandbytes 8 bit             W = q SCB / 127, SCB a row. Source: bitsandbytes, int8_vectorwise_dequant.
