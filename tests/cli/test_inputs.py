@@ -135,6 +135,16 @@ def test_a_prompt_longer_than_the_window_is_told(wrong: Wrong, here: Path) -> No
     assert not (here / "runs").exists()
 
 
+@pytest.mark.parametrize("command", ["evaluate", "audit"])
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_answers_longer_than_the_window_are_told_by_a_dry_run_as_by_the_run(wrong: Wrong, here: Path, command: str, dry: list[str]) -> None:
+    message = wrong(command, "m", "--data", "d.csv", "--max-new-tokens", "1000", *dry)
+    assert "with 1000 new tokens" in message
+    assert "longer than the model's window of 64" in message
+    assert "give a smaller --max-new-tokens" in message
+    assert not (here / "runs").exists()
+
+
 @pytest.mark.parametrize("label", ["safe", "unsafe"])
 def test_an_audit_of_one_class_is_told(wrong: Wrong, here: Path, label: str) -> None:
     (here / "one.csv").write_text("prompt,label\n" + "".join(f"{c},{label}\n" for c in LETTERS), encoding="utf-8")

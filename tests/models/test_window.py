@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.models.families import SUPPORTED
+from titer.attacks.base import Attempt
 from titer.core.errors import TiterError
-from titer.data.example import Part, Stream
+from titer.data.example import Example, Part, Stream
 from titer.data.sources import TextData, read_text
 from titer.data.world import World
 from titer.models.checkpoint import Checkpoint, open_checkpoint
-from titer.models.lm import LM, Architecture, check_room, load
+from titer.models.lm import LM, Architecture, load
+from titer.studies.room import Room
 from titer.studies.tuning import check_window, cut_to
+from titer.workbench import Model
 
 
 def bloom(world: World) -> LM:
@@ -33,6 +36,12 @@ def configured(folder: Path, **values: object) -> Checkpoint:
     return Checkpoint(path=folder)
 
 
+def with_room_for(checkpoint: Checkpoint, prompt: str, tokens: int) -> None:
+    """Refuses a prompt that leaves no room for so many new tokens."""
+    example = Example(prompt=prompt, comply=None, refuse=None, harmful=True, kind="unsafe", source="")
+    Room(Model("m", "m", checkpoint)).new("unsafe", [Attempt(example)], tokens, "give a smaller --max-new-tokens")
+
+
 def stream(data: TextData) -> dict[str, Stream]:
     return {"train": Stream(parts=(Part(source=data, answer="comply", picked=tuple(range(data.size))),), seed=0, pool=data.size)}
 
@@ -49,7 +58,7 @@ def test_a_model_that_states_none_has_none(world: World, tmp_path: Path) -> None
     checkpoint = open_checkpoint(tmp_path / "m")
     assert checkpoint.window is None
     assert load(checkpoint).window is None
-    check_room(checkpoint, ["a " * 3000], 3000)
+    with_room_for(checkpoint, "a " * 3000, 3000)
 
 
 def test_it_is_found_where_a_family_keeps_it(tmp_path: Path) -> None:
@@ -79,4 +88,4 @@ def test_a_row_beyond_it_is_refused_before_anything_is_trained_or_asked(name: st
     with pytest.raises(TiterError, match=r"--longest 5000 is more than the model's window of 64.*give 64 or less"):
         cut_to(rows, 5000, checkpoint)
     with pytest.raises(TiterError, match="longer than the model's window of 64"):
-        check_room(checkpoint, ["a b c"], 64)
+        with_room_for(checkpoint, "a b c", 64)

@@ -388,11 +388,3 @@ def read_tokenizer(checkpoint: Checkpoint) -> Any:
             next_step="merge it where it was trained (peft: merge_and_unload, then save_pretrained) and give that folder.",
         )
     return think(completed(tokenizer, checkpoint.tokenizer_folder or checkpoint.path, checkpoint.config), checkpoint.thinking)
-
-
-def check_room(checkpoint: Checkpoint, prompts: Sequence[str], room: int, thinking: int | None = None) -> None:
-    """Refuse prompts that leave no room for `room` more tokens in a checkpoint's window, and `thinking` besides where it thinks."""
-    window, tokenizer = checkpoint.window, read_tokenizer(checkpoint)
-    room += thinking if thinking and thinks(tokenizer) else 0
-    for prompt, ids in zip(prompts, prompt_ids(tokenizer, prompts) if prompts else [], strict=True):
-        check_length(len(ids) + room, window, prompt)

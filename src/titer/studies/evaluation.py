@@ -11,11 +11,12 @@ import pandas as pd
 from titer.attacks.base import Attack, Attempt
 from titer.data.sources import TextData
 from titer.judges.base import Judge
-from titer.models.lm import Decoding, check_room
+from titer.models.lm import Decoding
 from titer.report import charts
 from titer.report.html import Figure, Report, Tile, write_report
 from titer.studies import tables
 from titer.studies.attacking import attacked
+from titer.studies.room import Room
 from titer.workbench import Model, Workbench
 
 BATCH = 32
@@ -29,14 +30,28 @@ def sets_of(data: TextData, prompts: int | None, attack: tuple[str, Attack] | No
     return {kind: attempts for kind, attempts in sets.items() if attempts}
 
 
+def fitting(model: Model, sets: dict[str, list[Attempt]], decoding: Decoding, thinking: int | None = None) -> None:
+    """Errors: the first prompt with no room in the model's window for its answer, and for `thinking` more where the model thinks."""
+    room = Room(model)
+    for kind, attempts in sets.items():
+        room.new(kind, attempts, decoding.max_new_tokens, "give a smaller --max-new-tokens", thinking)
+
+
 def evaluate_model(
-    bench: Workbench, model: Model, data: TextData, judge: Judge, decoding: Decoding, prompts: int | None, attack: tuple[str, Attack] | None
+    bench: Workbench,
+    model: Model,
+    data: TextData,
+    judge: Judge,
+    decoding: Decoding,
+    prompts: int | None,
+    attack: tuple[str, Attack] | None,
+    thinking: int | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(verdicts, rates) of one model on the file's prompts."""
+    """(verdicts, rates) of one model on the file's prompts. Errors: as `fitting` has them."""
     sets = sets_of(data, prompts, attack)
+    fitting(model, sets, decoding, thinking)
     if attack and attack[0] in sets:
         sets[attack[0]] = attacked(data, prompts, attack).on(bench, model)
-    check_room(model.checkpoint, [a.example.prompt for attempts in sets.values() for a in attempts], decoding.max_new_tokens)
     verdicts = tables.verdict_table(bench, [model], sets, judge, decoding, BATCH)
     return verdicts, tables.rate_table(verdicts)
 

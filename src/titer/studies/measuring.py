@@ -21,7 +21,7 @@ from titer.data.thoughts import thinks
 from titer.models.compatible import passed_over, system_notes
 from titer.models.fast import engine_told
 from titer.models.fetch import resolve
-from titer.models.lm import Decoding, check_room, read_tokenizer
+from titer.models.lm import Decoding, read_tokenizer
 from titer.models.rooms import thinking_room
 from titer.report.places import report_folder
 from titer.studies import attacking, evaluation, tuning
@@ -102,8 +102,9 @@ class Plan(NamedTuple):
 
 
 def planned(order: Order, ready: Prepared) -> Plan:
-    """What would run, before anything does."""
+    """What would run, before anything does. Errors: a prompt with no room for its answer."""
     sets, most = evaluation.sets_of(ready.text, order.prompts, ready.attack), ready.decoding.max_new_tokens
+    evaluation.fitting(ready.subject, sets, ready.decoding, order.max_thinking_tokens)
     attempts = [attempt for one in sets.values() for attempt in one]
     bills = ready.judges.bills(at_longest(attempts, most))
     tokens = ready.decoding.most(thinks(read_tokenizer(ready.subject.checkpoint)))
@@ -115,10 +116,9 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
     runs, judge = bench.store.root, ready.judges.judge
     unrun = passed_over(ready.subject.name, ready.subject.checkpoint)
     placed = system_notes([ready.subject.checkpoint], ready.system)
-    if order.max_thinking_tokens:
-        prompts = [row[0] for row in ready.text.rows]
-        check_room(ready.subject.checkpoint, prompts, ready.decoding.max_new_tokens, order.max_thinking_tokens)
-    verdicts, rates = evaluation.evaluate_model(bench, ready.subject, ready.text, judge, ready.decoding, order.prompts, ready.attack)
+    verdicts, rates = evaluation.evaluate_model(
+        bench, ready.subject, ready.text, judge, ready.decoding, order.prompts, ready.attack, order.max_thinking_tokens
+    )
     bench.release()  # a second judge may load a model of its own
     how = {
         "judge": order.judge,

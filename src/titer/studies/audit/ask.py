@@ -29,7 +29,7 @@ from titer.judges.base import Judge
 from titer.models.checkpoint import Checkpoint
 from titer.models.compatible import system_notes, thinking_notes
 from titer.models.fetch import resolve
-from titer.models.lm import Decoding, check_room
+from titer.models.lm import Decoding
 from titer.models.rooms import thinking_room
 from titer.studies.attacking import Attacked, attacked
 from titer.studies.attacking import chosen as chosen_attack
@@ -38,6 +38,8 @@ from titer.studies.audit.roles import Audited, audited, reading_notes
 from titer.studies.audit.study import Question
 from titer.studies.judging import chosen
 from titer.studies.landscape import Landscape
+from titer.studies.room import Room
+from titer.studies.tables import direct
 from titer.studies.tuning import read_data
 from titer.workbench import fingerprint
 
@@ -152,9 +154,9 @@ def prepared(order: Order, opened: dict[str, Checkpoint] | None = None) -> Prepa
         checked=bool(order.trained),
     )
     if order.max_thinking_tokens:
+        attempts, less = direct([*question.safe, *question.unsafe]), "give a smaller --max-thinking-tokens"
         for one in found.models:
-            prompts_asked = [e.prompt for e in (*question.safe, *question.unsafe)]
-            check_room(one.checkpoint, prompts_asked, question.decoding.max_new_tokens, order.max_thinking_tokens)
+            Room(one).new("safe or unsafe", attempts, question.decoding.max_new_tokens, less, order.max_thinking_tokens)
     known.told += reading_notes(found, [e.prompt for e in (*question.safe, *question.unsafe)])
     known.told += system_notes([model.checkpoint for model in found.models], system)
     known.told += thinking_notes([model.checkpoint for model in found.models])

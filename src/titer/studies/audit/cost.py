@@ -17,7 +17,7 @@ from titer.probes import choices
 from titer.studies import landscape as landscapes
 from titer.studies.audit import gate
 from titer.studies.audit.roles import Audited
-from titer.studies.audit.study import Question
+from titer.studies.audit.study import Question, check
 from titer.studies.judging import at_longest
 
 GRIDS = {  # of landscapes.price: the names of a grid and of its judging
@@ -30,7 +30,8 @@ PROBING = 8  # forward passes' worth a model: clusters and their control, activa
 def audit_cost(
     found: Audited, asked: Question, settings: landscapes.Landscape | None, bf16: bool = False, limits: Sequence[Limit] = ()
 ) -> dict[str, object]:
-    """Counts and operations of the whole audit, in words."""
+    """Counts and operations of the whole audit, in words. Errors: as `check` has them, which the audit begins with."""
+    check(found.models, asked, settings)
     first = found.models[0].checkpoint
     parameters = sum(math.prod(shape) for shape, _ in shapes_of(first).values())
     tokenizer = read_tokenizer(first)

@@ -26,8 +26,8 @@ from titer.studies.audit import answers, changes, chosen, inside
 from titer.studies.audit.answers import Asked
 from titer.studies.audit.lacking import CHANGE, COLUMNS, TURNING, Lacking, shaped
 from titer.studies.audit.roles import Audited, Change, alike
-from titer.studies.audit.room import Room
 from titer.studies.judging import Judges, Labelled, Review, review
+from titer.studies.room import Room
 from titer.studies.tables import direct, named, rate_table
 from titer.workbench import Model, Workbench, fingerprint
 

@@ -1,6 +1,6 @@
-"""What must fit in a model's window before an audit begins: prompts with their answers, references, questions. L6.
+"""What must fit in a model's window before anything is asked: prompts with their answers, references, questions. L6.
 
-A tokenizer is read, no model: a row that is too long for a measurement late in an audit is told at its start.
+A tokenizer is read, no model: a row that is too long for a measurement late in a run is told at its start.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from titer.core.errors import TiterError, visible
 from titer.data.choices import Question
 from titer.data.encode import answer_ids, prompt_ids
 from titer.data.example import Example
+from titer.data.thoughts import thinks
 from titer.models.lm import read_tokenizer
 from titer.probes import choices
 from titer.workbench import Model
@@ -23,9 +24,12 @@ class Room:
     def __init__(self, model: Model) -> None:
         self._name, self._window, self._reader = model.name, model.checkpoint.window, read_tokenizer(model.checkpoint)
 
-    def new(self, kind: str, attempts: Sequence[Attempt], tokens: int, less: str) -> None:
-        """Room for `tokens` new ones behind every prompt and what its answer begins with; `less` says how to ask for fewer. Errors: the
-        first row without."""
+    def new(self, kind: str, attempts: Sequence[Attempt], tokens: int, less: str, thinking: int | None = None) -> None:
+        """Room for `tokens` new ones behind every prompt and what its answer begins with, and for `thinking` more where the model thinks.
+
+        `less` says how to ask for fewer. Errors: the first row without.
+        """
+        tokens += thinking if thinking and thinks(self._reader) else 0
         examples = [one.example for one in attempts]
         heads = prompt_ids(self._reader, [e.prompt for e in examples]) if examples else []
         lengths = [
