@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from functools import cache
 from pathlib import Path
@@ -41,27 +42,44 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 bundle, CHILD = cache(vl_convert.javascript_bundle), drawing.CHILD
+DRAWINGS: dict[str, str] = {}  # by a chart's name: drawings cost as much as the rest of a page
 
 
-@pytest.fixture(scope="module", autouse=True)
-def drawn_here() -> Iterator[None]:
-    """What draws a page's charts in a child runs in this process, where its engine starts once: it is two seconds of a page.
+def draw(asked: dict[str, Any]) -> dict[str, Any]:
+    """What the child makes of `asked`, made in this process, where its engine starts once: it is two seconds of a page."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(sys, "stdin", io.StringIO(json.dumps(asked)))
+        patch.setattr(vl_convert, "javascript_bundle", bundle)
+        exec(CHILD, {})  # noqa: S102  the product's own
+    return dict(json.loads(out.getvalue()))
 
-    Reports of a whole session (`hostile`, `demo`) are made before, by the child; so is what a test puts in the child's place.
-    """
+
+def draw_once(asked: dict[str, Any]) -> dict[str, Any]:
+    """The same, but a chart whose name was drawn before has that drawing, whatever its numbers: `tests/report` looks at drawings."""
+    made = draw({**asked, "specs": {name: spec for name, spec in asked["specs"].items() if name not in DRAWINGS}})
+    DRAWINGS.update(made["drawings"])
+    return {**made, "drawings": {name: DRAWINGS[name] for name in asked["specs"]}}
+
+
+@contextlib.contextmanager
+def drawing_here(with_: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[None]:
+    """In place of the process that draws a page's charts; a test's own child stays one."""
 
     def run(command: list[str], *, input: str, check: bool, **more: Any) -> subprocess.CompletedProcess[str]:
         if command[-1] != CHILD:
             return subprocess.run(command, input=input, check=check, **more)
-        out = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-            patch.setattr(sys, "stdin", io.StringIO(input))
-            patch.setattr(vl_convert, "javascript_bundle", bundle)
-            exec(CHILD, {})  # noqa: S102  the product's own
-        return subprocess.CompletedProcess(command, 0, out.getvalue(), "")
+        return subprocess.CompletedProcess(command, 0, json.dumps(with_(json.loads(input))), "")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "run", run)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_here() -> Iterator[None]:
+    """Charts are drawn in this process, each name once. Reports of a whole session (`hostile`, `demo`) are made before, by the child."""
+    with drawing_here(draw_once):
         yield
 
 

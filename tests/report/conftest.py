@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from tests.conftest import draw, drawing_here
 from titer.core.claims import Claim, Statement, settle
 from titer.core.stats import Interval
 from titer.report import charts
@@ -88,6 +90,13 @@ def hostile_report() -> Report:
         more=every,
         flipped=samples(HOSTILE[:FLIPPED]).assign(flip=HOSTILE[3]),
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_here() -> Iterator[None]:
+    """Every chart is drawn, in this process."""
+    with drawing_here(draw):
+        yield
 
 
 @pytest.fixture(scope="session")
