@@ -25,8 +25,12 @@ PACKAGE = Path(__file__).parent.parent
 
 def names(package: str) -> dict[str, str]:
     """Plug-ins of a sub-package ("methods"): name -> first sentence of its docstring, no import."""
-    files = sorted(p for p in (PACKAGE / package).glob("*.py") if p.stem not in ("__init__", "base"))
-    return {file.stem: summary(file) for file in files}
+    return {name: summary(file) for name, file in _files(package).items()}
+
+
+def _files(package: str) -> dict[str, Path]:
+    """Plug-ins of a sub-package and their files; nothing is read."""
+    return {p.stem: p for p in sorted((PACKAGE / package).glob("*.py")) if p.stem not in ("__init__", "base")}
 
 
 def listed(kind: str | None = None) -> dict[str, dict[str, str]]:
@@ -45,8 +49,8 @@ def module(package: str, name: str) -> ModuleType:
     """The module of a plug-in, by name or by the path of a .py file."""
     if name.endswith(".py"):
         return _from_file(Path(name))
-    if name not in names(package):
-        unknown(package.removesuffix("s"), name, names(package), "or give the path of a .py file.")
+    if name not in (known := _files(package)):
+        unknown(package.removesuffix("s"), name, known, "or give the path of a .py file.")
     return importlib.import_module(f"titer.{package}.{name}")
 
 

@@ -11,7 +11,7 @@ from titer.core.errors import TiterError
 from titer.data.draws import permutation, seed_of
 from titer.data.example import Answer, Part, Source, Stream
 
-CHUNK = 1024
+FIRST, CHUNK = 64, 1024  # places looked at in one go: few at first, for a few examples of a large source
 
 
 def mix(parts: Sequence[tuple[Source, Answer, int]], seed: int, without: Iterable[str] = ()) -> Stream:
@@ -52,13 +52,14 @@ def _pick(source: Source, count: int, seed: int, seen: set[str]) -> tuple[int, .
     picked: list[int] = []
     start = 0
     while len(picked) < count and (order is None or start < len(order)):
-        places = np.arange(start, start + CHUNK) if order is None else order[start : start + CHUNK]
-        asked = _endless(source, start) if order is None else [e.prompt for e in source.examples(places)]
+        end = start + min(max(start, FIRST), CHUNK)
+        places = np.arange(start, end) if order is None else order[start:end]
+        asked = _endless(source, start, end) if order is None else [e.prompt for e in source.examples(places)]
         for place, prompt in zip(places, asked, strict=True):
             if prompt not in seen and len(picked) < count:
                 seen.add(prompt)
                 picked.append(int(place))
-        start += CHUNK
+        start = end
         if start > 1000 * (count + CHUNK):  # an endless source that repeats itself
             break
     if len(picked) < count:
@@ -67,6 +68,6 @@ def _pick(source: Source, count: int, seed: int, seen: set[str]) -> tuple[int, .
 
 
 @lru_cache(maxsize=64)
-def _endless(source: Source, start: int) -> tuple[str, ...]:
+def _endless(source: Source, start: int, end: int) -> tuple[str, ...]:
     """A chunk's prompts of an endless source, which every mix of it passes over from the first on."""
-    return tuple(e.prompt for e in source.examples(np.arange(start, start + CHUNK)))
+    return tuple(e.prompt for e in source.examples(np.arange(start, end)))
