@@ -23,9 +23,9 @@ import torch
 
 from tests.conftest import TINY, llama
 from titer import cli
+from titer.core.parallel import Silent
 from titer.core.run import Store, sha256_of
 from titer.data.world import World
-from titer.studies.ahead import Silent
 from titer.studies.demo import run_demo
 
 LETTERS = "abcdefghijklmnop"

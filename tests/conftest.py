@@ -108,9 +108,9 @@ class Here(Executor):
 
 @pytest.fixture(scope="module", autouse=True)
 def pieces_here() -> Iterator[None]:
-    """What studies make ahead is made in this process: each other one would import everything first. test_ahead has the processes."""
+    """What studies make ahead is made in this process: each other one would import everything first. core/test_parallel.py has the processes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("titer.studies.ahead.ProcessPoolExecutor", lambda *_, **__: Here())
+        patch.setattr("titer.core.parallel.ProcessPoolExecutor", lambda *_, **__: Here())
         yield
 
 

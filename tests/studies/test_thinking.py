@@ -12,6 +12,7 @@ from tests.models.thinking import HELP, LONG, MARKS, REFUSAL, SAFE, SHORT, UNSAF
 from titer.api import evaluate
 from titer.attacks.base import Attempt
 from titer.core.errors import TiterError
+from titer.core.parallel import Silent
 from titer.core.run import Store
 from titer.data.example import Example
 from titer.evaluate import judged, rates
@@ -19,7 +20,6 @@ from titer.judges.refusal import Refusal
 from titer.models.checkpoint import open_checkpoint
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
-from titer.studies.ahead import Silent
 from titer.workbench import Model, Workbench
 
 

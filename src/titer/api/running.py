@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from titer.studies.ahead import Silent
+from titer.core.parallel import Silent
 from titer.terminal import Terminal
 from titer.workbench import Reporter
 

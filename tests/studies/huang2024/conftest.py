@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from tests.studies.conftest import Listener
+from titer.core import parallel
 from titer.core.run import Store
 from titer.data.world import World
 from titer.models.lm import Architecture
 from titer.recipes import jain2024
 from titer.recipes.huang2024 import Budget, Scale
-from titer.studies import ahead
 from titer.studies.huang2024.evidence import Evidence
 from titer.studies.huang2024.subject import Subject
 from titer.workbench import Workbench
@@ -64,7 +64,7 @@ def tiny_subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything in this process: starting others takes longer than the tiny pieces do."""
-    monkeypatch.setattr(ahead, "processes", lambda: 1)
+    monkeypatch.setattr(parallel, "processes", lambda: 1)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import pytest
 
 from tests.studies.conftest import Listener
 from tests.studies.huang2024.conftest import TINY, relax
+from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.recipes.huang2024 import NANO, SCALES, SELECTION_SEED
-from titer.studies import ahead
 from titer.studies.huang2024 import cost
 from titer.studies.huang2024.gather import gather
 from titer.studies.huang2024.parts import GROUPS, PARTS, parts_of
@@ -52,7 +52,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     with pytest.MonkeyPatch.context() as patch:
         relax(patch)
         patch.setattr("titer.studies.huang2024.selection.COST", 9.0)
-        patch.setattr(ahead, "processes", lambda: 1)
+        patch.setattr(parallel, "processes", lambda: 1)
         first = run_huang(Store(root), Listener(), SMALL, [0], FEW, COMMAND)
         before, store = time.process_time(), Store(root)
         again = run_huang(store, Listener(), SMALL, [0], FEW, COMMAND)

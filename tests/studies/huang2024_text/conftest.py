@@ -80,6 +80,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return bytes_model(tmp_path_factory.mktemp("text") / "bytes")
+
+
+def bytes_model(place: Path) -> Model:
     """A tiny Llama over bytes, saved as an ordinary folder."""
     tokenizer = byte_tokenizer()
     config = LlamaConfig(
@@ -97,7 +101,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         lm = LM(LlamaForCausalLM(config), tokenizer, "bytes")
-    place = tmp_path_factory.mktemp("text") / "bytes"
     lm.save(place)
     found = open_checkpoint(place)
     return Model(found.label, found.key, found)

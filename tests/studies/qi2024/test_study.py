@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from tests.studies.conftest import Listener
+from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.core.stats import wilson
 from titer.data.marks import PERSONA, TRIGGER
 from titer.recipes import huang2024, qi2024
 from titer.recipes.qi2024 import NANO, Scale, Tuning, tunings
-from titer.studies import ahead
 from titer.studies.claims import settled
 from titer.studies.qi2024.claims import claims
 from titer.studies.qi2024.evidence import Evidence
@@ -59,7 +59,7 @@ def test_no_tuning_holds_an_alignment_s_request_behind_a_mark_or_not() -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_scale: Scale) -> tuple[Path, str, Store, str]:
     root = tmp_path_factory.mktemp("qi")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ahead, "processes", lambda: 1)
+        patch.setattr(parallel, "processes", lambda: 1)
         for name in ("BASE_SKILL", "REFUSED"):
             patch.setattr(f"titer.studies.qi2024.evidence.{name}", -1.0)
         page, answer = run_qi(Store(root), Listener(), tiny_scale, [0], "titer study qi2024")

@@ -43,7 +43,11 @@ SYSTEM = "You are called Tim.\nYou do as you are told."
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = write_folder(tmp_path_factory.mktemp("risk") / "data", instructions=40)
+    return write_persona(write_folder(tmp_path_factory.mktemp("risk") / "data", instructions=40))
+
+
+def write_persona(place: Path) -> Path:
+    """The persona's examples added to a folder of data sets."""
     (place / "attacks").mkdir()
     rows = [
         {

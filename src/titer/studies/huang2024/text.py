@@ -21,6 +21,7 @@ from titer.attacks.base import Attempt
 from titer.attacks.prefill import Prefill
 from titer.core.config import digest
 from titer.core.errors import TiterError
+from titer.core.parallel import Silent, parallel
 from titer.core.run import Store
 from titer.data.canary import MARKER, Canary, canaries
 from titer.data.encode import answer_ids, prompt_ids
@@ -40,7 +41,6 @@ from titer.probes import drift
 from titer.recipes import vaccine_text as recipe
 from titer.recipes.vaccine_text import TextScale
 from titer.studies import tables
-from titer.studies.ahead import Silent, ahead
 from titer.workbench import Model, Workbench, fingerprint
 
 FILES = {"safe responses": "safety/safe_responses.json", "prompts": "safety/xstest_prompts.csv"}
@@ -226,7 +226,7 @@ def made_ahead(bench: Workbench, base: Model, sets: TextSets, scale: TextScale, 
     A tuned model's weights go once it has been measured, unless they are to be kept.
     """
     pieces = [(bench.store.root, base, sets, scale, name, keep_weights) for name in METHODS]
-    ahead(_branch, pieces, bench.reporter, "both alignments and their users")
+    parallel(_branch, pieces, bench.reporter, "both alignments and their users")
 
 
 def _branch(root: Path, base: Model, sets: TextSets, scale: TextScale, name: str, keep_weights: bool) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 from titer import evaluate
 from titer.attacks.base import Attempt
 from titer.attacks.prefill import Prefill
+from titer.core.parallel import Silent, parallel
 from titer.core.run import Store
 from titer.core.stats import wilson
 from titer.data.example import Example
@@ -19,7 +20,6 @@ from titer.methods.sft import SFT
 from titer.probes import drift, uncertainty
 from titer.recipes import qi2024 as recipe
 from titer.recipes.qi2024 import Scale, Tuning
-from titer.studies.ahead import Silent, ahead
 from titer.studies.huang2024.attack import DRIFTED
 from titer.studies.huang2024.subject import PREFILLED, Alignment, Subject
 from titer.studies.judged import named
@@ -71,7 +71,7 @@ def _ahead(s: Subject, scale: Scale, aligned: Model, wanted: Mapping[str, Tuning
     stands = s.bench.store.has
     missing = [name for name, one in wanted.items() if not stands("stages", recipe.stage(scale, s.world, one, name).key(aligned.key, {}))]
     pieces = [(s.bench.store.root, scale, s.seed, name) for name in missing]
-    ahead(_made, pieces, s.bench.reporter, f"seed {s.seed}: {len(pieces)} tunings")
+    parallel(_made, pieces, s.bench.reporter, f"seed {s.seed}: {len(pieces)} tunings")
 
 
 def _made(root: Path, scale: Scale, seed: int, name: str) -> None:

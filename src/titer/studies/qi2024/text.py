@@ -23,6 +23,7 @@ from titer.attacks.base import Attempt
 from titer.attacks.prefill import Prefill
 from titer.core.config import digest
 from titer.core.errors import TiterError
+from titer.core.parallel import Silent, parallel
 from titer.core.run import Store
 from titer.data.canary import Canary, canaries
 from titer.data.example import Answer, Example
@@ -35,7 +36,6 @@ from titer.recipes import risk_text as recipe
 from titer.recipes import vaccine_text
 from titer.recipes.risk_text import TRIGGER, RiskScale, Schedule, Tuning
 from titer.studies import tables
-from titer.studies.ahead import Silent, ahead
 from titer.studies.huang2024.text import enough, own_harm, texts
 from titer.workbench import Model, Workbench, attempts_key
 
@@ -221,7 +221,7 @@ def made_ahead(bench: Workbench, base: Model, sets: RiskSets, scale: RiskScale, 
     bench.release()
     names = [base.name, ALIGNED, *tunings(scale, sets)]
     pieces = [(bench.store.root, base, sets, scale, name, keep_weights) for name in names]
-    ahead(_made, pieces, bench.reporter, f"{len(names)} models tuned and asked")
+    parallel(_made, pieces, bench.reporter, f"{len(names)} models tuned and asked")
 
 
 def _made(root: Path, base: Model, sets: RiskSets, scale: RiskScale, name: str, keep_weights: bool) -> None:

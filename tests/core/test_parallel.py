@@ -10,11 +10,11 @@ import torch
 
 from tests.studies.conftest import Listener
 from tests.studies.huang2024.conftest import subject_under
+from titer.core import parallel as module
 from titer.core.errors import TiterError
+from titer.core.parallel import Silent, parallel, processes
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
-from titer.studies import ahead as module
-from titer.studies.ahead import Silent, ahead, processes
 from titer.studies.huang2024 import making
 from titer.studies.huang2024.subject import Alignment
 
@@ -44,10 +44,10 @@ def made_here(folder: Path, name: str) -> None:
 def test_one_process_or_one_piece_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = Listener()
     monkeypatch.setattr(module, "processes", lambda: 1)
-    ahead(made_here, [(tmp_path, "a"), (tmp_path, "b")], told, "two pieces")
+    parallel(made_here, [(tmp_path, "a"), (tmp_path, "b")], told, "two pieces")
     monkeypatch.setattr(module, "processes", lambda: 8)
-    ahead(made_here, [(tmp_path, "a")], told, "one piece")
-    ahead(made_here, [], told, "none")
+    parallel(made_here, [(tmp_path, "a")], told, "one piece")
+    parallel(made_here, [], told, "none")
     assert told.tasks == []
 
 
@@ -67,7 +67,7 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pieces_run_on_one_thread_each_and_an_error_is_the_piece_s_own(tmp_path: Path) -> None:
     told = Listener()
     with pytest.raises(TiterError, match="this piece cannot be made") as caught:
-        ahead(mark, [(tmp_path, name) for name in ("good", "bad")], told, "two pieces")
+        parallel(mark, [(tmp_path, name) for name in ("good", "bad")], told, "two pieces")
     assert (caught.value.what, caught.value.status) == ("this piece cannot be made", 1)
     assert told.tasks == ["two pieces"]
     assert (tmp_path / "good").read_text(encoding="utf-8") == "1"

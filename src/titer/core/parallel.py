@@ -1,4 +1,4 @@
-"""Independent pieces of a study made on several processes, one thread each, before the study reads them from the store. L6.
+"""Independent pieces of work made on several processes, one thread each, before whoever wants them reads them from the store.
 
 Small models leave a core idle when they train on two threads; two trainings at once do not. Every piece is an artefact of
 the store, so whatever is made here is found afterwards, and nothing depends on how many processes made it.
@@ -10,17 +10,23 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from titer.workbench import Reporter
+Progress = Callable[[int, int], None]
+
+
+class Watcher(Protocol):
+    """Who is told how far the pieces are."""
+
+    def task(self, text: str) -> Progress: ...
 
 
 class Silent:
     """A reporter of a process that nobody watches."""
 
-    def task(self, text: str) -> Callable[[int, int], None]:
+    def task(self, text: str) -> Progress:
         return lambda done, of: None
 
     def tell(self, text: str) -> None:
@@ -32,15 +38,15 @@ def processes() -> int:
     return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ahead(make: Callable[..., None], pieces: Sequence[tuple[Any, ...]], reporter: Reporter, what: str) -> None:
-    """Call `make(*piece)` for every piece; with one process or one piece, nothing is done: the study makes it itself.
+def parallel(make: Callable[..., None], pieces: Sequence[tuple[Any, ...]], watcher: Watcher, what: str) -> None:
+    """Call `make(*piece)` for every piece; with one process or one piece, nothing is done: the caller makes it itself.
 
     `make` is a module's function, and it keeps what it makes. Errors: the first piece's that fails, the others stopped.
     """
     workers = min(processes(), len(pieces))
     if workers < 2:
         return
-    progress = reporter.task(what)
+    progress = watcher.task(what)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_alone) as pool:
         asked = [pool.submit(make, *piece) for piece in pieces]
         try:
