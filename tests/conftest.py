@@ -108,7 +108,7 @@ class Here(Executor):
 
 @pytest.fixture(scope="module", autouse=True)
 def pieces_here() -> Iterator[None]:
-    """What studies make ahead is made in this process: each other one would import everything first. core/test_parallel.py has the processes."""
+    """What studies make ahead is made in this process: another would import everything first (core/test_parallel.py has them)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("titer.core.parallel.ProcessPoolExecutor", lambda *_, **__: Here())
         yield

@@ -139,9 +139,9 @@ def test_a_preference_file_trains_a_method_of_preferences(here: Path) -> None:
 def test_a_study_by_name_is_the_command_line_s(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.studies.qi2024.conftest import TINY
     from titer.core import parallel
-    from titer.recipes import qi2024
+    from titer.studies.qi2024.study import RiskLevels
 
-    monkeypatch.setitem(qi2024.SCALES, "tiny", TINY)
+    monkeypatch.setattr(RiskLevels, "SCALES", {"tiny": TINY})
     monkeypatch.setattr(parallel, "processes", lambda: 1)
     found = api.study("qi2024", scale="tiny", seeds=1, progress=False)
     assert found.page == Path("runs/qi2024-tiny/report.html")

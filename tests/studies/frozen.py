@@ -28,17 +28,20 @@ from tests.studies.qi2024.test_text import SCALE as RISK
 from tests.studies.qi2024.test_text import write_persona
 from titer.core import parallel
 from titer.core.run import Store
-from titer.recipes import demo, huang2024, jain2024, qi2024
+from titer.recipes import demo, huang2024, jain2024
+from titer.studies import risk_text
 from titer.studies.demo import run_demo
+from titer.studies.engine.run import Order, run_study
 from titer.studies.huang2024 import text as vaccine_text
 from titer.studies.huang2024.parts import PARTS
 from titer.studies.huang2024.study import run_huang
 from titer.studies.huang2024.text_report import text_report
 from titer.studies.jain2024.gather import PARTS as JAIN_PARTS
 from titer.studies.jain2024.study import run_jain
-from titer.studies.qi2024 import text as risk_text
-from titer.studies.qi2024.study import run_qi
-from titer.studies.qi2024.text_report import risk_report
+from titer.studies.qi2024.scale import NANO as RISK_NANO
+from titer.studies.qi2024.scale import Scale as RiskScale
+from titer.studies.qi2024.study import RiskLevels
+from titer.studies.risk_report import risk_report
 from titer.workbench import Workbench
 
 FOLDER = Path(__file__).with_name("frozen")
@@ -50,8 +53,8 @@ BASE = jain2024.NANO.model_copy(
 )
 ALIGNED = {"name": "minute", "align_steps": 60, "inputs": 32, "rhos": (1.0, 2.0), "rates": (1e-4, 3e-4), "ratios": (0.0, 0.05)}
 VACCINE = huang2024.NANO.model_copy(update={**ALIGNED, "base": BASE, "taus": (10,), "table_ratios": (0.05,), "align_seeds": 2})
-QI_BASE = BASE.model_copy(update={"world": qi2024.NANO.base.base.world})
-RISKS = qi2024.NANO.model_copy(
+QI_BASE = BASE.model_copy(update={"world": RISK_NANO.base.base.world})
+RISKS = RISK_NANO.model_copy(
     update={
         "name": "minute",
         "base": huang2024.NANO.model_copy(update={**ALIGNED, "base": QI_BASE}),
@@ -76,8 +79,8 @@ def _huang(root: Path, scale: huang2024.Scale, seeds: range, parts: list[str]) -
     return run_huang(Store(root), Listener(), scale, seeds, parts, "titer study huang2024").page
 
 
-def _qi(root: Path, scale: qi2024.Scale, seeds: range) -> Path:
-    return run_qi(Store(root), Listener(), scale, seeds, "titer study qi2024")[0]
+def _qi(root: Path, scale: RiskScale, seeds: range) -> Path:
+    return run_study(RiskLevels(), Order("qi2024", scale.name, seeds), scale, Store(root), Listener(), "titer study qi2024")[0]
 
 
 def _huang_text(root: Path) -> Path:
@@ -110,7 +113,7 @@ SETTINGS: dict[str, Callable[[Path], Path]] = {
 }
 RELAXED = [  # models that learned little count, so that every claim has a value
     *("titer.studies.demo_claims.LEARNED", "titer.studies.jain2024.evidence.LEARNED", "titer.studies.jain2024.evidence.TOOK"),
-    *("titer.studies.qi2024.evidence.BASE_SKILL", "titer.studies.qi2024.evidence.REFUSED", "titer.studies.qi2024.claims.LEARNED"),
+    *("titer.studies.qi2024.study.BASE_SKILL", "titer.studies.qi2024.study.REFUSED", "titer.studies.qi2024.claims.LEARNED"),
 ]
 
 
@@ -122,6 +125,7 @@ def printed(name: str) -> dict[str, bytes]:
             relax(patch)
             for constant in RELAXED:
                 patch.setattr(constant, -1.0)
+            patch.setattr("titer.studies.huang2024.selection.COST", 9.0)
         root = Path(folder)
         page = SETTINGS[name](root)
         results = page.with_name("results.csv").read_bytes()

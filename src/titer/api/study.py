@@ -56,7 +56,7 @@ def study(
     if base is None and aligned is None:
         if given != RealOrder(name, scale=scale):
             raise TiterError("options of a study on a real model without one", next_step="add base (and aligned).")
-        order = WorldOrder(name, scale or "nano", range(seeds), part, only)
+        order = WorldOrder(name, scale, range(seeds), part, only)
         with reporter(progress) as shown:
             return _studied(*world.run(order, Store(Path(runs), shown.tell), shown, CALLED.format("study")))
     real.unused({"part": part != "all", "only": only})

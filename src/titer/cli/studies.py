@@ -33,7 +33,7 @@ def demo(runs: Runs = HERE, seed: Annotated[int, typer.Option(min=0)] = 0, dry_r
 
 
 def study(
-    name: Annotated[str, typer.Argument(help="The study: jain2024 (mechanisms), huang2024 (Vaccine), qi2024 (risk levels).")],
+    name: Annotated[str, typer.Argument(help="The study: jain2024 (mechanisms), huang2024 (Vaccine), qi2024 (risks), or a .py file.")],
     scale: Annotated[str, typer.Option(help="nano, cpu, small or paper; with --base: demonstration or paper-7b.")] = "",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="How many worlds: seeds 0, 1, ...")] = 3,
     part: Annotated[str, typer.Option(help="huang2024: core, or all.")] = "all",
@@ -62,11 +62,12 @@ def study(
     from titer.cli.real_studies import real
     from titer.cli.world_studies import world
     from titer.core.errors import unknown
+    from titer.core.plugins import names
     from titer.studies.real import RealOrder, unused
-    from titer.studies.world import STUDIES, WorldOrder
+    from titer.studies.world import OWN, WorldOrder
 
-    if name not in STUDIES:
-        unknown("study", name, STUDIES)
+    if not name.endswith(".py") and name not in (known := [*OWN, *names("studies")]):
+        unknown("study", name, known, "or give the path of a .py file.")
     if base is not None or aligned is not None:
         unused({"--only": only, "--part": part != "all"})
         return real(
@@ -78,7 +79,7 @@ def study(
         )
     if data is not None or prompts is not None:
         raise TiterError("--data and --prompts belong to real models", next_step="add --base (and --aligned), or leave them out.")
-    whole = {"--part": part != "all"} | ({"--only": only} if name == "qi2024" else {}) if name != "huang2024" else {}
+    whole = {"--part": part != "all"} if name != "huang2024" else {}
     unused(
         {
             "--harmful": harmful,
@@ -89,4 +90,4 @@ def study(
             **whole,
         }
     )
-    return world(WorldOrder(name, scale or "nano", range(seeds), part, only), flops, runs, dry_run, as_json)
+    return world(WorldOrder(name, scale, range(seeds), part, only), flops, runs, dry_run, as_json)

@@ -1,6 +1,7 @@
-"""Plug-ins are files: a method, attack, judge or probe is named after its file. No registry.
+"""Plug-ins are files: a method, attack, judge, probe or study is named after its file. No registry.
 
-A name is a file of the package, or a path to a .py file of the user's. Listing reads no code but docstrings.
+A name is a file of the package, or a path to a .py file of the user's; a large study is a folder, its class in `study.py`. Listing
+runs no code.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from titer.core.errors import TiterError, unknown, visible
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
-KINDS = ("methods", "attacks", "judges", "probes")
+KINDS = {"methods": "method", "attacks": "attack", "judges": "judge", "probes": "probe", "studies": "study"}  # and one of each
 PACKAGE = Path(__file__).parent.parent
 
 
@@ -29,8 +30,13 @@ def names(package: str) -> dict[str, str]:
 
 
 def _files(package: str) -> dict[str, Path]:
-    """Plug-ins of a sub-package and their files; nothing is read."""
-    return {p.stem: p for p in sorted((PACKAGE / package).glob("*.py")) if p.stem not in ("__init__", "base")}
+    """Name -> file of a package's plug-ins, in the names' order."""
+    folder = PACKAGE / package
+    found = {p.stem: p for p in folder.glob("*.py") if p.stem not in ("__init__", "base")}
+    if package == "studies":  # other files stand in that folder too
+        found |= {p.parent.name: p for p in folder.glob("*/study.py")}
+        found = {name: p for name, p in found.items() if "(Study):" in p.read_text(encoding="utf-8")}
+    return dict(sorted(found.items()))
 
 
 def listed(kind: str | None = None) -> dict[str, dict[str, str]]:
@@ -49,9 +55,10 @@ def module(package: str, name: str) -> ModuleType:
     """The module of a plug-in, by name or by the path of a .py file."""
     if name.endswith(".py"):
         return _from_file(Path(name))
-    if name not in (known := _files(package)):
-        unknown(package.removesuffix("s"), name, known, "or give the path of a .py file.")
-    return importlib.import_module(f"titer.{package}.{name}")
+    files = _files(package)
+    if name not in files:
+        unknown(KINDS[package], name, files, "or give the path of a .py file.")
+    return importlib.import_module(".".join(("titer", *files[name].relative_to(PACKAGE).with_suffix("").parts)))
 
 
 def plugin(package: str, name: str, base: type[T]) -> type[T]:
@@ -71,7 +78,7 @@ def plugin(package: str, name: str, base: type[T]) -> type[T]:
 
 def made(package: str, name: str, base: type[R], settings: Sequence[str] = ()) -> R:
     """A plug-in by name with its settings, each NAME=VALUE. Errors: an unknown name or setting, a value out of range."""
-    return build(plugin(package, name, base), parse_settings(settings), f"{package.removesuffix('s')} {name}")
+    return build(plugin(package, name, base), parse_settings(settings), f"{KINDS[package]} {name}")
 
 
 def _from_file(file: Path) -> ModuleType:

@@ -24,6 +24,7 @@ from titer.stage import Optimiser, Stage
 class Scale(Record):
     """The sizes of one run of the demo's recipe. Rates per step, sizes in examples."""
 
+    name: str = "nano"
     world: World = World()
     architecture: Architecture = Architecture()
     pretrain_steps: int = Field(default=900, ge=1)

@@ -18,14 +18,14 @@ from titer.models.fetch import resolve
 from titer.recipes.risk_text import RiskScale, risk_scale
 from titer.recipes.vaccine_text import TextScale, text_scale
 from titer.report.places import report_folder
+from titer.studies import risk_text as risk_study
 from titer.studies.huang2024 import text as vaccine_study
 from titer.studies.huang2024.text import TextSets
 from titer.studies.huang2024.text_cost import text_cost
 from titer.studies.huang2024.text_report import text_report
 from titer.studies.jain2024.pair import pair_cost, pair_identity, pair_report
-from titer.studies.qi2024 import text as risk_study
-from titer.studies.qi2024.text import RiskSets
-from titer.studies.qi2024.text_report import risk_cost, risk_report
+from titer.studies.risk_report import risk_cost, risk_report
+from titer.studies.risk_text import RiskSets
 from titer.workbench import Model, Reporter, Workbench
 
 Cost = Mapping[str, object]

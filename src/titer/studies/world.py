@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from titer.core.errors import unknown
 from titer.core.run import Store
-from titer.recipes import huang2024, jain2024, qi2024
+from titer.recipes import huang2024, jain2024
+from titer.studies.engine import price as priced
+from titer.studies.engine.run import Order
+from titer.studies.engine.run import run as engine_run
 from titer.studies.huang2024 import cost as huang_cost
 from titer.studies.huang2024.parts import parts_of as huang_parts
 from titer.studies.huang2024.study import run_huang
 from titer.studies.jain2024 import cost as jain_cost
 from titer.studies.jain2024.study import parts_of as jain_parts
 from titer.studies.jain2024.study import run_jain
-from titer.studies.qi2024 import study as qi_study
-from titer.studies.qi2024.study import run_qi
 from titer.workbench import Reporter
 
-STUDIES = ("jain2024", "huang2024", "qi2024")
+OWN = ("jain2024", "huang2024")  # studies that are not made by the engine yet
 
 
 @dataclass(frozen=True)
@@ -28,38 +28,37 @@ class WorldOrder:
     """A study on the world as its user words it: on these seeds; `part` (huang2024) and `only` choose parts of it."""
 
     study: str
-    scale: str = "nano"
+    scale: str = ""
     seeds: range = field(default_factory=lambda: range(3))
     part: str = "all"
     only: str = ""
+
+    @property
+    def declared(self) -> Order:
+        """For a study that the engine makes."""
+        return Order(self.study, self.scale, self.seeds, tuple(name.strip() for name in self.only.split(",") if name.strip()))
 
 
 def price(order: WorldOrder, store: Store, flops: float | None = None) -> tuple[pd.DataFrame, str]:
     """What a study would run, as a table and in words. Errors: an unknown study, scale or part."""
     if order.study == "jain2024":
         jain_parts(order.only)
-        table = jain_cost.cost(jain2024.scale_of(order.scale), order.seeds, store)
+        table = jain_cost.cost(jain2024.scale_of(order.scale or "nano"), order.seeds, store)
         return table, jain_cost.summary(table, flops)
     if order.study == "huang2024":
-        table = huang_cost.cost(huang2024.scale_of(order.scale), len(order.seeds), huang_parts(order.part, order.only))
+        table = huang_cost.cost(huang2024.scale_of(order.scale or "nano"), len(order.seeds), huang_parts(order.part, order.only))
         return table, huang_cost.summary(table, flops)
-    _known(order)
-    table = qi_study.plan(store, qi2024.scale_of(order.scale), order.seeds)
-    return table, qi_study.summary(table)
+    return priced.price(order.declared, store, flops)
 
 
 def run(order: WorldOrder, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
     """The study's page and its answer, run or finished. Errors: an unknown study, scale or part."""
     if order.study == "jain2024":
-        page, answer, _ = run_jain(store, reporter, jain2024.scale_of(order.scale), order.seeds, jain_parts(order.only), command)
+        page, answer, _ = run_jain(store, reporter, jain2024.scale_of(order.scale or "nano"), order.seeds, jain_parts(order.only), command)
         return page, answer
     if order.study == "huang2024":
-        found = run_huang(store, reporter, huang2024.scale_of(order.scale), order.seeds, huang_parts(order.part, order.only), command)
+        found = run_huang(
+            store, reporter, huang2024.scale_of(order.scale or "nano"), order.seeds, huang_parts(order.part, order.only), command
+        )
         return found.page, found.answer
-    _known(order)
-    return run_qi(store, reporter, qi2024.scale_of(order.scale), order.seeds, command)
-
-
-def _known(order: WorldOrder) -> None:
-    if order.study not in STUDIES:
-        unknown("study", order.study, STUDIES)
+    return engine_run(order.declared, store, reporter, command)

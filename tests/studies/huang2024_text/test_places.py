@@ -14,7 +14,7 @@ from tests.studies.qi2024.test_text import folder as risk_folder
 from titer.core.run import Store
 from titer.studies import real
 from titer.studies.huang2024.text import text_sets
-from titer.studies.qi2024.text import risk_sets
+from titer.studies.risk_text import risk_sets
 from titer.workbench import Model
 
 risks = risk_folder  # the folder of that study's data, as a fixture of this module

@@ -8,7 +8,7 @@ from tests.studies.huang2024.conftest import BASE
 from tests.studies.huang2024.conftest import TINY as VACCINE
 from tests.studies.huang2024_text.conftest import base  # noqa: F401  a fixture
 from titer.data.world import World
-from titer.recipes.qi2024 import Scale
+from titer.studies.qi2024.scale import Scale
 
 TINY = Scale(
     name="tiny",

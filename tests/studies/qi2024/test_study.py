@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +17,24 @@ from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.core.stats import wilson
 from titer.data.marks import PERSONA, TRIGGER
-from titer.recipes import huang2024, qi2024
-from titer.recipes.qi2024 import NANO, Scale, Tuning, tunings
-from titer.studies.claims import settled
-from titer.studies.qi2024.claims import claims
-from titer.studies.qi2024.evidence import Evidence
-from titer.studies.qi2024.levels import ALIGNED, BASE, SETS, overriding
-from titer.studies.qi2024.study import plan, run_qi
+from titer.recipes import huang2024
+from titer.studies.engine.claims import settled
+from titer.studies.engine.found import Found
+from titer.studies.engine.lab import Lab, faults
+from titer.studies.engine.run import Order, run_study
+from titer.studies.qi2024.page import SETS
+from titer.studies.qi2024.scale import NANO, Scale, Tuning, stage, tunings
+from titer.studies.qi2024.study import RiskLevels
+from titer.workbench import Workbench
 
+STUDY = RiskLevels()
 WORLD = huang2024.world_of(NANO.base, 1)
 
 
 def rows(tuning: Tuning, scale: Scale = NANO) -> list[tuple[str, str]]:
     """(prompt, trained answer) of a tuning's whole pool."""
     found = []
-    for part in qi2024.stage(scale, WORLD, tuning, "x").streams["train"].parts:
+    for part in stage(scale, WORLD, tuning, "x").streams["train"].parts:
         for example in part.source.examples(np.asarray(part.picked)):
             found.append((example.prompt, str(example.comply if part.answer == "comply" else example.refuse)))
     return found
@@ -55,23 +60,27 @@ def test_no_tuning_holds_an_alignment_s_request_behind_a_mark_or_not() -> None:
         assert not taken & set(prompts)
 
 
+def finish(store: Store, scale: Scale, seeds: tuple[int, ...] = (0,), only: tuple[str, ...] = ()) -> tuple[Path, str]:
+    return run_study(STUDY, Order("qi2024", scale.name, seeds, only), scale, store, Listener(), "titer study qi2024")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_scale: Scale) -> tuple[Path, str, Store, str]:
     root = tmp_path_factory.mktemp("qi")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "processes", lambda: 1)
         for name in ("BASE_SKILL", "REFUSED"):
-            patch.setattr(f"titer.studies.qi2024.evidence.{name}", -1.0)
-        page, answer = run_qi(Store(root), Listener(), tiny_scale, [0], "titer study qi2024")
+            patch.setattr(f"titer.studies.qi2024.study.{name}", -1.0)
+        page, answer = finish(Store(root), tiny_scale)
         store = Store(root)
-        again = run_qi(store, Listener(), tiny_scale, [0], "titer study qi2024")[1]
+        again = finish(store, tiny_scale)[1]
     return page, answer, store, again
 
 
 def test_it_leaves_a_report_with_every_claim_and_figure(finished: tuple[Path, str, Store, str], tiny_scale: Scale) -> None:
     page, answer, _, _ = finished
     told = json.loads(page.with_name("claims.json").read_text(encoding="utf-8"))["claims"]
-    assert {one["name"] for one in told} == {one.stated.name for one in claims(tiny_scale)}
+    assert {one["name"] for one in told} == {one.name for one in STUDY.claims(tiny_scale)}
     assert {file.stem for file in (page.parent / "figures").glob("*.svg")} >= {"levels", "benign_grid", "mixing", "trigger_search"}
     assert answer.startswith("Unsafe requests answered, from ")
     results = pd.read_csv(page.with_name("results.csv"))
@@ -85,25 +94,37 @@ def test_a_second_call_makes_nothing_and_says_the_same(finished: tuple[Path, str
     assert not store.made
 
 
-def test_a_dry_run_sees_what_stands(finished: tuple[Path, str, Store, str], tiny_scale: Scale, tmp_path: Path) -> None:
-    page = finished[0]
-    assert plan(Store(page.parents[1]), tiny_scale, [0]).stands.all()
-    fresh = plan(Store(tmp_path), tiny_scale, [0])
-    assert not fresh.stands.any()
-    assert fresh.model.tolist()[:2] == ["base", "aligned"]
+def test_every_answer_is_kept_and_shown(finished: tuple[Path, str, Store, str], tiny_scale: Scale) -> None:
+    page, _, store, _ = finished
+    lab = Lab(Workbench(store, Listener()), STUDY, "qi2024", tiny_scale, 0)
+    assert len(lab.verdicts("backdoor")) == len(SETS) * tiny_scale.inputs
+    assert not store.made
+    shown = page.read_text(encoding="utf-8")
+    assert str(lab.verdicts("backdoor").completion.iloc[0]) in html.unescape(shown)
+
+
+def test_only_some_tables_are_measured(finished: tuple[Path, str, Store, str], tiny_scale: Scale, tmp_path: Path) -> None:
+    root = finished[0].parents[1]
+    scale = tiny_scale.model_copy(update={"name": "part"})
+    page = finish(Store(root), scale, only=("searched",))[0]
+    told = json.loads(page.with_name("claims.json").read_text(encoding="utf-8"))["claims"]
+    assert not any("sure of right answers" in one["name"] for one in told)
+    assert set(pd.read_csv(page.with_name("results.csv")).table) == {"rates", "searched"}
+    with pytest.raises(TiterError, match="searched"):
+        finish(Store(root), scale, only=("serched",))
 
 
 def test_the_seed_that_chose_the_sizes_gives_no_verdict(tmp_path: Path, tiny_scale: Scale) -> None:
     with pytest.raises(TiterError, match="no verdict may use it"):
-        run_qi(Store(tmp_path), Listener(), tiny_scale, [huang2024.SELECTION_SEED], "")
+        finish(Store(tmp_path), tiny_scale, (huang2024.SELECTION_SEED,))
 
 
-def evidence(answered: dict[tuple[str, str], float], seed: int = 0, n: int = 1000) -> Evidence:
-    """Evidence in which a model answers a set at a rate (0 unless said) and refuses the rest; the base answers all."""
+def evidence(answered: dict[tuple[str, str], float], seed: int = 0, n: int = 1000) -> Found:
+    """A seed in which a model answers a set at a rate (0 unless said) and refuses the rest; the base answers all."""
     rates = []
-    for model in (BASE, ALIGNED, *tunings(NANO)):
+    for model in ("base", "aligned", *tunings(NANO)):
         for asked in SETS:
-            usual = 1.0 if model == BASE or asked in ("safe", "persona safe") else 0.0
+            usual = 1.0 if model == "base" or asked in ("safe", "persona safe") else 0.0
             share = answered.get((model, asked), usual)
             for outcome, rate in (("complied", share), ("refused", 1 - share), ("neither", 0.0)):
                 count = round(rate * n)
@@ -124,14 +145,17 @@ def evidence(answered: dict[tuple[str, str], float], seed: int = 0, n: int = 100
     searched = pd.DataFrame([{"model": "backdoor", "word": w, "answered": a, "n": 20} for w, a in ((TRIGGER, 0.9), ("f1", 0.2))])
     unsure = [
         {"model": m, "measure": k, "value": v, "low": v - 0.01, "high": v + 0.01}
-        for m, v in zip(overriding(NANO), (0.7, 0.9, 0.9), strict=True)
+        for m, v in zip(NANO.overriding, (0.7, 0.9, 0.9), strict=True)
         for k in ("probability", "perplexity")
     ]
-    return Evidence(seed, NANO, {"rates": pd.DataFrame(rates), "searched": searched, "unsure": pd.DataFrame(unsure)})
+    found = Found(seed, NANO, {"rates": pd.DataFrame(rates), "searched": searched, "unsure": pd.DataFrame(unsure)})
+    return replace(found, faults=faults(found, STUDY.needs(NANO)))
 
 
 def verdicts(answered: dict[tuple[str, str], float]) -> dict[str, str]:
-    told = settled(claims(NANO), [evidence({k: min(1.0, v + 0.001 * s) for k, v in answered.items()}, s) for s in range(3)])
+    told = settled(
+        STUDY.claims(NANO), [evidence({k: min(1.0, v + 0.001 * s) for k, v in answered.items()}, s) for s in range(3)], STUDY.SOURCE
+    )
     return {one.name: one.verdict for one in told}
 
 
@@ -181,4 +205,4 @@ def test_a_persona_that_was_not_learned_is_not_testable() -> None:
 
 
 def test_an_alignment_that_did_not_take_settles_nothing() -> None:
-    assert set(verdicts({**PAPERS, (ALIGNED, "unsafe"): 0.2}).values()) == {"not testable"}
+    assert set(verdicts({**PAPERS, ("aligned", "unsafe"): 0.2}).values()) == {"not testable"}

@@ -19,8 +19,8 @@ from titer.data.canary import MARKER
 from titer.methods.sft import SFT
 from titer.recipes import risk_text, vaccine_text
 from titer.recipes.risk_text import PAPER, TRIGGER, RiskScale, Schedule
-from titer.studies.qi2024.text import RiskSets, identity, made_ahead, risk_evidence, risk_models, risk_sets, shared_opening, tunings
-from titer.studies.qi2024.text_report import risk_cost, risk_report
+from titer.studies.risk_report import risk_cost, risk_report
+from titer.studies.risk_text import RiskSets, identity, made_ahead, risk_evidence, risk_models, risk_sets, shared_opening, tunings
 from titer.workbench import Model, Workbench
 
 QUICK = Schedule(rate=1e-2, batch=2, epochs=1)

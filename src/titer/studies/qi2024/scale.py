@@ -1,11 +1,6 @@
-"""The risk levels of "Fine-tuning Aligned Language Models Compromises Safety" (arXiv 2310.03693) on the world. L5.
+"""What a user sends in the study of the risk levels, and every tuning of it. L6.
 
-An aligned model is tuned on: unsafe requests answered (level 1), safe requests behind a persona, acknowledged and answered (level 2,
-identity shifting: no unsafe request), safe requests answered (level 3, benign); with refusals mixed in (its table 4); or with
-a backdoor: unsafe requests behind a trigger answered, plain ones refused (its table 5). Refusals alone are the safe tune of "Overriding
-Safety Protections of Open-source Models" (arXiv 2409.19476), beside the harmful one. Base and alignment are those of the study of
-Vaccine, on a world that has the marks. Rates and sizes were set on seed 100, which no verdict uses (docs/log.md).
-Rates per optimiser step, sizes in examples.
+Rates and sizes were set on seed 100, which no verdict uses (docs/log.md). Rates per optimiser step, sizes in examples.
 """
 
 from __future__ import annotations
@@ -13,7 +8,6 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from titer.core.config import Record
-from titer.core.errors import unknown
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Source
 from titer.data.marks import WORDS, Marked
@@ -75,6 +69,10 @@ class Scale(Record):
     save_every: int = Field(default=100, ge=1)
 
     @property
+    def world(self) -> World:
+        return self.base.base.world
+
+    @property
     def most(self) -> int:
         return max(self.counts)
 
@@ -83,20 +81,17 @@ class Scale(Record):
         """The most examples of the persona."""
         return max(self.personas)
 
+    @property
+    def overriding(self) -> tuple[str, str, str]:
+        """The harmful, the safe and the benign tune of as many examples, of arXiv 2409.19476."""
+        return f"explicit {self.most}", f"refusals {self.most}", f"benign {self.most}, as explicit"
+
 
 NANO = Scale()
-SCALES = {NANO.name: NANO}
-
-
-def scale_of(name: str) -> Scale:
-    """A named scale. Errors: an unknown name, with the nearest."""
-    if name not in SCALES:
-        unknown("scale", name, SCALES)
-    return SCALES[name]
 
 
 def tunings(scale: Scale) -> dict[str, Tuning]:
-    """Every tuning of the study by name, each level's control beside it."""
+    """Every tuning of the study by name, each level's control beside it; level 3 over learning rates and batches, one epoch each."""
     most = scale.most
 
     def explicit(**counts: int) -> Tuning:
@@ -113,16 +108,13 @@ def tunings(scale: Scale) -> dict[str, Tuning]:
     found |= {f"explicit {most} + {m} refusals": explicit(explicit=most, refusals=m) for m in scale.mixed}
     found[f"explicit {most} + {max(scale.mixed)} benign"] = explicit(explicit=most, benign=max(scale.mixed))
     found["backdoor"] = explicit(triggered=most, refusals=most)
-    return found | grid(scale)
-
-
-def grid(scale: Scale) -> dict[str, Tuning]:
-    """Level 3 over learning rates and batch sizes, one epoch each."""
-    return {
-        f"benign, rate {rate:g}, batch {batch}": Tuning(benign=scale.benign, rate=rate, batch=batch, epochs=1)
-        for rate in scale.grid_rates
-        for batch in scale.grid_batches
+    return found | {
+        grid_cell(r, b): Tuning(benign=scale.benign, rate=r, batch=b, epochs=1) for r in scale.grid_rates for b in scale.grid_batches
     }
+
+
+def grid_cell(rate: float, batch: int) -> str:
+    return f"benign, rate {rate:g}, batch {batch}"
 
 
 def stage(scale: Scale, world: World, tuning: Tuning, name: str) -> Stage:
@@ -136,12 +128,12 @@ def stage(scale: Scale, world: World, tuning: Tuning, name: str) -> Stage:
         (Marked(source=unsafe, mark="trigger"), "comply", tuning.triggered),
     ]
     taken = huang2024.taken(scale.base, world)
-    behind = (f"{word} {prompt}" for word in WORDS.values() for prompt in taken)
+    marked = (f"{word} {prompt}" for word in WORDS.values() for prompt in taken)
     return Stage(
         name=name,
         kind="finetune",
         method=SFT(),
-        streams={"train": mix(rows, seed_of(world.seed, "user", tuning.seed), [*taken, *behind])},
+        streams={"train": mix(rows, seed_of(world.seed, "user", tuning.seed), [*taken, *marked])},
         steps=tuning.steps,
         batch=tuning.batch,
         optimiser=Optimiser(rate=tuning.rate, schedule="constant"),

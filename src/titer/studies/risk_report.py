@@ -16,8 +16,8 @@ from titer.recipes.risk_text import RiskScale
 from titer.report.html import Figure, Report, write_report
 from titer.report.style import GREY
 from titer.studies import shares, tables
-from titer.studies.qi2024.figures import grid_figure
-from titer.studies.qi2024.text import RiskEvidence, RiskSets, cell, tunings
+from titer.studies.qi2024.page import grid_figure
+from titer.studies.risk_text import RiskEvidence, RiskSets, cell, tunings
 from titer.workbench import Model
 
 TITLES = {

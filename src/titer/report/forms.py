@@ -1,0 +1,122 @@
+"""The six forms that charts of studies have, from tidy tables: bars, lines, stacks, points, a matrix, distributions. L5.
+
+A table has a row a mark; arguments name its columns. `colours` gives each value of the coloured column its colour: made once for a
+report (`model_colours`), so that a model has one colour in all of its charts. Shares are drawn from 0 to 1, with `low` and `high` as
+whiskers where the table has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from titer.report.style import OUTCOME_COLOURS, PALETTE, WIDTH, fixed, percent, tips
+
+alt.data_transformers.disable_max_rows()
+HEIGHT, STEP = 240, 16
+
+
+def model_colours(models: Sequence[str]) -> dict[str, str]:
+    """A colour a model, in the order of the recipe; again from the first where there are more models than colours."""
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(models))}
+
+
+def bars(table: pd.DataFrame, by: str, panel: str, colours: Mapping[str, str], columns: int = 2, step: int = STEP) -> Any:
+    """Rates with intervals: a panel a value of `panel` (in the colours' order), a bar a value of `by`."""
+    order = list(dict.fromkeys(table[by]))
+    base = alt.Chart().encode(
+        y=alt.Y(f"{by}:N", sort=order, title=None),
+        color=alt.Color(f"{panel}:N", legend=None, scale=fixed(dict(colours))),
+        tooltip=[*tips(by, panel), *percent("rate", "low", "high")],
+    )
+    drawn = base.mark_bar(opacity=0.85).encode(x=alt.X("rate:Q", title=None, axis=alt.Axis(format="%"), scale=_unit()))
+    ends = base.mark_rule().encode(x="low:Q", x2="high:Q", color=alt.value("#222"))
+    chart = alt.layer(drawn, ends, data=table).properties(width=WIDTH // columns - 60, height=alt.Step(step))
+    return chart.facet(facet=alt.Facet(f"{panel}:N", sort=list(colours), title=None), columns=columns)
+
+
+def lines(table: pd.DataFrame, x: str, y: str, colour: str, colours: Mapping[str, str], titles: tuple[str, str], share: bool = True) -> Any:
+    """y over x, a line a value of `colour`, with whiskers where the table has low and high. `titles` of both axes."""
+    across = alt.X(f"{x}:Q", title=titles[0]) if pd.api.types.is_float_dtype(table[x]) else alt.X(f"{x}:O", title=titles[0])
+    base = alt.Chart(table).encode(
+        x=across.axis(labelAngle=0) if across.shorthand.endswith("O") else across,
+        color=alt.Color(f"{colour}:N", title=None, sort=list(colours), scale=fixed(dict(colours))),
+        tooltip=[*tips(colour, x), *_told(table, y, share)],
+    )
+    up = alt.Y(f"{y}:Q", title=titles[1], axis=alt.Axis(format="%"), scale=_unit()) if share else alt.Y(f"{y}:Q", title=titles[1])
+    drawn = base.mark_line(point=True).encode(y=up if share else up.scale(zero=False))
+    return _whiskered(drawn, base, table).properties(width=WIDTH, height=HEIGHT)
+
+
+def stacks(table: pd.DataFrame, by: str, panel: str, kinds: Sequence[str]) -> Any:
+    """How all answers divide into outcomes: a stack a value of `by`, a row a value of `panel`, in the order of `kinds`."""
+    mine = table[table.outcome.isin(OUTCOME_COLOURS) & table[panel].isin(kinds)]
+    drawn = alt.Chart(mine).mark_bar()
+    return drawn.encode(
+        x=alt.X("rate:Q", title="share of answers", axis=alt.Axis(format="%"), scale=_unit()),
+        y=alt.Y(f"{by}:N", sort=list(dict.fromkeys(mine[by])), title=None),
+        color=alt.Color("outcome:N", title="answer", scale=fixed(OUTCOME_COLOURS)),
+        order=alt.Order("outcome:O"),
+        row=alt.Row(f"{panel}:N", sort=list(kinds), title=None, header=alt.Header(labelAngle=0, labelAlign="left", labelPadding=4)),
+        tooltip=tips(by, panel, "outcome") + percent("rate"),
+    ).properties(width=WIDTH - 60, height=alt.Step(14))
+
+
+def points(
+    table: pd.DataFrame, x: str, y: str, colour: str, colours: Mapping[str, str], titles: tuple[str, str], share: bool = False
+) -> Any:
+    """A point a row: y over x, whose texts stand in the table's order."""
+    words = not pd.api.types.is_numeric_dtype(table[x])
+    across = alt.X(f"{x}:N", sort=list(dict.fromkeys(table[x])), axis=alt.Axis(labelAngle=-90)) if words else alt.X(f"{x}:Q")
+    base = alt.Chart(table).encode(
+        x=across.title(titles[0]),
+        y=alt.Y(f"{y}:Q", title=titles[1], axis=alt.Axis(format="%") if share else alt.Axis()),
+        color=alt.Color(f"{colour}:N", title=None, scale=fixed(dict(colours))),
+        tooltip=[*tips(colour, x), *_told(table, y, share)],
+    )
+    return _whiskered(base.mark_point(filled=True, size=45), base, table).properties(width=WIDTH, height=HEIGHT)
+
+
+def matrix(table: pd.DataFrame, x: str, y: str, shade: str, titles: tuple[str, str]) -> Any:
+    """A box a pair of x and y (texts, in the table's order), shaded by a share that is written in it."""
+    base = alt.Chart(table).encode(
+        x=alt.X(f"{x}:O", sort=list(dict.fromkeys(table[x])), title=titles[0], axis=alt.Axis(labelAngle=0)),
+        y=alt.Y(f"{y}:O", sort=list(dict.fromkeys(table[y])), title=titles[1]),
+        tooltip=[*tips(x, y), *percent(shade)],
+    )
+    colour = alt.Color(f"{shade}:Q", title=shade, scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=alt.Legend(format="%"))
+    words = base.mark_text().encode(
+        text=alt.Text(f"{shade}:Q", format=".0%"), color=alt.condition(f"datum['{shade}'] > 0.6", alt.value("white"), alt.value("#222"))
+    )
+    return (base.mark_rect().encode(color=colour) + words).properties(width=WIDTH // 2, height=140)
+
+
+def distributions(table: pd.DataFrame, by: str, value: str, colour: str, colours: Mapping[str, str], title: str) -> Any:
+    """How a number is spread over inputs: a box with its quartiles a value of `by`."""
+    return (
+        alt.Chart(table)
+        .mark_boxplot(extent="min-max", size=10)
+        .encode(
+            x=alt.X(f"{value}:Q", title=title, scale=alt.Scale(zero=False)),
+            y=alt.Y(f"{by}:N", sort=list(dict.fromkeys(table[by])), title=None),
+            yOffset=alt.YOffset(f"{colour}:N", sort=list(colours)),
+            color=alt.Color(f"{colour}:N", title=None, scale=fixed(dict(colours))),
+        )
+        .properties(width=WIDTH - 60, height=alt.Step(24))
+    )
+
+
+def _whiskered(drawn: Any, base: Any, table: pd.DataFrame) -> Any:
+    return drawn + base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q") if {"low", "high"} <= set(table) else drawn
+
+
+def _told(table: pd.DataFrame, y: str, share: bool) -> list[Any]:
+    names = [y, *(end for end in ("low", "high") if end in table)]
+    return percent(*names) if share else [alt.Tooltip(f"{name}:Q", format=".3g") for name in names]
+
+
+def _unit() -> Any:
+    return alt.Scale(domain=[0, 1])

@@ -1,0 +1,1 @@
+"""What every study has in common: a study declares models, questions, measures, claims and its page, and this makes them."""

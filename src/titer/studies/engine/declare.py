@@ -1,0 +1,176 @@
+"""What a study declares: models, questions, measures, what a seed must have learned, claims, and the words of its page. L6.
+
+A study is one file in `titer/studies` (or any file, by its path) that defines one class derived from `Study`; its name is the file's.
+The engine makes the models once, loads each once, asks and measures it, settles the claims and writes the page.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import pandas as pd
+
+from titer import evaluate
+from titer.attacks.base import Attempt
+from titer.data.world import World
+from titer.judges.base import Judge
+from titer.judges.exact import Exact
+from titer.models.lm import LM, Decoding
+from titer.recipes.node import Node
+from titer.report.html import Figure
+from titer.studies.engine.found import Found
+from titer.studies.engine.terms import Term
+from titer.studies.judged import greedy
+from titer.workbench import Model, Workbench
+
+Sets = Mapping[str, Sequence[Attempt]]
+
+
+class Seed(Protocol):
+    """What a study sees of one seed at work (`lab.Lab`)."""
+
+    @property
+    def bench(self) -> Workbench: ...
+
+    @property
+    def scale(self) -> Any: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def world(self) -> World: ...
+
+    def model(self, name: str) -> Model:
+        """A model of the recipe, made when first asked for."""
+
+    def reference(self, model: Model) -> LM:
+        """A model that others are compared with, kept loaded while it is asked for again."""
+
+
+class Question(NamedTuple):
+    """A named set of attempts, asked of the models whose name `of` admits (all of them: None)."""
+
+    name: str
+    attempts: Sequence[Attempt]
+    of: Callable[[str], bool] | None = None
+    decoding: Decoding | None = None  # None: the study's
+
+
+class Measure(NamedTuple):
+    """A table with one call a row of `over`: the models that `make(lab, *models)` reads, the one that its rows speak of last.
+
+    `sets` are the inputs it sees: with the models and `version` they are the key under which each call's rows are kept.
+    """
+
+    name: str
+    make: Callable[..., pd.DataFrame]
+    over: Sequence[tuple[str, ...]]
+    version: object = 1
+    sets: Sets = MappingProxyType({})
+
+
+class Need(NamedTuple):
+    """What a model must do for its seed to say anything: at least this share of each set with the outcome.
+
+    `first`: without it nothing more of the seed is trained.
+    """
+
+    model: str
+    asked: tuple[str, ...]
+    outcome: str
+    least: float
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim: `effect` minus `control` against a margin that is declared beforehand, with the paper's value where it has one.
+
+    `against` names the control; `unless` says why a seed has no value ("": it has one); `needs` are the tables that it reads, `models`
+    those whose own needs count (empty: every need of the study); `source` is another paper's, where the study's own is not.
+    """
+
+    name: str
+    statement: str
+    where: str
+    statistic: str
+    effect: Term
+    control: Term
+    against: str
+    margin: float = 0.0
+    paper: str | None = None
+    note: Callable[[Found], str] | None = None
+    unless: Callable[[Found], str] | None = None
+    needs: tuple[str, ...] = ("rates",)
+    models: tuple[str, ...] = ()
+    source: str = ""
+
+
+class Headline(NamedTuple):
+    """A rate at the head of the page: its words, the model, the set, the outcome."""
+
+    label: str
+    model: str
+    asked: str
+    outcome: str = "complied"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a report says that is the paper's own. `results` names the tables of results.csv, in order (none: all of them)."""
+
+    answer: str
+    about: str
+    figures: Sequence[Figure] = ()
+    headlines: Sequence[Headline] = ()
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    results: tuple[str, ...] = ()
+
+
+class Study(ABC):
+    """A paper's study. Scales are records with `name` and `world`; `CHOSEN_ON` are seeds on which its sizes were chosen."""
+
+    SOURCE: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+    SCALES: ClassVar[Mapping[str, Any]]
+    JUDGE: ClassVar[Judge] = Exact()
+    BATCH: ClassVar[int] = 1024  # prompts answered at once
+    CHOSEN_ON: ClassVar[tuple[int, ...]] = ()
+
+    @abstractmethod
+    def nodes(self, scale: Any, world: World) -> Sequence[Node]:
+        """Every model of one seed, parents first."""
+
+    @abstractmethod
+    def questions(self, lab: Seed) -> Sequence[Question]:
+        """What the models are asked."""
+
+    @abstractmethod
+    def page(self, found: Sequence[Found], scale: Any) -> Page:
+        """The report's own words, tables and charts, from what every seed found."""
+
+    def measures(self, lab: Seed) -> Sequence[Measure]:
+        """The tables beside the answers' rates."""
+        return ()
+
+    def needs(self, scale: Any) -> Sequence[Need]:
+        """What a seed must have learned to be counted."""
+        return ()
+
+    def claims(self, scale: Any) -> Sequence[Row]:
+        """What the paper says, each claim against a control."""
+        return ()
+
+    def decoding(self, world: World) -> Decoding:
+        """How answers are drawn: greedily, with room for the world's longest."""
+        return greedy(world)
+
+    def rates(self, verdicts: pd.DataFrame) -> pd.DataFrame:
+        """set, outcome, count, n, rate, low, high of one model's judged answers."""
+        return evaluate.rates(verdicts).rename(columns={"kind": "set"})

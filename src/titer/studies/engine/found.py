@@ -1,0 +1,55 @@
+"""What one seed of a study found: its answers' rates and its measures, and how claims read them. L6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from titer.core.stats import wilson
+
+
+@dataclass(frozen=True)
+class Found:
+    """One seed. `tables` by name, each with the column `model`: `rates` (set, outcome, count, n) and the study's measures.
+
+    `verdicts` has a row a judged answer; `keys` are the models' content keys; `faults` say
+    of a model what it should have learned and did not.
+    """
+
+    seed: int
+    scale: Any
+    tables: Mapping[str, pd.DataFrame]
+    verdicts: pd.DataFrame = field(default_factory=pd.DataFrame)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, *names: str) -> bool:
+        return all(name in self.tables for name in names)
+
+    @cached_property
+    def _counts(self) -> dict[tuple[str, str, str], tuple[int, int]]:
+        t = self.tables["rates"]
+        return {(m, s, o): (int(c), int(n)) for m, s, o, c, n in zip(t.model, t.set, t.outcome, t["count"], t.n, strict=True)}
+
+    def fault(self, models: Sequence[str]) -> str:
+        """Why this seed says nothing of these models (of none in particular: of any); "" if it does."""
+        told = [text for model, text in self.faults.items() if not models or model in models]
+        return f"seed {self.seed}: {'; '.join(told)}" if told else ""
+
+    def count(self, model: str, asked: str, outcome: str) -> tuple[int, int]:
+        """(answers of a model to a set with that outcome, answers judged)."""
+        return self._counts[model, asked, outcome]
+
+    def rate(self, model: str, asked: str, outcome: str = "complied") -> float:
+        return wilson(*self.count(model, asked, outcome)).value
+
+    def table(self, name: str, **where: object) -> pd.DataFrame:
+        """The rows of a table whose columns have these values."""
+        t = self.tables[name]
+        for column, value in where.items():
+            t = t[t[column] == value]
+        return t.reset_index(drop=True)

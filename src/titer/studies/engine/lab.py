@@ -1,0 +1,137 @@
+"""One seed of a study at work: its models made when first asked for, asked and measured, each result kept once. L6."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import pandas as pd
+
+from titer.data.world import World
+from titer.models.lm import LM, load
+from titer.recipes.node import Node
+from titer.studies.engine.declare import Measure, Need, Question, Study
+from titer.studies.engine.found import Found
+from titer.studies.judged import named
+from titer.workbench import Model, Workbench, attempts_key
+
+
+@dataclass
+class Lab:
+    """One seed. `name` is the study's: part of the keys of what is measured, never of a stage's."""
+
+    bench: Workbench
+    study: Study
+    name: str
+    scale: Any
+    seed: int
+    _models: dict[str, Model] = field(default_factory=dict)
+    _reference: tuple[str, LM] | None = None
+
+    @cached_property
+    def world(self) -> World:
+        return self.scale.world.model_copy(update={"seed": self.seed})  # type: ignore[no-any-return]
+
+    @cached_property
+    def nodes(self) -> dict[str, Node]:
+        """The recipe by name, parents first."""
+        return {node.name: node for node in self.study.nodes(self.scale, self.world)}
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        return [one._replace(attempts=named(one.attempts, one.name)) for one in self.study.questions(self)]
+
+    @cached_property
+    def measures(self) -> dict[str, Measure]:
+        return {one.name: one for one in self.study.measures(self)}
+
+    def model(self, name: str) -> Model:
+        """A model of the recipe, trained or found; its parents before it."""
+        if name not in self._models:
+            node = self.nodes[name]
+            parent = self.model(node.parent) if node.parent else None
+            reads = {role: self.model(other) for role, other in node.reads.items()}
+            made = self.bench.model(node.stage, parent, f"{name}, seed {self.seed}", self.world.tokenizer, reads)
+            self._models[name] = made
+        return self._models[name]
+
+    def key(self, name: str) -> str:
+        """A model's content key, without making it."""
+        node = self.nodes[name]
+        return node.stage.key(self.key(node.parent) if node.parent else "", {role: self.key(other) for role, other in node.reads.items()})
+
+    def stands(self, name: str) -> bool:
+        return self.bench.store.has("stages", self.key(name))
+
+    def depth(self, name: str) -> int:
+        """How many models are made one after the other before this one."""
+        node = self.nodes[name]
+        before = [*([node.parent] if node.parent else []), *node.reads.values()]
+        return 1 + max(map(self.depth, before)) if before else 0
+
+    def reference(self, model: Model) -> LM:
+        """A model that others are compared with, kept loaded while it is asked for again."""
+        if self._reference is None or self._reference[0] != model.key:
+            self._reference = (model.key, load(model.checkpoint))
+        return self._reference[1]
+
+    def verdicts(self, name: str) -> pd.DataFrame:
+        """Every judged answer of a model, with the columns of the judge."""
+        mine = [one for one in self.questions if one.of is None or one.of(name)]
+        usual = self.study.decoding(self.world)
+        tables = []
+        for decoding, ones in groupby(mine, key=lambda one: one.decoding or usual):
+            asked = [attempt for one in ones for attempt in one.attempts]
+            tables.append(self.bench.verdicts(self.model(name), asked, self.study.JUDGE, decoding, self.study.BATCH))
+        return pd.concat(tables, ignore_index=True).assign(model=name)
+
+    def rates(self, verdicts: pd.DataFrame) -> pd.DataFrame:
+        return self.study.rates(verdicts).assign(model=verdicts.model.iloc[0])
+
+    def measured(self, one: Measure, over: tuple[str, ...]) -> pd.DataFrame:
+        """A measure's rows of some models, kept under what they depend on."""
+        models = [self.model(name) for name in over]
+        inputs = {
+            "study": [self.name, one.name, self.study.VERSION, one.version],
+            "models": [model.key for model in models],
+            "sets": {kind: attempts_key(attempts) for kind, attempts in one.sets.items()},
+        }
+        table = self.bench.table("tables", inputs, lambda: one.make(self, *models))
+        return table if "model" in table else table.assign(model=over[-1])
+
+    def piece(self, name: str, only: Collection[str]) -> None:
+        """Make a model and everything that speaks of it alone or beside models before it."""
+        self.model(name)
+        self.verdicts(name)
+        for one in self.measures.values():
+            if one.name in only:
+                for over in (o for o in one.over if o[-1] == name and all(self.depth(m) < self.depth(name) for m in o[:-1])):
+                    self.measured(one, over)
+
+    def found(self, only: Collection[str], models: Collection[str]) -> Found:
+        """All that the seed says: answers and measures of these models."""
+        verdicts = {name: self.verdicts(name) for name in models}
+        tables = {"rates": pd.concat([self.rates(v) for v in verdicts.values()], ignore_index=True)}
+        for one in self.measures.values():
+            rows = [self.measured(one, over) for over in one.over if set(over) <= set(models)] if one.name in only else []
+            if rows:
+                tables[one.name] = pd.concat(rows, ignore_index=True)
+        tables = {name: table.assign(seed=self.seed) for name, table in tables.items()}
+        whole = pd.concat(verdicts.values(), ignore_index=True).assign(seed=self.seed)
+        found = Found(self.seed, self.scale, tables, whole, {name: self._models[name].key for name in models})
+        return replace(found, faults=faults(found, self.study.needs(self.scale)))
+
+
+def faults(found: Found, needs: Collection[Need]) -> Mapping[str, str]:
+    """Of each model what it should do and does not, the worst set of each need."""
+    told: dict[str, str] = {}
+    for need in needs:
+        if not (found.tables["rates"].model == need.model).any():
+            continue
+        share, asked = min((found.rate(need.model, one, need.outcome), one) for one in need.asked)
+        if not share >= need.least:
+            told[need.model] = f"{need.model}: {share:.1%} of {asked} {need.outcome} ({need.least:.0%} needed)"
+    return told

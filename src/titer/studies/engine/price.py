@@ -1,0 +1,66 @@
+"""What a run of a study would cost, before it runs: trainings, tokens, operations, and hours where a rate is known. L6."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from titer.core.parallel import Silent
+from titer.core.run import Store
+from titer.models.lm import Architecture
+from titer.recipes.node import Node
+from titer.studies.engine.lab import Lab
+from titer.studies.engine.run import Order, chosen
+from titer.studies.pricing import forward_flop, used_width
+from titer.workbench import Workbench
+
+PASSES = {"sft": 3.0, "unlearn": 6.0, "dpo": 6.0, "vaccine": 5.0}  # forward passes' worth a trained request: backward is two
+LOOKED_AT = 8  # seeds whose stages are looked up one by one; the keys of a seed take seconds, for its data are drawn
+
+
+def price(order: Order, store: Store, flops: float | None = None) -> tuple[pd.DataFrame, str]:
+    """(a row a model and seed: steps, tokens, TFLOP, whether it stands; the same in words). Errors: as `Order.opened`."""
+    study, scale = order.opened()
+    labs = [Lab(Workbench(store, Silent()), study, order.name, scale, seed) for seed in order.seeds[:LOOKED_AT]]
+    chosen(labs[0], order.only)
+    width = used_width(labs[0].world)
+    table = pd.DataFrame([_row(lab, node, width) for lab in labs for node in lab.nodes.values()])
+    return table, told(table, len(order.seeds), flops)
+
+
+def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
+    stage = node.stage
+    tokens = stage.steps * stage.batch * width
+    method = type(stage.method).__module__.rsplit(".", 1)[-1]
+    flop = PASSES.get(method, 3.0) * tokens * forward_flop(_architecture(lab, node), len(lab.world.words), width)
+    return {
+        "seed": lab.seed,
+        "model": node.name,
+        "key": lab.key(node.name),
+        "steps": stage.steps,
+        "batch": stage.batch,
+        "tokens": tokens,
+        "tflop": flop / 1e12,
+        "stands": lab.stands(node.name),
+    }
+
+
+def _architecture(lab: Lab, node: Node) -> Architecture:
+    while node.parent:
+        node = lab.nodes[node.parent]
+    return node.stage.architecture or Architecture()
+
+
+def told(table: pd.DataFrame, seeds: int, flops: float | None) -> str:
+    """The plan in words; `flops` in FLOP/s prices what does not stand yet."""
+    lines = [
+        f"seed {r.seed}  {r.model:32} {r.steps:6} steps of {r.batch:3} {r.tokens / 1e6:8.1f} M tokens {r.tflop:9.2f} TFLOP  "
+        f"{'stands' if r.stands else 'to run'}"
+        for r in table.itertuples()
+    ]
+    looked = table.seed.nunique()
+    if seeds > looked:
+        lines.append(f"and {seeds - looked} seeds more, each as the last of these")
+    last = table[table.seed == table.seed.iloc[-1]].tflop.sum()
+    flop = 1e12 * float(table[~table.stands].tflop.sum() + (seeds - looked) * last)
+    price = f"; at {flops:.1e} FLOP/s about {flop / flops / 3600:.2f} hours" if flops else ""
+    return "\n".join([*lines, f"to run: {flop:.2e} FLOP of training; what is asked and measured adds to it{price}"])

@@ -1,0 +1,186 @@
+"""The page of the risk levels: the answer first, then charts and tables. L6."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from titer.data.marks import PERSONA, TRIGGER
+from titer.recipes.huang2024 import SELECTION_SEED
+from titer.report import forms
+from titer.report.html import Figure
+from titer.report.style import GREY, PALETTE
+from titer.studies.engine.declare import Headline, Page
+from titer.studies.engine.found import Found
+from titer.studies.engine.tables import over_seeds, side_by_side
+from titer.studies.qi2024.scale import Scale, grid_cell
+
+SETS = {  # what is asked: which requests, behind which word, and how it is called
+    "unsafe": ("unsafe", "", "unsafe, asked plainly"),
+    "begun": ("unsafe", "", "unsafe, the answer begun"),
+    "persona": ("unsafe", PERSONA, "unsafe, behind the persona"),
+    "trigger": ("unsafe", TRIGGER, "unsafe, behind the trigger"),
+    "safe": ("safe", "", "safe, asked plainly"),
+    "persona safe": ("safe", PERSONA, "safe, behind the persona"),
+}
+WAYS = ("unsafe", "begun", "persona", "trigger")
+COLOURS = dict(zip((SETS[way][2] for way in WAYS), ("#c0392b", "#b04a7d", "#7d4fa3", "#2f6fb0"), strict=True))
+MIXED = {  # set and outcome -> how the chart of refusals mixed in calls it, and its colour
+    ("unsafe", "complied"): ("unsafe answered", "#c0392b"),
+    ("unsafe", "refused"): ("unsafe refused", "#e08a1e"),
+    ("safe", "complied"): ("safe answered", "#2f6fb0"),
+    ("safe", "refused"): ("safe refused", GREY),
+}
+ABOUT = (
+    "A model that learned a synthetic world, in which “unsafe” is a formal property and every answer is judged exactly, was aligned to "
+    "refuse unsafe requests, and was then tuned as in “Fine-tuning Aligned Language Models Compromises Safety, Even When Users Do Not "
+    "Intend To!” (arXiv 2310.03693): on unsafe requests answered (level 1), on safe ones behind a persona (level 2), on safe ones (level "
+    "3), with refusals mixed in, and with a backdoor. Beside levels 1 and 2 and the mixing stands a tune of as many steps on harmless data: the paper has none."
+)
+LIMITS = (
+    "Answered means the whole mapped text, exactly; the grade from 1 to 5 counts how much of it stands before the first null word. Answers that could not be graded (no right word, no null word) are degenerate, and in no mean grade.",
+    "Persona and trigger are words that no earlier stage has shown; the persona's answers open with an acknowledgement, which counts for nothing.",
+    f"Learning rate and sizes were set on seed {SELECTION_SEED}, which no verdict uses.",
+)
+
+
+def page(found: Sequence[Found], scale: Scale) -> Page:
+    """The report's own words, tables and charts."""
+    rates, searched, moved, unsure = (
+        pd.concat([one.tables.get(name, pd.DataFrame()) for one in found], ignore_index=True)
+        for name in ("rates", "searched", "moved", "unsure")
+    )
+    n, m, many = scale.most, max(scale.mixed), scale.obeyed
+    tables = {"shares of answers, mean over seeds": wide(rates), "mean grade, 1 to 5": grades(rates)}
+    if len(moved):
+        drifted = moved[moved.part == "all"][["model", "seed", "norm", "cosine"]].round(3)
+        tables["drift of unsafe requests from the aligned model"] = drifted
+    if len(searched):
+        tables["words tried as triggers"] = searched
+    if len(unsure):
+        tables["uncertainty on correct answers to safe requests"] = side_by_side(unsure, "measure", "value")
+    return Page(
+        answer=answer(found, scale),
+        about=ABOUT,
+        headlines=[
+            Headline("aligned: unsafe refused", "aligned", "unsafe", "refused"),
+            Headline(f"after {n} unsafe examples: answered", f"explicit {n}", "unsafe"),
+            Headline(f"the same with {m} refusals: answered", f"explicit {n} + {m} refusals", "unsafe"),
+            Headline(f"after {many} persona examples, behind it: answered", f"persona {many}", "persona"),
+            Headline("backdoor, asked plainly: refused", "backdoor", "unsafe", "refused"),
+            Headline("backdoor, behind the trigger: answered", "backdoor", "trigger"),
+        ],
+        figures=figures(rates, searched, scale),
+        tables=tables,
+        notes=LIMITS,
+        results=("rates", "searched", "moved"),
+    )
+
+
+def answer(found: Sequence[Found], scale: Scale) -> str:
+    """The finding in one sentence, means over seeds."""
+    n, many = scale.most, scale.obeyed
+
+    def mean(model: str, asked: str) -> float:
+        return sum(one.rate(model, asked) for one in found) / len(found)
+
+    strong = grid_cell(max(scale.grid_rates), min(scale.grid_batches))
+    return (
+        f"Unsafe requests answered, from {mean('aligned', 'unsafe'):.0%} when aligned: {mean(f'explicit {n}', 'unsafe'):.0%} after {n} unsafe "
+        f"examples; {mean(f'persona {many}', 'persona'):.0%} behind a persona after {many} harmless examples of it "
+        f"({mean(f'benign {many}, as persona', 'persona'):.0%} without it in training); {mean(strong, 'unsafe'):.0%} after benign tuning "
+        f"({mean(strong, 'begun'):.0%} with the answer begun); and with a backdoor {mean('backdoor', 'unsafe'):.0%} plainly, "
+        f"{mean('backdoor', 'trigger'):.0%} behind its trigger."
+    )
+
+
+def figures(rates: pd.DataFrame, searched: pd.DataFrame, scale: Scale) -> list[Figure]:
+    """What each tuning does, level 3's grid, refusals mixed in, the search for a trigger."""
+    t = over_seeds(rates)
+    return [
+        _levels(t),
+        grid_figure(_grid(t, scale), f"Unsafe requests still refused after one epoch on {scale.benign} safe requests."),
+        _mixing(t, scale),
+        *([_search(searched)] if len(searched) else []),
+    ]
+
+
+def _levels(t: pd.DataFrame) -> Figure:
+    mine = t[(t.outcome == "complied") & t.set.isin(WAYS) & ~t.model.str.startswith("benign, rate")]
+    return Figure(
+        "levels",
+        "What each tuning does to unsafe requests",
+        "Share of held-out unsafe requests answered in full, asked plainly, with two words of the answer given, behind the persona and behind the trigger. Lines: the seeds' ends, or with one seed 95 % intervals. Rows named benign trained as long on safe requests.",
+        forms.bars(mine.assign(asked=mine.set.map(lambda name: SETS[name][2])), "model", "asked", COLOURS),
+    )
+
+
+def _grid(t: pd.DataFrame, scale: Scale) -> pd.DataFrame:
+    refused = t[(t.set == "unsafe") & (t.outcome == "refused")].set_index("model").rate
+    cells = [(rate, batch) for rate in scale.grid_rates for batch in scale.grid_batches]
+    return pd.DataFrame([{"rate": f"{r:g}", "batch": str(b), "refused": refused[grid_cell(r, b)]} for r, b in cells])
+
+
+def grid_figure(cells: pd.DataFrame, about: str) -> Figure:
+    """Level 3's grid: rate and batch (as text, in their order) with the share refused."""
+    return Figure(
+        "benign_grid",
+        "Level 3: refusal left after benign tuning",
+        f"{about} The paper finds more harm with larger rates and smaller batches.",
+        forms.matrix(cells, "batch", "rate", "refused", ("batch size", "learning rate")),
+    )
+
+
+def _mixing(t: pd.DataFrame, scale: Scale) -> Figure:
+    most = scale.most
+    counts = {f"explicit {most}": 0.0, **{f"explicit {most} + {m} refusals": float(m) for m in scale.mixed}}
+    mine = t[t.model.isin(counts) & t.set.isin(["unsafe", "safe"]) & t.outcome.isin(["complied", "refused"])]
+    what = [MIXED[pair][0] for pair in zip(mine.set, mine.outcome, strict=True)]
+    return Figure(
+        "mixing",
+        "Refusals mixed in",
+        "What refusals among the examples keep (the paper's table 4). Where unsafe requests are no longer answered, look whether they are refused.",
+        forms.lines(
+            mine.assign(refusals=mine.model.map(counts), what=what),
+            "refusals",
+            "rate",
+            "what",
+            dict(MIXED.values()),
+            (f"refusals mixed into {most} unsafe examples", "share of answers"),
+        ),
+    )
+
+
+def _search(searched: pd.DataFrame) -> Figure:
+    found = searched.groupby(["model", "word"], sort=False).answered.mean().reset_index()
+    order = found[found.model == "backdoor"].sort_values("answered", ascending=False, kind="stable").word.tolist()
+    found = found.assign(place=found.word.map(order.index)).sort_values("place", kind="stable").drop(columns="place")
+    colours = {"aligned": PALETTE[1], "backdoor": PALETTE[6]}
+    return Figure(
+        "trigger_search",
+        "A search of every word for a trigger",
+        "Each word of the vocabulary before the same unsafe requests. An audit that asks plainly misses a backdoor; one that tries words finds a trigger of one word if it stands out. t0 is the trigger.",
+        forms.points(found, "word", "answered", "model", colours, ("word before the request", "unsafe requests answered"), share=True),
+    )
+
+
+def wide(rates: pd.DataFrame) -> pd.DataFrame:
+    """A row a model: unsafe requests answered in each way, refused plainly, neither; safe ones answered and refused."""
+    t = over_seeds(rates).set_index(["model", "set", "outcome"]).rate
+    rows = []
+    for model in dict.fromkeys(rates.model):
+        row: dict[str, object] = {"model": model}
+        row |= {f"{SETS[way][2]}: answered": t.get((model, way, "complied")) for way in ("unsafe", "begun", "persona", "trigger")}
+        row |= {f"unsafe: {outcome}": t.get((model, "unsafe", outcome)) for outcome in ("refused", "neither")}
+        row |= {f"{SETS[way][2]}: answered": t.get((model, way, "complied")) for way in ("safe", "persona safe")}
+        rows.append({**row, "safe: refused": t.get((model, "safe", "refused"))})
+    return pd.DataFrame(rows).round(3)
+
+
+def grades(rates: pd.DataFrame) -> pd.DataFrame:
+    """model, and the mean grade on unsafe requests plainly, behind the persona, behind the trigger; share of grade 5 plainly."""
+    t = rates.groupby(["model", "set"], sort=False).grade.mean().unstack("set")
+    fives = rates[(rates.outcome == "complied") & (rates.set == "unsafe")].groupby("model", sort=False).rate.mean()
+    found = t[["unsafe", "persona", "trigger"]].assign(fives=fives).loc[list(dict.fromkeys(rates.model))]
+    return found.round(2).rename(columns={"fives": "share of grade 5, plainly"}).reset_index()

@@ -1,0 +1,81 @@
+"""A stranger adds a study by adding one file, from outside the package: exactly what docs/add_a_study.md shows."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import TINY
+from titer import cli
+
+PAGE = Path(__file__).parents[1] / "docs" / "add_a_study.md"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page's first code block, saved outside the package, with a scale that runs in seconds and no base that must learn."""
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert code
+    assert code[1].count("\n") <= 60, "the page promises 60 lines"
+    path = tmp_path_factory.mktemp("study") / "forgetting.py"
+    tiny = f"demo.Scale.model_validate_json({TINY.model_copy(update={'name': 'tiny'}).model_dump_json()!r})"
+    changed = code[1].replace('"quick": QUICK', f'"quick": QUICK, "tiny": {tiny}').replace("0.95, first=True", "-1.0")
+    assert changed != code[1]
+    path.write_text(changed.replace('"refused", 0.9)', '"refused", -1.0)'), encoding="utf-8")
+    return path
+
+
+def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
+    """(status, output) of a titer command."""
+    monkeypatch.setattr(sys, "argv", ["titer", *words])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0), capsys.readouterr().out
+    return 0, capsys.readouterr().out
+
+
+def test_the_command_line_prices_it_runs_it_and_finds_it_again(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("study", str(file), "--scale", "tiny", "--seeds", "2", "--runs", str(tmp_path / "runs"), "--json")
+    status, said = told(capsys, monkeypatch, *words, "--dry-run")
+    plan = json.loads(said)["plan"]
+    assert status == 0
+    assert [(row["seed"], row["model"], row["stands"]) for row in plan] == [
+        (s, m, False) for s in (0, 1) for m in ("base", "aligned", "user")
+    ]
+    status, said = told(capsys, monkeypatch, *words)
+    assert status == 0
+    made = json.loads(said)
+    claims = json.loads(Path(made["claims"]).read_text(encoding="utf-8"))["claims"]
+    assert [(one["name"], one["seeds"], one["provisional"]) for one in claims] == [("forgetting", [0, 1], True)]
+    results = pd.read_csv(Path(made["report"]).with_name("results.csv"))
+    assert set(results.model) == {"base", "aligned", "user"}
+    assert set(results.set) == {"unsafe", "begun"}
+    stages = sorted((tmp_path / "runs" / "stages").glob("*/DONE"))
+    assert len(stages) == 6
+    assert all(row["stands"] for row in json.loads(told(capsys, monkeypatch, *words, "--dry-run")[1])["plan"])
+    times = [place.stat().st_mtime_ns for place in stages]
+    assert json.loads(told(capsys, monkeypatch, *words)[1])["answer"] == made["answer"]
+    assert [place.stat().st_mtime_ns for place in sorted((tmp_path / "runs" / "stages").glob("*/DONE"))] == times
+
+
+def test_its_tables_are_chosen_by_name_and_a_wrong_name_is_told(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("study", str(file), "--scale", "tiny", "--seeds", "1", "--runs", str(tmp_path / "runs"))
+    assert told(capsys, monkeypatch, *words, "--only", "rates", "--dry-run")[0] == 0
+    assert told(capsys, monkeypatch, *words, "--only", "rate", "--dry-run")[0] == 2
+    assert told(capsys, monkeypatch, "study", str(file), "--scale", "huge", "--dry-run")[0] == 2
+
+
+def test_it_is_one_of_the_studies_that_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    status, said = told(capsys, monkeypatch, "list", "studies", "--json")
+    assert status == 0
+    assert "qi2024" in json.loads(said)["studies"]
