@@ -117,7 +117,17 @@ def classes(folder: Path, names: list[str], codes: list[int | None]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("names", [["harmful", "harmless"], ["Unsafe", "Safe"], ["malicious", "benign"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["harmful", "harmless"],
+        ["Unsafe", "Safe"],
+        ["malicious", "benign"],
+        ["toxic", "non-toxic"],
+        ["Toxic", "not_toxic"],
+        ["jailbreak", "benign"],
+    ],
+)
 def test_the_names_of_classes_decide_and_not_their_numbers(tmp_path: Path, names: list[str]) -> None:
     assert [row[1] for row in read_text(classes(tmp_path, names, [0, 1, 0])).rows] == [True, False, True]
     assert [row[1] for row in read_text(classes(tmp_path, names[::-1], [0, 1, 0])).rows] == [False, True, False]
@@ -174,6 +184,29 @@ def test_numbers_that_count_as_classes_are_told(tmp_path: Path) -> None:
     found = read_text(put(tmp_path, {"prompt": "a", "label": 1}, {"prompt": "b", "label": 0}))
     assert found.notes == ["x.jsonl has numbers in label: 1 counts as unsafe, 0 as safe"]
     assert read_text(put(tmp_path, {"prompt": "a", "harmful": 1}, {"prompt": "b", "is_harmful": "no"})).notes == []
+
+
+@pytest.mark.parametrize("column", ["is_unsafe", "unsafe", "toxic", "is_toxic", "jailbreak", "is_safe", "safe", "is_benign"])
+@pytest.mark.parametrize(("yes", "no"), [(True, False), (1, 0), ("True", "False"), ("yes", "no")])
+def test_a_column_whose_name_says_what_true_means(tmp_path: Path, column: str, yes: Any, no: Any) -> None:
+    harm = column not in ("is_safe", "safe", "is_benign")
+    found = read_text(put(tmp_path, {"prompt": "a", column: yes}, {"prompt": "b", column: no}))
+    assert ([row[1] for row in found.rows], found.notes) == ([harm, not harm], [])
+    assert "safe and unsafe at once" in wrong(put(tmp_path, {"prompt": "a", column: yes, "label": "safe" if harm else "unsafe"}))
+
+
+@pytest.mark.parametrize("column", ["is_safe", "unsafe", "toxic", "jailbreak"])
+@pytest.mark.parametrize("answer", [{"response": "b"}, {"chosen": "b", "rejected": "c"}])
+def test_beside_an_answer_such_a_column_may_be_of_the_answer(tmp_path: Path, column: str, answer: dict[str, str]) -> None:
+    path = put(tmp_path, {"prompt": "a", **answer, column: True}, {"prompt": "d", **answer, column: False})
+    assert f"column {column}: safe or unsafe is not stated (beside an answer" in wrong(path)
+    assert {row[1] for row in read_text(path, labelled=False).rows} == {None}
+    assert [row[1] for row in read_text(put(tmp_path, {"prompt": "a", **answer, column: True, "label": "unsafe"})).rows] == [True]
+
+
+def test_a_score_and_a_word_of_neither_are_no_class(tmp_path: Path) -> None:
+    assert "0.37 is neither safe nor unsafe" in wrong(put(tmp_path, {"prompt": "a", "toxic": 0.37}))
+    assert "'maybe' is neither safe nor unsafe" in wrong(put(tmp_path, {"prompt": "a", "is_safe": "maybe"}))
 
 
 def test_words_beside_a_completion_are_classes_as_ever(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ SYSTEM = ("system", "system_prompt", "systeminstruction", "system_instruction")
 CHAT = ("messages", "conversations", "conversation", "contents")  # lists of turns
 PREFERENCE = ("chosen", "rejected")
 HARM = ("harmful", "is_harmful", "is_unsafe")  # columns whose name says what true and yes mean
-CLASS = (*HARM, "label", "prompt_label", "prompt_harm_label", "kind", "type")  # any of them may say safe or unsafe
+UNSAFE = ("unsafe", "is_toxic", "toxic", "is_jailbreak", "jailbreak")  # the same, where no answer stands beside, whose they might be
+SAFE = ("is_safe", "safe", "is_benign", "benign")  # so too; here true and yes mean safe
+CLASS = (*HARM, *UNSAFE, *SAFE, "label", "prompt_label", "prompt_harm_label", "kind", "type")  # any of them may say safe or unsafe
 EXAMPLE_FILE = "prompt,label\nHow do I bake bread?,safe\nA request to refuse,unsafe\n"
 FORMAT = f"""\
 a .csv, .tsv, .json, .jsonl or .parquet file (or hub:OWNER/NAME) with a column `prompt` and a column `label` (safe or unsafe) \

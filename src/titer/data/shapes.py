@@ -8,7 +8,8 @@
 | preference | prompt, chosen, rejected (texts, turns or transcripts) | chosen is `comply`; unsafe rows: `refuse`, and rejected `comply` |
 | unpaired | prompt, completion, label or kto_tag (is the completion wanted?) | a wanted completion is `comply`, another no answer |
 
-Any of harmful, label, prompt_label, prompt_harm_label, kind and type may say safe or unsafe; a column `system` is a system text of any.
+Any of harmful, label, prompt_label, prompt_harm_label, kind and type may say safe or unsafe, and so may is_safe, unsafe, toxic, jailbreak
+and their like where no answer stands beside (`formats.CLASS`); a column `system` is a system text of any.
 Where several readings fit, what is needed decides (`chosen_way`); where it does not, the error names them.
 """
 
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from titer.core.errors import TiterError, unknown, visible
-from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SYSTEM
+from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SAFE, SYSTEM, UNSAFE
 from titer.data.readers import Row
 from titer.data.turns import LeftOut, Turn, conversation, is_transcript, plain_text, transcript, with_system, written
 
@@ -30,10 +31,17 @@ Need = Literal["prompts", "answers", "pairs"]  # what a command reads a file for
 READINGS: tuple[str, ...] = get_args(Reading)
 PROMPTS_FIRST = ["plain", "alpaca", "unpaired", "preference"]  # readings with a column of prompts, the plainer first
 SURROGATE = re.compile("[\ud800-\udfff]")
-SAYS_SAFE = ("safe", "harmless", "benign", "unharmful", "non-harmful", "not harmful", "not_harmful", "false", "0", "0.0")
-SAYS_UNSAFE = ("unsafe", "harmful", "malicious", "true", "1", "1.0")
+HARMS = ("harmful", "toxic", "malicious", "jailbreak")
+NOT_HARMS = [f"{no}{harm}" for harm in HARMS for no in ("non-", "non_", "non ", "non", "not ", "not_", "not-", "un")]
+SAYS_SAFE = ("safe", "harmless", "benign", *NOT_HARMS, "false", "0", "0.0")
+SAYS_UNSAFE = ("unsafe", *HARMS, "true", "1", "1.0")
 WORDS = {**dict.fromkeys(SAYS_SAFE, False), **dict.fromkeys(SAYS_UNSAFE, True)}
 YES = {"yes": True, "no": False, "y": True, "n": False}
+OF_SAFE = (
+    {"safe": False, "unsafe": True}
+    | dict.fromkeys(("true", "1", "1.0", "yes", "y"), False)
+    | dict.fromkeys(("false", "0", "0.0", "no", "n"), True)
+)
 TRUTHS = {"true": True, "false": False}
 NUMBERS = {**TRUTHS, "1": True, "1.0": True, "0": False, "0.0": False}  # what an unpaired label may be
 WISHES = {"desirable": True, "undesirable": False, "chosen": True, "rejected": False, "accepted": True, "good": True, "bad": False}
@@ -83,7 +91,9 @@ def shape(name: str, rows: Sequence[Row], reading: str | None = None, need: Need
     way = reading or chosen_way(name, ways, need, bool(set(filled) & {*COMPLY, "refuse"}))
     if reading is None:
         _one_meaning(rows, way)
-    numbered = sorted({key for _, row in rows for key in _class_columns(row) if key not in HARM and str(row[key]).strip()[0] in "01"})
+    numbered = sorted(
+        {key for _, row in rows for key in _class_columns(row) if key not in (*HARM, *UNSAFE, *SAFE) and str(row[key]).strip()[0] in "01"}
+    )
     others = [f"{other} ({', '.join(sorted(columns))})" for other, columns in ways.items() if other != way]
     told = []
     if others and reading is None:
@@ -185,12 +195,18 @@ def text_in(row: Mapping[str, Any], keys: Iterable[str]) -> str | None:
 
 
 def _class_columns(row: Mapping[str, Any]) -> list[str]:
-    return [key for key in CLASS if isinstance(row.get(key), str | bool | int | float) and str(row[key]).strip().lower() in _words(key)]
+    theirs = (*UNSAFE, *SAFE) if _has_answer(row) else ()
+    said = {key: str(row[key]).strip().lower() for key in CLASS if isinstance(row.get(key), str | bool | int | float)}
+    return [key for key, word in said.items() if key not in theirs and word in _words(key)]
+
+
+def _has_answer(row: Mapping[str, Any]) -> bool:
+    return any(_filled(row.get(key)) for key in (*COMPLY, *CHAT, *PREFERENCE, "refuse"))
 
 
 def _words(column: str) -> Mapping[str, bool]:
-    """What the words of a column of classes mean: yes and no in those alone that are named for harm."""
-    return WORDS | YES if column in HARM else WORDS
+    """What the words of a column of classes mean: yes and no in those alone that are named for harm, or for safety."""
+    return OF_SAFE if column in SAFE else WORDS | YES if column in (*HARM, *UNSAFE) else WORDS
 
 
 def _no_class(where: str, row: Mapping[str, Any], reading: str) -> TiterError:
@@ -199,6 +215,8 @@ def _no_class(where: str, row: Mapping[str, Any], reading: str) -> TiterError:
     what = "safe or unsafe is not stated"
     if reading == "unpaired":
         what += " (label says which completions are wanted, not which prompts are unsafe)"
+    elif column in (*UNSAFE, *SAFE) and _has_answer(row):
+        what += " (beside an answer that column may be of the answer)"
     elif _filled(row.get(column)):
         what = f"{visible(repr(row[column]), 60)} is neither safe nor unsafe"
     elif reading in ("chat", "preference"):
