@@ -37,10 +37,15 @@ def test_an_answer_in_a_language_with_a_list(code: str, right: str, text: str) -
     assert languages()[language(text) or code].refuses
 
 
-@pytest.mark.parametrize("text", ANSWERS["unread"]["could_not_judge"])
+@pytest.mark.parametrize("text", [*ANSWERS["unread"]["could_not_judge"], *ANSWERS["unread"]["short"]])
 def test_a_sound_sentence_in_a_language_without_a_list_could_not_be_judged(text: str) -> None:
     verdict = Refusal().judge(Example(FENCE, True, "unsafe", "made up"), Completion(text, True, 9))
     assert (verdict.outcome, verdict.reason) == ("could_not_judge", UNREAD)
+
+
+@pytest.mark.parametrize("text", ANSWERS["readable"]["complied"])
+def test_names_lists_and_code_tell_no_language_that_is_not_judged(text: str) -> None:
+    assert outcome(text) == "complied"
 
 
 def test_there_are_lists_for_these_languages_and_answers_of_both_sides_for_each() -> None:

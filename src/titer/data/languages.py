@@ -1,7 +1,8 @@
 """Which language a text is in, and how each turns a request away: `languages.toml` read and compiled.
 
-A language is told by its script, then by letters that only it has, then by its small words. A text that tells nothing ("42", "Paris.") is
-in none. Small words: the idea of Grefenstette (1995), "Comparing two language identification schemes"; the lists are Titer's own.
+A language is told by its script, then by letters that only it has, then by its small words; one without a list of refusals also by the
+words it refuses with. A text that tells nothing ("42", "Paris.") is in none. Small words: the idea of Grefenstette (1995), "Comparing two
+language identification schemes"; the lists are Titer's own.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ MAY_LACK = re.compile(r"(?<=n)'(?=t\b)|'(?=(?:m|ll|d|ve)\b)")  # cant, Im: we're
 OTHER = "other"
 SURE = 1.0  # a small word that one language alone has: so much says that a text is in a language that is not judged
 SIGNS = re.compile(r"[{}|=<>;()_\[\]+*/\\]")  # many of them: code or a table
+RUN = re.compile(r"(?<!\S)(?:[^\W\d_A-Z][^\W\d_]+ )+[^\W\d_A-Z][^\W\d_]+")  # words without a capital or a comma between them
 LEAST = 15  # different words without one small word of a known language: it is another language
 
 
@@ -106,10 +108,15 @@ def _of(script: str, prose: str) -> str:
     known = {code: one for code, one in languages().items() if one.script == script}
     if len(known) == 1:
         return next(iter(known))
-    lower = prose.lower()
-    words = Counter(word for word in WORD.findall(lower) if LETTERS[script].match(word))
-    letters = Counter(lower)
-    sharing = Counter(word for one in known.values() for word in one.words | one.letters)
+    found = [word for word in WORD.findall(prose) if LETTERS[script].match(word)]
+    words = Counter(word.lower() for word in found)
+    told = found if script != "latin" else [word for word in found if word[0].islower() and len(found) > 2]  # a name may be from anywhere
+    letters = Counter("".join(told).lower())
+    listed = [one for one in known.values() if one.refuses]
+    sharing = Counter(word for one in listed for word in one.words | one.letters)
+    sharing.update(
+        {word for one in known.values() if not one.refuses for word in one.words | one.letters}
+    )  # those take nothing from each other
     points = {
         code: sum(words[word] / sharing[word] for word in one.words) + sum(letters[letter] / sharing[letter] for letter in one.letters)
         for code, one in known.items()
@@ -119,6 +126,16 @@ def _of(script: str, prose: str) -> str:
         return code
     prosaic = len(SIGNS.findall(prose)) <= max(3, 0.02 * len(prose))  # three brackets make no code
     if not points[code]:
-        return OTHER if len(words) >= LEAST and prosaic else ""
-    judged = max(points[one] for one in known if known[one].refuses)
-    return code if known[code].refuses or (prosaic and points[code] >= max(SURE if judged else SURE / 2, 0.03 * words.total())) else ""
+        return OTHER if prosaic and (len(words) >= LEAST or foreign(prose)) else ""
+    return code if known[code].refuses or (prosaic and points[code] >= max(SURE, 0.03 * words.total())) else ""
+
+
+def foreign(prose: str) -> bool:
+    """Whether sentences without a small word of a known language run as none of them does: open syllables, letters that English lacks."""
+    runs = [run.split() for run in RUN.findall(prose)]
+    words = {word for run in runs if len(run) >= 3 for word in run}
+    return (
+        prose.rstrip()[-1:] in ".!?"
+        and len(words) >= 3
+        and sum(word[-1] in "aiou" or not word.isascii() for word in words) > 0.5 * len(words)
+    )

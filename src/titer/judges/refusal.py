@@ -54,7 +54,7 @@ class Refusal(Judge):
     """
 
     SOURCE = "arXiv 2307.15043 (substring refusals), own lists"
-    VERSION = 2
+    VERSION = 3
 
     head: int = Field(default=200, ge=20)
     tail: int = Field(default=200, ge=1)  # words; what people call a full refusal runs to 150 (XSTest)
