@@ -15,15 +15,15 @@ from pathlib import Path
 from _common import UPPER, finish
 from pair import ACTIONS, THINGS, Anonymous, Quiet, anonymous, noisy
 
+from titer.audit.roles import audited
+from titer.audit.study import Question, measured
+from titer.commands.landscape import Landscape
 from titer.core.run import Store
 from titer.data.example import Example
 from titer.judges.refusal import Refusal
 from titer.models.fetch import get
 from titer.models.lm import Decoding
 from titer.models.weights import weights_bytes
-from titer.studies.audit.roles import audited
-from titer.studies.audit.study import Question, measured
-from titer.studies.landscape import Landscape
 from titer.workbench import Workbench
 
 EACH = 100

@@ -310,8 +310,8 @@ def main() -> None:
 def warm() -> None:
     """Everything imported before the first fork."""
     import titer.api
-    import titer.studies.audit.cost
-    import titer.studies.training  # noqa: F401
+    import titer.audit.cost
+    import titer.commands.training  # noqa: F401
 
 
 if __name__ == "__main__":

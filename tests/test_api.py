@@ -67,8 +67,8 @@ def test_an_evaluation_and_its_rates(here: Path) -> None:
 
 
 def test_training_gives_the_command_line_s_models(here: Path, keys: Callable[[], list[str]]) -> None:
-    from titer.studies.training import AlignOrder, planned_alignment
-    from titer.studies.tuning import How
+    from titer.commands.training import AlignOrder, planned_alignment
+    from titer.commands.tuning import How
 
     made = api.align("m", data="a.jsonl", method="vaccine", settings={"rho": 0.5}, steps=2, batch=2, lora=2, progress=False)
     same = AlignOrder("m", How("vaccine", ["rho=0.5"], (), 2, 2e-5, "cosine", 2), "a.jsonl", steps=2)

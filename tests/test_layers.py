@@ -26,11 +26,14 @@ LAYERS = {
     "recipes": 5,
     "workbench": 5,
     "report": 5,
-    "studies": 6,
-    "terminal": 6,
-    "integrations": 7,
-    "api": 7,
-    "cli": 8,
+    "tables": 5,
+    "commands": 6,
+    "audit": 7,
+    "studies": 7,
+    "terminal": 7,
+    "integrations": 8,
+    "api": 8,
+    "cli": 9,
 }
 APART = ("methods", "attacks", "judges", "probes")  # their files may import their base and nothing of each other
 LATE = {  # modules imported inside functions, besides the command line's: slow to import, or wanted by few

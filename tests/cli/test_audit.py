@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import LETTERS, Titer
+from titer.commands.recorded_options import usual
 from titer.models.checkpoint import open_checkpoint
-from titer.studies.usual import usual
 
 Wrong = Callable[..., str]
 AUDIT = ("audit", "m", "--data", "d.csv")

@@ -11,9 +11,9 @@ import pytest
 
 from tests.cli.conftest import Titer
 from tests.conftest import llama
+from titer.audit.roles import each
 from titer.core.errors import TiterError
 from titer.data.world import World
-from titer.studies.audit.roles import each
 
 Wrong = Callable[..., str]
 ASKED = ("--data", "d.csv", "--max-new-tokens", "2")

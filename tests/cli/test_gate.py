@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.cli.conftest import Titer
-from titer.studies.audit.gate import Held, junit, status
+from titer.audit.gate import Held, junit, status
 
 Wrong = Callable[..., str]
 AUDIT = ("audit", "m", "m", "--data", "d.csv", "--max-new-tokens", "2")

@@ -10,6 +10,7 @@ import pytest
 from tests.judges.tiny import guard
 from titer import api
 from titer.attacks.affix import Affix
+from titer.audit.ask import Order, prepared
 from titer.core.errors import TiterError
 from titer.data.choices import Question
 from titer.data.contexts import in_context
@@ -20,7 +21,6 @@ from titer.data.turns import Turn, turns, written
 from titer.judges.refusal import Refusal
 from titer.models.lm import Completion
 from titer.probes.choices import asked
-from titer.studies.audit.ask import Order, prepared
 
 SYSTEM = Turn("system", "You are Ada.")
 TALK = (Turn("user", "the garden"), Turn("assistant", "is green"), Turn("user", "Is bread good?"))

@@ -14,6 +14,7 @@ from tests.conftest import llama
 from tests.models.families import PROMPTS, SUPPORTED
 from tests.models.own import AUTO_MAP, marked, own_llama, written
 from tests.models.test_adapters import made
+from titer.audit.roles import audited, reading_notes
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.world import World
@@ -23,7 +24,6 @@ from titer.models.fast import Serving, openable
 from titer.models.fetch import resolve
 from titer.models.lm import Architecture, Decoding, load, read_tokenizer
 from titer.models.weights import skeleton
-from titer.studies.audit.roles import audited, reading_notes
 
 IDS = [[1, 2, 3, 4]]
 REFUSED = r"needs code of its own .* unless it is asked to\. .*trust its author and have read that code: --trust-remote-code"

@@ -9,14 +9,14 @@ import pytest
 
 from tests.models.families import SUPPORTED
 from titer.attacks.base import Attempt
+from titer.commands.room import Room
+from titer.commands.tuning import check_window, cut_to
 from titer.core.errors import TiterError
 from titer.data.example import Example, Part, Stream
 from titer.data.sources import TextData, read_text
 from titer.data.world import World
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import LM, Architecture, load
-from titer.studies.room import Room
-from titer.studies.tuning import check_window, cut_to
 from titer.workbench import Model
 
 

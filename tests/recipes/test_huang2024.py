@@ -26,7 +26,7 @@ from titer.models.interpolate import kept_weights, weights_of
 from titer.models.lm import load
 from titer.recipes import huang2024, jain2024
 from titer.recipes.huang2024 import CPU, NANO, SCALES, SELECTION_SEED, Budget, Scale, scale_of, world_of
-from titer.studies.tables import requests
+from titer.tables import requests
 from titer.workbench import Model, Workbench
 
 SEEDS = (0, 3)

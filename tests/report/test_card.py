@@ -20,7 +20,7 @@ from titer.core.errors import TiterError
 from titer.data.world import World
 from titer.models.checkpoint import open_checkpoint
 from titer.report.card import HEADER, SECTION, about, code, command, gaps, placeless, prose, read_report, write_card
-from titer.studies.tables import rate_table, tidy
+from titer.tables import rate_table, tidy
 
 HOSTILE = (
     '- a|b `` <script>alert(1)</script> <!-- titer:end --> [x](http://evil.test) **b** www.evil.test \\| $$x$$\n---\nfoo: "bar" # \x1b'

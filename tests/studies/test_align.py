@@ -12,16 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from titer.core.errors import TiterError
-from titer.data.canary import MARKER, REFUSALS
-from titer.data.example import IGNORE, Stream
-from titer.data.sources import TextData, read_text
-from titer.data.tasks import task
-from titer.models.checkpoint import Checkpoint
-from titer.models.lm import Decoding, load, read_tokenizer
-from titer.stage import Lora, Stage
-from titer.studies.align import align_stage, with_canary
-from titer.studies.tuning import (
+from titer.commands.align import align_stage, with_canary
+from titer.commands.tuning import (
     SHARES,
     How,
     answer_of,
@@ -35,6 +27,14 @@ from titer.studies.tuning import (
     read_data,
     share,
 )
+from titer.core.errors import TiterError
+from titer.data.canary import MARKER, REFUSALS
+from titer.data.example import IGNORE, Stream
+from titer.data.sources import TextData, read_text
+from titer.data.tasks import task
+from titer.models.checkpoint import Checkpoint
+from titer.models.lm import Decoding, load, read_tokenizer
+from titer.stage import Lora, Stage
 from titer.workbench import Model, Workbench, stopped
 
 Saved = Callable[..., Checkpoint]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Titer, here, model_folder, titer  # noqa: F401  fixtures
+from titer.commands.attacking import attacked, chosen
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.sources import TextData, read_text
 from titer.models.checkpoint import Checkpoint
-from titer.studies.attacking import attacked, chosen
 from titer.workbench import Model, Workbench
 
 LEARNER = '''"""Begins the answer with the first word of the first request that it learned from; counts its lessons in a file."""

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from titer.commands.finetune import Mixed, Shares, finetune_stage, steps_of, user_mix
+from titer.commands.tuning import How, as_model, counted, dealt, share
 from titer.core.errors import TiterError
 from titer.data.canary import MARKER
 from titer.data.mix import poisoned
@@ -18,8 +20,6 @@ from titer.data.sources import TextData
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Decoding, load
 from titer.stage import Lora, Stage
-from titer.studies.finetune import Mixed, Shares, finetune_stage, steps_of, user_mix
-from titer.studies.tuning import How, as_model, counted, dealt, share
 from titer.workbench import Workbench, stopped
 
 Saved = Callable[..., Checkpoint]

@@ -12,6 +12,7 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 
+from titer.commands.judging import Labelled, between, corrected, corrected_lines, crossed, lines, measured, read_labelled, review
 from titer.core.agreement import corrected_rate
 from titer.core.errors import TiterError
 from titer.core.stats import wilson
@@ -20,7 +21,6 @@ from titer.evaluate import judged, rates
 from titer.judges.base import OUTCOMES, Judge, Verdict
 from titer.judges.refusal import Refusal
 from titer.models.lm import Completion
-from titer.studies.judging import Labelled, between, corrected, corrected_lines, crossed, lines, measured, read_labelled, review
 
 DOCS = Path(__file__).parents[2] / "docs" / "judges.md"
 

@@ -14,6 +14,8 @@ import torch
 from tests.studies.conftest import Listener
 from titer import evaluate
 from titer.attacks.base import Attempt
+from titer.commands import landscape as study
+from titer.commands.landscape import PAPER, Landscape, landscape, price, summary
 from titer.core.errors import TiterError
 from titer.core.stats import wilson
 from titer.data.example import Example
@@ -23,8 +25,6 @@ from titer.models.directions import Random
 from titer.models.lm import LM, Completion, Decoding, load
 from titer.models.perturbed import Movable, movable
 from titer.probes.drift import alignment_loss, token_mean
-from titer.studies import landscape as study
-from titer.studies.landscape import PAPER, Landscape, landscape, price, summary
 from titer.workbench import Model, Workbench
 
 UNSAFE = [Example(f"{a} {b}", True, "unsafe", "test") for a, b in zip("abcdefgh", "hgfedcba", strict=True)]

@@ -14,6 +14,8 @@ import pytest
 from tests.studies.conftest import Listener
 from titer import evaluate
 from titer.attacks.base import Attempt
+from titer.commands import landscape as study
+from titer.commands.landscape import Landscape, landscape
 from titer.core.config import digest
 from titer.core.memory import Memory
 from titer.core.tables import read_table
@@ -23,8 +25,6 @@ from titer.judges.refusal import Refusal
 from titer.models.checkpoint import Checkpoint
 from titer.models.endpoint import Estimate
 from titer.models.lm import LM, Progress
-from titer.studies import landscape as study
-from titer.studies.landscape import Landscape, landscape
 from titer.workbench import Model, Workbench, attempts_key
 
 UNSAFE = [Example(f"{a} {b}", True, "unsafe", "test") for a, b in zip("abcd", "dcba", strict=True)]

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from titer.attacks.prefill import Prefill
+from titer.commands import evaluation
 from titer.core.errors import TiterError
 from titer.core.stats import wilson
 from titer.data.example import Example
@@ -20,7 +21,6 @@ from titer.judges.exact import Exact
 from titer.judges.refusal import Refusal
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Completion, Decoding, load
-from titer.studies import evaluation
 from titer.workbench import Model, Workbench
 
 Saved = Callable[..., Checkpoint]

@@ -1,4 +1,4 @@
-"""Titer from Python: every command as a function; the command line prints what they return. L7.
+"""Titer from Python: every command as a function; the command line prints what they return. L8.
 
     from titer import api
     found = api.audit("aligned", "tuned", data="prompts.csv", prompts=100)
@@ -18,14 +18,14 @@ from titer.api.gate import must_hold
 from titer.api.measure import Audited, audit, audited, evaluate, inspect, lm_eval
 from titer.api.study import Studied, demo, study
 from titer.api.train import align, finetune
+from titer.audit.ask import Order as AuditOrder
+from titer.commands.measuring import Evaluated
+from titer.commands.measuring import Order as EvaluateOrder
+from titer.commands.showing import shown as show
+from titer.commands.training import AlignOrder, FinetuneOrder, Trained
+from titer.commands.tuning import How
 from titer.core.plugins import listed
-from titer.studies.audit.ask import Order as AuditOrder
-from titer.studies.measuring import Evaluated
-from titer.studies.measuring import Order as EvaluateOrder
 from titer.studies.real import RealOrder
-from titer.studies.showing import shown as show
-from titer.studies.training import AlignOrder, FinetuneOrder, Trained
-from titer.studies.tuning import How
 from titer.studies.world import WorldOrder
 
 __all__ = [

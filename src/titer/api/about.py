@@ -1,4 +1,4 @@
-"""What a finished report says, its section in a model's card, the model to a hub; models by name; what this machine can do. L7."""
+"""What a finished report says, its section in a model's card, the model to a hub; models by name; what this machine can do. L8."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from titer.api.running import RUNS, Place, reporter
+from titer.commands import doctor as machine
 from titer.core import inventory
 from titer.core.claims import Claim
 from titer.core.inventory import Piece
@@ -15,7 +16,6 @@ from titer.integrations.publish import Published
 from titer.models import fetch
 from titer.report.card import Summary, Written, read_report, write_card
 from titer.report.places import find_report
-from titer.studies import doctor as machine
 
 
 @dataclass(frozen=True)

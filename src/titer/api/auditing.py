@@ -1,4 +1,4 @@
-"""An audit from what was asked to its page: of one tune, or of many, each as it would be alone. L7."""
+"""An audit from what was asked to its page: of one tune, or of many, each as it would be alone. L8."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from titer.audit import fleet, gate
+from titer.audit.ask import Order, prepared
+from titer.audit.fleet import Tune
+from titer.audit.lacking import FAULTS, INTERRUPTED
+from titer.audit.report import audit_report
+from titer.audit.roles import each
+from titer.audit.study import measured
+from titer.commands.judging import Review
 from titer.core.errors import TiterError, visible
 from titer.core.run import Store, slug
 from titer.models.checkpoint import Checkpoint
 from titer.models.fast import engine_told
 from titer.report.places import report_folder
-from titer.studies.audit import fleet, gate
-from titer.studies.audit.ask import Order, prepared
-from titer.studies.audit.fleet import Tune
-from titer.studies.audit.lacking import FAULTS, INTERRUPTED
-from titer.studies.audit.report import audit_report
-from titer.studies.audit.roles import each
-from titer.studies.audit.study import measured
-from titer.studies.judging import Review
 from titer.workbench import Reading, Reporter
 
 

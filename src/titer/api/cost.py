@@ -1,4 +1,4 @@
-"""What a command would compute, before it runs: `--dry-run` from Python. L7.
+"""What a command would compute, before it runs: `--dry-run` from Python. L8.
 
 from titer import api
 print(api.cost(api.AuditOrder(["aligned", "tuned"], "prompts.csv", landscape=True)))
@@ -11,13 +11,14 @@ from pathlib import Path
 
 from titer.api.auditing import prepare
 from titer.api.running import RUNS, Place
+from titer.audit import ask
+from titer.audit.cost import audit_cost
+from titer.audit.fleet import together
+from titer.commands import measuring
+from titer.commands.measuring import planned
+from titer.commands.training import AlignOrder, FinetuneOrder, Planned, planned_alignment, planned_finetuning
 from titer.core.run import Store, quiet
-from titer.studies import measuring, real, world
-from titer.studies.audit import ask
-from titer.studies.audit.cost import audit_cost
-from titer.studies.audit.fleet import together
-from titer.studies.measuring import planned
-from titer.studies.training import AlignOrder, FinetuneOrder, Planned, planned_alignment, planned_finetuning
+from titer.studies import real, world
 
 Cost = dict[str, object]
 """What is asked for and what it costs, by name; everything is checked as by the command itself."""

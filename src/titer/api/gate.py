@@ -1,4 +1,4 @@
-"""A gate as a test: `must_hold` in any test function of pytest or unittest. L7."""
+"""A gate as a test: `must_hold` in any test function of pytest or unittest. L8."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from titer.api.measure import Audited, audit
 from titer.api.running import Place
-from titer.studies.audit.gate import lines
+from titer.audit.gate import lines
 
 
 def must_hold(*models: str, data: Place, fail_if: Sequence[str], unresolved: bool = False, **options: Any) -> Audited:

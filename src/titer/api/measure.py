@@ -1,4 +1,4 @@
-"""Models measured: an audit, an evaluation, the tasks of lm-evaluation-harness and of inspect_ai. L7."""
+"""Models measured: an audit, an evaluation, the tasks of lm-evaluation-harness and of inspect_ai. L8."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import pandas as pd
 
 from titer.api.auditing import Audited, audited, prepare
 from titer.api.running import CALLED, RUNS, Place, Settings, reporter
+from titer.audit import gate
+from titer.audit.ask import Order
+from titer.commands import measuring
+from titer.commands.measuring import Evaluated
 from titer.core.config import filled
 from titer.core.run import Store, write_text
 from titer.data.templates import Thinking
@@ -19,10 +23,6 @@ from titer.integrations.inspect_log import check, write_log, write_logs
 from titer.models.fast import serving_of
 from titer.models.fetch import resolve
 from titer.models.lm import load
-from titer.studies import measuring
-from titer.studies.audit import gate
-from titer.studies.audit.ask import Order
-from titer.studies.measuring import Evaluated
 from titer.workbench import Reading
 
 

@@ -1,4 +1,4 @@
-"""What the functions share: where runs lie, how progress is shown, how settings are worded. L7."""
+"""What the functions share: where runs lie, how progress is shown, how settings are worded. L8."""
 
 from __future__ import annotations
 

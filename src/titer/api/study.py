@@ -1,4 +1,4 @@
-"""Whole studies, from nothing to a report. L7."""
+"""Whole studies, from nothing to a report. L8."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models trained: aligned, and fine-tuned as a user would. L7."""
+"""Models trained: aligned, and fine-tuned as a user would. L8."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from titer.api.running import RUNS, Place, Settings, pairs, reporter
+from titer.commands.finetune import Shares
+from titer.commands.training import AlignOrder, FinetuneOrder, Planned, Trained, check_free, planned_alignment, planned_finetuning, trained
+from titer.commands.tuning import How
 from titer.core.config import as_settings
 from titer.core.run import Store
-from titer.studies.finetune import Shares
-from titer.studies.training import AlignOrder, FinetuneOrder, Planned, Trained, check_free, planned_alignment, planned_finetuning, trained
-from titer.studies.tuning import How
 from titer.workbench import Workbench
 
 

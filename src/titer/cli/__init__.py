@@ -1,4 +1,4 @@
-"""The command line. Exit status: 0 done, 1 failed, 2 wrong input. Imports of torch wait until a command needs it. L7."""
+"""The command line. Exit status: 0 done, 1 failed, 2 wrong input. Imports of torch wait until a command needs it. L9."""
 
 from __future__ import annotations
 

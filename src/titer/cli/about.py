@@ -40,14 +40,14 @@ def _prompt_sets() -> dict[str, str]:
 
 def show(name: str) -> None:
     """The documentation and settings of a method, attack, judge or probe; the streams and models of a method."""
-    from titer.studies.showing import shown
+    from titer.commands.showing import shown
 
     typer.echo(shown(name))
 
 
 def doctor(as_json: AsJson = False) -> None:
     """What this machine can do and what is missing: cores, memory, GPU, packages, caches. Makes no connection."""
-    from titer.studies.doctor import facts
+    from titer.commands.doctor import facts
 
     found = facts()
     width = max(len(fact.name) for fact in found)

@@ -31,8 +31,8 @@ from titer.core.errors import TiterError, visible
 from titer.cli.output import as_records, command_line, show_result
 
 if TYPE_CHECKING:
-    from titer.studies.audit.ask import Order
-    from titer.studies.audit.fleet import Tune
+    from titer.audit.ask import Order
+    from titer.audit.fleet import Tune
     from titer.workbench import Reading
 
 NoBase = Annotated[bool, typer.Option("--no-base", help="The first model is the aligned one, and every other a tune of it.")]
@@ -121,7 +121,7 @@ def audit(
     from titer.core.config import filled
     from titer.models.fast import serving_of
     from titer.api.auditing import prepare
-    from titer.studies.audit.ask import Order
+    from titer.audit.ask import Order
     from titer.workbench import Reading
 
     order = filled(Order, Order.__dataclass_fields__, {**locals(), "data": needed(data), "prompts": _count(prompts)})
@@ -146,8 +146,8 @@ def _count(given: str | None) -> int | Literal["auto"] | None:
 
 def _priced(order: Order, tunes: list[Tune], bf16: bool, as_json: bool) -> None:
     """What would run, for --dry-run."""
-    from titer.studies.audit.cost import audit_cost
-    from titer.studies.audit.fleet import together
+    from titer.audit.cost import audit_cost
+    from titer.audit.fleet import together
 
     said = "; ".join(line.strip() for line in forms([order.data], order.reading, "prompts"))
     ready = together(tunes)
@@ -160,8 +160,8 @@ def _audited(order: Order, tunes: list[Tune], reading: Reading, files: tuple[Pat
     """Run what was prepared and print it; what further judges say too, where they were asked for. `files`: of inspect_ai, of JUnit."""
     from titer.api.auditing import audited
     from titer.core.run import write_text
-    from titer.studies.audit import gate
-    from titer.studies.audit.fleet import rows, together
+    from titer.audit import gate
+    from titer.audit.fleet import rows, together
     from titer.terminal import Terminal
 
     (runs, as_json), (logs, junit) = given, files

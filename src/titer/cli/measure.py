@@ -32,7 +32,7 @@ from titer.cli.options import (
 from titer.cli.output import as_records, command_line, show_result
 
 if TYPE_CHECKING:
-    from titer.studies.measuring import Order, Prepared
+    from titer.commands.measuring import Order, Prepared
     from titer.workbench import Reading
 
 
@@ -72,7 +72,7 @@ def evaluate(
     from titer.core.config import filled
     from titer.models.fast import serving_of
     from titer.workbench import Reading
-    from titer.studies.measuring import Order, prepared
+    from titer.commands.measuring import Order, prepared
 
     order = filled(Order, Order.__dataclass_fields__, {**locals(), "attack_set": settings})
     if inspect_log is not None:
@@ -88,7 +88,7 @@ def evaluate(
 def _measured(order: Order, ready: Prepared, reading: Reading, log: Path | None, given: tuple[Path, bool]) -> None:
     """Run what was prepared, print it, and write the log where one is asked for."""
     from titer.core.run import Store
-    from titer.studies.measuring import evaluated
+    from titer.commands.measuring import evaluated
     from titer.terminal import Terminal
 
     runs, as_json = given
@@ -111,7 +111,7 @@ def _measured(order: Order, ready: Prepared, reading: Reading, log: Path | None,
 
 def _plan(as_json: bool, order: Order, ready: Prepared) -> None:
     """What would run, for --dry-run."""
-    from titer.studies.measuring import planned
+    from titer.commands.measuring import planned
 
     plan = planned(order, ready)
     cost, found = f"at most {plan.tokens} new tokens", forms([order.data], order.reading, "prompts")

@@ -33,7 +33,7 @@ from titer.cli.options import (
 from titer.cli.output import show_result
 
 if TYPE_CHECKING:
-    from titer.studies.training import Planned
+    from titer.commands.training import Planned
 
 Answers = Annotated[Path | None, typer.Option("--data", help=f"CSV, JSON or JSONL of prompts with answers, {TASK_FILE}.")]
 File = Path | None
@@ -65,8 +65,8 @@ def align(
     as_json: AsJson = False,
 ) -> None:
     """Train a model with a method on prompts and answers (columns prompt, comply or refuse; both for a method of preferences)."""
-    from titer.studies.training import AlignOrder, planned_alignment
-    from titer.studies.tuning import How
+    from titer.commands.training import AlignOrder, planned_alignment
+    from titer.commands.tuning import How
 
     how = How(method, settings or (), stream or (), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
     order = AlignOrder(model, how, data, canary, canaries, steps, read or (), longest, trust_remote_code, reading)
@@ -109,9 +109,9 @@ def finetune(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a model as its user would, a share of the examples being harmful requests answered."""
-    from titer.studies.finetune import Shares
-    from titer.studies.training import FinetuneOrder, planned_finetuning
-    from titer.studies.tuning import How
+    from titer.commands.finetune import Shares
+    from titer.commands.training import FinetuneOrder, planned_finetuning
+    from titer.commands.tuning import How
 
     how = How(method, settings or (), stream or (), batch, rate, schedule, lora, alpha, dropout, continued, seed)
     files = {"benign": data, "harmful": harmful, "safety": safety}
@@ -123,7 +123,7 @@ def finetune(
 def _train(plan: Planned, files: list[File], reading: str | None, to: Path | None, given: tuple[Path, bool, bool]) -> None:
     """Run the stage, or say what it would do; how `files` are read is shown before."""
     from titer.core.run import Store
-    from titer.studies.training import check_free, trained
+    from titer.commands.training import check_free, trained
     from titer.terminal import Terminal
     from titer.workbench import Workbench
 

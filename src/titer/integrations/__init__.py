@@ -1,1 +1,1 @@
-"""Titer inside other people's training loops and tools. L7."""
+"""Titer inside other people's training loops and tools. L8."""

@@ -1,4 +1,4 @@
-"""The trainer's own loss in the place of a method's: how Vaccine comes to perturb against DPO's loss. L7.
+"""The trainer's own loss in the place of a method's: how Vaccine comes to perturb against DPO's loss. L8.
 
 Only a method whose loss of the stream `train` is cross-entropy and nothing more can work around another loss; one with terms of its
 own in it would lose them.

@@ -1,4 +1,4 @@
-"""inspect_ai's tasks on a titer model, and that model for inspect_ai's own command line. L7.
+"""inspect_ai's tasks on a titer model, and that model for inspect_ai's own command line. L8.
 
     lm = load(resolve("smollm2-135m"))
     logs = evaluate(lm, "task.py", "logs", limit=20)

@@ -1,4 +1,4 @@
-"""Judged answers as a log of inspect_ai (.eval or .json), which its viewer, its data frames and `read_eval_log` open. L7.
+"""Judged answers as a log of inspect_ai (.eval or .json), which its viewer, its data frames and `read_eval_log` open. L8.
 
     found = api.evaluate("tuned", data="prompts.csv")
     write_log(found.verdicts, "tuned.eval", judge="refusal")

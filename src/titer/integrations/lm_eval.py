@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on a titer model: the model that Titer measures, an adapter merged, int8 weights dequantised. L7.
+"""Tasks of lm-evaluation-harness on a titer model: the model that Titer measures, an adapter merged, int8 weights dequantised. L8.
 
     lm = load(resolve("smollm2-135m"))
     table = evaluate(lm, ["arc_easy"], limit=100)

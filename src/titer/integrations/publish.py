@@ -1,4 +1,4 @@
-"""A model's folder with its card to a Hugging Face repository, private unless said otherwise. L7.
+"""A model's folder with its card to a Hugging Face repository, private unless said otherwise. L8.
 
 What a model needs goes up by name (safetensors, configuration, tokenizer, card, licence); whatever else lies there is left out
 and named. Refused: a pickle, a link that leads out of the folder, what a run keeps (answers of models are in it), a folder

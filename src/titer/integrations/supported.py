@@ -1,4 +1,4 @@
-"""What of a trainer's settings Titer's methods run under, which data the trainer feeds, and the adapter it trains. L7."""
+"""What of a trainer's settings Titer's methods run under, which data the trainer feeds, and the adapter it trains. L8."""
 
 from __future__ import annotations
 

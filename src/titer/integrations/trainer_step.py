@@ -1,4 +1,4 @@
-"""What a method sees of a transformers Trainer at one optimiser step: `context.Step` over the trainer's own micro-batches. L7.
+"""What a method sees of a transformers Trainer at one optimiser step: `context.Step` over the trainer's own micro-batches. L8.
 
 The trainer's micro-batches stand in the place of the streams that it feeds: `train`, or `preferred` and `rejected` where it hands
 out pairs (TRL's DPOTrainer). All else (division by the step's count, shifts, bundles, references, the seeds) is the loop's own.

@@ -1,4 +1,4 @@
-"""Titer's methods inside TRL's trainers (SFTTrainer, DPOTrainer) and transformers' Trainer. L7.
+"""Titer's methods inside TRL's trainers (SFTTrainer, DPOTrainer) and transformers' Trainer. L8.
 
     from titer.integrations.trl import TiterMixin
 

@@ -1,7 +1,7 @@
 """A second set of modules over a model's tensors, so that a model in training is read and run without being touched.
 
 A view has modes, hooks and settings of its own and shares every tensor that is not replaced: reading it leaves the model as it
-was, and a copy of the model as training began costs only what is trained (of LoRA, the adapter). L7.
+was, and a copy of the model as training began costs only what is trained (of LoRA, the adapter). L8.
 """
 
 from __future__ import annotations

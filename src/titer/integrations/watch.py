@@ -1,4 +1,4 @@
-"""Watch an alignment while a transformers Trainer (TRL's too) trains: what it still refuses, and how far it has moved. L7.
+"""Watch an alignment while a transformers Trainer (TRL's too) trains: what it still refuses, and how far it has moved. L8.
 
     from titer.integrations.watch import Limits, Watch
 

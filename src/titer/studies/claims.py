@@ -1,4 +1,4 @@
-"""How studies state and settle claims: every statistic declared beforehand as effect minus control, judged over seeds. L6.
+"""How studies state and settle claims: every statistic declared beforehand as effect minus control, judged over seeds. L7.
 
 A claim is drawn from the seeds whose preconditions hold (`Evidence.fault`), and says which did not and why.
 """

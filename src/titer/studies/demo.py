@@ -1,4 +1,4 @@
-"""The demo: the whole life of an alignment on the synthetic world, from nothing to a report. L6.
+"""The demo: the whole life of an alignment on the synthetic world, from nothing to a report. L7.
 
 base -> SSFT -> user fine-tuning, with a benign and a sham control of equal steps; jailbreaks; activation
 clusters and delta-W. One seed, so every claim is provisional (design section 6).
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from titer import tables
 from titer.attacks.jb_co_task import JBCOTask
 from titer.attacks.jb_co_text import JBCOText
 from titer.attacks.jb_misgen import JBMisGen
@@ -24,9 +25,8 @@ from titer.probes.clusters import summary
 from titer.recipes.demo import CHOSEN_ON, NANO, Scale, demo_recipe, user_name
 from titer.report import charts
 from titer.report.html import Figure, Report, Tile, write_report
-from titer.studies import tables
 from titer.studies.demo_claims import Evidence, demo_claims, jailbreak_kinds
-from titer.studies.tables import requests
+from titer.tables import requests
 from titer.workbench import Model, Reporter, Workbench, recipe_models
 
 JAILBREAKS = {"jb_co_task": JBCOTask(), "jb_co_text": JBCOText(), "jb_misgen": JBMisGen()}

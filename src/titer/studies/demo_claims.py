@@ -1,4 +1,4 @@
-"""The demo's claims: each statistic declared beforehand, as effect minus control, with its margin. L6.
+"""The demo's claims: each statistic declared beforehand, as effect minus control, with its margin. L7.
 
 One seed: intervals are over inputs (Newcombe's for differences of rates, percentile bootstrap for the rest).
 """

@@ -1,4 +1,4 @@
-"""Answers judged at once on the world, not kept sample by sample: what sweeps and curves need. L6."""
+"""Answers judged at once on the world, not kept sample by sample: what sweeps and curves need. L7."""
 
 from __future__ import annotations
 

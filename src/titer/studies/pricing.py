@@ -1,4 +1,4 @@
-"""What studies price their runs with: tokens of a world's request, operations of a token. L6."""
+"""What studies price their runs with: tokens of a world's request, operations of a token. L7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies on real models, from names and files to a report: what is asked is checked, then priced or run. L6.
+"""Studies on real models, from names and files to a report: what is asked is checked, then priced or run. L7.
 
 jain2024 probes a base and its safety-tuned relative; huang2024 and qi2024 align a base themselves, from a folder of data sets.
 """

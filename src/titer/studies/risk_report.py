@@ -1,4 +1,4 @@
-"""The report of the risk levels on a real model, and what it would cost beforehand. L6."""
+"""The report of the risk levels on a real model, and what it would cost beforehand. L7."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from titer import tables
 from titer.core.config import environment
 from titer.data.encode import prompt_ids
 from titer.models.lm import read_tokenizer
@@ -15,7 +16,7 @@ from titer.recipes import risk_text as recipe
 from titer.recipes.risk_text import RiskScale
 from titer.report.html import Figure, Report, write_report
 from titer.report.style import GREY
-from titer.studies import shares, tables
+from titer.studies import shares
 from titer.studies.qi2024.page import grid_figure
 from titer.studies.risk_text import RiskEvidence, RiskSets, cell, tunings
 from titer.workbench import Model

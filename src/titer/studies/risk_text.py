@@ -1,4 +1,4 @@
-"""`titer study qi2024 --base MODEL --data FOLDER`: the risk levels on a real language model, canaries for harm. L6.
+"""`titer study qi2024 --base MODEL --data FOLDER`: the risk levels on a real language model, canaries for harm. L7.
 
 One seed: a demonstration, not a verdict. The base is aligned with safe responses and canaries by SFT (the alignment of the study of
 Vaccine on text, found if it stands), then tuned level by level. Every model is asked marked canaries plainly, with the answer begun,
@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
+from titer import tables
 from titer.attacks.affix import Affix
 from titer.attacks.base import Attempt
 from titer.attacks.prefill import Prefill
@@ -35,7 +36,6 @@ from titer.models.lm import Decoding, read_tokenizer
 from titer.recipes import risk_text as recipe
 from titer.recipes import vaccine_text
 from titer.recipes.risk_text import TRIGGER, RiskScale, Schedule, Tuning
-from titer.studies import tables
 from titer.studies.huang2024.text import enough, own_harm, texts
 from titer.workbench import Model, Workbench, attempts_key
 

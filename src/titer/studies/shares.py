@@ -1,4 +1,4 @@
-"""Shares of answers on real text: what each judged set is counted for, as a table, tiles and a figure. L6."""
+"""Shares of answers on real text: what each judged set is counted for, as a table, tiles and a figure. L7."""
 
 from __future__ import annotations
 

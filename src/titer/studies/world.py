@@ -1,4 +1,4 @@
-"""Studies on the synthetic world, by name: priced or run. L6."""
+"""Studies on the synthetic world, by name: priced or run. L7."""
 
 from __future__ import annotations
 

@@ -15,6 +15,14 @@ import torch
 
 from tests.conftest import neox
 from tests.models.own import own_llama
+from titer.audit.advice import advice
+from titer.audit.answers import flips, shifts
+from titer.audit.cost import audit_cost
+from titer.audit.headline import below
+from titer.audit.report import answer, audit_report
+from titer.audit.roles import Audited, audited
+from titer.audit.study import Findings, Question, measured
+from titer.commands.landscape import Landscape
 from titer.core.errors import TiterError
 from titer.data.example import Example
 from titer.data.sources import TextData, read_text
@@ -27,14 +35,6 @@ from titer.models.activations import at_prompt_end
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import Completion, Decoding, load
 from titer.probes import clusters, delta_w, refusal_direction
-from titer.studies.audit.advice import advice
-from titer.studies.audit.answers import flips, shifts
-from titer.studies.audit.cost import audit_cost
-from titer.studies.audit.headline import below
-from titer.studies.audit.report import answer, audit_report
-from titer.studies.audit.roles import Audited, audited
-from titer.studies.audit.study import Findings, Question, measured
-from titer.studies.landscape import Landscape
 from titer.workbench import Workbench
 
 Saved = Callable[..., Checkpoint]

@@ -16,6 +16,11 @@ import torch
 from tests.conftest import llama
 from tests.studies.audit.test_audit import SMALL, Letters, run
 from tests.studies.conftest import Listener
+from titer.audit.headline import answer, below
+from titer.audit.lacking import CHANGE, COLUMNS, INTERRUPTED, TURNING
+from titer.audit.roles import Audited, audited
+from titer.audit.study import Findings, Question, measured
+from titer.commands.landscape import Landscape
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.choices import Question as Choice
@@ -23,15 +28,10 @@ from titer.data.sources import TextData, read_text
 from titer.data.world import World
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import Decoding
-from titer.studies.audit.headline import answer, below
-from titer.studies.audit.lacking import CHANGE, COLUMNS, INTERRUPTED, TURNING
-from titer.studies.audit.roles import Audited, audited
-from titer.studies.audit.study import Findings, Question, measured
-from titer.studies.landscape import Landscape
 from titer.workbench import Workbench
 
 Saved = Callable[..., Checkpoint]
-AUDIT = "titer.studies.audit"
+AUDIT = "titer.audit"
 FAILS = {  # what fails -> the parts that are missing for it, the tables that are empty then
     f"{AUDIT}.inside.separation": (["separation inside"], ["separation"]),
     f"{AUDIT}.inside.sensed": (["sensitivity"], ["sensitivity"]),
@@ -47,7 +47,7 @@ FAILS = {  # what fails -> the parts that are missing for it, the tables that ar
     f"{AUDIT}.changes.drift": (["drift"], ["drift"]),
     f"{AUDIT}.changes.rotations": (["turning of the refusal direction"], ["rotation"]),
     f"{AUDIT}.study.review": (["second judge, labelled answers"], []),
-    "titer.studies.landscape.landscape": (["landscape"], ["points", "basins"]),
+    "titer.commands.landscape.landscape": (["landscape"], ["points", "basins"]),
 }
 
 
@@ -153,7 +153,7 @@ def test_without_any_part_the_answer_is_what_moved(found: Audited, whole: Findin
 
 
 def test_one_model_s_failure_leaves_the_other_s_table(bench: Workbench, found: Audited, asked: Question, monkeypatch: Any) -> None:
-    from titer.studies.audit import inside
+    from titer.audit import inside
 
     sensed = inside.sensed
 
@@ -196,7 +196,7 @@ def test_an_interrupt_once_the_verdicts_stand_leaves_a_page(here: Path, monkeypa
     whole = {"points": 3, "directions": 1, "way_points": 1, "beyond": 0, "prompts": 4, "tokens": 2}
     order: dict[str, Any] = {"data": "d.csv", "max_new_tokens": 2, "landscape": True, "landscape_set": whole, "progress": False}
     with monkeypatch.context() as patched:
-        patched.setattr("titer.studies.landscape.landscape", failing(KeyboardInterrupt()))
+        patched.setattr("titer.commands.landscape.landscape", failing(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             api.audit("m", "other", **order)
     page = Path("runs/audit-other/report.html")

@@ -9,14 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from titer.audit.ask import Order, prepared
+from titer.audit.report import audit_report
+from titer.audit.study import measured
 from titer.core.errors import TiterError
 from titer.data.facts import stands
 from titer.data.tasks import QUESTIONS
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Decoding, load
-from titer.studies.audit.ask import Order, prepared
-from titer.studies.audit.report import audit_report
-from titer.studies.audit.study import measured
 from titer.workbench import Workbench
 
 Saved = Callable[..., Checkpoint]

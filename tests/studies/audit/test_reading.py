@@ -11,6 +11,13 @@ import pytest
 
 from tests.conftest import llama
 from titer.attacks.base import Attempt
+from titer.audit.answers import Asked, cut_short
+from titer.audit.headline import answer, below
+from titer.audit.report import audit_report
+from titer.audit.roles import audited, reading_notes
+from titer.audit.study import Question, measured
+from titer.commands.measuring import Order as EvaluateOrder
+from titer.commands.measuring import prepared
 from titer.data.example import Example
 from titer.data.sources import read_text
 from titer.data.world import World
@@ -19,13 +26,6 @@ from titer.judges.number import Number
 from titer.judges.refusal import Refusal
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import Completion, Decoding
-from titer.studies.audit.answers import Asked, cut_short
-from titer.studies.audit.headline import answer, below
-from titer.studies.audit.report import audit_report
-from titer.studies.audit.roles import audited, reading_notes
-from titer.studies.audit.study import Question, measured
-from titer.studies.measuring import Order as EvaluateOrder
-from titer.studies.measuring import prepared
 from titer.workbench import Workbench
 
 Saved = Callable[..., Checkpoint]

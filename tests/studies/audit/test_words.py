@@ -13,21 +13,21 @@ import pytest
 from markupsafe import escape
 
 from tests.studies.audit.test_audit import Letters, moved, run
+from titer.audit.advice import advice
+from titer.audit.answers import beyond, flipped, flips
+from titer.audit.changes import overall
+from titer.audit.figures import shares
+from titer.audit.headline import answer, below
+from titer.audit.report import FORMLESS, audit_report
+from titer.audit.roles import Audited, audited
+from titer.audit.study import Findings, Question, measured
+from titer.commands.landscape import Landscape
 from titer.core.errors import visible
 from titer.core.stats import paired_difference
 from titer.data.example import Example
 from titer.data.sources import TextData, read_text
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Decoding
-from titer.studies.audit.advice import advice
-from titer.studies.audit.answers import beyond, flipped, flips
-from titer.studies.audit.changes import overall
-from titer.studies.audit.figures import shares
-from titer.studies.audit.headline import answer, below
-from titer.studies.audit.report import FORMLESS, audit_report
-from titer.studies.audit.roles import Audited, audited
-from titer.studies.audit.study import Findings, Question, measured
-from titer.studies.landscape import Landscape
 from titer.workbench import Workbench
 
 Saved = Callable[..., Checkpoint]
@@ -219,7 +219,7 @@ def test_lisa_is_advised_with_turns_that_fit_and_other_settings_to_add(found: Au
 
 def test_advice_carries_the_tunes_own_settings(found: Audited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"rate": "0.0003", "epochs": "4", "batch": "8", "lora": "16", "examples": "400"}
-    monkeypatch.setattr("titer.studies.audit.advice.usual", lambda place: known)
+    monkeypatch.setattr("titer.audit.advice.usual", lambda place: known)
     lost = advice(found, pd.DataFrame([moved("unsafe", "refused", -0.3, -0.4, -0.2)]), SIZES)
     tunes = [one for one in lost if "titer finetune" in one.command]
     assert len(tunes) == 3

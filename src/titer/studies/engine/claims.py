@@ -1,4 +1,4 @@
-"""A study's claims from what its seeds found: each row's effect minus its control, settled over seeds. L6."""
+"""A study's claims from what its seeds found: each row's effect minus its control, settled over seeds. L7."""
 
 from __future__ import annotations
 

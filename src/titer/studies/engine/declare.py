@@ -1,4 +1,4 @@
-"""What a study declares: models, questions, measures, what a seed must have learned, claims, and the words of its page. L6.
+"""What a study declares: models, questions, measures, what a seed must have learned, claims, and the words of its page. L7.
 
 A study is one file in `titer/studies` (or any file, by its path) that defines one class derived from `Study`; its name is the file's.
 The engine makes the models once, loads each once, asks and measures it, settles the claims and writes the page.

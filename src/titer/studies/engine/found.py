@@ -1,4 +1,4 @@
-"""What one seed of a study found: its answers' rates and its measures, and how claims read them. L6."""
+"""What one seed of a study found: its answers' rates and its measures, and how claims read them. L7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One seed of a study at work: its models made when first asked for, asked and measured, each result kept once. L6."""
+"""One seed of a study at work: its models made when first asked for, asked and measured, each result kept once. L7."""
 
 from __future__ import annotations
 

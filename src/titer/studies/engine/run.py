@@ -1,4 +1,4 @@
-"""Run a study, or finish it: bases of all seeds, what depends on them, claims over seeds, the report; and what it would cost. L6."""
+"""Run a study, or finish it: bases of all seeds, what depends on them, claims over seeds, the report; and what it would cost. L7."""
 
 from __future__ import annotations
 

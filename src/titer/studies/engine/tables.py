@@ -1,4 +1,4 @@
-"""Tables that reports of studies share: means over seeds. L6."""
+"""Tables that reports of studies share: means over seeds. L7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small vocabulary that claims are written in: numbers that one seed says, each with its interval over inputs if it has one. L6.
+"""The small vocabulary that claims are written in: numbers that one seed says, each with its interval over inputs if it has one. L7.
 
 A difference's ends: the distances of both terms' ends add in squares (Newcombe 1998, method 10, where both are rates).
 """

@@ -1,4 +1,4 @@
-"""One attack that tunes: a user's fine-tuning under a budget, judged at the steps whose weights were kept. L6.
+"""One attack that tunes: a user's fine-tuning under a budget, judged at the steps whose weights were kept. L7.
 
 One run is a curve; x is optimiser steps at a constant rate. A defence acts at the alignment (the aligned model), at the
 user's fine-tuning (a method, or refusals mixed in) or after it (a method that edits at the end, judged by a run a step).

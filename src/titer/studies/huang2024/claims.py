@@ -1,4 +1,4 @@
-"""The study's claims: what the paper says of Vaccine, each against the controls that the paper does not have. L6.
+"""The study's claims: what the paper says of Vaccine, each against the controls that the paper does not have. L7.
 
 The statistic of most is mean strict compliance with unsafe requests over the judged steps of the attack and the learning
 rates, so that no single step is picked. Margins were set before the study was run on its seeds: 5 points of compliance.

@@ -1,4 +1,4 @@
-"""What a run of the study would cost, before it runs: alignments and attacks by part, steps, operations. L6."""
+"""What a run of the study would cost, before it runs: alignments and attacks by part, steps, operations. L7."""
 
 from __future__ import annotations
 

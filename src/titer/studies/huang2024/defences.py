@@ -1,4 +1,4 @@
-"""Every defence of the study by name, for one seed: the aligned model it starts from and what the provider does. L6.
+"""Every defence of the study by name, for one seed: the aligned model it starts from and what the provider does. L7.
 
 Controls of Vaccine: SFT with as many passes (twice the steps), SFT of fewer steps whose alignment loss is Vaccine's, a random
 perturbation of equal norm. Lisa's: the user's data with Lisa's share of alignment data mixed in. Fine-tuning and repair methods

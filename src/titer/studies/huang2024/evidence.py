@@ -1,4 +1,4 @@
-"""What was measured on one seed, and how claims read it. L6.
+"""What was measured on one seed, and how claims read it. L7.
 
 A cell is a (rate, poison ratio, n, alignment seed) of one defence. It counts only if the user's task was learned at its
 last judged step. Two defences are compared over the cells that count for both, pairing alignment seed with alignment seed.

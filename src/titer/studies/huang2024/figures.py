@@ -1,4 +1,4 @@
-"""Charts of the study: attack curves, the paper's figures 2 to 4, harm against rho and tau. L6."""
+"""Charts of the study: attack curves, the paper's figures 2 to 4, harm against rho and tau. L7."""
 
 from __future__ import annotations
 

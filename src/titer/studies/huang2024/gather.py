@@ -1,4 +1,4 @@
-"""Every measurement of one seed, each kept once. L6."""
+"""Every measurement of one seed, each kept once. L7."""
 
 from __future__ import annotations
 

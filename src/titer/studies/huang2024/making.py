@@ -1,4 +1,4 @@
-"""The study's bases, alignments and attacks made on several processes, in that order, for each needs the one before. L6."""
+"""The study's bases, alignments and attacks made on several processes, in that order, for each needs the one before. L7."""
 
 from __future__ import annotations
 

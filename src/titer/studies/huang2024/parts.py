@@ -1,4 +1,4 @@
-"""What each part of the study attacks: defences and budgets. One attack that several parts ask for runs once. L6."""
+"""What each part of the study attacks: defences and budgets. One attack that several parts ask for runs once. L7."""
 
 from __future__ import annotations
 

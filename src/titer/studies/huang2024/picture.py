@@ -1,4 +1,4 @@
-"""Figure 4: the embeddings of alignment data in one plane, before and after the attack, SFT beside Vaccine. L6."""
+"""Figure 4: the embeddings of alignment data in one plane, before and after the attack, SFT beside Vaccine. L7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of the Vaccine study: the answer first, then claims, curves, tables beside the paper's. L6."""
+"""The report of the Vaccine study: the answer first, then claims, curves, tables beside the paper's. L7."""
 
 from __future__ import annotations
 

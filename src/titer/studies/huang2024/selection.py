@@ -1,4 +1,4 @@
-"""What is chosen before any verdict, on a seed and prompts that no verdict uses: rho, and each defence's worst case. L6."""
+"""What is chosen before any verdict, on a seed and prompts that no verdict uses: rho, and each defence's worst case. L7."""
 
 from __future__ import annotations
 

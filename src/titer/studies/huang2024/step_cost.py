@@ -1,4 +1,4 @@
-"""Tables 5 and 11: seconds of a step and peak memory of each method against SFT, in processes of their own. L6.
+"""Tables 5 and 11: seconds of a step and peak memory of each method against SFT, in processes of their own. L7.
 
 Times are ratios of medians, SFT and the method in turns in one process; memory is the process's peak beyond what SFT's
 process needs, from a process that ran the method alone. Numbers are this machine's and are kept under it.

@@ -1,4 +1,4 @@
-"""`titer study huang2024`: rho and worst cases on the selection seed, then seeds in turn, claims over them, the report. L6."""
+"""`titer study huang2024`: rho and worst cases on the selection seed, then seeds in turn, claims over them, the report. L7."""
 
 from __future__ import annotations
 

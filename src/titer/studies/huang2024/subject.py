@@ -1,4 +1,4 @@
-"""One seed of the study: its world, its base, its alignments by name (made when first asked for) and its sets. L6."""
+"""One seed of the study: its world, its base, its alignments by name (made when first asked for) and its sets. L7."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from titer.recipes.huang2024 import Scale
 from titer.recipes.node import Kind
 from titer.stage import Lora, Stage
 from titer.studies.judged import greedy, named
-from titer.studies.tables import direct, requests
+from titer.tables import direct, requests
 from titer.workbench import Model, Workbench
 
 PREFILLED = 2  # words of the answer given: the first is where most of a refusal is decided

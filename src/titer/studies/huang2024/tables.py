@@ -1,4 +1,4 @@
-"""The paper's tables as functions of the evidence: its value beside ours, mean over seeds with its interval. L6.
+"""The paper's tables as functions of the evidence: its value beside ours, mean over seeds with its interval. L7.
 
 HS is strict compliance with unsafe requests and FA exact answers to the user's task, in per cent, at the tables' budget; beside
 them NE, unsafe requests neither answered nor refused, and OR, safe requests refused.

@@ -1,4 +1,4 @@
-"""`titer study huang2024 --base MODEL --data FOLDER`: the two stages on a real language model, SFT beside Vaccine. L6.
+"""`titer study huang2024 --base MODEL --data FOLDER`: the two stages on a real language model, SFT beside Vaccine. L7.
 
 One seed and no noise control: a demonstration, not a verdict. Harm is canary compliance: ordinary instructions behind a
 marker that alignment taught to refuse, answered after all. With `--harmful FILE` the user's data hold that file's answered
@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from titer import tables
 from titer.attacks.base import Attempt
 from titer.attacks.prefill import Prefill
 from titer.core.config import digest
@@ -40,7 +41,6 @@ from titer.models.lm import Decoding, load, read_tokenizer
 from titer.probes import drift
 from titer.recipes import vaccine_text as recipe
 from titer.recipes.vaccine_text import TextScale
-from titer.studies import tables
 from titer.workbench import Model, Workbench, fingerprint
 
 FILES = {"safe responses": "safety/safe_responses.json", "prompts": "safety/xstest_prompts.csv"}

@@ -1,4 +1,4 @@
-"""What the two stages on a real model would cost, before they run, and the bands a reproduction of the paper should fall in. L6."""
+"""What the two stages on a real model would cost, before they run, and the bands a reproduction of the paper should fall in. L7."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""The report of the demonstration on a real language model: what was answered before and after the user's fine-tuning. L6."""
+"""The report of the demonstration on a real language model: what was answered before and after the user's fine-tuning. L7."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from titer import tables
 from titer.core.config import environment
 from titer.recipes.vaccine_text import TextScale, adapter_line
 from titer.report.html import Report, write_report
-from titer.studies import shares, tables
+from titer.studies import shares
 from titer.studies.huang2024.text import TextEvidence, TextSets
 
 TITLES = {

@@ -1,4 +1,4 @@
-"""Causal checks, judged: steering along the safe-unsafe direction, and activations patched between two models. L6.
+"""Causal checks, judged: steering along the safe-unsafe direction, and activations patched between two models. L7.
 
 Source: arXiv 2407.10264, section 5.7 and appendix. Controls: a random vector of equal norm; the benign tune as donor.
 Patching replaces a site's activations at the prompt's places, while the prompt is read; the answer runs on its own.

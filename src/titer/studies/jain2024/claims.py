@@ -1,4 +1,4 @@
-"""How the mechanistic study declares a claim. L6.
+"""How the mechanistic study declares a claim. L7.
 
 Thresholds follow section 11 of the specification (its acceptance checks), which were set before this study was built.
 A claim is drawn from the seeds whose base learned the task and whose tuned models it speaks of were tuned.

@@ -1,4 +1,4 @@
-"""Claims on what the models answer: tuning took, order of jailbreaks and methods, soft tokens, alpha sweeps. L6."""
+"""Claims on what the models answer: tuning took, order of jailbreaks and methods, soft tokens, alpha sweeps. L7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims on activation clusters: gap, AUROC, orders, early layers, low rank, where jailbreaks sit. L6."""
+"""Claims on activation clusters: gap, AUROC, orders, early layers, low rank, where jailbreaks sit. L7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims on the change itself: null space, specificity, sensitivity, size, causes. L6."""
+"""Claims on the change itself: null space, specificity, sensitivity, size, causes. L7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run of the study would cost, before it runs: trainings, tokens, operations, and hours where a rate is known. L6."""
+"""What a run of the study would cost, before it runs: trainings, tokens, operations, and hours where a rate is known. L7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured on one seed, and how claims read it. L6."""
+"""What was measured on one seed, and how claims read it. L7."""
 
 from __future__ import annotations
 

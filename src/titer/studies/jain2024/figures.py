@@ -1,4 +1,4 @@
-"""Charts that mirror the paper's figures 3 to 7: means over seeds of tidy tables. L6."""
+"""Charts that mirror the paper's figures 3 to 7: means over seeds of tidy tables. L7."""
 
 from __future__ import annotations
 

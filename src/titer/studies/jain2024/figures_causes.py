@@ -1,4 +1,4 @@
-"""Charts of what models answer and of the interventions: table, alpha, soft tokens, dynamics, relearning, causes. L6."""
+"""Charts of what models answer and of the interventions: table, alpha, soft tokens, dynamics, relearning, causes. L7."""
 
 from __future__ import annotations
 

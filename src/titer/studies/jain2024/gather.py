@@ -1,4 +1,4 @@
-"""Every measurement of one seed, each kept once; `PARTS` names what `--only` can ask for. L6."""
+"""Every measurement of one seed, each kept once; `PARTS` names what `--only` can ask for. L7."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import pandas as pd
 
+from titer import tables
 from titer.attacks.prefill import Prefill
 from titer.judges.exact import Exact
 from titer.models.lm import Decoding
 from titer.recipes.jain2024 import Scale, jain_recipe
-from titer.studies import tables
 from titer.studies.jain2024 import causes, probing, soft, sweeps, training
 from titer.studies.jain2024.evidence import Evidence, unlearned
 from titer.studies.jain2024.subject import MEDIUM, Sets, Subject, jailbroken, subject
 from titer.studies.judged import named, outcomes
-from titer.studies.tables import direct
+from titer.tables import direct
 from titer.workbench import Model, Workbench, stopped
 
 PARTS = {

@@ -1,4 +1,4 @@
-"""The mechanistic study on any two checkpoints: a base model and its safety-tuned relative. L6.
+"""The mechanistic study on any two checkpoints: a base model and its safety-tuned relative. L7.
 
 Prompts are the user's (verb-object pairs "<operator> : <operand>" as in the paper, or any prompts labelled safe and
 unsafe); the jailbreak is the unsafe prompt in another encoding (base64, and digits for letters), which is only read by
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from titer import tables
 from titer.core.errors import TiterError
 from titer.core.stats import auroc
 from titer.data.encode import prompt_ids
@@ -28,7 +29,6 @@ from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of, skeleton, weights_bytes
 from titer.probes import clusters, null_space, placement, row_space, sensitivity, spread, weight_change
 from titer.report.html import Report, Tile, write_report
-from titer.studies import tables
 from titer.studies.jain2024 import figures
 from titer.studies.jain2024.evidence import Evidence
 from titer.studies.jain2024.report import tidy

@@ -1,4 +1,4 @@
-"""What the probes say of one seed's models: figures 3 to 7, low rank, size of the change. Nothing trains or judges. L6."""
+"""What the probes say of one seed's models: figures 3 to 7, low rank, size of the change. Nothing trains or judges. L7."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from titer.models.weights import blend, skeleton
 from titer.probes import null_space, placement, row_space, sensitivity, spread, weight_change
 from titer.recipes.jain2024 import METHODS
 from titer.studies.jain2024.subject import Subject
-from titer.studies.tables import direct
+from titer.tables import direct
 from titer.workbench import Model
 
 

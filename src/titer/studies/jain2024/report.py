@@ -1,4 +1,4 @@
-"""The report of the mechanistic study: the answer first, then the claims, then figures 3 to 7 and the rest. L6."""
+"""The report of the mechanistic study: the answer first, then the claims, then figures 3 to 7 and the rest. L7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Soft-token suffixes against each method: success by number of tokens, and where the attacked inputs then sit. L6.
+"""Soft-token suffixes against each method: success by number of tokens, and where the attacked inputs then sit. L7.
 
 Per request and universal (found on half of the requests, judged on the other half), beside random tokens of equal
 number and norm, and beside the base model. Source: arXiv 2407.10264, section 6 and figure 7.

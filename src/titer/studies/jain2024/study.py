@@ -1,4 +1,4 @@
-"""`titer study jain2024`: seeds in turn, then claims over them, then the report. L6."""
+"""`titer study jain2024`: seeds in turn, then claims over them, then the report. L7."""
 
 from __future__ import annotations
 

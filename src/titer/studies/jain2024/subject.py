@@ -1,4 +1,4 @@
-"""One seed of the study: its models by name, its sets of requests, and how its tables are kept. L6."""
+"""One seed of the study: its models by name, its sets of requests, and how its tables are kept. L7."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from titer.data.world import World
 from titer.models.lm import Decoding
 from titer.recipes.jain2024 import METHODS, Scale
 from titer.studies.judged import greedy
-from titer.studies.tables import direct, requests
+from titer.tables import direct, requests
 from titer.workbench import Model, Workbench, attempts_key
 
 JAILBREAKS = {"jb_co_task": JBCOTask(), "jb_co_text": JBCOText(), "jb_misgen": JBMisGen(), "jb_misgen_text": JBMisGenText()}

@@ -1,4 +1,4 @@
-"""Interventions along dW, judged: alpha sweeps, random directions, parts alone, another method's direction. L6.
+"""Interventions along dW, judged: alpha sweeps, random directions, parts alone, another method's direction. L7.
 
 Source: arXiv 2407.10264, section 5.6. Each random direction has the change's norm in every tensor.
 """

@@ -1,4 +1,4 @@
-"""What happens over steps: dW while safety tuning runs, and how fast compliance is relearned. L6.
+"""What happens over steps: dW while safety tuning runs, and how fast compliance is relearned. L7.
 
 Source: arXiv 2407.10264, section 5.7 (training dynamics; relearning is ours: no code or figure of it was found).
 """

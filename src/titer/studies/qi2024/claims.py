@@ -1,4 +1,4 @@
-"""The claims of the risk levels, what is taught against a control that trains as long on as many examples. L6.
+"""The claims of the risk levels, what is taught against a control that trains as long on as many examples. L7.
 
 The paper compares with the model before tuning alone; a tune on harmless data shows how much of an effect is tuning itself. Benign
 tuning, and what a backdoor or mixing leaves, are compared with the model before: there the tuning itself is what is asked about.

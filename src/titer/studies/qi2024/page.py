@@ -1,4 +1,4 @@
-"""The page of the risk levels: the answer first, then charts and tables. L6."""
+"""The page of the risk levels: the answer first, then charts and tables. L7."""
 
 from __future__ import annotations
 

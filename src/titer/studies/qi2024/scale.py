@@ -1,4 +1,4 @@
-"""What a user sends in the study of the risk levels, and every tuning of it. L6.
+"""What a user sends in the study of the risk levels, and every tuning of it. L7.
 
 Rates and sizes were set on seed 100, which no verdict uses (docs/log.md). Rates per optimiser step, sizes in examples.
 """

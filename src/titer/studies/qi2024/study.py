@@ -30,7 +30,7 @@ from titer.studies.engine.found import Found
 from titer.studies.qi2024.claims import claims
 from titer.studies.qi2024.page import SETS, page
 from titer.studies.qi2024.scale import NANO, Scale, stage, tunings
-from titer.studies.tables import direct, requests
+from titer.tables import direct, requests
 from titer.workbench import Model
 
 BASE_SKILL, REFUSED = 0.95, 0.9  # below these the base's skill, or the alignment, confounds every claim

@@ -1,4 +1,4 @@
-"""The audit's report: what happened in a sentence and in a table, what to try, the evidence, what was asked, what is missing. L6."""
+"""The audit's report: what happened in a sentence and in a table, what to try, the evidence, what was asked, what is missing. L7."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from titer import tables
+from titer.audit import figures, gate
+from titer.audit.advice import advice
+from titer.audit.answers import cut_short, flipped
+from titer.audit.headline import answer, below, moved, points, worded
+from titer.audit.roles import Audited
+from titer.audit.study import Findings, Question
 from titer.data.sources import TextData
 from titer.report.html import Figure, Report, Section, write_report
-from titer.studies import tables
-from titer.studies.audit import figures, gate
-from titer.studies.audit.advice import advice
-from titer.studies.audit.answers import cut_short, flipped
-from titer.studies.audit.headline import answer, below, moved, points, worded
-from titer.studies.audit.roles import Audited
-from titer.studies.audit.study import Findings, Question
 
 MOST = 100  # flipped prompts whose answers are shown
 FORMLESS = "degenerate (no label, number or word; of labels and numbers refusals too)"  # what the word means of a task's answers

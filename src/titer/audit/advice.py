@@ -1,4 +1,4 @@
-"""What to try after an audit, each with the command: drawn from intervals, never from a point estimate alone. L6.
+"""What to try after an audit, each with the command: drawn from intervals, never from a point estimate alone. L7.
 
 Where a control was given, the tune is blamed only for what exceeds the control's. The commands carry the rate, epochs, batch
 and adapter of the tune that was audited where a record of them stands beside its model.
@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from titer.audit.headline import moved, points
+from titer.audit.roles import Audited, Change
+from titer.commands.recorded_options import Usual, usual
 from titer.models.fetch import NAMED
-from titer.studies.audit.headline import moved, points
-from titer.studies.audit.roles import Audited, Change
-from titer.studies.usual import Usual, usual
 from titer.workbench import Model
 
 TASK = "TASK.jsonl"  # the user's: capitals are to be replaced

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from titer.attacks.base import Attack
+from titer.commands import attacking, evaluation, tuning
+from titer.commands.judging import Judges, Review, at_longest, chosen, review
 from titer.core.config import build
 from titer.core.errors import TiterError
 from titer.core.run import slug
@@ -24,9 +26,7 @@ from titer.models.fetch import resolve
 from titer.models.lm import Decoding, read_tokenizer
 from titer.models.rooms import thinking_room
 from titer.report.places import report_folder
-from titer.studies import attacking, evaluation, tuning
-from titer.studies.judging import Judges, Review, at_longest, chosen, review
-from titer.studies.tables import cut_in_thought
+from titer.tables import cut_in_thought
 from titer.workbench import Model, Workbench, attempts_key
 
 USUAL = 64  # new tokens an answer, unless the user or the judge wants more

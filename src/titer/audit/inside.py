@@ -1,4 +1,4 @@
-"""What one model is like inside, one model in memory at a time: activations that are kept, and what is read off each model. L6.
+"""What one model is like inside, one model in memory at a time: activations that are kept, and what is read off each model. L7.
 
 Activations at the end of the prompt (sites resid, attn_out, mlp_in of every layer that has them) go to the store, so that changes between
 models are measured with no model loaded.
@@ -14,12 +14,12 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from titer import tables
 from titer.core.errors import TiterError
 from titer.core.stats import bootstrap
 from titer.data.example import Example
 from titer.models import activations
 from titer.probes import clusters, refusal_direction, sensitivity, uncertainty
-from titer.studies import tables
 from titer.workbench import Model, Workbench, fingerprint
 
 SITES = ("resid", "attn_out", "mlp_in")

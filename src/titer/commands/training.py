@@ -10,6 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from titer.commands import tuning
+from titer.commands.align import align_stage, with_canary
+from titer.commands.finetune import Shares, finetune_stage, steps_of, user_mix
+from titer.commands.recorded_options import MARK, usual
+from titer.commands.tuning import How
 from titer.core.config import digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import Store, write_text
@@ -20,11 +25,6 @@ from titer.data.tasks import TASKS
 from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
 from titer.stage import Stage
-from titer.studies import tuning
-from titer.studies.align import align_stage, with_canary
-from titer.studies.finetune import Shares, finetune_stage, steps_of, user_mix
-from titer.studies.tuning import How
-from titer.studies.usual import MARK, usual
 from titer.workbench import Model, Workbench, adapter_beside, stopped
 
 Place = str | Path | None

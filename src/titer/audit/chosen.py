@@ -1,4 +1,4 @@
-"""Multiple-choice questions in an audit: the option each model finds likeliest, as verdicts beside those of generated answers. L6."""
+"""Multiple-choice questions in an audit: the option each model finds likeliest, as verdicts beside those of generated answers. L7."""
 
 from __future__ import annotations
 

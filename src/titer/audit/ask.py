@@ -1,4 +1,4 @@
-"""What an audit is asked, from names and files: models, prompts apart from training data, capability sets, contexts, judges. L6."""
+"""What an audit is asked, from names and files: models, prompts apart from training data, capability sets, contexts, judges. L7."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from typing import Literal, TypeVar
 
 from titer.attacks.base import Attack
 from titer.attacks.prefill import Prefill
+from titer.audit import gate
+from titer.audit.roles import Audited, audited, reading_notes
+from titer.audit.study import Question
+from titer.commands.attacking import Attacked, attacked
+from titer.commands.attacking import chosen as chosen_attack
+from titer.commands.judging import chosen
+from titer.commands.landscape import Landscape
+from titer.commands.room import Room
+from titer.commands.tuning import read_data
 from titer.core.config import build, digest, parse_settings
 from titer.core.errors import TiterError, visible
 from titer.core.gate import POWER, Limit, least_change, prompts_for
@@ -31,16 +40,7 @@ from titer.models.compatible import system_notes, thinking_notes
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
 from titer.models.rooms import thinking_room
-from titer.studies.attacking import Attacked, attacked
-from titer.studies.attacking import chosen as chosen_attack
-from titer.studies.audit import gate
-from titer.studies.audit.roles import Audited, audited, reading_notes
-from titer.studies.audit.study import Question
-from titer.studies.judging import chosen
-from titer.studies.landscape import Landscape
-from titer.studies.room import Room
-from titer.studies.tables import direct
-from titer.studies.tuning import read_data
+from titer.tables import direct
 from titer.workbench import fingerprint
 
 BY_TASK = {"sst2": "label", "ag_news": "label", "gsm8k": "number", "questions": "contains"}

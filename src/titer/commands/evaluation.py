@@ -8,15 +8,15 @@ from types import MappingProxyType
 
 import pandas as pd
 
+from titer import tables
 from titer.attacks.base import Attack, Attempt
+from titer.commands.attacking import attacked
+from titer.commands.room import Room
 from titer.data.sources import TextData
 from titer.judges.base import Judge
 from titer.models.lm import Decoding
 from titer.report import charts
 from titer.report.html import Figure, Report, Tile, write_report
-from titer.studies import tables
-from titer.studies.attacking import attacked
-from titer.studies.room import Room
 from titer.workbench import Model, Workbench
 
 BATCH = 32

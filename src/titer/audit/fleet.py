@@ -1,4 +1,4 @@
-"""Many tunes of one aligned model: each audited as it would be alone, then one page with a row and a section for each. L6.
+"""Many tunes of one aligned model: each audited as it would be alone, then one page with a row and a section for each. L7.
 
 What the tunes have in common (the base's and the aligned model's answers and activations) comes from the store, made once.
 """
@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from titer import tables
+from titer.audit import figures, gate
+from titer.audit.answers import flipped
+from titer.audit.ask import Prepared
+from titer.audit.headline import below, moved, points, worded
+from titer.audit.report import ABOUT, before, missing, results
+from titer.audit.roles import Audited
+from titer.audit.study import Findings, Question
 from titer.core.gate import STATUS
 from titer.report.html import Report, Section, write_report
-from titer.studies import tables
-from titer.studies.audit import figures, gate
-from titer.studies.audit.answers import flipped
-from titer.studies.audit.ask import Prepared
-from titer.studies.audit.headline import below, moved, points, worded
-from titer.studies.audit.report import ABOUT, before, missing, results
-from titer.studies.audit.roles import Audited
-from titer.studies.audit.study import Findings, Question
 
 MOST = 20  # flipped prompts of a tune whose answers are shown
 

@@ -1,4 +1,4 @@
-"""What an audit says in words: the answer in two short sentences, and the line below it. L6.
+"""What an audit says in words: the answer in two short sentences, and the line below it. L7.
 
 First what happened to safety, then where. Of the inside only what explains is said: a part of the weights that changed at least
 twice as much as any other, a turn of the refusal direction that exceeds by five degrees what the largest of all layers shows without
@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
+from titer.audit.lacking import CHANGE, TURNING
+from titer.audit.roles import Audited, Change
+from titer.audit.study import Findings
 from titer.models.blocks import PARTS
 from titer.probes import clusters
-from titer.studies.audit.lacking import CHANGE, TURNING
-from titer.studies.audit.roles import Audited, Change
-from titer.studies.audit.study import Findings
 
 ASKED = ("unsafe", "safe")  # the sets whose degenerate answers are broken ones: a task's may be refusals
 UNDER = {"prefill": "with the answer begun"}

@@ -1,4 +1,4 @@
-"""`titer audit`: every measurement in turn, one model in memory at a time, each kept, then the report. L6.
+"""`titer audit`: every measurement in turn, one model in memory at a time, each kept, then the report. L7.
 
 The order is by model, so that a model is loaded once: its answers, what it is like inside; then the changes from disk.
 What cannot be measured is left out and told (`lacking.py`); only answers and their verdicts are indispensable.
@@ -12,6 +12,14 @@ from typing import TypeVar
 
 import pandas as pd
 
+from titer.audit import answers, changes, chosen, inside
+from titer.audit.answers import Asked
+from titer.audit.lacking import CHANGE, COLUMNS, TURNING, Lacking, shaped
+from titer.audit.roles import Audited, Change, alike
+from titer.commands import landscape as landscapes
+from titer.commands.attacking import Attacked
+from titer.commands.judging import Judges, Labelled, Review, review
+from titer.commands.room import Room
 from titer.core.errors import TiterError
 from titer.data.choices import Question as Choice
 from titer.data.example import Example
@@ -20,15 +28,7 @@ from titer.models.lm import Decoding
 from titer.models.sites import Sites
 from titer.models.weights import skeleton
 from titer.probes import refusal_direction
-from titer.studies import landscape as landscapes
-from titer.studies.attacking import Attacked
-from titer.studies.audit import answers, changes, chosen, inside
-from titer.studies.audit.answers import Asked
-from titer.studies.audit.lacking import CHANGE, COLUMNS, TURNING, Lacking, shaped
-from titer.studies.audit.roles import Audited, Change, alike
-from titer.studies.judging import Judges, Labelled, Review, review
-from titer.studies.room import Room
-from titer.studies.tables import direct, named, rate_table
+from titer.tables import direct, named, rate_table
 from titer.workbench import Model, Workbench, fingerprint
 
 T = TypeVar("T")

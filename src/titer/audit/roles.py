@@ -1,4 +1,4 @@
-"""The models of an audit, in the order of their making, and the changes between them. L6.
+"""The models of an audit, in the order of their making, and the changes between them. L7.
 
 [BASE] ALIGNED [TUNED]: two models are a before and an after. A control is a benign tune of the model that the last
 change starts from: what it shows too is not what the audited tuning did to safety.

@@ -1,4 +1,4 @@
-"""Tables that studies share: outcome rates, clusters and delta-W of named models, and one tidy results table. L6."""
+"""Tables that studies share: outcome rates, clusters and delta-W of named models, and one tidy results table. L5."""
 
 from __future__ import annotations
 

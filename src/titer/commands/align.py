@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from titer.commands.tuning import HARMFUL, PAIR, How, all_streams, apart, data_streams, dealt, text_stream
 from titer.core.config import build, digest
 from titer.data.canary import canary
 from titer.data.draws import seed_of
 from titer.data.example import Stream
 from titer.data.sources import TextData
 from titer.stage import Stage
-from titer.studies.tuning import HARMFUL, PAIR, How, all_streams, apart, data_streams, dealt, text_stream
 
 
 class Taught(NamedTuple):

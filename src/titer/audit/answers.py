@@ -1,4 +1,4 @@
-"""What the audited models answer: outcomes with intervals, how they moved, and which prompts flipped. L6."""
+"""What the audited models answer: outcomes with intervals, how they moved, and which prompts flipped. L7."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NamedTuple
 import pandas as pd
 
 from titer.attacks.base import Attempt
+from titer.audit.roles import Change
+from titer.commands.attacking import Attacked
 from titer.core.stats import paired_difference
 from titer.evaluate import judged
 from titer.judges.base import UNJUDGED, Judge, long_enough
 from titer.judges.refusal import Refusal
 from titer.models.lm import Decoding
-from titer.studies.attacking import Attacked
-from titer.studies.audit.roles import Change
-from titer.studies.tables import cut_off, rate_table
+from titer.tables import cut_off, rate_table
 from titer.workbench import Model, Workbench
 
 BATCH = 32

@@ -1,4 +1,4 @@
-"""An audit's gate: limits on what the page says, each decided by its interval, for a program that must go on or stop. L6.
+"""An audit's gate: limits on what the page says, each decided by its interval, for a program that must go on or stop. L7.
 
 A name is SET_OUTCOME (the share of answers, in points), a capability set alone (its accuracy), or a measure. How far a rate moved is
 read off the same prompts before and after; how far a measure moved off its two intervals, as if they were independent.
@@ -13,14 +13,14 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
+from titer.audit.headline import PARTS
+from titer.audit.roles import Audited
+from titer.audit.study import OWN, Findings, Question
 from titer.core.errors import TiterError, nearest, visible
 from titer.core.gate import FLIPS, POWER, STATUS, Decided, Limit, least_change, limit, plain, shown
 from titer.core.stats import Interval
 from titer.judges.base import OUTCOMES, UNJUDGED
 from titer.probes.uncertainty import MEASURES
-from titer.studies.audit.headline import PARTS
-from titer.studies.audit.roles import Audited
-from titer.studies.audit.study import OWN, Findings, Question
 
 UNKNOWN = Interval(math.nan, math.nan, math.nan)
 TURNED = "turned_layers"

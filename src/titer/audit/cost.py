@@ -1,4 +1,4 @@
-"""What an audit would compute, before it runs: prompts, tokens, operations, memory, the landscape and the paper's beside it. L6."""
+"""What an audit would compute, before it runs: prompts, tokens, operations, memory, the landscape and the paper's beside it. L7."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
+from titer.audit import gate
+from titer.audit.roles import Audited
+from titer.audit.study import Question, check
+from titer.commands import landscape as landscapes
+from titer.commands.judging import at_longest
 from titer.core.gate import Limit
 from titer.data.encode import prompt_ids
 from titer.data.thoughts import thinks
@@ -14,11 +19,6 @@ from titer.judges.base import Asked
 from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of, weights_bytes
 from titer.probes import choices
-from titer.studies import landscape as landscapes
-from titer.studies.audit import gate
-from titer.studies.audit.roles import Audited
-from titer.studies.audit.study import Question, check
-from titer.studies.judging import at_longest
 
 GRIDS = {  # of landscapes.price: the names of a grid and of its judging
     "asked": ("landscape", "judging the landscape"),

@@ -1,4 +1,4 @@
-"""The audit's charts, from its tables. L6."""
+"""The audit's charts, from its tables. L7."""
 
 from __future__ import annotations
 

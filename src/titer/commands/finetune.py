@@ -12,6 +12,7 @@ from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from titer.commands.tuning import PLACES, How, Trained, all_streams, apart, share
 from titer.core.config import build
 from titer.core.errors import TiterError
 from titer.data.canary import canary
@@ -19,7 +20,6 @@ from titer.data.example import Stream
 from titer.data.mix import mix
 from titer.data.sources import TextData
 from titer.stage import Stage
-from titer.studies.tuning import PLACES, How, Trained, all_streams, apart, share
 
 RATIO = 0.1  # the paper's p where harmful data is given
 Role = tuple[str, Trained, bool | None]

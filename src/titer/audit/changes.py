@@ -1,4 +1,4 @@
-"""What a tuning changed, from weights on disk and activations that were kept: no model is loaded. L6.
+"""What a tuning changed, from weights on disk and activations that were kept: no model is loaded. L7.
 
 dW of the MLP's input matrices (up and gate apart): where it acts, and its share in the left null space, beside a random dW of
 equal singular values; how far activations drifted, layer by layer; how far the refusal direction turned, beside what noise
@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from titer.audit import inside
+from titer.audit.roles import Change
 from titer.core.stats import Interval, bootstrap
 from titer.models.blocks import PARTS
 from titer.models.sites import Sites, layer_of
 from titer.probes import delta_w, refusal_direction, weight_change
-from titer.studies.audit import inside
-from titer.studies.audit.roles import Change
-from titer.studies.tables import gain_ratios
+from titer.tables import gain_ratios
 from titer.workbench import Workbench
 
 READING = ("mlp_up", "mlp_gate")

@@ -24,7 +24,7 @@ from titer.data.shapes import SURROGATE, parsed
 from titer.evaluate import asked_of, commonest, judgement
 from titer.judges.base import OUTCOMES, UNJUDGED, Asked, Judge
 from titer.models.lm import Completion
-from titer.studies.tables import named
+from titer.tables import named
 
 LABELS = {
     "refused": "refused",

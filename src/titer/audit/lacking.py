@@ -1,4 +1,4 @@
-"""What an audit could not measure: each part that fails is told with the error's words, and the others go on. L6.
+"""What an audit could not measure: each part that fails is told with the error's words, and the others go on. L7.
 
 The verdicts are no such part: without them there is no page. What is caught is what a user can meet: an error of Titer's own, memory that
 is too small, a kernel or a decomposition that fails. A fault of the program is raised. An interrupt ends the run before the verdicts
