@@ -16,7 +16,7 @@ from titer.data.encode import EMBEDDED, answer_ids, encode, end_id, prompt_text
 from titer.data.example import Example
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import Decoding, load, read_tokenizer
-from titer.models.words import completed, has_template
+from titer.models.words import completed, template_texts
 from titer.workbench import Model, Workbench
 
 ASKED = ["bread", "bad bread bread", "odd bread"]
@@ -83,10 +83,10 @@ def test_an_end_that_stands_elsewhere_ends_and_pads(folder: Path, where: str | N
 def test_a_processors_template_is_the_models(folder: Path, name: str) -> None:
     before = answers(folder)
     (folder / "chat_template.jinja").unlink()
-    assert not has_template(folder)
+    assert not template_texts(folder)
     assert prompt_text(read_tokenizer(open_checkpoint(folder)), "bread") == "bread"
     (folder / name).write_text(PARTS if name.endswith("jinja") else json.dumps({"chat_template": PARTS}))
-    assert has_template(folder)
+    assert template_texts(folder)
     assert prompt_text(read_tokenizer(open_checkpoint(folder)), "bread").split() == ["<user>", "bread", "<ask>"]
     assert answers(folder) == before
 
@@ -100,6 +100,16 @@ def test_a_template_and_its_date_are_part_of_the_key(folder: Path, monkeypatch: 
     monkeypatch.setattr("titer.models.checkpoint.DATE", "2031-01-01")
     keys.add(open_checkpoint(folder).key)
     assert len(keys) == 4
+
+
+@pytest.mark.parametrize(("text", "changed"), [(TEMPLATE, False), (TEMPLATE.replace("<ask>", "<ask><think>"), True)])
+def test_how_thoughts_are_told_is_part_of_the_key_where_the_template_knows_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, changed: bool
+) -> None:
+    (folder / "chat_template.jinja").write_text(text)
+    before = open_checkpoint(folder).key
+    monkeypatch.setattr("titer.data.thoughts.VERSION", 99)
+    assert (open_checkpoint(folder).key != before) is changed
 
 
 def test_answers_are_kept_under_the_prompt_as_it_was_written(folder: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pydantic import Field
 from titer.core.config import Record, digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import sha256_of
-from titer.data import templates
+from titer.data import templates, thoughts
 from titer.data.rendering import DATE
 from titer.models.adapted import HEADS, Adapter, Change, is_adapter
 from titer.models.gguf_file import Gguf, gguf_in, gguf_parts
@@ -31,7 +31,7 @@ from titer.models.quantised import dequantised, joined, logical, quantisation, s
 from titer.models.stated import check_counts, check_stated
 from titer.models.stored import AGAIN, INDEX, check_files, read_json, shape, tensor_files, tensor_of, weightless
 from titer.models.tried import try_tokenizer
-from titer.models.words import NAMED, has_template
+from titer.models.words import NAMED, template_texts
 
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")  # any of these files is a tokenizer's
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
@@ -221,8 +221,8 @@ class Checkpoint(Record):
         names = self._gguf.parts if self._gguf else [p for p in sorted(self.path.iterdir()) if p.suffix in kinds and p.is_file()]
         files = {p.name: sha256_of(p) for p in names if p.name != "manifest.json"}
         files |= {f"{NAMED}/{p.name}": sha256_of(p) for p in sorted(self.path.glob(f"{NAMED}/*.jinja"))}
-        if self._gguf or has_template(self.tokenizer_folder or self.path):
-            files["chat template"] = digest([templates.VERSION, DATE])  # how it is read
+        if (written := template_texts(self.tokenizer_folder or self.path)) or self._gguf:  # how it is read, and its thoughts told
+            files["chat template"] = digest([templates.VERSION, DATE, *{thoughts.VERSION for one in written if thoughts.MARK.search(one)}])
         base = digest(files)
         if self._adapter is None:
             return base

@@ -16,11 +16,14 @@ PROCESSORS = ("chat_template.json", "processor_config.json")  # where processors
 NAMED = "additional_chat_templates"  # a folder of further ones
 
 
-def has_template(folder: Path) -> bool:
-    """Whether a folder holds a chat template, by its files."""
-    if (folder / "chat_template.jinja").is_file() or any(folder.glob(f"{NAMED}/*.jinja")):
-        return True
-    return any(_said(folder / name, "chat_template") for name in ("tokenizer_config.json", *PROCESSORS))
+def template_texts(folder: Path) -> list[str]:
+    """The chat templates that a folder holds, by its files, as they stand there."""
+    files = [folder / "chat_template.jinja", *sorted(folder.glob(f"{NAMED}/*.jinja"))]
+    said = [_said(folder / name, "chat_template") for name in ("tokenizer_config.json", *PROCESSORS)]
+    return [
+        *(file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()),
+        *(str(text) for text in said if text),
+    ]
 
 
 def completed(tokenizer: Any, folder: Path, config: Mapping[str, Any]) -> Any:
