@@ -38,14 +38,14 @@ def processes() -> int:
     return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def parallel(make: Callable[..., None], pieces: Sequence[tuple[Any, ...]], watcher: Watcher, what: str) -> None:
-    """Call `make(*piece)` for every piece; with one process or one piece, nothing is done: the caller makes it itself.
+def parallel(make: Callable[..., None], pieces: Sequence[tuple[Any, ...]], watcher: Watcher, what: str) -> bool:
+    """Call `make(*piece)` for every piece; with one process or one piece nothing is done and False said: the caller makes it itself.
 
     `make` is a module's function, and it keeps what it makes. Errors: the first piece's that fails, the others stopped.
     """
     workers = min(processes(), len(pieces))
     if workers < 2:
-        return
+        return False
     progress = watcher.task(what)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_alone) as pool:
         asked = [pool.submit(make, *piece) for piece in pieces]
@@ -56,6 +56,7 @@ def parallel(make: Callable[..., None], pieces: Sequence[tuple[Any, ...]], watch
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return True
 
 
 def _alone() -> None:

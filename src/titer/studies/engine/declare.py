@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -21,7 +22,7 @@ from titer.judges.base import Judge
 from titer.judges.exact import Exact
 from titer.models.lm import LM, Decoding
 from titer.recipes.node import Node
-from titer.report.html import Figure
+from titer.report.html import Figure, Tile
 from titer.studies.engine.found import Found
 from titer.studies.engine.terms import Term
 from titer.studies.judged import greedy
@@ -30,8 +31,19 @@ from titer.workbench import Model, Workbench
 Sets = Mapping[str, Sequence[Attempt]]
 
 
+BASE = "base"  # the name that a recipe gives to a model that stands already
+
+
+class Given(NamedTuple):
+    """A real model that a study aligns itself: the model, the folder of its data sets, a file of the user's own for harm."""
+
+    base: Model
+    folder: Path
+    harmful: Path | None = None
+
+
 class Seed(Protocol):
-    """What a study sees of one seed at work (`lab.Lab`)."""
+    """What a study sees of one seed at work (`lab.Lab`); `source` is what examples are drawn from: the seed's world, or text."""
 
     @property
     def bench(self) -> Workbench: ...
@@ -43,7 +55,13 @@ class Seed(Protocol):
     def seed(self) -> int: ...
 
     @property
+    def source(self) -> Any: ...
+
+    @property
     def world(self) -> World: ...
+
+    @property
+    def given(self) -> Given | None: ...
 
     def model(self, name: str) -> Model:
         """A model of the recipe, made when first asked for."""
@@ -59,6 +77,7 @@ class Question(NamedTuple):
     attempts: Sequence[Attempt]
     of: Callable[[str], bool] | None = None
     decoding: Decoding | None = None  # None: the study's
+    judge: Judge | None = None  # None: the study's
 
 
 class Measure(NamedTuple):
@@ -122,7 +141,7 @@ class Headline(NamedTuple):
 
 @dataclass(frozen=True)
 class Page:
-    """What a report says that is the paper's own. `results` names the tables of results.csv, in order (none: all of them)."""
+    """What a report says that is the paper's own. `results` names the tables of results.csv, in order (none: all of them), or is it."""
 
     answer: str
     about: str
@@ -130,11 +149,17 @@ class Page:
     headlines: Sequence[Headline] = ()
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    results: tuple[str, ...] = ()
+    results: tuple[str, ...] | pd.DataFrame = ()
+    title: str = ""
+    tiles: Sequence[Tile] = ()
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
 
 class Study(ABC):
-    """A paper's study. Scales are records with `name` and `world`; `CHOSEN_ON` are seeds on which its sizes were chosen."""
+    """A paper's study. Scales are records with `name` and `world`; `CHOSEN_ON` are seeds on which its sizes were chosen.
+
+    `TEXT` is the study's form on a real model, a class as this one whose `source` reads a folder of data sets.
+    """
 
     SOURCE: ClassVar[str]
     VERSION: ClassVar[int] = 1
@@ -142,10 +167,19 @@ class Study(ABC):
     JUDGE: ClassVar[Judge] = Exact()
     BATCH: ClassVar[int] = 1024  # prompts answered at once
     CHOSEN_ON: ClassVar[tuple[int, ...]] = ()
+    TEXT: ClassVar[type[Study] | None] = None
 
     @abstractmethod
-    def nodes(self, scale: Any, world: World) -> Sequence[Node]:
-        """Every model of one seed, parents first."""
+    def nodes(self, scale: Any, source: Any) -> Sequence[Node]:
+        """Every model of one seed, parents first; on text without the base, which is given."""
+
+    def source(self, scale: Any, seed: int, given: Given | None) -> Any:
+        """What one seed's examples are drawn from: its world."""
+        return scale.world.model_copy(update={"seed": seed})
+
+    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float | None) -> Mapping[str, object]:
+        """On text: what a run would cost, in words."""
+        raise NotImplementedError
 
     @abstractmethod
     def questions(self, lab: Seed) -> Sequence[Question]:
@@ -167,9 +201,9 @@ class Study(ABC):
         """What the paper says, each claim against a control."""
         return ()
 
-    def decoding(self, world: World) -> Decoding:
+    def decoding(self, scale: Any, source: Any) -> Decoding:
         """How answers are drawn: greedily, with room for the world's longest."""
-        return greedy(world)
+        return greedy(source)
 
     def rates(self, verdicts: pd.DataFrame) -> pd.DataFrame:
         """set, outcome, count, n, rate, low, high of one model's judged answers."""

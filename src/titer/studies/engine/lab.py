@@ -13,7 +13,7 @@ import pandas as pd
 from titer.data.world import World
 from titer.models.lm import LM, load
 from titer.recipes.node import Node
-from titer.studies.engine.declare import Measure, Need, Question, Study
+from titer.studies.engine.declare import BASE, Given, Measure, Need, Question, Study
 from titer.studies.engine.found import Found
 from titer.studies.judged import named
 from titer.workbench import Model, Workbench, attempts_key
@@ -28,17 +28,32 @@ class Lab:
     name: str
     scale: Any
     seed: int
+    given: Given | None = None
+    keep_weights: bool = True
     _models: dict[str, Model] = field(default_factory=dict)
     _reference: tuple[str, LM] | None = None
 
     @cached_property
+    def source(self) -> Any:
+        return self.study.source(self.scale, self.seed, self.given)
+
+    @property
     def world(self) -> World:
-        return self.scale.world.model_copy(update={"seed": self.seed})  # type: ignore[no-any-return]
+        return self.source  # type: ignore[no-any-return]
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
         """The recipe by name, parents first."""
-        return {node.name: node for node in self.study.nodes(self.scale, self.world)}
+        return {node.name: node for node in self.study.nodes(self.scale, self.source)}
+
+    @property
+    def names(self) -> list[str]:
+        """Every model: the one that is given, then the recipe's."""
+        return [*([BASE] if self.given else []), *self.nodes]
+
+    def called(self, name: str) -> str:
+        """A model's name in tables."""
+        return self.given.base.name if self.given and name == BASE else name
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -50,16 +65,20 @@ class Lab:
 
     def model(self, name: str) -> Model:
         """A model of the recipe, trained or found; its parents before it."""
+        if self.given and name == BASE:
+            return self.given.base
         if name not in self._models:
             node = self.nodes[name]
             parent = self.model(node.parent) if node.parent else None
             reads = {role: self.model(other) for role, other in node.reads.items()}
-            made = self.bench.model(node.stage, parent, f"{name}, seed {self.seed}", self.world.tokenizer, reads)
-            self._models[name] = made
+            shown = name if self.given else f"{name}, seed {self.seed}"
+            self._models[name] = self.bench.model(node.stage, parent, shown, getattr(self.source, "tokenizer", None), reads)
         return self._models[name]
 
     def key(self, name: str) -> str:
         """A model's content key, without making it."""
+        if self.given and name == BASE:
+            return self.given.base.key
         node = self.nodes[name]
         return node.stage.key(self.key(node.parent) if node.parent else "", {role: self.key(other) for role, other in node.reads.items()})
 
@@ -68,6 +87,8 @@ class Lab:
 
     def depth(self, name: str) -> int:
         """How many models are made one after the other before this one."""
+        if self.given and name == BASE:
+            return 0
         node = self.nodes[name]
         before = [*([node.parent] if node.parent else []), *node.reads.values()]
         return 1 + max(map(self.depth, before)) if before else 0
@@ -81,12 +102,12 @@ class Lab:
     def verdicts(self, name: str) -> pd.DataFrame:
         """Every judged answer of a model, with the columns of the judge."""
         mine = [one for one in self.questions if one.of is None or one.of(name)]
-        usual = self.study.decoding(self.world)
+        usual = self.study.decoding(self.scale, self.source)
         tables = []
-        for decoding, ones in groupby(mine, key=lambda one: one.decoding or usual):
+        for (decoding, judge), ones in groupby(mine, key=lambda one: (one.decoding or usual, one.judge or self.study.JUDGE)):
             asked = [attempt for one in ones for attempt in one.attempts]
-            tables.append(self.bench.verdicts(self.model(name), asked, self.study.JUDGE, decoding, self.study.BATCH))
-        return pd.concat(tables, ignore_index=True).assign(model=name)
+            tables.append(self.bench.verdicts(self.model(name), asked, judge, decoding, self.study.BATCH))
+        return pd.concat(tables, ignore_index=True).assign(model=self.called(name))
 
     def rates(self, verdicts: pd.DataFrame) -> pd.DataFrame:
         return self.study.rates(verdicts).assign(model=verdicts.model.iloc[0])
@@ -100,16 +121,21 @@ class Lab:
             "sets": {kind: attempts_key(attempts) for kind, attempts in one.sets.items()},
         }
         table = self.bench.table("tables", inputs, lambda: one.make(self, *models))
-        return table if "model" in table else table.assign(model=over[-1])
+        return table if "model" in table else table.assign(model=self.called(over[-1]))
 
     def piece(self, name: str, only: Collection[str]) -> None:
-        """Make a model and everything that speaks of it alone or beside models before it."""
+        """Make a model and everything that speaks of it alone or beside models before it.
+
+        On a real model the weights of one from which no other begins go then, unless they are to be kept.
+        """
         self.model(name)
         self.verdicts(name)
         for one in self.measures.values():
             if one.name in only:
                 for over in (o for o in one.over if o[-1] == name and all(self.depth(m) < self.depth(name) for m in o[:-1])):
                     self.measured(one, over)
+        if self.given and name != BASE and all(name != node.parent for node in self.nodes.values()):
+            self.bench.measured(self.model(name), self.keep_weights)
 
     def found(self, only: Collection[str], models: Collection[str]) -> Found:
         """All that the seed says: answers and measures of these models."""
@@ -121,7 +147,7 @@ class Lab:
                 tables[one.name] = pd.concat(rows, ignore_index=True)
         tables = {name: table.assign(seed=self.seed) for name, table in tables.items()}
         whole = pd.concat(verdicts.values(), ignore_index=True).assign(seed=self.seed)
-        found = Found(self.seed, self.scale, tables, whole, {name: self._models[name].key for name in models})
+        found = Found(self.seed, self.scale, tables, whole, {self.called(name): self.key(name) for name in models})
         return replace(found, faults=faults(found, self.study.needs(self.scale)))
 
 

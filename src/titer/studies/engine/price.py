@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 
 from titer.core.parallel import Silent
@@ -20,7 +22,7 @@ LOOKED_AT = 8  # seeds whose stages are looked up one by one; the keys of a seed
 def price(order: Order, store: Store, flops: float | None = None) -> tuple[pd.DataFrame, str]:
     """(a row a model and seed: steps, tokens, TFLOP, whether it stands; the same in words). Errors: as `Order.opened`."""
     study, scale = order.opened()
-    labs = [Lab(Workbench(store, Silent()), study, order.name, scale, seed) for seed in order.seeds[:LOOKED_AT]]
+    labs = replace(order, seeds=order.seeds[:LOOKED_AT]).labs(study, scale, Workbench(store, Silent()))
     chosen(labs[0], order.only)
     width = used_width(labs[0].world)
     table = pd.DataFrame([_row(lab, node, width) for lab in labs for node in lab.nodes.values()])

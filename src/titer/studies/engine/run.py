@@ -14,35 +14,56 @@ from titer.core.config import environment
 from titer.core.errors import TiterError, unknown
 from titer.core.parallel import Silent, parallel
 from titer.core.plugins import plugin
-from titer.core.run import Store
+from titer.core.run import Store, slug
 from titer.report.html import Report, Tile, write_report
+from titer.report.places import report_folder
 from titer.studies.engine.claims import settled
-from titer.studies.engine.declare import Headline, Page, Study
+from titer.studies.engine.declare import Given, Headline, Page, Study
 from titer.studies.engine.found import Found
 from titer.studies.engine.lab import Lab, faults
-from titer.workbench import Reporter, Workbench
+from titer.workbench import Reporter, Workbench, attempts_key
 
 
 @dataclass(frozen=True)
 class Order:
-    """A study as its user words it: its name or its file, a scale, the seeds, the tables to measure (none: all)."""
+    """A study as its user words it: its name or its file, a scale, the seeds, the tables to measure (none: all).
+
+    With `given` it is the study's form on a real model, one seed.
+    """
 
     study: str
     scale: str = ""
     seeds: Sequence[int] = field(default_factory=lambda: range(3))
     only: tuple[str, ...] = ()
+    given: Given | None = None
+    keep_weights: bool = False
 
     @property
     def name(self) -> str:
         return Path(self.study).stem
 
     def opened(self) -> tuple[Study, Any]:
-        """The study and its scale. Errors: an unknown study or scale, a seed on which its sizes were chosen."""
-        study = plugin("studies", self.study, Study)()  # type: ignore[type-abstract]
+        """The study and its scale. Errors: an unknown study or scale, a study that has no form on real models."""
+        study = form(self.study, self.given)
         scale = self.scale or next(iter(study.SCALES))
         if scale not in study.SCALES:
             unknown("scale", scale, study.SCALES)
         return study, study.SCALES[scale]
+
+    def labs(self, study: Study, scale: Any, bench: Workbench) -> list[Lab]:
+        """A lab a seed; on a real model one."""
+        seeds = [0] if self.given else self.seeds
+        return [Lab(bench, study, self.name, scale, seed, self.given, self.keep_weights) for seed in seeds]
+
+
+def form(place: str, given: Given | None) -> Study:
+    """A study, or its form on real models. Errors: an unknown study, one without that form."""
+    kind = plugin("studies", place, Study)  # type: ignore[type-abstract]
+    if given is None:
+        return kind()
+    if kind.TEXT is None:
+        raise TiterError(f"{Path(place).stem} has no form on a real model", next_step="leave out --base.")
+    return kind.TEXT()
 
 
 def run(order: Order, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
@@ -52,21 +73,33 @@ def run(order: Order, store: Store, reporter: Reporter, command: str) -> tuple[P
 
 
 def run_study(study: Study, order: Order, scale: Any, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
-    """As `run`, at a scale that need not have a name."""
+    """As `run`, at a scale that need not have a name. Errors: a seed on which its sizes were chosen."""
     if used := set(study.CHOSEN_ON) & set(order.seeds):
         raise TiterError(f"the sizes were set on seed {min(used)}, so no verdict may use it", next_step="ask for fewer seeds.")
-    folder = store.root / f"{order.name}-{scale.name}"
+    labs = order.labs(study, scale, Workbench(store, reporter, scale.save_every))
+    folder = place_of(labs[0], store)
     with store.lock(folder.with_suffix(".lock")):
-        bench = Workbench(store, reporter, scale.save_every)
-        labs = [Lab(bench, study, order.name, scale, seed) for seed in order.seeds]
         only = chosen(labs[0], order.only)
         found = gathered(labs, order.study, only)
-        if len(labs) < SEEDS_FOR_A_VERDICT:
-            reporter.tell("fewer than three seeds: verdicts are provisional")
         claims = settled(study.claims(scale), found, study.SOURCE)
+        if claims and len(labs) < SEEDS_FOR_A_VERDICT:
+            reporter.tell("fewer than three seeds: verdicts are provisional")
         report = composed(study.page(found, scale), order.name, scale, found, claims, command)
         reporter.tell("drawing the report")
         return write_report(report, folder), report.answer
+
+
+def place_of(lab: Lab, store: Store) -> Path:
+    """Where the report goes: the study's name and scale; on a real model its own folder for each question."""
+    if lab.given is None:
+        return store.root / f"{lab.name}-{lab.scale.name}"
+    question = {
+        "model": lab.given.base.key,
+        "scale": lab.scale,
+        "stages": {name: lab.key(name) for name in lab.nodes},
+        "sets": {one.name: attempts_key(one.attempts) for one in lab.questions},
+    }
+    return report_folder(store.root, f"{lab.name}-{slug(lab.given.base.name)}-{lab.scale.name}", question)
 
 
 def chosen(lab: Lab, only: Sequence[str]) -> tuple[str, ...]:
@@ -79,15 +112,20 @@ def chosen(lab: Lab, only: Sequence[str]) -> tuple[str, ...]:
 
 def gathered(labs: Sequence[Lab], place: str, only: Collection[str]) -> list[Found]:
     """What every seed says, its models made generation by generation; a seed that fails a first need is not trained further."""
-    names = {lab.seed: list(lab.nodes) for lab in labs}
-    for generation in range(1 + max(lab.depth(name) for lab in labs for name in lab.nodes)):
-        pieces = [
-            (lab.bench.store.root, place, lab.scale, lab.seed, name, tuple(only))
+    names = {lab.seed: lab.names for lab in labs}
+    for generation in range(1 + max(lab.depth(name) for lab in labs for name in lab.names)):
+        wanted = [
+            (lab, name)
             for lab in labs
             for name in names[lab.seed]
-            if lab.depth(name) == generation and not lab.stands(name)
+            if lab.depth(name) == generation and (lab.given is not None or not lab.stands(name))
         ]
-        parallel(_piece, pieces, labs[0].bench.reporter, f"{len(pieces)} models of {len(labs)} seeds")
+        pieces = [
+            (lab.bench.store.root, place, lab.scale, lab.seed, lab.given, lab.keep_weights, name, tuple(only)) for lab, name in wanted
+        ]
+        if not parallel(_piece, pieces, labs[0].bench.reporter, f"{len(pieces)} models of {len(labs)} seeds"):
+            for lab, name in wanted:
+                lab.piece(name, only)
         for lab in labs:
             names[lab.seed] = _going_on(lab, names[lab.seed], generation)
     return [lab.found(only, names[lab.seed]) for lab in labs]
@@ -105,32 +143,37 @@ def _going_on(lab: Lab, names: list[str], generation: int) -> list[str]:
     return names
 
 
-def _piece(root: Path, place: str, scale: Any, seed: int, name: str, only: tuple[str, ...]) -> None:
+def _piece(
+    root: Path, place: str, scale: Any, seed: int, given: Given | None, keep_weights: bool, name: str, only: tuple[str, ...]
+) -> None:
     silent = Silent()
-    study = plugin("studies", place, Study)()  # type: ignore[type-abstract]
-    Lab(Workbench(Store(root, silent.tell), silent, scale.save_every), study, Path(place).stem, scale, seed).piece(name, only)
+    bench = Workbench(Store(root, silent.tell), silent, scale.save_every)
+    Lab(bench, form(place, given), Path(place).stem, scale, seed, given, keep_weights).piece(name, only)
 
 
 def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: Sequence[Claim], command: str) -> Report:
     """The report's content from all seeds."""
     names = dict.fromkeys(table for one in found for table in one.tables)
     whole = {table: pd.concat([one.tables[table] for one in found if table in one.tables], ignore_index=True) for table in names}
-    results = [whole[table].assign(table=table) for table in page.results or whole if table in whole]
+    results = page.results
+    if not isinstance(results, pd.DataFrame):
+        results = pd.concat([whole[table].assign(table=table) for table in results or whole if table in whole], ignore_index=True)
     return Report(
-        title=f"{name}, scale {scale.name}, {len(found)} seed{'s' if len(found) > 1 else ''}",
+        title=page.title or f"{name}, scale {scale.name}, {len(found)} seed{'s' if len(found) > 1 else ''}",
         answer=page.answer,
         about=page.about,
-        tiles=[_tile(one, found) for one in page.headlines],
+        tiles=[*page.tiles, *(_tile(one, found) for one in page.headlines)],
         claims=claims,
         figures=page.figures,
         tables=page.tables,
-        results=pd.concat(results, ignore_index=True),
+        results=results,
         samples=pd.concat([one.verdicts for one in found], ignore_index=True),
         commands=[command],
         notes=list(page.notes),
         provenance={
             "seeds": ", ".join(str(one.seed) for one in found),
             "scale": scale.model_dump_json(),
+            **page.provenance,
             **{f"model {model}, seed {one.seed}": key for one in found for model, key in one.keys.items()},
             **environment(),
         },

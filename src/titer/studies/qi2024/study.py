@@ -76,7 +76,7 @@ class RiskLevels(Study):
             return drift.whole(drift.drift(lab.reference(aligned), lab.bench.lm(model), [a.example for a in fresh]))
 
         def searched(lab: Seed, model: Model) -> pd.DataFrame:
-            answers = evaluate.sample(lab.bench.lm(model), tried, self.decoding(lab.world), self.BATCH)
+            answers = evaluate.sample(lab.bench.lm(model), tried, self.decoding(lab.scale, lab.world), self.BATCH)
             return behind_words(evaluate.judged(answers, self.JUDGE))
 
         def unsure(lab: Seed, model: Model) -> pd.DataFrame:
