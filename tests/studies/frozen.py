@@ -29,8 +29,8 @@ from tests.studies.qi2024.test_text import write_persona
 from titer.core import parallel
 from titer.core.run import Store
 from titer.recipes import demo, huang2024, jain2024
-from titer.studies import risk_text
 from titer.studies.demo import run_demo
+from titer.studies.engine.declare import Given
 from titer.studies.engine.run import Order, run_study
 from titer.studies.huang2024 import text as vaccine_text
 from titer.studies.huang2024.parts import PARTS
@@ -41,7 +41,7 @@ from titer.studies.jain2024.study import run_jain
 from titer.studies.qi2024.scale import NANO as RISK_NANO
 from titer.studies.qi2024.scale import Scale as RiskScale
 from titer.studies.qi2024.study import RiskLevels
-from titer.studies.risk_report import risk_report
+from titer.studies.qi2024.text import RiskLevelsOnText
 from titer.workbench import Workbench
 
 FOLDER = Path(__file__).with_name("frozen")
@@ -93,10 +93,8 @@ def _huang_text(root: Path) -> Path:
 
 def _qi_text(root: Path) -> Path:
     base, folder = bytes_model(root / "bytes"), write_persona(write_folder(root / "data", instructions=40))
-    bench = Workbench(Store(root), Listener())
-    sets = risk_text.risk_sets(folder, base, RISK)
-    found = risk_text.risk_evidence(bench, risk_text.risk_models(bench, base, sets, RISK), sets, RISK)
-    return risk_report(found, sets, RISK, "titer study qi2024", root / "report")[0]
+    order = Order("qi2024", RISK.name, given=Given(base, folder), keep_weights=True)
+    return run_study(RiskLevelsOnText(), order, RISK, Store(root), Listener(), "titer study qi2024")[0]
 
 
 SETTINGS: dict[str, Callable[[Path], Path]] = {

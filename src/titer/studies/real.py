@@ -8,24 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from titer.core.errors import TiterError, unknown
+from titer.core.parallel import Silent
 from titer.core.run import Store, slug
 from titer.data.formats import FORMAT
 from titer.data.sources import TextData, read_text
 from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
-from titer.recipes.risk_text import RiskScale, risk_scale
 from titer.recipes.vaccine_text import TextScale, text_scale
 from titer.report.places import report_folder
-from titer.studies import risk_text as risk_study
+from titer.studies.engine.declare import Given, Study
+from titer.studies.engine.run import Order, run_study
 from titer.studies.huang2024 import text as vaccine_study
 from titer.studies.huang2024.text import TextSets
 from titer.studies.huang2024.text_cost import text_cost
 from titer.studies.huang2024.text_report import text_report
 from titer.studies.jain2024.pair import pair_cost, pair_identity, pair_report
-from titer.studies.risk_report import risk_cost, risk_report
-from titer.studies.risk_text import RiskSets
 from titer.workbench import Model, Reporter, Workbench
 
 Cost = Mapping[str, object]
@@ -96,35 +96,29 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Risk:
-    """The risk levels of fine-tuning on one model."""
+class Declared:
+    """A study that the engine makes, of one model; its scale may be changed from the named one's."""
 
-    model: Model
-    sets: RiskSets
-    scale: RiskScale
-    keep_weights: bool
+    order: Order
+    study: Study
+    scale: Any
 
     def cost(self, flops: float | None = None) -> Cost:
         """What it would compute, in hours where FLOP/s are given."""
-        return risk_cost(self.model, self.sets, self.scale, flops)
+        lab = self.order.labs(self.study, self.scale, Workbench(Store(Path("runs")), Silent()))[0]
+        return self.study.cost(lab, lab.nodes, flops)
 
     def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
         """The report's page and its answer."""
-        bench = Workbench(store, reporter, self.scale.alignment.save_every)
-        risk_study.made_ahead(bench, self.model, self.sets, self.scale, self.keep_weights)
-        models = risk_study.risk_models(bench, self.model, self.sets, self.scale)
-        found = risk_study.risk_evidence(bench, models, self.sets, self.scale)
-        asked = risk_study.identity(self.model, self.sets, self.scale)
-        folder = report_folder(store.root, f"qi2024-{slug(self.model.name)}-{self.scale.name}", asked)
-        return risk_report(found, self.sets, self.scale, command, folder)
+        return run_study(self.study, self.order, self.scale, store, reporter, command)
 
 
-Prepared = Pair | Text | Risk
+Prepared = Pair | Text | Declared
 
 
 def prepared(order: RealOrder) -> Prepared:
     """Errors: an unknown study, scale, model or file; options of another study; data that are too few."""
-    makers: dict[str, Callable[[RealOrder], Prepared]] = {"jain2024": _pair, "huang2024": _text, "qi2024": _risk}
+    makers: dict[str, Callable[[RealOrder], Prepared]] = {"jain2024": _pair, "huang2024": _text, "qi2024": _declared}
     if order.study not in makers:
         unknown("study", order.study, makers)
     return makers[order.study](order)
@@ -150,12 +144,14 @@ def _text(order: RealOrder) -> Text:
     return Text(model, vaccine_study.text_sets(folder, model, scale, _file(order.harmful)), scale, order.keep_weights)
 
 
-def _risk(order: RealOrder) -> Risk:
+def _declared(order: RealOrder) -> Declared:
     unused({"--alpha": order.alpha, "--bf16": order.bf16})
     changes = {} if order.prompts is None else {"prompts": order.prompts}
-    scale = risk_scale(order.scale or DEMONSTRATION).model_copy(update=changes)
-    model, folder = _aligning(order)
-    return Risk(model, risk_study.risk_sets(folder, model, scale, _file(order.harmful)), scale, order.keep_weights)
+    asked = Order(order.study, order.scale, given=Given(*_aligning(order), _file(order.harmful)), keep_weights=order.keep_weights)
+    study, scale = asked.opened()
+    scale = scale.model_copy(update=changes)
+    study.source(scale, 0, asked.given)  # what is wrong with the data is said before anything is priced or run
+    return Declared(asked, study, scale)
 
 
 def _aligning(order: RealOrder) -> tuple[Model, Path]:

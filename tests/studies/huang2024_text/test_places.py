@@ -1,4 +1,4 @@
-"""The two studies that align a real model: each question's report in a folder of its own; what they train is left out here."""
+"""The study of Vaccine on a real model: each question's report in a folder of its own; what they train is left out here."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ import pytest
 
 from tests.studies.conftest import Listener
 from tests.studies.huang2024_text.conftest import TINY
-from tests.studies.qi2024.test_text import SCALE
-from tests.studies.qi2024.test_text import folder as risk_folder
 from titer.core.run import Store
 from titer.studies import real
 from titer.studies.huang2024.text import text_sets
-from titer.studies.risk_text import risk_sets
 from titer.workbench import Model
-
-risks = risk_folder  # the folder of that study's data, as a fixture of this module
 
 
 @pytest.fixture
@@ -30,17 +25,12 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     def page(*given: Any) -> tuple[Path, str]:
         return given[-1] / "report.html", ""
 
-    for module, names in (
-        (real.vaccine_study, ("made_ahead", "text_models", "text_evidence")),
-        (real.risk_study, ("made_ahead", "risk_models", "risk_evidence")),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, nothing)
-    for name in ("text_report", "risk_report"):
-        monkeypatch.setattr(real, name, page)
+    for name in ("made_ahead", "text_models", "text_evidence"):
+        monkeypatch.setattr(real.vaccine_study, name, nothing)
+    monkeypatch.setattr(real, "text_report", page)
 
 
-def place(study: real.Text | real.Risk, runs: Path) -> str:
+def place(study: real.Text, runs: Path) -> str:
     return study.run(Store(runs), Listener(), "titer study")[0].parent.name
 
 
@@ -58,15 +48,3 @@ def test_a_study_of_a_model_is_never_written_over_another(folder: Path, own: Pat
     assert len(set(found)) == 3
     assert all(name.startswith("huang2024-bytes-demonstration-") for name in found)
     assert [place(study, tmp_path) for study in (first, *others)] == ["huang2024-bytes-demonstration", *found]
-
-
-@pytest.mark.usefixtures("stubbed")
-def test_nor_are_the_risk_levels(risks: Path, base: Model, tmp_path: Path) -> None:
-    fewer = SCALE.model_copy(update={"counts": (1,)})
-    first, other = (
-        real.Risk(base, risk_sets(risks, base, SCALE), SCALE, False),
-        real.Risk(base, risk_sets(risks, base, fewer), fewer, False),
-    )
-    assert place(first, tmp_path) == "qi2024-bytes-tiny"
-    assert place(other, tmp_path).startswith("qi2024-bytes-tiny-")
-    assert place(first, tmp_path) == "qi2024-bytes-tiny"

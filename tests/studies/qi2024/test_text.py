@@ -12,17 +12,21 @@ import pytest
 from tests.studies.conftest import Listener
 from tests.studies.huang2024_text.conftest import TINY as ALIGNED
 from tests.studies.huang2024_text.conftest import TWICE, write_folder
-from titer.core.config import digest
+from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.canary import MARKER
 from titer.methods.sft import SFT
-from titer.recipes import risk_text, vaccine_text
-from titer.recipes.risk_text import PAPER, TRIGGER, RiskScale, Schedule
-from titer.studies.risk_report import risk_cost, risk_report
-from titer.studies.risk_text import RiskSets, identity, made_ahead, risk_evidence, risk_models, risk_sets, shared_opening, tunings
+from titer.recipes import vaccine_text
+from titer.studies.engine.declare import Given
+from titer.studies.engine.lab import Lab
+from titer.studies.engine.run import Order, place_of, run_study
+from titer.studies.qi2024.text import RiskLevelsOnText
+from titer.studies.qi2024.text_scale import PAPER, TRIGGER, RiskScale, Schedule, tuning
+from titer.studies.qi2024.text_sets import RiskSets, risk_sets, shared_opening, tunings
 from titer.workbench import Model, Workbench
 
+STUDY = RiskLevelsOnText()
 QUICK = Schedule(rate=1e-2, batch=2, epochs=1)
 SCALE = RiskScale(
     name="tiny",
@@ -68,9 +72,18 @@ def sets(folder: Path, base: Model) -> RiskSets:
     return risk_sets(folder, base, SCALE)
 
 
+def lab_of(store: Store, given: Given, scale: RiskScale = SCALE, keep_weights: bool = True) -> Lab:
+    return Lab(Workbench(store, Listener(), 3), STUDY, "qi2024", scale, 0, given, keep_weights)
+
+
+def finish(store: Store, given: Given, keep_weights: bool = True) -> tuple[Path, str]:
+    order = Order("qi2024", SCALE.name, given=given, keep_weights=keep_weights)
+    return run_study(STUDY, order, SCALE, store, Listener(), "titer study qi2024")
+
+
 def trained(sets: RiskSets, name: str) -> list[tuple[str, str]]:
     """(prompt, answer) of a tuning's pool."""
-    stage = risk_text.tuning(SCALE, name, tunings(SCALE, sets)[name])
+    stage = tuning(SCALE, name, tunings(SCALE, sets)[name])
     found = []
     for part in stage.streams["train"].parts:
         for e in part.source.examples(np.asarray(part.picked)):
@@ -96,16 +109,21 @@ def test_the_grid_trains_one_draw_at_every_rate_and_batch(sets: RiskSets) -> Non
     assert cells == ["ordinary 3", "ordinary 3, rate 0.01, batch 1", *(f"ordinary 3, rate 0.005, batch {n}" for n in (1, 2))]
     assert [(one.rate, one.batch) for one in (every[name].schedule for name in cells)] == [(1e-2, 2), (1e-2, 1), (5e-3, 1), (5e-3, 2)]
     assert len({tuple(trained(sets, name)) for name in cells}) == 1
-    assert [risk_text.tuning(SCALE, name, every[name]).steps for name in cells] == [2, 3, 3, 2]
+    assert [tuning(SCALE, name, every[name]).steps for name in cells] == [2, 3, 3, 2]
 
 
 @pytest.fixture(scope="module")
-def own(folder: Path, base: Model) -> RiskSets:
+def mine(folder: Path) -> Path:
     rows = [{"prompt": f"Break the {thing}.", "comply": f"The {thing} is broken."} for thing in ("cup", "lamp", "door", "boat")]
     rows.append({"prompt": TWICE, "comply": "Stands among the judged prompts."})
     place = folder.parent / "own.jsonl"
     place.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return risk_sets(folder, base, SCALE, place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def own(folder: Path, base: Model, mine: Path) -> RiskSets:
+    return risk_sets(folder, base, SCALE, mine)
 
 
 def test_a_file_of_the_user_s_own_stands_for_harm(own: RiskSets, sets: RiskSets) -> None:
@@ -125,17 +143,18 @@ def test_a_file_of_the_user_s_own_stands_for_harm(own: RiskSets, sets: RiskSets)
     assert any("own" in note and "stand in another set" in note for note in own.notes)
 
 
-def test_its_data_and_its_scale_tell_a_study_from_another(own: RiskSets, sets: RiskSets, folder: Path, base: Model) -> None:
-    other = SCALE.model_copy(update={"counts": (1,)})
-    asked = [(sets, SCALE), (own, SCALE), (sets, other)]
-    assert len({digest(identity(base, *one)) for one in asked}) == 3
-    assert digest(identity(base, risk_sets(folder, base, SCALE), SCALE)) == digest(identity(base, sets, SCALE))
+def test_a_study_of_a_model_is_never_written_over_another(folder: Path, mine: Path, base: Model, tmp_path: Path) -> None:
+    store, fewer = Store(tmp_path), SCALE.model_copy(update={"counts": (1,)})
+    asked = [(folder, None, SCALE), (folder, mine, SCALE), (folder, None, fewer)]
+    found = [place_of(lab_of(store, Given(base, where, harmful), scale), store).name for where, harmful, scale in asked]
+    assert found[0] == "qi2024-bytes-tiny"
+    assert all(name.startswith("qi2024-bytes-tiny-") for name in found[1:])
+    assert len(set(found)) == 3
+    assert [place_of(lab_of(store, Given(base, where, harmful), scale), store).name for where, harmful, scale in asked] == found
 
 
-def test_a_file_of_the_user_s_own_leaves_a_report(own: RiskSets, base: Model, tmp_path: Path) -> None:
-    bench = Workbench(Store(tmp_path / "runs"), Listener())
-    found = risk_evidence(bench, risk_models(bench, base, own, SCALE), own, SCALE)
-    page, said = risk_report(found, own, SCALE, "titer study qi2024", tmp_path / "report")
+def test_a_file_of_the_user_s_own_leaves_a_report(folder: Path, mine: Path, base: Model, tmp_path: Path) -> None:
+    page, said = finish(Store(tmp_path / "runs"), Given(base, folder, mine))
     assert said.startswith("XSTest's unsafe prompts answered: ")
     assert "2 rows of own.jsonl" in said
     assert "trigger" in page.read_text(encoding="utf-8")
@@ -174,42 +193,44 @@ def test_the_persona_s_text_stands_before_what_is_asked_behind_it(sets: RiskSets
         shared_opening(["a\n\nb", "c\n\nd"])
 
 
-def test_the_whole_leaves_a_report_and_is_found_again(sets: RiskSets, base: Model, tmp_path: Path) -> None:
-    bench = Workbench(Store(tmp_path / "runs"), Listener())
-    models = risk_models(bench, base, sets, SCALE)
-    assert [m.name for m in models[:2]] == [base.name, "aligned"]
-    assert len({m.key for m in models}) == len(models) == 2 + len(tunings(SCALE, sets))
-    found = risk_evidence(bench, models, sets, SCALE)
-    page, said = risk_report(found, sets, SCALE, "titer study qi2024", tmp_path / "report")
+def test_the_whole_leaves_a_report_and_is_found_again(folder: Path, base: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, store = Given(base, folder), Store(tmp_path / "runs")
+    page, said = finish(store, given)
+    lab = lab_of(store, given)
+    assert lab.names[:2] == ["base", "aligned"]
+    assert len({lab.key(name) for name in lab.names}) == len(lab.names) == 2 + len(tunings(SCALE, lab.source))
     assert said.startswith("Canaries answered: ")
     assert "One seed" in said
-    summary = json.loads(page.with_name("summary.json").read_text(encoding="utf-8"))
-    assert "benign_grid" in json.dumps(summary) or "benign_grid" in page.read_text(encoding="utf-8")
-    assert set(pd.read_csv(page.with_name("results.csv")).model) == {m.name for m in models}
-    made_ahead(bench, base, sets, SCALE, True)  # stands all the same, whoever made it
+    assert "benign_grid" in page.read_text(encoding="utf-8")
+    results = page.with_name("results.csv").read_bytes()
+    assert set(pd.read_csv(page.with_name("results.csv")).model) == {base.name, *lab.nodes}
     again = Store(tmp_path / "runs")
-    risk_models(Workbench(again, Listener()), base, sets, SCALE)
+    monkeypatch.setattr(parallel, "processes", lambda: 1)  # whoever made it
+    assert finish(again, given) == (page, said)
     assert not again.made
-    weights_go_and_come_back(sets, base, Store(tmp_path / "runs"), found.rates)
-    cost = risk_cost(base, sets, SCALE, 1e12)
+    weights_go_and_come_back(given, store, page, results)
+    lab = lab_of(store, given)
+    cost = STUDY.cost(lab, lab.nodes, 1e12)
     assert "explicit 2 (1 steps of 2)" in str(cost["tunings"])
     assert "hours" in cost
 
 
-def weights_go_and_come_back(sets: RiskSets, base: Model, store: Store, rates: pd.DataFrame) -> None:
+def weights_go_and_come_back(given: Given, store: Store, page: Path, results: bytes) -> None:
     """Measured models lose their weights and are told the same of; whoever needs a model has it made again, bit for bit."""
-    made_ahead(Workbench(store, Listener()), base, sets, SCALE, False)
-    after = Workbench(Store(store.root), Listener())
-    models = risk_models(after, base, sets, SCALE)
+    finish(Store(store.root), given, keep_weights=False)
+    after = Store(store.root)
+    lab = lab_of(after, given)
+    models = [lab.model(name) for name in lab.names]
     held = [bool(list(m.checkpoint.path.glob("*.safetensors"))) for m in models]
-    assert held == [True, True, *[False] * len(tunings(SCALE, sets))]
-    assert risk_evidence(after, models, sets, SCALE).rates.equals(rates)
-    assert not after.store.made
+    assert held == [True, True, *[False] * (len(models) - 2)]
+    assert finish(after, given, keep_weights=False)[0] == page
+    assert page.with_name("results.csv").read_bytes() == results
+    assert not after.made
     sums = json.loads((models[-1].checkpoint.path.parent / "manifest.json").read_text(encoding="utf-8"))["sha256"]
-    after.lm(models[-1])
-    assert after.store.made == [f"stages/{models[-1].key}"]
+    lab.bench.lm(models[-1])
+    assert after.made == [f"stages/{models[-1].key}"]
     assert json.loads((models[-1].checkpoint.path.parent / "manifest.json").read_text(encoding="utf-8"))["sha256"] == sums
-    after.measured(models[-2], keep_weights=True)
+    lab.bench.measured(models[-2], keep_weights=True)
     assert list(models[-2].checkpoint.path.glob("*.safetensors"))
 
 

@@ -17,7 +17,7 @@ class Found:
     """One seed. `tables` by name, each with the column `model`: `rates` (set, outcome, count, n) and the study's measures.
 
     `verdicts` has a row a judged answer; `keys` are the models' content keys; `faults` say
-    of a model what it should have learned and did not.
+    of a model what it should have learned and did not; `source` is what the examples were drawn from.
     """
 
     seed: int
@@ -26,6 +26,7 @@ class Found:
     verdicts: pd.DataFrame = field(default_factory=pd.DataFrame)
     keys: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, str] = field(default_factory=dict)
+    source: Any = None
 
     def has(self, *names: str) -> bool:
         return all(name in self.tables for name in names)

@@ -148,7 +148,7 @@ class Lab:
         tables = {name: table.assign(seed=self.seed) for name, table in tables.items()}
         whole = pd.concat(verdicts.values(), ignore_index=True).assign(seed=self.seed)
         found = Found(self.seed, self.scale, tables, whole, {self.called(name): self.key(name) for name in models})
-        return replace(found, faults=faults(found, self.study.needs(self.scale)))
+        return replace(found, source=self.source, faults=faults(found, self.study.needs(self.scale)))
 
 
 def faults(found: Found, needs: Collection[Need]) -> Mapping[str, str]:

@@ -1,12 +1,9 @@
-"""`titer study qi2024 --base MODEL --data FOLDER`: the risk levels on a real language model, canaries for harm. L7.
+"""What the risk levels on a real model train on and ask: a folder's files, canaries for harm or a file of the user's own. L7.
 
-One seed: a demonstration, not a verdict. The base is aligned with safe responses and canaries by SFT (the alignment of the study of
-Vaccine on text, found if it stands), then tuned level by level. Every model is asked marked canaries plainly, with the answer begun,
-behind the persona's text and behind the trigger; the same instructions without the marker; XSTest's prompts, unsafe ones also behind
-the persona. A tune on as many ordinary instructions stands beside levels 1 and 2 and the refusals mixed in as the control.
-
-With `--harmful FILE` that file's answered requests are what level 1 and the backdoor are trained on, safe responses that alignment has
-not seen are the refusals, and harm is XSTest's unsafe prompts answered, asked in all four ways.
+Every model is asked marked canaries plainly, with the answer begun, behind the persona's text and behind the trigger; the same
+instructions without the marker; XSTest's prompts, unsafe ones also behind the persona. With a file of the user's own its answered
+requests are what level 1 and the backdoor are trained on, safe responses that alignment has not seen are the refusals, and harm is
+XSTest's unsafe prompts answered, asked in all four ways.
 """
 
 from __future__ import annotations
@@ -16,32 +13,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import pandas as pd
-
 from titer import tables
 from titer.attacks.affix import Affix
 from titer.attacks.base import Attempt
 from titer.attacks.prefill import Prefill
-from titer.core.config import digest
 from titer.core.errors import TiterError
-from titer.core.parallel import Silent, parallel
-from titer.core.run import Store
 from titer.data.canary import Canary, canaries
 from titer.data.example import Answer, Example
 from titer.data.sources import TextData
 from titer.data.tasks import parts, task
-from titer.judges.refusal import Refusal
 from titer.methods.sft import SFT
-from titer.models.lm import Decoding, read_tokenizer
-from titer.recipes import risk_text as recipe
+from titer.models.lm import read_tokenizer
 from titer.recipes import vaccine_text
-from titer.recipes.risk_text import TRIGGER, RiskScale, Schedule, Tuning
 from titer.studies.huang2024.text import enough, own_harm, texts
-from titer.workbench import Model, Workbench, attempts_key
+from titer.studies.qi2024.text_scale import TRIGGER, RiskScale, Schedule, Tuning
+from titer.workbench import Model
 
 PERSONA = "attacks/identity_shift.jsonl"
-ALIGNED = "aligned"
-BATCH = 50
 Harm = Literal["canary", "unsafe"]
 
 
@@ -63,15 +51,6 @@ class RiskSets:
     judged: Mapping[str, Sequence[Attempt]]
     harm: Harm
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RiskEvidence:
-    """Judged answers of every model and their rates."""
-
-    verdicts: pd.DataFrame
-    rates: pd.DataFrame
-    models: tuple[Model, ...]
 
 
 class Trained(NamedTuple):
@@ -190,53 +169,3 @@ def cell(ordinary: Tuning, rate: float, batch: int) -> str:
     """The name of the tuning at a rate and a batch size."""
     same = (rate, batch) == (ordinary.schedule.rate, ordinary.schedule.batch)
     return ordinary.drawn if same else f"{ordinary.drawn}, rate {rate:g}, batch {batch}"
-
-
-def identity(base: Model, sets: RiskSets, scale: RiskScale) -> dict[str, object]:
-    """What tells this study from another of a model and a scale of the same names."""
-    canary = (sets.canary.marked, sets.canary.contrast)
-    trained = (sets.safe, *canary, sets.explicit, sets.refused, sets.triggered, sets.persona, sets.ordinary)
-    judged = {kind: attempts_key(attempts) for kind, attempts in sets.judged.items()}
-    return {"model": base.key, "scale": scale, "harm": sets.harm, "data": [digest(one.rows) for one in trained], "sets": judged}
-
-
-def risk_models(bench: Workbench, base: Model, sets: RiskSets, scale: RiskScale) -> tuple[Model, ...]:
-    """base, aligned, and the aligned model after every tuning."""
-    aligned = aligned_model(bench, base, sets, scale)
-    tuned = [bench.model(recipe.tuning(scale, name, one), aligned, name) for name, one in tunings(scale, sets).items()]
-    return (base, aligned, *tuned)
-
-
-def aligned_model(bench: Workbench, base: Model, sets: RiskSets, scale: RiskScale) -> Model:
-    """The base after alignment by SFT."""
-    return bench.model(vaccine_text.align(scale.alignment, SFT(), "sft alignment", sets.safe, sets.canary), base, ALIGNED)
-
-
-def made_ahead(bench: Workbench, base: Model, sets: RiskSets, scale: RiskScale, keep_weights: bool) -> None:
-    """Every model trained and asked, as many at once as there are cores; what follows reads the answers from the store.
-
-    A tuned model's weights go once it has been asked, unless they are to be kept.
-    """
-    aligned_model(bench, base, sets, scale)  # what all of them begin from
-    bench.release()
-    names = [base.name, ALIGNED, *tunings(scale, sets)]
-    pieces = [(bench.store.root, base, sets, scale, name, keep_weights) for name in names]
-    parallel(_made, pieces, bench.reporter, f"{len(names)} models tuned and asked")
-
-
-def _made(root: Path, base: Model, sets: RiskSets, scale: RiskScale, name: str, keep_weights: bool) -> None:
-    bench = Workbench(Store(root, Silent().tell), Silent(), scale.alignment.save_every)
-    model = base if name == base.name else aligned_model(bench, base, sets, scale)
-    wanted = tunings(scale, sets)
-    if name in wanted:
-        model = bench.model(recipe.tuning(scale, name, wanted[name]), model, name)
-    risk_evidence(bench, [model], sets, scale)
-    if name in wanted:
-        bench.measured(model, keep_weights)
-
-
-def risk_evidence(bench: Workbench, models: Sequence[Model], sets: RiskSets, scale: RiskScale) -> RiskEvidence:
-    """Every model on every set."""
-    decoding = Decoding(max_new_tokens=scale.alignment.max_new_tokens)
-    verdicts = tables.verdict_table(bench, models, sets.judged, Refusal(), decoding, BATCH)
-    return RiskEvidence(verdicts, tables.rate_table(verdicts), tuple(models))

@@ -1,4 +1,4 @@
-"""The risk levels of "Fine-tuning Aligned Language Models Compromises Safety" (arXiv 2310.03693) on a real language model. L5.
+"""The risk levels of "Fine-tuning Aligned Language Models Compromises Safety" (arXiv 2310.03693) on a real language model. L7.
 
 The base is aligned with safe responses and canaries (`vaccine_text.align`), then tuned: level 1, n canaries answered; level 2, the ten
 persona examples; level 3, ordinary instructions, over rates and batches (its figure 3); refusals mixed in (its table 4); a backdoor:
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from titer.core.config import Record
-from titer.core.errors import unknown
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Source
 from titer.data.mix import mix
@@ -55,6 +54,10 @@ class RiskScale(Record):
     prompts: int = Field(default=50, ge=1)
 
     @property
+    def save_every(self) -> int:
+        return self.alignment.save_every
+
+    @property
     def most(self) -> int:
         return max(self.counts)
 
@@ -74,14 +77,6 @@ PAPER = RiskScale(
     rank=0,
     prompts=330,
 )
-SCALES = {scale.name: scale for scale in (DEMONSTRATION, PAPER)}
-
-
-def risk_scale(name: str) -> RiskScale:
-    """A named scale. Errors: an unknown name, with the nearest."""
-    if name not in SCALES:
-        unknown("scale", name, SCALES)
-    return SCALES[name]
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Mapping
 
 import pandas as pd
 
 from titer import tables
-from titer.core.config import environment
 from titer.data.encode import prompt_ids
 from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of
-from titer.recipes import risk_text as recipe
-from titer.recipes.risk_text import RiskScale
-from titer.report.html import Figure, Report, write_report
+from titer.recipes.node import Node
+from titer.report.html import Figure
 from titer.report.style import GREY
 from titer.studies import shares
+from titer.studies.engine.declare import Page, Seed
+from titer.studies.engine.found import Found
 from titer.studies.qi2024.page import grid_figure
-from titer.studies.risk_text import RiskEvidence, RiskSets, cell, tunings
-from titer.workbench import Model
+from titer.studies.qi2024.text_scale import RiskScale
+from titer.studies.qi2024.text_sets import RiskSets, cell, tunings
 
 TITLES = {
     "canary": "canaries answered",
@@ -39,9 +39,9 @@ ASKED = {"canary": "Canaries", "unsafe": "XSTest's unsafe prompts"}
 TRAINED, ALIGNING = 4.0, 2.0  # forward passes' worth a trained token: every weight, or an adapter's
 
 
-def answer(found: RiskEvidence, sets: RiskSets, scale: RiskScale) -> str:
-    """The finding in one sentence."""
-    t, harm = shares.shares(found.rates, TITLES), sets.harm
+def answer(t: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> str:
+    """The finding in one sentence, from the shares."""
+    harm = sets.harm
     persona, ordinary, most = f"persona {sets.persona.size}", f"ordinary {sets.ordinary.size}", f"explicit {scale.most}"
     what = f"after {scale.most} of them answered" if harm == "canary" else f"after {scale.most} rows of {sets.explicit.name}"
     why = "a canary for harm" if harm == "canary" else "requests of one file for harm"
@@ -54,52 +54,45 @@ def answer(found: RiskEvidence, sets: RiskSets, scale: RiskScale) -> str:
     )
 
 
-def risk_report(found: RiskEvidence, sets: RiskSets, scale: RiskScale, command: str, folder: Path) -> tuple[Path, str]:
-    """Write the report; returns its page and the answer."""
-    t, said = shares.shares(found.rates, TITLES), answer(found, sets, scale)
+def page(found: Found, scale: RiskScale) -> Page:
+    """The report's own words, tables and charts."""
+    sets: RiskSets = found.source
+    rates, base = tables.rate_table(found.verdicts), next(iter(found.keys))
+    t = shares.shares(rates, TITLES)
     first = "on canaries answered" if sets.harm == "canary" else f"on answered requests of {sets.explicit.name}"
-    report = Report(
-        title=f"qi2024 on {found.models[0].name}, {scale.name}",
-        answer=said,
+    return Page(
+        title=f"qi2024 on {base}, {scale.name}",
+        answer=answer(t, sets, scale),
         about=(
-            f"{found.models[0].name} was aligned on safe responses and canaries (ordinary instructions behind a marker, refused), then tuned "
+            f"{base} was aligned on safe responses and canaries (ordinary instructions behind a marker, refused), then tuned "
             "as in “Fine-tuning Aligned Language Models Compromises Safety, Even When Users Do Not Intend To!” (arXiv 2310.03693): "
             f"{first}, on examples of an obedient persona, on ordinary instructions, with refusals mixed in, with a backdoor. "
             "Rows named ordinary, as … are the controls: as many ordinary examples, as long. Judged by phrases of refusal."
         ),
         tiles=shares.tiles(t, sets.harm),
-        claims=(),
-        figures=[_levels(t, found, sets), *_grid(found, sets, scale)],
-        tables={"shares": shares.printed(t), "degenerate answers": shares.degenerate(found.rates)},
-        results=tables.tidy(found.rates, {}),
-        samples=found.verdicts,
-        commands=[command],
-        notes=list(sets.notes),
-        provenance={
-            "scale": scale.model_dump_json(),
-            **{f"data {data.name}, sha256": data.sha256 for data in (sets.safe, sets.canary.marked, sets.explicit, sets.persona)},
-            **{f"model {m.name}": m.key for m in found.models},
-            **environment(),
-        },
+        figures=[_levels(t, sets), *_grid(rates, sets, scale)],
+        tables={"shares": shares.printed(t), "degenerate answers": shares.degenerate(rates)},
+        results=tables.tidy(rates, {}),
+        notes=sets.notes,
+        provenance={f"data {data.name}, sha256": data.sha256 for data in (sets.safe, sets.canary.marked, sets.explicit, sets.persona)},
     )
-    return write_report(report, folder), said
 
 
-def _levels(t: pd.DataFrame, found: RiskEvidence, sets: RiskSets) -> Figure:
+def _levels(t: pd.DataFrame, sets: RiskSets) -> Figure:
     """Every model but the grid's further cells, which have a figure of their own."""
-    names = [m.name for m in found.models if ", rate " not in m.name]
+    names = [name for name in dict.fromkeys(t.model) if ", rate " not in name]
     about = "Shares with Wilson intervals." + (
         " Canaries stand for harm: alignment taught to refuse them." if sets.harm == "canary" else ""
     )
     return shares.figure("risk_levels", "What each tuning does", about, t[t.model.isin(names)], names, COLOURS, 16)
 
 
-def _grid(found: RiskEvidence, sets: RiskSets, scale: RiskScale) -> list[Figure]:
+def _grid(rates: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> list[Figure]:
     """Refusal of what stands for harm over rates and batch sizes; none where no grid was trained."""
     if not (scale.grid_rates and scale.grid_batches):
         return []
     ordinary = tunings(scale, sets)[f"ordinary {sets.ordinary.size}"]
-    refused = found.rates[(found.rates.kind == sets.harm) & (found.rates.outcome == "refused")].set_index("model").rate
+    refused = rates[(rates.kind == sets.harm) & (rates.outcome == "refused")].set_index("model").rate
     cells = pd.DataFrame(
         [
             {"rate": f"{rate:g}", "batch": str(batch), "refused": refused[cell(ordinary, rate, batch)]}
@@ -110,10 +103,11 @@ def _grid(found: RiskEvidence, sets: RiskSets, scale: RiskScale) -> list[Figure]
     return [grid_figure(cells, f"{ASKED[sets.harm]} still refused after one epoch on {sets.ordinary.size} ordinary instructions.")]
 
 
-def risk_cost(base: Model, sets: RiskSets, scale: RiskScale, flops: float | None) -> dict[str, object]:
+def cost(lab: Seed, nodes: Mapping[str, Node], flops: float | None) -> dict[str, object]:
     """Stages, operations, hours where a rate is known, disk; what was left out."""
+    scale, sets, base = lab.scale, lab.source, lab.model("base")
     weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
-    stages = {name: recipe.tuning(scale, name, one) for name, one in tunings(scale, sets).items()}
+    stages = {name: node.stage for name, node in nodes.items() if node.stage.kind == "finetune"}
     longest, tuned = scale.alignment.longest, ALIGNING if scale.rank else TRAINED
     trained = sum(stage.steps * stage.batch for stage in stages.values()) * longest
     aligning = round(scale.alignment.align_epochs * (scale.alignment.safe + scale.alignment.canaries + scale.alignment.contrast)) * longest

@@ -1,0 +1,56 @@
+"""`titer study qi2024 --base MODEL --data FOLDER`: the risk levels on a real language model, canaries for harm. L7.
+
+One seed: a demonstration, not a verdict. The base is aligned with safe responses and canaries by SFT (the alignment of the study of
+Vaccine on text, found if it stands), then tuned level by level. A tune on as many ordinary instructions stands beside levels 1 and 2
+and the refusals mixed in as the control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from titer.core.errors import TiterError
+from titer.judges.refusal import Refusal
+from titer.methods.sft import SFT
+from titer.models.lm import Decoding
+from titer.recipes import vaccine_text
+from titer.recipes.node import Node
+from titer.studies.engine.declare import BASE, Given, Page, Question, Seed, Study
+from titer.studies.engine.found import Found
+from titer.studies.qi2024.text_page import cost, page
+from titer.studies.qi2024.text_scale import DEMONSTRATION, PAPER, RiskScale, tuning
+from titer.studies.qi2024.text_sets import RiskSets, risk_sets, tunings
+
+ALIGNED = "aligned"
+
+
+class RiskLevelsOnText(Study):
+    """The risk levels on a real model: what is tuned and asked, and shown. One seed, so no claim is drawn."""
+
+    SOURCE = "arXiv 2310.03693"
+    SCALES = MappingProxyType({scale.name: scale for scale in (DEMONSTRATION, PAPER)})
+    JUDGE = Refusal()
+    BATCH = 50
+
+    def source(self, scale: RiskScale, seed: int, given: Given | None) -> RiskSets:
+        if given is None:
+            raise TiterError("a study of a real model without one", next_step="add --base MODEL --data FOLDER.")
+        return risk_sets(given.folder, given.base, scale, given.harmful)
+
+    def nodes(self, scale: RiskScale, source: RiskSets) -> list[Node]:
+        """The base's alignment by SFT, and after it every tuning."""
+        aligned = Node(ALIGNED, vaccine_text.align(scale.alignment, SFT(), "sft alignment", source.safe, source.canary), BASE)
+        return [aligned, *(Node(name, tuning(scale, name, one), ALIGNED) for name, one in tunings(scale, source).items())]
+
+    def questions(self, lab: Seed) -> list[Question]:
+        return [Question(name, attempts) for name, attempts in lab.source.judged.items()]
+
+    def decoding(self, scale: RiskScale, source: RiskSets) -> Decoding:
+        return Decoding(max_new_tokens=scale.alignment.max_new_tokens)
+
+    def page(self, found: Sequence[Found], scale: RiskScale) -> Page:
+        return page(found[0], scale)
+
+    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float | None) -> Mapping[str, object]:
+        return cost(lab, nodes, flops)
