@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from tests.models.families import ANSWERS, PROMPTS
+from tests.models.tiny import tiny
 from titer.core.errors import TiterError
 from titer.data.encode import answer_ids, prompt_ids
+from titer.data.world import World
 from titer.models.activations import at_prompt_end, over_answer
+from titer.models.hooks import adding, replacing
 from titer.models.lm import LM
 
 NAMES = ("embed", "attn_out[0]", "mlp_in[1]", "mlp_act[1]", "mlp_out[0]", "resid[1]")
@@ -72,3 +75,29 @@ def test_a_prompt_longer_than_the_window_is_refused(lm: LM) -> None:
     with pytest.raises(TiterError, match="longer than the model's window of 64"):
         over_answer(lm, ["a b"], [" ".join("a" * 63)], ["embed"], 10)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+
+
+def test_a_model_whose_blocks_have_the_tokens_first_is_refused_also_where_there_are_as_many_prompts() -> None:
+    """XLNet's activations are (T, B, D): of two prompts of two tokens, only a trial tells."""
+    tokenizer = World(seed=1).tokenizer()
+    lm = LM(tiny("xlnet", len(tokenizer)).eval(), tokenizer, "xlnet")
+    told = r"resid\[0\] is \(tokens, prompts, width\) in XLNetLMHeadModel"
+    with pytest.raises(TiterError, match=told):
+        at_prompt_end(lm, ["a b", "c d"], ["resid[0]"])
+    with pytest.raises(TiterError, match="tokens, prompts, width"), adding(lm.sites, {"mlp_out[1]": torch.zeros(1)}):
+        pass
+    with pytest.raises(TiterError, match="tokens, prompts, width"), replacing(lm.sites, {"attn_out[0]": torch.neg}):
+        pass
+    assert (
+        at_prompt_end(LM(tiny("llama", len(tokenizer)).eval(), tokenizer, "llama"), ["a b", "c d"], ["resid[0]"])["resid[0]"].shape[0] == 2
+    )
+
+
+def test_trying_the_order_of_prompts_and_tokens_leaves_no_trace(lm: LM) -> None:
+    lm.model.train()
+    before, state = {name: p.clone() for name, p in lm.model.state_dict().items()}, torch.get_rng_state()
+    assert lm.sites.place("resid[0]")
+    assert lm.model.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
+    lm.model.eval()

@@ -15,7 +15,7 @@ from titer.models.hooks import reading
 from titer.models.lm import LM, Decoding
 from titer.probes.sensitivity import sensitivity
 
-PROMPTS = ["a b", "c d e f g h", "h g f e d c b a", "d e", "a c e g", "b c"]
+PROMPTS = ["a b", "c d e f g h", "b", "h g f e d c b a", "d e", "a c e g", "b c"]
 MODELS = {  # what rows share a batch: of answers, of a pass padded on the left, on the right
     "llama": ("all", "all", "all"),
     "mamba": ("all", "all", "all"),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from titer.core.errors import TiterError
+from titer.models.modes import as_stored
 
 Weights = dict[str, Callable[[], torch.Tensor]]
 
@@ -22,6 +23,7 @@ def view(model: Any, replaced: Mapping[str, torch.Tensor] | None = None) -> Any:
 
     What trainers put in the place of a module's forward (autocast, a fused head) is left out: it would lead back to the model.
     """
+    as_stored(model)
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     for name, p in model.named_parameters():
         if replaced and name in replaced:
@@ -34,6 +36,7 @@ def view(model: Any, replaced: Mapping[str, torch.Tensor] | None = None) -> Any:
 
 def trained(model: Any) -> dict[str, torch.nn.Parameter]:
     """The parameters in training, by name."""
+    as_stored(model)
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 

@@ -24,7 +24,7 @@ from titer.data.example import positions
 from titer.data.templates import think
 from titer.data.thoughts import opened, thinks
 from titer.models.checkpoint import Checkpoint, opening, stated_window
-from titer.models.modes import evaluating, own_settings_aside
+from titer.models.modes import as_stored, evaluating, own_settings_aside
 from titer.models.padding import Padding
 from titer.models.rooms import Completion, Decoding, Rooms, Turn, answers, chosen
 from titer.models.sites import Sites
@@ -123,6 +123,7 @@ class LM:
         self.model, self.tokenizer, self.label = model, tokenizer, label
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        as_stored(model)
 
     @property
     def device(self) -> torch.device:
@@ -258,6 +259,8 @@ class LM:
         with torch.random.fork_rng(enabled=sampled, devices=[]), own_settings_aside(self.model, settings):
             if sampled:
                 torch.manual_seed(decoding.seed + place + (number << 32))
+            if ids.shape[1] == 1:  # RecurrentGemma begins such a prompt with what the call before left in its layers: this clears it
+                self.model(input_ids=ids, attention_mask=mask, use_cache=False)
             if soft is None:
                 new = self.model.generate(ids, attention_mask=mask, generation_config=settings, **also)[:, ids.shape[1] :]
             else:

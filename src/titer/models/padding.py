@@ -7,9 +7,7 @@ differ beyond rounding, rows of one length go together; where these do not answe
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, Literal
@@ -19,7 +17,7 @@ from transformers import GenerationConfig
 
 from titer.data.encode import pad
 from titer.data.example import positions
-from titer.models.modes import evaluating, own_settings_aside
+from titer.models.modes import evaluating, hooks_aside, own_settings_aside
 
 Way = Literal["generated", "left", "right"]  # answers from left-padded prompts; one pass over rows padded on that side
 Together = Literal["all", "length", "none"]  # which rows share a batch: all, those of one length, none
@@ -60,7 +58,7 @@ class Padding:
     @torch.no_grad()
     def _tried(self, run: Callable[[list[list[int]]], torch.Tensor], row: list[int]) -> Together:
         short = (row * self._n)[: self._n]
-        with evaluating(self._model), _hooks_aside(self._model):
+        with evaluating(self._model), hooks_aside(self._model):
             alone = run([short])
             if self._same(alone, run([short, short + short])):
                 return "all"
@@ -86,16 +84,3 @@ class Padding:
         with own_settings_aside(self._model, settings):
             found = self._model.generate(ids, attention_mask=mask, generation_config=settings)
         return torch.stack([logits[0] for logits in found.logits]).float()
-
-
-@contextmanager
-def _hooks_aside(model: Any) -> Iterator[None]:
-    """Hooks that read or edit a batch would meet one that is not theirs."""
-    kept = [(m, name, getattr(m, name)) for m in model.modules() for name in ("_forward_hooks", "_forward_pre_hooks")]
-    try:
-        for module, name, _ in kept:
-            setattr(module, name, OrderedDict())
-        yield
-    finally:
-        for module, name, hooks in kept:
-            setattr(module, name, hooks)

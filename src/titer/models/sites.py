@@ -16,10 +16,13 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any, Literal
 
+import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from titer.core.errors import TiterError, unknown, visible
 from titer.models.blocks import Linear, Weight, block_of, blocks_of, parted, sizes, text_config, text_model
+from titer.models.modes import evaluating, hooks_aside
 
 VERSION = 2
 ACTIVATIONS = ("embed", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid")
@@ -113,6 +116,8 @@ class Sites:
         if kind == "embed":
             return Place(self.model.get_input_embeddings(), "output")
         block = self.blocks[i]
+        if not self._prompts_first:
+            raise TiterError(f"{site} is (tokens, prompts, width) in {type(self.model).__name__}", expected="(prompts, tokens, width)")
         if kind == "resid":
             return Place(block.whole, "output")
         if kind == "attn_out":
@@ -122,6 +127,25 @@ class Sites:
         module = block.weights["mlp_up" if kind == "mlp_in" else "mlp_down"][0].module
         assert module is not None
         return Place(module, "output" if kind == "mlp_out" else "input", block.whole)
+
+    @cached_property
+    def _prompts_first(self) -> bool:
+        """Whether the blocks give (prompts, tokens, width), tried with two prompts of three tokens; XLNet's have the tokens first.
+
+        Not tried where hooks bring the weights (FSDP, ZeRO), as nobody else may meet the trial.
+        """
+        seen: list[torch.Tensor] = []
+        if any(isinstance(p, DTensor) or not p.numel() for p in self.model.parameters()):
+            return True
+
+        def keep(_: Any, __: Any, output: Any) -> None:
+            seen.append(output[0] if isinstance(output, tuple | list) else output)
+
+        ids = torch.ones((2, 3), dtype=torch.long, device=next(self.model.parameters()).device)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(self.model), hooks_aside(self.model):
+            self.blocks[0].whole.register_forward_hook(keep)
+            self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        return not seen or tuple(seen[0].shape[:2]) != (3, 2)
 
     def weights(self, site: str) -> tuple[Weight, ...]:
         """The tensors of a weight site: one, or of a mixture of experts more. Errors: a site that this model lacks."""
