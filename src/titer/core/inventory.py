@@ -86,9 +86,9 @@ def pages(root: Path) -> list[Page]:
 
 
 def chosen(held: Sequence[Piece], words: Sequence[str], days: float = 0.0) -> list[Piece]:
-    """The pieces that the words mean and that are older than some days. Errors: a word that means none."""
+    """The pieces that the words mean and that are older than some days. Errors: a word that means none, but UNFINISHED."""
     for word in words:
-        if not any(piece.named(word) for piece in held):
+        if word != UNFINISHED and not any(piece.named(word) for piece in held):
             unknown("kind or key", word, {piece.kind for piece in held} | {UNFINISHED}, next_step="titer runs lists what is there.")
     before = time.time() - days * DAY
     return [piece for piece in held if any(piece.named(word) for word in words) and piece.made <= before]
