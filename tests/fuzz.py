@@ -28,10 +28,12 @@ from typing import Any
 import torch
 from typer.main import get_command
 
+from tests import fuzz_deep
 from tests.commands import furnish
 from titer import cli
 
 SECONDS, MEMORY = 20.0, 2**33
+WAITED = 10  # times as long is waited for a try on a busy machine
 NEXT = ("Next:", "Expected:", "Usage:", "Invalid value", "Missing argument", "No such option", "requires an argument")
 VALUES: tuple[Any, ...] = (
     *(
@@ -220,10 +222,15 @@ def command_changed(rng: random.Random) -> str:
     return "\x01".join(words)
 
 
-KINDS: dict[str, Callable[[random.Random], str]] = {"folder": folder_changed, "data": data_changed, "command": command_changed}
+Change = Callable[[random.Random], str]  # of the folder it stands in; the command
+KINDS: dict[str, Change] = {
+    "folder": folder_changed,
+    "data": data_changed,
+    "command": command_changed,
+} | fuzz_deep.DEEP
 
 
-def child(place: Path, kind: str, seed: int, said: Path) -> None:
+def child(place: Path, change: Change, seed: int, said: Path) -> None:
     """One try in a process of its own; what it prints goes to `said`."""
     os.setsid()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -234,7 +241,7 @@ def child(place: Path, kind: str, seed: int, said: Path) -> None:
     status = 70
     try:
         os.chdir(place)
-        command = KINDS[kind](random.Random(seed))
+        command = change(random.Random(seed))
         sys.argv = ["titer", *(command.split("\x01") if "\x01" in command else command.split())]
         Path("../command").write_text(repr(sys.argv))
         cli.main()
@@ -248,19 +255,27 @@ def child(place: Path, kind: str, seed: int, said: Path) -> None:
     os._exit(status)
 
 
-def verdict(place: Path, kind: str, seed: int, said: Path, seconds: float) -> str:
+def stored(place: Path, command: str, said: Path) -> None:
+    """A sound command run in the sound folder, so that there are results to be changed."""
+    found = verdict(place, lambda _: command, 0, said, 120.0)
+    assert found == "done", (found, command, said.read_text(errors="replace"))
+
+
+def verdict(place: Path, change: Change, seed: int, said: Path, seconds: float) -> str:
     """What became of one try."""
     if (pid := os.fork()) == 0:
-        child(place, kind, seed, said)
+        child(place, change, seed, said)
     began = time.monotonic()
-    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
-        if time.monotonic() - began > seconds:
+    while (ended := os.wait4(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() - began > WAITED * seconds:
             os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return "over time"
         time.sleep(0.003)
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # what it may have started
+    if ended[2].ru_utime + ended[2].ru_stime > seconds:
+        return "over time"
     told = said.read_text(errors="replace")
     status = os.waitstatus_to_exitcode(ended[1])
     if "Traceback" in told or status not in (0, 1, 2):
@@ -273,7 +288,8 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, and say how many were tried")
-    parser.add_argument("--limit", type=float, default=SECONDS, help="seconds that one try may take")
+    parser.add_argument("--limit", type=float, default=SECONDS, help="seconds of a processor that one try may take")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what is changed, in turn")
     parser.add_argument("--show", action="store_true", help="print what each try said")
     asked = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
@@ -285,14 +301,17 @@ def main() -> None:
         os.environ["TITER_CACHE"] = str(Path(folder, "cache"))
         sound.mkdir()
         furnish(sound)
+        fuzz_deep.furnish(sound)
+        for command in WHOLE:
+            stored(sound, command, said)
         began = time.monotonic()
         for seed in range(asked.seed, asked.seed + asked.tries):
             if time.monotonic() - began > asked.seconds:
                 break
             shutil.rmtree(place, ignore_errors=True)
             shutil.copytree(sound, place)
-            kind = list(KINDS)[seed % len(KINDS)]
-            found = verdict(place, kind, seed, said, asked.limit)
+            kind = asked.kinds[seed % len(asked.kinds)]
+            found = verdict(place, KINDS[kind], seed, said, asked.limit)
             counts[f"{kind}: {found}"] += 1
             if counts.total() % 500 == 0:
                 print(json.dumps(counts), flush=True)
