@@ -66,6 +66,26 @@ def test_the_command_line_prices_it_runs_it_and_finds_it_again(
     assert [place.stat().st_mtime_ns for place in sorted((tmp_path / "runs" / "stages").glob("*/DONE"))] == times
 
 
+def test_a_world_has_several_bases_that_differ_in_their_first_weights_alone(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("study", str(file), "--scale", "tiny", "--seeds", "1", "--runs", str(tmp_path / "runs"), "--json")
+    one = json.loads(told(capsys, monkeypatch, *words, "--dry-run")[1])["plan"]
+    two = json.loads(told(capsys, monkeypatch, *words, "--bases", "2", "--dry-run")[1])["plan"]
+    assert [row["key"] for row in two[:3]] == [row["key"] for row in one]  # the first base is the one that a single base is
+    assert not {row["key"] for row in two[3:]} & {row["key"] for row in one}
+    made = json.loads(told(capsys, monkeypatch, *words, "--bases", "2")[1])
+    claim = json.loads(Path(made["claims"]).read_text(encoding="utf-8"))["claims"][0]
+    assert claim["seeds"] == [0]
+    assert "over 2 bases of one world" in claim["reason"]
+    results = pd.read_csv(Path(made["report"]).with_name("results.csv"))
+    assert set(results.base) == {0, 1}
+    stages = [json.loads(place.read_text(encoding="utf-8")) for place in (tmp_path / "runs" / "stages").glob("*/inputs.json")]
+    bases = [stage["stage"] for stage in stages if not stage["parent"]]
+    assert len({stage.pop("seed") for stage in bases}) == 2
+    assert bases[0] == bases[1]  # the same data in the same order, the same steps
+
+
 def test_its_tables_are_chosen_by_name_and_a_wrong_name_is_told(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from titer.core.claims import Claim, Statement, decide, settle, write_claims
+from titer.core.claims import Claim, Statement, decide, settle, settle_over_bases, write_claims
 from titer.core.stats import Interval, t_interval
 
 KEYS = {
@@ -148,3 +148,22 @@ def test_claims_json_is_strict_whatever_the_numbers(tmp_path: Path) -> None:
 
 def test_claims_json_of_no_claims(tmp_path: Path) -> None:
     assert written(tmp_path) == []
+
+
+def test_one_world_is_judged_over_its_bases_and_is_provisional() -> None:
+    claim = settle_over_bases(STATED, {0: [0.4, 0.5, 0.6]}, 0.05)
+    found = t_interval([0.4, 0.5, 0.6])
+    assert (claim.value, claim.interval, claim.seeds, claim.provisional) == (found.value, pytest.approx(found[1:]), (0,), True)
+    assert claim.verdict == "supported"
+    assert "over 3 bases of one world, which lie 0.1 apart" in claim.reason
+
+
+def test_several_worlds_are_judged_over_their_means() -> None:
+    claim = settle_over_bases(STATED, {0: [0.0, 1.0], 1: [0.6, 0.4], 2: [0.5, 0.5]}, 0.05)
+    assert claim.interval == pytest.approx((0.5, 0.5))  # the worlds agree, however far their bases lie apart
+    assert (claim.verdict, claim.provisional, claim.seeds) == ("supported", False, (0, 1, 2))
+    assert "over the means of 3 worlds, 2 bases each" in claim.reason
+
+
+def test_one_base_decides_nothing() -> None:
+    assert settle_over_bases(STATED, {0: [0.4]}, 0.05).verdict == "inconclusive"

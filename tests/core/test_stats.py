@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm
 
-from titer.core.stats import Interval, auroc, bootstrap, d_prime, mean_over_inputs, rate_difference, t_interval, wilson
+from titer.core.stats import Interval, auroc, bootstrap, d_prime, mean_over_inputs, over_bases, rate_difference, t_interval, wilson
 
 Z = 1.959963984540054
 
@@ -192,3 +192,14 @@ def test_bootstrap_keeps_the_rows_of_a_table_together() -> None:
     """Resampling whole rows: a statistic of two equal columns stays exactly 0."""
     table = np.stack([np.arange(40.0), np.arange(40.0)], axis=1)
     assert bootstrap(lambda t: float((t[:, 0] - t[:, 1]).sum()), [table], 0) == (0.0, 0.0, 0.0)
+
+
+def test_bases_of_one_world_and_the_means_of_several() -> None:
+    one, spread = over_bases([[0.1, 0.2, 0.6]])
+    assert one == t_interval([0.1, 0.2, 0.6])
+    assert spread == pytest.approx(np.std([0.1, 0.2, 0.6], ddof=1))
+    several, within = over_bases([[0.1, 0.3], [0.4], [0.7, 0.9, 1.1]])
+    assert several == t_interval([0.2, 0.4, 0.9])  # each world once, however many bases it has
+    assert within == pytest.approx(math.sqrt((0.02 + 0.08) / (1 + 2)))  # sums of squares over degrees of freedom
+    assert math.isnan(over_bases([[0.1], [0.2]])[1])
+    assert math.isnan(over_bases([[0.1]])[0].low)

@@ -34,6 +34,7 @@ def study(
     name: str,
     scale: str = "",
     seeds: int = 3,
+    bases: int = 1,
     part: str = "all",
     only: str = "",
     base: str | None = None,
@@ -48,7 +49,8 @@ def study(
     runs: Place = RUNS,
     progress: bool = True,
 ) -> Studied:
-    """A paper's study: jain2024, huang2024 or qi2024, on worlds of seeds 0, 1, ...; with `base` on a real model. As `titer study`.
+    """A paper's study: jain2024, huang2024 or qi2024, on worlds of seeds 0, 1, ... (`bases` base models each); with `base` on a
+    real model. As `titer study`.
 
     `part` and `only` belong to the world, what follows them to real models.
     """
@@ -56,10 +58,10 @@ def study(
     if base is None and aligned is None:
         if given != RealOrder(name, scale=scale):
             raise TiterError("options of a study on a real model without one", next_step="add base (and aligned).")
-        order = WorldOrder(name, scale, range(seeds), part, only)
+        order = WorldOrder(name, scale, range(seeds), part, only, bases)
         with reporter(progress) as shown:
             return _studied(*world.run(order, Store(Path(runs), shown.tell), shown, CALLED.format("study")))
-    real.unused({"part": part != "all", "only": only})
+    real.unused({"part": part != "all", "only": only, "bases": bases > 1})
     ready = real.prepared(given)
     with reporter(progress) as shown:
         return _studied(*ready.run(Store(Path(runs), shown.tell), shown, CALLED.format("study")))

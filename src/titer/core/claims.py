@@ -1,7 +1,9 @@
 """A claim: one statistic declared beforehand, as effect minus control, with a margin and a verdict.
 
 Supported if the 95 % interval lies wholly above the margin, not supported if wholly below, else
-inconclusive. With fewer than three seeds the interval is over inputs and the verdict is provisional.
+inconclusive. The unit is a base: an independently pretrained model of a world (a seed); the interval is Student's over one world's
+bases, or over the means of several worlds. With fewer than three worlds the verdict is provisional. Where a world has one base, and
+there are fewer than three, the interval is over inputs: it does not hold how far rounding alone moves a trained base.
 A precondition that fails makes the claim not testable.
 """
 
@@ -9,13 +11,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from titer.core.config import Record
 from titer.core.run import write_text
-from titer.core.stats import Interval, mean_over_inputs, t_interval
+from titer.core.stats import Interval, mean_over_inputs, over_bases, t_interval
 
 Verdict = Literal["supported", "not supported", "inconclusive", "not testable"]
 SEEDS_FOR_A_VERDICT = 3
@@ -72,6 +74,17 @@ def decide(interval: Interval, margin: float) -> Verdict:
     return "not supported" if interval.high < margin else "inconclusive"
 
 
+def settle_over_bases(stated: Statement, worlds: Mapping[int, Sequence[float]], control: float, failed: str = "", note: str = "") -> Claim:
+    """Judge a statement by effect minus control of every base, world by world (`stats.over_bases`)."""
+    measured, spread = over_bases(list(worlds.values()))
+    counts = {len(bases) for bases in worlds.values()}
+    bases = f"{min(counts)} to {max(counts)} bases" if len(counts) > 1 else f"{counts.pop()} bases"
+    made = f"over {bases} of one world" if len(worlds) == 1 else f"over the means of {len(worlds)} worlds, {bases} each"
+    told = f"{made}, which lie {spread:.2g} apart (standard deviation)" if math.isfinite(spread) else made
+    few = len(worlds) < SEEDS_FOR_A_VERDICT
+    return _claim(stated, measured, control, list(worlds), few, failed, ". ".join(part for part in (told, note) if part))
+
+
 def settle(
     stated: Statement, per_seed: Sequence[Interval], control: float, seeds: Sequence[int], failed: str = "", note: str = ""
 ) -> Claim:
@@ -84,6 +97,10 @@ def settle(
         raise ValueError(f"claim {stated.name}: {len(per_seed)} values for {len(seeds)} seeds")
     provisional = len(seeds) < SEEDS_FOR_A_VERDICT
     measured = mean_over_inputs(per_seed) if provisional else t_interval([one.value for one in per_seed])
+    return _claim(stated, measured, control, seeds, provisional, failed, note)
+
+
+def _claim(stated: Statement, measured: Interval, control: float, seeds: Sequence[int], provisional: bool, failed: str, note: str) -> Claim:
     verdict = decide(measured, stated.margin)
     reason = WHY[verdict]
     if failed:

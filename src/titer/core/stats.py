@@ -80,6 +80,17 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def over_bases(worlds: Sequence[Sequence[float]]) -> tuple[Interval, float]:
+    """(mean with its t interval, spread within a world) of a value of every base, a sequence of them a world.
+
+    One world: over its bases, so the interval says nothing of other worlds. Several: over the worlds' means, each world counted once
+    however many bases it has. The spread is the standard deviation of bases of one world, pooled; NaN where no world has two.
+    """
+    repeated = [np.asarray(world, dtype=float) for world in worlds if len(world) > 1]
+    spread = math.sqrt(sum(((w - w.mean()) ** 2).sum() for w in repeated) / sum(len(w) - 1 for w in repeated)) if repeated else math.nan
+    return t_interval(worlds[0] if len(worlds) == 1 else [float(np.mean(world)) for world in worlds]), spread
+
+
 def bootstrap(statistic: Callable[..., float], samples: Sequence[ArrayLike], seed: int, level: float = 0.95, rounds: int = 400) -> Interval:
     """Percentile bootstrap of `statistic(*samples)`; each sample is resampled along its first axis on its own."""
     rng = np.random.default_rng(seed)

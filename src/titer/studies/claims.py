@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from titer.core.claims import Claim, Statement, settle
+from titer.core.claims import Claim, Statement, settle, settle_over_bases
 from titer.core.stats import Interval
 
 
@@ -51,28 +51,40 @@ def settled(declared: Sequence[Declared], evidence: Sequence[Evidence]) -> list[
 
 
 def _settled(one: Declared, evidence: Sequence[Evidence]) -> Claim:
-    faults, values, seeds = [], [], []
+    faults, values, units = [], [], []
     for e in evidence:
-        fault = e.fault(one.models) or ("" if e.has(*one.needs) else f"seed {e.seed}: not measured")
+        fault = e.fault(one.models) or ("" if e.has(*one.needs) else f"{_unit(e)}: not measured")
         found = fault or one.value(e)
         if isinstance(found, Measured):
             values.append(found)
-            seeds.append(e.seed)
+            units.append(e)
         else:
-            faults.append(fault or f"seed {e.seed}: {found or 'too few inputs for the statistic'}")
+            faults.append(fault or f"{_unit(e)}: {found or 'too few inputs for the statistic'}")
     dropped = ". ".join(faults)
     if not values:
         return settle(one.stated, [Interval(math.nan, math.nan, math.nan)], math.nan, [evidence[0].seed], failed=dropped)
     control = sum(v.control for v in values) / len(values)
-    notes = [dropped, *_told(values, seeds)]
-    if len(seeds) > 1 or len(evidence) > 1:
-        notes.insert(0, "by seed " + ", ".join(f"{v.effect.value:.3g}" for v in values))
-    return settle(one.stated, [v.effect for v in values], control, seeds, note="; ".join(note for note in notes if note))
+    notes = [dropped, *_told(values, [_unit(e) for e in units])]
+    several = len({e.seed for e in evidence}) < len(evidence)
+    if len(values) > 1 or len(evidence) > 1:
+        notes.insert(0, f"by {'base' if several else 'seed'} " + ", ".join(f"{v.effect.value:.3g}" for v in values))
+    note = "; ".join(note for note in notes if note)
+    if several:
+        worlds = {
+            seed: [v.effect.value for v, e in zip(values, units, strict=True) if e.seed == seed] for seed in {e.seed: 0 for e in units}
+        }
+        return settle_over_bases(one.stated, worlds, control, note=note)
+    return settle(one.stated, [v.effect for v in values], control, [e.seed for e in units], note=note)
 
 
-def _told(values: Sequence[Measured], seeds: Sequence[int]) -> list[str]:
+def _unit(e: Evidence) -> str:
+    base = getattr(e, "base", 0)
+    return f"seed {e.seed}, base {base}" if base else f"seed {e.seed}"
+
+
+def _told(values: Sequence[Measured], units: Sequence[str]) -> list[str]:
     """What the seeds add in words, each under its number unless they all say the same."""
     different = dict.fromkeys(v.note for v in values)
     if len(different) == 1:
         return list(different)
-    return [f"seed {seed}: {v.note}" for seed, v in zip(seeds, values, strict=True) if v.note]
+    return [f"{unit}: {v.note}" for unit, v in zip(units, values, strict=True) if v.note]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.recipes import huang2024, jain2024
 from titer.studies.engine import price as priced
@@ -32,15 +33,23 @@ class WorldOrder:
     seeds: range = field(default_factory=lambda: range(3))
     part: str = "all"
     only: str = ""
+    bases: int = 1
 
     @property
     def declared(self) -> Order:
         """For a study that the engine makes."""
-        return Order(self.study, self.scale, self.seeds, tuple(name.strip() for name in self.only.split(",") if name.strip()))
+        return Order(self.study, self.scale, self.seeds, tuple(name.strip() for name in self.only.split(",") if name.strip()), self.bases)
+
+
+def _one_base(order: WorldOrder) -> None:
+    """Errors: several bases of a study that is not made by the engine."""
+    if order.study in OWN and order.bases > 1:
+        raise TiterError(f"--bases {order.bases}: {order.study} has one base a seed", next_step="leave --bases out, or raise --seeds.")
 
 
 def price(order: WorldOrder, store: Store, flops: float | None = None) -> tuple[pd.DataFrame, str]:
     """What a study would run, as a table and in words. Errors: an unknown study, scale or part."""
+    _one_base(order)
     if order.study == "jain2024":
         jain_parts(order.only)
         table = jain_cost.cost(jain2024.scale_of(order.scale or "nano"), order.seeds, store)
@@ -53,6 +62,7 @@ def price(order: WorldOrder, store: Store, flops: float | None = None) -> tuple[
 
 def run(order: WorldOrder, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
     """The study's page and its answer, run or finished. Errors: an unknown study, scale or part."""
+    _one_base(order)
     if order.study == "jain2024":
         page, answer, _ = run_jain(store, reporter, jain2024.scale_of(order.scale or "nano"), order.seeds, jain_parts(order.only), command)
         return page, answer

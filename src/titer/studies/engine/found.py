@@ -14,7 +14,7 @@ from titer.core.stats import wilson
 
 @dataclass(frozen=True)
 class Found:
-    """One seed. `tables` by name, each with the column `model`: `rates` (set, outcome, count, n) and the study's measures.
+    """One base: that of a seed, or another of the same world (`base` 1, 2, ...). `tables` by name, each with the column `model`: `rates` (set, outcome, count, n) and the study's measures.
 
     `verdicts` has a row a judged answer; `keys` are the models' content keys; `faults` say
     of a model what it should have learned and did not; `source` is what the examples were drawn from.
@@ -27,6 +27,7 @@ class Found:
     keys: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, str] = field(default_factory=dict)
     source: Any = None
+    base: int = 0
 
     def has(self, *names: str) -> bool:
         return all(name in self.tables for name in names)
@@ -36,10 +37,15 @@ class Found:
         t = self.tables["rates"]
         return {(m, s, o): (int(c), int(n)) for m, s, o, c, n in zip(t.model, t.set, t.outcome, t["count"], t.n, strict=True)}
 
+    @property
+    def unit(self) -> str:
+        """What this is, in words."""
+        return f"seed {self.seed}, base {self.base}" if self.base else f"seed {self.seed}"
+
     def fault(self, models: Sequence[str]) -> str:
         """Why this seed says nothing of these models (of none in particular: of any); "" if it does."""
         told = [text for model, text in self.faults.items() if not models or model in models]
-        return f"seed {self.seed}: {'; '.join(told)}" if told else ""
+        return f"{self.unit}: {'; '.join(told)}" if told else ""
 
     def count(self, model: str, asked: str, outcome: str) -> tuple[int, int]:
         """(answers of a model to a set with that outcome, answers judged)."""

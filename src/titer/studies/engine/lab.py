@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from titer.data.draws import seed_of
 from titer.data.world import World
 from titer.models.lm import LM, load
 from titer.recipes.node import Node
@@ -30,6 +31,8 @@ class Lab:
     seed: int
     given: Given | None = None
     keep_weights: bool = True
+    base: int = 0
+    bases: int = 1  # of each world in this run
     _models: dict[str, Model] = field(default_factory=dict)
     _reference: tuple[str, LM] | None = None
 
@@ -43,8 +46,16 @@ class Lab:
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
-        """The recipe by name, parents first."""
-        return {node.name: node for node in self.study.nodes(self.scale, self.source)}
+        """The recipe by name, parents first. A further base differs in its initial weights: the same data in the same order."""
+        nodes = self.study.nodes(self.scale, self.source)
+        if self.base:
+            seed = seed_of(self.seed, "base", self.base)
+            nodes = [node if node.parent else node._replace(stage=node.stage.model_copy(update={"seed": seed})) for node in nodes]
+        return {node.name: node for node in nodes}
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        return self.seed, self.base
 
     @property
     def names(self) -> list[str]:
@@ -71,7 +82,7 @@ class Lab:
             node = self.nodes[name]
             parent = self.model(node.parent) if node.parent else None
             reads = {role: self.model(other) for role, other in node.reads.items()}
-            shown = name if self.given else f"{name}, seed {self.seed}"
+            shown = name if self.given else f"{name}, seed {self.seed}" + (f", base {self.base}" if self.base else "")
             self._models[name] = self.bench.model(node.stage, parent, shown, getattr(self.source, "tokenizer", None), reads)
         return self._models[name]
 
@@ -145,10 +156,11 @@ class Lab:
             rows = [self.measured(one, over) for over in one.over if set(over) <= set(models)] if one.name in only else []
             if rows:
                 tables[one.name] = pd.concat(rows, ignore_index=True)
-        tables = {name: table.assign(seed=self.seed) for name, table in tables.items()}
-        whole = pd.concat(verdicts.values(), ignore_index=True).assign(seed=self.seed)
+        unit = {"seed": self.seed} | ({"base": self.base} if self.bases > 1 else {})
+        tables = {name: table.assign(**unit) for name, table in tables.items()}
+        whole = pd.concat(verdicts.values(), ignore_index=True).assign(**unit)
         found = Found(self.seed, self.scale, tables, whole, {self.called(name): self.key(name) for name in models})
-        return replace(found, source=self.source, faults=faults(found, self.study.needs(self.scale)))
+        return replace(found, source=self.source, base=self.base, faults=faults(found, self.study.needs(self.scale)))
 
 
 def faults(found: Found, needs: Collection[Need]) -> Mapping[str, str]:

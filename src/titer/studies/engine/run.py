@@ -26,7 +26,7 @@ from titer.workbench import Reporter, Workbench, attempts_key
 
 @dataclass(frozen=True)
 class Order:
-    """A study as its user words it: its name or its file, a scale, the seeds, the tables to measure (none: all).
+    """A study as its user words it: its name or its file, a scale, the seeds, how many bases each world has, the tables to measure (none: all).
 
     With `given` it is the study's form on a real model, one seed.
     """
@@ -35,6 +35,7 @@ class Order:
     scale: str = ""
     seeds: Sequence[int] = field(default_factory=lambda: range(3))
     only: tuple[str, ...] = ()
+    bases: int = 1
     given: Given | None = None
     keep_weights: bool = False
 
@@ -51,9 +52,9 @@ class Order:
         return study, study.SCALES[scale]
 
     def labs(self, study: Study, scale: Any, bench: Workbench) -> list[Lab]:
-        """A lab a seed; on a real model one."""
-        seeds = [0] if self.given else self.seeds
-        return [Lab(bench, study, self.name, scale, seed, self.given, self.keep_weights) for seed in seeds]
+        """A lab a base of every seed; on a real model one."""
+        units = [(0, 0)] if self.given else [(seed, base) for seed in self.seeds for base in range(self.bases)]
+        return [Lab(bench, study, self.name, scale, seed, self.given, self.keep_weights, base, self.bases) for seed, base in units]
 
 
 def form(place: str, given: Given | None) -> Study:
@@ -82,8 +83,8 @@ def run_study(study: Study, order: Order, scale: Any, store: Store, reporter: Re
         only = chosen(labs[0], order.only)
         found = gathered(labs, order.study, only)
         claims = settled(study.claims(scale), found, study.SOURCE)
-        if claims and len(labs) < SEEDS_FOR_A_VERDICT:
-            reporter.tell("fewer than three seeds: verdicts are provisional")
+        if claims and len(order.seeds) < SEEDS_FOR_A_VERDICT:
+            reporter.tell("fewer than three worlds: verdicts are provisional")
         report = composed(study.page(found, scale), order.name, scale, found, claims, command)
         reporter.tell("drawing the report")
         return write_report(report, folder), report.answer
@@ -112,23 +113,23 @@ def chosen(lab: Lab, only: Sequence[str]) -> tuple[str, ...]:
 
 def gathered(labs: Sequence[Lab], place: str, only: Collection[str]) -> list[Found]:
     """What every seed says, its models made generation by generation; a seed that fails a first need is not trained further."""
-    names = {lab.seed: lab.names for lab in labs}
+    names = {lab.unit: lab.names for lab in labs}
     for generation in range(1 + max(lab.depth(name) for lab in labs for name in lab.names)):
         wanted = [
             (lab, name)
             for lab in labs
-            for name in names[lab.seed]
+            for name in names[lab.unit]
             if lab.depth(name) == generation and (lab.given is not None or not lab.stands(name))
         ]
         pieces = [
-            (lab.bench.store.root, place, lab.scale, lab.seed, lab.given, lab.keep_weights, name, tuple(only)) for lab, name in wanted
+            (lab.bench.store.root, place, lab.scale, lab.unit, lab.given, lab.keep_weights, name, tuple(only)) for lab, name in wanted
         ]
-        if not parallel(_piece, pieces, labs[0].bench.reporter, f"{len(pieces)} models of {len(labs)} seeds"):
+        if not parallel(_piece, pieces, labs[0].bench.reporter, f"{len(pieces)} models of {len(labs)} bases"):
             for lab, name in wanted:
                 lab.piece(name, only)
         for lab in labs:
-            names[lab.seed] = _going_on(lab, names[lab.seed], generation)
-    return [lab.found(only, names[lab.seed]) for lab in labs]
+            names[lab.unit] = _going_on(lab, names[lab.unit], generation)
+    return [lab.found(only, names[lab.unit]) for lab in labs]
 
 
 def _going_on(lab: Lab, names: list[str], generation: int) -> list[str]:
@@ -138,17 +139,17 @@ def _going_on(lab: Lab, names: list[str], generation: int) -> list[str]:
     for need in first:
         rates = lab.rates(lab.verdicts(need.model))
         if told := faults(Found(lab.seed, lab.scale, {"rates": rates}), [need]):
-            lab.bench.reporter.tell(f"seed {lab.seed}: {told[need.model]}, so nothing more is trained on it")
+            lab.bench.reporter.tell(f"seed {lab.seed}, base {lab.base}: {told[need.model]}, so nothing more is trained on it")
             return here
     return names
 
 
 def _piece(
-    root: Path, place: str, scale: Any, seed: int, given: Given | None, keep_weights: bool, name: str, only: tuple[str, ...]
+    root: Path, place: str, scale: Any, unit: tuple[int, int], given: Given | None, keep_weights: bool, name: str, only: tuple[str, ...]
 ) -> None:
     silent = Silent()
     bench = Workbench(Store(root, silent.tell), silent, scale.save_every)
-    Lab(bench, form(place, given), Path(place).stem, scale, seed, given, keep_weights).piece(name, only)
+    Lab(bench, form(place, given), Path(place).stem, scale, unit[0], given, keep_weights, unit[1]).piece(name, only)
 
 
 def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: Sequence[Claim], command: str) -> Report:
@@ -159,7 +160,7 @@ def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: 
     if not isinstance(results, pd.DataFrame):
         results = pd.concat([whole[table].assign(table=table) for table in results or whole if table in whole], ignore_index=True)
     return Report(
-        title=page.title or f"{name}, scale {scale.name}, {len(found)} seed{'s' if len(found) > 1 else ''}",
+        title=page.title or f"{name}, scale {scale.name}, {_units(found)}",
         answer=page.answer,
         about=page.about,
         tiles=[*page.tiles, *(_tile(one, found) for one in page.headlines)],
@@ -171,15 +172,26 @@ def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: 
         commands=[command],
         notes=list(page.notes),
         provenance={
-            "seeds": ", ".join(str(one.seed) for one in found),
+            "seeds": ", ".join(str(seed) for seed in dict.fromkeys(one.seed for one in found)),
             "scale": scale.model_dump_json(),
             **page.provenance,
-            **{f"model {model}, seed {one.seed}": key for one in found for model, key in one.keys.items()},
+            **{f"model {model}, {one.unit}": key for one in found for model, key in one.keys.items()},
             **environment(),
         },
     )
 
 
+def _units(found: Sequence[Found]) -> str:
+    """How many worlds and bases, in words."""
+    seeds, bases = len({one.seed for one in found}), len(found)
+    told = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    return told if bases == seeds else f"{told}, {bases} bases"
+
+
 def _tile(one: Headline, found: Sequence[Found]) -> Tile:
     rates = [seed.rate(one.model, one.asked, one.outcome) for seed in found]
-    return Tile(one.label, f"{sum(rates) / len(rates):.1%}", f"seeds {min(rates):.0%} to {max(rates):.0%}")
+    return Tile(
+        one.label,
+        f"{sum(rates) / len(rates):.1%}",
+        f"{'bases' if any(seed.base for seed in found) else 'seeds'} {min(rates):.0%} to {max(rates):.0%}",
+    )

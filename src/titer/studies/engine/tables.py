@@ -6,8 +6,8 @@ import pandas as pd
 
 
 def over_seeds(rates: pd.DataFrame) -> pd.DataFrame:
-    """model, set, outcome: rate (mean over seeds), low and high (one seed: Wilson's ends; more: the seeds' ends)."""
-    keys, several = ["model", "set", "outcome"], len(rates.seed.unique()) > 1
+    """model, set, outcome: rate (mean over bases), low and high (one base: Wilson's ends; more: the bases' ends)."""
+    keys, several = ["model", "set", "outcome"], len(rates[[one for one in ("seed", "base") if one in rates]].drop_duplicates()) > 1
     ends = {"low": ("rate", "min"), "high": ("rate", "max")} if several else {"low": ("low", "first"), "high": ("high", "first")}
     return rates.groupby(keys, sort=False).agg(rate=("rate", "mean"), **ends).reset_index()  # type: ignore[call-overload, no-any-return]
 
