@@ -182,6 +182,13 @@ def test_bootstrap_agrees_with_the_normal_interval_of_a_mean() -> None:
     assert found == pytest.approx((sample.mean(), sample.mean() - half, sample.mean() + half), abs=0.03)
 
 
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=70), st.integers(0, 99))
+def test_rounds_taken_at_once_are_the_loop_s_bit_for_bit(sample: list[float], seed: int) -> None:
+    for statistic in (np.mean, np.median):
+        one_by_one = bootstrap(lambda a, of=statistic: float(of(a)), [sample], seed, rounds=30)  # type: ignore[misc]
+        assert bootstrap(statistic, [sample], seed, rounds=30) == one_by_one
+
+
 def test_bootstrap_is_a_function_of_its_seed() -> None:
     samples = [np.arange(30.0), np.arange(20.0)]
     assert bootstrap(difference, samples, 7) == bootstrap(difference, samples, 7)

@@ -1,4 +1,4 @@
-"""One rank of the tests' two: `python -m tests.distributed.rank RANK FOLDER` trains every case in FOLDER/<case>.
+"""The tests' two ranks: `python -m tests.distributed.rank FOLDER` imports once, forks them, and each trains every case in FOLDER/<case>.
 
 The ranks meet over a file, so no port is taken. What a rank saw is left in FOLDER/rank-<rank>.json: per case its error,
 and of its parameters in training whether they were DTensors and how many of their numbers the rank held.
@@ -6,11 +6,14 @@ and of its parameters in training whether they were DTensors and how many of the
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import shutil
+import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -70,5 +73,33 @@ def copier(work: Path) -> Any:
     return copy
 
 
+def forked(rank: int, folder: Path) -> int:
+    """The process of a rank, which writes to FOLDER/rank-<rank>.log and ends with status 0 or 1."""
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        with (folder / f"rank-{rank}.log").open("w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+            try:
+                main(rank, folder)
+                status = 0
+            except BaseException:  # noqa: BLE001  told in the log
+                traceback.print_exc()
+                sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    children = [forked(rank, Path(sys.argv[1])) for rank in range(RANKS)]
+
+    def end(*_: object) -> None:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+    signal.signal(signal.SIGTERM, end)
+    ends = [os.waitpid(child, 0)[1] for child in children]
+    sys.exit(int(any(ends)))

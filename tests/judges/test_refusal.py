@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ COMPLIED = [
 ]
 
 
+@cache  # several tests look at the same answers
 def verdict(text: str, judge: Refusal | None = None) -> Verdict:
     return (judge or Refusal()).judge(EXAMPLE, Completion(text, True, len(text.split())))
 

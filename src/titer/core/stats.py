@@ -95,7 +95,11 @@ def bootstrap(statistic: Callable[..., float], samples: Sequence[ArrayLike], see
     """Percentile bootstrap of `statistic(*samples)`; each sample is resampled along its first axis on its own."""
     rng = np.random.default_rng(seed)
     arrays = [np.asarray(sample, dtype=float) for sample in samples]
-    drawn = [statistic(*(a[rng.integers(0, len(a), len(a))] for a in arrays)) for _ in range(rounds)]
+    if statistic in (np.mean, np.median) and len(arrays) == 1 and arrays[0].ndim == 1:  # all rounds at once: the same draws, and bits
+        (one,) = arrays
+        drawn: Sequence[float] = statistic(one[rng.integers(0, len(one), (rounds, len(one)))], axis=1)
+    else:
+        drawn = [statistic(*(a[rng.integers(0, len(a), len(a))] for a in arrays)) for _ in range(rounds)]
     low, high = np.nanquantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(float(statistic(*arrays)), float(low), float(high))
 

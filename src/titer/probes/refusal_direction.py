@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -202,6 +203,7 @@ def _noise(found: torch.Tensor, safe: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(noise), direction * math.sqrt(max(square - added, 0.0) / square) if square else direction
 
 
+@lru_cache(maxsize=1)  # every change of an audit has the same prompts
 def _draws(safe: int, unsafe: int, seed: int, splits: int, rounds: int) -> np.ndarray:
     """(2, R, S, n) float32 weights of both halves' directions in R data sets: prompts of each class drawn with replacement, S splits."""
     rng = np.random.default_rng([seed, 1])

@@ -94,6 +94,6 @@ def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     known = table[table.tokens > 0]
     rows = []
     for measure in MEASURES:
-        found = bootstrap(lambda x: float(np.mean(x)), [known[measure]], seed) if len(known) else (np.nan,) * 3
+        found = bootstrap(np.mean, [known[measure]], seed) if len(known) else (np.nan,) * 3
         rows.append({"measure": measure, **dict(zip(("value", "low", "high"), found, strict=True)), "n": len(known)})
     return pd.DataFrame(rows)
