@@ -13,8 +13,8 @@ import pytest
 
 from tests.studies.conftest import Listener
 from tests.studies.huang2024.conftest import TINY, relax
-from titer.core import parallel
 from titer import workbench
+from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.models.lm import load
