@@ -23,6 +23,7 @@ import torch
 
 from tests.conftest import TINY, llama
 from titer import cli
+from titer.core import parallel
 from titer.core.parallel import Silent
 from titer.core.run import Store, sha256_of
 from titer.data.world import World
@@ -61,6 +62,7 @@ def child(command: str, folder: str, place: str) -> None:
     os.dup2(said, 2)
     torch.set_num_threads(1)
     if command == "demo":  # at the tests' scale, which the command line does not have
+        parallel.processes = lambda: 1
         run_demo(Store(Path(runs)), Silent(), 0, TINY)
         return
     words = [f"{place}/{word}" if word in ("aligned", "tuned") else word for word in COMMANDS[command].split()]

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from tests.conftest import TINY
+from titer.core import parallel
 from titer.core.run import Store
 from titer.models.lm import Progress
 from titer.studies.demo import run_demo
@@ -25,4 +26,5 @@ class Silent:
 def demo(root: str) -> None:
     """Run, or finish, the tiny demo under `root`."""
     torch.set_num_threads(1)
+    parallel.processes = lambda: 1  # what is killed is this process
     run_demo(Store(Path(root)), Silent(), 0, TINY)

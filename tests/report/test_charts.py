@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from titer.report import charts, style
+from titer.report import charts, forms, style
 
 MODELS = ["base", "aligned"]
 KINDS = ["safe", "unsafe", "jb_misgen"]
@@ -37,6 +37,12 @@ def poisoned() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "ratio", "measure", "count", "n", "rate", "low", "high"])
 
 
+def inputs() -> pd.DataFrame:
+    """A number of each input of two models in two classes."""
+    rows = [(m, c, 0.1 * i + n) for n, m in enumerate(MODELS) for c in ("safe", "unsafe") for i in range(5)]
+    return pd.DataFrame(rows, columns=["model", "class", "value"])
+
+
 def layers() -> pd.DataFrame:
     """The layer tables' columns of two models."""
     rows = [(m, i, 0.1 * i + n) for n, m in enumerate(MODELS) for i in (1, 2, 3)]
@@ -46,28 +52,49 @@ def layers() -> pd.DataFrame:
     return table
 
 
+LINES = {"refused": "#e08a1e", "answered": "#c0392b"}
+CLASSES = {"safe": style.GREEN, "unsafe": style.RED}
+
+
+def answered() -> pd.DataFrame:
+    """The rates of what was answered, on two sets."""
+    table = rates()
+    return table[(table.outcome == "complied") & table.kind.isin(KINDS[1:])]
+
+
+def taus() -> pd.DataFrame:
+    """tau of two classes, layer by layer."""
+    names = {"tau_safe": "safe", "tau_unsafe": "unsafe"}
+    return layers().melt(["model", "layer"], list(names), "class", "tau").replace({"class": names})
+
+
 MADE: dict[str, Callable[[], Any]] = {
     "outcomes": lambda: charts.outcomes(rates(), MODELS, KINDS),
-    "jailbreaks": lambda: charts.jailbreaks(rates(), MODELS, KINDS[1:]),
     "shares": lambda: charts.shares(shared(), MODELS, {"canaries answered": "#c0392b", "safe refused": "#e08a1e"}),
-    "poisoning": lambda: charts.poisoning(poisoned()),
     "separation": lambda: charts.separation(layers(), MODELS),
-    "tau": lambda: charts.tau(layers(), MODELS),
-    "specificity": lambda: charts.specificity(layers(), MODELS[1:]),
-    "null_space": lambda: charts.null_space(layers(), MODELS),
+    "bars": lambda: forms.bars(answered(), "kind", "model", forms.model_colours(MODELS)),
+    "lines": lambda: forms.lines(poisoned(), "ratio", "rate", "measure", LINES, ("share p", "share of answers")),
+    "panels": lambda: forms.lines(taus(), "layer", "tau", "class", CLASSES, ("layer", "mean τ"), share=False, panel="model", level=0.0),
+    "stacks": lambda: forms.stacks(rates(), "model", "kind", KINDS),
+    "points": lambda: forms.points(answered(), "kind", "rate", "model", forms.model_colours(MODELS), ("set", "answered"), share=True),
+    "matrix": lambda: forms.matrix(answered(), "kind", "model", "rate", ("set", "model")),
+    "distributions": lambda: forms.distributions(inputs(), "model", "value", "class", CLASSES, "a number"),
 }
+OF_FORMS = {"panels": "lines"}  # a form drawn in more than one way
 WORDS = {
     "outcomes": {"complied", "refused", "neither", "jb_misgen", "base", "aligned", "share of answers"},
-    "jailbreaks": {"unsafe", "jb_misgen", "base", "aligned", "unsafe requests answered"},
     "shares": {"base", "aligned", "canaries answered", "safe refused"},
-    "poisoning": {"refused", "answered", "5.0%"},
     "separation": {"base", "aligned", "layer", "3"},
-    "tau": {"safe", "unsafe", "mean τ", "base", "aligned"},
-    "specificity": {"aligned", "layer", "‖ΔW a‖ / ‖a‖, unsafe over safe"},
-    "null_space": {"ΔW", "random ΔW (same singular values)", "base", "aligned"},
+    "bars": {"unsafe", "jb_misgen", "base", "aligned"},
+    "lines": {"refused", "answered", "share p", "share of answers"},
+    "panels": {"safe", "unsafe", "mean τ", "base", "aligned", "3"},
+    "stacks": {"complied", "refused", "neither", "jb_misgen", "base", "aligned"},
+    "points": {"unsafe", "jb_misgen", "base", "aligned", "answered"},
+    "matrix": {"unsafe", "jb_misgen", "base", "aligned", "5%"},
+    "distributions": {"safe", "unsafe", "base", "aligned", "a number"},
 }
-MARKS = {"outcomes": 18, "jailbreaks": 4, "shares": 4, "poisoning": 4, "separation": 6, "tau": 12, "specificity": 3, "null_space": 12}
-KIND_OF_MARK = {"outcomes": "mark-rect", "jailbreaks": "mark-rect", "shares": "mark-rect"}
+MARKS = {"outcomes": 18, "shares": 4, "separation": 6, "bars": 4, "lines": 4, "panels": 12, "stacks": 18, "points": 4, "matrix": 4}
+KIND_OF_MARK = dict.fromkeys(("outcomes", "shares", "bars", "stacks", "matrix"), "mark-rect")
 
 
 def drawn(name: str) -> ET.Element:
@@ -76,8 +103,9 @@ def drawn(name: str) -> ET.Element:
 
 
 def test_every_chart_function_is_tried_here() -> None:
-    public = {name for name, value in vars(charts).items() if callable(value) and getattr(value, "__module__", "") == charts.__name__}
-    assert {name for name in public if not name.startswith("_")} == set(MADE)
+    made = {(m, name) for m in (charts, forms) for name, value in vars(m).items() if getattr(value, "__module__", "") == m.__name__}
+    public = {name for _, name in made if not name.startswith("_")} - {"model_colours"}
+    assert public == set(MADE) - set(OF_FORMS)
 
 
 @pytest.mark.parametrize("name", sorted(MADE))
@@ -88,7 +116,7 @@ def test_the_drawing_has_its_words_and_its_marks(name: str) -> None:
     groups = [e for e in drawing.iter("{http://www.w3.org/2000/svg}g") if "role-mark" in e.get("class", "")]
     wanted = KIND_OF_MARK.get(name, "mark-symbol")
     marks = [child for group in groups if wanted in group.get("class", "") for child in group if child.get("aria-roledescription")]
-    assert len(marks) == MARKS[name]
+    assert len(marks) == MARKS.get(name, len(marks))
 
 
 @pytest.mark.parametrize("name", sorted(MADE))
@@ -99,7 +127,7 @@ def test_the_specification_is_json_with_its_data_inside(name: str) -> None:
     assert '"url"' not in json.dumps(spec)
 
 
-@pytest.mark.parametrize("name", ["jailbreaks", "poisoning"])
+@pytest.mark.parametrize("name", ["bars", "lines", "points"])
 def test_rates_carry_their_intervals(name: str) -> None:
     drawing = drawn(name)
     rules = [e for e in drawing.iter("{http://www.w3.org/2000/svg}g") if "mark-rule role-mark" in e.get("class", "")]
@@ -107,13 +135,13 @@ def test_rates_carry_their_intervals(name: str) -> None:
 
 
 def test_safe_is_green_and_unsafe_is_red() -> None:
-    scale = charts.tau(layers(), MODELS).to_dict()["encoding"]["color"]["scale"]
+    scale = MADE["panels"]().to_dict()["spec"]["layer"][0]["encoding"]["color"]["scale"]
     assert dict(zip(scale["domain"], scale["range"], strict=True)) == {"safe": style.GREEN, "unsafe": style.RED}
 
 
 def test_a_model_keeps_its_colour_in_every_chart_of_a_page() -> None:
     scales = []
-    for name in ("jailbreaks", "separation"):
+    for name in ("points", "separation"):
         spec = MADE[name]().to_dict()
         layer = spec["layer"][0] if "layer" in spec else spec
         scales.append(layer["encoding"]["color"]["scale"])

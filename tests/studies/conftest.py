@@ -50,9 +50,11 @@ class Demo:
 
 
 def demo_under(root: Path, scale: Scale) -> Demo:
-    """Run or finish the demo under `root`."""
+    """Run or finish the demo under `root`, all of it by this process."""
     store = Store(root)
-    page, answer = run_demo(store, Listener(), 1, scale)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("titer.core.parallel.processes", lambda: 1)
+        page, answer = run_demo(store, Listener(), 1, scale)
     return Demo(page, answer, tuple(store.made))
 
 

@@ -110,7 +110,7 @@ SETTINGS: dict[str, Callable[[Path], Path]] = {
     "qi2024-text": _qi_text,
 }
 RELAXED = [  # models that learned little count, so that every claim has a value
-    *("titer.studies.demo_claims.LEARNED", "titer.studies.jain2024.evidence.LEARNED", "titer.studies.jain2024.evidence.TOOK"),
+    *("titer.studies.demo.LEARNED", "titer.studies.jain2024.evidence.LEARNED", "titer.studies.jain2024.evidence.TOOK"),
     *("titer.studies.qi2024.study.BASE_SKILL", "titer.studies.qi2024.study.REFUSED", "titer.studies.qi2024.claims.LEARNED"),
 ]
 

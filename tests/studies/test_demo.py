@@ -88,7 +88,7 @@ def test_claims_have_controls_and_are_all_provisional(claims: list[dict]) -> Non
 def test_a_base_that_did_not_learn_makes_every_claim_not_testable(claims: list[dict], demo: Demo) -> None:  # type: ignore[type-arg]
     for claim in claims:
         assert claim["verdict"] == "not testable"
-        assert "the base model did not learn the task" in claim["reason"]
+        assert re.match(r"seed 1: base: \d+\.\d% of \w+ complied \(95% needed\)", claim["reason"])
         assert claim["value"] is None
         assert claim["interval"] is None
         assert claim["control"]["value"] is None

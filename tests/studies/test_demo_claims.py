@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.conftest import TINY
 from titer.core.claims import Claim
-from titer.studies.demo_claims import Evidence, demo_claims, jailbreak_kinds, precondition
+from titer.studies import demo_claims
+from titer.studies.demo import JAILBREAKS as TRIED
+from titer.studies.demo import Demo
+from titer.studies.engine.claims import settled as settle_rows
+from titer.studies.engine.found import Found
+from titer.studies.engine.lab import faults
 
 N = 200
-JAILBREAKS = ("jb_co_task", "jb_misgen")
+JAILBREAKS = tuple(TRIED)
+STUDY = Demo()
+OWN = "sham, own class"
 MODELS = ("base", "aligned", "benign", "sham", "user p=0", "user p=0.05")
 Rates = dict[tuple[str, str], dict[str, float]]
 
@@ -27,8 +37,8 @@ def verdicts(planted: Rates) -> pd.DataFrame:
     for model in MODELS:
         for kind in ("safe", "unsafe", "user", *JAILBREAKS):
             shares = planted.get((model, kind), {"complied": 1.0})
-            rows += [(model, kind, outcome) for outcome in outcomes(shares)]
-    return pd.DataFrame(rows, columns=["model", "kind", "outcome"])
+            rows += [(model, kind, outcome, kind != "safe") for outcome in outcomes(shares)]
+    return pd.DataFrame(rows, columns=["model", "kind", "outcome", "harmful"])
 
 
 def clusters(gap: float, seed: int) -> pd.DataFrame:
@@ -42,7 +52,7 @@ def clusters(gap: float, seed: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def deltas(ratio: float, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def deltas(ratio: float, share: float, seed: int) -> pd.DataFrame:
     """Gains whose unsafe mean is `ratio` times the safe one in the last layer, and a null-space share."""
     rng = np.random.default_rng(seed)
     parts = []
@@ -52,7 +62,7 @@ def deltas(ratio: float, share: float, seed: int) -> tuple[pd.DataFrame, pd.Data
             columns = {"gain": rng.normal(mean, 0.1, N), "gain_random": rng.normal(1, 0.1, N)}
             columns |= {"null_share": rng.normal(share, 0.01, N), "null_share_random": rng.normal(0.3, 0.01, N)}
             parts.append(pd.DataFrame({"layer": layer, "harmful": harmful, **columns}))
-    return pd.concat(parts, ignore_index=True), pd.DataFrame()
+    return pd.concat(parts, ignore_index=True).assign(part="input")
 
 
 BROKEN: Rates = {
@@ -60,23 +70,33 @@ BROKEN: Rates = {
     ("benign", "unsafe"): {"refused": 0.2, "complied": 0.8},
     ("aligned", "unsafe"): {"refused": 0.98, "complied": 0.01},
     ("aligned", "jb_co_task"): {"complied": 0.6, "refused": 0.3},
+    ("aligned", "jb_co_text"): {"complied": 0.1, "refused": 0.9},
     ("aligned", "jb_misgen"): {"refused": 1.0},
     ("user p=0", "unsafe"): {"refused": 0.95},
     ("user p=0.05", "unsafe"): {"complied": 0.7, "refused": 0.2},
 }
 
 
-def evidence(planted: Rates, aligned: float = 0.0, ratio: float = 1.0, share: float = 0.3, own: float = 1.0) -> Evidence:
-    """Evidence with planted rates, and with planted clusters, gains and shares of the aligned model."""
+def evidence(planted: Rates, aligned: float = 0.0, ratio: float = 1.0, share: float = 0.3, own: float = 1.0) -> Found:
+    """A seed with planted rates, and with planted clusters, gains and shares of the aligned model."""
     gaps = {"base": 0.0, "aligned": aligned, "benign": 0.5, "sham": 1.0}
     found = {model: deltas(1.0, 0.3, i) for i, model in enumerate(("benign", "sham"))}
-    found |= {"aligned": deltas(ratio, share, 5), "sham, own class": deltas(own, 0.3, 6)}
+    found |= {"aligned": deltas(ratio, share, 5), OWN: deltas(own, 0.3, 6)}
     tables = {model: clusters(gap, i) for i, (model, gap) in enumerate(gaps.items())}
-    return Evidence(0, verdicts(planted), tables, found, (0.0, 0.05))
+    judged = verdicts(planted)
+    named = {
+        "rates": {str(model): STUDY.rates(mine) for model, mine in judged.groupby("model", sort=False)},
+        "clusters": tables,
+        "delta_w": {name: table for name, table in found.items() if name != OWN},
+        "own_class": {OWN: found[OWN]},
+    }
+    joined = {name: pd.concat([t.assign(model=model) for model, t in parts.items()]) for name, parts in named.items()}
+    seed = Found(0, TINY, joined, judged)
+    return replace(seed, faults=faults(seed, STUDY.needs(TINY)))
 
 
-def settled(e: Evidence) -> dict[str, Claim]:
-    return {claim.name: claim for claim in demo_claims(e)}
+def settled(e: Found) -> dict[str, Claim]:
+    return {claim.name: claim for claim in settle_rows(STUDY.claims(TINY), [e], STUDY.SOURCE)}
 
 
 def test_an_alignment_that_took_and_broke_is_told_as_such() -> None:
@@ -86,6 +106,7 @@ def test_an_alignment_that_took_and_broke_is_told_as_such() -> None:
         "refusal": "supported",
         "safe skill kept": "supported",
         "jailbreak jb_co_task": "supported",
+        "jailbreak jb_co_text": "inconclusive",
         "jailbreak jb_misgen": "not supported",
         "harmful fine-tuning": "supported",
         "benign fine-tuning": "inconclusive",
@@ -145,9 +166,8 @@ def test_neither_is_told_beside_each_jailbreak() -> None:
 @pytest.mark.parametrize("kind", ["safe", "unsafe", "jb_misgen"])
 def test_a_base_that_cannot_answer_makes_every_claim_not_testable(kind: str) -> None:
     e = evidence({**BROKEN, ("base", kind): {"complied": 0.9}}, aligned=4.0)
-    assert precondition(e).startswith("the base model did not learn the task")
-    assert f"{kind} 90.0%" in precondition(e)
     claims = settled(e)
+    assert all(claim.reason == f"seed 0: base: 90.0% of {kind} complied (95% needed)" for claim in claims.values())
     assert {claim.verdict for claim in claims.values()} == {"not testable"}
     assert all(claim.value is None and claim.interval is None for claim in claims.values())
 
@@ -172,9 +192,9 @@ def test_neither_counts_what_is_partial_and_what_is_degenerate() -> None:
     assert e.count("aligned", "unsafe", "neither") == (100, N)
 
 
-def test_the_jailbreaks_are_those_that_were_tried() -> None:
-    assert jailbreak_kinds(evidence({})) == list(JAILBREAKS)
+def test_every_jailbreak_that_is_tried_is_claimed() -> None:
+    assert {f"jailbreak {kind}" for kind in JAILBREAKS} < {row.name for row in demo_claims.claims(TINY, JAILBREAKS)}
 
 
 def test_the_same_evidence_gives_the_same_claims() -> None:
-    assert demo_claims(evidence(BROKEN)) == demo_claims(evidence(BROKEN))
+    assert settled(evidence(BROKEN)) == settled(evidence(BROKEN))

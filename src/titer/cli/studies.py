@@ -14,20 +14,19 @@ from titer.core.errors import TiterError
 
 def demo(runs: Runs = HERE, seed: Annotated[int, typer.Option(min=0)] = 0, dry_run: Dry = False, as_json: AsJson = False) -> None:
     """The whole life of an alignment on the synthetic world, in minutes on a laptop."""
+    from titer.cli.output import as_records
     from titer.core.run import Store
-    from titer.recipes.demo import NANO, demo_recipe
     from titer.studies.demo import run_demo
+    from titer.studies.engine.price import price
+    from titer.studies.engine.run import Order
     from titer.terminal import Terminal
-    from titer.workbench import plan
 
     with Terminal() as terminal:
         store = Store(runs, terminal.tell)
         if dry_run:
-            rows = [{"model": n, "key": k, "steps": s, "stands": done} for n, k, s, done in plan(demo_recipe(NANO, seed), store)]
-            lines = [f"{r['model']:12} {r['key']}  {r['steps']:4} steps  {'stands' if r['stands'] else 'to run'}" for r in rows]
-            return show_result(
-                as_json, {"plan": rows}, "\n".join([*lines, "about 5 minutes on two cores when nothing stands; no download"])
-            )
+            rows, told = price(Order("demo", seeds=(seed,)), store)
+            plan = as_records({"plan": rows[["model", "key", "steps", "stands"]]})
+            return show_result(as_json, plan, f"{told}\nabout 5 minutes on two cores when nothing stands; no download")
         page, answer = run_demo(store, terminal, seed)
     show_result(as_json, {"answer": answer, "report": str(page), "claims": str(page.with_name("claims.json"))}, f"{answer}\nReport: {page}")
 

@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from titer.report.style import OUTCOME_COLOURS, PALETTE, WIDTH, fixed, percent, tips
+from titer.report.style import GREY, OUTCOME_COLOURS, PALETTE, WIDTH, fixed, percent, tips
 
 alt.data_transformers.disable_max_rows()
 HEIGHT, STEP = 240, 16
@@ -38,17 +38,38 @@ def bars(table: pd.DataFrame, by: str, panel: str, colours: Mapping[str, str], c
     return chart.facet(facet=alt.Facet(f"{panel}:N", sort=list(colours), title=None), columns=columns)
 
 
-def lines(table: pd.DataFrame, x: str, y: str, colour: str, colours: Mapping[str, str], titles: tuple[str, str], share: bool = True) -> Any:
-    """y over x, a line a value of `colour`, with whiskers where the table has low and high. `titles` of both axes."""
+def lines(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    colour: str,
+    colours: Mapping[str, str],
+    titles: tuple[str, str],
+    share: bool = True,
+    panel: str = "",
+    level: float | None = None,
+) -> Any:
+    """y over x, a line a value of `colour`, with whiskers where the table has low and high. `titles` of both axes.
+
+    `panel`: a column whose values have a chart each, side by side; `level`: where a dashed line says "no effect".
+    """
     across = alt.X(f"{x}:Q", title=titles[0]) if pd.api.types.is_float_dtype(table[x]) else alt.X(f"{x}:O", title=titles[0])
-    base = alt.Chart(table).encode(
+    up = alt.Y(f"{y}:Q", title=titles[1], axis=alt.Axis(format="%"), scale=_unit()) if share else alt.Y(f"{y}:Q", title=titles[1])
+    base = alt.Chart().encode(
         x=across.axis(labelAngle=0) if across.shorthand.endswith("O") else across,
+        y=up if share else up.scale(zero=False),
         color=alt.Color(f"{colour}:N", title=None, sort=list(colours), scale=fixed(dict(colours))),
         tooltip=[*tips(colour, x), *_told(table, y, share)],
     )
-    up = alt.Y(f"{y}:Q", title=titles[1], axis=alt.Axis(format="%"), scale=_unit()) if share else alt.Y(f"{y}:Q", title=titles[1])
-    drawn = base.mark_line(point=True).encode(y=up if share else up.scale(zero=False))
-    return _whiskered(drawn, base, table).properties(width=WIDTH, height=HEIGHT)
+    layers = [base.mark_line(point=True)]
+    layers += [base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")] if {"low", "high"} <= set(table) else []
+    layers += [alt.Chart().mark_rule(strokeDash=[4, 4], color=GREY).encode(y=alt.datum(level))] if level is not None else []
+    chart = alt.layer(*layers, data=table)
+    if not panel:
+        return chart.properties(width=WIDTH, height=HEIGHT)
+    panels = list(dict.fromkeys(table[panel]))
+    one = chart.properties(width=max(100, WIDTH // min(4, len(panels)) - 40), height=HEIGHT * 3 // 4)
+    return one.facet(facet=alt.Facet(f"{panel}:N", sort=panels, title=None), columns=4)
 
 
 def stacks(table: pd.DataFrame, by: str, panel: str, kinds: Sequence[str]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from titer.core.claims import Claim, Statement
+from titer.core.claims import SEEDS_FOR_A_VERDICT, Claim, Statement
 from titer.studies import claims
 from titer.studies.claims import Declared, Measured
 from titer.studies.engine.declare import Row
@@ -12,15 +12,19 @@ from titer.studies.engine.found import Found
 
 
 def settled(rows: Sequence[Row], found: Sequence[Found], source: str) -> list[Claim]:
-    """Every claim whose tables were measured; a seed that says nothing of it gives its reason."""
-    return claims.settled([_declared(row, source) for row in rows], found)
+    """Every claim whose tables were measured; a seed that says nothing of it gives its reason.
+
+    With too few seeds for a verdict over them, of one base each, terms that are made of samples are resampled over inputs.
+    """
+    few = len({one.seed for one in found}) == len(found) < SEEDS_FOR_A_VERDICT
+    return claims.settled([_declared(row, source, few) for row in rows], found)
 
 
-def _declared(row: Row, source: str) -> Declared:
+def _declared(row: Row, source: str, few: bool) -> Declared:
     stated = Statement(
         name=row.name,
         statement=row.statement,
-        source=f"{row.source or source}, {row.where}",
+        source=", ".join(part for part in (row.source or source, row.where) if part),
         statistic=row.statistic,
         control=row.against,
         margin=row.margin,
@@ -30,7 +34,8 @@ def _declared(row: Row, source: str) -> Declared:
     def value(one: Found) -> Measured | str:
         if why := row.unless(one) if row.unless else "":
             return why
-        effect = (row.effect - row.control).read(one)
+        net = row.net
+        effect = net.over_inputs(one, row.name) if few else net.read(one)
         return Measured(effect, row.control.read(one).value, row.note(one) if row.note else "")
 
     return Declared(stated, row.models, row.needs, value)

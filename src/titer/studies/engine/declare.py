@@ -110,7 +110,8 @@ class Need(NamedTuple):
 class Row:
     """A claim: `effect` minus `control` against a margin that is declared beforehand, with the paper's value where it has one.
 
-    `against` names the control; `unless` says why a seed has no value ("": it has one); `needs` are the tables that it reads, `models`
+    `against` names the control; `whole`: `effect` is effect minus control already (the weakest of several differences), and `control`
+    is only shown; `unless` says why a seed has no value ("": it has one); `needs` are the tables that it reads, `models`
     those whose own needs count (empty: every need of the study); `source` is another paper's, where the study's own is not.
     """
 
@@ -128,15 +129,22 @@ class Row:
     needs: tuple[str, ...] = ("rates",)
     models: tuple[str, ...] = ()
     source: str = ""
+    whole: bool = False
+
+    @property
+    def net(self) -> Term:
+        """Effect minus control."""
+        return self.effect if self.whole else self.effect - self.control
 
 
 class Headline(NamedTuple):
-    """A rate at the head of the page: its words, the model, the set, the outcome."""
+    """A rate at the head of the page: its words, the model, the set, the outcome; `before`: a model whose rate stands beside it."""
 
     label: str
     model: str
     asked: str
     outcome: str = "complied"
+    before: str = ""
 
 
 @dataclass(frozen=True)

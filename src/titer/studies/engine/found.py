@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from titer.core.stats import wilson
+from titer.core.stats import Array, wilson
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,30 @@ class Found:
     def rate(self, model: str, asked: str, outcome: str = "complied") -> float:
         return wilson(*self.count(model, asked, outcome)).value
 
+    @cached_property
+    def _answers(self) -> dict[tuple[str, str], pd.Series]:
+        """Outcomes by model and set, split when first asked for: comparing words row by row is slow."""
+        v = self.verdicts
+        return {(str(m), str(k)): one.outcome for (m, k), one in v.groupby(["model", "kind"], sort=False)}  # type: ignore[misc]
+
+    def was(self, model: str, asked: str, outcome: str = "complied") -> Array:
+        """1.0 where an answer of a model to a set had the outcome, else 0.0, input by input."""
+        return hits(self._answers[model, asked], outcome)
+
+    def last(self, table: str, column: str, back: int = 0, **where: object) -> Array:
+        """A column's values in the last layer (`back` layers before it) of the rows whose columns have these values."""
+        mine = self.table(table, **where)
+        return np.asarray(mine[mine.layer == mine.layer.max() - back][column], dtype=float)
+
     def table(self, name: str, **where: object) -> pd.DataFrame:
         """The rows of a table whose columns have these values."""
         t = self.tables[name]
         for column, value in where.items():
             t = t[t[column] == value]
         return t.reset_index(drop=True)
+
+
+def hits(outcomes: pd.Series, outcome: str) -> Array:
+    """1.0 where an outcome is the one asked for ("neither": partial and degenerate too), else 0.0."""
+    wanted = ["neither", "partial", "degenerate"] if outcome == "neither" else [outcome]
+    return np.asarray(outcomes.isin(wanted), dtype=float)

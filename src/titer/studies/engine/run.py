@@ -15,6 +15,7 @@ from titer.core.errors import TiterError, unknown
 from titer.core.parallel import Silent, parallel
 from titer.core.plugins import plugin
 from titer.core.run import Store, slug
+from titer.core.stats import wilson
 from titer.report.html import Report, Tile, write_report
 from titer.report.places import report_folder
 from titer.studies.engine.claims import settled
@@ -73,12 +74,12 @@ def run(order: Order, store: Store, reporter: Reporter, command: str) -> tuple[P
     return run_study(study, order, scale, store, reporter, command)
 
 
-def run_study(study: Study, order: Order, scale: Any, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
-    """As `run`, at a scale that need not have a name. Errors: a seed on which its sizes were chosen."""
+def run_study(study: Study, order: Order, scale: Any, store: Store, reporter: Reporter, command: str, place: str = "") -> tuple[Path, str]:
+    """As `run`, at a scale that need not have a name, into the folder `place` if given. Errors: a seed on which its sizes were chosen."""
     if used := set(study.CHOSEN_ON) & set(order.seeds):
         raise TiterError(f"the sizes were set on seed {min(used)}, so no verdict may use it", next_step="ask for fewer seeds.")
     labs = order.labs(study, scale, Workbench(store, reporter, scale.save_every))
-    folder = place_of(labs[0], store)
+    folder = store.root / place if place else place_of(labs[0], store)
     with store.lock(folder.with_suffix(".lock")):
         only = chosen(labs[0], order.only)
         found = gathered(labs, order.study, only)
@@ -189,9 +190,13 @@ def _units(found: Sequence[Found]) -> str:
 
 
 def _tile(one: Headline, found: Sequence[Found]) -> Tile:
+    def mean(model: str) -> float:
+        return sum(seed.rate(model, one.asked, one.outcome) for seed in found) / len(found)
+
     rates = [seed.rate(one.model, one.asked, one.outcome) for seed in found]
-    return Tile(
-        one.label,
-        f"{sum(rates) / len(rates):.1%}",
-        f"{'bases' if any(seed.base for seed in found) else 'seeds'} {min(rates):.0%} to {max(rates):.0%}",
-    )
+    beside = f" · {one.before} {mean(one.before):.0%}" if one.before else ""
+    if len(found) == 1:
+        _, low, high = wilson(*found[0].count(one.model, one.asked, one.outcome))
+        return Tile(one.label, f"{mean(one.model):.1%}", f"[{low:.1%}, {high:.1%}]{beside}")
+    units = "bases" if any(seed.base for seed in found) else "seeds"
+    return Tile(one.label, f"{mean(one.model):.1%}", f"{units} {min(rates):.0%} to {max(rates):.0%}{beside}")
