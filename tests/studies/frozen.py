@@ -32,17 +32,15 @@ from titer.recipes import demo, huang2024, jain2024
 from titer.studies.demo import run_demo
 from titer.studies.engine.declare import Given
 from titer.studies.engine.run import Order, run_study
-from titer.studies.huang2024 import text as vaccine_text
 from titer.studies.huang2024.parts import PARTS
 from titer.studies.huang2024.study import run_huang
-from titer.studies.huang2024.text_report import text_report
+from titer.studies.huang2024.text import VaccineOnText
 from titer.studies.jain2024.gather import PARTS as JAIN_PARTS
 from titer.studies.jain2024.study import run_jain
 from titer.studies.qi2024.scale import NANO as RISK_NANO
 from titer.studies.qi2024.scale import Scale as RiskScale
 from titer.studies.qi2024.study import RiskLevels
 from titer.studies.qi2024.text import RiskLevelsOnText
-from titer.workbench import Workbench
 
 FOLDER = Path(__file__).with_name("frozen")
 LARGE = 100_000  # bytes of a results.csv of which the checksum alone is kept
@@ -84,11 +82,8 @@ def _qi(root: Path, scale: RiskScale, seeds: range) -> Path:
 
 
 def _huang_text(root: Path) -> Path:
-    base, folder = bytes_model(root / "bytes"), write_folder(root / "data")
-    bench = Workbench(Store(root), Listener(), TEXT.save_every)
-    sets = vaccine_text.text_sets(folder, base, TEXT, None)
-    found = vaccine_text.text_evidence(bench, vaccine_text.text_models(bench, base, sets, TEXT), sets, TEXT)
-    return text_report(found, sets, TEXT, "titer study huang2024", root / "report")[0]
+    order = Order("huang2024", TEXT.name, given=Given(bytes_model(root / "bytes"), write_folder(root / "data")), keep_weights=True)
+    return run_study(VaccineOnText(), order, TEXT, Store(root), Listener(), "titer study huang2024")[0]
 
 
 def _qi_text(root: Path) -> Path:

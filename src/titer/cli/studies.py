@@ -46,7 +46,7 @@ def study(
     harmful: Annotated[
         Path | None, typer.Option(help="With --base, huang2024 and qi2024: answered requests for harm; default: canaries.")
     ] = None,
-    alpha: Annotated[int | None, typer.Option(min=1, help="huang2024 --base: LoRA alpha; default 4.")] = None,
+    alpha: Annotated[int | None, typer.Option(min=1, help="With --base, huang2024 and qi2024: LoRA alpha; default 4 and 16.")] = None,
     prompts: Prompts = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Load a pair of models in bfloat16, half the memory.")] = False,
     trust_remote_code: Trust = False,

@@ -63,7 +63,17 @@ def module(package: str, name: str) -> ModuleType:
 
 def plugin(package: str, name: str, base: type[T]) -> type[T]:
     """The one class of a plug-in's file that derives from `base`."""
-    loaded = module(package, name)
+    return _only(module(package, name), name, base)
+
+
+def beside(package: str, name: str, part: str, base: type[T]) -> type[T] | None:
+    """The class of another file in a plug-in's own folder (a study's `text.py`); None without such a file."""
+    if not (PACKAGE / package / name / f"{part}.py").is_file():
+        return None
+    return _only(importlib.import_module(f"titer.{package}.{name}.{part}"), name, base)
+
+
+def _only(loaded: ModuleType, name: str, base: type[T]) -> type[T]:
     found = [
         value
         for value in vars(loaded).values()

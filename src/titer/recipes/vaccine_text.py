@@ -13,7 +13,6 @@ from typing import Literal
 from pydantic import Field
 
 from titer.core.config import Record
-from titer.core.errors import unknown
 from titer.data.canary import Canary
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Source
@@ -80,13 +79,6 @@ PAPER = TextScale(
     save_every=1000,
 )
 SCALES = {scale.name: scale for scale in (DEMONSTRATION, PAPER)}
-
-
-def text_scale(name: str) -> TextScale:
-    """A named scale. Errors: an unknown name, with the nearest."""
-    if name not in SCALES:
-        unknown("scale", name, SCALES)
-    return SCALES[name]
 
 
 def adapter_line(scale: TextScale) -> str:

@@ -5,26 +5,21 @@ jain2024 probes a base and its safety-tuned relative; huang2024 and qi2024 align
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from titer.core.errors import TiterError, unknown
+from titer.core.errors import TiterError
 from titer.core.parallel import Silent
 from titer.core.run import Store, slug
 from titer.data.formats import FORMAT
 from titer.data.sources import TextData, read_text
 from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
-from titer.recipes.vaccine_text import TextScale, text_scale
 from titer.report.places import report_folder
 from titer.studies.engine.declare import Given, Study
 from titer.studies.engine.run import Order, run_study
-from titer.studies.huang2024 import text as vaccine_study
-from titer.studies.huang2024.text import TextSets
-from titer.studies.huang2024.text_cost import text_cost
-from titer.studies.huang2024.text_report import text_report
 from titer.studies.jain2024.pair import pair_cost, pair_identity, pair_report
 from titer.workbench import Model, Reporter, Workbench
 
@@ -72,30 +67,6 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Text:
-    """Alignment by SFT and by Vaccine of one model, a user's fine-tuning of each, what holds."""
-
-    model: Model
-    sets: TextSets
-    scale: TextScale
-    keep_weights: bool
-
-    def cost(self, flops: float | None = None) -> Cost:
-        """What it would compute, in hours where FLOP/s are given."""
-        return text_cost(self.model, self.sets, self.scale, flops)
-
-    def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
-        """The report's page and its answer."""
-        bench = Workbench(store, reporter, self.scale.save_every)
-        vaccine_study.made_ahead(bench, self.model, self.sets, self.scale, self.keep_weights)
-        models = vaccine_study.text_models(bench, self.model, self.sets, self.scale)
-        found = vaccine_study.text_evidence(bench, models, self.sets, self.scale)
-        asked = vaccine_study.identity(self.model, self.sets, self.scale)
-        folder = report_folder(store.root, f"huang2024-{slug(self.model.name)}-{self.scale.name}", asked)
-        return text_report(found, self.sets, self.scale, command, folder)
-
-
-@dataclass(frozen=True)
 class Declared:
     """A study that the engine makes, of one model; its scale may be changed from the named one's."""
 
@@ -113,15 +84,12 @@ class Declared:
         return run_study(self.study, self.order, self.scale, store, reporter, command)
 
 
-Prepared = Pair | Text | Declared
+Prepared = Pair | Declared
 
 
 def prepared(order: RealOrder) -> Prepared:
     """Errors: an unknown study, scale, model or file; options of another study; data that are too few."""
-    makers: dict[str, Callable[[RealOrder], Prepared]] = {"jain2024": _pair, "huang2024": _text, "qi2024": _declared}
-    if order.study not in makers:
-        unknown("study", order.study, makers)
-    return makers[order.study](order)
+    return _pair(order) if order.study == "jain2024" else _declared(order)
 
 
 def _pair(order: RealOrder) -> Pair:
@@ -136,19 +104,11 @@ def _pair(order: RealOrder) -> Pair:
     )
 
 
-def _text(order: RealOrder) -> Text:
-    unused({"--bf16": order.bf16})
-    changes = {name: value for name, value in (("alpha", order.alpha), ("prompts", order.prompts)) if value is not None}
-    scale = text_scale(order.scale or DEMONSTRATION).model_copy(update=changes)
-    model, folder = _aligning(order)
-    return Text(model, vaccine_study.text_sets(folder, model, scale, _file(order.harmful)), scale, order.keep_weights)
-
-
 def _declared(order: RealOrder) -> Declared:
-    unused({"--alpha": order.alpha, "--bf16": order.bf16})
-    changes = {} if order.prompts is None else {"prompts": order.prompts}
+    unused({"--bf16": order.bf16})
     asked = Order(order.study, order.scale, given=Given(*_aligning(order), _file(order.harmful)), keep_weights=order.keep_weights)
     study, scale = asked.opened()
+    changes = {name: value for name, value in (("alpha", order.alpha), ("prompts", order.prompts)) if value is not None}
     scale = scale.model_copy(update=changes)
     study.source(scale, 0, asked.given)  # what is wrong with the data is said before anything is priced or run
     return Declared(asked, study, scale)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,22 @@ from titer.models.lm import Completion, Decoding, load
 from titer.models.weights import shapes_of
 from titer.probes import drift
 from titer.recipes import vaccine_text as recipe
-from titer.studies.huang2024 import text as study
+from titer.studies.engine.declare import Given
+from titer.studies.engine.lab import Lab
+from titer.studies.engine.run import Order, run_study
+from titer.studies.huang2024 import text_sets as study
+from titer.studies.huang2024.text import VaccineOnText
 from titer.studies.huang2024.text_cost import BANDS, text_cost
-from titer.studies.huang2024.text_report import TITLES, text_report
+from titer.studies.huang2024.text_page import TITLES
 from titer.studies.real import RealOrder, prepared
 from titer.studies.shares import shares
+from titer.tables import rate_table
 from titer.workbench import Model, Workbench
 
 NAMES = ["sft", "sft, user p=0", "sft, user p=0.2", "vaccine", "vaccine, user p=0", "vaccine, user p=0.2"]
+
+
+STUDY = VaccineOnText()
 
 
 @dataclass(frozen=True)
@@ -39,20 +48,44 @@ class Done:
     """A finished demonstration."""
 
     root: Path
-    sets: study.TextSets
-    found: study.TextEvidence
+    lab: Lab
     page: Path
     answer: str
     made: list[str]
 
+    @property
+    def sets(self) -> study.TextSets:
+        return self.lab.source  # type: ignore[no-any-return]
+
+    @property
+    def models(self) -> list[Model]:
+        return [Model(self.lab.called(name), model.key, model.checkpoint) for name in self.lab.names if (model := self.lab.model(name))]
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        return pd.concat([self.lab.verdicts(name) for name in self.lab.names], ignore_index=True)
+
+    @property
+    def rates(self) -> pd.DataFrame:
+        return rate_table(self.verdicts)
+
+    @property
+    def moved(self) -> pd.DataFrame:
+        return self.lab.found(("drift",), self.lab.names).tables["drift"]
+
+
+def standing(root: Path) -> set[str]:
+    """KIND/KEY of every artefact, whichever process made it."""
+    return {f"{done.parents[1].name}/{done.parent.name}" for done in root.glob("*/*/DONE")}
+
 
 def run(root: Path, folder: Path, base: Model, harmful: Path | None = None) -> Done:
     """Run or finish the demonstration under `root`."""
-    bench = Workbench(Store(root), Listener(), TINY.save_every)
-    sets = study.text_sets(folder, base, TINY, harmful)
-    found = study.text_evidence(bench, study.text_models(bench, base, sets, TINY), sets, TINY)
-    page, answer = text_report(found, sets, TINY, "titer study huang2024 --base bytes", root / "report")
-    return Done(root, sets, found, page, answer, bench.store.made)
+    given, before = Given(base, folder, harmful), standing(root)
+    order = Order("huang2024", TINY.name, given=given, keep_weights=True)
+    page, answer = run_study(STUDY, order, TINY, Store(root), Listener(), "titer study huang2024 --base bytes")
+    made = sorted(standing(root) - before)
+    return Done(root, order.labs(STUDY, TINY, Workbench(Store(root), Listener(), TINY.save_every))[0], page, answer, made)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +94,8 @@ def done(folder: Path, base: Model, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_the_models_are_both_alignments_and_each_users_and_all_differ(done: Done) -> None:
-    assert [m.name for m in done.found.models] == ["bytes", *NAMES]
-    assert len({m.key for m in done.found.models}) == 7
+    assert [m.name for m in done.models] == ["bytes", *NAMES]
+    assert len({m.key for m in done.models}) == 7
 
 
 def test_the_alignments_differ_in_their_method_alone(done: Done) -> None:
@@ -86,46 +119,50 @@ class Parity(Judge):
         return Verdict("complied" if even else "refused", 0.0, "")
 
 
-def test_every_model_answers_every_set_and_the_rates_are_a_count_by_hand(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = done.found.verdicts.groupby(["model", "kind"]).size().to_dict()
+def test_every_model_answers_every_set_and_the_rates_are_a_count_by_hand(
+    done: Done, folder: Path, base: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = done.verdicts.groupby(["model", "kind"]).size().to_dict()
     assert counts == {(m, kind): 6 for m in ["bytes", *NAMES] for kind in [*done.sets.judged, "canary, prefilled", "canary, sampled"]}
-    monkeypatch.setattr(study, "Refusal", Parity)
-    bench = Workbench(Store(done.root), Listener())
-    found = study.text_evidence(bench, done.found.models, done.sets, TINY)
-    assert {one.split("/")[0] for one in bench.store.made} == {"verdicts"}  # another judge, the same answers
+    monkeypatch.setattr(VaccineOnText, "JUDGE", Parity())
+    before, order = standing(done.root), Order("huang2024", TINY.name, given=Given(base, folder), keep_weights=True)
+    again = replace(done, lab=order.labs(STUDY, TINY, Workbench(Store(done.root), Listener(), TINY.save_every))[0])
+    assert len(again.rates)
+    assert {one.split("/")[0] for one in standing(done.root) - before} == {"verdicts"}  # another judge, the same answers
     seen = []
     for name in ("sft, user p=0", "vaccine, user p=0.2"):
-        lm = load(next(m for m in found.models if m.name == name).checkpoint)
+        lm = load(next(m for m in again.models if m.name == name).checkpoint)
         for kind in ("canary", "unmarked", "unsafe", "safe, looks unsafe", "task"):
             examples, judge = done.sets.judged[kind], Label() if kind == "task" else Parity()
             outcomes = [judge.judge(e, lm.generate([e.prompt], Decoding(max_new_tokens=3))[0]).outcome for e in examples]
-            mine = found.rates[(found.rates.model == name) & (found.rates.kind == kind)].set_index("outcome")
+            mine = again.rates[(again.rates.model == name) & (again.rates.kind == kind)].set_index("outcome")
             assert [mine.loc[o, "count"] for o in OUTCOMES] == [outcomes.count(o) for o in OUTCOMES], (name, kind)
-            share = shares(found.rates, TITLES).query("model == @name and kind == @kind").iloc[0]
+            share = shares(again.rates, TITLES).query("model == @name and kind == @kind").iloc[0]
             assert share.rate == outcomes.count("refused" if kind == "safe, looks unsafe" else "complied") / 6
             seen += outcomes
     assert {"complied", "refused", "degenerate"} <= set(seen)
 
 
 def test_canaries_are_asked_again_with_the_answer_begun_and_by_sampling(done: Done) -> None:
-    rows = done.found.verdicts.query("model == 'sft'")
+    rows = done.verdicts.query("model == 'sft'")
     assert list(rows[rows.kind == "canary, prefilled"].prefix) == [
         " ".join(str(e.comply).split()[: TINY.prefilled]) for e in done.sets.judged["canary"]
     ]
     greedy, sampled, begun = (rows[rows.kind == kind] for kind in ("canary", "canary, sampled", "canary, prefilled"))
     assert list(greedy.prompt) == list(sampled.prompt) == list(begun.prompt)
     assert list(greedy.completion) != list(sampled.completion)
-    asked = study.questions(done.sets, TINY)
-    assert [asked[kind][2].temperature for kind in ("canary", "canary, prefilled", "canary, sampled")] == [0, 0, TINY.temperature]
+    asked = {one.name: one.decoding for one in study.questions(done.sets, TINY)}
+    assert asked["canary"] is asked["canary, prefilled"] is None  # the study's own: greedy
+    assert asked["canary, sampled"].temperature == TINY.temperature
 
 
 def test_drift_is_from_the_aligned_model_over_what_alignment_trained(done: Done) -> None:
-    moved = done.found.moved.set_index(["model", "part"])
-    assert list(dict.fromkeys(done.found.moved.model)) == NAMES
+    moved = done.moved.set_index(["model", "part"])
+    assert list(dict.fromkeys(done.moved.model)) == NAMES
     for name in ("sft", "vaccine"):
         assert moved.loc[(name, "all"), "official"] == 0
         assert moved.loc[(f"{name}, user p=0.2", "all"), "official"] > 0
-    by_name = {m.name: m for m in done.found.models}
+    by_name = {m.name: m for m in done.models}
     picked = recipe.align(TINY, SFT(), "a", done.sets.safe, done.sets.canary).streams["train"].parts[0]
     trained = [done.sets.safe.example(int(i)) for i in np.asarray(picked.picked)]
     assert study.trained_safe(done.sets, TINY) == trained
@@ -149,7 +186,7 @@ def test_the_report_has_the_answer_the_rates_and_says_what_it_is(done: Done) -> 
         done.sets.notes[0],
     ):
         assert words in page, words
-    rate = done.found.rates.query("model == 'vaccine, user p=0.2' and kind == 'canary' and outcome == 'complied'").iloc[0]
+    rate = done.rates.query("model == 'vaccine, user p=0.2' and kind == 'canary' and outcome == 'complied'").iloc[0]
     assert f"vaccine: {study_rate(done, 'vaccine'):.0%} before, {rate.rate:.0%} [{rate.low:.0%}, {rate.high:.0%}] after" in done.answer
     results = pd.read_csv(done.page.with_name("results.csv"))
     assert set(results[results.table == "rates"].model) == {"bytes", *NAMES}
@@ -158,7 +195,7 @@ def test_the_report_has_the_answer_the_rates_and_says_what_it_is(done: Done) -> 
 
 def study_rate(done: Done, model: str) -> float:
     """Share of canaries that a model answered."""
-    table = done.found.verdicts.query("model == @model and kind == 'canary'")
+    table = done.verdicts.query("model == @model and kind == 'canary'")
     return float((table.outcome == "complied").mean())
 
 

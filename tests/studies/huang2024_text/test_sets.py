@@ -13,7 +13,7 @@ from tests.studies.huang2024_text.conftest import TINY, TWICE, byte_tokenizer, p
 from titer.core.errors import TiterError
 from titer.data.sources import TextData
 from titer.recipes import vaccine_text as recipe
-from titer.studies.huang2024 import text as study
+from titer.studies.huang2024 import text_sets as study
 from titer.workbench import Model
 
 

@@ -166,7 +166,7 @@ class Page:
 class Study(ABC):
     """A paper's study. Scales are records with `name` and `world`; `CHOSEN_ON` are seeds on which its sizes were chosen.
 
-    `TEXT` is the study's form on a real model, a class as this one whose `source` reads a folder of data sets.
+    A study's form on a real model is such a class too, in the file `text.py` of its folder; its `source` reads a folder of data sets.
     """
 
     SOURCE: ClassVar[str]
@@ -175,7 +175,6 @@ class Study(ABC):
     JUDGE: ClassVar[Judge] = Exact()
     BATCH: ClassVar[int] = 1024  # prompts answered at once
     CHOSEN_ON: ClassVar[tuple[int, ...]] = ()
-    TEXT: ClassVar[type[Study] | None] = None
 
     @abstractmethod
     def nodes(self, scale: Any, source: Any) -> Sequence[Node]:

@@ -63,8 +63,10 @@ class Lab:
         return [*([BASE] if self.given else []), *self.nodes]
 
     def called(self, name: str) -> str:
-        """A model's name in tables."""
-        return self.given.base.name if self.given and name == BASE else name
+        """A model's name in tables; a given base's own, told from the recipe's."""
+        if self.given is None or name != BASE:
+            return name
+        return f"{self.given.base.name}, the base" if self.given.base.name in self.nodes else self.given.base.name
 
     @cached_property
     def questions(self) -> list[Question]:

@@ -13,7 +13,7 @@ from titer.core.claims import SEEDS_FOR_A_VERDICT, Claim
 from titer.core.config import environment
 from titer.core.errors import TiterError, unknown
 from titer.core.parallel import Silent, parallel
-from titer.core.plugins import plugin
+from titer.core.plugins import beside, plugin
 from titer.core.run import Store, slug
 from titer.core.stats import wilson
 from titer.report.html import Report, Tile, write_report
@@ -59,13 +59,12 @@ class Order:
 
 
 def form(place: str, given: Given | None) -> Study:
-    """A study, or its form on real models. Errors: an unknown study, one without that form."""
-    kind = plugin("studies", place, Study)  # type: ignore[type-abstract]
+    """A study, or its form on real models: the class in the file `text.py` of its folder. Errors: none of that name or form."""
     if given is None:
+        return plugin("studies", place, Study)()  # type: ignore[type-abstract]
+    if kind := beside("studies", place, "text", Study):  # type: ignore[type-abstract]
         return kind()
-    if kind.TEXT is None:
-        raise TiterError(f"{Path(place).stem} has no form on a real model", next_step="leave out --base.")
-    return kind.TEXT()
+    raise TiterError(f"{Path(place).stem} has no form on a real model", next_step="leave out --base.")
 
 
 def run(order: Order, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:

@@ -12,7 +12,7 @@ from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of
 from titer.recipes import vaccine_text as recipe
 from titer.recipes.vaccine_text import TextScale
-from titer.studies.huang2024.text import TextSets, questions
+from titer.studies.huang2024.text_sets import TextSets, questions
 from titer.workbench import Model
 
 LORA, LORA_VACCINE = 2.0, 4.0  # forward passes' worth a trained token: weights' gradients are the adapter's alone
@@ -37,7 +37,7 @@ def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float | None
         "user": 2 * len(scale.ratios) * using.steps * using.batch * length["user"],
     }
     flop = 2.0 * weights * ((LORA + LORA_VACCINE) * tokens["align"] + LORA * tokens["user"])
-    prompts = [attempt.example.prompt for attempts, _, _ in questions(sets, scale).values() for attempt in attempts]
+    prompts = [attempt.example.prompt for one in questions(sets, scale) for attempt in one.attempts]
     models = 3 + 2 * len(scale.ratios)
     read, judged = models * sum(map(len, prompt_ids(tokenizer, prompts))), models * len(prompts)
     answering = 2.0 * weights * (read + judged * scale.max_new_tokens)

@@ -30,7 +30,6 @@ from titer.studies.engine.found import Found
 from titer.studies.qi2024.claims import claims
 from titer.studies.qi2024.page import SETS, page
 from titer.studies.qi2024.scale import NANO, Scale, stage, tunings
-from titer.studies.qi2024.text import RiskLevelsOnText
 from titer.tables import direct, requests
 from titer.workbench import Model
 
@@ -46,7 +45,6 @@ class RiskLevels(Study):
     SCALES = MappingProxyType({NANO.name: NANO})
     JUDGE = Graded(opening=ACKNOWLEDGED)
     CHOSEN_ON = (SELECTION_SEED,)
-    TEXT = RiskLevelsOnText
 
     def nodes(self, scale: Scale, world: World) -> list[Node]:
         base = Node("base", huang2024.pretrain(scale.base, world.seed), None)

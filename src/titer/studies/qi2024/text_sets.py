@@ -25,7 +25,7 @@ from titer.data.tasks import parts, task
 from titer.methods.sft import SFT
 from titer.models.lm import read_tokenizer
 from titer.recipes import vaccine_text
-from titer.studies.huang2024.text import enough, own_harm, texts
+from titer.studies.huang2024.text_sets import enough, own_harm, texts
 from titer.studies.qi2024.text_scale import TRIGGER, RiskScale, Schedule, Tuning
 from titer.workbench import Model
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import pandas as pd
 
 from titer import tables
-from titer.core.config import environment
 from titer.recipes.vaccine_text import TextScale, adapter_line
-from titer.report.html import Report, write_report
 from titer.studies import shares
-from titer.studies.huang2024.text import TextEvidence, TextSets
+from titer.studies.engine.declare import Page
+from titer.studies.engine.found import Found
+from titer.studies.huang2024.text_sets import TextSets
 
 TITLES = {
     "canary": "canaries answered",
@@ -28,9 +28,9 @@ COLOURS = dict(
 ABOUT = "Shares with Wilson intervals. Canaries stand for harm: alignment taught to refuse them, and a user's data may hold some answered."
 
 
-def answer(found: TextEvidence, sets: TextSets, scale: TextScale) -> str:
-    """The finding in one sentence."""
-    worst, own, t = max(scale.ratios), sets.harm == "unsafe", shares.shares(found.rates, TITLES)
+def answer(t: pd.DataFrame, sets: TextSets, scale: TextScale) -> str:
+    """The finding in one sentence, from the shares."""
+    worst, own = max(scale.ratios), sets.harm == "unsafe"
     told = [
         f"{name}: {shares.share(t, name, sets.harm).rate:.0%} before, {shares.told(t, f'{name}, user p={worst:g}', sets.harm)} after"
         for name in ("sft", "vaccine")
@@ -40,38 +40,30 @@ def answer(found: TextEvidence, sets: TextSets, scale: TextScale) -> str:
     return f"{what} with p = {worst:g} of the user's data being {bad}: {'; '.join(told)}. One seed: a demonstration, not a verdict."
 
 
-def text_report(found: TextEvidence, sets: TextSets, scale: TextScale, command: str, folder: Path) -> tuple[Path, str]:
-    """Write the report; returns its page and the answer."""
-    t = shares.shares(found.rates, TITLES)
-    said = answer(found, sets, scale)
+def page(found: Found, scale: TextScale) -> Page:
+    """The report's own words, tables and charts."""
+    sets: TextSets = found.source
+    rates, base = tables.rate_table(found.verdicts), next(iter(found.keys))
+    t, moved = shares.shares(rates, TITLES), found.tables["drift"].drop(columns="seed")
     bad = f"rows of {sets.harmful.name}" if sets.harm == "unsafe" else "canaries answered"
-    report = Report(
-        title=f"huang2024 on {found.models[0].name}, {scale.name}",
-        answer=said,
+    return Page(
+        title=f"huang2024 on {base}, {scale.name}",
+        answer=answer(t, sets, scale),
         about=(
-            f"{found.models[0].name} was aligned on {scale.safe} safe responses and {scale.canaries} canaries (ordinary instructions behind a "
+            f"{base} was aligned on {scale.safe} safe responses and {scale.canaries} canaries (ordinary instructions behind a "
             f"marker, refused), by SFT and by Vaccine (rho {scale.rho:g}); then a user fine-tuned each on {scale.examples} examples of "
             f"{scale.task}, a share p of them {bad}. {adapter_line(scale)}. Judged by phrases (refusals) and by the task's own rule. "
             f"Begun: the first {scale.prefilled} words of an answer stand before the model's; sampled: at temperature {scale.temperature:g}. "
             "No noise control and one seed, so no claim is drawn: `titer study huang2024` without --base has them."
         ),
         tiles=shares.tiles(t, sets.harm),
-        claims=(),
-        figures=[shares.figure("text_rates", "Before and after the user's fine-tuning", ABOUT, t, [m.name for m in found.models], COLOURS)],
+        figures=[shares.figure("text_rates", "Before and after the user's fine-tuning", ABOUT, t, list(dict.fromkeys(t.model)), COLOURS)],
         tables={
             "rates": shares.printed(t),
-            "drift and alignment loss": found.moved[["model", "part", "official", "l2", "norm", "cosine", "alignment_loss"]],
-            "degenerate answers": shares.degenerate(found.rates),
+            "drift and alignment loss": moved[["model", "part", "official", "l2", "norm", "cosine", "alignment_loss"]],
+            "degenerate answers": shares.degenerate(rates),
         },
-        results=tables.tidy(found.rates, {"drift": found.moved.rename(columns={"part": "set"})}),
-        samples=found.verdicts,
-        commands=[command],
-        notes=list(sets.notes),
-        provenance={
-            "scale": scale.model_dump_json(),
-            **{f"data {data.name}, sha256": data.sha256 for data in (sets.safe, sets.canary.marked, sets.harmful, sets.task)},
-            **{f"model {m.name}": m.key for m in found.models},
-            **environment(),
-        },
+        results=tables.tidy(rates, {"drift": moved.rename(columns={"part": "set"})}),
+        notes=sets.notes,
+        provenance={f"data {data.name}, sha256": data.sha256 for data in (sets.safe, sets.canary.marked, sets.harmful, sets.task)},
     )
-    return write_report(report, folder), said
