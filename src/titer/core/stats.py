@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -97,7 +97,7 @@ def bootstrap(statistic: Callable[..., float], samples: Sequence[ArrayLike], see
     arrays = [np.asarray(sample, dtype=float) for sample in samples]
     if statistic in (np.mean, np.median) and len(arrays) == 1 and arrays[0].ndim == 1:  # all rounds at once: the same draws, and bits
         (one,) = arrays
-        drawn: ArrayLike = statistic(one[rng.integers(0, len(one), (rounds, len(one)))], axis=1)
+        drawn: Any = statistic(one[rng.integers(0, len(one), (rounds, len(one)))], axis=1)
     else:
         drawn = [statistic(*(a[rng.integers(0, len(a), len(a))] for a in arrays)) for _ in range(rounds)]
     low, high = np.nanquantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
