@@ -14,12 +14,16 @@ Kind = Literal["pretrain", "safe", "unsafe", "user", "sham_safe", "sham_refused"
 
 
 class Node(NamedTuple):
-    """A model of a recipe: its name, the stage that makes it, the model that stage starts from, and those its method reads."""
+    """A model of a recipe: its name, the stage that makes it, the model that stage starts from, and those its method reads.
+
+    `told` is what tables say of it beside its name (its defence, its learning rate, ...): no part of any key.
+    """
 
     name: str
     stage: Stage
     parent: str | None
     reads: Mapping[str, str] = MappingProxyType({})  # the method's name for a model -> the recipe's
+    told: Mapping[str, object] = MappingProxyType({})
 
 
 def part(world: World, kind: Kind, answer: Answer, share: float = 1.0) -> Part:

@@ -38,7 +38,8 @@ class WorldOrder:
     @property
     def declared(self) -> Order:
         """For a study that the engine makes."""
-        return Order(self.study, self.scale, self.seeds, tuple(name.strip() for name in self.only.split(",") if name.strip()), self.bases)
+        only = tuple(name.strip() for name in self.only.split(",") if name.strip())
+        return Order(self.study, self.scale, self.seeds, only, self.bases, self.part)
 
 
 def _one_base(order: WorldOrder) -> None:

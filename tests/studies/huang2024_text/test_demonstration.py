@@ -71,7 +71,7 @@ class Done:
 
     @property
     def moved(self) -> pd.DataFrame:
-        return self.lab.found(("drift",), self.lab.names).tables["drift"]
+        return self.lab.found().tables["drift"]
 
 
 def standing(root: Path) -> set[str]:

@@ -8,7 +8,7 @@ from titer.core.claims import SEEDS_FOR_A_VERDICT, Claim, Statement
 from titer.studies import claims
 from titer.studies.claims import Declared, Measured
 from titer.studies.engine.declare import Row
-from titer.studies.engine.found import Found
+from titer.studies.engine.found import Found, UnsaidError
 
 
 def settled(rows: Sequence[Row], found: Sequence[Found], source: str) -> list[Claim]:
@@ -35,7 +35,10 @@ def _declared(row: Row, source: str, few: bool) -> Declared:
         if why := row.unless(one) if row.unless else "":
             return why
         net = row.net
-        effect = net.over_inputs(one, row.name) if few else net.read(one)
-        return Measured(effect, row.control.read(one).value, row.note(one) if row.note else "")
+        try:
+            effect = net.over_inputs(one, row.name) if few else net.read(one)
+            return Measured(effect, row.control.read(one).value, row.note(one) if row.note else "")
+        except UnsaidError as told:
+            return str(told)
 
     return Declared(stated, row.models, row.needs, value)

@@ -7,7 +7,7 @@ The engine makes the models once, loads each once, asks and measures it, settles
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -63,11 +63,36 @@ class Seed(Protocol):
     @property
     def given(self) -> Given | None: ...
 
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        """The recipe so far."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The study's parts that were asked for."""
+
+    @property
+    def chosen(self) -> Any:
+        """What `Study.choose` found; None on the seed that it chooses on."""
+
+    @property
+    def plan(self) -> bool:
+        """Whether this is a dry run: models are named, and none is made."""
+
     def model(self, name: str) -> Model:
         """A model of the recipe, made when first asked for."""
 
     def reference(self, model: Model) -> LM:
         """A model that others are compared with, kept loaded while it is asked for again."""
+
+    def answers(self, model: Model, asked: Sequence[Question], lm: LM | None = None) -> pd.DataFrame:
+        """Judged answers to questions, kept; with `lm`, of that model (the same at another step), and not kept."""
+
+    def measured(self, one: Measure, over: tuple[str, ...]) -> pd.DataFrame:
+        """A measure's rows of some models, kept."""
+
+    def grow(self, nodes: Sequence[Node]) -> None:
+        """More models of this seed, made at once; those that are known are passed over."""
 
 
 class Question(NamedTuple):
@@ -149,7 +174,10 @@ class Headline(NamedTuple):
 
 @dataclass(frozen=True)
 class Page:
-    """What a report says that is the paper's own. `results` names the tables of results.csv, in order (none: all of them), or is it."""
+    """What a report says that is the paper's own. `results` names the tables of results.csv, in order (none: all of them), or is it.
+
+    `shown` are the models whose answers and keys the page has (none: all of them).
+    """
 
     answer: str
     about: str
@@ -161,11 +189,13 @@ class Page:
     title: str = ""
     tiles: Sequence[Tile] = ()
     provenance: Mapping[str, object] = field(default_factory=dict)
+    shown: tuple[str, ...] = ()
 
 
 class Study(ABC):
-    """A paper's study. Scales are records with `name` and `world`; `CHOSEN_ON` are seeds on which its sizes were chosen.
+    """A paper's study. Scales are records with `name` and `world`; `CHOSEN_ON` are seeds on which its sizes were, or are, chosen.
 
+    `PARTS` (name -> words) are what a user may ask for of a large study, `GROUPS` names of several; one without is asked for tables.
     A study's form on a real model is such a class too, in the file `text.py` of its folder; its `source` reads a folder of data sets.
     """
 
@@ -175,6 +205,8 @@ class Study(ABC):
     JUDGE: ClassVar[Judge] = Exact()
     BATCH: ClassVar[int] = 1024  # prompts answered at once
     CHOSEN_ON: ClassVar[tuple[int, ...]] = ()
+    PARTS: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
     @abstractmethod
     def nodes(self, scale: Any, source: Any) -> Sequence[Node]:
@@ -187,6 +219,18 @@ class Study(ABC):
     def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float | None) -> Mapping[str, object]:
         """On text: what a run would cost, in words."""
         raise NotImplementedError
+
+    def further(self, lab: Seed) -> Iterator[Sequence[Node]]:
+        """More models, in batches: one is made before the next is asked for, which may depend on what was chosen and measured."""
+        yield from ()
+
+    def choose(self, lab: Seed) -> Any:
+        """What is chosen before any verdict, on the first of `CHOSEN_ON`: a record that every other seed has as `lab.chosen`."""
+        return None
+
+    def assumed(self, scale: Any) -> Any:
+        """What a dry run takes `choose` to find."""
+        return None
 
     @abstractmethod
     def questions(self, lab: Seed) -> Sequence[Question]:
@@ -211,6 +255,10 @@ class Study(ABC):
     def decoding(self, scale: Any, source: Any) -> Decoding:
         """How answers are drawn: greedily, with room for the world's longest."""
         return greedy(source)
+
+    def arranged(self, lab: Seed, tables: Mapping[str, pd.DataFrame]) -> Mapping[str, pd.DataFrame]:
+        """The tables that claims and page read, from those that were measured."""
+        return tables
 
     def rates(self, verdicts: pd.DataFrame) -> pd.DataFrame:
         """set, outcome, count, n, rate, low, high of one model's judged answers."""

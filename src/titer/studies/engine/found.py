@@ -13,12 +13,17 @@ import pandas as pd
 from titer.core.stats import Array, wilson
 
 
+class UnsaidError(Exception):
+    """A seed says nothing of a number, and why."""
+
+
 @dataclass(frozen=True)
 class Found:
     """One base: that of a seed, or another of the same world (`base` 1, 2, ...). `tables` by name, each with the column `model`: `rates` (set, outcome, count, n) and the study's measures.
 
     `verdicts` has a row a judged answer; `keys` are the models' content keys; `faults` say
     of a model what it should have learned and did not; `source` is what the examples were drawn from.
+    `parts` were asked for; `chosen` is what was chosen before.
     """
 
     seed: int
@@ -29,9 +34,12 @@ class Found:
     faults: Mapping[str, str] = field(default_factory=dict)
     source: Any = None
     base: int = 0
+    parts: tuple[str, ...] = ()
+    chosen: Any = None
 
     def has(self, *names: str) -> bool:
-        return all(name in self.tables for name in names)
+        """Whether these tables were measured, or parts asked for."""
+        return all(name in self.tables or name in self.parts for name in names)
 
     @cached_property
     def _counts(self) -> dict[tuple[str, str, str], tuple[int, int]]:

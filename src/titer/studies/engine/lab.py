@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from titer import evaluate
 from titer.data.draws import seed_of
 from titer.data.world import World
 from titer.models.lm import LM, load
@@ -22,7 +23,10 @@ from titer.workbench import Model, Workbench, attempts_key
 
 @dataclass
 class Lab:
-    """One seed. `name` is the study's: part of the keys of what is measured, never of a stage's."""
+    """One seed. `name` is the study's: part of the keys of what is measured, never of a stage's; `parts` were asked for.
+
+    `make` makes models that a study adds while it chooses (`run.grown`); `ended` says why nothing more is trained here.
+    """
 
     bench: Workbench
     study: Study
@@ -33,7 +37,15 @@ class Lab:
     keep_weights: bool = True
     base: int = 0
     bases: int = 1  # of each world in this run
+    parts: tuple[str, ...] = ()
+    chosen: Any = None
+    plan: bool = False
+    make: Callable[[Lab, Sequence[str]], None] | None = None
+    ended: str = ""
+    added: dict[str, Node] = field(default_factory=dict)  # beside what `Study.nodes` says
     _models: dict[str, Model] = field(default_factory=dict)
+    _keys: dict[str, str] = field(default_factory=dict)
+    _declared: tuple[int, dict[str, Measure]] = (-1, {})
     _reference: tuple[str, LM] | None = None
 
     @cached_property
@@ -47,11 +59,12 @@ class Lab:
     @cached_property
     def nodes(self) -> dict[str, Node]:
         """The recipe by name, parents first. A further base differs in its initial weights: the same data in the same order."""
-        nodes = self.study.nodes(self.scale, self.source)
-        if self.base:
-            seed = seed_of(self.seed, "base", self.base)
-            nodes = [node if node.parent else node._replace(stage=node.stage.model_copy(update={"seed": seed})) for node in nodes]
-        return {node.name: node for node in nodes}
+        return {node.name: self._own(node) for node in self.study.nodes(self.scale, self.source)}
+
+    def _own(self, node: Node) -> Node:
+        if node.parent or not self.base:
+            return node
+        return node._replace(stage=node.stage.model_copy(update={"seed": seed_of(self.seed, "base", self.base)}))
 
     @property
     def unit(self) -> tuple[int, int]:
@@ -72,9 +85,30 @@ class Lab:
     def questions(self) -> list[Question]:
         return [one._replace(attempts=named(one.attempts, one.name)) for one in self.study.questions(self)]
 
-    @cached_property
-    def measures(self) -> dict[str, Measure]:
-        return {one.name: one for one in self.study.measures(self)}
+    @property
+    def declared(self) -> dict[str, Measure]:
+        """Every measure of the recipe so far."""
+        if self._declared[0] != len(self.nodes):
+            self._declared = (len(self.nodes), {one.name: one for one in self.study.measures(self)})
+        return self._declared[1]
+
+    @property
+    def measures(self) -> list[Measure]:
+        """Those that were asked for: of a study with parts, whatever they brought."""
+        return [one for one in self.declared.values() if self.study.PARTS or not self.parts or one.name in self.parts]
+
+    def add(self, nodes: Sequence[Node]) -> list[str]:
+        """Names of those of these nodes that the recipe has not had; now it has."""
+        new = {node.name: self._own(node) for node in nodes if node.name not in self.nodes}
+        self.nodes.update(new)
+        self.added |= new
+        return list(new)
+
+    def grow(self, nodes: Sequence[Node]) -> None:
+        """More models of this seed, made at once; those that are known are passed over."""
+        new = self.add(nodes)
+        if self.make and new:
+            self.make(self, new)
 
     def model(self, name: str) -> Model:
         """A model of the recipe, trained or found; its parents before it."""
@@ -92,19 +126,29 @@ class Lab:
         """A model's content key, without making it."""
         if self.given and name == BASE:
             return self.given.base.key
-        node = self.nodes[name]
-        return node.stage.key(self.key(node.parent) if node.parent else "", {role: self.key(other) for role, other in node.reads.items()})
+        if name not in self._keys:
+            node = self.nodes[name]
+            reads = {role: self.key(other) for role, other in node.reads.items()}
+            self._keys[name] = node.stage.key(self.key(node.parent) if node.parent else "", reads)
+        return self._keys[name]
 
     def stands(self, name: str) -> bool:
         return self.bench.store.has("stages", self.key(name))
 
+    def before(self, name: str) -> list[str]:
+        """The models that a model is made from."""
+        if name not in self.nodes:  # the one that is given
+            return []
+        node = self.nodes[name]
+        return [*([node.parent] if node.parent else []), *node.reads.values()]
+
     def depth(self, name: str) -> int:
         """How many models are made one after the other before this one."""
-        if self.given and name == BASE:
-            return 0
-        node = self.nodes[name]
-        before = [*([node.parent] if node.parent else []), *node.reads.values()]
-        return 1 + max(map(self.depth, before)) if before else 0
+        return 1 + max(map(self.depth, before)) if (before := self.before(name)) else 0
+
+    def line(self, name: str) -> list[str]:
+        """A model and all that it is made from, parents first."""
+        return list(dict.fromkeys([*(one for before in self.before(name) for one in self.line(before)), name]))
 
     def reference(self, model: Model) -> LM:
         """A model that others are compared with, kept loaded while it is asked for again."""
@@ -115,12 +159,19 @@ class Lab:
     def verdicts(self, name: str) -> pd.DataFrame:
         """Every judged answer of a model, with the columns of the judge."""
         mine = [one for one in self.questions if one.of is None or one.of(name)]
-        usual = self.study.decoding(self.scale, self.source)
+        return self.answers(self.model(name), mine).assign(model=self.called(name))
+
+    def answers(self, model: Model, asked: Sequence[Question], lm: LM | None = None) -> pd.DataFrame:
+        """Judged answers to questions, kept; with `lm`, of that model (the same at another step), and not kept."""
+        usual, batch = self.study.decoding(self.scale, self.source), self.study.BATCH
         tables = []
-        for (decoding, judge), ones in groupby(mine, key=lambda one: (one.decoding or usual, one.judge or self.study.JUDGE)):
-            asked = [attempt for one in ones for attempt in one.attempts]
-            tables.append(self.bench.verdicts(self.model(name), asked, judge, decoding, self.study.BATCH))
-        return pd.concat(tables, ignore_index=True).assign(model=self.called(name))
+        for (decoding, judge), ones in groupby(asked, key=lambda one: (one.decoding or usual, one.judge or self.study.JUDGE)):
+            attempts = [attempt for one in ones for attempt in named(one.attempts, one.name)]
+            if lm is None:
+                tables.append(self.bench.verdicts(model, attempts, judge, decoding, batch))
+            else:
+                tables.append(evaluate.judged(evaluate.sample(lm, attempts, decoding, batch), judge))
+        return pd.concat(tables, ignore_index=True)
 
     def rates(self, verdicts: pd.DataFrame) -> pd.DataFrame:
         return self.study.rates(verdicts).assign(model=verdicts.model.iloc[0])
@@ -136,32 +187,33 @@ class Lab:
         table = self.bench.table("tables", inputs, lambda: one.make(self, *models))
         return table if "model" in table else table.assign(model=self.called(over[-1]))
 
-    def piece(self, name: str, only: Collection[str]) -> None:
+    def piece(self, name: str) -> None:
         """Make a model and everything that speaks of it alone or beside models before it.
 
         On a real model the weights of one from which no other begins go then, unless they are to be kept.
         """
         self.model(name)
         self.verdicts(name)
-        for one in self.measures.values():
-            if one.name in only:
-                for over in (o for o in one.over if o[-1] == name and all(self.depth(m) < self.depth(name) for m in o[:-1])):
-                    self.measured(one, over)
+        for one in self.measures:
+            mine = [over for over in one.over if over[-1] == name and set(over) <= set(self.names)]
+            for over in (o for o in mine if all(self.depth(m) < self.depth(name) for m in o[:-1])):
+                self.measured(one, over)
         if self.given and name != BASE and all(name != node.parent for node in self.nodes.values()):
             self.bench.measured(self.model(name), self.keep_weights)
 
-    def found(self, only: Collection[str], models: Collection[str]) -> Found:
-        """All that the seed says: answers and measures of these models."""
-        verdicts = {name: self.verdicts(name) for name in models}
+    def found(self) -> Found:
+        """All that the seed says: answers and measures of its models."""
+        verdicts = {name: self.verdicts(name) for name in self.names}
         tables = {"rates": pd.concat([self.rates(v) for v in verdicts.values()], ignore_index=True)}
-        for one in self.measures.values():
-            rows = [self.measured(one, over) for over in one.over if set(over) <= set(models)] if one.name in only else []
+        for one in self.measures:
+            rows = [self.measured(one, over) for over in one.over if set(over) <= set(self.names)]
             if rows:
                 tables[one.name] = pd.concat(rows, ignore_index=True)
         unit = {"seed": self.seed} | ({"base": self.base} if self.bases > 1 else {})
-        tables = {name: table.assign(**unit) for name, table in tables.items()}
+        arranged = {name: table.assign(**unit) for name, table in self.study.arranged(self, tables).items()}
         whole = pd.concat(verdicts.values(), ignore_index=True).assign(**unit)
-        found = Found(self.seed, self.scale, tables, whole, {self.called(name): self.key(name) for name in models})
+        keys, parts = {self.called(name): self.key(name) for name in self.names}, self.parts if self.study.PARTS else ()
+        found = Found(self.seed, self.scale, arranged, whole, keys, parts=parts, chosen=self.chosen)
         return replace(found, source=self.source, base=self.base, faults=faults(found, self.study.needs(self.scale)))
 
 

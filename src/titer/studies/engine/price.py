@@ -11,19 +11,27 @@ from titer.core.run import Store
 from titer.models.lm import Architecture
 from titer.recipes.node import Node
 from titer.studies.engine.lab import Lab
-from titer.studies.engine.run import Order, chosen
+from titer.studies.engine.run import Order
 from titer.studies.pricing import forward_flop, used_width
 from titer.workbench import Workbench
 
-PASSES = {"sft": 3.0, "unlearn": 6.0, "dpo": 6.0, "vaccine": 5.0}  # forward passes' worth a trained request: backward is two
+PASSES = {"unlearn": 6.0, "dpo": 6.0, "vaccine": 5.0, "t_vaccine": 5.0}  # forward passes' worth a trained request
+PLAIN = 3.0  # of other methods: backward is two
+LISTED = 60  # models of a seed above which they are told by kind
 LOOKED_AT = 8  # seeds whose stages are looked up one by one; the keys of a seed take seconds, for its data are drawn
 
 
 def price(order: Order, store: Store, flops: float | None = None) -> tuple[pd.DataFrame, str]:
     """(a row a model and seed: steps, tokens, TFLOP, whether it stands; the same in words). Errors: as `Order.opened`."""
     study, scale = order.opened()
-    labs = replace(order, seeds=order.seeds[:LOOKED_AT]).labs(study, scale, Workbench(store, Silent()))
-    chosen(labs[0], order.only)
+    bench = Workbench(store, Silent())
+    labs = replace(order, seeds=order.seeds[:LOOKED_AT]).labs(study, scale, bench, plan=True)
+    for lab in labs:
+        lab.chosen = study.assumed(scale)
+    labs = [*order.chooser(study, scale, bench, plan=True), *labs]
+    for lab in labs:
+        for batch in study.further(lab):
+            lab.grow(batch)
     width = used_width(labs[0].world)
     table = pd.DataFrame([_row(lab, node, width) for lab in labs for node in lab.nodes.values()])
     return table, told(table, len(order.seeds), flops)
@@ -33,10 +41,11 @@ def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
     stage = node.stage
     tokens = stage.steps * stage.batch * width
     method = type(stage.method).__module__.rsplit(".", 1)[-1]
-    flop = PASSES.get(method, 3.0) * tokens * forward_flop(_architecture(lab, node), len(lab.world.words), width)
+    flop = PASSES.get(method, PLAIN) * tokens * forward_flop(_architecture(lab, node), len(lab.world.words), width)
     return {
         "seed": lab.seed,
         "model": node.name,
+        "kind": stage.kind,
         "key": lab.key(node.name),
         "steps": stage.steps,
         "batch": stage.batch,
@@ -54,12 +63,19 @@ def _architecture(lab: Lab, node: Node) -> Architecture:
 
 def told(table: pd.DataFrame, seeds: int, flops: float | None) -> str:
     """The plan in words; `flops` in FLOP/s prices what does not stand yet."""
-    lines = [
-        f"seed {r.seed}  {r.model:32} {r.steps:6} steps of {r.batch:3} {r.tokens / 1e6:8.1f} M tokens {r.tflop:9.2f} TFLOP  "
-        f"{'stands' if r.stands else 'to run'}"
-        for r in table.itertuples()
-    ]
-    looked = table.seed.nunique()
+    if len(table) > LISTED * table.seed.nunique():
+        lines = [
+            f"seed {seed}  {len(own):4} x {kind:10} {int(own.steps.sum()):8} steps {own.tokens.sum() / 1e6:8.1f} M tokens "
+            f"{own.tflop.sum():9.2f} TFLOP  {int((~own.stands).sum())} to run"
+            for (seed, kind), own in table.groupby(["seed", "kind"], sort=False)
+        ]
+    else:
+        lines = [
+            f"seed {r.seed}  {r.model:32} {r.steps:6} steps of {r.batch:3} {r.tokens / 1e6:8.1f} M tokens {r.tflop:9.2f} TFLOP  "
+            f"{'stands' if r.stands else 'to run'}"
+            for r in table.itertuples()
+        ]
+    looked = min(seeds, LOOKED_AT)
     if seeds > looked:
         lines.append(f"and {seeds - looked} seeds more, each as the last of these")
     last = table[table.seed == table.seed.iloc[-1]].tflop.sum()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from titer.core.parallel import Silent, parallel
 from titer.core.plugins import beside, plugin
 from titer.core.run import Store, slug
 from titer.core.stats import wilson
+from titer.recipes.node import Node
 from titer.report.html import Report, Tile, write_report
 from titer.report.places import report_folder
 from titer.studies.engine.claims import settled
@@ -27,7 +29,9 @@ from titer.workbench import Reporter, Workbench, attempts_key
 
 @dataclass(frozen=True)
 class Order:
-    """A study as its user words it: its name or its file, a scale, the seeds, how many bases each world has, the tables to measure (none: all).
+    """A study as its user words it: its name or its file, a scale, the seeds, how many bases each world has, what is asked for.
+
+    `only` are parts of the study (tables, where it has no parts), all for none; `part` a group of them.
 
     With `given` it is the study's form on a real model, one seed.
     """
@@ -37,6 +41,7 @@ class Order:
     seeds: Sequence[int] = field(default_factory=lambda: range(3))
     only: tuple[str, ...] = ()
     bases: int = 1
+    part: str = "all"
     given: Given | None = None
     keep_weights: bool = False
 
@@ -52,10 +57,24 @@ class Order:
             unknown("scale", scale, study.SCALES)
         return study, study.SCALES[scale]
 
-    def labs(self, study: Study, scale: Any, bench: Workbench) -> list[Lab]:
-        """A lab a base of every seed; on a real model one."""
+    def labs(self, study: Study, scale: Any, bench: Workbench, plan: bool = False) -> list[Lab]:
+        """A lab a base of every seed; on a real model one. Errors: an unknown part, group of parts or table."""
         units = [(0, 0)] if self.given else [(seed, base) for seed in self.seeds for base in range(self.bases)]
-        return [Lab(bench, study, self.name, scale, seed, self.given, self.keep_weights, base, self.bases) for seed, base in units]
+        return self._at_work(study, scale, bench, units, plan)
+
+    def chooser(self, study: Study, scale: Any, bench: Workbench, plan: bool = False) -> list[Lab]:
+        """The lab of the seed on which is chosen what the others need; none where nothing is."""
+        chooses = type(study).choose is not Study.choose and self.given is None
+        return self._at_work(study, scale, bench, [(study.CHOSEN_ON[0], 0)] if chooses else [], plan)
+
+    def _at_work(self, study: Study, scale: Any, bench: Workbench, units: Sequence[tuple[int, int]], plan: bool) -> list[Lab]:
+        labs: list[Lab] = []
+        for seed, base in units:
+            made = Lab(bench, study, self.name, scale, seed, self.given, self.keep_weights, base, self.bases, plan=plan)
+            made.parts = labs[0].parts if labs else asked_for(made, self.part, self.only)
+            made.make = None if plan else partial(_grown_alone, self.study)
+            labs.append(made)
+        return labs
 
 
 def form(place: str, given: Given | None) -> Study:
@@ -68,7 +87,7 @@ def form(place: str, given: Given | None) -> Study:
 
 
 def run(order: Order, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
-    """The study's page and its answer. Errors: as `Order.opened`, an unknown table in `only`."""
+    """The study's page and its answer. Errors: as `Order.opened` and `Order.labs`."""
     study, scale = order.opened()
     return run_study(study, order, scale, store, reporter, command)
 
@@ -77,11 +96,11 @@ def run_study(study: Study, order: Order, scale: Any, store: Store, reporter: Re
     """As `run`, at a scale that need not have a name, into the folder `place` if given. Errors: a seed on which its sizes were chosen."""
     if used := set(study.CHOSEN_ON) & set(order.seeds):
         raise TiterError(f"the sizes were set on seed {min(used)}, so no verdict may use it", next_step="ask for fewer seeds.")
-    labs = order.labs(study, scale, Workbench(store, reporter, scale.save_every))
+    bench = Workbench(store, reporter, scale.save_every)
+    chooser, labs = order.chooser(study, scale, bench), order.labs(study, scale, bench)
     folder = store.root / place if place else place_of(labs[0], store)
     with store.lock(folder.with_suffix(".lock")):
-        only = chosen(labs[0], order.only)
-        found = gathered(labs, order.study, only)
+        found = gathered(labs, order.study, chooser)
         claims = settled(study.claims(scale), found, study.SOURCE)
         if claims and len(order.seeds) < SEEDS_FOR_A_VERDICT:
             reporter.tell("fewer than three worlds: verdicts are provisional")
@@ -103,53 +122,103 @@ def place_of(lab: Lab, store: Store) -> Path:
     return report_folder(store.root, f"{lab.name}-{slug(lab.given.base.name)}-{lab.scale.name}", question)
 
 
-def chosen(lab: Lab, only: Sequence[str]) -> tuple[str, ...]:
-    """The measures that `--only` names; all for none. Errors: an unknown one."""
+def asked_for(lab: Lab, part: str, only: Sequence[str]) -> tuple[str, ...]:
+    """The parts of a group, or those named; of a study without parts the tables named, none for all of them."""
+    parts, groups = lab.study.PARTS, {"all": tuple(lab.study.PARTS), **lab.study.GROUPS}
+    if part not in groups:
+        unknown("part of the study", part, groups)
+    known = [*parts] or [*lab.declared, "rates"]
     for name in only:
-        if name not in (*lab.measures, "rates"):
-            unknown("table", name, [*lab.measures, "rates"])
-    return tuple(only) or tuple(lab.measures)
+        if name not in known:
+            unknown("part" if parts else "table", name, known)
+    return tuple(only) or groups[part]
 
 
-def gathered(labs: Sequence[Lab], place: str, only: Collection[str]) -> list[Found]:
-    """What every seed says, its models made generation by generation; a seed that fails a first need is not trained further."""
-    names = {lab.unit: lab.names for lab in labs}
-    for generation in range(1 + max(lab.depth(name) for lab in labs for name in lab.names)):
+def gathered(labs: Sequence[Lab], place: str, chooser: Sequence[Lab] = ()) -> list[Found]:
+    """What every seed says: first what no choice changes, of all seeds; then the choice; then the batches that follow it.
+
+    Errors: a choosing seed that fails a first need.
+    """
+    everyone = [*chooser, *labs]
+    grown(everyone, [lab.names for lab in everyone], place)
+    for one in chooser:
+        if one.ended:
+            raise TiterError(f"seed {one.seed}, on which sizes are chosen: {one.ended}", next_step="train it longer.", status=1)
+        _batches([one], place)
+        chosen = one.study.choose(one)
+        for lab in labs:
+            lab.chosen = chosen
+    _batches(labs, place)
+    return [lab.found() for lab in labs]
+
+
+def _batches(labs: Sequence[Lab], place: str) -> None:
+    """Batch after batch of every seed, in step with each other."""
+    going = [(lab, lab.study.further(lab)) for lab in labs]
+    while going := [(lab, more) for lab, more in going if not lab.ended]:
+        asked = [(lab, next(more, None)) for lab, more in going]
+        going = [one for one, (_, batch) in zip(going, asked, strict=True) if batch is not None]
+        grown([lab for lab, _ in asked], [lab.add(batch or ()) for lab, batch in asked], place)
+
+
+def grown(labs: Sequence[Lab], new: Sequence[Sequence[str]], place: str) -> None:
+    """Make these models of every seed, generation by generation; a seed that fails a first need is not trained further."""
+    for generation in sorted({lab.depth(name) for lab, names in zip(labs, new, strict=True) for name in names}):
         wanted = [
             (lab, name)
-            for lab in labs
-            for name in names[lab.unit]
-            if lab.depth(name) == generation and (lab.given is not None or not lab.stands(name))
+            for lab, names in zip(labs, new, strict=True)
+            for name in names
+            if name in lab.names and lab.depth(name) == generation and (lab.given is not None or not lab.stands(name))
         ]
-        pieces = [
-            (lab.bench.store.root, place, lab.scale, lab.unit, lab.given, lab.keep_weights, name, tuple(only)) for lab, name in wanted
-        ]
+        pieces = [(lab.bench.store.root, place, lab.scale, lab.unit, *_sent(lab, name), name) for lab, name in wanted]
         if not parallel(_piece, pieces, labs[0].bench.reporter, f"{len(pieces)} models of {len(labs)} bases"):
             for lab, name in wanted:
-                lab.piece(name, only)
+                lab.piece(name)
         for lab in labs:
-            names[lab.unit] = _going_on(lab, names[lab.unit], generation)
-    return [lab.found(only, names[lab.unit]) for lab in labs]
+            _end_where_needed(lab, generation)
 
 
-def _going_on(lab: Lab, names: list[str], generation: int) -> list[str]:
-    """The models that are still worth making: those up to this generation alone where a first need fails."""
-    here = [name for name in names if lab.depth(name) <= generation]
+def _grown_alone(place: str, lab: Lab, new: Sequence[str]) -> None:
+    grown([lab], [new], place)
+
+
+def _end_where_needed(lab: Lab, generation: int) -> None:
+    """Where a first need fails that this generation should meet, the seed ends: no later model is worth making."""
+    here = {name: node for name, node in lab.nodes.items() if lab.depth(name) <= generation}
     first = [need for need in lab.study.needs(lab.scale) if need.first and need.model in here and lab.depth(need.model) == generation]
     for need in first:
         rates = lab.rates(lab.verdicts(need.model))
         if told := faults(Found(lab.seed, lab.scale, {"rates": rates}), [need]):
             lab.bench.reporter.tell(f"seed {lab.seed}, base {lab.base}: {told[need.model]}, so nothing more is trained on it")
-            return here
-    return names
+            lab.nodes, lab.ended = here, told[need.model]
+            return
+
+
+Sent = tuple[Given | None, bool, tuple[str, ...], Any, Mapping[str, Node]]
+
+
+def _sent(lab: Lab, name: str) -> Sent:
+    """What another process needs to know of a seed to make one of its models."""
+    return lab.given, lab.keep_weights, lab.parts, lab.chosen, {one: lab.added[one] for one in lab.line(name) if one in lab.added}
 
 
 def _piece(
-    root: Path, place: str, scale: Any, unit: tuple[int, int], given: Given | None, keep_weights: bool, name: str, only: tuple[str, ...]
+    root: Path,
+    place: str,
+    scale: Any,
+    unit: tuple[int, int],
+    given: Given | None,
+    keep_weights: bool,
+    parts: tuple[str, ...],
+    chosen: Any,
+    nodes: Mapping[str, Node],
+    name: str,
 ) -> None:
     silent = Silent()
     bench = Workbench(Store(root, silent.tell), silent, scale.save_every)
-    Lab(bench, form(place, given), Path(place).stem, scale, unit[0], given, keep_weights, unit[1]).piece(name, only)
+    lab = Lab(bench, form(place, given), Path(place).stem, scale, unit[0], given, keep_weights, unit[1], 1, parts, chosen)
+    _ = lab.add(list(nodes.values()))
+    lab.piece(name)
 
 
 def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: Sequence[Claim], command: str) -> Report:
@@ -159,6 +228,8 @@ def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: 
     results = page.results
     if not isinstance(results, pd.DataFrame):
         results = pd.concat([whole[table].assign(table=table) for table in results or whole if table in whole], ignore_index=True)
+    samples = pd.concat([one.verdicts for one in found], ignore_index=True)
+    shown = set(page.shown or samples.model)
     return Report(
         title=page.title or f"{name}, scale {scale.name}, {_units(found)}",
         answer=page.answer,
@@ -168,14 +239,14 @@ def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: 
         figures=page.figures,
         tables=page.tables,
         results=results,
-        samples=pd.concat([one.verdicts for one in found], ignore_index=True),
+        samples=samples[samples.model.isin(shown)],
         commands=[command],
         notes=list(page.notes),
         provenance={
             "seeds": ", ".join(str(seed) for seed in dict.fromkeys(one.seed for one in found)),
             "scale": scale.model_dump_json(),
             **page.provenance,
-            **{f"model {model}, {one.unit}": key for one in found for model, key in one.keys.items()},
+            **{f"model {model}, {one.unit}": key for one in found for model, key in one.keys.items() if model in shown},
             **environment(),
         },
     )
