@@ -27,7 +27,6 @@ from titer.judges.base import Judge
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.fast import Fast, Serving, engine_key, open_fast, openable
 from titer.models.lm import LM, Decoding, Progress, load, read_tokenizer
-from titer.recipes.node import Node
 from titer.stage import Stage
 from titer.train import train
 
@@ -280,26 +279,6 @@ def adapter_beside(model: Path) -> Path | None:
 def stopped(model: Model) -> str:
     """Why the stage that made a model ended before its last step, "" where it did not."""
     return str(json.loads((model.checkpoint.path.parent / "outcome.json").read_text(encoding="utf-8"))["stopped"])
-
-
-def recipe_models(bench: Workbench, nodes: Sequence[Node], tokenizer: Callable[[], object]) -> dict[str, Model]:
-    """Every model of a recipe, by name."""
-    made: dict[str, Model] = {}
-    for node in nodes:
-        reads = {role: made[name] for role, name in node.reads.items()}
-        made[node.name] = bench.model(node.stage, made[node.parent] if node.parent else None, node.name, tokenizer, reads)
-    return made
-
-
-def plan(nodes: Sequence[Node], store: Store) -> list[tuple[str, str, int, bool]]:
-    """(name, key, steps, stands already) of each node, without running anything."""
-    keys: dict[str, str] = {}
-    rows = []
-    for node in nodes:
-        reads = {role: keys[name] for role, name in node.reads.items()}
-        keys[node.name] = node.stage.key(keys[node.parent] if node.parent else "", reads)
-        rows.append((node.name, keys[node.name], node.stage.steps, store.has("stages", keys[node.name])))
-    return rows
 
 
 def _thoughtful(samples: Path) -> bool:

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from tests.data.naive import class_of, operators_of, text_class
-from titer.core.errors import TiterError
 from titer.data.example import IGNORE, Example, Stream
 from titer.data.world import World
 from titer.methods.dpo import DPO
 from titer.methods.unlearn import Unlearn
-from titer.recipes.jain2024 import NANO, SCALES, Scale, jain_recipe, relearn, scale_of
+from titer.recipes.jain2024 import NANO, SCALES, Scale, jain_recipe, relearn
 from titer.recipes.node import Node
 
 SEEDS = (0, 3)
@@ -241,10 +240,3 @@ def test_no_stage_trains_on_the_held_out_split() -> None:
 def test_every_seed_has_a_world_of_its_own() -> None:
     assert {part.source.world.seed for node in nodes(3).values() for s in node.stage.streams.values() for part in s.parts} == {3}
     assert {node.stage.seed for node in nodes(3).values()} == {3}
-
-
-def test_an_unknown_scale_is_an_error_with_the_nearest() -> None:
-    assert scale_of("nano") is NANO
-    with pytest.raises(TiterError, match="unknown scale 'nan'") as caught:
-        scale_of("nan")
-    assert "did you mean 'nano'" in str(caught.value)

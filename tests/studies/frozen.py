@@ -35,8 +35,7 @@ from titer.studies.engine.run import Order, run_study
 from titer.studies.huang2024.parts import PARTS
 from titer.studies.huang2024.study import run_huang
 from titer.studies.huang2024.text import VaccineOnText
-from titer.studies.jain2024.gather import PARTS as JAIN_PARTS
-from titer.studies.jain2024.study import run_jain
+from titer.studies.jain2024.study import Mechanisms
 from titer.studies.qi2024.scale import NANO as RISK_NANO
 from titer.studies.qi2024.scale import Scale as RiskScale
 from titer.studies.qi2024.study import RiskLevels
@@ -70,7 +69,7 @@ def _demo(root: Path, scale: demo.Scale, seed: int) -> Path:
 
 
 def _jain(root: Path, scale: jain2024.Scale, seeds: range) -> Path:
-    return run_jain(Store(root), Listener(), scale, seeds, list(JAIN_PARTS), "titer study jain2024")[0]
+    return run_study(Mechanisms(), Order("jain2024", scale.name, seeds), scale, Store(root), Listener(), "titer study jain2024")[0]
 
 
 def _huang(root: Path, scale: huang2024.Scale, seeds: range, parts: list[str]) -> Path:
@@ -105,7 +104,7 @@ SETTINGS: dict[str, Callable[[Path], Path]] = {
     "qi2024-text": _qi_text,
 }
 RELAXED = [  # models that learned little count, so that every claim has a value
-    *("titer.studies.demo.LEARNED", "titer.studies.jain2024.evidence.LEARNED", "titer.studies.jain2024.evidence.TOOK"),
+    *("titer.studies.demo.LEARNED", "titer.studies.jain2024.study.LEARNED", "titer.studies.jain2024.study.TOOK"),
     *("titer.studies.qi2024.study.BASE_SKILL", "titer.studies.qi2024.study.REFUSED", "titer.studies.qi2024.claims.LEARNED"),
 ]
 

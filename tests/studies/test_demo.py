@@ -12,14 +12,16 @@ from xml.etree import ElementTree as ET
 import pandas as pd
 import pytest
 
-from tests.studies.conftest import Demo, demo_under
+from tests.studies.conftest import Demo, Listener, demo_under
 from titer import cli
 from titer.core.run import Store, damage
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import Decoding, load
 from titer.recipes.demo import Scale, demo_recipe
+from titer.studies.demo import Demo as Study
 from titer.studies.demo import run_demo
-from titer.workbench import Reporter, plan
+from titer.studies.engine.lab import Lab
+from titer.workbench import Reporter, Workbench
 
 COLUMNS = ["table", "model", "set", "layer", "measure", "value", "low", "high", "count", "n"]
 SETS = {"safe", "unsafe", "user", "jb_co_task", "jb_co_text", "jb_misgen", "sham_safe", "sham_refused"}
@@ -133,10 +135,12 @@ def test_what_was_damaged_is_made_again_and_nothing_else(demo: Demo, tiny: Scale
 
 
 def test_the_plan_says_that_everything_stands(demo: Demo, tiny: Scale) -> None:
-    rows = plan(demo_recipe(tiny, 1), Store(demo.runs))
-    assert all(stands for _, _, _, stands in rows)
-    assert [key for _, key, _, _ in rows] == [made.split("/")[1] for made in demo.made if made.startswith("stages/")]
-    assert not any(stands for _, _, _, stands in plan(demo_recipe(tiny, 2), Store(demo.runs)))
+    def lab(seed: int) -> Lab:
+        return Lab(Workbench(Store(demo.runs), Listener()), Study(), "demo", tiny, seed)
+
+    assert all(lab(1).stands(name) for name in lab(1).nodes)
+    assert [lab(1).key(name) for name in lab(1).nodes] == [made.split("/")[1] for made in demo.made if made.startswith("stages/")]
+    assert not any(lab(2).stands(name) for name in lab(2).nodes)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

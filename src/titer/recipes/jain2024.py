@@ -15,7 +15,6 @@ from typing import Literal
 from pydantic import Field
 
 from titer.core.config import Record
-from titer.core.errors import unknown
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Stream
 from titer.data.world import World
@@ -108,13 +107,6 @@ PAPER = Scale(
 )
 SMALL = PAPER.model_copy(update={"name": "small", "world": WORLDS["small"], "pretrain_steps": 25_000, "pretrain_warmup": 5_000})
 SCALES = {scale.name: scale for scale in (NANO, CPU, SMALL, PAPER)}
-
-
-def scale_of(name: str) -> Scale:
-    """A named scale. Errors: an unknown name, with the nearest."""
-    if name not in SCALES:
-        unknown("scale", name, SCALES)
-    return SCALES[name]
 
 
 def jain_recipe(scale: Scale, seed: int) -> tuple[Node, ...]:

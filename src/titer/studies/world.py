@@ -9,19 +9,16 @@ import pandas as pd
 
 from titer.core.errors import TiterError
 from titer.core.run import Store
-from titer.recipes import huang2024, jain2024
+from titer.recipes import huang2024
 from titer.studies.engine import price as priced
 from titer.studies.engine.run import Order
 from titer.studies.engine.run import run as engine_run
 from titer.studies.huang2024 import cost as huang_cost
 from titer.studies.huang2024.parts import parts_of as huang_parts
 from titer.studies.huang2024.study import run_huang
-from titer.studies.jain2024 import cost as jain_cost
-from titer.studies.jain2024.study import parts_of as jain_parts
-from titer.studies.jain2024.study import run_jain
 from titer.workbench import Reporter
 
-OWN = ("jain2024", "huang2024")  # studies that are not made by the engine yet
+OWN = ("huang2024",)  # studies that are not made by the engine yet
 
 
 @dataclass(frozen=True)
@@ -51,10 +48,6 @@ def _one_base(order: WorldOrder) -> None:
 def price(order: WorldOrder, store: Store, flops: float | None = None) -> tuple[pd.DataFrame, str]:
     """What a study would run, as a table and in words. Errors: an unknown study, scale or part."""
     _one_base(order)
-    if order.study == "jain2024":
-        jain_parts(order.only)
-        table = jain_cost.cost(jain2024.scale_of(order.scale or "nano"), order.seeds, store)
-        return table, jain_cost.summary(table, flops)
     if order.study == "huang2024":
         table = huang_cost.cost(huang2024.scale_of(order.scale or "nano"), len(order.seeds), huang_parts(order.part, order.only))
         return table, huang_cost.summary(table, flops)
@@ -64,9 +57,6 @@ def price(order: WorldOrder, store: Store, flops: float | None = None) -> tuple[
 def run(order: WorldOrder, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
     """The study's page and its answer, run or finished. Errors: an unknown study, scale or part."""
     _one_base(order)
-    if order.study == "jain2024":
-        page, answer, _ = run_jain(store, reporter, jain2024.scale_of(order.scale or "nano"), order.seeds, jain_parts(order.only), command)
-        return page, answer
     if order.study == "huang2024":
         found = run_huang(
             store, reporter, huang2024.scale_of(order.scale or "nano"), order.seeds, huang_parts(order.part, order.only), command

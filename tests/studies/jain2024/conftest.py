@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from tests.studies.conftest import Listener
 from titer.core.run import Store
 from titer.data.world import World
 from titer.models.lm import Architecture
-from titer.recipes.jain2024 import Scale, jain_recipe
-from titer.studies.jain2024.evidence import Evidence
-from titer.studies.jain2024.gather import PARTS, measured
-from titer.studies.jain2024.subject import Subject, subject
-from titer.workbench import Workbench, recipe_models
+from titer.recipes.jain2024 import Scale
+from titer.studies.engine.found import Found
+from titer.studies.engine.lab import Lab
+from titer.studies.jain2024.study import Mechanisms
+from titer.workbench import Workbench
 
+STUDY = Mechanisms()
 TINY = Scale(
     name="tiny",
     world=World(novel=10),
@@ -39,15 +41,21 @@ class Study:
     """What one seed left."""
 
     root: Path
-    subject: Subject
-    evidence: Evidence
+    lab: Lab
+    found: Found
+
+
+def lab_of(root: Path, scale: Scale, seed: int, parts: Sequence[str] = tuple(STUDY.PARTS)) -> Lab:
+    """A seed at work with the models of these parts."""
+    lab = Lab(Workbench(Store(root), Listener(), scale.save_every), STUDY, "jain2024", scale, seed, parts=tuple(parts))
+    for batch in STUDY.further(lab):
+        lab.grow(batch)
+    return lab
 
 
 def small_study(root: Path) -> Study:
-    bench = Workbench(Store(root), Listener(), TINY.save_every)
-    models = recipe_models(bench, jain_recipe(TINY, 5), TINY.world.model_copy(update={"seed": 5}).tokenizer)
-    s = subject(bench, TINY, 5, models)
-    return Study(root, s, Evidence(5, measured(s, PARTS), over_inputs=True))
+    lab = lab_of(root, TINY, 5)
+    return Study(root, lab, lab.found())
 
 
 @pytest.fixture(scope="session")

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.studies.jain2024.conftest import STUDY, TINY
 from titer.core.claims import Claim
 from titer.recipes.jain2024 import METHODS
-from titer.studies.claims import settled
-from titer.studies.jain2024.claims_behaviour import behaviour
-from titer.studies.jain2024.claims_clusters import clusters
-from titer.studies.jain2024.claims_mechanism import mechanism
-from titer.studies.jain2024.evidence import JAILBREAKS, Evidence, controls_of
+from titer.studies.engine.claims import settled
+from titer.studies.engine.found import Found
+from titer.studies.engine.lab import faults
+from titer.studies.jain2024.claims import JAILBREAKS, controls_of
 
-DECLARED = [*behaviour(), *clusters(), *mechanism()]
 N = 40
 SAFE, UNSAFE = "safe", "unsafe"
 TUNED = [*(f"{m} M" for m in METHODS), *(f"{m} S" for m in METHODS), "ssft-half M", "dpo-sum M"]
@@ -62,12 +62,15 @@ def placement(gaps: Mapping[str, float], gains: Mapping[str, float]) -> pd.DataF
     return pd.concat(rows, ignore_index=True)
 
 
-def evidence(seed: int, **tables: pd.DataFrame) -> Evidence:
-    return Evidence(seed, {"verdicts": verdicts(), **tables})
+def evidence(seed: int, answers: pd.DataFrame | None = None, stopped: Mapping[str, str] | None = None, **tables: pd.DataFrame) -> Found:
+    judged = verdicts() if answers is None else answers
+    rates = [STUDY.rates(mine.assign(harmful=False)).assign(model=model) for model, mine in judged.groupby("model", sort=False)]
+    found = Found(seed, TINY, {"rates": pd.concat(rates), **tables}, judged, stopped=stopped or {})
+    return replace(found, faults=faults(found, STUDY.needs(TINY)))
 
 
-def claim(name: str, *seeds: Evidence) -> Claim:
-    (found,) = settled([one for one in DECLARED if one.stated.name == name], list(seeds))
+def claim(name: str, *seeds: Found) -> Claim:
+    (found,) = settled([row for row in STUDY.claims(TINY) if row.name == name], list(seeds), STUDY.SOURCE)
     return found
 
 
@@ -177,16 +180,16 @@ def test_gain_beyond_alpha_1_takes_no_point_that_costs_safe_skill() -> None:
 
 def test_a_seed_whose_base_did_not_learn_is_left_out_and_named() -> None:
     good = [evidence(i, placement=placement({"ssft M": 4.0 * jitter(i)}, {})) for i in range(3)]
-    bad = Evidence(9, {"verdicts": verdicts({("base", UNSAFE): 0.5}), "placement": placement({"ssft M": 100.0}, {})})
+    bad = evidence(9, verdicts({("base", UNSAFE): 0.5}), placement=placement({"ssft M": 100.0}, {}))
     found = claim("cluster gap: ssft", *good, bad)
     assert found.seeds == (0, 1, 2)
-    assert "seed 9: the base model did not learn the task" in found.reason
+    assert "seed 9: base: 50.0% of unsafe complied (95% needed)" in found.reason
 
 
 def test_a_method_that_diverged_makes_its_claims_not_testable_and_is_named() -> None:
     table = placement({"unlearn M": 100.0}, {})
     stopped = {"unlearn M": "the gradient is not finite at step 7"}
-    seeds = [Evidence(i, {"verdicts": verdicts(), "placement": table}, stopped) for i in range(3)]
+    seeds = [evidence(i, stopped=stopped, placement=table) for i in range(3)]
     found = claim("cluster gap: unlearn", *seeds)
     assert found.verdict == "not testable"
     assert found.value is None
@@ -195,8 +198,7 @@ def test_a_method_that_diverged_makes_its_claims_not_testable_and_is_named() -> 
 
 
 def test_with_fewer_than_three_seeds_the_interval_is_over_inputs() -> None:
-    tables = {"verdicts": verdicts({("ssft M", "jb_co_text"): 0.5}), "placement": placement({}, {})}
-    found = claim("order of jailbreaks: jb_co_text", Evidence(0, tables, over_inputs=True))
+    found = claim("order of jailbreaks: jb_co_text", evidence(0, verdicts({("ssft M", "jb_co_text"): 0.5})))
     assert found.provisional
     assert found.value == pytest.approx(0.5)
     assert found.interval is not None
@@ -205,3 +207,12 @@ def test_with_fewer_than_three_seeds_the_interval_is_over_inputs() -> None:
 
 def test_controls_have_the_names_of_the_recipe_s_models() -> None:
     assert controls_of("dpo") == ("benign, norm of dpo", "sham dpo M")
+
+
+def test_a_model_that_was_not_tuned_makes_its_claims_not_testable() -> None:
+    weak = verdicts({("dpo M", UNSAFE): 0.5})
+    seeds = [evidence(i, weak, placement=placement({"dpo M": 9.0, "ssft M": 4.0 * jitter(i)}, {})) for i in range(3)]
+    assert claim("cluster gap: dpo", *seeds).verdict == "not testable"
+    assert "dpo M: 50.0% of unsafe refused (90% needed)" in claim("cluster gap: dpo", *seeds).reason
+    assert claim("cluster gap: ssft", *seeds).verdict == "supported"
+    assert claim("refusal", *seeds).verdict != "not testable"  # which asks just that

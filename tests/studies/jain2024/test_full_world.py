@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from tests.studies.conftest import Listener
+from tests.studies.jain2024.conftest import STUDY, lab_of
 from titer.core.run import Store
 from titer.data.worlds import WORLDS
 from titer.models.lm import Architecture
-from titer.recipes.jain2024 import SCALES, Scale, jain_recipe, scale_of
-from titer.studies.jain2024.cost import cost, summary
-from titer.studies.jain2024.gather import measured
-from titer.studies.jain2024.subject import JAILBREAKS, subject
-from titer.workbench import Workbench, recipe_models
+from titer.recipes.jain2024 import SCALES, Scale, jain_recipe
+from titer.studies.engine.price import price
+from titer.studies.engine.run import Order
+from titer.studies.jain2024.subject import JAILBREAKS, requests_of
+from titer.workbench import Workbench
 
 SEED = 2
 FEW = ("table", "fig3", "fig6", "soft", "patching")
@@ -39,26 +40,25 @@ SMALL = Scale(
 
 
 def test_every_part_takes_the_full_world(tmp_path: Path) -> None:
-    bench = Workbench(Store(tmp_path), Listener(), 100)
-    world = SMALL.world.model_copy(update={"seed": SEED})
-    s = subject(bench, SMALL, SEED, recipe_models(bench, jain_recipe(SMALL, SEED), world.tokenizer))
-    found = measured(s, FEW)
-    assert set(JAILBREAKS) <= set(found["verdicts"].kind)
-    assert np.isfinite(found["placement"].tau).all()
-    assert (found["sensitivity"].g > 0).all()
-    assert set(found["soft"].n) == {1, 2, 4, 8}
-    lengths = {len(a.example.prompt.split()) for a in s.sets["unsafe"]}
+    lab = lab_of(tmp_path, SMALL, SEED, FEW)
+    found = lab.found()
+    assert set(JAILBREAKS) <= set(found.verdicts.kind)
+    assert np.isfinite(found.tables["placement"].tau).all()
+    assert (found.tables["sensitivity"].g > 0).all()
+    assert set(found.tables["soft"].n) == {1, 2, 4, 8}
+    lengths = {len(a.example.prompt.split()) for a in requests_of(lab).sets["unsafe"]}
     assert len(lengths) > 1, "texts of one length would not test the groups of the patching"
-    assert len(found["patching"]) > 0
+    assert len(found.tables["patching"]) > 0
 
 
 @pytest.mark.parametrize("name", SCALES)
 def test_every_scale_is_priced_and_fits_its_model_s_window(name: str, tmp_path: Path) -> None:
-    scale = scale_of(name)
-    table = cost(scale, [0], Store(tmp_path))
-    assert len(table) == len(jain_recipe(scale, 0)) + 1
+    scale = SCALES[name]
+    table, told = price(Order("jain2024", name, range(1)), Store(tmp_path), 1e14)
+    assert list(table.model[:-3]) == [node.name for node in STUDY.nodes(scale, scale.world)]
+    assert all(name.endswith("relearned") for name in table.model[-3:])
     assert (table.tflop > 0).all()
-    assert "hours" in summary(table, 1e14)
+    assert "hours" in told
     w = scale.world
     widest = w.slots + 3 + (1 + w.slots // 2) * (w.longest + 1) + 8  # eight soft tokens
     assert scale.architecture.positions >= widest
@@ -67,7 +67,7 @@ def test_every_scale_is_priced_and_fits_its_model_s_window(name: str, tmp_path: 
 
 def test_the_paper_s_scale_has_the_paper_s_numbers() -> None:
     """Sections 2 to 4 of the specification."""
-    s = scale_of("paper")
+    s = SCALES["paper"]
     assert (s.architecture.layers, s.architecture.width, s.architecture.heads, s.architecture.norm) == (6, 192, 6, "stream")
     assert (s.pretrain_steps, s.pretrain_batch, s.pretrain_rate, s.pretrain_warmup) == (100_000, 512, 1e-3, 20_000)
     assert (s.align_steps, s.align_batch, s.align_warmup, s.medium_rate, s.small_rate, s.window) == (10_000, 512, 2_000, 1e-4, 1e-5, 159)
@@ -81,7 +81,7 @@ def test_the_paper_s_scale_has_the_paper_s_numbers() -> None:
 def test_stage_a_and_dpo_step_at_the_paper_s_layout(name: str, tmp_path: Path) -> None:
     tiny = Architecture(layers=2, width=16, heads=2, positions=192, norm="stream")
     few = {"pretrain_steps": 2, "pretrain_batch": 4, "align_steps": 2, "align_batch": 4, "pool": 6, "precision": "no", "architecture": tiny}
-    scale = scale_of(name).model_copy(update=few)
+    scale = SCALES[name].model_copy(update=few)
     bench = Workbench(Store(tmp_path), Listener(), 100)
     nodes = {node.name: node.stage for node in jain_recipe(scale, SEED)}
     base = bench.model(nodes["base"], None, "base", scale.world.model_copy(update={"seed": SEED}).tokenizer)

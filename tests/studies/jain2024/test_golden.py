@@ -14,24 +14,25 @@ import torch
 
 from tests.studies.jain2024.conftest import Study, small_study
 from titer.probes.weight_change import overall
-from titer.studies.jain2024.evidence import Evidence
+from titer.studies.engine.found import Found
+from titer.studies.jain2024.claims_mechanism import null_means
 
 FILE = Path(__file__).with_name("golden.json")
 MODELS = ("ssft M", "dpo M", "unlearn M", "ssft S", "ssft-half M", "dpo-sum M", "benign M", "sham dpo M")
 
 
-def numbers(e: Evidence) -> dict[str, float]:
+def numbers(e: Found) -> dict[str, float]:
     """Smooth statistics of every part."""
     t = e.tables
     found: dict[str, float] = {}
     for model in MODELS:
         for kind in ("safe", "unsafe", "jb_co_text"):
-            found[f"tau {model} {kind}"] = float(e.last("placement", "tau", model, kind).mean())
-            found[f"gain {model} {kind}"] = float(e.last("placement", "gain", model, kind).mean())
+            found[f"tau {model} {kind}"] = float(e.last("placement", "tau", model=model, kind=kind).mean())
+            found[f"gain {model} {kind}"] = float(e.last("placement", "gain", model=model, kind=kind).mean())
         found[f"change {model}"] = overall(t["change"][t["change"].model == model], "mlp")
         g = t["sensitivity"]
         found[f"g {model}"] = float(g[(g.model == model) & (g.kind == "unsafe")].g.median())
-    null = e.null_means()
+    null = null_means(e)
     found["null space"] = float(null[null.model == "dpo M"].value.mean())
     spread = t["spread"]
     found["top share"] = float(spread[spread.model == "unlearn M"].top_share.mean())
@@ -45,7 +46,7 @@ def numbers(e: Evidence) -> dict[str, float]:
 
 def test_golden(study: Study) -> None:
     expected = json.loads(FILE.read_text(encoding="utf-8"))
-    found = numbers(study.evidence)
+    found = numbers(study.found)
     assert found.keys() == expected.keys()
     wrong = {name: (value, expected[name]) for name, value in found.items() if value != pytest.approx(expected[name], rel=1e-2, abs=1e-4)}
     assert not wrong
@@ -54,4 +55,4 @@ def test_golden(study: Study) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        FILE.write_text(json.dumps(numbers(small_study(Path(folder)).evidence), indent=1) + "\n", encoding="utf-8")
+        FILE.write_text(json.dumps(numbers(small_study(Path(folder)).found), indent=1) + "\n", encoding="utf-8")

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.studies.conftest import Listener
-from tests.studies.jain2024.conftest import TINY, Study
+from tests.studies.jain2024.conftest import STUDY, TINY, Study, lab_of
+from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.models.interpolate import distance, weights_of
 from titer.models.lm import load
 from titer.recipes.jain2024 import METHODS
-from titer.studies.claims import settled
-from titer.studies.jain2024.claims_behaviour import behaviour
-from titer.studies.jain2024.claims_clusters import clusters
-from titer.studies.jain2024.claims_mechanism import mechanism
-from titer.studies.jain2024.gather import PARTS, measured
+from titer.studies.engine.claims import settled
+from titer.studies.engine.found import Found
+from titer.studies.engine.run import Order, asked_for, run_study
+from titer.studies.jain2024.causes import patched_outcomes
 from titer.studies.jain2024.probing import matched
-from titer.studies.jain2024.study import parts_of, run_jain
-from titer.studies.jain2024.subject import JAILBREAKS, SWEPT
+from titer.studies.jain2024.subject import JAILBREAKS, SWEPT, requests_of
 from titer.studies.jain2024.sweeps import ALPHAS
+from titer.studies.judged import outcomes
 
-DECLARED = [*behaviour(), *clusters(), *mechanism()]
+ROWS = STUDY.claims(TINY)
 WANTED = (  # the claims that the issue of this study names
     *("cluster gap", "AUROC", "order of methods", "flat early layers", "low rank", "null space", "specificity", "sensitivity"),
     *("order of jailbreaks", "jailbreaks sit with the safe", "soft-token trend", "alpha monotone", "gain beyond alpha 1", "minimal change"),
@@ -33,54 +35,52 @@ WANTED = (  # the claims that the issue of this study names
 
 
 def test_every_claim_that_was_asked_for_is_declared_with_a_control_and_a_margin() -> None:
-    names = [one.stated.name for one in DECLARED]
+    names = [row.name for row in ROWS]
     assert len(names) == len(set(names))
     for wanted in WANTED:
         assert any(name.startswith(wanted) for name in names), wanted
-    assert all(one.stated.control and math.isfinite(one.stated.margin) for one in DECLARED)
+    assert all(row.against and math.isfinite(row.margin) for row in ROWS)
 
 
 def test_every_claim_is_computed_from_what_was_measured(study: Study) -> None:
-    e = study.evidence
-    for one in DECLARED:
-        assert e.has(*one.needs), one.stated.name
-        found = one.value(e)
-        if found is not None:
-            assert found.effect.value == found.effect.value or "log2" in one.stated.statistic, one.stated.name
+    for row in ROWS:
+        assert study.found.has(*row.needs), row.name
+        if not (row.unless and row.unless(study.found)):
+            assert row.net.at(study.found) == row.net.at(study.found) or "log2" in row.statistic, row.name
 
 
 def test_a_base_that_did_not_learn_gives_no_claim(study: Study) -> None:
-    claims = settled(DECLARED, [study.evidence])
+    claims = settled(ROWS, [study.found], STUDY.SOURCE)
     assert {c.verdict for c in claims} == {"not testable"}
-    assert all("did not learn the task" in c.reason and c.value is None for c in claims)
+    assert all("seed 5: base: " in c.reason and c.value is None for c in claims)
 
 
 def test_a_claim_whose_tables_were_not_measured_does_not_print(study: Study) -> None:
-    only = {"verdicts": study.evidence.tables["verdicts"]}
-    names = {c.name for c in settled(DECLARED, [type(study.evidence)(5, only)])}
+    only = Found(5, TINY, {"rates": study.found.tables["rates"]}, study.found.verdicts)
+    names = {c.name for c in settled(ROWS, [only], STUDY.SOURCE)}
     assert "refusal" in names
     assert "null space" not in names
 
 
 def test_a_second_call_makes_nothing_and_says_the_same(study: Study) -> None:
-    before = len(study.subject.bench.store.made)
-    again = measured(study.subject, PARTS)
-    assert len(study.subject.bench.store.made) == before
-    for name, table in again.items():
-        pd.testing.assert_frame_equal(table, study.evidence.tables[name])
+    lab = lab_of(study.root, TINY, 5)
+    again = lab.found()
+    assert not lab.bench.store.made
+    for name, table in again.tables.items():
+        pd.testing.assert_frame_equal(table, study.found.tables[name])
 
 
 def test_the_benign_control_has_each_method_s_norm(study: Study) -> None:
-    s = study.subject
-    start = weights_of(load(s.models["base"].checkpoint))
+    lab = study.lab
+    start = weights_of(load(lab.model("base").checkpoint))
     for method in METHODS:
-        tuned = weights_of(load(s.models[f"{method} M"].checkpoint))
-        scaled = weights_of(load(matched(s, method).checkpoint))
-        assert distance(scaled, start) == pytest.approx(distance(tuned, start), rel=1e-4)
+        model = lab.model(f"{method} M")
+        scaled = weights_of(load(matched(lab, lab.model("base"), lab.model("benign M"), model).checkpoint))
+        assert distance(scaled, start) == pytest.approx(distance(weights_of(load(model.checkpoint)), start), rel=1e-4)
 
 
 def test_sweeps_begin_at_the_base_and_reach_the_tuned_model(study: Study) -> None:
-    v, t = study.evidence.tables["verdicts"], study.evidence.tables["alpha"]
+    v, t = study.found.verdicts, study.found.tables["alpha"]
     plain = v.assign(outcome=v.outcome.where(v.outcome.isin(["complied", "refused"]), "neither"))
     for alpha, model in ((0.0, "base"), (1.0, "dpo M")):
         swept = t[(t.model == "dpo M") & (t.direction == "own") & (t.alpha == alpha)]
@@ -91,7 +91,7 @@ def test_sweeps_begin_at_the_base_and_reach_the_tuned_model(study: Study) -> Non
 
 
 def test_placement_has_every_set_and_the_shams_their_own_classes(study: Study) -> None:
-    t = study.evidence.tables["placement"]
+    t = study.found.tables["placement"]
     assert {"base", "ssft M", "benign, norm of dpo", "sham unlearn M", "sham unlearn M, own class"} <= set(t.model)
     assert set(t[t.model == "ssft M"].kind) == {"safe", "unsafe", *JAILBREAKS}
     assert set(t[t.model == "sham dpo M, own class"].kind) == {"safe", "unsafe"}
@@ -100,7 +100,7 @@ def test_placement_has_every_set_and_the_shams_their_own_classes(study: Study) -
 
 
 def test_relearning_starts_at_the_aligned_model(study: Study) -> None:
-    t = study.evidence.tables["relearn"]
+    t = study.found.tables["relearn"]
     first = t[t.step == 0]
     assert (first.distance == 0).all()
     assert (t[t.step > 0].distance > 0).all()
@@ -108,33 +108,51 @@ def test_relearning_starts_at_the_aligned_model(study: Study) -> None:
 
 
 def test_dynamics_end_at_the_final_change(study: Study) -> None:
-    t = study.evidence.tables["dynamics"]
+    t = study.found.tables["dynamics"]
     last = t[t.step == TINY.align_steps]
     assert np.allclose(last.cosine, 1.0)
     assert (t.groupby("model").relative_norm.apply(lambda r: r.iloc[0] < r.iloc[-1])).all()
 
 
 def test_patching_a_model_with_itself_changes_nothing(study: Study) -> None:
-    from titer.studies.jain2024.causes import patched_outcomes
-    from titer.studies.judged import outcomes
-
-    s = study.subject
-    lm, twin = load(s.models["dpo M"].checkpoint), load(s.models["dpo M"].checkpoint)
+    model, decoding, unsafe = study.lab.model("dpo M"), study.lab.decoding, requests_of(study.lab).sets["unsafe"]
+    lm, twin = load(model.checkpoint), load(model.checkpoint)
     names = [f"mlp_act[{i}]" for i in range(lm.sites.layers)]
-    found = patched_outcomes(s, twin, lm, names, "unsafe", s.sets["unsafe"])
-    assert found.outcome.tolist() == outcomes(lm, {"unsafe": s.sets["unsafe"]}, s.decoding).outcome.tolist()
+    found = patched_outcomes(twin, lm, names, "unsafe", unsafe, decoding)
+    assert found.outcome.tolist() == outcomes(lm, {"unsafe": unsafe}, decoding).outcome.tolist()
 
 
-def test_the_whole_study_at_a_tiny_scale_says_that_the_base_did_not_learn(study: Study) -> None:
-    page, answer, claims = run_jain(Store(study.root), Listener(), TINY, [5], PARTS, "titer study jain2024")
-    assert page.exists()
-    assert (page.parent / "claims.json").read_text().strip() == '{\n "claims": []\n}'
+def run(root: Path, *only: str) -> tuple[Path, str, Store]:
+    """The study at the tiny scale on the one seed, by this process alone."""
+    store = Store(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "processes", lambda: 1)
+        return *run_study(STUDY, Order("jain2024", "tiny", (5,), only), TINY, store, Listener(), "titer study jain2024"), store
+
+
+def test_the_whole_study_at_a_tiny_scale_says_that_the_base_did_not_learn(study: Study, tmp_path: Path) -> None:
+    page, answer, store = run(tmp_path)
+    told = json.loads((page.parent / "claims.json").read_text())["claims"]
+    assert {one["verdict"] for one in told} == {"not testable"}
     assert answer == "The base model did not learn its task, so no claim is drawn."
-    assert not claims
+    assert sum(name.startswith("stages/") for name in store.made) == 1, "nothing is tuned from it"
 
 
-def test_parts_by_name() -> None:
-    assert parts_of("") == tuple(PARTS)
-    assert parts_of("fig3, soft") == ("fig3", "soft")
+def test_a_part_trains_and_measures_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("titer.studies.jain2024.study.LEARNED", -1.0)
+    page, answer, store = run(tmp_path, "change")
+    assert answer.startswith("After tuning at least ")
+    assert sum(name.startswith("stages/") for name in store.made) == len(STUDY.nodes(TINY, TINY.world)), "none relearned"
+    shown = set(pd.read_csv(page.with_name("results.csv")).table)
+    assert shown == {"answers", "stable rank of the change", "verdicts"}
+
+
+def test_parts_by_name(study: Study) -> None:
+    assert asked_for(study.lab, "all", ()) == tuple(STUDY.PARTS)
+    assert asked_for(study.lab, "all", ("fig3", "soft")) == ("fig3", "soft")
     with pytest.raises(TiterError, match="fig3"):
-        parts_of("fig33")
+        asked_for(study.lab, "all", ("fig33",))
+    few = lab_of(study.root, TINY, 5, ("fig3", "soft"))
+    assert {one.name for one in few.measures} == {"placement", "probed", "spread", "soft", "soft_placed"}
+    assert not lab_of(study.root, TINY, 5, ("table",)).measures
+    assert len(study.lab.measures) == 15, "every table is of some part"

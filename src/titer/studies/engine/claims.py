@@ -36,8 +36,8 @@ def _declared(row: Row, source: str, few: bool) -> Declared:
             return why
         net = row.net
         try:
-            effect = net.over_inputs(one, row.name) if few else net.read(one)
-            return Measured(effect, row.control.read(one).value, row.note(one) if row.note else "")
+            effect = net.over_inputs(one, row.drawn or row.name) if few else net.read(one)
+            return Measured(effect, row.control.at(one), row.note(one) if row.note else "")
         except UnsaidError as told:
             return str(told)
 

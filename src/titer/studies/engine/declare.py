@@ -17,6 +17,7 @@ import pandas as pd
 
 from titer import evaluate
 from titer.attacks.base import Attempt
+from titer.core.claims import Claim
 from titer.data.world import World
 from titer.judges.base import Judge
 from titer.judges.exact import Exact
@@ -62,6 +63,9 @@ class Seed(Protocol):
 
     @property
     def given(self) -> Given | None: ...
+
+    @property
+    def decoding(self) -> Decoding: ...
 
     @property
     def nodes(self) -> Mapping[str, Node]:
@@ -136,8 +140,9 @@ class Row:
     """A claim: `effect` minus `control` against a margin that is declared beforehand, with the paper's value where it has one.
 
     `against` names the control; `whole`: `effect` is effect minus control already (the weakest of several differences), and `control`
-    is only shown; `unless` says why a seed has no value ("": it has one); `needs` are the tables that it reads, `models`
-    those whose own needs count (empty: every need of the study); `source` is another paper's, where the study's own is not.
+    is only shown; `drawn` is the name whose seed draws samples again (none: the claim's); `unless` says why a seed has no value ("": it
+    has one); `needs` are the tables that it reads, `models` those whose own needs count (empty: every need of the study); `source` is
+    another paper's, where the study's own is not.
     """
 
     name: str
@@ -155,6 +160,7 @@ class Row:
     models: tuple[str, ...] = ()
     source: str = ""
     whole: bool = False
+    drawn: str = ""
 
     @property
     def net(self) -> Term:
@@ -239,6 +245,10 @@ class Study(ABC):
     @abstractmethod
     def page(self, found: Sequence[Found], scale: Any) -> Page:
         """The report's own words, tables and charts, from what every seed found."""
+
+    def concluded(self, page: Page, claims: Sequence[Claim]) -> Page:
+        """The page once the claims are settled: for words that count verdicts."""
+        return page
 
     def measures(self, lab: Seed) -> Sequence[Measure]:
         """The tables beside the answers' rates."""

@@ -22,7 +22,8 @@ class Found:
     """One base: that of a seed, or another of the same world (`base` 1, 2, ...). `tables` by name, each with the column `model`: `rates` (set, outcome, count, n) and the study's measures.
 
     `verdicts` has a row a judged answer; `keys` are the models' content keys; `faults` say
-    of a model what it should have learned and did not; `source` is what the examples were drawn from.
+    of a model what it should have learned and did not, `stopped` why its training ended early; `source` is what the examples were
+    drawn from.
     `parts` were asked for; `chosen` is what was chosen before.
     """
 
@@ -36,6 +37,7 @@ class Found:
     base: int = 0
     parts: tuple[str, ...] = ()
     chosen: Any = None
+    stopped: Mapping[str, str] = field(default_factory=dict)
 
     def has(self, *names: str) -> bool:
         """Whether these tables were measured, or parts asked for."""
@@ -53,7 +55,8 @@ class Found:
 
     def fault(self, models: Sequence[str]) -> str:
         """Why this seed says nothing of these models (of none in particular: of any); "" if it does."""
-        told = [text for model, text in self.faults.items() if not models or model in models]
+        told = [f"{model} was stopped: {self.stopped[model]}" for model in models if model in self.stopped]
+        told += [text for model, text in self.faults.items() if model in models or not models]
         return f"{self.unit}: {'; '.join(told)}" if told else ""
 
     def count(self, model: str, asked: str, outcome: str) -> tuple[int, int]:
@@ -69,6 +72,10 @@ class Found:
         v = self.verdicts
         return {(str(m), str(k)): one.outcome for (m, k), one in v.groupby(["model", "kind"], sort=False)}  # type: ignore[misc]
 
+    @cached_property
+    def _by_model(self) -> dict[str, dict[object, pd.DataFrame]]:
+        return {}
+
     def was(self, model: str, asked: str, outcome: str = "complied") -> Array:
         """1.0 where an answer of a model to a set had the outcome, else 0.0, input by input."""
         return hits(self._answers[model, asked], outcome)
@@ -81,6 +88,10 @@ class Found:
     def table(self, name: str, **where: object) -> pd.DataFrame:
         """The rows of a table whose columns have these values."""
         t = self.tables[name]
+        if "model" in where and "model" in t:
+            if name not in self._by_model:
+                self._by_model[name] = dict(iter(t.groupby("model", sort=False)))
+            t = self._by_model[name].get(where.pop("model"), t.iloc[:0])
         for column, value in where.items():
             t = t[t[column] == value]
         return t.reset_index(drop=True)

@@ -13,12 +13,12 @@ import pandas as pd
 from titer import evaluate
 from titer.data.draws import seed_of
 from titer.data.world import World
-from titer.models.lm import LM, load
+from titer.models.lm import LM, Decoding, load
 from titer.recipes.node import Node
 from titer.studies.engine.declare import BASE, Given, Measure, Need, Question, Study
 from titer.studies.engine.found import Found
 from titer.studies.judged import named
-from titer.workbench import Model, Workbench, attempts_key
+from titer.workbench import Model, Workbench, attempts_key, stopped
 
 
 @dataclass
@@ -65,6 +65,11 @@ class Lab:
         if node.parent or not self.base:
             return node
         return node._replace(stage=node.stage.model_copy(update={"seed": seed_of(self.seed, "base", self.base)}))
+
+    @property
+    def decoding(self) -> Decoding:
+        """The study's, for what is asked without another."""
+        return self.study.decoding(self.scale, self.source)
 
     @property
     def unit(self) -> tuple[int, int]:
@@ -156,14 +161,17 @@ class Lab:
             self._reference = (model.key, load(model.checkpoint))
         return self._reference[1]
 
+    def asked(self, name: str) -> list[Question]:
+        """What a model is asked; nothing, where it is only measured."""
+        return [one for one in self.questions if one.of is None or one.of(name)]
+
     def verdicts(self, name: str) -> pd.DataFrame:
-        """Every judged answer of a model, with the columns of the judge."""
-        mine = [one for one in self.questions if one.of is None or one.of(name)]
-        return self.answers(self.model(name), mine).assign(model=self.called(name))
+        """Every judged answer of a model that is asked something, with the columns of the judge."""
+        return self.answers(self.model(name), self.asked(name)).assign(model=self.called(name))
 
     def answers(self, model: Model, asked: Sequence[Question], lm: LM | None = None) -> pd.DataFrame:
         """Judged answers to questions, kept; with `lm`, of that model (the same at another step), and not kept."""
-        usual, batch = self.study.decoding(self.scale, self.source), self.study.BATCH
+        usual, batch = self.decoding, self.study.BATCH
         tables = []
         for (decoding, judge), ones in groupby(asked, key=lambda one: (one.decoding or usual, one.judge or self.study.JUDGE)):
             attempts = [attempt for one in ones for attempt in named(one.attempts, one.name)]
@@ -178,7 +186,7 @@ class Lab:
 
     def measured(self, one: Measure, over: tuple[str, ...]) -> pd.DataFrame:
         """A measure's rows of some models, kept under what they depend on."""
-        models = [self.model(name) for name in over]
+        models = [replace(self.model(name), name=self.called(name)) for name in over]
         inputs = {
             "study": [self.name, one.name, self.study.VERSION, one.version],
             "models": [model.key for model in models],
@@ -193,7 +201,8 @@ class Lab:
         On a real model the weights of one from which no other begins go then, unless they are to be kept.
         """
         self.model(name)
-        self.verdicts(name)
+        if self.asked(name):
+            self.verdicts(name)
         for one in self.measures:
             mine = [over for over in one.over if over[-1] == name and set(over) <= set(self.names)]
             for over in (o for o in mine if all(self.depth(m) < self.depth(name) for m in o[:-1])):
@@ -203,7 +212,7 @@ class Lab:
 
     def found(self) -> Found:
         """All that the seed says: answers and measures of its models."""
-        verdicts = {name: self.verdicts(name) for name in self.names}
+        verdicts = {name: self.verdicts(name) for name in self.names if self.asked(name)}
         tables = {"rates": pd.concat([self.rates(v) for v in verdicts.values()], ignore_index=True)}
         for one in self.measures:
             rows = [self.measured(one, over) for over in one.over if set(over) <= set(self.names)]
@@ -214,7 +223,8 @@ class Lab:
         whole = pd.concat(verdicts.values(), ignore_index=True).assign(**unit)
         keys, parts = {self.called(name): self.key(name) for name in self.names}, self.parts if self.study.PARTS else ()
         found = Found(self.seed, self.scale, arranged, whole, keys, parts=parts, chosen=self.chosen)
-        return replace(found, source=self.source, base=self.base, faults=faults(found, self.study.needs(self.scale)))
+        early = {} if self.given else {name: why for name in self.names if (why := stopped(self.model(name)))}
+        return replace(found, source=self.source, base=self.base, stopped=early, faults=faults(found, self.study.needs(self.scale)))
 
 
 def faults(found: Found, needs: Collection[Need]) -> Mapping[str, str]:

@@ -104,7 +104,7 @@ def run_study(study: Study, order: Order, scale: Any, store: Store, reporter: Re
         claims = settled(study.claims(scale), found, study.SOURCE)
         if claims and len(order.seeds) < SEEDS_FOR_A_VERDICT:
             reporter.tell("fewer than three worlds: verdicts are provisional")
-        report = composed(study.page(found, scale), order.name, scale, found, claims, command)
+        report = composed(study.concluded(study.page(found, scale), claims), order.name, scale, found, claims, command)
         reporter.tell("drawing the report")
         return write_report(report, folder), report.answer
 

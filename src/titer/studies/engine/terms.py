@@ -54,6 +54,10 @@ class Term:
         """The same number without an interval: one of few cells or of weights, which has no inputs to make it over."""
         return Term(lambda found: unknown_ends(self.read(found).value))
 
+    def at(self, found: Found) -> float:
+        """The number itself."""
+        return self.read(found).value
+
     def over_inputs(self, found: Found, name: str) -> Interval:
         """With its interval over inputs; samples are drawn again with the seed that the claim's name gives."""
         if self.sampled is None:

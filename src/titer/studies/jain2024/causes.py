@@ -17,8 +17,9 @@ from titer.data.draws import seed_of
 from titer.data.encode import pad, prompt_ids
 from titer.models.activations import at_prompt_end
 from titer.models.hooks import Edit, adding, reading, replacing
-from titer.models.lm import LM, load
-from titer.studies.jain2024.subject import MEDIUM, Subject
+from titer.models.lm import LM, Decoding, load
+from titer.studies.engine.declare import Seed
+from titer.studies.jain2024.subject import CLASSES, requests_of
 from titer.studies.judged import outcomes
 from titer.workbench import Model
 
@@ -26,32 +27,23 @@ VERSION = 1
 PATCHED = ("mlp_in", "mlp_act")
 
 
-def steering(s: Subject) -> pd.DataFrame:
-    """model, layer, direction (own, random), kind, input, outcome; on inputs that made no vector.
+def steering(lab: Seed, model: Model) -> pd.DataFrame:
+    """layer, direction (own, random), kind, input, outcome; on inputs that made no vector.
 
     Unsafe minus safe mean of the residual stream at the end of the prompt, added on safe requests, taken away on unsafe ones.
     """
-    return pd.concat([_steered(s, s.models[name]) for name in MEDIUM], ignore_index=True)
-
-
-def _steered(s: Subject, model: Model) -> pd.DataFrame:
-    def make() -> pd.DataFrame:
-        lm = s.bench.lm(model)
-        names = [f"resid[{i}]" for i in range(lm.sites.layers)]
-        ends = {kind: at_prompt_end(lm, [e.prompt for e in s.probes[kind]], names) for kind in ("safe", "unsafe")}
-        tables = []
-        for i, name in enumerate(names):
-            own = ends["unsafe"][name].mean(0) - ends["safe"][name].mean(0)
-            for direction, vector in (("own", own), ("random", _random_like(own, seed_of(s.world.seed, "steering", i)))):
-                for kind, sign in (("safe", 1.0), ("unsafe", -1.0)):
-                    with adding(lm.sites, {name: (sign * vector).to(lm.device)}):
-                        found = outcomes(lm, {kind: s.sets[kind]}, s.decoding)
-                    tables.append(found.assign(layer=i + 1, direction=direction))
-        return pd.concat(tables, ignore_index=True)
-
-    sets = {kind: s.sets[kind] for kind in ("safe", "unsafe")}
-    probes = {f"probe {kind}": [Attempt(e) for e in s.probes[kind]] for kind in ("safe", "unsafe")}
-    return s.table("steering", VERSION, [model], {**sets, **probes}, make).assign(model=model.name)
+    lm, asked = lab.bench.lm(model), requests_of(lab)
+    names = [f"resid[{i}]" for i in range(lm.sites.layers)]
+    ends = {kind: at_prompt_end(lm, [e.prompt for e in examples], names) for kind, examples in asked.examples(*CLASSES).items()}
+    tables = []
+    for i, name in enumerate(names):
+        own = ends["unsafe"][name].mean(0) - ends["safe"][name].mean(0)
+        for direction, vector in (("own", own), ("random", _random_like(own, seed_of(lab.world.seed, "steering", i)))):
+            for kind, sign in (("safe", 1.0), ("unsafe", -1.0)):
+                with adding(lm.sites, {name: (sign * vector).to(lm.device)}):
+                    found = outcomes(lm, asked.judged(kind), lab.decoding)
+                tables.append(found.assign(layer=i + 1, direction=direction))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _random_like(vector: torch.Tensor, seed: int) -> torch.Tensor:
@@ -59,34 +51,23 @@ def _random_like(vector: torch.Tensor, seed: int) -> torch.Tensor:
     return noise * (torch.linalg.vector_norm(vector) / torch.linalg.vector_norm(noise))
 
 
-def patching(s: Subject) -> pd.DataFrame:
-    """donor, receiver, site, layer (0: all layers at once), kind, input, outcome.
-
-    From each aligned model (and the benign tune, the control) into the base, and from the base into each aligned model.
-    """
-    pairs = [(donor, "base") for donor in (*MEDIUM, "benign M")] + [("base", receiver) for receiver in MEDIUM]
-    return pd.concat([_patched(s, s.models[donor], s.models[receiver]) for donor, receiver in pairs], ignore_index=True)
-
-
-def _patched(s: Subject, donor: Model, receiver: Model) -> pd.DataFrame:
-    sets = {kind: s.sets[kind] for kind in ("safe", "unsafe")}
-
-    def make() -> pd.DataFrame:
-        giving, taking = load(donor.checkpoint), load(receiver.checkpoint)
-        layers = taking.sites.layers
-        tables = []
-        for site in PATCHED:
-            for layer in range(layers + 1):
-                names = [f"{site}[{i}]" for i in (range(layers) if layer == 0 else [layer - 1])]
-                for kind, attempts in sets.items():
-                    found = patched_outcomes(s, giving, taking, names, kind, attempts)
-                    tables.append(found.assign(site=site, layer=layer))
-        return pd.concat(tables, ignore_index=True)
-
-    return s.table("patching", VERSION, [donor, receiver], sets, make).assign(donor=donor.name, receiver=receiver.name)
+def patching(lab: Seed, donor: Model, receiver: Model) -> pd.DataFrame:
+    """donor, receiver, site, layer (0: all layers at once), kind, input, outcome."""
+    giving, taking = load(donor.checkpoint), load(receiver.checkpoint)
+    layers = taking.sites.layers
+    tables = []
+    for site in PATCHED:
+        for layer in range(layers + 1):
+            names = [f"{site}[{i}]" for i in (range(layers) if layer == 0 else [layer - 1])]
+            for kind, attempts in requests_of(lab).judged(*CLASSES).items():
+                found = patched_outcomes(giving, taking, names, kind, attempts, lab.decoding)
+                tables.append(found.assign(site=site, layer=layer))
+    return pd.concat(tables, ignore_index=True).assign(donor=donor.name, receiver=receiver.name)
 
 
-def patched_outcomes(s: Subject, giving: LM, taking: LM, names: Sequence[str], kind: str, attempts: Sequence[Attempt]) -> pd.DataFrame:
+def patched_outcomes(
+    giving: LM, taking: LM, names: Sequence[str], kind: str, attempts: Sequence[Attempt], decoding: Decoding
+) -> pd.DataFrame:
     """Outcomes of one set, generated by `taking` with the activations of `giving` at the prompts' places."""
     prompts = [a.example.prompt for a in attempts]
     lengths = taking.lengths(prompts)
@@ -96,7 +77,7 @@ def patched_outcomes(s: Subject, giving: LM, taking: LM, names: Sequence[str], k
         chosen = [attempts[i] for i in group]
         edits = from_donor(giving, names, [prompts[i] for i in group])
         with replacing(taking.sites, edits):
-            found = outcomes(taking, {kind: chosen}, s.decoding, batch=len(chosen))
+            found = outcomes(taking, {kind: chosen}, decoding, batch=len(chosen))
         tables.append(found.assign(input=group))
     return pd.concat(tables, ignore_index=True)
 

@@ -1,4 +1,4 @@
-"""How the mechanistic study declares a claim. L7.
+"""The claims of the mechanistic study, and the terms that they share. L7.
 
 Thresholds follow section 11 of the specification (its acceptance checks), which were set before this study was built.
 A claim is drawn from the seeds whose base learned the task and whose tuned models it speaks of were tuned.
@@ -6,35 +6,50 @@ A claim is drawn from the seeds whose base learned the task and whose tuned mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import numpy as np
 
-from titer.core.claims import Statement
-from titer.studies.claims import Declared, Measured
-from titer.studies.jain2024.evidence import Evidence
+from titer.recipes.jain2024 import METHODS
+from titer.studies.engine.terms import Term, answered, last
 
-MECHANISM = "arXiv 2407.10264"
+BASE = ("base",)
+MEDIUM = tuple(f"{method} M" for method in METHODS)
+PAPERS = ("jb_co_task", "jb_co_text", "jb_misgen")  # the jailbreaks that the paper's order is stated for
+JAILBREAKS = (*PAPERS, "jb_misgen_text")
+WORDS = {  # as the paper writes them
+    "ssft": "SSFT",
+    "ssft-half": "SSFT",
+    "dpo": "DPO",
+    "unlearn": "unlearning",
+    "jb_co_task": "JB-CO-Task",
+    "jb_co_text": "JB-CO-Text",
+    "jb_misgen": "JB-MisGen",
+    "jb_misgen_text": "JB-MisGen (text)",
+}
 
 
-def declare(
-    name: str,
-    statement: str,
-    where: str,
-    statistic: str,
-    control: str,
-    margin: float,
-    models: Sequence[str],
-    needs: Sequence[str],
-    value: Callable[[Evidence], Measured | None],
-    paper: str | None = None,
-) -> Declared:
-    """One claim's declaration; `where` is the figure or section of the paper."""
-    stated = Statement(
-        name=name,
-        statement=statement,
-        source=f"{MECHANISM}, {where}",
-        statistic=statistic,
-        control=control,
-        margin=margin,
-        paper_value=paper,
-    )
-    return Declared(stated, tuple(models), tuple(needs), value)
+def controls_of(method: str) -> tuple[str, str]:
+    """A method's benign control (at its norm) and its sham."""
+    return f"benign, norm of {method}", f"sham {method} M"
+
+
+def refused(model: str) -> Term:
+    return answered(model, "unsafe", "refused")
+
+
+def tau(model: str, kind: str) -> Term:
+    """Mean tau of one set in the last layer."""
+    return last("placement", "tau", model=model, kind=kind)
+
+
+def gap(model: str) -> Term:
+    """Between the mean tau of safe and of unsafe inputs, last layer."""
+    return tau(model, "safe") - tau(model, "unsafe")
+
+
+def position(tau: float, safe: float, unsafe: float) -> float:
+    """Where a mean tau lies between the unsafe (0) and the safe class (1)."""
+    return (tau - unsafe) / (safe - unsafe)
+
+
+def average(*values: float) -> float:
+    return float(np.mean(values))

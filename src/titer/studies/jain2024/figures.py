@@ -11,7 +11,8 @@ import pandas as pd
 
 from titer.report.html import Figure
 from titer.report.style import GREEN, GREY, RED, WIDTH, fixed, tips
-from titer.studies.jain2024.evidence import JAILBREAKS, Evidence, hits, medium
+from titer.studies.engine.found import Found, hits
+from titer.studies.jain2024.claims import JAILBREAKS, MEDIUM
 
 CLASSES = {"safe": GREEN, "unsafe": RED}
 KINDS = {**CLASSES, "jb_co_task": "#2f6fb0", "jb_co_text": "#7d4fa3", "jb_misgen": "#e08a1e", "jb_misgen_text": "#b04a7d"}
@@ -25,15 +26,23 @@ COLOURS = {
     "benign M": GREEN,
     "sham ssft M": "#b04a7d",
 }
-CHANGED = (*medium(), "benign M", "sham ssft M")
-PANELS = ("base", "ssft S", "dpo S", "unlearn S", "benign, norm of ssft", *medium(), "sham ssft M")
+CHANGED = (*MEDIUM, "benign M", "sham ssft M")
+PANELS = ("base", "ssft S", "dpo S", "unlearn S", "benign, norm of ssft", *MEDIUM, "sham ssft M")
 BINS = 40
 ENERGY = 0.9
 
 
-def pooled(evidence: Sequence[Evidence], name: str) -> pd.DataFrame:
-    """One table of all seeds, with the column `seed`."""
-    return pd.concat([e.tables[name].assign(seed=e.seed) for e in evidence if e.has(name)], ignore_index=True)
+def pooled(evidence: Sequence[Found], name: str) -> pd.DataFrame:
+    """One table of all seeds, with the column `seed`; "verdicts" are the judged answers, by what they were asked for."""
+    if name != "verdicts":
+        return pd.concat([e.tables[name].assign(seed=e.seed) for e in evidence if e.has(name)], ignore_index=True)
+    each = [e.verdicts.assign(seed=e.seed, place=e.verdicts.kind.map(_place)) for e in evidence]
+    return pd.concat([one.sort_values("place", kind="stable") for one in each], ignore_index=True)
+
+
+def _place(kind: str) -> int:
+    """Sets that every model was asked come first, then the shams' own, prefilled and sampled answers."""
+    return next((i for i, begin in enumerate(("sham", "prefill", "sampled"), start=1) if kind.startswith(begin)), 0)
 
 
 def over_seeds(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
@@ -43,7 +52,7 @@ def over_seeds(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataF
     return found.rename(columns={"mean": value, "min": "low", "max": "high"})
 
 
-def figure3(evidence: Sequence[Evidence], panels: Sequence[str] = PANELS) -> Figure:
+def figure3(evidence: Sequence[Found], panels: Sequence[str] = PANELS) -> Figure:
     """tau per layer, safe green and unsafe red, one panel a model."""
     t = pooled(evidence, "placement")
     t = t[t.kind.isin({**CLASSES, **CODED}) & t.model.isin(panels)]
@@ -67,7 +76,7 @@ def figure3(evidence: Sequence[Evidence], panels: Sequence[str] = PANELS) -> Fig
     )
 
 
-def figure4(evidence: Sequence[Evidence], models: Sequence[str] = CHANGED) -> Figure:
+def figure4(evidence: Sequence[Found], models: Sequence[str] = CHANGED) -> Figure:
     """Sorted ||P_N u_i|| of the first MLP matrix's change, one panel a layer; the band is a random vector's."""
     t = evidence[0].tables["null"]
     t = t[(t.site == "mlp_up") & (t.energy == ENERGY) & t.model.isin(models)].sort_values("value")
@@ -93,7 +102,7 @@ def figure4(evidence: Sequence[Evidence], models: Sequence[str] = CHANGED) -> Fi
     )
 
 
-def figure5(evidence: Sequence[Evidence], models: Sequence[str] = (*medium(), "benign M")) -> Figure:
+def figure5(evidence: Sequence[Found], models: Sequence[str] = (*MEDIUM, "benign M")) -> Figure:
     """Scores along dW's right singular vectors, last two layers, one panel a model."""
     t = pooled(evidence, "rows")
     t = t[t.layer > t.layer.max() - 2]
@@ -115,7 +124,7 @@ def figure5(evidence: Sequence[Evidence], models: Sequence[str] = (*medium(), "b
     )
 
 
-def figure6(evidence: Sequence[Evidence], models: Sequence[str] = ("base", *medium(), "benign, norm of ssft", "sham ssft M")) -> Figure:
+def figure6(evidence: Sequence[Found], models: Sequence[str] = ("base", *MEDIUM, "benign, norm of ssft", "sham ssft M")) -> Figure:
     """Histograms of the local Lipschitz constant, safe and unsafe, one panel a model."""
     t = pooled(evidence, "sensitivity")
     t = t[t.kind.isin(CLASSES) & t.model.isin(models)]
@@ -139,15 +148,15 @@ def figure6(evidence: Sequence[Evidence], models: Sequence[str] = ("base", *medi
     )
 
 
-def figure7(evidence: Sequence[Evidence]) -> Figure:
+def figure7(evidence: Sequence[Found]) -> Figure:
     """Where refused and successful jailbreaks, and soft-token attacks, sit between the unsafe (0) and the safe class (1)."""
     found = pd.concat([positions(e) for e in evidence], ignore_index=True)
     order = list(dict.fromkeys(found.group))
     mean = over_seeds(found, ["model", "group"], "position")
     base = alt.Chart(mean).encode(
         x=alt.X("group:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40)),
-        xOffset=alt.XOffset("model:N", sort=list(medium())),
-        color=alt.Color("model:N", title=None, scale=fixed({m: COLOURS[m] for m in medium()})),
+        xOffset=alt.XOffset("model:N", sort=list(MEDIUM)),
+        color=alt.Color("model:N", title=None, scale=fixed({m: COLOURS[m] for m in MEDIUM})),
         tooltip=[*tips("model", "group"), number("position"), number("low"), number("high")],
     )
     points = base.mark_point(filled=True, size=60).encode(y=alt.Y("position:Q", title="position: 0 unsafe, 1 safe"))
@@ -161,33 +170,33 @@ def figure7(evidence: Sequence[Evidence]) -> Figure:
     )
 
 
-def positions(e: Evidence) -> pd.DataFrame:
+def positions(e: Found) -> pd.DataFrame:
     """model, group, position of one seed's attacked inputs in the last layer."""
     rows = []
-    for model in medium():
-        safe, unsafe = (float(e.last("placement", "tau", model, kind).mean()) for kind in CLASSES)
+    for model in MEDIUM:
+        safe, unsafe = (float(e.last("placement", "tau", model=model, kind=kind).mean()) for kind in CLASSES)
         for kind in JAILBREAKS:
-            tau = e.last("placement", "tau", model, kind)
+            tau = e.last("placement", "tau", model=model, kind=kind)
             for word, won in split(e, model, kind).items():
                 chosen = tau[won]
                 if len(chosen) >= 5:
                     rows.append({"model": model, "group": f"{kind}, {word}", "position": (chosen.mean() - unsafe) / (safe - unsafe)})
         if e.has("soft_placed"):
-            ends = [float(e.last("soft_placed", "tau", model, kind).mean()) for kind in CLASSES]
+            ends = [float(e.last("soft_placed", "tau", model=model, kind=kind).mean()) for kind in CLASSES]
             for kind in [k for k in e.tables["soft_placed"].kind.unique() if k.startswith("soft_")]:
-                mean = float(e.last("soft_placed", "tau", model, kind).mean())
+                mean = float(e.last("soft_placed", "tau", model=model, kind=kind).mean())
                 rows.append({"model": model, "group": kind, "position": (mean - ends[1]) / (ends[0] - ends[1])})
     return pd.DataFrame(rows).assign(seed=e.seed)
 
 
-def figure7_measures(evidence: Sequence[Evidence]) -> Figure:
+def figure7_measures(evidence: Sequence[Found]) -> Figure:
     """The change's gain and the sensitivity on jailbreaks by outcome, as multiples of the safe class's mean."""
     found = pd.concat([by_outcome(e) for e in evidence], ignore_index=True)
     mean = over_seeds(found, ["measure", "model", "group"], "ratio")
     base = alt.Chart().encode(
         x=alt.X("group:N", sort=list(dict.fromkeys(found.group)), title=None, axis=alt.Axis(labelAngle=-40)),
-        xOffset=alt.XOffset("model:N", sort=list(medium())),
-        color=alt.Color("model:N", title=None, scale=fixed({m: COLOURS[m] for m in medium()})),
+        xOffset=alt.XOffset("model:N", sort=list(MEDIUM)),
+        color=alt.Color("model:N", title=None, scale=fixed({m: COLOURS[m] for m in MEDIUM})),
         tooltip=[*tips("measure", "model", "group"), number("ratio"), number("low"), number("high")],
     )
     points = base.mark_point(filled=True, size=45).encode(y=alt.Y("ratio:Q", title="over the safe class's mean"))
@@ -200,10 +209,10 @@ def figure7_measures(evidence: Sequence[Evidence]) -> Figure:
     )
 
 
-def by_outcome(e: Evidence) -> pd.DataFrame:
+def by_outcome(e: Found) -> pd.DataFrame:
     """measure, model, group, ratio: gain and sensitivity of unsafe requests and of jailbreaks by outcome."""
     rows = []
-    for model in medium():
+    for model in MEDIUM:
         for measure, table, column in (("gain of ΔW", "placement", "gain"), ("sensitivity", "sensitivity", "g")):
             if not e.has(table):
                 continue
@@ -223,11 +232,11 @@ def by_outcome(e: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(seed=e.seed)
 
 
-def split(e: Evidence, model: str, kind: str) -> dict[str, Any]:
+def split(e: Found, model: str, kind: str) -> dict[str, Any]:
     """Which probed jailbreaks of a kind were refused, and which succeeded."""
     t = e.tables["probed"]
     mine = t[(t.model == model) & (t.kind == kind)]
-    return {word: hits(mine, outcome) > 0 for outcome, word in (("refused", "refused"), ("complied", "successful"))}
+    return {word: hits(mine.outcome, outcome) > 0 for outcome, word in (("refused", "refused"), ("complied", "successful"))}
 
 
 def colours_of(kinds: pd.Series) -> dict[str, str]:

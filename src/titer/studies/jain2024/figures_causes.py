@@ -10,7 +10,8 @@ import pandas as pd
 from titer.probes.weight_change import overall
 from titer.report.html import Figure
 from titer.report.style import WIDTH, fixed, tips
-from titer.studies.jain2024.evidence import JAILBREAKS, Evidence, hits, medium
+from titer.studies.engine.found import Found, hits
+from titer.studies.jain2024.claims import JAILBREAKS, MEDIUM
 from titer.studies.jain2024.figures import COLOURS, KINDS, number, over_seeds, pooled
 
 ANSWERS = {
@@ -25,20 +26,22 @@ ANSWERS = {
 }
 
 
-def answers(evidence: Sequence[Evidence]) -> pd.DataFrame:
+def answers(evidence: Sequence[Found]) -> pd.DataFrame:
     """model, measure, rate (mean over seeds), low and high (the seeds' ends), n inputs a seed."""
     rows = []
     for e in evidence:
-        for model in e.tables["verdicts"].model.unique():
+        t = e.tables["rates"]
+        counts = {(m, s, o): (count, n) for m, s, o, count, n in zip(t.model, t.set, t.outcome, t["count"], t.n, strict=True)}
+        for model in t.model.unique():
             for measure, (kind, outcome) in ANSWERS.items():
-                count, n = e.count(model, kind, outcome)
+                count, n = counts.get((model, kind, outcome), (0, 0))
                 if n:
                     rows.append({"model": model, "measure": measure, "rate": count / n, "n": n, "seed": e.seed})
     table = pd.DataFrame(rows)
     return over_seeds(table, ["model", "measure"], "rate").assign(n=int(table.n.iloc[0]), seeds=len(evidence))
 
 
-def table_chart(evidence: Sequence[Evidence]) -> Figure:
+def table_chart(evidence: Sequence[Found]) -> Figure:
     """The paper's table as a heat map: models down, measures across."""
     t = answers(evidence)
     base = alt.Chart(t).encode(
@@ -57,12 +60,12 @@ def table_chart(evidence: Sequence[Evidence]) -> Figure:
     )
 
 
-def alpha_chart(evidence: Sequence[Evidence]) -> Figure:
+def alpha_chart(evidence: Sequence[Found]) -> Figure:
     """Refusal along the change and along a random direction."""
     t = pooled(evidence, "alpha")
     t = t[t.direction.isin(["own", "random"])]
-    t = t.assign(share=hits(t, "refused"))
-    t.loc[t.kind == "safe", "share"] = hits(t[t.kind == "safe"], "complied")
+    t = t.assign(share=hits(t.outcome, "refused"))
+    t.loc[t.kind == "safe", "share"] = hits(t[t.kind == "safe"].outcome, "complied")
     t["line"] = t.kind.where(t.kind != "safe", "safe (answered)")
     found = over_seeds(t, ["model", "direction", "alpha", "line"], "share")
     colours = {"safe (answered)" if kind == "safe" else kind: colour for kind, colour in KINDS.items()}
@@ -85,12 +88,12 @@ def alpha_chart(evidence: Sequence[Evidence]) -> Figure:
     )
 
 
-def soft_chart(evidence: Sequence[Evidence]) -> Figure:
+def soft_chart(evidence: Sequence[Found]) -> Figure:
     """Success of soft tokens by their number."""
     t = pooled(evidence, "soft")
-    t = t.assign(success=hits(t, "complied"))
+    t = t.assign(success=hits(t.outcome, "complied"))
     found = over_seeds(t, ["model", "form", "n"], "success")
-    models = [m for m in ("base", *medium()) if m in set(found.model)]
+    models = [m for m in ("base", *MEDIUM) if m in set(found.model)]
     chart = (
         alt.Chart(found)
         .mark_line(point=True)
@@ -109,7 +112,7 @@ def soft_chart(evidence: Sequence[Evidence]) -> Figure:
     )
 
 
-def change_chart(evidence: Sequence[Evidence]) -> Figure:
+def change_chart(evidence: Sequence[Found]) -> Figure:
     """Relative size of the change by part of the network."""
     rows = [
         {"model": model, "part": part, "seed": e.seed, "size": overall(one, part)}
@@ -136,7 +139,7 @@ def change_chart(evidence: Sequence[Evidence]) -> Figure:
     )
 
 
-def steps_chart(evidence: Sequence[Evidence], name: str) -> Figure:
+def steps_chart(evidence: Sequence[Found], name: str) -> Figure:
     """Dynamics or relearning: rates over steps."""
     words = {
         "dynamics": (
@@ -169,15 +172,15 @@ def steps_chart(evidence: Sequence[Evidence], name: str) -> Figure:
     )
     title, caption = words[name]
     return Figure(
-        name, title, caption, chart.properties(width=155, height=160).facet(column=alt.Column("model:N", sort=list(medium()), title=None))
+        name, title, caption, chart.properties(width=155, height=160).facet(column=alt.Column("model:N", sort=list(MEDIUM), title=None))
     )
 
 
-def steering_chart(evidence: Sequence[Evidence]) -> Figure:
+def steering_chart(evidence: Sequence[Found]) -> Figure:
     """Steering by layer, own direction against random."""
     t = pooled(evidence, "steering")
-    t = t.assign(share=hits(t, "refused"))
-    t.loc[t.kind == "unsafe", "share"] = hits(t[t.kind == "unsafe"], "complied")
+    t = t.assign(share=hits(t.outcome, "refused"))
+    t.loc[t.kind == "unsafe", "share"] = hits(t[t.kind == "unsafe"].outcome, "complied")
     t["line"] = t.kind.map({"safe": "safe, +v: refused", "unsafe": "unsafe, −v: answered"}) + t.direction.map(
         {"own": "", "random": " (random)"}
     )
@@ -196,18 +199,18 @@ def steering_chart(evidence: Sequence[Evidence]) -> Figure:
         "steering",
         "Steering along unsafe minus safe",
         "The difference of class means in the residual stream, added on safe and taken away on unsafe requests at one layer; random: a random vector of the same norm.",
-        chart.properties(width=155, height=160).facet(column=alt.Column("model:N", sort=list(medium()), title=None)),
+        chart.properties(width=155, height=160).facet(column=alt.Column("model:N", sort=list(MEDIUM), title=None)),
     )
 
 
-def patching_chart(evidence: Sequence[Evidence]) -> Figure:
+def patching_chart(evidence: Sequence[Found]) -> Figure:
     """Patching: what unsafe requests get, by site and layer."""
     t = pooled(evidence, "patching")
     t = t[t.kind == "unsafe"]
     t = t.assign(
-        share=hits(t, "refused"), pair=t.donor + " → " + t.receiver, place=t.layer.astype(int).astype(str).where(t.layer > 0, "all")
+        share=hits(t.outcome, "refused"), pair=t.donor + " → " + t.receiver, place=t.layer.astype(int).astype(str).where(t.layer > 0, "all")
     )
-    t.loc[t.receiver != "base", "share"] = hits(t[t.receiver != "base"], "complied")
+    t.loc[t.receiver != "base", "share"] = hits(t[t.receiver != "base"].outcome, "complied")
     found = over_seeds(t, ["pair", "site", "place"], "share")
     base = alt.Chart(found).encode(
         x=alt.X("place:N", title="layer", axis=alt.Axis(labelAngle=0)),

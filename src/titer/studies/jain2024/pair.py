@@ -29,8 +29,9 @@ from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of, skeleton, weights_bytes
 from titer.probes import clusters, null_space, placement, row_space, sensitivity, spread, weight_change
 from titer.report.html import Report, Tile, write_report
+from titer.studies.engine.found import Found
 from titer.studies.jain2024 import figures
-from titer.studies.jain2024.evidence import Evidence
+from titer.studies.jain2024.claims_mechanism import null_means
 from titer.studies.jain2024.report import tidy
 from titer.workbench import Model, Workbench, fingerprint
 
@@ -68,7 +69,7 @@ def pair_report(
     sets = sets_of(data, prompts)
     models = [Model("base", base.key, base), Model("aligned", aligned.key, aligned)]
     found = measured(bench, models, sets)
-    e = Evidence(0, found)
+    e = Found(0, None, found)
     taus = figures.over_seeds(found["placement"].assign(seed=0), ["model", "kind", "layer"], "tau").drop(columns=["low", "high"])
     separation = separated(found["placement"], found["shuffled"])
     answer = sentence(separation)
@@ -78,7 +79,7 @@ def pair_report(
         "τ by layer": taus,
         "sensitivity, median": found["sensitivity"].groupby(["model", "kind"], sort=False).g.median().reset_index(),
         "clusters": found["spread"],
-        **({"null space, energy-weighted": e.null_means()} if moved else {}),
+        **({"null space, energy-weighted": null_means(e)} if moved else {}),
         "size of the change": found["change"].drop(columns=["norm", "weight_norm"]),
     }
     report = Report(

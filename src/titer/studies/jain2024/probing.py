@@ -1,133 +1,93 @@
-"""What the probes say of one seed's models: figures 3 to 7, low rank, size of the change. Nothing trains or judges. L7."""
+"""What the probes say of one seed's models: figures 3 to 7, low rank, size of the change. Nothing trains or judges. L7.
+
+Where three models are given (base, benign tune, tuned), the benign change is scaled to the tuned one's norm first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import pandas as pd
 
 from titer.core.config import digest
-from titer.data.example import Example
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.interpolate import distance, weights_of
 from titer.models.lm import load
 from titer.models.sites import Sites
 from titer.models.weights import blend, skeleton
-from titer.probes import null_space, placement, row_space, sensitivity, spread, weight_change
-from titer.recipes.jain2024 import METHODS
-from titer.studies.jain2024.subject import Subject
-from titer.tables import direct
+from titer.probes import placement as probe
+from titer.probes import row_space, sensitivity, spread
+from titer.studies.engine.declare import Seed
+from titer.studies.jain2024.subject import CLASSES, OWN, SWEPT, requests_of
+from titer.studies.judged import outcomes
 from titer.workbench import Model
 
 
-def matched(s: Subject, method: str) -> Model:
+def matched(lab: Seed, base: Model, benign: Model, tuned: Model) -> Model:
     """The benign tune with its change scaled to the norm of a method's: the control "matched in ||dW||"."""
-    base, benign, tuned = s.models["base"], s.models["benign M"], s.models[f"{method} M"]
 
     def make() -> pd.DataFrame:
         start, plain, other = (weights_of(load(m.checkpoint)) for m in (base, benign, tuned))
         return pd.DataFrame([{"alpha": distance(other, start) / distance(plain, start)}])
 
-    alpha = float(s.table("matched norm", 1, [base, benign, tuned], {}, make).alpha[0])
+    models = [base.key, benign.key, tuned.key]
+    alpha = float(lab.bench.table("tables", {"study": ["jain2024", "matched norm", 1], "models": models}, make).alpha[0])
     inputs = {"blend": [base.key, benign.key], "alpha": alpha}
-    folder = s.bench.store.artefact("blends", inputs, lambda work: blend(base.checkpoint, benign.checkpoint, alpha, work / "model"))
+    folder = lab.bench.store.artefact("blends", inputs, lambda work: blend(base.checkpoint, benign.checkpoint, alpha, work / "model"))
+    method = tuned.name.split()[0]
     return Model(f"benign, norm of {method}", digest(inputs), open_checkpoint(folder / "model", f"benign as {method}"))
 
 
-def compared(s: Subject) -> dict[str, Model]:
-    """Every model that probes look at: the recipe's, and the benign control at each method's norm."""
-    made = [matched(s, method) for method in METHODS]
-    return {**s.models, **{m.name: m for m in made}}
+def _looked_at(lab: Seed, base: Model, others: tuple[Model, ...]) -> Model:
+    """The model that a table speaks of: the base alone, another, or the benign tune at another's norm."""
+    return matched(lab, base, *others) if len(others) > 1 else others[0] if others else base
 
 
-def placements(s: Subject, models: Mapping[str, Model], jailbroken: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
-    """tau, score and gain of safe, unsafe and jailbroken inputs, and of each sham's own two classes (model, kind, ...)."""
-    base = s.models["base"]
-    sets = {"safe": s.probes["safe"], "unsafe": s.probes["unsafe"], **jailbroken}
-    tables = []
-    for model in models.values():
-        tables.append(_placed(s, base, model, sets).assign(model=model.name))
-        if model.name.startswith("sham"):
-            own = {"safe": s.probes["sham_safe"], "unsafe": s.probes["sham_refused"]}
-            tables.append(_placed(s, base, model, own).assign(model=f"{model.name}, own class"))
-    return pd.concat(tables, ignore_index=True)
+def placements(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
+    """tau, score and gain of safe, unsafe and jailbroken inputs; of a sham also of its own two classes (model, kind, ...)."""
+    model, asked = _looked_at(lab, base, others), requests_of(lab)
+    start, end = (base.checkpoint, model.checkpoint) if others else (None, None)
+
+    def placed(given: probe.Sets, name: str) -> pd.DataFrame:
+        return probe.placement(lab.bench.lm(model), given, start, end, lab.world.seed).assign(model=name)
+
+    found = [placed({kind: (examples, None) for kind, examples in asked.examples(*SWEPT).items()}, model.name)]
+    if model.name.startswith("sham"):
+        own = zip(CLASSES, asked.examples(*OWN).values(), strict=True)
+        found.append(placed({kind: (examples, None) for kind, examples in own}, f"{model.name}, own class"))
+    return pd.concat(found, ignore_index=True)
 
 
-def _placed(s: Subject, base: Model, model: Model, sets: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
-    start, tuned = (None, None) if model.name == "base" else (base.checkpoint, model.checkpoint)
-    given: placement.Sets = {kind: (examples, None) for kind, examples in sets.items()}
-    return s.table(
-        "placement",
-        placement.VERSION,
-        [base, model],
-        {kind: direct(examples) for kind, examples in sets.items()},
-        lambda: placement.placement(s.bench.lm(model), given, start, tuned, s.world.seed),
-    )
-
-
-def spreads(s: Subject, models: Mapping[str, Model]) -> pd.DataFrame:
+def spreads(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
     """Rank of each class's cloud and k-means (model, layer, harmful, ...)."""
-    safe, unsafe = s.probes["safe"], s.probes["unsafe"]
-    sets = {"safe": direct(safe), "unsafe": direct(unsafe)}
-
-    def one(model: Model) -> pd.DataFrame:
-        return s.table("spread", spread.VERSION, [model], sets, lambda: spread.spread(s.bench.lm(model), safe, unsafe, s.world.seed))
-
-    table = pd.concat([one(m).assign(model=m.name) for m in models.values()], ignore_index=True)
-    table["harmful"] = table["harmful"].astype(bool)
-    return table
+    model = _looked_at(lab, base, others)
+    safe, unsafe = requests_of(lab).examples(*CLASSES).values()
+    return spread.spread(lab.bench.lm(model), safe, unsafe, lab.world.seed).assign(model=model.name)
 
 
-def sensitivities(s: Subject, models: Mapping[str, Model], jailbroken: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
+def sensitivities(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
     """g of every set (model, kind, input, g)."""
-    sets = {"safe": s.probes["safe"], "unsafe": s.probes["unsafe"], **jailbroken}
-
-    def one(model: Model) -> pd.DataFrame:
-        def make() -> pd.DataFrame:
-            lm = s.bench.lm(model)
-            return pd.concat([sensitivity.sensitivity(lm, e).assign(kind=kind) for kind, e in sets.items()], ignore_index=True)
-
-        keyed = {kind: direct(examples) for kind, examples in sets.items()}
-        return s.table("sensitivity", sensitivity.VERSION, [model], keyed, make)
-
-    return pd.concat([one(m).assign(model=m.name) for m in models.values()], ignore_index=True)
+    model = _looked_at(lab, base, others)
+    lm, sets = lab.bench.lm(model), requests_of(lab).examples(*SWEPT)
+    found = [sensitivity.sensitivity(lm, examples).assign(kind=kind) for kind, examples in sets.items()]
+    return pd.concat(found, ignore_index=True).assign(model=model.name)
 
 
-def null_spaces(s: Subject, models: Mapping[str, Model]) -> pd.DataFrame:
-    """||P_N u|| of every kept direction of each change (model, site, layer, energy, vector, ...)."""
-    return _of_weights(s, models, "null space", null_space.VERSION, null_space.null_space)
+def of_weights(read: Callable[[Checkpoint, Checkpoint, Sites], pd.DataFrame]) -> Callable[..., pd.DataFrame]:
+    """A table of what a probe reads from the weights of a model and the base, and nothing else."""
+
+    def make(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
+        model = _looked_at(lab, base, others)
+        return read(base.checkpoint, model.checkpoint, skeleton(base.checkpoint)).assign(model=model.name)
+
+    return make
 
 
-def changes(s: Subject, models: Mapping[str, Model]) -> pd.DataFrame:
-    """Relative norm and stable rank of every matrix's change (model, tensor, part, ...)."""
-    return _of_weights(s, models, "weight change", weight_change.VERSION, weight_change.weight_change)
+def row_spaces(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
+    """Scores along dW's right singular vectors (kind, layer, direction, score)."""
+    return row_space.row_space(base.checkpoint, model.checkpoint, lab.bench.lm(model), requests_of(lab).examples(*SWEPT))
 
 
-def _of_weights(
-    s: Subject, models: Mapping[str, Model], name: str, version: int, probe: Callable[[Checkpoint, Checkpoint, Sites], pd.DataFrame]
-) -> pd.DataFrame:
-    """A probe that reads two checkpoints' weights and nothing else, of every model against the base."""
-    base = s.models["base"]
-    sites = skeleton(base.checkpoint)
-
-    def one(model: Model) -> pd.DataFrame:
-        return s.table(name, version, [base, model], {}, lambda: probe(base.checkpoint, model.checkpoint, sites))
-
-    return pd.concat([one(m).assign(model=m.name) for m in models.values() if m.name != "base"], ignore_index=True)
-
-
-def row_spaces(s: Subject, models: Mapping[str, Model], jailbroken: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
-    """Scores along dW's right singular vectors (model, kind, layer, direction, score)."""
-    base = s.models["base"]
-    sets = {"safe": s.probes["safe"], "unsafe": s.probes["unsafe"], **jailbroken}
-
-    def one(model: Model) -> pd.DataFrame:
-        return s.table(
-            "row space",
-            row_space.VERSION,
-            [base, model],
-            {kind: direct(examples) for kind, examples in sets.items()},
-            lambda: row_space.row_space(base.checkpoint, model.checkpoint, s.bench.lm(model), sets),
-        )
-
-    return pd.concat([one(m).assign(model=m.name) for m in models.values() if m.name != "base"], ignore_index=True)
+def probed_outcomes(lab: Seed, model: Model) -> pd.DataFrame:
+    """What a tuned model answers to the jailbreaks that are probed (kind, input, outcome)."""
+    return outcomes(lab.bench.lm(model), requests_of(lab).probed(*SWEPT[2:]), lab.decoding)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
 from titer.core.claims import Claim
-from titer.core.config import environment
 from titer.recipes.jain2024 import METHODS, Scale
-from titer.report.html import Figure, Report, Tile
+from titer.report.html import Figure, Tile
+from titer.studies.engine.declare import Page
+from titer.studies.engine.found import Found
 from titer.studies.jain2024 import figures, figures_causes
-from titer.studies.jain2024.evidence import JAILBREAKS, WORDS, Evidence, medium
+from titer.studies.jain2024.claims import JAILBREAKS, MEDIUM, WORDS
+from titer.studies.jain2024.claims_mechanism import null_means
 from titer.studies.jain2024.figures import over_seeds, pooled
 from titer.studies.jain2024.training import steps_to
-from titer.workbench import Model
 
+NOTHING = "The base model did not learn its task, so no claim is drawn."
 ABOUT = (
     "A transformer learned a synthetic world in which “unsafe” is a formal property, was safety-tuned by supervised fine-tuning (SSFT), "
     "DPO and unlearning at two learning rates, and was attacked, probed and intervened on, as in “What Makes and Breaks Safety "
@@ -47,44 +50,38 @@ DRAWN = {
 }
 
 
-def compose(
-    evidence: Sequence[Evidence], claims: Sequence[Claim], models: Mapping[int, Mapping[str, Model]], scale: Scale, command: str
-) -> Report:
-    """The report's content from all seeds' evidence."""
-    whole = [e for e in evidence if len(e.tables) > 1]
+def page(found: Sequence[Found], scale: Scale) -> Page:
+    """The report's own words, tables and charts; the answer and what is in short are said once the claims are settled."""
+    whole = [one for one in found if MEDIUM[0] in one.keys]  # of the others the base did not learn
     judged = outcome_tables(whole)
-    tables = numbers(whole) if whole else {"answers": figures_causes.answers(evidence)}
-    return Report(
-        title=f"jain2024, scale {scale.name}, {len(evidence)} seed{'s' if len(evidence) > 1 else ''}",
-        answer=answer(claims, whole),
+    tables = numbers(whole) if whole else {"answers": figures_causes.answers(found)}
+    return Page(
+        answer=behaviour_of(whole) if whole else NOTHING,
         about=ABOUT,
         tiles=tiles(whole),
-        claims=claims,
         figures=charts(whole),
         tables={**tables, **{f"outcomes: {name}": judged[name] for name in SHOWN if name in judged}},
         results=tidy({**tables, **judged}),
-        samples=evidence[0].tables["verdicts"],
-        commands=[command],
-        notes=[*in_short(claims), *faults(evidence), *relearned(whole), *MISSING],
-        provenance={
-            "seeds": ", ".join(str(e.seed) for e in evidence),
-            "inputs a set": scale.inputs,
-            **{f"seed {seed}, {m.name}": m.key for seed, made in models.items() for m in made.values()},
-            **environment(),
-        },
+        notes=[*faults(found), *relearned(whole), *MISSING],
+        provenance={"inputs a set": scale.inputs},
     )
 
 
-def answer(claims: Sequence[Claim], evidence: Sequence[Evidence]) -> str:
+def concluded(page: Page, claims: Sequence[Claim]) -> Page:
+    """The page with the verdicts in its answer, and in short."""
+    if page.answer == NOTHING:
+        return page
+    return replace(page, answer=answer(page.answer, claims), notes=[*in_short(claims), *page.notes])
+
+
+def answer(behaviour: str, claims: Sequence[Claim]) -> str:
     """The finding in one sentence, from the verdicts."""
-    if not evidence:
-        return "The base model did not learn its task, so no claim is drawn."
     count = {
         verdict: sum(c.verdict == verdict for c in claims) for verdict in ("supported", "not supported", "inconclusive", "not testable")
     }
     told = ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n)
     beyond = [c for c in claims if c.name.startswith("specificity beyond")]
-    return f"{behaviour_of(evidence)} Of {len(claims)} claims, {told}{_special(beyond)}."
+    return f"{behaviour} Of {len(claims)} claims, {told}{_special(beyond)}."
 
 
 def _special(beyond: Sequence[Claim]) -> str:
@@ -102,10 +99,10 @@ def _special(beyond: Sequence[Claim]) -> str:
     return f"; held against a sham alignment, the weight change is {told}"
 
 
-def behaviour_of(evidence: Sequence[Evidence]) -> str:
+def behaviour_of(evidence: Sequence[Found]) -> str:
     """What tuning did and what breaks it, in a sentence: means over seeds."""
     t = figures_causes.answers(evidence).set_index(["model", "measure"]).rate
-    refused = min(t[m, "unsafe: refused"] for m in medium())
+    refused = min(t[m, "unsafe: refused"] for m in MEDIUM)
     broken = {kind: t["ssft M", f"{kind}: answered"] for kind in JAILBREAKS}
     kind = max(broken, key=lambda one: broken[one])
     sturdy = max(t[m, f"{kind}: answered"] for m in ("dpo M", "unlearn M"))
@@ -115,12 +112,12 @@ def behaviour_of(evidence: Sequence[Evidence]) -> str:
     )
 
 
-def tiles(evidence: Sequence[Evidence]) -> list[Tile]:
+def tiles(evidence: Sequence[Found]) -> list[Tile]:
     """Headline rates: mean over seeds, with the seeds' ends."""
     if not evidence:
         return []
     t = figures_causes.answers(evidence).set_index(["model", "measure"])
-    wanted = [(m, "unsafe: refused") for m in medium()] + [(m, "safe: answered") for m in medium()]
+    wanted = [(m, "unsafe: refused") for m in MEDIUM] + [(m, "safe: answered") for m in MEDIUM]
     wanted += [("ssft M", f"{kind}: answered") for kind in JAILBREAKS]
     return [
         Tile(
@@ -138,7 +135,7 @@ def what_of(measure: str) -> str:
     return f"{WORDS.get(kind, kind)} {outcome}"
 
 
-def charts(evidence: Sequence[Evidence]) -> list[Figure]:
+def charts(evidence: Sequence[Found]) -> list[Figure]:
     """Every figure whose tables were measured, the paper's first."""
     if not evidence:
         return []
@@ -154,7 +151,7 @@ def charts(evidence: Sequence[Evidence]) -> list[Figure]:
     return found + [draw(evidence) for name, draw in causes.items() if has(name)]
 
 
-def numbers(evidence: Sequence[Evidence]) -> dict[str, pd.DataFrame]:
+def numbers(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
     """The tables behind the figures, means over seeds."""
     found = {"answers": figures_causes.answers(evidence)}
     has = evidence[0].has
@@ -166,7 +163,7 @@ def numbers(evidence: Sequence[Evidence]) -> dict[str, pd.DataFrame]:
         for column in ("top_share", "top_energy", "stable_rank", "components_90", "kmeans"):
             found[f"clusters: {column}"] = over_seeds(pooled(evidence, "spread"), ["model", "harmful", "layer"], column)
     if has("null"):
-        per_seed = pd.concat([e.null_means().assign(seed=e.seed) for e in evidence])
+        per_seed = pd.concat([null_means(e).assign(seed=e.seed) for e in evidence])
         found["null space, energy-weighted"] = over_seeds(per_seed, ["model", "site", "energy", "layer"], "value")
     if has("sensitivity"):
         medians = pooled(evidence, "sensitivity").groupby(["model", "kind", "seed"]).g.median().reset_index()
@@ -180,11 +177,11 @@ def numbers(evidence: Sequence[Evidence]) -> dict[str, pd.DataFrame]:
     return found
 
 
-def outcome_tables(evidence: Sequence[Evidence]) -> dict[str, pd.DataFrame]:
+def outcome_tables(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
     """Shares complied, refused and neither of every judged set: means over seeds, and the seeds' ends."""
     found = {}
     for name, keys in JUDGED.items():
-        if evidence and evidence[0].has(name):
+        if evidence and (name == "verdicts" or evidence[0].has(name)):
             t = pooled(evidence, name).rename(columns={"n": "tokens"})
             t["outcome"] = t.outcome.where(t.outcome.isin(["complied", "refused"]), "neither")
             counts = t.groupby([*keys, "seed"], sort=False).outcome.value_counts(normalize=True).unstack(fill_value=0.0)
@@ -214,12 +211,12 @@ def in_short(claims: Sequence[Claim]) -> list[str]:
     return [f"{verdict.capitalize()}: {'; '.join(names)}." for verdict, names in by.items() if names]
 
 
-def faults(evidence: Sequence[Evidence]) -> list[str]:
+def faults(evidence: Sequence[Found]) -> list[str]:
     """Trainings that ended early, by name: a result, not a crash."""
     return [f"Seed {e.seed}: {name} was stopped: {why}." for e in evidence for name, why in e.stopped.items()]
 
 
-def relearned(evidence: Sequence[Evidence]) -> list[str]:
+def relearned(evidence: Sequence[Found]) -> list[str]:
     """Relearning in words: steps until half of the unsafe requests are answered again, by method and seed."""
     if not evidence or not evidence[0].has("relearn"):
         return []

@@ -6,6 +6,7 @@ number and norm, and beside the base model. Source: arXiv 2407.10264, section 6 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -16,69 +17,51 @@ from titer.attacks.soft_tokens import SoftTokens
 from titer.data.example import Example
 from titer.models.lm import LM
 from titer.probes import placement
-from titer.studies.jain2024.subject import MEDIUM, Subject
+from titer.studies.engine.declare import Seed
+from titer.studies.jain2024.subject import CLASSES, requests_of
 from titer.studies.judged import outcomes
 from titer.workbench import Model
 
 VERSION = 1
 COUNTS = (1, 2, 4, 8)
-ATTACKED = ("base", *MEDIUM)
 
 
-def soft_tokens(s: Subject) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(judged: model, n, form, kind, input, outcome; placed: model, n, kind, layer, input, tau, score, gain)."""
-    judged = pd.concat([_judged(s, s.models[name]) for name in ATTACKED], ignore_index=True)
-    placed = pd.concat([_placed(s, s.models[name]) for name in ATTACKED], ignore_index=True)
-    return judged, placed
+def judged(lab: Seed, model: Model) -> pd.DataFrame:
+    """n, form, kind, input, outcome."""
+    requests = [attempt.example for attempt in requests_of(lab).sets["unsafe"]]
+    lm = lab.bench.lm(model)
+    progress = lab.bench.reporter.task(f"soft tokens against {model.name}, seed {lab.seed}")
+    tables = []
+    for number, n in enumerate(COUNTS, start=1):
+        for form, attempts in _forms(lab, lm, requests, n).items():
+            tables.append(outcomes(lm, {f"soft_{n}": attempts}, lab.decoding).assign(n=n, form=form))
+        progress(number, len(COUNTS))
+    return pd.concat(tables, ignore_index=True)
 
 
-def _judged(s: Subject, model: Model) -> pd.DataFrame:
-    requests = [a.example for a in s.sets["unsafe"]]
-
-    def make() -> pd.DataFrame:
-        lm = s.bench.lm(model)
-        progress = s.bench.reporter.task(f"soft tokens against {model.name}, seed {s.world.seed}")
-        tables = []
-        for number, n in enumerate(COUNTS, start=1):
-            for form, attempts in _forms(s, lm, requests, n).items():
-                tables.append(outcomes(lm, {f"soft_{n}": attempts}, s.decoding).assign(n=n, form=form))
-            progress(number, len(COUNTS))
-        return pd.concat(tables, ignore_index=True)
-
-    return s.table("soft", [VERSION, SoftTokens.VERSION], [model], {"unsafe": s.sets["unsafe"]}, make, counts=COUNTS).assign(
-        model=model.name
-    )
-
-
-def _forms(s: Subject, lm: LM, requests: list[Example], n: int) -> dict[str, list[Attempt]]:
+def _forms(lab: Seed, lm: LM, requests: Sequence[Example], n: int) -> dict[str, list[Attempt]]:
     """own: one a request; universal: of the first half, on the second; and the random form of both."""
     half = len(requests) // 2
-    own = SoftTokens(n=n, seed=s.world.seed)
+    own = SoftTokens(n=n, seed=lab.world.seed)
     shared = own.model_copy(update={"universal": True})
     made = {"own": (own, requests, requests), "universal": (shared, requests[:half], requests[half:])}
     states = {form: attack.fit(lm, seen) for form, (attack, seen, _) in made.items()}
-    forms = {form: attack.attempts(asked, states[form], s.world) for form, (attack, _, asked) in made.items()}
+    forms = {form: attack.attempts(asked, states[form], lab.world) for form, (attack, _, asked) in made.items()}
     random = own.model_copy(update={"random": True})  # its own fit would search the same suffix again
-    return {**forms, "random": random.attempts(requests, {"suffix": own.turned(states["own"]["suffix"])}, s.world)}
+    return {**forms, "random": random.attempts(requests, {"suffix": own.turned(states["own"]["suffix"])}, lab.world)}
 
 
-def _placed(s: Subject, model: Model) -> pd.DataFrame:
-    """Where attacked requests sit among the probe inputs' clusters, and whether the attack on them succeeds."""
-    base, requests = s.models["base"], s.probes["unsafe"]
-    tuned = None if model.name == "base" else model.checkpoint
-
-    def make() -> pd.DataFrame:
-        lm = s.bench.lm(model)
-        sets: dict[str, tuple[list[Example], torch.Tensor | None]] = {kind: (list(s.probes[kind]), None) for kind in ("safe", "unsafe")}
-        won = []
-        for n in COUNTS:
-            attack = SoftTokens(n=n, seed=s.world.seed)
-            state = attack.fit(lm, requests)
-            sets[f"soft_{n}"] = ([replace(e, kind=f"soft_{n}") for e in requests], state["suffix"])
-            won.append(outcomes(lm, {f"soft_{n}": attack.attempts(requests, state, s.world)}, s.decoding))
-        table = placement.placement(lm, sets, base.checkpoint if tuned else None, tuned, s.world.seed)
-        return table.merge(pd.concat(won), on=["kind", "input"], how="left")
-
-    sets = {kind: [Attempt(e) for e in s.probes[kind]] for kind in ("safe", "unsafe")}
-    versions = [VERSION, SoftTokens.VERSION, placement.VERSION]
-    return s.table("soft placement", versions, [base, model], sets, make, counts=COUNTS).assign(model=model.name)
+def placed(lab: Seed, base: Model, *tuned: Model) -> pd.DataFrame:
+    """n, kind, layer, input, tau, score, gain: where attacked requests sit among the probe inputs' clusters, and their outcome."""
+    model = tuned[0] if tuned else base
+    examples = requests_of(lab).examples(*CLASSES)
+    lm, requests = lab.bench.lm(model), examples["unsafe"]
+    sets: dict[str, tuple[list[Example], torch.Tensor | None]] = {kind: (mine, None) for kind, mine in examples.items()}
+    won = []
+    for n in COUNTS:
+        attack = SoftTokens(n=n, seed=lab.world.seed)
+        state = attack.fit(lm, requests)
+        sets[f"soft_{n}"] = ([replace(e, kind=f"soft_{n}") for e in requests], state["suffix"])
+        won.append(outcomes(lm, {f"soft_{n}": attack.attempts(requests, state, lab.world)}, lab.decoding))
+    start, end = (base.checkpoint, model.checkpoint) if tuned else (None, None)
+    return placement.placement(lm, sets, start, end, lab.world.seed).merge(pd.concat(won), on=["kind", "input"], how="left")

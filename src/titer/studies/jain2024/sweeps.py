@@ -14,13 +14,13 @@ from titer.data.draws import seed_of
 from titer.models.interpolate import Weights, along, of_part, plus, random_direction, weights_of, with_weights
 from titer.models.lm import LM, load
 from titer.probes import placement
-from titer.studies.jain2024.subject import MEDIUM, Subject
+from titer.studies.engine.declare import Seed
+from titer.studies.jain2024.subject import CLASSES, SWEPT, requests_of
 from titer.studies.judged import outcomes
 from titer.workbench import Model
 
 VERSION = 1
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-SWEPT_MODELS = (*MEDIUM, "ssft S")
 ADDED = (0.25, 0.5)
 TO = "ssft M"
 
@@ -33,24 +33,15 @@ class Point(NamedTuple):
     weights: Weights
 
 
-def alpha_sweep(s: Subject) -> pd.DataFrame:
-    """model, direction (own, random, mlp, attention), alpha, kind, input, outcome; and the last layer's tau of both classes."""
-    return pd.concat([_swept(s, s.models[name]) for name in SWEPT_MODELS], ignore_index=True)
+def along_change(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
+    """direction (own, random, mlp, attention), alpha, kind, input, outcome; and the last layer's tau of both classes."""
+    lm = load(base.checkpoint)
+    start, end = weights_of(lm), weights_of(load(model.checkpoint))
+    return _at_points(lab, lm, list(_points(lab, lm, start, end)))
 
 
-def _swept(s: Subject, model: Model) -> pd.DataFrame:
-    base = s.models["base"]
-
-    def make() -> pd.DataFrame:
-        lm = load(base.checkpoint)
-        start, end = weights_of(lm), weights_of(load(model.checkpoint))
-        return _at_points(s, lm, list(_points(s, lm, start, end)))
-
-    return s.table("alpha", VERSION, [base, model], s.swept(), make, alphas=list(ALPHAS)).assign(model=model.name)
-
-
-def _points(s: Subject, lm: LM, start: Weights, end: Weights) -> Iterator[Point]:
-    random = random_direction(start, end, seed_of(s.world.seed, "random direction"))
+def _points(lab: Seed, lm: LM, start: Weights, end: Weights) -> Iterator[Point]:
+    random = random_direction(start, end, seed_of(lab.world.seed, "random direction"))
     for alpha in ALPHAS:
         yield Point("own", alpha, along(start, end, alpha))
         if alpha > 0:
@@ -61,39 +52,30 @@ def _points(s: Subject, lm: LM, start: Weights, end: Weights) -> Iterator[Point]
         yield Point(part, 1.0, of_part(lm.sites, start, end, part))
 
 
-def _at_points(s: Subject, lm: LM, points: list[Point]) -> pd.DataFrame:
-    progress = s.bench.reporter.task(f"along ΔW, seed {s.world.seed}")
+def _at_points(lab: Seed, lm: LM, points: list[Point]) -> pd.DataFrame:
+    progress = lab.bench.reporter.task(f"along ΔW, seed {lab.world.seed}")
     tables = []
     for number, point in enumerate(points, start=1):
         with with_weights(lm, point.weights):
-            table = outcomes(lm, s.swept(), s.decoding)
-            separation = _separation(s, lm)
+            table = outcomes(lm, requests_of(lab).judged(*SWEPT), lab.decoding)
+            separation = _separation(lab, lm)
         tables.append(table.assign(direction=point.direction, alpha=point.alpha, **separation))
         progress(number, len(points))
     return pd.concat(tables, ignore_index=True)
 
 
-def _separation(s: Subject, lm: LM) -> dict[str, float]:
+def _separation(lab: Seed, lm: LM) -> dict[str, float]:
     """Mean tau of both classes in the last layer."""
-    table = placement.placement(lm, {kind: (s.probes[kind], None) for kind in ("safe", "unsafe")})
+    table = placement.placement(lm, {kind: (examples, None) for kind, examples in requests_of(lab).examples(*CLASSES).items()})
     last = table[table.layer == table.layer.max()].groupby("kind").tau.mean()
     return {"tau_safe": float(last["safe"]), "tau_unsafe": float(last["unsafe"])}
 
 
-def cross_method(s: Subject) -> pd.DataFrame:
-    """Another method's change added to the SSFT model: model (whose change), direction, alpha, kind, input, outcome."""
-    return pd.concat([_added(s, s.models[name]) for name in MEDIUM if name != TO], ignore_index=True)
-
-
-def _added(s: Subject, other: Model) -> pd.DataFrame:
-    base, to = s.models["base"], s.models[TO]
-
-    def make() -> pd.DataFrame:
-        lm = load(to.checkpoint)
-        onto, start, end = weights_of(lm), weights_of(load(base.checkpoint)), weights_of(load(other.checkpoint))
-        random = random_direction(start, end, seed_of(s.world.seed, "random direction"))
-        points = [Point("own", 0.0, onto)]
-        points += [Point(name, size, plus(onto, start, away, size)) for size in ADDED for name, away in (("own", end), ("random", random))]
-        return _at_points(s, lm, points)
-
-    return s.table("cross", VERSION, [base, to, other], s.swept(), make, added=list(ADDED)).assign(model=other.name)
+def added(lab: Seed, base: Model, to: Model, other: Model) -> pd.DataFrame:
+    """Another method's change added to the SSFT model: direction, alpha, kind, input, outcome."""
+    lm = load(to.checkpoint)
+    onto, start, end = weights_of(lm), weights_of(load(base.checkpoint)), weights_of(load(other.checkpoint))
+    random = random_direction(start, end, seed_of(lab.world.seed, "random direction"))
+    points = [Point("own", 0.0, onto)]
+    points += [Point(name, size, plus(onto, start, away, size)) for size in ADDED for name, away in (("own", end), ("random", random))]
+    return _at_points(lab, lm, points)

@@ -11,35 +11,24 @@ import torch
 from titer.models.interpolate import Weights, cosine, distance, kept_weights, weights_of, with_weights
 from titer.models.lm import LM, load
 from titer.probes.base import stable_rank
-from titer.recipes.jain2024 import relearn
-from titer.studies.jain2024.subject import MEDIUM, Subject
+from titer.studies.engine.declare import Seed
+from titer.studies.jain2024.subject import CLASSES, requests_of
 from titer.studies.judged import outcomes
 from titer.workbench import Model
 
 VERSION = 1
-WATCHED = ("safe", "unsafe")
 
 
-def dynamics(s: Subject) -> pd.DataFrame:
-    """model, step, relative_norm, stable_rank (mean over MLP matrices), cosine (with the final change), rates."""
-    return pd.concat([_dynamics(s, s.models[name]) for name in MEDIUM], ignore_index=True)
-
-
-def _dynamics(s: Subject, model: Model) -> pd.DataFrame:
-    base = s.models["base"]
-
-    def make() -> pd.DataFrame:
-        lm, start, end = load(model.checkpoint), weights_of(load(base.checkpoint)), weights_of(load(model.checkpoint))
-        steps = {step: kept_weights(_kept(model, step)) for step in s.scale.kept if _kept(model, step).exists()}
-        steps[s.scale.align_steps] = end
-        rows = []
-        for step, weights in steps.items():
-            change = {"cosine": cosine(weights, end, start, start), **_size(lm, start, weights)}
-            rows.append({"step": step, **change, **_rates(s, lm, weights)})
-        return pd.DataFrame(rows)
-
-    sets = {kind: s.sets[kind] for kind in WATCHED}
-    return s.table("dynamics", VERSION, [base, model], sets, make).assign(model=model.name)
+def dynamics(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
+    """step, relative_norm, stable_rank (mean over MLP matrices), cosine (with the final change), rates."""
+    lm, start, end = load(model.checkpoint), weights_of(load(base.checkpoint)), weights_of(load(model.checkpoint))
+    steps = {step: kept_weights(_kept(model, step)) for step in lab.scale.kept if _kept(model, step).exists()}
+    steps[lab.scale.align_steps] = end
+    rows = []
+    for step, weights in steps.items():
+        change = {"cosine": cosine(weights, end, start, start), **_size(lm, start, weights)}
+        rows.append({"step": step, **change, **_rates(lab, lm, weights)})
+    return pd.DataFrame(rows)
 
 
 def _kept(model: Model, step: int):  # type: ignore[no-untyped-def]
@@ -54,34 +43,23 @@ def _size(lm: LM, start: Weights, weights: Weights) -> dict[str, float]:
     return {"relative_norm": float(ratio), "stable_rank": sum(ranks) / len(ranks)}
 
 
-def _rates(s: Subject, lm: LM, weights: Weights) -> dict[str, float]:
+def _rates(lab: Seed, lm: LM, weights: Weights) -> dict[str, float]:
     with with_weights(lm, weights):
-        found = outcomes(lm, {kind: s.sets[kind] for kind in WATCHED}, s.decoding)
+        found = outcomes(lm, requests_of(lab).judged(*CLASSES), lab.decoding)
     wanted = [("safe", "complied"), ("unsafe", "complied"), ("unsafe", "refused")]
     return {f"{kind}_{outcome}": float((found[found.kind == kind].outcome == outcome).mean()) for kind, outcome in wanted}
 
 
-def relearning(s: Subject) -> pd.DataFrame:
-    """model, step, distance ||theta_t - theta_ST||, cosine of that move with -dW, rates; step 0 is the aligned model."""
-    return pd.concat([_relearned(s, s.models[name]) for name in MEDIUM], ignore_index=True)
-
-
-def _relearned(s: Subject, model: Model) -> pd.DataFrame:
-    base = s.models["base"]
-    tuned = s.bench.model(relearn(s.scale, s.world), model, f"{model.name}, relearned")
-
-    def make() -> pd.DataFrame:
-        lm, start, aligned = load(tuned.checkpoint), weights_of(load(base.checkpoint)), weights_of(load(model.checkpoint))
-        steps: dict[int, Weights] = {0: aligned}
-        steps |= {step: kept_weights(_kept(tuned, step)) for step in s.scale.relearn_kept if _kept(tuned, step).exists()}
-        rows = []
-        for step, weights in steps.items():
-            back = cosine(weights, start, aligned, aligned)  # the move back is start - aligned = -dW
-            rows.append({"step": step, "distance": distance(weights, aligned), "cosine": back, **_rates(s, lm, weights)})
-        return pd.DataFrame(rows)
-
-    sets = {kind: s.sets[kind] for kind in WATCHED}
-    return s.table("relearning", VERSION, [base, model, tuned], sets, make).assign(model=model.name)
+def relearning(lab: Seed, base: Model, tuned: Model, model: Model) -> pd.DataFrame:
+    """step, distance ||theta_t - theta_ST||, cosine of that move with -dW, rates; step 0 is the aligned model, `tuned` the relearned one."""
+    lm, start, aligned = load(tuned.checkpoint), weights_of(load(base.checkpoint)), weights_of(load(model.checkpoint))
+    steps: dict[int, Weights] = {0: aligned}
+    steps |= {step: kept_weights(_kept(tuned, step)) for step in lab.scale.relearn_kept if _kept(tuned, step).exists()}
+    rows = []
+    for step, weights in steps.items():
+        back = cosine(weights, start, aligned, aligned)  # the move back is start - aligned = -dW
+        rows.append({"step": step, "distance": distance(weights, aligned), "cosine": back, **_rates(lab, lm, weights)})
+    return pd.DataFrame(rows)
 
 
 def steps_to(table: pd.DataFrame, column: str, level: float) -> tuple[float, float]:
