@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -240,3 +241,8 @@ def test_no_stage_trains_on_the_held_out_split() -> None:
 def test_every_seed_has_a_world_of_its_own() -> None:
     assert {part.source.world.seed for node in nodes(3).values() for s in node.stage.streams.values() for part in s.parts} == {3}
     assert {node.stage.seed for node in nodes(3).values()} == {3}
+
+
+def test_a_node_can_be_sent_to_another_process() -> None:
+    for node in nodes(1).values():
+        assert pickle.loads(pickle.dumps(node)) == node  # noqa: S301  made in this line

@@ -25,6 +25,10 @@ class Node(NamedTuple):
     reads: Mapping[str, str] = MappingProxyType({})  # the method's name for a model -> the recipe's
     told: Mapping[str, object] = MappingProxyType({})
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """As another process gets it: views of mappings cannot be sent."""
+        return Node, (self.name, self.stage, self.parent, dict(self.reads), dict(self.told))
+
 
 def part(world: World, kind: Kind, answer: Answer, share: float = 1.0) -> Part:
     """Train requests of one kind with one answer, in their share of a stream."""
