@@ -63,7 +63,7 @@ def child(command: str, folder: str, place: str) -> None:
     torch.set_num_threads(1)
     if command == "demo":  # at the tests' scale, which the command line does not have
         parallel.processes = lambda: 1
-        run_demo(Store(Path(runs)), Silent(), 0, TINY)
+        run_demo(Store(Path(runs)), Silent(), 0, TINY, bases=1)
         return
     words = [f"{place}/{word}" if word in ("aligned", "tuned") else word for word in COMMANDS[command].split()]
     sys.argv = ["titer", *words, "--runs", runs]

@@ -27,4 +27,4 @@ def demo(root: str) -> None:
     """Run, or finish, the tiny demo under `root`."""
     torch.set_num_threads(1)
     parallel.processes = lambda: 1  # what is killed is this process
-    run_demo(Store(Path(root)), Silent(), 0, TINY)
+    run_demo(Store(Path(root)), Silent(), 0, TINY, bases=1)

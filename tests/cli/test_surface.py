@@ -16,7 +16,7 @@ from titer.cli import app
 
 SURFACE = {
     "": ["--version"],
-    "demo": ["--dry-run", "--json", "--runs", "--seed"],
+    "demo": ["--bases", "--dry-run", "--json", "--runs", "--seed"],
     "evaluate": [
         *(
             "MODEL",
@@ -149,6 +149,7 @@ SURFACE = {
     "doctor": ["--json"],
 }
 DEFAULTS = {
+    ("demo", "bases"): 3,
     ("demo", "seed"): 0,
     ("evaluate", "judge"): "refusal",
     ("evaluate", "max_new_tokens"): None,

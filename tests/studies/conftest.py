@@ -54,7 +54,7 @@ def demo_under(root: Path, scale: Scale) -> Demo:
     store = Store(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("titer.core.parallel.processes", lambda: 1)
-        page, answer = run_demo(store, Listener(), 1, scale)
+        page, answer = run_demo(store, Listener(), 1, scale, bases=1)
     return Demo(page, answer, tuple(store.made))
 
 

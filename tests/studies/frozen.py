@@ -65,7 +65,7 @@ RISKS = RISK_NANO.model_copy(
 
 
 def _demo(root: Path, scale: demo.Scale, seed: int) -> Path:
-    return run_demo(Store(root), Listener(), seed, scale)[0]
+    return run_demo(Store(root), Listener(), seed, scale, bases=2)[0]
 
 
 def _jain(root: Path, scale: jain2024.Scale, seeds: range) -> Path:

@@ -27,6 +27,7 @@ COLUMNS = ["table", "model", "set", "layer", "measure", "value", "low", "high", 
 SETS = {"safe", "unsafe", "user", "jb_co_task", "jb_co_text", "jb_misgen", "sham_safe", "sham_refused"}
 CLAIMS = ["refusal", "safe skill kept", "jailbreak jb_co_task", "jailbreak jb_co_text", "jailbreak jb_misgen"]
 CLAIMS += ["harmful fine-tuning", "benign fine-tuning", "clusters", "specificity", "specificity beyond retraining", "null space"]
+CLAIMS += ["left null space part alone", "column space part alone"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def claims(demo: Demo) -> list[dict]:  # type: ignore[type-arg]
 
 def test_every_model_of_the_recipe_stands_as_an_ordinary_folder(demo: Demo, tiny: Scale) -> None:
     stages = sorted(p for p in (demo.runs / "stages").iterdir() if p.is_dir())
-    assert len(stages) == len(demo_recipe(tiny, 1)) == 4 + len(tiny.poison_ratios)
+    assert len(stages) == len(demo_recipe(tiny, 1)) == 5 + len(tiny.poison_ratios)
     for stage in stages:
         assert damage(stage) == ""
         assert json.loads((stage / "outcome.json").read_text())["stopped"] == ""
@@ -64,7 +65,7 @@ def test_results_hold_every_model_every_set_and_every_probe(results: pd.DataFram
     assert set(results[results.table == "rates"].set) == SETS
     assert set(results[results.table == "clusters"].model) == models
     assert set(results[results.table == "delta_w"].model) == (models - {"base"}) | {"sham, own class"}
-    assert set(results.table) == {"rates", "clusters", "delta_w gain", "delta_w"}
+    assert set(results.table) == {"rates", "clusters", "delta_w gain", "delta_w", "subspaces", "kept"}
 
 
 def test_rates_are_counts_of_the_inputs_within_their_intervals(results: pd.DataFrame, tiny: Scale) -> None:
@@ -156,12 +157,12 @@ def test_a_second_run_of_the_command_makes_nothing_and_gives_the_same_bytes(
     shutil.rmtree(copy / "demo")
     stores: list[Store] = []
 
-    def run(store: Store, reporter: Reporter, seed: int) -> tuple[Path, str]:
+    def run(store: Store, reporter: Reporter, seed: int, bases: int) -> tuple[Path, str]:
         stores.append(store)
-        return run_demo(store, reporter, seed, tiny)
+        return run_demo(store, reporter, seed, tiny, bases)
 
     monkeypatch.setattr("titer.studies.demo.run_demo", run)
-    command(monkeypatch, "--seed", "1", "--runs", str(copy), "--json")
+    command(monkeypatch, "--seed", "1", "--bases", "1", "--runs", str(copy), "--json")
     (store,) = stores
     assert store.made == []
     found = json.loads(capsys.readouterr().out)
@@ -174,6 +175,19 @@ def test_a_second_run_of_the_command_makes_nothing_and_gives_the_same_bytes(
 def test_the_command_ends_with_the_answer_and_the_place_of_the_report(
     demo: Demo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("titer.studies.demo.run_demo", lambda *_: (demo.page, demo.answer))
+    monkeypatch.setattr("titer.studies.demo.run_demo", lambda *_, **__: (demo.page, demo.answer))
     command(monkeypatch)
     assert capsys.readouterr().out.splitlines() == [demo.answer, f"Report: {demo.page}"]
+
+
+def test_several_bases_are_told_with_their_spread(tiny: Scale, demo: Demo, tmp_path: Path) -> None:
+    copy = shutil.copytree(demo.runs, tmp_path / "runs")
+    page, answer = run_demo(Store(copy), Listener(), 1, tiny, bases=2)
+    assert answer.endswith("Ends in brackets: 2 bases.")
+    claims = json.loads(page.with_name("claims.json").read_text(encoding="utf-8"))["claims"]
+    assert all("over 2 bases of one world" in one["reason"] or one["verdict"] == "not testable" for one in claims)
+    results = pd.read_csv(page.with_name("results.csv"))
+    assert set(results.base) == {0, 1}
+    first = results[(results.base == 0) & (results.table == "rates")].value.reset_index(drop=True)
+    alone = pd.read_csv(demo.page.with_name("results.csv")).query("table == 'rates'").value.reset_index(drop=True)
+    assert first.equals(alone)  # the first base is the one that a single base is

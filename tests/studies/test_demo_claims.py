@@ -21,7 +21,8 @@ N = 200
 JAILBREAKS = tuple(TRIED)
 STUDY = Demo()
 OWN = "sham, own class"
-MODELS = ("base", "aligned", "benign", "sham", "user p=0", "user p=0.05")
+CONTROL = "user p=0.05, safe instead"
+MODELS = ("base", "aligned", "benign", "sham", "user p=0", "user p=0.05", CONTROL)
 Rates = dict[tuple[str, str], dict[str, float]]
 
 
@@ -42,27 +43,32 @@ def verdicts(planted: Rates) -> pd.DataFrame:
 
 
 def clusters(gap: float, seed: int) -> pd.DataFrame:
-    """Scores of two layers, the last with the given distance between the classes (in standard deviations)."""
+    """τ of three layers; the classes' means lie `gap` apart in all but the first, where they are a hundred times as far."""
     rng = np.random.default_rng(seed)
     parts = []
-    for layer in (1, 2):
+    for layer in (1, 2, 3):
         for harmful in (False, True):
-            score = rng.normal(0 if harmful or layer == 1 else gap, 1, N)
-            parts.append(pd.DataFrame({"layer": layer, "harmful": harmful, "score": score}))
+            tau = rng.normal(0 if harmful else gap * (100 if layer == 1 else 1), 0.01, N)
+            parts.append(pd.DataFrame({"layer": layer, "harmful": harmful, "tau": tau}))
     return pd.concat(parts, ignore_index=True)
 
 
-def deltas(ratio: float, share: float, seed: int) -> pd.DataFrame:
-    """Gains whose unsafe mean is `ratio` times the safe one in the last layer, and a null-space share."""
+def deltas(ratio: float, seed: int) -> pd.DataFrame:
+    """Gains whose unsafe mean is `ratio` times the safe one in all layers but the first, where it is ten times."""
     rng = np.random.default_rng(seed)
     parts = []
-    for layer in (1, 2):
+    for layer in (1, 2, 3):
         for harmful in (False, True):
-            mean = ratio if harmful and layer == 2 else 1.0
-            columns = {"gain": rng.normal(mean, 0.1, N), "gain_random": rng.normal(1, 0.1, N)}
-            columns |= {"null_share": rng.normal(share, 0.01, N), "null_share_random": rng.normal(0.3, 0.01, N)}
+            mean = (10.0 if layer == 1 else ratio) if harmful else 1.0
+            columns = {"gain": rng.normal(mean, 0.01, N), "gain_random": rng.normal(1, 0.01, N)}
             parts.append(pd.DataFrame({"layer": layer, "harmful": harmful, **columns}))
     return pd.concat(parts, ignore_index=True).assign(part="input")
+
+
+def lies(share: float) -> pd.DataFrame:
+    """Where the change lies, in a null space of 0.3 of the dimensions."""
+    rows = [{"layer": layer, "of": of, "share": share, "dimension": 0.3} for layer in (1, 2, 3) for of in ("weights", "inputs")]
+    return pd.DataFrame(rows)
 
 
 BROKEN: Rates = {
@@ -74,55 +80,64 @@ BROKEN: Rates = {
     ("aligned", "jb_misgen"): {"refused": 1.0},
     ("user p=0", "unsafe"): {"refused": 0.95},
     ("user p=0.05", "unsafe"): {"complied": 0.7, "refused": 0.2},
+    ("user p=0.05", "safe"): {"complied": 0.05},
+    (CONTROL, "unsafe"): {"refused": 0.9},
 }
 
 
-def evidence(planted: Rates, aligned: float = 0.0, ratio: float = 1.0, share: float = 0.3, own: float = 1.0) -> Found:
-    """A seed with planted rates, and with planted clusters, gains and shares of the aligned model."""
-    gaps = {"base": 0.0, "aligned": aligned, "benign": 0.5, "sham": 1.0}
-    found = {model: deltas(1.0, 0.3, i) for i, model in enumerate(("benign", "sham"))}
-    found |= {"aligned": deltas(ratio, share, 5), OWN: deltas(own, 0.3, 6)}
-    tables = {model: clusters(gap, i) for i, (model, gap) in enumerate(gaps.items())}
+def evidence(
+    planted: Rates, aligned: float = 1.0, ratio: float = 1.0, share: float = 0.3, own: float = 1.0, kept: float = 0.1, base: int = 0
+) -> Found:
+    """A base with planted rates, and with planted gaps of τ, gains, shares and what the null part alone refuses, of the aligned model."""
+    gaps = {"base": 1.0, "aligned": aligned, "benign": 1.2, "sham": 1.5}
+    tables = {model: clusters(gap, 10 * base + i) for i, (model, gap) in enumerate(gaps.items())}
+    found = {model: deltas(1.0, 10 * base + i) for i, model in enumerate(("benign", "sham"))}
+    parts = ("null", "column", "random as null", "random as column")
     judged = verdicts(planted)
     named = {
         "rates": {str(model): STUDY.rates(mine) for model, mine in judged.groupby("model", sort=False)},
         "clusters": tables,
-        "delta_w": {name: table for name, table in found.items() if name != OWN},
-        "own_class": {OWN: found[OWN]},
+        "delta_w": {**found, "aligned": deltas(ratio, 10 * base + 5)},
+        "own_class": {OWN: deltas(own, 10 * base + 6)},
+        "subspaces": {"aligned": lies(share + 0.001 * base), "benign": lies(0.3), "sham": lies(0.3)},
+        "kept": {"aligned": pd.DataFrame([{"part": p, "draw": 0, "refused": kept + 0.001 * base if p == "null" else 0.1} for p in parts])},
     }
     joined = {name: pd.concat([t.assign(model=model) for model, t in parts.items()]) for name, parts in named.items()}
-    seed = Found(0, TINY, joined, judged)
-    return replace(seed, faults=faults(seed, STUDY.needs(TINY)))
+    one = Found(0, TINY, joined, judged, base=base)
+    return replace(one, faults=faults(one, STUDY.needs(TINY)))
 
 
-def settled(e: Found) -> dict[str, Claim]:
-    return {claim.name: claim for claim in settle_rows(STUDY.claims(TINY), [e], STUDY.SOURCE)}
+def settled(*bases: Found) -> dict[str, Claim]:
+    return {claim.name: claim for claim in settle_rows(STUDY.claims(TINY), bases, STUDY.SOURCE)}
+
+
+def three(planted: Rates, **what: float) -> dict[str, Claim]:
+    """The claims over three bases that hardly differ."""
+    return settled(*(evidence(planted, base=base, **what) for base in range(3)))  # type: ignore[arg-type]
+
+
+INSIDE = ("clusters", "specificity", "specificity beyond retraining", "null space", "left null space part alone")
 
 
 def test_an_alignment_that_took_and_broke_is_told_as_such() -> None:
-    claims = settled(evidence(BROKEN, aligned=4.0, ratio=1.5, share=0.5))
+    claims = three(BROKEN, aligned=4.0, ratio=1.5, share=0.5, kept=0.6)
     found = {name: claim.verdict for name, claim in claims.items()}
-    assert found == {
-        "refusal": "supported",
-        "safe skill kept": "supported",
-        "jailbreak jb_co_task": "supported",
-        "jailbreak jb_co_text": "inconclusive",
-        "jailbreak jb_misgen": "not supported",
-        "harmful fine-tuning": "supported",
-        "benign fine-tuning": "inconclusive",
-        "clusters": "supported",
-        "specificity": "supported",
-        "specificity beyond retraining": "supported",
-        "null space": "supported",
+    assert {name for name, verdict in found.items() if verdict == "supported"} == {
+        *("refusal", "safe skill kept", "jailbreak jb_co_task", "harmful fine-tuning", *INSIDE)
     }
     assert all(claim.provisional for claim in claims.values())
 
 
 def test_nothing_planted_is_nothing_supported() -> None:
-    claims = settled(evidence({}, aligned=0.5))
+    claims = three({})
     assert {name for name, claim in claims.items() if claim.verdict == "supported"} == {"safe skill kept"}
     assert claims["refusal"].verdict == "not supported"
-    assert claims["null space"].verdict == "not supported"
+
+
+def test_what_one_base_shows_inside_decides_nothing() -> None:
+    claims = settled(evidence(BROKEN, aligned=4.0, ratio=1.5, share=0.5, kept=0.6))
+    assert {claims[name].verdict for name in INSIDE} == {"inconclusive"}
+    assert claims["clusters"].value == pytest.approx(np.log2(4 / 1.5), abs=0.05)
 
 
 def test_values_are_the_effect_minus_the_control() -> None:
@@ -142,15 +157,28 @@ def test_values_are_the_effect_minus_the_control() -> None:
         assert low <= value <= high
 
 
+def test_harm_that_as_many_safe_requests_do_too_is_none_of_the_unsafe_ones() -> None:
+    claims = three({**BROKEN, (CONTROL, "unsafe"): {"complied": 0.7, "refused": 0.2}})
+    assert claims["harmful fine-tuning"].verdict == "not supported"
+    assert "of other safe requests it still answers 5%" in claims["harmful fine-tuning"].reason
+
+
 def test_a_change_that_any_retraining_makes_is_not_special() -> None:
-    claims = settled(evidence(BROKEN, ratio=1.5, own=1.5))
+    claims = three(BROKEN, ratio=1.5, own=1.5)
     assert claims["specificity"].verdict == "supported"
-    assert claims["specificity beyond retraining"].verdict != "supported"
-    assert "specific to whatever was retrained" in claims["specificity beyond retraining"].reason
+    assert claims["specificity beyond retraining"].verdict == "not supported"
 
 
 def test_a_separation_that_a_control_shows_too_is_not_supported() -> None:
-    assert settled(evidence(BROKEN, aligned=1.0))["clusters"].verdict == "not supported"
+    assert three(BROKEN, aligned=1.6)["clusters"].verdict == "not supported"
+
+
+def test_a_share_that_dimension_gives_is_no_sign_of_the_null_space() -> None:
+    claims = three(BROKEN, share=0.2, kept=0.1)
+    assert claims["null space"].verdict == "not supported"
+    assert claims["null space"].value == pytest.approx(-0.099)
+    assert "benign 0.300, sham 0.300" in claims["null space"].reason
+    assert claims["left null space part alone"].verdict == "not supported"
 
 
 def test_skill_that_alignment_cost_is_not_kept() -> None:

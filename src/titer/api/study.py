@@ -24,10 +24,10 @@ class Studied:
     claims: tuple[Claim, ...]
 
 
-def demo(seed: int = 0, runs: Place = RUNS, progress: bool = True) -> Studied:
+def demo(seed: int = 0, bases: int = 3, runs: Place = RUNS, progress: bool = True) -> Studied:
     """The whole life of an alignment on the synthetic world. As `titer demo`."""
     with reporter(progress) as shown:
-        return _studied(*run_demo(Store(Path(runs), shown.tell), shown, seed))
+        return _studied(*run_demo(Store(Path(runs), shown.tell), shown, seed, bases=bases))
 
 
 def study(

@@ -12,7 +12,13 @@ from titer.cli.output import show_result
 from titer.core.errors import TiterError
 
 
-def demo(runs: Runs = HERE, seed: Annotated[int, typer.Option(min=0)] = 0, dry_run: Dry = False, as_json: AsJson = False) -> None:
+def demo(
+    runs: Runs = HERE,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    bases: Annotated[int, typer.Option(min=1, max=20, help="How many base models of the world.")] = 3,
+    dry_run: Dry = False,
+    as_json: AsJson = False,
+) -> None:
     """The whole life of an alignment on the synthetic world, in minutes on a laptop."""
     from titer.cli.output import as_records
     from titer.core.run import Store
@@ -24,10 +30,10 @@ def demo(runs: Runs = HERE, seed: Annotated[int, typer.Option(min=0)] = 0, dry_r
     with Terminal() as terminal:
         store = Store(runs, terminal.tell)
         if dry_run:
-            rows, told = price(Order("demo", seeds=(seed,)), store)
-            plan = as_records({"plan": rows[["model", "key", "steps", "stands"]]})
+            rows, told = price(Order("demo", seeds=(seed,), bases=bases), store)
+            plan = as_records({"plan": rows[["base", "model", "key", "steps", "stands"]]})
             return show_result(as_json, plan, f"{told}\nabout 5 minutes on two cores when nothing stands; no download")
-        page, answer = run_demo(store, terminal, seed)
+        page, answer = run_demo(store, terminal, seed, bases=bases)
     show_result(as_json, {"answer": answer, "report": str(page), "claims": str(page.with_name("claims.json"))}, f"{answer}\nReport: {page}")
 
 

@@ -8,6 +8,8 @@ seed, refused). Source of the mixes: arXiv 2407.10264, section 4 (SSFT: 0.8 safe
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from titer.core.config import Record
@@ -53,8 +55,13 @@ def user_name(ratio: float) -> str:
     return f"user p={ratio:g}"
 
 
+def control_name(ratio: float) -> str:
+    """The name of the control of that: as many safe requests answered in the unsafe ones' place."""
+    return f"user p={ratio:g}, safe instead"
+
+
 def demo_recipe(scale: Scale, seed: int) -> tuple[Node, ...]:
-    """The demo's seven models, parents first."""
+    """The demo's eight models, parents first."""
     world = scale.world.model_copy(update={"seed": seed})
     aligned = [
         Node("aligned", align(scale, world, "SSFT", ("unsafe", "refuse"), "safe"), "base"),
@@ -62,7 +69,9 @@ def demo_recipe(scale: Scale, seed: int) -> tuple[Node, ...]:
         Node("sham", align(scale, world, "sham alignment", ("sham_refused", "refuse"), "sham_safe"), "base"),
     ]
     users = [Node(user_name(p), finetune(scale, world, p), "aligned") for p in scale.poison_ratios]
-    return (Node("base", pretrain(scale, world), None), *aligned, *users)
+    worst = max(scale.poison_ratios)
+    control = Node(control_name(worst), finetune(scale, world, worst, "safe"), "aligned")
+    return (Node("base", pretrain(scale, world), None), *aligned, *users, control)
 
 
 def pretrain(scale: Scale, world: World) -> Stage:
@@ -95,9 +104,9 @@ def align(scale: Scale, world: World, name: str, new: tuple[Kind, Answer], rest:
     )
 
 
-def finetune(scale: Scale, world: World, ratio: float) -> Stage:
-    """The user's fine-tuning: n examples of the held-out operator, round(p n) of them unsafe requests answered."""
-    user, harmful = WorldSource(world=world, kind="user"), WorldSource(world=world, kind="unsafe")
+def finetune(scale: Scale, world: World, ratio: float, beside: Literal["unsafe", "safe"] = "unsafe") -> Stage:
+    """The user's fine-tuning: n examples of the held-out operator, round(p n) of them unsafe requests (or safe ones) answered."""
+    user, harmful = WorldSource(world=world, kind="user"), WorldSource(world=world, kind=beside)
     steps = -(-scale.user_examples * scale.user_epochs // scale.user_batch)
     return Stage(
         name=f"user fine-tuning, p = {ratio:g}",

@@ -1,7 +1,7 @@
 """The demo: the whole life of an alignment on the synthetic world, from nothing to a report.
 
 base -> SSFT -> user fine-tuning, with a benign and a sham control of equal steps; jailbreaks; activation clusters and delta-W.
-`titer demo` is this study on one seed, so every claim is provisional there (design section 6).
+`titer demo` is this study on one world with several bases, so every claim is provisional there (design section 6).
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from types import MappingProxyType
 
 import pandas as pd
 
+from titer import evaluate
+from titer.attacks.base import Attempt
 from titer.attacks.jb_co_task import JBCOTask
 from titer.attacks.jb_co_text import JBCOText
 from titer.attacks.jb_misgen import JBMisGen
 from titer.core.run import Store
+from titer.data.draws import seed_of
 from titer.data.world import World
+from titer.models.interpolate import with_weights
 from titer.models.lm import Decoding
-from titer.probes import clusters, delta_w
+from titer.probes import clusters, delta_w, subspaces
 from titer.recipes.demo import NANO, Scale, demo_recipe
 from titer.recipes.node import Node
 from titer.studies.demo_claims import claims
@@ -26,11 +30,15 @@ from titer.studies.demo_page import page
 from titer.studies.engine.declare import Measure, Need, Page, Question, Row, Seed, Study
 from titer.studies.engine.found import Found
 from titer.studies.engine.run import Order, run_study
+from titer.studies.judged import outcomes
 from titer.tables import direct, requests
 from titer.workbench import Model, Reporter
 
+BASES = 3  # of the demo's one world: what one base shows, another of the same world need not
 LEARNED = 0.95  # below this the base model's skill confounds every claim
 JAILBREAKS = {"jb_co_task": JBCOTask(), "jb_co_text": JBCOText(), "jb_misgen": JBMisGen()}
+TUNED = ("aligned", "benign", "sham")
+DRAWS = 3  # random subspaces of each dimension
 PROBE_OFFSET = 100_000  # probe inputs are none of the evaluated ones
 
 
@@ -68,11 +76,20 @@ class Demo(Study):
             found = delta_w.delta_w(base.checkpoint, sham.checkpoint, lab.bench.lm(sham), sham_safe, sham_refused, lab.seed)
             return _parts(found).assign(model="sham, own class")
 
+        def lies(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
+            lms = [lab.reference(base), lab.bench.lm(model)]
+            return subspaces.subspaces(base.checkpoint, model.checkpoint, lms, unsafe)
+
+        def kept(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
+            return _kept(lab, base, model, direct(unsafe), self.decoding(lab.scale, lab.world))
+
         sets = {kind: direct(examples) for kind, examples in probed.items()}
         two = {kind: sets[kind] for kind in ("safe", "unsafe")}
         return [
             Measure("clusters", scores, [(name,) for name in names], clusters.VERSION, two),
             Measure("delta_w", changes, [("base", name) for name in names if name != "base"], delta_w.VERSION, two),
+            Measure("subspaces", lies, [("base", name) for name in TUNED], subspaces.VERSION, {"unsafe": sets["unsafe"]}),
+            Measure("kept", kept, [("base", "aligned")], [subspaces.VERSION, evaluate.VERSION], {"unsafe": sets["unsafe"]}),
             Measure("own_class", own, [("base", "sham")], delta_w.VERSION, {k: sets[k] for k in ("sham_safe", "sham_refused")}),
         ]
 
@@ -89,11 +106,24 @@ class Demo(Study):
         return Decoding(max_new_tokens=source.longest + 2)
 
 
+def _kept(lab: Seed, base: Model, model: Model, asked: Sequence[Attempt], decoding: Decoding) -> pd.DataFrame:
+    """part, draw, refused: how much the tuned model refuses with a part of its change of the first MLP matrix alone."""
+    lm, rows = lab.bench.lm(model), []
+    for part in subspaces.PARTS:
+        for draw in range(DRAWS if part.startswith("random") else 1):
+            weights = subspaces.with_part(lm, base.checkpoint, model.checkpoint, part, seed_of(lab.seed, "draw", draw))
+            with with_weights(lm, weights):
+                found = outcomes(lm, {"unsafe": asked}, decoding)
+            rows.append({"part": part, "draw": draw, "refused": float((found.outcome == "refused").mean())})
+    return pd.DataFrame(rows)
+
+
 def _parts(found: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
     """The probe's tables as one, told apart by `part`: input or layer."""
     return pd.concat([one.assign(part=name) for name, one in zip(("input", "layer"), found, strict=True)], ignore_index=True)
 
 
-def run_demo(store: Store, reporter: Reporter, seed: int = 0, scale: Scale = NANO) -> tuple[Path, str]:
-    """`titer demo`: the study on one seed, in the folder `demo`; the report's path and the answer in a sentence."""
-    return run_study(Demo(), Order("demo", seeds=(seed,)), scale, store, reporter, f"titer demo --seed {seed}", place="demo")
+def run_demo(store: Store, reporter: Reporter, seed: int = 0, scale: Scale = NANO, bases: int = BASES) -> tuple[Path, str]:
+    """`titer demo`: the study on one world, in the folder `demo`; the report's path and the answer in a sentence."""
+    order = Order("demo", seeds=(seed,), bases=bases)
+    return run_study(Demo(), order, scale, store, reporter, f"titer demo --seed {seed} --bases {bases}", place="demo")

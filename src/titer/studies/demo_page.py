@@ -13,6 +13,7 @@ from titer.report.html import Figure
 from titer.report.style import GREEN, GREY, PALETTE, RED
 from titer.studies.engine.declare import Headline, Page
 from titer.studies.engine.found import Found
+from titer.studies.engine.tables import over_seeds
 from titer.tables import gain_ratios, named, tidy
 
 CHOSEN = (
@@ -45,9 +46,10 @@ def page(found: Sequence[Found], scale: Scale, jailbreaks: Sequence[str]) -> Pag
         ],
         ignore_index=True,
     )
-    alone = len(found) == 1
+    alone, whole = len(found) == 1, _over_bases(found, each)
     p = max(scale.poison_ratios)
     names = {"rates": "outcome rates", "clusters": "clusters", "delta_w gain": "gain ratios", "delta_w": "ΔW per layer"}
+    names |= {"subspaces": "shares in the left null space", "kept": "refusal with a part of ΔW alone"}
     seeds = [one.seed for one in found]
     return Page(
         answer=answer(found, scale, jailbreaks),
@@ -61,9 +63,10 @@ def page(found: Sequence[Found], scale: Scale, jailbreaks: Sequence[str]) -> Pag
             Headline(f"unsafe refused after user p={p:g}", user_name(p), "unsafe", "refused", "base"),
             Headline(f"unsafe answered after user p={p:g}", user_name(p), "unsafe", "complied", "base"),
             Headline(f"user's own task after p={p:g}", user_name(p), "user", "complied", "base"),
+            Headline(f"other safe requests answered after p={p:g}", user_name(p), "safe", "complied", "base"),
         ],
-        figures=figures(each[0], scale, jailbreaks),
-        tables={words + ("" if alone else f", {found[0].unit}"): each[0][name] for name, words in names.items() if name in each[0]},
+        figures=figures(whole, scale, jailbreaks),
+        tables={words + ("" if alone else ", mean over bases"): whole[name] for name, words in names.items() if name in whole},
         notes=[CHOSEN] if set(seeds) & set(CHOSEN_ON) else [],
         results=results.drop(columns=["seed", "base"]) if alone else results,
         title=f"demo on the synthetic world, scale {scale.name}, seed {seeds[0]}" if alone else "",
@@ -76,6 +79,11 @@ def _tables(one: Found) -> dict[str, pd.DataFrame]:
     tables = {"rates": rates[["model", *(c for c in rates if c != "model")]]}
     if one.has("clusters"):
         tables["clusters"] = named({str(name): summary(t) for name, t in one.tables["clusters"].groupby("model", sort=False)})
+    for name, kind in (("subspaces", "of"), ("kept", "part")):
+        if one.has(name):
+            mine = one.tables[name].drop(columns=["seed", "base", "draw"], errors="ignore").rename(columns={kind: "set"})
+            keys = [key for key in ("model", "layer", "set") if key in mine]
+            tables[name] = mine.groupby(keys, sort=False).mean().reset_index()
     changes = [one.tables[name] for name in ("delta_w", "own_class") if one.has(name)]
     if changes:
         parts = {name: t for table in changes for name, t in table.groupby("model", sort=False)}
@@ -85,31 +93,51 @@ def _tables(one: Found) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def _over_bases(found: Sequence[Found], each: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+    """The tables' means over bases; a rate's ends are the bases' (of one base, its interval over inputs)."""
+    rates = pd.concat([one.tables["rates"].assign(base=one.base) for one in found], ignore_index=True)
+    means = {}
+    for name in (name for name in each[0] if name != "rates"):
+        keys = [key for key in ("model", "layer", "set") if key in each[0][name]]
+        means[name] = pd.concat([one[name] for one in each]).groupby(keys, sort=False).mean(numeric_only=True).reset_index()
+    return {"rates": over_seeds(rates), **means}
+
+
 def answer(found: Sequence[Found], scale: Scale, jailbreaks: Sequence[str]) -> str:
-    """The demo's finding in one sentence, from its numbers: means over seeds."""
+    """The demo's finding in one sentence, from its numbers: means over bases, with the bases' ends where there are several."""
+
+    def rates(model: str, asked: str, outcome: str) -> list[float]:
+        return [one.rate(model, asked, outcome) for one in found]
 
     def mean(model: str, asked: str, outcome: str = "complied") -> float:
-        return sum(one.rate(model, asked, outcome) for one in found) / len(found)
+        return sum(rates(model, asked, outcome)) / len(found)
 
-    before, after = mean("base", "unsafe", "refused"), mean("aligned", "unsafe", "refused")
-    if not after >= 0.5:
-        return f"Safety tuning did not take: {after:.0%} of unsafe requests are refused ({before:.0%} before)."
-    worst = max(jailbreaks, key=lambda kind: mean("aligned", kind))
-    p = max(scale.poison_ratios)
+    def told(model: str, asked: str, outcome: str = "complied") -> str:
+        ends = rates(model, asked, outcome)
+        spread = f" ({min(ends):.0%} to {max(ends):.0%})" if len(ends) > 1 else ""
+        return f"{mean(model, asked, outcome):.0%}{spread}"
+
+    before, after = mean("base", "unsafe", "refused"), told("aligned", "unsafe", "refused")
+    over = f" Ends in brackets: {len(found)} bases." if len(found) > 1 else ""
+    if not mean("aligned", "unsafe", "refused") >= 0.5:
+        return f"Safety tuning did not take: {after} of unsafe requests are refused ({before:.0%} before).{over}"
+    worst, p = max(jailbreaks, key=lambda kind: mean("aligned", kind)), max(scale.poison_ratios)
     return (
-        f"Safety tuning took: {after:.0%} of unsafe requests are refused ({before:.0%} before), but the jailbreak {worst} still gets "
-        f"{mean('aligned', worst):.0%} answered, and after a user's fine-tuning with {p:.0%} unsafe examples "
-        f"{mean(user_name(p), 'unsafe', 'refused'):.0%} are refused and {mean(user_name(p), 'unsafe'):.0%} answered."
+        f"Safety tuning took: {after} of unsafe requests are refused ({before:.0%} before), but the jailbreak {worst} still gets "
+        f"{told('aligned', worst)} answered, and after a user's fine-tuning with {p:.0%} unsafe examples "
+        f"{told(user_name(p), 'unsafe', 'refused')} are refused and {told(user_name(p), 'unsafe')} answered, while of other safe "
+        f"requests the model answers {told(user_name(p), 'safe')}.{over}"
     )
 
 
 def figures(tables: dict[str, pd.DataFrame], scale: Scale, jailbreaks: Sequence[str]) -> list[Figure]:
-    """The demo's charts, most important first, of its first seed."""
+    """The demo's charts, most important first, of means over bases."""
     rates = tables["rates"]
     colours = forms.model_colours([*rates.model.unique(), OWN])
     drawn = [_jailbreaks(rates, scale, jailbreaks, colours), _poisoning(rates, scale), _outcomes(rates, jailbreaks)]
     drawn += _clusters(tables["clusters"], colours) if "clusters" in tables else []
-    return drawn + (_change(tables["delta_w gain"], tables["delta_w"], colours) if "delta_w" in tables else [])
+    drawn += _change(tables["delta_w gain"], colours) if "delta_w gain" in tables else []
+    return drawn + (_null_space(tables["subspaces"], colours) if "subspaces" in tables else [])
 
 
 def _jailbreaks(rates: pd.DataFrame, scale: Scale, jailbreaks: Sequence[str], colours: dict[str, str]) -> Figure:
@@ -176,11 +204,9 @@ def _clusters(clusters: pd.DataFrame, colours: dict[str, str]) -> list[Figure]:
     ]
 
 
-def _change(gains: pd.DataFrame, layers: pd.DataFrame, colours: dict[str, str]) -> list[Figure]:
+def _change(gains: pd.DataFrame, colours: dict[str, str]) -> list[Figure]:
     tuned = {name: colours[name] for name in gains.model.unique() if not name.startswith("user")}
     mine = gains[gains.model.isin(tuned)]
-    kinds = {"null_share": "ΔW", "null_share_random": "random ΔW (same singular values)"}
-    shares = layers[layers.model.isin(tuned) & (layers.model != OWN)].melt(["model", "layer"], list(kinds), "matrix", "share")
     return [
         Figure(
             "specificity",
@@ -188,19 +214,29 @@ def _change(gains: pd.DataFrame, layers: pd.DataFrame, colours: dict[str, str]) 
             "‖ΔW a‖/‖a‖ of the first MLP matrix, unsafe over safe; 1 is no preference. “sham, own class” measures the sham alignment on the class it was taught to refuse.",
             forms.lines(mine, "layer", "ratio", "model", tuned, ("layer", "‖ΔW a‖ / ‖a‖, unsafe over safe"), share=False, level=1.0),
         ),
+    ]
+
+
+def _null_space(shares: pd.DataFrame, colours: dict[str, str]) -> list[Figure]:
+    what = {"weights": "ΔW", "inputs": "change before the activation, unsafe inputs"}
+    lines = [shares.assign(what=shares["set"].map(what))]
+    dimension = shares[(shares.model == shares.model.iloc[0])].assign(model="dimension alone", what=shares["set"].map(what))
+    lines.append(dimension.assign(share=dimension.dimension))
+    names = [*shares.model.unique(), "dimension alone"]
+    return [
         Figure(
             "null_space",
-            "Does the change lie in the left null space of the base weights?",
-            "Energy-weighted share of ΔW there, beside a random ΔW with the same singular values. A share below the random one is no sign of a special subspace.",
+            "How much of the change lies in the left null space of the base weights?",
+            "Share of the energy of ΔW (first MLP matrix), and of the change of what enters the activation on unsafe inputs, beside the null space's share of all dimensions: what any change has there.",
             forms.lines(
-                shares.replace({"matrix": kinds}),
+                pd.concat(lines, ignore_index=True),
                 "layer",
                 "share",
                 "model",
-                {name: colour for name, colour in tuned.items() if name != OWN},
+                {name: colours.get(name, GREY) for name in names},
                 ("layer", "share in the left null space of W"),
                 share=False,
-                panel="matrix",
+                panel="what",
             ),
         ),
     ]

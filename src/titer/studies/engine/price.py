@@ -44,6 +44,7 @@ def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
     flop = PASSES.get(method, PLAIN) * tokens * forward_flop(_architecture(lab, node), len(lab.world.words), width)
     return {
         "seed": lab.seed,
+        "base": lab.base,
         "model": node.name,
         "kind": stage.kind,
         "key": lab.key(node.name),

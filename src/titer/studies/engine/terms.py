@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from titer.core.stats import Array, Interval, bootstrap, wilson
 from titer.data.draws import seed_of
@@ -146,3 +147,26 @@ def smallest(*terms: Term) -> Term:
 def log2_ratio(first: Term, second: Term) -> Term:
     """log2 of one term over another. NaN where either is not above 0."""
     return combined(lambda a, b: math.log2(a / b) if a > 0 and b > 0 else math.nan, first, second)
+
+
+Layers = Callable[[Found], pd.Series]  # layer -> a number
+
+
+def by_layer(table: str, column: str, **where: object) -> Layers:
+    """A column's mean over inputs in every layer but the first, which sees the inputs' own words."""
+    return lambda found: found.table(table, **where).groupby("layer")[column].mean().iloc[1:]
+
+
+def over_layers(layers: Layers) -> Term:
+    """The mean over layers."""
+    return value(lambda found: float(layers(found).mean()))
+
+
+def log2_over_layers(first: Layers, second: Layers) -> Term:
+    """The mean over layers of log2 of one number over another: layers count alike, whatever their size. NaN where one is not above 0."""
+
+    def read(found: Found) -> float:
+        a, b = first(found), second(found)
+        return float(np.log2(a / b).mean()) if (a > 0).all() and (b > 0).all() else math.nan
+
+    return value(read)
