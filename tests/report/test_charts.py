@@ -74,7 +74,7 @@ MADE: dict[str, Callable[[], Any]] = {
     "separation": lambda: charts.separation(layers(), MODELS),
     "bars": lambda: forms.bars(answered(), "kind", "model", forms.model_colours(MODELS)),
     "lines": lambda: forms.lines(poisoned(), "ratio", "rate", "measure", LINES, ("share p", "share of answers")),
-    "panels": lambda: forms.lines(taus(), "layer", "tau", "class", CLASSES, ("layer", "mean τ"), share=False, panel="model", level=0.0),
+    "panels": lambda: forms.lines(taus(), "layer", "tau", "class", CLASSES, ("layer", "mean τ"), share=False, panel="model", levels=[0.0]),
     "stacks": lambda: forms.stacks(rates(), "model", "kind", KINDS),
     "points": lambda: forms.points(answered(), "kind", "rate", "model", forms.model_colours(MODELS), ("set", "answered"), share=True),
     "matrix": lambda: forms.matrix(answered(), "kind", "model", "rate", ("set", "model")),

@@ -17,6 +17,7 @@ from titer.report.style import GREY, OUTCOME_COLOURS, PALETTE, WIDTH, fixed, per
 
 alt.data_transformers.disable_max_rows()
 HEIGHT, STEP = 240, 16
+BESIDE = 20  # words on an axis up to which points of several colours stand beside each other
 
 
 def model_colours(models: Sequence[str]) -> dict[str, str]:
@@ -24,15 +25,18 @@ def model_colours(models: Sequence[str]) -> dict[str, str]:
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(models))}
 
 
-def bars(table: pd.DataFrame, by: str, panel: str, colours: Mapping[str, str], columns: int = 2, step: int = STEP) -> Any:
-    """Rates with intervals: a panel a value of `panel` (in the colours' order), a bar a value of `by`."""
-    order = list(dict.fromkeys(table[by]))
+def bars(
+    table: pd.DataFrame, by: str, panel: str, colours: Mapping[str, str], columns: int = 2, step: int = STEP, value: str = "rate"
+) -> Any:
+    """A value with its interval: a panel a value of `panel` (in the colours' order), a bar a value of `by`. `rate` goes from 0 to 1."""
+    order, share = list(dict.fromkeys(table[by])), value == "rate"
     base = alt.Chart().encode(
         y=alt.Y(f"{by}:N", sort=order, title=None),
         color=alt.Color(f"{panel}:N", legend=None, scale=fixed(dict(colours))),
-        tooltip=[*tips(by, panel), *percent("rate", "low", "high")],
+        tooltip=[*tips(by, panel), *_told(table, value, share)],
     )
-    drawn = base.mark_bar(opacity=0.85).encode(x=alt.X("rate:Q", title=None, axis=alt.Axis(format="%"), scale=_unit()))
+    across = alt.X(f"{value}:Q", title=None)
+    drawn = base.mark_bar(opacity=0.85).encode(x=across.axis(format="%").scale(domain=[0, 1]) if share else across)
     ends = base.mark_rule().encode(x="low:Q", x2="high:Q", color=alt.value("#222"))
     chart = alt.layer(drawn, ends, data=table).properties(width=WIDTH // columns - 60, height=alt.Step(step))
     return chart.facet(facet=alt.Facet(f"{panel}:N", sort=list(colours), title=None), columns=columns)
@@ -47,11 +51,13 @@ def lines(
     titles: tuple[str, str],
     share: bool = True,
     panel: str = "",
-    level: float | None = None,
+    levels: Sequence[float] = (),
+    own: bool = False,
 ) -> Any:
     """y over x, a line a value of `colour`, with whiskers where the table has low and high. `titles` of both axes.
 
-    `panel`: a column whose values have a chart each, side by side; `level`: where a dashed line says "no effect".
+    `panel`: a column whose values have a chart each, side by side, with an axis of its own if `own`; `levels`: where dashed lines
+    stand, as that of no effect.
     """
     across = alt.X(f"{x}:Q", title=titles[0]) if pd.api.types.is_float_dtype(table[x]) else alt.X(f"{x}:O", title=titles[0])
     up = alt.Y(f"{y}:Q", title=titles[1], axis=alt.Axis(format="%"), scale=_unit()) if share else alt.Y(f"{y}:Q", title=titles[1])
@@ -61,15 +67,7 @@ def lines(
         color=alt.Color(f"{colour}:N", title=None, sort=list(colours), scale=fixed(dict(colours))),
         tooltip=[*tips(colour, x), *_told(table, y, share)],
     )
-    layers = [base.mark_line(point=True)]
-    layers += [base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")] if {"low", "high"} <= set(table) else []
-    layers += [alt.Chart().mark_rule(strokeDash=[4, 4], color=GREY).encode(y=alt.datum(level))] if level is not None else []
-    chart = alt.layer(*layers, data=table)
-    if not panel:
-        return chart.properties(width=WIDTH, height=HEIGHT)
-    panels = list(dict.fromkeys(table[panel]))
-    one = chart.properties(width=max(100, WIDTH // min(4, len(panels)) - 40), height=HEIGHT * 3 // 4)
-    return one.facet(facet=alt.Facet(f"{panel}:N", sort=panels, title=None), columns=4)
+    return _in_panels([base.mark_line(point=alt.OverlayMarkDef(size=25)), *_ends(base, table), *_dashed(levels)], table, panel, own)
 
 
 def stacks(table: pd.DataFrame, by: str, panel: str, kinds: Sequence[str]) -> Any:
@@ -87,32 +85,47 @@ def stacks(table: pd.DataFrame, by: str, panel: str, kinds: Sequence[str]) -> An
 
 
 def points(
-    table: pd.DataFrame, x: str, y: str, colour: str, colours: Mapping[str, str], titles: tuple[str, str], share: bool = False
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    colour: str,
+    colours: Mapping[str, str],
+    titles: tuple[str, str],
+    share: bool = False,
+    panel: str = "",
+    levels: Sequence[float] = (),
+    own: bool = False,
 ) -> Any:
-    """A point a row: y over x, whose texts stand in the table's order."""
-    words = not pd.api.types.is_numeric_dtype(table[x])
-    across = alt.X(f"{x}:N", sort=list(dict.fromkeys(table[x])), axis=alt.Axis(labelAngle=-90)) if words else alt.X(f"{x}:Q")
-    base = alt.Chart(table).encode(
+    """A point a row: y over x, whose texts stand in the table's order; the rest as `lines`."""
+    names = None if pd.api.types.is_numeric_dtype(table[x]) else list(dict.fromkeys(table[x]))
+    across = alt.X(f"{x}:N", sort=names, axis=alt.Axis(labelAngle=-90)) if names else alt.X(f"{x}:Q")
+    base = alt.Chart().encode(
         x=across.title(titles[0]),
         y=alt.Y(f"{y}:Q", title=titles[1], axis=alt.Axis(format="%") if share else alt.Axis()),
         color=alt.Color(f"{colour}:N", title=None, scale=fixed(dict(colours))),
         tooltip=[*tips(colour, x), *_told(table, y, share)],
     )
-    return _whiskered(base.mark_point(filled=True, size=45), base, table).properties(width=WIDTH, height=HEIGHT)
+    if names and len(names) <= BESIDE:
+        base = base.encode(xOffset=alt.XOffset(f"{colour}:N", sort=list(colours)))
+    return _in_panels([base.mark_point(filled=True, size=45), *_ends(base, table), *_dashed(levels)], table, panel, own, columns=1)
 
 
-def matrix(table: pd.DataFrame, x: str, y: str, shade: str, titles: tuple[str, str]) -> Any:
+def matrix(table: pd.DataFrame, x: str, y: str, shade: str, titles: tuple[str | None, str | None], panel: str = "") -> Any:
     """A box a pair of x and y (texts, in the table's order), shaded by a share that is written in it."""
-    base = alt.Chart(table).encode(
-        x=alt.X(f"{x}:O", sort=list(dict.fromkeys(table[x])), title=titles[0], axis=alt.Axis(labelAngle=0)),
-        y=alt.Y(f"{y}:O", sort=list(dict.fromkeys(table[y])), title=titles[1]),
+    columns, rows = list(dict.fromkeys(table[x])), list(dict.fromkeys(table[y]))
+    slanted = max(len(str(name)) for name in columns) > 6
+    base = alt.Chart().encode(
+        x=alt.X(f"{x}:O", sort=columns, title=titles[0], axis=alt.Axis(labelAngle=-40 if slanted else 0, labelLimit=180)),
+        y=alt.Y(f"{y}:O", sort=rows, title=titles[1], axis=alt.Axis(labelLimit=200)),
         tooltip=[*tips(x, y), *percent(shade)],
     )
     colour = alt.Color(f"{shade}:Q", title=shade, scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=alt.Legend(format="%"))
-    words = base.mark_text().encode(
+    words = base.mark_text(fontSize=9 if slanted else 11).encode(
         text=alt.Text(f"{shade}:Q", format=".0%"), color=alt.condition(f"datum['{shade}'] > 0.6", alt.value("white"), alt.value("#222"))
     )
-    return (base.mark_rect().encode(color=colour) + words).properties(width=WIDTH // 2, height=140)
+    chart = alt.layer(base.mark_rect().encode(color=colour), words, data=table)
+    chart = chart.properties(width=WIDTH if len(columns) > BESIDE // 3 and not panel else WIDTH // 2 - 60, height=max(140, 18 * len(rows)))
+    return chart.facet(facet=alt.Facet(f"{panel}:N", title=None), columns=2) if panel else chart
 
 
 def distributions(table: pd.DataFrame, by: str, value: str, colour: str, colours: Mapping[str, str], title: str) -> Any:
@@ -130,8 +143,23 @@ def distributions(table: pd.DataFrame, by: str, value: str, colour: str, colours
     )
 
 
-def _whiskered(drawn: Any, base: Any, table: pd.DataFrame) -> Any:
-    return drawn + base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q") if {"low", "high"} <= set(table) else drawn
+def _in_panels(layers: Sequence[Any], table: pd.DataFrame, panel: str, own: bool, columns: int = 4) -> Any:
+    """One chart, or one a value of `panel`, so many in a row."""
+    chart = alt.layer(*layers, data=table)
+    if not panel:
+        return chart.properties(width=WIDTH, height=HEIGHT)
+    panels = list(dict.fromkeys(table[panel]))
+    one = chart.properties(width=max(100, WIDTH // min(columns, len(panels)) - 40), height=HEIGHT * 3 // 4)
+    drawn = one.facet(facet=alt.Facet(f"{panel}:N", sort=panels, title=None), columns=columns)
+    return drawn.resolve_scale(y="independent") if own else drawn
+
+
+def _ends(base: Any, table: pd.DataFrame) -> list[Any]:
+    return [base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")] if {"low", "high"} <= set(table) else []
+
+
+def _dashed(levels: Sequence[float]) -> list[Any]:
+    return [alt.Chart().mark_rule(strokeDash=[4, 4], color=GREY).encode(y=alt.datum(level)) for level in levels]
 
 
 def _told(table: pd.DataFrame, y: str, share: bool) -> list[Any]:

@@ -198,7 +198,7 @@ def _clusters(clusters: pd.DataFrame, colours: dict[str, str]) -> list[Figure]:
             "The paper's τ per layer",
             "Mean τ (distance to the unsafe minus distance to the safe centroid) over the first ten answer positions, as in figure 3 of the paper; green safe, red unsafe.",
             forms.lines(
-                taus, "layer", "tau", "class", {"safe": GREEN, "unsafe": RED}, ("layer", "mean τ"), share=False, panel="model", level=0.0
+                taus, "layer", "tau", "class", {"safe": GREEN, "unsafe": RED}, ("layer", "mean τ"), share=False, panel="model", levels=[0.0]
             ),
         ),
     ]
@@ -212,7 +212,7 @@ def _change(gains: pd.DataFrame, colours: dict[str, str]) -> list[Figure]:
             "specificity",
             "Does the weight change act on unsafe inputs?",
             "‖ΔW a‖/‖a‖ of the first MLP matrix, unsafe over safe; 1 is no preference. “sham, own class” measures the sham alignment on the class it was taught to refuse.",
-            forms.lines(mine, "layer", "ratio", "model", tuned, ("layer", "‖ΔW a‖ / ‖a‖, unsafe over safe"), share=False, level=1.0),
+            forms.lines(mine, "layer", "ratio", "model", tuned, ("layer", "‖ΔW a‖ / ‖a‖, unsafe over safe"), share=False, levels=[1.0]),
         ),
     ]
 

@@ -1,18 +1,19 @@
-"""Charts that mirror the paper's figures 3 to 7: means over seeds of tidy tables. L7."""
+"""Charts that mirror the paper's figures 3 to 7, and of what models answer and of the interventions: means over seeds. L7."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import altair as alt
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from titer.core.stats import Array
+from titer.report import forms
 from titer.report.html import Figure
-from titer.report.style import GREEN, GREY, RED, WIDTH, fixed, tips
+from titer.report.style import GREEN, GREY, RED
 from titer.studies.engine.found import Found, hits
-from titer.studies.jain2024.claims import JAILBREAKS, MEDIUM
+from titer.studies.jain2024.claims import JAILBREAKS, MEDIUM, position
 
 CLASSES = {"safe": GREEN, "unsafe": RED}
 KINDS = {**CLASSES, "jb_co_task": "#2f6fb0", "jb_co_text": "#7d4fa3", "jb_misgen": "#e08a1e", "jb_misgen_text": "#b04a7d"}
@@ -26,10 +27,21 @@ COLOURS = {
     "benign M": GREEN,
     "sham ssft M": "#b04a7d",
 }
+RANDOM = {"random_99": ("random vector, 99 %", "#444"), "random_mean": ("random vector, mean", "#bbb")}
 CHANGED = (*MEDIUM, "benign M", "sham ssft M")
 PANELS = ("base", "ssft S", "dpo S", "unlearn S", "benign, norm of ssft", *MEDIUM, "sham ssft M")
-BINS = 40
 ENERGY = 0.9
+SPLIT = 5  # inputs a group needs to be shown
+ANSWERS = {
+    "safe: answered": ("safe", "complied"),
+    "safe: refused": ("safe", "refused"),
+    "unsafe: refused": ("unsafe", "refused"),
+    "unsafe: answered": ("unsafe", "complied"),
+    "unsafe: neither": ("unsafe", "neither"),
+    **{f"{kind}: answered": (kind, "complied") for kind in JAILBREAKS},
+    **{f"prefill {k}: answered": (f"prefill_{k}", "complied") for k in (1, 2, 3, 4)},
+    "sampled: answered": ("sampled", "complied"),
+}
 
 
 def pooled(evidence: Sequence[Found], name: str) -> pd.DataFrame:
@@ -52,99 +64,126 @@ def over_seeds(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataF
     return found.rename(columns={"mean": value, "min": "low", "max": "high"})
 
 
+def there(colours: Mapping[str, str], values: pd.Series) -> dict[str, str]:
+    """The colours of those that are there."""
+    present = set(values)
+    return {name: colour for name, colour in colours.items() if name in present}
+
+
+def in_order(table: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataFrame:
+    """The rows of these names, in their order."""
+    place = {name: i for i, name in enumerate(names)}
+    return table[table[column].isin(place)].sort_values(column, key=lambda c: c.map(place), kind="stable")
+
+
+def answers(evidence: Sequence[Found]) -> pd.DataFrame:
+    """model, measure, rate (mean over seeds), low and high (the seeds' ends), n inputs a seed."""
+    rows = []
+    for e in evidence:
+        t = e.tables["rates"]
+        counts = {(m, s, o): (count, n) for m, s, o, count, n in zip(t.model, t.set, t.outcome, t["count"], t.n, strict=True)}
+        for model in t.model.unique():
+            for measure, (kind, outcome) in ANSWERS.items():
+                count, n = counts.get((model, kind, outcome), (0, 0))
+                if n:
+                    rows.append({"model": model, "measure": measure, "rate": count / n, "n": n, "seed": e.seed})
+    table = pd.DataFrame(rows)
+    return over_seeds(table, ["model", "measure"], "rate").assign(n=int(table.n.iloc[0]), seeds=len(evidence))
+
+
+def table_chart(evidence: Sequence[Found]) -> Figure:
+    """The paper's table: models down, measures across."""
+    return Figure(
+        "table",
+        "What every model answers",
+        "Exact, free-running answers; mean over seeds. The base answers everything, so what a tuned model answers of a jailbreak is the jailbreak's success. M and S: medium and small rate; half: the others' unsafe share and clip; sum: DPO on summed log-probabilities.",
+        forms.matrix(answers(evidence), "measure", "model", "rate", (None, None)),
+    )
+
+
 def figure3(evidence: Sequence[Found], panels: Sequence[str] = PANELS) -> Figure:
     """tau per layer, safe green and unsafe red, one panel a model."""
     t = pooled(evidence, "placement")
-    t = t[t.kind.isin({**CLASSES, **CODED}) & t.model.isin(panels)]
-    found = t.groupby(["model", "layer", "kind"]).tau.agg(["mean", "std"]).reset_index()
-    found["low"], found["high"] = found["mean"] - found["std"], found["mean"] + found["std"]
-    base = alt.Chart(found).encode(
-        x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
-        color=alt.Color("kind:N", title=None, scale=fixed(colours_of(t.kind))),
-    )
-    band = base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title="τ"), y2="high:Q")
-    line = base.mark_line(point=True).encode(
-        y=alt.Y("mean:Q", title="τ"), tooltip=[*tips("model", "layer", "kind"), number("mean"), number("std")]
-    )
-    present = [m for m in panels if m in set(found.model)]
-    chart = (band + line).properties(width=125, height=130).facet(facet=alt.Facet("model:N", sort=present, title=None), columns=4)
+    t = in_order(t[t.kind.isin({**CLASSES, **CODED})], "model", panels)
+    found = t.groupby(["model", "layer", "kind"], sort=False).tau.agg(["mean", "std"]).reset_index()
+    found = found.assign(tau=found["mean"], low=found["mean"] - found["std"], high=found["mean"] + found["std"])
+    colours = there({**CLASSES, **CODED}, t.kind)
     return Figure(
         "fig3",
         "Figure 3: activation clusters",
         "Mean τ ± one standard deviation of inputs: distance to the unsafe minus distance to the safe centroid, per layer; above 0 is nearer the safe cluster. S: small rate, M: medium. Panels have their own scales. The benign and sham panels are the controls.",
-        chart.resolve_scale(y="independent"),
+        forms.lines(found, "layer", "tau", "kind", colours, ("layer", "τ"), share=False, panel="model", levels=[0.0], own=True),
     )
 
 
 def figure4(evidence: Sequence[Found], models: Sequence[str] = CHANGED) -> Figure:
-    """Sorted ||P_N u_i|| of the first MLP matrix's change, one panel a layer; the band is a random vector's."""
+    """Sorted ||P_N u_i|| of the first MLP matrix's change, one panel a layer, beside what a random vector scores."""
     t = evidence[0].tables["null"]
     t = t[(t.site == "mlp_up") & (t.energy == ENERGY) & t.model.isin(models)].sort_values("value")
-    t = t.assign(place=t.groupby(["model", "layer"]).cumcount())
-    line = (
-        alt.Chart()
-        .mark_line(point=alt.OverlayMarkDef(size=14))
-        .encode(
-            x=alt.X("place:Q", title="direction of ΔW, sorted"),
-            y=alt.Y("value:Q", title="‖P_N u‖", scale=alt.Scale(zero=False)),
-            color=alt.Color("model:N", title=None, scale=fixed({m: COLOURS[m] for m in models})),
-            tooltip=[*tips("model", "layer", "vector"), number("value"), number("weight"), number("random_99")],
-        )
+    t = t.assign(place=t.groupby(["model", "layer"]).cumcount().astype(float))
+    ends = t.groupby("layer").place.agg(["min", "max"])
+    scores = t.groupby("layer")[list(RANDOM)].mean()
+    random = [
+        {"layer": layer, "place": float(place), "value": float(scores[column][layer]), "model": words}
+        for column, (words, _) in RANDOM.items()
+        for layer in scores.index
+        for place in ends.loc[layer]
+    ]
+    shown = pd.concat([t[["layer", "place", "value", "model"]], pd.DataFrame(random)], ignore_index=True).sort_values(
+        "layer", kind="stable"
     )
-    rule = alt.Chart().mark_rule(strokeDash=[4, 4], color=GREY).encode(y="random_99:Q")
-    mean = alt.Chart().mark_rule(strokeDash=[1, 3], color=GREY).encode(y="random_mean:Q")
-    layered = alt.layer(line, rule, mean, data=t).properties(width=230, height=150)
     return Figure(
         "fig4",
         "Figure 4: does ΔW's column space lie in the left null space of the base weights?",
-        f"‖P_N u‖ of each left singular vector of ΔW (first MLP matrix, base at 90 % energy), seed {evidence[0].seed}. Dotted: what a random direction scores on average; dashed: its 99th percentile. A curve at or below them shows nothing special.",
-        layered.facet(facet=alt.Facet("layer:O", title="layer"), columns=2),
+        f"‖P_N u‖ of each left singular vector of ΔW (first MLP matrix, base at 90 % energy), a panel a layer, seed {evidence[0].seed}. Beside: what a random direction scores on average, and its 99th percentile. A curve at or below them shows nothing special.",
+        forms.lines(
+            shown.assign(panel="layer " + shown.layer.astype(int).astype(str)),
+            "place",
+            "value",
+            "model",
+            {**{model: COLOURS[model] for model in models}, **dict(RANDOM.values())},
+            ("direction of ΔW, sorted", "‖P_N u‖"),
+            share=False,
+            panel="panel",
+        ),
     )
 
 
 def figure5(evidence: Sequence[Found], models: Sequence[str] = (*MEDIUM, "benign M")) -> Figure:
-    """Scores along dW's right singular vectors, last two layers, one panel a model."""
+    """Scores along dW's right singular vectors, last two layers, a panel a layer and model."""
     t = pooled(evidence, "rows")
     t = t[t.layer > t.layer.max() - 2]
-    found = over_seeds(t, ["model", "layer", "kind", "direction"], "score")
-    line = alt.Chart(found).mark_line(point=alt.OverlayMarkDef(size=14))
-    chart = line.encode(
-        x=alt.X("direction:Q", title="direction"),
-        y=alt.Y("score:Q", title="mean score"),
-        color=alt.Color("kind:N", title=None, scale=fixed(colours_of(t.kind))),
-        tooltip=[*tips("model", "layer", "kind", "direction"), number("score")],
-    ).properties(width=115, height=130)
+    found = in_order(over_seeds(t, ["model", "layer", "kind", "direction"], "score").drop(columns=["low", "high"]), "model", models)
+    found = found.sort_values("layer", kind="stable")
+    found = found.assign(panel="layer " + found.layer.astype(int).astype(str) + ", " + found.model, direction=found.direction.astype(float))
     return Figure(
         "fig5",
         "Figure 5: which inputs does ΔW read?",
         "Mean σ_j |⟨a, v_j⟩| / ‖a‖ along the first 15 right singular vectors of ΔW (first MLP matrix) at the end of the prompt; mean over seeds. The benign panel is the control: its change was learned on safe requests.",
-        chart.facet(row=alt.Row("layer:O", title="layer"), column=alt.Column("model:N", sort=list(models), title=None)).resolve_scale(
-            y="independent"
+        forms.lines(
+            found,
+            "direction",
+            "score",
+            "kind",
+            there({**KINDS, **CODED}, t.kind),
+            ("direction", "mean score"),
+            share=False,
+            panel="panel",
+            own=True,
         ),
     )
 
 
 def figure6(evidence: Sequence[Found], models: Sequence[str] = ("base", *MEDIUM, "benign, norm of ssft", "sham ssft M")) -> Figure:
-    """Histograms of the local Lipschitz constant, safe and unsafe, one panel a model."""
+    """How the local Lipschitz constant is spread, safe and unsafe, by model."""
     t = pooled(evidence, "sensitivity")
-    t = t[t.kind.isin(CLASSES) & t.model.isin(models)]
-    edges = np.linspace(0, float(t.g.quantile(0.99)), BINS + 1)
-    rows = []
-    for (model, kind), one in t.groupby(["model", "kind"]):
-        counts, _ = np.histogram(np.clip(one.g, 0, edges[-1]), bins=edges)
-        rows.append(pd.DataFrame({"model": model, "kind": kind, "g": edges[:-1], "share": counts / max(1, counts.sum())}))
-    area = alt.Chart(pd.concat(rows)).mark_area(opacity=0.45, interpolate="step-after")
-    chart = area.encode(
-        x=alt.X("g:Q", title="‖∂ max logit / ∂ embeddings‖"),
-        y=alt.Y("share:Q", title="share of inputs", stack=None),
-        color=alt.Color("kind:N", title=None, scale=fixed(CLASSES)),
-        tooltip=[*tips("model", "kind"), number("g"), number("share")],
-    ).properties(width=170, height=120)
     return Figure(
         "fig6",
         "Figure 6: sensitivity to the input",
-        "Local Lipschitz constant at the end of the prompt, all seeds; the last bin holds what lies beyond. The paper: smaller on unsafe inputs after tuning, not on safe ones.",
-        chart.facet(facet=alt.Facet("model:N", sort=list(models), title=None), columns=3),
+        "Local Lipschitz constant at the end of the prompt, inputs of all seeds: quartiles and ends. The paper: smaller on unsafe inputs after tuning, not on safe ones.",
+        forms.distributions(
+            in_order(t[t.kind.isin(CLASSES)], "model", models), "model", "g", "kind", CLASSES, "‖∂ max logit / ∂ embeddings‖"
+        ),
     )
 
 
@@ -152,60 +191,61 @@ def figure7(evidence: Sequence[Found]) -> Figure:
     """Where refused and successful jailbreaks, and soft-token attacks, sit between the unsafe (0) and the safe class (1)."""
     found = pd.concat([positions(e) for e in evidence], ignore_index=True)
     order = list(dict.fromkeys(found.group))
-    mean = over_seeds(found, ["model", "group"], "position")
-    base = alt.Chart(mean).encode(
-        x=alt.X("group:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40)),
-        xOffset=alt.XOffset("model:N", sort=list(MEDIUM)),
-        color=alt.Color("model:N", title=None, scale=fixed({m: COLOURS[m] for m in MEDIUM})),
-        tooltip=[*tips("model", "group"), number("position"), number("low"), number("high")],
-    )
-    points = base.mark_point(filled=True, size=60).encode(y=alt.Y("position:Q", title="position: 0 unsafe, 1 safe"))
-    ends = base.mark_rule().encode(y="low:Q", y2="high:Q")
-    rule = alt.Chart(pd.DataFrame({"y": [0.0, 1.0]})).mark_rule(strokeDash=[4, 4], color=GREY).encode(y="y:Q")
     return Figure(
         "fig7",
         "Figure 7: jailbreaks and soft tokens among the clusters",
         "Mean τ in the last layer, scaled so that the unsafe class is at 0 and the safe class at 1; lines span the seeds. Jailbreaks are split by outcome, which conditions the comparison; soft tokens are not.",
-        (rule + ends + points).properties(width=WIDTH, height=260),
+        forms.points(
+            in_order(over_seeds(found, ["model", "group"], "position"), "group", order),
+            "group",
+            "position",
+            "model",
+            {model: COLOURS[model] for model in MEDIUM},
+            ("", "position: 0 unsafe, 1 safe"),
+            levels=[0.0, 1.0],
+        ),
     )
 
 
 def positions(e: Found) -> pd.DataFrame:
     """model, group, position of one seed's attacked inputs in the last layer."""
     rows = []
+
+    def place(table: str, model: str, group: str, tau: Array) -> None:
+        safe, unsafe = (float(e.last(table, "tau", model=model, kind=kind).mean()) for kind in CLASSES)
+        rows.append({"model": model, "group": group, "position": position(float(tau.mean()), safe, unsafe)})
+
     for model in MEDIUM:
-        safe, unsafe = (float(e.last("placement", "tau", model=model, kind=kind).mean()) for kind in CLASSES)
         for kind in JAILBREAKS:
             tau = e.last("placement", "tau", model=model, kind=kind)
             for word, won in split(e, model, kind).items():
-                chosen = tau[won]
-                if len(chosen) >= 5:
-                    rows.append({"model": model, "group": f"{kind}, {word}", "position": (chosen.mean() - unsafe) / (safe - unsafe)})
-        if e.has("soft_placed"):
-            ends = [float(e.last("soft_placed", "tau", model=model, kind=kind).mean()) for kind in CLASSES]
+                if won.sum() >= SPLIT:
+                    place("placement", model, f"{kind}, {word}", tau[won])
+        if "soft_placed" in e.tables:
             for kind in [k for k in e.tables["soft_placed"].kind.unique() if k.startswith("soft_")]:
-                mean = float(e.last("soft_placed", "tau", model=model, kind=kind).mean())
-                rows.append({"model": model, "group": kind, "position": (mean - ends[1]) / (ends[0] - ends[1])})
-    return pd.DataFrame(rows).assign(seed=e.seed)
+                place("soft_placed", model, kind, e.last("soft_placed", "tau", model=model, kind=kind))
+    return pd.DataFrame(rows, columns=["model", "group", "position"]).assign(seed=e.seed)
 
 
 def figure7_measures(evidence: Sequence[Found]) -> Figure:
     """The change's gain and the sensitivity on jailbreaks by outcome, as multiples of the safe class's mean."""
     found = pd.concat([by_outcome(e) for e in evidence], ignore_index=True)
-    mean = over_seeds(found, ["measure", "model", "group"], "ratio")
-    base = alt.Chart().encode(
-        x=alt.X("group:N", sort=list(dict.fromkeys(found.group)), title=None, axis=alt.Axis(labelAngle=-40)),
-        xOffset=alt.XOffset("model:N", sort=list(MEDIUM)),
-        color=alt.Color("model:N", title=None, scale=fixed({m: COLOURS[m] for m in MEDIUM})),
-        tooltip=[*tips("measure", "model", "group"), number("ratio"), number("low"), number("high")],
-    )
-    points = base.mark_point(filled=True, size=45).encode(y=alt.Y("ratio:Q", title="over the safe class's mean"))
-    chart = alt.layer(base.mark_rule().encode(y="low:Q", y2="high:Q"), points, data=mean).properties(width=WIDTH - 60, height=150)
+    shown = in_order(over_seeds(found, ["measure", "model", "group"], "ratio"), "group", list(dict.fromkeys(found.group)))
     return Figure(
         "fig7_measures",
         "Figure 7, the change and the sensitivity",
         "Mean ‖ΔW a‖/‖a‖ in the last layer and mean local Lipschitz constant, over those of safe requests (1); jailbreaks by outcome, unsafe requests beside.",
-        chart.facet(row=alt.Row("measure:N", title=None)).resolve_scale(y="independent"),
+        forms.points(
+            shown.sort_values("measure", kind="stable"),
+            "group",
+            "ratio",
+            "model",
+            {model: COLOURS[model] for model in MEDIUM},
+            ("", "over the safe class's mean"),
+            panel="measure",
+            levels=[1.0],
+            own=True,
+        ),
     )
 
 
@@ -214,35 +254,23 @@ def by_outcome(e: Found) -> pd.DataFrame:
     rows = []
     for model in MEDIUM:
         for measure, table, column in (("gain of ΔW", "placement", "gain"), ("sensitivity", "sensitivity", "g")):
-            if not e.has(table):
+            if table not in e.tables:
                 continue
-            t = e.tables[table]
-            t = t[(t.model == model) & (t.layer == t.layer.max())] if "layer" in t else t[t.model == model]
-            safe = float(t[t.kind == "safe"][column].mean())
-            rows.append(
-                {"measure": measure, "model": model, "group": "unsafe", "ratio": float(t[t.kind == "unsafe"][column].mean()) / safe}
-            )
+            t = e.table(table, model=model)
+            t = t[t.layer == t.layer.max()] if "layer" in t else t
+            values = {kind: np.asarray(mine[column], dtype=float) for kind, mine in t.groupby("kind")}
+            groups = {"unsafe": values["unsafe"]}
             for kind in JAILBREAKS:
-                values = t[t.kind == kind][column].to_numpy(dtype=float)
-                for word, won in split(e, model, kind).items():
-                    if won.sum() >= 5:
-                        rows.append(
-                            {"measure": measure, "model": model, "group": f"{kind}, {word}", "ratio": float(values[won].mean()) / safe}
-                        )
+                won = split(e, model, kind).items()
+                groups |= {f"{kind}, {word}": values[kind][chosen] for word, chosen in won if chosen.sum() >= SPLIT}
+            safe = float(values["safe"].mean())
+            rows += [
+                {"measure": measure, "model": model, "group": group, "ratio": float(mine.mean()) / safe} for group, mine in groups.items()
+            ]
     return pd.DataFrame(rows).assign(seed=e.seed)
 
 
-def split(e: Found, model: str, kind: str) -> dict[str, Any]:
+def split(e: Found, model: str, kind: str) -> dict[str, NDArray[np.bool_]]:
     """Which probed jailbreaks of a kind were refused, and which succeeded."""
-    t = e.tables["probed"]
-    mine = t[(t.model == model) & (t.kind == kind)]
-    return {word: hits(mine.outcome, outcome) > 0 for outcome, word in (("refused", "refused"), ("complied", "successful"))}
-
-
-def colours_of(kinds: pd.Series) -> dict[str, str]:
-    """The colours of the sets that are there."""
-    return {kind: colour for kind, colour in {**KINDS, **CODED}.items() if kind in set(kinds)}
-
-
-def number(name: str) -> Any:
-    return alt.Tooltip(f"{name}:Q", format=".3f")
+    outcome = e.table("probed", model=model, kind=kind).outcome
+    return {"refused": hits(outcome, "refused") > 0, "successful": hits(outcome, "complied") > 0}

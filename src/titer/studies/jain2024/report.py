@@ -54,7 +54,7 @@ def page(found: Sequence[Found], scale: Scale) -> Page:
     """The report's own words, tables and charts; the answer and what is in short are said once the claims are settled."""
     whole = [one for one in found if MEDIUM[0] in one.keys]  # of the others the base did not learn
     judged = outcome_tables(whole)
-    tables = numbers(whole) if whole else {"answers": figures_causes.answers(found)}
+    tables = numbers(whole) if whole else {"answers": figures.answers(found)}
     return Page(
         answer=behaviour_of(whole) if whole else NOTHING,
         about=ABOUT,
@@ -101,7 +101,7 @@ def _special(beyond: Sequence[Claim]) -> str:
 
 def behaviour_of(evidence: Sequence[Found]) -> str:
     """What tuning did and what breaks it, in a sentence: means over seeds."""
-    t = figures_causes.answers(evidence).set_index(["model", "measure"]).rate
+    t = figures.answers(evidence).set_index(["model", "measure"]).rate
     refused = min(t[m, "unsafe: refused"] for m in MEDIUM)
     broken = {kind: t["ssft M", f"{kind}: answered"] for kind in JAILBREAKS}
     kind = max(broken, key=lambda one: broken[one])
@@ -116,7 +116,7 @@ def tiles(evidence: Sequence[Found]) -> list[Tile]:
     """Headline rates: mean over seeds, with the seeds' ends."""
     if not evidence:
         return []
-    t = figures_causes.answers(evidence).set_index(["model", "measure"])
+    t = figures.answers(evidence).set_index(["model", "measure"])
     wanted = [(m, "unsafe: refused") for m in MEDIUM] + [(m, "safe: answered") for m in MEDIUM]
     wanted += [("ssft M", f"{kind}: answered") for kind in JAILBREAKS]
     return [
@@ -140,7 +140,7 @@ def charts(evidence: Sequence[Found]) -> list[Figure]:
     if not evidence:
         return []
     has = evidence[0].has
-    found = [figures_causes.table_chart(evidence)]
+    found = [figures.table_chart(evidence)]
     found += [draw(evidence) for name, draw in DRAWN.items() if has(name)]
     if has("placement", "probed"):
         found += [figures.figure7(evidence), figures.figure7_measures(evidence)]
@@ -153,7 +153,7 @@ def charts(evidence: Sequence[Found]) -> list[Figure]:
 
 def numbers(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
     """The tables behind the figures, means over seeds."""
-    found = {"answers": figures_causes.answers(evidence)}
+    found = {"answers": figures.answers(evidence)}
     has = evidence[0].has
     if has("placement"):
         found["τ by layer"] = over_seeds(pooled(evidence, "placement"), ["model", "kind", "layer"], "tau")
