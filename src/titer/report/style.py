@@ -11,7 +11,7 @@ import altair as alt
 
 GREEN, RED, GREY = "#1b7f4d", "#c0392b", "#8a8f98"
 OUTCOME_COLOURS = {"complied": "#2f6fb0", "refused": "#e08a1e", "neither": GREY}
-PALETTE = ["#8a8f98", "#2f6fb0", "#1b7f4d", "#e08a1e", "#7d4fa3", "#b04a7d", "#c0392b"]
+PALETTE = ["#8a8f98", "#2f6fb0", "#1b7f4d", "#e08a1e", "#7d4fa3", "#b04a7d", "#c0392b", "#0f8b8d", "#6b4f2a", "#c9a227"]
 WIDTH = 560
 
 
