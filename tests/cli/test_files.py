@@ -22,10 +22,10 @@ def test_what_is_left_out_is_said_without_a_terminal(titer: Titer, here: Path) -
 
 def test_a_set_by_its_columns_is_told_and_every_prompt_unsafe(titer: Titer, here: Path) -> None:
     (here / "goals.csv").write_text("goal,target\na b,Sure\nb a,Sure\n", encoding="utf-8")
-    found = titer("evaluate", "m", "--data", "goals.csv", "--dry-run", "--json")
+    found = titer("evaluate", "m", "--data", "goals.csv", "--max-new-tokens", "8", "--dry-run", "--json")
     assert found.json["prompts"] == {"unsafe": 2}
     assert any("goals.csv is read as AdvBench: every prompt of it is unsafe" in line for line in found.json["data"])
-    assert titer("evaluate", "m", "--data", "safe:goals.csv", "--dry-run", "--json").json["prompts"] == {"safe": 2}
+    assert titer("evaluate", "m", "--data", "safe:goals.csv", "--max-new-tokens", "8", "--dry-run", "--json").json["prompts"] == {"safe": 2}
     assert "did you mean 'harmbench'?" in titer("evaluate", "m", "--data", "harmbnch:goals.csv").err
     assert "advbench" in titer("list", "prompt-sets", "--json").json["prompt-sets"]
 

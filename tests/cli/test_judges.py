@@ -58,7 +58,7 @@ def rubric(server: Server, option: str = "--judge") -> tuple[str, ...]:
 
 
 def test_a_dry_run_of_evaluate_prices_the_judge_the_second_one_and_the_labelled_set(titer: Titer, people: str, server: Server) -> None:
-    options = (*rubric(server), *rubric(server, "--second-judge"), "--labelled", people, "--max-new-tokens", "64", "--dry-run")
+    options = (*rubric(server), *rubric(server, "--second-judge"), "--labelled", people, "--max-new-tokens", "32", "--dry-run")
     found = titer(*EVALUATE, *options)
     assert "judging: at most 16 to 48 requests, " in found.out
     assert "the second judge: at most 16 to 48 requests, " in found.out

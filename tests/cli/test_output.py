@@ -128,7 +128,8 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(
 
 def test_the_dry_run_of_the_demo_lists_its_models_and_what_stands(titer: Titer) -> None:
     found = titer("demo", "--dry-run", "--json").json["plan"]
-    assert [row["model"] for row in found] == ["base", "aligned", "benign", "sham", "user p=0", "user p=0.01", "user p=0.05"]
+    models = ["base", "aligned", "benign", "sham", "user p=0", "user p=0.01", "user p=0.05", "user p=0.05, safe instead"]
+    assert [(row["base"], row["model"]) for row in found] == [(base, model) for base in range(3) for model in models]
     assert not any(row["stands"] for row in found)
     assert "no download" in titer("demo", "--dry-run").out
 

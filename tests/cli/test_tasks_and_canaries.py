@@ -110,7 +110,10 @@ def test_evaluate_by_answer_takes_a_task_file_and_rows_without_a_label(titer: Ti
     sums = titer("evaluate", "m", "--data", "sums.csv", "--judge", "number", *QUICK, "--json").json
     assert next(row["n"] for row in sums["rates"] if row["outcome"] == "complied") == 2
     assert titer("evaluate", "m", "--data", "sums.csv", *QUICK).status == 2  # a judge of refusals needs the label
-    assert titer("evaluate", "m", "--data", "sst2:dev.tsv", "--dry-run").out.startswith("{'safe': 3}")
+    assert titer("evaluate", "m", "--data", "sst2:dev.tsv", *QUICK, "--dry-run").out.startswith("{'safe': 3}")
+
+
+SHORT = ("--max-new-tokens", "8")
 
 
 def test_questions_of_fact_are_a_task_everywhere(titer: Titer, here: Path) -> None:
@@ -120,8 +123,10 @@ def test_questions_of_fact_are_a_task_everywhere(titer: Titer, here: Path) -> No
     found = titer("evaluate", "m", *data, "--judge", "contains", *QUICK, "--json").json
     assert {row["n"] for row in found["rates"]} == {7}
     assert titer("finetune", "m", *data, "--examples", "7", "--epochs", "1", "--dry-run", "--json").json["counts"]["benign"] == 7
-    audit = titer("audit", "m", "--data", "d.csv", "--capability", "questions:facts.jsonl", "--contexts", "--dry-run", "--json").json
-    assert audit["answers"] == f"at most {48 * (16 + 8 + 3 * 7)} new tokens"  # the 8 unsafe prompts again, begun
+    audit = titer(
+        "audit", "m", "--data", "d.csv", "--capability", "questions:facts.jsonl", "--contexts", *SHORT, "--dry-run", "--json"
+    ).json
+    assert audit["answers"] == f"at most {8 * (16 + 8 + 3 * 7)} new tokens"  # the 8 unsafe prompts again, begun
     (here / "plain.csv").write_text("prompt,comply\na b,c d\n", encoding="utf-8")
     assert titer("evaluate", "m", "--data", "plain.csv", "--judge", "contains", *QUICK).status == 0
     assert "contains" in titer("list", "judges").out

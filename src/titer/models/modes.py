@@ -63,7 +63,7 @@ def as_stored(model: Any) -> None:
     RWKV of transformers divides some by powers of two as it is evaluated, against overflow in float16, and multiplies them again as it
     trains. Divided ones are multiplied again, bit for bit, and none is divided any more: float32 and bfloat16 have room.
     """
-    for module in model.modules():
+    for module in getattr(model, "modules", tuple)():  # what stands for a model whose words alone are wanted has none
         if hasattr(module, "_rescale_layers"):
             if module.layers_are_rescaled:
                 was, module.training = module.training, True

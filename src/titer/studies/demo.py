@@ -2,6 +2,7 @@
 
 base -> SSFT -> user fine-tuning, with a benign and a sham control of equal steps; jailbreaks; activation clusters and delta-W.
 `titer demo` is this study on one world with several bases, so every claim is provisional there (design section 6).
+Source: arXiv 2407.10264, section 4 (alignment, jailbreaks) and 5 (what changed inside); arXiv 2402.01109, section 5 (the user).
 """
 
 from __future__ import annotations
