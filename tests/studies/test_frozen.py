@@ -1,0 +1,38 @@
+"""The keys of the stages that users have trained are those that were frozen: on every machine (`frozen.py` checks the numbers on one)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TINY as DEMO
+from tests.studies.frozen import FOLDER
+from tests.studies.jain2024.conftest import TINY as JAIN
+from tests.studies.qi2024.conftest import TINY as QI
+from titer.core.parallel import Silent
+from titer.core.run import Store
+from titer.studies.demo import Demo
+from titer.studies.engine.declare import Study
+from titer.studies.engine.run import Order
+from titer.studies.jain2024.study import Mechanisms
+from titer.studies.qi2024.study import RiskLevels
+from titer.workbench import Workbench
+
+FROZEN: dict[str, tuple[Study, Any, Order]] = {
+    "demo-tiny": (Demo(), DEMO, Order("demo", seeds=(1,), bases=2)),
+    "jain2024-tiny": (Mechanisms(), JAIN, Order("jain2024")),
+    "qi2024-tiny": (RiskLevels(), QI, Order("qi2024")),
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_stages_have_the_keys_that_were_frozen(name: str, tmp_path: Path) -> None:
+    study, scale, order = FROZEN[name]
+    labs = order.labs(study, scale, Workbench(Store(tmp_path), Silent()), plan=True)
+    for lab in labs:
+        for batch in study.further(lab):
+            lab.grow(batch)
+    found = {lab.key(node) for lab in labs for node in lab.nodes}
+    assert sorted(found) == (FOLDER / name / "stages.txt").read_text(encoding="utf-8").split()
