@@ -213,7 +213,7 @@ def in_short(claims: Sequence[Claim]) -> list[str]:
 
 def faults(evidence: Sequence[Found]) -> list[str]:
     """Trainings that ended early, by name: a result, not a crash."""
-    return [f"Seed {e.seed}: {name} was stopped: {why}." for e in evidence for name, why in e.stopped.items()]
+    return [f"{e.unit.capitalize()}: {name} was stopped: {why}." for e in evidence for name, why in e.stopped.items()]
 
 
 def relearned(evidence: Sequence[Found]) -> list[str]:
