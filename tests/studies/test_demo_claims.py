@@ -92,7 +92,7 @@ def evidence(
     gaps = {"base": 1.0, "aligned": aligned, "benign": 1.2, "sham": 1.5}
     tables = {model: clusters(gap, 10 * base + i) for i, (model, gap) in enumerate(gaps.items())}
     found = {model: deltas(1.0, 10 * base + i) for i, model in enumerate(("benign", "sham"))}
-    parts = ("null", "column", "random as null", "random as column")
+    parts = ("none", "null", "column", "random as null", "random as column")
     judged = verdicts(planted)
     named = {
         "rates": {str(model): STUDY.rates(mine) for model, mine in judged.groupby("model", sort=False)},

@@ -25,10 +25,10 @@ from titer.models.lm import LM
 from titer.models.weights import changes_at
 from titer.probes.base import column_space, null_share
 
-VERSION = 1
+VERSION = 2
 ENERGY = 0.9
-Part = Literal["null", "column", "random as null", "random as column"]
-PARTS: tuple[Part, ...] = ("null", "column", "random as null", "random as column")
+Part = Literal["none", "null", "column", "random as null", "random as column"]
+PARTS: tuple[Part, ...] = ("none", "null", "column", "random as null", "random as column")
 
 
 def subspaces(base: Checkpoint, tuned: Checkpoint, lms: Sequence[LM], examples: Sequence[Example]) -> pd.DataFrame:
@@ -51,7 +51,7 @@ def subspaces(base: Checkpoint, tuned: Checkpoint, lms: Sequence[LM], examples: 
 
 
 def with_part(lm: LM, base: Checkpoint, tuned: Checkpoint, part: Part, seed: int) -> Mapping[str, torch.Tensor]:
-    """The tuned model's weights with W_base + P dW as its first MLP matrix, P the projection onto a subspace of the outputs.
+    """The tuned model's weights with W_base + P dW as its first MLP matrix, P the projection onto a subspace of the outputs ("none": 0).
 
     `lm` is the tuned model loaded. A random subspace has as many dimensions as the null space, or as the column space.
     """
@@ -68,6 +68,8 @@ def with_part(lm: LM, base: Checkpoint, tuned: Checkpoint, part: Part, seed: int
 
 def _projected(change: torch.Tensor, kept: torch.Tensor, part: Part, seed: int) -> torch.Tensor:
     m, r = kept.shape
+    if part == "none":
+        return torch.zeros_like(change)
     if part == "column":
         return kept @ (kept.T @ change)
     if part == "null":

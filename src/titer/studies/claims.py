@@ -60,12 +60,13 @@ def _settled(one: Declared, evidence: Sequence[Evidence]) -> Claim:
             units.append(e)
         else:
             faults.append(fault or f"{_unit(e)}: {found or 'too few inputs for the statistic'}")
+    several = len({e.seed for e in evidence}) < len(evidence)
+    alone = several and len({e.seed for e in evidence}) == 1
     dropped = ". ".join(faults)
     if not values:
         return settle(one.stated, [Interval(math.nan, math.nan, math.nan)], math.nan, [evidence[0].seed], failed=dropped)
     control = sum(v.control for v in values) / len(values)
-    notes = [dropped, *_told(values, [_unit(e) for e in units])]
-    several = len({e.seed for e in evidence}) < len(evidence)
+    notes = [dropped, *_told(values, [f"base {getattr(e, 'base', 0)}" if alone else _unit(e) for e in units])]
     if len(values) > 1 or len(evidence) > 1:
         notes.insert(0, f"by {'base' if several else 'seed'} " + ", ".join(f"{v.effect.value:.3g}" for v in values))
     note = "; ".join(note for note in notes if note)

@@ -195,7 +195,9 @@ def _null_space() -> list[Row]:
             _refused(f"random as {part}"),
             "random subspaces of as many dimensions",
             0.05,
-            note=lambda found: f"{_refused(part).read(found).value:.0%} with it alone",
+            note=lambda found: (
+                f"{_refused(part).read(found).value:.0%} with it alone, {_refused('none').read(found).value:.0%} with none of ΔW"
+            ),
             needs=("kept",),
         )
 
