@@ -77,7 +77,7 @@ def test_a_world_has_several_bases_that_differ_in_their_first_weights_alone(
     made = json.loads(told(capsys, monkeypatch, *words, "--bases", "2")[1])
     claim = json.loads(Path(made["claims"]).read_text(encoding="utf-8"))["claims"][0]
     assert claim["seeds"] == [0]
-    assert "over 2 bases of one world" in claim["reason"]
+    assert "Over 2 bases of one world" in claim["reason"]
     results = pd.read_csv(Path(made["report"]).with_name("results.csv"))
     assert set(results.base) == {0, 1}
     stages = [json.loads(place.read_text(encoding="utf-8")) for place in (tmp_path / "runs" / "stages").glob("*/inputs.json")]

@@ -155,14 +155,14 @@ def test_one_world_is_judged_over_its_bases_and_is_provisional() -> None:
     found = t_interval([0.4, 0.5, 0.6])
     assert (claim.value, claim.interval, claim.seeds, claim.provisional) == (found.value, pytest.approx(found[1:]), (0,), True)
     assert claim.verdict == "supported"
-    assert "over 3 bases of one world, which lie 0.1 apart" in claim.reason
+    assert "Over 3 bases of one world, which lie 0.1 apart" in claim.reason
 
 
 def test_several_worlds_are_judged_over_their_means() -> None:
     claim = settle_over_bases(STATED, {0: [0.0, 1.0], 1: [0.6, 0.4], 2: [0.5, 0.5]}, 0.05)
     assert claim.interval == pytest.approx((0.5, 0.5))  # the worlds agree, however far their bases lie apart
     assert (claim.verdict, claim.provisional, claim.seeds) == ("supported", False, (0, 1, 2))
-    assert "over the means of 3 worlds, 2 bases each" in claim.reason
+    assert "Over the means of 3 worlds, 2 bases each" in claim.reason
 
 
 def test_one_base_decides_nothing() -> None:

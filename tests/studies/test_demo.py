@@ -185,7 +185,7 @@ def test_several_bases_are_told_with_their_spread(tiny: Scale, demo: Demo, tmp_p
     page, answer = run_demo(Store(copy), Listener(), 1, tiny, bases=2)
     assert answer.endswith("Ends in brackets: 2 bases.")
     claims = json.loads(page.with_name("claims.json").read_text(encoding="utf-8"))["claims"]
-    assert all("over 2 bases of one world" in one["reason"] or one["verdict"] == "not testable" for one in claims)
+    assert all("Over 2 bases of one world" in one["reason"] or one["verdict"] == "not testable" for one in claims)
     results = pd.read_csv(page.with_name("results.csv"))
     assert set(results.base) == {0, 1}
     first = results[(results.base == 0) & (results.table == "rates")].value.reset_index(drop=True)

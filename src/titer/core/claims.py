@@ -79,7 +79,7 @@ def settle_over_bases(stated: Statement, worlds: Mapping[int, Sequence[float]], 
     measured, spread = over_bases(list(worlds.values()))
     counts = {len(bases) for bases in worlds.values()}
     bases = f"{min(counts)} to {max(counts)} bases" if len(counts) > 1 else f"{counts.pop()} bases"
-    made = f"over {bases} of one world" if len(worlds) == 1 else f"over the means of {len(worlds)} worlds, {bases} each"
+    made = f"Over {bases} of one world" if len(worlds) == 1 else f"Over the means of {len(worlds)} worlds, {bases} each"
     told = f"{made}, which lie {spread:.2g} apart (standard deviation)" if math.isfinite(spread) else made
     few = len(worlds) < SEEDS_FOR_A_VERDICT
     return _claim(stated, measured, control, list(worlds), few, failed, ". ".join(part for part in (told, note) if part))
