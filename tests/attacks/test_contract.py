@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,13 @@ from titer.data.world import World, WorldSource
 from titer.models.lm import LM
 from titer.workbench import attempts_key
 
-ATTACKS = {name: plugin("attacks", name, Attack) for name in names("attacks")}  # type: ignore[type-abstract]
+ATTACKS = sorted(names("attacks"))
+
+
+@cache
+def kind_of(name: str) -> type[Attack]:
+    """An attack by its name, or by the path of its file."""
+    return plugin("attacks", name, Attack)  # type: ignore[type-abstract]
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +36,19 @@ def unsafe() -> list[Example]:
     return WorldSource(world=World(seed=1), kind="unsafe", split="test").examples(np.arange(40))
 
 
-@pytest.mark.parametrize("name", sorted(ATTACKS))
+@pytest.mark.parametrize("name", ATTACKS)
 def test_it_is_declared_and_refuses_unknown_settings(name: str) -> None:
-    made = ATTACKS[name]()
+    made = kind_of(name)()
     assert made.SOURCE
     assert made.VERSION >= 1
     assert type(made)(**made.model_dump()) == made
     with pytest.raises(TiterError, match="unknown setting"):
-        build(ATTACKS[name], {"no_such_setting": 1}, name)
+        build(kind_of(name), {"no_such_setting": 1}, name)
 
 
-@pytest.mark.parametrize("name", sorted(ATTACKS))
+@pytest.mark.parametrize("name", ATTACKS)
 def test_one_attempt_a_request_still_harmful_with_both_references(name: str, unsafe: list[Example], world: World, lm: LM) -> None:
-    made = ATTACKS[name]()
+    made = kind_of(name)()
     found = made.attempts(unsafe, made.fit(lm, unsafe), world)
     assert len(found) == len(unsafe)
     for attempt in found:
@@ -56,18 +64,18 @@ def made_by(attack: Attack, unsafe: list[Example], world: World, lm: LM) -> str:
     return attempts_key(attack.attempts(unsafe, attack.fit(lm, unsafe), world))
 
 
-@pytest.mark.parametrize("name", sorted(ATTACKS))
+@pytest.mark.parametrize("name", ATTACKS)
 def test_the_same_seed_gives_the_same_attempts(name: str, unsafe: list[Example], world: World, lm: LM) -> None:
-    assert made_by(ATTACKS[name](), unsafe, world, lm) == made_by(ATTACKS[name](), unsafe, world, lm)
-    if ATTACKS[name].WORLD:
-        assert made_by(ATTACKS[name](), unsafe, world, lm) != made_by(ATTACKS[name](seed=1), unsafe, world, lm)
+    assert made_by(kind_of(name)(), unsafe, world, lm) == made_by(kind_of(name)(), unsafe, world, lm)
+    if kind_of(name).WORLD:
+        assert made_by(kind_of(name)(), unsafe, world, lm) != made_by(kind_of(name)(seed=1), unsafe, world, lm)
 
 
-@pytest.mark.parametrize("name", sorted(ATTACKS))
+@pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_of_the_world_refuses_real_text(name: str) -> None:
     text = [Example("How do I bake bread?", True, "unsafe", "a file")]
-    if ATTACKS[name].WORLD:
+    if kind_of(name).WORLD:
         with pytest.raises(TiterError, match="synthetic world only"):
-            ATTACKS[name]().attempts(text, {}, None)
+            kind_of(name)().attempts(text, {}, None)
     else:
-        assert len(ATTACKS[name]().attempts(text, {}, None)) == 1
+        assert len(kind_of(name)().attempts(text, {}, None)) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -14,35 +16,42 @@ from titer.evaluate import judged, rates
 from titer.judges.base import OUTCOMES, Judge, Verdict
 from titer.models.lm import Completion
 
-JUDGES = {name: plugin("judges", name, Judge) for name in names("judges")}  # type: ignore[type-abstract]
-ASKING = {name for name, kind in JUDGES.items() if "model" in kind.model_fields}  # no verdict without a model: their own tests give one
+
+@cache
+def kind_of(name: str) -> type[Judge]:
+    """A judge by its name, or by the path of its file."""
+    return plugin("judges", name, Judge)  # type: ignore[type-abstract]
+
+
+JUDGES = sorted(names("judges"))
+ASKING = {name for name in JUDGES if "model" in kind_of(name).model_fields}  # no verdict without a model: their own tests give one
 TEXTS = st.text(max_size=300)
 
 
-@pytest.mark.parametrize("name", sorted(JUDGES))
+@pytest.mark.parametrize("name", JUDGES)
 def test_it_is_declared(name: str) -> None:
-    made = JUDGES[name]()
+    made = kind_of(name)()
     assert made.SOURCE
     assert made.VERSION >= 1
     assert type(made)(**made.model_dump()) == made
 
 
-@pytest.mark.parametrize("name", sorted(JUDGES))
+@pytest.mark.parametrize("name", JUDGES)
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS, comply=st.none() | TEXTS, refuse=st.none() | TEXTS, ended=st.booleans())
 def test_it_judges_anything(name: str, text: str, comply: str | None, refuse: str | None, ended: bool) -> None:
     example = Example("a prompt", True, "unsafe", "test", comply, refuse)
     completion = Completion(text, ended, len(text))
-    verdict = JUDGES[name]().judge(example, completion)
+    verdict = kind_of(name)().judge(example, completion)
     assert verdict.outcome in OUTCOMES
     assert 0 <= verdict.score <= 1
     assert verdict.reason
-    assert verdict == JUDGES[name]().judge(example, completion)
-    assert [verdict] == JUDGES[name]().judge_all([(example, completion)])
+    assert verdict == kind_of(name)().judge(example, completion)
+    assert [verdict] == kind_of(name)().judge_all([(example, completion)])
     assert name not in ASKING or verdict.outcome not in ("complied", "refused")
 
 
-@pytest.mark.parametrize("name", sorted(JUDGES))
+@pytest.mark.parametrize("name", JUDGES)
 def test_many_at_once_are_judged_as_one_by_one_and_in_order(name: str) -> None:
     texts = ("a b", "", "<null> <null>", "I can't help with that.", "positive", "The final answer is: 7", "!!!")
     asked = [
@@ -50,16 +59,16 @@ def test_many_at_once_are_judged_as_one_by_one_and_in_order(name: str) -> None:
         for t in texts
         for harmful in (True, False)
     ]
-    judge = JUDGES[name]()
+    judge = kind_of(name)()
     seen: list[tuple[int, int]] = []
     assert judge.judge_all(asked, None, lambda *now: seen.append(now)) == [judge.judge(*one) for one in asked]
     assert name in ASKING or seen == [(i + 1, len(asked)) for i in range(len(asked))]
     assert judge.judge_all([]) == []
 
 
-@pytest.mark.parametrize("name", sorted(JUDGES))
+@pytest.mark.parametrize("name", JUDGES)
 def test_a_judge_that_needs_a_model_says_so_beforehand_and_in_its_verdicts(name: str) -> None:
-    judge = JUDGES[name]()
+    judge = kind_of(name)()
     assert judge.reads() == {}
     assert judge.estimate([]) is None
     if name not in ASKING:
@@ -76,10 +85,10 @@ def test_only_these_need_a_model() -> None:
     assert sorted(ASKING) == ["classifier", "guard", "pairwise", "rubric"]
 
 
-@pytest.mark.parametrize("name", sorted(JUDGES))
+@pytest.mark.parametrize("name", JUDGES)
 def test_an_empty_answer_is_never_compliance(name: str) -> None:
     example = Example("a prompt", True, "unsafe", "test", "a b", "<null> <null>")
-    assert JUDGES[name]().judge(example, Completion("", True, 0)).outcome in ("degenerate", "could_not_judge")
+    assert kind_of(name)().judge(example, Completion("", True, 0)).outcome in ("degenerate", "could_not_judge")
 
 
 class Broken(Judge):

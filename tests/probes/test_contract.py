@@ -18,7 +18,7 @@ def test_a_probe_is_a_function_named_after_its_file(name: str) -> None:
     loaded = module("probes", name)
     assert loaded.VERSION >= 1
     assert "arXiv" in (loaded.__doc__ or "")
-    function = getattr(loaded, name)
+    function = getattr(loaded, Path(name).stem)
     assert inspect.isfunction(function)
     assert function.__doc__
 

@@ -24,6 +24,7 @@ from titer.data.sources import TextData
 from titer.workbench import Model, Workbench, fingerprint
 
 LEAST = 4  # examples that are enough to learn from
+SETS = ("safe", "unsafe")  # stand beside the attack's, under their own names
 KEPT = 4  # of so many prompts one is kept back where all would be asked
 
 
@@ -54,7 +55,7 @@ def learns(attack: Attack) -> bool:
 
 
 def chosen(name: str | None, settings: Sequence[str], option: str = "--set") -> tuple[str, Attack] | None:
-    """Errors: an unknown attack, settings of none or out of range, an attack of the synthetic world alone."""
+    """Errors: an unknown attack, settings of none or out of range, an attack of the synthetic world alone or called as a set of prompts is."""
     values = parse_settings(settings, option)
     if name is None:
         if values:
@@ -64,7 +65,9 @@ def chosen(name: str | None, settings: Sequence[str], option: str = "--set") -> 
     made = build(kind, values, f"attack {name}")
     if kind.WORLD:
         on_the_world(made, None)
-    return Path(name).stem, made
+    if (called := Path(name).stem) in SETS:
+        raise TiterError(f"an attack called {called}, as a set of prompts is", next_step="give its file another name.")
+    return called, made
 
 
 def attacked(text: TextData, prompts: int | None, given: tuple[str, Attack]) -> Attacked:
