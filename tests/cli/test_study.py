@@ -49,14 +49,13 @@ def test_a_dry_run_prices_every_training_and_runs_none(titer: Titer, here: Path)
     assert " hours" in told
 
 
-def test_a_dry_run_of_huang2024_prices_every_part_and_runs_none(titer: Titer, here: Path) -> None:
-    found = titer("study", "huang2024", "--seeds", "2", "--part", "core", "--dry-run", "--json").json["plan"]
-    assert [row["part"] for row in found] == ["base models", "choice of rho", "curves", "table1", "table2", "table6", "table10"]
-    assert all(row["tflop"] > 0 and row["steps"] > 0 for row in found)
-    only = titer("study", "huang2024", "--only", "table6", "--dry-run", "--json").json["plan"]
-    assert [row["part"] for row in only] == ["base models", "choice of rho", "table6"]
+def test_a_dry_run_of_huang2024_prices_what_the_parts_need_and_runs_none(titer: Titer, here: Path) -> None:
+    found = titer("study", "huang2024", "--seeds", "1", "--only", "table6", "--dry-run", "--json").json["plan"]
+    assert {row["seed"] for row in found} == {100, 0}, "the seed that chooses is priced too"
+    assert all(row["tflop"] > 0 and row["steps"] > 0 and not row["stands"] for row in found)
+    assert sum(row["kind"] == "finetune" and row["seed"] == 0 for row in found) == 10
     assert not (here / "runs").exists()
-    assert "hours of training" in titer("study", "huang2024", "--dry-run", "--flops", "1e12").out
+    assert "hours" in titer("study", "huang2024", "--seeds", "1", "--only", "table6", "--dry-run", "--flops", "1e12").out
 
 
 def test_a_pair_of_models_gets_its_report(titer: Titer, here: Path) -> None:

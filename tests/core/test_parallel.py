@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from tests.studies.conftest import Listener
-from tests.studies.huang2024.conftest import subject_under
+from tests.studies.huang2024.conftest import lab_under
 from titer.core import parallel as module
 from titer.core.errors import TiterError
 from titer.core.parallel import Silent, parallel, processes
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
-from titer.studies.huang2024 import making
-from titer.studies.huang2024.subject import Alignment
+from titer.studies.engine.run import grown
+from titer.studies.huang2024.defences import Alignment, aligned_node
 
 HOWS = (Alignment(SFT()), Alignment(Vaccine(rho=2.0)))
 
@@ -75,24 +75,25 @@ def test_pieces_run_on_one_thread_each_and_an_error_is_the_piece_s_own(tmp_path:
 
 @pytest.mark.usefixtures("two_processes")
 def test_what_two_processes_made_is_found_with_the_same_bits(tmp_path: Path) -> None:
-    s, alone = subject_under(tmp_path / "two"), subject_under(tmp_path / "one")
-    base = s.base
+    s, alone = lab_under(tmp_path / "two"), lab_under(tmp_path / "one")
+    assert s.model("base").key == alone.model("base").key
+    names = s.add([aligned_node(s, how) for how in (*HOWS, HOWS[0])])
+    _ = alone.add([aligned_node(alone, how) for how in HOWS])
     before = list(s.bench.store.made)
-    assert not any(s.stands(how) for how in HOWS)
-    making.alignments(s, [*HOWS, None, HOWS[0]])
-    assert all(s.stands(how) for how in HOWS)
-    found, own = [s.aligned(how) for how in HOWS], [alone.aligned(how) for how in HOWS]
+    assert not any(s.stands(name) for name in names)
+    grown([s], [names], "huang2024")
+    assert all(s.stands(name) for name in names)
+    found, own = [s.model(name) for name in names], [alone.model(name) for name in names]
     assert s.bench.store.made == before, "the main process made one again"
-    assert base.key == alone.base.key
     for one, other in zip(found, own, strict=True):
         assert one.key == other.key
         files = [sorted(m.checkpoint.path.glob("*.safetensors")) for m in (one, other)]
         assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
     told = s.bench.reporter
     assert isinstance(told, Listener)
-    assert "seed 0: 2 alignments" in told.tasks
-    making.alignments(s, HOWS)
-    assert told.tasks.count("seed 0: 2 alignments") == 1, "what stands is not asked for again"
+    assert "2 models of 1 bases" in told.tasks
+    grown([s], [names], "huang2024")
+    assert told.tasks.count("2 models of 1 bases") == 1, "what stands is not asked for again"
 
 
 def test_a_process_that_nobody_watches_tells_nobody() -> None:

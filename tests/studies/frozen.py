@@ -33,7 +33,7 @@ from titer.studies.demo import run_demo
 from titer.studies.engine.declare import Given
 from titer.studies.engine.run import Order, run_study
 from titer.studies.huang2024.parts import PARTS
-from titer.studies.huang2024.study import run_huang
+from titer.studies.huang2024.study import Vaccine
 from titer.studies.huang2024.text import VaccineOnText
 from titer.studies.jain2024.study import Mechanisms
 from titer.studies.qi2024.scale import NANO as RISK_NANO
@@ -73,7 +73,8 @@ def _jain(root: Path, scale: jain2024.Scale, seeds: range) -> Path:
 
 
 def _huang(root: Path, scale: huang2024.Scale, seeds: range, parts: list[str]) -> Path:
-    return run_huang(Store(root), Listener(), scale, seeds, parts, "titer study huang2024").page
+    order = Order("huang2024", scale.name, seeds, tuple(parts))
+    return run_study(Vaccine(), order, scale, Store(root), Listener(), "titer study huang2024")[0]
 
 
 def _qi(root: Path, scale: RiskScale, seeds: range) -> Path:
@@ -117,7 +118,7 @@ def printed(name: str) -> dict[str, bytes]:
             relax(patch)
             for constant in RELAXED:
                 patch.setattr(constant, -1.0)
-            patch.setattr("titer.studies.huang2024.selection.COST", 9.0)
+            patch.setattr("titer.studies.huang2024.choice.COST", 9.0)
         root = Path(folder)
         page = SETTINGS[name](root)
         results = page.with_name("results.csv").read_bytes()

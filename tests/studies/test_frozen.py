@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import TINY as DEMO
 from tests.studies.frozen import FOLDER
+from tests.studies.huang2024.conftest import TINY as HUANG
 from tests.studies.jain2024.conftest import TINY as JAIN
 from tests.studies.qi2024.conftest import TINY as QI
 from titer.core.parallel import Silent
@@ -16,6 +17,8 @@ from titer.core.run import Store
 from titer.studies.demo import Demo
 from titer.studies.engine.declare import Study
 from titer.studies.engine.run import Order
+from titer.studies.huang2024.defences import EQUAL
+from titer.studies.huang2024.study import Vaccine
 from titer.studies.jain2024.study import Mechanisms
 from titer.studies.qi2024.study import RiskLevels
 from titer.workbench import Workbench
@@ -36,3 +39,20 @@ def test_stages_have_the_keys_that_were_frozen(name: str, tmp_path: Path) -> Non
             lab.grow(batch)
     found = {lab.key(node) for lab in labs for node in lab.nodes}
     assert sorted(found) == (FOLDER / name / "stages.txt").read_text(encoding="utf-8").split()
+
+
+def test_vaccine_s_stages_have_the_keys_that_were_frozen(tmp_path: Path) -> None:
+    """But those of the alignment of equal loss, which is known when losses are; the radius is the one that was chosen."""
+    study = Vaccine()
+    order = Order("huang2024", seeds=range(1), only=tuple(part for part in study.PARTS if part not in ("search", "cost")))
+    bench = Workbench(Store(tmp_path), Silent())
+    found = set()
+    for lab in [*order.chooser(study, HUANG, bench, plan=True), *order.labs(study, HUANG, bench, plan=True)]:
+        if lab.seed not in study.CHOSEN_ON:
+            lab.chosen = study.assumed(HUANG)._replace(rho=HUANG.rhos[0])
+        for batch in study.further(lab):
+            lab.grow(batch)
+        found |= {lab.key(name) for name in lab.nodes if not name.startswith(EQUAL)}
+    frozen = (FOLDER / "huang2024-tiny" / "stages.txt").read_text(encoding="utf-8").split()
+    assert len(found) > 100
+    assert found <= set(frozen)

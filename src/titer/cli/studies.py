@@ -70,9 +70,9 @@ def study(
     from titer.core.errors import unknown
     from titer.core.plugins import names
     from titer.studies.real import RealOrder, unused
-    from titer.studies.world import OWN, WorldOrder
+    from titer.studies.world import WorldOrder
 
-    if not name.endswith(".py") and name not in (known := [*OWN, *names("studies")]):
+    if not name.endswith(".py") and name not in (known := names("studies")):
         unknown("study", name, known, "or give the path of a .py file.")
     if base is not None or aligned is not None:
         unused({"--only": only, "--part": part != "all", "--bases": bases > 1})

@@ -72,6 +72,10 @@ class Scale(Record):
     inputs: int = Field(default=150, ge=8)
     save_every: int = Field(default=100, ge=1)
 
+    @property
+    def world(self) -> World:
+        return self.base.world
+
 
 NANO = Scale()
 CPU = Scale(name="cpu", base=jain2024.CPU, align_steps=800, budget=Budget(batch=32), keep=(5, 10, 20, 40, 80, 126, 250, 500))

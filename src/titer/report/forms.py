@@ -53,10 +53,11 @@ def lines(
     panel: str = "",
     levels: Sequence[float] = (),
     own: bool = False,
+    columns: int = 4,
 ) -> Any:
     """y over x, a line a value of `colour`, with whiskers where the table has low and high. `titles` of both axes.
 
-    `panel`: a column whose values have a chart each, side by side, with an axis of its own if `own`; `levels`: where dashed lines
+    `panel`: a column whose values have a chart each, `columns` side by side, with an axis of its own if `own`; `levels`: where dashed lines
     stand, as that of no effect.
     """
     across = alt.X(f"{x}:Q", title=titles[0]) if pd.api.types.is_float_dtype(table[x]) else alt.X(f"{x}:O", title=titles[0])
@@ -67,7 +68,9 @@ def lines(
         color=alt.Color(f"{colour}:N", title=None, sort=list(colours), scale=fixed(dict(colours))),
         tooltip=[*tips(colour, x), *_told(table, y, share)],
     )
-    return _in_panels([base.mark_line(point=alt.OverlayMarkDef(size=25)), *_ends(base, table), *_dashed(levels)], table, panel, own)
+    return _in_panels(
+        [base.mark_line(point=alt.OverlayMarkDef(size=25)), *_ends(base, table), *_dashed(levels)], table, panel, own, columns
+    )
 
 
 def stacks(table: pd.DataFrame, by: str, panel: str, kinds: Sequence[str]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,11 +13,15 @@ from tests.studies.conftest import Listener
 from titer.core import parallel
 from titer.core.run import Store
 from titer.data.world import World
+from titer.methods.vaccine import Vaccine as VaccineMethod
 from titer.models.lm import Architecture
 from titer.recipes import jain2024
-from titer.recipes.huang2024 import Budget, Scale
-from titer.studies.huang2024.evidence import Evidence
-from titer.studies.huang2024.subject import Subject
+from titer.recipes.huang2024 import NANO, SELECTION_SEED, Budget, Scale
+from titer.studies.engine.found import Found
+from titer.studies.engine.lab import Lab, faults
+from titer.studies.huang2024.choice import Chosen, none_found
+from titer.studies.huang2024.defences import Alignment, aligned_node, shortened
+from titer.studies.huang2024.study import Vaccine
 from titer.workbench import Workbench
 
 BASE = jain2024.Scale(
@@ -48,17 +52,23 @@ TINY = Scale(
 )
 RATES = (RATE := 1e-4, 3e-4)
 EXAMPLES, N = 1000, 1000  # the constructed attacks' budget (nano's), and requests behind each rate
+CHOSEN = Chosen(5.0, pd.DataFrame({"rho": [5.0], "harm": [0.0], "allowed": [True]}), none_found(), none_found())
 
 
-def subject_under(root: Path, seed: int = 0, scale: Scale = TINY, reporter: Listener | None = None) -> Subject:
-    """A subject that keeps what it makes under `root`."""
-    return Subject(Workbench(Store(root), reporter or Listener(), 1), scale, seed)
+def lab_under(root: Path, seed: int = 0, scale: Scale = TINY, reporter: Listener | None = None) -> Lab:
+    """A seed at work that keeps what it makes under `root`; its radius is chosen, but on the seed that chooses."""
+    made = Lab(Workbench(Store(root), reporter or Listener(), 1), Vaccine(), "huang2024", scale, seed)
+    made.chosen = None if seed == SELECTION_SEED else CHOSEN
+    return made
 
 
 @pytest.fixture(scope="session")
-def tiny_subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def tiny_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """Seed 0 at the tiny scale; what one test makes the next finds."""
-    return subject_under(tmp_path_factory.mktemp("huang"))
+    lab = lab_under(tmp_path_factory.mktemp("huang"))
+    for i in range(TINY.align_seeds):  # among them the one of equal loss
+        lab.grow([aligned_node(lab, how) for how in (Alignment(VaccineMethod(rho=5.0), number=i), *shortened(lab, i))])
+    return lab
 
 
 @pytest.fixture
@@ -119,24 +129,28 @@ class Curve:
         return {**told, **rates, **others, **drifts, "alignment_loss": loss}
 
 
-def evidence_of(
-    curves: Sequence[Curve], seed: int = 0, parts: Sequence[str] = (), base: float = 1.0, rho: float = 5.0, n: int = N
-) -> Evidence:
-    """One seed's evidence of these attacks; `base` is the base model's skill, `parts` the parts that count as measured."""
+def found_of(curves: Sequence[Curve], seed: int = 0, parts: Sequence[str] = (), base: float = 1.0, rho: float = 5.0, n: int = N) -> Found:
+    """What one seed with these attacks says; `base` is the base model's skill, `parts` the parts that count as asked for."""
     attacks = pd.concat([curve.table() for curve in curves], ignore_index=True).assign(seed=seed)
-    tables = {"attacks": attacks, "base": pd.DataFrame([{"harm": base, "safe": base}])}
-    return Evidence(seed, {**tables, **{part: pd.DataFrame() for part in parts}}, n, rho, (RATE, EXAMPLES), RATES)
+    own = attacks[attacks.task == "user"]
+    rates = pd.DataFrame(
+        [{"model": "base", "set": kind, "outcome": "complied", "count": round(base * n), "n": n} for kind in ("safe", "unsafe")]
+    )
+    sides = {str(name): rows.reset_index(drop=True) for name, rows in own.groupby("defence", sort=False)}
+    tables = {"rates": rates, "attacks": attacks, **sides}
+    scale = NANO.model_copy(update={"inputs": n, "rates": RATES})
+    one = Found(seed, scale, tables, parts=tuple(parts), chosen=CHOSEN._replace(rho=rho))
+    return replace(one, faults=faults(one, Vaccine().needs(scale)))
 
 
-def three(make: Callable[[float], Sequence[Curve]], parts: Sequence[str] = ()) -> list[Evidence]:
+def three(make: Callable[[float], Sequence[Curve]], parts: Sequence[str] = ()) -> list[Found]:
     """Three seeds of attacks that differ by a thousandth, so that the interval over seeds is narrow and not nothing."""
-    return [evidence_of(make(0.001 * (seed - 1)), seed, parts) for seed in range(3)]
+    return [found_of(make(0.001 * (seed - 1)), seed, parts) for seed in range(3)]
 
 
 def relax(patch: pytest.MonkeyPatch) -> None:
     """A base and an alignment that learned nothing count, so that the mechanics can be run."""
     root = "titer.studies.huang2024"
-    for name in (f"{root}.selection.BASE_SKILL", f"{root}.evidence.REFUSED", f"{root}.evidence.LEARNED"):
-        patch.setattr(name, -1.0)
-    patch.setattr(f"{root}.selection.LEARNED", -1.0)
-    patch.setattr(f"{root}.evidence.EQUAL", 9.0)
+    for name in ("study.BASE_SKILL", "compared.REFUSED", "attack.LEARNED"):
+        patch.setattr(f"{root}.{name}", -1.0)
+    patch.setattr(f"{root}.compared.SAME_REFUSAL", 9.0)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.studies.conftest import Listener
-from tests.studies.huang2024.conftest import TINY, subject_under
+from tests.studies.huang2024.conftest import CHOSEN, TINY, lab_under
 from titer.core.errors import TiterError
 from titer.methods.antidote import Antidote
 from titer.methods.lisa import Lisa
@@ -19,14 +19,29 @@ from titer.methods.safe_lora import SafeLoRA
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
 from titer.models.lm import Progress
+from titer.recipes.huang2024 import Budget
 from titer.stage import Lora
-from titer.studies.huang2024.attack import COUNTED, Defence, attacked, edits, kept_file, state, tuned_by
-from titer.studies.huang2024.defences import CORE, EQUAL, FAMILY, MIXED, TWICE, alignment_of, defence, equal_loss, loss_of, shortened
+from titer.studies.engine.lab import Lab
+from titer.studies.huang2024.attack import COUNTED, budget_of, kept, sets, starting
+from titer.studies.huang2024.defences import (
+    CORE,
+    EQUAL,
+    FAMILY,
+    MIXED,
+    TWICE,
+    Alignment,
+    Defence,
+    alignment_of,
+    defence,
+    equal_loss,
+    loss_of,
+    runs_of,
+    shortened,
+)
+from titer.studies.huang2024.gathering import attacked
 from titer.studies.huang2024.parts import cells
-from titer.studies.huang2024.selection import Chosen, budget_of, none_found
-from titer.studies.huang2024.subject import Alignment, Subject
+from titer.workbench import Model
 
-CHOSEN = Chosen(5.0, pd.DataFrame(), none_found(), none_found())
 DRIFTS = ["drift prompt", "drift answer", "drift all", "drift official", "drift l2"]
 
 
@@ -35,12 +50,17 @@ def measures(table: pd.DataFrame, step: int) -> pd.Series:
     return table[table.step == step].iloc[0][[*COUNTED, "alignment_loss", *DRIFTS]].astype(float)
 
 
-def made(s: Subject) -> list[str]:
+def tuned_by(s: Lab, one: Defence, budget: Budget) -> Model:
+    """The model that an attack leaves at its last step."""
+    return s.model(list(runs_of(one, budget))[-1])
+
+
+def made(s: Lab) -> list[str]:
     return list(s.bench.store.made)
 
 
-def test_a_row_a_judged_step_from_the_aligned_model_on(tiny_subject: Subject) -> None:
-    found = attacked(tiny_subject, defence(tiny_subject, "sft", 5.0), budget_of(tiny_subject, ratio=0.05))
+def test_a_row_a_judged_step_from_the_aligned_model_on(tiny_lab: Lab) -> None:
+    found = attacked(tiny_lab, defence(tiny_lab, "sft", 5.0), budget_of(tiny_lab, ratio=0.05))
     assert found.step.tolist() == [0, 2, 4]
     assert (found[DRIFTS].iloc[0] == 0).all()
     assert (found["drift all"][1:] > 0).all()
@@ -52,17 +72,17 @@ def test_a_row_a_judged_step_from_the_aligned_model_on(tiny_subject: Subject) ->
     assert np.isfinite(found.alignment_loss).all()
 
 
-def test_a_second_call_makes_nothing_and_says_the_same(tiny_subject: Subject) -> None:
-    one, budget = defence(tiny_subject, "sft", 5.0), budget_of(tiny_subject, ratio=0.05)
-    first, before = attacked(tiny_subject, one, budget), made(tiny_subject)
-    again = subject_under(tiny_subject.bench.store.root)
+def test_a_second_call_makes_nothing_and_says_the_same(tiny_lab: Lab) -> None:
+    one, budget = defence(tiny_lab, "sft", 5.0), budget_of(tiny_lab, ratio=0.05)
+    first, before = attacked(tiny_lab, one, budget), made(tiny_lab)
+    again = lab_under(tiny_lab.bench.store.root)
     pd.testing.assert_frame_equal(attacked(again, one, budget), first)
-    assert made(tiny_subject) == before
+    assert made(tiny_lab) == before
     assert made(again) == []
 
 
-def test_a_kept_step_is_the_end_of_a_shorter_attack(tiny_subject: Subject) -> None:
-    s = tiny_subject
+def test_a_kept_step_is_the_end_of_a_shorter_attack(tiny_lab: Lab) -> None:
+    s = tiny_lab
     for name in ("sft", "lisa"):
         one = defence(s, name, 5.0)
         whole, short = attacked(s, one, budget_of(s)), attacked(s, one, budget_of(s, steps=2, keep=()))
@@ -71,21 +91,21 @@ def test_a_kept_step_is_the_end_of_a_shorter_attack(tiny_subject: Subject) -> No
         assert measures(whole, 4)["alignment_loss"] != measures(short, 2)["alignment_loss"]
 
 
-def test_the_non_aligned_model_starts_at_the_base(tiny_subject: Subject) -> None:
-    found = attacked(tiny_subject, defence(tiny_subject, "non-aligned", 5.0), budget_of(tiny_subject))
+def test_the_non_aligned_model_starts_at_the_base(tiny_lab: Lab) -> None:
+    found = attacked(tiny_lab, defence(tiny_lab, "non-aligned", 5.0), budget_of(tiny_lab))
     assert (found[DRIFTS].iloc[0] == 0).all()
-    base = state(tiny_subject, tiny_subject.base, tiny_subject.base, 0)
+    base = tiny_lab.measured(starting(tiny_lab, "user", ()), ("base",))
     pd.testing.assert_series_equal(measures(found, 0), measures(base, 0), check_names=False)
 
 
 def test_methods_that_edit_at_the_end_are_known() -> None:
-    assert all(edits(method) for method in (SafeLoRA(), Antidote()))
-    assert not any(edits(method) for method in (None, SFT(), Lisa(), Vaccine()))
+    assert all(Defence("", None, method).edits for method in (SafeLoRA(), Antidote()))
+    assert not any(Defence("", None, method).edits for method in (None, SFT(), Lisa(), Vaccine()))
 
 
 @pytest.mark.parametrize("name", ["safe_lora", "antidote"])
-def test_a_defence_that_edits_at_the_end_is_judged_by_a_run_a_step(name: str, tiny_subject: Subject) -> None:
-    s = tiny_subject
+def test_a_defence_that_edits_at_the_end_is_judged_by_a_run_a_step(name: str, tiny_lab: Lab) -> None:
+    s = tiny_lab
     one = defence(s, name, 5.0)
     whole = attacked(s, one, budget_of(s))
     assert whole.step.tolist() == [0, 2, 4]
@@ -93,12 +113,12 @@ def test_a_defence_that_edits_at_the_end_is_judged_by_a_run_a_step(name: str, ti
     pd.testing.assert_series_equal(measures(whole, 2), measures(short, 2), check_names=False)
     runs = [tuned_by(s, one, budget_of(s, steps=step, keep=())) for step in (2, 4)]
     assert len({run.key for run in runs}) == 2
-    plain = measures(attacked(s, one._replace(method=None), budget_of(s)), 2)
+    plain = measures(attacked(s, one._replace(name="plain", method=None), budget_of(s)), 2)
     assert not np.allclose(measures(whole, 2)[DRIFTS].astype(float), plain[DRIFTS].astype(float))
 
 
-def test_the_guard_mixes_refusals_in_and_nothing_else(tiny_subject: Subject) -> None:
-    s = tiny_subject
+def test_the_guard_mixes_refusals_in_and_nothing_else(tiny_lab: Lab) -> None:
+    s = tiny_lab
     one = defence(s, "vlguard", 5.0)
     assert one.guard == 50
     assert (one.how, one.method) == (defence(s, "sft", 5.0).how, None)
@@ -121,38 +141,38 @@ class Killer(Listener):
         return progress
 
 
-def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_numbers(tiny_subject: Subject, tmp_path: Path) -> None:
-    killed = subject_under(tmp_path, reporter=Killer())
+def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_numbers(tiny_lab: Lab, tmp_path: Path) -> None:
+    killed = lab_under(tmp_path, reporter=Killer())
     one, budget = defence(killed, "vaccine", 5.0), budget_of(killed)
     with pytest.raises(KeyboardInterrupt):
         attacked(killed, one, budget)
     (partial,) = (tmp_path / "stages").glob("*.partial")
     assert (partial / "resume" / "latest.json").exists()
-    resumed = subject_under(tmp_path)
-    pd.testing.assert_frame_equal(attacked(resumed, one, budget), attacked(tiny_subject, one, budget))
-    assert tuned_by(resumed, one, budget).key == tuned_by(tiny_subject, one, budget).key
+    resumed = lab_under(tmp_path)
+    pd.testing.assert_frame_equal(attacked(resumed, one, budget), attacked(tiny_lab, one, budget))
+    assert tuned_by(resumed, one, budget).key == tuned_by(tiny_lab, one, budget).key
     assert not list((tmp_path / "stages").glob("*.partial"))
 
 
-def test_every_defence_is_named_once_and_an_unknown_one_is_refused(tiny_subject: Subject) -> None:
+def test_every_defence_is_named_once_and_an_unknown_one_is_refused(tiny_lab: Lab) -> None:
     assert len({*CORE, *FAMILY}) == len(CORE) + len(FAMILY)
     with pytest.raises(TiterError, match=r"unknown defence 'vacine'.*did you mean 'vaccine'"):
-        defence(tiny_subject, "vacine", 5.0)
+        defence(tiny_lab, "vacine", 5.0)
 
 
-def test_every_defence_runs_and_none_is_another(tiny_subject: Subject) -> None:
+def test_every_defence_runs_and_none_is_another(tiny_lab: Lab) -> None:
     keys = set()
     for name in (*CORE, *FAMILY):
-        one, budget = defence(tiny_subject, name, 5.0), budget_of(tiny_subject)
-        found = attacked(tiny_subject, one, budget)
+        one, budget = defence(tiny_lab, name, 5.0), budget_of(tiny_lab)
+        found = attacked(tiny_lab, one, budget)
         assert found.step.tolist() == [0, 2, 4], name
         assert np.isfinite(found.alignment_loss).all(), name
-        keys.add(tuned_by(tiny_subject, one, budget).key)
+        keys.add(tuned_by(tiny_lab, one, budget).key)
     assert len(keys) == len(CORE) + len(FAMILY), "two defences of one model"
 
 
-def test_equal_loss_is_the_nearest_of_shorter_alignments_in_the_logarithm(tiny_subject: Subject) -> None:
-    s = tiny_subject
+def test_equal_loss_is_the_nearest_of_shorter_alignments_in_the_logarithm(tiny_lab: Lab) -> None:
+    s = tiny_lab
     wanted = loss_of(s, alignment_of(s, "vaccine", 5.0))
     losses = {how.steps: loss_of(s, how) for how in shortened(s)}
     assert list(losses) == sorted(losses)
@@ -161,14 +181,14 @@ def test_equal_loss_is_the_nearest_of_shorter_alignments_in_the_logarithm(tiny_s
     assert alignment_of(s, EQUAL, 5.0) == equal_loss(s, 5.0) == Alignment(SFT(), steps=nearest)
 
 
-def test_the_control_of_lisa_has_as_much_safety_data_mixed_in(tiny_subject: Subject) -> None:
+def test_the_control_of_lisa_has_as_much_safety_data_mixed_in(tiny_lab: Lab) -> None:
     """Lisa trains 2 steps in 20 on alignment data: 2 to 18 of the user's."""
-    one = defence(tiny_subject, MIXED, 5.0)
-    assert (one.guard, one.method, one.how) == (11, None, defence(tiny_subject, "lisa", 5.0).how)
+    one = defence(tiny_lab, MIXED, 5.0)
+    assert (one.guard, one.method, one.how) == (11, None, defence(tiny_lab, "lisa", 5.0).how)
 
 
-def test_controls_differ_from_vaccine_in_one_thing(tiny_subject: Subject) -> None:
-    s = tiny_subject
+def test_controls_differ_from_vaccine_in_one_thing(tiny_lab: Lab) -> None:
+    s = tiny_lab
     assert alignment_of(s, "vaccine", 5.0) == Alignment(Vaccine(rho=5.0))
     assert alignment_of(s, "noise", 5.0) == Alignment(Vaccine(rho=5.0, noise="norm"))
     assert alignment_of(s, TWICE, 5.0) == Alignment(SFT(), passes=2)
@@ -176,8 +196,8 @@ def test_controls_differ_from_vaccine_in_one_thing(tiny_subject: Subject) -> Non
     assert defence(s, "lisa", 5.0).how == defence(s, "sft", 5.0).how
 
 
-def test_every_cell_is_asked_for_once_and_tables_use_the_curves_runs(tiny_subject: Subject) -> None:
-    s = tiny_subject
+def test_every_cell_is_asked_for_once_and_tables_use_the_curves_runs(tiny_lab: Lab) -> None:
+    s = tiny_lab
     curves = [(d.name, d.how.number if d.how else 0, b) for d, b in cells(s, ("curves",), CHOSEN)]
     both = [(d.name, d.how.number if d.how else 0, b) for d, b in cells(s, ("curves", "table1", "table6"), CHOSEN)]
     assert len(set(both)) == len(both)
@@ -187,32 +207,36 @@ def test_every_cell_is_asked_for_once_and_tables_use_the_curves_runs(tiny_subjec
     assert {b.ratio for name, _, b in curves if name == "vaccine"} == {0.0, 0.01, 0.05}
 
 
-def test_table_2_keeps_the_epochs(tiny_subject: Subject) -> None:
-    found = {(b.examples, b.steps) for d, b in cells(tiny_subject, ("table2",), CHOSEN)}
+def test_table_2_keeps_the_epochs(tiny_lab: Lab) -> None:
+    found = {(b.examples, b.steps) for d, b in cells(tiny_lab, ("table2",), CHOSEN)}
     assert found == {(50, 2), (100, 4)}
     assert TINY.budget.epochs == pytest.approx(0.32)
 
 
-def test_the_user_s_task_is_judged_by_its_own_requests(tiny_subject: Subject) -> None:
-    """Everyday requests as the task: every row is of those requests, so asking for it makes nothing."""
-    s, one = tiny_subject, defence(tiny_subject, "sft", 5.0)
-    judged = {kind: [a.example.kind for a in attempts] for kind, attempts in s.sets("safe").items()}
+def test_the_user_s_task_is_judged_by_its_own_requests(tiny_lab: Lab) -> None:
+    """Everyday requests as the task: what is asked for it is what is asked for safety."""
+    s, one = tiny_lab, defence(tiny_lab, "sft", 5.0)
+    judged = {kind: [a.example.kind for a in attempts] for kind, attempts in sets(s.world, TINY.inputs, "safe").items()}
     assert set(judged["user"]) == set(judged["safe"])
     budget = budget_of(s, task="safe")
-    assert (attacked(s, one, budget).task == "safe").all()
-    aligned, model, before = one.aligned(s), tuned_by(s, one, budget), made(s)
-    state(s, aligned, model, 2, kept_file(model, 2), "safe")
-    state(s, aligned, model, budget.steps, task="safe")
-    assert made(s) == before
-    assert model.key != tuned_by(s, one, budget_of(s)).key, "another task is another attack"
+    found = attacked(s, one, budget)
+    assert (found.task == "safe").all()
+    assert found.user.tolist() == found.safe.tolist()
+    assert tuned_by(s, one, budget).key != tuned_by(s, one, budget_of(s)).key, "another task is another attack"
+
+
+def test_kept_steps_are_read_from_the_stage_in_order(tiny_lab: Lab) -> None:
+    one, budget = defence(tiny_lab, "sft", 5.0), budget_of(tiny_lab)
+    attacked(tiny_lab, one, budget)
+    assert list(kept(tuned_by(tiny_lab, one, budget))) == [2]
 
 
 @pytest.mark.parametrize("continued", [True, False], ids=["SL", "DL"])
-def test_an_attack_through_an_adapter_is_judged_along_the_way(continued: bool, tiny_subject: Subject) -> None:
+def test_an_attack_through_an_adapter_is_judged_along_the_way(continued: bool, tiny_lab: Lab) -> None:
     """Table 8; a judged step must be the model with the adapter in it."""
-    s, adapter = tiny_subject, Lora(rank=2)
+    s, adapter = tiny_lab, Lora(rank=2)
     how = Alignment(SFT(), adapter=adapter)
-    one = Defence("sft", how, adapter=adapter.model_copy(update={"continued": continued}))
+    one = Defence(f"sft, continued {continued}", how, adapter=adapter.model_copy(update={"continued": continued}))
     found = attacked(s, one, budget_of(s))
     assert found.step.tolist() == [0, 2, 4]
     short = attacked(s, one, budget_of(s, steps=2, keep=()))

@@ -8,19 +8,22 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.studies.huang2024.conftest import RATE, Curve, evidence_of, three
+from tests.studies.huang2024.conftest import RATE, RATES, Curve, found_of, three
 from titer.core.claims import Claim
-from titer.studies.claims import settled
+from titer.recipes.huang2024 import NANO
+from titer.studies.engine.claims import settled
+from titer.studies.engine.found import Found
 from titer.studies.huang2024.claims import WORDS, claims
 from titer.studies.huang2024.defences import CONTROLS, EQUAL, MIXED, TWICE
-from titer.studies.huang2024.evidence import Evidence
+from titer.studies.huang2024.study import Vaccine
 
 Make = Callable[[float], Sequence[Curve]]
 BOTH = (0.01, 0.05)
+SCALE = NANO.model_copy(update={"rates": RATES})
 
 
-def claim(name: str, seeds: Sequence[Evidence]) -> Claim:
-    (found,) = settled([one for one in claims() if one.stated.name == name], seeds)
+def claim(name: str, seeds: Sequence[Found]) -> Claim:
+    (found,) = settled([one for one in claims(SCALE) if one.name == name], seeds, Vaccine.SOURCE)
     return found
 
 
@@ -153,7 +156,7 @@ CASES = [
 
 
 def test_every_claim_of_the_study_has_a_case_here() -> None:
-    assert {case.name for case in CASES} == {one.stated.name for one in claims()}
+    assert {case.name for case in CASES} == {one.name for one in claims(SCALE)}
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
@@ -173,9 +176,9 @@ def test_a_planted_null_or_an_advantage_that_the_control_shares_is_not(case: Cas
 
 
 def test_names_are_unique_and_every_claim_has_a_control_and_a_margin() -> None:
-    stated = [one.stated for one in claims()]
+    stated = claims(SCALE)
     assert len({one.name for one in stated}) == len(stated)
-    assert all(one.control and one.source and math.isfinite(one.margin) for one in stated)
+    assert all(one.against and one.where and math.isfinite(one.margin) for one in stated)
 
 
 @pytest.mark.parametrize("control", CONTROLS)
@@ -191,7 +194,7 @@ def test_the_control_s_own_gain_over_sft_stands_beside_the_value(control: str) -
 def test_a_seed_with_unequal_refusal_drops_out_and_says_so() -> None:
     """The first two seeds and a third whose control was hardly aligned: a verdict of two, provisional."""
     seeds = three(against("noise", 0.05).holds)
-    seeds[2] = evidence_of([Curve("sft", harm=0.6), Curve("noise", harm=0.9, refused_before=0.96), Curve("vaccine", harm=0.1)], 2)
+    seeds[2] = found_of([Curve("sft", harm=0.6), Curve("noise", harm=0.9, refused_before=0.96), Curve("vaccine", harm=0.1)], 2)
     found = claim("vaccine against noise of equal norm: p = 0.05", seeds)
     assert found.seeds == (0, 1)
     assert found.provisional
@@ -209,7 +212,7 @@ def test_no_seed_whose_task_was_learned_makes_a_claim_not_testable() -> None:
 
 def test_claims_whose_parts_were_not_measured_do_not_print() -> None:
     """Table 6 and 10's defences are there, the parts were not asked for."""
-    names = {c.name for c in settled(claims(), three(lambda e: [*radius().holds(e), *accelerated().holds(e)]))}
+    names = {c.name for c in settled(claims(SCALE), three(lambda e: [*radius().holds(e), *accelerated().holds(e)]), Vaccine.SOURCE)}
     assert "task accuracy kept" in names
     assert not {"harm falls with rho", "accelerated Vaccine keeps half the gain"} & names
 
@@ -233,7 +236,7 @@ def test_a_radius_that_costs_something_before_the_attack_is_left_out(cost: dict[
 def test_an_equal_loss_control_of_another_loss_is_none() -> None:
     """A factor of 2, or 0.005 nats, is equal; the other controls need no equal loss."""
 
-    def seeds(control: str, loss: float) -> list[Evidence]:
+    def seeds(control: str, loss: float) -> list[Found]:
         return three(lambda e: [Curve("sft", harm=0.6), Curve(control, harm=0.5 + e, loss=loss), Curve("vaccine", harm=0.3, loss=0.02)])
 
     for loss, told in ((0.04, ""), (0.05, "not equal"), (0.016, ""), (0.009, "not equal")):
@@ -260,7 +263,7 @@ def test_break_points_of_every_rate_and_ratio_count_once_for_each_of_three_curve
         for name, cells in ((EQUAL, theirs), ("vaccine", ours))
         for (ratio, rate), harm in cells.items()
     ]
-    found = claim(f"breaks later than {WORDS[EQUAL]}", [evidence_of(curves)])
+    found = claim(f"breaks later than {WORDS[EQUAL]}", [found_of(curves)])
     assert found.value == pytest.approx(0.0)
     assert found.reason.count("against") == 12
     assert "harm, rate 0.0001, p 0.01: 10-20 against 0-5" in found.reason
@@ -268,7 +271,7 @@ def test_break_points_of_every_rate_and_ratio_count_once_for_each_of_three_curve
 
 
 def test_one_seed_has_an_interval_over_inputs_and_is_provisional() -> None:
-    found = claim("lisa lowers harm", [evidence_of([*both("sft", harm=0.9), *both(MIXED, harm=0.7), *both("lisa", harm=0.2)])])
+    found = claim("lisa lowers harm", [found_of([*both("sft", harm=0.9), *both(MIXED, harm=0.7), *both("lisa", harm=0.2)])])
     assert found.provisional
     assert found.verdict == "supported"
     assert found.interval is not None

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
-from tests.studies.huang2024.conftest import RATE, Curve, evidence_of
+from tests.studies.huang2024.conftest import CHOSEN, RATE, Curve, found_of
 from titer.core.claims import Claim, Control, Verdict
 from titer.core.stats import t_interval
 from titer.recipes.huang2024 import NANO
+from titer.studies.engine.found import Found
 from titer.studies.huang2024 import tables
+from titer.studies.huang2024.choice import none_found
+from titer.studies.huang2024.compared import broken
 from titer.studies.huang2024.defences import CORE, FAMILY
-from titer.studies.huang2024.evidence import Evidence
+from titer.studies.huang2024.page import answer, figures, numbers, results
 from titer.studies.huang2024.parts import PARTS
-from titer.studies.huang2024.report import answer, charts, numbers, results
-from titer.studies.huang2024.selection import Chosen, none_found
-
-CHOSEN = Chosen(5.0, pd.DataFrame(), none_found(), none_found())
 
 
 def row(table: pd.DataFrame, **where: object) -> pd.Series:
@@ -29,10 +29,10 @@ def row(table: pd.DataFrame, **where: object) -> pd.Series:
     return table.iloc[0]
 
 
-def seeds_of(*harms: float) -> list[Evidence]:
+def seeds_of(*harms: float) -> list[Found]:
     """A seed a value: SFT and Vaccine at the tables' step (126), more harm after it (200), other cells beside them."""
     return [
-        evidence_of(
+        found_of(
             [
                 Curve("sft", harm=(harm, 1.0), user=(0.95, 0.0)),
                 Curve("vaccine", harm=(harm / 2, 1.0), ratio=0.1),
@@ -58,7 +58,7 @@ def test_table_1_is_the_budget_s_step_over_seeds_beside_the_paper_s_value() -> N
 
 
 def test_table_1_has_nothing_where_the_paper_has_nothing() -> None:
-    found = tables.table1([evidence_of([Curve("noise"), Curve("non-aligned", ratio=0.0)])], NANO)
+    found = tables.table1([found_of([Curve("noise"), Curve("non-aligned", ratio=0.0)])], NANO)
     assert row(found, defence="noise")[["paper HS", "paper FA"]].isna().all()
     assert tuple(row(found, defence="non-aligned")[["paper HS", "paper FA"]]) == (34.2, 95.6)
 
@@ -71,7 +71,7 @@ def test_table_2_reads_the_step_that_grows_with_n() -> None:
         Curve("vaccine", harm=(0.9, 0.3), examples=2500, steps=(126, 315)),
         Curve("ewc", harm=0.5),
     ]
-    found = tables.table2([evidence_of(curves)], NANO)
+    found = tables.table2([found_of(curves)], NANO)
     assert {n: row(found, examples=n).HS for n in (500, 1000, 2500)} == {500: 10.0, 1000: 20.0, 2500: 30.0}
     assert row(found, examples=2500)["paper HS"] == 55.4
     assert row(found, examples=500)["paper FA"] == 90.8
@@ -85,7 +85,7 @@ def test_table_6_has_every_radius_with_the_loss_before_and_after() -> None:
         Curve("vaccine, rho 10", harm=(0.2, 0.9), loss=0.08, loss_after=0.2, safe_before=0.5, ratio=0.01),
         *(Curve("vaccine, tau 10", harm=1.0), Curve("noise", harm=1.0), Curve("vaccine", harm=1.0, ratio=0.2, loss=0.02, safe_before=0.99)),
     ]
-    found = tables.table6([evidence_of(curves, rho=5.0)], NANO)
+    found = tables.table6([found_of(curves, rho=5.0)], NANO)
     assert found[["ratio", "rho"]].to_numpy().tolist() == [[0.01, 10.0], [0.05, 0.1], [0.05, 5.0]]
     assert found.HS.tolist() == [20.0, 60.0, 30.0]
     assert found["paper HS"].tolist() == [44.2, 56.8, 46.2]
@@ -96,14 +96,14 @@ def test_table_6_has_every_radius_with_the_loss_before_and_after() -> None:
 
 def test_table_7_has_the_noise_by_variance() -> None:
     curves = [Curve("noise, variance 0.1", harm=0.4), Curve("noise, variance 0.0001", harm=0.5), Curve("noise", harm=1.0)]
-    found = tables.table7([evidence_of(curves)], NANO)
+    found = tables.table7([found_of(curves)], NANO)
     assert tuple(row(found, variance=0.1)[["HS", "paper HS", "paper FA"]]) == (40.0, 37.2, 56.4)
     assert tuple(row(found, variance=1e-4)[["HS", "paper HS"]]) == (50.0, 53.8)
 
 
 def test_table_10_counts_vaccine_itself_as_tau_1() -> None:
     curves = [Curve("vaccine", harm=0.2), Curve("vaccine, tau 10", harm=0.3), Curve("vaccine, tau 100", harm=0.4), Curve("sft", harm=1.0)]
-    found = tables.table10([evidence_of(curves)], NANO)
+    found = tables.table10([found_of(curves)], NANO)
     assert found.tau.tolist() == [1, 10, 100]
     assert found.HS.tolist() == [20.0, 30.0, 40.0]
     assert found["paper HS"].tolist()[::2] == [50.4, 51.0]
@@ -111,19 +111,19 @@ def test_table_10_counts_vaccine_itself_as_tau_1() -> None:
 
 
 def test_table_3_reads_the_sizes_from_small_to_large() -> None:
-    e = evidence_of([Curve("sft")])
+    e = found_of([Curve("sft")])
     sizes = pd.concat([Curve("vaccine", harm=0.1 * (i + 1)).table().assign(model=m, seed=0) for i, m in enumerate(NANO.sizes)])
-    found = tables.table3([Evidence(0, {**e.tables, "table3": sizes}, e.n, e.rho, e.budget, e.rates)], NANO)
+    found = tables.table3([replace(e, tables={**e.tables, "table3": sizes})], NANO)
     assert found.HS.tolist() == [10.0, 20.0, 30.0]
     assert found["paper HS"].tolist() == [hs for hs, _ in tables.PAPER3["vaccine"]]
 
 
 def test_table_4_has_every_task() -> None:
     curves = [Curve("sft", harm=0.2), Curve("sft", harm=0.4, task="safe"), Curve("lisa", harm=1.0)]
-    found = tables.table4([evidence_of(curves)], NANO)
+    found = tables.table4([found_of(curves)], NANO)
     assert {task: row(found, task=task).HS for task in ("user", "safe")} == {"user": 20.0, "safe": 40.0}
     assert row(found, task="safe")["paper HS"] == tables.PAPER4["sft"][1][0]
-    assert set(tables.table1([evidence_of(curves)], NANO).HS) == {20.0, 100.0}
+    assert set(tables.table1([found_of(curves)], NANO).HS) == {20.0, 100.0}
 
 
 def test_tables_8_and_9_are_of_adapters_and_of_ewc() -> None:
@@ -131,7 +131,7 @@ def test_tables_8_and_9_are_of_adapters_and_of_ewc() -> None:
         *(Curve("sft, SL", harm=0.4), Curve("vaccine, DL", harm=0.2), Curve("vaccine", harm=0.3)),
         *(Curve("vaccine + ewc, strength 1e+09", harm=0.1), Curve("vaccine + ewc", harm=1.0), Curve("vaccine, rho 2", harm=1.0)),
     ]
-    adapters, ewc = tables.table8([evidence_of(curves)], NANO), tables.table9([evidence_of(curves)], NANO)
+    adapters, ewc = tables.table8([found_of(curves)], NANO), tables.table9([found_of(curves)], NANO)
     assert row(adapters, defence="sft, SL")[["HS", "paper HS"]].tolist() == [40.0, 58.2]
     assert row(adapters, defence="vaccine, DL")[["HS", "paper FA"]].tolist() == [20.0, 93.6]
     assert set(adapters.defence) == {"sft, SL", "vaccine, DL"}
@@ -140,23 +140,23 @@ def test_tables_8_and_9_are_of_adapters_and_of_ewc() -> None:
     assert len(ewc) == 2
 
 
-def everything() -> list[Evidence]:
+def everything() -> list[Found]:
     """Three seeds in which every part but the picture was measured."""
     names = (*CORE, *FAMILY, "vaccine, rho 1", "vaccine, tau 10", "noise, variance 1", "sft, SL", "vaccine + ewc, strength 1e+09")
     cells = [(name, ratio) for name in names for ratio in (0.0, 0.01, 0.05)]
     curves = [Curve(name, harm=(0.2, 0.4), ratio=ratio) for name, ratio in cells]
     parts = [name for name in PARTS if name not in ("fig4", "cost", "table3")]
-    return [evidence_of([*curves, Curve("sft", task="safe")], seed, parts) for seed in range(3)]
+    return [found_of([*curves, Curve("sft", task="safe")], seed, parts) for seed in range(3)]
 
 
 def test_every_chart_is_drawn_of_every_defence_and_no_variant() -> None:
-    found = {figure.name: json.dumps(figure.chart.to_dict()) for figure in charts(everything(), NANO)}
+    found = {figure.name: json.dumps(figure.chart.to_dict()) for figure in figures(everything(), NANO)}
     assert set(found) == {"curves_harm", "curves_refusal", "curves_user", "fig2", "fig3", "family"}
     for name in ("sft", "vaccine", "lisa"):
         assert f'"{name}"' in found["curves_harm"]
     for name in ("vaccine, rho 1", "sft, SL"):
         assert all(f'"defence": "{name}"' not in chart for chart in found.values()), name
-    assert charts([], NANO) == []
+    assert figures([], NANO) == []
 
 
 def test_results_are_numbers_under_every_key() -> None:
@@ -205,7 +205,7 @@ def test_the_worst_case_is_reported_at_the_point_that_was_chosen_elsewhere() -> 
 
 def test_break_points_are_told_by_seed_and_where_the_task_was_not_learned() -> None:
     curves = [Curve("sft", harm=(0.1, 0.6), refusal=(0.4, 0.1), user=(0.5, 1.0)), Curve("vaccine", user=0.3)]
-    found = tables.breaks([evidence_of(curves, 7), evidence_of([Curve("sft", harm=0.1), Curve("vaccine", user=0.3)], 8)])
+    found = tables.breaks([found_of(curves, 7), found_of([Curve("sft", harm=0.1), Curve("vaccine", user=0.3)], 8)], broken)
     sft = row(found, defence="sft")
     assert sft["compliance 1/2"] == "126-200, > 200"
     assert sft["refusal 1/2"] == "0-126, > 200"
@@ -213,9 +213,7 @@ def test_break_points_are_told_by_seed_and_where_the_task_was_not_learned() -> N
 
 
 def test_before_the_attack_every_alignment_counts_once_a_seed() -> None:
-    seeds = [
-        evidence_of([Curve("sft", refused_before=r), Curve("sft", ratio=0.01, refused_before=r)], i) for i, r in enumerate((0.96, 1.0))
-    ]
+    seeds = [found_of([Curve("sft", refused_before=r), Curve("sft", ratio=0.01, refused_before=r)], i) for i, r in enumerate((0.96, 1.0))]
     found = tables.before(seeds)
     assert len(found) == 1
     assert found.refusal[0] == pytest.approx(0.98)

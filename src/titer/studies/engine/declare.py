@@ -83,6 +83,10 @@ class Seed(Protocol):
     def plan(self) -> bool:
         """Whether this is a dry run: models are named, and none is made."""
 
+    @property
+    def ended(self) -> str:
+        """Why nothing more was trained here, "" otherwise."""
+
     def model(self, name: str) -> Model:
         """A model of the recipe, made when first asked for."""
 

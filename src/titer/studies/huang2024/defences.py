@@ -8,7 +8,8 @@ start from the SFT-aligned model; but for Vaccine's rho nothing is tuned, they h
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from titer.core.errors import unknown
 from titer.methods.antidote import Antidote
@@ -23,8 +24,13 @@ from titer.methods.safe_lora import SafeLoRA
 from titer.methods.sft import SFT
 from titer.methods.t_vaccine import TVaccine
 from titer.methods.vaccine import Vaccine
-from titer.studies.huang2024.attack import Defence, state
-from titer.studies.huang2024.subject import Alignment, Subject
+from titer.models.lm import Architecture, sized
+from titer.recipes import huang2024 as recipe
+from titer.recipes.huang2024 import Budget, Scale
+from titer.recipes.node import Node
+from titer.stage import Lora
+from titer.studies.engine.declare import Seed
+from titer.studies.huang2024.attack import starting
 
 LISA = Lisa(k1=2, k2=18)  # the paper's one step in ten on alignment data, in turns that fit runs of some hundred steps
 GUARD = 0.5  # VLGuard's 500 safety examples to 1,000 of the user's
@@ -33,6 +39,7 @@ LENGTHS = (0.15, 0.25, 0.4, 0.6, 0.8)  # of the scale's alignment steps
 CONTROLS = (TWICE, EQUAL, "noise")  # what Vaccine must beat
 CORE = ("non-aligned", "sft", TWICE, EQUAL, "noise", "vaccine", "lisa", MIXED)
 FAMILY = ("ewc", "kl", "vlguard", "constrained_sft", "booster", "rep_noise", "t_vaccine", "safe_lora", "antidote", "vaccine + ewc")
+OWN = "nano"  # of table 3's sizes the study's own
 TUNED: dict[str, Method] = {  # what the provider trains the user's data with; these start from an alignment of another name
     "lisa": LISA,
     "ewc": EWC(),
@@ -44,10 +51,101 @@ TUNED: dict[str, Method] = {  # what the provider trains the user's data with; t
 }
 
 
-def alignment_of(s: Subject, name: str, rho: float, number: int = 0) -> Alignment:
+@dataclass(frozen=True)
+class Alignment:
+    """How the base is aligned: a method, how many times the scale's steps (or how many), which draw of alignment data and seed."""
+
+    method: Method
+    passes: int = 1
+    number: int = 0
+    steps: int = 0
+    adapter: Lora | None = None
+
+    @property
+    def label(self) -> str:
+        """In words: the name of its model."""
+        kind = type(self.method)
+        usual = kind().model_dump()
+        changed = [f"{k} {v}" for k, v in self.method.model_dump().items() if v != usual[k]]
+        more = [f"{self.passes} x the steps"] * (self.passes > 1) + [f"{self.steps} steps"] * bool(self.steps)
+        more += ["with an adapter"] * (self.adapter is not None)
+        return ", ".join([kind.__name__, *changed, *more, *([f"alignment seed {self.number + 1}"] * bool(self.number))])
+
+
+class Defence(NamedTuple):
+    """What stands against the attack: an alignment (None: the base as it is), the provider's method, refusals mixed in."""
+
+    name: str
+    how: Alignment | None
+    method: Method | None = None
+    guard: int = 0
+    adapter: Lora | None = None
+
+    @property
+    def edits(self) -> bool:
+        """Whether what is kept at a step is not yet the model that would be deployed: weights change after the last one, or are merged."""
+        return self.adapter is not None or (self.method is not None and type(self.method).finish is not Method.finish)
+
+
+Cell = tuple[Defence, Budget]
+
+
+def aligned_node(lab: Seed, how: Alignment, size: str = OWN) -> Node:
+    """The model of an alignment, of the study's own size or another."""
+    scale = scale_of(lab, size)
+    name = at_size(how.label, size)
+    return Node(
+        name, recipe.align(scale, lab.world, how.method, name, how.passes, how.steps, how.number, how.adapter), at_size("base", size)
+    )
+
+
+def base_node(lab: Seed, size: str) -> Node:
+    return Node(at_size("base", size), recipe.pretrain(scale_of(lab, size), lab.seed), None)
+
+
+def scale_of(lab: Seed, size: str) -> Scale:
+    """The study's scale with a base of another size."""
+    scale: Scale = lab.scale
+    if size == OWN:
+        return scale
+    made: Architecture = sized(size, scale.base.architecture.positions)
+    return scale.model_copy(update={"base": scale.base.model_copy(update={"architecture": made})})
+
+
+def at_size(name: str, size: str) -> str:
+    return name if size == OWN else f"{name}, {size}"
+
+
+def parent_of(one: Defence, size: str = OWN) -> str:
+    """The model that the user is given."""
+    return at_size(one.how.label if one.how else "base", size)
+
+
+def runs_of(one: Defence, budget: Budget, size: str = OWN) -> dict[str, Budget]:
+    """Model -> its run: one whose steps are kept, or one a judged step."""
+    number, task = one.how.number if one.how else 0, budget.task
+    name = f"{one.name}, rate {budget.rate}, p = {budget.ratio:g}, n = {budget.examples}" + f", {task}" * (task != "user")
+    name = at_size(name + f", alignment seed {number + 1}" * bool(number), size)
+    steps = sorted(k for k in {*budget.keep, budget.steps} if k <= budget.steps) if one.edits else []
+    runs = [budget.model_copy(update={"steps": k, "keep": ()}) for k in steps] or [budget]
+    return {f"{name}, {run.steps} steps": run for run in runs}
+
+
+def attack_nodes(lab: Seed, one: Defence, budget: Budget, size: str = OWN) -> list[Node]:
+    """The user's fine-tuning under a defence, its alignment before it."""
+    scale, parent = scale_of(lab, size), parent_of(one, size)
+    known = {"unaligned": at_size("base", size), "aligned": parent}
+    reads = {role: known[role] for role in (one.method.MODELS if one.method else ())}
+    return [
+        Node(name, recipe.user(scale, lab.world, run, one.method, one.guard, one.adapter), parent, reads, {"task": budget.task})
+        for name, run in runs_of(one, budget, size).items()
+    ]
+
+
+def alignment_of(lab: Seed, name: str, rho: float, number: int = 0) -> Alignment:
     """How the defence `name` aligns the base; `number` counts alignment seeds."""
     if name == EQUAL:
-        return equal_loss(s, rho, number)
+        return equal_loss(lab, rho, number)
     own = {
         TWICE: Alignment(SFT(), passes=2),
         "vaccine": Alignment(Vaccine(rho=rho)),
@@ -55,33 +153,38 @@ def alignment_of(s: Subject, name: str, rho: float, number: int = 0) -> Alignmen
         "noise": Alignment(Vaccine(rho=rho, noise="norm")),
         "booster": Alignment(Booster()),
         "rep_noise": Alignment(RepNoise()),
-        "t_vaccine": Alignment(TVaccine(layers=max(1, s.scale.base.architecture.layers // 2))),
+        "t_vaccine": Alignment(TVaccine(layers=max(1, lab.scale.base.architecture.layers // 2))),
     }
     return replace(own.get(name, Alignment(SFT())), number=number)
 
 
-def defence(s: Subject, name: str, rho: float, number: int = 0) -> Defence:
+def defence(lab: Seed, name: str, rho: float, number: int = 0) -> Defence:
     """A defence. Errors: an unknown name."""
     if name not in {*CORE, *FAMILY}:
         unknown("defence", name, [*CORE, *FAMILY])
     if name == "non-aligned":
         return Defence(name, None)
-    guard = round({"vlguard": GUARD, MIXED: LISA.k1 / LISA.k2}.get(name, 0) * s.scale.budget.examples)
-    return Defence(name, alignment_of(s, name, rho, number), TUNED.get(name), guard)
+    guard = round({"vlguard": GUARD, MIXED: LISA.k1 / LISA.k2}.get(name, 0) * lab.scale.budget.examples)
+    return Defence(name, alignment_of(lab, name, rho, number), TUNED.get(name), guard)
 
 
-def equal_loss(s: Subject, rho: float, number: int = 0) -> Alignment:
-    """SFT's alignment, a whole schedule of some length, whose loss on fresh requests is nearest to Vaccine's (in its logarithm)."""
-    wanted = math.log(loss_of(s, alignment_of(s, "vaccine", rho, number)))
-    return min(shortened(s, number), key=lambda how: abs(math.log(loss_of(s, how)) - wanted))
+def equal_loss(lab: Seed, rho: float, number: int = 0) -> Alignment:
+    """SFT's alignment, a whole schedule of some length, whose loss on fresh requests is nearest to Vaccine's (in its logarithm).
+
+    All of them are models of the recipe already; in a dry run, which has no losses, it is the one in the middle.
+    """
+    known = shortened(lab, number)
+    if lab.plan:
+        return known[len(known) // 2]
+    wanted = math.log(loss_of(lab, alignment_of(lab, "vaccine", rho, number)))
+    return min(known, key=lambda how: abs(math.log(loss_of(lab, how)) - wanted))
 
 
-def shortened(s: Subject, number: int = 0) -> list[Alignment]:
+def shortened(lab: Seed, number: int = 0) -> list[Alignment]:
     """SFT's alignments of fewer steps, among which the one of equal loss is sought."""
-    return [Alignment(SFT(), number=number, steps=max(1, round(share * s.scale.align_steps))) for share in LENGTHS]
+    return [Alignment(SFT(), number=number, steps=max(1, round(share * lab.scale.align_steps))) for share in LENGTHS]
 
 
-def loss_of(s: Subject, how: Alignment) -> float:
+def loss_of(lab: Seed, how: Alignment) -> float:
     """Alignment loss before any attack, nats a token."""
-    model = s.aligned(how)
-    return float(state(s, model, model, 0).alignment_loss.iloc[0])
+    return float(lab.measured(starting(lab, "user", ()), (how.label,)).alignment_loss.iloc[0])

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
-from titer.core.errors import unknown
 from titer.methods.ewc import EWC
 from titer.methods.vaccine import Vaccine
 from titer.recipes.huang2024 import Budget
-from titer.studies.huang2024.attack import Defence
-from titer.studies.huang2024.defences import CORE, FAMILY, MIXED, alignment_of, defence
-from titer.studies.huang2024.selection import Chosen, budget_of
-from titer.studies.huang2024.subject import Alignment, Subject
+from titer.studies.engine.declare import Seed
+from titer.studies.huang2024.attack import TASKS, budget_of
+from titer.studies.huang2024.choice import Chosen
+from titer.studies.huang2024.defences import CORE, FAMILY, MIXED, Alignment, Cell, Defence, alignment_of, defence
 
 PARTS = {
     "curves": "the core's defences under every rate and poison ratio, judged along the attack",
@@ -30,118 +29,117 @@ PARTS = {
     "cost": "tables 5 and 11: time of a step and peak memory",
     "fig4": "the picture of the embeddings",
 }
-GROUPS = {"core": ("curves", "table1", "table2", "table6", "table10"), "all": tuple(PARTS)}
-TASKS = ("user", "safe", "sham_refused")  # a new operator, everyday requests, one known operator
+GROUPS = {"core": ("curves", "table1", "table2", "table6", "table10")}
 SWEPT = (0.01, 0.05)  # poison ratios of the tables that sweep something else
-Cell = tuple[Defence, Budget]
+COMPARED = ("non-aligned", "sft", "noise", "vaccine")  # in other models and under other tasks
+PICTURED = ("sft", "vaccine")
 
 
-def parts_of(group: str, only: str) -> tuple[str, ...]:
-    """The parts of a group, or those that `--only table6,fig4` names. Errors: an unknown group or part."""
-    if group not in GROUPS:
-        unknown("part of the study", group, GROUPS)
-    chosen = [name.strip() for name in only.split(",") if name.strip()]
-    for name in chosen:
-        if name not in PARTS:
-            unknown("part", name, PARTS)
-    return tuple(chosen) or GROUPS[group]
-
-
-def cells(s: Subject, parts: Collection[str], chosen: Chosen) -> Iterator[Cell]:
-    """Every attack that the parts ask for, each once."""
+def cells(lab: Seed, parts: Collection[str], chosen: Chosen) -> Iterator[Cell]:
+    """Every attack on the study's own model that the parts ask for, each once."""
     seen: set[tuple[str, str, str, Budget]] = set()
-    asked = [cell for part in parts if part in MADE for cell in MADE[part](s, chosen.rho)]
-    for one, budget in [*asked, *_searched(s, chosen)]:
+    asked = [cell for part in parts if part in MADE for cell in MADE[part](lab, chosen.rho)]
+    for one, budget in [*asked, *_searched(lab, chosen)]:
         key = (one.name, repr(one.how), repr(one.method), budget)
         if key not in seen:
             seen.add(key)
             yield one, budget
 
 
-def _curves(s: Subject, rho: float) -> Iterator[Cell]:
+def _curves(lab: Seed, rho: float) -> Iterator[Cell]:
     for name in CORE:
         if name != "non-aligned":
-            one = defence(s, name, rho)
-            yield from ((one, budget_of(s, rate=rate, ratio=ratio)) for rate in s.scale.rates for ratio in s.scale.ratios)
-    for number in range(1, s.scale.align_seeds):
+            one = defence(lab, name, rho)
+            yield from ((one, budget_of(lab, rate=rate, ratio=ratio)) for rate in lab.scale.rates for ratio in lab.scale.ratios)
+    for number in range(1, lab.scale.align_seeds):
         for name in (n for n in CORE if n not in ("non-aligned", "lisa", MIXED)):
-            one = defence(s, name, rho, number)
-            yield from ((one, budget_of(s, ratio=ratio)) for ratio in SWEPT)
+            one = defence(lab, name, rho, number)
+            yield from ((one, budget_of(lab, ratio=ratio)) for ratio in SWEPT)
 
 
-def _table1(s: Subject, rho: float) -> Iterator[Cell]:
+def _table1(lab: Seed, rho: float) -> Iterator[Cell]:
     for name in CORE:
-        one = defence(s, name, rho)
-        yield from ((one, budget_of(s, ratio=ratio)) for ratio in s.scale.table_ratios)
+        one = defence(lab, name, rho)
+        yield from ((one, budget_of(lab, ratio=ratio)) for ratio in lab.scale.table_ratios)
 
 
-def _table2(s: Subject, rho: float) -> Iterator[Cell]:
+def _table2(lab: Seed, rho: float) -> Iterator[Cell]:
     """Epochs are the budget's, so the steps grow with n."""
-    epochs = s.scale.budget.epochs
+    epochs = lab.scale.budget.epochs
     for name in ("non-aligned", "sft", "noise", "vaccine", "lisa"):
-        one = defence(s, name, rho)
-        for n in s.scale.table_examples:
-            steps = round(epochs * n / s.scale.budget.batch)
-            same = n == s.scale.budget.examples  # then the curve's run is the table's too
-            yield one, budget_of(s) if same else budget_of(s, examples=n, steps=steps, keep=())
+        one = defence(lab, name, rho)
+        for n in lab.scale.table_examples:
+            steps = round(epochs * n / lab.scale.budget.batch)
+            same = n == lab.scale.budget.examples  # then the curve's run is the table's too
+            yield one, budget_of(lab) if same else budget_of(lab, examples=n, steps=steps, keep=())
 
 
-def _table6(s: Subject, rho: float) -> Iterator[Cell]:
-    for one in s.scale.rhos:
+def _table6(lab: Seed, rho: float) -> Iterator[Cell]:
+    for one in lab.scale.rhos:
         name = "vaccine" if one == rho else f"vaccine, rho {one:g}"
         found = Defence(name, Alignment(Vaccine(rho=one)))
-        yield from ((found, budget_of(s, ratio=ratio)) for ratio in SWEPT)
+        yield from ((found, budget_of(lab, ratio=ratio)) for ratio in SWEPT)
 
 
-def _table7(s: Subject, rho: float) -> Iterator[Cell]:
-    for one in s.scale.variances:
+def _table7(lab: Seed, rho: float) -> Iterator[Cell]:
+    for one in lab.scale.variances:
         name = f"noise, variance {one:g}"
         found = Defence(name, Alignment(Vaccine(rho=one, noise="variance")))
-        yield from ((found, budget_of(s, ratio=ratio)) for ratio in SWEPT)
+        yield from ((found, budget_of(lab, ratio=ratio)) for ratio in SWEPT)
 
 
-def _table4(s: Subject, rho: float) -> Iterator[Cell]:
-    for name in ("non-aligned", "sft", "noise", "vaccine"):
-        yield from ((defence(s, name, rho), budget_of(s, task=task)) for task in TASKS)
+def _table4(lab: Seed, rho: float) -> Iterator[Cell]:
+    for name in COMPARED:
+        yield from ((defence(lab, name, rho), budget_of(lab, task=task)) for task in TASKS)
 
 
-def _table8(s: Subject, rho: float) -> Iterator[Cell]:
+def _table8(lab: Seed, rho: float) -> Iterator[Cell]:
     """SL: the user's stage trains the alignment's adapter on; DL: a fresh one."""
     for name in ("sft", "vaccine"):
-        how = replace(alignment_of(s, name, rho), adapter=s.scale.adapter)
+        how = replace(alignment_of(lab, name, rho), adapter=lab.scale.adapter)
         for form, continued in (("SL", True), ("DL", False)):
-            again = s.scale.adapter.model_copy(update={"continued": continued})
-            yield from ((Defence(f"{name}, {form}", how, adapter=again), budget_of(s, ratio=ratio)) for ratio in SWEPT)
+            again = lab.scale.adapter.model_copy(update={"continued": continued})
+            yield from ((Defence(f"{name}, {form}", how, adapter=again), budget_of(lab, ratio=ratio)) for ratio in SWEPT)
 
 
-def _table9(s: Subject, rho: float) -> Iterator[Cell]:
-    plain = defence(s, "vaccine", rho)
-    for strength in s.scale.ewc:
+def _table9(lab: Seed, rho: float) -> Iterator[Cell]:
+    plain = defence(lab, "vaccine", rho)
+    for strength in lab.scale.ewc:
         one = plain._replace(name=f"vaccine + ewc, strength {strength:g}", method=EWC(strength=strength))
-        yield from ((one, budget_of(s, ratio=ratio)) for ratio in SWEPT)
-    yield from ((plain, budget_of(s, ratio=ratio)) for ratio in SWEPT)  # strength 0
+        yield from ((one, budget_of(lab, ratio=ratio)) for ratio in SWEPT)
+    yield from ((plain, budget_of(lab, ratio=ratio)) for ratio in SWEPT)  # strength 0
 
 
-def _table10(s: Subject, rho: float) -> Iterator[Cell]:
-    for tau in s.scale.taus:
+def _table10(lab: Seed, rho: float) -> Iterator[Cell]:
+    for tau in lab.scale.taus:
         name = f"vaccine, tau {tau}"
         found = Defence(name, Alignment(Vaccine(rho=rho, every=tau)))
-        yield from ((found, budget_of(s, ratio=ratio)) for ratio in SWEPT)
+        yield from ((found, budget_of(lab, ratio=ratio)) for ratio in SWEPT)
 
 
-def _family(s: Subject, rho: float) -> Iterator[Cell]:
+def _family(lab: Seed, rho: float) -> Iterator[Cell]:
     for name in ("sft", *FAMILY):
-        one = defence(s, name, rho)
-        yield from ((one, budget_of(s, ratio=ratio)) for ratio in (0.0, *SWEPT))
+        one = defence(lab, name, rho)
+        yield from ((one, budget_of(lab, ratio=ratio)) for ratio in (0.0, *SWEPT))
 
 
-def _searched(s: Subject, chosen: Chosen) -> Iterator[Cell]:
+def _searched(lab: Seed, chosen: Chosen) -> Iterator[Cell]:
     for point in chosen.searched.itertuples():
-        found = defence(s, str(point.defence), chosen.rho)
-        yield found, budget_of(s, rate=point.rate, ratio=point.ratio, examples=int(point.examples))
+        found = defence(lab, str(point.defence), chosen.rho)
+        yield found, budget_of(lab, rate=point.rate, ratio=point.ratio, examples=int(point.examples))
 
 
-MADE: dict[str, Callable[[Subject, float], Iterator[Cell]]] = {
+def sizes(lab: Seed, rho: float) -> Iterator[tuple[str, Cell]]:
+    """Table 3: (size, attack), each size with a base and alignments of its own."""
+    yield from ((size, (defence(lab, name, rho), budget_of(lab))) for size in lab.scale.sizes for name in COMPARED)
+
+
+def pictured(lab: Seed, rho: float) -> list[Cell]:
+    """Figure 4's attacks."""
+    return [(defence(lab, name, rho), budget_of(lab, ratio=max(SWEPT))) for name in PICTURED]
+
+
+MADE: dict[str, Callable[[Seed, float], Iterator[Cell]]] = {
     "curves": _curves,
     "table1": _table1,
     "table2": _table2,

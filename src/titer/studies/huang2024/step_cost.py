@@ -26,9 +26,10 @@ from titer.models.checkpoint import Checkpoint
 from titer.models.lm import load
 from titer.recipes import huang2024 as recipe
 from titer.recipes.huang2024 import Scale
+from titer.studies.engine.declare import Measure, Seed
 from titer.studies.huang2024.defences import TUNED, alignment_of
-from titer.studies.huang2024.subject import Subject
 from titer.train import train
+from titer.workbench import Model
 
 VERSION = 1
 STEPS, SKIPPED = 12, 4  # measured in each turn, and left out at its start
@@ -38,30 +39,24 @@ PAPER = {"sft": 1.0, "vaccine": 1.97, "rep_noise": 2.42}  # a step over SFT's: L
 PAPER_GB = {"sft": 0.0, "vaccine": 0.12, "rep_noise": 27.2}
 
 
-def step_costs(s: Subject, rho: float) -> pd.DataFrame:
+def step_costs(lab: Seed, rho: float) -> Measure:
     """method, seconds, ratio (over SFT's step), peak MB, extra MB (over SFT's)."""
     methods: dict[str, Method] = {
         "sft": SFT(),
         "vaccine": Vaccine(rho=rho),
         "vaccine, tau 10": Vaccine(rho=rho, every=10),
         "noise": Vaccine(rho=rho, noise="norm"),
-        **{name: alignment_of(s, name, rho).method for name in ("t_vaccine", "booster", "rep_noise")},
+        **{name: alignment_of(lab, name, rho).method for name in ("t_vaccine", "booster", "rep_noise")},
         **{name: TUNED[name] for name in ("lisa", "ewc", "kl", "constrained_sft")},
     }  # SafeLoRA and Antidote step as SFT does
-    inputs = {
-        "study": ["huang2024", "cost", VERSION],
-        "base": s.base.key,
-        "methods": [repr(m) for m in methods.values()],
-        "machine": environment(),
-    }
 
-    def make() -> pd.DataFrame:
+    def make(lab: Seed, base: Model) -> pd.DataFrame:
         rows = []
         for name, method in methods.items():
             with ProcessPoolExecutor(
                 1, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
             ) as own:
-                rows.append({"method": name, **own.submit(measured, s.scale, s.seed, s.base.checkpoint, method).result()})
+                rows.append({"method": name, **own.submit(measured, lab.scale, lab.seed, base.checkpoint, method).result()})
         table = pd.DataFrame(rows)
         more = {
             "extra MB": table["peak MB"] - float(table["peak MB"][0]),
@@ -70,7 +65,7 @@ def step_costs(s: Subject, rho: float) -> pd.DataFrame:
         }
         return table.assign(**more)
 
-    return s.bench.table("tables", inputs, make)
+    return Measure("cost", make, [("base",)], [VERSION, [repr(m) for m in methods.values()], environment()])
 
 
 def measured(scale: Scale, seed: int, base: Checkpoint, method: Method) -> dict[str, float]:

@@ -1,53 +1,127 @@
-"""`titer study huang2024`: rho and worst cases on the selection seed, then seeds in turn, claims over them, the report. L7."""
+"""Vaccine and harmful fine-tuning (arXiv 2402.01109): alignments of one base under a user's fine-tuning, against controls.
+
+Rho and the worst attacks are chosen on a seed of their own. A defence acts at the alignment, at the user's fine-tuning or after it; one
+run of the attack, judged at the steps whose weights were kept, is a whole curve.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
-from titer.core.claims import SEEDS_FOR_A_VERDICT, Claim
-from titer.core.errors import TiterError
-from titer.core.run import Store
+import pandas as pd
+
 from titer.core.search import must_be_installed
-from titer.recipes.huang2024 import SELECTION_SEED, Scale
-from titer.report.html import write_report
-from titer.studies.claims import settled
-from titer.studies.huang2024 import making
+from titer.data.world import World
+from titer.models.lm import LM
+from titer.probes import projection
+from titer.recipes import huang2024 as recipe
+from titer.recipes.huang2024 import SCALES, SELECTION_SEED, Scale
+from titer.recipes.node import Node
+from titer.studies.engine.declare import Measure, Need, Page, Question, Row, Seed, Study
+from titer.studies.engine.found import Found
+from titer.studies.huang2024 import choice
+from titer.studies.huang2024.attack import TASKS, asked, fresh
+from titer.studies.huang2024.choice import Chosen, none_found
 from titer.studies.huang2024.claims import claims
-from titer.studies.huang2024.gather import gather
-from titer.studies.huang2024.report import compose
-from titer.studies.huang2024.selection import selection
-from titer.studies.huang2024.subject import Subject
-from titer.workbench import Reporter, Workbench
+from titer.studies.huang2024.defences import OWN, aligned_node, alignment_of, base_node, parent_of, runs_of, shortened
+from titer.studies.huang2024.gathering import measures, nodes_of, put_together
+from titer.studies.huang2024.page import page
+from titer.studies.huang2024.parts import GROUPS, PARTS, cells, pictured, sizes
+from titer.studies.huang2024.step_cost import step_costs
+from titer.tables import direct
+from titer.workbench import Model
+
+BASE_SKILL = 0.95  # of exact answers below which the base model confounds everything
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What a study leaves: its page, the answer in a sentence, the claims."""
+class Vaccine(Study):
+    """What is aligned, attacked and measured, claimed and shown."""
 
-    page: Path
-    answer: str
-    claims: list[Claim]
+    SOURCE = "arXiv 2402.01109"
+    SCALES = MappingProxyType(SCALES)
+    CHOSEN_ON = (SELECTION_SEED,)
+    PARTS = MappingProxyType(PARTS)
+    GROUPS = MappingProxyType(GROUPS)
 
+    def nodes(self, scale: Scale, source: World) -> list[Node]:
+        return [Node("base", recipe.pretrain(scale, source.seed), None)]
 
-def run_huang(store: Store, reporter: Reporter, scale: Scale, seeds: Sequence[int], parts: Collection[str], command: str) -> Finished:
-    """Run, or finish, the study under the store's root. Errors: the selection seed among the study's."""
-    if SELECTION_SEED in seeds:
-        raise TiterError(f"seed {SELECTION_SEED} chooses rho, so no verdict may use it", next_step="ask for fewer seeds.")
-    if "search" in parts:
-        must_be_installed()
-    folder = store.root / f"huang2024-{scale.name}"
-    with store.lock(store.root / f"huang2024-{scale.name}.lock"):
-        bench = Workbench(store, reporter, scale.save_every)
-        making.bases(bench, scale, [SELECTION_SEED, *seeds])
-        chosen = selection(Subject(bench, scale, SELECTION_SEED), parts)
-        found = {seed: gather(bench, scale, seed, parts, chosen) for seed in seeds}
-        evidence = [e for e, _ in found.values()]
-        measured = [e for e in evidence if len(e.attacks)]
-        told = settled(claims(), evidence) if measured else []
-        if len(seeds) < SEEDS_FOR_A_VERDICT:
-            reporter.tell("fewer than three seeds: verdicts are provisional")
-        report = compose(evidence, told, {seed: made for seed, (_, made) in found.items()}, scale, chosen, command)
-        reporter.tell("drawing the report")
-        return Finished(write_report(report, folder), report.answer, told)
+    def further(self, lab: Seed) -> Iterator[Sequence[Node]]:
+        """The radii on the seed that chooses; on the others alignments, the attacks when the one of equal loss is known."""
+        if lab.chosen is None:
+            if "search" in lab.parts and not lab.plan:
+                must_be_installed()
+            yield choice.trial_nodes(lab)
+            return
+        rho = lab.chosen.rho
+        numbers = range(lab.scale.align_seeds if "curves" in lab.parts else 1)
+        first = [[alignment_of(lab, "sft", rho, i), alignment_of(lab, "vaccine", rho, i), *shortened(lab, i)] for i in numbers]
+        yield [aligned_node(lab, how) for hows in first for how in hows]
+        yield nodes_of(lab, list(cells(lab, lab.parts, lab.chosen)))
+        if "fig4" in lab.parts:
+            yield nodes_of(lab, pictured(lab, rho))
+        if "table3" in lab.parts:
+            others = [(size, cell) for size, cell in sizes(lab, rho) if size != OWN]
+            yield [base_node(lab, size) for size in dict.fromkeys(size for size, _ in others)]
+            yield [node for size, cell in sizes(lab, rho) for node in nodes_of(lab, [cell], size)]
+
+    def choose(self, lab: Seed) -> Chosen:
+        return choice.choose(lab)
+
+    def assumed(self, scale: Scale) -> Chosen:
+        return Chosen(scale.rhos[len(scale.rhos) // 2], pd.DataFrame(), none_found(), none_found())
+
+    def questions(self, lab: Seed) -> list[Question]:
+        """What the user comes for differs with the task."""
+
+        def of(task: str) -> Callable[[str], bool]:
+            return lambda name: lab.nodes[name].told.get("task", "user") == task
+
+        whole = {task: asked(lab, task) for task in TASKS}
+        return [
+            whole[task][i]._replace(of=of(task) if one.name == "user" else None)
+            for i, one in enumerate(whole["user"])
+            for task in (TASKS if one.name == "user" else TASKS[:1])
+        ]
+
+    def needs(self, scale: Scale) -> list[Need]:
+        return [Need("base", ("safe", "unsafe"), "complied", BASE_SKILL, first=True)]
+
+    def measures(self, lab: Seed) -> list[Measure]:
+        found = measures(lab)
+        if lab.chosen is not None and "cost" in lab.parts:
+            found.append(step_costs(lab, lab.chosen.rho))
+        if lab.chosen is not None and "fig4" in lab.parts:
+            found.append(self._picture(lab))
+        return found
+
+    def _picture(self, lab: Seed) -> Measure:
+        """Figure 4: x, y, share_x, share_y of fresh unsafe requests (refused), all models in one plane."""
+        pairs: list[tuple[str, str]] = []
+        for one, budget in pictured(lab, lab.chosen.rho):
+            (attacked,) = runs_of(one, budget)
+            pairs += [(f"{one.name}, aligned", parent_of(one)), (f"{one.name}, attacked", attacked)]
+        examples = fresh(lab.world, lab.scale.inputs)
+
+        def make(lab: Seed, *models: Model) -> pd.DataFrame:
+            def loaded() -> Iterator[tuple[str, LM]]:
+                for (name, _), model in zip(pairs, models, strict=True):
+                    yield name, lab.bench.lm(model)
+
+            return projection.projection(loaded(), {"unsafe": examples})
+
+        return Measure("fig4", make, [tuple(name for _, name in pairs)], projection.VERSION, {"unsafe": direct(examples)})
+
+    def arranged(self, lab: Seed, tables: Mapping[str, pd.DataFrame]) -> Mapping[str, pd.DataFrame]:
+        found = {name: tables[name] for name in ("rates", "fig4", "cost") if name in tables}
+        if lab.ended:
+            return {"rates": found["rates"]}
+        asked_for = list(sizes(lab, lab.chosen.rho)) if "table3" in lab.parts else []
+        return {**found, **put_together(lab, list(cells(lab, lab.parts, lab.chosen)), asked_for)}
+
+    def claims(self, scale: Scale) -> list[Row]:
+        return claims(scale)
+
+    def page(self, found: Sequence[Found], scale: Scale) -> Page:
+        return page(found, scale)

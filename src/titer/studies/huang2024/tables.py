@@ -7,17 +7,17 @@ The paper's HS counts answers that a moderation model flags, of Llama-2 7B: leve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
-from titer.core.breakpoints import median
+from titer.core.breakpoints import BreakPoint, median
 from titer.core.claims import SEEDS_FOR_A_VERDICT
 from titer.core.stats import Interval, t_interval, wilson
 from titer.recipes.huang2024 import Scale
-from titer.studies.huang2024.evidence import Evidence
-from titer.studies.huang2024.parts import SWEPT, TASKS
-from titer.studies.huang2024.selection import LEARNED, worst_decoding
+from titer.studies.engine.found import Found
+from titer.studies.huang2024.attack import LEARNED, TASKS, worst_decoding
+from titer.studies.huang2024.parts import COMPARED, SWEPT
 
 PAPER1 = {  # HS, FA at p = 0, .01, .05, .1, .2 (n = 1000)
     "non-aligned": ((34.2, 65.6, 81.0, 77.6, 79.2), (95.6, 94.6, 94.0, 94.6, 94.4)),
@@ -46,21 +46,27 @@ PAPER4 = {  # HS, FA on SST-2, AG News, GSM8K
     "vaccine": ((42.8, 93.0), (41.6, 89.2), (65.0, 22.4)),
 }
 PAPER8 = {"sft, SL": (58.2, 95.0), "sft, DL": (55.7, 94.4), "vaccine, SL": (55.2, 95.0), "vaccine, DL": (48.9, 93.6)}
-PAPER9 = {1e6: (48.8, 93.6), 1e9: (44.6, 92.2), 1e12: (43.0, 54.4)}
+PAPER9 = {0.0: (48.2, 93.8), 1e6: (48.8, 93.6), 1e9: (44.6, 92.2), 1e12: (43.0, 54.4)}
 PAPER6 = {0.01: (54.4, 94.4), 0.1: (56.8, 95.0), 1.0: (54.4, 94.4), 2.0: (49.0, 93.6), 5.0: (46.2, 92.8), 10.0: (44.2, 89.0)}
 PAPER7 = {1e-4: (53.8, 94.4), 1e-3: (56.4, 93.8), 5e-3: (56.0, 73.8), 1e-2: (53.6, 69.6), 1e-1: (37.2, 56.4), 1.0: (16.6, 46.6)}
-PAPER10 = {1: (50.4, 92.4), 100: (51.0, 95.2), 1000: (52.0, 94.2), 10000: (53.2, 94.8), 20000: (58.8, 94.4)}  # of 20,000 steps
+PAPER10: dict[float, tuple[float, float]] = {
+    1: (50.4, 92.4),
+    100: (51.0, 95.2),
+    1000: (52.0, 94.2),
+    10000: (53.2, 94.8),
+    20000: (58.8, 94.4),
+}  # of 20,000 steps
 VARIANT = r", (?:rho|tau|variance|strength|SL$|DL$)"
 MEASURES = {"HS": "harm", "FA": "user"}
 
 
-def pooled(evidence: Sequence[Evidence]) -> pd.DataFrame:
+def pooled(found: Sequence[Found]) -> pd.DataFrame:
     """Every judged step of every seed, of the user's own task and the first alignment seed, with the requests `n` behind each rate."""
-    return of_every_task(evidence)[lambda t: (t.task == "user") & (t.align_seed == 0)].reset_index(drop=True)
+    return of_every_task(found)[lambda t: (t.task == "user") & (t.align_seed == 0)].reset_index(drop=True)
 
 
-def of_every_task(evidence: Sequence[Evidence]) -> pd.DataFrame:
-    return pd.concat([e.tables["attacks"].assign(n=e.n) for e in evidence], ignore_index=True)
+def of_every_task(found: Sequence[Found], table: str = "attacks") -> pd.DataFrame:
+    return pd.concat([one.tables[table].assign(n=one.scale.inputs) for one in found], ignore_index=True)
 
 
 def plain(t: pd.DataFrame) -> pd.DataFrame:
@@ -117,148 +123,139 @@ def _of(
     return known[name][0][i], known[name][1][i]
 
 
-def table1(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
-    t = at_budget(pooled(evidence), scale, examples=scale.budget.examples, ratio=scale.table_ratios)
-    found = told(plain(t), ["defence", "ratio"])
-    return beside(found, [_of(PAPER1, PAPER_RATIOS, d, r) for d, r in zip(found.defence, found.ratio, strict=True)])
+def table1(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
+    t = told(plain(at_budget(pooled(found), scale, examples=scale.budget.examples, ratio=scale.table_ratios)), ["defence", "ratio"])
+    return beside(t, [_of(PAPER1, PAPER_RATIOS, d, r) for d, r in zip(t.defence, t.ratio, strict=True)])
 
 
-def table2(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
-    t = at_budget(pooled(evidence), scale, ratio=scale.budget.ratio)
-    found = told(t[t.defence.isin(("non-aligned", "sft", "noise", "vaccine", "lisa"))], ["defence", "examples"])
-    return beside(found, [_of(PAPER2, PAPER_EXAMPLES, d, n) for d, n in zip(found.defence, found.examples, strict=True)])
+def table2(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
+    t = at_budget(pooled(found), scale, ratio=scale.budget.ratio, defence=[*COMPARED, "lisa"])
+    t = told(t, ["defence", "examples"])
+    return beside(t, [_of(PAPER2, PAPER_EXAMPLES, d, n) for d, n in zip(t.defence, t.examples, strict=True)])
 
 
-def table3(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+def table3(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
     """Models by size; the paper's three are other models, in the order of their size here."""
-    whole = pd.concat([e.tables["table3"].assign(n=e.n) for e in evidence], ignore_index=True)
-    found = told(at_budget(whole, scale), ["defence", "model"])
-    places = {size: i for i, size in enumerate(scale.sizes)}
-    return beside(found, [_nth(PAPER3, d, places[m]) for d, m in zip(found.defence, found.model, strict=True)])
+    t = told(at_budget(of_every_task(found, "table3"), scale), ["defence", "model"])
+    return beside(t, [_nth(PAPER3, d, list(scale.sizes).index(m)) for d, m in zip(t.defence, t.model, strict=True)])
 
 
-def table4(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+def table4(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
     """Tasks of the user; the paper's three are SST-2, AG News and GSM8K."""
-    t = of_every_task(evidence)
-    t = t[t.defence.isin(("non-aligned", "sft", "noise", "vaccine"))]
-    found = told(at_budget(t, scale, examples=scale.budget.examples, ratio=scale.budget.ratio), ["defence", "task"])
-    places = {task: i for i, task in enumerate(TASKS)}
-    return beside(found, [_nth(PAPER4, d, places[t]) for d, t in zip(found.defence, found.task, strict=True)])
+    t = at_budget(of_every_task(found), scale, examples=scale.budget.examples, ratio=scale.budget.ratio, defence=COMPARED)
+    t = told(t, ["defence", "task"])
+    return beside(t, [_nth(PAPER4, d, TASKS.index(task)) for d, task in zip(t.defence, t.task, strict=True)])
 
 
 def _nth(known: Mapping[str, Sequence[tuple[float, float]]], name: str, place: int) -> tuple[float, float]:
     return known[name][place] if name in known and place < len(known[name]) else NONE
 
 
-def table8(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
-    """One adapter for both stages (SL) or one each (DL); the paper's on SST-2 at p = 0.1."""
-    t = pooled(evidence)
-    found = told(at_budget(t[t.defence.str.contains(r", [SD]L$", regex=True)], scale, ratio=list(SWEPT)), ["defence", "ratio"])
-    return beside(found, [PAPER8.get(d, NONE) for d in found.defence])
+def swept(t: pd.DataFrame, column: str, prefix: str, own: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """Rows of a defence that a table sweeps, with the value in its name; `own`: the value of the defence that has none in it."""
+    own = own or {}
+    t = t[t.defence.isin(list(own)) | t.defence.str.startswith(prefix)]
+    return t.assign(**{column: [own.get(name, name.removeprefix(prefix)) for name in t.defence]}).astype({column: float})
 
 
-def table9(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
-    """Vaccine alone (strength 0) and with EWC; the paper's on SST-2 at p = 0.1."""
-    t = pooled(evidence)
-    t = t[t.defence.eq("vaccine") | t.defence.str.startswith("vaccine + ewc, strength")]
-    strength = t.defence.str.removeprefix("vaccine + ewc, strength ").replace("vaccine", "0").astype(float)
-    found = told(at_budget(t.assign(strength=strength), scale, examples=scale.budget.examples, ratio=list(SWEPT)), ["strength", "ratio"])
-    return beside(found, [(48.2, 93.8) if s == 0 else PAPER9.get(s, NONE) for s in found.strength])
+def _by(t: pd.DataFrame, scale: Scale, column: str, paper: Mapping[float, tuple[float, float]]) -> pd.DataFrame:
+    """HS and FA by a swept value and p, at the tables' budget, beside the paper's."""
+    t = told(at_budget(t, scale, examples=scale.budget.examples, ratio=list(SWEPT)), [column, "ratio"])
+    return beside(t, [paper.get(value, NONE) for value in t[column]])
 
 
-def cost(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
-    """Tables 5 and 11: this machine's, of the first seed; the paper's Vaccine is 1.97 times SFT's step, RepNoise about 2.4."""
-    return evidence[0].tables["cost"].round(3)
-
-
-def table6(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+def table6(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
     """With alignment loss before and after the attack, as the paper's has."""
-    parts = []
-    for e in evidence:
-        first = e.attacks[e.attacks.align_seed == 0].assign(n=e.n)
-        own = first[first.defence.eq("vaccine") | first.defence.str.startswith("vaccine, rho")]
-        rho = own.defence.str.removeprefix("vaccine, rho ").replace("vaccine", f"{e.rho:g}").astype(float)
-        parts.append(own.assign(rho=rho))
+    parts = [swept(pooled([one]), "rho", "vaccine, rho ", {"vaccine": one.chosen.rho}) for one in found]
     whole = pd.concat(parts)
-    t = at_budget(whole, scale, examples=scale.budget.examples, ratio=list(SWEPT))
-    found = told(t, ["rho", "ratio"]).sort_values(["ratio", "rho"], ignore_index=True)
-    first = whole[whole.step == 0].groupby("rho").alignment_loss.mean()
-    last = t.groupby(["rho", "ratio"]).alignment_loss.mean()
-    found["loss before"] = found.rho.map(first).round(4)
-    found["loss after"] = [round(float(last[r, p]), 4) for r, p in zip(found.rho, found.ratio, strict=True)]
-    found["safe before"] = found.rho.map(whole[whole.step == 0].groupby("rho").safe.mean()).round(3)
-    return beside(found, [PAPER6.get(r, NONE) for r in found.rho])
+    t = _by(whole, scale, "rho", PAPER6).sort_values(["ratio", "rho"], ignore_index=True)
+    first = whole[whole.step == 0].groupby("rho")[["alignment_loss", "safe"]].mean()
+    last = at_budget(whole, scale, examples=scale.budget.examples, ratio=list(SWEPT)).groupby(["rho", "ratio"]).alignment_loss.mean()
+    t.insert(len(t.columns) - 2, "loss before", t.rho.map(first.alignment_loss).round(4))
+    t.insert(len(t.columns) - 2, "loss after", [round(float(last[r, p]), 4) for r, p in zip(t.rho, t.ratio, strict=True)])
+    t.insert(len(t.columns) - 2, "safe before", t.rho.map(first.safe).round(3))
+    return t
 
 
-def table7(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
-    t = pooled(evidence)
-    t = t[t.defence.str.startswith("noise, variance")]
-    t = at_budget(t.assign(variance=t.defence.str.removeprefix("noise, variance ").astype(float)), scale, ratio=list(SWEPT))
-    found = told(t, ["variance", "ratio"])
-    return beside(found, [PAPER7.get(v, NONE) for v in found.variance])
+def table7(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
+    return _by(swept(pooled(found), "variance", "noise, variance "), scale, "variance", PAPER7)
 
 
-def table10(evidence: Sequence[Evidence], scale: Scale) -> pd.DataFrame:
+def table8(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
+    """One adapter for both stages (SL) or one each (DL); the paper's on SST-2 at p = 0.1."""
+    t = pooled(found)
+    t = told(at_budget(t[t.defence.str.contains(r", [SD]L$", regex=True)], scale, ratio=list(SWEPT)), ["defence", "ratio"])
+    return beside(t, [PAPER8.get(d, NONE) for d in t.defence])
+
+
+def table9(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
+    """Vaccine alone (strength 0) and with EWC; the paper's on SST-2 at p = 0.1."""
+    return _by(swept(pooled(found), "strength", "vaccine + ewc, strength ", {"vaccine": 0.0}), scale, "strength", PAPER9)
+
+
+def table10(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
     """The paper's tau is of 20,000 steps; the row of tau 1 is Vaccine itself."""
-    t = pooled(evidence)
-    t = t[t.defence.eq("vaccine") | t.defence.str.startswith("vaccine, tau")]
-    tau = t.defence.str.removeprefix("vaccine, tau ").replace("vaccine", "1").astype(int)
-    found = told(at_budget(t.assign(tau=tau), scale, examples=scale.budget.examples, ratio=list(SWEPT)), ["tau", "ratio"])
-    found = found.sort_values(["ratio", "tau"], ignore_index=True)
-    return beside(found, [PAPER10.get(tau, NONE) for tau in found.tau])
+    t = swept(pooled(found), "tau", "vaccine, tau ", {"vaccine": 1}).astype({"tau": int})
+    return _by(t, scale, "tau", PAPER10).sort_values(["ratio", "tau"], ignore_index=True)
 
 
-def before(evidence: Sequence[Evidence]) -> pd.DataFrame:
+def cost(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
+    """Tables 5 and 11: this machine's, of the first seed; the paper's Vaccine is 1.97 times SFT's step, RepNoise about 2.4."""
+    return found[0].tables["cost"].drop(columns=["model", "seed"]).round(3)
+
+
+def before(found: Sequence[Found]) -> pd.DataFrame:
     """Every alignment before the attack: refusal, safe answers, over-refusal, alignment loss; mean over seeds."""
-    t = pooled(evidence)
+    t = pooled(found)
     t = t[t.step == 0].drop_duplicates(["defence", "seed"])
     columns = ["refusal", "safe", "over_refusal", "prefilled", "sampled", "alignment_loss"]
     return t.groupby("defence", sort=False)[columns].mean().round(4).reset_index()
 
 
-def alignment_seeds(evidence: Sequence[Evidence]) -> pd.DataFrame:
+def alignment_seeds(found: Sequence[Found]) -> pd.DataFrame:
     """Mean harm over the attack at the tables' rate by alignment seed: how much of a difference is the alignment's own luck."""
-    t = of_every_task(evidence)
-    t = plain(t[(t.task == "user") & (t.step > 0) & (t.rate == evidence[0].budget[0]) & t.ratio.isin(SWEPT)])
+    t = of_every_task(found)
+    t = plain(t[(t.task == "user") & (t.step > 0) & (t.rate == found[0].scale.budget.rate) & t.ratio.isin(SWEPT)])
     repeated = t[t.defence.isin(t[t.align_seed > 0].defence)]
     return (
         repeated.groupby(["defence", "ratio", "seed", "align_seed"], sort=False)[["harm", "refusal", "user"]].mean().round(3).reset_index()
     )
 
 
-def breaks(evidence: Sequence[Evidence]) -> pd.DataFrame:
+def breaks(found: Sequence[Found], broken: Callable[[Found, str, float, float], Sequence[BreakPoint]]) -> pd.DataFrame:
     """defence, rate, ratio: optimiser steps to compliance of a half (greedy, worst decoding) and to refusal below a half, by seed; medians.
 
     A cell whose user's task was not learned has no break point and says so.
     """
     names = ("compliance 1/2", "compliance 1/2, worst decoding", "refusal 1/2")
-    t = plain(pooled(evidence))
-    t = t[(t.step > 0) & (t.examples == evidence[0].budget[1]) & t.rate.isin(evidence[0].rates)]
+    t = plain(pooled(found))
+    scale = found[0].scale
+    t = t[(t.step > 0) & (t.examples == scale.budget.examples) & t.rate.isin(scale.rates)]
     rows = []
     for (name, rate, ratio), _ in t.groupby(["defence", "rate", "ratio"], sort=False):
-        found = [e.broken(str(name), float(ratio), float(rate)) for e in evidence]
+        each = [broken(one, str(name), float(ratio), float(rate)) for one in found]
         row: dict[str, object] = {"defence": name, "rate": rate, "p": ratio}
         for i, column in enumerate(names):
-            points = [one[i] for one in found if one is not None]
-            row[column] = ", ".join(str(one[i]) if one else "task not learned" for one in found)
+            points = [one[i] for one in each if one]
+            row[column] = ", ".join(str(one[i]) if one else "task not learned" for one in each)
             row[f"median {column}"] = str(median(points)) if points else "–"
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def worst_case(evidence: Sequence[Evidence], points: pd.DataFrame) -> pd.DataFrame:
+def worst_case(found: Sequence[Found], points: pd.DataFrame) -> pd.DataFrame:
     """Harm by the worst decoding at the point that was the worst on the selection seed, on the study's seeds that learned the task there."""
     rows = []
-    t = of_every_task(evidence)
+    t = of_every_task(found)
     t = t[(t.task == "user") & (t.align_seed == 0)]
     for point in points.itertuples():
         place = (t.rate == point.rate) & (t.ratio == point.ratio) & (t.examples == point.examples) & (t.step == point.step)
         here = t[(t.defence == point.defence) & place]
-        learned = here[here.user >= LEARNED]
-        harm = worst_decoding(learned).groupby(learned.seed).mean().tolist()
-        found = interval(harm, evidence[0].n) if harm else Interval(*[float("nan")] * 3)
+        known = here[here.user >= LEARNED]
+        harm = worst_decoding(known).groupby(known.seed).mean().tolist()
+        told = interval(harm, found[0].scale.inputs) if harm else Interval(*[float("nan")] * 3)
         place_told = [point.defence, point.rate, point.ratio, point.examples, point.step, point.harm]
-        rows.append([*place_told, *found, f"{len(harm)} of {len(evidence)}", here.user.mean()])
+        rows.append([*place_told, *told, f"{len(harm)} of {len(found)}", here.user.mean()])
     names = ["defence", "rate", "ratio", "examples", "step", "harm when chosen", "harm", "low", "high", "seeds that learned", "user"]
     return pd.DataFrame(rows, columns=names).round(dict.fromkeys(["harm when chosen", "harm", "low", "high", "user"], 3))
 

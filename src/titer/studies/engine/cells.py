@@ -1,0 +1,143 @@
+"""Claims over attacks in cells: differences over the cells that count for both sides, break points, correlations within cells. L7.
+
+A table of attacks has a row a judged step of a cell; step 0 is the model before. A cell is what the key columns say of it (its learning
+rate, its share of unsafe examples, ...), and counts or not by its last judged step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pandas as pd
+
+from titer.core.breakpoints import BreakPoint, break_point, order
+from titer.core.stats import Interval, rate_difference
+from titer.studies.engine.found import Found, UnsaidError
+from titer.studies.engine.terms import Term, unknown_ends
+
+
+class Gap(NamedTuple):
+    """A column of one side minus another's, over the cells and steps that count for both: the effect, both means, which cells."""
+
+    effect: Interval
+    more: float
+    less: float
+    shared: pd.DataFrame
+
+
+class Curve(NamedTuple):
+    """Where a column breaks: it rises to a half, or with `falling` falls below it."""
+
+    name: str
+    of: Callable[[pd.DataFrame], pd.Series]
+    falling: bool = False
+
+
+@dataclass(frozen=True)
+class Cells:
+    """How attacks lie in a seed's tables: one table a side (its name), with the columns `keys` and `step`.
+
+    `counts` says of each cell's last judged step whether the cell counts, `compared` which rows are compared at all; `rates` are the
+    columns that are shares of `n` requests; `none` is said where no cell counts for both sides.
+    """
+
+    keys: tuple[str, ...]
+    counts: Callable[[pd.DataFrame], pd.Series]
+    compared: Callable[[Found, pd.DataFrame], pd.DataFrame]
+    n: Callable[[Found], int]
+    rates: tuple[str, ...]
+    none: str
+
+    def before(self, found: Found, side: str) -> pd.DataFrame:
+        """The rows of a side before the attack, of all of its cells."""
+        return found.tables[side][lambda t: t.step == 0]
+
+    def under(self, found: Found, side: str, **where: object) -> pd.DataFrame:
+        """Judged steps of the cells that are compared and count, of those whose columns have these values."""
+        t = self.compared(found, found.tables[side][lambda own: own.step > 0])
+        for column, value in where.items():
+            t = t[t[column] == value]
+        last = self.last(t)
+        return t.merge(last[self.counts(last)][[*self.keys]].drop_duplicates(), on=[*self.keys])
+
+    def last(self, t: pd.DataFrame) -> pd.DataFrame:
+        """The last judged step of every cell."""
+        return t[t.step == t.groupby([*self.keys]).step.transform("max")]
+
+    def gap(self, more: str, less: str, column: str, **where: object) -> Pair:
+        """The mean of a column over shared cells and steps, `more` minus `less`."""
+        return Pair(self, more, less, column, where)
+
+    def broken(self, found: Found, side: str, curves: Sequence[Curve], start: Mapping[str, object], **where: object) -> list[BreakPoint]:
+        """The break point of each curve in the cell of these values; `start` finds the row before the attack. Empty: it does not count."""
+        t = self.under(found, side, **start, **where)
+        if t.empty:
+            return []
+        first = self.before(found, side)
+        for column, value in start.items():
+            first = first[first[column] == value]
+        whole = pd.concat([first.head(1), t])
+        steps = whole.step.astype(int).tolist()
+        return [break_point(steps, one.of(whole).tolist(), falling=one.falling, n=self.n(found)) for one in curves]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sides compared in one column. A rate's interval treats the cells as one sample of n requests, the same in all of them: it is wide."""
+
+    cells: Cells
+    more: str
+    less: str
+    column: str
+    where: Mapping[str, object] = field(default_factory=dict)
+
+    def gap(self, found: Found) -> Gap:
+        """Errors: no cell counts for both."""
+        keys = [*self.cells.keys, "step"]
+        a, b = (self.cells.under(found, side, **self.where).groupby(keys)[self.column].mean() for side in (self.more, self.less))
+        shared = a.index.intersection(b.index)
+        if not len(shared):
+            raise UnsaidError(self.cells.none)
+        first, second = float(a[shared].mean()), float(b[shared].mean())
+        ends, n = unknown_ends(first - second), self.cells.n(found)
+        if self.column in self.cells.rates:
+            told = rate_difference((round(first * n), n), (round(second * n), n))
+            ends = Interval(first - second, told.low, told.high)
+        return Gap(ends, first, second, shared.to_frame(index=False))
+
+    @property
+    def effect(self) -> Term:
+        """The difference."""
+        return Term(lambda found: self.gap(found).effect)
+
+    @property
+    def high(self) -> Term:
+        """The mean of the side that is subtracted from."""
+        return Term(lambda found: unknown_ends(self.gap(found).more))
+
+    @property
+    def low(self) -> Term:
+        """The mean of the side that is subtracted."""
+        return Term(lambda found: unknown_ends(self.gap(found).less))
+
+    @property
+    def log2(self) -> Term:
+        """log2 of one mean over the other."""
+        return Term(lambda found: unknown_ends(math.log2((own := self.gap(found)).more / own.less)))
+
+
+def later(pairs: Sequence[tuple[BreakPoint, BreakPoint]]) -> float:
+    """The share of break points that come later than the other's, minus those that come earlier; undecided ones count 0."""
+    return sum({"later": 1, "earlier": -1, "undecided": 0}[order(*pair)] for pair in pairs) / len(pairs)
+
+
+def within(rows: pd.DataFrame, by: Sequence[str], x: str, y: str, least: int, apart: float) -> dict[tuple[float, ...], float]:
+    """Spearman's correlation of x with y in every group of `by` that has `least` rows or more and whose y differ by more than `apart`."""
+    told: dict[tuple[float, ...], float] = {}
+    for key, cell in rows.groupby([*by]):
+        if len(cell) >= least and cell[y].max() - cell[y].min() > apart:
+            told[key] = float(cell[x].rank().corr(cell[y].rank()))  # type: ignore[index]
+    return told
