@@ -38,7 +38,7 @@ def demo(
 
 
 def study(
-    name: Annotated[str, typer.Argument(help="The study: jain2024 (mechanisms), huang2024 (Vaccine), qi2024 (risks), or a .py file.")],
+    name: Annotated[str, typer.Argument(help="The study: jain2024 (mechanisms), huang2024 (Vaccine), qi2024 (risks), demo, or a file.")],
     scale: Annotated[str, typer.Option(help="nano, cpu, small or paper; with --base: demonstration or paper-7b.")] = "",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="How many worlds: seeds 0, 1, ...")] = 3,
     bases: Annotated[int, typer.Option(min=1, max=20, help="How many base models of each world.")] = 1,
