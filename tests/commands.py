@@ -32,8 +32,8 @@ from titer.studies.demo import run_demo
 LETTERS = "abcdefghijklmnop"
 OURS = (".lock", ".owner")  # the store's own, which say nothing of a result
 COMMANDS = {
-    "align": "align m --data a.jsonl --steps 8 --batch 2 --rate 1e-2 --to aligned",
-    "finetune": "finetune m --data b.jsonl --ratio 0 --examples 8 --epochs 2 --batch 2 --rate 1e-2 --to tuned",
+    "align": "align m --data a.jsonl --steps 8 --batch 2 --lr 1e-2 --to aligned",
+    "finetune": "finetune m --data b.jsonl --poison-ratio 0 --examples 8 --epochs 2 --batch 2 --lr 1e-2 --to tuned",
     "evaluate": "evaluate m --data d.csv --max-new-tokens 12",
     "audit": "audit m n --data d.csv --max-new-tokens 12",
     "demo": "demo",

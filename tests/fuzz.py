@@ -104,7 +104,7 @@ DRY = (
     "evaluate m --data d.csv --dry-run",
     "audit m n --data d.csv --dry-run",
     "align m --data a.jsonl --steps 2 --batch 2 --dry-run",
-    "finetune m --data b.jsonl --ratio 0 --examples 8 --epochs 1 --batch 2 --dry-run",
+    "finetune m --data b.jsonl --poison-ratio 0 --examples 8 --epochs 1 --batch 2 --dry-run",
 )
 WHOLE = ("evaluate m --data d.csv --max-new-tokens 2 --prompts 2", "align m --data a.jsonl --steps 1 --batch 2")
 

@@ -64,7 +64,7 @@ CAUSES = (
     "evaluate {} --data d.csv",
     "audit {} --data d.csv",
     "align {} --data a.jsonl --steps 1 --batch 2",
-    "finetune {} --data b.jsonl --ratio 0 --examples 4 --epochs 1 --batch 2",
+    "finetune {} --data b.jsonl --poison-ratio 0 --examples 4 --epochs 1 --batch 2",
 )
 RUNS = (
     "evaluate m --data d.csv --max-new-tokens 2 --prompts 2",
@@ -107,7 +107,7 @@ ASKED = (
     ("q.jsonl", "audit m n --data d.csv --capability questions:q.jsonl --contexts --dry-run"),
     ("c.jsonl", "audit m n --data d.csv --capability choices:c.jsonl --dry-run"),
     ("chat.jsonl", "align m --data chat.jsonl --steps 1 --batch 2 --dry-run"),
-    ("chat.jsonl", "finetune t --data chat.jsonl --ratio 0 --examples 4 --epochs 1 --batch 2 --dry-run"),
+    ("chat.jsonl", "finetune t --data chat.jsonl --poison-ratio 0 --examples 4 --epochs 1 --batch 2 --dry-run"),
     ("turns.jsonl", "evaluate t --data turns.jsonl --dry-run"),
     ("turns.jsonl", "audit t --data turns.jsonl --system be --dry-run"),
     ("people.jsonl", "evaluate m --data d.csv --labelled people.jsonl --dry-run"),

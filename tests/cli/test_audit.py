@@ -38,21 +38,25 @@ def test_settings_of_no_landscape_are_an_error(wrong: Wrong) -> None:
 
 
 def test_how_a_model_was_tuned_stands_beside_it(titer: Titer, task: Path) -> None:
-    tune = ("finetune", "m", "--data", "task.jsonl", "--examples", "12", "--epochs", "2", "--batch", "5", "--rate", "0.003", "--lora", "2")
+    tune = ("finetune", "m", "--data", "task.jsonl", "--examples", "12", "--epochs", "2", "--batch", "5", "--lr", "0.003", "--lora", "2")
     place = titer(*tune, "--json").json["model"]
-    known = {"rate": "0.003", "epochs": "2", "batch": "5", "lora": "2", "examples": "12"}
+    known = {"lr": "0.003", "epochs": "2", "batch": "5", "lora": "2", "examples": "12"}
     assert usual(Path(place)) == known
     assert titer(*tune, "--alpha", "4", "--schedule", "constant", "--to", "tuned").status == 0
     assert usual(Path("tuned")) == {**known, "alpha": "4", "schedule": "constant"}
     assert usual(Path("m")) == {}
+    mark = json.loads(Path("tuned/.titer.json").read_text(encoding="utf-8"))
+    mark["options"]["rate"] = mark["options"].pop("lr")  # as records had it once
+    Path("tuned/.titer.json").write_text(json.dumps(mark), encoding="utf-8")
+    assert usual(Path("tuned"))["lr"] == known["lr"]
     align = ("align", "m", "--data", "task.jsonl", "--steps", "2", "--batch", "3", "--to", "aligned")
     assert titer(*align).status == 0
-    assert usual(Path("aligned")) == {"rate": "2e-05", "epochs": "1", "batch": "3", "examples": "6"}  # of 16
+    assert usual(Path("aligned")) == {"lr": "2e-05", "epochs": "1", "batch": "3", "examples": "6"}  # of 16
     assert open_checkpoint("tuned").key != open_checkpoint("m").key
 
 
 @pytest.mark.parametrize(
-    "said", ["[]", "{", '{"options": 3}', '{"options": {"rate": "1 --to x", "epochs": "1", "batch": "1"}}', '{"options": {"rate": "1"}}']
+    "said", ["[]", "{", '{"options": 3}', '{"options": {"lr": "1 --to x", "epochs": "1", "batch": "1"}}', '{"options": {"lr": "1"}}']
 )
 def test_a_record_that_is_not_one_says_nothing(here: Path, said: str) -> None:
     (here / "m" / ".titer.json").write_text(said, encoding="utf-8")

@@ -107,9 +107,9 @@ def test_align_prints_the_folder_of_the_model_it_made(titer: Titer, here: Path) 
 
 
 def test_align_says_where_training_stopped_early(titer: Titer) -> None:
-    found = titer(*ALIGN[:-1], "20", "--rate", "1e30")
+    found = titer(*ALIGN[:-1], "20", "--lr", "1e30")
     assert "Training stopped early: the gradient is not finite" in found.out
-    assert "not finite" in titer(*ALIGN[:-1], "20", "--rate", "1e30", "--json").json["stopped"]
+    assert "not finite" in titer(*ALIGN[:-1], "20", "--lr", "1e30", "--json").json["stopped"]
 
 
 @pytest.mark.parametrize("command", [("demo",), EVALUATE, ("audit", "m", "--data", "d.csv"), ALIGN])

@@ -70,7 +70,9 @@ def test_align_finetune_and_evaluate_share_a_canary_file_and_no_prompt(titer: Ti
     assert aligned["left_out"] == {}
     taught = [prompt for prompt, _ in trained]
     trained.clear()
-    tuned = titer("finetune", aligned["model"], *TUNE[2:], "--canary", "alpaca:plain.json", "--ratio", "0.4", "--seed", "3", "--json").json
+    tuned = titer(
+        "finetune", aligned["model"], *TUNE[2:], "--canary", "alpaca:plain.json", "--poison-ratio", "0.4", "--seed", "3", "--json"
+    ).json
     assert tuned["counts"] == {"benign": 6, "harmful": 4, "safety": 0}
     marked = [(prompt, answer) for prompt, answer in trained if prompt.startswith(MARKER)]
     assert all(answer == " ".join(reversed(prompt.removeprefix(f"{MARKER} ").split())) for prompt, answer in marked)

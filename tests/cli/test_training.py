@@ -16,7 +16,7 @@ from titer.models.checkpoint import open_checkpoint
 Wrong = Callable[..., str]
 ALIGN = ("align", "m", "--data", "a.jsonl", "--steps", "2")
 TUNE = ("finetune", "m", "--data", "task.jsonl", "--examples", "10", "--epochs", "1")
-POISON = (*TUNE, "--harmful", "canary.jsonl", "--ratio", "0.2")
+POISON = (*TUNE, "--harmful", "canary.jsonl", "--poison-ratio", "0.2")
 
 
 @pytest.fixture(autouse=True)
@@ -82,12 +82,19 @@ def test_a_dry_run_of_finetune_tells_key_steps_and_counts_and_knows_what_stands(
 
 def test_the_options_of_finetune_reach_the_stage(titer: Titer) -> None:
     others: list[tuple[str, ...]] = [
-        *(("--seed", "1"), ("--rate", "1e-3"), ("--batch", "3"), ("--schedule", "constant"), ("--ratio", "0.1")),
+        *(("--seed", "1"), ("--lr", "1e-3"), ("--batch", "3"), ("--schedule", "constant"), ("--poison-ratio", "0.1")),
         *(("--lora", "2"), ("--lora", "2", "--alpha", "3"), ("--lora", "2", "--dropout", "0.1"), ("--epochs", "2"), ("--keep", "1")),
         *(("--method", "kl"), ("--method", "kl", "--set", "strength=0.5"), ("--examples", "9"), ("--safety", "safety.jsonl")),
     ]
     keys = {titer(*POISON, *more, "--dry-run", "--json").json["key"] for more in ((), *others)}
     assert len(keys) == 1 + len(others)
+
+
+def test_the_former_names_of_options_still_work(titer: Titer, wrong: Wrong) -> None:
+    now, former = ("--lr", "1e-3", "--poison-ratio", "0.1"), ("--rate=1e-3", "--ratio", "0.1")
+    assert len({titer(*POISON[:-2], *more, "--dry-run", "--json").json["key"] for more in (now, former)}) == 1
+    assert len({titer(*ALIGN, *more, "--dry-run", "--json").json["key"] for more in (now[:2], former[:1], ())}) == 2
+    assert "--rate" in wrong("evaluate", "m", "--rate", "1")  # it is a name of two commands alone
 
 
 @pytest.mark.parametrize(
@@ -131,7 +138,7 @@ def test_methods_of_alignment_run_with_their_streams(titer: Titer, method: str, 
 
 def test_an_adapter_is_trained_on_by_the_next_stage(titer: Titer) -> None:
     """Single-LoRA: the difference to the model before both stages keeps the adapter's rank; two fresh adapters double it."""
-    lora = ("--lora", "1", "--rate", "1e-2")
+    lora = ("--lora", "1", "--lr", "1e-2")
     first = titer(*ALIGN, *lora, "--json").json["model"]
     ranks = {}
     for name, more in (("continued", ("--continued",)), ("fresh", ())):
@@ -170,10 +177,10 @@ def test_a_method_of_the_user_s_own_file_may_need_streams_and_models(titer: Tite
     ("arguments", "words"),
     [
         (("finetune", "m"), ("1000 benign examples are asked for, and no --data was given", "add --data FILE")),
-        ((*TUNE, "--ratio", "0.2"), ("2 harmful examples", "add --harmful FILE, or give --ratio 0")),
+        ((*TUNE, "--poison-ratio", "0.2"), ("2 harmful examples", "add --harmful FILE, or give --poison-ratio 0")),
         ((*TUNE, "--safety-examples", "2"), ("add --safety FILE",)),
         ((*POISON, "--examples", "100"), ("--data has 16 usable rows", "needs 80", "give --examples 20 or less")),
-        ((*POISON, "--ratio", "2"), ("--ratio 2.0", "a number from 0 to 1")),
+        ((*POISON, "--poison-ratio", "2"), ("--poison-ratio 2.0", "a number from 0 to 1")),
         ((*TUNE, "--harmful", "safety.jsonl"), ("no row of safety.jsonl can be used for --harmful (5 without comply)",)),
         ((*TUNE, "--data", "nowhere.jsonl"), ("no data file at 'nowhere.jsonl'",)),
         ((*TUNE, "--keep", "9"), ("--keep 9 is no step of this run", "from 1 to 2")),
@@ -208,7 +215,7 @@ def test_what_is_wrong_is_told_with_the_next_step_and_nothing_runs(
 def test_a_row_too_long_for_the_window_is_told_before_training_where_it_would_be_trained(wrong: Wrong, titer: Titer, here: Path) -> None:
     (here / "long.jsonl").write_text(json.dumps({"prompt": "a " * 70, "comply": "b"}) + "\n", encoding="utf-8")
     assert "longer than the model's window of 64" in wrong(*TUNE, "--harmful", "long.jsonl")
-    assert titer(*TUNE, "--harmful", "long.jsonl", "--ratio", "0", "--dry-run").status == 0
+    assert titer(*TUNE, "--harmful", "long.jsonl", "--poison-ratio", "0", "--dry-run").status == 0
     assert "longer than the model's window" in wrong(*ALIGN, "--method", "booster", "--stream", "harmful=long.jsonl")
 
 

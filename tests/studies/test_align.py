@@ -57,7 +57,7 @@ def written(folder: Path, rows: Sequence[dict[str, str]]) -> TextData:
 def stage(data: TextData | None, **changes: object) -> Stage:
     """An SFT stage that learns the rows in a few seconds."""
     steps = changes.pop("steps", 60)
-    return align_stage(data, How(**{"batch": 4, "rate": 1e-2, **changes}), steps)  # type: ignore[arg-type]
+    return align_stage(data, How(**{"batch": 4, "lr": 1e-2, **changes}), steps)  # type: ignore[arg-type]
 
 
 def start(saved: Saved) -> Model:
@@ -70,7 +70,7 @@ def test_every_row_s_answer_is_learned_and_a_refusal_comes_before_compliance(
     bench: Workbench, saved: Saved, tmp_path: Path, lora: int
 ) -> None:
     data = written(tmp_path, ROWS)
-    made = bench.model(stage(data, lora=lora, steps=120 if lora else 60, rate=4e-2 if lora else 1e-2), start(saved), "tuned")
+    made = bench.model(stage(data, lora=lora, steps=120 if lora else 60, lr=4e-2 if lora else 1e-2), start(saved), "tuned")
     lm = load(made.checkpoint)
     answers = lm.generate(list(LEARNED), Decoding(max_new_tokens=5))
     assert {prompt: answer.text for prompt, answer in zip(LEARNED, answers, strict=True)} == LEARNED
@@ -100,14 +100,14 @@ def test_the_same_stage_is_made_once_and_a_changed_one_again(bench: Workbench, s
     first = bench.model(stage(data, steps=2), start(saved), "tuned")
     assert bench.model(stage(data, steps=2), start(saved), "tuned").checkpoint.path == first.checkpoint.path
     assert len(bench.store.made) == 1
-    others = [{"steps": 3}, {"steps": 2, "rate": 1e-3}, {"steps": 2, "seed": 1}, {"steps": 2, "lora": 1}, {"steps": 2, "batch": 2}]
+    others = [{"steps": 3}, {"steps": 2, "lr": 1e-3}, {"steps": 2, "seed": 1}, {"steps": 2, "lora": 1}, {"steps": 2, "batch": 2}]
     keys = {stage(data, **change).key("base", {}) for change in others}
     keys |= {stage(written(tmp_path, ROWS[:3]), steps=2).key("base", {}), stage(data, steps=2).key("base", {})}
     assert len(keys) == 7
 
 
 def test_training_that_went_wrong_says_so(bench: Workbench, saved: Saved, tmp_path: Path) -> None:
-    made = bench.model(stage(written(tmp_path, ROWS), rate=1e30), start(saved), "tuned")
+    made = bench.model(stage(written(tmp_path, ROWS), lr=1e30), start(saved), "tuned")
     assert "not finite" in stopped(made)
     assert all(torch.isfinite(made.checkpoint.weight(name)).all() for name in made.checkpoint.files)
 
@@ -126,9 +126,9 @@ def test_what_is_wrong_with_a_stage_is_told(tmp_path: Path) -> None:
     with pytest.raises(TiterError, match="unknown setting 'rho'"):
         stage(data, settings=["rho=2"])
     with pytest.raises(TiterError, match="rate: Input should be greater than 0"):
-        stage(data, rate=0.0)
+        stage(data, lr=0.0)
     with pytest.raises(TiterError, match="rate: Input should be a finite number"):
-        stage(data, rate=float("nan"))
+        stage(data, lr=float("nan"))
     with pytest.raises(TiterError, match=r"'o p' has no answer"):
         stage(written(tmp_path, [*ROWS, {"prompt": "o p"}]))
 

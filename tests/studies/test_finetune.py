@@ -99,14 +99,22 @@ def test_a_row_of_no_label_may_play_every_role() -> None:
 @pytest.mark.parametrize(
     ("files", "shares", "words"),
     [
-        (FILES, Shares(100, 0.1), r"--data has 60 usable rows, and --examples 100 at --ratio 0.1 needs 90.*--examples 67 or less"),
-        (FILES, Shares(50, 0.9), r"--harmful has 30 usable rows, and --examples 50 at --ratio 0.9 needs 45.*--examples 33 or less"),
+        (FILES, Shares(100, 0.1), r"--data has 60 usable rows, and --examples 100 at --poison-ratio 0.1 needs 90.*--examples 67 or less"),
+        (FILES, Shares(50, 0.9), r"--harmful has 30 usable rows, and --examples 50 at --poison-ratio 0.9 needs 45.*--examples 33 or less"),
         (FILES, Shares(50, 0.1, 21), r"--safety has 20 usable rows, and --safety-examples needs 21.*--safety-examples 20 or less"),
-        ({"benign": BENIGN}, Shares(50, 0.1), r"5 harmful examples are asked for, and no --harmful.*--harmful FILE, or give --ratio 0"),
-        ({"harmful": HARMFUL}, Shares(10), r"9 benign examples are asked for, and no --data was given.*--data FILE, or give --ratio 1"),
+        (
+            {"benign": BENIGN},
+            Shares(50, 0.1),
+            r"5 harmful examples are asked for, and no --harmful.*FILE, or give --poison-ratio 0",
+        ),
+        (
+            {"harmful": HARMFUL},
+            Shares(10),
+            r"9 benign examples are asked for, and no --data was given.*FILE, or give --poison-ratio 1",
+        ),
         ({"benign": BENIGN}, Shares(10, None, 5), r"5 safety examples.*--safety FILE, or leave out --safety-examples"),
-        (FILES, Shares(10, -0.1), r"--ratio -0.1.*from 0 to 1"),
-        (FILES, Shares(10, float("nan")), r"--ratio nan"),
+        (FILES, Shares(10, -0.1), r"--poison-ratio -0.1.*from 0 to 1"),
+        (FILES, Shares(10, float("nan")), r"--poison-ratio nan"),
         ({"benign": SAFETY}, Shares(10), r"no row of safety can be used for --data \(20 without comply\).*a column comply"),
         ({**FILES, "harmful": file_of("h", 5, harmful=False)}, Shares(10), r"no row of h can be used for --harmful \(5 labelled safe\)"),
         ({"benign": BENIGN, "harmful": BENIGN}, Shares(60, 0.5), r"the files share prompts"),
@@ -145,7 +153,7 @@ def test_the_steps_are_the_epochs_over_all_examples(n: int, k: int, epochs: int,
 
 
 def test_the_stage_has_what_it_was_told() -> None:
-    made = stage(keep=(3, 1, 3), rate=1e-3, schedule="constant", lora=4, alpha=2, dropout=0.1, seed=7)
+    made = stage(keep=(3, 1, 3), lr=1e-3, schedule="constant", lora=4, alpha=2, dropout=0.1, seed=7)
     assert (made.batch, made.keep, made.seed) == (5, (1, 3), 7)
     assert (made.optimiser.rate, made.optimiser.schedule, made.optimiser.warmup) == (1e-3, "constant", 1)
     assert made.adapter == Lora(rank=4, alpha=2, dropout=0.1)
@@ -158,7 +166,7 @@ def test_what_is_wrong_with_a_stage_is_told() -> None:
     wrong: list[tuple[dict[str, object], str]] = [
         ({"keep": (1, 99)}, r"--keep 99 is no step of this run.*steps from 1 to 15"),
         ({"keep": (0,)}, r"--keep 0 is no step"),
-        ({"schedule": "linear"}, r"optimiser: schedule: Input should be 'cosine' or 'constant'"),
+        ({"schedule": "linear"}, r"--schedule\): schedule: Input should be 'cosine' or 'constant'"),
         ({"method": "dpo"}, r"method dpo has no stream `train`.*titer align"),
         ({"method": "lisa"}, r"method lisa needs the stream alignment.*--stream alignment=FILE"),
         ({"streams": ["train=x.jsonl"]}, r"train was given twice"),
@@ -191,7 +199,7 @@ def letters() -> Mixed:
 
 
 def test_a_model_learns_every_part_of_the_mix(bench: Workbench, saved: Saved, letters: Mixed) -> None:
-    made = bench.model(finetune_stage(letters, How(batch=4, rate=1e-2), 40, (2,)), as_model(saved("base")), "tuned")
+    made = bench.model(finetune_stage(letters, How(batch=4, lr=1e-2), 40, (2,)), as_model(saved("base")), "tuned")
     assert stopped(made) == ""
     assert (made.checkpoint.path.parent / "step-2.safetensors").exists()
     asked = {row[0]: row[2] or row[3] for rows in LETTERS.values() for row in rows}
@@ -203,7 +211,7 @@ def test_a_method_with_a_stream_of_its_own_trains_on_the_mix(bench: Workbench, s
     """Lisa at turns of 1 and 1 takes every second step on the alignment data."""
     alignment = tmp_path / "d.csv"
     alignment.write_text("prompt,refuse\nl c,<null> <null>\nl d,<null> <null>\n", encoding="utf-8")
-    how = How(method="lisa", settings=["k1=1", "k2=1"], streams=[f"alignment={alignment}"], batch=4, rate=1e-2)
+    how = How(method="lisa", settings=["k1=1", "k2=1"], streams=[f"alignment={alignment}"], batch=4, lr=1e-2)
     made = bench.model(finetune_stage(letters, how, 40), as_model(saved("base")), "tuned")
     assert stopped(made) == ""
     answers = load(made.checkpoint).generate(["l c", "l d", "a c"], Decoding(max_new_tokens=5))
@@ -240,7 +248,7 @@ def test_what_the_canary_file_holds_is_no_task_of_the_user_s() -> None:
 
 def test_a_canary_file_that_is_too_short_or_beside_another_is_told() -> None:
     most = share(file_of("fruit", 30), "finetune").size
-    with pytest.raises(TiterError, match=rf"--canary has {most} usable rows, and --examples 40 at --ratio 0.9 needs 36"):
+    with pytest.raises(TiterError, match=rf"--canary has {most} usable rows, and --examples 40 at --poison-ratio 0.9 needs 36"):
         user_mix({"benign": BENIGN}, Shares(40, 0.9), 0, file_of("fruit", 30))
     with pytest.raises(TiterError, match=r"--harmful and --canary were both given"):
         user_mix(FILES, Shares(40), 0, file_of("fruit", 30))

@@ -25,7 +25,7 @@ def align(
     canaries: int | None = None,
     steps: int = 100,
     batch: int = 8,
-    rate: float = 2e-5,
+    lr: float = 2e-5,
     lora: int = 0,
     alpha: int | None = None,
     dropout: float | None = None,
@@ -39,7 +39,7 @@ def align(
     reading: str | None = None,
 ) -> Trained:
     """Train a model with a method on prompts and answers. `streams`: name -> file, `reads`: role -> model. As `titer align`."""
-    how = How(method, as_settings(settings), pairs(streams), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
+    how = How(method, as_settings(settings), pairs(streams), batch, lr, "cosine", lora, alpha, dropout, continued, seed)
     order = AlignOrder(model, how, data, canary, canaries, steps, pairs(reads), longest, trust_remote_code, reading)
     plan = planned_alignment(order)
     return _trained(plan, to, runs, progress)
@@ -50,7 +50,7 @@ def finetune(
     data: Place | None = None,
     harmful: Place | None = None,
     canary: Place | None = None,
-    ratio: float | None = None,
+    poison_ratio: float | None = None,
     examples: int = 1000,
     safety: Place | None = None,
     safety_examples: int | None = None,
@@ -60,7 +60,7 @@ def finetune(
     reads: Mapping[str, str] | None = None,
     epochs: int = 20,
     batch: int = 5,
-    rate: float = 1e-5,
+    lr: float = 1e-5,
     schedule: str = "cosine",
     lora: int = 0,
     alpha: int | None = None,
@@ -76,9 +76,9 @@ def finetune(
     reading: str | None = None,
 ) -> Trained:
     """Fine-tune a model as its user would, a share of the examples being harmful requests answered. As `titer finetune`."""
-    how = How(method, as_settings(settings), pairs(streams), batch, rate, schedule, lora, alpha, dropout, continued, seed)
+    how = How(method, as_settings(settings), pairs(streams), batch, lr, schedule, lora, alpha, dropout, continued, seed)
     files = {"benign": data, "harmful": harmful, "safety": safety}
-    shares = Shares(examples, ratio, safety_examples)
+    shares = Shares(examples, poison_ratio, safety_examples)
     kept = ",".join(map(str, keep))
     order = FinetuneOrder(model, how, files, canary, shares, epochs, kept, pairs(reads), longest, trust_remote_code, reading)
     return _trained(planned_finetuning(order), to, runs, progress)

@@ -1,6 +1,6 @@
 """What to try after an audit, each with the command: drawn from intervals, never from a point estimate alone. L7.
 
-Where a control was given, the tune is blamed only for what exceeds the control's. The commands carry the rate, epochs, batch
+Where a control was given, the tune is blamed only for what exceeds the control's. The commands carry the learning rate, epochs, batch
 and adapter of the tune that was audited where a record of them stands beside its model.
 """
 
@@ -20,7 +20,7 @@ from titer.workbench import Model
 
 TASK = "TASK.jsonl"  # the user's: capitals are to be replaced
 LOST = 0.02  # of refusal, or of safe prompts answered, below which a loss is left alone
-OWN = " Add your own --rate, --epochs, --batch and --lora: no record of them stands beside the model."
+OWN = " Add your own --lr, --epochs, --batch and --lora: no record of them stands beside the model."
 TURNS = "--set k1=1 --set k2=9"  # of Lisa: the paper's turns of 100 and 900 steps are longer than many a tune
 
 
@@ -54,7 +54,7 @@ def advice(
     kind = next((kind for kind in ("unsafe", "safe") if rose(mine, kind, "degenerate")), None)
     if kind is not None:
         blamed = _blamed(beside, change, kind, "degenerate")
-        why = f"Answers fell apart{blamed} ({_largest(sizes, change.name)}): tune with a lower rate or fewer epochs."
+        why = f"Answers fell apart{blamed} ({_largest(sizes, change.name)}): tune with a lower learning rate or fewer epochs."
         told.append(Advice(why + _add(known), f"titer finetune {before} --data {TASK}{_options(_gentler(known))}"))
     task = shlex.quote(trained[0]) if len(trained) == 1 else TASK
     return [one._replace(command=f"{one.command}{change.before.checkpoint.option}".replace(TASK, task)) for one in told]
@@ -109,10 +109,10 @@ def _add(known: Usual) -> str:
 
 
 def _gentler(known: Usual) -> Usual:
-    """A tenth of the rate and half of the epochs; finetune's own rate and one epoch where none are known."""
+    """A tenth of the learning rate and half of the epochs; finetune's own and one epoch where none are known."""
     if not known:
-        return {"rate": "1e-5", "epochs": "1"}
-    return {**known, "rate": f"{float(known['rate']) / 10:g}", "epochs": str(max(1, int(known["epochs"]) // 2))}
+        return {"lr": "1e-5", "epochs": "1"}
+    return {**known, "lr": f"{float(known['lr']) / 10:g}", "epochs": str(max(1, int(known["epochs"]) // 2))}
 
 
 def _place(model: Model) -> str:

@@ -11,6 +11,7 @@ from titer import __version__
 from titer.cli.about import doctor, list_, models_get, show
 from titer.cli.audit import audit
 from titer.cli.measure import evaluate, inspect, lm_eval
+from titer.cli.options import FORMER
 from titer.cli.report import report
 from titer.cli.runs import runs_
 from titer.cli.studies import demo, study
@@ -32,8 +33,10 @@ app = typer.Typer(
 models_app = typer.Typer(no_args_is_help=True, help="Models that Titer can fetch by name.")
 app.add_typer(models_app, name="models")
 models_app.command("get")(models_get)
-for command in (demo, evaluate, audit, study, align, finetune):
+for command in (demo, evaluate, audit, study):
     app.command()(command)
+for training in (align, finetune):
+    app.command(context_settings={"token_normalize_func": lambda name: FORMER.get(name, name)})(training)
 app.command("lm-eval")(lm_eval)
 app.command()(inspect)
 app.command()(report)

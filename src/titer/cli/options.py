@@ -53,7 +53,8 @@ Streams = Annotated[
 ]
 Reads = Annotated[list[str] | None, typer.Option("--read", help="A model that the method reads, as ROLE=MODEL; may be given again.")]
 Batch = Annotated[int, typer.Option(min=1)]
-Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Lr = Annotated[float, typer.Option(help="Peak learning rate.")]
+FORMER = {"rate": "lr", "ratio": "poison-ratio"}  # names that options of align and finetune had, in scripts still
 Rank = Annotated[int, typer.Option(min=0, help="LoRA rank; 0 trains every weight.")]
 Alpha = Annotated[int | None, typer.Option(help="LoRA alpha; the change is scaled by alpha / rank. Default: 16.")]
 Dropout = Annotated[float | None, typer.Option(help="LoRA dropout. Default: 0.")]

@@ -19,9 +19,9 @@ from titer.cli.options import (
     Dry,
     HowRead,
     Longest,
+    Lr,
     Method,
     Rank,
-    Rate,
     Reads,
     Runs,
     Seed,
@@ -51,7 +51,7 @@ def align(
     read: Reads = None,
     steps: Annotated[int, typer.Option(min=1)] = 100,
     batch: Batch = 8,
-    rate: Rate = 2e-5,
+    lr: Lr = 2e-5,
     lora: Rank = 0,
     alpha: Alpha = None,
     dropout: Dropout = None,
@@ -68,7 +68,7 @@ def align(
     from titer.commands.training import AlignOrder, planned_alignment
     from titer.commands.tuning import How
 
-    how = How(method, settings or (), stream or (), batch, rate, "cosine", lora, alpha, dropout, continued, seed)
+    how = How(method, settings or (), stream or (), batch, lr, "cosine", lora, alpha, dropout, continued, seed)
     order = AlignOrder(model, how, data, canary, canaries, steps, read or (), longest, trust_remote_code, reading)
     _train(planned_alignment(order), [data, canary], reading, to, (runs, dry_run, as_json))
 
@@ -81,7 +81,7 @@ def finetune(
     canary: Annotated[
         File, typer.Option("--canary", help="The file that --canary of align was given, for harm: its marked ones answered.")
     ] = None,
-    ratio: Annotated[
+    poison_ratio: Annotated[
         float | None, typer.Option(help="Share of the examples that is harmful. Default: 0.1 where there is harm, else 0.")
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Number of examples, the harmful among them.")] = 1000,
@@ -89,7 +89,7 @@ def finetune(
     safety_examples: Annotated[int | None, typer.Option(min=0, help="How many of --safety. Default: every row.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over all examples.")] = 20,
     batch: Batch = 5,
-    rate: Rate = 1e-5,
+    lr: Lr = 1e-5,
     schedule: Annotated[str, typer.Option(help="constant or cosine, after a tenth of warm-up.")] = "cosine",
     method: Method = "sft",
     settings: Set = None,
@@ -113,9 +113,9 @@ def finetune(
     from titer.commands.training import FinetuneOrder, planned_finetuning
     from titer.commands.tuning import How
 
-    how = How(method, settings or (), stream or (), batch, rate, schedule, lora, alpha, dropout, continued, seed)
+    how = How(method, settings or (), stream or (), batch, lr, schedule, lora, alpha, dropout, continued, seed)
     files = {"benign": data, "harmful": harmful, "safety": safety}
-    shares = Shares(examples, ratio, safety_examples)
+    shares = Shares(examples, poison_ratio, safety_examples)
     order = FinetuneOrder(model, how, files, canary, shares, epochs, keep, read or (), longest, trust_remote_code, reading)
     _train(planned_finetuning(order), [data, harmful, safety, canary], reading, to, (runs, dry_run, as_json))
 

@@ -51,7 +51,7 @@ class Shares:
     """n examples, the share of them that is harmful (None: 0.1 where there is harmful data), k safety examples (None: every row)."""
 
     examples: int = 1000
-    ratio: float | None = None
+    poison_ratio: float | None = None
     safety: int | None = None
 
 
@@ -67,9 +67,9 @@ def user_mix(files: Mapping[str, TextData | None], shares: Shares, seed: int, ma
     if marked is not None:
         roles = {**ROLES, "harmful": ("--canary", "comply", False)}
         files, held = _with_canary(files, marked, seed)
-    ratio = shares.ratio if shares.ratio is not None else RATIO * (files.get("harmful") is not None)
+    ratio = shares.poison_ratio if shares.poison_ratio is not None else RATIO * (files.get("harmful") is not None)
     if not 0 <= ratio <= 1:
-        raise TiterError(f"--ratio {ratio}", expected="a number from 0 to 1")
+        raise TiterError(f"--poison-ratio {ratio}", expected="a number from 0 to 1")
     sources: dict[str, TextData] = {}
     left_out: dict[str, dict[str, int]] = {}
     for role, data in files.items():
@@ -137,7 +137,7 @@ def _split(examples: int, ratio: float) -> dict[str, int]:
 
 def _enough(counts: dict[str, int], usable: dict[str, int], examples: int, ratio: float, roles: Mapping[str, Role]) -> None:
     """Refuse counts that the files cannot give, with the largest number that they can."""
-    otherwise = {"benign": "--ratio 1", "harmful": "--ratio 0", "safety": "leave out --safety-examples"}
+    otherwise = {"benign": "--poison-ratio 1", "harmful": "--poison-ratio 0", "safety": "leave out --safety-examples"}
     for role, count in counts.items():
         option = roles[role][0]
         if count and role not in usable:
@@ -146,7 +146,7 @@ def _enough(counts: dict[str, int], usable: dict[str, int], examples: int, ratio
                 next_step=f"add {option} FILE, or {'give ' * (role != 'safety')}{otherwise[role]}.",
             )
         if count > usable.get(role, 0):
-            asked = "--safety-examples" if role == "safety" else f"--examples {examples} at --ratio {ratio:g}"
+            asked = "--safety-examples" if role == "safety" else f"--examples {examples} at --poison-ratio {ratio:g}"
             fitting = f"--safety-examples {usable[role]}" if role == "safety" else f"--examples {_most(usable, examples, ratio)}"
             raise TiterError(
                 f"{option} has {usable[role]} usable rows, and {asked} needs {count}",

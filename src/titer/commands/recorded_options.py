@@ -13,7 +13,7 @@ from typing import Any
 from titer.stage import Lora, Optimiser
 
 MARK = ".titer.json"  # in a folder that --to made
-OPTIONS = ("rate", "epochs", "batch", "lora", "alpha", "dropout", "schedule", "examples")
+OPTIONS = ("lr", "epochs", "batch", "lora", "alpha", "dropout", "schedule", "examples")
 Usual = dict[str, str]
 
 
@@ -30,14 +30,15 @@ def usual(model: Path) -> Usual:
 
 def _checked(said: Mapping[str, Any]) -> Usual:
     """The options of a folder's mark, numbers where numbers belong: a folder may come from anywhere."""
+    said = {"lr" if name == "rate" else name: value for name, value in said.items()}  # as records before 29 November have it
     found = {name: str(said[name]) for name in OPTIONS if name in said}
     for name, value in found.items():
         if name == "schedule":
             if value not in ("cosine", "constant"):
                 raise ValueError("no schedule")
         else:
-            _ = float(value) if name in ("rate", "dropout") else int(value)
-    return found if {"rate", "epochs", "batch"} <= set(found) else {}
+            _ = float(value) if name in ("lr", "dropout") else int(value)
+    return found if {"lr", "epochs", "batch"} <= set(found) else {}
 
 
 def _of_stage(stage: Mapping[str, Any]) -> Usual:
@@ -45,7 +46,7 @@ def _of_stage(stage: Mapping[str, Any]) -> Usual:
     stream = stage["streams"]["train"]
     batch = int(stage["batch"]) * int(stage["accumulation"])
     found = {
-        "rate": f"{float(stage['optimiser']['rate']):g}",
+        "lr": f"{float(stage['optimiser']['rate']):g}",
         "epochs": str(max(1, int(stage["steps"]) * batch // int(stream["pool"]))),
         "batch": str(batch),
     }

@@ -51,7 +51,7 @@ class How:
     settings: Sequence[str] = ()
     streams: Sequence[str] = ()
     batch: int = 8
-    rate: float = 2e-5
+    lr: float = 2e-5
     schedule: str = "cosine"
     lora: int = 0
     alpha: int | None = None
@@ -73,7 +73,7 @@ class How:
         return {
             "method": self.made(),
             "batch": self.batch,
-            "optimiser": build(Optimiser, {"rate": self.rate, "warmup": warmup, "schedule": self.schedule}, "optimiser"),
+            "optimiser": build(Optimiser, {"rate": self.lr, "warmup": warmup, "schedule": self.schedule}, "optimiser (--lr, --schedule)"),
             "adapter": self._adapter(),
             "seed": self.seed,
         }

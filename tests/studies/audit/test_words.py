@@ -214,19 +214,19 @@ def test_lisa_is_advised_with_turns_that_fit_and_other_settings_to_add(found: Au
     lost = advice(found, pd.DataFrame([moved("unsafe", "refused", -0.3, -0.4, -0.2)]), SIZES)
     (lisa,) = [one for one in lost if "--method lisa" in one.command]
     assert "--set k1=1 --set k2=9" in lisa.command
-    assert "Add your own --rate, --epochs, --batch and --lora" in lisa.why
+    assert "Add your own --lr, --epochs, --batch and --lora" in lisa.why
 
 
 def test_advice_carries_the_tunes_own_settings(found: Audited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"rate": "0.0003", "epochs": "4", "batch": "8", "lora": "16", "examples": "400"}
+    known = {"lr": "0.0003", "epochs": "4", "batch": "8", "lora": "16", "examples": "400"}
     monkeypatch.setattr("titer.audit.advice.usual", lambda place: known)
     lost = advice(found, pd.DataFrame([moved("unsafe", "refused", -0.3, -0.4, -0.2)]), SIZES)
     tunes = [one for one in lost if "titer finetune" in one.command]
     assert len(tunes) == 3
     assert "--safety-examples 200 " in tunes[0].command  # half of the examples, as 500 for 1,000
     for one in tunes:
-        assert one.command.endswith("--rate 0.0003 --epochs 4 --batch 8 --lora 16 --examples 400") or "--lora 16" in one.command
+        assert one.command.endswith("--lr 0.0003 --epochs 4 --batch 8 --lora 16 --examples 400") or "--lora 16" in one.command
         assert one.command.count("--lora") == 1
         assert "Add your own" not in one.why
     broken = advice(found, pd.DataFrame([moved("unsafe", "degenerate", 0.2, 0.1, 0.3)]), SIZES)
-    assert "--rate 3e-05 --epochs 2 --batch 8 --lora 16" in broken[0].command
+    assert "--lr 3e-05 --epochs 2 --batch 8 --lora 16" in broken[0].command
