@@ -13,7 +13,6 @@ import torch
 
 from tests.studies.conftest import Listener
 from tests.studies.huang2024.conftest import TINY
-from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.example import Stream
 from titer.methods.dpo import DPO
@@ -25,7 +24,7 @@ from titer.models.checkpoint import open_checkpoint
 from titer.models.interpolate import kept_weights, weights_of
 from titer.models.lm import load
 from titer.recipes import huang2024, jain2024
-from titer.recipes.huang2024 import CPU, NANO, SCALES, SELECTION_SEED, Budget, Scale, scale_of, world_of
+from titer.recipes.huang2024 import NANO, SCALES, SELECTION_SEED, Budget, Scale, world_of
 from titer.tables import requests
 from titer.workbench import Model, Workbench
 
@@ -215,9 +214,3 @@ def test_twice_the_steps_is_a_schedule_of_its_own_length() -> None:
     assert (once.steps, twice.steps) == (NANO.align_steps, 2 * NANO.align_steps)
     assert twice.optimiser.rate_at(once.steps, twice.steps) > 10 * once.optimiser.rate_at(once.steps, once.steps)
     assert once.streams == twice.streams
-
-
-def test_an_unknown_scale_is_an_error_with_the_nearest() -> None:
-    assert scale_of("cpu") is CPU
-    with pytest.raises(TiterError, match=r"unknown scale 'nan'.*did you mean 'nano'"):
-        scale_of("nan")

@@ -15,7 +15,6 @@ from typing import Literal
 from pydantic import Field
 
 from titer.core.config import Record
-from titer.core.errors import unknown
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Source, Stream
 from titer.data.mix import mix, prompts
@@ -80,13 +79,6 @@ class Scale(Record):
 NANO = Scale()
 CPU = Scale(name="cpu", base=jain2024.CPU, align_steps=800, budget=Budget(batch=32), keep=(5, 10, 20, 40, 80, 126, 250, 500))
 SCALES = {scale.name: scale for scale in (NANO, CPU)}
-
-
-def scale_of(name: str) -> Scale:
-    """A named scale. Errors: an unknown name, with the nearest."""
-    if name not in SCALES:
-        unknown("scale", name, SCALES)
-    return SCALES[name]
 
 
 def world_of(scale: Scale, seed: int) -> World:
