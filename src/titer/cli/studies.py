@@ -32,7 +32,7 @@ def demo(
         if dry_run:
             rows, told = price(Order("demo", seeds=(seed,), bases=bases), store)
             plan = as_records({"plan": rows[["base", "model", "key", "steps", "stands"]]})
-            return show_result(as_json, plan, f"{told}\nabout 5 minutes on two cores when nothing stands; no download")
+            return show_result(as_json, plan, f"{told}\nabout 8 minutes on two cores when nothing stands, one base 3; no download")
         page, answer = run_demo(store, terminal, seed, bases=bases)
     show_result(as_json, {"answer": answer, "report": str(page), "claims": str(page.with_name("claims.json"))}, f"{answer}\nReport: {page}")
 
