@@ -18,6 +18,7 @@ import pandas as pd
 from titer import evaluate
 from titer.attacks.base import Attempt
 from titer.core.claims import Claim
+from titer.core.errors import TiterError
 from titer.data.world import World
 from titer.judges.base import Judge
 from titer.judges.exact import Exact
@@ -41,6 +42,13 @@ class Given(NamedTuple):
     base: Model
     folder: Path
     harmful: Path | None = None
+
+
+def real(given: Given | None) -> Given:
+    """What a form on text is given. Errors: nothing."""
+    if given is None:
+        raise TiterError("a study of a real model without one", next_step="add --base MODEL --data FOLDER.")
+    return given
 
 
 class Seed(Protocol):
@@ -227,8 +235,8 @@ class Study(ABC):
         return scale.world.model_copy(update={"seed": seed})
 
     def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float | None) -> Mapping[str, object]:
-        """On text: what a run would cost, in words."""
-        raise NotImplementedError
+        """On text: what a run would cost, in words. Errors: a form that does not say."""
+        raise TiterError(f"{type(self).__name__} does not say what it would cost on a real model", next_step="leave out --dry-run.")
 
     def further(self, lab: Seed) -> Iterator[Sequence[Node]]:
         """More models, in batches: one is made before the next is asked for, which may depend on what was chosen and measured."""

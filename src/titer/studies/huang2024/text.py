@@ -12,7 +12,6 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from titer.core.errors import TiterError
 from titer.judges.refusal import Refusal
 from titer.methods.base import Method
 from titer.methods.sft import SFT
@@ -22,7 +21,7 @@ from titer.probes import drift
 from titer.recipes import vaccine_text as recipe
 from titer.recipes.node import Node
 from titer.recipes.vaccine_text import SCALES, TextScale
-from titer.studies.engine.declare import BASE, Given, Measure, Page, Question, Seed, Study
+from titer.studies.engine.declare import BASE, Given, Measure, Page, Question, Seed, Study, real
 from titer.studies.engine.found import Found
 from titer.studies.huang2024.text_cost import text_cost
 from titer.studies.huang2024.text_page import page
@@ -43,9 +42,8 @@ class VaccineOnText(Study):
     BATCH = 50
 
     def source(self, scale: TextScale, seed: int, given: Given | None) -> TextSets:
-        if given is None:
-            raise TiterError("a study of a real model without one", next_step="add --base MODEL --data FOLDER.")
-        return text_sets(given.folder, given.base, scale, given.harmful)
+        model = real(given)
+        return text_sets(model.folder, model.base, scale, model.harmful)
 
     def nodes(self, scale: TextScale, source: TextSets) -> list[Node]:
         found = []

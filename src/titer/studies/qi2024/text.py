@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from titer.core.errors import TiterError
 from titer.judges.refusal import Refusal
 from titer.methods.sft import SFT
 from titer.models.lm import Decoding
 from titer.recipes import vaccine_text
 from titer.recipes.node import Node
-from titer.studies.engine.declare import BASE, Given, Page, Question, Seed, Study
+from titer.studies.engine.declare import BASE, Given, Page, Question, Seed, Study, real
 from titer.studies.engine.found import Found
 from titer.studies.qi2024.text_page import cost, page
 from titer.studies.qi2024.text_scale import DEMONSTRATION, PAPER, RiskScale, tuning
@@ -34,9 +33,8 @@ class RiskLevelsOnText(Study):
     BATCH = 50
 
     def source(self, scale: RiskScale, seed: int, given: Given | None) -> RiskSets:
-        if given is None:
-            raise TiterError("a study of a real model without one", next_step="add --base MODEL --data FOLDER.")
-        return risk_sets(given.folder, given.base, scale, given.harmful)
+        model = real(given)
+        return risk_sets(model.folder, model.base, scale, model.harmful)
 
     def nodes(self, scale: RiskScale, source: RiskSets) -> list[Node]:
         """The base's alignment by SFT, and after it every tuning."""
