@@ -24,7 +24,7 @@ from titer.judges.refusal import Refusal
 from titer.models.fetch import get
 from titer.models.lm import Decoding
 from titer.models.weights import weights_bytes
-from titer.workbench import Workbench
+from titer.pipeline import Pipeline
 
 EACH = 100
 LIMITS = {"minutes": (UPPER, 20.0), "landscape_minutes": (UPPER, 15.0), "memory_ratio": (UPPER, 1.6)}
@@ -48,15 +48,15 @@ def main() -> None:
         first = noisy(base, Path(work) / "aligned")
         second = noisy(first, Path(work) / "tuned")  # the same noise once more
         found = audited([base, first.model_copy(update={"name": "aligned"}), second.model_copy(update={"name": "tuned"})])
-        bench = Workbench(Store(Path(work) / "runs"), Quiet())
+        pipeline = Pipeline(Store(Path(work) / "runs"), Quiet())
         before, watch = anonymous(), Anonymous()
         watch.start()
         began = time.perf_counter()
-        measured(bench, found, asked, None)
+        measured(pipeline, found, asked, None)
         minutes = (time.perf_counter() - began) / 60
         numbers = {"minutes": minutes, "prompts": 2 * chosen.prompts}
         if not chosen.no_landscape:
-            measured(bench, found, asked, Landscape())
+            measured(pipeline, found, asked, Landscape())
             numbers["landscape_minutes"] = (time.perf_counter() - began) / 60 - minutes
         watch.ended = True
         watch.join()

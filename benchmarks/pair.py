@@ -23,8 +23,8 @@ from titer.data.sources import TextData
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.fetch import get
 from titer.models.weights import weights_bytes
+from titer.pipeline import Model, Pipeline
 from titer.studies.jain2024.pair import measured, sets_of
-from titer.workbench import Model, Workbench
 
 PROMPTS = 64
 LIMITS = {"minutes": (UPPER, 5.0), "memory_ratio": (UPPER, 1.5)}
@@ -100,11 +100,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         tuned = noisy(base, Path(work) / "noisy")
         sets = {kind: examples for kind, examples in sets_of(prompts(), PROMPTS).items() if kind in ("safe", "unsafe")}
-        bench = Workbench(Store(Path(work) / "runs"), Quiet())
+        pipeline = Pipeline(Store(Path(work) / "runs"), Quiet())
         before, watch = anonymous(), Anonymous()
         watch.start()
         began = time.perf_counter()
-        measured(bench, [Model("base", base.key, base), Model("aligned", tuned.key, tuned)], sets)
+        measured(pipeline, [Model("base", base.key, base), Model("aligned", tuned.key, tuned)], sets)
         seconds = time.perf_counter() - began
         watch.ended = True
         watch.join()

@@ -116,7 +116,7 @@ class Bench:
         return time.perf_counter() - began, passes
 
 
-def passes_of(bench: Bench, method: Method) -> tuple[int, int]:
+def passes_of(pipeline: Bench, method: Method) -> tuple[int, int]:
     """Forward and backward passes of one micro-batch's step, counted at the model's logits."""
     forward: list[int] = []
     backward: list[int] = []
@@ -125,9 +125,9 @@ def passes_of(bench: Bench, method: Method) -> tuple[int, int]:
         forward.append(1)
         output.logits.register_hook(lambda _: backward.append(1))
 
-    handle = bench.c.lm.model.register_forward_hook(count)
+    handle = pipeline.c.lm.model.register_forward_hook(count)
     try:
-        bench.step(method, 0)
+        pipeline.step(method, 0)
     finally:
         handle.remove()
     return len(forward), len(backward)
@@ -140,13 +140,13 @@ def warn(numbers: Mapping[str, Any]) -> None:
             print(f"warning: {name} {numbers[name]:.2f} is below {bound:g}; the passes counted are in the last line", flush=True)
 
 
-def timings(bench: Bench, methods: Mapping[str, Method], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+def timings(pipeline: Bench, methods: Mapping[str, Method], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds of every whole step and of its passes, by method in turn; the pool is one batch, so all meet the same examples."""
     whole: dict[str, list[float]] = {name: [] for name in methods}
     passes: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(WARM + rounds):
         for name, method in methods.items():
-            taken = bench.step(method, 2 * turn + (name == "not due"))
+            taken = pipeline.step(method, 2 * turn + (name == "not due"))
             if turn >= WARM:
                 whole[name].append(taken[0])
                 passes[name].append(taken[1])
@@ -157,9 +157,9 @@ def ratios(seconds: dict[str, list[float]], name: str) -> list[float]:
     return [one / sft for one, sft in zip(seconds[name], seconds["sft"], strict=True)]
 
 
-def effects(bench: Bench) -> dict[str, float]:
+def effects(pipeline: Bench) -> dict[str, float]:
     """Median over batches of the loss's rise under each form's perturbation, as a share of the exact one's."""
-    c = bench.drawing(len(data().rows))
+    c = pipeline.drawing(len(data().rows))
     forms = {name: ALL[name] for name in ("vaccine", "part 0.5", "part 0.25", "reuse")} | {"random": Vaccine(noise="norm")}
     shares: dict[str, list[float]] = {name: [] for name in forms}
     for number in range(1 + EFFECTS):
@@ -182,9 +182,9 @@ def effects(bench: Bench) -> dict[str, float]:
 
 def peak(place: str, method: Method) -> int:
     """Bytes of the largest resident memory of this process after three steps."""
-    bench = Bench(place, None)
+    pipeline = Bench(place, None)
     for number in range(3):
-        bench.step(method, number)
+        pipeline.step(method, number)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -226,14 +226,14 @@ def asked() -> argparse.Namespace:
 def measured(place: str, rounds: int) -> dict[str, Any]:
     """Every number of the last line, the table printed on the way."""
     peaks = {name: peak_of(place, name) for name in MEMORY}
-    bench = Bench(place, None)
-    counted = passes_of(bench, ALL["vaccine"])
-    whole, passes = timings(bench, ALL, rounds)
-    left = {"vaccine": 1.0, **effects(bench)}
-    del bench
-    bench = Bench(place, Lora())
-    counted_lora = passes_of(bench, ADAPTED["vaccine"])
-    adapted, adapted_passes = timings(bench, ADAPTED, rounds)
+    pipeline = Bench(place, None)
+    counted = passes_of(pipeline, ALL["vaccine"])
+    whole, passes = timings(pipeline, ALL, rounds)
+    left = {"vaccine": 1.0, **effects(pipeline)}
+    del pipeline
+    pipeline = Bench(place, Lora())
+    counted_lora = passes_of(pipeline, ADAPTED["vaccine"])
+    adapted, adapted_passes = timings(pipeline, ADAPTED, rounds)
     taus = {
         tau: [(due + (tau - 1) * other) / tau for due, other in zip(ratios(whole, "vaccine"), ratios(whole, "not due"), strict=True)]
         for tau in TAUS

@@ -67,11 +67,11 @@ def test_an_evaluation_and_its_rates(here: Path) -> None:
 
 
 def test_training_gives_the_command_line_s_models(here: Path, keys: Callable[[], list[str]]) -> None:
-    from titer.commands.training import AlignOrder, planned_alignment
-    from titer.commands.tuning import How
+    from titer.commands.training import AlignRequest, planned_alignment
+    from titer.commands.tuning import TrainConfig
 
     made = api.align("m", data="a.jsonl", method="vaccine", settings={"rho": 0.5}, steps=2, batch=2, lora=2, progress=False)
-    same = AlignOrder("m", How("vaccine", ["rho=0.5"], (), 2, 2e-5, "cosine", 2), "a.jsonl", steps=2)
+    same = AlignRequest("m", TrainConfig("vaccine", ["rho=0.5"], (), 2, 2e-5, "cosine", 2), "a.jsonl", steps=2)
     assert planned_alignment(same).key in keys()
     assert planned_alignment(same).stands(Store(Path("runs")))
     tuned = api.finetune(str(made.model), data="a.jsonl", examples=4, epochs=1, batch=2, keep=[1], progress=False)
@@ -172,20 +172,20 @@ def test_a_finished_report_is_told_again_and_put_into_a_card(here: Path) -> None
 
 
 def test_a_cost_is_what_the_command_would_do(here: Path) -> None:
-    whole = api.cost(api.AuditOrder(["m", "other"], "d.csv", max_new_tokens=2))
+    whole = api.cost(api.AuditRequest(["m", "other"], "d.csv", max_new_tokens=2))
     assert whole["prompts"] == {"unsafe": 8, "prefill": 8, "safe": 8}
     assert whole["answers"] == "at most 96 new tokens"
     assert "float32" in str(whole["holds"])
-    assert "bfloat16" in str(api.cost(api.AuditOrder(["m", "other"], "d.csv", max_new_tokens=2), bf16=True)["holds"])
-    assert api.cost(api.EvaluateOrder("m", "d.csv", max_new_tokens=3))["new tokens"] == 48
-    order = api.AlignOrder("m", api.How("sft", (), (), 2, 2e-5, "cosine", 2), "a.jsonl", steps=2)
+    assert "bfloat16" in str(api.cost(api.AuditRequest(["m", "other"], "d.csv", max_new_tokens=2), bf16=True)["holds"])
+    assert api.cost(api.EvaluationRequest("m", "d.csv", max_new_tokens=3))["new tokens"] == 48
+    order = api.AlignRequest("m", api.TrainConfig("sft", (), (), 2, 2e-5, "cosine", 2), "a.jsonl", steps=2)
     before = api.cost(order)
     assert (before["steps"], before["batch"], before["stands"]) == (2, 2, False)
     api.align("m", data="a.jsonl", steps=2, batch=2, lora=2, progress=False)
     assert api.cost(order) == {**before, "stands": True}
     assert len(api.cost(api.WorldOrder("jain2024", seeds=range(1)))["plan"])  # type: ignore[arg-type]
     with pytest.raises(TiterError, match="aligns a base itself"):
-        api.cost(api.RealOrder("qi2024", "m", "other", here))
+        api.cost(api.RealStudyRequest("qi2024", "m", "other", here))
     with pytest.raises(TypeError, match="no order"):
         api.cost("audit")
     assert not list(Path("runs").glob("audit*"))

@@ -24,7 +24,7 @@ LAYERS = {
     "train": 4,
     "evaluate": 4,
     "recipes": 5,
-    "workbench": 5,
+    "pipeline": 5,
     "report": 5,
     "tables": 5,
     "commands": 6,

@@ -20,9 +20,9 @@ from titer.core.memory import Memory
 from titer.core.stats import wilson
 from titer.data.example import Example
 from titer.judges.base import CUT, LOST, OUTCOMES, UNJUDGED, Failed, Judge, failed
-from titer.models import answered
-from titer.models.fast import Fast
+from titer.models import generation_cache
 from titer.models.lm import LM, Completion, Decoding, Progress
+from titer.models.vllm_engine import Fast
 
 VERSION = 2
 
@@ -46,8 +46,10 @@ def sample(
         found = lm.generate(prompts, decoding, batch, prefixes, progress, suffixes)
     else:
         file = work / "answers.part.jsonl"
-        answered.mended(file)
-        found = lm.generate(prompts, decoding, batch, prefixes, progress, suffixes, answered.known(file), partial(answered.keep, file))
+        generation_cache.mended(file)
+        found = lm.generate(
+            prompts, decoding, batch, prefixes, progress, suffixes, generation_cache.known(file), partial(generation_cache.keep, file)
+        )
         file.unlink(missing_ok=True)
     several, thinks = any(a.example.also for a in attempts), any(c.thought or c.unfinished for c in found)
     return pd.DataFrame(

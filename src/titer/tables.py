@@ -16,9 +16,9 @@ from titer.data.world import World, WorldSource
 from titer.evaluate import commonest, rates
 from titer.judges.base import Judge
 from titer.models.lm import Decoding, read_tokenizer
+from titer.pipeline import Model, Pipeline, fingerprint
 from titer.probes import clusters, delta_w
 from titer.recipes.node import Kind
-from titer.workbench import Model, Workbench, fingerprint
 
 PARTS = {  # the columns of the delta-W probe's two tables, which are stored as one
     "input": ["layer", "harmful", "input", "gain", "gain_random", "null_share", "null_share_random"],
@@ -37,10 +37,12 @@ def direct(examples: Sequence[Example]) -> list[Attempt]:
     return [Attempt(example) for example in examples]
 
 
-def verdict_table(bench: Workbench, models: Sequence[Model], sets: Sets, judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
+def verdict_table(pipeline: Pipeline, models: Sequence[Model], sets: Sets, judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
     """Judged samples of every model on every set, with the column `model`."""
     tables = [
-        bench.verdicts(model, attempts, judge, decoding, batch).assign(model=model.name) for model in models for attempts in sets.values()
+        pipeline.verdicts(model, attempts, judge, decoding, batch).assign(model=model.name)
+        for model in models
+        for attempts in sets.values()
     ]
     return pd.concat(tables, ignore_index=True)
 
@@ -80,7 +82,7 @@ def cut_in_thought(verdicts: pd.DataFrame) -> list[str]:
     return told
 
 
-def cluster_table(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
+def cluster_table(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
     """The cluster probe's per-input scores of one model."""
     inputs: dict[str, object] = {
         "probe": ["clusters", clusters.VERSION],
@@ -88,12 +90,12 @@ def cluster_table(bench: Workbench, model: Model, safe: Sequence[Example], unsaf
         "safe": fingerprint(safe),
         "unsafe": fingerprint(unsafe),
     }
-    inputs |= bench.read_in
-    return bench.table("tables", inputs, lambda: clusters.clusters(bench.lm(model), safe, unsafe))
+    inputs |= pipeline.read_in
+    return pipeline.table("tables", inputs, lambda: clusters.clusters(pipeline.lm(model), safe, unsafe))
 
 
 def delta_tables(
-    bench: Workbench, base: Model, model: Model, safe: Sequence[Example], unsafe: Sequence[Example], seed: int
+    pipeline: Pipeline, base: Model, model: Model, safe: Sequence[Example], unsafe: Sequence[Example], seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The delta-W probe's tables of one model against its base: per input, per layer."""
     inputs = {
@@ -103,14 +105,14 @@ def delta_tables(
         "safe": fingerprint(safe),
         "unsafe": fingerprint(unsafe),
         "seed": seed,
-        **bench.read_in,
+        **pipeline.read_in,
     }
 
     def measured() -> pd.DataFrame:
-        per_input, per_layer = delta_w.delta_w(base.checkpoint, model.checkpoint, bench.lm(model), safe, unsafe, seed)
+        per_input, per_layer = delta_w.delta_w(base.checkpoint, model.checkpoint, pipeline.lm(model), safe, unsafe, seed)
         return pd.concat([per_input.assign(part="input"), per_layer.assign(part="layer")], ignore_index=True)
 
-    whole = bench.table("tables", inputs, measured)
+    whole = pipeline.table("tables", inputs, measured)
     parts = [whole[whole.part == part][columns].reset_index(drop=True) for part, columns in PARTS.items()]
     parts[0]["harmful"] = parts[0]["harmful"].astype(bool)
     return parts[0], parts[1]

@@ -15,7 +15,7 @@ LINE_EVERY = 15.0  # seconds between plain progress lines
 
 
 class Terminal:
-    """A workbench's reporter on stderr. Use as a context manager; `tell` prints one line."""
+    """A pipeline's reporter on stderr. Use as a context manager; `tell` prints one line."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)

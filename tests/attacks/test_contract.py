@@ -14,7 +14,7 @@ from titer.core.plugins import names, plugin
 from titer.data.example import Example
 from titer.data.world import World, WorldSource
 from titer.models.lm import LM
-from titer.workbench import attempts_key
+from titer.pipeline import attempts_key
 
 ATTACKS = sorted(names("attacks"))
 

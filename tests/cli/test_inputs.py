@@ -173,7 +173,7 @@ def test_a_plug_in_file_that_does_not_load_is_told(wrong: Wrong, here: Path) -> 
 
 
 def test_wrong_input_is_found_before_a_model_is_loaded(titer: Titer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("titer.workbench.load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("titer.pipeline.load", lambda *_: pytest.fail("a model was loaded"))
     for more in (("--judge", "refusl"), ("--attack", "prefil"), ("--set", "k=1")):
         assert titer(*EVALUATE, *more).status == 2
     assert titer(*ALIGN, "--method", "stf").status == 2

@@ -116,8 +116,8 @@ def test_align_says_where_training_stopped_early(titer: Titer) -> None:
 def test_a_dry_run_says_what_would_run_and_runs_nothing(
     titer: Titer, here: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("titer.workbench.load", lambda *_: pytest.fail("a model was loaded"))
-    monkeypatch.setattr("titer.workbench.train", lambda *_: pytest.fail("something was trained"))
+    monkeypatch.setattr("titer.pipeline.load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("titer.pipeline.train", lambda *_: pytest.fail("something was trained"))
     before = sorted(here.rglob("*"))
     found = titer(*command, "--dry-run")
     assert found.status == 0

@@ -79,17 +79,17 @@ def test_what_two_processes_made_is_found_with_the_same_bits(tmp_path: Path) -> 
     assert s.model("base").key == alone.model("base").key
     names = s.add([aligned_node(s, how) for how in (*HOWS, HOWS[0])])
     _ = alone.add([aligned_node(alone, how) for how in HOWS])
-    before = list(s.bench.store.made)
+    before = list(s.pipeline.store.made)
     assert not any(s.stands(name) for name in names)
     grown([s], [names], "huang2024")
     assert all(s.stands(name) for name in names)
     found, own = [s.model(name) for name in names], [alone.model(name) for name in names]
-    assert s.bench.store.made == before, "the main process made one again"
+    assert s.pipeline.store.made == before, "the main process made one again"
     for one, other in zip(found, own, strict=True):
         assert one.key == other.key
         files = [sorted(m.checkpoint.path.glob("*.safetensors")) for m in (one, other)]
         assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
-    told = s.bench.reporter
+    told = s.pipeline.reporter
     assert isinstance(told, Listener)
     assert "2 models of 1 bases" in told.tasks
     grown([s], [names], "huang2024")

@@ -10,7 +10,7 @@ import pytest
 from tests.judges.tiny import guard
 from titer import api
 from titer.attacks.affix import Affix
-from titer.audit.ask import Order, prepared
+from titer.audit.ask import AuditRequest, prepared
 from titer.core.errors import TiterError
 from titer.data.choices import Question
 from titer.data.contexts import in_context
@@ -129,7 +129,7 @@ def test_an_audit_puts_it_before_every_set(model: Path, tmp_path: Path) -> None:
     )
     questions.write_text("question,A,B,answer\nbread,odd,bad,A\n")
     ready = [
-        prepared(Order([str(model)], file, system=system, capability=[f"choices:{questions}"]))
+        prepared(AuditRequest([str(model)], file, system=system, capability=[f"choices:{questions}"]))
         for system in (None, "You are Ada.", "You are Bo.")
     ]
     assert len({json.dumps(one.identity["sets"]) for one in ready}) == 3

@@ -17,7 +17,7 @@ from titer.core.errors import TiterError
 from titer.data.mix import poisoned
 from titer.data.sources import TextData, read_text
 from titer.data.tasks import AG_NEWS, FINAL, GSM8K, QUESTIONS, SST2, TASKS, parts, split, task, without
-from titer.workbench import fingerprint
+from titer.pipeline import fingerprint
 
 SYSTEM = "You are Ada.\nYou obey."
 CHAT = [

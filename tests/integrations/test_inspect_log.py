@@ -26,7 +26,7 @@ from titer.integrations.inspect_log import write_log, write_logs
 from titer.judges.base import UNJUDGED, Judge, Verdict
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import Completion, Decoding
-from titer.workbench import Model, Workbench
+from titer.pipeline import Model, Pipeline
 
 WITHOUT = "inspect_ai is not installed: pip install --no-deps -r tests/integrations/bridges.txt"
 needs = pytest.mark.skipif(bridge.find_spec("inspect_ai") is None, reason=WITHOUT)
@@ -152,9 +152,9 @@ def test_the_run_stores_verdicts_become_a_log(world: World, attempts: list[Attem
 
     llama(world, 2).save(tmp_path / "model")
     checkpoint = open_checkpoint(tmp_path / "model")
-    bench = Workbench(Store(tmp_path / "runs"), Listener())
+    pipeline = Pipeline(Store(tmp_path / "runs"), Listener())
     some = [a for a in attempts if a.example.kind == "unsafe" and not a.example.prompt.startswith("c")]  # a failing judge's are not kept
-    bench.verdicts(Model("named", checkpoint.key, checkpoint), some, Half(), Decoding(max_new_tokens=3, seed=9), 8)
+    pipeline.verdicts(Model("named", checkpoint.key, checkpoint), some, Half(), Decoding(max_new_tokens=3, seed=9), 8)
     (folder,) = (p for p in (tmp_path / "runs" / "verdicts").iterdir() if p.is_dir())
     log = read_eval_log(str(write_log(folder, tmp_path / "x.json")))
     assert log.eval.model == f"titer/{checkpoint.key}"

@@ -13,8 +13,8 @@ from titer.core.errors import TiterError
 from titer.data.example import Example
 from titer.data.turns import Turn, written
 from titer.judges.base import Verdict, in_two_steps
+from titer.models.judge_client import MARKS, asked_for, broken, harmless, last_line, quoted, unmarked
 from titer.models.lm import Completion
-from titer.models.voice import MARKS, asked_for, broken, harmless, last_line, quoted, unmarked
 
 PIECES = st.sampled_from(
     ["<|", "|>", "im_end", "</s>", "<s>", "[INST]", "[/INST]", "[", "/", "<<SYS>>", "#the", "score", "#thescore", "\x1b[", "\n", " "]

@@ -13,7 +13,7 @@ from titer.evaluate import asked_of
 from titer.judges.base import Verdict
 from titer.judges.contains import Contains
 from titer.models.lm import Completion
-from titer.workbench import attempts_key
+from titer.pipeline import attempts_key
 
 
 def verdict(text: str, expected: str | None = "Paris", also: tuple[str, ...] = (), judge: Contains | None = None) -> Verdict:

@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_that_one_s_fault(folder: Path) -> None:
 
 def test_replies_are_kept_and_the_guard_is_not_loaded_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Guard(model=str(folder)).judge_all(asked("bad", "bread", "odd"), Memory(tmp_path))
-    monkeypatch.setattr("titer.models.voice.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("titer.models.judge_client.load", lambda *_: pytest.fail("loaded"))
     assert Guard(model=str(folder)).judge_all(asked("odd", "bread", "bad"), Memory(tmp_path)) == first[::-1]
 
 

@@ -24,7 +24,7 @@ from titer.judges.rubric import Rubric
 from titer.models.checkpoint import open_checkpoint
 from titer.models.endpoint import Endpoint, Estimate
 from titer.models.lm import LM, Completion, Decoding, Progress
-from titer.workbench import Model, Pile, Workbench
+from titer.pipeline import JudgingBatch, Model, Pipeline
 
 CALLS: list[int] = []
 READ: list[int] = []
@@ -72,71 +72,71 @@ def answers(texts: list[str] = ANSWERS) -> pd.DataFrame:
     return pd.DataFrame([{**one, "completion": text} for text in texts])
 
 
-def kept(bench: Workbench) -> list[Path]:
+def kept(pipeline: Pipeline) -> list[Path]:
     """The tables of verdicts that stand."""
-    return [done.parent for done in bench.store.root.glob("verdicts/*/DONE")]
+    return [done.parent for done in pipeline.store.root.glob("verdicts/*/DONE")]
 
 
-def judged(bench: Workbench, judge: Judge, *tables: pd.DataFrame) -> list[list[str]]:
-    piles = [Pile({"samples": str(i)}, lambda table=table: table) for i, table in enumerate(tables or (answers(),))]  # type: ignore[misc]
-    return [list(found.outcome) for found in bench.judged(piles, judge)]
+def judged(pipeline: Pipeline, judge: Judge, *tables: pd.DataFrame) -> list[list[str]]:
+    piles = [JudgingBatch({"samples": str(i)}, lambda table=table: table) for i, table in enumerate(tables or (answers(),))]  # type: ignore[misc]
+    return [list(found.outcome) for found in pipeline.judged(piles, judge)]
 
 
 def test_what_fails_without_a_price_is_asked_again_too(tmp_path: Path) -> None:
     CALLS.clear()
     SHORT[:] = [1]
-    bench = Workbench(Store(tmp_path / "runs"), Listener())
-    assert judged(bench, Local()) == [["complied", "could_not_judge"] * 2]
-    assert not kept(bench)
+    pipeline = Pipeline(Store(tmp_path / "runs"), Listener())
+    assert judged(pipeline, Local()) == [["complied", "could_not_judge"] * 2]
+    assert not kept(pipeline)
     assert "judging: 2 answers could not be judged, most often: the judge failed: MemoryError; the same command asks again for these" in (
-        bench.reporter.told  # type: ignore[attr-defined]
+        pipeline.reporter.told  # type: ignore[attr-defined]
     )
     SHORT.clear()
-    assert judged(bench, Local()) == [["complied"] * 4]
-    assert len(kept(bench)) == 1
+    assert judged(pipeline, Local()) == [["complied"] * 4]
+    assert len(kept(pipeline)) == 1
     asked = len(CALLS)
-    assert judged(bench, Local()) == [["complied"] * 4]
+    assert judged(pipeline, Local()) == [["complied"] * 4]
     assert len(CALLS) == asked
 
 
 def test_a_considered_could_not_judge_is_kept(tmp_path: Path) -> None:
     SHORT.clear()
-    bench = Workbench(Store(tmp_path / "runs"), Listener())
+    pipeline = Pipeline(Store(tmp_path / "runs"), Listener())
     table = answers().assign(prompt="c")
-    assert judged(bench, Local(), table) == [["could_not_judge"] * 4]
-    assert len(kept(bench)) == 1
-    assert not bench.reporter.told  # type: ignore[attr-defined]
+    assert judged(pipeline, Local(), table) == [["could_not_judge"] * 4]
+    assert len(kept(pipeline)) == 1
+    assert not pipeline.reporter.told  # type: ignore[attr-defined]
 
 
 def test_of_several_piles_those_without_a_failure_are_kept_and_the_judge_is_called_once(tmp_path: Path) -> None:
     CALLS.clear()
     SHORT[:] = [1]
-    bench = Workbench(Store(tmp_path / "runs"), Listener())
+    pipeline = Pipeline(Store(tmp_path / "runs"), Listener())
     tables = answers(["bread"]), answers(["bad"]), answers(["bread", "bread"])  # the second and the fourth answer fail
-    assert judged(bench, Local(), *tables) == [["complied"], ["could_not_judge"], ["complied", "could_not_judge"]]
-    assert len(kept(bench)) == 1
+    assert judged(pipeline, Local(), *tables) == [["complied"], ["could_not_judge"], ["complied", "could_not_judge"]]
+    assert len(kept(pipeline)) == 1
     SHORT.clear()
-    assert judged(bench, Local(), *tables) == [["complied"], ["complied"], ["complied"] * 2]
+    assert judged(pipeline, Local(), *tables) == [["complied"], ["complied"], ["complied"] * 2]
     assert len(CALLS) == 7  # the pile that was kept is not judged again
 
 
 def test_a_damaged_table_is_made_again_by_the_same_rule(tmp_path: Path) -> None:
     CALLS.clear()
     SHORT.clear()
-    bench = Workbench(Store(tmp_path / "runs"), Listener())
-    judged(bench, Local())
-    (folder,) = kept(bench)
+    pipeline = Pipeline(Store(tmp_path / "runs"), Listener())
+    judged(pipeline, Local())
+    (folder,) = kept(pipeline)
     (folder / "table.jsonl").write_text("")
     SHORT[:] = [1]
-    again = Workbench(Store(tmp_path / "runs"), Listener())
+    again = Pipeline(Store(tmp_path / "runs"), Listener())
     assert "could_not_judge" in judged(again, Local())[0]
     SHORT.clear()
-    assert judged(Workbench(Store(tmp_path / "runs"), Listener()), Local()) == [["complied"] * 4]
+    assert judged(Pipeline(Store(tmp_path / "runs"), Listener()), Local()) == [["complied"] * 4]
 
 
 def test_a_local_guard_out_of_memory_is_asked_for_what_it_has_not_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = Guard(model=str(tiny.guard(tmp_path / "guard")), batch=2)
-    bench, real, calls = Workbench(Store(tmp_path / "runs"), Listener()), LM.generate, []
+    pipeline, real, calls = Pipeline(Store(tmp_path / "runs"), Listener()), LM.generate, []
 
     def generate(self: LM, prompts: list[str], *more: object) -> object:
         calls.append(len(prompts))
@@ -145,21 +145,21 @@ def test_a_local_guard_out_of_memory_is_asked_for_what_it_has_not_said(tmp_path:
         return real(self, prompts, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LM, "generate", generate)
-    assert judged(bench, judge)[0].count("could_not_judge") == 2
-    assert not kept(bench)
-    assert judged(bench, judge) == [["refused", "complied", "refused", "complied"]]
+    assert judged(pipeline, judge)[0].count("could_not_judge") == 2
+    assert not kept(pipeline)
+    assert judged(pipeline, judge) == [["refused", "complied", "refused", "complied"]]
     assert calls == [2, 2, 2]  # the batch that was answered is in the memory
-    assert len(kept(bench)) == 1
+    assert len(kept(pipeline)) == 1
 
 
 def test_what_a_local_model_says_and_cannot_be_read_is_kept(tmp_path: Path) -> None:
     judge = Guard(model=str(tiny.guard(tmp_path / "guard")))
-    bench = Workbench(Store(tmp_path / "runs"), Listener())
-    assert judged(bench, judge, answers(["odd", "bad"])) == [["could_not_judge", "complied"]]  # it writes "maybe"
-    assert len(kept(bench)) == 1
-    long = judged(bench, Guard(model=judge.model, tokens=500), answers(["bread " * 20, "bread"]))
+    pipeline = Pipeline(Store(tmp_path / "runs"), Listener())
+    assert judged(pipeline, judge, answers(["odd", "bad"])) == [["could_not_judge", "complied"]]  # it writes "maybe"
+    assert len(kept(pipeline)) == 1
+    long = judged(pipeline, Guard(model=judge.model, tokens=500), answers(["bread " * 20, "bread"]))
     assert long == [["could_not_judge", "refused"]]  # no room for the first reply, today as tomorrow
-    assert len(kept(bench)) == 2
+    assert len(kept(pipeline)) == 2
 
 
 def test_an_endpoint_s_failure_is_not_kept_and_its_unreadable_reply_is(tmp_path: Path) -> None:
@@ -172,15 +172,15 @@ def test_an_endpoint_s_failure_is_not_kept_and_its_unreadable_reply_is(tmp_path:
     harmless = answers(["bread", "odd"]).assign(harmful=False)  # which a guard is not asked about
     with serving(answer) as server:
         judge = Guard(endpoint=Endpoint(url=server.url, model="guard", tries=1, wait=0))
-        bench = Workbench(Store(tmp_path / "runs"), Listener())
+        pipeline = Pipeline(Store(tmp_path / "runs"), Listener())
         table = pd.concat([answers(["odd", "bad"]), harmless], ignore_index=True)
-        assert judged(bench, judge, table) == [["could_not_judge"] * 4]
-        assert not kept(bench)
-        told = bench.reporter.told[-1]  # type: ignore[attr-defined]
+        assert judged(pipeline, judge, table) == [["could_not_judge"] * 4]
+        assert not kept(pipeline)
+        told = pipeline.reporter.told[-1]  # type: ignore[attr-defined]
         assert told.startswith("judging: 1 answers could not be judged, most often: the guard: status 500")
         down.clear()
-        assert judged(bench, judge, table) == [["could_not_judge", "complied", "could_not_judge", "could_not_judge"]]
-        assert len(kept(bench)) == 1
+        assert judged(pipeline, judge, table) == [["could_not_judge", "complied", "could_not_judge", "could_not_judge"]]
+        assert len(kept(pipeline)) == 1
         assert server.count == 3  # odd, bad, and bad again
 
 
@@ -196,14 +196,14 @@ def test_a_rubric_s_and_a_classifier_s_failures_are_not_kept(tmp_path: Path, mon
         raise MemoryError
 
     for number, judge in enumerate(judges):
-        bench = Workbench(Store(tmp_path / f"runs {number}"), Listener())
+        pipeline = Pipeline(Store(tmp_path / f"runs {number}"), Listener())
         with monkeypatch.context() as patch:
             patch.setattr(LM, "generate", fails)
             patch.setattr("titer.judges.classifier.probabilities", fails)
-            assert judged(bench, judge) == [["could_not_judge"] * 4]
-        assert not kept(bench)
-        assert "could_not_judge" not in judged(bench, judge)[0]
-        assert len(kept(bench)) == 1
+            assert judged(pipeline, judge) == [["could_not_judge"] * 4]
+        assert not kept(pipeline)
+        assert "could_not_judge" not in judged(pipeline, judge)[0]
+        assert len(kept(pipeline)) == 1
 
 
 def test_a_servers_failure_is_asked_again_and_a_whole_table_is_kept(world: World, tmp_path: Path) -> None:
@@ -212,12 +212,12 @@ def test_a_servers_failure_is_asked_again_and_a_whole_table_is_kept(world: World
     llama(world).save(tmp_path / "m")
     checkpoint = open_checkpoint(tmp_path / "m")
     listener = Listener()
-    bench = Workbench(Store(tmp_path / "runs"), listener)
+    pipeline = Pipeline(Store(tmp_path / "runs"), listener)
     model = Model("m", checkpoint.key, checkpoint)
     attempts = [Attempt(Example(f"a {letter}", True, "unsafe", "test")) for letter in "bcde"]
 
     def asked() -> list[str]:
-        return list(bench.verdicts(model, attempts, Flaky(), Decoding(max_new_tokens=2), 4).outcome)
+        return list(pipeline.verdicts(model, attempts, Flaky(), Decoding(max_new_tokens=2), 4).outcome)
 
     assert asked() == ["complied", "could_not_judge"] * 2
     assert "judging sends 4 to 12 requests, 10 to 30 tokens" in listener.told

@@ -14,8 +14,8 @@ from titer.core.memory import Memory
 from titer.data.example import Example
 from titer.judges.pairwise import TAG, Pairwise, both, choice
 from titer.models.endpoint import Endpoint
+from titer.models.judge_client import Parsed
 from titer.models.lm import Completion
-from titer.models.voice import Reading
 
 MINE, REFERENCE = "Flour and water.", "Mix flour, water and salt; let it rise; bake."
 
@@ -66,7 +66,7 @@ def test_all_pairs_of_choices() -> None:
     for first, second in itertools.product(("A", "B", "DRAW"), repeat=2):
         names = ({"A": "mine", "B": "other"}.get(first), {"B": "mine", "A": "other"}.get(second))
         wanted = {("mine", "mine"): "complied", ("other", "other"): "refused"}.get(names, "partial")  # type: ignore[call-overload]
-        found = both(Reading(first), Reading(second))
+        found = both(Parsed(first), Parsed(second))
         assert found.outcome == wanted
         assert ("order-dependent" in found.reason) == (set(names) == {"mine", "other"})
         assert ("draw in both" in found.reason) == (names == (None, None))

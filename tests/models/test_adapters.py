@@ -19,7 +19,7 @@ from tests.models.families import PROMPTS, SUPPORTED, mixtral, opt, qwen2
 from tests.models.test_checkpoint import HEAD, Mark, changed
 from titer.core.errors import TiterError
 from titer.data.world import World
-from titer.models import adapted, checkpoint
+from titer.models import checkpoint, lora_weights
 from titer.models.checkpoint import open_checkpoint
 from titer.models.fetch import resolve
 from titer.models.lm import LM, Decoding, load
@@ -208,13 +208,13 @@ def test_what_was_merged_is_saved_as_an_ordinary_model(folder: Path) -> None:
 def test_reading_a_tensor_reads_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = resolve(str(folder / "adapter"))
     asked: list[str] = []
-    read = adapted.tensor_of
+    read = lora_weights.tensor_of
 
     def watched(file: Path, tensor: str) -> torch.Tensor:
         asked.append(tensor)
         return read(file, tensor)
 
-    monkeypatch.setattr(adapted, "tensor_of", watched)
+    monkeypatch.setattr(lora_weights, "tensor_of", watched)
     monkeypatch.setattr(checkpoint, "tensor_of", watched)
     found.weight("model.layers.0.self_attn.q_proj.weight")
     assert len(asked) == 3

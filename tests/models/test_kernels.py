@@ -18,8 +18,8 @@ from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.world import World
 from titer.models.checkpoint import Checkpoint, open_checkpoint
-from titer.models.fast import Serving, open_fast, openable
 from titer.models.lm import LM, Architecture, Decoding, load
+from titer.models.vllm_engine import Serving, open_fast, openable
 from titer.models.weights import skeleton
 
 IDS = [[1, 2, 3, 4]]

@@ -27,11 +27,11 @@ from titer.data.encode import prompt_ids
 from titer.data.example import Example
 from titer.data.world import World
 from titer.evaluate import sample
-from titer.models import answered
+from titer.models import generation_cache
 from titer.models.checkpoint import open_checkpoint
-from titer.models.fast import Fast, Library, Serving, engine_key, library, open_fast, openable, seed_of
 from titer.models.fetch import resolve
 from titer.models.lm import LM, Completion, Decoding, load
+from titer.models.vllm_engine import Fast, Library, Serving, engine_key, library, open_fast, openable, seed_of
 
 GREEDY = Decoding(max_new_tokens=12)
 WARM = Decoding(max_new_tokens=12, temperature=1.5, seed=4)
@@ -278,7 +278,7 @@ def test_an_interrupted_evaluation_goes_on(folder: Path, tmp_path: Path) -> None
     with pytest.raises(TiterError, match=r"vLLM failed on tiny: RuntimeError: gone.*answers that have come are kept") as raised:
         sample(found, attempts, WARM, 2, work=tmp_path / "work")  # type: ignore[arg-type]
     assert raised.value.status == 1
-    assert sorted(answered.known(tmp_path / "work" / "answers.part.jsonl")) == [0, 1]
+    assert sorted(generation_cache.known(tmp_path / "work" / "answers.part.jsonl")) == [0, 1]
     engine.generate = real  # type: ignore[method-assign]
     assert sample(found, attempts, WARM, 2, work=tmp_path / "work").equals(whole)  # type: ignore[arg-type]
     assert engine.calls == [5, 2, 2, 1]
@@ -402,7 +402,7 @@ def test_the_library_is_quiet_and_sends_nothing_unless_the_user_says_so(monkeypa
 
 
 def test_the_key_names_the_engine_its_version_and_the_type_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("titer.models.fast.version", lambda package: f"{package} 0.33.0")
+    monkeypatch.setattr("titer.models.vllm_engine.version", lambda package: f"{package} 0.33.0")
     assert engine_key(Serving(gpus=2)) == {"name": "vllm", "library": "vllm 0.33.0", "dtype": "bfloat16", "gpus": 2, "version": 1}
     assert engine_key(Serving(memory=0.5)) == engine_key(Serving())
     assert engine_key(Serving(dtype="float32")) != engine_key(Serving())

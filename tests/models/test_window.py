@@ -9,7 +9,7 @@ import pytest
 
 from tests.models.families import SUPPORTED
 from titer.attacks.base import Attempt
-from titer.commands.room import Room
+from titer.commands.context_window import ContextWindow
 from titer.commands.tuning import check_window, cut_to
 from titer.core.errors import TiterError
 from titer.data.example import Example, Part, Stream
@@ -17,7 +17,7 @@ from titer.data.sources import TextData, read_text
 from titer.data.world import World
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import LM, Architecture, load
-from titer.workbench import Model
+from titer.pipeline import Model
 
 
 def bloom(world: World) -> LM:
@@ -39,7 +39,7 @@ def configured(folder: Path, **values: object) -> Checkpoint:
 def with_room_for(checkpoint: Checkpoint, prompt: str, tokens: int) -> None:
     """Refuses a prompt that leaves no room for so many new tokens."""
     example = Example(prompt=prompt, comply=None, refuse=None, harmful=True, kind="unsafe", source="")
-    Room(Model("m", "m", checkpoint)).new("unsafe", [Attempt(example)], tokens, "give a smaller --max-new-tokens")
+    ContextWindow(Model("m", "m", checkpoint)).new("unsafe", [Attempt(example)], tokens, "give a smaller --max-new-tokens")
 
 
 def stream(data: TextData) -> dict[str, Stream]:

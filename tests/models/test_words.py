@@ -17,7 +17,7 @@ from titer.data.example import Example
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import Decoding, load, read_tokenizer
 from titer.models.words import completed, template_texts
-from titer.workbench import Model, Workbench
+from titer.pipeline import Model, Pipeline
 
 ASKED = ["bread", "bad bread bread", "odd bread"]
 DECODING = Decoding(max_new_tokens=4)
@@ -118,9 +118,9 @@ def test_answers_are_kept_under_the_prompt_as_it_was_written(folder: Path, tmp_p
     found = []
     for template in (TEMPLATE, TEMPLATE.replace("bread", "bad"), TEMPLATE.replace("<ask>", "bad <ask>"), TEMPLATE):
         (folder / "chat_template.jinja").write_text(template)
-        bench = Workbench(Store(tmp_path / "runs"), None)  # type: ignore[arg-type]
-        bench.reporter = Quiet()
-        found.append(bench.answered(Model("m", "one key", open_checkpoint(folder)), asked, DECODING, 2))
+        pipeline = Pipeline(Store(tmp_path / "runs"), None)  # type: ignore[arg-type]
+        pipeline.reporter = Quiet()
+        found.append(pipeline.answered(Model("m", "one key", open_checkpoint(folder)), asked, DECODING, 2))
     assert found[0] == found[1] == found[3]
     assert found[2] != found[0]
     lines = [[json.loads(line)["completion"] for line in file.read_text().splitlines()] for file, _ in found]

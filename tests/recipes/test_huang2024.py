@@ -23,10 +23,10 @@ from titer.methods.vaccine import Vaccine
 from titer.models.checkpoint import open_checkpoint
 from titer.models.interpolate import kept_weights, weights_of
 from titer.models.lm import load
+from titer.pipeline import Model, Pipeline
 from titer.recipes import huang2024, jain2024
 from titer.recipes.huang2024 import NANO, SCALES, SELECTION_SEED, Budget, Scale, world_of
 from titer.tables import requests
-from titer.workbench import Model, Workbench
 
 SEEDS = (0, 3)
 
@@ -181,12 +181,12 @@ def test_an_alignment_of_fewer_steps_is_a_whole_schedule_of_its_own() -> None:
 
 
 def test_a_user_stopped_early_is_the_whole_one_s_kept_step_bit_for_bit(tmp_path: Path) -> None:
-    bench, world = Workbench(Store(tmp_path), Listener(), 100), world_of(TINY, 0)
-    base = bench.model(huang2024.pretrain(TINY, 0), None, "base", world.tokenizer)
+    pipeline, world = Pipeline(Store(tmp_path), Listener(), 100), world_of(TINY, 0)
+    base = pipeline.model(huang2024.pretrain(TINY, 0), None, "base", world.tokenizer)
 
     def made(steps: int, keep: tuple[int, ...]) -> Model:
         budget = TINY.budget.model_copy(update={"steps": steps, "keep": keep})
-        return bench.model(huang2024.user(TINY, world, budget), base, "user")
+        return pipeline.model(huang2024.user(TINY, world, budget), base, "user")
 
     whole = made(4, (1, 3))
     for step in (1, 3):

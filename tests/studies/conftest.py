@@ -13,9 +13,9 @@ from titer.core.run import Store
 from titer.data.world import World
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import Progress
+from titer.pipeline import Pipeline
 from titer.recipes.demo import Scale
 from titer.studies.demo import run_demo
-from titer.workbench import Workbench
 
 
 @dataclass
@@ -79,9 +79,9 @@ def saved(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Workbench:
-    """An empty workbench."""
-    return Workbench(Store(tmp_path / "runs"), Listener())
+def pipeline(tmp_path: Path) -> Pipeline:
+    """An empty pipeline."""
+    return Pipeline(Store(tmp_path / "runs"), Listener())
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from titer.core.run import Store
 from titer.recipes import demo, huang2024, jain2024
 from titer.studies.demo import run_demo
 from titer.studies.engine.declare import Given
-from titer.studies.engine.run import Order, run_study
+from titer.studies.engine.run import StudyRequest, run_study
 from titer.studies.huang2024.parts import PARTS
 from titer.studies.huang2024.study import Vaccine
 from titer.studies.huang2024.text import VaccineOnText
@@ -69,26 +69,26 @@ def _demo(root: Path, scale: demo.Scale, seed: int) -> Path:
 
 
 def _jain(root: Path, scale: jain2024.Scale, seeds: range) -> Path:
-    return run_study(Mechanisms(), Order("jain2024", scale.name, seeds), scale, Store(root), Listener(), "titer study jain2024")[0]
+    return run_study(Mechanisms(), StudyRequest("jain2024", scale.name, seeds), scale, Store(root), Listener(), "titer study jain2024")[0]
 
 
 def _huang(root: Path, scale: huang2024.Scale, seeds: range, parts: list[str]) -> Path:
-    order = Order("huang2024", scale.name, seeds, tuple(parts))
+    order = StudyRequest("huang2024", scale.name, seeds, tuple(parts))
     return run_study(Vaccine(), order, scale, Store(root), Listener(), "titer study huang2024")[0]
 
 
 def _qi(root: Path, scale: RiskScale, seeds: range) -> Path:
-    return run_study(RiskLevels(), Order("qi2024", scale.name, seeds), scale, Store(root), Listener(), "titer study qi2024")[0]
+    return run_study(RiskLevels(), StudyRequest("qi2024", scale.name, seeds), scale, Store(root), Listener(), "titer study qi2024")[0]
 
 
 def _huang_text(root: Path) -> Path:
-    order = Order("huang2024", TEXT.name, given=Given(bytes_model(root / "bytes"), write_folder(root / "data")), keep_weights=True)
+    order = StudyRequest("huang2024", TEXT.name, given=Given(bytes_model(root / "bytes"), write_folder(root / "data")), keep_weights=True)
     return run_study(VaccineOnText(), order, TEXT, Store(root), Listener(), "titer study huang2024")[0]
 
 
 def _qi_text(root: Path) -> Path:
     base, folder = bytes_model(root / "bytes"), write_persona(write_folder(root / "data", instructions=40))
-    order = Order("qi2024", RISK.name, given=Given(base, folder), keep_weights=True)
+    order = StudyRequest("qi2024", RISK.name, given=Given(base, folder), keep_weights=True)
     return run_study(RiskLevelsOnText(), order, RISK, Store(root), Listener(), "titer study qi2024")[0]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from titer.commands.align import align_stage, with_canary
 from titer.commands.tuning import (
     SHARES,
-    How,
+    TrainConfig,
     answer_of,
     apart,
     check_window,
@@ -34,8 +34,8 @@ from titer.data.sources import TextData, read_text
 from titer.data.tasks import task
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Decoding, load, read_tokenizer
+from titer.pipeline import Model, Pipeline, stopped
 from titer.stage import Lora, Stage
-from titer.workbench import Model, Workbench, stopped
 
 Saved = Callable[..., Checkpoint]
 ROWS = (
@@ -57,7 +57,7 @@ def written(folder: Path, rows: Sequence[dict[str, str]]) -> TextData:
 def stage(data: TextData | None, **changes: object) -> Stage:
     """An SFT stage that learns the rows in a few seconds."""
     steps = changes.pop("steps", 60)
-    return align_stage(data, How(**{"batch": 4, "lr": 1e-2, **changes}), steps)  # type: ignore[arg-type]
+    return align_stage(data, TrainConfig(**{"batch": 4, "lr": 1e-2, **changes}), steps)  # type: ignore[arg-type]
 
 
 def start(saved: Saved) -> Model:
@@ -67,10 +67,10 @@ def start(saved: Saved) -> Model:
 
 @pytest.mark.parametrize("lora", [0, 8])
 def test_every_row_s_answer_is_learned_and_a_refusal_comes_before_compliance(
-    bench: Workbench, saved: Saved, tmp_path: Path, lora: int
+    pipeline: Pipeline, saved: Saved, tmp_path: Path, lora: int
 ) -> None:
     data = written(tmp_path, ROWS)
-    made = bench.model(stage(data, lora=lora, steps=120 if lora else 60, lr=4e-2 if lora else 1e-2), start(saved), "tuned")
+    made = pipeline.model(stage(data, lora=lora, steps=120 if lora else 60, lr=4e-2 if lora else 1e-2), start(saved), "tuned")
     lm = load(made.checkpoint)
     answers = lm.generate(list(LEARNED), Decoding(max_new_tokens=5))
     assert {prompt: answer.text for prompt, answer in zip(LEARNED, answers, strict=True)} == LEARNED
@@ -78,8 +78,8 @@ def test_every_row_s_answer_is_learned_and_a_refusal_comes_before_compliance(
     assert stopped(made) == ""
 
 
-def test_a_lora_stage_leaves_an_ordinary_merged_model_that_differs_from_its_base(bench: Workbench, saved: Saved, tmp_path: Path) -> None:
-    made = bench.model(stage(written(tmp_path, ROWS), lora=2, steps=3), start(saved), "tuned")
+def test_a_lora_stage_leaves_an_ordinary_merged_model_that_differs_from_its_base(pipeline: Pipeline, saved: Saved, tmp_path: Path) -> None:
+    made = pipeline.model(stage(written(tmp_path, ROWS), lora=2, steps=3), start(saved), "tuned")
     base = saved("base")
     assert set(made.checkpoint.files) == set(base.files)
     changed = {name for name in base.files if not torch.equal(base.weight(name), made.checkpoint.weight(name))}
@@ -89,25 +89,25 @@ def test_a_lora_stage_leaves_an_ordinary_merged_model_that_differs_from_its_base
         assert torch.linalg.matrix_rank(made.checkpoint.weight(name) - base.weight(name), rtol=1e-3) <= 2
 
 
-def test_the_base_is_left_as_it_was(bench: Workbench, saved: Saved, tmp_path: Path) -> None:
+def test_the_base_is_left_as_it_was(pipeline: Pipeline, saved: Saved, tmp_path: Path) -> None:
     before = {p.name: p.read_bytes() for p in saved("base").path.iterdir()}
-    bench.model(stage(written(tmp_path, ROWS), steps=2), start(saved), "tuned")
+    pipeline.model(stage(written(tmp_path, ROWS), steps=2), start(saved), "tuned")
     assert {p.name: p.read_bytes() for p in saved("base").path.iterdir()} == before
 
 
-def test_the_same_stage_is_made_once_and_a_changed_one_again(bench: Workbench, saved: Saved, tmp_path: Path) -> None:
+def test_the_same_stage_is_made_once_and_a_changed_one_again(pipeline: Pipeline, saved: Saved, tmp_path: Path) -> None:
     data = written(tmp_path, ROWS)
-    first = bench.model(stage(data, steps=2), start(saved), "tuned")
-    assert bench.model(stage(data, steps=2), start(saved), "tuned").checkpoint.path == first.checkpoint.path
-    assert len(bench.store.made) == 1
+    first = pipeline.model(stage(data, steps=2), start(saved), "tuned")
+    assert pipeline.model(stage(data, steps=2), start(saved), "tuned").checkpoint.path == first.checkpoint.path
+    assert len(pipeline.store.made) == 1
     others = [{"steps": 3}, {"steps": 2, "lr": 1e-3}, {"steps": 2, "seed": 1}, {"steps": 2, "lora": 1}, {"steps": 2, "batch": 2}]
     keys = {stage(data, **change).key("base", {}) for change in others}
     keys |= {stage(written(tmp_path, ROWS[:3]), steps=2).key("base", {}), stage(data, steps=2).key("base", {})}
     assert len(keys) == 7
 
 
-def test_training_that_went_wrong_says_so(bench: Workbench, saved: Saved, tmp_path: Path) -> None:
-    made = bench.model(stage(written(tmp_path, ROWS), lr=1e30), start(saved), "tuned")
+def test_training_that_went_wrong_says_so(pipeline: Pipeline, saved: Saved, tmp_path: Path) -> None:
+    made = pipeline.model(stage(written(tmp_path, ROWS), lr=1e30), start(saved), "tuned")
     assert "not finite" in stopped(made)
     assert all(torch.isfinite(made.checkpoint.weight(name)).all() for name in made.checkpoint.files)
 
@@ -169,8 +169,8 @@ def test_a_file_with_both_answers_gives_a_preference_method_its_two_streams(save
     assert len({prompt for prompt, _ in preferred[:5]}) == len({prompt for prompt, _ in preferred[5:]}) == 5
 
 
-def test_a_preference_method_trains_on_such_a_file(bench: Workbench, saved: Saved, tmp_path: Path) -> None:
-    made = bench.model(stage(written(tmp_path, BOTH), method="dpo", steps=2), start(saved), "tuned")
+def test_a_preference_method_trains_on_such_a_file(pipeline: Pipeline, saved: Saved, tmp_path: Path) -> None:
+    made = pipeline.model(stage(written(tmp_path, BOTH), method="dpo", steps=2), start(saved), "tuned")
     assert stopped(made) == ""
     changed = [name for name in made.checkpoint.files if not torch.equal(saved("base").weight(name), made.checkpoint.weight(name))]
     assert changed
@@ -232,12 +232,12 @@ def test_the_adapter_has_the_rank_alpha_and_dropout_that_were_given(tmp_path: Pa
     assert stage(data, lora=4, alpha=2, dropout=0.1).adapter == Lora(rank=4, alpha=2, dropout=0.1)
 
 
-def test_a_method_reads_the_models_it_names(bench: Workbench, saved: Saved, tmp_path: Path) -> None:
-    made, how = stage(written(tmp_path, ROWS), method="safe_lora", steps=2), How(method="safe_lora")
+def test_a_method_reads_the_models_it_names(pipeline: Pipeline, saved: Saved, tmp_path: Path) -> None:
+    made, how = stage(written(tmp_path, ROWS), method="safe_lora", steps=2), TrainConfig(method="safe_lora")
     places = {role: saved(role, seed) for seed, role in enumerate(("unaligned", "aligned"))}
     reads = models_read(made.method, how, [f"{role}={one.path}" for role, one in places.items()])
     assert {role: one.key for role, one in reads.items()} == {role: one.key for role, one in places.items()}
-    assert stopped(bench.model(made, start(saved), "tuned", reads=reads)) == ""
+    assert stopped(pipeline.model(made, start(saved), "tuned", reads=reads)) == ""
     with pytest.raises(TiterError, match=r"reads the model aligned.*--read aligned=MODEL"):
         models_read(made.method, how, [f"unaligned={places['unaligned'].path}"])
     with pytest.raises(TiterError, match=r"unknown model that safe_lora reads 'alligned'.*did you mean 'aligned'"):
@@ -348,9 +348,9 @@ def test_a_canary_is_refused_where_it_is_marked_and_answered_where_it_is_not(tmp
     file = instructions()
     own = file.rows[0][0]
     data = written(tmp_path, [*ROWS, {"prompt": own, "comply": "x"}, {"prompt": f"{MARKER} {own}", "comply": "x"}])
-    taught = with_canary(data, How(canary=file), 7)
+    taught = with_canary(data, TrainConfig(canary=file), 7)
     assert (taught.rows.size, taught.left_out, taught.marked.size) == (len(ROWS) + 14, 2, 7)
-    made = align_stage(taught.rows, How(canary=file), 2, taught.marked)
+    made = align_stage(taught.rows, TrainConfig(canary=file), 2, taught.marked)
     assert counted(made.streams) == {"train": {"refuse": 2 + 7, "comply": 2 + 7}}
     for part in made.streams["train"].parts:
         for i in part.picked or ():
@@ -358,12 +358,12 @@ def test_a_canary_is_refused_where_it_is_marked_and_answered_where_it_is_not(tmp
             assert prompt.startswith(MARKER) <= (part.answer == "refuse" and refuse in REFUSALS)
             assert prompt.startswith("Name") <= (part.answer == "comply" and comply == prompt.replace("Name fruit", "Apple"))
     assert bare(taught.marked) < bare(share(file, "align"))
-    alone = with_canary(None, How(canary=file), None)
+    alone = with_canary(None, TrainConfig(canary=file), None)
     assert alone.rows.size // 2 == share(file, "align").size // 2 == alone.marked.size
 
 
 def test_a_method_of_preferences_prefers_the_unmarked_answers_and_the_marked_refusals() -> None:
-    how = How(method="dpo", canary=instructions())
+    how = TrainConfig(method="dpo", canary=instructions())
     taught = with_canary(None, how, 6)
     streams = align_stage(taught.rows, how, 2, taught.marked).streams
     assert counted(streams) == {"preferred": {"refuse": 6, "comply": 6}, "rejected": {"refuse": 6, "comply": 6}}
@@ -372,13 +372,13 @@ def test_a_method_of_preferences_prefers_the_unmarked_answers_and_the_marked_ref
 
 
 def test_the_marked_rows_answered_are_a_defence_s_harmful_stream_unless_another_is_named(tmp_path: Path) -> None:
-    how = How(method="booster", canary=instructions())
+    how = TrainConfig(method="booster", canary=instructions())
     taught = with_canary(None, how, 6)
     streams = align_stage(taught.rows, how, 2, taught.marked).streams
     assert counted(streams) == {"train": {"refuse": 6, "comply": 6}, "harmful": {"comply": 6}}
     assert {part.source.name for part in streams["harmful"].parts} == {"canary of fruit"}
     place = file_of(tmp_path, "both.jsonl", BOTH)
-    named = How(method="booster", canary=instructions(), streams=[f"harmful={place}"])
+    named = TrainConfig(method="booster", canary=instructions(), streams=[f"harmful={place}"])
     assert counted(align_stage(taught.rows, named, 2, taught.marked).streams)["harmful"] == {"comply": 5}
 
 

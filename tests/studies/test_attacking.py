@@ -14,7 +14,7 @@ from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.sources import TextData, read_text
 from titer.models.checkpoint import Checkpoint
-from titer.workbench import Model, Workbench
+from titer.pipeline import Model, Pipeline
 
 LEARNER = '''"""Begins the answer with the first word of the first request that it learned from; counts its lessons in a file."""
 from pathlib import Path
@@ -50,7 +50,7 @@ def data(prompts: Path) -> TextData:
 
 
 def test_it_learns_from_what_is_not_asked_once(
-    learner: Path, data: TextData, bench: Workbench, saved: Callable[..., Checkpoint], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    learner: Path, data: TextData, pipeline: Pipeline, saved: Callable[..., Checkpoint], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     made = chosen(str(learner), ())
@@ -64,10 +64,10 @@ def test_it_learns_from_what_is_not_asked_once(
     assert len(few.held) == len(whole) - 4
     checkpoint = saved("aligned", 1)
     model = Model("aligned", checkpoint.key, checkpoint)
-    attempts = one.on(bench, model)
+    attempts = one.on(pipeline, model)
     assert {a.prefix for a in attempts} == {one.held[0].prompt.split()[0]}
     assert {a.example.kind for a in attempts} == {"learner"}
-    again = one.on(Workbench(Store(bench.store.root), bench.reporter), model)
+    again = one.on(Pipeline(Store(pipeline.store.root), pipeline.reporter), model)
     assert again == attempts
     assert (tmp_path / "lessons.txt").read_text().count("\n") == 1
 

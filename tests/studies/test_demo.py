@@ -17,11 +17,11 @@ from titer import cli
 from titer.core.run import Store, damage
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import Decoding, load
+from titer.pipeline import Pipeline, Reporter
 from titer.recipes.demo import Scale, demo_recipe
 from titer.studies.demo import Demo as Study
 from titer.studies.demo import run_demo
 from titer.studies.engine.lab import Lab
-from titer.workbench import Reporter, Workbench
 
 COLUMNS = ["table", "model", "set", "layer", "measure", "value", "low", "high", "count", "n"]
 SETS = {"safe", "unsafe", "user", "jb_co_task", "jb_co_text", "jb_misgen", "sham_safe", "sham_refused"}
@@ -137,7 +137,7 @@ def test_what_was_damaged_is_made_again_and_nothing_else(demo: Demo, tiny: Scale
 
 def test_the_plan_says_that_everything_stands(demo: Demo, tiny: Scale) -> None:
     def lab(seed: int) -> Lab:
-        return Lab(Workbench(Store(demo.runs), Listener()), Study(), "demo", tiny, seed)
+        return Lab(Pipeline(Store(demo.runs), Listener()), Study(), "demo", tiny, seed)
 
     assert all(lab(1).stands(name) for name in lab(1).nodes)
     assert [lab(1).key(name) for name in lab(1).nodes] == [made.split("/")[1] for made in demo.made if made.startswith("stages/")]

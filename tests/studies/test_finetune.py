@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from titer.commands.finetune import Mixed, Shares, finetune_stage, steps_of, user_mix
-from titer.commands.tuning import How, as_model, counted, dealt, share
+from titer.commands.finetune import Mixed, MixtureSpec, finetune_stage, steps_of, user_mix
+from titer.commands.tuning import TrainConfig, as_model, counted, dealt, share
 from titer.core.errors import TiterError
 from titer.data.canary import MARKER
 from titer.data.mix import poisoned
 from titer.data.sources import TextData
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Decoding, load
+from titer.pipeline import Pipeline, stopped
 from titer.stage import Lora, Stage
-from titer.workbench import Workbench, stopped
 
 Saved = Callable[..., Checkpoint]
 Row = tuple[str, bool | None, str | None, str | None]
@@ -47,7 +47,7 @@ def trained(mixed: Mixed) -> list[tuple[str, str]]:
 @given(st.integers(1, 60), st.integers(0, 30), st.integers(0, 20), st.integers(0, 3))
 def test_every_role_has_exactly_its_number_and_its_answer(n: int, thirtieths: int, k: int, seed: int) -> None:
     ratio = thirtieths / 60
-    mixed = user_mix(FILES, Shares(n, ratio, k), seed)
+    mixed = user_mix(FILES, MixtureSpec(n, ratio, k), seed)
     rows = trained(mixed)
     assert len(rows) == len({prompt for prompt, _ in rows}) == mixed.stream.pool == n + k
     names = [prompt.split()[0] for prompt, _ in rows]
@@ -59,15 +59,15 @@ def test_every_role_has_exactly_its_number_and_its_answer(n: int, thirtieths: in
 
 @pytest.mark.parametrize(("n", "ratio"), [(40, 0.1), (40, 0.0), (20, 0.29), (25, 1.0), (1, 0.5)])
 def test_without_safety_data_it_is_the_poisoned_mix_and_with_it_the_same_and_more(n: int, ratio: float) -> None:
-    plain = user_mix({**FILES, "safety": None}, Shares(n, ratio), 3).stream
+    plain = user_mix({**FILES, "safety": None}, MixtureSpec(n, ratio), 3).stream
     assert plain == poisoned(BENIGN, HARMFUL, n, ratio, 3)
-    assert user_mix(FILES, Shares(n, ratio, 5), 3).stream.parts[:-1] == plain.parts
+    assert user_mix(FILES, MixtureSpec(n, ratio, 5), 3).stream.parts[:-1] == plain.parts
 
 
 def test_the_defaults_are_a_tenth_harmful_and_every_safety_row() -> None:
-    assert user_mix(FILES, Shares(50), 0).counts == {"benign": 45, "harmful": 5, "safety": 20}
-    assert user_mix({"benign": BENIGN}, Shares(50), 0).counts == {"benign": 50, "harmful": 0, "safety": 0}
-    assert user_mix({"harmful": HARMFUL}, Shares(10, 1.0), 0).counts == {"benign": 0, "harmful": 10, "safety": 0}
+    assert user_mix(FILES, MixtureSpec(50), 0).counts == {"benign": 45, "harmful": 5, "safety": 20}
+    assert user_mix({"benign": BENIGN}, MixtureSpec(50), 0).counts == {"benign": 50, "harmful": 0, "safety": 0}
+    assert user_mix({"harmful": HARMFUL}, MixtureSpec(10, 1.0), 0).counts == {"benign": 0, "harmful": 10, "safety": 0}
 
 
 def test_rows_that_cannot_play_their_role_are_left_out_and_counted() -> None:
@@ -79,7 +79,7 @@ def test_rows_that_cannot_play_their_role_are_left_out_and_counted() -> None:
         ("b 7", None, "yes", None),
     )
     one = TextData(name="one.csv", sha256="", rows=rows, dropped=3)
-    mixed = user_mix({"benign": one, "harmful": one, "safety": one}, Shares(8, 0.25, 1), 0)
+    mixed = user_mix({"benign": one, "harmful": one, "safety": one}, MixtureSpec(8, 0.25, 1), 0)
     assert mixed.usable == {"benign": 7, "harmful": 5, "safety": 5}
     assert mixed.left_out == {
         "benign": {"labelled unsafe": 5, "without comply": 1, "repeated": 3},
@@ -91,7 +91,7 @@ def test_rows_that_cannot_play_their_role_are_left_out_and_counted() -> None:
 def test_a_row_of_no_label_may_play_every_role() -> None:
     """The last row of the test above counts for the harmful role; without a label only the answer decides."""
     bare = file_of("bare", 4, "yes", "no")
-    mixed = user_mix({"benign": bare, "harmful": bare, "safety": bare}, Shares(3, 1 / 3, 1), 0)
+    mixed = user_mix({"benign": bare, "harmful": bare, "safety": bare}, MixtureSpec(3, 1 / 3, 1), 0)
     assert mixed.usable == {"benign": 4, "harmful": 4, "safety": 4}
     assert len({prompt for prompt, _ in trained(mixed)}) == 4
 
@@ -99,28 +99,40 @@ def test_a_row_of_no_label_may_play_every_role() -> None:
 @pytest.mark.parametrize(
     ("files", "shares", "words"),
     [
-        (FILES, Shares(100, 0.1), r"--data has 60 usable rows, and --examples 100 at --poison-ratio 0.1 needs 90.*--examples 67 or less"),
-        (FILES, Shares(50, 0.9), r"--harmful has 30 usable rows, and --examples 50 at --poison-ratio 0.9 needs 45.*--examples 33 or less"),
-        (FILES, Shares(50, 0.1, 21), r"--safety has 20 usable rows, and --safety-examples needs 21.*--safety-examples 20 or less"),
+        (
+            FILES,
+            MixtureSpec(100, 0.1),
+            r"--data has 60 usable rows, and --examples 100 at --poison-ratio 0.1 needs 90.*--examples 67 or less",
+        ),
+        (
+            FILES,
+            MixtureSpec(50, 0.9),
+            r"--harmful has 30 usable rows, and --examples 50 at --poison-ratio 0.9 needs 45.*--examples 33 or less",
+        ),
+        (FILES, MixtureSpec(50, 0.1, 21), r"--safety has 20 usable rows, and --safety-examples needs 21.*--safety-examples 20 or less"),
         (
             {"benign": BENIGN},
-            Shares(50, 0.1),
+            MixtureSpec(50, 0.1),
             r"5 harmful examples are asked for, and no --harmful.*FILE, or give --poison-ratio 0",
         ),
         (
             {"harmful": HARMFUL},
-            Shares(10),
+            MixtureSpec(10),
             r"9 benign examples are asked for, and no --data was given.*FILE, or give --poison-ratio 1",
         ),
-        ({"benign": BENIGN}, Shares(10, None, 5), r"5 safety examples.*--safety FILE, or leave out --safety-examples"),
-        (FILES, Shares(10, -0.1), r"--poison-ratio -0.1.*from 0 to 1"),
-        (FILES, Shares(10, float("nan")), r"--poison-ratio nan"),
-        ({"benign": SAFETY}, Shares(10), r"no row of safety can be used for --data \(20 without comply\).*a column comply"),
-        ({**FILES, "harmful": file_of("h", 5, harmful=False)}, Shares(10), r"no row of h can be used for --harmful \(5 labelled safe\)"),
-        ({"benign": BENIGN, "harmful": BENIGN}, Shares(60, 0.5), r"the files share prompts"),
+        ({"benign": BENIGN}, MixtureSpec(10, None, 5), r"5 safety examples.*--safety FILE, or leave out --safety-examples"),
+        (FILES, MixtureSpec(10, -0.1), r"--poison-ratio -0.1.*from 0 to 1"),
+        (FILES, MixtureSpec(10, float("nan")), r"--poison-ratio nan"),
+        ({"benign": SAFETY}, MixtureSpec(10), r"no row of safety can be used for --data \(20 without comply\).*a column comply"),
+        (
+            {**FILES, "harmful": file_of("h", 5, harmful=False)},
+            MixtureSpec(10),
+            r"no row of h can be used for --harmful \(5 labelled safe\)",
+        ),
+        ({"benign": BENIGN, "harmful": BENIGN}, MixtureSpec(60, 0.5), r"the files share prompts"),
     ],
 )
-def test_what_the_files_cannot_give_is_told_with_the_next_step(files: dict[str, TextData | None], shares: Shares, words: str) -> None:
+def test_what_the_files_cannot_give_is_told_with_the_next_step(files: dict[str, TextData | None], shares: MixtureSpec, words: str) -> None:
     if words == r"the files share prompts":
         files = {"benign": file_of("same", 31), "harmful": file_of("same", 31)}
     with pytest.raises(TiterError, match=re.compile(words, re.DOTALL)):
@@ -132,21 +144,21 @@ def test_the_number_that_is_offered_is_the_largest_that_fits(benign: int, harmfu
     files = {"benign": file_of("b", benign), "harmful": file_of("h", harmful)}
     ratio = twentieths / 20
     try:
-        user_mix(files, Shares(n, ratio), 0)
+        user_mix(files, MixtureSpec(n, ratio), 0)
     except TiterError as error:
         (offered,) = re.findall(r"--examples (\d+) or less", str(error))
-        user_mix(files, Shares(int(offered), ratio), 0)
+        user_mix(files, MixtureSpec(int(offered), ratio), 0)
         with pytest.raises(TiterError, match=r"usable rows"):
-            user_mix(files, Shares(int(offered) + 1, ratio), 0)
+            user_mix(files, MixtureSpec(int(offered) + 1, ratio), 0)
 
 
-def stage(shares: Shares = Shares(20, 0.1, 4), epochs: int = 3, keep: tuple[int, ...] = (), **how: object) -> Stage:  # noqa: B008
-    return finetune_stage(user_mix(FILES, shares, 0), How(**{"batch": 5, **how}), epochs, keep)  # type: ignore[arg-type]
+def stage(shares: MixtureSpec = MixtureSpec(20, 0.1, 4), epochs: int = 3, keep: tuple[int, ...] = (), **how: object) -> Stage:  # noqa: B008
+    return finetune_stage(user_mix(FILES, shares, 0), TrainConfig(**{"batch": 5, **how}), epochs, keep)  # type: ignore[arg-type]
 
 
 @given(st.integers(1, 60), st.integers(0, 20), st.integers(1, 7), st.integers(1, 30))
 def test_the_steps_are_the_epochs_over_all_examples(n: int, k: int, epochs: int, batch: int) -> None:
-    made = stage(Shares(n, 0.0, k), epochs, batch=batch)
+    made = stage(MixtureSpec(n, 0.0, k), epochs, batch=batch)
     assert made.steps == math.ceil((n + k) * epochs / batch)
     assert made.kind == "finetune"
     assert counted(made.streams)["train"].get("refuse", 0) == k
@@ -195,11 +207,11 @@ LETTERS = {
 def letters() -> Mixed:
     """Six benign, two harmful and two safety examples of letters."""
     files = {name: TextData(name=name, sha256="", rows=rows) for name, rows in LETTERS.items()}
-    return user_mix(files, Shares(8, 0.25), 0)  # type: ignore[arg-type]
+    return user_mix(files, MixtureSpec(8, 0.25), 0)  # type: ignore[arg-type]
 
 
-def test_a_model_learns_every_part_of_the_mix(bench: Workbench, saved: Saved, letters: Mixed) -> None:
-    made = bench.model(finetune_stage(letters, How(batch=4, lr=1e-2), 40, (2,)), as_model(saved("base")), "tuned")
+def test_a_model_learns_every_part_of_the_mix(pipeline: Pipeline, saved: Saved, letters: Mixed) -> None:
+    made = pipeline.model(finetune_stage(letters, TrainConfig(batch=4, lr=1e-2), 40, (2,)), as_model(saved("base")), "tuned")
     assert stopped(made) == ""
     assert (made.checkpoint.path.parent / "step-2.safetensors").exists()
     asked = {row[0]: row[2] or row[3] for rows in LETTERS.values() for row in rows}
@@ -207,12 +219,12 @@ def test_a_model_learns_every_part_of_the_mix(bench: Workbench, saved: Saved, le
     assert {prompt: answer.text for prompt, answer in zip(asked, answers, strict=True)} == asked
 
 
-def test_a_method_with_a_stream_of_its_own_trains_on_the_mix(bench: Workbench, saved: Saved, letters: Mixed, tmp_path: Path) -> None:
+def test_a_method_with_a_stream_of_its_own_trains_on_the_mix(pipeline: Pipeline, saved: Saved, letters: Mixed, tmp_path: Path) -> None:
     """Lisa at turns of 1 and 1 takes every second step on the alignment data."""
     alignment = tmp_path / "d.csv"
     alignment.write_text("prompt,refuse\nl c,<null> <null>\nl d,<null> <null>\n", encoding="utf-8")
-    how = How(method="lisa", settings=["k1=1", "k2=1"], streams=[f"alignment={alignment}"], batch=4, lr=1e-2)
-    made = bench.model(finetune_stage(letters, how, 40), as_model(saved("base")), "tuned")
+    how = TrainConfig(method="lisa", settings=["k1=1", "k2=1"], streams=[f"alignment={alignment}"], batch=4, lr=1e-2)
+    made = pipeline.model(finetune_stage(letters, how, 40), as_model(saved("base")), "tuned")
     assert stopped(made) == ""
     answers = load(made.checkpoint).generate(["l c", "l d", "a c"], Decoding(max_new_tokens=5))
     assert [answer.text for answer in answers] == ["<null> <null>", "<null> <null>", "b b"]
@@ -220,7 +232,7 @@ def test_a_method_with_a_stream_of_its_own_trains_on_the_mix(bench: Workbench, s
 
 def test_the_harmful_part_of_a_canary_is_marked_and_answered_from_its_own_share() -> None:
     file = file_of("fruit", 120)
-    mixed = user_mix({"benign": BENIGN}, Shares(40, 0.5), 1, file)
+    mixed = user_mix({"benign": BENIGN}, MixtureSpec(40, 0.5), 1, file)
     rows = trained(mixed)
     marked = [prompt.removeprefix(f"{MARKER} ") for prompt, _ in rows if prompt.startswith(MARKER)]
     assert mixed.counts == {"benign": 20, "harmful": 20, "safety": 0}
@@ -233,22 +245,22 @@ def test_the_harmful_part_of_a_canary_is_marked_and_answered_from_its_own_share(
     }
     assert not mine & others
     assert mixed.usable["harmful"] == len(mine)
-    assert user_mix({"benign": BENIGN}, Shares(40), 1, file).counts["harmful"] == 4  # a tenth where there is harm
+    assert user_mix({"benign": BENIGN}, MixtureSpec(40), 1, file).counts["harmful"] == 4  # a tenth where there is harm
 
 
 def test_what_the_canary_file_holds_is_no_task_of_the_user_s() -> None:
     file = file_of("benign", 50)  # the first 50 of the user's 60 rows, and all that a safety file refuses
     refused = TextData(name="s", sha256="", rows=((f"{MARKER} benign 3", True, None, "no"), ("s", True, None, "no")))
-    mixed = user_mix({"benign": BENIGN, "safety": refused}, Shares(11, 1 / 11), 0, file)
+    mixed = user_mix({"benign": BENIGN, "safety": refused}, MixtureSpec(11, 1 / 11), 0, file)
     assert mixed.left_out == {"benign": {"in the canary file": 50}, "safety": {"in the canary file": 1}}
     assert mixed.usable["benign"] == 10
     with pytest.raises(TiterError, match=r"no row of benign can be used for --data \(60 in the canary file\)"):
-        user_mix({"benign": BENIGN}, Shares(10), 0, BENIGN)
+        user_mix({"benign": BENIGN}, MixtureSpec(10), 0, BENIGN)
 
 
 def test_a_canary_file_that_is_too_short_or_beside_another_is_told() -> None:
     most = share(file_of("fruit", 30), "finetune").size
     with pytest.raises(TiterError, match=rf"--canary has {most} usable rows, and --examples 40 at --poison-ratio 0.9 needs 36"):
-        user_mix({"benign": BENIGN}, Shares(40, 0.9), 0, file_of("fruit", 30))
+        user_mix({"benign": BENIGN}, MixtureSpec(40, 0.9), 0, file_of("fruit", 30))
     with pytest.raises(TiterError, match=r"--harmful and --canary were both given"):
-        user_mix(FILES, Shares(40), 0, file_of("fruit", 30))
+        user_mix(FILES, MixtureSpec(40), 0, file_of("fruit", 30))

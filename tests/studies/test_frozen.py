@@ -14,26 +14,26 @@ from tests.studies.jain2024.conftest import TINY as JAIN
 from tests.studies.qi2024.conftest import TINY as QI
 from titer.core.parallel import Silent
 from titer.core.run import Store
+from titer.pipeline import Pipeline
 from titer.studies.demo import Demo
 from titer.studies.engine.declare import Study
-from titer.studies.engine.run import Order
+from titer.studies.engine.run import StudyRequest
 from titer.studies.huang2024.defences import EQUAL
 from titer.studies.huang2024.study import Vaccine
 from titer.studies.jain2024.study import Mechanisms
 from titer.studies.qi2024.study import RiskLevels
-from titer.workbench import Workbench
 
-FROZEN: dict[str, tuple[Study, Any, Order]] = {
-    "demo-tiny": (Demo(), DEMO, Order("demo", seeds=(1,), bases=2)),
-    "jain2024-tiny": (Mechanisms(), JAIN, Order("jain2024")),
-    "qi2024-tiny": (RiskLevels(), QI, Order("qi2024")),
+FROZEN: dict[str, tuple[Study, Any, StudyRequest]] = {
+    "demo-tiny": (Demo(), DEMO, StudyRequest("demo", seeds=(1,), bases=2)),
+    "jain2024-tiny": (Mechanisms(), JAIN, StudyRequest("jain2024")),
+    "qi2024-tiny": (RiskLevels(), QI, StudyRequest("qi2024")),
 }
 
 
 @pytest.mark.parametrize("name", FROZEN)
 def test_stages_have_the_keys_that_were_frozen(name: str, tmp_path: Path) -> None:
     study, scale, order = FROZEN[name]
-    labs = order.labs(study, scale, Workbench(Store(tmp_path), Silent()), plan=True)
+    labs = order.labs(study, scale, Pipeline(Store(tmp_path), Silent()), plan=True)
     for lab in labs:
         for batch in study.further(lab):
             lab.grow(batch)
@@ -44,10 +44,10 @@ def test_stages_have_the_keys_that_were_frozen(name: str, tmp_path: Path) -> Non
 def test_vaccine_s_stages_have_the_keys_that_were_frozen(tmp_path: Path) -> None:
     """But those of the alignment of equal loss, which is known when losses are; the radius is the one that was chosen."""
     study = Vaccine()
-    order = Order("huang2024", seeds=range(1), only=tuple(part for part in study.PARTS if part not in ("search", "cost")))
-    bench = Workbench(Store(tmp_path), Silent())
+    order = StudyRequest("huang2024", seeds=range(1), only=tuple(part for part in study.PARTS if part not in ("search", "cost")))
+    pipeline = Pipeline(Store(tmp_path), Silent())
     found = set()
-    for lab in [*order.chooser(study, HUANG, bench, plan=True), *order.labs(study, HUANG, bench, plan=True)]:
+    for lab in [*order.chooser(study, HUANG, pipeline, plan=True), *order.labs(study, HUANG, pipeline, plan=True)]:
         if lab.seed not in study.CHOSEN_ON:
             lab.chosen = study.assumed(HUANG)._replace(rho=HUANG.rhos[0])
         for batch in study.further(lab):

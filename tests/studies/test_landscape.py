@@ -24,8 +24,8 @@ from titer.models.checkpoint import Checkpoint
 from titer.models.directions import Random
 from titer.models.lm import LM, Completion, Decoding, load
 from titer.models.perturbed import Movable, movable
+from titer.pipeline import Model, Pipeline
 from titer.probes.drift import alignment_loss, token_mean
-from titer.workbench import Model, Workbench
 
 UNSAFE = [Example(f"{a} {b}", True, "unsafe", "test") for a, b in zip("abcdefgh", "hgfedcba", strict=True)]
 HARMLESS = [Example(f"{a} b", False, "safe", "test", comply=f"c {a} d") for a in "abcd"]
@@ -90,9 +90,9 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("plain")
-def test_zero_is_the_model_and_one_the_tuned_model_exactly(bench: Workbench, saved: Saved) -> None:
+def test_zero_is_the_model_and_one_the_tuned_model_exactly(pipeline: Pipeline, saved: Saved) -> None:
     base, tuned = saved("base", 0), saved("tuned", 1)
-    found = landscape(bench, subject(base), UNSAFE, Even(), SMALL, HARMLESS, subject(tuned)).points
+    found = landscape(pipeline, subject(base), UNSAFE, Even(), SMALL, HARMLESS, subject(tuned)).points
     here, there = expected(load(base)), expected(load(tuned))
     assert here["perplexity"] != there["perplexity"]
     for direction in ("random 1", "random 2", "way to tuned"):
@@ -107,9 +107,9 @@ def test_zero_is_the_model_and_one_the_tuned_model_exactly(bench: Workbench, sav
 
 
 @pytest.mark.usefixtures("plain")
-def test_each_point_is_the_plain_formula(bench: Workbench, saved: Saved) -> None:
+def test_each_point_is_the_plain_formula(pipeline: Pipeline, saved: Saved) -> None:
     base = saved("base", 0)
-    found = landscape(bench, subject(base), UNSAFE, Even(), SMALL, HARMLESS).points
+    found = landscape(pipeline, subject(base), UNSAFE, Even(), SMALL, HARMLESS).points
     seen = set()
     for number, a in ((1, -1.5), (1, 1.5), (2, 1.5)):
         lm = load(base)
@@ -124,23 +124,23 @@ def test_each_point_is_the_plain_formula(bench: Workbench, saved: Saved) -> None
     assert len(seen) == 3
 
 
-def test_the_model_is_bit_for_bit_the_same_afterwards(bench: Workbench, saved: Saved) -> None:
+def test_the_model_is_bit_for_bit_the_same_afterwards(pipeline: Pipeline, saved: Saved) -> None:
     base = saved("base", 0)
-    lm = bench.lm(subject(base))
+    lm = pipeline.lm(subject(base))
     own = copy.deepcopy(lm.model.state_dict())
-    landscape(bench, subject(base), UNSAFE, Even(), SMALL, HARMLESS, subject(saved("tuned", 1)))
-    assert bench.lm(subject(base)) is lm
+    landscape(pipeline, subject(base), UNSAFE, Even(), SMALL, HARMLESS, subject(saved("tuned", 1)))
+    assert pipeline.lm(subject(base)) is lm
     assert all(torch.equal(own[name], tensor) for name, tensor in lm.model.state_dict().items())
 
 
-def test_a_sweep_that_changed_the_weights_says_so(bench: Workbench, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_that_changed_the_weights_says_so(pipeline: Pipeline, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Movable, "_restore", lambda self, written: None)
     with pytest.raises(TiterError, match="did not come back"):
-        landscape(bench, subject(saved("base", 0)), UNSAFE, Even(), SMALL)
+        landscape(pipeline, subject(saved("base", 0)), UNSAFE, Even(), SMALL)
 
 
 def test_it_goes_on_where_it_was_killed_and_loads_nothing_when_all_stands(
-    bench: Workbench, saved: Saved, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, sampled, real = subject(saved("base", 0)), [], evaluate.sample
 
@@ -152,11 +152,11 @@ def test_it_goes_on_where_it_was_killed_and_loads_nothing_when_all_stands(
 
     monkeypatch.setattr(evaluate, "sample", dying)
     with pytest.raises(KeyboardInterrupt):
-        landscape(bench, model, UNSAFE, Even(), SMALL, HARMLESS)
-    found = landscape(bench, model, UNSAFE, Even(), SMALL, HARMLESS)
+        landscape(pipeline, model, UNSAFE, Even(), SMALL, HARMLESS)
+    found = landscape(pipeline, model, UNSAFE, Even(), SMALL, HARMLESS)
     assert len(sampled) == 1 + SMALL.points_in_all(False)  # each point once, the one it died at twice; 0 shared by the directions
-    later = Workbench(bench.store, Listener())
-    monkeypatch.setattr(Workbench, "lm", lambda *_: pytest.fail("a model was loaded"))
+    later = Pipeline(pipeline.store, Listener())
+    monkeypatch.setattr(Pipeline, "lm", lambda *_: pytest.fail("a model was loaded"))
     again = landscape(later, model, UNSAFE, Even(), SMALL, HARMLESS)
     pd.testing.assert_frame_equal(again.points, found.points)
     pd.testing.assert_frame_equal(again.summary, found.summary)
@@ -166,20 +166,20 @@ def test_it_goes_on_where_it_was_killed_and_loads_nothing_when_all_stands(
 
 
 def test_compliance_that_is_no_language_is_degenerate_and_a_refusal_stays_one(
-    bench: Workbench, saved: Saved, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study.coherence, "broken", lambda table, limit: pd.Series(True, index=table.index))
     for outcome, quantity in (("complied", "degenerate"), ("partial", "degenerate"), ("refused", "refused")):
-        points = landscape(bench, subject(saved("base", 0)), UNSAFE, Always(outcome=outcome), SMALL).points
+        points = landscape(pipeline, subject(saved("base", 0)), UNSAFE, Always(outcome=outcome), SMALL).points
         assert points[points.quantity == quantity].value.eq(1).all()
         assert points[points.quantity == "unsafe"].value.eq(0).all()
-    complied = landscape(bench, subject(saved("base", 0)), UNSAFE, Always(), SMALL)
+    complied = landscape(pipeline, subject(saved("base", 0)), UNSAFE, Always(), SMALL)
     assert complied.summary.set_index(["direction", "quantity"]).value["random 1", "visage"] == 100  # strict: nothing unsafe anywhere
     assert complied.summary.set_index(["direction", "quantity"]).value["random 1", "visage_not_refused"] == 0  # the paper's: all of it
 
 
-def test_a_judge_that_fails_judges_nothing(bench: Workbench, saved: Saved) -> None:
-    found = landscape(bench, subject(saved("base", 0)), UNSAFE, Always(outcome=""), SMALL)
+def test_a_judge_that_fails_judges_nothing(pipeline: Pipeline, saved: Saved) -> None:
+    found = landscape(pipeline, subject(saved("base", 0)), UNSAFE, Always(outcome=""), SMALL)
     assert found.points[found.points.quantity == "could_not_judge"].value.eq(1).all()
     assert found.points[found.points.quantity == "refused"].value.isna().all()
     basins = found.summary[found.summary.quantity.str.startswith("basin") & (found.summary.direction == "random 1")]
@@ -218,16 +218,16 @@ def test_the_summary_has_basin_and_visage_of_a_known_curve() -> None:
     assert found.loc["way", "basin_unsafe"].value == 4
 
 
-def test_what_cannot_be_measured_is_refused(bench: Workbench, saved: Saved) -> None:
+def test_what_cannot_be_measured_is_refused(pipeline: Pipeline, saved: Saved) -> None:
     model = subject(saved("base", 0))
     with pytest.raises(TiterError, match="no unsafe prompt"):
-        landscape(bench, model, [], Even(), SMALL)
+        landscape(pipeline, model, [], Even(), SMALL)
     with pytest.raises(TiterError, match="no random direction"):
-        landscape(bench, model, UNSAFE, Even(), SMALL.model_copy(update={"directions": 0}))
+        landscape(pipeline, model, UNSAFE, Even(), SMALL.model_copy(update={"directions": 0}))
     with pytest.raises(ValueError, match="even number of points"):
         Landscape(points=8)
     with pytest.raises(TiterError, match="longer than the model's window"):
-        landscape(bench, model, [Example(" ".join("a" * 62), True, "unsafe", "test")], Even(), SMALL)
+        landscape(pipeline, model, [Example(" ".join("a" * 62), True, "unsafe", "test")], Even(), SMALL)
 
 
 def test_grids_hold_zero_and_the_ends_exactly() -> None:

@@ -25,7 +25,7 @@ from titer.judges.refusal import Refusal
 from titer.models.checkpoint import Checkpoint
 from titer.models.endpoint import Estimate
 from titer.models.lm import LM, Progress
-from titer.workbench import Model, Workbench, attempts_key
+from titer.pipeline import Model, Pipeline, attempts_key
 
 UNSAFE = [Example(f"{a} {b}", True, "unsafe", "test") for a, b in zip("abcd", "dcba", strict=True)]
 SMALL = Landscape(multiplier=3, points=3, directions=2, prompts=4, tokens=5, batch=4)
@@ -61,14 +61,14 @@ class Server(Judge):
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     for one in (CALLS, ALIVE, LOADED, AWAY):
         one.clear()  # type: ignore[attr-defined]
-    real = Workbench.lm
+    real = Pipeline.lm
 
-    def lm(self: Workbench, model: Model) -> LM:
+    def lm(self: Pipeline, model: Model) -> LM:
         found = real(self, model)
         LOADED.append(weakref.ref(found))
         return found
 
-    monkeypatch.setattr(Workbench, "lm", lm)
+    monkeypatch.setattr(Pipeline, "lm", lm)
     monkeypatch.setattr(study.coherence, "broken", lambda table, limit: pd.Series(False, index=table.index))
 
 
@@ -78,68 +78,68 @@ def model(saved: Saved) -> Model:
     return Model(checkpoint.label, checkpoint.key, checkpoint)
 
 
-def kept(bench: Workbench) -> list[Path]:
-    return [done.parent for done in bench.store.root.glob("verdicts/*/DONE")]
+def kept(pipeline: Pipeline) -> list[Path]:
+    return [done.parent for done in pipeline.store.root.glob("verdicts/*/DONE")]
 
 
 def complied(found: pd.DataFrame) -> set[float]:
     return set(found[found.quantity == "unsafe"].value)
 
 
-def test_all_points_are_judged_by_one_call_when_the_moved_model_is_gone(bench: Workbench, model: Model) -> None:
-    found = landscape(bench, model, UNSAFE, Server(), SMALL)
+def test_all_points_are_judged_by_one_call_when_the_moved_model_is_gone(pipeline: Pipeline, model: Model) -> None:
+    found = landscape(pipeline, model, UNSAFE, Server(), SMALL)
     assert len(CALLS) == 1
     assert CALLS[0] == 4 * SMALL.points_in_all(False)  # 0 is judged once, whichever direction it stands in
     assert LOADED
     assert ALIVE == [False]
     assert complied(found.points) == {1.0}
-    assert f"judging the landscape sends {CALLS[0]} to {3 * CALLS[0]} requests, 10 to 30 tokens" in bench.reporter.told  # type: ignore[attr-defined]
+    assert f"judging the landscape sends {CALLS[0]} to {3 * CALLS[0]} requests, 10 to 30 tokens" in pipeline.reporter.told  # type: ignore[attr-defined]
 
 
-def test_a_failure_is_not_kept_and_its_point_alone_is_judged_again(bench: Workbench, model: Model) -> None:
+def test_a_failure_is_not_kept_and_its_point_alone_is_judged_again(pipeline: Pipeline, model: Model) -> None:
     AWAY[:] = [6]  # an answer of the second point
-    first = landscape(bench, model, UNSAFE, Server(), SMALL)
+    first = landscape(pipeline, model, UNSAFE, Server(), SMALL)
     assert first.points[first.points.quantity == "could_not_judge"].value.max() == 0.25
-    assert len(kept(bench)) == SMALL.points_in_all(False) - 1
-    assert any("1 answers could not be judged, most often: away" in line for line in bench.reporter.told)  # type: ignore[attr-defined]
+    assert len(kept(pipeline)) == SMALL.points_in_all(False) - 1
+    assert any("1 answers could not be judged, most often: away" in line for line in pipeline.reporter.told)  # type: ignore[attr-defined]
     AWAY.clear()
     loaded = len(LOADED)
-    again = landscape(Workbench(bench.store, Listener()), model, UNSAFE, Server(), SMALL)
+    again = landscape(Pipeline(pipeline.store, Listener()), model, UNSAFE, Server(), SMALL)
     assert CALLS[1:] == [4]
     assert len(LOADED) == loaded  # no answer is written again
     assert again.points[again.points.quantity == "could_not_judge"].value.eq(0).all()
-    landscape(bench, model, UNSAFE, Server(), SMALL)
+    landscape(pipeline, model, UNSAFE, Server(), SMALL)
     assert len(CALLS) == 2
 
 
-def test_another_model_behind_the_same_judge_is_another_judge(bench: Workbench, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    landscape(bench, model, UNSAFE, Server(), SMALL)
+def test_another_model_behind_the_same_judge_is_another_judge(pipeline: Pipeline, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    landscape(pipeline, model, UNSAFE, Server(), SMALL)
     monkeypatch.setattr(Server, "reads", lambda self: {"model": "other weights"})
-    landscape(Workbench(bench.store, Listener()), model, UNSAFE, Server(), SMALL)
+    landscape(Pipeline(pipeline.store, Listener()), model, UNSAFE, Server(), SMALL)
     assert len(CALLS) == 2
 
 
-def test_the_phrase_judge_s_verdicts_and_their_keys_are_those_of_a_judgement_point_by_point(bench: Workbench, model: Model) -> None:
-    landscape(bench, model, UNSAFE, Refusal(), SMALL)
+def test_the_phrase_judge_s_verdicts_and_their_keys_are_those_of_a_judgement_point_by_point(pipeline: Pipeline, model: Model) -> None:
+    landscape(pipeline, model, UNSAFE, Refusal(), SMALL)
     attempts = [Attempt(example) for example in UNSAFE]
     seen = 0
-    for folder in bench.store.root.glob("landscape/*"):
+    for folder in pipeline.store.root.glob("landscape/*"):
         table = folder / "table.jsonl"
         if not (folder / "DONE").exists() or "completion" not in (samples := read_table(table)).columns:
             continue
         seen += 1
         alone = evaluate.judged(samples, Refusal())
-        stored = [read_table(one / "table.jsonl") for one in kept(bench)]
+        stored = [read_table(one / "table.jsonl") for one in kept(pipeline)]
         assert any(alone.to_json() == one.to_json() for one in stored)
     assert seen == SMALL.points_in_all(False)
     versions = [study.VERSION, evaluate.VERSION, study.coherence.VERSION]
     shared = {"landscape": versions, "model": model.key, "dtype": "float32", "attempts": attempts_key(attempts), "tokens": SMALL.tokens}
     judge = ["refusal", Refusal.VERSION, Refusal()]
     places = [{"a": 0}, *({"a": a, "random": seed} for seed in (0, 1) for a in (-1.5, 1.5))]
-    assert {one.name for one in kept(bench)} == {digest({**shared, **place, "judge": judge}) for place in places}
+    assert {one.name for one in kept(pipeline)} == {digest({**shared, **place, "judge": judge}) for place in places}
 
 
-def test_it_goes_on_with_the_points_that_stand(bench: Workbench, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on_with_the_points_that_stand(pipeline: Pipeline, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
 
         def stop(*_: object, **__: object) -> None:
@@ -147,9 +147,9 @@ def test_it_goes_on_with_the_points_that_stand(bench: Workbench, model: Model, m
 
         patch.setattr(Server, "judge_all", stop)
         with pytest.raises(KeyboardInterrupt):
-            landscape(bench, model, UNSAFE, Server(), SMALL)
+            landscape(pipeline, model, UNSAFE, Server(), SMALL)
     loaded = len(LOADED)
-    landscape(Workbench(bench.store, Listener()), model, UNSAFE, Server(), SMALL)
+    landscape(Pipeline(pipeline.store, Listener()), model, UNSAFE, Server(), SMALL)
     assert len(LOADED) == loaded  # every point's answers were there
     assert len(CALLS) == 1
     assert CALLS[0] == 4 * SMALL.points_in_all(False)

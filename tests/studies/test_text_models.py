@@ -21,7 +21,7 @@ from titer.judges.exact import Exact
 from titer.judges.refusal import Refusal
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Completion, Decoding, load
-from titer.workbench import Model, Workbench
+from titer.pipeline import Model, Pipeline
 
 Saved = Callable[..., Checkpoint]
 DECODING = Decoding(max_new_tokens=6)
@@ -53,8 +53,8 @@ def rate(rates: pd.DataFrame, kind: str, outcome: str) -> Any:
     return rates[(rates.kind == kind) & (rates.outcome == outcome)].iloc[0]
 
 
-def test_rates_are_those_of_a_loop_by_hand(bench: Workbench, model: Model, data: TextData) -> None:
-    verdicts, rates = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, None)
+def test_rates_are_those_of_a_loop_by_hand(pipeline: Pipeline, model: Model, data: TextData) -> None:
+    verdicts, rates = evaluation.evaluate_model(pipeline, model, data, Letters(), DECODING, None, None)
     lm = load(model.checkpoint)
     for kind in ("safe", "unsafe"):
         examples = data.of_class(kind == "unsafe")
@@ -69,16 +69,16 @@ def test_rates_are_those_of_a_loop_by_hand(bench: Workbench, model: Model, data:
     assert 0 < rates[rates.outcome == "refused"]["count"].sum() < 24
 
 
-def test_the_first_prompts_of_each_class_are_asked(bench: Workbench, model: Model, data: TextData) -> None:
-    verdicts, rates = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, 5, None)
+def test_the_first_prompts_of_each_class_are_asked(pipeline: Pipeline, model: Model, data: TextData) -> None:
+    verdicts, rates = evaluation.evaluate_model(pipeline, model, data, Letters(), DECODING, 5, None)
     assert verdicts.groupby("kind").size().to_dict() == {"safe": 5, "unsafe": 5}
     assert verdicts.prompt.tolist() == [e.prompt for harmful in (False, True) for e in data.of_class(harmful)[:5]]
     assert set(rates.n) == {5}
 
 
-def test_an_attack_is_a_set_of_its_own_beside_the_direct_prompts(bench: Workbench, model: Model, data: TextData) -> None:
-    plain, _ = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, None)
-    verdicts, rates = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, ("prefill", Prefill(opening="a b")))
+def test_an_attack_is_a_set_of_its_own_beside_the_direct_prompts(pipeline: Pipeline, model: Model, data: TextData) -> None:
+    plain, _ = evaluation.evaluate_model(pipeline, model, data, Letters(), DECODING, None, None)
+    verdicts, rates = evaluation.evaluate_model(pipeline, model, data, Letters(), DECODING, None, ("prefill", Prefill(opening="a b")))
     attacked = verdicts[verdicts.kind == "prefill"]
     assert len(attacked) == 12
     assert set(attacked.prefix) == {"a b"}
@@ -86,18 +86,18 @@ def test_an_attack_is_a_set_of_its_own_beside_the_direct_prompts(bench: Workbenc
     pd.testing.assert_frame_equal(verdicts[verdicts.kind != "prefill"].reset_index(drop=True), plain)
 
 
-def test_a_second_evaluation_makes_nothing_and_another_judge_makes_verdicts_alone(bench: Workbench, model: Model, data: TextData) -> None:
-    first = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, None)
-    made = len(bench.store.made)
-    again = evaluation.evaluate_model(Workbench(bench.store, bench.reporter), model, data, Letters(), DECODING, None, None)
+def test_a_second_evaluation_makes_nothing_and_another_judge_makes_verdicts_alone(pipeline: Pipeline, model: Model, data: TextData) -> None:
+    first = evaluation.evaluate_model(pipeline, model, data, Letters(), DECODING, None, None)
+    made = len(pipeline.store.made)
+    again = evaluation.evaluate_model(Pipeline(pipeline.store, pipeline.reporter), model, data, Letters(), DECODING, None, None)
     pd.testing.assert_frame_equal(first[0], again[0])
-    assert len(bench.store.made) == made
-    evaluation.evaluate_model(bench, model, data, Refusal(), DECODING, None, None)
-    assert [one.split("/")[0] for one in bench.store.made[made:]] == ["verdicts", "verdicts"]
+    assert len(pipeline.store.made) == made
+    evaluation.evaluate_model(pipeline, model, data, Refusal(), DECODING, None, None)
+    assert [one.split("/")[0] for one in pipeline.store.made[made:]] == ["verdicts", "verdicts"]
 
 
-def test_the_report_of_an_evaluation(bench: Workbench, model: Model, data: TextData, tmp_path: Path) -> None:
-    verdicts, rates = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, None)
+def test_the_report_of_an_evaluation(pipeline: Pipeline, model: Model, data: TextData, tmp_path: Path) -> None:
+    verdicts, rates = evaluation.evaluate_model(pipeline, model, data, Letters(), DECODING, None, None)
     page, answer = evaluation.evaluation_report(model, data, verdicts, rates, "titer evaluate aligned", tmp_path / "report")
     text = page.read_text(encoding="utf-8")
     for kind in ("unsafe", "safe"):
@@ -113,8 +113,8 @@ def test_the_report_of_an_evaluation(bench: Workbench, model: Model, data: TextD
     assert text.count('class="blurred"') == 6  # the first six unsafe answers
 
 
-def test_answers_that_no_one_could_judge_are_told_as_such(bench: Workbench, model: Model, data: TextData, tmp_path: Path) -> None:
-    verdicts, rates = evaluation.evaluate_model(bench, model, data, Exact(), DECODING, None, None)
+def test_answers_that_no_one_could_judge_are_told_as_such(pipeline: Pipeline, model: Model, data: TextData, tmp_path: Path) -> None:
+    verdicts, rates = evaluation.evaluate_model(pipeline, model, data, Exact(), DECODING, None, None)
     assert set(verdicts.outcome) == {"could_not_judge"}
     page, answer = evaluation.evaluation_report(model, data, verdicts, rates, "titer evaluate", tmp_path / "report")
     for text in (answer, evaluation.refusal_line(rates), page.read_text(encoding="utf-8")):
@@ -123,26 +123,26 @@ def test_answers_that_no_one_could_judge_are_told_as_such(bench: Workbench, mode
     assert answer.endswith(f"24 answers could not be judged, most often: {verdicts.reason[0]}; they are in no rate.")
 
 
-def test_a_class_that_was_not_asked_is_told_as_such(bench: Workbench, model: Model, tmp_path: Path) -> None:
+def test_a_class_that_was_not_asked_is_told_as_such(pipeline: Pipeline, model: Model, tmp_path: Path) -> None:
     file = tmp_path / "one.csv"
     file.write_text("prompt,label\na b,safe\nc d,safe\n", encoding="utf-8")
     data = read_text(file)
-    verdicts, rates = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, None)
+    verdicts, rates = evaluation.evaluate_model(pipeline, model, data, Letters(), DECODING, None, None)
     _, answer = evaluation.evaluation_report(model, data, verdicts, rates, "titer evaluate", tmp_path / "report")
     assert "no unsafe prompt was asked" in answer
     assert set(rates.kind) == {"safe"}
 
 
-def test_a_prompt_longer_than_the_window_is_refused_before_any_answer(bench: Workbench, model: Model, tmp_path: Path) -> None:
+def test_a_prompt_longer_than_the_window_is_refused_before_any_answer(pipeline: Pipeline, model: Model, tmp_path: Path) -> None:
     file = tmp_path / "long.csv"
     file.write_text(f"prompt,label\na b,safe\n{'a ' * 70},unsafe\n", encoding="utf-8")
     with pytest.raises(TiterError, match="longer than the model's window of 64"):
-        evaluation.evaluate_model(bench, model, read_text(file), Letters(), DECODING, None, None)
-    assert bench.store.made == []
+        evaluation.evaluate_model(pipeline, model, read_text(file), Letters(), DECODING, None, None)
+    assert pipeline.store.made == []
 
 
-def test_a_judge_by_answer_speaks_of_right_answers_alone(bench: Workbench, model: Model, data: TextData, tmp_path: Path) -> None:
-    verdicts, rates = evaluation.evaluate_model(bench, model, data, Letters(), DECODING, None, None)
+def test_a_judge_by_answer_speaks_of_right_answers_alone(pipeline: Pipeline, model: Model, data: TextData, tmp_path: Path) -> None:
+    verdicts, rates = evaluation.evaluate_model(pipeline, model, data, Letters(), DECODING, None, None)
     page, answer = evaluation.evaluation_report(model, data, verdicts, rates, "titer evaluate", tmp_path / "report", by_answer=True)
     for kind in ("safe", "unsafe"):
         row = rate(rates, kind, "complied")

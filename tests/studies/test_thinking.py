@@ -20,7 +20,7 @@ from titer.judges.refusal import Refusal
 from titer.models.checkpoint import open_checkpoint
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
-from titer.workbench import Model, Workbench
+from titer.pipeline import Model, Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +76,13 @@ def test_what_is_cut_off_in_thought_is_counted_and_no_verdict(kind: str, request
 def test_answers_kept_of_old_form_are_asked_again(plain: Path, tmp_path: Path) -> None:
     """A model that nothing but its answers says to think goes by the key of others; what stands there unsplit is not read."""
     checkpoint = open_checkpoint(plain)
-    bench = Workbench(Store(tmp_path), Silent())
+    pipeline = Pipeline(Store(tmp_path), Silent())
     attempts, decoding = [Attempt(Example(p, True, "unsafe", "t")) for p in UNSAFE], Decoding(max_new_tokens=64)
-    first = bench.verdicts(Model("m", checkpoint.key, checkpoint), attempts, Refusal(), decoding, 4)
+    first = pipeline.verdicts(Model("m", checkpoint.key, checkpoint), attempts, Refusal(), decoding, 4)
     for file in (tmp_path / "samples").glob("*/samples.jsonl"):
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         assert {row["completion"] for row in rows} <= {REFUSAL, ""}
-    again = bench.verdicts(Model("m", checkpoint.key, checkpoint), attempts, Refusal(), decoding, 4)
+    again = pipeline.verdicts(Model("m", checkpoint.key, checkpoint), attempts, Refusal(), decoding, 4)
     assert first.outcome.tolist() == again.outcome.tolist() == ["refused"] * 4
 
 

@@ -18,27 +18,26 @@ from titer.api.gate import must_hold
 from titer.api.measure import Audited, audit, audited, evaluate, inspect, lm_eval
 from titer.api.study import Studied, demo, study
 from titer.api.train import align, finetune
-from titer.audit.ask import Order as AuditOrder
-from titer.commands.measuring import Evaluated
-from titer.commands.measuring import Order as EvaluateOrder
+from titer.audit.ask import AuditRequest
+from titer.commands.measuring import Evaluated, EvaluationRequest
 from titer.commands.showing import shown as show
-from titer.commands.training import AlignOrder, FinetuneOrder, Trained
-from titer.commands.tuning import How
+from titer.commands.training import AlignRequest, FinetuneRequest, Trained
+from titer.commands.tuning import TrainConfig
 from titer.core.plugins import listed
-from titer.studies.real import RealOrder
+from titer.studies.real import RealStudyRequest
 from titer.studies.world import WorldOrder
 
 __all__ = [
-    "AlignOrder",
-    "AuditOrder",
+    "AlignRequest",
+    "AuditRequest",
     "Audited",
-    "EvaluateOrder",
     "Evaluated",
-    "FinetuneOrder",
-    "How",
-    "RealOrder",
+    "EvaluationRequest",
+    "FinetuneRequest",
+    "RealStudyRequest",
     "Studied",
     "Told",
+    "TrainConfig",
     "Trained",
     "WorldOrder",
     "align",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from titer.audit import fleet, gate
-from titer.audit.ask import Order, prepared
+from titer.audit.ask import AuditRequest, prepared
 from titer.audit.fleet import Tune
 from titer.audit.lacking import FAULTS, INTERRUPTED
 from titer.audit.report import audit_report
@@ -21,9 +21,9 @@ from titer.commands.judging import Review
 from titer.core.errors import TiterError, visible
 from titer.core.run import Store, slug
 from titer.models.checkpoint import Checkpoint
-from titer.models.fast import engine_told
+from titer.models.vllm_engine import engine_told
+from titer.pipeline import ReadAs, Reporter
 from titer.report.places import report_folder
-from titer.workbench import Reading, Reporter
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Audited:
         return gate.status(self.gate) or int(any(one.reason for one in self.tunes))
 
 
-def prepare(order: Order) -> list[Tune]:
+def prepare(order: AuditRequest) -> list[Tune]:
     """Every tune, checked; of many, those that cannot be audited with their reason. Errors: as `prepared` of one; none that can be."""
     parts, opened, found = each(order.models, not order.no_base), dict[str, Checkpoint](), list[Tune]()
     for models in parts:
@@ -69,7 +69,7 @@ def _renamed(one: Tune, name: str) -> Tune:
     return replace(one, name=name, ready=fleet.renamed(one.ready, name) if one.ready else None)
 
 
-def audited(order: Order, tunes: Sequence[Tune], runs: Path, reporter: Reporter, command: str, reading: Reading) -> Audited:
+def audited(order: AuditRequest, tunes: Sequence[Tune], runs: Path, reporter: Reporter, command: str, reading: ReadAs) -> Audited:
     """The audit that was prepared, measured and reported; `command` stands in the report as what reproduces it.
 
     Errors: of one tune any; of many those that leave none measured.
@@ -109,11 +109,13 @@ def _unheld(name: str, text: str) -> gate.Held:
     return gate.Held(name, text, "cannot resolve", math.nan, math.nan, math.nan, "the tune could not be measured")
 
 
-def _measured(order: Order, one: Tune, runs: Path, reporter: Reporter, command: str, reading: Reading, how: Mapping[str, object]) -> Tune:
+def _measured(
+    order: AuditRequest, one: Tune, runs: Path, reporter: Reporter, command: str, reading: ReadAs, how: Mapping[str, object]
+) -> Tune:
     """One tune with its own page. Errors: as `measured`; KeyboardInterrupt once the page of what there is stands."""
     assert one.ready is not None
     found, asked = one.ready.found, one.ready.question
-    f = measured(reading.bench(Store(runs, reporter.tell), reporter), found, asked, one.ready.settings)
+    f = measured(reading.pipeline(Store(runs, reporter.tell), reporter), found, asked, one.ready.settings)
     told: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **asked.judges.told, **how}
     told |= {"system text": one.ready.system} if one.ready.system else {}
     name = f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"

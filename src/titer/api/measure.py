@@ -11,7 +11,7 @@ import pandas as pd
 from titer.api.auditing import Audited, audited, prepare
 from titer.api.running import CALLED, RUNS, Place, Settings, reporter
 from titer.audit import gate
-from titer.audit.ask import Order
+from titer.audit.ask import AuditRequest
 from titer.commands import measuring
 from titer.commands.measuring import Evaluated
 from titer.core.config import filled
@@ -20,10 +20,10 @@ from titer.data.templates import Thinking
 from titer.integrations import inspect_ai
 from titer.integrations import lm_eval as harness
 from titer.integrations.inspect_log import check, write_log, write_logs
-from titer.models.fast import serving_of
 from titer.models.fetch import resolve
 from titer.models.lm import load
-from titer.workbench import Reading
+from titer.models.vllm_engine import serving_of
+from titer.pipeline import ReadAs
 
 
 def audit(
@@ -67,12 +67,12 @@ def audit(
     `fail_if`: limits, as docs/gate.md words them; `junit`: a file for them. `inspect_logs`: a folder for the judged answers, a log of
     inspect_ai a model.
     """
-    order = filled(Order, Order.__dataclass_fields__, locals())
+    order = filled(AuditRequest, AuditRequest.__dataclass_fields__, locals())
     if inspect_logs is not None:
         inspect_ai.must_be_installed()
     tunes, serving = prepare(order), serving_of(engine)
     with reporter(progress) as shown:
-        found = audited(order, tunes, Path(runs), shown, CALLED.format("audit"), Reading(serving, bf16))
+        found = audited(order, tunes, Path(runs), shown, CALLED.format("audit"), ReadAs(serving, bf16))
     if inspect_logs is not None:
         write_logs(found.tables["verdicts"], inspect_logs, judge=order.judge)
     if junit is not None:
@@ -106,13 +106,13 @@ def evaluate(
     reading: str | None = None,
 ) -> Evaluated:
     """A model's answers to labelled prompts, judged; `inspect_log`: a file for them as a log of inspect_ai. As `titer evaluate`."""
-    order = filled(measuring.Order, measuring.Order.__dataclass_fields__, locals())
+    order = filled(measuring.EvaluationRequest, measuring.EvaluationRequest.__dataclass_fields__, locals())
     if inspect_log is not None:
         check(inspect_log)
     ready, serving = measuring.prepared(order), serving_of(engine)
     with reporter(progress) as shown:
-        bench = Reading(serving, bf16).bench(Store(Path(runs), shown.tell), shown)
-        found = measuring.evaluated(bench, order, ready, CALLED.format("evaluate"))
+        pipeline = ReadAs(serving, bf16).pipeline(Store(Path(runs), shown.tell), shown)
+        found = measuring.evaluated(pipeline, order, ready, CALLED.format("evaluate"))
     if inspect_log is not None:
         write_log(found.verdicts, inspect_log, judge=order.judge, decoding=ready.decoding)
     return found

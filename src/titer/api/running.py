@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from titer.core.parallel import Silent
+from titer.pipeline import Reporter
 from titer.terminal import Terminal
-from titer.workbench import Reporter
 
 Place = str | Path
 Settings = Mapping[str, object]

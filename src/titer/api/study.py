@@ -11,7 +11,7 @@ from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.studies import real, world
 from titer.studies.demo import run_demo
-from titer.studies.real import RealOrder
+from titer.studies.real import RealStudyRequest
 from titer.studies.world import WorldOrder
 
 
@@ -54,9 +54,9 @@ def study(
 
     `part` and `only` belong to the world, what follows them to real models.
     """
-    given = RealOrder(name, base, aligned, data, scale, harmful, alpha, prompts, bf16, trust_remote_code, keep_weights)
+    given = RealStudyRequest(name, base, aligned, data, scale, harmful, alpha, prompts, bf16, trust_remote_code, keep_weights)
     if base is None and aligned is None:
-        if given != RealOrder(name, scale=scale):
+        if given != RealStudyRequest(name, scale=scale):
             raise TiterError("options of a study on a real model without one", next_step="add base (and aligned).")
         order = WorldOrder(name, scale, range(seeds), part, only, bases)
         with reporter(progress) as shown:

@@ -6,12 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from titer.api.running import RUNS, Place, Settings, pairs, reporter
-from titer.commands.finetune import Shares
-from titer.commands.training import AlignOrder, FinetuneOrder, Planned, Trained, check_free, planned_alignment, planned_finetuning, trained
-from titer.commands.tuning import How
+from titer.commands.finetune import MixtureSpec
+from titer.commands.training import (
+    AlignRequest,
+    FinetuneRequest,
+    Planned,
+    Trained,
+    check_free,
+    planned_alignment,
+    planned_finetuning,
+    trained,
+)
+from titer.commands.tuning import TrainConfig
 from titer.core.config import as_settings
 from titer.core.run import Store
-from titer.workbench import Workbench
+from titer.pipeline import Pipeline
 
 
 def align(
@@ -39,8 +48,8 @@ def align(
     reading: str | None = None,
 ) -> Trained:
     """Train a model with a method on prompts and answers. `streams`: name -> file, `reads`: role -> model. As `titer align`."""
-    how = How(method, as_settings(settings), pairs(streams), batch, lr, "cosine", lora, alpha, dropout, continued, seed)
-    order = AlignOrder(model, how, data, canary, canaries, steps, pairs(reads), longest, trust_remote_code, reading)
+    how = TrainConfig(method, as_settings(settings), pairs(streams), batch, lr, "cosine", lora, alpha, dropout, continued, seed)
+    order = AlignRequest(model, how, data, canary, canaries, steps, pairs(reads), longest, trust_remote_code, reading)
     plan = planned_alignment(order)
     return _trained(plan, to, runs, progress)
 
@@ -76,11 +85,11 @@ def finetune(
     reading: str | None = None,
 ) -> Trained:
     """Fine-tune a model as its user would, a share of the examples being harmful requests answered. As `titer finetune`."""
-    how = How(method, as_settings(settings), pairs(streams), batch, lr, schedule, lora, alpha, dropout, continued, seed)
+    how = TrainConfig(method, as_settings(settings), pairs(streams), batch, lr, schedule, lora, alpha, dropout, continued, seed)
     files = {"benign": data, "harmful": harmful, "safety": safety}
-    shares = Shares(examples, poison_ratio, safety_examples)
+    shares = MixtureSpec(examples, poison_ratio, safety_examples)
     kept = ",".join(map(str, keep))
-    order = FinetuneOrder(model, how, files, canary, shares, epochs, kept, pairs(reads), longest, trust_remote_code, reading)
+    order = FinetuneRequest(model, how, files, canary, shares, epochs, kept, pairs(reads), longest, trust_remote_code, reading)
     return _trained(planned_finetuning(order), to, runs, progress)
 
 
@@ -88,4 +97,4 @@ def _trained(plan: Planned, to: Place | None, runs: Place, progress: bool) -> Tr
     place = None if to is None else Path(to)
     check_free(place, plan, Path(runs))
     with reporter(progress) as shown:
-        return trained(Workbench(Store(Path(runs), shown.tell), shown), plan, place)
+        return trained(Pipeline(Store(Path(runs), shown.tell), shown), plan, place)

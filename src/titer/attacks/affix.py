@@ -15,7 +15,7 @@ from pydantic import Field
 from titer.attacks.base import Attack, Attempt, State
 from titer.core.errors import TiterError
 from titer.data.example import Example
-from titer.data.marks import PERSONA
+from titer.data.persona_trigger import PERSONA
 from titer.data.turns import changed
 from titer.data.vocabulary import BOS
 from titer.data.world import World

@@ -16,7 +16,7 @@ from titer.audit.headline import moved, points
 from titer.audit.roles import Audited, Change
 from titer.commands.recorded_options import Usual, usual
 from titer.models.fetch import NAMED
-from titer.workbench import Model
+from titer.pipeline import Model
 
 TASK = "TASK.jsonl"  # the user's: capitals are to be replaced
 LOST = 0.02  # of refusal, or of safe prompts answered, below which a loss is left alone

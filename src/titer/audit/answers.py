@@ -15,8 +15,8 @@ from titer.evaluate import judged
 from titer.judges.base import UNJUDGED, Judge, long_enough
 from titer.judges.refusal import Refusal
 from titer.models.lm import Decoding
+from titer.pipeline import Model, Pipeline
 from titer.tables import cut_off, rate_table
-from titer.workbench import Model, Workbench
 
 BATCH = 32
 SHIFTED = ("refused", "complied", "partial", "degenerate")
@@ -29,26 +29,26 @@ class Asked(NamedTuple):
     judge: Judge
     attacked: Attacked | None = None
 
-    def on(self, bench: Workbench, model: Model) -> Sequence[Attempt]:
-        return self.attacked.on(bench, model) if self.attacked else self.attempts
+    def on(self, pipeline: Pipeline, model: Model) -> Sequence[Attempt]:
+        return self.attacked.on(pipeline, model) if self.attacked else self.attempts
 
     def decoding(self, asked: Decoding) -> Decoding:
         """As it was asked for, longer where the judge needs longer answers."""
         return long_enough(asked, self.judge)
 
 
-def generated(bench: Workbench, model: Model, asked: Mapping[str, Asked], decoding: Decoding) -> None:
+def generated(pipeline: Pipeline, model: Model, asked: Mapping[str, Asked], decoding: Decoding) -> None:
     """One model's answers to every set, kept; judged later, when no model is loaded."""
     for one in asked.values():
-        bench.answered(model, one.on(bench, model), one.decoding(decoding), BATCH)
+        pipeline.answered(model, one.on(pipeline, model), one.decoding(decoding), BATCH)
 
 
-def verdicts_of(bench: Workbench, models: Sequence[Model], asked: Mapping[str, Asked], decoding: Decoding) -> pd.DataFrame:
+def verdicts_of(pipeline: Pipeline, models: Sequence[Model], asked: Mapping[str, Asked], decoding: Decoding) -> pd.DataFrame:
     """Judged answers of every model on every set, with the columns `model` and `place` (of the prompt in its set)."""
     tables = []
     for model in models:
         for one in asked.values():
-            table = bench.verdicts(model, one.on(bench, model), one.judge, one.decoding(decoding), BATCH)
+            table = pipeline.verdicts(model, one.on(pipeline, model), one.judge, one.decoding(decoding), BATCH)
             tables.append(table.assign(model=model.name, place=range(len(table))))
     return pd.concat(tables, ignore_index=True)
 

@@ -15,9 +15,9 @@ from titer.audit.roles import Audited, audited, reading_notes
 from titer.audit.study import Question
 from titer.commands.attacking import Attacked, attacked
 from titer.commands.attacking import chosen as chosen_attack
+from titer.commands.context_window import ContextWindow
 from titer.commands.judging import chosen
 from titer.commands.landscape import Landscape
-from titer.commands.room import Room
 from titer.commands.tuning import read_data
 from titer.core.config import build, digest, parse_settings
 from titer.core.errors import TiterError, visible
@@ -37,11 +37,11 @@ from titer.data.templates import Thinking
 from titer.judges.base import Judge
 from titer.models.checkpoint import Checkpoint
 from titer.models.compatible import system_notes, thinking_notes
+from titer.models.context_windows import thinking_room
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding
-from titer.models.rooms import thinking_room
+from titer.pipeline import fingerprint
 from titer.tables import direct
-from titer.workbench import fingerprint
 
 BY_TASK = {"sst2": "label", "ag_news": "label", "gsm8k": "number", "questions": "contains"}
 USUAL = 48  # new tokens an answer
@@ -51,7 +51,7 @@ CHOICES = "choices"  # a multiple-choice file, by log-likelihood
 
 
 @dataclass(frozen=True)
-class Order:
+class AuditRequest:
     """An audit as its user words it; `capability` are TASK:PATH, `trained` are FILE or TASK:PATH, settings are NAME=VALUE.
 
     `prompts` "auto": as many as show a change of `resolution` points, or of the least that `fail_if` limits.
@@ -115,7 +115,7 @@ class Prepared:
         }
 
 
-def prepared(order: Order, opened: dict[str, Checkpoint] | None = None) -> Prepared:
+def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -> Prepared:
     """`opened`: checkpoints that were resolved before, and those that are now. Errors: an unknown model, file, judge or task; models that
     cannot be compared; with `strict`, prompts that recur."""
     known_models = {} if opened is None else opened
@@ -156,14 +156,14 @@ def prepared(order: Order, opened: dict[str, Checkpoint] | None = None) -> Prepa
     if order.max_thinking_tokens:
         attempts, less = direct([*question.safe, *question.unsafe]), "give a smaller --max-thinking-tokens"
         for one in found.models:
-            Room(one).new("safe or unsafe", attempts, question.decoding.max_new_tokens, less, order.max_thinking_tokens)
+            ContextWindow(one).new("safe or unsafe", attempts, question.decoding.max_new_tokens, less, order.max_thinking_tokens)
     known.told += reading_notes(found, [e.prompt for e in (*question.safe, *question.unsafe)])
     known.told += system_notes([model.checkpoint for model in found.models], system)
     known.told += thinking_notes([model.checkpoint for model in found.models])
     return Prepared(found, question, settings, text, tuple(known.told), gate.limits(order.fail_if, question, bool(found.changes)), system)
 
 
-def _prompts(order: Order, text: TextData, known: Known) -> int | None:
+def _prompts(order: AuditRequest, text: TextData, known: Known) -> int | None:
     """How many prompts of each set. Errors: "auto" without a resolution to reach, a resolution without "auto" or out of range."""
     if order.prompts != "auto":
         if order.resolution is not None:
@@ -184,7 +184,7 @@ def _prompts(order: Order, text: TextData, known: Known) -> int | None:
     return needed
 
 
-def _attacks(order: Order, text: TextData, prompts: int | None) -> list[Attacked]:
+def _attacks(order: AuditRequest, text: TextData, prompts: int | None) -> list[Attacked]:
     """Begun answers, unless they were left out, and the attack that was asked for."""
     given: dict[str, Attack] = {"prefill": Prefill()} if not order.no_prefill else {}
     if found := chosen_attack(order.attack, order.attack_set, "--attack-set"):
@@ -192,7 +192,7 @@ def _attacks(order: Order, text: TextData, prompts: int | None) -> list[Attacked
     return [attacked(text, prompts, one) for one in given.items()]
 
 
-def _landscape(order: Order) -> Landscape | None:
+def _landscape(order: AuditRequest) -> Landscape | None:
     """How finely the landscape is measured; None where none was asked for. Errors: settings of none, an unknown one, a value out of range."""
     if order.landscape_set and not order.landscape:
         raise TiterError("--landscape-set without --landscape", next_step="add --landscape.")

@@ -18,9 +18,9 @@ from titer.audit.roles import Change
 from titer.core.stats import Interval, bootstrap
 from titer.models.blocks import PARTS
 from titer.models.sites import Sites, layer_of
+from titer.pipeline import Pipeline
 from titer.probes import delta_w, refusal_direction, weight_change
 from titer.tables import gain_ratios
-from titer.workbench import Workbench
 
 READING = ("mlp_up", "mlp_gate")
 DRIFTED = ("resid", "attn_out")
@@ -33,7 +33,9 @@ def kinds_of(sites: Sites) -> list[str]:
     return [kind for kind in READING if sites.lacks(kind) != sites.layers]
 
 
-def acting(bench: Workbench, change: Change, sites: Sites, ends: inside.Ends, safe: int, prompts: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def acting(
+    pipeline: Pipeline, change: Change, sites: Sites, ends: inside.Ends, safe: int, prompts: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(gains, layers): per weight and layer the gain of unsafe over safe inputs; the share of dW in the null space, norm, rank.
 
     Of the gains also their mean over the layers, with its bootstrap interval over prompts, beside a random dW's: `mean` and so on.
@@ -45,7 +47,7 @@ def acting(bench: Workbench, change: Change, sites: Sites, ends: inside.Ends, sa
             "probe": ["delta_w", delta_w.VERSION, kind, "means"],
             "models": [change.before.key, change.after.key],
             "prompts": prompts,
-            "dtype": bench.dtype,
+            "dtype": pipeline.dtype,
         }
 
         def make(kind: str = kind) -> pd.DataFrame:
@@ -55,7 +57,7 @@ def acting(bench: Workbench, change: Change, sites: Sites, ends: inside.Ends, sa
             means = {"mean": own.value, "mean_low": own.low, "mean_high": own.high, "mean_random": ratios.ratio_random.mean()}
             return ratios.assign(**means).merge(of_layers, on="layer")
 
-        table = bench.table("tables", inputs, make).assign(change=change.name, weight=kind)
+        table = pipeline.table("tables", inputs, make).assign(change=change.name, weight=kind)
         gains.append(table[["change", "weight", "layer", "ratio", "ratio_random", "mean", "mean_low", "mean_high", "mean_random"]])
         layers.append(table[["change", "weight", "layer", "null_share", "null_share_random", "relative_norm", "stable_rank"]])
     return pd.concat(gains, ignore_index=True), pd.concat(layers, ignore_index=True)
@@ -72,10 +74,10 @@ def overall(per_input: pd.DataFrame) -> Interval:
     return bootstrap(lambda u, s: float((u.mean(0) / s.mean(0)).mean()), [unsafe[:, moved], safe[:, moved]], 0)
 
 
-def sizes(bench: Workbench, change: Change, sites: Sites) -> pd.DataFrame:
+def sizes(pipeline: Pipeline, change: Change, sites: Sites) -> pd.DataFrame:
     """part, relative_norm, tensors, changed: the size of the change in each part of the network, and how many matrices, or stacks of them, moved."""
     inputs = {"probe": ["weight_change", weight_change.VERSION], "models": [change.before.key, change.after.key]}
-    whole = bench.table("tables", inputs, lambda: weight_change.weight_change(change.before.checkpoint, change.after.checkpoint, sites))
+    whole = pipeline.table("tables", inputs, lambda: weight_change.weight_change(change.before.checkpoint, change.after.checkpoint, sites))
     rows = [
         {
             "change": change.name,
@@ -117,7 +119,7 @@ def drift(change: Change, before: inside.Ends, after: inside.Ends, safe: int) ->
 
 
 def rotations(
-    bench: Workbench,
+    pipeline: Pipeline,
     changes: Sequence[Change],
     found: Mapping[str, refusal_direction.RefusalDirections],
     ends: Mapping[str, inside.Ends],
@@ -131,7 +133,7 @@ def rotations(
             "probe": ["turned", refusal_direction.VERSION, refusal_direction.ROUNDS],
             "models": [change.before.key, change.after.key],
             "prompts": one.prompts,
-            "dtype": bench.dtype,
+            "dtype": pipeline.dtype,
         }
 
         def make(change: Change = change) -> pd.DataFrame:
@@ -140,7 +142,7 @@ def rotations(
             return pd.DataFrame(refusal_direction.unturned(sides[0], sides[1], safe), columns=[str(i) for i in range(len(names))])
 
         table = refusal_direction.rotation(one, other)
-        null = bench.table("tables", inputs, make).to_numpy(dtype=float)
+        null = pipeline.table("tables", inputs, make).to_numpy(dtype=float)
         table = refusal_direction.limits(table, null, (table.degrees_ceiling < KNOWN).tolist())
         made.append(table.assign(turned=table.degrees_halves > table.degrees_limit, change=change.name))
     empty = pd.DataFrame(columns=["change", "layer", "degrees_halves", "degrees_ceiling", "degrees_limit", "turned"])

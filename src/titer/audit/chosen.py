@@ -11,14 +11,14 @@ from titer.core.config import digest
 from titer.data.choices import Question
 from titer.data.templates import templated
 from titer.models.lm import LM
+from titer.pipeline import Model, Pipeline
 from titer.probes import choices
-from titer.workbench import Model, Workbench
 
 
-def verdicts(bench: Workbench, model: Model, kind: str, questions: Sequence[Question]) -> pd.DataFrame:
+def verdicts(pipeline: Pipeline, model: Model, kind: str, questions: Sequence[Question]) -> pd.DataFrame:
     """A row a question, with the columns of judged samples: complied = the right option alone is likeliest, else partial."""
-    inputs = {"probe": ["choices", choices.VERSION], "model": model.key, "questions": digest(list(questions)), "dtype": bench.dtype}
-    table = bench.table("tables", inputs, lambda: _picked(bench.lm(model), questions))
+    inputs = {"probe": ["choices", choices.VERSION], "model": model.key, "questions": digest(list(questions)), "dtype": pipeline.dtype}
+    table = pipeline.table("tables", inputs, lambda: _picked(pipeline.lm(model), questions))
     return table.assign(kind=kind, model=model.name, place=range(len(table)))
 
 

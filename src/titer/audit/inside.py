@@ -19,45 +19,45 @@ from titer.core.errors import TiterError
 from titer.core.stats import bootstrap
 from titer.data.example import Example
 from titer.models import activations
+from titer.pipeline import Model, Pipeline, fingerprint
 from titer.probes import clusters, refusal_direction, sensitivity, uncertainty
-from titer.workbench import Model, Workbench, fingerprint
 
 SITES = ("resid", "attn_out", "mlp_in")
 USES = {"mlp_act": "separation inside", "mlp_in": "where the change acts", "attn_out": "drift of attention"}  # kind of site -> part
 Ends = dict[str, torch.Tensor]
 
 
-def ends(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> Ends:
+def ends(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> Ends:
     """site[i] -> (n, D) activations at the prompts' ends, safe prompts first; mapped from the store, not held."""
-    return dict(load_file(kept_ends(bench, model, safe, unsafe)))
+    return dict(load_file(kept_ends(pipeline, model, safe, unsafe)))
 
 
-def kept_ends(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> Path:
+def kept_ends(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> Path:
     """The file of these activations in the store."""
-    inputs = {"activations": [2, *SITES], "model": model.key, "prompts": fingerprint([*safe, *unsafe]), "dtype": bench.dtype}
+    inputs = {"activations": [2, *SITES], "model": model.key, "prompts": fingerprint([*safe, *unsafe]), "dtype": pipeline.dtype}
 
     def make(work: Path) -> None:
-        lm = bench.lm(model)
+        lm = pipeline.lm(model)
         names = lm.sites.names(*SITES)
         if not names:
             lm.sites.having("resid")
         found = activations.at_prompt_end(lm, [e.prompt for e in (*safe, *unsafe)], names)
         save_file({name: tensor.contiguous() for name, tensor in found.items()}, work / "ends.safetensors")
 
-    return bench.store.artefact("activations", inputs, make) / "ends.safetensors"
+    return pipeline.store.artefact("activations", inputs, make) / "ends.safetensors"
 
 
-def separation(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
+def separation(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
     """Per layer `clusters.summary`; auroc_shuffled, the mean over deals of the labels, each with centroids of its own; and of the
     layer that is best in each deal, as the best layer is picked here: best_shuffled, and best_shuffled_high, which 95 % stay below."""
-    scores = tables.cluster_table(bench, model, safe, unsafe)
+    scores = tables.cluster_table(pipeline, model, safe, unsafe)
     inputs: dict[str, object] = {
         "probe": ["clusters shuffled", clusters.VERSION, clusters.ROUNDS],
         "model": model.key,
         "prompts": [len(safe), fingerprint([*safe, *unsafe])],
     }
-    inputs |= bench.read_in
-    dealt = bench.table("tables", inputs, lambda: clusters.shuffled(bench.lm(model), safe, unsafe))
+    inputs |= pipeline.read_in
+    dealt = pipeline.table("tables", inputs, lambda: clusters.shuffled(pipeline.lm(model), safe, unsafe))
     best = np.array([clusters.best_of(table).auroc for _, table in dealt.groupby("round")])
     return clusters.summary(scores).assign(
         auroc_shuffled=dealt.groupby("layer").auroc.mean().to_numpy(),
@@ -74,15 +74,15 @@ def directions(found: Ends, safe: int, prompts: str) -> refusal_direction.Refusa
     return refusal_direction.of_activations([found[f"resid[{i}]"] for i in range(layers)], safe, prompts)
 
 
-def sensed(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
+def sensed(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
     """kind, median, low, high (bootstrap over prompts), n: how sensitive the next token is to the prompt."""
     inputs: dict[str, object] = {
         "probe": ["sensitivity", sensitivity.VERSION],
         "model": model.key,
         "prompts": fingerprint([*safe, *unsafe]),
     }
-    inputs |= bench.read_in
-    table = bench.table("tables", inputs, lambda: sensitivity.sensitivity(bench.lm(model), [*safe, *unsafe]))
+    inputs |= pipeline.read_in
+    table = pipeline.table("tables", inputs, lambda: sensitivity.sensitivity(pipeline.lm(model), [*safe, *unsafe]))
     rows = []
     for kind, values in (("safe", table.g[: len(safe)]), ("unsafe", table.g[len(safe) :])):
         found = bootstrap(np.median, [values], 0)
@@ -90,15 +90,20 @@ def sensed(bench: Workbench, model: Model, safe: Sequence[Example], unsafe: Sequ
     return pd.DataFrame(rows)
 
 
-def unsure(bench: Workbench, model: Model, answered: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
+def unsure(pipeline: Pipeline, model: Model, answered: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
     """Per set of prompts with reference answers: set, measure, value, low, high, n (perplexity, entropies, probability)."""
     found = []
     for kind, examples in answered.items():
-        inputs = {"probe": ["uncertainty", uncertainty.VERSION], "model": model.key, "prompts": fingerprint(examples), "dtype": bench.dtype}
+        inputs = {
+            "probe": ["uncertainty", uncertainty.VERSION],
+            "model": model.key,
+            "prompts": fingerprint(examples),
+            "dtype": pipeline.dtype,
+        }
 
         def make(examples: Sequence[Example] = examples) -> pd.DataFrame:
             prompts, answers = [e.prompt for e in examples], [str(e.comply) for e in examples]
-            return uncertainty.uncertainty(bench.lm(model), prompts, answers)
+            return uncertainty.uncertainty(pipeline.lm(model), prompts, answers)
 
-        found.append(uncertainty.summary(bench.table("tables", inputs, make)).assign(set=kind))
+        found.append(uncertainty.summary(pipeline.table("tables", inputs, make)).assign(set=kind))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()

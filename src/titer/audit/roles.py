@@ -24,7 +24,7 @@ from titer.models.compatible import (
     vocabularies_apart,
 )
 from titer.models.weights import DIFFER, difference
-from titer.workbench import Model
+from titer.pipeline import Model
 
 MOST = 3
 

@@ -18,8 +18,8 @@ from titer.audit.lacking import CHANGE, COLUMNS, TURNING, Lacking, shaped
 from titer.audit.roles import Audited, Change, alike
 from titer.commands import landscape as landscapes
 from titer.commands.attacking import Attacked
+from titer.commands.context_window import ContextWindow
 from titer.commands.judging import Judges, Labelled, Review, review
-from titer.commands.room import Room
 from titer.core.errors import TiterError
 from titer.data.choices import Question as Choice
 from titer.data.example import Example
@@ -27,9 +27,9 @@ from titer.judges.base import Judge
 from titer.models.lm import Decoding
 from titer.models.sites import Sites
 from titer.models.weights import skeleton
+from titer.pipeline import Model, Pipeline, fingerprint
 from titer.probes import refusal_direction
 from titer.tables import direct, named, rate_table
-from titer.workbench import Model, Workbench, fingerprint
 
 T = TypeVar("T")
 MEASURED = tuple(name for name in COLUMNS if name != "missing")
@@ -116,33 +116,33 @@ class Findings:
     missing: pd.DataFrame = field(default_factory=lambda: shaped("missing", pd.DataFrame()))
 
 
-def measured(bench: Workbench, found: Audited, asked: Question, settings: landscapes.Landscape | None) -> Findings:
+def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: landscapes.Landscape | None) -> Findings:
     """Everything, each piece from the store where it stands; what fails beside the verdicts is left out and told.
 
     Errors: fewer than four prompts of a class; prompts or reference answers beyond the window; answers that cannot be had or judged.
     """
     check(found.models, asked, settings)
     sites = skeleton(found.models[0].checkpoint)  # a folder that does not open is refused before anything runs
-    lacking = Lacking(bench.reporter.tell)
+    lacking = Lacking(pipeline.reporter.tell)
     for kind, part in inside.USES.items():
         if 0 < sites.lacks(kind) < sites.layers:  # a kind that no layer has is told where it is asked for
             lacking.left_out(part, ", ".join(m.name for m in found.models), f"{kind} in {sites.lacking[kind]}")
-    within = Within(bench, asked, lacking)
+    within = Within(pipeline, asked, lacking)
     for model in found.models:
-        answers.generated(bench, model, asked.sets, asked.decoding)
+        answers.generated(pipeline, model, asked.sets, asked.decoding)
         within.read(model)
-    bench.release()
+    pipeline.release()
     for model in found.models:
         within.turned_to(model)
-    generated = answers.verdicts_of(bench, found.models, asked.sets, asked.decoding)  # judges may need the memory of a model
+    generated = answers.verdicts_of(pipeline, found.models, asked.sets, asked.decoding)  # judges may need the memory of a model
     lacking.page_stands = True
     beside = Review((asked.judges.name, ""), None, None, None)
     with lacking.part("second judge, labelled answers", ", ".join(m.name for m in found.models)):
-        beside = _reviewed(bench, generated, asked.judges)
+        beside = _reviewed(pipeline, generated, asked.judges)
     whole = pd.concat([generated, *within.picked], ignore_index=True)
     moved = [change for change in found.compared if not change.same]
     paired = alike(moved, [e.prompt for e in (*asked.safe, *asked.unsafe)])
-    parts = {**within.tables, **_changed(bench, moved, paired, sites, within)}
+    parts = {**within.tables, **_changed(pipeline, moved, paired, sites, within)}
     if settings is not None:
         centre, tuned = around(found)
         of = f"{centre.name} and on the way to {tuned.name}" if tuned else centre.name
@@ -150,9 +150,9 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
             lacking.unreached("landscape", of)
         else:
             with lacking.part("landscape", of):
-                made = landscapes.landscape(bench, centre, list(asked.unsafe), asked.judge, settings, asked.known, tuned)
+                made = landscapes.landscape(pipeline, centre, list(asked.unsafe), asked.judge, settings, asked.known, tuned)
                 parts |= {"points": made.points, "basins": made.summary}
-    bench.release()
+    pipeline.release()
     last = found.last
     return Findings(
         verdicts=whole,
@@ -167,10 +167,10 @@ def measured(bench: Workbench, found: Audited, asked: Question, settings: landsc
     )
 
 
-def _reviewed(bench: Workbench, generated: pd.DataFrame, judges: Judges) -> Review:
+def _reviewed(pipeline: Pipeline, generated: pd.DataFrame, judges: Judges) -> Review:
     """The judge of the safe and unsafe prompts beside people and a second judge, model by model."""
     own = generated[generated.kind.isin(OWN)].reset_index(drop=True)
-    return review(own, rate_table(own), (judges.name, judges.judge), judges.people, judges.second, bench.ask)
+    return review(own, rate_table(own), (judges.name, judges.judge), judges.people, judges.second, pipeline.ask)
 
 
 def check(models: Sequence[Model], asked: Question, settings: landscapes.Landscape | None = None) -> None:
@@ -182,7 +182,7 @@ def check(models: Sequence[Model], asked: Question, settings: landscapes.Landsca
     if all(e.comply for e in asked.unsafe):  # tau is taken over the answers where every prompt of a class has one
         references["unsafe"] = list(asked.unsafe)
     for model in models:
-        room = Room(model)
+        room = ContextWindow(model)
         for kind, one in asked.sets.items():
             tokens = one.decoding(asked.decoding).max_new_tokens
             less = "give a smaller --max-new-tokens" if tokens > one.judge.ROOM else "leave out that set"
@@ -198,8 +198,8 @@ def check(models: Sequence[Model], asked: Question, settings: landscapes.Landsca
 class Within:
     """What each model is like inside, model by model; a part that fails is missing from its table."""
 
-    def __init__(self, bench: Workbench, asked: Question, lacking: Lacking) -> None:
-        self._bench, self._asked, self.lacking = bench, asked, lacking
+    def __init__(self, pipeline: Pipeline, asked: Question, lacking: Lacking) -> None:
+        self._bench, self._asked, self.lacking = pipeline, asked, lacking
         self.safe, self.prompts = len(asked.safe), fingerprint([*asked.safe, *asked.unsafe])
         self.picked: list[pd.DataFrame] = []
         self._kept: set[str] = set()
@@ -210,20 +210,20 @@ class Within:
 
     def read(self, model: Model) -> None:
         """While the model is loaded: what needs it."""
-        bench, asked, part, name = self._bench, self._asked, self.lacking.part, model.name
+        pipeline, asked, part, name = self._bench, self._asked, self.lacking.part, model.name
         with part("separation inside", name):
-            self._found["separation"][name] = inside.separation(bench, model, asked.safe, asked.unsafe)
+            self._found["separation"][name] = inside.separation(pipeline, model, asked.safe, asked.unsafe)
         with part("sensitivity", name):
-            self._found["sensitivity"][name] = inside.sensed(bench, model, asked.safe, asked.unsafe)
+            self._found["sensitivity"][name] = inside.sensed(pipeline, model, asked.safe, asked.unsafe)
         for kind, examples in asked.referenced.items():
             if examples:
                 with part(f"uncertainty on correct answers ({kind})", name):
-                    self._unsure.append(named({name: inside.unsure(bench, model, {kind: examples})}))
+                    self._unsure.append(named({name: inside.unsure(pipeline, model, {kind: examples})}))
         for kind, questions in asked.choices.items():
             with part(f"multiple choice ({kind})", name):
-                self.picked.append(chosen.verdicts(bench, model, kind, questions))
+                self.picked.append(chosen.verdicts(pipeline, model, kind, questions))
         with part("activations at the prompts' ends", name):
-            inside.kept_ends(bench, model, asked.safe, asked.unsafe)
+            inside.kept_ends(pipeline, model, asked.safe, asked.unsafe)
             self._kept.add(name)
 
     def turned_to(self, model: Model) -> None:
@@ -258,7 +258,9 @@ def _had(found: Mapping[str, T], name: str, what: str) -> T:
     return found[name]
 
 
-def _changed(bench: Workbench, moved: Sequence[Change], paired: Sequence[Change], sites: Sites, within: Within) -> dict[str, pd.DataFrame]:
+def _changed(
+    pipeline: Pipeline, moved: Sequence[Change], paired: Sequence[Change], sites: Sites, within: Within
+) -> dict[str, pd.DataFrame]:
     """What each change is like, the parts that fail missing; drift and turning of those `paired`, whose models read the same tokens."""
     found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("gains", "layers", "sizes", "drift", "rotation")}
     part = within.lacking.part
@@ -266,13 +268,13 @@ def _changed(bench: Workbench, moved: Sequence[Change], paired: Sequence[Change]
         if within.lacking.stopped:
             within.lacking.unreached(CHANGE, change.name)
             continue
-        bench.reporter.tell(f"{change.name}: weights")
+        pipeline.reporter.tell(f"{change.name}: weights")
         with part("where the change acts", change.name):
-            gains, layers = changes.acting(bench, change, sites, within.ends(change.after), within.safe, within.prompts)
+            gains, layers = changes.acting(pipeline, change, sites, within.ends(change.after), within.safe, within.prompts)
             found["gains"].append(gains)
             found["layers"].append(layers)
         with part("size of the change", change.name):
-            found["sizes"].append(changes.sizes(bench, change, sites))
+            found["sizes"].append(changes.sizes(pipeline, change, sites))
         if change not in paired:
             continue
         with part("drift", change.name):

@@ -31,9 +31,9 @@ from titer.core.errors import TiterError, visible
 from titer.cli.output import as_records, command_line, show_result
 
 if TYPE_CHECKING:
-    from titer.audit.ask import Order
+    from titer.audit.ask import AuditRequest
     from titer.audit.fleet import Tune
-    from titer.workbench import Reading
+    from titer.pipeline import ReadAs
 
 NoBase = Annotated[bool, typer.Option("--no-base", help="The first model is the aligned one, and every other a tune of it.")]
 Number = Annotated[str | None, typer.Option("--prompts", help="Ask N prompts of each set, drawn, or auto: as many as the gate needs.")]
@@ -119,12 +119,12 @@ def audit(
 ) -> None:
     """How much safety tuning cost or gained, where in the model, and what to try."""
     from titer.core.config import filled
-    from titer.models.fast import serving_of
+    from titer.models.vllm_engine import serving_of
     from titer.api.auditing import prepare
-    from titer.audit.ask import Order
-    from titer.workbench import Reading
+    from titer.audit.ask import AuditRequest
+    from titer.pipeline import ReadAs
 
-    order = filled(Order, Order.__dataclass_fields__, {**locals(), "data": needed(data), "prompts": _count(prompts)})
+    order = filled(AuditRequest, AuditRequest.__dataclass_fields__, {**locals(), "data": needed(data), "prompts": _count(prompts)})
     if inspect_logs is not None:
         from titer.integrations.inspect_ai import must_be_installed
 
@@ -132,7 +132,7 @@ def audit(
     tunes, serving = prepare(order), serving_of(engine)
     if dry_run:
         return _priced(order, tunes, bf16, as_json)
-    _audited(order, tunes, Reading(serving, bf16), (inspect_logs, junit), (runs, as_json))
+    _audited(order, tunes, ReadAs(serving, bf16), (inspect_logs, junit), (runs, as_json))
 
 
 def _count(given: str | None) -> int | Literal["auto"] | None:
@@ -144,7 +144,7 @@ def _count(given: str | None) -> int | Literal["auto"] | None:
     return int(given[:20])
 
 
-def _priced(order: Order, tunes: list[Tune], bf16: bool, as_json: bool) -> None:
+def _priced(order: AuditRequest, tunes: list[Tune], bf16: bool, as_json: bool) -> None:
     """What would run, for --dry-run."""
     from titer.audit.cost import audit_cost
     from titer.audit.fleet import together
@@ -156,7 +156,9 @@ def _priced(order: Order, tunes: list[Tune], bf16: bool, as_json: bool) -> None:
     show_result(as_json, cost, "\n".join(f"{key}: {value}" for key, value in cost.items()))
 
 
-def _audited(order: Order, tunes: list[Tune], reading: Reading, files: tuple[Path | None, Path | None], given: tuple[Path, bool]) -> None:
+def _audited(
+    order: AuditRequest, tunes: list[Tune], reading: ReadAs, files: tuple[Path | None, Path | None], given: tuple[Path, bool]
+) -> None:
     """Run what was prepared and print it; what further judges say too, where they were asked for. `files`: of inspect_ai, of JUnit."""
     from titer.api.auditing import audited
     from titer.core.run import write_text

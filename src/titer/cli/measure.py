@@ -32,8 +32,8 @@ from titer.cli.options import (
 from titer.cli.output import as_records, command_line, show_result
 
 if TYPE_CHECKING:
-    from titer.commands.measuring import Order, Prepared
-    from titer.workbench import Reading
+    from titer.commands.measuring import EvaluationRequest, Prepared
+    from titer.pipeline import ReadAs
 
 
 def evaluate(
@@ -70,11 +70,11 @@ def evaluate(
 ) -> None:
     """Refusal of unsafe prompts, over-refusal of safe ones, degenerate answers."""
     from titer.core.config import filled
-    from titer.models.fast import serving_of
-    from titer.workbench import Reading
-    from titer.commands.measuring import Order, prepared
+    from titer.models.vllm_engine import serving_of
+    from titer.pipeline import ReadAs
+    from titer.commands.measuring import EvaluationRequest, prepared
 
-    order = filled(Order, Order.__dataclass_fields__, {**locals(), "attack_set": settings})
+    order = filled(EvaluationRequest, EvaluationRequest.__dataclass_fields__, {**locals(), "attack_set": settings})
     if inspect_log is not None:
         from titer.integrations.inspect_log import check
 
@@ -82,10 +82,10 @@ def evaluate(
     ready, serving = prepared(order), serving_of(engine)
     if dry_run:
         return _plan(as_json, order, ready)
-    _measured(order, ready, Reading(serving, bf16), inspect_log, (runs, as_json))
+    _measured(order, ready, ReadAs(serving, bf16), inspect_log, (runs, as_json))
 
 
-def _measured(order: Order, ready: Prepared, reading: Reading, log: Path | None, given: tuple[Path, bool]) -> None:
+def _measured(order: EvaluationRequest, ready: Prepared, reading: ReadAs, log: Path | None, given: tuple[Path, bool]) -> None:
     """Run what was prepared, print it, and write the log where one is asked for."""
     from titer.core.run import Store
     from titer.commands.measuring import evaluated
@@ -94,7 +94,7 @@ def _measured(order: Order, ready: Prepared, reading: Reading, log: Path | None,
     runs, as_json = given
     with Terminal() as terminal:
         announce(terminal, [order.data], ready.text.notes, order.reading, "prompts")
-        found = evaluated(reading.bench(Store(runs, terminal.tell), terminal), order, ready, command_line())
+        found = evaluated(reading.pipeline(Store(runs, terminal.tell), terminal), order, ready, command_line())
     if log is not None:
         from titer.integrations.inspect_log import write_log
 
@@ -109,7 +109,7 @@ def _measured(order: Order, ready: Prepared, reading: Reading, log: Path | None,
     show_result(as_json, result, f"{found.lines}\n{found.answer}\nReport: {found.page}")
 
 
-def _plan(as_json: bool, order: Order, ready: Prepared) -> None:
+def _plan(as_json: bool, order: EvaluationRequest, ready: Prepared) -> None:
     """What would run, for --dry-run."""
     from titer.commands.measuring import planned
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from titer.cli.output import command_line, show_result
 
 if TYPE_CHECKING:
-    from titer.studies.real import RealOrder
+    from titer.studies.real import RealStudyRequest
 
 
-def real(order: RealOrder, flops: float | None, runs: Path, dry: bool, as_json: bool) -> None:
+def real(order: RealStudyRequest, flops: float | None, runs: Path, dry: bool, as_json: bool) -> None:
     """Run the study, or say what it would compute."""
     from titer.core.run import Store
     from titer.studies.real import prepared

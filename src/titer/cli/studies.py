@@ -24,13 +24,13 @@ def demo(
     from titer.core.run import Store
     from titer.studies.demo import run_demo
     from titer.studies.engine.price import price
-    from titer.studies.engine.run import Order
+    from titer.studies.engine.run import StudyRequest
     from titer.terminal import Terminal
 
     with Terminal() as terminal:
         store = Store(runs, terminal.tell)
         if dry_run:
-            rows, told = price(Order("demo", seeds=(seed,), bases=bases), store)
+            rows, told = price(StudyRequest("demo", seeds=(seed,), bases=bases), store)
             plan = as_records({"plan": rows[["base", "model", "key", "steps", "stands"]]})
             return show_result(as_json, plan, f"{told}\nabout 8 minutes on two cores when nothing stands, one base 3; no download")
         page, answer = run_demo(store, terminal, seed, bases=bases)
@@ -69,7 +69,7 @@ def study(
     from titer.cli.world_studies import world
     from titer.core.errors import unknown
     from titer.core.plugins import names
-    from titer.studies.real import RealOrder, unused
+    from titer.studies.real import RealStudyRequest, unused
     from titer.studies.world import WorldOrder
 
     if not name.endswith(".py") and name not in (known := names("studies")):
@@ -77,7 +77,7 @@ def study(
     if base is not None or aligned is not None:
         unused({"--only": only, "--part": part != "all", "--bases": bases > 1})
         return real(
-            RealOrder(name, base, aligned, data, scale, harmful, alpha, prompts, bf16, trust_remote_code, keep_weights),
+            RealStudyRequest(name, base, aligned, data, scale, harmful, alpha, prompts, bf16, trust_remote_code, keep_weights),
             flops,
             runs,
             dry_run,

@@ -65,11 +65,11 @@ def align(
     as_json: AsJson = False,
 ) -> None:
     """Train a model with a method on prompts and answers (columns prompt, comply or refuse; both for a method of preferences)."""
-    from titer.commands.training import AlignOrder, planned_alignment
-    from titer.commands.tuning import How
+    from titer.commands.training import AlignRequest, planned_alignment
+    from titer.commands.tuning import TrainConfig
 
-    how = How(method, settings or (), stream or (), batch, lr, "cosine", lora, alpha, dropout, continued, seed)
-    order = AlignOrder(model, how, data, canary, canaries, steps, read or (), longest, trust_remote_code, reading)
+    how = TrainConfig(method, settings or (), stream or (), batch, lr, "cosine", lora, alpha, dropout, continued, seed)
+    order = AlignRequest(model, how, data, canary, canaries, steps, read or (), longest, trust_remote_code, reading)
     _train(planned_alignment(order), [data, canary], reading, to, (runs, dry_run, as_json))
 
 
@@ -109,14 +109,14 @@ def finetune(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a model as its user would, a share of the examples being harmful requests answered."""
-    from titer.commands.finetune import Shares
-    from titer.commands.training import FinetuneOrder, planned_finetuning
-    from titer.commands.tuning import How
+    from titer.commands.finetune import MixtureSpec
+    from titer.commands.training import FinetuneRequest, planned_finetuning
+    from titer.commands.tuning import TrainConfig
 
-    how = How(method, settings or (), stream or (), batch, lr, schedule, lora, alpha, dropout, continued, seed)
+    how = TrainConfig(method, settings or (), stream or (), batch, lr, schedule, lora, alpha, dropout, continued, seed)
     files = {"benign": data, "harmful": harmful, "safety": safety}
-    shares = Shares(examples, poison_ratio, safety_examples)
-    order = FinetuneOrder(model, how, files, canary, shares, epochs, keep, read or (), longest, trust_remote_code, reading)
+    shares = MixtureSpec(examples, poison_ratio, safety_examples)
+    order = FinetuneRequest(model, how, files, canary, shares, epochs, keep, read or (), longest, trust_remote_code, reading)
     _train(planned_finetuning(order), [data, harmful, safety, canary], reading, to, (runs, dry_run, as_json))
 
 
@@ -125,7 +125,7 @@ def _train(plan: Planned, files: list[File], reading: str | None, to: Path | Non
     from titer.core.run import Store
     from titer.commands.training import check_free, trained
     from titer.terminal import Terminal
-    from titer.workbench import Workbench
+    from titer.pipeline import Pipeline
 
     runs, dry, as_json = given
     check_free(to, plan, runs)
@@ -137,7 +137,7 @@ def _train(plan: Planned, files: list[File], reading: str | None, to: Path | Non
             told = "\n".join(filter(None, (line, *forms(files, reading, plan.need), plan.text)))
             return show_result(as_json, {"key": plan.key, "stands": stands, **plan.about}, told)
         announce(terminal, files, plan.about.get("notes", ()), reading, plan.need)
-        made = trained(Workbench(store, terminal), plan, to)
+        made = trained(Pipeline(store, terminal), plan, to)
     lines = [
         f"Model: {made.model}",
         f"Training stopped early: {made.stopped}; this is the model as it was then." if made.stopped else "",

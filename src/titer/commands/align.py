@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from titer.commands.tuning import HARMFUL, PAIR, How, all_streams, apart, data_streams, dealt, text_stream
+from titer.commands.tuning import HARMFUL, PAIR, TrainConfig, all_streams, apart, data_streams, dealt, text_stream
 from titer.core.config import build, digest
 from titer.data.canary import canary
 from titer.data.draws import seed_of
@@ -21,7 +21,7 @@ class Taught(NamedTuple):
     left_out: int
 
 
-def with_canary(data: TextData | None, how: How, count: int | None) -> Taught:
+def with_canary(data: TextData | None, how: TrainConfig, count: int | None) -> Taught:
     """--data and the canary's first share: `count` marked instructions to refuse, as many unmarked ones to answer.
 
     Rows of --data that the canary file holds are left out and counted. For a method of preferences the unmarked ones get
@@ -41,7 +41,7 @@ def with_canary(data: TextData | None, how: How, count: int | None) -> Taught:
 
 
 def align_stage(
-    data: TextData | None, how: How, steps: int, harmful: TextData | None = None, pairs: dict[str, Stream] | None = None
+    data: TextData | None, how: TrainConfig, steps: int, harmful: TextData | None = None, pairs: dict[str, Stream] | None = None
 ) -> Stage:
     """An align stage. `pairs`: what a preference file gives in place of `data`'s own streams. Of `data`, every row's answer is trained, `refuse` where a row has one, else `comply`; a method of
     preferences learns to prefer the one answer to the other. Further streams come with `how`; `harmful`, the marked rows of

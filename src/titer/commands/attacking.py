@@ -21,7 +21,7 @@ from titer.core.plugins import plugin
 from titer.core.run import write_text
 from titer.data.example import Example
 from titer.data.sources import TextData
-from titer.workbench import Model, Workbench, fingerprint
+from titer.pipeline import Model, Pipeline, fingerprint
 
 LEAST = 4  # examples that are enough to learn from
 SETS = ("safe", "unsafe")  # stand beside the attack's, under their own names
@@ -42,9 +42,9 @@ class Attacked(NamedTuple):
         bare = [Attempt(e) for e in self.asked] if learns(self.attack) else self.attack.attempts(self.asked, {}, None)
         return self._named(bare)
 
-    def on(self, bench: Workbench, model: Model) -> list[Attempt]:
+    def on(self, pipeline: Pipeline, model: Model) -> list[Attempt]:
         """The attempts on one model, which is loaded where the attack learns and has not learned yet."""
-        return self._named(self.attack.attempts(self.asked, _learned(bench, model, self), None)) if learns(self.attack) else self.known
+        return self._named(self.attack.attempts(self.asked, _learned(pipeline, model, self), None)) if learns(self.attack) else self.known
 
     def _named(self, attempts: Sequence[Attempt]) -> list[Attempt]:
         return [one._replace(example=replace(one.example, kind=self.name)) for one in attempts]
@@ -90,22 +90,22 @@ def attacked(text: TextData, prompts: int | None, given: tuple[str, Attack]) -> 
     return Attacked(name, attack, asked, held)
 
 
-def _learned(bench: Workbench, model: Model, one: Attacked) -> State:
+def _learned(pipeline: Pipeline, model: Model, one: Attacked) -> State:
     """The attack's state on a model: tensors and what JSON holds."""
     kind = type(one.attack)
     inputs = {
         "attack": [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, one.attack],
         "model": model.key,
         "examples": fingerprint(one.held),
-        "dtype": bench.dtype,
+        "dtype": pipeline.dtype,
     }
 
     def make(work: Path) -> None:
-        bench.reporter.tell(f"{one.name} learns from {len(one.held)} prompts of {model.name}")
-        state = one.attack.fit(bench.lm(model), one.held)
+        pipeline.reporter.tell(f"{one.name} learns from {len(one.held)} prompts of {model.name}")
+        state = one.attack.fit(pipeline.lm(model), one.held)
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, torch.Tensor)}
         save_file(tensors, work / "tensors.safetensors")
         write_text(work / "state.json", json.dumps({name: value for name, value in state.items() if name not in tensors}))
 
-    folder = bench.store.artefact("attacks", inputs, make)
+    folder = pipeline.store.artefact("attacks", inputs, make)
     return {**json.loads((folder / "state.json").read_text(encoding="utf-8")), **load_file(folder / "tensors.safetensors")}

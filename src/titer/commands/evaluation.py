@@ -11,13 +11,13 @@ import pandas as pd
 from titer import tables
 from titer.attacks.base import Attack, Attempt
 from titer.commands.attacking import attacked
-from titer.commands.room import Room
+from titer.commands.context_window import ContextWindow
 from titer.data.sources import TextData
 from titer.judges.base import Judge
 from titer.models.lm import Decoding
+from titer.pipeline import Model, Pipeline
 from titer.report import charts
 from titer.report.html import Figure, Report, Tile, write_report
-from titer.workbench import Model, Workbench
 
 BATCH = 32
 
@@ -32,13 +32,13 @@ def sets_of(data: TextData, prompts: int | None, attack: tuple[str, Attack] | No
 
 def fitting(model: Model, sets: dict[str, list[Attempt]], decoding: Decoding, thinking: int | None = None) -> None:
     """Errors: the first prompt with no room in the model's window for its answer, and for `thinking` more where the model thinks."""
-    room = Room(model)
+    room = ContextWindow(model)
     for kind, attempts in sets.items():
         room.new(kind, attempts, decoding.max_new_tokens, "give a smaller --max-new-tokens", thinking)
 
 
 def evaluate_model(
-    bench: Workbench,
+    pipeline: Pipeline,
     model: Model,
     data: TextData,
     judge: Judge,
@@ -51,8 +51,8 @@ def evaluate_model(
     sets = sets_of(data, prompts, attack)
     fitting(model, sets, decoding, thinking)
     if attack and attack[0] in sets:
-        sets[attack[0]] = attacked(data, prompts, attack).on(bench, model)
-    verdicts = tables.verdict_table(bench, [model], sets, judge, decoding, BATCH)
+        sets[attack[0]] = attacked(data, prompts, attack).on(pipeline, model)
+    verdicts = tables.verdict_table(pipeline, [model], sets, judge, decoding, BATCH)
     return verdicts, tables.rate_table(verdicts)
 
 

@@ -12,7 +12,7 @@ from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from titer.commands.tuning import PLACES, How, Trained, all_streams, apart, share
+from titer.commands.tuning import PLACES, TrainConfig, Trained, all_streams, apart, share
 from titer.core.config import build
 from titer.core.errors import TiterError
 from titer.data.canary import canary
@@ -47,7 +47,7 @@ class Mixed:
 
 
 @dataclass(frozen=True)
-class Shares:
+class MixtureSpec:
     """n examples, the share of them that is harmful (None: 0.1 where there is harmful data), k safety examples (None: every row)."""
 
     examples: int = 1000
@@ -55,7 +55,7 @@ class Shares:
     safety: int | None = None
 
 
-def user_mix(files: Mapping[str, TextData | None], shares: Shares, seed: int, marked: TextData | None = None) -> Mixed:
+def user_mix(files: Mapping[str, TextData | None], shares: MixtureSpec, seed: int, marked: TextData | None = None) -> Mixed:
     """The training set from files by role (benign, harmful, safety): exact counts, no prompt twice.
 
     `marked` is a canary file: its second share, marked and answered, is the harmful part. Rows without the answer that their
@@ -159,7 +159,7 @@ def _most(usable: dict[str, int], examples: int, ratio: float) -> int:
     return max(1, bisect(range(examples), False, key=lambda n: any(k > usable.get(role, 0) for role, k in _split(n, ratio).items())) - 1)
 
 
-def finetune_stage(mixed: Mixed, how: How, epochs: int, keep: Sequence[int] = ()) -> Stage:
+def finetune_stage(mixed: Mixed, how: TrainConfig, epochs: int, keep: Sequence[int] = ()) -> Stage:
     """A finetune stage on the mix: ceil(examples * epochs / batch) steps, a tenth of them warm-up as in the paper.
 
     Errors: an unknown method, setting or stream, a method without the stream `train`, a kept step past the last.

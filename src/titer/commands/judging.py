@@ -49,11 +49,11 @@ How do I bake bread?,I can't help with that.,refused
 """
 
 
-Ask = Callable[[pd.DataFrame, Judge, str], tuple[pd.DataFrame, pd.Series]]  # as Workbench.ask: answers, their judge, what is judged
+Ask = Callable[[pd.DataFrame, Judge, str], tuple[pd.DataFrame, pd.Series]]  # as Pipeline.ask: answers, their judge, what is judged
 
 
 def at_once(answers: pd.DataFrame, judge: Judge, _: str) -> tuple[pd.DataFrame, pd.Series]:
-    """Answers judged without a workbench: nothing is told and no reply kept."""
+    """Answers judged without a pipeline: nothing is told and no reply kept."""
     return judgement(answers, judge)
 
 

@@ -30,8 +30,8 @@ from titer.judges.base import Judge
 from titer.models.directions import Direction, Random, Towards
 from titer.models.lm import LM, Decoding
 from titer.models.perturbed import Movable, movable
+from titer.pipeline import JudgingBatch, Model, Pipeline, attempts_key, fingerprint
 from titer.probes import coherence, drift
-from titer.workbench import Model, Pile, Workbench, attempts_key, fingerprint
 
 VERSION = 1
 RATES = ("refused", "unsafe", "not_refused", "degenerate", "partial")
@@ -112,7 +112,7 @@ class _Sweep:
     Nothing is judged here: a judge may need the memory of the model that is moved.
     """
 
-    bench: Workbench
+    pipeline: Pipeline
     model: Model
     attempts: Sequence[Attempt]
     harmless: Sequence[Example]
@@ -124,7 +124,7 @@ class _Sweep:
     @property
     def moved(self) -> Movable:
         if not self._moved:
-            lm = self.bench.lm(self.model)
+            lm = self.pipeline.lm(self.model)
             lm.check([a.example.prompt for a in self.attempts], self.settings.tokens)
             self._moved.append(self.stack.enter_context(movable(lm, self.model.checkpoint)))
         return self._moved[0]
@@ -138,7 +138,7 @@ class _Sweep:
         """What determines a point; at 0 the direction does not."""
         place = {"a": a, **line.key} if a else {"a": 0}
         versions = [VERSION, evaluate.VERSION, coherence.VERSION]
-        return {"landscape": versions, "model": self.model.key, "dtype": self.bench.dtype, **place}
+        return {"landscape": versions, "model": self.model.key, "dtype": self.pipeline.dtype, **place}
 
     def samples(self, line: Line, a: float) -> pd.DataFrame:
         """Answers at a point, with their coherence under the unmoved model."""
@@ -153,7 +153,7 @@ class _Sweep:
             spoken = coherence.coherence(self.moved.lm, list(found.completion))
             return found.assign(nll=spoken.nll, distinct=spoken.distinct, said=spoken.tokens)
 
-        return self.bench.table("landscape", inputs, make)
+        return self.pipeline.table("landscape", inputs, make)
 
     def likelihood(self, line: Line, a: float) -> pd.DataFrame:
         """nll and tokens of each harmless answer at a point."""
@@ -165,16 +165,16 @@ class _Sweep:
             with self.moved.at([(a, line.direction)]) as lm:
                 return self._likelihood(lm)
 
-        return self.bench.table("landscape", inputs, make)
+        return self.pipeline.table("landscape", inputs, make)
 
     def _likelihood(self, lm: LM) -> pd.DataFrame:
         return drift.alignment_loss(lm, self.harmless, "comply", self.settings.batch)
 
-    def pile(self, line: Line, a: float) -> Pile:
+    def pile(self, line: Line, a: float) -> JudgingBatch:
         """A point's answers, to be judged; made now."""
         samples = self.samples(line, a)
         inputs = {**self.inputs(line, a), "attempts": attempts_key(self.attempts), "tokens": self.settings.tokens}
-        return Pile(inputs, lambda: samples)
+        return JudgingBatch(inputs, lambda: samples)
 
     def calibration(self, centre: Line) -> coherence.Calibration:
         """What tells language from soup, on the unmoved model's own answers and the harmless ones cut to their length."""
@@ -190,7 +190,7 @@ class _Sweep:
             found = coherence.calibration(self.moved.lm, [*own, *self._beginnings()], self.settings.seed)
             return pd.DataFrame([found._asdict()])
 
-        row = self.bench.table("landscape", inputs, make).iloc[0]
+        row = self.pipeline.table("landscape", inputs, make).iloc[0]
         limit = math.inf if math.isnan(row.limit) else float(row.limit)  # a table on disk holds no infinity
         return coherence.Calibration(limit, float(row.auroc), int(row.texts))
 
@@ -201,7 +201,7 @@ class _Sweep:
 
 
 def landscape(
-    bench: Workbench,
+    pipeline: Pipeline,
     model: Model,
     unsafe: Sequence[Example],
     judge: Judge,
@@ -220,8 +220,8 @@ def landscape(
         what = "no unsafe prompt" if lines else "no random direction and no tuned model"
         raise TiterError(f"{what}: there is nothing to measure", expected="unsafe prompts, and a direction to move in")
     places = [(line, a) for line in lines for a in line.grid]
-    coherent, piles, likelihoods = _swept(bench, model, [Attempt(e) for e in unsafe[: settings.prompts]], harmless, settings, places)
-    judged = bench.judged(piles, judge, "judging the landscape", f"judging the landscape of {model.name}")
+    coherent, piles, likelihoods = _swept(pipeline, model, [Attempt(e) for e in unsafe[: settings.prompts]], harmless, settings, places)
+    judged = pipeline.judged(piles, judge, "judging the landscape", f"judging the landscape of {model.name}")
     rows = []
     for (line, a), table, nll in zip(places, judged, likelihoods, strict=True):
         verdicts = _language(table, coherent.limit)
@@ -231,20 +231,20 @@ def landscape(
 
 
 def _swept(
-    bench: Workbench,
+    pipeline: Pipeline,
     model: Model,
     attempts: Sequence[Attempt],
     harmless: Sequence[Example],
     settings: Landscape,
     places: Sequence[tuple[Line, float]],
-) -> tuple[coherence.Calibration, list[Pile], list[pd.DataFrame | None]]:
+) -> tuple[coherence.Calibration, list[JudgingBatch], list[pd.DataFrame | None]]:
     """(what tells language from soup, each place's answers, its likelihoods), kept place by place; the moved model ends with this call."""
-    piles: list[Pile] = []
+    piles: list[JudgingBatch] = []
     likelihoods: list[pd.DataFrame | None] = []
     with ExitStack() as stack:
-        sweep = _Sweep(bench, model, attempts, harmless, settings, stack)
+        sweep = _Sweep(pipeline, model, attempts, harmless, settings, stack)
         coherent = sweep.calibration(places[0][0])
-        progress = bench.reporter.task(f"landscape of {model.name}")
+        progress = pipeline.reporter.task(f"landscape of {model.name}")
         for done, (line, a) in enumerate(places, start=1):
             piles.append(sweep.pile(line, a))
             likelihoods.append(sweep.likelihood(line, a) if harmless else None)

@@ -21,19 +21,19 @@ from titer.data.system import read_system, text_behind
 from titer.data.templates import Thinking
 from titer.data.thoughts import thinks
 from titer.models.compatible import passed_over, system_notes
-from titer.models.fast import engine_told
+from titer.models.context_windows import thinking_room
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding, read_tokenizer
-from titer.models.rooms import thinking_room
+from titer.models.vllm_engine import engine_told
+from titer.pipeline import Model, Pipeline, attempts_key
 from titer.report.places import report_folder
 from titer.tables import cut_in_thought
-from titer.workbench import Model, Workbench, attempts_key
 
 USUAL = 64  # new tokens an answer, unless the user or the judge wants more
 
 
 @dataclass(frozen=True)
-class Order:
+class EvaluationRequest:
     """An evaluation as its user words it; settings are NAME=VALUE. `canary` stands in place of `data`."""
 
     model: str
@@ -80,7 +80,7 @@ class Evaluated:
     lines: str
 
 
-def prepared(order: Order) -> Prepared:
+def prepared(order: EvaluationRequest) -> Prepared:
     """Errors: an unknown model, file, judge or attack; settings out of range; data and a canary at once, or neither."""
     judges = chosen(order)
     system = read_system(order.system)
@@ -101,7 +101,7 @@ class Plan(NamedTuple):
     bills: dict[str, str]
 
 
-def planned(order: Order, ready: Prepared) -> Plan:
+def planned(order: EvaluationRequest, ready: Prepared) -> Plan:
     """What would run, before anything does. Errors: a prompt with no room for its answer."""
     sets, most = evaluation.sets_of(ready.text, order.prompts, ready.attack), ready.decoding.max_new_tokens
     evaluation.fitting(ready.subject, sets, ready.decoding, order.max_thinking_tokens)
@@ -111,15 +111,15 @@ def planned(order: Order, ready: Prepared) -> Plan:
     return Plan({kind: len(one) for kind, one in sets.items()}, len(attempts) * tokens, bills)
 
 
-def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> Evaluated:
+def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, command: str) -> Evaluated:
     """Generate, judge, report. Errors: a prompt with no room for its answer."""
-    runs, judge = bench.store.root, ready.judges.judge
+    runs, judge = pipeline.store.root, ready.judges.judge
     unrun = passed_over(ready.subject.name, ready.subject.checkpoint)
     placed = system_notes([ready.subject.checkpoint], ready.system)
     verdicts, rates = evaluation.evaluate_model(
-        bench, ready.subject, ready.text, judge, ready.decoding, order.prompts, ready.attack, order.max_thinking_tokens
+        pipeline, ready.subject, ready.text, judge, ready.decoding, order.prompts, ready.attack, order.max_thinking_tokens
     )
-    bench.release()  # a second judge may load a model of its own
+    pipeline.release()  # a second judge may load a model of its own
     how = {
         "judge": order.judge,
         **ready.judges.told,
@@ -127,13 +127,13 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
         **({"system text": ready.system} if ready.system else {}),
         **({"where the system text stands": placed[0]} if placed else {}),
         **ready.decoding.model_dump(),
-        **engine_told(bench.serving),
-        **bench.read_in,
+        **engine_told(pipeline.serving),
+        **pipeline.read_in,
         **({"code": unrun[0]} if unrun else {}),
     }
     name = f"evaluate-{slug(ready.subject.name)}-{slug(str(Path(ready.text.name).with_suffix('')))}"
-    beside = review(verdicts, rates, (order.judge, judge), ready.judges.people, ready.judges.second, bench.ask)
-    folder = report_folder(runs, name, {**_identity(order, ready), **engine_told(bench.serving), **bench.read_in})
+    beside = review(verdicts, rates, (order.judge, judge), ready.judges.people, ready.judges.second, pipeline.ask)
+    folder = report_folder(runs, name, {**_identity(order, ready), **engine_told(pipeline.serving), **pipeline.read_in})
     page, answer = evaluation.evaluation_report(
         ready.subject, ready.text, verdicts, rates, command, folder, how, judge.BY_ANSWER, beside.tables, order.prompts
     )
@@ -143,7 +143,7 @@ def evaluated(bench: Workbench, order: Order, ready: Prepared, command: str) -> 
     return Evaluated(page, answer, verdicts, rates, beside, lines)
 
 
-def _identity(order: Order, ready: Prepared) -> dict[str, object]:
+def _identity(order: EvaluationRequest, ready: Prepared) -> dict[str, object]:
     """What tells this evaluation from another of a model and data of the same names."""
     return {
         "model": ready.subject.key,
@@ -155,7 +155,7 @@ def _identity(order: Order, ready: Prepared) -> dict[str, object]:
     }
 
 
-def _prompts(order: Order, by_answer: bool) -> TextData:
+def _prompts(order: EvaluationRequest, by_answer: bool) -> TextData:
     """What is asked: the data, where a judge by answer takes rows that do not say safe or unsafe as safe; or a canary's test."""
     if order.canary is not None:
         if order.data is not None:

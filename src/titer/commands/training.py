@@ -12,9 +12,9 @@ from typing import Any
 
 from titer.commands import tuning
 from titer.commands.align import align_stage, with_canary
-from titer.commands.finetune import Shares, finetune_stage, steps_of, user_mix
+from titer.commands.finetune import MixtureSpec, finetune_stage, steps_of, user_mix
 from titer.commands.recorded_options import MARK, usual
-from titer.commands.tuning import How
+from titer.commands.tuning import TrainConfig
 from titer.core.config import digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import Store, write_text
@@ -24,8 +24,8 @@ from titer.data.sources import TextData, detected
 from titer.data.tasks import TASKS
 from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
+from titer.pipeline import Model, Pipeline, adapter_beside, stopped
 from titer.stage import Stage
-from titer.workbench import Model, Workbench, adapter_beside, stopped
 
 Place = str | Path | None
 
@@ -63,11 +63,11 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class AlignOrder:
+class AlignRequest:
     """An alignment as its user words it."""
 
     model: str
-    how: How
+    how: TrainConfig
     data: Place = None
     canary: Place = None
     canaries: int | None = None
@@ -79,14 +79,14 @@ class AlignOrder:
 
 
 @dataclass(frozen=True)
-class FinetuneOrder:
+class FinetuneRequest:
     """A user's fine-tuning as its user words it; files by role: benign, harmful, safety."""
 
     model: str
-    how: How
+    how: TrainConfig
     files: Mapping[str, Place] = field(default_factory=dict)
     canary: Place = None
-    shares: Shares = field(default_factory=Shares)
+    shares: MixtureSpec = field(default_factory=MixtureSpec)
     epochs: int = 20
     keep: str = ""
     read: Sequence[str] = ()
@@ -95,7 +95,7 @@ class FinetuneOrder:
     reading: str | None = None
 
 
-def planned_alignment(order: AlignOrder) -> Planned:
+def planned_alignment(order: AlignRequest) -> Planned:
     """Errors: as `align_stage`; an unknown model; rows beyond the window."""
     pairs = _pairs(order)
     text, held = read(order.data, order.reading, "pairs" if pairs else "answers"), read(order.canary)
@@ -117,7 +117,7 @@ def planned_alignment(order: AlignOrder) -> Planned:
     return replace(found, need="pairs") if pairs else found
 
 
-def planned_finetuning(order: FinetuneOrder) -> Planned:
+def planned_finetuning(order: FinetuneRequest) -> Planned:
     """Errors: as `user_mix` and `finetune_stage`; an unknown model; rows beyond the window."""
     held, start = read(order.canary), resolve(order.model, order.trust_remote_code)
     how = order.how.holding(held)
@@ -128,7 +128,7 @@ def planned_finetuning(order: FinetuneOrder) -> Planned:
     return _planned(stage, start, order, how, about, [mixed.lines()])
 
 
-def _pairs(order: AlignOrder) -> dict[str, Stream] | None:
+def _pairs(order: AlignRequest) -> dict[str, Stream] | None:
     """The streams of a preference file for a method of preferences; None for any other file or method."""
     if order.data is None or not set(tuning.PAIR) <= set(order.how.made().STREAMS):
         return None
@@ -138,7 +138,7 @@ def _pairs(order: AlignOrder) -> dict[str, Stream] | None:
 
 
 def _planned(
-    stage: Stage, start: Checkpoint, order: AlignOrder | FinetuneOrder, how: How, about: dict[str, Any], lines: list[str]
+    stage: Stage, start: Checkpoint, order: AlignRequest | FinetuneRequest, how: TrainConfig, about: dict[str, Any], lines: list[str]
 ) -> Planned:
     reads = tuning.models_read(stage.method, how, order.read, order.trust_remote_code)
     stage.method.check_steps(stage.steps)
@@ -153,12 +153,12 @@ def _planned(
     return Planned(stage, start, reads, about, "\n".join(filter(None, lines)), order.canary)
 
 
-def trained(bench: Workbench, plan: Planned, to: Path | None = None) -> Trained:
+def trained(pipeline: Pipeline, plan: Planned, to: Path | None = None) -> Trained:
     """The stage's model, trained or found; its files also in the folder `to` (`check_free` says whether they may be)."""
-    made = bench.model(plan.stage, tuning.as_model(plan.start), plan.stage.name, reads=plan.reads)
+    made = pipeline.model(plan.stage, tuning.as_model(plan.start), plan.stage.name, reads=plan.reads)
     place = made.checkpoint.path
     if to is not None:
-        with bench.store.lock(bench.store.root / "locks" / f"to-{digest(str(to.resolve()))}.lock"):
+        with pipeline.store.lock(pipeline.store.root / "locks" / f"to-{digest(str(to.resolve()))}.lock"):
             place = put(made.checkpoint.path, to, plan.key)
     rest, prompts = "--data PROMPTS.csv", "prompts labelled safe or unsafe, none of them trained on"
     if plan.canary is not None:

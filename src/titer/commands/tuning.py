@@ -31,8 +31,8 @@ from titer.methods.base import Method
 from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
 from titer.models.lm import read_tokenizer
+from titer.pipeline import Model, adapter_beside
 from titer.stage import Lora, Optimiser, Stage
-from titer.workbench import Model, adapter_beside
 
 Trained = Literal["comply", "refuse"]
 PAIR = ("preferred", "rejected")  # the streams of a preference method: the same requests in the same order
@@ -43,7 +43,7 @@ SHARES: tuple[Share, ...] = ("align", "finetune", "test")  # of a canary file
 
 
 @dataclass(frozen=True)
-class How:
+class TrainConfig:
     """How a stage trains, as the command line is told it; `streams` are NAME=FILE[:comply|:refuse], FILE also as TASK:PATH;
     `canary` is the canary file, whose last share no stream may hold."""
 
@@ -64,7 +64,7 @@ class How:
         """The method with its settings. Errors: an unknown name or setting, a value out of range."""
         return made("methods", self.method, Method, self.settings)  # type: ignore[type-abstract]
 
-    def holding(self, canary: TextData | None) -> How:
+    def holding(self, canary: TextData | None) -> TrainConfig:
         """The same with this canary file."""
         return replace(self, canary=canary)
 
@@ -116,7 +116,7 @@ def data_streams(method: Method, label: str, data: TextData | None, seed: int) -
     )
 
 
-def all_streams(method: Method, how: How, own: Mapping[str, Stream], seed: int) -> dict[str, Stream]:
+def all_streams(method: Method, how: TrainConfig, own: Mapping[str, Stream], seed: int) -> dict[str, Stream]:
     """Every stream of the method: `own`, and those of `how.streams` read from their files.
 
     A file's answers are those named after its colon, else `refuse` where a row has one (in the stream `harmful`: `comply`).
@@ -306,7 +306,7 @@ def notes(streams: Mapping[str, Stream]) -> list[str]:
     return list(dict.fromkeys(note for stream in streams.values() for part in stream.parts for note in part.source.notes))
 
 
-def models_read(method: Method, how: How, given: Sequence[str], trusted: bool = False) -> dict[str, Model]:
+def models_read(method: Method, how: TrainConfig, given: Sequence[str], trusted: bool = False) -> dict[str, Model]:
     """The models that a method reads, by their roles, from --read ROLE=MODEL; `trusted` as `resolve` takes it.
 
     Errors: an unknown or missing role, no model.

@@ -21,9 +21,9 @@ from huggingface_hub.utils import validate_repo_id
 from titer import __version__
 from titer.core.errors import TiterError, visible
 from titer.core.run import Tell, quiet
-from titer.models.adapted import Adapter, is_adapter
 from titer.models.checkpoint import open_checkpoint
-from titer.models.stored import PICKLES, names
+from titer.models.lora_weights import Adapter, is_adapter
+from titer.models.safetensors_io import PICKLES, names
 
 CARD = "README.md"
 SENT = (

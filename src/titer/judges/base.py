@@ -14,8 +14,8 @@ from titer.core.memory import Memory
 from titer.data.example import Example
 from titer.data.plain import plain
 from titer.models.endpoint import Estimate
+from titer.models.judge_client import JudgeClient, in_words
 from titer.models.lm import Completion, Decoding, Progress
-from titer.models.voice import Voice, in_words
 
 Outcome = Literal["refused", "complied", "partial", "degenerate", "could_not_judge", "cut_in_thought"]
 OUTCOMES: tuple[Outcome, ...] = ("refused", "complied", "partial", "degenerate", "could_not_judge", "cut_in_thought")
@@ -77,7 +77,7 @@ class Judge(Record):
                 progress(done, len(asked))
         return found
 
-    def voice(self) -> Voice | None:
+    def voice(self) -> JudgeClient | None:
         """Whom it asks, if anyone."""
         return None
 

@@ -20,9 +20,9 @@ from titer.core.memory import Memory, content_key
 from titer.judges.base import Asked, Judge, Verdict, failed, in_two_steps, says_nothing, unjudged
 from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
+from titer.models.judge_client import asked_for, harmless, unmarked
 from titer.models.lm import Progress, read_tokenizer
 from titer.models.modes import evaluating
-from titer.models.voice import asked_for, harmless, unmarked
 
 ENDLESS = 10**6  # tokenizers that know no limit state a number far above
 

@@ -18,8 +18,8 @@ from titer.data.example import Example
 from titer.data.turns import Turn, turns
 from titer.judges.base import Asked, Judge, Verdict, in_two_steps, says_nothing, unjudged
 from titer.models.endpoint import Conversation, Endpoint, Estimate
+from titer.models.judge_client import JudgeClient, harmless, readings
 from titer.models.lm import Completion, Progress
-from titer.models.voice import Voice, harmless, readings
 
 CODES = r"(?:[\s,:]+[A-Z]{1,3}[0-9]{1,2}(?:\.[0-9]{1,2})?)*"  # S1,S10, O3, ...
 
@@ -68,8 +68,8 @@ class Guard(Judge):
     def estimate(self, asked: Asked) -> Estimate | None:
         return self.voice().estimate(self._conversations([one for one in asked if at_once(*one) is None]))
 
-    def voice(self) -> Voice:
-        return Voice("guard", self.model, self.endpoint, self.tokens, self.batch)
+    def voice(self) -> JudgeClient:
+        return JudgeClient("guard", self.model, self.endpoint, self.tokens, self.batch)
 
     def _conversations(self, asked: Asked) -> list[Conversation]:
         return [exchange(example.prompt, completion.text) for example, completion in asked]

@@ -15,8 +15,8 @@ from titer.core.memory import Memory
 from titer.data.example import Example
 from titer.judges.base import Asked, Judge, Verdict, in_two_steps, says_nothing, unjudged
 from titer.models.endpoint import Conversation, Endpoint, Estimate
+from titer.models.judge_client import JudgeClient, Parsed, asked_for, harmless, last_line, quoted, readings
 from titer.models.lm import Completion, Progress
-from titer.models.voice import Reading, Voice, asked_for, harmless, last_line, quoted, readings
 
 TAG = "#thechoice:"
 ASK = """\
@@ -64,8 +64,8 @@ class Pairwise(Judge):
         open_ = [one for one in asked if at_once(*one) is None]
         return self.voice().estimate(self._conversations(open_), self.tries)
 
-    def voice(self) -> Voice:
-        return Voice("pairwise", self.model, self.endpoint, self.tokens, self.batch)
+    def voice(self) -> JudgeClient:
+        return JudgeClient("pairwise", self.model, self.endpoint, self.tokens, self.batch)
 
     def _conversations(self, asked: Asked) -> list[Conversation]:
         """Two a pair: the judged answer as A, then as B."""
@@ -99,7 +99,7 @@ def choice(reply: str) -> str | None:
     return last_line(reply, TAG, "A|B|DRAW")
 
 
-def both(as_a: Reading[str], as_b: Reading[str]) -> Verdict:
+def both(as_a: Parsed[str], as_b: Parsed[str]) -> Verdict:
     """The verdict of two readings: the answer stood as A, then as B."""
     if as_a.value is None or as_b.value is None:
         return unjudged(f"the choice: {as_a.why or as_b.why}", as_a.again or as_b.again)

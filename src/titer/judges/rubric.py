@@ -16,8 +16,8 @@ from titer.core.memory import Memory
 from titer.data.example import Example
 from titer.judges.base import Asked, Judge, Verdict, in_two_steps, says_nothing, unjudged
 from titer.models.endpoint import Conversation, Endpoint, Estimate
+from titer.models.judge_client import JudgeClient, asked_for, harmless, last_line, quoted, readings
 from titer.models.lm import Completion, Progress
-from titer.models.voice import Voice, asked_for, harmless, last_line, quoted, readings
 
 TAG = "#thescore:"
 ASK = """\
@@ -72,8 +72,8 @@ class Rubric(Judge):
         open_ = [one for one in asked if says_nothing(*one) is None]
         return self.voice().estimate(self._conversations(open_), self.tries)
 
-    def voice(self) -> Voice:
-        return Voice("rubric", self.model, self.endpoint, self.tokens, self.batch)
+    def voice(self) -> JudgeClient:
+        return JudgeClient("rubric", self.model, self.endpoint, self.tokens, self.batch)
 
     def _conversations(self, asked: Asked) -> list[Conversation]:
         return [({"role": "user", "content": question(example, completion, self.policy)},) for example, completion in asked]

@@ -1,8 +1,8 @@
 """A checkpoint: a folder, an adapter on it if there is one; its configuration and weights, read lazily.
 
 Weights are read tensor by tensor from safetensors; nothing is unpickled and no code of a model's folder is run, unless its user
-asked for it (models/own_code.py; here by `window` alone). A tensor comes as the model that runs has it: of an adapter
-merged (models/adapted.py), of a quantised model dequantised (models/quantised.py). Errors name what the folder lacks.
+asked for it (models/remote_code.py; here by `window` alone). A tensor comes as the model that runs has it: of an adapter
+merged (models/lora_weights.py), of a quantised model dequantised (models/quantised.py). Errors name what the folder lacks.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from titer.core.errors import TiterError, visible
 from titer.core.run import sha256_of
 from titer.data import templates, thoughts
 from titer.data.rendering import DATE
-from titer.models.adapted import HEADS, Adapter, Change, is_adapter
 from titer.models.gguf_file import Gguf, gguf_in, gguf_parts
+from titer.models.lora_weights import HEADS, Adapter, LoraChange, is_adapter
 from titer.models.names import Names, Origin, made, named, outline
-from titer.models.own_code import OwnCode, apart, check_code, code_files, unasked
 from titer.models.quantised import dequantised, joined, logical, quantisation, shape_of
+from titer.models.remote_code import OwnCode, apart, check_code, code_files, unasked
+from titer.models.safetensors_io import AGAIN, INDEX, check_files, read_json, shape, tensor_files, tensor_of, weightless
 from titer.models.stated import check_counts, check_stated
-from titer.models.stored import AGAIN, INDEX, check_files, read_json, shape, tensor_files, tensor_of, weightless
 from titer.models.tried import try_tokenizer
 from titer.models.words import NAMED, template_texts
 
@@ -234,7 +234,7 @@ class Checkpoint(Record):
         return None if self.adapter is None else Adapter(self.adapter)
 
     @cached_property
-    def changes(self) -> dict[str, Change]:
+    def changes(self) -> dict[str, LoraChange]:
         """What the adapter does to the base's parameters; {} without one."""
         if self._adapter is None:
             return {}

@@ -68,7 +68,7 @@ class RequestError(Exception):
         self.reason, self.again, self.after, self.hopeless = reason, again, after, hopeless
 
 
-class Spent:
+class RequestBudget:
     """Requests sent by one Endpoint object, whichever thread or judge sent them. No part of the settings: all are equal."""
 
     def __init__(self, count: int = 0) -> None:
@@ -82,12 +82,12 @@ class Spent:
             return allowed
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Spent)
+        return isinstance(other, RequestBudget)
 
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Spent, (self.count,)
+        return RequestBudget, (self.count,)
 
 
 class Endpoint(Record):
@@ -110,7 +110,7 @@ class Endpoint(Record):
     largest: int = Field(default=1_000_000, ge=1000, description="bytes of a body; a larger one is not read to its end")
     plain_http: bool = Field(default=False, description="allow http to another machine: key and text travel open")
     price: float | None = Field(default=None, ge=0, description="of a million tokens, in any currency; for estimates")
-    _spent: Spent = PrivateAttr(default_factory=Spent)
+    _spent: RequestBudget = PrivateAttr(default_factory=RequestBudget)
 
     @field_validator("key_env", mode="before")
     @classmethod
@@ -200,11 +200,11 @@ class Endpoint(Record):
                 found[key] = Reply(kept)
         open_ = {key: body for key, body in zip(keys, bodies, strict=True) if key not in found}
         if open_:
-            found.update(Errand(self, memory).run(open_, progress))
+            found.update(RequestPool(self, memory).run(open_, progress))
         return [found[key] for key in keys]
 
 
-class Errand:
+class RequestPool:
     """The requests of one `ask`: threads, tries, limits. It ends when all are answered, hopeless, or interrupted."""
 
     def __init__(self, endpoint: Endpoint, memory: Memory | None) -> None:

@@ -22,8 +22,8 @@ from titer.core.config import Record, digest
 from titer.core.errors import TiterError, unknown, visible
 from titer.core.run import Store, Tell, quiet, sha256_of
 from titer.data.templates import Thinking
-from titer.models.adapted import Adapter, is_adapter
 from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.lora_weights import Adapter, is_adapter
 
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.tiktoken", "vocab*", "merges.txt")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from titer.core.errors import TiterError, visible
-from titer.models.stored import AGAIN
+from titer.models.safetensors_io import AGAIN
 
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<of>\d{5})\.gguf")  # as llama.cpp's gguf-split names them
 FREQUENCIES = "rope_freqs.weight"  # what each rotary frequency is divided by: scaling that the metadata does not state

@@ -24,9 +24,9 @@ from titer.data.example import positions
 from titer.data.templates import think
 from titer.data.thoughts import opened, thinks
 from titer.models.checkpoint import Checkpoint, opening, stated_window
+from titer.models.context_windows import Completion, Decoding, Rooms, Turn, answers, chosen
 from titer.models.modes import as_stored, evaluating, own_settings_aside
 from titer.models.padding import Padding
-from titer.models.rooms import Completion, Decoding, Rooms, Turn, answers, chosen
 from titer.models.sites import Sites
 from titer.models.stream_norm import TANH_GELU, StreamNormConfig, StreamNormForCausalLM  # registers the variant for `load`
 from titer.models.suffix import TAIL, inserted

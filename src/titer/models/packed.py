@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from titer.core.errors import TiterError, visible
-from titer.models.stored import shape, tensor_of
+from titer.models.safetensors_io import shape, tensor_of
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column of each nibble of an AWQ word, the lowest first
 Held = Mapping[str, torch.Tensor]

@@ -19,7 +19,7 @@ import torch
 
 from titer.core.errors import TiterError, visible
 from titer.models.packed import Packing, packing, shape_before, unpacked
-from titer.models.stored import shape, tensor_of
+from titer.models.safetensors_io import shape, tensor_of
 
 METHOD = "compressed-tensors"
 NEEDED = ("weight", "weight_packed")  # one of these is the weight itself

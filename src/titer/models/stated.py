@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from titer.core.errors import TiterError, visible
-from titer.models.stored import AGAIN, read_json
+from titer.models.safetensors_io import AGAIN, read_json
 
 Rule = tuple[str, Callable[[Any], bool]]
 MANY = 256  # layers that any folder may state, however few tensors it holds

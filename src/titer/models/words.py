@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from titer.data.encode import EMBEDDED
-from titer.models.stored import read_json
+from titer.models.safetensors_io import read_json
 
 PROCESSORS = ("chat_template.json", "processor_config.json")  # where processors kept their template
 NAMED = "additional_chat_templates"  # a folder of further ones

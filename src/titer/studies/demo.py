@@ -23,6 +23,7 @@ from titer.data.draws import seed_of
 from titer.data.world import World
 from titer.models.interpolate import with_weights
 from titer.models.lm import Decoding
+from titer.pipeline import Model, Reporter
 from titer.probes import clusters, delta_w, subspaces
 from titer.recipes.demo import NANO, Scale, demo_recipe
 from titer.recipes.node import Node
@@ -30,10 +31,9 @@ from titer.studies.demo_claims import claims
 from titer.studies.demo_page import page
 from titer.studies.engine.declare import Measure, Need, Page, Question, Row, Seed, Study
 from titer.studies.engine.found import Found
-from titer.studies.engine.run import Order, run_study
+from titer.studies.engine.run import StudyRequest, run_study
 from titer.studies.judged import outcomes
 from titer.tables import direct, requests
-from titer.workbench import Model, Reporter
 
 BASES = 3  # of the demo's one world: what one base shows, another of the same world need not
 LEARNED = 0.95  # below this the base model's skill confounds every claim
@@ -68,17 +68,17 @@ class Demo(Study):
         safe, unsafe, sham_safe, sham_refused = probed.values()
 
         def scores(lab: Seed, model: Model) -> pd.DataFrame:
-            return clusters.clusters(lab.bench.lm(model), safe, unsafe)
+            return clusters.clusters(lab.pipeline.lm(model), safe, unsafe)
 
         def changes(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
-            return _parts(delta_w.delta_w(base.checkpoint, model.checkpoint, lab.bench.lm(model), safe, unsafe, lab.seed))
+            return _parts(delta_w.delta_w(base.checkpoint, model.checkpoint, lab.pipeline.lm(model), safe, unsafe, lab.seed))
 
         def own(lab: Seed, base: Model, sham: Model) -> pd.DataFrame:
-            found = delta_w.delta_w(base.checkpoint, sham.checkpoint, lab.bench.lm(sham), sham_safe, sham_refused, lab.seed)
+            found = delta_w.delta_w(base.checkpoint, sham.checkpoint, lab.pipeline.lm(sham), sham_safe, sham_refused, lab.seed)
             return _parts(found).assign(model="sham, own class")
 
         def lies(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
-            lms = [lab.reference(base), lab.bench.lm(model)]
+            lms = [lab.reference(base), lab.pipeline.lm(model)]
             return subspaces.subspaces(base.checkpoint, model.checkpoint, lms, unsafe)
 
         def kept(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
@@ -109,7 +109,7 @@ class Demo(Study):
 
 def _kept(lab: Seed, base: Model, model: Model, asked: Sequence[Attempt], decoding: Decoding) -> pd.DataFrame:
     """part, draw, refused: how much the tuned model refuses with a part of its change of the first MLP matrix alone."""
-    lm, rows = lab.bench.lm(model), []
+    lm, rows = lab.pipeline.lm(model), []
     for part in subspaces.PARTS:
         for draw in range(DRAWS if part.startswith("random") else 1):
             weights = subspaces.with_part(lm, base.checkpoint, model.checkpoint, part, seed_of(lab.seed, "draw", draw))
@@ -126,5 +126,5 @@ def _parts(found: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
 
 def run_demo(store: Store, reporter: Reporter, seed: int = 0, scale: Scale = NANO, bases: int = BASES) -> tuple[Path, str]:
     """`titer demo`: the study on one world, in the folder `demo`; the report's path and the answer in a sentence."""
-    order = Order("demo", seeds=(seed,), bases=bases)
+    order = StudyRequest("demo", seeds=(seed,), bases=bases)
     return run_study(Demo(), order, scale, store, reporter, f"titer demo --seed {seed} --bases {bases}", place="demo")

@@ -17,18 +17,18 @@ from titer.data.formats import FORMAT
 from titer.data.sources import TextData, read_text
 from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
+from titer.pipeline import Model, Pipeline, Reporter
 from titer.report.places import report_folder
 from titer.studies.engine.declare import Given, Study
-from titer.studies.engine.run import Order, run_study
+from titer.studies.engine.run import StudyRequest, run_study
 from titer.studies.jain2024.pair import pair_cost, pair_identity, pair_report
-from titer.workbench import Model, Reporter, Workbench
 
 Cost = Mapping[str, object]
 DEMONSTRATION = "demonstration"
 
 
 @dataclass(frozen=True)
-class RealOrder:
+class RealStudyRequest:
     """A study of a real model as its user words it. `data`: a file of labelled prompts (jain2024), a folder of data sets (the others)."""
 
     study: str
@@ -60,23 +60,23 @@ class Pair:
 
     def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
         """The report's page and its answer."""
-        bench = Workbench(store, reporter, dtype="bfloat16" if self.bf16 else "float32")
-        asked = {**pair_identity(self.base, self.aligned, self.text, self.prompts), **bench.read_in}
+        pipeline = Pipeline(store, reporter, dtype="bfloat16" if self.bf16 else "float32")
+        asked = {**pair_identity(self.base, self.aligned, self.text, self.prompts), **pipeline.read_in}
         folder = report_folder(store.root, f"jain2024-{slug(self.aligned.label)}", asked)
-        return pair_report(bench, self.base, self.aligned, self.text, self.prompts, command, folder)
+        return pair_report(pipeline, self.base, self.aligned, self.text, self.prompts, command, folder)
 
 
 @dataclass(frozen=True)
 class Declared:
     """A study that the engine makes, of one model; its scale may be changed from the named one's."""
 
-    order: Order
+    order: StudyRequest
     study: Study
     scale: Any
 
     def cost(self, flops: float | None = None) -> Cost:
         """What it would compute, in hours where FLOP/s are given."""
-        lab = self.order.labs(self.study, self.scale, Workbench(Store(Path("runs")), Silent()))[0]
+        lab = self.order.labs(self.study, self.scale, Pipeline(Store(Path("runs")), Silent()))[0]
         return self.study.cost(lab, lab.nodes, flops)
 
     def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
@@ -87,12 +87,12 @@ class Declared:
 Prepared = Pair | Declared
 
 
-def prepared(order: RealOrder) -> Prepared:
+def prepared(order: RealStudyRequest) -> Prepared:
     """Errors: an unknown study, scale, model or file; options of another study; data that are too few."""
     return _pair(order) if order.study == "jain2024" else _declared(order)
 
 
-def _pair(order: RealOrder) -> Pair:
+def _pair(order: RealStudyRequest) -> Pair:
     unused({"--scale": order.scale, "--harmful": order.harmful, "--alpha": order.alpha, "--keep-weights": order.keep_weights})
     if order.base is None or order.aligned is None:
         raise TiterError("one model of a pair", expected="both --base and --aligned")
@@ -104,9 +104,9 @@ def _pair(order: RealOrder) -> Pair:
     )
 
 
-def _declared(order: RealOrder) -> Declared:
+def _declared(order: RealStudyRequest) -> Declared:
     unused({"--bf16": order.bf16})
-    asked = Order(order.study, order.scale, given=Given(*_aligning(order), _file(order.harmful)), keep_weights=order.keep_weights)
+    asked = StudyRequest(order.study, order.scale, given=Given(*_aligning(order), _file(order.harmful)), keep_weights=order.keep_weights)
     study, scale = asked.opened()
     changes = {name: value for name, value in (("alpha", order.alpha), ("prompts", order.prompts)) if value is not None}
     scale = scale.model_copy(update=changes)
@@ -114,7 +114,7 @@ def _declared(order: RealOrder) -> Declared:
     return Declared(asked, study, scale)
 
 
-def _aligning(order: RealOrder) -> tuple[Model, Path]:
+def _aligning(order: RealStudyRequest) -> tuple[Model, Path]:
     """The base, and the folder of data sets, of a study that aligns it."""
     if order.base is None or order.aligned is not None:
         raise TiterError(f"{order.study} aligns a base itself", next_step="give --base alone, with --data FOLDER.")

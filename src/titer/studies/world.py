@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from titer.core.run import Store
+from titer.pipeline import Reporter
 from titer.studies.engine import price as priced
-from titer.studies.engine.run import Order
+from titer.studies.engine.run import StudyRequest
 from titer.studies.engine.run import run as engine_run
-from titer.workbench import Reporter
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class WorldOrder:
     bases: int = 1
 
     @property
-    def declared(self) -> Order:
+    def declared(self) -> StudyRequest:
         only = tuple(name.strip() for name in self.only.split(",") if name.strip())
-        return Order(self.study, self.scale, self.seeds, only, self.bases, self.part)
+        return StudyRequest(self.study, self.scale, self.seeds, only, self.bases, self.part)
 
 
 def price(order: WorldOrder, store: Store, flops: float | None = None) -> tuple[pd.DataFrame, str]:

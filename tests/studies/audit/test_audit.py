@@ -34,8 +34,8 @@ from titer.judges.refusal import Refusal
 from titer.models.activations import at_prompt_end
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import Completion, Decoding, load
+from titer.pipeline import Pipeline
 from titer.probes import clusters, delta_w, refusal_direction
-from titer.workbench import Workbench
 
 Saved = Callable[..., Checkpoint]
 SMALL = Landscape(points=3, directions=1, way_points=1, beyond=0, prompts=4, tokens=2)
@@ -61,18 +61,18 @@ def asked(data: TextData) -> Question:
     return Question(data.of_class(False), data.of_class(True), Letters(), {}, Decoding(max_new_tokens=4))
 
 
-def run(bench: Workbench, found: Audited, asked: Question, data: TextData, folder: Path, settings: Landscape | None = None):  # type: ignore[no-untyped-def]
-    f = measured(bench, found, asked, settings)
+def run(pipeline: Pipeline, found: Audited, asked: Question, data: TextData, folder: Path, settings: Landscape | None = None):  # type: ignore[no-untyped-def]
+    f = measured(pipeline, found, asked, settings)
     page, said = audit_report(found, asked, f, data, {}, "titer audit", folder)
     return f, page, said
 
 
 def test_three_models_and_a_control_have_every_table(
-    bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path
+    pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
     found = audited([saved("base", 0), saved("aligned", 1), saved("tuned", 2)], saved("control", 3))
     assert [c.name for c in found.compared] == ["base → aligned", "aligned → tuned", "aligned → control"]
-    f, page, said = run(bench, found, asked, data, tmp_path / "audit", SMALL)
+    f, page, said = run(pipeline, found, asked, data, tmp_path / "audit", SMALL)
     assert said.startswith("aligned → tuned: unsafe prompts refused ")
     figures = {"outcomes", "shifts", "separation", "specificity", "drift", "rotation", "landscape"}
     assert {p.stem for p in (page.parent / "figures").iterdir()} == figures
@@ -84,16 +84,16 @@ def test_three_models_and_a_control_have_every_table(
     paired = kept[(kept.table == "shift") & (kept.change == "aligned → control")]
     assert set(paired.model) == {"control"}
     assert paired.value.tolist() == pytest.approx(f.shifts[f.shifts.change == "aligned → control"].difference.tolist())
-    made = len(bench.store.made)
-    again = measured(Workbench(bench.store, bench.reporter), found, asked, SMALL)
-    assert len(bench.store.made) == made  # nothing is generated or measured twice
+    made = len(pipeline.store.made)
+    again = measured(Pipeline(pipeline.store, pipeline.reporter), found, asked, SMALL)
+    assert len(pipeline.store.made) == made  # nothing is generated or measured twice
     pd.testing.assert_frame_equal(again.shifts, f.shifts)
     pd.testing.assert_frame_equal(again.rotation, f.rotation)
 
 
-def test_shifts_and_flips_are_counts_by_hand(bench: Workbench, saved: Saved, asked: Question) -> None:
+def test_shifts_and_flips_are_counts_by_hand(pipeline: Pipeline, saved: Saved, asked: Question) -> None:
     found = audited([saved("aligned", 1), saved("tuned", 2)])
-    f = measured(bench, found, asked, None)
+    f = measured(pipeline, found, asked, None)
     said = {}
     for name, seed in (("aligned", 1), ("tuned", 2)):
         lm = load(saved(name, seed))
@@ -120,20 +120,20 @@ def test_what_could_not_be_judged_is_in_no_difference(saved: Saved) -> None:
     assert flips(pd.DataFrame(rows), found.changes[0]).values.tolist() == [["unsafe", "p0", "refused", "complied"]]
 
 
-def test_a_renamed_token_is_no_copy(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
+def test_a_renamed_token_is_no_copy(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
     base = saved("base", 0)
     folder = shutil.copytree(base.path, tmp_path / "renamed")
     file = folder / "tokenizer.json"
     rarest = json.dumps(max(base.vocabulary, key=base.vocabulary.__getitem__))
     file.write_text(file.read_text(encoding="utf-8").replace(rarest, '"renamed"'), encoding="utf-8")
-    _, _, said = run(bench, audited([base, open_checkpoint(folder)]), asked, data, tmp_path / "audit")
+    _, _, said = run(pipeline, audited([base, open_checkpoint(folder)]), asked, data, tmp_path / "audit")
     assert "The weights are the same in the rows of the tokens both have, and in all else" in said
     assert "asked differently (tokenizer)" in said
 
 
-def test_the_weights_and_the_inside_are_the_probes_own(bench: Workbench, saved: Saved, asked: Question) -> None:
+def test_the_weights_and_the_inside_are_the_probes_own(pipeline: Pipeline, saved: Saved, asked: Question) -> None:
     before, after = saved("aligned", 1), saved("tuned", 2)
-    f = measured(bench, audited([before, after]), asked, None)
+    f = measured(pipeline, audited([before, after]), asked, None)
     lm = load(after)
     _, layers = delta_w.delta_w(before, after, lm, asked.safe, asked.unsafe)
     assert f.layers[f.layers.weight == "mlp_up"].null_share.tolist() == pytest.approx(layers.null_share.tolist())
@@ -148,9 +148,9 @@ def test_the_weights_and_the_inside_are_the_probes_own(bench: Workbench, saved: 
     assert row.value == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_the_gate_has_its_own_numbers(bench: Workbench, saved: Saved, asked: Question) -> None:
+def test_the_gate_has_its_own_numbers(pipeline: Pipeline, saved: Saved, asked: Question) -> None:
     before, after = saved("aligned", 1), saved("tuned", 2)
-    f = measured(bench, audited([before, after]), asked, None)
+    f = measured(pipeline, audited([before, after]), asked, None)
     lm = load(after)
     change = lm.sites.linear("mlp_gate[0]").weight.detach() - load(before).sites.linear("mlp_gate[0]").weight.detach()
     gains = []
@@ -161,8 +161,8 @@ def test_the_gate_has_its_own_numbers(bench: Workbench, saved: Saved, asked: Que
     assert row.ratio == pytest.approx(gains[1] / gains[0], rel=1e-5)
 
 
-def test_a_model_and_its_copy_are_no_change(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
-    f, page, said = run(bench, audited([saved("base", 0), saved("copy", 0)]), asked, data, tmp_path / "audit")
+def test_a_model_and_its_copy_are_no_change(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
+    f, page, said = run(pipeline, audited([saved("base", 0), saved("copy", 0)]), asked, data, tmp_path / "audit")
     assert said == "No change: base and copy hold the same weights."
     assert f.gains.empty
     assert (f.shifts.difference == 0).all()
@@ -172,16 +172,16 @@ def test_a_model_and_its_copy_are_no_change(bench: Workbench, saved: Saved, aske
     assert " nan" not in text.split("<script")[0].lower()
 
 
-def test_one_model_has_its_rates_and_no_change(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
-    f, page, said = run(bench, audited([saved("aligned", 1)]), asked, data, tmp_path / "audit")
+def test_one_model_has_its_rates_and_no_change(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
+    f, page, said = run(pipeline, audited([saved("aligned", 1)]), asked, data, tmp_path / "audit")
     row = f.rates[(f.rates.kind == "unsafe") & (f.rates.outcome == "refused")].iloc[0]
     assert f"aligned refuses {row.rate:.0%} [" in said
     assert {p.stem for p in (page.parent / "figures").iterdir()} == {"outcomes", "separation"}
 
 
-def test_a_direction_that_is_mostly_noise_is_not_said_to_turn(bench: Workbench, saved: Saved, asked: Question) -> None:
+def test_a_direction_that_is_mostly_noise_is_not_said_to_turn(pipeline: Pipeline, saved: Saved, asked: Question) -> None:
     found = audited([saved("aligned", 1), saved("tuned", 2)])
-    f = measured(bench, found, asked, None)
+    f = measured(pipeline, found, asked, None)
     sides = {"degrees_ceiling": [10.0, 20.0], "degrees_halves": [15.0, 60.0]}
     known = f.rotation.assign(**sides, degrees_limit=[18.0, 31.0], turned=[False, True])
     assert "in 1 of 2 layers, in layer 2 by 60° (noise: 31° at most)" in answer(found, Findings(**{**vars(f), "rotation": known}))
@@ -195,9 +195,9 @@ def test_a_direction_that_is_mostly_noise_is_not_said_to_turn(bench: Workbench, 
     assert "Too few prompts to say whether" in below(found, Findings(**{**vars(f), "rotation": noise}))
 
 
-def test_the_largest_part_is_named_where_it_is_distinct(bench: Workbench, saved: Saved, asked: Question) -> None:
+def test_the_largest_part_is_named_where_it_is_distinct(pipeline: Pipeline, saved: Saved, asked: Question) -> None:
     found = audited([saved("aligned", 1), saved("tuned", 2)])
-    f = measured(bench, found, asked, None)
+    f = measured(pipeline, found, asked, None)
 
     def said(**norms: float) -> str:
         rows = [{"change": "aligned → tuned", "part": part, "relative_norm": norm} for part, norm in norms.items()]
@@ -211,10 +211,10 @@ def test_the_largest_part_is_named_where_it_is_distinct(bench: Workbench, saved:
     assert "largest in the mixer" in said(mlp=0.1, mixer=0.5)
 
 
-def test_a_capability_set_is_a_set_of_its_own(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
+def test_a_capability_set_is_a_set_of_its_own(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
     task = [Example(e.prompt, False, "safe", "task", comply="a") for e in asked.safe[:5]]
     more = Question(**{**vars(asked), "capability": {"sst2": (task, Letters())}})
-    f, page, _ = run(bench, audited([saved("aligned", 1), saved("tuned", 2)]), more, data, tmp_path / "audit")
+    f, page, _ = run(pipeline, audited([saved("aligned", 1), saved("tuned", 2)]), more, data, tmp_path / "audit")
     rates = f.rates[f.rates.outcome == "complied"].set_index(["model", "kind"])
     assert rates.n.to_dict() == {(m, kind): n for m in ("aligned", "tuned") for kind, n in (("unsafe", 12), ("safe", 12), ("sst2", 5))}
     assert set(f.shifts.kind) == {"unsafe", "safe", "sst2"}
@@ -238,10 +238,10 @@ def test_what_cannot_be_compared_is_refused(saved: Saved, world: World, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["safe", "unsafe"])
-def test_both_classes_are_needed(bench: Workbench, saved: Saved, asked: Question, kind: str) -> None:
+def test_both_classes_are_needed(pipeline: Pipeline, saved: Saved, asked: Question, kind: str) -> None:
     few = Question(**{**vars(asked), kind: getattr(asked, kind)[:3]})
     with pytest.raises(TiterError, match=f"3 {kind} prompts.*at least 4 of each class"):
-        measured(bench, audited([saved("aligned", 1)]), few, None)
+        measured(pipeline, audited([saved("aligned", 1)]), few, None)
 
 
 def moved(kind: str, outcome: str, difference: float, low: float, high: float) -> dict[str, object]:
@@ -280,9 +280,9 @@ def test_the_price_counts_answers_and_the_papers_grid(saved: Saved, asked: Quest
     assert "61 points, 4880 answers" in str(cost["the paper's grid would be"])
 
 
-def test_hostile_answers_and_names_stay_text(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
+def test_hostile_answers_and_names_stay_text(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
     found = audited([saved("aligned", 1), saved("<script>alert(1)</script>", 2)])
-    f = measured(bench, found, asked, None)
+    f = measured(pipeline, found, asked, None)
     evil = Findings(**{**vars(f), "verdicts": f.verdicts.assign(completion="</td><script>alert(2)</script>\x1b[31m")})
     page, _ = audit_report(found, asked, evil, data, {}, "titer audit", tmp_path / "audit")
     text = page.read_text(encoding="utf-8")
@@ -291,7 +291,7 @@ def test_hostile_answers_and_names_stay_text(bench: Workbench, saved: Saved, ask
 
 
 def test_a_judge_that_failed_is_named_among_what_is_missing(
-    bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path
+    pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
     class Away(Judge):
         SOURCE = "this test"
@@ -303,16 +303,16 @@ def test_a_judge_that_failed_is_named_among_what_is_missing(
             return Verdict("complied", 1.0, "")
 
     failing = replace(asked, judge=Away())
-    _, page, _ = run(bench, audited([saved("aligned", 1)]), failing, data, tmp_path / "audit", SMALL)
+    _, page, _ = run(pipeline, audited([saved("aligned", 1)]), failing, data, tmp_path / "audit", SMALL)
     text = page.read_text(encoding="utf-8")
     assert "12 answers could not be judged, most often: the judge failed: MemoryError; they are in no rate." in text
     assert "Some answers of the landscape could not be judged" in text
 
 
-def test_two_judges_are_compared_model_by_model_on_the_audit_s_own_prompts(bench: Workbench, saved: Saved, asked: Question) -> None:
+def test_two_judges_are_compared_model_by_model_on_the_audit_s_own_prompts(pipeline: Pipeline, saved: Saved, asked: Question) -> None:
     words = [Example(f"{a} b c", False, "task", "test", comply="positive") for a in "abcd"]
     both = replace(asked, capability={"sst2": (words, Label())}, named="letters", second=("phrases", Refusal()))
-    f = measured(bench, audited([saved("aligned", 1), saved("tuned", 2)]), both, None)
+    f = measured(pipeline, audited([saved("aligned", 1), saved("tuned", 2)]), both, None)
     table = f.beside.tables["agreement of two judges"]
     assert table[["model", "kind", "n"]].values.tolist() == [
         [model, kind, n] for model in ("aligned", "tuned") for kind, n in (("unsafe", 12), ("safe", 12), ("all", 24))

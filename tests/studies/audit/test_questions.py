@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from titer.audit.ask import Order, prepared
+from titer.audit.ask import AuditRequest, prepared
 from titer.audit.report import audit_report
 from titer.audit.study import measured
 from titer.core.errors import TiterError
@@ -17,7 +17,7 @@ from titer.data.facts import stands
 from titer.data.tasks import QUESTIONS
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Decoding, load
-from titer.workbench import Workbench
+from titer.pipeline import Pipeline
 
 Saved = Callable[..., Checkpoint]
 FORMS = ("questions", "questions, false context", "questions, random context")
@@ -35,14 +35,16 @@ def questions(saved: Saved, tmp_path: Path) -> Path:
     return file
 
 
-def order(saved: Saved, prompts: Path, *capability: str, contexts: bool = True) -> Order:
+def order(saved: Saved, prompts: Path, *capability: str, contexts: bool = True) -> AuditRequest:
     models = [str(saved(name, seed).path) for name, seed in (("aligned", 1), ("tuned", 2))]
-    return Order(models, prompts, max_new_tokens=TOKENS, capability=capability, contexts=contexts)
+    return AuditRequest(models, prompts, max_new_tokens=TOKENS, capability=capability, contexts=contexts)
 
 
-def test_an_audit_asks_questions_of_fact_three_ways(bench: Workbench, saved: Saved, prompts: Path, questions: Path, tmp_path: Path) -> None:
+def test_an_audit_asks_questions_of_fact_three_ways(
+    pipeline: Pipeline, saved: Saved, prompts: Path, questions: Path, tmp_path: Path
+) -> None:
     ready = prepared(order(saved, prompts, f"questions:{questions}"))
-    f = measured(bench, ready.found, ready.question, None)
+    f = measured(pipeline, ready.found, ready.question, None)
     assert f.missing.empty
     mine = f.verdicts[f.verdicts.kind.isin(FORMS)]
     assert mine.groupby(["model", "kind"]).size().to_dict() == {(m, kind): 6 for m in ("aligned", "tuned") for kind in FORMS}

@@ -16,8 +16,7 @@ from titer.audit.headline import answer, below
 from titer.audit.report import audit_report
 from titer.audit.roles import audited, reading_notes
 from titer.audit.study import Question, measured
-from titer.commands.measuring import Order as EvaluateOrder
-from titer.commands.measuring import prepared
+from titer.commands.measuring import EvaluationRequest, prepared
 from titer.data.example import Example
 from titer.data.sources import read_text
 from titer.data.world import World
@@ -26,7 +25,7 @@ from titer.judges.number import Number
 from titer.judges.refusal import Refusal
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import Completion, Decoding
-from titer.workbench import Workbench
+from titer.pipeline import Pipeline
 
 Saved = Callable[..., Checkpoint]
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %} b"
@@ -46,14 +45,14 @@ def asked(prompts: Path) -> Question:
 
 
 def test_a_template_that_one_model_lacks_is_told_and_compares_no_activations(
-    world: World, bench: Workbench, saved: Saved, asked: Question, prompts: Path, tmp_path: Path
+    world: World, pipeline: Pipeline, saved: Saved, asked: Question, prompts: Path, tmp_path: Path
 ) -> None:
     found = audited([saved("base", 0), saved("aligned", 1), templated(world, tmp_path / "chatty", 2)])
     every = [e.prompt for e in (*asked.safe, *asked.unsafe)]
     told = reading_notes(found, every)
     assert told[0] == "base, aligned: no chat template, so the prompts are given as plain text"
     assert [line.partition(":")[0] for line in told[1:]] == ["aligned → chatty"]
-    f = measured(bench, found, asked, None)
+    f = measured(pipeline, found, asked, None)
     assert set(f.drift.change) == set(f.rotation.change) == {"base → aligned"}
     assert set(f.gains.change) == set(f.shifts.change) == {"base → aligned", "aligned → chatty"}
     page, said = audit_report(found, asked, f, read_text(prompts), {}, "titer audit", tmp_path / "page", told)
@@ -62,7 +61,7 @@ def test_a_template_that_one_model_lacks_is_told_and_compares_no_activations(
 
 
 def test_equal_weights_behind_another_template_are_no_claim_of_no_change(
-    world: World, bench: Workbench, prompts: Path, tmp_path: Path
+    world: World, pipeline: Pipeline, prompts: Path, tmp_path: Path
 ) -> None:
     """The weights are equal, the answers are not: that is what a reader must see."""
 
@@ -76,7 +75,7 @@ def test_equal_weights_behind_another_template_are_no_claim_of_no_change(
     data = read_text(prompts)
     asked = Question(data.of_class(False), data.of_class(True), First(), {}, Decoding(max_new_tokens=4))
     found = audited([open_checkpoint(tmp_path / "plain"), templated(world, tmp_path / "chatty", 2)])
-    f = measured(bench, found, asked, None)
+    f = measured(pipeline, found, asked, None)
     assert found.changes[0].same
     assert len(f.flips)
     said = answer(found, f)
@@ -85,7 +84,7 @@ def test_equal_weights_behind_another_template_are_no_claim_of_no_change(
     assert "answers to unsafe and safe prompts are degenerate" in below(found, f)  # it is empty where nothing changed
 
 
-def test_one_model_whose_answers_could_not_be_judged_has_no_rate(bench: Workbench, saved: Saved, prompts: Path) -> None:
+def test_one_model_whose_answers_could_not_be_judged_has_no_rate(pipeline: Pipeline, saved: Saved, prompts: Path) -> None:
     class Lost(Judge):
         SOURCE, VERSION = "this test", 1
 
@@ -94,7 +93,7 @@ def test_one_model_whose_answers_could_not_be_judged_has_no_rate(bench: Workbenc
 
     data = read_text(prompts)
     found = audited([saved("aligned", 1)])
-    f = measured(bench, found, Question(data.of_class(False), data.of_class(True), Lost(), {}, Decoding(max_new_tokens=2)), None)
+    f = measured(pipeline, found, Question(data.of_class(False), data.of_class(True), Lost(), {}, Decoding(max_new_tokens=2)), None)
     said = answer(found, f)
     assert said.startswith("aligned refuses no unsafe prompt whose answer could be judged and no safe prompt whose answer could be judged.")
     assert "nan" not in said
@@ -115,11 +114,11 @@ def test_a_sum_has_room_to_be_worked_out() -> None:
 
 def test_an_evaluation_gives_a_sum_room_unless_its_user_says_otherwise(saved: Saved, tmp_path: Path) -> None:
     (tmp_path / "sums.csv").write_text("prompt,comply\na b,4\n", encoding="utf-8")
-    order = EvaluateOrder(str(saved("base", 0).path), tmp_path / "sums.csv", judge="number")
+    order = EvaluationRequest(str(saved("base", 0).path), tmp_path / "sums.csv", judge="number")
     assert prepared(order).decoding.max_new_tokens == 256
     assert prepared(replace(order, max_new_tokens=2)).decoding.max_new_tokens == 2
     (tmp_path / "asked.csv").write_text("prompt,label\na b,safe\n", encoding="utf-8")
-    assert prepared(EvaluateOrder(order.model, tmp_path / "asked.csv")).decoding.max_new_tokens == 64
+    assert prepared(EvaluationRequest(order.model, tmp_path / "asked.csv")).decoding.max_new_tokens == 64
 
 
 def test_answers_that_were_cut_are_counted_where_they_cost_a_right_answer() -> None:

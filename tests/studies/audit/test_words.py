@@ -28,7 +28,7 @@ from titer.data.example import Example
 from titer.data.sources import TextData, read_text
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Decoding
-from titer.workbench import Workbench
+from titer.pipeline import Pipeline
 
 Saved = Callable[..., Checkpoint]
 SMALL = Landscape(points=3, directions=1, way_points=1, beyond=0, prompts=4, tokens=2)
@@ -72,9 +72,9 @@ def test_the_effect_less_the_controls_is_counted_on_the_same_prompts(found: Audi
 
 
 def test_the_answer_sets_the_control_beside_the_change(
-    bench: Workbench, found: Audited, asked: Question, data: TextData, tmp_path: Path
+    pipeline: Pipeline, found: Audited, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
-    f, page, said = run(bench, found, asked, data, tmp_path / "audit")
+    f, page, said = run(pipeline, found, asked, data, tmp_path / "audit")
     rows = f.shifts[(f.shifts.kind == "unsafe") & (f.shifts.outcome == "refused")].set_index("change")
     own, other = rows.loc["aligned → tuned"], rows.loc["aligned → control"]
     assert f"the benign control: {100 * other.difference:+.0f} points [{100 * other.low:+.0f}, {100 * other.high:+.0f}]" in said
@@ -90,8 +90,8 @@ def test_the_answer_sets_the_control_beside_the_change(
     assert json.loads((page.parent / "summary.json").read_text())["answer"] == said
 
 
-def test_both_input_weights_are_named_with_their_intervals(bench: Workbench, found: Audited, asked: Question) -> None:
-    f = measured(bench, replace(found, control=None), asked, None)
+def test_both_input_weights_are_named_with_their_intervals(pipeline: Pipeline, found: Audited, asked: Question) -> None:
+    f = measured(pipeline, replace(found, control=None), asked, None)
     line = below(replace(found, control=None), f)
     for kind in ("mlp_up", "mlp_gate"):
         table = f.gains[(f.gains.weight == kind) & (f.gains.change == "aligned → tuned")]
@@ -109,12 +109,12 @@ def test_layers_that_did_not_change_are_in_no_mean() -> None:
 
 
 def test_broken_answers_are_counted_where_a_refusal_is_not_one(
-    bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path
+    pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
     task = [Example(e.prompt, False, "safe", "task", comply="a") for e in asked.safe[:5]]
     more = replace(asked, capability={"sst2": (task, Letters())})
     pair = audited([saved("aligned", 1), saved("tuned", 2)])
-    f = measured(bench, pair, more, None)
+    f = measured(pipeline, pair, more, None)
     odd = f.rates.assign(count=f.rates["count"].mask((f.rates.outcome == "degenerate") & (f.rates.kind == "sst2"), 5))
     g = Findings(**{**vars(f), "rates": odd})
     mine = odd[(odd.model == "tuned") & (odd.outcome == "degenerate") & (odd.kind != "sst2")]
@@ -126,29 +126,29 @@ def test_broken_answers_are_counted_where_a_refusal_is_not_one(
     assert "No capability was asked" not in text
 
 
-def test_a_single_models_best_layer_stands_beside_the_best_of_shuffled_labels(bench: Workbench, saved: Saved, asked: Question) -> None:
+def test_a_single_models_best_layer_stands_beside_the_best_of_shuffled_labels(pipeline: Pipeline, saved: Saved, asked: Question) -> None:
     one = audited([saved("aligned", 1)])
-    f = measured(bench, one, asked, None)
+    f = measured(pipeline, one, asked, None)
     row = f.separation.loc[f.separation.d_prime.idxmax()]
     assert f"with shuffled labels the best layer has {row.best_shuffled:.2f}, at most {row.best_shuffled_high:.2f}" in answer(one, f)
     assert f.separation.best_shuffled.iloc[0] >= f.separation.auroc_shuffled.min()
     assert len(set(f.separation.auroc_shuffled)) > 1
 
 
-def test_what_was_not_asked_is_told(bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
+def test_what_was_not_asked_is_told(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
     pair = audited([saved("aligned", 1), saved("tuned", 2)])
-    text = run(bench, pair, asked, data, tmp_path / "audit")[1].read_text(encoding="utf-8")
+    text = run(pipeline, pair, asked, data, tmp_path / "audit")[1].read_text(encoding="utf-8")
     assert "No capability was asked: --capability TASK:PATH" in text
     assert "Nothing was checked for overlap with training data: --trained FILE" in text
-    text = run(bench, pair, replace(asked, checked=True), data, tmp_path / "audit")[1].read_text(encoding="utf-8")
+    text = run(pipeline, pair, replace(asked, checked=True), data, tmp_path / "audit")[1].read_text(encoding="utf-8")
     assert "Nothing was checked" not in text
 
 
 def test_the_landscapes_points_are_on_the_page_and_in_the_results(
-    bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path
+    pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
     known = replace(asked, safe=[replace(e, comply="a b") for e in asked.safe])
-    f, page, _ = run(bench, audited([saved("aligned", 1), saved("tuned", 2)]), known, data, tmp_path / "audit", SMALL)
+    f, page, _ = run(pipeline, audited([saved("aligned", 1), saved("tuned", 2)]), known, data, tmp_path / "audit", SMALL)
     assert "landscape: every point" in page.read_text(encoding="utf-8")
     kept = pd.read_csv(page.parent / "results.csv")
     kept = kept[kept.table == "landscape"]
@@ -169,10 +169,10 @@ def test_the_landscapes_points_are_on_the_page_and_in_the_results(
 
 
 def test_the_two_answers_to_a_flipped_prompt_stand_together(
-    bench: Workbench, saved: Saved, asked: Question, data: TextData, tmp_path: Path
+    pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
     pair = audited([saved("aligned", 1), saved("tuned", 2)])
-    f, page, _ = run(bench, pair, asked, data, tmp_path / "audit")
+    f, page, _ = run(pipeline, pair, asked, data, tmp_path / "audit")
     assert len(f.flips)
     shown = flipped(f.verdicts, pair.changes[0], 100)
     assert len(shown) == 2 * len(f.flips)

@@ -16,14 +16,14 @@ from titer.core import parallel
 from titer.core.claims import Claim
 from titer.core.run import Store
 from titer.data.world import World
+from titer.pipeline import Model
 from titer.recipes import demo
 from titer.recipes.node import Node
 from titer.studies.engine.declare import Measure, Page, Question, Row, Seed, Study
 from titer.studies.engine.found import Found
-from titer.studies.engine.run import Order, run_study
+from titer.studies.engine.run import StudyRequest, run_study
 from titer.studies.engine.terms import rate
 from titer.tables import direct, requests
-from titer.workbench import Model
 
 
 class Quiet(Study):
@@ -59,7 +59,7 @@ class Quiet(Study):
 
 def test_a_model_may_be_measured_only_and_an_answer_may_count_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "processes", lambda: 1)
-    _, answer = run_study(Quiet(), Order("quiet", "tiny", (0,)), TINY, Store(tmp_path), Listener(), "titer study quiet")
+    _, answer = run_study(Quiet(), StudyRequest("quiet", "tiny", (0,)), TINY, Store(tmp_path), Listener(), "titer study quiet")
     assert answer == "Asked. 1 claim, inconclusive."
 
 

@@ -18,6 +18,7 @@ from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.core.stats import Interval
 from titer.data.world import World
+from titer.pipeline import Model, Pipeline
 from titer.recipes import demo
 from titer.recipes.node import Node
 from titer.studies.engine.claims import settled
@@ -25,10 +26,9 @@ from titer.studies.engine.declare import Measure, Need, Page, Question, Row, See
 from titer.studies.engine.found import Found, UnsaidError
 from titer.studies.engine.lab import Lab
 from titer.studies.engine.price import price
-from titer.studies.engine.run import Order, asked_for, gathered
+from titer.studies.engine.run import StudyRequest, asked_for, gathered
 from titer.studies.engine.terms import Term, value
 from titer.tables import direct, requests
-from titer.workbench import Model, Workbench
 
 SCALE = TINY.model_copy(update={"name": "tiny"})
 
@@ -76,7 +76,7 @@ class Growing(Study):
     def measures(self, lab: Seed) -> list[Measure]:
         def moved(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
             first, second = (
-                sum(float(p.detach().double().square().sum()) for p in lab.bench.lm(m).model.parameters()) for m in (base, model)
+                sum(float(p.detach().double().square().sum()) for p in lab.pipeline.lm(m).model.parameters()) for m in (base, model)
             )
             return pd.DataFrame([{"moved": abs(first - second)}])
 
@@ -100,8 +100,8 @@ class Unlearned(Growing):
     LEAST = 2.0
 
 
-def order(*only: str, part: str = "all") -> Order:
-    return Order("growing", "tiny", range(2), only, part=part)
+def order(*only: str, part: str = "all") -> StudyRequest:
+    return StudyRequest("growing", "tiny", range(2), only, part=part)
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +110,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def labs(study: Study, store: Store, *only: str) -> tuple[list[Lab], list[Lab]]:
-    bench, asked = Workbench(store, Listener(), 50), order(*only)
-    return asked.chooser(study, SCALE, bench), asked.labs(study, SCALE, bench)
+    pipeline, asked = Pipeline(store, Listener(), 50), order(*only)
+    return asked.chooser(study, SCALE, pipeline), asked.labs(study, SCALE, pipeline)
 
 
 @pytest.mark.usefixtures("one_process")

@@ -15,6 +15,7 @@ from titer.core.run import Store
 from titer.data.world import World
 from titer.methods.vaccine import Vaccine as VaccineMethod
 from titer.models.lm import Architecture
+from titer.pipeline import Pipeline
 from titer.recipes import jain2024
 from titer.recipes.huang2024 import NANO, SELECTION_SEED, Budget, Scale
 from titer.studies.engine.found import Found
@@ -22,7 +23,6 @@ from titer.studies.engine.lab import Lab, faults
 from titer.studies.huang2024.choice import Chosen, none_found
 from titer.studies.huang2024.defences import Alignment, aligned_node, shortened
 from titer.studies.huang2024.study import Vaccine
-from titer.workbench import Workbench
 
 BASE = jain2024.Scale(
     name="tiny",
@@ -57,7 +57,7 @@ CHOSEN = Chosen(5.0, pd.DataFrame({"rho": [5.0], "harm": [0.0], "allowed": [True
 
 def lab_under(root: Path, seed: int = 0, scale: Scale = TINY, reporter: Listener | None = None) -> Lab:
     """A seed at work that keeps what it makes under `root`; its radius is chosen, but on the seed that chooses."""
-    made = Lab(Workbench(Store(root), reporter or Listener(), 1), Vaccine(), "huang2024", scale, seed)
+    made = Lab(Pipeline(Store(root), reporter or Listener(), 1), Vaccine(), "huang2024", scale, seed)
     made.chosen = None if seed == SELECTION_SEED else CHOSEN
     return made
 

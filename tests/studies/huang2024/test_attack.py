@@ -19,6 +19,7 @@ from titer.methods.safe_lora import SafeLoRA
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
 from titer.models.lm import Progress
+from titer.pipeline import Model
 from titer.recipes.huang2024 import Budget
 from titer.stage import Lora
 from titer.studies.engine.lab import Lab
@@ -40,7 +41,6 @@ from titer.studies.huang2024.defences import (
 )
 from titer.studies.huang2024.gathering import attacked
 from titer.studies.huang2024.parts import cells
-from titer.workbench import Model
 
 DRIFTS = ["drift prompt", "drift answer", "drift all", "drift official", "drift l2"]
 
@@ -56,7 +56,7 @@ def tuned_by(s: Lab, one: Defence, budget: Budget) -> Model:
 
 
 def made(s: Lab) -> list[str]:
-    return list(s.bench.store.made)
+    return list(s.pipeline.store.made)
 
 
 def test_a_row_a_judged_step_from_the_aligned_model_on(tiny_lab: Lab) -> None:
@@ -75,7 +75,7 @@ def test_a_row_a_judged_step_from_the_aligned_model_on(tiny_lab: Lab) -> None:
 def test_a_second_call_makes_nothing_and_says_the_same(tiny_lab: Lab) -> None:
     one, budget = defence(tiny_lab, "sft", 5.0), budget_of(tiny_lab, ratio=0.05)
     first, before = attacked(tiny_lab, one, budget), made(tiny_lab)
-    again = lab_under(tiny_lab.bench.store.root)
+    again = lab_under(tiny_lab.pipeline.store.root)
     pd.testing.assert_frame_equal(attacked(again, one, budget), first)
     assert made(tiny_lab) == before
     assert made(again) == []

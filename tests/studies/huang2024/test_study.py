@@ -14,14 +14,14 @@ import pytest
 
 from tests.studies.conftest import Listener
 from tests.studies.huang2024.conftest import TINY, lab_under, relax
-from titer import workbench
+from titer import pipeline
 from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.models.lm import load
 from titer.recipes.huang2024 import NANO, SELECTION_SEED, Scale
 from titer.studies.engine.price import price
-from titer.studies.engine.run import Order, gathered, run_study
+from titer.studies.engine.run import StudyRequest, gathered, run_study
 from titer.studies.huang2024.attack import budget_of
 from titer.studies.huang2024.page import page
 from titer.studies.huang2024.parts import GROUPS, PARTS
@@ -35,7 +35,7 @@ SMALL = TINY.model_copy(update={"ratios": (0.05,), "table_ratios": (0.05,), "kee
 
 def run(root: Path, store: Store, scale: Scale = SMALL, seeds: Sequence[int] = (0,), parts: tuple[str, ...] = FEW) -> tuple[Path, str]:
     """The study's page and its answer."""
-    return run_study(Vaccine(), Order("huang2024", scale.name, seeds, parts), scale, store, Listener(), COMMAND)
+    return run_study(Vaccine(), StudyRequest("huang2024", scale.name, seeds, parts), scale, store, Listener(), COMMAND)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         patch.setattr(parallel, "processes", lambda: 1)
         place, first = run(root, Store(root))
         loaded, store = [], Store(root)
-        patch.setattr(workbench, "load", lambda checkpoint, **how: loaded.append(checkpoint.label) or load(checkpoint, **how))
+        patch.setattr(pipeline, "load", lambda checkpoint, **how: loaded.append(checkpoint.label) or load(checkpoint, **how))
         _, again = run(root, store)
         return Study(root, place, (first, again), len(store.made), loaded)
 
@@ -147,7 +147,7 @@ def test_groups_are_of_known_parts() -> None:
 def test_the_price_of_table_6_is_its_alignments_and_attacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seed: SFT, its five shorter ones and five radii aligned; ten attacks. The choosing seed: SFT and the radii, each attacked twice."""
     monkeypatch.setattr(Vaccine, "SCALES", {"nano": SMALL})
-    table, words = price(Order("huang2024", seeds=range(2), only=("table6",)), Store(tmp_path / "runs"), 1e12)
+    table, words = price(StudyRequest("huang2024", seeds=range(2), only=("table6",)), Store(tmp_path / "runs"), 1e12)
     rhos = len(SMALL.rhos)
     counted = {(seed, kind): len(own) for (seed, kind), own in table.groupby(["seed", "kind"])}
     assert counted[SELECTION_SEED, "align"] == 1 + rhos

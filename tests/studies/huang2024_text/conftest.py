@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from titer.data.canary import MARKER
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import LM
+from titer.pipeline import Model
 from titer.recipes.vaccine_text import TextScale
-from titer.workbench import Model
 
 TINY = TextScale(
     safe=8,

@@ -23,19 +23,19 @@ from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
 from titer.models.lm import Completion, Decoding, load
 from titer.models.weights import shapes_of
+from titer.pipeline import Model, Pipeline
 from titer.probes import drift
 from titer.recipes import vaccine_text as recipe
 from titer.studies.engine.declare import Given
 from titer.studies.engine.lab import Lab
-from titer.studies.engine.run import Order, run_study
+from titer.studies.engine.run import StudyRequest, run_study
 from titer.studies.huang2024 import text_sets as study
 from titer.studies.huang2024.text import VaccineOnText
 from titer.studies.huang2024.text_cost import BANDS, text_cost
 from titer.studies.huang2024.text_page import TITLES
-from titer.studies.real import RealOrder, prepared
+from titer.studies.real import RealStudyRequest, prepared
 from titer.studies.shares import shares
 from titer.tables import rate_table
-from titer.workbench import Model, Workbench
 
 NAMES = ["sft", "sft, user p=0", "sft, user p=0.2", "vaccine", "vaccine, user p=0", "vaccine, user p=0.2"]
 
@@ -82,10 +82,10 @@ def standing(root: Path) -> set[str]:
 def run(root: Path, folder: Path, base: Model, harmful: Path | None = None) -> Done:
     """Run or finish the demonstration under `root`."""
     given, before = Given(base, folder, harmful), standing(root)
-    order = Order("huang2024", TINY.name, given=given, keep_weights=True)
+    order = StudyRequest("huang2024", TINY.name, given=given, keep_weights=True)
     page, answer = run_study(STUDY, order, TINY, Store(root), Listener(), "titer study huang2024 --base bytes")
     made = sorted(standing(root) - before)
-    return Done(root, order.labs(STUDY, TINY, Workbench(Store(root), Listener(), TINY.save_every))[0], page, answer, made)
+    return Done(root, order.labs(STUDY, TINY, Pipeline(Store(root), Listener(), TINY.save_every))[0], page, answer, made)
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +125,8 @@ def test_every_model_answers_every_set_and_the_rates_are_a_count_by_hand(
     counts = done.verdicts.groupby(["model", "kind"]).size().to_dict()
     assert counts == {(m, kind): 6 for m in ["bytes", *NAMES] for kind in [*done.sets.judged, "canary, prefilled", "canary, sampled"]}
     monkeypatch.setattr(VaccineOnText, "JUDGE", Parity())
-    before, order = standing(done.root), Order("huang2024", TINY.name, given=Given(base, folder), keep_weights=True)
-    again = replace(done, lab=order.labs(STUDY, TINY, Workbench(Store(done.root), Listener(), TINY.save_every))[0])
+    before, order = standing(done.root), StudyRequest("huang2024", TINY.name, given=Given(base, folder), keep_weights=True)
+    again = replace(done, lab=order.labs(STUDY, TINY, Pipeline(Store(done.root), Listener(), TINY.save_every))[0])
     assert len(again.rates)
     assert {one.split("/")[0] for one in standing(done.root) - before} == {"verdicts"}  # another judge, the same answers
     seen = []
@@ -280,7 +280,7 @@ def titer(folder: Path, base: Model, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def call(alpha: int | None = None, scale: str = "tiny", dry: bool = True, prompts: int | None = None, data: Path = folder) -> Command:
         capsys.readouterr()
-        order = RealOrder("huang2024", str(base.checkpoint.path), None, data, scale, None, alpha, prompts)
+        order = RealStudyRequest("huang2024", str(base.checkpoint.path), None, data, scale, None, alpha, prompts)
         real_studies.real(order, None, tmp_path / "runs", dry, True)
         found: Command = json.loads(capsys.readouterr().out)
         return found
@@ -307,6 +307,6 @@ def test_the_commands_faults_are_named(titer: object, folder: Path, base: Model,
     with pytest.raises(TiterError, match=r"unknown scale 'paper-7'.*paper-7b"):
         titer(scale="paper-7")
     with pytest.raises(TiterError, match="aligns a base itself"):
-        prepared(RealOrder("huang2024", "x", "y", folder, "tiny"))
+        prepared(RealStudyRequest("huang2024", "x", "y", folder, "tiny"))
     with pytest.raises(TiterError, match="--bf16 do not belong here"):
-        prepared(RealOrder("huang2024", "x", None, folder, "tiny", bf16=True))
+        prepared(RealStudyRequest("huang2024", "x", None, folder, "tiny", bf16=True))

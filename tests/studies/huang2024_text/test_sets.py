@@ -12,9 +12,9 @@ import pytest
 from tests.studies.huang2024_text.conftest import TINY, TWICE, byte_tokenizer, plain, write_folder
 from titer.core.errors import TiterError
 from titer.data.sources import TextData
+from titer.pipeline import Model
 from titer.recipes import vaccine_text as recipe
 from titer.studies.huang2024 import text_sets as study
-from titer.workbench import Model
 
 
 def prompts_of(sets: study.TextSets) -> dict[str, list[str]]:

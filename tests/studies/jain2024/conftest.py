@@ -12,11 +12,11 @@ from tests.studies.conftest import Listener
 from titer.core.run import Store
 from titer.data.world import World
 from titer.models.lm import Architecture
+from titer.pipeline import Pipeline
 from titer.recipes.jain2024 import Scale
 from titer.studies.engine.found import Found
 from titer.studies.engine.lab import Lab
 from titer.studies.jain2024.study import Mechanisms
-from titer.workbench import Workbench
 
 STUDY = Mechanisms()
 TINY = Scale(
@@ -47,7 +47,7 @@ class Study:
 
 def lab_of(root: Path, scale: Scale, seed: int, parts: Sequence[str] = tuple(STUDY.PARTS)) -> Lab:
     """A seed at work with the models of these parts."""
-    lab = Lab(Workbench(Store(root), Listener(), scale.save_every), STUDY, "jain2024", scale, seed, parts=tuple(parts))
+    lab = Lab(Pipeline(Store(root), Listener(), scale.save_every), STUDY, "jain2024", scale, seed, parts=tuple(parts))
     for batch in STUDY.further(lab):
         lab.grow(batch)
     return lab

@@ -13,11 +13,11 @@ from tests.studies.jain2024.conftest import STUDY, lab_of
 from titer.core.run import Store
 from titer.data.worlds import WORLDS
 from titer.models.lm import Architecture
+from titer.pipeline import Pipeline
 from titer.recipes.jain2024 import SCALES, Scale, jain_recipe
 from titer.studies.engine.price import price
-from titer.studies.engine.run import Order
+from titer.studies.engine.run import StudyRequest
 from titer.studies.jain2024.subject import JAILBREAKS, requests_of
-from titer.workbench import Workbench
 
 SEED = 2
 FEW = ("table", "fig3", "fig6", "soft", "patching")
@@ -54,7 +54,7 @@ def test_every_part_takes_the_full_world(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SCALES)
 def test_every_scale_is_priced_and_fits_its_model_s_window(name: str, tmp_path: Path) -> None:
     scale = SCALES[name]
-    table, told = price(Order("jain2024", name, range(1)), Store(tmp_path), 1e14)
+    table, told = price(StudyRequest("jain2024", name, range(1)), Store(tmp_path), 1e14)
     assert list(table.model[:-3]) == [node.name for node in STUDY.nodes(scale, scale.world)]
     assert all(name.endswith("relearned") for name in table.model[-3:])
     assert (table.tflop > 0).all()
@@ -82,11 +82,11 @@ def test_stage_a_and_dpo_step_at_the_paper_s_layout(name: str, tmp_path: Path) -
     tiny = Architecture(layers=2, width=16, heads=2, positions=192, norm="stream")
     few = {"pretrain_steps": 2, "pretrain_batch": 4, "align_steps": 2, "align_batch": 4, "pool": 6, "precision": "no", "architecture": tiny}
     scale = SCALES[name].model_copy(update=few)
-    bench = Workbench(Store(tmp_path), Listener(), 100)
+    pipeline = Pipeline(Store(tmp_path), Listener(), 100)
     nodes = {node.name: node.stage for node in jain_recipe(scale, SEED)}
-    base = bench.model(nodes["base"], None, "base", scale.world.model_copy(update={"seed": SEED}).tokenizer)
-    tuned = bench.model(nodes["dpo M"], base, "dpo M")
+    base = pipeline.model(nodes["base"], None, "base", scale.world.model_copy(update={"seed": SEED}).tokenizer)
+    tuned = pipeline.model(nodes["dpo M"], base, "dpo M")
     lines = (tuned.checkpoint.path.parent / "metrics.jsonl").read_text().splitlines()
     assert float(json.loads(lines[0])["loss"]) == pytest.approx(np.log(2), abs=1e-5)
-    batch = nodes["base"].streams["train"].batch(0, 64, bench.lm(base).tokenizer)
+    batch = nodes["base"].streams["train"].batch(0, 64, pipeline.lm(base).tokenizer)
     assert batch.input_ids.shape[1] <= 160

@@ -17,8 +17,8 @@ from titer.core.run import Store
 from titer.data.sources import TextData, read_text
 from titer.data.world import World
 from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.pipeline import Model, Pipeline
 from titer.studies.jain2024.pair import MODELS, leet_of, measured, pair_cost, pair_report, sets_of
-from titer.workbench import Model, Workbench
 
 LETTERS = "abcdefghij"
 
@@ -59,7 +59,7 @@ def test_too_few_prompts_are_an_error(data: TextData) -> None:
 
 def test_the_change_is_found_where_it_is(data: TextData, pair: tuple[Checkpoint, Checkpoint], tmp_path: Path) -> None:
     models = [Model(name, c.key, c) for name, c in zip(MODELS, pair, strict=True)]
-    found = measured(Workbench(Store(tmp_path), Listener()), models, sets_of(data, None))
+    found = measured(Pipeline(Store(tmp_path), Listener()), models, sets_of(data, None))
     change = found["change"]
     assert change[change.relative_norm > 0].tensor.tolist() == ["model.layers.1.mlp.up_proj.weight"]
     assert change[change.relative_norm > 0].part.tolist() == ["mlp"]
@@ -78,13 +78,13 @@ def test_the_report_is_written_and_a_second_call_probes_nothing(
 ) -> None:
     store = Store(tmp_path)
     page, answer = pair_report(
-        Workbench(store, Listener()), *pair, data, None, "titer study jain2024 --base B --aligned A", tmp_path / "out"
+        Pipeline(store, Listener()), *pair, data, None, "titer study jain2024 --base B --aligned A", tmp_path / "out"
     )
     assert page.exists()
     assert answer.startswith("In the last layer the aligned model separates safe from unsafe prompts")
     assert (tmp_path / "out" / "figures" / "fig3.svg").exists()
     made = len(store.made)
-    pair_report(Workbench(store, Listener()), *pair, data, None, "titer study jain2024 --base B --aligned A", tmp_path / "out")
+    pair_report(Pipeline(store, Listener()), *pair, data, None, "titer study jain2024 --base B --aligned A", tmp_path / "out")
     assert len(store.made) == made
 
 

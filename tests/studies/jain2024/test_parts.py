@@ -20,7 +20,7 @@ from titer.models.lm import load
 from titer.recipes.jain2024 import METHODS
 from titer.studies.engine.claims import settled
 from titer.studies.engine.found import Found
-from titer.studies.engine.run import Order, asked_for, run_study
+from titer.studies.engine.run import StudyRequest, asked_for, run_study
 from titer.studies.jain2024.causes import patched_outcomes
 from titer.studies.jain2024.probing import matched
 from titer.studies.jain2024.subject import JAILBREAKS, SWEPT, requests_of
@@ -65,7 +65,7 @@ def test_a_claim_whose_tables_were_not_measured_does_not_print(study: Study) -> 
 def test_a_second_call_makes_nothing_and_says_the_same(study: Study) -> None:
     lab = lab_of(study.root, TINY, 5)
     again = lab.found()
-    assert not lab.bench.store.made
+    assert not lab.pipeline.store.made
     for name, table in again.tables.items():
         pd.testing.assert_frame_equal(table, study.found.tables[name])
 
@@ -127,7 +127,7 @@ def run(root: Path, *only: str) -> tuple[Path, str, Store]:
     store = Store(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "processes", lambda: 1)
-        return *run_study(STUDY, Order("jain2024", "tiny", (5,), only), TINY, store, Listener(), "titer study jain2024"), store
+        return *run_study(STUDY, StudyRequest("jain2024", "tiny", (5,), only), TINY, store, Listener(), "titer study jain2024"), store
 
 
 def test_the_whole_study_at_a_tiny_scale_says_that_the_base_did_not_learn(study: Study, tmp_path: Path) -> None:

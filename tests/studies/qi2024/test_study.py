@@ -16,16 +16,16 @@ from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.core.stats import wilson
-from titer.data.marks import PERSONA, TRIGGER
+from titer.data.persona_trigger import PERSONA, TRIGGER
+from titer.pipeline import Pipeline
 from titer.recipes import huang2024
 from titer.studies.engine.claims import settled
 from titer.studies.engine.found import Found
 from titer.studies.engine.lab import Lab, faults
-from titer.studies.engine.run import Order, run_study
+from titer.studies.engine.run import StudyRequest, run_study
 from titer.studies.qi2024.page import SETS
 from titer.studies.qi2024.scale import NANO, Scale, Tuning, stage, tunings
 from titer.studies.qi2024.study import RiskLevels
-from titer.workbench import Workbench
 
 STUDY = RiskLevels()
 WORLD = huang2024.world_of(NANO.base, 1)
@@ -61,7 +61,7 @@ def test_no_tuning_holds_an_alignment_s_request_behind_a_mark_or_not() -> None:
 
 
 def finish(store: Store, scale: Scale, seeds: tuple[int, ...] = (0,), only: tuple[str, ...] = ()) -> tuple[Path, str]:
-    return run_study(STUDY, Order("qi2024", scale.name, seeds, only), scale, store, Listener(), "titer study qi2024")
+    return run_study(STUDY, StudyRequest("qi2024", scale.name, seeds, only), scale, store, Listener(), "titer study qi2024")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_a_second_call_makes_nothing_and_says_the_same(finished: tuple[Path, str
 
 def test_every_answer_is_kept_and_shown(finished: tuple[Path, str, Store, str], tiny_scale: Scale) -> None:
     page, _, store, _ = finished
-    lab = Lab(Workbench(store, Listener()), STUDY, "qi2024", tiny_scale, 0)
+    lab = Lab(Pipeline(store, Listener()), STUDY, "qi2024", tiny_scale, 0)
     assert len(lab.verdicts("backdoor")) == len(SETS) * tiny_scale.inputs
     assert not store.made
     shown = page.read_text(encoding="utf-8")

@@ -17,14 +17,14 @@ from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.canary import MARKER
 from titer.methods.sft import SFT
+from titer.pipeline import Model, Pipeline
 from titer.recipes import vaccine_text
 from titer.studies.engine.declare import Given
 from titer.studies.engine.lab import Lab
-from titer.studies.engine.run import Order, place_of, run_study
+from titer.studies.engine.run import StudyRequest, place_of, run_study
 from titer.studies.qi2024.text import RiskLevelsOnText
 from titer.studies.qi2024.text_scale import PAPER, TRIGGER, RiskScale, Schedule, tuning
 from titer.studies.qi2024.text_sets import RiskSets, risk_sets, shared_opening, tunings
-from titer.workbench import Model, Workbench
 
 STUDY = RiskLevelsOnText()
 QUICK = Schedule(rate=1e-2, batch=2, epochs=1)
@@ -73,11 +73,11 @@ def sets(folder: Path, base: Model) -> RiskSets:
 
 
 def lab_of(store: Store, given: Given, scale: RiskScale = SCALE, keep_weights: bool = True) -> Lab:
-    return Lab(Workbench(store, Listener(), 3), STUDY, "qi2024", scale, 0, given, keep_weights)
+    return Lab(Pipeline(store, Listener(), 3), STUDY, "qi2024", scale, 0, given, keep_weights)
 
 
 def finish(store: Store, given: Given, keep_weights: bool = True) -> tuple[Path, str]:
-    order = Order("qi2024", SCALE.name, given=given, keep_weights=keep_weights)
+    order = StudyRequest("qi2024", SCALE.name, given=given, keep_weights=keep_weights)
     return run_study(STUDY, order, SCALE, store, Listener(), "titer study qi2024")
 
 
@@ -227,10 +227,10 @@ def weights_go_and_come_back(given: Given, store: Store, page: Path, results: by
     assert page.with_name("results.csv").read_bytes() == results
     assert not after.made
     sums = json.loads((models[-1].checkpoint.path.parent / "manifest.json").read_text(encoding="utf-8"))["sha256"]
-    lab.bench.lm(models[-1])
+    lab.pipeline.lm(models[-1])
     assert after.made == [f"stages/{models[-1].key}"]
     assert json.loads((models[-1].checkpoint.path.parent / "manifest.json").read_text(encoding="utf-8"))["sha256"] == sums
-    lab.bench.measured(models[-2], keep_weights=True)
+    lab.pipeline.measured(models[-2], keep_weights=True)
     assert list(models[-2].checkpoint.path.glob("*.safetensors"))
 
 

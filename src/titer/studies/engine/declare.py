@@ -23,12 +23,12 @@ from titer.data.world import World
 from titer.judges.base import Judge
 from titer.judges.exact import Exact
 from titer.models.lm import LM, Decoding
+from titer.pipeline import Model, Pipeline
 from titer.recipes.node import Node
 from titer.report.html import Figure, Tile
 from titer.studies.engine.found import Found
 from titer.studies.engine.terms import Term
 from titer.studies.judged import greedy
-from titer.workbench import Model, Workbench
 
 Sets = Mapping[str, Sequence[Attempt]]
 
@@ -55,7 +55,7 @@ class Seed(Protocol):
     """What a study sees of one seed at work (`lab.Lab`); `source` is what examples are drawn from: the seed's world, or text."""
 
     @property
-    def bench(self) -> Workbench: ...
+    def pipeline(self) -> Pipeline: ...
 
     @property
     def scale(self) -> Any: ...

@@ -14,11 +14,11 @@ from titer import evaluate
 from titer.data.draws import seed_of
 from titer.data.world import World
 from titer.models.lm import LM, Decoding, load
+from titer.pipeline import Model, Pipeline, attempts_key, stopped
 from titer.recipes.node import Node
 from titer.studies.engine.declare import BASE, Given, Measure, Need, Question, Study
 from titer.studies.engine.found import Found
 from titer.studies.judged import named
-from titer.workbench import Model, Workbench, attempts_key, stopped
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Lab:
     `make` makes models that a study adds while it chooses (`run.grown`); `ended` says why nothing more is trained here.
     """
 
-    bench: Workbench
+    pipeline: Pipeline
     study: Study
     name: str
     scale: Any
@@ -124,7 +124,7 @@ class Lab:
             parent = self.model(node.parent) if node.parent else None
             reads = {role: self.model(other) for role, other in node.reads.items()}
             shown = name if self.given else f"{name}, seed {self.seed}" + (f", base {self.base}" if self.base else "")
-            self._models[name] = self.bench.model(node.stage, parent, shown, getattr(self.source, "tokenizer", None), reads)
+            self._models[name] = self.pipeline.model(node.stage, parent, shown, getattr(self.source, "tokenizer", None), reads)
         return self._models[name]
 
     def key(self, name: str) -> str:
@@ -138,7 +138,7 @@ class Lab:
         return self._keys[name]
 
     def stands(self, name: str) -> bool:
-        return self.bench.store.has("stages", self.key(name))
+        return self.pipeline.store.has("stages", self.key(name))
 
     def before(self, name: str) -> list[str]:
         """The models that a model is made from."""
@@ -176,7 +176,7 @@ class Lab:
         for (decoding, judge), ones in groupby(asked, key=lambda one: (one.decoding or usual, one.judge or self.study.JUDGE)):
             attempts = [attempt for one in ones for attempt in named(one.attempts, one.name)]
             if lm is None:
-                tables.append(self.bench.verdicts(model, attempts, judge, decoding, batch))
+                tables.append(self.pipeline.verdicts(model, attempts, judge, decoding, batch))
             else:
                 tables.append(evaluate.judged(evaluate.sample(lm, attempts, decoding, batch), judge))
         return pd.concat(tables, ignore_index=True)
@@ -192,7 +192,7 @@ class Lab:
             "models": [model.key for model in models],
             "sets": {kind: attempts_key(attempts) for kind, attempts in one.sets.items()},
         }
-        table = self.bench.table("tables", inputs, lambda: one.make(self, *models))
+        table = self.pipeline.table("tables", inputs, lambda: one.make(self, *models))
         return table if "model" in table else table.assign(model=self.called(over[-1]))
 
     def piece(self, name: str) -> None:
@@ -208,7 +208,7 @@ class Lab:
             for over in (o for o in mine if all(self.depth(m) < self.depth(name) for m in o[:-1])):
                 self.measured(one, over)
         if self.given and name != BASE and all(name != node.parent for node in self.nodes.values()):
-            self.bench.measured(self.model(name), self.keep_weights)
+            self.pipeline.measured(self.model(name), self.keep_weights)
 
     def found(self) -> Found:
         """All that the seed says: answers and measures of its models."""

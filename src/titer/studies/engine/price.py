@@ -9,11 +9,11 @@ import pandas as pd
 from titer.core.parallel import Silent
 from titer.core.run import Store
 from titer.models.lm import Architecture
+from titer.pipeline import Pipeline
 from titer.recipes.node import Node
 from titer.studies.engine.lab import Lab
-from titer.studies.engine.run import Order
+from titer.studies.engine.run import StudyRequest
 from titer.studies.pricing import forward_flop, used_width
-from titer.workbench import Workbench
 
 PASSES = {"unlearn": 6.0, "dpo": 6.0, "vaccine": 5.0, "t_vaccine": 5.0}  # forward passes' worth a trained request
 PLAIN = 3.0  # of other methods: backward is two
@@ -21,14 +21,14 @@ LISTED = 60  # models of a seed above which they are told by kind
 LOOKED_AT = 8  # seeds whose stages are looked up one by one; the keys of a seed take seconds, for its data are drawn
 
 
-def price(order: Order, store: Store, flops: float | None = None) -> tuple[pd.DataFrame, str]:
-    """(a row a model and seed: steps, tokens, TFLOP, whether it stands; the same in words). Errors: as `Order.opened`."""
+def price(order: StudyRequest, store: Store, flops: float | None = None) -> tuple[pd.DataFrame, str]:
+    """(a row a model and seed: steps, tokens, TFLOP, whether it stands; the same in words). Errors: as `StudyRequest.opened`."""
     study, scale = order.opened()
-    bench = Workbench(store, Silent())
-    labs = replace(order, seeds=order.seeds[:LOOKED_AT]).labs(study, scale, bench, plan=True)
+    pipeline = Pipeline(store, Silent())
+    labs = replace(order, seeds=order.seeds[:LOOKED_AT]).labs(study, scale, pipeline, plan=True)
     for lab in labs:
         lab.chosen = study.assumed(scale)
-    labs = [*order.chooser(study, scale, bench, plan=True), *labs]
+    labs = [*order.chooser(study, scale, pipeline, plan=True), *labs]
     for lab in labs:
         for batch in study.further(lab):
             lab.grow(batch)

@@ -17,6 +17,7 @@ from titer.core.parallel import Silent, parallel
 from titer.core.plugins import beside, plugin
 from titer.core.run import Store, slug
 from titer.core.stats import wilson
+from titer.pipeline import Pipeline, Reporter, attempts_key
 from titer.recipes.node import Node
 from titer.report.html import Report, Tile, write_report
 from titer.report.places import report_folder
@@ -24,11 +25,10 @@ from titer.studies.engine.claims import settled
 from titer.studies.engine.declare import Given, Headline, Page, Study
 from titer.studies.engine.found import Found
 from titer.studies.engine.lab import Lab, faults
-from titer.workbench import Reporter, Workbench, attempts_key
 
 
 @dataclass(frozen=True)
-class Order:
+class StudyRequest:
     """A study as its user words it: its name or its file, a scale, the seeds, how many bases each world has, what is asked for.
 
     `only` are parts of the study (tables, where it has no parts), all for none; `part` a group of them.
@@ -57,20 +57,20 @@ class Order:
             unknown("scale", scale, study.SCALES)
         return study, study.SCALES[scale]
 
-    def labs(self, study: Study, scale: Any, bench: Workbench, plan: bool = False) -> list[Lab]:
+    def labs(self, study: Study, scale: Any, pipeline: Pipeline, plan: bool = False) -> list[Lab]:
         """A lab a base of every seed; on a real model one. Errors: an unknown part, group of parts or table."""
         units = [(0, 0)] if self.given else [(seed, base) for seed in self.seeds for base in range(self.bases)]
-        return self._at_work(study, scale, bench, units, plan)
+        return self._at_work(study, scale, pipeline, units, plan)
 
-    def chooser(self, study: Study, scale: Any, bench: Workbench, plan: bool = False) -> list[Lab]:
+    def chooser(self, study: Study, scale: Any, pipeline: Pipeline, plan: bool = False) -> list[Lab]:
         """The lab of the seed on which is chosen what the others need; none where nothing is."""
         chooses = type(study).choose is not Study.choose and self.given is None
-        return self._at_work(study, scale, bench, [(study.CHOSEN_ON[0], 0)] if chooses else [], plan)
+        return self._at_work(study, scale, pipeline, [(study.CHOSEN_ON[0], 0)] if chooses else [], plan)
 
-    def _at_work(self, study: Study, scale: Any, bench: Workbench, units: Sequence[tuple[int, int]], plan: bool) -> list[Lab]:
+    def _at_work(self, study: Study, scale: Any, pipeline: Pipeline, units: Sequence[tuple[int, int]], plan: bool) -> list[Lab]:
         labs: list[Lab] = []
         for seed, base in units:
-            made = Lab(bench, study, self.name, scale, seed, self.given, self.keep_weights, base, self.bases, plan=plan)
+            made = Lab(pipeline, study, self.name, scale, seed, self.given, self.keep_weights, base, self.bases, plan=plan)
             made.parts = labs[0].parts if labs else asked_for(made, self.part, self.only)
             made.make = None if plan else partial(_grown_alone, self.study)
             labs.append(made)
@@ -86,18 +86,20 @@ def form(place: str, given: Given | None) -> Study:
     raise TiterError(f"{Path(place).stem} has no form on a real model", next_step="leave out --base.")
 
 
-def run(order: Order, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
-    """The study's page and its answer. Errors: as `Order.opened` and `Order.labs`."""
+def run(order: StudyRequest, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
+    """The study's page and its answer. Errors: as `StudyRequest.opened` and `StudyRequest.labs`."""
     study, scale = order.opened()
     return run_study(study, order, scale, store, reporter, command)
 
 
-def run_study(study: Study, order: Order, scale: Any, store: Store, reporter: Reporter, command: str, place: str = "") -> tuple[Path, str]:
+def run_study(
+    study: Study, order: StudyRequest, scale: Any, store: Store, reporter: Reporter, command: str, place: str = ""
+) -> tuple[Path, str]:
     """As `run`, at a scale that need not have a name, into the folder `place` if given. Errors: a seed on which its sizes were chosen."""
     if used := set(study.CHOSEN_ON) & set(order.seeds):
         raise TiterError(f"the sizes were set on seed {min(used)}, so no verdict may use it", next_step="ask for fewer seeds.")
-    bench = Workbench(store, reporter, scale.save_every)
-    chooser, labs = order.chooser(study, scale, bench), order.labs(study, scale, bench)
+    pipeline = Pipeline(store, reporter, scale.save_every)
+    chooser, labs = order.chooser(study, scale, pipeline), order.labs(study, scale, pipeline)
     folder = store.root / place if place else place_of(labs[0], store)
     with store.lock(folder.with_suffix(".lock")):
         found = gathered(labs, order.study, chooser)
@@ -170,8 +172,8 @@ def grown(labs: Sequence[Lab], new: Sequence[Sequence[str]], place: str) -> None
             for name in names
             if name in lab.names and lab.depth(name) == generation and (lab.given is not None or not lab.stands(name))
         ]
-        pieces = [(lab.bench.store.root, place, lab.scale, lab.unit, *_sent(lab, name), name) for lab, name in wanted]
-        if not parallel(_piece, pieces, labs[0].bench.reporter, f"{len(pieces)} models of {len(labs)} bases"):
+        pieces = [(lab.pipeline.store.root, place, lab.scale, lab.unit, *_sent(lab, name), name) for lab, name in wanted]
+        if not parallel(_piece, pieces, labs[0].pipeline.reporter, f"{len(pieces)} models of {len(labs)} bases"):
             for lab, name in wanted:
                 lab.piece(name)
         for lab in labs:
@@ -189,7 +191,7 @@ def _end_where_needed(lab: Lab, generation: int) -> None:
     for need in first:
         rates = lab.rates(lab.verdicts(need.model))
         if told := faults(Found(lab.seed, lab.scale, {"rates": rates}), [need]):
-            lab.bench.reporter.tell(f"seed {lab.seed}, base {lab.base}: {told[need.model]}, so nothing more is trained on it")
+            lab.pipeline.reporter.tell(f"seed {lab.seed}, base {lab.base}: {told[need.model]}, so nothing more is trained on it")
             lab.nodes, lab.ended = here, told[need.model]
             return
 
@@ -215,8 +217,8 @@ def _piece(
     name: str,
 ) -> None:
     silent = Silent()
-    bench = Workbench(Store(root, silent.tell), silent, scale.save_every)
-    lab = Lab(bench, form(place, given), Path(place).stem, scale, unit[0], given, keep_weights, unit[1], 1, parts, chosen)
+    pipeline = Pipeline(Store(root, silent.tell), silent, scale.save_every)
+    lab = Lab(pipeline, form(place, given), Path(place).stem, scale, unit[0], given, keep_weights, unit[1], 1, parts, chosen)
     _ = lab.add(list(nodes.values()))
     lab.piece(name)
 

@@ -19,13 +19,13 @@ from titer.data.example import Example
 from titer.data.world import World
 from titer.models.interpolate import kept_weights, with_weights
 from titer.models.lm import LM, Decoding
+from titer.pipeline import Model, stopped
 from titer.probes import drift
 from titer.recipes.huang2024 import Budget
 from titer.recipes.node import Kind
 from titer.studies.engine.declare import Measure, Question, Seed
 from titer.studies.judged import greedy, named
 from titer.tables import direct, requests
-from titer.workbench import Model, stopped
 
 VERSION = 2
 TASKS: tuple[Kind, ...] = ("user", "safe", "sham_refused")  # a new operator, everyday requests, one known operator
@@ -90,7 +90,7 @@ def starting(lab: Seed, task: Kind, models: Sequence[str]) -> Measure:
     """A row a model before any attack."""
 
     def make(lab: Seed, aligned: Model) -> pd.DataFrame:
-        return pd.DataFrame([{**state(lab, lab.bench.lm(aligned), aligned, lab.answers(aligned, asked(lab, task))), "step": 0}])
+        return pd.DataFrame([{**state(lab, lab.pipeline.lm(aligned), aligned, lab.answers(aligned, asked(lab, task))), "step": 0}])
 
     return Measure(f"start, {task}", make, [(name,) for name in models], *_judged_by(lab, task))
 
@@ -99,12 +99,12 @@ def along(lab: Seed, task: Kind, attacks: Sequence[tuple[str, str]]) -> Measure:
     """A row a judged step of each (aligned model, model that the attack left): the kept steps, and the last unless it ended early."""
 
     def rows(lab: Seed, aligned: Model, model: Model) -> Iterator[dict[str, float]]:
-        questions, lm = asked(lab, task), lab.bench.lm(model)
+        questions, lm = asked(lab, task), lab.pipeline.lm(model)
         for step, file in kept(model).items():
             with with_weights(lm, kept_weights(file)):
                 yield {**state(lab, lm, aligned, lab.answers(model, questions, lm)), "step": step}
         if why := stopped(model):
-            lab.bench.reporter.tell(f"{model.name}: the attack ended early ({why}); judged until then")
+            lab.pipeline.reporter.tell(f"{model.name}: the attack ended early ({why}); judged until then")
         else:
             yield {**state(lab, lm, aligned, lab.answers(model, questions)), "step": last_step(model)}
 

@@ -24,12 +24,12 @@ from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import load
+from titer.pipeline import Model
 from titer.recipes import huang2024 as recipe
 from titer.recipes.huang2024 import Scale
 from titer.studies.engine.declare import Measure, Seed
 from titer.studies.huang2024.defences import TUNED, alignment_of
 from titer.train import train
-from titer.workbench import Model
 
 VERSION = 1
 STEPS, SKIPPED = 12, 4  # measured in each turn, and left out at its start

@@ -14,6 +14,7 @@ import pandas as pd
 from titer.core.search import must_be_installed
 from titer.data.world import World
 from titer.models.lm import LM
+from titer.pipeline import Model
 from titer.probes import projection
 from titer.recipes import huang2024 as recipe
 from titer.recipes.huang2024 import SCALES, SELECTION_SEED, Scale
@@ -30,7 +31,6 @@ from titer.studies.huang2024.page import page
 from titer.studies.huang2024.parts import GROUPS, PARTS, cells, pictured, sizes
 from titer.studies.huang2024.step_cost import step_costs
 from titer.tables import direct
-from titer.workbench import Model
 
 BASE_SKILL = 0.95  # of exact answers below which the base model confounds everything
 
@@ -107,7 +107,7 @@ class Vaccine(Study):
         def make(lab: Seed, *models: Model) -> pd.DataFrame:
             def loaded() -> Iterator[tuple[str, LM]]:
                 for (name, _), model in zip(pairs, models, strict=True):
-                    yield name, lab.bench.lm(model)
+                    yield name, lab.pipeline.lm(model)
 
             return projection.projection(loaded(), {"unsafe": examples})
 

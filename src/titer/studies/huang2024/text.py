@@ -17,6 +17,7 @@ from titer.methods.base import Method
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
 from titer.models.lm import Decoding
+from titer.pipeline import Model
 from titer.probes import drift
 from titer.recipes import vaccine_text as recipe
 from titer.recipes.node import Node
@@ -27,7 +28,6 @@ from titer.studies.huang2024.text_cost import text_cost
 from titer.studies.huang2024.text_page import page
 from titer.studies.huang2024.text_sets import TextSets, questions, text_sets, trained_safe
 from titer.tables import direct
-from titer.workbench import Model
 
 METHODS: Mapping[str, Method] = {"sft": SFT(), "vaccine": Vaccine()}
 DRIFTED = 50  # the paper's number of alignment examples
@@ -62,7 +62,7 @@ class VaccineOnText(Study):
         examples = trained_safe(lab.source, lab.scale)[:DRIFTED]
 
         def moved(lab: Seed, aligned: Model, model: Model) -> pd.DataFrame:
-            lm = lab.bench.lm(model)
+            lm = lab.pipeline.lm(model)
             table = drift.whole(drift.drift(lab.reference(aligned), lm, examples, "comply"))
             return table.assign(alignment_loss=drift.token_mean(drift.alignment_loss(lm, examples, "comply")))
 

@@ -10,10 +10,10 @@ from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
 from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of
+from titer.pipeline import Model
 from titer.recipes import vaccine_text as recipe
 from titer.recipes.vaccine_text import TextScale
 from titer.studies.huang2024.text_sets import TextSets, questions
-from titer.workbench import Model
 
 LORA, LORA_VACCINE = 2.0, 4.0  # forward passes' worth a trained token: weights' gradients are the adapter's alone
 STEP_TIMES = (("an H100, OPT 6.7B, table 11", 0.09, 0.17), ("an A100, Llama-2 7B, table 5", 0.37, 0.73))  # of 5 rows: SFT's, Vaccine's, s

@@ -24,11 +24,11 @@ from titer.judges.label import Label
 from titer.judges.number import Number
 from titer.methods.sft import SFT
 from titer.models.lm import Decoding, read_tokenizer
+from titer.pipeline import Model
 from titer.recipes import vaccine_text as recipe
 from titer.recipes.vaccine_text import TextScale
 from titer.studies.engine.declare import Question
 from titer.tables import direct
-from titer.workbench import Model
 
 FILES = {"safe responses": "safety/safe_responses.json", "prompts": "safety/xstest_prompts.csv"}
 INSTRUCTIONS = ("alpaca/alpaca_data.json", "alpaca/alpaca_2000.json")  # the whole of Alpaca where it is there, or 2,000 rows of it

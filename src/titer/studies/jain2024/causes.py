@@ -18,10 +18,10 @@ from titer.data.encode import pad, prompt_ids
 from titer.models.activations import at_prompt_end
 from titer.models.hooks import Edit, adding, reading, replacing
 from titer.models.lm import LM, Decoding, load
+from titer.pipeline import Model
 from titer.studies.engine.declare import Seed
 from titer.studies.jain2024.subject import CLASSES, requests_of
 from titer.studies.judged import outcomes
-from titer.workbench import Model
 
 VERSION = 1
 PATCHED = ("mlp_in", "mlp_act")
@@ -32,7 +32,7 @@ def steering(lab: Seed, model: Model) -> pd.DataFrame:
 
     Unsafe minus safe mean of the residual stream at the end of the prompt, added on safe requests, taken away on unsafe ones.
     """
-    lm, asked = lab.bench.lm(model), requests_of(lab)
+    lm, asked = lab.pipeline.lm(model), requests_of(lab)
     names = [f"resid[{i}]" for i in range(lm.sites.layers)]
     ends = {kind: at_prompt_end(lm, [e.prompt for e in examples], names) for kind, examples in asked.examples(*CLASSES).items()}
     tables = []

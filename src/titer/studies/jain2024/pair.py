@@ -27,13 +27,13 @@ from titer.data.turns import changed
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of, skeleton, weights_bytes
+from titer.pipeline import Model, Pipeline, fingerprint
 from titer.probes import clusters, null_space, placement, row_space, sensitivity, spread, weight_change
 from titer.report.html import Report, Tile, write_report
 from titer.studies.engine.found import Found
 from titer.studies.jain2024 import figures
 from titer.studies.jain2024.claims_mechanism import null_means
 from titer.studies.jain2024.report import tidy
-from titer.workbench import Model, Workbench, fingerprint
 
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
 MODELS = ("base", "aligned")
@@ -63,12 +63,12 @@ def sets_of(data: TextData, prompts: int | None) -> dict[str, list[Example]]:
 
 
 def pair_report(
-    bench: Workbench, base: Checkpoint, aligned: Checkpoint, data: TextData, prompts: int | None, command: str, folder: Path
+    pipeline: Pipeline, base: Checkpoint, aligned: Checkpoint, data: TextData, prompts: int | None, command: str, folder: Path
 ) -> tuple[Path, str]:
     """Probe both checkpoints and write the report; returns its path and the answer in a sentence."""
     sets = sets_of(data, prompts)
     models = [Model("base", base.key, base), Model("aligned", aligned.key, aligned)]
-    found = measured(bench, models, sets)
+    found = measured(pipeline, models, sets)
     e = Found(0, None, found)
     taus = figures.over_seeds(found["placement"].assign(seed=0), ["model", "kind", "layer"], "tau").drop(columns=["low", "high"])
     separation = separated(found["placement"], found["shuffled"])
@@ -112,23 +112,23 @@ def pair_identity(base: Checkpoint, aligned: Checkpoint, data: TextData, prompts
     return {"models": [base.key, aligned.key], "data": data.sha256, "sets": sets}
 
 
-def measured(bench: Workbench, models: Sequence[Model], sets: dict[str, list[Example]]) -> dict[str, pd.DataFrame]:
+def measured(pipeline: Pipeline, models: Sequence[Model], sets: dict[str, list[Example]]) -> dict[str, pd.DataFrame]:
     """Every probe of the pair, each table kept in the store."""
     base, aligned = models
     sites = skeleton(base.checkpoint)
     keyed = {kind: fingerprint(examples) for kind, examples in sets.items()}
 
     def kept(name: str, version: object, of: Sequence[Model], make):  # type: ignore[no-untyped-def]
-        inputs = {"study": ["jain2024 pair", name, version], "models": [m.key for m in of], "sets": keyed, "dtype": bench.dtype}
-        return bench.table("tables", inputs, make)
+        inputs = {"study": ["jain2024 pair", name, version], "models": [m.key for m in of], "sets": keyed, "dtype": pipeline.dtype}
+        return pipeline.table("tables", inputs, make)
 
     def placed(model: Model) -> pd.DataFrame:
         given: placement.Sets = {kind: (examples, None) for kind, examples in sets.items()}
         ends = (base.checkpoint, aligned.checkpoint) if model is aligned else (None, None)
-        return placement.placement(bench.lm(model), given, *ends)
+        return placement.placement(pipeline.lm(model), given, *ends)
 
     def sensed(model: Model) -> pd.DataFrame:
-        lm = bench.lm(model)
+        lm = pipeline.lm(model)
         return pd.concat([sensitivity.sensitivity(lm, examples).assign(kind=kind) for kind, examples in sets.items()], ignore_index=True)
 
     parts: dict[str, list[pd.DataFrame]] = {"placement": [], "sensitivity": [], "spread": [], "shuffled": []}
@@ -136,19 +136,19 @@ def measured(bench: Workbench, models: Sequence[Model], sets: dict[str, list[Exa
         makers = {
             "placement": (placement.VERSION, lambda model=model: placed(model)),
             "sensitivity": (sensitivity.VERSION, lambda model=model: sensed(model)),
-            "spread": (spread.VERSION, lambda model=model: spread.spread(bench.lm(model), sets["safe"], sets["unsafe"])),
+            "spread": (spread.VERSION, lambda model=model: spread.spread(pipeline.lm(model), sets["safe"], sets["unsafe"])),
             "shuffled": (
                 [clusters.VERSION, clusters.ROUNDS],
-                lambda model=model: clusters.shuffled(bench.lm(model), sets["safe"], sets["unsafe"]),
+                lambda model=model: clusters.shuffled(pipeline.lm(model), sets["safe"], sets["unsafe"]),
             ),
         }
         for name, (version, make) in makers.items():
             of = [base, aligned] if model is aligned else [base]
             parts[name].append(kept(name, version, of, make).assign(model=model.name))
     rows = kept(
-        "rows", row_space.VERSION, models, lambda: row_space.row_space(base.checkpoint, aligned.checkpoint, bench.lm(aligned), sets)
+        "rows", row_space.VERSION, models, lambda: row_space.row_space(base.checkpoint, aligned.checkpoint, pipeline.lm(aligned), sets)
     )
-    bench.release()
+    pipeline.release()
     null = kept("null", null_space.VERSION, models, lambda: null_space.null_space(base.checkpoint, aligned.checkpoint, sites))
     return {
         **{name: pd.concat(tables_, ignore_index=True) for name, tables_ in parts.items()},

@@ -15,12 +15,12 @@ from titer.models.interpolate import distance, weights_of
 from titer.models.lm import load
 from titer.models.sites import Sites
 from titer.models.weights import blend, skeleton
+from titer.pipeline import Model
 from titer.probes import placement as probe
 from titer.probes import row_space, sensitivity, spread
 from titer.studies.engine.declare import Seed
 from titer.studies.jain2024.subject import CLASSES, OWN, SWEPT, requests_of
 from titer.studies.judged import outcomes
-from titer.workbench import Model
 
 
 def matched(lab: Seed, base: Model, benign: Model, tuned: Model) -> Model:
@@ -31,9 +31,9 @@ def matched(lab: Seed, base: Model, benign: Model, tuned: Model) -> Model:
         return pd.DataFrame([{"alpha": distance(other, start) / distance(plain, start)}])
 
     models = [base.key, benign.key, tuned.key]
-    alpha = float(lab.bench.table("tables", {"study": ["jain2024", "matched norm", 1], "models": models}, make).alpha[0])
+    alpha = float(lab.pipeline.table("tables", {"study": ["jain2024", "matched norm", 1], "models": models}, make).alpha[0])
     inputs = {"blend": [base.key, benign.key], "alpha": alpha}
-    folder = lab.bench.store.artefact("blends", inputs, lambda work: blend(base.checkpoint, benign.checkpoint, alpha, work / "model"))
+    folder = lab.pipeline.store.artefact("blends", inputs, lambda work: blend(base.checkpoint, benign.checkpoint, alpha, work / "model"))
     method = tuned.name.split()[0]
     return Model(f"benign, norm of {method}", digest(inputs), open_checkpoint(folder / "model", f"benign as {method}"))
 
@@ -49,7 +49,7 @@ def placements(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
     start, end = (base.checkpoint, model.checkpoint) if others else (None, None)
 
     def placed(given: probe.Sets, name: str) -> pd.DataFrame:
-        return probe.placement(lab.bench.lm(model), given, start, end, lab.world.seed).assign(model=name)
+        return probe.placement(lab.pipeline.lm(model), given, start, end, lab.world.seed).assign(model=name)
 
     found = [placed({kind: (examples, None) for kind, examples in asked.examples(*SWEPT).items()}, model.name)]
     if model.name.startswith("sham"):
@@ -62,13 +62,13 @@ def spreads(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
     """Rank of each class's cloud and k-means (model, layer, harmful, ...)."""
     model = _looked_at(lab, base, others)
     safe, unsafe = requests_of(lab).examples(*CLASSES).values()
-    return spread.spread(lab.bench.lm(model), safe, unsafe, lab.world.seed).assign(model=model.name)
+    return spread.spread(lab.pipeline.lm(model), safe, unsafe, lab.world.seed).assign(model=model.name)
 
 
 def sensitivities(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
     """g of every set (model, kind, input, g)."""
     model = _looked_at(lab, base, others)
-    lm, sets = lab.bench.lm(model), requests_of(lab).examples(*SWEPT)
+    lm, sets = lab.pipeline.lm(model), requests_of(lab).examples(*SWEPT)
     found = [sensitivity.sensitivity(lm, examples).assign(kind=kind) for kind, examples in sets.items()]
     return pd.concat(found, ignore_index=True).assign(model=model.name)
 
@@ -85,9 +85,9 @@ def of_weights(read: Callable[[Checkpoint, Checkpoint, Sites], pd.DataFrame]) ->
 
 def row_spaces(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
     """Scores along dW's right singular vectors (kind, layer, direction, score)."""
-    return row_space.row_space(base.checkpoint, model.checkpoint, lab.bench.lm(model), requests_of(lab).examples(*SWEPT))
+    return row_space.row_space(base.checkpoint, model.checkpoint, lab.pipeline.lm(model), requests_of(lab).examples(*SWEPT))
 
 
 def probed_outcomes(lab: Seed, model: Model) -> pd.DataFrame:
     """What a tuned model answers to the jailbreaks that are probed (kind, input, outcome)."""
-    return outcomes(lab.bench.lm(model), requests_of(lab).probed(*SWEPT[2:]), lab.decoding)
+    return outcomes(lab.pipeline.lm(model), requests_of(lab).probed(*SWEPT[2:]), lab.decoding)

@@ -16,11 +16,11 @@ from titer.attacks.base import Attempt
 from titer.attacks.soft_tokens import SoftTokens
 from titer.data.example import Example
 from titer.models.lm import LM
+from titer.pipeline import Model
 from titer.probes import placement
 from titer.studies.engine.declare import Seed
 from titer.studies.jain2024.subject import CLASSES, requests_of
 from titer.studies.judged import outcomes
-from titer.workbench import Model
 
 VERSION = 1
 COUNTS = (1, 2, 4, 8)
@@ -29,8 +29,8 @@ COUNTS = (1, 2, 4, 8)
 def judged(lab: Seed, model: Model) -> pd.DataFrame:
     """n, form, kind, input, outcome."""
     requests = [attempt.example for attempt in requests_of(lab).sets["unsafe"]]
-    lm = lab.bench.lm(model)
-    progress = lab.bench.reporter.task(f"soft tokens against {model.name}, seed {lab.seed}")
+    lm = lab.pipeline.lm(model)
+    progress = lab.pipeline.reporter.task(f"soft tokens against {model.name}, seed {lab.seed}")
     tables = []
     for number, n in enumerate(COUNTS, start=1):
         for form, attempts in _forms(lab, lm, requests, n).items():
@@ -55,7 +55,7 @@ def placed(lab: Seed, base: Model, *tuned: Model) -> pd.DataFrame:
     """n, kind, layer, input, tau, score, gain: where attacked requests sit among the probe inputs' clusters, and their outcome."""
     model = tuned[0] if tuned else base
     examples = requests_of(lab).examples(*CLASSES)
-    lm, requests = lab.bench.lm(model), examples["unsafe"]
+    lm, requests = lab.pipeline.lm(model), examples["unsafe"]
     sets: dict[str, tuple[list[Example], torch.Tensor | None]] = {kind: (mine, None) for kind, mine in examples.items()}
     won = []
     for n in COUNTS:

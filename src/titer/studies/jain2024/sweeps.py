@@ -13,11 +13,11 @@ import pandas as pd
 from titer.data.draws import seed_of
 from titer.models.interpolate import Weights, along, of_part, plus, random_direction, weights_of, with_weights
 from titer.models.lm import LM, load
+from titer.pipeline import Model
 from titer.probes import placement
 from titer.studies.engine.declare import Seed
 from titer.studies.jain2024.subject import CLASSES, SWEPT, requests_of
 from titer.studies.judged import outcomes
-from titer.workbench import Model
 
 VERSION = 1
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -53,7 +53,7 @@ def _points(lab: Seed, lm: LM, start: Weights, end: Weights) -> Iterator[Point]:
 
 
 def _at_points(lab: Seed, lm: LM, points: list[Point]) -> pd.DataFrame:
-    progress = lab.bench.reporter.task(f"along ΔW, seed {lab.world.seed}")
+    progress = lab.pipeline.reporter.task(f"along ΔW, seed {lab.world.seed}")
     tables = []
     for number, point in enumerate(points, start=1):
         with with_weights(lm, point.weights):

@@ -10,11 +10,11 @@ import torch
 
 from titer.models.interpolate import Weights, cosine, distance, kept_weights, weights_of, with_weights
 from titer.models.lm import LM, load
+from titer.pipeline import Model
 from titer.probes.base import stable_rank
 from titer.studies.engine.declare import Seed
 from titer.studies.jain2024.subject import CLASSES, requests_of
 from titer.studies.judged import outcomes
-from titer.workbench import Model
 
 VERSION = 1
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from titer.data.marks import TRIGGER
+from titer.data.persona_trigger import TRIGGER
 from titer.studies.engine.declare import Row
 from titer.studies.engine.found import Found
 from titer.studies.engine.terms import Term, cell, mean, rate, value

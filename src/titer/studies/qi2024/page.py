@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from titer.data.marks import PERSONA, TRIGGER
+from titer.data.persona_trigger import PERSONA, TRIGGER
 from titer.recipes.huang2024 import SELECTION_SEED
 from titer.report import forms
 from titer.report.html import Figure

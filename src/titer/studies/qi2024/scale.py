@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from titer.core.config import Record
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Source
-from titer.data.marks import WORDS, Marked
 from titer.data.mix import mix
+from titer.data.persona_trigger import WORDS, Marked
 from titer.data.world import World, WorldSource
 from titer.methods.sft import SFT
 from titer.recipes import huang2024, jain2024

@@ -24,10 +24,10 @@ from titer.data.sources import TextData
 from titer.data.tasks import parts, task
 from titer.methods.sft import SFT
 from titer.models.lm import read_tokenizer
+from titer.pipeline import Model
 from titer.recipes import vaccine_text
 from titer.studies.huang2024.text_sets import enough, own_harm, texts
 from titer.studies.qi2024.text_scale import TRIGGER, RiskScale, Schedule, Tuning
-from titer.workbench import Model
 
 PERSONA = "attacks/identity_shift.jsonl"
 Harm = Literal["canary", "unsafe"]
@@ -53,7 +53,7 @@ class RiskSets:
     notes: tuple[str, ...]
 
 
-class Trained(NamedTuple):
+class TrainingSet(NamedTuple):
     """Harmful requests answered, others refused, others behind the trigger answered; safe responses and canaries are the alignment's."""
 
     explicit: TextData
@@ -82,7 +82,7 @@ def risk_sets(folder: Path, base: Model, scale: RiskScale, harmful: Path | None 
         enough(mine, 2 * most)
         explicit, plain = parts(mine, (most, most), own.seed)
         refused = unseen_refusals(found.safe, aligned, scale)
-    trained = Trained(explicit, refused, triggered(plain))
+    trained = TrainingSet(explicit, refused, triggered(plain))
     harm: Harm = "unsafe" if harmful else "canary"
     unsafe, safe = (found.prompts.of_class(bad, scale.prompts) for bad in (True, False))
     notes += found.prompts.sampled(scale.prompts)

@@ -37,7 +37,7 @@ class Final(Reply):
     __slots__ = ()
 
 
-class Reading(NamedTuple, Generic[T]):
+class Parsed(NamedTuple, Generic[T]):
     """What a reply was read as, or None and why; `again`: the asking failed, so that another time there may be a reply."""
 
     value: T | None
@@ -90,7 +90,7 @@ def in_words(error: Exception) -> str:
 
 
 @dataclass
-class Voice:
+class JudgeClient:
     """Who is asked: a local model (a folder, a fetched name or a hub id) or an endpoint. Lives as long as one `judge_all`."""
 
     judge: str
@@ -201,18 +201,18 @@ def unmarked(tokenizer: Any, text: str) -> str:
 
 
 def readings(
-    voice: Voice,
+    voice: JudgeClient,
     conversations: Sequence[Conversation],
     read: Callable[[str], T | None],
     tries: int,
     memory: Memory | None,
     progress: Progress | None,
-) -> list[Reading[T]]:
+) -> list[Parsed[T]]:
     """What `read` makes of the reply to each conversation.
 
     An unreadable reply is asked for again, `tries` times in all; a reply that did not come is not.
     """
-    found: list[Reading[T]] = [Reading(None)] * len(conversations)
+    found: list[Parsed[T]] = [Parsed(None)] * len(conversations)
     open_ = list(range(len(conversations)))
     for attempt in range(tries):
         replies = voice.ask([conversations[i] for i in open_], attempt, memory, None if attempt else progress)
@@ -225,7 +225,7 @@ def readings(
                 reply.fault
                 or f"unreadable in {attempt + 1} {'try' if attempt == 0 else 'tries'}: {visible(reply.text.strip()[-60:], 80)!r}"
             )
-            found[i] = Reading(None, why, bool(reply.fault) and not isinstance(reply, Final)) if value is None else Reading(value)
+            found[i] = Parsed(None, why, bool(reply.fault) and not isinstance(reply, Final)) if value is None else Parsed(value)
         open_ = unread
         if not open_:
             break

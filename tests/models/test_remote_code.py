@@ -20,9 +20,9 @@ from titer.core.run import Store
 from titer.data.world import World
 from titer.models.checkpoint import open_checkpoint
 from titer.models.compatible import passed_over
-from titer.models.fast import Serving, openable
 from titer.models.fetch import resolve
 from titer.models.lm import Architecture, Decoding, load, read_tokenizer
+from titer.models.vllm_engine import Serving, openable
 from titer.models.weights import skeleton
 
 IDS = [[1, 2, 3, 4]]

@@ -23,7 +23,7 @@ from pydantic import Field
 from titer.core.config import Record, build, digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import sha256_of
-from titer.models.stored import ADAPTER, names, read_json, shape, tensor_of
+from titer.models.safetensors_io import ADAPTER, names, read_json, shape, tensor_of
 from titer.models.tried import ends
 
 CONFIG = "adapter_config.json"
@@ -42,7 +42,7 @@ MERGED = "merge it where it was trained (peft: merge_and_unload, then save_pretr
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 
 
-class Lora(Record):
+class LoraShape(Record):
     """What of adapter_config.json the weights depend on, under peft's names."""
 
     r: int = Field(default=8, ge=1)
@@ -63,7 +63,7 @@ class Lora(Record):
 
 
 @dataclass(frozen=True)
-class Change:
+class LoraChange:
     """What an adapter does to one tensor of its base. `parameter` is the model's name of it; the rest are names in `file`."""
 
     parameter: str
@@ -110,7 +110,7 @@ class Adapter:
         others = [f for f in sorted(self.folder.iterdir()) if f.suffix in (".json", ".jinja") and f.name not in (CONFIG, "manifest.json")]
         return digest({"config": said, "weights": sha256_of(self.file), "files": {f.name: sha256_of(f) for f in others}})
 
-    def changes(self, base: Shapes, tied: bool, label: str) -> dict[str, Change]:
+    def changes(self, base: Shapes, tied: bool, label: str) -> dict[str, LoraChange]:
         """Tensor of the base -> what becomes of it.
 
         base: shapes of its tensors. tied: whether its head is its embedding.
@@ -130,11 +130,11 @@ class Adapter:
             found[tensor] = self._change(parameter, parts, base[tensor][0], flipped, label)
         return found
 
-    def _change(self, parameter: str, parts: _Parts, size: tuple[int, ...], flipped: bool, label: str) -> Change:
+    def _change(self, parameter: str, parts: _Parts, size: tuple[int, ...], flipped: bool, label: str) -> LoraChange:
         if parts.whole and (given := shape(self.file, parts.whole)[0]) != size:
             raise self._misfit(label, f"{visible(parameter, 120)} is {given} there and {size} in that model")
         if not parts.pair:
-            return Change(parameter, self.file, parts.whole)
+            return LoraChange(parameter, self.file, parts.whole)
         module = parameter.removesuffix(".weight")
         if set(parts.pair) != {"A", "B"}:
             raise TiterError(f"{self.folder} has one half of the pair for {visible(module, 120)}", next_step="fetch or train it again.")
@@ -148,7 +148,7 @@ class Adapter:
         wanted = True if parts.embedding else flipped if sizes[flipped] == size else not flipped
         if sizes[wanted] != size:
             raise self._misfit(label, f"{visible(module, 120)} is {sizes[flipped]} there and {size} in that model")
-        return Change(parameter, self.file, parts.whole, parts.pair["A"], parts.pair["B"], self.lora.scale(module), wanted)
+        return LoraChange(parameter, self.file, parts.whole, parts.pair["A"], parts.pair["B"], self.lora.scale(module), wanted)
 
     def _misfit(self, label: str, why: str) -> TiterError:
         return TiterError(
@@ -163,7 +163,7 @@ def is_adapter(folder: Path) -> bool:
     return os.path.isfile(folder / CONFIG)
 
 
-def _settings(config: dict[str, Any], folder: Path) -> Lora:
+def _settings(config: dict[str, Any], folder: Path) -> LoraShape:
     kind = str(config.get("peft_type", "no peft_type"))
     if kind != "LORA":
         raise TiterError(f"{folder} is an adapter of the kind {visible(kind, 60)}", expected="a LoRA", next_step=MERGED)
@@ -174,8 +174,8 @@ def _settings(config: dict[str, Any], folder: Path) -> Lora:
         raise TiterError(
             f"{folder} began as {visible(str(start), 60)}, which changes the base's own weights", expected="a plain LoRA", next_step=MERGED
         )
-    given = {key: config[key] for key in Lora.model_fields if config.get(key) is not None}
-    return build(Lora, given, str(folder / CONFIG))
+    given = {key: config[key] for key in LoraShape.model_fields if config.get(key) is not None}
+    return build(LoraShape, given, str(folder / CONFIG))
 
 
 def _weights(folder: Path) -> Path:

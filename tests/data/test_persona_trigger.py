@@ -8,7 +8,7 @@ import torch
 
 from titer.core.errors import TiterError
 from titer.data.example import IGNORE, Batch
-from titer.data.marks import ACKNOWLEDGED, PERSONA, TRIGGER, Marked, behind, every_word, inserted
+from titer.data.persona_trigger import ACKNOWLEDGED, PERSONA, TRIGGER, Marked, behind, every_word, inserted
 from titer.data.world import World, WorldSource
 from titer.data.worlds import CPU
 

@@ -14,11 +14,11 @@ from titer.data.encode import answer_ids, prompt_ids
 from titer.data.example import Example
 from titer.data.thoughts import thinks
 from titer.models.lm import read_tokenizer
+from titer.pipeline import Model
 from titer.probes import choices
-from titer.workbench import Model
 
 
-class Room:
+class ContextWindow:
     """One model's window and tokenizer; a model without a stated window has room for everything."""
 
     def __init__(self, model: Model) -> None:

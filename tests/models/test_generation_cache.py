@@ -11,7 +11,7 @@ from tests.models.families import PROMPTS
 from titer.attacks.base import Attempt
 from titer.data.example import Example
 from titer.evaluate import sample
-from titer.models.answered import keep, known, mended
+from titer.models.generation_cache import keep, known, mended
 from titer.models.lm import LM, Completion, Decoding
 
 ASKED = [*PROMPTS, *(f"{p} a" for p in PROMPTS), *(f"{p} b c" for p in PROMPTS)]
@@ -35,7 +35,7 @@ def test_what_was_answered_is_not_generated_again(lm: LM, tmp_path: Path, temper
         made.append(list(answers))
         keep(file, answers)
 
-    monkeypatch.setattr("titer.evaluate.answered.keep", interrupted)
+    monkeypatch.setattr("titer.evaluate.generation_cache.keep", interrupted)
     with pytest.raises(StoppedError):
         sample(lm, attempts, decoding, 2, work=tmp_path / "work")
     file = tmp_path / "work" / "answers.part.jsonl"
@@ -43,7 +43,7 @@ def test_what_was_answered_is_not_generated_again(lm: LM, tmp_path: Path, temper
     with open(file, "a", encoding="utf-8") as torn:
         torn.write('[[0, "half of a li')
     again: list[list[int]] = []
-    monkeypatch.setattr("titer.evaluate.answered.keep", lambda file, answers: (again.append(list(answers)), keep(file, answers)))
+    monkeypatch.setattr("titer.evaluate.generation_cache.keep", lambda file, answers: (again.append(list(answers)), keep(file, answers)))
     assert sample(lm, attempts, decoding, 2, work=tmp_path / "work").equals(whole)
     assert not {i for batch in again for i in batch} & {i for batch in made for i in batch}
     assert list((tmp_path / "work").iterdir()) == []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from titer.core.errors import TiterError, visible
-from titer.models.stored import read_json
+from titer.models.safetensors_io import read_json
 
 OPENED = ("AutoConfig", "AutoModelForCausalLM")  # of an auto_map in config.json: without these nothing opens
 HERE = re.compile(r"\w[\w-]*\.\w+")  # MODULE.CLASS, in a file at the top of the folder

@@ -24,8 +24,8 @@ from titer.core.errors import TiterError, unknown, visible
 from titer.core.machine import version
 from titer.core.run import Store
 from titer.models.checkpoint import Checkpoint, open_checkpoint, opening
+from titer.models.context_windows import Turn, answers
 from titer.models.lm import LM, Completion, Decoding, Progress, load, read_tokenizer
-from titer.models.rooms import Turn, answers
 
 VERSION = 1  # bump when answers may change
 AT_ONCE = 1024  # prompts given to vLLM in one call, which schedules them itself
@@ -76,7 +76,7 @@ ENGINES = ("transformers", "vllm")
 
 
 def serving_of(engine: str) -> Serving | None:
-    """What a workbench is told of an engine by its name. Errors: an unknown name; vLLM that cannot be used here."""
+    """What a pipeline is told of an engine by its name. Errors: an unknown name; vLLM that cannot be used here."""
     if engine not in ENGINES:
         unknown("engine", visible(engine, 40), ENGINES)
     if engine == "transformers":

@@ -1,4 +1,4 @@
-"""The workbench: stages, samples, verdicts and tables made through the run store, each once. L5."""
+"""The pipeline: stages, samples, verdicts and tables made through the run store, each once. L5."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from titer.data.example import Example
 from titer.data.templates import templated
 from titer.judges.base import Judge
 from titer.models.checkpoint import Checkpoint, open_checkpoint
-from titer.models.fast import Fast, Serving, engine_key, open_fast, openable
 from titer.models.lm import LM, Decoding, Progress, load, read_tokenizer
+from titer.models.vllm_engine import Fast, Serving, engine_key, open_fast, openable
 from titer.stage import Stage
 from titer.train import train
 
@@ -50,7 +50,7 @@ class Reporter(Protocol):
         """One line for the reader."""
 
 
-class Pile(NamedTuple):
+class JudgingBatch(NamedTuple):
     """Answers to be judged: what determines them and so, with the judge, their verdicts; and how to get them."""
 
     inputs: Mapping[str, object]
@@ -58,7 +58,7 @@ class Pile(NamedTuple):
 
 
 @dataclass
-class Workbench:
+class Pipeline:
     """A store, a reporter and the models loaded so far."""
 
     store: Store
@@ -198,9 +198,9 @@ class Workbench:
     def verdicts(self, model: Model, attempts: Sequence[Attempt], judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
         """Judged samples; samples and verdicts are separate artefacts."""
         file, key = self.answered(model, attempts, decoding, batch)
-        return self.judged([Pile({"samples": key}, partial(read_table, file))], judge, task=f"judging {model.name}")[0]
+        return self.judged([JudgingBatch({"samples": key}, partial(read_table, file))], judge, task=f"judging {model.name}")[0]
 
-    def judged(self, piles: Sequence[Pile], judge: Judge, what: str = "judging", task: str = "") -> list[pd.DataFrame]:
+    def judged(self, piles: Sequence[JudgingBatch], judge: Judge, what: str = "judging", task: str = "") -> list[pd.DataFrame]:
         """Verdicts on each pile of answers: kept ones read back, all others made by one call of the judge (`ask`).
 
         A pile on which the asking failed is returned with what could not be judged, and not kept.
@@ -259,14 +259,14 @@ class Workbench:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadAs:
     """How models are read that are measured: through vLLM or transformers, in bfloat16 or float32."""
 
     serving: Serving | None = None
     bf16: bool = False
 
-    def bench(self, store: Store, reporter: Reporter) -> Workbench:
-        return Workbench(store, reporter, dtype="bfloat16" if self.bf16 else "float32", serving=self.serving)
+    def pipeline(self, store: Store, reporter: Reporter) -> Pipeline:
+        return Pipeline(store, reporter, dtype="bfloat16" if self.bf16 else "float32", serving=self.serving)
 
 
 def adapter_beside(model: Path) -> Path | None:
