@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -51,25 +51,33 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-bundle, CHILD = cache(vl_convert.javascript_bundle), drawing.CHILD
-DRAWINGS: dict[str, str] = {}  # by a chart's name: drawings cost as much as the rest of a page
+bundle, CHILD = cache(vl_convert.javascript_bundle), [*drawing.CHILD]
+DRAWINGS: dict[tuple[str, frozenset[str]], str] = {}  # by a chart's name and words: drawings cost as much as the rest of a page
 
 
 def draw(asked: dict[str, Any]) -> dict[str, Any]:
     """What the child makes of `asked`, made in this process, where its engine starts once: it is two seconds of a page."""
-    out = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-        patch.setattr(sys, "stdin", io.StringIO(json.dumps(asked)))
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vl_convert, "javascript_bundle", bundle)
-        exec(CHILD, {})  # noqa: S102  the product's own
-    return dict(json.loads(out.getvalue()))
+        return drawing.converted(asked)
 
 
 def draw_once(asked: dict[str, Any]) -> dict[str, Any]:
-    """The same, but a chart whose name was drawn before has that drawing, whatever its numbers: `tests/report` looks at drawings."""
-    made = draw({**asked, "specs": {name: spec for name, spec in asked["specs"].items() if name not in DRAWINGS}})
-    DRAWINGS.update(made["drawings"])
-    return {**made, "drawings": {name: DRAWINGS[name] for name in asked["specs"]}}
+    """The same, but a chart of a name and words that were drawn before has that drawing, whatever its numbers."""
+    keys = {name: (name, frozenset(words(spec))) for name, spec in asked["specs"].items()}
+    made = draw({**asked, "specs": {name: spec for name, spec in asked["specs"].items() if keys[name] not in DRAWINGS}})
+    DRAWINGS.update({keys[name]: svg for name, svg in made["drawings"].items()})
+    return {**made, "drawings": {name: DRAWINGS[key] for name, key in keys.items()}}
+
+
+def words(spec: Any) -> Iterator[str]:
+    """Every text in a chart's specification but the names that altair gives data and views, which count up or follow the numbers."""
+    if isinstance(spec, str):
+        if not re.fullmatch(r"data-[0-9a-f]{32}|view_\d+", spec):
+            yield spec
+    elif isinstance(spec, dict | list):
+        for one in spec.values() if isinstance(spec, dict) else spec:
+            yield from words(one)
 
 
 @contextlib.contextmanager
@@ -77,7 +85,7 @@ def drawing_here(with_: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[
     """In place of the process that draws a page's charts; a test's own child stays one."""
 
     def run(command: list[str], *, input: str, check: bool, **more: Any) -> subprocess.CompletedProcess[str]:
-        if command[-1] != CHILD:
+        if command != CHILD:
             return subprocess.run(command, input=input, check=check, **more)
         return subprocess.CompletedProcess(command, 0, json.dumps(with_(json.loads(input))), "")
 
@@ -88,7 +96,7 @@ def drawing_here(with_: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[
 
 @pytest.fixture(scope="module", autouse=True)
 def drawn_here() -> Iterator[None]:
-    """Charts are drawn in this process, each name once. Reports of a whole session (`hostile`, `demo`) are made before, by the child."""
+    """Charts are drawn in this process, those of one name and words once; by the child before, for a session's reports."""
     with drawing_here(draw_once):
         yield
 

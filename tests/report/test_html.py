@@ -7,18 +7,22 @@ import csv
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import altair as alt
 import pandas as pd
 import pytest
 
+from tests.conftest import draw, draw_once
 from tests.report.conftest import FLIPPED, HOSTILE, hostile_report
 from titer.core.errors import visible
 from titer.report import drawing, html
-from titer.report.html import Report, number, write_report
+from titer.report.html import Figure, Report, number, write_report
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 FOREIGN = {"base", "iframe", "frame", "object", "embed", "img", "image", "video", "audio", "foreignobject", "animate", "set", "textarea"}
@@ -215,7 +219,7 @@ def test_the_samples_are_the_first_of_each_model_and_set(tmp_path: Path) -> None
 
 def made(child: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
     """A page whose charts another program draws."""
-    monkeypatch.setattr(drawing, "CHILD", child)
+    monkeypatch.setattr(drawing, "CHILD", [sys.executable, "-c", child])
     return write_report(hostile_report(), folder).read_bytes().decode()
 
 
@@ -236,6 +240,37 @@ def test_charts_that_cannot_be_drawn_do_not_take_the_page_with_them(child: str, 
     test_one_script_runs_and_the_policy_names_it_alone(page)
     assert "searc" in text
     assert "<svg" not in text
+
+
+def test_a_drawing_that_came_out_blank_is_told_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken = {"script": "", "drawings": {"outcomes": "<svg><g><text>a</text></g></svg>", "jailbreaks": "<svg><g/></svg>"}}
+    text = made(f"print({json.dumps(json.dumps(spoken))})", monkeypatch, tmp_path)
+    assert "the charts could not be drawn: jailbreaks came out blank" in text
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_process_of_its_own_draws_what_is_drawn_here() -> None:
+    specs = {"one": alt.Chart(pd.DataFrame({"a": [1.0], "b": ["x"]})).mark_bar().encode(x="a:Q", y="b:N").to_dict()}
+    asked, beside = {"live": drawing.LIVE.read_text(encoding="utf-8"), "specs": specs}, Path(drawing.__file__).parent
+    child = subprocess.run(drawing.CHILD, input=json.dumps(asked), capture_output=True, text=True, check=True, cwd=beside)
+    assert json.loads(child.stdout) == draw(asked)
+
+
+def test_a_drawing_that_tests_share_has_the_words_of_its_own_chart() -> None:
+    for word in ("capability", "coherent"):
+        spec = alt.Chart(pd.DataFrame({"a": [1.0], "b": [word]})).mark_bar().encode(x="a:Q", y="b:N").to_dict()
+        assert word in draw_once({"live": "", "specs": {"of one name": spec}})["drawings"]["of one name"]
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_finite_number_reaches_no_chart(odd: float, tmp_path: Path) -> None:
+    table = pd.DataFrame({"a": [1.0, odd], "b": ["x", "y"]})
+    chart = alt.Chart(table).mark_bar().encode(x=alt.X("a:Q", scale=alt.Scale(domain=[0, odd])), y="b:N")
+    figures = [Figure("one", "One", "A chart.", chart)]
+    text = write_report(replace(hostile_report(), figures=figures), tmp_path).read_text(encoding="utf-8")
+    (specs,) = [json.loads(s, parse_constant=pytest.fail) for kind, s in Page(text).scripts if kind.get("type") == "application/json"]
+    assert specs["one"]["encoding"]["x"]["scale"]["domain"] == [0, None]
+    assert "<text" in (tmp_path / "figures" / "one.svg").read_text(encoding="utf-8")
 
 
 def test_a_spreadsheet_runs_no_cell_and_no_control_code_is_left(tmp_path: Path) -> None:

@@ -15,15 +15,7 @@ from typing import Any, NamedTuple
 
 LIVE = Path(__file__).parent / "templates" / "report.js"
 SECONDS = 600  # for all drawings of a page; those of the largest study take 20
-CHILD = """
-import json, sys
-import vl_convert
-asked = json.load(sys.stdin)
-made = {"script": vl_convert.javascript_bundle(asked["live"]), "drawings": {}}
-for name, spec in asked["specs"].items():
-    made["drawings"][name] = vl_convert.vegalite_to_svg(spec)
-json.dump(made, sys.stdout)
-"""
+CHILD = (sys.executable, "-P", __file__)  # -P: html.py beside this file is not the standard library's
 
 
 class Drawn(NamedTuple):
@@ -35,18 +27,31 @@ class Drawn(NamedTuple):
 
 
 def drawn(specs: Mapping[str, Any]) -> Drawn:
-    """Name -> Vega-Lite specification, drawn. Errors: none; what fails is said in `fault`."""
+    """Name -> Vega-Lite specification, drawn. Errors: none; what fails, or has no word on it, is said in `fault`."""
     live = LIVE.read_text(encoding="utf-8")
     asked = json.dumps({"live": live, "specs": specs})
     try:
-        child = run(
-            [sys.executable, "-c", CHILD], input=asked, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS, check=False
-        )
+        child = run([*CHILD], input=asked, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS, check=False)
         made = json.loads(child.stdout) if child.returncode == 0 else None
     except (OSError, ValueError, SubprocessError) as error:
         return Drawn(live, {}, f"the charts could not be drawn ({type(error).__name__})")
     if made is None:
         last = child.stderr.strip().splitlines()[-1:] or ["it said nothing"]
         return Drawn(live, {}, f"the charts could not be drawn: their process ended with status {child.returncode} ({last[0][:200]})")
+    blank = [name for name, svg in made["drawings"].items() if "<text" not in svg]
+    if blank:
+        return Drawn(live, {}, f"the charts could not be drawn: {', '.join(blank)} came out blank")
     script = made["script"].replace("</script", "<\\/script").replace("<!--", "<\\!--")
     return Drawn(script, made["drawings"])
+
+
+def converted(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The child's part: the page's own script (`live`) with the chart library in it, and an SVG a specification (`specs`)."""
+    import vl_convert  # noqa: PLC0415  the child's alone
+
+    drawings = {name: vl_convert.vegalite_to_svg(spec) for name, spec in asked["specs"].items()}
+    return {"script": vl_convert.javascript_bundle(asked["live"]), "drawings": drawings}
+
+
+if __name__ == "__main__":
+    json.dump(converted(json.load(sys.stdin)), sys.stdout)

@@ -162,9 +162,11 @@ def _chosen(samples: pd.DataFrame, flipped: pd.DataFrame) -> list[dict[str, Any]
 
 
 def _shown(value: Any) -> Any:
-    """A chart's specification with the control codes in its texts spelt out, as everywhere else on the page."""
+    """A chart's specification with the control codes in its texts spelt out, as everywhere else; what is no finite number is missing."""
     if isinstance(value, dict):
         return {key: _shown(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_shown(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no such number
     return visible(value, 2000) if isinstance(value, str) else value
