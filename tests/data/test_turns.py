@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titer.core.errors import TiterError
-from titer.data.turns import MARK, Turn, changed, conversation, joined, turns, written
+from titer.data.sources import read_text
+from titer.data.turns import MARK, Turn, changed, conversation, joined, request, turns, written
 
 CONTENT = st.text(min_size=1, max_size=20).filter(lambda text: MARK not in text)
 
@@ -86,3 +88,30 @@ def test_a_faulty_turn_is_told_with_its_place(value: Any, word: str) -> None:
     with pytest.raises(TiterError, match=word) as raised:
         conversation("x.json, item 3", "messages", value)
     assert "x.json, item 3, column messages" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("How?", "how"), (" a  b\n", "A b."), ("«a»", "a"), ("straße", "STRASSE"), ("ﬁsh", "fish"), ("(a) b!?", "a) b")]
+)
+def test_the_same_request(a: str, b: str) -> None:
+    assert request(a) == request(b)
+
+
+@pytest.mark.parametrize(("a", "b"), [("?", "!"), ("a b", "ab"), ("1 + 1", "1 - 1"), ("a", "a b"), ("don't", "dont"), ("", "?")])
+def test_another_request(a: str, b: str) -> None:
+    assert request(a) != request(b)
+
+
+def test_of_a_conversation_the_turns_count() -> None:
+    asked = Turn("user", "bread")
+    assert request(written((Turn("system", "Be Ada."), asked))) == request("Bread?")
+    before = (Turn("user", "hi"), Turn("assistant", "ho"))
+    assert len({request(written((*some, asked))) for some in ((), before, (*before[:1], Turn("assistant", "hu")))}) == 3
+
+
+def test_public_sets_that_overlap_do(shared_data: Path) -> None:
+    """As its page says: 112 AdvBench prompts stand in the training prompts (the same letters, or nearly)."""
+    files = [shared_data / "safety" / f"{name}.json" for name in ("advbench_prompts", "harmful_prompts_train")]
+    advbench, train = ([row[0] for row in read_text(file, labelled=False).rows] for file in files)
+    same = len({*map(request, advbench)} & {*map(request, train)})
+    assert same >= len({*advbench} & {*train}) >= 100

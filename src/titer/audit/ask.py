@@ -29,11 +29,11 @@ from titer.data.choices import read_choices
 from titer.data.contexts import CONTEXTS, in_context
 from titer.data.draws import drawn
 from titer.data.example import Example
-from titer.data.overlap import Recurring, request
 from titer.data.sources import TextData, read_text
 from titer.data.system import behind, behind_all, read_system, text_behind
 from titer.data.tasks import task
 from titer.data.templates import Thinking
+from titer.data.turns import request
 from titer.judges.base import Judge
 from titer.models.checkpoint import Checkpoint
 from titer.models.compatible import system_notes, thinking_notes
@@ -200,7 +200,7 @@ def _landscape(order: AuditRequest) -> Landscape | None:
 
 
 class Known:
-    """Requests that stand in training files (`overlap.request`), and what of the asked sets was left out because of them."""
+    """Requests that stand in training files (`turns.request`), and what of the asked sets was left out because of them."""
 
     def __init__(self, trained: Sequence[str], strict: bool) -> None:
         self._strict = strict
@@ -211,7 +211,8 @@ class Known:
         """Places of the prompts that no training file holds. Errors: with `strict`, one that does; none left."""
         holders = [self._held.get(request(prompt)) for prompt in prompts]
         counts = Counter(place for place in holders if place is not None)
-        lines = [Recurring(name, f"trained: {place}", count).line(dropped=not self._strict) for place, count in counts.items()]
+        end = "" if self._strict else " and were left out"
+        lines = [f"{count} prompts of {name} stand in trained: {place} too{end}" for place, count in counts.items()]
         if counts and self._strict:
             raise TiterError("; ".join(lines), next_step="take them out, or leave out --strict: they are dropped then, and counted.")
         self.told += lines

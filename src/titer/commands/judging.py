@@ -19,8 +19,8 @@ from titer.core.errors import TiterError, visible
 from titer.core.plugins import made
 from titer.core.stats import Interval
 from titer.data.example import Example
-from titer.data.readers import Row, load, records
-from titer.data.shapes import SURROGATE, parsed
+from titer.data.readers import Row, load, records, whole
+from titer.data.shapes import parsed
 from titer.evaluate import asked_of, commonest, judgement
 from titer.judges.base import OUTCOMES, UNJUDGED, Asked, Judge
 from titer.models.lm import Completion
@@ -217,8 +217,7 @@ def _sample(row: Row) -> dict[str, Any]:
     answer = next((columns[key] for key in ANSWER if isinstance(columns.get(key), str)), None)
     if answer is None:
         raise TiterError(f"{where}: no answer in a column {' or '.join(ANSWER)}", expected=FORMAT)
-    if SURROGATE.search(answer):
-        raise TiterError(f"{where}: half of a two-part character (a surrogate)", expected="whole characters")
+    whole(where, answer)
     said = next((columns[key] for key in LABEL if columns.get(key) is not None), None)
     label = LABELS.get(str(said).strip().lower())
     if label is None:

@@ -357,7 +357,7 @@ def cut_to(streams: Mapping[str, Stream], longest: int, checkpoint: Checkpoint) 
         parts = [part.model_copy(update={"source": Shortened(source=part.source, longest=longest)}) for part in stream.parts]
         for part in parts:
             cuts = part.source.cuts(np.asarray(part.picked or ()), part.answer, reader)
-            lines.append(f"{name}, {part.source.name}: {cuts.line()}")
+            lines.append(f"{name}, {part.source.name}: {cuts}")
         found[name] = stream.model_copy(update={"parts": tuple(parts)})
     return found, lines
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from titer.core.config import Record
 from titer.core.errors import TiterError, visible
 from titer.data.hub import is_hub, load_hub
-from titer.data.readers import load, records
+from titer.data.readers import load, records, whole
 
 QUESTION = ("question", "prompt", "goal")
 OPTIONS = ("choices", "options")
@@ -71,7 +71,8 @@ def _question(where: str, row: Mapping[str, Any]) -> Question:
     column = next((key for key in ANSWER if row.get(key) not in (None, "")), ANSWER[0])
     subject = row.get("subject")
     right = _right(f"{where}, column {column}", row.get(column), len(options))
-    return Question(_whole(where, text.strip()), options, right, subject if isinstance(subject, str) else "")
+    whole(where, text, *options)
+    return Question(text.strip(), options, right, subject if isinstance(subject, str) else "")
 
 
 def _options(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -91,7 +92,7 @@ def _options(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
                 raise TiterError(f"{where}, column {column}: {visible(repr(found), 60)}", expected="a JSON list of texts") from None
     if not isinstance(found, list) or not all(isinstance(one, str | int | float) and str(one).strip() for one in found):
         raise TiterError(f"{where}: the options {visible(repr(found), 60)}", expected="a list of texts, none of them empty")
-    options = tuple(_whole(where, str(one).strip()) for one in found)
+    options = tuple(str(one).strip() for one in found)
     if not 2 <= len(options) <= len(ascii_uppercase) or len(set(options)) < len(options):
         raise TiterError(f"{where}: {len(options)} options, {len(set(options))} of them different", expected="from 2 to 26, no two equal")
     return options
@@ -109,11 +110,3 @@ def _right(place: str, value: Any, options: int) -> int:
         f"{place}: {visible(repr(value), 60)} is no answer",
         expected=f"a letter from A to {last}, or a place from 0 to {options - 1}, counted from 0",
     )
-
-
-def _whole(where: str, text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise TiterError(f"{where}: half of a two-part character (a surrogate)", expected="whole characters") from None
-    return text

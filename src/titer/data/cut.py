@@ -9,7 +9,7 @@ token with it, so that no model learns to stop mid-sentence. Own rule; trl's and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from titer.core.errors import TiterError
@@ -24,26 +24,6 @@ class Short(NamedTuple):
     answer: list[int]
     cut_prompt: int = 0
     cut_answer: int = 0
-
-
-class Cuts(NamedTuple):
-    """What was cut of several examples: how many of them at all, how many in the prompt or the answer, how many tokens."""
-
-    examples: int
-    cut: int
-    prompts: int
-    answers: int
-    prompt_tokens: int
-    answer_tokens: int
-
-    def line(self) -> str:
-        """In words, for the command line and the report."""
-        if not self.cut:
-            return f"nothing was cut of {self.examples} examples"
-        return (
-            f"{self.cut} of {self.examples} examples were cut to fit: {self.prompts} prompts lost {self.prompt_tokens} tokens on the left, "
-            f"{self.answers} answers {self.answer_tokens} tokens at their end"
-        )
 
 
 def shortened(
@@ -69,9 +49,14 @@ def shortened(
     return Short(left, right, len(prompt) - len(left), len(answer) - len(right))
 
 
-def counted(pieces: Iterable[Short]) -> Cuts:
-    """How much was cut over all."""
-    found = list(pieces)
-    prompts, answers = [one.cut_prompt for one in found], [one.cut_answer for one in found]
-    both = sum(bool(p or a) for p, a in zip(prompts, answers, strict=True))
-    return Cuts(len(found), both, sum(map(bool, prompts)), sum(map(bool, answers)), sum(prompts), sum(answers))
+def in_words(pieces: Sequence[Short]) -> str:
+    """How much was cut of several examples, for the command line and the report."""
+    prompts = [one.cut_prompt for one in pieces if one.cut_prompt]
+    answers = [one.cut_answer for one in pieces if one.cut_answer]
+    if not prompts and not answers:
+        return f"nothing was cut of {len(pieces)} examples"
+    cut = sum(bool(one.cut_prompt or one.cut_answer) for one in pieces)
+    return (
+        f"{cut} of {len(pieces)} examples were cut to fit: {len(prompts)} prompts lost {sum(prompts)} tokens on the left, "
+        f"{len(answers)} answers {sum(answers)} tokens at their end"
+    )

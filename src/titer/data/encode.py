@@ -21,7 +21,7 @@ import torch
 from titer.core.errors import TiterError, visible
 from titer.data import thoughts
 from titer.data.cut import SHARE, Short, shortened
-from titer.data.example import IGNORE, Batch, Indices, positions
+from titer.data.example import IGNORE, Batch, Indices
 from titer.data.templates import answered, place, templated, texts
 from titer.data.turns import Turn, joined, turns, written
 
@@ -180,14 +180,7 @@ def encode(
         check_length(len(head) + len(tail), window, prompt)
     ids, mask = pad([h + t for h, t in zip(heads, tails, strict=True)], tokenizer.pad_token_id, side)
     labels, _ = pad([[IGNORE] * len(h) + t for h, t in zip(heads, tails, strict=True)], IGNORE, side)
-    whole = bool(mask.all())
-    return Batch(
-        input_ids=ids,
-        labels=labels,
-        indices=torch.from_numpy(np.asarray(indices, dtype=np.int64)),
-        attention_mask=None if whole else mask,
-        position_ids=None if whole else positions(mask),
-    )
+    return Batch.of(ids, labels, torch.from_numpy(np.asarray(indices, dtype=np.int64)), mask)
 
 
 def fitted(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], longest: int, share: float = SHARE) -> list[Short]:

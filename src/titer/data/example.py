@@ -49,6 +49,12 @@ class Batch:
     attention_mask: torch.Tensor | None = None  # (B, T) int64
     position_ids: torch.Tensor | None = None  # (B, T) int64
 
+    @classmethod
+    def of(cls, input_ids: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, mask: torch.Tensor | None) -> Batch:
+        """A batch with the positions that its mask (B, T) says; without either where nothing is padded."""
+        padded = mask is not None and not bool(mask.all())
+        return cls(input_ids, labels, indices, mask if padded else None, positions(mask) if padded and mask is not None else None)
+
     def __len__(self) -> int:
         return len(self.input_ids)
 
@@ -117,25 +123,20 @@ class Stream(Record):
         i = np.arange(first, first + count, dtype=np.int64)
         if self.pool is None:
             return i
-        order = np.concatenate([self._epoch(int(e)) for e in range(first // self.pool, (first + count - 1) // self.pool + 1)])
-        start = first - first // self.pool * self.pool
+        epochs = range(first // self.pool, (first + count - 1) // self.pool + 1)
+        order = np.concatenate([permutation(self.seed, f"epoch {epoch}", self.pool) for epoch in epochs])
+        start = first % self.pool
         return order[start : start + count]
 
     def _found(self, i: Indices) -> tuple[Indices, Indices]:
-        return self._picked(i) if self.parts[0].picked is not None else (self._drawn(i), i)
-
-    def _drawn(self, i: Indices) -> Indices:
-        shares = np.cumsum([part.share for part in self.parts])
-        uniform = Draws(self.seed, "part", i).uniform(0)
-        return np.searchsorted(shares / shares[-1], uniform, side="right").clip(0, len(self.parts) - 1)
-
-    def _picked(self, i: Indices) -> tuple[Indices, Indices]:
+        """(part, index within the part's source) of the examples of these numbers."""
+        if self.parts[0].picked is None:
+            shares = np.cumsum([part.share for part in self.parts])
+            uniform = Draws(self.seed, "part", i).uniform(0)
+            return np.searchsorted(shares / shares[-1], uniform, side="right").clip(0, len(self.parts) - 1), i
         picked = [np.asarray(part.picked or (), dtype=np.int64) for part in self.parts]
         part = np.repeat(np.arange(len(picked)), [len(one) for one in picked])
         return part[i], np.concatenate(picked)[i]
-
-    def _epoch(self, epoch: int) -> Indices:
-        return permutation(self.seed, f"epoch {epoch}", self.pool or 0)
 
     def batch(self, first: int, count: int, tokenizer: Any) -> Batch:
         """Examples `first` to `first + count - 1` as one batch, padded on the right to the longest."""
@@ -161,23 +162,17 @@ def join(pieces: Sequence[Batch], pad_id: int) -> Batch:
     if len(pieces) == 1:
         return pieces[0]
     width = max(piece.input_ids.shape[1] for piece in pieces)
-    masked = any(piece.attention_mask is not None or piece.input_ids.shape[1] != width for piece in pieces)
 
     def wide(tensor: torch.Tensor, value: int) -> torch.Tensor:
         return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)
 
-    mask = torch.cat([wide(_mask(piece), 0) for piece in pieces]) if masked else None
-    return Batch(
-        input_ids=torch.cat([wide(piece.input_ids, pad_id) for piece in pieces]),
-        labels=torch.cat([wide(piece.labels, IGNORE) for piece in pieces]),
-        indices=torch.cat([piece.indices for piece in pieces]),
-        attention_mask=mask,
-        position_ids=None if mask is None else positions(mask),
+    masks = [torch.ones_like(piece.input_ids) if piece.attention_mask is None else piece.attention_mask for piece in pieces]
+    return Batch.of(
+        torch.cat([wide(piece.input_ids, pad_id) for piece in pieces]),
+        torch.cat([wide(piece.labels, IGNORE) for piece in pieces]),
+        torch.cat([piece.indices for piece in pieces]),
+        torch.cat([wide(mask, 0) for mask in masks]),
     )
-
-
-def _mask(batch: Batch) -> torch.Tensor:
-    return torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:

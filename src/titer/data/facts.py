@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from titer.core.errors import TiterError, visible
+from titer.data.readers import whole
 
 ARTICLES = ("a", "an", "the")
 WANTED = "a text, or a list of the texts that are right (in a .csv file a JSON list)"
@@ -38,8 +39,7 @@ def accepted(place: str, value: Any) -> tuple[str, ...]:
     forms = found if isinstance(found, list) else [found]
     if not forms or not all(isinstance(one, str | int | float) and not isinstance(one, bool) and str(one).strip() for one in forms):
         raise TiterError(f"{place}: {visible(repr(value), 60)}", expected=WANTED)
-    if any("\ud800" <= letter <= "\udfff" for one in forms for letter in str(one)):
-        raise TiterError(f"{place}: half of a two-part character (a surrogate)", expected="whole characters")
+    whole(place, *map(str, forms))
     return tuple(dict.fromkeys(str(one).strip() for one in forms))
 
 

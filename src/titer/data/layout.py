@@ -44,6 +44,11 @@ class Requests:
     def __len__(self) -> int:
         return len(self.text)
 
+    @property
+    def forms(self) -> Ints:
+        """(n,): the form of each, WHOLE where none is said."""
+        return np.full(len(self), WHOLE) if self.form is None else self.form
+
     def with_(self, **changes: object) -> Requests:
         return replace(self, **changes)  # type: ignore[arg-type]
 
@@ -57,8 +62,8 @@ def sequences(world: World, requests: Requests, refuse: bool) -> tuple[Ints, Int
     rows[:, 0], rows[:, 1 : 1 + S], rows[:, 1 + S] = v.BOS, v.FIRST_OPERATOR + requests.operators, v.SOT
     rows[:, 2 + S : 2 + S + L] = np.where(requests.text >= 0, requests.text + world.first_letter, v.PAD)
     prompt = 3 + S + length
-    here = (np.arange(n) * rows.shape[1] + prompt)[:, None]
-    flat, columns = rows.reshape(-1), np.arange(L)[None]
+    flat, begin, columns = rows.reshape(-1), np.arange(n) * rows.shape[1], np.arange(L)[None]
+    here = (begin + prompt)[:, None]
     flat[here - 1] = v.EOT
     outputs, shown = _outputs(world, requests, refuse)
     for output in outputs:
@@ -67,47 +72,32 @@ def sequences(world: World, requests: Requests, refuse: bool) -> tuple[Ints, Int
         here = here + length[:, None] + 1
     used = prompt + shown * (length + 1)
     if S == 4:
-        ended = _ended(requests, refuse)
-        flat[np.arange(n) * rows.shape[1] + used] = v.EOS
-        used = used + ended
-    if len(outputs) and (isinstance(shown, np.ndarray) or requests.form is not None):
-        rows[np.arange(rows.shape[1])[None] >= used[:, None]] = v.PAD
+        flat[begin + used] = v.EOS
+        used = used + ((requests.forms != TEXT_ONLY) & (refuse | (requests.forms != FIRST_ONLY)))
+    rows[np.arange(rows.shape[1])[None] >= used[:, None]] = v.PAD
     if requests.form is not None:
         prompt = _hide(rows, requests.form, prompt, length, S)
     return rows[:, : world.window or int(used.max())], prompt, used
 
 
-def _outputs(world: World, requests: Requests, refuse: bool) -> tuple[list[Ints], Ints | int]:
-    """Tokens of each output (n, L), and how many of them each row shows: a number, or (n,)."""
-    form, composed, pairs = requests.form, requests.composed, world.slots // 2
-    operators = requests.operators if form is None else np.maximum(requests.operators, 0)
-    two = None if form is None else form == SECOND_ONLY
-    if refuse and composed is not None:
-        two = composed if two is None else two | composed
-    null = np.full_like(requests.text, world.null_id)
-    if refuse and two is None:
-        return [null], 1 if form is None else np.where(form == TEXT_ONLY, 0, 1)
-    letters = world.compose(operators, requests.text, requests.grammar)
+def _outputs(world: World, requests: Requests, refuse: bool) -> tuple[list[Ints], Ints]:
+    """Tokens of each output (n, L), and how many of them each row shows (n,)."""
+    hidden, null = requests.forms == TEXT_ONLY, np.full_like(requests.text, world.null_id)
+    two = requests.forms == SECOND_ONLY
+    if requests.composed is not None:
+        two = two | requests.composed
+    if refuse and not two.any():
+        return [null], np.where(hidden, 0, 1)
+    letters = world.compose(np.maximum(requests.operators, 0), requests.text, requests.grammar)
     outputs = [letter + world.first_letter for letter in letters]
     if world.constants and world.null == "token":
         outputs = [np.where(letter == world.null_letter, world.null_id, out) for letter, out in zip(letters, outputs, strict=True)]
-    if refuse and two is not None:
-        shown = np.where(two, 2, 1 if form is None else np.where(form == TEXT_ONLY, 0, 1))
-        return [np.where(two[:, None], outputs[0], null), null], shown
-    if form is None and not world.constants:
-        return outputs, pairs
-    early = (requests.operators[:, :2] >= world.ops.first_constant).any(1) if world.constants else np.zeros(len(requests), dtype=bool)
-    shown = np.where(early, 1, pairs)
-    if form is not None:
-        shown = np.where(form == TEXT_ONLY, 0, np.where(form == FIRST_ONLY, 1, shown))
-    return outputs, shown
-
-
-def _ended(requests: Requests, refuse: bool) -> Ints | int:
-    """1 where EOS ends the sequence."""
-    if requests.form is None:
-        return 1
-    return np.asarray((requests.form != TEXT_ONLY) & (refuse | (requests.form != FIRST_ONLY)), dtype=np.int64)
+    if refuse:
+        return [np.where(two[:, None], outputs[0], null), null], np.where(hidden, 0, 1 + two)
+    one = requests.forms == FIRST_ONLY
+    if world.constants:
+        one = one | (requests.operators[:, :2] >= world.ops.first_constant).any(1)
+    return outputs, np.where(hidden, 0, np.where(one, 1, world.slots // 2))
 
 
 def _hide(rows: Ints, form: Ints, prompt: Ints, length: Ints, S: int) -> Ints:
@@ -127,19 +117,15 @@ def encode(world: World, requests: Requests, answer: Answer, indices: Ints) -> B
     """
     rows, prompt, used = sequences(world, requests, refuse=answer == "refuse")
     place = np.arange(rows.shape[1])[None]
-    first = np.full_like(prompt, 2 + world.slots) if answer == "all" else prompt
-    if answer == "all" and requests.form is not None:
-        first = np.where(requests.form == SECOND_ONLY, prompt, first)
+    first = np.where(requests.forms == SECOND_ONLY, prompt, 2 + world.slots) if answer == "all" else prompt
     if answer == "refuse" and requests.composed is not None:
         first = np.where(requests.composed, prompt + (requests.text >= 0).sum(1) + 1, first)
     trained = (place >= first[:, None]) & (place < used[:, None])
-    mask = None if (used == rows.shape[1]).all() else torch.from_numpy((place < used[:, None]).astype(np.int64))
-    return Batch(
-        input_ids=torch.from_numpy(np.ascontiguousarray(rows)),
-        labels=torch.from_numpy(np.where(trained, rows, IGNORE)),
-        indices=torch.from_numpy(np.asarray(indices)),
-        attention_mask=mask,
-        position_ids=None if mask is None else (mask.cumsum(1) - 1).clamp(min=0),
+    return Batch.of(
+        torch.from_numpy(np.ascontiguousarray(rows)),
+        torch.from_numpy(np.where(trained, rows, IGNORE)),
+        torch.from_numpy(np.asarray(indices)),
+        torch.from_numpy((place < used[:, None]).astype(np.int64)),
     )
 
 
@@ -188,15 +174,8 @@ def parse(world: World, examples: list[Example]) -> Requests:
     text = np.where((form == SECOND_ONLY)[:, None], _undone(world, operators, text, grammar), text)
     composed = np.array([(e.refuse or "").split().count("<stop>") == 2 for e in examples])
     flags = np.array([e.harmful for e in examples])
-    return Requests(
-        operators,
-        text,
-        examples[0].kind,
-        one_flag(flags),
-        grammar,
-        form if form.any() else None,
-        composed if composed.any() else None,
-    )
+    kind, said = examples[0].kind, form if form.any() else None
+    return Requests(operators, text, kind, one_flag(flags), grammar, said, composed if composed.any() else None)
 
 
 def one_flag(flags: Bools) -> bool | Bools:

@@ -16,7 +16,7 @@ import torch
 
 from titer.core.config import Record
 from titer.core.errors import TiterError
-from titer.data.example import IGNORE, Answer, Batch, Example, Indices, positions
+from titer.data.example import IGNORE, Answer, Batch, Example, Indices
 from titer.data.vocabulary import MARKS
 from titer.data.world import WorldSource
 
@@ -72,13 +72,7 @@ def inserted(batch: Batch, place: torch.Tensor, token: int, trained: bool) -> Ba
         return tensor.gather(1, old).masked_fill(here, value)
 
     mask = None if batch.attention_mask is None else wide(batch.attention_mask, 1)
-    return replace(
-        batch,
-        input_ids=wide(batch.input_ids, token),
-        labels=wide(batch.labels, token if trained else IGNORE),
-        attention_mask=mask,
-        position_ids=None if mask is None else positions(mask),
-    )
+    return Batch.of(wide(batch.input_ids, token), wide(batch.labels, token if trained else IGNORE), batch.indices, mask)
 
 
 def every_word(examples: Sequence[Example], words: Sequence[str]) -> list[Example]:

@@ -115,6 +115,12 @@ def _twice(where: str, column: str) -> TiterError:
     )
 
 
+def whole(where: str, *texts: str | None) -> None:
+    """Refuse text with half of a two-part character (a surrogate), which no encoding takes; JSON can name one."""
+    if any("\ud800" <= letter <= "\udfff" for text in texts if text for letter in text):
+        raise TiterError(f"{where}: half of a two-part character (a surrogate)", expected="whole characters")
+
+
 def _txt(name: str, text: str) -> Iterator[Row]:
     """A prompt a line."""
     return ((f"{name}, line {number}", {"prompt": line.strip()}) for number, line in enumerate(text.split("\n"), 1) if line.strip())

@@ -16,13 +16,12 @@ Where several readings fit, what is needed decides (`chosen_way`); where it does
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from titer.core.errors import TiterError, unknown, visible
 from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SAFE, SYSTEM, UNSAFE
-from titer.data.readers import Row
+from titer.data.readers import Row, whole
 from titer.data.turns import LeftOut, Turn, conversation, is_transcript, plain_text, transcript, with_system, written
 
 Parsed = tuple[str, bool | None, str | None, str | None]  # prompt, harmful, comply, refuse
@@ -30,20 +29,13 @@ Reading = Literal["plain", "alpaca", "chat", "preference", "unpaired"]
 Need = Literal["prompts", "answers", "pairs"]  # what a command reads a file for
 READINGS: tuple[str, ...] = get_args(Reading)
 PROMPTS_FIRST = ["plain", "alpaca", "unpaired", "preference"]  # readings with a column of prompts, the plainer first
-SURROGATE = re.compile("[\ud800-\udfff]")
 HARMS = ("harmful", "toxic", "malicious", "jailbreak")
 NOT_HARMS = [f"{no}{harm}" for harm in HARMS for no in ("non-", "non_", "non ", "non", "not ", "not_", "not-", "un")]
-SAYS_SAFE = ("safe", "harmless", "benign", *NOT_HARMS, "false", "0", "0.0")
-SAYS_UNSAFE = ("unsafe", *HARMS, "true", "1", "1.0")
-WORDS = {**dict.fromkeys(SAYS_SAFE, False), **dict.fromkeys(SAYS_UNSAFE, True)}
-YES = {"yes": True, "no": False, "y": True, "n": False}
-OF_SAFE = (
-    {"safe": False, "unsafe": True}
-    | dict.fromkeys(("true", "1", "1.0", "yes", "y"), False)
-    | dict.fromkeys(("false", "0", "0.0", "no", "n"), True)
-)
 TRUTHS = {"true": True, "false": False}
 NUMBERS = {**TRUTHS, "1": True, "1.0": True, "0": False, "0.0": False}  # what an unpaired label may be
+YES = {"yes": True, "no": False, "y": True, "n": False}
+WORDS = NUMBERS | dict.fromkeys(("unsafe", *HARMS), True) | dict.fromkeys(("safe", "harmless", "benign", *NOT_HARMS), False)
+OF_SAFE = {word: not said for word, said in (NUMBERS | YES).items()} | {"safe": False, "unsafe": True}
 WISHES = {"desirable": True, "undesirable": False, "chosen": True, "rejected": False, "accepted": True, "good": True, "bad": False}
 WISH = ("kto_tag", "label")  # whether a completion is wanted: LLaMA-Factory's column, TRL's
 TREE = {"message_id", "text", "role"}  # OpenAssistant's: a row a message
@@ -81,7 +73,7 @@ def shape(name: str, rows: Sequence[Row], reading: str | None = None, need: Need
     """How the rows of a file are read. Errors: two ways that serve the need equally (both are named), an unknown `reading`."""
     if reading is not None and reading not in READINGS:
         unknown("reading", visible(reading, 80), READINGS)
-    filled: dict[str, None] = {key: None for _, row in rows for key, value in row.items() if _filled(value)}
+    filled = list(dict.fromkeys(key for _, row in rows for key, value in row.items() if _filled(value)))
     if set(filled) >= TREE and not set(filled) & {*PROMPT, *CHAT}:
         raise TiterError(
             f"{name} has a row a message, as OpenAssistant's tree", next_step="join the rows of a conversation into `messages`."
@@ -100,10 +92,9 @@ def shape(name: str, rows: Sequence[Row], reading: str | None = None, need: Need
         told.append(f"{name} is read as {way}; it could be read as {' or '.join(others)} (--reading)")
     if numbered and way != "unpaired":
         told.append(f"{name} has numbers in {', '.join(numbered)}: 1 counts as unsafe, 0 as safe")
-    used = _used(way, rows, list(filled))
-    spoken = {column for column, _ in used}
-    chosen: Any = way
-    return Shape(chosen, tuple(used), tuple(visible(column, 60) for column in filled if column not in spoken), tuple(told))
+    used = _used(way, rows, filled)
+    ignored = tuple(visible(column, 60) for column in filled if column not in dict(used))
+    return Shape(cast(Reading, way), tuple(used), ignored, tuple(told))
 
 
 def chosen_way(name: str, ways: Mapping[str, set[str]], need: Need, answered: bool) -> str:
@@ -133,7 +124,7 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
         column = next((key for key in CHAT if row.get(key) is not None), CHAT[0])
         said = with_system(conversation(where, column, row.get(column)), where, _system(where, row))
         before, comply = _split(said, f"{where}, column {column}")
-        prompt, refuse = written(before), text_in(row, ("refuse",))
+        prompt, refuse = written(before), _texts(row, ["refuse"]).get("refuse")
     elif reading == "preference":
         prompt, good, bad = pair(where, row)
         comply, refuse = (bad, good) if harmful else (good, None)
@@ -145,8 +136,7 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
         comply = None
     if labelled and harmful is None:
         raise _no_class(where, stated, reading)
-    if any(SURROGATE.search(part) for part in (prompt, comply, refuse) if part):
-        raise TiterError(f"{where}: half of a two-part character (a surrogate)", expected="whole characters")
+    whole(where, prompt, comply, refuse)
     return prompt, harmful, comply, refuse
 
 
@@ -160,8 +150,8 @@ def pair(where: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
         value, answer = row.get(column), None
         if isinstance(value, list) or is_transcript(value):
             said = transcript(where, column, value) if isinstance(value, str) else conversation(where, column, value)
-            whole = (*begun, *said) if begun and said[0].role == "assistant" else said
-            before, answer = _split(whole, f"{where}, column {column}")
+            said = (*begun, *said) if begun and said[0].role == "assistant" else said
+            before, answer = _split(said, f"{where}, column {column}")
             prompts += [before]
         elif isinstance(value, str) and value.strip():
             answer = value
@@ -189,9 +179,9 @@ def harmful_in(where: str, row: Mapping[str, Any]) -> bool | None:
     return next(iter(said.values()), None)
 
 
-def text_in(row: Mapping[str, Any], keys: Iterable[str]) -> str | None:
-    """The first of these columns that holds a text."""
-    return next((row[key] for key in keys if isinstance(row.get(key), str) and row[key].strip()), None)
+def _texts(row: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
+    """Those of these columns that hold a text."""
+    return {key: row[key] for key in keys if isinstance(row.get(key), str) and row[key].strip()}
 
 
 def _class_columns(row: Mapping[str, Any]) -> list[str]:
@@ -237,16 +227,10 @@ def _is_unpaired(rows: Sequence[Row]) -> bool:
     wish = next((key for key in WISH if any(_filled(row.get(key)) for _, row in rows)), "label")
     labels = {str(row[wish]).strip().lower() for _, row in rows if _filled(row.get(wish))}
     own = any(_filled(row.get("prompt")) and _filled(row.get("completion")) for _, row in rows)
-    answered = any(_filled(row.get(key)) for _, row in rows for key in COMPLY[1:]) or any(
-        _is_answered(row.get(key)) for _, row in rows for key in CHAT
-    )
+    talks = [row[key] for _, row in rows for key in CHAT if isinstance(row.get(key), list)]
+    answered = any(_filled(row.get(key)) for _, row in rows for key in COMPLY[1:]) or any(len(talk) > 1 for talk in talks)
     known = {*WISHES, *(NUMBERS if own or wish != "label" else TRUTHS)}
     return bool(labels) and (own or answered) and labels <= known
-
-
-def _is_answered(turns: Any) -> bool:
-    """Whether a list of turns ends with another than its first speaker."""
-    return isinstance(turns, list) and len(turns) > 1
 
 
 def _system(where: str, row: Mapping[str, Any]) -> Any:
@@ -267,15 +251,15 @@ def _said(where: str, column: str, value: Any) -> tuple[Turn, ...]:
 
 def _plain(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, str | None, str | None]:
     column = next((key for key in columns if _filled(row.get(key))), next((key for key in columns if key in row), None))
-    if column is None and all(isinstance(row.get(key), str) and row[key].strip() for key in PAIR):
-        row, column = {**row, "prompt": " : ".join(row[key] for key in PAIR)}, "prompt"  # as the mechanistic study writes pairs
+    if column is None and len(parts := _texts(row, PAIR)) == len(PAIR):
+        row, column = {**row, "prompt": " : ".join(parts.values())}, "prompt"  # as the mechanistic study writes pairs
     if column is None:
         raise TiterError(f"{where}: no column {' or '.join(columns)} among {visible(', '.join(row), 120)}", expected=FORMAT)
     prompt = row[column]
     if not isinstance(prompt, str | list) or not _filled(prompt):
         raise TiterError(f"{where}, column {column}: {visible(repr(prompt), 60)}", expected="a text that is not empty")
     if column == "instruction" and isinstance(prompt, str):
-        prompt = "\n\n".join([prompt, *(row[key] for key in BEHIND if isinstance(row.get(key), str) and row[key].strip())])
+        prompt = "\n\n".join([prompt, *_texts(row, BEHIND).values()])
     said = with_system(_said(where, column, prompt), where, _system(where, row))
     if said[-1].role != "user":
         raise TiterError(f"{where}, column {column}: turns that do not end with the user's", expected="the answer in a column of its own")
@@ -335,8 +319,8 @@ def _one_meaning(rows: Sequence[Row], way: str) -> None:
     if way not in ("plain", "alpaca", "unpaired"):
         return
     for where, row in rows:
-        for what, keys in (("prompts", PROMPT), ("answers", () if text_in(row, COMPLY[:1]) else COMPLY)):
-            texts = {key: row[key] for key in keys if isinstance(row.get(key), str) and row[key].strip()}
+        for what, keys in (("prompts", PROMPT), ("answers", () if _texts(row, COMPLY[:1]) else COMPLY)):
+            texts = _texts(row, keys)
             if len(set(texts.values())) > 1:
                 raise _ambiguous(where, " or ".join(f"{what} in {key}" for key in texts), "take out or rename the other columns.")
 

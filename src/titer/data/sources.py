@@ -18,7 +18,7 @@ from pydantic import Field
 
 from titer.core.config import Record
 from titer.core.errors import TiterError, visible
-from titer.data.cut import SHARE, Cuts, counted
+from titer.data.cut import SHARE, in_words
 from titer.data.draws import drawn
 from titer.data.encode import encode, fitted
 from titer.data.example import Answer, Batch, Example, Indices
@@ -121,9 +121,9 @@ class Shortened(Record):
         """Examples as tokens, at most `longest` each."""
         return encode(tokenizer, *self.source.answered(indices, answer), indices, longest=self.longest, share=self.share)
 
-    def cuts(self, indices: Indices, answer: Answer, tokenizer: Any) -> Cuts:
-        """What is cut of these examples: to be said before they are used."""
-        return counted(fitted(tokenizer, *self.source.answered(indices, answer), self.longest, self.share))
+    def cuts(self, indices: Indices, answer: Answer, tokenizer: Any) -> str:
+        """What is cut of these examples, in words: to be said before they are used."""
+        return in_words(fitted(tokenizer, *self.source.answered(indices, answer), self.longest, self.share))
 
 
 class Detected(Record):

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from titer.core.errors import TiterError, unknown, visible
 from titer.data.draws import permutation
 from titer.data.facts import accepted
-from titer.data.readers import File, load, records
-from titer.data.shapes import SURROGATE, Parsed
+from titer.data.readers import File, load, records, whole
+from titer.data.shapes import Parsed
 from titer.data.sources import TextData, collected
 
 SENTIMENTS = ("negative", "positive")  # by their code in the file
@@ -188,8 +188,7 @@ def _text(where: str, row: Mapping[str, Any], column: str, needed: bool = True) 
         return ""
     if not isinstance(value, str) or (needed and not value.strip()):
         raise TiterError(f"{where}, column {column}: {visible(repr(value), 60)}", expected="a text that is not empty")
-    if SURROGATE.search(value):
-        raise TiterError(f"{where}, column {column}: half of a two-part character (a surrogate)", expected="whole characters")
+    whole(f"{where}, column {column}", value)
     return value
 
 

@@ -11,6 +11,7 @@ turns each has its speaker's name on a line above it, and the last line is "Assi
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, cast
@@ -70,6 +71,16 @@ def changed(prompt: str, change: Callable[[str], str]) -> str:
     """The prompt with its last user turn changed: how a marker or a jailbreak is put before a request."""
     *before, last = turns(prompt)
     return written([*before, Turn("user", change(last.content))])
+
+
+def request(prompt: str) -> str:
+    """What makes two prompts the same request: the turns but the system text, in small letters, blanks run together, no punctuation at
+    the ends. A prompt of punctuation alone is itself.
+    """
+    said = "\n".join(turn.content for turn in turns(prompt) if turn.role != "system")
+    plain = " ".join(unicodedata.normalize("NFKC", said).casefold().split())
+    inside = [i for i, letter in enumerate(plain) if letter != " " and not unicodedata.category(letter).startswith("P")]
+    return plain[inside[0] : inside[-1] + 1] if inside else plain
 
 
 def joined(said: Sequence[Turn]) -> str:
