@@ -54,7 +54,7 @@ QI_BASE = BASE.model_copy(update={"world": RISK_NANO.base.base.world})
 RISKS = RISK_NANO.model_copy(
     update={
         "name": "minute",
-        "base": huang2024.NANO.model_copy(update={**ALIGNED, "base": QI_BASE}),
+        "base": huang2024.NANO.model_copy(update={**ALIGNED, "base": QI_BASE, "align_seeds": 2}),
         "inputs": 32,
         "searched": 8,
         "personas": (10, 100),

@@ -67,7 +67,7 @@ class Scale(Record):
     adapter: Lora = Lora(rank=8, alpha=16)  # of table 8; the paper's rank 8 and alpha 4 are for 7 B
     ewc: tuple[float, ...] = (1e6, 1e9, 1e12)
     trials: int = Field(default=12, ge=1)
-    align_seeds: int = Field(default=2, ge=1)
+    align_seeds: int = Field(default=2, ge=1, description="alignments of a base by each way that is compared: data and order differ")
     inputs: int = Field(default=150, ge=8)
     save_every: int = Field(default=100, ge=1)
 
@@ -76,8 +76,8 @@ class Scale(Record):
         return self.base.world
 
 
-NANO = Scale()
-CPU = Scale(name="cpu", base=jain2024.CPU, align_steps=800, budget=Budget(batch=32), keep=(5, 10, 20, 40, 80, 126, 250, 500))
+NANO = Scale(align_seeds=3)
+CPU = Scale(name="cpu", base=jain2024.CPU, align_steps=800, align_seeds=3, budget=Budget(batch=32), keep=(5, 10, 20, 40, 80, 126, 250, 500))
 SCALES = {scale.name: scale for scale in (NANO, CPU)}
 
 

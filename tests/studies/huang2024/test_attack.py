@@ -25,6 +25,7 @@ from titer.stage import Lora
 from titer.studies.engine.lab import Lab
 from titer.studies.huang2024.attack import COUNTED, budget_of, kept, sets, starting
 from titer.studies.huang2024.defences import (
+    CONTROLS,
     CORE,
     EQUAL,
     FAMILY,
@@ -179,6 +180,7 @@ def test_equal_loss_is_the_nearest_of_shorter_alignments_in_the_logarithm(tiny_l
     assert len(set(losses.values())) == len(losses) > 2
     nearest = min(losses, key=lambda step: abs(math.log(losses[step] / wanted)))
     assert alignment_of(s, EQUAL, 5.0) == equal_loss(s, 5.0) == Alignment(SFT(), steps=nearest)
+    assert equal_loss(s, 5.0, 1) == Alignment(SFT(), steps=nearest, number=1), "one length a base"
 
 
 def test_the_control_of_lisa_has_as_much_safety_data_mixed_in(tiny_lab: Lab) -> None:
@@ -203,8 +205,17 @@ def test_every_cell_is_asked_for_once_and_tables_use_the_curves_runs(tiny_lab: L
     assert len(set(both)) == len(both)
     assert set(curves) <= set(both)
     added = set(both) - set(curves)
-    assert {name for name, _, _ in added} == {"non-aligned", "vaccine, rho 1"}
-    assert {b.ratio for name, _, b in curves if name == "vaccine"} == {0.0, 0.01, 0.05}
+    assert {name for name, _, _ in added} == {"non-aligned", "lisa", MIXED, "vaccine, rho 1"}
+    for name in ("sft", *CONTROLS, "vaccine"):
+        mine = {(number, b.ratio) for one, number, b in curves if one == name}
+        assert mine == {(number, ratio) for number in range(TINY.align_seeds) for ratio in (0.0, 0.01, 0.05)}, name
+
+
+def test_the_paper_s_radius_is_attacked_beside_another_one_that_was_chosen(tmp_path: Path) -> None:
+    s = lab_under(tmp_path, scale=TINY.model_copy(update={"rhos": (1.0, 2.0)}))
+    found = [(d.name, d.how.number, b.ratio) for d, b in cells(s, ("radius",), CHOSEN._replace(rho=1.0)) if d.how]
+    assert found == [("vaccine, rho 2", number, ratio) for number in range(TINY.align_seeds) for ratio in (0.01, 0.05)]
+    assert list(cells(s, ("radius",), CHOSEN._replace(rho=2.0))) == []
 
 
 def test_table_2_keeps_the_epochs(tiny_lab: Lab) -> None:

@@ -47,7 +47,10 @@ def constructed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Attack], list[tupl
 
 def by_name(curves: Mapping[str, Mapping[str, float]]) -> Attack:
     def attack(s: Lab, one: Defence, budget: Budget) -> pd.DataFrame:
-        return Curve(one.name, ratio=budget.ratio, rate=budget.rate, examples=budget.examples, **curves[one.name]).table()
+        number = one.how.number if one.how else 0
+        told = curves.get(f"{one.name}, {number + 1}", curves.get(one.name, {}))
+        place = {"ratio": budget.ratio, "rate": budget.rate, "examples": budget.examples, "align_seed": number}
+        return Curve(one.name, **place, **told).table()  # type: ignore[arg-type]
 
     return attack
 
@@ -71,6 +74,21 @@ def test_a_rho_that_costs_more_than_two_points_or_the_task_is_not_chosen(
     rho, trials = radius(chooser)
     assert rho == 1.0
     assert trials.allowed.tolist() == [True, False]
+
+
+def test_a_rho_is_judged_by_the_mean_of_its_alignments(chooser: Lab, constructed: Callable[[Attack], list[tuple[str, Budget]]]) -> None:
+    """Of rho 5 one alignment costs 3 points and the other none, 1.5 in the mean; one has more harm than both of rho 1, the mean less."""
+    one, other = {"harm": 0.5, "safe_before": 0.97}, {"harm": 0.1}
+    asked = constructed(by_name({"sft": {}, "vaccine, rho 1": {"harm": 0.4}, "vaccine, rho 5, 1": one, "vaccine, rho 5, 2": other}))
+    rho, trials = radius(chooser)
+    assert rho == 5.0
+    assert trials.allowed.all()
+    assert trials.harm.tolist() == pytest.approx([0.4, 0.3])
+    assert trials["harm sd"].tolist() == pytest.approx([0.0, 0.4 / 2**0.5])
+    assert trials.safe.tolist() == pytest.approx([1.0, 0.985])
+    assert len(asked) == 2 * (1 + len(TINY.rhos)) * TINY.align_seeds
+    other["safe_before"] = 0.985
+    assert radius(chooser)[0] == 1.0, "2.25 points in the mean"
 
 
 def test_no_rho_that_aligns_is_an_error(chooser: Lab, constructed: Callable[[Attack], list[tuple[str, Budget]]]) -> None:

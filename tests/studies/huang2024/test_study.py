@@ -18,9 +18,10 @@ from titer import pipeline
 from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
+from titer.methods.vaccine import Vaccine as VaccineMethod
 from titer.models.lm import load
 from titer.recipes.huang2024 import NANO, SELECTION_SEED, Scale
-from titer.studies.engine.price import price
+from titer.studies.engine.price import passes, price
 from titer.studies.engine.run import StudyRequest, gathered, run_study
 from titer.studies.huang2024.attack import budget_of
 from titer.studies.huang2024.page import page
@@ -145,7 +146,7 @@ def test_groups_are_of_known_parts() -> None:
 
 
 def test_the_price_of_table_6_is_its_alignments_and_attacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A seed: SFT, its five shorter ones and five radii aligned; ten attacks. The choosing seed: SFT and the radii, each attacked twice."""
+    """A seed: the radii aligned, each attacked twice. The choosing seed: SFT too."""
     monkeypatch.setattr(Vaccine, "SCALES", {"nano": SMALL})
     table, words = price(StudyRequest("huang2024", seeds=range(2), only=("table6",)), Store(tmp_path / "runs"), 1e12)
     rhos = len(SMALL.rhos)
@@ -153,9 +154,10 @@ def test_the_price_of_table_6_is_its_alignments_and_attacks(tmp_path: Path, monk
     assert counted[SELECTION_SEED, "align"] == 1 + rhos
     assert counted[SELECTION_SEED, "finetune"] == 2 * (1 + rhos)
     for seed in (0, 1):
-        assert (counted[seed, "pretrain"], counted[seed, "align"], counted[seed, "finetune"]) == (1, 6 + rhos, 2 * rhos)
+        assert (counted[seed, "pretrain"], counted[seed, "align"], counted[seed, "finetune"]) == (1, rhos, 2 * rhos)
     perturbed = table[table.model.str.startswith("Vaccine")].tflop.iloc[0] / table[table.model == "SFT"].tflop.iloc[0]
     assert perturbed == pytest.approx(5 / 3), "a forward pass and a backward to activations more"
+    assert (passes(VaccineMethod(every=10)), passes(VaccineMethod(noise="norm"))) == (3.2, 3.0), "at one step in ten; none"
     assert "hours" in words
     assert not (tmp_path / "runs").exists()
 

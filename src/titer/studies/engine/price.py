@@ -8,6 +8,7 @@ import pandas as pd
 
 from titer.core.parallel import Silent
 from titer.core.run import Store
+from titer.methods.base import Method
 from titer.models.lm import Architecture
 from titer.pipeline import Pipeline
 from titer.recipes.node import Node
@@ -40,8 +41,7 @@ def price(order: StudyRequest, store: Store, flops: float | None = None) -> tupl
 def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
     stage = node.stage
     tokens = stage.steps * stage.batch * width
-    method = type(stage.method).__module__.rsplit(".", 1)[-1]
-    flop = PASSES.get(method, PLAIN) * tokens * forward_flop(_architecture(lab, node), len(lab.world.words), width)
+    flop = passes(stage.method) * tokens * forward_flop(_architecture(lab, node), len(lab.world.words), width)
     return {
         "seed": lab.seed,
         "base": lab.base,
@@ -54,6 +54,12 @@ def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
         "tflop": flop / 1e12,
         "stands": lab.stands(node.name),
     }
+
+
+def passes(method: Method) -> float:
+    """Forward passes' worth a trained request; what goes beyond plain training is left out by noise, and at the steps between two of `every`."""
+    more = PASSES.get(type(method).__module__.rsplit(".", 1)[-1], PLAIN) - PLAIN
+    return PLAIN + (0.0 if getattr(method, "noise", "") else more / getattr(method, "every", 1))
 
 
 def _architecture(lab: Lab, node: Node) -> Architecture:

@@ -1,4 +1,8 @@
-"""What is chosen before any verdict, on a seed and prompts that no verdict uses: rho, and each defence's worst case. L7."""
+"""What is chosen before any verdict, on a seed and prompts that no verdict uses: rho, and each defence's worst case. L7.
+
+One alignment decides nothing: three SFT alignments of one base differ as much as SFT and Vaccine do. So rho is judged by the mean over
+several alignments (the scale's `align_seeds`), of its harm along the attack and of what it costs before it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,8 @@ POINT = ["defence", "rate", "ratio", "examples", "step", "harm", "user"]
 
 
 class Chosen(NamedTuple):
-    """The radius with the trials it was chosen from (rho, harm, refusal, safe, chosen), and each defence's worst attacks.
+    """The radius with the trials it was chosen from (rho; harm, refusal, safe, user: means over alignments; harm sd; allowed, chosen), and each
+    defence's worst attacks.
 
     `worst` is of the grid that the curves run, `searched` of Optuna's trials: defence, rate, ratio, examples, step, harm, user;
     harm is of the worst decoding.
@@ -40,31 +45,34 @@ class Chosen(NamedTuple):
 def choose(lab: Seed) -> Chosen:
     """What the parts need chosen. Errors: no rho that costs little."""
     rho, trials = radius(lab)
-    worst = worst_of_grid(lab, SEARCHED, rho) if "curves" in lab.parts else none_found()
+    worst = worst_of_grid(lab, SEARCHED, rho) if "rates" in lab.parts else none_found()
     found = [worst_searched(lab, name, rho) for name in SEARCHED] if "search" in lab.parts else []
     return Chosen(rho, trials, worst, pd.concat([none_found(), *found], ignore_index=True))
 
 
-def trials_of(lab: Seed) -> tuple[Defence, dict[float, Defence]]:
-    """(SFT, Vaccine by rho): what the radius is chosen from."""
-    plain = Defence("sft", Alignment(SFT()))
-    return plain, {rho: Defence(f"vaccine, rho {rho:g}", Alignment(Vaccine(rho=rho))) for rho in lab.scale.rhos}
+def trials_of(lab: Seed) -> dict[float, list[Defence]]:
+    """What the radius is chosen from: several alignments by Vaccine of each rho, and under 0 as many by SFT."""
+    methods = {0.0: SFT(), **{rho: Vaccine(rho=rho) for rho in lab.scale.rhos}}
+    return {
+        rho: [Defence(f"vaccine, rho {rho:g}" if rho else "sft", Alignment(how, number=i)) for i in range(lab.scale.align_seeds)]
+        for rho, how in methods.items()
+    }
 
 
 def trial_nodes(lab: Seed) -> list[Node]:
     """Their alignments and attacks."""
-    plain, ways = trials_of(lab)
-    return nodes_of(lab, [(one, budget) for one in (plain, *ways.values()) for budget in choosing(lab)])
+    return nodes_of(lab, [(one, budget) for ones in trials_of(lab).values() for one in ones for budget in choosing(lab)])
 
 
 def radius(lab: Seed) -> tuple[float, pd.DataFrame]:
-    """The rho of least mean harm over the curve at the tables' budget, among those that cost next to nothing.
+    """The rho of least harm over the curve at the tables' budget, among those that cost next to nothing; both are means over alignments.
 
-    What it may cost: 2 points of safe answers or refusal before the attack, and not the user's task. Errors: no such rho.
+    Harm over the curve: the mean over judged steps and the choosing ratios. What it may cost against SFT: 2 points of safe answers or of
+    refusal before the attack; and the user's task must be learned. Errors: no such rho.
     """
-    plain, ways = trials_of(lab)
-    start = summary(curve(lab, plain))
-    trials = pd.DataFrame([{"rho": rho, **summary(curve(lab, one))} for rho, one in ways.items()])
+    tried = {rho: summary(pd.concat([curve(lab, one) for one in ones])) for rho, ones in trials_of(lab).items()}
+    start = tried.pop(0.0)
+    trials = pd.DataFrame([{"rho": rho, **told} for rho, told in tried.items()])
     kept = (trials.safe >= start["safe"] - COST) & (trials.refusal >= start["refusal"] - COST)
     trials["allowed"] = kept & learned(trials)
     if not trials.allowed.any():
@@ -84,13 +92,16 @@ def choosing(lab: Seed) -> list[Budget]:
 
 
 def summary(table: pd.DataFrame) -> dict[str, float]:
-    """Before the attack: refusal, safe; under it: mean harm over steps and ratios; at its end: the user's task, at the worse ratio."""
+    """Means over alignments. Before the attack: refusal, safe; under it: harm over steps and ratios, and its standard deviation between
+    alignments (NaN for one); at its end: the user's task, at the worse ratio."""
     before, under, last = table[table.step == 0], table[table.step > 0], table[table.step == table.step.max()]
+    harms = under.groupby("align_seed").harm.mean()
     return {
         "refusal": float(before.refusal.mean()),
         "safe": float(before.safe.mean()),
-        "harm": float(under.harm.mean()),
-        "user": float(last.user.min()),
+        "harm": float(harms.mean()),
+        "harm sd": float(harms.std()),
+        "user": float(last.groupby("ratio").user.mean().min()),
     }
 
 

@@ -171,18 +171,19 @@ def defence(lab: Seed, name: str, rho: float, number: int = 0) -> Defence:
 def equal_loss(lab: Seed, rho: float, number: int = 0) -> Alignment:
     """SFT's alignment, a whole schedule of some length, whose loss on fresh requests is nearest to Vaccine's (in its logarithm).
 
-    All of them are models of the recipe already; in a dry run, which has no losses, it is the one in the middle.
+    The length is sought once a base, among the first alignment's, and is that of its other alignments too. All that is read is a model
+    of the recipe already; in a dry run, which has no losses, the length is the one in the middle.
     """
-    known = shortened(lab, number)
+    known = shortened(lab)
     if lab.plan:
-        return known[len(known) // 2]
-    wanted = math.log(loss_of(lab, alignment_of(lab, "vaccine", rho, number)))
-    return min(known, key=lambda how: abs(math.log(loss_of(lab, how)) - wanted))
+        return replace(known[len(known) // 2], number=number)
+    wanted = math.log(loss_of(lab, alignment_of(lab, "vaccine", rho)))
+    return replace(min(known, key=lambda how: abs(math.log(loss_of(lab, how)) - wanted)), number=number)
 
 
-def shortened(lab: Seed, number: int = 0) -> list[Alignment]:
-    """SFT's alignments of fewer steps, among which the one of equal loss is sought."""
-    return [Alignment(SFT(), number=number, steps=max(1, round(share * lab.scale.align_steps))) for share in LENGTHS]
+def shortened(lab: Seed) -> list[Alignment]:
+    """SFT's alignments of fewer steps, among which the length of equal loss is sought."""
+    return [Alignment(SFT(), steps=max(1, round(share * lab.scale.align_steps))) for share in LENGTHS]
 
 
 def loss_of(lab: Seed, how: Alignment) -> float:

@@ -110,10 +110,10 @@ def figures(found: Sequence[Found], scale: Scale) -> list[Figure]:
     has, t = found[0].has, pooled(found)
     long = whole_curves(t, scale)
     drawn = [curves(long, measure) for measure in CURVES] if has("curves") and len(long) else []
-    drawn += [against_p(t, scale)] if has("table1") else []
+    drawn += [against_p(t, scale)] if has("curves") or has("table1") else []
     drawn += [along(t, scale)] if has("curves") else []
     drawn += [picture(found[0])] if has("fig4") and "fig4" in found[0].tables else []
-    return drawn + ([family(t, scale)] if has("family") or has("table1") else [])
+    return drawn + ([family(t, scale)] if has("family") or has("curves") or has("table1") else [])
 
 
 def over_seeds(table: pd.DataFrame, keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
@@ -220,10 +220,12 @@ def family(t: pd.DataFrame, scale: Scale) -> Figure:
 def numbers(found: Sequence[Found], scale: Scale, chosen: Chosen) -> dict[str, pd.DataFrame]:
     """The paper's tables beside ours, then break points and worst cases."""
     told = {"before the attack": tables.before(found), f"choice of rho, seed {SELECTION_SEED}": chosen.trials.round(3)}
-    told |= {title: make(found, scale) for name, (title, make) in tables.TABLES.items() if found[0].has(name)}
+    has = {*found[0].parts, *found[0].tables, *(["table1"] if found[0].has("curves") else [])}
+    told |= {title: make(found, scale) for name, (title, make) in tables.TABLES.items() if name in has}
     if found[0].has("curves"):
         told["break points in optimiser steps, by seed"] = tables.breaks(found, broken)
         told["harm by alignment seed"] = tables.alignment_seeds(found)
+    if found[0].has("rates"):
         told[f"worst case: chosen on seed {SELECTION_SEED}, reported on the study's seeds"] = tables.worst_case(found, chosen.worst)
     if found[0].has("search"):
         told[f"worst case found by search on seed {SELECTION_SEED}"] = tables.worst_case(found, chosen.searched)

@@ -11,10 +11,12 @@ from titer.recipes.huang2024 import Budget
 from titer.studies.engine.declare import Seed
 from titer.studies.huang2024.attack import TASKS, budget_of
 from titer.studies.huang2024.choice import Chosen
-from titer.studies.huang2024.defences import CORE, FAMILY, MIXED, Alignment, Cell, Defence, alignment_of, defence
+from titer.studies.huang2024.defences import CONTROLS, CORE, FAMILY, MIXED, Alignment, Cell, Defence, alignment_of, defence
 
 PARTS = {
-    "curves": "the core's defences under every rate and poison ratio, judged along the attack",
+    "curves": "the core's defences at the tables' rate, judged along the attack, several alignments of each",
+    "radius": "Vaccine at the paper's radius, several alignments, where another was chosen",
+    "rates": "the core's defences under the other rates, one alignment of each, and the worst case of the grid",
     "table1": "harm and task accuracy by poison ratio",
     "table2": "by number of user examples",
     "table3": "other models: sizes of the world's transformer",
@@ -29,10 +31,12 @@ PARTS = {
     "cost": "tables 5 and 11: time of a step and peak memory",
     "fig4": "the picture of the embeddings",
 }
-GROUPS = {"core": ("curves", "table1", "table2", "table6", "table10")}
+GROUPS = {"core": ("curves", "radius")}  # what most claims read; the tables' other cells are for `all`
 SWEPT = (0.01, 0.05)  # poison ratios of the tables that sweep something else
 COMPARED = ("non-aligned", "sft", "noise", "vaccine")  # in other models and under other tasks
 PICTURED = ("sft", "vaccine")
+PAPER_RHO, ACCELERATED = 2.0, 10  # the radius and the tau that claims are made of, so of several alignments
+EQUAL_IN = ("curves", "rates", "table1", "search")  # parts that attack the alignment of equal loss
 
 
 def cells(lab: Seed, parts: Collection[str], chosen: Chosen) -> Iterator[Cell]:
@@ -47,14 +51,24 @@ def cells(lab: Seed, parts: Collection[str], chosen: Chosen) -> Iterator[Cell]:
 
 
 def _curves(lab: Seed, rho: float) -> Iterator[Cell]:
+    """Vaccine, SFT and the controls at every ratio; the base as it is, Lisa and its control at the tables' alone, which their claims read."""
+    yield defence(lab, "non-aligned", rho), budget_of(lab)
+    for number in range(lab.scale.align_seeds):
+        for name in ("sft", *CONTROLS, "vaccine"):
+            yield from ((defence(lab, name, rho, number), budget_of(lab, ratio=ratio)) for ratio in lab.scale.ratios)
+        yield from ((defence(lab, name, rho, number), budget_of(lab)) for name in ("lisa", MIXED))
+
+
+def _radius(lab: Seed, rho: float) -> Iterator[Cell]:
+    if rho != PAPER_RHO and PAPER_RHO in lab.scale.rhos:
+        yield from _at_radius(lab, rho, PAPER_RHO)
+
+
+def _rates(lab: Seed, rho: float) -> Iterator[Cell]:
     for name in CORE:
         if name != "non-aligned":
             one = defence(lab, name, rho)
             yield from ((one, budget_of(lab, rate=rate, ratio=ratio)) for rate in lab.scale.rates for ratio in lab.scale.ratios)
-    for number in range(1, lab.scale.align_seeds):
-        for name in (n for n in CORE if n not in ("non-aligned", "lisa", MIXED)):
-            one = defence(lab, name, rho, number)
-            yield from ((one, budget_of(lab, ratio=ratio)) for ratio in SWEPT)
 
 
 def _table1(lab: Seed, rho: float) -> Iterator[Cell]:
@@ -76,8 +90,13 @@ def _table2(lab: Seed, rho: float) -> Iterator[Cell]:
 
 def _table6(lab: Seed, rho: float) -> Iterator[Cell]:
     for one in lab.scale.rhos:
-        name = "vaccine" if one == rho else f"vaccine, rho {one:g}"
-        found = Defence(name, Alignment(Vaccine(rho=one)))
+        yield from _at_radius(lab, rho, one)
+
+
+def _at_radius(lab: Seed, chosen: float, rho: float) -> Iterator[Cell]:
+    name = "vaccine" if rho == chosen else f"vaccine, rho {rho:g}"
+    for number in range(lab.scale.align_seeds):
+        found = Defence(name, Alignment(Vaccine(rho=rho), number=number))
         yield from ((found, budget_of(lab, ratio=ratio)) for ratio in SWEPT)
 
 
@@ -112,9 +131,9 @@ def _table9(lab: Seed, rho: float) -> Iterator[Cell]:
 
 def _table10(lab: Seed, rho: float) -> Iterator[Cell]:
     for tau in lab.scale.taus:
-        name = f"vaccine, tau {tau}"
-        found = Defence(name, Alignment(Vaccine(rho=rho, every=tau)))
-        yield from ((found, budget_of(lab, ratio=ratio)) for ratio in SWEPT)
+        for number in range(lab.scale.align_seeds if tau == ACCELERATED else 1):
+            found = Defence(f"vaccine, tau {tau}", Alignment(Vaccine(rho=rho, every=tau), number=number))
+            yield from ((found, budget_of(lab, ratio=ratio)) for ratio in SWEPT)
 
 
 def _family(lab: Seed, rho: float) -> Iterator[Cell]:
@@ -141,6 +160,8 @@ def pictured(lab: Seed, rho: float) -> list[Cell]:
 
 MADE: dict[str, Callable[[Seed, float], Iterator[Cell]]] = {
     "curves": _curves,
+    "radius": _radius,
+    "rates": _rates,
     "table1": _table1,
     "table2": _table2,
     "table4": _table4,

@@ -28,7 +28,7 @@ from titer.studies.huang2024.claims import claims
 from titer.studies.huang2024.defences import OWN, aligned_node, alignment_of, base_node, parent_of, runs_of, shortened
 from titer.studies.huang2024.gathering import measures, nodes_of, put_together
 from titer.studies.huang2024.page import page
-from titer.studies.huang2024.parts import GROUPS, PARTS, cells, pictured, sizes
+from titer.studies.huang2024.parts import EQUAL_IN, GROUPS, PARTS, cells, pictured, sizes
 from titer.studies.huang2024.step_cost import step_costs
 from titer.tables import direct
 
@@ -55,9 +55,8 @@ class Vaccine(Study):
             yield choice.trial_nodes(lab)
             return
         rho = lab.chosen.rho
-        numbers = range(lab.scale.align_seeds if "curves" in lab.parts else 1)
-        first = [[alignment_of(lab, "sft", rho, i), alignment_of(lab, "vaccine", rho, i), *shortened(lab, i)] for i in numbers]
-        yield [aligned_node(lab, how) for hows in first for how in hows]
+        if set(EQUAL_IN) & set(lab.parts):
+            yield [aligned_node(lab, how) for how in (alignment_of(lab, "vaccine", rho), *shortened(lab))]
         yield nodes_of(lab, list(cells(lab, lab.parts, lab.chosen)))
         if "fig4" in lab.parts:
             yield nodes_of(lab, pictured(lab, rho))

@@ -51,7 +51,7 @@ class Scale(Record):
 
     name: str = "nano"
     base: huang2024.Scale = huang2024.NANO.model_copy(
-        update={"base": jain2024.NANO.model_copy(update={"world": World(novel=10, marks=True)})}
+        update={"base": jain2024.NANO.model_copy(update={"world": World(novel=10, marks=True)}), "align_seeds": 2}
     )
     counts: tuple[int, ...] = (10, 50, 100)  # of level 1: the paper's
     rate: float = Field(default=3e-4, gt=0)
