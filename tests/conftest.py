@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import vl_convert
+from altair.vegalite.v6.schema.core import TopLevelSpec
 from hypothesis import settings
 
 from titer.data.world import World
@@ -63,9 +64,15 @@ def draw(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw_once(asked: dict[str, Any]) -> dict[str, Any]:
-    """The same, but a chart of a name and words that were drawn before has that drawing, whatever its numbers."""
+    """The same, but a chart of a name and words that were drawn before has that drawing, whatever its numbers.
+
+    A new one is held against Vega-Lite's schema, which a report's writer does not do.
+    """
     keys = {name: (name, frozenset(words(spec))) for name, spec in asked["specs"].items()}
-    made = draw({**asked, "specs": {name: spec for name, spec in asked["specs"].items() if keys[name] not in DRAWINGS}})
+    new = {name: spec for name, spec in asked["specs"].items() if keys[name] not in DRAWINGS}
+    for spec in new.values():
+        TopLevelSpec.validate(spec)
+    made = draw({**asked, "specs": new})
     DRAWINGS.update({keys[name]: svg for name, svg in made["drawings"].items()})
     return {**made, "drawings": {name: DRAWINGS[key] for name, key in keys.items()}}
 

@@ -19,9 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed.cases import ALIKE, OTHERS, RANKS, WAYS, Case
-from tests.methods.contract import largest_gap
-from titer.models.checkpoint import open_checkpoint
-from titer.models.lm import load
+from tests.methods.contract import largest_gap, saved
 from titer.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -61,10 +59,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     torch.set_num_threads(threads)
 
 
-def weights(work: Path) -> dict[str, torch.Tensor]:
-    return dict(load(open_checkpoint(work / "model")).model.state_dict())
-
-
 def metrics(work: Path, *names: str) -> list[float]:
     lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     return [line[name] for line in lines for name in names]
@@ -77,7 +71,7 @@ def seen(ranks: Path, case: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", ALIKE)
 def test_two_processes_train_as_one(name: str, ranks: Path, alone: Any) -> None:
     case = ALIKE[name]
-    one, two = weights(alone(case)), weights(ranks / name)
+    one, two = saved(alone(case)), saved(ranks / name)
     assert largest_gap(one, two) < TOLERANCE
     assert largest_gap(one, dict(case.begin().model.state_dict())) > 100 * TOLERANCE
     numbers = [metrics(work, "loss", "grad_norm") for work in (alone(case), ranks / name)]
@@ -104,14 +98,14 @@ def test_kept_steps_are_whole_tensors(name: str, ranks: Path, alone: Any) -> Non
 
 
 def test_a_resumed_run_in_parts_ends_bit_identical(ranks: Path) -> None:
-    whole, resumed = weights(ranks / "stopped-midway-fsdp"), weights(ranks / "resumed-fsdp")
+    whole, resumed = saved(ranks / "stopped-midway-fsdp"), saved(ranks / "resumed-fsdp")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_what_two_began_one_may_finish(ranks: Path) -> None:
     case = ALIKE["stopped-midway-fsdp"]
     Case(case.stage).train(ranks / "resumed-alone", train)
-    assert largest_gap(weights(ranks / "stopped-midway-fsdp"), weights(ranks / "resumed-alone")) < TOLERANCE
+    assert largest_gap(saved(ranks / "stopped-midway-fsdp"), saved(ranks / "resumed-alone")) < TOLERANCE
 
 
 def test_rank_0_alone_writes(ranks: Path) -> None:
@@ -153,14 +147,14 @@ def test_ranks_sample_the_same_layer_and_it_alone_moves(way: str, ranks: Path) -
     work = ranks / f"sampled-{way}"
     assert metrics(work, "gap") == [0.0]
     before = OTHERS[f"sampled-{way}"].begin().model.state_dict()
-    moved = {name for name, tensor in weights(work).items() if not torch.equal(tensor, before[name])}
+    moved = {name for name, tensor in saved(work).items() if not torch.equal(tensor, before[name])}
     assert moved
     assert len({name.partition(".layers.")[2].partition(".")[0] for name in moved}) == 1
     assert all(".layers." in name for name in moved)
 
 
 def test_bf16_in_parts_trains_as_one_process_within_its_rounding(ranks: Path, alone: Any) -> None:
-    one, two = weights(alone(OTHERS["bf16-fsdp"])), weights(ranks / "bf16-fsdp")
+    one, two = saved(alone(OTHERS["bf16-fsdp"])), saved(ranks / "bf16-fsdp")
     assert metrics(ranks / "bf16-fsdp", "loss") == pytest.approx(metrics(alone(OTHERS["bf16-fsdp"]), "loss"), rel=1e-2)
     assert largest_gap(one, two) < 3e-3
     assert largest_gap(two, dict(OTHERS["bf16-fsdp"].begin().model.state_dict())) > 1e-3

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from titer.data.draws import seed_of
 from titer.data.encode import encode
@@ -51,9 +52,11 @@ def usual(method: type[Method]) -> Method:
 
 @cache
 def trained(method: type[Method], maker: Maker) -> dict[str, torch.Tensor]:
-    """The weights after the usual stage, without any check between; for several checks."""
+    """The weights after the usual stage, without any check between; for several checks. The folder opens as a model with them."""
     with tempfile.TemporaryDirectory() as folder:
-        return run(stage(usual(method)), maker, Path(folder))
+        weights = run(stage(usual(method)), maker, Path(folder))
+        assert same(weights, dict(load(open_checkpoint(Path(folder) / "model")).model.state_dict()))
+    return weights
 
 
 def stage(method: Method, **changes: Any) -> Stage:
@@ -91,7 +94,13 @@ def run(made: Stage, maker: Maker, work: Path, save_every: int = 100) -> dict[st
     """Train and return the saved weights."""
     work.mkdir(parents=True, exist_ok=True)
     train(made, lambda: maker(WORLD), loader(maker), work, save_every)
-    return dict(load(open_checkpoint(work / "model")).model.state_dict())
+    return saved(work)
+
+
+def saved(work: Path) -> dict[str, torch.Tensor]:
+    """The weights in a stage's folder by the model's names: opening the model with them takes as long as training it."""
+    written = load_file(work / "model" / "model.safetensors")
+    return {"lm_head.weight" if name == "embed_out.weight" else name: tensor for name, tensor in written.items()}  # so GPT-NeoX is written
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -23,7 +23,7 @@ def read_table(path: Path) -> pd.DataFrame:
     with open(path, encoding="utf-8") as file:
         table = pd.DataFrame([json.loads(line) for line in file])
     empty = [name for name in table if table[name].isna().all()]
-    return table.astype(dict.fromkeys(empty, float))
+    return table.astype(dict.fromkeys(empty, float)) if empty else table
 
 
 def _plain(value: Any) -> Any:

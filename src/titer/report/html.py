@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def write_report(report: Report, folder: Path) -> Path:
 
 
 def _written(report: Report, folder: Path) -> Path:
-    specs = {figure.name: _shown(figure.chart.to_dict()) for figure in report.figures}
+    specs = {figure.name: _shown(figure.chart.to_dict(validate=False)) for figure in report.figures}
     drawn = drawing.drawn(specs)
     for name, svg in drawn.drawings.items():
         write_text(folder / "figures" / f"{name}.svg", svg)
@@ -125,13 +126,18 @@ def _text(cell: str) -> str:
     return f"'{shown}" if shown.lstrip().startswith(FORMULA) else shown
 
 
-def _page(report: Report, specs: Mapping[str, Any], drawn: drawing.Drawn) -> str:
-    allowed = base64.b64encode(hashlib.sha256(drawn.script.encode()).digest()).decode()
+@cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["visible"] = lambda value: visible(str(value), 2000)
     environment.filters["whole"] = lambda value: visible(str(value), 100_000)  # what is to be copied is never cut
     environment.filters["number"] = number
-    return environment.get_template("report.html").render(
+    return environment.get_template("report.html")
+
+
+def _page(report: Report, specs: Mapping[str, Any], drawn: drawing.Drawn) -> str:
+    allowed = base64.b64encode(hashlib.sha256(drawn.script.encode()).digest()).decode()
+    return _template().render(
         report=report,
         samples=_chosen(report.samples, report.flipped),
         prompts_flipped=len(report.flipped) // 2,

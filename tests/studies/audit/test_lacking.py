@@ -133,10 +133,10 @@ def test_what_fails_is_missing_and_the_report_says_why(
 
 
 def test_of_one_model_the_answer_is_without_its_separation(
-    pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path, monkeypatch: Any
+    filled: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(f"{AUDIT}.inside.separation", failing(TiterError("no")))
-    _, _, said = run(pipeline, audited([saved("aligned", 1)]), asked, data, tmp_path / "audit")
+    _, _, said = run(filled, audited([saved("aligned", 1)]), asked, data, tmp_path / "audit")
     assert said.startswith("aligned refuses ")
     assert said.endswith("of the safe prompts.")
 
@@ -152,7 +152,7 @@ def test_without_any_part_the_answer_is_what_moved(found: Audited, whole: Findin
     assert "Too few prompts to say whether the refusal direction turned." in below(found, Findings(**{**vars(whole), **unsure}))
 
 
-def test_one_model_s_failure_leaves_the_other_s_table(pipeline: Pipeline, found: Audited, asked: Question, monkeypatch: Any) -> None:
+def test_one_model_s_failure_leaves_the_other_s_table(filled: Pipeline, found: Audited, asked: Question, monkeypatch: Any) -> None:
     from titer.audit import inside
 
     sensed = inside.sensed
@@ -163,28 +163,28 @@ def test_one_model_s_failure_leaves_the_other_s_table(pipeline: Pipeline, found:
         return sensed(one, model, *rest)
 
     monkeypatch.setattr(f"{AUDIT}.inside.sensed", sometimes)
-    f = measured(pipeline, found, asked, None)
+    f = measured(filled, found, asked, None)
     assert set(f.sensitivity.model) == {"aligned"}
     assert f.missing.to_dict("records") == [{"part": "sensitivity", "of": "tuned", "reason": "not this one."}]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a fault"), OSError(28, "No space left")])
 def test_an_interrupt_or_a_fault_ends_the_run(
-    error: BaseException, pipeline: Pipeline, found: Audited, asked: Question, monkeypatch: Any
+    error: BaseException, filled: Pipeline, found: Audited, asked: Question, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(f"{AUDIT}.inside.unsure", failing(error))
     with pytest.raises(type(error)):
-        measured(pipeline, found, asked, None)
+        measured(filled, found, asked, None)
 
 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), NotImplementedError("no kernel"), MemoryError("too small")]
 )
 def test_a_machine_that_cannot_do_a_part_leaves_the_others(
-    error: Exception, pipeline: Pipeline, found: Audited, asked: Question, monkeypatch: Any
+    error: Exception, filled: Pipeline, found: Audited, asked: Question, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(f"{AUDIT}.inside.sensed", failing(error))
-    f = measured(pipeline, found, asked, None)
+    f = measured(filled, found, asked, None)
     assert f.missing.part.tolist() == ["sensitivity"]
     assert f.missing.reason.tolist() == [f"{type(error).__name__}: {error}"]
 
@@ -209,21 +209,21 @@ def test_an_interrupt_once_the_verdicts_stand_leaves_a_page(here: Path, monkeypa
 
 
 def test_an_interrupt_among_the_changes_reaches_no_further_part(
-    pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path, monkeypatch: Any
+    filled: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(f"{AUDIT}.changes.acting", failing(KeyboardInterrupt()))
     three = audited([saved("base", 0), saved("aligned", 1), saved("tuned", 2)])
-    f, _, said = run(pipeline, three, asked, data, tmp_path / "audit", SMALL)
+    f, _, said = run(filled, three, asked, data, tmp_path / "audit", SMALL)
     assert {"where the change acts", CHANGE, "landscape"} <= set(f.missing.part)
     assert set(f.missing.reason) == {INTERRUPTED}
     assert said.startswith("aligned → tuned: unsafe prompts refused ")
     assert "read prompts differently" not in said
 
 
-def test_an_answer_that_cannot_be_had_ends_the_run(pipeline: Pipeline, found: Audited, asked: Question, monkeypatch: Any) -> None:
+def test_an_answer_that_cannot_be_had_ends_the_run(filled: Pipeline, found: Audited, asked: Question, monkeypatch: Any) -> None:
     monkeypatch.setattr(f"{AUDIT}.answers.verdicts_of", failing(TiterError("the judge is gone")))
     with pytest.raises(TiterError, match="the judge is gone"):
-        measured(pipeline, found, asked, None)
+        measured(filled, found, asked, None)
 
 
 def long_references(asked: Question, kind: str) -> Question:
@@ -243,9 +243,9 @@ def test_a_reference_answer_beyond_the_window_is_told_before_anything_is_generat
     assert pipeline.store.made == []
 
 
-def test_a_reference_that_nothing_reads_refuses_nothing(pipeline: Pipeline, found: Audited, asked: Question) -> None:
+def test_a_reference_that_nothing_reads_refuses_nothing(filled: Pipeline, found: Audited, asked: Question) -> None:
     unsafe = [replace(e, comply="a " * 70) if i == 2 else e for i, e in enumerate(asked.unsafe)]  # the others have none
-    assert measured(pipeline, found, replace(asked, unsafe=unsafe), None).missing.empty
+    assert measured(filled, found, replace(asked, unsafe=unsafe), None).missing.empty
 
 
 def test_a_prompt_or_a_question_without_room_is_told_before_anything_is_generated(
@@ -275,19 +275,19 @@ def test_a_tuned_model_of_a_shorter_window_is_checked_too(pipeline: Pipeline, sa
 
 
 def test_rows_without_a_reference_are_counted_and_the_others_measured(
-    pipeline: Pipeline, found: Audited, asked: Question, data: TextData, tmp_path: Path
+    filled: Pipeline, found: Audited, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
     some = [replace(e, comply=None) if i < 3 else e for i, e in enumerate(asked.safe)]
-    f, page, _ = run(pipeline, found, replace(asked, safe=some), data, tmp_path / "some")
+    f, page, _ = run(filled, found, replace(asked, safe=some), data, tmp_path / "some")
     assert set(f.uncertainty.n) == {9}
     assert "that of 9 of 12 safe prompts: 3 have no reference answer (comply)." in page.read_text(encoding="utf-8")
-    alone = measured(pipeline, found, replace(asked, safe=some[3:]), None).uncertainty
+    alone = measured(filled, found, replace(asked, safe=some[3:]), None).uncertainty
     pd.testing.assert_frame_equal(f.uncertainty, alone)  # the rows left out change nothing in the others
 
 
-def test_a_set_without_any_reference_is_told(pipeline: Pipeline, found: Audited, asked: Question, data: TextData, tmp_path: Path) -> None:
+def test_a_set_without_any_reference_is_told(filled: Pipeline, found: Audited, asked: Question, data: TextData, tmp_path: Path) -> None:
     none = [replace(e, comply=None) for e in asked.safe]
-    f, page, _ = run(pipeline, found, replace(asked, safe=none), data, tmp_path / "none")
+    f, page, _ = run(filled, found, replace(asked, safe=none), data, tmp_path / "none")
     assert f.uncertainty.empty
     assert f.missing.empty
     assert "not measured on the safe prompts: none has a reference answer (comply)." in page.read_text(encoding="utf-8")
