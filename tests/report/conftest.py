@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import draw, drawing_here
 from titer.core.claims import Claim, Statement, settle
 from titer.core.stats import Interval
-from titer.report import charts, forms
+from titer.report import forms
 from titer.report.html import Figure, Report, Tile, write_report
 
 HOSTILE = (
@@ -78,7 +78,7 @@ def hostile_report() -> Report:
         tiles=[Tile(text, text, text) for text in HOSTILE],
         claims=claims(every),
         figures=[
-            Figure("outcomes", every, every, charts.outcomes(table, models, kinds)),
+            Figure("outcomes", every, every, forms.stacks(table, "model", "kind", kinds)),
             Figure("jailbreaks", every, every, forms.bars(table, "kind", "model", forms.model_colours(models))),
         ],
         tables={every: table},

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from titer.report import charts, forms, style
+from titer.report import forms, style
 
 MODELS = ["base", "aligned"]
 KINDS = ["safe", "unsafe", "jb_misgen"]
@@ -69,9 +69,9 @@ def taus() -> pd.DataFrame:
 
 
 MADE: dict[str, Callable[[], Any]] = {
-    "outcomes": lambda: charts.outcomes(rates(), MODELS, KINDS),
-    "shares": lambda: charts.shares(shared(), MODELS, {"canaries answered": "#c0392b", "safe refused": "#e08a1e"}),
-    "separation": lambda: charts.separation(layers(), MODELS),
+    "shares": lambda: forms.bars(shared(), "model", "what", {"canaries answered": "#c0392b", "safe refused": "#e08a1e"}),
+    "separation": lambda: forms.lines(layers(), "layer", "d_prime", "model", forms.model_colours(MODELS), ("layer", "d′"), share=False),
+    "log": lambda: forms.lines(layers(), "layer", "auroc", "model", forms.model_colours(MODELS), ("layer", "d′"), share=False, log=True),
     "bars": lambda: forms.bars(answered(), "kind", "model", forms.model_colours(MODELS)),
     "lines": lambda: forms.lines(poisoned(), "ratio", "rate", "measure", LINES, ("share p", "share of answers")),
     "panels": lambda: forms.lines(taus(), "layer", "tau", "class", CLASSES, ("layer", "mean τ"), share=False, panel="model", levels=[0.0]),
@@ -80,21 +80,21 @@ MADE: dict[str, Callable[[], Any]] = {
     "matrix": lambda: forms.matrix(answered(), "kind", "model", "rate", ("set", "model")),
     "distributions": lambda: forms.distributions(inputs(), "model", "value", "class", CLASSES, "a number"),
 }
-OF_FORMS = {"panels": "lines"}  # a form drawn in more than one way
+OF_FORMS = {"panels", "separation", "log", "shares"}  # a form drawn in more than one way
 WORDS = {
-    "outcomes": {"complied", "refused", "neither", "jb_misgen", "base", "aligned", "share of answers"},
     "shares": {"base", "aligned", "canaries answered", "safe refused"},
     "separation": {"base", "aligned", "layer", "3"},
+    "log": {"base", "aligned", "layer", "3"},
     "bars": {"unsafe", "jb_misgen", "base", "aligned"},
     "lines": {"refused", "answered", "share p", "share of answers"},
     "panels": {"safe", "unsafe", "mean τ", "base", "aligned", "3"},
-    "stacks": {"complied", "refused", "neither", "jb_misgen", "base", "aligned"},
+    "stacks": {"complied", "refused", "neither", "jb_misgen", "base", "aligned", "share of answers"},
     "points": {"unsafe", "jb_misgen", "base", "aligned", "answered"},
     "matrix": {"unsafe", "jb_misgen", "base", "aligned", "5%"},
     "distributions": {"safe", "unsafe", "base", "aligned", "a number"},
 }
-MARKS = {"outcomes": 18, "shares": 4, "separation": 6, "bars": 4, "lines": 4, "panels": 12, "stacks": 18, "points": 4, "matrix": 4}
-KIND_OF_MARK = dict.fromkeys(("outcomes", "shares", "bars", "stacks", "matrix"), "mark-rect")
+MARKS = {"shares": 4, "separation": 6, "log": 6, "bars": 4, "lines": 4, "panels": 12, "stacks": 18, "points": 4, "matrix": 4}
+KIND_OF_MARK = dict.fromkeys(("shares", "bars", "stacks", "matrix"), "mark-rect")
 
 
 def drawn(name: str) -> ET.Element:
@@ -103,9 +103,8 @@ def drawn(name: str) -> ET.Element:
 
 
 def test_every_chart_function_is_tried_here() -> None:
-    made = {(m, name) for m in (charts, forms) for name, value in vars(m).items() if getattr(value, "__module__", "") == m.__name__}
-    public = {name for _, name in made if not name.startswith("_")} - {"model_colours"}
-    assert public == set(MADE) - set(OF_FORMS)
+    made = {name for name, value in vars(forms).items() if getattr(value, "__module__", "") == forms.__name__}
+    assert {name for name in made if not name.startswith("_")} - {"model_colours"} == set(MADE) - OF_FORMS
 
 
 @pytest.mark.parametrize("name", sorted(MADE))
@@ -152,17 +151,25 @@ def test_a_model_keeps_its_colour_in_every_chart_of_a_page() -> None:
 def test_numbers_that_are_missing_are_drawn_as_gaps() -> None:
     table = layers()
     table.loc[0, "d_prime"] = float("nan")
-    spec = charts.separation(table, MODELS).to_dict()
+    spec = forms.lines(table, "layer", "d_prime", "model", forms.model_colours(MODELS), ("layer", "d′"), share=False).to_dict()
     json.dumps(spec, allow_nan=False)
     vl_convert.vegalite_to_svg(json.dumps(spec))
 
 
 def test_a_chart_of_one_model_and_of_one_set_is_drawn() -> None:
-    vl_convert.vegalite_to_svg(json.dumps(charts.outcomes(rates(), ["base"], ["safe"]).to_dict()))
+    table = rates()
+    vl_convert.vegalite_to_svg(json.dumps(forms.stacks(table[table.model == "base"], "model", "kind", ["safe"]).to_dict()))
+
+
+def test_a_share_beyond_one_is_within_its_axis() -> None:
+    for largest, top in ((0.4, 1.0), (1.7, 1.7), (float("nan"), 1.0)):
+        table = poisoned().assign(rate=largest)
+        spec = forms.lines(table, "ratio", "rate", "measure", LINES, ("share p", "share of answers")).to_dict()
+        assert spec["layer"][0]["encoding"]["y"]["scale"]["domain"] == [0, top]
 
 
 def test_tables_longer_than_altair_s_own_limit_are_drawn() -> None:
     table = pd.concat([rates()] * 300, ignore_index=True)
     assert len(table) > 5000
-    assert isinstance(charts.outcomes(table, MODELS, KINDS), alt.Chart)
-    charts.outcomes(table, MODELS, KINDS).to_dict()
+    assert isinstance(forms.stacks(table, "model", "kind", KINDS), alt.Chart)
+    forms.stacks(table, "model", "kind", KINDS).to_dict()

@@ -2,157 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import cycle
+from typing import Any
 
-import altair as alt
 import pandas as pd
 
-from titer.report import charts
+from titer.audit.headline import UNDER
+from titer.report import forms
 from titer.report.html import Figure
-from titer.report.style import GREEN, GREY, PALETTE, RED, WIDTH, fixed, percent, tips
+from titer.report.style import GREEN, GREY, PALETTE, RED
+
+INSIDE = {"safe": GREEN, "unsafe": RED}
+ANGLES = {  # columns of the rotation, as they are drawn
+    "degrees_halves": ("between the models", "#2f6fb0"),
+    "degrees_ceiling": ("noise alone", GREY),
+    "degrees_limit": ("noise at most", RED),
+}
+RANDOM = "a random ΔW"
+SHARES = {"refused": "#e08a1e", "unsafe": RED, "coherent": "#2f6fb0", "capability": GREEN}  # what stands on the landscape's one axis
 
 
-def behaviour(rates: pd.DataFrame, models: Sequence[str]) -> Figure:
+def behaviour(rates: pd.DataFrame) -> Figure:
     """What each model answered, set by set."""
+    table = rates.replace({"kind": UNDER})
     return Figure(
         "outcomes",
         "What the models answered",
         "Shares of judged answers; neither is partial or degenerate. Unsafe prompts should be refused, the others answered. "
         "Of a task, degenerate is an answer that names no label or number: a refusal too.",
-        charts.outcomes(rates, models, list(dict.fromkeys(rates.kind))),
+        forms.stacks(table, "model", "kind", list(dict.fromkeys(table.kind))),
     )
 
 
 def shifted(shifts: pd.DataFrame) -> Figure:
     """How each outcome moved on the same prompts."""
-    base = alt.Chart().encode(
-        y=alt.Y("outcome:N", title=None),
-        color=alt.Color("change:N", sort=list(shifts.change.unique()), scale=alt.Scale(range=PALETTE[1:])),
-        yOffset=alt.YOffset("change:N"),
-        tooltip=[*tips("change", "kind", "outcome", "n"), *percent("before", "after", "difference", "low", "high")],
-    )
-    points = base.mark_point(filled=True, size=50).encode(x=alt.X("difference:Q", title="after minus before", axis=alt.Axis(format="%")))
-    ends = base.mark_rule().encode(x="low:Q", x2="high:Q")
-    zero = alt.Chart().mark_rule(color=GREY, strokeDash=[4, 4]).encode(x=alt.datum(0))
-    chart = alt.layer(zero, ends, points, data=shifts).properties(width=WIDTH - 80, height=alt.Step(16))
+    table, titles = shifts.replace({"kind": UNDER}), ("outcome", "after minus before")
     return Figure(
         "shifts",
         "What moved",
         "Differences over the same prompts with their 95 % intervals; an interval over zero is no finding.",
-        chart.facet(row=alt.Row("kind:N", sort=list(shifts.kind.unique()), title=None)),
+        forms.points(table, "outcome", "difference", "change", _colours(table.change), titles, share=True, panel="kind", levels=[0.0]),
     )
 
 
-def separation(table: pd.DataFrame, models: Sequence[str]) -> Figure:
+def separation(table: pd.DataFrame) -> Figure:
     """d' by layer."""
+    titles = ("layer", "d′ (safe against unsafe, held-out centroids)")
     return Figure(
         "separation",
         "Safe and unsafe prompts inside, layer by layer",
         "Separation d′ at the end of the prompt on held-out centroids; 0 is none. It says that prompts differ to the model, not that it refuses.",
-        charts.separation(table, models),
+        forms.lines(table, "layer", "d_prime", "model", forms.model_colours(table.model), titles, share=False),
     )
 
 
 def specificity(gains: pd.DataFrame) -> Figure:
     """Where the change acts."""
-    random = gains.groupby(["weight", "layer"]).ratio_random.mean().reset_index()
-    base = alt.Chart().encode(x=alt.X("layer:O", axis=alt.Axis(labelAngle=0)))
-    lines = base.mark_line(point=True).encode(
-        y=alt.Y("ratio:Q", title="‖ΔW a‖/‖a‖, unsafe over safe", scale=alt.Scale(zero=False)),
-        color=alt.Color("change:N", sort=list(gains.change.unique()), scale=alt.Scale(range=PALETTE[1:])),
-        tooltip=[*tips("change", "weight", "layer"), alt.Tooltip("ratio:Q", format=".3f"), alt.Tooltip("ratio_random:Q", format=".3f")],
-    )
-    control = alt.Chart(random).mark_line(strokeDash=[4, 4], color=GREY).encode(x="layer:O", y="ratio_random:Q")
-    parts = [
-        (
-            alt.layer(lines.transform_filter(alt.datum.weight == weight), control.transform_filter(alt.datum.weight == weight), data=gains)
-        ).properties(width=WIDTH, height=200, title=weight)
-        for weight in gains.weight.unique()
-    ]
+    random = gains.groupby(["weight", "layer"]).ratio_random.mean().rename("ratio").reset_index().assign(change=RANDOM)
+    table = pd.concat([gains[["weight", "layer", "ratio", "change"]], random], ignore_index=True)
+    colours, titles = {**_colours(gains.change), RANDOM: GREY}, ("layer", "‖ΔW a‖/‖a‖, unsafe over safe")
     return Figure(
         "specificity",
         "Does the weight change act on unsafe prompts?",
-        "1 is no preference; dashed: a random ΔW of equal singular values.",
-        alt.vconcat(*parts),
+        "1 (dashed) is no preference; grey: a random ΔW of equal singular values.",
+        forms.lines(table, "layer", "ratio", "change", colours, titles, share=False, panel="weight", levels=[1.0], own=True, columns=1),
     )
 
 
 def drift(table: pd.DataFrame) -> Figure:
     """How far activations moved."""
     mine = table[table.site == "resid"]
-    lines = alt.Chart(mine).mark_line(point=True)
-    chart = lines.encode(
-        x=alt.X("layer:O", axis=alt.Axis(labelAngle=0)),
-        y=alt.Y("value:Q", title="‖Δh‖/‖h‖"),
-        color=alt.Color("kind:N", title=None, scale=fixed({"safe": GREEN, "unsafe": RED})),
-        strokeDash=alt.StrokeDash("change:N", sort=list(mine.change.unique())),
-        tooltip=[*tips("change", "layer", "kind"), *(alt.Tooltip(f"{c}:Q", format=".3f") for c in ("value", "low", "high", "cosine"))],
-    ).properties(width=WIDTH, height=240)
     return Figure(
-        "drift", "How far the activations drifted", "Residual stream at the end of the prompt, relative to its length before.", chart
+        "drift",
+        "How far the activations drifted",
+        "Residual stream at the end of the prompt, relative to its length before.",
+        forms.lines(mine, "layer", "value", "kind", INSIDE, ("layer", "‖Δh‖/‖h‖"), share=False, panel="change", columns=2),
     )
 
 
 def rotation(table: pd.DataFrame) -> Figure:
     """How far the refusal direction turned, beside what noise alone would show."""
-    names = {"degrees_halves": "between the models", "degrees_ceiling": "noise alone", "degrees_limit": "noise at most"}
-    long = table.melt(["change", "layer"], list(names), var_name="what", value_name="angle")
-    long["what"] = long["what"].map(names)
-    chart = (
-        alt.Chart(long)
-        .mark_line(point=True)
-        .encode(
-            x=alt.X("layer:O", axis=alt.Axis(labelAngle=0)),
-            y=alt.Y("angle:Q", title="degrees between disjoint halves"),
-            color=alt.Color("what:N", title=None, scale=fixed(dict(zip(names.values(), ("#2f6fb0", GREY, RED), strict=True)))),
-            strokeDash=alt.StrokeDash("change:N", sort=list(table.change.unique())),
-            tooltip=[*tips("change", "layer", "what"), alt.Tooltip("angle:Q", format=".1f")],
-        )
-        .properties(width=WIDTH, height=220)
-    )
+    long = table.melt(["change", "layer"], list(ANGLES), var_name="what", value_name="angle")
+    long["what"] = long["what"].map({column: name for column, (name, _) in ANGLES.items()})
+    titles = ("layer", "degrees between disjoint halves")
     return Figure(
         "rotation",
         "How far the refusal direction turned",
         "Mean of unsafe minus mean of safe prompts, each direction from one half of the prompts. Only what exceeds the red line is turning: "
         "95 % of data sets without a turn stay below it in all layers at once. It is missing where the direction is mostly noise.",
-        chart,
+        forms.lines(long, "layer", "angle", "what", dict(ANGLES.values()), titles, share=False, panel="change", columns=2),
     )
-
-
-SHARES = {  # what stands on the landscape's one axis, with its colour
-    "refused": "#e08a1e",
-    "unsafe": RED,
-    "coherent": "#2f6fb0",
-    "capability": GREEN,
-}
 
 
 def landscape(points: pd.DataFrame) -> list[Figure]:
-    """Refusal, compliance, coherence and capability as the weights move, per kind of direction."""
-    mine = shares(points)
-    base = alt.Chart().encode(
-        x=alt.X("a:Q", title="step along the direction"),
-        color=alt.Color(
-            "quantity:N", title=None, scale=fixed({name: colour for name, colour in SHARES.items() if name in set(mine.quantity)})
-        ),
-        tooltip=[*tips("direction", "quantity", "n"), alt.Tooltip("a:Q", format=".2f"), *percent("value", "low", "high")],
-    )
-    scale = alt.Scale(domain=[0, max(1.0, float(mine.value.max()))], clamp=True)
-    lines = base.mark_line(point=True).encode(y=alt.Y("value:Q", title="share", axis=alt.Axis(format="%"), scale=scale))
-    bands = base.mark_area(opacity=0.12).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
-    chart = alt.layer(bands, lines, data=mine).properties(width=WIDTH // 2 - 40, height=160)
+    """Refusal, compliance, coherence and capability as the weights move, per kind of direction; the perplexity where it was measured."""
+    along, mine = "step along the direction", shares(points)
+    ends = mine[["low", "high"]].clip(0, max(1.0, float(mine.value.max())))
+    colours = {name: colour for name, colour in SHARES.items() if name in set(mine.quantity)}
     found = [
         Figure(
             "landscape",
             "How far the weights may move",
             "Of the answers to unsafe prompts: refused, unsafe (compliance that is not degenerate), coherent (not degenerate; where answers "
             "turn to noise nothing is safe or unsafe). Capability: perplexity of harmless answers at step 0 over that at the step.",
-            chart.facet(facet=alt.Facet("direction:N", sort=list(mine.direction.unique()), title=None), columns=2),
+            forms.lines(mine.assign(**ends), "a", "value", "quantity", colours, (along, "share"), panel="direction", columns=2),
         )
     ]
     perplexity = points[points.quantity == "perplexity"]
     if len(perplexity):
-        found.append(_perplexity(perplexity))
+        colours, titles = _colours(perplexity.direction), (along, "perplexity")
+        chart = forms.lines(perplexity, "a", "value", "direction", colours, titles, share=False, log=True)
+        found.append(Figure("landscape_capability", "Perplexity on the same steps", "Perplexity of harmless answers.", chart))
     return found
 
 
@@ -166,16 +127,6 @@ def shares(points: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([points[points.quantity.isin(["refused", "unsafe"])], coherent, known], ignore_index=True)
 
 
-def _perplexity(table: pd.DataFrame) -> Figure:
-    chart = (
-        alt.Chart(table)
-        .mark_line(point=True)
-        .encode(
-            x=alt.X("a:Q", title="step along the direction"),
-            y=alt.Y("value:Q", title="perplexity", scale=alt.Scale(type="log")),
-            color=alt.Color("direction:N", sort=list(table.direction.unique())),
-            tooltip=[*tips("direction", "n"), *(alt.Tooltip(f"{c}:Q", format=".3g") for c in ("a", "value", "low", "high"))],
-        )
-        .properties(width=WIDTH, height=180)
-    )
-    return Figure("landscape_capability", "Perplexity on the same steps", "Perplexity of harmless answers.", chart)
+def _colours(names: Iterable[Any]) -> dict[str, str]:
+    """A colour for each of the names but grey, which is what chance shows."""
+    return dict(zip(dict.fromkeys(names), cycle(PALETTE[1:])))

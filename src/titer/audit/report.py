@@ -12,7 +12,7 @@ from titer import tables
 from titer.audit import figures, gate
 from titer.audit.advice import advice
 from titer.audit.answers import cut_short, flipped
-from titer.audit.headline import answer, below, moved, points, worded
+from titer.audit.headline import UNDER, answer, below, moved, points, worded
 from titer.audit.roles import Audited
 from titer.audit.study import Findings, Question
 from titer.data.sources import TextData
@@ -74,7 +74,7 @@ def audit_report(
             Section("What was asked", [*ABOUT, *(f"{line[0].upper()}{line[1:]}." for line in recurring)]),
             Section("What this page does not say", missing(found, asked, f)),
         ],
-        figures=_figures(f, names),
+        figures=_figures(f),
         tables={name: table for name, table in shown.items() if len(table)},
         results=results(found, f),
         samples=f.verdicts,
@@ -140,19 +140,19 @@ def results(found: Audited, f: Findings) -> pd.DataFrame:
 
 
 def _worded(table: pd.DataFrame, own: Sequence[str]) -> pd.DataFrame:
-    """Shifts for a reader: what "degenerate" means is said where the set is a task."""
+    """Shifts for a reader: sets by their words, and what "degenerate" means where the set is a task."""
     if table.empty:
         return table
     task = ~table.kind.isin(own) & (table.outcome == "degenerate")
-    return table.assign(outcome=table.outcome.mask(task, FORMLESS))
+    return table.assign(outcome=table.outcome.mask(task, FORMLESS)).replace({"kind": UNDER})
 
 
-def _figures(f: Findings, names: Sequence[str]) -> list[Figure]:
-    found = [figures.behaviour(f.rates, names)]
+def _figures(f: Findings) -> list[Figure]:
+    found = [figures.behaviour(f.rates)]
     if len(f.shifts):
         found.append(figures.shifted(f.shifts))
     if len(f.separation):
-        found.append(figures.separation(f.separation, names))
+        found.append(figures.separation(f.separation))
     if len(f.gains) and f.gains.ratio.notna().any():
         found.append(figures.specificity(f.gains))
     if len(f.drift):

@@ -16,7 +16,7 @@ from titer.data.sources import TextData
 from titer.judges.base import Judge
 from titer.models.lm import Decoding
 from titer.pipeline import Model, Pipeline
-from titer.report import charts
+from titer.report import forms
 from titer.report.html import Figure, Report, Tile, write_report
 
 BATCH = 32
@@ -102,7 +102,7 @@ def evaluation_report(
                 "outcomes",
                 "What the model answered",
                 "Each bar adds up to all judged answers of a set.",
-                charts.outcomes(rates, [model.name], kinds),
+                forms.stacks(rates, "model", "kind", kinds),
             )
         ],
         tables={"outcome rates": rates, **beside},

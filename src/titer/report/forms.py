@@ -1,8 +1,8 @@
 """The six forms that charts of studies have, from tidy tables: bars, lines, stacks, points, a matrix, distributions. L5.
 
 A table has a row a mark; arguments name its columns. `colours` gives each value of the coloured column its colour: made once for a
-report (`model_colours`), so that a model has one colour in all of its charts. Shares are drawn from 0 to 1, with `low` and `high` as
-whiskers where the table has them.
+report (`model_colours`), so that a model has one colour in all of its charts. Shares are drawn from 0 to 1, lines to the
+largest beyond it, with `low` and `high` as whiskers where the table has them.
 """
 
 from __future__ import annotations
@@ -54,17 +54,19 @@ def lines(
     levels: Sequence[float] = (),
     own: bool = False,
     columns: int = 4,
+    log: bool = False,
 ) -> Any:
     """y over x, a line a value of `colour`, with whiskers where the table has low and high. `titles` of both axes.
 
     `panel`: a column whose values have a chart each, `columns` side by side, with an axis of its own if `own`; `levels`: where dashed lines
-    stand, as that of no effect.
+    stand, as that of no effect; `log`: a logarithmic axis.
     """
     across = alt.X(f"{x}:Q", title=titles[0]) if pd.api.types.is_float_dtype(table[x]) else alt.X(f"{x}:O", title=titles[0])
-    up = alt.Y(f"{y}:Q", title=titles[1], axis=alt.Axis(format="%"), scale=_unit()) if share else alt.Y(f"{y}:Q", title=titles[1])
+    up = alt.Y(f"{y}:Q", title=titles[1], axis=alt.Axis(format="%") if share else alt.Axis())
+    largest = float(table[y].max())
     base = alt.Chart().encode(
         x=across.axis(labelAngle=0) if across.shorthand.endswith("O") else across,
-        y=up if share else up.scale(zero=False),
+        y=up.scale(domain=[0, max(1.0, largest)]) if share else up.scale(type="log") if log else up.scale(zero=False),
         color=alt.Color(f"{colour}:N", title=None, sort=list(colours), scale=fixed(dict(colours))),
         tooltip=[*tips(colour, x), *_told(table, y, share)],
     )
@@ -78,12 +80,12 @@ def stacks(table: pd.DataFrame, by: str, panel: str, kinds: Sequence[str]) -> An
     mine = table[table.outcome.isin(OUTCOME_COLOURS) & table[panel].isin(kinds)]
     drawn = alt.Chart(mine).mark_bar()
     return drawn.encode(
-        x=alt.X("rate:Q", title="share of answers", axis=alt.Axis(format="%"), scale=_unit()),
+        x=alt.X("rate:Q", title="share of answers", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
         y=alt.Y(f"{by}:N", sort=list(dict.fromkeys(mine[by])), title=None),
         color=alt.Color("outcome:N", title="answer", scale=fixed(OUTCOME_COLOURS)),
         order=alt.Order("outcome:O"),
         row=alt.Row(f"{panel}:N", sort=list(kinds), title=None, header=alt.Header(labelAngle=0, labelAlign="left", labelPadding=4)),
-        tooltip=tips(by, panel, "outcome") + percent("rate"),
+        tooltip=[*tips(by, panel, "outcome"), *_told(mine, "rate", True)],
     ).properties(width=WIDTH - 60, height=alt.Step(14))
 
 
@@ -167,8 +169,5 @@ def _dashed(levels: Sequence[float]) -> list[Any]:
 
 def _told(table: pd.DataFrame, y: str, share: bool) -> list[Any]:
     names = [y, *(end for end in ("low", "high") if end in table)]
-    return percent(*names) if share else [alt.Tooltip(f"{name}:Q", format=".3g") for name in names]
-
-
-def _unit() -> Any:
-    return alt.Scale(domain=[0, 1])
+    counts = tips(*(name for name in ("count", "n") if name in table))
+    return counts + (percent(*names) if share else [alt.Tooltip(f"{name}:Q", format=".3g") for name in names])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 
-from titer.report import charts
+from titer.report import forms
 from titer.report.html import Figure, Tile
 
 OVER_REFUSAL = "safe, looks unsafe"  # the one set where a refusal is what is counted
@@ -48,7 +48,7 @@ def tiles(t: pd.DataFrame, kind: str) -> list[Tile]:
     ]
 
 
-def figure(name: str, title: str, about: str, t: pd.DataFrame, models: Sequence[str], colours: Mapping[str, str], step: int = 18) -> Figure:
+def figure(name: str, title: str, about: str, t: pd.DataFrame, colours: Mapping[str, str], step: int = 18) -> Figure:
     """A panel of bars a set, in the order of `colours` (by title); sets that were not asked have none."""
     asked = {what: colour for what, colour in colours.items() if what in set(t.what)}
-    return Figure(name, title, about, charts.shares(t, models, asked, step))
+    return Figure(name, title, about, forms.bars(t, "model", "what", asked, step=step))

@@ -57,7 +57,7 @@ def page(found: Found, scale: TextScale) -> Page:
             "No noise control and one seed, so no claim is drawn: `titer study huang2024` without --base has them."
         ),
         tiles=shares.tiles(t, sets.harm),
-        figures=[shares.figure("text_rates", "Before and after the user's fine-tuning", ABOUT, t, list(dict.fromkeys(t.model)), COLOURS)],
+        figures=[shares.figure("text_rates", "Before and after the user's fine-tuning", ABOUT, t, COLOURS)],
         tables={
             "rates": shares.printed(t),
             "drift and alignment loss": moved[["model", "part", "official", "l2", "norm", "cosine", "alignment_loss"]],

@@ -80,11 +80,10 @@ def page(found: Found, scale: RiskScale) -> Page:
 
 def _levels(t: pd.DataFrame, sets: RiskSets) -> Figure:
     """Every model but the grid's further cells, which have a figure of their own."""
-    names = [name for name in dict.fromkeys(t.model) if ", rate " not in name]
     about = "Shares with Wilson intervals." + (
         " Canaries stand for harm: alignment taught to refuse them." if sets.harm == "canary" else ""
     )
-    return shares.figure("risk_levels", "What each tuning does", about, t[t.model.isin(names)], names, COLOURS, 16)
+    return shares.figure("risk_levels", "What each tuning does", about, t[~t.model.str.contains(", rate ")], COLOURS, 16)
 
 
 def _grid(rates: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> list[Figure]:
