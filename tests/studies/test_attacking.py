@@ -96,6 +96,14 @@ def test_evaluate_and_audit_let_it_learn(learner: Path, titer: Titer, here: Path
     assert (here / "lessons.txt").read_text().count("\n") == 1  # the audit finds what evaluate's attack learned
 
 
+@pytest.mark.parametrize("name", ["base64_encoding", "leetspeak"])
+def test_encoded_prompts_are_asked_beside_the_plain_ones(name: str, titer: Titer, here: Path) -> None:  # noqa: F811
+    for command in (("evaluate", "m"), ("audit", "m", "m", "--no-prefill")):
+        found = titer(*command, "--data", "d.csv", "--attack", name, "--max-new-tokens", "2", "--json").json
+        results = (here / found["report"]).with_name("results.csv").read_text(encoding="utf-8")
+        assert f"rates,m,{name},,refused," in results or f"rates,m #1,{name},,refused," in results
+
+
 def test_begun_answers_are_asked_unless_left_out(titer: Titer, here: Path) -> None:  # noqa: F811
     audit = ("audit", "m", "m", "--data", "d.csv", "--dry-run", "--json")
     assert titer(*audit).json["prompts"] == {"unsafe": 8, "prefill": 8, "safe": 8}
