@@ -159,7 +159,7 @@ def test_unpaired_preferences_are_a_form_of_their_own(tmp_path: Path, yes: Any, 
     assert found.rows == (("a", None, "b", None),)
     assert found.notes == ["2 rows of x.jsonl whose completion is not wanted were left out"]
     assert read_text(path, False, need="prompts").rows == (("a", None, "b", None), ("d", None, None, None))
-    assert "unpaired preferences" in detected(path).format
+    assert "unpaired preferences" in detected(path).lines()[0]
     assert {row[1] for row in read_text(f"unsafe:{path}").rows} == {True}
 
 
@@ -176,7 +176,7 @@ def test_a_tag_of_wish_stands_beside_a_class(tmp_path: Path) -> None:
     turns = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
     path = put(tmp_path, {**turns, "kto_tag": True, "label": "unsafe"}, {**turns, "kto_tag": False, "label": "unsafe"})
     assert read_text(path, labelled=False).rows == (("a", True, "b", None),)
-    assert ("kto_tag", "whether the completion is wanted") in detected(path).used
+    assert ("kto_tag", "whether the completion is wanted") in detected(path).form.used
     assert {row[1] for row in read_text(path).rows} == {True}
 
 
@@ -277,7 +277,7 @@ def test_pairs_whose_prompts_differ_are_left_out_of_transcripts(tmp_path: Path) 
 def test_what_is_needed_decides_between_readings_and_an_option_overrides(tmp_path: Path) -> None:
     pair = {"chosen": [USER, BOT], "rejected": [USER, {**BOT, "content": "c"}]}
     path = put(tmp_path, {"prompt": "a", **pair, "messages": [USER, {**BOT, "content": "d"}]})
-    assert [detected(path, need=need).reading for need in ("pairs", "answers", "prompts")] == ["preference", "chat", "preference"]  # type: ignore[arg-type]
+    assert [detected(path, need=need).form.reading for need in ("pairs", "answers", "prompts")] == ["preference", "chat", "preference"]  # type: ignore[arg-type]
     assert read_text(path, False).rows == (("a", None, "d", None),)
     assert preferences(path)[1].rows == (("a", None, "c", None),)
     assert read_text(path, False, reading="preference").rows == (("a", None, "b", None),)

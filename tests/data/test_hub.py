@@ -71,7 +71,7 @@ def test_rows_of_the_hub_are_rows(library: Any) -> None:
     library.answer = {"train": Table(ROWS)}  # one split: it needs no name
     found = read_text("hub:owner/name")
     assert (found.rows, found.name) == (PARSED, "hub:owner/name")
-    assert detected("hub:owner/name").labels == {"safe": 1, "unsafe": 1, "not stated": 0}
+    assert any("2 rows (1 safe, 1 unsafe)" in line for line in detected("hub:owner/name").lines())
     library.answer = Table([*ROWS[:1], {**ROWS[1], "Output": "d"}])
     assert read_text("hub:owner/name").sha256 != found.sha256
     library.answer = Table(ROWS)
@@ -153,7 +153,7 @@ def test_parquet_says_the_same_as_json_lines(tmp_path: Path) -> None:
     turns = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
     parquet.write_table(arrow.Table.from_pylist(turns), tmp_path / "x.parquet")
     assert read_text(tmp_path / "x.parquet", labelled=False).rows == (("a", None, "b", None),)
-    assert detected(tmp_path / "x.parquet").reading == "chat"
+    assert detected(tmp_path / "x.parquet").form.reading == "chat"
 
 
 def test_a_faulty_parquet_file_or_row_is_told(tmp_path: Path) -> None:

@@ -94,12 +94,14 @@ def test_a_format_is_found_said_and_read(tmp_path: Path, name: str) -> None:
     row, reading, words, parsed = CASES[name]
     path = put(tmp_path, [row])
     found = detected(path)
-    assert (found.reading, found.rows) == (reading, 1)
-    assert found.format.startswith(words)
+    assert (found.form.reading, found.data.size) == (reading, 1)
+    assert found.lines()[0].startswith(f"x.jsonl: {words}")
     assert read_text(path, labelled=False).rows == (parsed,)
-    assert set(found.ignored) | {column for column, _ in found.used} == {key for key, value in row.items() if value}
-    assert found.answers == {"comply": int(parsed[2] is not None), "refuse": int(parsed[3] is not None)}
-    assert found.turns == len(turns(parsed[0]))
+    assert set(found.form.ignored) | {column for column, _ in found.form.used} == {key for key, value in row.items() if value}
+    answers = [f"1 {word}" for word, answer in zip(("comply", "refuse"), parsed[2:], strict=True) if answer is not None]
+    assert any(line.endswith(f"answers: {', '.join(answers) or 'none'}") for line in found.lines())
+    asked = len(turns(parsed[0]))
+    assert (f"  up to {asked} turns a prompt" in found.lines()) == (asked > 1)
     assert all(line.isprintable() for line in found.lines())
 
 
@@ -109,9 +111,8 @@ def test_what_is_shown_is_what_is_there(tmp_path: Path) -> None:
         for i, label in enumerate(["safe", "unsafe", "safe", "", "?"])
     ]
     found = detected(put(tmp_path, [*rows, rows[0], {"prompt": "b" * 500, "output": "c"}]))
-    assert found.labels == {"safe": 2, "unsafe": 1, "not stated": 3}
-    assert (found.rows, found.dropped, found.ignored) == (6, 1, ("topic",))
-    assert found.used == (("prompt", "prompt"), ("output", "answer (comply)"), ("label", "safe or unsafe"))
+    assert (found.data.size, found.data.dropped, found.form.ignored) == (6, 1, ("topic",))
+    assert found.form.used == (("prompt", "prompt"), ("output", "answer (comply)"), ("label", "safe or unsafe"))
     assert found.lines() == [
         "x.jsonl: prompts and answers (prompt, output), each safe or unsafe",
         "  prompt: prompt",
@@ -214,7 +215,7 @@ def test_shortened_data_is_a_source_that_counts_its_cuts(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("file", "reading", "words", "labels"),
     [
-        ("safety/xstest_prompts.csv", "plain", "prompts (prompt), each safe or unsafe", {"safe": 248, "unsafe": 199, "not stated": 0}),
+        ("safety/xstest_prompts.csv", "plain", "prompts (prompt), each safe or unsafe", "248 safe, 199 unsafe"),
         ("safety/xstest_labelled.csv", "plain", "prompts and answers (prompt, completion)", None),
         ("safety/safe_responses.json", "alpaca", "Alpaca (instruction, output)", None),
         ("safety/harmless_prompts_val.json", "plain", "prompts (instruction)", None),
@@ -223,7 +224,7 @@ def test_shortened_data_is_a_source_that_counts_its_cuts(tmp_path: Path) -> None
         ("attacks/identity_shift.jsonl", "chat", "chat (messages)", None),
     ],
 )
-def test_public_files_are_what_they_are(shared_data: Path, file: str, reading: str, words: str, labels: dict[str, int] | None) -> None:
+def test_public_files_are_what_they_are(shared_data: Path, file: str, reading: str, words: str, labels: str | None) -> None:
     found = detected(shared_data / file)
-    assert (found.reading, found.format) == (reading, words)
-    assert labels in (None, found.labels)
+    assert (found.form.reading, found.lines()[0]) == (reading, f"{found.data.name}: {words}")
+    assert labels is None or any(f"({labels})" in line for line in found.lines())

@@ -132,7 +132,7 @@ def _pairs(order: AlignRequest) -> dict[str, Stream] | None:
     """The streams of a preference file for a method of preferences; None for any other file or method."""
     if order.data is None or not set(tuning.PAIR) <= set(order.how.made().STREAMS):
         return None
-    if str(order.data).partition(":")[0] in TASKS or detected(order.data, order.reading, "pairs").reading != "preference":
+    if str(order.data).partition(":")[0] in TASKS or detected(order.data, order.reading, "pairs").form.reading != "preference":
         return None
     return tuning.preferred(order.data, order.how.seed, order.reading)
 

@@ -52,20 +52,18 @@ def load_hub(path: str | Path) -> File:
 
     Errors: another form, no library, no network, an unknown or gated set, several splits or configurations and none named.
     """
-    place = place_of(path)
+    place, name = place_of(path), visible(str(path), 120)
     found = _fetched(place)
     if isinstance(found, Mapping):  # no split was named
         if len(found) != 1:
-            names = ", ".join(visible(str(name), 40) for name in found) or "none"
-            raise TiterError(
-                f"{place.id} has the splits {names}", expected="one of them", next_step=f"write {_named(path, place, ':SPLIT')}"
-            )
+            splits = ", ".join(visible(str(split), 40) for split in found) or "none"
+            raise TiterError(f"{place.id} has the splits {splits}", expected="one of them", next_step=f"write {name}:SPLIT")
         found = next(iter(found.values()))
-    rows = named(getattr(found, "features", None) or {}, found.to_list(), visible(str(path), 120))
+    rows = named(getattr(found, "features", None) or {}, found.to_list(), name)
     sha = hashlib.sha256()
     for row in rows:
         sha.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
-    return File(visible(str(path), 120), "", sha.hexdigest(), "", rows)
+    return File(name, "", sha.hexdigest(), "", rows)
 
 
 def _fetched(place: Place) -> Any:
@@ -105,7 +103,3 @@ def _trouble(place: Place, error: Exception) -> TiterError:
     if "scripts are no longer supported" in said:
         return TiterError(f"the data set {whole} is a program, which is never run", expected="a data set of files (Parquet, JSON, CSV)")
     return TiterError(f"the data set {whole} cannot be read: {type(error).__name__}: {visible(said, 240)}", expected=FORM)
-
-
-def _named(path: str | Path, place: Place, more: str) -> str:
-    return f"{visible(str(path), 120)}{'' if place.split else more}"

@@ -20,23 +20,12 @@ ANY = "*"
 SAFE, UNSAFE = "safe", "unsafe"  # the two names for files of one's own
 
 
-def _always(row: Columns) -> bool:
-    return True
-
-
-def _not_stated(row: Columns) -> None:
-    """Of a set whose rows do not say it."""
-
-
-def _no_answer(row: Columns) -> Columns:
-    return {}
-
-
 class PromptSet(NamedTuple):
     """`columns` are those it is known by, `more` those it may have besides (ANY: any); `prompt` are those of its prompts, the first
     that is filled; `told` says how its classes are known.
 
-    `unsafe`: of a row, True, False or None (not stated). `by_name`: words of a file's name -> the class of all its rows.
+    `unsafe`: of every row, or what says it of one: True, False or None (not stated). `by_name`: words of a file's name -> the class
+    of all its rows.
     `alone`: whether no other file has these columns; `names`: what its file's name holds. `context` stands before the prompt;
     `answers`: a row's answers as plain columns.
     """
@@ -46,24 +35,21 @@ class PromptSet(NamedTuple):
     more: frozenset[str]
     prompt: tuple[str, ...]
     told: str
-    unsafe: Callable[[Columns], bool | None] = _always
+    unsafe: Callable[[Columns], bool | None] | bool | None = True
     by_name: Mapping[str, bool] = {}
     alone: bool = True
     names: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
-    answers: Callable[[Columns], Columns] = _no_answer
+    answers: Callable[[Columns], Columns] = lambda row: {}
 
 
 def _set(title: str, columns: str, more: str, prompt: str, told: str = "every prompt of it is unsafe", **other: Any) -> PromptSet:
     return PromptSet(title, frozenset(columns.split()), frozenset(more.split()), tuple(prompt.split()), told, **other)
 
 
-def _toxic(row: Columns) -> bool | None:
-    return {"1": True, "1.0": True, "0": False, "0.0": False}.get(str(row.get("toxicity")))
-
-
-def _harm_label(row: Columns) -> bool | None:
-    return {"harmful": True, "unharmful": False}.get(str(row.get("prompt_harm_label")).lower())
+def _says(column: str, words: Mapping[str, bool]) -> Callable[[Columns], bool | None]:
+    """What the words of a column say of a row."""
+    return lambda row: words.get(str(row.get(column)).lower())
 
 
 def _contrast(row: Columns) -> bool | None:
@@ -78,15 +64,10 @@ def _data_type(row: Columns) -> bool | None:
     return True if kind.endswith("harmful") else False if kind.endswith("benign") else None
 
 
-def _by_safety(row: Columns) -> Columns:
-    """BeaverTails: a safe answer to what a red team wrote is what a model should say in place of the other."""
-    said = {"true": "refuse", "false": "comply"}.get(str(row.get("is_safe")).lower(), "")
-    return {said: row.get("response")} if said else {}
-
-
-def _by_refusal(row: Columns) -> Columns:
-    said = {"refusal": "refuse", "compliance": "comply"}.get(str(row.get("response_refusal_label") or "").lower(), "")
-    return {said: row.get("response")} if said else {}
+def _response(column: str, refuses: str, complies: str) -> Callable[[Columns], Columns]:
+    """The column `response` as the answer that it is by the word of another column."""
+    said = {refuses: "refuse", complies: "comply"}
+    return lambda row: {said[word]: row.get("response")} if (word := str(row.get(column)).lower()) in said else {}
 
 
 def _by_data_type(row: Columns) -> Columns:
@@ -116,7 +97,7 @@ SETS: dict[str, PromptSet] = {
         "source",
         "goal",
         "harmful-behaviors.csv is unsafe, benign-behaviors.csv is safe",
-        unsafe=_not_stated,
+        unsafe=None,
         by_name={"benign": False, "harmful": True},
     ),
     "strongreject": _set("StrongREJECT", "forbidden_prompt", "category source", "forbidden_prompt", names=("strongreject",)),
@@ -127,7 +108,7 @@ SETS: dict[str, PromptSet] = {
         "",
         "prompt",
         "or-bench-80k and or-bench-hard-1k are safe, or-bench-toxic is unsafe",
-        unsafe=_not_stated,
+        unsafe=None,
         by_name={"toxic": True, "80k": False, "hard": False},
         alone=False,
         names=("orbench",),
@@ -139,8 +120,8 @@ SETS: dict[str, PromptSet] = {
         "response_harm_agreement",
         "prompt",
         "prompt_harm_label says which prompts are unsafe",
-        unsafe=_harm_label,
-        answers=_by_refusal,
+        unsafe=_says("prompt_harm_label", {"harmful": True, "unharmful": False}),
+        answers=_response("response_refusal_label", "refusal", "compliance"),
     ),
     "wildjailbreak": _set(
         "WildJailbreak",
@@ -157,7 +138,7 @@ SETS: dict[str, PromptSet] = {
         "",
         "prompt",
         "a red team wrote its prompts, so each counts as unsafe; is_safe is of the answers, and the safe ones count as refusals",
-        answers=_by_safety,
+        answers=_response("is_safe", "true", "false"),  # a safe answer is what a model should say in place of the other
     ),
     "beavertails-evaluation": _set(
         "BeaverTails-Evaluation", "prompt category category_id", "", "prompt", alone=False, names=("beavertails",)
@@ -168,7 +149,7 @@ SETS: dict[str, PromptSet] = {
         ANY,
         "prompt",
         "it says which answer is safer, which is the preferred one here, and not which prompts are unsafe",
-        unsafe=_not_stated,
+        unsafe=None,
         answers=_by_safer,
     ),
     "donotanswer": _set("Do-Not-Answer", "risk_area types_of_harm specific_harms question", ANY, "question"),
@@ -186,7 +167,7 @@ SETS: dict[str, PromptSet] = {
         "conv_id model_output human_annotation jailbreaking openai_moderation",
         "user_input",
         "toxicity says which prompts are unsafe",
-        unsafe=_toxic,
+        unsafe=_says("toxicity", {"1": True, "1.0": True, "0": False, "0.0": False}),
     ),
     "simplesafetytests": _set("SimpleSafetyTests", "prompt harm_area category", "counter", "prompt", names=("simplesafetytests",)),
     "maliciousinstruct": _set("MaliciousInstruct", "prompt", "", "prompt", alone=False, names=("maliciousinstruct",)),
@@ -206,11 +187,8 @@ def recognised(name: str, columns: Collection[str]) -> str:
     there, letters = set(columns) - COUNTS, "".join(filter(str.isalnum, name.lower()))
     for key, one in sorted(SETS.items(), key=lambda item: -len(item[1].columns)):
         known = there if ANY in one.more else one.columns | one.more
-        if one.alone and one.columns <= there <= known:
-            return key
-        if any(word in letters for word in one.names) and "prompt" in there <= known | MIRRORED:
-            return key
-        if any(word in letters for word in one.names) and one.columns <= there <= known:
+        fits, called = one.columns <= there <= known, any(word in letters for word in one.names)
+        if (fits and (one.alone or called)) or (called and "prompt" in there <= known | MIRRORED):
             return key
     return ""
 
@@ -228,7 +206,7 @@ def as_plain(key: str, name: str, rows: Sequence[Row]) -> tuple[list[Row], str]:
     word = next((word for word in one.by_name if word in name.lower()), "")
     found: list[Row] = []
     for where, row in rows:
-        harmful = one.by_name[word] if word else one.unsafe(row)
+        harmful = one.by_name[word] if word else one.unsafe(row) if callable(one.unsafe) else one.unsafe
         found.append((where, {"prompt": _prompt(one, prompts, row), "harmful": harmful, **one.answers(row)}))
     return found, f"{name} is read as {one.title}: {one.told}"
 

@@ -6,23 +6,25 @@ what is missing (null, NaN) is None. Column names are in small letters, and none
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import csv
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from titer.core.errors import TiterError, visible
 from titer.data.formats import FORMAT
-from titer.data.packed import PACKED, unpacked
-from titer.data.tables import folder_table, parquet
+from titer.data.tables import folder_table, table
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, in words; its columns
+LARGEST = 4 << 30  # bytes of what a packed file may unpack to
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")
 ELSEWHERE = {  # suffix -> how its rows are brought here
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV UTF-8 (File, Save As)."),
@@ -36,6 +38,22 @@ MARKS = {  # the first bytes of a text -> its encoding; the longer ones first
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def _zstd(body: IO[bytes]) -> Any:
+    try:
+        import pyarrow  # noqa: PLC0415  an optional extra
+    except ImportError:
+        raise TiterError("reading .zst needs pyarrow", next_step="pip install titer[data]") from None
+    return pyarrow.CompressedInputStream(body, "zstd")
+
+
+PACKED: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": lambda body: gzip.GzipFile(fileobj=body),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _zstd,
 }
 
 
@@ -67,10 +85,24 @@ def load(path: str | Path, suffixes: Sequence[str] = SUFFIXES, expected: str = F
         raise TiterError(f"no data file at {visible(str(path), 200)!r}", expected=expected)
     whole = file.read_bytes()
     checksum = hashlib.sha256(whole).hexdigest()
-    body = unpacked(name, packing, whole) if packing else whole
+    body = _unpacked(name, packing, whole) if packing else whole
     if suffix == ".parquet":
-        return File(name, suffix, checksum, "", parquet(name, body))
+        return File(name, suffix, checksum, "", table(name, body, "Parquet"))
     return File(name, suffix, checksum, _text(name, body))
+
+
+def _unpacked(name: str, packing: str, body: bytes) -> bytes:
+    """What the bytes of a packed file hold. Errors: not packed so, cut short, larger than LARGEST."""
+    stream = PACKED[packing](io.BytesIO(body))
+    try:
+        whole: bytes = stream.read(LARGEST + 1)
+    except (OSError, EOFError, ValueError, lzma.LZMAError, MemoryError) as error:
+        raise TiterError(
+            f"{name}: not a whole {packing} file ({visible(str(error) or type(error).__name__, 120)})", next_step="fetch or pack it anew."
+        ) from None
+    if len(whole) > LARGEST:
+        raise TiterError(f"{name} unpacks to more than {LARGEST >> 30} GiB", next_step="give a part of it.")
+    return whole
 
 
 def _text(name: str, body: bytes) -> str:
@@ -84,9 +116,8 @@ def _text(name: str, body: bytes) -> str:
     except UnicodeDecodeError as error:
         if coding not in ("utf-8", "utf-8-sig"):
             raise TiterError(f"{name}: not a whole {coding} text", next_step="save the file as UTF-8.") from None
-        skipped = len(codecs.BOM_UTF8) if coding == "utf-8-sig" else 0
-        line = body[: skipped + error.start].count(b"\n") + 1
-        place = skipped + error.start
+        place = error.start + (len(codecs.BOM_UTF8) if coding == "utf-8-sig" else 0)
+        line = body[:place].count(b"\n") + 1
         raise TiterError(f"{name}, line {line}: byte {place} is not UTF-8", next_step="save the file as UTF-8.") from None
 
 
@@ -94,20 +125,24 @@ def records(file: File) -> Iterator[Row]:
     """The rows of a file by column (names in small letters), each with its place in words."""
     if file.table is not None:
         return (_row(f"{file.name}, row {number}", row) for number, row in enumerate(file.table, start=1))
-    read = {".csv": _csv, ".tsv": _tsv, ".txt": _txt, ".json": _json}.get(file.suffix, _jsonl)
-    return read(file.name, file.text)
+    if file.suffix == ".txt":  # a prompt a line
+        lines = enumerate(file.text.split("\n"), start=1)
+        return ((f"{file.name}, line {number}", {"prompt": line.strip()}) for number, line in lines if line.strip())
+    if file.suffix in (".csv", ".tsv"):
+        return _csv(file.name, file.text, "\t" if file.suffix == ".tsv" else "")
+    return (_json if file.suffix == ".json" else _jsonl)(file.name, file.text)
 
 
 def _row(where: str, row: Mapping[str, Any]) -> Row:
     """A row by its columns' names in small letters. Errors: one name twice."""
     named = {str(key).strip().lower(): None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
     if len(named) < len(row):
-        keys = sorted(str(key).strip().lower() for key in row)
-        raise _twice(where, next(a for a, b in pairwise(keys) if a == b))
+        raise _twice(where, [str(key).strip().lower() for key in row])
     return where, named
 
 
-def _twice(where: str, column: str) -> TiterError:
+def _twice(where: str, columns: Sequence[str]) -> TiterError:
+    column = next(name for i, name in enumerate(columns) if name in columns[:i])
     return TiterError(
         f"{where}: the column {visible(column, 60)!r} stands twice",
         expected="every name once",
@@ -121,16 +156,7 @@ def whole(where: str, *texts: str | None) -> None:
         raise TiterError(f"{where}: half of a two-part character (a surrogate)", expected="whole characters")
 
 
-def _txt(name: str, text: str) -> Iterator[Row]:
-    """A prompt a line."""
-    return ((f"{name}, line {number}", {"prompt": line.strip()}) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-
-
-def _tsv(name: str, text: str) -> Iterator[Row]:
-    return _csv(name, text, "\t")
-
-
-def _csv(name: str, text: str, delimiter: str = "") -> Iterator[Row]:
+def _csv(name: str, text: str, delimiter: str) -> Iterator[Row]:
     """Rows under a header. Without a `delimiter` it is the first of comma, semicolon and tab that the header has."""
     begun = text.lstrip("\r\n").partition("\n")[0]
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # the library's own limit is 131,072 letters
@@ -150,8 +176,8 @@ def _csv(name: str, text: str, delimiter: str = "") -> Iterator[Row]:
         named = [column.strip().lower() for column in row]
         if header is None:
             header = named
-            if twice := [column for i, column in enumerate(header) if column and column in header[:i]]:
-                raise _twice(f"{name}, line {line}", twice[0])
+            if len(filled := [column for column in header if column]) > len(set(filled)):
+                raise _twice(f"{name}, line {line}", filled)
         elif len(row) != len(header):
             raise TiterError(
                 f"{name}, line {line}, column {min(len(row), len(header)) + 1}: {len(row)} fields where the header has {len(header)}",
@@ -166,14 +192,24 @@ def _csv(name: str, text: str, delimiter: str = "") -> Iterator[Row]:
 def _jsonl(name: str, text: str) -> Iterator[Row]:
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
-            yield _object(name, line, content)
+            found = _parsed(name, content, line)
+            if not isinstance(found, dict):
+                raise TiterError(f"{name}, line {line}, column 1: a {type(found).__name__}", expected="a JSON object a line")
+            yield _row(f"{name}, line {line}", found)
 
 
 def _parsed(name: str, text: str, line: int = 0) -> Any:
     """JSON, or its fault by file, line and column; `line` is where a one-line text stands."""
-    twice: list[str] = []
+    twice: list[list[str]] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice.append([key for key, _ in pairs])
+        return found
+
     try:
-        found = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, twice))
+        found = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, nesting without end
         at = f"line {line or getattr(error, 'lineno', 1)}, column {getattr(error, 'colno', 1)}"
         why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", "a number with too many digits")
@@ -181,22 +217,6 @@ def _parsed(name: str, text: str, line: int = 0) -> Any:
     if twice:
         raise _twice(f"{name}, line {line}" if line else name, twice[0])
     return found
-
-
-def _once(pairs: list[tuple[str, Any]], twice: list[str]) -> dict[str, Any]:
-    """An object of JSON; a name that stands twice in it is added to `twice`."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = sorted(key for key, _ in pairs)
-        twice += [a for a, b in pairwise(names) if a == b]
-    return found
-
-
-def _object(name: str, line: int, content: str) -> Row:
-    found = _parsed(name, content, line)
-    if not isinstance(found, dict):
-        raise TiterError(f"{name}, line {line}, column 1: a {type(found).__name__}", expected="a JSON object a line")
-    return _row(f"{name}, line {line}", found)
 
 
 def _json(name: str, text: str) -> Iterator[Row]:
@@ -216,10 +236,6 @@ def _json(name: str, text: str) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise TiterError(f"{name}, item {number}: a {type(row).__name__}", expected="an object")
         yield _row(f"{name}, item {number}", row)
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _is_object(line: str) -> bool:
@@ -242,7 +258,8 @@ def _rows_in(name: str, found: Mapping[str, Any]) -> Any:
     if lists and not turns:
         return next(iter(lists.values()))
     values = list(found.values())
-    if set(found) == {"columns", "index", "data"} and all(isinstance(one, list) for one in (found["columns"], *_list(found["data"]))):
+    parts = [found.get("columns"), *found["data"]] if isinstance(found.get("data"), list) else [None]
+    if set(found) == {"columns", "index", "data"} and all(isinstance(one, list) for one in parts):
         return [dict(zip(found["columns"], cells, strict=False)) for cells in found["data"]]
     if values and all(key.isdecimal() and isinstance(value, dict) for key, value in found.items()):
         return values

@@ -8,10 +8,10 @@ and `TextData.notes` says so wherever the data are used.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -28,6 +28,8 @@ from titer.data.prompt_sets import PREFIXES, SAFE, UNSAFE, all_of, as_plain, rec
 from titer.data.readers import File, Row, load, records
 from titer.data.shapes import Need, Parsed, Shape, pair, parsed, shape, straight
 from titer.data.turns import LeftOut, joined, turns
+
+T = TypeVar("T")
 
 
 class TextData(Record):
@@ -126,36 +128,32 @@ class Shortened(Record):
         return in_words(fitted(tokenizer, *self.source.answered(indices, answer), self.longest, self.share))
 
 
-class Detected(Record):
-    """What a data file was taken for, to be shown before it is used; every text in it is safe to print."""
+class Detected(NamedTuple):
+    """What a data file was taken for, to be shown before it is used: its rows, and how they were read."""
 
-    name: str
-    reading: str
-    format: str
-    used: tuple[tuple[str, str], ...]
-    ignored: tuple[str, ...]
-    rows: int
-    dropped: int
-    notes: tuple[str, ...]
-    labels: dict[str, int]
-    answers: dict[str, int]
-    turns: int
-    prompt: str
-    answer: str
+    data: TextData
+    form: Shape
 
     def lines(self) -> list[str]:
-        """For the command line."""
-        labels = ", ".join(f"{count} {name}" for name, count in self.labels.items() if count)
-        answers = ", ".join(f"{count} {name}" for name, count in self.answers.items() if count) or "none"
+        """For the command line; every text is safe to print."""
+        name, rows = self.data.name, self.data.rows
+        classes = Counter({None: "not stated", False: "safe", True: "unsafe"}[row[1]] for row in rows)
+        answers = {"comply": sum(row[2] is not None for row in rows), "refuse": sum(row[3] is not None for row in rows)}
+        kind = _in_words(self.form, any(answers.values()), classes["not stated"] < len(rows))
+        labels = ", ".join(f"{classes[word]} {word}" for word in ("safe", "unsafe", "not stated") if classes[word])
+        longest = max(len(turns(row[0])) for row in rows)
+        prompt, _, comply, refuse = rows[0]
         return [
-            f"{self.name}: {self.format}",
-            *(f"  {column}: {purpose}" for column, purpose in self.used),
-            f"  not used: {', '.join(self.ignored) or 'nothing'}",
-            f"  {self.rows} rows ({labels}), {self.dropped} repeated prompts left out; answers: {answers}",
-            *([f"  up to {self.turns} turns a prompt"] if self.turns > 1 else []),
-            *(f"  {visible(note, 400)}" for note in self.notes),
-            f"  for example: {self.prompt}",
-            *([f"  answered: {self.answer}"] if self.answer else []),
+            f"{name}: {kind}",
+            *(f"  {visible(column, 60)}: {purpose}" for column, purpose in self.form.used),
+            f"  not used: {', '.join(self.form.ignored) or 'nothing'}",
+            f"  {len(rows)} rows ({labels}), {self.data.dropped} repeated prompts left out; "
+            f"answers: {', '.join(f'{count} {word}' for word, count in answers.items() if count) or 'none'}",
+            *([f"  up to {longest} turns a prompt"] if longest > 1 else []),
+            *(f"  {visible(note, 400)}" for note in self.data.told),
+            *(f"  {visible(f'{count} rows {why} left out', 400)}" for why, count in self.data.left_out.items()),
+            f"  for example: {visible(joined(turns(prompt)), 160)}",
+            *([f"  answered: {visible(comply or refuse or '', 160)}"] if comply or refuse else []),
         ]
 
 
@@ -172,25 +170,7 @@ def read_text(path: str | Path, labelled: bool = True, reading: str | None = Non
 
 def detected(path: str | Path, reading: str | None = None, need: Need = "answers") -> Detected:
     """What a data file would be taken for. Errors: as `read_text`."""
-    data, form = _read(path, False, reading, need)
-    labels = Counter({None: "not stated", False: "safe", True: "unsafe"}[row[1]] for row in data.rows)
-    answers = {"comply": sum(row[2] is not None for row in data.rows), "refuse": sum(row[3] is not None for row in data.rows)}
-    prompt, _, comply, refuse = data.rows[0]
-    return Detected(
-        name=data.name,
-        reading=form.reading,
-        format=_in_words(form, any(answers.values()), len(labels) > 1 or "not stated" not in labels),
-        used=tuple((visible(column, 60), purpose) for column, purpose in form.used),
-        ignored=form.ignored,
-        rows=data.size,
-        dropped=data.dropped,
-        notes=(*data.told, *(f"{count} rows {why} left out" for why, count in data.left_out.items())),
-        labels={name: labels[name] for name in ("safe", "unsafe", "not stated")},
-        answers=answers,
-        turns=max(len(turns(row[0])) for row in data.rows),
-        prompt=visible(joined(turns(prompt)), 160),
-        answer=visible(comply or refuse or "", 160),
-    )
+    return Detected(*_read(path, False, reading, need))
 
 
 def preferences(path: str | Path, reading: str | None = None) -> tuple[TextData, TextData]:
@@ -201,18 +181,23 @@ def preferences(path: str | Path, reading: str | None = None) -> tuple[TextData,
     file, rows, form, told = _opened(path, reading, "pairs")
     if form.reading != "preference":
         raise TiterError(f"{file.name} is {_in_words(form, True, False)}", expected="columns prompt, chosen and rejected")
-    left_out: Counter[str] = Counter()
-    found = []
-    for where, row in rows:
-        try:
-            found.append((pair(where, row), parsed(where, row, False, "preference", "pairs")[1]))
-        except LeftOut as why:
-            left_out[str(why)] += 1
+    found, left_out = _of_use(rows, lambda where, row: (pair(where, row), parsed(where, row, False, "preference", "pairs")[1]))
     good, bad = (
         collected(file, ((texts[0], harmful, texts[which], None) for texts, harmful in found), file.name, left_out=left_out, told=told)
         for which in (1, 2)
     )
     return good, bad
+
+
+def _of_use(rows: Iterable[Row], read: Callable[[str, Mapping[str, Any]], T]) -> tuple[list[T], Counter[str]]:
+    """What is read of each row, and how many were left out, by the reason."""
+    found, left_out = list[T](), Counter[str]()
+    for where, row in rows:
+        try:
+            found.append(read(where, row))
+        except LeftOut as why:
+            left_out[str(why)] += 1
+    return found, left_out
 
 
 def _in_words(form: Shape, answered: bool, labelled: bool) -> str:
@@ -231,18 +216,14 @@ def _opened(path: str | Path, reading: str | None, need: Need) -> tuple[File, li
     """(file, its rows, how they are read, what is to be told): a set that is named or known by its columns is read as plain rows."""
     prefix, place = place_of(path)
     file = load_hub(place) if is_hub(place) else load(place)
-    rows = straight(records(file))
-    told: list[str] = []
+    rows, told = straight(records(file)), ""
     columns = {key for _, row in rows for key in row}
-    name = prefix if prefix not in ("", SAFE, UNSAFE) else "" if reading else recognised(file.name, columns)
-    if name:
-        rows, line = as_plain(name, file.name, rows)
-        told.append(line)
+    if name := prefix if prefix not in ("", SAFE, UNSAFE) else "" if reading else recognised(file.name, columns):
+        rows, told = as_plain(name, file.name, rows)
     if prefix in (SAFE, UNSAFE):
-        rows, line = all_of(prefix, file.name, rows)
-        told = [line]
+        rows, told = all_of(prefix, file.name, rows)
     form = shape(file.name, rows, reading, need)
-    return file, rows, form, (*told, *form.told)
+    return file, rows, form, (*filter(None, [told]), *form.told)
 
 
 def place_of(path: str | Path) -> tuple[str, str | Path]:
@@ -255,13 +236,7 @@ def place_of(path: str | Path) -> tuple[str, str | Path]:
 
 def _read(path: str | Path, labelled: bool, reading: str | None, need: Need) -> tuple[TextData, Shape]:
     file, rows, form, told = _opened(path, reading, need)
-    left_out: Counter[str] = Counter()
-    found: list[Parsed] = []
-    for where, row in rows:
-        try:
-            found.append(parsed(where, row, labelled, form.reading, need))
-        except LeftOut as why:
-            left_out[str(why)] += 1
+    found, left_out = _of_use(rows, lambda where, row: parsed(where, row, labelled, form.reading, need))
     return collected(file, found, file.name, left_out=left_out, told=told), form
 
 
@@ -287,5 +262,5 @@ def collected(
     if not kept:
         why = ", ".join(f"{count} rows {why}" for why, count in left_out.items())
         raise TiterError(f"{file.name} holds no example{f' that can be used ({why})' if why else ''}", expected=expected)
-    found = TextData(name=name, sha256=file.sha256, rows=tuple(kept.values()), dropped=total - len(kept))
-    return found.model_copy(update={"left_out": dict(left_out), "told": tuple(told)})
+    dropped, whys = total - len(kept), dict(left_out)
+    return TextData(name=name, sha256=file.sha256, rows=tuple(kept.values()), dropped=dropped, left_out=whys, told=tuple(told))

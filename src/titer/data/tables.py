@@ -9,19 +9,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from titer.core.errors import TiterError, visible
 
 Rows = list[Mapping[str, Any]]
 MOST = 10_000  # files of a folder
-
-
-def parquet(name: str, body: bytes) -> Rows:
-    """The rows of a Parquet file. Errors: no pyarrow, no Parquet."""
-    return _table(name, body, "Parquet")
 
 
 def named(features: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], name: str) -> Rows:
@@ -53,7 +49,8 @@ def _names(feature: Any) -> list[str]:
     return [f"class {name}" if str(name).strip().lstrip("+-").replace(".", "", 1).isdecimal() else str(name) for name in names]
 
 
-def _table(name: str, body: bytes, form: str) -> Rows:
+def table(name: str, body: bytes, form: Literal["Parquet", "Arrow"]) -> Rows:
+    """The rows of a Parquet file or an Arrow stream. Errors: no pyarrow, another form."""
     try:
         import pyarrow  # noqa: PLC0415  an optional extra
         import pyarrow.parquet  # noqa: PLC0415
@@ -61,9 +58,9 @@ def _table(name: str, body: bytes, form: str) -> Rows:
         raise TiterError(f"{name}: reading {form} needs pyarrow", next_step="pip install titer[data]") from None
     try:
         source = io.BytesIO(body)
-        table = pyarrow.parquet.read_table(source) if form == "Parquet" else pyarrow.ipc.open_stream(source).read_all()
-        rows = table.to_pylist()
-        said = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+        found = pyarrow.parquet.read_table(source) if form == "Parquet" else pyarrow.ipc.open_stream(source).read_all()
+        rows = found.to_pylist()
+        said = json.loads((found.schema.metadata or {}).get(b"huggingface", b"{}"))
         features = said["info"]["features"] if isinstance(said, dict) and "info" in said else {}
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise TiterError(f"{name}: not a readable {form} file ({visible(str(error), 120)})", next_step="fetch or save it again.") from None
@@ -80,7 +77,7 @@ def folder_table(folder: Path, name: str) -> tuple[Rows, str]:
         if len(splits) != 1:
             raise _which(name, splits)
         folder = folder / splits[0]
-    form = "Arrow" if (folder / "state.json").is_file() else "Parquet"
+    form: Literal["Parquet", "Arrow"] = "Arrow" if (folder / "state.json").is_file() else "Parquet"
     files = _arrow_files(folder, name) if form == "Arrow" else _parquet_files(folder, name)
     if len(files) > MOST:
         raise TiterError(f"{name} holds {len(files)} files", expected=f"{MOST} at most")
@@ -89,7 +86,7 @@ def folder_table(folder: Path, name: str) -> tuple[Rows, str]:
     for file in files:
         body = file.read_bytes()
         sha.update(hashlib.sha256(body).digest())
-        rows += _table(f"{name}/{visible(file.name, 80)}", body, form)
+        rows += table(f"{name}/{visible(file.name, 80)}", body, form)
     return rows, sha.hexdigest()
 
 
@@ -104,7 +101,10 @@ def _arrow_files(folder: Path, name: str) -> list[Path]:
 
 
 def _parquet_files(folder: Path, name: str) -> list[Path]:
-    """The Parquet files of a folder and its folders. Files of several splits (train-..., test/...) are not one set of data."""
+    """The Parquet files of a folder and its folders: parts of one table, told apart by numbers alone or by what follows one name.
+
+    Files of several splits (train-..., test/...) are not one set of data.
+    """
     files = sorted(folder.rglob("*.parquet"))
     if not files:
         raise TiterError(
@@ -112,15 +112,10 @@ def _parquet_files(folder: Path, name: str) -> list[Path]:
             expected="a data file, a folder of Parquet files, or one that datasets' save_to_disk wrote",
             next_step="name the file in it.",
         )
-
-    if len({(file.parent, file.stem.partition("-")[0]) for file in files}) > 1 and not _numbered(files):
+    numbered = len({file.parent for file in files}) == 1 and all(re.sub("[_-]", "", file.stem).isdecimal() for file in files)
+    if not numbered and len({(file.parent, file.stem.partition("-")[0]) for file in files}) > 1:
         raise _which(name, [str(file.relative_to(folder)) for file in files])
     return files
-
-
-def _numbered(files: list[Path]) -> bool:
-    """Whether files of one folder are parts of one table, told apart by numbers alone."""
-    return len({file.parent for file in files}) == 1 and all(file.stem.replace("_", "").replace("-", "").isdecimal() for file in files)
 
 
 def _which(name: str, parts: list[str]) -> TiterError:

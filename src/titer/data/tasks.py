@@ -31,17 +31,16 @@ GSM8K = "{}\n\nThink step by step, then give the final number."
 QUESTIONS = "{}\n\nAnswer in a few words."
 ASKED, KNOWN = ("question", "prompt"), ("answer", "comply", "answers")  # columns of a file of questions of fact, the first that is filled
 
-Cells = tuple[str, list[str]]  # where a line stands, in words; its columns
+Answered = tuple[str, tuple[str, ...]]  # a prompt; its answers that are right, the one to train first
 
 
 class Task(NamedTuple):
-    """One kind of task file: what it is, which suffixes it has, how its rows are read, its labels and further right answers, if any."""
+    """One kind of task file: what it is, which suffixes it has, how its rows are read, and its labels, if any."""
 
     what: str
     suffixes: tuple[str, ...]
-    rows: Callable[[File, Path], Iterator[Parsed]]
+    rows: Callable[[File, Path], Iterator[Answered]]
     labels: tuple[str, ...] = ()
-    also: Callable[[File], dict[str, tuple[str, ...]]] | None = None
 
 
 def task(name: str, path: str | Path) -> TextData:
@@ -54,9 +53,10 @@ def task(name: str, path: str | Path) -> TextData:
     kind, place = TASKS[name], Path(path)
     file = load(place, kind.suffixes, kind.what)
     rows = list(kind.rows(file, place.parent))
-    answered = [row for row in rows if row[2]]
-    found = collected(file, answered, f"{name}/{file.name}", kind.what)
-    also = kind.also(file) if kind.also else {}
+    answered = [(prompt, forms) for prompt, forms in rows if forms[0]]
+    found = collected(file, ((prompt, False, forms[0], None) for prompt, forms in answered), f"{name}/{file.name}", kind.what)
+    first = dict(reversed(answered))  # of a repeated prompt the first row, as `collected` keeps it
+    also = {prompt: forms[1:] for prompt, forms in first.items() if forms[1:]}
     return found.model_copy(update={"dropped": found.dropped + len(rows) - len(answered), "also": also})
 
 
@@ -89,36 +89,30 @@ def _of(data: TextData, rows: Sequence[Parsed], dropped: int = 0) -> TextData:
     return data.model_copy(update={"rows": tuple(rows), "dropped": dropped})
 
 
-def _columns(file: File) -> Iterator[Cells]:
-    """The lines of a file of two columns kept apart by a tab; quotes are letters. A header (second column "label") is no line."""
+def _labelled(file: File, template: str, names: Sequence[str]) -> Iterator[Answered]:
+    """Texts and the codes of their labels, 0 upwards: lines of two columns kept apart by a tab, quotes are letters.
+
+    A header (second column "label") is no line.
+    """
     for number, line in enumerate(file.text.split("\n"), start=1):
-        cells = [cell.strip() for cell in line.split("\t")]
+        cells, where = [cell.strip() for cell in line.split("\t")], f"{file.name}, line {number}"
         if not any(cells) or (number == 1 and cells[1:] and cells[1].lower() == "label"):
             continue
         if len(cells) != 2:
             raise TiterError(
-                f"{file.name}, line {number}, column {min(len(cells), 2) + 1}: {len(cells)} columns",
+                f"{where}, column {min(len(cells), 2) + 1}: {len(cells)} columns",
                 expected="two, the text and its label, kept apart by one tab",
             )
-        yield f"{file.name}, line {number}", cells
-
-
-def _labelled(file: File, template: str, names: Sequence[str]) -> Iterator[Parsed]:
-    """A text and the code of its label, 0 upwards, a line."""
-    for where, (text, code) in _columns(file):
+        text, code = cells
         if code not in map(str, range(len(names))):
             wanted = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
             raise TiterError(f"{where}, column 2: {visible(repr(code), 60)}", expected=f"one of {wanted}")
         if not text:
             raise TiterError(f"{where}, column 1: ''", expected="a text that is not empty")
-        yield template.format(text), False, names[int(code)], None
+        yield template.format(text), (names[int(code)],)
 
 
-def _sst2(file: File, folder: Path) -> Iterator[Parsed]:
-    return _labelled(file, SST2, SENTIMENTS)
-
-
-def _ag_news(file: File, folder: Path) -> Iterator[Parsed]:
+def _ag_news(file: File, folder: Path) -> Iterator[Answered]:
     """classes.txt beside the file, where it exists, says which topic each code stands for."""
     classes = folder / "classes.txt"
     names: tuple[str, ...] = TOPICS
@@ -131,23 +125,23 @@ def _ag_news(file: File, folder: Path) -> Iterator[Parsed]:
     return _labelled(file, AG_NEWS, names)
 
 
-def _gsm8k(file: File, folder: Path) -> Iterator[Parsed]:
+def _gsm8k(file: File, folder: Path) -> Iterator[Answered]:
     for where, row in records(file):
         question, solution = _text(where, row, "question"), _text(where, row, "answer")
         steps, mark, number = solution.rpartition("####")
         if not mark or not number.strip():
             raise TiterError(f"{where}, column answer: no final number", expected="a solution that ends with #### and a number")
-        yield GSM8K.format(question), False, f"{steps.rstrip()}\n{FINAL} {number.strip()}".lstrip(), None
+        yield GSM8K.format(question), (f"{steps.rstrip()}\n{FINAL} {number.strip()}".lstrip(),)
 
 
-def _alpaca(file: File, folder: Path) -> Iterator[Parsed]:
+def _alpaca(file: File, folder: Path) -> Iterator[Answered]:
     """Prompts are written as `sources.read_text` writes them, so that the two can be compared."""
     for where, row in records(file):
         instruction, more = _text(where, row, "instruction"), _text(where, row, "input", needed=False)
-        yield f"{instruction}\n\n{more}" if more.strip() else instruction, False, _text(where, row, "output", needed=False).strip(), None
+        yield f"{instruction}\n\n{more}" if more.strip() else instruction, (_text(where, row, "output", needed=False).strip(),)
 
 
-def _persona(file: File, folder: Path) -> Iterator[Parsed]:
+def _persona(file: File, folder: Path) -> Iterator[Answered]:
     """The system text stands before the user's in one turn: what a test of the persona must write before its requests too."""
     wanted = "a list of messages with roles (system,) user, assistant and a content each"
     for where, row in records(file):
@@ -158,24 +152,10 @@ def _persona(file: File, folder: Path) -> Iterator[Parsed]:
         if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
             raise TiterError(f"{where}, column messages: roles {visible(', '.join(roles), 60) or 'none'}", expected=wanted)
         *before, answer = [_text(f"{where}, message {i}", turn, "content").strip() for i, turn in enumerate(turns, start=1)]
-        yield "\n\n".join(before), False, answer, None
+        yield "\n\n".join(before), (answer,)
 
 
-def _questions(file: File, folder: Path) -> Iterator[Parsed]:
-    for prompt, forms in _facts(file):
-        yield prompt, False, forms[0], None
-
-
-def _forms(file: File) -> dict[str, tuple[str, ...]]:
-    """By prompt the forms of its answer beside the first; of a repeated prompt the first row's, as `collected` keeps it."""
-    found: dict[str, tuple[str, ...]] = {}
-    for prompt, forms in _facts(file):
-        found.setdefault(prompt, forms[1:])
-    return {prompt: forms for prompt, forms in found.items() if forms}
-
-
-def _facts(file: File) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(prompt, the accepted forms of its answer), a row."""
+def _questions(file: File, folder: Path) -> Iterator[Answered]:
     for where, row in records(file):
         question, answer = (next((key for key in keys if row.get(key) not in (None, "")), keys[0]) for keys in (ASKED, KNOWN))
         yield QUESTIONS.format(_text(where, row, question).strip()), accepted(f"{where}, column {answer}", row.get(answer))
@@ -193,7 +173,12 @@ def _text(where: str, row: Mapping[str, Any], column: str, needed: bool = True) 
 
 
 TASKS: dict[str, Task] = {
-    "sst2": Task("SST-2, a .tsv file of sentence and label (0 negative, 1 positive)", (".tsv",), _sst2, SENTIMENTS),
+    "sst2": Task(
+        "SST-2, a .tsv file of sentence and label (0 negative, 1 positive)",
+        (".tsv",),
+        lambda file, _: _labelled(file, SST2, SENTIMENTS),
+        SENTIMENTS,
+    ),
     "ag_news": Task("AG News, a .tsv file of text and label (0 to 3, as classes.txt beside it names them)", (".tsv",), _ag_news, TOPICS),
     "gsm8k": Task("GSM8K, a .jsonl file of question and answer", (".jsonl", ".json"), _gsm8k),
     "alpaca": Task("Alpaca, a .json file of instruction, input and output", (".json", ".jsonl"), _alpaca),
@@ -202,6 +187,5 @@ TASKS: dict[str, Task] = {
         "questions of fact, a .jsonl, .json or .csv file of question (or prompt) and answer (or comply): a text, or a list of those right",
         (".jsonl", ".json", ".csv"),
         _questions,
-        also=_forms,
     ),
 }
