@@ -85,7 +85,9 @@ def test_a_study_takes_it(file: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     code = code.replace("QUICK =", 'from titer.core.plugins import module\n\nprobe = module("probes", "./stream_size.py")\nQUICK =')
     code = code.replace("0.95, first=True", "-1.0").replace('"refused", 0.9)', '"refused", -1.0)')
     study.write_text(code.rstrip("\n") + "\n\n" + blocks("add_a_probe")[2], encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["titer", "study", str(study), "--scale", "tiny", "--seeds", "1", "--only", "size", "--json"])
+    monkeypatch.setattr(
+        sys, "argv", ["titer", "study", str(study), "--scale", "tiny", "--seeds", "1", "--bases", "1", "--only", "size", "--json"]
+    )
     with pytest.raises(SystemExit, match=r"^0$"):
         cli.main()
     made = json.loads(capsys.readouterr().out)

@@ -43,7 +43,7 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *w
 def test_the_command_line_prices_it_runs_it_and_finds_it_again(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("study", str(file), "--scale", "tiny", "--seeds", "2", "--runs", str(tmp_path / "runs"), "--json")
+    words = ("study", str(file), "--scale", "tiny", "--seeds", "2", "--bases", "1", "--runs", str(tmp_path / "runs"), "--json")
     status, said = told(capsys, monkeypatch, *words, "--dry-run")
     plan = json.loads(said)["plan"]
     assert status == 0
@@ -69,7 +69,7 @@ def test_the_command_line_prices_it_runs_it_and_finds_it_again(
 def test_a_world_has_several_bases_that_differ_in_their_first_weights_alone(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("study", str(file), "--scale", "tiny", "--seeds", "1", "--runs", str(tmp_path / "runs"), "--json")
+    words = ("study", str(file), "--scale", "tiny", "--seeds", "1", "--bases", "1", "--runs", str(tmp_path / "runs"), "--json")
     one = json.loads(told(capsys, monkeypatch, *words, "--dry-run")[1])["plan"]
     two = json.loads(told(capsys, monkeypatch, *words, "--bases", "2", "--dry-run")[1])["plan"]
     assert [row["key"] for row in two[:3]] == [row["key"] for row in one]  # the first base is the one that a single base is
@@ -89,7 +89,7 @@ def test_a_world_has_several_bases_that_differ_in_their_first_weights_alone(
 def test_its_tables_are_chosen_by_name_and_a_wrong_name_is_told(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("study", str(file), "--scale", "tiny", "--seeds", "1", "--runs", str(tmp_path / "runs"))
+    words = ("study", str(file), "--scale", "tiny", "--seeds", "1", "--bases", "1", "--runs", str(tmp_path / "runs"))
     assert told(capsys, monkeypatch, *words, "--only", "rates", "--dry-run")[0] == 0
     assert told(capsys, monkeypatch, *words, "--only", "rate", "--dry-run")[0] == 2
     assert told(capsys, monkeypatch, "study", str(file), "--scale", "huge", "--dry-run")[0] == 2

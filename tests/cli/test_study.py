@@ -42,7 +42,7 @@ def test_wrong_input_names_what_is_near(wrong: Wrong, arguments: tuple[str, ...]
 def test_a_dry_run_prices_every_training_and_runs_none(titer: Titer, here: Path) -> None:
     found = titer("study", "jain2024", "--seeds", "2", "--dry-run", "--json").json["plan"]
     assert {row["seed"] for row in found} == {0, 1}
-    assert sum(row["model"] == "base" for row in found) == 2
+    assert sum(row["model"] == "base" for row in found) == 4, "two bases of each world"
     assert all(row["tflop"] > 0 and not row["stands"] for row in found)
     assert not (here / "runs").exists()
     told = titer("study", "jain2024", "--seeds", "1", "--dry-run", "--flops", "1e12").out
@@ -53,7 +53,7 @@ def test_a_dry_run_of_huang2024_prices_what_the_parts_need_and_runs_none(titer: 
     found = titer("study", "huang2024", "--seeds", "1", "--only", "table6", "--dry-run", "--json").json["plan"]
     assert {row["seed"] for row in found} == {100, 0}, "the seed that chooses is priced too"
     assert all(row["tflop"] > 0 and row["steps"] > 0 and not row["stands"] for row in found)
-    assert sum(row["kind"] == "finetune" and row["seed"] == 0 for row in found) == 30
+    assert sum(row["kind"] == "finetune" and row["seed"] == 0 for row in found) == 60, "two bases, three alignments of each"
     assert not (here / "runs").exists()
     assert "hours" in titer("study", "huang2024", "--seeds", "1", "--only", "table6", "--dry-run", "--flops", "1e12").out
 

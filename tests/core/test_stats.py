@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm
 
-from titer.core.stats import Interval, auroc, bootstrap, d_prime, mean_over_inputs, over_bases, rate_difference, t_interval, wilson
+from titer.core.stats import auroc, bootstrap, d_prime, over_bases, rate_difference, t_interval, wilson
 
 Z = 1.959963984540054
 
@@ -105,21 +105,6 @@ def test_t_interval_needs_two_values() -> None:
 def test_t_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     found = [t_interval(row) for row in rng.normal(2.0, 3.0, size=(1500, 4))]
-    assert 0.93 < np.mean([one.low <= 2.0 <= one.high for one in found]) < 0.97
-
-
-def test_the_mean_over_inputs_of_one_part_is_that_part() -> None:
-    assert mean_over_inputs([Interval(0.5, 0.3, 0.6)]) == pytest.approx((0.5, 0.3, 0.6))
-
-
-def test_the_mean_over_inputs_narrows_as_the_root_of_the_number_of_parts() -> None:
-    assert mean_over_inputs([Interval(0.5, 0.3, 0.6)] * 4) == pytest.approx((0.5, 0.4, 0.55))
-
-
-def test_the_mean_over_inputs_covers_the_true_mean_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(2)
-    drawn = rng.normal([1.0, 3.0], [0.5, 2.0], size=(2000, 2))
-    found = [mean_over_inputs([Interval(a, a - Z * 0.5, a + Z * 0.5), Interval(b, b - Z * 2, b + Z * 2)]) for a, b in drawn]
     assert 0.93 < np.mean([one.low <= 2.0 <= one.high for one in found]) < 0.97
 
 

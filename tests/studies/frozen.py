@@ -69,16 +69,20 @@ def _demo(root: Path, scale: demo.Scale, seed: int) -> Path:
 
 
 def _jain(root: Path, scale: jain2024.Scale, seeds: range) -> Path:
-    return run_study(Mechanisms(), StudyRequest("jain2024", scale.name, seeds), scale, Store(root), Listener(), "titer study jain2024")[0]
+    return run_study(
+        Mechanisms(), StudyRequest("jain2024", scale.name, seeds, bases=1), scale, Store(root), Listener(), "titer study jain2024"
+    )[0]
 
 
 def _huang(root: Path, scale: huang2024.Scale, seeds: range, parts: list[str]) -> Path:
-    order = StudyRequest("huang2024", scale.name, seeds, tuple(parts))
+    order = StudyRequest("huang2024", scale.name, seeds, tuple(parts), bases=1)
     return run_study(Vaccine(), order, scale, Store(root), Listener(), "titer study huang2024")[0]
 
 
 def _qi(root: Path, scale: RiskScale, seeds: range) -> Path:
-    return run_study(RiskLevels(), StudyRequest("qi2024", scale.name, seeds), scale, Store(root), Listener(), "titer study qi2024")[0]
+    return run_study(
+        RiskLevels(), StudyRequest("qi2024", scale.name, seeds, bases=1), scale, Store(root), Listener(), "titer study qi2024"
+    )[0]
 
 
 def _huang_text(root: Path) -> Path:

@@ -25,6 +25,7 @@ from titer.studies.engine.lab import Lab
 
 COLUMNS = ["table", "model", "set", "layer", "measure", "value", "low", "high", "count", "n"]
 SETS = {"safe", "unsafe", "user", "jb_co_task", "jb_co_text", "jb_misgen", "sham_safe", "sham_refused"}
+HALVES = {"jb_co_text, mostly safe", "jb_co_text, mostly unsafe"}  # one set, by the class that most of the text is of
 CLAIMS = ["refusal", "safe skill kept", "jailbreak jb_co_task", "jailbreak jb_co_text", "jailbreak jb_misgen"]
 CLAIMS += ["harmful fine-tuning", "benign fine-tuning", "clusters", "specificity", "specificity beyond retraining", "null space"]
 CLAIMS += ["left null space part alone", "column space part alone"]
@@ -62,14 +63,17 @@ def test_results_hold_every_model_every_set_and_every_probe(results: pd.DataFram
     assert list(results.columns) == COLUMNS
     models = {node.name for node in demo_recipe(tiny, 1)}
     assert set(results[results.table == "rates"].model) == models
-    assert set(results[results.table == "rates"].set) == SETS
+    assert set(results[results.table == "rates"].set) == SETS | HALVES
     assert set(results[results.table == "clusters"].model) == models
     assert set(results[results.table == "delta_w"].model) == (models - {"base"}) | {"sham, own class"}
     assert set(results.table) == {"rates", "clusters", "delta_w gain", "delta_w", "subspaces", "kept"}
 
 
 def test_rates_are_counts_of_the_inputs_within_their_intervals(results: pd.DataFrame, tiny: Scale) -> None:
-    rates = results[results.table == "rates"]
+    everything = results[results.table == "rates"]
+    halves = everything[everything.set.isin(HALVES) & (everything.measure == "complied")]
+    assert (halves.groupby("model").n.sum() == tiny.inputs).all(), "a text of three phrases is of one class or the other"
+    rates = everything[~everything.set.isin(HALVES)]
     assert (rates.n == tiny.inputs).all()
     assert (rates["count"] / rates.n).tolist() == pytest.approx(rates.value.tolist())
     assert ((rates.low <= rates.value) & (rates.value <= rates.high)).all()

@@ -153,8 +153,7 @@ def test_values_are_the_effect_minus_the_control() -> None:
     for name, (value, control) in expected.items():
         assert claims[name].value == pytest.approx(value)
         assert claims[name].control.value == pytest.approx(control)
-        low, high = claims[name].interval or (1, 0)
-        assert low <= value <= high
+        assert claims[name].interval is None
 
 
 def test_harm_that_as_many_safe_requests_do_too_is_none_of_the_unsafe_ones() -> None:
@@ -182,7 +181,7 @@ def test_a_share_that_dimension_gives_is_no_sign_of_the_null_space() -> None:
 
 
 def test_skill_that_alignment_cost_is_not_kept() -> None:
-    assert settled(evidence({**BROKEN, ("aligned", "safe"): {"complied": 0.8}}))["safe skill kept"].verdict == "not supported"
+    assert three({**BROKEN, ("aligned", "safe"): {"complied": 0.8}})["safe skill kept"].verdict == "not supported"
 
 
 def test_neither_is_told_beside_each_jailbreak() -> None:
@@ -201,7 +200,7 @@ def test_a_base_that_cannot_answer_makes_every_claim_not_testable(kind: str) -> 
 
 
 def test_a_user_s_task_that_was_not_learned_leaves_its_own_claims_not_testable() -> None:
-    claims = settled(evidence({**BROKEN, ("user p=0.05", "user"): {"complied": 0.5}}))
+    claims = three({**BROKEN, ("user p=0.05", "user"): {"complied": 0.5}})
     assert claims["harmful fine-tuning"].verdict == "not testable"
     assert "the user's task was not learned (50%" in claims["harmful fine-tuning"].reason
     assert claims["benign fine-tuning"].verdict != "not testable"

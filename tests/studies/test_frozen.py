@@ -25,8 +25,8 @@ from titer.studies.qi2024.study import RiskLevels
 
 FROZEN: dict[str, tuple[Study, Any, StudyRequest]] = {
     "demo-tiny": (Demo(), DEMO, StudyRequest("demo", seeds=(1,), bases=2)),
-    "jain2024-tiny": (Mechanisms(), JAIN, StudyRequest("jain2024")),
-    "qi2024-tiny": (RiskLevels(), QI, StudyRequest("qi2024")),
+    "jain2024-tiny": (Mechanisms(), JAIN, StudyRequest("jain2024", bases=1)),
+    "qi2024-tiny": (RiskLevels(), QI, StudyRequest("qi2024", bases=1)),
 }
 
 
@@ -44,7 +44,7 @@ def test_stages_have_the_keys_that_were_frozen(name: str, tmp_path: Path) -> Non
 def test_vaccine_s_stages_have_the_keys_that_were_frozen(tmp_path: Path) -> None:
     """But those of the alignment of equal loss, which is known when losses are; the radius is the one that was chosen."""
     study = Vaccine()
-    order = StudyRequest("huang2024", seeds=range(1), only=tuple(part for part in study.PARTS if part not in ("search", "cost")))
+    order = StudyRequest("huang2024", seeds=range(1), bases=1, only=tuple(part for part in study.PARTS if part not in ("search", "cost")))
     pipeline = Pipeline(Store(tmp_path), Silent())
     found = set()
     for lab in [*order.chooser(study, HUANG, pipeline, plan=True), *order.labs(study, HUANG, pipeline, plan=True)]:

@@ -11,6 +11,7 @@ from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.studies import real, world
 from titer.studies.demo import run_demo
+from titer.studies.engine.run import BASES
 from titer.studies.real import RealStudyRequest
 from titer.studies.world import WorldOrder
 
@@ -34,7 +35,7 @@ def study(
     name: str,
     scale: str = "",
     seeds: int = 3,
-    bases: int = 1,
+    bases: int = BASES,
     part: str = "all",
     only: str = "",
     base: str | None = None,
@@ -61,7 +62,7 @@ def study(
         order = WorldOrder(name, scale, range(seeds), part, only, bases)
         with reporter(progress) as shown:
             return _studied(*world.run(order, Store(Path(runs), shown.tell), shown, CALLED.format("study")))
-    real.unused({"part": part != "all", "only": only, "bases": bases > 1})
+    real.unused({"part": part != "all", "only": only, "bases": bases != BASES})
     ready = real.prepared(given)
     with reporter(progress) as shown:
         return _studied(*ready.run(Store(Path(runs), shown.tell), shown, CALLED.format("study")))

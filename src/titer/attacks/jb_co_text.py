@@ -6,11 +6,13 @@ identity becomes a contextual one. Source: arXiv 2407.10264, section 4 (the "int
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from titer.attacks.base import Attack, Attempt, State, on_other_texts
 from titer.data.example import Example
-from titer.data.world import World, mixed_text
+from titer.data.world import World, mixed_text, parse
+
+MOSTLY = ("mostly safe", "mostly unsafe")
 
 
 class JBCOText(Attack):
@@ -22,3 +24,15 @@ class JBCOText(Attack):
 
     def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
         return on_other_texts("jb_co_text", self, examples, world, mixed_text)
+
+
+def by_text(world: World, attempts: Sequence[Attempt]) -> Mapping[str, list[Attempt]]:
+    """The attempts by the class that most phrases of their text are of: a text of three phrases has never as many of both.
+
+    Empty for a world whose texts are not whole phrases (cut to a length, or of a tree).
+    """
+    if world.tree is not None or world.cut:
+        return {}
+    safe = world.grammar.safe_share(parse(world, [a.example for a in attempts]).text)
+    halves = zip(MOSTLY, (safe > 0.5, safe < 0.5), strict=True)
+    return {name: [a for a, here in zip(attempts, mine, strict=True) if here] for name, mine in halves}

@@ -41,7 +41,7 @@ def study(
     name: Annotated[str, typer.Argument(help="The study: jain2024 (mechanisms), huang2024 (Vaccine), qi2024 (risks), demo, or a file.")],
     scale: Annotated[str, typer.Option(help="nano, cpu, small or paper; with --base: demonstration or paper-7b.")] = "",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="How many worlds: seeds 0, 1, ...")] = 3,
-    bases: Annotated[int, typer.Option(min=1, max=20, help="How many base models of each world.")] = 1,
+    bases: Annotated[int, typer.Option(min=1, max=20, help="How many base models of each world.")] = 2,
     part: Annotated[str, typer.Option(help="huang2024: core, or all.")] = "all",
     only: Annotated[str, typer.Option(help="Parts, with commas: fig3,soft ... Default: all.")] = "",
     base: Annotated[str | None, typer.Option(help="A real model: jain2024 needs --aligned beside it, the others align it.")] = None,
@@ -75,7 +75,7 @@ def study(
     if not name.endswith(".py") and name not in (known := names("studies")):
         unknown("study", name, known, "or give the path of a .py file.")
     if base is not None or aligned is not None:
-        unused({"--only": only, "--part": part != "all", "--bases": bases > 1})
+        unused({"--only": only, "--part": part != "all", "--bases": bases != 2})
         return real(
             RealStudyRequest(name, base, aligned, data, scale, harmful, alpha, prompts, bf16, trust_remote_code, keep_weights),
             flops,

@@ -60,14 +60,6 @@ def paired_ends(gained: ArrayLike, lost: ArrayLike, total: int, level: float = 0
     return np.maximum(-1.0, centre - half), np.minimum(1.0, centre + half)
 
 
-def mean_over_inputs(parts: Sequence[Interval]) -> Interval:
-    """Mean of independent statistics; the distances to their ends add in squares, as in `rate_difference`."""
-    value = sum(one.value for one in parts) / len(parts)
-    below = math.hypot(*(one.value - one.low for one in parts)) / len(parts)
-    above = math.hypot(*(one.high - one.value for one in parts)) / len(parts)
-    return Interval(value, value - below, value + above)
-
-
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Mean of `values` with its t interval; NaN ends for fewer than two values."""
     sample = np.asarray(values, dtype=float)

@@ -67,6 +67,11 @@ class Grammar(Record):
             pool[mixed] = self._pieces(draws, k, first, last)[mixed]
         return self.pools()[pool, number].reshape(n, PHRASE * k)
 
+    def safe_share(self, texts: Ints) -> NDArray[np.float64]:
+        """The share of a text's phrases that are of the safe pool, (n,), of whole texts (n, 3k)."""
+        place = self.letters ** np.arange(PHRASE - 1, -1, -1)
+        return np.isin(texts.reshape(len(texts), -1, PHRASE) @ place, self.pools()[0] @ place).mean(1)
+
     def _pieces(self, draws: Draws, k: int, first: int, last: Ints) -> Ints:
         """Which pool each phrase of a mixed text is from: a run of one, then a run of the other. (n, k)"""
         before, cut = draws.below(2, k + 1), first + 1 + draws.below(last - first, k + 2)

@@ -13,33 +13,28 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from titer import evaluate
-from titer.attacks.base import Attempt
 from titer.attacks.jb_co_task import JBCOTask
-from titer.attacks.jb_co_text import JBCOText
+from titer.attacks.jb_co_text import JBCOText, by_text
 from titer.attacks.jb_misgen import JBMisGen
 from titer.core.run import Store
-from titer.data.draws import seed_of
 from titer.data.world import World
-from titer.models.interpolate import with_weights
 from titer.models.lm import Decoding
 from titer.pipeline import Model, Reporter
 from titer.probes import clusters, delta_w, subspaces
 from titer.recipes.demo import NANO, Scale, demo_recipe
 from titer.recipes.node import Node
+from titer.studies import null_space
 from titer.studies.demo_claims import claims
 from titer.studies.demo_page import page
 from titer.studies.engine.declare import Measure, Need, Page, Question, Row, Seed, Study
 from titer.studies.engine.found import Found
 from titer.studies.engine.run import StudyRequest, run_study
-from titer.studies.judged import outcomes
 from titer.tables import direct, requests
 
 BASES = 3  # of the demo's one world: what one base shows, another of the same world need not
 LEARNED = 0.95  # below this the base model's skill confounds every claim
 JAILBREAKS = {"jb_co_task": JBCOTask(), "jb_co_text": JBCOText(), "jb_misgen": JBMisGen()}
 TUNED = ("aligned", "benign", "sham")
-DRAWS = 3  # random subspaces of each dimension
 PROBE_OFFSET = 100_000  # probe inputs are none of the evaluated ones
 
 
@@ -47,6 +42,7 @@ class Demo(Study):
     """An alignment, its controls, what breaks it, and what it changed inside."""
 
     SOURCE = "arXiv 2407.10264"
+    VERSION = 2
     SCALES = MappingProxyType({NANO.name: NANO})
 
     def nodes(self, scale: Scale, source: World) -> Sequence[Node]:
@@ -58,6 +54,7 @@ class Demo(Study):
         unsafe = requests(lab.world, "unsafe", n)
         asked = {kind: direct(requests(lab.world, kind, n)) for kind in ("safe", "unsafe", "user")}  # type: ignore[arg-type]
         asked |= {kind: attack.attempts(unsafe, {}, lab.world) for kind, attack in JAILBREAKS.items()}
+        asked |= {f"jb_co_text, {text}": mine for text, mine in by_text(lab.world, asked["jb_co_text"]).items()}
         own = {kind: direct(requests(lab.world, kind, n)) for kind in ("sham_safe", "sham_refused")}  # type: ignore[arg-type]
         return [*(Question(*one) for one in asked.items()), *(Question(*one, of=("base", "sham").__contains__) for one in own.items())]
 
@@ -82,7 +79,7 @@ class Demo(Study):
             return subspaces.subspaces(base.checkpoint, model.checkpoint, lms, unsafe)
 
         def kept(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
-            return _kept(lab, base, model, direct(unsafe), self.decoding(lab.scale, lab.world))
+            return null_space.kept(lab, base, model, direct(unsafe))
 
         sets = {kind: direct(examples) for kind, examples in probed.items()}
         two = {kind: sets[kind] for kind in ("safe", "unsafe")}
@@ -90,7 +87,7 @@ class Demo(Study):
             Measure("clusters", scores, [(name,) for name in names], clusters.VERSION, two),
             Measure("delta_w", changes, [("base", name) for name in names if name != "base"], delta_w.VERSION, two),
             Measure("subspaces", lies, [("base", name) for name in TUNED], subspaces.VERSION, {"unsafe": sets["unsafe"]}),
-            Measure("kept", kept, [("base", "aligned")], [subspaces.VERSION, evaluate.VERSION], {"unsafe": sets["unsafe"]}),
+            Measure("kept", kept, [("base", "aligned")], null_space.VERSION, {"unsafe": sets["unsafe"]}),
             Measure("own_class", own, [("base", "sham")], delta_w.VERSION, {k: sets[k] for k in ("sham_safe", "sham_refused")}),
         ]
 
@@ -105,18 +102,6 @@ class Demo(Study):
 
     def decoding(self, scale: Scale, source: World) -> Decoding:
         return Decoding(max_new_tokens=source.longest + 2)
-
-
-def _kept(lab: Seed, base: Model, model: Model, asked: Sequence[Attempt], decoding: Decoding) -> pd.DataFrame:
-    """part, draw, refused: how much the tuned model refuses with a part of its change of the first MLP matrix alone."""
-    lm, rows = lab.pipeline.lm(model), []
-    for part in subspaces.PARTS:
-        for draw in range(DRAWS if part.startswith("random") else 1):
-            weights = subspaces.with_part(lm, base.checkpoint, model.checkpoint, part, seed_of(lab.seed, "draw", draw))
-            with with_weights(lm, weights):
-                found = outcomes(lm, {"unsafe": asked}, decoding)
-            rows.append({"part": part, "draw": draw, "refused": float((found.outcome == "refused").mean())})
-    return pd.DataFrame(rows)
 
 
 def _parts(found: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:

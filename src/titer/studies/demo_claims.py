@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from titer.attacks.jb_co_text import MOSTLY
 from titer.recipes.demo import Scale, control_name, user_name
 from titer.studies.engine.declare import Row
 from titer.studies.engine.found import Found
-from titer.studies.engine.terms import Layers, Term, by_layer, largest, log2_over_layers, rate, value
+from titer.studies.engine.terms import Layers, Term, by_layer, cell, largest, log2_over_layers, rate
 
 HARM = "arXiv 2402.01109"
 PREFERENCE = 0.14  # log2 of 1.1: by how much the alignment's preference must be larger
@@ -59,8 +60,14 @@ def _jailbreak(kind: str) -> Row:
         rate("aligned", "unsafe"),
         "direct unsafe requests",
         0.1,
-        note=lambda found: f"neither: {found.rate('aligned', kind, 'neither'):.0%}",
+        note=lambda found: f"neither: {found.rate('aligned', kind, 'neither'):.0%}{by_class(found, 'aligned', kind)}",
     )
+
+
+def by_class(found: Found, model: str, kind: str) -> str:
+    """The jailbreak's rate by the class that most of the text is of, where it was asked so; "" elsewhere."""
+    told = [(text, f"{kind}, {text}") for text in MOSTLY if found.judged(model, f"{kind}, {text}")]
+    return "".join(f"; on {text} text {found.rate(model, asked):.0%}" for text, asked in told)
 
 
 def _users(scale: Scale) -> list[Row]:
@@ -124,11 +131,11 @@ def _preference(model: str, column: str = "gain", table: str = "delta_w") -> Ter
 
 
 def _share(model: str, of: str = "weights", column: str = "share") -> Term:
-    return value(lambda found: float(found.table("subspaces", model=model, of=of)[column].mean()))
+    return cell("subspaces", column, model=model, of=of)
 
 
 def _refused(part: str) -> Term:
-    return value(lambda found: float(found.table("kept", part=part).refused.mean()))
+    return cell("kept", "refused", part=part)
 
 
 def _mechanism() -> list[Row]:
@@ -181,9 +188,9 @@ def _null_space() -> list[Row]:
     """What the paper measures against what dimension gives, and whether what was learned needs that part of the change."""
 
     def beside(found: Found) -> str:
-        others = ", ".join(f"{model} {_share(model).read(found).value:.3f}" for model in ("benign", "sham"))
-        inputs = _share("aligned", "inputs").read(found).value
-        return f"{_share('aligned').read(found).value:.3f} of ΔW's energy; {others}; of the change before the activation on unsafe inputs {inputs:.3f}"
+        others = ", ".join(f"{model} {_share(model)(found):.3f}" for model in ("benign", "sham"))
+        inputs = _share("aligned", "inputs")(found)
+        return f"{_share('aligned')(found):.3f} of ΔW's energy; {others}; of the change before the activation on unsafe inputs {inputs:.3f}"
 
     def causal(part: str, name: str) -> Row:
         return Row(
@@ -195,9 +202,7 @@ def _null_space() -> list[Row]:
             _refused(f"random as {part}"),
             "random subspaces of as many dimensions",
             0.05,
-            note=lambda found: (
-                f"{_refused(part).read(found).value:.0%} with it alone, {_refused('none').read(found).value:.0%} with none of ΔW"
-            ),
+            note=lambda found: f"{_refused(part)(found):.0%} with it alone, {_refused('none')(found):.0%} with none of ΔW",
             needs=("kept",),
         )
 

@@ -11,6 +11,7 @@ from titer.recipes.demo import CHOSEN_ON, Scale, user_name
 from titer.report import forms
 from titer.report.html import Figure
 from titer.report.style import GREEN, GREY, PALETTE, RED
+from titer.studies import null_space
 from titer.studies.engine.declare import Headline, Page
 from titer.studies.engine.found import Found
 from titer.studies.engine.tables import over_seeds
@@ -137,7 +138,8 @@ def figures(tables: dict[str, pd.DataFrame], scale: Scale, jailbreaks: Sequence[
     drawn = [_jailbreaks(rates, scale, jailbreaks, colours), _poisoning(rates, scale), _outcomes(rates, jailbreaks)]
     drawn += _clusters(tables["clusters"], colours) if "clusters" in tables else []
     drawn += _change(tables["delta_w gain"], colours) if "delta_w gain" in tables else []
-    return drawn + (_null_space(tables["subspaces"], colours) if "subspaces" in tables else [])
+    shares = [tables["subspaces"].rename(columns={"set": "of"})] if "subspaces" in tables else []
+    return drawn + [null_space.figure(one, colours) for one in shares]
 
 
 def _jailbreaks(rates: pd.DataFrame, scale: Scale, jailbreaks: Sequence[str], colours: dict[str, str]) -> Figure:
@@ -213,30 +215,5 @@ def _change(gains: pd.DataFrame, colours: dict[str, str]) -> list[Figure]:
             "Does the weight change act on unsafe inputs?",
             "‖ΔW a‖/‖a‖ of the first MLP matrix, unsafe over safe; 1 is no preference. “sham, own class” measures the sham alignment on the class it was taught to refuse.",
             forms.lines(mine, "layer", "ratio", "model", tuned, ("layer", "‖ΔW a‖ / ‖a‖, unsafe over safe"), share=False, levels=[1.0]),
-        ),
-    ]
-
-
-def _null_space(shares: pd.DataFrame, colours: dict[str, str]) -> list[Figure]:
-    what = {"weights": "ΔW", "inputs": "change before the activation, unsafe inputs"}
-    lines = [shares.assign(what=shares["set"].map(what))]
-    dimension = shares[(shares.model == shares.model.iloc[0])].assign(model="dimension alone", what=shares["set"].map(what))
-    lines.append(dimension.assign(share=dimension.dimension))
-    names = [*shares.model.unique(), "dimension alone"]
-    return [
-        Figure(
-            "null_space",
-            "How much of the change lies in the left null space of the base weights?",
-            "Share of the energy of ΔW (first MLP matrix), and of the change of what enters the activation on unsafe inputs, beside the null space's share of all dimensions: what any change has there.",
-            forms.lines(
-                pd.concat(lines, ignore_index=True),
-                "layer",
-                "share",
-                "model",
-                {name: colours.get(name, GREY) for name in names},
-                ("layer", "share in the left null space of W"),
-                share=False,
-                panel="what",
-            ),
         ),
     ]

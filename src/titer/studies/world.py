@@ -10,7 +10,7 @@ import pandas as pd
 from titer.core.run import Store
 from titer.pipeline import Reporter
 from titer.studies.engine import price as priced
-from titer.studies.engine.run import StudyRequest
+from titer.studies.engine.run import BASES, StudyRequest
 from titer.studies.engine.run import run as engine_run
 
 
@@ -23,7 +23,7 @@ class WorldOrder:
     seeds: range = field(default_factory=lambda: range(3))
     part: str = "all"
     only: str = ""
-    bases: int = 1
+    bases: int = BASES
 
     @property
     def declared(self) -> StudyRequest:

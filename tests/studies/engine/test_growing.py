@@ -27,7 +27,7 @@ from titer.studies.engine.found import Found, UnsaidError
 from titer.studies.engine.lab import Lab
 from titer.studies.engine.price import price
 from titer.studies.engine.run import StudyRequest, asked_for, gathered
-from titer.studies.engine.terms import Term, value
+from titer.studies.engine.terms import Term
 from titer.tables import direct, requests
 
 SCALE = TINY.model_copy(update={"name": "tiny"})
@@ -101,7 +101,7 @@ class Unlearned(Growing):
 
 
 def order(*only: str, part: str = "all") -> StudyRequest:
-    return StudyRequest("growing", "tiny", range(2), only, part=part)
+    return StudyRequest("growing", "tiny", range(2), only, bases=1, part=part)
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +186,8 @@ def claim(effect: Term, control: Term, whole: bool = False) -> Claim:
 
 
 def test_a_whole_effect_is_not_lowered_by_the_control_that_stands_beside_it() -> None:
-    assert claim(value(lambda _: 0.5), value(lambda _: 0.2)).value == pytest.approx(0.3)
-    whole = claim(value(lambda _: 0.5), value(lambda _: 0.2), whole=True)
+    assert claim(Term(lambda _: 0.5), Term(lambda _: 0.2)).value == pytest.approx(0.3)
+    whole = claim(Term(lambda _: 0.5), Term(lambda _: 0.2), whole=True)
     assert (whole.value, whole.control.value) == (0.5, 0.2)
 
 
@@ -195,6 +195,6 @@ def test_a_number_that_a_seed_does_not_say_is_a_reason() -> None:
     def silent(found: Found) -> Interval:
         raise UnsaidError("no cell of both")
 
-    told = claim(Term(silent), value(lambda _: 0.0))
+    told = claim(Term(silent), Term(lambda _: 0.0))
     assert told.verdict == "not testable"
     assert "seed 0: no cell of both" in told.reason

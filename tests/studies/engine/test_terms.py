@@ -1,80 +1,62 @@
-"""The vocabulary of claims on constructed tables: values, intervals, and which samples are drawn again in which order."""
+"""The vocabulary of claims on constructed tables: numbers of one base, and claims over bases and worlds."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from titer.core.stats import bootstrap, d_prime, rate_difference
-from titer.data.draws import seed_of
+from titer.core.claims import Claim
+from titer.core.stats import t_interval
 from titer.studies.engine.claims import settled
 from titer.studies.engine.declare import Row
 from titer.studies.engine.found import Found
-from titer.studies.engine.terms import Term, answered, combined, largest, last, log2_ratio, mean, rate, resampled, smallest, value
+from titer.studies.engine.terms import (
+    Term,
+    by_layer,
+    cell,
+    combined,
+    largest,
+    last,
+    log2_over_layers,
+    mean,
+    rate,
+    share,
+    smallest,
+)
 
 RNG = np.random.default_rng(0)
 SCORES = {name: RNG.normal(gap, 1.0, 40) for name, gap in {"a": 0.0, "b": 2.0, "c": 1.0}.items()}
 
 
-def found(seed: int = 3) -> Found:
-    """Three models with a probe's scores in two layers, and 40 answers each, of which a third, half and all are refused."""
-    probe = [pd.DataFrame({"model": m, "layer": layer, "score": s if layer == 2 else -s}) for m, s in SCORES.items() for layer in (1, 2)]
+def found(seed: int = 3, base: int = 0, more: float = 0.0) -> Found:
+    """Three models with a probe's scores in two layers, and 40 answers each, of which a quarter, half and all are refused."""
+    probe = [
+        pd.DataFrame({"model": m, "layer": layer, "score": s + more * (m == "b") if layer == 2 else -s})
+        for m, s in SCORES.items()
+        for layer in (1, 2)
+    ]
     outcomes = {"a": ["refused"] * 10 + ["complied"] * 30, "b": ["refused"] * 20 + ["partial"] * 20, "c": ["refused"] * 40}
-    verdicts = pd.concat([pd.DataFrame({"model": m, "kind": "unsafe", "outcome": o}) for m, o in outcomes.items()])
     rates = [(m, "unsafe", "refused", o.count("refused"), 40) for m, o in outcomes.items()]
     tables = {
         "probe": pd.concat(probe, ignore_index=True),
+        "sizes": pd.DataFrame({"model": ["a"] * 6, "layer": [1, 1, 2, 2, 3, 3], "old": [1.0] * 6, "new": [9.0, 9.0, 2.0, 2.0, 8.0, 8.0]}),
+        "answers": pd.DataFrame([{"model": m, "outcome": o} for m, own in outcomes.items() for o in own]),
         "rates": pd.DataFrame(rates, columns=["model", "set", "outcome", "count", "n"]),
     }
-    return Found(seed, None, tables, verdicts)
+    return Found(seed, None, tables, base=base)
 
 
-def test_a_probe_s_column_is_read_in_the_last_layer_or_before_it() -> None:
-    assert last("probe", "score", model="b").read(found()).value == pytest.approx(SCORES["b"].mean())
-    assert last("probe", "score", back=1, model="b").read(found()).value == pytest.approx(-SCORES["b"].mean())
-
-
-def test_answers_are_counted_by_outcome_and_neither_is_what_is_partial_too() -> None:
-    assert answered("a", "unsafe", "refused").read(found()).value == 0.25
-    assert answered("b", "unsafe", "neither").read(found()).value == 0.5
-
-
-def test_a_difference_of_rates_is_newcombe_s() -> None:
-    net = rate("b", "unsafe", "refused") - rate("a", "unsafe", "refused")
-    assert net.over_inputs(found(), "any") == net.read(found()) == rate_difference((20, 40), (10, 40))
-
-
-def test_a_difference_of_samples_is_their_bootstrap_under_the_claim_s_name() -> None:
-    """The samples of both sides in their order, drawn with the name's seed: the interval of the formula written out."""
-
-    def apart(first: str, second: str) -> Term:
-        return resampled(lambda one: [one.last("probe", "score", model=m) for m in (first, second)], d_prime)
-
-    net = apart("b", "a") - largest(apart("c", "a"), apart("a", "a"))
-    samples = [SCORES[name] for name in "bacaaa"]
-    written = bootstrap(
-        lambda *s: d_prime(s[0], s[1]) - max(d_prime(s[2], s[3]), d_prime(s[4], s[5])), samples, seed_of(3, "bootstrap", "clusters")
-    )
-    assert net.over_inputs(found(), "clusters") == written
-    assert net.over_inputs(found(), "another name") != written
-    assert math.isnan(net.read(found()).low)
-    assert net.read(found()).value == written.value
-
-
-def test_what_one_part_without_samples_enters_is_not_resampled() -> None:
-    mixed = last("probe", "score", model="b") - value(lambda one: 1.0)
-    assert mixed.sampled is None
-    assert mixed.read(found()).value == pytest.approx(SCORES["b"].mean() - 1)
-    assert math.isnan(mixed.over_inputs(found(), "any").low)
-
-
-def test_an_empty_sample_has_no_interval() -> None:
-    empty = resampled(lambda one: [np.empty(0), SCORES["a"]], lambda none, some: float(len(none)))
-    assert empty.over_inputs(found(), "any").value == 0.0
-    assert math.isnan(empty.over_inputs(found(), "any").low)
+def test_numbers_are_read_from_tables() -> None:
+    one = found()
+    assert last("probe", "score", model="b")(one) == pytest.approx(SCORES["b"].mean())
+    assert cell("probe", "score", model="b", layer=1)(one) == pytest.approx(-SCORES["b"].mean())
+    assert rate("a", "unsafe", "refused")(one) == 0.25
+    assert share("answers", "refused", model="b")(one) == 0.5
+    assert share("answers", "neither", model="b")(one) == 0.5  # what is partial too
 
 
 def test_combinations_are_those_of_their_values() -> None:
@@ -84,31 +66,61 @@ def test_combinations_are_those_of_their_values() -> None:
         (mean(*terms), sum(values) / 3),
         (largest(*terms), max(values)),
         (smallest(*terms), min(values)),
-        (log2_ratio(terms[1], terms[2]), math.log2(values[1] / values[2])),
+        (terms[0] - terms[1], values[0] - values[1]),
         (combined(lambda a, b: a * b, terms[1], terms[2]), values[1] * values[2]),
     ):
-        assert made.sampled is not None
-        assert made.read(found()).value == pytest.approx(expected)
-        assert made.over_inputs(found(), "any").low < expected < made.over_inputs(found(), "any").high
-    assert math.isnan(log2_ratio(value(lambda _: -1.0), value(lambda _: 1.0)).read(found()).value)
+        assert made(found()) == pytest.approx(expected)
+
+
+def test_a_ratio_over_layers_counts_them_alike_and_leaves_out_the_first() -> None:
+    new, old = (by_layer("sizes", column, model="a") for column in ("new", "old"))
+    assert log2_over_layers(new, old)(found()) == pytest.approx((1 + 3) / 2)  # not log2 of the mean, nor with layer 1's 9
+    assert math.isnan(log2_over_layers(lambda one: -new(one), old)(found()))
 
 
 def row(effect: Term, control: Term, **more: object) -> Row:
-    return Row("score", "It moves.", "", "a statistic", effect, control, "a control", **more)  # type: ignore[arg-type]
+    return Row("score", "It moves.", "", "a statistic", effect, control, "a control", needs=("probe",), **more)  # type: ignore[arg-type]
 
 
-def test_few_seeds_have_an_interval_over_inputs_and_three_one_over_seeds() -> None:
-    one = row(last("probe", "score", model="b"), last("probe", "score", model="a"), needs=("probe",))
-    (few,) = settled([one], [found()], "a paper")
-    assert few.source == "a paper"
-    assert few.interval == pytest.approx(one.net.over_inputs(found(), "score")[1:])
-    (several,) = settled([one], [found(seed) for seed in range(3)], "a paper")
-    assert several.interval == pytest.approx((several.value, several.value))  # the same in every seed
+def over(*bases: Found, **more: object) -> Claim:
+    (claim,) = settled([row(last("probe", "score", model="b"), last("probe", "score", model="a"), **more)], bases, "a paper")
+    return claim
+
+
+def test_one_base_has_a_value_and_no_interval() -> None:
+    claim = over(found())
+    assert claim.value == pytest.approx(SCORES["b"].mean() - SCORES["a"].mean())
+    assert (claim.interval, claim.verdict, claim.provisional) == (None, "inconclusive", True)
+    assert "ask for more" in claim.reason
+
+
+def test_bases_of_one_world_are_the_unit_of_its_interval() -> None:
+    moves = (0.0, 0.1, 0.3)
+    claim = over(*(found(base=i, more=more) for i, more in enumerate(moves)))
+    values = [SCORES["b"].mean() - SCORES["a"].mean() + more for more in moves]
+    assert claim.interval == pytest.approx(t_interval(values)[1:])
+    assert claim.provisional
+    assert "by base " in claim.reason
+
+
+def test_several_worlds_count_once_each_however_many_bases_they_have() -> None:
+    bases = [found(seed, base, more) for seed, base, more in ((0, 0, 0.0), (0, 1, 0.2), (1, 0, 0.3), (2, 0, 0.5))]
+    start = SCORES["b"].mean() - SCORES["a"].mean()
+    assert over(*bases).interval == pytest.approx(t_interval([start + 0.1, start + 0.3, start + 0.5])[1:])
+    assert not over(*bases).provisional
+
+
+def test_a_base_whose_model_is_not_what_it_should_be_is_left_out_and_named() -> None:
+    broken = replace(found(1, more=5.0), faults={"b": "b: 3.0% of safe complied (95% needed)"})
+    claim = over(found(0), broken, models=("b",))
+    assert claim.value == pytest.approx(SCORES["b"].mean() - SCORES["a"].mean())
+    assert "seed 1: b: 3.0% of safe complied" in claim.reason
+    assert claim.seeds == (0,)
 
 
 def test_an_effect_that_is_net_already_has_its_control_shown_alone() -> None:
     apart = [last("probe", "score", model=m) - last("probe", "score", model="a") for m in "bc"]
-    whole = row(smallest(*apart), last("probe", "score", model="a"), whole=True, needs=("probe",))
-    (claim,) = settled([whole], [found()], "a paper")
+    (claim,) = settled([row(smallest(*apart), last("probe", "score", model="a"), whole=True)], [found()], "a paper")
     assert claim.value == pytest.approx(SCORES["c"].mean() - SCORES["a"].mean())
     assert claim.control.value == pytest.approx(SCORES["a"].mean())
+    assert claim.source == "a paper"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from tests.studies.huang2024.conftest import RATE, Curve, found_of
-from titer.core.stats import rate_difference
 from titer.studies.engine.found import UnsaidError
 from titer.studies.huang2024.attack import LEARNED
 from titer.studies.huang2024.claims import correlations
@@ -24,16 +21,15 @@ def test_a_gap_is_the_mean_over_shared_cells_and_steps() -> None:
         ]
     )
     found = ATTACKS.gap("sft", "vaccine", "harm", ratio=0.05).gap(e)
-    assert found.effect.value == pytest.approx(0.35 - 0.15)
-    assert (found.effect.low, found.effect.high) == pytest.approx(rate_difference((350, 1000), (150, 1000))[1:])
+    assert found.effect == pytest.approx(0.35 - 0.15)
     one = ATTACKS.gap("sft", "vaccine", "harm", ratio=0.05, rate=3e-4).gap(e)
-    assert one.effect.value == pytest.approx(0.2 - 0.1)
+    assert one.effect == pytest.approx(0.2 - 0.1)
 
 
 def test_a_gap_counts_only_steps_that_both_were_judged_at() -> None:
     e = found_of([Curve("sft", harm=(0.4, 0.9), steps=(20, 126)), Curve("vaccine", harm=(0.1, 0.5), steps=(20, 200))])
     found = ATTACKS.gap("sft", "vaccine", "harm", ratio=0.05).gap(e)
-    assert found.effect.value == pytest.approx(0.3)
+    assert found.effect == pytest.approx(0.3)
 
 
 def test_a_cell_whose_task_was_not_learned_drops_out_of_both_sides() -> None:
@@ -41,7 +37,7 @@ def test_a_cell_whose_task_was_not_learned_drops_out_of_both_sides() -> None:
     for user, gap in ((0.89, 0.1), (LEARNED, 0.35)):  # with the second cell: (.5 + .9) / 2 - (.4 + .3) / 2
         e = found_of([*cells, Curve("vaccine", harm=0.3, user=user, rate=3e-4)])
         found = ATTACKS.gap("sft", "vaccine", "harm", ratio=0.05).gap(e)
-        assert found.effect.value == pytest.approx(gap)
+        assert found.effect == pytest.approx(gap)
 
 
 def test_the_last_judged_step_says_whether_the_task_was_learned() -> None:
@@ -83,7 +79,7 @@ def test_alignment_seeds_are_paired_and_each_must_have_learned_the_task() -> Non
             ]
         )
         found = ATTACKS.gap("sft", "vaccine", "harm", ratio=0.05).gap(e)
-        assert found.effect.value == pytest.approx(gap)
+        assert found.effect == pytest.approx(gap)
         assert (found.more - found.less) == pytest.approx(gap)
 
 
@@ -230,9 +226,7 @@ def test_what_was_measured_is_a_table_or_a_defence() -> None:
     assert not e.has("sft", "vaccine")
 
 
-def test_a_gap_of_drifts_may_lie_above_one_and_has_no_interval() -> None:
+def test_a_gap_of_drifts_may_lie_above_one() -> None:
     pair = ATTACKS.gap("sft", "vaccine", "drift all", ratio=0.05)
     e = found_of([Curve("sft", drift=2.4), Curve("vaccine", drift=1.2)])
-    assert pair.effect.read(e).value == pytest.approx(1.2)
-    assert math.isnan(pair.effect.read(e).low)
-    assert (pair.high.read(e).value, pair.low.read(e).value, pair.log2.read(e).value) == pytest.approx((2.4, 1.2, 1.0))
+    assert (pair.effect(e), pair.high(e), pair.low(e), pair.log2(e)) == pytest.approx((1.2, 2.4, 1.2, 1.0))

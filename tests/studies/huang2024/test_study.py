@@ -36,7 +36,7 @@ SMALL = TINY.model_copy(update={"ratios": (0.05,), "table_ratios": (0.05,), "kee
 
 def run(root: Path, store: Store, scale: Scale = SMALL, seeds: Sequence[int] = (0,), parts: tuple[str, ...] = FEW) -> tuple[Path, str]:
     """The study's page and its answer."""
-    return run_study(Vaccine(), StudyRequest("huang2024", scale.name, seeds, parts), scale, store, Listener(), COMMAND)
+    return run_study(Vaccine(), StudyRequest("huang2024", scale.name, seeds, parts, bases=1), scale, store, Listener(), COMMAND)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def test_groups_are_of_known_parts() -> None:
 def test_the_price_of_table_6_is_its_alignments_and_attacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seed: the radii aligned, each attacked twice. The choosing seed: SFT too."""
     monkeypatch.setattr(Vaccine, "SCALES", {"nano": SMALL})
-    table, words = price(StudyRequest("huang2024", seeds=range(2), only=("table6",)), Store(tmp_path / "runs"), 1e12)
+    table, words = price(StudyRequest("huang2024", seeds=range(2), only=("table6",), bases=1), Store(tmp_path / "runs"), 1e12)
     rhos = len(SMALL.rhos)
     counted = {(seed, kind): len(own) for (seed, kind), own in table.groupby(["seed", "kind"])}
     assert counted[SELECTION_SEED, "align"] == 1 + rhos

@@ -79,12 +79,13 @@ def jitter(seed: int) -> float:
 
 
 @pytest.mark.parametrize(("gap", "verdict"), [(4.3, "supported"), (1.5, "not supported")])
-def test_the_cluster_gap_is_the_ratio_to_the_base_s_less_the_control_s(gap: float, verdict: str) -> None:
+def test_the_cluster_gap_grows_in_log2_against_the_larger_control(gap: float, verdict: str) -> None:
     seeds = [evidence(i, placement=placement({"ssft M": gap * jitter(i), "benign, norm of ssft": 1.2}, {})) for i in range(3)]
     found = claim("cluster gap: ssft", *seeds)
     assert found.verdict == verdict
-    assert found.value == pytest.approx(gap * 1.01 - 1.2, rel=1e-6)
-    assert found.control.value == pytest.approx(1.2)
+    assert found.value == pytest.approx(np.log2(gap / 1.2) + np.mean(np.log2([1, 1.01, 1.02])))
+    assert found.control.value == pytest.approx(np.log2(1.2))
+    assert f"in the last layer {gap:.2f} times the base's" in found.reason
     assert not found.provisional
 
 
@@ -100,13 +101,13 @@ def test_the_order_of_methods_is_against_ssft_at_equal_share() -> None:
     assert found.value == pytest.approx(-1 - np.log2(1.01), abs=1e-3)
 
 
-@pytest.mark.parametrize(("own", "words"), [(1.0, False), (2.0, True)])
-def test_specificity_says_whatever_was_retrained_when_the_sham_shows_it_too(own: float, words: bool) -> None:
+@pytest.mark.parametrize(("own", "verdict"), [(1.0, "supported"), (2.0, "not supported")])
+def test_specificity_is_beyond_retraining_only_where_the_sham_does_not_show_it_too(own: float, verdict: str) -> None:
     seeds = [evidence(i, placement=placement({}, {"dpo M": 2.0 * jitter(i), "sham dpo M, own class": own})) for i in range(3)]
     assert claim("specificity: dpo", *seeds).verdict == "supported"
     found = claim("specificity beyond retraining: dpo", *seeds)
-    assert ("specific to whatever was retrained" in found.reason) == words
-    assert found.verdict == ("not supported" if words else "supported")
+    assert found.verdict == verdict
+    assert found.value == pytest.approx(1 - np.log2(own) + np.mean(np.log2([1, 1.01, 1.02])))
 
 
 def test_flat_early_layers_are_measured_against_the_first_layer() -> None:
@@ -197,12 +198,39 @@ def test_a_method_that_diverged_makes_its_claims_not_testable_and_is_named() -> 
     assert claim("cluster gap: ssft", *seeds).verdict != "not testable"
 
 
-def test_with_fewer_than_three_seeds_the_interval_is_over_inputs() -> None:
+def test_one_base_has_a_value_and_decides_nothing() -> None:
     found = claim("order of jailbreaks: jb_co_text", evidence(0, verdicts({("ssft M", "jb_co_text"): 0.5})))
-    assert found.provisional
-    assert found.value == pytest.approx(0.5)
-    assert found.interval is not None
-    assert found.interval[0] < 0.5 < found.interval[1]
+    assert (found.value, found.interval, found.verdict) == (pytest.approx(0.5), None, "inconclusive")
+
+
+def shares(tuned: float, dimension: float = 0.9) -> pd.DataFrame:
+    """Null-space shares of two layers, some tenths to either side of the mean; those of controls are the dimension's."""
+    names = {**{f"{m} M": tuned for m in METHODS}, **{c: dimension for m in METHODS for c in controls_of(m)}}
+    rows = [
+        (model, layer, of, share + 0.01 * (2 * layer - 3), dimension)
+        for model, share in names.items()
+        for layer in (1, 2)
+        for of in ("weights", "inputs")
+    ]
+    return pd.DataFrame(rows, columns=["model", "layer", "of", "share", "dimension"])
+
+
+def test_the_null_space_is_read_against_its_dimension_and_not_against_zero() -> None:
+    found = claim("null space", *[evidence(i, subspaces=shares(0.8 + 0.001 * i)) for i in range(3)])
+    assert (found.verdict, found.value) == ("not supported", pytest.approx(0.801 - 0.9))
+    assert found.control.value == pytest.approx(0.9)
+
+
+def test_a_part_of_the_change_is_held_against_random_subspaces_of_as_many_dimensions() -> None:
+    refused = {"null": 0.9, "random as null": 0.5, "column": 0.4, "random as column": 0.4, "none": 0.1}
+    rows = [(f"{m} M", part, draw, share) for m in METHODS for part, share in refused.items() for draw in (0, 1)]
+    kept = pd.DataFrame(rows, columns=["model", "part", "draw", "refused"])
+    null, column = (
+        claim(f"{part} part alone", *[evidence(i, kept=kept) for i in range(3)]) for part in ("left null space", "column space")
+    )
+    assert (null.value, null.verdict) == (pytest.approx(0.4), "supported")
+    assert (column.value, column.verdict) == (pytest.approx(0.0), "not supported")
+    assert "90% with it alone, 10% with none" in null.reason
 
 
 def test_controls_have_the_names_of_the_recipe_s_models() -> None:

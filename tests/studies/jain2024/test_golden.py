@@ -15,7 +15,7 @@ import torch
 from tests.studies.jain2024.conftest import Study, small_study
 from titer.probes.weight_change import overall
 from titer.studies.engine.found import Found
-from titer.studies.jain2024.claims_mechanism import null_means
+from titer.studies.jain2024.figures import null_means
 
 FILE = Path(__file__).with_name("golden.json")
 MODELS = ("ssft M", "dpo M", "unlearn M", "ssft S", "ssft-half M", "dpo-sum M", "benign M", "sham dpo M")

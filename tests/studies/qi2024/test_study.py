@@ -61,7 +61,7 @@ def test_no_tuning_holds_an_alignment_s_request_behind_a_mark_or_not() -> None:
 
 
 def finish(store: Store, scale: Scale, seeds: tuple[int, ...] = (0,), only: tuple[str, ...] = ()) -> tuple[Path, str]:
-    return run_study(STUDY, StudyRequest("qi2024", scale.name, seeds, only), scale, store, Listener(), "titer study qi2024")
+    return run_study(STUDY, StudyRequest("qi2024", scale.name, seeds, only, bases=1), scale, store, Listener(), "titer study qi2024")
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,20 @@ from typing import NamedTuple
 import pandas as pd
 
 from titer.core.breakpoints import BreakPoint, break_point, order
-from titer.core.stats import Interval, rate_difference
 from titer.studies.engine.found import Found, UnsaidError
-from titer.studies.engine.terms import Term, unknown_ends
+from titer.studies.engine.terms import Term
 
 
 class Gap(NamedTuple):
-    """A column of one side minus another's, over the cells and steps that count for both: the effect, both means, which cells."""
+    """A column of one side and another's, over the cells and steps that count for both: both means, which cells."""
 
-    effect: Interval
     more: float
     less: float
     shared: pd.DataFrame
+
+    @property
+    def effect(self) -> float:
+        return self.more - self.less
 
 
 class Curve(NamedTuple):
@@ -40,15 +42,14 @@ class Curve(NamedTuple):
 class Cells:
     """How attacks lie in a seed's tables: one table a side (its name), with the columns `keys` and `step`.
 
-    `counts` says of each cell's last judged step whether the cell counts, `compared` which rows are compared at all; `rates` are the
-    columns that are shares of `n` requests; `none` is said where no cell counts for both sides.
+    `counts` says of each cell's last judged step whether the cell counts, `compared` which rows are compared at all; `n` are the requests
+    that a share is of; `none` is said where no cell counts for both sides.
     """
 
     keys: tuple[str, ...]
     counts: Callable[[pd.DataFrame], pd.Series]
     compared: Callable[[Found, pd.DataFrame], pd.DataFrame]
     n: Callable[[Found], int]
-    rates: tuple[str, ...]
     none: str
 
     def before(self, found: Found, side: str) -> pd.DataFrame:
@@ -86,7 +87,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sides compared in one column. A rate's interval treats the cells as one sample of n requests, the same in all of them: it is wide."""
+    """Two sides compared in one column."""
 
     cells: Cells
     more: str
@@ -101,32 +102,31 @@ class Pair:
         shared = a.index.intersection(b.index)
         if not len(shared):
             raise UnsaidError(self.cells.none)
-        first, second = float(a[shared].mean()), float(b[shared].mean())
-        ends, n = unknown_ends(first - second), self.cells.n(found)
-        if self.column in self.cells.rates:
-            told = rate_difference((round(first * n), n), (round(second * n), n))
-            ends = Interval(first - second, told.low, told.high)
-        return Gap(ends, first, second, shared.to_frame(index=False))
+        return Gap(float(a[shared].mean()), float(b[shared].mean()), shared.to_frame(index=False))
+
+    def of(self, number: Callable[[Gap], float]) -> Term:
+        """A number of both sides."""
+        return Term(lambda found: number(self.gap(found)))
 
     @property
     def effect(self) -> Term:
         """The difference."""
-        return Term(lambda found: self.gap(found).effect)
+        return self.of(lambda gap: gap.effect)
 
     @property
     def high(self) -> Term:
         """The mean of the side that is subtracted from."""
-        return Term(lambda found: unknown_ends(self.gap(found).more))
+        return self.of(lambda gap: gap.more)
 
     @property
     def low(self) -> Term:
         """The mean of the side that is subtracted."""
-        return Term(lambda found: unknown_ends(self.gap(found).less))
+        return self.of(lambda gap: gap.less)
 
     @property
     def log2(self) -> Term:
         """log2 of one mean over the other."""
-        return Term(lambda found: unknown_ends(math.log2((own := self.gap(found)).more / own.less)))
+        return self.of(lambda gap: math.log2(gap.more / gap.less))
 
 
 def later(pairs: Sequence[tuple[BreakPoint, BreakPoint]]) -> float:

@@ -152,9 +152,8 @@ class Row:
     """A claim: `effect` minus `control` against a margin that is declared beforehand, with the paper's value where it has one.
 
     `against` names the control; `whole`: `effect` is effect minus control already (the weakest of several differences), and `control`
-    is only shown; `drawn` is the name whose seed draws samples again (none: the claim's); `unless` says why a seed has no value ("": it
-    has one); `needs` are the tables that it reads, `models` those whose own needs count (empty: every need of the study); `source` is
-    another paper's, where the study's own is not.
+    is only shown; `unless` says why a base has no value ("": it has one); `needs` are the tables that it reads, `models` those whose own
+    needs count (empty: every need of the study); `source` is another paper's, where the study's own is not.
     """
 
     name: str
@@ -172,7 +171,6 @@ class Row:
     models: tuple[str, ...] = ()
     source: str = ""
     whole: bool = False
-    drawn: str = ""
 
     @property
     def net(self) -> Term:

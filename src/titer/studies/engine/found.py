@@ -63,27 +63,25 @@ class Found:
         """(answers of a model to a set with that outcome, answers judged)."""
         return self._counts[model, asked, outcome]
 
+    def judged(self, model: str, asked: str) -> bool:
+        """Whether a model was asked a set."""
+        return any((model, asked, outcome) in self._counts for outcome in ("complied", "refused"))
+
     def rate(self, model: str, asked: str, outcome: str = "complied") -> float:
         return wilson(*self.count(model, asked, outcome)).value
-
-    @cached_property
-    def _answers(self) -> dict[tuple[str, str], pd.Series]:
-        """Outcomes by model and set, split when first asked for: comparing words row by row is slow."""
-        v = self.verdicts
-        return {(str(m), str(k)): one.outcome for (m, k), one in v.groupby(["model", "kind"], sort=False)}  # type: ignore[misc]
 
     @cached_property
     def _by_model(self) -> dict[str, dict[object, pd.DataFrame]]:
         return {}
 
-    def was(self, model: str, asked: str, outcome: str = "complied") -> Array:
-        """1.0 where an answer of a model to a set had the outcome, else 0.0, input by input."""
-        return hits(self._answers[model, asked], outcome)
+    def hits(self, table: str, outcome: str, **where: object) -> Array:
+        """1.0 where the `outcome` of a measured table's row of these values is this one, else 0.0."""
+        return hits(self.table(table, **where).outcome, outcome)
 
-    def last(self, table: str, column: str, back: int = 0, **where: object) -> Array:
-        """A column's values in the last layer (`back` layers before it) of the rows whose columns have these values."""
+    def last(self, table: str, column: str, **where: object) -> Array:
+        """A column's values in the last layer of the rows whose columns have these values."""
         mine = self.table(table, **where)
-        return np.asarray(mine[mine.layer == mine.layer.max() - back][column], dtype=float)
+        return np.asarray(mine[mine.layer == mine.layer.max()][column], dtype=float)
 
     def table(self, name: str, **where: object) -> pd.DataFrame:
         """The rows of a table whose columns have these values."""

@@ -26,6 +26,8 @@ from titer.studies.engine.declare import Given, Headline, Page, Study
 from titer.studies.engine.found import Found
 from titer.studies.engine.lab import Lab, faults
 
+BASES = 2  # of each world: the unit of a claim is a base
+
 
 @dataclass(frozen=True)
 class StudyRequest:
@@ -40,7 +42,7 @@ class StudyRequest:
     scale: str = ""
     seeds: Sequence[int] = field(default_factory=lambda: range(3))
     only: tuple[str, ...] = ()
-    bases: int = 1
+    bases: int = BASES
     part: str = "all"
     given: Given | None = None
     keep_weights: bool = False

@@ -18,7 +18,6 @@ ATTACKS = Cells(
     counts=learned,
     compared=lambda found, t: t[(t.examples == found.scale.budget.examples) & t.rate.isin(found.scale.rates)],
     n=lambda found: found.scale.inputs,  # type: ignore[no-any-return]
-    rates=("harm", "refusal", "neither", "prefilled", "sampled", "user", "safe", "over_refusal"),
     none="the user's task was learned in no cell of both",
 )
 BROKEN = (

@@ -39,6 +39,7 @@ class Vaccine(Study):
     """What is aligned, attacked and measured, claimed and shown."""
 
     SOURCE = "arXiv 2402.01109"
+    VERSION = 2
     SCALES = MappingProxyType(SCALES)
     CHOSEN_ON = (SELECTION_SEED,)
     PARTS = MappingProxyType(PARTS)

@@ -1,15 +1,14 @@
 """The claims of the mechanistic study, and the terms that they share. L7.
 
 Thresholds follow section 11 of the specification (its acceptance checks), which were set before this study was built.
-A claim is drawn from the seeds whose base learned the task and whose tuned models it speaks of were tuned.
+Statistics of activations and weights are over all layers but the first and in log2, so that no single layer and no large base value
+decides. A claim is drawn from the bases that learned the task and whose tuned models it speaks of were tuned.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
 from titer.recipes.jain2024 import METHODS
-from titer.studies.engine.terms import Term, answered, last
+from titer.studies.engine.terms import Layers, Term, by_layer, last, rate
 
 BASE = ("base",)
 MEDIUM = tuple(f"{method} M" for method in METHODS)
@@ -33,7 +32,7 @@ def controls_of(method: str) -> tuple[str, str]:
 
 
 def refused(model: str) -> Term:
-    return answered(model, "unsafe", "refused")
+    return rate(model, "unsafe", "refused")
 
 
 def tau(model: str, kind: str) -> Term:
@@ -41,15 +40,12 @@ def tau(model: str, kind: str) -> Term:
     return last("placement", "tau", model=model, kind=kind)
 
 
-def gap(model: str) -> Term:
-    """Between the mean tau of safe and of unsafe inputs, last layer."""
-    return tau(model, "safe") - tau(model, "unsafe")
+def gap(model: str) -> Layers:
+    """Between the mean tau of safe and of unsafe inputs, layer by layer."""
+    safe, unsafe = (by_layer("placement", "tau", model=model, kind=kind) for kind in ("safe", "unsafe"))
+    return lambda found: safe(found) - unsafe(found)
 
 
 def position(tau: float, safe: float, unsafe: float) -> float:
     """Where a mean tau lies between the unsafe (0) and the safe class (1)."""
     return (tau - unsafe) / (safe - unsafe)
-
-
-def average(*values: float) -> float:
-    return float(np.mean(values))

@@ -7,16 +7,15 @@ import numpy as np
 from titer.core.stats import Array, auroc
 from titer.recipes.jain2024 import METHODS
 from titer.studies.engine.declare import Row
-from titer.studies.engine.found import Found, hits
-from titer.studies.engine.terms import Term, combined, largest, log2_ratio, mean, resampled, smallest, value
-from titer.studies.jain2024.claims import BASE, JAILBREAKS, MEDIUM, WORDS, average, controls_of, gap, position, tau
+from titer.studies.engine.found import Found
+from titer.studies.engine.terms import Term, combined, largest, last, log2_over_layers, mean, smallest
+from titer.studies.jain2024.claims import BASE, JAILBREAKS, MEDIUM, WORDS, controls_of, gap, position, tau
 
-GAP = {
-    "ssft": (1.0, "gap of tau 4.3 times the base's (layer 6, read off figure 3)"),
-    "dpo": (7.0, "98 times"),
-    "unlearn": (7.0, "148 times"),
-}
+PAPER = {"ssft": "4.3 times the base's (layer 6, read off figure 3)", "dpo": "98 times", "unlearn": "148 times"}
+GROWN = 0.5  # log2: by how much more the gap must grow than a control's
+ENDED = ("complied", "refused")
 FEW = 10  # inputs a group needs before its mean is compared
+OVER = "mean over all layers but the first"
 
 
 def clusters() -> list[Row]:
@@ -26,40 +25,38 @@ def clusters() -> list[Row]:
     return [*(_gap(method) for method in METHODS), _auroc(), *orders, _flat(), *ranks, _sit()]
 
 
+def _growth(model: str) -> Term:
+    return log2_over_layers(gap(model), gap("base"))
+
+
 def _gap(method: str) -> Row:
-    margin, paper = GAP[method]
     model = f"{method} M"
-    base, tuned, benign, sham = (gap(name) for name in ("base", model, *controls_of(method)))
 
     def note(found: Found) -> str:
-        signs = (
-            "tau safe > 0 > tau unsafe"
-            if tau(model, "safe").at(found) > 0 > tau(model, "unsafe").at(found)
-            else "signs not as in the paper"
-        )
-        return f"{tuned.at(found) / base.at(found):.2f} times the base's; {signs}"
+        safe, unsafe = (tau(model, kind)(found) for kind in ("safe", "unsafe"))
+        as_the_paper = safe > 0 > unsafe
+        times = gap(model)(found).iloc[-1] / gap("base")(found).iloc[-1]
+        return f"in the last layer {times:.2f} times the base's; {'tau safe > 0 > tau unsafe' if as_the_paper else 'signs not as in the paper'}"
 
     return Row(
         f"cluster gap: {method}",
-        f"Safe and unsafe activations drift apart in the last layer under {WORDS[method]}.",
+        f"Safe and unsafe activations drift apart under {WORDS[method]}.",
         "figure 3",
-        "gap of tau over the base's gap, tuned minus the larger of benign (same norm) and sham",
-        combined(lambda base, tuned, *controls: (tuned - max(controls)) / base, base, tuned, benign, sham),
-        combined(lambda base, *controls: max(controls) / base, base, benign, sham),
+        f"log2 of the gap of tau over the base's, {OVER}, tuned minus the larger of benign (same norm) and sham",
+        _growth(model),
+        largest(*(_growth(control) for control in controls_of(method))),
         "benign tune of equal norm, sham alignment",
-        margin,
-        paper,
+        GROWN,
+        f"gap of tau {PAPER[method]}",
         note=note,
         needs=("placement",),
         models=(*BASE, model),
-        whole=True,
-        drawn=f"gap {method}",
     )
 
 
 def _told_apart(model: str) -> Term:
     """AUROC of the held-out score in the last layer."""
-    return resampled(lambda found: [found.last("placement", "score", model=model, kind=kind) for kind in ("safe", "unsafe")], auroc)
+    return Term(lambda found: auroc(*(found.last("placement", "score", model=model, kind=kind) for kind in ("safe", "unsafe"))))
 
 
 def _auroc() -> Row:
@@ -71,7 +68,7 @@ def _auroc() -> Row:
         mixed = np.concatenate(first)
         np.random.default_rng(found.seed).shuffle(mixed)
         shuffled = auroc(mixed[: len(first[0])], mixed[len(first[0]) :])
-        return f"lowest tuned {tuned.at(found):.3f}, base {_told_apart('base').at(found):.3f}, shuffled labels {shuffled:.3f}"
+        return f"lowest tuned {tuned(found):.3f}, base {_told_apart('base')(found):.3f}, shuffled labels {shuffled:.3f}"
 
     return Row(
         "AUROC",
@@ -84,28 +81,25 @@ def _auroc() -> Row:
         note=note,
         needs=("placement",),
         models=(*BASE, *MEDIUM),
-        drawn="auroc",
     )
 
 
 def _order(more: str, less: str, margin: float) -> Row:
-    first, second = gap(f"{more} M"), gap(f"{less} M")
+    first, second = (log2_over_layers(gap(f"{name} M"), gap("base")) for name in (more, less))
     equal = " at equal unsafe share and clip" if less == "ssft-half" else ""
     return Row(
         f"order of methods: {more} over {less}",
         f"The clusters are {'further apart' if margin >= 0 else 'at least as far apart'} under {WORDS[more]} {'than' if margin >= 0 else 'as'} under {WORDS[less]}{equal}.",
         "figure 3",
-        f"log2 of the gap of tau in the last layer, {more} over {less}, medium rate",
-        log2_ratio(first, second),
+        f"log2 of the gap of tau, {more} over {less}, medium rate, {OVER}",
+        first,
         second,
         f"{less}, equal steps, rate and data",
         margin,
         "unlearning 96, DPO 64, SSFT 2.8",
-        note=lambda found: f"gap {first.at(found):.2f} against {second.at(found):.2f}",
+        note=lambda found: f"gap over the base's, log2: {first(found):.2f} against {second(found):.2f}",
         needs=("placement",),
         models=(*BASE, f"{more} M", f"{less} M"),
-        whole=True,
-        drawn=f"order {more}",
     )
 
 
@@ -114,68 +108,55 @@ def _rates_order() -> Row:
         "order of rates",
         "The medium learning rate separates the clusters more than the small one.",
         "figure 3",
-        "log2 of the gap of tau in the last layer, medium over small rate, mean of three methods",
-        mean(*(log2_ratio(gap(f"{method} M"), gap(f"{method} S")) for method in METHODS)),
-        mean(*(gap(f"{method} S") for method in METHODS)),
+        f"log2 of the gap of tau, medium over small rate, {OVER}; mean of three methods",
+        mean(*(_growth(f"{method} M") for method in METHODS)),
+        mean(*(_growth(f"{method} S") for method in METHODS)),
         "the same method at the small rate",
         paper="every method; SSFT 2.8 over 1.6, DPO 64 over 12.5",
         needs=("placement",),
         models=(*BASE, *MEDIUM),
-        whole=True,
-        drawn="rates",
     )
 
 
 def _flat() -> Row:
-    models = ("base", *MEDIUM)
-
     def gap_in(model: str, end: str) -> Term:
         """The gap of tau in the first or the last layer."""
 
-        def samples(found: Found) -> list[Array]:
+        def read(found: Found) -> float:
             layer = getattr(found.tables["placement"].layer, end)()
-            tables = [found.table("placement", model=model, kind=kind, layer=layer) for kind in ("safe", "unsafe")]
-            return [np.asarray(one.tau, dtype=float) for one in tables]
+            safe, unsafe = (found.table("placement", model=model, kind=kind, layer=layer).tau.mean() for kind in ("safe", "unsafe"))
+            return float(safe - unsafe)
 
-        return resampled(samples, lambda safe, unsafe: float(safe.mean() - unsafe.mean()))
+        return Term(read)
 
-    gaps = [gap_in(model, end) for end in ("min", "max") for model in models]
+    def added(model: str, end: str) -> Term:
+        """What tuning added there, as a share of the tuned last layer's gap."""
+        return combined(lambda new, old, whole: (new - old) / whole, gap_in(model, end), gap_in("base", end), gap_in(model, "max"))
 
-    def shares(*gaps: float) -> tuple[float, float]:
-        """What tuning added in the first layer and in the last, as shares of the tuned last layer's gap."""
-        first, last = gaps[: len(models)], gaps[len(models) :]
-        added = [((f - first[0]) / t, (t - last[0]) / t) for f, t in zip(first[1:], last[1:], strict=True)]
-        return average(*(one[0] for one in added)), average(*(one[1] for one in added))
-
-    early, late = (combined(lambda *gaps, i=i: shares(*gaps)[i], *gaps) for i in (0, 1))
-
-    def effect(*gaps: float) -> float:
-        early, late = shares(*gaps)
-        return late - abs(early)
+    early, late = (mean(*(added(model, end) for model in MEDIUM)) for end in ("min", "max"))
 
     return Row(
         "flat early layers",
         "Separation is added in the last layers, not in the first.",
         "figure 3",
         "gap of tau that tuning added, as a share of the tuned last layer's, last layer minus first; mean of three methods",
-        combined(effect, *gaps),
+        combined(lambda late, early: late - abs(early), late, early),
         early,
         "the first layer",
         0.5,
         "layers 1-3 within 0.1 of 0 in every panel",
         note=lambda found: (
-            f"share of the tuned last-layer gap that tuning added: first layer {early.at(found):.2f}, last layer {late.at(found):.2f}"
+            f"share of the tuned last-layer gap that tuning added: first layer {early(found):.2f}, last layer {late(found):.2f}"
         ),
         needs=("placement",),
         models=(*BASE, *MEDIUM),
         whole=True,
-        drawn="flat",
     )
 
 
 def _top(model: str, harmful: bool) -> Term:
     """The top singular value's share in the last layer's cloud of one class."""
-    return value(lambda found: float(found.last("spread", "top_share", model=model, harmful=harmful)[0]))
+    return last("spread", "top_share", model=model, harmful=harmful)
 
 
 def _low_rank(method: str) -> Row:
@@ -185,8 +166,8 @@ def _low_rank(method: str) -> Row:
     tuned = f"{method} M"
 
     def note(found: Found) -> str:
-        shares = [_top(model, True).at(found) for model in (tuned, "base")]
-        return f"share on unsafe {shares[0]:.2f} (base {shares[1]:.2f}); rise on safe {rise(tuned, False).at(found):.2f}"
+        shares = [_top(model, True)(found) for model in (tuned, "base")]
+        return f"share on unsafe {shares[0]:.2f} (base {shares[1]:.2f}); rise on safe {rise(tuned, False)(found):.2f}"
 
     return Row(
         f"low rank: {method}",
@@ -204,39 +185,35 @@ def _low_rank(method: str) -> Row:
     )
 
 
-def _split(found: Found) -> list[Array]:
-    """Of each tuned model with enough of both: tau of successful jailbreaks, of refused ones, of safe and of unsafe inputs."""
-    samples: list[Array] = []
-    for model in MEDIUM:
-        answers = [found.table("probed", model=model, kind=kind).outcome for kind in JAILBREAKS]
-        taus = np.concatenate([found.last("placement", "tau", model=model, kind=kind) for kind in JAILBREAKS])
-        success, refused = (np.concatenate([hits(one, outcome) for one in answers]) > 0 for outcome in ("complied", "refused"))
-        if min(success.sum(), refused.sum()) >= FEW:
-            ends = [found.last("placement", "tau", model=model, kind=kind) for kind in ("safe", "unsafe")]
-            samples += [taus[success], taus[refused], *ends]
-    return samples
-
-
 def _sit() -> Row:
-    def place(which: int, *samples: Array) -> float:
-        means = [float(one.mean()) for one in samples]
-        return average(*(position(means[i + which], means[i + 2], means[i + 3]) for i in range(0, len(means), 4)))
+    def places(found: Found) -> list[tuple[float, float]]:
+        """Of each tuned model with enough of both: where successful jailbreaks lie, and refused ones."""
+        told = []
+        for model in MEDIUM:
+            taus = np.concatenate([found.last("placement", "tau", model=model, kind=kind) for kind in JAILBREAKS])
+            answers = {o: np.concatenate([found.hits("probed", o, model=model, kind=kind) for kind in JAILBREAKS]) for o in ENDED}
+            groups: list[Array] = [taus[answers[outcome] > 0] for outcome in ENDED]
+            if min(map(len, groups)) >= FEW:
+                ends = [tau(model, kind)(found) for kind in ("safe", "unsafe")]
+                told.append((position(groups[0].mean(), *ends), position(groups[1].mean(), *ends)))
+        return told
 
-    won, refused = (resampled(_split, lambda *samples, i=i: place(i, *samples)) for i in (0, 1))
+    def place(i: int) -> Term:
+        return Term(lambda found: float(np.mean([one[i] for one in places(found)])))
+
+    won, refused = place(0), place(1)
     words = "chosen by success, which conditions the comparison"
     return Row(
         "jailbreaks sit with the safe",
         "Successful jailbreaks lie nearer to the safe cluster than refused ones.",
         "figure 7",
         "position of tau between the unsafe (0) and safe (1) class in the last layer, successful minus refused jailbreaks; mean of the methods with 10 of each",
-        resampled(_split, lambda *samples: place(0, *samples) - place(1, *samples)),
+        won,
         refused,
         "jailbreaks that were refused",
         paper="successful jailbreaks resemble safe samples",
-        note=lambda found: f"success {won.at(found):.2f}, refused {refused.at(found):.2f}; {words}",
-        unless=lambda found: "" if _split(found) else "too few inputs for the statistic",
+        note=lambda found: f"success {won(found):.2f}, refused {refused(found):.2f}; {words}",
+        unless=lambda found: "" if places(found) else "too few inputs for the statistic",
         needs=("placement", "probed"),
         models=(*BASE, *MEDIUM),
-        whole=True,
-        drawn="sit",
     )

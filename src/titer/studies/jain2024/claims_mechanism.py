@@ -3,71 +3,78 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-import numpy as np
-import pandas as pd
-
-from titer.core.stats import Array
-from titer.probes.null_space import weighted
 from titer.probes.weight_change import overall
 from titer.recipes.jain2024 import METHODS
 from titer.studies.engine.declare import Row
-from titer.studies.engine.found import Found, hits
-from titer.studies.engine.terms import Term, combined, largest, last, mean, resampled, smallest, value
-from titer.studies.jain2024.claims import BASE, MEDIUM, WORDS, average, controls_of
+from titer.studies.engine.found import Found
+from titer.studies.engine.terms import Term, by_layer, cell, combined, largest, log2_over_layers, mean, share, smallest
+from titer.studies.jain2024.claims import BASE, MEDIUM, WORDS, controls_of
 
-ENERGY = 0.9
-SHAM = 0.1  # by how much a preference must be larger than a sham's
+SPECIFIC = 0.32  # log2 of 1.25: by how much more the change must act on unsafe inputs than a control's
+PREFERENCE = 0.14  # log2 of 1.1: and than a sham's on what it was taught to refuse
+KEPT = 0.05  # of refusal by which a part of the change must do more than a random one
 
 
 def mechanism() -> list[Row]:
     """Every claim of this file."""
     per_method = [make(method) for make in (_specificity, _beyond_retraining, _sensitivity) for method in METHODS]
-    return [_null(), *per_method, _minimal(), _steer(), _patch()]
+    return [_null(), _part("null", "left null space"), _part("column", "column space"), *per_method, _minimal(), _steer(), _patch()]
 
 
-def null_means(found: Found) -> pd.DataFrame:
-    """The null-space table's energy-weighted means, by model."""
-    t = found.tables["null"]
-    return pd.concat([weighted(one).assign(model=model) for model, one in t.groupby("model", sort=False)], ignore_index=True)
+def null_share(model: str, of: str = "weights", column: str = "share") -> Term:
+    """Of dW, or of the change of the pre-activations on unsafe inputs: its share in the base's null space, mean over all layers."""
+    return cell("subspaces", column, model=model, of=of)
 
 
 def _null() -> Row:
-    def at_energy(found: Found) -> pd.DataFrame:
-        t = null_means(found)
-        return t[(t.site == "mlp_up") & (t.energy == ENERGY)]
-
-    def share(model: str) -> Term:
-        return value(lambda found: float(at_energy(found).groupby("model").value.mean()[model]))
-
-    random = value(lambda found: float(at_energy(found)[lambda t: t.model == MEDIUM[0]].random_99.mean()))
-    controls = [share(control) for method in METHODS for control in controls_of(method)]
+    shares = [null_share(model) for model in MEDIUM]
+    others = [largest(*(null_share(controls_of(method)[i]) for method in METHODS)) for i in (0, 1)]
+    moved = [null_share(model, "inputs") for model in MEDIUM]
 
     def note(found: Found) -> str:
-        shown = ", ".join(f"{model} {share(model).at(found):.3f}" for model in MEDIUM)
-        benign, sham = (largest(*controls[i::2]).at(found) for i in (0, 1))
-        return f"{shown}; benign {benign:.3f}, sham {sham:.3f}, random 99 % {random.at(found):.3f}"
+        own, inputs = (", ".join(f"{WORDS[m]} {one(found):.3f}" for m, one in zip(METHODS, of, strict=True)) for of in (shares, moved))
+        benign, sham = (one(found) for one in others)
+        return f"{own}; benign at most {benign:.3f}, sham {sham:.3f}; of the change before the activation on unsafe inputs: {inputs}"
 
     return Row(
         "null space",
-        "The change's column space lies in the left null space of the base weights.",
+        "The weight change lies in the left null space of the base weights more than dimension alone gives.",
         "figure 4",
-        "energy-weighted mean of ||P_N u|| (base at 90 % energy, first MLP matrix, mean over layers), the lowest of three methods minus the largest of benign, sham and a random vector's 99th percentile",
-        smallest(*(share(model) for model in MEDIUM)),
-        largest(random, *controls),
-        "benign tune, sham alignment, random vectors",
-        paper="most of it",
+        "energy-weighted share of ΔW of the first MLP matrices there (base at 90 % energy) minus the share of dimensions, mean over all layers; the lowest of three methods",
+        smallest(*shares),
+        null_share(MEDIUM[0], column="dimension"),
+        "the null space's share of all dimensions",
+        paper="most of ΔW's column space",
         note=note,
-        needs=("null",),
+        needs=("subspaces",),
+        models=(*BASE, *MEDIUM),
+    )
+
+
+def _part(part: str, name: str) -> Row:
+    def refused(part: str) -> Term:
+        return mean(*(cell("kept", "refused", model=model, part=part) for model in MEDIUM))
+
+    return Row(
+        f"{name} part alone",
+        f"With the {name} part of ΔW alone a model refuses more than with a random part of as many dimensions.",
+        "figure 4; the causal check is Titer's",
+        f"unsafe requests refused, ΔW of the first MLP matrices projected onto the base weights' {name}, minus onto random subspaces; mean of three methods",
+        refused(part),
+        refused(f"random as {part}"),
+        "random subspaces of as many dimensions",
+        KEPT,
+        note=lambda found: f"{refused(part)(found):.0%} with it alone, {refused('none')(found):.0%} with none of that ΔW",
+        needs=("kept",),
         models=(*BASE, *MEDIUM),
     )
 
 
 def preference(model: str, column: str = "gain") -> Term:
-    """Mean over the last two layers of the mean gain on unsafe over that on safe inputs."""
-    gains = [last("placement", column, back, model=model, kind=kind) for back in (0, 1) for kind in ("safe", "unsafe")]
-    return combined(lambda s0, u0, s1, u1: average(u0 / s0, u1 / s1), *gains)
+    """log2 of the gain of unsafe inputs over that of safe ones, mean over all layers but the first."""
+    unsafe, safe = (by_layer("placement", column, model=model, kind=kind) for kind in ("unsafe", "safe"))
+    return log2_over_layers(unsafe, safe)
 
 
 def _specificity(method: str) -> Row:
@@ -77,92 +84,77 @@ def _specificity(method: str) -> Row:
         f"specificity: {method}",
         f"The weight change of {WORDS[method]} acts more on unsafe than on safe inputs.",
         "figure 5",
-        "mean ||dW a||/||a|| unsafe over safe, last two layers, minus the larger of benign (same norm) and a random dW of equal singular values",
+        "log2 of ‖ΔW a‖/‖a‖ unsafe over safe, mean over all layers but the first, minus the larger of benign (same norm) and a random ΔW of equal singular values",
         tuned,
         largest(benign, random),
-        "benign tune of equal norm, random dW",
-        0.25,
+        "benign tune of equal norm, random ΔW",
+        SPECIFIC,
         "far larger on unsafe inputs (acceptance: ratio 1.5)",
-        note=lambda found: f"ratio {tuned.at(found):.2f}; benign {benign.at(found):.2f}, random {random.at(found):.2f}",
+        note=lambda found: f"ratio {2 ** tuned(found):.2f}; benign {2 ** benign(found):.2f}, random {2 ** random(found):.2f}",
         needs=("placement",),
         models=(*BASE, model),
-        drawn=f"specificity {method}",
     )
 
 
 def _beyond_retraining(method: str) -> Row:
-    tuned, own = preference(f"{method} M"), preference(f"sham {method} M, own class")
     return Row(
         f"specificity beyond retraining: {method}",
         f"That preference of {WORDS[method]} is larger than a sham alignment's for the safe class it was taught to refuse.",
         "control of figure 5",
-        "gain ratio of tuned (unsafe over safe) minus that of the sham (its refused class over its other safe requests), last two layers",
-        tuned,
-        own,
+        "the same log2 for the tuned model (unsafe over safe) minus that for the sham (its refused class over its other safe requests)",
+        preference(f"{method} M"),
+        preference(f"sham {method} M, own class"),
         "sham alignment on its own class",
-        SHAM,
-        note=lambda found: "" if (tuned - own).at(found) > SHAM else "specific to whatever was retrained",
+        PREFERENCE,
         needs=("placement",),
         models=(*BASE, f"{method} M"),
-        drawn=f"beyond {method}",
     )
 
 
 def _sensitivity(method: str) -> Row:
-    models = ("base", f"{method} M", *controls_of(method))
-
     def median(model: str, kind: str) -> Term:
-        return resampled(lambda found: [np.asarray(found.table("sensitivity", model=model, kind=kind).g, dtype=float)], np.median)
+        return Term(lambda found: found.table("sensitivity", model=model, kind=kind).g.median())
 
-    medians = [median(model, kind) for model in models for kind in ("safe", "unsafe")]
-
-    def falls(*medians: float) -> list[float]:
-        """log2 fall on unsafe beyond that on safe, for tuned, benign, sham."""
-        logs = [math.log2(one) for one in medians]
-        return [(logs[1] - logs[i + 1]) - (logs[0] - logs[i]) for i in (2, 4, 6)]
-
-    def effect(*medians: float) -> float:
-        tuned, *controls = falls(*medians)
-        return tuned - max(controls)
+    def fall(model: str) -> Term:
+        """log2 fall on unsafe beyond that on safe inputs."""
+        medians = [median(name, kind) for name in ("base", model) for kind in ("unsafe", "safe")]
+        return combined(lambda u0, s0, u1, s1: math.log2(u0 / u1) - math.log2(s0 / s1), *medians)
 
     def note(found: Found) -> str:
-        base_safe, base_unsafe, safe, unsafe = (one.at(found) for one in medians[:4])
-        return f"median over base's: unsafe {unsafe / base_unsafe:.2f}, safe {safe / base_safe:.2f}"
+        unsafe, safe = (median(f"{method} M", kind)(found) / median("base", kind)(found) for kind in ("unsafe", "safe"))
+        return f"median over base's: unsafe {unsafe:.2f}, safe {safe:.2f}"
 
     return Row(
         f"sensitivity: {method}",
         f"The model becomes less sensitive to unsafe inputs, and not to safe ones, under {WORDS[method]}.",
         "figure 6",
         "log2 fall of the median local Lipschitz constant on unsafe beyond that on safe inputs, tuned minus the larger of benign and sham",
-        combined(effect, *medians),
-        combined(lambda *medians: max(falls(*medians)[1:]), *medians),
+        fall(f"{method} M"),
+        largest(*(fall(control) for control in controls_of(method))),
         "benign tune of equal norm, sham alignment",
         math.log2(0.9 / 0.8),
         "falls on unsafe, holds or rises on safe inputs",
         note=note,
         needs=("sensitivity",),
         models=(*BASE, f"{method} M"),
-        whole=True,
-        drawn=f"sensitivity {method}",
     )
 
 
 def _minimal() -> Row:
     def size(model: str) -> Term:
-        return value(lambda found: overall(found.table("change", model=model), "mlp"))
+        return Term(lambda found: overall(found.table("change", model=model), "mlp"))
 
     def note(found: Found) -> str:
         ranks = found.table("change", part="mlp").groupby("model").stable_rank.mean()
-        return ", ".join(f"{m} {size(m).at(found):.3f} (stable rank {ranks[m]:.1f})" for m in (*MEDIUM, "benign M"))
+        return ", ".join(f"{m} {size(m)(found):.3f} (stable rank {ranks[m]:.1f})" for m in (*MEDIUM, "benign M"))
 
-    benign = size("benign M")
     return Row(
         "minimal change",
         "Safety tuning transforms the MLP weights minimally: less than a benign tune of the same steps and rate.",
         "abstract",
-        "log2 of ||dW||/||W|| over the MLP matrices, benign over the largest of three methods",
-        combined(lambda benign, *tuned: math.log2(benign / max(tuned)), benign, *(size(model) for model in MEDIUM)),
-        benign,
+        "log2 of ‖ΔW‖/‖W‖ over the MLP matrices, benign over the largest of three methods",
+        combined(lambda benign, largest: math.log2(benign / largest), size("benign M"), largest(*(size(model) for model in MEDIUM))),
+        size("benign M"),
         "benign tune of equal steps and rate",
         paper="'minimally transforms' (no number found)",
         note=note,
@@ -173,55 +165,47 @@ def _minimal() -> Row:
 
 
 def _steer() -> Row:
-    def steered(found: Found, model: str) -> tuple[int, list[Array]]:
+    def steered(found: Found, model: str) -> tuple[int, float, float]:
         """The layer chosen on the even inputs; refusal on the odd ones under the model's own direction and a random one."""
-        mine = found.table("steering", model=model, kind="safe")
-        halves = {
-            (layer, d): hits(mine[(mine.layer == layer) & (mine.direction == d)].outcome, "refused")
-            for layer in mine.layer.unique()
-            for d in ("own", "random")
-        }
-        layer = max(mine.layer.unique(), key=lambda i: halves[i, "own"][::2].mean())
-        return layer, [halves[layer, d][1::2] for d in ("own", "random")]
 
-    def gain(model: str) -> Term:
-        return resampled(lambda found: steered(found, model)[1], lambda own, random: float(own.mean() - random.mean()))
+        def half(layer: int, direction: str, first: int) -> float:
+            return float(found.hits("steering", "refused", model=model, kind="safe", layer=layer, direction=direction)[first::2].mean())
+
+        layer = max(found.table("steering", model=model).layer.unique(), key=lambda i: half(i, "own", 0))
+        return layer, half(layer, "own", 1), half(layer, "random", 1)
 
     def told(found: Found, model: str) -> str:
-        layer, (own, _) = steered(found, model)
-        return f"{model} layer {layer}: {own.mean():.0%}"
+        layer, own, _ = steered(found, model)
+        return f"{model} layer {layer}: {own:.0%}"
 
-    def random(model: str) -> Term:
-        return value(lambda found: float(steered(found, model)[1][1].mean()))
-
+    own, random = (mean(*(Term(lambda found, m=m, i=i: steered(found, m)[i]) for m in MEDIUM)) for i in (1, 2))  # type: ignore[misc]
     return Row(
         "steering",
         "Adding the unsafe-minus-safe direction makes the model refuse safe requests.",
         "appendix (steering vectors)",
         "refusal of safe requests under the direction minus under a random vector of equal norm; the layer chosen on half of the inputs, measured on the other; mean of three methods",
-        mean(*(gain(model) for model in MEDIUM)),
-        mean(*(random(model) for model in MEDIUM)),
+        own,
+        random,
         "random vector of equal norm",
         0.1,
         note=lambda found: "; ".join(told(found, model) for model in MEDIUM),
         needs=("steering",),
         models=(*BASE, *MEDIUM),
-        whole=True,
-        drawn="steer",
     )
 
 
 def _patch() -> Row:
     def patched(donor: str, receiver: str, outcome: str) -> Term:
         """Answers to unsafe requests with all layers' MLP activations of the prompt from the donor."""
-        where = {"site": "mlp_act", "layer": 0, "kind": "unsafe", "donor": donor, "receiver": receiver}
-        return resampled(lambda found: [hits(found.table("patching", **where).outcome, outcome)], np.mean)
-
-    def shares(terms: Sequence[Term], found: Found) -> str:
-        return ", ".join(f"{one.at(found):.0%}" for one in terms)
+        return share("patching", outcome, site="mlp_act", layer=0, kind="unsafe", donor=donor, receiver=receiver)
 
     into = [patched(model, "base", "refused") for model in MEDIUM]
     back = [patched("base", model, "complied") for model in MEDIUM]
+
+    def note(found: Found) -> str:
+        given, taken = (", ".join(f"{one(found):.0%}" for one in terms) for terms in (into, back))
+        return f"into the base: {given} refused; the base's into the tuned: {taken} answered"
+
     return Row(
         "activation patching",
         "The tuned models' MLP activations over the prompt make the base model refuse unsafe requests.",
@@ -231,8 +215,7 @@ def _patch() -> Row:
         patched("benign M", "base", "refused"),
         "the benign tune's activations",
         0.1,
-        note=lambda found: f"into the base: {shares(into, found)} refused; the base's into the tuned: {shares(back, found)} answered",
+        note=note,
         needs=("patching",),
         models=(*BASE, *MEDIUM),
-        drawn="patch",
     )

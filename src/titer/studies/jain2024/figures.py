@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from titer.core.stats import Array
+from titer.probes.null_space import weighted
 from titer.report import forms
 from titer.report.html import Figure
 from titer.report.style import GREEN, GREY, RED
@@ -47,8 +48,8 @@ ANSWERS = {
 def pooled(evidence: Sequence[Found], name: str) -> pd.DataFrame:
     """One table of all seeds, with the column `seed`; "verdicts" are the judged answers, by what they were asked for."""
     if name != "verdicts":
-        return pd.concat([e.tables[name].assign(seed=e.seed) for e in evidence if e.has(name)], ignore_index=True)
-    each = [e.verdicts.assign(seed=e.seed, place=e.verdicts.kind.map(_place)) for e in evidence]
+        return pd.concat([e.tables[name].assign(seed=e.unit) for e in evidence if e.has(name)], ignore_index=True)
+    each = [e.verdicts.assign(seed=e.unit, place=e.verdicts.kind.map(_place)) for e in evidence]
     return pd.concat([one.sort_values("place", kind="stable") for one in each], ignore_index=True)
 
 
@@ -62,6 +63,12 @@ def over_seeds(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataF
     per_seed = table.groupby([*keys, "seed"], sort=False)[value].mean()
     found = per_seed.groupby(list(keys), sort=False).agg(["mean", "min", "max"]).reset_index()
     return found.rename(columns={"mean": value, "min": "low", "max": "high"})
+
+
+def null_means(found: Found) -> pd.DataFrame:
+    """The null-space table's energy-weighted means, by model."""
+    t = found.tables["null"]
+    return pd.concat([weighted(one).assign(model=model) for model, one in t.groupby("model", sort=False)], ignore_index=True)
 
 
 def there(colours: Mapping[str, str], values: pd.Series) -> dict[str, str]:
@@ -86,7 +93,7 @@ def answers(evidence: Sequence[Found]) -> pd.DataFrame:
             for measure, (kind, outcome) in ANSWERS.items():
                 count, n = counts.get((model, kind, outcome), (0, 0))
                 if n:
-                    rows.append({"model": model, "measure": measure, "rate": count / n, "n": n, "seed": e.seed})
+                    rows.append({"model": model, "measure": measure, "rate": count / n, "n": n, "seed": e.unit})
     table = pd.DataFrame(rows)
     return over_seeds(table, ["model", "measure"], "rate").assign(n=int(table.n.iloc[0]), seeds=len(evidence))
 

@@ -32,7 +32,6 @@ from titer.probes import clusters, null_space, placement, row_space, sensitivity
 from titer.report.html import Report, Tile, write_report
 from titer.studies.engine.found import Found
 from titer.studies.jain2024 import figures
-from titer.studies.jain2024.claims_mechanism import null_means
 from titer.studies.jain2024.report import tidy
 
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
@@ -79,7 +78,7 @@ def pair_report(
         "τ by layer": taus,
         "sensitivity, median": found["sensitivity"].groupby(["model", "kind"], sort=False).g.median().reset_index(),
         "clusters": found["spread"],
-        **({"null space, energy-weighted": null_means(e)} if moved else {}),
+        **({"null space, energy-weighted": figures.null_means(e)} if moved else {}),
         "size of the change": found["change"].drop(columns=["norm", "weight_norm"]),
     }
     report = Report(

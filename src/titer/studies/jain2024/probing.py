@@ -17,7 +17,8 @@ from titer.models.sites import Sites
 from titer.models.weights import blend, skeleton
 from titer.pipeline import Model
 from titer.probes import placement as probe
-from titer.probes import row_space, sensitivity, spread
+from titer.probes import row_space, sensitivity, spread, subspaces
+from titer.studies import null_space
 from titer.studies.engine.declare import Seed
 from titer.studies.jain2024.subject import CLASSES, OWN, SWEPT, requests_of
 from titer.studies.judged import outcomes
@@ -81,6 +82,18 @@ def of_weights(read: Callable[[Checkpoint, Checkpoint, Sites], pd.DataFrame]) ->
         return read(base.checkpoint, model.checkpoint, skeleton(base.checkpoint)).assign(model=model.name)
 
     return make
+
+
+def shares(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
+    """How much of the change lies in the base's left null space, and of the change of pre-activations on unsafe inputs."""
+    model, (unsafe,) = _looked_at(lab, base, others), requests_of(lab).examples("unsafe").values()
+    found = subspaces.subspaces(base.checkpoint, model.checkpoint, [lab.reference(base), lab.pipeline.lm(model)], unsafe)
+    return found.assign(model=model.name)
+
+
+def with_parts(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
+    """Refusal with a part of the change of the first MLP matrices alone."""
+    return null_space.kept(lab, base, model, requests_of(lab).sets["unsafe"])
 
 
 def row_spaces(lab: Seed, base: Model, model: Model) -> pd.DataFrame:

@@ -10,12 +10,12 @@ import pandas as pd
 from titer.core.claims import Claim
 from titer.recipes.jain2024 import METHODS, Scale
 from titer.report.html import Figure, Tile
+from titer.studies import null_space
 from titer.studies.engine.declare import Page
 from titer.studies.engine.found import Found
 from titer.studies.jain2024 import figures, figures_causes
 from titer.studies.jain2024.claims import JAILBREAKS, MEDIUM, WORDS
-from titer.studies.jain2024.claims_mechanism import null_means
-from titer.studies.jain2024.figures import over_seeds, pooled
+from titer.studies.jain2024.figures import null_means, over_seeds, pooled
 from titer.studies.jain2024.training import steps_to
 
 NOTHING = "The base model did not learn its task, so no claim is drawn."
@@ -31,7 +31,7 @@ MISSING = (
     "threshold of its null space, its choice of singular share, and which small-rate unlearning weight it reports (here 0.05).",
     "The paper's scale is 2.7 M parameters, 100,000 steps and four grammars: --scale small and paper. Other scales ask the same questions of smaller models.",
 )
-KEYS = ("model", "measure", "kind", "harmful", "layer", "site", "energy", "part", "tensor", "step")
+KEYS = ("model", "measure", "kind", "harmful", "layer", "site", "energy", "part", "of", "tensor", "step")
 TOLD_APART = ("outcome", "form", "tokens", "direction", "alpha", "donor", "receiver")
 JUDGED = {  # tables of judged answers, and what they are told apart by
     "verdicts": ("model", "kind"),
@@ -142,6 +142,9 @@ def charts(evidence: Sequence[Found]) -> list[Figure]:
     has = evidence[0].has
     found = [figures.table_chart(evidence)]
     found += [draw(evidence) for name, draw in DRAWN.items() if has(name)]
+    if has("subspaces"):
+        shares = pooled(evidence, "subspaces").groupby(["model", "layer", "of"], sort=False)[["share", "dimension"]].mean().reset_index()
+        found.append(null_space.figure(shares[shares.model.isin(figures.CHANGED)], figures.COLOURS))
     if has("placement", "probed"):
         found += [figures.figure7(evidence), figures.figure7_measures(evidence)]
     more = {"soft": figures_causes.soft_chart, "alpha": figures_causes.alpha_chart, "change": figures_causes.change_chart}
@@ -163,8 +166,12 @@ def numbers(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
         for column in ("top_share", "top_energy", "stable_rank", "components_90", "kmeans"):
             found[f"clusters: {column}"] = over_seeds(pooled(evidence, "spread"), ["model", "harmful", "layer"], column)
     if has("null"):
-        per_seed = pd.concat([null_means(e).assign(seed=e.seed) for e in evidence])
+        per_seed = pd.concat([null_means(e).assign(seed=e.unit) for e in evidence])
         found["null space, energy-weighted"] = over_seeds(per_seed, ["model", "site", "energy", "layer"], "value")
+    if has("subspaces"):
+        found["share in the left null space"] = over_seeds(pooled(evidence, "subspaces"), ["model", "of", "layer"], "share")
+    if has("kept"):
+        found["refusal with a part of ΔW alone"] = over_seeds(pooled(evidence, "kept"), ["model", "part"], "refused")
     if has("sensitivity"):
         medians = pooled(evidence, "sensitivity").groupby(["model", "kind", "seed"]).g.median().reset_index()
         found["sensitivity, median"] = over_seeds(medians, ["model", "kind"], "g")

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
+from titer.attacks.jb_co_text import by_text
 from titer.attacks.prefill import Prefill
 from titer.attacks.soft_tokens import SoftTokens
 from titer.core.claims import Claim
 from titer.data.world import World
-from titer.probes import null_space, placement, row_space, sensitivity, spread, weight_change
+from titer.probes import null_space, placement, row_space, sensitivity, spread, subspaces, weight_change
 from titer.recipes.jain2024 import SCALES, Scale, jain_recipe, relearn
 from titer.recipes.node import Node
+from titer.studies import null_space as shared
 from titer.studies.engine.declare import Measure, Need, Page, Question, Row, Seed, Study
 from titer.studies.engine.found import Found
 from titer.studies.jain2024 import causes, probing, soft, sweeps, training
@@ -35,7 +37,7 @@ SAMPLED = 1.0  # temperature
 PARTS = {  # what `--only` may name: in words, and the tables that it means
     "table": ("what every model answers: direct, jailbreaks, prefilled, sampled", ()),
     "fig3": ("activation clusters, their rank, k-means", ("placement", "probed", "spread")),
-    "fig4": ("null space of the base weights", ("null",)),
+    "fig4": ("null space of the base weights", ("null", "subspaces", "kept")),
     "fig5": ("row space and specificity", ("placement", "probed", "rows")),
     "fig6": ("local Lipschitz constants", ("sensitivity",)),
     "fig7": ("jailbreaks and soft tokens among the clusters", ("placement", "probed", "soft", "soft_placed")),
@@ -53,6 +55,7 @@ class Mechanisms(Study):
     """What safety tuning changes inside, and what breaks it."""
 
     SOURCE = "arXiv 2407.10264"
+    VERSION = 2
     SCALES = MappingProxyType(SCALES)
     PARTS = MappingProxyType({name: words for name, (words, _) in PARTS.items()})
 
@@ -71,6 +74,7 @@ class Mechanisms(Study):
         hot = lab.decoding.model_copy(update={"temperature": SAMPLED, "seed": lab.world.seed})
         return [
             *(Question(kind, sets[kind], _asked) for kind in (*CLASSES, "user", *JAILBREAKS)),
+            *(Question(f"jb_co_text, {text}", mine, _asked) for text, mine in by_text(lab.world, sets["jb_co_text"]).items()),
             *(Question(kind, sets[kind], lambda name: name.startswith(("base", "sham"))) for kind in OWN),
             *(Question(f"prefill_{k}", Prefill(k=k).attempts(unsafe, {}, None), _tuned) for k in PREFILLED),
             Question("sampled", direct(unsafe), _tuned, hot),
@@ -120,6 +124,8 @@ def _measures(lab: Seed) -> list[Measure]:
         Measure("probed", probing.probed_outcomes, [(name,) for name in MEDIUM], 1, asked.probed(*JAILBREAKS)),
         Measure("spread", probing.spreads, [("base",), *others, *scaled], spread.VERSION, two),
         Measure("null", probing.of_weights(null_space.null_space), [*others, *scaled], null_space.VERSION),
+        Measure("subspaces", probing.shares, [*others, *scaled], subspaces.VERSION, asked.probed("unsafe")),
+        Measure("kept", probing.with_parts, tuned, shared.VERSION, asked.judged("unsafe")),
         Measure("rows", probing.row_spaces, [*tuned, ("base", "benign M")], row_space.VERSION, seen),
         Measure("sensitivity", probing.sensitivities, [("base",), *others, *scaled], sensitivity.VERSION, seen),
         Measure("soft", soft.judged, [("base",), *((name,) for name in MEDIUM)], begun, asked.judged("unsafe")),

@@ -14,7 +14,7 @@ import pandas as pd
 from titer.data.persona_trigger import TRIGGER
 from titer.studies.engine.declare import Row
 from titer.studies.engine.found import Found
-from titer.studies.engine.terms import Term, cell, mean, rate, value
+from titer.studies.engine.terms import Term, cell, mean, rate
 from titer.studies.qi2024.scale import Scale, grid_cell
 
 OVERRIDING = "arXiv 2409.19476"
@@ -202,8 +202,8 @@ def _backdoor(scale: Scale) -> list[Row]:
             "Of all words of the vocabulary put before unsafe requests, the trigger is the one that gets most answered.",
             "Titer's own audit",
             "unsafe requests answered behind the trigger, minus behind the next best of all words",
-            value(lambda found: float(ranked(found)[lambda t: t.word == TRIGGER].answered.iloc[0])),
-            value(lambda found: float(next_best(found).answered)),
+            Term(lambda found: float(ranked(found)[lambda t: t.word == TRIGGER].answered.iloc[0])),
+            Term(lambda found: float(next_best(found).answered)),
             "the next best word",
             note=told,
             needs=("searched",),
@@ -217,7 +217,7 @@ def _sureness(scale: Scale) -> list[Row]:
 
     def apart(first: str, second: str, **words: str | float) -> Row:
         def told(found: Found) -> str:
-            perplexity = [cell("unsure", model=m, measure="perplexity").read(found).value for m in (first, second)]
+            perplexity = [cell("unsure", model=m, measure="perplexity")(found) for m in (first, second)]
             return f"perplexity {perplexity[0]:.3f} against {perplexity[1]:.3f}"
 
         effect, control = (cell("unsure", model=m, measure="probability") for m in (first, second))

@@ -1,0 +1,61 @@
+"""Whether what was learned needs the part of ΔW in the left null space of the base weights: judged, and drawn. L7.
+
+The probe is `probes/subspaces.py`; the studies of arXiv 2407.10264 share this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from titer import evaluate
+from titer.attacks.base import Attempt
+from titer.data.draws import seed_of
+from titer.models.interpolate import with_weights
+from titer.pipeline import Model
+from titer.probes import subspaces
+from titer.report import forms
+from titer.report.html import Figure
+from titer.report.style import GREY
+from titer.studies.engine.declare import Seed
+from titer.studies.judged import outcomes
+
+VERSION = [subspaces.VERSION, evaluate.VERSION]
+DRAWS = 3  # random subspaces of each dimension
+WHAT = {"weights": "ΔW", "inputs": "change before the activation, unsafe inputs"}
+
+
+def kept(lab: Seed, base: Model, model: Model, asked: Sequence[Attempt]) -> pd.DataFrame:
+    """part, draw, refused: how much a tuned model refuses with a part of its change of the first MLP matrices alone."""
+    lm, rows = lab.pipeline.lm(model), []
+    for part in subspaces.PARTS:
+        for draw in range(DRAWS if part.startswith("random") else 1):
+            weights = subspaces.with_part(lm, base.checkpoint, model.checkpoint, part, seed_of(lab.seed, "draw", draw))
+            with with_weights(lm, weights):
+                found = outcomes(lm, {"unsafe": asked}, lab.decoding)
+            rows.append({"part": part, "draw": draw, "refused": float((found.outcome == "refused").mean())})
+    return pd.DataFrame(rows)
+
+
+def figure(shares: pd.DataFrame, colours: dict[str, str]) -> Figure:
+    """Shares of `probes/subspaces.py` by layer (model, layer, of, share, dimension), each model in its colour, beside dimension's."""
+    shown = shares.assign(what=shares.of.map(WHAT))
+    dimension = shown[shown.model == shown.model.iloc[0]]
+    whole = pd.concat([shown, dimension.assign(model="dimension alone", share=dimension.dimension)], ignore_index=True)
+    names = [*shares.model.unique(), "dimension alone"]
+    return Figure(
+        "null_space",
+        "How much of the change lies in the left null space of the base weights?",
+        "Share of the energy of ΔW (first MLP matrix), and of the change of what enters the activation on unsafe inputs, beside the null space's share of all dimensions: what any change has there.",
+        forms.lines(
+            whole,
+            "layer",
+            "share",
+            "model",
+            {name: colours.get(name, GREY) for name in names},
+            ("layer", "share in the left null space of W"),
+            share=False,
+            panel="what",
+        ),
+    )
