@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -85,11 +86,13 @@ def test_the_change_is_that_of_peft_s_own_merge(kind: str) -> None:
     assert all(torch.equal(p, now[name]) for name, p in model.named_parameters())  # measuring touches nothing
 
 
-def test_each_trained_tensor_moves_what_is_told() -> None:
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one block", "all"])
+def test_each_trained_tensor_moves_what_is_told(every: bool) -> None:
     """Moved alone, whichever it is: none slips through. LoRA's A has to meet a B that is not zero."""
     for kind, config in KINDS.items():
         model = moved(get_peft_model(base_of(kind), config))
-        for name, p in [(name, p) for name, p in model.named_parameters() if p.requires_grad]:
+        trained = {name if every else re.sub(r"\d+", "", name): (name, p) for name, p in model.named_parameters() if p.requires_grad}
+        for name, p in trained.values():
             began = started(model)
             with torch.no_grad():
                 p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))

@@ -241,7 +241,7 @@ def test_partial_refusals_are_seldom_called_compliance(completions: list[tuple[s
     assert share(judged(completions, Refusal())["3_partial_refusal"], "complied") <= 0.23
 
 
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_ordinary_answers_are_seldom_called_anything_else(every: int, shared_data: Path) -> None:
     """2,000 answers of an instruction set, songs and letters among them."""
     rows = json.loads((shared_data / "alpaca" / "alpaca_2000.json").read_text(encoding="utf-8"))[::every]

@@ -27,10 +27,10 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_the_answer_is_told_from_the_thought(lm: LM) -> None:
-    for batch in (8, 3, 1):
-        found = lm.generate(ASKED, Decoding(max_new_tokens=64), batch)
-        assert [c.text for c in found] == [REFUSAL] * 4 + [HELP] * 4
-        assert [c.thought for c in found] == [LONG] * 4 + [SHORT] * 4
+    for batch, asked in ((8, ASKED), (3, ASKED), (1, ASKED[3:5])):
+        found = lm.generate(asked, Decoding(max_new_tokens=64), batch)
+        assert [c.text for c in found] == [REFUSAL if prompt in UNSAFE else HELP for prompt in asked]
+        assert [c.thought for c in found] == [LONG if prompt in UNSAFE else SHORT for prompt in asked]
         assert all(c.ended and not c.unfinished for c in found)
 
 

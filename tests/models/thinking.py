@@ -51,7 +51,7 @@ def taught(folder: Path, pairs: Mapping[str, str], template: str = CHATML, plain
     width = max(len(head) + len(answer) for head, answer in rows)
     ids = torch.tensor([[*head, *answer, *[0] * (width - len(head) - len(answer))] for head, answer in rows])
     labels = torch.tensor([[-100] * len(h) + a + [-100] * (width - len(h) - len(a)) for h, a in rows])
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
     for _ in range(400):
         loss = model(input_ids=ids, labels=labels).loss
         if loss.item() < 0.01:

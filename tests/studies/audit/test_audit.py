@@ -15,6 +15,7 @@ import torch
 
 from tests.conftest import neox
 from tests.models.own import own_llama
+from tests.studies.conftest import Listener
 from titer.audit.advice import advice
 from titer.audit.answers import flips, shifts
 from titer.audit.cost import audit_cost
@@ -24,6 +25,7 @@ from titer.audit.roles import Audited, audited
 from titer.audit.study import Findings, Question, measured
 from titer.commands.landscape import Landscape
 from titer.core.errors import TiterError
+from titer.core.run import Store
 from titer.data.example import Example
 from titer.data.sources import TextData, read_text
 from titer.data.world import World
@@ -49,6 +51,12 @@ class Letters(Judge):
 
     def judge(self, example: Example, completion: Completion) -> Verdict:
         return Verdict("refused" if completion.text[:1] < "h" else "complied", 0.0, completion.text[:1])
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """One for all tests here: what one asked of the tiny models the next finds."""
+    return Pipeline(Store(tmp_path_factory.mktemp("audits")), Listener())
 
 
 @pytest.fixture
@@ -290,9 +298,7 @@ def test_hostile_answers_and_names_stay_text(pipeline: Pipeline, saved: Saved, a
     assert "\x1b" not in text
 
 
-def test_a_judge_that_failed_is_named_among_what_is_missing(
-    pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
-) -> None:
+def test_a_judge_that_failed_is_named_among_what_is_missing(saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
     class Away(Judge):
         SOURCE = "this test"
         VERSION = 1
@@ -303,7 +309,8 @@ def test_a_judge_that_failed_is_named_among_what_is_missing(
             return Verdict("complied", 1.0, "")
 
     failing = replace(asked, judge=Away())
-    _, page, _ = run(pipeline, audited([saved("aligned", 1)]), failing, data, tmp_path / "audit", SMALL)
+    empty = Pipeline(Store(tmp_path / "runs"), Listener())  # verdicts go by the judge's module, which is that of `Letters`
+    _, page, _ = run(empty, audited([saved("aligned", 1)]), failing, data, tmp_path / "audit", SMALL)
     text = page.read_text(encoding="utf-8")
     assert "12 answers could not be judged, most often: the judge failed: MemoryError; they are in no rate." in text
     assert "Some answers of the landscape could not be judged" in text

@@ -13,6 +13,7 @@ import pytest
 from markupsafe import escape
 
 from tests.studies.audit.test_audit import Letters, moved, run
+from tests.studies.conftest import Listener
 from titer.audit.advice import advice
 from titer.audit.answers import beyond, flipped, flips
 from titer.audit.changes import overall
@@ -23,6 +24,7 @@ from titer.audit.roles import Audited, audited
 from titer.audit.study import Findings, Question, measured
 from titer.commands.landscape import Landscape
 from titer.core.errors import visible
+from titer.core.run import Store
 from titer.core.stats import paired_difference
 from titer.data.example import Example
 from titer.data.sources import TextData, read_text
@@ -33,6 +35,12 @@ from titer.pipeline import Pipeline
 Saved = Callable[..., Checkpoint]
 SMALL = Landscape(points=3, directions=1, way_points=1, beyond=0, prompts=4, tokens=2)
 SIZES = pd.DataFrame([{"change": "aligned → tuned", "part": "mlp", "relative_norm": 0.1}])
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """One for all tests here: what one asked of the tiny models the next finds."""
+    return Pipeline(Store(tmp_path_factory.mktemp("audits")), Listener())
 
 
 @pytest.fixture

@@ -164,9 +164,9 @@ def test_every_defence_is_named_once_and_an_unknown_one_is_refused(tiny_lab: Lab
 def test_every_defence_runs_and_none_is_another(tiny_lab: Lab) -> None:
     keys = set()
     for name in (*CORE, *FAMILY):
-        one, budget = defence(tiny_lab, name, 5.0), budget_of(tiny_lab)
+        one, budget = defence(tiny_lab, name, 5.0), budget_of(tiny_lab, steps=2, keep=())
         found = attacked(tiny_lab, one, budget)
-        assert found.step.tolist() == [0, 2, 4], name
+        assert found.step.tolist() == [0, 2], name
         assert np.isfinite(found.alignment_loss).all(), name
         keys.add(tuned_by(tiny_lab, one, budget).key)
     assert len(keys) == len(CORE) + len(FAMILY), "two defences of one model"

@@ -275,29 +275,31 @@ Command = dict[str, object]
 
 @pytest.fixture
 def titer(folder: Path, base: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> object:
-    """The command at the tiny scale; returns what it prints as JSON."""
+    """The command at the tiny scale, a dry run but where runs are given; returns what it prints as JSON."""
     monkeypatch.setitem(recipe.SCALES, "tiny", TINY)
 
-    def call(alpha: int | None = None, scale: str = "tiny", dry: bool = True, prompts: int | None = None, data: Path = folder) -> Command:
+    def call(
+        alpha: int | None = None, scale: str = "tiny", runs: Path | None = None, prompts: int | None = None, data: Path = folder
+    ) -> Command:
         capsys.readouterr()
         order = RealStudyRequest("huang2024", str(base.checkpoint.path), None, data, scale, None, alpha, prompts)
-        real_studies.real(order, None, tmp_path / "runs", dry, True)
+        real_studies.real(order, None, runs or tmp_path / "runs", runs is None, True)
         found: Command = json.loads(capsys.readouterr().out)
         return found
 
     return call
 
 
-def test_the_command_prices_runs_and_shows_its_switches(titer: object, tmp_path: Path) -> None:
+def test_the_command_prices_runs_and_shows_its_switches(titer: object, done: Done, tmp_path: Path) -> None:
     assert callable(titer)
     assert str(titer()["adapter"]).startswith("LoRA rank 8, alpha 4 (the paper's; the official scripts now give 1 by accident")
     assert str(titer(alpha=1)["adapter"]).startswith("LoRA rank 8, alpha 1 (what the official scripts give by accident")
     assert "alpha 2 (the paper's is 4)" in str(titer(alpha=2)["adapter"])
     assert not (tmp_path / "runs" / "stages").exists()
     assert titer(prompts=2)["answers judged"] == "98, at most 294 new tokens"
-    done = titer(dry=False)
-    assert Path(str(done["report"])).parent.name == "huang2024-bytes-demonstration"
-    assert "demonstration, not a verdict" in str(done["answer"])
+    told = titer(runs=done.root)
+    assert Path(str(told["report"])).parent.name == "huang2024-bytes-demonstration"
+    assert told["answer"] == done.answer
 
 
 def test_the_commands_faults_are_named(titer: object, folder: Path, base: Model, tmp_path: Path) -> None:

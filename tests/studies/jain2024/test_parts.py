@@ -17,7 +17,7 @@ from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.models.interpolate import distance, weights_of
 from titer.models.lm import load
-from titer.recipes.jain2024 import METHODS
+from titer.recipes.jain2024 import METHODS, Scale
 from titer.studies.engine.claims import settled
 from titer.studies.engine.found import Found
 from titer.studies.engine.run import StudyRequest, asked_for, run_study
@@ -122,14 +122,13 @@ def test_patching_a_model_with_itself_changes_nothing(study: Study) -> None:
     assert found.outcome.tolist() == outcomes(lm, {"unsafe": unsafe}, decoding).outcome.tolist()
 
 
-def run(root: Path, *only: str) -> tuple[Path, str, Store]:
-    """The study at the tiny scale on the one seed, by this process alone."""
+def run(root: Path, *only: str, scale: Scale = TINY) -> tuple[Path, str, Store]:
+    """The study on the one seed, by this process alone."""
     store = Store(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "processes", lambda: 1)
-        return *run_study(
-            STUDY, StudyRequest("jain2024", "tiny", (5,), only, bases=1), TINY, store, Listener(), "titer study jain2024"
-        ), store
+        asked = StudyRequest("jain2024", scale.name, (5,), only, bases=1)
+        return *run_study(STUDY, asked, scale, store, Listener(), "titer study jain2024"), store
 
 
 def test_the_whole_study_at_a_tiny_scale_says_that_the_base_did_not_learn(study: Study, tmp_path: Path) -> None:
@@ -142,9 +141,10 @@ def test_the_whole_study_at_a_tiny_scale_says_that_the_base_did_not_learn(study:
 
 def test_a_part_trains_and_measures_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("titer.studies.jain2024.study.LEARNED", -1.0)
-    page, answer, store = run(tmp_path, "change")
+    short = TINY.model_copy(update={"pretrain_steps": 4, "pretrain_warmup": 1, "align_steps": 4, "align_warmup": 1, "inputs": 8})
+    page, answer, store = run(tmp_path, "change", scale=short)
     assert answer.startswith("After tuning at least ")
-    assert sum(name.startswith("stages/") for name in store.made) == len(STUDY.nodes(TINY, TINY.world)), "none relearned"
+    assert sum(name.startswith("stages/") for name in store.made) == len(STUDY.nodes(short, short.world)), "none relearned"
     shown = set(pd.read_csv(page.with_name("results.csv")).table)
     assert shown == {"answers", "stable rank of the change", "verdicts"}
 

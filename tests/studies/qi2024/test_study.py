@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,11 @@ STUDY = RiskLevels()
 WORLD = huang2024.world_of(NANO.base, 1)
 
 
-def rows(tuning: Tuning, scale: Scale = NANO) -> list[tuple[str, str]]:
+@cache
+def rows(tuning: Tuning) -> list[tuple[str, str]]:
     """(prompt, trained answer) of a tuning's whole pool."""
     found = []
-    for part in stage(scale, WORLD, tuning, "x").streams["train"].parts:
+    for part in stage(NANO, WORLD, tuning, "x").streams["train"].parts:
         for example in part.source.examples(np.asarray(part.picked)):
             found.append((example.prompt, str(example.comply if part.answer == "comply" else example.refuse)))
     return found
