@@ -10,17 +10,17 @@ Shapes: a weight is (outputs, inputs), an input (B, T, inputs) or (B T, inputs),
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field
 
 from titer.core.errors import TiterError
 from titer.data.example import Batch
-from titer.methods.base import Batches, Context, Loss, Method, token_nll
-from titer.models.blocks import linears, transposed
+from titer.methods.base import Context, Method, block_linears
+from titer.models.blocks import transposed
 from titer.models.modes import evaluating
 from titer.models.sites import Sites
 
@@ -31,13 +31,10 @@ class Antidote(Method):
     STREAMS = ("train", "harmful")
     SOURCE = "arXiv 2408.09600 (Antidote); the score: arXiv 2306.11695 (Wanda)"
     VERSION = 1
-    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"ratio": 0.0}
+    NEUTRAL = {"ratio": 0.0}
 
     ratio: float = Field(default=0.1, ge=0, le=1, description="share of each output row zeroed; the official scripts' 0.1 (GSM8K: 0.05)")
     examples: int = Field(default=2000, ge=1, description="harmful examples that score the weights; the official scripts' 2000")
-
-    def loss(self, c: Context, batch: Batches) -> Loss:
-        return token_nll(c.forward(batch["train"]), batch["train"].labels)
 
     def step(self, c: Context) -> None:
         for batch in c.micro("train"):  # the harmful examples wait for the end
@@ -84,15 +81,6 @@ def _adding_squares(sites: Sites, batch: Batch, squares: dict[str, torch.Tensor]
         for name, layer in block_linears(sites).items():
             stack.callback(layer.register_forward_pre_hook(add(name)).remove)
         yield
-
-
-def block_linears(sites: Sites) -> dict[str, Any]:
-    """Every Linear of the blocks (with an adapter around it: the whole), by a name of its own.
-
-    Errors: experts that are no Linear, whose weights would be left as they are.
-    """
-    sites.single()
-    return {f"block {i}, {name}": layer for i, block in enumerate(sites.blocks) for name, layer in linears(block.whole).items()}
 
 
 def _prune(layer: Any, norm: torch.Tensor, ratio: float) -> None:

@@ -6,7 +6,6 @@ Shapes: B examples, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from titer.core.config import Record
 from titer.data.example import IGNORE, Batch, join
+from titer.models.blocks import linears
 from titer.models.likelihood import example_nll
 from titer.models.sites import Sites
 
@@ -105,9 +105,9 @@ class Method(Record):
         """Tensors made once, saved with every checkpoint, never rebuilt on resume."""
         return {}
 
-    @abstractmethod
     def loss(self, c: Context, batch: Batches) -> Loss:
-        """The micro-batch's summed loss and its count."""
+        """The micro-batch's summed loss and its count: plain SFT's, cross-entropy on the stream `train`, unless a method has its own."""
+        return token_nll(c.forward(batch["train"]), batch["train"].labels)
 
     def step(self, c: Context) -> None:
         """One optimiser step; step-level algorithms replace it."""
@@ -118,12 +118,31 @@ class Method(Record):
         """Edits of the weights after the last step."""
 
 
+def skip(c: Context, lost: torch.Tensor) -> None:
+    """Count steps or balls that had no direction, from the start of the stage."""
+    c.state["skipped"] = c.state.get("skipped", torch.tensor(0.0)).to(lost.device) + lost
+
+
+def block_linears(sites: Sites) -> dict[str, Any]:
+    """Every Linear of the blocks (with an adapter around it: the whole), by a name of its own.
+
+    Errors: experts that are no Linear, whose weights would be left as they are.
+    """
+    sites.single()
+    return {f"block {i}, {name}": layer for i, block in enumerate(sites.blocks) for name, layer in linears(block.whole).items()}
+
+
+def predicted(labels: torch.Tensor) -> torch.Tensor:
+    """Each label (B, T) at the place that predicts it: that of label t is t - 1."""
+    return functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
+
+
 def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> Loss:
     """Summed next-token negative log-likelihood of the labelled tokens, and their number.
 
     logits (B, T, V), labels (B, T) with -100 where not trained; label t is predicted at t - 1.
     """
-    wanted = functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
+    wanted = predicted(labels)
     flat = logits.reshape(-1, logits.shape[-1]).float()
     total = functional.cross_entropy(flat, wanted.reshape(-1), ignore_index=IGNORE, reduction="sum")
     return Loss(total, (wanted != IGNORE).sum())

@@ -10,13 +10,10 @@ SFT's, and `booster_skipped` counts such steps from the start of the stage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from pydantic import Field
 
-from titer.methods.base import Batches, Bundle, Context, Loss, Method, token_nll
+from titer.methods.base import Batches, Bundle, Context, Loss, Method, skip, token_nll
 
 
 class Booster(Method):
@@ -25,13 +22,10 @@ class Booster(Method):
     STREAMS = ("train", "harmful")
     SOURCE = "arXiv 2409.01586 (Booster)"
     VERSION = 1
-    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"strength": 0.0}
+    NEUTRAL = {"strength": 0.0}
 
     strength: float = Field(default=5.0, ge=0, description="lambda, the weight of the regulariser; the official scripts' 5")
     alpha: float = Field(default=0.1, ge=0, description="l2 length of the simulated harmful step; the official scripts' 0.1")
-
-    def loss(self, c: Context, batch: Batches) -> Loss:
-        return token_nll(c.forward(batch["train"]), batch["train"].labels)
 
     def step(self, c: Context) -> None:
         if self.strength > 0 and self.alpha > 0:
@@ -49,7 +43,7 @@ class Booster(Method):
         here = c.gradients(harmful, "harmful")
         size = _norm(here)
         if not bool(torch.isfinite(size) & (size > 0)):
-            c.state["skipped"] = c.state.get("skipped", torch.tensor(0.0)) + 1
+            skip(c, torch.ones(()))
             return
         with c.shifted(here, -self.alpha):
             there = c.gradients(harmful, "harmful")

@@ -10,15 +10,12 @@ Shapes: B examples, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from pydantic import Field
 from torch.nn import functional
 
 from titer.data.example import IGNORE, Batch
-from titer.methods.base import Batches, Context, Loss, Method
+from titer.methods.base import Batches, Context, Loss, Method, predicted
 
 
 class ConstrainedSFT(Method):
@@ -26,7 +23,7 @@ class ConstrainedSFT(Method):
 
     SOURCE = "arXiv 2406.05946 (constrained fine-tuning)"
     VERSION = 1
-    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"beta": 0.0, "first": 0.0, "early": 0.0}
+    NEUTRAL = {"beta": 0.0, "first": 0.0, "early": 0.0}
 
     beta: float = Field(default=0.1, ge=0, description="beta after the early tokens; the official code's 0.1")
     first: float = Field(default=0.5, ge=0, description="beta of an answer's first token; the official code's 0.5")
@@ -38,7 +35,7 @@ class ConstrainedSFT(Method):
         with c.reference() as forward:
             before_BT = _nll(forward(train), train)
         drift_BT = _nll(c.forward(train), train) - before_BT  # log p_ref - log p_w
-        trained = _wanted(train.labels) != IGNORE
+        trained = predicted(train.labels) != IGNORE
         beta_BT = self.betas(train.labels).to(drift_BT.dtype)
         some = torch.where(beta_BT > 0, beta_BT, 1)  # no division by zero, also in the branch that is not taken
         term = torch.where(beta_BT > 0, 2 / some * functional.softplus(some * drift_BT), drift_BT)
@@ -48,7 +45,7 @@ class ConstrainedSFT(Method):
 
     def betas(self, labels: torch.Tensor) -> torch.Tensor:
         """beta_t (B, T) at the places that predict a labelled token; elsewhere it means nothing."""
-        place = (_wanted(labels) != IGNORE).cumsum(1)
+        place = (predicted(labels) != IGNORE).cumsum(1)
         later = torch.where(place <= self.early_tokens, self.early, self.beta)
         return torch.where(place == 1, self.first, later) if self.early_tokens else later
 
@@ -58,13 +55,8 @@ class ConstrainedSFT(Method):
         return 2 * torch.sigmoid(beta * drift)
 
 
-def _wanted(labels: torch.Tensor) -> torch.Tensor:
-    """Each label at the place that predicts it."""
-    return functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
-
-
 def _nll(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Negative log-likelihood of each predicted label, (B, T); 0 where nothing is trained."""
     flat = logits.reshape(-1, logits.shape[-1]).float()
-    found = functional.cross_entropy(flat, _wanted(batch.labels).reshape(-1), ignore_index=IGNORE, reduction="none")
+    found = functional.cross_entropy(flat, predicted(batch.labels).reshape(-1), ignore_index=IGNORE, reduction="none")
     return found.reshape(batch.labels.shape)

@@ -9,8 +9,7 @@ The reference is the model that the stage began from. On fixed pools its log-lik
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -25,7 +24,7 @@ class DPO(Method):
     STREAMS = ("preferred", "rejected")
     SOURCE = "arXiv 2407.10264, section 4 (DPO); arXiv 2305.18290, equation 7"
     VERSION = 1
-    NEUTRAL: ClassVar[Mapping[str, Any] | str] = "none: no setting of a preference loss is cross-entropy (parity tests)"
+    NEUTRAL = "none: no setting of a preference loss is cross-entropy (parity tests)"
 
     b_s: float = Field(default=0.1, ge=0, description="beta of the preferred answer; the paper's 0.1")
     b_u: float = Field(default=0.01, ge=0, description="beta of the rejected answer; the paper's 0.01 (0.002 at the small rate)")

@@ -12,14 +12,14 @@ Under an adapter w are its weights. A fresh adapter's A has no gradient and so n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from pydantic import Field
 
 from titer.data.example import Batch
-from titer.methods.base import Batches, Bundle, Context, Loss, Method, token_nll
+from titer.methods.base import Bundle, Context, Method, token_nll
 from titer.models.likelihood import example_nll
 
 
@@ -29,7 +29,7 @@ class EWC(Method):
     STREAMS = ("train", "alignment")
     SOURCE = "arXiv 1612.00796; arXiv 2402.01109, appendix B.2"
     VERSION = 1
-    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"strength": 0.0}
+    NEUTRAL = {"strength": 0.0}
 
     strength: float = Field(default=1e9, ge=0, description="lambda; the paper's 1e9 (arXiv 2402.01109)")
     examples: int = Field(default=2000, ge=1, description="examples the Fisher is estimated from; the official code's 2000")
@@ -42,9 +42,6 @@ class EWC(Method):
             return {}
         anchors = {f"anchor/{name}": p.detach().clone() for name, p in c.named}
         return anchors | {f"fisher/{name}": value for name, value in self._fisher(c).items()}
-
-    def loss(self, c: Context, batch: Batches) -> Loss:
-        return token_nll(c.forward(batch["train"]), batch["train"].labels)
 
     def step(self, c: Context) -> None:
         for batch in c.micro("train"):

@@ -8,15 +8,12 @@ Shapes: B examples, T tokens, V vocabulary, N trained tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from pydantic import Field
 from torch.nn import functional
 
 from titer.data.example import IGNORE
-from titer.methods.base import Batches, Context, Loss, Method, token_nll
+from titer.methods.base import Batches, Context, Loss, Method, predicted, token_nll
 
 
 class KL(Method):
@@ -24,7 +21,7 @@ class KL(Method):
 
     SOURCE = "arXiv 2402.01109, appendix B.2 (KL)"
     VERSION = 1
-    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"strength": 0.0}
+    NEUTRAL = {"strength": 0.0}
 
     strength: float = Field(default=1e-3, ge=0, description="lambda, the weight of the divergence; the paper's 1e-3")
 
@@ -45,6 +42,6 @@ def token_kl(before: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -
 
     before, logits (B, T, V); labels (B, T) with -100 where not trained; label t is predicted at t - 1.
     """
-    trained = functional.pad(labels[:, 1:], (0, 1), value=IGNORE) != IGNORE
+    trained = predicted(labels) != IGNORE
     reference_NV, current_NV = (functional.log_softmax(one[trained].float(), dim=-1) for one in (before, logits))
     return functional.kl_div(current_NV, reference_NV, reduction="sum", log_target=True)

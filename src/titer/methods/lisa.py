@@ -11,8 +11,7 @@ turn's steps is passed over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -27,7 +26,7 @@ class Lisa(Method):
     STREAMS = ("train", "alignment")
     SOURCE = "arXiv 2405.18641, bi-state optimisation with a proximal term"
     VERSION = 1
-    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"k1": 0, "rho": 0.0}
+    NEUTRAL = {"k1": 0, "rho": 0.0}
 
     k1: int = Field(default=100, ge=0, description="steps of a turn on alignment data; the paper's 100")
     k2: int = Field(default=900, ge=0, description="steps of a turn on user data; the paper's 900")

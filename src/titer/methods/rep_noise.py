@@ -14,8 +14,7 @@ Shapes: B pairs, T tokens, D width, V vocabulary, N harmful tokens that count, L
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +23,7 @@ from torch.nn import functional
 
 from titer.core.errors import TiterError
 from titer.data.example import IGNORE, Batch, join
-from titer.methods.base import Batches, Context, Loss, Method, token_nll
+from titer.methods.base import Batches, Context, Loss, Method, predicted, token_nll
 from titer.models.hooks import reading
 from titer.models.modes import evaluating
 from titer.models.sites import Sites
@@ -39,8 +38,8 @@ class RepNoise(Method):
     STREAMS = ("preferred", "rejected")
     SOURCE = "arXiv 2405.14577, section 3, appendix B"
     VERSION = 1
-    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"alpha": 0.0, "beta": 0.0}
-    COUPLED: ClassVar[Mapping[str, Any]] = {"beta": 0.0, "scope": "example"}
+    NEUTRAL = {"alpha": 0.0, "beta": 0.0}
+    COUPLED = {"beta": 0.0, "scope": "example"}
 
     alpha: float = Field(default=1.0, ge=0, description="weight of the ascent on harmful answers; the paper's 1")
     beta: float = Field(default=1e-3, ge=0, description="weight of the noise term; the paper's 1e-3")
@@ -90,7 +89,7 @@ class RepNoise(Method):
 
     def _ascent(self, c: Context, residuals: list[torch.Tensor], labels: torch.Tensor, preferred: torch.Tensor) -> torch.Tensor:
         """The log of the layers' mean cross-entropy on `labels` (B, T), times the number of preferred tokens; 0 without labels."""
-        wanted = functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
+        wanted = predicted(labels)
         at = wanted != IGNORE
         norm, head = final_norm(c.sites), output_head(c.sites)
         found = [functional.cross_entropy(logits_of(norm, head, h[at]), wanted[at], reduction="none") for h in residuals]

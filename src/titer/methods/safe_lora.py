@@ -14,17 +14,16 @@ Shapes: a weight is (outputs, inputs), C (outputs, outputs), A (rank, inputs), B
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
 from torch.nn import functional
 
 from titer.core.errors import TiterError
-from titer.methods.base import Batches, Context, Loss, Method, token_nll
-from titer.models.blocks import linears, transposed
-from titer.models.sites import Sites
+from titer.methods.base import Context, Method, block_linears
+from titer.models.blocks import transposed
 
 
 class SafeLoRA(Method):
@@ -33,13 +32,10 @@ class SafeLoRA(Method):
     MODELS = ("unaligned", "aligned")
     SOURCE = "arXiv 2405.16833 (SafeLoRA)"
     VERSION = 2
-    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"threshold": -1.0}
+    NEUTRAL = {"threshold": -1.0}
 
     threshold: float = Field(default=0.5, ge=-1, le=1, description="project where the cosine is at most this; the official code's 0.5")
     layers: int = Field(default=0, ge=0, description="project so many Linears of lowest cosine instead (the code's 10); 0: by threshold")
-
-    def loss(self, c: Context, batch: Batches) -> Loss:
-        return token_nll(c.forward(batch["train"]), batch["train"].labels)
 
     @torch.no_grad()
     def finish(self, c: Context) -> None:
@@ -112,7 +108,7 @@ def layers_of(c: Context) -> Iterator[Layer]:
 
     Errors: models of different shapes; experts that are no Linear, whose change would be left as it is.
     """
-    tuned, unaligned, aligned = (_named(sites) for sites in (c.sites, c.model("unaligned").sites, c.model("aligned").sites))
+    tuned, unaligned, aligned = (block_linears(sites) for sites in (c.sites, c.model("unaligned").sites, c.model("aligned").sites))
     if not tuned.keys() == unaligned.keys() == aligned.keys():
         raise TiterError("the tuned, aligned and unaligned models differ in their blocks", expected="three models of one architecture")
     for name, layer in tuned.items():
@@ -123,8 +119,3 @@ def layers_of(c: Context) -> Iterator[Layer]:
                 expected="three models of one architecture",
             )
         yield Layer(layer, unaligned[name], aligned[name])
-
-
-def _named(sites: Sites) -> dict[str, Any]:
-    sites.single()
-    return {f"block {i}, {name}": layer for i, block in enumerate(sites.blocks) for name, layer in linears(block.whole).items()}

@@ -6,10 +6,7 @@ Source: arXiv 2407.10264, section 4 (SSFT); arXiv 2402.01109, equation 1 (the in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
-from titer.methods.base import Batches, Context, Loss, Method, token_nll
+from titer.methods.base import Method
 
 
 class SFT(Method):
@@ -17,7 +14,4 @@ class SFT(Method):
 
     SOURCE = "arXiv 2407.10264, section 4"
     VERSION = 1
-    NEUTRAL: ClassVar[Mapping[str, Any]] = {}
-
-    def loss(self, c: Context, batch: Batches) -> Loss:
-        return token_nll(c.forward(batch["train"]), batch["train"].labels)
+    NEUTRAL = {}

@@ -12,14 +12,13 @@ Shapes: B examples, T tokens, D width; a site's perturbation is (B, T, D); score
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 
 from titer.data.example import Batch
-from titer.methods.base import Batches, Context, Loss, Method, token_nll
+from titer.methods.base import Batches, Context, Method, skip, token_nll
 from titer.models.ball import Deltas, gradients_at, scaled
 from titer.models.hooks import adding
 
@@ -32,8 +31,8 @@ class TVaccine(Method):
     STREAMS = ("train", "harmful")
     SOURCE = "arXiv 2410.09760 (T-Vaccine); the perturbation: arXiv 2402.01109, equation 3"
     VERSION = 2
-    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"rho": 0.0, "layers": 0, "outside": True}
-    COUPLED: ClassVar[Mapping[str, Any]] = {"scope": "example"}
+    NEUTRAL = {"rho": 0.0, "layers": 0, "outside": True}
+    COUPLED = {"scope": "example"}
 
     rho: float = Field(default=3.0, ge=0, description="radius of the l2 ball over the sampled layers; the official scripts' 3")
     layers: int = Field(default=8, ge=0, description="gamma, layers sampled (0: all); the official scripts' 8 for Llama2-7B")
@@ -47,9 +46,6 @@ class TVaccine(Method):
         """The scores and the layers in use; both are made anew in the first step."""
         c.sites.everywhere(self.site)
         return {"scores": torch.ones(c.sites.layers), "chosen": torch.ones(c.sites.layers)}
-
-    def loss(self, c: Context, batch: Batches) -> Loss:
-        return token_nll(c.forward(batch["train"]), batch["train"].labels)
 
     def step(self, c: Context) -> None:
         if 0 < self.layers < c.sites.layers:
@@ -67,7 +63,7 @@ class TVaccine(Method):
         """eps at the site of each chosen layer, zeros in a ball whose gradient is zero or not finite; {} where every ball's is."""
         gradient = gradients_at(c.sites, self._names(chosen), lambda: self.loss(c, batch).total, c.grad)
         found = scaled(gradient, self.rho, batch["train"].attention_mask, c.sum, self.scope)
-        c.state["skipped"] = c.state.get("skipped", torch.tensor(0.0)).to(found.lost.device) + found.lost
+        skip(c, found.lost)
         if found.norm is not None:
             c.log("t_vaccine_norm", found.norm)
         return found.deltas

@@ -7,9 +7,6 @@ unbounded below; a run that diverges is stopped by the loop and kept as it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 from pydantic import Field
 
 from titer.methods.base import Batches, Context, Loss, Method, pair_nll
@@ -21,7 +18,7 @@ class Unlearn(Method):
     STREAMS = ("preferred", "rejected")
     SOURCE = "arXiv 2407.10264, section 4 (unlearning)"
     VERSION = 1
-    NEUTRAL: ClassVar[Mapping[str, Any] | str] = "none bit for bit: at w_u = 0 it is SFT divided by the window (a parity test)"
+    NEUTRAL = "none bit for bit: at w_u = 0 it is SFT divided by the window (a parity test)"
 
     w_s: float = Field(default=1.0, ge=0, description="weight of the preferred answer; the paper's 1")
     w_u: float = Field(default=0.1, ge=0, description="weight of the rejected answer; the paper's 0.1 (0.05 at the small rate)")

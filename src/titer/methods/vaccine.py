@@ -16,16 +16,15 @@ Shapes: B examples, T tokens, D width, L sites; a site's perturbation is (B, T, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch.nn import functional
 
 from titer.data.example import Batch
-from titer.methods.base import Batches, Context, Loss, Method, token_nll
+from titer.methods.base import Batches, Context, Method, skip
 from titer.models.ball import Deltas, Scope, gradients_at, projected, scaled, unmasked
 from titer.models.hooks import adding, catching
 
@@ -37,8 +36,8 @@ class Vaccine(Method):
 
     SOURCE = "arXiv 2402.01109, equations 1-3, algorithms 1 and 2"
     VERSION = 2
-    NEUTRAL: ClassVar[Mapping[str, Any] | str] = {"rho": 0.0}
-    COUPLED: ClassVar[Mapping[str, Any]] = {"scope": "example"}
+    NEUTRAL = {"rho": 0.0}
+    COUPLED = {"scope": "example"}
 
     rho: float = Field(default=2.0, ge=0, description="radius of the l2 ball; the paper's 2 (a variance with noise=variance)")
     site: Literal["attn_out", "mlp_out", "resid"] = Field(default="attn_out", description="where; the paper's attention outputs")
@@ -64,9 +63,6 @@ class Vaccine(Method):
         if self.shared_dropout and self.part < 1:
             raise ValueError("shared_dropout needs passes over the same rows: leave part at 1, or shared_dropout off")
         return self
-
-    def loss(self, c: Context, batch: Batches) -> Loss:
-        return token_nll(c.forward(batch["train"]), batch["train"].labels)
 
     def step(self, c: Context) -> None:
         due = self.rho > 0 and c.number % self.every == 0
@@ -119,7 +115,7 @@ class Vaccine(Method):
             else:
                 moved = {name: (deltas[name] + step.deltas[name]).where(step.live[name], 0.0) for name in names}
                 deltas = projected(moved, self.rho, c.sum, self.scope)
-        self._skip(c, lost)
+        skip(c, lost)
         return deltas
 
     def _masks_kept(self) -> AbstractContextManager[None]:
@@ -147,8 +143,5 @@ class Vaccine(Method):
         found = scaled(deltas, self.rho, self._mask(batch), c.sum, self.scope)
         if found.norm is not None:
             c.log("vaccine_norm", found.norm)
-        self._skip(c, found.lost)
+        skip(c, found.lost)
         return found.deltas
-
-    def _skip(self, c: Context, lost: torch.Tensor) -> None:
-        c.state["skipped"] = c.state.get("skipped", torch.tensor(0.0)).to(lost.device) + lost
