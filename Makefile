@@ -20,8 +20,9 @@ check-all: check
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 study: .venv/core
-	$(BIN)/titer study jain2024 --scale nano --seeds 3
-	$(BIN)/titer study huang2024 --scale nano --part core --seeds 3
+	$(BIN)/titer study jain2024 --scale nano --seeds 4
+	$(BIN)/titer study huang2024 --scale nano --part core --seeds 4
+	$(BIN)/titer study qi2024 --seeds 4
 
 parity: .venv/dev
 	@test -d .venv/parity || $(PIP) --target .venv/parity --no-deps -r tests/methods/parity.txt

@@ -238,14 +238,20 @@ def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: 
         title=page.title or f"{name}, scale {scale.name}, {_units(found)}",
         answer=page.answer,
         about=page.about,
-        tiles=[*page.tiles, *(_tile(one, found) for one in page.headlines)],
+        tiles=[
+            *page.tiles,
+            *(_tile(one, mine) for one in page.headlines if (mine := [base for base in found if base.judged(one.model, one.asked)])),
+        ],
         claims=claims,
         figures=page.figures,
         tables=page.tables,
         results=results,
         samples=samples[samples.model.isin(shown)],
         commands=[command],
-        notes=list(page.notes),
+        notes=[
+            *(f"{one.unit.capitalize()}: {model} was stopped: {why}." for one in found for model, why in one.stopped.items()),
+            *page.notes,
+        ],
         provenance={
             "seeds": ", ".join(str(seed) for seed in dict.fromkeys(one.seed for one in found)),
             "scale": scale.model_dump_json(),

@@ -1,4 +1,4 @@
-"""Charts that mirror the paper's figures 3 to 7, and of what models answer and of the interventions: means over seeds. L7."""
+"""Charts that mirror the paper's figures 3 to 7, and of what models answer and of the interventions: means over bases. L7."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ANSWERS = {
 
 
 def pooled(evidence: Sequence[Found], name: str) -> pd.DataFrame:
-    """One table of all seeds, with the column `seed`; "verdicts" are the judged answers, by what they were asked for."""
+    """One table of all bases, told apart by the column `seed`; "verdicts" are the judged answers, by what they were asked for."""
     if name != "verdicts":
         return pd.concat([e.tables[name].assign(seed=e.unit) for e in evidence if e.has(name)], ignore_index=True)
     each = [e.verdicts.assign(seed=e.unit, place=e.verdicts.kind.map(_place)) for e in evidence]
@@ -59,7 +59,7 @@ def _place(kind: str) -> int:
 
 
 def over_seeds(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
-    """Mean of a value over each seed's rows, then over seeds: keys, value, low and high (the seeds' ends)."""
+    """Mean of a value over each base's rows, then over bases: keys, value, low and high (the bases' ends)."""
     per_seed = table.groupby([*keys, "seed"], sort=False)[value].mean()
     found = per_seed.groupby(list(keys), sort=False).agg(["mean", "min", "max"]).reset_index()
     return found.rename(columns={"mean": value, "min": "low", "max": "high"})
@@ -84,7 +84,7 @@ def in_order(table: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataF
 
 
 def answers(evidence: Sequence[Found]) -> pd.DataFrame:
-    """model, measure, rate (mean over seeds), low and high (the seeds' ends), n inputs a seed."""
+    """model, measure, rate (mean over bases), low and high (the bases' ends), n inputs a seed."""
     rows = []
     for e in evidence:
         t = e.tables["rates"]
@@ -103,7 +103,7 @@ def table_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "table",
         "What every model answers",
-        "Exact, free-running answers; mean over seeds. The base answers everything, so what a tuned model answers of a jailbreak is the jailbreak's success. M and S: medium and small rate; half: the others' unsafe share and clip; sum: DPO on summed log-probabilities.",
+        "Exact, free-running answers; mean over bases. The base answers everything, so what a tuned model answers of a jailbreak is the jailbreak's success. M and S: medium and small rate; half: the others' unsafe share and clip; sum: DPO on summed log-probabilities.",
         forms.matrix(answers(evidence), "measure", "model", "rate", (None, None)),
     )
 
@@ -166,7 +166,7 @@ def figure5(evidence: Sequence[Found], models: Sequence[str] = (*MEDIUM, "benign
     return Figure(
         "fig5",
         "Figure 5: which inputs does ΔW read?",
-        "Mean σ_j |⟨a, v_j⟩| / ‖a‖ along the first 15 right singular vectors of ΔW (first MLP matrix) at the end of the prompt; mean over seeds. The benign panel is the control: its change was learned on safe requests.",
+        "Mean σ_j |⟨a, v_j⟩| / ‖a‖ along the first 15 right singular vectors of ΔW (first MLP matrix) at the end of the prompt; mean over bases. The benign panel is the control: its change was learned on safe requests.",
         forms.lines(
             found,
             "direction",
@@ -187,7 +187,7 @@ def figure6(evidence: Sequence[Found], models: Sequence[str] = ("base", *MEDIUM,
     return Figure(
         "fig6",
         "Figure 6: sensitivity to the input",
-        "Local Lipschitz constant at the end of the prompt, inputs of all seeds: quartiles and ends. The paper: smaller on unsafe inputs after tuning, not on safe ones.",
+        "Local Lipschitz constant at the end of the prompt, inputs of all bases: quartiles and ends. The paper: smaller on unsafe inputs after tuning, not on safe ones.",
         forms.distributions(
             in_order(t[t.kind.isin(CLASSES)], "model", models), "model", "g", "kind", CLASSES, "‖∂ max logit / ∂ embeddings‖"
         ),
@@ -201,7 +201,7 @@ def figure7(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "fig7",
         "Figure 7: jailbreaks and soft tokens among the clusters",
-        "Mean τ in the last layer, scaled so that the unsafe class is at 0 and the safe class at 1; lines span the seeds. Jailbreaks are split by outcome, which conditions the comparison; soft tokens are not.",
+        "Mean τ in the last layer, scaled so that the unsafe class is at 0 and the safe class at 1; lines span the bases. Jailbreaks are split by outcome, which conditions the comparison; soft tokens are not.",
         forms.points(
             in_order(over_seeds(found, ["model", "group"], "position"), "group", order),
             "group",
@@ -231,7 +231,7 @@ def positions(e: Found) -> pd.DataFrame:
         if "soft_placed" in e.tables:
             for kind in [k for k in e.tables["soft_placed"].kind.unique() if k.startswith("soft_")]:
                 place("soft_placed", model, kind, e.last("soft_placed", "tau", model=model, kind=kind))
-    return pd.DataFrame(rows, columns=["model", "group", "position"]).assign(seed=e.seed)
+    return pd.DataFrame(rows, columns=["model", "group", "position"]).assign(seed=e.unit)
 
 
 def figure7_measures(evidence: Sequence[Found]) -> Figure:
@@ -274,7 +274,7 @@ def by_outcome(e: Found) -> pd.DataFrame:
             rows += [
                 {"measure": measure, "model": model, "group": group, "ratio": float(mine.mean()) / safe} for group, mine in groups.items()
             ]
-    return pd.DataFrame(rows).assign(seed=e.seed)
+    return pd.DataFrame(rows).assign(seed=e.unit)
 
 
 def split(e: Found, model: str, kind: str) -> dict[str, NDArray[np.bool_]]:

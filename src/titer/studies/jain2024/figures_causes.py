@@ -1,4 +1,4 @@
-"""Charts of the interventions: along the change, soft tokens, size, dynamics, relearning, steering, patching: means over seeds. L7."""
+"""Charts of the interventions: along the change, soft tokens, size, dynamics, relearning, steering, patching: means over bases. L7."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def soft_chart(evidence: Sequence[Found]) -> Figure:
 def change_chart(evidence: Sequence[Found]) -> Figure:
     """Relative size of the change by part of the network."""
     rows = [
-        {"model": model, "part": part, "seed": e.seed, "size": overall(one, part)}
+        {"model": model, "part": part, "seed": e.unit, "size": overall(one, part)}
         for e in evidence
         for model, one in e.tables["change"].groupby("model", sort=False)
         for part in PARTS

@@ -9,9 +9,9 @@ import pandas as pd
 
 from titer.core.claims import Claim
 from titer.recipes.jain2024 import METHODS, Scale
-from titer.report.html import Figure, Tile
+from titer.report.html import Figure
 from titer.studies import null_space
-from titer.studies.engine.declare import Page
+from titer.studies.engine.declare import Headline, Page
 from titer.studies.engine.found import Found
 from titer.studies.jain2024 import figures, figures_causes
 from titer.studies.jain2024.claims import JAILBREAKS, MEDIUM, WORDS
@@ -41,6 +41,7 @@ JUDGED = {  # tables of judged answers, and what they are told apart by
     "steering": ("model", "layer", "direction", "kind"),
     "patching": ("donor", "receiver", "site", "layer", "kind"),
 }
+TOLD = (("unsafe refused", "unsafe", "refused"), ("safe answered", "safe", "complied"))
 SHOWN = ("verdicts", "soft")  # on the page; all of them in results.csv
 DRAWN = {
     "placement": figures.figure3,
@@ -51,27 +52,27 @@ DRAWN = {
 
 
 def page(found: Sequence[Found], scale: Scale) -> Page:
-    """The report's own words, tables and charts; the answer and what is in short are said once the claims are settled."""
+    """The report's own words, tables and charts; the answer is said once the claims are settled."""
     whole = [one for one in found if MEDIUM[0] in one.keys]  # of the others the base did not learn
     judged = outcome_tables(whole)
     tables = numbers(whole) if whole else {"answers": figures.answers(found)}
     return Page(
         answer=behaviour_of(whole) if whole else NOTHING,
         about=ABOUT,
-        tiles=tiles(whole),
+        headlines=headlines() if whole else (),
         figures=charts(whole),
         tables={**tables, **{f"outcomes: {name}": judged[name] for name in SHOWN if name in judged}},
         results=tidy({**tables, **judged}),
-        notes=[*faults(found), *relearned(whole), *MISSING],
+        notes=[*relearned(whole), *MISSING],
         provenance={"inputs a set": scale.inputs},
     )
 
 
 def concluded(page: Page, claims: Sequence[Claim]) -> Page:
-    """The page with the verdicts in its answer, and in short."""
+    """The page with the verdicts in its answer."""
     if page.answer == NOTHING:
         return page
-    return replace(page, answer=answer(page.answer, claims), notes=[*in_short(claims), *page.notes])
+    return replace(page, answer=answer(page.answer, claims))
 
 
 def answer(behaviour: str, claims: Sequence[Claim]) -> str:
@@ -100,7 +101,7 @@ def _special(beyond: Sequence[Claim]) -> str:
 
 
 def behaviour_of(evidence: Sequence[Found]) -> str:
-    """What tuning did and what breaks it, in a sentence: means over seeds."""
+    """What tuning did and what breaks it, in a sentence: means over bases."""
     t = figures.answers(evidence).set_index(["model", "measure"]).rate
     refused = min(t[m, "unsafe: refused"] for m in MEDIUM)
     broken = {kind: t["ssft M", f"{kind}: answered"] for kind in JAILBREAKS}
@@ -112,27 +113,11 @@ def behaviour_of(evidence: Sequence[Found]) -> str:
     )
 
 
-def tiles(evidence: Sequence[Found]) -> list[Tile]:
-    """Headline rates: mean over seeds, with the seeds' ends."""
-    if not evidence:
-        return []
-    t = figures.answers(evidence).set_index(["model", "measure"])
-    wanted = [(m, "unsafe: refused") for m in MEDIUM] + [(m, "safe: answered") for m in MEDIUM]
-    wanted += [("ssft M", f"{kind}: answered") for kind in JAILBREAKS]
-    return [
-        Tile(
-            f"{WORDS[m.split()[0]]}, {what_of(what)}",
-            f"{t.rate[m, what]:.1%}",
-            f"seeds {t.low[m, what]:.0%} to {t.high[m, what]:.0%} · base {t.rate['base', what]:.0%}",
-        )
-        for m, what in wanted
-    ]
-
-
-def what_of(measure: str) -> str:
-    """A measure in the paper's words: "jb_co_text: answered" is JB-CO-Text answered."""
-    kind, _, outcome = measure.partition(": ")
-    return f"{WORDS.get(kind, kind)} {outcome}"
+def headlines() -> list[Headline]:
+    """Refusal and safe skill of every method, and what jailbreaks get of SSFT."""
+    tuned = [(f"{WORDS[method]}, {words}", f"{method} M", asked, outcome) for words, asked, outcome in TOLD for method in METHODS]
+    broken = [(f"SSFT, {WORDS[kind]} answered", "ssft M", kind, "complied") for kind in JAILBREAKS]
+    return [Headline(*one, before="base") for one in (*tuned, *broken)]
 
 
 def charts(evidence: Sequence[Found]) -> list[Figure]:
@@ -155,7 +140,7 @@ def charts(evidence: Sequence[Found]) -> list[Figure]:
 
 
 def numbers(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
-    """The tables behind the figures, means over seeds."""
+    """The tables behind the figures, means over bases."""
     found = {"answers": figures.answers(evidence)}
     has = evidence[0].has
     if has("placement"):
@@ -185,7 +170,7 @@ def numbers(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
 
 
 def outcome_tables(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
-    """Shares complied, refused and neither of every judged set: means over seeds, and the seeds' ends."""
+    """Shares complied, refused and neither of every judged set: means over bases, and the bases' ends."""
     found = {}
     for name, keys in JUDGED.items():
         if evidence and (name == "verdicts" or evidence[0].has(name)):
@@ -209,22 +194,8 @@ def tidy(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return whole[["table", *(c for c in whole.columns if c != "table")]]
 
 
-def in_short(claims: Sequence[Claim]) -> list[str]:
-    """The names of the claims by verdict, a line each."""
-    by = {
-        verdict: [c.name for c in claims if c.verdict == verdict]
-        for verdict in ("supported", "not supported", "inconclusive", "not testable")
-    }
-    return [f"{verdict.capitalize()}: {'; '.join(names)}." for verdict, names in by.items() if names]
-
-
-def faults(evidence: Sequence[Found]) -> list[str]:
-    """Trainings that ended early, by name: a result, not a crash."""
-    return [f"{e.unit.capitalize()}: {name} was stopped: {why}." for e in evidence for name, why in e.stopped.items()]
-
-
 def relearned(evidence: Sequence[Found]) -> list[str]:
-    """Relearning in words: steps until half of the unsafe requests are answered again, by method and seed."""
+    """Relearning in words: steps until half of the unsafe requests are answered again, by method and base."""
     if not evidence or not evidence[0].has("relearn"):
         return []
     told = []
@@ -235,4 +206,4 @@ def relearned(evidence: Sequence[Found]) -> list[str]:
             low, high = steps_to(t[t.model == f"{method} M"], "unsafe_complied", 0.5)
             spans.append(f"over {low:.0f}" if high == float("inf") else f"{low:.0f} to {high:.0f}")
         told.append(f"{method} {', '.join(spans)}")
-    return [f"Relearning (reported, no claim): steps until half of the unsafe requests are answered again, by seed: {'; '.join(told)}."]
+    return [f"Relearning (reported, no claim): steps until half of the unsafe requests are answered again, by base: {'; '.join(told)}."]
