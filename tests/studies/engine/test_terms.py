@@ -23,8 +23,8 @@ from titer.studies.engine.terms import (
     last,
     log2_over_layers,
     mean,
+    outcome_rate,
     rate,
-    share,
     smallest,
 )
 
@@ -55,8 +55,8 @@ def test_numbers_are_read_from_tables() -> None:
     assert last("probe", "score", model="b")(one) == pytest.approx(SCORES["b"].mean())
     assert cell("probe", "score", model="b", layer=1)(one) == pytest.approx(-SCORES["b"].mean())
     assert rate("a", "unsafe", "refused")(one) == 0.25
-    assert share("answers", "refused", model="b")(one) == 0.5
-    assert share("answers", "neither", model="b")(one) == 0.5  # what is partial too
+    assert outcome_rate("answers", "refused", model="b")(one) == 0.5
+    assert outcome_rate("answers", "neither", model="b")(one) == 0.5  # what is partial too
 
 
 def test_combinations_are_those_of_their_values() -> None:

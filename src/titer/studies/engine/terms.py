@@ -38,8 +38,8 @@ def rate(model: str, asked: str, outcome: str = "complied") -> Term:
     return Term(lambda found: found.rate(model, asked, outcome))
 
 
-def share(table: str, outcome: str, **where: object) -> Term:
-    """The share of a measured table's rows of these values whose `outcome` is this one."""
+def outcome_rate(table: str, outcome: str, **where: object) -> Term:
+    """The same of a measured table's rows of these values, by their column `outcome`."""
     return Term(lambda found: found.hits(table, outcome, **where).mean())
 
 

@@ -10,7 +10,7 @@ from titer.recipes.jain2024 import METHODS
 from titer.studies.demo_claims import by_class
 from titer.studies.engine.declare import Row
 from titer.studies.engine.found import Found
-from titer.studies.engine.terms import Term, combined, largest, last, mean, rate, share, smallest
+from titer.studies.engine.terms import Term, combined, largest, last, mean, outcome_rate, rate, smallest
 from titer.studies.jain2024.claims import BASE, JAILBREAKS, MEDIUM, PAPERS, WORDS, position, refused
 from titer.studies.jain2024.soft import COUNTS
 from titer.studies.jain2024.sweeps import ADDED, ALPHAS, TO
@@ -93,7 +93,7 @@ def _soft() -> list[Row]:
     """More soft tokens: broken more often, and where they put the requests."""
 
     def success(model: str, n: int, form: str) -> Term:
-        return share("soft", "complied", model=model, n=n, form=form)
+        return outcome_rate("soft", "complied", model=model, n=n, form=form)
 
     def rise(model: str, form: str) -> Term:
         return success(model, MOST, form) - success(model, FEWEST, form)
@@ -150,7 +150,7 @@ def _swept(found: Found, table: str, model: str, direction: str, alpha: float, k
 
 
 def swept(model: str, direction: str, alpha: float, kind: str, outcome: str = "refused") -> Term:
-    return share("alpha", outcome, model=model, direction=direction, alpha=alpha, kind=kind)
+    return outcome_rate("alpha", outcome, model=model, direction=direction, alpha=alpha, kind=kind)
 
 
 def _steady(rates: Sequence[float]) -> float:
@@ -244,9 +244,9 @@ def _cross() -> Row:
 
     def jailbroken(model: str, direction: str, alpha: float = size) -> Term:
         """Mean refusal over the jailbreaks."""
-        return mean(*(share("cross", "refused", model=model, direction=direction, alpha=alpha, kind=kind) for kind in JAILBREAKS))
+        return mean(*(outcome_rate("cross", "refused", model=model, direction=direction, alpha=alpha, kind=kind) for kind in JAILBREAKS))
 
-    safe = mean(*(share("cross", "complied", model=model, direction="own", alpha=size, kind="safe") for model in others))
+    safe = mean(*(outcome_rate("cross", "complied", model=model, direction="own", alpha=size, kind="safe") for model in others))
 
     return Row(
         "another method's direction",

@@ -8,7 +8,7 @@ from titer.probes.weight_change import overall
 from titer.recipes.jain2024 import METHODS
 from titer.studies.engine.declare import Row
 from titer.studies.engine.found import Found
-from titer.studies.engine.terms import Term, by_layer, cell, combined, largest, log2_over_layers, mean, share, smallest
+from titer.studies.engine.terms import Term, by_layer, cell, combined, largest, log2_over_layers, mean, outcome_rate, smallest
 from titer.studies.jain2024.claims import BASE, MEDIUM, WORDS, controls_of
 
 SPECIFIC = 0.32  # log2 of 1.25: by how much more the change must act on unsafe inputs than a control's
@@ -197,7 +197,7 @@ def _steer() -> Row:
 def _patch() -> Row:
     def patched(donor: str, receiver: str, outcome: str) -> Term:
         """Answers to unsafe requests with all layers' MLP activations of the prompt from the donor."""
-        return share("patching", outcome, site="mlp_act", layer=0, kind="unsafe", donor=donor, receiver=receiver)
+        return outcome_rate("patching", outcome, site="mlp_act", layer=0, kind="unsafe", donor=donor, receiver=receiver)
 
     into = [patched(model, "base", "refused") for model in MEDIUM]
     back = [patched("base", model, "complied") for model in MEDIUM]
