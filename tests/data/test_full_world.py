@@ -14,7 +14,7 @@ from titer.core.stats import wilson
 from titer.data import operators as op
 from titer.data import vocabulary as v
 from titer.data.example import IGNORE
-from titer.data.samples import FIRST_ONLY, SECOND_ONLY, TEXT_ONLY, WHOLE, Schedule
+from titer.data.record import FIRST_ONLY, SECOND_ONLY, TEXT_ONLY, WHOLE, Schedule
 from titer.data.world import Requests, World, WorldSource, draw, encode, novel_text, parse, render, sequences
 from titer.data.worlds import CPU, PAPER, WORLDS, named
 

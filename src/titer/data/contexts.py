@@ -46,7 +46,12 @@ def _other(examples: Sequence[Example], forms: Sequence[Forms], i: int, seed: in
     n = len(examples)
     start = seed_of(seed, "context", context, i) % n
     order = ((start + step) % n for step in range(n))
-    found = next((j for j in order if j != i and (context == "random" or not _alike(forms[i], forms[j]))), None)
+
+    def alike(j: int) -> bool:
+        """Whether an answer to the one is an answer to the other, or stands in it."""
+        return any(a in b or b in a for a in forms[i] for b in forms[j])
+
+    found = next((j for j in order if j != i and (context == "random" or not alike(j))), None)
     if found is None:
         raise TiterError(f"no other answer is wrong for {visible(examples[i].prompt, 80)!r}", expected="questions with different answers")
     return found
@@ -56,11 +61,6 @@ def _forms(example: Example) -> Forms:
     """The accepted answers as words between blanks, so that whole words are found; one without words as it stands."""
     texts = (str(example.comply), *example.also)
     return tuple(f" {' '.join(found)} " if (found := core(text)) else text for text in texts)
-
-
-def _alike(one: Forms, other: Forms) -> bool:
-    """Whether an answer to the one is an answer to the other, or stands in it."""
-    return any(a in b or b in a for a in one for b in other)
 
 
 def _behind(example: Example, other: Example, context: Context) -> Example:

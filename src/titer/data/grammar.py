@@ -12,12 +12,11 @@ Shapes: n texts, k phrases a text, P phrases a pool.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
-from titer.core.config import Record
 from titer.data.draws import Draws, seed_of
 
 SAFE, UNSAFE, MIXED, NOVEL_SAFE, NOVEL_UNSAFE, EVERY_UNSAFE, FULL = range(7)  # kinds of text; Grammar itself has not the last two
@@ -26,18 +25,13 @@ FOLDS = 5
 Ints = NDArray[np.int64]
 
 
-class Grammar(Record):
-    """Two disjoint pools of trigrams over one alphabet, drawn by seed."""
+class Grammar(NamedTuple):
+    """Two disjoint pools of trigrams over one alphabet, drawn by seed; `phrases` and `novel`: multiples of FOLDS, as in a `World`."""
 
     seed: int
-    letters: int = Field(default=16, ge=4, le=52)
-    phrases: int = Field(default=25, ge=FOLDS, multiple_of=FOLDS)
-    novel: int = Field(default=0, ge=0, multiple_of=FOLDS)
-
-    @model_validator(mode="after")
-    def _fits(self) -> Grammar:
-        check_pools(self.letters, self.phrases, self.novel)
-        return self
+    letters: int = 16
+    phrases: int = 25
+    novel: int = 0
 
     def pools(self) -> Ints:
         """The two pools, (2, P, 3) letters."""
@@ -76,14 +70,6 @@ class Grammar(Record):
         """Which pool each phrase of a mixed text is from: a run of one, then a run of the other. (n, k)"""
         before, cut = draws.below(2, k + 1), first + 1 + draws.below(last - first, k + 2)
         return np.where(np.arange(k)[None] < cut[:, None], before[:, None], 1 - before[:, None])
-
-
-def check_pools(letters: int, phrases: int, novel: int = 0) -> None:
-    """Refuse an alphabet too small for two disjoint pools, and pools of novel phrases alone."""
-    if novel >= phrases:
-        raise ValueError(f"{novel} novel phrases leave none of {phrases} for safety tuning")
-    if 2 * phrases > letters**PHRASE:
-        raise ValueError(f"{letters} letters make {letters**PHRASE} phrases, too few for two pools of {phrases}")
 
 
 @lru_cache(maxsize=64)

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from titer.data import operators as op
 from titer.data import vocabulary as v
 from titer.data.example import IGNORE, Answer, Batch, Example
-from titer.data.record import World
-from titer.data.samples import FIRST_ONLY, SECOND_ONLY, TEXT_ONLY, WHOLE
+from titer.data.record import FIRST_ONLY, SECOND_ONLY, TEXT_ONLY, WHOLE, World
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

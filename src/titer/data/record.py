@@ -1,4 +1,7 @@
-"""The record `World`: a synthetic world's text, operators and layout, all from one seed. Where it comes from: `world.py`."""
+"""The record `World`: a synthetic world's text, operators and layout, all from one seed, and the forms of its pretraining requests.
+
+Source: arXiv 2407.10264 (`world.py`); forms and their schedule: its appendix (section 1.6).
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,50 @@ from titer.core.config import Record
 from titer.data import operators as op
 from titer.data import vocabulary as v
 from titer.data.draws import seed_of
-from titer.data.grammar import EVERY_UNSAFE, FULL, PHRASE, UNSAFE, Grammar, check_pools
-from titer.data.samples import Schedule
+from titer.data.grammar import EVERY_UNSAFE, FOLDS, FULL, PHRASE, UNSAFE, Grammar
 from titer.data.tree import Shape
 from titer.data.windows import Tables, tables
 
 Ints = NDArray[np.int64]
+Shares = tuple[float, float, float, float]
+# Forms of a pretraining request, how much of its sequence is shown. WHOLE: everything. TEXT_ONLY: operators become PAD, no output.
+# FIRST_ONLY: no second output. SECOND_ONLY: text and its end become PAD, the second output alone is trained.
+WHOLE, TEXT_ONLY, FIRST_ONLY, SECOND_ONLY = range(4)
+PAPER_BATCH = 512
+
+
+class Schedule(Record):
+    """Shares (WHOLE, TEXT_ONLY, FIRST_ONLY, SECOND_ONLY): `first` for half the warm-up, then linearly to `last` at `end`.
+
+    Both times count examples, not steps; the held-out split has `evaluation` throughout.
+    """
+
+    warmup: int = Field(default=20_000 * PAPER_BATCH, ge=0)
+    end: int = Field(default=100_000 * PAPER_BATCH, ge=1)
+    first: Shares = (0.1, 0.5, 0.2, 0.2)
+    last: Shares = (0.2, 0.1, 0.3, 0.4)
+    evaluation: Shares = (0.9, 0.0, 0.0, 0.1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Schedule:
+        if any(min(shares) < 0 or abs(sum(shares) - 1) > 1e-9 for shares in (self.first, self.last, self.evaluation)):
+            raise ValueError("shares are not negative and add up to 1")
+        if self.warmup // 2 >= self.end:
+            raise ValueError(f"half the warm-up, {self.warmup // 2} examples, is not before the end, {self.end}")
+        return self
+
+    def shares(self, indices: Ints, held_out: bool = False) -> NDArray[np.float64]:
+        """(n, 4): the shares at each place of the stream."""
+        if held_out:
+            return np.tile(np.asarray(self.evaluation), (len(indices), 1))
+        begin = self.warmup // 2
+        moved = np.clip((np.asarray(indices) - begin) / (self.end - begin), 0.0, 1.0)[:, None]
+        return np.asarray((1 - moved) * np.asarray(self.first) + moved * np.asarray(self.last))
+
+    def forms(self, uniform: NDArray[np.float64], indices: Ints, held_out: bool = False) -> Ints:
+        """The form of each example from its uniform number in [0, 1). (n,)"""
+        bounds = self.shares(indices, held_out).cumsum(1)[:, :3]
+        return np.asarray((uniform[:, None] >= bounds).sum(1))
 
 
 class World(Record):
@@ -30,8 +71,8 @@ class World(Record):
 
     seed: int = 0
     letters: int = Field(default=16, ge=4, le=52)
-    phrases: int = Field(default=25, ge=5, multiple_of=5)
-    novel: int = Field(default=0, ge=0, multiple_of=5)  # phrases of each pool that safety tuning never shows
+    phrases: int = Field(default=25, ge=FOLDS, multiple_of=FOLDS)
+    novel: int = Field(default=0, ge=0, multiple_of=FOLDS)  # phrases of each pool that safety tuning never shows
     shortest: int = Field(default=9, ge=PHRASE)
     longest: int = Field(default=9, ge=PHRASE)
     slots: Literal[2, 4] = 2
@@ -56,6 +97,8 @@ class World(Record):
     def _fits(self) -> World:
         if self.shortest > self.longest:
             raise ValueError("shortest is above longest")
+        if self.shortest < 2 * PHRASE or (self.tree is None and self.cut and self.shortest < 3 * PHRASE):
+            raise ValueError(f"texts of {self.shortest} letters do not show both pieces of a mixed text")
         if self.tree is None:
             self._trigrams_fit()
         else:
@@ -72,17 +115,16 @@ class World(Record):
         return self
 
     def _trigrams_fit(self) -> None:
-        if self.shortest < 2 * PHRASE or (self.cut and self.shortest < 3 * PHRASE):
-            raise ValueError(f"texts of {self.shortest} letters do not show both pieces of a mixed text")
         if self.grammars > 1:
             raise ValueError("several grammars are the tree's; set tree={}")
-        check_pools(self.letters, self.phrases, self.novel)
+        if self.novel >= self.phrases:
+            raise ValueError(f"{self.novel} novel phrases leave none of {self.phrases} for safety tuning")
+        if 2 * self.phrases > (most := self.letters**PHRASE):
+            raise ValueError(f"{self.letters} letters make {most} phrases, too few for two pools of {self.phrases}")
 
     def _tree_fits(self) -> None:
         if self.novel:
             raise ValueError("novel phrases are of the trigram pools; the tree keeps expansions back by itself")
-        if self.shortest < 2 * PHRASE:
-            raise ValueError(f"texts of {self.shortest} letters do not show both pieces of a mixed text")
         found = self.tables_of_text
         least = min(found.lengths(kind)[0] for kind in np.flatnonzero(found.choices).tolist())
         if least < self.longest:

@@ -82,7 +82,11 @@ class Child:
             if not whole and not why:
                 whole, why = self._reply(line)
         if not whole:
-            raise _stopped(why or "it broke the process that runs it")
+            raise TiterError(
+                f"the chat template was stopped: {why or 'it broke the process that runs it'}",
+                expected="a template that writes a conversation",
+                next_step="look at the chat template in the model's folder, or give the folder with one that you trust.",
+            )
         reply: list[list[Any]] = json.loads(whole)
         return reply
 
@@ -109,37 +113,20 @@ class Child:
         return (whole, "") if whole.endswith(b"\n") else (b"", "".join(why))
 
 
-def _stopped(why: str) -> TiterError:
-    return TiterError(
-        f"the chat template was stopped: {why}",
-        expected="a template that writes a conversation",
-        next_step="look at the chat template in the model's folder, or give the folder with one that you trust.",
-    )
-
-
 def _started() -> subprocess.Popen[bytes]:
     """A child that is ready. It has none of the terminal's interrupts, and ends when its input does. Errors: it does not start."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     folders = json.dumps([place for place in sys.path if os.path.isabs(place)])
-    pipe = subprocess.PIPE
+    command, pipe, why = [sys.executable, "-I", "-c", SERVE, folders], subprocess.PIPE, ""
     try:
-        child = subprocess.Popen(
-            [sys.executable, "-I", "-c", SERVE, folders],
-            stdin=pipe,
-            stdout=pipe,
-            stderr=subprocess.DEVNULL,
-            env=env,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise TiterError(
-            f"the process that renders chat templates does not start: {error.strerror}", next_step="titer doctor", status=1
-        ) from None
-    if child.stdout.readline() != b"ready\n":  # type: ignore[union-attr]
+        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=env, start_new_session=True)
+        if child.stdout.readline() == b"ready\n":  # type: ignore[union-attr]
+            return child
         _end(child)
-        raise TiterError("the process that renders chat templates does not start", next_step="titer doctor", status=1)
-    return child
+    except OSError as error:
+        why = f": {error.strerror}"
+    raise TiterError(f"the process that renders chat templates does not start{why}", next_step="titer doctor", status=1)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -171,8 +158,13 @@ def serve() -> None:
     """The child: a request a line, a reply a line, until there is no more. Nothing else may write to the pipe."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    _dated()
-    _bounded()
+    from transformers.utils import chat_template_utils  # noqa: PLC0415  it may write, and is slow to import
+
+    chat_template_utils.datetime = Fixed  # type: ignore[misc]  # what its strftime_now reads
+    if hasattr(psutil, "RLIMIT_AS"):  # Linux keeps to it, however fast memory is asked for; elsewhere the looks bound it
+        seen = psutil.Process()
+        most = seen.memory_info().vms + MEMORY
+        seen.rlimit(psutil.RLIMIT_AS, (most, most))
     replies.write(b"ready\n")
     replies.flush()
     for line in sys.stdin.buffer:
@@ -189,21 +181,6 @@ class Fixed(datetime):
         return cls.fromisoformat(DATE)
 
 
-def _dated() -> None:
-    """In the child, what transformers' strftime_now reads."""
-    from transformers.utils import chat_template_utils  # noqa: PLC0415
-
-    chat_template_utils.datetime = Fixed  # type: ignore[misc]
-
-
-def _bounded() -> None:
-    """In the child, where the system keeps to it (Linux): no more memory, however fast it is asked for; elsewhere the looks bound it."""
-    if hasattr(psutil, "RLIMIT_AS"):
-        seen = psutil.Process()
-        most = seen.memory_info().vms + MEMORY
-        seen.rlimit(psutil.RLIMIT_AS, (most, most))
-
-
 def _render(template: str, variables: Mapping[str, Any], chat: Chat) -> Written:
     """One conversation; whatever a template raises is its failure, told in words."""
     from transformers.utils import chat_template_utils  # noqa: PLC0415
@@ -211,11 +188,9 @@ def _render(template: str, variables: Mapping[str, Any], chat: Chat) -> Written:
     try:
         made: Any = chat_template_utils.render_jinja_template([[*chat]], chat_template=template, **variables)  # type: ignore[list-item]
         text: str = made[0][0]
-        if len(text) > LONGEST:
-            return Written("", f"it wrote {len(text)} letters of one conversation")
     except MemoryError:
         return Written("", f"it took more than {MEMORY // 2**20} MB of memory")
     except Exception as error:  # noqa: BLE001  a template is a program of its own
         refused = type(error) is TemplateError
         return Written("", ("" if refused else f"{type(error).__name__}: ") + (str(error)[:400] or "no reason is given"), refused)
-    return Written(text)
+    return Written(text) if len(text) <= LONGEST else Written("", f"it wrote {len(text)} letters of one conversation")

@@ -21,24 +21,10 @@ from titer.data.draws import Draws
 from titer.data.example import Answer, Batch, Example
 from titer.data.grammar import EVERY_UNSAFE, FULL, MIXED, NOVEL_SAFE, NOVEL_UNSAFE, PHRASE, SAFE, UNSAFE
 from titer.data.layout import Requests, encode, parse, render, sequences
-from titer.data.record import World
-from titer.data.samples import FIRST_ONLY, SECOND_ONLY, TEXT_ONLY, WHOLE
+from titer.data.record import FIRST_ONLY, SECOND_ONLY, TEXT_ONLY, WHOLE, World
 from titer.data.windows import windows
 
-__all__ = [
-    "Drawer",
-    "Requests",
-    "Split",
-    "World",
-    "WorldSource",
-    "draw",
-    "encode",
-    "mixed_text",
-    "novel_text",
-    "parse",
-    "render",
-    "sequences",
-]
+__all__ = ["Requests", "World", "encode", "parse", "render", "sequences"]  # what stands elsewhere and is asked for here
 
 Ints = NDArray[np.int64]
 Split = Literal["train", "test"]

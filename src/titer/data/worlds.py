@@ -8,8 +8,7 @@ operator than the paper's, held out of pretraining and alignment. `named(name, s
 from __future__ import annotations
 
 from titer.core.errors import unknown
-from titer.data.record import World
-from titer.data.samples import Schedule
+from titer.data.record import Schedule, World
 from titer.data.tree import Shape
 
 PAPER = World(
