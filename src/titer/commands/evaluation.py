@@ -86,6 +86,7 @@ def evaluation_report(
         for kind, outcome, label in shown
         if (row := found.get((kind, outcome))) and row.n
     ]
+    cut = tables.cut_off(verdicts) if by_answer else []  # which matters where answers are held against the rows' own
     report = Report(
         title=f"evaluation of {model.name} on {data.name}",
         answer=answer,
@@ -110,14 +111,9 @@ def evaluation_report(
         samples=verdicts,
         commands=[command],
         provenance={**tables.provenance([model], data), **(how or {})},
-        notes=_notes(data, verdicts if by_answer else verdicts[:0], prompts, verdicts),
+        notes=[f"{line}." for line in (*data.notes, *data.sampled(prompts), *cut, *tables.cut_in_thought(verdicts))],
     )
     return write_report(report, folder), answer
-
-
-def _notes(data: TextData, by_answer: pd.DataFrame, prompts: int | None, verdicts: pd.DataFrame) -> list[str]:
-    """What was left out, drawn, or cut short where answers are held against the rows' own."""
-    return [f"{line}." for line in (*data.notes, *data.sampled(prompts), *tables.cut_off(by_answer), *tables.cut_in_thought(verdicts))]
 
 
 def _accuracy_answer(model: Model, rates: pd.DataFrame) -> str:

@@ -90,7 +90,7 @@ def prepared(order: EvaluationRequest) -> Prepared:
     thinking = thinking_room(order.max_thinking_tokens, order.max_new_tokens)
     decoding = build(Decoding, {"max_new_tokens": tokens, "temperature": order.temperature, "max_thinking_tokens": thinking}, "decoding")
     attack = attacking.chosen(order.attack, order.attack_set)
-    return Prepared(Model(checkpoint.label, checkpoint.key, checkpoint), text, judges, attack, decoding, system)
+    return Prepared(tuning.as_model(checkpoint), text, judges, attack, decoding, system)
 
 
 class Plan(NamedTuple):

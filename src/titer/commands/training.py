@@ -101,7 +101,7 @@ def planned_alignment(order: AlignRequest) -> Planned:
     text, held = read(order.data, order.reading, "pairs" if pairs else "answers"), read(order.canary)
     if held is None and order.canaries is not None:
         raise TiterError("--canaries without --canary", next_step="add --canary FILE, a file of answered instructions.")
-    how, start = order.how.holding(held), resolve(order.model, order.trust_remote_code)
+    how, start = replace(order.how, canary=held), resolve(order.model, order.trust_remote_code)
     about: dict[str, Any] = {}
     lines = []
     if held is None:
@@ -120,7 +120,7 @@ def planned_alignment(order: AlignRequest) -> Planned:
 def planned_finetuning(order: FinetuneRequest) -> Planned:
     """Errors: as `user_mix` and `finetune_stage`; an unknown model; rows beyond the window."""
     held, start = read(order.canary), resolve(order.model, order.trust_remote_code)
-    how = order.how.holding(held)
+    how = replace(order.how, canary=held)
     files = {role: read(place, order.reading if role == "benign" else None) for role, place in order.files.items()}
     mixed = user_mix(files, order.shares, how.seed, held)
     stage = finetune_stage(mixed, how, order.epochs, steps_of(order.keep))

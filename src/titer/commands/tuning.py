@@ -6,14 +6,13 @@ depends on its prompt alone, so the shares stay apart whatever the counts, the s
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
+import pandas as pd
 
 from titer.core.config import build
 from titer.core.errors import TiterError, nearest, unknown, visible
@@ -63,10 +62,6 @@ class TrainConfig:
     def made(self) -> Method:
         """The method with its settings. Errors: an unknown name or setting, a value out of range."""
         return made("methods", self.method, Method, self.settings)  # type: ignore[type-abstract]
-
-    def holding(self, canary: TextData | None) -> TrainConfig:
-        """The same with this canary file."""
-        return replace(self, canary=canary)
 
     def stage_values(self, warmup: int) -> dict[str, Any]:
         """The fields of a Stage that do not depend on its data."""
@@ -136,22 +131,18 @@ def all_streams(method: Method, how: TrainConfig, own: Mapping[str, Stream], see
             )
         found[name] = text_stream(data, mine, answer or ("comply" if name == HARMFUL else None))
     if missing := [name for name in method.STREAMS if name not in found]:
-        _missing(how.method, missing, nothing=not found)
+        if not found and missing[0] in ("train", *PAIR):
+            raise TiterError("no --data was given", expected=ANSWERS, next_step="add --data FILE.")
+        raise TiterError(
+            f"method {how.method} needs the stream{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
+            next_step="add " + " ".join(f"--stream {name}=FILE" for name in missing),
+        )
     if set(PAIR) <= set(found) and _prompts(found[PAIR[0]]) != _prompts(found[PAIR[1]]):
         raise TiterError(
             "the streams preferred and rejected hold different requests, or in another order",
             next_step="give one file twice, with :refuse and :comply, or a file with both columns by --data.",
         )
     return found
-
-
-def _missing(label: str, missing: Sequence[str], nothing: bool) -> NoReturn:
-    if nothing and missing[0] in ("train", *PAIR):
-        raise TiterError("no --data was given", expected=ANSWERS, next_step="add --data FILE.")
-    raise TiterError(
-        f"method {label} needs the stream{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
-        next_step="add " + " ".join(f"--stream {name}=FILE" for name in missing),
-    )
 
 
 def read_data(place: str | Path, labelled: bool = False, reading: str | None = None, need: Need | None = None) -> TextData:
@@ -210,11 +201,8 @@ def held_out(file: TextData, count: int | None) -> TextData:
 
 def prompt_file(data: TextData) -> str:
     """Labelled prompts with their answers as the text of a .csv file."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     rows = [(prompt, "unsafe" if harmful else "safe", comply or "") for prompt, harmful, comply, _ in data.rows]
-    writer.writerows([("prompt", "label", "comply"), *rows])
-    return text.getvalue()
+    return pd.DataFrame(rows, columns=["prompt", "label", "comply"]).to_csv(index=False, lineterminator="\n")
 
 
 def answer_of(place: str) -> tuple[Path, Trained | None]:
@@ -261,14 +249,11 @@ def preference(data: TextData, seed: int) -> dict[str, Stream]:
         "preferred": {True: "refuse", False: "comply"},
         "rejected": {True: "comply", False: "refuse"},
     }
-    return {
-        name: Stream(
-            parts=tuple(Part(source=data, answer=of[harmful], picked=tuple(rows)) for harmful, rows in by_class.items() if rows),
-            seed=seed,
-            pool=len(data.rows),
-        )
-        for name, of in answers.items()
-    }
+    found = {}
+    for name, of in answers.items():
+        parts = tuple(Part(source=data, answer=of[harmful], picked=tuple(rows)) for harmful, rows in by_class.items() if rows)
+        found[name] = Stream(parts=parts, seed=seed, pool=len(data.rows))
+    return found
 
 
 def preferred(place: str | Path, seed: int, reading: str | None = None) -> dict[str, Stream]:
@@ -330,7 +315,6 @@ def check_window(streams: Mapping[str, Stream], checkpoint: Checkpoint) -> None:
 
     Errors: the first such row.
     """
-    window = checkpoint.window
     reader = read_tokenizer(checkpoint)
     for part in (part for stream in streams.values() for part in stream.parts):
         if isinstance(part.source, Shortened):  # cut to what was asked for, which `cut_to` has checked
@@ -339,7 +323,7 @@ def check_window(streams: Mapping[str, Stream], checkpoint: Checkpoint) -> None:
         heads = prompt_ids(reader, [row[0] for row in rows])
         tails = answer_ids(reader, [row[PLACES[part.answer]] for row in rows])
         for row, head, tail in zip(rows, heads, tails, strict=True):
-            check_length(len(head) + len(tail), window, row[0])
+            check_length(len(head) + len(tail), checkpoint.window, row[0])
 
 
 def cut_to(streams: Mapping[str, Stream], longest: int, checkpoint: Checkpoint) -> tuple[dict[str, Stream], list[str]]:
@@ -351,8 +335,7 @@ def cut_to(streams: Mapping[str, Stream], longest: int, checkpoint: Checkpoint) 
     if window is not None and longest > window:
         raise TiterError(f"--longest {longest} is more than the model's window of {window}", next_step=f"give {window} or less.")
     reader = read_tokenizer(checkpoint)
-    lines: list[str] = []
-    found = {}
+    found, lines = dict[str, Stream](), list[str]()
     for name, stream in streams.items():
         parts = [part.model_copy(update={"source": Shortened(source=part.source, longest=longest)}) for part in stream.parts]
         for part in parts:

@@ -124,11 +124,7 @@ def compose(ops: Operators, operators: Ints, text: Ints, grammar: Ints | None, n
         for step in (slot, slot + 1):
             now = table[row[:, step, None], now]
         if ops.constants:
-            now = np.where(text >= 0, _constant(ops, operators[:, slot : slot + 2], now, null), -1)
+            which = (operators[:, slot : slot + 2] - ops.first_constant).max(1)[:, None]
+            now = np.where(text >= 0, np.where(which == 0, null, np.where(which > 0, which, now)), -1)
         outputs.append(now)
     return tuple(outputs)
-
-
-def _constant(ops: Operators, pair: Ints, output: Ints, null: int) -> Ints:
-    which = (pair - ops.first_constant).max(1)[:, None]
-    return np.where(which == 0, null, np.where(which > 0, which, output))

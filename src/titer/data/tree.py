@@ -95,8 +95,10 @@ def draw_rules(shape: Shape, seed: int, letters: int, grammars: int) -> Rules:
         lambda: _level(rng, 2 * DOMINANT, first, _arities(rng, 2 * DOMINANT, shape.pairs[0]), apart),
         lambda x: _whole(x, first) and _heads_fit(x, least, 6 if two else 2),
     )
+    a, b, c = rng.permutation(len(MIX)).tolist()
+    roots = ((a, b), (c, a) if rng.integers(2) else (b, c))  # two alternatives of two level-2 symbols; together they use all three
     inner = (middle, units) if two else (units,)
-    return Rules(_roots(rng), level2, dominant, inner, _letters(shape, seed, letters, grammars))
+    return Rules(roots, level2, dominant, inner, _letters(shape, seed, letters, grammars))
 
 
 def _until(make: Callable[[], Level], sound: Callable[[Level], bool]) -> Level:
@@ -120,17 +122,12 @@ def _heads_fit(dominant: Level, least: Sequence[int], units: int) -> bool:
     """
     if any(len(rule) != 3 for rule in dominant[-1]):
         return False
-    shown, held = (_expansions(dominant, kind) for kind in (UNSAFE, NOVEL_UNSAFE))
-    if not sub_grammars(dominant)[MIXED]:
+    kinds = sub_grammars(dominant)
+    if not kinds[MIXED]:
         return False
+    shown, held = ([rule for (head,) in kinds[kind] for rule in head.expansions] for kind in (UNSAFE, NOVEL_UNSAFE))
     every = [*shown, *held, *(rule for symbol in dominant for rule in symbol)]
     return not _pairs(held) & _pairs(shown) and all(sum(least[child] for child in rule) >= units for rule in every)
-
-
-def _roots(rng: np.random.Generator) -> tuple[Rule, ...]:
-    """Two alternatives of two level-2 symbols each; together they use all three."""
-    a, b, c = (int(i) for i in rng.permutation(len(MIX)))
-    return ((a, b), (c, a) if rng.integers(2) else (b, c))
 
 
 def _mixed(rng: np.random.Generator, safe: int, unsafe: int) -> Rule:
@@ -154,11 +151,6 @@ def _level(rng: np.random.Generator, symbols: int, children: int, sizes: NDArray
         return tuple(int(low + i) for i in rng.choice(count, size, replace=False))
 
     return tuple(tuple(rule(symbol, int(size)) for size in sizes[symbol]) for symbol in range(symbols))
-
-
-def _expansions(dominant: Level, kind: int) -> list[Rule]:
-    """Every expansion of the heads of a one-head sub-grammar."""
-    return [rule for root in sub_grammars(dominant)[kind] for head in root for rule in head.expansions]
 
 
 def _pairs(rules: Iterable[Rule]) -> set[Rule]:

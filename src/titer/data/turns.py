@@ -20,20 +20,12 @@ from titer.core.errors import TiterError, visible
 
 MARK = "\x1e"
 Role = Literal["system", "user", "assistant"]
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "chatgpt": "assistant",
-    "ai": "assistant",
+SPEAKERS: dict[Role, tuple[str, ...]] = {  # what files call them
+    "system": ("system", "developer"),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "model", "bot", "chatbot", "chatgpt", "ai"),
 }
+ROLES = {name: role for role, names in SPEAKERS.items() for name in names}
 TOOLS = ("tool", "function", "ipython", "tool_calls", "function_call", "observation")  # speakers, and keys of a turn
 SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")  # how transcripts name their speakers; source: Anthropic's HH-RLHF
 WANTED = "a list of turns, each {role, content} or {from, value}: a system text or none, then user and assistant in turn"
@@ -62,7 +54,7 @@ def turns(prompt: str) -> tuple[Turn, ...]:
     if not prompt.startswith(MARK):
         return (Turn("user", prompt),)
     pieces = [piece.partition("\n") for piece in prompt[1:].split(MARK)]
-    if len(pieces) < 2 or pieces[-1][0] != "user" or any(role not in ROLES.values() or not line for role, line, _ in pieces):
+    if len(pieces) < 2 or pieces[-1][0] != "user" or any(role not in SPEAKERS or not line for role, line, _ in pieces):
         return (Turn("user", prompt),)
     return tuple(Turn(cast(Role, role), content) for role, _, content in pieces)
 
