@@ -14,11 +14,13 @@ import torch
 
 from tests.conftest import llama
 from tests.models.own import own_llama
+from tests.models.thinking import LONG, MARKS, REFUSAL, UNSAFE, said, taught
 from titer.core.errors import TiterError
 from titer.data.turns import Turn, written
 from titer.data.world import World
 from titer.integrations import inspect_ai as bridge
-from titer.models.lm import LM, Completion, Decoding
+from titer.models.checkpoint import open_checkpoint
+from titer.models.lm import LM, Completion, Decoding, load
 
 WITHOUT = "inspect_ai is not installed: pip install --no-deps -r tests/integrations/bridges.txt"
 needs = pytest.mark.skipif(bridge.find_spec("inspect_ai") is None, reason=WITHOUT)
@@ -112,6 +114,34 @@ def test_a_task_file_and_its_settings(world: World, tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text("from inspect_ai import task\n@task\ndef letters():\n    return 1 / 0\n")
     with pytest.raises(TiterError, match="ZeroDivisionError"):
         bridge.evaluate(lm, tmp_path / "wrong.py", tmp_path / "logs")
+
+
+@needs
+def test_a_model_that_thinks_is_scored_by_its_answers(tmp_path: Path) -> None:
+    """Thoughts stand apart and have room of their own; what was thought before a further turn is no part of what was said."""
+    from inspect_ai.solver import generate, user_message
+
+    lm = load(open_checkpoint(taught(tmp_path / "m", said(*MARKS), plain=("<think>", "</think>"))))
+    (log,) = bridge.evaluate(lm, asked(UNSAFE, REFUSAL), tmp_path / "logs", decoding=Decoding(max_new_tokens=40))
+    assert [s.output.completion for s in log.samples] == [REFUSAL] * 4
+    assert [s.output.message.content[0].reasoning for s in log.samples] == [LONG] * 4
+    assert value_of(log, "accuracy") == 1
+    (log,) = bridge.evaluate(lm, asked(UNSAFE, LONG[:9]), tmp_path / "logs", decoding=Decoding(max_new_tokens=40))
+    assert value_of(log, "accuracy") == 0  # a thought is not scored
+    short = Decoding(max_new_tokens=40, max_thinking_tokens=5)
+    (log,) = bridge.evaluate(lm, asked(UNSAFE, REFUSAL), tmp_path / "logs", decoding=short)
+    assert {(s.output.completion, s.output.stop_reason, s.output.usage.output_tokens) for s in log.samples} == {("", "max_tokens", 5)}
+    turns = asked(UNSAFE[:1], REFUSAL)
+    turns.solver = [generate(), user_message(UNSAFE[1]), generate()]
+    spy = Spy(lm)
+    (log,) = bridge.evaluate(lm, turns, tmp_path / "logs", decoding=Decoding(max_new_tokens=40))
+    assert log.status == "success"
+    said_before = written([Turn("user", UNSAFE[0]), Turn("assistant", REFUSAL), Turn("user", UNSAFE[1])])
+    assert [call for call, _, _ in spy.calls] == [UNSAFE[:1], [said_before]]
+
+
+def value_of(log: Any, metric: str) -> float:
+    return float(log.results.scores[0].metrics[metric].value)
 
 
 @needs

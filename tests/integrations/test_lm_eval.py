@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 
 from tests.conftest import llama, neox
 from tests.models.test_adapters import made
+from tests.models.thinking import HELP, LONG, MARKS, REFUSAL, SAFE, UNSAFE, said, taught
 from titer.core.errors import TiterError
 from titer.data.choices import Question
 from titer.data.encode import continued, prompt_ids
@@ -195,6 +196,27 @@ def test_generated_answers_are_titers(world: World, tmp_path: Path) -> None:
     assert value(bridge.evaluate(lm, ["spoken"], include_path=tmp_path / "tasks", batch=3), "exact_match") == expected
     penalised = [a.text for a in lm.generate([row["prompt"] for row in rows], Decoding(max_new_tokens=5))]
     assert penalised == [a for a in said if "<" not in a]  # Titer itself sets it aside too
+
+
+@needs
+def test_a_model_that_thinks_answers_behind_its_thought(tmp_path: Path) -> None:
+    """A stop is looked for in the answer alone, a thought has room of its own, and one that is cut off in it has no answer."""
+    lm = load(open_checkpoint(taught(tmp_path / "m", said(*MARKS), plain=("<think>", "</think>"))))
+    assert "e" in LONG
+    rows = [{"prompt": p, "answer": REFUSAL if p in UNSAFE else HELP} for p in [*UNSAFE, *SAFE]]
+    metric = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
+    form = {"doc_to_text": "prompt", "doc_to_target": "answer", "metric_list": metric, "output_type": "generate_until"}
+    for name, settings, answers in (
+        ("whole", {"until": ["\n\n"], "max_gen_toks": 40}, (REFUSAL, HELP)),  # a mark of the thought's holds that stop
+        ("stopped", {"until": ["e"], "max_gen_toks": 40}, (REFUSAL.partition("e")[0], HELP.partition("e")[0])),  # thoughts have it too
+    ):
+        known = [{**row, "answer": answers[row["prompt"] in SAFE]} for row in rows]
+        task(tmp_path / "tasks", name, known, generation_kwargs=settings, **form)
+        found = bridge.evaluate(lm, [name], include_path=tmp_path / "tasks", chat=True, batch=3)
+        assert value(found, "exact_match") == 1
+    task(tmp_path / "tasks", "odd", rows, generation_kwargs={"top_p": 0.5, "do_sample": True, "temperature": 1.0}, **form)
+    with pytest.raises(TiterError, match="a model that thinks for top_p"):
+        bridge.evaluate(lm, ["odd"], include_path=tmp_path / "tasks", chat=True)
 
 
 @needs

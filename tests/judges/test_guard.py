@@ -93,13 +93,13 @@ def test_a_harmless_request_is_not_asked_about(tmp_path: Path) -> None:
 def watched(folder: Path, monkeypatch: pytest.MonkeyPatch, *texts: str, prompt: str = "how is bread baked?") -> list[list[str]]:
     """The tokens that the guard reads."""
     rows: list[list[str]] = []
-    real = LM._asked
+    real = LM.asked
 
     def answers(self: LM, decoding: Any, place: int, soft: Any, turns: Any, number: int) -> Any:
         rows.extend(self.tokenizer.convert_ids_to_tokens(turn.row) for turn in turns.values())
         return real(self, decoding, place, soft, turns, number)
 
-    monkeypatch.setattr(LM, "_asked", answers)
+    monkeypatch.setattr(LM, "asked", answers)
     Guard(model=str(folder)).judge_all(asked(*texts, prompt=prompt))
     return rows
 

@@ -232,8 +232,9 @@ def spoken(messages: Sequence[Any]) -> tuple[str, str]:
     said = []
     for message in messages:
         parts = [] if isinstance(message.content, str) else [part.type for part in message.content]
-        if message.role == "tool" or any(kind != "text" for kind in parts):
-            what = "a tool's turn" if message.role == "tool" else f"a turn with {', '.join(sorted(set(parts) - {'text'}))}"
+        other = set(parts) - {"text", "reasoning"}  # a thought is no part of what was said: chat templates leave it out
+        if message.role == "tool" or other:
+            what = "a tool's turn" if message.role == "tool" else f"a turn with {', '.join(sorted(other))}"
             raise TiterError(f"the conversation holds {what}", expected="system, user and assistant turns of text")
         said.append(Turn(message.role, message.text))
     prefix = said.pop().content if said and said[-1].role == "assistant" else ""
@@ -245,17 +246,21 @@ def decoded(lm: LM, config: Any, prompt: str, prefix: str) -> tuple[Decoding, in
     unknown = {name: value for name, none in NEUTRAL.items() if (value := getattr(config, name, None)) not in (None, none)}
     if unknown:
         told = ", ".join(f"{name}={visible(str(value), 40)}" for name, value in unknown.items())
-        raise TiterError(f"the task asks for {told}", expected="max_tokens, temperature, seed and stop_seqs, which LM.generate has")
+        raise TiterError(
+            f"the task asks for {told}", expected="max_tokens, reasoning_tokens, temperature, seed and stop_seqs, which LM.generate has"
+        )
     length = lm.lengths([prompt])[0] + len(lm.tokenizer(prefix, add_special_tokens=False)["input_ids"])
     room = TOKENS if lm.window is None else max(1, min(TOKENS, lm.window - length))
     tokens = config.max_tokens or room
     check_length(length + tokens, lm.window, prompt)
-    return Decoding(max_new_tokens=tokens, temperature=config.temperature or 0.0, seed=config.seed or 0), length
+    how = {"temperature": config.temperature or 0.0, "seed": config.seed or 0, "max_thinking_tokens": config.reasoning_tokens}
+    return Decoding(max_new_tokens=tokens, **how), length
 
 
 def settings_of(decoding: Decoding) -> dict[str, Any]:
     """As inspect_ai's GenerateConfig calls them."""
-    return {"max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature, "seed": decoding.seed}
+    how = {"max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature, "seed": decoding.seed}
+    return how if decoding.max_thinking_tokens is None else {**how, "reasoning_tokens": decoding.max_thinking_tokens}
 
 
 def stopped(answer: Completion, stops: Sequence[str]) -> Completion:

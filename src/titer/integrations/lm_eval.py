@@ -18,7 +18,9 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ from titer.core.errors import TiterError, nearest, visible
 from titer.data import thoughts
 from titer.data.templates import templated, texts
 from titer.data.turns import Turn
+from titer.integrations.inspect_ai import stopped
 from titer.integrations.measured import generators_kept
-from titer.models.lm import LM
+from titer.models.context_windows import answers
+from titer.models.lm import LM, Completion, Decoding
 from titer.models.modes import evaluating
 
 INSTALL = "pip install 'titer[lm-eval]'  (or: pip install lm-eval)"
@@ -93,6 +97,7 @@ def must_be_installed() -> None:
 def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
     """The harness's own model class around the loaded model."""
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415  an extra
+    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs  # noqa: PLC0415
 
     class Whole(HFLM):  # type: ignore[misc]
         """HFLM that refuses what it would cut."""
@@ -119,15 +124,37 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
             head = said if add_generation_prompt else said[:-1]
             return texts(self.tokenizer, [head])[0] + ("" if add_generation_prompt else said[-1].content)
 
-        def generate_until(self, requests: Any, *args: Any, **settings: Any) -> list[str]:
-            """Answers alone: a thought, for which the harness has no room of its own, is left out; of one cut off in it nothing is left."""
-            found: list[str] = super().generate_until(requests, *args, **settings)
-            return [thoughts.told(text, thoughts.opened(request.args[0])).answer for request, text in zip(requests, found, strict=True)]
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            """Of a model that thinks `LM`'s answers: the harness would look for a task's stops in thoughts, and has no room for these."""
+            if not lm.thinks:
+                return list(super().generate_until(requests, disable_tqdm))
+            asked = [(request.args[0], *self._settings(request.args[1])) for request in requests]
+            found = list[str]()
+            for decoding, group in groupby(asked, lambda one: one[1]):
+                alike = list(group)
+                for chunk in (alike[start : start + batch] for start in range(0, len(alike), batch)):
+                    answered = self._answers([context for context, _, _ in chunk], decoding)
+                    found += [stopped(answer, stops).text for answer, (_, _, stops) in zip(answered, chunk, strict=True)]
+            return found
 
-        def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> Any:
-            """With the special tokens of a model that thinks: some of them mark its thoughts."""
-            shown = _unended(lm, tokens) if lm.thinks else tokens
-            return super().tok_decode(shown, skip_special_tokens=skip_special_tokens and not lm.thinks)
+        def _settings(self, wanted: Any) -> tuple[Decoding, list[str]]:
+            """How a request is decoded, and the task's stops. Errors: a setting that `LM.generate` does not have."""
+            how = normalize_gen_kwargs(wanted, self.max_gen_toks)
+            most, stops = how.pop("max_gen_toks"), handle_stop_sequences(how.pop("until", None), None)
+            warmth = how.pop("temperature", 0.0) if how.pop("do_sample") else 0.0
+            if how:
+                raise TiterError(f"the task asks a model that thinks for {', '.join(how)}", expected="max_gen_toks, until and temperature")
+            return Decoding(max_new_tokens=most, temperature=warmth, seed=SEED), stops
+
+        def _answers(self, contexts: Sequence[str], decoding: Decoding) -> list[Completion]:
+            """The answers alone, thoughts in a room of their own; "" of one that was cut off in its thought."""
+            rows, most = [self.tok_encode(context) for context in contexts], decoding.max_new_tokens
+            for row, context in zip(rows, contexts, strict=True):
+                self._fits(len(row) + most, context)
+            kept = {i: row if lm.window is None else row[-max(1, lm.window - most) :] for i, row in enumerate(rows)}
+            marks = {i: thoughts.opened(context) for i, context in enumerate(contexts)}
+            made = answers(lm.tokenizer, lm.ends, kept, marks, decoding, lm.window, partial(lm.asked, decoding, 0, None))
+            return [made[i] for i in range(len(rows))]
 
         def _fits(self, length: int, text: str) -> None:
             if length > self.max_length and not cut:
@@ -148,12 +175,6 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
             batch_size=batch,
             softmax_dtype=torch.float32,
         )
-
-
-def _unended(lm: LM, tokens: Any) -> list[int]:
-    """Tokens without those that end an answer or pad it."""
-    left_out = {*lm.ends, lm.tokenizer.pad_token_id}
-    return [int(token) for token in ([tokens] if isinstance(tokens, int) else tokens) if int(token) not in left_out]
 
 
 def _loaded(tasks: Sequence[str], shots: int | None, include_path: str | Path | None) -> Any:

@@ -219,7 +219,7 @@ class LM:
                 if all(i in known for i in chosen):
                     made = {i: known[i] for i in chosen}
                 else:
-                    ask = partial(self._asked, decoding, start, None if suffixes is None else suffixes[chosen])
+                    ask = partial(self.asked, decoding, start, None if suffixes is None else suffixes[chosen])
                     rows, begun = {i: ids[i] for i in chosen}, {i: marks[i] for i in chosen}
                     made = answers(self.tokenizer, self.ends, rows, begun, decoding, self.window, ask)
                     if keep:
@@ -231,7 +231,7 @@ class LM:
         return found
 
     @torch.inference_mode()
-    def _asked(
+    def asked(
         self, decoding: Decoding, place: int, soft: torch.Tensor | None, turns: Mapping[int, Turn], number: int
     ) -> dict[int, list[int]]:
         """New tokens of each turn, up to the first that ends an answer."""
@@ -241,7 +241,7 @@ class LM:
             keys, new_ids = list(turns), dict[int, list[int]]()
             for group in groups:
                 own = None if soft is None else soft[group]
-                new_ids |= self._asked(decoding, place + group[0], own, {keys[i]: turns[keys[i]] for i in group}, number)
+                new_ids |= self.asked(decoding, place + group[0], own, {keys[i]: turns[keys[i]] for i in group}, number)
             return new_ids
         ids, mask = (t.to(self.device) for t in pad([turn.row for turn in asked], self.tokenizer.pad_token_id, "left"))
         sampled = decoding.temperature > 0
