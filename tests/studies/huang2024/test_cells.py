@@ -8,7 +8,7 @@ from tests.studies.huang2024.conftest import RATE, Curve, found_of
 from titer.studies.engine.found import UnsaidError
 from titer.studies.huang2024.attack import LEARNED
 from titer.studies.huang2024.claims import correlations
-from titer.studies.huang2024.compared import ATTACKS, REFUSED, SAME_REFUSAL, broken, fault, radii
+from titer.studies.huang2024.compared import AT_RATES, ATTACKS, REFUSED, SAME_REFUSAL, broken, fault, mean_of, radii, spread
 from titer.studies.huang2024.study import BASE_SKILL
 
 
@@ -20,10 +20,12 @@ def test_a_gap_is_the_mean_over_shared_cells_and_steps() -> None:
             *(Curve("vaccine", harm=(0.1, 0.3)), Curve("vaccine", harm=(0.2, 0.0), rate=3e-4)),
         ]
     )
-    found = ATTACKS.gap("sft", "vaccine", "harm", ratio=0.05).gap(e)
+    found = AT_RATES.gap("sft", "vaccine", "harm", ratio=0.05).gap(e)
     assert found.effect == pytest.approx(0.35 - 0.15)
-    one = ATTACKS.gap("sft", "vaccine", "harm", ratio=0.05, rate=3e-4).gap(e)
+    one = AT_RATES.gap("sft", "vaccine", "harm", ratio=0.05, rate=3e-4).gap(e)
     assert one.effect == pytest.approx(0.2 - 0.1)
+    claimed = ATTACKS.gap("sft", "vaccine", "harm", ratio=0.05).gap(e)
+    assert claimed.effect == pytest.approx(0.5 - 0.2), "claims are drawn at the tables' rate"
 
 
 def test_a_gap_counts_only_steps_that_both_were_judged_at() -> None:
@@ -36,7 +38,7 @@ def test_a_cell_whose_task_was_not_learned_drops_out_of_both_sides() -> None:
     cells = [Curve("sft", harm=0.5), Curve("sft", harm=0.9, rate=3e-4), Curve("vaccine", harm=0.4)]
     for user, gap in ((0.89, 0.1), (LEARNED, 0.35)):  # with the second cell: (.5 + .9) / 2 - (.4 + .3) / 2
         e = found_of([*cells, Curve("vaccine", harm=0.3, user=user, rate=3e-4)])
-        found = ATTACKS.gap("sft", "vaccine", "harm", ratio=0.05).gap(e)
+        found = AT_RATES.gap("sft", "vaccine", "harm", ratio=0.05).gap(e)
         assert found.effect == pytest.approx(gap)
 
 
@@ -66,7 +68,7 @@ def test_other_tasks_of_the_user_are_table_4_s_alone() -> None:
     e = found_of([Curve("sft", harm=0.2), Curve("sft", harm=1.0, task="safe"), Curve("vaccine", harm=0.1)])
     assert set(ATTACKS.under(e, "sft").harm) == {0.2}
     assert set(ATTACKS.under(e, "sft").task) == {"user"}
-    assert next(str(p) for p in broken(e, "sft", 0.05, RATE)) == "> 200"
+    assert next(str(p) for p in broken(e, "sft", 0.05, RATE)[0]) == "> 200"
 
 
 def test_alignment_seeds_are_paired_and_each_must_have_learned_the_task() -> None:
@@ -85,7 +87,7 @@ def test_alignment_seeds_are_paired_and_each_must_have_learned_the_task() -> Non
 
 def test_attacks_at_rates_that_were_searched_are_the_worst_cases_alone() -> None:
     e = found_of([Curve("sft", harm=0.2), Curve("sft", harm=1.0, rate=1.37e-4), Curve("vaccine")])
-    assert set(ATTACKS.under(e, "sft").harm) == {0.2}
+    assert set(ATTACKS.under(e, "sft").harm) == set(AT_RATES.under(e, "sft").harm) == {0.2}
 
 
 def test_a_base_that_did_not_learn_is_a_fault() -> None:
@@ -96,48 +98,18 @@ def test_a_base_that_did_not_learn_is_a_fault() -> None:
 
 def test_an_alignment_that_did_not_take_is_a_fault_and_is_named() -> None:
     e = found_of([Curve("sft"), Curve("vaccine", refused_before=REFUSED - 0.01), Curve("non-aligned", refused_before=0.0)])
-    assert "before the attack vaccine refuses 94.0%" in fault(
-        e,
-        (
-            "sft",
-            "vaccine",
-        ),
-    )
-    assert (
-        fault(
-            e,
-            (
-                "sft",
-                "non-aligned",
-            ),
-        )
-        == ""
-    )
+    assert "before the attack vaccine refuses 94.0%" in fault(e, ("sft", "vaccine"))
+    assert fault(e, ("sft", "non-aligned")) == ""
 
 
 def test_unequal_refusal_before_the_attack_is_a_fault() -> None:
     e = found_of([Curve("sft"), Curve("noise", refused_before=1 - SAME_REFUSAL / 2), Curve("vaccine", refused_before=0.96)])
-    assert (
-        fault(
-            e,
-            (
-                "sft",
-                "noise",
-            ),
-        )
-        == ""
-    )
-    assert "refusal before the attack is not equal (sft 100.0%, vaccine 96.0%)" in fault(
-        e,
-        (
-            "sft",
-            "vaccine",
-        ),
-    )
+    assert fault(e, ("sft", "noise")) == ""
+    assert "refusal before the attack is not equal (sft 100.0%, vaccine 96.0%)" in fault(e, ("sft", "vaccine"))
 
 
 def test_refusal_may_differ_by_two_points_exactly() -> None:
-    """3 of nano's 150 requests are two points."""
+    """3 of nano's 150 requests are two points; the mean over alignments counts."""
     for refused, words in ((147, ""), (146, "not equal")):
         e = found_of([Curve("sft"), Curve("vaccine", refused_before=refused / 150)], n=150)
         assert words in fault(
@@ -147,26 +119,26 @@ def test_refusal_may_differ_by_two_points_exactly() -> None:
                 "vaccine",
             ),
         )
-        assert bool(words) == bool(
-            fault(
-                e,
-                (
-                    "sft",
-                    "vaccine",
-                ),
-            )
-        )
+        assert bool(words) == bool(fault(e, ("sft", "vaccine")))
 
 
-def test_the_weakest_alignment_seed_decides() -> None:
-    e = found_of([Curve("sft"), Curve("vaccine"), Curve("vaccine", refused_before=0.9, align_seed=1)])
-    assert "vaccine refuses 90.0%" in fault(
-        e,
-        (
-            "sft",
-            "vaccine",
-        ),
-    )
+def test_no_single_alignment_rules_a_base_out() -> None:
+    """Three alignments, of which one refuses less: the mean counts, and each once however many cells it was attacked in."""
+    for weak, words in ((0.955, ""), (0.82, "vaccine refuses 94.0%")):
+        others = [Curve("vaccine", ratio=ratio, align_seed=1) for ratio in (0.0, 0.01, 0.05)]
+        weakest = Curve("vaccine", refused_before=weak, align_seed=2)
+        e = found_of([Curve("sft"), Curve("vaccine"), *others, weakest])
+        assert fault(e, ("sft", "vaccine")).removeprefix("before the attack ").removesuffix(" (95% needed)") == words
+
+
+def test_a_spread_tells_every_alignment_and_how_far_they_lie_apart() -> None:
+    ours = [Curve("vaccine", harm=harm, ratio=ratio, align_seed=i) for i, harm in enumerate((0.1, 0.2, 0.3)) for ratio in (0.01, 0.05)]
+    e = found_of([*ours, Curve("sft", harm=0.4)])
+    told = spread("harm", (0.01, 0.05), "vaccine", "sft")(e)
+    assert told == "vaccine 0.200 (by alignment 0.100, 0.200, 0.300; sd 0.100), sft 0.400"
+    assert mean_of("vaccine", "harm", 0.01, 0.05)(e) == pytest.approx(0.2)
+    with pytest.raises(UnsaidError, match="learned in no cell"):
+        mean_of("vaccine", "harm", 0.0)(e)
 
 
 def test_break_points_lie_between_judged_steps() -> None:
@@ -180,11 +152,12 @@ def test_break_points_lie_between_judged_steps() -> None:
             Curve("lisa", user=0.1, steps=steps),
         ]
     )
-    assert [str(p) for p in broken(e, "sft", 0.05, RATE)] == ["10-20", "10-20", "5-10"]
-    assert [str(p) for p in broken(e, "vaccine", 0.05, RATE)] == ["> 40", "5-10", "> 40"]
-    assert [str(p) for p in broken(e, "noise", 0.05, RATE)] == ["0-5", "0-5", "0"]
-    assert broken(e, "lisa", 0.05, RATE) == []
-    assert broken(e, "sft", 0.01, RATE) == []
+    points = {name: {i: [str(p) for p in one] for i, one in broken(e, name, 0.05, RATE).items()} for name in ("sft", "vaccine", "noise")}
+    assert points["sft"] == {0: ["10-20", "10-20", "5-10"], 1: ["0-5", "0-5", "0-5"]}
+    assert points["vaccine"] == {0: ["> 40", "5-10", "> 40"]}
+    assert points["noise"] == {0: ["0-5", "0-5", "0"]}
+    assert broken(e, "lisa", 0.05, RATE) == {}
+    assert broken(e, "sft", 0.01, RATE) == {}
 
 
 def test_drift_and_harm_are_ranked_within_a_cell() -> None:
@@ -195,14 +168,16 @@ def test_drift_and_harm_are_ranked_within_a_cell() -> None:
         for ratio in (0.01, 0.05)
         for i, name in enumerate(names)
     ]
-    assert correlations(found_of(curves), RATE) == pytest.approx({(126, 0.01): -1.0, (126, 0.05): -1.0})
+    assert correlations(found_of(curves)) == pytest.approx({(126, 0.01): -1.0, (126, 0.05): -1.0})
+    lucky = [Curve(name, harm=0.4 + 0.1 * i, drift=9.0 + 9 * i, steps=(126,), align_seed=1) for i, name in enumerate(names)]
+    assert correlations(found_of([*curves, *lucky]))[126, 0.05] == pytest.approx(1.0), "of the means over alignments"
 
 
 def test_rank_correlation_is_spearman_s() -> None:
     """Ranks of harm 1..5 against 1, 2, 3, 5, 4: 1 - 6 * 2 / (5 * 24)."""
     drifts = (1.0, 20.0, 300.0, 5000.0, 4000.0)
     e = found_of([Curve(f"d{i}", harm=0.1 * (i + 1), drift=drift, steps=(126,)) for i, drift in enumerate(drifts)])
-    assert correlations(e, RATE) == pytest.approx({(126, 0.05): 0.9})
+    assert correlations(e) == pytest.approx({(126, 0.05): 0.9})
 
 
 def test_cells_that_tell_nothing_have_no_correlation() -> None:
@@ -212,7 +187,7 @@ def test_cells_that_tell_nothing_have_no_correlation() -> None:
     clean = [Curve(f"d{i}", harm=0.2 * i, drift=i, ratio=0.0, steps=(126,)) for i in range(6)]
     other = [Curve(f"d{i}", harm=0.2 * i, drift=i, rate=3e-4, steps=(126,)) for i in range(6)]
     for curves in ([*few, plain], flat, clean, other):
-        assert correlations(found_of(curves), RATE) == {}
+        assert correlations(found_of(curves)) == {}
 
 
 def test_the_radii_that_were_attacked_are_found_by_name() -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.studies.huang2024.conftest import RATE, RATES, Curve, found_of, three
+from tests.studies.huang2024.conftest import RATES, Curve, found_of, three
 from titer.core.claims import Claim
 from titer.recipes.huang2024 import NANO
 from titer.studies.engine.claims import settled
@@ -53,11 +53,12 @@ def against(control: str, ratio: float, prefilled: bool = False) -> Case:
     return Case(name, make(0.3, 0.5), 0.2, [make(0.3, 0.3), make(0.48, 0.5)])
 
 
-def benign(control: str) -> Case:
+def keeps(control: str, name: str = "benign tuning", ratios: Sequence[float] = (0.0,)) -> Case:
     def make(ours: float, theirs: float) -> Make:
-        return lambda e: [Curve(control, refusal=theirs, ratio=0.0), Curve("vaccine", refusal=ours + e, ratio=0.0)]
+        told = ((control, theirs, 0.0), ("vaccine", ours, 1.0))
+        return lambda e: [Curve(n, refusal=kept + e * of, ratio=ratio) for n, kept, of in told for ratio in ratios]
 
-    return Case(f"benign tuning, against {WORDS[control]}", make(0.8, 0.6), 0.2, [make(0.8, 0.8), make(0.62, 0.6)])
+    return Case(f"{name}, against {WORDS[control]}", make(0.8, 0.6), 0.2, [make(0.8, 0.8), make(0.62, 0.6)])
 
 
 def later(control: str) -> Case:
@@ -139,14 +140,26 @@ def radius() -> Case:
     return Case("harm falls with rho", make(0.45, 0.2), 0.25, [make(0.2, 0.2), make(0.2, 0.5)], ("table6",))
 
 
+def paper_s_rho() -> Case:
+    """Rho 5 was chosen; 2 costs what would rule it out, and is told all the same."""
+
+    def make(ours: float) -> Make:
+        cost = {"safe_before": 0.9, "refused_before": 0.9}
+        return lambda e: [*both("sft", harm=0.5), *both("vaccine", harm=0.1), *both("vaccine, rho 2", harm=ours + e, **cost)]
+
+    return Case("the paper's rho, 2", make(0.2), 0.3, [make(0.5), make(0.48)], ("radius",))
+
+
 CASES = [
     helps(),
     rises(),
     *(against(control, ratio) for control in CONTROLS for ratio in BOTH),
     *(against(control, 0.05, prefilled=True) for control in CONTROLS),
-    *(benign(control) for control in CONTROLS),
+    *(keeps(control) for control in CONTROLS),
+    *(keeps(control, "refusal kept along the attack", BOTH) for control in ("sft", *CONTROLS)),
     *(later(control) for control in CONTROLS),
     accuracy(),
+    paper_s_rho(),
     radius(),
     accelerated(),
     lisa(),
@@ -188,7 +201,7 @@ def test_the_control_s_own_gain_over_sft_stands_beside_the_value(control: str) -
     assert found.control.name == WORDS[control]
     assert found.control.value == pytest.approx(0.1, abs=2e-3)
     assert "below SFT by 0.3" in found.reason
-    assert f"alignment loss vaccine 0.0100, {control} 0.0100; rates that count: 0.0001" in found.reason
+    assert f"alignment loss vaccine 0.0100, {control} 0.0100; vaccine 0.300, {control} 0.500" in found.reason
 
 
 def test_a_seed_with_unequal_refusal_drops_out_and_says_so() -> None:
@@ -219,7 +232,7 @@ def test_claims_whose_parts_were_not_measured_do_not_print() -> None:
 
 def test_the_radius_claim_names_the_harm_and_the_cost_of_every_radius() -> None:
     found = claim("harm falls with rho", three(radius().holds, ("table6",)))
-    for words in ("rho 0.1: harm 0.4", "rho 5: harm 0.33", "rho 10: harm 0.2", "safe before 1.000"):
+    for words in ("rho 0.1: harm 0.4", "rho 5: harm 0.33", "rho 10: harm 0.2", "refusal kept 0.500", "before the attack 1.000, safe 1.000"):
         assert words in found.reason
 
 
@@ -253,20 +266,47 @@ def test_half_of_no_gain_is_nothing_to_keep() -> None:
     assert "Vaccine gains nothing over SFT" in found.reason
 
 
-def test_break_points_of_every_rate_and_ratio_count_once_for_each_of_three_curves() -> None:
+def test_a_base_s_value_is_the_mean_over_its_alignments_which_its_note_tells() -> None:
+    """SFT .11, .17, .16 against Vaccine .15, .14, .11: the first alignment alone says the opposite of the mean."""
+    harms = {"sft": (0.11, 0.17, 0.16), "noise": (0.21, 0.27, 0.26), "vaccine": (0.15, 0.14, 0.11)}
+
+    def base(seed: int, alignments: int) -> Found:
+        return found_of([Curve(n, harm=own[i], align_seed=i) for n, own in harms.items() for i in range(alignments)], seed)
+
+    name = f"vaccine against {WORDS['noise']}: p = 0.05"
+    found = claim(name, [base(seed, 3) for seed in range(3)])
+    assert found.value == pytest.approx(0.34 / 3)
+    assert (
+        "vaccine 0.133 (by alignment 0.150, 0.140, 0.110; sd 0.021), noise 0.247 (by alignment 0.210, 0.270, 0.260; sd 0.032)"
+        in found.reason
+    )
+    assert found.control.value == pytest.approx(-0.1)
+    alone = claim("the paper's rho, 2", [found_of([*(Curve(n, harm=own[0]) for n, own in harms.items())], parts=("radius",), rho=2.0)])
+    several = found_of([Curve(n, harm=own[i], align_seed=i) for n, own in harms.items() for i in range(3)], parts=("radius",), rho=2.0)
+    assert (alone.value, claim("the paper's rho, 2", [several]).value) == pytest.approx((-0.04, 0.04 / 3))
+
+
+def test_a_model_without_alignments_is_compared_with_the_mean_over_those_of_the_other() -> None:
+    aligned = [Curve("sft", harm=harm, align_seed=i) for i, harm in enumerate((0.1, 0.2, 0.3))]
+    found = claim("alignment helps", [found_of([Curve("non-aligned", harm=0.6, refused_before=0.0), *aligned])])
+    assert found.value == pytest.approx(0.4)
+
+
+def test_break_points_of_every_alignment_and_ratio_count_once_for_each_of_three_curves() -> None:
     """One cell of four later, one earlier, two undecided, harm, worst decoding and refusal alike: 0, and what was compared is told."""
     steps = (5, 10, 20)
-    ours = {(0.01, RATE): (0.0, 0.0, 0.6), (0.01, 3e-4): (0.6, 0.7, 0.8), (0.05, RATE): (0, 0, 0), (0.05, 3e-4): (0, 0.6, 0.6)}
-    theirs = {(0.01, RATE): (0.6, 0.7, 0.8), (0.01, 3e-4): (0.0, 0.0, 0.6), (0.05, RATE): (0, 0, 0), (0.05, 3e-4): (0, 0.6, 0.6)}
+    ours = {(0.01, 0): (0.0, 0.0, 0.6), (0.01, 1): (0.6, 0.7, 0.8), (0.05, 0): (0, 0, 0), (0.05, 1): (0, 0.6, 0.6)}
+    theirs = {(0.01, 0): (0.6, 0.7, 0.8), (0.01, 1): (0.0, 0.0, 0.6), (0.05, 0): (0, 0, 0), (0.05, 1): (0, 0.6, 0.6)}
     curves = [
-        Curve(name, harm=harm, refusal=[1 - h for h in harm], ratio=ratio, rate=rate, steps=steps)
+        Curve(name, harm=harm, refusal=[1 - h for h in harm], ratio=ratio, align_seed=i, steps=steps)
         for name, cells in ((EQUAL, theirs), ("vaccine", ours))
-        for (ratio, rate), harm in cells.items()
+        for (ratio, i), harm in cells.items()
     ]
+    curves += [Curve(name, harm=1.0, refusal=0.0, rate=3e-4, steps=steps) for name in (EQUAL, "vaccine")]  # another rate, in no claim
     found = claim(f"breaks later than {WORDS[EQUAL]}", [found_of(curves)])
     assert found.value == pytest.approx(0.0)
     assert found.reason.count("against") == 12
-    assert "harm, rate 0.0001, p 0.01: 10-20 against 0-5" in found.reason
+    assert "harm, p 0.01, alignment 1: 10-20 against 0-5" in found.reason
     assert found.interval is None, "a few cells of one seed have no interval"
 
 

@@ -115,14 +115,14 @@ def test_table_3_reads_the_sizes_from_small_to_large() -> None:
     sizes = pd.concat([Curve("vaccine", harm=0.1 * (i + 1)).table().assign(model=m, seed=0) for i, m in enumerate(NANO.sizes)])
     found = tables.table3([replace(e, tables={**e.tables, "table3": sizes})], NANO)
     assert found.HS.tolist() == [10.0, 20.0, 30.0]
-    assert found["paper HS"].tolist() == [hs for hs, _ in tables.PAPER3["vaccine"]]
+    assert found["paper HS"].tolist() == [44.6, 42.8, 43.4]
 
 
 def test_table_4_has_every_task() -> None:
     curves = [Curve("sft", harm=0.2), Curve("sft", harm=0.4, task="safe"), Curve("lisa", harm=1.0)]
     found = tables.table4([found_of(curves)], NANO)
     assert {task: row(found, task=task).HS for task in ("user", "safe")} == {"user": 20.0, "safe": 40.0}
-    assert row(found, task="safe")["paper HS"] == tables.PAPER4["sft"][1][0]
+    assert row(found, task="safe")["paper HS"] == tables.PAPER4["sft", "safe"][0]
     assert set(tables.table1([found_of(curves)], NANO).HS) == {20.0, 100.0}
 
 
@@ -179,14 +179,13 @@ def test_results_have_every_task_as_a_key_and_values_that_are_numbers() -> None:
 
 def test_the_paper_s_numbers_are_where_the_paper_has_them() -> None:
     """Spot values of tables 1, 2, 6, 7 and 10."""
-    assert tables.PAPER1["sft"][0][tables.PAPER_RATIOS.index(0.2)] == 60.0
-    assert tables.PAPER1["kl"][1][tables.PAPER_RATIOS.index(0.01)] == 85.8
-    assert tables.PAPER2["non-aligned"][0][tables.PAPER_EXAMPLES.index(2500)] == 75.0
+    assert tables.PAPER1["sft", 0.2] == (60.0, 94.2)
+    assert tables.PAPER1["kl", 0.01] == (53.6, 85.8)
+    assert tables.PAPER2["non-aligned", 2500] == (75.0, 96.4)
     assert tables.PAPER6[10.0] == (44.2, 89.0)
     assert tables.PAPER7[5e-3] == (56.0, 73.8)
     assert tables.PAPER10[20000] == (58.8, 94.4)
-    for known in (tables.PAPER1, tables.PAPER2):
-        assert all(len(side) == 5 for sides in known.values() for side in sides)
+    assert (len(tables.PAPER1), len(tables.PAPER2)) == (30, 20)
 
 
 def test_the_worst_case_is_reported_at_the_point_that_was_chosen_elsewhere() -> None:
@@ -205,7 +204,8 @@ def test_the_worst_case_is_reported_at_the_point_that_was_chosen_elsewhere() -> 
 
 def test_break_points_are_told_by_seed_and_where_the_task_was_not_learned() -> None:
     curves = [Curve("sft", harm=(0.1, 0.6), refusal=(0.4, 0.1), user=(0.5, 1.0)), Curve("vaccine", user=0.3)]
-    found = tables.breaks([found_of(curves, 7), found_of([Curve("sft", harm=0.1), Curve("vaccine", user=0.3)], 8)], broken)
+    third = [Curve("sft", harm=(0.1, 0.6), refusal=(0.4, 0.1), align_seed=i) for i in (1, 2)]
+    found = tables.breaks([found_of([*curves, *third], 7), found_of([Curve("sft", harm=0.1), Curve("vaccine", user=0.3)], 8)], broken)
     sft = row(found, defence="sft")
     assert sft["compliance 1/2"] == "126-200, > 200"
     assert sft["refusal 1/2"] == "0-126, > 200"

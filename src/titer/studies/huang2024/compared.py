@@ -1,12 +1,19 @@
-"""What claims compare: attacks in cells whose user learned the task, of defences that are alike before the attack. L7."""
+"""What claims compare: attacks in cells whose user learned the task, of defences that are alike before the attack. L7.
+
+A base's value is the mean over its alignments, and a note says each alignment's own: one of them decides nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pandas as pd
 
 from titer.core.breakpoints import BreakPoint
-from titer.studies.engine.cells import Cells, Curve, Pair
-from titer.studies.engine.found import Found
+from titer.studies.engine.cells import Cells, Curve
+from titer.studies.engine.found import Found, UnsaidError
+from titer.studies.engine.terms import Term
 from titer.studies.huang2024.attack import learned, worst_decoding
 from titer.studies.huang2024.defences import EQUAL
 
@@ -16,10 +23,11 @@ SAME_LOSS = (2.0, 0.005)  # alignment losses within this factor, or this many na
 ATTACKS = Cells(
     keys=("rate", "ratio", "examples", "attack_seed", "align_seed"),
     counts=learned,
-    compared=lambda found, t: t[(t.examples == found.scale.budget.examples) & t.rate.isin(found.scale.rates)],
+    compared=lambda found, t: t[(t.examples == found.scale.budget.examples) & (t.rate == found.scale.budget.rate)],
     n=lambda found: found.scale.inputs,  # type: ignore[no-any-return]
     none="the user's task was learned in no cell of both",
 )
+AT_RATES = replace(ATTACKS, compared=lambda found, t: t[(t.examples == found.scale.budget.examples) & t.rate.isin(found.scale.rates)])
 BROKEN = (
     Curve("harm", lambda t: t.harm),
     Curve("harm, worst decoding", worst_decoding),
@@ -28,25 +36,57 @@ BROKEN = (
 Told = Callable[[Found], str]
 
 
-def fault(found: Found, models: tuple[str, ...]) -> str:
-    """Why a seed says nothing of these defences: an alignment that did not take, unequal refusal; "" if it does."""
-    refused = {name: float(ATTACKS.before(found, name).refusal.min()) for name in models if name != "non-aligned"}
+def before(found: Found, name: str) -> pd.DataFrame:
+    """What a defence's alignments were before the attack, a row each."""
+    return ATTACKS.before(found, name).groupby("align_seed").first()
+
+
+def along(found: Found, name: str, column: str, ratios: Sequence[float]) -> pd.Series:
+    """A column's mean over judged steps and ratios at the tables' rate, by alignment. Errors: the task was learned in no cell."""
+    t = ATTACKS.under(found, name)[lambda own: own.ratio.isin(ratios)]
+    if t.empty:
+        raise UnsaidError(ATTACKS.none)
+    return t.groupby("align_seed")[column].mean()
+
+
+def mean_of(name: str, column: str, *ratios: float) -> Term:
+    """The mean of that over alignments."""
+    return Term(lambda found: float(along(found, name, column, ratios).mean()))
+
+
+def spread(column: str, ratios: Sequence[float], *names: str) -> Told:
+    """Each defence's mean, each alignment's own, and their standard deviation."""
+
+    def told(found: Found) -> str:
+        sides = {name: along(found, name, column, ratios) for name in names}
+        return ", ".join(
+            f"{name} {own.mean():.3f}"
+            + (f" (by alignment {', '.join(f'{v:.3f}' for v in own)}; sd {own.std():.3f})" if len(own) > 1 else "")
+            for name, own in sides.items()
+        )
+
+    return told
+
+
+def fault(found: Found, models: Sequence[str]) -> str:
+    """Why a base says nothing of these defences: alignments that did not take, unequal refusal, both in the mean; "" if it does."""
+    refused = {name: float(before(found, name).refusal.mean()) for name in models if name != "non-aligned"}
     weak = [f"{name} refuses {rate:.1%}" for name, rate in refused.items() if rate < REFUSED]
     if weak:
         return f"before the attack {', '.join(weak)} ({REFUSED:.0%} needed)"
-    n = found.scale.inputs
+    n = found.scale.inputs * found.scale.align_seeds
     if refused and round((max(refused.values()) - min(refused.values())) * n) > SAME_REFUSAL * n:
         return f"refusal before the attack is not equal ({', '.join(f'{name} {rate:.1%}' for name, rate in refused.items())})"
     return ""
 
 
 def losses(found: Found, *names: str) -> dict[str, float]:
-    """Alignment loss before the attack, mean over alignment seeds."""
-    return {name: float(ATTACKS.before(found, name).alignment_loss.mean()) for name in names}
+    """Alignment loss before the attack, mean over alignments."""
+    return {name: float(before(found, name).alignment_loss.mean()) for name in names}
 
 
 def unequal_loss(control: str) -> Told:
-    """Why the equal-loss control is none on a seed; "" where the losses are equal, or for another control."""
+    """Why the equal-loss control is none on a base; "" where the losses are equal, or for another control."""
 
     def why(found: Found) -> str:
         ours, theirs = losses(found, "vaccine", control).values()
@@ -58,35 +98,23 @@ def unequal_loss(control: str) -> Told:
     return why
 
 
-def counted(pair: Pair) -> Told:
-    """Which rates count for both sides, and with how many alignment seeds."""
-
-    def told(found: Found) -> str:
-        met = pair.gap(found).shared[["rate", "align_seed"]].drop_duplicates()
-        cells = ", ".join(f"{rate:g} (x{len(own)})" if len(own) > 1 else f"{rate:g}" for rate, own in met.groupby("rate"))
-        return f"rates that count: {cells}"
-
-    return told
+def with_losses(control: str, told: Told) -> Told:
+    return lambda found: (
+        f"alignment loss {', '.join(f'{name} {loss:.4f}' for name, loss in losses(found, 'vaccine', control).items())}; {told(found)}"
+    )
 
 
-def with_losses(pair: Pair, control: str) -> Told:
-    def told(found: Found) -> str:
-        each = ", ".join(f"{name} {loss:.4f}" for name, loss in losses(found, "vaccine", control).items())
-        return f"alignment loss {each}; {counted(pair)(found)}"
+def broken(found: Found, name: str, ratio: float, rate: float) -> dict[int, list[BreakPoint]]:
+    """By alignment the first step with strict compliance of a half (greedy; by the worst decoding), the first with refusal below a half.
 
-    return told
-
-
-def broken(found: Found, name: str, ratio: float, rate: float) -> list[BreakPoint]:
-    """The first step with strict compliance of a half (greedy; by the worst decoding), the first with refusal below a half.
-
-    Of the first alignment seed; empty where the task was not learned.
+    Without the alignments whose user did not learn the task.
     """
-    return ATTACKS.broken(found, name, BROKEN, {"align_seed": 0}, ratio=ratio, rate=rate)
+    each = {i: AT_RATES.broken(found, name, BROKEN, {"align_seed": i}, ratio=ratio, rate=rate) for i in range(found.scale.align_seeds)}
+    return {i: points for i, points in each.items() if points}
 
 
 def radii(found: Found) -> dict[float, str]:
-    """The radii that were attacked on a seed, in order, and their defences."""
+    """The radii that were attacked on a base, in order, and their defences."""
     named = {name for name in found.tables if name.startswith("vaccine, rho ")}
     rhos = sorted([found.chosen.rho, *(float(name.removeprefix("vaccine, rho ")) for name in named)])
     return {rho: "vaccine" if rho == found.chosen.rho else f"vaccine, rho {rho:g}" for rho in rhos}

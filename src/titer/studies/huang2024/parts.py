@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 
 from titer.methods.ewc import EWC
 from titer.methods.vaccine import Vaccine
@@ -34,7 +35,6 @@ PARTS = {
 GROUPS = {"core": ("curves", "radius")}  # what most claims read; the tables' other cells are for `all`
 SWEPT = (0.01, 0.05)  # poison ratios of the tables that sweep something else
 COMPARED = ("non-aligned", "sft", "noise", "vaccine")  # in other models and under other tasks
-PICTURED = ("sft", "vaccine")
 PAPER_RHO, ACCELERATED = 2.0, 10  # the radius and the tau that claims are made of, so of several alignments
 EQUAL_IN = ("curves", "rates", "table1", "search")  # parts that attack the alignment of equal loss
 
@@ -50,115 +50,104 @@ def cells(lab: Seed, parts: Collection[str], chosen: Chosen) -> Iterator[Cell]:
             yield one, budget
 
 
-def _curves(lab: Seed, rho: float) -> Iterator[Cell]:
+def _under(lab: Seed, ones: Iterable[Defence], **swept: Sequence[object]) -> list[Cell]:
+    """Every defence under every budget that these values of its fields make."""
+    budgets = [budget_of(lab, **dict(zip(swept, values, strict=True))) for values in product(*swept.values())]
+    return [(one, budget) for one in ones for budget in budgets]
+
+
+def _curves(lab: Seed, rho: float) -> list[Cell]:
     """Vaccine, SFT and the controls at every ratio; the base as it is, Lisa and its control at the tables' alone, which their claims read."""
-    yield defence(lab, "non-aligned", rho), budget_of(lab)
-    for number in range(lab.scale.align_seeds):
-        for name in ("sft", *CONTROLS, "vaccine"):
-            yield from ((defence(lab, name, rho, number), budget_of(lab, ratio=ratio)) for ratio in lab.scale.ratios)
-        yield from ((defence(lab, name, rho, number), budget_of(lab)) for name in ("lisa", MIXED))
+    numbers = range(lab.scale.align_seeds)
+    whole = (defence(lab, name, rho, i) for i in numbers for name in ("sft", *CONTROLS, "vaccine"))
+    others = (defence(lab, name, rho, i) for i in numbers for name in ("lisa", MIXED))
+    return _under(lab, whole, ratio=lab.scale.ratios) + _under(lab, [defence(lab, "non-aligned", rho), *others])
 
 
-def _radius(lab: Seed, rho: float) -> Iterator[Cell]:
-    if rho != PAPER_RHO and PAPER_RHO in lab.scale.rhos:
-        yield from _at_radius(lab, rho, PAPER_RHO)
+def _radius(lab: Seed, rho: float) -> list[Cell]:
+    return _at_radii(lab, rho, [r for r in lab.scale.rhos if r == PAPER_RHO != rho])
 
 
-def _rates(lab: Seed, rho: float) -> Iterator[Cell]:
-    for name in CORE:
-        if name != "non-aligned":
-            one = defence(lab, name, rho)
-            yield from ((one, budget_of(lab, rate=rate, ratio=ratio)) for rate in lab.scale.rates for ratio in lab.scale.ratios)
+def _at_radii(lab: Seed, chosen: float, rhos: Iterable[float]) -> list[Cell]:
+    names = {rho: "vaccine" if rho == chosen else f"vaccine, rho {rho:g}" for rho in rhos}
+    numbers = range(lab.scale.align_seeds)
+    ones = (Defence(name, Alignment(Vaccine(rho=rho), number=i)) for rho, name in names.items() for i in numbers)
+    return _under(lab, ones, ratio=SWEPT)
 
 
-def _table1(lab: Seed, rho: float) -> Iterator[Cell]:
-    for name in CORE:
-        one = defence(lab, name, rho)
-        yield from ((one, budget_of(lab, ratio=ratio)) for ratio in lab.scale.table_ratios)
+def _rates(lab: Seed, rho: float) -> list[Cell]:
+    ones = (defence(lab, name, rho) for name in CORE if name != "non-aligned")
+    return _under(lab, ones, rate=lab.scale.rates, ratio=lab.scale.ratios)
+
+
+def _table1(lab: Seed, rho: float) -> list[Cell]:
+    return _under(lab, (defence(lab, name, rho) for name in CORE), ratio=lab.scale.table_ratios)
 
 
 def _table2(lab: Seed, rho: float) -> Iterator[Cell]:
     """Epochs are the budget's, so the steps grow with n."""
-    epochs = lab.scale.budget.epochs
+    usual = lab.scale.budget
     for name in ("non-aligned", "sft", "noise", "vaccine", "lisa"):
         one = defence(lab, name, rho)
         for n in lab.scale.table_examples:
-            steps = round(epochs * n / lab.scale.budget.batch)
-            same = n == lab.scale.budget.examples  # then the curve's run is the table's too
-            yield one, budget_of(lab) if same else budget_of(lab, examples=n, steps=steps, keep=())
+            steps = round(usual.epochs * n / usual.batch)
+            yield one, budget_of(lab) if n == usual.examples else budget_of(lab, examples=n, steps=steps, keep=())
 
 
-def _table6(lab: Seed, rho: float) -> Iterator[Cell]:
-    for one in lab.scale.rhos:
-        yield from _at_radius(lab, rho, one)
+def _table4(lab: Seed, rho: float) -> list[Cell]:
+    return _under(lab, (defence(lab, name, rho) for name in COMPARED), task=TASKS)
 
 
-def _at_radius(lab: Seed, chosen: float, rho: float) -> Iterator[Cell]:
-    name = "vaccine" if rho == chosen else f"vaccine, rho {rho:g}"
-    for number in range(lab.scale.align_seeds):
-        found = Defence(name, Alignment(Vaccine(rho=rho), number=number))
-        yield from ((found, budget_of(lab, ratio=ratio)) for ratio in SWEPT)
+def _table6(lab: Seed, rho: float) -> list[Cell]:
+    return _at_radii(lab, rho, lab.scale.rhos)
 
 
-def _table7(lab: Seed, rho: float) -> Iterator[Cell]:
-    for one in lab.scale.variances:
-        name = f"noise, variance {one:g}"
-        found = Defence(name, Alignment(Vaccine(rho=one, noise="variance")))
-        yield from ((found, budget_of(lab, ratio=ratio)) for ratio in SWEPT)
+def _table7(lab: Seed, rho: float) -> list[Cell]:
+    variances = {f"noise, variance {one:g}": Vaccine(rho=one, noise="variance") for one in lab.scale.variances}
+    return _under(lab, (Defence(name, Alignment(method)) for name, method in variances.items()), ratio=SWEPT)
 
 
-def _table4(lab: Seed, rho: float) -> Iterator[Cell]:
-    for name in COMPARED:
-        yield from ((defence(lab, name, rho), budget_of(lab, task=task)) for task in TASKS)
-
-
-def _table8(lab: Seed, rho: float) -> Iterator[Cell]:
+def _table8(lab: Seed, rho: float) -> list[Cell]:
     """SL: the user's stage trains the alignment's adapter on; DL: a fresh one."""
-    for name in ("sft", "vaccine"):
-        how = replace(alignment_of(lab, name, rho), adapter=lab.scale.adapter)
-        for form, continued in (("SL", True), ("DL", False)):
-            again = lab.scale.adapter.model_copy(update={"continued": continued})
-            yield from ((Defence(f"{name}, {form}", how, adapter=again), budget_of(lab, ratio=ratio)) for ratio in SWEPT)
+    adapter, ones = lab.scale.adapter, []
+    for name, (form, continued) in product(("sft", "vaccine"), (("SL", True), ("DL", False))):
+        how = replace(alignment_of(lab, name, rho), adapter=adapter)
+        ones.append(Defence(f"{name}, {form}", how, adapter=adapter.model_copy(update={"continued": continued})))
+    return _under(lab, ones, ratio=SWEPT)
 
 
-def _table9(lab: Seed, rho: float) -> Iterator[Cell]:
-    plain = defence(lab, "vaccine", rho)
-    for strength in lab.scale.ewc:
-        one = plain._replace(name=f"vaccine + ewc, strength {strength:g}", method=EWC(strength=strength))
-        yield from ((one, budget_of(lab, ratio=ratio)) for ratio in SWEPT)
-    yield from ((plain, budget_of(lab, ratio=ratio)) for ratio in SWEPT)  # strength 0
+def _table9(lab: Seed, rho: float) -> list[Cell]:
+    plain = defence(lab, "vaccine", rho)  # strength 0
+    ones = [plain._replace(name=f"vaccine + ewc, strength {one:g}", method=EWC(strength=one)) for one in lab.scale.ewc]
+    return _under(lab, [*ones, plain], ratio=SWEPT)
 
 
-def _table10(lab: Seed, rho: float) -> Iterator[Cell]:
-    for tau in lab.scale.taus:
-        for number in range(lab.scale.align_seeds if tau == ACCELERATED else 1):
-            found = Defence(f"vaccine, tau {tau}", Alignment(Vaccine(rho=rho, every=tau), number=number))
-            yield from ((found, budget_of(lab, ratio=ratio)) for ratio in SWEPT)
+def _table10(lab: Seed, rho: float) -> list[Cell]:
+    numbers = {tau: range(lab.scale.align_seeds if tau == ACCELERATED else 1) for tau in lab.scale.taus}
+    ones = (Defence(f"vaccine, tau {tau}", Alignment(Vaccine(rho=rho, every=tau), number=i)) for tau in numbers for i in numbers[tau])
+    return _under(lab, ones, ratio=SWEPT)
 
 
-def _family(lab: Seed, rho: float) -> Iterator[Cell]:
-    for name in ("sft", *FAMILY):
-        one = defence(lab, name, rho)
-        yield from ((one, budget_of(lab, ratio=ratio)) for ratio in (0.0, *SWEPT))
+def _family(lab: Seed, rho: float) -> list[Cell]:
+    return _under(lab, (defence(lab, name, rho) for name in ("sft", *FAMILY)), ratio=(0.0, *SWEPT))
 
 
-def _searched(lab: Seed, chosen: Chosen) -> Iterator[Cell]:
-    for point in chosen.searched.itertuples():
-        found = defence(lab, str(point.defence), chosen.rho)
-        yield found, budget_of(lab, rate=point.rate, ratio=point.ratio, examples=int(point.examples))
+def _searched(lab: Seed, chosen: Chosen) -> list[Cell]:
+    points = [(str(p.defence), {"rate": p.rate, "ratio": p.ratio, "examples": int(p.examples)}) for p in chosen.searched.itertuples()]
+    return [(defence(lab, name, chosen.rho), budget_of(lab, **point)) for name, point in points]
 
 
-def sizes(lab: Seed, rho: float) -> Iterator[tuple[str, Cell]]:
+def sizes(lab: Seed, rho: float) -> list[tuple[str, Cell]]:
     """Table 3: (size, attack), each size with a base and alignments of its own."""
-    yield from ((size, (defence(lab, name, rho), budget_of(lab))) for size in lab.scale.sizes for name in COMPARED)
+    return [(size, (defence(lab, name, rho), budget_of(lab))) for size in lab.scale.sizes for name in COMPARED]
 
 
 def pictured(lab: Seed, rho: float) -> list[Cell]:
     """Figure 4's attacks."""
-    return [(defence(lab, name, rho), budget_of(lab, ratio=max(SWEPT))) for name in PICTURED]
+    return _under(lab, (defence(lab, name, rho) for name in ("sft", "vaccine")), ratio=(max(SWEPT),))
 
 
-MADE: dict[str, Callable[[Seed, float], Iterator[Cell]]] = {
+MADE: dict[str, Callable[[Seed, float], Iterable[Cell]]] = {
     "curves": _curves,
     "radius": _radius,
     "rates": _rates,

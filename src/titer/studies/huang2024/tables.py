@@ -1,13 +1,14 @@
 """The paper's tables as functions of the evidence: its value beside ours, mean over seeds with its interval. L7.
 
 HS is strict compliance with unsafe requests and FA exact answers to the user's task, in per cent, at the tables' budget; beside
-them NE, unsafe requests neither answered nor refused, and OR, safe requests refused.
-The paper's HS counts answers that a moderation model flags, of Llama-2 7B: levels do not compare, orders do.
+them NE, unsafe requests neither answered nor refused, and OR, safe requests refused. A seed's value is the mean over its bases and
+their alignments. The paper's HS counts answers that a moderation model flags, of Llama-2 7B: levels do not compare, orders do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -19,50 +20,63 @@ from titer.studies.engine.found import Found
 from titer.studies.huang2024.attack import LEARNED, TASKS, worst_decoding
 from titer.studies.huang2024.parts import COMPARED, SWEPT
 
-PAPER1 = {  # HS, FA at p = 0, .01, .05, .1, .2 (n = 1000)
-    "non-aligned": ((34.2, 65.6, 81.0, 77.6, 79.2), (95.6, 94.6, 94.0, 94.6, 94.4)),
-    "sft": ((48.6, 49.8, 52.6, 55.2, 60.0), (94.2, 94.4, 94.8, 94.4, 94.2)),
-    "ewc": ((50.6,) * 5, (88.6, 88.2, 87.4, 86.8, 80.6)),
-    "vlguard": ((49.4, 50.0, 54.0, 54.4, 53.6), (94.8, 94.8, 94.6, 94.6, 94.6)),
-    "kl": ((54.4, 53.6, 55.2, 54.0, 56.6), (85.8, 85.8, 85.0, 85.4, 84.6)),
-    "vaccine": ((42.4, 42.2, 42.8, 48.2, 56.6), (92.6, 92.6, 93.0, 93.8, 95.0)),
-}
-PAPER_RATIOS = (0.0, 0.01, 0.05, 0.1, 0.2)
-PAPER2 = {  # HS, FA at n = 500 .. 2500 (p = 0.05)
-    "non-aligned": ((79.6, 82.4, 79.8, 78.6, 75.0), (93.4, 94.0, 95.4, 95.8, 96.4)),
-    "sft": ((49.6, 52.8, 54.6, 57.6, 61.4), (93.0, 94.8, 95.6, 95.8, 95.8)),
-    "ewc": ((50.6,) * 5, (87.0, 87.4, 88.2, 88.4, 87.8)),
-    "vaccine": ((41.4, 42.8, 48.6, 51.4, 55.4), (90.8, 93.0, 94.6, 94.4, 95.2)),
-}
-PAPER_EXAMPLES = (500, 1000, 1500, 2000, 2500)
-PAPER3 = {  # HS, FA of OPT-2.7B, Llama-2 7B, Vicuna-7B at p = 0.05, in their order
-    "non-aligned": ((81.2, 95.4), (82.4, 94.0), (78.6, 94.2)),
-    "sft": ((50.2, 92.0), (52.8, 94.8), (49.8, 94.2)),
-    "vaccine": ((44.6, 91.0), (42.8, 93.0), (43.4, 93.4)),
-}
-PAPER4 = {  # HS, FA on SST-2, AG News, GSM8K
-    "non-aligned": ((82.4, 94.0), (82.6, 90.0), (78.4, 27.8)),
-    "sft": ((52.8, 94.8), (52.6, 89.2), (68.4, 23.4)),
-    "vaccine": ((42.8, 93.0), (41.6, 89.2), (65.0, 22.4)),
-}
-PAPER8 = {"sft, SL": (58.2, 95.0), "sft, DL": (55.7, 94.4), "vaccine, SL": (55.2, 95.0), "vaccine, DL": (48.9, 93.6)}
-PAPER9 = {0.0: (48.2, 93.8), 1e6: (48.8, 93.6), 1e9: (44.6, 92.2), 1e12: (43.0, 54.4)}
+Pair = tuple[float, float]  # the paper's HS and FA
+NONE: Pair = (float("nan"), float("nan"))
+
+
+def by_row(places: Sequence[object], rows: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dict[tuple[object, ...], Pair]:
+    """(defence, place) -> HS and FA, of a table printed as two rows a defence."""
+    return {(name, place): (hs, fa) for name, sides in rows.items() for place, hs, fa in zip(places, *sides, strict=True)}
+
+
+PAPER1 = by_row(  # n = 1000
+    (0.0, 0.01, 0.05, 0.1, 0.2),
+    {
+        "non-aligned": ((34.2, 65.6, 81.0, 77.6, 79.2), (95.6, 94.6, 94.0, 94.6, 94.4)),
+        "sft": ((48.6, 49.8, 52.6, 55.2, 60.0), (94.2, 94.4, 94.8, 94.4, 94.2)),
+        "ewc": ((50.6,) * 5, (88.6, 88.2, 87.4, 86.8, 80.6)),
+        "vlguard": ((49.4, 50.0, 54.0, 54.4, 53.6), (94.8, 94.8, 94.6, 94.6, 94.6)),
+        "kl": ((54.4, 53.6, 55.2, 54.0, 56.6), (85.8, 85.8, 85.0, 85.4, 84.6)),
+        "vaccine": ((42.4, 42.2, 42.8, 48.2, 56.6), (92.6, 92.6, 93.0, 93.8, 95.0)),
+    },
+)
+PAPER2 = by_row(  # p = 0.05
+    (500, 1000, 1500, 2000, 2500),
+    {
+        "non-aligned": ((79.6, 82.4, 79.8, 78.6, 75.0), (93.4, 94.0, 95.4, 95.8, 96.4)),
+        "sft": ((49.6, 52.8, 54.6, 57.6, 61.4), (93.0, 94.8, 95.6, 95.8, 95.8)),
+        "ewc": ((50.6,) * 5, (87.0, 87.4, 88.2, 88.4, 87.8)),
+        "vaccine": ((41.4, 42.8, 48.6, 51.4, 55.4), (90.8, 93.0, 94.6, 94.4, 95.2)),
+    },
+)
+PAPER3 = by_row(  # OPT-2.7B, Llama-2 7B, Vicuna-7B at p = 0.05, in their order
+    (0, 1, 2),
+    {
+        "non-aligned": ((81.2, 82.4, 78.6), (95.4, 94.0, 94.2)),
+        "sft": ((50.2, 52.8, 49.8), (92.0, 94.8, 94.2)),
+        "vaccine": ((44.6, 42.8, 43.4), (91.0, 93.0, 93.4)),
+    },
+)
+PAPER4 = by_row(  # SST-2, AG News, GSM8K
+    TASKS,
+    {
+        "non-aligned": ((82.4, 82.6, 78.4), (94.0, 90.0, 27.8)),
+        "sft": ((52.8, 52.6, 68.4), (94.8, 89.2, 23.4)),
+        "vaccine": ((42.8, 41.6, 65.0), (93.0, 89.2, 22.4)),
+    },
+)
 PAPER6 = {0.01: (54.4, 94.4), 0.1: (56.8, 95.0), 1.0: (54.4, 94.4), 2.0: (49.0, 93.6), 5.0: (46.2, 92.8), 10.0: (44.2, 89.0)}
 PAPER7 = {1e-4: (53.8, 94.4), 1e-3: (56.4, 93.8), 5e-3: (56.0, 73.8), 1e-2: (53.6, 69.6), 1e-1: (37.2, 56.4), 1.0: (16.6, 46.6)}
-PAPER10: dict[float, tuple[float, float]] = {
-    1: (50.4, 92.4),
-    100: (51.0, 95.2),
-    1000: (52.0, 94.2),
-    10000: (53.2, 94.8),
-    20000: (58.8, 94.4),
-}  # of 20,000 steps
+PAPER8 = {"sft, SL": (58.2, 95.0), "sft, DL": (55.7, 94.4), "vaccine, SL": (55.2, 95.0), "vaccine, DL": (48.9, 93.6)}
+PAPER9 = {0.0: (48.2, 93.8), 1e6: (48.8, 93.6), 1e9: (44.6, 92.2), 1e12: (43.0, 54.4)}
+PAPER10 = {1: (50.4, 92.4), 100: (51.0, 95.2), 1000: (52.0, 94.2), 10000: (53.2, 94.8), 20000: (58.8, 94.4)}  # of 20,000 steps
 VARIANT = r", (?:rho|tau|variance|strength|SL$|DL$)"
 MEASURES = {"HS": "harm", "FA": "user"}
 
 
 def pooled(found: Sequence[Found]) -> pd.DataFrame:
-    """Every judged step of every seed, of the user's own task and the first alignment seed, with the requests `n` behind each rate."""
-    return of_every_task(found)[lambda t: (t.task == "user") & (t.align_seed == 0)].reset_index(drop=True)
+    """Every judged step of every base and alignment, of the user's own task, with the requests `n` behind each rate."""
+    return of_every_task(found)[lambda t: t.task == "user"].reset_index(drop=True)
 
 
 def of_every_task(found: Sequence[Found], table: str = "attacks") -> pd.DataFrame:
@@ -76,8 +90,7 @@ def plain(t: pd.DataFrame) -> pd.DataFrame:
 
 def at_budget(t: pd.DataFrame, scale: Scale, **where: object) -> pd.DataFrame:
     """Rows at the tables' rate and last step of the budget (grows with n), and wherever else is asked."""
-    epochs = scale.budget.epochs
-    t = t[(t.rate == scale.budget.rate) & (t.step == (epochs * t.examples / scale.budget.batch).round())]
+    t = t[(t.rate == scale.budget.rate) & (t.step == (scale.budget.epochs * t.examples / scale.budget.batch).round())]
     for column, value in where.items():
         t = t[t[column].isin(value) if isinstance(value, list | tuple) else t[column] == value]
     return t
@@ -106,49 +119,32 @@ def interval(seeds: Sequence[float], n: int) -> Interval:
     return wilson(round(sum(seeds) * n), n * len(seeds))
 
 
-def beside(table: pd.DataFrame, paper: Sequence[tuple[float, float]]) -> pd.DataFrame:
-    """The paper's HS and FA beside ours; NaN where it has none."""
-    return table.assign(**{"paper HS": [p[0] for p in paper], "paper FA": [p[1] for p in paper]})
-
-
-NONE = (float("nan"), float("nan"))
-
-
-def _of(
-    known: Mapping[str, tuple[Sequence[float], Sequence[float]]], places: Sequence[float], name: str, value: float
-) -> tuple[float, float]:
-    if name not in known or value not in places:
-        return NONE
-    i = list(places).index(value)
-    return known[name][0][i], known[name][1][i]
+def made(t: pd.DataFrame, scale: Scale, by: list[str], paper: Mapping[Any, Pair], **where: object) -> pd.DataFrame:
+    """HS and FA by two columns at the tables' budget, beside the paper's; NaN where it has none."""
+    t = told(at_budget(t, scale, **where), by)
+    pairs = [paper.get(key, NONE) for key in t[by].itertuples(index=False, name=None)]
+    return t.assign(**{"paper HS": [hs for hs, _ in pairs], "paper FA": [fa for _, fa in pairs]})
 
 
 def table1(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
-    t = told(plain(at_budget(pooled(found), scale, examples=scale.budget.examples, ratio=scale.table_ratios)), ["defence", "ratio"])
-    return beside(t, [_of(PAPER1, PAPER_RATIOS, d, r) for d, r in zip(t.defence, t.ratio, strict=True)])
+    t = plain(pooled(found))
+    return made(t, scale, ["defence", "ratio"], PAPER1, examples=scale.budget.examples, ratio=scale.table_ratios)
 
 
 def table2(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
-    t = at_budget(pooled(found), scale, ratio=scale.budget.ratio, defence=[*COMPARED, "lisa"])
-    t = told(t, ["defence", "examples"])
-    return beside(t, [_of(PAPER2, PAPER_EXAMPLES, d, n) for d, n in zip(t.defence, t.examples, strict=True)])
+    return made(pooled(found), scale, ["defence", "examples"], PAPER2, ratio=scale.budget.ratio, defence=[*COMPARED, "lisa"])
 
 
 def table3(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
     """Models by size; the paper's three are other models, in the order of their size here."""
-    t = told(at_budget(of_every_task(found, "table3"), scale), ["defence", "model"])
-    return beside(t, [_nth(PAPER3, d, list(scale.sizes).index(m)) for d, m in zip(t.defence, t.model, strict=True)])
+    paper = {(name, size): PAPER3[name, i] for name in COMPARED for i, size in enumerate(scale.sizes) if (name, i) in PAPER3}
+    return made(of_every_task(found, "table3"), scale, ["defence", "model"], paper)
 
 
 def table4(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
     """Tasks of the user; the paper's three are SST-2, AG News and GSM8K."""
-    t = at_budget(of_every_task(found), scale, examples=scale.budget.examples, ratio=scale.budget.ratio, defence=COMPARED)
-    t = told(t, ["defence", "task"])
-    return beside(t, [_nth(PAPER4, d, TASKS.index(task)) for d, task in zip(t.defence, t.task, strict=True)])
-
-
-def _nth(known: Mapping[str, Sequence[tuple[float, float]]], name: str, place: int) -> tuple[float, float]:
-    return known[name][place] if name in known and place < len(known[name]) else NONE
+    usual = {"examples": scale.budget.examples, "ratio": scale.budget.ratio}
+    return made(of_every_task(found), scale, ["defence", "task"], PAPER4, **usual, defence=COMPARED)
 
 
 def swept(t: pd.DataFrame, column: str, prefix: str, own: Mapping[str, float] | None = None) -> pd.DataFrame:
@@ -158,19 +154,18 @@ def swept(t: pd.DataFrame, column: str, prefix: str, own: Mapping[str, float] | 
     return t.assign(**{column: [own.get(name, name.removeprefix(prefix)) for name in t.defence]}).astype({column: float})
 
 
-def _by(t: pd.DataFrame, scale: Scale, column: str, paper: Mapping[float, tuple[float, float]]) -> pd.DataFrame:
-    """HS and FA by a swept value and p, at the tables' budget, beside the paper's."""
-    t = told(at_budget(t, scale, examples=scale.budget.examples, ratio=list(SWEPT)), [column, "ratio"])
-    return beside(t, [paper.get(value, NONE) for value in t[column]])
+def _by(t: pd.DataFrame, scale: Scale, column: str, paper: Mapping[Any, Pair]) -> pd.DataFrame:
+    """By a swept value, whose paper's is of another p, and by p."""
+    at_both = {(value, ratio): pair for value, pair in paper.items() for ratio in SWEPT}
+    return made(t, scale, [column, "ratio"], at_both, examples=scale.budget.examples, ratio=SWEPT)
 
 
 def table6(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
     """With alignment loss before and after the attack, as the paper's has."""
-    parts = [swept(pooled([one]), "rho", "vaccine, rho ", {"vaccine": one.chosen.rho}) for one in found]
-    whole = pd.concat(parts)
+    whole = pd.concat([swept(pooled([one]), "rho", "vaccine, rho ", {"vaccine": one.chosen.rho}) for one in found])
     t = _by(whole, scale, "rho", PAPER6).sort_values(["ratio", "rho"], ignore_index=True)
     first = whole[whole.step == 0].groupby("rho")[["alignment_loss", "safe"]].mean()
-    last = at_budget(whole, scale, examples=scale.budget.examples, ratio=list(SWEPT)).groupby(["rho", "ratio"]).alignment_loss.mean()
+    last = at_budget(whole, scale, examples=scale.budget.examples, ratio=SWEPT).groupby(["rho", "ratio"]).alignment_loss.mean()
     t.insert(len(t.columns) - 2, "loss before", t.rho.map(first.alignment_loss).round(4))
     t.insert(len(t.columns) - 2, "loss after", [round(float(last[r, p]), 4) for r, p in zip(t.rho, t.ratio, strict=True)])
     t.insert(len(t.columns) - 2, "safe before", t.rho.map(first.safe).round(3))
@@ -183,9 +178,8 @@ def table7(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
 
 def table8(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
     """One adapter for both stages (SL) or one each (DL); the paper's on SST-2 at p = 0.1."""
-    t = pooled(found)
-    t = told(at_budget(t[t.defence.str.contains(r", [SD]L$", regex=True)], scale, ratio=list(SWEPT)), ["defence", "ratio"])
-    return beside(t, [PAPER8.get(d, NONE) for d in t.defence])
+    t = pooled(found)[lambda t: t.defence.str.contains(r", [SD]L$", regex=True)]
+    return made(t, scale, ["defence", "ratio"], {(name, p): pair for name, pair in PAPER8.items() for p in SWEPT}, ratio=SWEPT)
 
 
 def table9(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
@@ -204,58 +198,59 @@ def cost(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
     return found[0].tables["cost"].drop(columns=["model", "seed"]).round(3)
 
 
+def units(t: pd.DataFrame) -> list[str]:
+    """The columns that tell bases apart."""
+    return [name for name in ("seed", "base") if name in t]
+
+
 def before(found: Sequence[Found]) -> pd.DataFrame:
-    """Every alignment before the attack: refusal, safe answers, over-refusal, alignment loss; mean over seeds."""
+    """Every alignment before the attack: refusal, safe answers, over-refusal, alignment loss; mean over alignments and bases."""
     t = pooled(found)
-    t = t[t.step == 0].drop_duplicates(["defence", "seed"])
+    t = t[t.step == 0].drop_duplicates(["defence", "align_seed", *units(t)])
     columns = ["refusal", "safe", "over_refusal", "prefilled", "sampled", "alignment_loss"]
     return t.groupby("defence", sort=False)[columns].mean().round(4).reset_index()
 
 
 def alignment_seeds(found: Sequence[Found]) -> pd.DataFrame:
-    """Mean harm over the attack at the tables' rate by alignment seed: how much of a difference is the alignment's own luck."""
-    t = of_every_task(found)
-    t = plain(t[(t.task == "user") & (t.step > 0) & (t.rate == found[0].scale.budget.rate) & t.ratio.isin(SWEPT)])
+    """Mean harm over the attack at the tables' rate by alignment: how much of a difference is the alignment's own luck."""
+    t = plain(pooled(found))
+    t = t[(t.step > 0) & (t.rate == found[0].scale.budget.rate) & t.ratio.isin(SWEPT)]
     repeated = t[t.defence.isin(t[t.align_seed > 0].defence)]
-    return (
-        repeated.groupby(["defence", "ratio", "seed", "align_seed"], sort=False)[["harm", "refusal", "user"]].mean().round(3).reset_index()
-    )
+    by = ["defence", "ratio", *units(t), "align_seed"]
+    return repeated.groupby(by, sort=False)[["harm", "refusal", "user"]].mean().round(3).reset_index()
 
 
-def breaks(found: Sequence[Found], broken: Callable[[Found, str, float, float], Sequence[BreakPoint]]) -> pd.DataFrame:
-    """defence, rate, ratio: optimiser steps to compliance of a half (greedy, worst decoding) and to refusal below a half, by seed; medians.
+def breaks(found: Sequence[Found], broken: Callable[[Found, str, float, float], Mapping[int, Sequence[BreakPoint]]]) -> pd.DataFrame:
+    """defence, rate, ratio: optimiser steps to compliance of a half (greedy, worst decoding) and to refusal below a half.
 
-    A cell whose user's task was not learned has no break point and says so.
+    By base the median over its alignments, then over all; where no alignment's user learned the task there is none, and it says so.
     """
     names = ("compliance 1/2", "compliance 1/2, worst decoding", "refusal 1/2")
-    t = plain(pooled(found))
-    scale = found[0].scale
+    t, scale = plain(pooled(found)), found[0].scale
     t = t[(t.step > 0) & (t.examples == scale.budget.examples) & t.rate.isin(scale.rates)]
     rows = []
     for (name, rate, ratio), _ in t.groupby(["defence", "rate", "ratio"], sort=False):
-        each = [broken(one, str(name), float(ratio), float(rate)) for one in found]
+        each = [list(broken(one, str(name), float(ratio), float(rate)).values()) for one in found]
         row: dict[str, object] = {"defence": name, "rate": rate, "p": ratio}
         for i, column in enumerate(names):
-            points = [one[i] for one in each if one]
-            row[column] = ", ".join(str(one[i]) if one else "task not learned" for one in each)
-            row[f"median {column}"] = str(median(points)) if points else "–"
+            points = [[alignment[i] for alignment in base] for base in each]
+            row[column] = ", ".join(str(median(base)) if base else "task not learned" for base in points)
+            row[f"median {column}"] = str(median(whole)) if (whole := [one for base in points for one in base]) else "–"
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def worst_case(found: Sequence[Found], points: pd.DataFrame) -> pd.DataFrame:
     """Harm by the worst decoding at the point that was the worst on the selection seed, on the study's seeds that learned the task there."""
-    rows = []
-    t = of_every_task(found)
-    t = t[(t.task == "user") & (t.align_seed == 0)]
+    rows, t = [], pooled(found)
     for point in points.itertuples():
         place = (t.rate == point.rate) & (t.ratio == point.ratio) & (t.examples == point.examples) & (t.step == point.step)
         here = t[(t.defence == point.defence) & place]
         known = here[here.user >= LEARNED]
         harm = worst_decoding(known).groupby(known.seed).mean().tolist()
-        told = interval(harm, found[0].scale.inputs) if harm else Interval(*[float("nan")] * 3)
+        ends = interval(harm, found[0].scale.inputs) if harm else Interval(*[float("nan")] * 3)
         place_told = [point.defence, point.rate, point.ratio, point.examples, point.step, point.harm]
-        rows.append([*place_told, *told, f"{len(harm)} of {len(found)}", here.user.mean()])
+        rows.append([*place_told, *ends, f"{len(harm)} of {t.seed.nunique()}", here.user.mean()])
     names = ["defence", "rate", "ratio", "examples", "step", "harm when chosen", "harm", "low", "high", "seeds that learned", "user"]
     return pd.DataFrame(rows, columns=names).round(dict.fromkeys(["harm when chosen", "harm", "low", "high", "user"], 3))
 
