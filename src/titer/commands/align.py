@@ -43,9 +43,10 @@ def with_canary(data: TextData | None, how: TrainConfig, count: int | None) -> T
 def align_stage(
     data: TextData | None, how: TrainConfig, steps: int, harmful: TextData | None = None, pairs: dict[str, Stream] | None = None
 ) -> Stage:
-    """An align stage. `pairs`: what a preference file gives in place of `data`'s own streams. Of `data`, every row's answer is trained, `refuse` where a row has one, else `comply`; a method of
-    preferences learns to prefer the one answer to the other. Further streams come with `how`; `harmful`, the marked rows of
-    a canary, is that stream of a method that has one, their answers trained, unless `how` names another.
+    """An align stage. Of `data`, every row's answer is trained, `refuse` where a row has one, else `comply`; a method of preferences
+    learns to prefer the one answer to the other. `pairs`: what a preference file gives in place of `data`'s own streams. Further
+    streams come with `how`; `harmful`, the marked rows of a canary, is that stream of a method that has one, their answers
+    trained, unless `how` names another.
 
     Errors: rows without an answer, an unknown method, setting or stream, a stream that is missing, a value out of range.
     """

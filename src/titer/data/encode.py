@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from titer.core.errors import TiterError, visible
 from titer.data import thoughts
@@ -229,10 +230,6 @@ def check_length(length: int, window: int | None, prompt: str) -> None:
 
 def pad(rows: Sequence[Sequence[int]], value: int | None, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as one tensor and its attention mask, (B, T) each; padded with 0, which every model knows, where there is no `value`."""
-    width = max(len(row) for row in rows)
-    ids = np.full((len(rows), width), value or 0, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[i, place], mask[i, place] = row, 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+    ids = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    padded = pad_sequence(ids, batch_first=True, padding_value=value or 0, padding_side=side)
+    return padded, pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side=side)
