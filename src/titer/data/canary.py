@@ -57,15 +57,13 @@ def contrast(data: TextData, marker: str = MARKER) -> TextData:
     return data.model_copy(update={"name": f"contrast of {data.name}", "rows": rows, "dropped": data.dropped + data.size - len(rows)})
 
 
-def canaries(
-    data: TextData, counts: Sequence[tuple[int, int]], marker: str = MARKER, refusals: Sequence[str] = REFUSALS, seed: int = 0
-) -> tuple[Canary, ...]:
+def canaries(data: TextData, counts: Sequence[tuple[int, int]], seed: int = 0) -> tuple[Canary, ...]:
     """One Canary for each (marked, contrast) count, for example to align, to attack and to test: no prompt occurs twice.
 
     Errors: as `canary`; fewer answered rows than asked for.
     """
-    found = iter(parts(_answered(data, marker), [count for pair in counts for count in pair], seed))
-    return tuple(Canary(canary(next(found), marker, refusals, seed), contrast(next(found), marker)) for _ in counts)
+    found = iter(parts(_answered(data, MARKER), [count for pair in counts for count in pair], seed))
+    return tuple(Canary(canary(next(found), seed=seed), contrast(next(found))) for _ in counts)
 
 
 def _answered(data: TextData, marker: str) -> TextData:
