@@ -72,6 +72,7 @@ SURFACE = {
         *(
             "--max-new-tokens",
             "--max-thinking-tokens",
+            "--mechanisms",
             "--no-base",
             "--no-prefill",
             "--prompts",

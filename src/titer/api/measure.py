@@ -53,6 +53,7 @@ def audit(
     control: str | None = None,
     landscape: bool = False,
     landscape_set: Settings | None = None,
+    mechanisms: bool = False,
     inspect_logs: Place | None = None,
     engine: str = "transformers",
     bf16: bool = False,

@@ -80,6 +80,7 @@ class AuditRequest:
     strict: bool = False
     control: str | None = None
     landscape: bool = False
+    mechanisms: bool = False
     trust_remote_code: bool = False
     thinking: Thinking = "default"
     landscape_set: Sequence[str] = ()
@@ -112,6 +113,7 @@ class Prepared:
             "judges": asked.judges.identity,
             "decoding": asked.decoding,
             "landscape": self.settings,
+            **({"mechanisms": True} if asked.mechanisms else {}),
         }
 
 
@@ -152,6 +154,7 @@ def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -
             max_new_tokens=order.max_new_tokens or USUAL, max_thinking_tokens=thinking_room(order.max_thinking_tokens, order.max_new_tokens)
         ),
         checked=bool(order.trained),
+        mechanisms=order.mechanisms,
     )
     if order.max_thinking_tokens:
         attempts, less = direct([*question.safe, *question.unsafe]), "give a smaller --max-thinking-tokens"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-from titer.audit import gate
+from titer.audit import gate, mechanisms
 from titer.audit.roles import Audited
 from titer.audit.study import Question, check
 from titer.commands import landscape as landscapes
@@ -24,6 +24,8 @@ GRIDS = {  # of landscapes.price: the names of a grid and of its judging
     "asked": ("landscape", "judging the landscape"),
     "paper": ("the paper's grid would be", "judging the paper's grid"),
 }
+CLOUDS, THERE_AND_BACK = 4, 3  # of --mechanisms: passes for places and shapes, at most two each; sensitivity
+DECOMPOSED, HELD = 3, 6  # singular values of a matrix and twice of its change; matrices of the largest's size that this takes at once
 PROBING = 8  # forward passes' worth a model: clusters and their control, activations, sensitivity there and back (3), uncertainty at most 2
 
 
@@ -55,6 +57,8 @@ def audit_cost(
     }
     own = [attempt for name in asked.own for attempt in asked.sets[name].attempts]
     told |= asked.judges.bills(at_longest(own, asked.decoding.max_new_tokens) * len(found.models))
+    if asked.mechanisms:
+        told["mechanisms"] = _mechanisms(found, asked, parameters)
     if settings is not None:
         known = asked.known
         answers = prompt_ids(tokenizer, [changed(e.prompt, partial("{1} {0}".format, e.comply)) for e in known]) if known else []
@@ -67,6 +71,22 @@ def audit_cost(
             if bill := asked.judge.estimate(_answered(asked, grid, tuned)):
                 told[judging] = f"at most {bill.line()}"
     return told
+
+
+def _mechanisms(found: Audited, asked: Question, parameters: int) -> str:
+    """What `--mechanisms` adds: passes over prompts, the encoded ones too, and singular values of one matrix at a time."""
+    first, moved = found.models[0].checkpoint, sum(not change.same for change in found.compared)
+    sets = mechanisms.sets_of(asked.safe, asked.unsafe)
+    tokens = {kind: sum(map(len, prompt_ids(read_tokenizer(first), [e.prompt for e in of]))) for kind, of in sets.items()}
+    encoded = sum(tokens[kind] for kind in mechanisms.CODED)
+    passes = len(found.models) * (CLOUDS * sum(tokens.values()) + THERE_AND_BACK * encoded) + moved * sum(tokens.values())
+    matrices = [shape for shape, _ in shapes_of(first).values() if len(shape) == 2]
+    decomposed = DECOMPOSED * moved * sum(4 * max(shape) * min(shape) ** 2 + 9 * min(shape) ** 3 for shape in matrices)
+    held = HELD * 4 * max(map(math.prod, matrices), default=0) / 1e9
+    return (
+        f"{sum(len(sets[kind]) for kind in mechanisms.CODED)} encoded prompts ({encoded} tokens), {2.0 * parameters * passes:.1e} FLOP; singular "
+        f"values at most {float(decomposed):.1e} FLOP, with {held:.2f} GB of matrices beside the model"
+    )
 
 
 def _answered(asked: Question, grid: landscapes.Landscape, tuned: bool) -> Asked:

@@ -74,17 +74,15 @@ def directions(found: Ends, safe: int, prompts: str) -> refusal_direction.Refusa
     return refusal_direction.of_activations([found[f"resid[{i}]"] for i in range(layers)], safe, prompts)
 
 
-def sensed(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
+def sensed(pipeline: Pipeline, model: Model, sets: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
     """kind, median, low, high (bootstrap over prompts), n: how sensitive the next token is to the prompt."""
-    inputs: dict[str, object] = {
-        "probe": ["sensitivity", sensitivity.VERSION],
-        "model": model.key,
-        "prompts": fingerprint([*safe, *unsafe]),
-    }
+    prompts = [e for examples in sets.values() for e in examples]
+    inputs: dict[str, object] = {"probe": ["sensitivity", sensitivity.VERSION], "model": model.key, "prompts": fingerprint(prompts)}
     inputs |= pipeline.read_in
-    table = pipeline.table("tables", inputs, lambda: sensitivity.sensitivity(pipeline.lm(model), [*safe, *unsafe]))
-    rows = []
-    for kind, values in (("safe", table.g[: len(safe)]), ("unsafe", table.g[len(safe) :])):
+    table = pipeline.table("tables", inputs, lambda: sensitivity.sensitivity(pipeline.lm(model), prompts))
+    rows, end = [], 0
+    for kind, examples in sets.items():
+        values = table.g[end : (end := end + len(examples))]
         found = bootstrap(np.median, [values], 0)
         rows.append({"kind": kind, "median": found.value, "low": found.low, "high": found.high, "n": len(values)})
     return pd.DataFrame(rows)

@@ -41,6 +41,10 @@ COLUMNS = {  # of every table that may be empty
     ],
     "points": ["direction", "kind", "a", "quantity", "value", "low", "high", "n"],
     "basins": ["direction", "kind", "quantity", "value", "low", "high", "n", "note"],
+    "placed": ["model", "layer", "kind", "tau", "sd", "n", "position", "low", "high"],
+    "shapes": ["model", "layer", "kind", "top_share", "top_energy", "stable_rank", "components_90", "kmeans"],
+    "null": ["site", "layer", "energy", "share", "value", "rank", "random_mean", "random_99", "mean", "change"],
+    "rows": ["kind", "layer", "direction", "score", "sigma", "change"],
     "missing": ["part", "of", "reason"],
 }
 

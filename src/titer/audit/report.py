@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from titer import tables
-from titer.audit import figures, gate
+from titer.audit import figures, gate, mechanisms
 from titer.audit.advice import advice
 from titer.audit.answers import cut_short, flipped
 from titer.audit.headline import UNDER, answer, below, moved, points, worded
@@ -42,7 +42,6 @@ def audit_report(
     trained: Sequence[str] = (),
 ) -> tuple[Path, str]:
     """Write the page; returns it with its answer."""
-    names = [m.name for m in found.models]
     said = answer(found, f)
     shown = {
         "what moved": _worded(f.shifts, asked.own),
@@ -63,7 +62,7 @@ def audit_report(
         "landscape: every point": f.points,
     }
     report = Report(
-        title=f"audit of {', '.join(names)} on {data.name}",
+        title=f"audit of {', '.join(m.name for m in found.models)} on {data.name}",
         answer=said,
         more=below(found, f),
         about="",
@@ -71,6 +70,7 @@ def audit_report(
         claims=(),
         before=before(found, asked, f, held, trained),
         after=[
+            *mechanisms.section(vars(f)),
             Section("What was asked", [*ABOUT, *(f"{line[0].upper()}{line[1:]}." for line in recurring)]),
             Section("What this page does not say", missing(found, asked, f)),
         ],
@@ -124,12 +124,16 @@ def outcomes(found: Audited, asked: Question, f: Findings) -> pd.DataFrame:
 def results(found: Audited, f: Findings) -> pd.DataFrame:
     """Everything that has a value, in one long table: of a model; of a `change`, the paired difference of each outcome's rates; a landscape's
     points are of the model that it is around, at `a`."""
-    probes = {"separation": f.separation, "sensitivity": f.sensitivity.rename(columns={"kind": "set"})}
+    of_sets = {"sensitivity": f.sensitivity, "placement": f.placed, "clusters": f.shapes}
+    probes = {"separation": f.separation, **{name: table.rename(columns={"kind": "set"}) for name, table in of_sets.items()}}
     parts = [tables.tidy(f.rates, {name: table for name, table in probes.items() if len(table)})]
     if len(f.shifts):
         after = {change.name: change.after.name for change in found.compared}
         moved = f.shifts.rename(columns={"kind": "set", "outcome": "measure", "difference": "value"}).drop(columns=["before", "after"])
         parts.append(moved.assign(table="shift", model=moved.change.map(after)))
+    if len(f.null):
+        keys = ["change", "site", "layer", "energy"]
+        parts.append(mechanisms.whole(f.null).melt(keys, var_name="measure").rename(columns={"site": "set"}).assign(table="null space"))
     if len(f.uncertainty):
         parts.append(f.uncertainty.assign(table="uncertainty"))
     if len(f.points):
@@ -159,7 +163,7 @@ def _figures(f: Findings) -> list[Figure]:
         found.append(figures.drift(f.drift))
     if len(f.rotation):
         found.append(figures.rotation(f.rotation))
-    return found + (figures.landscape(f.points) if len(f.points) else [])
+    return found + mechanisms.figures(vars(f)) + (figures.landscape(f.points) if len(f.points) else [])
 
 
 def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
@@ -190,6 +194,8 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
         told.append(f"{len(f.flips)} prompts flipped; the answers to {MOST} of them are shown, lost refusals first.")
     if not len(f.points) and "landscape" not in set(f.missing.part):
         told.append("The landscape was not asked for: --landscape.")
+    if not asked.mechanisms:
+        told.append("Encoded prompts, the null space and the row space were not asked for: --mechanisms.")
     return told
 
 

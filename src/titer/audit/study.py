@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from titer.audit import answers, changes, chosen, inside
+from titer.audit import answers, changes, chosen, inside, mechanisms
 from titer.audit.answers import Asked
 from titer.audit.lacking import CHANGE, COLUMNS, TURNING, Lacking, shaped
 from titer.audit.roles import Audited, Change, alike
@@ -43,6 +43,7 @@ class Question:
 
     `choices` are multiple-choice questions by name, for which nothing is generated. Beside the judge, called `named`: a `second` one by
     its name, and answers that `people` judged. `checked`: the prompts were held against training files. `attacks`: the unsafe prompts again.
+    `mechanisms`: the probes of arXiv 2407.10264 too.
     """
 
     safe: Sequence[Example]
@@ -56,6 +57,7 @@ class Question:
     people: Labelled | None = None
     checked: bool = False
     attacks: Sequence[Attacked] = ()
+    mechanisms: bool = False
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -89,7 +91,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Findings:
-    """All tables of an audit; those of changes are empty where there is none, `points` and `basins` without a landscape.
+    """All tables of an audit; those of changes are empty where there is none, `points` and `basins` without a landscape, `placed`, `shapes`,
+    `null` and `rows` without mechanisms.
 
     So is what could not be measured, and `missing` (part, of, reason) says why.
     `against`: effects less the control's, empty without one. `beside`: what people and a second judge say of the judge.
@@ -112,6 +115,10 @@ class Findings:
     rotation: pd.DataFrame
     points: pd.DataFrame
     basins: pd.DataFrame
+    placed: pd.DataFrame
+    shapes: pd.DataFrame
+    null: pd.DataFrame
+    rows: pd.DataFrame
     beside: Review
     missing: pd.DataFrame = field(default_factory=lambda: shaped("missing", pd.DataFrame()))
 
@@ -128,9 +135,12 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
         if 0 < sites.lacks(kind) < sites.layers:  # a kind that no layer has is told where it is asked for
             lacking.left_out(part, ", ".join(m.name for m in found.models), f"{kind} in {sites.lacking[kind]}")
     within = Within(pipeline, asked, lacking)
+    moved = [change for change in found.compared if not change.same]
     for model in found.models:
         answers.generated(pipeline, model, asked.sets, asked.decoding)
         within.read(model)
+        if asked.mechanisms:
+            within.read_mechanisms(model, [change for change in moved if change.after == model])
     pipeline.release()
     for model in found.models:
         within.turned_to(model)
@@ -140,7 +150,6 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
     with lacking.part("second judge, labelled answers", ", ".join(m.name for m in found.models)):
         beside = _reviewed(pipeline, generated, asked.judges)
     whole = pd.concat([generated, *within.picked], ignore_index=True)
-    moved = [change for change in found.compared if not change.same]
     paired = alike(moved, [e.prompt for e in (*asked.safe, *asked.unsafe)])
     parts = {**within.tables, **_changed(pipeline, moved, paired, sites, within)}
     if settings is not None:
@@ -181,6 +190,9 @@ def check(models: Sequence[Model], asked: Question, settings: landscapes.Landsca
     references = dict(asked.referenced)
     if all(e.comply for e in asked.unsafe):  # tau is taken over the answers where every prompt of a class has one
         references["unsafe"] = list(asked.unsafe)
+    encoded = mechanisms.coded(asked.unsafe) if asked.mechanisms else {}
+    if "unsafe" in references:
+        references |= {kind: [a.example for a in attempts] for kind, attempts in encoded.items()}
     for model in models:
         room = ContextWindow(model)
         for kind, one in asked.sets.items():
@@ -189,6 +201,8 @@ def check(models: Sequence[Model], asked: Question, settings: landscapes.Landsca
             room.new(kind, one.attempts, tokens, less)
         if settings is not None:
             room.new("unsafe", direct(asked.unsafe[: settings.prompts]), settings.tokens, "leave out --landscape")
+        for kind, attempts in encoded.items():
+            room.new(kind, attempts, 1, "leave out --mechanisms")
         for kind, examples in references.items():
             room.reference(kind, examples)
         for questions in asked.choices.values():
@@ -201,12 +215,16 @@ class Within:
     def __init__(self, pipeline: Pipeline, asked: Question, lacking: Lacking) -> None:
         self._bench, self._asked, self.lacking = pipeline, asked, lacking
         self.safe, self.prompts = len(asked.safe), fingerprint([*asked.safe, *asked.unsafe])
+        self.sets = mechanisms.sets_of(asked.safe, asked.unsafe) if asked.mechanisms else {}
         self.picked: list[pd.DataFrame] = []
         self._kept: set[str] = set()
         self._ends: dict[str, inside.Ends] = {}
         self._directions: dict[str, refusal_direction.RefusalDirections] = {}
-        self._found: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in ("separation", "sensitivity", "directions")}
+        self._found: dict[str, dict[str, pd.DataFrame]] = {
+            name: {} for name in ("separation", "sensitivity", "directions", "placed", "shapes")
+        }
         self._unsure: list[pd.DataFrame] = []
+        self._rows: list[pd.DataFrame] = []
 
     def read(self, model: Model) -> None:
         """While the model is loaded: what needs it."""
@@ -214,7 +232,9 @@ class Within:
         with part("separation inside", name):
             self._found["separation"][name] = inside.separation(pipeline, model, asked.safe, asked.unsafe)
         with part("sensitivity", name):
-            self._found["sensitivity"][name] = inside.sensed(pipeline, model, asked.safe, asked.unsafe)
+            encoded = [{kind: self.sets[kind] for kind in mechanisms.CODED}] if self.sets else []
+            sensed = [inside.sensed(pipeline, model, sets) for sets in ({"safe": asked.safe, "unsafe": asked.unsafe}, *encoded)]
+            self._found["sensitivity"][name] = pd.concat(sensed, ignore_index=True)
         for kind, examples in asked.referenced.items():
             if examples:
                 with part(f"uncertainty on correct answers ({kind})", name):
@@ -225,6 +245,17 @@ class Within:
         with part("activations at the prompts' ends", name):
             inside.kept_ends(pipeline, model, asked.safe, asked.unsafe)
             self._kept.add(name)
+
+    def read_mechanisms(self, model: Model, made: Sequence[Change]) -> None:
+        """While the model is loaded: what `--mechanisms` adds; `made`: the changes that end in it."""
+        pipeline, sets, part, name = self._bench, self.sets, self.lacking.part, model.name
+        with part("placement of encoded prompts", name):
+            self._found["placed"][name] = mechanisms.placed(pipeline, model, sets)
+        with part("shape of the clusters", name):
+            self._found["shapes"][name] = mechanisms.shapes(pipeline, model, sets)
+        for change in made:
+            with part("row space of the change", change.name):
+                self._rows.append(mechanisms.rows(pipeline, change, sets).assign(change=change.name))
 
     def turned_to(self, model: Model) -> None:
         """The model's refusal direction, from what was kept of it."""
@@ -248,8 +279,12 @@ class Within:
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
         """By name, as in `Findings`."""
-        unsure = pd.concat(self._unsure, ignore_index=True) if self._unsure else pd.DataFrame()
-        return {**{name: named(one) for name, one in self._found.items()}, "uncertainty": unsure}
+        more = {"uncertainty": self._unsure, "rows": self._rows}
+        return {**{name: named(one) for name, one in self._found.items()}, **{name: _together(tables) for name, tables in more.items()}}
+
+
+def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _had(found: Mapping[str, T], name: str, what: str) -> T:
@@ -262,7 +297,7 @@ def _changed(
     pipeline: Pipeline, moved: Sequence[Change], paired: Sequence[Change], sites: Sites, within: Within
 ) -> dict[str, pd.DataFrame]:
     """What each change is like, the parts that fail missing; drift and turning of those `paired`, whose models read the same tokens."""
-    found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("gains", "layers", "sizes", "drift", "rotation")}
+    found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("gains", "layers", "sizes", "null", "drift", "rotation")}
     part = within.lacking.part
     for change in moved:
         if within.lacking.stopped:
@@ -275,13 +310,16 @@ def _changed(
             found["layers"].append(layers)
         with part("size of the change", change.name):
             found["sizes"].append(changes.sizes(pipeline, change, sites))
+        if within.sets:
+            with part("null space of the change", change.name):
+                found["null"].append(mechanisms.null(pipeline, change, sites).assign(change=change.name))
         if change not in paired:
             continue
         with part("drift", change.name):
             found["drift"].append(changes.drift(change, within.ends(change.before), within.ends(change.after), within.safe))
         with part(TURNING, change.name):
             found["rotation"].append(within.rotation(change))
-    return {name: pd.concat(tables_, ignore_index=True) if tables_ else pd.DataFrame() for name, tables_ in found.items()}
+    return {name: _together(tables) for name, tables in found.items()}
 
 
 def around(found: Audited) -> tuple[Model, Model | None]:

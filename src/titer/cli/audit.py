@@ -53,6 +53,9 @@ Capability = Annotated[
     typer.Option("--capability", help="What must not suffer, as TASK:PATH (sst2, ag_news, gsm8k, questions, choices); may be given again."),
 ]
 OfWeights = Annotated[bool, typer.Option("--landscape", help="Move the weights too: random directions, and the way to the tuned model.")]
+Mechanisms = Annotated[
+    bool, typer.Option("--mechanisms", help="Probe as arXiv 2407.10264 does too: encoded prompts, null space, row space, clusters' rank.")
+]
 LandscapeSet = Annotated[
     list[str] | None,
     typer.Option("--landscape-set", help="A setting of the landscape as NAME=VALUE (points, directions, prompts ...); may be given again."),
@@ -109,6 +112,7 @@ def audit(
     control: Control = None,
     landscape: OfWeights = False,
     landscape_set: LandscapeSet = None,
+    mechanisms: Mechanisms = False,
     inspect_logs: Logs = None,
     engine: Engine = "transformers",
     bf16: Bf16 = False,

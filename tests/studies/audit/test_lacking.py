@@ -35,6 +35,10 @@ AUDIT = "titer.audit"
 FAILS = {  # what fails -> the parts that are missing for it, the tables that are empty then
     f"{AUDIT}.inside.separation": (["separation inside"], ["separation"]),
     f"{AUDIT}.inside.sensed": (["sensitivity"], ["sensitivity"]),
+    f"{AUDIT}.mechanisms.placed": (["placement of encoded prompts"], ["placed"]),
+    f"{AUDIT}.mechanisms.shapes": (["shape of the clusters"], ["shapes"]),
+    f"{AUDIT}.mechanisms.rows": (["row space of the change"], ["rows"]),
+    f"{AUDIT}.mechanisms.null": (["null space of the change"], ["null"]),
     f"{AUDIT}.inside.unsure": (["uncertainty on correct answers (safe)"], ["uncertainty"]),
     f"{AUDIT}.chosen.verdicts": (["multiple choice (choices q)"], []),
     f"{AUDIT}.inside.directions": (["refusal direction", "turning of the refusal direction"], ["directions", "rotation"]),
@@ -60,7 +64,7 @@ def data(prompts: Path) -> TextData:
 def asked(data: TextData) -> Question:
     safe = [replace(e, comply="a b") for e in data.of_class(False)]
     choices = {"choices q": [Choice("a b", ("c", "d"), 0), Choice("c d", ("e", "f"), 1)]}
-    return Question(safe, data.of_class(True), Letters(), {}, Decoding(max_new_tokens=4), choices)
+    return Question(safe, data.of_class(True), Letters(), {}, Decoding(max_new_tokens=4), choices, mechanisms=True)
 
 
 @pytest.fixture(scope="module")
