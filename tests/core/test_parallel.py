@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import os
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ from tests.studies.conftest import Listener
 from tests.studies.huang2024.conftest import lab_under
 from titer.core import parallel as module
 from titer.core.errors import TiterError
-from titer.core.parallel import Silent, parallel, processes
+from titer.core.parallel import Processes, Silent, ended, processes
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
-from titer.studies.engine.run import grown
+from titer.studies.engine.schedule import Schedule
 from titer.studies.huang2024.defences import Alignment, aligned_node
 
 HOWS = (Alignment(SFT()), Alignment(Vaccine(rho=2.0)))
@@ -27,34 +28,19 @@ def pieces_here() -> None:
 
 
 def mark(folder: Path, name: str) -> None:
-    """A piece of work: a file of one's own. Errors: the piece "bad", once the other one is there."""
+    """A piece of work: a file of one's own. Errors: the piece "bad"; the piece "dead" ends its process."""
+    if name == "dead":
+        os._exit(9)
     if name == "bad":
-        for _ in range(6000):
-            if (folder / "good").exists():
-                break
-            time.sleep(0.05)
         raise TiterError("this piece cannot be made", expected="another", next_step="ask for another.", status=1)
     (folder / name).write_text(f"{torch.get_num_threads()}", encoding="utf-8")
-
-
-def made_here(folder: Path, name: str) -> None:
-    raise AssertionError("called in the main process")
-
-
-def test_one_process_or_one_piece_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = Listener()
-    monkeypatch.setattr(module, "processes", lambda: 1)
-    parallel(made_here, [(tmp_path, "a"), (tmp_path, "b")], told, "two pieces")
-    monkeypatch.setattr(module, "processes", lambda: 8)
-    parallel(made_here, [(tmp_path, "a")], told, "one piece")
-    parallel(made_here, [], told, "none")
-    assert told.tasks == []
 
 
 def test_a_gpu_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes() >= 1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert processes() == 1
+    assert Processes().places == 1
 
 
 @pytest.fixture
@@ -64,13 +50,21 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("two_processes")
-def test_pieces_run_on_one_thread_each_and_an_error_is_the_piece_s_own(tmp_path: Path) -> None:
-    told = Listener()
-    with pytest.raises(TiterError, match="this piece cannot be made") as caught:
-        parallel(mark, [(tmp_path, name) for name in ("good", "bad")], told, "two pieces")
-    assert (caught.value.what, caught.value.status) == ("this piece cannot be made", 1)
-    assert told.tasks == ["two pieces"]
+def test_pieces_run_on_one_thread_each_and_an_error_is_the_piece_s_own_a_dead_process_one_too(tmp_path: Path) -> None:
+    workers = Processes()
+    good = workers.submit(mark, tmp_path, "good")
+    assert set(ended([good])) == {good}
     assert (tmp_path / "good").read_text(encoding="utf-8") == "1"
+    with pytest.raises(TiterError, match="this piece cannot be made") as caught:
+        ended([workers.submit(mark, tmp_path, "bad")])
+    assert (caught.value.what, caught.value.status) == ("this piece cannot be made", 1)
+    with pytest.raises(BrokenProcessPool):
+        ended([workers.submit(mark, tmp_path, "dead")])
+    workers.stop(at_once=True)
+
+
+def test_workers_that_were_not_needed_were_never_started() -> None:
+    Processes().stop(at_once=False)
 
 
 @pytest.mark.usefixtures("two_processes")
@@ -81,7 +75,10 @@ def test_what_two_processes_made_is_found_with_the_same_bits(tmp_path: Path) -> 
     _ = alone.add([aligned_node(alone, how) for how in HOWS])
     before = list(s.pipeline.store.made)
     assert not any(s.stands(name) for name in names)
-    grown([s], [names], "huang2024")
+    for _ in range(2):
+        with Schedule([s], "huang2024") as work:
+            work.want(s, names)
+            work.until([s])
     assert all(s.stands(name) for name in names)
     found, own = [s.model(name) for name in names], [alone.model(name) for name in names]
     assert s.pipeline.store.made == before, "the main process made one again"
@@ -91,9 +88,7 @@ def test_what_two_processes_made_is_found_with_the_same_bits(tmp_path: Path) -> 
         assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
     told = s.pipeline.reporter
     assert isinstance(told, Listener)
-    assert "2 models of 1 bases" in told.tasks
-    grown([s], [names], "huang2024")
-    assert told.tasks.count("2 models of 1 bases") == 1, "what stands is not asked for again"
+    assert told.tasks.count("models of 1 bases") == 1, "what stands is not asked for again"
 
 
 def test_a_process_that_nobody_watches_tells_nobody() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from typing import Any, Protocol
 
 import torch
@@ -17,10 +17,37 @@ import torch
 Progress = Callable[[int, int], None]
 
 
-class Watcher(Protocol):
-    """Who is told how far the pieces are."""
+class Workers(Protocol):
+    """Where pieces are made: in processes of this machine, or wherever else there are places for them.
 
-    def task(self, text: str) -> Progress: ...
+    `places` is how many are made at once; with one the caller makes them itself.
+    """
+
+    places: int
+
+    def submit(self, make: Callable[..., None], *piece: Any) -> Future[None]:
+        """Have `make(*piece)` called elsewhere: a module's function, which keeps what it makes."""
+
+    def stop(self, at_once: bool) -> None:
+        """No more pieces; at once: those that are not begun are dropped, and nobody waits for the others."""
+
+
+class Processes:
+    """Workers of this machine: started when first needed, kept for all pieces of a run."""
+
+    def __init__(self) -> None:
+        self.places = processes()
+        self._pool: Executor | None = None
+
+    def submit(self, make: Callable[..., None], *piece: Any) -> Future[None]:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.places, multiprocessing.get_context("spawn"), initializer=_alone)
+        return self._pool.submit(make, *piece)
+
+    def stop(self, at_once: bool) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=not at_once, cancel_futures=at_once)
+            self._pool = None
 
 
 class Silent:
@@ -38,25 +65,12 @@ def processes() -> int:
     return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def parallel(make: Callable[..., None], pieces: Sequence[tuple[Any, ...]], watcher: Watcher, what: str) -> bool:
-    """Call `make(*piece)` for every piece; with one process or one piece nothing is done and False said: the caller makes it itself.
-
-    `make` is a module's function, and it keeps what it makes. Errors: the first piece's that fails, the others stopped.
-    """
-    workers = min(processes(), len(pieces))
-    if workers < 2:
-        return False
-    progress = watcher.task(what)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_alone) as pool:
-        asked = [pool.submit(make, *piece) for piece in pieces]
-        try:
-            for done, one in enumerate(as_completed(asked), start=1):
-                one.result()
-                progress(done, len(asked))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return True
+def ended(running: Collection[Future[None]]) -> Collection[Future[None]]:
+    """Those of these pieces that are made, at least one. Errors: that of a piece that failed, as it raised it; a process that died."""
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for one in done:
+        one.result()
+    return done
 
 
 def _alone() -> None:

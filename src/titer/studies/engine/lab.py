@@ -6,11 +6,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from titer import evaluate
+from titer.core.errors import TiterError
+from titer.core.plugins import beside, plugin
 from titer.data.draws import seed_of
 from titer.data.world import World
 from titer.models.lm import LM, Decoding, load
@@ -21,11 +24,11 @@ from titer.studies.engine.found import Found
 from titer.studies.judged import named
 
 
-@dataclass
+@dataclass(eq=False)
 class Lab:
     """One seed. `name` is the study's: part of the keys of what is measured, never of a stage's; `parts` were asked for.
 
-    `make` makes models that a study adds while it chooses (`run.grown`); `ended` says why nothing more is trained here.
+    `make` makes models that a study adds while it chooses (`Schedule`); `ended` says why nothing more is trained here.
     """
 
     pipeline: Pipeline
@@ -203,12 +206,16 @@ class Lab:
         self.model(name)
         if self.asked(name):
             self.verdicts(name)
-        for one in self.measures:
-            mine = [over for over in one.over if over[-1] == name and set(over) <= set(self.names)]
-            for over in (o for o in mine if all(self.depth(m) < self.depth(name) for m in o[:-1])):
-                self.measured(one, over)
+        for one, over in self.spoken(name):
+            self.measured(one, over)
         if self.given and name != BASE and all(name != node.parent for node in self.nodes.values()):
             self.pipeline.measured(self.model(name), self.keep_weights)
+
+    def spoken(self, name: str) -> list[tuple[Measure, tuple[str, ...]]]:
+        """What is measured of a model alone or beside models before it."""
+        depth, names = self.depth(name), set(self.names)
+        mine = [(one, over) for one in self.measures for over in one.over if over[-1] == name and names.issuperset(over)]
+        return [(one, over) for one, over in mine if all(self.depth(other) < depth for other in over[:-1])]
 
     def found(self) -> Found:
         """All that the seed says: answers and measures of its models."""
@@ -237,3 +244,12 @@ def faults(found: Found, needs: Collection[Need]) -> Mapping[str, str]:
         if not share >= need.least:
             told[need.model] = f"{need.model}: {share:.1%} of {asked} {need.outcome} ({need.least:.0%} needed)"
     return told
+
+
+def form(place: str, given: Given | None) -> Study:
+    """A study, or its form on real models: the class in the file `text.py` of its folder. Errors: none of that name or form."""
+    if given is None:
+        return plugin("studies", place, Study)()  # type: ignore[type-abstract]
+    if kind := beside("studies", place, "text", Study):  # type: ignore[type-abstract]
+        return kind()
+    raise TiterError(f"{Path(place).stem} has no form on a real model", next_step="leave out --base.")

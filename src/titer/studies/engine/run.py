@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,16 @@ import pandas as pd
 from titer.core.claims import SEEDS_FOR_A_VERDICT, Claim
 from titer.core.config import environment
 from titer.core.errors import TiterError, unknown
-from titer.core.parallel import Silent, parallel
-from titer.core.plugins import beside, plugin
 from titer.core.run import Store, slug
 from titer.core.stats import wilson
 from titer.pipeline import Pipeline, Reporter, attempts_key
-from titer.recipes.node import Node
 from titer.report.html import Report, Tile, write_report
 from titer.report.places import report_folder
 from titer.studies.engine.claims import settled
 from titer.studies.engine.declare import Given, Headline, Page, Study
 from titer.studies.engine.found import Found
-from titer.studies.engine.lab import Lab, faults
+from titer.studies.engine.lab import Lab, form
+from titer.studies.engine.schedule import Schedule
 
 BASES = 2  # of each world: the unit of a claim is a base
 
@@ -74,18 +71,8 @@ class StudyRequest:
         for seed, base in units:
             made = Lab(pipeline, study, self.name, scale, seed, self.given, self.keep_weights, base, self.bases, plan=plan)
             made.parts = labs[0].parts if labs else asked_for(made, self.part, self.only)
-            made.make = None if plan else partial(_grown_alone, self.study)
             labs.append(made)
         return labs
-
-
-def form(place: str, given: Given | None) -> Study:
-    """A study, or its form on real models: the class in the file `text.py` of its folder. Errors: none of that name or form."""
-    if given is None:
-        return plugin("studies", place, Study)()  # type: ignore[type-abstract]
-    if kind := beside("studies", place, "text", Study):  # type: ignore[type-abstract]
-        return kind()
-    raise TiterError(f"{Path(place).stem} has no form on a real model", next_step="leave out --base.")
 
 
 def run(order: StudyRequest, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
@@ -139,90 +126,23 @@ def asked_for(lab: Lab, part: str, only: Sequence[str]) -> tuple[str, ...]:
 
 
 def gathered(labs: Sequence[Lab], place: str, chooser: Sequence[Lab] = ()) -> list[Found]:
-    """What every seed says: first what no choice changes, of all seeds; then the choice; then the batches that follow it.
+    """What every base says: what no choice changes is made of all of them, while the choosing seed's is; then what follows the choice.
 
     Errors: a choosing seed that fails a first need.
     """
-    everyone = [*chooser, *labs]
-    grown(everyone, [lab.names for lab in everyone], place)
-    for one in chooser:
-        if one.ended:
-            raise TiterError(f"seed {one.seed}, on which sizes are chosen: {one.ended}", next_step="train it longer.", status=1)
-        _batches([one], place)
-        chosen = one.study.choose(one)
-        for lab in labs:
-            lab.chosen = chosen
-    _batches(labs, place)
+    with Schedule([*chooser, *labs], place) as work:
+        for lab in work.labs:
+            work.want(lab, lab.names)
+        for one in chooser:
+            work.until([one])
+            if one.ended:
+                raise TiterError(f"seed {one.seed}, on which sizes are chosen: {one.ended}", next_step="train it longer.", status=1)
+            work.further([one])
+            chosen = one.study.choose(one)
+            for lab in labs:
+                lab.chosen = chosen
+        work.further(labs)
     return [lab.found() for lab in labs]
-
-
-def _batches(labs: Sequence[Lab], place: str) -> None:
-    """Batch after batch of every seed, in step with each other."""
-    going = [(lab, lab.study.further(lab)) for lab in labs]
-    while going := [(lab, more) for lab, more in going if not lab.ended]:
-        asked = [(lab, next(more, None)) for lab, more in going]
-        going = [one for one, (_, batch) in zip(going, asked, strict=True) if batch is not None]
-        grown([lab for lab, _ in asked], [lab.add(batch or ()) for lab, batch in asked], place)
-
-
-def grown(labs: Sequence[Lab], new: Sequence[Sequence[str]], place: str) -> None:
-    """Make these models of every seed, generation by generation; a seed that fails a first need is not trained further."""
-    for generation in sorted({lab.depth(name) for lab, names in zip(labs, new, strict=True) for name in names}):
-        wanted = [
-            (lab, name)
-            for lab, names in zip(labs, new, strict=True)
-            for name in names
-            if name in lab.names and lab.depth(name) == generation and (lab.given is not None or not lab.stands(name))
-        ]
-        pieces = [(lab.pipeline.store.root, place, lab.scale, lab.unit, *_sent(lab, name), name) for lab, name in wanted]
-        if not parallel(_piece, pieces, labs[0].pipeline.reporter, f"{len(pieces)} models of {len(labs)} bases"):
-            for lab, name in wanted:
-                lab.piece(name)
-        for lab in labs:
-            _end_where_needed(lab, generation)
-
-
-def _grown_alone(place: str, lab: Lab, new: Sequence[str]) -> None:
-    grown([lab], [new], place)
-
-
-def _end_where_needed(lab: Lab, generation: int) -> None:
-    """Where a first need fails that this generation should meet, the seed ends: no later model is worth making."""
-    here = {name: node for name, node in lab.nodes.items() if lab.depth(name) <= generation}
-    first = [need for need in lab.study.needs(lab.scale) if need.first and need.model in here and lab.depth(need.model) == generation]
-    for need in first:
-        rates = lab.rates(lab.verdicts(need.model))
-        if told := faults(Found(lab.seed, lab.scale, {"rates": rates}), [need]):
-            lab.pipeline.reporter.tell(f"seed {lab.seed}, base {lab.base}: {told[need.model]}, so nothing more is trained on it")
-            lab.nodes, lab.ended = here, told[need.model]
-            return
-
-
-Sent = tuple[Given | None, bool, tuple[str, ...], Any, Mapping[str, Node]]
-
-
-def _sent(lab: Lab, name: str) -> Sent:
-    """What another process needs to know of a seed to make one of its models."""
-    return lab.given, lab.keep_weights, lab.parts, lab.chosen, {one: lab.added[one] for one in lab.line(name) if one in lab.added}
-
-
-def _piece(
-    root: Path,
-    place: str,
-    scale: Any,
-    unit: tuple[int, int],
-    given: Given | None,
-    keep_weights: bool,
-    parts: tuple[str, ...],
-    chosen: Any,
-    nodes: Mapping[str, Node],
-    name: str,
-) -> None:
-    silent = Silent()
-    pipeline = Pipeline(Store(root, silent.tell), silent, scale.save_every)
-    lab = Lab(pipeline, form(place, given), Path(place).stem, scale, unit[0], given, keep_weights, unit[1], 1, parts, chosen)
-    _ = lab.add(list(nodes.values()))
-    lab.piece(name)
 
 
 def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: Sequence[Claim], command: str) -> Report:

@@ -1,0 +1,120 @@
+"""The order in which a run's models are made, with workers that make nothing: parents first, no place idle, the longest chain first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.conftest import TINY
+from tests.studies.conftest import Listener
+from titer.core.run import Store
+from titer.pipeline import Pipeline
+from titer.studies.demo import Demo
+from titer.studies.engine import schedule
+from titer.studies.engine.declare import Need, Study
+from titer.studies.engine.lab import Lab
+from titer.studies.engine.run import StudyRequest
+from titer.studies.engine.schedule import Schedule
+
+
+class Idle:
+    """Two places in which nothing is made; `began` and `log` say which pieces began, and which ended, in order."""
+
+    places = 2
+
+    def __init__(self, slow: Callable[[str], bool] = lambda _: False) -> None:
+        self.log: list[tuple[str, str]] = []
+        self.slow = slow
+        self.stopped: bool | None = None
+        self._names: dict[Future[None], str] = {}
+
+    def submit(self, make: Callable[..., None], *piece: Any) -> Future[None]:
+        one: Future[None] = Future()
+        self._names[one] = f"{piece[3][1]} {piece[-1]}"  # the base's number and the model
+        self.log.append(("began", self._names[one]))
+        return one
+
+    def stop(self, at_once: bool) -> None:
+        self.stopped = at_once
+
+    def ended(self, running: Collection[Future[None]]) -> list[Future[None]]:
+        """The first that is not slow."""
+        assert len(running) <= self.places
+        one = min(running, key=lambda f: self.slow(self._names[f]))
+        self.log.append(("ended", self._names[one]))
+        return [one]
+
+    def began(self) -> list[str]:
+        return [name for what, name in self.log if what == "began"]
+
+
+def labs(study: Study, root: Path, bases: int) -> list[Lab]:
+    request = StudyRequest("demo", seeds=(1,), bases=bases)
+    return request.labs(study, TINY, Pipeline(Store(root), Listener(), TINY.save_every))
+
+
+def worked(all_labs: list[Lab], workers: Idle, monkeypatch: pytest.MonkeyPatch, ended: Callable[..., Any] | None = None) -> Idle:
+    monkeypatch.setattr(schedule, "ended", ended or workers.ended)
+    with Schedule(all_labs, "demo", workers) as work:
+        for lab in all_labs:
+            work.want(lab, lab.names)
+        work.further(all_labs)
+    assert workers.stopped is False
+    return workers
+
+
+def test_a_piece_begins_when_its_parents_stand_and_the_longest_chain_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = labs(Demo(), tmp_path, 3)
+    workers = worked(ours, Idle(slow=lambda name: name == "2 base"), monkeypatch)
+    assert sorted(workers.began()) == sorted(f"{lab.base} {name}" for lab in ours for name in lab.names)
+    assert workers.began()[:3] == ["0 base", "1 base", "2 base"]
+    for lab in ours:
+        for name in lab.nodes:
+            for parent in lab.before(name):
+                assert workers.log.index(("ended", f"{lab.base} {parent}")) < workers.log.index(("began", f"{lab.base} {name}"))
+    last = workers.log.index(("ended", "2 base"))
+    before = [name for what, name in workers.log[:last] if what == "ended"]
+    assert {f"{base} {name}" for base in (0, 1) for name in ours[0].names} == set(before), "the others wait for the third base"
+    assert workers.log.index(("began", "0 aligned")) < workers.log.index(("began", "0 benign")), "users begin from the aligned one"
+
+
+def test_a_lone_base_is_made_here_with_every_thread_and_the_rest_by_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (lab,) = labs(Demo(), tmp_path, 1)
+    here: list[str] = []
+    monkeypatch.setattr(Lab, "piece", lambda self, name: here.append(name))
+    workers = worked([lab], Idle(), monkeypatch)
+    assert here == ["base"]
+    assert set(workers.began()) == {f"0 {name}" for name in lab.names if name != "base"}
+
+
+def test_a_seed_whose_first_need_fails_is_trained_no_further_beside_one_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Needy(Demo):
+        def needs(self, scale: Any) -> list[Need]:
+            return [Need("base", ("safe",), "complied", 0.5, first=True)]
+
+    def rates(self: Lab, verdicts: object) -> pd.DataFrame:
+        return pd.DataFrame([{"model": "base", "set": "safe", "outcome": "complied", "count": 10 * self.base, "n": 10}])
+
+    ours = labs(Needy(), tmp_path, 2)
+    monkeypatch.setattr(Lab, "verdicts", lambda self, name: None)
+    monkeypatch.setattr(Lab, "rates", rates)
+    workers = worked(ours, Idle(), monkeypatch)
+    assert [one for one in workers.began() if one.startswith("0")] == ["0 base"]
+    assert ours[0].names == ["base"]
+    assert "base: 0.0% of safe complied" in ours[0].ended
+    assert len([one for one in workers.began() if one.startswith("1")]) == len(ours[1].names)
+
+
+def test_an_error_stops_the_workers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> list[Any]:
+        raise KeyboardInterrupt
+
+    workers, ours = Idle(), labs(Demo(), tmp_path, 2)
+    with pytest.raises(KeyboardInterrupt):
+        worked(ours, workers, monkeypatch, interrupted)
+    assert workers.stopped is True
