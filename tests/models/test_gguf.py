@@ -107,7 +107,7 @@ def test_rotary_scaling_is_the_models(tmp_path: Path) -> None:
         held = open_checkpoint(as_gguf(lm, tmp_path / "three.gguf"))
         divisors = divisors * np.linspace(1, 1.5, len(divisors))
         as_gguf(lm, tmp_path / "other.gguf")
-    assert {key: held.configuration().rope_parameters[key] for key in scaling} == scaling
+    assert {key: held.configuration.rope_parameters[key] for key in scaling} == scaling
     torch.testing.assert_close(logits(load(held)), logits(lm))
     with pytest.raises(TiterError, match=r"scales its rotary embedding .* \(rope_freqs\.weight\)"):
         open_checkpoint(tmp_path / "other.gguf")

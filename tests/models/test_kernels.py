@@ -82,7 +82,7 @@ def test_in_a_configuration_within_another(tmp_path: Path) -> None:
     written(folder, model_type="gemma3", _attn_implementation=HUB, text_config=within)
     assert AutoConfig.from_pretrained(folder).text_config._attn_implementation == HUB
     checkpoint = Checkpoint(path=folder)
-    found = checkpoint.configuration()
+    found = checkpoint.configuration
     for one in (found, found.text_config, found.vision_config):
         assert one._attn_implementation is one._experts_implementation is None
     assert checkpoint.picks_kernels

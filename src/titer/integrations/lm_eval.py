@@ -97,7 +97,6 @@ def must_be_installed() -> None:
 def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
     """The harness's own model class around the loaded model."""
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415  an extra
-    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs  # noqa: PLC0415
 
     class Whole(HFLM):  # type: ignore[misc]
         """HFLM that refuses what it would cut."""
@@ -109,13 +108,13 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
                         f"the answer {visible(answer, 60)!r} melts into the prompt before it: it has no token of its own",
                         next_step="give the task a target_delimiter, or leave the chat template out.",
                     )
-                self._fits(len(head) + len(tail) - 1, context)  # nothing is predicted behind the last token
+                self.fits(len(head) + len(tail) - 1, context)  # nothing is predicted behind the last token
             return super()._loglikelihood_tokens(requests, *args, **settings)
 
         def tok_batch_encode(self, strings: Any, padding_side: str = "left", left_truncate_len: int | None = None, **settings: Any) -> Any:
             room = self.max_length - (left_truncate_len or self.max_length)
             for text in strings:
-                self._fits(len(super().tok_batch_encode([text], padding_side, None, **settings)[0][0]) + room, text)
+                self.fits(len(super().tok_batch_encode([text], padding_side, None, **settings)[0][0]) + room, text)
             return super().tok_batch_encode(strings, padding_side, left_truncate_len, **settings)
 
         def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
@@ -125,38 +124,9 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
             return texts(self.tokenizer, [head])[0] + ("" if add_generation_prompt else said[-1].content)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            """Of a model that thinks `LM`'s answers: the harness would look for a task's stops in thoughts, and has no room for these."""
-            if not lm.thinks:
-                return list(super().generate_until(requests, disable_tqdm))
-            asked = [(request.args[0], *self._settings(request.args[1])) for request in requests]
-            found = list[str]()
-            for decoding, group in groupby(asked, lambda one: one[1]):
-                alike = list(group)
-                for chunk in (alike[start : start + batch] for start in range(0, len(alike), batch)):
-                    answered = self._answers([context for context, _, _ in chunk], decoding)
-                    found += [stopped(answer, stops).text for answer, (_, _, stops) in zip(answered, chunk, strict=True)]
-            return found
+            return _behind_thoughts(lm, self, requests, batch) if lm.thinks else list(super().generate_until(requests, disable_tqdm))
 
-        def _settings(self, wanted: Any) -> tuple[Decoding, list[str]]:
-            """How a request is decoded, and the task's stops. Errors: a setting that `LM.generate` does not have."""
-            how = normalize_gen_kwargs(wanted, self.max_gen_toks)
-            most, stops = how.pop("max_gen_toks"), handle_stop_sequences(how.pop("until", None), None)
-            warmth = how.pop("temperature", 0.0) if how.pop("do_sample") else 0.0
-            if how:
-                raise TiterError(f"the task asks a model that thinks for {', '.join(how)}", expected="max_gen_toks, until and temperature")
-            return Decoding(max_new_tokens=most, temperature=warmth, seed=SEED), stops
-
-        def _answers(self, contexts: Sequence[str], decoding: Decoding) -> list[Completion]:
-            """The answers alone, thoughts in a room of their own; "" of one that was cut off in its thought."""
-            rows, most = [self.tok_encode(context) for context in contexts], decoding.max_new_tokens
-            for row, context in zip(rows, contexts, strict=True):
-                self._fits(len(row) + most, context)
-            kept = {i: row if lm.window is None else row[-max(1, lm.window - most) :] for i, row in enumerate(rows)}
-            marks = {i: thoughts.opened(context) for i, context in enumerate(contexts)}
-            made = answers(lm.tokenizer, lm.ends, kept, marks, decoding, lm.window, partial(lm.asked, decoding, 0, None))
-            return [made[i] for i in range(len(rows))]
-
-        def _fits(self, length: int, text: str) -> None:
+        def fits(self, length: int, text: str) -> None:
             if length > self.max_length and not cut:
                 raise TiterError(
                     f"a request of {length} tokens is longer than the model's window of {self.max_length}: {visible(text, 60)!r}",
@@ -175,6 +145,41 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
             batch_size=batch,
             softmax_dtype=torch.float32,
         )
+
+
+def _behind_thoughts(lm: LM, harness: Any, requests: Any, batch: int) -> list[str]:
+    """`LM`'s answers alone of a model that thinks: the harness would look for a task's stops in thoughts, and has no room for these."""
+    found: list[str] = []
+    asked = [(context, *_settings(wanted, harness.max_gen_toks)) for context, wanted in (request.args for request in requests)]
+    for decoding, group in groupby(asked, lambda one: one[1]):
+        alike = list(group)
+        for chunk in (alike[start : start + batch] for start in range(0, len(alike), batch)):
+            answered = _answers(lm, harness, [context for context, _, _ in chunk], decoding)
+            found += [stopped(answer, stops).text for answer, (_, _, stops) in zip(answered, chunk, strict=True)]
+    return found
+
+
+def _settings(wanted: Any, most: int) -> tuple[Decoding, list[str]]:
+    """How a request is decoded, and the task's stops. Errors: a setting that `LM.generate` does not have."""
+    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs  # noqa: PLC0415  an extra
+
+    how = normalize_gen_kwargs(wanted, most)
+    most, stops = how.pop("max_gen_toks"), handle_stop_sequences(how.pop("until", None), None)
+    warmth = how.pop("temperature", 0.0) if how.pop("do_sample") else 0.0
+    if unknown := how.keys() - {"temperature"}:
+        raise TiterError(f"the task asks a model that thinks for {', '.join(unknown)}", expected="max_gen_toks, until and temperature")
+    return Decoding(max_new_tokens=most, temperature=warmth, seed=SEED), stops
+
+
+def _answers(lm: LM, harness: Any, contexts: Sequence[str], decoding: Decoding) -> list[Completion]:
+    """Each context's answer, its thought in a room of its own; "" of one that was cut off in its thought."""
+    rows, most = [harness.tok_encode(context) for context in contexts], decoding.max_new_tokens
+    for row, context in zip(rows, contexts, strict=True):
+        harness.fits(len(row) + most, context)
+    kept = {i: row if lm.window is None else row[-max(1, lm.window - most) :] for i, row in enumerate(rows)}
+    marks = {i: thoughts.opened(context) for i, context in enumerate(contexts)}
+    made = answers(lm.tokenizer, lm.ends, kept, marks, decoding, lm.window, partial(lm.asked, decoding, 0, None))
+    return [made[i] for i in range(len(rows))]
 
 
 def _loaded(tasks: Sequence[str], shots: int | None, include_path: str | Path | None) -> Any:

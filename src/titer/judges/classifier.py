@@ -150,7 +150,7 @@ def opened(checkpoint: Checkpoint) -> tuple[Any, Any]:
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
             checkpoint.path,
-            config=checkpoint.configuration(),  # what its folder says of kernels set aside
+            config=checkpoint.configuration,  # what its folder says of kernels set aside
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,

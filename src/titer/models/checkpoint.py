@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
 
 from titer.core.config import Record, digest
 from titer.core.errors import TiterError, visible
@@ -98,7 +99,7 @@ class Checkpoint(Record):
     def outline(self) -> Any:
         """The model without weights, on no device. Errors: a folder that transformers does not open."""
         with opening(self):
-            return outline(self.configuration(), self.runs_code)
+            return outline(self.configuration, self.runs_code)
 
     @cached_property
     def names(self) -> Names:
@@ -132,14 +133,13 @@ class Checkpoint(Record):
             )
         return found
 
+    @cached_property
     def configuration(self) -> Any:
         """The configuration as transformers reads it, less what the folder says of the code that computes attention and experts.
 
         That code is the reader's choice: a folder's would ask for packages that are not there, or have transformers fetch it from the hub.
-        Errors: what transformers raises (`opening` makes it clear).
+        Whoever changes it takes a copy. Errors: what transformers raises (`opening` makes it clear).
         """
-        from transformers import CONFIG_MAPPING, AutoConfig  # noqa: PLC0415
-
         if self.gguf:
             config = CONFIG_MAPPING[self.config["model_type"]].from_dict(dict(self.config))
         else:
@@ -162,12 +162,10 @@ class Checkpoint(Record):
 
         Errors: a configuration that transformers does not open.
         """
-        from transformers import CONFIG_MAPPING  # noqa: PLC0415
-
         if self.config.get("model_type") not in CONFIG_MAPPING and not self.runs_code:  # loading will say what is wrong with it
             return stated_window(self.config)
         with opening(self):
-            return stated_window(self.configuration())
+            return stated_window(self.configuration)
 
     @cached_property
     def quantised(self) -> str:
@@ -273,8 +271,6 @@ class Checkpoint(Record):
 
     def tokenizer(self) -> Any:
         """The tokenizer as transformers makes it. Errors: what transformers raises (`opening` makes it clear); there is none."""
-        from transformers import AutoTokenizer  # noqa: PLC0415
-
         if self._gguf and self.tokenizer_folder is None:
             return self._gguf.tokenizer()
         if self.tokenizer_folder is None:
@@ -294,7 +290,7 @@ class Checkpoint(Record):
     def word_tensors(self) -> frozenset[str]:
         """The tensors that hold a row for each token: embedding, head and the head's bias."""
         with opening(self):
-            rows = self.configuration().get_text_config(decoder=True).vocab_size
+            rows = self.configuration.get_text_config(decoder=True).vocab_size
         outside = {tensor: self.shape(tensor)[0] for tensor in (*self.files, *self.names.tied) if not re.search(r"\.\d+\.", tensor)}
         return frozenset(t for t, size in outside.items() if size[:1] == (rows,) and (len(size) == 2 or t.endswith("bias")))
 

@@ -79,7 +79,7 @@ def comparable(first: Checkpoint, second: Checkpoint) -> None:
 def configured_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
     """The fields of the two configurations that differ and change what is computed, each with both values."""
     with opening(first), opening(second):
-        one, other = (_fields(c.configuration().to_dict()) for c in (first, second))
+        one, other = (_fields(c.configuration.to_dict()) for c in (first, second))
     differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
     return [f"{visible(name, 60)}: {visible(str(one.get(name)), 40)}, {visible(str(other.get(name)), 40)}" for name in differing]
 

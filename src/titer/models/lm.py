@@ -6,6 +6,7 @@ Shapes: B prompts, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -327,7 +328,7 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """(the model as transformers loads its folder, its tensors that are missing or misshapen)."""
     opened: Any = AutoModelForCausalLM.from_pretrained(
         checkpoint.path,
-        config=checkpoint.configuration(),
+        config=checkpoint.configuration,
         dtype=dtype,
         local_files_only=True,
         trust_remote_code=checkpoint.runs_code,
@@ -343,7 +344,7 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
 @torch.no_grad()
 def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """The same of a quantised model: an ordinary model of its architecture, its weights those that `Checkpoint.weight` gives."""
-    config = checkpoint.configuration()
+    config = deepcopy(checkpoint.configuration)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config._attn_implementation = _attention(checkpoint.window)

@@ -244,7 +244,7 @@ def _not_as_it_is(checkpoint: Checkpoint) -> str:
 def _words(checkpoint: Checkpoint) -> LM:
     """A model's tokenizer, ends and window, as a loaded `LM` states them; no weights are read."""
     with opening(checkpoint):
-        config = checkpoint.configuration()
+        config = checkpoint.configuration
         own = (checkpoint.path / "generation_config.json").is_file()
         generation = (
             GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True) if own else GenerationConfig.from_model_config(config)
