@@ -107,20 +107,19 @@ def test_a_format_is_found_said_and_read(tmp_path: Path, name: str) -> None:
 
 def test_what_is_shown_is_what_is_there(tmp_path: Path) -> None:
     rows = [
-        {"prompt": f"\x1b[31m{i}", "label": label, "topic": "x", "note": None}
+        {"prompt": f"\x1b[31m{i}", "label": label, "\x1b[31mtopic": "x", "note": None}
         for i, label in enumerate(["safe", "unsafe", "safe", "", "?"])
     ]
     found = detected(put(tmp_path, [*rows, rows[0], {"prompt": "b" * 500, "output": "c"}]))
-    assert (found.data.size, found.data.dropped, found.form.ignored) == (6, 1, ("topic",))
+    assert (found.data.size, found.data.dropped, found.form.ignored) == (6, 1, ("\\x1b[31mtopic",))
     assert found.form.used == (("prompt", "prompt"), ("output", "answer (comply)"), ("label", "safe or unsafe"))
     assert found.lines() == [
         "x.jsonl: prompts and answers (prompt, output), each safe or unsafe",
         "  prompt: prompt",
         "  output: answer (comply)",
         "  label: safe or unsafe",
-        "  not used: topic",
+        "  not used: \\x1b[31mtopic",
         "  6 rows (2 safe, 1 unsafe, 3 not stated), 1 repeated prompts left out; answers: 1 comply",
-        "  for example: \\x1b[31m0",
     ]
 
 

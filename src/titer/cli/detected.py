@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from titer.data.shapes import Need
     from titer.terminal import Terminal
 
-EXAMPLE = ("  for example", "  answered")  # what a row says may be harmful: it stays out of the terminal unless asked for
-
 
 def forms(places: Iterable[str | Path | None], reading: str | None = None, need: Need = "answers") -> list[str]:
     """Form, columns and counts of each file, none of its text; `reading` is of the first. Files of a named task are not described."""
@@ -20,7 +18,7 @@ def forms(places: Iterable[str | Path | None], reading: str | None = None, need:
 
     found = [(place, None if i else reading) for i, place in enumerate(places) if place is not None]
     ours = [one for one in found if str(one[0]).partition(":")[0] not in TASKS]
-    return [line for place, how in ours for line in detected(place, how, need).lines() if not line.startswith(EXAMPLE)]
+    return [line for place, how in ours for line in detected(place, how, need).lines()]
 
 
 def announce(

@@ -107,13 +107,12 @@ def _with_canary(files: Mapping[str, TextData | None], marked: TextData, seed: i
 def _usable(data: TextData, role: Role, held: int) -> tuple[TextData, dict[str, int]]:
     """The rows of a file that can play a role, and how many were left out for which reason; `held` were before."""
     option, answer, opposite = role
-    wrong = [row[1] is not None and row[1] == opposite for row in data.rows]
-    bare = [row[PLACES[answer]] is None and not w for row, w in zip(data.rows, wrong, strict=True)]
-    kept = tuple(row for row, w, b in zip(data.rows, wrong, bare, strict=True) if not w and not b)
+    fitting = [row for row in data.rows if row[1] is None or row[1] != opposite]
+    kept = tuple(row for row in fitting if row[PLACES[answer]] is not None)
     label = "unsafe" if opposite else "safe"
     reasons = {
-        f"labelled {label}": sum(wrong),
-        f"without {answer}": sum(bare),
+        f"labelled {label}": data.size - len(fitting),
+        f"without {answer}": len(fitting) - len(kept),
         "repeated": data.dropped,
         "in the canary file": held,
         **data.left_out,

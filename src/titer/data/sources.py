@@ -27,7 +27,7 @@ from titer.data.hub import is_hub, load_hub
 from titer.data.prompt_sets import PREFIXES, SAFE, UNSAFE, all_of, as_plain, recognised
 from titer.data.readers import File, Row, load, records
 from titer.data.shapes import Need, Parsed, Shape, pair, parsed, shape, straight
-from titer.data.turns import LeftOut, joined, turns
+from titer.data.turns import LeftOut, turns
 
 T = TypeVar("T")
 
@@ -135,14 +135,13 @@ class Detected(NamedTuple):
     form: Shape
 
     def lines(self) -> list[str]:
-        """For the command line; every text is safe to print."""
+        """For the command line: form, columns and counts, and no text of a row, which may be harmful; every one is safe to print."""
         name, rows = self.data.name, self.data.rows
         classes = Counter({None: "not stated", False: "safe", True: "unsafe"}[row[1]] for row in rows)
         answers = {"comply": sum(row[2] is not None for row in rows), "refuse": sum(row[3] is not None for row in rows)}
         kind = _in_words(self.form, any(answers.values()), classes["not stated"] < len(rows))
         labels = ", ".join(f"{classes[word]} {word}" for word in ("safe", "unsafe", "not stated") if classes[word])
         longest = max(len(turns(row[0])) for row in rows)
-        prompt, _, comply, refuse = rows[0]
         return [
             f"{name}: {kind}",
             *(f"  {visible(column, 60)}: {purpose}" for column, purpose in self.form.used),
@@ -152,8 +151,6 @@ class Detected(NamedTuple):
             *([f"  up to {longest} turns a prompt"] if longest > 1 else []),
             *(f"  {visible(note, 400)}" for note in self.data.told),
             *(f"  {visible(f'{count} rows {why} left out', 400)}" for why, count in self.data.left_out.items()),
-            f"  for example: {visible(joined(turns(prompt)), 160)}",
-            *([f"  answered: {visible(comply or refuse or '', 160)}"] if comply or refuse else []),
         ]
 
 
