@@ -10,7 +10,6 @@ import pytest
 
 from tests.conftest import draw, drawing_here
 from titer.core.claims import Claim, Statement, settle
-from titer.core.stats import Interval
 from titer.report import forms
 from titer.report.html import Figure, Report, Tile, write_report
 
@@ -51,9 +50,9 @@ def claims(text: str) -> list[Claim]:
     words = dict.fromkeys(("name", "statement", "source", "statistic", "control", "paper_value"), text)
     stated = Statement(margin=0.1, **words)
     nan = float("nan")
-    intervals = (Interval(0.5, 0.4, 0.6), Interval(0.0, -0.1, 0.05), Interval(0.1, 0.0, 0.2), Interval(nan, nan, nan))
-    settled = [settle(stated, [one], nan, [0], note=text) for one in intervals]
-    return [*settled, settle(stated, [intervals[0]], 0.2, [0], failed=text)]
+    bases = ([0.5, 0.51], [0.0, 0.001], [0.0, 0.2], [nan, nan])
+    settled = [settle(stated, {0: one}, nan, note=text) for one in bases]
+    return [*settled, settle(stated, {0: bases[0]}, 0.2, failed=text)]
 
 
 def samples(texts: tuple[str, ...]) -> pd.DataFrame:
