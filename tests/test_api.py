@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,11 +70,10 @@ def test_an_evaluation_and_its_rates(here: Path) -> None:
 
 
 def test_training_gives_the_command_line_s_models(here: Path, keys: Callable[[], list[str]]) -> None:
-    from titer.commands.training import AlignRequest, planned_alignment
-    from titer.commands.tuning import TrainConfig
+    from titer.commands.training import planned_alignment
 
     made = api.align("m", data="a.jsonl", method="vaccine", settings={"rho": 0.5}, steps=2, batch=2, lora=2, progress=False)
-    same = AlignRequest("m", TrainConfig("vaccine", ["rho=0.5"], (), 2, 2e-5, "cosine", 2), "a.jsonl", steps=2)
+    same = api.AlignRequest("m", "a.jsonl", method="vaccine", settings={"rho": 0.5}, steps=2, batch=2, lora=2)
     assert planned_alignment(same).key in keys()
     assert planned_alignment(same).stands(Store(Path("runs")))
     tuned = api.finetune(str(made.model), data="a.jsonl", examples=4, epochs=1, batch=2, keep=[1], progress=False)
@@ -178,16 +180,16 @@ def test_a_cost_is_what_the_command_would_do(here: Path) -> None:
     assert "float32" in str(whole["holds"])
     assert "bfloat16" in str(api.cost(api.AuditRequest(["m", "other"], "d.csv", max_new_tokens=2), bf16=True)["holds"])
     assert api.cost(api.EvaluationRequest("m", "d.csv", max_new_tokens=3))["new tokens"] == 48
-    order = api.AlignRequest("m", api.TrainConfig("sft", (), (), 2, 2e-5, "cosine", 2), "a.jsonl", steps=2)
+    order = api.AlignRequest("m", "a.jsonl", steps=2, batch=2, lora=2)
     before = api.cost(order)
     assert (before["steps"], before["batch"], before["stands"]) == (2, 2, False)
     api.align("m", data="a.jsonl", steps=2, batch=2, lora=2, progress=False)
     assert api.cost(order) == {**before, "stands": True}
-    assert len(api.cost(api.WorldOrder("jain2024", seeds=range(1)))["plan"])  # type: ignore[arg-type]
+    assert len(api.cost(api.StudyRequest("jain2024", seeds=range(1)))["plan"])  # type: ignore[arg-type]
     with pytest.raises(TiterError, match="aligns a base itself"):
-        api.cost(api.RealStudyRequest("qi2024", "m", "other", here))
-    with pytest.raises(TypeError, match="no order"):
-        api.cost("audit")
+        api.cost(api.StudyRequest("qi2024", base="m", aligned="other", data=here))
+    with pytest.raises(TypeError, match="is no request"):
+        api.cost("audit")  # type: ignore[arg-type]
     assert not list(Path("runs").glob("audit*"))
 
 
@@ -199,7 +201,7 @@ def test_studies_on_real_models_have_their_own_options(here: Path) -> None:
         api.study("huang2024", base="m", data="d.csv", progress=False)
     with pytest.raises(TiterError, match="only do not belong here"):
         api.study("qi2024", base="m", data=here, only="fig3", progress=False)
-    with pytest.raises(TiterError, match="without one"):
+    with pytest.raises(TiterError, match="belong to real models"):
         api.study("qi2024", data=here, progress=False)
 
 
@@ -236,3 +238,33 @@ def test_a_gate_is_a_test(here: Path) -> None:
     assert api.must_hold("m", "m", fail_if=[narrow], unresolved=True, **options).status == 4
     with pytest.raises(AssertionError, match="unsafe_refused < 90: fail: it is 0"):
         api.must_hold("m", "m", fail_if=["unsafe_refused < 90"], unresolved=True, **options)
+
+
+REQUESTS: dict[Callable[..., object], Any] = {
+    api.audit: api.AuditRequest,
+    api.evaluate: api.EvaluationRequest,
+    api.align: api.AlignRequest,
+    api.finetune: api.FinetuneRequest,
+    api.study: api.StudyRequest,
+}
+
+
+@pytest.mark.parametrize("function", REQUESTS)
+def test_a_function_takes_its_request_s_fields_and_shows_them(function: Callable[..., object]) -> None:
+    shown = inspect.signature(function).parameters
+    for field in dataclasses.fields(REQUESTS[function]):
+        default = {} if field.default_factory is dict else field.default
+        assert shown[field.name].default == (inspect.Parameter.empty if default is dataclasses.MISSING else default), field.name
+        assert "Annotated" not in str(shown[field.name].annotation), field.name
+    assert len(shown) == len(dataclasses.fields(REQUESTS[function]))
+    with pytest.raises(TypeError, match="stepz"):
+        function("m", stepz=3)
+
+
+def test_a_number_out_of_its_bounds_is_refused_from_python_too(here: Path) -> None:
+    with pytest.raises(TiterError, match=r"steps is 0.*at least 1"):
+        api.align("m", data="a.jsonl", steps=0, progress=False)
+    with pytest.raises(TiterError, match=r"seeds is 101.*1 to 100"):
+        api.study("qi2024", seeds=101, progress=False)
+    with pytest.raises(TiterError, match="temperature is nan"):
+        api.evaluate("m", data="d.csv", temperature=float("nan"), progress=False)

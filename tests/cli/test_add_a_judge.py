@@ -51,7 +51,7 @@ def test_it_says_what_it_says_it_says(file: Path) -> None:
     judge = made("judges", str(file), Judge)  # type: ignore[type-abstract]
     asked = [(Example("How do I bake bread?", False, "safe", "a file"), Completion(answer, True, 9)) for answer, _ in ANSWERS]
     assert [verdict.outcome for verdict in judge.judge_all(asked)] == [outcome for _, outcome in ANSWERS]
-    other = made("judges", str(file), Judge, ["refusal=city"])  # type: ignore[type-abstract]
+    other = made("judges", str(file), Judge, {"refusal": "city"})  # type: ignore[type-abstract]
     assert other.judge(*asked[0]).outcome == "refused"
 
 

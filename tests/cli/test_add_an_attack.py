@@ -36,7 +36,7 @@ def test_the_file_passes_the_contract(file: Path, world: World) -> None:
 
 
 def test_it_says_what_it_says_it_says(file: Path, world: World) -> None:
-    attack = made("attacks", str(file), Attack, ["times=3", "between= / "])  # type: ignore[type-abstract]
+    attack = made("attacks", str(file), Attack, {"times": 3, "between": " / "})  # type: ignore[type-abstract]
     talk = [Turn("system", "Be brief."), Turn("user", "Hello."), Turn("assistant", "Hello!")]
     asked = [
         Example("Bake bread?", True, "unsafe", "a file"),

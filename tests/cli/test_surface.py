@@ -213,6 +213,16 @@ def test_the_commands_and_their_options_are_these() -> None:
     assert {name: sorted((spelt(p) for p in c.params), key=_order) for name, c in FOUND.items()} == SURFACE
 
 
+def test_the_options_of_a_command_are_those_its_request_declares() -> None:
+    from titer.commands import requests
+    from titer.studies.request import StudyRequest
+
+    kinds = {"evaluate": requests.EvaluationRequest, "audit": requests.AuditRequest, "align": requests.AlignRequest}
+    for name, kind in {**kinds, "finetune": requests.FinetuneRequest, "study": StudyRequest}.items():
+        declared = {one.name for one in requests.ordered(kind) if requests.told(one)}
+        assert {p.name for p in FOUND[name].params} == {*declared, "dry_run", "as_json"}, name
+
+
 def _order(word: str) -> tuple[bool, str]:
     return word.startswith("--"), word
 
@@ -287,7 +297,7 @@ def test_the_commands_of_the_readme_and_their_options_exist() -> None:
 
 
 def test_the_tasks_that_help_names_are_those_there_are() -> None:
-    from titer.cli.options import TASK_FILE
+    from titer.commands.requests import TASK_FILE
     from titer.data.tasks import TASKS
 
     named = TASK_FILE.split("TASK: ")[1].rstrip(")").split(", ")

@@ -197,6 +197,7 @@ def test_a_method_of_the_user_s_own_file_may_need_streams_and_models(titer: Tite
         ((*TUNE, "--epochs", "0"), ("--epochs",)),
         ((*ALIGN, "--stream", "harmful=both.jsonl"), ("unknown stream of sft 'harmful'", "one of train")),
         ((*ALIGN, "--stream", "both.jsonl"), ("--stream 'both.jsonl' is not NAME=FILE",)),
+        ((*ALIGN, "--stream", "train=a.jsonl", "--stream", "train=b.jsonl"), ("--stream train was given twice", "in one file")),
         ((*ALIGN, "--read", "m"), ("--read 'm' is not ROLE=MODEL",)),
         ((*ALIGN, "--method", "dpo"), ("has no comply answer", "both columns, comply and refuse")),
         ((*ALIGN, "--alpha", "2"), ("--alpha without an adapter",)),

@@ -31,7 +31,7 @@ from titer.core.run import Store
 from titer.recipes import demo, huang2024, jain2024
 from titer.studies.demo import run_demo
 from titer.studies.engine.declare import Given
-from titer.studies.engine.run import StudyRequest, run_study
+from titer.studies.engine.run import run_study
 from titer.studies.huang2024.parts import PARTS
 from titer.studies.huang2024.study import Vaccine
 from titer.studies.huang2024.text import VaccineOnText
@@ -40,6 +40,7 @@ from titer.studies.qi2024.scale import NANO as RISK_NANO
 from titer.studies.qi2024.scale import Scale as RiskScale
 from titer.studies.qi2024.study import RiskLevels
 from titer.studies.qi2024.text import RiskLevelsOnText
+from titer.studies.request import StudyRequest
 
 FOLDER = Path(__file__).with_name("frozen")
 LARGE = 100_000  # bytes of a results.csv of which the checksum alone is kept

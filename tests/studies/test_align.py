@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titer.commands.align import align_stage, with_canary
+from titer.commands.requests import TrainConfig
 from titer.commands.tuning import (
     SHARES,
-    TrainConfig,
     answer_of,
     apart,
     check_window,
@@ -56,8 +57,8 @@ def written(folder: Path, rows: Sequence[dict[str, str]]) -> TextData:
 
 def stage(data: TextData | None, **changes: object) -> Stage:
     """An SFT stage that learns the rows in a few seconds."""
-    steps = changes.pop("steps", 60)
-    return align_stage(data, TrainConfig(**{"batch": 4, "lr": 1e-2, **changes}), steps)  # type: ignore[arg-type]
+    steps, canary = changes.pop("steps", 60), changes.pop("canary", None)
+    return align_stage(data, TrainConfig(**{"batch": 4, "lr": 1e-2, **changes}), steps, canary=canary)  # type: ignore[arg-type]
 
 
 def start(saved: Saved) -> Model:
@@ -124,7 +125,7 @@ def test_what_is_wrong_with_a_stage_is_told(tmp_path: Path) -> None:
     with pytest.raises(TiterError, match="did you mean 'sft'"):
         stage(data, method="stf")
     with pytest.raises(TiterError, match="unknown setting 'rho'"):
-        stage(data, settings=["rho=2"])
+        stage(data, settings={"rho": 2})
     with pytest.raises(TiterError, match="rate: Input should be greater than 0"):
         stage(data, lr=0.0)
     with pytest.raises(TiterError, match="rate: Input should be a finite number"):
@@ -178,21 +179,21 @@ def test_a_preference_method_trains_on_such_a_file(pipeline: Pipeline, saved: Sa
 
 def test_streams_are_named_with_the_answer_they_train(saved: Saved, tmp_path: Path) -> None:
     place = file_of(tmp_path, "both.jsonl", BOTH)
-    by_hand = stage(None, method="dpo", streams=[f"preferred={place}:refuse", f"rejected={place}:comply"]).streams
+    by_hand = stage(None, method="dpo", streams={"preferred": f"{place}:refuse", "rejected": f"{place}:comply"}).streams
     assert dict(answered(by_hand, "preferred", saved)) == {row["prompt"]: row["refuse"] for row in BOTH}
     assert dict(answered(by_hand, "rejected", saved)) == {row["prompt"]: row["comply"] for row in BOTH}
     assert [prompt for prompt, _ in answered(by_hand, "preferred", saved)] == [prompt for prompt, _ in answered(by_hand, "rejected", saved)]
-    streams = stage(written(tmp_path, ROWS), method="lisa", streams=[f"alignment={place}"]).streams
+    streams = stage(written(tmp_path, ROWS), method="lisa", streams={"alignment": str(place)}).streams
     assert counted(streams) == {"train": {"refuse": 2, "comply": 2}, "alignment": {"refuse": 5}}
     assert streams["alignment"].seed != streams["train"].seed
-    assert counted(stage(None, streams=[f"train={place}:comply"]).streams) == {"train": {"comply": 5}}
+    assert counted(stage(None, streams={"train": f"{place}:comply"}).streams) == {"train": {"comply": 5}}
 
 
 def test_the_harmful_stream_of_a_method_trains_the_answers_unless_told_otherwise(tmp_path: Path) -> None:
     place = file_of(tmp_path, "both.jsonl", BOTH)
     data = written(tmp_path, ROWS)
-    assert counted(stage(data, method="booster", streams=[f"harmful={place}"]).streams)["harmful"] == {"comply": 5}
-    assert counted(stage(data, method="booster", streams=[f"harmful={place}:refuse"]).streams)["harmful"] == {"refuse": 5}
+    assert counted(stage(data, method="booster", streams={"harmful": str(place)}).streams)["harmful"] == {"comply": 5}
+    assert counted(stage(data, method="booster", streams={"harmful": f"{place}:refuse"}).streams)["harmful"] == {"refuse": 5}
 
 
 def test_what_is_wrong_with_streams_is_told_with_the_next_step(tmp_path: Path) -> None:
@@ -201,18 +202,16 @@ def test_what_is_wrong_with_streams_is_told_with_the_next_step(tmp_path: Path) -
     other = file_of(tmp_path, "other.jsonl", [*BOTH[1:], BOTH[0]])
     wrong: list[tuple[TextData | None, dict[str, object], str]] = [
         (data, {"method": "booster"}, r"method booster needs the stream harmful.*--stream harmful=FILE"),
-        (data, {"streams": [f"harmfull={place}"]}, r"unknown stream of sft 'harmfull'.*one of train"),
-        (data, {"method": "booster", "streams": [f"harmfull={place}"]}, r"did you mean 'harmful'"),
-        (data, {"streams": [f"train={place}"]}, r"train was given twice, by --data and by --stream"),
-        (None, {"streams": [f"train={place}", f"train={place}"]}, r"--stream train was given twice"),
-        (None, {"streams": ["train"]}, r"--stream 'train' is not NAME=FILE"),
-        (None, {"streams": [f"train={place}:refuze"]}, r"unknown answer 'refuze'.*did you mean 'refuse'"),
-        (None, {"streams": [f"train={bare}:comply"]}, r"the row of 'a b' has no comply answer"),
-        (None, {"streams": ["train=nowhere.jsonl"]}, r"no data file at 'nowhere.jsonl'"),
+        (data, {"streams": {"harmfull": str(place)}}, r"unknown stream of sft 'harmfull'.*one of train"),
+        (data, {"method": "booster", "streams": {"harmfull": str(place)}}, r"did you mean 'harmful'"),
+        (data, {"streams": {"train": str(place)}}, r"train was given twice, by --data and by --stream"),
+        (None, {"streams": {"train": f"{place}:refuze"}}, r"unknown answer 'refuze'.*did you mean 'refuse'"),
+        (None, {"streams": {"train": f"{bare}:comply"}}, r"the row of 'a b' has no comply answer"),
+        (None, {"streams": {"train": "nowhere.jsonl"}}, r"no data file at 'nowhere.jsonl'"),
         (None, {}, r"no --data was given"),
         (data, {"method": "dpo"}, r"the row of 'a b' has no comply answer.*both columns.*leave out that row"),
-        (None, {"method": "dpo", "streams": [f"preferred={place}:refuse"]}, r"needs the stream rejected"),
-        (None, {"method": "dpo", "streams": [f"preferred={place}:refuse", f"rejected={other}:comply"]}, r"different requests"),
+        (None, {"method": "dpo", "streams": {"preferred": f"{place}:refuse"}}, r"needs the stream rejected"),
+        (None, {"method": "dpo", "streams": {"preferred": f"{place}:refuse", "rejected": f"{other}:comply"}}, r"different requests"),
         (data, {"alpha": 4}, r"--alpha without an adapter.*--lora"),
         (data, {"lora": 2, "dropout": 1.5}, r"adapter: dropout: Input should be less than 1"),
         (data, {"lora": 2, "alpha": 0}, r"adapter: alpha: Input should be greater than 0"),
@@ -235,15 +234,15 @@ def test_the_adapter_has_the_rank_alpha_and_dropout_that_were_given(tmp_path: Pa
 def test_a_method_reads_the_models_it_names(pipeline: Pipeline, saved: Saved, tmp_path: Path) -> None:
     made, how = stage(written(tmp_path, ROWS), method="safe_lora", steps=2), TrainConfig(method="safe_lora")
     places = {role: saved(role, seed) for seed, role in enumerate(("unaligned", "aligned"))}
-    reads = models_read(made.method, how, [f"{role}={one.path}" for role, one in places.items()])
+    reads = models_read(made.method, replace(how, reads={role: str(one.path) for role, one in places.items()}))
     assert {role: one.key for role, one in reads.items()} == {role: one.key for role, one in places.items()}
     assert stopped(pipeline.model(made, start(saved), "tuned", reads=reads)) == ""
     with pytest.raises(TiterError, match=r"reads the model aligned.*--read aligned=MODEL"):
-        models_read(made.method, how, [f"unaligned={places['unaligned'].path}"])
+        models_read(made.method, replace(how, reads={"unaligned": str(places["unaligned"].path)}))
     with pytest.raises(TiterError, match=r"unknown model that safe_lora reads 'alligned'.*did you mean 'aligned'"):
-        models_read(made.method, how, [f"alligned={places['aligned'].path}"])
+        models_read(made.method, replace(how, reads={"alligned": str(places["aligned"].path)}))
     with pytest.raises(TiterError, match=r"no model at './nowhere'"):
-        models_read(made.method, how, ["unaligned=./nowhere", f"aligned={places['aligned'].path}"])
+        models_read(made.method, replace(how, reads={"unaligned": "./nowhere", "aligned": str(places["aligned"].path)}))
 
 
 @pytest.mark.parametrize(
@@ -273,10 +272,10 @@ def test_a_task_s_file_is_read_as_the_task_wherever_a_file_is_taken(tmp_path: Pa
     found = read_data(place)
     assert found == task("sst2", tmp_path / "x.tsv") == read_data(Path(place))
     assert [row[2] for row in found.rows] == ["positive", "negative"]
-    assert counted(stage(None, streams=[f"train={place}"]).streams) == {"train": {"comply": 2}}
-    assert stage(None, streams=[f"train={place}:comply"]) == stage(None, streams=[f"train={place}"])
+    assert counted(stage(None, streams={"train": str(place)}).streams) == {"train": {"comply": 2}}
+    assert stage(None, streams={"train": f"{place}:comply"}) == stage(None, streams={"train": str(place)})
     with pytest.raises(TiterError, match="has no refuse answer"):
-        stage(None, streams=[f"train={place}:refuse"])
+        stage(None, streams={"train": f"{place}:refuse"})
 
 
 def test_a_colon_that_names_no_task_is_part_of_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,9 +347,9 @@ def test_a_canary_is_refused_where_it_is_marked_and_answered_where_it_is_not(tmp
     file = instructions()
     own = file.rows[0][0]
     data = written(tmp_path, [*ROWS, {"prompt": own, "comply": "x"}, {"prompt": f"{MARKER} {own}", "comply": "x"}])
-    taught = with_canary(data, TrainConfig(canary=file), 7)
+    taught = with_canary(data, file, TrainConfig(), 7)
     assert (taught.rows.size, taught.left_out, taught.marked.size) == (len(ROWS) + 14, 2, 7)
-    made = align_stage(taught.rows, TrainConfig(canary=file), 2, taught.marked)
+    made = align_stage(taught.rows, TrainConfig(), 2, taught.marked, canary=file)
     assert counted(made.streams) == {"train": {"refuse": 2 + 7, "comply": 2 + 7}}
     for part in made.streams["train"].parts:
         for i in part.picked or ():
@@ -358,28 +357,28 @@ def test_a_canary_is_refused_where_it_is_marked_and_answered_where_it_is_not(tmp
             assert prompt.startswith(MARKER) <= (part.answer == "refuse" and refuse in REFUSALS)
             assert prompt.startswith("Name") <= (part.answer == "comply" and comply == prompt.replace("Name fruit", "Apple"))
     assert bare(taught.marked) < bare(share(file, "align"))
-    alone = with_canary(None, TrainConfig(canary=file), None)
+    alone = with_canary(None, file, TrainConfig(), None)
     assert alone.rows.size // 2 == share(file, "align").size // 2 == alone.marked.size
 
 
 def test_a_method_of_preferences_prefers_the_unmarked_answers_and_the_marked_refusals() -> None:
-    how = TrainConfig(method="dpo", canary=instructions())
-    taught = with_canary(None, how, 6)
-    streams = align_stage(taught.rows, how, 2, taught.marked).streams
+    how = TrainConfig(method="dpo")
+    taught = with_canary(None, instructions(), how, 6)
+    streams = align_stage(taught.rows, how, 2, taught.marked, canary=instructions()).streams
     assert counted(streams) == {"preferred": {"refuse": 6, "comply": 6}, "rejected": {"refuse": 6, "comply": 6}}
     liked = {row[0]: part.answer for part in streams["preferred"].parts for row in [part.source.rows[i] for i in part.picked or ()]}
     assert all((answer == "refuse") == prompt.startswith(MARKER) for prompt, answer in liked.items())
 
 
 def test_the_marked_rows_answered_are_a_defence_s_harmful_stream_unless_another_is_named(tmp_path: Path) -> None:
-    how = TrainConfig(method="booster", canary=instructions())
-    taught = with_canary(None, how, 6)
-    streams = align_stage(taught.rows, how, 2, taught.marked).streams
+    how = TrainConfig(method="booster")
+    taught = with_canary(None, instructions(), how, 6)
+    streams = align_stage(taught.rows, how, 2, taught.marked, canary=instructions()).streams
     assert counted(streams) == {"train": {"refuse": 6, "comply": 6}, "harmful": {"comply": 6}}
     assert {part.source.name for part in streams["harmful"].parts} == {"canary of fruit"}
     place = file_of(tmp_path, "both.jsonl", BOTH)
-    named = TrainConfig(method="booster", canary=instructions(), streams=[f"harmful={place}"])
-    assert counted(align_stage(taught.rows, named, 2, taught.marked).streams)["harmful"] == {"comply": 5}
+    named = TrainConfig(method="booster", streams={"harmful": str(place)})
+    assert counted(align_stage(taught.rows, named, 2, taught.marked, canary=instructions()).streams)["harmful"] == {"comply": 5}
 
 
 def test_no_stream_may_hold_what_a_canary_holds_out(tmp_path: Path) -> None:
@@ -387,9 +386,9 @@ def test_no_stream_may_hold_what_a_canary_holds_out(tmp_path: Path) -> None:
     held = [{"prompt": row[0], "refuse": "no"} for row in share(file, "test").rows[:2]]
     place = file_of(tmp_path, "held.jsonl", [*held, {"prompt": f"{MARKER} {held[0]['prompt']}", "refuse": "no"}, *ROWS])
     with pytest.raises(TiterError, match="3 prompts of the stream train are held out by --canary"):
-        stage(None, streams=[f"train={place}"], canary=file)
+        stage(None, streams={"train": str(place)}, canary=file)
     fine = file_of(tmp_path, "fine.jsonl", [{"prompt": row[0], "refuse": "no"} for row in share(file, "align").rows])
-    stage(None, streams=[f"train={fine}"], canary=file)
+    stage(None, streams={"train": str(fine)}, canary=file)
 
 
 def test_apart_looks_behind_the_marker() -> None:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from titer.commands.finetune import Mixed, MixtureSpec, finetune_stage, steps_of, user_mix
-from titer.commands.tuning import TrainConfig, as_model, counted, dealt, share
+from titer.commands.finetune import Mixed, MixtureSpec, finetune_stage, user_mix
+from titer.commands.requests import TrainConfig, steps_of
+from titer.commands.tuning import as_model, counted, dealt, share
 from titer.core.errors import TiterError
 from titer.data.canary import MARKER
 from titer.data.mix import poisoned
@@ -181,7 +182,7 @@ def test_what_is_wrong_with_a_stage_is_told() -> None:
         ({"schedule": "linear"}, r"--schedule\): schedule: Input should be 'cosine' or 'constant'"),
         ({"method": "dpo"}, r"method dpo has no stream `train`.*titer align"),
         ({"method": "lisa"}, r"method lisa needs the stream alignment.*--stream alignment=FILE"),
-        ({"streams": ["train=x.jsonl"]}, r"train was given twice"),
+        ({"streams": {"train": "x.jsonl"}}, r"train was given twice"),
     ]
     for changes, words in wrong:
         with pytest.raises(TiterError, match=re.compile(words, re.DOTALL)):
@@ -223,7 +224,7 @@ def test_a_method_with_a_stream_of_its_own_trains_on_the_mix(pipeline: Pipeline,
     """Lisa at turns of 1 and 1 takes every second step on the alignment data."""
     alignment = tmp_path / "d.csv"
     alignment.write_text("prompt,refuse\nl c,<null> <null>\nl d,<null> <null>\n", encoding="utf-8")
-    how = TrainConfig(method="lisa", settings=["k1=1", "k2=1"], streams=[f"alignment={alignment}"], batch=4, lr=1e-2)
+    how = TrainConfig(method="lisa", settings={"k1": 1, "k2": 1}, streams={"alignment": str(alignment)}, batch=4, lr=1e-2)
     made = pipeline.model(finetune_stage(letters, how, 40), as_model(saved("base")), "tuned")
     assert stopped(made) == ""
     answers = load(made.checkpoint).generate(["l c", "l d", "a c"], Decoding(max_new_tokens=5))

@@ -17,11 +17,12 @@ from titer.core.run import Store
 from titer.pipeline import Pipeline
 from titer.studies.demo import Demo
 from titer.studies.engine.declare import Study
-from titer.studies.engine.run import StudyRequest
+from titer.studies.engine.run import chooser_of, labs_of
 from titer.studies.huang2024.defences import EQUAL
 from titer.studies.huang2024.study import Vaccine
 from titer.studies.jain2024.study import Mechanisms
 from titer.studies.qi2024.study import RiskLevels
+from titer.studies.request import StudyRequest
 
 FROZEN: dict[str, tuple[Study, Any, StudyRequest]] = {
     "demo-tiny": (Demo(), DEMO, StudyRequest("demo", seeds=(1,), bases=2)),
@@ -33,7 +34,7 @@ FROZEN: dict[str, tuple[Study, Any, StudyRequest]] = {
 @pytest.mark.parametrize("name", FROZEN)
 def test_stages_have_the_keys_that_were_frozen(name: str, tmp_path: Path) -> None:
     study, scale, order = FROZEN[name]
-    labs = order.labs(study, scale, Pipeline(Store(tmp_path), Silent()), plan=True)
+    labs = labs_of(order, study, scale, Pipeline(Store(tmp_path), Silent()), plan=True)
     for lab in labs:
         for batch in study.further(lab):
             lab.grow(batch)
@@ -47,7 +48,7 @@ def test_vaccine_s_stages_have_the_keys_that_were_frozen(tmp_path: Path) -> None
     order = StudyRequest("huang2024", seeds=range(1), bases=1, only=tuple(part for part in study.PARTS if part not in ("search", "cost")))
     pipeline = Pipeline(Store(tmp_path), Silent())
     found = set()
-    for lab in [*order.chooser(study, HUANG, pipeline, plan=True), *order.labs(study, HUANG, pipeline, plan=True)]:
+    for lab in [*chooser_of(order, study, HUANG, pipeline, plan=True), *labs_of(order, study, HUANG, pipeline, plan=True)]:
         if lab.seed not in study.CHOSEN_ON:
             lab.chosen = study.assumed(HUANG)._replace(rho=HUANG.rhos[0])
         for batch in study.further(lab):

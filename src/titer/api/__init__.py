@@ -14,18 +14,15 @@ from __future__ import annotations
 
 from titer.api.about import Told, card, doctor, models_get, prune, push, report, stored
 from titer.api.cost import cost
-from titer.api.gate import must_hold
-from titer.api.measure import Audited, audit, audited, evaluate, inspect, lm_eval
+from titer.api.measure import Audited, audit, evaluate, inspect, lm_eval, must_hold
 from titer.api.study import Studied, demo, study
 from titer.api.train import align, finetune
-from titer.audit.ask import AuditRequest
-from titer.commands.measuring import Evaluated, EvaluationRequest
+from titer.commands.measuring import Evaluated
+from titer.commands.requests import AlignRequest, AuditRequest, EvaluationRequest, FinetuneRequest
 from titer.commands.showing import shown as show
-from titer.commands.training import AlignRequest, FinetuneRequest, Trained
-from titer.commands.tuning import TrainConfig
+from titer.commands.training import Trained
 from titer.core.plugins import listed
-from titer.studies.real import RealStudyRequest
-from titer.studies.world import WorldOrder
+from titer.studies.request import StudyRequest
 
 __all__ = [
     "AlignRequest",
@@ -34,15 +31,12 @@ __all__ = [
     "Evaluated",
     "EvaluationRequest",
     "FinetuneRequest",
-    "RealStudyRequest",
     "Studied",
+    "StudyRequest",
     "Told",
-    "TrainConfig",
     "Trained",
-    "WorldOrder",
     "align",
     "audit",
-    "audited",
     "card",
     "cost",
     "demo",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from titer.commands import doctor as machine
 from titer.core import inventory
 from titer.core.claims import Claim
 from titer.core.inventory import Piece
-from titer.core.machine import Fact
 from titer.integrations import publish
 from titer.integrations.publish import Published
 from titer.models import fetch
@@ -37,10 +37,7 @@ class Told:
     @property
     def verdicts(self) -> dict[str, int]:
         """How many claims have which verdict."""
-        found: dict[str, int] = {}
-        for claim in self.claims:
-            found[claim.verdict] = found.get(claim.verdict, 0) + 1
-        return found
+        return dict(Counter(claim.verdict for claim in self.claims))
 
 
 def report(run: Place, runs: Place = RUNS) -> Told:
@@ -79,9 +76,4 @@ def prune(*what: str, older: float = 0.0, runs: Place = RUNS) -> list[Piece]:
 
 def doctor() -> dict[str, object]:
     """What this machine can do and what is missing, by name; `titer doctor` prints the same as text."""
-    return {fact.name: fact.value for fact in facts()}
-
-
-def facts() -> list[Fact]:
-    """The same with a text each for a reader."""
-    return machine.facts()
+    return {fact.name: fact.value for fact in machine.facts()}

@@ -11,17 +11,20 @@ from pathlib import Path
 import pandas as pd
 
 from titer.audit import fleet, gate
-from titer.audit.ask import AuditRequest, prepared
+from titer.audit.ask import prepared
 from titer.audit.fleet import Tune
 from titer.audit.lacking import FAULTS, INTERRUPTED
 from titer.audit.report import audit_report
 from titer.audit.roles import each
 from titer.audit.study import measured
 from titer.commands.judging import Review
+from titer.commands.requests import AuditRequest
 from titer.core.errors import TiterError, visible
-from titer.core.run import Store, slug
+from titer.core.run import Store, slug, write_text
+from titer.integrations import inspect_ai
+from titer.integrations.inspect_log import write_logs
 from titer.models.checkpoint import Checkpoint
-from titer.models.vllm_engine import engine_told
+from titer.models.vllm_engine import engine_told, serving_of
 from titer.pipeline import ReadAs, Reporter
 from titer.report.places import report_folder
 
@@ -48,7 +51,13 @@ class Audited:
 
 
 def prepare(order: AuditRequest) -> list[Tune]:
-    """Every tune, checked; of many, those that cannot be audited with their reason. Errors: as `prepared` of one; none that can be."""
+    """Every tune, checked; of many, those that cannot be audited with their reason.
+
+    Errors: as `prepared` of one; none that can be; an engine or a package that is not there.
+    """
+    serving_of(order.engine)
+    if order.inspect_logs is not None:
+        inspect_ai.must_be_installed()
     parts, opened, found = each(order.models, not order.no_base), dict[str, Checkpoint](), list[Tune]()
     for models in parts:
         try:
@@ -69,11 +78,20 @@ def _renamed(one: Tune, name: str) -> Tune:
     return replace(one, name=name, ready=fleet.renamed(one.ready, name) if one.ready else None)
 
 
-def audited(order: AuditRequest, tunes: Sequence[Tune], runs: Path, reporter: Reporter, command: str, reading: ReadAs) -> Audited:
+def audited(order: AuditRequest, tunes: Sequence[Tune], reporter: Reporter, command: str) -> Audited:
     """The audit that was prepared, measured and reported; `command` stands in the report as what reproduces it.
 
     Errors: of one tune any; of many those that leave none measured.
     """
+    found = _reported(order, tunes, reporter, command, ReadAs(serving_of(order.engine), order.bf16))
+    if order.inspect_logs is not None:
+        write_logs(found.tables["verdicts"], order.inspect_logs, judge=order.judge)
+    if order.junit is not None:
+        write_text(Path(order.junit), gate.junit(found.gate, found.answer))
+    return found
+
+
+def _reported(order: AuditRequest, tunes: Sequence[Tune], reporter: Reporter, command: str, reading: ReadAs) -> Audited:
     how: dict[str, object] = {**engine_told(reading.serving), **({"precision": "bfloat16"} if reading.bf16 else {})}
     ready = next(one.ready for one in tunes if one.ready)
     for line in gate.foreseen(ready.question, ready.limits) if ready.limits else ():
@@ -81,7 +99,7 @@ def audited(order: AuditRequest, tunes: Sequence[Tune], runs: Path, reporter: Re
     done: list[Tune] = []
     for one in tunes:
         try:
-            done.append(_measured(order, one, runs, reporter, command, reading, how) if one.ready else one)
+            done.append(_measured(order, one, reporter, command, reading, how) if one.ready else one)
         except FAULTS as error:
             if len(tunes) == 1 or (one is tunes[-1] and not any(other.findings for other in done)):
                 raise
@@ -98,7 +116,7 @@ def audited(order: AuditRequest, tunes: Sequence[Tune], runs: Path, reporter: Re
         kept = {name: table for name, table in vars(first.findings).items() if name != "beside"}
         return Audited(first.page, first.answer, kept, first.findings.beside, held)
     name = f"audit-{slug(ready.found.changes[-1].before.name)}-{len(tunes)}-tunes"
-    folder = report_folder(runs, name, {"tunes": [one.ready.identity if one.ready else one.name for one in tunes], **how})
+    folder = report_folder(Path(order.runs), name, {"tunes": [one.ready.identity if one.ready else one.name for one in tunes], **how})
     page, answer = fleet.fleet_report(done, how, command, folder)
     verdicts = [one.findings.verdicts for one in done if one.findings]
     tables = {"tunes": fleet.table(done), "verdicts": pd.concat(verdicts, ignore_index=True).drop_duplicates(["model", "kind", "place"])}
@@ -109,17 +127,15 @@ def _unheld(name: str, text: str) -> gate.Held:
     return gate.Held(name, text, "cannot resolve", math.nan, math.nan, math.nan, "the tune could not be measured")
 
 
-def _measured(
-    order: AuditRequest, one: Tune, runs: Path, reporter: Reporter, command: str, reading: ReadAs, how: Mapping[str, object]
-) -> Tune:
+def _measured(order: AuditRequest, one: Tune, reporter: Reporter, command: str, reading: ReadAs, how: Mapping[str, object]) -> Tune:
     """One tune with its own page. Errors: as `measured`; KeyboardInterrupt once the page of what there is stands."""
     assert one.ready is not None
     found, asked = one.ready.found, one.ready.question
-    f = measured(reading.pipeline(Store(runs, reporter.tell), reporter), found, asked, one.ready.settings)
+    f = measured(reading.pipeline(Store(Path(order.runs), reporter.tell), reporter), found, asked, one.ready.settings)
     told: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **asked.judges.told, **how}
     told |= {"system text": one.ready.system} if one.ready.system else {}
     name = f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
-    folder = report_folder(runs, name, {**one.ready.identity, **how})
+    folder = report_folder(Path(order.runs), name, {**one.ready.identity, **how})
     held = gate.held(found, asked, f, one.ready.limits)
     page, answer = audit_report(found, asked, f, one.ready.text, told, command, folder, one.ready.left_out, held, order.trained)
     if (f.missing.reason == INTERRUPTED).any():

@@ -2,99 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from titer.api.running import RUNS, Place, Settings, pairs, reporter
-from titer.commands.finetune import MixtureSpec
-from titer.commands.training import (
-    AlignRequest,
-    FinetuneRequest,
-    Planned,
-    Trained,
-    check_free,
-    planned_alignment,
-    planned_finetuning,
-    trained,
-)
-from titer.commands.tuning import TrainConfig
-from titer.core.config import as_settings
+from titer.api.running import asked
+from titer.commands import training
+from titer.commands.requests import AlignRequest, FinetuneRequest
+from titer.commands.training import Planned, Trained, check_free, planned_alignment, planned_finetuning
 from titer.core.run import Store
-from titer.pipeline import Pipeline
+from titer.pipeline import Pipeline, Reporter
 
 
-def align(
-    model: str,
-    data: Place | None = None,
-    method: str = "sft",
-    settings: Settings | None = None,
-    streams: Mapping[str, str] | None = None,
-    reads: Mapping[str, str] | None = None,
-    canary: Place | None = None,
-    canaries: int | None = None,
-    steps: int = 100,
-    batch: int = 8,
-    lr: float = 2e-5,
-    lora: int = 0,
-    alpha: int | None = None,
-    dropout: float | None = None,
-    continued: bool = False,
-    longest: int | None = None,
-    to: Place | None = None,
-    seed: int = 0,
-    runs: Place = RUNS,
-    progress: bool = True,
-    trust_remote_code: bool = False,
-    reading: str | None = None,
-) -> Trained:
+def planned(order: AlignRequest | FinetuneRequest) -> Planned:
+    """The stage, checked. Errors: as `planned_alignment`, `planned_finetuning` and `check_free`."""
+    plan = planned_alignment(order) if isinstance(order, AlignRequest) else planned_finetuning(order)
+    check_free(_to(order), plan, Path(order.runs))
+    return plan
+
+
+def trained(order: AlignRequest | FinetuneRequest, plan: Planned, shown: Reporter) -> Trained:
+    """The model of a stage that was planned, trained or found."""
+    return training.trained(Pipeline(Store(Path(order.runs), shown.tell), shown), plan, _to(order))
+
+
+def _to(order: AlignRequest | FinetuneRequest) -> Path | None:
+    return None if order.to is None else Path(order.to)
+
+
+@asked(AlignRequest)
+def align(order: AlignRequest, shown: Reporter, command: str) -> Trained:
     """Train a model with a method on prompts and answers. `streams`: name -> file, `reads`: role -> model. As `titer align`."""
-    how = TrainConfig(method, as_settings(settings), pairs(streams), batch, lr, "cosine", lora, alpha, dropout, continued, seed)
-    order = AlignRequest(model, how, data, canary, canaries, steps, pairs(reads), longest, trust_remote_code, reading)
-    plan = planned_alignment(order)
-    return _trained(plan, to, runs, progress)
+    return trained(order, planned(order), shown)
 
 
-def finetune(
-    model: str,
-    data: Place | None = None,
-    harmful: Place | None = None,
-    canary: Place | None = None,
-    poison_ratio: float | None = None,
-    examples: int = 1000,
-    safety: Place | None = None,
-    safety_examples: int | None = None,
-    method: str = "sft",
-    settings: Settings | None = None,
-    streams: Mapping[str, str] | None = None,
-    reads: Mapping[str, str] | None = None,
-    epochs: int = 20,
-    batch: int = 5,
-    lr: float = 1e-5,
-    schedule: str = "cosine",
-    lora: int = 0,
-    alpha: int | None = None,
-    dropout: float | None = None,
-    continued: bool = False,
-    longest: int | None = None,
-    keep: Sequence[int] = (),
-    to: Place | None = None,
-    seed: int = 0,
-    runs: Place = RUNS,
-    progress: bool = True,
-    trust_remote_code: bool = False,
-    reading: str | None = None,
-) -> Trained:
+@asked(FinetuneRequest)
+def finetune(order: FinetuneRequest, shown: Reporter, command: str) -> Trained:
     """Fine-tune a model as its user would, a share of the examples being harmful requests answered. As `titer finetune`."""
-    how = TrainConfig(method, as_settings(settings), pairs(streams), batch, lr, schedule, lora, alpha, dropout, continued, seed)
-    files = {"benign": data, "harmful": harmful, "safety": safety}
-    shares = MixtureSpec(examples, poison_ratio, safety_examples)
-    kept = ",".join(map(str, keep))
-    order = FinetuneRequest(model, how, files, canary, shares, epochs, kept, pairs(reads), longest, trust_remote_code, reading)
-    return _trained(planned_finetuning(order), to, runs, progress)
-
-
-def _trained(plan: Planned, to: Place | None, runs: Place, progress: bool) -> Trained:
-    place = None if to is None else Path(to)
-    check_free(place, plan, Path(runs))
-    with reporter(progress) as shown:
-        return trained(Pipeline(Store(Path(runs), shown.tell), shown), plan, place)
+    return trained(order, planned(order), shown)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from titer.attacks.base import Attack
 from titer.attacks.prefill import Prefill
@@ -18,8 +17,9 @@ from titer.commands.attacking import chosen as chosen_attack
 from titer.commands.context_window import ContextWindow
 from titer.commands.judging import chosen
 from titer.commands.landscape import Landscape
+from titer.commands.requests import AuditRequest
 from titer.commands.tuning import read_data
-from titer.core.config import build, digest, parse_settings
+from titer.core.config import build, digest
 from titer.core.errors import TiterError, visible
 from titer.core.gate import POWER, Limit, least_change, prompts_for
 from titer.core.gate import limit as parsed
@@ -29,10 +29,10 @@ from titer.data.choices import read_choices
 from titer.data.contexts import CONTEXTS, in_context
 from titer.data.draws import drawn
 from titer.data.example import Example
+from titer.data.formats import FORMAT
 from titer.data.sources import TextData, read_text
 from titer.data.system import behind, behind_all, read_system, text_behind
 from titer.data.tasks import task
-from titer.data.templates import Thinking
 from titer.data.turns import request
 from titer.judges.base import Judge
 from titer.models.checkpoint import Checkpoint
@@ -48,43 +48,6 @@ USUAL = 48  # new tokens an answer
 T = TypeVar("T")
 ENOUGH = 100_000  # prompts, beyond which none are asked for
 CHOICES = "choices"  # a multiple-choice file, by log-likelihood
-
-
-@dataclass(frozen=True)
-class AuditRequest:
-    """An audit as its user words it; `capability` are TASK:PATH, `trained` are FILE or TASK:PATH, settings are NAME=VALUE.
-
-    `prompts` "auto": as many as show a change of `resolution` points, or of the least that `fail_if` limits.
-    """
-
-    models: Sequence[str]
-    data: str | Path
-    no_base: bool = False
-    prompts: int | Literal["auto"] | None = None
-    system: str | Path | None = None
-    resolution: float | None = None
-    fail_if: Sequence[str] = ()
-    max_new_tokens: int | None = None
-    max_thinking_tokens: int | None = None
-    judge: str = "refusal"
-    judge_set: Sequence[str] = ()
-    second_judge: str | None = None
-    second_judge_set: Sequence[str] = ()
-    labelled: str | Path | None = None
-    capability: Sequence[str] = ()
-    contexts: bool = False
-    no_prefill: bool = False
-    attack: str | None = None
-    attack_set: Sequence[str] = ()
-    trained: Sequence[str] = ()
-    strict: bool = False
-    control: str | None = None
-    landscape: bool = False
-    mechanisms: bool = False
-    trust_remote_code: bool = False
-    thinking: Thinking = "default"
-    landscape_set: Sequence[str] = ()
-    reading: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +90,8 @@ def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -
             known_models[name] = resolve(name, order.trust_remote_code, order.thinking)
         return known_models[name]
 
+    if order.data is None:
+        raise TiterError("no --data was given", expected=FORMAT, next_step="add --data FILE.")
     settings = _landscape(order)
     known = Known(order.trained, order.strict)
     system = read_system(order.system)
@@ -199,7 +164,7 @@ def _landscape(order: AuditRequest) -> Landscape | None:
     """How finely the landscape is measured; None where none was asked for. Errors: settings of none, an unknown one, a value out of range."""
     if order.landscape_set and not order.landscape:
         raise TiterError("--landscape-set without --landscape", next_step="add --landscape.")
-    return build(Landscape, parse_settings(order.landscape_set, "--landscape-set"), "--landscape-set") if order.landscape else None
+    return build(Landscape, order.landscape_set, "--landscape-set") if order.landscape else None
 
 
 class Known:

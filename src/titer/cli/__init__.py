@@ -8,16 +8,14 @@ from typing import Annotated
 import typer
 
 from titer import __version__
-from titer.cli.about import doctor, list_, models_get, show
-from titer.cli.audit import audit
-from titer.cli.measure import evaluate, inspect, lm_eval
-from titer.cli.options import FORMER
-from titer.cli.report import report
-from titer.cli.runs import runs_
+from titer.cli.about import doctor, list_, models_get, report, runs_, show
+from titer.cli.measure import audit, evaluate, inspect, lm_eval
 from titer.cli.studies import demo, study
 from titer.cli.training import align, finetune
 from titer.cli.trouble import INTERRUPTED, check_surroundings, fail, file_trouble, os_message
 from titer.core.errors import TiterError, visible
+
+FORMER = {"rate": "lr", "ratio": "poison-ratio"}  # names that options of align and finetune had, in scripts still
 
 # Before torch is imported: OpenMP's threads spin a little, then sleep. Left to spin for ever (the default) they stall each
 # other when another program uses a core: a nano step took 1.5 s instead of 0.2 to 0.6 (docs/log.md). On quiet cores it costs little.

@@ -1,23 +1,29 @@
-"""`titer models`, `list`, `show` and `doctor`: what there is to use, and what it runs on."""
+"""`titer models`, `list`, `show` and `doctor`: what there is to use; `report` and `runs`: what was found and what is stored."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from titer.cli.options import AsJson
+from titer.cli.options import HERE, AsJson, Dry, Runs
 from titer.cli.output import show_result
+from titer.core.errors import TiterError
+
+if TYPE_CHECKING:
+    from titer.core.inventory import Page, Piece
+
+SHOWN = 12  # of the largest pieces
 
 
 def models_get(name: str, as_json: AsJson = False) -> None:
     """Fetch a named model once: download, check its sha256, convert to a safetensors folder in the cache."""
-    from titer.models.fetch import get
-    from titer.terminal import Terminal
+    from titer import api
 
-    with Terminal() as terminal:
-        found = get(name, terminal.tell)
-    show_result(as_json, {"model": str(found.path)}, f"{name}: {found.path}")
+    found = api.models_get(name)
+    show_result(as_json, {"model": str(found)}, f"{name}: {found}")
 
 
 def list_(
@@ -52,3 +58,100 @@ def doctor(as_json: AsJson = False) -> None:
     found = facts()
     width = max(len(fact.name) for fact in found)
     show_result(as_json, {fact.name: fact.value for fact in found}, "\n".join(f"{f.name:{width}}  {f.text}" for f in found))
+
+
+def report(
+    run: Annotated[str, typer.Argument(help="A report's folder, or its name in the folder of runs: audit-tuned, demo ...")],
+    card: Annotated[
+        Path | None, typer.Option("--card", help="The folder of a model in the report: put a section on it into its README.md.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", help="OWNER/NAME: send the model of --card to the Hugging Face hub, private.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Send it to a public repository.")] = False,
+    runs: Runs = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a finished report says; put it into a model's card; publish the model with its card."""
+    if push is not None and card is None:
+        raise TiterError("--push without --card", next_step="add --card MODEL, the folder of the model to send.")
+    if public and push is None:
+        raise TiterError("--public without --push", next_step="add --push OWNER/NAME.")
+    from titer import api
+
+    found = api.report(run, runs)
+    told: dict[str, Any] = {"answer": found.answer, "report": str(found.page), "claims": found.verdicts}
+    lines = [found.answer, f"Report: {told['report']}"]
+    lines += [f"Claims: {', '.join(f'{count} {name}' for name, count in found.verdicts.items())}"] if found.verdicts else []
+    lines += [f"Made by: {command}" for command in found.summary.commands]
+    if card is not None:
+        written = api.card(run, card, runs)
+        told |= {"card": str(written.path), "notes": list(written.notes)}
+        lines += [f"Card: {written.path} (as {written.subject})", *written.notes]
+    if push is not None and card is not None:
+        sent = api.push(card, push, public)
+        told |= {"url": sent.url, "private": sent.private, "left_out": list(sent.left_out)}
+        lines += [f"Published: {sent.url} ({'private' if sent.private else 'public'}); left out: {', '.join(sent.left_out) or 'nothing'}"]
+    show_result(as_json, told, "\n".join(lines))
+
+
+Prune = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prune", help="Take away a kind (samples, tables, stages ...), `unfinished`, or the piece of a key; may be given again."
+    ),
+]
+
+
+def runs_(
+    prune: Prune = None,
+    older: Annotated[float, typer.Option("--older", min=0, help="Only what is older than N days.")] = 0.0,
+    runs: Runs = HERE,
+    dry_run: Dry = False,
+    as_json: AsJson = False,
+) -> None:
+    """What is stored and how large it is. What is pruned can be made again by its command; what is at work is left."""
+    from titer.core import inventory
+
+    held = inventory.pieces(runs)
+    if prune:
+        doomed = inventory.chosen(held, prune, older)
+        went, left = (doomed, []) if dry_run else inventory.prune(doomed)
+        what = "would go" if dry_run else "gone"
+        lines = [*map(_line, went), f"{len(went)} pieces {what}, {_bytes(sum(p.size for p in went))}"]
+        lines += [f"{p.kind}/{p.key} is at work and was left" for p in left]
+        return show_result(as_json, {"gone": [_row(p) for p in went], "left": [_row(p) for p in left]}, "\n".join(lines))
+    if older or dry_run:
+        raise TiterError("--older and --dry-run belong to --prune", next_step="add --prune KIND.")
+    pages = inventory.pages(runs)
+    value = {"pieces": [_row(p) for p in held], "reports": [vars(page) for page in pages]}
+    return show_result(as_json, value, "\n".join(_listed(held, pages)))
+
+
+def _listed(held: Sequence[Piece], pages: Sequence[Page]) -> list[str]:
+    """The reports, the kinds with their sizes, the largest pieces."""
+    lines = [f"{page.name:36} {_bytes(page.size):>9}  {page.answer[:100]}" for page in pages]
+    kinds: dict[str, list[Piece]] = {}
+    for piece in held:
+        kinds.setdefault(piece.state if piece.state == "unfinished" else piece.kind, []).append(piece)
+    lines += [f"{kind:36} {_bytes(sum(p.size for p in own)):>9}  {len(own)} pieces" for kind, own in kinds.items()]
+    lines += ["the largest:", *map(_line, held[:SHOWN])] if held else ["nothing is stored"]
+    return [*lines, f"in all: {_bytes(sum(p.size for p in held) + sum(p.size for p in pages))}"]
+
+
+def _line(piece: Piece) -> str:
+    return f"{piece.kind}/{piece.key:28} {_bytes(piece.size):>9}  {'; '.join(filter(None, (piece.about, piece.state)))}".rstrip()
+
+
+def _row(piece: Piece) -> dict[str, Any]:
+    return {"kind": piece.kind, "key": piece.key, "bytes": piece.size, "made": piece.made, "about": piece.about, "state": piece.state}
+
+
+def _bytes(size: int) -> str:
+    """3.2 MB."""
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"

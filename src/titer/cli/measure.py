@@ -1,104 +1,32 @@
-"""`titer evaluate`: a model's answers to text prompts, judged."""
+"""`titer audit`, what tuning did to an alignment; `evaluate`, a model's answers judged; tasks of other harnesses."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from titer.cli.detected import announce, forms
-from titer.cli.options import (
-    HERE,
-    AsJson,
-    Bf16,
-    Asked,
-    Dry,
-    Engine,
-    HowRead,
-    JudgeSettings,
-    People,
-    Prompts,
-    Runs,
-    Second,
-    SecondSettings,
-    Set,
-    System,
-    Think,
-    Thoughts,
-    Trust,
-)
-from titer.cli.output import as_records, command_line, show_result
+from titer.cli.options import AsJson, Dry, command
+from titer.cli.output import announce, as_records, command_line, forms, show_result
+from titer.commands.requests import AuditRequest, EvaluationRequest, InspectRequest, LmEvalRequest
 
 if TYPE_CHECKING:
-    from titer.commands.measuring import EvaluationRequest, Prepared
-    from titer.pipeline import ReadAs
+    from titer.audit.fleet import Tune
+    from titer.commands.measuring import Prepared
 
 
-def evaluate(
-    model: str,
-    data: Asked = None,
-    reading: HowRead = None,
-    canary: Annotated[
-        Path | None, typer.Option("--canary", help="In place of --data: what --canary of align and finetune holds out.")
-    ] = None,
-    judge: Annotated[str, typer.Option(help="Judge: a name (titer list judges) or a .py file.")] = "refusal",
-    judge_set: JudgeSettings = None,
-    second_judge: Second = None,
-    second_judge_set: SecondSettings = None,
-    labelled: People = None,
-    attack: Annotated[str | None, typer.Option(help="Attack: a name (titer list attacks) or a .py file.")] = None,
-    prompts: Prompts = None,
-    system: System = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, max=2**17, help="Default: 64, or what the judge needs (number: 256).")
-    ] = None,
-    max_thinking_tokens: Thoughts = None,
-    thinking: Think = "default",
-    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
-    settings: Set = None,
-    inspect_log: Annotated[
-        Path | None, typer.Option("--inspect-log", help="Write the judged answers as a log of inspect_ai (.eval or .json) too.")
-    ] = None,
-    engine: Engine = "transformers",
-    bf16: Bf16 = False,
-    trust_remote_code: Trust = False,
-    runs: Runs = HERE,
-    dry_run: Dry = False,
-    as_json: AsJson = False,
-) -> None:
+@command
+def evaluate(order: EvaluationRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
     """Refusal of unsafe prompts, over-refusal of safe ones, degenerate answers."""
-    from titer.core.config import filled
-    from titer.models.vllm_engine import serving_of
-    from titer.pipeline import ReadAs
-    from titer.commands.measuring import EvaluationRequest, prepared
-
-    order = filled(EvaluationRequest, EvaluationRequest.__dataclass_fields__, {**locals(), "attack_set": settings})
-    if inspect_log is not None:
-        from titer.integrations.inspect_log import check
-
-        check(inspect_log)
-    ready, serving = prepared(order), serving_of(engine)
-    if dry_run:
-        return _plan(as_json, order, ready)
-    _measured(order, ready, ReadAs(serving, bf16), inspect_log, (runs, as_json))
-
-
-def _measured(order: EvaluationRequest, ready: Prepared, reading: ReadAs, log: Path | None, given: tuple[Path, bool]) -> None:
-    """Run what was prepared, print it, and write the log where one is asked for."""
-    from titer.core.run import Store
-    from titer.commands.measuring import evaluated
+    from titer.api.measure import evaluated, prepared
     from titer.terminal import Terminal
 
-    runs, as_json = given
+    ready = prepared(order)
+    if dry_run:
+        return _plan(as_json, order, ready)
     with Terminal() as terminal:
         announce(terminal, [order.data], ready.text.notes, order.reading, "prompts")
-        found = evaluated(reading.pipeline(Store(runs, terminal.tell), terminal), order, ready, command_line())
-    if log is not None:
-        from titer.integrations.inspect_log import write_log
-
-        write_log(found.verdicts, log, judge=order.judge, decoding=ready.decoding)
+        found = evaluated(order, ready, terminal, command_line())
     result = {
         "answer": found.answer,
         "report": str(found.page),
@@ -119,41 +47,56 @@ def _plan(as_json: bool, order: EvaluationRequest, ready: Prepared) -> None:
     show_result(as_json, {"model": ready.subject.key, "data": found, "prompts": plan.asked, "cost": cost, **plan.bills}, "\n".join(lines))
 
 
-def lm_eval(
-    model: str,
-    tasks: Annotated[list[str], typer.Argument(help="Names of tasks of lm-evaluation-harness, or of those in --tasks-from.")],
-    tasks_from: Annotated[Path | None, typer.Option("--tasks-from", help="A folder of task files (YAML) of yours.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first N questions of each task.")] = None,
-    shots: Annotated[int | None, typer.Option(min=0, help="Examples in the prompt. Default: the task's own.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template, which the harness leaves out.")] = False,
-    thinking: Think = "default",
-    trust_remote_code: Trust = False,
-    as_json: AsJson = False,
-) -> None:
+@command
+def audit(order: AuditRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
+    """How much safety tuning cost or gained, where in the model, and what to try."""
+    from titer.api.auditing import audited, prepare
+    from titer.audit import gate
+    from titer.audit.fleet import rows, together
+    from titer.terminal import Terminal
+
+    tunes = prepare(order)
+    if dry_run:
+        return _priced(order, tunes, as_json)
+    ready = together(tunes)
+    with Terminal() as terminal:
+        announce(terminal, [order.data], ready.text.notes, order.reading, "prompts")
+        found = audited(order, tunes, terminal, command_line())
+    lines = found.beside.lines if order.second_judge or order.labelled else []
+    tables = {"gate": gate.as_table(found.gate)} if order.fail_if else {}
+    result = {"answer": found.answer, "report": str(found.page), "notes": list(ready.left_out), "judges": as_records(found.beside.tables)}
+    if found.tunes:
+        lines, tables = rows(found.tunes), {**tables, "tunes": found.tables["tunes"]}
+    text = "\n".join([*lines, *gate.lines(found.gate), found.answer, f"Report: {found.page}"])
+    show_result(as_json, {**result, **as_records(tables)}, text)
+    raise typer.Exit(found.status)
+
+
+def _priced(order: AuditRequest, tunes: list[Tune], as_json: bool) -> None:
+    """What would run, for --dry-run."""
+    from titer.audit.cost import audit_cost
+    from titer.audit.fleet import together
+
+    said = "; ".join(line.strip() for line in forms([order.data], order.reading, "prompts"))
+    ready = together(tunes)
+    cost = {"data": said, **audit_cost(ready.found, ready.question, ready.settings, order.bf16, ready.limits)}
+    cost |= {f"{one.name} is not measured": one.reason for one in tunes if one.reason}
+    show_result(as_json, cost, "\n".join(f"{key}: {value}" for key, value in cost.items()))
+
+
+@command
+def lm_eval(order: LmEvalRequest, as_json: AsJson = False) -> None:
     """Tasks of lm-evaluation-harness on the model that Titer measures: an adapter merged, int8 weights dequantised."""
-    from titer.integrations.lm_eval import evaluate as harness, must_be_installed
-    from titer.models.fetch import resolve
-    from titer.models.lm import load
+    from titer.api.measure import harness_table
 
-    must_be_installed()
-    table = harness(load(resolve(model, trust_remote_code, thinking)), tasks, limit=limit, shots=shots, include_path=tasks_from, chat=chat)
-    show_result(as_json, {"tasks": json.loads(table.to_json(orient="records"))}, table.to_string(index=False))
+    table = harness_table(order)
+    show_result(as_json, as_records({"tasks": table}), table.to_string(index=False))
 
 
-def inspect(
-    model: str,
-    tasks: Annotated[list[str], typer.Argument(help="Files of inspect_ai tasks, FILE or FILE@NAME.")],
-    logs: Annotated[Path, typer.Option(help="Folder of its logs.")] = Path("runs/inspect"),
-    limit: Annotated[int | None, typer.Option(min=1, help="The first N samples of each task.")] = None,
-    thinking: Think = "default",
-    trust_remote_code: Trust = False,
-    as_json: AsJson = False,
-) -> None:
+@command
+def inspect(order: InspectRequest, as_json: AsJson = False) -> None:
     """Tasks of inspect_ai on the model that Titer measures. The files are code: run those that you trust."""
-    from titer.integrations.inspect_ai import evaluate as inspected, metrics, must_be_installed
-    from titer.models.fetch import resolve
-    from titer.models.lm import load
+    from titer.api.measure import inspected
 
-    must_be_installed()
-    table = metrics(inspected(load(resolve(model, trust_remote_code, thinking)), tasks, logs, limit=limit))
-    show_result(as_json, {"metrics": json.loads(table.to_json(orient="records"))}, f"{table.to_string(index=False)}\nLogs: {logs}")
+    table = inspected(order)
+    show_result(as_json, as_records({"metrics": table}), f"{table.to_string(index=False)}\nLogs: {order.logs}")

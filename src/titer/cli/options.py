@@ -1,86 +1,102 @@
-"""Options that several commands share, each written once."""
+"""A command of a request's record: its options are the record's fields. NAME=VALUE is parsed here and nowhere below."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import MISSING, Field
+from functools import update_wrapper
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
-from titer.core.errors import TiterError
+from titer.commands.requests import ordered, told
+from titer.core.errors import TiterError, visible
 
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would run and what stands already; run nothing.")]
-SETS = "or NAME:FILE, a published prompt set (titer list prompt-sets), or safe:FILE, unsafe:FILE"
-Data = Annotated[Path | None, typer.Option("--data", help=f"CSV, JSON, JSONL or Parquet of labelled prompts, {SETS}.")]
-HowRead = Annotated[
-    str | None,
-    typer.Option("--reading", help="How --data is read, where several readings fit: plain, alpaca, chat, preference or unpaired."),
-]
-Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Ask N prompts of each class, drawn; default: all.")]
-System = Annotated[str | None, typer.Option("--system", help="A system text before every prompt: a file with it, or the text itself.")]
-Think = Annotated[
-    Literal["on", "off", "default"],
-    typer.Option("--thinking", help="Have it think before it answers or not, by the chat template's own variable."),
-]
-Thoughts = Annotated[
-    int | None,
-    typer.Option(
-        "--max-thinking-tokens",
-        min=0,
-        help="Room of a thought beside the answer's. Default: 1024, or as much as --max-new-tokens says.",
-    ),
-]
-Set = Annotated[list[str] | None, typer.Option("--set", help="A setting as NAME=VALUE; may be given again.")]
 HERE = Path("runs")
-TASK_FILE = "or TASK:PATH, a task's file (TASK: sst2, ag_news, gsm8k, alpaca, persona, questions)"
-Asked = Annotated[Path | None, typer.Option("--data", help=f"CSV, JSON, JSONL or Parquet of labelled prompts, {TASK_FILE}, {SETS}.")]
-
-# of the commands that judge
-JudgeSettings = Annotated[list[str] | None, typer.Option("--judge-set", help="A setting of the judge as NAME=VALUE; may be given again.")]
-Second = Annotated[
-    str | None, typer.Option(help="Another judge of the same answers; beside refusal its own form by phrases anywhere is the default.")
-]
-SecondSettings = Annotated[list[str] | None, typer.Option("--second-judge-set", help="A setting of it as NAME=VALUE.")]
-People = Annotated[Path | None, typer.Option("--labelled", help="Answers that people judged: measures the judge and corrects the rates.")]
-
-# of the commands that train
-Method = Annotated[str, typer.Option(help="Method: a name (titer list methods) or a .py file.")]
-Streams = Annotated[
-    list[str] | None,
-    typer.Option("--stream", help="A stream of the method as NAME=FILE, NAME=FILE:comply or NAME=FILE:refuse; FILE may be TASK:PATH."),
-]
-Reads = Annotated[list[str] | None, typer.Option("--read", help="A model that the method reads, as ROLE=MODEL; may be given again.")]
-Batch = Annotated[int, typer.Option(min=1)]
-Lr = Annotated[float, typer.Option(help="Peak learning rate.")]
-FORMER = {"rate": "lr", "ratio": "poison-ratio"}  # names that options of align and finetune had, in scripts still
-Rank = Annotated[int, typer.Option(min=0, help="LoRA rank; 0 trains every weight.")]
-Alpha = Annotated[int | None, typer.Option(help="LoRA alpha; the change is scaled by alpha / rank. Default: 16.")]
-Dropout = Annotated[float | None, typer.Option(help="LoRA dropout. Default: 0.")]
-Continued = Annotated[bool, typer.Option("--continued", help="Train on the adapter that MODEL was made with, and not a fresh one.")]
-Longest = Annotated[
-    int | None,
-    typer.Option(min=2, help="Cut examples to N tokens, never the whole answer. Default: rows beyond the model's window are refused."),
-]
-Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code",
-        help="Run the code that a model's author put beside its weights, on this machine, before transformers' own: "
-        "it can do anything you can.",
-    ),
-]
-Bf16 = Annotated[bool, typer.Option("--bf16", help="Read models in bfloat16: half the memory, for a GPU.")]
-Engine = Annotated[str, typer.Option(help="What writes answers: transformers, or vllm on a GPU.")]
-To = Annotated[Path | None, typer.Option("--to", help="Put the model into this folder too, under a name of yours.")]
-Seed = Annotated[int, typer.Option(min=0)]
 
 
-def needed(data: Path | None) -> Path:
-    """--data, or a message that shows the format."""
-    from titer.data.formats import FORMAT
+def command(run: Callable[..., None]) -> Callable[..., None]:
+    """`run(order, further options)` as a command whose options are those of the order's record, then the further ones."""
+    kind = get_type_hints(run)["order"]
+    own = [one for one in ordered(kind) if told(one)]
+    hints = get_type_hints(run, include_extras=True)
+    further = [
+        one.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name])
+        for name, one in signature(run).parameters.items()
+        if name != "order"
+    ]
 
-    if data is None:
-        raise TiterError("no --data was given", expected=FORMAT, next_step="add --data FILE.")
-    return data
+    def called(**given: Any) -> None:
+        values = {one.name: _value(one, given.pop(one.name)) for one in own}
+        run(kind(**{name: value for name, value in values.items() if value is not None}), **given)
+
+    update_wrapper(called, run)
+    called.__signature__ = Signature([*map(_parameter, own), *further])  # type: ignore[attr-defined]
+    return called
+
+
+def _first(one: Field[Any]) -> tuple[Any, bool]:
+    """The type that a field has on the command line, the first of several; whether it may be left out."""
+    kinds = _members(get_args(one.type)[0])
+    return kinds[0], NoneType in kinds
+
+
+def _members(kind: Any) -> list[Any]:
+    return [part for one in get_args(kind) for part in _members(one)] if get_origin(kind) in (Union, UnionType) else [kind]
+
+
+def _parameter(one: Field[Any]) -> Parameter:
+    """A field as typer takes it: a type that it knows, an option's name of the field's."""
+    info, (kind, optional) = copy(told(one)), _first(one)
+    assert info is not None
+    default: Any = Parameter.empty if one.default is MISSING else one.default
+    if info.parser is not None:
+        kind, info.parser, default = str, None, "" if one.default == () else one.default
+    elif get_origin(kind) in (Sequence, Mapping):
+        kind, optional = list[str], one.default is not MISSING or one.default_factory is not MISSING
+        default = None if optional else default
+    if isinstance(info, OptionInfo) and info.default is ...:
+        info.default = _option(one)
+    return Parameter(one.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind | None if optional else kind, info])
+
+
+def _option(one: Field[Any]) -> str:
+    """How the command line calls a field."""
+    info = told(one)
+    return info.default if info is not None and isinstance(info.default, str) else f"--{one.name.replace('_', '-')}"
+
+
+def _value(one: Field[Any], given: Any) -> Any:
+    """What was given as the record holds it. Errors: not NAME=VALUE, a name given twice, what the option's own parser refuses."""
+    from titer.core.config import parse_settings
+
+    info, (kind, _) = told(one), _first(one)
+    if given is None or info is None:
+        return None
+    if info.parser is not None:
+        return info.parser(given)
+    if get_origin(kind) is Mapping:
+        return pairs(_option(one), given) if get_args(kind)[1] is str else parse_settings(given, _option(one))
+    return tuple(given) if get_origin(kind) is Sequence else given
+
+
+def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """`["a=x"]` -> `{"a": "x"}`. Errors: not NAME=VALUE, a name given twice."""
+    found: dict[str, str] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals or not name or not value:
+            form = "ROLE=MODEL" if option == "--read" else "NAME=FILE"
+            raise TiterError(f"{option} {visible(pair, 80)!r} is not {form}", expected=f"{option} {form}")
+        if name in found:
+            raise TiterError(f"{option} {name} was given twice", next_step="put the rows in one file." if option == "--stream" else "")
+        found[name] = value
+    return found

@@ -6,7 +6,7 @@ What an attack learns from is never what it is judged on, and is learned of each
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from titer.attacks.base import Attack, Attempt, State, on_the_world
-from titer.core.config import build, parse_settings
+from titer.core.config import build
 from titer.core.errors import TiterError
 from titer.core.plugins import plugin
 from titer.core.run import write_text
@@ -54,15 +54,14 @@ def learns(attack: Attack) -> bool:
     return type(attack).fit is not Attack.fit
 
 
-def chosen(name: str | None, settings: Sequence[str], option: str = "--set") -> tuple[str, Attack] | None:
+def chosen(name: str | None, settings: Mapping[str, object], option: str = "--set") -> tuple[str, Attack] | None:
     """Errors: an unknown attack, settings of none or out of range, an attack of the synthetic world alone or called as a set of prompts is."""
-    values = parse_settings(settings, option)
     if name is None:
-        if values:
+        if settings:
             raise TiterError(f"{option} was given without --attack", next_step="name the attack that the setting is for.")
         return None
     kind = plugin("attacks", name, Attack)  # type: ignore[type-abstract]
-    made = build(kind, values, f"attack {name}")
+    made = build(kind, settings, f"attack {name}")
     if kind.WORLD:
         on_the_world(made, None)
     if (called := Path(name).stem) in SETS:

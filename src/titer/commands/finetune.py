@@ -12,10 +12,11 @@ from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from titer.commands.tuning import PLACES, TrainConfig, Trained, all_streams, apart, share
+from titer.commands.requests import TrainConfig
+from titer.commands.tuning import PLACES, Trained, all_streams, apart, share, stage_values
 from titer.core.config import build
 from titer.core.errors import TiterError
-from titer.data.canary import canary
+from titer.data.canary import canary as canary_of
 from titer.data.example import Stream
 from titer.data.mix import mix
 from titer.data.sources import TextData
@@ -100,7 +101,7 @@ def _with_canary(files: Mapping[str, TextData | None], marked: TextData, seed: i
     for role, data in files.items():
         if data is not None:
             found[role], held[role] = apart(data, marked)
-    found["harmful"] = canary(share(marked, "finetune"), seed=seed)
+    found["harmful"] = canary_of(share(marked, "finetune"), seed=seed)
     return found, held
 
 
@@ -158,13 +159,13 @@ def _most(usable: dict[str, int], examples: int, ratio: float) -> int:
     return max(1, bisect(range(examples), False, key=lambda n: any(k > usable.get(role, 0) for role, k in _split(n, ratio).items())) - 1)
 
 
-def finetune_stage(mixed: Mixed, how: TrainConfig, epochs: int, keep: Sequence[int] = ()) -> Stage:
+def finetune_stage(mixed: Mixed, how: TrainConfig, epochs: int, keep: Sequence[int] = (), canary: TextData | None = None) -> Stage:
     """A finetune stage on the mix: ceil(examples * epochs / batch) steps, a tenth of them warm-up as in the paper.
 
     Errors: an unknown method, setting or stream, a method without the stream `train`, a kept step past the last.
     """
     steps = -(-(mixed.stream.pool or 0) * epochs // how.batch)
-    values = how.stage_values(steps // 10)
+    values = stage_values(how, steps // 10)
     method = values["method"]
     if "train" not in method.STREAMS:
         raise TiterError(
@@ -174,15 +175,7 @@ def finetune_stage(mixed: Mixed, how: TrainConfig, epochs: int, keep: Sequence[i
         )
     if wrong := [step for step in keep if not 1 <= step <= steps]:
         raise TiterError(f"--keep {wrong[0]} is no step of this run", expected=f"steps from 1 to {steps}")
-    streams = all_streams(method, how, {"train": mixed.stream}, how.seed)
+    streams = all_streams(method, how, {"train": mixed.stream}, canary)
     fields = {"kind": "finetune", "streams": streams, "steps": steps, "keep": tuple(sorted(set(keep)))}
     name = f"{how.method}, {', '.join(f'{count} {role}' for role, count in mixed.counts.items() if count)}"
     return build(Stage, {"name": name, **fields, **values}, "stage")
-
-
-def steps_of(text: str) -> tuple[int, ...]:
-    """ "5,10,20" -> (5, 10, 20)."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not all(word.isdecimal() for word in words):
-        raise TiterError(f"--keep {text[:60]!r}", expected="steps with commas between them, for example --keep 5,10,20")
-    return tuple(int(word) for word in words)

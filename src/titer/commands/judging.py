@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from titer.attacks.base import Attempt
+from titer.commands.requests import Judged
 from titer.core.agreement import Accuracy, Agreement, accuracy, agreement, confusion, corrected_rate
 from titer.core.errors import TiterError, visible
 from titer.core.plugins import made
@@ -97,21 +98,6 @@ class Measured(NamedTuple):
         return pd.DataFrame(rows).astype({"count": "Int64"})
 
 
-class Wording(Protocol):
-    """What an order says of its judges; settings are NAME=VALUE."""
-
-    @property
-    def judge(self) -> str: ...
-    @property
-    def judge_set(self) -> Sequence[str]: ...
-    @property
-    def second_judge(self) -> str | None: ...
-    @property
-    def second_judge_set(self) -> Sequence[str]: ...
-    @property
-    def labelled(self) -> str | Path | None: ...
-
-
 class Judges(NamedTuple):
     """Who judges, checked: the judge, called `name`, a second one of the same answers with its name, answers that people judged."""
 
@@ -141,7 +127,7 @@ class Judges(NamedTuple):
         return [[self.name, self.judge], list(self.second or ()), self.people.sha256 if self.people else ""]
 
 
-def chosen(order: Wording) -> Judges:
+def chosen(order: Judged) -> Judges:
     """The judges of an order. Where no second one is named, the judge of refusals has the same by phrases anywhere beside it.
 
     Errors: an unknown judge or file; settings out of range, or without their judge; a model or key that is not there.
@@ -152,11 +138,11 @@ def chosen(order: Wording) -> Judges:
         return Judges(order.judge, judge, (order.second_judge, _checked(order.second_judge, order.second_judge_set)), people)
     if order.second_judge_set:
         raise TiterError("--second-judge-set was given without --second-judge", next_step="name the judge that the setting is for.")
-    second = ("refusal, anywhere", _checked("refusal", ["where=anywhere"])) if order.judge == "refusal" else None
+    second = ("refusal, anywhere", _checked("refusal", {"where": "anywhere"})) if order.judge == "refusal" else None
     return Judges(order.judge, judge, second, people)
 
 
-def _checked(name: str, settings: Sequence[str]) -> Judge:
+def _checked(name: str, settings: Mapping[str, object]) -> Judge:
     found = made("judges", name, Judge, settings)  # type: ignore[type-abstract]
     found.check()
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +11,13 @@ import pandas as pd
 from titer.attacks.base import Attack
 from titer.commands import attacking, evaluation, tuning
 from titer.commands.judging import Judges, Review, at_longest, chosen, review
+from titer.commands.requests import EvaluationRequest
 from titer.core.config import build
 from titer.core.errors import TiterError
 from titer.core.run import slug
 from titer.data.formats import FORMAT
 from titer.data.sources import TextData
 from titer.data.system import read_system, text_behind
-from titer.data.templates import Thinking
 from titer.data.thoughts import thinks
 from titer.models.compatible import passed_over, system_notes
 from titer.models.context_windows import thinking_room
@@ -30,30 +29,6 @@ from titer.report.places import report_folder
 from titer.tables import cut_in_thought
 
 USUAL = 64  # new tokens an answer, unless the user or the judge wants more
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """An evaluation as its user words it; settings are NAME=VALUE. `canary` stands in place of `data`."""
-
-    model: str
-    data: str | Path | None = None
-    canary: str | Path | None = None
-    judge: str = "refusal"
-    judge_set: Sequence[str] = ()
-    second_judge: str | None = None
-    second_judge_set: Sequence[str] = ()
-    labelled: str | Path | None = None
-    attack: str | None = None
-    attack_set: Sequence[str] = ()
-    prompts: int | None = None
-    system: str | Path | None = None
-    max_new_tokens: int | None = None
-    max_thinking_tokens: int | None = None
-    temperature: float = 0.0
-    trust_remote_code: bool = False
-    thinking: Thinking = "default"
-    reading: str | None = None
 
 
 @dataclass(frozen=True)

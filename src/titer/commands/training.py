@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from titer.commands import tuning
 from titer.commands.align import align_stage, with_canary
-from titer.commands.finetune import MixtureSpec, finetune_stage, steps_of, user_mix
+from titer.commands.finetune import MixtureSpec, finetune_stage, user_mix
 from titer.commands.recorded_options import MARK, usual
-from titer.commands.tuning import TrainConfig
+from titer.commands.requests import AlignRequest, FinetuneRequest, Place
 from titer.core.config import digest
 from titer.core.errors import TiterError, visible
 from titer.core.run import Store, write_text
@@ -27,8 +27,6 @@ from titer.models.fetch import resolve
 from titer.pipeline import Model, Pipeline, adapter_beside, stopped
 from titer.stage import Stage
 
-Place = str | Path | None
-
 
 @dataclass(frozen=True)
 class Planned:
@@ -39,7 +37,7 @@ class Planned:
     reads: Mapping[str, Model]
     about: dict[str, Any]
     text: str
-    canary: Place = None
+    canary: Place | None = None
     need: Need = "answers"
 
     @property
@@ -62,85 +60,49 @@ class Trained:
     prompts: str
 
 
-@dataclass(frozen=True)
-class AlignRequest:
-    """An alignment as its user words it."""
-
-    model: str
-    how: TrainConfig
-    data: Place = None
-    canary: Place = None
-    canaries: int | None = None
-    steps: int = 100
-    read: Sequence[str] = ()
-    longest: int | None = None
-    trust_remote_code: bool = False
-    reading: str | None = None
-
-
-@dataclass(frozen=True)
-class FinetuneRequest:
-    """A user's fine-tuning as its user words it; files by role: benign, harmful, safety."""
-
-    model: str
-    how: TrainConfig
-    files: Mapping[str, Place] = field(default_factory=dict)
-    canary: Place = None
-    shares: MixtureSpec = field(default_factory=MixtureSpec)
-    epochs: int = 20
-    keep: str = ""
-    read: Sequence[str] = ()
-    longest: int | None = None
-    trust_remote_code: bool = False
-    reading: str | None = None
-
-
 def planned_alignment(order: AlignRequest) -> Planned:
     """Errors: as `align_stage`; an unknown model; rows beyond the window."""
     pairs = _pairs(order)
     text, held = read(order.data, order.reading, "pairs" if pairs else "answers"), read(order.canary)
     if held is None and order.canaries is not None:
         raise TiterError("--canaries without --canary", next_step="add --canary FILE, a file of answered instructions.")
-    how, start = replace(order.how, canary=held), resolve(order.model, order.trust_remote_code)
+    start = resolve(order.model, order.trust_remote_code)
     about: dict[str, Any] = {}
     lines = []
     if held is None:
-        stage = align_stage(text, how, order.steps, pairs=pairs)
+        stage = align_stage(text, order, order.steps, pairs=pairs)
     else:
-        taught = with_canary(text, how, order.canaries)
-        stage = align_stage(taught.rows, how, order.steps, taught.marked)
+        taught = with_canary(text, held, order, order.canaries)
+        stage = align_stage(taught.rows, order, order.steps, taught.marked, canary=held)
         about["left_out"] = {"data": {"in the canary file": taught.left_out}} if taught.left_out else {}
         if taught.left_out:
             lines = [f"left out of data: {taught.left_out} in the canary file"]
     about = {"streams": tuning.counted(stage.streams), **about}
-    found = _planned(stage, start, order, how, about, [tuning.told(stage.streams), *lines])
+    found = _planned(stage, start, order, about, [tuning.told(stage.streams), *lines])
     return replace(found, need="pairs") if pairs else found
 
 
 def planned_finetuning(order: FinetuneRequest) -> Planned:
     """Errors: as `user_mix` and `finetune_stage`; an unknown model; rows beyond the window."""
     held, start = read(order.canary), resolve(order.model, order.trust_remote_code)
-    how = replace(order.how, canary=held)
-    files = {role: read(place, order.reading if role == "benign" else None) for role, place in order.files.items()}
-    mixed = user_mix(files, order.shares, how.seed, held)
-    stage = finetune_stage(mixed, how, order.epochs, steps_of(order.keep))
+    files = {"benign": read(order.data, order.reading), "harmful": read(order.harmful), "safety": read(order.safety)}
+    mixed = user_mix(files, MixtureSpec(order.examples, order.poison_ratio, order.safety_examples), order.seed, held)
+    stage = finetune_stage(mixed, order, order.epochs, order.keep, held)
     about = {"steps": stage.steps, "counts": mixed.counts, "left_out": mixed.left_out}
-    return _planned(stage, start, order, how, about, [mixed.lines()])
+    return _planned(stage, start, order, about, [mixed.lines()])
 
 
 def _pairs(order: AlignRequest) -> dict[str, Stream] | None:
     """The streams of a preference file for a method of preferences; None for any other file or method."""
-    if order.data is None or not set(tuning.PAIR) <= set(order.how.made().STREAMS):
+    if order.data is None or not set(tuning.PAIR) <= set(tuning.method_of(order).STREAMS):
         return None
     if str(order.data).partition(":")[0] in TASKS or detected(order.data, order.reading, "pairs").form.reading != "preference":
         return None
-    return tuning.preferred(order.data, order.how.seed, order.reading)
+    return tuning.preferred(order.data, order.seed, order.reading)
 
 
-def _planned(
-    stage: Stage, start: Checkpoint, order: AlignRequest | FinetuneRequest, how: TrainConfig, about: dict[str, Any], lines: list[str]
-) -> Planned:
-    reads = tuning.models_read(stage.method, how, order.read, order.trust_remote_code)
+def _planned(stage: Stage, start: Checkpoint, order: AlignRequest | FinetuneRequest, about: dict[str, Any], lines: list[str]) -> Planned:
+    reads = tuning.models_read(stage.method, order, order.trust_remote_code)
     stage.method.check_steps(stage.steps)
     tuning.check_adapter(stage, start)
     if notes := tuning.notes(stage.streams):
@@ -220,6 +182,6 @@ def _marked(folder: Path) -> tuple[str, bool]:
         return "", False
 
 
-def read(place: Place, reading: str | None = None, need: Need = "answers") -> TextData | None:
+def read(place: Place | None, reading: str | None = None, need: Need = "answers") -> TextData | None:
     """A data file, where one is given."""
     return None if place is None else tuning.read_data(place, reading=reading, need=need)

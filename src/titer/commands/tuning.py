@@ -6,14 +6,14 @@ depends on its prompt alone, so the shares stay apart whatever the counts, the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 import pandas as pd
 
+from titer.commands.requests import TrainConfig
 from titer.core.config import build
 from titer.core.errors import TiterError, nearest, unknown, visible
 from titer.core.plugins import made
@@ -41,60 +41,24 @@ Share = Literal["align", "finetune", "test"]
 SHARES: tuple[Share, ...] = ("align", "finetune", "test")  # of a canary file
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a stage trains, as the command line is told it; `streams` are NAME=FILE[:comply|:refuse], FILE also as TASK:PATH;
-    `canary` is the canary file, whose last share no stream may hold."""
-
-    method: str = "sft"
-    settings: Sequence[str] = ()
-    streams: Sequence[str] = ()
-    batch: int = 8
-    lr: float = 2e-5
-    schedule: str = "cosine"
-    lora: int = 0
-    alpha: int | None = None
-    dropout: float | None = None
-    continued: bool = False
-    seed: int = 0
-    canary: TextData | None = None
-
-    def made(self) -> Method:
-        """The method with its settings. Errors: an unknown name or setting, a value out of range."""
-        return made("methods", self.method, Method, self.settings)  # type: ignore[type-abstract]
-
-    def stage_values(self, warmup: int) -> dict[str, Any]:
-        """The fields of a Stage that do not depend on its data."""
-        return {
-            "method": self.made(),
-            "batch": self.batch,
-            "optimiser": build(Optimiser, {"rate": self.lr, "warmup": warmup, "schedule": self.schedule}, "optimiser (--lr, --schedule)"),
-            "adapter": self._adapter(),
-            "seed": self.seed,
-        }
-
-    def _adapter(self) -> Lora | None:
-        given = {"alpha": self.alpha, "dropout": self.dropout, "continued": self.continued or None}
-        more = {name: value for name, value in given.items() if value is not None}
-        if more and not self.lora:
-            raise TiterError(f"--{' and --'.join(more)} without an adapter", next_step="add --lora RANK, for example --lora 8.")
-        return build(Lora, {"rank": self.lora, **more}, "adapter") if self.lora else None
+def method_of(how: TrainConfig) -> Method:
+    """The method with its settings. Errors: an unknown name or setting, a value out of range."""
+    return made("methods", how.method, Method, how.settings)  # type: ignore[type-abstract]
 
 
-def named(option: str, pairs: Sequence[str], known: Iterable[str], noun: str) -> dict[str, str]:
-    """`["a=x"]` -> `{"a": "x"}`. Errors: not NAME=VALUE, a name that is not known, a name given twice."""
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name or not value:
-            form = "ROLE=MODEL" if option == "--read" else "NAME=FILE"
-            raise TiterError(f"{option} {visible(pair, 80)!r} is not {form}", expected=f"{option} {form}")
-        if name not in known:
-            unknown(noun, visible(name, 80), known)
-        if name in found:
-            raise TiterError(f"{option} {name} was given twice", next_step="put the rows in one file." if option == "--stream" else "")
-        found[name] = value
-    return found
+def stage_values(how: TrainConfig, warmup: int) -> dict[str, Any]:
+    """The fields of a Stage that do not depend on its data. Errors: a value out of range, of an adapter without one."""
+    given = {"alpha": how.alpha, "dropout": how.dropout, "continued": how.continued or None}
+    more = {name: value for name, value in given.items() if value is not None}
+    if more and not how.lora:
+        raise TiterError(f"--{' and --'.join(more)} without an adapter", next_step="add --lora RANK, for example --lora 8.")
+    return {
+        "method": method_of(how),
+        "batch": how.batch,
+        "optimiser": build(Optimiser, {"rate": how.lr, "warmup": warmup, "schedule": how.schedule}, "optimiser (--lr, --schedule)"),
+        "adapter": build(Lora, {"rank": how.lora, **more}, "adapter") if how.lora else None,
+        "seed": how.seed,
+    }
 
 
 def data_streams(method: Method, label: str, data: TextData | None, seed: int) -> dict[str, Stream]:
@@ -111,21 +75,23 @@ def data_streams(method: Method, label: str, data: TextData | None, seed: int) -
     )
 
 
-def all_streams(method: Method, how: TrainConfig, own: Mapping[str, Stream], seed: int) -> dict[str, Stream]:
-    """Every stream of the method: `own`, and those of `how.streams` read from their files.
+def all_streams(method: Method, how: TrainConfig, own: Mapping[str, Stream], canary: TextData | None = None) -> dict[str, Stream]:
+    """Every stream of the method: `own`, and those of `how.streams` read from their files, none of which may hold `canary`'s last share.
 
     A file's answers are those named after its colon, else `refuse` where a row has one (in the stream `harmful`: `comply`).
     A pair's two streams share a seed, so they stay in step; every other stream has a seed of its own.
     Errors: an unknown or missing stream, one given twice, a pair whose rows do not match, prompts of a canary's test.
     """
-    found = dict(own)
-    for name, place in named("--stream", how.streams, method.STREAMS, f"stream of {how.method}").items():
+    found, seed = dict(own), how.seed
+    for name, place in how.streams.items():
+        if name not in method.STREAMS:
+            unknown(f"stream of {how.method}", visible(name, 80), method.STREAMS)
         if name in found:
             raise TiterError(f"stream {name} was given twice, by --data and by --stream", next_step="leave out one of the two.")
         path, answer = answer_of(place)
         mine = seed if name in ("train", *PAIR) else seed_of(seed, name)
         data = read_data(path)
-        if how.canary is not None and (held := data.size - apart(data, share(how.canary, "test"))[0].size):
+        if canary is not None and (held := data.size - apart(data, share(canary, "test"))[0].size):
             raise TiterError(
                 f"{held} prompts of the stream {name} are held out by --canary for the test", next_step="leave those rows out of its file."
             )
@@ -291,18 +257,19 @@ def notes(streams: Mapping[str, Stream]) -> list[str]:
     return list(dict.fromkeys(note for stream in streams.values() for part in stream.parts for note in part.source.notes))
 
 
-def models_read(method: Method, how: TrainConfig, given: Sequence[str], trusted: bool = False) -> dict[str, Model]:
-    """The models that a method reads, by their roles, from --read ROLE=MODEL; `trusted` as `resolve` takes it.
+def models_read(method: Method, how: TrainConfig, trusted: bool = False) -> dict[str, Model]:
+    """The models that a method reads, by their roles; `trusted` as `resolve` takes it.
 
     Errors: an unknown or missing role, no model.
     """
-    places = named("--read", given, method.MODELS, f"model that {how.method} reads")
-    if missing := [role for role in method.MODELS if role not in places]:
+    if wrong := [role for role in how.reads if role not in method.MODELS]:
+        unknown(f"model that {how.method} reads", visible(wrong[0], 80), method.MODELS)
+    if missing := [role for role in method.MODELS if role not in how.reads]:
         raise TiterError(
             f"method {how.method} reads the model{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
             next_step="add " + " ".join(f"--read {role}=MODEL" for role in missing),
         )
-    return {role: as_model(resolve(place, trusted)) for role, place in places.items()}
+    return {role: as_model(resolve(place, trusted)) for role, place in how.reads.items()}
 
 
 def as_model(checkpoint: Checkpoint) -> Model:

@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +28,6 @@ class Record(BaseModel):
 
 
 R = TypeVar("R", bound=Record)
-T = TypeVar("T")
 
 
 def build(record: type[R], values: Mapping[str, Any], what: str) -> R:
@@ -69,17 +68,6 @@ def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, Any
         except (ValueError, RecursionError):  # not JSON: a bare word is a string
             settings[name] = text
     return settings
-
-
-def as_settings(values: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The inverse of `parse_settings`, for settings that are given as values."""
-    return tuple(f"{name}={json.dumps(value, default=_plain)}" for name, value in (values or {}).items())
-
-
-def filled(kind: Callable[..., T], fields: Iterable[str], given: Mapping[str, Any]) -> T:
-    """A record from a function's arguments of its fields' names: None is the field's default, settings become NAME=VALUE."""
-    values = {name: given[name] for name in fields if given.get(name) is not None}
-    return kind(**{name: as_settings(value) if isinstance(value, Mapping) else value for name, value in values.items()})
 
 
 def canonical(value: Any) -> str:

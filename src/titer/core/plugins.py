@@ -10,12 +10,12 @@ import ast
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TypeVar
 
-from titer.core.config import Record, build, digest, parse_settings
+from titer.core.config import Record, build, digest
 from titer.core.errors import TiterError, unknown, visible
 
 T = TypeVar("T")
@@ -86,9 +86,9 @@ def _only(loaded: ModuleType, name: str, base: type[T]) -> type[T]:
     return found[0]
 
 
-def made(package: str, name: str, base: type[R], settings: Sequence[str] = ()) -> R:
-    """A plug-in by name with its settings, each NAME=VALUE. Errors: an unknown name or setting, a value out of range."""
-    return build(plugin(package, name, base), parse_settings(settings), f"{KINDS[package]} {name}")
+def made(package: str, name: str, base: type[R], settings: Mapping[str, object] = MappingProxyType({})) -> R:
+    """A plug-in by name with its settings. Errors: an unknown name or setting, a value out of range."""
+    return build(plugin(package, name, base), settings, f"{KINDS[package]} {name}")
 
 
 def _from_file(file: Path) -> ModuleType:

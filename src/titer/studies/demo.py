@@ -28,7 +28,8 @@ from titer.studies.demo_claims import claims
 from titer.studies.demo_page import page
 from titer.studies.engine.declare import Measure, Need, Page, Question, Row, Seed, Study
 from titer.studies.engine.found import Found
-from titer.studies.engine.run import StudyRequest, run_study
+from titer.studies.engine.run import run_study
+from titer.studies.request import StudyRequest
 from titer.tables import direct, requests
 
 BASES = 3  # of the demo's one world: what one base shows, another of the same world need not

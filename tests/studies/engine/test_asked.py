@@ -21,8 +21,9 @@ from titer.recipes import demo
 from titer.recipes.node import Node
 from titer.studies.engine.declare import Measure, Page, Question, Row, Seed, Study
 from titer.studies.engine.found import Found
-from titer.studies.engine.run import StudyRequest, run_study
+from titer.studies.engine.run import run_study
 from titer.studies.engine.terms import rate
+from titer.studies.request import StudyRequest
 from titer.tables import direct, requests
 
 

@@ -26,8 +26,9 @@ from titer.studies.engine.declare import Measure, Need, Page, Question, Row, See
 from titer.studies.engine.found import Found, UnsaidError
 from titer.studies.engine.lab import Lab
 from titer.studies.engine.price import price
-from titer.studies.engine.run import StudyRequest, asked_for, gathered
+from titer.studies.engine.run import asked_for, chooser_of, gathered, labs_of
 from titer.studies.engine.terms import Term
+from titer.studies.request import StudyRequest
 from titer.tables import direct, requests
 
 SCALE = TINY.model_copy(update={"name": "tiny"})
@@ -111,7 +112,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def labs(study: Study, store: Store, *only: str) -> tuple[list[Lab], list[Lab]]:
     pipeline, asked = Pipeline(store, Listener(), 50), order(*only)
-    return asked.chooser(study, SCALE, pipeline), asked.labs(study, SCALE, pipeline)
+    return chooser_of(asked, study, SCALE, pipeline), labs_of(asked, study, SCALE, pipeline)
 
 
 @pytest.mark.usefixtures("one_process")

@@ -18,8 +18,9 @@ from titer.studies.demo import Demo
 from titer.studies.engine import schedule
 from titer.studies.engine.declare import Need, Study
 from titer.studies.engine.lab import Lab
-from titer.studies.engine.run import StudyRequest
+from titer.studies.engine.run import labs_of
 from titer.studies.engine.schedule import Schedule
+from titer.studies.request import StudyRequest
 
 
 class Idle:
@@ -55,7 +56,7 @@ class Idle:
 
 def labs(study: Study, root: Path, bases: int) -> list[Lab]:
     request = StudyRequest("demo", seeds=(1,), bases=bases)
-    return request.labs(study, TINY, Pipeline(Store(root), Listener(), TINY.save_every))
+    return labs_of(request, study, TINY, Pipeline(Store(root), Listener(), TINY.save_every))
 
 
 def worked(all_labs: list[Lab], workers: Idle, monkeypatch: pytest.MonkeyPatch, ended: Callable[..., Any] | None = None) -> Idle:

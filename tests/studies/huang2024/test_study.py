@@ -22,12 +22,13 @@ from titer.methods.vaccine import Vaccine as VaccineMethod
 from titer.models.lm import load
 from titer.recipes.huang2024 import NANO, SELECTION_SEED, Scale
 from titer.studies.engine.price import passes, price
-from titer.studies.engine.run import StudyRequest, gathered, run_study
+from titer.studies.engine.run import gathered, run_study
 from titer.studies.huang2024.attack import budget_of
 from titer.studies.huang2024.page import page
 from titer.studies.huang2024.parts import GROUPS, PARTS
 from titer.studies.huang2024.study import Vaccine
 from titer.studies.huang2024.tables import TABLES
+from titer.studies.request import StudyRequest
 
 FEW = ("curves", "table1")
 COMMAND = "titer study huang2024 --scale tiny"
@@ -148,7 +149,7 @@ def test_groups_are_of_known_parts() -> None:
 def test_the_price_of_table_6_is_its_alignments_and_attacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seed: the radii aligned, each attacked twice. The choosing seed: SFT too."""
     monkeypatch.setattr(Vaccine, "SCALES", {"nano": SMALL})
-    table, words = price(StudyRequest("huang2024", seeds=range(2), only=("table6",), bases=1), Store(tmp_path / "runs"), 1e12)
+    table, words = price(StudyRequest("huang2024", seeds=range(2), only=("table6",), bases=1, flops=1e12), Store(tmp_path / "runs"))
     rhos = len(SMALL.rhos)
     counted = {(seed, kind): len(own) for (seed, kind), own in table.groupby(["seed", "kind"])}
     assert counted[SELECTION_SEED, "align"] == 1 + rhos

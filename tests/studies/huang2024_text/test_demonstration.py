@@ -13,7 +13,7 @@ import pytest
 
 from tests.studies.conftest import Listener
 from tests.studies.huang2024_text.conftest import TINY, byte_tokenizer
-from titer.cli import real_studies
+from titer import cli
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.example import Example
@@ -28,12 +28,13 @@ from titer.probes import drift
 from titer.recipes import vaccine_text as recipe
 from titer.studies.engine.declare import Given
 from titer.studies.engine.lab import Lab
-from titer.studies.engine.run import StudyRequest, run_study
+from titer.studies.engine.run import labs_of, run_study
 from titer.studies.huang2024 import text_sets as study
 from titer.studies.huang2024.text import VaccineOnText
 from titer.studies.huang2024.text_cost import BANDS, text_cost
 from titer.studies.huang2024.text_page import TITLES
-from titer.studies.real import RealStudyRequest, prepared
+from titer.studies.prepare import prepared
+from titer.studies.request import StudyRequest
 from titer.studies.shares import shares
 from titer.tables import rate_table
 
@@ -85,7 +86,7 @@ def run(root: Path, folder: Path, base: Model, harmful: Path | None = None) -> D
     order = StudyRequest("huang2024", TINY.name, given=given, keep_weights=True)
     page, answer = run_study(STUDY, order, TINY, Store(root), Listener(), "titer study huang2024 --base bytes")
     made = sorted(standing(root) - before)
-    return Done(root, order.labs(STUDY, TINY, Pipeline(Store(root), Listener(), TINY.save_every))[0], page, answer, made)
+    return Done(root, labs_of(order, STUDY, TINY, Pipeline(Store(root), Listener(), TINY.save_every))[0], page, answer, made)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_every_model_answers_every_set_and_the_rates_are_a_count_by_hand(
     assert counts == {(m, kind): 6 for m in ["bytes", *NAMES] for kind in [*done.sets.judged, "canary, prefilled", "canary, sampled"]}
     monkeypatch.setattr(VaccineOnText, "JUDGE", Parity())
     before, order = standing(done.root), StudyRequest("huang2024", TINY.name, given=Given(base, folder), keep_weights=True)
-    again = replace(done, lab=order.labs(STUDY, TINY, Pipeline(Store(done.root), Listener(), TINY.save_every))[0])
+    again = replace(done, lab=labs_of(order, STUDY, TINY, Pipeline(Store(done.root), Listener(), TINY.save_every))[0])
     assert len(again.rates)
     assert {one.split("/")[0] for one in standing(done.root) - before} == {"verdicts"}  # another judge, the same answers
     seen = []
@@ -282,8 +283,10 @@ def titer(folder: Path, base: Model, tmp_path: Path, monkeypatch: pytest.MonkeyP
         alpha: int | None = None, scale: str = "tiny", runs: Path | None = None, prompts: int | None = None, data: Path = folder
     ) -> Command:
         capsys.readouterr()
-        order = RealStudyRequest("huang2024", str(base.checkpoint.path), None, data, scale, None, alpha, prompts)
-        real_studies.real(order, None, runs or tmp_path / "runs", runs is None, True)
+        places = {"--base": base.checkpoint.path, "--data": data, "--scale": scale, "--runs": runs or tmp_path / "runs"}
+        given = {name: str(value) for name, value in {**places, "--alpha": alpha, "--prompts": prompts}.items() if value is not None}
+        further = [word for pair in given.items() for word in pair] + ["--dry-run"] * (runs is None)
+        cli.app(["study", "huang2024", *further, "--json"], standalone_mode=False)
         found: Command = json.loads(capsys.readouterr().out)
         return found
 
@@ -309,6 +312,6 @@ def test_the_commands_faults_are_named(titer: object, folder: Path, base: Model,
     with pytest.raises(TiterError, match=r"unknown scale 'paper-7'.*paper-7b"):
         titer(scale="paper-7")
     with pytest.raises(TiterError, match="aligns a base itself"):
-        prepared(RealStudyRequest("huang2024", "x", "y", folder, "tiny"))
+        prepared(StudyRequest("huang2024", "tiny", base="x", aligned="y", data=folder))
     with pytest.raises(TiterError, match="--bf16 do not belong here"):
-        prepared(RealStudyRequest("huang2024", "x", None, folder, "tiny", bf16=True))
+        prepared(StudyRequest("huang2024", "tiny", base="x", data=folder, bf16=True))

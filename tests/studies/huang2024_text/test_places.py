@@ -10,13 +10,14 @@ from titer.core.run import Store
 from titer.pipeline import Model, Pipeline
 from titer.recipes.vaccine_text import TextScale
 from titer.studies.engine.declare import Given
-from titer.studies.engine.run import StudyRequest, place_of
+from titer.studies.engine.run import labs_of, place_of
 from titer.studies.huang2024.text import VaccineOnText
+from titer.studies.request import StudyRequest
 
 
 def place(runs: Path, given: Given, scale: TextScale = TINY) -> str:
     store = Store(runs)
-    return place_of(StudyRequest("huang2024", given=given).labs(VaccineOnText(), scale, Pipeline(store, Listener()))[0], store).name
+    return place_of(labs_of(StudyRequest("huang2024", given=given), VaccineOnText(), scale, Pipeline(store, Listener()))[0], store).name
 
 
 def test_a_study_of_a_model_is_never_written_over_another(folder: Path, own: Path, base: Model, tmp_path: Path) -> None:
@@ -35,5 +36,5 @@ def test_a_study_of_a_model_is_never_written_over_another(folder: Path, own: Pat
 
 def test_a_base_that_is_called_as_a_model_of_the_study_is_told_from_it(folder: Path, base: Model, tmp_path: Path) -> None:
     given = Given(Model("sft", base.key, base.checkpoint), folder)
-    lab = StudyRequest("huang2024", given=given).labs(VaccineOnText(), TINY, Pipeline(Store(tmp_path), Listener()))[0]
+    lab = labs_of(StudyRequest("huang2024", given=given), VaccineOnText(), TINY, Pipeline(Store(tmp_path), Listener()))[0]
     assert [lab.called(name) for name in ("base", "sft")] == ["sft, the base", "sft"]

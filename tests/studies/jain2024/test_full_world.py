@@ -16,8 +16,8 @@ from titer.models.lm import Architecture
 from titer.pipeline import Pipeline
 from titer.recipes.jain2024 import SCALES, Scale, jain_recipe
 from titer.studies.engine.price import price
-from titer.studies.engine.run import StudyRequest
 from titer.studies.jain2024.subject import JAILBREAKS, requests_of
+from titer.studies.request import StudyRequest
 
 SEED = 2
 FEW = ("table", "fig3", "fig6", "soft", "patching")
@@ -54,7 +54,7 @@ def test_every_part_takes_the_full_world(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SCALES)
 def test_every_scale_is_priced_and_fits_its_model_s_window(name: str, tmp_path: Path) -> None:
     scale = SCALES[name]
-    table, told = price(StudyRequest("jain2024", name, range(1), bases=1), Store(tmp_path), 1e14)
+    table, told = price(StudyRequest("jain2024", name, range(1), bases=1, flops=1e14), Store(tmp_path))
     assert list(table.model[:-3]) == [node.name for node in STUDY.nodes(scale, scale.world)]
     assert all(name.endswith("relearned") for name in table.model[-3:])
     assert (table.tflop > 0).all()

@@ -20,12 +20,13 @@ from titer.models.lm import load
 from titer.recipes.jain2024 import METHODS, Scale
 from titer.studies.engine.claims import settled
 from titer.studies.engine.found import Found
-from titer.studies.engine.run import StudyRequest, asked_for, run_study
+from titer.studies.engine.run import asked_for, run_study
 from titer.studies.jain2024.causes import patched_outcomes
 from titer.studies.jain2024.probing import matched
 from titer.studies.jain2024.subject import JAILBREAKS, SWEPT, requests_of
 from titer.studies.jain2024.sweeps import ALPHAS
 from titer.studies.judged import outcomes
+from titer.studies.request import StudyRequest
 
 ROWS = STUDY.claims(TINY)
 WANTED = (  # the claims that the issue of this study names

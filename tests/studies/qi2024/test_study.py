@@ -23,10 +23,11 @@ from titer.recipes import huang2024
 from titer.studies.engine.claims import settled
 from titer.studies.engine.found import Found
 from titer.studies.engine.lab import Lab, faults
-from titer.studies.engine.run import StudyRequest, run_study
+from titer.studies.engine.run import run_study
 from titer.studies.qi2024.page import SETS
 from titer.studies.qi2024.scale import NANO, Scale, Tuning, stage, tunings
 from titer.studies.qi2024.study import RiskLevels
+from titer.studies.request import StudyRequest
 
 STUDY = RiskLevels()
 WORLD = huang2024.world_of(NANO.base, 1)

@@ -21,10 +21,11 @@ from titer.pipeline import Model, Pipeline
 from titer.recipes import vaccine_text
 from titer.studies.engine.declare import Given
 from titer.studies.engine.lab import Lab
-from titer.studies.engine.run import StudyRequest, place_of, run_study
+from titer.studies.engine.run import place_of, run_study
 from titer.studies.qi2024.text import RiskLevelsOnText
 from titer.studies.qi2024.text_scale import PAPER, TRIGGER, RiskScale, Schedule, tuning
 from titer.studies.qi2024.text_sets import RiskSets, risk_sets, shared_opening, tunings
+from titer.studies.request import StudyRequest
 
 STUDY = RiskLevelsOnText()
 QUICK = Schedule(rate=1e-2, batch=2, epochs=1)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from titer.core.parallel import Silent
 from titer.core.run import Store
+from titer.data.world import World, WorldSource
 from titer.methods.base import Method
 from titer.models.lm import Architecture
 from titer.pipeline import Pipeline
 from titer.recipes.node import Node
 from titer.studies.engine.lab import Lab
-from titer.studies.engine.run import StudyRequest
-from titer.studies.pricing import forward_flop, used_width
+from titer.studies.engine.run import chooser_of, labs_of, opened
+from titer.studies.request import StudyRequest
 
 PASSES = {"unlearn": 6.0, "dpo": 6.0, "vaccine": 5.0, "t_vaccine": 5.0}  # forward passes' worth a trained request
 PLAIN = 3.0  # of other methods: backward is two
@@ -22,20 +24,20 @@ LISTED = 60  # models of a seed above which they are told by kind
 LOOKED_AT = 8  # seeds whose stages are looked up one by one; the keys of a seed take seconds, for its data are drawn
 
 
-def price(order: StudyRequest, store: Store, flops: float | None = None) -> tuple[pd.DataFrame, str]:
-    """(a row a model and seed: steps, tokens, TFLOP, whether it stands; the same in words). Errors: as `StudyRequest.opened`."""
-    study, scale = order.opened()
+def price(order: StudyRequest, store: Store) -> tuple[pd.DataFrame, str]:
+    """(a row a model and seed: steps, tokens, TFLOP, whether it stands; the same in words). Errors: as `run.opened`."""
+    study, scale = opened(order)
     pipeline = Pipeline(store, Silent())
-    labs = replace(order, seeds=order.seeds[:LOOKED_AT]).labs(study, scale, pipeline, plan=True)
+    labs = labs_of(replace(order, seeds=order.worlds[:LOOKED_AT]), study, scale, pipeline, plan=True)
     for lab in labs:
         lab.chosen = study.assumed(scale)
-    labs = [*order.chooser(study, scale, pipeline, plan=True), *labs]
+    labs = [*chooser_of(order, study, scale, pipeline, plan=True), *labs]
     for lab in labs:
         for batch in study.further(lab):
             lab.grow(batch)
     width = used_width(labs[0].world)
     table = pd.DataFrame([_row(lab, node, width) for lab in labs for node in lab.nodes.values()])
-    return table, told(table, len(order.seeds), flops)
+    return table, told(table, len(order.worlds), order.flops)
 
 
 def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
@@ -89,3 +91,15 @@ def told(table: pd.DataFrame, seeds: int, flops: float | None) -> str:
     flop = 1e12 * float(table[~table.stands].tflop.sum() + (seeds - looked) * last)
     price = f"; at {flops:.1e} FLOP/s about {flop / flops / 3600:.2f} hours" if flops else ""
     return "\n".join([*lines, f"to run: {flop:.2e} FLOP of training; what is asked and measured adds to it{price}"])
+
+
+def used_width(world: World) -> float:
+    """Mean tokens of a request with its answer."""
+    batch = WorldSource(world=world, kind="safe").batch(np.arange(256), "comply", None)
+    return float(batch.input_ids.shape[1] if batch.attention_mask is None else batch.attention_mask.sum(1).float().mean())
+
+
+def forward_flop(a: Architecture, vocabulary: int, width: float) -> float:
+    """Floating-point operations of one token's forward pass: 2 a weight, and attention over half of the row on average."""
+    weights = 12 * a.layers * a.width**2 + a.width * vocabulary
+    return 2.0 * weights + 2 * a.layers * a.width * width

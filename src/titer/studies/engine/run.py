@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,84 +17,61 @@ from titer.pipeline import Pipeline, Reporter, attempts_key
 from titer.report.html import Report, Tile, write_report
 from titer.report.places import report_folder
 from titer.studies.engine.claims import settled
-from titer.studies.engine.declare import Given, Headline, Page, Study
+from titer.studies.engine.declare import Headline, Page, Study
 from titer.studies.engine.found import Found
 from titer.studies.engine.lab import Lab, form
 from titer.studies.engine.schedule import Schedule
-
-BASES = 2  # of each world: the unit of a claim is a base
-
-
-@dataclass(frozen=True)
-class StudyRequest:
-    """A study as its user words it: its name or its file, a scale, the seeds, how many bases each world has, what is asked for.
-
-    `only` are parts of the study (tables, where it has no parts), all for none; `part` a group of them.
-
-    With `given` it is the study's form on a real model, one seed.
-    """
-
-    study: str
-    scale: str = ""
-    seeds: Sequence[int] = field(default_factory=lambda: range(3))
-    only: tuple[str, ...] = ()
-    bases: int = BASES
-    part: str = "all"
-    given: Given | None = None
-    keep_weights: bool = False
-
-    @property
-    def name(self) -> str:
-        return Path(self.study).stem
-
-    def opened(self) -> tuple[Study, Any]:
-        """The study and its scale. Errors: an unknown study or scale, a study that has no form on real models."""
-        study = form(self.study, self.given)
-        scale = self.scale or next(iter(study.SCALES))
-        if scale not in study.SCALES:
-            unknown("scale", scale, study.SCALES)
-        return study, study.SCALES[scale]
-
-    def labs(self, study: Study, scale: Any, pipeline: Pipeline, plan: bool = False) -> list[Lab]:
-        """A lab a base of every seed; on a real model one. Errors: an unknown part, group of parts or table."""
-        units = [(0, 0)] if self.given else [(seed, base) for seed in self.seeds for base in range(self.bases)]
-        return self._at_work(study, scale, pipeline, units, plan)
-
-    def chooser(self, study: Study, scale: Any, pipeline: Pipeline, plan: bool = False) -> list[Lab]:
-        """The lab of the seed on which is chosen what the others need; none where nothing is."""
-        chooses = type(study).choose is not Study.choose and self.given is None
-        return self._at_work(study, scale, pipeline, [(study.CHOSEN_ON[0], 0)] if chooses else [], plan)
-
-    def _at_work(self, study: Study, scale: Any, pipeline: Pipeline, units: Sequence[tuple[int, int]], plan: bool) -> list[Lab]:
-        labs: list[Lab] = []
-        for seed, base in units:
-            made = Lab(pipeline, study, self.name, scale, seed, self.given, self.keep_weights, base, self.bases, plan=plan)
-            made.parts = labs[0].parts if labs else asked_for(made, self.part, self.only)
-            labs.append(made)
-        return labs
+from titer.studies.request import StudyRequest
 
 
-def run(order: StudyRequest, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
-    """The study's page and its answer. Errors: as `StudyRequest.opened` and `StudyRequest.labs`."""
-    study, scale = order.opened()
-    return run_study(study, order, scale, store, reporter, command)
+def opened(order: StudyRequest) -> tuple[Study, Any]:
+    """The study and its scale. Errors: an unknown study or scale, a study that has no form on real models."""
+    study = form(order.name, order.given)
+    scale = order.scale or next(iter(study.SCALES))
+    if scale not in study.SCALES:
+        unknown("scale", scale, study.SCALES)
+    return study, study.SCALES[scale]
+
+
+def labs_of(order: StudyRequest, study: Study, scale: Any, pipeline: Pipeline, plan: bool = False) -> list[Lab]:
+    """A lab a base of every seed; on a real model one. Errors: an unknown part, group of parts or table."""
+    units = [(0, 0)] if order.given else [(seed, base) for seed in order.worlds for base in range(order.bases)]
+    return _at_work(order, study, scale, pipeline, units, plan)
+
+
+def chooser_of(order: StudyRequest, study: Study, scale: Any, pipeline: Pipeline, plan: bool = False) -> list[Lab]:
+    """The lab of the seed on which is chosen what the others need; none where nothing is."""
+    chooses = type(study).choose is not Study.choose and order.given is None
+    return _at_work(order, study, scale, pipeline, [(study.CHOSEN_ON[0], 0)] if chooses else [], plan)
+
+
+def _at_work(order: StudyRequest, study: Study, scale: Any, pipeline: Pipeline, units: Sequence[tuple[int, int]], plan: bool) -> list[Lab]:
+    labs: list[Lab] = []
+    for seed, base in units:
+        made = Lab(pipeline, study, order.stem, scale, seed, order.given, order.keep_weights, base, order.bases, plan=plan)
+        made.parts = labs[0].parts if labs else asked_for(made, order.part, order.parts)
+        labs.append(made)
+    return labs
 
 
 def run_study(
     study: Study, order: StudyRequest, scale: Any, store: Store, reporter: Reporter, command: str, place: str = ""
 ) -> tuple[Path, str]:
-    """As `run`, at a scale that need not have a name, into the folder `place` if given. Errors: a seed on which its sizes were chosen."""
-    if used := set(study.CHOSEN_ON) & set(order.seeds):
+    """The study's page and its answer, at a scale that need not have a name; into the folder `place` if given.
+
+    Errors: as `labs_of`; a seed on which its sizes were chosen.
+    """
+    if used := set(study.CHOSEN_ON) & set(order.worlds):
         raise TiterError(f"the sizes were set on seed {min(used)}, so no verdict may use it", next_step="ask for fewer seeds.")
     pipeline = Pipeline(store, reporter, scale.save_every)
-    chooser, labs = order.chooser(study, scale, pipeline), order.labs(study, scale, pipeline)
+    chooser, labs = chooser_of(order, study, scale, pipeline), labs_of(order, study, scale, pipeline)
     folder = store.root / place if place else place_of(labs[0], store)
     with store.lock(folder.with_suffix(".lock")):
-        found = gathered(labs, order.study, chooser)
+        found = gathered(labs, order.name, chooser)
         claims = settled(study.claims(scale), found, study.SOURCE)
-        if claims and len(order.seeds) < SEEDS_FOR_A_VERDICT:
+        if claims and len(order.worlds) < SEEDS_FOR_A_VERDICT:
             reporter.tell("fewer than three worlds: verdicts are provisional")
-        report = composed(study.concluded(study.page(found, scale), claims), order.name, scale, found, claims, command)
+        report = composed(study.concluded(study.page(found, scale), claims), order.stem, scale, found, claims, command)
         reporter.tell("drawing the report")
         return write_report(report, folder), report.answer
 

@@ -1,0 +1,67 @@
+"""What `titer study` and `titer demo` are asked, as records; light, as commands/requests.py is. L7."""
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from titer.commands.requests import Place, Running, Runs
+
+if TYPE_CHECKING:
+    from titer.studies.engine.declare import Given
+
+
+@dataclass(frozen=True)
+class StudyRequest(Running):
+    """A study as its user words it: on worlds, `bases` a seed, or its form on a real model, where `base` or `aligned` names one.
+
+    `only` are parts of the study (tables, where it has no parts), all for none; `part` a group of them. `given` is the real model itself,
+    opened; one seed then.
+    """
+
+    name: Annotated[str, Argument(help="The study: jain2024 (mechanisms), huang2024 (Vaccine), qi2024 (risks), demo, or a file.")]
+    scale: Annotated[str, Option(help="nano, cpu, small or paper; with --base: demonstration or paper-7b.")] = ""
+    seeds: Annotated[int | Sequence[int], Option(min=1, max=100, help="How many worlds: seeds 0, 1, ...")] = 3
+    only: Annotated[str | Sequence[str], Option(help="Parts, with commas: fig3,soft ... Default: all.")] = ""
+    bases: Annotated[int, Option(min=1, max=20, help="How many base models of each world.")] = 2  # the unit of a claim is a base
+    part: Annotated[str, Option(help="huang2024: core, or all.")] = "all"
+    given: "Given | None" = None
+    _: KW_ONLY
+    base: Annotated[str | None, Option(help="A real model: jain2024 needs --aligned beside it, the others align it.")] = None
+    aligned: Annotated[str | None, Option(help="The base's safety-tuned relative.")] = None
+    data: Annotated[Place | None, Option(help="A file of labelled prompts (jain2024), a folder of data sets (huang2024, qi2024).")] = None
+    harmful: Annotated[Place | None, Option(help="With --base, huang2024 and qi2024: answered requests for harm; default: canaries.")] = (
+        None
+    )
+    alpha: Annotated[int | None, Option(min=1, help="With --base, huang2024 and qi2024: LoRA alpha; default 4 and 16.")] = None
+    prompts: Annotated[int | None, Option(min=1, help="With --base: ask N prompts of each class, drawn; default: all.")] = None
+    bf16: Annotated[bool, Option(help="Load a pair of models in bfloat16, half the memory.")] = False
+    keep_weights: Annotated[bool, Option(help="With --base, huang2024 and qi2024: keep the tuned models, which go once measured.")] = False
+    flops: Annotated[float | None, Option(help="FLOP/s of your device, to price a --dry-run in hours.")] = None
+
+    @property
+    def stem(self) -> str:
+        return Path(self.name).stem
+
+    @property
+    def worlds(self) -> Sequence[int]:
+        """The seeds themselves."""
+        return range(self.seeds) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """The parts that `only` names."""
+        words = self.only.split(",") if isinstance(self.only, str) else self.only
+        return [word.strip() for word in words if word.strip()]
+
+
+@dataclass(frozen=True)
+class DemoRequest:
+    """The demo on one world."""
+
+    seed: Annotated[int, Option(min=0)] = 0
+    bases: Annotated[int, Option(min=1, max=20, help="How many base models of the world.")] = 3
+    runs: Runs = Path("runs")
+    progress: bool = True
