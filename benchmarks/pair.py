@@ -1,11 +1,13 @@
-"""Probing two checkpoints of a real model: minutes for every probe of the mechanistic study, and memory above the imports.
+"""An audit of two checkpoints of a real model with every probe of the mechanistic study: minutes, and memory above the imports.
 
 SmolLM2-135M-Instruct (`titer models get smollm2-135m`) against itself with 1 % of noise in every weight: the cost does not
-depend on what the change is. 64 + 64 harmless prompts stand for both classes (with their encodings it takes about twice as long).
+depend on what the change is. 64 + 64 harmless prompts stand for both classes; the second is also read in two encodings. One new token
+an answer: answering is timed in `audit.py`.
 """
 
 from __future__ import annotations
 
+import argparse
 import resource
 import shutil
 import tempfile
@@ -17,17 +19,20 @@ import torch
 from _common import UPPER, finish
 from safetensors.torch import save_file
 
+from titer.audit.roles import audited
+from titer.audit.study import Question, measured
 from titer.core.run import Store
 from titer.data.draws import seed_of
-from titer.data.sources import TextData
+from titer.data.example import Example
+from titer.judges.refusal import Refusal
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.fetch import get
+from titer.models.lm import Decoding
 from titer.models.weights import weights_bytes
-from titer.pipeline import Model, Pipeline
-from titer.studies.jain2024.pair import measured, sets_of
+from titer.pipeline import Pipeline
 
-PROMPTS = 64
-LIMITS = {"minutes": (UPPER, 5.0), "memory_ratio": (UPPER, 1.5)}
+EACH = 64
+LIMITS = {"minutes": (UPPER, 12.0), "memory_ratio": (UPPER, 1.6)}
 ACTIONS = ("paint", "mend", "draw", "carry", "clean", "choose", "describe", "measure")
 THINGS = (
     "a wooden chair",
@@ -51,15 +56,10 @@ class Quiet:
         return lambda done, total: None
 
 
-def prompts() -> TextData:
+def prompts(harmful: bool, count: int) -> list[Example]:
     """Verb-object pairs, all harmless; half of them are called unsafe so that there are two classes."""
-    rows = [
-        (f"{action} : {thing}{' today' if harmful else ''}", harmful, None, None)
-        for harmful in (False, True)
-        for action in ACTIONS
-        for thing in THINGS
-    ]
-    return TextData(name="pairs", sha256="0" * 64, rows=tuple(rows))
+    texts = [f"{action} : {thing}{' today' if harmful else ''}" for action in ACTIONS for thing in THINGS]
+    return [Example(text, harmful, "unsafe" if harmful else "safe", "benchmark") for text in texts[:count]]
 
 
 def noisy(base: Checkpoint, folder: Path) -> Checkpoint:
@@ -96,25 +96,26 @@ def anonymous() -> int:
 
 
 def main() -> None:
-    base = get("smollm2-135m")
+    reader = argparse.ArgumentParser(description=__doc__)
+    reader.add_argument("--prompts", type=int, default=EACH, help="of each class")
+    each, base = reader.parse_args().prompts, get("smollm2-135m")
+    asked = Question(prompts(False, each), prompts(True, each), Refusal(), {}, Decoding(max_new_tokens=1), mechanisms=True)
     with tempfile.TemporaryDirectory() as work:
         tuned = noisy(base, Path(work) / "noisy")
-        sets = {kind: examples for kind, examples in sets_of(prompts(), PROMPTS).items() if kind in ("safe", "unsafe")}
         pipeline = Pipeline(Store(Path(work) / "runs"), Quiet())
         before, watch = anonymous(), Anonymous()
         watch.start()
         began = time.perf_counter()
-        measured(pipeline, [Model("base", base.key, base), Model("aligned", tuned.key, tuned)], sets)
+        found = measured(pipeline, audited([base, tuned]), asked, None)
         seconds = time.perf_counter() - began
         watch.ended = True
         watch.join()
         size = weights_bytes(tuned)
+    assert found.missing.empty, found.missing
     above = watch.peak - before
     whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"{seconds:.0f} s; {above / 1e6:.0f} MB above the imports, one model has {size / 1e6:.0f} MB; resident {whole / 1e6:.0f} MB")
-    finish(
-        "pair", {"minutes": seconds / 60, "memory_ratio": above / size, "model_bytes": size, "inputs": sum(map(len, sets.values()))}, LIMITS
-    )
+    finish("pair", {"minutes": seconds / 60, "memory_ratio": above / size, "model_bytes": size, "inputs": 4 * each}, LIMITS)
 
 
 if __name__ == "__main__":

@@ -77,8 +77,7 @@ def test_an_older_report_is_kept(titer: Titer, here: Path) -> None:
     assert (old / "report.html").read_text(encoding="utf-8") == "old"
 
 
-def test_a_pair_is_told_from_another_too(titer: Titer) -> None:
-    pair = ("study", "jain2024", "--base", "m", "--aligned", "a/checkpoint-500", "--data", "d.csv")
-    assert folder(titer, *pair) == "jain2024-checkpoint-500"
-    assert folder(titer, *changed(pair, "a/checkpoint-500", "b/checkpoint-500")).startswith("jain2024-checkpoint-500-")
-    assert folder(titer, *pair) == "jain2024-checkpoint-500"
+def test_the_mechanisms_are_the_question_s(titer: Titer) -> None:
+    assert folder(titer, *AUDIT) == "audit-checkpoint-500"
+    assert folder(titer, *AUDIT, "--mechanisms").startswith("audit-checkpoint-500-")
+    assert folder(titer, *AUDIT) == "audit-checkpoint-500"

@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("--method", "safe_lora", "--read", "unaligned=own/m", "--read", "aligned=m"),
     ),
     "finetune": ("finetune", "own/m", "--data", "t.jsonl", "--examples", "4", "--epochs", "1", "--dry-run"),
-    "a pair": ("study", "jain2024", "--base", "own/m", "--aligned", "own/tuned", "--data", "d.csv", "--dry-run"),
+    "mechanisms": ("audit", "own/m", "own/tuned", "--data", "d.csv", "--mechanisms", "--dry-run"),
 }
 
 

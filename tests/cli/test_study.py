@@ -1,4 +1,4 @@
-"""`titer study`: wrong names, the price of a run, a pair of models end to end."""
+"""`titer study`: wrong names, the price of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ Wrong = Callable[..., str]
         (("jain2023",), ("unknown study 'jain2023'", "jain2024")),
         (("jain2024", "--scale", "nan"), ("unknown scale 'nan'", "nano")),
         (("jain2024", "--only", "fig33,soft"), ("unknown part 'fig33'", "fig3")),
-        (("jain2024", "--base", "m"), ("one model of a pair", "--aligned")),
+        (("jain2024", "--base", "m"), ("jain2024 has no form on a real model", "titer audit BASE ALIGNED --data prompts.csv --mechanisms")),
+        (("demo", "--base", "m", "--data", "d.csv"), ("demo has no form on a real model", "titer audit BASE ALIGNED")),
         (("jain2024", "--data", "d.csv"), ("--data and --prompts belong to real models", "--base")),
         (("huang2023",), ("unknown study 'huang2023'", "huang2024")),
         (("huang2024", "--scale", "nan"), ("unknown scale 'nan'", "nano")),
@@ -27,10 +28,8 @@ Wrong = Callable[..., str]
         (("huang2024", "--seeds", "101"), ("--seeds", "100")),
         (("huang2024", "--data", "d.csv"), ("--data and --prompts belong to real models", "--base")),
         (("huang2024", "--alpha", "4"), ("--alpha do not belong here", "titer study --help")),
-        (("huang2024", "--base", "m", "--aligned", "m"), ("huang2024 aligns a base itself", "--base alone")),
         (("huang2024", "--base", "m"), ("no folder of data sets", "--data FOLDER")),
         (("huang2024", "--base", "m", "--data", ".", "--scale", "demo"), ("unknown scale 'demo'", "demonstration")),
-        (("jain2024", "--base", "m", "--aligned", "m"), ("no --data was given",)),
     ],
 )
 def test_wrong_input_names_what_is_near(wrong: Wrong, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
@@ -56,11 +55,3 @@ def test_a_dry_run_of_huang2024_prices_what_the_parts_need_and_runs_none(titer: 
     assert sum(row["kind"] == "finetune" and row["seed"] == 0 for row in found) == 60, "two bases, three alignments of each"
     assert not (here / "runs").exists()
     assert "hours" in titer("study", "huang2024", "--seeds", "1", "--only", "table6", "--dry-run", "--flops", "1e12").out
-
-
-def test_a_pair_of_models_gets_its_report(titer: Titer, here: Path) -> None:
-    pair = ("study", "jain2024", "--base", "m", "--aligned", "m", "--data", "d.csv")
-    assert "8 safe, 8 unsafe" in titer(*pair, "--dry-run").out
-    found = titer(*pair, "--json").json
-    assert found["answer"].startswith("No change")
-    assert (here / found["report"]).exists()

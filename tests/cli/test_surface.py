@@ -126,11 +126,9 @@ SURFACE = {
     "study": [
         *(
             "NAME",
-            "--aligned",
             "--alpha",
             "--base",
             "--bases",
-            "--bf16",
             "--data",
             "--dry-run",
             "--flops",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyRequest(Running):
-    """A study as its user words it: on worlds, `bases` a seed, or its form on a real model, where `base` or `aligned` names one.
+    """A study as its user words it: on worlds, `bases` a seed, or its form on a real model, where `base` names one.
 
     `only` are parts of the study (tables, where it has no parts), all for none; `part` a group of them. `given` is the real model itself,
     opened; one seed then.
@@ -29,15 +29,13 @@ class StudyRequest(Running):
     part: Annotated[str, Option(help="huang2024: core, or all.")] = "all"
     given: "Given | None" = None
     _: KW_ONLY
-    base: Annotated[str | None, Option(help="A real model: jain2024 needs --aligned beside it, the others align it.")] = None
-    aligned: Annotated[str | None, Option(help="The base's safety-tuned relative.")] = None
-    data: Annotated[Place | None, Option(help="A file of labelled prompts (jain2024), a folder of data sets (huang2024, qi2024).")] = None
+    base: Annotated[str | None, Option(help="A real model, which huang2024 and qi2024 align.")] = None
+    data: Annotated[Place | None, Option(help="With --base: a folder of data sets (docs/real_finetuning.md).")] = None
     harmful: Annotated[Place | None, Option(help="With --base, huang2024 and qi2024: answered requests for harm; default: canaries.")] = (
         None
     )
     alpha: Annotated[int | None, Option(min=1, help="With --base, huang2024 and qi2024: LoRA alpha; default 4 and 16.")] = None
     prompts: Annotated[int | None, Option(min=1, help="With --base: ask N prompts of each class, drawn; default: all.")] = None
-    bf16: Annotated[bool, Option(help="Load a pair of models in bfloat16, half the memory.")] = False
     keep_weights: Annotated[bool, Option(help="With --base, huang2024 and qi2024: keep the tuned models, which go once measured.")] = False
     flops: Annotated[float | None, Option(help="FLOP/s of your device, to price a --dry-run in hours.")] = None
 

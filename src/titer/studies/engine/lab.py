@@ -248,8 +248,14 @@ def faults(found: Found, needs: Collection[Need]) -> Mapping[str, str]:
 
 def form(place: str, given: Given | None) -> Study:
     """A study, or its form on real models: the class in the file `text.py` of its folder. Errors: none of that name or form."""
-    if given is None:
-        return plugin("studies", place, Study)()  # type: ignore[type-abstract]
+    return plugin("studies", place, Study)() if given is None else on_text(place)  # type: ignore[type-abstract]
+
+
+def on_text(place: str) -> Study:
+    """A study's form on real models. Errors: it has none."""
     if kind := beside("studies", place, "text", Study):  # type: ignore[type-abstract]
         return kind()
-    raise TiterError(f"{Path(place).stem} has no form on a real model", next_step="leave out --base.")
+    raise TiterError(
+        f"{Path(place).stem} has no form on a real model: what it probes, an audit measures on two given ones",
+        next_step="titer audit BASE ALIGNED --data prompts.csv --mechanisms, or leave out --base.",
+    )

@@ -18,7 +18,6 @@ from titer.studies.jain2024.claims import JAILBREAKS, MEDIUM, position
 
 CLASSES = {"safe": GREEN, "unsafe": RED}
 KINDS = {**CLASSES, "jb_co_task": "#2f6fb0", "jb_co_text": "#7d4fa3", "jb_misgen": "#e08a1e", "jb_misgen_text": "#b04a7d"}
-CODED = {"base64": "#2f6fb0", "leetspeak": "#7d4fa3"}
 COLOURS = {
     "base": GREY,
     "aligned": "#2f6fb0",
@@ -108,25 +107,24 @@ def table_chart(evidence: Sequence[Found]) -> Figure:
     )
 
 
-def figure3(evidence: Sequence[Found], panels: Sequence[str] = PANELS) -> Figure:
+def figure3(evidence: Sequence[Found]) -> Figure:
     """tau per layer, safe green and unsafe red, one panel a model."""
     t = pooled(evidence, "placement")
-    t = in_order(t[t.kind.isin({**CLASSES, **CODED})], "model", panels)
+    t = in_order(t[t.kind.isin(CLASSES)], "model", PANELS)
     found = t.groupby(["model", "layer", "kind"], sort=False).tau.agg(["mean", "std"]).reset_index()
     found = found.assign(tau=found["mean"], low=found["mean"] - found["std"], high=found["mean"] + found["std"])
-    colours = there({**CLASSES, **CODED}, t.kind)
     return Figure(
         "fig3",
         "Figure 3: activation clusters",
         "Mean τ ± one standard deviation of inputs: distance to the unsafe minus distance to the safe centroid, per layer; above 0 is nearer the safe cluster. S: small rate, M: medium. Panels have their own scales. The benign and sham panels are the controls.",
-        forms.lines(found, "layer", "tau", "kind", colours, ("layer", "τ"), share=False, panel="model", levels=[0.0], own=True),
+        forms.lines(found, "layer", "tau", "kind", CLASSES, ("layer", "τ"), share=False, panel="model", levels=[0.0], own=True),
     )
 
 
-def figure4(evidence: Sequence[Found], models: Sequence[str] = CHANGED) -> Figure:
+def figure4(evidence: Sequence[Found]) -> Figure:
     """Sorted ||P_N u_i|| of the first MLP matrix's change, one panel a layer, beside what a random vector scores."""
     t = evidence[0].tables["null"]
-    t = t[(t.site == "mlp_up") & (t.energy == ENERGY) & t.model.isin(models)].sort_values("value")
+    t = t[(t.site == "mlp_up") & (t.energy == ENERGY) & t.model.isin(CHANGED)].sort_values("value")
     t = t.assign(place=t.groupby(["model", "layer"]).cumcount().astype(float))
     ends = t.groupby("layer").place.agg(["min", "max"])
     scores = t.groupby("layer")[list(RANDOM)].mean()
@@ -148,7 +146,7 @@ def figure4(evidence: Sequence[Found], models: Sequence[str] = CHANGED) -> Figur
             "place",
             "value",
             "model",
-            {**{model: COLOURS[model] for model in models}, **dict(RANDOM.values())},
+            {**{model: COLOURS[model] for model in CHANGED}, **dict(RANDOM.values())},
             ("direction of ΔW, sorted", "‖P_N u‖"),
             share=False,
             panel="panel",
@@ -156,11 +154,12 @@ def figure4(evidence: Sequence[Found], models: Sequence[str] = CHANGED) -> Figur
     )
 
 
-def figure5(evidence: Sequence[Found], models: Sequence[str] = (*MEDIUM, "benign M")) -> Figure:
+def figure5(evidence: Sequence[Found]) -> Figure:
     """Scores along dW's right singular vectors, last two layers, a panel a layer and model."""
     t = pooled(evidence, "rows")
     t = t[t.layer > t.layer.max() - 2]
-    found = in_order(over_seeds(t, ["model", "layer", "kind", "direction"], "score").drop(columns=["low", "high"]), "model", models)
+    found = over_seeds(t, ["model", "layer", "kind", "direction"], "score").drop(columns=["low", "high"])
+    found = in_order(found, "model", (*MEDIUM, "benign M"))
     found = found.sort_values("layer", kind="stable")
     found = found.assign(panel="layer " + found.layer.astype(int).astype(str) + ", " + found.model, direction=found.direction.astype(float))
     return Figure(
@@ -172,7 +171,7 @@ def figure5(evidence: Sequence[Found], models: Sequence[str] = (*MEDIUM, "benign
             "direction",
             "score",
             "kind",
-            there({**KINDS, **CODED}, t.kind),
+            there(KINDS, t.kind),
             ("direction", "mean score"),
             share=False,
             panel="panel",
@@ -181,9 +180,9 @@ def figure5(evidence: Sequence[Found], models: Sequence[str] = (*MEDIUM, "benign
     )
 
 
-def figure6(evidence: Sequence[Found], models: Sequence[str] = ("base", *MEDIUM, "benign, norm of ssft", "sham ssft M")) -> Figure:
+def figure6(evidence: Sequence[Found]) -> Figure:
     """How the local Lipschitz constant is spread, safe and unsafe, by model."""
-    t = pooled(evidence, "sensitivity")
+    t, models = pooled(evidence, "sensitivity"), ("base", *MEDIUM, "benign, norm of ssft", "sham ssft M")
     return Figure(
         "fig6",
         "Figure 6: sensitivity to the input",
