@@ -11,6 +11,7 @@ Shapes: B requests, n tokens, D width, T tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from pydantic import Field
@@ -57,7 +58,7 @@ class SoftTokens(Attack):
         if not self.universal and len(suffix) != len(examples):
             raise ValueError(f"{len(suffix)} suffixes for {len(examples)} requests")
         kind = f"soft_{self.n}" + ("_universal" if self.universal else "") + ("_random" if self.random else "")
-        return [Attempt(_renamed(e, kind), suffix=suffix[0 if self.universal else i]) for i, e in enumerate(examples)]
+        return [Attempt(replace(e, kind=kind), suffix=suffix[0 if self.universal else i]) for i, e in enumerate(examples)]
 
     def _found(self, lm: LM, examples: Sequence[Example], number: int) -> torch.Tensor:
         batch = encode(lm.tokenizer, [e.prompt for e in examples], [e.comply or "" for e in examples], torch.arange(len(examples)).numpy())
@@ -110,7 +111,3 @@ def moved_labels(labels: torch.Tensor, at: torch.Tensor, n: int) -> torch.Tensor
     source = torch.where(place < begin, place, (place - n).clamp(min=0))
     inside = (place >= begin) & (place < begin + n)
     return labels.gather(1, source).masked_fill(inside, -100)
-
-
-def _renamed(example: Example, kind: str) -> Example:
-    return Example(example.prompt, example.harmful, kind, example.source, example.comply, example.refuse)

@@ -43,15 +43,15 @@ def advice(
     before, known = _place(change.before), usual(change.after.checkpoint.adapter or change.after.checkpoint.path)
     beside = pd.DataFrame() if against is None else against
     told: list[Advice] = []
-    lost = next((kind for kind in ("unsafe", "prefill") if fell(mine, kind, "refused")), None)
+    lost = next((kind for kind in ("unsafe", "prefill") if _shown(mine, kind, "refused", -1)), None)
     if lost is not None:
         begun = " where the answer was begun" if lost == "prefill" else ""
         told += _refusal_lost(found, change, known, begun + _blamed(beside, change, lost, "refused"))
-    if rose(mine, "safe", "refused"):
+    if _shown(mine, "safe", "refused", 1):
         why = f"Safe prompts are refused more often{_blamed(beside, change, 'safe', 'refused')}: tune with such prompts answered among the examples."
         options = _options({name: value for name, value in known.items() if name != "examples"})
         told.append(Advice(why + _add(known), f"titer finetune {before} --data TASK_AND_SAFE_PROMPTS.jsonl{options}"))
-    kind = next((kind for kind in ("unsafe", "safe") if rose(mine, kind, "degenerate")), None)
+    kind = next((kind for kind in ("unsafe", "safe") if _shown(mine, kind, "degenerate", 1)), None)
     if kind is not None:
         blamed = _blamed(beside, change, kind, "degenerate")
         why = f"Answers fell apart{blamed} ({_largest(sizes, change.name)}): tune with a lower learning rate or fewer epochs."
@@ -120,16 +120,10 @@ def _place(model: Model) -> str:
     return shlex.quote(model.name if model.name in NAMED else model.checkpoint.place)
 
 
-def fell(shifts: pd.DataFrame, kind: str, outcome: str) -> bool:
-    """Whether the whole interval of the difference lies below -`LOST`'s side of zero."""
+def _shown(shifts: pd.DataFrame, kind: str, outcome: str, sign: int) -> bool:
+    """Whether a rate is shown to have risen (`sign` 1) or fallen (-1), by more than `LOST`: no point of its interval is on the other side."""
     row = shifts[(shifts.kind == kind) & (shifts.outcome == outcome)]
-    return bool(len(row)) and row.high.iloc[0] < 0 and row.difference.iloc[0] < -LOST
-
-
-def rose(shifts: pd.DataFrame, kind: str, outcome: str) -> bool:
-    """The same, upwards."""
-    row = shifts[(shifts.kind == kind) & (shifts.outcome == outcome)]
-    return bool(len(row)) and row.low.iloc[0] > 0 and row.difference.iloc[0] > LOST
+    return bool(len(row)) and bool((sign * row[["low", "high"]] > 0).all(axis=None)) and sign * row.difference.iloc[0] > LOST
 
 
 def _largest(sizes: pd.DataFrame, change: str) -> str:

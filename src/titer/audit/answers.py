@@ -84,9 +84,8 @@ def shifts(verdicts: pd.DataFrame, changes: Sequence[Change]) -> pd.DataFrame:
         for kind, table in pairs(verdicts, change).groupby("kind", sort=False):
             for outcome in SHIFTED:
                 had, has = table.before == outcome, table.after == outcome
-                found = paired_difference(int((has & ~had).sum()), int((had & ~has).sum()), len(table))
-                told = {"difference": found.value, "low": found.low, "high": found.high, "n": len(table)}
-                rows.append({"change": change.name, "kind": kind, "outcome": outcome, "before": had.mean(), "after": has.mean(), **told})
+                rates = {"before": had.mean(), "after": has.mean()}
+                rows.append({"change": change.name, "kind": kind, "outcome": outcome, **rates, **_difference(had, has)})
     columns = ["change", "kind", "outcome", "before", "after", "difference", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -102,12 +101,17 @@ def beyond(verdicts: pd.DataFrame, change: Change, control: Change) -> pd.DataFr
     for kind, table in both.groupby("kind", sort=False):
         for outcome in SHIFTED:
             had, has, other = (table[side] == outcome for side in ("before", "after", "control"))
-            found = paired_difference(int((has & ~other).sum()), int((other & ~has).sum()), len(table))
             effects = {"effect": has.mean() - had.mean(), "control": other.mean() - had.mean()}
-            told = {"difference": found.value, "low": found.low, "high": found.high, "n": len(table)}
-            rows.append({"change": change.name, "against": control.name, "kind": kind, "outcome": outcome, **effects, **told})
+            names = {"change": change.name, "against": control.name, "kind": kind, "outcome": outcome}
+            rows.append({**names, **effects, **_difference(other, has)})
     columns = ["change", "against", "kind", "outcome", "effect", "control", "difference", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _difference(one: pd.Series, other: pd.Series) -> dict[str, float]:
+    """The other's rate less the one's on the same prompts, with its interval and their number."""
+    found = paired_difference(int((other & ~one).sum()), int((one & ~other).sum()), len(one))
+    return {"difference": found.value, "low": found.low, "high": found.high, "n": len(one)}
 
 
 def flips(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:

@@ -7,7 +7,7 @@ alone would show. Sources: arXiv 2407.10264 (dW), 2402.01109 (drift), 2406.11717
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -102,48 +102,32 @@ def drift(change: Change, before: inside.Ends, after: inside.Ends, safe: int) ->
             moved = (torch.linalg.vector_norm(new - old, dim=1) / torch.linalg.vector_norm(old, dim=1)).numpy()
             cosine = torch.cosine_similarity(old, new, dim=1).numpy()
             for kind, part in (("safe", slice(None, safe)), ("unsafe", slice(safe, None))):
-                found = bootstrap(np.mean, [moved[part]], 0)
-                rows.append(
-                    {
-                        "change": change.name,
-                        "site": site,
-                        "layer": i + 1,
-                        "kind": kind,
-                        "value": found.value,
-                        "low": found.low,
-                        "high": found.high,
-                        "cosine": float(cosine[part].mean()),
-                    }
-                )
+                names = {"change": change.name, "site": site, "layer": i + 1, "kind": kind}
+                interval = bootstrap(np.mean, [moved[part]], 0)._asdict()
+                rows.append({**names, **interval, "cosine": float(cosine[part].mean())})
     return pd.DataFrame(rows)
 
 
-def rotations(
-    pipeline: Pipeline,
-    changes: Sequence[Change],
-    found: Mapping[str, refusal_direction.RefusalDirections],
-    ends: Mapping[str, inside.Ends],
-    safe: int,
+def rotation(
+    pipeline: Pipeline, change: Change, found: Sequence[refusal_direction.RefusalDirections], ends: Sequence[inside.Ends], safe: int
 ) -> pd.DataFrame:
-    """Per change and layer: how far the refusal direction turned, its ceiling, what noise stays below in all known layers, whether it turned."""
-    made = []
-    for change in changes:
-        one, other = found[change.before.name], found[change.after.name]
-        inputs = {
-            "probe": ["turned", refusal_direction.VERSION, refusal_direction.ROUNDS],
-            "models": [change.before.key, change.after.key],
-            "prompts": one.prompts,
-            "dtype": pipeline.dtype,
-        }
+    """Per layer: how far the refusal direction turned, its ceiling, what noise stays below in all known layers, whether it turned.
 
-        def make(change: Change = change) -> pd.DataFrame:
-            names = [f"resid[{i}]" for i in range(sum(name.startswith("resid[") for name in ends[change.before.name]))]
-            sides = [[ends[model.name][name] for name in names] for model in (change.before, change.after)]
-            return pd.DataFrame(refusal_direction.unturned(sides[0], sides[1], safe), columns=[str(i) for i in range(len(names))])
+    `found` and `ends`: the directions and activations before and after.
+    """
+    inputs = {
+        "probe": ["turned", refusal_direction.VERSION, refusal_direction.ROUNDS],
+        "models": [change.before.key, change.after.key],
+        "prompts": found[0].prompts,
+        "dtype": pipeline.dtype,
+    }
 
-        table = refusal_direction.rotation(one, other)
-        null = pipeline.table("tables", inputs, make).to_numpy(dtype=float)
-        table = refusal_direction.limits(table, null, (table.degrees_ceiling < KNOWN).tolist())
-        made.append(table.assign(turned=table.degrees_halves > table.degrees_limit, change=change.name))
-    empty = pd.DataFrame(columns=["change", "layer", "degrees_halves", "degrees_ceiling", "degrees_limit", "turned"])
-    return pd.concat(made, ignore_index=True) if made else empty
+    def make() -> pd.DataFrame:
+        names = [f"resid[{i}]" for i in range(sum(name.startswith("resid[") for name in ends[0]))]
+        before, after = ([side[name] for name in names] for side in ends)
+        return pd.DataFrame(refusal_direction.unturned(before, after, safe), columns=[str(i) for i in range(len(names))])
+
+    table = refusal_direction.rotation(*found)
+    null = pipeline.table("tables", inputs, make).to_numpy(dtype=float)
+    table = refusal_direction.limits(table, null, (table.degrees_ceiling < KNOWN).tolist())
+    return table.assign(turned=table.degrees_halves > table.degrees_limit, change=change.name)

@@ -15,7 +15,6 @@ from titer.core.gate import Limit
 from titer.data.encode import prompt_ids
 from titer.data.thoughts import thinks
 from titer.data.turns import changed
-from titer.judges.base import Asked
 from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of, weights_bytes
 from titer.probes import choices
@@ -68,7 +67,8 @@ def audit_cost(
         for r, grid in zip(table.itertuples(), (settings, landscapes.PAPER), strict=True):
             name, judging = GRIDS[str(r.grid)]
             told[name] = f"{r.points} points, {r.answers} answers, {r.new_tokens} new tokens, {r.flop:.1e} FLOP"
-            if bill := asked.judge.estimate(_answered(asked, grid, tuned)):
+            longest = at_longest(asked.sets["unsafe"].attempts[: grid.prompts], grid.tokens) * grid.points_in_all(tuned)
+            if bill := asked.judge.estimate(longest):
                 told[judging] = f"at most {bill.line()}"
     return told
 
@@ -87,9 +87,3 @@ def _mechanisms(found: Audited, asked: Question, parameters: int) -> str:
         f"{sum(len(sets[kind]) for kind in mechanisms.CODED)} encoded prompts ({encoded} tokens), {2.0 * parameters * passes:.1e} FLOP; singular "
         f"values at most {float(decomposed):.1e} FLOP, with {held:.2f} GB of matrices beside the model"
     )
-
-
-def _answered(asked: Question, grid: landscapes.Landscape, tuned: bool) -> Asked:
-    """A landscape's answers at their longest, at every point."""
-    unsafe = asked.sets["unsafe"].attempts[: grid.prompts]
-    return at_longest(unsafe, grid.tokens) * grid.points_in_all(tuned)

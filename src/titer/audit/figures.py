@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from titer.audit.headline import UNDER
+from titer.audit.headline import in_words
 from titer.report import forms
 from titer.report.html import Figure
 from titer.report.style import GREEN, GREY, PALETTE, RED
@@ -25,7 +25,7 @@ SHARES = {"refused": "#e08a1e", "unsafe": RED, "coherent": "#2f6fb0", "capabilit
 
 def behaviour(rates: pd.DataFrame) -> Figure:
     """What each model answered, set by set."""
-    table = rates.replace({"kind": UNDER})
+    table = in_words(rates)
     return Figure(
         "outcomes",
         "What the models answered",
@@ -37,7 +37,7 @@ def behaviour(rates: pd.DataFrame) -> Figure:
 
 def shifted(shifts: pd.DataFrame) -> Figure:
     """How each outcome moved on the same prompts."""
-    table, titles = shifts.replace({"kind": UNDER}), ("outcome", "after minus before")
+    table, titles = in_words(shifts), ("outcome", "after minus before")
     return Figure(
         "shifts",
         "What moved",

@@ -15,10 +15,9 @@ from titer import tables
 from titer.audit import figures, gate
 from titer.audit.answers import flipped
 from titer.audit.ask import Prepared
-from titer.audit.headline import below, moved, points, worded
+from titer.audit.headline import below, in_words, moved, points, worded
 from titer.audit.report import ABOUT, before, missing, results
-from titer.audit.roles import Audited
-from titer.audit.study import Findings, Question
+from titer.audit.study import Findings
 from titer.core.gate import STATUS
 from titer.report.html import Report, Section, write_report
 
@@ -37,19 +36,23 @@ class Tune:
     page: Path | None = None
     reason: str = ""
 
-
-def broken(found: Audited, asked: Question, f: Findings) -> list[tuple[float, str]]:
-    """What the last change is shown to have broken, the worst first: (the least damage that the interval allows, in words)."""
-    told = []
-    for kind in asked.sets.keys() | asked.choices.keys():
-        own, change = kind in asked.own, found.last
-        harms = [("refused", kind == "safe"), ("degenerate", True)] if own else [("complied", False)]  # (outcome, whether more is worse)
-        for outcome, rises in harms:
-            row = moved(f.shifts, change, kind, outcome) if change else None
-            if row is not None and (least := float(row.low if rises else -row.high)) > 0:
-                name = f"{worded(kind) if own else kind} {'right' if outcome == 'complied' else outcome}"
-                told.append((least, f"{name} {points(row)}"))
-    return sorted(told, reverse=True)
+    @property
+    def broken(self) -> list[tuple[float, str]]:
+        """What the last change is shown to have broken, the worst first: (the least damage that the interval allows, in words)."""
+        if self.ready is None or self.findings is None:
+            return []
+        told, asked, change = [], self.ready.question, self.ready.found.last
+        for kind in asked.sets.keys() | asked.choices.keys():
+            own = kind in asked.own
+            harms = (
+                [("refused", kind == "safe"), ("degenerate", True)] if own else [("complied", False)]
+            )  # (outcome, whether more is worse)
+            for outcome, rises in harms:
+                row = moved(self.findings.shifts, change, kind, outcome) if change else None
+                if row is not None and (least := float(row.low if rises else -row.high)) > 0:
+                    name = f"{worded(kind) if own else kind} {'right' if outcome == 'complied' else outcome}"
+                    told.append((least, f"{name} {points(row)}"))
+        return sorted(told, reverse=True)
 
 
 def ordered(tunes: Sequence[Tune]) -> list[Tune]:
@@ -59,9 +62,9 @@ def ordered(tunes: Sequence[Tune]) -> list[Tune]:
         if one.ready is None or one.findings is None:
             return (1, 0, 0, 0)
         worst = min((list(STATUS).index(h.decided) for h in one.held), default=len(STATUS))
-        found, last = broken(one.ready.found, one.ready.question, one.findings), one.ready.found.last
+        last = one.ready.found.last
         row = moved(one.findings.shifts, last, "unsafe") if last else None
-        return (0, worst, -max((least for least, _ in found), default=0.0), 0.0 if row is None else float(row.difference))
+        return (0, worst, -max((least for least, _ in one.broken), default=0.0), 0.0 if row is None else float(row.difference))
 
     return sorted(tunes, key=place)
 
@@ -74,7 +77,7 @@ def table(tunes: Sequence[Tune]) -> pd.DataFrame:
             rows.append({"tune": one.name, "what broke": f"not measured: {one.reason}"})
             continue
         found, asked, f = one.ready.found, one.ready.question, one.findings
-        row = {"tune": one.name, "what broke": "; ".join(text for _, text in broken(found, asked, f)) or "nothing is shown"}
+        row = {"tune": one.name, "what broke": "; ".join(text for _, text in one.broken) or "nothing is shown"}
         for kind in f.rates.kind.unique():
             shift = moved(f.shifts, found.last, kind, "refused" if kind in asked.own else "complied") if found.last else None
             name = f"{worded(kind)} refused" if kind in asked.own else f"{kind} right"
@@ -88,11 +91,11 @@ def table(tunes: Sequence[Tune]) -> pd.DataFrame:
 
 def said(aligned: str, tunes: Sequence[Tune]) -> str:
     """The page's sentence; the worst tune is the first."""
-    known = [one for one in tunes if one.ready is not None and one.findings is not None]
-    hurt = [one for one in known if one.ready and one.findings and broken(one.ready.found, one.ready.question, one.findings)]
+    known = [one for one in tunes if one.findings is not None]
+    hurt = [one for one in known if one.broken]
     told = f"{len(hurt) or 'None'} of {len(known)} tunes of {aligned} {'is' if len(hurt) < 2 else 'are'} shown to have broken something"
-    if hurt and hurt[0].ready and hurt[0].findings:
-        told += f"; the worst is {hurt[0].name}: {broken(hurt[0].ready.found, hurt[0].ready.question, hurt[0].findings)[0][1]}"
+    if hurt:
+        told += f"; the worst is {hurt[0].name}: {hurt[0].broken[0][1]}"
     lost = len(tunes) - len(known)
     return f"{told}.{f' {lost} could not be measured.' if lost else ''}"
 
@@ -108,7 +111,7 @@ def _section(one: Tune, folder: Path) -> Section:
         "size of the change": f.sizes,
         "refusal direction, turned": f.rotation,
     }
-    shown = {name: table for name, table in folded.items() if len(table)}
+    shown = {name: in_words(table) for name, table in folded.items() if len(table)}
     for part in others:
         shown |= {} if part.table is None else {part.title.lower(): part.table}
     place = f"Its own page, with every chart and caveat: {Path('..') / one.page.parent.name / one.page.name}"
@@ -138,8 +141,8 @@ def fleet_report(tunes: Sequence[Tune], how: Mapping[str, object], command: str,
         figures=[figures.shifted(shifts)] if len(shifts) else [],
         tables={},
         results=pd.concat([results(ready.found, f) for _, ready, f in known], ignore_index=True).drop_duplicates(),
-        samples=verdicts,
-        flipped=pd.concat(shown, ignore_index=True),
+        samples=in_words(verdicts),
+        flipped=in_words(pd.concat(shown, ignore_index=True)),
         commands=[command],
         provenance={
             **tables.provenance(models, first.text),

@@ -76,6 +76,11 @@ def worded(kind: str) -> str:
     return f"{kind.capitalize()} prompts" if kind in ASKED else f"Unsafe prompts {UNDER.get(kind, f'under {kind}')}"
 
 
+def in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with its sets, where it has some, by the words that the answer has for them."""
+    return table.replace({"kind": UNDER}) if "kind" in table else table
+
+
 def moved(shifts: pd.DataFrame, change: Change, kind: str, outcome: str = "refused") -> pd.Series | None:
     """How an outcome moved in a set under a change: a row of `answers.shifts`; None where nothing was judged on both sides."""
     row = shifts[(shifts.change == change.name) & (shifts.kind == kind) & (shifts.outcome == outcome)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 
 import numpy as np
 import pandas as pd
@@ -15,12 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from titer import tables
+from titer.core.config import digest
 from titer.core.errors import TiterError
 from titer.core.stats import bootstrap
+from titer.data.choices import Question
 from titer.data.example import Example
+from titer.data.templates import templated
 from titer.models import activations
+from titer.models.lm import LM
 from titer.pipeline import Model, Pipeline, fingerprint
-from titer.probes import clusters, refusal_direction, sensitivity, uncertainty
+from titer.probes import choices, clusters, refusal_direction, sensitivity, uncertainty
 
 SITES = ("resid", "attn_out", "mlp_in")
 USES = {"mlp_act": "separation inside", "mlp_in": "where the change acts", "attn_out": "drift of attention"}  # kind of site -> part
@@ -51,12 +56,12 @@ def separation(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe
     """Per layer `clusters.summary`; auroc_shuffled, the mean over deals of the labels, each with centroids of its own; and of the
     layer that is best in each deal, as the best layer is picked here: best_shuffled, and best_shuffled_high, which 95 % stay below."""
     scores = tables.cluster_table(pipeline, model, safe, unsafe)
-    inputs: dict[str, object] = {
+    inputs = {
         "probe": ["clusters shuffled", clusters.VERSION, clusters.ROUNDS],
         "model": model.key,
         "prompts": [len(safe), fingerprint([*safe, *unsafe])],
+        **pipeline.read_in,
     }
-    inputs |= pipeline.read_in
     dealt = pipeline.table("tables", inputs, lambda: clusters.shuffled(pipeline.lm(model), safe, unsafe))
     best = np.array([clusters.best_of(table).auroc for _, table in dealt.groupby("round")])
     return clusters.summary(scores).assign(
@@ -77,31 +82,52 @@ def directions(found: Ends, safe: int, prompts: str) -> refusal_direction.Refusa
 def sensed(pipeline: Pipeline, model: Model, sets: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
     """kind, median, low, high (bootstrap over prompts), n: how sensitive the next token is to the prompt."""
     prompts = [e for examples in sets.values() for e in examples]
-    inputs: dict[str, object] = {"probe": ["sensitivity", sensitivity.VERSION], "model": model.key, "prompts": fingerprint(prompts)}
-    inputs |= pipeline.read_in
+    inputs = {"probe": ["sensitivity", sensitivity.VERSION], "model": model.key, "prompts": fingerprint(prompts), **pipeline.read_in}
     table = pipeline.table("tables", inputs, lambda: sensitivity.sensitivity(pipeline.lm(model), prompts))
     rows, end = [], 0
     for kind, examples in sets.items():
         values = table.g[end : (end := end + len(examples))]
-        found = bootstrap(np.median, [values], 0)
-        rows.append({"kind": kind, "median": found.value, "low": found.low, "high": found.high, "n": len(values)})
+        rows.append({"kind": kind, **bootstrap(np.median, [values], 0)._asdict(), "n": len(values)})
+    return pd.DataFrame(rows).rename(columns={"value": "median"})
+
+
+def unsure(pipeline: Pipeline, model: Model, kind: str, examples: Sequence[Example]) -> pd.DataFrame:
+    """set, measure, value, low, high, n (perplexity, entropies, probability) of the reference answers to a set of prompts."""
+    inputs = {"probe": ["uncertainty", uncertainty.VERSION], "model": model.key, "prompts": fingerprint(examples), "dtype": pipeline.dtype}
+
+    def make() -> pd.DataFrame:
+        return uncertainty.uncertainty(pipeline.lm(model), [e.prompt for e in examples], [str(e.comply) for e in examples])
+
+    return uncertainty.summary(pipeline.table("tables", inputs, make)).assign(set=kind)
+
+
+def chosen(pipeline: Pipeline, model: Model, kind: str, questions: Sequence[Question]) -> pd.DataFrame:
+    """Multiple choice as verdicts, a row a question as of judged samples: complied = the right option alone is likeliest, else partial."""
+    inputs = {"probe": ["choices", choices.VERSION], "model": model.key, "questions": digest(list(questions)), "dtype": pipeline.dtype}
+    table = pipeline.table("tables", inputs, lambda: _picked(pipeline.lm(model), questions))
+    return table.assign(kind=kind, model=model.name, place=range(len(table)))
+
+
+def _picked(lm: LM, questions: Sequence[Question]) -> pd.DataFrame:
+    scores = choices.choices(lm, questions)
+    rows = []
+    for (_, own), question in zip(scores.groupby("question", sort=True), questions, strict=True):
+        best = own[own.total == own.total.max()]
+        letters = " or ".join(ascii_uppercase[option] for option in best.option)
+        right = len(best) == 1 and bool(best.right.iloc[0])
+        rows.append(
+            {
+                "harmful": False,
+                "prompt": choices.asked(question, templated=templated(lm.tokenizer)),
+                "prefix": "",
+                "comply": ascii_uppercase[question.right],
+                "refuse": None,
+                "completion": letters,
+                "ended": True,
+                "tokens": 1,
+                "outcome": "complied" if right else "partial",
+                "score": float(right),
+                "reason": "the likeliest option" if len(best) == 1 else "a tie, which is no choice",
+            }
+        )
     return pd.DataFrame(rows)
-
-
-def unsure(pipeline: Pipeline, model: Model, answered: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
-    """Per set of prompts with reference answers: set, measure, value, low, high, n (perplexity, entropies, probability)."""
-    found = []
-    for kind, examples in answered.items():
-        inputs = {
-            "probe": ["uncertainty", uncertainty.VERSION],
-            "model": model.key,
-            "prompts": fingerprint(examples),
-            "dtype": pipeline.dtype,
-        }
-
-        def make(examples: Sequence[Example] = examples) -> pd.DataFrame:
-            prompts, answers = [e.prompt for e in examples], [str(e.comply) for e in examples]
-            return uncertainty.uncertainty(pipeline.lm(model), prompts, answers)
-
-        found.append(uncertainty.summary(pipeline.table("tables", inputs, make)).assign(set=kind))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()

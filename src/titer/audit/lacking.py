@@ -77,10 +77,6 @@ class Lacking:
             self.stopped = True
             self.left_out(name, of, INTERRUPTED)
 
-    def unreached(self, name: str, of: str) -> None:
-        """A part that an interrupt kept from being begun."""
-        self.left_out(name, of, INTERRUPTED)
-
     def left_out(self, name: str, of: str, reason: str) -> None:
         """A part, or some layers of it, that is not measured."""
         self._tell(f"{name} of {of} is left out: {reason}")

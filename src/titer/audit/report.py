@@ -12,7 +12,7 @@ from titer import tables
 from titer.audit import figures, gate, mechanisms
 from titer.audit.advice import advice
 from titer.audit.answers import cut_short, flipped
-from titer.audit.headline import UNDER, answer, below, moved, points, worded
+from titer.audit.headline import answer, below, in_words, moved, points, worded
 from titer.audit.roles import Audited
 from titer.audit.study import Findings, Question
 from titer.data.sources import TextData
@@ -75,10 +75,10 @@ def audit_report(
             Section("What this page does not say", missing(found, asked, f)),
         ],
         figures=_figures(f),
-        tables={name: table for name, table in shown.items() if len(table)},
+        tables={name: in_words(table) for name, table in shown.items() if len(table)},
         results=results(found, f),
-        samples=f.verdicts,
-        flipped=flipped(f.verdicts, found.last, MOST) if found.last else f.verdicts[:0],
+        samples=in_words(f.verdicts),
+        flipped=in_words(flipped(f.verdicts, found.last, MOST)) if found.last else f.verdicts[:0],
         commands=[command],
         provenance={
             **tables.provenance(found.models, data),
@@ -144,25 +144,23 @@ def results(found: Audited, f: Findings) -> pd.DataFrame:
 
 
 def _worded(table: pd.DataFrame, own: Sequence[str]) -> pd.DataFrame:
-    """Shifts for a reader: sets by their words, and what "degenerate" means where the set is a task."""
+    """Shifts for a reader: what "degenerate" means is said where the set is a task."""
     if table.empty:
         return table
     task = ~table.kind.isin(own) & (table.outcome == "degenerate")
-    return table.assign(outcome=table.outcome.mask(task, FORMLESS)).replace({"kind": UNDER})
+    return table.assign(outcome=table.outcome.mask(task, FORMLESS))
 
 
 def _figures(f: Findings) -> list[Figure]:
-    found = [figures.behaviour(f.rates)]
-    if len(f.shifts):
-        found.append(figures.shifted(f.shifts))
-    if len(f.separation):
-        found.append(figures.separation(f.separation))
-    if len(f.gains) and f.gains.ratio.notna().any():
-        found.append(figures.specificity(f.gains))
-    if len(f.drift):
-        found.append(figures.drift(f.drift))
-    if len(f.rotation):
-        found.append(figures.rotation(f.rotation))
+    acting = f.gains if f.gains.ratio.notna().any() else f.gains[:0]
+    drawn = {
+        figures.shifted: f.shifts,
+        figures.separation: f.separation,
+        figures.specificity: acting,
+        figures.drift: f.drift,
+        figures.rotation: f.rotation,
+    }
+    found = [figures.behaviour(f.rates), *(draw(table) for draw, table in drawn.items() if len(table))]
     return found + mechanisms.figures(vars(f)) + (figures.landscape(f.points) if len(f.points) else [])
 
 

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import pandas as pd
 
-from titer.audit import answers, changes, chosen, inside, mechanisms
+from titer.audit import answers, changes, inside, mechanisms
 from titer.audit.answers import Asked
-from titer.audit.lacking import CHANGE, COLUMNS, TURNING, Lacking, shaped
+from titer.audit.lacking import CHANGE, COLUMNS, INTERRUPTED, TURNING, Lacking, shaped
 from titer.audit.roles import Audited, Change, alike
 from titer.commands import landscape as landscapes
 from titer.commands.attacking import Attacked
@@ -29,12 +29,12 @@ from titer.models.sites import Sites
 from titer.models.weights import skeleton
 from titer.pipeline import Model, Pipeline, fingerprint
 from titer.probes import refusal_direction
+from titer.probes.base import enough
 from titer.tables import direct, named, rate_table
 
 T = TypeVar("T")
 MEASURED = tuple(name for name in COLUMNS if name != "missing")
 OWN = ("unsafe", "safe")  # the sets that the audit's own judge reads; capability sets have theirs
-LEAST = 4  # prompts of a class: two halves of a cluster
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
         centre, tuned = around(found)
         of = f"{centre.name} and on the way to {tuned.name}" if tuned else centre.name
         if lacking.stopped:
-            lacking.unreached("landscape", of)
+            lacking.left_out("landscape", of, INTERRUPTED)
         else:
             with lacking.part("landscape", of):
                 made = landscapes.landscape(pipeline, centre, list(asked.unsafe), asked.judge, settings, asked.known, tuned)
@@ -184,9 +184,7 @@ def _reviewed(pipeline: Pipeline, generated: pd.DataFrame, judges: Judges) -> Re
 
 def check(models: Sequence[Model], asked: Question, settings: landscapes.Landscape | None = None) -> None:
     """Before anything runs. Errors: fewer than four prompts of a class; a prompt with no room for its answer, a reference, its options."""
-    for kind, examples in (("safe", asked.safe), ("unsafe", asked.unsafe)):
-        if len(examples) < LEAST:
-            raise TiterError(f"{len(examples)} {kind} prompts", expected=f"at least {LEAST} of each class")
+    enough(asked.safe, asked.unsafe)
     references = dict(asked.referenced)
     if all(e.comply for e in asked.unsafe):  # tau is taken over the answers where every prompt of a class has one
         references["unsafe"] = list(asked.unsafe)
@@ -238,10 +236,10 @@ class Within:
         for kind, examples in asked.referenced.items():
             if examples:
                 with part(f"uncertainty on correct answers ({kind})", name):
-                    self._unsure.append(named({name: inside.unsure(pipeline, model, {kind: examples})}))
+                    self._unsure.append(named({name: inside.unsure(pipeline, model, kind, examples)}))
         for kind, questions in asked.choices.items():
             with part(f"multiple choice ({kind})", name):
-                self.picked.append(chosen.verdicts(pipeline, model, kind, questions))
+                self.picked.append(inside.chosen(pipeline, model, kind, questions))
         with part("activations at the prompts' ends", name):
             inside.kept_ends(pipeline, model, asked.safe, asked.unsafe)
             self._kept.add(name)
@@ -272,9 +270,9 @@ class Within:
 
     def rotation(self, change: Change) -> pd.DataFrame:
         """How far the refusal direction turned. Errors: a model has none."""
-        found = {m.name: _had(self._directions, m.name, "refusal direction") for m in (change.before, change.after)}
-        ends = {m.name: self.ends(m) for m in (change.before, change.after)}
-        return changes.rotations(self._bench, [change], found, ends, self.safe)
+        sides = (change.before, change.after)
+        found = [_had(self._directions, m.name, "refusal direction") for m in sides]
+        return changes.rotation(self._bench, change, found, [self.ends(m) for m in sides], self.safe)
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -301,7 +299,7 @@ def _changed(
     part = within.lacking.part
     for change in moved:
         if within.lacking.stopped:
-            within.lacking.unreached(CHANGE, change.name)
+            within.lacking.left_out(CHANGE, change.name, INTERRUPTED)
             continue
         pipeline.reporter.tell(f"{change.name}: weights")
         with part("where the change acts", change.name):

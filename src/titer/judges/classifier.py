@@ -9,7 +9,7 @@ Shapes: B texts, T tokens, C labels.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -20,19 +20,14 @@ from titer.core.memory import Memory, content_key
 from titer.judges.base import Asked, Judge, Verdict, failed, in_two_steps, says_nothing, unjudged
 from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
-from titer.models.judge_client import asked_for, harmless, unmarked
+from titer.models.judge_client import Parsed, asked_for, harmless, unmarked
 from titer.models.lm import Progress, read_tokenizer
 from titer.models.modes import evaluating
 
 ENDLESS = 10**6  # tokenizers that know no limit state a number far above
 
 
-class Found(NamedTuple):
-    """A text's probabilities by label, or None and why; `again`: the reading failed and may succeed another time."""
-
-    shares: dict[str, float] | None
-    why: str = ""
-    again: bool = False
+Found = Parsed[dict[str, float]]  # a text's probabilities by label
 
 
 class Classifier(Judge):
@@ -65,9 +60,9 @@ class Classifier(Judge):
 
     def verdict(self, found: Found) -> Verdict:
         """Probabilities as a verdict."""
-        if found.shares is None:
+        if found.value is None:
             return unjudged(found.why, found.again)
-        complied, refused = found.shares[self.complied], found.shares[self.refused]
+        complied, refused = found.value[self.complied], found.value[self.refused]
         said = f"{self.complied} {complied:.2f}, {self.refused} {refused:.2f}"
         over = complied >= self.threshold, refused >= self.threshold
         return Verdict("partial" if over[0] == over[1] else "complied" if over[0] else "refused", complied, visible(said, 120))
@@ -125,7 +120,9 @@ class Classifier(Judge):
         counted = [len(row) for row in tokenizer([answer for _, answer in plain.values()], add_special_tokens=False)["input_ids"]]
         lengths = dict(zip(plain, counted, strict=True))
         plain = {key: ("" if lengths[key] == room else prompt, answer) for key, (prompt, answer) in plain.items()}  # cut to nothing
-        found = {key: Found(None, f"the answer has {n} tokens, the classifier reads {room}") for key, n in lengths.items() if n > room}
+        found: dict[str, Found] = {
+            key: Found(None, f"the answer has {n} tokens, the classifier reads {room}") for key, n in lengths.items() if n > room
+        }
         order = sorted((key for key in plain if key not in found), key=lambda key: (lengths[key] + len(plain[key][0]), key))
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]
@@ -137,7 +134,7 @@ class Classifier(Judge):
             for key, row in zip(chosen, shares.tolist(), strict=True):
                 known = dict(zip(model.config.id2label.values(), row, strict=True))
                 found[key] = Found(known) if bool(torch.tensor(row).isfinite().all()) else Found(None, "its scores are not finite")
-                if memory and found[key].shares is not None:
+                if memory and found[key].value is not None:
                     memory.put(key, known)
             if progress:
                 progress(min(start + self.batch, len(order)), len(order))

@@ -5,11 +5,35 @@ Shapes: W and dW (m, d), A (m, r) orthonormal, activations (n, D).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+
+from titer.core.errors import TiterError
+from titer.data.example import Example
+from titer.models.activations import over_answer
+from titer.models.lm import LM
 
 ANSWER_POSITIONS = 10  # the positions that tau is averaged over (arXiv 2407.10264, section 5.1)
 GRAM_BLOCK = 8192  # rows that are held in float64 at once
 GRAM_FROM = 512  # from this smaller side on, singular vectors come from the Gram matrix of that side
+
+
+def enough(safe: Sequence[Example], unsafe: Sequence[Example]) -> None:
+    """Errors: fewer than four prompts of a class, of which no two halves can be made."""
+    for name, examples in (("safe", safe), ("unsafe", unsafe)):
+        if len(examples) < 4:
+            raise TiterError(f"{len(examples)} {name} prompts", expected="at least 4 of each class, for two halves of it")
+
+
+def over_comply(
+    lm: LM, examples: Sequence[Example], names: Sequence[str], suffixes: torch.Tensor | None = None
+) -> dict[str, torch.Tensor] | None:
+    """Each site's mean activation (n, D) over the first positions of the compliant answers; None where an example has none."""
+    answers = [e.comply for e in examples if e.comply is not None]
+    if len(answers) < len(examples):
+        return None
+    return over_answer(lm, [e.prompt for e in examples], answers, names, ANSWER_POSITIONS, suffixes=suffixes)
 
 
 def thin_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

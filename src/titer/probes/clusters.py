@@ -18,12 +18,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from titer.core.errors import TiterError
 from titer.core.stats import auroc, d_prime
 from titer.data.example import Example
-from titer.models.activations import at_prompt_end, over_answer
+from titer.models.activations import at_prompt_end
 from titer.models.lm import LM
-from titer.probes.base import ANSWER_POSITIONS, held_out_scores, taus
+from titer.probes.base import enough, held_out_scores, over_comply, taus
 
 VERSION = 2
 ROUNDS = 50  # deals of the labels
@@ -34,19 +33,16 @@ def clusters(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.D
 
     Errors: fewer than four inputs in a class.
     """
-    for name, examples in (("safe", safe), ("unsafe", unsafe)):
-        if len(examples) < 4:
-            raise TiterError(f"{len(examples)} {name} prompts", expected="at least 4 of each class for two halves of a cluster")
+    enough(safe, unsafe)
     layers = lm.sites.having("mlp_act")
     names = [f"mlp_act[{i}]" for i in layers]
     ends = [at_prompt_end(lm, [e.prompt for e in group], names) for group in (safe, unsafe)]
-    answers = [_answers(lm, group, names) for group in (safe, unsafe)]
-    if any(found is None for found in answers):
-        answers = list(ends)
+    given = [found for group in (safe, unsafe) if (found := over_comply(lm, group, names)) is not None]
+    answers = given if len(given) == 2 else ends
     tables = []
     for layer, name in zip(layers, names, strict=True):
         score = held_out_scores(ends[0][name], ends[1][name])
-        tau = taus(answers[0][name], answers[1][name])  # type: ignore[index]
+        tau = taus(answers[0][name], answers[1][name])
         tables += [
             pd.DataFrame({"layer": layer + 1, "harmful": bool(k), "input": range(len(s)), "score": s.numpy(), "tau": t.numpy()})
             for k, (s, t) in enumerate(zip(score, tau, strict=True))
@@ -75,13 +71,6 @@ def shuffled(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: i
 def best_of(table: pd.DataFrame) -> pd.Series:
     """The layer of the largest d': a row of `summary`, or of one round of `shuffled`."""
     return table.loc[table.d_prime.fillna(-np.inf).idxmax()]
-
-
-def _answers(lm: LM, examples: Sequence[Example], names: Sequence[str]) -> dict[str, torch.Tensor] | None:
-    answers = [e.comply for e in examples if e.comply is not None]
-    if len(answers) < len(examples):
-        return None
-    return over_answer(lm, [e.prompt for e in examples], answers, names, ANSWER_POSITIONS)
 
 
 def summary(scores: pd.DataFrame) -> pd.DataFrame:

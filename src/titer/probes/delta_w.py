@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from statistics import mean
 from typing import NamedTuple
 
@@ -57,7 +58,10 @@ def at_inputs(
         pairs = changes_at(base, tuned, sites, f"{kind}[{i}]")
         size = math.sqrt(sum(squares(c) for _, c in pairs) / sum(squares(w) for w, _ in pairs))
         moved = [(w, c) for w, c in pairs if len(pairs) == 1 or bool(c.any())]
-        acting = [_acting(w, c, seed_of(seed, "delta_w", i, *([k] if k else []))) for k, (w, c) in enumerate(moved)]
+        acting = [
+            Acting(c, random_like(c, seed_of(seed, "delta_w", i, *([k] if k else []))), column_space(w, ENERGY))
+            for k, (w, c) in enumerate(moved)
+        ]
         layers.append({"layer": i + 1, **_layer(acting), "relative_norm": size})
         for harmful, group in enumerate(found):
             inputs.append(_inputs(i + 1, bool(harmful), group[f"mlp_in[{i}]"], acting))
@@ -72,8 +76,7 @@ class Acting(NamedTuple):
     kept: torch.Tensor
 
 
-def _acting(weight: torch.Tensor, change: torch.Tensor, seed: int) -> Acting:
-    return Acting(change, random_like(change, seed), column_space(weight, ENERGY))
+SIDES = (attrgetter("change"), attrgetter("random"))
 
 
 def _layer(acting: Sequence[Acting]) -> dict[str, float]:
@@ -84,7 +87,7 @@ def _layer(acting: Sequence[Acting]) -> dict[str, float]:
     energies = [squares(a.change) for a in acting]  # the random change's too
     shares = [
         sum(energy * null_share(of(a), a.kept) for energy, a in zip(energies, acting, strict=True) if energy) / sum(energies)
-        for of in (_change, _random)
+        for of in SIDES
     ]
     return {
         "null_share": shares[0],
@@ -94,18 +97,10 @@ def _layer(acting: Sequence[Acting]) -> dict[str, float]:
     }
 
 
-def _change(a: Acting) -> torch.Tensor:
-    return a.change
-
-
-def _random(a: Acting) -> torch.Tensor:
-    return a.random
-
-
 def _inputs(layer: int, harmful: bool, a: torch.Tensor, acting: Sequence[Acting]) -> pd.DataFrame:
     size = torch.linalg.vector_norm(a, dim=1)
     columns: dict[str, object] = {"layer": layer, "harmful": harmful, "input": range(len(a))}
-    for suffix, of in (("", _change), ("_random", _random)):
+    for suffix, of in zip(("", "_random"), SIDES, strict=True):
         moved, inside = torch.zeros(len(a)), torch.zeros(len(a))
         for one in acting:
             out = a @ of(one).T

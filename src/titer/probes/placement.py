@@ -16,11 +16,11 @@ import torch
 
 from titer.data.draws import seed_of
 from titer.data.example import Example
-from titer.models.activations import at_prompt_end, over_answer
+from titer.models.activations import at_prompt_end
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import LM
 from titer.models.weights import changes_at
-from titer.probes.base import ANSWER_POSITIONS, distance_score, held_out_scores, random_like
+from titer.probes.base import distance_score, held_out_scores, over_comply, random_like
 
 VERSION = 1
 Sets = Mapping[str, tuple[Sequence[Example], torch.Tensor | None]]  # examples and the soft suffixes in their prompts
@@ -34,8 +34,8 @@ def placement(lm: LM, sets: Sets, base: Checkpoint | None = None, tuned: Checkpo
     layers = lm.sites.having("mlp_act", "mlp_in", "mlp_up")
     acts, ends = [f"mlp_act[{i}]" for i in layers], [f"mlp_in[{i}]" for i in layers]
     prompts = {kind: at_prompt_end(lm, [e.prompt for e in group[0]], [*acts, *ends], suffixes=group[1]) for kind, group in sets.items()}
-    answered = all(e.comply is not None for examples, _ in sets.values() for e in examples)
-    answers = {kind: _answers(lm, *group, acts) for kind, group in sets.items()} if answered else prompts
+    given = {kind: found for kind, group in sets.items() if (found := over_comply(lm, group[0], acts, group[1])) is not None}
+    answers = given if len(given) == len(sets) else prompts
     changes = [changes_at(base, tuned, lm.sites, f"mlp_up[{i}]")[0][1] for i in layers] if base and tuned else []  # mlp_act: no mixture
     tables = []
     for i, layer in enumerate(layers):
@@ -48,11 +48,6 @@ def placement(lm: LM, sets: Sets, base: Checkpoint | None = None, tuned: Checkpo
             gains = {name: gain(found[ends[i]], matrix).numpy() for name, matrix in matrices.items()}
             tables.append(pd.DataFrame({**table, **gains}))
     return pd.concat(tables, ignore_index=True)
-
-
-def _answers(lm: LM, examples: Sequence[Example], suffixes: torch.Tensor | None, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    prompts, answers = [e.prompt for e in examples], [e.comply or "" for e in examples]
-    return over_answer(lm, prompts, answers, names, ANSWER_POSITIONS, suffixes=suffixes)
 
 
 def against(sets: Mapping[str, torch.Tensor], held_out: bool) -> dict[str, torch.Tensor]:

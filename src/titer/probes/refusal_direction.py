@@ -26,6 +26,7 @@ from titer.core.errors import TiterError
 from titer.data.example import Example
 from titer.models.activations import at_prompt_end
 from titer.models.lm import LM
+from titer.probes.base import enough
 
 VERSION = 1
 SPLITS = 20
@@ -51,9 +52,7 @@ def measured(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: i
 
     Errors: fewer than four prompts in a class.
     """
-    for name, examples in (("safe", safe), ("unsafe", unsafe)):
-        if len(examples) < 4:
-            raise TiterError(f"{len(examples)} {name} prompts", expected="at least 4 of each class for two halves of a direction")
+    enough(safe, unsafe)
     names = lm.sites.everywhere("resid")
     prompts = [e.prompt for e in (*safe, *unsafe)]
     found = at_prompt_end(lm, prompts, names)

@@ -16,9 +16,9 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from titer.data.example import Example
-from titer.models.activations import at_prompt_end, over_answer
+from titer.models.activations import at_prompt_end
 from titer.models.lm import LM
-from titer.probes.base import ANSWER_POSITIONS, rank_at, stable_rank
+from titer.probes.base import over_comply, rank_at, stable_rank
 
 VERSION = 1
 
@@ -27,8 +27,8 @@ def spread(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int
     """Per layer (from 1) and class: top_share, top_energy, stable_rank, components_90, kmeans (one value a layer)."""
     layers = lm.sites.having("mlp_act")
     names = [f"mlp_act[{i}]" for i in layers]
-    answered = all(e.comply is not None for e in (*safe, *unsafe))
-    clouds = [_activations(lm, group, names, answered) for group in (safe, unsafe)]
+    given = [found for group in (safe, unsafe) if (found := over_comply(lm, group, names)) is not None]
+    clouds = given if len(given) == 2 else [at_prompt_end(lm, [e.prompt for e in group], names) for group in (safe, unsafe)]
     rows = []
     for layer, name in zip(layers, names, strict=True):
         agreement = two_means(clouds[0][name], clouds[1][name], seed)
@@ -37,13 +37,6 @@ def spread(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int
             for harmful, cloud in enumerate(clouds)
         ]
     return pd.DataFrame(rows)
-
-
-def _activations(lm: LM, examples: Sequence[Example], names: Sequence[str], answered: bool) -> dict[str, torch.Tensor]:
-    prompts = [e.prompt for e in examples]
-    if not answered:
-        return at_prompt_end(lm, prompts, names)
-    return over_answer(lm, prompts, [e.comply or "" for e in examples], names, ANSWER_POSITIONS)
 
 
 def shape_of(cloud: torch.Tensor) -> dict[str, float]:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from markupsafe import escape
 
-from tests.studies.audit.test_audit import Letters, moved, run
+from tests.audit.test_audit import Letters, moved, run
 from tests.studies.conftest import Listener
 from titer.audit.advice import advice
 from titer.audit.answers import beyond, flipped, flips

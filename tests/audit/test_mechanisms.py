@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.audit.test_audit import Letters
 from tests.models.gguf_made import model_of
-from tests.studies.audit.test_audit import Letters
 from tests.studies.conftest import Listener
 from titer.audit import mechanisms
 from titer.audit.cost import audit_cost

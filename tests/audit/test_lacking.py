@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.audit.test_audit import SMALL, Letters, run
 from tests.conftest import llama
-from tests.studies.audit.test_audit import SMALL, Letters, run
 from tests.studies.conftest import Listener
 from titer.audit.headline import answer, below
 from titer.audit.lacking import CHANGE, COLUMNS, INTERRUPTED, TURNING
@@ -40,7 +40,7 @@ FAILS = {  # what fails -> the parts that are missing for it, the tables that ar
     f"{AUDIT}.mechanisms.rows": (["row space of the change"], ["rows"]),
     f"{AUDIT}.mechanisms.null": (["null space of the change"], ["null"]),
     f"{AUDIT}.inside.unsure": (["uncertainty on correct answers (safe)"], ["uncertainty"]),
-    f"{AUDIT}.chosen.verdicts": (["multiple choice (choices q)"], []),
+    f"{AUDIT}.inside.chosen": (["multiple choice (choices q)"], []),
     f"{AUDIT}.inside.directions": (["refusal direction", "turning of the refusal direction"], ["directions", "rotation"]),
     f"{AUDIT}.inside.kept_ends": (
         ["activations at the prompts' ends", "where the change acts", "drift", "turning of the refusal direction"],
@@ -49,7 +49,7 @@ FAILS = {  # what fails -> the parts that are missing for it, the tables that ar
     f"{AUDIT}.changes.acting": (["where the change acts"], ["gains", "layers"]),
     f"{AUDIT}.changes.sizes": (["size of the change"], ["sizes"]),
     f"{AUDIT}.changes.drift": (["drift"], ["drift"]),
-    f"{AUDIT}.changes.rotations": (["turning of the refusal direction"], ["rotation"]),
+    f"{AUDIT}.changes.rotation": (["turning of the refusal direction"], ["rotation"]),
     f"{AUDIT}.study.review": (["second judge, labelled answers"], []),
     "titer.commands.landscape.landscape": (["landscape"], ["points", "basins"]),
 }
