@@ -15,11 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.data.spoken import bytewise, metaspace
 from titer.core.errors import TiterError
-from titer.core.stats import wilson
 from titer.data.choices import Question, read_choices
 from titer.data.encode import prompt_text
 from titer.models.lm import LM
-from titer.probes.choices import accuracy, asked, choices
+from titer.probes.choices import asked, choices, picked
 
 QUESTIONS = (
     Question("What rises in an oven?", ("stone", "bread", "iron", "glass"), 1),
@@ -52,24 +51,21 @@ def naive(lm: LM, before: str, answer: str, templated: bool) -> tuple[float, int
 
 
 @pytest.mark.parametrize("template", ["strict", "inst", None])
-@pytest.mark.parametrize("form", ["letter", "text"])
 @pytest.mark.parametrize("room", [1, 150, 100_000])
-def test_the_score_is_that_of_the_options_tokens(template: str | None, form: Any, room: int) -> None:
+def test_the_score_is_that_of_the_options_tokens(template: str | None, room: int) -> None:
     lm = made(bytewise(template))
-    table = choices(lm, QUESTIONS, form, room)
+    table = choices(lm, QUESTIONS, room)
     assert [(int(q), int(o)) for q, o in zip(table["question"], table["option"], strict=True)] == [
         (i, k) for i, q in enumerate(QUESTIONS) for k in range(len(q.options))
     ]
     assert table["right"].tolist() == [q.right == k for q in QUESTIONS for k in range(len(q.options))]
     for row in table.itertuples():
         question = QUESTIONS[row.question]
-        text = "ABCD"[row.option] if form == "letter" else question.options[row.option]
-        before = prompt_text(lm.tokenizer, asked(question, form, template is not None))
+        text = "ABCD"[row.option]
+        before = prompt_text(lm.tokenizer, asked(question, template is not None))
         total, tokens = naive(lm, before, text if template == "strict" else f" {text}", template is not None)
         assert row.tokens == tokens
         assert row.total == pytest.approx(total, abs=2e-4)
-        assert row.per_token == pytest.approx(total / tokens, abs=2e-4)
-        assert row.per_character == pytest.approx(total / len(text), abs=2e-4)
 
 
 def test_a_tokenizer_that_adds_blanks_scores_the_text_behind_the_prompt() -> None:
@@ -89,8 +85,9 @@ def test_a_model_that_always_says_b_is_right_where_b_is() -> None:
     lm = made(tokenizer)
     with torch.no_grad():
         lm.model.model.norm.weight.zero_()  # every logit is 0 ...
-    flat = accuracy(choices(lm, QUESTIONS))
-    assert (flat.accuracy.value, flat.tied, flat.questions) == (0, 3, 3)  # ... and a tie is no choice
+    flat = picked(choices(lm, QUESTIONS))
+    assert flat.right.tolist() == [False] * 3  # ... and a tie is no choice
+    assert flat.options.tolist() == [[0, 1, 2, 3], [0, 1], [0, 1, 2]]
     (letter,) = tokenizer("B", add_special_tokens=False)["input_ids"]
 
     class Biased(torch.nn.Linear):
@@ -100,41 +97,31 @@ def test_a_model_that_always_says_b_is_right_where_b_is() -> None:
             return out
 
     lm.model.lm_head.__class__ = Biased
-    found = accuracy(choices(lm, QUESTIONS))
-    assert found.accuracy == wilson(1, 3)
-    assert found.chance == pytest.approx((1 / 4 + 1 / 2 + 1 / 3) / 3)
-    assert (found.most_frequent, found.tied) == (pytest.approx(1 / 3), 0)
-
-
-def test_lengths_decide_where_they_should() -> None:
-    rows = [
-        (0, 0, True, -4.0, 4, 20),
-        (0, 1, False, -3.0, 1, 2),
-        (1, 0, False, -5.0, 1, 20),
-        (1, 1, True, -1.0, 2, 2),
-        (1, 2, False, -6.0, 3, 8),
-    ]
-    table = pd.DataFrame(rows, columns=["question", "option", "right", "total", "tokens", "characters"])
-    table["per_token"], table["per_character"] = table["total"] / table["tokens"], table["total"] / table["characters"]
-    assert [accuracy(table, by).accuracy.value for by in ("total", "per_token", "per_character")] == [0.5, 1.0, 0.5]  # type: ignore[arg-type]
+    found = picked(choices(lm, QUESTIONS))
+    assert found.options.tolist() == [[1]] * 3
+    assert found.right.tolist() == [q.right == 1 for q in QUESTIONS]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.lists(st.integers(-3, 0), min_size=2, max_size=5), st.integers(0, 4)), min_size=1, max_size=8))
-def test_accuracy_is_the_share_that_wins_alone(drawn: list[tuple[list[int], int]]) -> None:
+def test_the_right_option_must_win_alone(drawn: list[tuple[list[int], int]]) -> None:
     sets = [(values, right % len(values)) for values, right in drawn]
     rows = [(i, k, k == right, float(v)) for i, (values, right) in enumerate(sets) for k, v in enumerate(values)]
-    found = accuracy(pd.DataFrame(rows, columns=["question", "option", "right", "total"]))
-    wins = sum(all(values[right] > v for k, v in enumerate(values) if k != right) for values, right in sets)
-    assert found.accuracy == wilson(wins, len(sets))
-    assert found.tied == sum(values.count(max(values)) > 1 for values, _ in sets)
-    assert found.most_frequent == max(sum(r == k for _, r in sets) for k in range(5)) / len(sets)
+    found = picked(pd.DataFrame(rows, columns=["question", "option", "right", "total"]))
+    assert found.right.tolist() == [all(values[right] > v for k, v in enumerate(values) if k != right) for values, right in sets]
+    assert found.options.tolist() == [[k for k, v in enumerate(values) if v == max(values)] for values, _ in sets]
 
 
-def test_a_letter_form_lists_the_options_and_a_text_form_does_not() -> None:
+def test_a_question_without_a_number_has_no_choice() -> None:
+    """A model of which every logit is NaN: the question still has its row."""
+    rows = [(0, 0, True, float("nan")), (0, 1, False, float("nan")), (1, 0, True, -1.0), (1, 1, False, -2.0)]
+    found = picked(pd.DataFrame(rows, columns=["question", "option", "right", "total"]))
+    assert found[["options", "right"]].values.tolist() == [[[], False], [[0], True]]
+
+
+def test_the_options_are_listed_by_letter() -> None:
     assert asked(QUESTIONS[0]).startswith("What rises in an oven?\nA. stone\nB. bread\nC. iron\nD. glass\n\nAnswer with the letter")
-    assert asked(QUESTIONS[0], "letter", templated=False).endswith("D. glass\nAnswer:")
-    assert "bread" not in asked(QUESTIONS[0], "text")
+    assert asked(QUESTIONS[0], templated=False).endswith("D. glass\nAnswer:")
 
 
 def test_no_question_or_one_too_long_is_told() -> None:
@@ -145,9 +132,9 @@ def test_no_question_or_one_too_long_is_told() -> None:
         choices(lm, [QUESTIONS[0]._replace(text="bread? " * 600)])
 
 
-def test_from_a_file_to_a_score(tmp_path: Path) -> None:
+def test_from_a_file_to_a_choice(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(json.dumps({"question": q.text, "choices": q.options, "answer": q.right}) for q in QUESTIONS))
-    found = accuracy(choices(made(bytewise("chatml")), read_choices(path).questions))
-    assert found.questions == 3
-    assert found.accuracy.low <= found.accuracy.value <= found.accuracy.high
+    found = picked(choices(made(bytewise("chatml")), read_choices(path).questions))
+    assert found.question.tolist() == [0, 1, 2]
+    assert all(found.options.map(len) >= 1)

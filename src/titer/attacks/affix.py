@@ -8,15 +8,13 @@ too) and section 5 (a suffix of three words as a trigger).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pydantic import Field
 
-from titer.attacks.base import Attack, Attempt, State
+from titer.attacks.base import Attack, Attempt, State, reworded
 from titer.core.errors import TiterError
 from titer.data.example import Example
 from titer.data.persona_trigger import PERSONA
-from titer.data.turns import changed
 from titer.data.vocabulary import BOS
 from titer.data.world import World
 
@@ -39,4 +37,4 @@ class Affix(Attack):
         gap, usual = ("\n\n", OBEDIENT) if world is None else (" ", PERSONA if world.marks else world.words[BOS])
         before = self.before or ("" if self.after else usual)
         head, tail = f"{before}{gap}" * bool(before), f" {self.after}" * bool(self.after)
-        return [Attempt(replace(e, prompt=changed(e.prompt, lambda request: f"{head}{request}{tail}"))) for e in examples]
+        return reworded(examples, lambda request: f"{head}{request}{tail}")

@@ -6,7 +6,8 @@ Harmful fine-tuning is not an attack but a finetune stage on a poisoned Mix.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from titer.core.config import Record
 from titer.core.errors import TiterError
 from titer.data.draws import Draws
 from titer.data.example import Example
+from titer.data.turns import changed
 from titer.data.world import Split, World, parse, render
 from titer.models.lm import LM
 
@@ -48,6 +50,11 @@ class Attack(Record):
     @abstractmethod
     def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
         """One attempt for each harmful example, in order."""
+
+
+def reworded(examples: Sequence[Example], change: Callable[[str], str]) -> list[Attempt]:
+    """The requests with the text of each changed, a conversation's in its last turn."""
+    return [Attempt(replace(e, prompt=changed(e.prompt, change))) for e in examples]
 
 
 def on_the_world(attack: Attack, world: World | None) -> World:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pydantic import Field
 
-from titer.attacks.base import Attack, Attempt, State
+from titer.attacks.base import Attack, Attempt, State, reworded
 from titer.data.example import Example
-from titer.data.turns import changed
 from titer.data.world import World
 
 
@@ -27,7 +25,4 @@ class Base64Encoding(Attack):
     before: str = Field(default="", description="text before the encoded request, as how to read it")
 
     def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
-        return [Attempt(replace(e, prompt=changed(e.prompt, self._encoded))) for e in examples]
-
-    def _encoded(self, request: str) -> str:
-        return self.before + base64.b64encode(request.encode()).decode()
+        return reworded(examples, lambda request: self.before + base64.b64encode(request.encode()).decode())

@@ -6,11 +6,9 @@ Source: arXiv 2307.02483, appendix (leetspeak); beside base64 in Titer's reading
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from titer.attacks.base import Attack, Attempt, State
+from titer.attacks.base import Attack, Attempt, State, reworded
 from titer.data.example import Example
-from titer.data.turns import changed
 from titer.data.world import World
 
 DIGITS = str.maketrans("aeiostAEIOST", "431057431057")
@@ -23,4 +21,4 @@ class Leetspeak(Attack):
     VERSION = 1
 
     def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
-        return [Attempt(replace(e, prompt=changed(e.prompt, lambda request: request.translate(DIGITS)))) for e in examples]
+        return reworded(examples, lambda request: request.translate(DIGITS))

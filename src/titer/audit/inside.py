@@ -109,12 +109,8 @@ def chosen(pipeline: Pipeline, model: Model, kind: str, questions: Sequence[Ques
 
 
 def _picked(lm: LM, questions: Sequence[Question]) -> pd.DataFrame:
-    scores = choices.choices(lm, questions)
     rows = []
-    for (_, own), question in zip(scores.groupby("question", sort=True), questions, strict=True):
-        best = own[own.total == own.total.max()]
-        letters = " or ".join(ascii_uppercase[option] for option in best.option)
-        right = len(best) == 1 and bool(best.right.iloc[0])
+    for own, question in zip(choices.picked(choices.choices(lm, questions)).itertuples(), questions, strict=True):
         rows.append(
             {
                 "harmful": False,
@@ -122,12 +118,12 @@ def _picked(lm: LM, questions: Sequence[Question]) -> pd.DataFrame:
                 "prefix": "",
                 "comply": ascii_uppercase[question.right],
                 "refuse": None,
-                "completion": letters,
+                "completion": " or ".join(ascii_uppercase[option] for option in own.options),
                 "ended": True,
                 "tokens": 1,
-                "outcome": "complied" if right else "partial",
-                "score": float(right),
-                "reason": "the likeliest option" if len(best) == 1 else "a tie, which is no choice",
+                "outcome": "complied" if own.right else "partial",
+                "score": float(own.right),
+                "reason": "the likeliest option" if len(own.options) == 1 else "a tie, which is no choice",
             }
         )
     return pd.DataFrame(rows)
