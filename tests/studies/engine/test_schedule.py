@@ -119,3 +119,21 @@ def test_an_error_stops_the_workers_at_once(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         worked(ours, workers, monkeypatch, interrupted)
     assert workers.stopped is True
+
+
+def test_a_model_that_stands_is_a_piece_again_where_something_measured_of_it_is_lacking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A measure that was added or changed is made by the workers, not one model after the other when the run gathers."""
+    workers = Idle()
+    monkeypatch.setattr(schedule, "ended", workers.ended)
+    monkeypatch.setattr(Lab, "stands", lambda lab, name: True)
+    monkeypatch.setattr(Lab, "is_measured", lambda lab, name: name != "aligned")
+    monkeypatch.setattr(Lab, "verdicts", lambda lab, name: pd.DataFrame())
+    monkeypatch.setattr(Lab, "rates", lambda lab, verdicts: pd.DataFrame({"model": []}))
+    both = labs(Demo(), tmp_path, 2)
+    with Schedule(both, "demo", workers) as work:
+        for lab in both:
+            work.want(lab, lab.names)
+        work.until(both)
+    assert sorted(workers.began()) == ["0 aligned", "1 aligned"]

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from titer import evaluate
+from titer.core.config import digest
 from titer.core.errors import TiterError
 from titer.core.plugins import beside, plugin
 from titer.data.draws import seed_of
@@ -48,6 +49,7 @@ class Lab:
     added: dict[str, Node] = field(default_factory=dict)  # beside what `Study.nodes` says
     _models: dict[str, Model] = field(default_factory=dict)
     _keys: dict[str, str] = field(default_factory=dict)
+    _sets: dict[str, dict[str, str]] = field(default_factory=dict)  # measure -> keys of its inputs
     _declared: tuple[int, dict[str, Measure]] = (-1, {})
     _reference: tuple[str, LM] | None = None
 
@@ -190,13 +192,19 @@ class Lab:
     def measured(self, one: Measure, over: tuple[str, ...]) -> pd.DataFrame:
         """A measure's rows of some models, kept under what they depend on."""
         models = [replace(self.model(name), name=self.called(name)) for name in over]
-        inputs = {
-            "study": [self.name, one.name, self.study.VERSION, one.version],
-            "models": [model.key for model in models],
-            "sets": {kind: attempts_key(attempts) for kind, attempts in one.sets.items()},
-        }
-        table = self.pipeline.table("tables", inputs, lambda: one.make(self, *models))
+        table = self.pipeline.table("tables", self._inputs(one, over), lambda: one.make(self, *models))
         return table if "model" in table else table.assign(model=self.called(over[-1]))
+
+    def _inputs(self, one: Measure, over: tuple[str, ...]) -> dict[str, object]:
+        """What a measure's rows of some models depend on."""
+        if one.name not in self._sets:
+            self._sets[one.name] = {kind: attempts_key(attempts) for kind, attempts in one.sets.items()}
+        version = [self.name, one.name, self.study.VERSION, one.version]
+        return {"study": version, "models": [self.key(name) for name in over], "sets": self._sets[one.name]}
+
+    def is_measured(self, name: str) -> bool:
+        """Whether all that is measured of a model stands; nothing is made."""
+        return all(self.pipeline.store.has("tables", digest(self._inputs(one, over))) for one, over in self.spoken(name))
 
     def piece(self, name: str) -> None:
         """Make a model and everything that speaks of it alone or beside models before it.

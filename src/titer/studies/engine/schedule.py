@@ -111,7 +111,7 @@ class Schedule:
             if not ready:
                 break
             lab, name = longest = max(ready, key=self._open.__getitem__)
-            if lab.given is None and lab.stands(name):
+            if lab.given is None and lab.stands(name) and lab.is_measured(name):
                 self._done(longest)
             elif longest in self._here:
                 own.append(longest)
