@@ -7,11 +7,12 @@ Shapes: B examples, T tokens, D width; a site's perturbation is (B, T, D), a mas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 
-from titer.models.hooks import Edit, replacing
+from titer.models.hooks import replacing
 from titer.models.sites import Sites
 
 Deltas = dict[str, torch.Tensor]
@@ -29,15 +30,12 @@ def gradients_at(
     """
     made: Deltas = {}
 
-    def edit(name: str) -> Edit:
-        def moved(activation: torch.Tensor) -> torch.Tensor:
-            if name not in made:  # once: a checkpointed block that is computed again meets the same delta
-                made[name] = (start or {}).get(name, torch.zeros_like(activation)).detach().requires_grad_(True)
-            return activation + made[name]
+    def moved(name: str, activation: torch.Tensor) -> torch.Tensor:
+        if name not in made:  # once: a checkpointed block that is computed again meets the same delta
+            made[name] = (start or {}).get(name, torch.zeros_like(activation)).detach().requires_grad_(True)
+        return activation + made[name]
 
-        return moved
-
-    with replacing(sites, {name: edit(name) for name in names}):
+    with replacing(sites, {name: partial(moved, name) for name in names}):
         total = loss()
         found = grad(total, [made[name] for name in names])
     return dict(zip(names, found, strict=True))
@@ -98,8 +96,8 @@ def _norms(deltas: Deltas, total: Sum, scope: Scope) -> Deltas:
         return {name: total(square.sum()).sqrt() for name, square in squares.items()}
     if scope == "example":
         together = torch.stack([square.sum(1) for square in squares.values()]).sum(0).sqrt()[:, None, None]
-        return dict.fromkeys(squares, together)
-    together = total(torch.stack([square.sum() for square in squares.values()]).sum()).sqrt()
+    else:
+        together = total(torch.stack([square.sum() for square in squares.values()]).sum()).sqrt()
     return dict.fromkeys(squares, together)
 
 

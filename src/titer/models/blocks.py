@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 KINDS = (nn.Linear, Conv1D)
 Linear = nn.Linear | Conv1D
 Stack = tuple[nn.Module, dict[str, nn.Parameter]]
+Rows = Literal["all", "first", "second", "even", "odd"]
 Kind = Literal["attention", "mlp", "mixer", "tower", "norm", ""]
 PARTS = {  # what owns a parameter, in words
     "mlp": "MLP",
@@ -55,7 +56,7 @@ class Weight:
 
     tensor: str
     turned: bool = False  # stored as (inputs, outputs)
-    rows: Literal["all", "first", "second", "even", "odd"] = "all"  # of the outputs, where gate and up are one tensor
+    rows: Rows = "all"  # of the outputs, where gate and up are one tensor
     module: nn.Module | None = None
 
     def matrices(self, stored: torch.Tensor) -> list[torch.Tensor]:
@@ -77,13 +78,9 @@ class Block:
     whole: nn.Module
     attention: list[nn.Module]
     mlps: list[nn.Module]
-    weights: dict[str, tuple[Weight, ...]] = field(default_factory=dict)
-    dense: bool = False  # one MLP of single matrices, whose middle is a place
-    lacking: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def mlp_gate(self) -> tuple[Weight, ...] | None:
-        return self.weights.get("mlp_gate")
+    weights: dict[str, tuple[Weight, ...]]
+    dense: bool  # one MLP of single matrices, whose middle is a place
+    lacking: dict[str, str]
 
 
 def kind_of(name: str, module: nn.Module) -> Kind:
@@ -139,37 +136,30 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The decoder's blocks that run on text, [] where no list of them is found; those of cross-attention alone wait for an image."""
     wanted = getattr(text_config(model), "num_hidden_layers", None)
     lists: list[nn.ModuleList] = []
-    for _, found in _lists(text_model(model)):
+    for found in _lists(text_model(model)):
         told = [{kind for _, _, kind in parted(child) if _matrices(child)} for child in found]
         if any(kinds & {"attention", "mixer"} for kinds in told) and all(told):
             lists.append(found)
-    if not lists:
-        return []
-    best = max(lists, key=lambda blocks: (len(blocks) == wanted, len(blocks)))
-    return [block for block in best if not _only_crossing(block)]
+    best = max(lists, key=lambda blocks: (len(blocks) == wanted, len(blocks)), default=())
+    attentions = [(block, [name for name, _, kind in parted(block) if kind == "attention"]) for block in best]
+    return [block for block, named in attentions if not named or not all(CROSS.search(name) for name in named)]
 
 
-def _lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
+def _lists(module: nn.Module) -> Iterator[nn.ModuleList]:
     """Every outermost ModuleList outside the towers."""
     for name, child in module.named_children():
-        if TOWER.search(name.lower()):
-            continue
-        if isinstance(child, nn.ModuleList) and len(child):
-            yield prefix + name, child
-        else:
-            yield from _lists(child, f"{prefix}{name}.")
-
-
-def _only_crossing(block: nn.Module) -> bool:
-    named = [name for name, _, kind in parted(block) if kind == "attention"]
-    return bool(named) and all(CROSS.search(name) for name in named)
+        if isinstance(child, nn.ModuleList) and len(child) and not TOWER.search(name.lower()):
+            yield child
+        elif not TOWER.search(name.lower()):
+            yield from _lists(child)
 
 
 def block_of(block: nn.Module, names: dict[int, str], width: int | None, shared: set[int]) -> Block:
     """The parts of one block. `names`: the model's modules by identity; `shared`: those that stand in more than one block."""
     found = [(name, module, kind) for name, module, kind in parted(block) if _matrices(module)]
     attending = [m for name, m, kind in found if kind == "attention" and not CROSS.search(name)]
-    mlps = [m for _, m, kind in found if kind == "mlp"] or _unnamed(block)
+    unnamed = [m for name, m in block.named_children() if not kind_of(name, m) and _matrices(m) and not any(parted(m))]
+    mlps = [m for _, m, kind in found if kind == "mlp"] or unnamed  # where no module is named so: those that say nothing of themselves
     weights: dict[str, tuple[Weight, ...]] = {}
     lacking: dict[str, str] = {}
     if len(attending) != 1:
@@ -185,7 +175,8 @@ def block_of(block: nn.Module, names: dict[int, str], width: int | None, shared:
     if not mlps:
         lacking |= dict.fromkeys(("mlp_in", "mlp_act", "mlp_out", "mlp_up", "mlp_gate", "mlp_down"), "no MLP")
     elif not dense:
-        mixed = any(len(weight) > 1 or _stacked(module) for weight in roles.values() for module in mlps)
+        stacked = any(_three(m) for module in mlps for m in module.modules())
+        mixed = any(len(weight) > 1 or stacked for weight in roles.values())
         lacking["mlp_act"] = "routed experts have no one place for it" if mixed else "its MLP is not made of one up and one down matrix"
         if len(mlps) > 1:
             lacking |= dict.fromkeys(("mlp_in", "mlp_out"), f"{len(mlps)} MLPs beside each other")
@@ -201,38 +192,29 @@ def block_of(block: nn.Module, names: dict[int, str], width: int | None, shared:
     return Block(block, attending, mlps, weights, dense, lacking)
 
 
-def _unnamed(block: nn.Module) -> list[nn.Module]:
-    """Where no module is named as an MLP: the block's own that hold matrices and say nothing of themselves."""
-    return [m for name, m in block.named_children() if not kind_of(name, m) and _matrices(m) and not any(parted(m))]
-
-
 def _roles(block: nn.Module, mlps: list[nn.Module], names: dict[int, str], width: int | None) -> tuple[bool, dict[str, tuple[Weight, ...]]]:
     """(whether one MLP of single matrices, the weights mlp_up, mlp_gate, mlp_down): of a mixture the routed experts' before the shared."""
     flat: dict[str, Linear] = {}
     stacks: list[Stack] = []
     for module in mlps:
         own = names[id(module)]
-        flat |= {own: cast("Linear", module)} if _linear(module) else linears(module, f"{own}.")
+        flat |= {own: cast("Linear", module)} if isinstance(_bare(module), KINDS) else linears(module, f"{own}.")
         stacks += [(m, three) for m in module.modules() if (three := _three(m))]
     whole = _of_matrices(flat, names, width)
     every = sum(len(list(_big(m))) for m in mlps)
-    if whole and not stacks and every == len({w.tensor for ws in whole.values() for w in ws}):
-        return True, whole
-    found: dict[str, list[Weight]] = {}
-    for role, weight in [pair for stack in _grouped(stacks, names) for pair in _of_stack(*stack, names, width)]:
-        found.setdefault(role, []).append(weight)
+    if whole and not stacks and every == len({weight.tensor for weight in whole.values()}):
+        return True, {role: (weight,) for role, weight in whole.items()}
+    found = [pair for stack in _grouped(stacks, names) for pair in _of_stack(*stack, names, width)]
     groups: dict[str, dict[str, Linear]] = {}
     for name, linear in flat.items():
         parent, _, leaf = name.rpartition(".")
         if not any(ROUTER.search(part) for part in parent.removeprefix(names[id(block)]).split(".")):
             groups.setdefault(parent, {})[leaf] = linear
-    for group in groups.values():
-        for role, made in _of_matrices(group, names, width).items():
-            found.setdefault(role, []).extend(made)
-    return False, {role: tuple(made) for role, made in found.items()}
+    found += [pair for group in groups.values() for pair in _of_matrices(group, names, width).items()]
+    return False, {role: tuple(weight for one, weight in found if one == role) for role, _ in found}
 
 
-def _of_matrices(flat: dict[str, Linear], names: dict[int, str], width: int | None) -> dict[str, tuple[Weight, ...]]:
+def _of_matrices(flat: dict[str, Linear], names: dict[int, str], width: int | None) -> dict[str, Weight]:
     """The weights of an MLP of single matrices, {} where they are not one up, one down and at most one gate."""
     leaf = {name: name.rpartition(".")[2] for name in flat}
     downs = [n for n, m in flat.items() if sizes(m)[0] == width and (sizes(m)[1] != width or DOWN.search(leaf[n]))]
@@ -242,21 +224,19 @@ def _of_matrices(flat: dict[str, Linear], names: dict[int, str], width: int | No
     down = _weight(flat[downs[0]], names)
     inner = sizes(flat[downs[0]])[1]
     if len(ups) == 1 and sizes(flat[ups[0]])[0] == 2 * inner:
-        up = _weight(flat[ups[0]], names)
-        return _split(up, True) | {"mlp_down": (down,)}
+        return _split(_weight(flat[ups[0]], names), True) | {"mlp_down": down}
     gates = [n for n in ups if GATE.search(leaf[n])]
     plain = [n for n in ups if n not in gates and sizes(flat[n])[0] == inner]
     if len(plain) != 1 or len(gates) > 1:
         return {}
-    gate = {"mlp_gate": (_weight(flat[gates[0]], names),)} if gates else {}
-    return {"mlp_up": (_weight(flat[plain[0]], names),), **gate, "mlp_down": (down,)}
+    gate = {"mlp_gate": _weight(flat[gates[0]], names)} if gates else {}
+    return {"mlp_up": _weight(flat[plain[0]], names), **gate, "mlp_down": down}
 
 
-def _split(weight: Weight, concatenated: bool) -> dict[str, tuple[Weight, ...]]:
+def _split(weight: Weight, concatenated: bool) -> dict[str, Weight]:
     """Gate and up in one tensor: the gate, which is activated, is the first half, or every other row from the first."""
-    first, second = ("first", "second") if concatenated else ("even", "odd")
-    made = {"mlp_gate": first, "mlp_up": second}
-    return {role: (Weight(weight.tensor, weight.turned, cast("Any", rows), weight.module),) for role, rows in made.items()}
+    gate, up = ("first", "second") if concatenated else ("even", "odd")
+    return {"mlp_gate": replace(weight, rows=cast("Rows", gate)), "mlp_up": replace(weight, rows=cast("Rows", up))}
 
 
 def _grouped(stacks: list[Stack], names: dict[int, str]) -> list[Stack]:
@@ -281,7 +261,7 @@ def _of_stack(module: nn.Module, three: dict[str, nn.Parameter], names: dict[int
             continue
         weight = Weight(names[id(three[name])], turned)
         if outputs == 2 * inner and getattr(module, "has_gate", True):
-            found += [(role, made[0]) for role, made in _split(weight, getattr(module, "is_concatenated", True)).items()]
+            found += _split(weight, getattr(module, "is_concatenated", True)).items()
         else:
             found.append(("mlp_gate" if GATE.search(name) else "mlp_up", weight))
     return found
@@ -299,9 +279,8 @@ def _last(attention: nn.Module, width: int | None) -> Linear | None:
     found = linears(attention)
     width = width if width is not None or not found else sizes(list(found.values())[-1])[0]
     ending = {name: m for name, m in found.items() if sizes(m)[0] == width}
-    named = [m for name, m in ending.items() if OUT.search(name)]
-    chosen = named or list(ending.values())
-    return chosen[-1] if chosen else None
+    candidates = [m for name, m in ending.items() if OUT.search(name)] or list(ending.values())
+    return candidates[-1] if candidates else None
 
 
 def _weight(linear: Linear, names: dict[int, str]) -> Weight:
@@ -326,14 +305,6 @@ def _three(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters(recurse=False) if p.ndim >= 3 and min(p.shape[-2:]) > 1}
 
 
-def _stacked(module: nn.Module) -> bool:
-    return any(_three(m) for m in module.modules())
-
-
-def _linear(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "base_layer", module), KINDS)
-
-
 def sizes(linear: Linear) -> tuple[int, int]:
     """(outputs, inputs) of a Linear or a Conv1D, also of one with an adapter around it."""
     return (linear.nf, linear.nx) if isinstance(linear, Conv1D) else (linear.out_features, linear.in_features)
@@ -341,14 +312,18 @@ def sizes(linear: Linear) -> tuple[int, int]:
 
 def transposed(linear: nn.Module) -> bool:
     """Whether the weight is stored as (inputs, outputs)."""
-    return isinstance(getattr(linear, "base_layer", linear), Conv1D)
+    return isinstance(_bare(linear), Conv1D)
+
+
+def _bare(module: nn.Module) -> Any:
+    return getattr(module, "base_layer", module)  # within an adapter's layer
 
 
 def linears(root: nn.Module, prefix: str = "") -> dict[str, Linear]:
     """Every Linear or Conv1D under a module, by name; one with an adapter around it (peft) counts once, as the whole."""
     found: dict[str, Linear] = {}
     for name, child in root.named_children():
-        if _linear(child):
+        if isinstance(_bare(child), KINDS):
             found[prefix + name] = cast("Linear", child)
         else:
             found |= linears(child, f"{prefix}{name}.")

@@ -27,16 +27,15 @@ from titer.data.rendering import DATE
 from titer.models.gguf_file import Gguf, gguf_in, gguf_parts
 from titer.models.lora_weights import HEADS, Adapter, LoraChange, is_adapter
 from titer.models.names import Names, Origin, made, named, outline
-from titer.models.quantised import dequantised, joined, logical, quantisation, shape_of
+from titer.models.quantised import Stored, quantisation
 from titer.models.remote_code import OwnCode, apart, check_code, code_files, unasked
-from titer.models.safetensors_io import AGAIN, INDEX, check_files, read_json, shape, tensor_files, tensor_of, weightless
+from titer.models.safetensors_io import INDEX, check_files, read_json, tensor_files, weightless
 from titer.models.stated import check_counts, check_stated
 from titer.models.tried import try_tokenizer
 from titer.models.words import NAMED, template_texts
 
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")  # any of these files is a tokenizer's
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
-PACKED = (torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)  # a weight is none of these without a scale
 WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len")  # where a configuration of transformers maps none to the first
 
 
@@ -82,18 +81,16 @@ class Checkpoint(Record):
         return Gguf(self.path / self.gguf) if self.gguf else None
 
     @cached_property
-    def _stored(self) -> dict[str, Path]:
-        """Tensor as the files name it -> the file that holds it."""
-        return self._gguf.files if self._gguf else tensor_files(self.path)
+    def _stored(self) -> Gguf | Stored:
+        if self._gguf:
+            return self._gguf
+        config = self.config if self.quantised else {}
+        return Stored(tensor_files(self.path), config)
 
-    @cached_property
-    def _joined(self) -> dict[str, dict[str, str]]:
-        return joined(self._stored, self.config) if self.quantised and not self.gguf else {}
-
-    @cached_property
+    @property
     def held(self) -> dict[str, Path]:
         """Tensor as the files name it -> the file that holds it; a quantised weight is one, by its name before."""
-        return logical(self._stored, self.config) if self.quantised and not self.gguf else dict(self._stored)
+        return self._stored.files
 
     @cached_property
     def outline(self) -> Any:
@@ -104,9 +101,9 @@ class Checkpoint(Record):
     @cached_property
     def names(self) -> Names:
         """Which stored tensors each parameter is made of; a GGUF file's go by the parameters' names already."""
-        if self._gguf:
-            return Names({name: Origin({name: (name,)}, self._gguf.shape(name)[0]) for name in self.held}, {}, ())
-        return named(self.outline, self.held, lambda name: self._stored_shape(name)[0])
+        if self.gguf:
+            return Names({name: Origin({name: (name,)}, self._stored.shape(name)[0]) for name in self.held}, {}, ())
+        return named(self.outline, self.held, lambda name: self._stored.shape(name)[0])
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -116,8 +113,7 @@ class Checkpoint(Record):
     @property
     def weight_files(self) -> tuple[Path, ...]:
         """Every file of weights."""
-        own = self._gguf.parts if self._gguf else sorted(set(self._stored.values()))
-        return (*own, self._adapter.file) if self._adapter else tuple(own)
+        return (*self._stored.parts, *([self._adapter.file] if self._adapter else ()))
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -244,30 +240,15 @@ class Checkpoint(Record):
     def weight(self, parameter: str) -> torch.Tensor:
         """One parameter of the model as it is used, float32 on the CPU: a head that is the embedding is that."""
         name = self.names.tied.get(parameter, parameter)
-        if name not in self.files:
+        if (origin := self.names.origins.get(name)) is None:
             raise TiterError(f"{self.label} holds no tensor {visible(parameter, 120)!r}", expected="two checkpoints of one architecture")
-        if self._gguf:
-            found = self._gguf.weight(name)
-        else:
-            found = made(None if self.names.origins[name].maker is None else self.outline, self.names.origins[name], name, self._tensor)
+        found = made(None if origin.maker is None else self.outline, origin, name, self._stored.weight)
         return self.changes[name].applied(found) if name in self.changes else found
-
-    def _tensor(self, name: str) -> torch.Tensor:
-        """A stored tensor by its file's name, float32; a quantised one dequantised."""
-        if name in self._joined:
-            return dequantised(self._joined[name], self._stored, self.config)
-        held = tensor_of(self.held[name], name)
-        if held.dtype in PACKED:
-            raise TiterError(
-                f"{visible(name, 120)} is stored as {str(held.dtype).removeprefix('torch.')}, and no scale stands beside it",
-                next_step=AGAIN,
-            )
-        return held.float()
 
     def shape(self, parameter: str) -> tuple[tuple[int, ...], str]:
         """(shape, stored type as safetensors names it) of one parameter, from the files' headers alone."""
         origin = self.names.origins[self.names.tied.get(parameter, parameter)]  # an adapter that changed a shape was refused
-        return origin.shape, self._stored_shape(origin.names[0])[1]
+        return origin.shape, self._stored.shape(origin.names[0])[1]
 
     def tokenizer(self) -> Any:
         """The tokenizer as transformers makes it. Errors: what transformers raises (`opening` makes it clear); there is none."""
@@ -293,13 +274,6 @@ class Checkpoint(Record):
             rows = self.configuration.get_text_config(decoder=True).vocab_size
         outside = {tensor: self.shape(tensor)[0] for tensor in (*self.files, *self.names.tied) if not re.search(r"\.\d+\.", tensor)}
         return frozenset(t for t, size in outside.items() if size[:1] == (rows,) and (len(size) == 2 or t.endswith("bias")))
-
-    def _stored_shape(self, name: str) -> tuple[tuple[int, ...], str]:
-        if self._gguf:
-            return self._gguf.shape(name)
-        if name in self._joined:
-            return shape_of(self._joined[name], self._stored, self.config)
-        return shape(self.held[name], name)
 
 
 def stated_window(config: Any) -> int | None:
@@ -377,8 +351,6 @@ def _check_place(path: Path, given: str) -> str:
         )
     if path.is_file() and path.suffix == ".gguf":
         return gguf_parts(path)[0].name
-    if not path.is_dir():
-        raise TiterError(f"{path} is no model", expected="a folder with config.json, a tokenizer and *.safetensors, or a GGUF file")
     found = "" if any(path.glob("*.safetensors")) else gguf_in(path)
     if not found and not config.is_file():
         raise TiterError(f"{path} is no model", expected="a folder with config.json, a tokenizer and *.safetensors, or a GGUF file")

@@ -11,25 +11,17 @@ from titer.data.templates import takes_system, templated
 from titer.data.thoughts import opened, thinks
 from titer.models.checkpoint import Checkpoint, opening
 from titer.models.lm import read_tokenizer
-from titer.models.weights import alone, compared, shared_rows
+from titer.models.weights import compared, shared_rows
 
 FAMILY = "two checkpoints of one architecture and one tokenizer: a model and what was tuned from it"
-IDLE = frozenset(  # fields of a configuration that compute nothing when a model answers
-    (
-        *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "transformers_weights", "model_type", "use_cache"),
-        *("tie_word_embeddings", "vocab_size", "quantization_config", "compression_config", "is_encoder_decoder", "add_cross_attention"),
-        *("id2label", "label2id", "problem_type", "return_dict", "output_hidden_states", "output_attentions", "output_router_logits"),
-        *(
-            "task_specific_params",
-            "chunk_size_feed_forward",
-            "pretraining_tp",
-            "router_aux_loss_coef",
-            "router_z_loss_coef",
-            "name_or_path",
-        ),
-        *("initializer_range", "initializer_factor", "gradient_checkpointing", "unsloth_version", "unsloth_fixed", "torchscript"),
-    )
-)
+IDLE = {  # fields of a configuration that compute nothing when a model answers
+    *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "transformers_weights", "model_type", "use_cache"),
+    *("tie_word_embeddings", "vocab_size", "quantization_config", "compression_config", "is_encoder_decoder", "add_cross_attention"),
+    *("id2label", "label2id", "problem_type", "return_dict", "output_hidden_states", "output_attentions", "output_router_logits"),
+    *("task_specific_params", "chunk_size_feed_forward", "pretraining_tp", "router_aux_loss_coef", "router_z_loss_coef"),
+    *("initializer_range", "initializer_factor", "gradient_checkpointing", "unsloth_version", "unsloth_fixed", "torchscript"),
+    "name_or_path",
+}
 IDLE_ENDS = ("dropout", "_drop", "_pdrop", "_token_id", "_token_index", "dropout_prob", "_implementation", "initializer_range")
 
 
@@ -106,17 +98,15 @@ def asked_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
 def unused_tensors(name: str, checkpoint: Checkpoint) -> list[str]:
     """That tensors of a model's files are of no use to its architecture, in a sentence; [] where there are none."""
     lost = checkpoint.names.unused
-    return (
-        [f"{name}: {len(lost)} tensors of its files are no part of what it computes ({visible(', '.join(lost[:3]), 200)})"] if lost else []
-    )
+    told = f"{name}: {len(lost)} tensors of its files are no part of what it computes ({visible(', '.join(lost[:3]), 200)})"
+    return [told] if lost else []
 
 
 def parameters_apart(name: str, first: Checkpoint, second: Checkpoint) -> list[str]:
     """That parameters stand in one of two models alone, in a sentence; [] where there are none."""
-    lost = alone(first, second)
-    return (
-        [f"{name}: {len(lost)} parameters are in one of the two alone ({visible(', '.join(lost[:3]), 200)}): not compared"] if lost else []
-    )
+    lost = sorted(first.names.used ^ second.names.used)
+    told = f"{name}: {len(lost)} parameters are in one of the two alone ({visible(', '.join(lost[:3]), 200)}): not compared"
+    return [told] if lost else []
 
 
 def vocabularies_apart(name: str, first: Checkpoint, second: Checkpoint) -> list[str]:
@@ -126,9 +116,8 @@ def vocabularies_apart(name: str, first: Checkpoint, second: Checkpoint) -> list
         return []
     differing, shared = len(set(first.vocabulary.items()) ^ set(second.vocabulary.items())), len(shared_rows(first, second))
     what = f"in the rows of the {shared} tokens both have, each by its token" if shared else "not at all, for no token is in both"
-    return [
-        f"{name}: their vocabularies differ ({differing} entries; {held[0]} and {held[-1]} rows); embedding and head are compared {what}"
-    ]
+    told = f"{name}: their vocabularies differ ({differing} entries; {held[0]} and {held[-1]} rows); embedding and head are compared"
+    return [f"{told} {what}"]
 
 
 def thinking_notes(checkpoints: Sequence[Checkpoint]) -> list[str]:

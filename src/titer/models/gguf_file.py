@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,10 +19,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from gguf import GGUFReader, LlamaFileType, dequantize
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import CONFIG_MAPPING, AutoTokenizer
+from transformers import modeling_gguf_pytorch_utils as legacy
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.integrations import gguf as newer
 
 from titer.core.errors import TiterError, visible
+from titer.models.names import outline
 from titer.models.safetensors_io import AGAIN
 
+OTHERWISE = "give the model's safetensors."
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<of>\d{5})\.gguf")  # as llama.cpp's gguf-split names them
 FREQUENCIES = "rope_freqs.weight"  # what each rotary frequency is divided by: scaling that the metadata does not state
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of every Llama 3.1 to 3.3
@@ -74,11 +83,7 @@ class Gguf:
     @cached_property
     def words(self) -> str:
         """How its weights are stored, in words."""
-        from gguf import LlamaFileType  # noqa: PLC0415
-
-        kinds: dict[str, int] = {}
-        for tensor, _ in self._tensors.values():
-            kinds[tensor.tensor_type.name] = kinds.get(tensor.tensor_type.name, 0) + 1
+        kinds = Counter(tensor.tensor_type.name for tensor, _ in self._tensors.values())
         try:
             name = LlamaFileType(self.said("general.file_type")).name.removeprefix("MOSTLY_").removeprefix("ALL_")
         except ValueError:
@@ -92,34 +97,28 @@ class Gguf:
 
         Errors: an architecture that it does not read; scaling of the rotary embedding that is not known.
         """
-        from transformers import integrations, modeling_gguf_pytorch_utils  # noqa: PLC0415
-
         with _reading(self.file):
-            if self.architecture in integrations.gguf.GGUF_CONFIG_ARCHS:
-                metadata, _ = integrations.gguf.read_gguf_metadata(str(self.file))
-                found = dict(integrations.gguf.get_gguf_config(metadata, tuple(self._tensors)))
-            elif self.architecture in modeling_gguf_pytorch_utils.GGUF_SUPPORTED_ARCHITECTURES:
-                found = dict(modeling_gguf_pytorch_utils.load_gguf_checkpoint(str(self.file), return_tensors=False)["config"])
+            if self.architecture in newer.GGUF_CONFIG_ARCHS:
+                found = dict(newer.get_gguf_config(newer.read_gguf_metadata(str(self.file))[0], tuple(self._tensors)))
+            elif self.architecture in legacy.GGUF_SUPPORTED_ARCHITECTURES:
+                found = dict(legacy.load_gguf_checkpoint(str(self.file), return_tensors=False)["config"])
                 found |= {"tie_word_embeddings": "output.weight" not in self._tensors} | self._left_out(found) | self._rope()
             else:
                 raise TiterError(
                     f"{self.file.name} is a GGUF of the architecture {visible(self.architecture, 60)}, which transformers does not read",
-                    expected=f"one of {', '.join(sorted(modeling_gguf_pytorch_utils.GGUF_SUPPORTED_ARCHITECTURES))}",
-                    next_step="give the model's safetensors.",
+                    expected=f"one of {', '.join(sorted(legacy.GGUF_SUPPORTED_ARCHITECTURES))}",
+                    next_step=OTHERWISE,
                 )
             return {key: value.item() if isinstance(value, np.generic) else value for key, value in found.items()}
 
     def _left_out(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """What the metadata say and transformers does not take over."""
-        more: dict[str, Any] = {}
-        size, words = self.said(f"{self.architecture}.attention.key_length"), self._tensors.get("token_embd.weight")
+        """What the metadata say and transformers does not take over. Errors: a number of blocks that the tensors cannot make."""
+        more: dict[str, Any] = {"n_positions": found["n_ctx"]} if "n_ctx" in found else {}
+        size, layers = (self.said(f"{self.architecture}.{key}") for key in ("attention.key_length", "block_count"))
         if isinstance(size, int) and not {"head_dim", "global_head_dim"} & set(found):
             more["head_dim"] = size
-        if words is not None:
-            more["vocab_size"] = int(words[0].shape[1])  # gguf counts the fastest dimension first
-        if "n_ctx" in found:
-            more["n_positions"] = found["n_ctx"]
-        layers = self.said(f"{self.architecture}.block_count")
+        if "token_embd.weight" in self._tensors:
+            more["vocab_size"] = int(self._tensors["token_embd.weight"][0].shape[1])  # gguf counts the fastest dimension first
         if not isinstance(layers, int) or not 0 < layers <= len(self._tensors):
             raise TiterError(
                 f"{self.file.name} says it has {visible(str(layers), 40)} blocks and {len(self._tensors)} tensors", next_step=AGAIN
@@ -132,37 +131,27 @@ class Gguf:
         kind, factor = self.said(f"{place}.type", "none"), self.said(f"{place}.factor")
         if FREQUENCIES in self._tensors:
             divisors = torch.from_numpy(np.array(self._tensors[FREQUENCIES][0].data)).float()
-            scaling = {"rope_type": "llama3", "factor": round(float(divisors.max()), 4), **LLAMA3}
-            if torch.allclose(
-                _llama3(float(self.said(f"{self.architecture}.rope.freq_base", 1e4)), scaling, len(divisors)), divisors, rtol=1e-4
-            ):
-                return {"rope_scaling": scaling}
+            base, largest = float(self.said(f"{self.architecture}.rope.freq_base", 1e4)), round(float(divisors.max()), 4)
+            if torch.allclose(_llama3(base, largest, len(divisors)), divisors, rtol=1e-4):
+                return {"rope_scaling": {"rope_type": "llama3", "factor": largest, **LLAMA3}}
             kind = FREQUENCIES
-        if kind == "linear" and factor:
-            return {"rope_scaling": {"rope_type": "linear", "factor": float(factor)}}
-        if kind == "yarn" and factor:
-            length = {"original_max_position_embeddings": self.said(f"{place}.original_context_length")}
-            return {
-                "rope_scaling": {"rope_type": "yarn", "factor": float(factor)}
-                | (length if length["original_max_position_embeddings"] else {})
-            }
+        if kind in ("linear", "yarn") and factor:
+            length = self.said(f"{place}.original_context_length") if kind == "yarn" else None
+            stated = {"original_max_position_embeddings": length} if length else {}
+            return {"rope_scaling": {"rope_type": kind, "factor": float(factor)} | stated}
         if kind != "none" and self.architecture != "gpt-oss":
             raise TiterError(
                 f"{self.file.name} scales its rotary embedding in a way that is not read here ({visible(str(kind), 40)})",
                 expected="none, linear, yarn, or that of Llama 3",
-                next_step="give the model's safetensors.",
+                next_step=OTHERWISE,
             )
         return {}
 
     @cached_property
     def _model(self) -> Any:
         """The model without any weight in memory."""
-        from transformers import CONFIG_MAPPING, AutoModelForCausalLM  # noqa: PLC0415
-
         with _reading(self.file):
-            config = CONFIG_MAPPING[self.config["model_type"]].from_dict(dict(self.config))
-            with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(config)
+            return outline(CONFIG_MAPPING[self.config["model_type"]].from_dict(dict(self.config)), False)
 
     @cached_property
     def _plan(self) -> dict[str, tuple[str, ...]]:
@@ -177,7 +166,7 @@ class Gguf:
                 if not targets.get(name):
                     raise TiterError(
                         f"{self.file.name} holds {visible(name, 120)}, for which transformers' {type(self._model).__name__} has no place",
-                        next_step="give the model's safetensors.",
+                        next_step=OTHERWISE,
                     )
                 found[targets[name]] = (*found.get(targets[name], ()), name)
         if lost := [name for name, _ in self._model.named_parameters() if name not in found]:
@@ -186,31 +175,25 @@ class Gguf:
 
     def _targets(self) -> dict[str, str]:
         """Tensor -> parameter."""
-        from transformers import core_model_loading, modeling_gguf_pytorch_utils  # noqa: PLC0415
-
         with _reading(self.file):
             if self._steps is not None:
                 renamings, converters = self._steps
-                return {name: core_model_loading.rename_source_key(name, renamings, converters)[0] for name in self._tensors}
-            mapped = modeling_gguf_pytorch_utils.get_gguf_hf_weights_map(self._model, self._processor())
+                return {name: rename_source_key(name, renamings, converters)[0] for name in self._tensors}
+            mapped = legacy.get_gguf_hf_weights_map(self._model, self._processor())
         return {name: mapped.get(name) or mapped.get(name.removesuffix(".weight"), "") for name in self._tensors}
 
     @cached_property
     def _steps(self) -> tuple[list[Any], list[Any]] | None:
         """(renamings, conversions) of the architectures that transformers maps in its newer way, None of the others."""
-        from transformers import core_model_loading, integrations  # noqa: PLC0415
-
-        if not integrations.gguf.is_gguf_arch_supported(self.architecture):
+        if not newer.is_gguf_arch_supported(self.architecture):
             return None
-        steps = integrations.gguf.get_gguf_conversion_mapping(self.architecture, self._model.config)
-        renaming = [step for step in steps if isinstance(step, core_model_loading.WeightRenaming)]
-        return renaming, [step for step in steps if isinstance(step, core_model_loading.WeightConverter)]
+        steps = newer.get_gguf_conversion_mapping(self.architecture, self._model.config)
+        renaming = [step for step in steps if isinstance(step, WeightRenaming)]
+        return renaming, [step for step in steps if isinstance(step, WeightConverter)]
 
     def _processor(self) -> Any:
-        from transformers import modeling_gguf_pytorch_utils  # noqa: PLC0415
-
-        kinds = modeling_gguf_pytorch_utils.TENSOR_PROCESSORS
-        return kinds.get(self.architecture, modeling_gguf_pytorch_utils.TensorProcessor)(config=self.config)
+        kinds = legacy.TENSOR_PROCESSORS
+        return kinds.get(self.architecture, legacy.TensorProcessor)(config=self.config)
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -223,8 +206,6 @@ class Gguf:
 
     def weight(self, parameter: str) -> torch.Tensor:
         """A parameter, dequantised, float32. Errors: a type that gguf does not dequantise; a shape that is not the model's."""
-        from gguf import dequantize  # noqa: PLC0415
-
         names = self._plan[parameter]
         with _reading(self.file):
             stored = {name: self._tensors[name][0] for name in names}
@@ -248,10 +229,8 @@ class Gguf:
 
     def _converted(self, parameter: str, read: Mapping[str, np.ndarray]) -> torch.Tensor | None:
         """As `transformers.core_model_loading` makes a parameter of its tensors."""
-        from transformers import core_model_loading  # noqa: PLC0415
-
         renamings, converters = deepcopy(self._steps or ([], []))  # a step keeps the tensors it is given
-        patterns = {name: core_model_loading.rename_source_key(name, renamings, converters)[1] for name in read}
+        patterns = {name: rename_source_key(name, renamings, converters)[1] for name in read}
         step = next((one for one in converters if set(patterns.values()) <= set(one.source_patterns)), None)
         if step is None:
             return torch.from_numpy(next(iter(read.values())))
@@ -262,9 +241,6 @@ class Gguf:
 
     def tokenizer(self) -> Any:
         """The tokenizer of its metadata, chat template included. Errors: none is there, or it is not read."""
-        from tokenizers import Tokenizer, pre_tokenizers  # noqa: PLC0415
-        from transformers import AutoTokenizer  # noqa: PLC0415
-
         with _reading(self.file):
             made: Any = AutoTokenizer.from_pretrained(self.file.parent, gguf_file=self.file.name, local_files_only=True)
             state, held = json.loads(made.backend_tokenizer.to_str()), len(self.said("tokenizer.ggml.tokens"))
@@ -280,11 +256,8 @@ class Gguf:
 
 def _opened(file: Path) -> Any:
     """A file's header. transformers' reader goes first: it stops at the file's end, gguf's would count on to any number it is told."""
-    from gguf import GGUFReader  # noqa: PLC0415
-    from transformers import integrations  # noqa: PLC0415
-
     with _reading(file):
-        integrations.gguf.read_gguf_metadata(str(file))
+        newer.read_gguf_metadata(str(file))
         return GGUFReader(file)
 
 
@@ -303,12 +276,12 @@ def _reading(file: Path) -> Iterator[None]:
         ) from None
 
 
-def _llama3(base: float, scaling: Mapping[str, Any], half: int) -> torch.Tensor:
+def _llama3(base: float, factor: float, half: int) -> torch.Tensor:
     """What each rotary frequency of a head is divided by (half of its size, as llama.cpp stores it).
 
     Source: transformers' modeling_rope_utils, llama3; llama.cpp's conversion writes the same numbers.
     """
     waves = 2 * torch.pi * base ** (torch.arange(half, dtype=torch.float32) / half)
-    low, high, length, factor = (scaling[k] for k in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "factor"))
+    low, high, length = LLAMA3.values()
     smooth = ((length / waves - low) / (high - low)).clamp(0, 1)
     return 1 / ((1 - smooth) / factor + smooth)

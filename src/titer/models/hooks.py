@@ -6,7 +6,7 @@ Shapes: an activation is (B, T, D) at its site. A module whose output is a tuple
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -30,26 +30,17 @@ def reading(sites: Sites, names: Sequence[str]) -> Iterator[dict[str, torch.Tens
     """A dict that holds, after each forward pass, the activation at every named site."""
     seen: dict[str, torch.Tensor] = _Seen()
 
-    def keep(name: str) -> Edit:
-        def store(activation: torch.Tensor) -> torch.Tensor:
-            seen[name] = activation
-            return activation
+    def store(name: str, activation: torch.Tensor) -> torch.Tensor:
+        seen[name] = activation
+        return activation
 
-        return store
-
-    with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(_hooked(sites.place(name), keep(name)))
+    with replacing(sites, {name: partial(store, name) for name in names}):
         yield seen
 
 
-@contextmanager
-def adding(sites: Sites, deltas: dict[str, torch.Tensor]) -> Iterator[None]:
+def adding(sites: Sites, deltas: dict[str, torch.Tensor]) -> AbstractContextManager[None]:
     """Add a tensor (broadcast to (B, T, D)) at each named site."""
-    with ExitStack() as stack:
-        for name, delta in deltas.items():
-            stack.enter_context(_hooked(sites.place(name), partial(torch.add, delta)))
-        yield
+    return replacing(sites, {name: partial(torch.add, delta) for name, delta in deltas.items()})
 
 
 @contextmanager
@@ -61,22 +52,15 @@ def replacing(sites: Sites, edits: dict[str, Edit]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def catching(sites: Sites, names: Sequence[str], keep: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+def catching(sites: Sites, names: Sequence[str], keep: Callable[[str, torch.Tensor], None]) -> AbstractContextManager[None]:
     """Give each backward pass's gradient (B, T, D) at every named site to `keep(name, gradient)`."""
 
-    def watch(name: str) -> Edit:
-        def watched(activation: torch.Tensor) -> torch.Tensor:
-            found = activation if activation.requires_grad else activation.detach().requires_grad_(True)  # nothing below is trained
-            found.register_hook(partial(keep, name))
-            return found
+    def watched(name: str, activation: torch.Tensor) -> torch.Tensor:
+        found = activation if activation.requires_grad else activation.detach().requires_grad_(True)  # nothing below is trained
+        found.register_hook(partial(keep, name))
+        return found
 
-        return watched
-
-    with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(_hooked(sites.place(name), watch(name)))
-        yield
+    return replacing(sites, {name: partial(watched, name) for name in names})
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -18,7 +18,7 @@ from titer.data.templates import templated, texts
 from titer.data.thoughts import told
 from titer.data.turns import Role, Turn, joined, turns
 from titer.models.checkpoint import Checkpoint
-from titer.models.endpoint import WARM, Conversation, Endpoint, Estimate, Reply
+from titer.models.endpoint import WARM, Conversation, Endpoint, Estimate, Reply, replies
 from titer.models.fetch import resolve
 from titer.models.lm import LM, Decoding, Progress, load, read_tokenizer
 
@@ -98,7 +98,6 @@ class JudgeClient:
     endpoint: Endpoint | None
     tokens: int
     batch: int
-    _lm: list[LM] = field(default_factory=list)
 
     def check(self) -> None:
         """Errors: neither or both are given, the model is not there, the key is not set."""
@@ -135,18 +134,16 @@ class JudgeClient:
         decoding = Decoding(max_new_tokens=self.tokens, temperature=WARM if attempt else 0.0, seed=attempt)
         about = {"model": self.checkpoint.key, "decoding": decoding, "asking": ASKING}
         keys = [content_key({**about, "conversation": conversation}) for conversation in conversations]
-        kept = {key: memory.get(key) for key in dict.fromkeys(keys)} if memory else {}
-        found = {key: Reply(text) for key, text in kept.items() if isinstance(text, str)}
-        open_ = {key: conversation for key, conversation in zip(keys, conversations, strict=True) if key not in found}
-        if open_:
-            tokenizer = read_tokenizer(self.checkpoint)
-            texts = {key: rendered(tokenizer, conversation) for key, conversation in open_.items()}
-            found.update(self._answered(texts, decoding, memory, progress))
-        return [found[key] for key in keys]
+        asked = dict(zip(keys, conversations, strict=True))
+        return replies(asked, keys, memory, lambda open_: self._answered(open_, decoding, memory, progress))
 
-    def _answered(self, texts: dict[str, str], decoding: Decoding, memory: Memory | None, progress: Progress | None) -> dict[str, Reply]:
+    def _answered(
+        self, asked: Mapping[str, Conversation], decoding: Decoding, memory: Memory | None, progress: Progress | None
+    ) -> dict[str, Reply]:
         """Batches of similar length, each kept as it comes; a batch that fails is a fault of its own."""
-        lm = self._loaded()
+        tokenizer = read_tokenizer(self.checkpoint)
+        texts = {key: rendered(tokenizer, conversation) for key, conversation in asked.items()}
+        lm = self._lm
         lengths = dict(zip(texts, lm.lengths(list(texts.values())), strict=True))
         room = float("inf") if lm.window is None else lm.window - decoding.max_new_tokens
         too_long = "%d tokens and the reply do not fit the judge's window of %s"
@@ -155,11 +152,11 @@ class JudgeClient:
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]
             try:
-                replies = lm.generate([texts[key] for key in chosen], decoding, self.batch)
+                written = lm.generate([texts[key] for key in chosen], decoding, self.batch)
             except Exception as error:  # noqa: BLE001  too large a batch for this machine, for example
                 found.update(dict.fromkeys(chosen, Reply("", in_words(error))))
                 continue
-            for key, reply in zip(chosen, replies, strict=True):
+            for key, reply in zip(chosen, written, strict=True):
                 found[key] = Final("", "the judge was cut off in its thought") if reply.unfinished else Reply(reply.text)
                 if memory and not reply.unfinished:
                     memory.put(key, reply.text)
@@ -167,14 +164,13 @@ class JudgeClient:
                 progress(min(start + self.batch, len(order)), len(order))
         return found
 
-    def _loaded(self) -> LM:
-        """The model, loaded once; it takes text that has been through its chat template."""
-        if not self._lm:
-            lm = load(self.checkpoint)
-            if templated(lm.tokenizer):
-                lm.tokenizer.chat_template = AS_IT_IS
-            self._lm.append(lm)
-        return self._lm[0]
+    @cached_property
+    def _lm(self) -> LM:
+        """The model, which takes text that has been through its chat template."""
+        lm = load(self.checkpoint)
+        if templated(lm.tokenizer):
+            lm.tokenizer.chat_template = AS_IT_IS
+        return lm
 
 
 def rendered(tokenizer: Any, conversation: Conversation) -> str:
@@ -215,9 +211,9 @@ def readings(
     found: list[Parsed[T]] = [Parsed(None)] * len(conversations)
     open_ = list(range(len(conversations)))
     for attempt in range(tries):
-        replies = voice.ask([conversations[i] for i in open_], attempt, memory, None if attempt else progress)
+        answered = voice.ask([conversations[i] for i in open_], attempt, memory, None if attempt else progress)
         unread = []
-        for i, reply in zip(open_, replies, strict=True):
+        for i, reply in zip(open_, answered, strict=True):
             value = None if reply.fault else read(told(reply.text).answer)  # a server may leave its thought in
             if value is None and not reply.fault:
                 unread.append(i)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXForCausalLM, StoppingCriteriaList
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
@@ -29,12 +29,12 @@ from titer.models.context_windows import Completion, Decoding, Rooms, Turn, answ
 from titer.models.modes import as_stored, evaluating, own_settings_aside
 from titer.models.padding import Padding
 from titer.models.sites import Sites
-from titer.models.stream_norm import TANH_GELU, StreamNormConfig, StreamNormForCausalLM  # registers the variant for `load`
+from titer.models.stream_norm import TANH_GELU, StreamNormForCausalLM  # registers the variant for `load`
 from titer.models.suffix import TAIL, inserted
 from titer.models.weights import check_fits, misshapen
 from titer.models.words import completed
 
-__all__ = ["Completion", "Decoding"]  # of rooms.py
+__all__ = ["Completion", "Decoding"]
 Progress = Callable[[int, int], None]
 SHORT_WINDOW = 256
 LAST = 64  # tokens, among which a template opens a thought
@@ -57,13 +57,6 @@ class Architecture(Record):
 
     def build(self, tokenizer: Any, seed: int) -> LM:
         """A freshly initialised model of this shape over the tokenizer's vocabulary."""
-        config = self._config(tokenizer)
-        kind: Any = StreamNormForCausalLM if self.norm == "stream" else GPTNeoXForCausalLM
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return LM(kind._from_config(config, attn_implementation=_attention(self.positions)), tokenizer, "new model")
-
-    def _config(self, tokenizer: Any) -> Any:
         shape = {
             "vocab_size": len(tokenizer),
             "hidden_size": self.width,
@@ -76,10 +69,13 @@ class Architecture(Record):
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
         }
-        if self.norm == "stream":
-            return StreamNormConfig(**shape)
         rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
-        return GPTNeoXConfig(**shape, use_parallel_residual=False, rope_parameters=rope)
+        kind: Any = StreamNormForCausalLM if self.norm == "stream" else GPTNeoXForCausalLM
+        own = {} if self.norm == "stream" else {"use_parallel_residual": False, "rope_parameters": rope}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = kind._from_config(kind.config_class(**shape, **own), attn_implementation=_attention(self.positions))
+        return LM(made, tokenizer, "new model")
 
 
 SIZES: dict[str, tuple[int, int, int]] = {  # layers, width, heads
@@ -266,13 +262,11 @@ class LM:
                 new = self.model.generate(ids, attention_mask=mask, generation_config=settings, **also)[:, ids.shape[1] :]
             else:
                 new = self._after_suffix(ids, mask, soft.to(self.device), decoding)
-        rows = (row[:length] for row, length in zip(new.tolist(), rooms.lengths, strict=True))
-        return {i: self.cut(row) for i, row in zip(turns, rows, strict=True)}
-
-    def cut(self, row: list[int]) -> list[int]:
-        """New ids up to the first that ends an answer."""
-        ends = self.ends
-        return row[: next((i + 1 for i, token in enumerate(row) if token in ends), None)]
+        ends, found = self.ends, {}
+        for i, row, length in zip(turns, new.tolist(), rooms.lengths, strict=True):
+            own = row[:length]
+            found[i] = own[: next((n + 1 for n, token in enumerate(own) if token in ends), None)]
+        return found
 
     def _after_suffix(self, ids: torch.Tensor, mask: torch.Tensor, soft: torch.Tensor, decoding: Decoding) -> torch.Tensor:
         """Answers (B, new tokens) to left-padded prompts with embeddings in them; transformers' generate knows no such positions."""

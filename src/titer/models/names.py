@@ -8,9 +8,9 @@ stored tensors is made when it is asked for, so that no model is ever whole in m
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 
 from titer.core.errors import TiterError, visible
 from titer.models.stream_norm import StreamNormForCausalLM  # noqa: F401  (registers the variant with transformers)
+
+MASKS = (r"\.rotary_emb\.inv_freq$", r"\.attn\.masked_bias$")  # that older files hold
 
 
 def outline(config: Any, trusted: bool) -> Any:
@@ -34,7 +36,7 @@ def outline(config: Any, trusted: bool) -> Any:
 class Origin:
     """What a parameter is made of: stored tensors by the pattern that found them; `maker` and `first` are None and "" of a plain one."""
 
-    stored: Mapping[str, tuple[str, ...]]
+    stored: Mapping[str, Sequence[str]]
     shape: tuple[int, ...]
     maker: WeightConverter | None = None
     first: str = ""
@@ -50,6 +52,11 @@ class Names(NamedTuple):
     origins: dict[str, Origin]
     tied: dict[str, str]
     unused: tuple[str, ...]
+
+    @property
+    def used(self) -> set[str]:
+        """Every parameter that has a value: a head that is the embedding too."""
+        return {*self.origins, *self.tied}
 
 
 def named(model: Any, stored: Iterable[str], shape: Callable[[str], tuple[int, ...]]) -> Names:
@@ -77,11 +84,11 @@ def named(model: Any, stored: Iterable[str], shape: Callable[[str], tuple[int, .
             _, parts = gathered.setdefault(found, (makers[pattern], {}))
             parts.setdefault(pattern, []).append(name)
     for first, (maker, parts) in gathered.items():
-        frozen = {pattern: tuple(names) for pattern, names in parts.items()}
-        whole = Origin(frozen, (), maker, first)
+        whole = Origin(parts, (), maker, first)
         for name, made in _made(model, whole, lambda one: torch.empty(shape(one), device="meta")).items():
-            origins[name] = Origin(frozen, tuple(made.shape), maker, first)
-    return Names(origins, _tied(model, origins), tuple(name for name in unused if not _passed_over(model, name)))
+            origins[name] = replace(whole, shape=tuple(made.shape))
+    ignored = (*MASKS, *(model._keys_to_ignore_on_load_unexpected or ()))  # which the architecture says may stand there unused
+    return Names(origins, _tied(model, origins), tuple(name for name in unused if not any(re.search(one, name) for one in ignored)))
 
 
 def made(model: Any, origin: Origin, parameter: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
@@ -116,9 +123,3 @@ def _tied(model: Any, origins: Mapping[str, Origin]) -> dict[str, str]:
         here = [one for one in (source, target, *(t for t, s in pairs.items() if s == source)) if one in origins]
         held |= {one: here[0] for one in (target, source) if here and one not in origins}
     return held
-
-
-def _passed_over(model: Any, name: str) -> bool:
-    """Whether the architecture says of a stored tensor that it may stand there unused (masks that older files hold)."""
-    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    return name.endswith((".rotary_emb.inv_freq", ".attn.masked_bias")) or any(re.search(pattern, name) for pattern in ignored)

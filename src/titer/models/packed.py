@@ -57,14 +57,8 @@ def packing(said: Said, label: str) -> Packing | None:
             return Packing("4-bit weights (bitsandbytes)", "weight.absmax", needed, nested, _bnb4)
         return Packing("8-bit weights (bitsandbytes)", "SCB", ("weight", "SCB"), ("weight_format",), _bnb8)
     if method == "gptq":
-        _only(
-            said,
-            label,
-            bits=(2, 4, 8),
-            checkpoint_format=(None, "", "gptq", "gptq_v2"),
-            dynamic=(None, {}),
-            format=(None, "gptq", "gptq_v2"),
-        )
+        formats = (None, "gptq", "gptq_v2")
+        _only(said, label, bits=(2, 4, 8), checkpoint_format=(*formats, ""), dynamic=(None, {}), format=formats)
         return Packing(f"{said['bits']}-bit weights (GPTQ)", "qweight", ("qweight", "qzeros", "scales"), ("g_idx",), _gptq)
     if method == "awq":
         _only(said, label, bits=(4,), version=(None, "gemm", "GEMM"), zero_point=(True,))
@@ -97,6 +91,8 @@ def shape_before(way: Packing, parts: Mapping[str, tuple[Path, str]], stored: tu
     """(outputs, inputs) of a weight whose numbers are `stored` in that shape; `parts`: the file and name of each."""
     if state := next((one for part, one in parts.items() if "quant_state" in part), None):
         return tuple(json.loads(bytes(tensor_of(*state).tolist()))["shape"])
+    if "weight_shape" in parts:
+        return tuple(tensor_of(*parts["weight_shape"]).tolist())
     if way.marker != "qweight":
         return stored
     _, outputs = shape(*parts["scales"])[0]

@@ -122,7 +122,7 @@ class Movable:
 
     def _spill(self, scratch: Path) -> None:
         """What does not stand in the checkpoint bit for bit (trained since, an adapter merged in bf16) goes to `scratch`."""
-        standing = {*self.checkpoint.files, *self.checkpoint.names.tied}
+        standing = self.checkpoint.names.used
         for number, (name, tensor) in enumerate(self._held.items()):
             if name not in standing or not self._stands(name, tensor):
                 self._spilled[name] = scratch / f"{number}.safetensors"

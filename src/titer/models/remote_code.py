@@ -16,6 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, TOKENIZER_MAPPING
+from transformers.models.auto import tokenization_auto as auto
+
 from titer.core.errors import TiterError, visible
 from titer.models.safetensors_io import read_json
 
@@ -36,21 +39,14 @@ class OwnCode:
     @cached_property
     def unknown(self) -> bool:
         """Whether the model opens by its folder's code alone: transformers, as it is installed, does not know the architecture."""
-        if not self.config.get("auto_map"):
-            return False
-        from transformers import CONFIG_MAPPING  # noqa: PLC0415
-
-        kind = str(self.config.get("model_type"))
-        return kind not in CONFIG_MAPPING or _of_a_folder(CONFIG_MAPPING[kind])  # a model opened before may have registered itself
+        kind = str(self.config.get("model_type"))  # a model opened before may have registered itself
+        return bool(self.config.get("auto_map")) and (kind not in CONFIG_MAPPING or _of_a_folder(CONFIG_MAPPING[kind]))
 
     @cached_property
     def unread(self) -> bool:
         """Whether the tokenizer opens by its folder's code alone. The reading is transformers' own (AutoTokenizer.from_pretrained)."""
         if not self.tokenizer:
             return False
-        from transformers import CONFIG_MAPPING, TOKENIZER_MAPPING, models  # noqa: PLC0415
-
-        auto = models.auto.tokenization_auto
         kind = str(self.words_config.get("model_type"))
         if kind in getattr(auto, "MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS", ()):  # there it passes over the code that is not trusted
             return False
@@ -72,8 +68,6 @@ class OwnCode:
             return ()
         if not isinstance(said, Mapping):
             return tuple(_references(said)) if self.unknown else ()  # it looks classes up by name, and finds none here
-        from transformers import CONFIG_MAPPING  # noqa: PLC0415
-
         kind = str(self.config.get("model_type"))
         if not self.unknown and not CONFIG_MAPPING[kind].__module__.startswith("transformers."):
             return ()  # what a library registered goes before what a folder says
@@ -84,8 +78,8 @@ class OwnCode:
         """MODULE.CLASS of the tokenizer that transformers takes where the code is trusted; "" where the folder names none."""
         said = self.words.get("auto_map")
         found = said.get("AutoTokenizer") if isinstance(said, Mapping) else said
-        pair = [found] if isinstance(found, str) else list(found) if isinstance(found, list) else []
-        return next((one for one in reversed(pair[:2]) if isinstance(one, str) and one), "")  # [slow, fast]
+        pair = found[:2] if isinstance(found, list) else [found]  # [slow, fast]
+        return next((one for one in reversed(pair) if isinstance(one, str) and one), "")
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -121,7 +115,14 @@ def check_code(label: str, code: OwnCode, folders: Sequence[Path], words: Path) 
         for name in ("config.json", "tokenizer_config.json"):
             if (folder / name).is_file():
                 for reference in _references(read_json(folder / name).get("auto_map")):
-                    _check_here(label, reference, without)
+                    if "--" in reference or not HERE.fullmatch(reference):
+                        raise TiterError(
+                            f"{label} takes code from outside of its folder ({visible(reference, 120)} in auto_map): "
+                            "it would be run unseen",
+                            expected="code in files beside the weights",
+                            next_step="fetch that code, read it, put its files into a copy of the folder, and name them in auto_map as "
+                            f"MODULE.CLASS.{without}",
+                        )
         if (folder / GENERATE).is_file():
             raise TiterError(
                 f"{label} brings its own way of generating ({GENERATE.as_posix()}): answers would not be decoded as the report says",
@@ -134,17 +135,6 @@ def check_code(label: str, code: OwnCode, folders: Sequence[Path], words: Path) 
                 raise TiterError(
                     f"{label} lacks {visible(file, 120)}, the code that its auto_map names", next_step=f"fetch it again, whole.{without}"
                 )
-
-
-def _check_here(label: str, reference: str, without: str) -> None:
-    """Errors: a reference to code outside of the folder."""
-    if "--" in reference or not HERE.fullmatch(reference):
-        raise TiterError(
-            f"{label} takes code from outside of its folder ({visible(reference, 120)} in auto_map): it would be run unseen",
-            expected="code in files beside the weights",
-            next_step="fetch that code, read it, put its files into a copy of the folder, and name them in auto_map as MODULE.CLASS."
-            + without,
-        )
 
 
 def _references(said: Any) -> Iterator[str]:
@@ -162,8 +152,6 @@ def apart() -> Iterator[None]:
 
     It would give a class that one folder registered to the next folder of that type or configuration, though its code may differ.
     """
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, TOKENIZER_MAPPING  # noqa: PLC0415
-
     known = [mapping._extra_content for mapping in (CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, TOKENIZER_MAPPING)]
     aside = [_taken(registered) for registered in known]
     try:

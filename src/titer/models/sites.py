@@ -61,15 +61,12 @@ class Sites:
         """Kind of site -> in which layers (from 1) it is lacking and why; no kind that every layer has."""
         if not self.blocks:
             return dict.fromkeys((*ACTIVATIONS[1:], *WEIGHTS), f"{type(self.model).__name__}: no list of decoder blocks was found")
-        found = {}
-        for kind in (*ACTIVATIONS[1:], *WEIGHTS):
-            why: dict[str, list[int]] = {}
-            for i, block in enumerate(self.blocks):
-                if kind in block.lacking:
-                    why.setdefault(block.lacking[kind], []).append(i + 1)
-            if why:
-                found[kind] = "; ".join(f"{_layers(numbers, self.layers)}: {reason}" for reason, numbers in why.items())
-        return found
+        why: dict[str, dict[str, list[int]]] = {}  # kind -> reason -> layers
+        for i, block in enumerate(self.blocks, start=1):
+            for kind, reason in block.lacking.items():
+                why.setdefault(kind, {}).setdefault(reason, []).append(i)
+        told = {kind: [f"{_layers(where, self.layers)}: {reason}" for reason, where in reasons.items()] for kind, reasons in why.items()}
+        return {kind: "; ".join(told[kind]) for kind in (*ACTIVATIONS[1:], *WEIGHTS) if kind in told}
 
     def lacks(self, kind: str) -> int:
         """How many layers lack a kind of site."""
@@ -118,10 +115,8 @@ class Sites:
         block = self.blocks[i]
         if not self._prompts_first:
             raise TiterError(f"{site} is (tokens, prompts, width) in {type(self.model).__name__}", expected="(prompts, tokens, width)")
-        if kind == "resid":
-            return Place(block.whole, "output")
-        if kind == "attn_out":
-            return Place(block.attention[0], "output")
+        if kind in ("resid", "attn_out"):
+            return Place(block.whole if kind == "resid" else block.attention[0], "output")
         if not block.dense:
             return Place(block.mlps[0], "input" if kind == "mlp_in" else "output", block.whole)
         module = block.weights["mlp_up" if kind == "mlp_in" else "mlp_down"][0].module
@@ -157,7 +152,7 @@ class Sites:
         return self._alone(site).module  # type: ignore[return-value]
 
     def tensor(self, site: str) -> str:
-        """The name of a weight site's tensor. Errors: the site is not one tensor of its own."""
+        """The name of that Linear's weight."""
         return self._alone(site).tensor
 
     def _alone(self, site: str) -> Weight:
@@ -192,8 +187,9 @@ class Sites:
         owners: dict[int, str] = {}
         text = text_model(self.model)
         if text is not self.model:
+            around = [m for m in self.model.modules() if any(child is text for child in m.modules())]
             owners |= {id(m): "tower" for m in self.model.modules()}
-            owners |= {id(m): "other" for m in (*text.modules(), *_around(self.model, text))}
+            owners |= {id(m): "other" for m in (*text.modules(), *around)}
         for block in self.blocks:
             owners |= {id(m): "block" for m in block.whole.modules()}
         for _, module, kind in parted(self.model):
@@ -226,11 +222,6 @@ def layer_of(site: str) -> int:
     """The layer (from 0) of a site by its name."""
     match = SITE.fullmatch(site)
     return int(match[2]) if match and match[2] else 0
-
-
-def _around(model: nn.Module, text: nn.Module) -> list[nn.Module]:
-    """The modules that the text model lies in."""
-    return [m for m in model.modules() if any(child is text for child in m.modules())]
 
 
 def _layers(numbers: list[int], of: int) -> str:

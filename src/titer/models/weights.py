@@ -50,14 +50,7 @@ def shared_rows(first: Checkpoint, second: Checkpoint) -> torch.Tensor:
 
 def compared(first: Checkpoint, second: Checkpoint) -> list[str]:
     """The parameters to compare: stored in either, and used by both; a head that one ties is its embedding there."""
-    used = [{*c.files, *c.names.tied} for c in (first, second)]
-    return sorted((set(first.files) | set(second.files)) & used[0] & used[1])
-
-
-def alone(first: Checkpoint, second: Checkpoint) -> list[str]:
-    """The parameters that one of the two has and the other lacks."""
-    used = [{*c.files, *c.names.tied} for c in (first, second)]
-    return sorted(used[0] ^ used[1])
+    return sorted((set(first.files) | set(second.files)) & first.names.used & second.names.used)
 
 
 def difference(first: Checkpoint, second: Checkpoint) -> str:
@@ -70,16 +63,11 @@ def difference(first: Checkpoint, second: Checkpoint) -> str:
             continue
         kinds = {c.shape(name)[1] for c in (first, second)} & set(COARSE)
         coarse = COARSE[kinds.pop()] if len(kinds) == 1 and first.shape(name)[1] != second.shape(name)[1] else None
-        if coarse is None or not _within_rounding(before, change, coarse):
+        limits = None if coarse is None else torch.finfo(coarse)  # no number may move by more than cutting it to that type may move it
+        if limits is None or not bool((change.abs() <= limits.eps * before.abs().clamp(min=limits.tiny)).all()):
             return DIFFER
         rounded.add(str(coarse).removeprefix("torch."))
     return rounded.pop() if len(rounded) == 1 else DIFFER if rounded else ""
-
-
-def _within_rounding(before: torch.Tensor, change: torch.Tensor, coarse: torch.dtype) -> bool:
-    """Whether no number moved by more than cutting it to the coarser type may move it."""
-    limits = torch.finfo(coarse)
-    return bool((change.abs() <= limits.eps * before.abs().clamp(min=limits.tiny)).all())
 
 
 def changes_at(base: Checkpoint, tuned: Checkpoint, sites: Sites, site: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -132,7 +120,7 @@ def blend(base: Checkpoint, tuned: Checkpoint, alpha: float, folder: Path) -> No
         raise TiterError(f"{base.label} is quantised: no blend of it can be written", expected="a model in floating point")
     folder.mkdir(parents=True, exist_ok=True)
     for file in base.path.iterdir():
-        if file.is_file() and file.suffix not in (".safetensors",) and not file.name.endswith(".index.json"):
+        if file.is_file() and file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
             shutil.copy2(file, folder / file.name)
     moved = {name: torch.lerp(base.weight(name), tuned.weight(name), alpha) for name in sorted(base.files)}
     save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
