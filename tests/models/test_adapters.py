@@ -19,7 +19,7 @@ from tests.models.families import PROMPTS, SUPPORTED, mixtral, opt, qwen2
 from tests.models.test_checkpoint import HEAD, Mark, changed
 from titer.core.errors import TiterError
 from titer.data.world import World
-from titer.models import checkpoint, lora_weights
+from titer.models import lora_weights, quantised
 from titer.models.checkpoint import open_checkpoint
 from titer.models.fetch import resolve
 from titer.models.lm import LM, Decoding, load
@@ -215,7 +215,7 @@ def test_reading_a_tensor_reads_no_other(folder: Path, monkeypatch: pytest.Monke
         return read(file, tensor)
 
     monkeypatch.setattr(lora_weights, "tensor_of", watched)
-    monkeypatch.setattr(checkpoint, "tensor_of", watched)
+    monkeypatch.setattr(quantised, "tensor_of", watched)
     found.weight("model.layers.0.self_attn.q_proj.weight")
     assert len(asked) == 3
     assert sum("lora_" in name for name in asked) == 2

@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import pandas as pd
 from pydantic import Field, model_validator
 
 from titer.core.config import Record
@@ -101,43 +100,10 @@ def break_point(
 
 def order(first: BreakPoint, second: BreakPoint) -> str:
     """Whether `first` broke "later" or "earlier" than `second`; "undecided" where their gaps meet or both never broke."""
-    if _after(first, second):
-        return "later"
-    return "earlier" if _after(second, first) else "undecided"
-
-
-def _after(a: BreakPoint, b: BreakPoint) -> bool:
-    return a.after is not None and b.by is not None and a.after >= b.by  # t_a > a.after >= b.by >= t_b
-
-
-def ratio(first: Span, second: Span) -> Span:
-    """Bounds of t_first / t_second; (0, infinity) says nothing. NaN where both are 0."""
-    if first.high == second.high == 0:
-        return Span(math.nan, math.nan)
-    low = 0.0 if second.high == math.inf else first.low / second.high if second.high else math.inf
-    high = math.inf if first.high == math.inf or not second.low else first.high / second.low
-    return Span(low, high)
-
-
-def log2_gap(first: BreakPoint, second: BreakPoint) -> float:
-    """How many doublings of the attack lie between: log2 of the ratio of the gaps' geometric midpoints.
-
-    NaN where one of them has none: it never broke, or its gap begins at 0.
-    """
-    ends = [end for span in (first.span, second.span) for end in span]
-    if min(ends) <= 0 or max(ends) == math.inf:
-        return math.nan
-    return (math.log2(ends[0]) + math.log2(ends[1]) - math.log2(ends[2]) - math.log2(ends[3])) / 2
-
-
-def paired(first: Sequence[BreakPoint], second: Sequence[BreakPoint]) -> pd.DataFrame:
-    """Two defences seed by seed: first, second (printed), order, ratio_low, ratio_high, log2_gap."""
-    rows = []
-    for a, b in zip(first, second, strict=True):
-        bounds = ratio(a.span, b.span)
-        row = {"first": str(a), "second": str(b), "order": order(a, b), "ratio_low": bounds.low, "ratio_high": bounds.high}
-        rows.append({**row, "log2_gap": log2_gap(a, b)})
-    return pd.DataFrame(rows, columns=["first", "second", "order", "ratio_low", "ratio_high", "log2_gap"])
+    for told, a, b in (("later", first, second), ("earlier", second, first)):
+        if a.after is not None and b.by is not None and a.after >= b.by:  # t_a > a.after >= b.by >= t_b
+            return told
+    return "undecided"
 
 
 def median(points: Sequence[BreakPoint]) -> Span:

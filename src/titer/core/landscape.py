@@ -77,10 +77,7 @@ def _end(places: NDArray[np.float64], curve: NDArray[np.float64], tolerance: flo
 
 
 def visage(success: Sequence[float]) -> Visage:
-    """VISAGE by the formula; `success` S(a) in per cent over an even grid. NaN points are left out.
-
-    Errors: a value outside [0, 100].
-    """
+    """VISAGE by the formula; `success` S(a) in per cent over an even grid. NaN points are left out. Errors: a value outside [0, 100]."""
     s = _percent(success)
     below = s[s < S_MAX]
     return Visage(float((S_MAX - below).mean()) if below.size else 0.0, int(below.size), not below.size)

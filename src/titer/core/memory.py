@@ -48,10 +48,7 @@ class Memory:
             return None
 
     def put(self, key: str, answer: Any) -> None:
-        """Keep an answer, unless one stands already.
-
-        Errors: None, or a value that is no JSON.
-        """
+        """Keep an answer, unless one stands already. Errors: None, or a value that is no JSON."""
         if answer is None:
             raise ValueError("None stands for no answer and cannot be kept")
         if self.get(key) is not None:

@@ -93,10 +93,7 @@ SIZES: dict[str, tuple[int, int, int]] = {  # layers, width, heads
 
 
 def sized(name: str, positions: int, norm: Literal["pre", "stream"] = "pre") -> Architecture:
-    """The architecture of a named size; the stream norm comes with its paper's tanh-GELU.
-
-    Errors: a name that is no size.
-    """
+    """The architecture of a named size; the stream norm comes with its paper's tanh-GELU. Errors: a name that is no size."""
     if name not in SIZES:
         unknown("size", name, SIZES)
     layers, width, heads = SIZES[name]

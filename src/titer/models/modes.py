@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 
@@ -19,15 +19,9 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
-@contextmanager
-def own_settings_aside(model: Any, settings: Any) -> Iterator[None]:
+def own_settings_aside(model: Any, settings: Any) -> AbstractContextManager[None]:
     """The checkpoint's own penalties, beams and cuts set aside, which transformers would mix into these settings of a generation."""
-    own = model.generation_config
-    model.generation_config = settings
-    try:
-        yield
-    finally:
-        model.generation_config = own
+    return _set([(model, "generation_config", settings)])
 
 
 @contextmanager
@@ -44,17 +38,22 @@ def frozen(model: Any) -> Iterator[None]:
                 p.requires_grad_(True)
 
 
-@contextmanager
-def hooks_aside(model: Any) -> Iterator[None]:
+def hooks_aside(model: Any) -> AbstractContextManager[None]:
     """Hooks that read or edit a batch would meet one that is not theirs."""
-    kept = [(m, name, getattr(m, name)) for m in model.modules() for name in ("_forward_hooks", "_forward_pre_hooks")]
+    return _set([(m, name, OrderedDict()) for m in model.modules() for name in ("_forward_hooks", "_forward_pre_hooks")])
+
+
+@contextmanager
+def _set(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Attributes (of what, its name, its value) for a while."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     try:
-        for module, name, _ in kept:
-            setattr(module, name, OrderedDict())
+        for owner, name, value in changes:
+            setattr(owner, name, value)
         yield
     finally:
-        for module, name, hooks in kept:
-            setattr(module, name, hooks)
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def as_stored(model: Any) -> None:

@@ -124,10 +124,7 @@ def tensor_of(file: Path, tensor: str) -> torch.Tensor:
 
 
 def opened(file: Path) -> Any:
-    """A safetensors file, its header read.
-
-    Errors: a damaged or cut file.
-    """
+    """A safetensors file, its header read. Errors: a damaged or cut file."""
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -139,10 +136,7 @@ def _damaged(file: Path, error: Exception) -> TiterError:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of a model's folder.
-
-    Errors: a file that cannot be read, or that holds something else.
-    """
+    """A JSON object of a model's folder. Errors: a file that cannot be read, or that holds something else."""
     _check_file(file)
     try:
         read = json.loads(file.read_text(encoding="utf-8"))

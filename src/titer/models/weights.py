@@ -17,10 +17,7 @@ DIFFER = "differ"
 
 
 def skeleton(checkpoint: Checkpoint) -> Sites:
-    """The sites of a checkpoint's architecture, built without any weight in memory.
-
-    Errors: a folder that transformers does not open.
-    """
+    """The sites of a checkpoint's architecture, built without any weight in memory. Errors: a folder that transformers does not open."""
     return Sites(checkpoint.outline)
 
 
