@@ -98,23 +98,18 @@ def prune(doomed: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
     """(taken away, left because another process works on them)."""
     went, left = [], []
     for piece in doomed:
-        lock = FileLock(piece.folder.parent / f"{piece.key}.lock")
+        rubbish = piece.folder if piece.folder.name.endswith(TRASH) else piece.folder.with_name(f"{piece.key}{TRASH}")
         try:
-            lock.acquire(timeout=0)
+            with FileLock(piece.folder.parent / f"{piece.key}.lock", timeout=0):
+                if rubbish != piece.folder:
+                    shutil.rmtree(rubbish, ignore_errors=True)
+                    piece.folder.rename(rubbish)
+                shutil.rmtree(rubbish)
+            went.append(piece)
         except Timeout:
             left.append(piece)
-            continue
-        try:
-            rubbish = piece.folder if piece.folder.name.endswith(TRASH) else piece.folder.with_name(f"{piece.key}{TRASH}")
-            if rubbish != piece.folder:
-                shutil.rmtree(rubbish, ignore_errors=True)
-                piece.folder.rename(rubbish)
-            shutil.rmtree(rubbish)
-            went.append(piece)
         except FileNotFoundError:  # another process took it away
             continue
-        finally:
-            lock.release()
     return went, left
 
 

@@ -98,7 +98,8 @@ class Directions:
             yield from (torch.zeros_like(piece) for piece in pieces(own))
             return
         scale, share = self._drawn(direction, name, own)
-        for drawn, along in zip(noise(direction.seed, name, own.numel()), self._along(direction, name, own), strict=False):
+        others = repeat(None) if direction.against is None else self.blocks(direction.against, name, own)
+        for drawn, along in zip(noise(direction.seed, name, own.numel()), others, strict=False):
             yield drawn.mul_(scale) if along is None else ((drawn.double() - share * along.double()) * scale).float()
 
     def cosine(self, first: Direction, second: Direction, names: Iterable[str]) -> float:
@@ -108,9 +109,6 @@ class Directions:
             for k, (a, b) in enumerate(((first, second), (first, first), (second, second))):
                 sums[k] += inner(self.blocks(a, name), self.blocks(b, name))
         return sums[0] / math.sqrt(sums[1] * sums[2]) if sums[1] * sums[2] > 0 else math.nan
-
-    def _along(self, direction: Random, name: str, own: torch.Tensor) -> Iterator[torch.Tensor | None]:
-        return repeat(None) if direction.against is None else self.blocks(direction.against, name, own)
 
     def _drawn(self, direction: Random, name: str, own: torch.Tensor) -> tuple[float, float]:
         """(scale, share): d = scale (n - share * other direction), of W's norm; kept, for every point asks again."""

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +83,6 @@ class LoraChange:
         return weight + (product.T if self.flipped else product) * self.scale
 
 
-@dataclass
-class _Parts:
-    """The adapter's names for one tensor: {"A": ..., "B": ...}, or `whole`."""
-
-    pair: dict[str, str] = field(default_factory=dict)
-    embedding: bool = False
-    whole: str = ""
-
-
 class Adapter:
     """An adapter's folder; `base` is the model it names, "" where it names none."""
 
@@ -99,9 +90,11 @@ class Adapter:
         self.folder = folder
         config = read_json(folder / CONFIG)
         self.base, self.revision = (str(config.get(key) or "") for key in ("base_model_name_or_path", "revision"))
-        self.lora = _settings(config, folder)
-        self.file = _weights(folder)
-        self._config = config
+        self.lora, self.file, self._config = _settings(config, folder), folder / ADAPTER, config
+        if not self.file.is_file():
+            pickled = sorted(p.name for p in folder.glob("adapter_model.*"))
+            what = f"holds its weights only as a pickle ({pickled[0]}), which Titer never loads" if pickled else f"has no {ADAPTER}"
+            raise TiterError(f"{folder} {what}", next_step="save it again with peft's save_pretrained (safetensors) where you trust it.")
 
     @property
     def key(self) -> str:
@@ -116,39 +109,40 @@ class Adapter:
         base: shapes of its tensors. tied: whether its head is its embedding.
         Errors: an adapter for another base; parts of no LoRA; an adapter on embedding or head where they are one.
         """
-        flipped = self.lora.fan_in_fan_out
         found = {}
         for parameter, parts in _read(self.file, self.folder).items():
             tensor = _stored_as(parameter, base)
-            if tied and "." in parameter and not re.search(r"\.\d+\.", parameter) and _table(self.file, parts):
+            table = "whole" not in parts or len(parts) > 1 or len(shape(self.file, parts["whole"])[0]) == 2  # a norm is none
+            if tied and "." in parameter and not re.search(r"\.\d+\.", parameter) and table:
                 raise TiterError(
                     f"{self.folder} changes {visible(parameter, 120)} of {label}, whose embedding and head are one tensor",
                     next_step=MERGED,
                 )
             if not tensor:
                 raise self._misfit(label, f"it changes {visible(parameter, 120)}, which that model does not hold")
-            found[tensor] = self._change(parameter, parts, base[tensor][0], flipped, label)
+            found[tensor] = self._change(parameter, parts, base[tensor][0], label)
         return found
 
-    def _change(self, parameter: str, parts: _Parts, size: tuple[int, ...], flipped: bool, label: str) -> LoraChange:
-        if parts.whole and (given := shape(self.file, parts.whole)[0]) != size:
+    def _change(self, parameter: str, parts: Mapping[str, str], size: tuple[int, ...], label: str) -> LoraChange:
+        flipped, whole, pair = self.lora.fan_in_fan_out, parts.get("whole", ""), [parts[side] for side in "AB" if side in parts]
+        if whole and (given := shape(self.file, whole)[0]) != size:
             raise self._misfit(label, f"{visible(parameter, 120)} is {given} there and {size} in that model")
-        if not parts.pair:
-            return LoraChange(parameter, self.file, parts.whole)
+        if not pair:
+            return LoraChange(parameter, self.file, whole)
         module = parameter.removesuffix(".weight")
-        if set(parts.pair) != {"A", "B"}:
+        if len(pair) < 2:
             raise TiterError(f"{self.folder} has one half of the pair for {visible(module, 120)}", next_step="fetch or train it again.")
-        (a, _), (b, _) = (shape(self.file, parts.pair[side]) for side in "AB")
+        (a, _), (b, _) = (shape(self.file, name) for name in pair)
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] != self.lora.rank(module):
             raise TiterError(
                 f"{self.folder}: A {a} and B {b} of {visible(module, 120)} are no pair of rank {self.lora.rank(module)}",
                 next_step="fetch or train it again.",
             )
         sizes = {False: (b[0], a[1]), True: (a[1], b[0])}
-        wanted = True if parts.embedding else flipped if sizes[flipped] == size else not flipped
+        wanted = pair[0].endswith("lora_embedding_A") or (flipped if sizes[flipped] == size else not flipped)
         if sizes[wanted] != size:
             raise self._misfit(label, f"{visible(module, 120)} is {sizes[flipped]} there and {size} in that model")
-        return LoraChange(parameter, self.file, parts.whole, parts.pair["A"], parts.pair["B"], self.lora.scale(module), wanted)
+        return LoraChange(parameter, self.file, whole, pair[0], pair[1], self.lora.scale(module), wanted)
 
     def _misfit(self, label: str, why: str) -> TiterError:
         return TiterError(
@@ -178,37 +172,21 @@ def _settings(config: dict[str, Any], folder: Path) -> LoraShape:
     return build(LoraShape, given, str(folder / CONFIG))
 
 
-def _weights(folder: Path) -> Path:
-    file = folder / ADAPTER
-    if not file.is_file():
-        pickled = sorted(p.name for p in folder.glob("adapter_model.*"))
-        what = f"holds its weights only as a pickle ({pickled[0]}), which Titer never loads" if pickled else f"has no {ADAPTER}"
-        raise TiterError(f"{folder} {what}", next_step="save it again with peft's save_pretrained (safetensors) where you trust it.")
-    return file
-
-
-def _read(file: Path, folder: Path) -> dict[str, _Parts]:
-    """The model's name of each tensor -> the adapter's parts for it."""
-    found: dict[str, _Parts] = {}
+def _read(file: Path, folder: Path) -> dict[str, dict[str, str]]:
+    """The model's name of each tensor -> the adapter's names of its parts: A and B of a pair, `whole` of what was trained whole."""
+    found: dict[str, dict[str, str]] = {}
     for name in sorted(names(file)):
         rest = name.removeprefix(PREFIX)
         match = PART.fullmatch(rest)
         if rest == name or (match is None and ("lora_" in rest or "token_adapter" in rest)):
             raise TiterError(f"{folder} holds {visible(name, 120)}, which is no part of a plain LoRA", next_step=MERGED)
         if match is None:
-            found.setdefault(rest.replace(".base_layer.", "."), _Parts()).whole = name
-            continue
-        parts = found.setdefault(f"{match['module']}.weight", _Parts())
-        parts.embedding = "embedding" in match["part"]
-        parts.pair["A" if "_A" in match["part"] else "B"] = name
-    if not any(parts.pair or parts.whole for parts in found.values()):
+            found.setdefault(rest.replace(".base_layer.", "."), {})["whole"] = name
+        else:
+            found.setdefault(f"{match['module']}.weight", {})["A" if "_A" in match["part"] else "B"] = name
+    if not found:
         raise TiterError(f"{file} is empty", next_step="fetch or train it again.")
     return found
-
-
-def _table(file: Path, parts: _Parts) -> bool:
-    """Whether the parts are of a matrix, as an embedding and a head are, and a norm is not."""
-    return bool(parts.pair) or len(shape(file, parts.whole)[0]) == 2
 
 
 def _stored_as(parameter: str, base: Shapes) -> str:

@@ -8,7 +8,7 @@ differ beyond rounding, rows of one length go together; where these do not answe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ class Padding:
 
     def __init__(self, model: Any, value: int | None, window: int | None) -> None:
         self._model, self._value, self._n = model, value, max(1, min(SHORT, (window or 3 * SHORT) // 3))
+        self._known: dict[Way, Together] = {}
 
     def batches(self, rows: Sequence[Sequence[int]], order: Sequence[int], size: int, way: Way) -> list[list[int]]:
         """The places in `order`, at most `size` in a batch, and those together that answer as alone."""
@@ -47,13 +48,9 @@ class Padding:
         return found
 
     def _together(self, way: Way, row: Sequence[int]) -> Together:
-        if way not in self._found:
-            self._found[way] = self._tried(self._generated if way == "generated" else partial(self._logits, way), list(row))
-        return self._found[way]
-
-    @cached_property
-    def _found(self) -> dict[Way, Together]:
-        return {}
+        if way not in self._known:
+            self._known[way] = self._tried(self._generated if way == "generated" else partial(self._logits, way), list(row))
+        return self._known[way]
 
     @torch.no_grad()
     def _tried(self, run: Callable[[list[list[int]]], torch.Tensor], row: list[int]) -> Together:

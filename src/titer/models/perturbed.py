@@ -124,24 +124,18 @@ class Movable:
         """What does not stand in the checkpoint bit for bit (trained since, an adapter merged in bf16) goes to `scratch`."""
         standing = self.checkpoint.names.used
         for number, (name, tensor) in enumerate(self._held.items()):
-            if name not in standing or not self._stands(name, tensor):
+            there = self.checkpoint.weight(name) if name in standing else None
+            if there is None or there.shape != tensor.shape or not _same_bits(there.to(tensor.dtype), tensor):
                 self._spilled[name] = scratch / f"{number}.safetensors"
                 save_file({"weight": tensor.detach().contiguous()}, self._spilled[name])
-
-    def _stands(self, name: str, tensor: torch.Tensor) -> bool:
-        there = self.checkpoint.weight(name)
-        return there.shape == tensor.shape and _same_bits(there.to(tensor.dtype), tensor)
 
 
 def _parted(moving: Point) -> tuple[tuple[float, Towards] | None, list[tuple[float, Direction]]]:
     """The first way to another checkpoint, which is walked by interpolation to be exact at both ends, and the other terms."""
-    first = next((k for k, (_, direction) in enumerate(moving) if isinstance(direction, Towards)), None)
-    rest = [term for k, term in enumerate(moving) if k != first]
-    if first is None:
-        return None, rest
-    size, direction = moving[first]
-    assert isinstance(direction, Towards)
-    return (size, direction), rest
+    for k, (size, direction) in enumerate(moving):
+        if isinstance(direction, Towards):
+            return (size, direction), [*moving[:k], *moving[k + 1 :]]
+    return None, list(moving)
 
 
 def _unique(lm: LM) -> dict[str, torch.Tensor]:

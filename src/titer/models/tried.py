@@ -66,16 +66,13 @@ def _tried(file: Path, size: int, changed: int) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise _fails(file, "it does not end") from None
-    if done.returncode:
+        how = "it does not end"
+    else:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it was stopped"]
-        raise _fails(
-            file, "it does not end, or grows without end" if done.returncode < 0 or done.returncode == 3 else visible(last[0], 160)
-        )
-
-
-def _fails(file: Path, how: str) -> TiterError:
-    return TiterError(
+        how = "it does not end, or grows without end" if done.returncode < 0 or done.returncode == 3 else visible(last[0], 160)
+        if not done.returncode:
+            return
+    raise TiterError(
         f"the tokenizer of {file.parent.name} fails on short texts: {how}",
         expected="patterns and replacements that end",
         next_step="look at the patterns in its tokenizer.json, or fetch it again from a place that you trust.",

@@ -216,7 +216,7 @@ def open_fast(checkpoint: Checkpoint, serving: Serving | None = None, vllm: Libr
     """
     how = serving or Serving()
     if why := _not_as_it_is(checkpoint):
-        raise TiterError(f"{checkpoint.label} {why}", expected="a whole model (models.fast.openable)")
+        raise TiterError(f"{checkpoint.label} {why}", expected="a whole model (models.vllm_engine.openable)")
     words, used = _words(checkpoint), vllm or library()
     with _asking(checkpoint.label):
         engine = used.LLM(
