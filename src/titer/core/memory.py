@@ -1,20 +1,20 @@
 """Answers kept by their content: what was asked determines a name, the name one small file with the answer.
 
-`folder/ab/abcdef....json` holds `{"key", "sha256", "answer"}`. A file appears whole or not at all (a name of its own, then a
-rename), so a killed writer loses one answer at most, and two processes may share the folder: the first answer stays.
+`folder/ab/abcdef....json` holds `{"key", "sha256", "answer"}`. A file appears whole or not at all (`run.write_text`), so a killed
+writer loses one answer at most, and two processes may share the folder: the first answer stays.
 What is damaged counts as absent. Only the hash of what was asked is stored, so no text becomes a file name.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 from pathlib import Path
 from typing import Any
 
 from titer.core.config import canonical, digest
+from titer.core.run import write_text
 
 KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -53,14 +53,9 @@ class Memory:
             raise ValueError("None stands for no answer and cannot be kept")
         if self.get(key) is not None:
             return
-        path = self._path(key)
-        temporary = path.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}.tmp")
         text = canonical({"key": key, "sha256": digest(answer), "answer": answer})
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text + "\n")
-            os.replace(temporary, path)
+            write_text(self._path(key), text + "\n")
         except OSError:  # it was paid for: this run goes on with it
             with self._lock:
                 self._held[key] = canonical(answer)

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TypeVar
 
+from pydantic import BaseModel
+
 from titer.core.config import Record, build, digest
 from titer.core.errors import TiterError, unknown, visible
 
@@ -74,16 +76,16 @@ def beside(package: str, name: str, part: str, base: type[T]) -> type[T] | None:
 
 
 def _only(loaded: ModuleType, name: str, base: type[T]) -> type[T]:
-    found = [
-        value
-        for value in vars(loaded).values()
-        if isinstance(value, type) and issubclass(value, base) and value.__module__ == loaded.__name__
-    ]
+    found = [kind for kind in _classes(loaded) if issubclass(kind, base)]
     if len(found) != 1:
         raise TiterError(f"{visible(name, 80)} defines {len(found)} classes derived from {base.__name__}", expected="exactly one")
     if missing := sorted(getattr(found[0], "__abstractmethods__", ())):
         raise TiterError(f"{visible(name, 80)}: {found[0].__name__} does not define {', '.join(missing)}", next_step="define them.")
     return found[0]
+
+
+def _classes(loaded: ModuleType) -> list[type]:
+    return [value for value in vars(loaded).values() if isinstance(value, type) and value.__module__ == loaded.__name__]
 
 
 def made(package: str, name: str, base: type[R], settings: Mapping[str, object] = MappingProxyType({})) -> R:
@@ -115,9 +117,8 @@ def describe(package: str, name: str) -> str:
     """A plug-in's docstring and, where it has a record, its settings with their defaults."""
     loaded = module(package, name)
     lines = [(loaded.__doc__ or "").strip()]
-    records = [v for v in vars(loaded).values() if isinstance(v, type) and hasattr(v, "model_fields") and v.__module__ == loaded.__name__]
-    for record in records:
-        fields = record.model_fields  # type: ignore[attr-defined]
+    for record in (kind for kind in _classes(loaded) if issubclass(kind, BaseModel)):
+        fields = record.model_fields
         lines += ["", f"Settings of {name} (--set NAME=VALUE):" if fields else "It has no settings."]
         lines += [f"  {field} = {info.default!r}  {info.description or ''}".rstrip() for field, info in fields.items()]
     return "\n".join(lines)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,12 +32,12 @@ def quiet(_: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: temporary name, then rename. Two writers of one path need a lock.
+    """Write a whole file or nothing: a temporary name of the writer's own, then a rename; of two writers the last one's stands.
 
     Not flushed to the platter: what a power cut tears is found by its checksum and built again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     with open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
     os.replace(temporary, path)

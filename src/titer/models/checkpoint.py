@@ -242,7 +242,8 @@ class Checkpoint(Record):
         name = self.names.tied.get(parameter, parameter)
         if (origin := self.names.origins.get(name)) is None:
             raise TiterError(f"{self.label} holds no tensor {visible(parameter, 120)!r}", expected="two checkpoints of one architecture")
-        found = made(None if origin.maker is None else self.outline, origin, name, self._stored.weight)
+        read = self._stored.weight
+        found = read(origin.names[0]) if origin.maker is None else made(self.outline, origin, read)[name]
         return self.changes[name].applied(found) if name in self.changes else found
 
     def shape(self, parameter: str) -> tuple[tuple[int, ...], str]:

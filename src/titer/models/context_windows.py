@@ -77,14 +77,6 @@ class Turn(NamedTuple):
     thinking: bool = False
 
 
-class Written(NamedTuple):
-    """What a row wrote, read: without the token that ended it."""
-
-    told: Told
-    kept: list[int]
-    ended: bool
-
-
 Ask = Callable[[Mapping[int, Turn], int], Mapping[int, list[int]]]  # turns by place, the turn's number -> new tokens, an end the last
 Ends = Sequence[int]
 
@@ -127,17 +119,17 @@ def completion(tokenizer: Any, ends: Ends, ids: list[int], mark: str | None = ""
     return Completion(told.answer, ended or told.ended, len(kept), told.thought)
 
 
-def read(tokenizer: Any, ends: Ends, ids: list[int], mark: str | None) -> Written:
-    """What a row wrote. What ends a turn ends no answer where it closes the thought that is open."""
+def read(tokenizer: Any, ends: Ends, ids: list[int], mark: str | None) -> tuple[Told, list[int], bool]:
+    """(what a row wrote, its ids without the token that ended it, whether one did): what closes an open thought ends no answer."""
     ended = bool(ids) and ids[-1] in ends
     kept = ids[:-1] if ended else ids
     text = tokenizer.decode(kept)
     if mark is None:
-        return Written(Told("", text), kept, ended)
+        return Told("", text), kept, ended
     told = thoughts.told(text, mark)
     if ended and told.closes and tokenizer.decode(ids[-1:]).strip() in told.closes:
-        return Written(thoughts.told(tokenizer.decode(ids), mark), ids, False)
-    return Written(told, kept, ended)
+        return thoughts.told(tokenizer.decode(ids), mark), ids, False
+    return told, kept, ended
 
 
 def _room(decoding: Decoding, window: int | None, length: int) -> int:

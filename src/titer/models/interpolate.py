@@ -60,7 +60,12 @@ def of_part(sites: Sites, base: Weights, tuned: Weights, part: str) -> dict[str,
 
 def random_direction(base: Weights, tuned: Weights, seed: int) -> dict[str, torch.Tensor]:
     """The base changed in a random direction, by the same norm in every tensor."""
-    return {name: base[name] + _like(tuned[name] - base[name], seed_of(seed, name)) for name in base}
+    moved = {}
+    for name, start in base.items():
+        change = tuned[name] - start
+        noise = torch.randn(change.shape, generator=torch.Generator().manual_seed(seed_of(seed, name)))
+        moved[name] = start + noise * (torch.linalg.vector_norm(change) / torch.linalg.vector_norm(noise))
+    return moved
 
 
 def plus(weights: Weights, base: Weights, tuned: Weights, size: float) -> dict[str, torch.Tensor]:
@@ -78,8 +83,3 @@ def cosine(a: Weights, b: Weights, start_a: Weights, start_b: Weights) -> float:
     inner = sum(float(((a[n].double() - start_a[n].double()) * (b[n].double() - start_b[n].double())).sum()) for n in a)
     size = distance(a, start_a) * distance(b, start_b)
     return inner / size if size > 0 else float("nan")
-
-
-def _like(change: torch.Tensor, seed: int) -> torch.Tensor:
-    noise = torch.randn(change.shape, generator=torch.Generator().manual_seed(seed))
-    return noise * (torch.linalg.vector_norm(change) / torch.linalg.vector_norm(noise))

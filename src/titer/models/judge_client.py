@@ -217,10 +217,8 @@ def readings(
             value = None if reply.fault else read(told(reply.text).answer)  # a server may leave its thought in
             if value is None and not reply.fault:
                 unread.append(i)
-            why = (
-                reply.fault
-                or f"unreadable in {attempt + 1} {'try' if attempt == 0 else 'tries'}: {visible(reply.text.strip()[-60:], 80)!r}"
-            )
+            unreadable = f"unreadable in {attempt + 1} {'try' if attempt == 0 else 'tries'}: {visible(reply.text.strip()[-60:], 80)!r}"
+            why = reply.fault or unreadable
             found[i] = Parsed(None, why, bool(reply.fault) and not isinstance(reply, Final)) if value is None else Parsed(value)
         open_ = unread
         if not open_:

@@ -206,7 +206,7 @@ class LM:
             decoding = decoding.model_copy(update={"max_thinking_tokens": 0})
         ids, marks = self.begun(prompts, prefixes, decoding, self.window, 0 if suffixes is None else suffixes.shape[1])
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
-        found: list[Completion] = [Completion("", False, 0)] * len(ids)
+        found: dict[int, Completion] = {}
         with evaluating(self.model):
             for start in range(0, len(order), batch):
                 chosen = order[start : start + batch]
@@ -218,11 +218,10 @@ class LM:
                     made = answers(self.tokenizer, self.ends, rows, begun, decoding, self.window, ask)
                     if keep:
                         keep(made)
-                for i, completion in made.items():
-                    found[i] = completion
+                found |= made
                 if progress:
-                    progress(min(start + batch, len(order)), len(order))
-        return found
+                    progress(len(found), len(order))
+        return [found[i] for i in range(len(ids))]
 
     @torch.inference_mode()
     def asked(

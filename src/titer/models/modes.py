@@ -27,15 +27,8 @@ def own_settings_aside(model: Any, settings: Any) -> AbstractContextManager[None
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
     """Evaluation mode, and no weight asks for a gradient: what is wanted is the gradient to the input."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    with evaluating(model):
-        for p in trained:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p in trained:
-                p.requires_grad_(True)
+    with evaluating(model), _set([(p, "requires_grad", False) for p in model.parameters() if p.requires_grad]):
+        yield
 
 
 def hooks_aside(model: Any) -> AbstractContextManager[None]:

@@ -85,21 +85,14 @@ def named(model: Any, stored: Iterable[str], shape: Callable[[str], tuple[int, .
             parts.setdefault(pattern, []).append(name)
     for first, (maker, parts) in gathered.items():
         whole = Origin(parts, (), maker, first)
-        for name, made in _made(model, whole, lambda one: torch.empty(shape(one), device="meta")).items():
-            origins[name] = replace(whole, shape=tuple(made.shape))
+        for name, empty in made(model, whole, lambda one: torch.empty(shape(one), device="meta")).items():
+            origins[name] = replace(whole, shape=tuple(empty.shape))
     ignored = (*MASKS, *(model._keys_to_ignore_on_load_unexpected or ()))  # which the architecture says may stand there unused
     return Names(origins, _tied(model, origins), tuple(name for name in unused if not any(re.search(one, name) for one in ignored)))
 
 
-def made(model: Any, origin: Origin, parameter: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
-    """One parameter from its stored tensors, which `read` gives."""
-    if origin.maker is None:
-        return read(origin.names[0])
-    return _made(model, origin, read)[parameter]
-
-
-def _made(model: Any, origin: Origin, read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Every parameter that a group of stored tensors makes."""
+def made(model: Any, origin: Origin, read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every parameter that a group of stored tensors makes, which `read` gives; `origin` has a maker."""
     maker: Any = deepcopy(origin.maker)
     for pattern, names in origin.stored.items():
         for name in names:

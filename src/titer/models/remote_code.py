@@ -39,8 +39,9 @@ class OwnCode:
     @cached_property
     def unknown(self) -> bool:
         """Whether the model opens by its folder's code alone: transformers, as it is installed, does not know the architecture."""
-        kind = str(self.config.get("model_type"))  # a model opened before may have registered itself
-        return bool(self.config.get("auto_map")) and (kind not in CONFIG_MAPPING or _of_a_folder(CONFIG_MAPPING[kind]))
+        kind = str(self.config.get("model_type"))
+        known = kind in CONFIG_MAPPING and not _of_a_folder(CONFIG_MAPPING[kind])  # a model opened before may have registered itself
+        return bool(self.config.get("auto_map")) and not known
 
     @cached_property
     def unread(self) -> bool:
