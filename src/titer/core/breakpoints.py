@@ -55,11 +55,6 @@ class BreakPoint(Record):
         return f"{self.after}-{self.by}"
 
     @property
-    def never(self) -> bool:
-        """Whether no judged step had crossed."""
-        return self.by is None
-
-    @property
     def span(self) -> Span:
         """(last step before, first at); (last judged, infinity) if never; from 0 where the first judged step had crossed."""
         return Span(float(self.after or 0), math.inf if self.by is None else float(self.by))
