@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from titer.core.config import Record, build, canonical, digest, environment, git_state, parse_settings
+from titer.core.config import Record, build, canonical, digest, environment, git_state, parse_settings, processor
 from titer.core.errors import TiterError
 
 
@@ -183,6 +184,16 @@ def test_a_value_without_a_canonical_form_is_refused_not_guessed() -> None:
 
 def test_the_environment_names_what_computes_and_no_place() -> None:
     found = environment()
-    assert {"python", "torch", "numpy", "titer", "git"} <= set(found)
+    assert {"python", "torch", "numpy", "titer", "git", "processor"} <= set(found)
+    assert found["threads"] == str(torch.get_num_threads())
     assert str(Path.home()) not in json.dumps(found)
     assert "/" not in git_state()
+
+
+def test_the_processor_is_named_as_the_system_does_and_never_nothing(tmp_path: Path) -> None:
+    listed = tmp_path / "cpuinfo"
+    listed.write_text("processor\t: 0\nmodel name\t: A Fast One @ 2.00GHz\nflags\t: a b\nmodel name\t: Another\n", encoding="utf-8")
+    assert processor(listed) == "A Fast One @ 2.00GHz"
+    listed.write_text("CPU implementer\t: 0x41\n", encoding="utf-8")
+    assert processor(listed)
+    assert processor(tmp_path / "none") == processor(listed)

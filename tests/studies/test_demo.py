@@ -14,7 +14,7 @@ import pytest
 
 from tests.studies.conftest import Demo, Listener, demo_under
 from titer import cli
-from titer.core.run import Store, damage
+from titer.core.run import Store, damage, sha256_of
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import Decoding, load
 from titer.pipeline import Pipeline, Reporter
@@ -119,6 +119,18 @@ def test_the_page_leads_with_the_answer_and_ends_with_how_to_repeat_it(demo: Dem
     assert body.index(demo.answer) < body.index("<table")
     assert demo.answer.startswith("Safety tuning")
     assert "titer demo --seed 1" in body[body.index("To make it again") :]
+
+
+def test_the_page_names_processor_threads_and_the_weights_own_hash_beside_each_model_s_key(demo: Demo, tiny: Scale) -> None:
+    told = json.loads(demo.file("summary.json"))["provenance"]
+    page = demo.file("report.html").decode()
+    assert told["processor"]
+    assert int(told["threads"]) >= 1
+    for node in demo_recipe(tiny, 1):
+        (weights,) = (demo.runs / "stages" / told[f"model {node.name}, seed 1"] / "model").glob("*.safetensors")
+        sha = told[f"weights {node.name}, seed 1"]
+        assert sha == sha256_of(weights)
+        assert sha in page
 
 
 def test_the_files_name_no_folder_of_this_machine(demo: Demo) -> None:

@@ -91,7 +91,12 @@ def digest(value: Any, length: int = 16) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Versions of what computes, for a run's provenance (no path, no host name)."""
+    """What computes, for a run's provenance: versions, processor, this process's threads (no path, no host name).
+
+    Threads and processor decide a trained model's last bits, and so, by chaos, more than those.
+    """
+    import torch  # noqa: PLC0415  what only reads settings need not wait for it
+
     found = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
     for name in ("titer", *PACKAGES):
         try:
@@ -99,7 +104,17 @@ def environment() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     found["git"] = git_state()
-    return found
+    return found | {"processor": processor(), "threads": str(torch.get_num_threads())}
+
+
+def processor(listed: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's model, as the system calls it; its family where no model is told."""
+    try:
+        lines = listed.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, [*names, platform.processor(), platform.machine()]), "unknown")
 
 
 def git_state() -> str:

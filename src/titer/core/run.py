@@ -98,6 +98,14 @@ class Store:
         """Whether the artefact is complete (its DONE stands); checksums are left to `artefact`."""
         return (self.root / kind / key / "DONE").exists()
 
+    def weights(self, key: str) -> str:
+        """sha256 of the model's weights that a stage made, file by file, as its manifest says; "" of a model that no stage made."""
+        try:
+            listed = json.loads((self.root / "stages" / key / "manifest.json").read_text(encoding="utf-8"))["sha256"]
+        except OSError:
+            return ""
+        return ", ".join(sha for name, sha in sorted(listed.items()) if name.startswith("model/") and name.endswith(".safetensors"))
+
     def artefact(self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """The folder of the artefact that `inputs` determine; `make(partial folder)` builds it if need be."""
         key = digest(inputs)

@@ -11,6 +11,7 @@ import pandas as pd
 from titer.core.claims import SEEDS_FOR_A_VERDICT, Claim
 from titer.core.config import environment
 from titer.core.errors import TiterError, unknown
+from titer.core.parallel import processes
 from titer.core.run import Store, slug
 from titer.core.stats import wilson
 from titer.pipeline import Pipeline, Reporter, attempts_key
@@ -71,7 +72,7 @@ def run_study(
         claims = settled(study.claims(scale), found, study.SOURCE)
         if claims and len(order.worlds) < SEEDS_FOR_A_VERDICT:
             reporter.tell("fewer than three worlds: verdicts are provisional")
-        report = composed(study.concluded(study.page(found, scale), claims), order.stem, scale, found, claims, command)
+        report = composed(study.concluded(study.page(found, scale), claims), order.stem, scale, found, claims, command, store)
         reporter.tell("drawing the report")
         return write_report(report, folder), report.answer
 
@@ -121,7 +122,7 @@ def gathered(labs: Sequence[Lab], place: str, chooser: Sequence[Lab] = ()) -> li
     return [lab.found() for lab in labs]
 
 
-def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: Sequence[Claim], command: str) -> Report:
+def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: Sequence[Claim], command: str, store: Store) -> Report:
     """The report's content from all seeds."""
     names = dict.fromkeys(table for one in found for table in one.tables)
     whole = {table: pd.concat([one.tables[table] for one in found if table in one.tables], ignore_index=True) for table in names}
@@ -130,6 +131,7 @@ def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: 
         results = pd.concat([whole[table].assign(table=table) for table in results or whole if table in whole], ignore_index=True)
     samples = pd.concat([one.verdicts for one in found], ignore_index=True)
     shown = set(page.shown or samples.model)
+    keys = {f"{model}, {one.unit}": key for one in found for model, key in one.keys.items() if model in shown}
     return Report(
         title=page.title or f"{name}, scale {scale.name}, {_units(found)}",
         answer=page.answer,
@@ -152,8 +154,10 @@ def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: 
             "seeds": ", ".join(str(seed) for seed in dict.fromkeys(one.seed for one in found)),
             "scale": scale.model_dump_json(),
             **page.provenance,
-            **{f"model {model}, {one.unit}": key for one in found for model, key in one.keys.items() if model in shown},
+            **{f"model {model}": key for model, key in keys.items()},
+            **{f"weights {model}": sha for model, key in keys.items() if (sha := store.weights(key))},
             **environment(),
+            "workers": f"{processes()}" + (", of one thread each" if processes() > 1 else ""),
         },
     )
 
