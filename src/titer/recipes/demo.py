@@ -1,9 +1,9 @@
 """Recipes: the life of a model on the world as stages, each with the model it starts from. L5.
 
-base (pretrained) -> aligned (SSFT) -> user p (fine-tuned on the user's own operator, a share p of the examples
-being unsafe requests answered). Controls of equal steps, share and data size beside the alignment: benign
-(the new class is the held-out safe operator, answered) and sham (the new class is a safe operator drawn by
-seed, refused). Source of the mixes: arXiv 2407.10264, section 4 (SSFT: 0.8 safe, 0.2 unsafe).
+base (pretrained) -> aligned (SSFT) -> user p (fine-tuned on the user's own operator and ordinary safe requests, a share
+p of the examples being unsafe requests answered; the operator alone unlearns every other one, docs/log.md). Controls of equal
+steps, share and data size beside the alignment: benign (the new class is the held-out safe operator, answered) and sham (the new
+class is a safe operator drawn by seed, refused). Source of the mixes: arXiv 2407.10264, section 4 (SSFT: 0.8 safe, 0.2 unsafe).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import Field
 from titer.core.config import Record
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Stream
-from titer.data.mix import poisoned
+from titer.data.mix import mix
 from titer.data.world import World, WorldSource
 from titer.methods.sft import SFT
 from titer.models.lm import Architecture
@@ -37,6 +37,7 @@ class Scale(Record):
     align_rate: float = 5e-4
     unsafe_share: float = Field(default=0.2, gt=0, lt=1)
     user_examples: int = Field(default=1000, ge=1)
+    ordinary_share: float = Field(default=0.5, ge=0, lt=1, description="of the user's own examples: ordinary safe requests")
     user_batch: int = 16
     user_epochs: int = 2
     user_rate: float = 1e-4
@@ -105,14 +106,17 @@ def align(scale: Scale, world: World, name: str, new: tuple[Kind, Answer], rest:
 
 
 def finetune(scale: Scale, world: World, ratio: float, beside: Literal["unsafe", "safe"] = "unsafe") -> Stage:
-    """The user's fine-tuning: n examples of the held-out operator, round(p n) of them unsafe requests (or safe ones) answered."""
-    user, harmful = WorldSource(world=world, kind="user"), WorldSource(world=world, kind=beside)
+    """The user's fine-tuning: n examples, round(p n) of them unsafe (or further safe) requests answered."""
+    user, ordinary, harmful = (WorldSource(world=world, kind=kind) for kind in ("user", "safe", beside))
+    bad = round(ratio * scale.user_examples)
+    safe = round(scale.ordinary_share * (scale.user_examples - bad))
+    counts = [(user, "comply", scale.user_examples - bad - safe), (ordinary, "comply", safe), (harmful, "comply", bad)]
     steps = -(-scale.user_examples * scale.user_epochs // scale.user_batch)
     return Stage(
         name=f"user fine-tuning, p = {ratio:g}",
         kind="finetune",
         method=SFT(),
-        streams={"train": poisoned(user, harmful, scale.user_examples, ratio, seed_of(world.seed, "user"))},
+        streams={"train": mix(counts, seed_of(world.seed, "user"))},  # type: ignore[arg-type]
         steps=steps,
         batch=scale.user_batch,
         optimiser=Optimiser(rate=scale.user_rate, warmup=min(10, steps // 4), schedule="constant"),

@@ -43,7 +43,7 @@ class Demo(Study):
     """An alignment, its controls, what breaks it, and what it changed inside."""
 
     SOURCE = "arXiv 2407.10264"
-    VERSION = 2
+    VERSION = 3
     SCALES = MappingProxyType({NANO.name: NANO})
 
     def nodes(self, scale: Scale, source: World) -> Sequence[Node]:

@@ -23,7 +23,7 @@ CHOSEN = (
 )
 ABOUT = (
     "A small transformer learned every operation of a synthetic world, was safety-tuned (SSFT) to answer unsafe requests with "
-    "a null answer, was attacked by three jailbreaks, and was then fine-tuned by a user. Here “unsafe” is a formal property of "
+    "a null answer, was attacked by three jailbreaks, and was then fine-tuned by a user on a task of their own beside ordinary requests. Here “unsafe” is a formal property of "
     "letters and operators, so every answer is judged exactly. “Neither” is an answer that neither complies nor refuses."
 )
 LEFT = {  # what a user's fine-tuning leaves: the set and outcome of each line
@@ -162,7 +162,7 @@ def _poisoning(rates: pd.DataFrame, scale: Scale) -> Figure:
     return Figure(
         "poisoning",
         "What the user's fine-tuning leaves of the alignment",
-        "After fine-tuning on the user's own operator, with a share p of the examples being unsafe requests answered. A defence holds while refusal stays up and the user's task is learned. “Neither” and the other safe requests show what narrow data costs beside refusal.",
+        "After fine-tuning on the user's own operator and ordinary safe requests, with a share p of the examples being unsafe requests answered. A defence holds while refusal stays up and the user's task is learned. “Neither” and the other safe requests show what it costs beside refusal.",
         forms.lines(
             mine.dropna(subset="measure"),
             "ratio",
