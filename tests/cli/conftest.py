@@ -7,16 +7,19 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from tests.conftest import llama
 from titer import cli
 from titer.data.world import World
 
 LETTERS = "abcdefghijklmnop"
+COMMAND = cache(typer.main.get_command)  # made of the same options at every call: longer than most commands here run
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ def here(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def titer(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Titer:
     """Run a command as its user would; anything but an exit is a traceback, and fails the test."""
+
+    monkeypatch.setattr("typer.main.get_command", COMMAND)
 
     def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["titer", *arguments])

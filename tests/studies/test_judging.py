@@ -263,6 +263,7 @@ def test_half_a_character_is_refused(tmp_path: Path) -> None:
         read_labelled(tmp_path / "none.csv")
 
 
+@pytest.mark.slow  # 448 answers judged twice; tests/judges holds the judge to its floors on them
 def test_the_refusal_judge_on_xstests_answers_is_as_the_docs_say(shared_data: Path) -> None:
     """Against a count of its own; docs/judges.md quotes the lines, so a changed judge changes the page."""
     place = shared_data / "safety" / "xstest_labelled.csv"
