@@ -48,16 +48,16 @@ def test_an_example_is_the_same_in_any_batch(world: World, pool: int | None) -> 
 @given(st.integers(0, 300), st.lists(st.integers(1, 60), min_size=1, max_size=6), st.sampled_from([None, 1, 7, 50]))
 def test_places_do_not_depend_on_how_they_are_cut_into_batches(first: int, counts: list[int], pool: int | None) -> None:
     stream = two_parts(NANO, pool)
-    parts, indices = stream.places(first, sum(counts))
+    parts, indices = stream.places(stream.numbers(first, sum(counts)))
     starts = np.cumsum([first, *counts[:-1]])
-    pieces = [stream.places(int(start), count) for start, count in zip(starts, counts, strict=True)]
+    pieces = [stream.places(stream.numbers(int(start), count)) for start, count in zip(starts, counts, strict=True)]
     assert np.concatenate([p for p, _ in pieces]).tolist() == parts.tolist()
     assert np.concatenate([i for _, i in pieces]).tolist() == indices.tolist()
 
 
 def test_each_part_gives_its_own_source_and_answer() -> None:
     stream = two_parts(NANO)
-    parts, indices = stream.places(0, 300)
+    parts, indices = stream.places(stream.numbers(0, 300))
     batch = stream.batch(0, 300, NANO.tokenizer())
     for i, (part, index) in enumerate(zip(parts, indices, strict=True)):
         one = stream.parts[part]
@@ -72,20 +72,20 @@ def test_parts_come_by_their_shares(shares: tuple[float, ...]) -> None:
     source = WorldSource(world=NANO, kind="safe")
     stream = Stream(parts=tuple(Part(source=source, answer="comply", share=s) for s in shares), seed=3)
     n = 20_000
-    counts = np.bincount(stream.places(0, n)[0], minlength=len(shares))
+    counts = np.bincount(stream.places(np.arange(n))[0], minlength=len(shares))
     expected = np.asarray(shares) / sum(shares)
     assert (np.abs(counts - n * expected) <= 4 * np.sqrt(n * expected * (1 - expected)) + 1e-9).all()
 
 
 def test_another_seed_draws_other_parts() -> None:
-    one, two = (two_parts(NANO, seed=s).places(0, 200)[0].tolist() for s in (0, 1))
+    one, two = (two_parts(NANO, seed=s).places(np.arange(200))[0].tolist() for s in (0, 1))
     assert one != two
 
 
 @pytest.mark.parametrize("pool", [1, 7, 50])
 def test_an_epoch_shows_every_example_once_in_a_new_order(pool: int) -> None:
     stream = two_parts(NANO, pool)
-    epochs = [stream.places(e * pool, pool)[1].tolist() for e in range(6)]
+    epochs = [stream.places(stream.numbers(e * pool, pool))[1].tolist() for e in range(6)]
     assert all(sorted(epoch) == list(range(pool)) for epoch in epochs)
     if pool > 1:
         assert len({tuple(epoch) for epoch in epochs}) == 6
@@ -93,7 +93,7 @@ def test_an_epoch_shows_every_example_once_in_a_new_order(pool: int) -> None:
 
 def test_an_example_of_a_pool_keeps_its_part_in_every_epoch() -> None:
     stream = two_parts(NANO, 40)
-    parts, indices = stream.places(0, 160)
+    parts, indices = stream.places(stream.numbers(0, 160))
     assert len({(p, i) for p, i in zip(parts.tolist(), indices.tolist(), strict=True)}) == 40
 
 
@@ -102,7 +102,7 @@ def test_an_epoch_of_a_mix_shows_each_picked_example_once() -> None:
     stream = mix([(source, "comply", 9), (WorldSource(world=NANO, kind="unsafe"), "comply", 4)], seed=0)
     picked = Counter((part, place) for part, one in enumerate(stream.parts) for place in one.picked or ())
     for epoch in range(3):
-        parts, places = stream.places(13 * epoch, 13)
+        parts, places = stream.places(stream.numbers(13 * epoch, 13))
         assert Counter(zip(parts.tolist(), places.tolist(), strict=True)) == picked
 
 

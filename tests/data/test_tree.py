@@ -59,7 +59,9 @@ def grown(rules: Rules, kind: int, rng: random.Random) -> list[list[int]]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_shape_is_the_papers(seed: int) -> None:
     rules = rules_of(seed)
-    assert rules.size() == (26, 55)
+    levels, (symbols, emissions) = [(rules.roots,), rules.level2, rules.dominant, *rules.inner], rules.letters.shape[1:3]
+    assert sum(map(len, levels)) + symbols == 26  # non-terminals of one grammar
+    assert sum(len(expansions) for level in levels for expansions in level) + symbols * emissions == 55  # its productions
     assert sorted(rules.roots[0] + rules.roots[1])[0] == 0
     assert {len(rule) for rule in rules.roots} == {2}
     assert [len(symbol) for symbol in rules.level2] == [3, 3, 3]

@@ -114,10 +114,6 @@ class Stream(Record):
     seed: int = 0
     pool: int | None = Field(default=None, ge=1)
 
-    def places(self, first: int, count: int) -> tuple[Indices, Indices]:
-        """(part, index within the part's source) of the `count` examples from place `first` on."""
-        return self._found(self.numbers(first, count))
-
     def numbers(self, first: int, count: int) -> Indices:
         """Each example's number in the pool, in the epochs' order; in an endless stream its place."""
         i = np.arange(first, first + count, dtype=np.int64)
@@ -128,15 +124,15 @@ class Stream(Record):
         start = first % self.pool
         return order[start : start + count]
 
-    def _found(self, i: Indices) -> tuple[Indices, Indices]:
+    def places(self, numbers: Indices) -> tuple[Indices, Indices]:
         """(part, index within the part's source) of the examples of these numbers."""
         if self.parts[0].picked is None:
             shares = np.cumsum([part.share for part in self.parts])
-            uniform = Draws(self.seed, "part", i).uniform(0)
-            return np.searchsorted(shares / shares[-1], uniform, side="right").clip(0, len(self.parts) - 1), i
+            uniform = Draws(self.seed, "part", numbers).uniform(0)
+            return np.searchsorted(shares / shares[-1], uniform, side="right").clip(0, len(self.parts) - 1), numbers
         picked = [np.asarray(part.picked or (), dtype=np.int64) for part in self.parts]
         part = np.repeat(np.arange(len(picked)), [len(one) for one in picked])
-        return part[i], np.concatenate(picked)[i]
+        return part[numbers], np.concatenate(picked)[numbers]
 
     def batch(self, first: int, count: int, tokenizer: Any) -> Batch:
         """Examples `first` to `first + count - 1` as one batch, padded on the right to the longest."""
@@ -144,7 +140,7 @@ class Stream(Record):
 
     def chosen(self, numbers: Indices, tokenizer: Any) -> Batch:
         """The examples of these numbers as one batch."""
-        part_of, index = self._found(numbers)
+        part_of, index = self.places(numbers)
         pieces, rows = [], []
         for number, part in enumerate(self.parts):
             mine = np.flatnonzero(part_of == number)

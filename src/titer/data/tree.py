@@ -69,12 +69,6 @@ class Rules(NamedTuple):
     inner: tuple[Level, ...]
     letters: NDArray[np.int64]
 
-    def size(self) -> tuple[int, int]:
-        """Non-terminals and productions of one grammar."""
-        levels = [(self.roots,), self.level2, self.dominant, *self.inner]
-        symbols, emissions = self.letters.shape[1:3]
-        return sum(map(len, levels)) + symbols, sum(len(rules) for level in levels for rules in level) + symbols * emissions
-
 
 @lru_cache(maxsize=16)
 def draw_rules(shape: Shape, seed: int, letters: int, grammars: int) -> Rules:
