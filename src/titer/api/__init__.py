@@ -19,9 +19,9 @@ from titer.api.study import Studied, demo, study
 from titer.api.train import align, finetune
 from titer.commands.measuring import Evaluated
 from titer.commands.requests import AlignRequest, AuditRequest, EvaluationRequest, FinetuneRequest
-from titer.commands.showing import shown as show
 from titer.commands.training import Trained
 from titer.core.plugins import listed
+from titer.core.plugins import shown as show
 from titer.studies.request import StudyRequest
 
 __all__ = [

@@ -46,7 +46,7 @@ def _prompt_sets() -> dict[str, str]:
 
 def show(name: str) -> None:
     """The documentation and settings of a method, attack, judge or probe; the streams and models of a method."""
-    from titer.commands.showing import shown
+    from titer.core.plugins import shown
 
     typer.echo(shown(name))
 

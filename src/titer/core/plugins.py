@@ -113,12 +113,24 @@ def _from_file(file: Path) -> ModuleType:
     return loaded
 
 
+def shown(name: str) -> str:
+    """As `describe`, by the name alone. Errors: an unknown name, with the nearest."""
+    where = next((kind for kind in KINDS if name in names(kind)), None)
+    if where is None:
+        unknown("name", name, [one for kind in KINDS for one in names(kind)])
+    return describe(where, name)
+
+
 def describe(package: str, name: str) -> str:
-    """A plug-in's docstring and, where it has a record, its settings with their defaults."""
+    """A plug-in's docstring and, where it has a record, its settings with their defaults; of a method what it trains on and reads."""
     loaded = module(package, name)
     lines = [(loaded.__doc__ or "").strip()]
     for record in (kind for kind in _classes(loaded) if issubclass(kind, BaseModel)):
         fields = record.model_fields
         lines += ["", f"Settings of {name} (--set NAME=VALUE):" if fields else "It has no settings."]
         lines += [f"  {field} = {info.default!r}  {info.description or ''}".rstrip() for field, info in fields.items()]
+        if hasattr(record, "STREAMS"):
+            streams, models = ", ".join(record.STREAMS), ", ".join(record.MODELS)  # type: ignore[attr-defined]
+            lines += ["", f"Streams (--stream NAME=FILE; --data is train, or preferred and rejected): {streams or 'none'}"]
+            lines += [f"Models it reads (--read ROLE=MODEL): {models}"] if models else []
     return "\n".join(lines)
