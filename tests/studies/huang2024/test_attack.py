@@ -34,13 +34,13 @@ from titer.studies.huang2024.defences import (
     Alignment,
     Defence,
     alignment_of,
+    attacked,
     defence,
     equal_loss,
     loss_of,
     runs_of,
     shortened,
 )
-from titer.studies.huang2024.gathering import attacked
 from titer.studies.huang2024.parts import cells
 
 DRIFTS = ["drift prompt", "drift answer", "drift all", "drift official", "drift l2"]

@@ -30,9 +30,7 @@ from titer.studies.engine.declare import Given
 from titer.studies.engine.lab import Lab
 from titer.studies.engine.run import labs_of, run_study
 from titer.studies.huang2024 import text_sets as study
-from titer.studies.huang2024.text import VaccineOnText
-from titer.studies.huang2024.text_cost import BANDS, text_cost
-from titer.studies.huang2024.text_page import TITLES
+from titer.studies.huang2024.text import BANDS, TITLES, VaccineOnText, text_cost
 from titer.studies.prepare import prepared
 from titer.studies.request import StudyRequest
 from titer.studies.shares import shares

@@ -19,8 +19,7 @@ from titer.recipes.huang2024 import SELECTION_SEED, Budget
 from titer.recipes.node import Node
 from titer.studies.engine.declare import Seed
 from titer.studies.huang2024.attack import budget_of, learned, worst_decoding
-from titer.studies.huang2024.defences import CORE, EQUAL, Alignment, Defence, aligned_node, defence, shortened
-from titer.studies.huang2024.gathering import attacked, nodes_of
+from titer.studies.huang2024.defences import CORE, EQUAL, Alignment, Defence, aligned_node, attacked, defence, nodes_of, shortened
 
 CHOOSING = (0.01, 0.05)  # poison ratios at which rho is judged
 COST = 0.02  # of safe answers or refusal before the attack that a rho may cost against SFT
@@ -70,7 +69,8 @@ def radius(lab: Seed) -> tuple[float, pd.DataFrame]:
     Harm over the curve: the mean over judged steps and the choosing ratios. What it may cost against SFT: 2 points of safe answers or of
     refusal before the attack; and the user's task must be learned. Errors: no such rho.
     """
-    tried = {rho: summary(pd.concat([curve(lab, one) for one in ones])) for rho, ones in trials_of(lab).items()}
+    each = {rho: [attacked(lab, one, budget) for one in ones for budget in choosing(lab)] for rho, ones in trials_of(lab).items()}
+    tried = {rho: summary(pd.concat(rows)) for rho, rows in each.items()}
     start = tried.pop(0.0)
     trials = pd.DataFrame([{"rho": rho, **told} for rho, told in tried.items()])
     kept = (trials.safe >= start["safe"] - COST) & (trials.refusal >= start["refusal"] - COST)
@@ -80,11 +80,6 @@ def radius(lab: Seed) -> tuple[float, pd.DataFrame]:
     best = trials[trials.allowed].harm.idxmin()
     trials["chosen"] = trials.index == best
     return float(trials.rho[best]), trials
-
-
-def curve(lab: Seed, one: Defence) -> pd.DataFrame:
-    """The defence under the tables' budget at the choosing ratios."""
-    return pd.concat([attacked(lab, one, budget) for budget in choosing(lab)], ignore_index=True)
 
 
 def choosing(lab: Seed) -> list[Budget]:

@@ -8,8 +8,11 @@ start from the SFT-aligned model; but for Vaccine's rho nothing is tuned, they h
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+import pandas as pd
 
 from titer.core.errors import unknown
 from titer.methods.antidote import Antidote
@@ -30,7 +33,7 @@ from titer.recipes.huang2024 import Budget, Scale
 from titer.recipes.node import Node
 from titer.stage import Lora
 from titer.studies.engine.declare import Seed
-from titer.studies.huang2024.attack import starting
+from titer.studies.huang2024.attack import along, starting
 
 LISA = Lisa(k1=2, k2=18)  # the paper's one step in ten on alignment data, in turns that fit runs of some hundred steps
 GUARD = 0.5  # VLGuard's 500 safety examples to 1,000 of the user's
@@ -140,6 +143,32 @@ def attack_nodes(lab: Seed, one: Defence, budget: Budget, size: str = OWN) -> li
         Node(name, recipe.user(scale, lab.world, run, one.method, one.guard, one.adapter), parent, reads, {"task": budget.task})
         for name, run in runs_of(one, budget, size).items()
     ]
+
+
+def nodes_of(lab: Seed, cells: Sequence[Cell], size: str = OWN) -> list[Node]:
+    """Alignments of these cells, then their attacks."""
+    hows = [aligned_node(lab, one.how, size) for one, _ in cells if one.how]
+    return [*hows, *(node for cell in cells for node in attack_nodes(lab, *cell, size))]
+
+
+def attacked(lab: Seed, one: Defence, budget: Budget, size: str = OWN) -> pd.DataFrame:
+    """One attack, made when first asked for: a row a judged step (0 is the aligned model)."""
+    runs, parent, task = runs_of(one, budget, size), parent_of(one, size), budget.task
+    if not set(runs) <= set(lab.nodes):
+        lab.grow(nodes_of(lab, [(one, budget)], size))
+    start, whole = starting(lab, task, ()), along(lab, task, ())
+    rows = [lab.measured(start, (parent,)), *(lab.measured(whole, (parent, name)) for name in runs)]
+    told = {
+        "defence": one.name,
+        "align_seed": one.how.number if one.how else 0,
+        "rate": budget.rate,
+        "ratio": budget.ratio,
+        "examples": budget.examples,
+        "task": task,
+        "seed": lab.seed,
+        "attack_seed": budget.seed,
+    }
+    return pd.concat(rows, ignore_index=True).drop(columns="model").assign(**told)
 
 
 def alignment_of(lab: Seed, name: str, rho: float, number: int = 0) -> Alignment:

@@ -59,7 +59,7 @@ def page(found: Sequence[Found], scale: Scale) -> Page:
     return Page(
         answer=answer(settled(claims(scale), found, SOURCE), whole, chosen),
         about=ABOUT,
-        tiles=tiles(whole, scale),
+        tiles=tiles(whole, scale) if whole else [],
         figures=figures(whole, scale),
         tables=shown,
         results=results(whole, shown),
@@ -80,20 +80,19 @@ def answer(told: Sequence[Claim], found: Sequence[Found], chosen: Chosen) -> str
     held = [c for c in against if c.verdict == "supported"]
     gaps = {ratio: [c.value for c in against if c.name.endswith(f"p = {ratio:g}") and c.value is not None] for ratio in (0.01, 0.05)}
     least = ", ".join(f"{min(values):+.1%} at p = {ratio:g}" for ratio, values in gaps.items() if values) or "not testable"
-    benign = [c for c in told if c.name.startswith("benign")]
-    kept = sum(c.verdict == "supported" for c in benign)
+    keeps = [[c for c in told if c.name.startswith(start)] for start in ("benign", "refusal kept")]
+    benign, along = (f"{sum(c.verdict == 'supported' for c in claims)} of {len(claims)}" for claims in keeps)
+    refusal = f"; refusal kept along the attack: more in {along}" if keeps[1] else ""
     half = by.get("accelerated Vaccine keeps half the gain")
     cheap = f"; that a tenth of the perturbations keeps half of the gain is {half.verdict}" if half and held else ""
     return (
         f"With little harmful data Vaccine (rho {chosen.rho:g}) beats its controls in {len(held)} of {len(against)} comparisons "
-        f"(unsafe requests answered, least advantage over any control {least}); under benign tuning in {kept} of {len(benign)}{cheap}."
+        f"(unsafe requests answered, least advantage over any control {least}); under benign tuning in {benign}{refusal}{cheap}."
     )
 
 
 def tiles(found: Sequence[Found], scale: Scale) -> list[Tile]:
     """Harm and the user's accuracy at the tables' budget, the seeds' ends beside them."""
-    if not found:
-        return []
     t = at_budget(pooled(found), scale, examples=scale.budget.examples, ratio=0.05)
     told = []
     for name in [n for n in COLOURS if n in set(t.defence)]:
@@ -108,12 +107,12 @@ def figures(found: Sequence[Found], scale: Scale) -> list[Figure]:
     if not found:
         return []
     has, t = found[0].has, pooled(found)
+    curved, whole = has("curves"), has("curves") or has("table1")
     long = whole_curves(t, scale)
-    drawn = [curves(long, measure) for measure in CURVES] if has("curves") and len(long) else []
-    drawn += [against_p(t, scale)] if has("curves") or has("table1") else []
-    drawn += [along(t, scale)] if has("curves") else []
-    drawn += [picture(found[0])] if has("fig4") and "fig4" in found[0].tables else []
-    return drawn + ([family(t, scale)] if has("family") or has("curves") or has("table1") else [])
+    drawn = [curves(long, measure) for measure in CURVES if curved and len(long)]
+    drawn += [against_p(t, scale)] * whole + [along(t, scale)] * curved
+    drawn += [picture(found[0])] if "fig4" in found[0].tables else []
+    return drawn + [family(t, scale)] * (whole or has("family"))
 
 
 def over_seeds(table: pd.DataFrame, keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
@@ -144,20 +143,12 @@ def curves(t: pd.DataFrame, measure: str) -> Figure:
     """One measure along the attack, a panel for each learning rate (across) and poison ratio (down)."""
     found = over_seeds(t, ["defence", "rate", "ratio", "step"], [measure]).sort_values(["ratio", "rate"], kind="stable")
     found = found.assign(panel=[f"rate {rate:g}, p = {ratio:g}" for rate, ratio in zip(found.rate, found.ratio, strict=True)])
+    colours, titles = colours_of(found.defence.tolist()), ("optimiser steps", CURVES[measure])
     return Figure(
         f"curves_{measure}",
         f"An attacker who tunes: {CURVES[measure]}",
         "Against optimiser steps of the user's fine-tuning at a constant rate (across: rate; down: share p of unsafe examples). Mean over seeds; whiskers are the seeds' ends. Every point is the same run judged at a kept step.",
-        forms.lines(
-            found,
-            "step",
-            "value",
-            "defence",
-            colours_of(found.defence.tolist()),
-            ("optimiser steps", CURVES[measure]),
-            panel="panel",
-            columns=found.rate.nunique(),
-        ),
+        forms.lines(found, "step", "value", "defence", colours, titles, panel="panel", columns=found.rate.nunique()),
     )
 
 
@@ -237,7 +228,7 @@ def results(found: Sequence[Found], shown: Mapping[str, pd.DataFrame]) -> pd.Dat
     if not found:
         return pd.DataFrame()
     t = tables.of_every_task(found)
-    keys = ["defence", "align_seed", "task", "rate", "ratio", "examples", "seed", "attack_seed", "step"]
+    keys = ["defence", "align_seed", "task", "rate", "ratio", "examples", *tables.units(t), "attack_seed", "step"]
     parts = [t.melt([*keys, "n"], var_name="measure").assign(table="attacks")]
     for name, table in shown.items():
         known = [c for c in (*keys, "rho", "tau", "variance") if c in table.columns]

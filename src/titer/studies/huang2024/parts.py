@@ -14,24 +14,6 @@ from titer.studies.huang2024.attack import TASKS, budget_of
 from titer.studies.huang2024.choice import Chosen
 from titer.studies.huang2024.defences import CONTROLS, CORE, FAMILY, MIXED, Alignment, Cell, Defence, alignment_of, defence
 
-PARTS = {
-    "curves": "the core's defences at the tables' rate, judged along the attack, several alignments of each",
-    "radius": "Vaccine at the paper's radius, several alignments, where another was chosen",
-    "rates": "the core's defences under the other rates, one alignment of each, and the worst case of the grid",
-    "table1": "harm and task accuracy by poison ratio",
-    "table2": "by number of user examples",
-    "table3": "other models: sizes of the world's transformer",
-    "table4": "other tasks of the user",
-    "table6": "by Vaccine's radius rho",
-    "table7": "random perturbation by variance",
-    "table8": "one adapter for both stages, or two",
-    "table9": "Vaccine with EWC",
-    "table10": "accelerated: a perturbation every tau steps",
-    "family": "the other defences under the tables' budget: EWC, KL, VLGuard, Constrained SFT, Booster, RepNoise, T-Vaccine, SafeLoRA, Antidote",
-    "search": "each defence's worst attack, searched on the selection seed and repeated on the study's",
-    "cost": "tables 5 and 11: time of a step and peak memory",
-    "fig4": "the picture of the embeddings",
-}
 GROUPS = {"core": ("curves", "radius")}  # what most claims read; the tables' other cells are for `all`
 SWEPT = (0.01, 0.05)  # poison ratios of the tables that sweep something else
 COMPARED = ("non-aligned", "sft", "noise", "vaccine")  # in other models and under other tasks
@@ -42,7 +24,7 @@ EQUAL_IN = ("curves", "rates", "table1", "search")  # parts that attack the alig
 def cells(lab: Seed, parts: Collection[str], chosen: Chosen) -> Iterator[Cell]:
     """Every attack on the study's own model that the parts ask for, each once."""
     seen: set[tuple[str, str, str, Budget]] = set()
-    asked = [cell for part in parts if part in MADE for cell in MADE[part](lab, chosen.rho)]
+    asked = [cell for part in parts if (made := MADE[part][1]) for cell in made(lab, chosen.rho)]
     for one, budget in [*asked, *_searched(lab, chosen)]:
         key = (one.name, repr(one.how), repr(one.method), budget)
         if key not in seen:
@@ -147,17 +129,24 @@ def pictured(lab: Seed, rho: float) -> list[Cell]:
     return _under(lab, (defence(lab, name, rho) for name in ("sft", "vaccine")), ratio=(max(SWEPT),))
 
 
-MADE: dict[str, Callable[[Seed, float], Iterable[Cell]]] = {
-    "curves": _curves,
-    "radius": _radius,
-    "rates": _rates,
-    "table1": _table1,
-    "table2": _table2,
-    "table4": _table4,
-    "table6": _table6,
-    "table7": _table7,
-    "table8": _table8,
-    "table9": _table9,
-    "table10": _table10,
-    "family": _family,
+Asked = Callable[[Seed, float], Iterable[Cell]]
+FAMILY_WORDS = "EWC, KL, VLGuard, Constrained SFT, Booster, RepNoise, T-Vaccine, SafeLoRA, Antidote"
+MADE: dict[str, tuple[str, Asked | None]] = {  # in words; the attacks on the study's own model
+    "curves": ("the core's defences at the tables' rate, judged along the attack, several alignments of each", _curves),
+    "radius": ("Vaccine at the paper's radius, several alignments, where another was chosen", _radius),
+    "rates": ("the core's defences under the other rates, one alignment of each, and the worst case of the grid", _rates),
+    "table1": ("harm and task accuracy by poison ratio", _table1),
+    "table2": ("by number of user examples", _table2),
+    "table3": ("other models: sizes of the world's transformer", None),
+    "table4": ("other tasks of the user", _table4),
+    "table6": ("by Vaccine's radius rho", _table6),
+    "table7": ("random perturbation by variance", _table7),
+    "table8": ("one adapter for both stages, or two", _table8),
+    "table9": ("Vaccine with EWC", _table9),
+    "table10": ("accelerated: a perturbation every tau steps", _table10),
+    "family": (f"the other defences under the tables' budget: {FAMILY_WORDS}", _family),
+    "search": ("each defence's worst attack, searched on the selection seed and repeated on the study's", None),
+    "cost": ("tables 5 and 11: time of a step and peak memory", None),
+    "fig4": ("the picture of the embeddings", None),
 }
+PARTS = {name: words for name, (words, _) in MADE.items()}

@@ -22,11 +22,10 @@ from titer.recipes.node import Node
 from titer.studies.engine.declare import Measure, Need, Page, Question, Row, Seed, Study
 from titer.studies.engine.found import Found
 from titer.studies.huang2024 import choice
-from titer.studies.huang2024.attack import TASKS, asked, fresh
+from titer.studies.huang2024.attack import TASKS, along, asked, fresh, starting
 from titer.studies.huang2024.choice import Chosen, none_found
 from titer.studies.huang2024.claims import claims
-from titer.studies.huang2024.defences import OWN, aligned_node, alignment_of, base_node, parent_of, runs_of, shortened
-from titer.studies.huang2024.gathering import measures, nodes_of, put_together
+from titer.studies.huang2024.defences import OWN, aligned_node, alignment_of, attacked, base_node, nodes_of, parent_of, runs_of, shortened
 from titer.studies.huang2024.page import page
 from titer.studies.huang2024.parts import EQUAL_IN, GROUPS, PARTS, cells, pictured, sizes
 from titer.studies.huang2024.step_cost import step_costs
@@ -89,7 +88,13 @@ class Vaccine(Study):
         return [Need("base", ("safe", "unsafe"), "complied", BASE_SKILL, first=True)]
 
     def measures(self, lab: Seed) -> list[Measure]:
-        found = measures(lab)
+        """Of each of the user's tasks: aligned models before the attack, and every attack; then what the parts bring."""
+        found = []
+        for task in TASKS:
+            attacks = [(str(node.parent), node.name) for node in lab.nodes.values() if node.told.get("task") == task]
+            models = dict.fromkeys([*(["base"] if task == "user" else []), *(parent for parent, _ in attacks)])
+            found += [starting(lab, task, list(models))] if models else []
+            found += [along(lab, task, attacks)] if attacks else []
         if lab.chosen is not None and "cost" in lab.parts:
             found.append(step_costs(lab, lab.chosen.rho))
         if lab.chosen is not None and "fig4" in lab.parts:
@@ -114,11 +119,18 @@ class Vaccine(Study):
         return Measure("fig4", make, [tuple(name for _, name in pairs)], projection.VERSION, {"unsafe": direct(examples)})
 
     def arranged(self, lab: Seed, tables: Mapping[str, pd.DataFrame]) -> Mapping[str, pd.DataFrame]:
+        """`attacks`, those of users of the operator held out under each defence's name, and table 3 with the column `model`."""
         found = {name: tables[name] for name in ("rates", "fig4", "cost") if name in tables}
         if lab.ended:
             return {"rates": found["rates"]}
-        asked_for = list(sizes(lab, lab.chosen.rho)) if "table3" in lab.parts else []
-        return {**found, **put_together(lab, list(cells(lab, lab.parts, lab.chosen)), asked_for)}
+        if rows := [attacked(lab, *cell) for cell in cells(lab, lab.parts, lab.chosen)]:
+            found["attacks"] = attacks = pd.concat(rows, ignore_index=True)
+            own = attacks[attacks.task == "user"].groupby("defence", sort=False)
+            found |= {str(name): rows.reset_index(drop=True) for name, rows in own}
+        if "table3" in lab.parts:
+            by_size = [attacked(lab, *cell, size).assign(model=size) for size, cell in sizes(lab, lab.chosen.rho)]
+            found["table3"] = pd.concat(by_size, ignore_index=True)
+        return found
 
     def claims(self, scale: Scale) -> list[Row]:
         return claims(scale)
