@@ -286,6 +286,11 @@ def test_a_base_s_value_is_the_mean_over_its_alignments_which_its_note_tells() -
     assert (alone.value, claim("the paper's rho, 2", [several]).value) == pytest.approx((-0.04, 0.04 / 3))
 
 
+def test_a_scale_without_the_paper_s_radius_says_so() -> None:
+    found = claim("the paper's rho, 2", three(lambda e: [*both("sft"), *both("vaccine")], ("radius",)))
+    assert (found.verdict, "seed 0: rho 2 is none of the scale's" in found.reason) == ("not testable", True)
+
+
 def test_a_model_without_alignments_is_compared_with_the_mean_over_those_of_the_other() -> None:
     aligned = [Curve("sft", harm=harm, align_seed=i) for i, harm in enumerate((0.1, 0.2, 0.3))]
     found = claim("alignment helps", [found_of([Curve("non-aligned", harm=0.6, refused_before=0.0), *aligned])])

@@ -219,7 +219,9 @@ def _at(found: Found, rho: float) -> str:
 
 def _paper_s_rho() -> Row:
     def net(found: Found) -> float:
-        ours = along(found, radii(found)[PAPER_RHO], "harm", [POISONED])
+        if PAPER_RHO not in (names := radii(found)):
+            raise UnsaidError(f"rho {PAPER_RHO:g} is none of the scale's")
+        ours = along(found, names[PAPER_RHO], "harm", [POISONED])
         return float(along(found, "sft", "harm", [POISONED]).mean() - ours.mean())
 
     return _row(
