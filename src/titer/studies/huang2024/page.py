@@ -245,4 +245,4 @@ def how_chosen(chosen: Chosen) -> str:
     )
     ends = (chosen.trials.rho.min(), chosen.trials.rho.max())
     edge = " The choice is at an end of the grid: a better rho may lie beyond." if chosen.rho in ends else ""
-    return f"Rho was chosen on seed {SELECTION_SEED}, which no verdict uses, by mean harm over the attack: {trials}.{edge}"
+    return f"Rho was chosen on seed {SELECTION_SEED}, which no verdict uses, by harm along the attack, the mean over several alignments of each: {trials}.{edge}"
