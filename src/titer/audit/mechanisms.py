@@ -34,8 +34,8 @@ ENERGY = 0.9  # of the weights before, at which their null space is shown
 CURVE = np.linspace(0, 1, 21)  # shares of ΔW's directions at which their sorted ||P_N u|| are kept
 SAID = (
     "Separation says that prompts differ to the model, in topic or words, not that it would refuse. Encoded prompts were only read "
-    "here: --attack NAME asks them. Without a sham alignment of the same base no claim is drawn. Below: the last layer; of ‖P_N u‖ the mean "
-    "over layers, the weights before at 90 % of their energy."
+    "here: --attack NAME asks them. Without a sham alignment of the same base no claim is drawn. Below: the last layer (of ΔW the last that "
+    "changed); of ‖P_N u‖ the mean over layers, the weights before at 90 % of their energy."
 )
 Sets = Mapping[str, Sequence[Example]]
 
@@ -133,24 +133,15 @@ def numbers(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     found: list[tuple[str, str, str, str]] = []
     for r in _last(tables["separation"]):
         found.append((r.model, "AUROC, safe from unsafe prompts", f"{r.auroc:.2f}", f"shuffled labels {r.auroc_shuffled:.2f}"))
-    for r in _last(tables["placed"]):
-        if r.kind in CODED:
-            found.append((r.model, f"place of {r.kind}", f"{r.position:.2f} [{r.low:.2f}, {r.high:.2f}]", "unsafe 0, safe 1"))
+    for r in _last(tables["placed"].dropna(subset="position")):
+        found.append((r.model, f"place of {r.kind}", f"{r.position:.2f} [{r.low:.2f}, {r.high:.2f}]", "unsafe 0, safe 1"))
     for r in _last(tables["shapes"]):
-        found.append(
-            (
-                r.model,
-                f"components of the {r.kind} cluster at 90 %",
-                f"{r.components_90:.0f}",
-                f"k-means finds {r.kmeans:.0%} of both clusters",
-            )
-        )
-    for r in _last(tables["gains"]):
+        beside = f"k-means finds {r.kmeans:.0%} of both clusters"
+        found.append((r.model, f"components of the {r.kind} cluster at 90 %", f"{r.components_90:.0f}", beside))
+    for r in _last(tables["gains"].dropna(subset="ratio")):
         found.append((r.change, f"ΔW of {r.weight}, gain of unsafe over safe", f"{r.ratio:.2f}", f"a random ΔW {r.ratio_random:.2f}"))
-    of = ["change", "site"]
-    for r in (
-        whole(tables["null"])[lambda t: t.energy == ENERGY].groupby(of, sort=False)[["mean", *RANDOM]].mean().reset_index().itertuples()
-    ):
+    null = tables["null"][lambda t: t.energy == ENERGY].groupby(["change", "site"], sort=False)[["mean", *RANDOM]].mean()
+    for r in null.reset_index().itertuples():
         beside = f"{RANDOM['random_mean']} {r.random_mean:.3f}, 99 % of them below {r.random_99:.3f}"
         found.append((r.change, f"ΔW of {r.site}, ‖P_N u‖ in the left null space", f"{r.mean:.3f}", beside))
     return pd.DataFrame(found, columns=["of", "measure", "value", "beside"])
