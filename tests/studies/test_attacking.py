@@ -53,7 +53,7 @@ def test_it_learns_from_what_is_not_asked_once(
     learner: Path, data: TextData, pipeline: Pipeline, saved: Callable[..., Checkpoint], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = chosen(str(learner), ())
+    made = chosen(str(learner), {})
     assert made is not None
     one = attacked(data, None, made)
     whole = {e.prompt for e in data.of_class(True)}
@@ -73,7 +73,7 @@ def test_it_learns_from_what_is_not_asked_once(
 
 
 def test_too_few_to_learn_from_is_told(learner: Path, data: TextData) -> None:
-    made = chosen(str(learner), ())
+    made = chosen(str(learner), {})
     assert made is not None
     unsafe = [row for row in data.rows if row[1]][:5]
     with pytest.raises(TiterError, match="5 unsafe prompts for the attack learner, which learns"):
