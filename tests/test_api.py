@@ -145,7 +145,7 @@ def test_a_study_by_name_is_the_command_line_s(here: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(RiskLevels, "SCALES", {"tiny": TINY})
     monkeypatch.setattr(parallel, "processes", lambda: 1)
-    found = api.study("qi2024", scale="tiny", seeds=1, progress=False)
+    found = api.study("qi2024", scale="tiny", seeds=1, bases=1, progress=False)
     assert found.page == Path("runs/qi2024-tiny/report.html")
     assert {claim.verdict for claim in found.claims} == {"not testable"}  # its base learns nothing
     with pytest.raises(TiterError, match="qi2024"):
