@@ -309,5 +309,5 @@ def test_the_commands_faults_are_named(titer: object, folder: Path, base: Model,
         titer(data=folder / "sst2" / "train.tsv")
     with pytest.raises(TiterError, match=r"unknown scale 'paper-7'.*paper-7b"):
         titer(scale="paper-7")
-    with pytest.raises(TiterError, match="--bf16 do not belong here"):
-        prepared(StudyRequest("huang2024", "tiny", base="x", data=folder, bf16=True))
+    with pytest.raises(TiterError, match="--bases do not belong here"):
+        prepared(StudyRequest("huang2024", "tiny", base="x", data=folder, bases=3))
