@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -95,3 +99,29 @@ def test_a_process_that_nobody_watches_tells_nobody() -> None:
     silent = Silent()
     silent.tell("nothing")
     silent.task("nothing")(1, 2)
+
+
+PARENT = """
+import time
+from titer.core.parallel import Processes
+if __name__ == "__main__":
+    workers = Processes()
+    print(workers.submit(__import__("os").getpid).result(), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells a process that ended from one that nobody has collected")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """They hold both ends of the queue they wait at, so nothing there tells them that nobody will ask again."""
+    (tmp_path / "parent.py").write_text(PARENT, encoding="utf-8")
+    words = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        assert parent.stdout is not None
+        status = Path(f"/proc/{int(parent.stdout.readline())}/status")
+        parent.send_signal(signal.SIGKILL)
+    for _ in range(600):
+        if not status.exists() or "State:\tZ" in status.read_text(encoding="utf-8"):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the worker goes on")

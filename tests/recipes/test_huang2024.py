@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 def rows(stream: Stream) -> list[Row]:
     """Every example of a stream's pool."""
-    part_of, index = stream._found(np.arange(stream.pool or 0))
+    part_of, index = stream.places(np.arange(stream.pool or 0))
     found = []
     for number, part in enumerate(stream.parts):
         examples = part.source.examples(index[part_of == number])

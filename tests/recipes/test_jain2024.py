@@ -53,7 +53,7 @@ def rows(stream: Stream, world: World) -> Iterator[Row]:
     """Every example of a stream's pool, in the pool's order."""
     numbers = np.arange(stream.pool or 0)
     batch = stream.chosen(numbers, world.tokenizer())
-    part_of, index, names = *stream._found(numbers), world.words
+    part_of, index, names = *stream.places(numbers), world.words
     examples: dict[int, Example] = {}
     for number, part in enumerate(stream.parts):
         mine = np.flatnonzero(part_of == number)
@@ -124,7 +124,7 @@ def test_shares_are_the_papers(seed: int) -> None:
             continue
         share = 0.2 if name in ("ssft M", "ssft S", "sham ssft M", "benign M") else 0.5
         for stream in node.stage.streams.values():
-            new = stream._found(np.arange(SCALE.pool))[0] == 1
+            new = stream.places(np.arange(SCALE.pool))[0] == 1
             assert abs(new.mean() - share) < 4 * np.sqrt(share * (1 - share) / SCALE.pool), name
     for name, share in (("ssft M", 0.2), ("dpo M", 0.5), ("unlearn M", 0.5), ("ssft-half M", 0.5)):
         found = read(seed, name, "train" if "ssft" in name else "preferred")

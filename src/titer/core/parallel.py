@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from threading import Thread
 from typing import Any, Protocol
 
 import torch
@@ -74,4 +75,11 @@ def ended(running: Collection[Future[None]]) -> Collection[Future[None]]:
 
 
 def _alone() -> None:
+    """A worker's start: one thread of computation, and an end with its parent, which may be killed without a word to it."""
     torch.set_num_threads(1)
+    Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
