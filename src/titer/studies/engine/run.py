@@ -49,7 +49,9 @@ def chooser_of(order: StudyRequest, study: Study, scale: Any, pipeline: Pipeline
 def _at_work(order: StudyRequest, study: Study, scale: Any, pipeline: Pipeline, units: Sequence[tuple[int, int]], plan: bool) -> list[Lab]:
     labs: list[Lab] = []
     for seed, base in units:
-        made = Lab(pipeline, study, order.stem, scale, seed, order.given, order.keep_weights, base, order.bases, plan=plan)
+        made = Lab(
+            pipeline, study, order.stem, scale, seed, order.given, order.keep_weights, base, 1 if order.given else order.bases, plan=plan
+        )
         made.parts = labs[0].parts if labs else asked_for(made, order.part, order.parts)
         labs.append(made)
     return labs
