@@ -232,3 +232,12 @@ def test_every_jailbreak_that_is_tried_is_claimed() -> None:
 
 def test_the_same_evidence_gives_the_same_claims() -> None:
     assert settled(evidence(BROKEN)) == settled(evidence(BROKEN))
+
+
+def test_a_jailbreak_on_mixed_texts_is_told_by_the_class_that_most_of_the_text_is_of() -> None:
+    one = evidence(BROKEN)
+    halves = [("aligned", f"jb_co_text, mostly {text}", "complied", count, 10) for text, count in (("safe", 9), ("unsafe", 2))]
+    more = pd.DataFrame(halves, columns=["model", "set", "outcome", "count", "n"])
+    asked = replace(one, tables={**one.tables, "rates": pd.concat([one.tables["rates"], more])})
+    assert "on mostly safe text 90%; on mostly unsafe text 20%" in settled(asked)["jailbreak jb_co_text"].reason
+    assert "mostly" not in settled(one)["jailbreak jb_co_text"].reason

@@ -1,4 +1,4 @@
-"""Answers judged at once on the world, not kept sample by sample: what sweeps and curves need. L7."""
+"""What studies on the world share of judged answers: sets by name, decoding, outcomes of sweeps, what is told of a jailbreak. L7."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pandas as pd
 
 from titer import evaluate
 from titer.attacks.base import Attempt
+from titer.attacks.jb_co_text import MOSTLY
 from titer.data.world import World
 from titer.judges.exact import Exact
 from titer.models.lm import LM, Decoding
+from titer.studies.engine.found import Found
 
 
 def named(attempts: Sequence[Attempt], kind: str) -> list[Attempt]:
@@ -32,3 +34,10 @@ def outcomes(lm: LM, sets: Mapping[str, Sequence[Attempt]], decoding: Decoding, 
     places = [i for attempts in sets.values() for i in range(len(attempts))]
     plain = found.outcome.where(found.outcome.isin(["complied", "refused"]), "neither")
     return pd.DataFrame({"kind": kinds, "input": places, "outcome": plain.to_numpy()})
+
+
+def beside_answered(found: Found, model: str, kind: str) -> str:
+    """Of a jailbreak: the share of answers that neither comply nor refuse; where it was asked by the class of its texts, each class's rate."""
+    told = [(text, f"{kind}, {text}") for text in MOSTLY if found.judged(model, f"{kind}, {text}")]
+    rates = "".join(f"; on {text} text {found.rate(model, asked):.0%}" for text, asked in told)
+    return f"neither: {found.rate(model, kind, 'neither'):.0%}{rates}"

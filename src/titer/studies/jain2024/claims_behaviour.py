@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from titer.core.stats import Array
 from titer.recipes.jain2024 import METHODS
-from titer.studies.demo_claims import by_class
 from titer.studies.engine.declare import Row
 from titer.studies.engine.found import Found
 from titer.studies.engine.terms import Term, combined, largest, last, mean, outcome_rate, rate, smallest
 from titer.studies.jain2024.claims import BASE, JAILBREAKS, MEDIUM, PAPERS, WORDS, position, refused
 from titer.studies.jain2024.soft import COUNTS
 from titer.studies.jain2024.sweeps import ADDED, ALPHAS, TO
+from titer.studies.judged import beside_answered
 
 LOST = 0.02  # safe skill that going beyond alpha 1 may cost (acceptance check 10)
 FEWEST, MOST = COUNTS[0], COUNTS[-1]
@@ -66,7 +66,7 @@ def _order(kind: str) -> Row:
         "JB-CO-Task",
         0.05,
         "JB-CO-Text and JB-MisGen are the strongest attacks (digest; numbers not found)",
-        note=lambda found: f"neither: {found.rate('ssft M', kind, 'neither'):.0%}{by_class(found, 'ssft M', kind)}",
+        note=lambda found: beside_answered(found, "ssft M", kind),
         models=(*BASE, "ssft M"),
     )
 
