@@ -280,18 +280,26 @@ def test_the_installed_command_prints_help_and_version() -> None:
     assert (version.returncode, version.stdout.strip()) == (0, __version__)
 
 
-def test_the_commands_of_the_readme_and_their_options_exist() -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    written = re.findall(r"(?:\.venv/bin/|`)titer ([^#\n`]*)", text)
-    assert len(written) > 10
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in ("audit", "tune", "studies", "python"))])
+def test_the_commands_of_a_page_and_their_options_exist(page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    written = re.findall(r"(?:\.venv/bin/|`|^)titer ([^#\n`]*)", text, re.MULTILINE)
+    assert len(written) > 3
     for line in written:
         words = line.split()
-        name = " ".join(words[:2]) if words[0] == "models" else words[0]
+        name = " ".join(words[:2]) if words[0] == "models" else words[0].rstrip(",")
         assert name in SURFACE, line
         assert {word for word in words if word.startswith("--")} <= set(SURFACE[name]), line
-    align_to_evaluate = text.split("## Align, fine-tune")[1].split("\n## ")[0]
     known = {option for options in SURFACE.values() for option in options}
-    assert set(re.findall(r"--[a-z][a-z-]*", align_to_evaluate)) <= known
+    assert set(re.findall(r"--[a-z][a-z-]*", text)) <= known
+
+
+def test_every_link_of_the_readme_and_of_docs_is_there() -> None:
+    root = Path(__file__).parents[2]
+    for page in (root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))):
+        links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+        assert not lost, f"{page.name}: {lost}"
 
 
 def test_the_tasks_that_help_names_are_those_there_are() -> None:
