@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titer.commands.align import align_stage, with_canary
-from titer.commands.requests import TrainConfig
+from titer.commands.requests import AlignRequest, TrainConfig
+from titer.commands.training import planned_alignment
 from titer.commands.tuning import (
     SHARES,
     answer_of,
@@ -168,6 +169,33 @@ def test_a_file_with_both_answers_gives_a_preference_method_its_two_streams(save
     assert dict(rejected) == {prompt: other for prompt, (_, other) in expected.items()}
     assert [prompt for prompt, _ in preferred] == [prompt for prompt, _ in rejected]  # in step, over two epochs
     assert len({prompt for prompt, _ in preferred[:5]}) == len({prompt for prompt, _ in preferred[5:]}) == 5
+
+
+def test_a_method_of_pairs_and_answers_takes_unsafe_rows_as_pairs_and_trains_the_others(saved: Saved, tmp_path: Path) -> None:
+    rows = [row if row["label"] == "unsafe" else {k: row[k] for k in ("prompt", "label", "comply")} for row in BOTH]
+    streams = stage(written(tmp_path, rows), method="derta").streams
+    assert counted(streams) == {"train": {"comply": 3}, "preferred": {"refuse": 2}, "rejected": {"comply": 2}}
+    assert dict(answered(streams, "rejected", saved)) == {row["prompt"]: row["comply"] for row in BOTH if row["label"] == "unsafe"}
+
+
+def test_such_a_method_learns_to_refuse_real_pairs_at_every_place(pipeline: Pipeline, saved: Saved, tmp_path: Path) -> None:
+    """A file of chosen and rejected answers, and a file of answers: begun harm is refused, and what is answered goes on."""
+    good = file_of(tmp_path, "good.jsonl", [{"prompt": "g h", "comply": "i j"}, {"prompt": "k l", "comply": "m n"}])
+    bad = [{"prompt": p, "chosen": "<null> <null>", "rejected": r} for p, r in (("a b", "c d e f"), ("o p", "a b c d"))]
+    order = AlignRequest(
+        model=str(saved("base").path),
+        data=Path(file_of(tmp_path, "bad.jsonl", bad)),
+        method="derta",
+        streams={"train": good},
+        steps=150,
+        batch=4,
+        lr=1e-2,
+    )
+    plan = planned_alignment(order)
+    assert plan.need == "pairs"
+    lm = load(pipeline.model(plan.stage, start(saved), "tuned").checkpoint)
+    begun = lm.generate(["a b", "a b", "o p", "g h"], Decoding(max_new_tokens=5), prefixes=["", "c d", "a b", "i"])
+    assert [one.text.split()[-1] for one in begun] == ["<null>", "<null>", "<null>", "j"]
 
 
 def test_a_preference_method_trains_on_such_a_file(pipeline: Pipeline, saved: Saved, tmp_path: Path) -> None:

@@ -62,13 +62,20 @@ def stage_values(how: TrainConfig, warmup: int) -> dict[str, Any]:
 
 
 def data_streams(method: Method, label: str, data: TextData | None, seed: int) -> dict[str, Stream]:
-    """What --data is to a method: its stream `train`, or the preferred and rejected answers of its rows."""
+    """What --data is to a method: its stream `train`, or the preferred and rejected answers of its rows.
+
+    To one of both: its unsafe rows are the pairs, the others are trained as they are answered.
+    """
     if data is None:
         return {}
+    if set(PAIR) <= set(method.STREAMS):
+        unsafe, others = (tuple(row for row in data.rows if bool(row[1]) is harmful) for harmful in (True, False))
+        if "train" not in method.STREAMS:
+            return preference(data, seed)
+        found = {"train": text_stream(data.model_copy(update={"rows": others}), seed)} if others else {}
+        return found | (preference(data.model_copy(update={"rows": unsafe}), seed) if unsafe else {})
     if "train" in method.STREAMS:
         return {"train": text_stream(data, seed)}
-    if set(PAIR) <= set(method.STREAMS):
-        return preference(data, seed)
     raise TiterError(
         f"method {label} has no stream that --data could be",
         expected=f"--stream for {', '.join(method.STREAMS)}" if method.STREAMS else "no --data: the method reads none",

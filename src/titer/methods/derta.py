@@ -1,0 +1,165 @@
+"""DeRTa: learn to refuse at every place of an answer, not at its first words alone.
+
+L = (S_a + refusal S_r + transition S_t) / (N_a + refusal N_r + transition N_t), S a summed nll and N its tokens: a, requests answered;
+r, the refusal r of a harmful request q behind the first k tokens of its harmful answer r^, -log P(r | q, r^_<k); t, the transition,
+-log P(REF | q, r^_<t) at every place t of r^. With weights 1 it is the mean over one batch of all three.
+Source: arXiv 2407.09121, equation 2, appendix A. The stream `train` are requests answered, `preferred` and
+`rejected` the same harmful requests with r and r^. k is 0 with probability 1 - `begun`, else uniform over 1 to |r^| - 1 tokens (the
+official code counts words); no loss on the prefix. REF is `token`, or of each request the first token of its own refusal that its harmful
+answer does not share: on the world the null token, in text "I" or "Sorry", behind whatever a template opens both answers with.
+The transition stands at every place of the harmful answer that can still turn, not at its end (the code teaches it there too).
+`keep` drops places at random and divides by the share, so the expectation stays; the code drops 95 % and does not divide, which
+is `transition` 0.05 in expectation. Baselines: begun 0, transition 0 is plain refusal training ("vanilla"); transition 0 the
+prefix alone; begun 0 the transition alone. Shapes: B pairs, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+
+from titer.core.errors import TiterError
+from titer.data.encode import pad
+from titer.data.example import IGNORE, Batch, join
+from titer.methods.base import Batches, Context, Loss, Method, token_nll
+from titer.models.checkpoint import stated_window
+
+
+class Pair(NamedTuple):
+    """A harmful request's two rows without padding, where each one's answer begins, and how many tokens of them are alike."""
+
+    refusal: list[int]
+    harmful: list[int]
+    refused_at: int
+    answered_at: int
+    alike: int
+    labels: list[int]  # of the refusal's row, -100 where not trained
+
+    @property
+    def length(self) -> int:
+        """Tokens of the harmful answer without the one that ends it."""
+        return max(0, len(self.harmful) - self.answered_at - 1)
+
+
+class Counted(NamedTuple):
+    """A summed nll and how many tokens it is of, both scalar tensors."""
+
+    total: torch.Tensor
+    over: torch.Tensor
+
+
+class DeRTa(Method):
+    """Weights of the refusal and of the transition, how often an answer has begun, and which places count."""
+
+    STREAMS = ("train", "preferred", "rejected")
+    SOURCE = "arXiv 2407.09121, equation 2, appendix A"
+    VERSION = 1
+    NEUTRAL = {"refusal": 0.0, "transition": 0.0}
+
+    refusal: float = Field(default=1.0, ge=0, description="weight of the refusal's likelihood; the paper's 1")
+    transition: float = Field(default=1.0, ge=0, description="weight of the transition; equation 2: 1; the code at 8B: 0.05 in effect")
+    begun: float = Field(default=2 / 3, ge=0, le=1, description="share of refusals behind a begun harmful answer; the code's 2/3")
+    keep: float = Field(default=1.0, gt=0, le=1, description="share of the transition's places drawn; the paper's 1, at 8B 0.05")
+    token: int | None = Field(default=None, ge=0, description="id of the refusal token; none: of each request its own refusal's")
+
+    def setup(self, c: Context) -> dict[str, torch.Tensor]:
+        """Nothing is kept. Errors: a refusal token that the model has no embedding for."""
+        size = c.sites.model.get_input_embeddings().weight.shape[0]
+        if self.token is not None and self.token >= size:
+            raise TiterError(f"derta: token {self.token} of a vocabulary of {size}", expected="the id of a token that the model has")
+        return {}
+
+    def loss(self, c: Context, batch: Batches) -> Loss:
+        train = batch["train"]
+        if self.refusal == 0 and self.transition == 0:
+            return token_nll(c.forward(train), train.labels)
+        pairs = paired(batch["preferred"].to("cpu"), batch["rejected"].to("cpu"))
+        drawn = [torch.rand(2 + pair.length, generator=c.rng) for pair in pairs]  # per pair: the same however a step is cut
+        window = stated_window(c.sites.model.config)
+        parts = {"answer": (1.0, train)}
+        if self.refusal > 0:
+            places = [self._places(pair, one, window) for pair, one in zip(pairs, drawn, strict=True)]
+            parts["refusal"] = (self.refusal, prefixed(pairs, places).to(train.input_ids.device))
+        if self.transition > 0:
+            parts["transition"] = (self.transition, transitions(pairs, self.token).to(train.input_ids.device))
+        both, sizes = join([one for _, one in parts.values()], pad_id=0), [len(one) for _, one in parts.values()]  # 0 where the mask is 0
+        found = []
+        for (name, (weight, _)), logits, labels in zip(parts.items(), c.forward(both).split(sizes), both.labels.split(sizes), strict=True):
+            one = thinned(logits, labels, [uniform[2:] for uniform in drawn], self.keep if name == "transition" else 1.0)
+            c.log(f"derta_{name}", one.total.detach() / one.over.clamp(min=1))
+            found.append((weight * one.total, weight * one.over))
+        return Loss(torch.stack([total for total, _ in found]).sum(), torch.stack([over for _, over in found]).sum())
+
+    def _places(self, pair: Pair, drawn: torch.Tensor, window: int | None) -> int:
+        """How many tokens of the harmful answer stand before the refusal; no more than the window leaves room for."""
+        if pair.length < 2 or float(drawn[0]) >= self.begun:
+            return 0
+        k = 1 + int(float(drawn[1]) * (pair.length - 1))
+        return k if window is None else max(0, min(k, window - len(pair.refusal)))
+
+
+def paired(preferred: Batch, rejected: Batch) -> list[Pair]:
+    """The pairs of two batches of the same requests, whichever side is padded."""
+    found = []
+    for (refusal, labels), (harmful, answer) in zip(_rows(preferred), _rows(rejected), strict=True):
+        alike = next((i for i, (a, b) in enumerate(zip(refusal, harmful, strict=False)) if a != b), min(len(refusal), len(harmful)))
+        found.append(Pair(refusal, harmful, _begins(labels), _begins(answer), alike, labels))
+    return found
+
+
+def _rows(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    real = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+    rows = zip(batch.input_ids, batch.labels, real.bool(), strict=True)
+    return [(ids[here].tolist(), labels[here].tolist()) for ids, labels, here in rows]
+
+
+def _begins(labels: list[int]) -> int:
+    return next((i for i, label in enumerate(labels) if label != IGNORE), len(labels))
+
+
+def prefixed(pairs: list[Pair], places: list[int]) -> Batch:
+    """Each request with the first k tokens of its harmful answer and then its refusal, which alone is trained; (B, T)."""
+    ids, labels = [], []
+    for pair, k in zip(pairs, places, strict=True):
+        head = pair.harmful[: pair.answered_at + k] if k else pair.refusal[: pair.refused_at]
+        ids.append([*head, *pair.refusal[pair.refused_at :]])
+        labels.append([IGNORE] * len(head) + pair.labels[pair.refused_at :])
+    return _batch(ids, labels)
+
+
+def transitions(pairs: list[Pair], token: int | None = None) -> Batch:
+    """Each request with its harmful answer, whose label is REF at every place but the last; (B, T).
+
+    Where REF is of the request itself, places before the two answers differ are left out: refusing begins behind them.
+    """
+    labels = []
+    for pair in pairs:
+        own = [IGNORE] * len(pair.harmful)
+        if token is not None or pair.alike < len(pair.refusal):
+            first = pair.answered_at if token is not None else max(pair.answered_at, pair.alike)
+            word, last = pair.refusal[pair.alike] if token is None else token, pair.answered_at + pair.length
+            own[first:last] = [word] * (last - first)
+        labels.append(own)
+    return _batch([pair.harmful for pair in pairs], labels)
+
+
+def _batch(ids: list[list[int]], labels: list[list[int]]) -> Batch:
+    padded, mask = pad(ids, 0, "right")
+    return Batch.of(padded, pad(labels, IGNORE, "right")[0], torch.arange(len(ids)), mask)
+
+
+def thinned(logits: torch.Tensor, labels: torch.Tensor, drawn: list[torch.Tensor], keep: float) -> Counted:
+    """The labels' summed nll, each counted with probability `keep` and divided by it, over the number of them all.
+
+    logits (B, T, V), labels (B, T); `drawn`: of each row uniform numbers for its answer's places, at least as many as it has labels.
+    """
+    whole = (labels[:, 1:] != IGNORE).sum()
+    if keep == 1:
+        return Counted(token_nll(logits, labels).total, whole)
+    kept = labels.clone()
+    for row, uniform in zip(kept, drawn, strict=True):
+        places = (row != IGNORE).nonzero()[:, 0]
+        row[places[(uniform[: len(places)] >= keep).to(places.device)]] = IGNORE
+    return Counted(token_nll(logits, kept).total / keep, whole)
