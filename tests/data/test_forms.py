@@ -195,7 +195,7 @@ def test_a_column_whose_name_says_what_true_means(tmp_path: Path, column: str, y
     assert "safe and unsafe at once" in wrong(put(tmp_path, {"prompt": "a", column: yes, "label": "safe" if harm else "unsafe"}))
 
 
-@pytest.mark.parametrize("column", ["is_safe", "unsafe", "toxic", "jailbreak"])
+@pytest.mark.parametrize("column", ["is_safe", "unsafe", "toxic", "jailbreak", "is_unsafe", "is_harmful"])
 @pytest.mark.parametrize("answer", [{"response": "b"}, {"chosen": "b", "rejected": "c"}])
 def test_beside_an_answer_such_a_column_may_be_of_the_answer(tmp_path: Path, column: str, answer: dict[str, str]) -> None:
     path = put(tmp_path, {"prompt": "a", **answer, column: True}, {"prompt": "d", **answer, column: False})

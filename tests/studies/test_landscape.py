@@ -252,3 +252,5 @@ def test_the_price_counts_every_point_and_token() -> None:
     assert asked.flop == 2 * 1000 * asked.tokens
     assert found.loc["paper"].points == 1 + 3 * 20 + 4 + 4
     assert found.loc["paper"].new_tokens == found.loc["paper"].points * 80 * 512
+    thought = price(SMALL, 1000, 20.0, thinks=True).set_index("grid").loc["asked"]
+    assert thought.new_tokens == thought.answers * (5 + 1024)

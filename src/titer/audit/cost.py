@@ -63,7 +63,7 @@ def audit_cost(
         answers = prompt_ids(tokenizer, [changed(e.prompt, partial("{1} {0}".format, e.comply)) for e in known]) if known else []
         read = sum(map(len, answers))
         tuned = bool(found.last and not found.last.same)
-        table = landscapes.price(settings, parameters, sum(lengths) / len(lengths), answer_tokens=read, tuned=tuned)
+        table = landscapes.price(settings, parameters, sum(lengths) / len(lengths), answer_tokens=read, tuned=tuned, thinks=any(thinking))
         for r, grid in zip(table.itertuples(), (settings, landscapes.PAPER), strict=True):
             name, judging = GRIDS[str(r.grid)]
             told[name] = f"{r.points} points, {r.answers} answers, {r.new_tokens} new tokens, {r.flop:.1e} FLOP"

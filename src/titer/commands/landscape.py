@@ -332,8 +332,11 @@ def price(
     prompt_tokens: float,
     answer_tokens: int = 0,
     tuned: bool = False,
+    thinks: bool = False,
 ) -> pd.DataFrame:
     """What a landscape costs, the paper's grid beside: points, answers, passes, tokens (read and written), flop (2 a weight and token).
+
+    At most: of a model that thinks each answer may have a whole thought.
 
     `prompt_tokens` is a prompt's mean length, `answer_tokens` the length of all harmless answers with their prompts together.
     """
@@ -341,11 +344,12 @@ def price(
     for name, one in (("asked", settings), ("paper", PAPER)):
         points = one.points_in_all(tuned)
         answers = points * one.prompts
-        passes = points * (math.ceil(one.prompts / one.batch) * one.tokens + (answer_tokens > 0))
-        tokens = int(answers * (prompt_tokens + one.tokens + one.tokens)) + points * answer_tokens  # an answer is read once more
+        new = Decoding(max_new_tokens=one.tokens).most(thinks)
+        passes = points * (math.ceil(one.prompts / one.batch) * new + (answer_tokens > 0))
+        tokens = int(answers * (prompt_tokens + new + one.tokens)) + points * answer_tokens  # an answer is read once more
         cost = {
             "answers": answers,
-            "new_tokens": answers * one.tokens,
+            "new_tokens": answers * new,
             "passes": passes,
             "tokens": tokens,
             "flop": 2.0 * parameters * tokens,
