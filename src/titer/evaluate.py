@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,22 +19,31 @@ from titer.core.errors import visible
 from titer.core.memory import Memory
 from titer.core.stats import wilson
 from titer.data.example import Example
-from titer.judges.base import CUT, LOST, OUTCOMES, UNJUDGED, Failed, Judge, failed
+from titer.decoders.base import Guide, Guided
+from titer.judges.base import CUT, LOST, OUTCOMES, UNJUDGED, Failed, Judge, failed, unhad
 from titer.models import generation_cache
 from titer.models.lm import LM, Completion, Decoding, Progress
-from titer.models.vllm_engine import Fast
+from titer.models.vllm_engine import Fast, undecoded
 
 VERSION = 2
 
 
 def sample(
-    lm: LM | Fast, attempts: Sequence[Attempt], decoding: Decoding, batch: int, progress: Progress | None = None, work: Path | None = None
+    lm: LM | Fast,
+    attempts: Sequence[Attempt],
+    decoding: Decoding,
+    batch: int,
+    progress: Progress | None = None,
+    work: Path | None = None,
+    beside: Mapping[str, LM] | None = None,
 ) -> pd.DataFrame:
     """One row an attempt: kind, harmful, prompt, prefix, comply, refuse, completion, ended, tokens; `also` (a JSON list) if any has it.
 
-    Where any has one, `thought`, and `unfinished`: there is no answer, for it was cut off or ended within its thought.
+    Where any has one, `thought`, and `unfinished`: there is no answer, for it was cut off or ended within its thought; `failed`: why a
+    decoder gave none.
 
-    `work`: a folder where batches are kept as they come, so that an interrupted call goes on; empty again at the end.
+    `work`: a folder where batches are kept as they come, so that an interrupted call goes on; empty again at the end. `beside`: the models
+    that the attempts' decoder reads, by role, where they are loaded.
     """
     prefixes = [a.prefix for a in attempts] if any(a.prefix for a in attempts) else None
     soft = [a.suffix for a in attempts if a.suffix is not None]
@@ -42,16 +51,21 @@ def sample(
         raise ValueError(f"{len(soft)} of {len(attempts)} attempts hold embeddings: all of a set do, or none")
     suffixes = torch.stack(soft) if soft else None
     prompts = [a.example.prompt for a in attempts]
+    how = {(a.raw, a.decoder.key if a.decoder else "") for a in attempts}
+    if len(how) > 1:
+        raise ValueError("attempts of one set differ in their decoder, or in whether their prompts are raw")
+    raw, guided = any(a.raw for a in attempts), attempts[0].decoder if attempts else None
+    guide = _guide(guided, lm, beside, prompts, prefixes, raw) if guided else None
+    ask = partial(lm.generate, prompts, decoding, batch, prefixes, progress, suffixes, guide=guide, raw=raw)
     if work is None:
-        found = lm.generate(prompts, decoding, batch, prefixes, progress, suffixes)
+        found = ask()
     else:
         file = work / "answers.part.jsonl"
         generation_cache.mended(file)
-        found = lm.generate(
-            prompts, decoding, batch, prefixes, progress, suffixes, generation_cache.known(file), partial(generation_cache.keep, file)
-        )
+        found = ask(known=generation_cache.known(file), keep=partial(generation_cache.keep, file))
         file.unlink(missing_ok=True)
     several, thinks = any(a.example.also for a in attempts), any(c.thought or c.unfinished for c in found)
+    fails = any(c.failed for c in found)
     return pd.DataFrame(
         [
             {
@@ -66,10 +80,20 @@ def sample(
                 "ended": c.ended,
                 "tokens": c.tokens,
                 **({"thought": c.thought, "unfinished": c.unfinished} if thinks else {}),
+                **({"failed": c.failed} if fails else {}),
             }
             for a, c in zip(attempts, found, strict=True)
         ]
     )
+
+
+def _guide(
+    guided: Guided, lm: LM | Fast, beside: Mapping[str, LM] | None, prompts: Sequence[str], prefixes: Sequence[str] | None, raw: bool
+) -> Guide:
+    """Errors: vLLM is to run it; its models are of other vocabularies."""
+    if isinstance(lm, Fast):
+        raise undecoded(f"the decoder {guided.name}")
+    return Guide(guided, lm, guided.opened() if beside is None else beside, prompts, prefixes, raw)
 
 
 def judged(samples: pd.DataFrame, judge: Judge, memory: Memory | None = None, progress: Progress | None = None) -> pd.DataFrame:
@@ -85,7 +109,7 @@ def judgement(
 ) -> tuple[pd.DataFrame, pd.Series]:
     """(the samples judged, which of them the asking failed on): what failed may have a verdict another time."""
     whole = asked_of(samples)
-    asked = [(example, completion) for example, completion in whole if not completion.unfinished]
+    asked = [(example, completion) for example, completion in whole if not completion.unfinished and not completion.failed]
     try:
         said = judge.judge_all(asked, memory, progress) if asked else []
         if len(said) != len(asked):
@@ -93,7 +117,7 @@ def judgement(
     except Exception as error:  # noqa: BLE001  a judge is a plug-in; whatever it raises is "could not judge"
         said = [failed(error)] * len(asked)
     verdict = iter(said)
-    found = [(LOST if c.ended else CUT) if c.unfinished else next(verdict) for _, c in whole]
+    found = [unhad(c.failed) if c.failed else (LOST if c.ended else CUT) if c.unfinished else next(verdict) for _, c in whole]
     verdicts = pd.DataFrame(found, columns=["outcome", "score", "reason"])
     return pd.concat([samples.reset_index(drop=True), verdicts], axis=1), pd.Series([isinstance(one, Failed) for one in found], dtype=bool)
 
@@ -113,7 +137,8 @@ def asked_of(samples: pd.DataFrame) -> list[tuple[Example, Completion]]:
         whole = f"{row.prefix} {row.completion}".strip() if row.prefix else row.completion
         thought = _text(getattr(row, "thought", None)) or ""
         unfinished = getattr(row, "unfinished", False) in (True,)  # NaN beside answers of other models
-        asked.append((example, Completion(whole, bool(row.ended), int(row.tokens), thought, unfinished)))
+        lost = _text(getattr(row, "failed", None)) or ""
+        asked.append((example, Completion(whole, bool(row.ended), int(row.tokens), thought, unfinished, lost)))
     return asked
 
 

@@ -23,6 +23,7 @@ from titer.core.tables import read_table, write_table
 from titer.data import encode, thoughts
 from titer.data.example import Example
 from titer.data.templates import templated
+from titer.decoders.base import Guided
 from titer.judges.base import Judge
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import LM, Decoding, Progress, load, read_tokenizer
@@ -67,6 +68,7 @@ class Pipeline:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of models that are loaded to be read; training starts in float32
     serving: Serving | None = None  # answers come through vLLM; none: through transformers
     _loaded: dict[str, LM] = field(default_factory=dict)
+    _beside: dict[str, LM] = field(default_factory=dict)  # what a decoder reads, by their contents
     _served: dict[str, Fast] = field(default_factory=dict)
     _served_out: dict[str, Callable[[], Model]] = field(default_factory=dict)  # how models whose weights went are made again
     _readers: dict[str, Any] = field(default_factory=dict)  # tokenizers of the models asked, by their keys
@@ -141,6 +143,15 @@ class Pipeline:
             self._served[model.key] = open_fast(openable(model.checkpoint, self.store, self.serving.dtype), self.serving)
         return self._served[model.key]
 
+    def beside(self, guided: Guided | None) -> dict[str, LM]:
+        """The models that a decoder reads, in memory beside the one that decodes (`lm`) until the next one is loaded."""
+        if guided is None:
+            return {}
+        for one in guided.models.values():
+            if one.key not in self._beside:
+                self._beside[one.key] = load(one, dtype=self.dtype)
+        return {role: self._beside[one.key] for role, one in guided.models.items()}
+
     @property
     def read_in(self) -> dict[str, object]:
         """What a content key says of the precision in which models are read: nothing of float32."""
@@ -152,6 +163,7 @@ class Pipeline:
             served.close()
         self._served.clear()
         self._loaded.clear()
+        self._beside.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -165,6 +177,7 @@ class Pipeline:
             **self._as_written(model, attempts),
         }
         fast = self.serving is not None and all(a.suffix is None for a in attempts)  # embeddings are inserted by transformers alone
+        guided = attempts[0].decoder
         if fast and self.serving is not None:
             inputs["engine"] = engine_key(self.serving)
         else:
@@ -173,7 +186,8 @@ class Pipeline:
         def samples(work: Path) -> None:
             lm = self.writer(model) if fast else self.lm(model)  # first: a model that does not open is told before anything is begun
             progress = self.reporter.task(f"answers of {model.name}, {attempts[0].example.kind}")
-            write_table(work / "samples.jsonl", evaluate.sample(lm, attempts, room, batch, progress, work))
+            beside = {} if fast else self.beside(guided)
+            write_table(work / "samples.jsonl", evaluate.sample(lm, attempts, room, batch, progress, work, beside))
 
         room = decoding
         if not thoughts.thinks(self._reader(model)):
@@ -188,7 +202,9 @@ class Pipeline:
     def _as_written(self, model: Model, attempts: Sequence[Attempt]) -> dict[str, str]:
         """What a key says of the prompts as the model's chat template writes them; nothing without one, where the prompts say all."""
         reader = self._reader(model)
-        return {"written": digest(encode.prompt_texts(reader, [a.example.prompt for a in attempts]))} if templated(reader) else {}
+        if not templated(reader) or attempts[0].raw:
+            return {}
+        return {"written": digest(encode.prompt_texts(reader, [a.example.prompt for a in attempts]))}
 
     def _reader(self, model: Model) -> Any:
         if model.key not in self._readers:
@@ -288,10 +304,12 @@ def _thoughtful(samples: Path) -> bool:
 
 
 def attempts_key(attempts: Sequence[Attempt]) -> str:
-    """Content key of a list of attempts, their inserted embeddings included."""
+    """Content key of a list of attempts, with what else they carry: inserted embeddings, a decoder, raw prompts."""
     rows = [[a.example.prompt, a.prefix, a.example.kind, a.example.comply, a.example.refuse, *_also(a.example)] for a in attempts]
     soft = [a.suffix.tolist() for a in attempts if a.suffix is not None]
-    return digest([*rows, soft] if soft else rows)
+    found = [*rows, soft] if soft else rows
+    also = [["raw" if a.raw else "", a.decoder.key if a.decoder else ""] for a in attempts]
+    return digest({"attempts": found, "also": also} if any(any(one) for one in also) else found)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -20,6 +20,7 @@ from titer.data.draws import Draws
 from titer.data.example import Example
 from titer.data.turns import changed
 from titer.data.world import Split, World, parse, render
+from titer.decoders.base import Guided
 from titer.models.lm import LM
 
 State = Mapping[str, Any]
@@ -27,11 +28,17 @@ State = Mapping[str, Any]
 
 class Attempt(NamedTuple):
     """A request as the model receives it: the (rewritten) example, the start of the answer if prefilled, and
-    embeddings (n, D) inserted into the prompt (`models/suffix.py`) if any."""
+    embeddings (n, D) inserted into the prompt (`models/suffix.py`) if any.
+
+    `decoder`: what chooses the answer's tokens, where not the model alone; `raw`: the prompt is a text to go on from, without the chat
+    template. Both are the same for all of a set.
+    """
 
     example: Example
     prefix: str = ""
     suffix: torch.Tensor | None = None
+    decoder: Guided | None = None
+    raw: bool = False
 
 
 class Attack(Record):

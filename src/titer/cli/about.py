@@ -27,7 +27,8 @@ def models_get(name: str, as_json: AsJson = False) -> None:
 
 
 def list_(
-    kind: Annotated[str | None, typer.Argument(help="methods, attacks, judges, probes or prompt-sets")] = None, as_json: AsJson = False
+    kind: Annotated[str | None, typer.Argument(help="methods, decoders, attacks, judges, probes or prompt-sets")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """What can be named on the command line."""
     from titer.core.plugins import listed
@@ -45,7 +46,7 @@ def _prompt_sets() -> dict[str, str]:
 
 
 def show(name: str) -> None:
-    """The documentation and settings of a method, attack, judge or probe; the streams and models of a method."""
+    """The documentation and settings of a method, decoder, attack, judge or probe; the streams and models that it reads."""
     from titer.core.plugins import shown
 
     typer.echo(shown(name))

@@ -22,7 +22,14 @@ from titer.core.errors import TiterError, unknown, visible
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
-KINDS = {"methods": "method", "attacks": "attack", "judges": "judge", "probes": "probe", "studies": "study"}  # and one of each
+KINDS = {  # and one of each
+    "methods": "method",
+    "decoders": "decoder",
+    "attacks": "attack",
+    "judges": "judge",
+    "probes": "probe",
+    "studies": "study",
+}
 PACKAGE = Path(__file__).parent.parent
 
 
@@ -130,7 +137,9 @@ def describe(package: str, name: str) -> str:
         lines += ["", f"Settings of {name} (--set NAME=VALUE):" if fields else "It has no settings."]
         lines += [f"  {field} = {info.default!r}  {info.description or ''}".rstrip() for field, info in fields.items()]
         if hasattr(record, "STREAMS"):
-            streams, models = ", ".join(record.STREAMS), ", ".join(record.MODELS)  # type: ignore[attr-defined]
+            streams = ", ".join(record.STREAMS)
             lines += ["", f"Streams (--stream NAME=FILE; --data is train, or preferred and rejected): {streams or 'none'}"]
-            lines += [f"Models it reads (--read ROLE=MODEL): {models}"] if models else []
+        if models := ", ".join(getattr(record, "MODELS", ())):
+            lines += [] if hasattr(record, "STREAMS") else [""]
+            lines += [f"Models it reads (--read ROLE=MODEL): {models}"]
     return "\n".join(lines)

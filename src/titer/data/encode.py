@@ -32,10 +32,10 @@ EMBEDDED = "embedded"  # attribute of a tokenizer: how many tokens its model has
 REQUEST = Turn("user", "x")  # stands before an answer where only the answer's own form is asked for
 
 
-def prompt_texts(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
-    """Each prompt as the model reads it: through the tokenizer's chat template if it has one, else as `turns.joined` says."""
+def prompt_texts(tokenizer: Any, prompts: Sequence[str], raw: bool = False) -> list[str]:
+    """Each prompt as the model reads it: through the tokenizer's chat template if it has one, else, and `raw`, as `turns.joined` says."""
     said = [turns(prompt) for prompt in prompts]
-    return texts(tokenizer, said) if templated(tokenizer) else [joined(one) for one in said]
+    return texts(tokenizer, said) if templated(tokenizer) and not raw else [joined(one) for one in said]
 
 
 def prompt_text(tokenizer: Any, prompt: str) -> str:
@@ -43,10 +43,10 @@ def prompt_text(tokenizer: Any, prompt: str) -> str:
     return prompt_texts(tokenizer, [prompt])[0]
 
 
-def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each prompt, chat template included, no special token added twice."""
-    written = prompt_texts(tokenizer, prompts)
-    ids: list[list[int]] = tokenizer(written, add_special_tokens=not templated(tokenizer))["input_ids"] if written else []
+def prompt_ids(tokenizer: Any, prompts: Sequence[str], raw: bool = False) -> list[list[int]]:
+    """Token ids of each prompt, chat template included unless `raw`, no special token added twice."""
+    written = prompt_texts(tokenizer, prompts, raw)
+    ids: list[list[int]] = tokenizer(written, add_special_tokens=raw or not templated(tokenizer))["input_ids"] if written else []
     return _embedded(tokenizer, ids, prompts)
 
 
@@ -64,13 +64,13 @@ def open_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
     return continued(tokenizer, head, [one.text[: one.own] for one in found])
 
 
-def begin_ids(tokenizer: Any, answers: Sequence[str], marks: Sequence[str]) -> list[list[int]]:
+def begin_ids(tokenizer: Any, answers: Sequence[str], marks: Sequence[str], raw: bool = False) -> list[list[int]]:
     """Token ids of prefilled answers, each behind a prompt that opened a thought by its mark ("": none); no id of an empty one.
 
     What is prefilled begins the answer, not the thought: an open thought is closed, empty, and what the template writes of an answer's
-    thought stands before it.
+    thought stands before it; nothing does behind a `raw` prompt.
     """
-    before = _before(tokenizer) if thoughts.thinks(tokenizer) else ""
+    before = _before(tokenizer) if thoughts.thinks(tokenizer) and not raw else ""
     begun = [thoughts.empty(mark) if mark else before for mark in marks]
     pairs = zip(begun, answers, strict=True)
     texts = [f"{lead}{answer}" if answer and not thoughts.OPENS.match(answer) else answer for lead, answer in pairs]

@@ -38,6 +38,11 @@ CUT = Verdict("cut_in_thought", 0.0, "cut off in thought: there is no answer")
 LOST = Verdict("cut_in_thought", 0.0, "it ended within its thought: there is no answer")
 
 
+def unhad(reason: str) -> Verdict:
+    """Of an answer that could not be had."""
+    return Verdict("could_not_judge", 0.0, f"the answer could not be had: {reason}")
+
+
 class Failed(Verdict):
     """No verdict because the asking failed: another time there may be one, so this one is not kept."""
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
@@ -52,6 +53,7 @@ class Completion:
     """What a model wrote: its answer without the end token, whether it ended by itself, its length in tokens, its thought's included.
 
     `thought`: what it thought before, "" without; `unfinished`: it was cut off, or ended, within its thought, so there is no answer.
+    `failed`: why the answer could not be had, "" where it could.
     """
 
     text: str
@@ -59,6 +61,7 @@ class Completion:
     tokens: int
     thought: str = ""
     unfinished: bool = False
+    failed: str = ""
 
 
 def thinking_room(thinking: int | None, new: int | None) -> int | None:
@@ -79,6 +82,24 @@ class Turn(NamedTuple):
 
 Ask = Callable[[Mapping[int, Turn], int], Mapping[int, list[int]]]  # turns by place, the turn's number -> new tokens, an end the last
 Ends = Sequence[int]
+Make = Callable[[Sequence[int], int], dict[int, Completion]]  # a batch's places, the place of the first in the order of asking
+Chooser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ids (B, T) and logits (B, V) -> the logits to choose by
+
+
+class Guide(Protocol):
+    """What decodes a model's answers in its own way (decoders/base.py)."""
+
+    def begin(self, decoding: Decoding, ids: Sequence[list[int]]) -> int | None:
+        """The window that is left, where each prompt's ids are known."""
+
+    def apart(self, turns: Mapping[int, Turn], groups: list[list[int]]) -> list[list[int]]:
+        """The groups of a batch's rows that go together, cut further where need be."""
+
+    def over(self, turns: Mapping[int, Turn]) -> AbstractContextManager[Chooser]:
+        """What a batch's tokens are chosen by, and its hooks for as long."""
+
+    def tried(self, make: Make, places: Sequence[int], start: int) -> dict[int, Completion]:
+        """The answers that `make` gives, or why they could not be had."""
 
 
 def answers(

@@ -18,7 +18,8 @@ from titer.models.lm import Completion
 Count = Annotated[int, Field(ge=0)]
 Answer = tuple[Count, str, bool, Count]  # place, text, ended, tokens
 Thought = tuple[Count, str, bool, Count, str, bool]  # ... thought, unfinished
-BATCH = TypeAdapter(list[Answer | Thought], config=ConfigDict(strict=True))
+Failed = tuple[Count, str, bool, Count, str, bool, str]  # ... why it could not be had
+BATCH = TypeAdapter(list[Answer | Thought | Failed], config=ConfigDict(strict=True))
 
 
 def known(file: Path) -> dict[int, Completion]:
@@ -28,8 +29,8 @@ def known(file: Path) -> dict[int, Completion]:
 
 def keep(file: Path, answers: Mapping[int, Completion]) -> None:
     """Append one batch, whole or not at all to any later reader."""
-    thoughts = {place: [c.thought, c.unfinished] if c.thought or c.unfinished else [] for place, c in answers.items()}
-    line = json.dumps([[place, c.text, c.ended, c.tokens, *thoughts[place]] for place, c in answers.items()])
+    more = {place: [c.thought, c.unfinished, c.failed] if c.failed else [c.thought, c.unfinished] for place, c in answers.items()}
+    line = json.dumps([[place, c.text, c.ended, c.tokens, *(more[place] if any(more[place]) else [])] for place, c in answers.items()])
     with open(file, "a", encoding="utf-8", newline="\n") as opened:
         opened.write(line + "\n")
         opened.flush()

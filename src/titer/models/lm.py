@@ -6,6 +6,7 @@ Shapes: B prompts, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXForCausalLM, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXForCausalLM, LogitsProcessorList, StoppingCriteriaList
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
@@ -25,12 +26,12 @@ from titer.data.example import positions
 from titer.data.templates import think
 from titer.data.thoughts import opened, thinks
 from titer.models.checkpoint import Checkpoint, opening, stated_window
-from titer.models.context_windows import Completion, Decoding, Rooms, Turn, answers, chosen
+from titer.models.context_windows import Completion, Decoding, Guide, Rooms, Turn, answers
 from titer.models.modes import as_stored, evaluating, own_settings_aside
 from titer.models.padding import Padding
 from titer.models.sites import Sites
 from titer.models.stream_norm import TANH_GELU, StreamNormForCausalLM  # registers the variant for `load`
-from titer.models.suffix import TAIL, inserted
+from titer.models.suffix import behind
 from titer.models.weights import check_fits, misshapen
 from titer.models.words import completed
 
@@ -168,17 +169,24 @@ class LM:
             check_length(length + room, self.window, prompt)
 
     def begun(
-        self, prompts: Sequence[str], prefixes: Sequence[str] | None, decoding: Decoding, window: int | None, more: int = 0
+        self,
+        prompts: Sequence[str],
+        prefixes: Sequence[str] | None,
+        decoding: Decoding,
+        window: int | None,
+        more: int = 0,
+        raw: bool = False,
     ) -> tuple[list[list[int]], list[str | None]]:
-        """Ids of each prompt with its prefilled answer, and what opened a thought at its end; None: a prefilled answer has no thought.
+        """Ids of each prompt (`raw`: without a chat template) with its prefilled answer, and what opened a thought at its end; None: a
+        prefilled answer has no thought.
 
         Errors: one that leaves no room in the window for what is asked for and `more` tokens.
         """
-        heads = prompt_ids(self.tokenizer, prompts)
+        heads = prompt_ids(self.tokenizer, prompts, raw)
         marks = [opened(self.tokenizer.decode(head[-LAST:])) for head in heads]
         ids, found = heads, list[str | None](marks)
         if prefixes is not None:
-            begins = begin_ids(self.tokenizer, prefixes, marks)
+            begins = begin_ids(self.tokenizer, prefixes, marks, raw)
             ids = [head + tail for head, tail in zip(heads, begins, strict=True)]
             found = [None if prefix else mark for prefix, mark in zip(prefixes, marks, strict=True)]
         for row, prompt in zip(ids, prompts, strict=True):
@@ -195,46 +203,55 @@ class LM:
         suffixes: torch.Tensor | None = None,
         known: Mapping[int, Completion] = MappingProxyType({}),
         keep: Callable[[Mapping[int, Completion]], None] | None = None,
+        guide: Guide | None = None,
+        raw: bool = False,
     ) -> list[Completion]:
         """Free-running answers, left-padded batches of similar length (`padding`); `prefixes` are prefilled answers, which have no thought.
 
         `suffixes` (prompts, n, D): embeddings inserted into each prompt (`models/suffix.py`); not with prefixes, and thoughts have no
         room of their own. `known` answers by place are not generated again, a batch at a time; `keep` is given each new batch's.
-        Errors: a prompt with no room for its answer in the model's window.
+        `guide`: what decodes in its own way (decoders/base.py). `raw`: prompts are texts to go on from, without the chat template.
+        Errors: a prompt with no room for its answer in the model's window; a guide where embeddings are inserted.
         """
         if suffixes is not None:
             decoding = decoding.model_copy(update={"max_thinking_tokens": 0})
-        ids, marks = self.begun(prompts, prefixes, decoding, self.window, 0 if suffixes is None else suffixes.shape[1])
+            if guide is not None:
+                raise TiterError("prompts with embeddings in them are not asked under a decoder", next_step="leave out one of the two.")
+        ids, marks = self.begun(prompts, prefixes, decoding, self.window, 0 if suffixes is None else suffixes.shape[1], raw)
+        window = self.window if guide is None else guide.begin(decoding, ids)
+
+        def made(places: Sequence[int], start: int) -> dict[int, Completion]:
+            ask = partial(self.asked, decoding, start, None if suffixes is None else suffixes[places], guide)
+            rows, begun = {i: ids[i] for i in places}, {i: marks[i] for i in places}
+            return answers(self.tokenizer, self.ends, rows, begun, decoding, window, ask)
+
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
         found: dict[int, Completion] = {}
         with evaluating(self.model):
             for start in range(0, len(order), batch):
                 chosen = order[start : start + batch]
-                if all(i in known for i in chosen):
-                    made = {i: known[i] for i in chosen}
-                else:
-                    ask = partial(self.asked, decoding, start, None if suffixes is None else suffixes[chosen])
-                    rows, begun = {i: ids[i] for i in chosen}, {i: marks[i] for i in chosen}
-                    made = answers(self.tokenizer, self.ends, rows, begun, decoding, self.window, ask)
-                    if keep:
-                        keep(made)
-                found |= made
+                new = not all(i in known for i in chosen)
+                some = {i: known[i] for i in chosen} if not new else guide.tried(made, chosen, start) if guide else made(chosen, start)
+                if new and keep:
+                    keep(some)
+                found |= some
                 if progress:
                     progress(len(found), len(order))
         return [found[i] for i in range(len(ids))]
 
     @torch.inference_mode()
     def asked(
-        self, decoding: Decoding, place: int, soft: torch.Tensor | None, turns: Mapping[int, Turn], number: int
+        self, decoding: Decoding, place: int, soft: torch.Tensor | None, guide: Guide | None, turns: Mapping[int, Turn], number: int
     ) -> dict[int, list[int]]:
         """New tokens of each turn, up to the first that ends an answer."""
         asked = list(turns.values())
         groups = self.padding.batches([turn.row for turn in asked], range(len(asked)), len(asked), "generated")
+        groups = guide.apart(turns, groups) if guide else groups
         if len(groups) > 1:
             keys, new_ids = list(turns), dict[int, list[int]]()
             for group in groups:
                 own = None if soft is None else soft[group]
-                new_ids |= self.asked(decoding, place + group[0], own, {keys[i]: turns[keys[i]] for i in group}, number)
+                new_ids |= self.asked(decoding, place + group[0], own, guide, {keys[i]: turns[keys[i]] for i in group}, number)
             return new_ids
         ids, mask = (t.to(self.device) for t in pad([turn.row for turn in asked], self.tokenizer.pad_token_id, "left"))
         sampled = decoding.temperature > 0
@@ -248,8 +265,10 @@ class LM:
             eos_token_id=self.ends or None,
         )
         rooms = Rooms(self.tokenizer, asked)
-        also = {"stopping_criteria": StoppingCriteriaList([rooms])} if number else {}  # the first turn's rows have one room
-        with torch.random.fork_rng(enabled=sampled, devices=[]), own_settings_aside(self.model, settings):
+        also: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([rooms])} if number else {}  # the first turn's rows have one room
+        over = guide.over(turns) if guide else nullcontext()
+        with torch.random.fork_rng(enabled=sampled, devices=[]), own_settings_aside(self.model, settings), over as choose:
+            also |= {"logits_processor": LogitsProcessorList([choose])} if choose else {}
             if sampled:
                 torch.manual_seed(decoding.seed + place + (number << 32))
             if ids.shape[1] == 1:  # RecurrentGemma begins such a prompt with what the call before left in its layers: this clears it
@@ -257,31 +276,12 @@ class LM:
             if soft is None:
                 new = self.model.generate(ids, attention_mask=mask, generation_config=settings, **also)[:, ids.shape[1] :]
             else:
-                new = self._after_suffix(ids, mask, soft.to(self.device), decoding)
+                new = behind(self, ids, mask, soft.to(self.device), decoding)
         ends, found = self.ends, {}
         for i, row, length in zip(turns, new.tolist(), rooms.lengths, strict=True):
             own = row[:length]
             found[i] = own[: next((n + 1 for n, token in enumerate(own) if token in ends), None)]
         return found
-
-    def _after_suffix(self, ids: torch.Tensor, mask: torch.Tensor, soft: torch.Tensor, decoding: Decoding) -> torch.Tensor:
-        """Answers (B, new tokens) to left-padded prompts with embeddings in them; transformers' generate knows no such positions."""
-        ends = torch.tensor(self.ends, device=self.device)
-        inputs = inserted(
-            self.model.get_input_embeddings()(ids), mask, torch.full((len(ids),), ids.shape[1] - TAIL, device=self.device), soft
-        )
-        attention, position = inputs["attention_mask"], inputs["position_ids"][:, -1:]
-        found: list[torch.Tensor] = []
-        done = torch.zeros(len(ids), dtype=torch.bool, device=self.device)
-        past = None
-        while len(found) < decoding.max_new_tokens and not bool(done.all()):
-            step = self.model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
-            token = chosen(step.logits[:, -1].float(), decoding.temperature).masked_fill(done, self.tokenizer.pad_token_id)
-            found.append(token)
-            done = done | torch.isin(token, ends)
-            attention, position, past = torch.cat([attention, torch.ones_like(position)], dim=1), position + 1, step.past_key_values
-            inputs = {"input_ids": token[:, None], "attention_mask": attention, "position_ids": position}
-        return torch.stack(found, dim=1)
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,9 +8,12 @@ Shapes: B rows, T tokens, n inserted embeddings, D width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from titer.data.example import positions
+from titer.models.context_windows import Decoding, chosen
 
 TAIL = 1
 
@@ -34,3 +37,21 @@ def inserted(embedded: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, suffi
         "attention_mask": attention,
         "position_ids": positions(mask).gather(1, own.clamp(max=width - 1)),
     }
+
+
+def behind(lm: Any, ids: torch.Tensor, mask: torch.Tensor, soft: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+    """Answers (B, new tokens) to left-padded prompts with embeddings in them; transformers' generate knows no such positions."""
+    ends = torch.tensor(lm.ends, device=lm.device)
+    inputs = inserted(lm.model.get_input_embeddings()(ids), mask, torch.full((len(ids),), ids.shape[1] - TAIL, device=lm.device), soft)
+    attention, position = inputs["attention_mask"], inputs["position_ids"][:, -1:]
+    found: list[torch.Tensor] = []
+    done = torch.zeros(len(ids), dtype=torch.bool, device=lm.device)
+    past = None
+    while len(found) < decoding.max_new_tokens and not bool(done.all()):
+        step = lm.model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
+        token = chosen(step.logits[:, -1].float(), decoding.temperature).masked_fill(done, lm.tokenizer.pad_token_id)
+        found.append(token)
+        done = done | torch.isin(token, ends)
+        attention, position, past = torch.cat([attention, torch.ones_like(position)], dim=1), position + 1, step.past_key_values
+        inputs = {"input_ids": token[:, None], "attention_mask": attention, "position_ids": position}
+    return torch.stack(found, dim=1)

@@ -24,7 +24,7 @@ from titer.core.errors import TiterError, unknown, visible
 from titer.core.machine import version
 from titer.core.run import Store
 from titer.models.checkpoint import Checkpoint, open_checkpoint, opening
-from titer.models.context_windows import Turn, answers
+from titer.models.context_windows import Guide, Turn, answers
 from titer.models.lm import LM, Completion, Decoding, Progress, load, read_tokenizer
 
 VERSION = 1  # bump when answers may change
@@ -141,14 +141,18 @@ class Fast:
         suffixes: torch.Tensor | None = None,
         known: Mapping[int, Completion] = MappingProxyType({}),
         keep: Callable[[Mapping[int, Completion]], None] | None = None,
+        guide: Guide | None = None,
+        raw: bool = False,
     ) -> list[Completion]:
         """As `LM.generate`; `keep` is given answers by the `at_once`, or by the batch where that is more.
 
         `known` answers by place are not generated again, each for itself.
-        Errors: inserted embeddings; a temperature that vLLM would not keep to; no room for an answer; vLLM fails.
+        Errors: inserted embeddings; a decoder; a temperature that vLLM would not keep to; no room for an answer; vLLM fails.
         """
+        if guide is not None:
+            raise undecoded("a decoder")
         _possible(decoding, suffixes)
-        ids, marks = self._words.begun(prompts, prefixes, decoding, self.window)
+        ids, marks = self._words.begun(prompts, prefixes, decoding, self.window, raw=raw)
         found = {i: known[i] for i in range(len(ids)) if i in known}
         rest, step = [i for i in range(len(ids)) if i not in found], max(batch, self.at_once)
         for start in range(0, len(rest), step):
@@ -255,6 +259,14 @@ def _words(checkpoint: Checkpoint) -> LM:
 def seed_of(seed: int, place: int, number: int = 0) -> int:
     """The seed of one answer, below 2^31: another one for each place and turn, whatever else is asked beside it."""
     return int(digest([seed, place, *([number] if number else [])]), 16) % 2**31
+
+
+def undecoded(what: str) -> TiterError:
+    """That a decoder was asked for of vLLM."""
+    return TiterError(
+        f"vLLM cannot run {what}: it gives no other model's logits, and no activations to edit, while it writes",
+        next_step="leave out --engine vllm: the transformers engine runs decoders.",
+    )
 
 
 def _possible(decoding: Decoding, suffixes: torch.Tensor | None) -> None:
