@@ -50,6 +50,7 @@ FAILS = {  # what fails -> the parts that are missing for it, the tables that ar
     f"{AUDIT}.changes.sizes": (["size of the change"], ["sizes"]),
     f"{AUDIT}.changes.drift": (["drift"], ["drift"]),
     f"{AUDIT}.changes.rotation": (["turning of the refusal direction"], ["rotation"]),
+    f"{AUDIT}.prints.of_change": (["fingerprint of an edit"], ["prints"]),
     f"{AUDIT}.study.review": (["second judge, labelled answers"], []),
     "titer.commands.landscape.landscape": (["landscape"], ["points", "basins"]),
 }
@@ -126,7 +127,9 @@ def test_what_fails_is_missing_and_the_report_says_why(
         if name in empty:
             assert (len(table), list(table.columns)) == (0, COLUMNS[name]), name
         elif name != "missing":
-            pd.testing.assert_frame_equal(table, getattr(whole, name))
+            beyond = [c for c in table if c.startswith("refusal")] if name == "prints" and "directions" in empty else []
+            assert table[beyond].isna().all(axis=None)
+            pd.testing.assert_frame_equal(table.drop(columns=beyond), getattr(whole, name).drop(columns=beyond))
     pd.testing.assert_frame_equal(f.shifts[f.shifts.kind == "unsafe"], whole.shifts[whole.shifts.kind == "unsafe"])
     assert said.startswith("aligned → tuned: unsafe prompts refused ")
     assert ("Numbers: size of the change" in text) == ("sizes" not in empty)

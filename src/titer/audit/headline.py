@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from titer.audit import prints
 from titer.audit.lacking import CHANGE, TURNING
 from titer.audit.roles import Audited, Change
 from titer.audit.study import Findings
@@ -34,7 +35,7 @@ def answer(found: Audited, f: Findings) -> str:
         return f"No change: {last.before.name} and {last.after.name} hold the same weights{rounded}."
     safe = moved(f.shifts, last, "safe")
     beside = NONE.format("safe") if safe is None else f"safe ones {safe.before:.0%} and {safe.after:.0%}"
-    where = _same(last) if last.same else _where(f, last)
+    where = _same(last) if last.same else _where(f, last, found.control)
     return f"{last.name}: {_unsafe(found, f, last)}, {beside}. {where}".rstrip()
 
 
@@ -117,9 +118,9 @@ def _set(found: Audited, f: Findings, last: Change, kind: str) -> str:
     return f"{worded(kind)} refused: {points(row)}; less the benign control's {100 * other.control:+.0f}: {points(other)}."
 
 
-def _where(f: Findings, change: Change) -> str:
-    """Where the change lives and whether it turned the refusal direction, where that is distinct; else ""."""
-    told = list(filter(None, (_place(f, change), _turn(f, change))))
+def _where(f: Findings, change: Change, control: Change | None) -> str:
+    """Whether a direction was edited out, where the change lives, whether the refusal direction turned: what is distinct; else ""."""
+    told = list(filter(None, (prints.sentence(f.prints, change, control), _place(f, change), _turn(f, change))))
     return f"{'; '.join(told)[0].upper()}{'; '.join(told)[1:]}." if told else ""
 
 

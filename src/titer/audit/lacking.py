@@ -39,6 +39,10 @@ COLUMNS = {  # of every table that may be empty
         *("layer", "cosine", "degrees", "norm_ratio", "cosine_halves", "ceiling", "degrees_halves"),
         *("degrees_ceiling", "degrees_limit", "p", "turned", "change"),
     ],
+    "prints": [
+        *("site", "layer", "relative_norm", "share", "share_random", "removed", "own", "own_random", "rest", "edited"),
+        *("common", "common_random", "refusal", "refusal_layer", "refusal_random", "change"),
+    ],
     "points": ["direction", "kind", "a", "quantity", "value", "low", "high", "n"],
     "basins": ["direction", "kind", "quantity", "value", "low", "high", "n", "note"],
     "placed": ["model", "layer", "kind", "tau", "sd", "n", "position", "low", "high"],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from titer import tables
-from titer.audit import figures, gate, mechanisms
+from titer.audit import figures, gate, mechanisms, prints
 from titer.audit.advice import advice
 from titer.audit.answers import cut_short, flipped
 from titer.audit.headline import answer, below, in_words, moved, points, worded
@@ -70,7 +70,7 @@ def audit_report(
         claims=(),
         before=before(found, asked, f, held, trained),
         after=[
-            *mechanisms.section(vars(f)),
+            *(prints.section(f.prints) + mechanisms.section(vars(f))),
             Section("What was asked", [*ABOUT, *(f"{line[0].upper()}{line[1:]}." for line in recurring)]),
             Section("What this page does not say", missing(found, asked, f)),
         ],

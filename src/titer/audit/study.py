@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from titer.audit import answers, changes, inside, mechanisms
+from titer.audit import answers, changes, inside, mechanisms, prints
 from titer.audit.answers import Asked
 from titer.audit.lacking import CHANGE, COLUMNS, INTERRUPTED, TURNING, Lacking, shaped
 from titer.audit.roles import Audited, Change, alike
@@ -113,6 +113,7 @@ class Findings:
     sizes: pd.DataFrame
     drift: pd.DataFrame
     rotation: pd.DataFrame
+    prints: pd.DataFrame
     points: pd.DataFrame
     basins: pd.DataFrame
     placed: pd.DataFrame
@@ -217,7 +218,7 @@ class Within:
         self.picked: list[pd.DataFrame] = []
         self._kept: set[str] = set()
         self._ends: dict[str, inside.Ends] = {}
-        self._directions: dict[str, refusal_direction.RefusalDirections] = {}
+        self.directions: dict[str, refusal_direction.RefusalDirections] = {}
         self._found: dict[str, dict[str, pd.DataFrame]] = {
             name: {} for name in ("separation", "sensitivity", "directions", "placed", "shapes")
         }
@@ -261,8 +262,8 @@ class Within:
             return
         with self.lacking.part("refusal direction", model.name):
             self._ends[model.name] = inside.ends(self._bench, model, self._asked.safe, self._asked.unsafe)
-            self._directions[model.name] = inside.directions(self._ends[model.name], self.safe, self.prompts)
-            self._found["directions"][model.name] = refusal_direction.summary(self._directions[model.name])
+            self.directions[model.name] = inside.directions(self._ends[model.name], self.safe, self.prompts)
+            self._found["directions"][model.name] = refusal_direction.summary(self.directions[model.name])
 
     def ends(self, model: Model) -> inside.Ends:
         """The kept activations. Errors: they could not be had."""
@@ -271,7 +272,7 @@ class Within:
     def rotation(self, change: Change) -> pd.DataFrame:
         """How far the refusal direction turned. Errors: a model has none."""
         sides = (change.before, change.after)
-        found = [_had(self._directions, m.name, "refusal direction") for m in sides]
+        found = [_had(self.directions, m.name, "refusal direction") for m in sides]
         return changes.rotation(self._bench, change, found, [self.ends(m) for m in sides], self.safe)
 
     @property
@@ -295,7 +296,7 @@ def _changed(
     pipeline: Pipeline, moved: Sequence[Change], paired: Sequence[Change], sites: Sites, within: Within
 ) -> dict[str, pd.DataFrame]:
     """What each change is like, the parts that fail missing; drift and turning of those `paired`, whose models read the same tokens."""
-    found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("gains", "layers", "sizes", "null", "drift", "rotation")}
+    found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("gains", "layers", "sizes", "prints", "null", "drift", "rotation")}
     part = within.lacking.part
     for change in moved:
         if within.lacking.stopped:
@@ -308,6 +309,8 @@ def _changed(
             found["layers"].append(layers)
         with part("size of the change", change.name):
             found["sizes"].append(changes.sizes(pipeline, change, sites))
+        with part("fingerprint of an edit", change.name):
+            found["prints"].append(prints.of_change(pipeline, change, sites, within.directions.get(change.before.name)))
         if within.sets:
             with part("null space of the change", change.name):
                 found["null"].append(mechanisms.null(pipeline, change, sites).assign(change=change.name))

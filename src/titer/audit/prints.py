@@ -1,0 +1,116 @@
+"""Was a direction edited out of a model? The fingerprint of each change: its table, its section, its sentence. L7.
+
+Per change the matrices that write to the residual stream (`probes/edit_fingerprint.py`), the direction that they share, and the model's own
+refusal direction before the change, beside what shuffled labels and random directions show. A `--control`'s change has its own row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from titer.audit.roles import Change
+from titer.models.sites import Sites
+from titer.pipeline import Pipeline
+from titer.probes import edit_fingerprint
+from titer.probes.refusal_direction import RefusalDirections
+from titer.report.html import Section
+
+SAID = (
+    "An edit that takes one direction out of the weights (abliteration, arXiv 2406.11717) leaves a change of rank 1 in every matrix that writes to "
+    "the residual stream, along one direction, against what the matrix wrote there. Beside each number: what a random change of the same shape "
+    "shows; of the refusal direction, what directions of shuffled labels and random ones show. A tune of rank 1 has the first and not the "
+    "last: it takes nothing away. Blind to a direction that a larger change covers."
+)
+IS = 0.5  # of a squared cosine, from which two directions are called one
+
+
+def of_change(pipeline: Pipeline, change: Change, sites: Sites, refusal: RefusalDirections | None) -> pd.DataFrame:
+    """`edit_fingerprint`'s rows with common, common_random (of the edited matrices, all where none is), refusal (largest |cos| of u with a
+    layer's refusal direction before), refusal_layer, refusal_random; NaN without directions."""
+    inputs = {
+        "probe": ["edit_fingerprint", edit_fingerprint.VERSION],
+        "models": [change.before.key, change.after.key],
+        "prompts": refusal.prompts if refusal else "",
+        "dtype": pipeline.dtype,
+    }
+
+    def make() -> pd.DataFrame:
+        table, left = edit_fingerprint.edit_fingerprint(change.before.checkpoint, change.after.checkpoint, sites)
+        moved = table.share.notna().to_numpy()
+        table = table.assign(common=np.nan, common_random=np.nan, refusal=np.nan, refusal_layer=np.nan, refusal_random=np.nan)
+        if not moved.any():
+            return table
+        chosen = torch.tensor((table.edited if table.edited.any() else table.share.notna())[moved].tolist())
+        table["common"], table["common_random"] = edit_fingerprint.common(left[chosen])
+        if refusal is not None and refusal.whole.shape[1] == left.shape[1]:
+            found = edit_fingerprint.along(left, refusal.whole)
+            table.loc[moved, "refusal"], table.loc[moved, "refusal_layer"] = found.max(1).values.numpy(), found.argmax(1).numpy() + 1
+            table["refusal_random"] = _by_chance(left[chosen], refusal)
+        return table
+
+    return pipeline.table("tables", inputs, make).assign(change=change.name)
+
+
+def _by_chance(left: torch.Tensor, refusal: RefusalDirections) -> float:
+    """What |cos| with any layer's direction stays below 95 times of 100: of directions of shuffled labels with these vectors, and of random
+    vectors with the refusal directions."""
+    shuffled = [float(edit_fingerprint.along(left, one).max(1).values.median()) for one in refusal.shuffled]
+    noise = torch.randn(200, left.shape[1], generator=torch.Generator().manual_seed(0))
+    random = edit_fingerprint.along(torch.nn.functional.normalize(noise, dim=1), refusal.whole).max(1).values
+    return max(float(np.quantile(shuffled, 0.95)), float(random.quantile(0.95)))
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a change: matrices and how many changed and were edited, medians over the edited ones, over the changed where none is."""
+    rows = []
+    for change, own in table[table.layer > 0].groupby("change", sort=False):
+        told = {"change": change, "matrices": len(own), "changed": int(own.share.notna().sum()), "edited": int(own.edited.sum())}
+        mine = own[own.edited] if own.edited.any() else own[own.share.notna()]
+        columns = ["share", "share_random", "removed", "own", "common", "common_random", "refusal", "refusal_random"]
+        layer = mine.refusal_layer.dropna().mode()
+        rows.append({**told, **mine[columns].median().to_dict(), "refusal_layer": layer.iloc[0] if len(layer) else np.nan})
+    return pd.DataFrame(rows)
+
+
+def sentence(table: pd.DataFrame, change: Change, control: Change | None) -> str:
+    """The edit in words, "" where no matrix passes its null, or the control has as many that do."""
+    rows = {r.change: r for r in summary(table).itertuples()} if len(table) else {}
+    mine, beside = rows.get(change.name), rows.get(control.name) if control else None
+    if mine is None or not mine.edited or (beside is not None and beside.edited >= mine.edited):
+        return ""
+    one = mine.edited == 1 or (mine.common > mine.common_random and mine.common**2 >= IS)
+    of = f"{mine.edited} of {mine.matrices} residual-writing matrices"
+    said = f"one direction was removed from {of}" if one else f"a direction of its own was removed from each of {of}"
+    said += f" (by {mine.removed:.0%}; rank 1 holds {mine.share:.0%} of their change, of a random one {mine.share_random:.1%})"
+    if not mine.refusal > mine.refusal_random:
+        return said
+    near = "is" if mine.refusal**2 >= IS else "is near"
+    return f"{said}; it {near} the refusal direction of layer {mine.refusal_layer:.0f} (|cos| {mine.refusal:.2f}, by chance at most {mine.refusal_random:.2f})"
+
+
+def section(table: pd.DataFrame) -> list[Section]:
+    """The page's part: a row a change and measure, each with what stands beside it; empty where nothing was measured."""
+    if table.empty:
+        return []
+    found = [line for row in summary(table).itertuples() for line in _lines(row)]
+    numbers = pd.DataFrame(found, columns=["change", "measure", "value", "beside"])
+    return [Section("The fingerprint of an edit", [SAID], numbers, tables={"fingerprint: every matrix": table})]
+
+
+def _lines(r: Any) -> list[tuple[str, str, str, str]]:
+    if not r.changed:
+        return [(r.change, "residual-writing matrices that changed", f"0 of {r.matrices}", "")]
+    told = [
+        ("matrices that a direction was removed from", f"{r.edited} of {r.matrices}", f"{r.changed} changed"),
+        ("share of the change in rank 1, median", f"{r.share:.3f}", f"a random change {r.share_random:.3f}"),
+        ("removed of what was written along it, median", f"{r.removed:.0%}", f"|cos| with what was written there {r.own:+.2f}"),
+        ("one direction: mean |cos| with the common one", f"{r.common:.3f}", f"random directions at most {r.common_random:.3f}"),
+    ]
+    if r.refusal == r.refusal:
+        beside = f"shuffled labels and random directions at most {r.refusal_random:.3f}"
+        told.append((f"|cos| with the refusal direction (layer {r.refusal_layer:.0f})", f"{r.refusal:.3f}", beside))
+    return [(r.change, *line) for line in told]
