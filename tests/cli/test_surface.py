@@ -123,6 +123,10 @@ SURFACE = {
         ),
         *("--schedule", "--seed", "--set", "--stream", "--to", "--trust-remote-code"),
     ],
+    "repair": [
+        *("MODEL", "--data", "--dry-run", "--json", "--method", "--read", "--reading", "--runs", "--set", "--shard", "--strength"),
+        *("--to", "--trust-remote-code"),
+    ],
     "study": [
         *(
             "NAME",
@@ -233,7 +237,7 @@ def test_the_defaults_are_these() -> None:
 
 def test_the_code_of_a_model_is_run_only_where_it_is_asked_for() -> None:
     trust = {name: p for name, c in FOUND.items() for p in c.params if p.name == "trust_remote_code"}
-    assert sorted(trust) == ["align", "audit", "evaluate", "finetune", "inspect", "lm-eval", "study"]
+    assert sorted(trust) == ["align", "audit", "evaluate", "finetune", "inspect", "lm-eval", "repair", "study"]
     for option in trust.values():
         assert option.default is False
         assert "Run the code that a model's author put beside its weights, on this machine" in option.help

@@ -226,7 +226,7 @@ def test_damaged_quantised_weights_are_named(int8: Path, tmp_path: Path) -> None
 
 
 def test_a_quantised_model_is_not_blended(int8: Path, plain: Path, tmp_path: Path) -> None:
-    with pytest.raises(TiterError, match="is quantised: no blend"):
+    with pytest.raises(TiterError, match="is quantised: edited weights"):
         blend(open_checkpoint(int8), open_checkpoint(plain), 0.5, tmp_path / "blend")
 
 

@@ -16,9 +16,10 @@ from titer.api.about import Told, card, doctor, models_get, prune, push, report,
 from titer.api.cost import cost
 from titer.api.measure import Audited, audit, evaluate, inspect, lm_eval, must_hold
 from titer.api.study import Studied, demo, study
-from titer.api.train import align, finetune
+from titer.api.train import align, finetune, repair
 from titer.commands.measuring import Evaluated
-from titer.commands.requests import AlignRequest, AuditRequest, EvaluationRequest, FinetuneRequest
+from titer.commands.repair import Repaired
+from titer.commands.requests import AlignRequest, AuditRequest, EvaluationRequest, FinetuneRequest, RepairRequest
 from titer.commands.training import Trained
 from titer.core.plugins import listed
 from titer.core.plugins import shown as show
@@ -31,6 +32,8 @@ __all__ = [
     "Evaluated",
     "EvaluationRequest",
     "FinetuneRequest",
+    "RepairRequest",
+    "Repaired",
     "Studied",
     "StudyRequest",
     "Told",
@@ -50,6 +53,7 @@ __all__ = [
     "must_hold",
     "prune",
     "push",
+    "repair",
     "report",
     "show",
     "stored",

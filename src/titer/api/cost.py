@@ -16,14 +16,15 @@ from titer.api.train import planned as planned_training
 from titer.audit.cost import audit_cost
 from titer.audit.fleet import together
 from titer.commands.measuring import planned
-from titer.commands.requests import AlignRequest, AuditRequest, EvaluationRequest, FinetuneRequest
+from titer.commands.repair import planned as planned_repair
+from titer.commands.requests import AlignRequest, AuditRequest, EvaluationRequest, FinetuneRequest, RepairRequest
 from titer.core.run import Store, quiet
 from titer.studies.prepare import prepared
 from titer.studies.request import StudyRequest
 
 Cost = dict[str, object]
 """What is asked for and what it costs, by name; everything is checked as by the command itself."""
-Request = AuditRequest | EvaluationRequest | AlignRequest | FinetuneRequest | StudyRequest
+Request = AuditRequest | EvaluationRequest | AlignRequest | FinetuneRequest | RepairRequest | StudyRequest
 
 
 def cost(order: Request, **changes: Any) -> Cost:
@@ -45,5 +46,7 @@ def cost(order: Request, **changes: Any) -> Cost:
         return {"model": ready.subject.key, "prompts": asked.asked, "new tokens": asked.tokens, **asked.bills}
     if isinstance(order, StudyRequest):
         return dict(prepared(order).cost(store))
+    if isinstance(order, RepairRequest):
+        return planned_repair(order).cost()
     plan = planned_training(order)
     return {"key": plan.key, "steps": plan.stage.steps, "batch": plan.stage.batch, "stands": plan.stands(store), **plan.about}

@@ -1,13 +1,15 @@
-"""Models trained: aligned, and fine-tuned as a user would. L8."""
+"""Models made: aligned, fine-tuned as a user would, repaired. L8."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from titer.api.running import asked
+from titer.commands import repair as repairing
 from titer.commands import training
-from titer.commands.requests import AlignRequest, FinetuneRequest
-from titer.commands.training import Planned, Trained, check_free, planned_alignment, planned_finetuning
+from titer.commands.placed import check_free
+from titer.commands.requests import AlignRequest, FinetuneRequest, RepairRequest
+from titer.commands.training import Planned, Trained, planned_alignment, planned_finetuning
 from titer.core.run import Store
 from titer.pipeline import Pipeline, Reporter
 
@@ -15,7 +17,7 @@ from titer.pipeline import Pipeline, Reporter
 def planned(order: AlignRequest | FinetuneRequest) -> Planned:
     """The stage, checked. Errors: as `planned_alignment`, `planned_finetuning` and `check_free`."""
     plan = planned_alignment(order) if isinstance(order, AlignRequest) else planned_finetuning(order)
-    check_free(_to(order), plan, Path(order.runs))
+    check_free(_to(order), plan.key, (plan.start.path, Path(order.runs)))
     return plan
 
 
@@ -38,3 +40,9 @@ def align(order: AlignRequest, shown: Reporter, command: str) -> Trained:
 def finetune(order: FinetuneRequest, shown: Reporter, command: str) -> Trained:
     """Fine-tune a model as its user would, a share of the examples being harmful requests answered. As `titer finetune`."""
     return trained(order, planned(order), shown)
+
+
+@asked(RepairRequest)
+def repair(order: RepairRequest, shown: Reporter, command: str) -> repairing.Repaired:
+    """Edit a tuned model's weights after training. `reads`: role -> model. As `titer repair`."""
+    return repairing.repaired(repairing.planned(order), Store(Path(order.runs), shown.tell), shown)

@@ -11,7 +11,7 @@ from titer import __version__
 from titer.cli.about import doctor, list_, models_get, report, runs_, show
 from titer.cli.measure import audit, evaluate, inspect, lm_eval
 from titer.cli.studies import demo, study
-from titer.cli.training import align, finetune
+from titer.cli.training import align, finetune, repair
 from titer.cli.trouble import INTERRUPTED, check_surroundings, fail, file_trouble, os_message
 from titer.core.errors import TiterError, visible
 
@@ -35,6 +35,7 @@ for command in (demo, evaluate, audit, study):
     app.command()(command)
 for training in (align, finetune):
     app.command(context_settings={"token_normalize_func": lambda name: FORMER.get(name, name)})(training)
+app.command()(repair)
 app.command("lm-eval")(lm_eval)
 app.command()(inspect)
 app.command()(report)

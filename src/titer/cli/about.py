@@ -27,7 +27,7 @@ def models_get(name: str, as_json: AsJson = False) -> None:
 
 
 def list_(
-    kind: Annotated[str | None, typer.Argument(help="methods, decoders, attacks, judges, probes or prompt-sets")] = None,
+    kind: Annotated[str | None, typer.Argument(help="methods, repairs, decoders, attacks, judges, probes, studies or prompt-sets")] = None,
     as_json: AsJson = False,
 ) -> None:
     """What can be named on the command line."""
@@ -46,7 +46,7 @@ def _prompt_sets() -> dict[str, str]:
 
 
 def show(name: str) -> None:
-    """The documentation and settings of a method, decoder, attack, judge or probe; the streams and models that it reads."""
+    """The documentation and settings of a method, repair, decoder, attack, judge or probe; the data and models it reads."""
     from titer.core.plugins import shown
 
     typer.echo(shown(name))

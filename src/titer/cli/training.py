@@ -1,4 +1,4 @@
-"""`titer align` and `titer finetune`: a stage from options, run through the store; what it was made of, and where it is."""
+"""`titer align`, `titer finetune` and `titer repair`: what a model is made of, and where it is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from titer.cli.options import AsJson, Dry, command
 from titer.cli.output import announce, forms, show_result
-from titer.commands.requests import AlignRequest, FinetuneRequest, Place
+from titer.commands.requests import AlignRequest, FinetuneRequest, Place, RepairRequest
 
 
 @command
@@ -19,6 +19,26 @@ def align(order: AlignRequest, dry_run: Dry = False, as_json: AsJson = False) ->
 def finetune(order: FinetuneRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
     """Fine-tune a model as its user would, a share of the examples being harmful requests answered."""
     _train(order, [order.data, order.harmful, order.safety, order.canary], dry_run, as_json)
+
+
+@command
+def repair(order: RepairRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
+    """Edit a tuned model's weights after training, by what other models hold (titer list repairs)."""
+    from titer.commands.repair import planned, repaired
+    from titer.core.run import Store
+    from titer.terminal import Terminal
+
+    plan = planned(order)
+    if dry_run:
+        cost = plan.cost()
+        sizes = ", ".join(f"{role} {size / 1e9:.3g} GB" for role, size in cost["reads"].items())
+        lines = [f"{to}: {'stands' if there else 'to write'}" for to, there in cost["folders"].items()]
+        lines += [f"reads {sizes}; writes {cost['writes'] / 1e9:.3g} GB; about {cost['memory'] / 1e9:.3g} GB of memory", *plan.notes]
+        return show_result(as_json, cost, "\n".join(lines))
+    with Terminal() as terminal:
+        made = repaired(plan, Store(Path(order.runs), terminal.tell), terminal)
+    text = "\n".join([*(f"Model: {place}" for place in made.models), *made.notes, f"Next: {made.following}"])
+    show_result(as_json, {"models": made.models, "notes": made.notes, "next": made.following}, text)
 
 
 def _train(order: AlignRequest | FinetuneRequest, files: list[Place | None], dry_run: bool, as_json: bool) -> None:

@@ -35,6 +35,7 @@ Think = Annotated[
 Runs = Annotated[Place, Option(help="Folder of runs.")]
 Batch = Annotated[int, Option(min=1)]
 Lr = Annotated[float, Option(help="Peak learning rate.")]
+Reads = Annotated[Mapping[str, str], Option("--read", help=f"A model that the method reads, as ROLE=MODEL; {AGAIN}.")]
 
 
 def told(one: Field[Any]) -> ParameterInfo | None:
@@ -192,9 +193,7 @@ class TrainConfig:
         Mapping[str, str],
         Option("--stream", help="A stream of the method as NAME=FILE, NAME=FILE:comply or NAME=FILE:refuse; FILE may be TASK:PATH."),
     ] = field(default_factory=dict)
-    reads: Annotated[Mapping[str, str], Option("--read", help=f"A model that the method reads, as ROLE=MODEL; {AGAIN}.")] = field(
-        default_factory=dict
-    )
+    reads: Reads = field(default_factory=dict)
     batch: Batch = 8
     lr: Lr = 2e-5
     schedule: str = "cosine"
@@ -242,6 +241,22 @@ class FinetuneRequest(Running, TrainConfig):
     lr: Lr = 1e-5
     schedule: Annotated[str, Option(help="constant or cosine, after a tenth of warm-up.")] = "cosine"
     keep: Annotated[Sequence[int], Option(help="Steps whose weights are kept, with commas: 5,10,20.", parser=steps_of)] = ()
+
+
+@dataclass(frozen=True)
+class RepairRequest(Running):
+    """An edit of a tuned model's weights as its user words it. `strength` "grid": a model of each strength of the repair's own grid."""
+
+    model: Annotated[str, Argument(help="The tuned model.")]
+    _: KW_ONLY
+    method: Annotated[str, Option(help="Repair: a name (titer list repairs) or a .py file.")]
+    to: Annotated[Place, Option(help="The folder to write the repaired model into; of a grid one in it a strength.")]
+    reads: Reads = field(default_factory=dict)
+    data: Annotated[Place | None, Option(help="What the repair is fitted on, where it is (titer show NAME).")] = None
+    reading: HowRead = None
+    settings: Annotated[Settings, Option("--set", help=f"A setting of the repair as NAME=VALUE; {AGAIN}.")] = field(default_factory=dict)
+    strength: Annotated[str | None, Option(help="Its strength: a number, or grid for a model of each that it names itself.")] = None
+    shard: Annotated[float, Option(min=1e-6, max=50.0, help="GB of a file of weights.")] = 1.0
 
 
 @dataclass(frozen=True)

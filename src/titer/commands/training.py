@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from titer.commands import tuning
 from titer.commands.align import align_stage, with_canary
 from titer.commands.finetune import MixtureSpec, finetune_stage, user_mix
-from titer.commands.recorded_options import MARK, usual
+from titer.commands.placed import put
+from titer.commands.recorded_options import usual
 from titer.commands.requests import AlignRequest, FinetuneRequest, Place
-from titer.core.config import digest
-from titer.core.errors import TiterError, visible
-from titer.core.run import Store, write_text
+from titer.core.errors import TiterError
+from titer.core.run import Store
 from titer.data.example import Stream
 from titer.data.shapes import Need
 from titer.data.sources import TextData, detected
@@ -116,12 +116,12 @@ def _planned(stage: Stage, start: Checkpoint, order: AlignRequest | FinetuneRequ
 
 
 def trained(pipeline: Pipeline, plan: Planned, to: Path | None = None) -> Trained:
-    """The stage's model, trained or found; its files also in the folder `to` (`check_free` says whether they may be)."""
+    """The stage's model, trained or found; its files also in the folder `to`, the adapter beside it in `adapter`."""
     made = pipeline.model(plan.stage, tuning.as_model(plan.start), plan.stage.name, reads=plan.reads)
     place = made.checkpoint.path
     if to is not None:
-        with pipeline.store.lock(pipeline.store.root / "locks" / f"to-{digest(str(to.resolve()))}.lock"):
-            place = put(made.checkpoint.path, to, plan.key)
+        model = made.checkpoint.path
+        place = put(to, plan.key, {"options": usual(model)}, partial(_copied, model), pipeline.store)
     rest, prompts = "--data PROMPTS.csv", "prompts labelled safe or unsafe, none of them trained on"
     if plan.canary is not None:
         rest, prompts = f"--canary {shlex.quote(str(plan.canary))}", "a third of the file is held out"
@@ -129,57 +129,10 @@ def trained(pipeline: Pipeline, plan: Planned, to: Path | None = None) -> Traine
     return Trained(place, stopped(made), plan.about, plan.text, following, prompts)
 
 
-def check_free(to: Path | None, plan: Planned, runs: Path) -> None:
-    """Before anything is trained. Errors: a folder that Titer did not make; one in, around or of the start model or the runs."""
-    if to is None:
-        return
-    place = to.resolve()
-    for other in (plan.start.path.resolve(), runs.resolve()):
-        if place == other or place in other.parents or other in place.parents:
-            raise TiterError(
-                f"--to {visible(str(to), 120)!r} is, holds or lies in {visible(str(other), 120)}", next_step="give a folder beside it."
-            )
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-        return
-    stage, alone = _marked(place)
-    if stage != plan.key and not (stage and alone):
-        raise TiterError(
-            f"--to {visible(str(to), 120)!r} is there, and holds what Titer did not put there", next_step="give a new or an empty folder."
-        )
-
-
-def put(model: Path, to: Path, key: str) -> Path:
-    """The model's files in the folder `to`, the adapter that it was trained with beside them in `adapter`: whole or not at all.
-
-    A folder that Titer made before is replaced, once the new one stands; one that holds this very model is left as it is.
-    What a killed call left beside it goes.
-    """
-    place = to.resolve()
-    fresh, old = place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
-    for left in (fresh, old):
-        shutil.rmtree(left, ignore_errors=True)
-    if _marked(place)[0] == key:
-        return to
+def _copied(model: Path, fresh: Path) -> None:
     shutil.copytree(model, fresh)
     if (adapter := adapter_beside(model)) is not None:
         shutil.copytree(adapter, fresh / "adapter")
-    files = sorted(str(file.relative_to(fresh)) for file in fresh.rglob("*") if file.is_file())
-    write_text(fresh / MARK, json.dumps({"stage": key, "files": files, "options": usual(model)}) + "\n")
-    if place.exists():
-        place.rename(old)
-    fresh.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
-    return to
-
-
-def _marked(folder: Path) -> tuple[str, bool]:
-    """The key of the stage whose model Titer put into a folder, "" where it did not; and whether nothing else has come since."""
-    try:
-        said = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-        return str(said["stage"]), there <= {*said["files"], MARK}
-    except (OSError, ValueError, KeyError, TypeError):  # no mark, or not one of ours
-        return "", False
 
 
 def read(place: Place | None, reading: str | None = None, need: Need = "answers") -> TextData | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, cast
 import numpy as np
 import pandas as pd
 
-from titer.commands.requests import TrainConfig
+from titer.commands.requests import RepairRequest, TrainConfig
 from titer.core.config import build
 from titer.core.errors import TiterError, nearest, unknown, visible
 from titer.core.plugins import made
@@ -31,6 +31,7 @@ from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
 from titer.models.lm import read_tokenizer
 from titer.pipeline import Model, adapter_beside
+from titer.repairs.base import Repair
 from titer.stage import Lora, Optimiser, Stage
 
 Trained = Literal["comply", "refuse"]
@@ -264,8 +265,8 @@ def notes(streams: Mapping[str, Stream]) -> list[str]:
     return list(dict.fromkeys(note for stream in streams.values() for part in stream.parts for note in part.source.notes))
 
 
-def models_read(method: Method, how: TrainConfig, trusted: bool = False) -> dict[str, Model]:
-    """The models that a method reads, by their roles; `trusted` as `resolve` takes it.
+def models_read(method: Method | Repair, how: TrainConfig | RepairRequest, trusted: bool = False) -> dict[str, Model]:
+    """The models that a method or a repair reads, by their roles; `trusted` as `resolve` takes it.
 
     Errors: an unknown or missing role, no model.
     """

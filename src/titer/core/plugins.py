@@ -24,6 +24,7 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Record)
 KINDS = {  # and one of each
     "methods": "method",
+    "repairs": "repair",
     "decoders": "decoder",
     "attacks": "attack",
     "judges": "judge",
@@ -129,17 +130,21 @@ def shown(name: str) -> str:
 
 
 def describe(package: str, name: str) -> str:
-    """A plug-in's docstring and, where it has a record, its settings with their defaults; of a method what it trains on and reads."""
+    """A plug-in's docstring and, where it has a record, its settings with their defaults; what a method or a repair reads."""
     loaded = module(package, name)
     lines = [(loaded.__doc__ or "").strip()]
     for record in (kind for kind in _classes(loaded) if issubclass(kind, BaseModel)):
         fields = record.model_fields
         lines += ["", f"Settings of {name} (--set NAME=VALUE):" if fields else "It has no settings."]
         lines += [f"  {field} = {info.default!r}  {info.description or ''}".rstrip() for field, info in fields.items()]
+        lines += [""] if hasattr(record, "MODELS") else []
         if hasattr(record, "STREAMS"):
             streams = ", ".join(record.STREAMS)
-            lines += ["", f"Streams (--stream NAME=FILE; --data is train, or preferred and rejected): {streams or 'none'}"]
-        if models := ", ".join(getattr(record, "MODELS", ())):
-            lines += [] if hasattr(record, "STREAMS") else [""]
-            lines += [f"Models it reads (--read ROLE=MODEL): {models}"]
+            lines += [f"Streams (--stream NAME=FILE; --data is train, or preferred and rejected): {streams or 'none'}"]
+        if data := getattr(record, "DATA", {}):
+            lines += [f"Data (--data FILE): {', '.join(f'{name} ({need})' for name, need in data.items())}"]
+        if models := getattr(record, "MODELS", ()):
+            lines += [f"Models it reads (--read ROLE=MODEL): {', '.join(models)}"]
+        if strength := getattr(record, "STRENGTH", None):
+            lines += [f"--strength sets {strength[0]}; --strength grid gives {', '.join(f'{one:g}' for one in strength[1])}"]
     return "\n".join(lines)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from titer.core.errors import TiterError, visible
 from titer.models.checkpoint import Checkpoint
+from titer.models.edited import write_edited
 from titer.models.sites import Sites
 
 COARSE = {"BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors names the types that float32 is rounded to
@@ -109,15 +108,8 @@ def weights_bytes(checkpoint: Checkpoint) -> int:
 
 
 def blend(base: Checkpoint, tuned: Checkpoint, alpha: float, folder: Path) -> None:
-    """Write the model base + alpha (tuned - base), tensor by tensor; configuration and tokenizer are the base's.
+    """Write the model base + alpha (tuned - base) in float32, tensor by tensor; configuration and tokenizer are the base's.
 
-    Errors: a quantised base, whose configuration would not fit the blend.
+    Errors: as `write_edited`.
     """
-    if base.quantised:
-        raise TiterError(f"{base.label} is quantised: no blend of it can be written", expected="a model in floating point")
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in base.path.iterdir():
-        if file.is_file() and file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
-            shutil.copy2(file, folder / file.name)
-    moved = {name: torch.lerp(base.weight(name), tuned.weight(name), alpha) for name in sorted(base.files)}
-    save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
+    write_edited(base, lambda name: torch.lerp(base.weight(name), tuned.weight(name), alpha), folder, stored=False)

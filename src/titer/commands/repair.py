@@ -1,0 +1,246 @@
+"""`titer repair`: a tuned model's weights edited by a repair, parameter by parameter, into a folder of the user's own. L6.
+
+What is wrong with the models is found before anything is written: they must be one family with one vocabulary, and none may be
+another's copy. An adapter stays an adapter where the repair can edit its factors and it lies on the model that the repair goes by.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from titer.commands import tuning
+from titer.commands.placed import check_free, put, stands
+from titer.commands.requests import RepairRequest
+from titer.core.config import digest
+from titer.core.errors import TiterError, visible
+from titer.core.plugins import made
+from titer.core.run import Store
+from titer.data.sources import TextData, detected, preferences
+from titer.models import edited as writing
+from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.compatible import FAMILY, comparable, configured_apart
+from titer.models.edited import floating, write_adapter, write_edited, written_bytes
+from titer.models.fetch import resolve
+from titer.models.weights import DIFFER, difference
+from titer.pipeline import Reporter
+from titer.repairs.base import TUNED, Others, Reading, Repair
+
+GRID = "grid"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The repair at each strength with its folder, the models by role (`TUNED` among them), all checked."""
+
+    order: RepairRequest
+    repairs: Mapping[Path, Repair]
+    models: Mapping[str, Checkpoint]
+    data: Mapping[str, TextData]
+    adapter: bool
+    notes: list[str]
+
+    @property
+    def tuned(self) -> Checkpoint:
+        return self.models[TUNED]
+
+    def key(self, repair: Repair) -> str:
+        """What determines the model that is written."""
+        kind, models = type(repair), {role: one.key for role, one in self.models.items()}
+        told = [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, repair, writing.VERSION, self.order.shard]
+        return digest({"repair": told, "models": models, "data": {name: one.sha256 for name, one in self.data.items()}})
+
+    def cost(self) -> dict[str, Any]:
+        """Folders and whether they stand, bytes that are read and written, the most that is in memory."""
+        repair = next(iter(self.repairs.values()))
+        sizes = {role: written_bytes(one) for role, one in self.models.items() if not one.quantised}
+        largest = 4 * max(prod(self.tuned.shape(name)[0]) for name in self.tuned.files)
+        whole = 2 * max((sizes.get(role, 0) for role in repair.LOADS), default=0)  # it is loaded in float32
+        return {
+            "folders": {str(to): stands(to, self.key(one)) for to, one in self.repairs.items()},
+            "reads": sizes,
+            "writes": 0 if self.adapter else sizes[TUNED] * len(self.repairs),
+            "memory": max(whole, int(self.order.shard * 1e9) + largest * (len(self.models) + 2)),
+            "adapter": self.adapter,
+            "notes": self.notes,
+        }
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """The models that were written (as MODEL of a command), what is to be said of them, the command that compares them."""
+
+    models: tuple[str, ...]
+    notes: list[str]
+    following: str
+
+
+def planned(order: RepairRequest) -> Planned:
+    """Errors: an unknown repair, setting or role, a strength out of range, models that do not go together, a folder that is not free."""
+    to = Path(order.to)
+    repairs = _strengths(order, to)
+    repair = next(iter(repairs.values()))
+    reads = tuning.models_read(repair, order, order.trust_remote_code)
+    models = {TUNED: resolve(order.model, order.trust_remote_code), **{role: one.checkpoint for role, one in reads.items()}}
+    tuned = models[TUNED]
+    if tuned.adapter is None or not repair.ADAPTER:
+        _check_editable(tuned)
+    notes = [note for role, one in models.items() for note in _apart(repair, role, one, models)]
+    adapter = _stays(repair, models)
+    if tuned.adapter is not None and not adapter:
+        notes.append(f"{tuned.label} is an adapter, and this repair gives whole weights: it is merged")
+    if not adapter:
+        _check_editable(tuned)
+    data = _data(order, repair)
+    notes += [note for one in data.values() for note in one.notes]
+    plan = Planned(order, repairs, models, data, adapter, notes)
+    others = [folder for one in models.values() for folder in one.folders]
+    for place, one in repairs.items():
+        check_free(place, plan.key(one), [*others, Path(order.runs)])
+    return plan
+
+
+def repaired(plan: Planned, store: Store, shown: Reporter) -> Repaired:
+    """The models written, one after the other. Errors: numbers that are not finite; nothing is left of such a model."""
+    places = []
+    for to, repair in plan.repairs.items():
+        key = plan.key(repair)
+        put(to, key, {"repair": _record(plan, repair)}, partial(_write, plan, repair, shown), store)
+        places.append(f"{plan.tuned.path}+{to}" if plan.adapter else str(to))
+    aligned = plan.models.get("aligned")
+    compared = [*([aligned.place] if aligned else []), plan.tuned.place, *places]
+    words = " ".join(map(shlex.quote, compared))
+    return Repaired(tuple(places), plan.notes, f"titer audit {words} --no-base --data PROMPTS.csv{plan.tuned.option}")
+
+
+def _strengths(order: RepairRequest, to: Path) -> dict[Path, Repair]:
+    """Folder -> the repair that is written into it."""
+    make = partial(made, "repairs", order.method, Repair)
+    repair, strength = make(order.settings), order.strength
+    if strength is None:
+        return {to: repair}
+    if repair.STRENGTH is None:
+        raise TiterError(f"repair {order.method} has no strength to set", next_step="leave out --strength; see titer show NAME.")
+    name, grid = repair.STRENGTH
+    if name in order.settings:
+        raise TiterError(f"--strength is {name} of {order.method}, which --set gives too", next_step="leave out one of the two.")
+    if strength == GRID:
+        return {to / f"{value:g}": make({**order.settings, name: value}) for value in grid}
+    try:
+        return {to: make({**order.settings, name: float(strength)})}
+    except ValueError:
+        raise TiterError(f"--strength {visible(strength, 60)!r}", expected="a number, or grid") from None
+
+
+def _check_editable(tuned: Checkpoint) -> None:
+    if tuned.quantised:
+        raise TiterError(
+            f"{tuned.label} is quantised ({tuned.quantised}): its weights cannot be edited",
+            expected="a tuned model in floating point",
+            next_step="give the model before it was quantised, or its dequantised weights (transformers: dequantize, save_pretrained).",
+        )
+
+
+def _apart(repair: Repair, role: str, one: Checkpoint, models: Mapping[str, Checkpoint]) -> list[str]:
+    """Where a model's configuration differs, in words. Errors: another family or vocabulary; a copy of another role's model."""
+    tuned = models[TUNED]
+    if role == TUNED:
+        return []
+    comparable(tuned, one)
+    if (lost := sorted(tuned.names.used ^ one.names.used)) or tuned.names.tied.keys() - one.names.tied.keys():
+        where = visible(lost[0], 120) if lost else "the head, which is tied in one of them alone"
+        raise TiterError(f"{tuned.label} and {one.label} do not hold the same parameters: {where}", expected=FAMILY)
+    shapes = [name for name in tuned.files if tuned.shape(name)[0] != one.shape(name)[0]]
+    if shapes or (tuned.vocabulary and one.vocabulary and tuned.vocabulary != one.vocabulary):
+        entries = len(set(tuned.vocabulary.items()) ^ set(one.vocabulary.items()))
+        raise TiterError(
+            f"the vocabularies of {tuned.label} and {one.label} differ ({entries} entries): their rows stand for other tokens",
+            expected=FAMILY,
+        )
+    for other in list(models)[: list(models).index(role)]:
+        if other == TUNED and role in repair.MAY_BE_TUNED:
+            continue
+        if (same := difference(models[other], one)) != DIFFER:
+            how = f", but for rounding to {same}" if same else ""
+            raise TiterError(
+                f"the {role} model has the weights of the {other} one{how} ({one.label}, {models[other].label})",
+                expected="models that differ: what was changed between them is what the repair goes by",
+            )
+    found = configured_apart(tuned, one)
+    return [f"{one.label} is configured otherwise than {tuned.label}, whose configuration is kept: {'; '.join(found[:4])}"] if found else []
+
+
+def _stays(repair: Repair, models: Mapping[str, Checkpoint]) -> bool:
+    """Whether the tuned model is an adapter and stays one: on the very model that the repair goes by, no module both whole and paired."""
+    tuned = models[TUNED]
+    if tuned.adapter is None or not repair.ADAPTER or any(one.whole and one.a for one in tuned.changes.values()):
+        return False
+    under = open_checkpoint(tuned.path / tuned.gguf if tuned.gguf else tuned.path, trusted=tuned.trusted)
+    return not difference(under, models[repair.ADAPTER])
+
+
+def _data(order: RepairRequest, repair: Repair) -> dict[str, TextData]:
+    """What --data is to the repair. Errors: none where it needs one, one where it reads none, rows without what it needs."""
+    if not repair.DATA:
+        if order.data is not None:
+            raise TiterError(f"repair {order.method} reads no data", next_step="leave out --data.")
+        return {}
+    ((name, need),) = repair.DATA.items()
+    if order.data is None:
+        raise TiterError(f"repair {order.method} needs data ({name}: {need})", next_step="add --data FILE.")
+    if need != "pairs":
+        return {name: tuning.read_data(order.data, labelled=need == "prompts", reading=order.reading, need=need)}
+    if detected(order.data, order.reading, "pairs").form.reading == "preference":
+        return dict(zip(tuning.PAIR, preferences(order.data, order.reading), strict=True))
+    rows = tuning.read_data(order.data, reading=order.reading)
+    return {side: _picked(rows, stream) for side, stream in tuning.preference(rows, 0).items()}
+
+
+def _picked(data: TextData, stream: Any) -> TextData:
+    """The rows of one side of a pair, the answer that it has as `comply`, in the order of the file."""
+    answers = {i: part.answer for part in stream.parts for i in part.picked}
+    rows = [(row[0], row[1], row[tuning.PLACES[answers[i]]], None) for i, row in enumerate(data.rows)]
+    return data.model_copy(update={"rows": tuple(rows)})
+
+
+def _record(plan: Planned, repair: Repair) -> dict[str, Any]:
+    """What stands in the folder of how it was made: no place of this machine."""
+    return {
+        "name": type(repair).__module__.rsplit(".", 1)[-1],
+        "version": repair.VERSION,
+        "settings": repair.model_dump(mode="json"),
+        "models": {role: {"name": one.label, "key": one.key} for role, one in plan.models.items()},
+        "data": {name: {"name": one.name, "sha256": one.sha256} for name, one in plan.data.items()},
+    }
+
+
+@torch.no_grad()
+def _write(plan: Planned, repair: Repair, shown: Reporter, folder: Path) -> None:
+    progress, tuned = shown.task(f"repairing {plan.tuned.label}"), plan.tuned
+    state = repair.prepare(Reading(plan.models, plan.data, progress, shown.tell))
+    names = sorted(tuned.changes) if plan.adapter else floating(tuned)
+    others = {role: one for role, one in plan.models.items() if role != TUNED}
+
+    def value(name: str) -> torch.Tensor:
+        progress(names.index(name) + 1, len(names))
+        before = tuned.weight(name)
+        found = repair.edited(name, before, Others(others, name), state)
+        if found.shape != before.shape:
+            raise TiterError(f"{plan.order.method} gives {name} as {tuple(found.shape)}", expected=f"its shape, {tuple(before.shape)}")
+        return found
+
+    def pair(name: str, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        progress(names.index(name) + 1, len(names))
+        return repair.factors(name, a, b, Others(others, name), state)
+
+    if plan.adapter:
+        write_adapter(tuned, pair, value, folder)
+    else:
+        write_edited(tuned, value, folder, int(plan.order.shard * 1e9))

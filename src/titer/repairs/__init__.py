@@ -1,0 +1,1 @@
+"""Repairs: edits of a tuned model's weights, one file each."""

@@ -1,0 +1,107 @@
+"""The contract of a repair: an edit of a tuned model's weights, one parameter at a time, by what other models hold there.
+
+A repair is a record of settings plus two hooks: `prepare` once, `edited` for every parameter; and, where an adapter can take the edit,
+`factors` for every pair of it. Who calls them (commands/repair.py) writes what they return in shards, in the type the tuned model is
+stored in, so a repair sees one parameter of each model at a time and no model is ever whole in memory, unless it loads one (`LOADS`).
+Parameters go by the model's names (`Checkpoint.weight`), float32 on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+
+from titer.core.config import Record
+from titer.core.run import Tell, quiet
+from titer.data.shapes import Need
+from titer.data.sources import TextData
+from titer.models.checkpoint import Checkpoint
+from titer.models.edited import floating
+from titer.models.lm import LM, load
+from titer.models.sites import Sites
+from titer.models.weights import skeleton
+
+State = Mapping[str, Any]
+TUNED = "tuned"  # the role of the model that is repaired
+
+
+class Others(dict[str, torch.Tensor]):
+    """Role -> one parameter of the model in that role, read when it is asked for and not kept."""
+
+    def __init__(self, models: Mapping[str, Checkpoint], name: str) -> None:
+        super().__init__()
+        self._models, self._name = models, name
+
+    def __missing__(self, role: str) -> torch.Tensor:
+        return self._models[role].weight(self._name)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What `prepare` sees: the models by role (`TUNED` among them), the data by name, places of the weights, where to tell something."""
+
+    models: Mapping[str, Checkpoint]
+    data: Mapping[str, TextData] = field(default_factory=dict)
+    progress: Callable[[int, int], None] = lambda done, total: None
+    tell: Tell = quiet
+
+    @property
+    def tuned(self) -> Checkpoint:
+        return self.models[TUNED]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The parameters that are edited, in the order in which they are."""
+        return floating(self.tuned)
+
+    @cached_property
+    def sites(self) -> Sites:
+        """Which parameter stands where; no weight is in memory."""
+        return skeleton(self.tuned)
+
+    def weight(self, role: str, name: str) -> torch.Tensor:
+        return self.models[role].weight(name)
+
+    def others(self, name: str) -> Others:
+        """One parameter of every model."""
+        return Others(self.models, name)
+
+    @contextmanager
+    def loaded(self, role: str) -> Iterator[LM]:
+        """A whole model, frozen, as long as it lasts; its role stands in `LOADS`."""
+        lm = load(self.models[role])
+        lm.model.eval().requires_grad_(False)
+        yield lm
+
+
+class Repair(Record):
+    """Settings as fields; the hooks below. Subclasses are final."""
+
+    MODELS: ClassVar[tuple[str, ...]] = ()  # roles of the models that it reads beside the tuned one
+    DATA: ClassVar[Mapping[str, Need]] = {}  # what --data is to it, and what its rows must hold: "pairs" give preferred and rejected
+    LOADS: ClassVar[tuple[str, ...]] = ()  # roles of the models that `prepare` loads whole
+    MAY_BE_TUNED: ClassVar[tuple[str, ...]] = ()  # roles that the tuned model itself may fill; any other is an error there
+    ADAPTER: ClassVar[str] = ""  # the role whose model must be what the adapter lies on, for `factors` to edit it; "": it is merged
+    SOURCE: ClassVar[str]
+    VERSION: ClassVar[int]
+    NEUTRAL: ClassVar[Mapping[str, Any] | str]  # the settings that give the tuned model back bit for bit, or why none do
+    STRENGTH: ClassVar[tuple[str, tuple[float, ...]] | None]  # the setting that --strength turns, and its grid; None: there is none
+
+    def prepare(self, r: Reading) -> State:
+        """What the edits need to know of the whole, made once. Errors: models or data that it cannot work with."""
+        return {}
+
+    def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
+        """The parameter `name` repaired, of the shape of `tuned`; `others`: role -> the same parameter there."""
+        raise NotImplementedError
+
+    def factors(
+        self, name: str, a: torch.Tensor, b: torch.Tensor, others: Mapping[str, torch.Tensor], state: State
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The adapter's A (rank, inputs) and B (outputs, rank) at `name` repaired, where `ADAPTER` names a role."""
+        raise NotImplementedError

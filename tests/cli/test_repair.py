@@ -1,0 +1,131 @@
+"""`titer repair`: what it prints, a grid of strengths, a dry run, and every wrong request refused with nothing written."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.cli.conftest import Titer
+from tests.conftest import llama, neox
+from tests.models.test_packed import packed
+from tests.repairs.made import family
+from titer import api
+from titer.data.world import World
+from titer.models.checkpoint import open_checkpoint
+
+Wrong = Callable[..., str]
+SCALE = ("repair", "tuned", "--method", "scale", "--read", "aligned=aligned", "--to", "out")
+
+
+@pytest.fixture(autouse=True)
+def models(here: Path) -> None:
+    family(here, roles=("base",))
+
+
+def test_it_writes_a_model_says_where_and_the_next_command_runs(titer: Titer) -> None:
+    found = titer(*SCALE, "--strength", "0.5")
+    assert found.status == 0, found
+    model, following = found.out.splitlines()
+    assert model == "Model: out"
+    assert following == "Next: titer audit aligned tuned out --no-base --data PROMPTS.csv"
+    assert open_checkpoint("out").key not in {open_checkpoint(one).key for one in ("aligned", "tuned")}
+    done = titer(*shlex.split(following.removeprefix("Next: titer ").replace("PROMPTS.csv", "d.csv")), "--max-new-tokens", "2")
+    assert done.status == 0, done
+
+
+def test_a_grid_is_a_folder_of_each_strength_and_the_api_writes_the_same(titer: Titer, here: Path) -> None:
+    plan = titer(*SCALE, "--strength", "grid", "--dry-run", "--json").json
+    assert plan["folders"] == {f"out/{c}": False for c in ("0", "0.25", "0.5", "0.75")}
+    size = sum(p.numel() for p in llama(World(seed=1)).model.parameters()) * 4
+    assert plan["reads"] == {"tuned": size, "aligned": size}
+    assert plan["writes"] == 4 * size
+    assert not (here / "out").exists()
+    made = titer(*SCALE, "--strength", "grid", "--json").json
+    assert made["models"] == list(plan["folders"])
+    assert made["next"] == "titer audit aligned tuned out/0 out/0.25 out/0.5 out/0.75 --no-base --data PROMPTS.csv"
+    assert titer(*SCALE, "--strength", "grid", "--dry-run", "--json").json["folders"] == dict.fromkeys(plan["folders"], True)
+    same = api.repair("tuned", method="scale", reads={"aligned": "aligned"}, to="mine", settings={"c": 0.25}, progress=False)
+    assert same.models == ("mine",)
+    assert open_checkpoint("mine").key == open_checkpoint("out/0.25").key
+    request = api.RepairRequest("tuned", method="scale", reads={"aligned": "aligned"}, to="mine", settings={"c": 0.25})
+    assert api.cost(request)["folders"] == {"mine": True}
+
+
+def test_it_is_listed_and_shown(titer: Titer) -> None:
+    assert "scale" in titer("list", "repairs", "--json").json["repairs"]
+    shown = titer("show", "scale").out
+    assert "Models it reads (--read ROLE=MODEL): aligned" in shown
+    assert "--strength sets c; --strength grid gives 0, 0.25, 0.5, 0.75" in shown
+
+
+def wider(folder: Path) -> None:
+    config = LlamaForCausalLM.from_pretrained("tuned").config
+    shape = {**config.to_dict(), "hidden_size": 32, "head_dim": 16}
+    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(folder / "wider")
+    for file in (folder / "tuned").glob("*token*"):
+        shutil.copy2(file, folder / "wider" / file.name)
+
+
+def other_words(folder: Path) -> None:
+    shutil.copytree(folder / "aligned", folder / "words")
+    said = json.loads((folder / "words" / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = said["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (folder / "words" / "tokenizer.json").write_text(json.dumps(said), encoding="utf-8")
+
+
+def rounded(folder: Path) -> None:
+    LlamaForCausalLM.from_pretrained("tuned").to(torch.bfloat16).save_pretrained(folder / "rounded")
+    for file in (folder / "tuned").glob("*token*"):
+        shutil.copy2(file, folder / "rounded" / file.name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--read", "aligned=tuned"), ("aligned model has the weights of the tuned one", "models that differ")),
+        (("--read", "aligned=copy"), ("aligned model has the weights of the tuned one",)),
+        (("--read", "aligned=rounded"), ("but for rounding to bfloat16",)),
+        (("--read", "aligned=neox"), ("two architectures", "gpt_neox", "llama")),
+        (("--read", "aligned=wider"), ("two checkpoints of one architecture",)),
+        (("--read", "aligned=words"), ("vocabularies of tuned and words differ (4 entries)",)),
+        (("--read", "aligned=nothing"), ("nothing",)),
+        (("--read", "alined=aligned"), ("unknown model that scale reads", "did you mean 'aligned'")),
+        ((), ("method scale reads the model aligned", "--read aligned=MODEL")),
+        (("--read", "aligned=aligned", "--strength", "-0.1"), ("greater than or equal to 0", "its settings are c")),
+        (("--read", "aligned=aligned", "--strength", "nan"), ("finite",)),
+        (("--read", "aligned=aligned", "--strength", "much"), ("a number, or grid",)),
+        (("--read", "aligned=aligned", "--strength", "1", "--set", "c=1"), ("leave out one of the two",)),
+        (("--read", "aligned=aligned", "--set", "d=1"), ("unknown setting 'd'",)),
+        (("--read", "aligned=aligned", "--data", "d.csv"), ("reads no data",)),
+    ],
+)
+def test_wrong_requests_are_refused_and_nothing_is_written(
+    arguments: tuple[str, ...], words: tuple[str, ...], wrong: Wrong, here: Path
+) -> None:
+    shutil.copytree(here / "tuned", here / "copy")
+    neox(World(seed=1)).save(here / "neox")
+    for make in (wider, other_words, rounded):
+        make(here)
+    said = wrong("repair", "tuned", "--method", "scale", "--to", "out", *arguments)
+    assert all(word in said for word in words), said
+    assert not list(here.glob("*out*"))
+
+
+def test_wrong_repairs_folders_and_quantised_models_are_refused(wrong: Wrong, here: Path) -> None:
+    assert "did you mean 'scale'" in wrong(*SCALE[:3], "scal", *SCALE[4:])
+    assert "holds what Titer did not put there" in wrong(*SCALE[:-1], "base")
+    assert "is, holds or lies in" in wrong(*SCALE[:-1], "tuned/out")
+    packed(here / "int8", "bnb8")
+    said = wrong("repair", "int8", *SCALE[2:])
+    assert "int8 is quantised (8-bit weights (bitsandbytes)" in said
+    assert "before it was quantised" in said
+    assert not list(here.glob("*out*"))
