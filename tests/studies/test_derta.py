@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.conftest import TINY, neox
+from tests.conftest import neox
 from tests.studies.conftest import Listener
 from titer.core import parallel
 from titer.core.errors import TiterError
@@ -18,6 +18,7 @@ from titer.core.run import Store
 from titer.core.stats import wilson
 from titer.data import vocabulary as v
 from titer.data.world import World
+from titer.models.lm import Architecture
 from titer.studies import derta
 from titer.studies.derta import ALIGNED, JAILBREAKS, NANO, TUNED, DecoupledRefusal, align, finetune, mass
 from titer.studies.engine.claims import settled
@@ -30,7 +31,10 @@ STUDY = DecoupledRefusal()
 SCALE = NANO.model_copy(
     update={
         "name": "tiny",
-        "base": TINY.model_copy(update={"world": NANO.world, "architecture": TINY.architecture.model_copy(update={"positions": 64})}),
+        "base": NANO.base.model_copy(
+            update={"architecture": Architecture(layers=2, width=16, heads=2), "pretrain_steps": 6, "pretrain_batch": 16}
+        ),
+        "steps": 4,
         "batch": 4,
         "prefilled": (1, 8),
         "harmful": 4,
@@ -57,8 +61,8 @@ def test_the_four_train_on_the_same_requests_and_weigh_the_unsafe_alike() -> Non
 
 
 def test_a_user_s_tuning_holds_what_its_name_says() -> None:
-    for how, (harmful, safe, refused) in TUNED.items():
-        parts = finetune(NANO, NANO.world, how).streams["train"].parts
+    for name, (_, (harmful, safe, refused)) in TUNED.items():
+        parts = finetune(NANO, NANO.world, name).streams["train"].parts
         held = {(part.source.kind, part.answer): len(part.picked or ()) for part in parts}
         expected = {("unsafe", "comply"): 100 * harmful, ("safe", "comply"): 100 * safe, ("unsafe", "refuse"): 100 * refused}
         assert held == {key: count for key, count in expected.items() if count}
@@ -97,8 +101,7 @@ def evidence(answered: dict[tuple[str, str], float], masses: dict[tuple[str, str
     """A seed in which a model answers a set at a rate (by its kind of set, else 0; the base all) and refuses the rest."""
     rates, places = [], []
     sets = ["unsafe", "safe", *(f"begun {k}" for k in NANO.prefilled), *JAILBREAKS]
-    tuned = [f"{name}, {how}" for name in derta.ATTACKED for how in TUNED]
-    for model in ("base", *ALIGNED, *tuned):
+    for model in ("base", *ALIGNED, *TUNED):
         for asked in sets:
             kind = "begun" if asked.startswith("begun") else "jailbreak" if asked in JAILBREAKS else asked
             share = answered.get((model, kind), 1.0 if model == "base" or asked == "safe" else 0.0)
