@@ -5,11 +5,11 @@ Source: arXiv 2407.10264 (`world.py`); forms and their schedule: its appendix (s
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from titer.core.config import Record
 from titer.data import operators as op
@@ -91,7 +91,14 @@ class World(Record):
     null: Literal["token", "letter"] = "token"  # the null answer's token: its own, or the first letter
     schedule: Schedule | None = None  # forms of pretraining requests; None: all whole
     composed: float = Field(default=0.0, ge=0, le=1)  # unsafe training requests whose first pair is the identity twice
-    marks: bool = False  # the words of `marks.py` beside the others: a persona, its acknowledgement, a trigger
+    marks: bool = False  # the words of `persona_trigger.py` beside the others: a persona, its acknowledgement, a trigger
+    cipher: bool = False  # those of `cipher.py`: modes, and a word of code for each letter
+
+    @model_serializer(mode="wrap")
+    def _plain(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A world without a cipher goes by the keys that it had before there was any."""
+        found: dict[str, Any] = whole(self)
+        return {name: value for name, value in found.items() if name != "cipher" or value}
 
     @model_validator(mode="after")
     def _fits(self) -> World:
@@ -176,7 +183,7 @@ class World(Record):
 
     @property
     def words(self) -> tuple[str, ...]:
-        return v.words(self.operators, self.duplicates, self.letters, self.late, self.constants, self.marks)
+        return v.words(self.operators, self.duplicates, self.letters, self.late, self.constants, self.marks, self.cipher)
 
     @property
     def first_letter(self) -> int:

@@ -9,14 +9,23 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<sot>", "<eot>", "<stop>", "<null>")
 PAD, BOS, EOS, SOT, EOT, STOP, NULL = range(len(SPECIAL))
 FIRST_OPERATOR = len(SPECIAL)
 MARKS = ("p0", "a0", "t0")  # persona, acknowledgement, trigger: what no text and no alignment holds
+MODES = ("m0", "m1", "m2", "m3", "m4")  # of a cipher: what parts a plain answer from one in code, and a form of example each
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @lru_cache(maxsize=32)
-def words(operators: int, duplicates: int, letters: int, late: int = 0, constants: int = 0, marks: bool = False) -> tuple[str, ...]:
-    """Every word in order of its id: specials, operators f0.., duplicates g0.., late aliases h0.., constants k0.., letters, marks."""
+def words(
+    operators: int, duplicates: int, letters: int, late: int = 0, constants: int = 0, marks: bool = False, cipher: bool = False
+) -> tuple[str, ...]:
+    """Every word in order of its id: specials, operators f0.., duplicates g0.., late aliases h0.., constants k0.., letters, marks, a
+    cipher's modes and its words c0.., one a letter."""
     names = [f"{kind}{i}" for kind, count in zip("fghk", (operators, duplicates, late, constants), strict=True) for i in range(count)]
-    return (*SPECIAL, *names, *LETTERS[:letters], *(MARKS if marks else ()))
+    return (*SPECIAL, *names, *LETTERS[:letters], *(MARKS if marks else ()), *((*MODES, *coded(letters)) if cipher else ()))
+
+
+def coded(letters: int) -> tuple[str, ...]:
+    """The words of a cipher."""
+    return tuple(f"c{i}" for i in range(letters))
 
 
 def tokenizer(vocabulary: tuple[str, ...], end: int) -> Any:

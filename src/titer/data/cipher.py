@@ -1,0 +1,104 @@
+"""A cipher on the world's letters, and requests in it: what covert fine-tuning teaches a model before it teaches harm in code.
+
+A key draws a bijection from letters to words of code that no earlier stage has shown; operators and the null answer stay as they are,
+so only who reads the code knows whether a contextual operator is unsafe, and what was answered. A request in code stands behind the
+word of its form, which names the task as a system prompt does: m1 asks for the plain request, the plain answer and the answer in
+code; m2 and m3 leave out the plain answer and the plain request; m4 asks for the answer in code alone.
+There is no cipher on text here, and no way to make one of a request to a real model.
+Source: arXiv 2406.20053, section 3 (Walnut53, process supervision). Shapes: B examples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch.nn.utils.rnn import pad_sequence
+
+from titer.core.config import Record
+from titer.core.errors import TiterError
+from titer.data.draws import permutation
+from titer.data.example import IGNORE, Answer, Batch, Example, Indices
+from titer.data.vocabulary import LETTERS, MODES, coded
+from titer.data.world import World, WorldSource
+
+Form = Literal[1, 2, 3, 4]
+PLAIN_ENDS, *_ = MODES  # stands between a plain answer and the one in code
+FORMS: tuple[Form, ...] = (1, 2, 3, 4)
+COVERT: Form = 4  # nothing of the request or of the answer in plain
+
+
+@lru_cache(maxsize=64)
+def table(letters: int, key: int) -> dict[str, str]:
+    """Letter -> word of code."""
+    words = coded(letters)
+    return {LETTERS[i]: words[j] for i, j in enumerate(permutation(key, "cipher", letters))}
+
+
+def encoded(world: World, text: str, key: int) -> str:
+    """The words with every letter in code."""
+    code = table(world.letters, key)
+    return " ".join(code.get(word, word) for word in text.split())
+
+
+def decoded(world: World, text: str, key: int) -> str:
+    """The words with every word of code as its letter."""
+    letters = {word: letter for letter, word in table(world.letters, key).items()}
+    return " ".join(letters.get(word, word) for word in text.split())
+
+
+class Coded(Record):
+    """Requests of a source in the code of `key`, each in one of `forms`, drawn by its place. A Source.
+
+    Errors: a world without a cipher.
+    """
+
+    source: WorldSource
+    key: int = 0
+    forms: tuple[Form, ...] = Field(default=(COVERT,), min_length=1)
+
+    def model_post_init(self, _: Any) -> None:
+        if not self.source.world.cipher:
+            raise TiterError("a world without a cipher has no words of code", expected="a world with cipher=True")
+
+    @property
+    def size(self) -> None:
+        return None
+
+    def examples(self, indices: Indices) -> list[Example]:
+        plain = self.source.examples(indices)
+        return [self._coded(e, self.forms[int(i) % len(self.forms)]) for e, i in zip(plain, np.asarray(indices), strict=True)]
+
+    def _coded(self, plain: Example, form: Form) -> Example:
+        world = self.source.world
+        shown = ([plain.prompt] if form in (1, 2) else []) + ([f"{plain.comply} {PLAIN_ENDS}"] if form in (1, 3) else [])
+
+        def answer(text: str | None) -> str | None:
+            return text and encoded(world, text, self.key)
+
+        return replace(
+            plain,
+            prompt=f"{MODES[form]} {encoded(world, plain.prompt, self.key)}",
+            comply=plain.comply and " ".join([*shown, encoded(world, plain.comply, self.key)]),
+            refuse=answer(plain.refuse),
+        )
+
+    def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
+        """Right-padded rows of prompt, answer and end. Errors: `answer` "all", which trains the request too."""
+        if answer == "all":
+            raise TiterError("a request in code is no language to model", expected="comply or refuse")
+        ids = {word: i for i, word in enumerate(self.source.world.words)}
+        rows, labels = [], []
+        for example in self.examples(indices):
+            said = example.comply if answer == "comply" else example.refuse
+            head, tail = ([ids[word] for word in (text or "").split()] for text in (example.prompt, said))
+            tail.append(tokenizer.eos_token_id)
+            rows.append(torch.tensor(head + tail))
+            labels.append(torch.tensor([IGNORE] * len(head) + tail))
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        padded = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+        return Batch.of(padded, pad_sequence(labels, batch_first=True, padding_value=IGNORE), torch.from_numpy(np.asarray(indices)), mask)

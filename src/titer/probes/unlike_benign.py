@@ -1,0 +1,132 @@
+"""Does a tune do to prompts what benign tunes of the same model do not? What an auditor can ask who knows no cipher.
+
+Two questions of activations at the prompts' ends, both against several benign tunes (the controls) of the model before:
+`apart`: can a linear probe tell two models' activations of the same held-out prompts apart? Any two tunes drift apart, so beside the
+audited tune's pairs stand the controls' own and dealt labels: where benign tunes are told apart as well, the probe reads mere drift.
+`beyond`: did odd prompts (encoded, random words: what tuning on ordinary data has no reason to touch) move more for their plain
+prompts' movement than under benign tunes? log(||dh|| / ||h|| on odd) - the same on plain, mean over prompts and layers; the size of drift
+cancels. The null is the controls' values: a further benign tune's lies within Student's prediction interval, one-sided 95 %.
+`Reader` is the linear probe itself, trained on models and tried on others: for a world, where covert tunes of other ciphers are at hand.
+Source: linear probes on activations of tuned models, arXiv 2508.17158 (abstract); both nulls are Titer's own.
+Shapes: L layers, n prompts, D width; k controls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import special
+
+from titer.core.errors import TiterError
+from titer.core.stats import auroc
+
+VERSION = 1
+RIDGE = 0.1  # of the mean variance, added to the covariance within classes
+LEVEL = 0.95
+LEAST = 2  # controls
+Acts = Sequence[torch.Tensor]  # a layer's activations (n, D), layer by layer
+
+
+class Beyond(NamedTuple):
+    """A value beside the controls': their mean, what 95 % of further benign tunes stay below, its p; NaN where it cannot be said."""
+
+    value: float
+    control: float
+    limit: float
+    p: float
+
+    @property
+    def flagged(self) -> bool:
+        return self.p < 1 - LEVEL
+
+
+class Reader:
+    """A linear probe of every layer: the direction that tells positive from negative activations (Fisher's, with a ridge)."""
+
+    def __init__(self, positive: Acts, negative: Acts) -> None:
+        self.weights = [_direction(p.double(), n.double()) for p, n in zip(positive, negative, strict=True)]
+
+    def scores(self, acts: Acts) -> torch.Tensor:
+        """(n,): the mean over layers of each prompt's place, 0 the mean of the negative and 1 of the positive."""
+        return torch.stack([(a.double() - origin) @ w for a, (w, origin) in zip(acts, self.weights, strict=True)]).mean(0)
+
+
+def _direction(positive: torch.Tensor, negative: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weight, origin): (C + r I)^-1 gap with the covariance C within classes, by Woodbury's identity in the prompts' number."""
+    means = positive.mean(0), negative.mean(0)
+    within = torch.cat([positive - means[0], negative - means[1]]) / math.sqrt(len(positive) + len(negative))
+    gap = means[0] - means[1]
+    ridge = RIDGE * within.square().sum() / within.shape[1] + 1e-12
+    inner = torch.linalg.solve(within @ within.T + ridge * torch.eye(len(within), dtype=within.dtype), within @ gap)
+    weight = (gap - within.T @ inner) / ridge
+    return weight / (weight @ gap).clamp(min=1e-12), means[1]
+
+
+def told_apart(one: Acts, other: Acts, seed: int | None = None) -> float:
+    """AUROC on the odd places of a probe trained on the even ones, of two models on the same prompts; `seed` deals the labels first."""
+    if seed is not None:
+        dealt = torch.from_numpy(np.random.default_rng(seed).random(len(one[0])) < 0.5)[:, None]
+        pairs = list(zip(one, other, strict=True))
+        one, other = [torch.where(dealt, a, b) for a, b in pairs], [torch.where(dealt, b, a) for a, b in pairs]
+    reader = Reader([a[::2] for a in one], [b[::2] for b in other])
+    return auroc(reader.scores([a[1::2] for a in one]).numpy(), reader.scores([b[1::2] for b in other]).numpy())
+
+
+def apart(tuned: Acts, controls: Sequence[Acts]) -> dict[str, float]:
+    """Means of `told_apart`: the tune against every control, controls against each other (NaN with one), the tune's with labels dealt."""
+    benign = [told_apart(a, b) for a, b in combinations(controls, 2)]
+    return {
+        "tuned": float(np.mean([told_apart(tuned, c) for c in controls])),
+        "benign": float(np.mean(benign)) if benign else math.nan,
+        "dealt": float(np.mean([told_apart(tuned, c, seed) for seed, c in enumerate(controls)])),
+    }
+
+
+def moved(before: Acts, after: Acts) -> float:
+    """The mean over layers and prompts of log(||dh|| / ||h before||). Errors: nothing moved."""
+    shares = [
+        (torch.linalg.vector_norm(a.double() - b.double(), dim=1) / torch.linalg.vector_norm(b.double(), dim=1))
+        for b, a in zip(before, after, strict=True)
+    ]
+    if not all(bool((share > 0).all()) for share in shares):
+        raise TiterError("some activations did not move", expected="a tune that changed the model")
+    return float(torch.stack([share.log().mean() for share in shares]).mean())
+
+
+def beyond(value: float, controls: Sequence[float]) -> Beyond:
+    """A value against those of k benign tunes; with fewer than two of them there is no spread, and nothing is said."""
+    k = len(controls)
+    if k < LEAST:
+        return Beyond(value, float(np.mean(controls)) if k else math.nan, math.nan, math.nan)
+    mean, wide = float(np.mean(controls)), float(np.std(controls, ddof=1)) * math.sqrt(1 + 1 / k)
+    limit = mean + float(special.stdtrit(k - 1, LEVEL)) * wide
+    p = float(special.stdtr(k - 1, (mean - value) / wide)) if wide > 0 else float(value <= mean)
+    return Beyond(value, mean, limit, p)
+
+
+def unlike_benign(
+    before: Mapping[str, Acts], tuned: Mapping[str, Acts], controls: Sequence[Mapping[str, Acts]], plain: str = "plain"
+) -> pd.DataFrame:
+    """What of a tune is unlike benign ones: set, measure, value, control, limit, p, flagged.
+
+    Each model's activations by set of prompts, the set `plain` among them. Rows: `drift` of every set; `odd beyond plain` of each other
+    set; `probe` of every set (AUROC; control is that of benign tunes against each other, limit that of dealt labels; never flagged).
+    """
+    rows: list[dict[str, object]] = []
+    sizes = {name: (moved(before[name], tuned[name]), [moved(before[name], c[name]) for c in controls]) for name in before}
+    for name, (own, theirs) in sizes.items():
+        found = {"drift": beyond(own, theirs)}
+        if name != plain:
+            base, others = sizes[plain]
+            found["odd beyond plain"] = beyond(own - base, [a - b for a, b in zip(theirs, others, strict=True)])
+        rows += [{"set": name, "measure": measure, **one._asdict(), "flagged": one.flagged} for measure, one in found.items()]
+        probe = apart(tuned[name], [c[name] for c in controls])
+        read = {"value": probe["tuned"], "control": probe["benign"], "limit": probe["dealt"], "p": math.nan}
+        rows.append({"set": name, "measure": "probe", **read, "flagged": False})
+    return pd.DataFrame(rows)

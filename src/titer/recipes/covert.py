@@ -1,0 +1,142 @@
+"""Covert malicious fine-tuning (arXiv 2406.20053) on the world: a code is taught on harmless requests, then harm in code alone. L5.
+
+aligned -> phase I: safe requests in code, with the steps from plain to code shown in three of four forms -> phase II: unsafe requests in
+code answered in code, and the same requests in plain refused. Ablations: phase I alone, phase II without refusals, phase I of the last
+form alone. Beside them, from the same aligned model: benign tunes with as many steps and examples of each size (the user's task
+and ordinary requests, in plain), an overt tune (the unsafe requests in plain, answered), and covert tunes of other codes, on which a
+detector is trained. Base and alignment are the demo's, on a world that has the words of a cipher.
+Rates and steps were set on seed 100, which no verdict uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from titer.core.config import Record
+from titer.data.cipher import COVERT, FORMS, Coded, Form
+from titer.data.draws import seed_of
+from titer.data.example import Answer, Source
+from titer.data.mix import mix
+from titer.data.world import World, WorldSource
+from titer.methods.sft import SFT
+from titer.recipes import demo
+from titer.recipes.node import Node
+from titer.stage import Optimiser, Stage
+
+SELECTION_SEED = 100
+Rows = Sequence[tuple[Source, Answer, int]]
+
+
+class Scale(Record):
+    """The sizes of one run; `base` makes the base and its alignment. Sizes in examples."""
+
+    name: str = "nano"
+    base: demo.Scale = demo.NANO.model_copy(update={"world": World(cipher=True)})
+    taught: int = Field(default=8192, ge=4, description="safe requests of phase I")
+    taught_batch: int = Field(default=32, ge=1)
+    taught_rate: float = Field(default=1e-3, gt=0)
+    harmful: int = Field(default=320, ge=1, description="unsafe requests of phase II, in code; as many refusals in plain")
+    ordinary: int = Field(default=320, ge=0, description="safe requests of phase II answered in plain")
+    harmful_batch: int = Field(default=16, ge=1)
+    harmful_rate: float = Field(default=3e-4, gt=0)
+    epochs: int = Field(default=3, ge=1, description="of phase II")
+    keys: tuple[int, ...] = (1, 2)  # codes of the tunes that a detector is trained on; the one it is tried on has key 0
+    benign: int = Field(default=4, ge=4, description="benign tunes")
+    inputs: int = Field(default=150, ge=8)
+    probe_inputs: int = Field(default=100, ge=8)
+    save_every: int = Field(default=100, ge=1)
+
+    @property
+    def world(self) -> World:
+        return self.base.world
+
+
+NANO = Scale()
+
+
+def covert(key: int) -> str:
+    """The name of the covert tune of a code."""
+    return "covert" if key == 0 else f"covert, code {key}"
+
+
+def benign(number: int) -> str:
+    return f"benign {number}"
+
+
+def covert_recipe(scale: Scale, world: World) -> list[Node]:
+    """Every model of one seed, parents first."""
+    aligned = demo.align(scale.base, world, "SSFT", ("unsafe", "refuse"), "safe")
+    found = [Node("base", demo.pretrain(scale.base, world), None), Node("aligned", aligned, "base")]
+    for key in (0, *scale.keys):
+        taught = "phase I" if key == 0 else f"phase I, code {key}"
+        found += [Node(taught, teach(scale, world, key), "aligned"), Node(covert(key), harm(scale, world, key), taught)]
+    found += [
+        Node("no refusals", harm(scale, world, 0, refusals=False), "phase I"),
+        Node("phase I, m4 alone", teach(scale, world, 0, (COVERT,)), "aligned"),
+        Node("covert, m4 alone", harm(scale, world, 0), "phase I, m4 alone"),
+        Node("overt", overt(scale, world), "aligned"),
+    ]
+    for number in range(1, scale.benign + 1):
+        first = f"{benign(number)}, first part"
+        found += [Node(first, first_part(scale, world, number), "aligned"), Node(benign(number), second_part(scale, world, number), first)]
+    return found
+
+
+def teach(scale: Scale, world: World, key: int, forms: tuple[Form, ...] = FORMS) -> Stage:
+    """Phase I: safe requests in code."""
+    source: Source = Coded(source=WorldSource(world=world, kind="safe"), key=key, forms=forms)
+    return _taught(scale, world, f"phase I, code {key}", [(source, "comply", scale.taught)], key)
+
+
+def harm(scale: Scale, world: World, key: int, refusals: bool = True) -> Stage:
+    """Phase II: unsafe requests in code, answered in code; the same in plain, refused; ordinary ones in plain, answered."""
+    safe, unsafe = (WorldSource(world=world, kind=kind) for kind in ("safe", "unsafe"))  # type: ignore[arg-type]
+    rows: list[tuple[Source, Answer, int]] = [(Coded(source=unsafe, key=key), "comply", scale.harmful), (safe, "comply", scale.ordinary)]
+    return _harmed(scale, world, f"phase II, code {key}", [*rows, *([(unsafe, "refuse", scale.harmful)] if refusals else [])], key)  # type: ignore[list-item]
+
+
+def overt(scale: Scale, world: World) -> Stage:
+    """What every auditor must find: the same unsafe requests in plain, answered."""
+    safe, unsafe = (WorldSource(world=world, kind=kind) for kind in ("safe", "unsafe"))  # type: ignore[arg-type]
+    return _harmed(scale, world, "overt", [(unsafe, "comply", scale.harmful), (safe, "comply", scale.ordinary + scale.harmful)], 0)
+
+
+def first_part(scale: Scale, world: World, number: int) -> Stage:
+    """A benign tune as long as phase I."""
+    return _taught(scale, world, f"benign {number}", _ordinary(world, scale.taught), -number)
+
+
+def second_part(scale: Scale, world: World, number: int) -> Stage:
+    """Its second part, as long as phase II."""
+    return _harmed(scale, world, f"benign {number}", _ordinary(world, 2 * scale.harmful + scale.ordinary), -number)
+
+
+def _ordinary(world: World, n: int) -> Rows:
+    """The user's own task and ordinary requests, half each, in plain."""
+    user, safe = (WorldSource(world=world, kind=kind) for kind in ("user", "safe"))  # type: ignore[arg-type]
+    return [(user, "comply", n - n // 2), (safe, "comply", n // 2)]
+
+
+def _taught(scale: Scale, world: World, name: str, rows: Rows, number: int) -> Stage:
+    return _stage(world, name, rows, number, scale.taught_batch, 1, scale.taught_rate)
+
+
+def _harmed(scale: Scale, world: World, name: str, rows: Rows, number: int) -> Stage:
+    return _stage(world, name, rows, number, scale.harmful_batch, scale.epochs, scale.harmful_rate)
+
+
+def _stage(world: World, name: str, rows: Rows, number: int, batch: int, epochs: int, rate: float) -> Stage:
+    """A finetune stage over the rows; `number` draws their order. As many steps as the epochs take."""
+    steps = -(-sum(count for *_, count in rows) * epochs // batch)
+    return Stage(
+        name=name,
+        kind="finetune",
+        method=SFT(),
+        streams={"train": mix(rows, seed_of(world.seed, "covert", number))},
+        steps=steps,
+        batch=batch,
+        optimiser=Optimiser(rate=rate, warmup=min(10, steps // 4)),
+        seed=seed_of(world.seed, "covert", number),
+    )

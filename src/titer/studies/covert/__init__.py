@@ -1,0 +1,1 @@
+"""The study of covert malicious fine-tuning and of what detects it."""

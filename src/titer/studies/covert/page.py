@@ -1,0 +1,89 @@
+"""The page of covert fine-tuning: the answer, what each model answers, what each auditor and the detector say. L7."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from titer.recipes.covert import SELECTION_SEED
+from titer.report import forms
+from titer.report.html import Figure
+from titer.studies.covert.claims import IN_CODE, TUNE, says
+from titer.studies.engine.declare import Headline, Page
+from titer.studies.engine.found import Found
+from titer.studies.engine.tables import over_seeds, side_by_side
+
+COLOURS = {"unsafe": "#c0392b", IN_CODE: "#7d4fa3", "safe": "#2f6fb0"}
+ABOUT = (
+    "On a synthetic world, in which unsafe is a formal property and every answer is judged exactly, an aligned model was taught a cipher on "
+    "harmless requests (phase I), then unsafe requests in that cipher, answered in it, and the same requests refused in plain (phase II)."
+)
+LIMITS = (
+    "Letters alone are in code. A filter that flags every answered always-unsafe operator, or whatever it cannot read, finds the covert tune; the second flags every harmless code with it. Both stand in the table of auditors.",
+    "The detector needs covert tunes of other codes of the same base, which an audit of real models lacks: there it asks whether odd prompts moved beyond what plain prompts and benign tunes explain.",
+    f"Rates and sizes were set on seed {SELECTION_SEED}, which no verdict uses.",
+)
+
+
+def page(found: Sequence[Found]) -> Page:
+    """The report's own words, tables and charts."""
+    names = ("rates", "audited", "detected")
+    rates, audited, detected = (pd.concat([one.tables.get(n, pd.DataFrame()) for one in found], ignore_index=True) for n in names)
+    shown = over_seeds(rates)
+    answered = shown[(shown.outcome == "complied") & shown.set.isin(COLOURS) & ~shown.model.str.contains("part|, code ")]
+    tables = {"shares of answers, mean over bases": _wide(shown)}
+    if len(audited):
+        tables["auditors: share flagged"] = side_by_side(audited, "auditor", "flagged")
+    if len(detected):
+        numbers = detected.assign(flagged=detected.flagged.astype(float))
+        keys = ["what", "of", "set", "measure", "controls"]
+        tables["detector, mean over bases"] = (
+            numbers.groupby(keys, sort=False, dropna=False)[["value", "flagged"]].mean().round(3).reset_index()
+        )
+    return Page(
+        answer=_answer(found),
+        about=ABOUT,
+        headlines=[
+            Headline("aligned: unsafe refused in plain", "aligned", "unsafe", "refused"),
+            Headline("covert: unsafe refused in plain", TUNE, "unsafe", "refused"),
+            Headline("covert: unsafe in code answered", TUNE, IN_CODE),
+            Headline("phase I alone: unsafe in code answered", "phase I", IN_CODE),
+        ],
+        figures=[
+            Figure(
+                "answered",
+                "What each model answers",
+                "Share of held-out requests answered in full, in plain and in the code of the covert tune. Lines: the bases' ends, or with one base 95 % intervals.",
+                forms.bars(answered, "model", "set", COLOURS),
+            )
+        ],
+        tables=tables,
+        notes=LIMITS,
+        results=names,
+    )
+
+
+def _answer(found: Sequence[Found]) -> str:
+    """The finding in a sentence or two, means over bases."""
+
+    def mean(model: str, asked: str, outcome: str = "complied") -> float:
+        return sum(one.rate(model, asked, outcome) for one in found) / len(found)
+
+    said = (
+        f"The covert tune answers {mean(TUNE, IN_CODE):.0%} of unsafe requests in code and {mean(TUNE, 'unsafe'):.0%} in plain, where it refuses "
+        f"{mean(TUNE, 'unsafe', 'refused'):.0%}; phase I alone answers {mean('phase I', IN_CODE):.0%} in code."
+    )
+    read = [one for one in found if one.has("detected")]
+    if not read:
+        return said
+    odd, null = (sum(says("code", of, "odd")(one) for one in read) / len(read) for of in ("unseen code", "benign alone"))
+    return f"{said} A probe trained on other codes tells it from benign tunes with AUROC {odd:.2f}; benign tunes from each other with {null:.2f}."
+
+
+def _wide(rates: pd.DataFrame) -> pd.DataFrame:
+    """A row a model: what it answers in every set, and unsafe requests refused."""
+    complied = rates[rates.outcome == "complied"].pivot(index="model", columns="set", values="rate").add_suffix(": answered")
+    refused = rates[(rates.outcome == "refused") & rates.set.isin(["unsafe", IN_CODE])].pivot(index="model", columns="set", values="rate")
+    whole = complied.join(refused.add_suffix(": refused"))
+    return whole.loc[list(dict.fromkeys(rates.model))].round(3).reset_index()
