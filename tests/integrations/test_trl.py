@@ -22,7 +22,7 @@ from titer.data.world import WorldSource
 from titer.integrations.supported import HONOURED, unhonoured
 from titer.integrations.trl import TiterMixin
 from titer.integrations.watch import Watch
-from titer.methods.base import Batches, Method, pair_nll
+from titer.methods.base import Batches, Method
 from titer.methods.booster import Booster
 from titer.methods.dpo import DPO
 from titer.methods.kl import KL
@@ -30,6 +30,7 @@ from titer.methods.lisa import Lisa
 from titer.methods.rep_noise import RepNoise
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
+from titer.models.likelihood import pair_nll
 from titer.models.lm import LM, Decoding
 from titer.probes.drift import drift, whole
 from titer.stage import Lora, Stage

@@ -18,10 +18,11 @@ from titer.context import Step
 from titer.data.encode import encode
 from titer.data.example import IGNORE, Batch, Part, Stream
 from titer.data.world import World, WorldSource
-from titer.methods.base import Batches, Method, example_nll, pair_nll
+from titer.methods.base import Batches, Method
 from titer.methods.dpo import DPO
 from titer.methods.sft import SFT
 from titer.methods.unlearn import Unlearn
+from titer.models.likelihood import example_nll, pair_nll
 from titer.models.lm import LM
 
 LONG = World(seed=2, slots=4, shortest=9, longest=12)  # refusals are shorter than answers, texts of several lengths

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ from titer.repairs.base import TUNED, Others, Reading, Repair
 NAMES = sorted(names("repairs"))
 KINDS: dict[str, type[Repair]] = {name: plugin("repairs", name, Repair) for name in NAMES}  # type: ignore[type-abstract]
 NEUTRAL = [name for name, kind in KINDS.items() if not isinstance(kind.NEUTRAL, str)]
+
+
+def chosen(name: str) -> dict[str, Any]:
+    """The default; of a repair that picks its places by a threshold every place, of one that trains a few steps, without a sharp edge."""
+    said: dict[str, Any] = {"threshold": 1.0, "steps": 3, "export": "soft"}
+    return {setting: value for setting, value in said.items() if setting in KINDS[name].model_fields}
+
+
 EVERY = pytest.mark.parametrize("name", NAMES)
 
 
@@ -47,7 +56,7 @@ def test_what_it_declares(name: str) -> None:
     assert kind.__doc__
     assert set(kind.MAY_BE_TUNED) <= set(kind.MODELS)
     assert kind.ADAPTER in ("", *kind.MODELS)
-    assert set(kind.LOADS) <= {TUNED, *kind.MODELS}
+    assert kind.HOLDS >= 0
     assert all(info.description for info in kind.model_fields.values())
     if isinstance(kind.NEUTRAL, str):
         assert len(kind.NEUTRAL) > 20
@@ -77,7 +86,7 @@ def test_neutral_gives_the_tuned_model_bit_for_bit(name: str, kind: str, tmp_pat
 def test_a_default_repair_is_the_edit_in_memory_and_opens_in_transformers(name: str, tmp_path: Path) -> None:
     for maker in MAKERS:
         folder = tmp_path / maker
-        plan, (found,) = run(order(name, folder, family(folder, MAKERS[maker], KINDS[name].MODELS)))
+        plan, (found,) = run(order(name, folder, family(folder, MAKERS[maker], KINDS[name].MODELS), settings=chosen(name)))
         (repair,) = plan.repairs.values()
         whole = {role: weights(one) for role, one in plan.models.items()}
         with torch.no_grad():
@@ -99,9 +108,9 @@ def test_a_default_repair_is_the_edit_in_memory_and_opens_in_transformers(name: 
 
 @EVERY
 def test_shards_and_one_file_hold_the_same(name: str, tmp_path: Path) -> None:
-    asked = order(name, tmp_path, family(tmp_path, roles=KINDS[name].MODELS))
+    asked = order(name, tmp_path, family(tmp_path, roles=KINDS[name].MODELS), settings=chosen(name))
     _, (one,) = run(asked)
-    _, (many,) = run(order(name, tmp_path, {**family(tmp_path, roles=KINDS[name].MODELS)}, to=tmp_path / "shards", shard=6e-6))
+    _, (many,) = run(replace(asked, to=tmp_path / "shards", shard=6e-6))
     assert len(set(many.files.values())) > 3
     assert same(one, many)
     assert (
@@ -114,13 +123,13 @@ def test_an_adapter_stays_one_where_it_can_and_is_merged_where_not(name: str, tm
     for maker in ("llama", "gpt2"):
         folder = tmp_path / maker
         models = family(folder, MAKERS[maker], KINDS[name].MODELS, "adapter")
-        plan, (found,) = run(order(name, folder, models))
+        plan, (found,) = run(order(name, folder, models, settings=chosen(name)))
         assert plan.adapter == bool(KINDS[name].ADAPTER)
         assert (found.adapter is not None) == plan.adapter
         assert plan.adapter != any("it is merged" in note for note in plan.notes)
         whole = folder / "merged"  # the same model, its adapter merged before
         edited.write_edited(plan.tuned, plan.tuned.weight, whole)
-        _, (merged,) = run(order(name, folder, {**models, TUNED: str(whole)}, to=folder / "other"))
+        _, (merged,) = run(order(name, folder, {**models, TUNED: str(whole)}, to=folder / "other", settings=chosen(name)))
         for n in merged.files:
             torch.testing.assert_close(found.weight(n), merged.weight(n), rtol=1e-4, atol=1e-5)
 
@@ -128,9 +137,7 @@ def test_an_adapter_stays_one_where_it_can_and_is_merged_where_not(name: str, tm
 @EVERY
 def test_no_more_is_in_memory_than_a_few_parameters(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every parameter that is read is counted as long as it lives; a loaded model is the repair's own, and not counted here."""
-    plan = planned(
-        order(name, tmp_path, family(tmp_path, mixtral if not KINDS[name].LOADS else MAKERS["llama"], KINDS[name].MODELS), shard=1e-6)
-    )
+    plan = planned(order(name, tmp_path, family(tmp_path, roles=KINDS[name].MODELS), shard=1e-6, settings=chosen(name)))
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     peak, read = 0, Checkpoint.weight
 
@@ -158,14 +165,14 @@ def test_numbers_that_are_not_finite_are_refused_and_nothing_is_written(name: st
     held["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
     save_file(held, file, metadata={"format": "pt"})
     with pytest.raises(TiterError, match="not finite") as raised:
-        run(order(name, tmp_path, models))
+        run(order(name, tmp_path, models, settings=chosen(name)))
     assert raised.value.status == 2
     assert not list(tmp_path.glob("*out*"))
 
 
 @EVERY
 def test_the_same_command_finds_what_stands_and_its_record_names_no_place(name: str, tmp_path: Path) -> None:
-    asked = order(name, tmp_path, family(tmp_path, roles=KINDS[name].MODELS))
+    asked = order(name, tmp_path, family(tmp_path, roles=KINDS[name].MODELS), settings=chosen(name))
     plan, (found,) = run(asked)
     stamp = (found.path / "model.safetensors").stat().st_mtime_ns
     assert planned(asked).cost()["folders"] == {str(tmp_path / "out"): True}
@@ -177,6 +184,15 @@ def test_the_same_command_finds_what_stands_and_its_record_names_no_place(name: 
     assert {role: one["key"] for role, one in said["models"].items()} == {role: one.key for role, one in plan.models.items()}
     assert str(tmp_path) not in text
     assert open_checkpoint(found.path).key != plan.tuned.key
+
+
+def test_experts_in_one_tensor_are_written_as_the_model_holds_them(tmp_path: Path) -> None:
+    models = family(tmp_path, mixtral)
+    _, (found,) = run(order("scale", tmp_path, models, settings={"c": 1.0}))
+    tuned, repaired = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (models[TUNED], found.path))
+    assert tuned.keys() == repaired.keys()
+    assert all(torch.equal(tuned[n], repaired[n]) for n in tuned)
+    assert any(p.ndim == 3 for p in tuned.values())
 
 
 def test_others_read_a_parameter_when_it_is_asked_for(tmp_path: Path) -> None:

@@ -62,12 +62,12 @@ class Planned:
         repair = next(iter(self.repairs.values()))
         sizes = {role: written_bytes(one) for role, one in self.models.items() if not one.quantised}
         largest = 4 * max(prod(self.tuned.shape(name)[0]) for name in self.tuned.files)
-        whole = 2 * max((sizes.get(role, 0) for role in repair.LOADS), default=0)  # it is loaded in float32
+        whole = 4 * sum(prod(self.tuned.shape(name)[0]) for name in self.tuned.files)
         return {
             "folders": {str(to): stands(to, self.key(one)) for to, one in self.repairs.items()},
             "reads": sizes,
             "writes": 0 if self.adapter else sizes[TUNED] * len(self.repairs),
-            "memory": max(whole, int(self.order.shard * 1e9) + largest * (len(self.models) + 2)),
+            "memory": max(repair.HOLDS * whole, int(self.order.shard * 1e9) + largest * (len(self.models) + 2)),
             "adapter": self.adapter,
             "notes": self.notes,
         }

@@ -270,8 +270,9 @@ def models_read(method: Method | Repair, how: TrainConfig | RepairRequest, trust
 
     Errors: an unknown or missing role, no model.
     """
-    if wrong := [role for role in how.reads if role not in method.MODELS]:
-        unknown(f"model that {how.method} reads", visible(wrong[0], 80), method.MODELS)
+    roles = (*method.MODELS, *getattr(method, "OPTIONAL", ()))
+    if wrong := [role for role in how.reads if role not in roles]:
+        unknown(f"model that {how.method} reads", visible(wrong[0], 80), roles)
     if missing := [role for role in method.MODELS if role not in how.reads]:
         raise TiterError(
             f"method {how.method} reads the model{'s' if len(missing) > 1 else ''} {', '.join(missing)}",

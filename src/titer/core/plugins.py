@@ -145,6 +145,8 @@ def describe(package: str, name: str) -> str:
             lines += [f"Data (--data FILE): {', '.join(f'{name} ({need})' for name, need in data.items())}"]
         if models := getattr(record, "MODELS", ()):
             lines += [f"Models it reads (--read ROLE=MODEL): {', '.join(models)}"]
+        if more := getattr(record, "OPTIONAL", ()):
+            lines += [f"Models it may read: {', '.join(more)}"]
         if strength := getattr(record, "STRENGTH", None):
             lines += [f"--strength sets {strength[0]}; --strength grid gives {', '.join(f'{one:g}' for one in strength[1])}"]
     return "\n".join(lines)

@@ -3,26 +3,24 @@
 Every weight of the blocks' Linears is scored |W_ij| ||X_j||_2 (Wanda's score), X_j its input's entry j over the tokens of the
 first `examples` harmful examples, prompts and answers, padding left out; in each output row the round(ratio inputs) highest
 scores are zeroed. Source: arXiv 2408.09600; the score: arXiv 2306.11695.
-Training itself is SFT; a stage of 0 steps repairs a model that is already tuned. With an adapter the merged weight
+Training itself is SFT; `titer repair --method antidote` does the same to a model that is already tuned. With an adapter the merged weight
 W + scaling B A is scored and pruned, as published: it becomes the base weight and B becomes zero, so the merge adds nothing.
 Shapes: a weight is (outputs, inputs), an input (B, T, inputs) or (B T, inputs), a norm (inputs,).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from pydantic import Field
 
 from titer.core.errors import TiterError
-from titer.data.example import Batch
-from titer.methods.base import Context, Method, block_linears
+from titer.methods.base import Context, Method
 from titer.models.blocks import transposed
+from titer.models.edits import adding_squares, prune_used
 from titer.models.modes import evaluating
-from titer.models.sites import Sites
+from titer.models.sites import block_linears
 
 
 class Antidote(Method):
@@ -57,30 +55,11 @@ def input_norms(c: Context, examples: int) -> dict[str, torch.Tensor]:
     squares: dict[str, torch.Tensor] = {}
     with evaluating(c.sites.model):
         for batches in c.first("harmful", examples):
-            with _adding_squares(c.sites, batches["harmful"], squares):
+            with adding_squares(c.sites, batches["harmful"], squares):
                 c.forward(batches["harmful"])
     if broken := [name for name, total in squares.items() if not bool(torch.isfinite(total).all())]:
         raise TiterError(f"{broken[0]}: its inputs on the harmful examples are not finite", next_step="lower the learning rate.", status=1)
     return {name: total.sqrt() for name, total in squares.items()}
-
-
-@contextmanager
-def _adding_squares(sites: Sites, batch: Batch, squares: dict[str, torch.Tensor]) -> Iterator[None]:
-    """While it lasts, a forward pass over `batch` adds each Linear's squared inputs to `squares`; no hook stays."""
-    mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
-    real = mask.flatten().bool()
-
-    def add(name: str) -> Any:
-        def hook(_: Any, args: tuple[Any, ...]) -> None:
-            inputs = args[0].detach().reshape(len(real), -1)[real]  # some MLPs see (B T, inputs)
-            squares[name] = squares.get(name, 0) + (inputs.float() ** 2).sum(0)
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, layer in block_linears(sites).items():
-            stack.callback(layer.register_forward_pre_hook(add(name)).remove)
-        yield
 
 
 def _prune(layer: Any, norm: torch.Tensor, ratio: float) -> None:
@@ -91,5 +70,4 @@ def _prune(layer: Any, norm: torch.Tensor, ratio: float) -> None:
             weight.add_(layer.get_delta_weight(name).to(weight.dtype))
             layer.lora_B[name].weight.zero_()
     rows = weight.T if transposed(layer) else weight  # (outputs, inputs), the weight itself and no copy
-    top = (rows.float().abs() * norm).topk(round(ratio * rows.shape[1]), dim=1).indices
-    rows.scatter_(1, top, 0.0)
+    prune_used(rows, norm, ratio)

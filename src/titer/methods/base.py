@@ -14,9 +14,7 @@ import torch
 from torch.nn import functional
 
 from titer.core.config import Record
-from titer.data.example import IGNORE, Batch, join
-from titer.models.blocks import linears
-from titer.models.likelihood import example_nll
+from titer.data.example import IGNORE, Batch
 from titer.models.sites import Sites
 
 Batches = Mapping[str, Batch]
@@ -123,15 +121,6 @@ def skip(c: Context, lost: torch.Tensor) -> None:
     c.state["skipped"] = c.state.get("skipped", torch.tensor(0.0)).to(lost.device) + lost
 
 
-def block_linears(sites: Sites) -> dict[str, Any]:
-    """Every Linear of the blocks (with an adapter around it: the whole), by a name of its own.
-
-    Errors: experts that are no Linear, whose weights would be left as they are.
-    """
-    sites.single()
-    return {f"block {i}, {name}": layer for i, block in enumerate(sites.blocks) for name, layer in linears(block.whole).items()}
-
-
 def predicted(labels: torch.Tensor) -> torch.Tensor:
     """Each label (B, T) at the place that predicts it: that of label t is t - 1."""
     return functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
@@ -146,14 +135,3 @@ def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> Loss:
     flat = logits.reshape(-1, logits.shape[-1]).float()
     total = functional.cross_entropy(flat, wanted.reshape(-1), ignore_index=IGNORE, reduction="sum")
     return Loss(total, (wanted != IGNORE).sum())
-
-
-def pair_nll(forward: Callable[[Batch], torch.Tensor], batch: Batches) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative log-likelihoods (B,) of the preferred and of the rejected answers, from one pass over both.
-
-    The streams `preferred` and `rejected` hold the same requests in the same order: two streams of one seed.
-    """
-    preferred, rejected = batch["preferred"], batch["rejected"]
-    both = join((preferred, rejected), pad_id=0)  # id 0 stands only where the mask is 0
-    found = example_nll(forward(both), both.labels)
-    return found[: len(preferred)], found[len(preferred) :]

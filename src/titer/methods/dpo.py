@@ -15,7 +15,8 @@ import torch
 from pydantic import Field
 from torch.nn import functional
 
-from titer.methods.base import Batches, Context, Loss, Method, pair_nll
+from titer.methods.base import Batches, Context, Loss, Method
+from titer.models.likelihood import pair_nll
 
 
 class DPO(Method):

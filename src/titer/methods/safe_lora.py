@@ -7,7 +7,7 @@ wherever the weight under the adapter is not the aligned one, W is the merged we
 the adapter and B becomes zero, so the merge adds nothing.
 Source: arXiv 2405.16833. C is as published and no true projector: its eigenvalues are s_i^2 / ||s|| with s
 the singular values of V, so C dW is also shrunk or stretched, by about the size of V.
-Training itself is SFT; a stage of 0 steps repairs a model that is already tuned. A Linear that alignment (V) or
+Training itself is SFT; `titer repair --method safe_lora` does the same to a model that is already tuned. A Linear that alignment (V) or
 training (dW) left alone has no direction and is left as it is.
 Shapes: a weight is (outputs, inputs), C (outputs, outputs), A (rank, inputs), B (outputs, rank).
 """
@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
-from torch.nn import functional
 
 from titer.core.errors import TiterError
-from titer.methods.base import Context, Method, block_linears
+from titer.methods.base import Context, Method
 from titer.models.blocks import transposed
+from titer.models.edits import alignment_cosine, least_aligned, projected
+from titer.models.sites import block_linears
 
 
 class SafeLoRA(Method):
@@ -41,11 +42,9 @@ class SafeLoRA(Method):
     def finish(self, c: Context) -> None:
         if self.layers == 0 and self.threshold < 0:  # C has no negative eigenvalue, so no cosine is below 0
             return
-        found = [(cosine, layer) for layer in layers_of(c) if (cosine := layer.cosine()) is not None]
-        found.sort(key=lambda pair: pair[0])
-        chosen = found[: self.layers] if self.layers else [pair for pair in found if pair[0] <= self.threshold]
-        for _, layer in chosen:
-            layer.project()
+        found = list(layers_of(c))
+        for i in least_aligned({i: layer.cosine() for i, layer in enumerate(found)}, self.threshold, self.layers):
+            found[i].project()
 
 
 class Layer(NamedTuple):
@@ -72,10 +71,7 @@ class Layer(NamedTuple):
 
     def cosine(self) -> float | None:
         """cos(C dW, dW); None where V or dW is zero."""
-        alignment, change = self.alignment(), self.change()
-        if not bool(alignment.any()) or not bool(change.any()):
-            return None
-        return float(functional.cosine_similarity(projected(alignment, change).flatten(), change.flatten(), dim=0))
+        return alignment_cosine(self.alignment(), self.change())
 
     def project(self) -> None:
         """Put C dW in the place of dW: in B where the adapter is all of it, for the merge that follows adds scaling B A."""
@@ -96,11 +92,6 @@ class Layer(NamedTuple):
     def _rows(self, stored: torch.Tensor) -> torch.Tensor:
         """The stored weight, and no copy, as (outputs, inputs)."""
         return stored.T if transposed(self.tuned) else stored
-
-
-def projected(alignment: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """C matrix, (outputs, any); C itself, of outputs squared, is never built."""
-    return alignment @ (alignment.T @ matrix) / alignment.norm()
 
 
 def layers_of(c: Context) -> Iterator[Layer]:

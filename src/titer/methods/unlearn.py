@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from titer.methods.base import Batches, Context, Loss, Method, pair_nll
+from titer.methods.base import Batches, Context, Loss, Method
+from titer.models.likelihood import pair_nll
 
 
 class Unlearn(Method):

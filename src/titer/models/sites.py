@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from titer.core.errors import TiterError, unknown, visible
-from titer.models.blocks import Linear, Weight, block_of, blocks_of, parted, sizes, text_config, text_model
+from titer.models.blocks import Linear, Weight, block_of, blocks_of, linears, parted, sizes, text_config, text_model
 from titer.models.modes import evaluating, hooks_aside
 
 VERSION = 2
@@ -216,6 +216,15 @@ class Sites:
             reason = self.blocks[i].lacking[kind] if self.layers else self.lacking[kind]
             raise TiterError(f"this model has no {kind}[{i}]: {reason}", next_step="name another site.")
         return kind, i
+
+
+def block_linears(sites: Sites) -> dict[str, Linear]:
+    """Every Linear of the blocks (with an adapter around it: the whole), by a name of its own.
+
+    Errors: experts that are no Linear, whose weights would be left as they are.
+    """
+    sites.single()
+    return {f"block {i}, {name}": layer for i, block in enumerate(sites.blocks) for name, layer in linears(block.whole).items()}
 
 
 def layer_of(site: str) -> int:

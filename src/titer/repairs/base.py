@@ -2,13 +2,13 @@
 
 A repair is a record of settings plus two hooks: `prepare` once, `edited` for every parameter; and, where an adapter can take the edit,
 `factors` for every pair of it. Who calls them (commands/repair.py) writes what they return in shards, in the type the tuned model is
-stored in, so a repair sees one parameter of each model at a time and no model is ever whole in memory, unless it loads one (`LOADS`).
+stored in, so a repair sees one parameter of each model at a time and no model is ever whole in memory, unless it loads one (`HOLDS`).
 Parameters go by the model's names (`Checkpoint.weight`), float32 on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,13 +17,15 @@ from typing import Any, ClassVar
 import torch
 
 from titer.core.config import Record
+from titer.core.errors import TiterError
 from titer.core.run import Tell, quiet
 from titer.data.shapes import Need
 from titer.data.sources import TextData
+from titer.models.blocks import transposed
 from titer.models.checkpoint import Checkpoint
 from titer.models.edited import floating
 from titer.models.lm import LM, load
-from titer.models.sites import Sites
+from titer.models.sites import Sites, block_linears
 from titer.models.weights import skeleton
 
 State = Mapping[str, Any]
@@ -64,6 +66,22 @@ class Reading:
         """Which parameter stands where; no weight is in memory."""
         return skeleton(self.tuned)
 
+    @cached_property
+    def matrices(self) -> dict[str, bool]:
+        """The weights of the blocks' Linears -> whether they are stored as (inputs, outputs). Errors: as `block_linears`."""
+        return named_linears(self.sites)
+
+    def layered(self, layers: Sequence[int]) -> list[str]:
+        """The parameters of some blocks (from 0); every one where none is named. Errors: a block that there is not."""
+        if not layers:
+            return self.names
+        blocks = self.sites.blocks
+        if wrong := [i for i in layers if not 0 <= i < len(blocks)]:
+            raise TiterError(f"layer {wrong[0]}: {self.tuned.label} has {len(blocks)}", expected=f"layers from 0 to {len(blocks) - 1}")
+        inside = {id(p) for i in layers for p in blocks[i].whole.parameters()}
+        named = {name for name, p in self.sites.model.named_parameters() if id(p) in inside}
+        return [name for name in self.names if name in named]
+
     def weight(self, role: str, name: str) -> torch.Tensor:
         return self.models[role].weight(name)
 
@@ -73,18 +91,25 @@ class Reading:
 
     @contextmanager
     def loaded(self, role: str) -> Iterator[LM]:
-        """A whole model, frozen, as long as it lasts; its role stands in `LOADS`."""
+        """A whole model, frozen, as long as it lasts; `HOLDS` counts it."""
         lm = load(self.models[role])
         lm.model.eval().requires_grad_(False)
         yield lm
+
+
+def named_linears(sites: Sites) -> dict[str, bool]:
+    """Parameter -> whether it is stored as (inputs, outputs), of every weight of the blocks' Linears, in `block_linears`' order."""
+    named = {id(p): name for name, p in sites.model.named_parameters()}
+    return {named[id(layer.weight)]: transposed(layer) for layer in block_linears(sites).values()}
 
 
 class Repair(Record):
     """Settings as fields; the hooks below. Subclasses are final."""
 
     MODELS: ClassVar[tuple[str, ...]] = ()  # roles of the models that it reads beside the tuned one
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()  # further roles, which may be left out
     DATA: ClassVar[Mapping[str, Need]] = {}  # what --data is to it, and what its rows must hold: "pairs" give preferred and rejected
-    LOADS: ClassVar[tuple[str, ...]] = ()  # roles of the models that `prepare` loads whole
+    HOLDS: ClassVar[int] = 0  # what `prepare` has in memory at once, in sizes of a whole model in float32
     MAY_BE_TUNED: ClassVar[tuple[str, ...]] = ()  # roles that the tuned model itself may fill; any other is an error there
     ADAPTER: ClassVar[str] = ""  # the role whose model must be what the adapter lies on, for `factors` to edit it; "": it is merged
     SOURCE: ClassVar[str]

@@ -1,0 +1,68 @@
+"""Harm Direction Removal: take the largest of what harmful training changes out of a tuned model.
+
+tau = theta_H - theta_b, theta_b the aligned model and theta_H it after harmful training; the ceil(k P) largest of its P coordinates are
+kept, the others 0; theta = theta_t - lambda tau. k = 1 is the dense vector. Over all parameters together (`scope` global), as TIES trims,
+or each for itself; of some blocks alone (`layers`: those around an edit in the paper), P then counts theirs.
+lambda = 1, k = 1 and theta_t = theta_H give theta_b.
+Source: arXiv 2406.11801 (Safety Arithmetic), equations 1 to 6; trimming: arXiv 2306.01708.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from titer.models.edits import cut, kept, magnitudes
+from titer.repairs.base import Reading, Repair, State
+
+
+class HarmVector(Repair):
+    """How much of the harmful change is taken out, and how many of its coordinates."""
+
+    MODELS = ("aligned", "harmful")
+    MAY_BE_TUNED = ("harmful",)
+    SOURCE = "arXiv 2406.11801 (Safety Arithmetic, HDR)"
+    VERSION = 1
+    NEUTRAL: ClassVar[dict[str, float]] = {"strength": 0.0}
+    STRENGTH = ("strength", (0.5, 1.0, 2.0, 3.0))
+
+    strength: float = Field(default=2.0, ge=0, le=10, description="lambda; the paper's 2 to 3, its dense vector's 0.1 to 6")
+    k: float = Field(default=0.1, gt=0, le=1, description="share of coordinates that are kept; the paper's 0.1, 1 is dense")
+    scope: Literal["global", "tensor"] = Field(default="global", description="the largest of all parameters together, or of each")
+    layers: tuple[int, ...] = Field(default=(), description="blocks that are edited, from 0; none: every parameter")
+
+    def prepare(self, r: Reading) -> State:
+        chosen = r.layered(self.layers)
+        if self.scope == "tensor" or self.k == 1:
+            return {"chosen": frozenset(chosen)}
+
+        def changes() -> Iterator[torch.Tensor]:
+            return (_harm(r.others(name)) for name in chosen)
+
+        total = sum(math.prod(r.tuned.shape(name)[0]) for name in chosen)
+        bits, left, there = cut(changes, math.ceil(self.k * total))
+        ties = dict.fromkeys(chosen, there)
+        for name, change in zip(chosen, changes() if left < there else (), strict=False):  # some of that very size go
+            ties[name] = min(left, int((magnitudes(change) == bits).sum()))
+            left -= ties[name]
+        return {"chosen": frozenset(chosen), "bits": bits, "ties": ties}
+
+    def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
+        if name not in state["chosen"]:
+            return tuned
+        change = _harm(others)
+        if "bits" in state:
+            change = change * kept(change, state["bits"], state["ties"][name])
+        elif self.k < 1:
+            bits, ties, _ = cut(lambda: [change], math.ceil(self.k * change.numel()))
+            change = change * kept(change, bits, ties)
+        return (tuned.double() - self.strength * change).float()
+
+
+def _harm(others: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """tau of one parameter, float64: a difference of float32 numbers is then exact, and lambda = 1 goes all the way back."""
+    return others["harmful"].double() - others["aligned"].double()

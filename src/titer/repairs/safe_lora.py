@@ -1,0 +1,56 @@
+"""SafeLoRA's projection of what a tuning changed onto the direction that alignment took, as a repair.
+
+The formula and its source: methods/safe_lora.py, which does the same as training ends. The models are `aligned` and `base`, what
+alignment began from. Of an adapter on the aligned model B becomes C B; of a whole model dW = W_tuned - W_aligned becomes C dW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+
+from titer.models.edits import alignment_cosine, least_aligned, projected, two_changes
+from titer.repairs.base import TUNED, Reading, Repair, State
+
+
+class SafeLoRA(Repair):
+    """Which Linears are projected: those of a low cosine, or so many of the lowest."""
+
+    MODELS = ("aligned", "base")
+    ADAPTER = "aligned"
+    SOURCE = "arXiv 2405.16833 (SafeLoRA)"
+    VERSION = 1
+    NEUTRAL: ClassVar[dict[str, float]] = {"threshold": -1.0}
+    STRENGTH = ("threshold", (0.25, 0.5, 0.75, 1.0))
+
+    threshold: float = Field(default=0.5, ge=-1, le=1, description="project where the cosine is at most this; the official code's 0.5")
+    layers: int = Field(default=0, ge=0, description="project so many Linears of lowest cosine instead (the code's 10); 0: by threshold")
+
+    def prepare(self, r: Reading) -> State:
+        """chosen: weight -> whether it is stored turned, of the Linears that are projected."""
+        if self.layers == 0 and self.threshold < 0:  # C has no negative eigenvalue, so no cosine is below 0
+            return {"chosen": {}}
+        pairs = {name: partial(two_changes, others=r.others(name), turned=turned) for name, turned in r.matrices.items()}
+        cosines = {name: alignment_cosine(*pair(r.weight(TUNED, name))) for name, pair in pairs.items()}
+        chosen = {name: r.matrices[name] for name in least_aligned(cosines, self.threshold, self.layers)}
+        r.tell(f"{len(chosen)} of {len(cosines)} Linears are projected")
+        return {"chosen": chosen}
+
+    def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
+        if name not in state["chosen"]:
+            return tuned
+        turned = state["chosen"][name]
+        after = projected(*two_changes(tuned, others, turned))
+        return others["aligned"] + (after.T if turned else after)
+
+    def factors(
+        self, name: str, a: torch.Tensor, b: torch.Tensor, others: Mapping[str, torch.Tensor], state: State
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if name not in state["chosen"]:
+            return a, b
+        alignment = others["aligned"] - others["base"]
+        return a, projected(alignment.T if state["chosen"][name] else alignment, b)
