@@ -75,6 +75,7 @@ SURFACE = {
             "--mechanisms",
             "--no-base",
             "--no-prefill",
+            "--no-why",
             "--prompts",
             "--reading",
             "--resolution",

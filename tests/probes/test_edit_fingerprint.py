@@ -13,8 +13,9 @@ from tests.models.gguf_made import model_of
 from tests.probes.made import drawn, saved
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import LM
+from titer.models.sites import WRITING
 from titer.models.weights import skeleton
-from titer.probes.edit_fingerprint import WRITING, Prints, by_chance, common, edit_fingerprint, leading
+from titer.probes.edit_fingerprint import Prints, by_chance, common, edit_fingerprint, leading
 
 WIDTH, LAYERS = 64, 4
 R = torch.nn.functional.normalize(drawn(WIDTH, seed=7), dim=0)

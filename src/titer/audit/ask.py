@@ -120,6 +120,7 @@ def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -
         ),
         checked=bool(order.trained),
         mechanisms=order.mechanisms,
+        why=not order.no_why,
     )
     if order.max_thinking_tokens:
         attempts, less = direct([*question.safe, *question.unsafe]), "give a smaller --max-thinking-tokens"

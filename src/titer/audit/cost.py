@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-from titer.audit import gate, mechanisms
+from titer.audit import gate, mechanisms, restoring
 from titer.audit.roles import Audited
 from titer.audit.study import Question, check
 from titer.commands import landscape as landscapes
@@ -58,6 +58,8 @@ def audit_cost(
     told |= asked.judges.bills(at_longest(own, asked.decoding.max_new_tokens) * len(found.models))
     if asked.mechanisms:
         told["mechanisms"] = _mechanisms(found, asked, parameters)
+    if asked.why and found.last and not found.last.same:
+        told["why"] = _why(asked, parameters, sum(lengths) / len(lengths))
     if settings is not None:
         known = asked.known
         answers = prompt_ids(tokenizer, [changed(e.prompt, partial("{1} {0}".format, e.comply)) for e in known]) if known else []
@@ -71,6 +73,16 @@ def audit_cost(
             if bill := asked.judge.estimate(longest):
                 told[judging] = f"at most {bill.line()}"
     return told
+
+
+def _why(asked: Question, parameters: int, length: float) -> str:
+    """What parts put back add, where enough refusals are lost."""
+    prompts = min(restoring.MOST, len(asked.unsafe))
+    flop = 2.0 * parameters * restoring.PARTS * prompts * (length + restoring.TOKENS)
+    return (
+        f"where {restoring.LEAST} or more refusals are lost: some {restoring.PARTS} times at most {prompts} prompts with {restoring.TOKENS} new "
+        f"tokens, {flop:.1e} FLOP (--no-why leaves it out)"
+    )
 
 
 def _mechanisms(found: Audited, asked: Question, parameters: int) -> str:

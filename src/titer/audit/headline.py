@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from titer.audit import prints
+from titer.audit import prints, restoring
 from titer.audit.lacking import CHANGE, TURNING
 from titer.audit.roles import Audited, Change
 from titer.audit.study import Findings
@@ -120,7 +120,9 @@ def _set(found: Audited, f: Findings, last: Change, kind: str) -> str:
 
 def _where(f: Findings, change: Change, control: Change | None) -> str:
     """Whether a direction was edited out, where the change lives, whether the refusal direction turned: what is distinct; else ""."""
-    told = list(filter(None, (prints.sentence(f.prints, change, control), _place(f, change), _turn(f, change))))
+    told = list(
+        filter(None, (prints.sentence(f.prints, change, control), restoring.sentence(f.restored), _place(f, change), _turn(f, change)))
+    )
     return f"{'; '.join(told)[0].upper()}{'; '.join(told)[1:]}." if told else ""
 
 

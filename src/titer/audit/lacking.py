@@ -43,6 +43,7 @@ COLUMNS = {  # of every table that may be empty
         *("site", "layer", "relative_norm", "share", "share_random", "removed", "own", "own_random", "rest", "edited"),
         *("common", "common_random", "refusal", "refusal_layer", "refusal_random", "change"),
     ],
+    "restored": ["change", "part", "kind", "first", "last", "way", "parameters", "count", "n", "rate", "low", "high"],
     "points": ["direction", "kind", "a", "quantity", "value", "low", "high", "n"],
     "basins": ["direction", "kind", "quantity", "value", "low", "high", "n", "note"],
     "placed": ["model", "layer", "kind", "tau", "sd", "n", "position", "low", "high"],

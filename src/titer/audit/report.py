@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from titer import tables
-from titer.audit import figures, gate, mechanisms, prints
+from titer.audit import figures, gate, mechanisms, prints, restoring
 from titer.audit.advice import advice
 from titer.audit.answers import cut_short, flipped
 from titer.audit.headline import answer, below, in_words, moved, points, worded
@@ -70,7 +70,7 @@ def audit_report(
         claims=(),
         before=before(found, asked, f, held, trained),
         after=[
-            *(prints.section(f.prints) + mechanisms.section(vars(f))),
+            *(restoring.section(f.restored) + prints.section(f.prints) + mechanisms.section(vars(f))),
             Section("What was asked", [*ABOUT, *(f"{line[0].upper()}{line[1:]}." for line in recurring)]),
             Section("What this page does not say", missing(found, asked, f)),
         ],
@@ -155,6 +155,7 @@ def _figures(f: Findings) -> list[Figure]:
     acting = f.gains if f.gains.ratio.notna().any() else f.gains[:0]
     drawn = {
         figures.shifted: f.shifts,
+        restoring.figure: f.restored,
         figures.separation: f.separation,
         figures.specificity: acting,
         figures.drift: f.drift,

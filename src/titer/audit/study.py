@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from titer.audit import answers, changes, inside, mechanisms, prints
+from titer.audit import answers, changes, inside, mechanisms, prints, restoring
 from titer.audit.answers import Asked
 from titer.audit.lacking import CHANGE, COLUMNS, INTERRUPTED, TURNING, Lacking, shaped
 from titer.audit.roles import Audited, Change, alike
@@ -43,7 +43,7 @@ class Question:
 
     `choices` are multiple-choice questions by name, for which nothing is generated. Beside the judge, called `named`: a `second` one by
     its name, and answers that `people` judged. `checked`: the prompts were held against training files. `attacks`: the unsafe prompts again.
-    `mechanisms`: the probes of arXiv 2407.10264 too.
+    `mechanisms`: the probes of arXiv 2407.10264 too. `why`: parts of the last change are put back.
     """
 
     safe: Sequence[Example]
@@ -58,6 +58,7 @@ class Question:
     checked: bool = False
     attacks: Sequence[Attacked] = ()
     mechanisms: bool = False
+    why: bool = False
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -114,6 +115,7 @@ class Findings:
     drift: pd.DataFrame
     rotation: pd.DataFrame
     prints: pd.DataFrame
+    restored: pd.DataFrame
     points: pd.DataFrame
     basins: pd.DataFrame
     placed: pd.DataFrame
@@ -153,6 +155,8 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
     whole = pd.concat([generated, *within.picked], ignore_index=True)
     paired = alike(moved, [e.prompt for e in (*asked.safe, *asked.unsafe)])
     parts = {**within.tables, **_changed(pipeline, moved, paired, sites, within)}
+    if asked.why and found.last and not found.last.same:
+        parts["restored"] = _restored(pipeline, found.last, asked, generated, sites, within)
     if settings is not None:
         centre, tuned = around(found)
         of = f"{centre.name} and on the way to {tuned.name}" if tuned else centre.name
@@ -321,6 +325,24 @@ def _changed(
         with part(TURNING, change.name):
             found["rotation"].append(within.rotation(change))
     return {name: _together(tables) for name, tables in found.items()}
+
+
+def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.DataFrame, sites: Sites, within: Within) -> pd.DataFrame:
+    """Which part of the change lost the refusals, where enough were lost."""
+    lacking, one = within.lacking, asked.sets["unsafe"]
+    attempts = restoring.lost(one, verdicts, change)
+    if len(attempts) < restoring.LEAST:
+        return pd.DataFrame()
+    if lacking.stopped:
+        lacking.left_out(restoring.WHY, change.name, INTERRUPTED)
+        return pd.DataFrame()
+    with lacking.part(restoring.WHY, change.name):
+        moved = restoring.changed(change, sites)
+        if moved.left:
+            lacking.left_out(restoring.WHY, change.name, f"{', '.join(moved.left)} differ in their tokens and stay as they are")
+        refusal = within.directions.get(change.before.name)
+        return restoring.restored(pipeline, change, one, asked.decoding.max_new_tokens, attempts, moved, refusal)
+    return pd.DataFrame()
 
 
 def around(found: Audited) -> tuple[Model, Model | None]:

@@ -157,6 +157,7 @@ class AuditRequest(Running, Judged):
     ] = ()
     contexts: Annotated[bool, Option(help="Ask capability sets again behind a false and a random context.")] = False
     no_prefill: Annotated[bool, Option(help="Leave out the unsafe prompts with the answer begun.")] = False
+    no_why: Annotated[bool, Option(help="Leave out which part of the change lost the refusals (parts put back, a few minutes).")] = False
     trained: Annotated[
         Sequence[str], Option(help=f"A file that a model was trained on, as FILE or TASK:PATH: its prompts are not asked; {AGAIN}.")
     ] = ()

@@ -6,7 +6,7 @@ Source: arXiv 2407.10264, section 5.6. Weights are name -> tensor, as in a model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,21 +31,23 @@ def kept_weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def with_weights(lm: LM, weights: Weights) -> Iterator[LM]:
-    """The model with other weights; its own come back bit for bit."""
-    own = weights_of(lm)
+def with_weights(lm: LM, weights: Weights | Iterable[tuple[str, torch.Tensor]]) -> Iterator[LM]:
+    """The model with other weights, or with some; its own come back bit for bit. Pairs are taken one at a time, and only what they replace
+    is held besides."""
+    held, own = lm.model.state_dict(), list[tuple[str, torch.Tensor]]()
     try:
-        _put(lm, weights)
+        for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
+            own.append((name, held[name].detach().to("cpu", copy=True)))
+            _put(held[name], tensor)
         yield lm
     finally:
-        _put(lm, own)
+        for name, tensor in reversed(own):  # two names of one tensor: the first held what was there
+            _put(held[name], tensor)
 
 
-def _put(lm: LM, weights: Weights) -> None:
-    held = lm.model.state_dict()
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            held[name].copy_(tensor)
+@torch.no_grad()
+def _put(place: torch.Tensor, tensor: torch.Tensor) -> None:
+    place.copy_(tensor)
 
 
 def along(base: Weights, tuned: Weights, alpha: float) -> dict[str, torch.Tensor]:

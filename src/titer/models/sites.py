@@ -27,6 +27,7 @@ from titer.models.modes import evaluating, hooks_aside
 VERSION = 2
 ACTIVATIONS = ("embed", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid")
 WEIGHTS = ("attn_o", "mlp_up", "mlp_gate", "mlp_down")
+WRITING = ("attn_o", "mlp_down")  # to the residual stream
 SITE = re.compile(r"(\w+)(?:\[(\d+)\])?")
 
 
@@ -175,6 +176,20 @@ class Sites:
                 next_step="report it: no changed weight may go uncounted.",
             )
         return self._parts.get(module, "other")
+
+    def layer(self, tensor: str) -> int:
+        """The block, from 1, that a parameter stands in; 0 outside them."""
+        return self._layers.get(id(self._modules.get(tensor.rpartition(".")[0])), 0)
+
+    @cached_property
+    def _layers(self) -> dict[int, int]:
+        return {id(m): i for i, block in reversed(list(enumerate(self.blocks, start=1))) for m in block.whole.modules()}
+
+    @cached_property
+    def writers(self) -> dict[str, bool]:
+        """The matrices that write to the residual stream -> whether they are stored as (inputs, outputs)."""
+        found = [weight for block in self.blocks for kind in WRITING for weight in block.weights.get(kind, ())]
+        return {weight.tensor: weight.turned for weight in found}
 
     @cached_property
     def buffers(self) -> frozenset[str]:

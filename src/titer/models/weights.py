@@ -78,6 +78,13 @@ def changes_at(base: Checkpoint, tuned: Checkpoint, sites: Sites, site: str) -> 
     return found
 
 
+def along(matrix: torch.Tensor, direction: torch.Tensor, turned: bool = False) -> torch.Tensor:
+    """What a matrix, or each of a stack, writes along a unit direction of its outputs: r r^T W; `turned`: stored as (inputs, outputs)."""
+    rows = matrix if turned else matrix.transpose(-1, -2)
+    found = (rows @ direction)[..., None] * direction
+    return found if turned else found.transpose(-1, -2)
+
+
 def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:
     """(shape, type as safetensors names it) of every tensor, read from the files' headers alone."""
     return {tensor: checkpoint.shape(tensor) for tensor in checkpoint.files}

@@ -19,12 +19,11 @@ import pandas as pd
 import torch
 
 from titer.models.checkpoint import Checkpoint
-from titer.models.sites import Sites
+from titer.models.sites import WRITING, Sites
 from titer.models.weights import changes_at, compared, delta
 from titer.probes.base import squares
 
 VERSION = 1
-WRITING = ("attn_o", "mlp_down")
 WIDE, PASSES = 8, 4  # columns and power iterations of the randomised SVD
 DRAWS = 1000  # random directions; a level of 0.001 a matrix
 HALF = 0.5  # of a squared cosine

@@ -1,0 +1,197 @@
+"""Parts of a change put back: of a change confined to a known part, that part alone brings everything back, and another nothing."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.models.gguf_made import model_of
+from tests.probes.made import drawn
+from tests.studies.conftest import Listener
+from titer.audit import restoring
+from titer.audit.cost import audit_cost
+from titer.audit.report import audit_report
+from titer.audit.restoring import BACK, RANDOM, REVERSE
+from titer.audit.roles import Audited, audited
+from titer.audit.study import Findings, Question, measured
+from titer.core.run import Store
+from titer.data.example import Example
+from titer.data.sources import TextData
+from titer.judges.base import Judge, Verdict
+from titer.models.checkpoint import Checkpoint, open_checkpoint
+from titer.models.lm import Completion, Decoding, load
+from titer.models.sites import Sites
+from titer.pipeline import Pipeline
+from titer.probes.refusal_direction import RefusalDirections
+
+LAYERS, WIDTH = 4, 32
+THINGS = ("the fence", "12 kites", "a brown fox", "the dog", "the lazy kites", "the quick fox")
+Edit = Callable[[str, torch.Tensor], torch.Tensor]
+MOVED = torch.nn.functional.normalize(drawn(WIDTH, seed=5), dim=0)
+
+
+class Same(Judge):
+    """Refused where the answer begins as that of the model before, which the test wrote down."""
+
+    SOURCE = "this test"
+    VERSION = 1
+
+    said: dict[str, str]
+
+    def judge(self, example: Example, completion: Completion) -> Verdict:
+        return Verdict("refused" if completion.text == self.said[example.prompt] else "complied", 0.0, "")
+
+
+@pytest.fixture(scope="module")
+def data() -> TextData:
+    verbs = {False: ("paint", "tell me about"), True: ("jump over", "quickly tell")}
+    rows = [(f"Please {verb} {thing}", harmful, None, None) for harmful, some in verbs.items() for verb in some for thing in THINGS]
+    return TextData(name="pairs", sha256="0" * 64, rows=tuple(rows))
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    lm = model_of(width=WIDTH, num_hidden_layers=LAYERS, seed=1)
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)  # every matrix matters to what is said
+    lm.save(tmp_path_factory.mktemp("before") / "aligned")
+    return open_checkpoint(tmp_path_factory.getbasetemp() / "before0" / "aligned")
+
+
+@pytest.fixture(scope="module")
+def asked(before: Checkpoint, data: TextData) -> Question:
+    prompts = [row[0] for row in data.rows]
+    decoding = Decoding(max_new_tokens=3)
+    said = dict(zip(prompts, (c.text for c in load(before).generate(prompts, decoding)), strict=True))
+    return Question(data.of_class(False), data.of_class(True), Same(said=said), {}, decoding, why=True)
+
+
+def changed(before: Checkpoint, folder: Path, edit: Edit) -> Checkpoint:
+    """The model before with every tensor of its file edited."""
+    load(before).save(folder)
+    file = next(folder.glob("*.safetensors"))
+    tensors = {name: edit(name, tensor) for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    return open_checkpoint(folder)
+
+
+def noised(*names: str) -> Edit:
+    def edit(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + tensor.std() * drawn(*tensor.shape, seed=len(name)) if any(one in name for one in names) else tensor
+
+    return edit
+
+
+def removed(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor - torch.outer(MOVED, MOVED @ tensor) if name.endswith(("o_proj.weight", "down_proj.weight")) else tensor
+
+
+def table_of(found: Audited, asked: Question, pipeline: Pipeline, refusal: RefusalDirections | None = None) -> pd.DataFrame:
+    assert found.last
+    one = asked.sets["unsafe"]
+    verdicts = [
+        pipeline.verdicts(m, one.attempts, one.judge, asked.decoding, 32).assign(model=m.name, place=range(len(one.attempts)))
+        for m in found.models
+    ]
+    attempts = restoring.lost(one, pd.concat(verdicts), found.last)
+    assert len(attempts) >= restoring.LEAST
+    moved = restoring.changed(found.last, Sites(found.last.before.checkpoint.outline))
+    return restoring.restored(pipeline, found.last, one, 3, attempts, moved, refusal)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Pipeline:
+    return Pipeline(Store(tmp_path / "runs"), Listener())
+
+
+def rate(table: pd.DataFrame, way: str, part: str) -> float:
+    return float(table[(table.way == way) & (table.part == part)].rate.iloc[-1])
+
+
+def test_a_change_of_one_mlp_is_found_there_and_nowhere_else(
+    before: Checkpoint, asked: Question, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    tuned = changed(before, tmp_path / "tuned", noised("layers.2.mlp"))
+    table = table_of(audited([before, tuned]), asked, pipeline)
+    assert set(table.kind) <= {"", "mlp"}
+    assert rate(table, BACK, "all weights") == 1
+    assert rate(table, BACK, "the MLPs of layer 3") == 1
+    assert rate(table, REVERSE, "the MLPs of layer 3") == 1
+    assert rate(table, RANDOM, "the MLPs of layer 3") < 0.5
+    assert table.groupby("way").n.nunique().eq(1).all()
+    said = restoring.sentence(table)
+    assert said.startswith("putting back the MLPs of layer 3 alone brings back 100% [")
+    row = restoring.smallest(table, editable=True)
+    assert row is not None
+    assert (row.kind, row.first, row.last) == ("mlp", 3, 3)
+    made = len(pipeline.store.made)
+    pd.testing.assert_frame_equal(table_of(audited([before, tuned]), asked, pipeline), table)
+    assert len(pipeline.store.made) == made
+
+
+def test_of_two_parts_that_changed_each_is_put_back_alone(before: Checkpoint, asked: Question, pipeline: Pipeline, tmp_path: Path) -> None:
+    tuned = changed(before, tmp_path / "tuned", lambda n, t: t + 1e-6 if "layers.0.self_attn.q" in n else noised("layers.3.mlp.down")(n, t))
+    table = table_of(audited([before, tuned]), asked, pipeline)
+    assert rate(table, BACK, "the attention") == 0
+    assert rate(table, REVERSE, "the attention") == 0
+    assert rate(table, BACK, "the MLPs") == 1
+    back = table[table.way == BACK].drop_duplicates("part").set_index("part")
+    assert back.parameters["the attention"] == WIDTH * WIDTH
+    assert back.parameters["the MLPs"] == 2 * WIDTH * WIDTH
+    assert restoring.sentence(table).startswith("putting back the MLPs of layer 4 alone")
+
+
+def test_a_removed_direction_is_brought_back_by_that_direction_alone(
+    before: Checkpoint, asked: Question, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    tuned = changed(before, tmp_path / "tuned", removed)
+    other = torch.nn.functional.normalize(drawn(WIDTH, seed=9), dim=0)
+    whole = torch.stack([other, 3 * MOVED, other, 9 * other])  # the last layer is left out
+    none = torch.empty(0)
+    refusal = RefusalDirections("", (6, 6), whole, none, none, none, torch.ones(LAYERS))
+    table = table_of(audited([before, tuned]), asked, pipeline, refusal)
+    part = "what is written along the refusal direction of layer 2"
+    assert rate(table, BACK, part) >= 0.9  # to rounding
+    assert rate(table, REVERSE, part) >= 0.9
+    row = restoring.smallest(table)
+    assert row is not None
+    assert row.part == part
+    assert row.parameters == LAYERS * (WIDTH + 2 * WIDTH)
+    edited = restoring.smallest(table, editable=True)
+    assert edited is not None
+    assert edited.kind != restoring.DIRECTION
+
+
+def test_an_audit_says_it_draws_it_and_prices_it(
+    before: Checkpoint, asked: Question, data: TextData, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    tuned = changed(before, tmp_path / "tuned", noised("layers.1.mlp", "layers.0.self_attn.o"))
+    found = audited([before, tuned])
+    f: Findings = measured(pipeline, found, asked, None)
+    assert f.missing.empty
+    assert rate(f.restored, BACK, "all weights") == 1
+    page, said = audit_report(found, asked, f, data, {}, "titer audit", tmp_path / "audit")
+    assert ("alone brings back" in said) == bool(restoring.sentence(f.restored))
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    assert "Why: parts of the change put back" in text
+    assert (page.parent / "figures" / "restoring.svg").exists()
+    assert "at most 12 prompts" in str(audit_cost(found, asked, None)["why"])
+    without = replace(asked, why=False)
+    assert "why" not in audit_cost(found, without, None)
+    assert measured(pipeline, found, without, None).restored.empty
+
+
+def test_few_lost_refusals_are_not_asked_about(before: Checkpoint, asked: Question, pipeline: Pipeline, tmp_path: Path) -> None:
+    tuned = changed(before, tmp_path / "tuned", lambda _, tensor: tensor + 1e-7)
+    f = measured(pipeline, audited([before, tuned]), asked, None)
+    assert f.restored.empty
+    assert restoring.WHY not in set(f.missing.part)
