@@ -1,0 +1,159 @@
+"""SOMF: keep of what a tuning changed the coordinates that do not hurt safety, by a mask that is learned.
+
+theta = theta_0 + merge_i(m * d_i / mean(m)), d_i = theta_i - theta_0 of one or several tunes of the aligned model theta_0, one mask m for
+all, the mean taken in each parameter. In training m is a Concrete sample, m = sigmoid((phi + logit u) / T), u uniform; its logits phi
+(0 at first) alone are trained, by DPO on pairs whose preferred answer is the safe one, against the aligned model's own log-probabilities,
+cached once. Written is phi >= 0 (`hard`), sigmoid(phi) (`soft`) or one more sample > 1/2 by the seed, as the official code does.
+merge: weight * sum d_i (arithmetic); of the `top` share of each parameter those that have the sign of the sum (ties); or each with `drop`
+dropped and the rest rescaled (dare). The gradients go through torch.func.functional_call; the loaded model is never changed.
+Source: arXiv 2405.09055 and its code; DPO: 2305.18290, equation 7; TIES: 2306.01708; DARE: 2311.03099. What differs: docs/deviations.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch.func import functional_call
+from torch.nn import functional
+
+from titer.core.errors import TiterError
+from titer.data.draws import permutation, seed_of
+from titer.data.example import Batch
+from titer.data.shapes import Need
+from titer.models.edits import cut, dropped, kept
+from titer.models.likelihood import pair_nll
+from titer.models.lm import LM
+from titer.repairs.base import TUNED, Reading, Repair, State
+
+COLLAPSED = 0.01  # share of the change that a mask must leave
+Tensors = dict[str, torch.Tensor]
+
+
+class SubspaceFusion(Repair):
+    """How the mask is learned, how it is written, how several tunes are merged."""
+
+    MODELS = ("aligned",)
+    OPTIONAL = ("second", "third", "fourth")
+    DATA: ClassVar[Mapping[str, Need]] = {"pairs": "pairs"}
+    HOLDS = 7  # the aligned model, the change, logits, their gradient and two moments, the masked weights
+    SOURCE = "arXiv 2405.09055 (SOMF)"
+    VERSION = 1
+    NEUTRAL: ClassVar[dict[str, int]] = {"steps": 0}
+    STRENGTH = None
+
+    steps: int = Field(default=100, ge=0, description="optimiser steps of the mask; the paper's about 500; 0: no mask, the merge alone")
+    lr: float = Field(default=0.05, gt=0, description="Adam's rate of the logits, constant; the paper's 1e-3 to 1e-2 over more steps")
+    batch: int = Field(default=8, ge=1, description="pairs of a step; the paper's 16")
+    beta: float = Field(default=0.1, gt=0, description="DPO's beta; the paper's 0.1")
+    temperature: float = Field(default=0.5, gt=0, description="T of the Concrete samples; the paper's 0.5")
+    export: Literal["hard", "soft", "sample"] = Field(default="hard", description="the mask that is written; the code's is a sample")
+    rescale: bool = Field(default=True, description="divide a masked change by the mask's mean in each parameter")
+    merge: Literal["arithmetic", "ties", "dare"] = Field(default="arithmetic", description="how several tunes are merged")
+    weight: float = Field(default=0.0, ge=0, le=2, description="of each tune in the merge; 0: 1 of one, the paper's 0.3 of several")
+    top: float = Field(default=0.2, gt=0, le=1, description="share of each parameter that ties keeps; the paper's 0.2")
+    drop: float = Field(default=0.2, ge=0, lt=1, description="share that dare drops; the paper's 0.2")
+    seed: int = Field(default=0, ge=0, description="of samples, of the pairs' order and of what dare drops")
+
+    def prepare(self, r: Reading) -> State:
+        """logits: parameter -> phi, of those that a tune changed, none without steps; roles: the tunes beside the tuned model."""
+        more = [role for role in self.OPTIONAL if role in r.models]
+        if self.steps == 0:
+            return {"logits": {}, "roles": more}
+        with r.loaded("aligned") as lm, torch.enable_grad():
+            start = {name: p for name, p in lm.model.named_parameters() if name in set(r.names)}
+            changes = {n: [r.weight(role, n).to(p.device) - p for role in (TUNED, *more)] for n, p in start.items()}
+            changes = {n: found for n, found in changes.items() if any(bool(one.any()) for one in found)}
+            logits = {n: torch.zeros_like(start[n], requires_grad=True) for n in changes}
+            self._learn(lm, r, {n: start[n] for n in changes}, changes, logits)
+        masks = {n: self._written(n, phi.detach().cpu()) for n, phi in logits.items()}
+        share = sum(float(one.sum()) for one in masks.values()) / sum(one.numel() for one in masks.values())
+        r.tell(f"the mask leaves {share:.1%} of the change")
+        if share < COLLAPSED:
+            raise TiterError(
+                f"the mask collapsed: it leaves {share:.2%} of what the tuning changed",
+                expected=f"at least {COLLAPSED:.0%}",
+                next_step="give a lower lr or fewer steps; --method scale goes back evenly.",
+            )
+        return {"logits": {n: phi.detach().cpu() for n, phi in logits.items()}, "roles": more}
+
+    def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
+        aligned = others["aligned"].double()
+        changes = [tuned.double() - aligned, *(others[role].double() - aligned for role in state["roles"])]
+        mask = self._written(name, state["logits"][name]).double() if name in state["logits"] else torch.ones_like(aligned)
+        return (aligned + self.merged(name, [self.masked(one, mask) for one in changes])).float()
+
+    def sampled(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        """A Concrete (relaxed Bernoulli) sample for uniform numbers in (0, 1)."""
+        return torch.sigmoid((logits + uniform.logit()) / self.temperature)
+
+    def masked(self, change: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """m * d, over mean(m) where it is rescaled; nothing of a mask that is nothing."""
+        found = mask * change
+        return found / mask.mean().clamp(min=torch.finfo(mask.dtype).tiny) if self.rescale else found
+
+    def merged(self, name: str, changes: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The changes of one parameter as one."""
+        weight = self.weight or (1.0 if len(changes) == 1 else 0.3)
+        if self.merge == "ties":
+            limits = [cut(lambda one=one: [one.detach()], math.ceil(self.top * one.numel()))[:2] for one in changes]  # type: ignore[misc]
+            cuts = [one * kept(one.detach(), *limit) for one, limit in zip(changes, limits, strict=True)]
+            sign = torch.stack(cuts).sum(0).sign()
+            return weight * torch.stack([one * (one.sign() == sign) for one in cuts]).sum(0)
+        if self.merge == "dare":
+            changes = [dropped(one, self.drop, self.seed, f"{name} {i}") for i, one in enumerate(changes)]
+        return weight * torch.stack(list(changes)).sum(0)
+
+    def _written(self, name: str, logits: torch.Tensor) -> torch.Tensor:
+        if self.export == "soft":
+            return torch.sigmoid(logits)
+        if self.export == "hard":
+            return (logits >= 0).to(logits.dtype)
+        return (self.sampled(logits, _uniform(logits, seed_of("written", self.seed, name))) > 0.5).to(logits.dtype)
+
+    def _learn(self, lm: LM, r: Reading, start: Tensors, changes: Mapping[str, Sequence[torch.Tensor]], logits: Tensors) -> None:
+        """Train the logits in place. Errors: a loss that is not finite."""
+        sides = ("preferred", "rejected")
+        count = r.data["preferred"].size
+        own = {name: p for name, p in lm.model.named_parameters() if name not in start}
+
+        def pairs(picked: np.ndarray) -> dict[str, Batch]:
+            return {side: r.data[side].batch(picked, "comply", lm.tokenizer).to(lm.device) for side in sides}
+
+        def nll(batch: Mapping[str, Batch], weights: Tensors) -> torch.Tensor:
+            def forward(both: Batch) -> torch.Tensor:
+                found: torch.Tensor = functional_call(lm.model, {**own, **weights}, kwargs={**both.inputs(), "use_cache": False}).logits
+                return found
+
+            return torch.stack(pair_nll(forward, batch), dim=1)
+
+        with torch.no_grad():
+            parts = [np.arange(i, min(i + self.batch, count)) for i in range(0, count, self.batch)]
+            reference = torch.cat([nll(pairs(part), start) for part in parts])
+        optimiser = torch.optim.Adam(logits.values(), lr=self.lr)
+        for step in range(self.steps):
+            epoch, place = divmod(step * self.batch, count)
+            order = np.concatenate([permutation(seed_of(self.seed, epoch + i), "pairs", count) for i in range(2 + self.batch // count)])
+            picked = order[place : place + self.batch]
+            weights = {}
+            for name, phi in logits.items():
+                mask = self.sampled(phi, _uniform(phi, seed_of("mask", self.seed, step, name)))
+                weights[name] = start[name] + self.merged(name, [self.masked(one, mask) for one in changes[name]])
+            gained = reference[picked] - nll(pairs(picked), weights)
+            loss = -functional.logsigmoid(self.beta * (gained[:, 0] - gained[:, 1])).mean()
+            if not bool(torch.isfinite(loss)):
+                raise TiterError(f"the mask's loss is not finite at step {step + 1}", expected="a tuned model that answers, a lower lr")
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            r.progress(step + 1, self.steps)
+
+
+def _uniform(like: torch.Tensor, seed: int) -> torch.Tensor:
+    """Uniform numbers in (0, 1) of a tensor's shape, drawn on the CPU so that a GPU sees the same."""
+    tiny = torch.finfo(torch.float32).eps
+    return torch.rand(like.shape, generator=torch.Generator().manual_seed(seed)).clamp(tiny, 1 - tiny).to(like.device)
