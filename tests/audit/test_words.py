@@ -230,7 +230,7 @@ def test_advice_carries_the_tunes_own_settings(found: Audited, tmp_path: Path, m
     monkeypatch.setattr("titer.audit.advice.usual", lambda place: known)
     lost = advice(found, pd.DataFrame([moved("unsafe", "refused", -0.3, -0.4, -0.2)]), SIZES)
     tunes = [one for one in lost if "titer finetune" in one.command]
-    assert len(tunes) == 3
+    assert len(tunes) == 2
     assert "--safety-examples 200 " in tunes[0].command  # half of the examples, as 500 for 1,000
     for one in tunes:
         assert one.command.endswith("--lr 0.0003 --epochs 4 --batch 8 --lora 16 --examples 400") or "--lora 16" in one.command

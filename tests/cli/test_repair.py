@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,8 +18,11 @@ from tests.conftest import llama, neox
 from tests.models.test_packed import packed
 from tests.repairs.made import family
 from titer import api
+from titer.audit.advice import advice
+from titer.audit.roles import audited
 from titer.data.world import World
 from titer.models.checkpoint import open_checkpoint
+from titer.models.lm import load
 
 Wrong = Callable[..., str]
 SCALE = ("repair", "tuned", "--method", "scale", "--read", "aligned=aligned", "--to", "out")
@@ -129,3 +133,34 @@ def test_wrong_repairs_folders_and_quantised_models_are_refused(wrong: Wrong, he
     assert "int8 is quantised (8-bit weights (bitsandbytes)" in said
     assert "before it was quantised" in said
     assert not list(here.glob("*out*"))
+
+
+LOST = pd.DataFrame([{"change": "aligned → tuned", "kind": "unsafe", "outcome": "refused", "difference": -0.3, "low": -0.4, "high": -0.2}])
+
+
+def test_the_repairs_that_an_audit_advises_run_as_they_are_written(titer: Titer, here: Path) -> None:
+    found = audited([open_checkpoint(name) for name in ("base", "aligned", "tuned")])
+    commands = [one.command for one in advice(found, LOST, pd.DataFrame()) if one.command.startswith("titer repair")]
+    assert len(commands) == 2
+    for command in commands:
+        made = titer(*shlex.split(command)[1:], "--json")
+        assert made.status == 0, made
+        assert all(open_checkpoint(place) for place in made.json["models"])
+    assert sorted(p.name for p in here.glob("repaired-*")) == ["repaired-safe_lora", "repaired-scale"]
+
+
+def test_no_repair_is_advised_that_would_be_refused(here: Path) -> None:
+    packed(here / "int8", "bnb8")
+    model = open_checkpoint("int8")
+    unpacked = load(model, "cpu")
+    unpacked.save(here / "before")
+    with torch.no_grad():
+        unpacked.model.lm_head.weight.add_(0.5)
+    unpacked.save(here / "after")
+    names = [("before", "int8"), ("before", "after")]
+    told = []
+    for pair in names:
+        found = audited([open_checkpoint(name) for name in pair])
+        lost = LOST.assign(change=found.changes[-1].name)
+        told.append([one.command for one in advice(found, lost, pd.DataFrame()) if "titer repair" in one.command])
+    assert [len(one) for one in told] == [0, 1]  # of the quantised tune none; without a base no SafeLoRA

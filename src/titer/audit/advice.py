@@ -15,8 +15,12 @@ import pandas as pd
 from titer.audit.headline import moved, points
 from titer.audit.roles import Audited, Change
 from titer.commands.recorded_options import Usual, usual
+from titer.commands.repair import fitting
+from titer.core.errors import TiterError
+from titer.core.plugins import made
 from titer.models.fetch import NAMED
 from titer.pipeline import Model
+from titer.repairs.base import TUNED, Repair
 
 TASK = "TASK.jsonl"  # the user's: capitals are to be replaced
 LOST = 0.02  # of refusal, or of safe prompts answered, below which a loss is left alone
@@ -57,11 +61,12 @@ def advice(
         why = f"Answers fell apart{blamed} ({_largest(sizes, change.name)}): tune with a lower learning rate or fewer epochs."
         told.append(Advice(why + _add(known), f"titer finetune {before} --data {TASK}{_options(_gentler(known))}"))
     task = shlex.quote(trained[0]) if len(trained) == 1 else TASK
-    return [one._replace(command=f"{one.command}{change.before.checkpoint.option}".replace(TASK, task)) for one in told]
+    trusted = " --trust-remote-code" if change.before.checkpoint.runs_code else ""
+    return [one._replace(command=f"{one.command}{trusted}".replace(TASK, task)) for one in told]
 
 
 def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> list[Advice]:
-    """Refusal fell: mix refusals in, anchor to alignment data, or project the change back."""
+    """Refusal fell: mix refusals in, anchor to alignment data, or repair the tuned model."""
     before, options, add = _place(change.before), _options(known), _add(known)
     refusals = max(1, int(known.get("examples", 1000)) // 2)
     told = [
@@ -74,15 +79,25 @@ def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> 
             f"titer finetune {before} --data {TASK} --method lisa {TURNS} --stream alignment=ALIGNMENT.jsonl{options}",
         ),
     ]
+    return told + _repairs(found, change)
+
+
+def _repairs(found: Audited, change: Change) -> list[Advice]:
+    """Edits of the tuned model itself, with the models at hand; none that these models do not allow (`fitting`)."""
+    models = {TUNED: change.after, "aligned": change.before}
+    why = "Or go back part of the way, without training: keep a quarter, a half ... of the tune's change, and audit each."
+    wanted = [("scale", why, models, " --strength grid")]
     if len(found.changes) > 1:
-        reads = f"--read unaligned={_place(found.models[0])} --read aligned={before}"
-        adapted = _options({"lora": "8", **known})
-        told.append(
-            Advice(
-                f"Or project an adapter's change onto what alignment changed (SafeLoRA).{add}",
-                f"titer finetune {before} --data {TASK} --method safe_lora {reads}{adapted}",
-            )
-        )
+        why = "Or project the tune's change onto what alignment changed, without training (SafeLoRA; scale is its control)."
+        wanted.append(("safe_lora", why, models | {"base": found.models[0]}, ""))
+    told = []
+    for name, why, models, grid in wanted:
+        try:
+            fitting(made("repairs", name, Repair), {role: one.checkpoint for role, one in models.items()})  # type: ignore[type-abstract]
+        except TiterError:  # quantised, other vocabularies, experts in one tensor: its command would be refused
+            continue
+        reads = "".join(f" --read {role}={_place(one)}" for role, one in models.items() if role != TUNED)
+        told.append(Advice(why, f"titer repair {_place(change.after)} --method {name}{reads}{grid} --to repaired-{name}"))
     return told
 
 

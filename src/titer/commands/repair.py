@@ -89,15 +89,9 @@ def planned(order: RepairRequest) -> Planned:
     repair = next(iter(repairs.values()))
     reads = tuning.models_read(repair, order, order.trust_remote_code)
     models = {TUNED: resolve(order.model, order.trust_remote_code), **{role: one.checkpoint for role, one in reads.items()}}
-    tuned = models[TUNED]
-    if tuned.adapter is None or not repair.ADAPTER:
-        _check_editable(tuned)
-    notes = [note for role, one in models.items() for note in _apart(repair, role, one, models)]
-    adapter = _stays(repair, models)
-    if tuned.adapter is not None and not adapter:
-        notes.append(f"{tuned.label} is an adapter, and this repair gives whole weights: it is merged")
-    if not adapter:
-        _check_editable(tuned)
+    notes, adapter = fitting(repair, models)
+    if models[TUNED].adapter is not None and not adapter:
+        notes.append(f"{models[TUNED].label} is an adapter, and this repair gives whole weights: it is merged")
     data = _data(order, repair)
     notes += [note for one in data.values() for note in one.notes]
     plan = Planned(order, repairs, models, data, adapter, notes)
@@ -105,6 +99,19 @@ def planned(order: RepairRequest) -> Planned:
     for place, one in repairs.items():
         check_free(place, plan.key(one), [*others, Path(order.runs)])
     return plan
+
+
+def fitting(repair: Repair, models: Mapping[str, Checkpoint]) -> tuple[list[str], bool]:
+    """(what is to be said of the models, whether an adapter stays one). Errors: models that the repair cannot work with, together or alone."""
+    tuned = models[TUNED]
+    if tuned.adapter is None or not repair.ADAPTER:
+        _check_editable(tuned)
+    notes = [note for role, one in models.items() for note in _apart(repair, role, one, models)]
+    adapter = _stays(repair, models)
+    if not adapter:
+        _check_editable(tuned)
+    repair.check(Reading(models))
+    return notes, adapter
 
 
 def repaired(plan: Planned, store: Store, shown: Reporter) -> Repaired:

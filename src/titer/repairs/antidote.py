@@ -36,6 +36,9 @@ class Antidote(Repair):
     ratio: float = Field(default=0.1, ge=0, le=1, description="share of each output row zeroed; the official scripts' 0.1 (GSM8K: 0.05)")
     examples: int = Field(default=2000, ge=1, description="harmful examples that score the weights; the official scripts' 2000")
 
+    def check(self, r: Reading) -> None:
+        _ = r.matrices
+
     def prepare(self, r: Reading) -> State:
         """norms: weight -> the norms (inputs,) of what enters it, of the blocks' Linears."""
         if self.ratio == 0:

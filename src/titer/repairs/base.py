@@ -117,8 +117,11 @@ class Repair(Record):
     NEUTRAL: ClassVar[Mapping[str, Any] | str]  # the settings that give the tuned model back bit for bit, or why none do
     STRENGTH: ClassVar[tuple[str, tuple[float, ...]] | None]  # the setting that --strength turns, and its grid; None: there is none
 
+    def check(self, r: Reading) -> None:
+        """Before anything is made; no weight is read. Errors: settings or models that it cannot work with."""
+
     def prepare(self, r: Reading) -> State:
-        """What the edits need to know of the whole, made once. Errors: models or data that it cannot work with."""
+        """What the edits need to know of the whole, made once. Errors: weights or data that it cannot work with."""
         return {}
 
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:

@@ -35,6 +35,9 @@ class HarmVector(Repair):
     scope: Literal["global", "tensor"] = Field(default="global", description="the largest of all parameters together, or of each")
     layers: tuple[int, ...] = Field(default=(), description="blocks that are edited, from 0; none: every parameter")
 
+    def check(self, r: Reading) -> None:
+        r.layered(self.layers)
+
     def prepare(self, r: Reading) -> State:
         chosen = r.layered(self.layers)
         if self.scope == "tensor" or self.k == 1:

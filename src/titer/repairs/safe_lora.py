@@ -30,6 +30,9 @@ class SafeLoRA(Repair):
     threshold: float = Field(default=0.5, ge=-1, le=1, description="project where the cosine is at most this; the official code's 0.5")
     layers: int = Field(default=0, ge=0, description="project so many Linears of lowest cosine instead (the code's 10); 0: by threshold")
 
+    def check(self, r: Reading) -> None:
+        _ = r.matrices
+
     def prepare(self, r: Reading) -> State:
         """chosen: weight -> whether it is stored turned, of the Linears that are projected."""
         if self.layers == 0 and self.threshold < 0:  # C has no negative eigenvalue, so no cosine is below 0

@@ -29,6 +29,9 @@ class SafeMerge(Repair):
     alpha: float = Field(default=0.2, ge=0, le=1, description="weight of the safety-tuned model; the official code's 0.2")
     threshold: float = Field(default=0.35, ge=-1, le=1, description="tau: merge where the cosine is below it; the code's 0.35")
 
+    def check(self, r: Reading) -> None:
+        _ = r.matrices
+
     def prepare(self, r: Reading) -> State:
         chosen = set()
         for name, turned in r.matrices.items():
