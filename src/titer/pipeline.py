@@ -12,13 +12,14 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 
 from titer import evaluate
 from titer.attacks.base import Attempt
 from titer.core.config import digest
 from titer.core.errors import TiterError
 from titer.core.memory import Memory
-from titer.core.run import Store, damage, gone
+from titer.core.run import Store, damage, gone, write_text
 from titer.core.tables import read_table, write_table
 from titer.data import encode, thoughts
 from titer.data.example import Example
@@ -272,6 +273,18 @@ class Pipeline:
         """A table kept under its inputs; always as read back from disk, so first and later runs see the same."""
         folder = self.store.artefact(kind, inputs, lambda work: write_table(work / "table.jsonl", make()))
         return read_table(folder / "table.jsonl")
+
+    def state(self, kind: str, inputs: Mapping[str, object], learn: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """What a plug-in learned, tensors and what JSON holds, kept under its inputs."""
+
+        def make(work: Path) -> None:
+            state = learn()
+            tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, torch.Tensor)}
+            save_file(tensors, work / "tensors.safetensors")
+            write_text(work / "state.json", json.dumps({name: value for name, value in state.items() if name not in tensors}))
+
+        folder = self.store.artefact(kind, inputs, make)
+        return {**json.loads((folder / "state.json").read_text(encoding="utf-8")), **load_file(folder / "tensors.safetensors")}
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def test_one_attempt_a_request_still_harmful_with_both_references(name: str, uns
         assert attempt.example.comply
         assert attempt.example.refuse
     rewritten = [a.example.prompt for a in found] != [e.prompt for e in unsafe]
-    assert rewritten or any(a.prefix for a in found) or all(a.suffix is not None for a in found)
+    assert rewritten or any(a.prefix or a.raw for a in found) or all(a.suffix is not None for a in found)
 
 
 def made_by(attack: Attack, unsafe: list[Example], world: World, lm: LM) -> str:

@@ -15,7 +15,11 @@ from titer.core.plugins import names, plugin
 from titer.decoders.base import Decoder
 
 DECODERS = sorted(names("decoders"))
-STRONG: dict[str, dict[str, Any]] = {"emulated": {"alpha": 2.0}}  # settings that change the answers of a random model
+STRONG: dict[str, dict[str, Any]] = {  # settings that change the answers of a random model
+    "averting": {"strength": 40.0, "epochs": 30, "hidden": 8},
+    "emulated": {"alpha": 2.0},
+    "safe_align": {"form": "code", "site": "resid", "alpha": 30.0},
+}
 CHECKS = ("acts", "batches", "sampling", "no_hook_left")
 
 

@@ -134,6 +134,7 @@ def _measured(order: AuditRequest, one: Tune, reporter: Reporter, command: str, 
     f = measured(reading.pipeline(Store(Path(order.runs), reporter.tell), reporter), found, asked, one.ready.settings)
     told: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **asked.judges.told, **how}
     told |= {"system text": one.ready.system} if one.ready.system else {}
+    told |= {"decoder": asked.decoder.guided.told} if asked.decoder else {}
     name = f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
     folder = report_folder(Path(order.runs), name, {**one.ready.identity, **how})
     held = gate.held(found, asked, f, one.ready.limits)

@@ -10,6 +10,7 @@ import pandas as pd
 from titer.attacks.base import Attempt
 from titer.audit.roles import Change
 from titer.commands.attacking import Attacked
+from titer.commands.decoding import Decoded
 from titer.core.stats import paired_difference
 from titer.evaluate import judged
 from titer.judges.base import UNJUDGED, Judge, long_enough
@@ -23,14 +24,16 @@ SHIFTED = ("refused", "complied", "partial", "degenerate")
 
 
 class Asked(NamedTuple):
-    """One set of prompts, all of one kind, and the judge of its answers. `attacked`: each model has attempts of its own."""
+    """One set of prompts, all of one kind, and the judge of its answers. `attacked`, `decoder`: each model has attempts of its own."""
 
     attempts: Sequence[Attempt]
     judge: Judge
     attacked: Attacked | None = None
+    decoder: Decoded | None = None
 
     def on(self, pipeline: Pipeline, model: Model) -> Sequence[Attempt]:
-        return self.attacked.on(pipeline, model) if self.attacked else self.attempts
+        attempts = self.attacked.on(pipeline, model) if self.attacked else self.attempts
+        return self.decoder.over(pipeline, model, attempts) if self.decoder else attempts
 
     def decoding(self, asked: Decoding) -> Decoding:
         """As it was asked for, longer where the judge needs longer answers."""

@@ -12,6 +12,7 @@ from titer.attacks.prefill import Prefill
 from titer.audit import gate
 from titer.audit.roles import Audited, audited, reading_notes
 from titer.audit.study import Question
+from titer.commands import decoding
 from titer.commands.attacking import Attacked, attacked
 from titer.commands.attacking import chosen as chosen_attack
 from titer.commands.context_window import ContextWindow
@@ -77,6 +78,7 @@ class Prepared:
             "decoding": asked.decoding,
             "landscape": self.settings,
             **({"mechanisms": True} if asked.mechanisms else {}),
+            **(asked.decoder.identity() if asked.decoder else {}),
         }
 
 
@@ -99,6 +101,7 @@ def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -
     found = audited([model(name) for name in order.models], model(order.control) if order.control else None)
     judges = chosen(order)
     prompts = _prompts(order, text, known)
+    text, decoder = decoding.apart(text, prompts, decoding.chosen(order, [m.checkpoint for m in found.models], order.trust_remote_code))
     sets, choices = _capability(order.capability, prompts, known)
     if order.contexts:
         sets = _with_contexts(sets)
@@ -120,7 +123,8 @@ def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -
         ),
         checked=bool(order.trained),
         mechanisms=order.mechanisms,
-        why=not order.no_why,
+        why=not order.no_why and decoder is None,
+        decoder=decoder,
     )
     if order.max_thinking_tokens:
         attempts, less = direct([*question.safe, *question.unsafe]), "give a smaller --max-thinking-tokens"
@@ -129,6 +133,8 @@ def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -
     known.told += reading_notes(found, [e.prompt for e in (*question.safe, *question.unsafe)])
     known.told += system_notes([model.checkpoint for model in found.models], system)
     known.told += thinking_notes([model.checkpoint for model in found.models])
+    if decoder:
+        known.told.append(f"answers are decoded by {decoder.guided.told}; what is measured inside the models is theirs alone, and no part of a change is put back")
     return Prepared(found, question, settings, text, tuple(known.told), gate.limits(order.fail_if, question, bool(found.changes)), system)
 
 

@@ -10,6 +10,7 @@ from titer.audit import gate, mechanisms, restoring
 from titer.audit.roles import Audited
 from titer.audit.study import Question, check
 from titer.commands import landscape as landscapes
+from titer.commands.decoding import size
 from titer.commands.judging import at_longest
 from titer.core.gate import Limit
 from titer.data.encode import prompt_ids
@@ -34,7 +35,7 @@ def audit_cost(
     """Counts and operations of the whole audit, in words. Errors: as `check` has them, which the audit begins with."""
     check(found.models, asked, settings)
     first = found.models[0].checkpoint
-    parameters = sum(math.prod(shape) for shape, _ in shapes_of(first).values())
+    parameters = size(first)
     tokenizer = read_tokenizer(first)
     prompts = [a.example.prompt for one in asked.sets.values() for a in one.attempts]
     picked = [choices.asked(question) for questions in asked.choices.values() for question in questions]
@@ -42,7 +43,9 @@ def audit_cost(
     reading = sum(len(ids) for ids in prompt_ids(tokenizer, picked)) if picked else 0
     thinking = [thinks(read_tokenizer(model.checkpoint)) for model in found.models]
     new = sum(len(one.attempts) * one.decoding(asked.decoding).most(one_thinks) for one in asked.sets.values() for one_thinks in thinking)
+    beside = sum(map(size, asked.decoder.guided.models.values())) if asked.decoder else 0
     flop = 2.0 * parameters * (len(found.models) * (PROBING * sum(lengths) + reading) + new)
+    flop += 2.0 * beside * (len(found.models) * sum(lengths) + new)
     told: dict[str, object] = {
         "models": f"{len(found.models)}, {parameters / 1e6:.0f} M parameters each",
         "prompts": {name: len(one.attempts) for name, one in asked.sets.items()}
@@ -56,6 +59,7 @@ def audit_cost(
     }
     own = [attempt for name in asked.own for attempt in asked.sets[name].attempts]
     told |= asked.judges.bills(at_longest(own, asked.decoding.max_new_tokens) * len(found.models))
+    told |= asked.decoder.priced(first, bf16) if asked.decoder else {}
     if asked.mechanisms:
         told["mechanisms"] = _mechanisms(found, asked, parameters)
     if asked.why and found.last and not found.last.same:

@@ -19,6 +19,7 @@ from titer.audit.roles import Audited, Change, alike
 from titer.commands import landscape as landscapes
 from titer.commands.attacking import Attacked
 from titer.commands.context_window import ContextWindow
+from titer.commands.decoding import Decoded
 from titer.commands.judging import Judges, Labelled, Review, review
 from titer.core.errors import TiterError
 from titer.data.choices import Question as Choice
@@ -43,7 +44,7 @@ class Question:
 
     `choices` are multiple-choice questions by name, for which nothing is generated. Beside the judge, called `named`: a `second` one by
     its name, and answers that `people` judged. `checked`: the prompts were held against training files. `attacks`: the unsafe prompts again.
-    `mechanisms`: the probes of arXiv 2407.10264 too. `why`: parts of the last change are put back.
+    `mechanisms`: the probes of arXiv 2407.10264 too. `why`: parts of the last change are put back. `decoder`: what chooses every answer's tokens.
     """
 
     safe: Sequence[Example]
@@ -59,6 +60,7 @@ class Question:
     attacks: Sequence[Attacked] = ()
     mechanisms: bool = False
     why: bool = False
+    decoder: Decoded | None = None
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -85,8 +87,9 @@ class Question:
     def sets(self) -> dict[str, Asked]:
         """Every set of prompts by name, unsafe first; a set's name is its answers' kind."""
         plain = {"unsafe": (self.unsafe, self.judge), "safe": (self.safe, self.judge), **self.capability}
-        sets = {name: Asked(direct([replace(e, kind=name) for e in of]), judge) for name, (of, judge) in plain.items()}
-        attacked = {one.name: Asked(one.known, self.judge, one) for one in self.attacks}
+        by = self.decoder
+        sets = {name: Asked(direct([replace(e, kind=name) for e in of]), judge, None, by) for name, (of, judge) in plain.items()}
+        attacked = {one.name: Asked(one.known, self.judge, one, by) for one in self.attacks}
         return {"unsafe": sets.pop("unsafe"), **attacked, **sets}
 
 

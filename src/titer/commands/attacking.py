@@ -5,20 +5,15 @@ What an attack learns from is never what it is judged on, and is learned of each
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from safetensors.torch import load_file, save_file
-
 from titer.attacks.base import Attack, Attempt, State, on_the_world
 from titer.core.config import build
 from titer.core.errors import TiterError
 from titer.core.plugins import plugin
-from titer.core.run import write_text
 from titer.data.example import Example
 from titer.data.sources import TextData
 from titer.pipeline import Model, Pipeline, fingerprint
@@ -99,12 +94,8 @@ def _learned(pipeline: Pipeline, model: Model, one: Attacked) -> State:
         "dtype": pipeline.dtype,
     }
 
-    def make(work: Path) -> None:
+    def learned() -> State:
         pipeline.reporter.tell(f"{one.name} learns from {len(one.held)} prompts of {model.name}")
-        state = one.attack.fit(pipeline.lm(model), one.held)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, torch.Tensor)}
-        save_file(tensors, work / "tensors.safetensors")
-        write_text(work / "state.json", json.dumps({name: value for name, value in state.items() if name not in tensors}))
+        return one.attack.fit(pipeline.lm(model), one.held)
 
-    folder = pipeline.store.artefact("attacks", inputs, make)
-    return {**json.loads((folder / "state.json").read_text(encoding="utf-8")), **load_file(folder / "tensors.safetensors")}
+    return pipeline.state("attacks", inputs, learned)

@@ -31,7 +31,7 @@ class ContextWindow:
         """
         tokens += thinking if thinking and thinks(self._reader) else 0
         examples = [one.example for one in attempts]
-        heads = prompt_ids(self._reader, [e.prompt for e in examples]) if examples else []
+        heads = prompt_ids(self._reader, [e.prompt for e in examples], attempts[0].raw) if examples else []
         lengths = [
             len(head) + len(self._reader(one.prefix, add_special_tokens=False)["input_ids"] if one.prefix else ())
             for head, one in zip(heads, attempts, strict=True)

@@ -12,6 +12,7 @@ from titer import tables
 from titer.attacks.base import Attack, Attempt
 from titer.commands.attacking import attacked
 from titer.commands.context_window import ContextWindow
+from titer.commands.decoding import Decoded
 from titer.data.sources import TextData
 from titer.judges.base import Judge
 from titer.models.lm import Decoding
@@ -46,12 +47,15 @@ def evaluate_model(
     prompts: int | None,
     attack: tuple[str, Attack] | None,
     thinking: int | None = None,
+    decoder: Decoded | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(verdicts, rates) of one model on the file's prompts. Errors: as `fitting` has them."""
     sets = sets_of(data, prompts, attack)
     fitting(model, sets, decoding, thinking)
     if attack and attack[0] in sets:
         sets[attack[0]] = attacked(data, prompts, attack).on(pipeline, model)
+    if decoder:
+        sets = {kind: decoder.over(pipeline, model, attempts) for kind, attempts in sets.items()}
     verdicts = tables.verdict_table(pipeline, [model], sets, judge, decoding, BATCH)
     return verdicts, tables.rate_table(verdicts)
 

@@ -10,6 +10,8 @@ import pandas as pd
 
 from titer.attacks.base import Attack
 from titer.commands import attacking, evaluation, tuning
+from titer.commands.decoding import Decoded, apart
+from titer.commands.decoding import chosen as chosen_decoder
 from titer.commands.judging import Judges, Review, at_longest, chosen, review
 from titer.commands.requests import EvaluationRequest
 from titer.core.config import build
@@ -41,6 +43,7 @@ class Prepared:
     attack: tuple[str, Attack] | None
     decoding: Decoding
     system: str = ""
+    decoder: Decoded | None = None
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,14 @@ def prepared(order: EvaluationRequest) -> Prepared:
     checkpoint = resolve(order.model, order.trust_remote_code, order.thinking)
     tokens = max(USUAL, judges.judge.ROOM) if order.max_new_tokens is None else order.max_new_tokens
     thinking = thinking_room(order.max_thinking_tokens, order.max_new_tokens)
-    decoding = build(Decoding, {"max_new_tokens": tokens, "temperature": order.temperature, "max_thinking_tokens": thinking}, "decoding")
+    how = build(Decoding, {"max_new_tokens": tokens, "temperature": order.temperature, "max_thinking_tokens": thinking}, "decoding")
     attack = attacking.chosen(order.attack, order.attack_set)
-    return Prepared(tuning.as_model(checkpoint), text, judges, attack, decoding, system)
+    text, decoder = apart(text, order.prompts, chosen_decoder(order, [checkpoint], order.trust_remote_code))
+    return Prepared(tuning.as_model(checkpoint), text, judges, attack, how, system, decoder)
 
 
 class Plan(NamedTuple):
-    """How many requests of each kind would be asked, the tokens of their answers, and what each judging would send, in words."""
+    """How many requests of each kind would be asked, the tokens of their answers; in words what each judging would send, a decoder holds."""
 
     asked: dict[str, int]
     tokens: int
@@ -82,6 +86,7 @@ def planned(order: EvaluationRequest, ready: Prepared) -> Plan:
     evaluation.fitting(ready.subject, sets, ready.decoding, order.max_thinking_tokens)
     attempts = [attempt for one in sets.values() for attempt in one]
     bills = ready.judges.bills(at_longest(attempts, most))
+    bills |= ready.decoder.priced(ready.subject.checkpoint, order.bf16) if ready.decoder else {}
     tokens = ready.decoding.most(thinks(read_tokenizer(ready.subject.checkpoint)))
     return Plan({kind: len(one) for kind, one in sets.items()}, len(attempts) * tokens, bills)
 
@@ -92,13 +97,14 @@ def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, com
     unrun = passed_over(ready.subject.name, ready.subject.checkpoint)
     placed = system_notes([ready.subject.checkpoint], ready.system)
     verdicts, rates = evaluation.evaluate_model(
-        pipeline, ready.subject, ready.text, judge, ready.decoding, order.prompts, ready.attack, order.max_thinking_tokens
+        pipeline, ready.subject, ready.text, judge, ready.decoding, order.prompts, ready.attack, order.max_thinking_tokens, ready.decoder
     )
     pipeline.release()  # a second judge may load a model of its own
     how = {
         "judge": order.judge,
         **ready.judges.told,
         "attack": order.attack or "none",
+        **({"decoder": ready.decoder.guided.told} if ready.decoder else {}),
         **({"system text": ready.system} if ready.system else {}),
         **({"where the system text stands": placed[0]} if placed else {}),
         **ready.decoding.model_dump(),
@@ -127,6 +133,7 @@ def _identity(order: EvaluationRequest, ready: Prepared) -> dict[str, object]:
         "attack": [ready.attack[0], ready.attack[1]] if ready.attack else None,
         "judges": ready.judges.identity,
         "decoding": ready.decoding,
+        **(ready.decoder.identity() if ready.decoder else {}),
     }
 
 

@@ -105,6 +105,11 @@ class Judged:
         None
     )
     attack_set: Annotated[Settings, Option(help=f"A setting of the attack as NAME=VALUE; {AGAIN}.")] = field(default_factory=dict)
+    decoder: Annotated[str | None, Option(help="Choose tokens by this decoder: a name (titer list decoders) or a .py file.")] = None
+    decoder_set: Annotated[Settings, Option(help=f"A setting of the decoder as NAME=VALUE; {AGAIN}.")] = field(default_factory=dict)
+    reads: Annotated[Mapping[str, str], Option("--read", help=f"A model that the decoder reads, as ROLE=MODEL; {AGAIN}.")] = field(
+        default_factory=dict
+    )
     engine: Annotated[str, Option(help="What writes answers: transformers, or vllm on a GPU.")] = "transformers"
     bf16: Annotated[bool, Option(help="Read models in bfloat16: half the memory, for a GPU.")] = False
 

@@ -6,7 +6,7 @@ depends on its prompt alone, so the shares stay apart whatever the counts, the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
@@ -270,15 +270,23 @@ def models_read(method: Method | Repair, how: TrainConfig | RepairRequest, trust
 
     Errors: an unknown or missing role, no model.
     """
-    roles = (*method.MODELS, *getattr(method, "OPTIONAL", ()))
-    if wrong := [role for role in how.reads if role not in roles]:
-        unknown(f"model that {how.method} reads", visible(wrong[0], 80), roles)
-    if missing := [role for role in method.MODELS if role not in how.reads]:
+    return roles_read(f"method {how.method}", method.MODELS, how.reads, trusted, getattr(method, "OPTIONAL", ()))
+
+
+def roles_read(
+    what: str, roles: Sequence[str], given: Mapping[str, str], trusted: bool = False, optional: Sequence[str] = ()
+) -> dict[str, Model]:
+    """The models that something reads, by their roles. Errors: an unknown or missing role, no model."""
+    if wrong := [role for role in given if role not in (*roles, *optional)]:
+        if not roles and not optional:
+            raise TiterError(f"{what} reads no other model", next_step="leave out --read.")
+        unknown(f"model that {what.partition(' ')[2]} reads", visible(wrong[0], 80), (*roles, *optional))
+    if missing := [role for role in roles if role not in given]:
         raise TiterError(
-            f"method {how.method} reads the model{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
+            f"{what} reads the model{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
             next_step="add " + " ".join(f"--read {role}=MODEL" for role in missing),
         )
-    return {role: as_model(resolve(place, trusted)) for role, place in how.reads.items()}
+    return {role: as_model(resolve(place, trusted)) for role, place in given.items()}
 
 
 def as_model(checkpoint: Checkpoint) -> Model:

@@ -34,13 +34,15 @@ class Step(NamedTuple):
     """One place of a batch before its token is chosen.
 
     `logits` (B, V) of the model that decodes and `others`, by role, at the same place, float32; `new` (B, n): what was written so far,
-    behind each of `rows`, its prompt's ids. `memory` is the decoder's own for this batch, empty at its first place.
+    behind each of `rows`, its prompt's ids, of which the last `before` (B,) are its own too (a thought's, where the answer is asked for
+    behind it). `memory` is the decoder's own for this batch, empty at its first place.
     """
 
     logits: torch.Tensor
     others: Mapping[str, torch.Tensor]
     new: torch.Tensor
     rows: Sequence[Sequence[int]]
+    before: torch.Tensor
     lm: LM
     memory: dict[str, Any]
 
@@ -59,6 +61,9 @@ class Decoder(Record):
     def view(self, role: str, prompt: str) -> str | None:
         """What a model that is read sees of a prompt, before its own chat template; None: the very tokens of the model that decodes."""
         return prompt
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Before anything is loaded. Errors: examples that it could not learn from."""
 
     def fit(self, lm: LM, others: Mapping[str, LM], examples: Sequence[Example]) -> State:
         """What it learns, tensors and what JSON holds, from examples that are not asked; most learn nothing."""
@@ -211,6 +216,7 @@ class Guide:
         """What transformers calls with a batch's ids and logits for those to choose by; every hook is gone when the block ends."""
         ends, places, rows = self._lm.ends, list(turns), [turn.row for turn in turns.values()]
         width, memory = max(map(len, rows)), dict[str, Any]()
+        before = torch.tensor([len(turn.written) for turn in turns.values()], device=self._lm.device)
         beside = {role: Beside(other, self._behind(role, turns)) for role, other in self._others.items()}
 
         def choose(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -218,7 +224,7 @@ class Guide:
             live = ~torch.isin(new, torch.tensor(ends, device=new.device)).any(1)
             others = {role: one(new) for role, one in beside.items()}
             known = min([logits.shape[1], *(one.shape[1] for one in others.values())])
-            step = Step(logits[:, :known], {role: one[:, :known] for role, one in others.items()}, new, rows, self._lm, memory)
+            step = Step(logits[:, :known], {role: one[:, :known] for role, one in others.items()}, new, rows, before, self._lm, memory)
             with self._told():
                 found, stops = self._decoder.logits(step, self._state), self._decoder.stops(step, self._state)
                 found = padded(found, (0, logits.shape[1] - known), value=-torch.inf) if known < logits.shape[1] else found

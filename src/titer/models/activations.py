@@ -1,4 +1,4 @@
-"""Activations of many prompts at sites, in batches: at the end of the prompt, or averaged over the answer.
+"""Activations of many prompts at sites, in batches: at the end of the prompt or of the answer, or averaged over the answer.
 
 With `suffixes`, free embeddings stand in each prompt (`models/suffix.py`) and every later place moves by their number.
 Shapes: n prompts, D width of the site, k suffix embeddings. float32 on the CPU.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from titer.core.errors import TiterError
-from titer.data.encode import answer_ids, check_length, pad, prompt_ids
+from titer.data.encode import answer_ids, check_length, open_ids, pad, prompt_ids
 from titer.data.example import positions
 from titer.models.hooks import reading
 from titer.models.lm import LM
@@ -46,6 +46,15 @@ def over_answer(
     heads, tails = prompt_ids(lm.tokenizer, prompts), answer_ids(lm.tokenizer, answers)
     spans = [(len(h) - 1, len(h) - 1 + min(first, len(t))) for h, t in zip(heads, tails, strict=True)]
     return _collect(lm, [h + t for h, t in zip(heads, tails, strict=True)], spans, names, batch, suffixes)
+
+
+def at_answer_end(
+    lm: LM, prompts: Sequence[str], answers: Sequence[str], names: Sequence[str], last: int, batch: int = BATCH
+) -> dict[str, torch.Tensor]:
+    """Each site's mean activation over the `last` places of each prompt with its answer, what would end the answer left out, (n, D)."""
+    heads, tails = prompt_ids(lm.tokenizer, prompts), open_ids(lm.tokenizer, answers)
+    rows = [h + t for h, t in zip(heads, tails, strict=True)]
+    return _collect(lm, rows, [(max(0, len(row) - last), len(row)) for row in rows], names, batch, None)
 
 
 @torch.inference_mode()

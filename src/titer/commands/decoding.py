@@ -1,0 +1,118 @@
+"""A decoder in a command: by name, with the models it reads and what it may learn from; learned of each model anew, once. L6."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from titer.attacks.base import Attempt
+from titer.commands import tuning
+from titer.commands.attacking import KEPT, LEAST
+from titer.commands.requests import Judged
+from titer.core.config import build
+from titer.core.errors import TiterError
+from titer.core.plugins import plugin
+from titer.data.example import Example
+from titer.data.sources import TextData
+from titer.decoders.base import Decoder, Guided, learns
+from titer.models.checkpoint import Checkpoint
+from titer.models.vllm_engine import undecoded
+from titer.models.weights import shapes_of
+from titer.pipeline import Model, Pipeline, fingerprint
+
+Sets = Mapping[str, Sequence[Attempt]]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoder before it has learned, and the examples that it may learn from: none that is asked."""
+
+    guided: Guided
+    held: Sequence[Example] = ()
+
+    def on(self, pipeline: Pipeline, model: Model) -> Guided:
+        """With what it learned on a model, kept; the model and those that it reads are loaded where it has not learned yet."""
+        one = self.guided
+        if not learns(one.decoder):
+            return one
+        kind = type(one.decoder)
+        inputs = {
+            "decoder": [one.name, kind.VERSION, one.decoder],
+            "reads": {role: read.key for role, read in one.models.items()},
+            "model": model.key,
+            "examples": fingerprint(self.held),
+            "dtype": pipeline.dtype,
+        }
+
+        def learned() -> Mapping[str, object]:
+            pipeline.reporter.tell(f"{one.name} learns from {len(self.held)} examples on {model.name}")
+            lm = pipeline.lm(model)  # first: loading it lets go of others
+            return one.decoder.fit(lm, pipeline.beside(one), self.held)
+
+        return replace(one, state=pipeline.state("decoders", inputs, learned))
+
+    def over(self, pipeline: Pipeline, model: Model, attempts: Sequence[Attempt]) -> list[Attempt]:
+        guided = self.on(pipeline, model)
+        return [one._replace(decoder=guided) for one in attempts]
+
+    def identity(self) -> dict[str, object]:
+        return {"decoder": [self.guided.key, fingerprint(self.held)]}
+
+    def priced(self, subject: Checkpoint, bf16: bool) -> dict[str, str]:
+        """What is in memory at once, in words."""
+        held = [subject, *self.guided.models.values()]
+        bytes_ = (2 if bf16 else 4) * sum(map(size, held))
+        words = f"{len(held)} model{'s' if len(held) > 1 else ''} in memory at once, {bytes_ / 1e9:.2f} GB in {'bfloat16' if bf16 else 'float32'}"
+        return {"decoder": words + (f"; it learns from {len(self.held)} examples that are not asked" if self.held else "")}
+
+
+def size(checkpoint: Checkpoint) -> int:
+    """Parameters."""
+    return sum(math.prod(shape) for shape, _ in shapes_of(checkpoint).values())
+
+
+def chosen(order: Judged, subjects: Sequence[Checkpoint], trusted: bool) -> Guided | None:
+    """Errors: an unknown decoder, settings of none or out of range, a model missing or too many; vocabularies that differ; vLLM."""
+    if order.decoder is None:
+        if order.decoder_set or order.reads:
+            raise TiterError(
+                f"{'--decoder-set' if order.decoder_set else '--read'} was given without --decoder", next_step="add --decoder NAME."
+            )
+        return None
+    kind = plugin("decoders", order.decoder, Decoder)
+    made = build(kind, order.decoder_set, f"decoder {order.decoder}")
+    read = tuning.roles_read(f"decoder {order.decoder}", kind.MODELS, order.reads, trusted)
+    guided = Guided(made, {role: one.checkpoint for role, one in read.items()})
+    if order.engine == "vllm":
+        raise undecoded(f"the decoder {guided.name}")
+    for subject in subjects:
+        guided.check(subject)
+    return guided
+
+
+def apart(text: TextData, prompts: int | None, guided: Guided | None) -> tuple[TextData, Decoded | None]:
+    """(what is asked, the decoder with what it learns from): where it learns, the prompts that are not drawn, or one in four of each class.
+
+    Errors: a class with too few prompts for both; examples that it could not learn from.
+    """
+    if guided is None or not learns(guided.decoder):
+        return text, Decoded(guided) if guided else None
+    held: list[Example] = []
+    for harmful in (True, False):
+        whole, asked = text.of_class(harmful), text.of_class(harmful, prompts)
+        known = {e.prompt for e in asked}
+        mine = [e for e in whole if e.prompt not in known]
+        if asked and len(mine) < LEAST:
+            cut = max(LEAST - len(mine), len(asked) // KEPT)
+            mine, asked = [*mine, *asked[:cut]], asked[cut:]
+            if len(asked) < LEAST:
+                raise TiterError(
+                    f"{len(whole)} {'unsafe' if harmful else 'safe'} prompts for the decoder {guided.name}, which learns",
+                    expected=f"at least {LEAST} to learn from and {LEAST} others to ask",
+                )
+        held += mine
+    guided.decoder.check(held)
+    out = {e.prompt for e in held}
+    rows = tuple(row for row in text.rows if row[0] not in out)
+    return text.model_copy(update={"rows": rows}), Decoded(guided, held)

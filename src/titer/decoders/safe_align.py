@@ -1,0 +1,114 @@
+"""Safe-Align: every activation is moved a little towards those of safe answers, its norm kept; no weight changes.
+
+Exemplars are unsafe requests with a safe and a harmful answer. At every layer's site the difference of the states at the end of the two
+(safe minus harmful) is taken, over all layers as one vector; `direction` makes one of the pairs' differences, cut back into layers. Paper
+and code differ in each part, so each is a setting and `form` names the two: the paper moves the residual stream, x + alpha v; the code the
+MLP's output, in the space of unit norm, by 0.1 alpha (1 + max(0, cos)) of v's direction. A component's sign is that of the mean
+difference here, so that exemplars the other way round turn the effect round; the code's comes of the components' largest entry.
+Source: arXiv 2406.11801, equations 9 to 13, and its code. Shapes: n pairs, L layers, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+
+from titer.core.errors import TiterError
+from titer.data.example import Example
+from titer.decoders.base import Decoder, State
+from titer.models.activations import at_answer_end
+from titer.models.hooks import Edit
+from titer.models.lm import LM
+
+Direction = Literal["pc1", "pc1+mean", "mean"]
+
+
+class Form(NamedTuple):
+    """Where and how activations are moved."""
+
+    site: Literal["resid", "mlp_out"]
+    pool: Literal["last", "last4"]
+    direction: Direction
+    gate: Literal["none", "1+relu(cos)"]
+    step: Literal["added", "unit"]
+
+
+FORMS = {"paper": Form("resid", "last", "pc1", "none", "added"), "code": Form("mlp_out", "last4", "pc1+mean", "1+relu(cos)", "unit")}
+LEAST = 2  # pairs: of one there is no component
+
+
+class SafeAlign(Decoder):
+    """`alpha` and the form; a part that is given replaces the form's."""
+
+    SOURCE = "arXiv 2406.11801, equations 9 to 13, and its code"
+    VERSION = 1
+    NEUTRAL = {"alpha": 0.0}
+
+    alpha: float = Field(default=0.12, description="how far; below 0 away from safe answers")
+    form: Literal["paper", "code"] = "paper"
+    site: Literal["resid", "mlp_out"] | None = Field(default=None, description="which activation is moved, in every layer")
+    pool: Literal["last", "last4"] | None = Field(
+        default=None, description="which tokens' states are an exemplar's: the last, the last four"
+    )
+    direction: Direction | None = Field(default=None, description="first component of the differences, their mean, or both added")
+    gate: Literal["none", "1+relu(cos)"] | None = Field(default=None, description="further where a state points to harmful answers")
+    step: Literal["added", "unit"] | None = Field(default=None, description="x + alpha v, or by 0.1 alpha in the space of unit norm")
+
+    @property
+    def parts(self) -> Form:
+        given = {name: value for name in Form._fields if (value := getattr(self, name)) is not None}
+        return FORMS[self.form]._replace(**given)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        if (many := len(_pairs(examples))) < LEAST:
+            raise TiterError(
+                f"safe_align has {many} unsafe prompts with both answers to learn from",
+                expected=f"at least {LEAST}, with the columns comply and refuse, beside those that are asked",
+            )
+
+    def fit(self, lm: LM, others: Mapping[str, LM], examples: Sequence[Example]) -> State:
+        """Site -> the vector (D,) towards safe answers. Errors: as `check`; a layer without the site."""
+        self.check(examples)
+        pairs = _pairs(examples)
+        names, last = lm.sites.everywhere(self.parts.site), {"last": 1, "last4": 4}[self.parts.pool]
+        prompts = [e.prompt for e in pairs]
+        safe = at_answer_end(lm, prompts, [str(e.refuse) for e in pairs], names, last)
+        harmful = at_answer_end(lm, prompts, [str(e.comply) for e in pairs], names, last)
+        differences = {name: safe[name].double() - harmful[name].double() for name in names}
+        whole = direction(torch.cat(list(differences.values()), dim=1), self.parts.direction)
+        return dict(zip(names, whole.float().split([one.shape[1] for one in differences.values()]), strict=True))
+
+    def edits(self, lm: LM, state: State) -> dict[str, Edit]:
+        if self.alpha == 0:
+            return {}
+        return {
+            site: partial(moved, v=vector, alpha=self.alpha, gate=self.parts.gate, step=self.parts.step) for site, vector in state.items()
+        }
+
+
+def _pairs(examples: Sequence[Example]) -> list[Example]:
+    return [e for e in examples if e.harmful and e.comply and e.refuse]
+
+
+def direction(differences: torch.Tensor, kind: Direction) -> torch.Tensor:
+    """(L D,) of the pairs' differences (n, L D): their mean, their first component (unit norm, along the mean), or both added."""
+    mean = differences.mean(0)
+    if kind == "mean":
+        return mean
+    first = torch.linalg.svd(differences - mean, full_matrices=False).Vh[0]
+    first = first if float(first @ mean) >= 0 else -first
+    return first + mean if kind == "pc1+mean" else first
+
+
+def moved(x: torch.Tensor, v: torch.Tensor, alpha: float, gate: str, step: str) -> torch.Tensor:
+    """x (B, T, D) moved along v (D,) and scaled back to the norm that it had; a zero state stays."""
+    state, along = x.float(), v.to(x.device, torch.float32)
+    norm = torch.linalg.vector_norm(state, dim=-1, keepdim=True)
+    unit, way = state / norm.clamp(min=1e-12), along / torch.linalg.vector_norm(along).clamp(min=1e-12)
+    more = 1 + (-(unit @ way)).clamp(min=0)[..., None] if gate == "1+relu(cos)" else 1.0
+    there = unit + 0.1 * alpha * more * way if step == "unit" else state + alpha * more * along
+    return (there * norm / torch.linalg.vector_norm(there, dim=-1, keepdim=True).clamp(min=1e-12)).to(x.dtype)

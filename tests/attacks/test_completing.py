@@ -1,0 +1,34 @@
+"""The request alone, without a conversation's format: on text by a raw prompt, on the world without its first and last word."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from titer.attacks.completing import Completing
+from titer.data.example import Example
+from titer.data.turns import Turn, written
+from titer.data.world import World, WorldSource
+from titer.evaluate import sample
+from titer.models.lm import LM, Decoding
+
+GREEDY = Decoding(max_new_tokens=4)
+
+
+def test_on_text_the_model_goes_on_from_the_request_as_it_stands(lm: LM) -> None:
+    asked = [Example("a b c", True, "unsafe", "test"), Example(written([Turn("system", "d"), Turn("user", "e f")]), True, "unsafe", "test")]
+    bare = [c.text for c in lm.generate(["a b c", "d e f"], GREEDY)]
+    lm.tokenizer.chat_template = "<bos> {% for m in messages %}<sot> {{ m.content }} {% endfor %}<eot>"
+    found = sample(lm, Completing().attempts(asked, {}, None), GREEDY, 2)
+    assert found.completion.tolist() == bare
+    assert found.prompt.tolist() == [e.prompt for e in asked]
+
+
+def test_on_the_world_it_leaves_out_what_begins_a_request_and_hands_it_over(world: World) -> None:
+    for kind in ("unsafe", "safe"):
+        examples = WorldSource(world=world, kind=kind, split="test").examples(np.arange(5))
+        for before, after in zip(examples, Completing().attempts(examples, {}, world), strict=True):
+            words = before.prompt.split()
+            assert (words[0], words[-1]) == ("<bos>", "<eot>")
+            assert after.raw
+            assert after.example.prompt.split() == words[1:-1]
+            assert (after.example.comply, after.example.refuse) == (before.comply, before.refuse)
