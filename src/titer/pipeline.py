@@ -178,7 +178,7 @@ class Pipeline:
             **self._as_written(model, attempts),
         }
         fast = self.serving is not None and all(a.suffix is None for a in attempts)  # embeddings are inserted by transformers alone
-        guided = attempts[0].decoder
+        guided = next((a.decoder for a in attempts), None)
         if fast and self.serving is not None:
             inputs["engine"] = engine_key(self.serving)
         else:
@@ -203,7 +203,7 @@ class Pipeline:
     def _as_written(self, model: Model, attempts: Sequence[Attempt]) -> dict[str, str]:
         """What a key says of the prompts as the model's chat template writes them; nothing without one, where the prompts say all."""
         reader = self._reader(model)
-        if not templated(reader) or attempts[0].raw:
+        if not templated(reader) or any(a.raw for a in attempts):
             return {}
         return {"written": digest(encode.prompt_texts(reader, [a.example.prompt for a in attempts]))}
 

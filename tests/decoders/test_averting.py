@@ -25,11 +25,11 @@ OTHERS = [e for kind in ("unsafe", "safe") for e in WorldSource(world=WORLD, kin
 @cache
 def learned() -> tuple[LM, dict[str, Any]]:
     lm = neox(WORLD)
-    return lm, dict(Averting(epochs=120, hidden=24).fit(lm, {}, HELD))
+    return lm, dict(Averting(epochs=60, hidden=24).fit(lm, {}, HELD))
 
 
 def values(lm: LM, state: dict[str, Any], rows: list[list[int]]) -> list[float]:
-    predictor = Predictor(state, 24)
+    predictor = Predictor(state)
     with torch.no_grad():
         return [float(predictor.value(predictor.read(lm, [row], state))[0]) for row in rows]
 

@@ -18,15 +18,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from pydantic import Field
 from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from titer.core.errors import TiterError
+from titer.data.draws import drawn
 from titer.data.encode import answer_ids, pad, prompt_ids
 from titer.data.example import Example
 from titer.decoders.base import Decoder, Guide, Guided, State, Step
 from titer.models.lm import LM, Decoding
 
 RATE, ASCENT, NEW = 3e-3, 4.0, 48  # Adam's rate of the GRU; of the dual ascent, in logs; tokens of an answer in its rounds
+BATCH = 32
 LEAST = 4  # answers of each label
 
 
@@ -43,7 +46,8 @@ class Averting(Decoder):
     target: float | None = Field(default=None, gt=0, lt=1, description="share of unsafe answers to be reached; finds the strength")
     rounds: int = Field(default=12, ge=1, description="of the dual ascent, each with all prompts it learned from")
     hidden: int = Field(default=64, ge=1)
-    epochs: int = Field(default=150, ge=1)
+    answers: int = Field(default=512, ge=8, description="labelled answers that it learns from at most, drawn")
+    epochs: int = Field(default=40, ge=1)
     seed: int = 0
 
     def check(self, examples: Sequence[Example]) -> None:
@@ -59,11 +63,10 @@ class Averting(Decoder):
         """The GRU's tensors, `scale` of embeddings, `strength`, `refusal`: the examples' commonest. Errors: as `check`."""
         self.check(examples)
         labelled = _labelled(examples)
-        prompts, answers, labels = zip(*labelled, strict=True)
-        heads, tails = prompt_ids(lm.tokenizer, prompts), answer_ids(lm.tokenizer, answers)
+        labelled = drawn(_labelled(examples), self.answers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            learned = self._trained(lm, heads, tails, torch.tensor(labels, dtype=torch.float32))
+            learned = self._trained(lm, *zip(*labelled, strict=True))
         refusals = Counter(e.refuse for e in examples if e.refuse).most_common(1)
         state: State = {**learned, "strength": self.strength, "refusal": refusals[0][0] if refusals else ""}
         return state if self.target is None else {**state, "strength": self._ascended(lm, state, [e.prompt for e in examples])}
@@ -71,37 +74,42 @@ class Averting(Decoder):
     def logits(self, step: Step, state: State) -> torch.Tensor:
         if not state["strength"]:
             return step.logits
-        before = _read(step, state, self.hidden)
+        before = _read(step, state)
         likeliest = step.logits.topk(min(self.top, step.logits.shape[1]))
-        V = Predictor(state, self.hidden).after(before, embedded(step.lm, likeliest.indices, state))
-        lost = (state["strength"] * V).to(step.logits)
+        V = Predictor(state).after(before, embedded(step.lm, likeliest.indices, state))
+        lost = (state["strength"] * V).to(step.logits)  # what is read is small, and read on the CPU
         everything = step.logits - lost.amax(1, keepdim=True)
         return everything.scatter(1, likeliest.indices, likeliest.values - lost)
 
     def stops(self, step: Step, state: State) -> torch.Tensor | None:
         if self.refuse_above is None:
             return None
-        return Predictor(state, self.hidden).value(_read(step, state, self.hidden)) > self.refuse_above
+        return (Predictor(state).value(_read(step, state)) > self.refuse_above).to(step.new.device)
 
     def ending(self, answer: str, state: State) -> str:
         return str(state["refusal"])
 
-    def _trained(self, lm: LM, heads: list[list[int]], tails: list[list[int]], labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        ids, mask = (t.to(lm.device) for t in pad([h + t for h, t in zip(heads, tails, strict=True)], 0, "right"))
+    def _trained(self, lm: LM, prompts: Sequence[str], answers: Sequence[str], labels: Sequence[bool]) -> dict[str, torch.Tensor]:
+        heads, tails = prompt_ids(lm.tokenizer, prompts), answer_ids(lm.tokenizer, answers)
+        rows, wanted = [h + t for h, t in zip(heads, tails, strict=True)], torch.tensor(labels, dtype=torch.float32)
         with torch.no_grad():
-            table = lm.model.get_input_embeddings()(ids).float()
-            scale = 1 / table[mask.bool()].std().clamp(min=1e-12)
-        place, begin = torch.arange(ids.shape[1], device=ids.device), torch.tensor([len(h) for h in heads], device=ids.device)
-        answered = (mask.bool() & (place >= begin[:, None] - 1)).float()  # from the prompt alone on
-        weight = answered / answered.sum(1, keepdim=True)  # every answer counts as one, however long
-        predictor = Predictor.fresh(table.shape[2], self.hidden).to(ids.device)
-        optimiser, wanted = torch.optim.Adam(predictor.parameters(), lr=RATE), labels.to(ids.device)[:, None].expand(ids.shape)
+            table = lm.model.get_input_embeddings()(torch.tensor([i for row in rows for i in row], device=lm.device)).float()
+        scale = (1 / table.std().clamp(min=1e-12)).cpu()
+        predictor = Predictor.fresh(table.shape[1], self.hidden)
+        optimiser = torch.optim.Adam(predictor.parameters(), lr=RATE)
         for _ in range(self.epochs):
-            V = predictor.head(predictor.gru(table * scale)[0])[..., 0]
-            loss = (nn.functional.binary_cross_entropy_with_logits(V, wanted, reduction="none") * weight).sum(1).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+            for some in torch.randperm(len(rows)).split(BATCH):
+                ids, mask = pad([rows[i] for i in some], 0, "right")
+                begin = torch.tensor([len(heads[i]) for i in some])[:, None]
+                here = (mask.bool() & (torch.arange(ids.shape[1]) >= begin - 1)).float()  # from the prompt alone on
+                with torch.no_grad():
+                    read = embedded(lm, ids, {"scale": scale})
+                V = predictor.head(predictor.gru(read)[0])[..., 0]
+                apart = binary_cross_entropy_with_logits(V, wanted[some][:, None].expand(ids.shape), reduction="none")
+                loss = ((apart * here).sum(1) / here.sum(1)).mean()  # every answer counts as one, however long
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
         return {**{name: p.detach() for name, p in predictor.state_dict().items()}, "scale": scale}
 
     def _ascended(self, lm: LM, state: State, prompts: Sequence[str]) -> float:
@@ -114,7 +122,7 @@ class Averting(Decoder):
             said = lm.generate(prompts, Decoding(max_new_tokens=NEW, temperature=1.0, seed=self.seed + number), guide=guide)
             rows = [h + t for h, t in zip(prompt_ids(lm.tokenizer, prompts), answer_ids(lm.tokenizer, [c.text for c in said]), strict=True)]
             with torch.no_grad():
-                predictor = Predictor(state, self.hidden)
+                predictor = Predictor(state)
                 V = float(predictor.value(predictor.read(lm, rows, state)).mean())
             found.append(eta)
             eta += ASCENT / math.sqrt(number + 1) * (V - float(self.target or 0))
@@ -129,8 +137,9 @@ def _labelled(examples: Sequence[Example]) -> list[tuple[str, str, bool]]:
 class Predictor(nn.Module):
     """GRU and head over embeddings, with the tensors of a state."""
 
-    def __init__(self, state: State, hidden: int) -> None:
+    def __init__(self, state: State) -> None:
         super().__init__()
+        hidden = state["head.weight"].shape[1]
         self.gru = nn.GRU(state["gru.weight_ih_l0"].shape[1], hidden, batch_first=True)
         self.head = nn.Linear(hidden, 1)
         self.load_state_dict({name: state[name] for name in self.state_dict()})
@@ -139,13 +148,13 @@ class Predictor(nn.Module):
     def fresh(cls, width: int, hidden: int) -> Predictor:
         gru, head = nn.GRU(width, hidden, batch_first=True), nn.Linear(hidden, 1)
         named = [*((f"gru.{n}", p) for n, p in gru.named_parameters()), *((f"head.{n}", p) for n, p in head.named_parameters())]
-        return cls({name: p.detach() for name, p in named}, hidden)
+        return cls({name: p.detach() for name, p in named})
 
     def read(self, lm: LM, rows: Sequence[Sequence[int]], state: State) -> torch.Tensor:
         """State (B, H) behind rows of ids."""
         ids, _ = pad(rows, 0, "right")
         packed = pack_padded_sequence(
-            embedded(lm, ids.to(lm.device), state).cpu(), torch.tensor([len(row) for row in rows]), batch_first=True, enforce_sorted=False
+            embedded(lm, ids, state), torch.tensor([len(row) for row in rows]), batch_first=True, enforce_sorted=False
         )
         out, lengths = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
         return out[torch.arange(len(rows)), lengths - 1]
@@ -154,7 +163,7 @@ class Predictor(nn.Module):
         """V (B, k) of each row with one more token of k, their embeddings (B, k, D)."""
         B, k, D = tokens.shape
         spread = before[:, None].expand(B, k, -1).reshape(1, B * k, -1).contiguous()
-        return self.value(self.gru(tokens.reshape(B * k, 1, D).cpu(), spread)[1][0]).view(B, k)
+        return self.value(self.gru(tokens.reshape(B * k, 1, D), spread)[1][0]).view(B, k)
 
     def value(self, read: torch.Tensor) -> torch.Tensor:
         """V (n,) of states (n, H)."""
@@ -162,16 +171,17 @@ class Predictor(nn.Module):
 
 
 def embedded(lm: LM, ids: torch.Tensor, state: State) -> torch.Tensor:
-    return lm.model.get_input_embeddings()(ids).float() * state["scale"].to(lm.device)
+    """The model's own embeddings of ids, on the CPU, of one spread."""
+    return lm.model.get_input_embeddings()(ids.to(lm.device)).float().cpu() * state["scale"].cpu()
 
 
-def _read(step: Step, state: State, hidden: int) -> torch.Tensor:
+def _read(step: Step, state: State) -> torch.Tensor:
     """The GRU's state (B, H) behind everything so far, read once a place."""
     memory, n = step.memory, step.new.shape[1]
-    predictor = memory.setdefault("predictor", Predictor(state, hidden))
+    predictor = memory.setdefault("predictor", Predictor(state))
     if "read" not in memory:
         memory["read"] = [0, predictor.read(step.lm, step.rows, state)]
     for at in range(memory["read"][0], n):
-        token = embedded(step.lm, step.new[:, at : at + 1], state).cpu()
+        token = embedded(step.lm, step.new[:, at : at + 1], state)
         memory["read"] = [at + 1, predictor.gru(token, memory["read"][1][None].contiguous())[1][0]]
     return memory["read"][1]  # type: ignore[no-any-return]

@@ -167,8 +167,9 @@ class Beside:
             input_ids=self._ids[:, -fresh:],
             attention_mask=self._mask,
             position_ids=positions(self._mask)[:, -fresh:],
-            past_key_values=self._past,
             use_cache=True,
+            logits_to_keep=1,
+            **({} if self._past is None else {"past_key_values": self._past}),
         )
         self._past = getattr(found, "past_key_values", None)  # a model that keeps none reads the whole row again
         return found.logits[:, -1].to(new.device, torch.float32)  # type: ignore[no-any-return]
@@ -221,7 +222,7 @@ class Guide:
 
         def choose(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             new = ids[:, width:]
-            live = ~torch.isin(new, torch.tensor(ends, device=new.device)).any(1)
+            live = ~torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device)).any(1)
             others = {role: one(new) for role, one in beside.items()}
             known = min([logits.shape[1], *(one.shape[1] for one in others.values())])
             step = Step(logits[:, :known], {role: one[:, :known] for role, one in others.items()}, new, rows, before, self._lm, memory)

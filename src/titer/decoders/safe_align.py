@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 
 from titer.core.errors import TiterError
+from titer.data.draws import drawn
 from titer.data.example import Example
 from titer.decoders.base import Decoder, State
 from titer.models.activations import at_answer_end
@@ -50,6 +51,7 @@ class SafeAlign(Decoder):
 
     alpha: float = Field(default=0.12, description="how far; below 0 away from safe answers")
     form: Literal["paper", "code"] = "paper"
+    exemplars: int = Field(default=32, ge=LEAST, description="pairs it learns from at most, drawn")
     site: Literal["resid", "mlp_out"] | None = Field(default=None, description="which activation is moved, in every layer")
     pool: Literal["last", "last4"] | None = Field(
         default=None, description="which tokens' states are an exemplar's: the last, the last four"
@@ -73,7 +75,7 @@ class SafeAlign(Decoder):
     def fit(self, lm: LM, others: Mapping[str, LM], examples: Sequence[Example]) -> State:
         """Site -> the vector (D,) towards safe answers. Errors: as `check`; a layer without the site."""
         self.check(examples)
-        pairs = _pairs(examples)
+        pairs = drawn(_pairs(examples), self.exemplars)
         names, last = lm.sites.everywhere(self.parts.site), {"last": 1, "last4": 4}[self.parts.pool]
         prompts = [e.prompt for e in pairs]
         safe = at_answer_end(lm, prompts, [str(e.refuse) for e in pairs], names, last)
