@@ -14,6 +14,7 @@ from tests.decoders.contract import WORLD, answers
 from titer.core.errors import TiterError
 from titer.data.encode import answer_ids, prompt_ids
 from titer.data.world import WorldSource
+from titer.decoders import averting
 from titer.decoders.averting import Averting, Predictor
 from titer.decoders.base import Guide, Guided, Step
 from titer.models.lm import LM, Decoding
@@ -73,22 +74,21 @@ def test_it_refuses_in_an_answer_s_place_where_the_value_is_too_high() -> None:
     assert answers(lm, Guided(Averting(hidden=24, refuse_above=1.0), state=unmoved), {}) == answers(lm, None, {})
 
 
-def test_dual_ascent_lands_at_its_target() -> None:
-    """Within two points, on the prompts it was found on, measured anew with other draws."""
+def test_dual_ascent_lands_at_its_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within two points and the error of these draws, on the prompts it was found on, measured anew with others."""
+    monkeypatch.setattr(averting, "NEW", 12)
     lm, state = learned()
-    prompts, hot = tuple(e.prompt for e in HELD), Decoding(max_new_tokens=48, temperature=1.0, seed=99)
+    prompts, hot = [e.prompt for e in HELD] * 8, Decoding(max_new_tokens=12, temperature=1.0, seed=99)
 
     def share(strength: float) -> float:
         guide = Guide(Guided(Averting(hidden=24), state={**state, "strength": strength}), lm, {}, prompts, None)
-        said = [c.text for c in lm.generate(prompts, hot, guide=guide)]
+        said = [c.text for c in lm.generate(prompts, hot, 384, guide=guide)]
         rows = [h + t for h, t in zip(prompt_ids(lm.tokenizer, prompts), answer_ids(lm.tokenizer, said), strict=True)]
         return float(np.mean(values(lm, state, rows)))
 
-    plain, hard = share(0.0), share(60.0)
-    assert plain > hard
-    target = (plain + hard) / 2
-    found = Averting(hidden=24, target=target, rounds=16, strength=3.0)._ascended(lm, state, prompts)
-    assert share(found) == pytest.approx(target, abs=0.02 + 0.1 * (plain - hard))
+    target = share(0.0) / 2
+    found = Averting(hidden=24, target=target, rounds=8)._ascended(lm, state, [e.prompt for e in HELD])
+    assert 0.1 < target == pytest.approx(share(found), abs=0.05)
 
 
 def test_it_needs_answers_of_both_labels() -> None:

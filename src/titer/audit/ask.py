@@ -134,7 +134,9 @@ def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -
     known.told += system_notes([model.checkpoint for model in found.models], system)
     known.told += thinking_notes([model.checkpoint for model in found.models])
     if decoder:
-        known.told.append(f"answers are decoded by {decoder.guided.told}; what is measured inside the models is theirs alone, and no part of a change is put back")
+        known.told.append(
+            f"answers are decoded by {decoder.guided.told}; what is measured inside the models is theirs alone, and no part of a change is put back"
+        )
     return Prepared(found, question, settings, text, tuple(known.told), gate.limits(order.fail_if, question, bool(found.changes)), system)
 
 

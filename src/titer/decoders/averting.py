@@ -30,6 +30,7 @@ from titer.models.lm import LM, Decoding
 
 RATE, ASCENT, NEW = 3e-3, 4.0, 48  # Adam's rate of the GRU; of the dual ascent, in logs; tokens of an answer in its rounds
 BATCH = 32
+DRAWS = 192  # answers a round of the ascent draws at least, for a share within three points
 LEAST = 4  # answers of each label
 
 
@@ -115,7 +116,7 @@ class Averting(Decoder):
     def _ascended(self, lm: LM, state: State, prompts: Sequence[str]) -> float:
         """The strength at which whole answers' V is the target on average: log strength climbs while it is above, and falls below."""
         eta, plain = math.log(max(self.strength, 1e-3)), self.model_copy(update={"target": None, "refuse_above": None})
-        found = []
+        prompts, found = [*prompts] * math.ceil(DRAWS / len(prompts)), []
         for number in range(self.rounds):
             now = {**state, "strength": math.exp(eta)}
             guide = Guide(Guided(plain, state=now), lm, {}, prompts, None)
