@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.cli.conftest import Titer
 from tests.conftest import llama, neox
+from tests.models.own import own_llama
 from tests.models.test_packed import packed
 from tests.repairs.made import family
 from titer import api
@@ -60,6 +61,51 @@ def test_a_grid_is_a_folder_of_each_strength_and_the_api_writes_the_same(titer: 
     assert open_checkpoint("mine").key == open_checkpoint("out/0.25").key
     request = api.RepairRequest("tuned", method="scale", reads={"aligned": "aligned"}, to="mine", settings={"c": 0.25})
     assert api.cost(request)["folders"] == {"mine": True}
+
+
+def test_of_a_name_that_a_method_has_too_both_are_shown(titer: Titer) -> None:
+    shown = titer("show", "safe_lora").out
+    assert "safe_lora, a method" in shown
+    assert "safe_lora, a repair" in shown
+    assert shown.count("threshold = 0.5") == 2
+
+
+def test_what_a_killed_call_left_goes_and_a_model_made_before_is_replaced(titer: Titer, here: Path) -> None:
+    (here / ".out.new").mkdir()
+    (here / ".out.new" / "model.safetensors").write_bytes(b"cut")
+    keys = []
+    for strength in ("0.5", "0.75"):
+        assert titer(*SCALE, "--strength", strength).status == 0
+        keys.append(open_checkpoint("out").key)
+    assert keys[0] != keys[1]
+    assert not list(here.glob(".out*"))
+
+
+def test_data_that_a_repair_needs_and_rows_that_do_not_serve(titer: Titer, wrong: Wrong, here: Path) -> None:
+    command = ("repair", "tuned", "--method", "antidote", "--to", "out")
+    assert "needs data (harmful: answers)" in wrong(*command)
+    assert "has no comply answer" in wrong(*command, "--data", "d.csv")
+    row = {"prompt": "a b " * 60, "comply": "c d"}
+    (here / "long.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert "longer than the model's window of 64" in wrong(*command, "--data", "long.jsonl")
+    pairs = ("repair", "tuned", "--method", "subspace_fusion", "--read", "aligned=aligned", "--to", "out", "--set", "steps=1")
+    assert "has no comply answer" in wrong(*pairs, "--data", "a.jsonl")
+    assert not list(here.glob("*out*"))
+    rows = [{"prompt": "a b", "chosen": "<null>", "rejected": "c d"}, {"prompt": "c d", "chosen": "<null>", "rejected": "a"}]
+    (here / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    assert titer(*pairs, "--data", "pairs.jsonl").status == 0
+
+
+def test_a_model_with_code_of_its_own_is_repaired_where_its_user_says_so_and_keeps_its_code(titer: Titer, wrong: Wrong, here: Path) -> None:
+    for seed, name in enumerate(("theirs", "mine")):
+        own_llama(World(seed=1), here / name, seed)
+    command = ("repair", "mine", "--method", "scale", "--read", "aligned=theirs", "--to", "out")
+    assert "--trust-remote-code" in wrong(*command)
+    assert titer(*command, "--trust-remote-code").status == 0
+    assert (here / "out" / "modeling_own.py").read_bytes() == (here / "mine" / "modeling_own.py").read_bytes()
+    theirs, mine, out = (open_checkpoint(name, trusted=True) for name in ("theirs", "mine", "out"))
+    name = "lm_head.weight"
+    torch.testing.assert_close(out.weight(name), (theirs.weight(name) + mine.weight(name)) / 2)
 
 
 def test_it_is_listed_and_shown(titer: Titer) -> None:
@@ -110,6 +156,8 @@ def rounded(folder: Path) -> None:
         (("--read", "aligned=aligned", "--strength", "1", "--set", "c=1"), ("leave out one of the two",)),
         (("--read", "aligned=aligned", "--set", "d=1"), ("unknown setting 'd'",)),
         (("--read", "aligned=aligned", "--data", "d.csv"), ("reads no data",)),
+        (("--read", "aligned=aligned", "--shard", "nan"), ("--shard",)),
+        (("--read", "aligned=aligned", "--shard", "0"), ("--shard",)),
     ],
 )
 def test_wrong_requests_are_refused_and_nothing_is_written(

@@ -84,8 +84,7 @@ class Repaired:
 
 def planned(order: RepairRequest) -> Planned:
     """Errors: an unknown repair, setting or role, a strength out of range, models that do not go together, a folder that is not free."""
-    to = Path(order.to)
-    repairs = _strengths(order, to)
+    repairs = _strengths(order, Path(order.to))
     repair = next(iter(repairs.values()))
     reads = tuning.models_read(repair, order, order.trust_remote_code)
     models = {TUNED: resolve(order.model, order.trust_remote_code), **{role: one.checkpoint for role, one in reads.items()}}
@@ -93,6 +92,8 @@ def planned(order: RepairRequest) -> Planned:
     if models[TUNED].adapter is not None and not adapter:
         notes.append(f"{models[TUNED].label} is an adapter, and this repair gives whole weights: it is merged")
     data = _data(order, repair)
+    if "prompts" not in repair.DATA.values():
+        tuning.check_window({name: tuning.text_stream(one, 0, "comply") for name, one in data.items()}, models[TUNED])
     notes += [note for one in data.values() for note in one.notes]
     plan = Planned(order, repairs, models, data, adapter, notes)
     others = [folder for one in models.values() for folder in one.folders]
@@ -230,8 +231,9 @@ def _record(plan: Planned, repair: Repair) -> dict[str, Any]:
 
 @torch.no_grad()
 def _write(plan: Planned, repair: Repair, shown: Reporter, folder: Path) -> None:
-    progress, tuned = shown.task(f"repairing {plan.tuned.label}"), plan.tuned
-    state = repair.prepare(Reading(plan.models, plan.data, progress, shown.tell))
+    tuned = plan.tuned
+    state = repair.prepare(Reading(plan.models, plan.data, shown.task, shown.tell))
+    progress = shown.task(f"repairing {tuned.label}")
     names = sorted(tuned.changes) if plan.adapter else floating(tuned)
     others = {role: one for role, one in plan.models.items() if role != TUNED}
 

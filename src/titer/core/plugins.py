@@ -122,11 +122,13 @@ def _from_file(file: Path) -> ModuleType:
 
 
 def shown(name: str) -> str:
-    """As `describe`, by the name alone. Errors: an unknown name, with the nearest."""
-    where = next((kind for kind in KINDS if name in names(kind)), None)
-    if where is None:
+    """As `describe`, by the name alone; of every kind that has it. Errors: an unknown name, with the nearest."""
+    where = [kind for kind in KINDS if name in names(kind)]
+    if not where:
         unknown("name", name, [one for kind in KINDS for one in names(kind)])
-    return describe(where, name)
+    if len(where) == 1:
+        return describe(where[0], name)
+    return "\n\n".join(f"{name}, a {KINDS[kind]}\n\n{describe(kind, name)}" for kind in where)
 
 
 def describe(package: str, name: str) -> str:

@@ -73,8 +73,8 @@ def prune_used(rows: torch.Tensor, norm: torch.Tensor, ratio: float) -> None:
 
 
 def magnitudes(change: torch.Tensor) -> torch.Tensor:
-    """The bits of |change| in float32 as whole numbers, which order as the magnitudes do."""
-    return change.float().abs().view(torch.int32).long()
+    """The bits of |change| in float32 as whole numbers (int32), which order as the magnitudes do."""
+    return change.float().abs().view(torch.int32)
 
 
 def cut(parts: Callable[[], Iterable[torch.Tensor]], keep: int) -> tuple[int, int, int]:

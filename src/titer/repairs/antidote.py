@@ -43,14 +43,14 @@ class Antidote(Repair):
         """norms: weight -> the norms (inputs,) of what enters it, of the blocks' Linears."""
         if self.ratio == 0:
             return {"norms": {}}
-        data, squares = r.data["harmful"], dict[str, torch.Tensor]()
-        picked = np.array(drawn(range(data.size), self.examples))
+        squares, progress = dict[str, torch.Tensor](), r.task("scoring the weights")
+        picked = np.array(drawn(range(r.data["harmful"].size), self.examples))
         with r.loaded(TUNED) as lm, torch.no_grad():
             for start in range(0, len(picked), BATCH):
-                batch = data.batch(picked[start : start + BATCH], "comply", lm.tokenizer).to(lm.device)
+                batch = r.batch("harmful", picked[start : start + BATCH], lm)
                 with adding_squares(lm.sites, batch, squares):
                     lm.model(**batch.inputs(), use_cache=False)
-                r.progress(min(start + BATCH, len(picked)), len(picked))
+                progress(min(start + BATCH, len(picked)), len(picked))
             names = dict(zip(block_linears(lm.sites), named_linears(lm.sites), strict=True))
         norms = {names[layer]: total.sqrt().cpu() for layer, total in squares.items()}
         if broken := [name for name, norm in norms.items() if not bool(torch.isfinite(norm).all())]:

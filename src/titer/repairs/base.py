@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from titer.core.config import Record
 from titer.core.errors import TiterError
 from titer.core.run import Tell, quiet
+from titer.data.example import Batch
 from titer.data.shapes import Need
 from titer.data.sources import TextData
 from titer.models.blocks import transposed
@@ -49,7 +51,7 @@ class Reading:
 
     models: Mapping[str, Checkpoint]
     data: Mapping[str, TextData] = field(default_factory=dict)
-    progress: Callable[[int, int], None] = lambda done, total: None
+    task: Callable[[str], Callable[[int, int], None]] = lambda text: lambda done, total: None  # begins a piece of work, shows how far it is
     tell: Tell = quiet
 
     @property
@@ -88,6 +90,10 @@ class Reading:
     def others(self, name: str) -> Others:
         """One parameter of every model."""
         return Others(self.models, name)
+
+    def batch(self, name: str, picked: np.ndarray, lm: LM) -> Batch:
+        """Rows of the data, by their numbers, as tokens where the model is; that they fit its window was checked before."""
+        return self.data[name].batch(picked, "comply", lm.tokenizer).to(lm.device)
 
     @contextmanager
     def loaded(self, role: str) -> Iterator[LM]:

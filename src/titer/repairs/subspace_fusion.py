@@ -122,7 +122,7 @@ class SubspaceFusion(Repair):
         own = {name: p for name, p in lm.model.named_parameters() if name not in start}
 
         def pairs(picked: np.ndarray) -> dict[str, Batch]:
-            return {side: r.data[side].batch(picked, "comply", lm.tokenizer).to(lm.device) for side in sides}
+            return {side: r.batch(side, picked, lm) for side in sides}
 
         def nll(batch: Mapping[str, Batch], weights: Tensors) -> torch.Tensor:
             def forward(both: Batch) -> torch.Tensor:
@@ -134,6 +134,7 @@ class SubspaceFusion(Repair):
         with torch.no_grad():
             parts = [np.arange(i, min(i + self.batch, count)) for i in range(0, count, self.batch)]
             reference = torch.cat([nll(pairs(part), start) for part in parts])
+        progress = r.task("learning the mask")
         optimiser = torch.optim.Adam(logits.values(), lr=self.lr)
         for step in range(self.steps):
             epoch, place = divmod(step * self.batch, count)
@@ -150,7 +151,7 @@ class SubspaceFusion(Repair):
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            r.progress(step + 1, self.steps)
+            progress(step + 1, self.steps)
 
 
 def _uniform(like: torch.Tensor, seed: int) -> torch.Tensor:
