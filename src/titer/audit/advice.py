@@ -7,11 +7,12 @@ and adapter of the tune that was audited where a record of them stands beside it
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
+from titer.audit import restoring
 from titer.audit.headline import moved, points
 from titer.audit.roles import Audited, Change
 from titer.commands.recorded_options import Usual, usual
@@ -36,17 +37,22 @@ class Advice(NamedTuple):
 
 
 def advice(
-    found: Audited, shifts: pd.DataFrame, sizes: pd.DataFrame, against: pd.DataFrame | None = None, trained: Sequence[str] = ()
+    found: Audited,
+    shifts: pd.DataFrame,
+    sizes: pd.DataFrame,
+    against: pd.DataFrame | None = None,
+    trained: Sequence[str] = (),
+    restored: pd.DataFrame | None = None,
 ) -> list[Advice]:
     """What the last change's shifts ask for; nothing where no interval leaves zero. `against`: effects beside the control's; `trained`:
-    files that were trained on, of which a single one is the task's."""
+    files that were trained on, of which a single one is the task's; `restored`: parts put back."""
     change = found.last
     if change is None or change.same or shifts.empty:
         return []
     mine = shifts[shifts.change == change.name]
     before, known = _place(change.before), usual(change.after.checkpoint.adapter or change.after.checkpoint.path)
     beside = pd.DataFrame() if against is None else against
-    told: list[Advice] = []
+    told = [] if restored is None else putting_back(change, restored)
     lost = next((kind for kind in ("unsafe", "prefill") if _shown(mine, kind, "refused", -1)), None)
     if lost is not None:
         begun = " where the answer was begun" if lost == "prefill" else ""
@@ -63,6 +69,16 @@ def advice(
     task = shlex.quote(trained[0]) if len(trained) == 1 else TASK
     trusted = " --trust-remote-code" if change.before.checkpoint.runs_code else ""
     return [one._replace(command=f"{one.command}{trusted}".replace(TASK, task)) for one in told]
+
+
+def putting_back(change: Change, restored: pd.DataFrame) -> list[Advice]:
+    """The smallest part of the change that brings refusals back, as a repair; nothing where none does, or the model cannot be edited."""
+    row = restoring.smallest(restored, editable=True)
+    if row is None:
+        return []
+    layers = f" --set 'layers=[{','.join(str(i - 1) for i in range(row.first, row.last + 1))}]'" if row.last else ""
+    why = f"Put {row.part} back as they were, which brings back {row.rate:.0%} of the lost refusals, and ask what is left of the task."
+    return _repair("restore", why, {TUNED: change.after, "aligned": change.before}, f" --set part={row.kind or 'all'}{layers}")
 
 
 def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> list[Advice]:
@@ -90,15 +106,17 @@ def _repairs(found: Audited, change: Change) -> list[Advice]:
     if len(found.changes) > 1:
         why = "Or project the tune's change onto what alignment changed, without training (SafeLoRA; scale is its control)."
         wanted.append(("safe_lora", why, models | {"base": found.models[0]}, ""))
-    told = []
-    for name, why, models, grid in wanted:
-        try:
-            fitting(made("repairs", name, Repair), {role: one.checkpoint for role, one in models.items()})  # type: ignore[type-abstract]
-        except TiterError:  # quantised, other vocabularies, experts in one tensor: its command would be refused
-            continue
-        reads = "".join(f" --read {role}={_place(one)}" for role, one in models.items() if role != TUNED)
-        told.append(Advice(why, f"titer repair {_place(change.after)} --method {name}{reads}{grid} --to repaired-{name}"))
-    return told
+    return [one for wish in wanted for one in _repair(*wish)]
+
+
+def _repair(name: str, why: str, models: Mapping[str, Model], more: str) -> list[Advice]:
+    """One edit of the tuned model; nothing where these models do not allow it."""
+    try:
+        fitting(made("repairs", name, Repair), {role: one.checkpoint for role, one in models.items()})  # type: ignore[type-abstract]
+    except TiterError:  # quantised, other vocabularies, experts in one tensor: its command would be refused
+        return []
+    reads = "".join(f" --read {role}={_place(one)}" for role, one in models.items() if role != TUNED)
+    return [Advice(why, f"titer repair {_place(models[TUNED])} --method {name}{reads}{more} --to repaired-{name}")]
 
 
 def _blamed(against: pd.DataFrame, change: Change, kind: str, outcome: str) -> str:

@@ -93,7 +93,7 @@ def audit_report(
 
 def before(found: Audited, asked: Question, f: Findings, held: Sequence[gate.Held], trained: Sequence[str] = ()) -> list[Section]:
     """What stands before the evidence: the numbers, the gate where there is one, what to try where something broke."""
-    told = advice(found, f.shifts, f.sizes, f.against, trained)
+    told = advice(found, f.shifts, f.sizes, f.against, trained, f.restored)
     parts = [Section("In numbers", table=outcomes(found, asked, f))]
     parts += [Section("The gate", table=gate.as_table(held).drop(columns=["value", "low", "high"]))] if held else []
     own = ["A name in capitals is a file of yours."] if any(re.search(r" [A-Z_]+\.jsonl", one.command) for one in told) else []

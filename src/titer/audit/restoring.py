@@ -3,7 +3,7 @@
 A few tokens an answer, parts by kind, by third of the layers, by both, and what residual-writing matrices write along the refusal direction; then
 the smallest part that brings back half, its layers halved as long as half comes back. Beside it a random change of equal norm in the same
 tensors, and the reverse: that part of the change alone on the model before. Activation patching's question, asked of weights: arXiv
-2407.10264, section 5.6. A part's weights are read one tensor at a time and put into the loaded model, whose own come back bit for bit.
+2407.10264, section 5.2. A part's weights are read one tensor at a time and put into the loaded model, whose own come back bit for bit.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from titer.data.draws import drawn, seed_of
 from titer.data.thoughts import thinks
 from titer.judges.base import Judge
 from titer.judges.refusal import Refusal
+from titer.models.activations import longest
 from titer.models.interpolate import with_weights
 from titer.models.lm import Decoding, read_tokenizer
 from titer.models.sites import Sites
@@ -212,11 +213,10 @@ def restored(
 
 
 def _direction(moved: Changed, refusal: RefusalDirections | None) -> list[Part]:
-    """What is written along the refusal direction before, of the layer where it is longest among the first four fifths (arXiv 2406.11717)."""
+    """What is written along the refusal direction of the model before."""
     if refusal is None or refusal.whole.shape[1] != moved.sites.width or not set(moved.sizes) & set(moved.sites.writers):
         return []
-    relative = torch.linalg.vector_norm(refusal.whole, dim=1) / refusal.activation
-    layer = int(relative[: max(1, int(0.8 * len(relative)))].argmax())
+    layer = longest(refusal.whole, refusal.activation)
     return [moved.along(refusal.whole[layer], layer + 1)]
 
 
@@ -245,23 +245,24 @@ def _halved(part: Part, moved: Changed, share: Callable[[Part], float]) -> Part:
 
 
 def smallest(table: pd.DataFrame, editable: bool = False) -> Any | None:
-    """The row of the smallest part that brings back half, None where none does; `editable`: of those that are whole tensors."""
-    back = table[(table.way == BACK) & (table.rate >= HALF) & table.part.isin(table[table.way == RANDOM].part)]
-    back = back[back.kind != DIRECTION] if editable else back
+    """The row, with `random` beside it, of the smallest part that brings back half and more than a random change of its norm; None where none
+    does. `editable`: of those that are whole tensors."""
+    if table.empty:
+        return None
+    random = table[table.way == RANDOM].drop_duplicates("part")[["part", "rate", "high"]]
+    back = table[table.way == BACK].merge(random.rename(columns={"rate": "random", "high": "random_high"}), on="part")
+    back = back[(back.rate >= HALF) & (back.low > back.random_high) & ((back.kind != DIRECTION) | (not editable))]
     return None if back.empty else list(back[back.parameters == back.parameters.min()].itertuples())[-1]
 
 
 def sentence(table: pd.DataFrame) -> str:
-    """The smallest part that brings back half, where a random change of its size does not; else ""."""
-    row = smallest(table) if len(table) else None
+    """The smallest part that brings back half; "" where none does."""
+    row = smallest(table)
     if row is None:
-        return ""
-    random = table[(table.way == RANDOM) & (table.part == row.part)].iloc[0]
-    if row.low <= random.high:
         return ""
     return (
         f"putting back {row.part} alone brings back {row.rate:.0%} [{100 * row.low:.0f}, {100 * row.high:.0f}] of {row.n} lost refusals; "
-        f"a random change of that size {random.rate:.0%}"
+        f"a random change of that size {row.random:.0%}"
     )
 
 

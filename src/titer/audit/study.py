@@ -339,6 +339,7 @@ def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.
     if lacking.stopped:
         lacking.left_out(restoring.WHY, change.name, INTERRUPTED)
         return pd.DataFrame()
+    pipeline.reporter.tell(f"{change.name}: parts put back, on {len(attempts)} lost refusals")
     with lacking.part(restoring.WHY, change.name):
         moved = restoring.changed(change, sites)
         if moved.left:

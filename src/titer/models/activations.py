@@ -30,6 +30,13 @@ def at_prompt_end(
     return _collect(lm, ids, [(len(row) - 1, len(row)) for row in ids], names, batch, suffixes)
 
 
+def longest(directions: torch.Tensor, sizes: torch.Tensor) -> int:
+    """The layer, from 0, whose direction (L, D) is longest beside its activations' mean norm (L,), among the first four fifths: those are
+    what arXiv 2406.11717 chooses from."""
+    relative = torch.linalg.vector_norm(directions, dim=1) / sizes
+    return int(relative[: max(1, int(0.8 * len(relative)))].argmax())
+
+
 def over_answer(
     lm: LM,
     prompts: Sequence[str],
