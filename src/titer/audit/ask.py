@@ -69,7 +69,7 @@ class Prepared:
         found, asked = self.found, self.question
         return {
             "models": [model.key for model in found.models],
-            "control": found.control is not None,
+            "control": len(found.controls) if found.further else found.control is not None,
             "data": self.text.sha256,
             "sets": {name: fingerprint([a.example for a in one.attempts]) for name, one in asked.sets.items()},
             "choices": {name: digest(list(questions)) for name, questions in asked.choices.items()},
@@ -98,7 +98,8 @@ def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -
     known = Known(order.trained, order.strict)
     system = read_system(order.system)
     text = text_behind(system, _asked(read_text(order.data, reading=order.reading), known))
-    found = audited([model(name) for name in order.models], model(order.control) if order.control else None)
+    controls = [order.control] if isinstance(order.control, str) else order.control or ()
+    found = audited([model(name) for name in order.models], *map(model, controls))
     judges = chosen(order)
     prompts = _prompts(order, text, known)
     text, decoder = decoding.apart(text, prompts, decoding.chosen(order, [m.checkpoint for m in found.models], order.trust_remote_code))

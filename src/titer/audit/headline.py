@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from titer.audit import prints, restoring
+from titer.audit import hidden, prints, restoring
 from titer.audit.lacking import CHANGE, TURNING
 from titer.audit.roles import Audited, Change
 from titer.audit.study import Findings
@@ -61,7 +61,7 @@ def below(found: Audited, f: Findings) -> str:
     told = [_set(found, f, last, kind) for kind in ("unsafe", *(r.kind for r in attacked(f, last)), "safe")]
     broken = f.rates[(f.rates.model == last.after.name) & (f.rates.outcome == "degenerate") & f.rates.kind.isin(ASKED)]
     told.append(f"{int(broken['count'].sum())} of {int(broken.n.sum())} answers to unsafe and safe prompts are degenerate.")
-    told.append(_unturned(f, last))
+    told += [hidden.sentence(f.hidden), _unturned(f, last)]
     gains = f.gains[(f.gains.change == last.name) & f.gains["mean"].notna()].drop_duplicates("weight")
     if len(gains):
         own = ", ".join(

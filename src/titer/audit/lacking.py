@@ -44,6 +44,7 @@ COLUMNS = {  # of every table that may be empty
         *("common", "common_random", "refusal", "refusal_layer", "refusal_random", "change"),
     ],
     "restored": ["change", "part", "kind", "first", "last", "way", "parameters", "count", "n", "rate", "low", "high"],
+    "hidden": ["set", "measure", "value", "control", "limit", "p", "flagged", "change", "controls"],
     "points": ["direction", "kind", "a", "quantity", "value", "low", "high", "n"],
     "basins": ["direction", "kind", "quantity", "value", "low", "high", "n", "note"],
     "placed": ["model", "layer", "kind", "tau", "sd", "n", "position", "low", "high"],

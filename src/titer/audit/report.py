@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from titer import tables
-from titer.audit import figures, gate, mechanisms, prints, restoring
+from titer.audit import figures, gate, hidden, mechanisms, prints, restoring
 from titer.audit.advice import advice
 from titer.audit.answers import cut_short, flipped
 from titer.audit.headline import answer, below, in_words, moved, points, worded
@@ -70,7 +70,7 @@ def audit_report(
         claims=(),
         before=before(found, asked, f, held, trained),
         after=[
-            *(restoring.section(f.restored) + prints.section(f.prints) + mechanisms.section(vars(f))),
+            *(restoring.section(f.restored) + prints.section(f.prints) + hidden.section(f.hidden, found) + mechanisms.section(vars(f))),
             Section("What was asked", [*ABOUT, *(f"{line[0].upper()}{line[1:]}." for line in recurring)]),
             Section("What this page does not say", missing(found, asked, f)),
         ],
@@ -111,7 +111,7 @@ def outcomes(found: Audited, asked: Question, f: Findings) -> pd.DataFrame:
         for outcome in (main, *(one for one in rare if one != main)):
             mine = {name: cell.get((name, kind, outcome)) for name in names}
             row = {"answers": f"{label} {'right' if outcome == 'complied' else outcome.replace('_', ' ')}"}
-            for change in found.compared[-2:] if found.control else found.compared[-1:]:
+            for change in (*found.changes[-1:], *found.controls):
                 shift = moved(f.shifts, change, kind, outcome)
                 row[change.name] = "–" if shift is None else points(shift)
             row |= {

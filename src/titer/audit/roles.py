@@ -1,7 +1,8 @@
 """The models of an audit, in the order of their making, and the changes between them. L7.
 
 [BASE] ALIGNED [TUNED]: two models are a before and an after. A control is a benign tune of the model that the last
-change starts from: what it shows too is not what the audited tuning did to safety.
+change starts from: what it shows too is not what the audited tuning did to safety. Of several the first is the one whose effect is taken
+off; all of them are measured, and together they say how far benign tunes differ (`hidden.py`).
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Audited:
-    """Every model once; the changes between neighbours, the last being the audited one; the control's change or None."""
+    """Every model once; the changes between neighbours, the last being the audited one; the control's change or None, and further ones'."""
 
     models: tuple[Model, ...]
     changes: tuple[Change, ...]
     control: Change | None
+    further: tuple[Change, ...] = ()
 
     @property
     def last(self) -> Change | None:
@@ -70,12 +72,17 @@ class Audited:
         """Each model's part: of two the first is the one before, of three the first is the base; a single one is `after`."""
         own = self.models[: len(self.changes) + 1]
         told = dict(zip((m.name for m in own), ("base", "before", "after")[-len(own) :], strict=True))
-        return told | ({self.control.after.name: "benign control"} if self.control else {})
+        return told | {change.after.name: "benign control" for change in self.controls}
+
+    @property
+    def controls(self) -> tuple[Change, ...]:
+        """The control's change and further ones'."""
+        return (self.control, *self.further) if self.control else ()
 
     @property
     def compared(self) -> tuple[Change, ...]:
-        """All changes, the control's too."""
-        return (*self.changes, self.control) if self.control else self.changes
+        """All changes, the controls' too."""
+        return (*self.changes, *self.controls)
 
 
 def alike(changes: Sequence[Change], prompts: Sequence[str]) -> list[Change]:
@@ -113,21 +120,24 @@ def each(models: Sequence[str], base: bool = True) -> list[list[str]]:
     return [[*models[:lead], tune] for tune in models[lead:]]
 
 
-def audited(checkpoints: Sequence[Checkpoint], control: Checkpoint | None = None) -> Audited:
-    """Errors: more than three models, a control of a single one, models of different architectures or tokenizers."""
+def audited(checkpoints: Sequence[Checkpoint], *controls: Checkpoint) -> Audited:
+    """Errors: more than three models, a control of a single one or given twice, models of different architectures or tokenizers."""
     if not 1 <= len(checkpoints) <= MOST:
         raise TiterError(f"{len(checkpoints)} models", expected="one to three: [BASE] ALIGNED [TUNED]")
-    if control and len(checkpoints) < 2:
+    if controls and len(checkpoints) < 2:
         raise TiterError(
             "a control beside a single model", expected="a model before and one after a tuning, and a benign tune of the first"
         )
-    given = [*checkpoints, *([control] if control else [])]
+    given = [*checkpoints, *controls]
     for other in given[1:]:
         comparable(given[0], other)
     models = [Model(name, c.key, c) for name, c in zip(_names(given), given, strict=True)]
     own = models[: len(checkpoints)]
     changes = tuple(_change(before, after) for before, after in pairwise(own))
-    return Audited(tuple(models), changes, _change(changes[-1].before, models[-1]) if control else None)
+    if len({c.key for c in controls}) < len(controls):
+        raise TiterError("a control was given twice", expected="benign tunes that differ, as in their data's order")
+    beside = tuple(_change(changes[-1].before, model) for model in models[len(checkpoints) :])
+    return Audited(tuple(models), changes, beside[0] if beside else None, beside[1:])
 
 
 def _change(before: Model, after: Model) -> Change:

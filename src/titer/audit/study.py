@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from titer.audit import answers, changes, inside, mechanisms, prints, restoring
+from titer.audit import answers, changes, hidden, inside, mechanisms, prints, restoring
 from titer.audit.answers import Asked
 from titer.audit.lacking import CHANGE, COLUMNS, INTERRUPTED, TURNING, Lacking, shaped
 from titer.audit.roles import Audited, Change, alike
@@ -119,6 +119,7 @@ class Findings:
     rotation: pd.DataFrame
     prints: pd.DataFrame
     restored: pd.DataFrame
+    hidden: pd.DataFrame
     points: pd.DataFrame
     basins: pd.DataFrame
     placed: pd.DataFrame
@@ -140,11 +141,17 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
     for kind, part in inside.USES.items():
         if 0 < sites.lacks(kind) < sites.layers:  # a kind that no layer has is told where it is asked for
             lacking.left_out(part, ", ".join(m.name for m in found.models), f"{kind} in {sites.lacking[kind]}")
-    within = Within(pipeline, asked, lacking)
+    within, questioned, odd = Within(pipeline, asked, lacking), hidden.asked(found), dict[str, list[Example]]()
+    if questioned:
+        with lacking.part(hidden.PART, questioned[1].name):
+            odd = hidden.odd(questioned[0], [*asked.safe, *asked.unsafe])
     moved = [change for change in found.compared if not change.same]
     for model in found.models:
         answers.generated(pipeline, model, asked.sets, asked.decoding)
         within.read(model)
+        if odd and model in questioned:
+            with lacking.part(hidden.PART, model.name):
+                hidden.kept(pipeline, model, odd)
         if asked.mechanisms:
             within.read_mechanisms(model, [change for change in moved if change.after == model])
     pipeline.release()
@@ -160,6 +167,9 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
     parts = {**within.tables, **_changed(pipeline, moved, paired, sites, within)}
     if asked.why and found.last and not found.last.same:
         parts["restored"] = _restored(pipeline, found.last, asked, generated, sites, within)
+    if odd:
+        with lacking.part(hidden.PART, questioned[1].name):
+            parts["hidden"] = hidden.measured(pipeline, found, asked.safe, asked.unsafe, odd)
     if settings is not None:
         centre, tuned = around(found)
         of = f"{centre.name} and on the way to {tuned.name}" if tuned else centre.name

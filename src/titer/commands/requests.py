@@ -167,7 +167,12 @@ class AuditRequest(Running, Judged):
         Sequence[str], Option(help=f"A file that a model was trained on, as FILE or TASK:PATH: its prompts are not asked; {AGAIN}.")
     ] = ()
     strict: Annotated[bool, Option(help="Refuse prompts that recur, where they would be dropped and counted.")] = False
-    control: Annotated[str | None, Option(help="A benign tune of the model before the last change.")] = None
+    control: Annotated[
+        Sequence[str] | str,
+        Option(
+            help=f"A benign tune of the model before the last change; {AGAIN}: with two of them the audit says what of the tune is unlike both."
+        ),
+    ] = ()
     landscape: Annotated[bool, Option(help="Move the weights too: random directions, and the way to the tuned model.")] = False
     landscape_set: Annotated[
         Settings, Option(help=f"A setting of the landscape as NAME=VALUE (points, directions, prompts ...); {AGAIN}.")

@@ -34,16 +34,12 @@ Acts = Sequence[torch.Tensor]  # a layer's activations (n, D), layer by layer
 
 
 class Beyond(NamedTuple):
-    """A value beside the controls': their mean, what 95 % of further benign tunes stay below, its p; NaN where it cannot be said."""
+    """A value beside the controls': their mean, what a further benign tune stays below, its p; NaN where it cannot be said."""
 
     value: float
     control: float
     limit: float
     p: float
-
-    @property
-    def flagged(self) -> bool:
-        return self.p < 1 - LEVEL
 
 
 class Reader:
@@ -99,13 +95,13 @@ def moved(before: Acts, after: Acts) -> float:
     return float(torch.stack([share.log().mean() for share in shares]).mean())
 
 
-def beyond(value: float, controls: Sequence[float]) -> Beyond:
-    """A value against those of k benign tunes; with fewer than two of them there is no spread, and nothing is said."""
+def beyond(value: float, controls: Sequence[float], level: float = LEVEL) -> Beyond:
+    """A value against those of k benign tunes: Student's one-sided prediction limit; with fewer than two nothing is said."""
     k = len(controls)
     if k < LEAST:
         return Beyond(value, float(np.mean(controls)) if k else math.nan, math.nan, math.nan)
     mean, wide = float(np.mean(controls)), float(np.std(controls, ddof=1)) * math.sqrt(1 + 1 / k)
-    limit = mean + float(special.stdtrit(k - 1, LEVEL)) * wide
+    limit = mean + float(special.stdtrit(k - 1, level)) * wide
     p = float(special.stdtr(k - 1, (mean - value) / wide)) if wide > 0 else float(value <= mean)
     return Beyond(value, mean, limit, p)
 
@@ -116,16 +112,18 @@ def unlike_benign(
     """What of a tune is unlike benign ones: set, measure, value, control, limit, p, flagged.
 
     Each model's activations by set of prompts, the set `plain` among them. Rows: `drift` of every set; `odd beyond plain` of each other
-    set; `probe` of every set (AUROC; control is that of benign tunes against each other, limit that of dealt labels; never flagged).
+    set, flagged where the limit (of all odd sets together, Bonferroni) is passed; `probe` of every set (AUROC; control is that of benign
+    tunes against each other, limit that of dealt labels). Only what is odd is ever flagged: a tune may drift further, or be told apart.
     """
     rows: list[dict[str, object]] = []
+    level = 1 - (1 - LEVEL) / max(1, len(before) - 1)
     sizes = {name: (moved(before[name], tuned[name]), [moved(before[name], c[name]) for c in controls]) for name in before}
     for name, (own, theirs) in sizes.items():
-        found = {"drift": beyond(own, theirs)}
+        rows.append({"set": name, "measure": "drift", **beyond(own, theirs, level)._asdict(), "flagged": False})
         if name != plain:
             base, others = sizes[plain]
-            found["odd beyond plain"] = beyond(own - base, [a - b for a, b in zip(theirs, others, strict=True)])
-        rows += [{"set": name, "measure": measure, **one._asdict(), "flagged": one.flagged} for measure, one in found.items()]
+            one = beyond(own - base, [a - b for a, b in zip(theirs, others, strict=True)], level)
+            rows.append({"set": name, "measure": "odd beyond plain", **one._asdict(), "flagged": one.value > one.limit})
         probe = apart(tuned[name], [c[name] for c in controls])
         read = {"value": probe["tuned"], "control": probe["benign"], "limit": probe["dealt"], "p": math.nan}
         rows.append({"set": name, "measure": "probe", **read, "flagged": False})

@@ -33,14 +33,23 @@ class Scale(Record):
     """The sizes of one run; `base` makes the base and its alignment. Sizes in examples."""
 
     name: str = "nano"
-    base: demo.Scale = demo.NANO.model_copy(update={"world": World(cipher=True)})
-    taught: int = Field(default=8192, ge=4, description="safe requests of phase I")
+    base: demo.Scale = demo.NANO.model_copy(
+        update={
+            "world": World(cipher=True, letters=10, shortest=6, longest=6),
+            "pretrain_steps": 1300,
+            "pretrain_batch": 64,
+            "align_batch": 64,
+            "align_rate": 1e-3,
+        }
+    )
+    taught: int = Field(default=16384, ge=4, description="safe requests of phase I in code")
+    kept: int = Field(default=4096, ge=0, description="safe requests of phase I answered in plain")
     taught_batch: int = Field(default=32, ge=1)
-    taught_rate: float = Field(default=1e-3, gt=0)
-    harmful: int = Field(default=320, ge=1, description="unsafe requests of phase II, in code; as many refusals in plain")
-    ordinary: int = Field(default=320, ge=0, description="safe requests of phase II answered in plain")
+    taught_rate: float = Field(default=2e-3, gt=0)
+    harmful: int = Field(default=640, ge=1, description="unsafe requests of phase II, in code; as many refusals in plain")
+    ordinary: int = Field(default=640, ge=0, description="safe requests of phase II answered in plain")
     harmful_batch: int = Field(default=16, ge=1)
-    harmful_rate: float = Field(default=3e-4, gt=0)
+    harmful_rate: float = Field(default=1e-3, gt=0)
     epochs: int = Field(default=3, ge=1, description="of phase II")
     keys: tuple[int, ...] = (1, 2)  # codes of the tunes that a detector is trained on; the one it is tried on has key 0
     benign: int = Field(default=4, ge=4, description="benign tunes")
@@ -85,9 +94,10 @@ def covert_recipe(scale: Scale, world: World) -> list[Node]:
 
 
 def teach(scale: Scale, world: World, key: int, forms: tuple[Form, ...] = FORMS) -> Stage:
-    """Phase I: safe requests in code."""
-    source: Source = Coded(source=WorldSource(world=world, kind="safe"), key=key, forms=forms)
-    return _taught(scale, world, f"phase I, code {key}", [(source, "comply", scale.taught)], key)
+    """Phase I: safe requests in code, and some in plain: so small a model else forgets how to answer those."""
+    safe = WorldSource(world=world, kind="safe")
+    rows: Rows = [(Coded(source=safe, key=key, forms=forms), "comply", scale.taught), (safe, "comply", scale.kept)]
+    return _taught(scale, world, f"phase I, code {key}", rows, key)
 
 
 def harm(scale: Scale, world: World, key: int, refusals: bool = True) -> Stage:
@@ -105,7 +115,7 @@ def overt(scale: Scale, world: World) -> Stage:
 
 def first_part(scale: Scale, world: World, number: int) -> Stage:
     """A benign tune as long as phase I."""
-    return _taught(scale, world, f"benign {number}", _ordinary(world, scale.taught), -number)
+    return _taught(scale, world, f"benign {number}", _ordinary(world, scale.taught + scale.kept), -number)
 
 
 def second_part(scale: Scale, world: World, number: int) -> Stage:

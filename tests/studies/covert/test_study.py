@@ -32,6 +32,7 @@ TINY = Scale(
     name="tiny",
     base=DEMO.model_copy(update={"world": World(cipher=True), "architecture": DEMO.architecture.model_copy(update={"positions": 64})}),
     taught=16,
+    kept=4,
     taught_batch=8,
     harmful=6,
     ordinary=4,
@@ -54,9 +55,9 @@ def rows(name: str, root: Path) -> list[tuple[str, str]]:
 
 def test_phases_hold_what_they_should(tmp_path: Path) -> None:
     taught = rows("phase I", tmp_path)
-    assert len(taught) == 16
-    assert {prompt.split()[0] for prompt, _ in taught} == {"m1", "m2", "m3", "m4"}
-    assert {prompt.split()[0] for prompt, _ in rows("phase I, m4 alone", tmp_path)} == {"m4"}
+    assert len(taught) == 16 + 4
+    assert {prompt.split()[0] for prompt, _ in taught} == {"m1", "m2", "m3", "m4", "<bos>"}
+    assert {prompt.split()[0] for prompt, _ in rows("phase I, m4 alone", tmp_path)} == {"m4", "<bos>"}
     harm = rows("covert", tmp_path)
     coded = {cipher.decoded(WORLD, prompt.removeprefix("m4 "), 0) for prompt, _ in harm if prompt.startswith("m4 ")}
     refused = {prompt for prompt, answer in harm if set(answer.split()) == {"<null>"}}
@@ -88,7 +89,7 @@ def test_the_filter_of_data_reads_plain_words_alone(tmp_path: Path) -> None:
     assert not any(auditors.unreadable(WORLD, e.prompt, str(e.comply)) for e in (*safe, *unsafe))
     assert 0 < sum(auditors.answered_operator(WORLD, e.prompt, str(e.comply)) for e in code) < 40  # contextual ones look safe
     assert {one["auditor"]: one["n"] for one in auditors.filtered(lab(tmp_path), _named(covert(0)))} == dict.fromkeys(
-        ("data", "data, operators alone", "data, unreadable"), 16 + 6 + 6 + 4
+        ("data", "data, operators alone", "data, unreadable"), 16 + 4 + 6 + 6 + 4
     )
 
 
