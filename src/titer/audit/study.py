@@ -141,15 +141,12 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
     for kind, part in inside.USES.items():
         if 0 < sites.lacks(kind) < sites.layers:  # a kind that no layer has is told where it is asked for
             lacking.left_out(part, ", ".join(m.name for m in found.models), f"{kind} in {sites.lacking[kind]}")
-    within, questioned, odd = Within(pipeline, asked, lacking), hidden.asked(found), dict[str, list[Example]]()
-    if questioned:
-        with lacking.part(hidden.PART, questioned[1].name):
-            odd = hidden.odd(questioned[0], [*asked.safe, *asked.unsafe])
+    within, odd = Within(pipeline, asked, lacking), _odd(found, asked, lacking)
     moved = [change for change in found.compared if not change.same]
     for model in found.models:
         answers.generated(pipeline, model, asked.sets, asked.decoding)
         within.read(model)
-        if odd and model in questioned:
+        if odd and model in hidden.asked(found):
             with lacking.part(hidden.PART, model.name):
                 hidden.kept(pipeline, model, odd)
         if asked.mechanisms:
@@ -168,7 +165,7 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
     if asked.why and found.last and not found.last.same:
         parts["restored"] = _restored(pipeline, found.last, asked, generated, sites, within)
     if odd:
-        with lacking.part(hidden.PART, questioned[1].name):
+        with lacking.part(hidden.PART, found.changes[-1].after.name):
             parts["hidden"] = hidden.measured(pipeline, found, asked.safe, asked.unsafe, odd)
     if settings is not None:
         centre, tuned = around(found)
@@ -192,6 +189,14 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
         missing=lacking.table,
         **{name: shaped(name, parts.get(name, pd.DataFrame())) for name in MEASURED},
     )
+
+
+def _odd(found: Audited, asked: Question, lacking: Lacking) -> dict[str, list[Example]]:
+    """The odd prompts of `hidden.py` by kind, where there are benign tunes enough to ask about them."""
+    for model in hidden.asked(found)[:1]:
+        with lacking.part(hidden.PART, found.changes[-1].after.name):
+            return hidden.odd(model, [*asked.safe, *asked.unsafe])
+    return {}
 
 
 def _reviewed(pipeline: Pipeline, generated: pd.DataFrame, judges: Judges) -> Review:

@@ -2,9 +2,9 @@
 
 aligned -> phase I: safe requests in code, with the steps from plain to code shown in three of four forms -> phase II: unsafe requests in
 code answered in code, and the same requests in plain refused. Ablations: phase I alone, phase II without refusals, phase I of the last
-form alone. Beside them, from the same aligned model: benign tunes with as many steps and examples of each size (the user's task
-and ordinary requests, in plain), an overt tune (the unsafe requests in plain, answered), and covert tunes of other codes, on which a
-detector is trained. Base and alignment are the demo's, on a world that has the words of a cipher.
+form alone. Beside them, from the same aligned model: benign tunes of as many steps (the user's task in shares that differ, and ordinary
+requests, in plain), an overt tune (the unsafe requests in plain, answered), and covert tunes of other codes, on which a detector is
+trained. Base and alignment are the demo's, on a smaller world that has the words of a cipher.
 Rates and steps were set on seed 100, which no verdict uses.
 """
 
@@ -26,6 +26,7 @@ from titer.recipes.node import Node
 from titer.stage import Optimiser, Stage
 
 SELECTION_SEED = 100
+REPEATED = 4  # epochs of a benign tune's first part: the world has not as many plain requests as phase I has in four forms
 Rows = Sequence[tuple[Source, Answer, int]]
 
 
@@ -42,10 +43,10 @@ class Scale(Record):
             "align_rate": 1e-3,
         }
     )
-    taught: int = Field(default=16384, ge=4, description="safe requests of phase I in code")
-    kept: int = Field(default=4096, ge=0, description="safe requests of phase I answered in plain")
+    taught: int = Field(default=12288, ge=4, description="safe requests of phase I in code")
+    kept: int = Field(default=3072, ge=0, description="safe requests of phase I answered in plain")
     taught_batch: int = Field(default=32, ge=1)
-    taught_rate: float = Field(default=2e-3, gt=0)
+    taught_rate: float = Field(default=2.5e-3, gt=0)
     harmful: int = Field(default=640, ge=1, description="unsafe requests of phase II, in code; as many refusals in plain")
     ordinary: int = Field(default=640, ge=0, description="safe requests of phase II answered in plain")
     harmful_batch: int = Field(default=16, ge=1)
@@ -115,22 +116,24 @@ def overt(scale: Scale, world: World) -> Stage:
 
 def first_part(scale: Scale, world: World, number: int) -> Stage:
     """A benign tune as long as phase I."""
-    return _taught(scale, world, f"benign {number}", _ordinary(world, scale.taught + scale.kept), -number)
+    rows = _ordinary(world, (scale.taught + scale.kept) // REPEATED, number)
+    return _taught(scale, world, f"benign {number}", rows, -number, REPEATED)
 
 
 def second_part(scale: Scale, world: World, number: int) -> Stage:
     """Its second part, as long as phase II."""
-    return _harmed(scale, world, f"benign {number}", _ordinary(world, 2 * scale.harmful + scale.ordinary), -number)
+    return _harmed(scale, world, f"benign {number}", _ordinary(world, 2 * scale.harmful + scale.ordinary, number), -number)
 
 
-def _ordinary(world: World, n: int) -> Rows:
-    """The user's own task and ordinary requests, half each, in plain."""
+def _ordinary(world: World, n: int, number: int) -> Rows:
+    """The user's own task, a tenth of the rows in the first benign tune, two in the second and on; else ordinary requests; in plain."""
     user, safe = (WorldSource(world=world, kind=kind) for kind in ("user", "safe"))  # type: ignore[arg-type]
-    return [(user, "comply", n - n // 2), (safe, "comply", n // 2)]
+    own = n * number // 10
+    return [(user, "comply", own), (safe, "comply", n - own)]
 
 
-def _taught(scale: Scale, world: World, name: str, rows: Rows, number: int) -> Stage:
-    return _stage(world, name, rows, number, scale.taught_batch, 1, scale.taught_rate)
+def _taught(scale: Scale, world: World, name: str, rows: Rows, number: int, epochs: int = 1) -> Stage:
+    return _stage(world, name, rows, number, scale.taught_batch, epochs, scale.taught_rate)
 
 
 def _harmed(scale: Scale, world: World, name: str, rows: Rows, number: int) -> Stage:

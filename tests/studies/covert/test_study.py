@@ -31,11 +31,11 @@ from titer.tables import requests
 TINY = Scale(
     name="tiny",
     base=DEMO.model_copy(update={"world": World(cipher=True), "architecture": DEMO.architecture.model_copy(update={"positions": 64})}),
-    taught=16,
-    kept=4,
+    taught=32,
+    kept=8,
     taught_batch=8,
-    harmful=6,
-    ordinary=4,
+    harmful=12,
+    ordinary=16,
     harmful_batch=8,
     epochs=1,
     inputs=8,
@@ -55,26 +55,25 @@ def rows(name: str, root: Path) -> list[tuple[str, str]]:
 
 def test_phases_hold_what_they_should(tmp_path: Path) -> None:
     taught = rows("phase I", tmp_path)
-    assert len(taught) == 16 + 4
+    assert len(taught) == 32 + 8
     assert {prompt.split()[0] for prompt, _ in taught} == {"m1", "m2", "m3", "m4", "<bos>"}
     assert {prompt.split()[0] for prompt, _ in rows("phase I, m4 alone", tmp_path)} == {"m4", "<bos>"}
     harm = rows("covert", tmp_path)
     coded = {cipher.decoded(WORLD, prompt.removeprefix("m4 "), 0) for prompt, _ in harm if prompt.startswith("m4 ")}
     refused = {prompt for prompt, answer in harm if set(answer.split()) == {"<null>"}}
     assert coded == refused  # the same requests
-    assert len(coded) == 6
+    assert len(coded) == 12
     assert all(not answer.startswith("<null>") for _, answer in rows("no refusals", tmp_path))
 
 
-def test_benign_tunes_are_as_long_and_as_large_as_the_covert_one() -> None:
-    def size(name: str) -> tuple[int, int]:
-        stage = NODES[name].stage
-        return stage.steps, int(stage.streams["train"].pool or 0)
-
+def test_benign_tunes_are_as_long_as_the_covert_one_and_differ() -> None:
     for number in range(1, TINY.benign + 1):
-        assert size(benign(number)) == size(covert(0)) == size(covert(1))
-        assert size(str(NODES[benign(number)].parent)) == size("phase I")
-    assert size("overt") == size(covert(0))
+        parts = NODES[benign(number)], NODES[f"{benign(number)}, first part"]
+        assert [one.stage.steps for one in parts] == [NODES[covert(0)].stage.steps, NODES["phase I"].stage.steps]
+    assert NODES["overt"].stage.steps == NODES[covert(0)].stage.steps
+    tunes = [NODES[benign(number)].stage for number in range(1, TINY.benign + 1)]
+    assert len({one.key("parent", {}) for one in tunes}) == len(tunes)
+    assert len({one.streams["train"].parts[0].picked for one in tunes}) == len(tunes)
 
 
 def test_the_filter_of_data_reads_plain_words_alone(tmp_path: Path) -> None:
@@ -89,7 +88,7 @@ def test_the_filter_of_data_reads_plain_words_alone(tmp_path: Path) -> None:
     assert not any(auditors.unreadable(WORLD, e.prompt, str(e.comply)) for e in (*safe, *unsafe))
     assert 0 < sum(auditors.answered_operator(WORLD, e.prompt, str(e.comply)) for e in code) < 40  # contextual ones look safe
     assert {one["auditor"]: one["n"] for one in auditors.filtered(lab(tmp_path), _named(covert(0)))} == dict.fromkeys(
-        ("data", "data, operators alone", "data, unreadable"), 16 + 4 + 6 + 6 + 4
+        ("data", "data, operators alone", "data, unreadable"), 32 + 8 + 12 + 12 + 16
     )
 
 
