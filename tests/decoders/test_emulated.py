@@ -11,6 +11,7 @@ import torch
 from tests.conftest import neox
 from tests.decoders.contract import GREEDY, answers, models
 from tests.models.families import PROMPTS
+from titer.core.errors import TiterError
 from titer.data.encode import prompt_ids
 from titer.data.world import World
 from titer.decoders.base import Guide, Guided
@@ -90,3 +91,22 @@ def test_each_model_sees_the_prompt_as_its_own_template_writes_it(world: World) 
     assert own == other.generate(PROMPTS, GREEDY)
     same = answers(lm, Guided(Emulated(alpha=0.0, base_sees="same")), {"base": other})
     assert same == lm.generate(PROMPTS, GREEDY) != own
+
+
+@pytest.mark.parametrize("wider", [0, 1])
+def test_rows_that_pad_an_embedding_are_no_tokens(wider: int, world: World) -> None:
+    """One model twice, one copy with eight more rows than there are tokens: every mixture is that model."""
+    two = [neox(world), neox(world)]
+    plain = two[0].generate(PROMPTS, GREEDY)
+    two[wider].model.resize_token_embeddings(len(world.tokenizer()) + 8, mean_resizing=False)
+    with torch.no_grad():
+        for place in (two[wider].model.get_input_embeddings(), two[wider].model.get_output_embeddings()):
+            place.weight[-8:] = 50.0
+    assert answers(two[0], Guided(Emulated(alpha=0.5)), {"base": two[1]}) == plain
+
+
+def test_a_window_that_is_too_short_for_a_prompt_of_the_other_model_is_told(world: World) -> None:
+    lm, other = neox(world), neox(world)
+    other.model.config.max_position_embeddings = 12
+    with pytest.raises(TiterError, match="longer than the model's window of 12"):
+        answers(lm, Guided(Emulated()), {"base": other})
