@@ -182,6 +182,8 @@ def test_an_audit_says_it_draws_it_and_prices_it(
     text = html.unescape(page.read_text(encoding="utf-8"))
     assert "Why: parts of the change put back" in text
     assert (page.parent / "figures" / "restoring.svg").exists()
+    kept = pd.read_csv(page.parent / "results.csv")
+    assert kept[(kept.table == "parts put back") & (kept.measure == BACK) & (kept.set == "all weights")].value.tolist() == [1.0]
     assert "at most 12 prompts" in str(audit_cost(found, asked, None)["why"])
     without = replace(asked, why=False)
     assert "why" not in audit_cost(found, without, None)

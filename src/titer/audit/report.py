@@ -134,6 +134,10 @@ def results(found: Audited, f: Findings) -> pd.DataFrame:
     if len(f.null):
         keys = ["change", "site", "layer", "energy"]
         parts.append(mechanisms.whole(f.null).melt(keys, var_name="measure").rename(columns={"site": "set"}).assign(table="null space"))
+    if len(f.restored):
+        named = {"part": "set", "way": "measure", "rate": "value"}
+        own = f.restored[["change", *named, "low", "high", "n"]].rename(columns=named)
+        parts.append(own.assign(table="parts put back", model=found.last.after.name if found.last else ""))
     if len(f.uncertainty):
         parts.append(f.uncertainty.assign(table="uncertainty"))
     if len(f.points):
