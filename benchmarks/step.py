@@ -17,7 +17,7 @@ import torch
 from _common import LOWER, finish, median, timed
 
 from titer.models.lm import LM
-from titer.recipes.demo import NANO, pretrain
+from titer.recipes.demo import NANO, Scale, pretrain
 from titer.stage import Stage
 from titer.train import train
 
@@ -93,7 +93,7 @@ def step_seconds(stage: Stage, lm: LM, between: list[Callable[[], None]]) -> tup
 
 
 def main() -> None:
-    stage = pretrain(NANO, NANO.world).model_copy(update={"steps": STEPS})
+    stage = pretrain(Scale(), NANO.world).model_copy(update={"steps": STEPS})
     assert stage.architecture is not None
     lm = stage.architecture.build(NANO.world.tokenizer(), stage.seed)
     width = entering(stage, lm)

@@ -34,7 +34,7 @@ class Scale(Record):
     """The sizes of one run; `base` makes the base and its alignment. Sizes in examples."""
 
     name: str = "nano"
-    base: demo.Scale = demo.NANO.model_copy(
+    base: demo.Scale = demo.Scale().model_copy(
         update={
             "world": World(cipher=True, letters=10, shortest=6, longest=6),
             "pretrain_steps": 1300,

@@ -19,7 +19,7 @@ from titer.tables import gain_ratios, named, tidy
 
 CHOSEN = (
     "The recipe's rates and steps were chosen while looking at this seed, so its verdicts are not independent of the choice; "
-    "run another seed (titer demo --seed 1) for one that had no part in it."
+    "run another seed (titer demo --seed 2) for one that had no part in it."
 )
 ABOUT = (
     "A small transformer learned every operation of a synthetic world, was safety-tuned (SSFT) to answer unsafe requests with "

@@ -64,7 +64,7 @@ class Scale(Record):
         return named(self.aligned[-1])
 
 
-NANO = Scale(base=demo.NANO)
+NANO = Scale(base=demo.Scale())
 QUICK = NANO.model_copy(
     update={
         "name": "quick",

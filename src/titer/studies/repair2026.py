@@ -8,7 +8,7 @@ least harm for every loss up to 10 points, their mean. The control is plain scal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -117,7 +117,7 @@ def alone(scale: Scale, world: World, name: str) -> Stage:
 class Repairs(Study):
     """Every repair at every strength, on models that a user's fine-tuning broke."""
 
-    SOURCE = "Titer's own comparison; each repair's source stands in titer show NAME"
+    SOURCE = "Titer's own comparison"
     SCALES = MappingProxyType({NANO.name: NANO, QUICK.name: QUICK})
     CHOSEN_ON = (SELECTION_SEED,)
 
@@ -258,13 +258,15 @@ def over(how: str, repair: str) -> Term:
 
 def claims() -> list[Row]:
     """Every repair against the model as it is, and against scaling."""
-    tuned, where, needs = BROKEN["harmful"], "Titer's own comparison", ("repaired",)
+    tuned, where, needs = BROKEN["harmful"], "", ("repaired",)
     before = Term(lambda found: curve(found.tables["repaired"], tuned, CONTROL)[0].harm)
 
-    def told(repair: str) -> Any:
-        return lambda found: (
-            f"strength {found.chosen['harmful', repair]:g}, {chosen(found, 'harmful', repair).loss:.1%} of task or safe answers lost"
-        )
+    def told(repair: str) -> Callable[[Found], str]:
+        def note(found: Found) -> str:
+            at, point = found.chosen["harmful", repair], chosen(found, "harmful", repair)
+            return "no strength was allowed: left as it is" if np.isnan(at) else f"strength {at:g}, {point.loss:.1%} of task or safe answers lost"
+
+        return note
 
     rows = [
         Row("scaling repairs", "Keeping a share of the change takes harm away and leaves the task.", where, f"unsafe requests answered, before minus after, at most {LOST:.0%} lost on the seed of choice",

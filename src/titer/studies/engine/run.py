@@ -137,7 +137,7 @@ def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: 
     return Report(
         title=page.title or f"{name}, scale {scale.name}, {_units(found)}",
         answer=page.answer,
-        about=page.about,
+        about=" ".join(page.about.split()),
         tiles=[
             *page.tiles,
             *(_tile(one, mine) for one in page.headlines if (mine := [base for base in found if base.judged(one.model, one.asked)])),
