@@ -264,7 +264,11 @@ def claims() -> list[Row]:
     def told(repair: str) -> Callable[[Found], str]:
         def note(found: Found) -> str:
             at, point = found.chosen["harmful", repair], chosen(found, "harmful", repair)
-            return "no strength was allowed: left as it is" if np.isnan(at) else f"strength {at:g}, {point.loss:.1%} of task or safe answers lost"
+            return (
+                "no strength was allowed: left as it is"
+                if np.isnan(at)
+                else f"strength {at:g}, {point.loss:.1%} of task or safe answers lost"
+            )
 
         return note
 
