@@ -13,6 +13,7 @@ from tests.audit.test_audit import Letters, run
 from tests.conftest import neox
 from tests.studies.conftest import Listener
 from titer.audit import hidden
+from titer.audit.cost import audit_cost
 from titer.audit.headline import below
 from titer.audit.roles import audited
 from titer.audit.study import Question
@@ -81,6 +82,8 @@ def test_with_two_benign_tunes_the_page_says_it_and_with_one_that_it_cannot(
     assert f.hidden.empty
     assert hidden.ALONE.format(1) in html.unescape(page.read_text(encoding="utf-8"))
     assert len(pipeline.store.made) == made_before
+    less, more = (audit_cost(audited([before, tuned], *some), asked, None)["operations"] for some in ((first,), (first, second)))
+    assert float(str(more).split()[2]) > 4 / 3 * float(str(less).split()[2])  # a model more, and what only two controls are read for
     page = run(pipeline, audited([before, tuned]), asked, data, tmp_path / "none")[1]
     assert "What plain prompts may hide" not in page.read_text(encoding="utf-8")
 

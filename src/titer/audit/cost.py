@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-from titer.audit import gate, mechanisms, restoring
+from titer.audit import gate, hidden, mechanisms, restoring
 from titer.audit.roles import Audited
 from titer.audit.study import Question, check
 from titer.commands import landscape as landscapes
@@ -44,7 +44,10 @@ def audit_cost(
     thinking = [thinks(read_tokenizer(model.checkpoint)) for model in found.models]
     new = sum(len(one.attempts) * one.decoding(asked.decoding).most(one_thinks) for one in asked.sets.values() for one_thinks in thinking)
     beside = sum(map(size, asked.decoder.guided.models.values())) if asked.decoder else 0
-    flop = 2.0 * parameters * (len(found.models) * (PROBING * sum(lengths) + reading) + new)
+    questioned = hidden.asked(found)
+    odd = hidden.odd(questioned[0], [*asked.safe, *asked.unsafe]) if questioned else {}
+    seen = sum(len(ids) for examples in odd.values() for ids in prompt_ids(tokenizer, [e.prompt for e in examples]))
+    flop = 2.0 * parameters * (len(found.models) * (PROBING * sum(lengths) + reading) + new + len(questioned) * seen)
     flop += 2.0 * beside * (len(found.models) * sum(lengths) + new)
     told: dict[str, object] = {
         "models": f"{len(found.models)}, {parameters / 1e6:.0f} M parameters each",
