@@ -127,4 +127,6 @@ def test_vllm_is_refused_in_words(two: Path, wrong: Callable[..., str], monkeypa
 
 def test_it_is_listed_and_shown(titer: Titer) -> None:
     assert {"averting", "emulated", "safe_align", "safe_decoding"} <= set(titer("list", "decoders", "--json").json["decoders"])
-    assert "Models it reads (--read ROLE=MODEL): base" in titer("show", "emulated").out
+    shown = titer("show", "emulated").out
+    assert "Settings of emulated (--decoder-set NAME=VALUE):" in shown
+    assert "Models it reads (--read ROLE=MODEL): base" in shown

@@ -134,10 +134,10 @@ def shown(name: str) -> str:
 def describe(package: str, name: str) -> str:
     """A plug-in's docstring and, where it has a record, its settings with their defaults; what a method or a repair reads."""
     loaded = module(package, name)
-    lines = [(loaded.__doc__ or "").strip()]
+    lines, option = [(loaded.__doc__ or "").strip()], "--decoder-set" if package == "decoders" else "--set"
     for record in (kind for kind in _classes(loaded) if issubclass(kind, BaseModel)):
         fields = record.model_fields
-        lines += ["", f"Settings of {name} (--set NAME=VALUE):" if fields else "It has no settings."]
+        lines += ["", f"Settings of {name} ({option} NAME=VALUE):" if fields else "It has no settings."]
         lines += [f"  {field} = {info.default!r}  {info.description or ''}".rstrip() for field, info in fields.items()]
         lines += [""] if hasattr(record, "MODELS") else []
         if hasattr(record, "STREAMS"):
