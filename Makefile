@@ -1,7 +1,7 @@
 # Titer: `make demo` and `make test` set up what they need; nothing but Python 3.11 or newer is assumed.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check check-all study parity bridges bench clean
 
