@@ -228,14 +228,14 @@ class Lab:
     def found(self) -> Found:
         """All that the seed says: answers and measures of its models."""
         verdicts = {name: self.verdicts(name) for name in self.names if self.asked(name)}
-        tables = {"rates": pd.concat([self.rates(v) for v in verdicts.values()], ignore_index=True)}
+        tables = {"rates": pd.concat([self.rates(v) for v in verdicts.values()], ignore_index=True)} if verdicts else {}
         for one in self.measures:
             rows = [self.measured(one, over) for over in one.over if set(over) <= set(self.names)]
             if rows:
                 tables[one.name] = pd.concat(rows, ignore_index=True)
         unit = {"seed": self.seed} | ({"base": self.base} if self.bases > 1 else {})
         arranged = {name: table.assign(**unit) for name, table in self.study.arranged(self, tables).items()}
-        whole = pd.concat(verdicts.values(), ignore_index=True).assign(**unit)
+        whole = pd.concat(verdicts.values(), ignore_index=True).assign(**unit) if verdicts else pd.DataFrame(columns=["model"])
         keys, parts = {self.called(name): self.key(name) for name in self.names}, self.parts if self.study.PARTS else ()
         found = Found(self.seed, self.scale, arranged, whole, keys, parts=parts, chosen=self.chosen)
         early = {} if self.given else {name: why for name in self.names if (why := stopped(self.model(name)))}

@@ -35,6 +35,8 @@ def price(order: StudyRequest, store: Store) -> tuple[pd.DataFrame, str]:
     for lab in labs:
         for batch in study.further(lab):
             lab.grow(batch)
+    if not any(lab.nodes for lab in labs):
+        return pd.DataFrame(), "no model is trained: all is measured"
     width = used_width(labs[0].world)
     table = pd.DataFrame([_row(lab, node, width) for lab in labs for node in lab.nodes.values()])
     return table, told(table, len(order.worlds), order.flops)

@@ -1,0 +1,1 @@
+"""Safe MDP planning: an unsafe pattern of a whole path, learned and averted. L7."""

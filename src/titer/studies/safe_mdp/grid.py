@@ -1,0 +1,137 @@
+"""Grid navigation in which safety is a property of the whole path: so many fragile cells one after the other. L7.
+
+A strip of fragile columns, one fewer than is unsafe, lies between start and goal: who crosses it straight is safe, who lingers or walks
+along it is not, and the same steps are of both. On the straight way it is one column wider, so that the shortest path is unsafe. The planner sees the cell alone, which does not say how long it has been
+among fragile ones: no cost of a cell and an action is the rule. Source: arXiv 2304.03081 (15 x 15 grids, horizon 500).
+Shapes: n episodes, T steps, C = size^2 cells; actions are up, right, down, left; who bumps into an edge stays.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import deque
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from titer.core.config import Record
+from titer.core.errors import TiterError
+from titer.data.draws import seed_of
+
+Array = NDArray[np.int64]
+MOVES = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
+
+
+class Paths(NamedTuple):
+    """Episodes: the cell before each action, whether it is fragile (0, 1), the action, whether the goal was still ahead; (n, T) each.
+
+    A policy sees the cell; a predictor what is felt there, and the action.
+    """
+
+    cells: torch.Tensor
+    felt: torch.Tensor
+    actions: torch.Tensor
+    real: torch.Tensor
+
+    @property
+    def steps(self) -> torch.Tensor:
+        """(n,): steps until the goal, the horizon where it was not reached."""
+        return self.real.sum(1)
+
+
+class Grid(Record):
+    """The grid of a seed."""
+
+    seed: int = 0
+    size: int = Field(default=7, ge=7)
+    horizon: int = Field(default=30, ge=14)
+    run: int = Field(default=3, ge=2, description="fragile cells one after the other that make a path unsafe")
+    scattered: float = Field(default=0.15, ge=0, lt=1, description="share of fragile cells elsewhere, off the straight way")
+
+    @property
+    def start(self) -> int:
+        return self.size // 2 * self.size
+
+    @property
+    def goal(self) -> int:
+        return self.start + self.size - 1
+
+    @cached_property
+    def fragile(self) -> NDArray[np.bool_]:
+        """(C,)."""
+        rng, middle = np.random.default_rng(seed_of(self.seed, "grid")), self.size // 2
+        for _ in range(1000):
+            found = rng.random((self.size, self.size)) < self.scattered
+            found[middle] = False
+            first, wide = int(rng.integers(2, self.size - self.run)), int(rng.integers(0, 2))
+            found[:, first : first + self.run - 1] = True
+            found[middle - wide : middle + wide + 1, first + self.run - 1] = True
+            if 0 < self._steps(found.reshape(-1), True) <= self.size + 3:
+                return found.reshape(-1)
+        raise ValueError("no grid of these sizes has a safe way round")
+
+    @cached_property
+    def next(self) -> Array:
+        """(C, 4): where each action leads; the goal holds."""
+        row, column = np.divmod(np.arange(self.size**2), self.size)
+        there = np.clip(np.stack([row, column], 1)[:, None] + MOVES, 0, self.size - 1)
+        found = there[..., 0] * self.size + there[..., 1]
+        found[self.goal] = self.goal
+        return np.asarray(found)
+
+    def unsafe(self, paths: Paths) -> torch.Tensor:
+        """(n,): whether `run` cells one after the other were fragile."""
+        here = paths.felt.bool() & paths.real
+        longest, now = torch.zeros(len(here), dtype=torch.int64), torch.zeros(len(here), dtype=torch.int64)
+        for t in range(here.shape[1]):
+            now = torch.where(here[:, t], now + 1, 0)
+            longest = torch.maximum(longest, now)
+        return longest >= self.run
+
+    def shortest(self, safely: bool) -> int:
+        """Steps of the shortest path to the goal, or of the shortest safe one."""
+        return self._steps(self.fragile, safely)
+
+    def _steps(self, fragile: NDArray[np.bool_], safely: bool) -> int:
+        """Breadth first over pairs of a cell and the fragile ones just behind it; 0 where no way leads to the goal."""
+        left, seen = deque([(self.start, 0, 0)]), {(self.start, 0)}
+        while left:
+            cell, behind, steps = left.popleft()
+            if cell == self.goal:
+                return steps
+            for there in self.next[cell].tolist():
+                state = (there, min(behind + 1, self.run) if fragile[there] else 0)
+                if state not in seen and not (safely and state[1] == self.run):
+                    seen.add(state)
+                    left.append((*state, steps + 1))
+        return 0
+
+
+def environment(grid: Grid, episodes: int) -> Any:
+    """So many episodes side by side as a gymnasium environment: -1 a step until the goal. Errors: gymnasium is absent."""
+    if importlib.util.find_spec("gymnasium") is None:
+        raise TiterError("planning on grids needs gymnasium, which is not installed", next_step="pip install 'titer[planning]'")
+    import gymnasium  # noqa: PLC0415  wanted by this study alone
+
+    class Navigation(gymnasium.vector.VectorEnv):  # type: ignore[misc]
+        metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}  # noqa: RUF012
+        num_envs = episodes
+        single_observation_space = gymnasium.spaces.Discrete(grid.size**2)
+        single_action_space = gymnasium.spaces.Discrete(4)
+        observation_space = gymnasium.vector.utils.batch_space(single_observation_space, episodes)
+        action_space = gymnasium.vector.utils.batch_space(single_action_space, episodes)
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+            self.cells, self.steps = np.full(episodes, grid.start), 0
+            return self.cells, {}
+
+        def step(self, actions: Array) -> tuple[Array, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+            before, self.cells, self.steps = self.cells, grid.next[self.cells, actions], self.steps + 1
+            ended = self.cells == grid.goal
+            return self.cells, -(before != grid.goal).astype(float), ended, ~ended & (self.steps >= grid.horizon), {}
+
+    return Navigation()
