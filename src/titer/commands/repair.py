@@ -34,6 +34,7 @@ from titer.pipeline import Reporter
 from titer.repairs.base import TUNED, Others, Reading, Repair
 
 GRID = "grid"
+OWN = 500_000_000  # bytes of Python and torch; the rest as measured (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Planned:
             "folders": {str(to): stands(to, self.key(one)) for to, one in self.repairs.items()},
             "reads": sizes,
             "writes": 0 if self.adapter else sizes[TUNED] * len(self.repairs),
-            "memory": max(repair.HOLDS * whole, int(self.order.shard * 1e9) + largest * (len(self.models) + 2)),
+            "memory": max(repair.HOLDS * whole, int(2e9 * self.order.shard) + largest * (len(self.models) + 5)) + OWN,
             "adapter": self.adapter,
             "notes": self.notes,
         }

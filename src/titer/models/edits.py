@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from titer.data.draws import seed_of
 from titer.data.example import Batch
+from titer.models.directions import pieces
 from titer.models.sites import Sites, block_linears
 
 K = TypeVar("K", bound=Hashable)
@@ -83,12 +84,11 @@ def cut(parts: Callable[[], Iterable[torch.Tensor]], keep: int) -> tuple[int, in
     (bits of the smallest that is kept, how many of that very size are kept, how many there are); `parts` gives the tensors anew.
     """
     high = torch.zeros(2**16, dtype=torch.long)
-    for part in parts():
-        high += torch.bincount(magnitudes(part).flatten() >> LOW, minlength=len(high))
+    for piece in (piece for part in parts() for piece in pieces(part)):
+        high += torch.bincount(magnitudes(piece) >> LOW, minlength=len(high))
     top, left = _from_above(high, keep)
     low = torch.zeros(2**LOW, dtype=torch.long)
-    for part in parts():
-        bits = magnitudes(part).flatten()
+    for bits in (magnitudes(piece) for part in parts() for piece in pieces(part)):
         low += torch.bincount(bits[bits >> LOW == top] & (2**LOW - 1), minlength=len(low))
     bottom, left = _from_above(low, left)
     return (top << LOW) + bottom, left, int(low[bottom])
@@ -105,6 +105,8 @@ def kept(change: torch.Tensor, bits: int, ties: int) -> torch.Tensor:
     """Which entries are above the cut, and the first `ties` of those that are of its very size, in the tensor's order."""
     sizes = magnitudes(change)
     equal = sizes == bits
+    if ties >= int(equal.sum()):
+        return sizes >= bits
     return (sizes > bits) | (equal & (equal.flatten().cumsum(0).view_as(equal) <= ties))
 
 

@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
+from titer.models.directions import BLOCK
 from titer.models.edits import cut, kept, magnitudes
 from titer.repairs.base import Reading, Repair, State
 
@@ -44,7 +45,7 @@ class HarmVector(Repair):
             return {"chosen": frozenset(chosen)}
 
         def changes() -> Iterator[torch.Tensor]:
-            return (_harm(r.others(name)) for name in chosen)
+            return (r.weight("harmful", name) - r.weight("aligned", name) for name in chosen)
 
         total = sum(math.prod(r.tuned.shape(name)[0]) for name in chosen)
         bits, left, there = cut(changes, math.ceil(self.k * total))
@@ -57,15 +58,15 @@ class HarmVector(Repair):
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
         if name not in state["chosen"]:
             return tuned
-        change = _harm(others)
+        harmful, aligned = others["harmful"], others["aligned"]
+        mask = torch.ones_like(tuned, dtype=torch.bool)
         if "bits" in state:
-            change = change * kept(change, state["bits"], state["ties"][name])
+            mask = kept(harmful - aligned, state["bits"], state["ties"][name])
         elif self.k < 1:
-            bits, ties, _ = cut(lambda: [change], math.ceil(self.k * change.numel()))
-            change = change * kept(change, bits, ties)
-        return (tuned.double() - self.strength * change).float()
-
-
-def _harm(others: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """tau of one parameter, float64: a difference of float32 numbers is then exact, and lambda = 1 goes all the way back."""
-    return others["harmful"].double() - others["aligned"].double()
+            change = harmful - aligned
+            mask = kept(change, *cut(lambda: [change], math.ceil(self.k * change.numel()))[:2])
+        found = tuned.flatten().clone()
+        parts = (one.flatten().split(BLOCK) for one in (harmful, aligned, mask))
+        for piece, h, a, chosen in zip(found.split(BLOCK), *parts, strict=True):  # in float64 h - a is exact: lambda = 1 goes all the way
+            piece.copy_(piece.double() - self.strength * (h.double() - a.double()) * chosen)
+        return found.view_as(tuned)
