@@ -21,7 +21,7 @@ class StudyRequest(Running):
     opened; one seed then.
     """
 
-    name: Annotated[str, Argument(help="The study: jain2024 (mechanisms), huang2024 (Vaccine), qi2024 (risks), demo, or a file.")]
+    name: Annotated[str, Argument(help="The study: a name (titer list studies) or a .py file.")]
     scale: Annotated[str, Option(help="nano, cpu, small or paper; with --base: demonstration or paper-7b.")] = ""
     seeds: Annotated[int | Sequence[int], Option(min=1, max=100, help="How many worlds: seeds 0, 1, ...")] = 3
     only: Annotated[str | Sequence[str], Option(help="Parts, with commas: fig3,soft ... Default: all.")] = ""
