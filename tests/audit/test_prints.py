@@ -73,7 +73,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 
 def found(models: dict[str, Checkpoint], name: str, control: str = "") -> Audited:
-    return audited([models["aligned"], models[name]], models[control] if control else None)
+    return audited([models["aligned"], models[name]], *([models[control]] if control else []))
 
 
 @pytest.fixture(scope="module")

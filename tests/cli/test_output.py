@@ -144,7 +144,9 @@ def test_the_dry_run_of_align_knows_what_stands(titer: Titer) -> None:
 def test_list_names_every_plug_in_with_a_line_of_its_own(titer: Titer) -> None:
     whole = titer("list").out
     found = titer("list", "--json").json
-    assert list(found) == ["methods", "attacks", "judges", "probes", "studies"]
+    assert list(found) == ["methods", "repairs", "decoders", "attacks", "judges", "probes", "studies"]
+    assert {"scale", "restore"} <= set(found["repairs"])
+    assert {"emulated", "averting"} <= set(found["decoders"])
     assert {"sft"} <= set(found["methods"])
     assert {"prefill", "jb_misgen"} <= set(found["attacks"])
     assert {"exact", "refusal"} <= set(found["judges"])

@@ -190,7 +190,7 @@ def test_a_method_of_the_user_s_own_file_may_need_streams_and_models(titer: Tite
         ((*TUNE, "--method", "lissa"), ("unknown method 'lissa'", "did you mean 'lisa'?")),
         ((*TUNE, "--method", "lisa"), ("needs the stream alignment", "--stream alignment=FILE")),
         ((*TUNE, "--method", "safe_lora"), ("reads the models unaligned, aligned", "--read unaligned=MODEL --read aligned=MODEL")),
-        ((*TUNE, "--read", "base=m"), ("unknown model that sft reads 'base'",)),
+        ((*TUNE, "--read", "base=m"), ("method sft reads no other model", "leave out --read")),
         ((*TUNE, "--method", "dpo"), ("no stream `train`", "titer align")),
         ((*TUNE, "--dropout", "0.1"), ("--dropout without an adapter", "--lora 8")),
         ((*TUNE, "--continued"), ("--continued without an adapter", "--lora 8")),

@@ -95,9 +95,9 @@ def watched(folder: Path, monkeypatch: pytest.MonkeyPatch, *texts: str, prompt: 
     rows: list[list[str]] = []
     real = LM.asked
 
-    def answers(self: LM, decoding: Any, place: int, soft: Any, turns: Any, number: int) -> Any:
+    def answers(self: LM, decoding: Any, place: int, soft: Any, guide: Any, turns: Any, number: int) -> Any:
         rows.extend(self.tokenizer.convert_ids_to_tokens(turn.row) for turn in turns.values())
-        return real(self, decoding, place, soft, turns, number)
+        return real(self, decoding, place, soft, guide, turns, number)
 
     monkeypatch.setattr(LM, "asked", answers)
     Guard(model=str(folder)).judge_all(asked(*texts, prompt=prompt))

@@ -246,7 +246,10 @@ class Guide:
     def _ended(self, logits: torch.Tensor, stops: torch.Tensor, places: Sequence[int], ends: Sequence[int]) -> torch.Tensor:
         """The logits by which the rows that stop write the token that ends an answer."""
         if not ends and bool(stops.any()):
-            raise TiterError(f"{self._lm.label} has no token that ends an answer, which the decoder {self._name} writes")
+            raise TiterError(
+                f"{self._lm.label} has no token that ends an answer, which the decoder {self._name} writes",
+                expected="a model whose tokenizer or generation_config.json names one",
+            )
         self._stopped |= {place for place, stop in zip(places, stops.tolist(), strict=True) if stop}
         only = torch.full_like(logits[0], -torch.inf)
         only[list(ends[:1])] = 0.0

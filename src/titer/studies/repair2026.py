@@ -4,6 +4,7 @@ base -> aligned -> a user's fine-tuning (a tenth of the data harmful, or none) -
 the aligned model's own weights have none, and none of the user's task. So a repair is read at matched utility: the harm that is left where
 at most 2 points of the user's task and of other safe answers are lost, at a strength chosen on a seed that no verdict uses; and the
 least harm for every loss up to 10 points, their mean. The control is plain scaling of the change, which knows nothing of safety.
+Source of the control: arXiv 2109.01903 (WiSE-FT); each repair names its own (titer show NAME).
 """
 
 from __future__ import annotations
