@@ -178,7 +178,7 @@ def _answers(lm: LM, harness: Any, contexts: Sequence[str], decoding: Decoding) 
         harness.fits(len(row) + most, context)
     kept = {i: row if lm.window is None else row[-max(1, lm.window - most) :] for i, row in enumerate(rows)}
     marks = {i: thoughts.opened(context) for i, context in enumerate(contexts)}
-    made = answers(lm.tokenizer, lm.ends, kept, marks, decoding, lm.window, partial(lm.asked, decoding, 0, None))
+    made = answers(lm.tokenizer, lm.ends, kept, marks, decoding, lm.window, partial(lm.asked, decoding, 0, None, None))
     return [made[i] for i in range(len(rows))]
 
 
