@@ -71,17 +71,21 @@ def attacked(text: TextData, prompts: int | None, given: tuple[str, Attack]) -> 
     asked = text.of_class(True, prompts)
     if not learns(attack):
         return Attacked(name, attack, asked)
-    known = {e.prompt for e in asked}
-    held = [e for e in text.of_class(True) if e.prompt not in known]
-    if len(held) < LEAST:
-        cut = max(LEAST - len(held), len(asked) // KEPT)
-        held, asked = [*held, *asked[:cut]], asked[cut:]
+    asked, held = held_back(text.of_class(True), asked)
     if len(asked) < LEAST:
         raise TiterError(
             f"{len(held) + len(asked)} unsafe prompts for the attack {name}, which learns",
             expected=f"at least {LEAST} to learn from and others to ask",
         )
     return Attacked(name, attack, asked, held)
+
+
+def held_back(whole: Sequence[Example], asked: Sequence[Example]) -> tuple[Sequence[Example], Sequence[Example]]:
+    """(what is still asked, what may be learned from): the prompts that are not asked, and where these are fewer than `LEAST` some that were."""
+    known = {e.prompt for e in asked}
+    held = [e for e in whole if e.prompt not in known]
+    cut = max(LEAST - len(held), len(asked) // KEPT) if len(held) < LEAST else 0
+    return asked[cut:], [*held, *asked[:cut]]
 
 
 def _learned(pipeline: Pipeline, model: Model, one: Attacked) -> State:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from titer.attacks.base import Attempt
 from titer.commands import tuning
-from titer.commands.attacking import KEPT, LEAST
+from titer.commands.attacking import LEAST, held_back
 from titer.commands.requests import Judged
 from titer.core.config import build
 from titer.core.errors import TiterError
@@ -101,16 +101,12 @@ def apart(text: TextData, prompts: int | None, guided: Guided | None) -> tuple[T
     held: list[Example] = []
     for harmful in (True, False):
         whole, asked = text.of_class(harmful), text.of_class(harmful, prompts)
-        known = {e.prompt for e in asked}
-        mine = [e for e in whole if e.prompt not in known]
-        if asked and len(mine) < LEAST:
-            cut = max(LEAST - len(mine), len(asked) // KEPT)
-            mine, asked = [*mine, *asked[:cut]], asked[cut:]
-            if len(asked) < LEAST:
-                raise TiterError(
-                    f"{len(whole)} {'unsafe' if harmful else 'safe'} prompts for the decoder {guided.name}, which learns",
-                    expected=f"at least {LEAST} to learn from and {LEAST} others to ask",
-                )
+        left, mine = held_back(whole, asked)
+        if len(left) < min(LEAST, len(asked)):  # prompts were taken for learning, and too few are left
+            raise TiterError(
+                f"{len(whole)} {'unsafe' if harmful else 'safe'} prompts for the decoder {guided.name}, which learns",
+                expected=f"at least {LEAST} to learn from and {LEAST} others to ask",
+            )
         held += mine
     guided.decoder.check(held)
     out = {e.prompt for e in held}

@@ -8,6 +8,7 @@ Parameters go by the model's names (`Checkpoint.weight`), float32 on the CPU.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -130,12 +131,12 @@ class Repair(Record):
         """What the edits need to know of the whole, made once. Errors: weights or data that it cannot work with."""
         return {}
 
+    @abstractmethod
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
         """The parameter `name` repaired, of the shape of `tuned`; `others`: role -> the same parameter there."""
-        raise NotImplementedError
 
     def factors(
         self, name: str, a: torch.Tensor, b: torch.Tensor, others: Mapping[str, torch.Tensor], state: State
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The adapter's A (rank, inputs) and B (outputs, rank) at `name` repaired, where `ADAPTER` names a role."""
-        raise NotImplementedError
+        raise TiterError(f"{type(self).__name__} names ADAPTER and does not define factors", next_step="define it, or leave ADAPTER out.")
