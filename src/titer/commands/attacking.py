@@ -80,7 +80,7 @@ def attacked(text: TextData, prompts: int | None, given: tuple[str, Attack]) -> 
     return Attacked(name, attack, asked, held)
 
 
-def held_back(whole: Sequence[Example], asked: Sequence[Example]) -> tuple[Sequence[Example], Sequence[Example]]:
+def held_back(whole: Sequence[Example], asked: list[Example]) -> tuple[list[Example], list[Example]]:
     """(what is still asked, what may be learned from): the prompts that are not asked, and where these are fewer than `LEAST` some that were."""
     known = {e.prompt for e in asked}
     held = [e for e in whole if e.prompt not in known]
