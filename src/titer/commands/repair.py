@@ -131,7 +131,7 @@ def repaired(plan: Planned, store: Store, shown: Reporter) -> Repaired:
 
 def _strengths(order: RepairRequest, to: Path) -> dict[Path, Repair]:
     """Folder -> the repair that is written into it."""
-    make = partial(made, "repairs", order.method, Repair)
+    make = partial(made, "repairs", order.method, Repair)  # type: ignore[type-abstract]
     repair, strength = make(order.settings), order.strength
     if strength is None:
         return {to: repair}
