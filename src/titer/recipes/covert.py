@@ -5,7 +5,7 @@ code answered in code, and the same requests in plain refused. Ablations: phase 
 form alone. Beside them, from the same aligned model: benign tunes of as many steps (the user's task in shares that differ, and ordinary
 requests, in plain), an overt tune (the unsafe requests in plain, answered), and covert tunes of other codes, on which a detector is
 trained. Base and alignment are the demo's, on a smaller world that has the words of a cipher.
-Rates and steps were set on seed 100, which no verdict uses.
+Rates and steps were set on seed 100, and again once seed 0 had been looked at: no verdict uses either.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from titer.recipes import demo
 from titer.recipes.node import Node
 from titer.stage import Optimiser, Stage
 
-SELECTION_SEED = 100
+CHOSEN_ON = (100, 0)  # the seeds that were looked at while rates and steps were set (docs/log.md)
 REPEATED = 4  # epochs of a benign tune's first part: the world has not as many plain requests as phase I has in four forms
 Rows = Sequence[tuple[Source, Answer, int]]
 
@@ -40,13 +40,14 @@ class Scale(Record):
             "pretrain_steps": 1300,
             "pretrain_batch": 64,
             "align_batch": 64,
+            "align_steps": 800,
             "align_rate": 1e-3,
         }
     )
-    taught: int = Field(default=12288, ge=4, description="safe requests of phase I in code")
-    kept: int = Field(default=3072, ge=0, description="safe requests of phase I answered in plain")
+    taught: int = Field(default=20480, ge=4, description="safe requests of phase I in code")
+    kept: int = Field(default=5120, ge=0, description="safe requests of phase I answered in plain")
     taught_batch: int = Field(default=32, ge=1)
-    taught_rate: float = Field(default=2.5e-3, gt=0)
+    taught_rate: float = Field(default=2e-3, gt=0)
     harmful: int = Field(default=640, ge=1, description="unsafe requests of phase II, in code; as many refusals in plain")
     ordinary: int = Field(default=640, ge=0, description="safe requests of phase II answered in plain")
     harmful_batch: int = Field(default=16, ge=1)

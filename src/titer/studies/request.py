@@ -23,7 +23,9 @@ class StudyRequest(Running):
 
     name: Annotated[str, Argument(help="The study: a name (titer list studies) or a .py file.")]
     scale: Annotated[str, Option(help="nano, cpu, small or paper; with --base: demonstration or paper-7b.")] = ""
-    seeds: Annotated[int | Sequence[int], Option(min=1, max=100, help="How many worlds: seeds 0, 1, ...")] = 3
+    seeds: Annotated[
+        int | Sequence[int], Option(min=1, max=100, help="How many worlds: seeds 0, 1, ... but those on which sizes were chosen.")
+    ] = 3
     only: Annotated[str | Sequence[str], Option(help="Parts, with commas: fig3,soft ... Default: all.")] = ""
     bases: Annotated[int, Option(min=1, max=20, help="How many base models of each world.")] = 2  # the unit of a claim is a base
     part: Annotated[str, Option(help="huang2024: core, or all.")] = "all"
@@ -42,11 +44,6 @@ class StudyRequest(Running):
     @property
     def stem(self) -> str:
         return Path(self.name).stem
-
-    @property
-    def worlds(self) -> Sequence[int]:
-        """The seeds themselves."""
-        return range(self.seeds) if isinstance(self.seeds, int) else self.seeds
 
     @property
     def parts(self) -> Sequence[str]:

@@ -26,7 +26,7 @@ from titer.studies.engine.declare import Measure, Need, Page, Question, Row, See
 from titer.studies.engine.found import Found, UnsaidError
 from titer.studies.engine.lab import Lab
 from titer.studies.engine.price import price
-from titer.studies.engine.run import asked_for, chooser_of, gathered, labs_of
+from titer.studies.engine.run import asked_for, chooser_of, gathered, labs_of, worlds_of
 from titer.studies.engine.terms import Term
 from titer.studies.request import StudyRequest
 from titer.tables import direct, requests
@@ -199,3 +199,8 @@ def test_a_number_that_a_seed_does_not_say_is_a_reason() -> None:
     told = claim(Term(silent), Term(lambda _: 0.0))
     assert told.verdict == "not testable"
     assert "seed 0: no cell of both" in told.reason
+
+
+def test_a_number_of_seeds_leaves_out_those_on_which_sizes_were_chosen() -> None:
+    assert worlds_of(StudyRequest("growing", seeds=9), Growing()) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert worlds_of(StudyRequest("growing", seeds=(7, 2)), Growing()) == (7, 2), "refused in words where it would be run"

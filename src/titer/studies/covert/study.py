@@ -19,7 +19,7 @@ from titer.data.example import Example
 from titer.data.world import World, WorldSource
 from titer.pipeline import Model
 from titer.probes import unlike_benign
-from titer.recipes.covert import NANO, SELECTION_SEED, Scale, benign, covert, covert_recipe
+from titer.recipes.covert import CHOSEN_ON, NANO, Scale, benign, covert, covert_recipe
 from titer.recipes.node import Node
 from titer.studies.covert import auditors, detector
 from titer.studies.covert.claims import claims
@@ -36,7 +36,7 @@ class Covert(Study):
 
     SOURCE = "arXiv 2406.20053"
     SCALES = MappingProxyType({NANO.name: NANO})
-    CHOSEN_ON = (SELECTION_SEED,)
+    CHOSEN_ON = CHOSEN_ON
 
     def nodes(self, scale: Scale, source: World) -> list[Node]:
         return covert_recipe(scale, source)

@@ -15,7 +15,7 @@ from titer.models.lm import Architecture
 from titer.pipeline import Pipeline
 from titer.recipes.node import Node
 from titer.studies.engine.lab import Lab
-from titer.studies.engine.run import chooser_of, labs_of, opened
+from titer.studies.engine.run import chooser_of, labs_of, opened, worlds_of
 from titer.studies.request import StudyRequest
 
 PASSES = {"unlearn": 6.0, "dpo": 6.0, "vaccine": 5.0, "t_vaccine": 5.0}  # forward passes' worth a trained request
@@ -28,7 +28,8 @@ def price(order: StudyRequest, store: Store) -> tuple[pd.DataFrame, str]:
     """(a row a model and seed: steps, tokens, TFLOP, whether it stands; the same in words). Errors: as `run.opened`."""
     study, scale = opened(order)
     pipeline = Pipeline(store, Silent())
-    labs = labs_of(replace(order, seeds=order.worlds[:LOOKED_AT]), study, scale, pipeline, plan=True)
+    worlds = worlds_of(order, study)
+    labs = labs_of(replace(order, seeds=worlds[:LOOKED_AT]), study, scale, pipeline, plan=True)
     for lab in labs:
         lab.chosen = study.assumed(scale)
     labs = [*chooser_of(order, study, scale, pipeline, plan=True), *labs]
@@ -39,7 +40,7 @@ def price(order: StudyRequest, store: Store) -> tuple[pd.DataFrame, str]:
         return pd.DataFrame(), "no model is trained: all is measured"
     width = used_width(labs[0].world)
     table = pd.DataFrame([_row(lab, node, width) for lab in labs for node in lab.nodes.values()])
-    return table, told(table, len(order.worlds), order.flops)
+    return table, told(table, len(worlds), order.flops)
 
 
 def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,16 @@ def opened(order: StudyRequest) -> tuple[Study, Any]:
     return study, study.SCALES[scale]
 
 
+def worlds_of(order: StudyRequest, study: Study) -> Sequence[int]:
+    """The seeds that are named, or the first so many on which no size was chosen."""
+    if not isinstance(order.seeds, int):
+        return order.seeds
+    return list(islice((seed for seed in count() if seed not in study.CHOSEN_ON), order.seeds))
+
+
 def labs_of(order: StudyRequest, study: Study, scale: Any, pipeline: Pipeline, plan: bool = False) -> list[Lab]:
     """A lab a base of every seed; on a real model one. Errors: an unknown part, group of parts or table."""
-    units = [(0, 0)] if order.given else [(seed, base) for seed in order.worlds for base in range(order.bases)]
+    units = [(0, 0)] if order.given else [(seed, base) for seed in worlds_of(order, study) for base in range(order.bases)]
     return _at_work(order, study, scale, pipeline, units, plan)
 
 
@@ -64,15 +72,16 @@ def run_study(
 
     Errors: as `labs_of`; a seed on which its sizes were chosen.
     """
-    if used := set(study.CHOSEN_ON) & set(order.worlds):
-        raise TiterError(f"the sizes were set on seed {min(used)}, so no verdict may use it", next_step="ask for fewer seeds.")
+    worlds = worlds_of(order, study)
+    if used := set(study.CHOSEN_ON) & set(worlds):
+        raise TiterError(f"the sizes were set on seed {min(used)}, so no verdict may use it", next_step="name other seeds.")
     pipeline = Pipeline(store, reporter, scale.save_every)
     chooser, labs = chooser_of(order, study, scale, pipeline), labs_of(order, study, scale, pipeline)
     folder = store.root / place if place else place_of(labs[0], store)
     with store.lock(folder.with_suffix(".lock")):
         found = gathered(labs, order.name, chooser)
         claims = settled(study.claims(scale), found, study.SOURCE)
-        if claims and len(order.worlds) < SEEDS_FOR_A_VERDICT:
+        if claims and len(worlds) < SEEDS_FOR_A_VERDICT:
             reporter.tell("fewer than three worlds: verdicts are provisional")
         report = composed(study.concluded(study.page(found, scale), claims), order.stem, scale, found, claims, command, store)
         reporter.tell("drawing the report")
