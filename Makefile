@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check check-all study parity bridges bench clean
+.PHONY: demo test check check-all docs study parity bridges bench clean
 
 demo: .venv/core
 	$(BIN)/titer demo
@@ -15,6 +15,9 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check-all: check
 	$(BIN)/python -m pytest -m "slow or not slow"
@@ -46,6 +49,10 @@ bench: .venv/dev
 
 .venv/dev: .venv/core
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/docs: .venv/core
+	@$(PIP) -e '.[docs]'
 	@touch $@
 
 clean:
