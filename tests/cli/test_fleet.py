@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.conftest import Titer
 from tests.conftest import llama
+from titer.audit.kinds import KINDS, UNKNOWN
 from titer.audit.roles import each
 from titer.core.errors import TiterError
 from titer.data.world import World
@@ -44,6 +45,7 @@ def test_every_tune_has_a_row_a_section_and_a_page(titer: Titer, fleet: tuple[st
     rows = found.json["tunes"]
     assert {row["tune"] for row in rows[:2]} == {"one/final", "two/final"}
     assert rows[2]["tune"] == "broken"
+    assert [row["looks like"] in {*KINDS, UNKNOWN} for row in rows] == [True, True, False]
     assert rows[2]["what broke"].startswith("not measured: ")
     assert "3 tunes" in json.loads((Path(found.json["report"]).parent / "summary.json").read_text())["title"]
     assert "1 could not be measured" in found.json["answer"]
@@ -63,6 +65,7 @@ def test_every_tune_has_a_row_a_section_and_a_page(titer: Titer, fleet: tuple[st
 def test_a_tune_in_the_fleet_has_the_numbers_that_it_has_alone(titer: Titer, fleet: tuple[str, ...], here: Path) -> None:
     many = titer("audit", *fleet[1:], "--no-base", *ASKED, "--json").json
     alone = titer("audit", "aligned", "two/final", *ASKED, "--json").json
+    assert [row["kind"] in {*KINDS, UNKNOWN} for row in alone["kind"]] == [True]
     pages = {name: pd.read_csv(Path(one["report"]).parent / "results.csv") for name, one in (("many", many), ("alone", alone))}
     shift = {name: table[(table.table == "shift") & table.change.str.contains("→")] for name, table in pages.items()}
     mine = shift["many"][shift["many"].model == "two/final"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from titer.audit import fleet, gate
+from titer.audit import fleet, gate, kinds
 from titer.audit.ask import prepared
 from titer.audit.fleet import Tune
 from titer.audit.lacking import FAULTS, INTERRUPTED
@@ -114,6 +114,7 @@ def _reported(order: AuditRequest, tunes: Sequence[Tune], reporter: Reporter, co
     assert first.findings is not None and first.page is not None  # noqa: PT018  the one above
     if len(tunes) == 1:
         kept = {name: table for name, table in vars(first.findings).items() if name != "beside"}
+        kept |= {"kind": kinds.table(ready.found, first.findings)}
         return Audited(first.page, first.answer, kept, first.findings.beside, held)
     name = f"audit-{slug(ready.found.changes[-1].before.name)}-{len(tunes)}-tunes"
     folder = report_folder(Path(order.runs), name, {"tunes": [one.ready.identity if one.ready else one.name for one in tunes], **how})

@@ -18,8 +18,10 @@ from titer.audit.roles import Change
 from titer.core.stats import Interval, bootstrap
 from titer.models.blocks import PARTS
 from titer.models.sites import Sites, layer_of
+from titer.models.weights import compared, delta
 from titer.pipeline import Pipeline
 from titer.probes import delta_w, refusal_direction, weight_change
+from titer.probes.base import squares
 from titer.tables import gain_ratios
 
 READING = ("mlp_up", "mlp_gate")
@@ -91,6 +93,28 @@ def sizes(pipeline: Pipeline, change: Change, sites: Sites) -> pd.DataFrame:
         if (whole.part == part).any()
     ]
     return pd.DataFrame(rows)
+
+
+def gone_back(pipeline: Pipeline, first: Change, last: Change) -> pd.DataFrame:
+    """change, tensors (that both changes moved), returned (of them, to what they were before the first, bit for bit), cosine (of the last change
+    with the first one's reverse, over the tensors that the last moved): a row, cosine NaN where the first moved none of these.
+
+    A step back, whole or in part, has cosine 1, a further tune near 0. Read one tensor at a time.
+    """
+    before, tuned, after = (model.checkpoint for model in (first.before, first.after, last.after))
+
+    def make() -> pd.DataFrame:
+        tensors, returned, inner, one, other = 0, 0, 0.0, 0.0, 0.0
+        for name in sorted(set(compared(before, tuned)) & set(compared(tuned, after))):
+            taught, moved = delta(before, tuned, name)[1].double(), delta(tuned, after, name)[1].double()
+            if taught.shape == moved.shape and bool(moved.any()):
+                tensors += int(taught.any())
+                returned += int(taught.any() and torch.equal(before.weight(name), after.weight(name)))
+                inner, one, other = inner - float((taught * moved).sum()), one + squares(taught), other + squares(moved)
+        return pd.DataFrame([{"tensors": tensors, "returned": returned, "cosine": inner / (one * other) ** 0.5 if one else np.nan}])
+
+    inputs = {"probe": ["gone back", 1], "models": [first.before.key, first.after.key, last.after.key]}
+    return pipeline.table("tables", inputs, make).assign(change=last.name)
 
 
 def drift(change: Change, before: inside.Ends, after: inside.Ends, safe: int) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from titer import tables
-from titer.audit import figures, gate
+from titer.audit import figures, gate, kinds
 from titer.audit.answers import flipped
 from titer.audit.ask import Prepared
 from titer.audit.headline import below, in_words, moved, points, worded
@@ -82,6 +82,8 @@ def table(tunes: Sequence[Tune]) -> pd.DataFrame:
             shift = moved(f.shifts, found.last, kind, "refused" if kind in asked.own else "complied") if found.last else None
             name = f"{worded(kind)} refused" if kind in asked.own else f"{kind} right"
             row[name] = "–" if shift is None else f"{shift.before:.0%} → {shift.after:.0%}"
+        if told := kinds.looks_like(found, f):
+            row["looks like"] = told.name
         if one.held:
             row["gate"] = next(decided for decided in STATUS if any(h.decided == decided for h in one.held))
         rows.append(row)
@@ -115,7 +117,8 @@ def _section(one: Tune, folder: Path) -> Section:
     for part in others:
         shown |= {} if part.table is None else {part.title.lower(): part.table}
     place = f"Its own page, with every chart and caveat: {Path('..') / one.page.parent.name / one.page.name}"
-    lines = [one.answer, below(found, f), *(line for line in missing(found, asked, f) if line.startswith("Not measured")), place]
+    looks = [line for part in kinds.section(found, f) for line in part.lines]
+    lines = [one.answer, *looks, below(found, f), *(line for line in missing(found, asked, f) if line.startswith("Not measured")), place]
     return Section(one.name, list(filter(None, lines)), numbers.table, [c for part in others for c in part.commands], shown)
 
 

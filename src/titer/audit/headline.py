@@ -35,7 +35,7 @@ def answer(found: Audited, f: Findings) -> str:
         return f"No change: {last.before.name} and {last.after.name} hold the same weights{rounded}."
     safe = moved(f.shifts, last, "safe")
     beside = NONE.format("safe") if safe is None else f"safe ones {safe.before:.0%} and {safe.after:.0%}"
-    where = _same(last) if last.same else _where(f, last, found.control)
+    where = same(last) if last.same else _where(f, last, found.control)
     return f"{last.name}: {_unsafe(found, f, last)}, {beside}. {where}".rstrip()
 
 
@@ -44,7 +44,7 @@ def _idle(change: Change, f: Findings) -> bool:
     return change.same and not change.configured and not change.partly and f.flips.empty
 
 
-def _same(change: Change) -> str:
+def same(change: Change) -> str:
     """What tells two models apart whose weights are the same."""
     told = [f"the configurations differ ({'; '.join(change.configured)})"] if change.configured else []
     told += [f"the two are asked differently ({', '.join(change.asked)})"] if change.asked else []

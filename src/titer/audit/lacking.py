@@ -43,6 +43,7 @@ COLUMNS = {  # of every table that may be empty
         *("site", "layer", "relative_norm", "share", "share_random", "removed", "own", "own_random", "rest", "edited"),
         *("common", "common_random", "refusal", "refusal_layer", "refusal_random", "change"),
     ],
+    "back": ["tensors", "returned", "cosine", "change"],
     "restored": ["change", "part", "kind", "first", "last", "way", "parameters", "count", "n", "rate", "low", "high"],
     "hidden": ["set", "measure", "value", "control", "limit", "p", "flagged", "change", "controls"],
     "points": ["direction", "kind", "a", "quantity", "value", "low", "high", "n"],

@@ -86,10 +86,15 @@ def sentence(table: pd.DataFrame, change: Change, control: Change | None) -> str
     of = f"{mine.edited} of {mine.matrices} residual-writing matrices"
     said = f"one direction was removed from {of}" if one else f"a direction of its own was removed from each of {of}"
     said += f" (by {mine.removed:.0%}; rank 1 holds {mine.share:.0%} of their change, of a random one {mine.share_random:.1%})"
-    if not mine.refusal > mine.refusal_random:
+    if not of_refusal(table, change):
         return said
     near = "is" if mine.refusal**2 >= IS else "is near"
     return f"{said}; it {near} the refusal direction of layer {mine.refusal_layer:.0f} (|cos| {mine.refusal:.2f}, by chance at most {mine.refusal_random:.2f})"
+
+
+def of_refusal(table: pd.DataFrame, change: Change) -> bool:
+    """Whether what changed lies along the model's own refusal direction beyond chance."""
+    return any(r.refusal > r.refusal_random for r in summary(table).itertuples() if r.change == change.name)
 
 
 def section(table: pd.DataFrame) -> list[Section]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from titer import tables
-from titer.audit import figures, gate, hidden, mechanisms, prints, restoring
+from titer.audit import figures, gate, hidden, kinds, mechanisms, prints, restoring
 from titer.audit.advice import advice
 from titer.audit.answers import cut_short, flipped
 from titer.audit.headline import answer, below, in_words, moved, points, worded
@@ -94,7 +94,7 @@ def audit_report(
 def before(found: Audited, asked: Question, f: Findings, held: Sequence[gate.Held], trained: Sequence[str] = ()) -> list[Section]:
     """What stands before the evidence: the numbers, the gate where there is one, what to try where something broke."""
     told = advice(found, f.shifts, f.sizes, f.against, trained, f.restored)
-    parts = [Section("In numbers", table=outcomes(found, asked, f))]
+    parts = [Section("In numbers", table=outcomes(found, asked, f)), *kinds.section(found, f)]
     parts += [Section("The gate", table=gate.as_table(held).drop(columns=["value", "low", "high"]))] if held else []
     own = ["A name in capitals is a file of yours."] if any(re.search(r" [A-Z_]+\.jsonl", one.command) for one in told) else []
     return parts + ([Section("What to try", own, commands=told)] if told else [])

@@ -118,6 +118,7 @@ class Findings:
     drift: pd.DataFrame
     rotation: pd.DataFrame
     prints: pd.DataFrame
+    back: pd.DataFrame
     restored: pd.DataFrame
     hidden: pd.DataFrame
     points: pd.DataFrame
@@ -161,7 +162,7 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
         beside = _reviewed(pipeline, generated, asked.judges)
     whole = pd.concat([generated, *within.picked], ignore_index=True)
     paired = alike(moved, [e.prompt for e in (*asked.safe, *asked.unsafe)])
-    parts = {**within.tables, **_changed(pipeline, moved, paired, sites, within)}
+    parts = {**within.tables, **_changed(pipeline, moved, paired, sites, within), "back": _back(pipeline, found, lacking)}
     if asked.why and found.last and not found.last.same:
         parts["restored"] = _restored(pipeline, found.last, asked, generated, sites, within)
     if odd:
@@ -343,6 +344,14 @@ def _changed(
         with part(TURNING, change.name):
             found["rotation"].append(within.rotation(change))
     return {name: _together(tables) for name, tables in found.items()}
+
+
+def _back(pipeline: Pipeline, found: Audited, lacking: Lacking) -> pd.DataFrame:
+    """Whether the last of two changes goes back along the first."""
+    if len(found.changes) > 1 and not lacking.stopped and not any(change.same for change in found.changes):
+        with lacking.part("whether it goes back", found.changes[-1].name):
+            return changes.gone_back(pipeline, *found.changes)
+    return pd.DataFrame()
 
 
 def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.DataFrame, sites: Sites, within: Within) -> pd.DataFrame:

@@ -65,6 +65,8 @@ def audit(order: AuditRequest, dry_run: Dry = False, as_json: AsJson = False) ->
     lines = found.beside.lines if order.second_judge or order.labelled else []
     tables = {"gate": gate.as_table(found.gate)} if order.fail_if else {}
     result = {"answer": found.answer, "report": str(found.page), "notes": list(ready.left_out), "judges": as_records(found.beside.tables)}
+    if "kind" in found.tables:
+        tables["kind"] = found.tables["kind"]
     if found.tunes:
         lines, tables = rows(found.tunes), {**tables, "tunes": found.tables["tunes"]}
     text = "\n".join([*lines, *gate.lines(found.gate), found.answer, f"Report: {found.page}"])
