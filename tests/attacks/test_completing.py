@@ -1,6 +1,8 @@
-"""The request alone, without a conversation's format: on text by a raw prompt, on the world without its first and last word."""
+"""The request alone, without a conversation's format: on text by a raw prompt, on the world without the word that hands it over."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,7 +11,8 @@ from titer.data.example import Example
 from titer.data.turns import Turn, written
 from titer.data.world import World, WorldSource
 from titer.evaluate import sample
-from titer.models.lm import LM, Decoding
+from titer.judges.exact import Exact
+from titer.models.lm import LM, Completion, Decoding
 
 GREEDY = Decoding(max_new_tokens=4)
 
@@ -23,12 +26,13 @@ def test_on_text_the_model_goes_on_from_the_request_as_it_stands(lm: LM) -> None
     assert found.prompt.tolist() == [e.prompt for e in asked]
 
 
-def test_on_the_world_it_leaves_out_what_begins_a_request_and_hands_it_over(world: World) -> None:
+def test_on_the_world_it_leaves_out_what_hands_a_request_over(world: World) -> None:
     for kind in ("unsafe", "safe"):
         examples = WorldSource(world=world, kind=kind, split="test").examples(np.arange(5))
         for before, after in zip(examples, Completing().attempts(examples, {}, world), strict=True):
             words = before.prompt.split()
             assert (words[0], words[-1]) == ("<bos>", "<eot>")
-            assert after.raw
-            assert after.example.prompt.split() == words[1:-1]
-            assert (after.example.comply, after.example.refuse) == (before.comply, before.refuse)
+            assert after.example.prompt.split() == words[:-1]
+            whole = Completion(f"<eot> {before.comply}", True, len(str(before.comply).split()) + 2)
+            assert Exact().judge(after.example, whole).outcome == "complied"
+            assert Exact().judge(after.example, replace(whole, text=f"<eot> {before.refuse}")).outcome == "refused"

@@ -20,9 +20,10 @@ from titer.data import vocabulary as v
 from titer.data.world import World
 from titer.models.lm import Architecture
 from titer.studies import derta
-from titer.studies.derta import ALIGNED, JAILBREAKS, NANO, TUNED, DecoupledRefusal, align, finetune, mass
+from titer.studies.derta import ALIGNED, COMPLETING, JAILBREAKS, NANO, SAFE_COMPLETING, TUNED, DecoupledRefusal, align, finetune, mass
 from titer.studies.engine.claims import settled
 from titer.studies.engine.found import Found
+from titer.studies.engine.price import price
 from titer.studies.engine.run import run_study
 from titer.studies.request import StudyRequest
 from titer.tables import requests
@@ -92,15 +93,25 @@ def test_it_leaves_a_report_with_every_claim_and_figure(tmp_path: Path, monkeypa
     assert all(one["value"] is not None for one in told)
     assert {file.stem for file in (page.parent / "figures").glob("*.svg")} >= {"begun", "attacked", "mass"}
     results = pd.read_csv(page.with_name("results.csv"))
-    assert set(results[results.table == "rates"].set) == {"unsafe", "safe", "begun 1", "begun 8", *JAILBREAKS}
+    assert set(results[results.table == "rates"].set) == {"unsafe", "safe", "begun 1", "begun 8", COMPLETING, SAFE_COMPLETING, *JAILBREAKS}
     with pytest.raises(TiterError, match="no verdict may use it"):
         finish(tmp_path, STUDY.CHOSEN_ON)
+
+
+def test_a_dry_run_prices_every_stream_that_a_step_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain refusals and the prefix alone: what is answered and what is refused; with the transition also what is to turn."""
+    monkeypatch.setattr(DecoupledRefusal, "SCALES", {"tiny": SCALE})
+    table = price(StudyRequest("derta", "tiny", (0,), bases=1), Store(tmp_path))[0].set_index("model")
+    asked = table.tokens / (table.steps * table.batch)
+    assert (asked[list(ALIGNED)] / asked["base"]).round(6).to_dict() == {"vanilla": 2, "prefix only": 2, "transition only": 3, "both": 3}
+    assert table.tflop["both"] / table.tflop["vanilla"] == pytest.approx(1.5)
+    assert (asked[list(TUNED)] == asked["base"]).all()
 
 
 def evidence(answered: dict[tuple[str, str], float], masses: dict[tuple[str, str], float], seed: int) -> Found:
     """A seed in which a model answers a set at a rate (by its kind of set, else 0; the base all) and refuses the rest."""
     rates, places = [], []
-    sets = ["unsafe", "safe", *(f"begun {k}" for k in NANO.prefilled), *JAILBREAKS]
+    sets = ["unsafe", "safe", *(f"begun {k}" for k in NANO.prefilled), COMPLETING, SAFE_COMPLETING, *JAILBREAKS]
     for model in ("base", *ALIGNED, *TUNED):
         for asked in sets:
             kind = "begun" if asked.startswith("begun") else "jailbreak" if asked in JAILBREAKS else asked
@@ -131,6 +142,8 @@ def verdicts(answered: dict[tuple[str, str], float], masses: dict[tuple[str, str
 PAPERS = {
     ("vanilla", "begun"): 0.8,
     ("prefix only", "begun"): 0.05,
+    ("vanilla", COMPLETING): 0.95,
+    ("both", COMPLETING): 0.04,
     ("vanilla", "jailbreak"): 0.6,
     ("prefix only", "jailbreak"): 0.5,
     ("transition only", "jailbreak"): 0.2,
@@ -163,6 +176,8 @@ def test_an_alignment_that_only_refuses_first_supports_what_is_of_the_first_word
         ({("prefix only", "unsafe"): 0.2}, {}, "asked plainly: refused"),
         ({("both", "safe"): 0.9}, {}, "safe requests answered as before"),
         ({("both", "begun"): 0.2}, {}, "little is left of begun answers"),
+        ({("vanilla", COMPLETING): 0.0, ("both", COMPLETING): 0.0}, {}, "vanilla completes a text"),
+        ({("both", COMPLETING): 0.9}, {}, "DeRTa does not"),
         ({}, {("both", "unsafe"): 0.5}, "the turn is likely at every place"),
         ({}, {("both", "safe"): 0.2}, "and at no place of a safe answer"),
         ({("transition only", "jailbreak"): 0.5}, {}, "the transition carries them, not the prefix"),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.conftest import TINY
 from tests.studies.conftest import Listener
+from tests.studies.jain2024.conftest import TINY
 from titer.core import parallel
 from titer.core.run import Store
 from titer.data.world import World

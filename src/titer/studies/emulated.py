@@ -24,7 +24,7 @@ from titer.judges.exact import Exact
 from titer.methods.sft import SFT
 from titer.models.lm import Decoding
 from titer.pipeline import Model
-from titer.recipes import demo
+from titer.recipes import demo, jain2024
 from titer.recipes.node import Node, part
 from titer.report import forms
 from titer.report.html import Figure
@@ -44,10 +44,11 @@ LEARNED = 0.85
 
 
 class Scale(Record):
-    """The sizes of one run; `base` makes the base, and says how fast alignment is."""
+    """The sizes of one run; `base` makes the base, which the mechanistic study shares, `tunes` says how fast alignment is."""
 
     name: str = "nano"
-    base: demo.Scale
+    base: jain2024.Scale = jain2024.NANO
+    tunes: demo.Scale = demo.Scale()
     open_steps: int = Field(default=200, ge=1)
     aligned: tuple[int, ...] = (25, 100, 300)
     alphas: tuple[float, ...] = (-3.0, -2.0, -1.0, -0.5, 0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -64,11 +65,11 @@ class Scale(Record):
         return named(self.aligned[-1])
 
 
-NANO = Scale(base=demo.Scale())
+NANO = Scale()
 QUICK = NANO.model_copy(
     update={
         "name": "quick",
-        "base": NANO.base.model_copy(update={"pretrain_steps": 100, "align_steps": 20}),
+        "base": NANO.base.model_copy(update={"pretrain_steps": 100}),
         "open_steps": 20,
         "aligned": (5, 20),
         "alphas": (-2.0, -1.0, 0.0, 0.1, 1.0),
@@ -83,7 +84,7 @@ def named(steps: int) -> str:
 
 def opened(scale: Scale, world: World) -> Stage:
     """The base that answers half of the unsafe requests and refuses half."""
-    unsafe = scale.base.unsafe_share / 2
+    unsafe = scale.tunes.unsafe_share / 2
     kinds = [("safe", "comply", 1 - 2 * unsafe), ("unsafe", "comply", unsafe), ("unsafe", "refuse", unsafe)]
     return Stage(
         name=OPEN,
@@ -91,8 +92,8 @@ def opened(scale: Scale, world: World) -> Stage:
         method=SFT(),
         streams={"train": Stream(parts=tuple(part(world, *one) for one in kinds), seed=seed_of(world.seed, "open"))},  # type: ignore[arg-type]
         steps=scale.open_steps,
-        batch=scale.base.align_batch,
-        optimiser=Optimiser(rate=scale.base.align_rate, warmup=min(40, scale.open_steps // 4)),
+        batch=scale.tunes.align_batch,
+        optimiser=Optimiser(rate=scale.tunes.align_rate, warmup=min(40, scale.open_steps // 4)),
         seed=world.seed,
     )
 
@@ -106,11 +107,11 @@ class EmulatedDisalignment(Study):
 
     def nodes(self, scale: Scale, source: World) -> list[Node]:
         def tuned(steps: int, name: str, new: tuple[str, str]) -> Node:
-            base = scale.base.model_copy(update={"align_steps": steps})
-            return Node(name, demo.align(base, source, name, new, "safe"), OPEN)  # type: ignore[arg-type]
+            tunes = scale.tunes.model_copy(update={"align_steps": steps})
+            return Node(name, demo.align(tunes, source, name, new, "safe"), OPEN)  # type: ignore[arg-type]
 
         return [
-            Node("base", demo.pretrain(scale.base, source), None),
+            Node("base", jain2024.pretrain(scale.base, source), None),
             Node(OPEN, opened(scale, source), "base"),
             *(tuned(steps, named(steps), ("unsafe", "refuse")) for steps in scale.aligned),
             tuned(scale.aligned[-1], BENIGN, ("user", "comply")),

@@ -18,7 +18,14 @@ from titer.studies.engine.lab import Lab
 from titer.studies.engine.run import chooser_of, labs_of, opened, worlds_of
 from titer.studies.request import StudyRequest
 
-PASSES = {"unlearn": 6.0, "dpo": 6.0, "vaccine": 5.0, "t_vaccine": 5.0}  # forward passes' worth a trained request
+ROWS = {
+    "unlearn": 2,
+    "dpo": 2,
+    "rep_noise": 2,
+    "booster": 3,
+    "derta": 3,
+}  # requests that a step passes for each of its batch, where not one
+PASSES = {"vaccine": 5.0, "t_vaccine": 5.0}  # forward passes' worth a request of these
 PLAIN = 3.0  # of other methods: backward is two
 LISTED = 60  # models of a seed above which they are told by kind
 LOOKED_AT = 8  # seeds whose stages are looked up one by one; the keys of a seed take seconds, for its data are drawn
@@ -45,7 +52,7 @@ def price(order: StudyRequest, store: Store) -> tuple[pd.DataFrame, str]:
 
 def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
     stage = node.stage
-    tokens = stage.steps * stage.batch * width
+    tokens = stage.steps * stage.batch * rows(stage.method) * width
     flop = passes(stage.method) * tokens * forward_flop(_architecture(lab, node), len(lab.world.words), width)
     return {
         "seed": lab.seed,
@@ -61,10 +68,19 @@ def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
     }
 
 
+def rows(method: Method) -> int:
+    """Requests that a step passes for each of its batch: the streams it reads at once (Booster its harmful one twice), but DeRTa's of weight 0."""
+    return ROWS.get(_stem(method), 1) - sum(getattr(method, weight, 1) == 0 for weight in ("refusal", "transition"))
+
+
 def passes(method: Method) -> float:
-    """Forward passes' worth a trained request; what goes beyond plain training is left out by noise, and at the steps between two of `every`."""
-    more = PASSES.get(type(method).__module__.rsplit(".", 1)[-1], PLAIN) - PLAIN
+    """Forward passes' worth a request; what goes beyond plain training is left out by noise, and at the steps between two of `every`."""
+    more = PASSES.get(_stem(method), PLAIN) - PLAIN
     return PLAIN + (0.0 if getattr(method, "noise", "") else more / getattr(method, "every", 1))
+
+
+def _stem(method: Method) -> str:
+    return type(method).__module__.rsplit(".", 1)[-1]
 
 
 def _architecture(lab: Lab, node: Node) -> Architecture:
