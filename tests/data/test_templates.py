@@ -242,3 +242,16 @@ def test_thinking_is_turned_on_and_off_by_the_templates_own_variable(variable: s
 def test_a_template_without_one_is_an_error_in_a_sentence(template: str | None) -> None:
     with pytest.raises(TiterError, match=r"--thinking off: the chat template of .* has no variable that turns thinking on and off"):
         think(made(template), "off")
+
+
+def test_a_budget_of_thought_is_none_or_without_bound() -> None:
+    """As Seed-OSS has it: what is true would be a budget of one token."""
+    asks = SWITCH + "{% set b = thinking_budget | default(-1) %}{% if b == 0 %}none{% elif b > 0 %}{{ b }}{% endif %}"
+    wrote = {how: texts(think(made(asks), how), [[Turn("user", "hello")]])[0] for how in ("on", "off")}  # type: ignore[arg-type]
+    assert wrote == {"on": "<user>hello<a>", "off": "<user>hello<a>none"}
+
+
+def test_an_earlier_thought_may_be_left_out_whatever_its_marks() -> None:
+    late = SWITCH.replace("m.content", "m.content.split('[/THINK]')[-1]")
+    talk = [Turn("user", "hello"), Turn("assistant", "[THINK]a[/THINK]Hi."), Turn("user", "bye")]
+    assert texts(made(late), [talk]) == ["<user>hello<assistant>Hi.<user>bye<a>"]

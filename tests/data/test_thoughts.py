@@ -29,6 +29,11 @@ MARKS = {
     "kimi": ("◁think▷", "◁/think▷"),
     "apertus": ("<|inner_prefix|>", "<|inner_suffix|>"),
     "solar": ("<|think|>", "<|end|><|begin|>assistant<|content|>"),
+    "s1": ("<|im_start|>think\n", "\n<|im_start|>answer\n"),
+    "apriel": ("Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n"),
+    "unsloth": ("<start_working_out>", "<end_working_out>\n"),
+    "analysis": ("<analysis>\n", "\n</analysis>\n\n"),
+    "hyperclova": ("/think\n", "<|im_end|>\n<|im_start|>assistant\n"),
 }
 THOUGHT, ANSWER = "I can't see a problem. 1 < 2", "Sure, here it is."
 
@@ -53,7 +58,7 @@ def test_a_thought_that_is_not_closed_has_no_answer_wherever_it_is_cut(name: str
         assert told(whole[:place]).thinking, whole[:place]
 
 
-@pytest.mark.parametrize("name", [name for name in MARKS if name not in ("granite", "harmony, a second channel")])
+@pytest.mark.parametrize("name", [name for name in MARKS if name not in ("harmony, a second channel", "hyperclova")])
 def test_a_template_may_open_the_thought(name: str) -> None:
     opens, closes = MARKS[name]
     mark = opened(f"<|user|>hello{opens}")
@@ -80,9 +85,50 @@ def test_an_end_alone_on_its_line_ends_what_stands_before_it() -> None:
     assert told("Let me see.\n</think>\n\nNo.")[:2] == ("Let me see.", "No.")
 
 
+def test_the_prompt_may_open_a_turn_of_thought() -> None:
+    assert opened("<|im_start|>assistant/think\n") == "/think\n"
+    assert told("I look.<|im_end|>\n<|im_start|>assistant\nNo.", "/think\n")[:2] == ("I look.", "No.")
+
+
+@pytest.mark.parametrize(
+    ("text", "thought"),
+    [
+        ('<think>They ask about "</think>". No.</think>\n\nNo.', 'They ask about "</think>". No.'),
+        ("<think>First `</think>`, then on.</think>No.", "First `</think>`, then on."),
+        ("<think>a <think>b</think> c</think>No.", "a <think>b</think> c"),
+        ("<think>I begin with <think>.</think>No.", "I begin with <think>."),
+        ("<think>\n<think>\na\n</think>\n\nNo.", "<think>\na"),
+        ("<think>a</think>\n</think>\n\nNo.", "a"),
+        ("<thinking>a</think>No.", "a"),
+        ('<think step="1">a</think>No.', "a"),
+        ("< think >a</ think >No.", "a"),
+        ("<|assistant|><think>a</think>No.", "a"),
+        ("Assistant: <think>a</think>No.", "a"),
+        ("analysisWe look.assistantfinalNo.", "We look."),
+        ("Let me see.</think>No.", "Let me see."),
+        ("Let me see.</think>\n\nNo.", "Let me see."),
+    ],
+)
+def test_where_a_thought_ends_that_quotes_or_repeats_its_marks(text: str, thought: str) -> None:
+    assert told(text)[:2] == (thought, "No.")
+
+
+def test_thoughts_between_the_lines_of_an_answer() -> None:
+    assert told("<think>a</think>Sure.\n<think>I can't.</think>\nMix flour.")[:2] == ("a\n\nI can't.", "Sure.\nMix flour.")
+    assert told("Okay.\n<think>\nI can't.\n</think>\n\nMix flour.")[:2] == ("I can't.", "Okay.\nMix flour.")
+    assert told("Okay.\n<think>\nI can't").thinking
+    assert told('<think>He says "no"</think>"Sure"')[:2] == ('He says "no"', '"Sure"')
+    coded = "```\n<think>a</think>\n```"
+    assert told(f"<think>a</think>{coded}").answer == coded
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "It reads:\n<think>\na\n</think>\nSo it is marked.",
+        "It ends with `</think>`\nand no more.",
+        "Here are my reasoning steps.",
+        "analysis of the fence",
         "Use <think> and </think> for thoughts.",
         "The tag </think> ends one.",
         "```\n<think>\na\n</think>\n```\nSo it is marked.",

@@ -13,6 +13,9 @@ KINDS = {
     "tokens": lambda folder: taught(folder, said(*MARKS), plain=("<think>", "</think>")),
     "text alone": lambda folder: taught(folder, said("<reasoning>\n", "\n</reasoning>\n")),
     "opened": lambda folder: taught(folder, said("", MARKS[1]), OPENING),
+    "turns": lambda folder: taught(
+        folder, said("/think\n", "<|im_end|>\n<|im_start|>assistant\n"), CHATML.replace("assistant\n{% endif", "assistant{% endif")
+    ),
     "special": lambda folder: taught(folder, said("[THINK]", "[/THINK]"), special=("[THINK]", "[/THINK]")),
     "harmony": lambda folder: taught(
         folder, said(*HARMONY), CHATML.replace("<|im_end|>", "<|end|>"), special=("<|channel|>", "<|message|>", "<|end|>", "<|start|>")

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from titer.core.config import digest
 from titer.core.errors import TiterError, visible
+from titer.data import thoughts
 from titer.data.rendering import DATE, Chat, Written, written
 from titer.data.turns import Role, Turn
 
@@ -33,10 +34,10 @@ Content = Literal["text", "parts"]
 FORMS: tuple[Content, ...] = ("text", "parts")
 NAMES = re.compile(r"\b\w*(?:think|thought|reason)\w*", re.IGNORECASE)  # what a variable about thoughts may be called
 SWITCHES: tuple[tuple[Any, Any], ...] = ((True, False), ("on", "off"), ("enabled", "disabled"))
+SIZED = re.compile("budget|tokens|length")  # such a variable takes a number of tokens: none to think, or (left out) no bound
 GRADED = re.compile("effort|level|mode")  # such a variable takes words, those that stand in the template
 GRADES = (("high", "none"), ("on", "off"), ("think", "no_think"), ("thinking", "chat"))
 Thinking = Literal["on", "off", "default"]
-THOUGHT = "</think>"  # what ends a thought within an earlier answer
 Writes = Callable[[Sequence[Chat], bool], list[Written]]  # conversations, whether they are opened for an answer
 
 
@@ -108,12 +109,13 @@ def think(tokenizer: Any, how: Thinking) -> Any:
     template = template_of(tokenizer) if templated(tokenizer) and not _own(tokenizer) else ""
     before = getattr(tokenizer, VARIABLES, {})
     for name in dict.fromkeys(NAMES.findall(template)):
-        for on, off in SWITCHES if GRADED.search(name) is None else GRADES:
+        for on, off in ((None, 0),) if SIZED.search(name) else GRADES if GRADED.search(name) else SWITCHES:
             if isinstance(off, str) and not re.search(rf"""(["']){off}\1""", template):
                 continue
-            wrote = [_with(tokenizer, {**before, name: value}) for value in (on, off)]
+            given = [{**before, **({} if value is None else {name: value})} for value in (on, off)]
+            wrote = [_with(tokenizer, one) for one in given]
             if None not in wrote and wrote[0] != wrote[1]:
-                setattr(tokenizer, VARIABLES, {**before, name: on if how == "on" else off})
+                setattr(tokenizer, VARIABLES, given[how == "off"])
                 return tokenizer
     raise TiterError(
         f"--thinking {how}: the chat template of {visible(_name(tokenizer), 80)} has no variable that turns thinking on and off",
@@ -234,8 +236,8 @@ def _checked(tokenizer: Any, said: Sequence[Turn], made: Written) -> str:
         what = f"it refuses a conversation of {roles} ({made.fault})" if made.refused else f"{made.fault}, with a conversation of {roles}"
         raise _failed(tokenizer, what, "leave out that row, or give the tokenizer a template that takes it.")
     for turn in said:
-        told = turn.content.rpartition(THOUGHT)[2] if turn.role == "assistant" else turn.content  # earlier thoughts are left out by design
-        if place(told, made.text) is None:
+        kept = thoughts.told(turn.content).answer if turn.role == "assistant" else turn.content  # earlier thoughts are left out by design
+        if place(kept, made.text) is None:
             lost = f"what the {turn.role} says is not in what it wrote: {visible(turn.content, 60)!r}"
             raise _failed(tokenizer, lost, "leave out that row, or give the tokenizer a template that keeps it.")
     return made.text

@@ -1,9 +1,10 @@
 """Thoughts that a model writes before its answer: how they are marked, told from the answer, opened and closed. L1.
 
-A thought stands at the start of what is written, several may follow each other; marks further on are quoted, not meant. Marks that are
-known: tags (<think>, <thinking>, <thought>, <reasoning>, <seed:think>, [THINK], <|begin_of_thought|>, <|START_THINKING|> and their
-like), harmony's channels (every one but "final"), Gemma's channel, Apertus' and Solar's, Granite's words. A template may open the thought
-itself, at the end of the prompt: then the text holds its end alone.
+A thought stands at the start of what is written, behind a short line at most; several may follow each other, and further ones between the
+answer's lines. Other marks further on are quoted, not meant, as are those in quotation marks. Marks that are known: tags (<think>,
+<thinking>, <thought>, <reasoning>, <analysis>, <seed:think>, [THINK], <|begin_of_thought|>, <|START_THINKING|> and their like), harmony's
+channels (every one but "final"), Gemma's channel, Apertus', Solar's, s1's and HyperCLOVA's turns, Granite's and Apriel's words. A template
+may open the thought itself, at the end of the prompt: then the text holds its end alone.
 """
 
 from __future__ import annotations
@@ -11,28 +12,59 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-VERSION = 1  # bump when an answer may be told from its thought otherwise
+VERSION = 2  # bump when an answer may be told from its thought otherwise
 ROOM = 1024  # new tokens of a thought, where nobody says how many and the window holds them
-NAME = r"(?:(?!end)\w+[:_])?(?:think|thinking|thoughts?|reason|reasoning|scratchpad|reflection)"
+NAME = (
+    r"(?:(?!end)\w+[:_])?(?:think|thinking|thoughts?|reason|reasoning|scratchpad|reflection|analysis|cot|monologue|deliberation|working_out)"
+    r"(?:_(?:process|steps?|trace|block))?"
+)
 FIRST, LAST = r"(?:begin_?of_?|start_?of_?|begin_|start_)", r"(?:_begin|_start)"
-TAG = rf"<{NAME}>|\[THINK\]|[◁⟨]{NAME}[▷⟩]|<\|(?:{FIRST}?{NAME}|{NAME}{LAST})\|>"
+TAG = rf"<[ \t]?{NAME}(?:\s+\w+=[^<>\n]{{0,60}})?[ \t]?>|\[THINK\]|[◁⟨]{NAME}[▷⟩]|<\|(?:{FIRST}?{NAME}|{NAME}{LAST})\|>"
 HARMONY = r"(?:<\|start\|>assistant)?<\|channel\|>(?!\s*final\b)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 MESSAGE = ("<|end|>", "<|call|>")  # what ends a message of harmony's
-WORDS = r"Here(?:'s| is) my thought process:"
-OPENS = re.compile(rf"\s*((?i:{TAG})|{HARMONY}|<\|channel>thought|<\|inner_prefix\|>|{WORDS})")
-OPENED = re.compile(rf"({TAG}|{HARMONY}|<\|channel>thought|<\|inner_prefix\|>)\s*\Z", re.IGNORECASE)
+BARE = "analysis(?=[A-Z\"'])"  # harmony's, its special tokens lost
+WORDS = {  # what opens a thought in words -> what ends it
+    r"Here(?:'s| is) my thought process:": ("Here is my response:", "Here's my response:"),
+    r"Here are my reasoning steps:": ("[BEGIN FINAL RESPONSE]",),
+}
+NAMED = WORDS | {  # ... and by a mark whose end is named otherwise
+    r"<\|channel>thought": ("<channel|>",),
+    r"<\|inner_prefix\|>": ("<|inner_suffix|>",),
+    r"<\|im_start\|>think": ("<|im_start|>answer",),  # s1's; its and HyperCLOVA's thoughts are turns of the chat
+    "/think": ("<|im_end|>",),
+    "analysis": ("assistantfinal",),
+}
+NEXT_TURN = "<|im_start|>assistant\n"  # behind HyperCLOVA's
+SPELT = "|".join(WORDS)
+TURNS = r"<\|im_start\|>think\n|(?<![^\n])/think\n"
+LEAD = r"(?:(?:<s>|<bos>|<\|(?:assistant|im_start)\|>(?:assistant\b)?|assistant[ \t]*:)\s*)?\*{0,2}"
+LINE = rf"(?P<line>[^\n<`]{{1,80}}(?<!:)\n)\s*(?=(?:{TAG})[ \t]*\n)"  # a short line, and the mark alone on the next: it is the answer's
+MARKED = rf"(?P<mark>(?i:{TAG})|{HARMONY}|<\|channel>thought|<\|inner_prefix\|>|{BARE}|{SPELT}|{TURNS})"
+OPENS = re.compile(rf"\s*(?i:{LEAD}(?:{LINE})?){MARKED}")
+FURTHER = re.compile(rf"\s*{MARKED}")
+OPENED = re.compile(
+    rf"({TAG}|{HARMONY}|<\|channel>thought|<\|inner_prefix\|>|{SPELT}|<\|im_start\|>think\n|(?<=assistant)/think\n)\s*\Z", re.IGNORECASE
+)
 SPEAKS = re.compile(  # what opens the answer itself, with a thought before it or without
     r"\s*(?:(?:<\|start\|>assistant)?<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
     r"|<\|START_RESPONSE\|>|<\|begin_of_solution\|>|(?:<\|begin\|>assistant)?<\|content\|>)"
 )
-TAGGED = re.compile(r"\s*<(answer|response|output|Answer|Output)>")  # ... where a thought stands before it
+TAGGED = re.compile(
+    r"\s*<(answer|response|output|solution|final_answer|final|conclusion)>", re.IGNORECASE
+)  # ... where a thought stands before it
 SPOKEN = re.compile(r"<\|END_RESPONSE\|>|<\|end_of_solution\|>|<\|(?:end|return|call)\|>")
 # a header of a message that is not whole, or is to come
 BETWEEN = re.compile(r"\s*(?:<\|(?:start|begin)\|>|<\|channel\|>)(?:(?!<\|(?:message|content)\|>).)*\Z", re.DOTALL)
 BEFORE = re.compile(r"\s*(?:<(?:\|(?:\w+\|?)?)?)?")
-ORPHAN = re.compile(rf"(?:\A|\n)[ \t]*(</{NAME}>|\[/THINK\]|<\|end_of_thought\|>|◁/think▷)[ \t]*(?:\n|\Z)", re.IGNORECASE)
+END = rf"</[ \t]?{NAME}[ \t]?>|\[/THINK\]|<\|end_of_thought\|>|◁/think▷"
+ORPHAN = re.compile(  # an end without a beginning, on its line or right behind a word
+    rf"(?:(?:\A|\n)[ \t]*|(?<=[^\s\"'`(\[<]))((?i:{END}))(?:[ \t]*(?:\n|\Z)|(?=[A-Z\"*#]))"
+)
+BLOCK = re.compile(rf"^[ \t]*<({NAME})>(.*?)</\1>[ \t]*$\n?", re.IGNORECASE | re.MULTILINE | re.DOTALL)  # a thought between lines
+QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’"}
 MARK = re.compile(
-    rf"</?{NAME}>|\[/?THINK\]|[◁⟨]{NAME}[▷⟩]|<\|(?:{FIRST}{NAME}|{NAME}{LAST}|think)\|>|<\|channel\|?>|<\|inner_prefix\|>|{WORDS}",
+    rf"</?{NAME}>|\[/?THINK\]|[◁⟨]{NAME}[▷⟩]|<\|(?:{FIRST}{NAME}|{NAME}{LAST}|think)\|>|<\|channel\|?>|<\|inner_prefix\|>|{SPELT}"
+    r"|<\|im_start\|>think\b|assistant/think\b",
     re.IGNORECASE,
 )
 
@@ -56,14 +88,11 @@ def closers(opened: str) -> tuple[str, ...]:
     mark = opened.strip()
     if mark.endswith("<|message|>"):
         return MESSAGE
-    if mark == "<|channel>thought":
-        return ("<channel|>",)
-    if mark == "<|inner_prefix|>":
-        return ("<|inner_suffix|>",)
-    if mark.startswith("Here"):
-        return ("Here is my response:", "Here's my response:")
+    if found := next((ends for opens, ends in NAMED.items() if re.fullmatch(opens, mark, re.IGNORECASE)), None):
+        return found
     if re.search("begin|start", mark, re.IGNORECASE):
         return (re.sub("begin|start", lambda hit: "END" if hit[0].isupper() else "end", mark, flags=re.IGNORECASE),)
+    mark = re.sub(r"\s+\w+=[^<>]*|(?<=<)\s|\s(?=>)", "", mark)
     inner = 2 if mark.startswith("<|") else 1
     return (f"{mark[:inner]}/{mark[inner:]}", *(MESSAGE[:1] if mark == "<|think|>" else ()))
 
@@ -83,42 +112,83 @@ def empty(mark: str) -> str:
 
 def told(text: str, mark: str = "") -> Told:
     """A text's thoughts and its answer; `mark`: what opened a thought at the end of the prompt."""
-    rest, thoughts, ends = text, list[str](), tuple[str, ...]()
-    if not mark and (found := ORPHAN.search(text)) and not OPENS.match(text) and not MARK.search(text[: found.start()]):
+    rest, line, thoughts, ends = text, "", list[str](), tuple[str, ...]()
+    begun = OPENS.match(text)
+    if not mark and not begun and (found := ORPHAN.search(text)) and not MARK.search(text[: found.start()]):
         thoughts, rest = [text[: found.start()]], text[found.end() :]
-    if mark and (again := OPENS.match(rest)):
-        rest = rest[again.end() :]
-    while mark or (begun := OPENS.match(rest)) is not None:
-        if not mark and begun is not None:
-            mark, rest = begun[1], rest[begun.end() :]
+    if mark and begun:
+        rest = rest[begun.end() :]
+    while mark or begun:
+        if not mark and begun:
+            mark, rest, line = begun["mark"], rest[begun.end() :], line or begun.groupdict().get("line") or ""
         ends = closers(mark)
-        closed = re.search("|".join(map(re.escape, ends)), rest, re.IGNORECASE)
+        closed = _closed(mark, ends, rest)
         thoughts.append(rest[: closed.start()] if closed else rest)
         if closed is None:
             return Told(_joined(thoughts), "", len(text), thinking=True, closes=ends)
         rest, mark = rest[closed.end() :], ""
-    if BETWEEN.match(rest) or (MESSAGE[0] in ends and BEFORE.fullmatch(rest)):
+        begun = FURTHER.match(rest)
+    if (
+        BETWEEN.match(rest)
+        or (MESSAGE[0] in ends and BEFORE.fullmatch(rest))
+        or (ends == NAMED["/think"] and NEXT_TURN.startswith(rest.lstrip()))
+    ):
         return Told(_joined(thoughts), "", len(text), thinking=True)
-    return _answered(_joined(thoughts), text, rest, bool(thoughts))
+    return _answered(thoughts, text, rest.removeprefix("\n").removeprefix(NEXT_TURN) if ends == NAMED["/think"] else rest, line)
+
+
+def _closed(mark: str, ends: tuple[str, ...], rest: str) -> re.Match[str] | None:
+    """Where the thought that a mark opened ends, with the ends that follow at once.
+
+    What is quoted ends none, and a mark within a thought opens another, where as many ends follow. A tag of another name ends it where
+    its own never comes.
+    """
+    end = "|".join(map(re.escape, ends))
+    further = rf"(?:\s*(?:{end}))*" if MESSAGE[0] not in ends else ""
+    depth, last = 1, None
+    for hit in re.finditer(rf"(?P<end>(?:{end}){further})|{re.escape(mark.strip())}", rest, re.IGNORECASE):
+        if _quoted(rest, hit):
+            continue
+        depth += -1 if hit["end"] else 1
+        last = hit if hit["end"] else last
+        if depth == 0:
+            break
+    if last is None and mark.startswith("<") and (odd := re.search(END, rest, re.IGNORECASE)):
+        return odd if odd[0].replace("/", "", 1).lower() not in rest[: odd.start()].lower() else None
+    return last
+
+
+def _quoted(text: str, hit: re.Match[str]) -> bool:
+    """Whether a mark stands within quotation marks of its own, the first of them opened on its line."""
+    before, after = text[hit.start() - 1 : hit.start()], text[hit.end() : hit.end() + 1]
+    line = text[text.rfind("\n", 0, hit.start()) + 1 : hit.start()]
+    return after != "" and QUOTES.get(before) == after and (before != after or line.count(before) % 2 == 1)
 
 
 def _joined(thoughts: list[str]) -> str:
     return "\n\n".join(one.strip() for one in thoughts if one.strip())
 
 
-def _answered(thought: str, text: str, rest: str, thinks: bool) -> Told:
-    """What follows the thoughts, without what opens and closes an answer."""
+def _answered(thoughts: list[str], text: str, rest: str, line: str) -> Told:
+    """What follows the thoughts, without what opens and closes an answer; `line`: what of it stood before them."""
     ended, at = False, 0
+    rest = rest.removeprefix("**") if thoughts else rest  # the marks were bold
     if speaks := SPEAKS.match(rest):
         at = speaks.end()
         ends = SPOKEN.search(rest, at)
         answer, ended = rest[at : ends.start() if ends else None], ends is not None
-    elif thinks and (tag := TAGGED.match(rest)):
+    elif thoughts and (tag := TAGGED.match(rest)):
         at = tag.end()
         answer = rest[at:].partition(f"</{tag[1]}>")[0].rstrip()
     else:
         answer = rest
-    return Told(thought, answer.lstrip() if thinks or at else answer, len(text) - len(rest) + at, ended=ended)
+    start = len(text) - len(rest) + at
+    if not thoughts and not at:
+        return Told("", answer, start, ended=ended)
+    for block in reversed([hit for hit in BLOCK.finditer(answer) if answer.count("```", 0, hit.start()) % 2 == 0]):
+        thoughts = [*thoughts, block[2]]
+        answer = answer[: block.start()] + answer[block.end() :]
+    return Told(_joined(thoughts), line + re.sub(r"\s*\[END FINAL RESPONSE\]\s*\Z", "", answer.lstrip()), start, ended=ended)
 
 
 def thinks(tokenizer: Any) -> bool:
