@@ -183,8 +183,10 @@ def test_the_files_beside_the_page_hold_the_numbers(hostile: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(report.results)
     assert [row["model"] for row in rows] == [visible(name, 10_000) for name in report.results.model]
+    answers = [json.loads(line) for line in (hostile.parent / "answers.jsonl").read_text(encoding="ascii").splitlines()]
+    assert answers == report.samples.to_dict("records")
     assert sorted(p.name for p in hostile.parent.rglob("*.*") if p.suffix != ".lock") == sorted(
-        ["claims.json", "results.csv", "report.html", "summary.json", "outcomes.svg", "jailbreaks.svg"]
+        ["claims.json", "results.csv", "answers.jsonl", "report.html", "summary.json", "outcomes.svg", "jailbreaks.svg"]
     )
 
 

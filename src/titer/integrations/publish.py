@@ -33,7 +33,7 @@ SENT = (
 )
 RUNS = (  # what the run store and reports are made of: prompts and answers are in it
     *("DONE", "manifest.json", "inputs.json", "samples.jsonl", "table.jsonl", "*.part.jsonl", "report.html", "results.csv", "claims.json"),
-    *("summary.json", "prompts.csv", "samples", "verdicts", "stages", "replies"),
+    *("summary.json", "answers.jsonl", "prompts.csv", "samples", "verdicts", "stages", "replies"),
 )
 TEMPLATES = "additional_chat_templates/"  # the one folder of a model that transformers knows
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write (https://huggingface.co/settings/tokens)."

@@ -1,4 +1,4 @@
-"""report.html: one page, no network, all model text escaped; beside it results.csv, claims.json, summary.json, figures/*.svg. L5.
+"""report.html: one page, no network, all model text escaped; beside it results.csv, claims.json, answers.jsonl, figures/*.svg. L5.
 
 The page carries its one script inline and allows only that script, by its sha256; charts run without eval
 (Vega's expression interpreter). Without scripts the same figures stand as static drawings.
@@ -27,6 +27,7 @@ from titer.data.turns import joined, turns
 from titer.report import drawing
 
 TEMPLATES = Path(__file__).parent / "templates"
+ANSWERS = "answers.jsonl"  # every judged answer, as the models wrote it: model, kind, harmful, prompt, completion, outcome ...
 SAMPLES_SHOWN = 6
 FORMULA = ("=", "+", "-", "@")  # what a spreadsheet runs at a cell's beginning
 
@@ -98,6 +99,7 @@ def _written(report: Report, folder: Path) -> Path:
         write_text(folder / "figures" / f"{name}.svg", svg)
     write_text(folder / "results.csv", _inert(report.results).to_csv(index=False, lineterminator="\n"))
     write_claims(folder / "claims.json", report.claims)
+    write_text(folder / ANSWERS, report.samples.to_json(orient="records", lines=True))
     write_text(folder / "summary.json", json.dumps(_summary(report), indent=1) + "\n")
     page = folder / "report.html"
     write_text(page, _page(report, specs if drawn.drawings else {}, drawn))
