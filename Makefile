@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check check-all docs study parity bridges bench clean
+.PHONY: demo test check check-all docs study parity bridges cluster bench clean
 
 demo: .venv/core
 	$(BIN)/titer demo
@@ -34,6 +34,10 @@ parity: .venv/dev
 bridges: .venv/dev
 	@test -d .venv/bridges || $(PIP) --target .venv/bridges --no-deps -r tests/integrations/bridges.txt
 	PYTHONPATH=.venv/bridges $(BIN)/python -m pytest tests/integrations/test_lm_eval.py tests/integrations/test_inspect.py tests/integrations/test_inspect_log.py -p no:cacheprovider
+
+cluster: .venv/dev
+	@$(PIP) -e '.[ray]'
+	$(BIN)/python -m pytest tests/core/test_ray_cluster.py -p no:cacheprovider
 
 bench: .venv/dev
 	$(BIN)/python benchmarks/all.py

@@ -147,7 +147,7 @@ SURFACE = {
             "--json",
             "--keep-weights",
         ),
-        *("--only", "--part", "--prompts", "--runs", "--scale", "--seeds", "--trust-remote-code"),
+        *("--on", "--only", "--part", "--piece-cpus", "--piece-gpus", "--prompts", "--runs", "--scale", "--seeds", "--trust-remote-code"),
     ],
     "lm-eval": ["MODEL", "TASKS...", "--chat", "--json", "--limit", "--shots", "--tasks-from", "--thinking", "--trust-remote-code"],
     "inspect": ["MODEL", "TASKS...", "--json", "--limit", "--logs", "--thinking", "--trust-remote-code"],

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,8 @@ from tests.studies.conftest import Listener
 from tests.studies.huang2024.conftest import lab_under
 from titer.core import parallel as module
 from titer.core.errors import TiterError
-from titer.core.parallel import Processes, Silent, ended, processes
+from titer.core.parallel import Here, LostError, Processes, Silent, Work, processes
+from titer.core.ray_cluster import places
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
 from titer.studies.engine.schedule import Schedule
@@ -44,7 +45,7 @@ def test_a_gpu_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes() >= 1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert processes() == 1
-    assert Processes().places == 1
+    assert isinstance(places("processes"), Here)
 
 
 @pytest.fixture
@@ -54,21 +55,42 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("two_processes")
-def test_pieces_run_on_one_thread_each_and_an_error_is_the_piece_s_own_a_dead_process_one_too(tmp_path: Path) -> None:
-    workers = Processes()
-    good = workers.submit(mark, tmp_path, "good")
-    assert set(ended([good])) == {good}
+def test_places_are_as_many_as_the_threads_of_a_piece_allow() -> None:
+    two = places("processes")
+    assert (two.count, two.told) == (2, "2, of one thread each")
+    assert isinstance(places("processes", cpus=2), Here)
+    with pytest.raises(TiterError, match="--piece-gpus"):
+        places("processes", gpus=0.5)
+    with pytest.raises(TiterError, match=r"--on 'slurm'.*processes, ray, auto"):
+        places("slurm")
+
+
+def test_pieces_run_on_one_thread_each_an_error_is_the_piece_s_own_and_a_dead_process_is_replaced(tmp_path: Path) -> None:
+    workers = Processes(2)
+    good = workers.submit(Work(partial(mark, name="good"), tmp_path))
+    assert workers.ended() == [(good, None)]
     assert (tmp_path / "good").read_text(encoding="utf-8") == "1"
-    with pytest.raises(TiterError, match="this piece cannot be made") as caught:
-        ended([workers.submit(mark, tmp_path, "bad")])
-    assert (caught.value.what, caught.value.status) == ("this piece cannot be made", 1)
-    with pytest.raises(BrokenProcessPool):
-        ended([workers.submit(mark, tmp_path, "dead")])
+    _ = workers.submit(Work(partial(mark, name="bad"), tmp_path))
+    (bad,) = workers.ended()
+    assert isinstance(bad.error, TiterError)
+    assert (bad.error.what, bad.error.status) == ("this piece cannot be made", 1)
+    _ = workers.submit(Work(partial(mark, name="dead"), tmp_path))
+    assert isinstance(workers.ended()[0].error, LostError)
+    again = workers.submit(Work(partial(mark, name="again"), tmp_path))
+    assert workers.ended() == [(again, None)]
     workers.stop(at_once=True)
 
 
+def test_this_process_makes_a_piece_at_once(tmp_path: Path) -> None:
+    here = Here()
+    tickets = [here.submit(Work(partial(mark, name=name), tmp_path)) for name in ("good", "bad")]
+    assert (tmp_path / "good").exists()
+    assert [(one.ticket, type(one.error)) for one in here.ended()] == [(tickets[0], type(None)), (tickets[1], TiterError)]
+    assert here.ended() == []
+
+
 def test_workers_that_were_not_needed_were_never_started() -> None:
-    Processes().stop(at_once=False)
+    Processes(2).stop(at_once=False)
 
 
 @pytest.mark.usefixtures("two_processes")
@@ -102,11 +124,15 @@ def test_a_process_that_nobody_watches_tells_nobody() -> None:
 
 
 PARENT = """
-import time
-from titer.core.parallel import Processes
+import os, pathlib, sys, time
+from titer.core.parallel import Processes, Work
+def told(root):
+    (root / "pid").write_text(str(os.getpid()))
 if __name__ == "__main__":
-    workers = Processes()
-    print(workers.submit(__import__("os").getpid).result(), flush=True)
+    workers, here = Processes(2), pathlib.Path(sys.argv[0]).parent
+    workers.submit(Work(told, here))
+    workers.ended()
+    print((here / "pid").read_text(), flush=True)
     time.sleep(600)
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from titer.core.config import digest
-from titer.core.run import Store, damage, sha256_of, write_text
+from titer.core.run import DamagedError, Store, damage, sha256_of, write_text
 
 INPUTS = {"seed": 1, "name": "a"}
 
@@ -204,3 +204,20 @@ def test_a_root_that_is_a_file_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("", encoding="utf-8")
     with pytest.raises(OSError, match=r"exists|directory"):
         Store(tmp_path / "runs").artefact("tables", INPUTS, build)
+
+
+def test_an_artefact_that_was_made_elsewhere_stands_once_it_is_as_its_manifest_says(store: Store, tmp_path: Path) -> None:
+    there = Store(tmp_path / "there").artefact("tables", INPUTS, build)
+    key = there.name
+    files = {p.relative_to(there).as_posix(): [p.read_bytes()] for p in there.rglob("*") if p.is_file()}
+    for name in ("table.txt", "manifest.json", "DONE"):
+        for wrong in ([b"another"], []):
+            with pytest.raises(DamagedError, match=f"tables/{key} came damaged"):
+                store.take("tables", key, {**files, name: wrong})
+            assert not store.has("tables", key)
+    (store.root / "tables" / f"{key}.partial").mkdir(parents=True)  # begun here before
+    store.take("tables", key, files)
+    assert damage(store.root / "tables" / key) == ""
+    assert store.artefact("tables", INPUTS, never).name == key
+    store.take("tables", key, {"table.txt": [b"not looked at"]})
+    assert sorted(p.name for p in (store.root / "tables").iterdir()) == [key, f"{key}.lock"]

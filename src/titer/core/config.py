@@ -95,8 +95,6 @@ def environment() -> dict[str, str]:
 
     Threads and processor decide a trained model's last bits, and so, by chaos, more than those.
     """
-    import torch  # noqa: PLC0415  what only reads settings need not wait for it
-
     found = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
     for name in ("titer", *PACKAGES):
         try:
@@ -104,7 +102,14 @@ def environment() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     found["git"] = git_state()
-    return found | {"processor": processor(), "threads": str(torch.get_num_threads())}
+    return found | made_by()
+
+
+def made_by() -> dict[str, str]:
+    """What decides the last bits of what is computed here: the processor's model, this process's threads."""
+    import torch  # noqa: PLC0415  what only reads settings need not wait for it
+
+    return {"processor": processor(), "threads": str(torch.get_num_threads())}
 
 
 def processor(listed: Path = Path("/proc/cpuinfo")) -> str:

@@ -14,14 +14,14 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from titer.core.config import canonical, digest
+from titer.core.config import canonical, digest, made_by
 from titer.core.errors import TiterError
 
 Tell = Callable[[str], None]
@@ -86,6 +86,10 @@ def damage(folder: Path) -> str:
     return ""
 
 
+class DamagedError(Exception):
+    """An artefact that was sent and is not as its manifest says."""
+
+
 class Store:
     """The artefacts under one runs folder. `tell` receives a line for a wait, a repair or a reuse."""
 
@@ -106,6 +110,14 @@ class Store:
             return ""
         return ", ".join(sha for name, sha in sorted(listed.items()) if name.startswith("model/") and name.endswith(".safetensors"))
 
+    def maker(self, key: str) -> str:
+        """Which processor made a stage, with how many threads; "" of a model that no stage made, or before this was told."""
+        try:
+            made = json.loads((self.root / "stages" / key / "manifest.json").read_text(encoding="utf-8"))["made"]
+        except (OSError, KeyError):
+            return ""
+        return f"{made['processor']}, {made['threads']} thread{'s' if made['threads'] != '1' else ''}"
+
     def artefact(self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """The folder of the artefact that `inputs` determine; `make(partial folder)` builds it if need be."""
         key = digest(inputs)
@@ -124,6 +136,24 @@ class Store:
         self._sound.add(folder)
         self.made.append(f"{kind}/{key}")
         return folder
+
+    def take(self, kind: str, key: str, files: Mapping[str, Iterable[bytes]]) -> None:
+        """Keep an artefact that was made elsewhere, its manifest among its files, if it is not here. Errors: a file is not as that says."""
+        folder = self.root / kind / key
+        with self.lock(self.root / kind / f"{key}.lock"):
+            if self.has(kind, key):
+                return
+            arriving = folder.with_name(folder.name + ".arriving")
+            shutil.rmtree(arriving, ignore_errors=True)
+            for name, chunks in files.items():
+                (arriving / name).parent.mkdir(parents=True, exist_ok=True)
+                with open(arriving / name, "wb") as file:
+                    file.writelines(chunks)
+            if fault := damage(arriving):
+                raise DamagedError(f"{kind}/{key} came damaged: {fault}")
+            for begun in (folder, folder.with_name(folder.name + ".partial")):
+                shutil.rmtree(begun, ignore_errors=True)
+            os.rename(arriving, folder)
 
     def empty(self, kind: str, key: str, suffix: str) -> None:
         """Take the files with a suffix out of an artefact that stands: they have served. What else it holds stays."""
@@ -148,7 +178,7 @@ class Store:
         for leftover in partial.rglob("*.tmp"):
             leftover.unlink()
         listed = {name: sha256_of(path) for name, path in files_under(partial).items()}
-        write_text(partial / "manifest.json", json.dumps({"sha256": listed}, indent=1) + "\n")
+        write_text(partial / "manifest.json", json.dumps({"sha256": listed, "made": made_by()}, indent=1) + "\n")
         write_text(partial / "DONE", digest(listed) + "\n")
         os.rename(partial, folder)
 

@@ -13,8 +13,19 @@ if TYPE_CHECKING:
     from titer.studies.engine.declare import Given
 
 
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """Where the pieces of a study are made (docs/cluster.md)."""
+
+    on: Annotated[str, Option(help="Where pieces run: processes, ray (started here), auto or ray://HOST:PORT (a cluster).")] = "processes"
+    piece_cpus: Annotated[int, Option(min=1, help="Threads of a piece; results are equal where they are.")] = 1
+    piece_gpus: Annotated[
+        float | None, Option(min=0, help="With Ray: GPUs of a piece, or a part of one; default 1 where there are any.")
+    ] = None
+
+
 @dataclass(frozen=True)
-class StudyRequest(Running):
+class StudyRequest(Running, Placed):
     """A study as its user words it: on worlds, `bases` a seed, or its form on a real model, where `base` names one.
 
     `only` are parts of the study (tables, where it has no parts), all for none; `part` a group of them. `given` is the real model itself,

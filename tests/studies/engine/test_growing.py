@@ -118,7 +118,7 @@ def labs(study: Study, store: Store, *only: str) -> tuple[list[Lab], list[Lab]]:
 @pytest.mark.usefixtures("one_process")
 def test_what_is_chosen_on_one_seed_the_others_are_told_and_batches_follow_what_was_measured(store: Store) -> None:
     chooser, ours = labs(Growing(), store)
-    found = gathered(ours, "growing", chooser)
+    found, _ = gathered(ours, "growing", chooser)
     assert [one.chosen for one in found] == [Rate(1e-3)] * 2
     assert [one.seed for one in found] == [0, 1]
     for one, lab in zip(found, ours, strict=True):
@@ -133,7 +133,7 @@ def test_what_is_chosen_on_one_seed_the_others_are_told_and_batches_follow_what_
 @pytest.mark.usefixtures("one_process")
 def test_parts_choose_what_is_made_and_are_known_to_claims(store: Store) -> None:
     chooser, ours = labs(Growing(), store, "user")
-    found = gathered(ours[:1], "growing", chooser)[0]
+    found = gathered(ours[:1], "growing", chooser)[0][0]
     assert list(found.keys) == ["base", "aligned 0.001", "aligned 0.002", "user"]
     assert found.has("user", "moved", "rates")
     assert not found.has("more")
@@ -160,7 +160,7 @@ def test_a_choosing_seed_that_did_not_learn_ends_the_study(store: Store) -> None
 @pytest.mark.usefixtures("one_process")
 def test_a_seed_that_did_not_learn_is_trained_no_further(store: Store) -> None:
     _, ours = labs(Unlearned(), store)
-    found = gathered(ours, "growing")
+    found, _ = gathered(ours, "growing")
     assert [list(one.keys) for one in found] == [["base"]] * 2
     assert all("base" in one.faults for one in found)
 

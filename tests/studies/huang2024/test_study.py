@@ -121,7 +121,7 @@ def test_a_base_that_did_not_learn_ends_in_a_report_without_claims(study: Study)
     told = Listener()
     lab = lab_under(study.root, scale=SMALL, reporter=told)
     lab.parts = ("table6",)
-    (found,) = gathered([lab], "huang2024")
+    (found,), _ = gathered([lab], "huang2024")
     assert list(found.keys) == ["base"]
     assert any(line.startswith("seed 0, base 0: base: ") for line in told.told)
     shown = page([found], SMALL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import pandas as pd
 from titer.core.claims import SEEDS_FOR_A_VERDICT, Claim
 from titer.core.config import environment
 from titer.core.errors import TiterError, unknown
-from titer.core.parallel import processes
+from titer.core.parallel import Places
+from titer.core.ray_cluster import places
 from titer.core.run import Store, slug
 from titer.core.stats import wilson
 from titer.pipeline import Pipeline, Reporter, attempts_key
@@ -79,11 +80,11 @@ def run_study(
     chooser, labs = chooser_of(order, study, scale, pipeline), labs_of(order, study, scale, pipeline)
     folder = store.root / place if place else place_of(labs[0], store)
     with store.lock(folder.with_suffix(".lock")):
-        found = gathered(labs, order.name, chooser)
+        found, where = gathered(labs, order.name, chooser, places(order.on, order.piece_cpus, order.piece_gpus))
         claims = settled(study.claims(scale), found, study.SOURCE)
         if claims and len(worlds) < SEEDS_FOR_A_VERDICT:
             reporter.tell("fewer than three worlds: verdicts are provisional")
-        report = composed(study.concluded(study.page(found, scale), claims), order.stem, scale, found, claims, command, store)
+        report = composed(study.concluded(study.page(found, scale), claims), order.stem, scale, found, claims, command, store, where)
         reporter.tell("drawing the report")
         return write_report(report, folder), report.answer
 
@@ -113,12 +114,15 @@ def asked_for(lab: Lab, part: str, only: Sequence[str]) -> tuple[str, ...]:
     return tuple(only) or groups[part]
 
 
-def gathered(labs: Sequence[Lab], place: str, chooser: Sequence[Lab] = ()) -> list[Found]:
-    """What every base says: what no choice changes is made of all of them, while the choosing seed's is; then what follows the choice.
+def gathered(
+    labs: Sequence[Lab], place: str, chooser: Sequence[Lab] = (), workers: Places | None = None
+) -> tuple[list[Found], dict[str, str]]:
+    """What every base says, and who made it. What no choice changes is made of all of them, while the choosing seed's is; then what follows.
 
-    Errors: a choosing seed that fails a first need.
+    Errors: a choosing seed that fails a first need; that of a piece, when the others are made.
     """
-    with Schedule([*chooser, *labs], place) as work:
+    with Schedule([*chooser, *labs], place, workers) as work:
+        where = {"workers": work.workers.told}
         for lab in work.labs:
             work.want(lab, lab.names)
         for one in chooser:
@@ -130,11 +134,22 @@ def gathered(labs: Sequence[Lab], place: str, chooser: Sequence[Lab] = ()) -> li
             for lab in labs:
                 lab.chosen = chosen
         work.further(labs)
-    return [lab.found() for lab in labs]
+    if work.lost:
+        where["begun again"] = f"{work.lost} pieces, whose process or node went away"
+    return [lab.found() for lab in labs], where
 
 
-def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: Sequence[Claim], command: str, store: Store) -> Report:
-    """The report's content from all seeds."""
+def composed(
+    page: Page,
+    name: str,
+    scale: Any,
+    found: Sequence[Found],
+    claims: Sequence[Claim],
+    command: str,
+    store: Store,
+    where: Mapping[str, str],
+) -> Report:
+    """The report's content from all seeds; `where` its pieces were made."""
     names = dict.fromkeys(table for one in found for table in one.tables)
     whole = {table: pd.concat([one.tables[table] for one in found if table in one.tables], ignore_index=True) for table in names}
     results = page.results
@@ -168,9 +183,19 @@ def composed(page: Page, name: str, scale: Any, found: Sequence[Found], claims: 
             **{f"model {model}": key for model, key in keys.items()},
             **{f"weights {model}": sha for model, key in keys.items() if (sha := store.weights(key))},
             **environment(),
-            "workers": f"{processes()}" + (", of one thread each" if processes() > 1 else ""),
+            **where,
+            **_makers(found, store),
         },
     )
+
+
+def _makers(found: Sequence[Found], store: Store) -> dict[str, str]:
+    """Processor and threads -> the bases with a model that was made so; threads decide its last bits."""
+    made: dict[str, dict[str, None]] = {}
+    for one in found:
+        for maker in filter(None, map(store.maker, one.keys.values())):
+            made.setdefault(f"made by {maker}", {})[one.unit] = None
+    return {maker: "; ".join(units) for maker, units in made.items()}
 
 
 def _units(found: Sequence[Found]) -> str:

@@ -1,19 +1,24 @@
 """When and where a run's models are made: each as soon as what it needs stands and a place is free, longest chain first. L7.
 
-A piece is a model with what speaks of it (`Lab.piece`). All pieces of a run share one pool of workers, whatever base or batch they are
+A piece is a model with what speaks of it (`Lab.piece`). All pieces of a run share the same places, whatever base or batch they are
 of. Which thread count a model is trained with must not depend on who was ready first, for its last bits do: with several places every
-piece is made by a worker, but the one piece of its depth in a run of one base, which this process makes with all its threads.
+piece is made elsewhere, but on this machine the one piece of its depth in a run of one base, which this process makes with all its threads.
+
+A piece whose place went away is begun again, and goes on where it was. One that raises leaves the others: they are made, what begins
+from it is not, and then its error is raised.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from titer.core.parallel import Processes, Progress, Silent, Workers, ended
+from titer.core.errors import TiterError
+from titer.core.parallel import Ended, Here, LostError, Places, Progress, Silent, Work
+from titer.core.ray_cluster import places
 from titer.core.run import Store
 from titer.pipeline import Pipeline
 from titer.recipes.node import Node
@@ -22,21 +27,24 @@ from titer.studies.engine.found import Found
 from titer.studies.engine.lab import Lab, faults, form
 
 Piece = tuple[Lab, str]
+TRIES = 5  # times that one piece's place may go away
 
 
 class Schedule:
-    """The work of a run's labs. `place` is the study's name or file, from which a worker opens it again.
+    """The work of a run's labs. `place` is the study's name or file, from which another process opens it again.
 
-    Use as a context: its end stops the workers, an error at once.
+    Use as a context: its end stops the workers, an error at once. `lost` counts the pieces that were begun again.
     """
 
-    def __init__(self, labs: Sequence[Lab], place: str, workers: Workers | None = None) -> None:
-        self.labs, self.place, self.workers = labs, place, workers or Processes()
+    def __init__(self, labs: Sequence[Lab], place: str, workers: Places | None = None) -> None:
+        self.labs, self.place, self.workers, self._here = labs, place, workers or places("processes"), Here()
         self._open: dict[Piece, int] = {}  # not made yet -> examples trained from it to the end of its longest chain
-        self._running: dict[Future[None], Piece] = {}
-        self._here: set[Piece] = set()  # those that this process makes
+        self._running: dict[Hashable, tuple[Piece, int]] = {}
+        self._own: set[Piece] = set()  # those that this process makes
         self._looks: dict[Piece, list[str]] = {}
         self._made = 0
+        self._tries: Counter[Piece] = Counter()
+        self._failed: dict[Piece, BaseException] = {}
         self._progress: Progress | None = None
 
     def __enter__(self) -> Schedule:
@@ -45,7 +53,11 @@ class Schedule:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.workers.stop(at_once=kind is not None)
+        self.workers.stop(at_once=kind is not None and bool(self._running))
+
+    @property
+    def lost(self) -> int:
+        return self._tries.total()
 
     def want(self, lab: Lab, names: Iterable[str]) -> None:
         """These models of a lab are to be made."""
@@ -59,21 +71,27 @@ class Schedule:
                 length[before] = max(length[before], length[name])
         for name in names:
             self._open[lab, name] = length[name]
-            if self.workers.places < 2 or (len(self.labs) == 1 and depths[lab.depth(name)] == 1):
-                self._here.add((lab, name))
+            alone = self.workers.count < 2 or (len(self.labs) == 1 and depths[lab.depth(name)] == 1)
+            if self.workers.alone and alone:
+                self._own.add((lab, name))
 
     def until(self, labs: Collection[Lab]) -> None:
-        """Work until all that is wanted of these labs is made; what others want is made beside it."""
+        """Work until all that is wanted of these labs is made; what others want is made beside it. Errors: that of a piece that failed."""
         self._progress = None  # whatever was shown since
         while any(map(self._busy, labs)):
             self._step()
+        if any(lab in labs for lab, _ in self._failed):
+            while self._open or self._running:
+                self._step()
+            raise next(iter(self._failed.values()))
 
     def further(self, labs: Sequence[Lab]) -> None:
         """All that is wanted, and batch after batch of these labs: each asked for when its lab's earlier ones are made."""
         more = {lab: lab.study.further(lab) for lab in labs}
         while more:
             for lab in [lab for lab in more if not self._busy(lab)]:
-                batch = None if lab.ended else next(more[lab], None)
+                failed = any(one is lab for one, _ in self._failed)
+                batch = None if lab.ended or failed else next(more[lab], None)
                 if batch is None:
                     del more[lab]
                 else:
@@ -86,43 +104,67 @@ class Schedule:
         self.until([lab])
 
     def _busy(self, lab: Lab) -> bool:
-        return any(one is lab for one, _ in (*self._open, *self._running.values()))
+        return any(one is lab for one, _ in (*self._open, *(piece for piece, _ in self._running.values())))
 
     def _step(self) -> None:
         """Start what can be started; then wait until a piece is made, or make one here."""
-        here = self._started()
+        own = self._started()
         if self._running:
-            for one in ended(self._running):
-                self._done(self._running.pop(one))
-            if self._progress:
-                self._progress(self._made, self._made + len(self._running) + len(self._open))
-        elif here:
-            lab, name = here
-            lab.piece(name)
-            self._done(here)
-        elif self._open:
-            raise RuntimeError(f"pieces that wait for each other: {', '.join(name for _, name in self._open)}")
+            ended = self.workers.ended()
+        elif own:
+            lab, name = own
+            length = self._open.pop(own)
+            self._running[self._here.submit(Work(lambda _: lab.piece(name), lab.pipeline.store.root))] = own, length
+            ended = self._here.ended()
+        else:
+            if self._open and not self._failed:
+                raise RuntimeError(f"pieces that wait for each other: {', '.join(name for _, name in self._open)}")
+            self._open.clear()  # what is left begins from what failed, or looks at it
+            return
+        for one in ended:
+            self._end(one)
+        if self._progress:
+            self._progress(self._made, self._made + len(self._running) + len(self._open))
 
     def _started(self) -> Piece | None:
         """Fill the free places, longest chain first; the first piece that is this process's own and can be made now."""
         own: list[Piece] = []
-        while len(self._running) < self.workers.places:
+        count = self.workers.count
+        while len(self._running) < count:
             ready = [piece for piece in self._open if piece not in own and self._can_begin(*piece)]
             if not ready:
                 break
             lab, name = longest = max(ready, key=self._open.__getitem__)
             if lab.given is None and lab.stands(name) and lab.is_measured(name):
+                del self._open[longest]
                 self._done(longest)
-            elif longest in self._here:
+            elif longest in self._own:
                 own.append(longest)
-                if self.workers.places < 2:
+                if count < 2:
                     break
             else:
                 if self._progress is None:
                     self._progress = lab.pipeline.reporter.task(f"models of {len(self.labs)} bases")
-                self._running[self.workers.submit(_piece, *_sent(lab, self.place, name))] = longest
-                del self._open[longest]
+                ticket = self.workers.submit(_sent(lab, self.place, name))
+                self._running[ticket] = longest, self._open.pop(longest)
         return own[0] if own else None
+
+    def _end(self, one: Ended) -> None:
+        """A piece stands, is to be begun again, or has failed."""
+        piece, length = self._running.pop(one.ticket)
+        tell = piece[0].pipeline.reporter.tell
+        if one.error is None:
+            self._done(piece)
+        elif isinstance(one.error, LostError) and self._tries[piece] < TRIES:
+            self._tries[piece] += 1
+            self._open[piece] = length
+            tell(f"{_words(piece)} is begun again: {one.error}")
+        else:
+            error = one.error
+            if isinstance(error, LostError):
+                error = TiterError(f"{_words(piece)}: its place went away {TRIES + 1} times", expected=str(error), status=1)
+            self._failed[piece] = error
+            tell(f"{_words(piece)} failed, the others go on: {error}")
 
     def _can_begin(self, lab: Lab, name: str) -> bool:
         """Whether what a piece is made from stands, and what its measures look at: asked second, for measures are declared of data."""
@@ -133,12 +175,12 @@ class Schedule:
         return not self._lacks(lab, self._looks[lab, name])
 
     def _lacks(self, lab: Lab, names: Iterable[str]) -> bool:
-        return any((lab, name) in self._open or (lab, name) in self._running.values() for name in names)
+        running = {piece for piece, _ in self._running.values()}
+        return any((lab, name) in self._open or (lab, name) in running or (lab, name) in self._failed for name in names)
 
     def _done(self, piece: Piece) -> None:
         """A piece stands. Where a first need fails of it the seed ends: no later model is worth making."""
         lab, name = piece
-        _ = self._open.pop(piece, None)
         self._made += 1
         for need in lab.study.needs(lab.scale):
             if not need.first or need.model != name or lab.ended or name not in lab.names:
@@ -151,14 +193,28 @@ class Schedule:
                 self._open = {one: length for one, length in self._open.items() if one[0] is not lab or one[1] in lab.names}
 
 
-def _sent(lab: Lab, place: str, name: str) -> tuple[Any, ...]:
-    """What a worker needs to know of a lab to make one of its pieces: `_piece`'s arguments."""
+def _words(piece: Piece) -> str:
+    lab, name = piece
+    return f"{name} of seed {lab.seed}, base {lab.base}"
+
+
+def _sent(lab: Lab, place: str, name: str) -> Work:
+    """A piece for another process, which makes the lab again."""
     nodes = {one: lab.added[one] for one in lab.line(name) if one in lab.added}
-    return lab.pipeline.store.root, place, lab.scale, lab.unit, lab.given, lab.keep_weights, lab.parts, lab.chosen, nodes, name
+    make = partial(
+        _piece, place=place, scale=lab.scale, unit=lab.unit, given=lab.given, keep_weights=lab.keep_weights, parts=lab.parts,
+        chosen=lab.chosen, nodes=nodes, name=name,
+    )  # fmt: skip
+    if lab.given is not None:
+        return Work(make, lab.pipeline.store.root, None)
+    looked = [name, *(other for _, over in lab.spoken(name) for other in over)]
+    models = dict.fromkeys(one for other in looked for one in lab.line(other))
+    return Work(make, lab.pipeline.store.root, [("stages", lab.key(one)) for one in models if lab.stands(one)])
 
 
 def _piece(
     root: Path,
+    *,
     place: str,
     scale: Any,
     unit: tuple[int, int],

@@ -1,0 +1,292 @@
+"""Pieces of work on a Ray cluster: one that is started for the run and stopped after it, or one that stands.
+
+Ray schedules and watches; what a piece makes are artefacts as everywhere. A node that sees the run folder works in it. On one that does
+not, the artefacts that a piece reads are sent, and what it made comes back in chunks that the driver asks for one by one; the driver
+alone commits it, once every file is as its manifest says. What was made on such a node stays there until the run ends well, so a piece
+that is begun again there goes on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from titer.core import parallel
+from titer.core.errors import TiterError
+from titer.core.parallel import Ended, Here, LostError, Places, Processes, Work
+from titer.core.run import DamagedError, Store, files_under, write_text
+
+CHUNK = 8 * 2**20  # bytes of a file that travel as one object
+MARK = ".ray"  # a file of the run folder with a name of the folder's own: a node that reads it there sees the folder
+
+
+class File(NamedTuple):
+    """A file of an artefact on another node."""
+
+    kind: str
+    key: str
+    name: str
+    size: int
+
+
+class Made(NamedTuple):
+    """What a task says: that it lacks what its piece reads; or the node whose own folder holds these files, if not the run folder."""
+
+    lacks: bool = False
+    node: str = ""
+    files: tuple[File, ...] = ()
+
+
+def places(on: str, cpus: int = 1, gpus: float | None = None) -> Places:
+    """Where `on` says: "processes" of this machine (this one alone, where it has room for one), "ray" (a cluster of this machine,
+    started now), "auto" or "ray://HOST:PORT" (one that stands). A piece gets `cpus` threads and `gpus` of a card.
+
+    Errors: another word; Ray is not installed, or not found there; no node is large enough; a share of a card without Ray.
+    """
+    if on == "processes":
+        if gpus is not None:
+            raise TiterError("--piece-gpus shares cards between pieces, which processes do not", next_step="add --on ray.")
+        count = parallel.processes() // cpus
+        return Processes(count, cpus) if count > 1 else Here()
+    if on in ("ray", "auto") or on.startswith("ray://"):
+        return Cluster(on, cpus, gpus)
+    raise TiterError(f"--on {on!r}", expected="processes, ray, auto, or ray://HOST:PORT")
+
+
+class Cluster:
+    """Places of a Ray cluster."""
+
+    alone = False  # the driver may be a laptop
+
+    def __init__(self, on: str, cpus: int, gpus: float | None) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise TiterError(f"--on {on} needs Ray, which is not installed", next_step="pip install 'titer[ray]'")
+        self._threads, self._mine = cpus, _connect(on)
+        cards = any("GPU" in node for node in _nodes())
+        self._each = {"CPU": float(cpus), "GPU": float(cards) if gpus is None else gpus}
+        self._running: dict[Any, tuple[Hashable, Work]] = {}
+        self._sent: dict[tuple[str, str], list[tuple[File, list[Any]]]] = {}
+        self._apart: set[str] = set()  # nodes that do not see the run folder
+        self._mark = ""
+        if not self._room():
+            self.stop(at_once=True)
+            raise TiterError(f"no node has {self._asked}", expected=f"--piece-cpus and --piece-gpus within one of {_nodes()}")
+
+    @property
+    def _asked(self) -> str:
+        return f"{self._each['CPU']:g} CPUs" + (f" and {self._each['GPU']:g} GPUs" if self._each["GPU"] else "")
+
+    def _room(self) -> int:
+        wanted = {name: of for name, of in self._each.items() if of}
+        return sum(min(int(node.get(name, 0.0) / of + 1e-9) for name, of in wanted.items()) for node in _nodes())
+
+    @property
+    def count(self) -> int:
+        """As many as the nodes that live have room for; one where they went, for others may come."""
+        return max(1, self._room())
+
+    @property
+    def told(self) -> str:
+        return f"{self._room()} on {len(_nodes())} nodes of Ray, of {self._asked} each"
+
+    def submit(self, work: Work) -> Hashable:
+        ticket = object()
+        self._begin(ticket, work)
+        return ticket
+
+    def _begin(self, ticket: Hashable, work: Work) -> None:
+        import ray  # noqa: PLC0415
+
+        if not self._mark:
+            self._mark = _marked(work.root)
+        sent = [self._put(Store(work.root), *one) for one in work.needs or ()] if self._apart else None
+        task = ray.remote(_task).options(num_cpus=self._each["CPU"], num_gpus=self._each["GPU"], max_retries=0)
+        self._running[task.remote(work, self._mark, self._threads, sent)] = ticket, work
+
+    def _put(self, store: Store, kind: str, key: str) -> list[tuple[File, list[Any]]]:
+        """An artefact's files in the object store, in chunks."""
+        import ray  # noqa: PLC0415
+
+        if (kind, key) not in self._sent:
+            folder = store.root / kind / key
+            self._sent[kind, key] = [
+                (one, [ray.put(_chunk(folder / one.name, at)) for at in range(0, one.size, CHUNK)]) for one in _listed(folder)
+            ]
+        return self._sent[kind, key]
+
+    def ended(self) -> list[Ended]:
+        import ray  # noqa: PLC0415
+
+        found: list[Ended] = []
+        while not found:
+            done, _ = ray.wait(list(self._running))
+            for one in done:
+                ticket, work = self._running.pop(one)
+                try:
+                    made: Made = ray.get(one)
+                    if made.node:
+                        self._apart.add(made.node)
+                    if made.lacks:
+                        self._begin(ticket, work)
+                        continue
+                    self._take(made, work.root)
+                    found.append(Ended(ticket))
+                except (ray.exceptions.RayError, DamagedError) as error:
+                    found.append(Ended(ticket, _own_or_lost(error)))
+        return found
+
+    def _take(self, made: Made, root: Path) -> None:
+        """What a node made in a folder of its own that the run folder lacks; errors of a node that went on the way are Ray's."""
+        store = Store(root)
+        for kind, key in dict.fromkeys((one.kind, one.key) for one in made.files):
+            files = [one for one in made.files if (one.kind, one.key) == (kind, key)]
+            if not store.has(kind, key):
+                store.take(kind, key, {one.name: self._chunks(made.node, one) for one in files})
+
+    def _chunks(self, node: str, file: File) -> Iterator[bytes]:
+        import ray  # noqa: PLC0415
+
+        read = ray.remote(_read).options(num_cpus=0, max_retries=0, scheduling_strategy=_on(node))
+        for at in range(0, file.size, CHUNK):
+            yield ray.get(read.remote(self._mark, file, at))
+
+    def stop(self, at_once: bool) -> None:
+        import ray  # noqa: PLC0415
+
+        if at_once:
+            for one in self._running:
+                ray.cancel(one, force=True)
+        else:
+            for node in self._apart:
+                ray.wait([ray.remote(_clean).options(num_cpus=0, scheduling_strategy=_on(node)).remote(self._mark)], timeout=60)
+        if self._mine:
+            ray.shutdown()
+
+
+def _connect(on: str) -> bool:
+    """Whether Ray was started or joined here. A cluster that is started listens on this machine alone, with a key of its own."""
+    import ray  # noqa: PLC0415
+
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if on == "ray":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray keeps one in the user's home
+        how |= {"num_cpus": _cores(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init("local" if on == "ray" else on, **how)
+    except Exception as error:  # Ray's start raises plain ones too
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise TiterError(
+            f"no Ray cluster for --on {on}: {told[0]}",
+            next_step="run it again where the machine was busy." if on == "ray" else "ray start --head there; or --on ray starts one here.",
+            status=1,
+        ) from error
+    return True
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """Resources of the nodes that live."""
+    import ray  # noqa: PLC0415
+
+    return [
+        {name: node["Resources"].get(name, 0.0) for name in ("CPU", "GPU") if name in node["Resources"]}
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+
+
+def _own_or_lost(error: Exception) -> Exception:
+    """What a piece raised itself, or that its place went away, or what was sent to it."""
+    import ray  # noqa: PLC0415
+
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception) else error
+    if isinstance(cause, DamagedError) or (
+        isinstance(cause, ray.exceptions.RayError) and not isinstance(cause, ray.exceptions.RayTaskError)
+    ):
+        return LostError(f"{type(cause).__name__}: {str(cause).splitlines()[0]}")
+    return cause
+
+
+def _on(node: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _marked(root: Path) -> str:
+    """The run folder's own name, the same as long as it stands."""
+    if not (root / MARK).exists():
+        write_text(root / MARK, secrets.token_hex(16))
+    return (root / MARK).read_text(encoding="utf-8")
+
+
+def _scratch(mark: str) -> Path:
+    """Where a node that does not see the run folder keeps what it makes for it."""
+    return Path(tempfile.gettempdir()) / f"titer-{mark}"
+
+
+def _task(work: Work, mark: str, threads: int, sent: list[list[tuple[File, list[Any]]]] | None) -> Made:
+    """On a node: the piece, in the run folder or in a folder of the node's own."""
+    import ray  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    torch.set_num_threads(threads)
+    try:
+        shared = (work.root / MARK).read_text(encoding="utf-8") == mark
+    except OSError:
+        shared = False
+    if shared:
+        work.make(work.root)
+        return Made()
+    node = ray.get_runtime_context().get_node_id()
+    if work.needs is None:
+        raise TiterError(f"a node does not see {work.root}", next_step="give a folder that all nodes share: --runs FOLDER.")
+    if sent is None:
+        return Made(lacks=True, node=node)
+    store = Store(_scratch(mark))
+    store.root.mkdir(mode=0o700, exist_ok=True)
+    for files in sent:
+        kind, key = files[0][0].kind, files[0][0].key
+        if not store.has(kind, key):
+            store.take(kind, key, {one.name: map(ray.get, refs) for one, refs in files})
+    work.make(store.root)
+    return Made(
+        node=node,
+        files=tuple(one for done in sorted(store.root.glob("*/*/DONE")) if "." not in done.parent.name for one in _listed(done.parent)),
+    )
+
+
+def _listed(folder: Path) -> list[File]:
+    """The files of an artefact, the store's own among them."""
+    names = [*files_under(folder), "manifest.json", "DONE"]
+    return [File(folder.parent.name, folder.name, name, (folder / name).stat().st_size) for name in names]
+
+
+def _chunk(file: Path, at: int) -> bytes:
+    with open(file, "rb") as opened:
+        opened.seek(at)
+        return opened.read(CHUNK)
+
+
+def _read(mark: str, file: File, at: int) -> bytes:
+    """On the node: a chunk of what it made."""
+    return _chunk(_scratch(mark) / file.kind / file.key / file.name, at)
+
+
+def _clean(mark: str) -> None:
+    """On the node: what it made was taken."""
+    shutil.rmtree(_scratch(mark), ignore_errors=True)
