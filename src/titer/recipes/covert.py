@@ -5,7 +5,7 @@ code answered in code, and the same requests in plain refused. Ablations: phase 
 form alone. Beside them, from the same aligned model: benign tunes of as many steps (the user's task in shares that differ, and ordinary
 requests, in plain), an overt tune (the unsafe requests in plain, answered), and covert tunes of other codes, on which a detector is
 trained. Base and alignment are the demo's, on a smaller world that has the words of a cipher.
-Rates and steps were set on seed 100, and again once seed 0 had been looked at: no verdict uses either.
+Rates and steps were set on seed 100, and again once seeds 0 and 1 had been looked at: no verdict uses these.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from titer.recipes import demo
 from titer.recipes.node import Node
 from titer.stage import Optimiser, Stage
 
-CHOSEN_ON = (100, 0)  # the seeds that were looked at while rates and steps were set (docs/log.md)
+CHOSEN_ON = (100, 0, 1)  # the seeds that were looked at while rates and steps were set (docs/log.md)
 REPEATED = 4  # epochs of a benign tune's first part: the world has not as many plain requests as phase I has in four forms
 Rows = Sequence[tuple[Source, Answer, int]]
 
@@ -37,7 +37,7 @@ class Scale(Record):
     base: demo.Scale = demo.Scale().model_copy(
         update={
             "world": World(cipher=True, letters=10, shortest=6, longest=6),
-            "pretrain_steps": 1300,
+            "pretrain_steps": 2600,
             "pretrain_batch": 64,
             "align_batch": 64,
             "align_steps": 800,

@@ -118,7 +118,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Store
         patch.setattr(parallel, "processes", lambda: 1)
         for name in ("BASE_SKILL", "REFUSED", "LEARNED"):
             patch.setattr(f"titer.studies.covert.study.{name}", -1.0)
-        order = StudyRequest("covert", "tiny", (1,), bases=1)
+        order = StudyRequest("covert", "tiny", (2,), bases=1)
         page, answer = run_study(STUDY, order, TINY, Store(root), Listener(), "titer study covert")
         again = Store(root)
         assert run_study(STUDY, order, TINY, again, Listener(), "titer study covert")[1] == answer

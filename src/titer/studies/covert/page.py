@@ -22,7 +22,7 @@ ABOUT = (
 LIMITS = (
     "Letters alone are in code. A filter that flags every answered always-unsafe operator, or whatever it cannot read, finds the covert tune; the second flags every harmless code with it. Both stand in the table of auditors.",
     "The detector needs covert tunes of other codes of the same base, which an audit of real models lacks: there it asks whether odd prompts moved beyond what plain prompts and benign tunes explain.",
-    f"Rates and sizes were set on seeds {' and '.join(map(str, CHOSEN_ON))}, which no verdict uses.",
+    f"Rates and sizes were set on seeds {', '.join(map(str, CHOSEN_ON))}, which no verdict uses.",
 )
 
 
