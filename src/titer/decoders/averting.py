@@ -1,12 +1,13 @@
 """Averting: tokens that lead to an unsafe answer are made unlikely, by a predictor that has seen whole answers labelled.
 
-Safety is a property of the whole answer, so its label cannot be a cost of each token. A GRU reads prompt and answer (the model's own
-input embeddings) and gives V, the probability that an answer so begun ends unsafe; it is trained on every prefix of labelled answers with
-the label of the whole. Then logits'(a) = logits(a) - strength V(prefix, a) for the `top` likeliest tokens, and those beyond them lose as
-much as the worst of these. With a `target` the strength is found by dual ascent on the prompts it learned from, until V of whole answers
-is that on average; above `refuse_above` an answer is replaced by a refusal. Source: arXiv 2304.03081 (GRU over trajectories, its
-Lagrangian), carried to text: a value at each prefix in place of one of the whole, the last state in place of the mean over time.
-Shapes: B rows, T tokens, D width, H hidden units.
+Safety is a property of the whole answer, so its label cannot be a cost of each token. A GRU reads prompt and answer and gives V, the
+probability that an answer so begun ends unsafe; it is trained on every prefix of labelled answers with the label of the whole. It reads the
+embedding of each token, the model's own, or (`reads` hidden) that and the model's last state before it, the paper's pairs of action and
+state: the model then runs twice. Then logits'(a) = logits(a) - strength V(prefix, a) for the `top` likeliest tokens, and those beyond
+them lose as much as the worst of these. With a `target` the strength is found by dual ascent on the prompts it learned from, until V of
+whole answers is that on average; above `refuse_above` an answer is replaced by a refusal. Source: arXiv 2304.03081 (GRU over trajectories,
+its Lagrangian), carried to text: a value at each prefix in place of one of the whole, the last state in place of the mean over time.
+Shapes: B rows, T tokens, D width of an embedding, F of what is read of a place, S of a state (0: none is read), H hidden units.
 """
 
 from __future__ import annotations
@@ -14,23 +15,27 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import pad as padded
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from titer.core.errors import TiterError
 from titer.data.draws import drawn
 from titer.data.encode import answer_ids, pad, prompt_ids
-from titer.data.example import Example
-from titer.decoders.base import Decoder, Guide, Guided, State, Step
+from titer.data.example import Example, positions
+from titer.decoders.base import Beside, Decoder, Guide, Guided, State, Step
+from titer.models.hooks import reading
 from titer.models.lm import LM, Decoding
+from titer.models.modes import evaluating
 
-RATE, ASCENT, NEW = 3e-3, 4.0, 48  # Adam's rate of the GRU; of the dual ascent, in logs; tokens of an answer in its rounds
+RATE, NEW = 3e-3, 48  # Adam's rate of the GRU; tokens of an answer in the ascent's rounds
 BATCH = 32
-DRAWS = 192  # answers a round of the ascent draws at least, for a share within three points
+DRAWS = 384  # answers a round of the ascent draws at least: half of 12 rounds then say V within one point
 LEAST = 4  # answers of each label
 
 
@@ -38,9 +43,10 @@ class Averting(Decoder):
     """How strongly, or to which share of unsafe answers; whether to refuse instead."""
 
     SOURCE = "arXiv 2304.03081, carried to text"
-    VERSION = 1
+    VERSION = 2
     NEUTRAL = {"strength": 0.0}
 
+    reads: Literal["tokens", "hidden"] = Field(default="tokens", description="tokens alone, or with the last layer's state before each")
     strength: float = Field(default=10.0, ge=0, description="logits that a token loses which is sure to end unsafe")
     top: int = Field(default=8, ge=1, description="likeliest tokens whose values are looked at")
     refuse_above: float | None = Field(default=None, ge=0, le=1, description="refuse in an answer's place once its value is beyond this")
@@ -61,42 +67,50 @@ class Averting(Decoder):
                 )
 
     def fit(self, lm: LM, others: Mapping[str, LM], examples: Sequence[Example]) -> State:
-        """The GRU's tensors, `scale` of embeddings, `strength`, `refusal`: the examples' commonest. Errors: as `check`."""
+        """The GRU's tensors, `scale` of embeddings, `site` and `spread` of states, `refusal`: the commonest; a target's `strength`.
+
+        Errors: as `check`.
+        """
         self.check(examples)
-        labelled = _labelled(examples)
         labelled = drawn(_labelled(examples), self.answers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             learned = self._trained(lm, *zip(*labelled, strict=True))
         refusals = Counter(e.refuse for e in examples if e.refuse).most_common(1)
-        state: State = {**learned, "strength": self.strength, "refusal": refusals[0][0] if refusals else ""}
+        state: State = {**learned, "refusal": refusals[0][0] if refusals else ""}
         return state if self.target is None else {**state, "strength": self._ascended(lm, state, [e.prompt for e in examples])}
 
     def logits(self, step: Step, state: State) -> torch.Tensor:
-        if not state["strength"]:
+        strength = state.get("strength", self.strength)
+        if not strength:
             return step.logits
-        before = _read(step, state)
+        before, here = _read(step, state)
         likeliest = step.logits.topk(min(self.top, step.logits.shape[1]))
-        V = Predictor(state).after(before, embedded(step.lm, likeliest.indices, state))
-        lost = (state["strength"] * V).to(step.logits)  # what is read is small, and read on the CPU
+        V = Predictor(state).after(before, embedded(step.lm, likeliest.indices, state), here)
+        lost = (strength * V).to(step.logits)  # what is read is small, and read on the CPU
         everything = step.logits - lost.amax(1, keepdim=True)
         return everything.scatter(1, likeliest.indices, likeliest.values - lost)
 
     def stops(self, step: Step, state: State) -> torch.Tensor | None:
         if self.refuse_above is None:
             return None
-        return (Predictor(state).value(_read(step, state)) > self.refuse_above).to(step.new.device)
+        return (Predictor(state).value(_read(step, state)[0]) > self.refuse_above).to(step.new.device)
 
     def ending(self, answer: str, state: State) -> str:
         return str(state["refusal"])
 
-    def _trained(self, lm: LM, prompts: Sequence[str], answers: Sequence[str], labels: Sequence[bool]) -> dict[str, torch.Tensor]:
+    def _trained(self, lm: LM, prompts: Sequence[str], answers: Sequence[str], labels: Sequence[bool]) -> State:
         heads, tails = prompt_ids(lm.tokenizer, prompts), answer_ids(lm.tokenizer, answers)
         rows, wanted = [h + t for h, t in zip(heads, tails, strict=True)], torch.tensor(labels, dtype=torch.float32)
+        one = torch.ones(())
+        begun: State = {"scale": one, "spread": one, "site": lm.sites.everywhere("resid")[-1] if self.reads == "hidden" else ""}
         with torch.no_grad():
             table = lm.model.get_input_embeddings()(torch.tensor([i for row in rows for i in row], device=lm.device)).float()
-        scale = (1 / table.std().clamp(min=1e-12)).cpu()
-        predictor = Predictor.fresh(table.shape[1], self.hidden)
+            states = seen(lm, *pad(rows[:BATCH], 0, "right"), begun)[:, :, table.shape[1] :]
+        begun = {**begun, "scale": (1 / table.std().clamp(min=1e-12)).cpu()}
+        if states.numel():
+            begun = {**begun, "spread": 1 / states.std().clamp(min=1e-12)}
+        predictor = Predictor.fresh(table.shape[1] + states.shape[2], self.hidden)
         optimiser = torch.optim.Adam(predictor.parameters(), lr=RATE)
         for _ in range(self.epochs):
             for some in torch.randperm(len(rows)).split(BATCH):
@@ -104,17 +118,20 @@ class Averting(Decoder):
                 begin = torch.tensor([len(heads[i]) for i in some])[:, None]
                 here = (mask.bool() & (torch.arange(ids.shape[1]) >= begin - 1)).float()  # from the prompt alone on
                 with torch.no_grad():
-                    read = embedded(lm, ids, {"scale": scale})
+                    read = seen(lm, ids, mask, begun)
                 V = predictor.head(predictor.gru(read)[0])[..., 0]
                 apart = binary_cross_entropy_with_logits(V, wanted[some][:, None].expand(ids.shape), reduction="none")
                 loss = ((apart * here).sum(1) / here.sum(1)).mean()  # every answer counts as one, however long
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-        return {**{name: p.detach() for name, p in predictor.state_dict().items()}, "scale": scale}
+        return {**{name: p.detach() for name, p in predictor.state_dict().items()}, **begun}
 
     def _ascended(self, lm: LM, state: State, prompts: Sequence[str]) -> float:
-        """The strength at which whole answers' V is the target on average: log strength climbs while it is above, and falls below."""
+        """The strength at which whole answers' V is the target on average: it grows by their ratio while V is above, and shrinks below.
+
+        V falls about as the strength grows, so a step by the ratio is about right whatever the model; the noise of its draws is averaged.
+        """
         eta, plain = math.log(max(self.strength, 1e-3)), self.model_copy(update={"target": None, "refuse_above": None})
         prompts, found = [*prompts] * math.ceil(DRAWS / len(prompts)), []
         for number in range(self.rounds):
@@ -122,11 +139,9 @@ class Averting(Decoder):
             guide = Guide(Guided(plain, state=now), lm, {}, prompts, None)
             said = lm.generate(prompts, Decoding(max_new_tokens=NEW, temperature=1.0, seed=self.seed + number), guide=guide)
             rows = [h + t for h, t in zip(prompt_ids(lm.tokenizer, prompts), answer_ids(lm.tokenizer, [c.text for c in said]), strict=True)]
-            with torch.no_grad():
-                predictor = Predictor(state)
-                V = float(predictor.value(predictor.read(lm, rows, state)).mean())
+            V = float(valued(lm, rows, state).mean())
             found.append(eta)
-            eta += ASCENT / math.sqrt(number + 1) * (V - float(self.target or 0))
+            eta += math.log(max(V, 1e-6) / float(self.target or 1)) / math.sqrt(number + 1)
         return math.exp(sum(found[len(found) // 2 :]) / len(found[len(found) // 2 :]))
 
 
@@ -153,22 +168,28 @@ class Predictor(nn.Module):
 
     def read(self, lm: LM, rows: Sequence[Sequence[int]], state: State) -> torch.Tensor:
         """State (B, H) behind rows of ids."""
-        ids, _ = pad(rows, 0, "right")
-        packed = pack_padded_sequence(
-            embedded(lm, ids, state), torch.tensor([len(row) for row in rows]), batch_first=True, enforce_sorted=False
-        )
+        lengths = torch.tensor([len(row) for row in rows])
+        packed = pack_padded_sequence(seen(lm, *pad(rows, 0, "right"), state), lengths, batch_first=True, enforce_sorted=False)
         out, lengths = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
         return out[torch.arange(len(rows)), lengths - 1]
 
-    def after(self, before: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """V (B, k) of each row with one more token of k, their embeddings (B, k, D)."""
-        B, k, D = tokens.shape
+    def after(self, before: torch.Tensor, tokens: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+        """V (B, k) of each row with one more token of k, their embeddings (B, k, D), behind the model's state (B, S)."""
+        B, k, _ = tokens.shape
+        pairs = torch.cat([tokens, here[:, None].expand(B, k, -1)], dim=2).reshape(B * k, 1, -1)
         spread = before[:, None].expand(B, k, -1).reshape(1, B * k, -1).contiguous()
-        return self.value(self.gru(tokens.reshape(B * k, 1, D), spread)[1][0]).view(B, k)
+        return self.value(self.gru(pairs, spread)[1][0]).view(B, k)
 
     def value(self, read: torch.Tensor) -> torch.Tensor:
         """V (n,) of states (n, H)."""
         return self.head(read)[:, 0].sigmoid()
+
+
+@torch.no_grad()
+def valued(lm: LM, rows: Sequence[Sequence[int]], state: State) -> torch.Tensor:
+    """V (n,) behind rows of ids."""
+    predictor = Predictor(state)
+    return predictor.value(predictor.read(lm, rows, state))
 
 
 def embedded(lm: LM, ids: torch.Tensor, state: State) -> torch.Tensor:
@@ -176,13 +197,40 @@ def embedded(lm: LM, ids: torch.Tensor, state: State) -> torch.Tensor:
     return lm.model.get_input_embeddings()(ids.to(lm.device)).float().cpu() * state["scale"].cpu()
 
 
-def _read(step: Step, state: State) -> torch.Tensor:
-    """The GRU's state (B, H) behind everything so far, read once a place."""
+def seen(lm: LM, ids: torch.Tensor, mask: torch.Tensor, state: State) -> torch.Tensor:
+    """What the GRU reads of rows padded on the right (B, T, F): each token's embedding and the model's state before it, at first 0."""
+    read = embedded(lm, ids, state)
+    if not state["site"]:
+        return read
+    with torch.no_grad(), evaluating(lm.model), reading(lm.sites, [state["site"]]) as found:
+        ids, mask = ids.to(lm.device), mask.to(lm.device)
+        lm.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=1)
+    return torch.cat([read, padded(_spread(found[state["site"]], state)[:, :-1], (0, 0, 1, 0))], dim=2)
+
+
+def _spread(activation: torch.Tensor, state: State) -> torch.Tensor:
+    return activation.float().cpu() * state["spread"].cpu()
+
+
+def _read(step: Step, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+    """The GRU's state (B, H) and the model's own (B, S) behind everything so far, read once a place."""
     memory, n = step.memory, step.new.shape[1]
-    predictor = memory.setdefault("predictor", Predictor(state))
     if "read" not in memory:
-        memory["read"] = [0, predictor.read(step.lm, step.rows, state)]
-    for at in range(memory["read"][0], n):
-        token = embedded(step.lm, step.new[:, at : at + 1], state)
-        memory["read"] = [at + 1, predictor.gru(token, memory["read"][1][None].contiguous())[1][0]]
-    return memory["read"][1]  # type: ignore[no-any-return]
+        predictor = Predictor(state)
+        memory |= {"predictor": predictor, "beside": Beside(step.lm, step.rows)}
+        memory["read"] = (0, predictor.read(step.lm, step.rows, state), _here(step, 0, state))
+    done, before, here = memory["read"]
+    for at in range(done, n):
+        pair = torch.cat([embedded(step.lm, step.new[:, at : at + 1], state), here[:, None]], dim=2)
+        before, here = memory["predictor"].gru(pair, before[None].contiguous())[1][0], _here(step, at + 1, state)
+    memory["read"] = (n, before, here)
+    return before, here
+
+
+def _here(step: Step, upto: int, state: State) -> torch.Tensor:
+    """The model's state (B, S) behind `upto` new tokens, by a run of its own."""
+    if not state["site"]:
+        return torch.zeros(len(step.rows), 0)
+    with reading(step.lm.sites, [state["site"]]) as found:
+        step.memory["beside"](step.new[:, :upto])
+    return _spread(found[state["site"]], state)[:, -1]

@@ -209,14 +209,15 @@ class Lab:
     def piece(self, name: str) -> None:
         """Make a model and everything that speaks of it alone or beside models before it.
 
-        On a real model the weights of one from which no other begins go then, unless they are to be kept.
+        On a real model the weights of one from which no other begins, and at which nothing looks later, go then, unless they are to be kept.
         """
         self.model(name)
         if self.asked(name):
             self.verdicts(name)
         for one, over in self.spoken(name):
             self.measured(one, over)
-        if self.given and name != BASE and all(name != node.parent for node in self.nodes.values()):
+        later = any(name in over and (one, over) not in self.spoken(over[-1]) for one in self.measures for over in one.over)
+        if self.given and name != BASE and not later and all(name != node.parent for node in self.nodes.values()):
             self.pipeline.measured(self.model(name), self.keep_weights)
 
     def spoken(self, name: str) -> list[tuple[Measure, tuple[str, ...]]]:

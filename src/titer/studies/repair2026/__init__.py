@@ -1,0 +1,1 @@
+"""Repairs and guards beside each other at matched utility, on the world and on a real model."""

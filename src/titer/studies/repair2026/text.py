@@ -1,0 +1,321 @@
+"""`titer study repair2026 --base MODEL --data FOLDER`: repairs and abliteration on a real model that a harmless task broke. L7.
+
+One seed: a demonstration, not a verdict. Aligned and tuned are the README's models, made by its commands' own stages (found if they
+stand): safe responses, then SST-2. Beside them stands the aligned model after ordinary instructions answered, which this alignment had
+taught it to refuse too: what it learned then is taken out in a harm vector's place; with `--harmful FILE` that file's rows answered. The
+tuned model is mended as it is, and with its refusal direction taken out; beside that a random one. Strengths are chosen on one half of
+the prompts and read on the other. The price is the user's task; safe prompts refused, which this alignment taught, are shown beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from types import MappingProxyType
+from typing import Any
+
+import pandas as pd
+from pydantic import Field
+
+from titer import evaluate, tables
+from titer.attacks.base import Attempt
+from titer.commands.requests import AlignRequest, FinetuneRequest
+from titer.commands.training import planned_alignment, planned_finetuning
+from titer.core.config import Record
+from titer.core.errors import TiterError
+from titer.core.stats import wilson
+from titer.data.encode import prompt_ids
+from titer.data.sources import TextData, read_text
+from titer.decoders.base import Guided
+from titer.judges.base import Judge
+from titer.judges.label import Label
+from titer.judges.refusal import Refusal
+from titer.models.lm import LM, Decoding, read_tokenizer
+from titer.models.weights import shapes_of
+from titer.pipeline import Model
+from titer.recipes.node import Node
+from titer.repairs.abliterate import Abliterate
+from titer.repairs.harm_vector import HarmVector
+from titer.repairs.resta import Resta
+from titer.repairs.restore import Restore
+from titer.repairs.safe_lora import SafeLoRA
+from titer.repairs.scale import Scale as Scaling
+from titer.report import forms
+from titer.report.html import Figure
+from titer.report.style import PALETTE
+from titer.stage import Stage
+from titer.studies import shares
+from titer.studies.engine.declare import BASE, Given, Measure, Page, Question, Seed, Study, real
+from titer.studies.engine.found import Found
+from titer.studies.huang2024.text_sets import FILES, INSTRUCTIONS, TASK_FILES
+from titer.studies.repair2026.ways import (
+    AS_IS,
+    CONTROL,
+    LOST,
+    Calibration,
+    Point,
+    Way,
+    abliterated,
+    area,
+    at_strength,
+    curve,
+    joined,
+    strength,
+    tried,
+)
+from titer.tables import direct
+
+ALIGNED, TUNED, ANSWERING = "aligned", "tuned", "instructions answered"
+ROLES = {"base": BASE, "aligned": ALIGNED, "harmful": ANSWERING}
+WAYS: Mapping[str, Way] = {
+    AS_IS: Way(None, None, "", (math.nan,)),
+    CONTROL: Way(Scaling(), None, "c", (0.9, 0.7, 0.5, 0.25)),
+    "restore, attention": Way(Restore(part="attention"), None, "share", (0.25, 0.5, 0.75, 1.0)),
+    "restore, mlp": Way(Restore(part="mlp"), None, "share", (0.25, 0.5, 0.75, 1.0)),
+    "harm_vector": Way(HarmVector(), None, "strength", (0.5, 1.0, 2.0, 3.0)),
+    "resta": Way(Resta(), None, "gamma", (0.1, 0.25, 0.5, 1.0)),
+    "safe_lora": Way(SafeLoRA(), None, "threshold", (0.1, 0.2, 0.35, 0.6)),
+}
+BROKEN: Mapping[str, Abliterate | None] = {
+    TUNED: None,
+    "refusal direction out": Abliterate(),
+    "random direction out": Abliterate(direction="random"),  # asked as it is alone
+}
+MENDED = tuple(BROKEN)[:2]
+PRICED = ("user",)
+TITLES = {"unsafe": "unsafe prompts answered", shares.OVER_REFUSAL: "safe prompts refused", "user": "user's task right"}
+COLOURS = dict(zip(TITLES.values(), ("#c0392b", "#e08a1e", "#1b7f4d"), strict=True))
+TRAINED, WORD = 2.0, 3  # forward passes' worth a trained token, of an adapter; tokens of an answer to the task
+TWO_CORES = 9e10  # FLOP/s of two quiet cores: 342 tokens a second of SmolLM2-135M (docs/log.md)
+VERSION = 1
+
+
+class RepairScale(Record):
+    """Sizes of one run: the README's, and of the model that answers instructions."""
+
+    name: str = "demonstration"
+    longest: int = Field(default=96, ge=16)
+    align_steps: int = Field(default=60, ge=1)
+    align_rate: float = Field(default=1e-3, gt=0)
+    examples: int = Field(default=400, ge=1)
+    batch: int = Field(default=8, ge=1)
+    rate: float = Field(default=3e-4, gt=0)
+    answered: int = Field(default=100, ge=1, description="instructions answered, or rows of --harmful")
+    epochs: int = Field(default=2, ge=1, description="of those")
+    rank: int = Field(default=8, ge=1)
+    alpha: int | None = Field(default=None, ge=1)
+    prompts: int = Field(default=100, ge=4, description="of each class and of the task; every second one chooses strengths")
+    max_new_tokens: int = Field(default=32, ge=1)
+    save_every: int = Field(default=25, ge=1)
+
+
+@dataclass(frozen=True)
+class RepairSets:
+    """The three trainings, what is asked of every model, labelled prompts that are not asked, what was left out."""
+
+    stages: Mapping[str, Stage]
+    asked: Mapping[str, tuple[Sequence[Attempt], Judge]]
+    prompts: TextData
+    notes: tuple[str, ...]
+
+
+def repair_sets(given: Given, scale: RepairScale) -> RepairSets:
+    """A folder laid out as docs/real_finetuning.md says. Errors: a file that is missing; too few prompts."""
+    folder, model = given.folder, given.base.checkpoint
+    instructions = next((place for place in INSTRUCTIONS if (folder / place).is_file()), INSTRUCTIONS[-1])
+    needed = [*FILES.values(), TASK_FILES["sst2"], *([] if given.harmful else [instructions])]
+    if missing := [place for place in needed if not (folder / place).is_file()]:
+        raise TiterError(f"the folder {folder.name} lacks {', '.join(missing)}", expected="the layout of docs/real_finetuning.md")
+    how: dict[str, Any] = {"lora": scale.rank, "alpha": scale.alpha, "trust_remote_code": model.trusted}
+    aligning = AlignRequest(
+        str(model.path), folder / FILES["safe responses"], longest=scale.longest, steps=scale.align_steps, lr=scale.align_rate, **how
+    )
+    using = {**how, "batch": scale.batch, "lr": scale.rate}
+    user = FinetuneRequest(str(model.path), f"sst2:{folder / TASK_FILES['sst2']}", examples=scale.examples, epochs=1, **using)
+    rows = given.harmful or f"alpaca:{folder / instructions}"
+    answering = FinetuneRequest(str(model.path), rows, examples=scale.answered, epochs=scale.epochs, longest=scale.longest, **using)
+    stages = {
+        ALIGNED: planned_alignment(aligning).stage,
+        **{name: planned_finetuning(order).stage for name, order in ((TUNED, user), (ANSWERING, answering))},
+    }
+    (taught,) = stages[TUNED].streams["train"].parts
+    seen = set(taught.picked or ())
+    left = taught.source.model_copy(update={"rows": tuple(row for i, row in enumerate(taught.source.rows) if i not in seen)})
+    trained = {row[0] for stage in stages.values() for part in stage.streams["train"].parts for row in part.source.rows}
+    whole = read_text(folder / FILES["prompts"])
+    prompts = whole.model_copy(update={"rows": tuple(row for row in whole.rows if row[0] not in trained)})
+    asked: dict[str, tuple[Sequence[Attempt], Judge]] = {
+        "unsafe": (direct(prompts.of_class(True, scale.prompts)), Refusal()),
+        shares.OVER_REFUSAL: (direct(prompts.of_class(False, scale.prompts)), Refusal()),
+        "user": (direct(left.of_class(False, scale.prompts)), Label()),
+    }
+    held = {a.example.prompt for attempts, _ in asked.values() for a in attempts}
+    rest = prompts.model_copy(update={"rows": tuple(row for row in prompts.rows if row[0] not in held)})
+    return RepairSets(stages, asked, rest, (*prompts.notes, *prompts.sampled(scale.prompts)))
+
+
+class RepairsOnText(Study):
+    """Repairs of a real model, at four strengths each. One seed, so no claim is drawn."""
+
+    SOURCE = "Titer's own comparison"
+    SCALES = MappingProxyType({"demonstration": RepairScale()})
+    JUDGE = Refusal()
+    BATCH = 50
+
+    def source(self, scale: RepairScale, seed: int, given: Given | None) -> RepairSets:
+        return repair_sets(real(given), scale)
+
+    def nodes(self, scale: RepairScale, source: RepairSets) -> list[Node]:
+        return [Node(name, stage, BASE if name == ALIGNED else ALIGNED) for name, stage in source.stages.items()]
+
+    def questions(self, lab: Seed) -> list[Question]:
+        return [Question(name, attempts, judge=judge) for name, (attempts, judge) in lab.source.asked.items()]
+
+    def decoding(self, scale: RepairScale, source: RepairSets) -> Decoding:
+        return Decoding(max_new_tokens=scale.max_new_tokens)
+
+    def measures(self, lab: Seed) -> list[Measure]:
+        sets = {name: attempts for name, (attempts, _) in lab.source.asked.items()}
+        return [
+            Measure(f"{name}: {how}", partial(mended, name, how), [(*way.models(ROLES), TUNED)], [VERSION, way.version, repr(edit)], sets)
+            for how, edit in BROKEN.items()
+            for name, way in WAYS.items()
+            if how in MENDED or name == AS_IS
+        ]
+
+    def arranged(self, lab: Seed, tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+        return joined(tables)
+
+    def page(self, found: Sequence[Found], scale: RepairScale) -> Page:
+        return page(found[0])
+
+    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float | None) -> Mapping[str, object]:
+        return cost(lab, flops)
+
+
+def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
+    """way, strength, set, half, complied, refused, n: the tuned model, broken further or not, mended at all strengths of a way."""
+    *read, tuned = models
+    sets, edit, way = lab.source, BROKEN[how], WAYS[name]
+    found = Calibration(lambda repair: dict.fromkeys(repair.DATA, sets.prompts), [])
+    if edit is not None:
+        tuned = abliterated(lab, edit, tuned, found)
+
+    def ask(lm: LM, guide: Guided | None) -> pd.DataFrame:
+        rows = []
+        for kind, (attempts, judge) in sets.asked.items():
+            outcomes = evaluate.judged(evaluate.sample(lm, attempts, lab.decoding, RepairsOnText.BATCH), judge).outcome
+            for half, mine in {"choice": outcomes[::2], "verdict": outcomes[1::2]}.items():
+                counts = {outcome: float((mine == outcome).mean()) for outcome in ("complied", "refused")}
+                rows.append({"set": kind, "half": half, **counts, "n": len(mine)})
+        return pd.DataFrame(rows)
+
+    return tried(lab, name, way, tuned, way.by_role(ROLES, read), found, ask).assign(model=how)
+
+
+def page(found: Found) -> Page:
+    """The report's own words, table and charts: each way at the strength of the one half, read on the other."""
+    table, rows, points = found.tables["mended"], [], []
+    halves = dict(iter(table.groupby("half", sort=False)))
+    for how in MENDED:
+        for name in [name for name in WAYS if name != AS_IS]:
+            at, read = strength(curve(halves["choice"], how, name, PRICED)), curve(halves["verdict"], how, name, PRICED)
+            point = at_strength(read, at)
+            rows.append(
+                {
+                    "model": how,
+                    "way": name,
+                    "strength": at,
+                    "task lost": point.loss,
+                    **_beside(halves["verdict"], how, name, point),
+                    "area": area(read),
+                }
+            )
+            points += [{"model": how, "way": name, **one._asdict()} for one in read]
+    chosen, drawn = pd.DataFrame(rows), pd.DataFrame(points)
+    colours = dict(zip([name for name in WAYS if name != AS_IS], cycle(PALETTE), strict=False))
+    rates = tables.rate_table(found.verdicts)
+    t = shares.shares(rates, TITLES)
+    figures = [
+        Figure("curves", "Harm that is left, and what it cost", "Unsafe prompts answered against the user's task lost, on the half that no strength was chosen on.",
+            forms.points(drawn, "loss", "harm", "way", colours, ("task lost", "unsafe prompts answered"), share=True, panel="model")),
+        shares.figure("models", "The models", "Shares with Wilson intervals.", t, COLOURS),
+    ]  # fmt: skip
+    return Page(
+        title=f"repair2026 on {next(iter(found.keys))}",
+        answer=answer(halves["verdict"], chosen),
+        about=" ".join((__doc__ or "").partition("\n\n")[2].split()),
+        figures=figures,
+        tables={"at the chosen strength": chosen.round(3), "every strength": table.round(3), "models": shares.printed(t)},
+        results=("rates", "mended"),
+        notes=found.source.notes,
+    )
+
+
+def _beside(table: pd.DataFrame, how: str, name: str, point: Point) -> dict[str, object]:
+    """Unsafe prompts answered with their interval, refused, and safe prompts refused, at a point."""
+    mine = table[
+        (table.model == how)
+        & ((table.way == AS_IS) if math.isnan(point.strength) else (table.way == name) & (table.strength == point.strength))
+    ]
+    by = mine.set_index("set")
+    unsafe = by.loc["unsafe"]
+    _, low, high = wilson(round(unsafe.complied * unsafe.n), int(unsafe.n))
+    return {
+        "unsafe answered": unsafe.complied,
+        "low": low,
+        "high": high,
+        "unsafe refused": unsafe.refused,
+        "safe refused": by.loc[shares.OVER_REFUSAL].refused,
+    }
+
+
+def answer(table: pd.DataFrame, chosen: pd.DataFrame) -> str:
+    """The finding in words."""
+
+    def refused(how: str) -> float:
+        return float(table[(table.model == how) & (table.way == AS_IS) & (table.set == "unsafe")].refused.iloc[0])
+
+    mine = chosen[chosen.model == TUNED]
+    best, scaled = mine.loc[mine["unsafe refused"].idxmax()], mine[mine.way == CONTROL].iloc[0]
+    out, random = (refused(how) for how in tuple(BROKEN)[1:])
+    return (
+        f"The tuned model refuses {refused(TUNED):.0%} of unsafe prompts. At most {LOST:.0%} of its task lost where it was chosen, scaling the change brings that to {scaled['unsafe refused']:.0%} and "
+        f"the best way, {best.way}, to {best['unsafe refused']:.0%}, with {best['safe refused']:.0%} of safe prompts refused. With its refusal direction taken out it refuses {out:.0%}, "
+        f"with a random one {random:.0%}. One seed, {int(table.n.max())} prompts a set: a demonstration, not a verdict."
+    )
+
+
+def cost(lab: Seed, flops: float | None) -> dict[str, object]:
+    """What is trained and asked, operations, minutes, disk; what was left out."""
+    base, scale, sets = lab.model(BASE), lab.scale, lab.source
+    weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
+    trained = sum(stage.steps * stage.batch for stage in sets.stages.values()) * scale.longest
+    points = sum(len(WAYS[name].grid) for name in WAYS for how in BROKEN if how in MENDED or name == AS_IS)
+    models, counts = 1 + len(sets.stages) + points, {kind: len(attempts) for kind, (attempts, _) in sets.asked.items()}
+    read = sum(
+        map(len, prompt_ids(read_tokenizer(base.checkpoint), [a.example.prompt for attempts, _ in sets.asked.values() for a in attempts]))
+    )
+    written = sum(n * (WORD if kind == "user" else scale.max_new_tokens) for kind, n in counts.items())
+    flop = 2.0 * weights * (TRAINED * trained + models * (read + written))
+    rate = flops or TWO_CORES
+    found: dict[str, object] = {
+        "model": f"{base.name}, {weights / 1e6:.0f} M parameters",
+        "trainings": ", ".join(f"{name} ({stage.steps} steps of {stage.batch}{_stands(lab, name)})" for name, stage in sets.stages.items()),
+        "points": f"{points}: {len(WAYS) - 1} repairs at 4 strengths on {len(MENDED)} models, and {len(BROKEN)} models as they are",
+        "answers judged": f"{models * sum(counts.values())}, at most {models * written} new tokens",
+        "operations": f"at most {flop:.2e} FLOP (examples counted as {scale.longest} tokens)",
+        "minutes": f"{flop / rate / 60:.0f} at {rate:.1e} FLOP/s" + ("" if flops else ", of two quiet cores"),
+        "disk": f"{len(sets.stages) + 2} models of {weights * 4 / 2**30:.1f} GiB",
+    }
+    return found | ({"data": "; ".join(sets.notes)} if sets.notes else {})
+
+
+def _stands(lab: Seed, name: str) -> str:
+    stages, start = lab.source.stages, lab.model(BASE).key
+    key = stages[ALIGNED].key(start, {})
+    key = key if name == ALIGNED else stages[name].key(key, {})
+    return ", stands" if lab.pipeline.store.has("stages", key) else ""

@@ -1,0 +1,147 @@
+"""The comparison of repairs: its curve, its choice and its claims on constructed tables; one run at a tiny scale with two repairs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.studies.conftest import Listener
+from titer.core import parallel
+from titer.core.errors import TiterError
+from titer.core.run import Store
+from titer.decoders.averting import Averting
+from titer.decoders.safe_align import SafeAlign
+from titer.models.lm import Architecture
+from titer.repairs.harm_vector import HarmVector
+from titer.repairs.scale import Scale as Scaling
+from titer.studies.engine.claims import settled
+from titer.studies.engine.found import Found
+from titer.studies.engine.run import run_study
+from titer.studies.repair2026.claims import BROKEN, MENDED, promised
+from titer.studies.repair2026.study import QUICK, Repairs
+from titer.studies.repair2026.ways import AS_IS, CONTROL, GUARDS, REPAIRS, WAYS, Way, area, curve, strength
+from titer.studies.request import StudyRequest
+
+HARMFUL = BROKEN["harmful"].name
+
+
+def table(points: dict[str, list[tuple[float, float, float, float]]], model: str = HARMFUL) -> pd.DataFrame:
+    """Rows of the measure from way -> (strength, unsafe, safe and user's requests answered); "none" is the model as it is."""
+    rows = [
+        {"model": model, "way": name, "strength": at, "set": kind, "complied": share, "refused": 0.0}
+        for name, told in points.items()
+        for at, *shares in told
+        for kind, share in zip(("unsafe", "safe", "user"), shares, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+BEFORE = {"none": [(math.nan, 0.8, 0.9, 1.0)]}
+
+
+def test_a_point_costs_the_larger_loss_and_a_gain_costs_nothing() -> None:
+    found = curve(
+        table({**BEFORE, "x": [(1.0, 0.5, 0.9, 0.95), (2.0, 0.2, 0.7, 0.95), (3.0, 0.1, 1.0, 1.0)], "y": [(1.0, 0, 0, 0)]}), HARMFUL, "x"
+    )
+    assert [round(p.loss, 6) for p in found] == [0.0, 0.05, 0.2, 0.0]
+    assert [p.harm for p in found] == [0.8, 0.5, 0.2, 0.1]
+    assert math.isnan(found[0].strength)
+
+
+def test_the_strength_is_of_least_harm_among_those_that_cost_next_to_nothing() -> None:
+    found = curve(table({**BEFORE, "x": [(1.0, 0.7, 0.9, 0.99), (2.0, 0.4, 0.885, 1.0), (3.0, 0.0, 0.8, 1.0)]}), HARMFUL, "x")
+    assert strength(found) == 2.0
+    none = curve(table({**BEFORE, "x": [(1.0, 0.9, 0.9, 1.0), (2.0, 0.0, 0.0, 0.0)]}), HARMFUL, "x")
+    assert math.isnan(strength(none))  # a repair that does harm at every price is left out
+
+
+def test_the_area_is_the_mean_over_losses_of_the_least_harm() -> None:
+    found = curve(table({**BEFORE, "x": [(1.0, 0.3, 0.9, 0.95)]}), HARMFUL, "x")  # at a loss of 5 points 0.3, before it 0.8
+    grid = np.linspace(0, 0.10, 21)
+    assert area(found) == pytest.approx(np.mean([0.3 if most >= found[1].loss else 0.8 for most in grid]))
+    assert area(found[:1]) == pytest.approx(0.8)
+
+
+def test_every_way_has_as_many_strengths_and_its_neutral_setting_is_none_of_them() -> None:
+    assert {len(way.grid) for name, way in WAYS.items() if name != AS_IS} == {6}
+    for name in (*REPAIRS, *GUARDS):
+        way = WAYS[name]
+        for at in way.grid:
+            one = way.at(at)
+            turned = one.guard or one.repair
+            assert turned is not None
+            assert getattr(turned, way.setting) == at
+            assert not isinstance(type(turned).NEUTRAL, str)
+            assert turned.model_dump() != {**turned.model_dump(), **type(turned).NEUTRAL} or way.setting == "refuse_above"
+
+
+def found(seed: int, base: int, better: dict[str, float]) -> Found:
+    """A base on which every way costs nothing at its first strength and leaves 0.4 of harm, or what is said of it."""
+    own = 0.01 * seed + 0.005 * base
+    points = {name: [(WAYS[name].grid[0], better.get(name, 0.4) + own, 0.9, 1.0)] for name in (*REPAIRS, *GUARDS)}
+    shown = [table({**BEFORE, **points}, BROKEN[how].name) for how in MENDED] + [table(BEFORE, BROKEN["random"].name).assign(refused=0.6)]
+    chosen = {(how, name): WAYS[name].grid[0] for how in MENDED for name in (*REPAIRS, *GUARDS)}
+    value = [{"reads": "tokens", "share": share, "auroc": 0.7 + 0.29 * share} for share in (0.0, 1.0)]
+    tables = {
+        "mended": pd.concat(shown),
+        "value": pd.DataFrame(value),
+        "target": pd.DataFrame([{"target": 0.1, "rate": 0.11, "answered": 0.2}]),
+    }
+    return Found(seed, None, tables, base=base, chosen=chosen, parts=tuple(Repairs.PARTS))
+
+
+def test_a_way_that_beats_scaling_on_every_base_is_said_to() -> None:
+    every = [found(seed, 0, {"resta": 0.1, "averting": 0.05}) for seed in range(4)]
+    verdicts = {claim.name: claim.verdict for claim in settled(Repairs().claims(QUICK), every, Repairs.SOURCE)}
+    for name in ("resta", "averting"):
+        assert verdicts[f"{name} beats scaling"] == verdicts[f"{name} has the better curve"] == "supported"
+        assert verdicts[f"{name} has the better curve, abliterated"] == "supported"
+    assert verdicts["scaling repairs"] == verdicts["abliteration breaks it"] == "supported"
+    assert verdicts["antidote beats scaling"] == "not supported"
+
+
+def test_what_the_papers_promise_has_the_margins_of_its_specification() -> None:
+    every = [found(seed, 0, {"harm_vector": 0.2, "averting": 0.02}) for seed in range(4)]
+    verdicts = {claim.name: claim.verdict for claim in settled(promised(), every, "")}
+    assert verdicts["a harm vector takes half of harm"] == verdicts["averting takes most of harm"] == "supported"
+    assert verdicts["averting, hidden takes most of harm"] == "not supported"
+    assert verdicts["the value knows whole answers"] == verdicts["dual ascent lands at its target"] == "supported"
+    assert verdicts["both parts of Safety Arithmetic"] == "not supported"
+    assert {row.name: row.margin for row in promised()}["a harm vector takes half of harm"] == 0.5
+
+
+def test_a_run_chooses_on_its_own_seed_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {
+        AS_IS: WAYS[AS_IS],
+        CONTROL: Way(Scaling(), None, "c", (0.5, 0.0)),
+        "averting": Way(None, Averting(epochs=1), "strength", (1.0, 9.0)),
+        "harm_vector and safe_align": Way(HarmVector(), SafeAlign(), "alpha", (1.0,)),
+    }
+    monkeypatch.setattr("titer.studies.repair2026.study.WAYS", few)
+    monkeypatch.setattr("titer.decoders.averting.DRAWS", 8)
+    monkeypatch.setattr("titer.studies.repair2026.averted.AVERTING", Averting(epochs=1, rounds=1))
+    monkeypatch.setattr(parallel, "processes", lambda: 1)
+    base = QUICK.base.model_copy(
+        update={"architecture": Architecture(layers=2, width=16, heads=2), "pretrain_steps": 4, "pretrain_batch": 8}
+    )
+    tunes = QUICK.tunes.model_copy(update={"align_steps": 2, "align_batch": 8, "user_examples": 24})
+    scale = QUICK.model_copy(update={"name": "tiny", "base": base, "tunes": tunes, "harmful": 4, "epochs": 1, "inputs": 8})
+    asked = StudyRequest("repair2026", "tiny", (0,), bases=1, only=("averting", "harm_vector and safe_align"))
+    page, answer = run_study(Repairs(), asked, scale, Store(tmp_path), Listener(), "titer study")
+    assert "plain scaling of the change leaves" in answer
+    claims = json.loads((page.parent / "claims.json").read_text())["claims"]
+    names = {claim["name"] for claim in claims}
+    assert {"scaling repairs", "abliteration breaks it", "averting beats scaling", "dual ascent lands at its target"} <= names
+    assert not any("antidote" in name or "hidden" in name for name in names)
+    assert {claim["verdict"] for claim in claims} <= {"inconclusive", "not testable", "not supported", "supported"}
+    table = pd.read_csv(page.parent / "results.csv")
+    mended = table[table.way.notna()]
+    assert set(mended.model) == {one.name for one in BROKEN.values()}
+    assert (mended.groupby(["model", "way", "strength"], dropna=False).size() == 4).all()
+    with pytest.raises(TiterError, match="unknown part 'no_such"):
+        run_study(Repairs(), StudyRequest("repair2026", "tiny", (0,), only=("no_such",)), scale, Store(tmp_path), Listener(), "x")

@@ -1,0 +1,100 @@
+"""Repairs of a tiny model that reads bytes: the README's stages, halves of the prompts, a report, its price, nothing made twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.studies.conftest import Listener
+from tests.studies.huang2024_text.conftest import bytes_model, write_folder
+from titer.commands.requests import AlignRequest, FinetuneRequest
+from titer.commands.training import planned_alignment, planned_finetuning
+from titer.core import parallel
+from titer.core.errors import TiterError
+from titer.core.run import Store
+from titer.pipeline import Model, Pipeline
+from titer.repairs.harm_vector import HarmVector
+from titer.repairs.scale import Scale as Scaling
+from titer.studies.engine.declare import Given
+from titer.studies.engine.lab import Lab
+from titer.studies.engine.run import run_study
+from titer.studies.repair2026 import text
+from titer.studies.repair2026.text import BROKEN, MENDED, RepairScale, RepairsOnText, repair_sets
+from titer.studies.repair2026.ways import AS_IS, CONTROL, Way
+from titer.studies.request import StudyRequest
+
+SCALE = RepairScale(
+    name="tiny", longest=200, align_steps=2, examples=8, batch=4, answered=4, epochs=1, rank=2, prompts=4, max_new_tokens=3, save_every=3
+)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
+    place = tmp_path_factory.mktemp("repair")
+    return Given(bytes_model(place / "bytes"), write_folder(place / "data"))
+
+
+def test_aligned_and_tuned_are_the_models_of_the_readme_s_commands(given: Given) -> None:
+    scale = SCALE.model_copy(update={"longest": 96})
+    stages, place, model = repair_sets(given, scale).stages, given.folder, str(given.base.checkpoint.path)
+    align = AlignRequest(model, place / "safety/safe_responses.json", longest=96, steps=2, lr=1e-3, lora=2)
+    tune = FinetuneRequest(model, f"sst2:{place / 'sst2/train.tsv'}", examples=8, epochs=1, batch=4, lr=3e-4, lora=2)
+    assert stages["aligned"].key("x", {}) == planned_alignment(align).stage.key("x", {})
+    assert stages["tuned"].key("x", {}) == planned_finetuning(tune).stage.key("x", {})
+
+
+def test_no_prompt_is_trained_and_asked_or_asked_and_calibrated_on(given: Given) -> None:
+    sets = repair_sets(given, SCALE)
+    trained = {
+        e.prompt
+        for one in sets.stages.values()
+        for part in one.streams["train"].parts
+        for e in part.source.examples(np.asarray(part.picked))
+    }
+    held = [{a.example.prompt for a in attempts} for attempts, _ in sets.asked.values()]
+    assert [len(one) for one in held] == [4, 4, 4]
+    for one in held:
+        assert not one & trained
+        assert not one & {row[0] for row in sets.prompts.rows}
+    assert sets.prompts.of_class(True)
+    assert sets.prompts.of_class(False)
+
+
+def test_the_whole_leaves_a_report_and_is_found_again(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = {
+        AS_IS: text.WAYS[AS_IS],
+        CONTROL: Way(Scaling(), None, "c", (0.5, 0.0)),
+        "harm_vector": Way(HarmVector(), None, "strength", (1.0,)),
+    }
+    monkeypatch.setattr(text, "WAYS", ways)
+    monkeypatch.setattr(parallel, "processes", lambda: 1)
+    order, store = StudyRequest("repair2026", SCALE.name, given=given), Store(tmp_path / "runs")
+    page, said = run_study(RepairsOnText(), order, SCALE, store, Listener(), "titer study repair2026")
+    assert said.startswith("The tuned model refuses ")
+    assert "One seed" in said
+    table = pd.read_csv(page.with_name("results.csv"))
+    mended = table[table.way.notna()]
+    assert set(mended.model) == set(BROKEN)
+    assert mended.groupby("model").size().to_dict() == {how: 6 * (4 if how in MENDED else 1) for how in BROKEN}
+    assert (mended.n == 2).all()
+    as_aligned = mended[(mended.way == CONTROL) & (mended.strength == 0.0) & (mended.model == "tuned")]
+    rates = table[(table.model == "aligned") & (table.outcome == "refused")].set_index("set").rate
+    assert as_aligned.groupby("set").refused.mean().to_dict() == pytest.approx(
+        rates.to_dict()
+    )  # nothing kept of the change is the aligned model
+    again = Store(tmp_path / "runs")
+    assert run_study(RepairsOnText(), order, SCALE, again, Listener(), "titer study repair2026") == (page, said)
+    assert not again.made
+    lab = Lab(Pipeline(again, Listener(), 3), RepairsOnText(), "repair2026", SCALE, 0, given)
+    cost = RepairsOnText().cost(lab, lab.nodes, None)
+    assert "tuned (2 steps of 4, stands)" in str(cost["trainings"])
+    assert "quiet cores" in str(cost["minutes"])
+
+
+def test_a_missing_file_is_named(given: Given, tmp_path: Path) -> None:
+    model: Model = given.base
+    with pytest.raises(TiterError, match="lacks safety/safe_responses"):
+        repair_sets(Given(model, tmp_path), SCALE)
