@@ -1,6 +1,6 @@
 """Studies from what their user words to a report: what is asked is checked, then priced or run. L7.
 
-On a real model huang2024 and qi2024 align a base themselves, from a folder of data sets; two given models are an audit's.
+On a real model huang2024, qi2024 and repair2026 align a base themselves, from a folder of data sets; two given models are an audit's.
 """
 
 from __future__ import annotations

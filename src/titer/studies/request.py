@@ -39,17 +39,15 @@ class StudyRequest(Running, Placed):
     ] = 3
     only: Annotated[str | Sequence[str], Option(help="Parts, with commas: fig3,soft ... Default: all.")] = ""
     bases: Annotated[int, Option(min=1, max=20, help="How many base models of each world.")] = 2  # the unit of a claim is a base
-    part: Annotated[str, Option(help="huang2024: core, or all.")] = "all"
+    part: Annotated[str, Option(help="huang2024: core; repair2026: repairs or guards; or all.")] = "all"
     given: "Given | None" = None
     _: KW_ONLY
-    base: Annotated[str | None, Option(help="A real model, which huang2024 and qi2024 align.")] = None
+    base: Annotated[str | None, Option(help="A real model, which huang2024, qi2024 and repair2026 align.")] = None
     data: Annotated[Place | None, Option(help="With --base: a folder of data sets (docs/real_finetuning.md).")] = None
-    harmful: Annotated[Place | None, Option(help="With --base, huang2024 and qi2024: answered requests for harm; default: canaries.")] = (
-        None
-    )
-    alpha: Annotated[int | None, Option(min=1, help="With --base, huang2024 and qi2024: LoRA alpha; default 4 and 16.")] = None
+    harmful: Annotated[Place | None, Option(help="With --base: answered requests for harm; default: canaries.")] = None
+    alpha: Annotated[int | None, Option(min=1, help="With --base: LoRA alpha; default 4 and 16.")] = None
     prompts: Annotated[int | None, Option(min=1, help="With --base: ask N prompts of each class, drawn; default: all.")] = None
-    keep_weights: Annotated[bool, Option(help="With --base, huang2024 and qi2024: keep the tuned models, which go once measured.")] = False
+    keep_weights: Annotated[bool, Option(help="With --base: keep the tuned models, which go once measured.")] = False
     flops: Annotated[float | None, Option(help="FLOP/s of your device, to price a --dry-run in hours.")] = None
 
     @property
