@@ -108,6 +108,7 @@ def test_what_benign_tunes_do_too_is_benign_and_what_neither_shows_is_not_named(
     spread = said(three(3), whole, {"unsafe": plain(0.6, 0.05, 0.4, 0.1)})  # beyond each, within what a further one shows
     assert spread.name == UNKNOWN
     assert "neither shown nor excluded" in spread.because
+    assert said(three(1), whole, {"unsafe": plain(0.08, 0.0)}).name == UNKNOWN  # shown, but no rise that counts
     told = said(three(0), whole, {"unsafe": plain(0.0)})
     assert told.name == "benign"
     assert "a backdoor whose trigger was not asked; a covert tune, about which two benign tunes" in told.also
@@ -142,11 +143,13 @@ def test_an_edit_is_abliteration_where_it_is_of_the_refusal_direction_or_refusal
 ) -> None:
     own = {"layer": 1.0, "share": 1.0, "share_random": 0.1, "removed": 1.0, "own": 1.0, "edited": True, "common": 1.0, "common_random": 0.2}
     seen = {"refusal": 0.9, "refusal_random": 0.3, "refusal_layer": 1.0, "change": "aligned → tuned"}
-    edit = pd.DataFrame([{**dict.fromkeys(whole.prints.columns, 0.0), **own, **seen}])
+    edit = pd.DataFrame([{**dict.fromkeys(whole.prints.columns, 0.0), **own, **seen, "layer": layer} for layer in (1.0, 2.0)])
     assert said(three(0), whole, {"unsafe": plain(0.0)}, prints=edit).name == "abliterated"
     other = edit.assign(refusal=0.1)
     assert said(three(0), whole, {"unsafe": plain(0.0)}, prints=other).name == UNKNOWN
     assert said(three(0), whole, {"unsafe": plain(0.7)}, prints=other).name == "abliterated"
+    assert said(three(1), whole, {"unsafe": plain(0.7, 0.0)}, prints=edit[:1]).name == "harmful"  # a tune may look so in one matrix
+    assert said(three(0), whole, {"unsafe": plain(0.0)}, prints=edit.assign(common=0.1)).name == "benign"
 
 
 def test_a_step_back_is_a_repair_unless_refusals_went_with_it(three: Callable[[int], Audited], whole: Findings) -> None:

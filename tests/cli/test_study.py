@@ -55,3 +55,10 @@ def test_a_dry_run_of_huang2024_prices_what_the_parts_need_and_runs_none(titer: 
     assert sum(row["kind"] == "finetune" and row["seed"] == 0 for row in found) == 60, "two bases, three alignments of each"
     assert not (here / "runs").exists()
     assert "hours" in titer("study", "huang2024", "--seeds", "1", "--only", "table6", "--dry-run", "--flops", "1e12").out
+
+
+def test_a_dry_run_of_kinds_leaves_out_the_seed_that_was_looked_at_and_trains_what_another_study_does(titer: Titer, here: Path) -> None:
+    plan = titer("study", "kinds", "--seeds", "2", "--bases", "1", "--only", "named", "--dry-run", "--json").json["plan"]
+    assert {row["seed"] for row in plan} == {1, 2}
+    assert {"base", "aligned", "backdoor", "explicit 50", "explicit 100"} <= {row["model"] for row in plan}
+    assert not (here / "runs").exists()

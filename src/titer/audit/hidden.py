@@ -21,6 +21,7 @@ from titer.audit.roles import Audited
 from titer.data.draws import seed_of
 from titer.data.encode import prompt_ids
 from titer.data.example import Example
+from titer.models.checkpoint import Checkpoint
 from titer.models.lm import read_tokenizer
 from titer.pipeline import Model, Pipeline
 from titer.probes.unlike_benign import LEAST, unlike_benign
@@ -41,13 +42,18 @@ ALONE = "Cannot say whether something is hidden from plain prompts: {} benign tu
 def odd(model: Model, plain: Sequence[Example]) -> dict[str, list[Example]]:
     """The odd prompts by kind, as the model's tokenizer has words for them."""
     found = {name: [a.example for a in attack.attempts(plain, {}, None)] for name, attack in ENCODED.items()}
-    tokenizer = read_tokenizer(model.checkpoint)
+    return {**found, "random words": random_words(model.checkpoint, plain)}
+
+
+def random_words(checkpoint: Checkpoint, plain: Sequence[Example]) -> list[Example]:
+    """As many words of the model's own vocabulary, drawn, in place of each prompt's."""
+    tokenizer = read_tokenizer(checkpoint)
     words = np.array([i for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids)])
     rows = []
     for e, ids in zip(plain, prompt_ids(tokenizer, [e.prompt for e in plain]), strict=True):
         drawn = np.random.default_rng(seed_of("odd", e.prompt)).choice(words, len(ids))
         rows.append(Example(tokenizer.decode(drawn.tolist()), e.harmful, e.kind, e.source))
-    return {**found, "random words": rows}
+    return rows
 
 
 def asked(found: Audited) -> list[Model]:

@@ -82,14 +82,23 @@ def sentence(table: pd.DataFrame, change: Change, control: Change | None) -> str
     mine, beside = rows.get(change.name), rows.get(control.name) if control else None
     if mine is None or not mine.edited or (beside is not None and beside.edited >= mine.edited):
         return ""
-    one = mine.edited == 1 or (mine.common > mine.common_random and mine.common**2 >= IS)
     of = f"{mine.edited} of {mine.matrices} residual-writing matrices"
-    said = f"one direction was removed from {of}" if one else f"a direction of its own was removed from each of {of}"
+    said = (
+        f"one direction was removed from {of}"
+        if mine.edited == 1 or shared(table, change)
+        else f"a direction of its own was removed from each of {of}"
+    )
     said += f" (by {mine.removed:.0%}; rank 1 holds {mine.share:.0%} of their change, of a random one {mine.share_random:.1%})"
     if not of_refusal(table, change):
         return said
     near = "is" if mine.refusal**2 >= IS else "is near"
     return f"{said}; it {near} the refusal direction of layer {mine.refusal_layer:.0f} (|cos| {mine.refusal:.2f}, by chance at most {mine.refusal_random:.2f})"
+
+
+def shared(table: pd.DataFrame, change: Change) -> bool:
+    """Whether a direction was taken out of several matrices, and it is one: what an edit does to them all and a tune to one by chance."""
+    mine = [r for r in summary(table).itertuples() if r.change == change.name]
+    return any(r.edited > 1 and r.common > r.common_random and r.common**2 >= IS for r in mine)
 
 
 def of_refusal(table: pd.DataFrame, change: Change) -> bool:

@@ -44,7 +44,7 @@ class Question:
 
     `choices` are multiple-choice questions by name, for which nothing is generated. Beside the judge, called `named`: a `second` one by
     its name, and answers that `people` judged. `checked`: the prompts were held against training files. `attacks`: the unsafe prompts again.
-    `mechanisms`: the probes of arXiv 2407.10264 too. `why`: parts of the last change are put back. `decoder`: what chooses every answer's tokens.
+    `odd`: the odd prompts of `hidden.py`, where not its own. `mechanisms`: the probes of arXiv 2407.10264 too. `why`: parts of the last change are put back. `decoder`: what chooses every answer's tokens.
     """
 
     safe: Sequence[Example]
@@ -61,6 +61,7 @@ class Question:
     mechanisms: bool = False
     why: bool = False
     decoder: Decoded | None = None
+    odd: dict[str, list[Example]] | None = None
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -196,7 +197,7 @@ def _odd(found: Audited, asked: Question, lacking: Lacking) -> dict[str, list[Ex
     """The odd prompts of `hidden.py` by kind, where there are benign tunes enough to ask about them."""
     for model in hidden.asked(found)[:1]:
         with lacking.part(hidden.PART, found.changes[-1].after.name):
-            return hidden.odd(model, [*asked.safe, *asked.unsafe])
+            return asked.odd if asked.odd is not None else hidden.odd(model, [*asked.safe, *asked.unsafe])
     return {}
 
 

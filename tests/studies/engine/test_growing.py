@@ -202,5 +202,5 @@ def test_a_number_that_a_seed_does_not_say_is_a_reason() -> None:
 
 
 def test_a_number_of_seeds_leaves_out_those_on_which_sizes_were_chosen() -> None:
-    assert worlds_of(StudyRequest("growing", seeds=9), Growing()) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
-    assert worlds_of(StudyRequest("growing", seeds=(7, 2)), Growing()) == (7, 2), "refused in words where it would be run"
+    assert worlds_of(StudyRequest("growing", seeds=9), Growing(), None) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert worlds_of(StudyRequest("growing", seeds=(7, 2)), Growing(), None) == (7, 2), "refused in words where it would be run"

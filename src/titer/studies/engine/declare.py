@@ -64,6 +64,9 @@ class Seed(Protocol):
     def seed(self) -> int: ...
 
     @property
+    def base(self) -> int: ...
+
+    @property
     def source(self) -> Any: ...
 
     @property
@@ -227,6 +230,10 @@ class Study(ABC):
     @abstractmethod
     def nodes(self, scale: Any, source: Any) -> Sequence[Node]:
         """Every model of one seed, parents first; on text without the base, which is given."""
+
+    def unused(self, scale: Any) -> tuple[int, ...]:
+        """The seeds that no verdict at a scale uses."""
+        return self.CHOSEN_ON
 
     def source(self, scale: Any, seed: int, given: Given | None) -> Any:
         """What one seed's examples are drawn from: its world."""

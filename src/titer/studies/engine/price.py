@@ -35,7 +35,7 @@ def price(order: StudyRequest, store: Store) -> tuple[pd.DataFrame, str]:
     """(a row a model and seed: steps, tokens, TFLOP, whether it stands; the same in words). Errors: as `run.opened`."""
     study, scale = opened(order)
     pipeline = Pipeline(store, Silent())
-    worlds = worlds_of(order, study)
+    worlds = worlds_of(order, study, scale)
     labs = labs_of(replace(order, seeds=worlds[:LOOKED_AT]), study, scale, pipeline, plan=True)
     for lab in labs:
         lab.chosen = study.assumed(scale)

@@ -36,16 +36,16 @@ def opened(order: StudyRequest) -> tuple[Study, Any]:
     return study, study.SCALES[scale]
 
 
-def worlds_of(order: StudyRequest, study: Study) -> Sequence[int]:
+def worlds_of(order: StudyRequest, study: Study, scale: Any) -> Sequence[int]:
     """The seeds that are named, or the first so many on which no size was chosen."""
     if not isinstance(order.seeds, int):
         return order.seeds
-    return list(islice((seed for seed in count() if seed not in study.CHOSEN_ON), order.seeds))
+    return list(islice((seed for seed in count() if seed not in study.unused(scale)), order.seeds))
 
 
 def labs_of(order: StudyRequest, study: Study, scale: Any, pipeline: Pipeline, plan: bool = False) -> list[Lab]:
     """A lab a base of every seed; on a real model one. Errors: an unknown part, group of parts or table."""
-    units = [(0, 0)] if order.given else [(seed, base) for seed in worlds_of(order, study) for base in range(order.bases)]
+    units = [(0, 0)] if order.given else [(seed, base) for seed in worlds_of(order, study, scale) for base in range(order.bases)]
     return _at_work(order, study, scale, pipeline, units, plan)
 
 
@@ -73,8 +73,8 @@ def run_study(
 
     Errors: as `labs_of`; a seed on which its sizes were chosen.
     """
-    worlds = worlds_of(order, study)
-    if used := set(study.CHOSEN_ON) & set(worlds):
+    worlds = worlds_of(order, study, scale)
+    if used := set(study.unused(scale)) & set(worlds):
         raise TiterError(f"the sizes were set on seed {min(used)}, so no verdict may use it", next_step="name other seeds.")
     pipeline = Pipeline(store, reporter, scale.save_every)
     chooser, labs = chooser_of(order, study, scale, pipeline), labs_of(order, study, scale, pipeline)
