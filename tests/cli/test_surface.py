@@ -149,6 +149,10 @@ SURFACE = {
         ),
         *("--on", "--only", "--part", "--piece-cpus", "--piece-gpus", "--prompts", "--runs", "--scale", "--seeds", "--trust-remote-code"),
     ],
+    "sweep": [
+        *("RECIPE", "--attacker", "--bases", "--dry-run", "--flops", "--json", "--on", "--over", "--piece-cpus", "--piece-gpus"),
+        *("--runs", "--scale", "--seeds", "--trials"),
+    ],
     "lm-eval": ["MODEL", "TASKS...", "--chat", "--json", "--limit", "--shots", "--tasks-from", "--thinking", "--trust-remote-code"],
     "inspect": ["MODEL", "TASKS...", "--json", "--limit", "--logs", "--thinking", "--trust-remote-code"],
     "report": ["RUN", "--card", "--json", "--public", "--push", "--runs"],

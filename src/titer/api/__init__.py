@@ -15,7 +15,7 @@ from __future__ import annotations
 from titer.api.about import Told, card, doctor, models_get, prune, push, report, stored
 from titer.api.cost import cost
 from titer.api.measure import Audited, audit, evaluate, inspect, lm_eval, must_hold
-from titer.api.study import Studied, demo, study
+from titer.api.study import Studied, demo, study, sweep
 from titer.api.train import align, finetune, repair
 from titer.commands.measuring import Evaluated
 from titer.commands.repair import Repaired
@@ -58,4 +58,5 @@ __all__ = [
     "show",
     "stored",
     "study",
+    "sweep",
 ]

@@ -10,8 +10,8 @@ from titer.core.claims import Claim, read_claims
 from titer.core.run import Store
 from titer.pipeline import Reporter
 from titer.studies.demo import run_demo
-from titer.studies.prepare import prepared
-from titer.studies.request import DemoRequest, StudyRequest
+from titer.studies.prepare import prepared, swept
+from titer.studies.request import DemoRequest, StudyRequest, SweepRequest
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ def study(order: StudyRequest, shown: Reporter, command: str) -> Studied:
     `seeds` counts the worlds, or names them. `only`, `part` and `bases` belong to the world, what follows `part` to real models.
     """
     return _studied(*prepared(order).run(Store(Path(order.runs), shown.tell), shown, command))
+
+
+@asked(SweepRequest)
+def sweep(order: SweepRequest, shown: Reporter, command: str) -> Studied:
+    """The worst attack on each defence of a recipe, searched, then repeated on fresh bases and prompts. As `titer sweep`."""
+    return _studied(*swept(order).run(Store(Path(order.runs), shown.tell), shown, command))
 
 
 def _studied(page: Path, answer: str) -> Studied:

@@ -10,7 +10,7 @@ import typer
 from titer import __version__
 from titer.cli.about import doctor, list_, models_get, report, runs_, show
 from titer.cli.measure import audit, evaluate, inspect, lm_eval
-from titer.cli.studies import demo, study
+from titer.cli.studies import demo, study, sweep
 from titer.cli.training import align, finetune, repair
 from titer.cli.trouble import INTERRUPTED, check_surroundings, fail, file_trouble, os_message
 from titer.core.errors import TiterError, visible
@@ -31,7 +31,7 @@ app = typer.Typer(
 models_app = typer.Typer(no_args_is_help=True, help="Models that Titer can fetch by name.")
 app.add_typer(models_app, name="models")
 models_app.command("get")(models_get)
-for command in (demo, evaluate, audit, study):
+for command in (demo, evaluate, audit, study, sweep):
     app.command()(command)
 for training in (align, finetune):
     app.command(context_settings={"token_normalize_func": lambda name: FORMER.get(name, name)})(training)

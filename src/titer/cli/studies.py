@@ -1,12 +1,17 @@
-"""`titer demo` and `titer study`: whole studies, from nothing to a report."""
+"""`titer demo`, `titer study` and `titer sweep`: whole studies, from nothing to a report."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from titer.cli.options import AsJson, Dry, command
 from titer.cli.output import as_records, command_line, show_result
-from titer.studies.request import DemoRequest, StudyRequest
+from titer.commands.requests import Place
+from titer.studies.request import DemoRequest, StudyRequest, SweepRequest
+
+if TYPE_CHECKING:
+    from titer.studies.prepare import Declared
 
 
 @command
@@ -30,13 +35,25 @@ def demo(order: DemoRequest, dry_run: Dry = False, as_json: AsJson = False) -> N
 @command
 def study(order: StudyRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
     """Reproduce a paper's figures and tables, its claims against controls; or on real models."""
-    from titer.core.run import Store
     from titer.studies.prepare import prepared
+
+    _run(prepared(order), order.runs, dry_run, as_json)
+
+
+@command
+def sweep(order: SweepRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
+    """Search the worst attack on each defence of a recipe, then repeat it on fresh bases and prompts."""
+    from titer.studies.prepare import swept
+
+    _run(swept(order), order.runs, dry_run, as_json)
+
+
+def _run(ready: Declared, runs: Place, dry_run: bool, as_json: bool) -> None:
+    from titer.core.run import Store
     from titer.terminal import Terminal
 
-    ready = prepared(order)
     with Terminal() as terminal:
-        store = Store(Path(order.runs), terminal.tell)
+        store = Store(Path(runs), terminal.tell)
         if not dry_run:
             return _show(*ready.run(store, terminal, command_line()), as_json)
         cost = ready.cost(store)

@@ -94,11 +94,21 @@ def must_be_installed() -> None:
         raise TiterError("the attacker's search needs Optuna, which is not installed", next_step="pip install 'titer[search]'")
 
 
-def searched(objective: Objective, space: Space, trials: int, seed: int, first: Sequence[Settings] = ()) -> Found:
+def searched(
+    objective: Objective,
+    space: Space,
+    trials: int,
+    seed: int,
+    first: Sequence[Settings] = (),
+    at_once: int = 1,
+    ahead: Callable[[Sequence[Settings]], None] | None = None,
+) -> Found:
     """`trials` calls of the objective, which TPE chooses so as to raise it; `first` (say the paper's attack) are tried first.
 
-    Settings may be asked for twice; a cached objective answers at once. A value that is not finite (could not be judged) is
-    kept in the table and teaches nothing. Errors: Optuna is absent; `first` outside the space; no trial could be judged.
+    `at_once` trials are chosen before the first of them is judged, and told to `ahead`, which may make what they need at once: part of
+    what determines the trials, as the seed is. Settings may be asked for twice; a cached objective answers at once. A value that is not
+    finite (could not be judged) is kept in the table and teaches nothing. Errors: Optuna is absent; `first` outside the space; no trial
+    could be judged.
     """
     _check(space, trials, first)
     must_be_installed()
@@ -110,7 +120,7 @@ def searched(objective: Objective, space: Space, trials: int, seed: int, first: 
         else optuna.distributions.FloatDistribution(one.low, one.high, log=True)
         for name, one in space.items()
     }
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=at_once > 1)
     loud = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -120,16 +130,25 @@ def searched(objective: Objective, space: Space, trials: int, seed: int, first: 
                 {name: s.values.index(one[name]) if isinstance(s, Choices) else float(one[name]) for name, s in space.items()}
             )
         rows = []
-        for _ in range(trials):
-            trial = study.ask(places)
-            settings = {name: s.values[trial.params[name]] if isinstance(s, Choices) else trial.params[name] for name, s in space.items()}
-            value = float(objective(dict(settings)))
-            rows.append((settings, value))
-            judged = math.isfinite(value)
-            study.tell(trial, value if judged else None, optuna.trial.TrialState.COMPLETE if judged else optuna.trial.TrialState.FAIL)
+        for begun in range(0, trials, at_once):
+            asked = [study.ask(places) for _ in range(min(at_once, trials - begun))]
+            chosen = [_settings(space, trial.params) for trial in asked]
+            if ahead is not None:
+                ahead(chosen)
+            for trial, settings in zip(asked, chosen, strict=True):
+                value = float(objective(dict(settings)))
+                rows.append((settings, value))
+                judged = math.isfinite(value)
+                state = optuna.trial.TrialState.COMPLETE if judged else optuna.trial.TrialState.FAIL
+                study.tell(trial, value if judged else None, state)
     finally:
         optuna.logging.set_verbosity(loud)
     return _found(rows)
+
+
+def _settings(space: Space, drawn: Mapping[str, Any]) -> Settings:
+    """What Optuna drew, in the space's own values: of choices it knows the places."""
+    return {name: one.values[drawn[name]] if isinstance(one, Choices) else drawn[name] for name, one in space.items()}
 
 
 def _check(space: Space, trials: int, first: Sequence[Settings]) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from titer.core.config import Record
+from titer.core.search import Choices, LogRange
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Source, Stream
 from titer.data.mix import mix, prompts
@@ -44,6 +45,19 @@ class Budget(Record):
         return self.steps * self.batch / self.examples
 
 
+class Search(Record):
+    """What an attacker who tunes may set, against which defences, and how long they search: trials a defence; a grid has no number."""
+
+    over: tuple[tuple[Literal["rate", "ratio", "examples"], Choices | LogRange], ...] = (
+        ("rate", LogRange(low=5e-5, high=6e-4)),
+        ("ratio", Choices(values=(0.01, 0.05))),
+    )
+    methods: tuple[str, ...] = Field(default=("sft", "vaccine"), min_length=1)
+    attacker: Literal["optuna", "grid"] = "optuna"
+    trials: int = Field(default=12, ge=1)
+    rho: float = Field(default=2.0, gt=0, description="Vaccine's radius: the paper's")
+
+
 class Scale(Record):
     """The sizes of one run of the study; `base` is the scale of the mechanistic study that the base comes from."""
 
@@ -70,6 +84,7 @@ class Scale(Record):
     align_seeds: int = Field(default=2, ge=1, description="alignments of a base by each way that is compared: data and order differ")
     inputs: int = Field(default=150, ge=8)
     save_every: int = Field(default=100, ge=1)
+    search: Search = Search()  # of `titer sweep`
 
     @property
     def world(self) -> World:

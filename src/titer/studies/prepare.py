@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
-from titer.core.errors import TiterError, unknown
+from titer.core.config import build, digest
+from titer.core.errors import TiterError, unknown, visible
 from titer.core.parallel import Silent
 from titer.core.plugins import names
 from titer.core.run import Store
+from titer.core.search import Choices, LogRange
 from titer.models.fetch import resolve
 from titer.pipeline import Model, Pipeline, Reporter
+from titer.recipes.huang2024 import Search
 from titer.studies.engine.declare import Given, Study
 from titer.studies.engine.lab import on_text
 from titer.studies.engine.price import price
 from titer.studies.engine.run import labs_of, opened, run_study
-from titer.studies.request import StudyRequest
+from titer.studies.huang2024.defences import CORE, EQUAL, FAMILY
+from titer.studies.request import Placed, StudyRequest, SweepRequest
 
 Cost = Mapping[str, object]
 
@@ -36,7 +41,7 @@ class Declared:
     def cost(self, store: Store) -> Cost:
         """What it would compute, in hours where FLOP/s are given; on worlds `plan`, a row a model, and `summary`, the same in words."""
         if self.order.given is None:
-            return dict(zip(("plan", "summary"), price(self.order, store), strict=True))
+            return dict(zip(("plan", "summary"), price(self.order, store, self.scale), strict=True))
         lab = labs_of(self.order, self.study, self.scale, Pipeline(store, Silent()))[0]
         return self.study.cost(lab, lab.nodes, self.order.flops)
 
@@ -61,6 +66,59 @@ def prepared(order: StudyRequest) -> Declared:
     scale = scale.model_copy(update={name: value for name in ("alpha", "prompts") if (value := getattr(order, name)) is not None})
     study.source(scale, 0, order.given)  # what is wrong with the data is said before anything is priced or run
     return Declared(order, study, scale)
+
+
+NAMES = {"lr": "rate", "ratio": "ratio", "examples": "examples", "method": "method"}  # what a sweep may go over -> the attack's field
+
+
+def swept(order: SweepRequest) -> Declared:
+    """Errors: an unknown recipe, attacker, setting, defence or scale; values that are none."""
+    for noun, given, known in (("recipe", order.recipe, ("huang2024",)), ("attacker", order.attacker, ("optuna", "grid"))):
+        if given not in known:
+            unknown(noun, given, known)
+    fields = {field.name: getattr(order, field.name) for field in dataclass_fields(Placed)}
+    asked = StudyRequest("sweep", order.scale, order.seeds, bases=order.bases, flops=order.flops, runs=order.runs, **fields)
+    study, scale = opened(asked)
+    over = _over(order.over)
+    methods = over.pop("method", Choices(values=scale.search.methods))
+    if not isinstance(methods, Choices):
+        raise TiterError("--over method is a range", expected="names with colons: method=sft:vaccine")
+    defences = [name for name in (*CORE, *FAMILY) if name != EQUAL]  # whose length is found by comparing losses
+    for name in methods.values:
+        if name not in defences:
+            unknown("defence", str(name), defences)
+    search = {"methods": methods.values, "attacker": order.attacker, "trials": order.trials}
+    if over:
+        search["over"] = tuple(over.items())
+    made = build(Search, search, "--over")
+    return Declared(asked, study, scale.model_copy(update={"search": made, "name": f"{scale.name}-{digest(made, 6)}"}))
+
+
+def _over(text: str) -> dict[str, Choices | LogRange]:
+    """`lr=1e-5..1e-3,ratio=0.01:0.05` as a space. Errors: an unknown name, one given twice, no number where one belongs."""
+    found: dict[str, Choices | LogRange] = {}
+    for word in filter(None, text.split(",")):
+        name, _, values = word.strip().partition("=")
+        if name not in NAMES:
+            unknown("setting of the attack", name, NAMES)
+        if NAMES[name] in found or not values:
+            raise TiterError(
+                f"--over {name} has {'two lists of values' if values else 'no value'}", expected="lr=5e-5..6e-4,ratio=0.01:0.05"
+            )
+        low, dots, high = values.partition("..")
+        if dots:
+            found[NAMES[name]] = build(LogRange, {"low": low, "high": high}, f"--over {name}")
+        else:
+            listed = values.split(":") if name == "method" else [_number(name, one) for one in values.split(":")]
+            found[NAMES[name]] = build(Choices, {"values": tuple(listed)}, f"--over {name}")
+    return found
+
+
+def _number(name: str, word: str) -> int | float:
+    try:
+        return int(word) if word.isascii() and word.isdigit() else float(word)
+    except ValueError:
+        raise TiterError(f"--over {name}={visible(word, 40)} is no number", expected=f"{name}=LOW..HIGH or {name}=VALUE:VALUE") from None
 
 
 def _aligning(order: StudyRequest, base: str) -> tuple[Model, Path]:

@@ -62,6 +62,24 @@ class StudyRequest(Running, Placed):
 
 
 @dataclass(frozen=True)
+class SweepRequest(Placed):
+    """An attacker who tunes against each defence of a recipe, as its user words it: what they may set, and how they search."""
+
+    recipe: Annotated[str, Argument(help="What is aligned and attacked: huang2024.")]
+    over: Annotated[
+        str, Option(help="What is tried, with commas: lr=5e-5..6e-4,ratio=0.01:0.05,examples=1000,method=sft:vaccine (defences).")
+    ] = ""
+    attacker: Annotated[str, Option(help="How they search: optuna (TPE) or grid.")] = "optuna"
+    trials: Annotated[int, Option(min=1, max=10_000, help="Trials against each defence.")] = 12
+    scale: Annotated[str, Option(help="nano or cpu.")] = "nano"
+    seeds: Annotated[int | Sequence[int], Option(min=1, max=100, help="On how many fresh worlds the worst attacks are repeated.")] = 3
+    bases: Annotated[int, Option(min=1, max=20, help="How many base models of each world.")] = 2
+    flops: Annotated[float | None, Option(help="FLOP/s of your device, to price a --dry-run in hours.")] = None
+    runs: Runs = Path("runs")
+    progress: bool = True
+
+
+@dataclass(frozen=True)
 class DemoRequest:
     """The demo on one world."""
 

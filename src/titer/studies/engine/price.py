@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,9 +32,13 @@ LISTED = 60  # models of a seed above which they are told by kind
 LOOKED_AT = 8  # seeds whose stages are looked up one by one; the keys of a seed take seconds, for its data are drawn
 
 
-def price(order: StudyRequest, store: Store) -> tuple[pd.DataFrame, str]:
-    """(a row a model and seed: steps, tokens, TFLOP, whether it stands; the same in words). Errors: as `run.opened`."""
-    study, scale = opened(order)
+def price(order: StudyRequest, store: Store, scale: Any = None) -> tuple[pd.DataFrame, str]:
+    """(a row a model and seed: steps, tokens, TFLOP, whether it stands; the same in words); `scale`, where it has no name.
+
+    Errors: as `run.opened`.
+    """
+    study, named = opened(order)
+    scale = scale or named
     pipeline = Pipeline(store, Silent())
     worlds = worlds_of(order, study, scale)
     labs = labs_of(replace(order, seeds=worlds[:LOOKED_AT]), study, scale, pipeline, plan=True)
