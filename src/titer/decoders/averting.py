@@ -43,7 +43,7 @@ class Averting(Decoder):
     """How strongly, or to which share of unsafe answers; whether to refuse instead."""
 
     SOURCE = "arXiv 2304.03081, carried to text"
-    VERSION = 2
+    VERSION = 3
     NEUTRAL = {"strength": 0.0}
 
     reads: Literal["tokens", "hidden"] = Field(default="tokens", description="tokens alone, or with the last layer's state before each")
@@ -130,7 +130,8 @@ class Averting(Decoder):
     def _ascended(self, lm: LM, state: State, prompts: Sequence[str]) -> float:
         """The strength at which whole answers' V is the target on average: it grows by their ratio while V is above, and shrinks below.
 
-        V falls about as the strength grows, so a step by the ratio is about right whatever the model; the noise of its draws is averaged.
+        V falls about as the strength grows or slower, so a step by the ratio is never far too long, whatever the model. The first half of
+        the rounds goes there by whole steps; in the second they shorten, and its mean, in logs, takes the noise of the draws out.
         """
         eta, plain = math.log(max(self.strength, 1e-3)), self.model_copy(update={"target": None, "refuse_above": None})
         prompts, found = [*prompts] * math.ceil(DRAWS / len(prompts)), []
@@ -141,7 +142,7 @@ class Averting(Decoder):
             rows = [h + t for h, t in zip(prompt_ids(lm.tokenizer, prompts), answer_ids(lm.tokenizer, [c.text for c in said]), strict=True)]
             V = float(valued(lm, rows, state).mean())
             found.append(eta)
-            eta += math.log(max(V, 1e-6) / float(self.target or 1)) / math.sqrt(number + 1)
+            eta += math.log(max(V, 1e-6) / float(self.target or 1)) / math.sqrt(max(1, number - self.rounds // 2 + 1))
         return math.exp(sum(found[len(found) // 2 :]) / len(found[len(found) // 2 :]))
 
 

@@ -55,7 +55,7 @@ from titer.studies.repair2026.ways import (
 )
 from titer.tables import direct, requests
 
-ROLES = {"base": "base", "aligned": "aligned", "harmful": "harmful alone", "safe": "refusals alone", "expert": "refusals alone"}
+ROLES = {"base": "base", "aligned": "aligned", "harmful": "harmful alone", "safe": "refusals alone", "expert": "aligned"}
 ALONE: Mapping[str, Answer] = {"harmful alone": "comply", "refusals alone": "refuse"}  # what the aligned model is tuned on further
 CALIBRATION = 200_000  # where the requests begin that ways are calibrated on: none is asked
 SELECTION_SEED = 100  # no verdict uses it

@@ -1,7 +1,7 @@
 """`titer study repair2026 --base MODEL --data FOLDER`: repairs and abliteration on a real model that a harmless task broke. L7.
 
-One seed: a demonstration, not a verdict. Aligned and tuned are the README's models, made by its commands' own stages (found if they
-stand): safe responses, then SST-2. Beside them stands the aligned model after ordinary instructions answered, which this alignment had
+One seed: a demonstration, not a verdict. Aligned and tuned are the README's models, made by its commands' own stages: safe
+responses, then SST-2. Beside them stands the aligned model after ordinary instructions answered, which this alignment had
 taught it to refuse too: what it learned then is taken out in a harm vector's place; with `--harmful FILE` that file's rows answered. The
 tuned model is mended as it is, and with its refusal direction taken out; beside that a random one. Strengths are chosen on one half of
 the prompts and read on the other. The price is the user's task; safe prompts refused, which this alignment taught, are shown beside it.
@@ -74,7 +74,6 @@ WAYS: Mapping[str, Way] = {
     AS_IS: Way(None, None, "", (math.nan,)),
     CONTROL: Way(Scaling(), None, "c", (0.9, 0.7, 0.5, 0.25)),
     "restore, attention": Way(Restore(part="attention"), None, "share", (0.25, 0.5, 0.75, 1.0)),
-    "restore, mlp": Way(Restore(part="mlp"), None, "share", (0.25, 0.5, 0.75, 1.0)),
     "harm_vector": Way(HarmVector(), None, "strength", (0.5, 1.0, 2.0, 3.0)),
     "resta": Way(Resta(), None, "gamma", (0.1, 0.25, 0.5, 1.0)),
     "safe_lora": Way(SafeLoRA(), None, "threshold", (0.1, 0.2, 0.35, 0.6)),
@@ -107,7 +106,7 @@ class RepairScale(Record):
     epochs: int = Field(default=2, ge=1, description="of those")
     rank: int = Field(default=8, ge=1)
     alpha: int | None = Field(default=None, ge=1)
-    prompts: int = Field(default=100, ge=4, description="of each class and of the task; every second one chooses strengths")
+    prompts: int = Field(default=90, ge=4, description="of each class and of the task; every second one chooses strengths")
     max_new_tokens: int = Field(default=32, ge=1)
     save_every: int = Field(default=25, ge=1)
 

@@ -96,7 +96,9 @@ WAYS: Mapping[str, Way] = {
     "restore, attention": Way(Restore(part="attention"), None, "share", (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)),
     "restore, mlp": Way(Restore(part="mlp"), None, "share", (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)),
     "safe_align": Way(None, SafeAlign(), "alpha", (0.12, 0.25, 0.4, 0.5, 0.6, 0.8)),
-    "safe_decoding": Way(None, SafeDecoding(), "alpha", (0.01, 0.02, 0.05, 0.1, 0.15, 0.25)),
+    "safe_decoding": Way(
+        None, SafeDecoding(candidates=40), "alpha", (0.3, 0.4, 0.45, 0.48, 0.5, 0.6)
+    ),  # all of the words that the world has
     "averting": Way(None, Averting(), "strength", (3.0, 10.0, 20.0, 30.0, 40.0, 80.0)),
     "averting, hidden": Way(None, Averting(reads="hidden"), "strength", (3.0, 10.0, 20.0, 30.0, 40.0, 80.0)),
     "averting, refusing": Way(None, Averting(strength=0.0), "refuse_above", (0.999, 0.99, 0.97, 0.9, 0.7, 0.5)),
