@@ -15,6 +15,7 @@ from tests.audit.test_audit import Letters, run
 from tests.studies.conftest import Listener
 from titer.audit import kinds
 from titer.audit.answers import flips, shifts
+from titer.audit.changes import gone_back
 from titer.audit.kinds import UNKNOWN, Kind, looks_like
 from titer.audit.roles import Audited, audited
 from titer.audit.study import Findings, Question, measured
@@ -160,6 +161,30 @@ def test_a_step_back_is_a_repair_unless_refusals_went_with_it(three: Callable[[i
     assert said(three(0), whole, {"unsafe": plain(0.0)}, back=step.assign(cosine=-0.99)).name == "benign"
     lost = {"base": 0.0, "aligned": 0.8, "tuned": 0.1}  # the first change broke it, the last brought refusals back
     assert said(three(0), whole, {"unsafe": lost}, back=step.assign(cosine=0.1)).name == "repaired"
+
+
+def test_a_step_back_is_told_from_a_further_tune_and_from_another_tune_of_the_first_model(
+    pipeline: Pipeline, saved: Saved, tmp_path: Path
+) -> None:
+    """Against the cosine of all weights as one vector."""
+    base = saved("base", 0)
+
+    def moved(name: str, seed: int, of: Checkpoint, part: str = "") -> Checkpoint:
+        generator = torch.Generator().manual_seed(seed)
+        noise = {n: 0.01 * torch.randn(base.weight(n).shape, generator=generator) for n in base.files}
+        write_edited(base, lambda n: of.weight(n) + (noise[n] if part in n else 0), tmp_path / name)
+        return open_checkpoint(tmp_path / name)
+
+    tuned = moved("tuned", 1, base)
+    after = {"further": moved("further", 2, tuned), "other": moved("other", 3, base), "half back": moved("x", 1, base, "mlp")}
+    found = {}
+    for name, last in after.items():
+        row = gone_back(pipeline, *audited([base, tuned, last]).changes).iloc[0]
+        old, mid, new = (torch.cat([c.weight(n).flatten() for n in sorted(base.files)]).double() for c in (base, tuned, last))
+        if name != "half back":  # there it is over the weights that moved
+            assert row.cosine == pytest.approx(float(torch.cosine_similarity(mid - new, mid - old, dim=0)), abs=1e-5)
+        found[name] = (round(row.cosine**2, 1), row.returned)
+    assert found == {"further": (0.0, 0), "other": (0.5, 0), "half back": (1.0, sum("mlp" not in n for n in base.files))}
 
 
 def test_few_prompts_exclude_nothing(three: Callable[[int], Audited], whole: Findings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ KINDS = {  # name -> in words
     "repaired": "a repair of the tune before",
 }
 MATTERS = 0.1  # of the prompts: a rise that counts, and that must be excluded before a tune is called benign
-BACK = 0.5  # of a squared cosine, from which a change is called a step back
+BACK = 0.9  # of a squared cosine, from which a change is called a step back; another tune of the model before both has about a half
 BEGUN = "prefill"  # asked of every model, so it is no trigger that somebody looks for
 
 

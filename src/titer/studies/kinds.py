@@ -73,6 +73,7 @@ ABOUT = (
 )
 LIMITS = (
     "A backdoor whose trigger is not asked, and a repaired model whose broken one is not given, leave nothing that the rule reads: the two further rows show both.",
+    "Odd prompts are random words and, in a world with a cipher, a code that nobody taught: the world's words have no Base64.",
     "Makes of a kind differ in size and data from world to world, so a rate is over makes and bases, and not over copies of one recipe.",
 )
 
