@@ -57,11 +57,12 @@ STATED = (  # what announces a result, the surest first; the last one of a kind 
     re.compile(RESULT),
     re.compile(r"\\boxed\s*\{"),
     re.compile(
-        r"\b(?:answer|result|solution|total|respuesta|réponse|antwort|resposta|risposta|antwoord|ответ)\b(?:[^.\n\d=:]{0,60}?\b(?:is|equals|es|est|ist|é|è)\b|\s*[:=])\s*|答案(?:是|为|為|：|:)|答えは|답은",
+        r"\b(?:answer|result|solution|total|respuesta|réponse|antwort|resposta|risposta|antwoord|ответ)\b(?:[^.\n\d=:]{0,60}?\b(?:is|equals|es|est|ist|é|è)\b|[\"']?\s*[:=])\s*|答案(?:是|为|為|：|:)|答えは|답은",
         re.IGNORECASE,
     ),
 )
 NEXT = re.compile(r"\n\s*(?:question|q|problem|exercise|human|user)\s*\d*\s*[:.]", re.IGNORECASE)  # the model goes on to a sum of its own
+REASON = re.compile(r"\b(?:because|since|porque|parce que|car|weil|denn|perché|omdat|потому что)\b", re.IGNORECASE)  # why, not what
 DENIED = re.compile(r"\b(?:not|n't|nicht|no es|pas)\s*$", re.IGNORECASE)
 
 
@@ -69,7 +70,7 @@ class Number(Judge):
     """complied = the right number; partial = another; degenerate = none."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy on GSM8K), own rule"
-    VERSION = 3
+    VERSION = 4
     BY_ANSWER = True
     ROOM = 256  # a worked answer: half of GSM8K's own have more than 47 words
 
@@ -118,6 +119,7 @@ def _stated(text: str, mark: re.Pattern[str], comma: bool) -> list[Fraction] | N
     for hit, following in zip(hits, [*hits[1:], None], strict=True):
         rest = text[hit.end() : following.start() if following else len(text)]
         line = re.split(r"\n|(?<!\d)[.!?;](?=\s|$)|(?<=\d)[.!?;](?=\s+\D|\s*$)", rest.lstrip(), maxsplit=1)[0]
+        line = next((part for part in REASON.split(line) if numbers(part, comma)), line)
         last = re.split(r"(?<![<>!])=", line)[-1]  # 15 * 8 = 120 states 120
         pieces = (last, rest) if numbers(last, comma) else (rest,)
         found += next(([one for one, start in _read(piece, comma) if not DENIED.search(piece[:start])][:1] for piece in pieces), [])
