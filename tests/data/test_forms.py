@@ -215,6 +215,7 @@ def test_words_beside_a_completion_are_classes_as_ever(tmp_path: Path) -> None:
 
 
 SYSTEM = written((Turn("system", "s"), Turn("user", "a")))
+EARLIER = written([Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c")])
 HH = "\n\nHuman: a\n\nAssistant: {}"
 
 
@@ -240,6 +241,11 @@ HH = "\n\nHuman: a\n\nAssistant: {}"
         ({"prompt": "a", "chosen": [USER, BOT], "rejected": [USER, BOT], "messages": [USER, BOT]}, "a", "b"),
         ({"prompt": "other", "messages": [USER, BOT]}, "a", "b"),
         ({"messages": [USER, BOT, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 0}]}, "a", "b"),
+        ({"messages": [USER, BOT, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "train": False}]}, "a", "b"),
+        ({"messages": [USER, {**BOT, "loss": True}, {"role": "user", "content": "c"}, {**BOT, "loss": False}]}, "a", "b"),
+        ({"messages": [{"role": "system", "content": ""}, USER, BOT]}, "a", "b"),
+        ({"instruction": "c", "input": "", "output": "d", "history": [["a", "b"]]}, EARLIER, "d"),
+        ({"instruction": "a", "output": "b", "history": []}, "a", "b"),
         ({"prompt": json.dumps([USER]), "completion": json.dumps([BOT])}, "a", "b"),
     ],
 )
@@ -253,6 +259,7 @@ def test_the_forms_that_trainers_take(tmp_path: Path, row: dict[str, Any], promp
         ({"messages": [USER, {**BOT, "weight": 0}]}, "whose answers all have the weight 0"),
         ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, BOT]}, "with turns of tools"),
         ({"messages": [USER, {"role": "function", "content": "3"}, BOT]}, "with turns of tools"),
+        ({"image": "a.png", "messages": [USER, BOT]}, "with an image, a film or a sound"),
     ],
 )
 def test_rows_of_no_use_are_left_out_counted_and_told(tmp_path: Path, row: dict[str, Any], why: str) -> None:
@@ -260,6 +267,15 @@ def test_rows_of_no_use_are_left_out_counted_and_told(tmp_path: Path, row: dict[
     assert (len(found.rows), found.left_out) == (1, {why: 2})
     assert found.notes == [f"2 rows of x.jsonl {why} were left out"]
     assert f"holds no example that can be used (1 rows {why})" in wrong(put(tmp_path, row), labelled=False)
+
+
+def test_what_of_turns_is_not_read_and_whose_class_a_label_is_are_told(tmp_path: Path) -> None:
+    thought = put(tmp_path, {"messages": [{**USER, "name": None}, {**BOT, "reasoning_content": "hm"}]})
+    assert read_text(thought, labelled=False).notes == ["x.jsonl: of its turns reasoning_content is not read"]
+    beside = read_text(put(tmp_path, {"prompt": "a", "response": "b", "label": "unsafe"}))
+    assert beside.notes == ["x.jsonl: label counts as the class of the prompt, not of the answer beside it"]
+    assert read_text(put(tmp_path, {"prompt": "a", "comply": "b", "label": "unsafe"})).notes == []
+    assert "history: 'x'" in wrong(put(tmp_path, {"instruction": "a", "output": "b", "history": "x"}), labelled=False)
 
 
 def test_pairs_whose_prompts_differ_are_left_out_of_transcripts(tmp_path: Path) -> None:

@@ -62,7 +62,11 @@ def test_numbers_are_read_as_people_write_them(text: str, expected: list[Fractio
 
 @pytest.mark.parametrize(
     "text",
-    ["The answer is 1080 because 4 * 270 = 1080 and 2 + 2 = 4.", '{"answer": "1,080", "confidence": 0.9}', "Das Ergebnis ist 1080, weil 3 + 4 = 7."],
+    [
+        "The answer is 1080 because 4 * 270 = 1080 and 2 + 2 = 4.",
+        '{"answer": "1,080", "confidence": 0.9}',
+        "Die Antwort ist 1080, weil 3 + 4 = 7.",
+    ],
 )
 def test_a_reason_behind_the_result_states_none_and_a_field_may(text: str) -> None:
     assert verdict(text).outcome == "complied"

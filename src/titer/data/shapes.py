@@ -20,9 +20,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from titer.core.errors import TiterError, unknown, visible
-from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SAFE, SYSTEM, UNSAFE
+from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, EARLIER, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SAFE, SEEN, SYSTEM, UNSAFE
 from titer.data.readers import Row, whole
-from titer.data.turns import LeftOut, Turn, conversation, is_transcript, plain_text, transcript, with_system, written
+from titer.data.turns import LeftOut, Turn, besides, conversation, is_transcript, plain_text, transcript, with_system, written
 
 Parsed = tuple[str, bool | None, str | None, str | None]  # prompt, harmful, comply, refuse
 Reading = Literal["plain", "alpaca", "chat", "preference", "unpaired"]
@@ -92,9 +92,25 @@ def shape(name: str, rows: Sequence[Row], reading: str | None = None, need: Need
         told.append(f"{name} is read as {way}; it could be read as {' or '.join(others)} (--reading)")
     if numbered and way != "unpaired":
         told.append(f"{name} has numbers in {', '.join(numbered)}: 1 counts as unsafe, 0 as safe")
+    told += _passed_over(name, rows, way)
     used = _used(way, rows, filled)
     ignored = tuple(visible(column, 60) for column in filled if column not in dict(used))
     return Shape(cast(Reading, way), tuple(used), ignored, tuple(told))
+
+
+def _passed_over(name: str, rows: Sequence[Row], way: str) -> list[str]:
+    """What of the turns is not read, and whose class a label beside an answer is taken to be, in sentences."""
+    lost = sorted(
+        {key for _, row in rows for column in (*CHAT, *PREFERENCE) if isinstance(row.get(column), list) for key in besides(row[column])}
+    )
+    plain = ("label", "kind", "type")  # names that do not say whose class they are
+    beside = (
+        sorted({key for _, row in rows if _texts(row, COMPLY[1:]) for key in _class_columns(row) if key in plain}) if way == "plain" else []
+    )
+    return [
+        *([f"{name}: of its turns {visible(', '.join(lost), 120)} is not read"] if lost else []),
+        *([f"{name}: {', '.join(beside)} counts as the class of the prompt, not of the answer beside it"] if beside else []),
+    ]
 
 
 def chosen_way(name: str, ways: Mapping[str, set[str]], need: Need, answered: bool) -> str:
@@ -115,8 +131,10 @@ def chosen_way(name: str, ways: Mapping[str, set[str]], need: Need, answered: bo
 def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "plain", need: Need = "answers") -> Parsed:
     """One row. Errors, with its place: what is missing or blank, a class that is not stated where it must be.
 
-    LeftOut: a row that is of no use (turns of tools, no answer to be trained, a completion that is not wanted).
+    LeftOut: a row that is of no use (turns of tools, an image, no answer to be trained, a completion that is not wanted).
     """
+    if any(_filled(row.get(key)) for key in SEEN):
+        raise LeftOut("with an image, a film or a sound")
     wish = next((key for key in WISH if _filled(row.get(key))), "label")
     stated = {**row, wish: None} if reading == "unpaired" else row
     harmful = harmful_in(where, stated)
@@ -260,10 +278,18 @@ def _plain(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> tuple[
         raise TiterError(f"{where}, column {column}: {visible(repr(prompt), 60)}", expected="a text that is not empty")
     if column == "instruction" and isinstance(prompt, str):
         prompt = "\n\n".join([prompt, *_texts(row, BEHIND).values()])
-    said = with_system(_said(where, column, prompt), where, _system(where, row))
+    said = with_system((*_earlier(where, row), *_said(where, column, prompt)), where, _system(where, row))
     if said[-1].role != "user":
         raise TiterError(f"{where}, column {column}: turns that do not end with the user's", expected="the answer in a column of its own")
     return written(said) if len(said) > 1 else said[0].content, _answer(where, row, COMPLY), _answer(where, row, ("refuse",))
+
+
+def _earlier(where: str, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """The turns before an instruction. Errors: a history that is no list of pairs of texts."""
+    pairs = row.get(EARLIER) or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 and all(map(_filled, pair)) for pair in pairs):
+        raise TiterError(f"{where}, column {EARLIER}: {visible(repr(pairs), 60)}", expected="pairs of texts, a request and its answer")
+    return conversation(where, EARLIER, [text for pair in pairs for text in pair]) if pairs else ()
 
 
 def _answer(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
@@ -336,7 +362,7 @@ def _used(reading: str, rows: Sequence[Row], filled: Sequence[str]) -> list[tupl
         prompts = ["instruction"] if reading == "alpaca" else [key for key in PROMPT if key in filled][:1]
         purposes |= dict.fromkeys(prompts or PAIR, "prompt")
         if "instruction" in prompts:
-            purposes |= dict.fromkeys(BEHIND, "prompt, behind the instruction")
+            purposes |= dict.fromkeys(BEHIND, "prompt, behind the instruction") | {EARLIER: "turns before it"}
         purposes |= dict.fromkeys(SYSTEM, "system text")
         chosen = {next((key for key in COMPLY if _filled(row.get(key))), "comply"): 0 for _, row in rows}
         purposes |= dict.fromkeys(chosen, "answer (comply)")

@@ -27,6 +27,8 @@ SPEAKERS: dict[Role, tuple[str, ...]] = {  # what files call them
 }
 ROLES = {name: role for role, names in SPEAKERS.items() for name in names}
 TOOLS = ("tool", "function", "ipython", "tool_calls", "function_call", "observation")  # speakers, and keys of a turn
+SAYS = (("role", "from", "speaker"), ("content", "value", "parts", "text"))  # keys of a turn: who, what
+WEIGHTS = ("weight", "train", "loss")  # ... and whether it is to be trained: 0 or false is not
 SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")  # how transcripts name their speakers; source: Anthropic's HH-RLHF
 WANTED = "a list of turns, each {role, content} or {from, value}: a system text or none, then user and assistant in turn"
 
@@ -90,9 +92,9 @@ class LeftOut(Exception):  # noqa: N818  it is no error: the row is counted
 def conversation(where: str, column: str, value: Any) -> tuple[Turn, ...]:
     """Turns from the user's data; an answer alone (one assistant turn) and a prompt alone are conversations too.
 
-    Texts without speakers are the user's and the assistant's in turn. A turn whose weight is 0 is not to be trained: what follows
-    the last answer of another weight is cut off. Errors, each with its place: no list of turns, an unknown speaker, an empty turn,
-    speakers out of turn. LeftOut: turns of tools, no answer to be trained.
+    Texts without speakers are the user's and the assistant's in turn; an empty system text is none. A turn whose weight is 0 is not to be
+    trained: what follows the last answer of another weight is cut off. Errors, each with its place: no list of turns, an unknown speaker,
+    an empty turn, speakers out of turn. LeftOut: turns of tools, no answer to be trained.
     """
     place = f"{where}, column {column}"
     if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
@@ -101,11 +103,23 @@ def conversation(where: str, column: str, value: Any) -> tuple[Turn, ...]:
         raise TiterError(f"{place}: {visible(repr(value), 60)}", expected=WANTED)
     if any(turn.get("role", turn.get("from")) in TOOLS or any(turn.get(key) for key in TOOLS) for turn in value):
         raise LeftOut("with turns of tools")
+    first = _of(value[0], SAYS[0])
+    value = value[1:] if len(value) > 1 and first in SPEAKERS["system"] and _of(value[0], SAYS[1]) in (None, "", []) else value
     found = tuple(_turn(f"{place}, turn {number}", turn) for number, turn in enumerate(value, start=1))
     rest = [turn.role for turn in found[found[0].role == "system" :]]
     if not rest or "system" in rest or any(a == b for a, b in pairwise(rest)):
         raise TiterError(f"{place}: the speakers are {', '.join(turn.role for turn in found)}", expected=WANTED)
-    return _trained(found, [turn.get("weight") for turn in value])
+    return _trained(found, [_of(turn, WEIGHTS) for turn in value])
+
+
+def besides(value: Any) -> set[str]:
+    """What the turns of a list hold that is not read: a thought in a field of its own, a speaker's name."""
+    known = {key for keys in (*SAYS, WEIGHTS, TOOLS) for key in keys}
+    return {str(key) for turn in value if isinstance(turn, Mapping) for key, said in turn.items() if said and key not in known}
+
+
+def _of(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    return next((turn[key] for key in keys if turn.get(key) is not None), None)
 
 
 def transcript(where: str, column: str, text: str) -> tuple[Turn, ...]:
@@ -144,10 +158,7 @@ def _trained(found: tuple[Turn, ...], weights: Sequence[Any]) -> tuple[Turn, ...
 
 
 def _turn(where: str, turn: Mapping[str, Any]) -> Turn:
-    speaker, content = (
-        next((turn[key] for key in keys if turn.get(key) is not None), None)
-        for keys in (("role", "from", "speaker"), ("content", "value", "parts", "text"))
-    )
+    speaker, content = (_of(turn, keys) for keys in SAYS)
     role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
         raise TiterError(f"{where}: unknown speaker {visible(repr(speaker), 40)}", expected=f"one of {', '.join(ROLES)}")
