@@ -225,6 +225,17 @@ def test_damaged_quantised_weights_are_named(int8: Path, tmp_path: Path) -> None
         lost.weight(f"{Q}.weight")
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_codes_that_no_configuration_explains_are_not_run_as_numbers(kind: torch.dtype, plain: Path, tmp_path: Path) -> None:
+    """As where a quantiser wrote a file of its own beside config.json."""
+    shutil.copytree(plain, tmp_path / "codes")
+    tensors = load_file(plain / "model.safetensors")
+    tensors[f"{Q}.weight"] = (tensors[f"{Q}.weight"] * 100).to(kind)
+    save_file(tensors, tmp_path / "codes" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TiterError, match=r"q_proj\.weight is stored as \w+, and config\.json does not say how it is quantised"):
+        load(open_checkpoint(tmp_path / "codes"))
+
+
 def test_a_quantised_model_is_not_blended(int8: Path, plain: Path, tmp_path: Path) -> None:
     with pytest.raises(TiterError, match="is quantised: edited weights"):
         blend(open_checkpoint(int8), open_checkpoint(plain), 0.5, tmp_path / "blend")

@@ -95,16 +95,26 @@ def test_an_index_that_names_what_is_not_there_is_refused(parts: Path) -> None:
         open_checkpoint(parts)
 
 
-def test_a_tensor_that_the_index_leaves_out_is_never_made_up(parts: Path) -> None:
-    lost = next(name for name in open_checkpoint(parts).files if ".1." in name)
+def test_a_tensor_that_the_index_leaves_out_is_measured_as_it_runs(parts: Path) -> None:
+    """transformers reads the shards whole; what is in none of them is never made up."""
+    whole = open_checkpoint(parts).files
+    lost = next(name for name in whole if ".1." in name)
     indexed(parts, **{lost: None})
-    assert lost not in open_checkpoint(parts).files
+    assert open_checkpoint(parts).files == whole
     tensors_of = [file for file in parts.glob("*.safetensors") if lost in load_file(file)]
     for file in tensors_of:
         kept = {name: tensor for name, tensor in load_file(file).items() if name != lost}
         save_file(kept, file, metadata={"format": "pt"})
     with pytest.raises(TiterError, match="missing or misshapen"):
         load(open_checkpoint(parts))
+
+
+def test_a_tensor_in_two_shards_is_refused(parts: Path) -> None:
+    """Which of them runs is a matter of their order."""
+    first, last = sorted(parts.glob("*.safetensors"))[:2]
+    save_file({**load_file(last), **dict(list(load_file(first).items())[:1])}, last, metadata={"format": "pt"})
+    with pytest.raises(TiterError, match="is in two of the shards of"):
+        open_checkpoint(parts)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 3}}'])

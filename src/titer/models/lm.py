@@ -32,7 +32,7 @@ from titer.models.padding import Padding
 from titer.models.sites import Sites
 from titer.models.stream_norm import TANH_GELU, StreamNormForCausalLM  # registers the variant for `load`
 from titer.models.suffix import behind
-from titer.models.weights import check_fits, misshapen
+from titer.models.weights import check_fits, check_plain, misshapen
 from titer.models.words import completed
 
 __all__ = ["Completion", "Decoding"]
@@ -302,6 +302,7 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with opening(checkpoint):
         check_fits(checkpoint, misshapen(checkpoint))
+        check_plain(checkpoint)
         model, wrong = (_filled if checkpoint.quantised else _read)(checkpoint, getattr(torch, dtype))
     check_fits(checkpoint, wrong)
     _merge(model, checkpoint)

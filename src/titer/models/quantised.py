@@ -141,7 +141,8 @@ class Stored:
         found = tensor_of(self._paths[name], name)
         if found.dtype in CODES:
             kind = str(found.dtype).removeprefix("torch.")
-            raise TiterError(f"{visible(name, 120)} is stored as {kind}, and no scale stands beside it", next_step=AGAIN)
+            why = "no scale stands beside it" if self._said else "config.json does not say how it is quantised"
+            raise TiterError(f"{visible(name, 120)} is stored as {kind}, and {why}", next_step=AGAIN)
         return found.float()
 
 

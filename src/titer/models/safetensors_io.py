@@ -52,7 +52,7 @@ def _check_file(file: Path) -> None:
 def tensor_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file of the folder's model that holds it; {} where no safetensors are.
 
-    Errors: a damaged file; an index that names no file or no tensor that is there; two sets of weights.
+    Errors: a damaged file; an index that names no file or no tensor that is there; a tensor in two shards; two sets of weights.
     """
     if (folder / INDEX).is_file():
         return _sharded(folder)
@@ -76,11 +76,17 @@ def _sharded(folder: Path) -> dict[str, Path]:
     if lost := [file for file in files if not (folder / file).is_file()]:
         raise TiterError(f"{folder} lacks {visible(lost[0], 120)} ({len(lost)} of {len(files)} shards are missing)", next_step=AGAIN)
     held = {file: set(names(folder / file)) for file in files}
+    found = {
+        tensor: folder / file for file in files for tensor in held[file]
+    }  # as transformers reads them: whole, whatever of them the index names
+    if len(found) < sum(map(len, held.values())):
+        twice = next(tensor for tensor in sorted(found) if sum(tensor in one for one in held.values()) > 1)
+        raise TiterError(f"{visible(twice, 120)} is in two of the shards of {folder}", expected="every tensor once", next_step=AGAIN)
     if absent := [tensor for tensor, file in named.items() if tensor not in held[file]]:
         raise TiterError(
             f"{visible(absent[0], 120)} is not in {visible(named[absent[0]], 120)}, where {folder / INDEX} puts it", next_step=AGAIN
         )
-    return {tensor: folder / file for tensor, file in named.items()}
+    return found
 
 
 def names(file: Path) -> list[str]:

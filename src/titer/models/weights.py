@@ -12,6 +12,7 @@ from titer.models.edited import write_edited
 from titer.models.sites import Sites
 
 COARSE = {"BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors names the types that float32 is rounded to
+CODED = ("I8", "U8", "I32", "F8_E4M3", "F8_E5M2")  # types of quantised weights
 DIFFER = "differ"
 
 
@@ -96,6 +97,13 @@ def misshapen(checkpoint: Checkpoint) -> list[str]:
         return []
     asked = checkpoint.outline.state_dict()
     return sorted(name for name in checkpoint.files if name in asked and checkpoint.shape(name)[0] != tuple(asked[name].shape))
+
+
+def check_plain(checkpoint: Checkpoint) -> None:
+    """Errors: a parameter is stored in codes and nothing says how they are meant, which transformers would run as numbers."""
+    for name in checkpoint.files if not checkpoint.quantised and not checkpoint.runs_code else ():
+        if checkpoint.shape(name)[1] in CODED and checkpoint.outline.state_dict()[name].is_floating_point():
+            checkpoint.weight(name)
 
 
 def check_fits(checkpoint: Checkpoint, wrong: list[str]) -> None:
