@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.repairs.made import MAKERS, family, mixtral, order, run
@@ -193,6 +194,23 @@ def test_experts_in_one_tensor_are_written_as_the_model_holds_them(tmp_path: Pat
     assert tuned.keys() == repaired.keys()
     assert all(torch.equal(tuned[n], repaired[n]) for n in tuned)
     assert any(p.ndim == 3 for p in tuned.values())
+
+
+def test_what_is_not_written_is_told_and_a_model_without_its_weights_is_refused(tmp_path: Path) -> None:
+    """Drafting heads are no part of what a model computes; torch.compile's names are nobody's."""
+    models = family(tmp_path)
+    file = Path(models[TUNED]) / "model.safetensors"
+    held = load_file(file)
+    save_file({**held, "mtp.0.weight": torch.ones(2)}, file, metadata={"format": "pt"})
+    assert planned(order("scale", tmp_path, models)).notes == [
+        "tuned: 1 tensors of its files are no part of what it computes (mtp.0.weight): they are not written"
+    ]
+    for role in ("aligned", TUNED):
+        save_file(
+            {f"_orig_mod.{name}": one for name, one in held.items()}, Path(models[role]) / "model.safetensors", metadata={"format": "pt"}
+        )
+    with pytest.raises(TiterError, match=r"the weights of \w+ are not those its config.json asks for"):
+        planned(order("scale", tmp_path, models))
 
 
 def test_others_read_a_parameter_when_it_is_asked_for(tmp_path: Path) -> None:

@@ -26,10 +26,10 @@ from titer.core.run import Store
 from titer.data.sources import TextData, detected, preferences
 from titer.models import edited as writing
 from titer.models.checkpoint import Checkpoint, open_checkpoint
-from titer.models.compatible import FAMILY, comparable, configured_apart
+from titer.models.compatible import FAMILY, comparable, configured_apart, unused_tensors
 from titer.models.edited import floating, write_adapter, write_edited, written_bytes
 from titer.models.fetch import resolve
-from titer.models.weights import DIFFER, difference
+from titer.models.weights import DIFFER, check_fits, difference, lacking
 from titer.pipeline import Reporter
 from titer.repairs.base import TUNED, Others, Reading, Repair
 
@@ -108,10 +108,13 @@ def fitting(repair: Repair, models: Mapping[str, Checkpoint]) -> tuple[list[str]
     tuned = models[TUNED]
     if tuned.adapter is None or not repair.ADAPTER:
         _check_editable(tuned)
+    for one in models.values():
+        check_fits(one, lacking(one))
     notes = [note for role, one in models.items() for note in _apart(repair, role, one, models)]
     adapter = _stays(repair, models)
     if not adapter:
         _check_editable(tuned)
+        notes += [f"{note}: they are not written" for note in unused_tensors(tuned.label, tuned)]
     repair.check(Reading(models))
     return notes, adapter
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -97,6 +98,17 @@ def misshapen(checkpoint: Checkpoint) -> list[str]:
         return []
     asked = checkpoint.outline.state_dict()
     return sorted(name for name in checkpoint.files if name in asked and checkpoint.shape(name)[0] != tuple(asked[name].shape))
+
+
+def lacking(checkpoint: Checkpoint) -> list[str]:
+    """Parameters that no stored tensor gives, found before the model is loaded; not of one whose code runs."""
+    if checkpoint.runs_code:
+        return []
+    model = checkpoint.outline
+    given = model._keys_to_ignore_on_load_missing or ()  # which the architecture makes itself
+    return sorted(
+        name for name, _ in model.named_parameters() if name not in checkpoint.names.used and not any(re.search(one, name) for one in given)
+    )
 
 
 def check_plain(checkpoint: Checkpoint) -> None:
