@@ -39,6 +39,32 @@ def test_the_worst_limit_is_the_exit_status(titer: Titer, here: Path) -> None:
     assert "unsafe_refused &lt; 90" in page
 
 
+JUDGE = """
+from titer.judges.base import Judge, Verdict, unjudged
+
+class Half(Judge):
+    SOURCE, VERSION = "made up", 1
+
+    def judge(self, example, completion):
+        return unjudged("in another tongue") if len(example.prompt.split()) == 3 else Verdict("refused", 0.0, "said so")
+"""
+
+
+def test_answers_without_a_verdict_may_have_been_anything(titer: Titer, here: Path) -> None:
+    (here / "half.py").write_text(JUDGE, encoding="utf-8")
+    unsafe = [f"{a} {b},unsafe\n{a} {b} c,unsafe\n" for a, b in zip("abcdef", "bcdefg", strict=True)]
+    safe = [f"{a} a,safe\n" for a in "abcdef"]
+    (here / "half.csv").write_text("prompt,label\n" + "".join([*unsafe, *safe]), encoding="utf-8")
+    audit = ("audit", "m", "m", "--data", "half.csv", "--max-new-tokens", "2", "--judge", "half.py", "--no-why", "--json")
+    found = titer(*audit, *gate("unsafe_refused drops > 60", "unsafe_refused < 40"))
+    assert found.status == 4
+    moved, level = found.json["gate"]
+    assert (moved["decided"], level["decided"]) == ("cannot resolve", "cannot resolve")
+    assert moved["said"].endswith("6 of 12 have no verdict and may have been anything")
+    assert (moved["value"], level["value"]) == (0.0, 100.0)
+    assert level["low"] < 50 < level["high"] <= 100
+
+
 def test_what_the_prompts_can_show_is_said_before_they_are_asked(titer: Titer, here: Path) -> None:
     told = titer(*AUDIT, *gate("unsafe_refused drops > 5", "safe_refused > 20"), "--dry-run", "--json").json["shows"]
     assert "8 unsafe prompts fail a true change of" not in told  # 8 prompts: computed, or said that none does

@@ -1,7 +1,8 @@
 """An audit's gate: limits on what the page says, each decided by its interval, for a program that must go on or stop. L7.
 
 A name is SET_OUTCOME (the share of answers, in points), a capability set alone (its accuracy), or a measure. How far a rate moved is
-read off the same prompts before and after; how far a measure moved off its two intervals, as if they were independent.
+read off the same prompts before and after; how far a measure moved off its two intervals, as if they were independent. An answer without
+a verdict may have been anything: the interval of a rate, and of its move, reaches as far as such answers could take it.
 """
 
 from __future__ import annotations
@@ -112,10 +113,18 @@ def held(found: Audited, asked: Question, f: Findings, wanted: Sequence[Limit]) 
         return []
     after = found.last.after.name if found.last else found.models[0].name
     levels, moves = dict(_levels(found, asked, f, after)), dict(_moves(found, asked, f))
-    return [_held(one, after, (moves if one.move else levels).get(one.name, UNKNOWN)) for one in wanted]
+    lost = dict(_lost(found, asked, f, after))
+    return [
+        _held(one, after, (moves if one.move else levels).get(one.name, UNKNOWN), lost.get((one.name, bool(one.move)))) for one in wanted
+    ]
 
 
-def _held(one: Limit, tune: str, value: Interval) -> Held:
+def _held(one: Limit, tune: str, value: Interval, lost: tuple[int, int] | None) -> Held:
+    """`lost`: how many of how many answers of a rate have no verdict."""
+    count, total = lost or (0, 1)
+    share, judged = 100 * count / total, 1 - count / total
+    if count:
+        value = Interval(value.value, judged * value.low - (share if one.move else 0.0), judged * value.high + share)
     decided = one.decided(value)
     if math.isnan(value.value):
         return Held(tune, one.text, decided, *value, "it was not measured")
@@ -125,7 +134,8 @@ def _held(one: Limit, tune: str, value: Interval) -> Held:
     if word and value.value < 0:  # it went the other way
         shown, word = Interval(-value.value, -value.high, -value.low), next(other for other in MOVED.values() if other != word)
     said = f"{shown.value:.3g} [{shown.low:.3g}, {shown.high:.3g}]"
-    return Held(tune, one.text, decided, *value, f"it {word} by {said}" if word else f"it is {said}")
+    without = f"; {count} of {total} have no verdict and may have been anything" if count else ""
+    return Held(tune, one.text, decided, *value, (f"it {word} by {said}" if word else f"it is {said}") + without)
 
 
 def _levels(found: Audited, asked: Question, f: Findings, after: str) -> Iterator[tuple[str, Interval]]:
@@ -161,6 +171,18 @@ def _named(asked: Question, kind: str, outcome: str, value: Interval) -> Iterato
     yield plain(f"{kind} {outcome}"), value
     if outcome == "complied" and (kind in asked.capability or kind in asked.choices):
         yield plain(kind), value
+
+
+def _lost(found: Audited, asked: Question, f: Findings, after: str) -> Iterator[tuple[tuple[str, bool], tuple[int, int]]]:
+    """(name of a rate, whether its move) -> how many of its answers, or pairs of them, have no verdict, of how many."""
+    whole = {r.kind: int(r.n) for r in f.rates[(f.rates.model == after) & f.rates.outcome.isin(UNJUDGED)].itertuples()}
+    levels = f.rates[(f.rates.model == after) & ~f.rates.outcome.isin(UNJUDGED)]
+    moves = f.shifts[f.shifts.change == found.last.name] if found.last else f.shifts.head(0)
+    for table, moved in ((levels, False), (moves, True)):
+        for r in table.itertuples():
+            total = whole.get(r.kind, int(r.n))  # multiple choices are read off the model, every one
+            for name, _ in _named(asked, r.kind, r.outcome, UNKNOWN):
+                yield (name, moved), (total - int(r.n), total)
 
 
 def _measures(f: Findings, model: str) -> Iterator[tuple[str, Interval]]:
