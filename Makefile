@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check check-all docs study parity bridges cluster bench clean
+.PHONY: demo test check check-all docs dist study parity bridges cluster bench clean
 
 demo: .venv/core
 	$(BIN)/titer demo
@@ -19,6 +19,13 @@ check: .venv/dev
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+dist: .venv/dev
+	rm -rf dist build/clean
+	$(BIN)/python -m build --quiet --outdir dist
+	$(BIN)/python -m venv build/clean
+	build/clean/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt torch dist/*.whl
+	cd build/clean && bin/titer --version && bin/titer list && bin/titer demo --dry-run
+
 check-all: check
 	$(BIN)/python -m pytest -m "slow or not slow"
 
@@ -29,7 +36,7 @@ study: .venv/core
 
 parity: .venv/dev
 	@test -d .venv/parity || $(PIP) --target .venv/parity --no-deps -r tests/methods/parity.txt
-	PYTHONPATH=.venv/parity $(BIN)/python -m pytest tests/methods/test_preference.py tests/integrations/test_trl.py -m "slow or not slow" -p no:cacheprovider
+	PYTHONPATH=.venv/parity $(BIN)/python -m pytest tests/methods/test_preference.py tests/integrations/test_trl.py tests/test_examples.py -m "slow or not slow" -p no:cacheprovider
 
 bridges: .venv/dev
 	@test -d .venv/bridges || $(PIP) --target .venv/bridges --no-deps -r tests/integrations/bridges.txt

@@ -28,6 +28,7 @@ from titer.data.thoughts import opened, thinks
 from titer.models.checkpoint import Checkpoint, opening, stated_window
 from titer.models.context_windows import Completion, Decoding, Guide, Rooms, Turn, answers
 from titer.models.modes import as_stored, evaluating, own_settings_aside
+from titer.models.older import readable
 from titer.models.padding import Padding
 from titer.models.sites import Sites
 from titer.models.stream_norm import TANH_GELU, StreamNormForCausalLM  # registers the variant for `load`
@@ -156,9 +157,10 @@ class LM:
         return end_id(self.tokenizer)
 
     def save(self, folder: Path) -> None:
-        """An ordinary Hugging Face folder: config, safetensors, tokenizer."""
+        """An ordinary Hugging Face folder: config, safetensors, tokenizer; transformers 4 reads it too where `older` can say how."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        readable(folder)
 
     def lengths(self, prompts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in prompt_ids(self.tokenizer, prompts)]
