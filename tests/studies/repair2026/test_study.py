@@ -90,6 +90,7 @@ def found(seed: int, base: int, better: dict[str, float]) -> Found:
     tables = {
         "mended": pd.concat(shown),
         "value": pd.DataFrame(value),
+        "rates": pd.DataFrame([{"model": "aligned", "set": "unsafe", "outcome": "complied", "count": 0, "n": 100, "rate": 0.02}]),
         "target": pd.DataFrame([{"target": 0.1, "rate": 0.11, "answered": 0.2}]),
     }
     return Found(seed, None, tables, base=base, chosen=chosen, parts=tuple(Repairs.PARTS))
@@ -106,10 +107,13 @@ def test_a_way_that_beats_scaling_on_every_base_is_said_to() -> None:
 
 
 def test_what_the_papers_promise_has_the_margins_of_its_specification() -> None:
-    every = [found(seed, 0, {"harm_vector": 0.2, "averting": 0.02}) for seed in range(4)]
+    every = [found(seed, 0, {"harm_vector": 0.2, "averting": 0.02, "subspace_fusion": 0.01}) for seed in range(4)]
     verdicts = {claim.name: claim.verdict for claim in settled(promised(), every, "")}
     assert verdicts["a harm vector takes half of harm"] == verdicts["averting takes most of harm"] == "supported"
     assert verdicts["averting, hidden takes most of harm"] == "not supported"
+    assert verdicts["a learned mask realigns"] == "supported"
+    worse = {claim.name: claim.verdict for claim in settled(promised(), [found(seed, 0, {}) for seed in range(4)], "")}
+    assert worse["a learned mask realigns"] == "not supported"
     assert verdicts["the value knows whole answers"] == verdicts["dual ascent lands at its target"] == "supported"
     assert verdicts["both parts of Safety Arithmetic"] == "not supported"
     assert {row.name: row.margin for row in promised()}["a harm vector takes half of harm"] == 0.5
