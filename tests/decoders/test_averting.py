@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import neox
+from tests.decoders import contract
 from tests.decoders.contract import WORLD, answers
 from titer.core.errors import TiterError
 from titer.data.encode import answer_ids, pad, prompt_ids
@@ -84,6 +85,12 @@ def test_a_state_before_each_token_is_read_and_none_after_it() -> None:
     assert torch.equal(one[:-1], other[:-1])
     assert torch.equal(one[-1, width:], other[-1, width:])
     assert not torch.equal(one[-1, :width], other[-1, :width])
+
+
+def test_states_are_read_alike_whatever_batch_a_row_is_in_and_no_hook_stays() -> None:
+    settings = {"reads": "hidden", "strength": 40.0, "epochs": 30, "hidden": 8}
+    contract.check_batches(Averting, neox, settings)
+    contract.check_no_hook_left(Averting, neox, settings)
 
 
 def test_it_refuses_in_an_answer_s_place_where_the_value_is_too_high() -> None:
