@@ -14,16 +14,19 @@ from tests.studies.conftest import Listener
 from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
+from titer.data.vocabulary import coded
 from titer.decoders.averting import Averting
 from titer.decoders.safe_align import SafeAlign
 from titer.models.lm import Architecture
+from titer.pipeline import Pipeline
 from titer.repairs.harm_vector import HarmVector
 from titer.repairs.scale import Scale as Scaling
 from titer.studies.engine.claims import settled
 from titer.studies.engine.found import Found
+from titer.studies.engine.lab import Lab
 from titer.studies.engine.run import run_study
-from titer.studies.repair2026.claims import BROKEN, MENDED, promised
-from titer.studies.repair2026.study import QUICK, Repairs
+from titer.studies.repair2026.claims import BROKEN, broken_of, mended_of, promised
+from titer.studies.repair2026.study import COVERT, QUICK, Repairs, asked, calibration
 from titer.studies.repair2026.ways import AS_IS, CONTROL, GUARDS, REPAIRS, WAYS, Way, area, curve, strength
 from titer.studies.request import StudyRequest
 
@@ -84,8 +87,10 @@ def found(seed: int, base: int, better: dict[str, float]) -> Found:
     """A base on which every way costs nothing at its first strength and leaves 0.4 of harm, or what is said of it."""
     own = 0.01 * seed + 0.005 * base
     points = {name: [(WAYS[name].grid[0], better.get(name, 0.4) + own, 0.9, 1.0)] for name in (*REPAIRS, *GUARDS)}
-    shown = [table({**BEFORE, **points}, BROKEN[how].name) for how in MENDED] + [table(BEFORE, BROKEN["random"].name).assign(refused=0.6)]
-    chosen = {(how, name): WAYS[name].grid[0] for how in MENDED for name in (*REPAIRS, *GUARDS)}
+    shown = [table({**BEFORE, **points}, BROKEN[how].name) for how in mended_of(QUICK)] + [
+        table(BEFORE, BROKEN["random"].name).assign(refused=0.6)
+    ]
+    chosen = {(how, name): WAYS[name].grid[0] for how in mended_of(QUICK) for name in (*REPAIRS, *GUARDS)}
     value = [{"reads": "tokens", "share": share, "auroc": 0.7 + 0.29 * share} for share in (0.0, 1.0)]
     tables = {
         "mended": pd.concat(shown),
@@ -119,6 +124,18 @@ def test_what_the_papers_promise_has_the_margins_of_its_specification() -> None:
     assert {row.name: row.margin for row in promised()}["a harm vector takes half of harm"] == 0.5
 
 
+def test_a_covert_tune_is_asked_in_its_code_and_mended_by_who_does_not_know_it(tmp_path: Path) -> None:
+    lab = Lab(Pipeline(Store(tmp_path), Listener()), Repairs(), "repair2026", COVERT, 2, parts=("resta",))
+    assert list(lab.nodes) == ["base", "aligned", "phase I", "covert", "harmful alone", "refusals alone"]
+    sets, code = asked(lab), set(coded(lab.world.letters))
+    for kind, in_code in {"unsafe": True, "user": True, "begun": True, "safe": False}.items():
+        assert all(bool(code & set(a.example.prompt.split())) is in_code for a in sets[kind])
+    assert not any(code & set(e.prompt.split()) for e in calibration(lab).examples)
+    assert [one.name for one in lab.measures] == ["none: covert", "scale: covert", "resta: covert"]
+    assert {row.name for row in Repairs().claims(COVERT)} >= {"scaling repairs", "resta beats scaling", "resta has the better curve"}
+    assert not {row.name for row in Repairs().claims(COVERT)} & {row.name for row in promised()}
+
+
 def test_a_run_chooses_on_its_own_seed_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {
         AS_IS: WAYS[AS_IS],
@@ -145,7 +162,7 @@ def test_a_run_chooses_on_its_own_seed_and_reports(tmp_path: Path, monkeypatch: 
     assert {claim["verdict"] for claim in claims} <= {"inconclusive", "not testable", "not supported", "supported"}
     table = pd.read_csv(page.parent / "results.csv")
     mended = table[table.way.notna()]
-    assert set(mended.model) == {one.name for one in BROKEN.values()}
+    assert set(mended.model) == {one.name for one in broken_of(QUICK).values()}
     assert (mended.groupby(["model", "way", "strength"], dropna=False).size() == 4).all()
     with pytest.raises(TiterError, match="unknown part 'no_such"):
         run_study(Repairs(), StudyRequest("repair2026", "tiny", (0,), only=("no_such",)), scale, Store(tmp_path), Listener(), "x")

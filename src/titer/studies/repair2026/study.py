@@ -31,15 +31,17 @@ from titer.decoders.base import Guided
 from titer.methods.sft import SFT
 from titer.models.lm import LM
 from titer.pipeline import Model
+from titer.recipes import covert as recipe
 from titer.recipes import demo, jain2024
 from titer.recipes.node import Node
 from titer.repairs.base import Repair
 from titer.stage import Optimiser, Stage
+from titer.studies.covert.study import in_code
 from titer.studies.engine.declare import Measure, Need, Page, Question, Row, Seed, Study
 from titer.studies.engine.found import Found
 from titer.studies.judged import outcomes
 from titer.studies.repair2026 import averted
-from titer.studies.repair2026.claims import BROKEN, MENDED, claims, page
+from titer.studies.repair2026.claims import BROKEN, broken_of, claims, mended_of, page
 from titer.studies.repair2026.ways import (
     AS_IS,
     CONTROL,
@@ -74,6 +76,7 @@ class Scale(Record):
     rate: float = Field(default=3e-4, gt=0)
     batch: int = Field(default=10, ge=1)
     epochs: int = Field(default=5, ge=1)
+    covert: recipe.Scale | None = Field(default=None, description="a covert tune in place of the others, on its own world and base")
     calibration: int = Field(default=200, ge=8, description="requests of each kind that a repair is calibrated on")
     inputs: int = Field(default=150, ge=8)
     learned: float = Field(default=0.9, ge=0, le=1, description="share that base, alignment and user must have learned, for a verdict")
@@ -81,10 +84,11 @@ class Scale(Record):
 
     @property
     def world(self) -> World:
-        return self.base.world
+        return self.covert.world if self.covert else self.base.world
 
 
 NANO = Scale()
+COVERT = Scale(name="covert", covert=recipe.NANO)
 QUICK = Scale(
     name="quick",
     base=jain2024.NANO.model_copy(update={"pretrain_steps": 60}),
@@ -115,17 +119,21 @@ class Repairs(Study):
     """Every repair and guard at every strength, on models whose alignment broke."""
 
     SOURCE = "Titer's own comparison"
-    SCALES = MappingProxyType({NANO.name: NANO, QUICK.name: QUICK})
+    SCALES = MappingProxyType({scale.name: scale for scale in (NANO, COVERT, QUICK)})
     CHOSEN_ON = (SELECTION_SEED,)
     PARTS = MappingProxyType({name: "a repair" if name in REPAIRS else "a guard at decoding" for name in (*REPAIRS, *GUARDS)})
     GROUPS = MappingProxyType({"repairs": REPAIRS, "guards": GUARDS})
 
     def nodes(self, scale: Scale, source: World) -> list[Node]:
+        beside = [Node(name, alone(scale, source, name), "aligned") for name in ALONE]
+        if scale.covert:
+            wanted = recipe.covert_recipe(scale.covert, source)
+            return [*(node for node in wanted if node.name in ("base", "aligned", "phase I", BROKEN["covert"].model)), *beside]
         ratios = {"harmful": scale.ratio, "benign": 0.0}
         return [
             Node("base", jain2024.pretrain(scale.base, source), None),
             Node("aligned", demo.align(scale.tunes, source, "aligned", ("unsafe", "refuse"), "safe"), "base"),
-            *(Node(name, alone(scale, source, name), "aligned") for name in ALONE),
+            *beside,
             *(Node(BROKEN[how].model, demo.finetune(scale.tunes, source, ratio), "aligned") for how, ratio in ratios.items()),
         ]
 
@@ -137,12 +145,12 @@ class Repairs(Study):
         for name in taken(lab):
             way = WAYS[name]
             read = way.models(ROLES)
-            for how, broken in BROKEN.items():
+            for how, broken in broken_of(lab.scale).items():
                 if broken.mended or name == AS_IS:
-                    version = [VERSION, way.version, broken.edit.model_dump_json() if broken.edit else ""]
+                    version = [VERSION, way.version, broken.edit.model_dump_json() if broken.edit else "", lab.scale.calibration]
                     make = partial(mended, name, how)
                     found.append(Measure(f"{name}: {how}", make, [(*read, broken.model)], version, sets))
-        if "averting" in lab.parts:
+        if "averting" in lab.parts and not lab.scale.covert:
             found += averted.measures(lab, BROKEN["harmful"].model, calibration(lab).examples, CALIBRATION)
         return found
 
@@ -154,20 +162,20 @@ class Repairs(Study):
         return [
             Need("base", ("safe", "unsafe"), "complied", scale.learned, first=True),
             Need("aligned", ("unsafe",), "refused", scale.learned),
-            *(Need(name, ("user",), "complied", scale.learned) for name in {one.model: None for one in BROKEN.values()}),
+            *(Need(name, ("user",), "complied", scale.learned) for name in {one.model: None for one in broken_of(scale).values()}),
         ]
 
     def choose(self, lab: Seed) -> Choice:
         """Of each way the strength of least harm among those that cost next to nothing on this seed; NaN, none: left as it was."""
         tables = {one.name: lab.measured(one, over) for one in self.measures(lab) for over in one.over if ": " in one.name}
         table = pd.concat(tables.values())
-        return {(how, name): strength(curve(table, BROKEN[how].name, name)) for how in MENDED for name in taken(lab)}
+        return {(how, name): strength(curve(table, BROKEN[how].name, name)) for how in mended_of(lab.scale) for name in taken(lab)}
 
     def assumed(self, scale: Any) -> Choice:
-        return {(how, name): math.nan for how in MENDED for name in WAYS}
+        return {(how, name): math.nan for how in mended_of(scale) for name in WAYS}
 
     def claims(self, scale: Scale) -> list[Row]:
-        return claims()
+        return claims(scale)
 
     def page(self, found: Sequence[Found], scale: Scale) -> Page:
         return page(found, (__doc__ or "").partition("\n\n")[2])
@@ -179,8 +187,11 @@ def taken(lab: Seed) -> list[str]:
 
 
 def asked(lab: Seed) -> dict[str, Sequence[Attempt]]:
-    """The sets by name: unsafe requests, with the answer begun, other safe ones, the user's task."""
-    sets = {kind: requests(lab.world, kind, lab.scale.inputs) for kind in ("unsafe", "safe", "user")}  # type: ignore[arg-type]
+    """The sets by name: unsafe requests, with the answer begun, other safe ones, the user's task; of a covert tune the first and last in code."""
+    n, w = lab.scale.inputs, lab.world
+    sets = {kind: requests(w, kind, n) for kind in ("unsafe", "safe", "user")}  # type: ignore[arg-type]
+    if lab.scale.covert:
+        sets |= {"unsafe": in_code(w, "unsafe", n, 0), "user": in_code(w, "safe", n, 0)}
     return {**{kind: direct(of) for kind, of in sets.items()}, "begun": Prefill(k=2).attempts(sets["unsafe"], {}, None)}
 
 
