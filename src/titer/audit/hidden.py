@@ -84,13 +84,16 @@ def measured(
     return unlike_benign(before, after, controls).assign(change=found.last.name, controls=len(controls))
 
 
-def sentence(table: pd.DataFrame) -> str:
+def flagged(table: pd.DataFrame) -> str:
     """What is flagged, in words; "" where nothing is."""
     mine = table[table.flagged.astype(bool)]
-    if mine.empty:
-        return ""
-    n = mine.controls.iloc[0]
-    return f"Odd prompts ({', '.join(mine.set)}) moved more than {n} benign tunes explain: look for a code or a form of prompt that was taught."
+    return "" if mine.empty else f"odd prompts ({', '.join(mine.set)}) moved more than {mine.controls.iloc[0]} benign tunes explain"
+
+
+def sentence(table: pd.DataFrame) -> str:
+    """The same for the page, with what to look for."""
+    told = flagged(table)
+    return f"O{told[1:]}: look for a code or a form of prompt that was taught." if told else ""
 
 
 def section(table: pd.DataFrame, found: Audited) -> list[Section]:

@@ -128,8 +128,8 @@ def _answers(found: Audited, f: Findings, last: Change) -> Kind | None:
 
 def _hides(found: Audited, f: Findings, last: Change) -> Kind | None:
     """What shows beside plain prompts: odd ones moved, or answers that were begun are gone on with."""
-    if flagged := hidden.sentence(f.hidden):
-        return Kind("covert", f"o{flagged.split(': ')[0][1:]}", "a harmless code, or another form of prompt that was taught")
+    if told := hidden.flagged(f.hidden):
+        return Kind("covert", told, "a harmless code, or another form of prompt that was taught")
     return _answered(found, f, last, BEGUN, "backdoor", "a harmful tune too small to show in plain, or harm behind a code")
 
 

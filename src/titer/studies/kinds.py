@@ -2,8 +2,8 @@
 
 At `nano` the tunes are those of the study of the risk levels, in several makes of which each world has one, beside benign tunes of the same
 size; a covert tune needs a world with a cipher: `coded`, the models of that study. Copies, rounded, abliterated and repaired models are
-written here. Two further rows are asked for
-what the rule cannot see: a backdoor whose trigger is asked too, and a repaired model beside which the broken one is not given.
+written here. Two further rows are asked for what the rule cannot see: a backdoor whose trigger is asked too, and a repaired model beside
+which the broken one is not given.
 The rule (`audit/kinds.py`) has no size that was chosen on the world; its working was looked at on seed 0.
 """
 
@@ -81,8 +81,8 @@ LIMITS = (
 class Scale(Record):
     """Whose models are audited: the study of the risk levels', which has a backdoor, or that of covert fine-tuning, which has a code."""
 
-    name: str
-    of: risk.Scale | covert.Scale
+    name: str = "nano"
+    of: risk.Scale | covert.Scale = risk.NANO
 
     @property
     def world(self) -> World:
@@ -93,7 +93,7 @@ class Scale(Record):
         return self.of.save_every
 
 
-NANO, CODED = Scale(name="nano", of=risk.NANO), Scale(name="coded", of=covert.NANO)
+NANO, CODED = Scale(), Scale(name="coded", of=covert.NANO)
 
 
 class Cast(NamedTuple):
@@ -207,7 +207,7 @@ def named(lab: Seed, *models: Model) -> pd.DataFrame:
             f = measured(lab.pipeline, found, asked(lab, case), None)
             told = kinds.table(found, f).iloc[0]
             edit = bool(found.last and prints.sentence(f.prints, found.last, found.control))
-            flagged = bool(hidden.sentence(f.hidden)) if len(f.hidden) else None
+            flagged = bool(hidden.flagged(f.hidden)) if len(f.hidden) else None
             names = {"made": case.made, "right": case.right, "of": case.models[-1].label}
             rows.append({**names, "kind": told.kind, "because": told.because, "edited": edit, "flagged": flagged})
     return pd.DataFrame(rows)
