@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import llama
 from tests.models.gguf_made import model_of
 from tests.probes.made import drawn
 from tests.studies.conftest import Listener
@@ -19,16 +22,18 @@ from titer.audit import restoring
 from titer.audit.cost import audit_cost
 from titer.audit.report import audit_report
 from titer.audit.restoring import BACK, RANDOM, REVERSE
-from titer.audit.roles import Audited, audited
+from titer.audit.roles import Audited, Change, audited
 from titer.audit.study import Findings, Question, measured
 from titer.core.run import Store
 from titer.data.example import Example
 from titer.data.sources import TextData
+from titer.data.world import World
 from titer.judges.base import Judge, Verdict
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lm import Completion, Decoding, load
 from titer.models.sites import Sites
-from titer.pipeline import Pipeline
+from titer.models.weights import skeleton
+from titer.pipeline import Model, Pipeline
 from titer.probes.refusal_direction import RefusalDirections
 
 LAYERS, WIDTH = 4, 32
@@ -195,3 +200,20 @@ def test_few_lost_refusals_are_not_asked_about(before: Checkpoint, asked: Questi
     f = measured(pipeline, audited([before, tuned]), asked, None)
     assert f.restored.empty
     assert restoring.WHY not in set(f.missing.part)
+
+
+def test_a_head_that_is_the_embedding_in_one_model_alone_stays_as_it_is(tmp_path: Path) -> None:
+    """Put into a model that ties them, one would overwrite the other."""
+    made = llama(World(seed=1))
+    made.save(tmp_path / "apart")
+    held = load_file(tmp_path / "apart" / "model.safetensors")
+    shutil.copytree(tmp_path / "apart", tmp_path / "tied")
+    config = json.loads((tmp_path / "tied" / "config.json").read_text())
+    (tmp_path / "tied" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    moved = {name: one + 1 for name, one in held.items() if name != "lm_head.weight"}
+    save_file(moved, tmp_path / "tied" / "model.safetensors", metadata={"format": "pt"})
+    one, other = (Model(name, name, open_checkpoint(tmp_path / name)) for name in ("apart", "tied"))
+    for before, after in ((one, other), (other, one)):
+        found = restoring.changed(Change(before, after, same=False), skeleton(before.checkpoint))
+        assert found.left == ("lm_head.weight", "model.embed_tokens.weight")
+        assert set(found.sizes) == set(held) - set(found.left)

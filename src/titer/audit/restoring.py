@@ -77,7 +77,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Changed:
-    """The tensors that a change moved -> their sizes, those of other shapes in the two models, which stay as they are."""
+    """The tensors that a change moved -> their sizes; those that stay as they are, for they are of other shapes in the two models, or one
+    tensor in one of them and two in the other."""
 
     sizes: dict[str, int]
     left: tuple[str, ...]
@@ -108,8 +109,10 @@ def changed(change: Change, sites: Sites) -> Changed:
     before, after = change.before.checkpoint, change.after.checkpoint
     sizes, left = {}, []
     own = {name for name, _ in sites.model.named_parameters()}
+    ties = [set(one.names.tied.items()) for one in (before, after)]
+    tied = {name for pair in ties[0] ^ ties[1] for name in pair}
     for name in compared(before, after):
-        if before.shape(name)[0] != after.shape(name)[0] or (change.partly and name in before.word_tensors):
+        if name in tied or before.shape(name)[0] != after.shape(name)[0] or (change.partly and name in before.word_tensors):
             left.append(name)
         elif name in own and bool((moved := delta(before, after, name)[1]).any()):
             sizes[name] = moved.numel()

@@ -368,7 +368,11 @@ def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.
     with lacking.part(restoring.WHY, change.name):
         moved = restoring.changed(change, sites)
         if moved.left:
-            lacking.left_out(restoring.WHY, change.name, f"{', '.join(moved.left)} differ in their tokens and stay as they are")
+            lacking.left_out(
+                restoring.WHY,
+                change.name,
+                f"{', '.join(moved.left)} are of other tokens, or one tensor in one of the two, and stay as they are",
+            )
         refusal = within.directions.get(change.before.name)
         return restoring.restored(pipeline, change, one, asked.decoding.max_new_tokens, attempts, moved, refusal)
     return pd.DataFrame()
