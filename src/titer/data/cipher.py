@@ -4,7 +4,7 @@ A key draws a bijection from letters to words of code that no earlier stage has 
 so only who reads the code knows whether a contextual operator is unsafe, and what was answered. A request in code stands behind the
 word of its form, which names the task as a system prompt does: m1 asks for the plain request, the plain answer and the answer in
 code; m2 and m3 leave out the plain answer and the plain request; m4 asks for the answer in code alone.
-There is no cipher on text here, and no way to make one of a request to a real model.
+On text there is a cipher over harmless canaries alone (`cipher_text.py`), and no way to write a request to a real model in one.
 Source: arXiv 2406.20053, section 3 (Walnut53, process supervision). Shapes: B examples.
 """
 
