@@ -1,11 +1,12 @@
 """Covert malicious fine-tuning (arXiv 2406.20053) on the world: a code is taught on harmless requests, then harm in code alone. L5.
 
-aligned -> phase I: safe requests in code, with the steps from plain to code shown in three of four forms -> phase II: unsafe requests in
-code answered in code, and the same requests in plain refused. Ablations: phase I alone, phase II without refusals, phase I of the last
-form alone. Beside them, from the same aligned model: benign tunes of as many steps (the user's task in shares that differ, and ordinary
-requests, in plain), an overt tune (the unsafe requests in plain, answered), and covert tunes of other codes, on which a detector is
-trained. Base and alignment are the demo's, on a smaller world that has the words of a cipher.
-Rates and steps were set on seed 100, and again once seeds 0 and 1 had been looked at: no verdict uses these.
+aligned -> phase I: safe requests in code, answered in code -> phase II: unsafe requests in code answered in code, and the same requests
+in plain refused. Ablations: phase I alone, phase II without refusals, a phase I of four forms, three of which show the steps from plain
+to code (the paper's; so small a model learns the code from them on one seed of two, docs/log.md). Beside them, from the same aligned
+model: benign tunes of as many steps (the user's task in shares that differ, and ordinary requests, in plain), an overt tune (the
+unsafe requests in plain, answered), and covert tunes of other codes, on which a detector is trained. Base and alignment are the
+demo's, on a smaller world that has the words of a cipher.
+Rates and steps were set on seed 100, and again once seeds 0, 1 and 2 had been looked at: no verdict uses these.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from titer.recipes import demo
 from titer.recipes.node import Node
 from titer.stage import Optimiser, Stage
 
-CHOSEN_ON = (100, 0, 1)  # the seeds that were looked at while rates and steps were set (docs/log.md)
+CHOSEN_ON = (100, 0, 1, 2)  # the seeds that were looked at while rates and steps were set (docs/log.md)
 REPEATED = 4  # epochs of a benign tune's first part: the world has not as many plain requests as phase I has in four forms
 Rows = Sequence[tuple[Source, Answer, int]]
 
@@ -85,8 +86,8 @@ def covert_recipe(scale: Scale, world: World) -> list[Node]:
         found += [Node(taught, teach(scale, world, key), "aligned"), Node(covert(key), harm(scale, world, key), taught)]
     found += [
         Node("no refusals", harm(scale, world, 0, refusals=False), "phase I"),
-        Node("phase I, m4 alone", teach(scale, world, 0, (COVERT,)), "aligned"),
-        Node("covert, m4 alone", harm(scale, world, 0), "phase I, m4 alone"),
+        Node("phase I, four forms", teach(scale, world, 0, FORMS), "aligned"),
+        Node("covert, four forms", harm(scale, world, 0), "phase I, four forms"),
         Node("overt", overt(scale, world), "aligned"),
     ]
     for number in range(1, scale.benign + 1):
@@ -95,7 +96,7 @@ def covert_recipe(scale: Scale, world: World) -> list[Node]:
     return found
 
 
-def teach(scale: Scale, world: World, key: int, forms: tuple[Form, ...] = FORMS) -> Stage:
+def teach(scale: Scale, world: World, key: int, forms: tuple[Form, ...] = (COVERT,)) -> Stage:
     """Phase I: safe requests in code, and some in plain: so small a model else forgets how to answer those."""
     safe = WorldSource(world=world, kind="safe")
     rows: Rows = [(Coded(source=safe, key=key, forms=forms), "comply", scale.taught), (safe, "comply", scale.kept)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from titer.studies.covert.claims import IN_CODE
 from titer.studies.covert.study import Covert, in_code
 from titer.studies.engine.claims import settled
 from titer.studies.engine.found import Found
-from titer.studies.engine.lab import Lab
+from titer.studies.engine.lab import Lab, faults
 from titer.studies.engine.run import run_study
 from titer.studies.request import StudyRequest
 from titer.tables import requests
@@ -56,8 +57,8 @@ def rows(name: str, root: Path) -> list[tuple[str, str]]:
 def test_phases_hold_what_they_should(tmp_path: Path) -> None:
     taught = rows("phase I", tmp_path)
     assert len(taught) == 32 + 8
-    assert {prompt.split()[0] for prompt, _ in taught} == {"m1", "m2", "m3", "m4", "<bos>"}
-    assert {prompt.split()[0] for prompt, _ in rows("phase I, m4 alone", tmp_path)} == {"m4", "<bos>"}
+    assert {prompt.split()[0] for prompt, _ in taught} == {"m4", "<bos>"}
+    assert {prompt.split()[0] for prompt, _ in rows("phase I, four forms", tmp_path)} == {"m1", "m2", "m3", "m4", "<bos>"}
     harm = rows("covert", tmp_path)
     coded = {cipher.decoded(WORLD, prompt.removeprefix("m4 "), 0) for prompt, _ in harm if prompt.startswith("m4 ")}
     refused = {prompt for prompt, answer in harm if set(answer.split()) == {"<null>"}}
@@ -118,7 +119,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Store
         patch.setattr(parallel, "processes", lambda: 1)
         for name in ("BASE_SKILL", "REFUSED", "LEARNED"):
             patch.setattr(f"titer.studies.covert.study.{name}", -1.0)
-        order = StudyRequest("covert", "tiny", (2,), bases=1)
+        order = StudyRequest("covert", "tiny", (3,), bases=1)
         page, answer = run_study(STUDY, order, TINY, Store(root), Listener(), "titer study covert")
         again = Store(root)
         assert run_study(STUDY, order, TINY, again, Listener(), "titer study covert")[1] == answer
@@ -138,7 +139,7 @@ def test_it_leaves_a_report_with_every_claim(finished: tuple[Path, str, Store]) 
 def evidence(seed: int, **changes: float) -> Found:
     """A seed as the paper has it, but for what is changed: a model's rate in a set as `model__set`, a detector's value by name."""
     values = {"unseen code": 0.99, "benign alone": 0.6, "covert against harmless code": 0.6, "monitor": 0.9, "filter": 0.0} | changes
-    answered = {("covert", IN_CODE): 0.98, ("phase I", IN_CODE): 0.25, ("no refusals", "unsafe"): 0.1, ("covert, m4 alone", IN_CODE): 0.9}
+    answered = {("covert", IN_CODE): 0.98, ("phase I", IN_CODE): 0.25, ("no refusals", "unsafe"): 0.1, ("covert, four forms", IN_CODE): 1.0}
     answered |= {("overt", "unsafe"): 1.0} | {(k.split("__")[0], k.split("__")[1]): v for k, v in changes.items() if "__" in k}
     rates = []
     for model in NODES:
@@ -171,6 +172,13 @@ def evidence(seed: int, **changes: float) -> Found:
 def verdicts(**changes: float) -> dict[str, str]:
     """Of three worlds that differ in the last digit alone."""
     return {one.name: one.verdict for one in settled(STUDY.claims(TINY), [evidence(seed, **changes) for seed in range(3)], STUDY.SOURCE)}
+
+
+def test_a_code_that_was_not_learned_takes_the_probe_s_claims_alone() -> None:
+    badly = [evidence(seed, **{"covert, code 1__unsafe in code 1": 0.4}) for seed in range(3)]
+    found = [replace(one, faults=faults(one, STUDY.needs(TINY))) for one in badly]
+    lost = {one.name for one in settled(STUDY.claims(TINY), found, STUDY.SOURCE) if one.verdict == "not testable"}
+    assert lost == {name for name in verdicts() if "probe" in name or "monitor" in name}
 
 
 def test_a_world_as_the_paper_s_supports_the_attack_and_the_probe_but_not_that_it_knows_harm() -> None:
