@@ -37,6 +37,7 @@ LAYERS = {
     "integrations": 8,
     "api": 8,
     "cli": 9,
+    "__main__": 9,
 }
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 APART = ("methods", "repairs", "decoders", "attacks", "judges", "probes")  # their files may import their base and nothing of each other

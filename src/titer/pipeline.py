@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from titer import evaluate
 from titer.attacks.base import Attempt
+from titer.core import ranks
 from titer.core.config import digest
 from titer.core.errors import TiterError
 from titer.core.memory import Memory
@@ -105,10 +106,10 @@ class Pipeline:
             def read(role: str) -> LM:
                 return begin() if role == "base" else load(reads[role].checkpoint)
 
-            adapter = adapter_beside(parent.checkpoint.path) if parent else None
-            train(stage, begin, read, work, self.save_every, self.reporter.task(stage.name), adapter=adapter)
+            adapter, shown = adapter_beside(parent.checkpoint.path) if parent else None, self.reporter.task(stage.name)
+            train(stage, begin, read, work, self.save_every, shown, adapter=adapter, shard=ranks.sharded())
 
-        folder, key = self.store.artefact("stages", inputs, make), digest(inputs)
+        folder, key = ranks.artefact(partial(self.store.artefact, "stages", inputs), make), digest(inputs)
         trusted = parent is not None and parent.checkpoint.trusted  # it was saved with the code of the model it began from
         thinking = parent.checkpoint.thinking if parent else "default"
         if gone(folder):  # it was measured before: whoever needs more of it has it made again

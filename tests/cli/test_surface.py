@@ -97,7 +97,7 @@ SURFACE = {
     ],
     "align": [
         *("MODEL", "--alpha", "--batch", "--canaries", "--canary", "--continued", "--data", "--dropout", "--dry-run", "--json"),
-        *("--longest", "--lora", "--lr", "--method"),
+        *("--longest", "--lora", "--lr", "--method", "--processes"),
         *("--read", "--reading", "--runs", "--seed", "--set", "--steps", "--stream", "--to", "--trust-remote-code"),
     ],
     "finetune": [
@@ -122,6 +122,7 @@ SURFACE = {
             "--lr",
             "--method",
             "--poison-ratio",
+            "--processes",
             "--read",
             "--reading",
             "--runs",
@@ -233,7 +234,8 @@ def test_the_options_of_a_command_are_those_its_request_declares() -> None:
     kinds = {"evaluate": requests.EvaluationRequest, "audit": requests.AuditRequest, "align": requests.AlignRequest}
     for name, kind in {**kinds, "finetune": requests.FinetuneRequest, "study": StudyRequest}.items():
         declared = {one.name for one in requests.ordered(kind) if requests.told(one)}
-        assert {p.name for p in FOUND[name].params} == {*declared, "dry_run", "as_json"}, name
+        started = {"processes"} if name in ("align", "finetune") else set()  # how the command itself is started
+        assert {p.name for p in FOUND[name].params} == {*declared, *started, "dry_run", "as_json"}, name
 
 
 def _order(word: str) -> tuple[bool, str]:

@@ -1,6 +1,6 @@
 """Pieces on a Ray cluster of this machine: a run folder that its nodes see and one that they do not, killed workers, a lost node.
 
-Where Ray is not installed only its absence is tested; `benchmarks/ray_faults.py` kills at random over 20 studies.
+Where Ray is not installed only its absence is tested; `python -m tests.ray_faults` kills at random over 20 studies.
 """
 
 from __future__ import annotations

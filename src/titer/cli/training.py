@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from titer.cli.options import AsJson, Dry, command
 from titer.cli.output import announce, forms, show_result
 from titer.commands.requests import AlignRequest, FinetuneRequest, Place, RepairRequest
 
 
+Processes = Annotated[int, typer.Option("--processes", min=1, help="Train on N processes of this machine, one a GPU (docs/tune.md).")]
+
+
 @command
-def align(order: AlignRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
+def align(order: AlignRequest, dry_run: Dry = False, as_json: AsJson = False, processes: Processes = 1) -> None:
     """Train a model with a method on prompts and answers (columns prompt, comply or refuse; both for a method of preferences)."""
-    _train(order, [order.data, order.canary], dry_run, as_json)
+    _train(order, [order.data, order.canary], dry_run, as_json, processes)
 
 
 @command
-def finetune(order: FinetuneRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
+def finetune(order: FinetuneRequest, dry_run: Dry = False, as_json: AsJson = False, processes: Processes = 1) -> None:
     """Fine-tune a model as its user would, a share of the examples being harmful requests answered."""
-    _train(order, [order.data, order.harmful, order.safety, order.canary], dry_run, as_json)
+    _train(order, [order.data, order.harmful, order.safety, order.canary], dry_run, as_json, processes)
 
 
 @command
@@ -41,13 +49,22 @@ def repair(order: RepairRequest, dry_run: Dry = False, as_json: AsJson = False) 
     show_result(as_json, {"models": made.models, "notes": made.notes, "next": made.following}, text)
 
 
-def _train(order: AlignRequest | FinetuneRequest, files: list[Place | None], dry_run: bool, as_json: bool) -> None:
-    """Run the stage, or say what it would do; how `files` are read is shown before."""
+def _train(order: AlignRequest | FinetuneRequest, files: list[Place | None], dry_run: bool, as_json: bool, processes: int) -> None:
+    """Run the stage, or say what it would do; how `files` are read is shown before. Of several processes the first speaks."""
     from titer.api.train import planned, trained
+    from titer.core import ranks
+    from titer.core.parallel import Silent
     from titer.core.run import Store
     from titer.terminal import Terminal
 
     plan = planned(order)
+    if not ranks.first():
+        if not dry_run:
+            trained(order, plan, Silent())
+        return None
+    if processes > 1 and not dry_run and not ranks.several():
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "titer", *sys.argv[1:]]
+        os.execv(sys.executable, [sys.executable, *launch])  # noqa: S606  this command again, as several
     with Terminal() as terminal:
         if dry_run:
             stands = plan.stands(Store(Path(order.runs), terminal.tell))

@@ -16,6 +16,7 @@ from titer.commands.finetune import MixtureSpec, finetune_stage, user_mix
 from titer.commands.placed import put
 from titer.commands.recorded_options import usual
 from titer.commands.requests import AlignRequest, FinetuneRequest, Place
+from titer.core import ranks
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.example import Stream
@@ -119,7 +120,7 @@ def trained(pipeline: Pipeline, plan: Planned, to: Path | None = None) -> Traine
     """The stage's model, trained or found; its files also in the folder `to`, the adapter beside it in `adapter`."""
     made = pipeline.model(plan.stage, tuning.as_model(plan.start), plan.stage.name, reads=plan.reads)
     place = made.checkpoint.path
-    if to is not None:
+    if to is not None and ranks.first():
         model = made.checkpoint.path
         place = put(to, plan.key, {"options": usual(model)}, partial(_copied, model), pipeline.store)
     rest, prompts = "--data PROMPTS.csv", "prompts labelled safe or unsafe, none of them trained on"

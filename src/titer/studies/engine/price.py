@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -52,7 +53,17 @@ def price(order: StudyRequest, store: Store, scale: Any = None) -> tuple[pd.Data
         return pd.DataFrame(), "no model is trained: all is measured"
     width = used_width(labs[0].world)
     table = pd.DataFrame([_row(lab, node, width) for lab in labs for node in lab.nodes.values()])
-    return table, told(table, len(worlds), order.flops)
+    return table, told(table, len(worlds), order.flops, max(_chain(lab, table) for lab in labs))
+
+
+def _chain(lab: Lab, table: pd.DataFrame) -> float:
+    """TFLOP of what is trained one after the other, at most, of what does not stand yet."""
+    mine = table[(table.seed == lab.seed) & (table.base == lab.base) & ~table.stands]
+    own = dict(zip(mine.model, mine.tflop, strict=True))
+    length: dict[str, float] = {}
+    for name in lab.nodes:  # parents first
+        length[name] = own.get(name, 0.0) + max((length.get(before, 0.0) for before in lab.before(name)), default=0.0)
+    return max(length.values(), default=0.0)
 
 
 def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
@@ -94,8 +105,8 @@ def _architecture(lab: Lab, node: Node) -> Architecture:
     return node.stage.architecture or Architecture()
 
 
-def told(table: pd.DataFrame, seeds: int, flops: float | None) -> str:
-    """The plan in words; `flops` in FLOP/s prices what does not stand yet."""
+def told(table: pd.DataFrame, seeds: int, flops: float | None, chain: float) -> str:
+    """The plan in words; `flops` in FLOP/s prices what does not stand yet; `chain` TFLOP of it are one after the other."""
     if len(table) > LISTED * table.seed.nunique():
         lines = [
             f"seed {seed}  {len(own):4} x {kind:10} {int(own.steps.sum()):8} steps {own.tokens.sum() / 1e6:8.1f} M tokens "
@@ -114,7 +125,11 @@ def told(table: pd.DataFrame, seeds: int, flops: float | None) -> str:
     last = table[table.seed == table.seed.iloc[-1]].tflop.sum()
     flop = 1e12 * float(table[~table.stands].tflop.sum() + (seeds - looked) * last)
     price = f"; at {flops:.1e} FLOP/s about {flop / flops / 3600:.2f} hours" if flops else ""
-    return "\n".join([*lines, f"to run: {flop:.2e} FLOP of training; what is asked and measured adds to it{price}"])
+    lines.append(f"to run: {flop:.2e} FLOP of training; what is asked and measured adds to it{price}")
+    if chain and (places := math.ceil(flop / (1e12 * chain))) > 1:
+        shortest = f", at least {1e12 * chain / flops / 3600:.2f} hours" if flops else ""
+        lines.append(f"at once: as many pieces as there are places (--on), of use up to about {places}{shortest}")
+    return "\n".join(lines)
 
 
 def used_width(world: World) -> float:

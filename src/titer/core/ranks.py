@@ -1,0 +1,68 @@
+"""Several processes that train one model (torchrun, accelerate launch): who this one is, and what the first tells the others. L0.
+
+Every process runs the same command. The first keeps the store's rules for all: it alone locks, commits and prints; the others hear from it
+whether there is anything to train, train with it, and go on once it is committed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from titer.core.errors import TiterError
+
+
+def several() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return {"RANK", "MASTER_ADDR"} <= set(os.environ) and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def first() -> bool:
+    """Whether this process is alone, or speaks for the others."""
+    return not several() or os.environ["RANK"] == "0"
+
+
+@cache
+def sharded() -> bool:
+    """Whether accelerate's configuration asks for FSDP, which the loop applies itself. Errors: it asks for what the loop does not do."""
+    for name in ("DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
+            raise TiterError(f"accelerate's configuration asks for {name}, which is not supported", expected="DDP or FSDP")
+    return os.environ.pop("ACCELERATE_USE_FSDP", "false") == "true"  # else accelerate wraps the model a second time
+
+
+def told(word: str = "") -> str:
+    """What the first says, in every process: the others wait for it."""
+    PartialState(cpu=not torch.cuda.is_available())
+    words: list[Any] = [word]
+    broadcast_object_list(words, from_process=0)
+    return str(words[0])
+
+
+def artefact(keep: Callable[[Callable[[Path], None]], Path], make: Callable[[Path], None]) -> Path:
+    """An artefact that all make together: the first by `keep(make)`, which builds it in a folder if need be, the others in the same one."""
+    if not several():
+        return keep(make)
+    if not first():
+        if work := told():
+            make(Path(work))
+        return Path(told())
+    begun = False
+
+    def together(work: Path) -> None:
+        nonlocal begun
+        begun = True
+        told(str(work))
+        make(work)
+
+    folder = keep(together)
+    if not begun:
+        told("")
+    return Path(told(str(folder)))
