@@ -35,6 +35,21 @@ def test_it_puts_a_section_into_the_card_of_the_model_and_leaves_the_rest(titer:
     assert Path(told["card"]).read_text(encoding="utf-8") == text
 
 
+def test_its_tables_and_a_file_of_it_that_can_be_verified(titer: Titer, audited: str, here: Path) -> None:
+    assert titer("report", "audit-m", "--csv", "rates").out.startswith("model,set,measure,value")
+    assert "\\toprule" in titer("report", "audit-m", "--latex", "rates").out
+    assert "Bundle: b.zip" in titer("report", "audit-m", "--bundle", "b.zip", "--pdf").out
+    assert list((here / "runs" / "audit-m" / "figures").glob("*.pdf"))
+    whole = titer("verify", "b.zip", "m", "--data", "d.csv")
+    assert (whole.status, whole.out.splitlines()[-1]) == (0, "the bundle is whole and agrees with itself")
+    (here / "d.csv").write_text("prompt,label\n", encoding="utf-8")
+    other = titer("verify", "b.zip", "--data", "d.csv")
+    assert (other.status, other.out.splitlines()[-2:]) == (
+        1,
+        ["FAILS        d.csv: is not the data that was asked", f"1 of {len(other.out.splitlines()) - 1} checks fail"],
+    )
+
+
 def test_a_card_of_a_model_that_was_not_measured_is_refused(titer: Titer, audited: str, here: Path) -> None:
     from tests.conftest import llama
     from titer.data.world import World
@@ -49,6 +64,8 @@ def test_a_card_of_a_model_that_was_not_measured_is_refused(titer: Titer, audite
     ("arguments", "said"),
     [
         (("audit-n",), "audit-m"),
+        (("audit-m", "--csv", "rate"), "did you mean 'rates'?"),
+        (("audit-m", "--csv", "rates", "--latex", "rates"), "give one of them"),
         (("audit-m", "--push", "me/model"), "--push without --card"),
         (("audit-m", "--card", "m", "--public"), "--public without --push"),
     ],

@@ -12,7 +12,7 @@ was given, what was expected and what to do next.
 
 from __future__ import annotations
 
-from titer.api.about import Told, card, doctor, models_get, prune, push, report, stored
+from titer.api.about import Told, bundle, card, doctor, models_get, prune, push, report, stored, verify
 from titer.api.cost import cost
 from titer.api.measure import Audited, audit, evaluate, inspect, lm_eval, must_hold
 from titer.api.study import Studied, demo, study, sweep
@@ -40,6 +40,7 @@ __all__ = [
     "Trained",
     "align",
     "audit",
+    "bundle",
     "card",
     "cost",
     "demo",
@@ -59,4 +60,5 @@ __all__ = [
     "stored",
     "study",
     "sweep",
+    "verify",
 ]

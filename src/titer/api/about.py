@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from titer.api.running import RUNS, Place, reporter
 from titer.commands import doctor as machine
 from titer.core import inventory
@@ -14,6 +16,8 @@ from titer.core.inventory import Piece
 from titer.integrations import publish
 from titer.integrations.publish import Published
 from titer.models import fetch
+from titer.report.bundle import Check, Manifest, as_table, write_bundle
+from titer.report.bundle import verify as checks
 from titer.report.card import Summary, Written, read_report, write_card
 from titer.report.places import find_report
 
@@ -34,6 +38,10 @@ class Told:
     def page(self) -> Path:
         return self.folder / "report.html"
 
+    def table(self, name: str) -> pd.DataFrame:
+        """`claims`, or a table of results.csv: rates, shift, drift ... Errors: an unknown name."""
+        return as_table(self.claims, self.folder, name)
+
     @property
     def verdicts(self) -> dict[str, int]:
         """How many claims have which verdict."""
@@ -43,8 +51,18 @@ class Told:
 def report(run: Place, runs: Place = RUNS) -> Told:
     """What a finished report says; `run` is its folder or its name in the folder of runs. As `titer report`."""
     folder = find_report(run, Path(runs))
-    found = read_report(folder)
+    found = read_report(folder, rated=False)
     return Told(folder, found.summary, tuple(found.claims))
+
+
+def bundle(run: Place, file: Place, runs: Place = RUNS) -> Manifest:
+    """A report as one zip with the hashes of its files, models and data. As `titer report --bundle`."""
+    return write_bundle(find_report(run, Path(runs)), Path(file))
+
+
+def verify(file: Place, *models: str, data: Place | None = None) -> list[Check]:
+    """What can be checked of a bundle: its files, its rates from its answers, and models and data at hand. As `titer verify`."""
+    return checks(Path(file), models, None if data is None else Path(data))
 
 
 def card(run: Place, model: Place, runs: Place = RUNS) -> Written:

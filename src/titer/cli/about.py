@@ -13,6 +13,7 @@ from titer.cli.output import show_result
 from titer.core.errors import TiterError
 
 if TYPE_CHECKING:
+    from titer.api.about import Told
     from titer.core.inventory import Page, Piece
 
 SHOWN = 12  # of the largest pieces
@@ -70,10 +71,16 @@ def report(
         str | None, typer.Option("--push", help="OWNER/NAME: send the model of --card to the Hugging Face hub, private.")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Send it to a public repository.")] = False,
+    csv: Annotated[str | None, typer.Option("--csv", help="Print this table instead: claims, rates, shift ... of results.csv.")] = None,
+    latex: Annotated[str | None, typer.Option("--latex", help="The same for a paper (with the package booktabs).")] = None,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Write every figure as PDF beside its SVG.")] = False,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Write the report, its answers and the hashes of models and data as one zip.")
+    ] = None,
     runs: Runs = HERE,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a finished report says; put it into a model's card; publish the model with its card."""
+    """Tell what a finished report says; its tables and figures for a paper; one file of it to be verified; a model's card."""
     if push is not None and card is None:
         raise TiterError("--push without --card", next_step="add --card MODEL, the folder of the model to send.")
     if public and push is None:
@@ -81,10 +88,21 @@ def report(
     from titer import api
 
     found = api.report(run, runs)
+    if csv or latex:
+        return _printed(found, csv, latex, as_json)
     told: dict[str, Any] = {"answer": found.answer, "report": str(found.page), "claims": found.verdicts}
     lines = [found.answer, f"Report: {told['report']}"]
     lines += [f"Claims: {', '.join(f'{count} {name}' for name, count in found.verdicts.items())}"] if found.verdicts else []
     lines += [f"Made by: {command}" for command in found.summary.commands]
+    if pdf:
+        from titer.report.bundle import as_pdf
+
+        told["figures"] = [str(file) for file in as_pdf(found.folder)]
+        lines += [f"Figures: {', '.join(told['figures']) or 'none'}"]
+    if bundle is not None:
+        held = api.bundle(run, bundle, runs)
+        told["bundle"] = str(bundle)
+        lines += [f"Bundle: {bundle} ({len(held.files)} files); check it: titer verify {bundle}"]
     if card is not None:
         written = api.card(run, card, runs)
         told |= {"card": str(written.path), "notes": list(written.notes)}
@@ -94,6 +112,35 @@ def report(
         told |= {"url": sent.url, "private": sent.private, "left_out": list(sent.left_out)}
         lines += [f"Published: {sent.url} ({'private' if sent.private else 'public'}); left out: {', '.join(sent.left_out) or 'nothing'}"]
     show_result(as_json, told, "\n".join(lines))
+
+
+def _printed(found: Told, csv: str | None, latex: str | None, as_json: bool) -> None:
+    """One table of a report, and nothing else."""
+    if csv and latex:
+        raise TiterError("--csv and --latex at once", next_step="give one of them.")
+    from titer.report.bundle import as_latex
+
+    table = found.table(str(csv or latex))
+    text = table.to_csv(index=False, lineterminator="\n") if csv else as_latex(table)
+    show_result(as_json, {str(csv or latex): text}, text.rstrip("\n"))
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(help="A file of `titer report RUN --bundle FILE`.")],
+    models: Annotated[list[str] | None, typer.Argument(help="Models at hand: are they those that were measured?")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="A prompts' file: is it the one that was asked?")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a bundled report: every file's hash, the rates from the answers, and models and data at hand. Exit status 1: it fails."""
+    from titer import api
+
+    found = api.verify(file, *(models or ()), data=data)
+    marks = {True: "holds", False: "FAILS", None: "not checked"}
+    fails = [one for one in found if one.holds is False]
+    lines = [f"{marks[one.holds]:11}  {one.what}: {one.said}" for one in found]
+    lines += [f"{len(fails)} of {len(found)} checks fail" if fails else "the bundle is whole and agrees with itself"]
+    show_result(as_json, {"holds": not fails, "checks": [one.model_dump() for one in found]}, "\n".join(lines))
+    raise typer.Exit(int(bool(fails)))
 
 
 Prune = Annotated[

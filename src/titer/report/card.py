@@ -72,10 +72,13 @@ class Written(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_report(folder: Path) -> Reported:
-    """Read a report's folder. Errors: a file that is missing or not as Titer writes it; a report without outcome rates."""
+def read_report(folder: Path, rated: bool = True) -> Reported:
+    """Read a report's folder; `rated`: with its outcome rates, which not every study has.
+
+    Errors: a file that is missing or not as Titer writes it; a report without outcome rates.
+    """
     summary = build(Summary, _json(folder / "summary.json"), str(folder / "summary.json"))
-    rates = _rates(folder / "results.csv")
+    rates = _rates(folder / "results.csv") if rated else pd.DataFrame()
     claims = _json(folder / "claims.json").get("claims", []) if (folder / "claims.json").exists() else []
     if not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
         raise TiterError(f"{folder / 'claims.json'} holds no list of claims", next_step=AGAIN)
@@ -342,7 +345,7 @@ def _rates(file: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
         rates = table[table["table"] == "rates"][["model", "set", "measure", "value", "low", "high", "count", "n"]]
-        numbers = {name: pd.to_numeric(rates[name].replace("", "nan")) for name in ("value", "low", "high")}
+        numbers = {name: pd.to_numeric(rates[name].where(rates[name] != "")) for name in ("value", "low", "high")}
         counts = {name: pd.to_numeric(rates[name]).astype(int) for name in ("count", "n")}
     except (OSError, ValueError, KeyError) as error:
         raise TiterError(f"{file} is not readable as a report's results ({visible(str(error), 120)})", next_step=AGAIN) from None

@@ -114,16 +114,17 @@ def _summary(report: Report) -> dict[str, Any]:
         "answer": report.answer,
         "commands": list(report.commands),
         "provenance": {name: str(value) for name, value in report.provenance.items()},
-        "roles": {_text(model): role for model, role in report.roles.items()},  # as results.csv names them
+        "roles": {shown_text(model): role for model, role in report.roles.items()},  # as results.csv names them
     }
 
 
 def _inert(table: pd.DataFrame) -> pd.DataFrame:
     """The table with its texts as spreadsheets may see them: none runs as a formula, no control code acts."""
-    return table.map(lambda cell: _text(cell) if isinstance(cell, str) else cell)
+    return table.map(lambda cell: shown_text(cell) if isinstance(cell, str) else cell)
 
 
-def _text(cell: str) -> str:
+def shown_text(cell: str) -> str:
+    """A text as results.csv has it."""
     shown = visible(cell, 100_000)
     return f"'{shown}" if shown.lstrip().startswith(FORMULA) else shown
 

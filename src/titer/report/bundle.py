@@ -1,0 +1,164 @@
+"""A report for others: one file that can be checked (`titer report RUN --bundle FILE`, `titer verify FILE`), tables, figures. L5.
+
+A zip of the report's folder with `manifest.json`: the sha256 of each file (answers, verdicts, tables, page), the keys of the models'
+contents and the sha256 of the data. To verify it is to hash everything again, to count the outcome rates anew from the answers, and, where
+models or data are at hand, to hold them against the keys. It says that the file is whole and agrees with itself, not who made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import Field
+
+from titer.core.claims import Claim
+from titer.core.config import Record, build
+from titer.core.errors import TiterError, unknown, visible
+from titer.core.run import sha256_of
+from titer.models.fetch import resolve
+from titer.report.card import AGAIN, Summary, read_report
+from titer.report.html import ANSWERS, shown_text
+
+MANIFEST = "manifest.json"
+MADE = (1980, 1, 1, 0, 0, 0)  # the same report gives the same bytes
+KEPT = ("report.html", "summary.json", "results.csv", "claims.json", ANSWERS, "figures/*.svg")
+MOST = 2 << 30  # bytes of one file
+
+
+class Manifest(Record):
+    """What a bundle says of itself."""
+
+    version: Literal[1] = 1
+    files: dict[str, str] = Field(description="name -> sha256")
+    models: dict[str, str] = Field(description="name -> key of weights, configuration and tokenizer")
+    data: str = Field(description="sha256 of the prompts' file, or nothing")
+
+
+class Check(Record):
+    """One thing that was looked at: what, whether it holds (None: it could not be looked at), and how that is known."""
+
+    what: str
+    holds: bool | None
+    said: str
+
+
+def write_bundle(report: Path, file: Path) -> Manifest:
+    """Put a report's folder into a zip. Errors: as `read_report`; a report of an older version, without its answers."""
+    found = read_report(report, rated=False)
+    if not (report / ANSWERS).is_file():
+        raise TiterError(f"{report / ANSWERS} is missing", next_step=AGAIN)
+    paths = sorted(path for pattern in KEPT for path in report.glob(pattern))
+    manifest = Manifest(
+        files={path.relative_to(report).as_posix(): sha256_of(path) for path in paths},
+        models=_models(found.summary),
+        data=found.summary.provenance.get("data sha256", ""),
+    )
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr(zipfile.ZipInfo(MANIFEST, MADE), manifest.model_dump_json(indent=1), zipfile.ZIP_DEFLATED)
+        for name, path in zip(manifest.files, paths, strict=True):
+            out.writestr(zipfile.ZipInfo(name, MADE), path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return manifest
+
+
+def verify(file: Path, models: Sequence[str] = (), data: Path | None = None) -> list[Check]:
+    """Everything that can be checked of a bundle. Errors: no zip, no manifest of ours."""
+    try:
+        with zipfile.ZipFile(file) as held:
+            manifest = build(Manifest, json.loads(_read(held, MANIFEST)), f"manifest of {file.name}")
+            return [*_whole(held, manifest), _rates(held), *_models_held(manifest, models), *_data_held(manifest, data)]
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
+        told = f"{visible(str(file), 160)} is no bundle: {visible(str(error), 160)}"
+        raise TiterError(told, expected="a file of titer report RUN --bundle FILE") from None
+
+
+def _read(held: zipfile.ZipFile, name: str) -> bytes:
+    if held.getinfo(name).file_size > MOST:
+        raise ValueError(f"{name} would be larger than {MOST} bytes")
+    return held.read(name)
+
+
+def _whole(held: zipfile.ZipFile, manifest: Manifest) -> Iterator[Check]:
+    names = [name for name in held.namelist() if name != MANIFEST]
+    if more := sorted(set(names) - set(manifest.files)) or (len(names) != len(set(names)) and ["a name that stands twice"]):
+        yield Check(what="files", holds=False, said=f"not in the manifest: {', '.join(map(str, more[:5]))}")
+    for name, stated in manifest.files.items():
+        there = name in names
+        holds = there and hashlib.sha256(_read(held, name)).hexdigest() == stated
+        yield Check(what=name, holds=holds, said=f"sha256 {stated[:16]}" if holds else "changed" if there else "missing")
+
+
+def _rates(held: zipfile.ZipFile) -> Check:
+    """Whether the outcome rates are those of the answers: per model, the counts of its sets, however these are called."""
+    table = pd.read_csv(io.BytesIO(_read(held, "results.csv")), dtype=str, keep_default_na=False)
+    rates = table[table["table"] == "rates"]
+    lines = _read(held, ANSWERS).decode().splitlines()
+    answers = pd.DataFrame([json.loads(line) for line in lines if line], columns=["model", "kind", "outcome"])
+    counted = answers.assign(model=answers.model.map(shown_text)).groupby(["model", "kind", "outcome"]).size()
+    if set(rates.model) != set(counted.index.get_level_values("model")):
+        return Check(what="rates", holds=None, said="not counted anew: the answers are not those of all models of the rates")
+    stated = {(row.model, row.set, row.measure): int(float(row.count_)) for row in rates.rename(columns={"count": "count_"}).itertuples()}
+    stated = {key: count for key, count in stated.items() if count and key[2] != "neither"}
+    same = _sets(stated) == _sets({key: int(count) for key, count in counted.items()})
+    return Check(what="rates", holds=same, said=f"counted anew from {len(answers)} answers" if same else "not those of the answers")
+
+
+def _sets(counts: dict[Any, int]) -> list[Any]:
+    """(model, set, outcome) -> count as, for each model, its sets' counts, without the sets' names."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for (model, kind, outcome), count in counts.items():
+        found.setdefault((model, kind), {})[outcome] = count
+    return sorted((model, sorted(own.items())) for (model, _), own in found.items())
+
+
+def _models(summary: Summary) -> dict[str, str]:
+    return {name.removeprefix("model "): key for name, key in summary.provenance.items() if name.startswith("model ")}
+
+
+def _models_held(manifest: Manifest, models: Sequence[str]) -> Iterator[Check]:
+    known = {key: name for name, key in manifest.models.items()}
+    for given in models:
+        key = resolve(given, trusted=True).key  # it is only hashed
+        yield Check(what=given, holds=key in known, said=f"is {known[key]}" if key in known else "is none of the models that were measured")
+
+
+def _data_held(manifest: Manifest, data: Path | None) -> Iterator[Check]:
+    if data is not None:
+        holds = sha256_of(data) == manifest.data
+        yield Check(what=str(data), holds=holds, said="is the data" if holds else "is not the data that was asked")
+
+
+def as_table(claims: Sequence[Claim], folder: Path, name: str) -> pd.DataFrame:
+    """A table of a report by name: `claims`, or one of results.csv. Errors: an unknown name."""
+    if name == "claims":
+        rows = [(c.name, c.statement, c.paper_value, c.value, *(c.interval or (None, None)), c.control.name, c.verdict) for c in claims]
+        return pd.DataFrame(rows, columns=["name", "statement", "paper", "value", "low", "high", "control", "verdict"])
+    table = pd.read_csv(folder / "results.csv")
+    own = table[table["table"] == name]
+    if own.empty:
+        unknown("table", name, ["claims", *dict.fromkeys(table["table"])])
+    return own.drop(columns="table").dropna(axis=1, how="all")
+
+
+def as_latex(table: pd.DataFrame) -> str:
+    """A table for a paper (needs the package booktabs): three digits, every text escaped."""
+    worded = table.map(lambda cell: "" if pd.isna(cell) else f"{cell:.3g}" if isinstance(cell, float) else str(cell))
+    return worded.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1).to_latex(hrules=True)
+
+
+def as_pdf(folder: Path) -> list[Path]:
+    """Every figure of a report's folder as PDF beside its SVG."""
+    import vl_convert  # noqa: PLC0415  only this needs it
+
+    made = []
+    for drawing in sorted((folder / "figures").glob("*.svg")):
+        file = drawing.with_suffix(".pdf")
+        file.write_bytes(vl_convert.svg_to_pdf(drawing.read_text(encoding="utf-8")))
+        made.append(file)
+    return made

@@ -1,0 +1,140 @@
+"""A report for others: the bundle that can be checked, and every way in which a changed one is found out; tables; figures."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import llama
+from tests.report.conftest import hostile_report
+from titer import api
+from titer.core.errors import TiterError
+from titer.data.world import World
+from titer.report import bundle
+from titer.report.html import write_report
+
+LETTERS = "abcdefghijklmnop"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An audit's report in runs/, its two models, its data and its bundle."""
+    folder, world = tmp_path_factory.mktemp("bundle"), World(seed=1)
+    for seed, name in enumerate(("m", "n")):
+        llama(world, seed).save(folder / name)
+    rows = [f"{LETTERS[i]} {LETTERS[15 - i]},{'unsafe' if i % 2 else 'safe'}" for i in range(16)]
+    (folder / "d.csv").write_text("prompt,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    names = [str(folder / name) for name in ("m", "n")]
+    api.audit(*names, data=folder / "d.csv", runs=folder / "runs", max_new_tokens=2, no_why=True, progress=False)
+    api.bundle("audit-n", folder / "b.zip", folder / "runs")
+    return folder
+
+
+def changed(made: Path, tmp_path: Path, name: str, change: Callable[[bytes], bytes | None]) -> Path:
+    """The bundle with one file changed, or without it; its manifest is told the new hash where it is still there."""
+    with zipfile.ZipFile(made / "b.zip") as held:
+        files = {one: held.read(one) for one in held.namelist()}
+    new = change(files.pop(name))
+    if new is not None:
+        files[name] = new
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as out:
+        for one, text in files.items():
+            out.writestr(one, text)
+    return tmp_path / "c.zip"
+
+
+def rehashed(file: Path) -> Path:
+    """The manifest as a forger writes it: of the files as they are."""
+    with zipfile.ZipFile(file) as held:
+        files = {one: held.read(one) for one in held.namelist()}
+    manifest = json.loads(files.pop("manifest.json"))
+    manifest["files"] = {one: hashlib.sha256(text).hexdigest() for one, text in files.items()}
+    with zipfile.ZipFile(file, "w") as out:
+        for one, text in {"manifest.json": json.dumps(manifest).encode(), **files}.items():
+            out.writestr(one, text)
+    return file
+
+
+def failing(found: list[bundle.Check]) -> list[str]:
+    return [one.what for one in found if one.holds is False]
+
+
+def test_it_holds_with_its_models_and_data_and_says_the_same_bytes_again(made: Path, tmp_path: Path) -> None:
+    found = api.verify(made / "b.zip", str(made / "m"), str(made / "n"), data=made / "d.csv")
+    assert failing(found) == []
+    said = {one.what: one.said for one in found}
+    assert said[str(made / "n")] == "is n"
+    assert said["rates"] == "counted anew from 48 answers"  # 8 safe, 8 unsafe, 8 begun, of two models
+    assert {"answers.jsonl", "claims.json", "results.csv", "report.html", "summary.json"} < set(said)
+    api.bundle("audit-n", tmp_path / "again.zip", made / "runs")
+    assert (tmp_path / "again.zip").read_bytes() == (made / "b.zip").read_bytes()
+
+
+def test_another_model_or_other_data_is_told(made: Path, tmp_path: Path) -> None:
+    llama(World(seed=1), 7).save(tmp_path / "other")
+    (tmp_path / "d.csv").write_text("prompt,label\n")
+    found = api.verify(made / "b.zip", str(tmp_path / "other"), data=tmp_path / "d.csv")
+    assert failing(found) == [str(tmp_path / "other"), str(tmp_path / "d.csv")]
+
+
+def test_a_changed_a_missing_and_a_further_file_are_told(made: Path, tmp_path: Path) -> None:
+    assert failing(api.verify(changed(made, tmp_path, "report.html", lambda text: text + b" "))) == ["report.html"]
+    assert failing(api.verify(changed(made, tmp_path, "claims.json", lambda _: None))) == ["claims.json"]
+    more = changed(made, tmp_path, "claims.json", lambda text: text)
+    with zipfile.ZipFile(more, "a") as out:
+        out.writestr("more.txt", "x")
+    assert failing(api.verify(more)) == ["files"]
+
+
+def test_rates_that_are_not_those_of_the_answers_are_found_though_every_hash_fits(made: Path, tmp_path: Path) -> None:
+    def kinder(text: bytes) -> bytes:
+        table = pd.read_csv(io.BytesIO(text))
+        row = table.index[(table["table"] == "rates") & (table["count"] > 0)][0]
+        table.loc[row, "count"] -= 1
+        return table.to_csv(index=False).encode()
+
+    assert failing(api.verify(rehashed(changed(made, tmp_path, "results.csv", kinder)))) == ["rates"]
+    fewer = rehashed(changed(made, tmp_path, "answers.jsonl", lambda text: b"\n".join(text.splitlines()[1:])))
+    assert failing(api.verify(fewer)) == ["rates"]
+
+
+@pytest.mark.parametrize("text", [b"", b"not a zip", b"PK\x03\x04" + b"\0" * 40])
+def test_what_is_no_bundle_is_refused(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(text)
+    with pytest.raises(TiterError, match="no bundle"):
+        api.verify(tmp_path / "x.zip")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as out:
+        out.writestr("a", "b")
+    with pytest.raises(TiterError, match="no bundle"):
+        api.verify(tmp_path / "x.zip")
+
+
+def test_tables_for_a_paper(tmp_path: Path) -> None:
+    report = hostile_report()
+    rates = report.results.rename(columns={"kind": "set", "outcome": "measure", "rate": "value"}).assign(table="rates")
+    write_report(replace(report, results=rates), tmp_path)
+    told = api.report(tmp_path)
+    assert len(told.table("rates")) == len(rates)
+    claims = told.table("claims")
+    assert list(claims.verdict) == ["supported", "not supported", "inconclusive", "inconclusive", "not testable"]
+    assert claims.loc[0, "low"] < claims.loc[0, "value"] < claims.loc[0, "high"]
+    latex = bundle.as_latex(pd.DataFrame({"a_b": ["50 % & $x$ \\input{y}", None], "v": [0.123456, float("nan")]}))
+    assert "a\\_b & v" in latex
+    assert "50 \\% \\& \\$x\\$ \\textbackslash input\\{y\\} & 0.123" in latex
+    assert "nan" not in latex
+    with pytest.raises(TiterError, match="unknown table"):
+        told.table("claim")
+
+
+def test_figures_as_pdf(made: Path) -> None:
+    files = bundle.as_pdf(made / "runs" / "audit-n")
+    assert files
+    assert all(file.read_bytes().startswith(b"%PDF") for file in files)
