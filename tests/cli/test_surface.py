@@ -157,7 +157,7 @@ SURFACE = {
     "lm-eval": ["MODEL", "TASKS...", "--chat", "--json", "--limit", "--shots", "--tasks-from", "--thinking", "--trust-remote-code"],
     "inspect": ["MODEL", "TASKS...", "--json", "--limit", "--logs", "--thinking", "--trust-remote-code"],
     "report": ["RUN", "--bundle", "--card", "--csv", "--json", "--latex", "--pdf", "--public", "--push", "--runs"],
-    "verify": ["FILE", "[MODELS]...", "--data", "--json"],
+    "verify": ["FILE", "[MODELS...]", "--data", "--json"],
     "models get": ["NAME", "--json"],
     "list": ["[KIND]", "--json"],
     "show": ["NAME"],
