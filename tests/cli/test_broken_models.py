@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Titer
 
@@ -114,3 +116,11 @@ def test_two_architectures_in_one_audit(wrong: Wrong, here: Path) -> None:
 
     neox(World(seed=1)).save(here / "neox")
     assert "Expected: two checkpoints of one architecture" in wrong("audit", "m", "neox", "--data", "d.csv")
+
+
+def test_tensors_that_a_model_makes_no_use_of_are_told_where_it_is_asked(titer: Titer, here: Path) -> None:
+    """A configuration of fewer layers than were trained opens and answers, as another model."""
+    file = here / "m" / "model.safetensors"
+    save_file({**load_file(file), "gpt_neox.layers.9.attention.dense.bias": torch.zeros(2)}, file, metadata={"format": "pt"})
+    found = titer("evaluate", "m", "--data", "d.csv", "--max-new-tokens", "2")
+    assert "1 tensors of its files are no part of what it computes (gpt_neox.layers.9.attention.dense.bias)" in found.out

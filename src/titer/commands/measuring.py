@@ -21,7 +21,7 @@ from titer.data.formats import FORMAT
 from titer.data.sources import TextData
 from titer.data.system import read_system, text_behind
 from titer.data.thoughts import thinks
-from titer.models.compatible import passed_over, system_notes
+from titer.models.compatible import passed_over, system_notes, unused_tensors
 from titer.models.context_windows import thinking_room
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding, read_tokenizer
@@ -95,6 +95,7 @@ def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, com
     """Generate, judge, report. Errors: a prompt with no room for its answer."""
     runs, judge = pipeline.store.root, ready.judges.judge
     unrun = passed_over(ready.subject.name, ready.subject.checkpoint)
+    unused = unused_tensors(ready.subject.name, ready.subject.checkpoint)
     placed = system_notes([ready.subject.checkpoint], ready.system)
     verdicts, rates = evaluation.evaluate_model(
         pipeline, ready.subject, ready.text, judge, ready.decoding, order.prompts, ready.attack, order.max_thinking_tokens, ready.decoder
@@ -111,6 +112,7 @@ def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, com
         **engine_told(pipeline.serving),
         **pipeline.read_in,
         **({"code": unrun[0]} if unrun else {}),
+        **({"weights left aside": unused[0]} if unused else {}),
     }
     name = f"evaluate-{slug(ready.subject.name)}-{slug(str(Path(ready.text.name).with_suffix('')))}"
     beside = review(verdicts, rates, (order.judge, judge), ready.judges.people, ready.judges.second, pipeline.ask)
@@ -120,7 +122,7 @@ def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, com
     )
     if order.canary is not None:
         (folder / "prompts.csv").write_bytes(tuning.prompt_file(_prompts(order, judge.BY_ANSWER)).encode())
-    lines = "\n".join([evaluation.refusal_line(rates), *cut_in_thought(verdicts), *beside.lines, *unrun, *placed])
+    lines = "\n".join([evaluation.refusal_line(rates), *cut_in_thought(verdicts), *beside.lines, *unrun, *unused, *placed])
     return Evaluated(page, answer, verdicts, rates, beside, lines)
 
 
