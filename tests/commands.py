@@ -36,6 +36,7 @@ COMMANDS = {
     "finetune": "finetune m --data b.jsonl --poison-ratio 0 --examples 8 --epochs 2 --batch 2 --lr 1e-2 --to tuned",
     "evaluate": "evaluate m --data d.csv --max-new-tokens 12",
     "audit": "audit m n --data d.csv --max-new-tokens 12",
+    "repair": "repair n --method scale --read aligned=m --shard 1e-5 --to repaired",
     "demo": "demo",
 }
 
@@ -65,7 +66,7 @@ def child(command: str, folder: str, place: str) -> None:
         parallel.processes = lambda: 1
         run_demo(Store(Path(runs)), Silent(), 0, TINY, bases=1)
         return
-    words = [f"{place}/{word}" if word in ("aligned", "tuned") else word for word in COMMANDS[command].split()]
+    words = [f"{place}/{word}" if word in ("aligned", "tuned", "repaired") else word for word in COMMANDS[command].split()]
     sys.argv = ["titer", *words, "--runs", runs]
     cli.main()
 

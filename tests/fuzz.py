@@ -83,6 +83,10 @@ WORDS = (
     "number",
     "suffix",
     "n",
+    "aligned=n",
+    "emulated",
+    "grid",
+    "unsafe_refused drops > 5",
     "a.jsonl",
     "b.jsonl",
     "1e309",
@@ -105,6 +109,8 @@ DRY = (
     "audit m n --data d.csv --dry-run",
     "align m --data a.jsonl --steps 2 --batch 2 --dry-run",
     "finetune m --data b.jsonl --poison-ratio 0 --examples 8 --epochs 1 --batch 2 --dry-run",
+    "repair m --method scale --read aligned=n --to out --dry-run",
+    "evaluate m --data d.csv --decoder emulated --read base=n --dry-run",
 )
 WHOLE = ("evaluate m --data d.csv --max-new-tokens 2 --prompts 2", "align m --data a.jsonl --steps 1 --batch 2")
 
@@ -190,7 +196,7 @@ def folder_changed(rng: random.Random) -> str:
 
 
 def data_changed(rng: random.Random) -> str:
-    command = rng.choice(DRY)
+    command = rng.choice([one for one in DRY if "--data" in one])
     name = next(word for word in command.split() if word in ("d.csv", "a.jsonl", "b.jsonl"))
     file_changed(Path(name), rng)
     if rng.random() < 0.3:  # under another form's name
