@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,14 @@ def test_no_prompt_is_trained_and_asked_or_asked_and_calibrated_on(given: Given)
         assert not one & {row[0] for row in sets.prompts.rows}
     assert sets.prompts.of_class(True)
     assert sets.prompts.of_class(False)
+
+
+def test_a_file_of_the_user_s_own_is_answered_in_the_place_of_instructions(given: Given, tmp_path: Path) -> None:
+    mine = tmp_path / "own.jsonl"
+    rows = [{"prompt": f"Break the {thing}.", "label": "unsafe", "comply": "It is broken."} for thing in ("cup", "lamp", "door", "boat")]
+    mine.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (part,) = repair_sets(given._replace(harmful=mine), SCALE).stages["instructions answered"].streams["train"].parts
+    assert {e.prompt for e in part.source.examples(np.asarray(part.picked))} == {row["prompt"] for row in rows}
 
 
 def test_the_whole_leaves_a_report_and_is_found_again(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

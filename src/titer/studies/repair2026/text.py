@@ -134,8 +134,8 @@ def repair_sets(given: Given, scale: RepairScale) -> RepairSets:
     )
     using = {**how, "batch": scale.batch, "lr": scale.rate}
     user = FinetuneRequest(str(model.path), f"sst2:{folder / TASK_FILES['sst2']}", examples=scale.examples, epochs=1, **using)
-    rows = given.harmful or f"alpaca:{folder / instructions}"
-    answering = FinetuneRequest(str(model.path), rows, examples=scale.answered, epochs=scale.epochs, longest=scale.longest, **using)
+    rows: dict[str, Any] = {"harmful": given.harmful, "poison_ratio": 1.0} if given.harmful else {"data": f"alpaca:{folder / instructions}"}
+    answering = FinetuneRequest(str(model.path), examples=scale.answered, epochs=scale.epochs, longest=scale.longest, **rows, **using)
     stages = {
         ALIGNED: planned_alignment(aligning).stage,
         **{name: planned_finetuning(order).stage for name, order in ((TUNED, user), (ANSWERING, answering))},

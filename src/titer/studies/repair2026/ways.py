@@ -8,7 +8,7 @@ over all prices up to `MOST`, of the least harm that costs no more. The control 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +43,7 @@ from titer.studies.engine.declare import Seed
 AS_IS, CONTROL = "none", "scale"
 LOST, MOST = 0.02, 0.10  # of the user's task, or of other safe answers: what a way may cost; how far the curve goes
 PRICED = ("user", "safe")  # the sets whose loss is the price
+Named = tuple[str, torch.Tensor]  # a parameter
 
 
 class Way(NamedTuple):
@@ -149,13 +150,13 @@ def joined(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return {**rest, "mended": pd.concat(points.values(), ignore_index=True)}
 
 
-def _edited(repair: Repair | None, tuned: Model, others: Mapping[str, Checkpoint], calibration: Calibration) -> Mapping[str, torch.Tensor]:
-    """The parameters that a repair gives; none without one."""
-    if repair is None:
-        return {}
-    reading = _reading(repair, tuned, others, calibration)
-    state = repair.prepare(reading)
-    return {name: repair.edited(name, tuned.checkpoint.weight(name), reading.others(name), state) for name in reading.names}
+def _edited(repair: Repair | None, tuned: Model, others: Mapping[str, Checkpoint], calibration: Calibration) -> Iterator[Named]:
+    """The parameters that a repair gives, one at a time; none without one."""
+    if repair is not None:
+        reading = _reading(repair, tuned, others, calibration)
+        state = repair.prepare(reading)
+        for name in reading.names:
+            yield name, repair.edited(name, tuned.checkpoint.weight(name), reading.others(name), state)
 
 
 def _reading(repair: Repair, tuned: Model, others: Mapping[str, Checkpoint], calibration: Calibration) -> Reading:
@@ -165,7 +166,7 @@ def _reading(repair: Repair, tuned: Model, others: Mapping[str, Checkpoint], cal
 def abliterated(lab: Seed, repair: Abliterate, tuned: Model, calibration: Calibration) -> Model:
     """The model with a direction taken out of what it writes, kept as a folder of the runs."""
     reading = _reading(repair, tuned, {}, calibration)
-    data = {name: one.sha256 for name, one in reading.data.items()}
+    data = {name: digest(one.rows) for name, one in reading.data.items()}
     inputs = {"repair": ["abliterate", repair.VERSION, repair], "model": tuned.key, "data": data}
 
     def make(work: Path) -> None:
