@@ -115,7 +115,7 @@ def test_what_the_papers_promise_has_the_margins_of_its_specification() -> None:
     every = [found(seed, 0, {"harm_vector": 0.2, "averting": 0.02, "subspace_fusion": 0.01}) for seed in range(4)]
     verdicts = {claim.name: claim.verdict for claim in settled(promised(), every, "")}
     assert verdicts["a harm vector takes half of harm"] == verdicts["averting takes most of harm"] == "supported"
-    assert verdicts["averting, hidden takes most of harm"] == "not supported"
+    assert verdicts["averting hidden takes most of harm"] == "not supported"
     assert verdicts["a learned mask realigns"] == "supported"
     worse = {claim.name: claim.verdict for claim in settled(promised(), [found(seed, 0, {}) for seed in range(4)], "")}
     assert worse["a learned mask realigns"] == "not supported"

@@ -73,7 +73,7 @@ ROLES = {"base": BASE, "aligned": ALIGNED, "harmful": ANSWERING}
 WAYS: Mapping[str, Way] = {
     AS_IS: Way(None, None, "", (math.nan,)),
     CONTROL: Way(Scaling(), None, "c", (0.9, 0.7, 0.5, 0.25)),
-    "restore, attention": Way(Restore(part="attention"), None, "share", (0.25, 0.5, 0.75, 1.0)),
+    "restore attention": Way(Restore(part="attention"), None, "share", (0.25, 0.5, 0.75, 1.0)),
     "harm_vector": Way(HarmVector(), None, "strength", (0.5, 1.0, 2.0, 3.0)),
     "resta": Way(Resta(), None, "gamma", (0.1, 0.25, 0.5, 1.0)),
     "safe_lora": Way(SafeLoRA(), None, "threshold", (0.1, 0.2, 0.35, 0.6)),

@@ -88,21 +88,21 @@ WAYS: Mapping[str, Way] = {
     AS_IS: Way(None, None, "", (math.nan,)),
     CONTROL: Way(Scale(), None, "c", (0.97, 0.94, 0.9, 0.8, 0.6, 0.3)),
     "harm_vector": Way(HarmVector(), None, "strength", (0.1, 0.25, 0.5, 0.75, 1.0, 2.0)),
-    "harm_vector, dense": Way(HarmVector(k=1.0), None, "strength", (0.05, 0.1, 0.15, 0.25, 0.5, 1.0)),
+    "harm_vector dense": Way(HarmVector(k=1.0), None, "strength", (0.05, 0.1, 0.15, 0.25, 0.5, 1.0)),
     "resta": Way(Resta(), None, "gamma", (0.05, 0.1, 0.15, 0.2, 0.35, 0.75)),
     "safe_lora": Way(SafeLoRA(), None, "threshold", (0.15, 0.2, 0.25, 0.3, 0.4, 0.6)),
     "safe_merge": Way(SafeMerge(threshold=1.0), None, "alpha", (0.02, 0.05, 0.1, 0.15, 0.2, 0.4)),
     "antidote": Way(Antidote(), None, "ratio", (0.008, 0.02, 0.05, 0.1, 0.15, 0.2)),
     "subspace_fusion": Way(SubspaceFusion(export="soft"), None, "steps", (2, 5, 10, 20, 40, 80)),
-    "restore, attention": Way(Restore(part="attention"), None, "share", (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)),
-    "restore, mlp": Way(Restore(part="mlp"), None, "share", (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)),
+    "restore attention": Way(Restore(part="attention"), None, "share", (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)),
+    "restore mlp": Way(Restore(part="mlp"), None, "share", (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)),
     "safe_align": Way(None, SafeAlign(), "alpha", (0.12, 0.25, 0.4, 0.5, 0.6, 0.8)),
     "safe_decoding": Way(
         None, SafeDecoding(candidates=40), "alpha", (0.3, 0.4, 0.45, 0.48, 0.5, 0.6)
     ),  # all of the words that the world has
     "averting": Way(None, Averting(), "strength", (3.0, 10.0, 20.0, 30.0, 40.0, 80.0)),
-    "averting, hidden": Way(None, Averting(reads="hidden"), "strength", (3.0, 10.0, 20.0, 30.0, 40.0, 80.0)),
-    "averting, refusing": Way(None, Averting(strength=0.0), "refuse_above", (0.999, 0.99, 0.97, 0.9, 0.7, 0.5)),
+    "averting hidden": Way(None, Averting(reads="hidden"), "strength", (3.0, 10.0, 20.0, 30.0, 40.0, 80.0)),
+    "averting refusing": Way(None, Averting(strength=0.0), "refuse_above", (0.999, 0.99, 0.97, 0.9, 0.7, 0.5)),
     "harm_vector and safe_align": Way(HarmVector(strength=0.5), SafeAlign(), "alpha", (0.12, 0.25, 0.4, 0.5, 0.6, 0.8)),
 }
 REPAIRS = tuple(name for name, way in WAYS.items() if way.repair is not None and way.guard is None)
