@@ -43,7 +43,7 @@ bridges: .venv/dev
 	PYTHONPATH=.venv/bridges $(BIN)/python -m pytest tests/integrations/test_lm_eval.py tests/integrations/test_inspect.py tests/integrations/test_inspect_log.py -p no:cacheprovider
 
 cluster: .venv/dev
-	@$(PIP) -e '.[ray]'
+	@$(PIP) --compile -e '.[ray]'  # a node of Ray is given 15 s for its first imports
 	$(BIN)/python -m pytest tests/core/test_ray_cluster.py -p no:cacheprovider
 
 bench: .venv/dev
