@@ -158,6 +158,7 @@ SURFACE = {
     "inspect": ["MODEL", "TASKS...", "--json", "--limit", "--logs", "--thinking", "--trust-remote-code"],
     "report": ["RUN", "--bundle", "--card", "--csv", "--json", "--latex", "--pdf", "--public", "--push", "--runs"],
     "verify": ["FILE", "[MODELS...]", "--data", "--json"],
+    "view": ["[RUNS]", "--port"],
     "models get": ["NAME", "--json"],
     "list": ["[KIND]", "--json"],
     "show": ["NAME"],

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from titer import __version__
-from titer.cli.about import doctor, list_, models_get, report, runs_, show, verify
+from titer.cli.about import doctor, list_, models_get, report, runs_, show, verify, view
 from titer.cli.measure import audit, evaluate, inspect, lm_eval
 from titer.cli.studies import demo, study, sweep
 from titer.cli.training import align, finetune, repair
@@ -40,6 +40,7 @@ app.command("lm-eval")(lm_eval)
 app.command()(inspect)
 app.command()(report)
 app.command()(verify)
+app.command()(view)
 app.command("list")(list_)
 app.command()(show)
 app.command("runs")(runs_)

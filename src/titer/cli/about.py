@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from titer.cli.options import HERE, AsJson, Dry, Runs
-from titer.cli.output import show_result
+from titer.cli.output import plain, show_result
 from titer.core.errors import TiterError
 
 if TYPE_CHECKING:
@@ -141,6 +141,21 @@ def verify(
     lines += [f"{len(fails)} of {len(found)} checks fail" if fails else "the bundle is whole and agrees with itself"]
     show_result(as_json, {"holds": not fails, "checks": [one.model_dump() for one in found]}, "\n".join(lines))
     raise typer.Exit(int(bool(fails)))
+
+
+def view(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs.")] = HERE,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0: any that is free.")] = 8765,
+) -> None:
+    """The stored reports in a browser: read only, to this machine alone; two models' answers side by side. Ends with Ctrl-C."""
+    from titer.report.view import Server
+
+    with Server(runs, port) as server:
+        typer.echo(f"Reports of {plain(str(runs))}: {server.address} (Ctrl-C ends it)")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("ended")
 
 
 Prune = Annotated[
