@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,9 +76,14 @@ class Cluster:
         self._sent: dict[tuple[str, str], list[tuple[File, list[Any]]]] = {}
         self._apart: set[str] = set()  # nodes that do not see the run folder
         self._mark = ""
+        for _ in range(120):  # half a second each: nodes that went may be on their way back
+            if any(node.get("CPU") for node in _nodes()):
+                break
+            time.sleep(0.5)
         if not self._room():
+            there = _nodes()
             self.stop(at_once=True)
-            raise TiterError(f"no node has {self._asked}", expected=f"--piece-cpus and --piece-gpus within one of {_nodes()}")
+            raise TiterError(f"no node has {self._asked}", expected=f"--piece-cpus and --piece-gpus within one of {there}")
 
     @property
     def _asked(self) -> str:
