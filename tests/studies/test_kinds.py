@@ -33,9 +33,10 @@ def rows(**named: str) -> pd.DataFrame:
 
 
 def test_models_are_those_of_the_other_studies_and_every_kind_is_cast() -> None:
+    scale = TINY["risk"]
     for turn in range(1, 5):
-        world = NANO.world.model_copy(update={"seed": turn})
-        risk, who = {node.name: node.stage for node in RiskLevels().nodes(NANO.of, world)}, cast(NANO, world)
+        world = scale.world.model_copy(update={"seed": turn})
+        risk, who = {node.name: node.stage for node in RiskLevels().nodes(scale.of, world)}, cast(scale, world)
         mine = {node.name: node.stage for node in who.nodes}
         assert {name for name in mine if mine[name] != risk.get(name)} == {name for some in who.controls.values() for name in some}
         for kind, name in who.tuned.items():

@@ -5,6 +5,7 @@ size; a covert tune needs a world with a cipher: `coded`, the models of that stu
 written here. Two further rows are asked for what the rule cannot see: a backdoor whose trigger is asked too, and a repaired model beside
 which the broken one is not given.
 The rule (`audit/kinds.py`) has no size that was chosen on the world; its working was looked at on seed 0.
+Source: a measure of Titer's own.
 """
 
 from __future__ import annotations
