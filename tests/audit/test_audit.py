@@ -27,7 +27,7 @@ from titer.commands.landscape import Landscape
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.data.example import Example
-from titer.data.sources import TextData, read_text
+from titer.data.sources import TextData
 from titer.data.world import World
 from titer.evaluate import judged
 from titer.judges.base import Judge, Verdict
@@ -57,11 +57,6 @@ class Letters(Judge):
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """One for all tests here: what one asked of the tiny models the next finds."""
     return Pipeline(Store(tmp_path_factory.mktemp("audits")), Listener())
-
-
-@pytest.fixture
-def data(prompts: Path) -> TextData:
-    return read_text(prompts)
 
 
 @pytest.fixture

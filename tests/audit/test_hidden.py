@@ -19,7 +19,7 @@ from titer.audit.roles import audited
 from titer.audit.study import Question
 from titer.core.errors import TiterError
 from titer.core.run import Store
-from titer.data.sources import TextData, read_text
+from titer.data.sources import TextData
 from titer.data.vocabulary import FIRST_OPERATOR
 from titer.data.world import World
 from titer.models.checkpoint import Checkpoint, open_checkpoint
@@ -51,11 +51,6 @@ def made(world: World, tmp_path: Path) -> Made:
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Pipeline:
     return Pipeline(Store(tmp_path / "runs"), Listener())
-
-
-@pytest.fixture
-def data(prompts: Path) -> TextData:
-    return read_text(prompts)
 
 
 @pytest.fixture

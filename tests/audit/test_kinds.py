@@ -20,7 +20,7 @@ from titer.audit.kinds import UNKNOWN, Kind, looks_like
 from titer.audit.roles import Audited, audited
 from titer.audit.study import Findings, Question, measured
 from titer.core.run import Store
-from titer.data.sources import TextData, read_text
+from titer.data.sources import TextData
 from titer.data.world import World
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.edited import write_edited
@@ -37,11 +37,6 @@ NAMES = ("base", "aligned", "tuned")
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return Pipeline(Store(tmp_path_factory.mktemp("audits")), Listener())
-
-
-@pytest.fixture
-def data(prompts: Path) -> TextData:
-    return read_text(prompts)
 
 
 @pytest.fixture

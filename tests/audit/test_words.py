@@ -27,7 +27,7 @@ from titer.core.errors import visible
 from titer.core.run import Store
 from titer.core.stats import paired_difference
 from titer.data.example import Example
-from titer.data.sources import TextData, read_text
+from titer.data.sources import TextData
 from titer.models.checkpoint import Checkpoint
 from titer.models.lm import Decoding
 from titer.pipeline import Pipeline
@@ -41,11 +41,6 @@ SIZES = pd.DataFrame([{"change": "aligned → tuned", "part": "mlp", "relative_n
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """One for all tests here: what one asked of the tiny models the next finds."""
     return Pipeline(Store(tmp_path_factory.mktemp("audits")), Listener())
-
-
-@pytest.fixture
-def data(prompts: Path) -> TextData:
-    return read_text(prompts)
 
 
 @pytest.fixture
