@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import llama
+from tests.studies.huang2024.conftest import TINY, relax
+from titer.core import parallel
 from titer.data.world import World
+from titer.studies.sweep import Sweep
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LETTERS = "abcdefghijklmnop"
@@ -55,6 +58,19 @@ def test_a_repair_over_strengths(here: Path, monkeypatch: pytest.MonkeyPatch, ca
     shown = [line for line in said.splitlines() if line.startswith(("tuned {", "0 {", "0.25 {", "0.5 {", "0.75 {"))]
     assert len(shown) == 5
     assert "nan" not in "".join(shown)
+
+
+def test_a_sweep(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """At a tiny scale, in this process; tests/core/test_ray_cluster.py has the cluster."""
+    monkeypatch.setattr(Sweep, "SCALES", {"nano": TINY})
+    monkeypatch.setattr(parallel, "processes", lambda: 1)
+    monkeypatch.setattr("titer.studies.huang2024.attack.LEARNED", -1.0)
+    relax(monkeypatch)
+    run(monkeypatch, "sweep_on_ray", "runs", "processes")
+    said = capsys.readouterr().out
+    assert "under the worst attack of a grid of 4 trials against each: sft " in said
+    assert "vaccine in its worst case: " in said
+    assert (here / "runs").is_dir()
 
 
 @pytest.mark.filterwarnings("ignore:.pin_memory.:UserWarning")  # on a machine without a GPU
