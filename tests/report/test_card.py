@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections.abc import Mapping
@@ -14,12 +15,15 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from markdown_it import MarkdownIt
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import llama
 from titer.core.errors import TiterError
 from titer.data.world import World
 from titer.models.checkpoint import open_checkpoint
+from titer.models.fetch import resolve
 from titer.report.card import HEADER, SECTION, about, code, command, gaps, placeless, prose, read_report, write_card
+from titer.report.documentation import documented
 from titer.tables import rate_table, tidy
 
 HOSTILE = (
@@ -123,6 +127,37 @@ def test_a_new_card_says_what_was_measured_and_what_was_not(audited: Path, model
     assert ANSWER not in text
 
 
+def test_the_card_fills_the_fields_of_a_model_s_documentation(audited: Path, models: dict[str, Path], model: Path) -> None:
+    (model / "README.md").write_text("---\nlicense: mit\npipeline_tag: question-answering\n---\n# Mine\n", encoding="utf-8")
+    for _ in range(2):
+        text = write_card(audited, model).path.read_text(encoding="utf-8")
+    card = ModelCard(text)
+    assert (card.data.pipeline_tag, card.data.library_name, card.data.license) == ("question-answering", "transformers", "mit")
+    assert text.count("library_name:") == text.count("pipeline_tag:") == 1
+    shown = html.unescape(text.split("**For the model's documentation**")[1]).replace("\u2060", "")
+    before, after = (open_checkpoint(models[name]) for name in ("before", "after"))
+    weights = AutoModelForCausalLM.from_pretrained(models["after"])
+    assert f"- Model authenticity: content key {after.key}, " in shown
+    assert f"- Model dependencies: measured beside before ({before.key})" in shown
+    layers, width = weights.config.num_hidden_layers, weights.config.hidden_size
+    assert f"- Model architecture: LlamaForCausalLM, {layers} layers, {width} wide" in shown
+    assert f"- Total model size: {weights.num_parameters():,} parameters\n" in shown
+    assert f"at most {weights.config.max_position_embeddings:,} tokens" in shown
+    assert "- Adversarial testing: none" in shown
+    assert "- Left to the provider: legal name, release dates, licence" in shown
+
+
+def test_a_model_with_code_of_its_own_is_described_without_running_it(audited: Path, model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").unlink()
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}
+    (model / "config.json").write_text(json.dumps({**config, **own}))
+    (model / "own.py").write_text("raise SystemExit('it ran')\n")
+    shown = documented(resolve(str(model), trusted=True), "own", {"model own": "k"}, {})
+    assert shown["Model architecture"] == "own, by code of its own, which was not run for this card"
+    assert "Total model size" not in shown
+
+
 def test_the_header_holds_the_model_s_own_rates(audited: Path, model: Path) -> None:
     card = ModelCard(write_card(audited, model).path.read_text(encoding="utf-8"))
     found = {(one.dataset_split, one.metric_type): one for one in card.data.eval_results}
@@ -170,7 +205,7 @@ def test_nothing_from_a_model_or_a_file_becomes_markup_or_yaml(models: dict[str,
     card = write_card(folder, model)
     text = card.path.read_text(encoding="utf-8")
     head, body = text.split("\n---\n", 1)
-    assert list(ModelCard(text).data.to_dict()) == ["model-index"]
+    assert list(ModelCard(text).data.to_dict()) == ["library_name", "pipeline_tag", "model-index"]
     assert "\x1b" not in text
     assert head.count("\n# titer:") == body.count("\n<!-- titer:") == 2
     page = Tags(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(body))
@@ -329,7 +364,7 @@ def test_of_two_models_with_equal_weights_the_later_is_meant(models: dict[str, P
 
 
 def test_a_header_that_would_say_something_else_is_not_written(audited: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("titer.report.card.placed", lambda old, body, header: (f"---\nlicense: mit\n---\n{body}", ()))
+    monkeypatch.setattr("titer.report.card.placed", lambda old, body, header, further: (f"---\nlicense: mit\n---\n{body}", ()))
     with pytest.raises(TiterError, match="would not say what was measured"):
         write_card(audited, model)
     assert not (model / "README.md").exists()

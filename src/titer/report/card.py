@@ -25,7 +25,9 @@ from titer.core.claims import Claim
 from titer.core.config import PACKAGES, Record, build
 from titer.core.errors import TiterError, visible
 from titer.core.run import write_text
+from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
+from titer.report.documentation import documented, hub_fields
 
 SECTION = ("<!-- titer:begin -->", "<!-- titer:end -->")
 HEADER = ("# titer:begin", "# titer:end")
@@ -95,9 +97,9 @@ def write_card(report: Path, model: Path) -> Written:
     subject = about(found, model)
     readme = model / "README.md"
     _not_listed(readme)
-    old = _text(readme)
+    old, checkpoint = _text(readme), resolve(str(model), trusted=True)
     results = metadata(found, subject)
-    new, notes = placed(old, section(found, subject), results.to_yaml())
+    new, notes = placed(old, section(found, subject, checkpoint), results.to_yaml(), hub_fields(checkpoint))
     card = _readable(new, readme)
     if not notes and card.data.get("eval_results") != results.eval_results:
         raise TiterError(f"the header of {readme} would not say what was measured", next_step="move its README.md away and try again.")
@@ -121,11 +123,12 @@ def about(found: Reported, model: Path) -> str:
     return named[-1]
 
 
-def section(found: Reported, subject: str) -> str:
+def section(found: Reported, subject: str, checkpoint: Checkpoint) -> str:
     """The section in Markdown, without its marks."""
     said = found.summary.provenance
     judge = placeless(said.get("judge", "not stated"))
     asked = found.rates.groupby("set", sort=False)["n"].max()
+    known = documented(checkpoint, subject, said, found.summary.roles)
     versions = [f"{name} {code(said[name])}" for name in ("titer", "git", "python", "engine", *PACKAGES) if said.get(name)]
     lines = [
         "## Safety alignment (Titer)",
@@ -146,6 +149,10 @@ def section(found: Reported, subject: str) -> str:
         "**Not measured:**",
         "",
         *(f"- {gap}" for gap in gaps(found, subject)),
+        "",
+        "**For the model's documentation** (fields of the EU's Model Documentation Form for general-purpose models):",
+        "",
+        *(f"- {field}: {prose(placeless(words))}" for field, words in known.items()),
         "",
         "To make it again:",
         "",
@@ -280,19 +287,25 @@ def command(line: str) -> str:
     return line if found == words else shlex.join(found)
 
 
-def placed(old: str, body: str, header: str) -> tuple[str, tuple[str, ...]]:
-    """The README with both blocks between their marks, and what was left alone, in words. Errors: marks that do not pair."""
+def placed(old: str, body: str, header: str, further: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """The README with both blocks between their marks, and what was left alone, in words. Errors: marks that do not pair.
+
+    `further`: fields of the header that are added where its owner has none of the name.
+    """
     line = "\r\n" if "\r\n" in old else "\n"
     bom, rest = (BOM, old[1:]) if old.startswith(BOM) else ("", old)
     head = REGEX_YAML_BLOCK.search(rest)
     top, text = (rest[: head.end()], rest[head.end() :]) if head else ("", rest)
     notes: tuple[str, ...] = ()
-    block = header.replace("\n", line)
+    span = _between(top, HEADER)
+    own = top if span is None else top[: span[0]] + top[span[1] :]
+    more = [f"{name}: {value}" for name, value in further.items() if not _names(own, name)]
+    block = line.join([*header.split("\n"), *more])
     if head is None:
         top = line.join(["---", HEADER[0], block, HEADER[1], "---", ""]) + (line if text else "")
-    elif (span := _between(top, HEADER)) is not None:
+    elif span is not None:
         top = top[: span[0]] + line + block + line + top[span[1] :]
-    elif re.search(r"""^(["']?)model-index\1[ \t]*:""", head[2], re.MULTILINE):
+    elif _names(own, "model-index"):
         notes = ("README.md has a model-index of its own in its header, which was left as it is.",)
     else:
         top = top[: head.end(2)] + line + line.join([HEADER[0], block, HEADER[1]]) + top[head.end(2) :]
@@ -303,6 +316,11 @@ def placed(old: str, body: str, header: str) -> tuple[str, tuple[str, ...]]:
         gap = line if text.endswith("\n") or not text else 2 * line
         text += gap + line.join([SECTION[0], shown, SECTION[1], ""])
     return bom + top + text, notes
+
+
+def _names(header: str, field: str) -> bool:
+    """Whether a YAML header has a field of its own."""
+    return re.search(rf"""^(["']?){re.escape(field)}\1[ \t]*:""", header, re.MULTILINE) is not None
 
 
 def _between(text: str, marks: tuple[str, str]) -> tuple[int, int] | None:
