@@ -41,7 +41,7 @@ def test_its_tables_and_a_file_of_it_that_can_be_verified(titer: Titer, audited:
     assert "Bundle: b.zip" in titer("report", "audit-m", "--bundle", "b.zip", "--pdf").out
     assert list((here / "runs" / "audit-m" / "figures").glob("*.pdf"))
     whole = titer("verify", "b.zip", "m", "--data", "d.csv")
-    assert (whole.status, whole.out.splitlines()[-1]) == (0, "the bundle is whole and agrees with itself")
+    assert (whole.status, whole.out.splitlines()[-1]) == (0, "no check fails: the bundle is complete and agrees with itself")
     (here / "d.csv").write_text("prompt,label\n", encoding="utf-8")
     other = titer("verify", "b.zip", "--data", "d.csv")
     assert (other.status, other.out.splitlines()[-2:]) == (
@@ -65,7 +65,7 @@ def test_a_card_of_a_model_that_was_not_measured_is_refused(titer: Titer, audite
     [
         (("audit-n",), "audit-m"),
         (("audit-m", "--csv", "rate"), "did you mean 'rates'?"),
-        (("audit-m", "--csv", "rates", "--latex", "rates"), "give one of them"),
+        (("audit-m", "--csv", "rates", "--latex", "rates"), "leave out one of the two"),
         (("audit-m", "--push", "me/model"), "--push without --card"),
         (("audit-m", "--card", "m", "--public"), "--public without --push"),
     ],

@@ -27,7 +27,7 @@ def test_what_is_stored_is_told_and_pruned_pieces_are_made_again(titer: Titer, h
     assert sum(piece["bytes"] for piece in found["pieces"]) == on_disk
     assert "in all:" in titer("runs").out
     would = titer("runs", "--prune", "samples", "--dry-run")
-    assert f"{kinds.count('samples')} pieces would go" in would.out
+    assert f"{kinds.count('samples')} pieces would be deleted" in would.out
     assert len(titer("runs", "--json").json["pieces"]) == len(kinds)
     assert len(api.stored()) == len(kinds)
     gone = titer("runs", "--prune", "samples", "--prune", "verdicts", "--json").json

@@ -163,7 +163,7 @@ def test_ctrl_c_says_how_to_go_on(titer: Titer, monkeypatch: pytest.MonkeyPatch)
     for command in (("demo",), EVALUATE):
         found = titer(*command)
         assert found.status == 1
-        assert "stopped; run the same command again to go on" in found.err
+        assert "stopped. Run the same command again to go on" in found.err
 
 
 def test_control_codes_in_names_do_not_reach_the_terminal(titer: Titer, here: Path) -> None:
@@ -190,7 +190,7 @@ def test_an_environment_in_which_the_hub_does_not_import_is_told(
 @pytest.mark.parametrize(
     ("settings", "status", "told"),
     [
-        ({"PYTHONOPTIMIZE": "2"}, 2, "which transformers needs. Next: unset it"),
+        ({"PYTHONOPTIMIZE": "2"}, 2, "which transformers needs. Next: unset PYTHONOPTIMIZE"),
         ({"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, 0, r"\u2192"),
         ({"PYTHONIOENCODING": "latin-1"}, 0, r"\u2192"),
     ],

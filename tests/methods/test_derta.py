@@ -153,5 +153,5 @@ def test_vanilla_is_sft_on_answers_and_refusals_in_one_batch(lm: LM) -> None:
 
 
 def test_a_refusal_token_that_the_model_lacks_is_told() -> None:
-    with pytest.raises(TiterError, match=r"token 4000 of a vocabulary of \d+"):
+    with pytest.raises(TiterError, match=r"no token 4000 in a vocabulary of \d+"):
         step_of(DeRTa(token=4000))

@@ -449,9 +449,9 @@ def test_a_variance_leaves_padding_alone_unless_asked_for(context: Step) -> None
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        *(({"noise": noise, "inner": 2}, "noise takes no ascent step") for noise in ("variance", "norm")),
+        *(({"noise": noise, "inner": 2}, "noise makes no ascent steps") for noise in ("variance", "norm")),
         *(({"noise": "variance", "scope": scope}, "leave scope at batch") for scope in ("example", "layer", "token")),
-        *(({"shared_dropout": True, **other}, "shared_dropout needs a pass") for other in ({"noise": "norm"}, {"reuse": True})),
+        *(({"shared_dropout": True, **other}, "shared_dropout needs a first pass") for other in ({"noise": "norm"}, {"reuse": True})),
         ({"shared_dropout": True, "part": 0.5}, "over the same rows"),
     ],
 )
@@ -528,7 +528,7 @@ def test_the_cheaper_forms_resume_bit_identically(settings: dict[str, Any], tmp_
 
 @pytest.mark.parametrize("other", [{"noise": "norm"}, {"inner": 2}, {"part": 0.5}])
 def test_reuse_with_what_would_be_ignored_is_an_error(other: dict[str, Any]) -> None:
-    with pytest.raises(TiterError, match="reuse takes no pass"):
+    with pytest.raises(TiterError, match="reuse computes no gradient"):
         build(Vaccine, {"reuse": True, **other}, "vaccine")
 
 

@@ -1,1 +1,1 @@
-"""L3: attacks at test time. One file an attack; the file's name is its name on the command line."""
+"""Attacks at test time. Each is one file; its name on the command line is the file's name. L3."""

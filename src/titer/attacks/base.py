@@ -1,6 +1,6 @@
-"""What an attack does: rewrite harmful requests, or prefill their answers. Nothing here trains a model.
+"""The contract of an attack: it rewrites harmful requests, or begins their answers. It never trains a model.
 
-Harmful fine-tuning is not an attack but a finetune stage on a poisoned Mix.
+Harmful fine-tuning is not an attack in this sense: it is a stage of `titer finetune`, on data with harmful examples.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ State = Mapping[str, Any]
 
 
 class Attempt(NamedTuple):
-    """A request as the model receives it: the (rewritten) example, the start of the answer if prefilled, and
-    embeddings (n, D) inserted into the prompt (`models/suffix.py`) if any.
+    """A request as the model receives it.
 
-    `decoder`: what chooses the answer's tokens, where not the model alone; `raw`: the prompt is a text to go on from, without the chat
-    template. Both are the same for all of a set.
+    `example`: the request, perhaps rewritten. `prefix`: the beginning of the answer, already written. `suffix`: embeddings (n, D) that
+    are inserted into the prompt (`models/suffix.py`). `decoder`: chooses the answer's tokens instead of the model alone. `raw`: the
+    prompt is plain text to continue, without the chat template. `decoder` and `raw` are the same for all attempts of a set.
     """
 
     example: Example
@@ -42,7 +42,7 @@ class Attempt(NamedTuple):
 
 
 class Attack(Record):
-    """Settings as fields. Subclasses are final; WORLD attacks exist on the synthetic world alone."""
+    """Settings are fields. A subclass is not subclassed again. With WORLD, the attack exists on the synthetic world only."""
 
     SOURCE: ClassVar[str]
     VERSION: ClassVar[int]
@@ -51,21 +51,21 @@ class Attack(Record):
     seed: int = 0
 
     def fit(self, lm: LM, examples: Sequence[Example]) -> State:
-        """What the attack learns from training examples; most learn nothing."""
+        """What the attack learns about the model `lm` from training examples: tensors and JSON values. Most attacks learn nothing."""
         return {}
 
     @abstractmethod
     def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
-        """One attempt for each harmful example, in order."""
+        """One attempt for each harmful example, in the same order. `state` is what `fit` returned; `world` is None on real text."""
 
 
 def reworded(examples: Sequence[Example], change: Callable[[str], str]) -> list[Attempt]:
-    """The requests with the text of each changed, a conversation's in its last turn."""
+    """Attempts with the text of each request changed; in a conversation, the text of the last turn."""
     return [Attempt(replace(e, prompt=changed(e.prompt, change))) for e in examples]
 
 
 def on_the_world(attack: Attack, world: World | None) -> World:
-    """The world, or a clear refusal to run a world's attack on real text."""
+    """The world. Errors: None, that is, an attack of the synthetic world on real text."""
     if world is None:
         name = type(attack).__module__.rsplit(".", 1)[-1]
         raise TiterError(f"the attack {name} exists on the synthetic world only", next_step="use --attack prefill on real text.")
@@ -73,7 +73,7 @@ def on_the_world(attack: Attack, world: World | None) -> World:
 
 
 class Texts(Protocol):
-    """Texts of some kind, one an index: `mixed_text` and `novel_text` of the world."""
+    """A function that makes one text for each index: `mixed_text` and `novel_text` of the world."""
 
     def __call__(
         self, world: World, split: Split, indices: NDArray[np.int64], purpose: str, *, grammar: NDArray[np.int64] | None
@@ -82,7 +82,7 @@ class Texts(Protocol):
 
 
 def on_other_texts(kind: str, attack: Attack, examples: Sequence[Example], world: World | None, texts: Texts) -> list[Attempt]:
-    """The requests on fresh held-out texts, every operator but the identity a contextual one, drawn by seed."""
+    """The requests with fresh held-out texts, and each operator but the identity replaced by a contextual one, drawn by the seed."""
     w = on_the_world(attack, world)
     requests = parse(w, list(examples))
     places = np.arange(len(requests))

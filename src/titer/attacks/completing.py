@@ -1,9 +1,11 @@
-"""No chat format: the request alone, as a text that the model goes on with.
+"""No chat format: the bare request, as a text that the model continues.
 
-Refusal that hangs on the tokens of a conversation is not there without them; a white-box attack, for whoever runs the model writes its
-input. On the world the word that hands a request over is left out, and an answer is the text with that word before it: to write it is
-part of going on. The word that begins a request stays, as it begins every text that a model of the world has read (version 1 left it out,
-and then no model answered, not even a base, and not even what is safe). Source: arXiv 2407.09121, CompletingAttack.
+A refusal that depends on the tokens of a conversation does not appear without them. The attack needs control of the model's whole input,
+which anyone who runs the model has. Source: arXiv 2407.09121, CompletingAttack.
+
+On the synthetic world, the word that ends a request is left out, and the model has to write it before its answer. The word that begins a
+request stays, since it begins every text that a model of the world has read. (Version 1 left it out; then no model answered, not even
+a base model, and not even safe requests.)
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from titer.data.world import World
 
 
 class Completing(Attack):
-    """Each request as plain text, without a chat template; earlier turns and a system text stand before it."""
+    """Asks each request as plain text, without a chat template; earlier turns and a system text come before it."""
 
     SOURCE = "arXiv 2407.09121, CompletingAttack"
     VERSION = 2

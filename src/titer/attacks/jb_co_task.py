@@ -1,7 +1,7 @@
 """Jailbreak by competing objectives, operators (JB-CO-Task): an unsafe operator beside a safe one.
 
-In each pair one operator stays unsafe, the other becomes an always-safe one that is not the identity; safety
-tuning never saw such a pair. Source: arXiv 2407.10264, section 4 ("if_text" sets of its code).
+In each pair, one operator stays unsafe and the other becomes an always-safe one that is not the identity. Safety
+tuning never saw such a pair. Synthetic world only. Source: arXiv 2407.10264, section 4 ("if_text" sets of its code).
 Shapes: n requests, S slots.
 """
 
@@ -18,7 +18,7 @@ from titer.data.world import World, parse, render
 
 
 class JBCOTask(Attack):
-    """One drawn operator of each pair becomes a drawn safe operator."""
+    """One operator of each pair, drawn at random, is replaced by a safe one, drawn too."""
 
     SOURCE = "arXiv 2407.10264, JB-CO-Task"
     VERSION = 1

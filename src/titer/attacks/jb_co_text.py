@@ -1,7 +1,7 @@
 """Jailbreak by competing objectives, text (JB-CO-Text): contextual operators on a mixed text.
 
-The text becomes a safe-dominant and an unsafe-dominant piece, in either order; every operator but the
-identity becomes a contextual one. Source: arXiv 2407.10264, section 4 (the "intermediate" grammar).
+The text becomes a safe-dominant and an unsafe-dominant piece, in either order. Each operator but the identity becomes a contextual
+one, whose safety depends on the text. Synthetic world only. Source: arXiv 2407.10264, section 4 (the "intermediate" grammar).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MOSTLY = ("mostly safe", "mostly unsafe")
 
 
 class JBCOText(Attack):
-    """Fresh mixed texts of the held-out split, one a request."""
+    """Each request gets a fresh mixed text of the held-out split."""
 
     SOURCE = "arXiv 2407.10264, JB-CO-Text"
     VERSION = 1
@@ -27,9 +27,9 @@ class JBCOText(Attack):
 
 
 def by_text(world: World, attempts: Sequence[Attempt]) -> Mapping[str, list[Attempt]]:
-    """The attempts by the class that most phrases of their text are of: a text of three phrases has never as many of both.
+    """The attempts in two groups: most phrases of the text are safe, or most are unsafe. (A text has three phrases, so there is no tie.)
 
-    Empty for a world whose texts are not whole phrases (cut to a length, or of a tree).
+    Empty for a world whose texts are not whole phrases: cut to a length, or made by a tree grammar.
     """
     if world.tree is not None or world.cut:
         return {}

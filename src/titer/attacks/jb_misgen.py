@@ -1,7 +1,7 @@
 """Jailbreak by mismatched generalisation (JB-MisGen): other names of unsafe operators.
 
-Every operator but the identity becomes a duplicate of an always-unsafe operator: the model learned its
-meaning in pretraining, safety tuning never showed it. Source: arXiv 2407.10264, section 4 (the "duplicates"
+Each operator but the identity becomes a duplicate (another name) of an always-unsafe operator. The model learned its
+meaning in pretraining; safety tuning never showed it. Synthetic world only. Source: arXiv 2407.10264, section 4 (the "duplicates"
 set; the official set of that name holds no duplicate, this one does).
 """
 
@@ -18,7 +18,7 @@ from titer.data.world import World, parse, render
 
 
 class JBMisGen(Attack):
-    """A drawn duplicate in place of each operator that is not the identity."""
+    """Each operator but the identity is replaced by a duplicate, drawn at random."""
 
     SOURCE = "arXiv 2407.10264, JB-MisGen"
     VERSION = 1

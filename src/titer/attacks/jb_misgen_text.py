@@ -1,8 +1,8 @@
-"""Jailbreak by mismatched generalisation, text (JB-MisGen, text variant): unsafe texts safety tuning never showed.
+"""Jailbreak by mismatched generalisation, text (JB-MisGen, text variant): unsafe texts that safety tuning never showed.
 
-The text becomes an unsafe-dominant one made of phrases that were kept back from safety tuning (pretraining saw
-them); every operator but the identity becomes a contextual one, for an always-unsafe operator would tell by
-itself. Source: arXiv 2407.10264, section 4 and appendix (the "ood" grammar of its code).
+The text becomes an unsafe-dominant one, made of phrases that pretraining had and safety tuning did not. Each operator
+but the identity becomes a contextual one, since an always-unsafe operator would show by itself that the request is
+unsafe. Synthetic world only. Source: arXiv 2407.10264, section 4 and appendix (the "ood" grammar of its code).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from titer.data.world import World, novel_text
 
 
 class JBMisGenText(Attack):
-    """Fresh novel texts of the held-out split, one a request; the world must keep some back (a tree, or `novel`)."""
+    """Each request gets a fresh novel text of the held-out split. The world must keep phrases back: a tree grammar, or `novel` > 0."""
 
     SOURCE = "arXiv 2407.10264, JB-MisGen (text)"
     VERSION = 1

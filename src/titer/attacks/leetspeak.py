@@ -1,6 +1,6 @@
-"""Requests with digits for letters: does safety hold where every word is spelled anew but can still be read?
+"""Requests with digits in place of letters: does safety hold if words are spelled differently but can still be read?
 
-Source: arXiv 2307.02483, appendix (leetspeak); beside base64 in Titer's reading of arXiv 2407.10264, section 8.
+Source: arXiv 2307.02483, appendix (leetspeak). Titer also uses it beside base64 for section 8 of arXiv 2407.10264.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DIGITS = str.maketrans("aeiostAEIOST", "431057431057")
 
 
 class Leetspeak(Attack):
-    """Six letters, small and capital, as the digits that look like them. For real text: the synthetic world has no such words."""
+    """Replaces a, e, i, o, s, t (small and capital) by the digits that look like them. Real text only: the world has no such words."""
 
     SOURCE = "arXiv 2307.02483, leetspeak"
     VERSION = 1

@@ -1,7 +1,7 @@
-"""Prefilled answers: the model goes on from an answer that has already begun to comply.
+"""Prefilled answers: the model continues an answer that has already begun to comply.
 
-On the world the first `k` words of the compliant answer; on real text a neutral opening. Refusal that lives in
-the first tokens alone breaks here. Source: arXiv 2406.05946 (shallow safety alignment), prefilling attack.
+The beginning is the first `k` words of the prompt's reference answer where it has one, else the neutral text `opening`.
+A refusal that is learned at the first tokens only breaks here. Source: arXiv 2406.05946 (shallow safety alignment), prefilling attack.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from titer.data.world import World
 
 
 class Prefill(Attack):
-    """`k` words of the reference answer where there is one, else `opening`."""
+    """The first `k` words of the reference answer (column comply) where there is one, else `opening`."""
 
     SOURCE = "arXiv 2406.05946, prefilling"
     VERSION = 1
 
-    k: int = Field(default=2, ge=1)
-    opening: str = "Sure, here is"
+    k: int = Field(default=2, ge=1, description="words of the reference answer that are prefilled")
+    opening: str = Field(default="Sure, here is", description="what is prefilled where a prompt has no reference answer")
 
     def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
         return [Attempt(example, self._prefix(example)) for example in examples]

@@ -1,10 +1,10 @@
-"""Soft-token suffix: free embeddings between the end of the text and the token that ends it, found by gradient.
+"""Soft-token suffix: free embeddings, found by gradient, between the request's text and the token that ends it.
 
-`n` embeddings, drawn as 0.01 N(0, 1), are moved for `steps` steps against the gradient of the compliant answer's
-cross-entropy: each token's gradient is scaled to unit l2 norm, the step is 2 eps / steps, and each token is projected
-to ||delta|| <= eps, eps the mean norm of the batch's token embeddings. `universal`: one suffix, found on the examples
-that `fit` is given and used on others; else one a request, found on that request. `random`: tokens of equal number
-and norm in random directions, the control. Source: arXiv 2407.10264, section 6 and figure 7 (10 steps).
+`n` embeddings start as 0.01 N(0, 1) and are moved for `steps` steps against the gradient of the compliant answer's cross-entropy. Each
+token's gradient is scaled to l2 norm 1, the step's size is 2 eps / steps, and each token is projected to ||delta|| <= eps, where eps is
+the mean norm of the batch's token embeddings. `universal`: one suffix is found on the examples given to `fit` and used on others;
+otherwise each request gets its own, found on that request. `random`: as a control, as many tokens with the same norms in random
+directions. Synthetic world only. Source: arXiv 2407.10264, section 6 and figure 7 (10 steps).
 Shapes: B requests, n tokens, D width, T tokens.
 """
 
@@ -31,21 +31,21 @@ FIRST = 0.01
 
 
 class SoftTokens(Attack):
-    """Number of tokens, steps, one suffix for all or one each, and whether directions are random (the control)."""
+    """The number of tokens and steps; one suffix for all requests or one each; whether directions are random (the control)."""
 
     SOURCE = "arXiv 2407.10264, soft-token suffix (section 6)"
     VERSION = 1
     WORLD = True
 
-    n: int = Field(default=2, ge=1)
-    steps: int = Field(default=10, ge=1)
-    universal: bool = False
-    random: bool = False
+    n: int = Field(default=2, ge=1, description="tokens of the suffix")
+    steps: int = Field(default=10, ge=1, description="gradient steps; the paper's 10")
+    universal: bool = Field(default=False, description="one suffix for all requests, instead of one for each")
+    random: bool = Field(default=False, description="random directions of the same norms, the control")
 
     def fit(self, lm: LM, examples: Sequence[Example]) -> State:
         """{"suffix": (B, n, D), or (1, n, D) if universal}, on the CPU.
 
-        Per request: of the examples in their order, which `attempts` must be given again.
+        Without `universal`, row i belongs to example i, and `attempts` must be given the same examples in the same order.
         """
         chunks = [examples] if self.universal else [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
         with frozen(lm.model):
@@ -56,7 +56,7 @@ class SoftTokens(Attack):
         on_the_world(self, world)
         suffix = state["suffix"]
         if not self.universal and len(suffix) != len(examples):
-            raise ValueError(f"{len(suffix)} suffixes for {len(examples)} requests")
+            raise ValueError(f"{len(suffix)} suffixes for {len(examples)} requests: give the requests that fit was given")
         kind = f"soft_{self.n}" + ("_universal" if self.universal else "") + ("_random" if self.random else "")
         return [Attempt(replace(e, kind=kind), suffix=suffix[0 if self.universal else i]) for i, e in enumerate(examples)]
 
@@ -86,7 +86,7 @@ class SoftTokens(Attack):
         return gradient
 
     def turned(self, suffix: torch.Tensor) -> torch.Tensor:
-        """Each token in a random direction of its own norm: the control of a suffix that is at hand."""
+        """The control of a suffix: each token turned into a random direction, its norm kept."""
         rng = torch.Generator().manual_seed(seed_of(self.seed, "random soft tokens", self.n) % 2**63)
         norms = torch.linalg.vector_norm(suffix, dim=2, keepdim=True)
         return norms * unit(torch.randn(suffix.shape, generator=rng))
@@ -98,13 +98,13 @@ def unit(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def projected(tokens: torch.Tensor, bound: torch.Tensor | float) -> torch.Tensor:
-    """Each token in the l2 ball of radius `bound`."""
+    """Each token projected into the l2 ball of radius `bound`."""
     norms = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
     return tokens * (bound / norms.clamp(min=1e-30)).clamp(max=1.0)
 
 
 def moved_labels(labels: torch.Tensor, at: torch.Tensor, n: int) -> torch.Tensor:
-    """Labels (B, T + n) of rows with n untrained places inserted before place `at`."""
+    """Labels (B, T + n): in each row, n places with label -100 are inserted before the row's place `at` (B,)."""
     rows, width = labels.shape
     place = torch.arange(width + n, device=labels.device)[None].expand(rows, -1)
     begin = at[:, None]

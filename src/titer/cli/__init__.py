@@ -1,4 +1,4 @@
-"""The command line. Exit status: 0 done, 1 failed, 2 wrong input. Imports of torch wait until a command needs it. L9."""
+"""The command line. Exit status: 0 done, 1 failed, 2 wrong input. torch is imported only once a command needs it. L9."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from titer.cli.training import align, finetune, repair
 from titer.cli.trouble import INTERRUPTED, check_surroundings, fail, file_trouble, os_message
 from titer.core.errors import TiterError, visible
 
-FORMER = {"rate": "lr", "ratio": "poison-ratio"}  # names that options of align and finetune had, in scripts still
+FORMER = {"rate": "lr", "ratio": "poison-ratio"}  # former names of options of align and finetune, which scripts still use
 
-# Before torch is imported: OpenMP's threads spin a little, then sleep. Left to spin for ever (the default) they stall each
-# other when another program uses a core: a nano step took 1.5 s instead of 0.2 to 0.6 (docs/log.md). On quiet cores it costs little.
+# Set before torch is imported: OpenMP's idle threads spin for a while, then sleep. By default they spin for ever, and so stall each
+# other when another program uses a core: a nano step took 1.5 s instead of 0.2 to 0.6 (docs/log.md). On idle cores this costs little.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 app = typer.Typer(
@@ -55,7 +55,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 def main() -> None:
-    """Run the command line; every foreseen trouble is one clear message."""
+    """Run the command line. Each foreseen error ends it with one clear message and an exit status."""
     try:
         check_surroundings()
         app()
@@ -65,11 +65,16 @@ def main() -> None:
         fail(os_message(error), 2)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            fail("stopped; run the same command again to go on.", 1)
+            fail("stopped. Run the same command again to go on from here.", 1)
         raise
     except BaseException as error:
-        if type(error).__name__ == "PanicException":  # of tokenizers, safetensors: no Exception, and it printed what it could
-            fail(f"a library broke off: {visible(str(error), 200)}. Next: check the files that were given; titer doctor", 1)
+        if (
+            type(error).__name__ == "PanicException"
+        ):  # from tokenizers or safetensors (Rust): not an Exception; it has printed its own lines
+            fail(
+                f"a library failed: {visible(str(error), 200)}. Next: check the files that you gave, then run titer doctor.",
+                1,
+            )
         if not isinstance(error, Exception) or (code := file_trouble(error)) is None:
             raise
         fail(os_message(OSError(code, os.strerror(code))), 2)

@@ -1,4 +1,4 @@
-"""`titer models`, `list`, `show` and `doctor`: what there is to use; `report` and `runs`: what was found and what is stored."""
+"""`titer models`, `list`, `show` and `doctor`: what there is to use. `report`, `verify`, `view` and `runs`: what is stored."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ if TYPE_CHECKING:
     from titer.api.about import Told
     from titer.core.inventory import Page, Piece
 
-SHOWN = 12  # of the largest pieces
+SHOWN = 12  # pieces that `titer runs` lists, the largest
 
 
-def models_get(name: str, as_json: AsJson = False) -> None:
-    """Fetch a named model once: download, check its sha256, convert to a safetensors folder in the cache."""
+def models_get(
+    name: Annotated[str, typer.Argument(help="A name that titer doctor lists under `models by name`.")], as_json: AsJson = False
+) -> None:
+    """Fetch a named model into the cache.
+
+    It is downloaded once, its sha256 is checked, and it is converted to a folder of safetensors.
+    """
     from titer import api
 
     found = api.models_get(name)
@@ -31,30 +36,40 @@ def list_(
     kind: Annotated[str | None, typer.Argument(help="methods, repairs, decoders, attacks, judges, probes, studies or prompt-sets")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What can be named on the command line."""
+    """List the methods, attacks, judges and others that have a name.
+
+    Without KIND, everything but prompt-sets is listed.
+    """
     from titer.core.plugins import listed
 
     found = {"prompt-sets": _prompt_sets()} if kind == "prompt-sets" else listed(kind)
-    lines = [line for k, rows in found.items() for line in (k, *(f"  {name:12} {text}" for name, text in rows.items()))]
+    width = max(len(name) for rows in found.values() for name in rows)
+    lines = [line for k, rows in found.items() for line in (k, *(f"  {name:{width}}  {text}" for name, text in rows.items()))]
     show_result(as_json, found, "\n".join(lines))
 
 
 def _prompt_sets() -> dict[str, str]:
-    """The published sets that --data NAME:FILE takes; docs/prompt_sets.md says where they are to be had."""
+    """The published prompt sets that --data NAME:FILE reads; docs/prompt_sets.md says where to get them."""
     from titer.data.prompt_sets import SETS
 
     return {name: f"{one.title}, columns {', '.join(sorted(one.columns))}: {one.told}" for name, one in SETS.items()}
 
 
-def show(name: str) -> None:
-    """The documentation and settings of a method, repair, decoder, attack, judge or probe; the data and models it reads."""
+def show(name: Annotated[str, typer.Argument(help="A name that titer list prints.")]) -> None:
+    """Print the documentation of a method, attack, judge or other.
+
+    It has the settings with their defaults, and the data and models that a method, repair or decoder reads.
+    """
     from titer.core.plugins import shown
 
     typer.echo(shown(name))
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """What this machine can do and what is missing: cores, memory, GPU, packages, caches. Makes no connection."""
+    """Print what this machine has and what is missing.
+
+    Cores, memory, GPU, packages, caches. It makes no network connection.
+    """
     from titer.commands.doctor import facts
 
     found = facts()
@@ -63,24 +78,33 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def report(
-    run: Annotated[str, typer.Argument(help="A report's folder, or its name in the folder of runs: audit-tuned, demo ...")],
+    run: Annotated[str, typer.Argument(help="A report's folder, or its name in --runs, for example audit-tuned or demo.")],
     card: Annotated[
-        Path | None, typer.Option("--card", help="The folder of a model in the report: put a section on it into its README.md.")
+        Path | None,
+        typer.Option(
+            "--card", help="Folder of a model that the report is about: write a section with its results into the README.md there."
+        ),
     ] = None,
     push: Annotated[
-        str | None, typer.Option("--push", help="OWNER/NAME: send the model of --card to the Hugging Face hub, private.")
+        str | None,
+        typer.Option("--push", help="OWNER/NAME: upload the model of --card to this private repository of the Hugging Face hub."),
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Send it to a public repository.")] = False,
-    csv: Annotated[str | None, typer.Option("--csv", help="Print this table instead: claims, rates, shift ... of results.csv.")] = None,
-    latex: Annotated[str | None, typer.Option("--latex", help="The same for a paper (with the package booktabs).")] = None,
-    pdf: Annotated[bool, typer.Option("--pdf", help="Write every figure as PDF beside its SVG.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="With --push: upload to a public repository.")] = False,
+    csv: Annotated[
+        str | None, typer.Option("--csv", help="Print only this table, as CSV: claims, or one of results.csv (rates, shift ...).")
+    ] = None,
+    latex: Annotated[str | None, typer.Option("--latex", help="Print only this table, as LaTeX (needs the package booktabs).")] = None,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Write each figure as PDF beside its SVG.")] = False,
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="Write the report, its answers and the hashes of models and data as one zip.")
+        Path | None, typer.Option("--bundle", help="Write the report, the answers and the hashes of models and data into this zip file.")
     ] = None,
     runs: Runs = HERE,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a finished report says; its tables and figures for a paper; one file of it to be verified; a model's card."""
+    """Print what a finished report found, or export it.
+
+    Exports: tables and figures for a paper, one file that others can verify (titer verify), a section for a model's card.
+    """
     if push is not None and card is None:
         raise TiterError("--push without --card", next_step="add --card MODEL, the folder of the model to send.")
     if public and push is None:
@@ -115,9 +139,9 @@ def report(
 
 
 def _printed(found: Told, csv: str | None, latex: str | None, as_json: bool) -> None:
-    """One table of a report, and nothing else."""
+    """Print one table of a report, and nothing else. Errors: both forms at once; an unknown table."""
     if csv and latex:
-        raise TiterError("--csv and --latex at once", next_step="give one of them.")
+        raise TiterError("--csv and --latex were both given", next_step="leave out one of the two.")
     from titer.report.bundle import as_latex
 
     table = found.table(str(csv or latex))
@@ -126,28 +150,35 @@ def _printed(found: Told, csv: str | None, latex: str | None, as_json: bool) -> 
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(help="A file of `titer report RUN --bundle FILE`.")],
-    models: Annotated[list[str] | None, typer.Argument(help="Models at hand: are they those that were measured?")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="A prompts' file: is it the one that was asked?")] = None,
+    file: Annotated[Path, typer.Argument(help="A file made by titer report RUN --bundle FILE.")],
+    models: Annotated[list[str] | None, typer.Argument(help="Models of your own to compare with those that were measured.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="A file of prompts to compare with the one that was asked.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a bundled report: every file's hash, the rates from the answers, and models and data at hand. Exit status 1: it fails."""
+    """Check a report that was bundled into one file.
+
+    It checks the hash of each file, computes the rates again from the answers, and compares the models and the data that you give with
+    those that were measured. Exit status 1: a check fails.
+    """
     from titer import api
 
     found = api.verify(file, *(models or ()), data=data)
     marks = {True: "holds", False: "FAILS", None: "not checked"}
     fails = [one for one in found if one.holds is False]
     lines = [f"{marks[one.holds]:11}  {one.what}: {one.said}" for one in found]
-    lines += [f"{len(fails)} of {len(found)} checks fail" if fails else "the bundle is whole and agrees with itself"]
+    lines += [f"{len(fails)} of {len(found)} checks fail" if fails else "no check fails: the bundle is complete and agrees with itself"]
     show_result(as_json, {"holds": not fails, "checks": [one.model_dump() for one in found]}, "\n".join(lines))
     raise typer.Exit(int(bool(fails)))
 
 
 def view(
-    runs: Annotated[Path, typer.Argument(help="Folder of runs.")] = HERE,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0: any that is free.")] = 8765,
+    runs: Annotated[Path, typer.Argument(help="Folder that keeps the reports.")] = HERE,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0: any free port.")] = 8765,
 ) -> None:
-    """The stored reports in a browser: read only, to this machine alone; two models' answers side by side. Ends with Ctrl-C."""
+    """Show the stored reports in a browser, read only.
+
+    Only this machine can open the page. It can also show two models' answers side by side. Ctrl-C ends it.
+    """
     from titer.report.view import Server
 
     with Server(runs, port) as server:
@@ -161,44 +192,48 @@ def view(
 Prune = Annotated[
     list[str] | None,
     typer.Option(
-        "--prune", help="Take away a kind (samples, tables, stages ...), `unfinished`, or the piece of a key; may be given again."
+        "--prune",
+        help="Delete pieces: a kind (samples, tables, stages ...), `unfinished`, or one piece by the start of its key (repeatable).",
     ),
 ]
 
 
 def runs_(
     prune: Prune = None,
-    older: Annotated[float, typer.Option("--older", min=0, help="Only what is older than N days.")] = 0.0,
+    older: Annotated[float, typer.Option("--older", min=0, help="With --prune: delete only what is older than N days.")] = 0.0,
     runs: Runs = HERE,
     dry_run: Dry = False,
     as_json: AsJson = False,
 ) -> None:
-    """What is stored and how large it is. What is pruned can be made again by its command; what is at work is left."""
+    """List what is stored and how large it is, or delete it.
+
+    Whatever --prune deletes can be made again by the command that made it. Pieces that a running command uses are not deleted.
+    """
     from titer.core import inventory
 
     held = inventory.pieces(runs)
     if prune:
         doomed = inventory.chosen(held, prune, older)
         went, left = (doomed, []) if dry_run else inventory.prune(doomed)
-        what = "would go" if dry_run else "gone"
+        what = "would be deleted" if dry_run else "deleted"
         lines = [*map(_line, went), f"{len(went)} pieces {what}, {_bytes(sum(p.size for p in went))}"]
-        lines += [f"{p.kind}/{p.key} is at work and was left" for p in left]
+        lines += [f"{p.kind}/{p.key} is in use by a running command and was not deleted" for p in left]
         return show_result(as_json, {"gone": [_row(p) for p in went], "left": [_row(p) for p in left]}, "\n".join(lines))
     if older or dry_run:
-        raise TiterError("--older and --dry-run belong to --prune", next_step="add --prune KIND.")
+        raise TiterError("--older or --dry-run was given without --prune", next_step="add --prune KIND.")
     pages = inventory.pages(runs)
     value = {"pieces": [_row(p) for p in held], "reports": [vars(page) for page in pages]}
     return show_result(as_json, value, "\n".join(_listed(held, pages)))
 
 
 def _listed(held: Sequence[Piece], pages: Sequence[Page]) -> list[str]:
-    """The reports, the kinds with their sizes, the largest pieces."""
+    """Lines to print: the reports, the size of each kind, the largest pieces."""
     lines = [f"{page.name:36} {_bytes(page.size):>9}  {page.answer[:100]}" for page in pages]
     kinds: dict[str, list[Piece]] = {}
     for piece in held:
         kinds.setdefault(piece.state if piece.state == "unfinished" else piece.kind, []).append(piece)
     lines += [f"{kind:36} {_bytes(sum(p.size for p in own)):>9}  {len(own)} pieces" for kind, own in kinds.items()]
-    lines += ["the largest:", *map(_line, held[:SHOWN])] if held else ["nothing is stored"]
+    lines += ["the largest pieces:", *map(_line, held[:SHOWN])] if held else ["nothing is stored"]
     return [*lines, f"in all: {_bytes(sum(p.size for p in held) + sum(p.size for p in pages))}"]
 
 

@@ -1,4 +1,4 @@
-"""`titer audit`, what tuning did to an alignment; `evaluate`, a model's answers judged; tasks of other harnesses."""
+"""`titer audit` (what a tuning did to an alignment), `evaluate` (one model's answers, judged), and tasks of other harnesses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @command
 def evaluate(order: EvaluationRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
-    """Refusal of unsafe prompts, over-refusal of safe ones, degenerate answers."""
+    """Ask one model labelled prompts and judge its answers.
+
+    The report has the rates of refused unsafe prompts, refused safe prompts (over-refusal) and degenerate answers.
+    """
     from titer.api.measure import evaluated, prepared
     from titer.terminal import Terminal
 
@@ -38,7 +41,7 @@ def evaluate(order: EvaluationRequest, dry_run: Dry = False, as_json: AsJson = F
 
 
 def _plan(as_json: bool, order: EvaluationRequest, ready: Prepared) -> None:
-    """What would run, for --dry-run."""
+    """Print what would run (--dry-run)."""
     from titer.commands.measuring import planned
 
     plan = planned(order, ready)
@@ -49,7 +52,10 @@ def _plan(as_json: bool, order: EvaluationRequest, ready: Prepared) -> None:
 
 @command
 def audit(order: AuditRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
-    """How much safety tuning cost or gained, where in the model, and what to try."""
+    """Measure what a tuning did to a model's safety.
+
+    The report says how much safety the tuning cost or gained, where in the model, and what to try.
+    """
     from titer.api.auditing import audited, prepare
     from titer.audit import gate
     from titer.audit.fleet import rows, together
@@ -75,7 +81,7 @@ def audit(order: AuditRequest, dry_run: Dry = False, as_json: AsJson = False) ->
 
 
 def _priced(order: AuditRequest, tunes: list[Tune], as_json: bool) -> None:
-    """What would run, for --dry-run."""
+    """Print what would run (--dry-run)."""
     from titer.audit.cost import audit_cost
     from titer.audit.fleet import together
 
@@ -88,7 +94,10 @@ def _priced(order: AuditRequest, tunes: list[Tune], as_json: bool) -> None:
 
 @command
 def lm_eval(order: LmEvalRequest, as_json: AsJson = False) -> None:
-    """Tasks of lm-evaluation-harness on the model that Titer measures: an adapter merged, int8 weights dequantised."""
+    """Run tasks of lm-evaluation-harness on a model.
+
+    The model is loaded as Titer measures it: an adapter is merged, int8 weights are dequantised.
+    """
     from titer.api.measure import harness_table
 
     table = harness_table(order)
@@ -97,7 +106,10 @@ def lm_eval(order: LmEvalRequest, as_json: AsJson = False) -> None:
 
 @command
 def inspect(order: InspectRequest, as_json: AsJson = False) -> None:
-    """Tasks of inspect_ai on the model that Titer measures. The files are code: run those that you trust."""
+    """Run tasks of inspect_ai on a model.
+
+    The task files are code, and they are run: give only files that you trust.
+    """
     from titer.api.measure import inspected
 
     table = inspected(order)

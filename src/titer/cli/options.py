@@ -1,4 +1,4 @@
-"""A command of a request's record: its options are the record's fields. NAME=VALUE is parsed here and nowhere below."""
+"""Commands made from records (commands/requests.py): each field becomes an option. NAME=VALUE is parsed here and nowhere below."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typer.models import OptionInfo
 from titer.commands.requests import ordered, told
 from titer.core.errors import TiterError, visible
 
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of runs.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that keeps results and trained models.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would run and what stands already; run nothing.")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="Check everything and print what would run and what is stored already; run nothing.")]
 HERE = Path("runs")
 
 
 def command(run: Callable[..., None]) -> Callable[..., None]:
-    """`run(order, further options)` as a command whose options are those of the order's record, then the further ones."""
+    """Make `run(order, further options)` a command: first the options of the order's record, then the further ones."""
     kind = get_type_hints(run)["order"]
     own = [one for one in ordered(kind) if told(one)]
     hints = get_type_hints(run, include_extras=True)
@@ -44,7 +44,7 @@ def command(run: Callable[..., None]) -> Callable[..., None]:
 
 
 def _first(one: Field[Any]) -> tuple[Any, bool]:
-    """The type that a field has on the command line, the first of several; whether it may be left out."""
+    """(the field's type on the command line: the first, where several are allowed; whether it may be left out)."""
     kinds = _members(get_args(one.type)[0])
     return kinds[0], NoneType in kinds
 
@@ -54,7 +54,7 @@ def _members(kind: Any) -> list[Any]:
 
 
 def _parameter(one: Field[Any]) -> Parameter:
-    """A field as typer takes it: a type that it knows, an option's name of the field's."""
+    """A field as a parameter for typer: a type that typer knows, and the option's name."""
     info, (kind, optional) = copy(told(one)), _first(one)
     assert info is not None
     default: Any = Parameter.empty if one.default is MISSING else one.default
@@ -69,13 +69,13 @@ def _parameter(one: Field[Any]) -> Parameter:
 
 
 def _option(one: Field[Any]) -> str:
-    """How the command line calls a field."""
+    """The name of a field's option."""
     info = told(one)
     return info.default if info is not None and isinstance(info.default, str) else f"--{one.name.replace('_', '-')}"
 
 
 def _value(one: Field[Any], given: Any) -> Any:
-    """What was given as the record holds it. Errors: not NAME=VALUE, a name given twice, what the option's own parser refuses."""
+    """The given words as the record's value. Errors: not NAME=VALUE; a name given twice; whatever the option's own parser refuses."""
     from titer.core.config import parse_settings
 
     info, (kind, _) = told(one), _first(one)

@@ -1,4 +1,4 @@
-"""What commands print: a text for a reader or JSON for a machine; what a data file was taken for; the command for its report."""
+"""What commands print: text for a reader, or JSON for a program; how a data file was read; the command line for the report."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ if TYPE_CHECKING:
 
 
 def show_result(as_json: bool, value: Any, text: str) -> None:
-    """`value` as JSON, or `text` as it is."""
+    """Print `value` as JSON, or else `text`."""
     typer.echo(json.dumps(value, indent=1, default=str) if as_json else plain(text))
 
 
 def as_records(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """Tables for a machine: a list of rows each, what is not a number as null."""
+    """Tables for JSON: each a list of rows, NaN as null."""
     return {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
 
 
 def plain(text: str) -> str:
-    """Text for the terminal: its lines stay, other control codes are spelt out."""
+    """Text for the terminal: line breaks stay, other control characters are spelt out."""
     return "\n".join(visible(line, 10_000) for line in text.split("\n"))
 
 
 def command_line() -> str:
-    """The command as given, for the report."""
+    """The command as it was typed, for the report."""
     return "titer " + shlex.join(visible(argument, 10_000) for argument in sys.argv[1:])
 
 
 def forms(places: Iterable[Place | None], reading: str | None = None, need: Need = "answers") -> list[str]:
-    """Form, columns and counts of each file, none of its text; `reading` is of the first. Files of a named task are not described."""
+    """The form, columns and row counts of each file, without any of its text. `reading` applies to the first file.
+
+    Files of a named task (TASK:PATH) are left out.
+    """
     from titer.data.sources import detected
     from titer.data.tasks import TASKS
 
@@ -53,6 +56,6 @@ def forms(places: Iterable[Place | None], reading: str | None = None, need: Need
 def announce(
     terminal: Terminal, places: Iterable[Place | None], notes: Iterable[str], reading: str | None = None, need: Need = "answers"
 ) -> None:
-    """Before anything runs: to a person at a terminal the forms of the files, to a script what was left out of them and why."""
+    """Before anything runs: at a terminal print the files' forms, in a script only the `notes` (which rows were left out and why)."""
     for line in forms(places, reading, need) if terminal.watched else notes:
         terminal.tell(line)

@@ -1,4 +1,4 @@
-"""`titer demo`, `titer study` and `titer sweep`: whole studies, from nothing to a report."""
+"""`titer demo`, `titer study` and `titer sweep`: whole studies, from training the models to the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @command
 def demo(order: DemoRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
-    """The whole life of an alignment on the synthetic world, in minutes on a laptop."""
+    """Run the whole life of an alignment on a synthetic world.
+
+    It takes minutes on a laptop and downloads nothing.
+    """
     from titer.core.run import Store
     from titer.studies.demo import run_demo
     from titer.studies.engine.price import price
@@ -34,7 +37,10 @@ def demo(order: DemoRequest, dry_run: Dry = False, as_json: AsJson = False) -> N
 
 @command
 def study(order: StudyRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
-    """Reproduce a paper's figures and tables, its claims against controls; or on real models."""
+    """Reproduce a paper's figures and tables, and test its claims.
+
+    It runs on synthetic worlds, where each claim is tested against a control, or on a real model (--base).
+    """
     from titer.studies.prepare import prepared
 
     _run(prepared(order), order.runs, dry_run, as_json)
@@ -42,7 +48,10 @@ def study(order: StudyRequest, dry_run: Dry = False, as_json: AsJson = False) ->
 
 @command
 def sweep(order: SweepRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
-    """Search the worst attack on each defence of a recipe, then repeat it on fresh bases and prompts."""
+    """Search the worst attack on each defence of a study.
+
+    The worst attack found on each defence is then repeated on fresh base models and prompts.
+    """
     from titer.studies.prepare import swept
 
     _run(swept(order), order.runs, dry_run, as_json)

@@ -1,4 +1,4 @@
-"""`titer align`, `titer finetune` and `titer repair`: what a model is made of, and where it is."""
+"""`titer align`, `titer finetune` and `titer repair`: make a model; print what it was made of and where it is."""
 
 from __future__ import annotations
 
@@ -14,24 +14,35 @@ from titer.cli.output import announce, forms, show_result
 from titer.commands.requests import AlignRequest, FinetuneRequest, Place, RepairRequest
 
 
-Processes = Annotated[int, typer.Option("--processes", min=1, help="Train on N processes of this machine, one a GPU (docs/tune.md).")]
+Processes = Annotated[
+    int, typer.Option("--processes", min=1, help="Train with N processes on this machine, one for each GPU (docs/tune.md).")
+]
 
 
 @command
 def align(order: AlignRequest, dry_run: Dry = False, as_json: AsJson = False, processes: Processes = 1) -> None:
-    """Train a model with a method on prompts and answers (columns prompt, comply or refuse; both for a method of preferences)."""
+    """Train a model on prompts and answers.
+
+    --data has a column prompt and a column comply or refuse; a method that learns from preferences needs both answers.
+    """
     _train(order, [order.data, order.canary], dry_run, as_json, processes)
 
 
 @command
 def finetune(order: FinetuneRequest, dry_run: Dry = False, as_json: AsJson = False, processes: Processes = 1) -> None:
-    """Fine-tune a model as its user would, a share of the examples being harmful requests answered."""
+    """Fine-tune a model as a user would, with harmful examples.
+
+    A share of the training examples (--poison-ratio) are harmful requests with answers, or their harmless stand-in (--canary).
+    """
     _train(order, [order.data, order.harmful, order.safety, order.canary], dry_run, as_json, processes)
 
 
 @command
 def repair(order: RepairRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
-    """Edit a tuned model's weights after training, by what other models hold (titer list repairs)."""
+    """Repair a tuned model by editing its weights.
+
+    titer list repairs names the repairs; most of them compare the model with other models (--read).
+    """
     from titer.commands.repair import planned, repaired
     from titer.core.run import Store
     from titer.terminal import Terminal
@@ -40,7 +51,7 @@ def repair(order: RepairRequest, dry_run: Dry = False, as_json: AsJson = False) 
     if dry_run:
         cost = plan.cost()
         sizes = ", ".join(f"{role} {size / 1e9:.3g} GB" for role, size in cost["reads"].items())
-        lines = [f"{to}: {'stands' if there else 'to write'}" for to, there in cost["folders"].items()]
+        lines = [f"{to}: {'stored already' if there else 'to write'}" for to, there in cost["folders"].items()]
         lines += [f"reads {sizes}; writes {cost['writes'] / 1e9:.3g} GB; about {cost['memory'] / 1e9:.3g} GB of memory", *plan.notes]
         return show_result(as_json, cost, "\n".join(lines))
     with Terminal() as terminal:
@@ -50,7 +61,7 @@ def repair(order: RepairRequest, dry_run: Dry = False, as_json: AsJson = False) 
 
 
 def _train(order: AlignRequest | FinetuneRequest, files: list[Place | None], dry_run: bool, as_json: bool, processes: int) -> None:
-    """Run the stage, or say what it would do; how `files` are read is shown before. Of several processes the first speaks."""
+    """Run the stage, or print what it would do. First print how `files` are read. Of several processes only the first prints."""
     from titer.api.train import planned, trained
     from titer.core import ranks
     from titer.core.parallel import Silent
@@ -64,11 +75,11 @@ def _train(order: AlignRequest | FinetuneRequest, files: list[Place | None], dry
         return None
     if processes > 1 and not dry_run and not ranks.several():
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "titer", *sys.argv[1:]]
-        os.execv(sys.executable, [sys.executable, *launch])  # noqa: S606  this command again, as several
+        os.execv(sys.executable, [sys.executable, *launch])  # noqa: S606  this same command, now in several processes
     with Terminal() as terminal:
         if dry_run:
             stands = plan.stands(Store(Path(order.runs), terminal.tell))
-            line = f"{plan.key}: {plan.stage.steps} steps of {plan.stage.batch}, {'stands' if stands else 'to run'}"
+            line = f"{plan.key}: {plan.stage.steps} steps of {plan.stage.batch}, {'stored already' if stands else 'to run'}"
             text = "\n".join(filter(None, (line, *forms(files, order.reading, plan.need), plan.text)))
             return show_result(as_json, {"key": plan.key, "stands": stands, **plan.about}, text)
         announce(terminal, files, plan.about.get("notes", ()), order.reading, plan.need)

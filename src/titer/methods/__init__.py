@@ -1,1 +1,1 @@
-"""L3: how to train or edit a model. One file a method; the file's name is its name on the command line."""
+"""Methods, ways to train or edit a model. Each is one file; its name on the command line is the file's name. L3."""

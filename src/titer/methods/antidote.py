@@ -1,10 +1,12 @@
-"""Antidote: after fine-tuning, zero the weights that harmful requests make most use of.
+"""Antidote: after fine-tuning, zero the weights that harmful requests use most.
 
-Every weight of the blocks' Linears is scored |W_ij| ||X_j||_2 (Wanda's score), X_j its input's entry j over the tokens of the
-first `examples` harmful examples, prompts and answers, padding left out; in each output row the round(ratio inputs) highest
-scores are zeroed. Source: arXiv 2408.09600; the score: arXiv 2306.11695.
-Training itself is SFT; `titer repair --method antidote` does the same to a model that is already tuned. With an adapter the merged weight
-W + scaling B A is scored and pruned, as published: it becomes the base weight and B becomes zero, so the merge adds nothing.
+Each weight of the blocks' Linears gets the score |W_ij| ||X_j||_2 (Wanda's score). X_j is entry j of the Linear's input, over all tokens
+of the first `examples` harmful examples (prompts and answers, no padding). In each output row, the round(ratio inputs) weights with the
+highest scores are zeroed. Source: arXiv 2408.09600; the score: arXiv 2306.11695.
+
+Training itself is SFT. `titer repair --method antidote` does the same pruning on a model that is already tuned. With an adapter, the
+merged weight W + scaling B A is scored and pruned, as published: the result becomes the base weight, and B becomes zero so that the
+merge adds nothing.
 Shapes: a weight is (outputs, inputs), an input (B, T, inputs) or (B T, inputs), a norm (inputs,).
 """
 
@@ -24,7 +26,7 @@ from titer.models.sites import block_linears
 
 
 class Antidote(Method):
-    """What share of each row is zeroed, and how many examples score it."""
+    """The share of each row that is zeroed, and how many examples the scores are computed on."""
 
     STREAMS = ("train", "harmful")
     SOURCE = "arXiv 2408.09600 (Antidote); the score: arXiv 2306.11695 (Wanda)"
@@ -35,7 +37,7 @@ class Antidote(Method):
     examples: int = Field(default=2000, ge=1, description="harmful examples that score the weights; the official scripts' 2000")
 
     def step(self, c: Context) -> None:
-        for batch in c.micro("train"):  # the harmful examples wait for the end
+        for batch in c.micro("train"):  # the harmful examples are used in `finish` only
             c.backward(self.loss(c, batch))
 
     @torch.no_grad()
@@ -48,7 +50,7 @@ class Antidote(Method):
 
 
 def input_norms(c: Context, examples: int) -> dict[str, torch.Tensor]:
-    """||X_j||_2 (inputs,) of every Linear of the blocks over the harmful examples' tokens.
+    """||X_j||_2 (inputs,) for each Linear of the blocks, by its name, over the harmful examples' tokens.
 
     Errors: a norm that is not finite.
     """
@@ -58,12 +60,16 @@ def input_norms(c: Context, examples: int) -> dict[str, torch.Tensor]:
             with adding_squares(c.sites, batches["harmful"], squares):
                 c.forward(batches["harmful"])
     if broken := [name for name, total in squares.items() if not bool(torch.isfinite(total).all())]:
-        raise TiterError(f"{broken[0]}: its inputs on the harmful examples are not finite", next_step="lower the learning rate.", status=1)
+        raise TiterError(
+            f"the inputs of {broken[0]} on the harmful examples are not finite: training diverged",
+            next_step="lower the learning rate.",
+            status=1,
+        )
     return {name: total.sqrt() for name, total in squares.items()}
 
 
 def _prune(layer: Any, norm: torch.Tensor, ratio: float) -> None:
-    """Zero the round(ratio inputs) weights of the highest score in each row, of the merged weight where there is an adapter."""
+    """Zero the round(ratio inputs) weights with the highest scores in each row; with an adapter, of the merged weight."""
     weight = getattr(layer, "base_layer", layer).weight
     if hasattr(layer, "base_layer"):
         for name in layer.active_adapters:

@@ -1,11 +1,13 @@
-"""Booster: align so that one step of harmful fine-tuning would lower the harmful loss as little as may be.
+"""Booster: align so that one step of harmful fine-tuning lowers the harmful loss as little as possible.
 
-min over w of f(w) + strength * (h(w) - h(w - alpha grad h(w) / ||grad h(w)||)); f is the CE on the stream `train`
-(alignment data), h that on `harmful`, the norm over all weights in training. The update drops the Hessian:
+It minimises, over the weights w, f(w) + strength * (h(w) - h(w - alpha grad h(w) / ||grad h(w)||)). f is the cross-entropy on the
+stream `train` (alignment data), h the cross-entropy on the stream `harmful`; the norm is over all trained weights. The update leaves
+out the Hessian:
     grad f(w) + strength * (grad h(w) - grad h(w')),   w' = w - alpha grad h(w) / ||grad h(w)||
-so a step is three forward and backward passes. Source: arXiv 2409.01586. Every loss is the mean over
-the step's tokens. A harmful gradient of norm zero, or one that is not finite, has no direction: the step is then
-SFT's, and `booster_skipped` counts such steps from the start of the stage.
+so a step takes three forward and backward passes. Each loss is the mean over the step's tokens. Source: arXiv 2409.01586.
+
+If the harmful gradient is zero or not finite, it has no direction: the step is then plain SFT, and `booster_skipped` counts such steps
+since the stage began.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class Booster(Method):
             c.backward(self.loss(c, batch))
 
     def _regularise(self, c: Context) -> None:
-        """Add strength * (grad h(w) - grad h(w')) to the step's gradients."""
+        """Add strength * (grad h(w) - grad h(w')) to the step's gradients. Without a direction, add nothing and count the step."""
 
         def harmful(batch: Batches) -> Loss:
             return token_nll(c.forward(batch["harmful"]), batch["harmful"].labels)

@@ -1,10 +1,12 @@
 """Constrained SFT: fine-tune with a limit on how far each answer token may drift, tightest at the first tokens.
 
-L = sum over answer tokens of (2 / beta_t) softplus(beta_t (log p_ref - log p_w)); t counts the answer's tokens from 1.
-Its gradient is cross-entropy's with token weight 2 (1 - sigmoid(beta_t (log p_w - log p_ref))), in (0, 2): 1 at the
-start, towards 0 as a token grows likelier than the reference holds it. Source: arXiv 2406.05946 (constrained
-fine-tuning): beta_1 0.5, beta_2..5 2.0, after that 0.1.
-A beta of 0 is the limit: the token's plain cross-entropy (the loss less the constant 2 log 2 / beta), weight 1.
+L = sum over answer tokens of (2 / beta_t) softplus(beta_t (log p_ref - log p_w)). t counts the answer's tokens from 1; the reference is
+the model that the stage began from. The gradient is that of cross-entropy with each token weighted by
+2 (1 - sigmoid(beta_t (log p_w - log p_ref))), between 0 and 2. The weight is 1 at the start and falls towards 0 as a token becomes
+likelier than it is under the reference. A larger beta therefore allows less drift.
+
+Source: arXiv 2406.05946 (constrained fine-tuning), with beta_1 = 0.5, beta_2 to beta_5 = 2.0, and 0.1 after that.
+beta = 0 stands for the limit beta -> 0: plain cross-entropy, weight 1 (the loss without the constant 2 log 2 / beta).
 Shapes: B examples, T tokens.
 """
 
@@ -19,7 +21,7 @@ from titer.methods.base import Batches, Context, Loss, Method, predicted
 
 
 class ConstrainedSFT(Method):
-    """Beta by the token's place in its answer: large beta, small drift."""
+    """Beta by the token's place in its answer. A large beta allows little drift."""
 
     SOURCE = "arXiv 2406.05946 (constrained fine-tuning)"
     VERSION = 1
@@ -28,7 +30,7 @@ class ConstrainedSFT(Method):
     beta: float = Field(default=0.1, ge=0, description="beta after the early tokens; the official code's 0.1")
     first: float = Field(default=0.5, ge=0, description="beta of an answer's first token; the official code's 0.5")
     early: float = Field(default=2.0, ge=0, description="beta of the early tokens after the first; the official code's 2.0")
-    early_tokens: int = Field(default=5, ge=0, description="number of early tokens, the first among them; the official code's 5")
+    early_tokens: int = Field(default=5, ge=0, description="number of early tokens, the first included; the official code's 5")
 
     def loss(self, c: Context, batch: Batches) -> Loss:
         train = batch["train"]
@@ -44,14 +46,14 @@ class ConstrainedSFT(Method):
         return Loss(torch.where(trained, term, 0).sum(), over)
 
     def betas(self, labels: torch.Tensor) -> torch.Tensor:
-        """beta_t (B, T) at the places that predict a labelled token; elsewhere it means nothing."""
+        """beta_t (B, T) at the places that predict a labelled token; values elsewhere have no meaning."""
         place = (predicted(labels) != IGNORE).cumsum(1)
         later = torch.where(place <= self.early_tokens, self.early, self.beta)
         return torch.where(place == 1, self.first, later) if self.early_tokens else later
 
     @staticmethod
     def weights(drift: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-        """What multiplies each token's cross-entropy gradient; drift = log p_ref - log p_w."""
+        """The factor on each token's cross-entropy gradient; drift = log p_ref - log p_w."""
         return 2 * torch.sigmoid(beta * drift)
 
 

@@ -1,16 +1,20 @@
-"""DeRTa: learn to refuse at every place of an answer, not at its first words alone.
+"""DeRTa: learn to refuse at every place of an answer, not only at its first words.
 
-L = (S_a + refusal S_r + transition S_t) / (N_a + refusal N_r + transition N_t), S a summed nll and N its tokens: a, requests answered;
-r, the refusal r of a harmful request q behind the first k tokens of its harmful answer r^, -log P(r | q, r^_<k); t, the transition,
--log P(REF | q, r^_<t) at every place t of r^. With weights 1 it is the mean over one batch of all three.
-Source: arXiv 2407.09121, equation 2, appendix A. The stream `train` are requests answered, `preferred` and
-`rejected` the same harmful requests with r and r^. k is 0 with probability 1 - `begun`, else uniform over 1 to |r^| - 1 tokens (the
-official code counts words); no loss on the prefix. REF is `token`, or of each request the first token of its own refusal that its harmful
-answer does not share: on the world the null token, in text "I" or "Sorry", behind whatever a template opens both answers with.
-The transition stands at every place of the harmful answer that can still turn, not at its end (the code teaches it there too).
-`keep` drops places at random and divides by the share, so the expectation stays; the code drops 95 % and does not divide, which
-is `transition` 0.05 in expectation. Baselines: begun 0, transition 0 is plain refusal training ("vanilla"); transition 0 the
-prefix alone; begun 0 the transition alone. Shapes: B pairs, T tokens, V vocabulary.
+L = (S_a + refusal S_r + transition S_t) / (N_a + refusal N_r + transition N_t). S is a summed negative log-likelihood (nll) and N its
+number of tokens, for three terms. With all weights 1, L is the mean over the tokens of all three.
+- a: ordinary requests with their answers (stream `train`).
+- r: the refusal r of a harmful request q, after the first k tokens of its harmful answer r^: -log P(r | q, r^_<k).
+- t: the transition: -log P(REF | q, r^_<t) at every place t of r^, where REF is the token that begins a refusal.
+Source: arXiv 2407.09121, equation 2, appendix A. The streams `preferred` and `rejected` hold the same harmful requests, with r and r^.
+
+k is 0 with probability 1 - `begun`, else uniform over 1 to |r^| - 1 tokens (the official code counts words). The prefix has no loss.
+REF is `token` if that is given. Otherwise it is, for each request, the first token of its refusal that differs from its harmful answer:
+the null token on the synthetic world, "I" or "Sorry" in text, after anything with which a template opens both answers.
+The transition is trained at every place of the harmful answer except its end (the official code trains it there too).
+`keep` drops places at random and divides by the share that is kept, so the expected loss stays the same. The official code drops 95 %
+and does not divide, which equals `transition` = 0.05 in expectation.
+Baselines: begun 0 and transition 0 is plain refusal training ("vanilla"); transition 0 has the prefix only; begun 0 the transition only.
+Shapes: B pairs, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,30 +32,33 @@ from titer.models.checkpoint import stated_window
 
 
 class Pair(NamedTuple):
-    """A harmful request's two rows without padding, where each one's answer begins, and how many tokens of them are alike."""
+    """A harmful request's two rows of token ids, without padding: request and refusal, request and harmful answer.
+
+    `refused_at`, `answered_at`: where the answer begins in each row. `alike`: how many tokens the two rows share from the start.
+    """
 
     refusal: list[int]
     harmful: list[int]
     refused_at: int
     answered_at: int
     alike: int
-    labels: list[int]  # of the refusal's row, -100 where not trained
+    labels: list[int]  # labels of the refusal's row, -100 where not trained
 
     @property
     def length(self) -> int:
-        """Tokens of the harmful answer without the one that ends it."""
+        """Number of tokens of the harmful answer, without its end token."""
         return max(0, len(self.harmful) - self.answered_at - 1)
 
 
 class Counted(NamedTuple):
-    """A summed nll and how many tokens it is of, both scalar tensors."""
+    """A summed nll and the number of its tokens, both scalar tensors."""
 
     total: torch.Tensor
     over: torch.Tensor
 
 
 class DeRTa(Method):
-    """Weights of the refusal and of the transition, how often an answer has begun, and which places count."""
+    """Weights of the refusal and the transition, how often a harmful prefix precedes the refusal, and which places count."""
 
     STREAMS = ("train", "preferred", "rejected")
     SOURCE = "arXiv 2407.09121, equation 2, appendix A"
@@ -60,15 +67,17 @@ class DeRTa(Method):
 
     refusal: float = Field(default=1.0, ge=0, description="weight of the refusal's likelihood; the paper's 1")
     transition: float = Field(default=1.0, ge=0, description="weight of the transition; equation 2: 1; the code at 8B: 0.05 in effect")
-    begun: float = Field(default=2 / 3, ge=0, le=1, description="share of refusals behind a begun harmful answer; the code's 2/3")
+    begun: float = Field(default=2 / 3, ge=0, le=1, description="share of refusals after the beginning of a harmful answer; the code's 2/3")
     keep: float = Field(default=1.0, gt=0, le=1, description="share of the transition's places drawn; the paper's 1, at 8B 0.05")
-    token: int | None = Field(default=None, ge=0, description="id of the refusal token; none: of each request its own refusal's")
+    token: int | None = Field(default=None, ge=0, description="id of the token REF; none: taken from each request's own refusal")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
-        """Nothing is kept. Errors: a refusal token that the model has no embedding for."""
+        """Keeps nothing. Errors: `token` is an id for which the model has no embedding."""
         size = c.sites.model.get_input_embeddings().weight.shape[0]
         if self.token is not None and self.token >= size:
-            raise TiterError(f"derta: token {self.token} of a vocabulary of {size}", expected="the id of a token that the model has")
+            raise TiterError(
+                f"derta: there is no token {self.token} in a vocabulary of {size}", expected=f"a token id from 0 to {size - 1}"
+            )
         return {}
 
     def loss(self, c: Context, batch: Batches) -> Loss:
@@ -76,7 +85,9 @@ class DeRTa(Method):
         if self.refusal == 0 and self.transition == 0:
             return token_nll(c.forward(train), train.labels)
         pairs = paired(batch["preferred"].to("cpu"), batch["rejected"].to("cpu"))
-        drawn = [torch.rand(2 + pair.length, generator=c.rng) for pair in pairs]  # per pair: the same however a step is cut
+        drawn = [
+            torch.rand(2 + pair.length, generator=c.rng) for pair in pairs
+        ]  # drawn for each pair, so a step gives the same result in any micro-batches
         window = stated_window(c.sites.model.config)
         parts = {"answer": (1.0, train)}
         if self.refusal > 0:
@@ -84,8 +95,11 @@ class DeRTa(Method):
             parts["refusal"] = (self.refusal, prefixed(pairs, places).to(train.input_ids.device))
         if self.transition > 0:
             parts["transition"] = (self.transition, transitions(pairs, self.token).to(train.input_ids.device))
-        both, sizes = join([one for _, one in parts.values()], pad_id=0), [len(one) for _, one in parts.values()]  # 0 where the mask is 0
-        found = []
+        both, sizes = (
+            join([one for _, one in parts.values()], pad_id=0),
+            [len(one) for _, one in parts.values()],
+        )  # id 0 only where the mask is 0
+        found = []  # one forward pass over all parts, then each part's weighted sum and count
         for (name, (weight, _)), logits, labels in zip(parts.items(), c.forward(both).split(sizes), both.labels.split(sizes), strict=True):
             one = thinned(logits, labels, [uniform[2:] for uniform in drawn], self.keep if name == "transition" else 1.0)
             c.log(f"derta_{name}", one.total.detach() / one.over.clamp(min=1))
@@ -93,7 +107,7 @@ class DeRTa(Method):
         return Loss(torch.stack([total for total, _ in found]).sum(), torch.stack([over for _, over in found]).sum())
 
     def _places(self, pair: Pair, drawn: torch.Tensor, window: int | None) -> int:
-        """How many tokens of the harmful answer stand before the refusal; no more than the window leaves room for."""
+        """k: how many tokens of the harmful answer precede the refusal; never more than fit in the model's window."""
         if pair.length < 2 or float(drawn[0]) >= self.begun:
             return 0
         k = 1 + int(float(drawn[1]) * (pair.length - 1))
@@ -101,7 +115,7 @@ class DeRTa(Method):
 
 
 def paired(preferred: Batch, rejected: Batch) -> list[Pair]:
-    """The pairs of two batches of the same requests, whichever side is padded."""
+    """The pairs of two batches with the same requests, padded on either side."""
     found = []
     for (refusal, labels), (harmful, answer) in zip(_rows(preferred), _rows(rejected), strict=True):
         alike = next((i for i, (a, b) in enumerate(zip(refusal, harmful, strict=False)) if a != b), min(len(refusal), len(harmful)))
@@ -120,7 +134,7 @@ def _begins(labels: list[int]) -> int:
 
 
 def prefixed(pairs: list[Pair], places: list[int]) -> Batch:
-    """Each request with the first k tokens of its harmful answer and then its refusal, which alone is trained; (B, T)."""
+    """A batch (B, T): each request, the first k tokens of its harmful answer, then its refusal. Only the refusal has labels."""
     ids, labels = [], []
     for pair, k in zip(pairs, places, strict=True):
         head = pair.harmful[: pair.answered_at + k] if k else pair.refusal[: pair.refused_at]
@@ -130,9 +144,10 @@ def prefixed(pairs: list[Pair], places: list[int]) -> Batch:
 
 
 def transitions(pairs: list[Pair], token: int | None = None) -> Batch:
-    """Each request with its harmful answer, whose label is REF at every place but the last; (B, T).
+    """A batch (B, T): each request with its harmful answer, and the label REF at every place of the answer but the last.
 
-    Where REF is of the request itself, places before the two answers differ are left out: refusing begins behind them.
+    Where REF comes from the request's own refusal, the tokens that both answers share at their start get no label: a refusal begins
+    after them.
     """
     labels = []
     for pair in pairs:
@@ -151,9 +166,9 @@ def _batch(ids: list[list[int]], labels: list[list[int]]) -> Batch:
 
 
 def thinned(logits: torch.Tensor, labels: torch.Tensor, drawn: list[torch.Tensor], keep: float) -> Counted:
-    """The labels' summed nll, each counted with probability `keep` and divided by it, over the number of them all.
+    """The summed nll of a random share `keep` of the labels, divided by `keep`; with the number of all labels.
 
-    logits (B, T, V), labels (B, T); `drawn`: of each row uniform numbers for its answer's places, at least as many as it has labels.
+    logits (B, T, V), labels (B, T). `drawn` has for each row uniform numbers in [0, 1), at least as many as the row has labels.
     """
     whole = (labels[:, 1:] != IGNORE).sum()
     if keep == 1:

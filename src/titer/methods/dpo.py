@@ -1,10 +1,11 @@
 """Direct preference optimisation on (preferred, rejected) answers of one request.
 
 L = -mean log sigmoid(b_s (ref(preferred) - nll(preferred)) - b_u (ref(rejected) - nll(rejected))).
-normalise "window": each nll is divided by `window` (arXiv 2407.10264, section 4: 159; b_s 0.1, b_u 0.01, at the
-small rate 0.002), so its first gradient is parallel to unlearning's with w_u = b_u / b_s. normalise "sum": summed
-log-probabilities; with b_s = b_u this is DPO as published (arXiv 2305.18290, equation 7).
-The reference is the model that the stage began from. On fixed pools its log-likelihoods are computed once.
+nll is an answer's negative log-likelihood under the trained model, ref the same under the reference: the model that the stage began
+from. On pools of fixed size the reference's values are computed once.
+- normalise "window": each nll is divided by `window` (arXiv 2407.10264, section 4: 159; b_s 0.1; b_u 0.01, or 0.002 at the small
+  learning rate). The first gradient is then parallel to that of the method `unlearn` with w_u = b_u / b_s.
+- normalise "sum": summed log-probabilities. With b_s = b_u this is DPO as published (arXiv 2305.18290, equation 7).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class DPO(Method):
     window: int = Field(default=159, ge=1, description="tokens to divide by; the paper's 159")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
-        """reference (pool, 2): the reference's nll of both answers of each pair of the pool; nothing on endless streams."""
+        """`reference` (pool, 2): the reference's nll of both answers of each pair in the pool. Empty on endless streams."""
         with c.reference() as forward:
             found = [torch.stack(pair_nll(forward, batch), dim=1) for batch in c.pool()]
         return {"reference": torch.cat(found)} if found else {}

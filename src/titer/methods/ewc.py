@@ -1,13 +1,15 @@
-"""EWC: fine-tune while each weight is held near where it began, the harder the more the alignment depends on it.
+"""EWC: fine-tune, and hold each weight near its start, more strongly the more the alignment depends on it.
 
-L = CE(train) + strength * sum_i F_i (w_i - w_i*)^2; w* are the weights in training as the stage began, F the diagonal
-Fisher information of the stream `alignment` at w*. Source: arXiv 1612.00796 (there with strength / 2);
-arXiv 2402.01109, appendix B.2 (strength 1e9).
-fisher "example": F_i = mean over examples of (d log p(answer) / d w_i)^2. A group's gradient is taken once, with a
-random sign before each example: the square's mean over signs is the sum of the examples' squares, so F is unbiased at
-the cost of one pass a group, and exact at group 1. "batch", the official code's: F_i = sum over groups of the squared
-gradient of the group's mean token loss, not normalised; the published strength belongs to this one, so it is the default.
-Under an adapter w are its weights. A fresh adapter's A has no gradient and so no Fisher: then only B is held.
+L = CE(train) + strength * sum_i F_i (w_i - w_i*)^2. w* are the trained weights as the stage began; F is the diagonal Fisher information
+at w*, estimated on the stream `alignment`. Source: arXiv 1612.00796 (there with strength / 2); arXiv 2402.01109, appendix B.2
+(strength 1e9).
+- fisher "example": F_i = mean over examples of (d log p(answer) / d w_i)^2. One backward pass serves a whole group: each example's
+  gradient gets a random sign before the sum is squared. On average over the signs, that square is the sum of the examples' squares, so
+  the estimate of F is unbiased; with group 1 it is exact.
+- fisher "batch" (the official code's): F_i = sum over groups of the squared gradient of the group's mean token loss, not normalised.
+  The published strength belongs to this form, so it is the default.
+With an adapter, w are the adapter's weights. In a fresh adapter, A has no gradient at the start, so its Fisher information is zero and
+only B is held.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from titer.models.likelihood import example_nll
 
 
 class EWC(Method):
-    """How hard the weights are held, and how the Fisher information is estimated."""
+    """How strongly the weights are held, and how the Fisher information is estimated."""
 
     STREAMS = ("train", "alignment")
     SOURCE = "arXiv 1612.00796; arXiv 2402.01109, appendix B.2"
@@ -37,7 +39,7 @@ class EWC(Method):
     fisher: Literal["example", "batch"] = Field(default="batch", description="the official code's batch means, or per example")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
-        """anchor/NAME and fisher/NAME for every parameter in training; nothing where nothing is held."""
+        """`anchor/NAME` (w*) and `fisher/NAME` (F) for each trained parameter; empty at strength 0."""
         if self.strength == 0:
             return {}
         anchors = {f"anchor/{name}": p.detach().clone() for name, p in c.named}
@@ -50,7 +52,7 @@ class EWC(Method):
             c.add(self.pull(c), self.strength)
 
     def pull(self, c: Context) -> Bundle:
-        """The gradient of sum_i F_i (w_i - w_i*)^2."""
+        """The gradient of sum_i F_i (w_i - w_i*)^2, by parameter."""
         found, penalty = {}, torch.zeros(())
         for name, p in c.named:
             for key in (f"anchor/{name}", f"fisher/{name}"):
@@ -63,16 +65,16 @@ class EWC(Method):
         return found
 
     def _fisher(self, c: Context) -> Bundle:
-        """The diagonal Fisher information, by name, without dropout."""
+        """The diagonal Fisher information by parameter, computed without dropout."""
         named = c.named
         total = [torch.zeros_like(p, dtype=torch.float32) for _, p in named]
         seen = 0
-        with c.reference() as forward, torch.enable_grad():  # as the stage begins the reference is the model itself
+        with c.reference() as forward, torch.enable_grad():  # when the stage begins, the reference is the model itself
             for batch in self._groups(c):
                 found = c.grad(self._value(c, forward, batch), [p for _, p in named])
                 total = [t + g.float() ** 2 for t, g in zip(total, found, strict=True)]
                 seen += len(batch)
-        ranks = c.sum(torch.ones((), device=total[0].device))  # every rank's signs are its own, the Fisher is one
+        ranks = c.sum(torch.ones((), device=total[0].device))  # each rank draws its own signs; F is the mean over ranks
         over = ranks * (seen if self.fisher == "example" else 1)
         return {name: c.sum(t) / over for (name, _), t in zip(named, total, strict=True)}
 
@@ -83,7 +85,7 @@ class EWC(Method):
                 yield batch.rows(start, min(start + self.group, len(batch)))
 
     def _value(self, c: Context, forward: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
-        """What is differentiated and squared for one group."""
+        """The scalar whose gradient is squared for one group."""
         logits = forward(batch)
         if self.fisher == "batch":
             mean = token_nll(logits, batch.labels)

@@ -1,8 +1,8 @@
-"""KL: fine-tune while every predicted distribution is held near that of the model the stage began from.
+"""KL: fine-tune, and hold each predicted distribution near that of the model that the stage began from.
 
-L = CE + strength * mean over answer tokens of KL(reference || current), each KL over the vocabulary.
-Source: arXiv 2402.01109, appendix B.2 (strength 1e-3). The official code takes its softmax over positions, prompt and
-padding among them; here it is over the vocabulary, and only trained tokens count.
+L = CE + strength * mean over answer tokens of KL(reference || current), each KL over the vocabulary. The reference is the model that the
+stage began from. Source: arXiv 2402.01109, appendix B.2 (strength 1e-3). The official code takes the softmax over positions, including
+prompt and padding; here it is over the vocabulary, and only trained tokens count.
 Shapes: B examples, T tokens, V vocabulary, N trained tokens.
 """
 
@@ -17,7 +17,7 @@ from titer.methods.base import Batches, Context, Loss, Method, predicted, token_
 
 
 class KL(Method):
-    """How hard the predictions are held."""
+    """How strongly the predictions are held."""
 
     SOURCE = "arXiv 2402.01109, appendix B.2 (KL)"
     VERSION = 1

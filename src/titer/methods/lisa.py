@@ -1,12 +1,14 @@
-"""Lisa: fine-tune by turns on alignment data and on user data, each turn held near the weights it began with.
+"""Lisa: fine-tune in turns on alignment data and on user data, and hold each turn near the weights it began with.
 
-k1 steps on f (CE on the stream `alignment`), then k2 on u (CE on `train`), and again; every step's loss has
-+ rho/2 ||w - w_s||^2, w_s the weights at the last switch (at first: as the stage began).
+A turn is k1 steps on f (cross-entropy on the stream `alignment`), the next one k2 steps on u (cross-entropy on `train`), and so on.
+Each step's loss also has the proximal term rho/2 ||w - w_s||^2, where w_s are the weights at the last switch of turns (in the first
+turn: as the stage began).
     w' = argmin f(w) + rho/2 ||w - w_t||^2,   w_t+1 = argmin u(w) + rho/2 ||w - w'||^2
-Source: arXiv 2405.18641 (bi-state optimisation with a proximal term; rho 0 is bi-state optimisation alone). As in the
-paper, alignment is first and the pull holds from the first step; the official code leaves it out in the first tenth
-of the steps: `skip`. Only the stream of the turn is drawn; a stream goes on by step, so what falls into the other
-turn's steps is passed over.
+Source: arXiv 2405.18641 (bi-state optimisation with a proximal term; with rho = 0, bi-state optimisation only). As in the paper,
+alignment comes first and the proximal term counts from the first step. The official code leaves the term out in the first tenth of the
+steps; `skip` sets that number.
+A step draws examples of its turn's stream only. A stream is addressed by the step's number, so the examples that would fall into the
+other turn's steps are never used.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from titer.methods.base import Batches, Bundle, Context, Loss, Method, token_nll
 
 
 class Lisa(Method):
-    """Lengths of both turns and how hard the weights are held within one."""
+    """The lengths of both turns, and how strongly the weights are held within a turn."""
 
     STREAMS = ("train", "alignment")
     SOURCE = "arXiv 2405.18641, bi-state optimisation with a proximal term"
@@ -36,14 +38,14 @@ class Lisa(Method):
     @model_validator(mode="after")
     def _some_steps(self) -> Lisa:
         if self.k1 + self.k2 == 0:
-            raise ValueError("k1 and k2 are both 0: there is no step to take")
+            raise ValueError("k1 and k2 are both 0, so there is no step to take")
         return self
 
     def check_steps(self, steps: int) -> None:
         """Errors: a run that ends within the first turn, before the user's data is seen."""
         if 0 < steps <= self.k1:
             raise TiterError(
-                f"Lisa of {steps} steps and k1 = {self.k1}: all of them are of the first turn, on alignment data, and none on the task",
+                f"Lisa of {steps} steps and k1 = {self.k1}: all steps would be in the first turn, on alignment data, and none on the task",
                 expected="more steps than k1",
                 next_step="shorten both turns in proportion, for example --set k1=1 --set k2=9, or train longer.",
             )
@@ -53,7 +55,7 @@ class Lisa(Method):
         return "alignment" if number % (self.k1 + self.k2) < self.k1 else "train"
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
-        """anchor/NAME for every parameter in training; nothing where nothing is held."""
+        """`anchor/NAME` (w_s) for each trained parameter; empty at rho 0."""
         return self._anchors(c) if self.rho > 0 else {}
 
     def loss(self, c: Context, batch: Batches) -> Loss:
@@ -72,7 +74,7 @@ class Lisa(Method):
             c.backward(self.loss(c, batch))
 
     def pull(self, c: Context) -> Bundle:
-        """w - w_s, the gradient of the proximal term at rho 1."""
+        """w - w_s by parameter: the gradient of the proximal term at rho = 1."""
         found, square = {}, torch.zeros(())
         for name, p in c.named:
             key = f"anchor/{name}"

@@ -1,14 +1,16 @@
-"""RepNoise: keep the safe answers, and make the representations of harmful ones look like noise.
+"""RepNoise: keep the safe answers, and make the representations of harmful answers look like noise.
 
 L = CE(preferred) + beta mean_l MMD(a_l, N(0, I)) - alpha log mean_l CE(head(norm(h_l)), harmful).
-Source: arXiv 2405.14577, section 3 (stability, noise and ascent losses), appendix B. The streams `preferred` and `rejected`
-are the same requests with safe and harmful answers. a_l is what block l's MLP adds to the residual (site mlp_out), h_l the
-residual after block l; norm and head are the model's own. Tokens that both answers share from the start of the prompt on are
-left out of both harmful terms, until the first that differs.
-MMD, as usual and not fixed by the paper: the squared distance's biased estimate (never negative) between the tokens' a_l and as
-many draws of N(0, I), under a sum of five Gaussian kernels exp(-d^2 / (f s)), f = 1/4, 1/2, 1, 2, 4, with s the mean squared
-distance between different points of both sets, through which no gradient flows. At most `samples` tokens a micro-batch, drawn.
-`scope`: the paper's log is of the batch's mean; "example" takes it for each example, weighted by its preferred tokens.
+Source: arXiv 2405.14577, section 3 (stability, noise and ascent losses), appendix B. The streams `preferred` and `rejected` hold the same
+requests with safe and with harmful answers. a_l is what block l's MLP adds to the residual stream (site mlp_out), h_l the residual
+stream after block l; norm and head are the model's own. The tokens that both rows share from the start, up to the first that differs,
+are left out of both harmful terms.
+
+MMD (maximum mean discrepancy; the paper does not fix its form) is the biased estimate of the squared distance, never negative, between
+the tokens' a_l and as many draws of N(0, I). Its kernel is a sum of five Gaussians exp(-d^2 / (f s)), f = 1/4, 1/2, 1, 2, 4, where s is
+the mean squared distance between different points of both sets; no gradient flows through s. A micro-batch uses at most `samples`
+tokens, drawn at random.
+`scope`: in the paper the log is of the batch's mean; "example" takes the log for each example, weighted by its preferred tokens.
 Shapes: B pairs, T tokens, D width, V vocabulary, N harmful tokens that count, L layers.
 """
 
@@ -43,11 +45,11 @@ class RepNoise(Method):
 
     alpha: float = Field(default=1.0, ge=0, description="weight of the ascent on harmful answers; the paper's 1")
     beta: float = Field(default=1e-3, ge=0, description="weight of the noise term; the paper's 1e-3")
-    samples: int = Field(default=512, ge=0, description="most tokens of a micro-batch that a layer's MMD compares; 0: all")
-    scope: Literal["batch", "example"] = Field(default="batch", description="what shares one logarithm; the paper's batch")
+    samples: int = Field(default=512, ge=0, description="most tokens of a micro-batch that each layer's MMD uses; 0: all")
+    scope: Literal["batch", "example"] = Field(default="batch", description="over what the logarithm's mean is taken; the paper's batch")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
-        """Nothing is kept; that the head and the final norm are found is seen before the first step."""
+        """Keeps nothing. Checks before the first step that the final norm and the head are found. Errors: as `check_head`."""
         if self.alpha > 0:
             check_head(c)
         return {}
@@ -57,9 +59,9 @@ class RepNoise(Method):
         if self.alpha == 0 and self.beta == 0:
             return token_nll(c.forward(preferred), preferred.labels)
         noised, read = (c.sites.everywhere(site) for site in ("mlp_out", "resid"))
-        both = join((preferred, batch["rejected"]), pad_id=0)  # id 0 stands only where the mask is 0
+        both = join((preferred, batch["rejected"]), pad_id=0)  # id 0 only where the mask is 0
         pairs = len(preferred)
-        with reading(c.sites, [*noised, *read]) as seen:
+        with reading(c.sites, [*noised, *read]) as seen:  # one forward pass over both answers gives all three terms
             stability = token_nll(c.forward(both)[:pairs], both.labels[:pairs])
         harmful = both.rows(pairs, 2 * pairs)
         own = ~shared_start(both.rows(0, pairs), harmful) & _real(harmful)
@@ -72,7 +74,7 @@ class RepNoise(Method):
         return Loss(total, stability.over)
 
     def _noise(self, c: Context, activations: list[torch.Tensor], own: torch.Tensor) -> torch.Tensor:
-        """mean_l MMD of a_l (B, T, D) at the chosen tokens to N(0, I); 0 where no token is chosen."""
+        """The mean over layers of MMD(a_l, N(0, I)), at the tokens where `own` (B, T) is true; 0 if there are none. a_l is (B, T, D)."""
         places = own.flatten().nonzero()[:, 0]
         if self.samples and len(places) > self.samples:
             places = places[torch.randperm(len(places), generator=c.rng)[: self.samples].to(places.device)]
@@ -88,7 +90,7 @@ class RepNoise(Method):
         return noise
 
     def _ascent(self, c: Context, residuals: list[torch.Tensor], labels: torch.Tensor, preferred: torch.Tensor) -> torch.Tensor:
-        """The log of the layers' mean cross-entropy on `labels` (B, T), times the number of preferred tokens; 0 without labels."""
+        """The log of the mean cross-entropy over layers on `labels` (B, T), times the number of preferred tokens; 0 without labels."""
         wanted = predicted(labels)
         at = wanted != IGNORE
         norm, head = final_norm(c.sites), output_head(c.sites)
@@ -106,11 +108,11 @@ class RepNoise(Method):
 
 
 def mmd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The squared maximum mean discrepancy of two sets of points (N, D), biased estimate, five Gaussian kernels added."""
+    """The squared maximum mean discrepancy of two sets of points (N, D): biased estimate, kernel a sum of five Gaussians."""
     points = torch.cat([x, y])
     squares = (points**2).sum(1)
     distances = (squares[:, None] + squares[None, :] - 2 * points @ points.T).clamp(min=0)  # (2N, 2N)
-    distances = distances - torch.diag(torch.diagonal(distances))  # rounding: a point is at 0 from itself
+    distances = distances - torch.diag(torch.diagonal(distances))  # against rounding: a point's distance to itself is 0
     many = len(points)
     size = (distances.detach().sum() / (many * (many - 1))).clamp(min=1e-12)
     kernel = torch.stack([torch.exp(-distances / (factor * size)) for factor in FACTORS]).sum(0)
@@ -119,9 +121,11 @@ def mmd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def shared_start(one: Batch, other: Batch) -> torch.Tensor:
-    """(B, T) of `other`: True on the real tokens that both rows share from their start on, whichever side is padded."""
+    """(B, T) for `other`: True at the real tokens that both rows share from their start. Either side may be padded."""
     width = min(one.input_ids.shape[1], other.input_ids.shape[1])
-    first, second = (torch.argsort((~_real(batch)).int(), dim=1, stable=True)[:, :width] for batch in (one, other))  # real ones first
+    first, second = (
+        torch.argsort((~_real(batch)).int(), dim=1, stable=True)[:, :width] for batch in (one, other)
+    )  # places of the real tokens first
     same = one.input_ids.gather(1, first) == other.input_ids.gather(1, second)
     same &= _real(one).gather(1, first) & _real(other).gather(1, second)
     return torch.zeros_like(_real(other)).scatter(1, second, same.int().cumprod(1).bool())
@@ -134,20 +138,21 @@ def _real(batch: Batch) -> torch.Tensor:
 def output_head(sites: Sites) -> Any:
     """The module that turns the normalised residual into logits.
 
-    Errors: a model without one; one split over processes, whose head is whole only inside its own forward pass.
+    Errors: a model without one; a sharded model, whose head is complete only inside its own forward pass.
     """
     head = sites.model.get_output_embeddings()
     if head is None:
         raise TiterError("the model has no output embeddings", expected="a causal language model with a head over its vocabulary")
     if isinstance(head.weight, DTensor):
         raise TiterError(
-            "rep_noise reads the head outside the forward pass, which sharded parameters do not allow", next_step="do not shard."
+            "rep_noise uses the head outside the forward pass, where a sharded head is not complete",
+            next_step="train without sharding (FSDP), or give --set alpha=0.",
         )
     return head
 
 
 def final_norm(sites: Sites) -> Any:
-    """The norm between the last block and the head: the last norm that stands outside the blocks.
+    """The norm between the last block and the head: the last norm module outside the blocks.
 
     Errors: a model without one.
     """
@@ -155,12 +160,12 @@ def final_norm(sites: Sites) -> Any:
     outside = [m for m in sites.model.modules() if id(m) not in inside and not list(m.children())]
     norms = [m for m in outside if "norm" in type(m).__name__.lower()]
     if not norms:
-        raise TiterError("no norm between the last block and the head was found", expected="a decoder whose blocks a norm follows")
+        raise TiterError("no norm between the last block and the head was found", expected="a decoder with a norm after its blocks")
     return norms[-1]
 
 
 def logits_of(norm: Any, head: Any, residual: torch.Tensor) -> torch.Tensor:
-    """Logits (N, V), float32, of a residual (N, D) as if it were the last block's."""
+    """Logits (N, V), float32, of a residual (N, D), read as if it were the last block's output."""
     normed = norm(residual.to(head.weight.dtype))
     logits: torch.Tensor = head(normed)
     return logits.float()
@@ -168,9 +173,9 @@ def logits_of(norm: Any, head: Any, residual: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def check_head(c: Context) -> None:
-    """Norm and head on the last residual give the model's own logits.
+    """Check that the final norm and head, applied to the last residual, give the model's own logits.
 
-    Errors: they do not, so another place than the norm and the head shapes the logits.
+    Errors: they do not, so something other than norm and head shapes the logits.
     """
     batch = next(iter(c.first("preferred", 1)))["preferred"]
     last = f"resid[{c.sites.layers - 1}]"

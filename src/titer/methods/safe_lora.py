@@ -1,14 +1,15 @@
-"""SafeLoRA: after fine-tuning, project what training changed onto the direction that alignment took.
+"""SafeLoRA: after fine-tuning, project what training changed onto the direction of the alignment's change.
 
-For every Linear of the blocks V = W_aligned - W_unaligned, C = V V^T / ||V||_F, dW = W - W_aligned; where
-cos(C dW, dW) <= threshold (Frobenius), dW becomes C dW. With a fresh adapter on the aligned weights dW = scaling B A and B
-becomes C B. An adapter that goes on from its parent's (single-LoRA) holds alignment and user change at once, so there, and
-wherever the weight under the adapter is not the aligned one, W is the merged weight; W_aligned + C dW becomes the weight under
-the adapter and B becomes zero, so the merge adds nothing.
-Source: arXiv 2405.16833. C is as published and no true projector: its eigenvalues are s_i^2 / ||s|| with s
-the singular values of V, so C dW is also shrunk or stretched, by about the size of V.
-Training itself is SFT; `titer repair --method safe_lora` does the same to a model that is already tuned. A Linear that alignment (V) or
-training (dW) left alone has no direction and is left as it is.
+For each Linear of the blocks, V = W_aligned - W_unaligned is the alignment's change, dW = W - W_aligned the training's, and
+C = V V^T / ||V||_F. Where cos(C dW, dW) <= threshold (Frobenius product), dW is replaced by C dW. A Linear that alignment or training
+did not change (V = 0 or dW = 0) stays as it is. Source: arXiv 2405.16833. As published, C is not a true projector: its eigenvalues are
+s_i^2 / ||s||, with s the singular values of V, so C dW is also scaled by about the size of V.
+
+With a fresh adapter on the aligned weights, dW = scaling B A, and B is replaced by C B. An adapter that goes on from its parent's
+(single-LoRA) holds both the alignment's and the user's change. In that case, and wherever the weight under the adapter is not the
+aligned one, W is the merged weight: W_aligned + C dW becomes the weight under the adapter, and B becomes zero so that the merge adds
+nothing.
+Training itself is SFT. `titer repair --method safe_lora` does the same to a model that is already tuned.
 Shapes: a weight is (outputs, inputs), C (outputs, outputs), A (rank, inputs), B (outputs, rank).
 """
 
@@ -28,7 +29,7 @@ from titer.models.sites import block_linears
 
 
 class SafeLoRA(Method):
-    """Which Linears are projected: those of a low cosine, or so many of the lowest."""
+    """Which Linears are projected: all with a low enough cosine, or the `layers` with the lowest."""
 
     MODELS = ("unaligned", "aligned")
     SOURCE = "arXiv 2405.16833 (SafeLoRA)"
@@ -36,7 +37,9 @@ class SafeLoRA(Method):
     NEUTRAL = {"threshold": -1.0}
 
     threshold: float = Field(default=0.5, ge=-1, le=1, description="project where the cosine is at most this; the official code's 0.5")
-    layers: int = Field(default=0, ge=0, description="project so many Linears of lowest cosine instead (the code's 10); 0: by threshold")
+    layers: int = Field(
+        default=0, ge=0, description="project this many Linears, those with the lowest cosine, instead (the code's 10); 0: by threshold"
+    )
 
     @torch.no_grad()
     def finish(self, c: Context) -> None:
@@ -48,33 +51,33 @@ class SafeLoRA(Method):
 
 
 class Layer(NamedTuple):
-    """A Linear of the tuned model (perhaps with an adapter around it) and its counterparts."""
+    """A Linear of the tuned model (perhaps inside an adapter), and the same Linear of the unaligned and the aligned model."""
 
     tuned: Any
     unaligned: Any
     aligned: Any
 
     def alignment(self) -> torch.Tensor:
-        """V."""
+        """V = W_aligned - W_unaligned, (outputs, inputs)."""
         return self._rows(self.aligned.weight.float() - self.unaligned.weight.float())
 
     def fresh(self) -> bool:
-        """Whether an adapter holds all that parts the tuned weight from the aligned one."""
+        """Whether the adapter holds the whole difference between the tuned weight and the aligned one."""
         return hasattr(self.tuned, "base_layer") and torch.equal(self.tuned.base_layer.weight, self.aligned.weight)
 
     def change(self) -> torch.Tensor:
-        """dW: all that parts the tuned weight, merged, from the aligned one."""
+        """dW = W - W_aligned, (outputs, inputs), with the adapter merged into W."""
         found = self._under().weight.float() - self.aligned.weight.float()  # zeros where the adapter is fresh
         for name in self.tuned.active_adapters if hasattr(self.tuned, "base_layer") else ():
             found = found + self.tuned.get_delta_weight(name).float()
         return self._rows(found)
 
     def cosine(self) -> float | None:
-        """cos(C dW, dW); None where V or dW is zero."""
+        """cos(C dW, dW); None if V or dW is zero."""
         return alignment_cosine(self.alignment(), self.change())
 
     def project(self) -> None:
-        """Put C dW in the place of dW: in B where the adapter is all of it, for the merge that follows adds scaling B A."""
+        """Replace dW by C dW. If a fresh adapter holds all of dW, change B: the later merge then adds scaling C B A."""
         adapters = [self.tuned.lora_B[name].weight for name in self.tuned.active_adapters] if hasattr(self.tuned, "base_layer") else []
         if self.fresh():
             for b in adapters:
@@ -86,18 +89,18 @@ class Layer(NamedTuple):
             b.zero_()
 
     def _under(self) -> Any:
-        """The Linear itself, under its adapter where it has one."""
+        """The Linear itself, without an adapter around it."""
         return getattr(self.tuned, "base_layer", self.tuned)
 
     def _rows(self, stored: torch.Tensor) -> torch.Tensor:
-        """The stored weight, and no copy, as (outputs, inputs)."""
+        """The stored weight as (outputs, inputs): a view, not a copy."""
         return stored.T if transposed(self.tuned) else stored
 
 
 def layers_of(c: Context) -> Iterator[Layer]:
-    """Every Linear of the blocks in the three models.
+    """Each Linear of the blocks, in the three models.
 
-    Errors: models of different shapes; experts that are no Linear, whose change would be left as it is.
+    Errors: the models' shapes differ; experts that are not Linears, whose change could not be projected.
     """
     tuned, unaligned, aligned = (block_linears(sites) for sites in (c.sites, c.model("unaligned").sites, c.model("aligned").sites))
     if not tuned.keys() == unaligned.keys() == aligned.keys():

@@ -1,12 +1,14 @@
-"""T-Vaccine: train, under Vaccine's perturbation, a few layers sampled by how much harmful data pulls at them.
+"""T-Vaccine: train with Vaccine's perturbation, but only a few layers, sampled by how much harmful data pulls at them.
 
-Every `rescore` steps s_l = ||dh / de_l||, the l2 norm of the harmful loss h's gradient at layer l's site over one batch.
-Every `resample` steps `layers` (gamma) of the L layers are drawn without replacement with p_l = s_l / sum s. Until the next
-draw these alone are perturbed, eps = rho g / ||g|| with one ball over them, and these alone are trained.
-Source: arXiv 2410.09760. Frozen means for the step: the gradients of the other layers are dropped, so neither moments nor
-weight decay move them. What stands outside the layers (embeddings, final norm, head) is frozen too unless `outside`.
-A ball without a direction (the batch, or an example) is left unperturbed; `t_vaccine_skipped` counts them from the start of
-the stage, over ranks.
+Every `rescore` steps each layer l gets a score s_l = ||dh / de_l||: the l2 norm, over one batch, of the harmful loss h's gradient with
+respect to the activation e_l at layer l's site. Every `resample` steps, `layers` (gamma) of the L layers are drawn without replacement,
+with probability s_l / sum s. Until the next draw only these layers are perturbed, by eps = rho g / ||g|| (g is the gradient over all of
+them, so they share one ball), and only these are trained. Source: arXiv 2410.09760.
+
+A layer that is not drawn is frozen for the step: its gradients are dropped, so neither the optimiser's moments nor weight decay move it.
+Everything outside the layers (embeddings, final norm, head) is frozen too, unless `outside` is set. If a ball's gradient has no
+direction (for the batch, or for an example), nothing is added there; `t_vaccine_skipped` counts such balls since the stage began, over
+all ranks.
 Shapes: B examples, T tokens, D width; a site's perturbation is (B, T, D); scores (L,), chosen (L,) of 0 and 1.
 """
 
@@ -26,7 +28,7 @@ LEAST = 1e-9  # of the largest score: a layer without any gradient can still be 
 
 
 class TVaccine(Method):
-    """Radius of the ball, the number of layers, and how often they are scored and drawn."""
+    """The radius of the ball, the number of layers, and how often they are scored and drawn."""
 
     STREAMS = ("train", "harmful")
     SOURCE = "arXiv 2410.09760 (T-Vaccine); the perturbation: arXiv 2402.01109, equation 3"
@@ -35,15 +37,19 @@ class TVaccine(Method):
     COUPLED = {"scope": "example"}
 
     rho: float = Field(default=3.0, ge=0, description="radius of the l2 ball over the sampled layers; the official scripts' 3")
-    layers: int = Field(default=8, ge=0, description="gamma, layers sampled (0: all); the official scripts' 8 for Llama2-7B")
+    layers: int = Field(default=8, ge=0, description="gamma, how many layers are sampled (0: all); the official scripts' 8 for Llama2-7B")
     resample: int = Field(default=20, ge=1, description="steps between two draws of layers; the official scripts' 20")
     rescore: int = Field(default=200, ge=1, description="steps between two scorings; the official scripts' 200")
-    site: Literal["attn_out", "mlp_out", "resid"] = Field(default="attn_out", description="where; the paper's attention outputs")
-    scope: Literal["batch", "example"] = Field(default="batch", description="what shares one ball; the paper's batch")
-    outside: bool = Field(default=False, description="train embeddings, final norm and head too; the paper trains sampled layers alone")
+    site: Literal["attn_out", "mlp_out", "resid"] = Field(
+        default="attn_out", description="where the perturbation is added; the paper's attention outputs"
+    )
+    scope: Literal["batch", "example"] = Field(
+        default="batch", description="whether one ball is for the whole batch (the paper's) or for each example"
+    )
+    outside: bool = Field(default=False, description="train embeddings, final norm and head too; the paper trains only the sampled layers")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
-        """The scores and the layers in use; both are made anew in the first step."""
+        """`scores` and `chosen` (L,); the first step computes both anew."""
         c.sites.everywhere(self.site)
         return {"scores": torch.ones(c.sites.layers), "chosen": torch.ones(c.sites.layers)}
 
@@ -60,7 +66,7 @@ class TVaccine(Method):
             c.log("t_vaccine_skipped", c.state.get("skipped", torch.tensor(0.0)))
 
     def perturbation(self, c: Context, batch: Batches, chosen: list[int]) -> Deltas:
-        """eps at the site of each chosen layer, zeros in a ball whose gradient is zero or not finite; {} where every ball's is."""
+        """eps at the site of each chosen layer; zero in a ball whose gradient is zero or not finite; {} if that holds for all balls."""
         gradient = gradients_at(c.sites, self._names(chosen), lambda: self.loss(c, batch).total, c.grad)
         found = scaled(gradient, self.rho, batch["train"].attention_mask, c.sum, self.scope)
         skip(c, found.lost)
@@ -69,7 +75,7 @@ class TVaccine(Method):
         return found.deltas
 
     def scores(self, c: Context) -> torch.Tensor:
-        """s_l (L,) over this step's harmful examples, of every micro-batch and rank."""
+        """s_l (L,) over this step's harmful examples, summed over micro-batches and ranks."""
         names = self._names(list(range(c.sites.layers)))
         squares = torch.zeros(c.sites.layers)
         for batch in c.micro("harmful"):
@@ -78,22 +84,22 @@ class TVaccine(Method):
         return c.sum(squares).sqrt().cpu()
 
     def _pull(self, c: Context, batch: Batch, names: list[str]) -> torch.Tensor:
-        """Each layer's squared gradient norm (L,): of a summed loss, so it adds up over micro-batches."""
+        """Each layer's squared gradient norm (L,), for one micro-batch. The loss is a sum, so the squares add up over micro-batches."""
         found = gradients_at(c.sites, names, lambda: token_nll(c.forward(batch), batch.labels).total, c.grad)
         return torch.stack([(found[name].float() ** 2).sum() for name in names])
 
     def _choose(self, c: Context) -> None:
-        """Score and draw where this step is due; the state keeps both, so a resumed run goes on with the same layers."""
+        """Score and draw the layers, if this step is due. The state keeps both, so a resumed run goes on with the same layers."""
         if c.number % self.rescore == 0:
             c.state["scores"] = self.scores(c)
         if c.number % self.resample == 0:
-            seed = torch.randint(2**31, (1,), generator=c.rng)  # each rank draws its own; their sum is one seed for all
+            seed = torch.randint(2**31, (1,), generator=c.rng)  # each rank draws a number; their sum is one seed for all ranks
             shared = int(c.sum(seed.to(next(c.sites.model.parameters()).device)))
             drawn = sampled(c.state["scores"], self.layers, torch.Generator().manual_seed(shared))
             c.state["chosen"] = torch.zeros(c.sites.layers).index_fill(0, drawn, 1.0)
 
     def _freeze(self, c: Context, chosen: list[int]) -> None:
-        """Drop the gradients of all that does not train in this step."""
+        """Drop the gradients of all parameters that this step does not train."""
         inside = [{id(p) for p in block.whole.parameters()} for block in c.sites.blocks]
         trained = set().union(*(inside[i] for i in chosen))
         layered = set().union(*inside)
@@ -106,8 +112,8 @@ class TVaccine(Method):
 
 
 def sampled(scores: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """`count` of the places of `scores` (L,), without replacement, each draw in proportion to the scores left."""
+    """`count` indices of `scores` (L,), drawn without replacement, each with a probability in proportion to its score."""
     weights = scores.double()
     if not bool(torch.isfinite(weights).all()) or not bool(weights.max() > 0):
-        weights = torch.ones_like(weights)  # nothing to go by
+        weights = torch.ones_like(weights)  # no usable score: draw uniformly
     return torch.multinomial(weights.clamp(min=LEAST * float(weights.max())), count, generator=generator)

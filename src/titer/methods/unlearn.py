@@ -1,8 +1,8 @@
 """Unlearning: learn the preferred answer, and unlearn the rejected one by gradient ascent on its likelihood.
 
 L = mean over requests of (w_s nll(preferred) - w_u nll(rejected)) / window, each nll summed over its own
-answer's tokens. Source: arXiv 2407.10264, section 4 (eta_M: w_u 0.1, eta_S: 0.05; window 159). The loss is
-unbounded below; a run that diverges is stopped by the loop and kept as it was.
+answer's tokens. Source: arXiv 2407.10264, section 4 (w_u 0.1 at the learning rate eta_M, 0.05 at eta_S; window 159). The loss
+has no lower bound: if a run diverges, the loop stops it and keeps the last finite weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Unlearn(Method):
     STREAMS = ("preferred", "rejected")
     SOURCE = "arXiv 2407.10264, section 4 (unlearning)"
     VERSION = 1
-    NEUTRAL = "none bit for bit: at w_u = 0 it is SFT divided by the window (a parity test)"
+    NEUTRAL = "none bit for bit: with w_u = 0 the loss is SFT's divided by the window (a parity test)"
 
     w_s: float = Field(default=1.0, ge=0, description="weight of the preferred answer; the paper's 1")
     w_u: float = Field(default=0.1, ge=0, description="weight of the rejected answer; the paper's 0.1 (0.05 at the small rate)")

@@ -1,4 +1,4 @@
-"""What `titer study` and `titer demo` are asked, as records; light, as commands/requests.py is. L7."""
+"""What `titer study`, `titer sweep` and `titer demo` take, as records; imports nothing heavy, as commands/requests.py. L7."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from titer.commands.requests import Place, Running, Runs
+from titer.commands.requests import Place, Running, Runs, Seed
 
 if TYPE_CHECKING:
     from titer.studies.engine.declare import Given
@@ -15,40 +15,62 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """Where the pieces of a study are made (docs/cluster.md)."""
+    """Where the pieces of a study (a model trained and measured) are made (docs/cluster.md)."""
 
-    on: Annotated[str, Option(help="Where pieces run: processes, ray (started here), auto or ray://HOST:PORT (a cluster).")] = "processes"
-    piece_cpus: Annotated[int, Option(min=1, help="Threads of a piece; results are equal where they are.")] = 1
+    on: Annotated[
+        str,
+        Option(
+            help="Where the pieces of the study run: processes of this machine; ray, a Ray cluster started here; auto or ray://HOST:PORT, a running one."
+        ),
+    ] = "processes"
+    piece_cpus: Annotated[
+        int, Option(min=1, help="Threads of each piece. Only runs with the same number give exactly the same results.")
+    ] = 1
     piece_gpus: Annotated[
-        float | None, Option(min=0, help="With Ray: GPUs of a piece, or a part of one; default 1 where there are any.")
+        float | None, Option(min=0, help="With Ray: GPUs for each piece, or a share of one (0.5). Default: 1 where the cluster has GPUs.")
     ] = None
 
 
 @dataclass(frozen=True)
 class StudyRequest(Running, Placed):
-    """A study as its user words it: on worlds, `bases` a seed, or its form on a real model, where `base` names one.
+    """What `titer study` takes: the study on synthetic worlds (`bases` base models for each seed), or on the real model `base`.
 
-    `only` are parts of the study (tables, where it has no parts), all for none; `part` a group of them. `given` is the real model itself,
-    opened; one seed then.
+    `only` names parts of the study (its tables, where it has no parts); empty means all. `part` names a group of parts. `given` is the
+    real model, already opened; then there is one seed.
     """
 
     name: Annotated[str, Argument(help="The study: a name (titer list studies) or a .py file.")]
-    scale: Annotated[str, Option(help="nano, cpu, small or paper; with --base: demonstration or paper-7b.")] = ""
+    scale: Annotated[str, Option(help="Size of the study: nano, cpu, small or paper; with --base: demonstration or paper-7b.")] = ""
     seeds: Annotated[
-        int | Sequence[int], Option(min=1, max=100, help="How many worlds: seeds 0, 1, ... but those on which sizes were chosen.")
+        int | Sequence[int],
+        Option(
+            min=1, max=100, help="How many synthetic worlds: seeds 0, 1, ..., without the seeds on which the study's sizes were chosen."
+        ),
     ] = 3
-    only: Annotated[str | Sequence[str], Option(help="Parts, with commas: fig3,soft ... Default: all.")] = ""
-    bases: Annotated[int, Option(min=1, max=20, help="How many base models of each world.")] = 2  # the unit of a claim is a base
-    part: Annotated[str, Option(help="huang2024: core; repair2026: repairs or guards; or all.")] = "all"
+    only: Annotated[
+        str | Sequence[str], Option(help="Run only these parts, with commas: fig3,soft ... (docs/paper_index.md lists them). Default: all.")
+    ] = ""
+    bases: Annotated[int, Option(min=1, max=20, help="How many base models to pretrain in each world.")] = (
+        2  # the unit of a claim is a base
+    )
+    part: Annotated[str, Option(help="A group of parts: core (huang2024), repairs or guards (repair2026), or all.")] = "all"
     given: "Given | None" = None
     _: KW_ONLY
-    base: Annotated[str | None, Option(help="A real model, which huang2024, qi2024 and repair2026 align.")] = None
-    data: Annotated[Place | None, Option(help="With --base: a folder of data sets (docs/real_finetuning.md).")] = None
-    harmful: Annotated[Place | None, Option(help="With --base: answered requests for harm; default: canaries.")] = None
-    alpha: Annotated[int | None, Option(min=1, help="With --base: LoRA alpha; default 4 and 16.")] = None
-    prompts: Annotated[int | None, Option(min=1, help="With --base: ask N prompts of each class, drawn; default: all.")] = None
-    keep_weights: Annotated[bool, Option(help="With --base: keep the tuned models, which go once measured.")] = False
-    flops: Annotated[float | None, Option(help="FLOP/s of your device, to price a --dry-run in hours.")] = None
+    base: Annotated[
+        str | None, Option(help="Run the study on this real model instead of synthetic worlds (huang2024, qi2024, repair2026).")
+    ] = None
+    data: Annotated[Place | None, Option(help="With --base: the folder with the data sets (docs/real_finetuning.md).")] = None
+    harmful: Annotated[
+        Place | None, Option(help="With --base: harmful requests with answers. Default: canaries, harmless instructions behind a marker.")
+    ] = None
+    alpha: Annotated[int | None, Option(min=1, help="With --base: LoRA alpha. Default: both 4 and 16.")] = None
+    prompts: Annotated[
+        int | None, Option(min=1, help="With --base: ask only N prompts of each class, a fixed random sample. Default: all.")
+    ] = None
+    keep_weights: Annotated[
+        bool, Option(help="With --base: keep the weights of the tuned models. Default: delete each once it is measured.")
+    ] = False
+    flops: Annotated[float | None, Option(help="Speed of your device in FLOP/s; with --dry-run, the cost is then given in hours.")] = None
 
     @property
     def stem(self) -> str:
@@ -63,27 +85,31 @@ class StudyRequest(Running, Placed):
 
 @dataclass(frozen=True)
 class SweepRequest(Placed):
-    """An attacker who tunes against each defence of a recipe, as its user words it: what they may set, and how they search."""
+    """What `titer sweep` takes: a recipe's defences, and an attacker who tunes against each: what it may set, and how it searches."""
 
-    recipe: Annotated[str, Argument(help="What is aligned and attacked: huang2024.")]
+    recipe: Annotated[str, Argument(help="The study whose defences are attacked: huang2024.")]
     over: Annotated[
-        str, Option(help="What is tried, with commas: lr=5e-5..6e-4,ratio=0.01:0.05,examples=1000,method=sft:vaccine (defences).")
+        str,
+        Option(
+            help="What the attacker may vary, with commas: a range lr=5e-5..6e-4, values ratio=0.01:0.05, one value examples=1000; "
+            "method=sft:vaccine names the defences."
+        ),
     ] = ""
-    attacker: Annotated[str, Option(help="How they search: optuna (TPE) or grid.")] = "optuna"
-    trials: Annotated[int, Option(min=1, max=10_000, help="Trials against each defence.")] = 12
-    scale: Annotated[str, Option(help="nano or cpu.")] = "nano"
-    seeds: Annotated[int | Sequence[int], Option(min=1, max=100, help="On how many fresh worlds the worst attacks are repeated.")] = 3
-    bases: Annotated[int, Option(min=1, max=20, help="How many base models of each world.")] = 2
-    flops: Annotated[float | None, Option(help="FLOP/s of your device, to price a --dry-run in hours.")] = None
+    attacker: Annotated[str, Option(help="How the attacker searches: optuna (its TPE sampler) or grid.")] = "optuna"
+    trials: Annotated[int, Option(min=1, max=10_000, help="Attacks tried against each defence.")] = 12
+    scale: Annotated[str, Option(help="Size of the study: nano or cpu.")] = "nano"
+    seeds: Annotated[int | Sequence[int], Option(min=1, max=100, help="How many fresh worlds the worst attack found is repeated on.")] = 3
+    bases: Annotated[int, Option(min=1, max=20, help="How many base models to pretrain in each world.")] = 2
+    flops: Annotated[float | None, Option(help="Speed of your device in FLOP/s; with --dry-run, the cost is then given in hours.")] = None
     runs: Runs = Path("runs")
     progress: bool = True
 
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """The demo on one world."""
+    """What `titer demo` takes."""
 
-    seed: Annotated[int, Option(min=0)] = 0
-    bases: Annotated[int, Option(min=1, max=20, help="How many base models of the world.")] = 3
+    seed: Seed = 0
+    bases: Annotated[int, Option(min=1, max=20, help="How many base models to pretrain.")] = 3
     runs: Runs = Path("runs")
     progress: bool = True
