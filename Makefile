@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check check-all docs dist study parity bridges cluster bench clean
+.PHONY: demo test long check check-all docs dist study parity bridges cluster bench clean
 
 demo: .venv/core
 	$(BIN)/titer demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n logical --dist loadfile
+
+long: .venv/dev
+	$(BIN)/python -m pytest -n logical --dist loadfile -m long
 
 check: .venv/dev
 	$(BIN)/ruff check .
@@ -27,7 +30,7 @@ dist: .venv/dev
 	cd build/clean && bin/titer --version && bin/titer list && bin/titer demo --dry-run
 
 check-all: check
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or not slow or long"
 
 study: .venv/core
 	$(BIN)/titer study jain2024 --scale nano --seeds 4

@@ -8,6 +8,8 @@ import pytest
 
 from tests.commands import Trial
 
+pytestmark = pytest.mark.long
+
 TRIED = ("finetune", "audit")  # the others: tests/commands.py; the demo: tests/test_kill.py
 
 

@@ -16,6 +16,8 @@ import pytest
 from tests.kill_child import demo
 from titer.core.run import sha256_of
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def forks() -> Any:

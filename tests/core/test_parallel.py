@@ -65,6 +65,7 @@ def test_places_are_as_many_as_the_threads_of_a_piece_allow() -> None:
         places("slurm")
 
 
+@pytest.mark.long
 def test_pieces_run_on_one_thread_each_an_error_is_the_piece_s_own_and_a_dead_process_is_replaced(tmp_path: Path) -> None:
     workers = Processes(2)
     good = workers.submit(Work(partial(mark, name="good"), tmp_path))
@@ -93,6 +94,7 @@ def test_workers_that_were_not_needed_were_never_started() -> None:
     Processes(2).stop(at_once=False)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("two_processes")
 def test_what_two_processes_made_is_found_with_the_same_bits(tmp_path: Path) -> None:
     s, alone = lab_under(tmp_path / "two"), lab_under(tmp_path / "one")
@@ -137,6 +139,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells a process that ended from one that nobody has collected")
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     """They hold both ends of the queue they wait at, so nothing there tells them that nobody will ask again."""

@@ -44,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.long
 def test_two_processes_train_the_model_of_one_and_speak_once(folder: Path) -> None:
     two = ran(folder, *WORDS, "--runs", "two", "--to", "tuned", "--processes", "2")
     assert two.returncode == 0, two.stderr

@@ -22,6 +22,8 @@ from tests.distributed.cases import ALIKE, OTHERS, RANKS, WAYS, Case
 from tests.methods.contract import largest_gap, saved
 from titer.train import train
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 LIMIT = 1200  # seconds, of a busy machine too
 TOLERANCE = 1e-5

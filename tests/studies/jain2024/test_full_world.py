@@ -39,6 +39,7 @@ SMALL = Scale(
 )
 
 
+@pytest.mark.long
 def test_every_part_takes_the_full_world(tmp_path: Path) -> None:
     lab = lab_of(tmp_path, SMALL, SEED, FEW)
     found = lab.found()

@@ -12,6 +12,7 @@ import pytest
 
 from tests.studies.conftest import Listener
 from tests.studies.jain2024.conftest import STUDY, TINY, Study, lab_of
+from tests.studies.jain2024.golden import FILE, numbers
 from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
@@ -48,6 +49,14 @@ def test_every_claim_is_computed_from_what_was_measured(study: Study) -> None:
         assert study.found.has(*row.needs), row.name
         if not (row.unless and row.unless(study.found)):
             assert math.isfinite(row.net(study.found)) or "log2" in row.statistic, row.name
+
+
+def test_golden(study: Study) -> None:
+    expected = json.loads(FILE.read_text(encoding="utf-8"))
+    found = numbers(study.found)
+    assert found.keys() == expected.keys()
+    wrong = {name: (value, expected[name]) for name, value in found.items() if value != pytest.approx(expected[name], rel=1e-2, abs=1e-4)}
+    assert not wrong
 
 
 def test_a_base_that_did_not_learn_gives_no_claim(study: Study) -> None:

@@ -1,6 +1,6 @@
 """Golden numbers of a one-minute setting: a change in world, training, methods or probes shows here first.
 
-Where results are meant to change: `python -m tests.studies.jain2024.test_golden` writes them again; say why in the commit.
+Where results are meant to change: `python -m tests.studies.jain2024.golden` writes them again; say why in the commit.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import json
 import tempfile
 from pathlib import Path
 
-import pytest
 import torch
 
-from tests.studies.jain2024.conftest import Study, small_study
+from tests.studies.jain2024.conftest import small_study
 from titer.probes.weight_change import overall
 from titer.studies.engine.found import Found
 from titer.studies.jain2024.figures import null_means
@@ -42,14 +41,6 @@ def numbers(e: Found) -> dict[str, float]:
     found["soft tau"] = float(t["soft_placed"][t["soft_placed"].kind == "soft_8"].tau.mean())
     found["swept tau"] = float(t["alpha"].tau_safe.mean())
     return found
-
-
-def test_golden(study: Study) -> None:
-    expected = json.loads(FILE.read_text(encoding="utf-8"))
-    found = numbers(study.found)
-    assert found.keys() == expected.keys()
-    wrong = {name: (value, expected[name]) for name, value in found.items() if value != pytest.approx(expected[name], rel=1e-2, abs=1e-4)}
-    assert not wrong
 
 
 if __name__ == "__main__":
