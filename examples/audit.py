@@ -1,7 +1,7 @@
 """Audit a tune from Python and draw what moved: python examples/audit.py ALIGNED TUNED prompts.csv moved.svg
 
 `prompts.csv` has the columns prompt and label (safe or unsafe). The chart shows each set's refusals before and after, and
-the change with its 95 % interval; an interval that holds 0 is no finding.
+the change with its 95 % interval. An interval that contains 0 shows neither a fall nor a rise.
 """
 
 import sys
@@ -13,7 +13,7 @@ from titer import api
 
 def main(before: str, after: str, prompts: str, chart: str) -> None:
     order = api.AuditRequest([before, after], prompts, max_new_tokens=48)
-    print(api.cost(order))  # what it will compute; nothing has been loaded
+    print(api.cost(order))  # what the audit will compute; no model is loaded yet
     found = api.audit(before, after, data=prompts, max_new_tokens=48)
     print(found.answer)
     print("page:", found.page)

@@ -1,8 +1,8 @@
 """Find the cheapest repair of a tuned model: python examples/repair.py ALIGNED TUNED prompts.csv task.jsonl OUT
 
-Plain scaling goes part of the way back to ALIGNED, in four strengths; one audit asks all of them. `prompts.csv` has prompt and label (safe
-or unsafe), `task.jsonl` question and answer: what the user tuned for. The choice is made on these prompts, so audit the chosen
-folder again on others before you believe its numbers.
+Plain scaling moves the weights part of the way back to ALIGNED, in four strengths, and one audit asks all four models. `prompts.csv` has
+the columns prompt and label (safe or unsafe), `task.jsonl` has question and answer of the task that the user tuned for. The best strength
+is chosen on these prompts, so audit the chosen folder again on other prompts before you trust its numbers.
 """
 
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from titer import api
 
-PRICE = 0.02  # of the task's accuracy may be lost
+PRICE = 0.02  # how much of the task's accuracy may be lost
 
 
 def main(aligned: str, tuned: str, prompts: str, task: str, out: str) -> None:

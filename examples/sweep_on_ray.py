@@ -1,10 +1,10 @@
-"""Does a defence hold against an attacker who tunes? python examples/sweep_on_ray.py [RUNS [ON]]
+"""Does a defence hold against an attacker who tunes their attack? python examples/sweep_on_ray.py [RUNS [ON]]
 
-Against plain alignment (sft) and against Vaccine, a small grid of attacks is tried: two learning rates by two shares of harmful data. The
-worst one is chosen on a seed of its own, then it and the usual attack are repeated on fresh worlds. ON says where the trainings run:
-`ray` starts a cluster of this machine (pip install 'titer[ray]'), `auto` joins the one this machine belongs to, `ray://HOST:PORT` reaches
-one elsewhere, `processes` needs no Ray. The run folder keeps what is trained, so a second call goes on where the first one stopped.
-Some hours of two cores; `titer sweep huang2024 --over ... --dry-run` prices it.
+The script tries a small grid of attacks against plain alignment (sft) and against Vaccine: two learning rates by two shares of harmful
+data. The worst attack is chosen on a seed of its own. Then the worst and the usual attack are repeated on fresh worlds. ON says where the
+trainings run: `ray` starts a cluster on this machine (pip install 'titer[ray]'), `auto` joins the cluster that this machine belongs to,
+`ray://HOST:PORT` reaches a cluster elsewhere, `processes` needs no Ray. The run folder keeps what was trained, so a second call continues
+where the first one stopped. It takes some hours on two cores; `titer sweep huang2024 --over ... --dry-run` estimates the cost.
 """
 
 import sys

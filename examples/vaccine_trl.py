@@ -1,8 +1,9 @@
 """Align by Vaccine inside TRL, watched: python examples/vaccine_trl.py MODEL align.jsonl prompts.csv OUT [STEPS]
 
-`align.jsonl` has lines {"prompt": [...], "completion": [...]}, as TRL's SFTTrainer reads conversations or texts; `prompts.csv` the
-columns prompt and label (safe or unsafe). Needs `pip install titer[trl]`. Watch asks the prompts before, during and after the training,
-and stops it where more than a fifth of the safe prompts is refused for sure. What it saw is in OUT/watch.jsonl.
+`align.jsonl` has lines {"prompt": [...], "completion": [...]}, the form in which TRL's SFTTrainer reads conversations or texts.
+`prompts.csv` has the columns prompt and label (safe or unsafe). Needs `pip install titer[trl]`. Watch asks the prompts before, during and
+after the training. It stops the training if more than a fifth of the safe prompts are refused, with the whole interval above that limit.
+What it measured is in OUT/watch.jsonl.
 """
 
 import sys
