@@ -103,6 +103,10 @@ class Step:
     def sites(self) -> Sites:
         return self.lm.sites
 
+    @property
+    def replay(self) -> int:
+        return self.stage.replay
+
     def forward(self, batch: Batch) -> torch.Tensor:
         self._forwards += torch.is_grad_enabled()
         if not self._in_parts:
@@ -123,7 +127,7 @@ class Step:
     def micro(self, stream: str | None = None) -> Iterator[Batches]:
         names = list(self.stage.streams) if stream is None else [stream]
         for turn in range(self.stage.accumulation):
-            start = (self.number * self.stage.accumulation + turn) * self.stage.batch
+            start = (self.number // self.replay * self.stage.accumulation + turn) * self.stage.batch
             place = start + self._accelerator.process_index * self._size
             self._last = turn == self.stage.accumulation - 1
             if isinstance(self._model, DistributedDataParallel):  # as its no_sync, which must hold the forward pass too

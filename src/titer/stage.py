@@ -67,6 +67,7 @@ class Stage(Record):
     steps: int = Field(ge=0)
     batch: int = Field(default=64, ge=1, description="examples of a micro-batch, of all processes together")
     accumulation: int = Field(default=1, ge=1)
+    replay: int = Field(default=1, ge=1, description="steps in a row that train on one batch (arXiv 1904.12843); data seen are 1/replay")
     optimiser: Optimiser = Optimiser()
     adapter: Lora | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -87,7 +88,7 @@ class Stage(Record):
         """What the stage's key is made of; `parent` and `models` are keys."""
         method = type(self.method)
         return {
-            "stage": self.model_dump(mode="json", exclude={"name"}),
+            "stage": self.model_dump(mode="json", exclude={"name"} | ({"replay"} if self.replay == 1 else set())),
             "method": [method.__module__.rsplit(".", 1)[-1], method.VERSION],
             "parent": parent,
             "models": dict(models),

@@ -521,6 +521,74 @@ def test_reuse_with_tau_learns_at_the_step_before_alone(llama: Step) -> None:
     assert "direction" in llama.state
 
 
+def replayed(c: Step, replay: int = 3) -> Step:
+    """The context, in a stage whose batches are each trained on that many times in a row."""
+    c.stage = c.stage.model_copy(update={"replay": replay})
+    return c
+
+
+def test_reuse_of_rows_is_the_exact_perturbation_one_pass_late(context: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights do not move here, so the second pass on a batch has the exact algorithm's perturbation, for one pass's price; the third
+    has the gradient at the moved activations, and the next batch begins without any."""
+    batch, c = padded_of(context), replayed(context)
+    exact = stepped(c, Vaccine(), [batch])
+    passes = counted(c, monkeypatch)
+    method = Vaccine(reuse="rows")
+    assert same(stepped(c, method, [batch], number=0), stepped(c, SFT(), [batch]))
+    passes.clear()
+    second = stepped(c, method, [batch], number=1)
+    assert passes == [1]
+    assert gap(second, exact) < 1e-5
+    third = stepped(c, method, [batch], number=2)
+    eps = Vaccine().perturbation(c, batch)
+    with adding(c.sites, eps):
+        moved = official_gradient(c, batch)
+    real = batch["train"].attention_mask[:, :, None]
+    size = math.sqrt(float(sum(((w * real).double() ** 2).sum() for w in moved.values())))
+    with adding(c.sites, {name: 2.0 * way * real / size for name, way in moved.items()}):
+        assert gap(third, stepped(c, SFT(), [batch])) < 1e-5
+    assert not any(name.startswith("rows") for name in c.state)
+    assert same(stepped(c, method, [batch], number=3), stepped(c, SFT(), [batch]))
+
+
+def test_replayed_steps_train_on_one_batch_and_each_micro_batch_keeps_its_own_rows(llama: Step) -> None:
+    c = replayed(llama, 2)
+    c.stage = c.stage.model_copy(update={"accumulation": 2})
+    seen = []
+    for number in range(4):
+        c.begin(number)
+        seen.append([one["train"].indices.tolist() for one in c.micro()])
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+    assert seen[0][0] != seen[0][1]
+    c.begin(0)
+    Vaccine(reuse="rows").step(c)
+    assert {name for name in c.state if name.startswith("rows")} == {"rows 0", "rows 1"}
+
+
+def test_a_stage_without_replay_has_the_key_that_it_had_and_a_replayed_one_resumes(llama: Step, tmp_path: Path) -> None:
+    plain = llama.stage
+    assert "replay" not in plain.key_inputs("p", {})["stage"]
+    assert plain.model_copy(update={"replay": 2}).key("p", {}) != plain.key("p", {})
+    with pytest.raises(TiterError, match=r"reuse=rows takes.*replay 2 or more"):
+        Vaccine(reuse="rows").setup(llama)
+    with pytest.raises(TiterError, match="leave every at 1"):
+        build(Vaccine, {"reuse": "rows", "every": 2}, "vaccine")
+    mine = stage(Vaccine(reuse="rows")).model_copy(update={"replay": 4})
+    maker = ARCHITECTURES["llama"]
+
+    def stop(done: int, _: int) -> None:
+        if done == 3:
+            raise KilledError
+
+    whole = run(mine, maker, tmp_path / "whole")
+    (tmp_path / "cut").mkdir()
+    with contextlib.suppress(KilledError):
+        train(mine, lambda: maker(WORLD), lambda _: maker(WORLD), tmp_path / "cut", 2, stop)
+    assert (tmp_path / "cut" / "resume" / "latest.json").exists()
+    assert same(whole, run(mine, maker, tmp_path / "cut", save_every=2))
+    assert not same(whole, run(mine.model_copy(update={"method": SFT()}), maker, tmp_path / "sft"))
+
+
 @pytest.mark.parametrize("settings", [{"reuse": True}, {"part": 0.5}, {"reuse": True, "every": 2}])
 def test_the_cheaper_forms_resume_bit_identically(settings: dict[str, Any], tmp_path: Path) -> None:
     check_resume(partial(Vaccine, **settings), ARCHITECTURES["llama"], tmp_path)  # type: ignore[arg-type]

@@ -43,6 +43,10 @@ class Context(Protocol):
         """(name, parameter) of all parameters that are trained."""
 
     @property
+    def replay(self) -> int:
+        """How many steps in a row train on the same batches; a new one comes where `number` is a multiple of it."""
+
+    @property
     def sites(self) -> Sites:
         """The named places in the trained model whose activations can be read, added to or replaced (`models/hooks.py`)."""
 

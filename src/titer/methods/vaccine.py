@@ -12,6 +12,9 @@ Cheaper and weaker than the paper:
 - `part` < 1: the gradient is taken for the first rows of the micro-batch only (the order is random), and the whole ball is spent on them.
 - `reuse`: there is no pass 1. Every token is moved along the gradient that the previous step's training pass had at each site, summed
   over tokens to (D,).
+- `reuse=rows`: there is no pass 1. A stage with `replay` m trains on each batch m times in a row; from the second time on every token is
+  moved along its own gradient in the pass before, one update old ("free" adversarial training, arXiv 1904.12843, algorithm 1). The first
+  time there is none, so (m - 1) / m of the steps are perturbed. It keeps a gradient (L, B, T, D) between steps, and runs in one process.
 
 A ball whose gradient is zero or not finite in any pass gets no perturbation. `vaccine_skipped` counts such balls, over ranks and steps;
 the other balls are perturbed as usual.
@@ -27,6 +30,7 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn import functional
 
+from titer.core.errors import TiterError
 from titer.data.example import Batch
 from titer.methods.base import Batches, Context, Method, skip
 from titer.models.ball import Deltas, Scope, gradients_at, projected, scaled, unmasked
@@ -54,10 +58,14 @@ class Vaccine(Method):
     padding: bool = Field(default=False, description="perturb padding too; the official code does")
     shared_dropout: bool = Field(default=False, description="the same dropout masks in every pass; the official code's differ")
     part: float = Field(default=1.0, gt=0, le=1, description="share of a micro-batch's rows that is perturbed; the paper's 1")
-    reuse: bool = Field(default=False, description="use the previous step's gradient instead of computing one in a first pass")
+    reuse: bool | Literal["rows"] = Field(
+        default=False, description="the previous step's gradient instead of a first pass: its mean (true), or each token's own (rows)"
+    )
 
     @model_validator(mode="after")
     def _one_filling(self) -> Vaccine:
+        if self.reuse == "rows" and self.every > 1:
+            raise ValueError("reuse=rows perturbs every step but the first on a batch: leave every at 1")
         if self.reuse and (self.noise or self.inner > 1 or self.part < 1):
             raise ValueError("reuse computes no gradient, so noise, inner and part have no effect: leave them at their defaults")
         if self.noise and self.inner > 1:
@@ -70,7 +78,24 @@ class Vaccine(Method):
             raise ValueError("shared_dropout needs both passes over the same rows: leave part at 1, or shared_dropout off")
         return self
 
+    def setup(self, c: Context) -> dict[str, torch.Tensor]:
+        if self.reuse == "rows" and (c.replay == 1 or c.sum(torch.tensor(1)) > 1):
+            raise TiterError(
+                "reuse=rows takes the gradient that the step before had on the same rows",
+                expected="a stage with replay 2 or more, in one process",
+                next_step="set the stage's replay, or reuse to true.",
+            )
+        return {}
+
     def step(self, c: Context) -> None:
+        if self.reuse == "rows":
+            self._replayed(c)
+        else:
+            self._perturbed(c)
+        if self.rho > 0:
+            c.log("vaccine_skipped", c.state.get("skipped", torch.tensor(0)))
+
+    def _perturbed(self, c: Context) -> None:
         due = self.rho > 0 and c.number % self.every == 0
         learns = self.reuse and self.rho > 0 and (c.number + 1) % self.every == 0  # the next step reuses this one's gradient
         met: Deltas = {}
@@ -84,8 +109,19 @@ class Vaccine(Method):
                 c.backward(self.loss(c, batch))
         if learns:
             c.state["direction"] = c.sum(torch.stack([met[name] for name in self._names(c)]))  # (L, D)
-        if self.rho > 0:
-            c.log("vaccine_skipped", c.state.get("skipped", torch.tensor(0)))
+
+    def _replayed(self, c: Context) -> None:
+        """Each token is moved along its own gradient of the step before, where that step had the same batch."""
+        names, ends = self._names(c), (c.number + 1) % c.replay == 0
+        for turn, batch in enumerate(c.micro()):
+            met: Deltas = {}
+            place = f"rows {turn}"
+            before = c.state.pop(place, None)  # (L, B, T, D)
+            deltas = {} if before is None else self._in_ball(c, dict(zip(names, before, strict=True)), batch["train"])
+            with adding(c.sites, deltas), catching(c.sites, [] if ends or not self.rho else names, met.__setitem__):
+                c.backward(self.loss(c, batch))
+            if met:
+                c.state[place] = torch.stack([met[name].float() for name in names])
 
     def _names(self, c: Context) -> list[str]:
         return c.sites.everywhere(self.site)
