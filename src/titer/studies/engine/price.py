@@ -90,9 +90,10 @@ def rows(method: Method) -> int:
 
 
 def passes(method: Method) -> float:
-    """Forward passes' worth a request; what goes beyond plain training is left out by noise, and at the steps between two of `every`."""
+    """Forward passes' worth a request; noise and a reused gradient leave out what goes beyond plain training, as do steps between two of `every`."""
     more = PASSES.get(_stem(method), PLAIN) - PLAIN
-    return PLAIN + (0.0 if getattr(method, "noise", "") else more / getattr(method, "every", 1))
+    free = getattr(method, "noise", "") or getattr(method, "reuse", False)
+    return PLAIN + (0.0 if free else more / getattr(method, "every", 1))
 
 
 def _stem(method: Method) -> str:
