@@ -107,7 +107,7 @@ def test_what_a_mixture_has_no_place_for_is_named_and_the_rest_is_told(titer: Ti
     told = titer("audit", "x", "--data", "d.csv")
     assert told.status == 0, told
     assert "x refuses" in told.out
-    assert "separation inside of x is left out: this model has no mlp_act (every layer: routed experts have no one place" in told.err
+    assert "separation inside of x is left out: this model has no mlp_act (every layer: routed experts have no single place" in told.err
 
 
 def test_two_architectures_in_one_audit(wrong: Wrong, here: Path) -> None:

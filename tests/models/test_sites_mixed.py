@@ -139,10 +139,10 @@ def test_a_wrapper_s_blocks_are_its_text_model_s() -> None:
 def test_what_no_one_place_holds_is_told_by_layer_and_part(name: str) -> None:
     sites = Sites(tiny(name))
     told = {
-        "deepseek_v4": ("resid", "several streams (DeepseekV4HyperConnection)"),
-        "gemma3n_text": ("resid", "several streams (Gemma3nTextAltUp)"),
+        "deepseek_v4": ("resid", "several residual streams (DeepseekV4HyperConnection)"),
+        "gemma3n_text": ("resid", "several residual streams (Gemma3nTextAltUp)"),
         "nemotron_h": ("mlp_in", "layers 1, 3: no MLP"),
-        "longcat_flash": ("mlp_in", "MLPs beside each other"),
+        "longcat_flash": ("mlp_in", "MLPs in parallel"),
         "jetmoe": ("attn_o", "no single matrix ends the attention"),
         "xlm": ("resid", "no list of decoder blocks"),
     }

@@ -164,7 +164,7 @@ def block_of(block: nn.Module, names: dict[int, str], width: int | None, shared:
     lacking: dict[str, str] = {}
     if len(attending) != 1:
         mixers = sorted({type(m).__name__ for _, m, kind in found if kind == "mixer"})
-        none = f"no attention ({', '.join(mixers)} stands there)" if mixers else "no attention"
+        none = f"no attention ({', '.join(mixers)} in its place)" if mixers else "no attention"
         lacking |= dict.fromkeys(("attn_out", "attn_o"), f"{len(attending)} attentions" if attending else none)
     elif (out := _last(attending[0], width)) is None:
         lacking["attn_o"] = "no single matrix ends the attention"
@@ -177,14 +177,14 @@ def block_of(block: nn.Module, names: dict[int, str], width: int | None, shared:
     elif not dense:
         stacked = any(_three(m) for module in mlps for m in module.modules())
         mixed = any(len(weight) > 1 or stacked for weight in roles.values())
-        lacking["mlp_act"] = "routed experts have no one place for it" if mixed else "its MLP is not made of one up and one down matrix"
+        lacking["mlp_act"] = "routed experts have no single place for it" if mixed else "its MLP is not made of one up and one down matrix"
         if len(mlps) > 1:
-            lacking |= dict.fromkeys(("mlp_in", "mlp_out"), f"{len(mlps)} MLPs beside each other")
+            lacking |= dict.fromkeys(("mlp_in", "mlp_out"), f"{len(mlps)} MLPs in parallel")
         lacking |= dict.fromkeys({"mlp_up", "mlp_down"} - set(roles), "its MLP is not made of one up and one down matrix")
     if "mlp_gate" not in weights:
         lacking.setdefault("mlp_gate", "its MLP is not gated")
     if several := next((type(m).__name__ for m in block.modules() if SEVERAL.search(type(m).__name__)), ""):
-        lacking["resid"] = f"its stream is several streams ({several})"
+        lacking["resid"] = f"it has several residual streams ({several})"
     if any(id(m) in shared for m in attending):
         lacking["attn_out"] = "layers share their attention"
     if any(id(m) in shared for m in mlps):
