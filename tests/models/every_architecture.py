@@ -117,8 +117,8 @@ def written(rows: list[Row]) -> str:
     head = [
         "# Architectures",
         "",
-        f"transformers {transformers.__version__} has {len(rows)} causal architectures. Titer was tried on a tiny model of each, with random",
-        "weights (`python -m tests.models.every_architecture` writes this page). The columns say what was checked:",
+        f"transformers {transformers.__version__} has {len(rows)} causal architectures. Titer was tried on a tiny model of each, with",
+        "random weights (`python -m tests.models.every_architecture` writes this page). The columns say what was checked:",
         "",
         "- behaviour: the saved model opens, and answers a left-padded batch as it answers one prompt at a time.",
         "- weights: every parameter belongs to a named part of the model, and changes of known size are measured in the right",
