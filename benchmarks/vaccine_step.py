@@ -6,8 +6,8 @@ the first needs no weight's gradient: 5/3 of SFT with every weight in training, 
 skipped; so the passes are counted too, forward and backward, in a step of its own. Where they are all there, a ratio of times that
 is a little lower is a warning (what lies below the first site is met once in pass 1), and one below 1.45 and 1.6 is a failure.
 tau steps cost one due and tau - 1 others. The peak memory is that of processes of their own. The effect of a form is the rise of
-the loss that its perturbation brings over the exact one's on the same batches, measured for part and reuse; a form that perturbs
-every tau-th step leaves 1 / tau by construction, which is no measurement.
+the loss that its perturbation brings over the exact one's on the same batches, measured for part
+and reuse (of rows with an update between); a form that perturbs every tau-th step leaves 1 / tau by construction, no measurement.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ ALL: dict[str, Method] = {
     "part 0.5": Vaccine(part=0.5),
     "part 0.25": Vaccine(part=0.25),
     "reuse": Vaccine(reuse=True),
+    "rows": Vaccine(reuse="rows"),
 }
+CHEAPER = ("part 0.5", "part 0.25", "reuse", "rows")
+REPLAY = 8  # steps in a row on one batch; the first of them has no gradient to reuse
 ADAPTED: dict[str, Method] = {"sft": SFT(), "vaccine": Vaccine()}
 MEMORY: dict[str, Method] = {"sft": SFT(), "vaccine": Vaccine()}
 ACTIONS = ("paint", "mend", "draw", "carry", "clean", "choose", "describe", "measure")
@@ -87,7 +90,7 @@ class Bench:
         stream = Stream(parts=(Part(source=data(), answer="comply"),), pool=BATCH)
         optimiser = Optimiser(rate=1e-5, schedule="constant")
         made = {"name": "bench", "kind": "align", "method": SFT(), "streams": {"train": stream}, "steps": 1, "batch": BATCH}
-        self.stage = Stage(**made, optimiser=optimiser, adapter=adapter)
+        self.stage = Stage(**made, optimiser=optimiser, adapter=adapter, replay=REPLAY)
         threads = torch.get_num_threads()
         self.accelerator = Accelerator(cpu=True)
         torch.set_num_threads(threads)
@@ -99,7 +102,8 @@ class Bench:
     def drawing(self, pool: int) -> Step:
         """A context on the same model whose batches come from a pool of this size."""
         streams = {"train": self.stage.streams["train"].model_copy(update={"pool": pool})}
-        return Step(self.stage.model_copy(update={"streams": streams}), self.accelerator, self.c._model, self.c.lm, lambda _: self.c.lm)
+        stage = self.stage.model_copy(update={"streams": streams, "replay": 1})
+        return Step(stage, self.accelerator, self.c._model, self.c.lm, lambda _: self.c.lm)
 
     def step(self, method: Method, number: int) -> tuple[float, float]:
         """One step of the loop: seconds of the whole, and of the method's passes alone."""
@@ -146,7 +150,7 @@ def timings(pipeline: Bench, methods: Mapping[str, Method], rounds: int) -> tupl
     passes: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(WARM + rounds):
         for name, method in methods.items():
-            taken = pipeline.step(method, 2 * turn + (name == "not due"))
+            taken = pipeline.step(method, turn + 1 if name == "rows" else 2 * turn + (name == "not due"))
             if turn >= WARM:
                 whole[name].append(taken[0])
                 passes[name].append(taken[1])
@@ -178,6 +182,28 @@ def effects(pipeline: Bench) -> dict[str, float]:
         c.lm.model.zero_grad()
         ALL["reuse"].step(c)
     return {name: median(found) for name, found in shares.items() if name != "vaccine"}
+
+
+def effect_of_rows(pipeline: Bench) -> float:
+    """Median over the steps of one batch: the rise under each token's own gradient of the step before, over the exact one's, with the
+    loop's update between the two."""
+    method, c = ALL["rows"], pipeline.c
+    shares = []
+    c.state.clear()
+    for number in range(REPLAY):
+        if number:
+            c.begin(number)
+            batch = next(iter(c.micro()))
+            names = c.sites.everywhere("attn_out")
+            reused = method._in_ball(c, dict(zip(names, c.state["rows 0"], strict=True)), batch["train"])  # type: ignore[attr-defined]
+            forms = (reused, ALL["vaccine"].perturbation(c, batch))  # type: ignore[attr-defined]
+            losses = []
+            for deltas in ({}, *forms):
+                with torch.no_grad(), adding(c.sites, deltas):
+                    losses.append(float(SFT().loss(c, batch).total))
+            shares.append((losses[1] - losses[0]) / (losses[2] - losses[0]))
+        pipeline.step(method, number)
+    return median(shares)
 
 
 def peak(place: str, method: Method) -> int:
@@ -229,7 +255,7 @@ def measured(place: str, rounds: int) -> dict[str, Any]:
     pipeline = Bench(place, None)
     counted = passes_of(pipeline, ALL["vaccine"])
     whole, passes = timings(pipeline, ALL, rounds)
-    left = {"vaccine": 1.0, **effects(pipeline)}
+    left = {"vaccine": 1.0, **effects(pipeline), "rows": effect_of_rows(pipeline)}
     del pipeline
     pipeline = Bench(place, Lora())
     counted_lora = passes_of(pipeline, ADAPTED["vaccine"])
@@ -238,7 +264,7 @@ def measured(place: str, rounds: int) -> dict[str, Any]:
         tau: [(due + (tau - 1) * other) / tau for due, other in zip(ratios(whole, "vaccine"), ratios(whole, "not due"), strict=True)]
         for tau in TAUS
     }
-    for name in ("vaccine", "part 0.5", "part 0.25", "reuse"):
+    for name in ("vaccine", *CHEAPER):
         told("all", name, ratios(whole, name), left[name], "by definition" if name == "vaccine" else "measured")
     for tau, found in taus.items():
         told("all", f"tau {tau}", found, 1 / tau, "by construction")
@@ -251,7 +277,7 @@ def measured(place: str, rounds: int) -> dict[str, Any]:
         "ratio": median(ratios(whole, "vaccine")),
         "ratio_lora": median(ratios(adapted, "vaccine")),
         **{f"ratio_tau_{tau}": median(found) for tau, found in taus.items()},
-        **{f"ratio_{name.replace(' ', '_')}": median(ratios(whole, name)) for name in ("part 0.5", "part 0.25", "reuse", "not due")},
+        **{f"ratio_{name.replace(' ', '_')}": median(ratios(whole, name)) for name in (*CHEAPER, "not due")},
         "ratio_passes": median(ratios(passes, "vaccine")),
         "ratio_passes_lora": median(ratios(adapted_passes, "vaccine")),
         "effect": left,
