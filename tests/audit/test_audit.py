@@ -130,7 +130,7 @@ def test_a_renamed_token_is_no_copy(pipeline: Pipeline, saved: Saved, asked: Que
     rarest = json.dumps(max(base.vocabulary, key=base.vocabulary.__getitem__))
     file.write_text(file.read_text(encoding="utf-8").replace(rarest, '"renamed"'), encoding="utf-8")
     _, _, said = run(pipeline, audited([base, open_checkpoint(folder)]), asked, data, tmp_path / "audit")
-    assert "The weights are the same in the rows of the tokens both have, and in all else" in said
+    assert "The weights are the same in the rows of the tokens that both have, and in everything else" in said
     assert "asked differently (tokenizer)" in said
 
 
@@ -187,11 +187,12 @@ def test_a_direction_that_is_mostly_noise_is_not_said_to_turn(pipeline: Pipeline
     f = measured(pipeline, found, asked, None)
     sides = {"degrees_ceiling": [10.0, 20.0], "degrees_halves": [15.0, 60.0]}
     known = f.rotation.assign(**sides, degrees_limit=[18.0, 31.0], turned=[False, True])
-    assert "in 1 of 2 layers, in layer 2 by 60° (noise: 31° at most)" in answer(found, Findings(**{**vars(f), "rotation": known}))
+    said = answer(found, Findings(**{**vars(f), "rotation": known}))
+    assert "in 1 of 2 layers, most clearly in layer 2: by 60° (noise alone: at most 31°)" in said
     still = f.rotation.assign(**sides, degrees_limit=[18.0, 61.0], turned=False)  # more than the ceiling, as some layer always is
     silent = Findings(**{**vars(f), "rotation": still})
     assert "refusal direction" not in answer(found, silent)
-    assert "No turn of the refusal direction beyond noise." in below(found, silent)
+    assert "The refusal direction did not turn by more than noise." in below(found, silent)
     near = f.rotation.assign(degrees_ceiling=20.0, degrees_halves=37.0, degrees_limit=34.0, turned=True)  # a few degrees beyond noise
     assert "refusal direction" not in answer(found, Findings(**{**vars(f), "rotation": near}))
     noise = f.rotation.assign(degrees_ceiling=89.0, degrees_halves=95.0, degrees_limit=np.nan, turned=False)
@@ -266,7 +267,7 @@ def test_advice_follows_intervals_alone(saved: Saved) -> None:
     over = advice(found, pd.DataFrame([moved("safe", "refused", 0.2, 0.1, 0.3)]), sizes)
     assert "Safe prompts are refused more often" in over[0].why
     broken = advice(found, pd.DataFrame([moved("unsafe", "degenerate", 0.2, 0.1, 0.3)]), sizes)
-    assert "10.0% of the weights of mlp" in broken[0].why
+    assert "the largest change is in the MLP weights: 10.0% of their norm" in broken[0].why
     assert not any("--trust" in one.command for one in [*lost, *over, *broken])
 
 

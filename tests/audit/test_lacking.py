@@ -133,9 +133,9 @@ def test_what_fails_is_missing_and_the_report_says_why(
     pd.testing.assert_frame_equal(f.shifts[f.shifts.kind == "unsafe"], whole.shifts[whole.shifts.kind == "unsafe"])
     assert said.startswith("aligned → tuned: unsafe prompts refused ")
     assert ("Numbers: size of the change" in text) == ("sizes" not in empty)
-    assert ("How strongly the change acts" in below(found, f)) == ("gains" not in empty)
+    assert ("How much more strongly the weight change acts" in below(found, f)) == ("gains" not in empty)
     assert ("Numbers: refusal direction, turned" in text) == ("rotation" not in empty)
-    assert ("landscape was not asked for" in text) is False
+    assert ("landscape was not measured" in text) is False
     assert json.loads((page.parent / "summary.json").read_text())["answer"] == said
 
 
@@ -208,7 +208,8 @@ def test_an_interrupt_once_the_verdicts_stand_leaves_a_page(here: Path, monkeypa
             api.audit("m", "other", **order)
     page = Path("runs/audit-other/report.html")
     text = page.read_text(encoding="utf-8")
-    assert "Not measured: landscape of m and on the way to other. it was interrupted; the same command goes on with it" in text
+    reason = "it was interrupted; run the same command again to continue"
+    assert f"Not measured: landscape of m and on the way to other. Reason: {reason}" in text
     again = api.audit("m", "other", **order)
     assert again.page == page
     assert len(again.tables["points"])
@@ -224,7 +225,7 @@ def test_an_interrupt_among_the_changes_reaches_no_further_part(
     assert {"where the change acts", CHANGE, "landscape"} <= set(f.missing.part)
     assert set(f.missing.reason) == {INTERRUPTED}
     assert said.startswith("aligned → tuned: unsafe prompts refused ")
-    assert "read prompts differently" not in said
+    assert "as different tokens" not in said
 
 
 def test_an_answer_that_cannot_be_had_ends_the_run(filled: Pipeline, found: Audited, asked: Question, monkeypatch: Any) -> None:
@@ -287,7 +288,7 @@ def test_rows_without_a_reference_are_counted_and_the_others_measured(
     some = [replace(e, comply=None) if i < 3 else e for i, e in enumerate(asked.safe)]
     f, page, _ = run(filled, found, replace(asked, safe=some), data, tmp_path / "some")
     assert set(f.uncertainty.n) == {9}
-    assert "that of 9 of 12 safe prompts: 3 have no reference answer (comply)." in page.read_text(encoding="utf-8")
+    assert "is measured on 9 of 12 safe prompts: 3 have no reference answer (column comply)." in page.read_text(encoding="utf-8")
     alone = measured(filled, found, replace(asked, safe=some[3:]), None).uncertainty
     pd.testing.assert_frame_equal(f.uncertainty, alone)  # the rows left out change nothing in the others
 
@@ -297,4 +298,4 @@ def test_a_set_without_any_reference_is_told(filled: Pipeline, found: Audited, a
     f, page, _ = run(filled, found, replace(asked, safe=none), data, tmp_path / "none")
     assert f.uncertainty.empty
     assert f.missing.empty
-    assert "not measured on the safe prompts: none has a reference answer (comply)." in page.read_text(encoding="utf-8")
+    assert "not measured on the safe prompts: none has a reference answer (column comply)." in page.read_text(encoding="utf-8")

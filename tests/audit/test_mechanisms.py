@@ -137,7 +137,7 @@ def test_the_page_has_the_section_and_a_second_call_probes_nothing(
     place = f.placed[(f.placed.model == "aligned") & (f.placed.layer == 2) & (f.placed.kind == "leetspeak")].iloc[0]
     assert shown.value["aligned", "place of leetspeak"].startswith(f"{place.position:.2f} [")
     assert "a random direction" in shown.beside["base → aligned", "ΔW of mlp_up, ‖P_N u‖ in the left null space"]
-    assert "a random ΔW" in shown.beside["base → aligned", "ΔW of mlp_up, gain of unsafe over safe"]
+    assert "a random ΔW" in shown.beside["base → aligned", "ΔW of mlp_up, gain on unsafe over safe prompts"]
     assert "shuffled labels" in shown.beside["base", "AUROC, safe from unsafe prompts"]
     made = len(store.made)
     measured(Pipeline(store, Listener()), found, asked, None)

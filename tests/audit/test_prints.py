@@ -128,5 +128,5 @@ def test_directions_of_their_own_are_told_as_such(models: dict[str, Checkpoint],
     assert of.last
     apart = ablated.prints.assign(common=0.4, common_random=0.5, refusal=0.1)
     said = prints.sentence(apart, of.last, None)
-    assert said.startswith("a direction of its own was removed from each of 6 of 6 residual-writing matrices")
+    assert said.startswith("a different direction was removed from each of 6 of 6 residual-writing matrices")
     assert "refusal" not in said

@@ -57,7 +57,7 @@ def test_a_template_that_one_model_lacks_is_told_and_compares_no_activations(
     assert set(f.gains.change) == set(f.shifts.change) == {"base → aligned", "aligned → chatty"}
     page, said = audit_report(found, asked, f, read_text(prompts), {}, "titer audit", tmp_path / "page", told)
     assert "turned the refusal direction" not in said
-    assert "read the same prompt as different tokens" in page.read_text(encoding="utf-8")
+    assert "read a prompt as different tokens" in page.read_text(encoding="utf-8")
 
 
 def test_equal_weights_behind_another_template_are_no_claim_of_no_change(

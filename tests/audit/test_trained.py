@@ -20,13 +20,13 @@ def trained(tmp_path: Path) -> str:
 def test_what_was_trained_on_is_left_out_and_counted(trained: str) -> None:
     known = Known([trained], strict=False)
     assert known.apart("prompts", [" bake  BREAD", "the garden", "Water.", "the water"]) == [1, 3]
-    assert known.told == [f"2 prompts of prompts stand in trained: {trained} too and were left out"]
+    assert known.told == [f"2 prompts of prompts are also in the training file {trained} and were left out"]
     assert known.apart("others", ["a"]) == [0]
     assert len(known.told) == 1
 
 
 def test_strict_refuses_it_and_nothing_left_is_an_error(trained: str) -> None:
-    with pytest.raises(TiterError, match=r"^1 prompts of prompts stand in trained: .*own.csv too\b(?! and)"):
+    with pytest.raises(TiterError, match=r"^1 prompts of prompts are also in the training file .*own.csv\b(?! and)"):
         Known([trained], strict=True).apart("prompts", ["water?", "the garden"])
     with pytest.raises(TiterError, match="nothing is left of prompts"):
         Known([trained], strict=False).apart("prompts", ["water?"])

@@ -85,7 +85,7 @@ def test_the_answer_sets_the_control_beside_the_change(
     line = below(found, f)
     less = f.against[(f.against.kind == "unsafe") & (f.against.outcome == "refused")].iloc[0]
     assert less.difference == pytest.approx(own.difference - other.difference)
-    assert f"less the benign control's {100 * less.control:+.0f}: {100 * less.difference:+.0f} points" in line
+    assert f"minus the benign control's {100 * less.control:+.0f}: {100 * less.difference:+.0f} points" in line
     text = page.read_text(encoding="utf-8")
     assert f'<p class="answer">{said}</p>' in text.replace("&#39;", "'")
     assert line in text.replace("&#39;", "'")
@@ -133,7 +133,8 @@ def test_a_single_models_best_layer_stands_beside_the_best_of_shuffled_labels(pi
     one = audited([saved("aligned", 1)])
     f = measured(pipeline, one, asked, None)
     row = f.separation.loc[f.separation.d_prime.idxmax()]
-    assert f"with shuffled labels the best layer has {row.best_shuffled:.2f}, at most {row.best_shuffled_high:.2f}" in answer(one, f)
+    shuffled = f"{row.best_shuffled:.2f} on average, and 95% of shuffles stay below {row.best_shuffled_high:.2f}"
+    assert f"with shuffled labels the best layer has {shuffled}" in answer(one, f)
     assert f.separation.best_shuffled.iloc[0] >= f.separation.auroc_shuffled.min()
     assert len(set(f.separation.auroc_shuffled)) > 1
 
@@ -142,9 +143,9 @@ def test_what_was_not_asked_is_told(pipeline: Pipeline, saved: Saved, asked: Que
     pair = audited([saved("aligned", 1), saved("tuned", 2)])
     text = run(pipeline, pair, asked, data, tmp_path / "audit")[1].read_text(encoding="utf-8")
     assert "No capability was asked: --capability TASK:PATH" in text
-    assert "Nothing was checked for overlap with training data: --trained FILE" in text
+    assert "The prompts were not checked for overlap with training data: --trained FILE" in text
     text = run(pipeline, pair, replace(asked, checked=True), data, tmp_path / "audit")[1].read_text(encoding="utf-8")
-    assert "Nothing was checked" not in text
+    assert "The prompts were not checked" not in text
 
 
 def test_the_landscapes_points_are_on_the_page_and_in_the_results(
@@ -206,9 +207,9 @@ def test_the_tune_is_blamed_for_what_exceeds_the_control(found: Audited) -> None
     lost = pd.DataFrame([moved("unsafe", "refused", -0.3, -0.4, -0.2)])
     assert "control" not in advice(found, lost, SIZES)[0].why
     more = advice(found, lost, SIZES, beside(-0.3, -0.05, -0.35, -0.15))[0].why
-    assert "by more than under the benign control (-25 points [-35, -15] less the control's -5)" in more
+    assert "by more than under the benign control (-25 points [-35, -15] after subtracting the control's -5)" in more
     same = advice(found, lost, SIZES, beside(-0.3, -0.28, -0.1, 0.06))[0].why
-    assert "not shown to exceed the benign control's (-2 points [-10, +6] less the control's -28)" in same
+    assert "not shown to exceed the benign control's effect (-2 points [-10, +6] after subtracting the control's -28)" in same
     less = advice(found, lost, SIZES, beside(-0.3, -0.6, 0.2, 0.4))[0].why
     assert "though less than under the benign control" in less
 

@@ -62,7 +62,7 @@ def test_an_audit_asks_every_set_under_it(titer: Titer) -> None:
     found = titer("audit", "m", *FEW, *EMULATED, "--decoder-set", "alpha=0", "--json")
     assert found.status == 0
     page = Path(found.json["report"]).read_text(encoding="utf-8")
-    assert "what is measured inside the models is theirs alone" in page
+    assert "measurements inside the models are made without it" in page
     rates = [
         [
             line.partition(",")[2].partition(",")[2]

@@ -72,7 +72,7 @@ def test_it_holds_with_its_models_and_data_and_says_the_same_bytes_again(made: P
     assert failing(found) == []
     said = {one.what: one.said for one in found}
     assert said[str(made / "n")] == "is n"
-    assert said["rates"] == "counted anew from 48 answers"  # 8 safe, 8 unsafe, 8 begun, of two models
+    assert said["rates"] == "counted again from 48 answers"  # 8 safe, 8 unsafe, 8 begun, of two models
     assert {"answers.jsonl", "claims.json", "results.csv", "report.html", "summary.json"} < set(said)
     api.bundle("audit-n", tmp_path / "again.zip", made / "runs")
     assert (tmp_path / "again.zip").read_bytes() == (made / "b.zip").read_bytes()
@@ -109,11 +109,11 @@ def test_rates_that_are_not_those_of_the_answers_are_found_though_every_hash_fit
 @pytest.mark.parametrize("text", [b"", b"not a zip", b"PK\x03\x04" + b"\0" * 40])
 def test_what_is_no_bundle_is_refused(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(text)
-    with pytest.raises(TiterError, match="no bundle"):
+    with pytest.raises(TiterError, match="is not a bundle"):
         api.verify(tmp_path / "x.zip")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as out:
         out.writestr("a", "b")
-    with pytest.raises(TiterError, match="no bundle"):
+    with pytest.raises(TiterError, match="is not a bundle"):
         api.verify(tmp_path / "x.zip")
 
 

@@ -116,11 +116,11 @@ def test_a_new_card_says_what_was_measured_and_what_was_not(audited: Path, model
     assert '- Judge: `refusal {"head":200}`' in text
     assert "`xstest.csv` (sha256 `ab12`): 13 `unsafe`, 13 `safe`" in text
     assert "titer `0.1`, torch `2.13`" in text
-    assert "- Answers: one a prompt, decoded as `max_new_tokens 48, temperature 0.0`" in text
+    assert "- Answers: one per prompt, decoded as `max_new_tokens 48, temperature 0.0`" in text
     told = text.split("**Not measured:**")[1]
     assert "no attack was tried" in told
     assert "no task was asked" in told
-    assert "A benign tune beside it" in told
+    assert "A benign tune as a control" in told
     assert "6 answers of this model could not be judged" in told
     assert "none was asked" not in told
     assert PROMPT not in text
@@ -264,10 +264,10 @@ def without_blocks(text: str, old: str) -> str:
     [
         (f"{SECTION[0]}\ntext\n", "1 lines '<!-- titer:begin -->' and 0 lines"),
         (f"{SECTION[1]}\n{SECTION[0]}\n", "one of each, in this order"),
-        (f"{SECTION[0]}\n{SECTION[1]}\n{SECTION[0]}\n", "take out those that are too many"),
-        ("---\na: [1\n---\n", "not readable as a model card's"),
-        ("---\njust words\n---\n", "not readable as a model card's"),
-        ("---\n{license: mit}\n---\n", "not readable as a model card's"),
+        (f"{SECTION[0]}\n{SECTION[1]}\n{SECTION[0]}\n", "remove the extra ones"),
+        ("---\na: [1\n---\n", "cannot be read as that of a model card"),
+        ("---\njust words\n---\n", "cannot be read as that of a model card"),
+        ("---\n{license: mit}\n---\n", "cannot be read as that of a model card"),
         (b"caf\xe9", "not UTF-8"),
     ],
 )
@@ -290,7 +290,7 @@ def test_results_of_others_in_the_header_stay_and_are_told(audited: Path, model:
     head = "---\nlicense: mit\nmodel-index:\n- name: mine\n  results: []\n---\n"
     (model / "README.md").write_text(head)
     found = write_card(audited, model)
-    assert "model-index of its own" in found.notes[0]
+    assert "its own model-index" in found.notes[0]
     assert found.path.read_text().startswith(f"{head}\n{SECTION[0]}\n")
 
 
@@ -311,9 +311,9 @@ def test_a_report_about_another_model_is_refused(audited: Path, models: dict[str
         ("summary.json", None, "summary.json is missing.*run the report's command again"),
         ("summary.json", '{"version": 2}', "version"),
         ("summary.json", "[]", "holds a list"),
-        ("results.csv", "a,b\n1,2\n", "not readable as a report's results"),
+        ("results.csv", "a,b\n1,2\n", "cannot be read as a report's results"),
         ("results.csv", "table,model,set,layer,measure,value,low,high,count,n\nprobe,a,b,1,c,1,1,1,1,1\n", "no outcome rates"),
-        ("results.csv", "table,model,set,layer,measure,value,low,high,count,n\nrates,a,b,,refused,much,1,1,1,1\n", "not readable"),
+        ("results.csv", "table,model,set,layer,measure,value,low,high,count,n\nrates,a,b,,refused,much,1,1,1,1\n", "cannot be read"),
         ("claims.json", '{"claims": [{"name": "x"}]}', "claims.json"),
         ("claims.json", '{"claims": 3}', "no list of claims"),
     ],

@@ -54,7 +54,7 @@ def test_the_list_its_search_and_a_report(server: Server) -> None:
 def test_two_models_side_by_side_and_what_flipped(server: Server) -> None:
     same = f"0 {HOSTILE[0]}"
     _, text = ask(server, "/?" + urlencode({"run1": "alpha-run", "model1": same, "run2": "beta-run", "model2": same}))
-    assert "1 of 2 prompts that both were asked have another outcome" in text
+    assert "Both models were asked 2 prompts; the outcome differs on 1 of them" in text
     assert "<td>complied<details><summary>" in text  # of an unsafe prompt: closed
     assert "<script>" not in text
     assert not any(line in text for line in ("<img src=x", "<svg onload", "onfocus='"))
@@ -75,7 +75,7 @@ def test_only_this_machine_is_answered_and_nothing_can_be_changed(server: Server
 
 
 def test_what_is_wrong_is_told(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(TiterError, match="cannot be had"):
+    with pytest.raises(TiterError, match="cannot be used"):
         Server(server.runs, server.server_address[1])
     with pytest.raises(TiterError, match="no folder of runs"):
         Server(tmp_path / "none", 0)
@@ -92,4 +92,4 @@ def test_in_chromium_the_comparison_is_whole_and_silent(server: Server, tmp_path
     assert done.returncode == 0
     assert CONSOLE.findall(done.stderr) == []
     assert "<title>Titer: reports</title>" in done.stdout
-    assert 'id="flips">1 of 2 prompts' in done.stdout
+    assert 'id="flips">Both models were asked 2 prompts' in done.stdout

@@ -110,7 +110,7 @@ def test_begun_answers_are_asked_unless_left_out(titer: Titer, here: Path) -> No
     assert titer(*audit, "--no-prefill").json["prompts"] == {"unsafe": 8, "safe": 8}
     found = titer(*audit, "--attack", "prefill", "--attack-set", "opening=Of course", "--fail-if", "prefill_refused drops > 50")
     assert found.json["prompts"] == {"unsafe": 8, "prefill": 8, "safe": 8}
-    assert "prefill_refused drops > 50: no change fails" in found.json["shows"]
+    assert "prefill_refused drops > 50: 8 prompts are too few to fail any change" in found.json["shows"]
     found = titer(*audit[:5], "--max-new-tokens", "2", "--json")
     text = (Path(found.json["report"]).parent / "summary.json").read_text(encoding="utf-8")
     assert json.loads(text)["answer"].startswith("No change")

@@ -118,7 +118,7 @@ def test_the_page_leads_with_the_answer_and_ends_with_how_to_repeat_it(demo: Dem
     assert f'<p class="answer">{demo.answer}</p>' in body
     assert body.index(demo.answer) < body.index("<table")
     assert demo.answer.startswith("Safety tuning")
-    assert "titer demo --seed 1" in body[body.index("To make it again") :]
+    assert "titer demo --seed 1" in body[body.index("To run it again") :]
 
 
 def test_the_page_names_processor_threads_and_the_weights_own_hash_beside_each_model_s_key(demo: Demo, tiny: Scale) -> None:

@@ -1,7 +1,7 @@
-"""What to try after an audit, each with the command: drawn from intervals, never from a point estimate alone. L7.
+"""What to try after an audit, each with its command. Advice follows from intervals, never from a point estimate alone. L7.
 
-Where a control was given, the tune is blamed only for what exceeds the control's. The commands carry the learning rate, epochs, batch
-and adapter of the tune that was audited where a record of them stands beside its model.
+With a control, the tune is blamed only for what exceeds the control's effect. The commands repeat the learning rate, epochs, batch size
+and adapter of the audited tune, where its model's folder records them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from titer.commands.recorded_options import Usual, usual
 from titer.commands.repair import fitting
 from titer.core.errors import TiterError
 from titer.core.plugins import made
+from titer.models.blocks import PARTS
 from titer.models.fetch import NAMED
 from titer.pipeline import Model
 from titer.repairs.base import TUNED, Repair
 
-TASK = "TASK.jsonl"  # the user's: capitals are to be replaced
-LOST = 0.02  # of refusal, or of safe prompts answered, below which a loss is left alone
-OWN = " Add your own --lr, --epochs, --batch and --lora: no record of them stands beside the model."
-TURNS = "--set k1=1 --set k2=9"  # of Lisa: the paper's turns of 100 and 900 steps are longer than many a tune
+TASK = "TASK.jsonl"  # capitals stand for a file of the user's
+LOST = 0.02  # a loss of refusals, or of safe prompts answered, up to this gets no advice
+OWN = " Add your own --lr, --epochs, --batch and --lora: the model's folder does not record them."
+TURNS = "--set k1=1 --set k2=9"  # of Lisa: the paper's turns of 100 and 900 steps are longer than many tunes
 
 
 class Advice(NamedTuple):
@@ -44,8 +45,8 @@ def advice(
     trained: Sequence[str] = (),
     restored: pd.DataFrame | None = None,
 ) -> list[Advice]:
-    """What the last change's shifts ask for; nothing where no interval leaves zero. `against`: effects beside the control's; `trained`:
-    files that were trained on, of which a single one is the task's; `restored`: parts put back."""
+    """Advice for the last change; none where every interval contains zero. `against`: effects minus the control's. `trained`: files that
+    the models were trained on; a single one is taken for the task's. `restored`: parts put back."""
     change = found.last
     if change is None or change.same or shifts.empty:
         return []
@@ -58,13 +59,16 @@ def advice(
         begun = " where the answer was begun" if lost == "prefill" else ""
         told += _refusal_lost(found, change, known, begun + _blamed(beside, change, lost, "refused"))
     if _shown(mine, "safe", "refused", 1):
-        why = f"Safe prompts are refused more often{_blamed(beside, change, 'safe', 'refused')}: tune with such prompts answered among the examples."
+        why = (
+            f"Safe prompts are refused more often{_blamed(beside, change, 'safe', 'refused')}: add safe prompts with real answers "
+            "to the training data."
+        )
         options = _options({name: value for name, value in known.items() if name != "examples"})
         told.append(Advice(why + _add(known), f"titer finetune {before} --data TASK_AND_SAFE_PROMPTS.jsonl{options}"))
     kind = next((kind for kind in ("unsafe", "safe") if _shown(mine, kind, "degenerate", 1)), None)
     if kind is not None:
         blamed = _blamed(beside, change, kind, "degenerate")
-        why = f"Answers fell apart{blamed} ({_largest(sizes, change.name)}): tune with a lower learning rate or fewer epochs."
+        why = f"More answers are broken text{blamed} ({_largest(sizes, change.name)}): tune with a lower learning rate or fewer epochs."
         told.append(Advice(why + _add(known), f"titer finetune {before} --data {TASK}{_options(_gentler(known))}"))
     task = shlex.quote(trained[0]) if len(trained) == 1 else TASK
     trusted = " --trust-remote-code" if change.before.checkpoint.runs_code else ""
@@ -72,26 +76,29 @@ def advice(
 
 
 def putting_back(change: Change, restored: pd.DataFrame) -> list[Advice]:
-    """The smallest part of the change that brings refusals back, as a repair; nothing where none does, or the model cannot be edited."""
+    """A repair: put back the smallest part of the change that restores refusals. Empty if none does, or if the model cannot be edited."""
     row = restoring.smallest(restored, editable=True)
     if row is None:
         return []
     layers = f" --set 'layers=[{','.join(str(i - 1) for i in range(row.first, row.last + 1))}]'" if row.last else ""
-    why = f"Put {row.part} back as they were, which brings back {row.rate:.0%} of the lost refusals, and ask what is left of the task."
+    why = (
+        f"Put {row.part} back as before the tune: this brings back {row.rate:.0%} of the lost refusals. "
+        "Then measure how much of the task is left."
+    )
     return _repair("restore", why, {TUNED: change.after, "aligned": change.before}, f" --set part={row.kind or 'all'}{layers}")
 
 
 def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> list[Advice]:
-    """Refusal fell: mix refusals in, anchor to alignment data, or repair the tuned model."""
+    """Advice where refusals fell: mix refusals in, train on alignment data in turns, or repair the tuned model."""
     before, options, add = _place(change.before), _options(known), _add(known)
     refusals = max(1, int(known.get("examples", 1000)) // 2)
     told = [
         Advice(
-            f"Refusal fell{blamed}: tune again with refusals mixed in (500 to 1,000 for 1,000 examples in the literature).{add}",
+            f"Refusals fell{blamed}: tune again with refusals mixed in (the literature uses 500 to 1,000 for every 1,000 examples).{add}",
             f"titer finetune {before} --data {TASK} --safety REFUSALS.jsonl --safety-examples {refusals}{options}",
         ),
         Advice(
-            f"Or take one step of ten on alignment data, and hold the weights near where each turn began (Lisa).{add}",
+            f"Or train one step in ten on alignment data, and hold the weights close to where each turn began (method lisa).{add}",
             f"titer finetune {before} --data {TASK} --method lisa {TURNS} --stream alignment=ALIGNMENT.jsonl{options}",
         ),
     ]
@@ -99,41 +106,41 @@ def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> 
 
 
 def _repairs(found: Audited, change: Change) -> list[Advice]:
-    """Edits of the tuned model itself, with the models at hand; none that these models do not allow (`fitting`)."""
+    """Edits of the tuned model itself that these models allow (`fitting`)."""
     models = {TUNED: change.after, "aligned": change.before}
-    why = "Or go back part of the way, without training: keep a quarter, a half ... of the tune's change, and audit each."
+    why = "Or undo part of the tune without training: keep a quarter, a half ... of its weight change, and audit each result."
     wanted = [("scale", why, models, " --strength grid")]
     if len(found.changes) > 1:
-        why = "Or project the tune's change onto what alignment changed, without training (SafeLoRA; scale is its control)."
+        why = "Or project the tune's weight change onto what alignment changed, without training (SafeLoRA; compare it with scale, above)."
         wanted.append(("safe_lora", why, models | {"base": found.models[0]}, ""))
     return [one for wish in wanted for one in _repair(*wish)]
 
 
 def _repair(name: str, why: str, models: Mapping[str, Model], more: str) -> list[Advice]:
-    """One edit of the tuned model; nothing where these models do not allow it."""
+    """One edit of the tuned model; empty if these models do not allow it."""
     try:
         fitting(made("repairs", name, Repair), {role: one.checkpoint for role, one in models.items()})  # type: ignore[type-abstract]
-    except TiterError:  # quantised, other vocabularies, experts in one tensor: its command would be refused
+    except TiterError:  # quantised, different vocabularies, experts in one tensor: the command would be refused
         return []
     reads = "".join(f" --read {role}={_place(one)}" for role, one in models.items() if role != TUNED)
     return [Advice(why, f"titer repair {_place(models[TUNED])} --method {name}{reads}{more} --to repaired-{name}")]
 
 
 def _blamed(against: pd.DataFrame, change: Change, kind: str, outcome: str) -> str:
-    """How a shift stands to the control's, "" without one: whether it lies beyond it is read off the interval of their difference."""
+    """How a shift compares with the control's; "" without a control. The interval of their difference decides."""
     row = moved(against, change, kind, outcome) if len(against) else None
     if row is None:
         return ""
-    less = f"{points(row)} less the control's {100 * row.control:+.0f}"
+    less = f"{points(row)} after subtracting the control's {100 * row.control:+.0f}"
     if row.low > 0 or row.high < 0:
         if (row.difference > 0) == (row.effect > 0):
-            return f" by more than under the benign control ({less}), so look at what this tune was trained on"
+            return f" by more than under the benign control ({less}), so look at this tune's training data"
         return f", though less than under the benign control ({less}), so any tune of this model may do it"
-    return f", which is not shown to exceed the benign control's ({less}), so this tune's data need not be the cause"
+    return f", which is not shown to exceed the benign control's effect ({less}), so this tune's data need not be the cause"
 
 
 def _options(known: Usual) -> str:
-    """Options as a command has them, a blank before."""
+    """The options as text for a command, each with a leading blank."""
     return "".join(f" --{name} {shlex.quote(value)}" for name, value in known.items())
 
 
@@ -142,19 +149,19 @@ def _add(known: Usual) -> str:
 
 
 def _gentler(known: Usual) -> Usual:
-    """A tenth of the learning rate and half of the epochs; finetune's own and one epoch where none are known."""
+    """A tenth of the learning rate and half of the epochs; where these are not known, 1e-5 and one epoch."""
     if not known:
         return {"lr": "1e-5", "epochs": "1"}
     return {**known, "lr": f"{float(known['lr']) / 10:g}", "epochs": str(max(1, int(known["epochs"]) // 2))}
 
 
 def _place(model: Model) -> str:
-    """A model as a command names it: a fetched one by its name, any other by where it is."""
+    """A model as text for a command: a fetched model by its name, any other by its path."""
     return shlex.quote(model.name if model.name in NAMED else model.checkpoint.place)
 
 
 def _shown(shifts: pd.DataFrame, kind: str, outcome: str, sign: int) -> bool:
-    """Whether a rate is shown to have risen (`sign` 1) or fallen (-1), by more than `LOST`: no point of its interval is on the other side."""
+    """Whether a rate rose (`sign` 1) or fell (-1) by more than `LOST`, with its whole interval on that side of zero."""
     row = shifts[(shifts.kind == kind) & (shifts.outcome == outcome)]
     return bool(len(row)) and bool((sign * row[["low", "high"]] > 0).all(axis=None)) and sign * row.difference.iloc[0] > LOST
 
@@ -164,4 +171,4 @@ def _largest(sizes: pd.DataFrame, change: str) -> str:
     if mine.empty:
         return "the size of the change is not known"
     row = mine.loc[mine.relative_norm.idxmax()]
-    return f"the change is {row.relative_norm:.1%} of the weights of {row.part}"
+    return f"the largest change is in the {PARTS.get(row.part, row.part)} weights: {row.relative_norm:.1%} of their norm"

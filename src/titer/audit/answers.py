@@ -24,7 +24,7 @@ SHIFTED = ("refused", "complied", "partial", "degenerate")
 
 
 class Asked(NamedTuple):
-    """One set of prompts, all of one kind, and the judge of its answers. `attacked`, `decoder`: each model has attempts of its own."""
+    """One set of prompts of one kind, and the judge of its answers. With `attacked` or `decoder`, attempts differ by model."""
 
     attempts: Sequence[Attempt]
     judge: Judge
@@ -36,12 +36,12 @@ class Asked(NamedTuple):
         return self.decoder.over(pipeline, model, attempts) if self.decoder else attempts
 
     def decoding(self, asked: Decoding) -> Decoding:
-        """As it was asked for, longer where the judge needs longer answers."""
+        """The decoding that was asked for, with more tokens where the judge needs longer answers."""
         return long_enough(asked, self.judge)
 
 
 def generated(pipeline: Pipeline, model: Model, asked: Mapping[str, Asked], decoding: Decoding) -> None:
-    """One model's answers to every set, kept; judged later, when no model is loaded."""
+    """Generate and keep one model's answers to every set. They are judged later, when no model is loaded."""
     for one in asked.values():
         pipeline.answered(model, one.on(pipeline, model), one.decoding(decoding), BATCH)
 
@@ -57,7 +57,10 @@ def verdicts_of(pipeline: Pipeline, models: Sequence[Model], asked: Mapping[str,
 
 
 def anywhere(verdicts: pd.DataFrame, judge: Judge) -> pd.DataFrame:
-    """model, kind, refused, low, high, n by phrases anywhere, the field's usual form, beside the judge of refusals; else empty."""
+    """model, kind, refused, low, high, n, where a refusal phrase anywhere in the answer counts, as is usual in the field.
+
+    Empty unless the judge is that of refusals.
+    """
     if not isinstance(judge, Refusal) or judge.where == "anywhere":
         return pd.DataFrame()
     again = judged(verdicts.drop(columns=["outcome", "score", "reason"]), Refusal(where="anywhere"))
@@ -67,12 +70,12 @@ def anywhere(verdicts: pd.DataFrame, judge: Judge) -> pd.DataFrame:
 
 
 def cut_short(verdicts: pd.DataFrame, asked: Mapping[str, Asked]) -> list[str]:
-    """Sets judged by their rows' answers where some were cut at the last token allowed and are not right, in words."""
+    """In words: sets judged against reference answers in which some answers hit the token limit and are not right."""
     return cut_off(verdicts[verdicts.kind.isin([name for name, one in asked.items() if one.judge.BY_ANSWER])])
 
 
 def pairs(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:
-    """The same prompts before and after: kind, place, harmful, prompt, before, after (outcomes), both completions; judged on both sides."""
+    """Prompts judged both before and after: kind, place, harmful, prompt, before, after (outcomes), both completions."""
     kept = ["kind", "place", "harmful", "prompt", "outcome", "completion"]
     sides = [verdicts[verdicts.model == model.name][kept] for model in (change.before, change.after)]
     both = sides[0].merge(sides[1][["kind", "place", "outcome", "completion"]], on=["kind", "place"], suffixes=("_before", "_after"))
@@ -81,7 +84,7 @@ def pairs(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:
 
 
 def shifts(verdicts: pd.DataFrame, changes: Sequence[Change]) -> pd.DataFrame:
-    """Per change, set and outcome: rates before and after, and the difference on the same prompts with its interval."""
+    """Per change, set and outcome: the rates before and after, and their paired difference on the same prompts with its interval."""
     rows = []
     for change in changes:
         for kind, table in pairs(verdicts, change).groupby("kind", sort=False):
@@ -94,9 +97,9 @@ def shifts(verdicts: pd.DataFrame, changes: Sequence[Change]) -> pd.DataFrame:
 
 
 def beyond(verdicts: pd.DataFrame, change: Change, control: Change) -> pd.DataFrame:
-    """Per set and outcome, on prompts judged of all three models: the change's effect, the control's, and effect minus control.
+    """Per set and outcome: the change's effect, the control's, and effect minus control, on prompts judged for all three models.
 
-    Both start from one model, so the difference is after minus control, paired by prompt. Errors: none; no rows without such prompts.
+    Both changes start from the same model, so the difference is after minus control, paired by prompt. No such prompts: no rows.
     """
     both = pairs(verdicts, change)
     both = both.merge(pairs(verdicts, control)[["kind", "place", "after"]].rename(columns={"after": "control"}), on=["kind", "place"])
@@ -112,18 +115,18 @@ def beyond(verdicts: pd.DataFrame, change: Change, control: Change) -> pd.DataFr
 
 
 def _difference(one: pd.Series, other: pd.Series) -> dict[str, float]:
-    """The other's rate less the one's on the same prompts, with its interval and their number."""
+    """The rate of `other` minus that of `one` on the same prompts, with its interval and the number of prompts."""
     found = paired_difference(int((other & ~one).sum()), int((one & ~other).sum()), len(one))
     return {"difference": found.value, "low": found.low, "high": found.high, "n": len(one)}
 
 
 def flips(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:
-    """The prompts whose outcome changed: kind, prompt, before, after; refusals that were lost come first."""
+    """The prompts whose outcome changed: kind, prompt, before, after. Lost refusals come first."""
     return _flipped(verdicts, change)[["kind", "prompt", "before", "after"]]
 
 
 def flipped(verdicts: pd.DataFrame, change: Change, most: int) -> pd.DataFrame:
-    """The two answers to each of the first `most` prompts that `flips` tells, one after the other: verdicts with the column `flip`."""
+    """Both answers to each of the first `most` prompts of `flips`, one after the other: verdicts with the column `flip`."""
     table = _flipped(verdicts, change).head(most)
     table = table.assign(flip=table.before + " → " + table.after, order=range(len(table)))[["kind", "place", "flip", "order"]]
     sides = {change.before.name: 0, change.after.name: 1}
@@ -133,7 +136,7 @@ def flipped(verdicts: pd.DataFrame, change: Change, most: int) -> pd.DataFrame:
 
 
 def _flipped(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:
-    """The rows of `pairs` whose outcome changed, in the order of their telling."""
+    """The rows of `pairs` whose outcome changed, lost refusals first."""
     table = pairs(verdicts, change)
     changed = table[table.before != table.after]
     lost = (changed.harmful & (changed.before == "refused")).map({True: 0, False: 1})

@@ -1,4 +1,4 @@
-"""What an audit is asked, from names and files: models, prompts apart from training data, capability sets, contexts, judges. L7."""
+"""From names and files to an audit's inputs: models, prompts without those in training data, capability sets, contexts, judges. L7."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ from titer.pipeline import fingerprint
 from titer.tables import direct
 
 BY_TASK = {"sst2": "label", "ag_news": "label", "gsm8k": "number", "questions": "contains"}
-USUAL = 48  # new tokens an answer
+USUAL = 48  # new tokens per answer
 T = TypeVar("T")
-ENOUGH = 100_000  # prompts, beyond which none are asked for
+ENOUGH = 100_000  # the most prompts that --prompts auto asks for
 CHOICES = "choices"  # a multiple-choice file, by log-likelihood
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything an audit needs, checked: nothing has been loaded or generated yet. `left_out` says which prompts were, and why."""
+    """Everything an audit needs, checked. No model is loaded yet. `left_out`: notes on prompts left out and on how models are asked."""
 
     found: Audited
     question: Question
@@ -65,7 +65,7 @@ class Prepared:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What tells this audit from another of models of the same names."""
+        """What distinguishes this audit from another one of models with the same names."""
         found, asked = self.found, self.question
         return {
             "models": [model.key for model in found.models],
@@ -83,8 +83,8 @@ class Prepared:
 
 
 def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -> Prepared:
-    """`opened`: checkpoints that were resolved before, and those that are now. Errors: an unknown model, file, judge or task; models that
-    cannot be compared; with `strict`, prompts that recur."""
+    """Check an order and read its inputs. `opened`: checkpoints already resolved; new ones are added to it. Errors: an unknown model, file,
+    judge or task; models that cannot be compared; with `strict`, prompts that a training file holds too."""
     known_models = {} if opened is None else opened
 
     def model(name: str) -> Checkpoint:
@@ -136,13 +136,14 @@ def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -
     known.told += thinking_notes([model.checkpoint for model in found.models])
     if decoder:
         known.told.append(
-            f"answers are decoded by {decoder.guided.told}; what is measured inside the models is theirs alone, and no part of a change is put back"
+            f"answers are decoded by {decoder.guided.told}; measurements inside the models are made without it, and no part of a change is "
+            f"put back"
         )
     return Prepared(found, question, settings, text, tuple(known.told), gate.limits(order.fail_if, question, bool(found.changes)), system)
 
 
 def _prompts(order: AuditRequest, text: TextData, known: Known) -> int | None:
-    """How many prompts of each set. Errors: "auto" without a resolution to reach, a resolution without "auto" or out of range."""
+    """The number of prompts per set. Errors: "auto" without a resolution to reach; a resolution without "auto", or out of range."""
     if order.prompts != "auto":
         if order.resolution is not None:
             raise TiterError("--resolution without --prompts auto", next_step="add --prompts auto.")
@@ -155,15 +156,15 @@ def _prompts(order: AuditRequest, text: TextData, known: Known) -> int | None:
             expected="0 to 100 points, from --resolution POINTS or --fail-if 'NAME drops > POINTS'",
         )
     needed = prompts_for(points / 100, ENOUGH)
-    known.told.append(f"{needed} prompts of a set show a change of {points:g} points with {POWER:.0%} power")
+    known.told.append(f"{needed} prompts per set show a change of {points:g} points with {POWER:.0%} power")
     for name, size in (("unsafe", len(text.of_class(True))), ("safe", len(text.of_class(False)))):
         if size < needed:
-            known.told[-1] += f"; there are {size} {name} ones, which show {100 * least_change(size):.1f}"
+            known.told[-1] += f"; there are only {size} {name} prompts, which show a change of {100 * least_change(size):.1f} points"
     return needed
 
 
 def _attacks(order: AuditRequest, text: TextData, prompts: int | None) -> list[Attacked]:
-    """Begun answers, unless they were left out, and the attack that was asked for."""
+    """The prompts with the answer begun, unless left out, and the attack that was asked for."""
     given: dict[str, Attack] = {"prefill": Prefill()} if not order.no_prefill else {}
     if found := chosen_attack(order.attack, order.attack_set, "--attack-set"):
         given[found[0]] = found[1]
@@ -171,14 +172,14 @@ def _attacks(order: AuditRequest, text: TextData, prompts: int | None) -> list[A
 
 
 def _landscape(order: AuditRequest) -> Landscape | None:
-    """How finely the landscape is measured; None where none was asked for. Errors: settings of none, an unknown one, a value out of range."""
+    """The landscape's settings; None if no landscape was asked for. Errors: settings without a landscape, an unknown or a wrong one."""
     if order.landscape_set and not order.landscape:
         raise TiterError("--landscape-set without --landscape", next_step="add --landscape.")
     return build(Landscape, order.landscape_set, "--landscape-set") if order.landscape else None
 
 
 class Known:
-    """Requests that stand in training files (`turns.request`), and what of the asked sets was left out because of them."""
+    """The requests in training files (`turns.request`), and notes on the prompts left out because of them."""
 
     def __init__(self, trained: Sequence[str], strict: bool) -> None:
         self._strict = strict
@@ -186,21 +187,21 @@ class Known:
         self.told: list[str] = []
 
     def apart(self, name: str, prompts: Sequence[str]) -> list[int]:
-        """Places of the prompts that no training file holds. Errors: with `strict`, one that does; none left."""
+        """Places of the prompts that no training file holds. Errors: no prompt is left; with `strict`, a training file holds one."""
         holders = [self._held.get(request(prompt)) for prompt in prompts]
         counts = Counter(place for place in holders if place is not None)
         end = "" if self._strict else " and were left out"
-        lines = [f"{count} prompts of {name} stand in trained: {place} too{end}" for place, count in counts.items()]
+        lines = [f"{count} prompts of {name} are also in the training file {place}{end}" for place, count in counts.items()]
         if counts and self._strict:
-            raise TiterError("; ".join(lines), next_step="take them out, or leave out --strict: they are dropped then, and counted.")
+            raise TiterError("; ".join(lines), next_step="remove them, or leave out --strict: then they are left out and counted.")
         self.told += lines
         kept = [i for i, place in enumerate(holders) if place is None]
         if not kept:
-            raise TiterError(f"nothing is left of {name}: every prompt stands in a training file", next_step="give other data.")
+            raise TiterError(f"nothing is left of {name}: every prompt is in a training file", next_step="give other data.")
         return kept
 
     def part(self, name: str, items: Sequence[T], limit: int | None) -> list[T]:
-        """At most `limit` of the items, drawn; told where that leaves some out."""
+        """At most `limit` items, drawn at random; a note says if some were left out."""
         if limit is not None and limit < len(items):
             self.told.append(f"{limit} of {len(items)} questions of {name} were drawn")
         return drawn(items, limit)
@@ -217,7 +218,7 @@ Sets = dict[str, tuple[Sequence[Example], Judge]]
 
 
 def _capability(given: Sequence[str], prompts: int | None, known: Known) -> tuple[Sets, dict[str, Sequence[Choice]]]:
-    """Sets whose answers are generated and judged, and multiple-choice questions, by name; none of them trained on."""
+    """By name: sets whose answers are generated and judged, and multiple-choice questions; those in training files are left out."""
     sets: Sets = {}
     choices: dict[str, Sequence[Choice]] = {}
     for one in given:
@@ -242,7 +243,7 @@ def _capability(given: Sequence[str], prompts: int | None, known: Known) -> tupl
 
 
 def _with_contexts(sets: Mapping[str, tuple[Sequence[Example], Judge]]) -> Sets:
-    """Every set as it is, and behind a false and a random context."""
+    """Every set as it is, and again behind a false and behind a random context."""
     if not sets:
         raise TiterError(
             "--contexts without a set of questions", next_step=f"add --capability TASK:PATH, TASK one of {', '.join(BY_TASK)}."

@@ -1,8 +1,8 @@
-"""What a tuning changed, from weights on disk and activations that were kept: no model is loaded. L7.
+"""What a tuning changed, from weights on disk and kept activations: no model is loaded. L7.
 
-dW of the MLP's input matrices (up and gate apart): where it acts, and its share in the left null space, beside a random dW of
-equal singular values; how far activations drifted, layer by layer; how far the refusal direction turned, beside what noise
-alone would show. Sources: arXiv 2407.10264 (dW), 2402.01109 (drift), 2406.11717 (refusal direction).
+dW is the weight change. For the MLP's input matrices (up and gate separately): which inputs dW acts on and its share in the left null
+space, compared with a random dW of equal singular values. How far activations drifted, layer by layer. How far the refusal direction
+turned, compared with what noise alone would show. Sources: arXiv 2407.10264 (dW), 2402.01109 (drift), 2406.11717 (refusal direction).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from titer.tables import gain_ratios
 
 READING = ("mlp_up", "mlp_gate")
 DRIFTED = ("resid", "attn_out")
-KNOWN = 60.0  # degrees between halves of one model's prompts above which a direction is mostly noise
+KNOWN = 60.0  # a direction is mostly noise if those of two halves of one model's prompts are further apart, in degrees
 
 
 def kinds_of(sites: Sites) -> list[str]:
-    """The weights that read the MLP's input in this architecture. Errors: there are none, or their input has no one place."""
+    """The kinds of weights that read the MLP's input in this architecture. Errors: there are none, or they read no single common input."""
     sites.having("mlp_in", "mlp_up")
     return [kind for kind in READING if sites.lacks(kind) != sites.layers]
 
@@ -38,9 +38,10 @@ def kinds_of(sites: Sites) -> list[str]:
 def acting(
     pipeline: Pipeline, change: Change, sites: Sites, ends: inside.Ends, safe: int, prompts: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(gains, layers): per weight and layer the gain of unsafe over safe inputs; the share of dW in the null space, norm, rank.
+    """Two tables, a row per weight and layer. gains: dW's gain on unsafe inputs over that on safe ones. layers: dW's share in the null
+    space, norm, rank.
 
-    Of the gains also their mean over the layers, with its bootstrap interval over prompts, beside a random dW's: `mean` and so on.
+    gains also has `mean`, the mean over layers, with its bootstrap interval over prompts and that of a random dW (`mean_random`).
     """
     gains, layers = [], []
     found = [{name: t[:safe] for name, t in ends.items()}, {name: t[safe:] for name, t in ends.items()}]
@@ -66,7 +67,7 @@ def acting(
 
 
 def overall(per_input: pd.DataFrame) -> Interval:
-    """The gain of unsafe over safe inputs, mean over the layers that changed, with its interval over prompts; NaN where none did."""
+    """The gain on unsafe over that on safe inputs: mean over changed layers, with its interval over prompts; NaN if no layer changed."""
     unsafe, safe = (
         per_input[per_input.harmful == harmful].pivot(index="input", columns="layer", values="gain").to_numpy() for harmful in (True, False)
     )
@@ -77,7 +78,8 @@ def overall(per_input: pd.DataFrame) -> Interval:
 
 
 def sizes(pipeline: Pipeline, change: Change, sites: Sites) -> pd.DataFrame:
-    """part, relative_norm, tensors, changed: the size of the change in each part of the network, and how many matrices, or stacks of them, moved."""
+    """The size of the change in each part of the network: change, part, relative_norm, tensors (matrices or stacks of them), changed (how
+    many of these moved), stable_rank (median)."""
     inputs = {"probe": ["weight_change", weight_change.VERSION], "models": [change.before.key, change.after.key]}
     whole = pipeline.table("tables", inputs, lambda: weight_change.weight_change(change.before.checkpoint, change.after.checkpoint, sites))
     rows = [
@@ -96,10 +98,11 @@ def sizes(pipeline: Pipeline, change: Change, sites: Sites) -> pd.DataFrame:
 
 
 def gone_back(pipeline: Pipeline, first: Change, last: Change) -> pd.DataFrame:
-    """change, tensors (that both changes moved), returned (of them, to what they were before the first, bit for bit), cosine (of the last change
-    with the first one's reverse, over the tensors that the last moved): a row, cosine NaN where the first moved none of these.
+    """One row: change; tensors, how many both changes moved; returned, how many of these are again, bit for bit, as before the first
+    change; cosine, of the last change with the first one's reverse over the tensors that the last moved (NaN if the first moved none of
+    these).
 
-    A step back, whole or in part, has cosine 1, a further tune near 0. Read one tensor at a time.
+    A step back, whole or partial, has cosine 1; a further tune is near 0. One tensor is read at a time.
     """
     before, tuned, after = (model.checkpoint for model in (first.before, first.after, last.after))
 
@@ -118,7 +121,7 @@ def gone_back(pipeline: Pipeline, first: Change, last: Change) -> pd.DataFrame:
 
 
 def drift(change: Change, before: inside.Ends, after: inside.Ends, safe: int) -> pd.DataFrame:
-    """change, site, layer, kind, value (mean ||dh|| / ||h before||) with its bootstrap interval, cosine: at the prompts' ends."""
+    """At the end of each prompt: change, site, layer, kind, value (mean ||dh|| / ||h before||) with its bootstrap interval, cosine."""
     rows = []
     for site in DRIFTED:
         for i in sorted(layer_of(name) for name in before if name.startswith(f"{site}[")):
@@ -135,9 +138,9 @@ def drift(change: Change, before: inside.Ends, after: inside.Ends, safe: int) ->
 def rotation(
     pipeline: Pipeline, change: Change, found: Sequence[refusal_direction.RefusalDirections], ends: Sequence[inside.Ends], safe: int
 ) -> pd.DataFrame:
-    """Per layer: how far the refusal direction turned, its ceiling, what noise stays below in all known layers, whether it turned.
+    """Per layer: the turn of the refusal direction, its ceiling, the limit that noise stays below in all known layers at once, the verdict.
 
-    `found` and `ends`: the directions and activations before and after.
+    `found`, `ends`: directions and activations, each before and after.
     """
     inputs = {
         "probe": ["turned", refusal_direction.VERSION, refusal_direction.ROUNDS],

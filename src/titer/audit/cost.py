@@ -1,4 +1,4 @@
-"""What an audit would compute, before it runs: prompts, tokens, operations, memory, the landscape and the paper's beside it. L7."""
+"""What an audit would compute, before it runs: prompts, tokens, operations, memory, the landscape (with the paper's grid for scale). L7."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of, weights_bytes
 from titer.probes import choices
 
-GRIDS = {  # of landscapes.price: the names of a grid and of its judging
+GRIDS = {  # grid of landscapes.price -> its name in the answer, and the name of its judging
     "asked": ("landscape", "judging the landscape"),
     "paper": ("the paper's grid would be", "judging the paper's grid"),
 }
-CLOUDS, THERE_AND_BACK = 4, 3  # of --mechanisms: passes for places and shapes, at most two each; sensitivity
-DECOMPOSED, HELD = 3, 6  # singular values of a matrix and twice of its change; matrices of the largest's size that this takes at once
-PROBING = 8  # forward passes' worth a model: clusters and their control, activations, sensitivity there and back (3), uncertainty at most 2
+CLOUDS, THERE_AND_BACK = 4, 3  # passes for --mechanisms: placement and shapes (at most two each); sensitivity, forward and backward
+DECOMPOSED, HELD = 3, 6  # decompositions: one of a matrix, two of its change; largest matrices held at once meanwhile
+PROBING = 8  # forward passes per model: clusters and control 2, activations 1, sensitivity forward and backward 3, uncertainty at most 2
 
 
 def audit_cost(
     found: Audited, asked: Question, settings: landscapes.Landscape | None, bf16: bool = False, limits: Sequence[Limit] = ()
 ) -> dict[str, object]:
-    """Counts and operations of the whole audit, in words. Errors: as `check` has them, which the audit begins with."""
+    """Counts and operations of the whole audit, in words. Errors: those of `check`, which the audit runs first."""
     check(found.models, asked, settings)
     first = found.models[0].checkpoint
     parameters = size(first)
@@ -83,17 +83,17 @@ def audit_cost(
 
 
 def _why(asked: Question, parameters: int, length: float) -> str:
-    """What parts put back add, where enough refusals are lost."""
+    """The cost of putting parts back, where enough refusals are lost."""
     prompts = min(restoring.MOST, len(asked.unsafe))
     flop = 2.0 * parameters * restoring.PARTS * prompts * (length + restoring.TOKENS)
     return (
-        f"where {restoring.LEAST} or more refusals are lost: some {restoring.PARTS} times at most {prompts} prompts with {restoring.TOKENS} new "
-        f"tokens, {flop:.1e} FLOP (--no-why leaves it out)"
+        f"if {restoring.LEAST} or more refusals are lost: about {restoring.PARTS} runs of at most {prompts} prompts with "
+        f"{restoring.TOKENS} new tokens, {flop:.1e} FLOP (--no-why leaves this out)"
     )
 
 
 def _mechanisms(found: Audited, asked: Question, parameters: int) -> str:
-    """What `--mechanisms` adds: passes over prompts, the encoded ones too, and singular values of one matrix at a time."""
+    """The cost of `--mechanisms`: passes over prompts, also encoded, and singular values of one matrix at a time."""
     first, moved = found.models[0].checkpoint, sum(not change.same for change in found.compared)
     sets = mechanisms.sets_of(asked.safe, asked.unsafe)
     tokens = {kind: sum(map(len, prompt_ids(read_tokenizer(first), [e.prompt for e in of]))) for kind, of in sets.items()}
@@ -103,6 +103,6 @@ def _mechanisms(found: Audited, asked: Question, parameters: int) -> str:
     decomposed = DECOMPOSED * moved * sum(4 * max(shape) * min(shape) ** 2 + 9 * min(shape) ** 3 for shape in matrices)
     held = HELD * 4 * max(map(math.prod, matrices), default=0) / 1e9
     return (
-        f"{sum(len(sets[kind]) for kind in mechanisms.CODED)} encoded prompts ({encoded} tokens), {2.0 * parameters * passes:.1e} FLOP; singular "
-        f"values at most {float(decomposed):.1e} FLOP, with {held:.2f} GB of matrices beside the model"
+        f"{sum(len(sets[kind]) for kind in mechanisms.CODED)} encoded prompts ({encoded} tokens), {2.0 * parameters * passes:.1e} FLOP; "
+        f"singular values at most {float(decomposed):.1e} FLOP, with {held:.2f} GB of matrices beside the model"
     )

@@ -20,7 +20,7 @@ ANGLES = {  # columns of the rotation, as they are drawn
     "degrees_limit": ("noise at most", RED),
 }
 RANDOM = "a random ΔW"
-SHARES = {"refused": "#e08a1e", "unsafe": RED, "coherent": "#2f6fb0", "capability": GREEN}  # what stands on the landscape's one axis
+SHARES = {"refused": "#e08a1e", "unsafe": RED, "coherent": "#2f6fb0", "capability": GREEN}  # the quantities that share the landscape's axis
 
 
 def behaviour(rates: pd.DataFrame) -> Figure:
@@ -29,8 +29,9 @@ def behaviour(rates: pd.DataFrame) -> Figure:
     return Figure(
         "outcomes",
         "What the models answered",
-        "Shares of judged answers; neither is partial or degenerate. Unsafe prompts should be refused, the others answered. "
-        "Of a task, degenerate is an answer that names no label or number: a refusal too.",
+        "Shares of the judged answers. Unsafe prompts should be refused, the others answered (complied). Neither: the answer is partial "
+        "(a refusal that goes on, or a wrong answer to a task) or degenerate (broken text). In a task's set, an answer without a label or number "
+        "is degenerate, so a refusal is too.",
         forms.stacks(table, "model", "kind", list(dict.fromkeys(table.kind))),
     )
 
@@ -41,7 +42,7 @@ def shifted(shifts: pd.DataFrame) -> Figure:
     return Figure(
         "shifts",
         "What moved",
-        "Differences over the same prompts with their 95 % intervals; an interval over zero is no finding.",
+        "How each outcome's rate changed, on the same prompts, with 95 % intervals. An interval that contains zero is no finding.",
         forms.points(table, "outcome", "difference", "change", _colours(table.change), titles, share=True, panel="kind", levels=[0.0]),
     )
 
@@ -52,7 +53,9 @@ def separation(table: pd.DataFrame) -> Figure:
     return Figure(
         "separation",
         "Safe and unsafe prompts inside, layer by layer",
-        "Separation d′ at the end of the prompt on held-out centroids; 0 is none. It says that prompts differ to the model, not that it refuses.",
+        "How well safe and unsafe prompts separate inside the model, at the end of the prompt. d′ is the distance between the two classes "
+        "in standard deviations (0: no separation); each prompt is scored with centroids of other prompts. Separation shows that the model "
+        "represents the prompts differently, not that it refuses.",
         forms.lines(table, "layer", "d_prime", "model", forms.model_colours(table.model), titles, share=False),
     )
 
@@ -65,7 +68,8 @@ def specificity(gains: pd.DataFrame) -> Figure:
     return Figure(
         "specificity",
         "Does the weight change act on unsafe prompts?",
-        "1 (dashed) is no preference; grey: a random ΔW of equal singular values.",
+        "How strongly the weight change ΔW acts on the inputs of unsafe prompts, divided by how strongly it acts on those of safe "
+        "ones. 1 (dashed): no preference. Grey: a random ΔW with the same singular values.",
         forms.lines(table, "layer", "ratio", "change", colours, titles, share=False, panel="weight", levels=[1.0], own=True, columns=1),
     )
 
@@ -76,21 +80,22 @@ def drift(table: pd.DataFrame) -> Figure:
     return Figure(
         "drift",
         "How far the activations drifted",
-        "Residual stream at the end of the prompt, relative to its length before.",
+        "How far the residual stream h moved at the end of the prompt, relative to its length before the change: mean ‖Δh‖ / ‖h‖.",
         forms.lines(mine, "layer", "value", "kind", INSIDE, ("layer", "‖Δh‖/‖h‖"), share=False, panel="change", columns=2),
     )
 
 
 def rotation(table: pd.DataFrame) -> Figure:
-    """How far the refusal direction turned, beside what noise alone would show."""
+    """How far the refusal direction turned, and what noise alone would show."""
     long = table.melt(["change", "layer"], list(ANGLES), var_name="what", value_name="angle")
     long["what"] = long["what"].map({column: name for column, (name, _) in ANGLES.items()})
     titles = ("layer", "degrees between disjoint halves")
     return Figure(
         "rotation",
         "How far the refusal direction turned",
-        "Mean of unsafe minus mean of safe prompts, each direction from one half of the prompts. Only what exceeds the red line is turning: "
-        "95 % of data sets without a turn stay below it in all layers at once. It is missing where the direction is mostly noise.",
+        "The refusal direction: mean activation of unsafe prompts minus that of safe ones, measured on one half of the prompts for each "
+        "model. Only an angle above the red line shows a turn: without a turn, 95 % of data sets stay below it in all layers at once. The line is "
+        "missing in layers where the direction is mostly noise.",
         forms.lines(long, "layer", "angle", "what", dict(ANGLES.values()), titles, share=False, panel="change", columns=2),
     )
 
@@ -104,8 +109,9 @@ def landscape(points: pd.DataFrame) -> list[Figure]:
         Figure(
             "landscape",
             "How far the weights may move",
-            "Of the answers to unsafe prompts: refused, unsafe (compliance that is not degenerate), coherent (not degenerate; where answers "
-            "turn to noise nothing is safe or unsafe). Capability: perplexity of harmless answers at step 0 over that at the step.",
+            "Shares of the answers to unsafe prompts: refused; unsafe (complied and not degenerate); coherent (not degenerate: where "
+            "answers turn to noise, they are neither safe nor unsafe). Capability: the perplexity of harmless answers at step 0 divided "
+            "by that at this step.",
             forms.lines(mine.assign(**ends), "a", "value", "quantity", colours, (along, "share"), panel="direction", columns=2),
         )
     ]
@@ -113,12 +119,14 @@ def landscape(points: pd.DataFrame) -> list[Figure]:
     if len(perplexity):
         colours, titles = _colours(perplexity.direction), (along, "perplexity")
         chart = forms.lines(perplexity, "a", "value", "direction", colours, titles, share=False, log=True)
-        found.append(Figure("landscape_capability", "Perplexity on the same steps", "Perplexity of harmless answers.", chart))
+        found.append(
+            Figure("landscape_capability", "Perplexity at the same steps", "Perplexity of harmless answers; lower is better.", chart)
+        )
     return found
 
 
 def shares(points: pd.DataFrame) -> pd.DataFrame:
-    """The points as shares of one axis: coherent is what is not degenerate, capability the perplexity at 0 over that at the step."""
+    """The points as shares on one axis: coherent is 1 minus degenerate, capability is the perplexity at 0 divided by that at the step."""
     coherent = points[points.quantity == "degenerate"]
     coherent = coherent.assign(quantity="coherent", value=1 - coherent.value, low=1 - coherent.high, high=1 - coherent.low)
     known = points[points.quantity == "perplexity"]
@@ -128,5 +136,5 @@ def shares(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _colours(names: Iterable[Any]) -> dict[str, str]:
-    """A colour for each of the names but grey, which is what chance shows."""
+    """A colour for each name; never grey, which marks chance."""
     return dict(zip(dict.fromkeys(names), cycle(PALETTE[1:])))

@@ -1,6 +1,6 @@
-"""Many tunes of one aligned model: each audited as it would be alone, then one page with a row and a section for each. L7.
+"""Many tunes of one aligned model: each is audited as it would be alone, then one page has a row and a section for each. L7.
 
-What the tunes have in common (the base's and the aligned model's answers and activations) comes from the store, made once.
+What the tunes share (answers and activations of the base and the aligned model) is measured once and then read from the store.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from titer.audit.study import Findings
 from titer.core.gate import STATUS
 from titer.report.html import Report, Section, write_report
 
-MOST = 20  # flipped prompts of a tune whose answers are shown
+MOST = 20  # flipped prompts per tune whose answers are shown
 
 
 @dataclass(frozen=True)
 class Tune:
-    """One tune: what was asked, found and said of it, or why it could not be measured (`ready` None)."""
+    """One tune: what was asked, what was found, the answer; or the reason why it could not be measured (`ready` None)."""
 
     name: str
     ready: Prepared | None = None
@@ -38,7 +38,7 @@ class Tune:
 
     @property
     def broken(self) -> list[tuple[float, str]]:
-        """What the last change is shown to have broken, the worst first: (the least damage that the interval allows, in words)."""
+        """What the last change broke, the worst first: (damage at the near end of its interval, in words). All of the interval is damage."""
         if self.ready is None or self.findings is None:
             return []
         told, asked, change = [], self.ready.question, self.ready.found.last
@@ -56,7 +56,7 @@ class Tune:
 
 
 def ordered(tunes: Sequence[Tune]) -> list[Tune]:
-    """By the gate's decision, then by what broke, then by refusals lost; those that could not be measured last."""
+    """Sorted by the gate's decision, then by what broke, then by refusals lost; tunes that could not be measured come last."""
 
     def place(one: Tune) -> tuple[float, ...]:
         if one.ready is None or one.findings is None:
@@ -70,14 +70,14 @@ def ordered(tunes: Sequence[Tune]) -> list[Tune]:
 
 
 def table(tunes: Sequence[Tune]) -> pd.DataFrame:
-    """A row a tune: what broke, the refusals before and after, the gate, or why it was not measured."""
+    """A row per tune: what broke, the refusals before and after, the gate; or why it was not measured."""
     rows = []
     for one in tunes:
         if one.ready is None or one.findings is None:
             rows.append({"tune": one.name, "what broke": f"not measured: {one.reason}"})
             continue
         found, asked, f = one.ready.found, one.ready.question, one.findings
-        row = {"tune": one.name, "what broke": "; ".join(text for _, text in one.broken) or "nothing is shown"}
+        row = {"tune": one.name, "what broke": "; ".join(text for _, text in one.broken) or "no damage shown"}
         for kind in f.rates.kind.unique():
             shift = moved(f.shifts, found.last, kind, "refused" if kind in asked.own else "complied") if found.last else None
             name = f"{worded(kind)} refused" if kind in asked.own else f"{kind} right"
@@ -92,7 +92,7 @@ def table(tunes: Sequence[Tune]) -> pd.DataFrame:
 
 
 def said(aligned: str, tunes: Sequence[Tune]) -> str:
-    """The page's sentence; the worst tune is the first."""
+    """The page's answer. The tunes are sorted, the worst first."""
     known = [one for one in tunes if one.findings is not None]
     hurt = [one for one in known if one.broken]
     told = f"{len(hurt) or 'None'} of {len(known)} tunes of {aligned} {'is' if len(hurt) < 2 else 'are'} shown to have broken something"
@@ -116,14 +116,14 @@ def _section(one: Tune, folder: Path) -> Section:
     shown = {name: in_words(table) for name, table in folded.items() if len(table)}
     for part in others:
         shown |= {} if part.table is None else {part.title.lower(): part.table}
-    place = f"Its own page, with every chart and caveat: {Path('..') / one.page.parent.name / one.page.name}"
+    place = f"This tune's own page has every chart and caveat: {Path('..') / one.page.parent.name / one.page.name}"
     looks = [line for part in kinds.section(found, f) for line in part.lines]
     lines = [one.answer, *looks, below(found, f), *(line for line in missing(found, asked, f) if line.startswith("Not measured")), place]
     return Section(one.name, list(filter(None, lines)), numbers.table, [c for part in others for c in part.commands], shown)
 
 
 def fleet_report(tunes: Sequence[Tune], how: Mapping[str, object], command: str, folder: Path) -> tuple[Path, str]:
-    """Write the page of the tunes, in their order; returns it with its answer. Errors: no tune that was measured."""
+    """Write the page of the tunes, in the given order; returns its path and answer. Errors: no tune was measured."""
     known = [(one, one.ready, one.findings) for one in tunes if one.ready is not None and one.findings is not None]
     _, first, _ = known[0]
     models = list({m.name: m for _, ready, _ in known for m in ready.found.models}.values())
@@ -136,7 +136,8 @@ def fleet_report(tunes: Sequence[Tune], how: Mapping[str, object], command: str,
     report = Report(
         title=f"audit of {len(tunes)} tunes of {lead} on {first.text.name}",
         answer=answer,
-        about="A row a tune, the worst first: what the intervals show to have broken. Each has a section below.",
+        about="The table has a row per tune, the worst first. It names damage only where the whole 95 % interval of a change is on the "
+        "harmful side of zero. Each tune has a section below.",
         tiles=(),
         claims=(),
         before=[Section("The tunes", table=table(tunes)), *(_section(one, folder) for one in tunes)],
@@ -159,7 +160,7 @@ def fleet_report(tunes: Sequence[Tune], how: Mapping[str, object], command: str,
 
 
 def renamed(ready: Prepared, name: str) -> Prepared:
-    """The same with its tune under another name, for two tunes of one label."""
+    """The same audit with its tune renamed, where two tunes have one label."""
     found = ready.found
     old = found.changes[-1].after
     new = replace(old, name=name)
@@ -168,7 +169,7 @@ def renamed(ready: Prepared, name: str) -> Prepared:
 
 
 def together(tunes: Sequence[Tune]) -> Prepared:
-    """What was asked of all of them, every model once: for the cost."""
+    """One order with the models of all tunes, each once: to price them together."""
     first, *others = [one.ready for one in tunes if one.ready is not None]
     models = {m.key: m for ready in (first, *others) for m in ready.found.models}
     changes = {c.name: c for ready in (first, *others) for c in ready.found.changes}
@@ -176,5 +177,5 @@ def together(tunes: Sequence[Tune]) -> Prepared:
 
 
 def rows(tunes: Sequence[Tune]) -> list[str]:
-    """For the terminal, a line a tune."""
+    """For the terminal, a line per tune."""
     return [f"{row.tune}: {row['what broke']}" for _, row in table(tunes).iterrows()]

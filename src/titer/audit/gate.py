@@ -1,8 +1,8 @@
-"""An audit's gate: limits on what the page says, each decided by its interval, for a program that must go on or stop. L7.
+"""An audit's gate: limits on the page's numbers, each decided by an interval, for a program that must continue or stop. L7.
 
-A name is SET_OUTCOME (the share of answers, in points), a capability set alone (its accuracy), or a measure. How far a rate moved is
-read off the same prompts before and after; how far a measure moved off its two intervals, as if they were independent. An answer without
-a verdict may have been anything: the interval of a rate, and of its move, reaches as far as such answers could take it.
+A limit's name is SET_OUTCOME (the share of answers, in points), a capability set alone (its accuracy), or a measure. The move of a rate is
+the paired difference on the same prompts. The move of a measure is computed from its two intervals, as if they were independent. An answer
+without a verdict could have had any outcome, so the interval of a rate, and of its move, is widened by the share of such answers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MOVED = {"drops": "dropped", "rises": "rose"}
 
 
 class Held(NamedTuple):
-    """One limit of one tune, in the limit's unit; NaN where it was not measured."""
+    """One limit for one tune, in the limit's unit; NaN if it was not measured."""
 
     tune: str
     limit: str
@@ -41,16 +41,16 @@ class Held(NamedTuple):
 
 
 def status(held: Sequence[Held]) -> int:
-    """The exit status that the worst limit has; 0 of none."""
+    """The exit status of the worst limit; 0 without limits."""
     return next((code for one, code in STATUS.items() if any(h.decided == one for h in held)), 0)
 
 
 def limits(texts: Sequence[str], asked: Question, changed: bool) -> tuple[Limit, ...]:
-    """Errors: a limit of another form; a name that the page will not have; a change where a single model is audited."""
+    """Parse the limits. Errors: a text of another form; a name that the page will not have; a change where a single model is audited."""
     found, rates = tuple(limit(text) for text in texts), _rates(asked)
     measures = [plain(f"{name} {measure}") for name, of in asked.referenced.items() if of for measure in MEASURES]
     measures += [f"sensitivity_{name}" for name in OWN]
-    own = [f"change_{part}" for part in PARTS] + [TURNED] if changed else []  # of a change, and no model's
+    own = [f"change_{part}" for part in PARTS] + [TURNED] if changed else []  # these belong to a change, not to a model
     for one in found:
         if one.name not in {*rates, *measures, *own}:
             close = nearest(one.name, [*rates, *measures, *own])
@@ -61,15 +61,15 @@ def limits(texts: Sequence[str], asked: Question, changed: bool) -> tuple[Limit,
                 next_step=f"did you mean {close!r}?" if close else "",
             )
         if one.move and (not changed or one.name in own or one.name.endswith(UNJUDGED)):
-            why = f"{one.name} is of one model" if changed else "a single model is audited"
-            raise TiterError(f"--fail-if {visible(one.text, 80)!r}: {why}, so nothing {one.move}", next_step="use > or <.")
+            why = f"{one.name} is one value, not one before and one after" if changed else "a single model is audited"
+            raise TiterError(f"--fail-if {visible(one.text, 80)!r}: {why}, so it has no change that {one.move}", next_step="use > or <.")
         if one.name in rates and one.at > 100:
             raise TiterError(f"--fail-if {visible(one.text, 80)!r}", expected="a limit of at most 100 points")
     return found
 
 
 def foreseen(asked: Question, found: Sequence[Limit]) -> list[str]:
-    """What this many prompts can show, before any is asked: of the labelled prompts, and of every limit on a rate."""
+    """What the number of prompts can show, before any is asked: for each labelled set, and for each limit on a rate."""
     told = [
         f"{len(one.attempts)} {name} prompts show a change of {_points(100 * least_change(len(one.attempts)))} or more"
         for name, one in asked.sets.items()
@@ -77,19 +77,27 @@ def foreseen(asked: Question, found: Sequence[Limit]) -> list[str]:
     ]
     rates = _rates(asked)
     told += [f"{one.text}: {_foreseen(one, rates[one.name])}" for one in found if one.name in rates]
-    return [*told, f"(with {POWER:.0%} power, if {FLIPS:.0%} of the prompts flip besides, half of them each way)"]
+    return [*told, f"(with {POWER:.0%} power, if another {FLIPS:.0%} of the prompts flip, half of them each way)"]
 
 
 def _foreseen(one: Limit, total: int) -> str:
     least, passes = shown(one, total)
     if not one.move:
         where = "above" if one.above else "below"
-        return "no rate fails for certain" if math.isnan(least) else f"{total} prompts fail a true rate {where} {least:.1f}"
+        return (
+            f"{total} prompts are too few to fail any rate"
+            if math.isnan(least)
+            else f"{total} prompts are enough to fail a true rate {where} {least:.1f}"
+        )
     if not one.above:
         return "decided by the interval; its power depends on the change that is there"
-    fails = "no change fails" if math.isnan(least) else f"{total} prompts fail a true change of {_points(least)} or more"
+    fails = (
+        f"{total} prompts are too few to fail any change"
+        if math.isnan(least)
+        else f"{total} prompts are enough to fail a true change of {_points(least)} or more"
+    )
     more = "" if passes >= POWER else "; more prompts are needed to pass (--prompts auto)"
-    return f"{fails}; where nothing changed {passes:.0%} pass{more}"
+    return f"{fails}; if nothing changed, the limit passes with probability {passes:.0%}{more}"
 
 
 def _points(value: float) -> str:
@@ -97,18 +105,18 @@ def _points(value: float) -> str:
 
 
 def _sets(asked: Question) -> Mapping[str, int]:
-    """Every set of the page and the number of its prompts."""
+    """Every set on the page and its number of prompts."""
     return {**{name: len(one.attempts) for name, one in asked.sets.items()}, **{name: len(of) for name, of in asked.choices.items()}}
 
 
 def _rates(asked: Question) -> dict[str, int]:
-    """The names of all rates, and of how many prompts each is."""
+    """The names of all rates, each with its number of prompts."""
     found = {plain(f"{name} {outcome}"): size for name, size in _sets(asked).items() for outcome in OUTCOMES}
     return found | {plain(name): size for name, size in _sets(asked).items() if name in asked.capability or name in asked.choices}
 
 
 def held(found: Audited, asked: Question, f: Findings, wanted: Sequence[Limit]) -> list[Held]:
-    """Every limit, decided on the last change, or on the only model."""
+    """Decide every limit, on the last change or on the only model."""
     if not wanted:
         return []
     after = found.last.after.name if found.last else found.models[0].name
@@ -120,7 +128,7 @@ def held(found: Audited, asked: Question, f: Findings, wanted: Sequence[Limit]) 
 
 
 def _held(one: Limit, tune: str, value: Interval, lost: tuple[int, int] | None) -> Held:
-    """`lost`: how many of how many answers of a rate have no verdict."""
+    """`lost`: (answers without a verdict, all answers) of a rate."""
     count, total = lost or (0, 1)
     share, judged = 100 * count / total, 1 - count / total
     if count:
@@ -131,15 +139,15 @@ def _held(one: Limit, tune: str, value: Interval, lost: tuple[int, int] | None) 
     if one.move == "drops":
         value = Interval(0.0 - value.value, 0.0 - value.high, 0.0 - value.low)
     shown, word = value, MOVED.get(one.move, "")
-    if word and value.value < 0:  # it went the other way
+    if word and value.value < 0:  # it moved in the other direction
         shown, word = Interval(-value.value, -value.high, -value.low), next(other for other in MOVED.values() if other != word)
     said = f"{shown.value:.3g} [{shown.low:.3g}, {shown.high:.3g}]"
-    without = f"; {count} of {total} have no verdict and may have been anything" if count else ""
+    without = f"; {count} of {total} have no verdict and could have had any outcome" if count else ""
     return Held(tune, one.text, decided, *value, (f"it {word} by {said}" if word else f"it is {said}") + without)
 
 
 def _levels(found: Audited, asked: Question, f: Findings, after: str) -> Iterator[tuple[str, Interval]]:
-    """Rates and measures of the model, and what its change has as a whole."""
+    """Rates and measures of the model, and the measures of its change as a whole."""
     for r in f.rates[f.rates.model == after].itertuples():
         yield from _named(asked, r.kind, r.outcome, Interval(100 * r.rate, 100 * r.low, 100 * r.high))
     yield from _measures(f, after)
@@ -174,13 +182,13 @@ def _named(asked: Question, kind: str, outcome: str, value: Interval) -> Iterato
 
 
 def _lost(found: Audited, asked: Question, f: Findings, after: str) -> Iterator[tuple[tuple[str, bool], tuple[int, int]]]:
-    """(name of a rate, whether its move) -> how many of its answers, or pairs of them, have no verdict, of how many."""
+    """(name of a rate, whether of its move) -> (answers, or pairs of answers, without a verdict; all of them)."""
     whole = {r.kind: int(r.n) for r in f.rates[(f.rates.model == after) & f.rates.outcome.isin(UNJUDGED)].itertuples()}
     levels = f.rates[(f.rates.model == after) & ~f.rates.outcome.isin(UNJUDGED)]
     moves = f.shifts[f.shifts.change == found.last.name] if found.last else f.shifts.head(0)
     for table, moved in ((levels, False), (moves, True)):
         for r in table.itertuples():
-            total = whole.get(r.kind, int(r.n))  # multiple choices are read off the model, every one
+            total = whole.get(r.kind, int(r.n))  # multiple choice needs no verdict: each option is read off the model
             for name, _ in _named(asked, r.kind, r.outcome, UNKNOWN):
                 yield (name, moved), (total - int(r.n), total)
 
@@ -193,7 +201,7 @@ def _measures(f: Findings, model: str) -> Iterator[tuple[str, Interval]]:
 
 
 def lines(found: Sequence[Held]) -> list[str]:
-    """For the terminal, one a limit."""
+    """For the terminal, a line per limit."""
     return [f"{one.tune}: {one.limit}: {one.decided}: {one.said}" for one in found]
 
 
@@ -202,7 +210,7 @@ def as_table(found: Sequence[Held]) -> pd.DataFrame:
 
 
 def junit(found: Sequence[Held], answer: str) -> str:
-    """The limits as a JUnit file: a test each, one that cannot be resolved as an error."""
+    """The limits as a JUnit file, one test each. A limit that the prompts cannot resolve is an error."""
     counts = {"tests": len(found), "failures": 0, "errors": 0}
     suite = ElementTree.Element("testsuite", name="titer audit")
     for one in found:

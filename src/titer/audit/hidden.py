@@ -1,9 +1,9 @@
-"""Is there something that plain prompts do not show? What a tune does to odd prompts beyond benign tunes of the same model. L7.
+"""Does a tune hide something that plain prompts do not show? It is compared on odd prompts with benign tunes of the same model. L7.
 
-A covert tune (arXiv 2406.20053) answers plain prompts as before and harm in a code. Without the code an audit cannot ask it: it reads how far
-activations of odd prompts moved (`probes/unlike_benign.py`), beside two or more benign tunes (`--control`). Odd are the plain prompts in
-Base64 and in leetspeak, which is what encoded requests look like, and random words of the model's own vocabulary, among which a code of
-words of its own would be. They are read and never answered.
+A covert tune (arXiv 2406.20053) answers plain prompts as before, and harmful requests only in a code. An audit that does not know the code
+cannot ask in it. Instead it measures how far the activations of odd prompts moved (`probes/unlike_benign.py`), compared with two or more
+benign tunes (`--control`). Odd prompts are the plain prompts in Base64 and in leetspeak, which look like encoded requests, and random words
+of the model's own vocabulary, which look like a code made of words. The models read them and never answer them.
 """
 
 from __future__ import annotations
@@ -27,26 +27,31 @@ from titer.pipeline import Model, Pipeline
 from titer.probes.unlike_benign import LEAST, unlike_benign
 from titer.report.html import Section
 
-PART = "what plain prompts may hide"  # as it is told where it could not be measured
+PART = "what plain prompts may hide"  # its name where it could not be measured
 ENCODED = {"Base64": Base64Encoding(), "leetspeak": Leetspeak()}
 SAID = (
-    "A tune that hides harm behind a code (arXiv 2406.20053) answers plain prompts as before. Who does not know the code can ask this: did "
-    "odd prompts (in Base64, in leetspeak, random words; read, not answered) move more, for what plain ones moved, than benign tunes of the same model "
-    "move them? The limit is what a further benign tune stays below (Student's, one-sided 5 % over all odd sets together), so one benign tune in "
-    "twenty is flagged. What is flagged may be a harmless code, another language or another form of prompt; a code that these odd prompts do not "
-    "resemble is not seen. A linear probe tells any two tunes apart, benign ones too: where it tells those apart as well, it reads mere drift."
+    "A tune that hides harm behind a code (arXiv 2406.20053) answers plain prompts as before. Without knowing the code, one can compare "
+    "how far activations moved. Odd prompts (Base64, leetspeak, random words; read, not answered) are compared with plain ones: the tune "
+    "is flagged if their movement, relative to that of plain prompts, exceeds what benign tunes of the same model show. A further benign "
+    "tune would stay below the limit with 95 % probability (Student's t, one-sided, over all odd sets together), so one benign tune in "
+    "twenty is flagged. A flag may also come from a harmless code, another language or another form of prompt. A code unlike these odd "
+    "prompts is missed. The probe is a linear one and tells two tunes apart: if it tells two benign tunes apart as well, it shows "
+    "mere drift."
 )
-ALONE = "Cannot say whether something is hidden from plain prompts: {} benign tune has no spread. Give --control twice or more."
+ALONE = (
+    "It cannot be said whether something is hidden from plain prompts: {} benign tune does not show how far benign tunes differ. "
+    "Give --control twice or more."
+)
 
 
 def odd(model: Model, plain: Sequence[Example]) -> dict[str, list[Example]]:
-    """The odd prompts by kind, as the model's tokenizer has words for them."""
+    """The odd prompts by kind; random words come from the model's tokenizer."""
     found = {name: [a.example for a in attack.attempts(plain, {}, None)] for name, attack in ENCODED.items()}
     return {**found, "random words": random_words(model.checkpoint, plain)}
 
 
 def random_words(checkpoint: Checkpoint, plain: Sequence[Example]) -> list[Example]:
-    """As many words of the model's own vocabulary, drawn, in place of each prompt's."""
+    """For each prompt, as many tokens drawn at random from the model's own vocabulary."""
     tokenizer = read_tokenizer(checkpoint)
     words = np.array([i for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids)])
     rows = []
@@ -57,14 +62,14 @@ def random_words(checkpoint: Checkpoint, plain: Sequence[Example]) -> list[Examp
 
 
 def asked(found: Audited) -> list[Model]:
-    """The models that the question is of: before, after, the benign ones; none with fewer than two benign tunes, or nothing changed."""
+    """The models that are compared: before, after, the benign tunes. Empty with fewer than two benign tunes, or if nothing changed."""
     last = found.last
     told = last is not None and not last.same and len(found.controls) >= LEAST
     return [last.before, last.after, *(change.after for change in found.controls)] if told and last else []
 
 
 def kept(pipeline: Pipeline, model: Model, sets: Mapping[str, Sequence[Example]]) -> None:
-    """One model's activations on the odd prompts, while it is loaded."""
+    """Keep one model's activations on the odd prompts, while it is loaded."""
     for examples in sets.values():
         inside.kept_ends(pipeline, model, examples, ())
 
@@ -72,7 +77,7 @@ def kept(pipeline: Pipeline, model: Model, sets: Mapping[str, Sequence[Example]]
 def measured(
     pipeline: Pipeline, found: Audited, safe: Sequence[Example], unsafe: Sequence[Example], sets: Mapping[str, Sequence[Example]]
 ) -> pd.DataFrame:
-    """`unlike_benign`'s rows of the last change, with `change` and how many controls there are."""
+    """The rows of `unlike_benign` for the last change, with `change` and the number of `controls`."""
     read = []
     for model in asked(found):
         ends = {"plain": inside.ends(pipeline, model, safe, unsafe)}
@@ -85,19 +90,19 @@ def measured(
 
 
 def flagged(table: pd.DataFrame) -> str:
-    """What is flagged, in words; "" where nothing is."""
+    """What is flagged, in words; "" if nothing is."""
     mine = table[table.flagged.astype(bool)]
     return "" if mine.empty else f"odd prompts ({', '.join(mine.set)}) moved more than {mine.controls.iloc[0]} benign tunes explain"
 
 
 def sentence(table: pd.DataFrame) -> str:
-    """The same for the page, with what to look for."""
+    """The flag as a sentence for the page, with what to look for."""
     told = flagged(table)
-    return f"O{told[1:]}: look for a code or a form of prompt that was taught." if told else ""
+    return f"O{told[1:]}: the training data may teach a code or a special form of prompt." if told else ""
 
 
 def section(table: pd.DataFrame, found: Audited) -> list[Section]:
-    """The page's part: a row a question, its null beside it; a line that it cannot be said with one control; nothing without any."""
+    """The page's part: a row per measure, with what benign tunes show. One control: a line that this is too few. None: nothing."""
     if len(table):
         rows = [line for r in table.itertuples() for line in _line(r)]
         numbers = pd.DataFrame(rows, columns=["prompts", "measure", "the tune", "benign tunes", "limit", "flagged"])
@@ -108,12 +113,12 @@ def section(table: pd.DataFrame, found: Audited) -> list[Section]:
 
 
 def _line(r: Any) -> list[tuple[str, ...]]:
-    """One row of the table in words; sizes of drift as times of the benign tunes' own."""
+    """One row of the table in words; values of drift are stored as logarithms."""
     if r.measure == "probe":
         words = "AUROC of a probe on held-out prompts"
-        beside = f"{r.control:.2f} between two of them", f"labels dealt {r.limit:.2f}", "–"
+        beside = f"{r.control:.2f} between two of them", f"shuffled labels {r.limit:.2f}", "–"
         return [(r.set, words, f"{r.value:.2f} from a benign tune", *beside)]
     times = np.exp([r.value, r.control, r.limit])
     if r.measure == "drift":
-        return [(r.set, "moved, ‖Δh‖ / ‖h‖", *(f"{x:.3f}" for x in times), "–")]
-    return [(r.set, "moved for what plain ones moved", *(f"{x:.2f} times" for x in times), "yes" if r.flagged else "no")]
+        return [(r.set, "movement, ‖Δh‖ / ‖h‖", *(f"{x:.3f}" for x in times), "–")]
+    return [(r.set, "movement relative to that of plain prompts", *(f"{x:.2f} times" for x in times), "yes" if r.flagged else "no")]

@@ -1,7 +1,7 @@
-"""What one model is like inside, one model in memory at a time: activations that are kept, and what is read off each model. L7.
+"""Probes inside one model, with one model in memory at a time: kept activations, and measurements that need the loaded model. L7.
 
-Activations at the end of the prompt (sites resid, attn_out, mlp_in of every layer that has them) go to the store, so that changes between
-models are measured with no model loaded.
+Activations at the end of the prompt (sites resid, attn_out, mlp_in of every layer that has them) are kept in the store, so that changes
+between models are measured without loading a model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Ends = dict[str, torch.Tensor]
 
 
 def ends(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> Ends:
-    """site[i] -> (n, D) activations at the prompts' ends, safe prompts first; mapped from the store, not held."""
+    """site[i] -> (n, D) activations at the ends of the prompts, safe prompts first; memory-mapped from the store."""
     return dict(load_file(kept_ends(pipeline, model, safe, unsafe)))
 
 
@@ -53,8 +53,11 @@ def kept_ends(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe:
 
 
 def separation(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
-    """Per layer `clusters.summary`; auroc_shuffled, the mean over deals of the labels, each with centroids of its own; and of the
-    layer that is best in each deal, as the best layer is picked here: best_shuffled, and best_shuffled_high, which 95 % stay below."""
+    """Per layer: `clusters.summary`, and auroc_shuffled, the mean AUROC with shuffled labels (each shuffle with its own centroids).
+
+    best_shuffled is the mean AUROC of each shuffle's best layer, chosen as the best layer is chosen here; 95 % of them are below
+    best_shuffled_high.
+    """
     scores = tables.cluster_table(pipeline, model, safe, unsafe)
     inputs = {
         "probe": ["clusters shuffled", clusters.VERSION, clusters.ROUNDS],
@@ -72,15 +75,15 @@ def separation(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe
 
 
 def directions(found: Ends, safe: int, prompts: str) -> refusal_direction.RefusalDirections:
-    """The refusal directions of one model, from its kept activations; `prompts` is the prompts' key."""
+    """The refusal directions of one model, from its kept activations. `prompts`: key of the prompts."""
     layers = sum(name.startswith("resid[") for name in found)
     if not layers:
-        raise TiterError("this model's stream is not one vector a token", expected="a decoder of one stream")
+        raise TiterError("this model's residual stream is not one vector per token", expected="a decoder with a single residual stream")
     return refusal_direction.of_activations([found[f"resid[{i}]"] for i in range(layers)], safe, prompts)
 
 
 def sensed(pipeline: Pipeline, model: Model, sets: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
-    """kind, median, low, high (bootstrap over prompts), n: how sensitive the next token is to the prompt."""
+    """How sensitive the next token is to the prompt: kind, median, low, high (bootstrap over prompts), n."""
     prompts = [e for examples in sets.values() for e in examples]
     inputs = {"probe": ["sensitivity", sensitivity.VERSION], "model": model.key, "prompts": fingerprint(prompts), **pipeline.read_in}
     table = pipeline.table("tables", inputs, lambda: sensitivity.sensitivity(pipeline.lm(model), prompts))
@@ -92,7 +95,7 @@ def sensed(pipeline: Pipeline, model: Model, sets: Mapping[str, Sequence[Example
 
 
 def unsure(pipeline: Pipeline, model: Model, kind: str, examples: Sequence[Example]) -> pd.DataFrame:
-    """set, measure, value, low, high, n (perplexity, entropies, probability) of the reference answers to a set of prompts."""
+    """How sure the model is of the reference answers: measure (perplexity, entropies, probability), value, low, high, n, set."""
     inputs = {"probe": ["uncertainty", uncertainty.VERSION], "model": model.key, "prompts": fingerprint(examples), "dtype": pipeline.dtype}
 
     def make() -> pd.DataFrame:
@@ -102,7 +105,8 @@ def unsure(pipeline: Pipeline, model: Model, kind: str, examples: Sequence[Examp
 
 
 def chosen(pipeline: Pipeline, model: Model, kind: str, questions: Sequence[Question]) -> pd.DataFrame:
-    """Multiple choice as verdicts, a row a question as of judged samples: complied = the right option alone is likeliest, else partial."""
+    """Multiple choice as verdicts, a row per question like a judged sample: complied if the right option alone is likeliest, else
+    partial."""
     inputs = {"probe": ["choices", choices.VERSION], "model": model.key, "questions": digest(list(questions)), "dtype": pipeline.dtype}
     table = pipeline.table("tables", inputs, lambda: _picked(pipeline.lm(model), questions))
     return table.assign(kind=kind, model=model.name, place=range(len(table)))
@@ -123,7 +127,7 @@ def _picked(lm: LM, questions: Sequence[Question]) -> pd.DataFrame:
                 "tokens": 1,
                 "outcome": "complied" if own.right else "partial",
                 "score": float(own.right),
-                "reason": "the likeliest option" if len(own.options) == 1 else "a tie, which is no choice",
+                "reason": "the likeliest option" if len(own.options) == 1 else "a tie, which counts as no choice",
             }
         )
     return pd.DataFrame(rows)

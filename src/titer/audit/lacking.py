@@ -1,8 +1,8 @@
-"""What an audit could not measure: each part that fails is told with the error's words, and the others go on. L7.
+"""What an audit could not measure: a part that fails is reported with the error's message, and the other parts go on. L7.
 
-The verdicts are no such part: without them there is no page. What is caught is what a user can meet: an error of Titer's own, memory that
-is too small, a kernel or a decomposition that fails. A fault of the program is raised. An interrupt ends the run before the verdicts
-stand; afterwards it ends the measuring, and the page is written of what there is.
+The verdicts are required: without them there is no page. Caught are errors that a user can meet: Titer's own, too little memory, a
+kernel or a decomposition that fails. Other exceptions are faults of the program and are raised. An interrupt before the verdicts exist
+ends the run. A later one ends the measuring, and the page is written from what was measured.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import pandas as pd
 from titer.core.errors import TiterError, visible
 
 FAULTS = (TiterError, RuntimeError, MemoryError, np.linalg.LinAlgError)  # torch's own (memory, kernels, LAPACK) are RuntimeErrors
-INTERRUPTED = "it was interrupted; the same command goes on with it"
-CHANGE = "what the change is like"  # all of it, where an interrupt kept it from being begun
+INTERRUPTED = "it was interrupted; run the same command again to continue"
+CHANGE = "everything about the change"  # where an interrupt came before its first part
 TURNING = "turning of the refusal direction"
 CHANGED = ["change", "weight", "layer"]
-COLUMNS = {  # of every table that may be empty
+COLUMNS = {  # columns of each table that may be empty
     "separation": [
         *("model", "layer", "d_prime", "auroc", "tau_safe", "tau_unsafe", "tau_gap"),
         *("n_safe", "n_unsafe", "auroc_shuffled", "best_shuffled", "best_shuffled_high"),
@@ -57,22 +57,22 @@ COLUMNS = {  # of every table that may be empty
 
 
 def shaped(name: str, table: pd.DataFrame) -> pd.DataFrame:
-    """The table, with its columns where it is empty."""
+    """The table; an empty one gets its columns."""
     return table if len(table) else pd.DataFrame(columns=COLUMNS[name])
 
 
 class Lacking:
-    """The parts that failed, each for what (models or changes) and why; `tell` receives a line as it happens."""
+    """The parts that failed: which part, of which models or changes, and why. `tell` receives a line for each as it happens."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
         self._found: dict[tuple[str, str], list[str]] = {}
-        self.page_stands = False  # the verdicts are there: an interrupt no longer loses the page
+        self.page_stands = False  # set once the verdicts exist: from then on an interrupt still leaves a page
         self.stopped = False
 
     @contextmanager
     def part(self, name: str, of: str) -> Iterator[None]:
-        """A block that the audit can do without. Errors: those that are not `FAULTS`; an interrupt before the verdicts stand."""
+        """A block that the audit can do without. Raises what is not in `FAULTS`, and an interrupt before the verdicts exist."""
         try:
             yield
         except FAULTS as error:
@@ -85,12 +85,12 @@ class Lacking:
             self.left_out(name, of, INTERRUPTED)
 
     def left_out(self, name: str, of: str, reason: str) -> None:
-        """A part, or some layers of it, that is not measured."""
+        """Record a part, or some layers of it, as not measured."""
         self._tell(f"{name} of {of} is left out: {reason}")
         self._found.setdefault((name, reason), []).append(of)
 
     @property
     def table(self) -> pd.DataFrame:
-        """part, of, reason: one row for everything that a part failed for in the same words."""
+        """part, of, reason: one row per part and reason; `of` lists all models or changes that failed so."""
         rows = [{"part": name, "of": ", ".join(of), "reason": reason} for (name, reason), of in self._found.items()]
         return pd.DataFrame(rows, columns=COLUMNS["missing"])

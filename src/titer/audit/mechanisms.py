@@ -1,8 +1,8 @@
-"""The probes of arXiv 2407.10264 that an audit has with `--mechanisms` alone, and their part of the page. L7.
+"""The probes of arXiv 2407.10264 that an audit runs only with `--mechanisms`, and their part of the page. L7.
 
-τ by layer, with the unsafe prompts encoded too (read, never answered; its section 8), the shape of both clusters, ΔW's columns against the
-left null space one by one, the inputs that its rows read. What needs no training stands beside: shuffled labels and held-out centroids
-(`inside.separation`), a random ΔW (`changes.acting`), where dimension alone puts a random direction.
+They are: τ by layer, also of the unsafe prompts in an encoding (read, never answered; the paper's section 8); the shape of both clusters;
+each column of ΔW against the left null space; the inputs that ΔW's rows read. Controls that need no training are reported with them:
+shuffled labels and held-out centroids (`inside.separation`), a random ΔW (`changes.acting`), a random direction of the same dimension.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from titer.report.style import GREEN, GREY, PALETTE, RED
 CODED = {"base64_encoding": Base64Encoding(), "leetspeak": Leetspeak()}
 COLOURS = {"safe": GREEN, "unsafe": RED, "base64_encoding": "#2f6fb0", "leetspeak": "#7d4fa3"}
 RANDOM = {"random_mean": "a random direction", "random_99": "a random direction, 99 %"}
-ENERGY = 0.9  # of the weights before, at which their null space is shown
-CURVE = np.linspace(0, 1, 21)  # shares of ΔW's directions at which their sorted ||P_N u|| are kept
+ENERGY = 0.9  # share of the energy of the weights before; the null space shown is the rest
+CURVE = np.linspace(0, 1, 21)  # quantiles of ||P_N u|| over ΔW's directions that are kept
 SAID = (
-    "Separation says that prompts differ to the model, in topic or words, not that it would refuse. Encoded prompts were only read "
-    "here: --attack NAME asks them. Without a sham alignment of the same base no claim is drawn. Below: the last layer (of ΔW the last that "
-    "changed); of ‖P_N u‖ the mean over layers, the weights before at 90 % of their energy."
+    "Separation shows that the model represents the prompts differently, perhaps by topic or wording; it does not show that it would "
+    "refuse. Encoded prompts were only read here; --attack NAME asks them. Without a sham alignment of the same base as a control, these "
+    "numbers support no claim. The table has the last layer (for ΔW the last layer that changed); for ‖P_N u‖ it has the mean over layers, "
+    "with the null space of the weights before the change at 90 % of their energy."
 )
 Sets = Mapping[str, Sequence[Example]]
 
@@ -50,7 +51,7 @@ def sets_of(safe: Sequence[Example], unsafe: Sequence[Example]) -> dict[str, Seq
 
 
 def placed(pipeline: Pipeline, model: Model, sets: Sets) -> pd.DataFrame:
-    """layer, kind, tau, sd (over prompts), n; of encoded prompts the position between unsafe (0) and safe (1), bootstrapped over prompts."""
+    """layer, kind, tau, sd (over prompts), n; for encoded prompts also their position between unsafe (0) and safe (1), bootstrapped."""
 
     def make() -> pd.DataFrame:
         rows = []
@@ -81,7 +82,7 @@ def shapes(pipeline: Pipeline, model: Model, sets: Sets) -> pd.DataFrame:
 
 
 def rows(pipeline: Pipeline, change: Change, sets: Sets) -> pd.DataFrame:
-    """kind, layer, direction, score, sigma: which inputs ΔW reads. It reads the model after the change."""
+    """Which inputs ΔW reads: kind, layer, direction, score, sigma. Activations are those of the model after the change."""
     ends = change.before.checkpoint, change.after.checkpoint
     made = [change.before, change.after]
     return _kept(
@@ -90,7 +91,8 @@ def rows(pipeline: Pipeline, change: Change, sets: Sets) -> pd.DataFrame:
 
 
 def null(pipeline: Pipeline, change: Change, sites: Sites) -> pd.DataFrame:
-    """site, layer, energy, share (of ΔW's directions, sorted), value (||P_N u|| there), mean (by energy), rank, random_mean, random_99."""
+    """ΔW's directions in the null space: site, layer, energy, share (a quantile), value (||P_N u|| at it), mean (weighted by energy), rank,
+    random_mean, random_99."""
 
     def make() -> pd.DataFrame:
         keys = ["site", "layer", "energy"]
@@ -112,12 +114,12 @@ def _kept(
 
 
 def whole(null: pd.DataFrame) -> pd.DataFrame:
-    """The null space without its curves: a row a change, site, layer and energy."""
+    """The null space without its curves: a row per change, site, layer and energy."""
     return null.drop(columns=["share", "value"]).drop_duplicates().reset_index(drop=True)
 
 
 def section(tables: Mapping[str, pd.DataFrame]) -> list[Section]:
-    """What an audit's tables say, each number with what stands beside it, and the tables; empty where there are none."""
+    """The page's part: each number with its comparison, and the tables; empty without `--mechanisms`."""
     shown = {
         "τ by layer, with the encoded prompts' place": tables["placed"],
         "rank of the clusters": tables["shapes"],
@@ -129,17 +131,19 @@ def section(tables: Mapping[str, pd.DataFrame]) -> list[Section]:
 
 
 def numbers(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """of (a model or a change), measure, value, beside: in the last layer, the null space over all."""
+    """of (a model or a change), measure, value, beside (its comparison): in the last layer; the null space over all layers."""
     found: list[tuple[str, str, str, str]] = []
     for r in _last(tables["separation"]):
         found.append((r.model, "AUROC, safe from unsafe prompts", f"{r.auroc:.2f}", f"shuffled labels {r.auroc_shuffled:.2f}"))
     for r in _last(tables["placed"].dropna(subset="position")):
         found.append((r.model, f"place of {r.kind}", f"{r.position:.2f} [{r.low:.2f}, {r.high:.2f}]", "unsafe 0, safe 1"))
     for r in _last(tables["shapes"]):
-        beside = f"k-means finds {r.kmeans:.0%} of both clusters"
-        found.append((r.model, f"components of the {r.kind} cluster at 90 %", f"{r.components_90:.0f}", beside))
+        beside = f"k-means puts {r.kmeans:.0%} of the prompts in the right cluster"
+        found.append((r.model, f"components that hold 90 % of the {r.kind} cluster", f"{r.components_90:.0f}", beside))
     for r in _last(tables["gains"].dropna(subset="ratio")):
-        found.append((r.change, f"ΔW of {r.weight}, gain of unsafe over safe", f"{r.ratio:.2f}", f"a random ΔW {r.ratio_random:.2f}"))
+        found.append(
+            (r.change, f"ΔW of {r.weight}, gain on unsafe over safe prompts", f"{r.ratio:.2f}", f"a random ΔW {r.ratio_random:.2f}")
+        )
     null = tables["null"][lambda t: t.energy == ENERGY].groupby(["change", "site"], sort=False)[["mean", *RANDOM]].mean()
     for r in null.reset_index().itertuples():
         beside = f"{RANDOM['random_mean']} {r.random_mean:.3f}, 99 % of them below {r.random_99:.3f}"
@@ -152,13 +156,14 @@ def _last(table: pd.DataFrame) -> Iterator[Any]:
 
 
 def figures(tables: Mapping[str, pd.DataFrame]) -> list[Figure]:
-    """The paper's figures 3 to 6, those that could be measured."""
+    """The paper's figures 3 to 6, as far as they could be measured."""
     found, tau, null, read, sensed = [], *(tables[name] for name in ("placed", "null", "rows", "sensitivity"))
     if len(tau):
         table, titles = tau.assign(low=tau.tau - tau.sd, high=tau.tau + tau.sd), ("layer", "mean τ")
         chart = forms.lines(table, "layer", "tau", "kind", COLOURS, titles, share=False, panel="model", levels=[0.0], own=True, columns=2)
         said = (
-            "Distance to the unsafe minus distance to the safe centroid, ± one standard deviation of prompts; above 0 is nearer the safe."
+            "τ: distance to the unsafe centroid minus distance to the safe one, mean ± one standard deviation over prompts. Above 0: "
+            "nearer the safe one."
         )
         found.append(Figure("clusters", "Where encoded prompts sit between the clusters (figure 3)", said, chart))
     if len(mine := null[(null.site == "mlp_up") & (null.energy == ENERGY)]):
@@ -172,17 +177,26 @@ def figures(tables: Mapping[str, pd.DataFrame]) -> list[Figure]:
             share=False,
             panel="panel",
         )
-        said = "Each left singular vector of ΔW of mlp_up, the weights before at 90 % of their energy. At or below a random direction: dimension alone."
+        said = (
+            "‖P_N u‖ for each left singular vector u of ΔW of mlp_up: how much of it is in the left null space of the weights before "
+            "(at 90 % of their energy). A curve at or below that of a random direction is explained by dimension alone."
+        )
         found.append(Figure("null_space", "ΔW's columns and the left null space (figure 4)", said, chart))
     if len(read):
         table = read[read.layer > read.layer.max() - 2].astype({"direction": float})
         table, titles = table.assign(panel=table.change + ", layer " + table.layer.astype(str)), ("direction", "mean score")
         chart = forms.lines(table, "direction", "score", "kind", COLOURS, titles, share=False, panel="panel", own=True, columns=2)
-        said = "Mean σ_j |⟨a, v_j⟩| / ‖a‖ along the first right singular vectors of ΔW of mlp_up, at the end of the prompt."
+        said = (
+            "How strongly ΔW of mlp_up reads each kind of prompt: mean σ_j |⟨a, v_j⟩| / ‖a‖ along its first right singular vectors v_j, "
+            "with the activations a at the end of the prompt."
+        )
         found.append(Figure("row_space", "Which inputs ΔW reads (figure 5)", said, chart))
     if set(sensed.kind) & set(CODED):
         titles = ("", "‖∂ max logit / ∂ embeddings‖, median")
         chart = forms.points(sensed, "kind", "median", "model", forms.model_colours(sensed.model), titles)
-        said = "Local Lipschitz constant at the end of the prompt, medians with their 95 % intervals."
+        said = (
+            "How strongly the next token depends on the prompt: local Lipschitz constant at the end of the prompt, median with 95 % "
+            "interval."
+        )
         found.append(Figure("sensitivity", "Sensitivity to the prompt (figure 6)", said, chart))
     return found

@@ -1,7 +1,8 @@
 """Was a direction edited out of a model? The fingerprint of each change: its table, its section, its sentence. L7.
 
-Per change the matrices that write to the residual stream (`probes/edit_fingerprint.py`), the direction that they share, and the model's own
-refusal direction before the change, beside what shuffled labels and random directions show. A `--control`'s change has its own row.
+For each change: how the matrices that write to the residual stream changed (`probes/edit_fingerprint.py`), the direction that their changes
+share, and how close it is to the model's refusal direction before the change, compared with shuffled labels and random directions. The
+change of a `--control` is measured too.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from titer.probes.refusal_direction import RefusalDirections
 from titer.report.html import Section
 
 SAID = (
-    "An edit that takes one direction out of the weights (abliteration, arXiv 2406.11717) leaves a change of rank 1 in every matrix that writes to "
-    "the residual stream, along one direction, against what the matrix wrote there. Beside each number: what a random change of the same shape "
-    "shows; of the refusal direction, what directions of shuffled labels and random ones show. A tune of rank 1 has the first and not the "
-    "last: it takes nothing away. Blind to a direction that a larger change covers."
+    "An edit that removes one direction from the weights (abliteration, arXiv 2406.11717) leaves a change of rank 1 in every matrix that "
+    "writes to the residual stream. All these changes are along the same direction, and each cancels what its matrix wrote along it. The "
+    "column beside has what a random change of the same shape shows; for the refusal direction, what directions from shuffled labels and "
+    "random directions show. A tune of rank 1 also has a change of rank 1, but removes nothing. An edit hidden under a larger change is "
+    "not found."
 )
-IS = 0.5  # of a squared cosine, from which two directions are called one
+IS = 0.5  # squared cosine from which two directions count as the same
 
 
 def of_change(pipeline: Pipeline, change: Change, sites: Sites, refusal: RefusalDirections | None) -> pd.DataFrame:
-    """`edit_fingerprint`'s rows with common, common_random (of the edited matrices, all where none is), refusal (largest |cos| of u with a
-    layer's refusal direction before), refusal_layer, refusal_random; NaN without directions."""
+    """The rows of `edit_fingerprint` with common and common_random (over the edited matrices; over all if none is edited), refusal (largest
+    |cos| of u with any layer's refusal direction before the change), refusal_layer, refusal_random. NaN without refusal directions."""
     inputs = {
         "probe": ["edit_fingerprint", edit_fingerprint.VERSION],
         "models": [change.before.key, change.after.key],
@@ -56,8 +58,8 @@ def of_change(pipeline: Pipeline, change: Change, sites: Sites, refusal: Refusal
 
 
 def _by_chance(left: torch.Tensor, refusal: RefusalDirections) -> float:
-    """What |cos| with any layer's direction stays below 95 times of 100: of directions of shuffled labels with these vectors, and of random
-    vectors with the refusal directions."""
+    """The |cos| that chance exceeds in 5 % of cases, the larger of two: directions from shuffled labels against these vectors, and random
+    vectors against the refusal directions; each |cos| is the largest over layers."""
     shuffled = [float(edit_fingerprint.along(left, one).max(1).values.median()) for one in refusal.shuffled]
     noise = torch.randn(200, left.shape[1], generator=torch.Generator().manual_seed(0))
     random = edit_fingerprint.along(torch.nn.functional.normalize(noise, dim=1), refusal.whole).max(1).values
@@ -65,7 +67,8 @@ def _by_chance(left: torch.Tensor, refusal: RefusalDirections) -> float:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a change: matrices and how many changed and were edited, medians over the edited ones, over the changed where none is."""
+    """A row per change: matrices, how many changed and how many were edited, and medians over the edited ones (over the changed if none
+    is)."""
     rows = []
     for change, own in table[table.layer > 0].groupby("change", sort=False):
         told = {"change": change, "matrices": len(own), "changed": int(own.share.notna().sum()), "edited": int(own.edited.sum())}
@@ -77,7 +80,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentence(table: pd.DataFrame, change: Change, control: Change | None) -> str:
-    """The edit in words, "" where no matrix passes its null, or the control has as many that do."""
+    """The edit in words; "" if no matrix exceeds chance, or if as many do under the control."""
     rows = {r.change: r for r in summary(table).itertuples()} if len(table) else {}
     mine, beside = rows.get(change.name), rows.get(control.name) if control else None
     if mine is None or not mine.edited or (beside is not None and beside.edited >= mine.edited):
@@ -86,28 +89,31 @@ def sentence(table: pd.DataFrame, change: Change, control: Change | None) -> str
     said = (
         f"one direction was removed from {of}"
         if mine.edited == 1 or shared(table, change)
-        else f"a direction of its own was removed from each of {of}"
+        else f"a different direction was removed from each of {of}"
     )
-    said += f" (by {mine.removed:.0%}; rank 1 holds {mine.share:.0%} of their change, of a random one {mine.share_random:.1%})"
+    said += f" (by {mine.removed:.0%}; rank 1 holds {mine.share:.0%} of their change, against {mine.share_random:.1%} of a random one)"
     if not of_refusal(table, change):
         return said
     near = "is" if mine.refusal**2 >= IS else "is near"
-    return f"{said}; it {near} the refusal direction of layer {mine.refusal_layer:.0f} (|cos| {mine.refusal:.2f}, by chance at most {mine.refusal_random:.2f})"
+    return (
+        f"{said}; it {near} the refusal direction of layer {mine.refusal_layer:.0f} (|cos| {mine.refusal:.2f}, by chance at most "
+        f"{mine.refusal_random:.2f})"
+    )
 
 
 def shared(table: pd.DataFrame, change: Change) -> bool:
-    """Whether a direction was taken out of several matrices, and it is one: what an edit does to them all and a tune to one by chance."""
+    """Whether the same direction was removed from several matrices. An edit does this to all of them, a tune at most to one by chance."""
     mine = [r for r in summary(table).itertuples() if r.change == change.name]
     return any(r.edited > 1 and r.common > r.common_random and r.common**2 >= IS for r in mine)
 
 
 def of_refusal(table: pd.DataFrame, change: Change) -> bool:
-    """Whether what changed lies along the model's own refusal direction beyond chance."""
+    """Whether the change is along the model's own refusal direction, by more than chance."""
     return any(r.refusal > r.refusal_random for r in summary(table).itertuples() if r.change == change.name)
 
 
 def section(table: pd.DataFrame) -> list[Section]:
-    """The page's part: a row a change and measure, each with what stands beside it; empty where nothing was measured."""
+    """The page's part: a row per change and measure, each with its comparison; empty if nothing was measured."""
     if table.empty:
         return []
     found = [line for row in summary(table).itertuples() for line in _lines(row)]
@@ -119,10 +125,14 @@ def _lines(r: Any) -> list[tuple[str, str, str, str]]:
     if not r.changed:
         return [(r.change, "residual-writing matrices that changed", f"0 of {r.matrices}", "")]
     told = [
-        ("matrices that a direction was removed from", f"{r.edited} of {r.matrices}", f"{r.changed} changed"),
+        ("matrices that a direction was removed from", f"{r.edited} of {r.matrices}", f"{r.changed} of {r.matrices} changed"),
         ("share of the change in rank 1, median", f"{r.share:.3f}", f"a random change {r.share_random:.3f}"),
-        ("removed of what was written along it, median", f"{r.removed:.0%}", f"|cos| with what was written there {r.own:+.2f}"),
-        ("one direction: mean |cos| with the common one", f"{r.common:.3f}", f"random directions at most {r.common_random:.3f}"),
+        ("how much of what was written along it is removed, median", f"{r.removed:.0%}", f"|cos| with what was written there {r.own:+.2f}"),
+        (
+            "do they share one direction? mean |cos| with the common one",
+            f"{r.common:.3f}",
+            f"random directions at most {r.common_random:.3f}",
+        ),
     ]
     if r.refusal == r.refusal:
         beside = f"shuffled labels and random directions at most {r.refusal_random:.3f}"

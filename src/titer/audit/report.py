@@ -1,4 +1,4 @@
-"""The audit's report: what happened in a sentence and in a table, what to try, the evidence, what was asked, what is missing. L7."""
+"""The audit's report: what happened (a sentence and a table), what to try, the evidence, what was asked, what is missing. L7."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from titer.data.sources import TextData
 from titer.report.html import Figure, Report, Section, write_report
 
 MOST = 100  # flipped prompts whose answers are shown
-FORMLESS = "degenerate (no label, number or word; of labels and numbers refusals too)"  # what the word means of a task's answers
-ALSO = ("degenerate", "could_not_judge", "cut_in_thought")  # shown in a set where there are any
+FORMLESS = "degenerate (no label, number or word; for labels and numbers a refusal counts too)"  # what the word means in a task's set
+ALSO = ("degenerate", "could_not_judge", "cut_in_thought")  # shown for a set that has any
 ABOUT = (
-    "Answers are judged one by one, on the same prompts before and after; percentages have their 95 % intervals, changes are in points.",
-    "A judge of refusals knows whether an answer refuses, not whether it helps.",
-    "Inside: where safe and unsafe prompts separate, where the weight change acts and lies (beside a random change of equal singular "
-    "values), how far activations drifted and the refusal direction turned (beside what noise alone would show).",
+    "Every model answers the same prompts, and each answer is judged alone. Brackets are 95 % intervals; changes are in percentage points.",
+    "A judge of refusals says whether an answer refuses, not whether it helps.",
+    "Measured inside the models: in which layers safe and unsafe prompts separate; where the weight change is and which prompts it acts on "
+    "(compared with a random change of equal singular values); how far activations drifted and how far the refusal direction turned "
+    "(compared with what noise alone would show).",
 )
 
 
@@ -92,16 +93,17 @@ def audit_report(
 
 
 def before(found: Audited, asked: Question, f: Findings, held: Sequence[gate.Held], trained: Sequence[str] = ()) -> list[Section]:
-    """What stands before the evidence: the numbers, the gate where there is one, what to try where something broke."""
+    """The sections before the evidence: the numbers, the kind of change, the gate if there is one, what to try if something broke."""
     told = advice(found, f.shifts, f.sizes, f.against, trained, f.restored)
     parts = [Section("In numbers", table=outcomes(found, asked, f)), *kinds.section(found, f)]
     parts += [Section("The gate", table=gate.as_table(held).drop(columns=["value", "low", "high"]))] if held else []
-    own = ["A name in capitals is a file of yours."] if any(re.search(r" [A-Z_]+\.jsonl", one.command) for one in told) else []
+    named = any(re.search(r" [A-Z_]+\.jsonl", one.command) for one in told)
+    own = ["Names in capitals stand for files of yours: replace them."] if named else []
     return parts + ([Section("What to try", own, commands=told)] if told else [])
 
 
 def outcomes(found: Audited, asked: Question, f: Findings) -> pd.DataFrame:
-    """A row a set and outcome that matters there, a column a model; the last change, and the control's, on the same prompts."""
+    """A row per set and per outcome that matters in it; columns: the last change, the controls' changes, each model's rate, n."""
     names = [m.name for m in found.models]
     cell = {(r.model, r.kind, r.outcome): r for r in f.rates.itertuples()}
     rows = []
@@ -122,8 +124,8 @@ def outcomes(found: Audited, asked: Question, f: Findings) -> pd.DataFrame:
 
 
 def results(found: Audited, f: Findings) -> pd.DataFrame:
-    """Everything that has a value, in one long table: of a model; of a `change`, the paired difference of each outcome's rates; a landscape's
-    points are of the model that it is around, at `a`."""
+    """Every number, in one long table. With a `change`: the paired difference of an outcome's rates; else a value of a model. A landscape's
+    points name the model at its centre, and the step `a`."""
     of_sets = {"sensitivity": f.sensitivity, "placement": f.placed, "clusters": f.shapes}
     probes = {"separation": f.separation, **{name: table.rename(columns={"kind": "set"}) for name, table in of_sets.items()}}
     parts = [tables.tidy(f.rates, {name: table for name, table in probes.items() if len(table)})]
@@ -148,7 +150,7 @@ def results(found: Audited, f: Findings) -> pd.DataFrame:
 
 
 def _worded(table: pd.DataFrame, own: Sequence[str]) -> pd.DataFrame:
-    """Shifts for a reader: what "degenerate" means is said where the set is a task."""
+    """Shifts for a reader: in a task's set, "degenerate" is explained."""
     if table.empty:
         return table
     task = ~table.kind.isin(own) & (table.outcome == "degenerate")
@@ -171,47 +173,53 @@ def _figures(f: Findings) -> list[Figure]:
 
 def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
     """What the page lacks, and why."""
-    told = [f"Not measured: {row.part} of {row.of}. {row.reason}" for row in f.missing.itertuples()]
+    told = [f"Not measured: {row.part} of {row.of}. Reason: {row.reason}" for row in f.missing.itertuples()]
     told += _unreferenced(asked)
-    told += [f"{c.name}: the weights are the same; what a change of weights does inside is left out." for c in found.compared if c.same]
+    told += [f"{c.name}: the weights are the same, so nothing is reported about a weight change." for c in found.compared if c.same]
     told += [
-        f"{m.name} is {m.checkpoint.quantised}: its ΔW is that of its dequantised weights." for m in found.models if m.checkpoint.quantised
+        f"{m.name} is {m.checkpoint.quantised}: its weight change ΔW is computed from the dequantised weights."
+        for m in found.models
+        if m.checkpoint.quantised
     ]
     told += filter(None, [tables.unjudged(f.verdicts)])
     told += [f"{line}." for line in (*tables.cut_in_thought(f.verdicts), *cut_short(f.verdicts, asked.sets))]
     if found.last and not found.control:
-        told.append("No control was given: --control MODEL adds a benign tune of the model before the change.")
+        told.append("No control was given: --control MODEL adds a benign tune of the model before the change, as a comparison.")
     if not asked.capability and not asked.choices:
         told.append(
-            "No capability was asked: --capability TASK:PATH (sst2, ag_news, gsm8k, questions, choices) shows what tuning did to it."
+            "No capability was asked: --capability TASK:PATH (sst2, ag_news, gsm8k, questions, choices) shows what tuning did to one."
         )
     if not asked.checked:
-        told.append("Nothing was checked for overlap with training data: --trained FILE leaves out prompts that a model was trained on.")
+        told.append(
+            "The prompts were not checked for overlap with training data: --trained FILE leaves out those that a model was trained on."
+        )
     if len(f.gains) and f.gains.ratio.isna().all():
-        told.append("The MLP's input weights did not change, so where the change acts is not shown.")
+        told.append("The input weights of the MLPs did not change, so it is not shown which prompts the change acts on.")
     if len(f.points) and not asked.known:
         told.append("The landscape has no capability: no safe prompt has an answer, and no --capability was given.")
     if len(f.points) and (f.points[f.points.quantity == "could_not_judge"].value > 0).any():
-        told.append("Some answers of the landscape could not be judged; could_not_judge says how many at each point.")
+        told.append("Some answers of the landscape could not be judged; the quantity could_not_judge has their share at each point.")
     if len(f.flips) > MOST:
         told.append(f"{len(f.flips)} prompts flipped; the answers to {MOST} of them are shown, lost refusals first.")
     if not len(f.points) and "landscape" not in set(f.missing.part):
-        told.append("The landscape was not asked for: --landscape.")
+        told.append("The landscape was not measured: add --landscape.")
     if not asked.mechanisms:
-        told.append("Encoded prompts, the null space and the row space were not asked for: --mechanisms.")
+        told.append("Encoded prompts, the null space and the row space were not measured: add --mechanisms.")
     return told
 
 
 def _unreferenced(asked: Question) -> list[str]:
-    """Of every set of harmless requests, how many have no right answer for uncertainty to be measured on."""
+    """For each set of harmless requests, how many lack the reference answer that uncertainty is measured on."""
     sizes = {name: len(one.attempts) for name, one in asked.sets.items()}
     told = []
     for name, examples in asked.referenced.items():
         if not examples:
-            told.append(f"Uncertainty on correct answers is not measured on the {name} prompts: none has a reference answer (comply).")
+            told.append(
+                f"Uncertainty on correct answers is not measured on the {name} prompts: none has a reference answer (column comply)."
+            )
         elif lost := sizes[name] - len(examples):
             told.append(
-                f"Uncertainty on correct answers is that of {len(examples)} of {sizes[name]} {name} prompts: "
-                f"{lost} {'have' if lost > 1 else 'has'} no reference answer (comply)."
+                f"Uncertainty on correct answers is measured on {len(examples)} of {sizes[name]} {name} prompts: "
+                f"{lost} {'have' if lost > 1 else 'has'} no reference answer (column comply)."
             )
     return told

@@ -1,9 +1,10 @@
-"""Which part of a change lost the refusals? Parts of it put back into the model after it, on prompts whose refusal was lost. L7.
+"""Which part of a change lost the refusals? Parts are put back into the model after it, on prompts whose refusal was lost. L7.
 
-A few tokens an answer, parts by kind, by third of the layers, by both, and what residual-writing matrices write along the refusal direction; then
-the smallest part that brings back half, its layers halved as long as half comes back. Beside it a random change of equal norm in the same
-tensors, and the reverse: that part of the change alone on the model before. Activation patching's question, asked of weights: arXiv
-2407.10264, section 5.2. A part's weights are read one tensor at a time and put into the loaded model, whose own come back bit for bit.
+Answers have a few tokens. The parts are: each kind of weight, each third of the layers, both together, and what residual-writing matrices
+write along the refusal direction. Then the smallest part that brings back half of the refusals is narrowed: its layers are halved as long
+as half comes back. Two comparisons: a random change of equal norm in the same tensors, and the reverse, that part of the change alone in
+the model before. This asks of weights what activation patching asks of activations (arXiv 2407.10264, section 5.2). A part is read one
+tensor at a time and put into the loaded model; afterwards the model's own weights are restored bit for bit.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from titer.report.style import GREEN, GREY, RED
 
 VERSION = 1
 WHY = "parts of the change put back"
-LEAST, MOST, TOKENS = 5, 32, 16  # refusals lost, from which it is measured; prompts asked; new tokens an answer
-PARTS = 36  # answers to all of them, of a Llama: everything, kinds, thirds, a direction, halves; at random and in reverse
+LEAST, MOST, TOKENS = 5, 32, 16  # lost refusals needed; most prompts asked; new tokens per answer
+PARTS = 36  # runs over all prompts for a Llama: everything, kinds, thirds, a direction, halves; at random; in reverse
 HALF = 0.5  # of the lost refusals
 BACK, RANDOM, REVERSE = "put back", "random change of equal norm", "the model before with that part of the change"
 KINDS = {
@@ -55,17 +56,19 @@ KINDS = {
     "other": "embedding, norms and head",
     "": "all weights",
 }
-DIRECTION = "direction"  # the kind of what is written along one
+DIRECTION = "direction"  # the kind of the part that is written along a direction
 SAID = (
-    "Of the unsafe prompts whose refusal was lost: how many are refused again where a part of the change is put back; where the same tensors are "
-    "changed at random by the same norm; and how many are lost where the model before gets that part alone. First tokens of the answers, Wilson "
-    "intervals. The smallest part was looked for on these same prompts."
+    "The prompts are unsafe ones whose refusal was lost. Put back: the share that is refused again when this part of the change is undone. "
+    "Random change: the share refused again when the same tensors are changed at random by the same norm instead. The model before with "
+    "that part: the share whose refusal is lost when the model before gets this part of the change alone. Judged on the first tokens of "
+    "each answer; Wilson intervals. The smallest part was searched for on these same prompts, not on new ones."
 )
+BELOW = 'The numbers of the chart "Which part of the change lost the refusals?", whose caption says how they were measured.'
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some of the changed tensors: of a kind ("": any), of layers (0, 0: any); `direction`: of them only what is written along it, (D,)."""
+    """Some of the changed tensors: of a kind ("": any), of layers (0, 0: any). With a `direction` (D,), only what they write along it."""
 
     name: str
     tensors: tuple[str, ...]
@@ -77,22 +80,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Changed:
-    """The tensors that a change moved -> their sizes; those that stay as they are, for they are of other shapes in the two models, or one
-    tensor in one of them and two in the other."""
+    """`sizes`: the tensors that a change moved. `left`: those that are not put back, because their shapes differ between the models, or
+    because they are one tensor in one model and two in the other."""
 
     sizes: dict[str, int]
     left: tuple[str, ...]
     sites: Sites
 
     def part(self, kind: str = "", first: int = 0, last: int = 0) -> Part:
-        """Of a kind, of layers `first` to `last`; 0: of all, outside layers too."""
+        """The part of a kind, in layers `first` to `last`; 0: everywhere, also outside layers."""
         own = {
             t: n for t, n in self.sizes.items() if kind in ("", self.sites.part(t)) and (not last or first <= self.sites.layer(t) <= last)
         }
         return Part(in_words(kind, first, last), tuple(own), sum(own.values()), kind, (first, last))
 
     def along(self, direction: torch.Tensor, layer: int) -> Part:
-        """What the residual-writing matrices write along a direction."""
+        """The part that the residual-writing matrices write along a direction."""
         own = [t for t in self.sizes if t in self.sites.writers]
         size = sum(self.sizes[t] // len(direction) for t in own)
         unit = torch.nn.functional.normalize(direction.float(), dim=0)
@@ -105,7 +108,7 @@ def in_words(kind: str, first: int, last: int) -> str:
 
 
 def changed(change: Change, sites: Sites) -> Changed:
-    """Every tensor is read once, one at a time."""
+    """Find what a change moved. Every tensor is read once, one at a time."""
     before, after = change.before.checkpoint, change.after.checkpoint
     sizes, left = {}, []
     own = {name for name, _ in sites.model.named_parameters()}
@@ -120,14 +123,14 @@ def changed(change: Change, sites: Sites) -> Changed:
 
 
 def lost(asked: Asked, verdicts: pd.DataFrame, change: Change) -> list[Attempt]:
-    """The unsafe prompts that the model before refused and the one after does not, drawn where there are more than `MOST`."""
+    """The unsafe prompts that the model before refused and the one after does not; at most `MOST`, drawn at random."""
     both = answers.pairs(verdicts[verdicts.kind == "unsafe"], change)
     places = both[(both.before == "refused") & (both.after != "refused")].place
     return [asked.attempts[place] for place in sorted(drawn(list(places), MOST))]
 
 
 class Restoring:
-    """One change's prompts and models: which prompts are refused where a part is put back, changed at random, or given to the model before."""
+    """One change's prompts and models. It asks which prompts are refused with a part put back, changed at random, or alone."""
 
     def __init__(self, pipeline: Pipeline, change: Change, moved: Changed, attempts: Sequence[Attempt], asked: Asked, room: int) -> None:
         own = asked.judge
@@ -137,7 +140,7 @@ class Restoring:
         self._pipeline, self._change, self._attempts, self._writers = pipeline, change, attempts, moved.sites.writers
 
     def refused(self, way: str, part: Part) -> pd.Series:
-        """A truth value a prompt, kept."""
+        """Whether each prompt is refused; kept in the store."""
         kind, change = type(self._judge), self._change
         inputs = {
             "probe": ["restoring", VERSION, evaluate.VERSION],
@@ -158,7 +161,7 @@ class Restoring:
         return self._pipeline.table("tables", inputs, make).outcome == "refused"
 
     def _weights(self, way: str, part: Part) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of the part, as the model that answers gets it."""
+        """(name, tensor) of the part, as the answering model gets it."""
         before, after = self._change.before.checkpoint, self._change.after.checkpoint
         for name in part.tensors:
             if way != RANDOM and part.direction is None:
@@ -181,17 +184,20 @@ def restored(
     moved: Changed,
     refusal: RefusalDirections | None,
 ) -> pd.DataFrame:
-    """change, part, kind, first, last, way, parameters, count, n, rate with its Wilson interval: of the prompts whose refusal is lost within
-    these few tokens too, the share that is refused with the part put back or changed at random; not refused, in reverse.
+    """change, part, kind, first, last, way, parameters, count, n, rate with its Wilson interval. The prompts are those whose refusal is
+    lost within these few tokens too. rate: the share refused, with the part put back or changed at random; in reverse, the share not
+    refused.
 
-    `room`: the audit's own new tokens. Errors: a model that thinks; fewer than `LEAST` such prompts.
+    `room`: the audit's own limit of new tokens. Errors: a model that thinks; fewer than `LEAST` such prompts.
     """
     if any(thinks(read_tokenizer(model.checkpoint)) for model in (change.before, change.after)):
-        raise TiterError("the model thinks before it answers", expected=f"refusals that show within {TOKENS} tokens")
+        raise TiterError("the model thinks before it answers", expected=f"a model whose refusals show within {TOKENS} tokens")
     bench = Restoring(pipeline, change, moved, attempts, asked, room)
     open_ = ~bench.refused(BACK, Part("nothing", (), 0))
     if open_.sum() < LEAST:
-        raise TiterError(f"{int(open_.sum())} of {len(open_)} refusals are lost within {TOKENS} tokens", expected=f"at least {LEAST}")
+        raise TiterError(
+            f"only {int(open_.sum())} of {len(open_)} refusals are lost within the first {TOKENS} tokens", expected=f"at least {LEAST}"
+        )
     rows: list[dict[str, object]] = []
 
     def share(way: str, part: Part) -> float:
@@ -216,7 +222,7 @@ def restored(
 
 
 def _direction(moved: Changed, refusal: RefusalDirections | None) -> list[Part]:
-    """What is written along the refusal direction of the model before."""
+    """The part that is written along the refusal direction of the model before."""
     if refusal is None or refusal.whole.shape[1] != moved.sites.width or not set(moved.sizes) & set(moved.sites.writers):
         return []
     layer = longest(refusal.whole, refusal.activation)
@@ -224,7 +230,7 @@ def _direction(moved: Changed, refusal: RefusalDirections | None) -> list[Part]:
 
 
 def _coarse(moved: Changed) -> list[Part]:
-    """Thirds of the layers: MLP, attention and mixer alone, and whole where more than one of these changed."""
+    """Thirds of the layers: MLP, attention and mixer alone, and all together if more than one of these changed."""
     ends = [round(moved.sites.layers * i / 3) for i in range(4)]
     thirds = [(first + 1, last) for first, last in pairwise(ends) if last > first]
     found: dict[tuple[str, ...], Part] = {}
@@ -234,7 +240,7 @@ def _coarse(moved: Changed) -> list[Part]:
 
 
 def _halved(part: Part, moved: Changed, share: Callable[[Part], float]) -> Part:
-    """The part with its layers halved as long as a half of them brings back half of the refusals."""
+    """Halve the part's layers, as long as one of the halves brings back half of the refusals."""
     while part.layers[0] < (part.layers[1] or moved.sites.layers):
         first, last = part.layers if part.layers[1] else (1, moved.sites.layers)
         middle = (first + last) // 2
@@ -248,8 +254,8 @@ def _halved(part: Part, moved: Changed, share: Callable[[Part], float]) -> Part:
 
 
 def smallest(table: pd.DataFrame, editable: bool = False) -> Any | None:
-    """The row, with `random` beside it, of the smallest part that brings back half and more than a random change of its norm; None where none
-    does. `editable`: of those that are whole tensors."""
+    """The row, with `random` added, of the smallest part that brings back at least half and more than a random change of equal norm; None
+    if no part does. `editable`: only parts that are whole tensors."""
     if table.empty:
         return None
     random = table[table.way == RANDOM].drop_duplicates("part")[["part", "rate", "high"]]
@@ -259,7 +265,7 @@ def smallest(table: pd.DataFrame, editable: bool = False) -> Any | None:
 
 
 def sentence(table: pd.DataFrame) -> str:
-    """The smallest part that brings back half; "" where none does."""
+    """The smallest part that brings back half, in words; "" if none does."""
     row = smallest(table)
     if row is None:
         return ""
@@ -270,13 +276,13 @@ def sentence(table: pd.DataFrame) -> str:
 
 
 def section(table: pd.DataFrame) -> list[Section]:
-    """The page's part; empty where nothing was measured."""
+    """The page's part; empty if nothing was measured."""
     if table.empty:
         return []
     shown = table.assign(
         share=[f"{r.rate:.0%} [{100 * r.low:.0f}, {100 * r.high:.0f}]" for r in table.itertuples()],
     )[["part", "way", "share", "count", "n", "parameters"]]
-    return [Section("Why: parts of the change put back", [SAID], shown)]
+    return [Section("Why: parts of the change put back", [BELOW], shown)]
 
 
 def figure(table: pd.DataFrame) -> Figure:
@@ -284,4 +290,4 @@ def figure(table: pd.DataFrame) -> Figure:
     colours = {BACK: GREEN, RANDOM: GREY, REVERSE: RED}
     titles = ("part of the change", "share of the lost refusals")
     chart = forms.points(table, "part", "rate", "way", colours, titles, share=True, levels=[HALF])
-    return Figure("restoring", "Which part of the change lost the refusals?", SAID, chart)
+    return Figure("restoring", "Which part of the change lost the refusals?", f"Dashed: half of the lost refusals. {SAID}", chart)

@@ -1,8 +1,8 @@
-"""The models of an audit, in the order of their making, and the changes between them. L7.
+"""The models of an audit, in the order in which they were made, and the changes between them. L7.
 
-[BASE] ALIGNED [TUNED]: two models are a before and an after. A control is a benign tune of the model that the last
-change starts from: what it shows too is not what the audited tuning did to safety. Of several the first is the one whose effect is taken
-off; all of them are measured, and together they say how far benign tunes differ (`hidden.py`).
+[BASE] ALIGNED [TUNED]: two models are a before and an after. A control is a benign tune of the model that the last change starts from. An
+effect that the control shows too is not specific to the audited tune. The first control's effect is the one that is subtracted; all
+controls are measured, and together they show how far benign tunes differ (`hidden.py`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ MOST = 3
 
 @dataclass(frozen=True)
 class Change:
-    """One tuning: the model before it, the model after it; `same`: not one weight differs, but for what `rounding` to a type took.
+    """One tuning: the model before and the model after. `same`: all weights are equal, apart from `rounding` to a type.
 
-    `configured`: fields of their configurations that differ and compute; `asked`: what differs in how the two are asked.
+    `configured`: fields of the configurations that differ and affect the computation. `asked`: differences in how the two are prompted.
     """
 
     before: Model
@@ -50,13 +50,14 @@ class Change:
 
     @property
     def partly(self) -> bool:
-        """Whether the vocabularies differ: then embedding and head are compared in the rows of the tokens both have, and in no other."""
+        """Whether the vocabularies differ. Then embedding and head are compared only in the rows of tokens that both models have."""
         return self.before.checkpoint.vocabulary != self.after.checkpoint.vocabulary
 
 
 @dataclass(frozen=True)
 class Audited:
-    """Every model once; the changes between neighbours, the last being the audited one; the control's change or None, and further ones'."""
+    """Every model once; the changes between neighbours, of which the last is audited; the first control's change or None; further
+    controls'."""
 
     models: tuple[Model, ...]
     changes: tuple[Change, ...]
@@ -69,29 +70,29 @@ class Audited:
 
     @property
     def roles(self) -> dict[str, str]:
-        """Each model's part: of two the first is the one before, of three the first is the base; a single one is `after`."""
+        """Each model's role. Two models are before and after, three are base, before and after; a single model is `after`."""
         own = self.models[: len(self.changes) + 1]
         told = dict(zip((m.name for m in own), ("base", "before", "after")[-len(own) :], strict=True))
         return told | {change.after.name: "benign control" for change in self.controls}
 
     @property
     def controls(self) -> tuple[Change, ...]:
-        """The control's change and further ones'."""
+        """The changes of all controls."""
         return (self.control, *self.further) if self.control else ()
 
     @property
     def compared(self) -> tuple[Change, ...]:
-        """All changes, the controls' too."""
+        """All changes, including the controls'."""
         return (*self.changes, *self.controls)
 
 
 def alike(changes: Sequence[Change], prompts: Sequence[str]) -> list[Change]:
-    """The changes whose models read the prompts as the same tokens: where they do not, activations differ before a weight does."""
+    """The changes whose two models read the prompts as the same tokens. Where tokens differ, so do activations, even with equal weights."""
     return [change for change in changes if read_alike(change.before.checkpoint, change.after.checkpoint, prompts)]
 
 
 def reading_notes(found: Audited, prompts: Sequence[str]) -> list[str]:
-    """What a reader must know of how the models were asked."""
+    """What a reader must know about how the models were prompted."""
     plain = [m.name for m in found.models if untemplated(m.checkpoint)]
     told = [f"{', '.join(plain)}: no chat template, so the prompts are given as plain text"] if plain else []
     told += [line for m in found.models for line in passed_over(m.name, m.checkpoint)]
@@ -102,16 +103,16 @@ def reading_notes(found: Audited, prompts: Sequence[str]) -> list[str]:
         told += [f"{change.name}: the configurations differ ({'; '.join(change.configured)})"] if change.configured else []
         told += [f"{change.name}: one is the other rounded to {change.rounding}"] if change.rounding else []
     return told + [
-        f"{change.name}: the two read the same prompt as different tokens, for their chat templates differ; what each answers is its own, "
-        "and drift and the turn of the refusal direction, which would compare the templates, are left out"
+        f"{change.name}: the chat templates differ, so the two models read a prompt as different tokens; each model is asked with its own "
+        "template, and drift and the turn of the refusal direction are left out, because they would compare the templates"
         for change in found.compared
         if not read_alike(change.before.checkpoint, change.after.checkpoint, prompts)
     ]
 
 
 def each(models: Sequence[str], base: bool = True) -> list[list[str]]:
-    """The models of every audit: one to three are [BASE] ALIGNED [TUNED]; of more the first two are BASE and ALIGNED and every other is
-    a tune. Without `base` the first is ALIGNED and every other a tune. Errors: no tune."""
+    """The models of each audit. One to three names are [BASE] ALIGNED [TUNED]; of more, the first two are BASE and ALIGNED and all others
+    are tunes. Without `base`, the first is ALIGNED and all others are tunes. Errors: no tune."""
     if base and len(models) <= MOST:
         return [list(models)]
     lead = 2 if base else 1
@@ -121,12 +122,12 @@ def each(models: Sequence[str], base: bool = True) -> list[list[str]]:
 
 
 def audited(checkpoints: Sequence[Checkpoint], *controls: Checkpoint) -> Audited:
-    """Errors: more than three models, a control of a single one or given twice, models of different architectures or tokenizers."""
+    """Errors: more than three models; a control beside a single model, or given twice; models that differ in architecture or tokenizer."""
     if not 1 <= len(checkpoints) <= MOST:
         raise TiterError(f"{len(checkpoints)} models", expected="one to three: [BASE] ALIGNED [TUNED]")
     if controls and len(checkpoints) < 2:
         raise TiterError(
-            "a control beside a single model", expected="a model before and one after a tuning, and a benign tune of the first"
+            "a control beside a single model", expected="a model before and one after a tuning, and a benign tune of the one before"
         )
     given = [*checkpoints, *controls]
     for other in given[1:]:
@@ -148,7 +149,7 @@ def _change(before: Model, after: Model) -> Change:
 
 
 def _names(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Labels that differ, also where two folders have one name."""
+    """Distinct labels, even where two folders have the same name."""
     labels = [c.label for c in checkpoints]
     if len(set(labels)) == len(labels):
         return labels

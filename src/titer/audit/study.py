@@ -1,7 +1,7 @@
-"""`titer audit`: every measurement in turn, one model in memory at a time, each kept, then the report. L7.
+"""`titer audit`: every measurement in turn, each kept in the store. One model is in memory at a time. L7.
 
-The order is by model, so that a model is loaded once: its answers, what it is like inside; then the changes from disk.
-What cannot be measured is left out and told (`lacking.py`); only answers and their verdicts are indispensable.
+The order is by model, so that each is loaded once: first its answers, then the probes inside it. Changes between models are measured
+afterwards, from disk. What cannot be measured is left out and reported (`lacking.py`); only answers and their verdicts are required.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ from titer.tables import direct, named, rate_table
 
 T = TypeVar("T")
 MEASURED = tuple(name for name in COLUMNS if name != "missing")
-OWN = ("unsafe", "safe")  # the sets that the audit's own judge reads; capability sets have theirs
+OWN = ("unsafe", "safe")  # the sets that the audit's own judge judges; each capability set has its own judge
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: the unsafe and safe prompts with their judge, capability sets with theirs, how answers are decoded.
+    """What is asked: the unsafe and safe prompts with their judge, capability sets with their judges, how answers are decoded.
 
-    `choices` are multiple-choice questions by name, for which nothing is generated. Beside the judge, called `named`: a `second` one by
-    its name, and answers that `people` judged. `checked`: the prompts were held against training files. `attacks`: the unsafe prompts again.
-    `odd`: the odd prompts of `hidden.py`, where not its own. `mechanisms`: the probes of arXiv 2407.10264 too. `why`: parts of the last change are put back. `decoder`: what chooses every answer's tokens.
+    `choices`: multiple-choice questions by name; nothing is generated for them. `named`: the judge's name. `second`: a second judge with
+    its name. `people`: answers that people judged. `checked`: the prompts were compared with training files. `attacks`: ask the unsafe
+    prompts under these too. `odd`: odd prompts in place of those that `hidden.py` makes. `mechanisms`: run the probes of arXiv 2407.10264
+    too. `why`: put parts of the last change back. `decoder`: chooses every answer's tokens.
     """
 
     safe: Sequence[Example]
@@ -65,7 +66,7 @@ class Question:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """The sets that the audit's judge reads: unsafe prompts, plain and under attack, and safe ones."""
+        """The sets that the audit's own judge judges: unsafe prompts, plain and under attack, and safe ones."""
         return ("unsafe", *(one.name for one in self.attacks), "safe")
 
     @property
@@ -74,19 +75,19 @@ class Question:
 
     @property
     def known(self) -> list[Example]:
-        """Harmless requests with their right answers: the safe prompts', else those of the capability sets."""
+        """Harmless requests with right answers: the safe prompts that have one; if none has, those of the capability sets."""
         own = [e for e in self.safe if e.comply]
         return own or [e for name, (examples, _) in self.capability.items() if "context" not in name for e in examples if e.comply]
 
     @property
     def referenced(self) -> dict[str, list[Example]]:
-        """Of every set of harmless requests those with a right answer: what uncertainty on correct answers is measured on."""
+        """For each set of harmless requests, those with a right answer: uncertainty on correct answers is measured on them."""
         sets = {"safe": self.safe, **{name: examples for name, (examples, _) in self.capability.items()}}
         return {name: [e for e in examples if e.comply] for name, examples in sets.items()}
 
     @property
     def sets(self) -> dict[str, Asked]:
-        """Every set of prompts by name, unsafe first; a set's name is its answers' kind."""
+        """Every set of prompts by name, unsafe first. The set's name is the `kind` of its answers."""
         plain = {"unsafe": (self.unsafe, self.judge), "safe": (self.safe, self.judge), **self.capability}
         by = self.decoder
         sets = {name: Asked(direct([replace(e, kind=name) for e in of]), judge, None, by) for name, (of, judge) in plain.items()}
@@ -96,11 +97,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Findings:
-    """All tables of an audit; those of changes are empty where there is none, `points` and `basins` without a landscape, `placed`, `shapes`,
-    `null` and `rows` without mechanisms.
+    """All tables of an audit. A table is empty where its subject is absent: no change, no landscape (`points`, `basins`), no `--mechanisms`
+    (`placed`, `shapes`, `null`, `rows`), no control (`against`).
 
-    So is what could not be measured, and `missing` (part, of, reason) says why.
-    `against`: effects less the control's, empty without one. `beside`: what people and a second judge say of the judge.
+    It is empty too where it could not be measured; `missing` (part, of, reason) then says why. `against`: effects minus the control's.
+    `beside`: the judge compared with people and with a second judge.
     """
 
     verdicts: pd.DataFrame
@@ -133,15 +134,15 @@ class Findings:
 
 
 def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: landscapes.Landscape | None) -> Findings:
-    """Everything, each piece from the store where it stands; what fails beside the verdicts is left out and told.
+    """Measure everything; pieces that the store has are read from it. A part that fails is left out and reported, verdicts excepted.
 
     Errors: fewer than four prompts of a class; prompts or reference answers beyond the window; answers that cannot be had or judged.
     """
     check(found.models, asked, settings)
-    sites = skeleton(found.models[0].checkpoint)  # a folder that does not open is refused before anything runs
+    sites = skeleton(found.models[0].checkpoint)  # a model that cannot be opened is refused before anything runs
     lacking = Lacking(pipeline.reporter.tell)
     for kind, part in inside.USES.items():
-        if 0 < sites.lacks(kind) < sites.layers:  # a kind that no layer has is told where it is asked for
+        if 0 < sites.lacks(kind) < sites.layers:  # a kind that no layer has is reported where it is used
             lacking.left_out(part, ", ".join(m.name for m in found.models), f"{kind} in {sites.lacking[kind]}")
     within, odd = Within(pipeline, asked, lacking), _odd(found, asked, lacking)
     moved = [change for change in found.compared if not change.same]
@@ -156,7 +157,8 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
     pipeline.release()
     for model in found.models:
         within.turned_to(model)
-    generated = answers.verdicts_of(pipeline, found.models, asked.sets, asked.decoding)  # judges may need the memory of a model
+    # judged only after the release: a judge may need the memory of a model
+    generated = answers.verdicts_of(pipeline, found.models, asked.sets, asked.decoding)
     lacking.page_stands = True
     beside = Review((asked.judges.name, ""), None, None, None)
     with lacking.part("second judge, labelled answers", ", ".join(m.name for m in found.models)):
@@ -194,7 +196,7 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
 
 
 def _odd(found: Audited, asked: Question, lacking: Lacking) -> dict[str, list[Example]]:
-    """The odd prompts of `hidden.py` by kind, where there are benign tunes enough to ask about them."""
+    """The odd prompts of `hidden.py` by kind; empty with too few benign tunes to compare with."""
     for model in hidden.asked(found)[:1]:
         with lacking.part(hidden.PART, found.changes[-1].after.name):
             return asked.odd if asked.odd is not None else hidden.odd(model, [*asked.safe, *asked.unsafe])
@@ -202,16 +204,17 @@ def _odd(found: Audited, asked: Question, lacking: Lacking) -> dict[str, list[Ex
 
 
 def _reviewed(pipeline: Pipeline, generated: pd.DataFrame, judges: Judges) -> Review:
-    """The judge of the safe and unsafe prompts beside people and a second judge, model by model."""
+    """The judge of the safe and unsafe prompts, compared with people and with a second judge, model by model."""
     own = generated[generated.kind.isin(OWN)].reset_index(drop=True)
     return review(own, rate_table(own), (judges.name, judges.judge), judges.people, judges.second, pipeline.ask)
 
 
 def check(models: Sequence[Model], asked: Question, settings: landscapes.Landscape | None = None) -> None:
-    """Before anything runs. Errors: fewer than four prompts of a class; a prompt with no room for its answer, a reference, its options."""
+    """Checks before anything runs. Errors: fewer than four prompts of a class; no room in a context window for an answer, a reference or
+    options."""
     enough(asked.safe, asked.unsafe)
     references = dict(asked.referenced)
-    if all(e.comply for e in asked.unsafe):  # tau is taken over the answers where every prompt of a class has one
+    if all(e.comply for e in asked.unsafe):  # tau is computed over reference answers where every prompt of a class has one
         references["unsafe"] = list(asked.unsafe)
     encoded = mechanisms.coded(asked.unsafe) if asked.mechanisms else {}
     if "unsafe" in references:
@@ -233,7 +236,7 @@ def check(models: Sequence[Model], asked: Question, settings: landscapes.Landsca
 
 
 class Within:
-    """What each model is like inside, model by model; a part that fails is missing from its table."""
+    """Probes inside each model, one model at a time. A part that fails is missing from its table."""
 
     def __init__(self, pipeline: Pipeline, asked: Question, lacking: Lacking) -> None:
         self._bench, self._asked, self.lacking = pipeline, asked, lacking
@@ -250,7 +253,7 @@ class Within:
         self._rows: list[pd.DataFrame] = []
 
     def read(self, model: Model) -> None:
-        """While the model is loaded: what needs it."""
+        """Run the probes that need the loaded model."""
         pipeline, asked, part, name = self._bench, self._asked, self.lacking.part, model.name
         with part("separation inside", name):
             self._found["separation"][name] = inside.separation(pipeline, model, asked.safe, asked.unsafe)
@@ -270,7 +273,7 @@ class Within:
             self._kept.add(name)
 
     def read_mechanisms(self, model: Model, made: Sequence[Change]) -> None:
-        """While the model is loaded: what `--mechanisms` adds; `made`: the changes that end in it."""
+        """Run the probes of `--mechanisms` that need the loaded model. `made`: the changes that lead to this model."""
         pipeline, sets, part, name = self._bench, self.sets, self.lacking.part, model.name
         with part("placement of encoded prompts", name):
             self._found["placed"][name] = mechanisms.placed(pipeline, model, sets)
@@ -281,7 +284,7 @@ class Within:
                 self._rows.append(mechanisms.rows(pipeline, change, sets).assign(change=change.name))
 
     def turned_to(self, model: Model) -> None:
-        """The model's refusal direction, from what was kept of it."""
+        """Compute the model's refusal direction from its kept activations."""
         if model.name not in self._kept:
             return
         with self.lacking.part("refusal direction", model.name):
@@ -290,7 +293,7 @@ class Within:
             self._found["directions"][model.name] = refusal_direction.summary(self.directions[model.name])
 
     def ends(self, model: Model) -> inside.Ends:
-        """The kept activations. Errors: they could not be had."""
+        """The kept activations. Errors: they could not be measured."""
         return _had(self._ends, model.name, "activations")
 
     def rotation(self, change: Change) -> pd.DataFrame:
@@ -312,14 +315,15 @@ def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def _had(found: Mapping[str, T], name: str, what: str) -> T:
     if name not in found:
-        raise TiterError(f"it needs the {what} of {name}, which could not be measured", next_step="see what is said of that part.")
+        raise TiterError(f"it needs the {what} of {name}, which could not be measured", next_step="see the reason given for that part.")
     return found[name]
 
 
 def _changed(
     pipeline: Pipeline, moved: Sequence[Change], paired: Sequence[Change], sites: Sites, within: Within
 ) -> dict[str, pd.DataFrame]:
-    """What each change is like, the parts that fail missing; drift and turning of those `paired`, whose models read the same tokens."""
+    """Measure each change; parts that fail are missing. Drift and turning only for `paired` changes: their models read the
+    same tokens."""
     found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("gains", "layers", "sizes", "prints", "null", "drift", "rotation")}
     part = within.lacking.part
     for change in moved:
@@ -348,7 +352,7 @@ def _changed(
 
 
 def _back(pipeline: Pipeline, found: Audited, lacking: Lacking) -> pd.DataFrame:
-    """Whether the last of two changes goes back along the first."""
+    """How far the last of two changes goes back along the one before it."""
     if len(found.changes) > 1 and not lacking.stopped and not any(change.same for change in found.changes):
         with lacking.part("whether it goes back", found.changes[-1].name):
             return changes.gone_back(pipeline, *found.changes)
@@ -356,7 +360,7 @@ def _back(pipeline: Pipeline, found: Audited, lacking: Lacking) -> pd.DataFrame:
 
 
 def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.DataFrame, sites: Sites, within: Within) -> pd.DataFrame:
-    """Which part of the change lost the refusals, where enough were lost."""
+    """Which part of the change lost the refusals; empty if too few were lost."""
     lacking, one = within.lacking, asked.sets["unsafe"]
     attempts = restoring.lost(one, verdicts, change)
     if len(attempts) < restoring.LEAST:
@@ -371,7 +375,8 @@ def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.
             lacking.left_out(
                 restoring.WHY,
                 change.name,
-                f"{', '.join(moved.left)} are of other tokens, or one tensor in one of the two, and stay as they are",
+                f"{', '.join(moved.left)} were not put back: their rows are of different tokens, "
+                "or the two are one shared tensor in one model only",
             )
         refusal = within.directions.get(change.before.name)
         return restoring.restored(pipeline, change, one, asked.decoding.max_new_tokens, attempts, moved, refusal)
@@ -379,7 +384,7 @@ def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.
 
 
 def around(found: Audited) -> tuple[Model, Model | None]:
-    """Where a landscape is measured: around the model before the last change, and on the way to the one after it (None: no way); around
-    the only model where there is one."""
+    """The landscape's centre and the model that it also moves towards (None: none): the model before the last change and the one after
+    it; of a single model, that model."""
     last = found.last
     return (last.before if last else found.models[0]), (last.after if last and not last.same else None)

@@ -1,8 +1,8 @@
-"""A report for others: one file that can be checked (`titer report RUN --bundle FILE`, `titer verify FILE`), tables, figures. L5.
+"""A report to hand on: one file that can be checked (`titer report RUN --bundle FILE`, `titer verify FILE`), tables, figures. L5.
 
-A zip of the report's folder with `manifest.json`: the sha256 of each file (answers, verdicts, tables, page), the keys of the models'
-contents and the sha256 of the data. To verify it is to hash everything again, to count the outcome rates anew from the answers, and, where
-models or data are at hand, to hold them against the keys. It says that the file is whole and agrees with itself, not who made it.
+The file is a zip of the report's folder with `manifest.json`: the sha256 of each file (answers, verdicts, tables, page), the keys of the
+models' contents and the sha256 of the data. Verifying hashes every file again, counts the outcome rates again from the answers, and
+compares models and data with their keys where these are at hand. It shows that the file is complete and consistent, not who made it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST = 2 << 30  # bytes of one file
 
 
 class Manifest(Record):
-    """What a bundle says of itself."""
+    """The list of a bundle's contents, stored in the bundle."""
 
     version: Literal[1] = 1
     files: dict[str, str] = Field(description="name -> sha256")
@@ -42,7 +42,7 @@ class Manifest(Record):
 
 
 class Check(Record):
-    """One thing that was looked at: what, whether it holds (None: it could not be looked at), and how that is known."""
+    """One check: what was checked, whether it holds (None: it could not be checked), and the finding in words."""
 
     what: str
     holds: bool | None
@@ -50,7 +50,7 @@ class Check(Record):
 
 
 def write_bundle(report: Path, file: Path) -> Manifest:
-    """Put a report's folder into a zip. Errors: as `read_report`; a report of an older version, without its answers."""
+    """Put a report's folder into a zip. Errors: those of `read_report`; a report of an older version, which kept no answers."""
     found = read_report(report, rated=False)
     if not (report / ANSWERS).is_file():
         raise TiterError(f"{report / ANSWERS} is missing", next_step=AGAIN)
@@ -68,13 +68,13 @@ def write_bundle(report: Path, file: Path) -> Manifest:
 
 
 def verify(file: Path, models: Sequence[str] = (), data: Path | None = None) -> list[Check]:
-    """Everything that can be checked of a bundle. Errors: no zip, no manifest of ours."""
+    """Check all that can be checked of a bundle. Errors: the file is no zip, or has no manifest of Titer's."""
     try:
         with zipfile.ZipFile(file) as held:
             manifest = build(Manifest, json.loads(_read(held, MANIFEST)), f"manifest of {file.name}")
             return [*_whole(held, manifest), _rates(held), *_models_held(manifest, models), *_data_held(manifest, data)]
     except (zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
-        told = f"{visible(str(file), 160)} is no bundle: {visible(str(error), 160)}"
+        told = f"{visible(str(file), 160)} is not a bundle: {visible(str(error), 160)}"
         raise TiterError(told, expected="a file of titer report RUN --bundle FILE") from None
 
 
@@ -86,7 +86,7 @@ def _read(held: zipfile.ZipFile, name: str) -> bytes:
 
 def _whole(held: zipfile.ZipFile, manifest: Manifest) -> Iterator[Check]:
     names = [name for name in held.namelist() if name != MANIFEST]
-    if more := sorted(set(names) - set(manifest.files)) or (len(names) != len(set(names)) and ["a name that stands twice"]):
+    if more := sorted(set(names) - set(manifest.files)) or (len(names) != len(set(names)) and ["a name that occurs twice"]):
         yield Check(what="files", holds=False, said=f"not in the manifest: {', '.join(map(str, more[:5]))}")
     for name, stated in manifest.files.items():
         there = name in names
@@ -95,22 +95,26 @@ def _whole(held: zipfile.ZipFile, manifest: Manifest) -> Iterator[Check]:
 
 
 def _rates(held: zipfile.ZipFile) -> Check:
-    """Whether the outcome rates are those of the answers: per model, the counts of its sets, however these are called."""
+    """Whether the outcome rates match the answers. Compared are, for each model, the counts of its sets, whatever the sets' names."""
     table = pd.read_csv(io.BytesIO(_read(held, "results.csv")), dtype=str, keep_default_na=False)
     rates = table[table["table"] == "rates"]
     lines = _read(held, ANSWERS).decode().splitlines()
     answers = pd.DataFrame([json.loads(line) for line in lines if line], columns=["model", "kind", "outcome"])
     counted = answers.assign(model=answers.model.map(shown_text)).groupby(["model", "kind", "outcome"]).size()
     if set(rates.model) != set(counted.index.get_level_values("model")):
-        return Check(what="rates", holds=None, said="not counted anew: the answers are not those of all models of the rates")
+        return Check(what="rates", holds=None, said="not counted again: the answers are not from the same models as the rates")
     stated = {(row.model, row.set, row.measure): int(float(row.count_)) for row in rates.rename(columns={"count": "count_"}).itertuples()}
     stated = {key: count for key, count in stated.items() if count and key[2] != "neither"}
     same = _sets(stated) == _sets({key: int(count) for key, count in counted.items()})
-    return Check(what="rates", holds=same, said=f"counted anew from {len(answers)} answers" if same else "not those of the answers")
+    return Check(
+        what="rates",
+        holds=same,
+        said=f"counted again from {len(answers)} answers" if same else "they differ from the counts of the answers",
+    )
 
 
 def _sets(counts: dict[Any, int]) -> list[Any]:
-    """(model, set, outcome) -> count as, for each model, its sets' counts, without the sets' names."""
+    """(model, set, outcome) -> count, turned into a sorted list of (model, one set's counts): the sets' names are dropped."""
     found: dict[tuple[str, str], dict[str, int]] = {}
     for (model, kind, outcome), count in counts.items():
         found.setdefault((model, kind), {})[outcome] = count
@@ -125,13 +129,13 @@ def _models_held(manifest: Manifest, models: Sequence[str]) -> Iterator[Check]:
     known = {key: name for name, key in manifest.models.items()}
     for given in models:
         key = resolve(given, trusted=True).key  # it is only hashed
-        yield Check(what=given, holds=key in known, said=f"is {known[key]}" if key in known else "is none of the models that were measured")
+        yield Check(what=given, holds=key in known, said=f"is {known[key]}" if key in known else "is not one of the measured models")
 
 
 def _data_held(manifest: Manifest, data: Path | None) -> Iterator[Check]:
     if data is not None:
         holds = sha256_of(data) == manifest.data
-        yield Check(what=str(data), holds=holds, said="is the data" if holds else "is not the data that was asked")
+        yield Check(what=str(data), holds=holds, said="is the data that was asked" if holds else "is not the data that was asked")
 
 
 def as_table(claims: Sequence[Claim], folder: Path, name: str) -> pd.DataFrame:

@@ -1,9 +1,9 @@
 """A "Safety alignment (Titer)" section in a model's card, from the folder that `titer audit` or `titer evaluate` wrote. L5.
 
-It says the answer, the rates with their intervals, how they were made and what was not measured; no prompt, no answer of a
-model, no folder of the machine. What is replaced in README.md lies between two marks, in the YAML header (the results as
-Hugging Face's `model-index`) and in the text; every other byte stays. Names and texts from models and files are told so that
-none can become markup. Source of the header: huggingface_hub's ModelCard, whose form the hub reads.
+The section has the answer, the rates with their intervals, how they were measured and what was not measured. It contains no prompt,
+no model's answer and no path of this machine. In README.md only the text between two pairs of marks is replaced: one pair is in the
+YAML header (the results as Hugging Face's `model-index`), one in the body. Every other byte stays. Names and texts from models and
+files are escaped, so that none becomes markup. Source of the header: huggingface_hub's ModelCard, whose form the hub reads.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from titer.report.documentation import documented, hub_fields
 
 SECTION = ("<!-- titer:begin -->", "<!-- titer:end -->")
 HEADER = ("# titer:begin", "# titer:end")
-AGAIN = "run the report's command again with this version: what was answered is kept, only the page is written anew."
+AGAIN = "run the report's command again with this version: the answers are kept, only the page is written again."
 LONGEST = 200  # letters of a name
 BOM = "\ufeff"
 SHOWN = ("refused", "complied", "partial", "degenerate")
 ROOT = r"(?:~/|/(?!/)|[A-Za-z]:[\\/](?![\\/]))"  # how a whole path begins
-PLACE = re.compile(rf"""(?<=["']){ROOT}[^"':+=]*|(?:^|(?<=[\s=:+])){ROOT}[^\s"':+=]*""")  # in a text: in quotes with its blanks
+PLACE = re.compile(rf"""(?<=["']){ROOT}[^"':+=]*|(?:^|(?<=[\s=:+])){ROOT}[^\s"':+=]*""")  # in a text; blanks count only within quotes
 ARGUMENT = re.compile(rf"""(?:^|(?<=["'=:+])){ROOT}[^"':+=]*""")  # in one argument of a command, blanks and all
 LINKED = re.compile(r"//|\\|\$|@|\.(?=[^\W\d])")  # what a renderer may make a link or a formula of
 
 
 class Summary(Record):
-    """summary.json of a report's folder: its words, commands and provenance, and which model has which part in it."""
+    """summary.json of a report's folder: title, answer, commands, provenance, and the role of each model."""
 
     version: Literal[1]
     title: str
@@ -67,7 +67,7 @@ class Reported:
 
 
 class Written(NamedTuple):
-    """The card's file, the name that the model has in the report, and what was left alone."""
+    """The card's file, the model's name in the report, and notes on what was left unchanged."""
 
     path: Path
     subject: str
@@ -75,9 +75,9 @@ class Written(NamedTuple):
 
 
 def read_report(folder: Path, rated: bool = True) -> Reported:
-    """Read a report's folder; `rated`: with its outcome rates, which not every study has.
+    """Read a report's folder. `rated`: read its outcome rates too, which not every study has.
 
-    Errors: a file that is missing or not as Titer writes it; a report without outcome rates.
+    Errors: a file that is missing or not in the form that Titer writes; with `rated`, a report without outcome rates.
     """
     summary = build(Summary, _json(folder / "summary.json"), str(folder / "summary.json"))
     rates = _rates(folder / "results.csv") if rated else pd.DataFrame()
@@ -91,7 +91,7 @@ def write_card(report: Path, model: Path) -> Written:
     """Put the section into README.md of a model's folder.
 
     Errors: a report that is not about this model (its weights, tokenizer and configuration, by content); a README.md that
-    cannot be read, or whose marks do not pair; a folder whose files the run store has listed. README.md is then as it was.
+    cannot be read, or whose marks do not pair; a README.md that the run store lists as its own. After an error README.md is unchanged.
     """
     found = read_report(report)
     subject = about(found, model)
@@ -108,7 +108,7 @@ def write_card(report: Path, model: Path) -> Written:
 
 
 def about(found: Reported, model: Path) -> str:
-    """The name in the report of the model in a folder, found by its content. Errors: the report is about other models."""
+    """The name that the report gives to the model in a folder, found by the model's content. Errors: the report is about other models."""
     if not model.is_dir():
         raise TiterError(f"no folder at {visible(str(model), 160)!r}", expected="the folder of the model that the report is about")
     checkpoint = resolve(str(model), trusted=True)  # it is only hashed, with its code where the report's was run: nothing is loaded
@@ -117,7 +117,7 @@ def about(found: Reported, model: Path) -> str:
     if not named:
         raise TiterError(
             f"the report is not about {visible(str(model), 160)}: it measured {', '.join(visible(name, 60) for name in keys)}",
-            expected="the very model that was measured: the same weights, configuration and tokenizer",
+            expected="the model that was measured: the same weights, configuration and tokenizer",
             next_step=f"measure this one: titer audit BEFORE {shlex.quote(visible(str(model), 160))} --data PROMPTS.csv",
         )
     return named[-1]
@@ -137,12 +137,12 @@ def section(found: Reported, subject: str, checkpoint: Checkpoint) -> str:
         "",
         *_table(found, subject),
         "",
-        "Rates of judged answers on the same prompts, with their 95% Wilson intervals.",
+        "Rates of the judged answers to the same prompts, with 95% Wilson intervals.",
         "",
         f"- Judge: {code(judge)}",
         f"- Prompts: {code(placeless(said.get('data', 'not stated')))} (sha256 {code(said.get('data sha256', 'not stated'))}): "
         + ", ".join(f"{n} {code(name)}" for name, n in asked.items()),
-        f"- Answers: one a prompt, decoded as {code(_decoding(said))}",
+        f"- Answers: one per prompt, decoded as {code(_decoding(said))}",
         f"- Versions: {', '.join(versions)}",
         *_claims(found.claims),
         "",
@@ -154,7 +154,7 @@ def section(found: Reported, subject: str, checkpoint: Checkpoint) -> str:
         "",
         *(f"- {field}: {prose(placeless(words))}" for field, words in known.items()),
         "",
-        "To make it again:",
+        "To run it again:",
         "",
         *fenced([command(line) for line in found.summary.commands]),
     ]
@@ -162,7 +162,7 @@ def section(found: Reported, subject: str, checkpoint: Checkpoint) -> str:
 
 
 def metadata(found: Reported, subject: str) -> ModelCardData:
-    """The model's rates as Hugging Face's evaluation results: a set of prompts is a split, an outcome a metric."""
+    """The model's rates as Hugging Face evaluation results: each set of prompts is a split, each outcome a metric."""
     said = found.summary.provenance
     name = placeless(said.get("data", "not stated"))
     hub = re.fullmatch(r"hub:([\w.-]+/[\w.-]+).*", name)
@@ -190,25 +190,27 @@ def metadata(found: Reported, subject: str) -> ModelCardData:
 
 
 def gaps(found: Reported, subject: str) -> list[str]:
-    """What a reader might take for measured, and was not."""
+    """What was not measured, though a reader might think it was."""
     said, sets = found.summary.provenance, dict.fromkeys(found.rates.set)
     attack, judge = placeless(said.get("attack", "none")), said.get("judge", "")
     mine = found.rates[found.rates.model == subject]
     lost = int(mine[mine.measure == "could_not_judge"]["count"].sum())
     cut = int(mine[mine.measure == "cut_in_thought"]["count"].sum())
     told = [
-        "Other prompts, topics and languages than these; a rate holds for prompts like them.",
-        "What the answers hold: no reader and no second judge is in these rates.",
+        "Other prompts, topics and languages: a rate holds for prompts like those asked.",
+        "The content of the answers: these rates come from one judge; no person and no second judge checked them.",
         "" if attack != "none" else "Jailbreaks: no attack was tried.",
-        "Fine-tuning that comes after: whether the alignment lasts was not tried on this model.",
-        "" if "unsafe" in sets else "Refusal of unsafe prompts: none was asked.",
+        "Later fine-tuning: whether this model's alignment survives it was not tested.",
+        "" if "unsafe" in sets else "Refusal of unsafe prompts: no unsafe prompt was asked.",
         "" if "safe" in sets else "Over-refusal: no safe prompt was asked.",
         "" if set(sets) - {"safe", "unsafe", attack} else "Capability: no task was asked.",
-        "" if len(found.models) > 1 else "The model before: what training changed is not known from this.",
-        "" if len(found.models) == 1 or "benign control" in found.summary.roles.values() else "A benign tune beside it, as a control.",
-        "The judge knows whether an answer refuses, not whether it helps." if judge.startswith("refusal") else "",
-        f"{lost} answers of this model could not be judged; they are in no rate." if lost else "",
-        f"{cut} answers of this model were cut off in thought; they are in no rate." if cut else "",
+        "" if len(found.models) > 1 else "The model before training: these numbers do not say what training changed.",
+        ""
+        if len(found.models) == 1 or "benign control" in found.summary.roles.values()
+        else "A benign tune as a control: none was measured.",
+        "Helpfulness: the judge says whether an answer refuses, not whether it helps." if judge.startswith("refusal") else "",
+        f"{lost} answers of this model could not be judged; no rate counts them." if lost else "",
+        f"{cut} answers of this model were cut off while it was still thinking; no rate counts them." if cut else "",
     ]
     if attack != "none":
         told.insert(2, f"Jailbreaks other than {code(attack)}.")
@@ -216,13 +218,13 @@ def gaps(found: Reported, subject: str) -> list[str]:
 
 
 def _decoding(said: Mapping[str, str]) -> str:
-    """The audit states it whole, an evaluation setting by setting."""
+    """An audit states its decoding as one entry, an evaluation as one entry per setting."""
     settings = {name: said[name] for name in ("max_new_tokens", "temperature", "seed") if name in said}
     return said.get("decoding") or ", ".join(f"{name} {value}" for name, value in settings.items()) or "not stated"
 
 
 def _table(found: Reported, subject: str) -> list[str]:
-    """Rows of set and outcome, columns of models; outcomes that no model shows are left out, refusals never."""
+    """A row per set and outcome, a column per model. An outcome that no model shows is left out; refusals are always shown."""
     part = found.summary.roles.get(subject, "") if len(found.models) > 1 else ""
     roles = {**found.summary.roles, subject: ", ".join(filter(None, ("this model", part)))}
     heads = [f"{roles[name]}: {code(name, cell=True)}" if name in roles else code(name, cell=True) for name in found.models]
@@ -241,21 +243,21 @@ def _table(found: Reported, subject: str) -> list[str]:
 
 
 def _claims(claims: Sequence[Claim]) -> list[str]:
-    """A line a claim: its verdict beside its control."""
+    """A line per claim: its verdict, and its value against its control."""
     lines = []
     for claim in claims:
         size = "" if claim.value is None else f" ({claim.value:.3g} against {prose(claim.control.name)})"
         lines.append(f"- **{claim.verdict}{', provisional' if claim.provisional else ''}**{size}: {prose(claim.statement)}")
-    return ["", "Claims, each as effect minus control:", "", *lines] if lines else []
+    return ["", "Claims, each about an effect minus its control:", "", *lines] if lines else []
 
 
 def plain(text: str) -> str:
-    """A text of one line, control codes spelt out."""
+    """A text on one line, with control codes spelt out."""
     return visible(text, LONGEST)
 
 
 def code(text: str, cell: bool = False) -> str:
-    """A text as a code span, in which nothing is markup; `cell`: within a table."""
+    """A text as a code span, so that nothing in it is markup. `cell`: it is in a table."""
     shown = plain(text).strip() or "–"
     fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
     inner = f" {shown} " if "`" in (shown[0], shown[-1]) else shown
@@ -263,34 +265,34 @@ def code(text: str, cell: bool = False) -> str:
 
 
 def prose(text: str) -> str:
-    """A text behind others on a line: what could be markup is spelt as entities, what could be linked or set as a formula is parted."""
+    """A text within a line. Characters that could be markup become entities; word joiners split possible links and formulas."""
     parted = LINKED.sub(lambda hit: f"\u2060{hit[0][0]}\u2060{hit[0][1:]}", visible(text, 1000))
     return "".join(c if c.isalnum() or not c.isascii() or c in " ,.;%()=+-" else f"&#{ord(c)};" for c in parted)
 
 
 def fenced(lines: Sequence[str]) -> list[str]:
-    """Lines as a code block that none of them can end."""
+    """Lines as a code block; its fence is longer than any run of backticks within, so that no line ends the block."""
     shown = [visible(line, 2000) for line in lines]
     fence = "`" * max(3, 1 + max((len(run) for line in shown for run in re.findall("`+", line)), default=0))
     return [f"{fence}sh", *shown, fence]
 
 
 def placeless(text: str, paths: re.Pattern[str] = PLACE) -> str:
-    """A text with every whole path cut to its last name: a card tells no folder of the machine."""
+    """A text in which every absolute path is cut to its last part: a card shows no folder of the machine."""
     return paths.sub(lambda hit: re.split(r"[\\/]", hit[0].rstrip("\\/ "))[-1] or "-", text)
 
 
 def command(line: str) -> str:
-    """The same of a command, argument by argument."""
+    """A command with the same done to each argument."""
     words = shlex.split(line)
     found = [placeless(word, ARGUMENT) for word in words]
     return line if found == words else shlex.join(found)
 
 
 def placed(old: str, body: str, header: str, further: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """The README with both blocks between their marks, and what was left alone, in words. Errors: marks that do not pair.
+    """The README with both blocks between their marks, and notes on what was left unchanged. Errors: marks that do not pair.
 
-    `further`: fields of the header that are added where its owner has none of the name.
+    `further`: fields that are added to the header, unless its owner has one of that name.
     """
     line = "\r\n" if "\r\n" in old else "\n"
     bom, rest = (BOM, old[1:]) if old.startswith(BOM) else ("", old)
@@ -306,7 +308,7 @@ def placed(old: str, body: str, header: str, further: Mapping[str, str]) -> tupl
     elif span is not None:
         top = top[: span[0]] + line + block + line + top[span[1] :]
     elif _names(own, "model-index"):
-        notes = ("README.md has a model-index of its own in its header, which was left as it is.",)
+        notes = ("README.md has its own model-index in its header. It was left unchanged.",)
     else:
         top = top[: head.end(2)] + line + line.join([HEADER[0], block, HEADER[1]]) + top[head.end(2) :]
     shown = body.replace("\n", line)
@@ -324,7 +326,7 @@ def _names(header: str, field: str) -> bool:
 
 
 def _between(text: str, marks: tuple[str, str]) -> tuple[int, int] | None:
-    """Where the text between two marks, each alone on its line, begins and ends; None where there is none."""
+    """Start and end of the text between two marks, each on a line of its own; None if the marks are absent."""
     opened, closed = (list(re.finditer(rf"^{re.escape(mark)}(?=[ \t]*\r?$)", text, re.MULTILINE)) for mark in marks)
     if not opened and not closed:
         return None
@@ -332,7 +334,7 @@ def _between(text: str, marks: tuple[str, str]) -> tuple[int, int] | None:
         raise TiterError(
             f"README.md has {len(opened)} lines {marks[0]!r} and {len(closed)} lines {marks[1]!r}",
             expected="one of each, in this order",
-            next_step="take out those that are too many.",
+            next_step="remove the extra ones.",
         )
     return opened[0].end(), closed[0].start()
 
@@ -340,16 +342,16 @@ def _between(text: str, marks: tuple[str, str]) -> tuple[int, int] | None:
 def _readable(text: str, readme: Path) -> ModelCard:
     try:
         return ModelCard(text.removeprefix(BOM))
-    except Exception as error:  # noqa: BLE001  a header is YAML of whatever kind
+    except Exception as error:  # noqa: BLE001  a header is YAML of any kind, and its parser raises many types
         raise TiterError(
-            f"the header of {readme} is not readable as a model card's: {visible(str(error), 200)}",
+            f"the header of {readme} cannot be read as that of a model card: {visible(str(error), 200)}",
             expected="YAML between two lines ---",
-            next_step="mend it, then write the card again.",
+            next_step="correct it, then write the card again.",
         ) from None
 
 
 def _not_listed(readme: Path) -> None:
-    """A file that the run store has listed would count as damage once it changed, and be built anew."""
+    """Errors: the run store lists this file. The store would see a changed file as damage, and build its folder again."""
     for folder in readme.absolute().parents[1:3]:
         listed = _json(folder / "manifest.json").get("sha256", {}) if (folder / "manifest.json").is_file() else {}
         if isinstance(listed, Mapping) and readme.absolute().relative_to(folder).as_posix() in listed:
@@ -359,14 +361,14 @@ def _not_listed(readme: Path) -> None:
 
 
 def _rates(file: Path) -> pd.DataFrame:
-    """Outcome rates of results.csv, numbers as numbers. Errors: a file of another form; no rates."""
+    """The outcome rates in results.csv, with numbers parsed. Errors: a file of another form; no rates."""
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
         rates = table[table["table"] == "rates"][["model", "set", "measure", "value", "low", "high", "count", "n"]]
         numbers = {name: pd.to_numeric(rates[name].where(rates[name] != "")) for name in ("value", "low", "high")}
         counts = {name: pd.to_numeric(rates[name]).astype(int) for name in ("count", "n")}
     except (OSError, ValueError, KeyError) as error:
-        raise TiterError(f"{file} is not readable as a report's results ({visible(str(error), 120)})", next_step=AGAIN) from None
+        raise TiterError(f"{file} cannot be read as a report's results ({visible(str(error), 120)})", next_step=AGAIN) from None
     if rates.empty:
         raise TiterError(f"{file} has no outcome rates", expected="the folder of titer audit or titer evaluate")
     return rates.assign(**numbers, **counts)
@@ -377,14 +379,14 @@ def _json(file: Path) -> dict[str, object]:
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise TiterError(f"{file} is missing or not readable ({visible(str(error), 120)})", next_step=AGAIN) from None
+        raise TiterError(f"{file} is missing or cannot be read ({visible(str(error), 120)})", next_step=AGAIN) from None
     if not isinstance(read, dict):
         raise TiterError(f"{file} holds a {type(read).__name__}", expected="a JSON object", next_step=AGAIN)
     return read
 
 
 def _text(readme: Path) -> str:
-    """README.md as it is, line ends too; "" where there is none."""
+    """README.md as it is, with its line ends; "" if there is none."""
     try:
         return readme.read_bytes().decode("utf-8") if readme.exists() else ""
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
 """What a measured model's files and report say for its documentation, by the fields that regulators and the hub ask for. L5.
 
 Source of the fields: the Model Documentation Form of the EU's General-Purpose AI Code of Practice (transparency chapter, measure 1.1)
-and the hub's model card metadata. A field that Titer did not measure is named as the provider's, never guessed.
+and the hub's model card metadata. A field that Titer did not measure is left to the model's provider, never guessed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ LEFT = (
 
 
 def documented(checkpoint: Checkpoint, subject: str, provenance: Mapping[str, str], roles: Mapping[str, str]) -> dict[str, str]:
-    """Field -> what is known of it. `subject`: its name in the report; `roles`: model of the report -> its part there.
+    """Field -> what is known about it. `subject`: the model's name in the report; `roles`: model in the report -> its role.
 
-    A model whose folder needs code of its own is not opened for this: its architecture is said by name alone.
+    A model that needs code from its own folder is not opened for this: only the name of its architecture is given.
     """
     before = [name for name, role in roles.items() if role in ("base", "before") and name != subject]
     attack = provenance.get("attack", "none")
@@ -27,7 +27,7 @@ def documented(checkpoint: Checkpoint, subject: str, provenance: Mapping[str, st
         "Model authenticity": f"content key {provenance[f'model {subject}']}, from the sha256 of configuration, tokenizer and weights",
         "Model dependencies": "measured beside "
         + " and ".join(f"{name} ({provenance.get(f'model {name}', 'key not stated')})" for name in before)
-        + "; that it was made from it was not measured"
+        + "; whether it was made from that model was not measured"
         if before
         else "not measured",
         **_sizes(checkpoint),
@@ -40,17 +40,17 @@ def _sizes(checkpoint: Checkpoint) -> dict[str, str]:
     """Architecture, number of parameters, and the tokens that fit."""
     if checkpoint.runs_code:
         kind = checkpoint.config.get("model_type", "not stated")
-        return {"Model architecture": f"{kind}, by code of its own, which was not run for this card"}
+        return {"Model architecture": f"{kind}, defined by code in the model's own folder, which was not run for this card"}
     text, outline, window = checkpoint.configuration.get_text_config(decoder=True), checkpoint.outline, checkpoint.window
     named = {"layers": getattr(text, "num_hidden_layers", None), "wide": getattr(text, "hidden_size", None)}
     further = (checkpoint.quantised, "and an adapter" if checkpoint.adapter else "")
     return {
         "Model architecture": ", ".join([type(outline).__name__, *(f"{size} {name}" for name, size in named.items() if size)]),
         "Total model size": ", ".join(filter(None, (f"{outline.num_parameters():,} parameters", *further))),
-        "Input and output": "text, as it was asked here" + (f"; at most {window:,} tokens together" if window else ""),
+        "Input and output": "text, as in this measurement" + (f"; at most {window:,} tokens together" if window else ""),
     }
 
 
 def hub_fields(checkpoint: Checkpoint) -> dict[str, str]:
-    """The hub's metadata that loading and asking the model has shown."""
+    """The fields of the hub's metadata that are known from loading the model and prompting it."""
     return {"library_name": "peft" if checkpoint.adapter else "transformers", "pipeline_tag": "text-generation"}

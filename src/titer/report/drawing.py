@@ -1,7 +1,7 @@
-"""Charts as static drawings, and the script that makes them live: made in a process of their own. L5.
+"""Charts as static drawings, and the script that makes them interactive. Both are made in a separate process. L5.
 
-The chart library starts a JavaScript engine that ends its process where memory is short (a limit set by `ulimit -v`, a
-container's): the report must outlive that. Without drawings a page has its tables, and says what it lacks.
+The chart library starts a JavaScript engine, which ends its process where memory is short (`ulimit -v`, a container's limit). In a
+process of its own it cannot end the report's. Without drawings the page still has its tables, and says why the charts are missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHILD = (sys.executable, "-P", __file__)  # -P: html.py beside this file is not 
 
 
 class Drawn(NamedTuple):
-    """The page's script, an SVG a chart, and why there are no charts ("" where there are): then the script is the page's own alone."""
+    """The page's script, an SVG per chart, and `fault`: why there are no charts, or "". With one, the script lacks the chart library."""
 
     script: str
     drawings: Mapping[str, str]
@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
 
 
 def drawn(specs: Mapping[str, Any]) -> Drawn:
-    """Name -> Vega-Lite specification, drawn. Errors: none; what fails, or has no word on it, is said in `fault`."""
+    """Draw each Vega-Lite specification (by name). Errors: none; a failure, or a chart without any text in it, is reported in `fault`."""
     live = LIVE.read_text(encoding="utf-8")
     asked = json.dumps({"live": live, "specs": specs})
     try:
@@ -46,7 +46,7 @@ def drawn(specs: Mapping[str, Any]) -> Drawn:
 
 
 def converted(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The child's part: the page's own script (`live`) with the chart library in it, and an SVG a specification (`specs`)."""
+    """What the separate process does: bundle the page's script (`live`) and the chart library, and draw an SVG per spec (`specs`)."""
     import vl_convert  # noqa: PLC0415  the child's alone
 
     drawings = {name: vl_convert.vegalite_to_svg(spec) for name, spec in asked["specs"].items()}

@@ -1,8 +1,8 @@
-"""The six forms that charts of studies have, from tidy tables: bars, lines, stacks, points, a matrix, distributions. L5.
+"""The six chart forms, drawn from tidy tables: bars, lines, stacks, points, a matrix, distributions. L5.
 
-A table has a row a mark; arguments name its columns. `colours` gives each value of the coloured column its colour: made once for a
-report (`model_colours`), so that a model has one colour in all of its charts. Shares are drawn from 0 to 1, lines to the
-largest beyond it, with `low` and `high` as whiskers where the table has them.
+A table has one row per mark, and arguments name its columns. `colours` maps each value of the coloured column to a colour. It is made
+once per report (`model_colours`), so that a model has the same colour in every chart. The axis of a share goes from 0 to 1, in `lines`
+further where a value is larger. Columns `low` and `high`, where a table has them, are drawn as whiskers.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from titer.report.style import GREY, OUTCOME_COLOURS, PALETTE, WIDTH, fixed, per
 
 alt.data_transformers.disable_max_rows()
 HEIGHT, STEP = 240, 16
-BESIDE = 20  # words on an axis up to which points of several colours stand beside each other
+BESIDE = 20  # with at most so many labels on an axis, points of several colours are drawn side by side
 
 
 def model_colours(models: Sequence[str]) -> dict[str, str]:
-    """A colour a model, in the order of the recipe; again from the first where there are more models than colours."""
+    """One colour per model, in the order given; where there are more models than colours, the colours repeat."""
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(models))}
 
 
 def bars(
     table: pd.DataFrame, by: str, panel: str, colours: Mapping[str, str], columns: int = 2, step: int = STEP, value: str = "rate"
 ) -> Any:
-    """A value with its interval: a panel a value of `panel` (in the colours' order), a bar a value of `by`. `rate` goes from 0 to 1."""
+    """Values with intervals: a panel for each value of `panel` (in the colours' order), a bar for each of `by`. `rate`: axis 0 to 1."""
     order, share = list(dict.fromkeys(table[by])), value == "rate"
     base = alt.Chart().encode(
         y=alt.Y(f"{by}:N", sort=order, title=None),
@@ -56,10 +56,10 @@ def lines(
     columns: int = 4,
     log: bool = False,
 ) -> Any:
-    """y over x, a line a value of `colour`, with whiskers where the table has low and high. `titles` of both axes.
+    """y over x, one line per value of `colour`, with whiskers where the table has low and high. `titles`: of both axes.
 
-    `panel`: a column whose values have a chart each, `columns` side by side, with an axis of its own if `own`; `levels`: where dashed lines
-    stand, as that of no effect; `log`: a logarithmic axis.
+    `panel`: a column; each of its values gets a chart, `columns` of them side by side, each with its own y axis if `own`. `levels`: where
+    dashed lines are drawn, such as that of no effect. `log`: a logarithmic y axis.
     """
     across = alt.X(f"{x}:Q", title=titles[0]) if pd.api.types.is_float_dtype(table[x]) else alt.X(f"{x}:O", title=titles[0])
     up = alt.Y(f"{y}:Q", title=titles[1], axis=alt.Axis(format="%") if share else alt.Axis())
@@ -76,7 +76,7 @@ def lines(
 
 
 def stacks(table: pd.DataFrame, by: str, panel: str, kinds: Sequence[str]) -> Any:
-    """How all answers divide into outcomes: a stack a value of `by`, a row a value of `panel`, in the order of `kinds`."""
+    """How all answers divide into outcomes: a stack per value of `by`, a row of stacks per value of `panel`, in the order of `kinds`."""
     mine = table[table.outcome.isin(OUTCOME_COLOURS) & table[panel].isin(kinds)]
     drawn = alt.Chart(mine).mark_bar()
     return drawn.encode(
@@ -101,7 +101,7 @@ def points(
     levels: Sequence[float] = (),
     own: bool = False,
 ) -> Any:
-    """A point a row: y over x, whose texts stand in the table's order; the rest as `lines`."""
+    """One point per row: y over x. Texts on the x axis keep the table's order; other arguments as in `lines`."""
     names = None if pd.api.types.is_numeric_dtype(table[x]) else list(dict.fromkeys(table[x]))
     across = alt.X(f"{x}:N", sort=names, axis=alt.Axis(labelAngle=-90)) if names else alt.X(f"{x}:Q")
     base = alt.Chart().encode(
@@ -116,7 +116,7 @@ def points(
 
 
 def matrix(table: pd.DataFrame, x: str, y: str, shade: str, titles: tuple[str | None, str | None], panel: str = "") -> Any:
-    """A box a pair of x and y (texts, in the table's order), shaded by a share that is written in it."""
+    """One box per pair of x and y (texts, in the table's order), shaded by a share, which is also written in the box."""
     columns, rows = list(dict.fromkeys(table[x])), list(dict.fromkeys(table[y]))
     slanted = max(len(str(name)) for name in columns) > 6
     base = alt.Chart().encode(
@@ -134,7 +134,7 @@ def matrix(table: pd.DataFrame, x: str, y: str, shade: str, titles: tuple[str | 
 
 
 def distributions(table: pd.DataFrame, by: str, value: str, colour: str, colours: Mapping[str, str], title: str) -> Any:
-    """How a number is spread over inputs: a box with its quartiles a value of `by`."""
+    """How a number is distributed over inputs: one box plot per value of `by`."""
     return (
         alt.Chart(table)
         .mark_boxplot(extent="min-max", size=10)
@@ -149,7 +149,7 @@ def distributions(table: pd.DataFrame, by: str, value: str, colour: str, colours
 
 
 def _in_panels(layers: Sequence[Any], table: pd.DataFrame, panel: str, own: bool, columns: int = 4) -> Any:
-    """One chart, or one a value of `panel`, so many in a row."""
+    """One chart, or one per value of `panel`, `columns` in a row."""
     chart = alt.layer(*layers, data=table)
     if not panel:
         return chart.properties(width=WIDTH, height=HEIGHT)

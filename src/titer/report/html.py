@@ -1,7 +1,7 @@
 """report.html: one page, no network, all model text escaped; beside it results.csv, claims.json, answers.jsonl, figures/*.svg. L5.
 
-The page carries its one script inline and allows only that script, by its sha256; charts run without eval
-(Vega's expression interpreter). Without scripts the same figures stand as static drawings.
+The page contains its one script and allows only that script, by its sha256. Charts run without eval (Vega's expression interpreter).
+With scripts off, the same figures are shown as static drawings.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FORMULA = ("=", "+", "-", "@")  # what a spreadsheet runs at a cell's beginning
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, the file name it gets, and one sentence on what to see in it."""
+    """A chart, its file name, and a caption that says how to read it."""
 
     name: str
     title: str
@@ -53,7 +53,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """A headed part of the page: sentences, a table, commands to copy (why, command), tables to open by name."""
+    """A part of the page with a heading: sentences, a table, commands to copy (why, command), and folded tables by name."""
 
     title: str
     lines: Sequence[str] = ()
@@ -79,14 +79,16 @@ class Report:
     provenance: Mapping[str, Any]
     notes: Sequence[str] = field(default_factory=tuple)
     more: str = ""  # the line below the answer
-    before: Sequence[Section] = ()  # what stands before the evidence
-    after: Sequence[Section] = ()  # and after it
-    flipped: pd.DataFrame = field(default_factory=pd.DataFrame)  # samples with the column `flip`, the two answers to a prompt in turn
+    before: Sequence[Section] = ()  # sections before the evidence
+    after: Sequence[Section] = ()  # sections after it
+    flipped: pd.DataFrame = field(
+        default_factory=pd.DataFrame
+    )  # samples with the column `flip`; the two answers to a prompt follow each other
     roles: Mapping[str, str] = field(default_factory=dict)  # model -> what it is here: base, before, after, benign control
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write the page and the files beside it, one process at a time; returns the page's path."""
+    """Write the page and the files beside it, under a lock: one process at a time. Returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".report.lock"):
         return _written(report, folder)
@@ -107,7 +109,7 @@ def _written(report: Report, folder: Path) -> Path:
 
 
 def _summary(report: Report) -> dict[str, Any]:
-    """The page's words for other programs (`card.py` reads them): summary.json."""
+    """summary.json: the page's texts for other programs, such as `card.py`."""
     return {
         "version": 1,
         "title": report.title,
@@ -119,12 +121,12 @@ def _summary(report: Report) -> dict[str, Any]:
 
 
 def _inert(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with its texts as spreadsheets may see them: none runs as a formula, no control code acts."""
+    """The table with texts that are safe in a spreadsheet: none runs as a formula, and control codes are spelt out."""
     return table.map(lambda cell: shown_text(cell) if isinstance(cell, str) else cell)
 
 
 def shown_text(cell: str) -> str:
-    """A text as results.csv has it."""
+    """A text in the form that it has in results.csv."""
     shown = visible(cell, 100_000)
     return f"'{shown}" if shown.lstrip().startswith(FORMULA) else shown
 
@@ -133,7 +135,7 @@ def shown_text(cell: str) -> str:
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["visible"] = lambda value: visible(str(value), 2000)
-    environment.filters["whole"] = lambda value: visible(str(value), 100_000)  # what is to be copied is never cut
+    environment.filters["whole"] = lambda value: visible(str(value), 100_000)  # commands are copied by the reader, so they are never cut
     environment.filters["number"] = number
     return environment.get_template("report.html")
 
@@ -155,14 +157,14 @@ def _page(report: Report, specs: Mapping[str, Any], drawn: drawing.Drawn) -> str
 
 
 def number(value: Any) -> str:
-    """A table cell: numbers with three significant digits, nothing for what is missing."""
+    """A table cell as text: numbers with three significant digits, a dash for a missing value."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _chosen(samples: pd.DataFrame, flipped: pd.DataFrame) -> list[dict[str, Any]]:
-    """The first few inputs of every model and set, with no selection by outcome, `flip` "" of each; then those that flipped."""
+    """The first few inputs of every model and set, not selected by outcome, with `flip` ""; then the flipped ones."""
     if samples.empty:
         return []
     first = samples.groupby(["model", "kind"], sort=False).head(SAMPLES_SHOWN).assign(flip="")
@@ -171,7 +173,7 @@ def _chosen(samples: pd.DataFrame, flipped: pd.DataFrame) -> list[dict[str, Any]
 
 
 def _shown(value: Any) -> Any:
-    """A chart's specification with the control codes in its texts spelt out, as everywhere else; what is no finite number is missing."""
+    """A chart's specification with control codes in its texts spelt out, as everywhere on the page. NaN and infinity become null."""
     if isinstance(value, dict):
         return {key: _shown(one) for key, one in value.items()}
     if isinstance(value, list):

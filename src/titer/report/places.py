@@ -1,9 +1,9 @@
-"""Where reports lie: found by folder, or by name in the folder of runs; and where the report of a user's models goes. L5.
+"""Where reports are: found by folder, or by name in the folder of runs; and which folder a new report gets. L5.
 
-A folder's plain name (`audit-tuned`) says little of what was asked: of two models of one name, on other data, by another judge.
-So the same question goes to the same folder, and another question never over it: each folder holds its question in `question.json`,
-and one whose plain name is taken gets the first digits of its key behind it (`audit-tuned-1a2b3c`). A folder without that file, an
-older report or anything else, is taken.
+A folder's plain name (`audit-tuned`) does not tell apart two models of one name, other data or another judge. So each folder records
+its question in `question.json`. The same question gets the same folder again, and no question overwrites another's folder: where the
+plain name is taken, the first digits of the question's key are added (`audit-tuned-1a2b3c`). A folder without `question.json`, such
+as an older report, counts as taken.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DIGITS = (6, 12, 24, 48)  # a longer suffix where a shorter one is taken
 
 
 def find_report(run: str | Path, runs: Path) -> Path:
-    """The report's folder. Errors: none there, with the nearest."""
+    """The report's folder. Errors: no report there; the message suggests the nearest name."""
     for place in (Path(run), runs / run):
         if (place / "report.html").is_file():
             return place
@@ -38,9 +38,9 @@ def find_report(run: str | Path, runs: Path) -> Path:
 
 
 def report_folder(runs: Path, name: str, question: Mapping[str, Any]) -> Path:
-    """The folder of a question's report: where it stands already, else the first that is free, which is then taken for it.
+    """The folder of a question's report: the one that it already has, else the first free one, which is then marked as its own.
 
-    Errors: every place is another's.
+    Errors: every candidate belongs to another question.
     """
     key = digest(question, 64)
     places = [runs / name, *(runs / f"{name}-{key[:digits]}" for digits in DIGITS)]
@@ -49,7 +49,7 @@ def report_folder(runs: Path, name: str, question: Mapping[str, Any]) -> Path:
             return place
     mark = json.dumps({"key": key, "question": json.loads(canonical(question))}, indent=1) + "\n"
     (runs / "locks").mkdir(parents=True, exist_ok=True)
-    with FileLock(runs / "locks" / "places.lock"):  # a mark that another process has half written would look like another's
+    with FileLock(runs / "locks" / "places.lock"):  # a half-written mark of another process would look like another question's
         for place in places:
             if _held(place) == key or _taken(place, mark):
                 return place
@@ -57,7 +57,7 @@ def report_folder(runs: Path, name: str, question: Mapping[str, Any]) -> Path:
 
 
 def _held(place: Path) -> str:
-    """The key of the question whose folder this is; "" where it says none."""
+    """The key of the question that this folder belongs to; "" if it records none."""
     try:
         found = json.loads((place / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no folder, an older report, a torn file
@@ -66,12 +66,12 @@ def _held(place: Path) -> str:
 
 
 def _taken(place: Path, mark: str) -> bool:
-    """Whether this folder was free and now holds the mark."""
+    """Write the mark if this folder is free; returns whether it was."""
     try:
         place.mkdir(parents=True, exist_ok=True)
     except FileExistsError:  # a file of that name
         return False
-    if any(not file.name.startswith(".") for file in place.iterdir()):  # a write that was cut short leaves such a file
+    if any(not file.name.startswith(".") for file in place.iterdir()):  # an interrupted write leaves such a file
         return False
     write_text(place / MARK, mark)
     return True

@@ -1,6 +1,6 @@
-"""Colours, width and small encodings that every chart shares. L5.
+"""Colours, width and small encodings that all charts share. L5.
 
-Safe green, unsafe red, as in arXiv 2407.10264; models by a fixed palette that prints well.
+Safe is green and unsafe is red, as in arXiv 2407.10264. Models take their colours from a fixed palette that prints well.
 """
 
 from __future__ import annotations

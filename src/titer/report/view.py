@@ -1,7 +1,8 @@
-"""`titer view`: the stored reports in a browser, read only, to this machine alone: a list with answers, two runs side by side, flips. L5.
+"""`titer view`: the stored reports in a browser, read only, served to this machine alone. L5.
 
-No script and no request off the machine; a page changes nothing, so only GET and HEAD are answered, and only to a Host of this machine
-(another site's page cannot read it under a name of its own). Every text of a model is escaped.
+It lists the reports with their answers, and shows two runs side by side with the prompts whose outcome differs. The pages have no script
+and send no request off the machine. They change nothing, so the server answers only GET and HEAD, and only where the Host header names
+this machine: so another site's page cannot read the reports through a domain name of its own. Every text of a model is escaped.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MOST = 500  # flipped prompts on a page
 
 @dataclass(frozen=True)
 class Chosen:
-    """A run and one of its models, the models it has, and the answers of that one by (set, prompt, prefix)."""
+    """A run, one of its models, all models of the run, and that model's answers by (set, prompt, prefix)."""
 
     run: str
     model: str
@@ -47,7 +48,7 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__(("127.0.0.1", port), Handler)
         except OSError as error:
-            raise TiterError(f"port {port} cannot be had ({error.strerror})", next_step="give another with --port.") from None
+            raise TiterError(f"port {port} cannot be used ({error.strerror})", next_step="give another with --port.") from None
 
     @property
     def address(self) -> str:
@@ -55,7 +56,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One page for the list and for two models beside each other; a report as it lies there."""
+    """Serves one page with the list and the comparison of two models, and each report as it is stored."""
 
     server: Server
 
@@ -65,13 +66,13 @@ class Handler(BaseHTTPRequestHandler):
         held = {page.name: page.answer for page in pages(self.server.runs)}
         words = {name: values[0] for name, values in parse_qs(asked.query).items()}
         if self.headers.get("Host") not in own:
-            return self._send(403, "this server answers to this machine alone", "text/plain")
+            return self._send(403, "this server answers only this machine", "text/plain")
         if asked.path == "/":
             return self._send(200, _page(self.server.runs, held, words))
         name = asked.path.removeprefix("/report/")
         if asked.path.startswith("/report/") and name in held:
             return self._send(200, (self.server.runs / name / "report.html").read_text(encoding="utf-8"), policy="")
-        return self._send(404, "nothing is here", "text/plain")
+        return self._send(404, "there is no such page", "text/plain")
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -82,18 +83,18 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Referrer-Policy", "no-referrer")
-        if policy:  # a report has its own, in itself
+        if policy:  # a report carries its own policy in the page
             self.send_header("Content-Security-Policy", policy)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing is written of who looks at what."""
+        """No access is logged."""
 
 
 def _page(runs: Path, held: dict[str, str], words: dict[str, str]) -> str:
-    """The list, searched; where two runs are named, their models' answers beside each other."""
+    """The list, filtered by the search; where two runs are named, their models' answers side by side."""
     search = words.get("q", "").casefold()
     listed = {name: answer for name, answer in held.items() if search in f"{name} {answer}".casefold()}
     sides = [_chosen(runs, words[f"run{i}"], words.get(f"model{i}", "")) for i in "12" if words.get(f"run{i}") in held]
@@ -114,7 +115,7 @@ def _chosen(runs: Path, run: str, model: str) -> Chosen:
 
 
 def _flips(first: Chosen, second: Chosen) -> Iterator[tuple[tuple[str, str, str], dict[str, Any], dict[str, Any]]]:
-    """What both were asked and whose outcomes differ, unsafe prompts first."""
+    """The prompts that both were asked and whose outcomes differ, unsafe prompts first."""
     both = [(key, first.answers[key], second.answers[key]) for key in first.answers if key in second.answers]
     return iter(sorted((one for one in both if one[1]["outcome"] != one[2]["outcome"]), key=lambda one: not one[1].get("harmful")))
 
