@@ -154,7 +154,7 @@ def test_a_model_with_code_of_its_own_is_described_without_running_it(audited: P
     (model / "config.json").write_text(json.dumps({**config, **own}))
     (model / "own.py").write_text("raise SystemExit('it ran')\n")
     shown = documented(resolve(str(model), trusted=True), "own", {"model own": "k"}, {})
-    assert shown["Model architecture"] == "own, by code of its own, which was not run for this card"
+    assert shown["Model architecture"] == "own, defined by code in the model's own folder, which was not run for this card"
     assert "Total model size" not in shown
 
 
