@@ -1,6 +1,6 @@
-"""What the site has beside docs/: the README as its first page, and the reference, from --help and from docstrings.
+"""The pages that the site has besides docs/: the README as its first page, and the reference, made from --help and docstrings.
 
-mkdocs calls the functions named `on_...` (mkdocs.yml, hooks). None of these pages is kept in the repository.
+mkdocs calls the functions named `on_...` (mkdocs.yml, hooks). These pages are not stored in the repository.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from titer.core import plugins
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 110
-BASES = (  # what a plug-in of one's own is written against, and what stands in other trainers
+BASES = (  # the base classes for plug-ins, and the classes for other trainers
     "titer.methods.base",
     "titer.repairs.base",
     "titer.decoders.base",
@@ -51,9 +51,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_post_page(output: str, page: Any, config: MkDocsConfig) -> str:
-    """A page that would ask for something outside of the site is an error."""
+    """A page that loads anything from outside the site is an error."""
     if found := OUTSIDE.search(output):
-        raise PluginError(f"{page.file.src_uri} asks the network: {found[0]}")
+        raise PluginError(f"{page.file.src_uri} loads something from the network: {found[0]}")
     return output
 
 
@@ -62,8 +62,8 @@ def _read(name: str) -> str:
 
 
 def _commands() -> Iterator[str]:
-    """What every command says under --help."""
-    yield "# Commands\n\nExit status of each: 0 done, 1 failed, 2 wrong input; of an audit with limits also 3 and 4 ([gate](../gate.md)).\n"
+    """The --help text of every command."""
+    yield "# Commands\n\nExit status: 0 done, 1 failed, 2 wrong input. An audit with limits adds 3 and 4 ([gate](../gate.md)).\n"
     yield from _helped(typer.main.get_command(app), "titer", None)
 
 
@@ -75,8 +75,8 @@ def _helped(command: Any, name: str, parent: Any) -> Iterator[str]:
 
 
 def _python() -> Iterator[str]:
-    """titer.api with the words that its functions take as they run, then the bases of plug-ins from their source."""
-    yield "# Python\n\n[How to use it](../python.md). A word means what the option of that name means on the [command line](commands.md).\n"
+    """titer.api with the arguments that its functions take, then the base classes of plug-ins from their source."""
+    yield "# Python\n\n[How to use it](../python.md). Arguments mean the same as the options of the [command line](commands.md).\n"
     for name in sorted(api.__all__, key=str.swapcase):  # functions first, then records
         own = getattr(api, name)
         words = [str(one.replace(annotation=Parameter.empty)) for one in signature(own).parameters.values()]
@@ -87,7 +87,7 @@ def _python() -> Iterator[str]:
 
 
 def _plugins() -> Iterator[str]:
-    """What `titer show` says of each."""
+    """What `titer show` prints for each plug-in."""
     yield "# Methods, repairs, decoders, attacks, judges, probes, studies\n\nWhat `titer show NAME` prints.\n"
     for kind, names in plugins.listed().items():
         yield f"## {kind.capitalize()}\n"
