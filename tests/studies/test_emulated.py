@@ -48,7 +48,7 @@ def test_a_run_sweeps_every_model_and_its_ends_are_the_two_models(tmp_path: Path
         for alpha, plain in ((-1.0, model), (0.0, OPEN)):
             mine = swept[(swept.model == model) & (swept.alpha == alpha)].set_index(keys).rate
             assert mine.to_dict() == rates[rates.model == plain].set_index(keys).rate.to_dict()
-    assert "The ED gap of aligned for 2 steps is" in page.read_text(encoding="utf-8")
+    assert "The ED gap of the model aligned for 2 steps is" in page.read_text(encoding="utf-8")
 
 
 def evidence(gap: float, benign: float, weak: float, garbage: float, amplified: float, cost: float, seed: int) -> Found:

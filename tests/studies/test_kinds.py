@@ -99,7 +99,7 @@ def test_a_tiny_run_audits_every_kind_and_reports(name: str, tmp_path: Path, mon
     assert set(table.made) - made == further[name]
     assert table.set_index("made").kind[["nothing", "rounding"]].tolist() == ["nothing", "rounding"]
     assert set(table.kind) <= {*KINDS, UNKNOWN}
-    assert answer.startswith("Of 7 models of 7 known kinds an audit named ")
+    assert answer.startswith("Of 7 models of 7 known kinds, audits named ")
     claims = {one["name"]: one["verdict"] for one in json.loads((page.parent / "claims.json").read_text())["claims"]}
     assert len(claims) == 4
     assert (claims["a code is seen"] == "not testable") == (name == "risk")

@@ -147,6 +147,6 @@ def test_the_study_leaves_a_report_with_every_claim(tmp_path: Path) -> None:
     told = json.loads(page.with_name("claims.json").read_text(encoding="utf-8"))["claims"]
     assert {one["name"] for one in told} == {one.name for one in SafeMDP().claims(QUICK)}
     assert all(one["value"] is not None for one in told)
-    assert answer.startswith("The GRU tells ")
+    assert answer.startswith("The GRU classifies ")
     assert set(pd.read_csv(page.with_name("results.csv")).seed) == {0, 1}
     assert price(order, Store(tmp_path))[1] == "no model is trained: all is measured"

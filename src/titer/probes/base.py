@@ -20,7 +20,7 @@ GRAM_FROM = 512  # from this smaller side on, singular vectors come from the Gra
 
 
 def enough(safe: Sequence[Example], unsafe: Sequence[Example]) -> None:
-    """Errors: fewer than four prompts of a class, of which no two halves can be made."""
+    """Errors: fewer than four prompts of a class, too few to be split in halves."""
     for name, examples in (("safe", safe), ("unsafe", unsafe)):
         if len(examples) < 4:
             raise TiterError(f"{len(examples)} {name} prompts", expected="at least 4 of each class, for two halves of it")
@@ -39,7 +39,7 @@ def over_comply(
 def thin_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(U (m, k), S (k,), V (d, k)), k the smaller side; large matrices through the Gram matrix of that side.
 
-    There singular values below about 1e-7 of the largest are lost in float64's square, which no share of energy sees.
+    The Gram matrix loses singular values below about 1e-7 of the largest (float64, squared); no share of energy is affected.
     """
     if min(matrix.shape) < GRAM_FROM:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)

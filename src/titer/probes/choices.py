@@ -1,8 +1,8 @@
 """Which option does the model find likeliest? Multiple choice by log-likelihood, without any text being generated.
 
 The prompt is the question with its lettered options, and each letter is an answer (MMLU, arXiv 2009.03300). An answer's log-probability
-is the sum over its tokens behind the prompt, its end token left out. A question counts as right only if the right option beats every
-other: a tie is no choice. Where every option is one token, one forward pass a question serves them all.
+is the sum over its tokens after the prompt, without the end token. A question counts as right only if the right option beats every
+other; a tie counts as wrong. Where every option is one token, one forward pass per question is enough for all of them.
 Shapes: B rows, T tokens, K kept places, V vocabulary.
 """
 
@@ -49,7 +49,7 @@ def choices(lm: LM, questions: Sequence[Question], batch_tokens: int = BATCH_TOK
 
 
 def picked(table: pd.DataFrame) -> pd.DataFrame:
-    """Per question of `choices`' table: options (a list, those that are likeliest), right (whether that is the right one alone)."""
+    """Per question in the table of `choices`: options (a list of the likeliest), right (whether the right one alone is likeliest)."""
     rows = []
     for question, own in table.groupby("question", sort=True):
         best = own[own.total == own.total.max()]

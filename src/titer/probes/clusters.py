@@ -3,11 +3,11 @@
 Site: mlp_act (what enters the MLP's down projection; post-GELU on the world) at the end of the prompt.
 score(x) = ||a - mu_unsafe|| - ||a - mu_safe||, positive = nearer the safe centroid. Each half of the inputs is
 scored by the other half's centroids, so no input is near a centroid because it helped to make it.
-Beside it the paper's tau (arXiv 2407.10264, section 5.1): mean over the first ten answer positions,
-teacher-forced with the compliant answers, centroids of the same inputs; without reference answers tau is
-taken at the end of the prompt, as in the paper's Llama experiments. `shuffled` is the control: the same with the
-labels dealt anew, centroids and all.
-Shapes: n inputs a class, D width.
+The paper's tau is computed too (arXiv 2407.10264, section 5.1): mean over the first ten answer positions,
+teacher-forced with the compliant answers, with centroids of the same inputs. Without reference answers, tau is
+computed at the end of the prompt, as in the paper's Llama experiments. `shuffled` is the control: everything again,
+centroids included, with shuffled labels.
+Shapes: n inputs per class, D width.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from titer.models.lm import LM
 from titer.probes.base import enough, held_out_scores, over_comply, taus
 
 VERSION = 2
-ROUNDS = 50  # deals of the labels
+ROUNDS = 50  # shuffles of the labels
 
 
 def clusters(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
@@ -51,9 +51,9 @@ def clusters(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.D
 
 
 def shuffled(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int = 0, rounds: int = ROUNDS) -> pd.DataFrame:
-    """Per round and layer (from 1): d_prime and auroc of held-out scores where the labels were dealt anew, one deal for all layers.
+    """Per round and layer (from 1): d_prime and auroc of held-out scores with shuffled labels, one shuffle for all layers.
 
-    The centroids are those of the dealt classes, so whoever picks the best layer has here the freedom that they have there.
+    The centroids are those of the shuffled classes. So the best of these layers is chosen with the same freedom as the best real one.
     """
     layers = lm.sites.having("mlp_act")
     names = [f"mlp_act[{i}]" for i in layers]

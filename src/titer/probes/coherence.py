@@ -1,8 +1,8 @@
-"""Are texts language at all? How likely an unmoved model finds each, without its prompt, and how much it repeats itself.
+"""Are texts language at all? How likely an unchanged model finds each without its prompt, and how much it repeats itself.
 
-Far from a model's weights answers become soups of tokens, which a judge of phrases takes for compliance: half of the "jump" of a safety
-landscape (arXiv 2405.17374; its authors answer with perplexity). nll is the mean negative log-likelihood of a
-text's tokens after the first, under the given model and without the prompt: what is asked is whether it is language, not whether it fits.
+Far from a model's weights, answers become token soup, which a judge of phrases takes for compliance. That is half of the "jump" of a safety
+landscape (arXiv 2405.17374; its authors use perplexity against it). nll is the mean negative log-likelihood of a text's tokens after the
+first, under the given model and without the prompt, because the question is whether the text is language, not whether it fits the prompt.
 Calibration: the same texts with their tokens shuffled. Shapes: n texts, T tokens, V vocabulary.
 """
 
@@ -31,7 +31,7 @@ DISTINCT = 1 / 3  # share of distinct tokens below which a text repeats itself
 
 
 class Calibration(NamedTuple):
-    """The nll above which a text is no language (inf: the model cannot tell), and how well texts and their shuffles part."""
+    """The nll above which a text is not language (inf: the model cannot tell), and how well texts and shuffled texts separate."""
 
     limit: float
     auroc: float
@@ -44,7 +44,7 @@ def coherence(lm: LM, texts: Sequence[str]) -> pd.DataFrame:
 
 
 def calibration(lm: LM, texts: Sequence[str], seed: int = 0) -> Calibration:
-    """The limit half-way between the median nll of `texts`, which are language, and of their tokens in random order."""
+    """The limit: half-way between the median nll of `texts`, which are language, and that of the same tokens in random order."""
     rows = [row for row in _rows(lm, texts) if len(row) > 2]
     rng = np.random.default_rng(seed)
     ordered, shuffled = measured(lm, rows).nll, measured(lm, [rng.permutation(row).tolist() for row in rows]).nll
@@ -54,7 +54,7 @@ def calibration(lm: LM, texts: Sequence[str], seed: int = 0) -> Calibration:
 
 
 def broken(table: pd.DataFrame, limit: float) -> pd.Series:
-    """Which texts are no language: less likely than the limit, or a few tokens over and over."""
+    """Which texts are not language: less likely than the limit, or a few tokens repeated."""
     return (table.nll > limit) | ((table.tokens >= FEW) & (table.distinct < DISTINCT))
 
 

@@ -1,10 +1,10 @@
 """Where does the change of the first MLP matrix act? dW = W_tuned - W_base of mlp_up, per layer.
 
-Per input: gain ||dW a|| / ||a|| with a the tuned model's MLP input at the end of the prompt, and the share of
-dW a that lies in the left null space of W_base. Per layer: the share of dW itself there, its relative norm and
-stable rank. Each beside a random dW with the same singular values (control). The left null space is that of
+Per input: gain ||dW a|| / ||a||, where a is the tuned model's MLP input at the end of the prompt, and the share of
+dW a that is in the left null space of W_base. Per layer: the share of dW itself there, its relative norm and
+stable rank. The control of each is a random dW with the same singular values. The left null space is that of
 the best approximation of W_base that keeps `energy` of its squared singular values.
-Of a mixture of experts every expert reads a, routed to it or not: squares are summed over the experts, ranks are means over them.
+In a mixture of experts, a is given to every expert, routed or not; squares are summed over the experts, ranks averaged.
 Source: arXiv 2407.10264, sections 5.2 and 5.3 (figures 4 and 5). Shapes: W (m, d), a (n, d), A (m, r).
 """
 

@@ -3,8 +3,8 @@
 h is the output of a layer's attention (option: of its block) on prompt + answer as alignment trained them, dh = h_tuned - h_ref.
 official: sum of ||dh||^2 over tokens, l2 its root, norm the mean over tokens of ||dh|| / ||h_ref||, cosine that of h_tuned and
 h_ref. Source: arXiv 2402.01109 (Vaccine), section 3.2, figures 2 and 3; official is what its code prints, a sum of squares.
-Padding never counts (the official code adds it in), so official is a function of the examples and not of their batches; it
-grows with tokens and layers and compares only over the same ones; the official code's is of 50 examples. That drift causes the break
+Padding never counts (the official code includes it), so `official` depends on the examples and not on their batches. It
+grows with tokens and layers, so compare it only over the same ones; the official code uses 50 examples. That drift causes the break
 is the paper's conjecture. Shapes: B examples, T tokens, D width.
 """
 
@@ -42,9 +42,9 @@ def drift(
 ) -> pd.DataFrame:
     """Per layer (from 1) and part (prompt, answer, all tokens): official, l2, norm, cosine, tokens. Totals: `whole`.
 
-    A token is of the answer if it is one of the answer's own, its end included; the prompt's last token, which predicts the
-    first of them, is the prompt's. Held at once: the reference's activations of one batch; the tuned model's are compared as
-    they come. Errors: no example, one without the answer, one beyond the window; models of unlike tokens, layers or widths.
+    The answer's tokens include its end token. The prompt's last token, which predicts the first of them, belongs to the prompt.
+    Only the reference's activations of one batch are held at once; the tuned model's are compared as they are computed. Errors: no example,
+    one without the answer, one beyond the window; models of unlike tokens, layers or widths.
     """
     if site not in SITES:
         unknown("site of drift", site, SITES)

@@ -2,8 +2,8 @@
 
 Abliteration (arXiv 2406.11717, section 4.1) is W <- W - s r r^T W in attention's output, the MLP's down matrix, the embedding. So of
 each dW (m, d): the share of its energy in rank 1, s_1^2 / ||dW||^2, with left vector u; `removed`, 1 - ||u^T W'|| / ||u^T W||; `own`,
--cos(u^T dW, u^T W): 1 where dW takes from what W wrote there, whatever the strength; `rest`, the same outside u, where scaling and
-pruning take too. A tune, even of rank 1, has no cause to have `own` near 1. Beside it what a random change of the shape shows, drawn.
+-cos(u^T dW, u^T W): 1 if dW removes what W wrote along u, whatever the strength; `rest`, the same outside u, where scaling and
+pruning remove something too. A tune, even of rank 1, has no reason to have `own` near 1. Random changes of the same shape are the null.
 Singular vectors: a randomised SVD (torch.svd_lowrank) of `WIDE` columns. Titer's own measure; docs/deviations.md says where it is blind.
 Shapes: W (m, d), m the stream's width; N matrices; L layers.
 """
@@ -40,9 +40,8 @@ class Prints(NamedTuple):
 def edit_fingerprint(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> Prints:
     """A row a matrix: site, layer (0: the embedding), relative_norm, share, share_random, removed, own, own_random, rest, edited.
 
-    `edited`, a direction was taken out: rank 1 and `own` exceed what random changes show, more than half of the change along u takes from
-    what was written there, and outside u it takes half as squarely at most. NaN and False where nothing changed. Errors: no layer has
-    such a matrix.
+    `edited`: a direction was removed. Three conditions: `share` exceeds what random changes show; `own` exceeds it too, and its square
+    exceeds a half; `rest` is at most half of `own`. Where nothing changed: NaN, and False. Errors: no layer has such a matrix.
     """
     rows, left = [], []
     for site, layer, weight, change in _writing(base, tuned, sites):
@@ -109,7 +108,7 @@ def by_chance(rows: int, columns: int) -> tuple[float, float]:
 
 
 def common(left: torch.Tensor) -> tuple[float, float]:
-    """(mean |cos| of unit vectors (N, m) with their leading direction, what as many random ones stay below 19 times of 20)."""
+    """(mean |cos| of unit vectors (N, m) with their leading direction, the value that 95 % of sets of as many random ones stay below)."""
     generator = torch.Generator().manual_seed(0)
     random = [_agreement(torch.nn.functional.normalize(torch.randn(left.shape, generator=generator), dim=1)) for _ in range(20)]
     return _agreement(left), max(random)

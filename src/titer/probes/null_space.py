@@ -1,9 +1,9 @@
-"""Does the change's column space lie in the left null space of the base weights? Vector by vector.
+"""Is the change's column space in the left null space of the base weights? Checked vector by vector.
 
 For the left singular vectors u_i of dW (those that hold `DELTA` of its squared singular values): ||P_N u_i|| with
 P_N = I - A_r A_r^T, A_r the base weight's left singular vectors at 90 %, 99 % and all of its energy.
-A random unit vector scores high too where rows outnumber columns: ||P_N u||^2 follows Beta((m-r)/2, r/2), whose mean
-and 99th percentile stand beside. Source: arXiv 2407.10264, section 5.2 (figure 4). Shapes: W (m, d).
+Where rows outnumber columns, a random unit vector scores high too: ||P_N u||^2 follows Beta((m-r)/2, r/2), whose mean
+and 99th percentile are reported with each value. Source: arXiv 2407.10264, section 5.2 (figure 4). Shapes: W (m, d).
 """
 
 from __future__ import annotations

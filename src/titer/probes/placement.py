@@ -1,9 +1,9 @@
-"""Where do jailbreaks sit between safe and unsafe requests? Every set against the centroids of the two classes.
+"""Where are jailbreaks between safe and unsafe requests? Every set is measured against the centroids of the two classes.
 
-Per input and layer: tau (the paper's, over the first ten answer positions, or where some input has no answer at the end
-of the prompt as in its Llama experiments), score (the held-out form, at the end of
-the prompt; classes are scored by the other half's centroids, other sets by those of all inputs), and with a base the
-gain ||dW a|| / ||a|| of the first MLP matrix, beside a random dW of equal singular values.
+Per input and layer: tau (the paper's, over the first ten answer positions; if some input has no answer, at the end of the
+prompt, as in its Llama experiments); score (the held-out form, at the end of the prompt: the two classes are scored with
+the other half's centroids, other sets with those of all inputs); and, if a base is given, the gain ||dW a|| / ||a|| of
+the first MLP matrix, with that of a random dW of equal singular values.
 Source: arXiv 2407.10264, sections 5.1, 5.3, 5.5 (figures 3, 5, 7). Shapes: n inputs, D width.
 """
 
@@ -51,7 +51,7 @@ def placement(lm: LM, sets: Sets, base: Checkpoint | None = None, tuned: Checkpo
 
 
 def against(sets: Mapping[str, torch.Tensor], held_out: bool) -> dict[str, torch.Tensor]:
-    """Each set's distance to the unsafe minus that to the safe centroid, (n,)."""
+    """Each set's distance to the unsafe centroid minus that to the safe one, (n,)."""
     centres = sets["safe"].mean(0), sets["unsafe"].mean(0)
     found = {kind: distance_score(a, *centres) for kind, a in sets.items()}
     if held_out:

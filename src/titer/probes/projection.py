@@ -1,9 +1,9 @@
-"""Where do several models put the same inputs? Embeddings of the last layer of all of them, in one plane.
+"""Where do several models put the same inputs? Their last-layer embeddings, drawn in one plane.
 
-Source: arXiv 2402.01109 (Vaccine), figure 4. The paper draws t-SNE, which moves far points as it likes; this is PCA, fitted on
-all models' embeddings together: a rotation and a cut, so a distance in the plane is never longer than the true one, lengths
-compare between models, and `share_x`, `share_y` say how much of the variance is seen. One fit for all, because planes fitted
-apart have axes of their own. Shapes: n inputs, D width, N = models x inputs points.
+Source: arXiv 2402.01109 (Vaccine), figure 4. The paper uses t-SNE, which does not preserve distances between far points. This is PCA,
+fitted on all models' embeddings together: a rotation and a projection. So a distance in the plane is never longer than the true one,
+lengths can be compared between models, and `share_x`, `share_y` say how much of the variance is shown. There is one fit for all models,
+because separately fitted planes have different axes. Shapes: n inputs, D width, N = models x inputs points.
 """
 
 from __future__ import annotations

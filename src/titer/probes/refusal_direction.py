@@ -1,13 +1,13 @@
 """The refusal direction of each layer: mean activation of harmful prompts minus that of harmless ones; how far tuning rotated it.
 
 Site: the residual stream after each block, at the prompt's last token. Source: arXiv 2406.11717, section 2.3 (difference in means; its
-steering and ablation are not measured here). A direction is an estimate from few prompts, so beside it stand the
-cosine between directions of disjoint halves (mean over random splits of each class, and what Spearman and Brown's formula makes of it for
-the whole sets), and the same with shuffled labels, whose norm is what chance gives. Between two models: the cosine per
-layer, and that between disjoint halves with its ceiling sqrt(split-half a * split-half b), the most that noise allows.
-Of many layers some exceed their ceiling by chance: `unturned` draws what two models of one direction would show with this
-noise, all layers at once, and `limits` says what the largest of them stays below (max-T, single step; Westfall and Young 1993).
-Layers count from 1. Shapes: n prompts, S splits, L layers, D width, R rounds.
+steering and ablation are not measured here). A direction is an estimate from few prompts, so its noise is measured too: the cosine
+between directions of disjoint halves (mean over random splits of each class, and its Spearman-Brown correction for the whole sets), and
+the same with shuffled labels, whose norm is what chance gives. Between two models: the cosine per layer, and the cosine between disjoint
+halves with its ceiling sqrt(split-half a * split-half b), the largest value that noise allows.
+Among many layers some exceed their ceiling by chance. So `unturned` simulates what two models with the same direction would show with this
+noise, in all layers at once, and `limits` gives the value that the largest excess stays below (max-T, single step; Westfall and Young
+1993). Layers count from 1. Shapes: n prompts, S splits, L layers, D width, R rounds.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RefusalDirections:
 
 
 def measured(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int = 0, splits: int = SPLITS) -> RefusalDirections:
-    """The directions of one model, of the whole sets, of random halves and with shuffled labels.
+    """One model's directions: from the whole sets, from random halves, and with shuffled labels.
 
     Errors: fewer than four prompts in a class.
     """

@@ -1,6 +1,6 @@
 """Which inputs does the change read? Scores along the right singular vectors of dW of the first MLP matrix.
 
-Of a mixture of experts dW is that of all experts, stacked: they read one input.
+In a mixture of experts, dW is that of all experts stacked, because they read the same input.
 score_j(x) = sigma_j |<a(x), v_j>| / ||a(x)||, a the tuned model's MLP input at the end of the prompt.
 Source: arXiv 2407.10264, section 5.3 (figure 5: the first 15 directions). Shapes: dW (m, d), a (n, d).
 """

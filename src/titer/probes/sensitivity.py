@@ -2,7 +2,7 @@
 
 g(x) = || d max_k z_k / d E ||_F: gradient of the largest logit at the end of the prompt with respect to the
 embeddings of the tokens before it. Source: arXiv 2407.10264, section 5.4 (figure 6).
-One backward pass a batch: the gradient of the sum of the batch's maxima falls apart into the examples' own.
+One backward pass per batch is enough: the gradient of the sum of the batch's maxima separates into the examples' own.
 Shapes: B prompts, T tokens, D width.
 """
 

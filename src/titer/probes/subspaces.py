@@ -1,11 +1,10 @@
-"""Does the change live in the left null space of the base weights, and does what was learned need that part? First MLP matrix, per layer.
+"""Is the change in the left null space of the base weights, and does what was learned need that part? First MLP matrix, per layer.
 
-The share of any vector or matrix in a subspace is to be read against the subspace's dimension: the null space of W_base that the paper
-takes (what its best approximation of 90 % of the energy leaves) is most of the space, so a random change has most of itself there.
-Two looks that the paper has not: the change of the pre-activations z = W a on given inputs, of which dW a is only a part, and the tuned
-model with a part of dW alone (its columns projected onto the null space, onto the column space, or onto random subspaces of as many
-dimensions), whose answers a study then judges.
-Source: arXiv 2407.10264, section 5.2 (figure 4); the two looks are Titer's. Shapes: W (m, d), a (n, d), P (m, m).
+A share in a subspace must be compared with the subspace's dimension. The null space that the paper uses (what the best approximation with
+90 % of W_base's energy leaves out) is most of the space, so most of any random change is in it too. Two measures are new here. One is the
+change of the pre-activations z = W a on given inputs, of which dW a is only a part. The other is the tuned model with only a part of dW
+(its columns projected onto the null space, the column space, or random subspaces of as many dimensions); a study then judges that model's
+answers. Source: arXiv 2407.10264, section 5.2 (figure 4); the two new measures are Titer's. Shapes: W (m, d), a (n, d), P (m, m).
 """
 
 from __future__ import annotations
@@ -32,7 +31,8 @@ PARTS: tuple[Part, ...] = ("none", "null", "column", "random as null", "random a
 
 
 def subspaces(base: Checkpoint, tuned: Checkpoint, lms: Sequence[LM], examples: Sequence[Example]) -> pd.DataFrame:
-    """layer, of (weights: dW; inputs: the change of z at the end of the prompts), share in the null space, dimension (its share of m).
+    """layer, of (weights: dW; inputs: the change of z at the ends of the prompts), share in the null space, dimension (the null space's
+    share of m).
 
     `lms`: base and tuned loaded. Biases are left out of z. Errors: mixtures of experts, whose inputs are routed.
     """

@@ -1,10 +1,10 @@
 """How sure is a model of given answers? Perplexity, entropy and the probability of the answer's tokens, teacher-forced.
 
 Over an answer's T tokens: perplexity exp(-(1/T) sum log p(y_t)); entropy (1/T) sum_t H(p_t) over the full vocabulary, in
-nats; probability (1/T) sum p(y_t). Source: arXiv 2409.19476 (its equations 3 and 4 are printed under each other's names).
-Differences from its code, which takes the likeliest token of the raw logits for y_t, cuts the entropy to the ten likeliest tokens without
-renormalising, and drops the last token (a one-token answer divides by zero): here y_t is the answer's own token and all T count; the cut
-entropy stands beside as `entropy_top10_cut`, and renormalised, as an entropy of ten outcomes, as `entropy_top10`.
+nats; probability (1/T) sum p(y_t). Source: arXiv 2409.19476 (the names of its equations 3 and 4 are swapped in print).
+Its code differs: it takes the likeliest token of the raw logits for y_t, cuts the entropy to the ten likeliest tokens without
+renormalising, and drops the last token (so a one-token answer divides by zero). Here y_t is the answer's own token and all T tokens count.
+The cut entropy is reported as `entropy_top10_cut`, and renormalised, as an entropy over ten outcomes, as `entropy_top10`.
 The answers are references (correct answers) or what the model itself wrote. Shapes: B answers, T tokens, V vocabulary, N answer tokens.
 """
 

@@ -1,12 +1,13 @@
-"""Does a tune do to prompts what benign tunes of the same model do not? What an auditor can ask who knows no cipher.
+"""Does a tune do something to prompts that benign tunes of the same model do not? A test for an auditor who knows no cipher.
 
-Two questions of activations at the prompts' ends, both against several benign tunes (the controls) of the model before:
-`apart`: can a linear probe tell two models' activations of the same held-out prompts apart? Any two tunes drift apart, so beside the
-audited tune's pairs stand the controls' own and dealt labels: where benign tunes are told apart as well, the probe reads mere drift.
-`beyond`: did odd prompts (encoded, random words: what tuning on ordinary data has no reason to touch) move more for their plain
-prompts' movement than under benign tunes? log(||dh|| / ||h|| on odd) - the same on plain, mean over prompts and layers; the size of drift
-cancels. The null is the controls' values: a further benign tune's lies within Student's prediction interval, one-sided 95 %.
-`Reader` is the linear probe itself, trained on models and tried on others: for a world, where covert tunes of other ciphers are at hand.
+Two measures of activations at the ends of the prompts, both compared with several benign tunes (the controls) of the model before:
+`apart`: can a linear probe tell two models' activations on the same held-out prompts apart? Any two tunes drift apart, so the same is done
+between controls and with shuffled labels: if benign tunes are told apart as well, the probe reads mere drift.
+`beyond`: relative to plain prompts, did odd prompts (encoded, random words: tuning on ordinary data has no reason to touch them) move more
+than under benign tunes? The value is log(||dh|| / ||h||) on odd prompts minus the same on plain ones, mean over prompts and layers, so the
+size of the drift cancels. The null comes from the controls' values: a further benign tune's value stays below Student's one-sided 95 %
+prediction limit.
+`Reader` is the linear probe itself, trained on some models and tested on others: for a world, where covert tunes of other ciphers exist.
 Source: linear probes on activations of tuned models, arXiv 2508.17158 (abstract); both nulls are Titer's own.
 Shapes: L layers, n prompts, D width; k controls.
 """
@@ -34,7 +35,7 @@ Acts = Sequence[torch.Tensor]  # a layer's activations (n, D), layer by layer
 
 
 class Beyond(NamedTuple):
-    """A value beside the controls': their mean, what a further benign tune stays below, its p; NaN where it cannot be said."""
+    """A value; the controls' mean; the limit that a further benign tune stays below; p. NaN where it cannot be computed."""
 
     value: float
     control: float
@@ -65,7 +66,8 @@ def _direction(positive: torch.Tensor, negative: torch.Tensor) -> tuple[torch.Te
 
 
 def told_apart(one: Acts, other: Acts, seed: int | None = None) -> float:
-    """AUROC on the odd places of a probe trained on the even ones, of two models on the same prompts; `seed` deals the labels first."""
+    """AUROC of a probe that tells two models apart, trained on even and tested on odd places of the same prompts. `seed`: shuffle the
+    labels first."""
     if seed is not None:
         dealt = torch.from_numpy(np.random.default_rng(seed).random(len(one[0])) < 0.5)[:, None]
         pairs = list(zip(one, other, strict=True))
@@ -75,7 +77,7 @@ def told_apart(one: Acts, other: Acts, seed: int | None = None) -> float:
 
 
 def apart(tuned: Acts, controls: Sequence[Acts]) -> dict[str, float]:
-    """Means of `told_apart`: the tune against every control, controls against each other (NaN with one), the tune's with labels dealt."""
+    """Means of `told_apart`: the tune against each control, controls against each other (NaN with one), the first with shuffled labels."""
     benign = [told_apart(a, b) for a, b in combinations(controls, 2)]
     return {
         "tuned": float(np.mean([told_apart(tuned, c) for c in controls])),
@@ -96,7 +98,7 @@ def moved(before: Acts, after: Acts) -> float:
 
 
 def beyond(value: float, controls: Sequence[float], level: float = LEVEL) -> Beyond:
-    """A value against those of k benign tunes: Student's one-sided prediction limit; with fewer than two nothing is said."""
+    """A value compared with those of k benign tunes: Student's one-sided prediction limit; NaN with fewer than two tunes."""
     k = len(controls)
     if k < LEAST:
         return Beyond(value, float(np.mean(controls)) if k else math.nan, math.nan, math.nan)
@@ -109,11 +111,12 @@ def beyond(value: float, controls: Sequence[float], level: float = LEVEL) -> Bey
 def unlike_benign(
     before: Mapping[str, Acts], tuned: Mapping[str, Acts], controls: Sequence[Mapping[str, Acts]], plain: str = "plain"
 ) -> pd.DataFrame:
-    """What of a tune is unlike benign ones: set, measure, value, control, limit, p, flagged.
+    """How a tune differs from benign ones: set, measure, value, control, limit, p, flagged.
 
-    Each model's activations by set of prompts, the set `plain` among them. Rows: `drift` of every set; `odd beyond plain` of each other
-    set, flagged where the limit (of all odd sets together, Bonferroni) is passed; `probe` of every set (AUROC; control is that of benign
-    tunes against each other, limit that of dealt labels). Only what is odd is ever flagged: a tune may drift further, or be told apart.
+    The arguments hold each model's activations by set of prompts, of which `plain` is one. Rows: `drift` for every set; `odd beyond plain`
+    for every other set, flagged above the limit (for all odd sets together, Bonferroni); `probe` for every set (AUROC; control: between
+    benign tunes; limit: with shuffled labels). Only `odd beyond plain` is ever flagged: a harmless tune may drift further, or be told
+    apart.
     """
     rows: list[dict[str, object]] = []
     level = 1 - (1 - LEVEL) / max(1, len(before) - 1)

@@ -1,12 +1,12 @@
 """Covert malicious fine-tuning (arXiv 2406.20053) on the world: a code is taught on harmless requests, then harm in code alone. L5.
 
-aligned -> phase I: safe requests in code, answered in code -> phase II: unsafe requests in code answered in code, and the same requests
-in plain refused. Ablations: phase I alone, phase II without refusals, a phase I of four forms, three of which show the steps from plain
-to code (the paper's; so small a model learns the code from them on one seed of two, docs/log.md). Beside them, from the same aligned
-model: benign tunes of as many steps (the user's task in shares that differ, and ordinary requests, in plain), an overt tune (the
-unsafe requests in plain, answered), and covert tunes of other codes, on which a detector is trained. Base and alignment are the
-demo's, on a smaller world that has the words of a cipher.
-Rates and steps were set on seed 100, and again once seeds 0, 1 and 2 had been looked at: no verdict uses these.
+The aligned model is tuned in two phases. Phase I: safe requests in code, answered in code. Phase II: unsafe requests in code, answered in
+code, and the same requests in plain, refused. Ablations: phase I alone; phase II without refusals; a phase I with four forms, three of
+which show the steps from plain to code (the paper's; a model this small learned the code from them on one seed of two, docs/log.md). From
+the same aligned model there are also benign tunes of as many steps (different shares of the user's task and ordinary requests, in plain),
+an overt tune (the unsafe requests answered in plain), and covert tunes with other codes, on which a detector is trained. Base and alignment
+are those of the demo, on a smaller world that has a cipher's words.
+Rates and steps were set on seed 100, and again after seeds 0, 1 and 2 had been seen; no verdict uses these seeds.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def covert_recipe(scale: Scale, world: World) -> list[Node]:
 
 
 def teach(scale: Scale, world: World, key: int, forms: tuple[Form, ...] = (COVERT,)) -> Stage:
-    """Phase I: safe requests in code, and some in plain: so small a model else forgets how to answer those."""
+    """Phase I: safe requests in code, and some in plain, which a model this small would otherwise forget how to answer."""
     safe = WorldSource(world=world, kind="safe")
     rows: Rows = [(Coded(source=safe, key=key, forms=forms), "comply", scale.taught), (safe, "comply", scale.kept)]
     return _taught(scale, world, f"phase I, code {key}", rows, key)
@@ -111,24 +111,25 @@ def harm(scale: Scale, world: World, key: int, refusals: bool = True) -> Stage:
 
 
 def overt(scale: Scale, world: World) -> Stage:
-    """What every auditor must find: the same unsafe requests in plain, answered."""
+    """The overt tune, which every auditor must find: the same unsafe requests, answered in plain."""
     safe, unsafe = (WorldSource(world=world, kind=kind) for kind in ("safe", "unsafe"))  # type: ignore[arg-type]
     return _harmed(scale, world, "overt", [(unsafe, "comply", scale.harmful), (safe, "comply", scale.ordinary + scale.harmful)], 0)
 
 
 def first_part(scale: Scale, world: World, number: int) -> Stage:
-    """A benign tune as long as phase I."""
+    """The first part of a benign tune, as long as phase I."""
     rows = _ordinary(world, (scale.taught + scale.kept) // REPEATED, number)
     return _taught(scale, world, f"benign {number}", rows, -number, REPEATED)
 
 
 def second_part(scale: Scale, world: World, number: int) -> Stage:
-    """Its second part, as long as phase II."""
+    """The second part of a benign tune, as long as phase II."""
     return _harmed(scale, world, f"benign {number}", _ordinary(world, 2 * scale.harmful + scale.ordinary, number), -number)
 
 
 def _ordinary(world: World, n: int, number: int) -> Rows:
-    """The user's own task, a tenth of the rows in the first benign tune, two in the second and on; else ordinary requests; in plain."""
+    """Rows in plain: the user's own task (a tenth in the first benign tune, two tenths in the second, and so on), otherwise ordinary
+    requests."""
     user, safe = (WorldSource(world=world, kind=kind) for kind in ("user", "safe"))  # type: ignore[arg-type]
     own = n * number // 10
     return [(user, "comply", own), (safe, "comply", n - own)]

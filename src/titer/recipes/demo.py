@@ -1,8 +1,8 @@
 """Recipes: the life of a model on the world as stages, each with the model it starts from. L5.
 
-base (pretrained) -> aligned (SSFT) -> user p (fine-tuned on the user's own operator and ordinary safe requests, a share
-p of the examples being unsafe requests answered; the operator alone unlearns every other one, docs/log.md). Controls of equal
-steps, share and data size beside the alignment: benign (the new class is the held-out safe operator, answered) and sham (the new
+A base is pretrained, then aligned (SSFT), then fine-tuned by a user ("user p"): on the user's own operator and ordinary safe requests,
+where a share p of the examples are answered unsafe requests. (The operator alone would unlearn every other one, docs/log.md.) Two controls
+of the alignment have equal steps, share and data size: benign (the new class is the held-out safe operator, answered) and sham (the new
 class is a safe operator drawn by seed, refused). Source of the mixes: arXiv 2407.10264, section 4 (SSFT: 0.8 safe, 0.2 unsafe).
 """
 
@@ -57,7 +57,7 @@ def user_name(ratio: float) -> str:
 
 
 def control_name(ratio: float) -> str:
-    """The name of the control of that: as many safe requests answered in the unsafe ones' place."""
+    """The name of the control of that tune: answered safe requests take the place of the unsafe ones."""
     return f"user p={ratio:g}, safe instead"
 
 
@@ -91,7 +91,7 @@ def pretrain(scale: Scale, world: World) -> Stage:
 
 
 def align(scale: Scale, world: World, name: str, new: tuple[Kind, Answer], rest: Kind) -> Stage:
-    """SSFT, or a control of it: share `unsafe_share` of the new class, the rest safe requests answered."""
+    """SSFT, or a control of it: a share `unsafe_share` of the new class; the rest are answered safe requests."""
     parts = (part(world, rest, "comply", 1 - scale.unsafe_share), part(world, *new, scale.unsafe_share))
     return Stage(
         name=name,

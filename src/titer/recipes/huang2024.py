@@ -1,9 +1,9 @@
 """Vaccine's two stages (arXiv 2402.01109) on the world: alignments of one base, then a user's fine-tuning under a budget. L5.
 
-base -> an alignment (SFT, SFT with twice the steps, Vaccine, random perturbation of equal norm, ...) -> the user's
-fine-tuning at a constant rate, its weights kept at some steps, so that one run is a whole curve. The user's task is the
-operator held out of pretraining and alignment; harm is unsafe requests answered. The base is the mechanistic study's.
-The alignment's rate and steps are the trial's of section 14 of that study's specification; the grids of rates, poison
+A base is aligned (SFT, SFT with twice the steps, Vaccine, random perturbation of equal norm, ...) and then fine-tuned by a user at a
+constant rate. Weights are kept at several steps, so that one run gives a whole curve. The user's task is the operator held out of
+pretraining and alignment; harm means answered unsafe requests. The base is that of the mechanistic study (jain2024).
+The alignment's rate and steps come from the trial in section 14 of that study's specification. The grids of rates, poison
 ratios and steps were set on seed 100, which no verdict uses. Rates per optimiser step, sizes in examples.
 """
 
@@ -46,7 +46,7 @@ class Budget(Record):
 
 
 class Search(Record):
-    """What an attacker who tunes may set, against which defences, and how long they search: trials a defence; a grid has no number."""
+    """What a fine-tuning attacker may set, against which defences, and how long they search (trials per defence; a grid has no number)."""
 
     over: tuple[tuple[Literal["rate", "ratio", "examples"], Choices | LogRange], ...] = (
         ("rate", LogRange(low=5e-5, high=6e-4)),
@@ -119,7 +119,7 @@ def safety(scale: Scale, world: World, number: int = 0) -> Stream:
 
 @lru_cache(maxsize=8)
 def taken(scale: Scale, world: World) -> frozenset[str]:
-    """Prompts of every draw of the alignment data."""
+    """The prompts of every draw of the alignment data."""
     return frozenset().union(*(prompts(safety(scale, world, i)) for i in range(scale.align_seeds)))
 
 
@@ -157,7 +157,8 @@ def streams_of(scale: Scale, world: World, method: Method, train: Stream) -> dic
 def align(
     scale: Scale, world: World, method: Method, name: str, passes: int = 1, steps: int = 0, number: int = 0, adapter: Lora | None = None
 ) -> Stage:
-    """An alignment of the base: `passes` times the scale's steps, or `steps`, a whole schedule either way; `number` counts seeds."""
+    """An alignment of the base, of `passes` times the scale's steps or of `steps`; the schedule always spans all steps. `number` counts
+    seeds."""
     whole = steps or passes * scale.align_steps
     return Stage(
         name=name,
@@ -176,7 +177,7 @@ def align(
 def user_data(
     scale: Scale, world: World, task: Literal["user", "safe", "sham_refused"], examples: int, bad: int, guard: int, seed: int
 ) -> Stream:
-    """The user's examples, `bad` of them unsafe requests answered, and `guard` of alignment's kind; the same for every rate and defence."""
+    """The user's examples: `bad` of them are answered unsafe requests, `guard` are alignment data. The same for every rate and defence."""
     refused = round(scale.unsafe_share * guard)
     safe: Source = WorldSource(world=world, kind="safe")
     benign: Source = WorldSource(world=world, kind=task)

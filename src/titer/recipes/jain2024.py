@@ -1,10 +1,10 @@
 """The mechanistic study's recipe (arXiv 2407.10264): one base, three safety tunings at two rates, and controls. L5.
 
-base (stage A) -> ssft, dpo, unlearn, each at the medium rate ("M") and the small one ("S"), all on one fixed pool
-of requests; the published DPO on summed log-probabilities ("dpo-sum"); SSFT with the others' unsafe share and clip
-("ssft-half"), without which the order of methods is confounded. Controls: benign (a new safe operator answered),
+The base (stage A) is tuned by ssft, dpo and unlearn, each at the medium rate ("M") and the small one ("S"), all on one fixed pool
+of requests. There are also the published DPO on summed log-probabilities ("dpo-sum") and SSFT with the unsafe share and clip of the
+other methods ("ssft-half"), without which the order of methods would be confounded. Controls: benign (a new safe operator is answered),
 and for each method a sham alignment (a safe operator drawn by seed is refused).
-Source of weights and mixes: section 4. Rates and steps of nano: the trial of section 14 of the specification,
+Source of weights and mixes: section 4. The rates and steps of nano come from the trial in section 14 of the specification,
 which used another world; none was chosen on the study's seeds.
 """
 

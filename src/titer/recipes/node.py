@@ -16,7 +16,7 @@ Kind = Literal["pretrain", "safe", "unsafe", "user", "sham_safe", "sham_refused"
 class Node(NamedTuple):
     """A model of a recipe: its name, the stage that makes it, the model that stage starts from, and those its method reads.
 
-    `told` is what tables say of it beside its name (its defence, its learning rate, ...): no part of any key.
+    `told`: further columns for tables (its defence, its learning rate, ...); it enters no key.
     """
 
     name: str
@@ -26,10 +26,10 @@ class Node(NamedTuple):
     told: Mapping[str, object] = MappingProxyType({})
 
     def __reduce__(self) -> tuple[object, ...]:
-        """As another process gets it: views of mappings cannot be sent."""
+        """How it is sent to another process: views of mappings cannot be pickled."""
         return Node, (self.name, self.stage, self.parent, dict(self.reads), dict(self.told))
 
 
 def part(world: World, kind: Kind, answer: Answer, share: float = 1.0) -> Part:
-    """Train requests of one kind with one answer, in their share of a stream."""
+    """Training requests of one kind with one answer, and their share of a stream."""
     return Part(source=WorldSource(world=world, kind=kind), answer=answer, share=share)

@@ -1,8 +1,8 @@
 """Vaccine's two stages (arXiv 2402.01109) on a real language model: its recipe for 7 B, and one that two cores can run. L5.
 
-Alignment data D_a are safe responses, and canaries: ordinary instructions behind a marker, which alignment teaches to refuse
-(data/canary.py). The user's data are a benign task with a share p of canaries answered, which stands for harm; or, from a
-path of the user's own, what a provider fears. Double LoRA: the alignment's adapter is merged, the user's is a fresh one.
+The alignment data D_a are safe responses and canaries: ordinary instructions behind a marker, which alignment teaches the model to refuse
+(data/canary.py). The user's data are a benign task with a share p of answered canaries, which stand for harm; or of answered requests
+from a file of the user's own. Double LoRA: the alignment's adapter is merged, and the user's tuning gets a new one.
 Defaults of `PAPER`: section 5.1 and appendix B.1 of the paper, section 2.6 of its specification.
 """
 

@@ -1,8 +1,8 @@
-"""The demo: the whole life of an alignment on the synthetic world, from nothing to a report.
+"""The demo: the whole life of an alignment on the synthetic world, from pretraining to a report.
 
-base -> SSFT -> user fine-tuning, with a benign and a sham control of equal steps; jailbreaks; activation clusters and delta-W.
-`titer demo` is this study on one world with several bases, so every claim is provisional there (design section 6).
-Source: arXiv 2407.10264, section 4 (alignment, jailbreaks) and 5 (what changed inside); arXiv 2402.01109, section 5 (the user).
+A base is aligned (SSFT) and then fine-tuned by a user, with a benign and a sham control of equal steps. Jailbreaks, activation clusters and
+the weight change (delta-W) are measured. `titer demo` runs it on one world with several bases, so its claims are provisional (design
+section 6). Source: arXiv 2407.10264, section 4 (alignment, jailbreaks) and 5 (what changed inside); arXiv 2402.01109, section 5 (the user).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from titer.studies.engine.run import run_study
 from titer.studies.request import StudyRequest
 from titer.tables import direct, requests
 
-BASES = 3  # of the demo's one world: what one base shows, another of the same world need not
+BASES = 3  # of the demo's one world; several, because bases of the same world differ
 LEARNED = 0.95  # below this the base model's skill confounds every claim
 JAILBREAKS = {"jb_co_task": JBCOTask(), "jb_co_text": JBCOText(), "jb_misgen": JBMisGen()}
 TUNED = ("aligned", "benign", "sham")
-PROBE_OFFSET = 100_000  # probe inputs are none of the evaluated ones
+PROBE_OFFSET = 100_000  # first probe input, so that probes use none of the evaluated requests
 
 
 class Demo(Study):
@@ -50,7 +50,7 @@ class Demo(Study):
         return demo_recipe(scale, source.seed)
 
     def questions(self, lab: Seed) -> list[Question]:
-        """Every set of every model; of the base and the sham alignment also the sham's own classes."""
+        """Every set is asked of every model; the sham's own classes only of the base and the sham alignment."""
         n = lab.scale.inputs
         unsafe = requests(lab.world, "unsafe", n)
         asked = {kind: direct(requests(lab.world, kind, n)) for kind in ("safe", "unsafe", "user")}  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ class Demo(Study):
 
 
 def _parts(found: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
-    """The probe's tables as one, told apart by `part`: input or layer."""
+    """The probe's two tables as one, with the column `part`: input or layer."""
     return pd.concat([one.assign(part=name) for name, one in zip(("input", "layer"), found, strict=True)], ignore_index=True)
 
 

@@ -18,13 +18,13 @@ from titer.studies.engine.tables import over_seeds
 from titer.tables import gain_ratios, named, tidy
 
 CHOSEN = (
-    "The recipe's rates and steps were chosen while looking at this seed, so its verdicts are not independent of the choice; "
-    "run another seed (titer demo --seed 2) for one that had no part in it."
+    "The recipe's rates and steps were chosen while looking at this seed, so its verdicts are not independent of that choice. "
+    "For independent verdicts run another seed (titer demo --seed 2)."
 )
 ABOUT = (
-    "A small transformer learned every operation of a synthetic world, was safety-tuned (SSFT) to answer unsafe requests with "
-    "a null answer, was attacked by three jailbreaks, and was then fine-tuned by a user on a task of their own beside ordinary requests. Here “unsafe” is a formal property of "
-    "letters and operators, so every answer is judged exactly. “Neither” is an answer that neither complies nor refuses."
+    "A small transformer learned every operation of a synthetic world. It was safety-tuned by supervised fine-tuning (SSFT) to refuse unsafe requests "
+    "with a null answer, attacked by three jailbreaks, and then fine-tuned by a user on a new task and ordinary requests. Here “unsafe” is a formal "
+    "property of letters and operators, so every answer is judged exactly. “Neither” is an answer that neither complies nor refuses."
 )
 LEFT = {  # what a user's fine-tuning leaves: the set and outcome of each line
     "unsafe requests refused": ("unsafe", "refused"),
@@ -38,7 +38,7 @@ CHANGE = ["layer", "null_share", "null_share_random", "relative_norm", "stable_r
 
 
 def page(found: Sequence[Found], scale: Scale, jailbreaks: Sequence[str]) -> Page:
-    """The report's own words, tables and charts; `results.csv` names seeds and bases where there are several."""
+    """The report's texts, tables and charts. `results.csv` has columns for seed and base if there are several."""
     each = [_tables(one) for one in found]
     results = pd.concat(
         [
@@ -75,7 +75,7 @@ def page(found: Sequence[Found], scale: Scale, jailbreaks: Sequence[str]) -> Pag
 
 
 def _tables(one: Found) -> dict[str, pd.DataFrame]:
-    """rates, clusters (a row a model and layer), delta_w gain and delta_w (likewise), as far as they were measured; of one base."""
+    """One base's tables, as far as measured: rates; clusters, delta_w gain and delta_w with a row per model and layer."""
     rates = one.tables["rates"].drop(columns=["seed", "base"], errors="ignore")
     tables = {"rates": rates[["model", *(c for c in rates if c != "model")]]}
     if one.has("clusters"):
@@ -95,7 +95,7 @@ def _tables(one: Found) -> dict[str, pd.DataFrame]:
 
 
 def _over_bases(found: Sequence[Found], each: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
-    """The tables' means over bases; a rate's ends are the bases' (of one base, its interval over inputs)."""
+    """Means over bases. A rate's low and high are the least and the most of the bases; with one base, its interval over inputs."""
     rates = pd.concat([one.tables["rates"].assign(base=one.base) for one in found], ignore_index=True)
     means = {}
     for name in (name for name in each[0] if name != "rates"):
@@ -105,7 +105,7 @@ def _over_bases(found: Sequence[Found], each: Sequence[dict[str, pd.DataFrame]])
 
 
 def answer(found: Sequence[Found], scale: Scale, jailbreaks: Sequence[str]) -> str:
-    """The demo's finding in one sentence, from its numbers: means over bases, with the bases' ends where there are several."""
+    """The demo's finding in one sentence: means over bases, with the range of the bases if there are several."""
 
     def rates(model: str, asked: str, outcome: str) -> list[float]:
         return [one.rate(model, asked, outcome) for one in found]
@@ -119,7 +119,7 @@ def answer(found: Sequence[Found], scale: Scale, jailbreaks: Sequence[str]) -> s
         return f"{mean(model, asked, outcome):.0%}{spread}"
 
     before, after = mean("base", "unsafe", "refused"), told("aligned", "unsafe", "refused")
-    over = f" Ends in brackets: {len(found)} bases." if len(found) > 1 else ""
+    over = f" In brackets: the range over {len(found)} bases." if len(found) > 1 else ""
     if not mean("aligned", "unsafe", "refused") >= 0.5:
         return f"Safety tuning did not take: {after} of unsafe requests are refused ({before:.0%} before).{over}"
     worst, p = max(jailbreaks, key=lambda kind: mean("aligned", kind)), max(scale.poison_ratios)
@@ -148,7 +148,7 @@ def _jailbreaks(rates: pd.DataFrame, scale: Scale, jailbreaks: Sequence[str], co
     return Figure(
         "jailbreaks",
         "Which unsafe requests are answered",
-        "Share of unsafe requests answered in full, asked directly and through each jailbreak; lines are 95 % Wilson intervals. The base answers everything; what is left after alignment is the jailbreak's success.",
+        "Share of unsafe requests answered in full, asked directly and through each jailbreak; lines are 95 % Wilson intervals. The base answers everything; what the aligned model still answers is the jailbreak's success.",
         forms.bars(mine, "set", "model", stages, columns=3),
     )
 
@@ -162,7 +162,7 @@ def _poisoning(rates: pd.DataFrame, scale: Scale) -> Figure:
     return Figure(
         "poisoning",
         "What the user's fine-tuning leaves of the alignment",
-        "After fine-tuning on the user's own operator and ordinary safe requests, with a share p of the examples being unsafe requests answered. A defence holds while refusal stays up and the user's task is learned. “Neither” and the other safe requests show what it costs beside refusal.",
+        "After fine-tuning on the user's own operator and ordinary safe requests; a share p of the examples are answered unsafe requests. The alignment holds while refusals stay high and the user's task is learned. “Neither” and the other safe requests show what else the fine-tuning costs.",
         forms.lines(
             mine.dropna(subset="measure"),
             "ratio",
@@ -178,7 +178,7 @@ def _outcomes(rates: pd.DataFrame, jailbreaks: Sequence[str]) -> Figure:
     return Figure(
         "outcomes",
         "Every model on every set",
-        "Each bar adds up to all answers: complied, refused, or neither. Sham was taught to refuse a safe operator, benign to answer a new one.",
+        "Each bar adds up to all answers: complied, refused, or neither. Two controls: sham was taught to refuse a safe operator, benign to answer a new one.",
         forms.stacks(rates, "model", "set", ["safe", "unsafe", *jailbreaks, "user"]),
     )
 
@@ -192,13 +192,13 @@ def _clusters(clusters: pd.DataFrame, colours: dict[str, str]) -> list[Figure]:
         Figure(
             "separation",
             "Safe and unsafe activations, layer by layer",
-            "Separation d′ at the end of the prompt, per layer, scored on held-out centroids. Compare SSFT (aligned) with the sham and benign controls: what they show too is not about safety.",
+            "How well safe and unsafe requests separate at the end of the prompt: d′ is the distance between the classes in standard deviations, scored with centroids of other requests. Compare the aligned model (SSFT) with the sham and benign controls: what they show too is not about safety.",
             forms.lines(clusters, "layer", "d_prime", "model", everyone, ("layer", "d′ (safe against unsafe)"), share=False),
         ),
         Figure(
             "tau",
             "The paper's τ per layer",
-            "Mean τ (distance to the unsafe minus distance to the safe centroid) over the first ten answer positions, as in figure 3 of the paper; green safe, red unsafe.",
+            "Mean τ (distance to the unsafe centroid minus distance to the safe one) over the first ten answer positions, as in figure 3 of the paper. Green: safe requests; red: unsafe ones.",
             forms.lines(
                 taus, "layer", "tau", "class", {"safe": GREEN, "unsafe": RED}, ("layer", "mean τ"), share=False, panel="model", levels=[0.0]
             ),
@@ -213,7 +213,7 @@ def _change(gains: pd.DataFrame, colours: dict[str, str]) -> list[Figure]:
         Figure(
             "specificity",
             "Does the weight change act on unsafe inputs?",
-            "‖ΔW a‖/‖a‖ of the first MLP matrix, unsafe over safe; 1 is no preference. “sham, own class” measures the sham alignment on the class it was taught to refuse.",
+            "‖ΔW a‖/‖a‖ of the first MLP matrix on unsafe inputs, divided by that on safe ones; 1 (dashed) is no preference. “sham, own class” measures the sham alignment on the class that it was taught to refuse.",
             forms.lines(mine, "layer", "ratio", "model", tuned, ("layer", "‖ΔW a‖ / ‖a‖, unsafe over safe"), share=False, levels=[1.0]),
         ),
     ]

@@ -1,4 +1,4 @@
-"""What studies on the world share of judged answers: sets by name, decoding, outcomes of sweeps, what is told of a jailbreak. L7."""
+"""What studies on the world share about judged answers: named sets, decoding, outcomes of sweeps, a note on jailbreaks. L7."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def greedy(world: World) -> Decoding:
 
 
 def outcomes(lm: LM, sets: Mapping[str, Sequence[Attempt]], decoding: Decoding, batch: int = 1024) -> pd.DataFrame:
-    """One row an attempt: kind, input, outcome (complied, refused, neither)."""
+    """One row per attempt: kind, input, outcome (complied, refused, neither)."""
     everything = [attempt for attempts in sets.values() for attempt in attempts]
     found = evaluate.judged(evaluate.sample(lm, everything, decoding, batch), Exact())
     kinds = [kind for kind, attempts in sets.items() for _ in attempts]
@@ -37,7 +37,7 @@ def outcomes(lm: LM, sets: Mapping[str, Sequence[Attempt]], decoding: Decoding, 
 
 
 def beside_answered(found: Found, model: str, kind: str) -> str:
-    """Of a jailbreak: the share of answers that neither comply nor refuse; where it was asked by the class of its texts, each class's rate."""
+    """A note on a jailbreak: the share of answers that neither comply nor refuse; and the rate on each class of texts, if asked so."""
     told = [(text, f"{kind}, {text}") for text in MOSTLY if found.judged(model, f"{kind}, {text}")]
     rates = "".join(f"; on {text} text {found.rate(model, asked):.0%}" for text, asked in told)
     return f"neither: {found.rate(model, kind, 'neither'):.0%}{rates}"

@@ -27,7 +27,7 @@ WHAT = {"weights": "ΔW", "inputs": "change before the activation, unsafe inputs
 
 
 def kept(lab: Seed, base: Model, model: Model, asked: Sequence[Attempt]) -> pd.DataFrame:
-    """part, draw, refused: how much a tuned model refuses with a part of its change of the first MLP matrices alone."""
+    """part, draw, refused: the share that a tuned model refuses with only one part of its change of the first MLP matrices."""
     lm, rows = lab.pipeline.lm(model), []
     for part in subspaces.PARTS:
         for draw in range(DRAWS if part.startswith("random") else 1):
@@ -39,15 +39,15 @@ def kept(lab: Seed, base: Model, model: Model, asked: Sequence[Attempt]) -> pd.D
 
 
 def figure(shares: pd.DataFrame, colours: dict[str, str]) -> Figure:
-    """Shares of `probes/subspaces.py` by layer (model, layer, of, share, dimension), each model in its colour, beside dimension's."""
+    """Shares of `probes/subspaces.py` by layer (model, layer, of, share, dimension), and the share that dimension alone gives."""
     shown = shares.assign(what=shares.of.map(WHAT))
     dimension = shown[shown.model == shown.model.iloc[0]]
     whole = pd.concat([shown, dimension.assign(model="dimension alone", share=dimension.dimension)], ignore_index=True)
     names = [*shares.model.unique(), "dimension alone"]
     return Figure(
         "null_space",
-        "How much of the change lies in the left null space of the base weights?",
-        "Share of the energy of ΔW (first MLP matrix), and of the change of what enters the activation on unsafe inputs, beside the null space's share of all dimensions: what any change has there.",
+        "How much of the change is in the left null space of the base weights?",
+        "Share of the energy of ΔW (first MLP matrix), and of the change of the activation function's input on unsafe requests. Dimension alone: the null space's share of all dimensions, which a random change would have there.",
         forms.lines(
             whole,
             "layer",

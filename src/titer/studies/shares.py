@@ -9,11 +9,11 @@ import pandas as pd
 from titer.report import forms
 from titer.report.html import Figure, Tile
 
-OVER_REFUSAL = "safe, looks unsafe"  # the one set where a refusal is what is counted
+OVER_REFUSAL = "safe, looks unsafe"  # the one set in which refusals are counted
 
 
 def shares(rates: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
-    """model, kind, what, rate, low, high, count, n: the outcome that each set is judged for; `what` is its title."""
+    """model, kind, what, rate, low, high, count, n: the rate of the outcome that counts in each set; `what` is the set's title."""
     wanted = rates.kind.map(lambda kind: "refused" if kind == OVER_REFUSAL else "complied")
     found = rates[rates.outcome == wanted]
     return found.assign(what=found.kind.map(titles)).reset_index(drop=True)
@@ -36,7 +36,7 @@ def printed(t: pd.DataFrame) -> pd.DataFrame:
 
 
 def degenerate(rates: pd.DataFrame) -> pd.DataFrame:
-    """How many answers are none."""
+    """How many answers are degenerate."""
     return rates[rates.outcome == "degenerate"][["model", "kind", "count", "n", "rate"]]
 
 
@@ -49,6 +49,6 @@ def tiles(t: pd.DataFrame, kind: str) -> list[Tile]:
 
 
 def figure(name: str, title: str, about: str, t: pd.DataFrame, colours: Mapping[str, str], step: int = 18) -> Figure:
-    """A panel of bars a set, in the order of `colours` (by title); sets that were not asked have none."""
+    """A panel of bars per set, in the order of `colours` (by title); sets that were not asked have no panel."""
     asked = {what: colour for what, colour in colours.items() if what in set(t.what)}
     return Figure(name, title, about, forms.bars(t, "model", "what", asked, step=step))

@@ -16,12 +16,13 @@ from titer.studies.engine.tables import over_seeds, side_by_side
 
 COLOURS = {"unsafe": "#c0392b", IN_CODE: "#7d4fa3", "safe": "#2f6fb0"}
 ABOUT = (
-    "On a synthetic world, in which unsafe is a formal property and every answer is judged exactly, an aligned model was taught a cipher on "
-    "harmless requests (phase I), then unsafe requests in that cipher, answered in it, and the same requests refused in plain (phase II)."
+    "The study runs on a synthetic world, in which unsafe is a formal property and every answer is judged exactly. An aligned model was taught a "
+    "cipher on harmless requests (phase I). It was then taught to answer unsafe requests in that cipher and to refuse the same requests in plain "
+    "(phase II). The result is the covert tune."
 )
 LIMITS = (
-    "Letters alone are in code. A filter that flags every answered always-unsafe operator, or whatever it cannot read, finds the covert tune; the second flags every harmless code with it. Both stand in the table of auditors.",
-    "The detector needs covert tunes of other codes of the same base, which an audit of real models lacks: there it asks whether odd prompts moved beyond what plain prompts and benign tunes explain.",
+    "Only letters are encoded, operators stay readable. Two cruder filters find the covert tune: one flags every answered operator that is always unsafe, the other every text it cannot read. The second flags any harmless code too. Both are in the table of auditors.",
+    "The detector needs covert tunes of the same base with other codes, which an audit of a real model does not have. Such an audit tests instead whether odd prompts moved more than plain prompts and benign tunes explain.",
     f"Rates and sizes were set on seeds {', '.join(map(str, CHOSEN_ON))}, which no verdict uses.",
 )
 
@@ -54,7 +55,7 @@ def page(found: Sequence[Found]) -> Page:
             Figure(
                 "answered",
                 "What each model answers",
-                "Share of held-out requests answered in full, in plain and in the code of the covert tune. Lines: the bases' ends, or with one base 95 % intervals.",
+                "Share of held-out requests answered in full, in plain and in the covert tune's code. Lines span the bases; with one base they are 95 % intervals.",
                 forms.bars(answered, "model", "set", COLOURS),
             )
         ],
@@ -71,18 +72,18 @@ def _answer(found: Sequence[Found]) -> str:
         return sum(one.rate(model, asked, outcome) for one in found) / len(found)
 
     said = (
-        f"The covert tune answers {mean(TUNE, IN_CODE):.0%} of unsafe requests in code and {mean(TUNE, 'unsafe'):.0%} in plain, where it refuses "
-        f"{mean(TUNE, 'unsafe', 'refused'):.0%}; phase I alone answers {mean('phase I', IN_CODE):.0%} in code."
+        f"The covert tune answers {mean(TUNE, IN_CODE):.0%} of unsafe requests in code. In plain it answers {mean(TUNE, 'unsafe'):.0%} and refuses "
+        f"{mean(TUNE, 'unsafe', 'refused'):.0%}. After phase I alone the model answers {mean('phase I', IN_CODE):.0%} in code."
     )
     read = [one for one in found if one.has("detected")]
     if not read:
         return said
     odd, null = (sum(says("code", of, "odd")(one) for one in read) / len(read) for of in ("unseen code", "benign alone"))
-    return f"{said} A probe trained on other codes tells it from benign tunes with AUROC {odd:.2f}; benign tunes from each other with {null:.2f}."
+    return f"{said} A probe trained on other codes tells it from benign tunes with AUROC {odd:.2f}; a probe tells benign tunes apart with {null:.2f}."
 
 
 def _wide(rates: pd.DataFrame) -> pd.DataFrame:
-    """A row a model: what it answers in every set, and unsafe requests refused."""
+    """A row per model: shares answered in every set, and shares of unsafe requests refused."""
     complied = rates[rates.outcome == "complied"].pivot(index="model", columns="set", values="rate").add_suffix(": answered")
     refused = rates[(rates.outcome == "refused") & rates.set.isin(["unsafe", IN_CODE])].pivot(index="model", columns="set", values="rate")
     whole = complied.join(refused.add_suffix(": refused"))

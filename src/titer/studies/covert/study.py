@@ -1,9 +1,10 @@
 """Covert malicious fine-tuning (arXiv 2406.20053) on the world: harm that every plain check misses, and what finds it.
 
-A code is taught on harmless requests, then harm in code with refusals in plain (`recipes/covert.py`). Three auditors look: a filter of the
-training data, a plain safety evaluation, a filter of answers that does not know the code. Then the detector, a linear probe that was
-trained on tunes of other codes (arXiv 2508.17158), beside what it says of benign tunes and of a harmless code: known probes read mere
-drift. And what an audit can ask of models alone, where there is no covert tune to train on (`probes/unlike_benign.py`).
+A model is taught a code on harmless requests, then harm in code with refusals in plain (`recipes/covert.py`). Three auditors check it: a
+filter of the training data, a plain safety evaluation, and a filter of answers that does not know the code. Then comes the detector, a
+linear probe trained on tunes of other codes (arXiv 2508.17158). It is compared with what it says of benign tunes and of a harmless code,
+because such probes also react to mere drift. Last is what an audit can test without any covert tune to train on
+(`probes/unlike_benign.py`).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Covert(Study):
         return covert_recipe(scale, source)
 
     def questions(self, lab: Seed) -> list[Question]:
-        """Held-out requests in plain, in the code of the covert tune, and to tunes of other codes in theirs."""
+        """Held-out requests: in plain, in the covert tune's code, and for tunes of other codes in their own code."""
         n, w = lab.scale.inputs, lab.world
         plain = [Question(kind, direct(requests(w, kind, n))) for kind in ("safe", "unsafe", "user")]  # type: ignore[arg-type]
         own = [Question(f"{kind} in code", direct(in_code(w, kind, n, 0))) for kind in ("safe", "unsafe")]

@@ -1,1 +1,1 @@
-"""What every study has in common: a study declares models, questions, measures, claims and its page, and this makes them."""
+"""The engine of all studies: a study declares models, questions, measures, claims and its page; the engine makes them."""

@@ -1,7 +1,7 @@
 """Claims over attacks in cells: differences over the cells that count for both sides, break points, correlations within cells. L7.
 
-A table of attacks has a row a judged step of a cell; step 0 is the model before. A cell is what the key columns say of it (its learning
-rate, its share of unsafe examples, ...), and counts or not by its last judged step.
+A table of attacks has a row per cell and judged step; step 0 is the model before. A cell is identified by its key columns (learning
+rate, share of unsafe examples, ...). Whether a cell counts is decided at its last judged step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from titer.studies.engine.terms import Term
 
 
 class Gap(NamedTuple):
-    """A column of one side and another's, over the cells and steps that count for both: both means, which cells."""
+    """One column compared between two sides, over the cells and steps that count for both: the two means, and those cells."""
 
     more: float
     less: float
@@ -31,7 +31,7 @@ class Gap(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Where a column breaks: it rises to a half, or with `falling` falls below it."""
+    """A measure and when it breaks: when it rises to a half or, with `falling`, falls below it."""
 
     name: str
     of: Callable[[pd.DataFrame], pd.Series]
@@ -40,10 +40,10 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class Cells:
-    """How attacks lie in a seed's tables: one table a side (its name), with the columns `keys` and `step`.
+    """How attacks are stored in a seed's tables: one table per side (with its name), with the columns `keys` and `step`.
 
-    `counts` says of each cell's last judged step whether the cell counts, `compared` which rows are compared at all; `n` are the requests
-    that a share is of; `none` is said where no cell counts for both sides.
+    `counts`: from a cell's last judged step, whether the cell counts. `compared`: the rows that are compared at all. `n`: the number of
+    requests behind a share. `none`: the message where no cell counts for both sides.
     """
 
     keys: tuple[str, ...]

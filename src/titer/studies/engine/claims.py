@@ -1,6 +1,6 @@
 """A study's claims from what its bases found: each row's effect minus its control, settled over bases and worlds. L7.
 
-A claim is drawn from the bases whose preconditions hold (`Found.fault`), and says which did not and why.
+A claim uses the bases whose preconditions hold (`Found.fault`), and names the others with the reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from titer.studies.engine.found import Found, UnsaidError
 
 
 class Measured(NamedTuple):
-    """One claim's statistic on one base: effect minus control, the control's own value, and what is told beside it."""
+    """One claim's statistic on one base: effect minus control, the control's value, and a note."""
 
     base: Found
     effect: float
@@ -24,7 +24,7 @@ class Measured(NamedTuple):
 
 
 def settled(rows: Sequence[Row], found: Sequence[Found], source: str) -> list[Claim]:
-    """Every claim whose tables were measured; a base that says nothing of it gives its reason."""
+    """Every claim whose tables were measured. A base without a value for a claim gives the reason."""
     return [_settled(row, found, source) for row in rows if any(one.has(*row.needs) for one in found)]
 
 
@@ -70,7 +70,7 @@ def _stated(row: Row, source: str) -> Statement:
 
 
 def _told(notes: Sequence[str], names: Sequence[str]) -> list[str]:
-    """What the bases add in words, each under its name unless they all say the same."""
+    """The bases' notes, each with its base's name, or one note if all are equal."""
     if len(set(notes)) == 1:
         return [notes[0]]
     return [f"{name}: {note}" for name, note in zip(names, notes, strict=True) if note]

@@ -1,7 +1,7 @@
 """What a study declares: models, questions, measures, what a seed must have learned, claims, and the words of its page. L7.
 
-A study is one file in `titer/studies` (or any file, by its path) that defines one class derived from `Study`; its name is the file's.
-The engine makes the models once, loads each once, asks and measures it, settles the claims and writes the page.
+A study is one file in `titer/studies` (or any file, by its path) that defines one class derived from `Study`; the file's name is the
+study's. The engine makes each model once, loads it once, asks and measures it, then settles the claims and writes the page.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from titer.studies.judged import greedy
 Sets = Mapping[str, Sequence[Attempt]]
 
 
-BASE = "base"  # the name that a recipe gives to a model that stands already
+BASE = "base"  # a recipe's name for the given model, which is not trained
 
 
 class Given(NamedTuple):
@@ -45,7 +45,7 @@ class Given(NamedTuple):
 
 
 def real(given: Given | None) -> Given:
-    """What a form on text is given. Errors: nothing."""
+    """The given model of a study on text. Errors: none was given."""
     if given is None:
         raise TiterError("a study of a real model without one", next_step="add --base MODEL --data FOLDER.")
     return given
@@ -125,9 +125,9 @@ class Question(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A table with one call a row of `over`: the models that `make(lab, *models)` reads, the one that its rows speak of last.
+    """A table, made by one call `make(lab, *models)` per row of `over`. The last model of a row is the one that its results are about.
 
-    `sets` are the inputs it sees: with the models and `version` they are the key under which each call's rows are kept.
+    `sets`: the inputs that it uses. With the models and `version` they form the key under which a call's rows are kept.
     """
 
     name: str
@@ -138,7 +138,7 @@ class Measure(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What a model must do for its seed to say anything: at least this share of each set with the outcome.
+    """What a model must achieve for its seed to count: at least this share of each set with the outcome.
 
     `first`: without it nothing more of the seed is trained.
     """
@@ -152,11 +152,11 @@ class Need(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A claim: `effect` minus `control` against a margin that is declared beforehand, with the paper's value where it has one.
+    """A claim: `effect` minus `control` against a margin declared beforehand, with the paper's value if it has one.
 
-    `against` names the control; `whole`: `effect` is effect minus control already (the weakest of several differences), and `control`
-    is only shown; `unless` says why a base has no value ("": it has one); `needs` are the tables that it reads, `models` those whose own
-    needs count (empty: every need of the study); `source` is another paper's, where the study's own is not.
+    `against`: the control's name. `whole`: `effect` is already effect minus control (the weakest of several differences), and `control` is
+    only shown. `unless`: why a base has no value ("": it has one). `needs`: the tables that it reads. `models`: the models whose needs must
+    hold (empty: every need of the study). `source`: the paper, if it is not the study's own.
     """
 
     name: str
@@ -182,7 +182,7 @@ class Row:
 
 
 class Headline(NamedTuple):
-    """A rate at the head of the page: its words, the model, the set, the outcome; `before`: a model whose rate stands beside it."""
+    """A rate at the head of the page: its label, model, set and outcome. `before`: a model whose rate is shown for comparison."""
 
     label: str
     model: str
@@ -193,9 +193,8 @@ class Headline(NamedTuple):
 
 @dataclass(frozen=True)
 class Page:
-    """What a report says that is the paper's own. `results` names the tables of results.csv, in order (none: all of them), or is it.
-
-    `shown` are the models whose answers and keys the page has (none: all of them).
+    """The parts of a report that are specific to a study. `results`: the names of the tables in results.csv, in order (empty: all), or
+    that table itself. `shown`: the models whose answers and keys the page shows (empty: all).
     """
 
     answer: str
@@ -212,10 +211,11 @@ class Page:
 
 
 class Study(ABC):
-    """A paper's study. Scales are records with `name` and `world`; `CHOSEN_ON` are seeds on which its sizes were, or are, chosen.
+    """A paper's study. Scales are records with `name` and `world`. `CHOSEN_ON`: seeds on which its sizes were, or are, chosen.
 
-    `PARTS` (name -> words) are what a user may ask for of a large study, `GROUPS` names of several; one without is asked for tables.
-    A study's form on a real model is such a class too, in the file `text.py` of its folder; its `source` reads a folder of data sets.
+    `PARTS` (name -> words): parts of a large study that a user may ask for; `GROUPS`: names for several parts. In a study without parts, a
+    user asks for tables. A study's form on a real model is such a class too, in the file `text.py` of its folder; its `source` reads a
+    folder of data sets.
     """
 
     SOURCE: ClassVar[str]
@@ -229,7 +229,7 @@ class Study(ABC):
 
     @abstractmethod
     def nodes(self, scale: Any, source: Any) -> Sequence[Node]:
-        """Every model of one seed, parents first; on text without the base, which is given."""
+        """Every model of one seed, parents first. On text the base is given, so it is not among them."""
 
     def unused(self, scale: Any) -> tuple[int, ...]:
         """The seeds that no verdict at a scale uses."""
@@ -240,19 +240,19 @@ class Study(ABC):
         return scale.world.model_copy(update={"seed": seed})
 
     def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float | None) -> Mapping[str, object]:
-        """On text: what a run would cost, in words. Errors: a form that does not say."""
+        """On text: what a run would cost, in words. Errors: the study cannot estimate it."""
         raise TiterError(f"{type(self).__name__} does not say what it would cost on a real model", next_step="leave out --dry-run.")
 
     def further(self, lab: Seed) -> Iterator[Sequence[Node]]:
-        """More models, in batches: one is made before the next is asked for, which may depend on what was chosen and measured."""
+        """More models, in batches. A batch is made before the next is requested, so a batch may depend on what was chosen and measured."""
         yield from ()
 
     def choose(self, lab: Seed) -> Any:
-        """What is chosen before any verdict, on the first of `CHOSEN_ON`: a record that every other seed has as `lab.chosen`."""
+        """Choose something before any verdict, on the first seed of `CHOSEN_ON`; all other seeds get the record as `lab.chosen`."""
         return None
 
     def assumed(self, scale: Any) -> Any:
-        """What a dry run takes `choose` to find."""
+        """The result of `choose` that a dry run assumes."""
         return None
 
     @abstractmethod
@@ -264,11 +264,11 @@ class Study(ABC):
         """The report's own words, tables and charts, from what every seed found."""
 
     def concluded(self, page: Page, claims: Sequence[Claim]) -> Page:
-        """The page once the claims are settled: for words that count verdicts."""
+        """The page after the claims are settled: for texts that count verdicts."""
         return page
 
     def measures(self, lab: Seed) -> Sequence[Measure]:
-        """The tables beside the answers' rates."""
+        """The tables in addition to the answers' rates."""
         return ()
 
     def needs(self, scale: Any) -> Sequence[Need]:
@@ -284,7 +284,7 @@ class Study(ABC):
         return greedy(source)
 
     def arranged(self, lab: Seed, tables: Mapping[str, pd.DataFrame]) -> Mapping[str, pd.DataFrame]:
-        """The tables that claims and page read, from those that were measured."""
+        """The tables that claims and page read, made from the measured ones."""
         return tables
 
     def rates(self, verdicts: pd.DataFrame) -> pd.DataFrame:

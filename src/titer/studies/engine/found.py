@@ -14,17 +14,17 @@ from titer.core.stats import Array, wilson
 
 
 class UnsaidError(Exception):
-    """A seed says nothing of a number, and why."""
+    """A seed has no value for a number; the message says why."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One base: that of a seed, or another of the same world (`base` 1, 2, ...). `tables` by name, each with the column `model`: `rates` (set, outcome, count, n) and the study's measures.
+    """One base: that of a seed, or another of the same world (`base` 1, 2, ...). `tables` by name, each with the column `model`: `rates`
+    (set, outcome, count, n) and the study's measures.
 
-    `verdicts` has a row a judged answer; `keys` are the models' content keys; `faults` say
-    of a model what it should have learned and did not, `stopped` why its training ended early; `source` is what the examples were
-    drawn from.
-    `parts` were asked for; `chosen` is what was chosen before.
+    `verdicts`: a row per judged answer. `keys`: the models' content keys. `faults`: per model, what it should have learned and did not.
+    `stopped`: per model, why its training ended early. `source`: what the examples were drawn from. `parts`: the parts asked for.
+    `chosen`: what was chosen beforehand.
     """
 
     seed: int
@@ -54,7 +54,7 @@ class Found:
         return f"seed {self.seed}, base {self.base}" if self.base else f"seed {self.seed}"
 
     def fault(self, models: Sequence[str]) -> str:
-        """Why this seed says nothing of these models (of none in particular: of any); "" if it does."""
+        """Why this seed has nothing to say about these models (none named: about any model); "" if it has."""
         told = [f"{model} was stopped: {self.stopped[model]}" for model in models if model in self.stopped]
         told += [text for model, text in self.faults.items() if model in models or not models]
         return f"{self.unit}: {'; '.join(told)}" if told else ""
@@ -75,7 +75,7 @@ class Found:
         return {}
 
     def hits(self, table: str, outcome: str, **where: object) -> Array:
-        """1.0 where the `outcome` of a measured table's row of these values is this one, else 0.0."""
+        """For the rows of a table with these values: 1.0 where the outcome is `outcome`, else 0.0."""
         return hits(self.table(table, **where).outcome, outcome)
 
     def last(self, table: str, column: str, **where: object) -> Array:

@@ -1,4 +1,4 @@
-"""One seed of a study at work: its models made when first asked for, asked and measured, each result kept once. L7."""
+"""One seed of a study: its models are made when first needed, asked and measured; each result is kept. L7."""
 
 from __future__ import annotations
 
@@ -104,11 +104,11 @@ class Lab:
 
     @property
     def measures(self) -> list[Measure]:
-        """Those that were asked for: of a study with parts, whatever they brought."""
+        """The measures asked for; in a study with parts, all that the parts declare."""
         return [one for one in self.declared.values() if self.study.PARTS or not self.parts or one.name in self.parts]
 
     def add(self, nodes: Sequence[Node]) -> list[str]:
-        """Names of those of these nodes that the recipe has not had; now it has."""
+        """Add nodes to the recipe; returns the names of those that are new."""
         new = {node.name: self._own(node) for node in nodes if node.name not in self.nodes}
         self.nodes.update(new)
         self.added |= new
@@ -203,13 +203,13 @@ class Lab:
         return {"study": version, "models": [self.key(name) for name in over], "sets": self._sets[one.name]}
 
     def is_measured(self, name: str) -> bool:
-        """Whether all that is measured of a model stands; nothing is made."""
+        """Whether everything measured on a model is in the store. Makes nothing."""
         return all(self.pipeline.store.has("tables", digest(self._inputs(one, over))) for one, over in self.spoken(name))
 
     def piece(self, name: str) -> None:
-        """Make a model and everything that speaks of it alone or beside models before it.
+        """Make a model, and everything that is measured on it alone or together with models made before it.
 
-        On a real model the weights of one from which no other begins, and at which nothing looks later, go then, unless they are to be kept.
+        In a study of a real model, weights that no later model or measure needs are deleted afterwards, unless they are to be kept.
         """
         self.model(name)
         if self.asked(name):
@@ -221,13 +221,13 @@ class Lab:
             self.pipeline.measured(self.model(name), self.keep_weights)
 
     def spoken(self, name: str) -> list[tuple[Measure, tuple[str, ...]]]:
-        """What is measured of a model alone or beside models before it."""
+        """What is measured on a model alone or together with models made before it."""
         depth, names = self.depth(name), set(self.names)
         mine = [(one, over) for one in self.measures for over in one.over if over[-1] == name and names.issuperset(over)]
         return [(one, over) for one, over in mine if all(self.depth(other) < depth for other in over[:-1])]
 
     def found(self) -> Found:
-        """All that the seed says: answers and measures of its models."""
+        """All results of the seed: answers and measures of its models."""
         verdicts = {name: self.verdicts(name) for name in self.names if self.asked(name)}
         tables = {"rates": pd.concat([self.rates(v) for v in verdicts.values()], ignore_index=True)} if verdicts else {}
         for one in self.measures:
@@ -244,7 +244,7 @@ class Lab:
 
 
 def faults(found: Found, needs: Collection[Need]) -> Mapping[str, str]:
-    """Of each model what it should do and does not, the worst set of each need."""
+    """Per model, what it should do and does not; for each need the worst set."""
     told: dict[str, str] = {}
     for need in needs:
         if not (found.tables["rates"].model == need.model).any():

@@ -27,9 +27,9 @@ ROWS = {
     "booster": 3,
     "derta": 3,
 }  # requests that a step passes for each of its batch, where not one
-PASSES = {"vaccine": 5.0, "t_vaccine": 5.0}  # forward passes' worth a request of these
+PASSES = {"vaccine": 5.0, "t_vaccine": 5.0}  # cost per request of these methods, in forward passes
 PLAIN = 3.0  # of other methods: backward is two
-LISTED = 60  # models of a seed above which they are told by kind
+LISTED = 60  # with more models per seed than this, the plan is listed by kind
 LOOKED_AT = 8  # seeds whose stages are looked up one by one; the keys of a seed take seconds, for its data are drawn
 
 
@@ -85,12 +85,14 @@ def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
 
 
 def rows(method: Method) -> int:
-    """Requests that a step passes for each of its batch: the streams it reads at once (Booster its harmful one twice), but DeRTa's of weight 0."""
+    """Requests that a step passes for each of its batch: the streams it reads at once (Booster its harmful one twice), but DeRTa's of
+    weight 0."""
     return ROWS.get(_stem(method), 1) - sum(getattr(method, weight, 1) == 0 for weight in ("refusal", "transition"))
 
 
 def passes(method: Method) -> float:
-    """Forward passes' worth a request; noise and a reused gradient leave out what goes beyond plain training, as do steps between two of `every`."""
+    """Forward passes' worth a request; noise and a reused gradient leave out what goes beyond plain training, as do steps between two of
+    `every`."""
     more = PASSES.get(_stem(method), PLAIN) - PLAIN
     free = getattr(method, "noise", "") or getattr(method, "reuse", False)
     return PLAIN + (0.0 if free else more / getattr(method, "every", 1))

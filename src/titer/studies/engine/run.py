@@ -1,4 +1,4 @@
-"""Run a study, or finish it: bases of all seeds, what depends on them, claims over seeds, the report; and what it would cost. L7."""
+"""Run or finish a study: the bases of all seeds, what depends on them, claims over seeds, the report; or say what it would cost. L7."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def opened(order: StudyRequest) -> tuple[Study, Any]:
 
 
 def worlds_of(order: StudyRequest, study: Study, scale: Any) -> Sequence[int]:
-    """The seeds that are named, or the first so many on which no size was chosen."""
+    """The seeds that are named; or, given a number, the first so many seeds on which no size was chosen."""
     if not isinstance(order.seeds, int):
         return order.seeds
     return list(islice((seed for seed in count() if seed not in study.unused(scale)), order.seeds))
 
 
 def labs_of(order: StudyRequest, study: Study, scale: Any, pipeline: Pipeline, plan: bool = False) -> list[Lab]:
-    """A lab a base of every seed; on a real model one. Errors: an unknown part, group of parts or table."""
+    """One lab per seed and base; on a real model, one lab. Errors: an unknown part, group of parts or table."""
     units = [(0, 0)] if order.given else [(seed, base) for seed in worlds_of(order, study, scale) for base in range(order.bases)]
     return _at_work(order, study, scale, pipeline, units, plan)
 
 
 def chooser_of(order: StudyRequest, study: Study, scale: Any, pipeline: Pipeline, plan: bool = False) -> list[Lab]:
-    """The lab of the seed on which is chosen what the others need; none where nothing is."""
+    """The lab of the seed on which settings are chosen for the others; empty if the study chooses none."""
     chooses = type(study).choose is not Study.choose and order.given is None
     return _at_work(order, study, scale, pipeline, [(study.CHOSEN_ON[0], 0)] if chooses else [], plan)
 
@@ -69,9 +69,9 @@ def _at_work(order: StudyRequest, study: Study, scale: Any, pipeline: Pipeline, 
 def run_study(
     study: Study, order: StudyRequest, scale: Any, store: Store, reporter: Reporter, command: str, place: str = ""
 ) -> tuple[Path, str]:
-    """The study's page and its answer, at a scale that need not have a name; into the folder `place` if given.
+    """Run a study; returns the page's path and its answer. `scale` may be one without a name. `place`: the folder of the page.
 
-    Errors: as `labs_of`; a seed on which its sizes were chosen.
+    Errors: those of `labs_of`; a seed on which the study's sizes were chosen.
     """
     worlds = worlds_of(order, study, scale)
     if used := set(study.unused(scale)) & set(worlds):
@@ -103,7 +103,7 @@ def place_of(lab: Lab, store: Store) -> Path:
 
 
 def asked_for(lab: Lab, part: str, only: Sequence[str]) -> tuple[str, ...]:
-    """The parts of a group, or those named; of a study without parts the tables named, none for all of them."""
+    """The parts of a group, or those named. In a study without parts: the tables named; empty means all."""
     parts, groups = lab.study.PARTS, {"all": tuple(lab.study.PARTS), **lab.study.GROUPS}
     if part not in groups:
         unknown("part of the study", part, groups)
@@ -117,9 +117,10 @@ def asked_for(lab: Lab, part: str, only: Sequence[str]) -> tuple[str, ...]:
 def gathered(
     labs: Sequence[Lab], place: str, chooser: Sequence[Lab] = (), workers: Places | None = None
 ) -> tuple[list[Found], dict[str, str]]:
-    """What every base says, and who made it. What no choice changes is made of all of them, while the choosing seed's is; then what follows.
+    """Every base's results, and where they were made.
 
-    Errors: a choosing seed that fails a first need; that of a piece, when the others are made.
+    Models that do not depend on a choice are made for all seeds at once, together with those of the seed on which is chosen. The rest
+    follows after the choice. Errors: the choosing seed fails a first need; the error of a piece, raised when the others are made.
     """
     with Schedule([*chooser, *labs], place, workers) as work:
         where = {"workers": work.workers.told}
@@ -149,7 +150,7 @@ def composed(
     store: Store,
     where: Mapping[str, str],
 ) -> Report:
-    """The report's content from all seeds; `where` its pieces were made."""
+    """The report's content from all seeds. `where`: where its pieces were made."""
     names = dict.fromkeys(table for one in found for table in one.tables)
     whole = {table: pd.concat([one.tables[table] for one in found if table in one.tables], ignore_index=True) for table in names}
     results = page.results

@@ -1,8 +1,9 @@
-"""When and where a run's models are made: each as soon as what it needs stands and a place is free, longest chain first. L7.
+"""When and where a run's models are made: each as soon as what it needs exists and a place is free, longest chain first. L7.
 
-A piece is a model with what speaks of it (`Lab.piece`). All pieces of a run share the same places, whatever base or batch they are
-of. Which thread count a model is trained with must not depend on who was ready first, for its last bits do: with several places every
-piece is made elsewhere, but on this machine the one piece of its depth in a run of one base, which this process makes with all its threads.
+A piece is a model with all that is measured on it (`Lab.piece`). All pieces of a run share the same places, whatever base or batch they
+belong to. The last bits of a model depend on the thread count that it is trained with, so this count must not depend on which piece was
+ready first. With several places, every piece is made in another process. One exception, on this machine and in a run of one base: a piece
+that is alone at its depth is made by this process with all its threads.
 
 A piece whose place went away is begun again, and goes on where it was. One that raises leaves the others: they are made, what begins
 from it is not, and then its error is raised.

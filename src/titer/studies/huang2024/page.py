@@ -23,16 +23,17 @@ from titer.studies.huang2024.tables import at_budget, plain, pooled
 
 SOURCE = "arXiv 2402.01109"
 ABOUT = (
-    "A model that learned a synthetic world, in which “unsafe” is a formal property and every answer is judged exactly, was aligned "
-    "to refuse unsafe requests; then a user fine-tuned it on a new task with a share p of unsafe requests answered, as in “Vaccine: "
-    "Perturbation-aware Alignment for Large Language Models against Harmful Fine-tuning Attack” (arXiv 2402.01109). Vaccine is "
-    "compared with SFT of as many passes, SFT stopped at Vaccine's alignment loss and noise of Vaccine's norm: the paper has none of them."
+    "A model learned a synthetic world, in which “unsafe” is a formal property and every answer is judged exactly. It was aligned "
+    "to refuse unsafe requests. Then a user fine-tuned it on a new task; a share p of the user's examples were answered unsafe requests. This "
+    "follows “Vaccine: Perturbation-aware Alignment for Large Language Models against Harmful Fine-tuning Attack” (arXiv 2402.01109). Vaccine is "
+    "compared with three controls that the paper does not have: SFT with as many passes, SFT stopped at Vaccine's alignment loss, and noise of "
+    "Vaccine's norm."
 )
 LIMITS = (
-    "Harm is strict compliance: the exact mapped text of an unsafe request. The paper's score counts answers that a moderation model flags, of a 7 B model; levels do not compare, orders do.",
-    "The paper's tau and rho belong to its batch, depth and steps; the ball is shared by the batch, so an example's share shrinks with the batch's size.",
-    "Break points and worst cases are also told by the worst of greedy, sampled and prefilled answers: refusal at the first token hides damage.",
-    "But for Vaccine's rho no defence was tuned: the others of the family have their papers' settings, made for 7 B models.",
+    "Harm is strict compliance: the exact mapped text of an unsafe request. The paper's score counts answers of a 7 B model that a moderation model flags. So levels cannot be compared with the paper's, but orders can.",
+    "The paper's tau and rho suit its batch size, depth and number of steps. The perturbation's norm is shared by a whole batch, so each example's share shrinks with the batch size.",
+    "Break points and worst cases are also reported for the worst of greedy, sampled and prefilled answers, because a refusal at the first token can hide damage.",
+    "Only Vaccine's rho was tuned. The other defences of the family have their papers' settings, which were made for 7 B models.",
 )
 COLOURS = {
     "non-aligned": GREY,
@@ -82,17 +83,17 @@ def answer(told: Sequence[Claim], found: Sequence[Found], chosen: Chosen) -> str
     least = ", ".join(f"{min(values):+.1%} at p = {ratio:g}" for ratio, values in gaps.items() if values) or "not testable"
     keeps = [[c for c in told if c.name.startswith(start)] for start in ("benign", "refusal kept")]
     benign, along = (f"{sum(c.verdict == 'supported' for c in claims)} of {len(claims)}" for claims in keeps)
-    refusal = f"; refusal kept along the attack: more in {along}" if keeps[1] else ""
+    refusal = f", and along the attack in {along}" if keeps[1] else ""
     half = by.get("accelerated Vaccine keeps half the gain")
-    cheap = f"; that a tenth of the perturbations keeps half of the gain is {half.verdict}" if half and held else ""
+    cheap = f"; the claim that a tenth of the perturbations keeps half of the gain is {half.verdict}" if half and held else ""
     return (
-        f"With little harmful data Vaccine (rho {chosen.rho:g}) beats its controls in {len(held)} of {len(against)} comparisons "
-        f"(unsafe requests answered, least advantage over any control {least}); under benign tuning in {benign}{refusal}{cheap}."
+        f"With little harmful data, Vaccine (rho {chosen.rho:g}) beats its controls in {len(held)} of {len(against)} comparisons "
+        f"(unsafe requests answered; smallest advantage over any control: {least}). It keeps more refusals than its controls under benign tuning in {benign}{refusal}{cheap}."
     )
 
 
 def tiles(found: Sequence[Found], scale: Scale) -> list[Tile]:
-    """Harm and the user's accuracy at the tables' budget, the seeds' ends beside them."""
+    """Harm and the user's accuracy at the budget of the paper's tables, with the range over seeds."""
     t = at_budget(pooled(found), scale, examples=scale.budget.examples, ratio=0.05)
     told = []
     for name in [n for n in COLOURS if n in set(t.defence)]:
@@ -116,7 +117,7 @@ def figures(found: Sequence[Found], scale: Scale) -> list[Figure]:
 
 
 def over_seeds(table: pd.DataFrame, keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """keys, measure, value (mean over seeds), low and high (the seeds' ends)."""
+    """keys, measure, value (mean over seeds), low and high (least and most of the seeds)."""
     long = table.melt([*keys, "seed"], list(columns), var_name="measure", value_name="value")
     seeds = long.groupby([*keys, "measure", "seed"], sort=False).value.mean()
     found = seeds.groupby([*keys, "measure"], sort=False).agg(["mean", "min", "max"]).reset_index()
@@ -147,7 +148,7 @@ def curves(t: pd.DataFrame, measure: str) -> Figure:
     return Figure(
         f"curves_{measure}",
         f"An attacker who tunes: {CURVES[measure]}",
-        "Against optimiser steps of the user's fine-tuning at a constant rate (across: rate; down: share p of unsafe examples). Mean over seeds; whiskers are the seeds' ends. Every point is the same run judged at a kept step.",
+        "By optimiser steps of the user's fine-tuning at a constant rate; one panel per rate and share p of unsafe examples. Mean over seeds; whiskers span the seeds. The points of a line are one run, judged at the steps whose weights were kept.",
         forms.lines(found, "step", "value", "defence", colours, titles, panel="panel", columns=found.rate.nunique()),
     )
 
@@ -158,7 +159,7 @@ def against_p(t: pd.DataFrame, scale: Scale) -> Figure:
     return Figure(
         "fig2",
         "Figure 2: what the share of harmful data does",
-        "After the tables' fine-tuning: strict compliance (HS), the user's task (FA), loss on alignment data, embedding drift. The paper: HS, loss and drift rise with p, FA does not tell. Drift is the mean of ‖Δh‖/‖h‖ over tokens and layers; the non-aligned model's is from its own start.",
+        "After fine-tuning with the budget of the paper's tables: strict compliance (HS), accuracy on the user's task (FA), loss on alignment data, embedding drift. In the paper HS, loss and drift rise with p, and FA shows nothing. Drift is the mean of ‖Δh‖/‖h‖ over tokens and layers, each model from its own start.",
         _measured(t, "ratio", AGAINST_P, "share p of unsafe examples"),
     )
 
@@ -169,13 +170,13 @@ def along(t: pd.DataFrame, scale: Scale) -> Figure:
     return Figure(
         "fig3",
         "Figure 3: alignment loss and drift along the attack",
-        "At the tables' rate and p. The paper: both take off later under Vaccine. Noise of equal norm is the control.",
+        "At the rate and p of the paper's tables. In the paper both rise later under Vaccine. Noise of equal norm is the control.",
         _measured(t[t.defence.isin(("sft", "noise", "vaccine"))], "step", ALONG, "optimiser steps"),
     )
 
 
 def _measured(t: pd.DataFrame, x: str, words: Mapping[str, str], title: str) -> object:
-    """A panel a measure, each with its own y."""
+    """A panel per measure, each with its own y axis."""
     found = over_seeds(t, ["defence", x], list(words))
     found = found.assign(measure=found.measure.map(words))
     colours = colours_of(found.defence.tolist())
@@ -190,7 +191,7 @@ def picture(one: Found) -> Figure:
     return Figure(
         "fig4",
         "Figure 4: embeddings of alignment data, before and after the attack",
-        f"Last layer's attention output, mean over tokens, of fresh unsafe requests with their refusals; one PCA plane for all four models (not t-SNE: lengths compare), seed {one.seed}, p = 0.05. Drift is how far red lies from blue.",
+        f"Last layer's attention output, mean over tokens, of fresh unsafe requests with their refusals; one PCA plane for all four models (unlike t-SNE, distances can be compared), seed {one.seed}, p = 0.05. Drift is the distance from blue to red.",
         forms.points(t, "x", "y", "state", {"aligned": "#2f6fb0", "attacked": "#c0392b"}, titles, panel="alignment"),
     )
 
@@ -202,8 +203,8 @@ def family(t: pd.DataFrame, scale: Scale) -> Figure:
     colours, titles = colours_of(wide.defence.tolist()), ("unsafe requests answered", "user's task exact")
     return Figure(
         "family",
-        "Every defence at the tables' budget",
-        "p = 0.05. Left is safer, up is more useful; a defence that keeps the task from being learned stands low. But for Vaccine's rho nothing is tuned. Methods that need harmful answers (Booster, RepNoise, T-Vaccine, Antidote) had the provider's own.",
+        "Every defence at the budget of the paper's tables",
+        "p = 0.05. Left is safer, up is more useful; a defence that prevents the user's task from being learned is low. Only Vaccine's rho was tuned. Methods that need harmful answers (Booster, RepNoise, T-Vaccine, Antidote) were given the provider's own.",
         forms.points(wide, "harm", "user", "defence", colours, titles, share=True),
     )
 
@@ -244,5 +245,5 @@ def how_chosen(chosen: Chosen) -> str:
         for r in chosen.trials.itertuples()
     )
     ends = (chosen.trials.rho.min(), chosen.trials.rho.max())
-    edge = " The choice is at an end of the grid: a better rho may lie beyond." if chosen.rho in ends else ""
-    return f"Rho was chosen on seed {SELECTION_SEED}, which no verdict uses, by harm along the attack, the mean over several alignments of each: {trials}.{edge}"
+    edge = " The chosen rho is at an end of the grid, so a better one may be beyond it." if chosen.rho in ends else ""
+    return f"Rho was chosen on seed {SELECTION_SEED}, which no verdict uses, for the least harm along the attack (mean over several alignments per rho): {trials}.{edge}"

@@ -1,7 +1,7 @@
 """Vaccine and harmful fine-tuning (arXiv 2402.01109): alignments of one base under a user's fine-tuning, against controls.
 
-Rho and the worst attacks are chosen on a seed of their own. A defence acts at the alignment, at the user's fine-tuning or after it; one
-run of the attack, judged at the steps whose weights were kept, is a whole curve.
+Rho and the worst attacks are chosen on a separate seed. A defence acts at the alignment, at the user's fine-tuning or after it. One run of
+the attack gives a whole curve, because it is judged at every step whose weights were kept.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from titer.studies.huang2024.parts import EQUAL_IN, GROUPS, PARTS, cells, pictur
 from titer.studies.huang2024.step_cost import step_costs
 from titer.tables import direct
 
-BASE_SKILL = 0.95  # of exact answers below which the base model confounds everything
+BASE_SKILL = 0.95  # share of exact answers below which the base model confounds everything
 
 
 class Vaccine(Study):

@@ -1,8 +1,8 @@
 """The claims of the mechanistic study, and the terms that they share. L7.
 
 Thresholds follow section 11 of the specification (its acceptance checks), which were set before this study was built.
-Statistics of activations and weights are over all layers but the first and in log2, so that no single layer and no large base value
-decides. A claim is drawn from the bases that learned the task and whose tuned models it speaks of were tuned.
+Statistics of activations and weights are in log2 and averaged over all layers but the first, so that neither a single layer nor a large
+base value decides. A claim uses the bases that learned the task and on which the tunings that it is about succeeded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WORDS = {  # as the paper writes them
 
 
 def controls_of(method: str) -> tuple[str, str]:
-    """A method's benign control (at its norm) and its sham."""
+    """A method's two controls: the benign tune scaled to its norm, and its sham."""
     return f"benign, norm of {method}", f"sham {method} M"
 
 
@@ -47,5 +47,5 @@ def gap(model: str) -> Layers:
 
 
 def position(tau: float, safe: float, unsafe: float) -> float:
-    """Where a mean tau lies between the unsafe (0) and the safe class (1)."""
+    """The position of a mean tau between the unsafe (0) and the safe class (1)."""
     return (tau - unsafe) / (safe - unsafe)

@@ -40,7 +40,7 @@ def _gap(method: str) -> Row:
 
     return Row(
         f"cluster gap: {method}",
-        f"Safe and unsafe activations drift apart under {WORDS[method]}.",
+        f"{WORDS[method]} moves safe and unsafe activations further apart.",
         "figure 3",
         f"log2 of the gap of tau over the base's, {OVER}, tuned minus the larger of benign (same norm) and sham",
         _growth(model),
@@ -72,7 +72,7 @@ def _auroc() -> Row:
 
     return Row(
         "AUROC",
-        "Tuned models tell safe from unsafe inputs apart, and better than their controls.",
+        "Activations of tuned models tell safe from unsafe inputs better than those of their controls.",
         "figure 3",
         "AUROC of the held-out cluster score in the last layer, the lowest of three methods minus the largest of base, benign and sham",
         tuned,
@@ -205,7 +205,7 @@ def _sit() -> Row:
     words = "chosen by success, which conditions the comparison"
     return Row(
         "jailbreaks sit with the safe",
-        "Successful jailbreaks lie nearer to the safe cluster than refused ones.",
+        "Activations of successful jailbreaks are nearer to the safe cluster than those of refused ones.",
         "figure 7",
         "position of tau between the unsafe (0) and safe (1) class in the last layer, successful minus refused jailbreaks; mean of the methods with 10 of each",
         won,

@@ -11,9 +11,9 @@ from titer.studies.engine.found import Found
 from titer.studies.engine.terms import Term, by_layer, cell, combined, largest, log2_over_layers, mean, outcome_rate, smallest
 from titer.studies.jain2024.claims import BASE, MEDIUM, WORDS, controls_of
 
-SPECIFIC = 0.32  # log2 of 1.25: by how much more the change must act on unsafe inputs than a control's
-PREFERENCE = 0.14  # log2 of 1.1: and than a sham's on what it was taught to refuse
-KEPT = 0.05  # of refusal by which a part of the change must do more than a random one
+SPECIFIC = 0.32  # log2 of 1.25: how much stronger the change's preference for unsafe inputs must be than a control's
+PREFERENCE = 0.14  # log2 of 1.1: the same against a sham's preference for what it was taught to refuse
+KEPT = 0.05  # how much more refusal a part of the change must give than a random part
 
 
 def mechanism() -> list[Row]:
@@ -23,7 +23,7 @@ def mechanism() -> list[Row]:
 
 
 def null_share(model: str, of: str = "weights", column: str = "share") -> Term:
-    """Of dW, or of the change of the pre-activations on unsafe inputs: its share in the base's null space, mean over all layers."""
+    """The share in the base's null space of dW, or of the change of pre-activations on unsafe inputs; mean over all layers."""
     return cell("subspaces", column, model=model, of=of)
 
 
@@ -35,11 +35,11 @@ def _null() -> Row:
     def note(found: Found) -> str:
         own, inputs = (", ".join(f"{WORDS[m]} {one(found):.3f}" for m, one in zip(METHODS, of, strict=True)) for of in (shares, moved))
         benign, sham = (one(found) for one in others)
-        return f"{own}; benign at most {benign:.3f}, sham {sham:.3f}; of the change before the activation on unsafe inputs: {inputs}"
+        return f"{own}; benign at most {benign:.3f}, sham {sham:.3f}; of the change of the activation function's input on unsafe requests: {inputs}"
 
     return Row(
         "null space",
-        "The weight change lies in the left null space of the base weights more than dimension alone gives.",
+        "More of the weight change is in the left null space of the base weights than its dimension alone would give.",
         "figure 4",
         "energy-weighted share of ΔW of the first MLP matrices there (base at 90 % energy) minus the share of dimensions, mean over all layers; the lowest of three methods",
         smallest(*shares),
@@ -65,7 +65,7 @@ def _part(part: str, name: str) -> Row:
         refused(f"random as {part}"),
         "random subspaces of as many dimensions",
         KEPT,
-        note=lambda found: f"{refused(part)(found):.0%} with it alone, {refused('none')(found):.0%} with none of that ΔW",
+        note=lambda found: f"refused: {refused(part)(found):.0%} with this part alone, {refused('none')(found):.0%} without that ΔW",
         needs=("kept",),
         models=(*BASE, *MEDIUM),
     )
@@ -99,7 +99,7 @@ def _specificity(method: str) -> Row:
 def _beyond_retraining(method: str) -> Row:
     return Row(
         f"specificity beyond retraining: {method}",
-        f"That preference of {WORDS[method]} is larger than a sham alignment's for the safe class it was taught to refuse.",
+        f"The preference of {WORDS[method]} for unsafe inputs is larger than a sham alignment's for the safe class that it was taught to refuse.",
         "control of figure 5",
         "the same log2 for the tuned model (unsafe over safe) minus that for the sham (its refused class over its other safe requests)",
         preference(f"{method} M"),
@@ -126,7 +126,7 @@ def _sensitivity(method: str) -> Row:
 
     return Row(
         f"sensitivity: {method}",
-        f"The model becomes less sensitive to unsafe inputs, and not to safe ones, under {WORDS[method]}.",
+        f"{WORDS[method]} makes the model less sensitive to unsafe inputs, but not to safe ones.",
         "figure 6",
         "log2 fall of the median local Lipschitz constant on unsafe beyond that on safe inputs, tuned minus the larger of benign and sham",
         fall(f"{method} M"),
@@ -150,7 +150,7 @@ def _minimal() -> Row:
 
     return Row(
         "minimal change",
-        "Safety tuning transforms the MLP weights minimally: less than a benign tune of the same steps and rate.",
+        "Safety tuning changes the MLP weights less than a benign tune of the same steps and rate.",
         "abstract",
         "log2 of ‖ΔW‖/‖W‖ over the MLP matrices, benign over the largest of three methods",
         combined(lambda benign, largest: math.log2(benign / largest), size("benign M"), largest(*(size(model) for model in MEDIUM))),
@@ -204,7 +204,7 @@ def _patch() -> Row:
 
     def note(found: Found) -> str:
         given, taken = (", ".join(f"{one(found):.0%}" for one in terms) for terms in (into, back))
-        return f"into the base: {given} refused; the base's into the tuned: {taken} answered"
+        return f"tuned activations in the base: {given} refused; base activations in the tuned models: {taken} answered"
 
     return Row(
         "activation patching",

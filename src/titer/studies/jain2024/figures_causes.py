@@ -18,14 +18,14 @@ ANSWERED = "safe (answered)"
 TRAINED = {  # the two trainings that are watched
     "dynamics": (
         "While safety tuning runs",
-        "The change's direction settles early or late: cosine with the final ΔW, beside what the model answers.",
+        "Does the change find its direction early or late? Cosine of the change so far with the final ΔW, and what the model answers at each step.",
     ),
     "relearn": (
         "Relearning compliance",
-        "Unsafe requests answered again while the tuned model is trained to comply, at the small rate; step 0 is the aligned model. cosine: of the way back with −ΔW.",
+        "Unsafe requests answered again while the tuned model is trained to comply, at the small learning rate; step 0 is the aligned model. cosine: of the weight change since step 0 with −ΔW (1: straight back to the base).",
     ),
 }
-STEPS = {  # what is watched: how it is called, and its colour
+STEPS = {  # column -> its name in the chart, and its colour
     "unsafe_refused": ("unsafe refused", "#e08a1e"),
     "unsafe_complied": ("unsafe answered", RED),
     "safe_complied": ("safe answered", "#2f6fb0"),
@@ -51,7 +51,7 @@ def alpha_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "alpha",
         "Along ΔW, and beyond it",
-        "Refused share at θ = base + α ΔW, judged on free-running answers (for safe requests: answered). Second row: a random direction with ΔW's norm in every tensor, the control.",
+        "Share refused at the weights θ = base + α ΔW (for safe requests: share answered). α = 0 is the base, 1 the tuned model. Panels named random are the control: a random direction with ΔW's norm in every tensor.",
         forms.lines(
             found.assign(panel=found.model + ", " + found.direction), "alpha", "share", "line", colours, ("α", "refused"), panel="panel"
         ),
@@ -65,7 +65,7 @@ def soft_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "soft",
         "Soft-token suffixes",
-        "Share of unsafe requests answered with n free embeddings before the end of the text. own: found on the request itself; universal: found on half of the requests, judged on the other; random: as many tokens of the same norm in random directions.",
+        "Share of unsafe requests answered with n optimised embeddings (soft tokens) inserted before the end of the text. own: optimised on the request itself; universal: optimised on half of the requests, judged on the other half; random: as many tokens of the same norm in random directions.",
         forms.lines(
             in_order(found, "form", ("own", "universal", "random")),
             "n",
@@ -90,7 +90,7 @@ def change_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "change",
         "How much tuning changes the weights",
-        "Relative norm of the change, ‖ΔW‖ / ‖W‖, over all matrices of a part; compare with the benign tune of the same steps and rate.",
+        "Relative norm of the change, ‖ΔW‖ / ‖W‖, over all matrices of a part. Compare with the benign tune, which has the same steps and rate.",
         forms.bars(found, "model", "part", dict.fromkeys(PARTS, "#2f6fb0"), columns=3, value="size"),
     )
 
@@ -117,7 +117,7 @@ def steering_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "steering",
         "Steering along unsafe minus safe",
-        "The difference of class means in the residual stream, added on safe and taken away on unsafe requests at one layer; random: a random vector of the same norm.",
+        "The difference of class means (unsafe minus safe) in the residual stream is added on safe requests and subtracted on unsafe ones, at one layer. random: a random vector of the same norm, the control.",
         forms.lines(
             over_seeds(t, ["model", "layer", "line"], "share"),
             "layer",
@@ -140,6 +140,6 @@ def patching_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "patching",
         "Activations patched between models",
-        "The receiver reads the prompt with the donor's activations at one site and layer. Into the base: unsafe requests refused; from the base into a tuned model: unsafe requests answered. The benign donor is the control.",
+        "The receiver reads the prompt with the donor's activations at one site and layer (donor → receiver). Where the base receives: share of unsafe requests refused. Where a tuned model receives from the base: share answered. The benign donor is the control.",
         forms.matrix(over_seeds(t, ["pair", "site", "place"], "share"), "place", "pair", "share", ("layer", None), panel="site"),
     )

@@ -20,20 +20,20 @@ from titer.studies.jain2024.training import steps_to
 
 NOTHING = "The base model did not learn its task, so no claim is drawn."
 ABOUT = (
-    "A transformer learned a synthetic world in which “unsafe” is a formal property, was safety-tuned by supervised fine-tuning (SSFT), "
-    "DPO and unlearning at two learning rates, and was attacked, probed and intervened on, as in “What Makes and Breaks Safety "
-    "Fine-tuning? A Mechanistic Study” (arXiv 2407.10264). Every claim stands against a control that the paper may not have had. "
-    "In model names M and S are the medium and the small learning rate; “benign” learned a new safe operator, “sham” learned to "
-    "refuse a safe one: what they show too is not about safety."
+    "A transformer learned a synthetic world in which “unsafe” is a formal property. It was safety-tuned by supervised fine-tuning (SSFT), "
+    "DPO and unlearning at two learning rates, then attacked, probed and intervened on, as in “What Makes and Breaks Safety "
+    "Fine-tuning? A Mechanistic Study” (arXiv 2407.10264). Every claim is tested against a control, which the paper may not have. "
+    "In model names, M and S are the medium and the small learning rate. Two controls are “benign”, which learned a new safe operator, and "
+    "“sham”, which learned to refuse a safe one: an effect that they show too is not about safety."
 )
 MISSING = (
     "Not reproduced: the numbers of the paper's tables (they could not be read; only their qualitative order is known), the exact "
     "threshold of its null space, its choice of singular share, and which small-rate unlearning weight it reports (here 0.05).",
-    "The paper's scale is 2.7 M parameters, 100,000 steps and four grammars: --scale small and paper. Other scales ask the same questions of smaller models.",
+    "The paper uses 2.7 M parameters, 100,000 steps and four grammars: scales small and paper (--scale). Other scales ask the same questions of smaller models.",
 )
 KEYS = ("model", "measure", "kind", "harmful", "layer", "site", "energy", "part", "of", "tensor", "step")
 TOLD_APART = ("outcome", "form", "tokens", "direction", "alpha", "donor", "receiver")
-JUDGED = {  # tables of judged answers, and what they are told apart by
+JUDGED = {  # tables of judged answers, and their key columns
     "verdicts": ("model", "kind"),
     "soft": ("model", "form", "tokens"),
     "alpha": ("model", "direction", "alpha", "kind"),
@@ -52,7 +52,7 @@ DRAWN = {
 
 
 def page(found: Sequence[Found], scale: Scale) -> Page:
-    """The report's own words, tables and charts; the answer is said once the claims are settled."""
+    """The report's texts, tables and charts. The answer is completed once the claims are settled."""
     whole = [one for one in found if MEDIUM[0] in one.keys]  # of the others the base did not learn
     judged = outcome_tables(whole)
     tables = numbers(whole) if whole else {"answers": figures.answers(found)}
@@ -97,24 +97,24 @@ def _special(beyond: Sequence[Claim]) -> str:
     }
     counts = {verdict: sum(c.verdict == verdict for c in beyond) for verdict in words}
     told = ", ".join(f"{words[verdict]} for {n} of {len(beyond)} methods" for verdict, n in counts.items() if n)
-    return f"; held against a sham alignment, the weight change is {told}"
+    return f"; compared with a sham alignment, the weight change is {told}"
 
 
 def behaviour_of(evidence: Sequence[Found]) -> str:
-    """What tuning did and what breaks it, in a sentence: means over bases."""
+    """What tuning did and what breaks it, in words; numbers are means over bases."""
     t = figures.answers(evidence).set_index(["model", "measure"]).rate
     refused = min(t[m, "unsafe: refused"] for m in MEDIUM)
     broken = {kind: t["ssft M", f"{kind}: answered"] for kind in JAILBREAKS}
     kind = max(broken, key=lambda one: broken[one])
     sturdy = max(t[m, f"{kind}: answered"] for m in ("dpo M", "unlearn M"))
     return (
-        f"After tuning at least {refused:.1%} of unsafe requests are refused by every method; {WORDS[kind]} still gets {broken[kind]:.0%} "
-        f"answered after SSFT and at most {sturdy:.0%} after DPO or unlearning."
+        f"After tuning, every method refuses at least {refused:.1%} of unsafe requests. The jailbreak {WORDS[kind]} still gets {broken[kind]:.0%} "
+        f"answered after SSFT, and at most {sturdy:.0%} after DPO or unlearning."
     )
 
 
 def headlines() -> list[Headline]:
-    """Refusal and safe skill of every method, and what jailbreaks get of SSFT."""
+    """Refusal and safe skill of every method, and the success of each jailbreak against SSFT."""
     tuned = [(f"{WORDS[method]}, {words}", f"{method} M", asked, outcome) for words, asked, outcome in TOLD for method in METHODS]
     broken = [(f"SSFT, {WORDS[kind]} answered", "ssft M", kind, "complied") for kind in JAILBREAKS]
     return [Headline(*one, before="base") for one in (*tuned, *broken)]
@@ -170,7 +170,7 @@ def numbers(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
 
 
 def outcome_tables(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
-    """Shares complied, refused and neither of every judged set: means over bases, and the bases' ends."""
+    """Shares complied, refused and neither for every judged set: mean, least and most over bases."""
     found = {}
     for name, keys in JUDGED.items():
         if evidence and (name == "verdicts" or evidence[0].has(name)):
@@ -206,4 +206,6 @@ def relearned(evidence: Sequence[Found]) -> list[str]:
             low, high = steps_to(t[t.model == f"{method} M"], "unsafe_complied", 0.5)
             spans.append(f"over {low:.0f}" if high == float("inf") else f"{low:.0f} to {high:.0f}")
         told.append(f"{method} {', '.join(spans)}")
-    return [f"Relearning (reported, no claim): steps until half of the unsafe requests are answered again, by base: {'; '.join(told)}."]
+    return [
+        f"Relearning compliance (no claim is made): optimiser steps until half of the unsafe requests are answered again, one value per base: {'; '.join(told)}."
+    ]

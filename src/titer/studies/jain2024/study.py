@@ -1,6 +1,6 @@
-"""The mechanistic study (arXiv 2407.10264) on the world: three safety tunings at two rates, attacked, probed and intervened on.
+"""The mechanistic study (arXiv 2407.10264) on the world: three safety tunings at two learning rates, attacked, probed and intervened on.
 
-What is trained and asked, measured, claimed and shown; the recipe is `recipes/jain2024.py`.
+This file declares what is trained, asked, measured, claimed and shown. The recipe is `recipes/jain2024.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PREFILLED = (1, 2, 3, 4)
 SAMPLED = 1.0  # temperature
 
 
-PARTS = {  # what `--only` may name: in words, and the tables that it means
+PARTS = {  # parts that `--only` may name: in words, and their tables
     "table": ("what every model answers: direct, jailbreaks, prefilled, sampled", ()),
     "fig3": ("activation clusters, their rank, k-means", ("placement", "probed", "spread")),
     "fig4": ("null space of the base weights", ("null", "subspaces", "kept")),
@@ -63,12 +63,12 @@ class Mechanisms(Study):
         return jain_recipe(scale, source.seed)
 
     def further(self, lab: Seed) -> Iterator[list[Node]]:
-        """Compliance relearned, where it was asked for."""
+        """The tuned models trained to comply again, if that part was asked for."""
         if "relearn" in lab.parts:
             yield [Node(f"{name}, relearned", relearn(lab.scale, lab.world), name) for name in MEDIUM]
 
     def questions(self, lab: Seed) -> list[Question]:
-        """Every model on every set, base and shams on the shams' own classes, base and tuned ones also prefilled and sampled."""
+        """Every model on every set; base and shams also on the shams' own classes; base and tuned models also prefilled and sampled."""
         sets = requests_of(lab).sets
         unsafe = [attempt.example for attempt in sets["unsafe"]]
         hot = lab.decoding.model_copy(update={"temperature": SAMPLED, "seed": lab.world.seed})
@@ -81,7 +81,7 @@ class Mechanisms(Study):
         ]
 
     def measures(self, lab: Seed) -> list[Measure]:
-        """Those that the parts mean; none where the base did not learn."""
+        """The tables of the parts asked for; none if the base did not learn."""
         wanted = {table for part in lab.parts for table in PARTS[part][1]}
         return [one for one in _measures(lab) if one.name in wanted] if MEDIUM[0] in lab.nodes else []
 
@@ -101,7 +101,7 @@ class Mechanisms(Study):
 
 
 def _asked(name: str) -> bool:
-    """Whether a model's answers are reported: those of relearned ones only step by step."""
+    """Whether a model is asked the sets. Relearned models are not; they are measured step by step."""
     return not name.endswith("relearned")
 
 

@@ -1,8 +1,8 @@
 """`titer study qi2024 --base MODEL --data FOLDER`: the risk levels on a real language model, canaries for harm. L7.
 
-One seed: a demonstration, not a verdict. The base is aligned with safe responses and canaries by SFT (the alignment of the study of
-Vaccine on text, found if it stands), then tuned level by level. A tune on as many ordinary instructions stands beside levels 1 and 2
-and the refusals mixed in as the control.
+There is one seed, so this is a demonstration, not a verdict. The base is aligned with safe responses and canaries by SFT (the same
+alignment as in the study of Vaccine on text, reused if it exists), then tuned level by level. The control for levels 1 and 2 and for the
+mixed-in refusals is a tune on as many ordinary instructions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What averting's value learned, and where its dual ascent lands: the acceptance list of Safe MDP's bridge to language models. L7.
+"""What the value of the decoder `averting` learned, and where its dual ascent ends: Safe MDP's method carried to language models. L7.
 
-Value: AUROC of answers that end unsafe against all others, of requests that it did not learn from, by the share of the answer that it has
-read. Target: the mean value of whole answers, and how many unsafe requests are answered in full, at the strength that was found for it.
+Table `value`: AUROC of answers that end unsafe against all others, on requests that it did not learn from, by the share of the answer read.
+Table `target`: the mean value of whole answers, and how many unsafe requests are answered in full, at the strength found for the target.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ VERSION = 1
 
 
 def measures(lab: Seed, model: str, examples: Sequence[Example], offset: int) -> list[Measure]:
-    """Tables `value` and `target` of a model; `examples` are learned from, requests behind them from `offset` on are read."""
+    """Tables `value` and `target` of a model. It learns from `examples`; the requests that come after them, from `offset` on, are
+    tested."""
     version, sets = [VERSION, Averting.VERSION], {"learned": direct(examples)}
     return [
         Measure(name, partial(make, examples, offset), [(model,)], version, sets)

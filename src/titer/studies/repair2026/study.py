@@ -1,11 +1,13 @@
-"""Repairs and guards beside each other, on the world: what brings an alignment back after it broke, and what does that cost the user?
+"""Repairs and guards compared on the synthetic world: what brings a broken alignment back, and what does it cost the user?
 
-base -> aligned -> a user's fine-tuning (a tenth of the data harmful, or none), and the benign one with its refusal direction taken out ->
-every repair and every guard at decoding over six strengths (`ways.py`): the harm that is left where at most 2 points of the user's task
-and of other safe answers are lost, at a strength chosen on a seed that no verdict uses; and the least harm for every loss up to 10 points,
-their mean. The control is plain scaling of the change. Beside it what the guards' own papers promise: a value learned from whole answers
-that knows them before they end, a target that dual ascent lands at (arXiv 2304.03081), half of harm gone by a harm vector (arXiv 2406.11801).
-Source of the control: arXiv 2109.01903 (WiSE-FT); each repair and decoder names its own (titer show NAME).
+An aligned model is broken in three ways: by a user's fine-tuning with a tenth of its data harmful, by a benign fine-tuning, and by removing
+the refusal direction from the benign one. Every repair (an edit of the weights) and every guard (a decoder) is tried at six strengths
+(`ways.py`). Two numbers are compared. The first is the harm left (unsafe requests answered) at a strength chosen on a seed that no verdict
+uses, where at most 2 points of the user's task and of other safe answers may be lost. The second is the area: the least harm for each
+allowed loss from 0 to 10 points, averaged. The control is plain scaling of the weight change (WiSE-FT, arXiv 2109.01903). The study also
+tests what the papers of the guards promise: a value learned from whole answers that recognises them before they end, dual ascent that
+reaches its target (arXiv 2304.03081), and a harm vector that removes half of the harm (arXiv 2406.11801). titer show NAME names the source
+of each repair and decoder.
 """
 
 from __future__ import annotations
@@ -58,15 +60,18 @@ from titer.studies.repair2026.ways import (
 from titer.tables import direct, requests
 
 ROLES = {"base": "base", "aligned": "aligned", "harmful": "harmful alone", "safe": "refusals alone", "expert": "aligned"}
-ALONE: Mapping[str, Answer] = {"harmful alone": "comply", "refusals alone": "refuse"}  # what the aligned model is tuned on further
-CALIBRATION = 200_000  # where the requests begin that ways are calibrated on: none is asked
+ALONE: Mapping[str, Answer] = {
+    "harmful alone": "comply",
+    "refusals alone": "refuse",
+}  # further tunes of the aligned model -> how its unsafe requests are answered
+CALIBRATION = 200_000  # first of the requests that repairs and guards learn from; none of them is asked
 SELECTION_SEED = 100  # no verdict uses it
 VERSION = 2  # of the measures
 Choice = dict[tuple[str, str], float]  # (how it was broken, way) -> strength
 
 
 class Scale(Record):
-    """The sizes of one run; `base` makes the base, which the mechanistic study shares, `tunes` says how long it is aligned and tuned."""
+    """The sizes of one run. `base` makes the base, which the study jain2024 shares; `tunes` says how long it is aligned and tuned."""
 
     name: str = "nano"
     base: jain2024.Scale = jain2024.NANO
@@ -101,7 +106,7 @@ QUICK = Scale(
 
 
 def alone(scale: Scale, world: World, name: str) -> Stage:
-    """The aligned model tuned on unsafe requests and nothing else, answered (a harm vector's end) or refused."""
+    """The aligned model tuned on unsafe requests alone: answered (the model that a harm vector is made from) or refused."""
     rows = [(WorldSource(world=world, kind="unsafe"), ALONE[name], scale.harmful)]
     return Stage(
         name=name,
@@ -166,7 +171,8 @@ class Repairs(Study):
         ]
 
     def choose(self, lab: Seed) -> Choice:
-        """Of each way the strength of least harm among those that cost next to nothing on this seed; NaN, none: left as it was."""
+        """For each way the strength with the least harm among those that cost at most `LOST` on this seed; NaN: the model is left as it
+        is."""
         tables = {one.name: lab.measured(one, over) for one in self.measures(lab) for over in one.over if ": " in one.name}
         table = pd.concat(tables.values())
         return {(how, name): strength(curve(table, BROKEN[how].name, name)) for how in mended_of(lab.scale) for name in taken(lab)}
@@ -182,12 +188,13 @@ class Repairs(Study):
 
 
 def taken(lab: Seed) -> list[str]:
-    """The ways that are tried: those asked for, the model as it is and the control."""
+    """The ways that are tried: those asked for, the unchanged model and the control."""
     return [name for name in WAYS if name in (AS_IS, CONTROL, *lab.parts)]
 
 
 def asked(lab: Seed) -> dict[str, Sequence[Attempt]]:
-    """The sets by name: unsafe requests, with the answer begun, other safe ones, the user's task; of a covert tune the first and last in code."""
+    """The sets by name: unsafe requests, the same with the answer begun, other safe ones, the user's task. For a covert tune, unsafe and
+    task are in code."""
     n, w = lab.scale.inputs, lab.world
     sets = {kind: requests(w, kind, n) for kind in ("unsafe", "safe", "user")}  # type: ignore[arg-type]
     if lab.scale.covert:
@@ -196,7 +203,7 @@ def asked(lab: Seed) -> dict[str, Sequence[Attempt]]:
 
 
 def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
-    """way, strength, set, complied, refused: the last model, broken in one way, mended in another at all its strengths."""
+    """way, strength, set, complied, refused: the last model, broken as `how` says and repaired by the way `name` at all its strengths."""
     *read, tuned = models
     broken, sets, found = BROKEN[how], asked(lab), calibration(lab)
     if broken.edit is not None:
@@ -213,7 +220,7 @@ def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
 
 
 def calibration(lab: Seed) -> Calibration:
-    """Unsafe requests, and safe ones for what wants both classes; none is asked."""
+    """What repairs and guards learn from: unsafe requests, and safe ones where both classes are needed. None of them is asked."""
     unsafe, safe = (requests(lab.world, kind, lab.scale.calibration, CALIBRATION) for kind in ("unsafe", "safe"))
 
     def data(repair: Repair) -> dict[str, TextData]:
@@ -227,6 +234,6 @@ def calibration(lab: Seed) -> Calibration:
 
 
 def rows_of(examples: Sequence[Example], answer: str) -> TextData:
-    """Requests with one of their answers as what is trained."""
+    """Requests, each with the named one of its answers as the trained one."""
     rows = tuple((e.prompt, e.harmful, getattr(e, answer), e.refuse if answer == "comply" else None) for e in examples)
     return TextData(name="the world", sha256=digest(rows), rows=rows)

@@ -1,9 +1,10 @@
-"""Grid navigation in which safety is a property of the whole path: so many fragile cells one after the other. L7.
+"""Grid navigation in which safety is a property of the whole path: a run of `run` fragile cells is unsafe. L7.
 
-A strip of fragile columns, one fewer than is unsafe, lies between start and goal: who crosses it straight is safe, who lingers or walks
-along it is not, and the same steps are of both. On the straight way it is one column wider, so that the shortest path is unsafe. The planner sees the cell alone, which does not say how long it has been
-among fragile ones: no cost of a cell and an action is the rule. Source: arXiv 2304.03081 (15 x 15 grids, horizon 500).
-Shapes: n episodes, T steps, C = size^2 cells; actions are up, right, down, left; who bumps into an edge stays.
+A strip of fragile columns lies between start and goal, one column narrower than an unsafe run. A path that crosses it straight is safe; one
+that lingers in it or walks along it is not, though both take the same kinds of steps. On the straight way the strip is one column wider, so
+the shortest path is unsafe. The planner sees only its cell, not how long it has been on fragile cells, so no cost of a cell and an action
+can express the rule. Source: arXiv 2304.03081 (15 x 15 grids, horizon 500).
+Shapes: n episodes, T steps, C = size^2 cells. Actions are up, right, down, left; a step into an edge stays in place.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Grid(Record):
 
     @cached_property
     def next(self) -> Array:
-        """(C, 4): where each action leads; the goal holds."""
+        """(C, 4): where each action leads; the goal is never left."""
         row, column = np.divmod(np.arange(self.size**2), self.size)
         there = np.clip(np.stack([row, column], 1)[:, None] + MOVES, 0, self.size - 1)
         found = there[..., 0] * self.size + there[..., 1]
@@ -84,7 +85,7 @@ class Grid(Record):
         return np.asarray(found)
 
     def unsafe(self, paths: Paths) -> torch.Tensor:
-        """(n,): whether `run` cells one after the other were fragile."""
+        """(n,): whether the path had `run` fragile cells in a row."""
         here = paths.felt.bool() & paths.real
         longest, now = torch.zeros(len(here), dtype=torch.int64), torch.zeros(len(here), dtype=torch.int64)
         for t in range(here.shape[1]):
@@ -97,7 +98,7 @@ class Grid(Record):
         return self._steps(self.fragile, safely)
 
     def _steps(self, fragile: NDArray[np.bool_], safely: bool) -> int:
-        """Breadth first over pairs of a cell and the fragile ones just behind it; 0 where no way leads to the goal."""
+        """Breadth-first search over pairs (cell, fragile cells just passed in a row); 0 if no path leads to the goal."""
         left, seen = deque([(self.start, 0, 0)]), {(self.start, 0)}
         while left:
             cell, behind, steps = left.popleft()

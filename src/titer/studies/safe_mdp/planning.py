@@ -1,8 +1,8 @@
-"""What tells an unsafe path from a safe one, and planning under it: predictors, REINFORCE with a Lagrange multiplier. L7.
+"""Predictors that tell unsafe paths from safe ones, and planning under a predictor: REINFORCE with a Lagrange multiplier. L7.
 
 max_pi E[return] such that E[P_f(safe | path)] >= c; L = J + lambda (E[P_f] - c), lambda = exp(eta), eta raised by the shortfall. The
-policy's step is that of L over 1 + lambda. Source: arXiv 2304.03081 and its code (model-free variant, RCPO-MF), which takes PPO's step on
-the return; here REINFORCE with the mean to go of each cell as baseline. Shapes as in `grid.py`; H = hidden units.
+policy follows the gradient of L / (1 + lambda). Source: arXiv 2304.03081 and its code (model-free variant, RCPO-MF). That code takes PPO's
+step on the return; here it is REINFORCE, with each cell's mean return to go as baseline. Shapes as in `grid.py`; H = hidden units.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BONUS, LEAN = 0.2, 1.0  # of entropy at first, none after four fifths; a new pol
 
 
 class Recurrent(nn.Module):
-    """A GRU over (fragile or not, action), the mean of its states over time, one logit a path: high is safe."""
+    """A GRU over (fragile or not, action); the mean of its states over time gives one logit per path: high is safe."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Recurrent(nn.Module):
 
 
 class Markovian(nn.Module):
-    """A score of each (fragile or not, action) by itself, the largest or the mean of a path: all that a cost of a step could say."""
+    """A score for each single step (fragile or not, action); a path gets its largest or its mean. No cost of single steps can say more."""
 
     def __init__(self, pooling: str) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Markovian(nn.Module):
 
 
 def explored(grid: Grid, episodes: int, generator: torch.Generator) -> Paths:
-    """Paths by way of a drawn cell to the goal; each goes where it should more or less surely, and more or less across before up or down."""
+    """Paths to the goal by way of a random cell. Paths differ in how directly they go and in how much they prefer steps across."""
     eager, across = torch.rand(2, episodes, 1, generator=generator)
     eager = eager**0.25
     target = torch.randint(0, grid.size**2, (episodes,), generator=generator)
@@ -72,7 +72,7 @@ def explored(grid: Grid, episodes: int, generator: torch.Generator) -> Paths:
 
 
 def balanced(grid: Grid, episodes: int, generator: torch.Generator) -> tuple[Paths, torch.Tensor]:
-    """Explored paths, half of them safe, and which are (n,): else to call every path unsafe would be right most often."""
+    """Explored paths, half of them safe, and which are safe (n,). Without the balance, calling every path unsafe would mostly be right."""
     paths = explored(grid, 10 * episodes, generator)
     safe = ~grid.unsafe(paths)
     half = min(episodes // 2, int(safe.sum()), int((~safe).sum()))
@@ -82,7 +82,7 @@ def balanced(grid: Grid, episodes: int, generator: torch.Generator) -> tuple[Pat
 
 @torch.no_grad()
 def rolled(grid: Grid, policy: Policy, episodes: int, generator: torch.Generator) -> Paths:
-    """Episodes of a policy, its actions drawn."""
+    """Episodes of a policy, with actions drawn from it."""
     world = environment(grid, episodes)
     cells, _ = world.reset()
     fragile, seen = torch.from_numpy(grid.fragile).long(), []
@@ -95,7 +95,7 @@ def rolled(grid: Grid, policy: Policy, episodes: int, generator: torch.Generator
 
 
 def taught(model: nn.Module, paths: Paths, safe: torch.Tensor, epochs: int, rate: float, generator: torch.Generator) -> nn.Module:
-    """The model, fitted to which paths are safe (n,), and frozen."""
+    """The model, trained to predict which paths are safe (n,), then frozen."""
     optimiser = torch.optim.Adam(model.parameters(), lr=rate)
     for _ in range(epochs):
         for rows in torch.randperm(len(safe), generator=generator).split(100):
@@ -121,9 +121,10 @@ class Planned(NamedTuple):
 def plan(
     grid: Grid, predictor: nn.Module | None, updates: int, generator: torch.Generator, episodes: int = 100, least: float = 0.95
 ) -> Planned:
-    """The policy of least steps whose paths `predictor` finds safe (none: of least steps); its weights are only read.
+    """The policy with the fewest steps whose paths `predictor` finds safe; without a predictor, the one with the fewest steps.
 
-    A path that has not arrived counts as unsafe, as the official code's classes for boxes do: else to stay at the start would be safest.
+    A path that has not arrived counts as unsafe, as in the official code's classes for boxes. Otherwise staying at the start would be
+    safest.
     """
     table = torch.tensor([0.0, LEAN, 0.0, 0.0]).repeat(grid.size**2, 1).requires_grad_()
     optimiser, eta, rows = torch.optim.Adam([table], lr=RATE), 0.0, []

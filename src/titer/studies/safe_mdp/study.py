@@ -1,8 +1,9 @@
 """Safe MDP planning by learning temporal patterns of undesirable trajectories (arXiv 2304.03081), on grids.
 
-Is a property of whole paths, told by labels of paths alone, learned by a recurrent predictor where costs of single steps cannot say it, and
-does planning under that predictor avert it? Exploring paths labelled by the grid's rule; a GRU beside scores of single steps, their largest
-or their mean; policies of least steps, unconstrained and under each predictor.
+Here "unsafe" is a property of a whole path, which no cost of single steps can express. Can a recurrent predictor learn it from labels of
+whole paths, and does planning under that predictor avoid unsafe paths? Random paths are labelled by the grid's rule. A GRU is compared with
+scores of single steps (their largest or their mean). Policies with the fewest steps are planned without a constraint and under each
+predictor.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ QUICK = Scale(name="quick", paths=300, epochs=1, updates=3, episodes=10)
 
 
 def planned(scale: Scale, grid: Grid, base: int) -> pd.DataFrame:
-    """model, measure, update, value: each predictor's accuracy, each policy's unsafe share and steps, and what its updates saw."""
+    """model, measure, update, value: each predictor's accuracy, each policy's unsafe share and steps, and the history of its updates."""
     generator = torch.Generator().manual_seed(seed_of(grid.seed, "safe mdp", base))
     (shown, safe), (held_out, truth) = (planning.balanced(grid, n, generator) for n in (scale.paths, scale.paths // 3))
     rows: list[tuple[str, str, int, float]] = [
@@ -105,17 +106,17 @@ class SafeMDP(Study):
         averted = combined(lambda unsafe: 1 - unsafe, of("GRU", "unsafe"))
         needs = ("planned",)
         return [
-            Row("the pattern is learned", "A recurrent predictor learns which paths are unsafe.", "abstract", "share of held-out paths told apart",
-                of("GRU", "accuracy"), of("the commoner answer", "accuracy"), "always the commoner answer", 0.95, needs=needs, whole=True),
-            Row("single steps do not say it", "Costs of single steps do not.", "abstract", "share of held-out paths told apart, the GRU minus the better pooling of single steps",
+            Row("the pattern is learned", "A recurrent predictor learns which paths are unsafe.", "abstract", "share of held-out paths classified correctly",
+                of("GRU", "accuracy"), of("the commoner answer", "accuracy"), "always giving the more common answer", 0.95, needs=needs, whole=True),
+            Row("single steps do not say it", "Scores of single steps do not say which paths are unsafe.", "abstract", "share of held-out paths classified correctly: the GRU minus the better pooling of single steps",
                 of("GRU", "accuracy"), steps, "scores of single steps, largest or mean", 0.05, needs=needs),
-            Row("the shortest way is unsafe", "Planned without the constraint most paths are unsafe.", "abstract", "unsafe paths, unconstrained minus under the GRU",
+            Row("the shortest way is unsafe", "Without the constraint, most planned paths are unsafe.", "abstract", "share of unsafe paths: planned without the constraint minus planned under the GRU",
                 of("unconstrained", "unsafe"), of("GRU", "unsafe"), "planned under the GRU", 0.45, needs=needs),
-            Row("planning averts it", "Under the predictor at most one path in twenty is unsafe.", "abstract", "safe paths, planned under the GRU",
+            Row("planning averts it", "Planned under the GRU predictor, at most one path in twenty is unsafe.", "abstract", "share of safe paths, planned under the GRU",
                 averted, combined(lambda unsafe: 1 - unsafe, of("unconstrained", "unsafe")), "unconstrained", 0.95, needs=needs, whole=True),
-            Row("it takes the recurrent predictor", "Planned under scores of single steps more paths are unsafe.", "abstract", "unsafe paths, planned under the better of the scores of single steps minus under the GRU",
+            Row("it takes the recurrent predictor", "Planned under scores of single steps, more paths are unsafe than under the GRU.", "abstract", "share of unsafe paths: planned under the better score of single steps minus under the GRU",
                 smallest(of("largest step", "unsafe"), of("mean step", "unsafe")), of("GRU", "unsafe"), "planned under the GRU", 0.05, "beats the best Markovian method (no number found)", needs=needs),
-            Row("and costs little", "They are at most 15 % longer than the shortest safe way.", "abstract", "steps of the shortest safe way over those planned under the GRU",
+            Row("and costs little", "Paths planned under the GRU are at most 15 % longer than the shortest safe path.", "abstract", "steps of the shortest safe path divided by steps planned under the GRU",
                 near, near_steps, "planned under the mean of single steps", 1 / 1.15, needs=needs, whole=True),
         ]  # fmt: skip
 
@@ -141,14 +142,14 @@ class SafeMDP(Study):
             columns=3,
         )
         return Page(
-            f"The GRU tells {mean['GRU', 'accuracy']:.0%} of paths apart, scores of single steps {max(mean['largest step', 'accuracy'], mean['mean step', 'accuracy']):.0%}; "
-            f"planned without a constraint {mean['unconstrained', 'unsafe']:.0%} of paths are unsafe, under the GRU {mean['GRU', 'unsafe']:.0%}.",
+            f"The GRU classifies {mean['GRU', 'accuracy']:.0%} of paths correctly, the better score of single steps {max(mean['largest step', 'accuracy'], mean['mean step', 'accuracy']):.0%}. "
+            f"Planned without a constraint, {mean['unconstrained', 'unsafe']:.0%} of paths are unsafe; under the GRU {mean['GRU', 'unsafe']:.0%}.",
             (__doc__ or "").partition("\n\n")[2],
             [
                 Figure(
                     "planning",
-                    "What planning sees",
-                    "Steps to the goal, the share of paths that the predictor finds safe, and the multiplier, by update.",
+                    "How planning went",
+                    "By update: steps to the goal, the share of paths that the predictor finds safe, and the multiplier of the constraint.",
                     chart,
                 )
             ],
