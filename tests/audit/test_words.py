@@ -19,6 +19,7 @@ from titer.audit.answers import beyond, flipped, flips
 from titer.audit.changes import overall
 from titer.audit.figures import shares
 from titer.audit.headline import answer, below
+from titer.audit.legends import LEGENDS
 from titer.audit.report import FORMLESS, audit_report
 from titer.audit.roles import Audited, audited
 from titer.audit.study import Findings, Question, measured
@@ -90,6 +91,8 @@ def test_the_answer_sets_the_control_beside_the_change(
     assert f'<p class="answer">{said}</p>' in text.replace("&#39;", "'")
     assert line in text.replace("&#39;", "'")
     assert "what moved, less the control" in text
+    for name in ("what moved", "what moved, less the control's", "drift", "separation inside"):  # a folded table says what its columns mean
+        assert f'<summary>Numbers: {escape(name)}</summary>\n<p class="soft">{escape(LEGENDS[name])}</p>' in text
     assert json.loads((page.parent / "summary.json").read_text())["answer"] == said
 
 

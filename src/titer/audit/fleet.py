@@ -16,6 +16,7 @@ from titer.audit import figures, gate, kinds
 from titer.audit.answers import flipped
 from titer.audit.ask import Prepared
 from titer.audit.headline import below, in_words, moved, points, worded
+from titer.audit.legends import LEGENDS
 from titer.audit.report import ABOUT, before, missing, results
 from titer.audit.study import Findings
 from titer.core.gate import STATUS
@@ -154,6 +155,7 @@ def fleet_report(tunes: Sequence[Tune], how: Mapping[str, object], command: str,
             "decoding": first.question.decoding.model_dump_json(),
             **how,
         },
+        legends=LEGENDS,
         roles={name: role for _, ready, _ in known for name, role in ready.found.roles.items()},
     )
     return write_report(report, folder), answer

@@ -13,6 +13,7 @@ from titer.audit import figures, gate, hidden, kinds, mechanisms, prints, restor
 from titer.audit.advice import advice
 from titer.audit.answers import cut_short, flipped
 from titer.audit.headline import answer, below, in_words, moved, points, worded
+from titer.audit.legends import LEGENDS
 from titer.audit.roles import Audited
 from titer.audit.study import Findings, Question
 from titer.data.sources import TextData
@@ -87,6 +88,7 @@ def audit_report(
             "decoding": asked.decoding.model_dump_json(),
             **how,
         },
+        legends=LEGENDS,
         roles=found.roles,
     )
     return write_report(report, folder), said

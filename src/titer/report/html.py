@@ -84,6 +84,7 @@ class Report:
     flipped: pd.DataFrame = field(
         default_factory=pd.DataFrame
     )  # samples with the column `flip`; the two answers to a prompt follow each other
+    legends: Mapping[str, str] = field(default_factory=dict)  # folded table -> what its columns mean
     roles: Mapping[str, str] = field(default_factory=dict)  # model -> what it is here: base, before, after, benign control
 
 
