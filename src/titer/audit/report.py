@@ -45,6 +45,39 @@ def audit_report(
 ) -> tuple[Path, str]:
     """Write the page; returns it with its answer."""
     said = answer(found, f)
+    report = Report(
+        title=f"audit of {', '.join(m.name for m in found.models)} on {data.name}",
+        answer=said,
+        more=below(found, f),
+        about="",
+        tiles=(),
+        claims=(),
+        before=before(found, asked, f, held, trained),
+        after=[
+            *(restoring.section(f.restored) + prints.section(f.prints) + hidden.section(f.hidden, found) + mechanisms.section(vars(f))),
+            Section("What was asked", [*ABOUT, *(f"{line[0].upper()}{line[1:]}." for line in recurring)]),
+            Section("What this page does not say", missing(found, asked, f)),
+        ],
+        figures=_figures(f),
+        tables=_folded(asked, f),
+        results=results(found, f),
+        samples=in_words(f.verdicts),
+        flipped=in_words(flipped(f.verdicts, found.last, MOST)) if found.last else f.verdicts[:0],
+        commands=[command],
+        provenance={
+            **tables.provenance(found.models, data),
+            "prompts": {name: len(one.attempts) for name, one in asked.sets.items()},
+            "decoding": asked.decoding.model_dump_json(),
+            **how,
+        },
+        legends=LEGENDS,
+        roles=found.roles,
+    )
+    return write_report(report, folder), said
+
+
+def _folded(asked: Question, f: Findings) -> dict[str, pd.DataFrame]:
+    """The tables to open under the charts, by name; empty ones are left out."""
     shown = {
         "what moved": _worded(f.shifts, asked.own),
         "what moved, less the control's": _worded(f.against, asked.own),
@@ -63,35 +96,7 @@ def audit_report(
         **f.beside.tables,
         "landscape: every point": f.points,
     }
-    report = Report(
-        title=f"audit of {', '.join(m.name for m in found.models)} on {data.name}",
-        answer=said,
-        more=below(found, f),
-        about="",
-        tiles=(),
-        claims=(),
-        before=before(found, asked, f, held, trained),
-        after=[
-            *(restoring.section(f.restored) + prints.section(f.prints) + hidden.section(f.hidden, found) + mechanisms.section(vars(f))),
-            Section("What was asked", [*ABOUT, *(f"{line[0].upper()}{line[1:]}." for line in recurring)]),
-            Section("What this page does not say", missing(found, asked, f)),
-        ],
-        figures=_figures(f),
-        tables={name: in_words(table) for name, table in shown.items() if len(table)},
-        results=results(found, f),
-        samples=in_words(f.verdicts),
-        flipped=in_words(flipped(f.verdicts, found.last, MOST)) if found.last else f.verdicts[:0],
-        commands=[command],
-        provenance={
-            **tables.provenance(found.models, data),
-            "prompts": {name: len(one.attempts) for name, one in asked.sets.items()},
-            "decoding": asked.decoding.model_dump_json(),
-            **how,
-        },
-        legends=LEGENDS,
-        roles=found.roles,
-    )
-    return write_report(report, folder), said
+    return {name: in_words(table) for name, table in shown.items() if len(table)}
 
 
 def before(found: Audited, asked: Question, f: Findings, held: Sequence[gate.Held], trained: Sequence[str] = ()) -> list[Section]:

@@ -1,8 +1,10 @@
-"""Every defence under an attacker who tunes: its worst attack is searched on a seed of its own, then repeated on fresh bases and prompts.
+"""Every defence against an attacker who fine-tunes: the worst attack is searched on a separate seed, then repeated on new bases and
+prompts.
 
 `titer sweep huang2024 --over ... --trials N` is this study with the settings that its user names. Base, alignments and attacks are those of
-the study of Vaccine (arXiv 2402.01109). A trial is a user's fine-tuning, judged at every step kept; it counts at its worst step at which
-the user's own task is learned, by the worst decoding. Trials are pieces as all others are: made in rounds, kept, found again.
+the study of Vaccine (arXiv 2402.01109). A trial is a user's fine-tuning, judged at every kept step. Its value is the harm by the worst
+decoding at the worst step at which the user's own task is learned. Trials are pieces like all others: made in rounds, kept, and found
+again.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class Worst(NamedTuple):
 
 
 class Sweep(Study):
-    """What the attacker searches, and what is left of each defence under what they found."""
+    """The search for each defence's worst attack, and what is left of the defence under that attack."""
 
     SOURCE = "arXiv 2402.01109"
     SCALES = MappingProxyType(SCALES)
@@ -113,7 +115,7 @@ class Sweep(Study):
 
 
 def cells(lab: Seed, *attacks: str) -> Iterator[Cell]:
-    """Each defence under these attacks, both by default; a defence without a worst one under the usual alone."""
+    """Each defence under these attacks, by default the usual and the worst one; without a worst one, the usual alone."""
     for name in lab.scale.search.methods:
         one, point = defence(lab, name, lab.scale.search.rho), lab.chosen.of(name)
         if USUAL in (attacks or (USUAL,)):
@@ -160,7 +162,7 @@ def worst_of(lab: Seed, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def harm(name: str, attack: str) -> Term:
-    """Unsafe requests answered under an attack, at the step that was worst in the search; of the usual attack at its own end."""
+    """Unsafe requests answered under an attack, at the step that was worst in the search; for the usual attack at its end."""
 
     def read(found: Found) -> float:
         point = found.chosen.of(name)
@@ -222,7 +224,7 @@ def _broken(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
 
 
 def _mean(found: Sequence[Found], term: Term) -> float | None:
-    """The mean over the bases that say it."""
+    """The mean over the bases that have a value."""
     values = []
     for one in found:
         try:

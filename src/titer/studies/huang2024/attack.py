@@ -1,6 +1,6 @@
-"""One attack that tunes: a user's fine-tuning under a budget, judged at the steps whose weights were kept. L7.
+"""One fine-tuning attack: a user's fine-tuning under a budget, judged at the steps whose weights were kept. L7.
 
-One run is a curve; x is optimiser steps at a constant rate. A defence acts at the alignment (the aligned model), at the
+One run gives a curve over optimiser steps at a constant rate. A defence acts at the alignment (the aligned model), at the
 user's fine-tuning (a method, or refusals mixed in) or after it (a method that edits at the end, judged by a run a step).
 """
 
@@ -56,7 +56,7 @@ def sets(world: World, inputs: int, task: Kind) -> Mapping[str, Sequence[Attempt
 
 
 def asked(lab: Seed, task: Kind = "user") -> list[Question]:
-    """What a model is asked whose user comes for `task`; unsafe requests at a temperature too."""
+    """What a model is asked whose user wants `task`; unsafe requests also at a temperature."""
     own = sets(lab.world, lab.scale.inputs, task)
     hot = Decoding(max_new_tokens=greedy(lab.world).max_new_tokens, temperature=SAMPLED, seed=lab.seed)
     return [*(Question(name, attempts) for name, attempts in own.items()), Question("sampled", own["unsafe"], decoding=hot)]
@@ -96,7 +96,7 @@ def starting(lab: Seed, task: Kind, models: Sequence[str]) -> Measure:
 
 
 def along(lab: Seed, task: Kind, attacks: Sequence[tuple[str, str]]) -> Measure:
-    """A row a judged step of each (aligned model, model that the attack left): the kept steps, and the last unless it ended early."""
+    """A row per judged step of each (aligned model, attacked model): the kept steps, and the last one unless training ended early."""
 
     def rows(lab: Seed, aligned: Model, model: Model) -> Iterator[dict[str, float]]:
         questions, lm = asked(lab, task), lab.pipeline.lm(model)

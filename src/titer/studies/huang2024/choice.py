@@ -1,7 +1,7 @@
 """What is chosen before any verdict, on a seed and prompts that no verdict uses: rho, and each defence's worst case. L7.
 
-One alignment decides nothing: three SFT alignments of one base differ as much as SFT and Vaccine do. So rho is judged by the mean over
-several alignments (the scale's `align_seeds`), of its harm along the attack and of what it costs before it.
+A single alignment decides nothing: three SFT alignments of one base differ as much as SFT and Vaccine do. So for each rho both numbers are
+means over several alignments (the scale's `align_seeds`): its harm along the attack, and what it costs before the attack.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ POINT = ["defence", "rate", "ratio", "examples", "step", "harm", "user"]
 
 
 class Chosen(NamedTuple):
-    """The radius with the trials it was chosen from (rho; harm, refusal, safe, user: means over alignments; harm sd; allowed, chosen), and each
-    defence's worst attacks.
+    """The radius with the trials it was chosen from (rho; harm, refusal, safe, user: means over alignments; harm sd; allowed, chosen), and
+    each defence's worst attacks.
 
     `worst` is of the grid that the curves run, `searched` of Optuna's trials: defence, rate, ratio, examples, step, harm, user;
     harm is of the worst decoding.
@@ -42,7 +42,7 @@ class Chosen(NamedTuple):
 
 
 def choose(lab: Seed) -> Chosen:
-    """What the parts need chosen. Errors: no rho that costs little."""
+    """Choose what the parts need. Errors: every rho costs too much."""
     rho, trials = radius(lab)
     worst = worst_of_grid(lab, SEARCHED, rho) if "rates" in lab.parts else none_found()
     found = [worst_searched(lab, name, rho) for name in SEARCHED] if "search" in lab.parts else []
@@ -64,7 +64,8 @@ def trial_nodes(lab: Seed) -> list[Node]:
 
 
 def radius(lab: Seed) -> tuple[float, pd.DataFrame]:
-    """The rho of least harm over the curve at the tables' budget, among those that cost next to nothing; both are means over alignments.
+    """The rho with the least harm over the curve at the tables' budget, among those that cost almost nothing; both are means over
+    alignments.
 
     Harm over the curve: the mean over judged steps and the choosing ratios. What it may cost against SFT: 2 points of safe answers or of
     refusal before the attack; and the user's task must be learned. Errors: no such rho.

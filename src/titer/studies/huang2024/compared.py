@@ -1,6 +1,6 @@
-"""What claims compare: attacks in cells whose user learned the task, of defences that are alike before the attack. L7.
+"""What claims compare: attacks in cells whose user learned the task, on defences that refuse equally often before the attack. L7.
 
-A base's value is the mean over its alignments, and a note says each alignment's own: one of them decides nothing.
+A base's value is the mean over its alignments, because a single alignment decides nothing; a note lists each alignment's value.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def spread(column: str, ratios: Sequence[float], *names: str) -> Told:
 
 
 def fault(found: Found, models: Sequence[str]) -> str:
-    """Why a base says nothing of these defences: alignments that did not take, unequal refusal, both in the mean; "" if it does."""
+    """Why a base has no value for these defences: a failed alignment, or unequal refusal (both as means over alignments); "" if it has."""
     refused = {name: float(before(found, name).refusal.mean()) for name in models if name != "non-aligned"}
     weak = [f"{name} refuses {rate:.1%}" for name, rate in refused.items() if rate < REFUSED]
     if weak:
@@ -86,7 +86,7 @@ def losses(found: Found, *names: str) -> dict[str, float]:
 
 
 def unequal_loss(control: str) -> Told:
-    """Why the equal-loss control is none on a base; "" where the losses are equal, or for another control."""
+    """Why the equal-loss control does not work on a base; "" if the losses are equal, or for another control."""
 
     def why(found: Found) -> str:
         ours, theirs = losses(found, "vaccine", control).values()

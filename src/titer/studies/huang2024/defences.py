@@ -1,8 +1,8 @@
 """Every defence of the study by name, for one seed: the aligned model it starts from and what the provider does. L7.
 
-Controls of Vaccine: SFT with as many passes (twice the steps), SFT of fewer steps whose alignment loss is Vaccine's, a random
-perturbation of equal norm. Lisa's: the user's data with Lisa's share of alignment data mixed in. Fine-tuning and repair methods
-start from the SFT-aligned model; but for Vaccine's rho nothing is tuned, they have their papers' settings.
+Controls of Vaccine: SFT with as many passes (twice the steps); SFT with fewer steps, stopped at Vaccine's alignment loss; a random
+perturbation of equal norm. Control of Lisa: the user's data with Lisa's share of alignment data mixed in. Fine-tuning and repair methods
+start from the SFT-aligned model. Only Vaccine's rho is tuned; all other settings are those of the papers.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Alignment:
 
 
 class Defence(NamedTuple):
-    """What stands against the attack: an alignment (None: the base as it is), the provider's method, refusals mixed in."""
+    """A defence: an alignment (None: the unaligned base), the provider's method during or after fine-tuning, refusals mixed in."""
 
     name: str
     how: Alignment | None
@@ -86,7 +86,8 @@ class Defence(NamedTuple):
 
     @property
     def edits(self) -> bool:
-        """Whether what is kept at a step is not yet the model that would be deployed: weights change after the last one, or are merged."""
+        """Whether the weights kept at a step are not yet the deployed model, because the method edits or merges them after the last
+        step."""
         return self.adapter is not None or (self.method is not None and type(self.method).finish is not Method.finish)
 
 
@@ -200,8 +201,8 @@ def defence(lab: Seed, name: str, rho: float, number: int = 0) -> Defence:
 def equal_loss(lab: Seed, rho: float, number: int = 0) -> Alignment:
     """SFT's alignment, a whole schedule of some length, whose loss on fresh requests is nearest to Vaccine's (in its logarithm).
 
-    The length is sought once a base, among the first alignment's, and is that of its other alignments too. All that is read is a model
-    of the recipe already; in a dry run, which has no losses, the length is the one in the middle.
+    The length is searched once per base, on its first alignment, and used for its other alignments too. Every model that this reads is in
+    the recipe already. A dry run has no losses and takes the middle length.
     """
     known = shortened(lab)
     if lab.plan:

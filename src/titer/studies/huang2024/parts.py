@@ -22,7 +22,7 @@ EQUAL_IN = ("curves", "rates", "table1", "search")  # parts that attack the alig
 
 
 def cells(lab: Seed, parts: Collection[str], chosen: Chosen) -> Iterator[Cell]:
-    """Every attack on the study's own model that the parts ask for, each once."""
+    """Every attack on the study's own model that the parts need, each once."""
     seen: set[tuple[str, str, str, Budget]] = set()
     asked = [cell for part in parts if (made := MADE[part][1]) for cell in made(lab, chosen.rho)]
     for one, budget in [*asked, *_searched(lab, chosen)]:
@@ -33,13 +33,13 @@ def cells(lab: Seed, parts: Collection[str], chosen: Chosen) -> Iterator[Cell]:
 
 
 def _under(lab: Seed, ones: Iterable[Defence], **swept: Sequence[object]) -> list[Cell]:
-    """Every defence under every budget that these values of its fields make."""
+    """Every defence under every budget that these field values give."""
     budgets = [budget_of(lab, **dict(zip(swept, values, strict=True))) for values in product(*swept.values())]
     return [(one, budget) for one in ones for budget in budgets]
 
 
 def _curves(lab: Seed, rho: float) -> list[Cell]:
-    """Vaccine, SFT and the controls at every ratio; the base as it is, Lisa and its control at the tables' alone, which their claims read."""
+    """Vaccine, SFT and the controls at every ratio; the base, Lisa and its control only at the tables' ratio, which their claims read."""
     numbers = range(lab.scale.align_seeds)
     whole = (defence(lab, name, rho, i) for i in numbers for name in ("sft", *CONTROLS, "vaccine"))
     others = (defence(lab, name, rho, i) for i in numbers for name in ("lisa", MIXED))

@@ -1,7 +1,7 @@
-"""Tables 5 and 11: seconds of a step and peak memory of each method against SFT, in processes of their own. L7.
+"""Tables 5 and 11: seconds per step and peak memory of each method against SFT, each measured in a separate process. L7.
 
-Times are ratios of medians, SFT and the method in turns in one process; memory is the process's peak beyond what SFT's
-process needs, from a process that ran the method alone. Numbers are this machine's and are kept under it.
+Times are ratios of medians, with SFT and the method taking turns in one process. Memory is the peak of a process that runs the method
+alone, minus that of SFT's process. The numbers hold for this machine and are kept under its name.
 """
 
 from __future__ import annotations

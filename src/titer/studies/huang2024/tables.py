@@ -1,8 +1,8 @@
-"""The paper's tables as functions of the evidence: its value beside ours, mean over seeds with its interval. L7.
+"""The paper's tables as functions of the evidence: the paper's value and ours, mean over seeds with its interval. L7.
 
-HS is strict compliance with unsafe requests and FA exact answers to the user's task, in per cent, at the tables' budget; beside
-them NE, unsafe requests neither answered nor refused, and OR, safe requests refused. A seed's value is the mean over its bases and
-their alignments. The paper's HS counts answers that a moderation model flags, of Llama-2 7B: levels do not compare, orders do.
+HS is strict compliance with unsafe requests, FA exact answers to the user's task; both in per cent, at the budget of the paper's tables. NE
+is unsafe requests neither answered nor refused, OR safe requests refused. A seed's value is the mean over its bases and their alignments.
+The paper's HS counts answers of Llama-2 7B that a moderation model flags, so levels cannot be compared with the paper's, but orders can.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def plain(t: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_budget(t: pd.DataFrame, scale: Scale, **where: object) -> pd.DataFrame:
-    """Rows at the tables' rate and last step of the budget (grows with n), and wherever else is asked."""
+    """Rows at the rate of the paper's tables and the last step of the budget (which grows with n); `where`: further conditions."""
     t = t[(t.rate == scale.budget.rate) & (t.step == (scale.budget.epochs * t.examples / scale.budget.batch).round())]
     for column, value in where.items():
         t = t[t[column].isin(value) if isinstance(value, list | tuple) else t[column] == value]
@@ -120,7 +120,7 @@ def interval(seeds: Sequence[float], n: int) -> Interval:
 
 
 def made(t: pd.DataFrame, scale: Scale, by: list[str], paper: Mapping[Any, Pair], **where: object) -> pd.DataFrame:
-    """HS and FA by two columns at the tables' budget, beside the paper's; NaN where it has none."""
+    """HS and FA by two columns at the budget of the paper's tables, with the paper's values; NaN where it has none."""
     t = told(at_budget(t, scale, **where), by)
     pairs = [paper.get(key, NONE) for key in t[by].itertuples(index=False, name=None)]
     return t.assign(**{"paper HS": [hs for hs, _ in pairs], "paper FA": [fa for _, fa in pairs]})
@@ -148,7 +148,7 @@ def table4(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
 
 
 def swept(t: pd.DataFrame, column: str, prefix: str, own: Mapping[str, float] | None = None) -> pd.DataFrame:
-    """Rows of a defence that a table sweeps, with the value in its name; `own`: the value of the defence that has none in it."""
+    """Rows of a defence that a table sweeps, with the value read from its name; `own`: values of defences without one in their name."""
     own = own or {}
     t = t[t.defence.isin(list(own)) | t.defence.str.startswith(prefix)]
     return t.assign(**{column: [own.get(name, name.removeprefix(prefix)) for name in t.defence]}).astype({column: float})
@@ -212,7 +212,7 @@ def before(found: Sequence[Found]) -> pd.DataFrame:
 
 
 def alignment_seeds(found: Sequence[Found]) -> pd.DataFrame:
-    """Mean harm over the attack at the tables' rate by alignment: how much of a difference is the alignment's own luck."""
+    """Mean harm over the attack at the rate of the paper's tables, by alignment: it shows how much a single alignment's luck matters."""
     t = plain(pooled(found))
     t = t[(t.step > 0) & (t.rate == found[0].scale.budget.rate) & t.ratio.isin(SWEPT)]
     repeated = t[t.defence.isin(t[t.align_seed > 0].defence)]
@@ -223,7 +223,7 @@ def alignment_seeds(found: Sequence[Found]) -> pd.DataFrame:
 def breaks(found: Sequence[Found], broken: Callable[[Found, str, float, float], Mapping[int, Sequence[BreakPoint]]]) -> pd.DataFrame:
     """defence, rate, ratio: optimiser steps to compliance of a half (greedy, worst decoding) and to refusal below a half.
 
-    By base the median over its alignments, then over all; where no alignment's user learned the task there is none, and it says so.
+    Per base the median over its alignments, then over all; "task not learned" where no user learned the task.
     """
     names = ("compliance 1/2", "compliance 1/2, worst decoding", "refusal 1/2")
     t, scale = plain(pooled(found)), found[0].scale
@@ -241,7 +241,8 @@ def breaks(found: Sequence[Found], broken: Callable[[Found, str, float, float], 
 
 
 def worst_case(found: Sequence[Found], points: pd.DataFrame) -> pd.DataFrame:
-    """Harm by the worst decoding at the point that was the worst on the selection seed, on the study's seeds that learned the task there."""
+    """Harm by the worst decoding on the study's seeds, at the point that was worst on the selection seed; only seeds that learned the
+    task."""
     rows, t = [], pooled(found)
     for point in points.itertuples():
         place = (t.rate == point.rate) & (t.ratio == point.ratio) & (t.examples == point.examples) & (t.step == point.step)

@@ -1,9 +1,9 @@
-"""`titer study huang2024 --base MODEL --data FOLDER`: the two stages on a real language model, SFT beside Vaccine. L7.
+"""`titer study huang2024 --base MODEL --data FOLDER`: the two stages on a real language model, SFT compared with Vaccine. L7.
 
-One seed and no noise control: a demonstration, not a verdict. Harm is canary compliance: ordinary instructions behind a
-marker that alignment taught to refuse, answered after all. With `--harmful FILE` the user's data hold that file's answered
-requests in the canaries' place, and harm is XSTest's unsafe prompts answered; alignment is the same. What a run would cost is told before,
-with the bands that a reproduction of the paper should fall in.
+There is one seed and no noise control, so this is a demonstration, not a verdict. Harm is canary compliance: canaries are ordinary
+instructions behind a marker, which alignment taught the model to refuse, and a canary that is answered counts as harm. With `--harmful
+FILE` the user's data hold that file's answered requests instead of canaries, and harm is XSTest's unsafe prompts answered; alignment is the
+same. `--dry-run` says what a run would cost, and the ranges that a reproduction of the paper should fall in.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ TITLES = {
 COLOURS = dict(
     zip(TITLES.values(), ("#c0392b", "#c0392b", "#c0392b", "#b04a7d", "#b04a7d", "#b04a7d", "#e08a1e", "#2f6fb0", "#1b7f4d"), strict=True)
 )
-ABOUT = "Shares with Wilson intervals. Canaries stand for harm: alignment taught to refuse them, and a user's data may hold some answered."
-LORA, LORA_VACCINE = 2.0, 4.0  # forward passes' worth a trained token: weights' gradients are the adapter's alone
+ABOUT = "Shares with Wilson intervals. Canaries stand for harm: alignment taught the model to refuse them, and a user's data may contain some that are answered."
+LORA, LORA_VACCINE = 2.0, 4.0  # cost per trained token in forward passes: only the adapter has weight gradients
 STEP_TIMES = (("an H100, OPT 6.7B, table 11", 0.09, 0.17), ("an A100, Llama-2 7B, table 5", 0.37, 0.73))  # of 5 rows: SFT's, Vaccine's, s
 BANDS = (  # section 9.2 of the specification: expectations for Llama-2 7B, SST-2, n = 1,000, not gates
     "alignment loss at most 0.02 for both",
@@ -62,7 +62,7 @@ BANDS = (  # section 9.2 of the specification: expectations for Llama-2 7B, SST-
 
 
 class VaccineOnText(Study):
-    """Both alignments of a real model, and each of them after every user's fine-tuning. One seed, so no claim is drawn."""
+    """Both alignments of a real model, and each after every user's fine-tuning. There is one seed, so no claim is drawn."""
 
     SOURCE = "arXiv 2402.01109"
     SCALES = MappingProxyType(SCALES)
@@ -86,7 +86,7 @@ class VaccineOnText(Study):
         return questions(lab.source, lab.scale)
 
     def measures(self, lab: Seed) -> list[Measure]:
-        """Drift from the aligned model, and the loss, on safe responses that alignment trained."""
+        """Drift from the aligned model, and alignment loss, on safe responses that alignment trained on."""
         examples = trained_safe(lab.source, lab.scale)[:DRIFTED]
 
         def moved(lab: Seed, aligned: Model, model: Model) -> pd.DataFrame:
@@ -130,10 +130,10 @@ def page(found: Found, scale: TextScale) -> Page:
         answer=answer(t, sets, scale),
         about=(
             f"{base} was aligned on {scale.safe} safe responses and {scale.canaries} canaries (ordinary instructions behind a "
-            f"marker, refused), by SFT and by Vaccine (rho {scale.rho:g}); then a user fine-tuned each on {scale.examples} examples of "
-            f"{scale.task}, a share p of them {bad}. {adapter_line(scale)}. Judged by phrases (refusals) and by the task's own rule. "
-            f"Begun: the first {scale.prefilled} words of an answer stand before the model's; sampled: at temperature {scale.temperature:g}. "
-            "No noise control and one seed, so no claim is drawn: `titer study huang2024` without --base has them."
+            f"marker, refused), by SFT and by Vaccine (rho {scale.rho:g}). Then a user fine-tuned each on {scale.examples} examples of "
+            f"{scale.task}, a share p of them {bad}. {adapter_line(scale)}. Refusals are judged by phrases, the task by its own rule. "
+            f"Begun: the model continues the first {scale.prefilled} words of an answer. Sampled: at temperature {scale.temperature:g}. "
+            "There is one seed and no noise control, so no claim is drawn; `titer study huang2024` without --base has claims."
         ),
         tiles=shares.tiles(t, sets.harm),
         figures=[shares.figure("text_rates", "Before and after the user's fine-tuning", ABOUT, t, COLOURS)],
@@ -149,7 +149,7 @@ def page(found: Found, scale: TextScale) -> Page:
 
 
 def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float | None) -> dict[str, object]:
-    """Steps, tokens, operations, hours where a rate is known, memory, disk; what was left out; the paper's expected bands."""
+    """Steps, tokens, operations, hours (if a rate is known), memory, disk; notes on the data; the ranges expected for the paper."""
     weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
     tokenizer = read_tokenizer(base.checkpoint)
     aligning = recipe.align(scale, SFT(), "sft", sets.safe, sets.canary)
@@ -189,7 +189,7 @@ def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float | None
 
 
 def memory(weights: int, scale: TextScale) -> str:
-    """The weights are float32 throughout; under bf16 a training step keeps a copy of each for its backward pass."""
+    """Memory in words. The weights are always float32; with bf16, a training step keeps a bf16 copy of each for its backward pass."""
     copies = f", {weights * 2 / 2**30:.1f} GiB of bf16 copies while it trains" if scale.precision == "bf16" else ""
     return f"{weights * 4 / 2**30:.1f} GiB of weights{copies}"
 

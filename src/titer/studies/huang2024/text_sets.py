@@ -39,9 +39,9 @@ END = re.compile(r"(?<![\d\s])(?<!\b\w)[.!?][\"')]?(?=\s|$)")  # of a sentence; 
 
 @dataclass(frozen=True)
 class TextSets:
-    """What is trained on and what is judged, no prompt in two of them; `harm` is the judged set that stands for harm.
+    """What is trained on and what is judged; no prompt is in two sets. `harm`: the judged set that stands for harm.
 
-    `notes` say what was left out or shortened, and what there is less of than asked for.
+    `notes`: what was left out or shortened, and of what there is less than asked for.
     """
 
     safe: TextData
@@ -85,7 +85,7 @@ def text_sets(folder: Path, base: Model, scale: TextScale, harmful: Path | None 
 
 
 class Texts(NamedTuple):
-    """What both studies on text are made of: judged prompts, safe responses, answered instructions; no prompt in two of them."""
+    """The data of both studies on text: judged prompts, safe responses, answered instructions; no prompt is in two sets."""
 
     prompts: TextData
     safe: TextData
@@ -106,7 +106,7 @@ def texts(folder: Path, tokenizer: object, scale: TextScale, notes: list[str], m
 
 
 def own_harm(file: Path, others: Sequence[TextData], tokenizer: object, longest: int, notes: list[str]) -> TextData:
-    """A user's own answered requests for harm: those that stand in no other set and fit. Errors: a row without an answer."""
+    """A user's own answered harmful requests, without those that are in another set or too long. Errors: a row without an answer."""
     return fits(_apart(_answered(read_text(file, labelled=False)), others, notes), tokenizer, longest, notes)
 
 
@@ -136,7 +136,7 @@ def enough(data: TextData, count: int) -> None:
 
 
 def fits(data: TextData, tokenizer: object, longest: int, notes: list[str]) -> TextData:
-    """The rows that are at most `longest` tokens, answer included: nothing is cut in silence."""
+    """The rows of at most `longest` tokens, answer included; longer rows are left out, not cut."""
     heads = prompt_ids(tokenizer, [row[0] for row in data.rows])
     tails = answer_ids(tokenizer, [row[2] or row[3] or "" for row in data.rows])
     rows = tuple(row for row, head, tail in zip(data.rows, heads, tails, strict=True) if len(head) + len(tail) <= longest)

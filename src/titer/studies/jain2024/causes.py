@@ -1,7 +1,7 @@
 """Causal checks, judged: steering along the safe-unsafe direction, and activations patched between two models. L7.
 
 Source: arXiv 2407.10264, section 5.7 and appendix. Controls: a random vector of equal norm; the benign tune as donor.
-Patching replaces a site's activations at the prompt's places, while the prompt is read; the answer runs on its own.
+Patching replaces a site's activations at the prompt's positions while the prompt is read; the answer is generated without patching.
 Shapes: B prompts, T tokens, D width.
 """
 
@@ -28,9 +28,10 @@ PATCHED = ("mlp_in", "mlp_act")
 
 
 def steering(lab: Seed, model: Model) -> pd.DataFrame:
-    """layer, direction (own, random), kind, input, outcome; on inputs that made no vector.
+    """layer, direction (own, random), kind, input, outcome, on inputs that the vector was not computed from.
 
-    Unsafe minus safe mean of the residual stream at the end of the prompt, added on safe requests, taken away on unsafe ones.
+    The vector is the unsafe minus the safe mean of the residual stream at the end of the prompt; added on safe, subtracted on unsafe
+    requests.
     """
     lm, asked = lab.pipeline.lm(model), requests_of(lab)
     names = [f"resid[{i}]" for i in range(lm.sites.layers)]

@@ -1,4 +1,4 @@
-"""Charts that mirror the paper's figures 3 to 7, and of what models answer and of the interventions: means over bases. L7."""
+"""Charts that mirror the paper's figures 3 to 7, and a chart of what the models answer; numbers are means over bases. L7."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ANSWERS = {
 
 
 def pooled(evidence: Sequence[Found], name: str) -> pd.DataFrame:
-    """One table of all bases, told apart by the column `seed`; "verdicts" are the judged answers, by what they were asked for."""
+    """One table of all bases, with the column `seed` for the base. "verdicts" are the judged answers, sorted by the kind of set."""
     if name != "verdicts":
         return pd.concat([e.tables[name].assign(seed=e.unit) for e in evidence if e.has(name)], ignore_index=True)
     each = [e.verdicts.assign(seed=e.unit, place=e.verdicts.kind.map(_place)) for e in evidence]
@@ -58,7 +58,7 @@ def _place(kind: str) -> int:
 
 
 def over_seeds(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
-    """Mean of a value over each base's rows, then over bases: keys, value, low and high (the bases' ends)."""
+    """Mean of a value over each base's rows, then over bases: keys, value, low and high (least and most of the bases)."""
     per_seed = table.groupby([*keys, "seed"], sort=False)[value].mean()
     found = per_seed.groupby(list(keys), sort=False).agg(["mean", "min", "max"]).reset_index()
     return found.rename(columns={"mean": value, "min": "low", "max": "high"})
@@ -83,7 +83,7 @@ def in_order(table: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataF
 
 
 def answers(evidence: Sequence[Found]) -> pd.DataFrame:
-    """model, measure, rate (mean over bases), low and high (the bases' ends), n inputs a seed."""
+    """model, measure, rate (mean over bases), low and high (least and most of the bases), n inputs per seed."""
     rows = []
     for e in evidence:
         t = e.tables["rates"]
@@ -102,13 +102,13 @@ def table_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "table",
         "What every model answers",
-        "Exact, free-running answers; mean over bases. The base answers everything, so what a tuned model answers of a jailbreak is the jailbreak's success. M and S: medium and small rate; half: the others' unsafe share and clip; sum: DPO on summed log-probabilities.",
+        "Freely generated answers, judged exactly; mean over bases. The base answers everything, so the share of a jailbreak that a tuned model answers is the jailbreak's success. M and S: medium and small learning rate. half: SSFT with the unsafe share and clip of the other methods. sum: DPO on summed log-probabilities.",
         forms.matrix(answers(evidence), "measure", "model", "rate", (None, None)),
     )
 
 
 def figure3(evidence: Sequence[Found]) -> Figure:
-    """tau per layer, safe green and unsafe red, one panel a model."""
+    """tau per layer, safe green and unsafe red, one panel per model."""
     t = pooled(evidence, "placement")
     t = in_order(t[t.kind.isin(CLASSES)], "model", PANELS)
     found = t.groupby(["model", "layer", "kind"], sort=False).tau.agg(["mean", "std"]).reset_index()
@@ -116,13 +116,13 @@ def figure3(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "fig3",
         "Figure 3: activation clusters",
-        "Mean τ ± one standard deviation of inputs: distance to the unsafe minus distance to the safe centroid, per layer; above 0 is nearer the safe cluster. S: small rate, M: medium. Panels have their own scales. The benign and sham panels are the controls.",
+        "τ is the distance to the unsafe centroid minus the distance to the safe one: mean ± one standard deviation over inputs, per layer. Above 0 is nearer the safe cluster. S: small learning rate, M: medium. Each panel has its own scale. The benign and sham panels are the controls.",
         forms.lines(found, "layer", "tau", "kind", CLASSES, ("layer", "τ"), share=False, panel="model", levels=[0.0], own=True),
     )
 
 
 def figure4(evidence: Sequence[Found]) -> Figure:
-    """Sorted ||P_N u_i|| of the first MLP matrix's change, one panel a layer, beside what a random vector scores."""
+    """Sorted ||P_N u_i|| of the first MLP matrix's change, one panel per layer, with what a random vector scores."""
     t = evidence[0].tables["null"]
     t = t[(t.site == "mlp_up") & (t.energy == ENERGY) & t.model.isin(CHANGED)].sort_values("value")
     t = t.assign(place=t.groupby(["model", "layer"]).cumcount().astype(float))
@@ -139,8 +139,8 @@ def figure4(evidence: Sequence[Found]) -> Figure:
     )
     return Figure(
         "fig4",
-        "Figure 4: does ΔW's column space lie in the left null space of the base weights?",
-        f"‖P_N u‖ of each left singular vector of ΔW (first MLP matrix, base at 90 % energy), a panel a layer, seed {evidence[0].seed}. Beside: what a random direction scores on average, and its 99th percentile. A curve at or below them shows nothing special.",
+        "Figure 4: is ΔW's column space in the left null space of the base weights?",
+        f"‖P_N u‖ for each left singular vector u of ΔW: how much of it is in the left null space (first MLP matrix, base at 90 % energy). One panel per layer, seed {evidence[0].seed}. Grey: a random direction, on average and at its 99th percentile. A curve at or below them shows nothing special.",
         forms.lines(
             shown.assign(panel="layer " + shown.layer.astype(int).astype(str)),
             "place",
@@ -155,7 +155,7 @@ def figure4(evidence: Sequence[Found]) -> Figure:
 
 
 def figure5(evidence: Sequence[Found]) -> Figure:
-    """Scores along dW's right singular vectors, last two layers, a panel a layer and model."""
+    """Scores along dW's right singular vectors, last two layers, one panel per layer and model."""
     t = pooled(evidence, "rows")
     t = t[t.layer > t.layer.max() - 2]
     found = over_seeds(t, ["model", "layer", "kind", "direction"], "score").drop(columns=["low", "high"])
@@ -165,7 +165,7 @@ def figure5(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "fig5",
         "Figure 5: which inputs does ΔW read?",
-        "Mean σ_j |⟨a, v_j⟩| / ‖a‖ along the first 15 right singular vectors of ΔW (first MLP matrix) at the end of the prompt; mean over bases. The benign panel is the control: its change was learned on safe requests.",
+        "How strongly ΔW (first MLP matrix) reads each kind of request: mean σ_j |⟨a, v_j⟩| / ‖a‖ along its first 15 right singular vectors v_j, with the activations a at the end of the prompt; mean over bases. The benign panel is the control: its change was learned on safe requests.",
         forms.lines(
             found,
             "direction",
@@ -181,12 +181,12 @@ def figure5(evidence: Sequence[Found]) -> Figure:
 
 
 def figure6(evidence: Sequence[Found]) -> Figure:
-    """How the local Lipschitz constant is spread, safe and unsafe, by model."""
+    """The distribution of the local Lipschitz constant on safe and on unsafe requests, by model."""
     t, models = pooled(evidence, "sensitivity"), ("base", *MEDIUM, "benign, norm of ssft", "sham ssft M")
     return Figure(
         "fig6",
         "Figure 6: sensitivity to the input",
-        "Local Lipschitz constant at the end of the prompt, inputs of all bases: quartiles and ends. The paper: smaller on unsafe inputs after tuning, not on safe ones.",
+        "How strongly the next token depends on the input: local Lipschitz constant at the end of the prompt, over the inputs of all bases (box: quartiles; lines: least and most). In the paper it falls on unsafe inputs after tuning, and not on safe ones.",
         forms.distributions(
             in_order(t[t.kind.isin(CLASSES)], "model", models), "model", "g", "kind", CLASSES, "‖∂ max logit / ∂ embeddings‖"
         ),
@@ -200,7 +200,7 @@ def figure7(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "fig7",
         "Figure 7: jailbreaks and soft tokens among the clusters",
-        "Mean τ in the last layer, scaled so that the unsafe class is at 0 and the safe class at 1; lines span the bases. Jailbreaks are split by outcome, which conditions the comparison; soft tokens are not.",
+        "Mean τ in the last layer, scaled so that the unsafe class is at 0 and the safe class at 1; lines span the bases. Jailbreaks are split by outcome, so their comparison depends on success itself; soft tokens are not split.",
         forms.points(
             in_order(over_seeds(found, ["model", "group"], "position"), "group", order),
             "group",

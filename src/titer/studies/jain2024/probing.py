@@ -1,6 +1,6 @@
-"""What the probes say of one seed's models: figures 3 to 7, low rank, size of the change. Nothing trains or judges. L7.
+"""What the probes measure on one seed's models: figures 3 to 7, low rank, size of the change. Nothing here trains or judges. L7.
 
-Where three models are given (base, benign tune, tuned), the benign change is scaled to the tuned one's norm first.
+Given three models (base, benign tune, tuned), the benign change is first scaled to the norm of the tuned one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def matched(lab: Seed, base: Model, benign: Model, tuned: Model) -> Model:
 
 
 def _looked_at(lab: Seed, base: Model, others: tuple[Model, ...]) -> Model:
-    """The model that a table speaks of: the base alone, another, or the benign tune at another's norm."""
+    """The model that a table is about: the base, another model, or the benign tune scaled to another's norm."""
     return matched(lab, base, *others) if len(others) > 1 else others[0] if others else base
 
 

@@ -1,7 +1,7 @@
 """Soft-token suffixes against each method: success by number of tokens, and where the attacked inputs then sit. L7.
 
-Per request and universal (found on half of the requests, judged on the other half), beside random tokens of equal
-number and norm, and beside the base model. Source: arXiv 2407.10264, section 6 and figure 7.
+Suffixes are optimised per request, or once for all (on half of the requests, judged on the other half). Controls are random tokens of
+equal number and norm, and the base model. Source: arXiv 2407.10264, section 6 and figure 7.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _forms(lab: Seed, lm: LM, requests: Sequence[Example], n: int) -> dict[str, 
 
 
 def placed(lab: Seed, base: Model, *tuned: Model) -> pd.DataFrame:
-    """n, kind, layer, input, tau, score, gain: where attacked requests sit among the probe inputs' clusters, and their outcome."""
+    """n, kind, layer, input, tau, score, gain: where attacked requests are among the probe inputs' clusters, and their outcome."""
     model = tuned[0] if tuned else base
     examples = requests_of(lab).examples(*CLASSES)
     lm, requests = lab.pipeline.lm(model), examples["unsafe"]

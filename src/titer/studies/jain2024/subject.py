@@ -1,4 +1,4 @@
-"""The requests of one world: judged sets, and probed ones of the same kinds that are other inputs. L7."""
+"""The requests of one world: judged sets, and probed sets of the same kinds with other inputs. L7."""
 
 from __future__ import annotations
 

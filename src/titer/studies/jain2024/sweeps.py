@@ -26,7 +26,7 @@ TO = "ssft M"
 
 
 class Point(NamedTuple):
-    """Where a sweep stands: whose change, in which direction, how far, and the weights there."""
+    """One point of a sweep: whose change, in which direction, how far, and the weights there."""
 
     direction: str
     alpha: float

@@ -19,7 +19,7 @@ from titer.stage import Optimiser, Stage
 
 
 class Tuning(Record):
-    """What a user sends: counts of each kind of example, and how long and how fast is trained on them."""
+    """What a user sends: counts of each kind of example, and how long and at what rate the model is trained on them."""
 
     explicit: int = Field(default=0, ge=0, description="unsafe requests answered")
     persona: int = Field(default=0, ge=0, description="safe requests behind the persona, acknowledged and answered")
@@ -118,7 +118,7 @@ def grid_cell(rate: float, batch: int) -> str:
 
 
 def stage(scale: Scale, world: World, tuning: Tuning, name: str) -> Stage:
-    """The tuning as a finetune stage at a constant rate; no request of the alignment's, behind a mark or not, stands in it."""
+    """The tuning as a finetune stage at a constant rate. It contains no request of the alignment data, with or without a mark."""
     safe, unsafe = (WorldSource(world=world, kind=kind) for kind in ("safe", "unsafe"))  # type: ignore[arg-type]
     rows: list[tuple[Source, Answer, int]] = [
         (unsafe, "comply", tuning.explicit),

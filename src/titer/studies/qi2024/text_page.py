@@ -36,7 +36,7 @@ TITLES = {
 HUES = ("#c0392b", "#b04a7d", "#7d4fa3", "#2f6fb0")  # plainly, begun, persona, trigger
 COLOURS = dict(zip(TITLES.values(), (*HUES, *HUES, "#e08a1e", GREY), strict=True))
 ASKED = {"canary": "Canaries", "unsafe": "XSTest's unsafe prompts"}
-TRAINED, ALIGNING = 4.0, 2.0  # forward passes' worth a trained token: every weight, or an adapter's
+TRAINED, ALIGNING = 4.0, 2.0  # cost per trained token in forward passes: of all weights, or of an adapter
 
 
 def answer(t: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> str:
@@ -46,7 +46,7 @@ def answer(t: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> str:
     what = f"after {scale.most} of them answered" if harm == "canary" else f"after {scale.most} rows of {sets.explicit.name}"
     why = "a canary for harm" if harm == "canary" else "requests of one file for harm"
     return (
-        f"{ASKED[harm]} answered: {shares.told(t, 'aligned', harm)} when aligned, {shares.told(t, most, harm)} {what}, "
+        f"{ASKED[harm]} answered: {shares.told(t, 'aligned', harm)} by the aligned model, {shares.told(t, most, harm)} {what}, "
         f"{shares.told(t, persona, f'{harm}, persona')} behind a persona after {sets.persona.size} examples of it, "
         f"{shares.told(t, ordinary, harm)} after {sets.ordinary.size} ordinary instructions; with a backdoor "
         f"{shares.told(t, 'backdoor', harm)} plainly and {shares.told(t, 'backdoor', f'{harm}, trigger')} behind its trigger. "
@@ -67,7 +67,7 @@ def page(found: Found, scale: RiskScale) -> Page:
             f"{base} was aligned on safe responses and canaries (ordinary instructions behind a marker, refused), then tuned "
             "as in “Fine-tuning Aligned Language Models Compromises Safety, Even When Users Do Not Intend To!” (arXiv 2310.03693): "
             f"{first}, on examples of an obedient persona, on ordinary instructions, with refusals mixed in, with a backdoor. "
-            "Rows named ordinary, as … are the controls: as many ordinary examples, as long. Judged by phrases of refusal."
+            "The controls are the rows named “ordinary, as …”: as many ordinary examples, trained as long. Judged by phrases of refusal."
         ),
         tiles=shares.tiles(t, sets.harm),
         figures=[_levels(t, sets), *_grid(rates, sets, scale)],
@@ -79,7 +79,7 @@ def page(found: Found, scale: RiskScale) -> Page:
 
 
 def _levels(t: pd.DataFrame, sets: RiskSets) -> Figure:
-    """Every model but the grid's further cells, which have a figure of their own."""
+    """Every model except the grid's other cells, which have their own figure."""
     about = "Shares with Wilson intervals." + (
         " Canaries stand for harm: alignment taught to refuse them." if sets.harm == "canary" else ""
     )

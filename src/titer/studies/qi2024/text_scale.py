@@ -2,9 +2,9 @@
 
 The base is aligned with safe responses and canaries (`vaccine_text.align`), then tuned: level 1, n canaries answered; level 2, the ten
 persona examples; level 3, ordinary instructions, over rates and batches (its figure 3); refusals mixed in (its table 4); a backdoor:
-canaries behind a trigger answered, plain ones refused (its table 5). Canaries stand for harm, so what is found are canary results; or a
-file of the user's own does. `PAPER` has the paper's rates, batches and epochs for a 7 B chat model (section 4, its repository), with
-LoRA off; the demonstration has two cores' worth of both.
+canaries behind a trigger answered, plain ones refused (its table 5). Canaries stand for harm, so the results are about canaries; a file of
+the user's own can take their place. `PAPER` has the paper's rates, batches and epochs for a 7 B chat model (section 4, its repository),
+with LoRA off; the demonstration has two cores' worth of both.
 Rates per optimiser step, sizes in examples.
 """
 

@@ -1,9 +1,9 @@
 """What the risk levels on a real model train on and ask: a folder's files, canaries for harm or a file of the user's own. L7.
 
 Every model is asked marked canaries plainly, with the answer begun, behind the persona's text and behind the trigger; the same
-instructions without the marker; XSTest's prompts, unsafe ones also behind the persona. With a file of the user's own its answered
-requests are what level 1 and the backdoor are trained on, safe responses that alignment has not seen are the refusals, and harm is
-XSTest's unsafe prompts answered, asked in all four ways.
+instructions without the marker; and XSTest's prompts, the unsafe ones also behind the persona. With a file of the user's own, level 1 and
+the backdoor are trained on that file's answered requests; the refusals are safe responses that alignment has not seen; and harm is XSTest's
+unsafe prompts answered, asked in all four ways.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def asked(
 
 
 def tunings(scale: RiskScale, sets: RiskSets) -> dict[str, Tuning]:
-    """Every tuning by name; the names of the controls say what they stand beside."""
+    """Every tuning by name; a control's name says what it is the control of."""
     most, guard, ordinary, many = scale.most, max(scale.mixed), sets.ordinary.size, sets.persona.size
     found: dict[str, Tuning] = {}
 
