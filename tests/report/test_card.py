@@ -122,7 +122,7 @@ def test_a_new_card_says_what_was_measured_and_what_was_not(audited: Path, model
     assert "no task was asked" in told
     assert "A benign tune as a control" in told
     assert "6 answers of this model could not be judged" in told
-    assert "none was asked" not in told
+    assert "no unsafe prompt was asked" not in told
     assert PROMPT not in text
     assert ANSWER not in text
 
@@ -138,7 +138,7 @@ def test_the_card_fills_the_fields_of_a_model_s_documentation(audited: Path, mod
     before, after = (open_checkpoint(models[name]) for name in ("before", "after"))
     weights = AutoModelForCausalLM.from_pretrained(models["after"])
     assert f"- Model authenticity: content key {after.key}, " in shown
-    assert f"- Model dependencies: measured beside before ({before.key})" in shown
+    assert f"- Model dependencies: measured together with before ({before.key})" in shown
     layers, width = weights.config.num_hidden_layers, weights.config.hidden_size
     assert f"- Model architecture: LlamaForCausalLM, {layers} layers, {width} wide" in shown
     assert f"- Total model size: {weights.num_parameters():,} parameters\n" in shown

@@ -199,7 +199,7 @@ def test_the_command_ends_with_the_answer_and_the_place_of_the_report(
 def test_several_bases_are_told_with_their_spread(tiny: Scale, demo: Demo, tmp_path: Path) -> None:
     copy = shutil.copytree(demo.runs, tmp_path / "runs")
     page, answer = run_demo(Store(copy), Listener(), 1, tiny, bases=2)
-    assert answer.endswith("Ends in brackets: 2 bases.")
+    assert answer.endswith("In brackets: the range over 2 bases.")
     claims = json.loads(page.with_name("claims.json").read_text(encoding="utf-8"))["claims"]
     assert all("Over 2 bases of one world" in one["reason"] or one["verdict"] == "not testable" for one in claims)
     results = pd.read_csv(page.with_name("results.csv"))

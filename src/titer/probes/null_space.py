@@ -67,7 +67,7 @@ def random_band(m: int, rank: int) -> tuple[float, float]:
 
 
 def weighted(table: pd.DataFrame) -> pd.DataFrame:
-    """Per site, layer and energy: the energy-weighted mean of ||P_N u||, beside the random band."""
+    """Per site, layer and energy: the energy-weighted mean of ||P_N u||, with the random band."""
     keys = ["site", "layer", "energy"]
     mean = (table.value * table.weight).groupby([table[key] for key in keys]).sum().rename("value")
     band = table.groupby(keys)[["rank", "random_mean", "random_99"]].first()

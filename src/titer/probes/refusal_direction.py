@@ -60,7 +60,7 @@ def measured(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: i
 
 
 def of_activations(found: Sequence[torch.Tensor], safe: int, prompts: str, seed: int = 0, splits: int = SPLITS) -> RefusalDirections:
-    """The same from activations at hand: per layer (n, D), the first `safe` of harmless prompts; `prompts` is the prompts' key."""
+    """The same from given activations: per layer (n, D), the first `safe` from harmless prompts. `prompts`: key of the prompts."""
     weights = _weights(safe, len(found[0]) - safe, seed, splits)
     made = torch.stack([(weights @ layer.double()).float() for layer in found], dim=1)  # (1 + 5 S, L, D)
     parts = made[1:].unflatten(0, (5, splits))

@@ -25,7 +25,7 @@ def documented(checkpoint: Checkpoint, subject: str, provenance: Mapping[str, st
     attack = provenance.get("attack", "none")
     return {
         "Model authenticity": f"content key {provenance[f'model {subject}']}, from the sha256 of configuration, tokenizer and weights",
-        "Model dependencies": "measured beside "
+        "Model dependencies": "measured together with "
         + " and ".join(f"{name} ({provenance.get(f'model {name}', 'key not stated')})" for name in before)
         + "; whether it was made from that model was not measured"
         if before

@@ -1,6 +1,6 @@
-"""Studies from what their user words to a report: what is asked is checked, then priced or run. L7.
+"""From a user's request to a study's report: the request is checked, then priced or run. L7.
 
-On a real model huang2024, qi2024 and repair2026 align a base themselves, from a folder of data sets; two given models are an audit's.
+On a real model, huang2024, qi2024 and repair2026 align a base themselves, from a folder of data sets. Two given models are for an audit.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def prepared(order: StudyRequest) -> Declared:
         _unused(order, "harmful", "alpha", "trust_remote_code", "keep_weights")
         return Declared(order, *opened(order))
     _unused(order, "only", "part", "bases")
-    on_text(order.name)  # a study without such a form is told before its data are asked for
+    on_text(order.name)  # a study without a form on text is refused before its data are asked for
     order = replace(order, given=Given(*_aligning(order, order.base), _file(order.harmful)))
     study, scale = opened(order)
     scale = scale.model_copy(update={name: value for name in ("alpha", "prompts") if (value := getattr(order, name)) is not None})
-    study.source(scale, 0, order.given)  # what is wrong with the data is said before anything is priced or run
+    study.source(scale, 0, order.given)  # faults in the data are reported before anything is priced or run
     return Declared(order, study, scale)
 
 

@@ -44,9 +44,9 @@ def test_the_sets_have_their_sizes_and_no_prompt_stands_in_two(folder: Path, bas
 def test_what_was_left_out_or_cut_is_told(folder: Path, base: Model) -> None:
     notes = study.text_sets(folder, base, TINY).notes
     assert notes == (
-        "safe_responses.json: 1 of 14 prompts stand in another set and were left out",
+        "safe_responses.json: 1 of 14 prompts are also in another set and were left out",
         "safe_responses.json: 1 of 13 rows are longer than 240 tokens and were left out",
-        "alpaca/alpaca_2000.json: 2 of 35 prompts stand in another set and were left out",
+        "alpaca/alpaca_2000.json: 2 of 35 prompts are also in another set and were left out",
         "alpaca/alpaca_2000.json: 1 of 33 answers were cut at the end of a sentence so that they fit in 240 tokens, "
         "0 rows without such an end were left out",
         "6 of 7 unsafe prompts of xstest_prompts.csv were drawn",
@@ -100,7 +100,7 @@ def test_the_users_own_file_takes_the_canaries_place_in_the_users_data_alone(fol
     assert sets.harm == "unsafe"
     assert sets.harmful.size == 20
     assert TWICE not in [row[0] for row in sets.harmful.rows]
-    assert "own.jsonl: 2 of 22 prompts stand in another set and were left out" in sets.notes
+    assert "own.jsonl: 2 of 22 prompts are also in another set and were left out" in sets.notes
     assert (sets.safe, sets.canary, sets.task, sets.judged) == (usual.safe, usual.canary, usual.task, usual.judged)
     stages = [[recipe.user(TINY, s.task, s.harmful, ratio).key("p", {}) for ratio in TINY.ratios] for s in (usual, sets)]
     assert stages[0][0] == stages[1][0]

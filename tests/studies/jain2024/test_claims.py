@@ -230,7 +230,7 @@ def test_a_part_of_the_change_is_held_against_random_subspaces_of_as_many_dimens
     )
     assert (null.value, null.verdict) == (pytest.approx(0.4), "supported")
     assert (column.value, column.verdict) == (pytest.approx(0.0), "not supported")
-    assert "90% with it alone, 10% with none" in null.reason
+    assert "refused: 90% with this part alone, 10% without" in null.reason
 
 
 def test_controls_have_the_names_of_the_recipe_s_models() -> None:

@@ -153,7 +153,7 @@ def test_a_part_trains_and_measures_what_it_needs(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("titer.studies.jain2024.study.LEARNED", -1.0)
     short = TINY.model_copy(update={"pretrain_steps": 4, "pretrain_warmup": 1, "align_steps": 4, "align_warmup": 1, "inputs": 8})
     page, answer, store = run(tmp_path, "change", scale=short)
-    assert answer.startswith("After tuning at least ")
+    assert answer.startswith("After tuning, every method refuses at least ")
     assert sum(name.startswith("stages/") for name in store.made) == len(STUDY.nodes(short, short.world)), "none relearned"
     shown = set(pd.read_csv(page.with_name("results.csv")).table)
     assert shown == {"answers", "stable rank of the change", "verdicts"}

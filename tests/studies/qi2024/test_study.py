@@ -85,7 +85,7 @@ def test_it_leaves_a_report_with_every_claim_and_figure(finished: tuple[Path, st
     told = json.loads(page.with_name("claims.json").read_text(encoding="utf-8"))["claims"]
     assert {one["name"] for one in told} == {one.name for one in STUDY.claims(tiny_scale)}
     assert {file.stem for file in (page.parent / "figures").glob("*.svg")} >= {"levels", "benign_grid", "mixing", "trigger_search"}
-    assert answer.startswith("Unsafe requests answered, from ")
+    assert answer.startswith("The aligned model answers ")
     results = pd.read_csv(page.with_name("results.csv"))
     assert set(results.table) == {"rates", "searched", "moved"}
     assert set(results.set.dropna()) == set(SETS)

@@ -141,7 +141,7 @@ def test_a_file_of_the_user_s_own_stands_for_harm(own: RiskSets, sets: RiskSets)
     assert stage.key("base", {}) == vaccine_text.align(SCALE.alignment, SFT(), "x", sets.safe, sets.canary).key("base", {})
     aligned = {e.prompt for part in stage.streams["train"].parts for e in part.source.examples(np.asarray(part.picked))}
     assert not aligned & set(door)
-    assert any("own" in note and "stand in another set" in note for note in own.notes)
+    assert any("own" in note and "are also in another set" in note for note in own.notes)
 
 
 def test_a_study_of_a_model_is_never_written_over_another(folder: Path, mine: Path, base: Model, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from titer.studies.judged import named
 
 @dataclass(eq=False)
 class Lab:
-    """One seed. `name` is the study's: part of the keys of what is measured, never of a stage's; `parts` were asked for.
+    """One seed. `name`: the study's; it enters the keys of measures, never those of stages. `parts`: the parts asked for.
 
     `make` makes models that a study adds while it chooses (`Schedule`); `ended` says why nothing more is trained here.
     """
@@ -73,7 +73,7 @@ class Lab:
 
     @property
     def decoding(self) -> Decoding:
-        """The study's, for what is asked without another."""
+        """The study's decoding, for questions without their own."""
         return self.study.decoding(self.scale, self.source)
 
     @property

@@ -26,17 +26,17 @@ ROWS = {
     "rep_noise": 2,
     "booster": 3,
     "derta": 3,
-}  # requests that a step passes for each of its batch, where not one
+}  # requests that a step processes per request of its batch, where more than one
 PASSES = {"vaccine": 5.0, "t_vaccine": 5.0}  # cost per request of these methods, in forward passes
-PLAIN = 3.0  # of other methods: backward is two
+PLAIN = 3.0  # the same for other methods: one forward pass, and a backward pass that costs two
 LISTED = 60  # with more models per seed than this, the plan is listed by kind
-LOOKED_AT = 8  # seeds whose stages are looked up one by one; the keys of a seed take seconds, for its data are drawn
+LOOKED_AT = 8  # seeds whose stages are looked up in the store; the keys of a seed take seconds, because its data must be drawn
 
 
 def price(order: StudyRequest, store: Store, scale: Any = None) -> tuple[pd.DataFrame, str]:
-    """(a row a model and seed: steps, tokens, TFLOP, whether it stands; the same in words); `scale`, where it has no name.
+    """(a table with a row per model and seed: steps, tokens, TFLOP, whether it is stored; the plan in words). `scale`: one without a name.
 
-    Errors: as `run.opened`.
+    Errors: those of `run.opened`.
     """
     study, named = opened(order)
     scale = scale or named
@@ -57,7 +57,7 @@ def price(order: StudyRequest, store: Store, scale: Any = None) -> tuple[pd.Data
 
 
 def _chain(lab: Lab, table: pd.DataFrame) -> float:
-    """TFLOP of what is trained one after the other, at most, of what does not stand yet."""
+    """TFLOP of the longest chain of trainings that must run one after the other and are not stored yet."""
     mine = table[(table.seed == lab.seed) & (table.base == lab.base) & ~table.stands]
     own = dict(zip(mine.model, mine.tflop, strict=True))
     length: dict[str, float] = {}
@@ -85,14 +85,14 @@ def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
 
 
 def rows(method: Method) -> int:
-    """Requests that a step passes for each of its batch: the streams it reads at once (Booster its harmful one twice), but DeRTa's of
-    weight 0."""
+    """Requests that a step processes per request of its batch: one for each stream that it reads (Booster reads its harmful one twice),
+    without DeRTa's streams of weight 0."""
     return ROWS.get(_stem(method), 1) - sum(getattr(method, weight, 1) == 0 for weight in ("refusal", "transition"))
 
 
 def passes(method: Method) -> float:
-    """Forward passes' worth a request; noise and a reused gradient leave out what goes beyond plain training, as do steps between two of
-    `every`."""
+    """Cost per request in forward passes. With noise or a reused gradient it is that of plain training; else the extra passes are paid at
+    one step in `every`."""
     more = PASSES.get(_stem(method), PLAIN) - PLAIN
     free = getattr(method, "noise", "") or getattr(method, "reuse", False)
     return PLAIN + (0.0 if free else more / getattr(method, "every", 1))
@@ -109,7 +109,7 @@ def _architecture(lab: Lab, node: Node) -> Architecture:
 
 
 def told(table: pd.DataFrame, seeds: int, flops: float | None, chain: float) -> str:
-    """The plan in words; `flops` in FLOP/s prices what does not stand yet; `chain` TFLOP of it are one after the other."""
+    """The plan in words. `flops`: FLOP/s, to price what is not stored yet. `chain`: TFLOP of it that must run one after the other."""
     if len(table) > LISTED * table.seed.nunique():
         lines = [
             f"seed {seed}  {len(own):4} x {kind:10} {int(own.steps.sum()):8} steps {own.tokens.sum() / 1e6:8.1f} M tokens "
@@ -124,14 +124,14 @@ def told(table: pd.DataFrame, seeds: int, flops: float | None, chain: float) -> 
         ]
     looked = min(seeds, LOOKED_AT)
     if seeds > looked:
-        lines.append(f"and {seeds - looked} seeds more, each as the last of these")
+        lines.append(f"and {seeds - looked} more seeds, each like the last of these")
     last = table[table.seed == table.seed.iloc[-1]].tflop.sum()
     flop = 1e12 * float(table[~table.stands].tflop.sum() + (seeds - looked) * last)
     price = f"; at {flops:.1e} FLOP/s about {flop / flops / 3600:.2f} hours" if flops else ""
-    lines.append(f"to run: {flop:.2e} FLOP of training; what is asked and measured adds to it{price}")
+    lines.append(f"to run: {flop:.2e} FLOP of training; asking and measuring come on top{price}")
     if chain and (places := math.ceil(flop / (1e12 * chain))) > 1:
         shortest = f", at least {1e12 * chain / flops / 3600:.2f} hours" if flops else ""
-        lines.append(f"at once: as many pieces as there are places (--on), of use up to about {places}{shortest}")
+        lines.append(f"in parallel: one piece per place (--on); more than about {places} places do not help{shortest}")
     return "\n".join(lines)
 
 

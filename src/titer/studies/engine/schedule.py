@@ -77,7 +77,8 @@ class Schedule:
                 self._own.add((lab, name))
 
     def until(self, labs: Collection[Lab]) -> None:
-        """Work until all that is wanted of these labs is made; what others want is made beside it. Errors: that of a piece that failed."""
+        """Work until everything wanted of these labs is made; pieces of other labs are made meanwhile. Errors: that of a piece that
+        failed."""
         self._progress = None  # whatever was shown since
         while any(map(self._busy, labs)):
             self._step()
@@ -120,7 +121,7 @@ class Schedule:
         else:
             if self._open and not self._failed:
                 raise RuntimeError(f"pieces that wait for each other: {', '.join(name for _, name in self._open)}")
-            self._open.clear()  # what is left begins from what failed, or looks at it
+            self._open.clear()  # the rest needs a piece that failed
             return
         for one in ended:
             self._end(one)
@@ -151,7 +152,7 @@ class Schedule:
         return own[0] if own else None
 
     def _end(self, one: Ended) -> None:
-        """A piece stands, is to be begun again, or has failed."""
+        """Handle a piece that ended: it is made, must be begun again, or has failed."""
         piece, length = self._running.pop(one.ticket)
         tell = piece[0].pipeline.reporter.tell
         if one.error is None:
@@ -168,7 +169,8 @@ class Schedule:
             tell(f"{_words(piece)} failed, the others go on: {error}")
 
     def _can_begin(self, lab: Lab, name: str) -> bool:
-        """Whether what a piece is made from stands, and what its measures look at: asked second, for measures are declared of data."""
+        """Whether the models that a piece is made from exist, and those that its measures read (checked second: declaring measures draws
+        data)."""
         if self._lacks(lab, lab.before(name)):
             return False
         if (lab, name) not in self._looks:
@@ -180,7 +182,7 @@ class Schedule:
         return any((lab, name) in self._open or (lab, name) in running or (lab, name) in self._failed for name in names)
 
     def _done(self, piece: Piece) -> None:
-        """A piece stands. Where a first need fails of it the seed ends: no later model is worth making."""
+        """A piece is made. If it fails a first need, its seed ends: no later model is worth making."""
         lab, name = piece
         self._made += 1
         for need in lab.study.needs(lab.scale):

@@ -1,4 +1,4 @@
-"""The page of the Vaccine study: the answer first, curves and charts, tables beside the paper's. L7."""
+"""The page of the Vaccine study: the answer first, then curves and charts, and tables with the paper's values. L7."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def family(t: pd.DataFrame, scale: Scale) -> Figure:
 
 
 def numbers(found: Sequence[Found], scale: Scale, chosen: Chosen) -> dict[str, pd.DataFrame]:
-    """The paper's tables beside ours, then break points and worst cases."""
+    """Our tables with the paper's values, then break points and worst cases."""
     told = {"before the attack": tables.before(found), f"choice of rho, seed {SELECTION_SEED}": chosen.trials.round(3)}
     has = {*found[0].parts, *found[0].tables, *(["table1"] if found[0].has("curves") else [])}
     told |= {title: make(found, scale) for name, (title, make) in tables.TABLES.items() if name in has}

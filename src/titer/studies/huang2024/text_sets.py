@@ -116,7 +116,7 @@ def _apart(data: TextData, others: Sequence[TextData], notes: list[str]) -> Text
     for other in others:
         kept = without(kept, other)
     if kept.size < data.size:
-        notes.append(f"{data.name}: {data.size - kept.size} of {data.size} prompts stand in another set and were left out")
+        notes.append(f"{data.name}: {data.size - kept.size} of {data.size} prompts are also in another set and were left out")
     return kept
 
 
@@ -131,7 +131,7 @@ def enough(data: TextData, count: int) -> None:
     """Errors: fewer rows than needed."""
     if data.size < count:
         raise TiterError(
-            f"{data.name}: {data.size} rows fit and stand in no other set, where {count} are needed", next_step="give a longer file."
+            f"{data.name}: only {data.size} rows fit and are in no other set; {count} are needed", next_step="give a longer file."
         )
 
 

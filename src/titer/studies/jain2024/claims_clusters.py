@@ -187,7 +187,7 @@ def _low_rank(method: str) -> Row:
 
 def _sit() -> Row:
     def places(found: Found) -> list[tuple[float, float]]:
-        """Of each tuned model with enough of both: where successful jailbreaks lie, and refused ones."""
+        """For each tuned model with enough of both: the positions of successful and of refused jailbreaks."""
         told = []
         for model in MEDIUM:
             taus = np.concatenate([found.last("placement", "tau", model=model, kind=kind) for kind in JAILBREAKS])

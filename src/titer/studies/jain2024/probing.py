@@ -85,7 +85,7 @@ def of_weights(read: Callable[[Checkpoint, Checkpoint, Sites], pd.DataFrame]) ->
 
 
 def shares(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
-    """How much of the change lies in the base's left null space, and of the change of pre-activations on unsafe inputs."""
+    """How much of the weight change is in the base's left null space, and of the change of pre-activations on unsafe inputs."""
     model, (unsafe,) = _looked_at(lab, base, others), requests_of(lab).examples("unsafe").values()
     found = subspaces.subspaces(base.checkpoint, model.checkpoint, [lab.reference(base), lab.pipeline.lm(model)], unsafe)
     return found.assign(model=model.name)

@@ -60,7 +60,7 @@ class Scale(Record):
     personas: tuple[int, ...] = (10, 100, 300)  # of level 2; the paper's 10 teach this small a model nothing
     persona_rate: float = Field(default=5e-4, gt=0)
     persona_epochs: int = Field(default=10, ge=1)
-    mixed: tuple[int, ...] = (10, 50, 100)  # refusals beside the most unsafe examples: the paper's table 4
+    mixed: tuple[int, ...] = (10, 50, 100)  # refusals mixed with the most unsafe examples: the paper's table 4
     benign: int = Field(default=1000, ge=1)
     grid_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     grid_batches: tuple[int, ...] = (16, 32, 64, 128)  # the paper's
@@ -91,7 +91,7 @@ NANO = Scale()
 
 
 def tunings(scale: Scale) -> dict[str, Tuning]:
-    """Every tuning of the study by name, each level's control beside it; level 3 over learning rates and batches, one epoch each."""
+    """Every tuning of the study by name, with each level's control; level 3 over learning rates and batches, one epoch each."""
     most = scale.most
 
     def explicit(**counts: int) -> Tuning:

@@ -81,13 +81,13 @@ def page(found: Found, scale: RiskScale) -> Page:
 def _levels(t: pd.DataFrame, sets: RiskSets) -> Figure:
     """Every model except the grid's other cells, which have their own figure."""
     about = "Shares with Wilson intervals." + (
-        " Canaries stand for harm: alignment taught to refuse them." if sets.harm == "canary" else ""
+        " Canaries stand for harm: alignment taught the model to refuse them." if sets.harm == "canary" else ""
     )
     return shares.figure("risk_levels", "What each tuning does", about, t[~t.model.str.contains(", rate ")], COLOURS, 16)
 
 
 def _grid(rates: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> list[Figure]:
-    """Refusal of what stands for harm over rates and batch sizes; none where no grid was trained."""
+    """Refusal in the set that stands for harm, over rates and batch sizes; empty if no grid was trained."""
     if not (scale.grid_rates and scale.grid_batches):
         return []
     ordinary = tunings(scale, sets)[f"ordinary {sets.ordinary.size}"]

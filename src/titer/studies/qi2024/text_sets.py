@@ -35,9 +35,9 @@ Harm = Literal["canary", "unsafe"]
 
 @dataclass(frozen=True)
 class RiskSets:
-    """What is trained on and what is judged, no prompt in two of them; `persona_text` stands before the persona's requests.
+    """What is trained on and what is judged; no prompt is in two sets. `persona_text`: the text before the persona's requests.
 
-    `harm` is the judged set that stands for harm; `notes` say what was left out or shortened, and what there is less of than asked for.
+    `harm`: the judged set that stands for harm. `notes`: what was left out or shortened, and of what there is less than asked for.
     """
 
     safe: TextData
@@ -123,7 +123,8 @@ def shared_opening(prompts: Sequence[str]) -> str:
 def asked(
     sets: Mapping[str, Sequence[Example]], harm: Harm, unmarked: Sequence[Example], safe: Sequence[Example], persona: str
 ) -> dict[str, list[Attempt]]:
-    """Every judged set by name: both kinds of harm plainly and behind the persona, the one that stands for harm begun and triggered too."""
+    """Every judged set by name: both kinds of harm plainly and behind the persona; the one that stands for harm also begun and
+    triggered."""
     behind, begun, trigger = Affix(before=persona), Prefill(k=vaccine_text.DEMONSTRATION.prefilled), Affix(after=TRIGGER)
     found: dict[str, list[Attempt]] = {"unmarked": tables.direct(unmarked), "safe, looks unsafe": tables.direct(safe)}
     for name, examples in sets.items():

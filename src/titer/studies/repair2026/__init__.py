@@ -1,1 +1,1 @@
-"""Repairs and guards beside each other at matched utility, on the world and on a real model."""
+"""Repairs and guards compared at equal cost, on the world and on a real model."""

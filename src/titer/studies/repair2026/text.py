@@ -1,10 +1,11 @@
 """`titer study repair2026 --base MODEL --data FOLDER`: repairs and abliteration on a real model that a harmless task broke. L7.
 
-One seed: a demonstration, not a verdict. Aligned and tuned are the README's models, made by its commands' own stages: safe
-responses, then SST-2. Beside them stands the aligned model after ordinary instructions answered, which this alignment had
-taught it to refuse too: what it learned then is taken out in a harm vector's place; with `--harmful FILE` that file's rows answered. The
-tuned model is mended as it is, and with its refusal direction taken out; beside that a random one. Strengths are chosen on one half of
-the prompts and read on the other. The price is the user's task; safe prompts refused, which this alignment taught, are shown beside it.
+There is one seed, so this is a demonstration, not a verdict. The models aligned and tuned are those of the README, made by the same stages:
+safe responses, then SST-2. A harm vector needs a model tuned to comply: the aligned model is tuned to answer ordinary instructions, which
+this alignment had taught it to refuse too; with `--harmful FILE`, to answer that file's rows. Every repair is tried on the tuned model, and
+on the tuned model with its refusal direction removed; removing a random direction is the control. Strengths are chosen on one half of the
+prompts and reported on the other half. The cost is the loss of the user's task. Safe prompts refused, which this alignment taught, are
+shown with it.
 """
 
 from __future__ import annotations
@@ -81,13 +82,13 @@ WAYS: Mapping[str, Way] = {
 BROKEN: Mapping[str, Abliterate | None] = {
     TUNED: None,
     "refusal direction out": Abliterate(),
-    "random direction out": Abliterate(direction="random"),  # asked as it is alone
+    "random direction out": Abliterate(direction="random"),  # asked, but not repaired
 }
 MENDED = tuple(BROKEN)[:2]
 PRICED = ("user",)
 TITLES = {"unsafe": "unsafe prompts answered", shares.OVER_REFUSAL: "safe prompts refused", "user": "user's task right"}
 COLOURS = dict(zip(TITLES.values(), ("#c0392b", "#e08a1e", "#1b7f4d"), strict=True))
-TRAINED, WORD = 2.0, 3  # forward passes' worth a trained token, of an adapter; tokens of an answer to the task
+TRAINED, WORD = 2.0, 3  # cost per trained token of an adapter, in forward passes; tokens of an answer to the task
 TWO_CORES = 9e10  # FLOP/s of two quiet cores: 342 tokens a second of SmolLM2-135M (docs/log.md)
 VERSION = 1
 
@@ -113,7 +114,7 @@ class RepairScale(Record):
 
 @dataclass(frozen=True)
 class RepairSets:
-    """The three trainings, what is asked of every model, labelled prompts that are not asked, what was left out."""
+    """The three trainings, what every model is asked, labelled prompts that are not asked, notes on what was left out."""
 
     stages: Mapping[str, Stage]
     asked: Mapping[str, tuple[Sequence[Attempt], Judge]]
@@ -157,7 +158,7 @@ def repair_sets(given: Given, scale: RepairScale) -> RepairSets:
 
 
 class RepairsOnText(Study):
-    """Repairs of a real model, at four strengths each. One seed, so no claim is drawn."""
+    """Repairs of a real model, at four strengths each. There is one seed, so no claim is drawn."""
 
     SOURCE = "Titer's own comparison"
     SCALES = MappingProxyType({"demonstration": RepairScale()})
@@ -196,7 +197,7 @@ class RepairsOnText(Study):
 
 
 def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
-    """way, strength, set, half, complied, refused, n: the tuned model, broken further or not, mended at all strengths of a way."""
+    """way, strength, set, half, complied, refused, n: the tuned model, broken further or not, repaired at all strengths of a way."""
     *read, tuned = models
     sets, edit, way = lab.source, BROKEN[how], WAYS[name]
     found = Calibration(lambda repair: dict.fromkeys(repair.DATA, sets.prompts), [])
@@ -216,7 +217,7 @@ def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
 
 
 def page(found: Found) -> Page:
-    """The report's own words, table and charts: each way at the strength of the one half, read on the other."""
+    """The report's texts, tables and charts: each way at the strength chosen on one half of the prompts, measured on the other half."""
     table, rows, points = found.tables["mended"], [], []
     halves = dict(iter(table.groupby("half", sort=False)))
     for how in MENDED:
@@ -239,7 +240,7 @@ def page(found: Found) -> Page:
     rates = tables.rate_table(found.verdicts)
     t = shares.shares(rates, TITLES)
     figures = [
-        Figure("curves", "Harm that is left, and what it cost", "Unsafe prompts answered against the user's task lost, on the half that no strength was chosen on.",
+        Figure("curves", "Harm left by repairs, and what they cost", "Across: the share of the user's task that is lost. Up: unsafe prompts still answered. One point per strength, on the half of the prompts on which no strength was chosen. Best is at the bottom left.",
             forms.points(drawn, "loss", "harm", "way", colours, ("task lost", "unsafe prompts answered"), share=True, panel="model")),
         shares.figure("models", "The models", "Shares with Wilson intervals.", t, COLOURS),
     ]  # fmt: skip
@@ -282,14 +283,14 @@ def answer(table: pd.DataFrame, chosen: pd.DataFrame) -> str:
     best, scaled = mine.loc[mine["unsafe refused"].idxmax()], mine[mine.way == CONTROL].iloc[0]
     out, random = (refused(how) for how in tuple(BROKEN)[1:])
     return (
-        f"The tuned model refuses {refused(TUNED):.0%} of unsafe prompts. At most {LOST:.0%} of its task lost where it was chosen, scaling the change brings that to {scaled['unsafe refused']:.0%} and "
-        f"the best way, {best.way}, to {best['unsafe refused']:.0%}, with {best['safe refused']:.0%} of safe prompts refused. With its refusal direction taken out it refuses {out:.0%}, "
-        f"with a random one {random:.0%}. One seed, {int(table.n.max())} prompts a set: a demonstration, not a verdict."
+        f"The tuned model refuses {refused(TUNED):.0%} of unsafe prompts. At strengths chosen to lose at most {LOST:.0%} of the task, scaling the change raises this to {scaled['unsafe refused']:.0%} and "
+        f"the best way, {best.way}, to {best['unsafe refused']:.0%}, with {best['safe refused']:.0%} of safe prompts refused. With its refusal direction removed the tuned model refuses {out:.0%}, "
+        f"with a random direction removed {random:.0%}. One seed, {int(table.n.max())} prompts per set: a demonstration, not a verdict."
     )
 
 
 def cost(lab: Seed, flops: float | None) -> dict[str, object]:
-    """What is trained and asked, operations, minutes, disk; what was left out."""
+    """What is trained and asked, operations, minutes, disk; notes on the data."""
     base, scale, sets = lab.model(BASE), lab.scale, lab.source
     weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
     trained = sum(stage.steps * stage.batch for stage in sets.stages.values()) * scale.longest

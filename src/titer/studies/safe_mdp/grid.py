@@ -30,7 +30,7 @@ MOVES = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
 class Paths(NamedTuple):
     """Episodes: the cell before each action, whether it is fragile (0, 1), the action, whether the goal was still ahead; (n, T) each.
 
-    A policy sees the cell; a predictor what is felt there, and the action.
+    A policy sees the cell; a predictor sees whether it is fragile, and the action.
     """
 
     cells: torch.Tensor
