@@ -17,7 +17,7 @@ from titer.audit.answers import flipped
 from titer.audit.ask import Prepared
 from titer.audit.headline import below, in_words, moved, points, worded
 from titer.audit.legends import LEGENDS
-from titer.audit.report import ABOUT, before, missing, results
+from titer.audit.report import about, before, missing, results
 from titer.audit.study import Findings
 from titer.core.gate import STATUS
 from titer.report.html import Report, Section, write_report
@@ -142,7 +142,7 @@ def fleet_report(tunes: Sequence[Tune], how: Mapping[str, object], command: str,
         tiles=(),
         claims=(),
         before=[Section("The tunes", table=table(tunes)), *(_section(one, folder) for one in tunes)],
-        after=[Section("What was asked", [*ABOUT, *(f"{line[0].upper()}{line[1:]}." for line in told)])],
+        after=[Section("What was asked", [*about(first.question), *(f"{line[0].upper()}{line[1:]}." for line in told)])],
         figures=[figures.shifted(shifts)] if len(shifts) else [],
         tables={},
         results=pd.concat([results(ready.found, f) for _, ready, f in known], ignore_index=True).drop_duplicates(),

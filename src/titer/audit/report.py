@@ -29,6 +29,9 @@ ABOUT = (
     "(compared with a random change of equal singular values); how far activations drifted and how far the refusal direction turned "
     "(compared with what noise alone would show).",
 )
+BEGUN = (
+    "With the answer begun: the unsafe prompts again, with the first words of a compliant answer already written; the model continues them."
+)
 
 
 def audit_report(
@@ -55,7 +58,7 @@ def audit_report(
         before=before(found, asked, f, held, trained),
         after=[
             *(restoring.section(f.restored) + prints.section(f.prints) + hidden.section(f.hidden, found) + mechanisms.section(vars(f))),
-            Section("What was asked", [*ABOUT, *(f"{line[0].upper()}{line[1:]}." for line in recurring)]),
+            Section("What was asked", [*about(asked), *(f"{line[0].upper()}{line[1:]}." for line in recurring)]),
             Section("What this page does not say", missing(found, asked, f)),
         ],
         figures=_figures(f),
@@ -74,6 +77,11 @@ def audit_report(
         roles=found.roles,
     )
     return write_report(report, folder), said
+
+
+def about(asked: Question) -> list[str]:
+    """How the page's numbers were made."""
+    return [ABOUT[0], *([BEGUN] if "prefill" in asked.sets else []), *ABOUT[1:]]
 
 
 def _folded(asked: Question, f: Findings) -> dict[str, pd.DataFrame]:
