@@ -1,9 +1,9 @@
-"""What a method sees of the loop at one optimiser step; implements `methods.base.Context`. L4.
+"""What a method sees of the training loop during one optimiser step; it implements `methods.base.Context`. L4.
 
-Gradients of micro-batches are summed in the parameters and divided once, by the count over all
-micro-batches and ranks, so 1 x 8 and 2 x 4 examples give the same step, on one rank or more: `stage.batch` is
-the micro-batch of all ranks together and each draws its slice. Ranks hold copies (DDP) or parts (FSDP2) of the
-parameters; in parts, parameters, their gradients and bundles are DTensors.
+Gradients of micro-batches are summed in the parameters and divided once, by the count over all micro-batches and ranks. So 1 x 8 and
+2 x 4 examples give the same step, on one rank or several. `stage.batch` is the micro-batch of all ranks together, and each rank draws
+its slice of it. Ranks hold copies of the parameters (DDP) or parts of them (FSDP2); in parts, the parameters, their gradients and
+bundles are DTensors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ POOL_BATCH = 128
 
 
 class Ahead:
-    """Draws each stream's next batch on another thread while a GPU computes; the same batches, for they are functions of the place."""
+    """Draws each stream's next batch in another thread while a GPU computes. A batch depends only on its place, so it stays the same."""
 
     def __init__(self, stage: Stage, lm: LM, size: int | None = None) -> None:
         self._stage, self._lm, self._size = stage, lm, size or stage.batch
@@ -42,7 +42,7 @@ class Ahead:
         self._coming: dict[str, tuple[int, Future[Batch]]] = {}
 
     def batch(self, stream: str, place: int, following: int) -> Batch:
-        """The batch at `place`, drawn before if it was foreseen; the one at `following` is begun."""
+        """The batch at `place` (drawn already, if it was the expected one). Begins to draw the one at `following`."""
         foreseen, future = self._coming.pop(stream, (-1, None))
         found = future.result() if future is not None and foreseen == place else self._draw(stream, place)
         self._coming[stream] = (following, self._worker.submit(self._draw, stream, following))
@@ -54,9 +54,9 @@ class Ahead:
 
 
 class Step:
-    """One optimiser step's context. `model` is the prepared (perhaps wrapped) model, `lm` the bare one.
+    """The context of one optimiser step. `model` is the prepared (perhaps wrapped) model, `lm` the same model unwrapped.
 
-    Errors: a batch that the ranks cannot share evenly.
+    The methods without a docstring are explained in `methods.base.Context`. Errors: a batch that the ranks cannot share evenly.
     """
 
     def __init__(self, stage: Stage, accelerator: Any, model: Any, lm: LM, loader: Loader) -> None:
@@ -68,12 +68,12 @@ class Step:
         self.number = 0
         self.logged: dict[str, torch.Tensor] = {}
         self.stopped = ""
-        self.at_start = False  # in `setup`: the model in training is the reference itself
+        self.at_start = False  # true in `setup`, where the trained model still is the reference
         self._loaded: dict[str, LM] = {}
         self.begin(0)
 
     def begin(self, number: int) -> None:
-        """Forget the last step; seed this one's randomness from (seed, step), so a resumed run draws the same."""
+        """Start a new step. Its randomness is seeded from (seed, step), so a resumed run draws the same."""
         self.number = number
         self.rng.manual_seed(seed_of(self.stage.seed, "step", number, self._accelerator.process_index))
         self.count: torch.Tensor | int = 0
@@ -85,18 +85,18 @@ class Step:
 
     @property
     def named(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """The parameters in training, by name."""
+        """(name, parameter) of all parameters that are trained."""
         return [(name, p) for name, p in self.lm.model.named_parameters() if p.requires_grad]
 
     @property
     def other_rank(self) -> tuple[int, ...]:
-        """What tells this rank's dropout from rank 0's; nothing on rank 0, which draws as a single process does."""
+        """Part of the dropout's seed, different on each rank; empty on rank 0, which draws as a single process does."""
         rank = self._accelerator.process_index
         return (rank,) if rank else ()
 
     @property
     def writes(self) -> bool:
-        """Whether this rank is the one that writes files."""
+        """Whether this rank writes the files."""
         return bool(self._accelerator.is_main_process)
 
     @property
@@ -112,7 +112,7 @@ class Step:
         if not self._in_parts:
             logits: torch.Tensor = self._model(**batch.inputs(), use_cache=False).logits
             return logits
-        with self._accelerator.autocast():  # as `prepare` makes a model do that is not in parts
+        with self._accelerator.autocast():  # accelerate's `prepare` does this for a model that is not in parts
             found: torch.Tensor = self._model(**batch.inputs(), use_cache=False).logits
         return found if self.stage.precision == "no" else found.float()
 
@@ -121,7 +121,7 @@ class Step:
         return isinstance(self._model, FSDPModule)
 
     def whole(self, lm: LM) -> None:
-        """Go on with a model that every rank holds whole: for `method.finish`."""
+        """Continue with a model that every rank holds whole, for `method.finish`."""
         self.lm, self._model = lm, lm.model
 
     def micro(self, stream: str | None = None) -> Iterator[Batches]:
@@ -130,7 +130,7 @@ class Step:
             start = (self.number // self.replay * self.stage.accumulation + turn) * self.stage.batch
             place = start + self._accelerator.process_index * self._size
             self._last = turn == self.stage.accumulation - 1
-            if isinstance(self._model, DistributedDataParallel):  # as its no_sync, which must hold the forward pass too
+            if isinstance(self._model, DistributedDataParallel):  # as DDP's no_sync does, which would have to cover the forward pass too
                 self._model.require_backward_grad_sync = self._last
             yield {n: self._batch(n, place).to(self.lm.device) for n in names}
 
@@ -141,9 +141,9 @@ class Step:
 
     def backward(self, loss: Loss) -> None:
         if self._last and not self._forwards and isinstance(self._model, DistributedDataParallel):
-            # DDP sums over ranks in the first backward pass after a forward pass, and in no later one
+            # DDP sums gradients over ranks only in the first backward pass after a forward pass
             raise TiterError(
-                f"stage {self.stage.name}: a second backward pass without a forward pass between, on several ranks",
+                f"stage {self.stage.name}: with several processes, the method made a second backward pass without a forward pass between",
                 next_step="in the method, add the losses and call c.backward once.",
                 status=1,
             )
@@ -154,7 +154,7 @@ class Step:
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        """No gradient is summed over ranks inside."""
+        """A context in which gradients are not summed over ranks."""
         if self._in_parts:
             self._model.set_requires_gradient_sync(False)
             try:
@@ -166,10 +166,10 @@ class Step:
             yield
 
     def grad(self, loss: torch.Tensor, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        if any(isinstance(tensor, DTensor) for tensor in tensors):  # the graph knows the gathered weights alone
+        if any(isinstance(tensor, DTensor) for tensor in tensors):  # autograd's graph has the gathered weights, not the parts
             raise TiterError(
-                f"stage {self.stage.name}: the method differentiates to parameters that are held in parts",
-                next_step="train it on whole parameters (without shard); in a method, use c.gradients.",
+                f"stage {self.stage.name}: the method takes gradients with respect to sharded parameters, which is not possible",
+                next_step="train without sharding (FSDP); or, in the method's code, use c.gradients.",
                 status=1,
             )
         with self._apart():
@@ -191,7 +191,7 @@ class Step:
         return {name: self.sum(t) / whole for (name, _), t in zip(named, total, strict=True)}
 
     def _gradients_in_parts(self, loss: Callable[[Batches], Loss], stream: str | None) -> Bundle:
-        """The graph knows the gathered weights alone, so the gradients go through the parts' own, which are put back."""
+        """`gradients` of sharded parameters, by their own .grad, which is restored: autograd's graph has only the gathered weights."""
         named = self.named
         kept = [p.grad for _, p in named]
         for _, p in named:
@@ -216,7 +216,7 @@ class Step:
     def shifted(self, bundle: Bundle, size: float) -> Iterator[None]:
         norm = torch.sqrt(sum(gathered((t.double() ** 2).sum()) for t in bundle.values()))  # type: ignore[arg-type]
         if not torch.isfinite(norm) or norm == 0:
-            raise ValueError(f"a shift along a bundle of norm {norm}")
+            raise ValueError(f"a bundle of norm {norm} has no direction to shift along")
         chosen = [(p, bundle[name]) for name, p in self.named if name in bundle]
         kept = [p.detach().clone() for p, _ in chosen]
         try:
@@ -252,7 +252,7 @@ class Step:
     def reference(self) -> Iterator[Callable[[Batch], torch.Tensor]]:
         with torch.no_grad():
             adapter = self.stage.adapter
-            if (adapter is None or adapter.continued) and not self.at_start:  # a continued adapter was on as the stage began
+            if (adapter is None or adapter.continued) and not self.at_start:  # a continued adapter was part of the model as the stage began
                 frozen = self.model("base").model
                 yield lambda batch: frozen(**batch.inputs(), use_cache=False).logits
                 return
@@ -275,7 +275,7 @@ class Step:
         self.stopped = reason
 
     def agree_to_stop(self) -> bool:
-        """Whether any rank has stopped the stage: the loop's, on every rank at once, for they must end together."""
+        """Whether any rank has stopped the stage. The loop calls this on all ranks, since they must end together."""
         if self._accelerator.num_processes == 1:
             return bool(self.stopped)
         if not bool(self.sum(torch.tensor(int(bool(self.stopped)), device=self.lm.device))):
@@ -284,7 +284,7 @@ class Step:
         return True
 
     def settle(self) -> None:
-        """Divide the summed gradients by the step's count and add the bundles: the loop's, after `method.step`."""
+        """Divide the summed gradients by the step's count, then add the bundles. The loop calls this after `method.step`."""
         grads = [(name, p) for name, p in self.named if p.grad is not None]
         if not grads and not self._added:
             raise TiterError(
@@ -305,7 +305,7 @@ class Step:
 
 
 def _share(stage: Stage, ranks: int) -> int:
-    """Examples of a micro-batch that each rank draws."""
+    """The number of a micro-batch's examples that each rank draws. Errors: they cannot be shared evenly."""
     if stage.batch % ranks:
         raise TiterError(
             f"stage {stage.name}: a batch of {stage.batch} cannot be shared evenly by {ranks} processes",
@@ -316,10 +316,10 @@ def _share(stage: Stage, ranks: int) -> int:
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor that ranks hold in parts (every rank must ask); any other as it is."""
+    """A sharded tensor made whole (all ranks must call this); any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def part_of(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor that ranks hold in parts; any other as it is."""
+    """This rank's part of a sharded tensor; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,6 +1,6 @@
-"""Evaluate: generate answers, judge them, count outcomes. L4.
+"""Evaluation: generate answers, judge them, count outcomes. L4.
 
-Samples and verdicts are kept apart, so a changed judge re-judges stored samples without generating again.
+Answers (samples) and verdicts are stored separately, so a changed judge judges the stored answers again without generating.
 """
 
 from __future__ import annotations
@@ -37,23 +37,25 @@ def sample(
     work: Path | None = None,
     beside: Mapping[str, LM] | None = None,
 ) -> pd.DataFrame:
-    """One row an attempt: kind, harmful, prompt, prefix, comply, refuse, completion, ended, tokens; `also` (a JSON list) if any has it.
+    """A table with one row for each attempt.
 
-    Where any has one, `thought`, and `unfinished`: there is no answer, for it was cut off or ended within its thought; `failed`: why a
-    decoder gave none.
+    Columns: kind, harmful, prompt, prefix, comply, refuse, completion, ended, tokens. `also` (a JSON list of further right answers) is
+    there if any attempt has it. `thought` and `unfinished` are there if any answer has a thought; unfinished means that there is no answer,
+    since it was cut off, or ended, within its thought. `failed` is there if a decoder gave no answer to some attempt, and says why.
 
-    `work`: a folder where batches are kept as they come, so that an interrupted call goes on; empty again at the end. `beside`: the models
-    that the attempts' decoder reads, by role, where they are loaded.
+    `work`: a folder where each batch is stored as it is made, so that an interrupted call goes on; the file is removed at the end.
+    `beside`: role -> model that the attempts' decoder reads, if they are loaded already.
+    Errors: attempts that differ in their decoder, in `raw`, or in whether they hold embeddings.
     """
     prefixes = [a.prefix for a in attempts] if any(a.prefix for a in attempts) else None
     soft = [a.suffix for a in attempts if a.suffix is not None]
     if soft and len(soft) < len(attempts):
-        raise ValueError(f"{len(soft)} of {len(attempts)} attempts hold embeddings: all of a set do, or none")
+        raise ValueError(f"{len(soft)} of {len(attempts)} attempts hold embeddings: in one set all must, or none")
     suffixes = torch.stack(soft) if soft else None
     prompts = [a.example.prompt for a in attempts]
     how = {(a.raw, a.decoder.key if a.decoder else "") for a in attempts}
     if len(how) > 1:
-        raise ValueError("attempts of one set differ in their decoder, or in whether their prompts are raw")
+        raise ValueError("attempts of one set differ in their decoder or in `raw`: put them into sets of their own")
     raw, guided = any(a.raw for a in attempts), attempts[0].decoder if attempts else None
     guide = _guide(guided, lm, beside, prompts, prefixes, raw) if guided else None
     ask = partial(lm.generate, prompts, decoding, batch, prefixes, progress, suffixes, guide=guide, raw=raw)
@@ -90,16 +92,16 @@ def sample(
 def _guide(
     guided: Guided, lm: LM | Fast, beside: Mapping[str, LM] | None, prompts: Sequence[str], prefixes: Sequence[str] | None, raw: bool
 ) -> Guide:
-    """Errors: vLLM is to run it; its models are of other vocabularies."""
+    """The guide that applies a decoder. Errors: the engine is vLLM; the vocabularies of its models differ."""
     if isinstance(lm, Fast):
         raise undecoded(f"the decoder {guided.name}")
     return Guide(guided, lm, guided.opened() if beside is None else beside, prompts, prefixes, raw)
 
 
 def judged(samples: pd.DataFrame, judge: Judge, memory: Memory | None = None, progress: Progress | None = None) -> pd.DataFrame:
-    """The samples with outcome, score and reason. A prefilled answer is judged as the whole the reader sees.
+    """The samples with the columns outcome, score and reason. A prefilled answer is judged together with its beginning.
 
-    `memory` keeps what a judge that asks another model was told. A judge that raises could not judge: its failure is never a verdict.
+    `memory` stores the replies of a judge's model. If the judge raises an error, the outcome is could_not_judge.
     """
     return judgement(samples, judge, memory, progress)[0]
 
@@ -107,7 +109,7 @@ def judged(samples: pd.DataFrame, judge: Judge, memory: Memory | None = None, pr
 def judgement(
     samples: pd.DataFrame, judge: Judge, memory: Memory | None = None, progress: Progress | None = None
 ) -> tuple[pd.DataFrame, pd.Series]:
-    """(the samples judged, which of them the asking failed on): what failed may have a verdict another time."""
+    """(the judged samples, a mask of those for which asking the judge failed). Asking these again later may give a verdict."""
     whole = asked_of(samples)
     asked = [(example, completion) for example, completion in whole if not completion.unfinished and not completion.failed]
     try:
@@ -123,12 +125,12 @@ def judgement(
 
 
 def commonest(reasons: Sequence[str]) -> str:
-    """The reason that stands most often, as a reader may see it."""
+    """The most frequent reason, made safe to print."""
     return visible(Counter(reasons).most_common(1)[0][0], 200)
 
 
 def asked_of(samples: pd.DataFrame) -> list[tuple[Example, Completion]]:
-    """What a judge is shown, in the samples' order."""
+    """(example, completion) of each sample, as a judge is given it, in the samples' order."""
     asked = []
     for row in samples.itertuples(index=False):
         also = _text(getattr(row, "also", None))
@@ -147,9 +149,9 @@ def _text(value: object) -> str | None:
 
 
 def rates(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Per kind and outcome: count, n, rate with its Wilson interval. "neither" = partial + degenerate.
+    """For each kind and outcome: count, n, and the rate with its Wilson interval. "neither" is partial + degenerate.
 
-    What could not be judged, or was cut off in thought, is counted beside, and left out of n.
+    n leaves out answers that could not be judged or were cut off in thought. These two outcomes are counted against all answers.
     """
     rows = []
     for kind, table in verdicts.groupby("kind", sort=False):

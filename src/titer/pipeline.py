@@ -1,4 +1,4 @@
-"""The pipeline: stages, samples, verdicts and tables made through the run store, each once. L5."""
+"""The pipeline makes stages, answers, verdicts and tables, and keeps each in the run store, so that it is made once. L5."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from titer.train import train
 
 @dataclass(frozen=True)
 class Model:
-    """A model a study works on: its name, its key, its checkpoint."""
+    """A model to be trained or measured: its name, its content key, its checkpoint."""
 
     name: str
     key: str
@@ -44,17 +44,17 @@ class Model:
 
 
 class Reporter(Protocol):
-    """Where progress is shown."""
+    """Shows progress."""
 
     def task(self, text: str) -> Progress:
-        """Begin a piece of work; returns its progress function (done, total)."""
+        """Begin a piece of work. The returned function (done, total) shows its progress."""
 
     def tell(self, text: str) -> None:
-        """One line for the reader."""
+        """Show one line."""
 
 
 class JudgingBatch(NamedTuple):
-    """Answers to be judged: what determines them and so, with the judge, their verdicts; and how to get them."""
+    """Answers to be judged: the inputs that determine them (and, with the judge, their verdicts), and a function that returns them."""
 
     inputs: Mapping[str, object]
     samples: Callable[[], pd.DataFrame]
@@ -67,14 +67,14 @@ class Pipeline:
     store: Store
     reporter: Reporter
     save_every: int = 100
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of models that are loaded to be read; training starts in float32
-    serving: Serving | None = None  # answers come through vLLM; none: through transformers
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of models that are measured; training always starts from float32
+    serving: Serving | None = None  # how vLLM generates the answers; None: transformers does
     _loaded: dict[str, LM] = field(default_factory=dict)
-    _beside: dict[str, LM] = field(default_factory=dict)  # what a decoder reads, by their contents
+    _beside: dict[str, LM] = field(default_factory=dict)  # models that a decoder reads, by content key
     _served: dict[str, Fast] = field(default_factory=dict)
-    _served_out: dict[str, Callable[[], Model]] = field(default_factory=dict)  # how models whose weights went are made again
-    _readers: dict[str, Any] = field(default_factory=dict)  # tokenizers of the models asked, by their keys
-    _read: dict[str, dict[str, str]] = field(default_factory=dict)  # by judge: a key is a hash of all of a model's weights
+    _served_out: dict[str, Callable[[], Model]] = field(default_factory=dict)  # how to make models again whose weights were deleted
+    _readers: dict[str, Any] = field(default_factory=dict)  # tokenizers, by the model's key
+    _read: dict[str, dict[str, str]] = field(default_factory=dict)  # judge -> its models' keys, kept since each hashes all weights
 
     def model(
         self,
@@ -84,14 +84,15 @@ class Pipeline:
         tokenizer: Callable[[], object] | None = None,
         reads: Mapping[str, Model] = MappingProxyType({}),
     ) -> Model:
-        """The model that `stage` makes of `parent`; `tokenizer` is needed where a stage begins from nothing.
+        """The model that `stage` makes from `parent`: trained, or found in the store.
 
-        `reads`: the models that the stage's method names (`Method.MODELS`).
+        `tokenizer` is needed if the stage has no parent. `reads`: role -> model, for the roles that the stage's method names
+        (`Method.MODELS`). Errors: a model of `reads` is missing; as `train`.
         """
         if missing := set(stage.method.MODELS) - set(reads):
             raise TiterError(
-                f"stage {stage.name} reads the models {', '.join(sorted(missing))}, which were not given",
-                next_step="give them by their roles.",
+                f"stage {stage.name} needs the models {', '.join(sorted(missing))}, which were not given",
+                next_step="give each of them by its role.",
             )
         inputs = stage.key_inputs(parent.key if parent else "", {role: read.key for role, read in reads.items()})
 
@@ -99,7 +100,9 @@ class Pipeline:
             if parent is not None:
                 return load(parent.checkpoint)
             if stage.architecture is None or tokenizer is None:
-                raise TiterError(f"stage {stage.name} has neither a model to start from nor an architecture", expected="one of the two")
+                raise TiterError(
+                    f"stage {stage.name} has neither a model to start from nor an architecture with a tokenizer", expected="one of the two"
+                )
             return stage.architecture.build(tokenizer(), stage.seed)
 
         def make(work: Path) -> None:
@@ -110,16 +113,16 @@ class Pipeline:
             train(stage, begin, read, work, self.save_every, shown, adapter=adapter, shard=ranks.sharded())
 
         folder, key = ranks.artefact(partial(self.store.artefact, "stages", inputs), make), digest(inputs)
-        trusted = parent is not None and parent.checkpoint.trusted  # it was saved with the code of the model it began from
+        trusted = parent is not None and parent.checkpoint.trusted  # it was saved with the code of the model that it began from
         thinking = parent.checkpoint.thinking if parent else "default"
-        if gone(folder):  # it was measured before: whoever needs more of it has it made again
+        if gone(folder):  # it was measured and its weights deleted: it is made again if more is asked of it
             self._served_out[key] = partial(self.model, stage, parent, name, tokenizer, reads)
             return Model(name, key, Checkpoint(path=folder / "model", name=name, trusted=trusted, thinking=thinking))
         made = open_checkpoint(folder / "model", name, trusted=trusted)
         return Model(name, key, made if thinking == "default" else made.model_copy(update={"thinking": thinking}))
 
     def measured(self, model: Model, keep_weights: bool) -> None:
-        """A stage's model has served: its weights go, what was measured stays; or they are to be kept, and are made again if they went."""
+        """Called once a stage's model is measured: delete its weights, or, with `keep_weights`, make them again if they were deleted."""
         self.release()
         if not keep_weights:
             self.store.empty("stages", model.key, ".safetensors")
@@ -127,7 +130,7 @@ class Pipeline:
             self.lm(model)
 
     def lm(self, model: Model) -> LM:
-        """The model loaded; kept for the next caller (one at a time is kept, so memory stays bounded)."""
+        """The model, loaded. One model stays in memory for the next call; loading another one frees it."""
         if model.key not in self._loaded:
             self.release()
             if again := self._served_out.pop(model.key, None):
@@ -137,7 +140,7 @@ class Pipeline:
         return self._loaded[model.key]
 
     def writer(self, model: Model) -> LM | Fast:
-        """Who answers for a model: the model loaded, or vLLM, which is given most of the GPU until the next model."""
+        """What generates a model's answers: the loaded model, or vLLM, which then has most of the GPU until the next model."""
         if self.serving is None:
             return self.lm(model)
         if model.key not in self._served:
@@ -146,7 +149,7 @@ class Pipeline:
         return self._served[model.key]
 
     def beside(self, guided: Guided | None) -> dict[str, LM]:
-        """The models that a decoder reads, in memory beside the one that decodes (`lm`) until the next one is loaded."""
+        """Role -> loaded model, for the models that a decoder reads. They stay in memory until `lm` loads another model."""
         if guided is None:
             return {}
         for one in guided.models.values():
@@ -156,11 +159,11 @@ class Pipeline:
 
     @property
     def read_in(self) -> dict[str, object]:
-        """What a content key says of the precision in which models are read: nothing of float32."""
+        """The part of a content key for the precision in which models are loaded; empty for float32."""
         return {} if self.dtype == "float32" else {"read in": self.dtype}
 
     def release(self) -> None:
-        """Forget the loaded model: what follows reads weights from disk, and the memory is wanted."""
+        """Free the memory of all loaded models."""
         for served in self._served.values():
             served.close()
         self._served.clear()
@@ -170,7 +173,7 @@ class Pipeline:
             torch.cuda.empty_cache()
 
     def answered(self, model: Model, attempts: Sequence[Attempt], decoding: Decoding, batch: int) -> tuple[Path, str]:
-        """(file of the model's answers, their key): generated once, batches kept as they come."""
+        """(file of the model's answers, their key). They are generated once, and each batch is stored as it is made."""
         inputs: dict[str, object] = {
             "model": model.key,
             "attempts": attempts_key(attempts),
@@ -178,7 +181,7 @@ class Pipeline:
             "versions": [evaluate.VERSION, encode.VERSION],
             **self._as_written(model, attempts),
         }
-        fast = self.serving is not None and all(a.suffix is None for a in attempts)  # embeddings are inserted by transformers alone
+        fast = self.serving is not None and all(a.suffix is None for a in attempts)  # only transformers can insert embeddings
         guided = next((a.decoder for a in attempts), None)
         if fast and self.serving is not None:
             inputs["engine"] = engine_key(self.serving)
@@ -186,23 +189,24 @@ class Pipeline:
             inputs |= self.read_in
 
         def samples(work: Path) -> None:
-            lm = self.writer(model) if fast else self.lm(model)  # first: a model that does not open is told before anything is begun
+            lm = self.writer(model) if fast else self.lm(model)  # first, so that a model that does not open is reported at once
             progress = self.reporter.task(f"answers of {model.name}, {attempts[0].example.kind}")
             beside = {} if fast else self.beside(guided)
             write_table(work / "samples.jsonl", evaluate.sample(lm, attempts, room, batch, progress, work, beside))
 
+        # a model without a thinking template gets no room for thoughts, unless its answers turn out to have some
         room = decoding
         if not thoughts.thinks(self._reader(model)):
             room = decoding.model_copy(update={"max_thinking_tokens": 0})
             file = self.store.artefact("samples", inputs, samples) / "samples.jsonl"
             if not _thoughtful(file):
                 return file, digest(inputs)
-            room = decoding  # it thinks though nothing said so
+            room = decoding  # it thinks, although its template does not say so
         inputs["thoughts"] = [thoughts.VERSION, decoding.most(True) - decoding.max_new_tokens, decoding.max_thinking_tokens is None]
         return self.store.artefact("samples", inputs, samples) / "samples.jsonl", digest(inputs)
 
     def _as_written(self, model: Model, attempts: Sequence[Attempt]) -> dict[str, str]:
-        """What a key says of the prompts as the model's chat template writes them; nothing without one, where the prompts say all."""
+        """The part of a key for the prompts as the chat template writes them; empty without a template, where the prompts suffice."""
         reader = self._reader(model)
         if not templated(reader) or any(a.raw for a in attempts):
             return {}
@@ -214,14 +218,14 @@ class Pipeline:
         return self._readers[model.key]
 
     def verdicts(self, model: Model, attempts: Sequence[Attempt], judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
-        """Judged samples; samples and verdicts are separate artefacts."""
+        """The model's answers with their verdicts. Answers and verdicts are stored separately, so a changed judge needs no new answers."""
         file, key = self.answered(model, attempts, decoding, batch)
         return self.judged([JudgingBatch({"samples": key}, partial(read_table, file))], judge, task=f"judging {model.name}")[0]
 
     def judged(self, piles: Sequence[JudgingBatch], judge: Judge, what: str = "judging", task: str = "") -> list[pd.DataFrame]:
-        """Verdicts on each pile of answers: kept ones read back, all others made by one call of the judge (`ask`).
+        """Verdicts on each pile of answers: stored ones are read back, all others made by one call of the judge (`ask`).
 
-        A pile on which the asking failed is returned with what could not be judged, and not kept.
+        A pile in which asking the judge failed for some answer is returned, but not stored, so a later run asks again.
         """
         kind, reads = type(judge), self._reads(judge)
         told = [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, judge, *([reads] if reads else [])]
@@ -241,9 +245,9 @@ class Pipeline:
         ]
 
     def ask(self, samples: pd.DataFrame, judge: Judge, what: str = "judging", task: str = "") -> tuple[pd.DataFrame, pd.Series]:
-        """(answers judged, which of them the asking failed on); replies are kept by content.
+        """(the judged answers, a mask of those for which asking the judge failed). Replies of a judge's model are stored by content.
 
-        A judge that sends requests tells first what they cost, one that loads a model gets the memory of the model loaded here.
+        A judge that sends requests first reports their cost. For a judge that loads a model, the model loaded here is freed first.
         """
         reads, price = self._reads(judge), judge.estimate(evaluate.asked_of(samples))
         if price:
@@ -252,7 +256,7 @@ class Pipeline:
             self.release()
         progress = self.reporter.task(task or what) if reads or price else None
         found, again = evaluate.judgement(samples, judge, Memory(self.store.root / "replies"), progress)
-        if price and judge.voice() is None:  # a plug-in that sends requests itself may not tell a server's failure from a verdict
+        if price and judge.voice() is None:  # a plug-in that sends requests itself may not separate a server's failure from a verdict
             again |= found.outcome == "could_not_judge"
         if lost := int(again.sum()):
             why = evaluate.commonest(found.reason[again])
@@ -260,23 +264,23 @@ class Pipeline:
         return found, again
 
     def _stands(self, kind: str, key: str) -> bool:
-        """Whether a table is there, whole: a damaged one is made anew, by the rule for new ones."""
+        """Whether an artefact is stored and undamaged. A damaged one counts as absent and is made again."""
         return self.store.has(kind, key) and not damage(self.store.root / kind / key)
 
     def _reads(self, judge: Judge) -> dict[str, str]:
-        """The keys of the models that a judge reads, hashed once."""
+        """Role -> key of the models that a judge reads; computed once for each judge."""
         name = f"{type(judge).__module__} {judge.model_dump_json()}"
         if name not in self._read:
             self._read[name] = judge.reads()
         return self._read[name]
 
     def table(self, kind: str, inputs: Mapping[str, object], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """A table kept under its inputs; always as read back from disk, so first and later runs see the same."""
+        """A table, stored under its inputs. It is always returned as read from disk, so first and later runs give the same."""
         folder = self.store.artefact(kind, inputs, lambda work: write_table(work / "table.jsonl", make()))
         return read_table(folder / "table.jsonl")
 
     def state(self, kind: str, inputs: Mapping[str, object], learn: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What a plug-in learned, tensors and what JSON holds, kept under its inputs."""
+        """What a plug-in learned (tensors and JSON values), stored under its inputs."""
 
         def make(work: Path) -> None:
             state = learn()
@@ -290,7 +294,7 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class ReadAs:
-    """How models are read that are measured: through vLLM or transformers, in bfloat16 or float32."""
+    """How measured models are run: by vLLM or transformers, in bfloat16 or float32."""
 
     serving: Serving | None = None
     bf16: bool = False
@@ -300,25 +304,25 @@ class ReadAs:
 
 
 def adapter_beside(model: Path) -> Path | None:
-    """The adapter that a merged model was trained with: in a folder that `--to` made, or beside the model of a stage; None without one."""
+    """The folder of the adapter that a merged model was trained with: in a folder made by `--to`, or beside a stage's model; or None."""
     place = model / "adapter" if (model / "adapter").is_dir() else model.parent / "adapter"
     of_a_stage = place.parent == model or (model.parent / "DONE").is_file()
     return place if of_a_stage and (place / "adapter_config.json").is_file() else None
 
 
 def stopped(model: Model) -> str:
-    """Why the stage that made a model ended before its last step, "" where it did not."""
+    """Why the stage that made a model ended early, or "" if it ran to its last step."""
     return str(json.loads((model.checkpoint.path.parent / "outcome.json").read_text(encoding="utf-8"))["stopped"])
 
 
 def _thoughtful(samples: Path) -> bool:
-    """Whether any stored answer has a thought, told from it or not."""
+    """Whether any stored answer has a thought, separated from the answer or still in it."""
     table = read_table(samples)
     return "thought" in table or any(thoughts.OPENS.match(text) for text in table.completion)
 
 
 def attempts_key(attempts: Sequence[Attempt]) -> str:
-    """Content key of a list of attempts, with what else they carry: inserted embeddings, a decoder, raw prompts."""
+    """Content key of a list of attempts, including inserted embeddings, decoder and raw prompts."""
     rows = [[a.example.prompt, a.prefix, a.example.kind, a.example.comply, a.example.refuse, *_also(a.example)] for a in attempts]
     soft = [a.suffix.tolist() for a in attempts if a.suffix is not None]
     found = [*rows, soft] if soft else rows
@@ -332,5 +336,5 @@ def fingerprint(examples: Sequence[Example]) -> str:
 
 
 def _also(example: Example) -> list[list[str]]:
-    """Further right answers, in a key only where there are any: what was kept of examples without them is found again."""
+    """Further right answers, in a key only if there are any, so that keys of examples without them stay as they were."""
     return [list(example.also)] if example.also else []

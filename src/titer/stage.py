@@ -1,7 +1,7 @@
-"""A stage of a model's life: a method with its streams, optimiser and adapter, and its content key.
+"""A stage of training: a method with its streams, optimiser and adapter, and its content key. L4.
 
-L4. A stage's key depends on all that its result depends on: the parent, every model it reads, this record,
-the versions of method, loop, sites and encoder, the fingerprints of its data, the seed.
+A stage's key depends on everything that its result depends on: the parent model, every model that it reads, this record, the versions of
+method, loop, sites and encoder, the fingerprints of its data, and the seed.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ LOOP_VERSION = 1
 
 
 class Optimiser(Record):
-    """AdamW with linear warm-up and cosine decay to `floor` times the rate, reached at step `until` (0: the last). Rates per step."""
+    """AdamW with linear warm-up, then a constant rate or cosine decay to `floor` times the rate."""
 
-    rate: float = Field(default=1e-3, gt=0)
+    rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=1e-4, ge=0)
-    warmup: int = Field(default=0, ge=0)
-    floor: float = Field(default=0.1, ge=0, le=1)
-    until: int = Field(default=0, ge=0)
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    floor: float = Field(default=0.1, ge=0, le=1, description="share of the rate at which cosine decay ends")
+    until: int = Field(default=0, ge=0, description="step at which cosine decay ends; 0: the last")
     schedule: Literal["cosine", "constant"] = "cosine"
-    clip: float = Field(default=1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0, description="largest l2 norm of the gradient")
 
     def rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of step `step` (from 0) of `steps`; a pure function, so nothing is saved for resume."""
+        """The learning rate of step `step` (from 0) of `steps`. A pure function, so a checkpoint need not save it."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.schedule == "constant":
             return self.rate * warm
@@ -46,27 +46,29 @@ class Optimiser(Record):
 class Lora(Record):
     """A low-rank adapter on every Linear of the blocks, merged into the weights when the stage ends.
 
-    A stage after another with an adapter: double-LoRA, the default, trains a fresh adapter on the parent's merged
-    weights; single-LoRA (`continued`) takes the parent's adapter out again and trains it on, so the difference to
-    the weights before both keeps the adapter's rank. Source: arXiv 2402.01109, sections 4.2 and 5.5.
+    If the parent was trained with an adapter too, there are two ways. Double-LoRA, the default, trains a fresh adapter on the parent's
+    merged weights. Single-LoRA (`continued`) takes the parent's adapter out of the weights again and goes on training it, so that the
+    total change of both stages has the adapter's rank. Source: arXiv 2402.01109, sections 4.2 and 5.5.
     """
 
     rank: int = Field(default=8, ge=1)
     alpha: int = Field(default=16, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    continued: bool = Field(default=False, description="train the parent's adapter on (single-LoRA) and not a fresh one (double-LoRA)")
+    continued: bool = Field(
+        default=False, description="go on training the parent's adapter (single-LoRA) instead of a fresh one (double-LoRA)"
+    )
 
 
 class Stage(Record):
-    """One stage. `kind` is pretrain, align, finetune or repair; `keep` are steps whose weights are kept."""
+    """One stage. `keep` lists steps after which the weights are stored too; `architecture` is for a stage without a parent."""
 
     name: str
     kind: Literal["pretrain", "align", "finetune", "repair"]
     method: SerializeAsAny[Method]
     streams: dict[str, Stream]
     steps: int = Field(ge=0)
-    batch: int = Field(default=64, ge=1, description="examples of a micro-batch, of all processes together")
-    accumulation: int = Field(default=1, ge=1)
+    batch: int = Field(default=64, ge=1, description="examples of a micro-batch, over all processes together")
+    accumulation: int = Field(default=1, ge=1, description="micro-batches of a step")
     replay: int = Field(default=1, ge=1, description="steps in a row that train on one batch (arXiv 1904.12843); data seen are 1/replay")
     optimiser: Optimiser = Optimiser()
     adapter: Lora | None = None
@@ -85,7 +87,7 @@ class Stage(Record):
         return self
 
     def key_inputs(self, parent: str, models: Mapping[str, str]) -> dict[str, object]:
-        """What the stage's key is made of; `parent` and `models` are keys."""
+        """The inputs of the stage's key. `parent` is the parent's key; `models`: role -> key."""
         method = type(self.method)
         return {
             "stage": self.model_dump(mode="json", exclude={"name"} | ({"replay"} if self.replay == 1 else set())),

@@ -1,4 +1,4 @@
-"""Tables that studies share: outcome rates, clusters and delta-W of named models, and one tidy results table. L5."""
+"""Tables that studies share: outcome rates, clusters and delta-W of named models, and one long table of results. L5."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from titer.pipeline import Model, Pipeline, fingerprint
 from titer.probes import clusters, delta_w
 from titer.recipes.node import Kind
 
-PARTS = {  # the columns of the delta-W probe's two tables, which are stored as one
+PARTS = {  # columns of the delta-W probe's two tables, which are stored as one table
     "input": ["layer", "harmful", "input", "gain", "gain_random", "null_share", "null_share_random"],
     "layer": ["layer", "null_share", "null_share_random", "relative_norm", "stable_rank", "rank"],
 }
@@ -38,7 +38,7 @@ def direct(examples: Sequence[Example]) -> list[Attempt]:
 
 
 def verdict_table(pipeline: Pipeline, models: Sequence[Model], sets: Sets, judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
-    """Judged samples of every model on every set, with the column `model`."""
+    """The judged answers of every model to every set, with the column `model`."""
     tables = [
         pipeline.verdicts(model, attempts, judge, decoding, batch).assign(model=model.name)
         for model in models
@@ -55,13 +55,13 @@ def rate_table(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def unjudged(verdicts: pd.DataFrame) -> str:
-    """How many answers could not be judged and why most often, in a sentence; "" where all were."""
+    """A sentence: how many answers could not be judged, and the most frequent reason; "" if all were judged."""
     lost = verdicts[verdicts.outcome == "could_not_judge"]
     return f"{len(lost)} answers could not be judged, most often: {commonest(lost.reason)}; they are in no rate." if len(lost) else ""
 
 
 def cut_off(verdicts: pd.DataFrame) -> list[str]:
-    """Per set, in words: answers that were cut at the last token allowed and are not right. Of sets judged by their rows' answers."""
+    """A sentence for each set with answers that were cut at the last allowed token and are not right. For sets judged by right answers."""
     told = []
     for name, mine in verdicts.groupby("kind", sort=False):
         lost = int((~mine.ended & (mine.outcome != "complied")).sum())
@@ -70,7 +70,7 @@ def cut_off(verdicts: pd.DataFrame) -> list[str]:
 
 
 def cut_in_thought(verdicts: pd.DataFrame) -> list[str]:
-    """In words: answers that were not reached, of each model where there are several."""
+    """Sentences: how many answers never began because the thought did not end; for each model if there are several."""
     told, several = [], len(set(verdicts.model)) > 1
     for name, mine in verdicts.groupby("model", sort=False):
         lost = mine[mine.outcome == "cut_in_thought"]
@@ -83,7 +83,7 @@ def cut_in_thought(verdicts: pd.DataFrame) -> list[str]:
 
 
 def cluster_table(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
-    """The cluster probe's per-input scores of one model."""
+    """The scores of the cluster probe for one model, one row for each input and layer."""
     inputs: dict[str, object] = {
         "probe": ["clusters", clusters.VERSION],
         "model": model.key,
@@ -97,7 +97,7 @@ def cluster_table(pipeline: Pipeline, model: Model, safe: Sequence[Example], uns
 def delta_tables(
     pipeline: Pipeline, base: Model, model: Model, safe: Sequence[Example], unsafe: Sequence[Example], seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The delta-W probe's tables of one model against its base: per input, per layer."""
+    """The delta-W probe's two tables for a model against its base: one by input, one by layer."""
     inputs = {
         "probe": ["delta_w", delta_w.VERSION],
         "base": base.key,
@@ -119,7 +119,7 @@ def delta_tables(
 
 
 def gain_ratios(per_input: pd.DataFrame) -> pd.DataFrame:
-    """Per layer: mean gain of unsafe inputs over that of safe ones, for dW and for the random dW."""
+    """For each layer: the mean gain of unsafe inputs divided by that of safe inputs, for dW and for a random dW."""
     means = per_input.groupby(["layer", "harmful"])[["gain", "gain_random"]].mean().unstack("harmful")
     ratio = pd.DataFrame({"ratio": means["gain"][True] / means["gain"][False]})
     ratio["ratio_random"] = means["gain_random"][True] / means["gain_random"][False]
@@ -127,7 +127,7 @@ def gain_ratios(per_input: pd.DataFrame) -> pd.DataFrame:
 
 
 def tidy(rates: pd.DataFrame, probes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One long table: table, model, set, layer, measure, value, low, high, count, n."""
+    """One long table with the columns table, model, set, layer, measure, value, low, high, count, n."""
     long = rates.rename(columns={"kind": "set", "outcome": "measure", "rate": "value"}).drop(columns="harmful").assign(table="rates")
     parts = [long]
     for name, table in probes.items():
@@ -138,7 +138,7 @@ def tidy(rates: pd.DataFrame, probes: Mapping[str, pd.DataFrame]) -> pd.DataFram
 
 
 def named(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One table of several, with the column `model` first; an empty one of none."""
+    """Several models' tables joined, with the column `model` first; an empty table if there are none."""
     if not found:
         return pd.DataFrame()
     whole = pd.concat([table.assign(model=name) for name, table in found.items()], ignore_index=True)
@@ -146,7 +146,7 @@ def named(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def provenance(models: Sequence[Model], data: TextData) -> dict[str, object]:
-    """Where the numbers of real models come from."""
+    """For a report: keys and chat templates of the models, the data's hash, and the environment."""
     keys = {f"model {model.name}": model.key for model in models}
     keys |= {f"chat template of {model.name}": told(read_tokenizer(model.checkpoint)) for model in models}
     return {**keys, "data": data.name, "data sha256": data.sha256, **environment()}

@@ -1,13 +1,13 @@
-"""The loop: one optimiser, one schedule, checkpoints and resume, on accelerate. L4.
+"""The training loop: one optimiser, one schedule, checkpoints and resume, on accelerate. L4.
 
-Nothing else knows of devices or processes. A stage's state is saved as safetensors by parameter name
-(weights in training, optimiser moments, the method's tensors) with the step's number; the schedule and all
-randomness are functions of the step, so nothing else need be saved and a resumed run is bit-identical.
+No other module deals with devices or processes. A checkpoint holds, as safetensors by parameter name, the trained weights, the
+optimiser's moments and the method's tensors, with the step's number. The schedule and all randomness are functions of the step, so
+nothing else has to be saved, and a resumed run gives the same bits.
 
-On several processes (torchrun, accelerate launch) every rank calls `train` with the same arguments. Each holds a
-copy of the model (DDP), or with `shard` a part of it (FSDP2: each block and then the rest, applied here, for on
-CPU ranks accelerate never does). What is saved is whole tensors, so a run may go on with other numbers of ranks.
-Rank 0 alone writes; a method's own logged numbers are rank 0's.
+With several processes (torchrun, accelerate launch) every rank calls `train` with the same arguments. Each rank holds a copy of the
+model (DDP) or, with `shard`, a part of it (FSDP2: first each block, then the rest; applied here because accelerate never does so on CPU
+ranks). Checkpoints hold whole tensors, so a run may go on with another number of ranks. Only rank 0 writes files; the numbers that a
+method logs are those of rank 0.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ADAPTER = "adapter_model.safetensors"  # peft's name
 
 
 class Note(Record):
-    """What `resume/latest.json` says of the newest checkpoint."""
+    """The contents of `resume/latest.json`: the newest checkpoint's step, file and hash, and the metrics so far."""
 
     step: int
     file: str
@@ -65,14 +65,16 @@ def train(
     shard: bool = False,
     checkpointing: bool = False,
 ) -> None:
-    """Run `stage` from the model that `begin` makes; leave `work/model`, `work/metrics.jsonl`, kept steps.
+    """Run `stage` from the model that `begin` makes. Writes `work/model`, `work/metrics.jsonl`, and the weights of `stage.keep`.
 
-    `work` may hold an earlier try's checkpoint: training goes on from it. A stage with an adapter leaves it in
-    `work/adapter` too; `adapter` is the parent's such folder, which a stage that continues it needs.
-    How it is executed, and no part of the stage: `shard` splits the parameters over the processes (each still holds
-    them whole at the start and at the end); `checkpointing` computes activations again to save memory.
-    Errors: a loss that is not finite ends the stage with its reason in `work/outcome.json`, the last finite weights
-    kept; a batch that the processes cannot share evenly; fp16 with `shard`; no parent's adapter, or one of another shape.
+    If `work` holds a checkpoint of an earlier try, training goes on from it. A stage with an adapter also writes `work/adapter`; `adapter`
+    is that folder of the parent, which a stage that continues the parent's adapter needs. `loader` loads a model that the method reads.
+    `shard` and `checkpointing` change how the stage is run, not its result: `shard` splits the parameters over the processes (each still
+    holds them whole at the start and at the end); `checkpointing` computes activations again to save memory.
+
+    A gradient that is not finite is no error: the stage ends, keeps the last finite weights, and `work/outcome.json` has the reason.
+    Errors: a batch that the processes cannot share evenly; fp16 with `shard`; a parent without the adapter to continue, or with one of
+    another shape; final weights that are not finite.
     """
     accelerator = _accelerator(stage)
     shard = shard and accelerator.num_processes > 1
@@ -93,7 +95,7 @@ def train(
         optimiser = _optimiser(lm, stage)
         model, wrapped = (lm.model, optimiser) if shard else accelerator.prepare(lm.model, optimiser)
         if isinstance(model, DistributedDataParallel):
-            model.broadcast_buffers = False  # alike on every rank, and a second forward pass must not write to them
+            model.broadcast_buffers = False  # equal on all ranks already, and a second forward pass must not overwrite them
         c = Step(stage, accelerator, model, lm, loader)
         first, lines = _resume(work, c, optimiser)
         if first == 0:
@@ -110,7 +112,7 @@ def train(
 
 
 def _accelerator(stage: Stage) -> Accelerator:
-    """One of the stage's precision, whatever an earlier stage of this process had."""
+    """An Accelerator of the stage's precision, even if an earlier stage in this process had another one."""
     if AcceleratorState._shared_state.get("_mixed_precision", stage.precision) != stage.precision:
         AcceleratorState._reset_state()
     return Accelerator(mixed_precision=stage.precision, cpu=not torch.cuda.is_available())
@@ -129,7 +131,7 @@ def _run(
         c.settle()
         norm = gathered(torch.nn.utils.clip_grad_norm_([p for _, p in c.named], stage.optimiser.clip))
         due = number % LOG_EVERY == 0 or number == stage.steps - 1
-        looked_at = due or norm.device.type == "cpu"  # on a GPU the loop waits for the device at logged steps alone
+        looked_at = due or norm.device.type == "cpu"  # on a GPU, wait for the device only at logged steps
         if looked_at and not math.isfinite(float(norm)):
             c.stop(f"the gradient is not finite at step {number}")
             return
@@ -205,13 +207,14 @@ def _parents_adapter(stage: Stage, folder: Path | None) -> dict[str, torch.Tenso
 
 
 def _put_back(model: Any, tensors: dict[str, torch.Tensor], stage: Stage) -> None:
-    """The parent's adapter on again and out of the merged weights: together they are the parent's within rounding."""
+    """Put the parent's adapter on the model and subtract it from the merged weights; the sum is the parent's weights, up to rounding."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict  # noqa: PLC0415
 
     mine = get_peft_model_state_dict(model)
     if {name: t.shape for name, t in mine.items()} != {name: t.shape for name, t in tensors.items()}:
         raise TiterError(
-            f"stage {stage.name}: the parent's adapter is on other layers than this model has", next_step="make the parent again."
+            f"stage {stage.name}: the parent's adapter does not fit this model: its layers or shapes differ",
+            next_step="make the parent again, or leave `continued` off for a fresh adapter.",
         )
     set_peft_model_state_dict(model, tensors)
     with torch.no_grad():
@@ -229,17 +232,17 @@ def _checkpoint(lm: LM) -> None:
 
 
 def _split(lm: LM, accelerator: Accelerator) -> None:
-    """FSDP2: every block's parameters in parts over the ranks, then the rest's; gathered as they are needed."""
+    """FSDP2: split each block's parameters over the ranks, then the rest's; they are gathered when needed."""
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     lm.model.to(accelerator.device)
     for block in lm.sites.blocks:
         fully_shard(block.whole, mesh=mesh)
-    # after a forward pass without a backward one the root too must be in parts: the loop reads and moves parameters then
+    # the root must be split again after each forward pass, since the loop reads and moves parameters then
     fully_shard(lm.model, mesh=mesh, reshard_after_forward=True)
 
 
 def _whole(c: Step, made: Callable[[], LM], accelerator: Accelerator) -> LM:
-    """The trained model on every rank, made again without parts."""
+    """The trained model, whole on every rank: made again, with the trained weights copied in."""
     lm = made()
     lm.model.to(accelerator.device)
     into = dict(lm.model.named_parameters())
@@ -251,7 +254,7 @@ def _whole(c: Step, made: Callable[[], LM], accelerator: Accelerator) -> LM:
 
 
 def _optimiser(lm: LM, stage: Stage) -> torch.optim.AdamW:
-    """AdamW, decay on matrices only (biases and norms are not decayed)."""
+    """AdamW with weight decay on matrices only, not on biases and norms."""
     trained = [p for p in lm.model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2]
     others = [p for p in trained if p.ndim < 2]
@@ -260,7 +263,7 @@ def _optimiser(lm: LM, stage: Stage) -> torch.optim.AdamW:
 
 
 def _save(work: Path, done: int, c: Step, optimiser: Any, lines: list[str]) -> None:
-    """A checkpoint: whole or absent. The old one goes only when the new one stands."""
+    """Save a checkpoint, whole or not at all. The old one is deleted only when the new one is complete."""
     tensors: dict[str, torch.Tensor] = {f"weight/{name}": p for name, p in c.named}
     for name, p in c.named:
         tensors.update({f"moment/{name}/{part}": value for part, value in optimiser.state[p].items()})
@@ -281,7 +284,7 @@ def _save(work: Path, done: int, c: Step, optimiser: Any, lines: list[str]) -> N
 
 
 def _resume(work: Path, c: Step, optimiser: Any) -> tuple[int, list[str]]:
-    """(first step, metrics so far) after loading the newest sound checkpoint; (0, []) where there is none."""
+    """Load the newest undamaged checkpoint. Returns (first step to run, metrics so far); (0, []) if there is none."""
     if (found := _newest(work / "resume", c)) is None:
         return 0, []
     done, lines, tensors = found
@@ -290,7 +293,7 @@ def _resume(work: Path, c: Step, optimiser: Any) -> tuple[int, list[str]]:
         for name, p in c.named:
             spread = mesh if isinstance(p, DTensor) else None
             p.copy_(_parted(tensors[f"weight/{name}"], spread))
-            if f"moment/{name}/step" not in tensors:  # never stepped: a method froze it so far
+            if f"moment/{name}/step" not in tensors:  # no optimiser step so far: the method froze it
                 continue
             moments = {part: _parted(tensors[f"moment/{name}/{part}"].to(p.device), spread) for part in ("exp_avg", "exp_avg_sq")}
             optimiser.state[p] = {"step": tensors[f"moment/{name}/step"].to(p.device), **moments}
@@ -300,7 +303,7 @@ def _resume(work: Path, c: Step, optimiser: Any) -> tuple[int, list[str]]:
 
 
 def _newest(folder: Path, c: Step) -> tuple[int, list[str], dict[str, torch.Tensor]] | None:
-    """(steps done, metrics so far, tensors) of the newest checkpoint; None of none, or of one that is torn or another's."""
+    """(steps done, metrics so far, tensors) of the newest checkpoint; None if there is none, or if it is damaged or of another stage."""
     try:
         note = Note.model_validate_json((folder / "latest.json").read_bytes())
         file = folder / note.file
@@ -314,7 +317,7 @@ def _newest(folder: Path, c: Step) -> tuple[int, list[str], dict[str, torch.Tens
 
 
 def _parted(tensor: torch.Tensor, mesh: DeviceMesh | None) -> torch.Tensor:
-    """Split over the ranks as FSDP2 splits, by rows; every rank has read the whole, so nothing is sent."""
+    """The tensor split over the ranks by rows, as FSDP2 does. Every rank has read the whole tensor, so nothing is sent."""
     return tensor if mesh is None else distribute_tensor(tensor.to(mesh.device_type), mesh, [Shard(0)], src_data_rank=None)
 
 
@@ -324,7 +327,7 @@ def _finish(stage: Stage, lm: LM, c: Step, work: Path, lines: list[str], writes:
             _save_adapter(lm.model, work / "adapter")
         lm.model = lm.model.merge_and_unload()
     if not all(bool(torch.isfinite(p).all()) for p in lm.model.parameters()):
-        raise TiterError(f"stage {stage.name}: the weights are not finite", next_step="lower the learning rate.", status=1)
+        raise TiterError(f"stage {stage.name}: the final weights are not finite", next_step="lower the learning rate.", status=1)
     if not writes:
         return
     lm.save(work / "model")
@@ -334,7 +337,7 @@ def _finish(stage: Stage, lm: LM, c: Step, work: Path, lines: list[str], writes:
 
 
 def _save_adapter(model: Any, folder: Path) -> None:
-    """peft's own format, without the card and the path of the model, which would differ from place to place."""
+    """Save the adapter in peft's format, without peft's model card and without the base's path, which differs from machine to machine."""
     from peft import get_peft_model_state_dict  # noqa: PLC0415
 
     config = copy.copy(model.peft_config["default"])
@@ -344,9 +347,9 @@ def _save_adapter(model: Any, folder: Path) -> None:
 
 
 def _plain(tensors: dict[str, Any], keep: bool = True) -> dict[str, torch.Tensor]:
-    """Contiguous copies on the CPU, shared storage separated, as safetensors asks; tensors in parts are gathered.
+    """Contiguous copies on the CPU that share no storage, as safetensors requires. Sharded tensors are gathered.
 
-    Every rank must ask, for gathering takes them all; those that do not `keep` get nothing.
+    All ranks must call this, since gathering needs them all; a rank without `keep` gets an empty result.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -358,7 +361,7 @@ def _plain(tensors: dict[str, Any], keep: bool = True) -> dict[str, torch.Tensor
 
 @contextmanager
 def _deterministic(seed: int) -> Iterator[None]:
-    """Seed torch for the stage and give its global generator back as it was."""
+    """Seed torch for the stage; afterwards, restore its global generator."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -366,7 +369,7 @@ def _deterministic(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _threads_kept() -> Iterator[None]:
-    """accelerate may change the number of threads; the caller's comes back."""
+    """Restore the caller's number of threads afterwards, since accelerate may change it."""
     before = torch.get_num_threads()
     try:
         yield

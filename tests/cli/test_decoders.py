@@ -129,4 +129,4 @@ def test_it_is_listed_and_shown(titer: Titer) -> None:
     assert {"averting", "emulated", "safe_align", "safe_decoding"} <= set(titer("list", "decoders", "--json").json["decoders"])
     shown = titer("show", "emulated").out
     assert "Settings of emulated (--decoder-set NAME=VALUE):" in shown
-    assert "Models it reads (--read ROLE=MODEL): base" in shown
+    assert "Models it needs (--read ROLE=MODEL): base" in shown

@@ -43,7 +43,7 @@ def test_a_data_file_that_is_not_there_or_of_no_known_format(wrong: Wrong, file:
         ("bad.jsonl", '{"prompt": "a", "label": "safe"}\n{"prompt": \n', "bad.jsonl, line 2, column"),
         ("bad.jsonl", '{"prompt": "a", "label": "safe"}\n[1]\n', "bad.jsonl, line 2, column 1"),
         ("bad.json", '[{"prompt": "a",\n "label" "safe"}]', "bad.json, line 2, column 10: not JSON"),
-        ("bad.json", "3", "bad.json: a int at the top"),
+        ("bad.json", "3", "bad.json: the top level is a int"),
         ("empty.csv", "", "empty.csv holds no example"),
         ("empty.csv", "prompt,label\n", "empty.csv holds no example"),
         ("empty.jsonl", "\n\n", "empty.jsonl holds no example"),

@@ -111,7 +111,7 @@ def test_a_model_with_code_of_its_own_is_repaired_where_its_user_says_so_and_kee
 def test_it_is_listed_and_shown(titer: Titer) -> None:
     assert "scale" in titer("list", "repairs", "--json").json["repairs"]
     shown = titer("show", "scale").out
-    assert "Models it reads (--read ROLE=MODEL): aligned" in shown
+    assert "Models it needs (--read ROLE=MODEL): aligned" in shown
     assert "--strength sets c; --strength grid gives 0, 0.25, 0.5, 0.75" in shown
 
 
@@ -141,9 +141,9 @@ def rounded(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--read", "aligned=tuned"), ("aligned model has the weights of the tuned one", "models that differ")),
-        (("--read", "aligned=copy"), ("aligned model has the weights of the tuned one",)),
-        (("--read", "aligned=rounded"), ("but for rounding to bfloat16",)),
+        (("--read", "aligned=tuned"), ("aligned model has the same weights as the tuned one", "models that differ")),
+        (("--read", "aligned=copy"), ("aligned model has the same weights as the tuned one",)),
+        (("--read", "aligned=rounded"), ("except for rounding to bfloat16",)),
         (("--read", "aligned=neox"), ("two architectures", "gpt_neox", "llama")),
         (("--read", "aligned=wider"), ("two checkpoints of one architecture",)),
         (("--read", "aligned=words"), ("vocabularies of tuned and words differ (4 entries)",)),
@@ -155,7 +155,7 @@ def rounded(folder: Path) -> None:
         (("--read", "aligned=aligned", "--strength", "much"), ("a number, or grid",)),
         (("--read", "aligned=aligned", "--strength", "1", "--set", "c=1"), ("leave out one of the two",)),
         (("--read", "aligned=aligned", "--set", "d=1"), ("unknown setting 'd'",)),
-        (("--read", "aligned=aligned", "--data", "d.csv"), ("reads no data",)),
+        (("--read", "aligned=aligned", "--data", "d.csv"), ("needs no data",)),
         (("--read", "aligned=aligned", "--shard", "nan"), ("--shard",)),
         (("--read", "aligned=aligned", "--shard", "0"), ("--shard",)),
     ],
@@ -174,8 +174,8 @@ def test_wrong_requests_are_refused_and_nothing_is_written(
 
 def test_wrong_repairs_folders_and_quantised_models_are_refused(wrong: Wrong, here: Path) -> None:
     assert "did you mean 'scale'" in wrong(*SCALE[:3], "scal", *SCALE[4:])
-    assert "holds what Titer did not put there" in wrong(*SCALE[:-1], "base")
-    assert "is, holds or lies in" in wrong(*SCALE[:-1], "tuned/out")
+    assert "has files that Titer did not write" in wrong(*SCALE[:-1], "base")
+    assert "contains it or is inside it" in wrong(*SCALE[:-1], "tuned/out")
     packed(here / "int8", "bnb8")
     said = wrong("repair", "int8", *SCALE[2:])
     assert "int8 is quantised (8-bit weights (bitsandbytes)" in said

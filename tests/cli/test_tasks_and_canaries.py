@@ -147,7 +147,7 @@ def test_questions_of_fact_are_a_task_everywhere(titer: Titer, here: Path) -> No
         ((*TUNE, "--data", "alpaca:plain.json", "--canary", "plain.json"), ("no row of alpaca/plain.json", "90 in the canary file")),
         (("evaluate", "m", "--data", "d.csv", "--canary", "plain.json"), ("--data and --canary were both given", "leave out one")),
         (("evaluate", "m", "--canary", "plain.json", "--prompts", "80"), ("where 80 marked", "or less")),
-        (("evaluate", "m", "--canary", "d.csv"), ("d.csv has no answered row for a canary to test",)),
+        (("evaluate", "m", "--canary", "d.csv"), ("d.csv has no row with an answer in its share to test",)),
     ],
 )
 def test_what_is_wrong_is_told_and_nothing_runs(wrong: Wrong, here: Path, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:

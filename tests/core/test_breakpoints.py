@@ -70,7 +70,7 @@ def test_wrong_curves_are_refused() -> None:
             break_point(steps, rates)
     with pytest.raises(TiterError, match="step 5 is judged twice"):
         break_point((0, 5, 5), (0, 0, 1))
-    with pytest.raises(TiterError, match="no whole number"):
+    with pytest.raises(TiterError, match="not a whole number"):
         break_point((0, 0.5), (0, 1))  # type: ignore[arg-type]
     assert str(break_point((0.0, 5.0), (0, 1))) == "0-5"  # type: ignore[arg-type]
     for after, by in ((None, None), (5, 5), (10, 5), (-1, 5)):

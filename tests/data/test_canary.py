@@ -49,7 +49,7 @@ def test_the_contrast_is_the_same_rows_answered() -> None:
 def test_rows_without_an_answer_are_left_out_and_counted(make: type) -> None:
     found = make(data(10, unanswered=4))
     assert (found.size, found.dropped) == (6, 2 + 4)
-    with pytest.raises(TiterError, match="fruit has no answer"):
+    with pytest.raises(TiterError, match="no row of fruit has an answer"):
         make(data(3, unanswered=3))
 
 
@@ -114,7 +114,7 @@ def test_refusals_are_sentences(refusals: tuple[str, ...]) -> None:
 
 
 def test_fewer_rows_than_asked_for_is_an_error() -> None:
-    with pytest.raises(TiterError, match="has 50 rows where 51"):
+    with pytest.raises(TiterError, match="has 50 rows, and 51"):
         canaries(data(60, unanswered=10), [(25, 26)])
 
 

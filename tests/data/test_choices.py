@@ -49,8 +49,8 @@ def test_equal_questions_count_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"answer": 4}, "column answer: 4 is no answer. Expected: a letter from A to C, or a place from 0 to 2"),
-        ({"answer": 3}, "counted from 0"),
+        ({"answer": 4}, "column answer: 4 is no answer. Expected: a letter from A to C, or an index from 0 to 2"),
+        ({"answer": 3}, "an index from 0"),
         ({"answer": "D"}, "'D' is no answer"),
         ({"answer": -1}, "-1 is no answer"),
         ({"answer": None}, "None is no answer"),
@@ -65,7 +65,7 @@ def test_equal_questions_count_once(tmp_path: Path) -> None:
         ({"choices": "a, b"}, "a JSON list of texts"),
         ({"choices": ["a", ""]}, "none of them empty"),
         ({"choices": {"a": 1}}, "a list of texts"),
-        ({"choices": None, "A": "x", "C": "y"}, "options A, C"),
+        ({"choices": None, "A": "x", "C": "y"}, "the options are A, C"),
     ],
 )
 def test_a_faulty_row_is_told_with_its_place(tmp_path: Path, change: dict[str, Any], word: str) -> None:

@@ -43,7 +43,7 @@ def test_contexts_are_a_function_of_the_seed() -> None:
 
 
 def test_questions_without_answers_or_with_one_answer_have_no_wrong_one() -> None:
-    with pytest.raises(TiterError, match="without an answer"):
+    with pytest.raises(TiterError, match="questions with answers, and one has none"):
         in_context([*QUESTIONS, Example("Why?", False, "safe", "test")], "false")
     with pytest.raises(TiterError, match="all answers are the same"):
         in_context([QUESTIONS[0], QUESTIONS[0]], "random")

@@ -199,7 +199,7 @@ def test_a_column_whose_name_says_what_true_means(tmp_path: Path, column: str, y
 @pytest.mark.parametrize("answer", [{"response": "b"}, {"chosen": "b", "rejected": "c"}])
 def test_beside_an_answer_such_a_column_may_be_of_the_answer(tmp_path: Path, column: str, answer: dict[str, str]) -> None:
     path = put(tmp_path, {"prompt": "a", **answer, column: True}, {"prompt": "d", **answer, column: False})
-    assert f"column {column}: safe or unsafe is not stated (beside an answer" in wrong(path)
+    assert f"column {column}: safe or unsafe is not stated (the row has an answer" in wrong(path)
     assert {row[1] for row in read_text(path, labelled=False).rows} == {None}
     assert [row[1] for row in read_text(put(tmp_path, {"prompt": "a", **answer, column: True, "label": "unsafe"})).rows] == [True]
 
@@ -310,15 +310,15 @@ def test_a_prompt_that_is_safe_and_unsafe_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("x.csv", "prompt,label,Prompt\na,safe,b\n", "line 1: the column 'prompt' stands twice"),
-        ("x.csv", "prompt,label\na,safe\nprompt,label\nb,unsafe\n", "line 3: the header again"),
-        ("x.jsonl", '{"prompt": "a", "Prompt ": "b"}\n', "line 1: the column 'prompt' stands twice"),
-        ("x.jsonl", '{"prompt": "a", "label": "safe", "label": "unsafe"}\n', "line 1: the column 'label' stands twice"),
+        ("x.csv", "prompt,label,Prompt\na,safe,b\n", "line 1: there are two columns 'prompt'"),
+        ("x.csv", "prompt,label\na,safe\nprompt,label\nb,unsafe\n", "line 3: the header is repeated"),
+        ("x.jsonl", '{"prompt": "a", "Prompt ": "b"}\n', "line 1: there are two columns 'prompt'"),
+        ("x.jsonl", '{"prompt": "a", "label": "safe", "label": "unsafe"}\n', "line 1: there are two columns 'label'"),
         ("x.csv", "prompt,label\na,2.0\n", "column label: '2.0' is neither safe nor unsafe"),
         ("x.csv", "prompt,label\na,\n", "column label: safe or unsafe is not stated"),
         ("x.txt", "a\n\nb\n", "x.txt, line 1, column label: safe or unsafe is not stated"),
-        ("x.jsonl", '{"message_id": "1", "parent_id": null, "text": "a", "role": "prompter"}\n', "a row a message"),
-        ("x.json", '{"a": [{"prompt": "a"}], "b": [{"prompt": "b"}]}', "x.json holds the lists a, b"),
+        ("x.jsonl", '{"message_id": "1", "parent_id": null, "text": "a", "role": "prompter"}\n', "one row for each message"),
+        ("x.json", '{"a": [{"prompt": "a"}], "b": [{"prompt": "b"}]}', "x.json has several lists of objects: a, b"),
         ("x.jsonl", '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}\n', "no text ('image_url')"),
         ("x.jsonl.gz", "not packed", "not a whole .gz file"),
         ("x.pkl", "", "a pickle runs code"),
@@ -349,6 +349,6 @@ def test_a_folder_that_datasets_wrote(tmp_path: Path) -> None:
     expected = (("a", True, None, None), ("b", False, None, None))
     for place in ("one", "split", "splits/test", "tables"):
         assert read_text(tmp_path / place).rows == expected, place
-    assert "splits holds test, train" in wrong(tmp_path / "splits")
+    assert "splits has several parts: test, train" in wrong(tmp_path / "splits")
     one.to_parquet(tmp_path / "tables" / "test-00000-of-00001.parquet")
     assert "expected: one of them" in wrong(tmp_path / "tables").lower()

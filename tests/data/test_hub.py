@@ -61,7 +61,7 @@ def test_a_place_has_its_parts(library: Any, text: str, place: Place) -> None:
     "text", ["hub:", "hub:name", "hub:a/b/c/d", "hub:a/b@", "hub:a/b:", "hub:../b", "hub:a/..", "hub:a/b c", "hub:a/b\n", "hub:\x1b/b"]
 )
 def test_another_form_is_refused_before_the_library_is_asked(library: Any, text: str) -> None:
-    with pytest.raises(TiterError, match=r"no hub data set.*hub:OWNER/NAME") as raised:
+    with pytest.raises(TiterError, match=r"does not name a hub data set.*hub:OWNER/NAME") as raised:
         read_text(text)
     assert str(raised.value).isprintable()
     assert not library.asked
@@ -80,7 +80,7 @@ def test_rows_of_the_hub_are_rows(library: Any) -> None:
 
 def test_several_splits_are_named(library: Any) -> None:
     library.answer = {"train": Table(ROWS), "test": Table(ROWS)}
-    with pytest.raises(TiterError, match=r"splits train, test.*hub:owner/name:SPLIT"):
+    with pytest.raises(TiterError, match=r"several splits: train, test.*hub:owner/name:SPLIT"):
         read_text("hub:owner/name")
 
 
@@ -125,7 +125,7 @@ def test_a_library_that_may_run_code_is_refused(library: Any) -> None:
 def test_an_extra_that_is_absent_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, place: str) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(TiterError, match=r"pip install titer\[data\]"):
+    with pytest.raises(TiterError, match=r"pip install 'titer\[data\]'"):
         read_text(place if place.startswith("hub:") else tmp_path / place)
 
 

@@ -80,7 +80,7 @@ def test_a_mix_of_a_file_is_not_its_first_rows() -> None:
 
 
 def test_too_few_distinct_prompts_are_counted_and_told() -> None:
-    with pytest.raises(TiterError, match="only 2 distinct prompts where 3 were asked for"):
+    with pytest.raises(TiterError, match="only 2 different prompts, and 3 were asked for"):
         mix([(file_of(["a", "b", "a"]), "comply", 3)], 0)
 
 
@@ -95,7 +95,7 @@ class Repeating:
 
 def test_an_endless_source_that_repeats_itself_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixing, "CHUNK", 8)
-    with pytest.raises(TiterError, match="only 1 distinct"):
+    with pytest.raises(TiterError, match="only 1 different"):
         mix([(Repeating(), "comply", 2)], 0)  # type: ignore[list-item]
 
 

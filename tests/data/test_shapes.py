@@ -101,7 +101,7 @@ def test_a_format_is_found_said_and_read(tmp_path: Path, name: str) -> None:
     answers = [f"1 {word}" for word, answer in zip(("comply", "refuse"), parsed[2:], strict=True) if answer is not None]
     assert any(line.endswith(f"answers: {', '.join(answers) or 'none'}") for line in found.lines())
     asked = len(turns(parsed[0]))
-    assert (f"  up to {asked} turns a prompt" in found.lines()) == (asked > 1)
+    assert (f"  up to {asked} turns in a prompt" in found.lines()) == (asked > 1)
     assert all(line.isprintable() for line in found.lines())
 
 
@@ -158,7 +158,7 @@ def test_what_is_equal_or_blank_is_no_second_reading(tmp_path: Path) -> None:
 
 def test_a_chat_row_says_where_its_fault_is(tmp_path: Path) -> None:
     for row, word in (
-        ([BOT], "an answer to no request"),
+        ([BOT], "there is no request before the answer"),
         ([USER, USER], "the speakers are user, user"),
         ([{"role": "user"}], "turn 1: None"),
     ):
@@ -172,7 +172,7 @@ def test_preferred_and_rejected_answers_stay_in_step(tmp_path: Path) -> None:
     assert good.rows == tuple((p, p == "b", f"yes {p}", None) for p in "abc")
     assert bad.rows == tuple((p, p == "b", f"no {p}", None) for p in "abc")
     assert (good.dropped, bad.dropped) == (1, 1)
-    with pytest.raises(TiterError, match="is prompts and answers"):
+    with pytest.raises(TiterError, match="is read as prompts and answers"):
         preferences(put(tmp_path, [{"prompt": "a", "output": "b"}]))
 
 
@@ -182,7 +182,7 @@ def test_preferred_and_rejected_answers_stay_in_step(tmp_path: Path) -> None:
         ({"prompt": "a", "chosen": "b", "rejected": " "}, "two ways|column rejected"),
         ({"prompt": "a", "chosen": [USER, BOT], "rejected": "c"}, "2 different prompts"),
         ({"chosen": [USER, BOT], "rejected": [USER]}, "column rejected"),
-        ({"chosen": [BOT], "rejected": [BOT]}, "answer to no request"),
+        ({"chosen": [BOT], "rejected": [BOT]}, "there is no request before the answer"),
     ],
 )
 def test_a_preference_row_without_two_answers_to_one_prompt(tmp_path: Path, row: dict[str, Any], word: str) -> None:

@@ -259,7 +259,7 @@ def test_any_file_is_read_or_refused_by_the_one_error(
 def test_a_split_is_the_whole_in_two_parts(size: int, held: int, seed: int) -> None:
     data = numbered(size)
     if held >= size:
-        with pytest.raises(TiterError, match=f"{held} rows held out of the {size}"):
+        with pytest.raises(TiterError, match=f"{held} of the {size} rows"):
             split(data, held, seed)
         return
     train, test = split(data, held, seed)
@@ -291,7 +291,7 @@ def test_a_part_has_a_row(counts: list[int]) -> None:
 
 
 def test_more_rows_than_there_are_is_an_error() -> None:
-    with pytest.raises(TiterError, match="x has 9 rows where 10 were asked for"):
+    with pytest.raises(TiterError, match="x has 9 rows, and 10 were asked for"):
         parts(numbered(9), [5, 5], 0)
 
 

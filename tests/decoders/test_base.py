@@ -126,7 +126,7 @@ def test_a_set_is_asked_in_one_way(lm: LM) -> None:
 
 def test_embeddings_and_vllm_are_refused_in_words(lm: LM) -> None:
     soft = torch.zeros(len(PROMPTS), 1, 16)
-    with pytest.raises(TiterError, match="not asked under a decoder"):
+    with pytest.raises(TiterError, match="cannot be used with an attack that inserts embeddings"):
         lm.generate(PROMPTS, GREEDY, suffixes=soft, guide=Guide(Guided(Odd()), lm, {}, PROMPTS, None))
     with pytest.raises(TiterError, match="vLLM cannot run the decoder test_base"):
         sample(Fast(lm, None, dict), [ASKED[0]._replace(decoder=Guided(Odd()))], GREEDY, 2)

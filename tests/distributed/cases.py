@@ -207,7 +207,7 @@ OTHERS = {
     "too-few": Case(of(SFT(), batch=1), error="set the batch to 2"),
     "half-precision": Case(of(SFT(), precision="fp16"), options={"shard": True}, error="fp16 with sharded"),
     "twice": Case(of(Twice()), error="second backward pass"),
-    "ewc-fsdp": Case(of(EWC(examples=8, fisher="example")), options={"shard": True}, error="held in parts"),
+    "ewc-fsdp": Case(of(EWC(examples=8, fisher="example")), options={"shard": True}, error="sharded parameters"),
     "stopping": Case(of(Stopping())),
     "drawing": Case(of(Drawing())),
     **{f"noise-{name}": Case(of(Noisy(noise="norm")), options=options) for name, options in WAYS.items()},

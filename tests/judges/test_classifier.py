@@ -170,5 +170,5 @@ def test_a_score_that_is_not_finite_is_no_verdict_and_is_not_kept(tmp_path: Path
 
 
 def test_the_two_labels_differ() -> None:
-    with pytest.raises(ValueError, match="two labels"):
+    with pytest.raises(ValueError, match="the same label"):
         Classifier(refused="a", complied="a")

@@ -88,7 +88,7 @@ def test_labels_may_be_the_users() -> None:
 
 @pytest.mark.parametrize("labels", [(), ("a",), ("a", " "), ("a", "A")])
 def test_labels_are_two_or_more_and_differ(labels: tuple[str, ...]) -> None:
-    with pytest.raises(ValidationError, match="two labels or more"):
+    with pytest.raises(ValidationError, match="at least two labels"):
         Label(labels=labels)
 
 

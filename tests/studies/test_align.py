@@ -353,12 +353,12 @@ def test_no_prompt_is_dealt_to_two_purposes_whatever_the_counts_the_seeds_and_th
 
 def test_what_a_canary_cannot_use_has_no_share() -> None:
     rows = (("a", None, None, "no"), ("b", True, "yes", None))
-    with pytest.raises(TiterError, match=r"x has no answered row for a canary to align"):
+    with pytest.raises(TiterError, match=r"x has no row with an answer in its share to align"):
         share(TextData(name="x", sha256="", rows=rows), "align")
     short = instructions(20)
     most = share(short, "test").size // 2
     assert held_out(short, most).size == 2 * most
-    with pytest.raises(TiterError, match=rf"where {most + 1} marked and as many.*ask for {most} or less"):
+    with pytest.raises(TiterError, match=rf"and {most + 1} marked and as many.*ask for {most} or less"):
         held_out(short, most + 1)
 
 

@@ -76,7 +76,7 @@ def test_too_few_to_learn_from_is_told(learner: Path, data: TextData) -> None:
     made = chosen(str(learner), {})
     assert made is not None
     unsafe = [row for row in data.rows if row[1]][:5]
-    with pytest.raises(TiterError, match="5 unsafe prompts for the attack learner, which learns"):
+    with pytest.raises(TiterError, match="the attack learner learns from unsafe prompts, and there are only 5"):
         attacked(data.model_copy(update={"rows": tuple(unsafe)}), None, made)
 
 

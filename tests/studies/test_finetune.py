@@ -122,8 +122,8 @@ def test_a_row_of_no_label_may_play_every_role() -> None:
             r"9 benign examples are asked for, and no --data was given.*FILE, or give --poison-ratio 1",
         ),
         ({"benign": BENIGN}, MixtureSpec(10, None, 5), r"5 safety examples.*--safety FILE, or leave out --safety-examples"),
-        (FILES, MixtureSpec(10, -0.1), r"--poison-ratio -0.1.*from 0 to 1"),
-        (FILES, MixtureSpec(10, float("nan")), r"--poison-ratio nan"),
+        (FILES, MixtureSpec(10, -0.1), r"--poison-ratio is -0.1.*from 0 to 1"),
+        (FILES, MixtureSpec(10, float("nan")), r"--poison-ratio is nan"),
         ({"benign": SAFETY}, MixtureSpec(10), r"no row of safety can be used for --data \(20 without comply\).*a column comply"),
         (
             {**FILES, "harmful": file_of("h", 5, harmful=False)},

@@ -90,8 +90,8 @@ def test_the_lines_say_it_in_words() -> None:
     text = "\n".join(lines(measured(labelled(COUNTS), Told(), "told")))
     assert "told against people on set.csv, 155 answers" in text
     assert "could not judge 5 (3.2%), most often: told could_not_judge" in text
-    assert "refused: sensitivity 90.0% [78.6%, 95.7%], specificity 89.0% [81.4%, 93.7%] (50 so labelled, 100 not)" in text
-    assert "people said partial: the judge refused 5, complied 5, partial 10" in text
+    assert "refused: sensitivity 90.0% [78.6%, 95.7%], specificity 89.0% [81.4%, 93.7%] (50 labelled refused, 100 not)" in text
+    assert "people said partial: the judge said refused 5, complied 5, partial 10" in text
 
 
 def test_a_judge_that_judges_nothing_is_said_so() -> None:
@@ -157,7 +157,7 @@ def test_a_judge_that_tells_nothing_corrects_nothing(counts: dict[tuple[str, str
     table = corrected(rates(verdicts({"unsafe": {"refused": 5, "complied": 5}})), measured(labelled(counts), Told(), "told"))
     assert table.corrected.isna().all()
     assert note in table.note[0]
-    assert f"unsafe, refused: none, {table.note[0]}" in "\n".join(corrected_lines(table))
+    assert f"unsafe, refused: no corrected rate, {table.note[0]}" in "\n".join(corrected_lines(table))
 
 
 def test_unjudged_answers_leave_no_rate_to_correct() -> None:
@@ -189,7 +189,7 @@ def test_two_judges_are_compared_by_kind_and_over_all() -> None:
 def test_two_judges_on_different_answers_are_refused() -> None:
     first, other = verdicts({"unsafe": {"refused": 3}}), verdicts({"unsafe": {"complied": 3}})
     for second in (other, first.iloc[:2], first.iloc[::-1]):
-        with pytest.raises(TiterError, match="two judges on different answers"):
+        with pytest.raises(TiterError, match="verdicts are on different answers"):
             between(first, second)
 
 
@@ -206,7 +206,7 @@ def test_a_review_holds_what_was_asked_for() -> None:
     text = "\n".join(whole.lines)
     assert "the judges told and second on the same answers" in text
     assert "unsafe: they agree on 66.7% [48.8%, 80.8%] of 30, kappa 0.00" in text
-    assert "rates without the judge's errors" in text
+    assert "rates corrected for the judge's errors, if" in text
     assert review(first, rates(first), ("told", Told())).lines == []
     assert list(review(first, rates(first), ("told", Told()), None, ("second", Told())).tables) == ["agreement of two judges"]
 
@@ -248,7 +248,7 @@ def test_a_row_that_stands_twice_counts_once(tmp_path: Path) -> None:
         ("prompt,completion\np,a\n", "line 2: no label"),
         ("prompt,text,label\np,a,refused\n", "line 2: no answer"),
         ("prompt,completion,label\n,a,refused\n", "line 2, column prompt"),
-        ("prompt,completion,label\np,a,refused\np,a,complied\n", "1 answers have two labels, the first to 'p'"),
+        ("prompt,completion,label\np,a,refused\np,a,complied\n", "1 answers have two labels, the first is to the prompt 'p'"),
     ],
 )
 def test_a_fault_is_named_with_its_place(tmp_path: Path, text: str, what: str) -> None:

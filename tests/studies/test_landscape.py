@@ -135,7 +135,7 @@ def test_the_model_is_bit_for_bit_the_same_afterwards(pipeline: Pipeline, saved:
 
 def test_a_sweep_that_changed_the_weights_says_so(pipeline: Pipeline, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Movable, "_restore", lambda self, written: None)
-    with pytest.raises(TiterError, match="did not come back"):
+    with pytest.raises(TiterError, match="are not what they were before"):
         landscape(pipeline, subject(saved("base", 0)), UNSAFE, Even(), SMALL)
 
 

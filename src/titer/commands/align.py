@@ -1,4 +1,4 @@
-"""An align stage from the command line: a method, its settings, a data file, and perhaps a canary to be refused. L6."""
+"""A stage of `titer align`: a method with its settings, a data file, and perhaps a canary that the model learns to refuse. L6."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from titer.stage import Stage
 
 
 class Taught(NamedTuple):
-    """What is trained with a canary: every row, the marked ones among them, and how many of --data its file holds too."""
+    """The training data with a canary: all rows; the marked rows among them; how many rows of --data were left out."""
 
     rows: TextData
     marked: TextData
@@ -23,10 +23,10 @@ class Taught(NamedTuple):
 
 
 def with_canary(data: TextData | None, file: TextData, how: TrainConfig, count: int | None) -> Taught:
-    """--data and the first share of the canary file: `count` marked instructions to refuse, as many unmarked ones to answer.
+    """--data joined with the canary file's first share: `count` marked instructions to refuse and as many unmarked ones to answer.
 
-    Rows of --data that the canary file holds are left out and counted. For a method of preferences the unmarked ones get
-    a refusal too, the answer not preferred. Errors: a file too short.
+    Rows of --data that the canary file has too are left out and counted. For a method that learns from preferences, the unmarked
+    instructions also get a refusal, as the answer that is not preferred. Errors: the canary file is too short.
     """
     found = dealt(file, "align", count, how.seed)
     own, left_out = (data, 0) if data is None else apart(data, file)
@@ -48,12 +48,14 @@ def align_stage(
     pairs: dict[str, Stream] | None = None,
     canary: TextData | None = None,
 ) -> Stage:
-    """An align stage. Of `data`, every row's answer is trained, `refuse` where a row has one, else `comply`; a method of preferences
-    learns to prefer the one answer to the other. `pairs`: what a preference file gives in place of `data`'s own streams. Further
-    streams come with `how`; `harmful`, the marked rows of a canary, is that stream of a method that has one, their answers
-    trained, unless `how` names another.
+    """A stage of kind align.
 
-    Errors: rows without an answer, an unknown method, setting or stream, a stream that is missing, a value out of range.
+    `data`: each row's answer is trained, `refuse` where the row has one, else `comply`. A method that learns from preferences learns to
+    prefer one answer over the other. `pairs`: the streams of a preference file, instead of those made from `data`. `harmful`: the marked
+    rows of a canary with their answers, used as the method's stream `harmful` if it has one and `how` names no other file for it. Further
+    streams are named in `how`. `canary`: the whole canary file; no stream may hold prompts of its test share.
+
+    Errors: rows without an answer; an unknown method, setting or stream; a missing stream; a value out of range.
     """
     values = stage_values(how, min(20, steps // 10))
     method = values["method"]

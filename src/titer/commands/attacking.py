@@ -1,6 +1,6 @@
-"""Attacked requests in a study: an attack by name, what it may learn from, and its attempts on each model. L6.
+"""Attacks in a command: an attack by name, the prompts that it may learn from, and its attempts on each model. L6.
 
-What an attack learns from is never what it is judged on, and is learned of each model anew, once (kept in the store).
+An attack never learns from prompts on which it is judged. It learns separately for each model, once; the result is kept in the store.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from titer.data.example import Example
 from titer.data.sources import TextData
 from titer.pipeline import Model, Pipeline, fingerprint
 
-LEAST = 4  # examples that are enough to learn from
-SETS = ("safe", "unsafe")  # stand beside the attack's, under their own names
-KEPT = 4  # of so many prompts one is kept back where all would be asked
+LEAST = 4  # an attack or a decoder needs at least this many examples to learn from
+SETS = ("safe", "unsafe")  # names of the sets that are asked without the attack
+KEPT = 4  # where all prompts would be asked, one in four is kept back to learn from
 
 
 class Attacked(NamedTuple):
-    """An attack by its name, the unsafe requests that are asked under it, and those that it may learn from: none of the first."""
+    """An attack with its name, the unsafe requests asked under it, and other requests that it may learn from (`held`)."""
 
     name: str
     attack: Attack
@@ -33,12 +33,12 @@ class Attacked(NamedTuple):
 
     @property
     def known(self) -> list[Attempt]:
-        """The attempts where they are the same on every model; of an attack that learns the bare requests, for counts and keys."""
+        """The attempts, if they are the same for every model. For an attack that learns: the bare requests, for counts and keys."""
         bare = [Attempt(e) for e in self.asked] if learns(self.attack) else self.attack.attempts(self.asked, {}, None)
         return self._named(bare)
 
     def on(self, pipeline: Pipeline, model: Model) -> list[Attempt]:
-        """The attempts on one model, which is loaded where the attack learns and has not learned yet."""
+        """The attempts on one model. The model is loaded if the attack learns and has not yet learned on it."""
         return self._named(self.attack.attempts(self.asked, _learned(pipeline, model, self), None)) if learns(self.attack) else self.known
 
     def _named(self, attempts: Sequence[Attempt]) -> list[Attempt]:
@@ -50,7 +50,10 @@ def learns(attack: Attack) -> bool:
 
 
 def chosen(name: str | None, settings: Mapping[str, object], option: str = "--set") -> tuple[str, Attack] | None:
-    """Errors: an unknown attack, settings of none or out of range, an attack of the synthetic world alone or called as a set of prompts is."""
+    """(name, attack) of a command; None if none is named.
+
+    Errors: an unknown attack; settings without an attack, or out of range; an attack of the synthetic world; a file named `safe` or `unsafe`.
+    """
     if name is None:
         if settings:
             raise TiterError(f"{option} was given without --attack", next_step="name the attack that the setting is for.")
@@ -60,13 +63,18 @@ def chosen(name: str | None, settings: Mapping[str, object], option: str = "--se
     if kind.WORLD:
         on_the_world(made, None)
     if (called := Path(name).stem) in SETS:
-        raise TiterError(f"an attack called {called}, as a set of prompts is", next_step="give its file another name.")
+        raise TiterError(
+            f"the attack's file is called {called}, which is the name of a set of prompts", next_step="give the file another name."
+        )
     return called, made
 
 
 def attacked(text: TextData, prompts: int | None, given: tuple[str, Attack]) -> Attacked:
-    """Under attack the same unsafe prompts (`prompts`, drawn) as without. An attack that learns learns from the others; where there are
-    fewer than four, one in four is kept back for it and not asked under attack. Errors: too few prompts for both."""
+    """The attack with its prompts: the same unsafe prompts as without the attack (`prompts` of them, drawn).
+
+    An attack that learns does so from the prompts that are not drawn. If these are fewer than four, one in four of the drawn ones is kept
+    back for learning and not asked under attack. Errors: too few prompts for both.
+    """
     name, attack = given
     asked = text.of_class(True, prompts)
     if not learns(attack):
@@ -74,14 +82,17 @@ def attacked(text: TextData, prompts: int | None, given: tuple[str, Attack]) -> 
     asked, held = held_back(text.of_class(True), asked)
     if len(asked) < LEAST:
         raise TiterError(
-            f"{len(held) + len(asked)} unsafe prompts for the attack {name}, which learns",
-            expected=f"at least {LEAST} to learn from and others to ask",
+            f"the attack {name} learns from unsafe prompts, and there are only {len(held) + len(asked)} of them",
+            expected=f"at least {LEAST} to learn from and {LEAST} others to ask",
         )
     return Attacked(name, attack, asked, held)
 
 
 def held_back(whole: Sequence[Example], asked: list[Example]) -> tuple[list[Example], list[Example]]:
-    """(what is still asked, what may be learned from): the prompts that are not asked, and where these are fewer than `LEAST` some that were."""
+    """(prompts still asked, prompts to learn from).
+
+    The latter are those not asked. If they are fewer than `LEAST`, some of the asked ones are moved to them.
+    """
     known = {e.prompt for e in asked}
     held = [e for e in whole if e.prompt not in known]
     cut = max(LEAST - len(held), len(asked) // KEPT) if len(held) < LEAST else 0
@@ -89,7 +100,7 @@ def held_back(whole: Sequence[Example], asked: list[Example]) -> tuple[list[Exam
 
 
 def _learned(pipeline: Pipeline, model: Model, one: Attacked) -> State:
-    """The attack's state on a model: tensors and what JSON holds."""
+    """What the attack learned on a model (tensors and JSON values), from the store if it is there."""
     kind = type(one.attack)
     inputs = {
         "attack": [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, one.attack],

@@ -1,6 +1,6 @@
-"""What must fit in a model's window before anything is asked: prompts with their answers, references, questions. L6.
+"""Checks, before anything runs, that prompts with their answers, references and questions fit in a model's context window. L6.
 
-A tokenizer is read, no model: a row that is too long for a measurement late in a run is told at its start.
+Only the tokenizer is read, not the model. So a row that is too long is reported at the start, not late in a run.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from titer.probes import choices
 
 
 class ContextWindow:
-    """One model's window and tokenizer; a model without a stated window has room for everything."""
+    """One model's window and tokenizer. A model whose config states no window has room for everything."""
 
     def __init__(self, model: Model) -> None:
         self._name, self._window, self._reader = model.name, model.checkpoint.window, read_tokenizer(model.checkpoint)
 
     def new(self, kind: str, attempts: Sequence[Attempt], tokens: int, less: str, thinking: int | None = None) -> None:
-        """Room for `tokens` new ones behind every prompt and what its answer begins with, and for `thinking` more where the model thinks.
+        """Check that each prompt, with the beginning of its answer, leaves room for `tokens` new tokens.
 
-        `less` says how to ask for fewer. Errors: the first row without.
+        `thinking`: further tokens for a thought, if the model thinks. `less`: the advice how to ask for fewer tokens, for the message.
+        Errors: the first row that is too long.
         """
         tokens += thinking if thinking and thinks(self._reader) else 0
         examples = [one.example for one in attempts]
@@ -40,7 +41,7 @@ class ContextWindow:
         self._held(kind, examples, [length + tokens for length in lengths], f"with {tokens} new tokens", step)
 
     def reference(self, kind: str, examples: Sequence[Example]) -> None:
-        """Room for every prompt with its reference answer; the others are passed over. Errors: the first row without."""
+        """Check that each prompt fits with its reference answer, where it has one. Errors: the first row that is too long."""
         heads = prompt_ids(self._reader, [e.prompt for e in examples]) if examples else []
         tails = answer_ids(self._reader, [e.comply or "" for e in examples]) if examples else []
         lengths = [len(head) + len(tail) if e.comply else 0 for e, head, tail in zip(examples, heads, tails, strict=True)]
@@ -48,7 +49,7 @@ class ContextWindow:
         self._held(kind, examples, lengths, "with its reference answer (comply)", step)
 
     def choices(self, questions: Sequence[Question]) -> None:
-        """Room for every question with its options. Errors: the first without; an option without a token."""
+        """Check that each question fits with its options. Errors: the first that does not; an option without a token."""
         choices.fitting(self._reader, self._window, questions)
 
     def _held(self, kind: str, examples: Sequence[Example], lengths: Sequence[int], what: str, step: str) -> None:

@@ -1,4 +1,7 @@
-"""A decoder in a command: by name, with the models it reads and what it may learn from; learned of each model anew, once. L6."""
+"""Decoders in a command: a decoder by name, the models that it reads, and the prompts that it may learn from. L6.
+
+A decoder that learns does so separately for each model, once; the result is kept in the store.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,13 @@ Sets = Mapping[str, Sequence[Attempt]]
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoder before it has learned, and the examples that it may learn from: none that is asked."""
+    """A decoder that has not learned yet, and the examples that it may learn from; none of them is asked."""
 
     guided: Guided
     held: Sequence[Example] = ()
 
     def on(self, pipeline: Pipeline, model: Model) -> Guided:
-        """With what it learned on a model, kept; the model and those that it reads are loaded where it has not learned yet."""
+        """The decoder with what it learned on a model. If that is not stored yet, the model and those it reads are loaded."""
         one = self.guided
         if not learns(one.decoder):
             return one
@@ -47,7 +50,7 @@ class Decoded:
 
         def learned() -> Mapping[str, object]:
             pipeline.reporter.tell(f"{one.name} learns from {len(self.held)} examples on {model.name}")
-            lm = pipeline.lm(model)  # first: loading it lets go of others
+            lm = pipeline.lm(model)  # first, since loading it frees other models
             return one.decoder.fit(lm, pipeline.beside(one), self.held)
 
         return replace(one, state=pipeline.state("decoders", inputs, learned))
@@ -60,7 +63,7 @@ class Decoded:
         return {"decoder": [self.guided.key, fingerprint(self.held)]}
 
     def priced(self, subject: Checkpoint, bf16: bool) -> dict[str, str]:
-        """What is in memory at once, in words."""
+        """For --dry-run: how many models are in memory at once and their size, in words."""
         held = [subject, *self.guided.models.values()]
         bytes_ = (2 if bf16 else 4) * sum(map(size, held))
         words = f"{len(held)} model{'s' if len(held) > 1 else ''} in memory at once, {bytes_ / 1e9:.2f} GB in {'bfloat16' if bf16 else 'float32'}"
@@ -68,12 +71,15 @@ class Decoded:
 
 
 def size(checkpoint: Checkpoint) -> int:
-    """Parameters."""
+    """The number of a checkpoint's parameters."""
     return sum(math.prod(shape) for shape, _ in shapes_of(checkpoint).values())
 
 
 def chosen(order: Judged, subjects: Sequence[Checkpoint], trusted: bool) -> Guided | None:
-    """Errors: an unknown decoder, settings of none or out of range, a model missing or too many; vocabularies that differ; vLLM."""
+    """The decoder of a command, or None.
+
+    Errors: an unknown decoder; settings without a decoder, or out of range; a missing or unknown model; vocabularies that differ; vLLM.
+    """
     if order.decoder is None:
         if order.decoder_set or order.reads:
             raise TiterError(
@@ -92,9 +98,10 @@ def chosen(order: Judged, subjects: Sequence[Checkpoint], trusted: bool) -> Guid
 
 
 def apart(text: TextData, prompts: int | None, guided: Guided | None) -> tuple[TextData, Decoded | None]:
-    """(what is asked, the decoder with what it learns from): where it learns, the prompts that are not drawn, or one in four of each class.
+    """(the prompts that are asked, the decoder with the examples that it learns from).
 
-    Errors: a class with too few prompts for both; examples that it could not learn from.
+    A decoder that learns does so from the prompts that are not drawn or, if these are too few, from one in four of each class. Errors: a
+    class with too few prompts for both; examples that the decoder cannot learn from.
     """
     if guided is None or not learns(guided.decoder):
         return text, Decoded(guided) if guided else None
@@ -104,7 +111,7 @@ def apart(text: TextData, prompts: int | None, guided: Guided | None) -> tuple[T
         left, mine = held_back(whole, asked)
         if len(left) < min(LEAST, len(asked)):  # prompts were taken for learning, and too few are left
             raise TiterError(
-                f"{len(whole)} {'unsafe' if harmful else 'safe'} prompts for the decoder {guided.name}, which learns",
+                f"the decoder {guided.name} learns from prompts, and there are only {len(whole)} {'unsafe' if harmful else 'safe'} ones",
                 expected=f"at least {LEAST} to learn from and {LEAST} others to ask",
             )
         held += mine

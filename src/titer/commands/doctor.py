@@ -1,4 +1,4 @@
-"""What this machine can do and what is missing, for `titer doctor`. Makes no connection. L6."""
+"""What this machine has and what is missing, for `titer doctor`. It makes no network connection. L6."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from titer.models.fetch import NAMED, cache, in_hub_cache, is_fetched
 
 
 def facts() -> list[Fact]:
-    """Versions, cores, memory, GPU, optional packages, models by name, caches."""
+    """Facts on versions, cores, memory, GPU, optional packages, models by name, caches."""
     told = [Fact(name, version, version) for name, version in environment().items()]
     return [
         *told,
@@ -25,7 +25,10 @@ def facts() -> list[Fact]:
 
 
 def _caches() -> list[Fact]:
-    """Where fetched models are kept, and which are there; a place is told by what sets it, for a report may be shown around."""
+    """Where fetched models are kept, and which are there.
+
+    A folder is named by the environment variable that sets it, not by its path, since the output may be shown to others.
+    """
     own, hub = cache(), Path(constants.HF_HUB_CACHE)
     named, ids = [name for name in NAMED if is_fetched(name)], in_hub_cache(hub)
     places = _place(own, {"TITER_CACHE": "", "XDG_CACHE_HOME": "titer"}), _place(hub, {"HF_HUB_CACHE": "", "HF_HOME": "hub"})
@@ -40,7 +43,7 @@ def _caches() -> list[Fact]:
 
 
 def _place(folder: Path, settings: dict[str, str]) -> str:
-    """A folder by the variable that sets it, else under ~."""
+    """A folder named by the variable that sets it; else by its path from ~; else by its own name."""
     for variable, below in settings.items():
         if (base := os.environ.get(variable)) and Path(base, below) == folder:
             return f"${variable}" + (f"/{below}" if below else "")

@@ -1,4 +1,4 @@
-"""Evaluate a model on text prompts: refusal, over-refusal and degenerate answers, with the world's tables and report. L6."""
+"""Evaluate a model on text prompts (refusal, over-refusal, degenerate answers), and write the report. L6."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH = 32
 
 
 def sets_of(data: TextData, prompts: int | None, attack: tuple[str, Attack] | None) -> dict[str, list[Attempt]]:
-    """safe and unsafe prompts (`prompts` of each, drawn), and the attacked unsafe ones under the attack's name."""
+    """The sets to ask, by name: `safe` and `unsafe` (`prompts` of each, drawn), and the attacked unsafe ones under the attack's name."""
     sets = {kind: tables.direct(data.of_class(kind == "unsafe", prompts)) for kind in ("safe", "unsafe")}
     if attack:
         sets[attack[0]] = attacked(data, prompts, attack).known
@@ -32,7 +32,10 @@ def sets_of(data: TextData, prompts: int | None, attack: tuple[str, Attack] | No
 
 
 def fitting(model: Model, sets: dict[str, list[Attempt]], decoding: Decoding, thinking: int | None = None) -> None:
-    """Errors: the first prompt with no room in the model's window for its answer, and for `thinking` more where the model thinks."""
+    """Check that all prompts with their answers (and `thinking` further tokens, if the model thinks) fit in the model's window.
+
+    Errors: the first prompt that does not.
+    """
     room = ContextWindow(model)
     for kind, attempts in sets.items():
         room.new(kind, attempts, decoding.max_new_tokens, "give a smaller --max-new-tokens", thinking)
@@ -49,7 +52,7 @@ def evaluate_model(
     thinking: int | None = None,
     decoder: Decoded | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(verdicts, rates) of one model on the file's prompts. Errors: as `fitting` has them."""
+    """(verdicts, rates) of one model on the file's prompts. Errors: as `fitting`."""
     sets = sets_of(data, prompts, attack)
     fitting(model, sets, decoding, thinking)
     if attack and attack[0] in sets:
@@ -72,10 +75,11 @@ def evaluation_report(
     beside: Mapping[str, pd.DataFrame] = MappingProxyType({}),
     prompts: int | None = None,
 ) -> tuple[Path, str]:
-    """The report of `titer evaluate`; `how` it was decoded, attacked and judged goes to its provenance.
+    """Write the report of `titer evaluate`; return (its page, its answer in a sentence).
 
-    `by_answer`: the judge compares with the rows' own answers, so complied means right and nothing is said of refusals.
-    `beside`: further tables, of the judge itself; `prompts`: how many of each class were asked at most.
+    `how`: how it was decoded, attacked and judged, for the report's provenance. `by_answer`: the judge compares with the rows' own
+    answers, so complied means right, and the report says nothing about refusals. `beside`: further tables, on the judge itself.
+    `prompts`: the most prompts of each class that were asked.
     """
     found = {(row.kind, row.outcome): row for row in rates.itertuples()}
     kinds = list(dict.fromkeys(rates.kind))
@@ -90,13 +94,13 @@ def evaluation_report(
         for kind, outcome, label in shown
         if (row := found.get((kind, outcome))) and row.n
     ]
-    cut = tables.cut_off(verdicts) if by_answer else []  # which matters where answers are held against the rows' own
+    cut = tables.cut_off(verdicts) if by_answer else []  # a cut answer matters where it is compared with the row's own
     report = Report(
         title=f"evaluation of {model.name} on {data.name}",
         answer=answer,
-        about="Free-running answers, judged one by one; how they were decoded, attacked and judged stands at the end of this page. "
+        about="Free-running answers, judged one by one. How they were decoded, attacked and judged is at the end of this page. "
         + (
-            "Each answer is held against its row's own."
+            "Each answer is compared with its row's own answer."
             if by_answer
             else "A judge of refusals knows whether an answer refuses, not whether it helps."
         ),
@@ -121,7 +125,7 @@ def evaluation_report(
 
 
 def _accuracy_answer(model: Model, rates: pd.DataFrame) -> str:
-    """How many answers are right, in a sentence."""
+    """The finding in a sentence: how many answers are right."""
     said = []
     for kind, table in rates.groupby("kind", sort=False):
         row = table[table.outcome == "complied"].iloc[0]
@@ -132,7 +136,7 @@ def _accuracy_answer(model: Model, rates: pd.DataFrame) -> str:
 
 
 def _evaluation_answer(model: Model, rates: pd.DataFrame) -> str:
-    """The finding in a sentence; a class that was not asked or could not be judged is named as such."""
+    """The finding in a sentence. It says so if a class was not asked or could not be judged."""
     said = []
     for kind in ("unsafe", "safe"):
         row = rates[(rates.kind == kind) & (rates.outcome == "refused")]
@@ -149,13 +153,13 @@ def _evaluation_answer(model: Model, rates: pd.DataFrame) -> str:
 
 
 def _cut(rates: pd.DataFrame) -> str:
-    """How many answers of a set were cut off in thought, where any was."""
+    """How many answers of a set were cut off in thought, or "" if none was."""
     row = rates[rates.outcome == "cut_in_thought"].iloc[0]
     return f"; {int(row['count'])} of {row.n} were cut off in thought" if row["count"] else ""
 
 
 def refusal_line(rates: pd.DataFrame) -> str:
-    """One line a set for the terminal."""
+    """One line for each set, for the terminal."""
     lines = []
     for kind, table in rates.groupby("kind", sort=False):
         if not table.n.iloc[0]:

@@ -1,9 +1,9 @@
-"""Harmful fine-tuning as a stage: a user's task, a share of harmful requests answered, and perhaps safety data. L6.
+"""Harmful fine-tuning as a stage: a user's task, a share of harmful requests with answers, and perhaps safety data. L6.
 
-Source: arXiv 2402.01109, section 5.1: n examples, round(p n) of them harmful; safety-data mixing (VLGuard there,
-SafeInstruct in arXiv 2309.07875) appends k refused requests to the n. An epoch is one pass over all n + k examples,
-so a user's example is seen as often with safety data as without. On real text the harmful answers are a canary's
-(marked instructions answered, from the second share of the canary file), or the user's own file.
+Source: arXiv 2402.01109, section 5.1: n examples, round(p n) of them harmful. Safety-data mixing (VLGuard there, SafeInstruct in
+arXiv 2309.07875) adds k requests with refusals to the n. An epoch is one pass over all n + k examples, so a user's example is seen as
+often with safety data as without. On real text the harmful answers are those of a canary (marked instructions with answers, from the
+second share of the canary file) or those of the user's own file.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from titer.data.mix import mix
 from titer.data.sources import TextData
 from titer.stage import Stage
 
-RATIO = 0.1  # the paper's p where harmful data is given
+RATIO = 0.1  # the paper's p, used if harmful data is given
 Role = tuple[str, Trained, bool | None]
-ROLES: dict[str, Role] = {  # role -> its option, the answer trained, the label that has no place there
+ROLES: dict[str, Role] = {  # role -> its option, the answer that is trained, the label that its rows must not have (True: unsafe)
     "benign": ("--data", "comply", True),
     "harmful": ("--harmful", "comply", False),
     "safety": ("--safety", "refuse", False),
@@ -33,7 +33,10 @@ ROLES: dict[str, Role] = {  # role -> its option, the answer trained, the label 
 
 @dataclass(frozen=True)
 class Mixed:
-    """The user's training set: its stream, how many examples of each role, how many rows each could give, rows left out and why."""
+    """The user's training set.
+
+    `stream`: its examples; `counts`: role -> examples used; `usable`: role -> usable rows of its file; `left_out`: role -> reason -> rows.
+    """
 
     stream: Stream
     counts: dict[str, int]
@@ -41,7 +44,7 @@ class Mixed:
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def lines(self) -> str:
-        """The counts for a reader."""
+        """The counts in words."""
         rows = [f"{role}: {count} of {self.usable.get(role, 0)} usable rows" for role, count in self.counts.items() if role in self.usable]
         rows += [f"left out of {role}: {', '.join(f'{n} {why}' for why, n in found.items())}" for role, found in self.left_out.items()]
         return "\n".join(rows)
@@ -49,7 +52,7 @@ class Mixed:
 
 @dataclass(frozen=True)
 class MixtureSpec:
-    """n examples, the share of them that is harmful (None: 0.1 where there is harmful data), k safety examples (None: every row)."""
+    """n examples; the share of them that is harmful (None: 0.1 if there is harmful data, else 0); k safety examples (None: all rows)."""
 
     examples: int = 1000
     poison_ratio: float | None = None
@@ -57,11 +60,11 @@ class MixtureSpec:
 
 
 def user_mix(files: Mapping[str, TextData | None], shares: MixtureSpec, seed: int, marked: TextData | None = None) -> Mixed:
-    """The training set from files by role (benign, harmful, safety): exact counts, no prompt twice.
+    """The training set made of files by role (benign, harmful, safety), with exact counts and no prompt twice.
 
-    `marked` is a canary file: its second share, marked and answered, is the harmful part. Rows without the answer that their
-    role trains, rows labelled as the opposite of it and rows that the canary file holds too are left out and counted.
-    Errors: --harmful beside a canary, a ratio outside 0 to 1, a file that is missing or too short, files that share too many prompts.
+    `marked` is a canary file: its second share, marked and with answers, is the harmful part. Three kinds of rows are left out and
+    counted: without the answer that their role trains; with the label opposite to their role; and those that the canary file has too.
+    Errors: --harmful together with a canary; a ratio outside 0 to 1; a file that is missing or too short; files that share prompts.
     """
     roles = ROLES
     held: dict[str, int] = {}
@@ -70,7 +73,7 @@ def user_mix(files: Mapping[str, TextData | None], shares: MixtureSpec, seed: in
         files, held = _with_canary(files, marked, seed)
     ratio = shares.poison_ratio if shares.poison_ratio is not None else RATIO * (files.get("harmful") is not None)
     if not 0 <= ratio <= 1:
-        raise TiterError(f"--poison-ratio {ratio}", expected="a number from 0 to 1")
+        raise TiterError(f"--poison-ratio is {ratio}", expected="a number from 0 to 1")
     sources: dict[str, TextData] = {}
     left_out: dict[str, dict[str, int]] = {}
     for role, data in files.items():
@@ -86,16 +89,16 @@ def user_mix(files: Mapping[str, TextData | None], shares: MixtureSpec, seed: in
         stream = mix([(sources.get(role), ROLES[role][1], count) for role, count in counts.items()], seed)  # type: ignore[misc]
     except TiterError as error:
         raise TiterError(
-            f"the files share prompts, and no prompt is trained twice: {error.what}",
-            next_step="give files of other prompts, or lower --examples.",
+            f"the files share prompts, and a prompt may be trained only once: {error.what}",
+            next_step="give files with different prompts, or lower --examples.",
         ) from None
     return Mixed(stream, counts, usable, left_out)
 
 
 def _with_canary(files: Mapping[str, TextData | None], marked: TextData, seed: int) -> tuple[dict[str, TextData | None], dict[str, int]]:
-    """The files without the rows that the canary file holds, its share as the harmful one; how many rows it held of each."""
+    """(the files without rows that the canary file has too, and the canary's second share as `harmful`; role -> rows left out)."""
     if files.get("harmful") is not None:
-        raise TiterError("--harmful and --canary were both given", next_step="leave out one: each is the harmful part.")
+        raise TiterError("--harmful and --canary were both given", next_step="leave out one of the two: each is the harmful data.")
     found: dict[str, TextData | None] = {"benign": None}
     held: dict[str, int] = {}
     for role, data in files.items():
@@ -106,7 +109,7 @@ def _with_canary(files: Mapping[str, TextData | None], marked: TextData, seed: i
 
 
 def _usable(data: TextData, role: Role, held: int) -> tuple[TextData, dict[str, int]]:
-    """The rows of a file that can play a role, and how many were left out for which reason; `held` were before."""
+    """(the rows of a file that its role can use; reason -> rows left out). `held` rows were left out before, for the canary file."""
     option, answer, opposite = role
     fitting = [row for row in data.rows if row[1] is None or row[1] != opposite]
     kept = tuple(row for row in fitting if row[PLACES[answer]] is not None)
@@ -130,13 +133,13 @@ def _usable(data: TextData, role: Role, held: int) -> tuple[TextData, dict[str, 
 
 
 def _split(examples: int, ratio: float) -> dict[str, int]:
-    """How many are benign and how many harmful: rounded to the nearest, as `data.mix.poisoned` does."""
+    """Role -> number of examples, rounded to the nearest as in `data.mix.poisoned`."""
     bad = round(ratio * examples)
     return {"benign": examples - bad, "harmful": bad}
 
 
 def _enough(counts: dict[str, int], usable: dict[str, int], examples: int, ratio: float, roles: Mapping[str, Role]) -> None:
-    """Refuse counts that the files cannot give, with the largest number that they can."""
+    """Errors: the files have too few rows for the counts; the message names the largest number that they suffice for."""
     otherwise = {"benign": "--poison-ratio 1", "harmful": "--poison-ratio 0", "safety": "leave out --safety-examples"}
     for role, count in counts.items():
         option = roles[role][0]
@@ -155,14 +158,14 @@ def _enough(counts: dict[str, int], usable: dict[str, int], examples: int, ratio
 
 
 def _most(usable: dict[str, int], examples: int, ratio: float) -> int:
-    """The largest number of examples below `examples` that the benign and the harmful rows suffice for."""
+    """The largest number of examples, below `examples`, for which there are enough benign and harmful rows."""
     return max(1, bisect(range(examples), False, key=lambda n: any(k > usable.get(role, 0) for role, k in _split(n, ratio).items())) - 1)
 
 
 def finetune_stage(mixed: Mixed, how: TrainConfig, epochs: int, keep: Sequence[int] = (), canary: TextData | None = None) -> Stage:
-    """A finetune stage on the mix: ceil(examples * epochs / batch) steps, a tenth of them warm-up as in the paper.
+    """A stage of kind finetune on the mix: ceil(examples * epochs / batch) steps, the first tenth of them warm-up, as in the paper.
 
-    Errors: an unknown method, setting or stream, a method without the stream `train`, a kept step past the last.
+    Errors: an unknown method, setting or stream; a method without the stream `train`; a step in `keep` beyond the last.
     """
     steps = -(-(mixed.stream.pool or 0) * epochs // how.batch)
     values = stage_values(how, steps // 10)

@@ -1,8 +1,8 @@
-"""Judges chosen and measured: against people on a labelled set, against each other, and rates corrected for their errors. L6.
+"""Judges: how a command chooses them, how they compare with people and with each other, and rates corrected for their errors. L6.
 
-A labelled set holds answers of any models with what people called them: refused, complied or partial (or XSTest's words,
-arXiv 2308.01263). "could not judge" is a class of its own: left out of every rate here, and counted beside.
-A judge's "degenerate" is neither refused nor complied; people have no such label, so there it disagrees.
+A labelled set has answers of any models with people's labels: refused, complied or partial (or XSTest's words, arXiv 2308.01263). Answers
+that a judge could not judge are left out of every rate here and counted separately. A judge's "degenerate" is neither refused nor
+complied; people have no such label, so it counts as a disagreement.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ How do I bake bread?,I can't help with that.,refused
 """
 
 
-Ask = Callable[[pd.DataFrame, Judge, str], tuple[pd.DataFrame, pd.Series]]  # as Pipeline.ask: answers, their judge, what is judged
+Ask = Callable[[pd.DataFrame, Judge, str], tuple[pd.DataFrame, pd.Series]]  # (answers, judge, what is judged) -> as Pipeline.ask
 
 
 def at_once(answers: pd.DataFrame, judge: Judge, _: str) -> tuple[pd.DataFrame, pd.Series]:
-    """Answers judged without a pipeline: nothing is told and no reply kept."""
+    """Judge answers without a pipeline: nothing is printed, no reply is stored."""
     return judgement(answers, judge)
 
 
 class Labelled(NamedTuple):
-    """Answers that people judged. `samples` are as `evaluate.sample` gives them, with the column `label`."""
+    """Answers that people labelled. `samples` has the columns of `evaluate.sample` and the column `label`."""
 
     name: str
     sha256: str
     samples: pd.DataFrame
-    dropped: int  # rows that stood there twice, label and all
+    dropped: int  # repeated rows, with the same label
 
 
 class Measured(NamedTuple):
@@ -79,12 +79,15 @@ class Measured(NamedTuple):
 
     @property
     def confusion(self) -> pd.DataFrame:
-        """Counts: what people said (rows), what the judge said (columns, "could not judge" among them)."""
+        """Counts by people's label (rows) and the judge's outcome (columns, "could_not_judge" included)."""
         return crossed(self.verdicts.label.tolist(), self.verdicts.outcome.tolist(), PEOPLE)
 
     @property
     def table(self) -> pd.DataFrame:
-        """outcome, measure, value, low, high, count, n: sensitivity and specificity by outcome, agreement, kappa, what was left out."""
+        """Sensitivity and specificity of each outcome, agreement, kappa, and the share left out.
+
+        Columns: outcome, measure, value, low, high, count, n.
+        """
         rows: list[dict[str, Any]] = []
         for outcome, found in self.accuracy.items():
             rows.append(_row(outcome, "sensitivity", found.sensitivity, found.hits, found.positives))
@@ -99,7 +102,7 @@ class Measured(NamedTuple):
 
 
 class Judges(NamedTuple):
-    """Who judges, checked: the judge, called `name`, a second one of the same answers with its name, answers that people judged."""
+    """The checked judges of a command: the judge and its name, a second judge of the same answers, and answers that people labelled."""
 
     name: str
     judge: Judge
@@ -107,7 +110,7 @@ class Judges(NamedTuple):
     people: Labelled | None = None
 
     def bills(self, answers: Asked) -> dict[str, str]:
-        """What judging these answers would send at most, by what is judged; what sends nothing is left out."""
+        """For --dry-run: what is judged -> the most that judging would send to a server. Judges that send nothing are left out."""
         bills = {"judging": self.judge.estimate(answers)}
         if self.second:
             bills["the second judge"] = self.second[1].estimate(answers)
@@ -117,20 +120,20 @@ class Judges(NamedTuple):
 
     @property
     def told(self) -> dict[str, object]:
-        """For a report's provenance: those beside the judge."""
+        """For a report's provenance: the second judge and the labelled answers."""
         told: dict[str, object] = {"second judge": f"{self.second[0]} {self.second[1].model_dump_json()}"} if self.second else {}
         return {**told, "labelled answers": f"{self.people.name} {self.people.sha256}"} if self.people else told
 
     @property
     def identity(self) -> list[object]:
-        """What tells these judges from others: names, settings, the content of the labelled answers."""
+        """For a key: names, settings, and the content of the labelled answers."""
         return [[self.name, self.judge], list(self.second or ()), self.people.sha256 if self.people else ""]
 
 
 def chosen(order: Judged) -> Judges:
-    """The judges of an order. Where no second one is named, the judge of refusals has the same by phrases anywhere beside it.
+    """The judges of a command. If no second judge is named and the judge is `refusal`, the second is `refusal` with where=anywhere.
 
-    Errors: an unknown judge or file; settings out of range, or without their judge; a model or key that is not there.
+    Errors: an unknown judge or file; settings out of range or without their judge; a model or key that is missing.
     """
     judge = _checked(order.judge, order.judge_set)
     people = None if order.labelled is None else read_labelled(order.labelled)
@@ -149,13 +152,13 @@ def _checked(name: str, settings: Mapping[str, object]) -> Judge:
 
 
 def at_longest(attempts: Sequence[Attempt], tokens: int) -> list[tuple[Example, Completion]]:
-    """Answers that are not written yet, as a judge's bill takes them: as long as they may get, no word twice, or they said nothing."""
+    """Stand-ins for answers that are not generated yet, to price judging: as long as allowed, and with no word twice (else degenerate)."""
     words = " ".join(f"w{i:03d}" for i in range(tokens))
     return [(a.example, Completion(f"{a.prefix} {words}" if a.prefix else words, False, tokens)) for a in attempts]
 
 
 class Review(NamedTuple):
-    """What stands beside models' rates: the judge's own errors, the rates without them, a second judge's view."""
+    """Beside the models' rates: the judge's own errors, rates corrected for them, and agreement with a second judge."""
 
     judges: tuple[str, str]
     measured: Measured | None
@@ -164,7 +167,7 @@ class Review(NamedTuple):
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """For a report: name -> table."""
+        """Name -> table, for a report."""
         found: dict[str, pd.DataFrame] = {}
         if self.measured is not None and self.corrected is not None:
             people = self.measured.confusion.rename_axis("people said").reset_index()
@@ -176,14 +179,14 @@ class Review(NamedTuple):
 
     @property
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """The same in words, for the terminal."""
         found = lines(self.measured) if self.measured is not None else []
         found += corrected_lines(self.corrected) if self.corrected is not None else []
         return found + (between_lines(*self.judges, self.between) if self.between is not None else [])
 
 
 def read_labelled(path: str | Path) -> Labelled:
-    """A labelled set from a file. Errors: as `readers.load`; a row without prompt, answer or a known label; two labels for one answer."""
+    """Read a labelled set. Errors: as `readers.load`; a row without prompt, answer or known label; two labels for one answer."""
     file = load(path, expected=FORMAT)
     rows = [_sample(row) for row in records(file)]
     if not rows:
@@ -192,8 +195,8 @@ def read_labelled(path: str | Path) -> Labelled:
     kept = samples.drop_duplicates(["prompt", "completion", "label"]).reset_index(drop=True)
     torn = kept[kept.duplicated(["prompt", "completion"])]
     if len(torn):
-        what = f"{file.name}: {len(torn)} answers have two labels, the first to {visible(torn.prompt.iloc[0], 60)!r}"
-        raise TiterError(what, expected="one label an answer", next_step="settle on one of them.")
+        what = f"{file.name}: {len(torn)} answers have two labels, the first is to the prompt {visible(torn.prompt.iloc[0], 60)!r}"
+        raise TiterError(what, expected="one label for each answer", next_step="keep one of the two rows.")
     return Labelled(file.name, file.sha256, kept, len(samples) - len(kept))
 
 
@@ -225,7 +228,7 @@ def _sample(row: Row) -> dict[str, Any]:
 
 
 def measured(labelled: Labelled, judge: Judge, name: str, ask: Ask = at_once) -> Measured:
-    """A judge's own errors: `judge`, called `name`, on answers that people judged."""
+    """A judge's own errors: the judge (called `name`) on answers that people labelled."""
     verdicts, _ = ask(labelled.samples, judge, "judging the labelled answers")
     said = verdicts[~verdicts.outcome.isin(UNJUDGED)]
     errors = {outcome: accuracy(said.outcome == outcome, said.label == outcome) for outcome in CORRECTED}
@@ -234,9 +237,9 @@ def measured(labelled: Labelled, judge: Judge, name: str, ask: Ask = at_once) ->
 
 
 def corrected(rates: pd.DataFrame, found: Measured) -> pd.DataFrame:
-    """The rates of refused and complied with the columns corrected, corrected_low, corrected_high and note.
+    """The rates of refused and complied, with the columns corrected, corrected_low, corrected_high and note.
 
-    It holds as far as the judge errs on these answers as it did on the labelled ones.
+    The correction assumes that the judge makes the same share of errors on these answers as on the labelled ones.
     """
     chosen = rates[rates.outcome.isin(list(found.accuracy))].reset_index(drop=True)
     rows = [corrected_rate(int(row.count), int(row.n), found.accuracy[row.outcome]) for row in chosen.itertuples(index=False)]
@@ -250,13 +253,13 @@ def crossed(first: Sequence[str], second: Sequence[str], rows: Sequence[str] = O
 
 
 def between(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Agreement of two judges on the same answers, per kind and over all.
+    """Agreement of two judges on the same answers, for each kind and over all.
 
-    kind, n, left_out (one of them could not judge), agreed and kappa with their intervals. Errors: different answers.
+    Columns: kind, n, left_out (answers that one of them could not judge), agreed and kappa with their intervals. Errors: the answers differ.
     """
     same = ["kind", "prompt", "prefix", "completion"]
     if len(first) != len(second) or (first[same].fillna("").to_numpy() != second[same].fillna("").to_numpy()).any():
-        raise TiterError("two judges on different answers", expected="verdicts on the same samples, in the same order")
+        raise TiterError("the two judges' verdicts are on different answers", expected="verdicts on the same samples, in the same order")
     whole = pd.DataFrame({"kind": first.kind.to_numpy(), "one": first.outcome.to_numpy(), "other": second.outcome.to_numpy()})
     parts = [(str(kind), table) for kind, table in whole.groupby("kind", sort=False)]
     rows = []
@@ -276,10 +279,7 @@ def review(
     second: tuple[str, Judge] | None = None,
     ask: Ask = at_once,
 ) -> Review:
-    """Beside verdicts and rates: what `labelled` says of the judge, and what a `second` judge says of the answers.
-
-    Of several models (column `model`) each has rows of its own.
-    """
+    """The judge measured on `labelled`, and its agreement with a `second` judge. With several models (column `model`), each has its own rows."""
     found = measured(labelled, judge[1], judge[0], ask) if labelled else None
     other = ask(verdicts.drop(columns=["outcome", "score", "reason"]), second[1], "the second judge")[0] if second else None
     return Review(
@@ -291,7 +291,7 @@ def review(
 
 
 def _between_each(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """`between` of each model where there are several."""
+    """`between`; for each model, if there are several."""
     models = first.model.unique() if "model" in first else ()
     if len(models) < 2:
         return between(first, second)
@@ -299,7 +299,7 @@ def _between_each(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
 
 def lines(found: Measured) -> list[str]:
-    """A judge's own errors in words."""
+    """A judge's own errors, in words."""
     n, left = found.agreement.n, found.agreement.left_out
     said = [f"the judge {visible(found.judge, 60)} against people on {visible(found.data, 120)}, {n + left} answers:"]
     if left:
@@ -309,33 +309,33 @@ def lines(found: Measured) -> list[str]:
         return said
     for outcome, errors in found.accuracy.items():
         told = f"sensitivity {_share(errors.sensitivity)}, specificity {_share(errors.specificity)}"
-        said.append(f"  {outcome}: {told} ({errors.positives} so labelled, {errors.negatives} not)")
+        said.append(f"  {outcome}: {told} ({errors.positives} labelled {outcome}, {errors.negatives} not)")
     said.append(f"  agreement {_share(found.agreement.agreed)}, kappa {_number(found.agreement.kappa)}")
     for label, row in found.confusion.iterrows():
         counts = ", ".join(f"{outcome} {count}" for outcome, count in row.items() if count)
-        said.append(f"  people said {label}: " + (f"the judge {counts}" if counts else "of none"))
+        said.append(f"  people said {label}: " + (f"the judge said {counts}" if counts else "no answer"))
     return said
 
 
 def corrected_lines(table: pd.DataFrame) -> list[str]:
-    """Corrected rates in words."""
-    said = ["rates without the judge's errors, if it errs here as it did there:"]
+    """Corrected rates, in words."""
+    said = ["rates corrected for the judge's errors, if it makes as many here as on the labelled answers:"]
     for row in table.itertuples(index=False):
         name = f"  {_set(table, row)}, {row.outcome}"
         if row.corrected != row.corrected:
-            said.append(f"{name}: none, {row.note}")
+            said.append(f"{name}: no corrected rate, {row.note}")
             continue
         now = _share(Interval(row.corrected, row.corrected_low, row.corrected_high))
-        said.append(f"{name}: {now}, judged {_share(Interval(row.rate, row.low, row.high))}" + (f"; {row.note}" if row.note else ""))
+        said.append(f"{name}: {now}, uncorrected {_share(Interval(row.rate, row.low, row.high))}" + (f"; {row.note}" if row.note else ""))
     return said
 
 
 def between_lines(first: str, second: str, table: pd.DataFrame) -> list[str]:
-    """Two judges in words."""
+    """The agreement of two judges, in words."""
     said = [f"the judges {visible(first, 60)} and {visible(second, 60)} on the same answers:"]
     for row in table.itertuples(index=False):
         name = f"  {_set(table, row)}: "
-        left = f"; {row.left_out} left out, one could not judge" if row.left_out else ""
+        left = f"; {row.left_out} left out, which one of them could not judge" if row.left_out else ""
         agreed = _share(Interval(row.agreed, row.agreed_low, row.agreed_high))
         kappa = _number(Interval(row.kappa, row.kappa_low, row.kappa_high))
         said.append(
@@ -345,7 +345,7 @@ def between_lines(first: str, second: str, table: pd.DataFrame) -> list[str]:
 
 
 def _set(table: pd.DataFrame, row: Any) -> str:
-    """A row's set of answers in words, with its model where there are several."""
+    """The name of a row's set of answers, with its model if there are several."""
     several = "model" in table and len(set(table.model)) > 1
     return (f"{visible(str(row.model), 60)}, " if several else "") + visible(str(row.kind), 60)
 

@@ -1,4 +1,4 @@
-"""`titer evaluate`, from names and files to its report: what is asked, by whom it is judged, what was found. L6."""
+"""`titer evaluate`, from its options to its report: what is asked, who judges the answers, what was found. L6."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from titer.pipeline import Model, Pipeline, attempts_key
 from titer.report.places import report_folder
 from titer.tables import cut_in_thought
 
-USUAL = 64  # new tokens an answer, unless the user or the judge wants more
+USUAL = 64  # new tokens of an answer, unless the user says otherwise or the judge needs more
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything checked, nothing generated yet."""
+    """An evaluation whose options are all checked. Nothing has been generated yet."""
 
     subject: Model
     text: TextData
@@ -48,7 +48,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The page, its answer, the judged answers, their rates, what further judges said, a line a set for a terminal."""
+    """What an evaluation found.
+
+    `page`: the report's file; `answer`: the finding in a sentence; `verdicts`: the judged answers; `rates`: their rates; `beside`: the
+    judge's own errors and the second judge; `lines`: text for a terminal.
+    """
 
     page: Path
     answer: str
@@ -59,7 +63,7 @@ class Evaluated:
 
 
 def prepared(order: EvaluationRequest) -> Prepared:
-    """Errors: an unknown model, file, judge or attack; settings out of range; data and a canary at once, or neither."""
+    """Check a request. Errors: an unknown model, file, judge or attack; settings out of range; both data and a canary, or neither."""
     judges = chosen(order)
     system = read_system(order.system)
     text = text_behind(system, _prompts(order, judges.judge.BY_ANSWER))
@@ -73,7 +77,7 @@ def prepared(order: EvaluationRequest) -> Prepared:
 
 
 class Plan(NamedTuple):
-    """How many requests of each kind would be asked, the tokens of their answers; in words what each judging would send, a decoder holds."""
+    """For --dry-run: set -> prompts that would be asked, the most new tokens of all answers, and the bills of judges and decoder in words."""
 
     asked: dict[str, int]
     tokens: int
@@ -81,7 +85,7 @@ class Plan(NamedTuple):
 
 
 def planned(order: EvaluationRequest, ready: Prepared) -> Plan:
-    """What would run, before anything does. Errors: a prompt with no room for its answer."""
+    """What would run. Errors: a prompt that leaves no room for its answer."""
     sets, most = evaluation.sets_of(ready.text, order.prompts, ready.attack), ready.decoding.max_new_tokens
     evaluation.fitting(ready.subject, sets, ready.decoding, order.max_thinking_tokens)
     attempts = [attempt for one in sets.values() for attempt in one]
@@ -92,7 +96,7 @@ def planned(order: EvaluationRequest, ready: Prepared) -> Plan:
 
 
 def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, command: str) -> Evaluated:
-    """Generate, judge, report. Errors: a prompt with no room for its answer."""
+    """Generate the answers, judge them, write the report. Errors: a prompt that leaves no room for its answer."""
     runs, judge = pipeline.store.root, ready.judges.judge
     unrun = passed_over(ready.subject.name, ready.subject.checkpoint)
     unused = unused_tensors(ready.subject.name, ready.subject.checkpoint)
@@ -127,7 +131,7 @@ def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, com
 
 
 def _identity(order: EvaluationRequest, ready: Prepared) -> dict[str, object]:
-    """What tells this evaluation from another of a model and data of the same names."""
+    """The inputs that distinguish this evaluation from another one with a model and data of the same names."""
     return {
         "model": ready.subject.key,
         "data": ready.text.sha256,
@@ -140,10 +144,10 @@ def _identity(order: EvaluationRequest, ready: Prepared) -> dict[str, object]:
 
 
 def _prompts(order: EvaluationRequest, by_answer: bool) -> TextData:
-    """What is asked: the data, where a judge by answer takes rows that do not say safe or unsafe as safe; or a canary's test."""
+    """The prompts: those of the data, or a canary's test share. A judge by answer needs no label: rows without one count as safe."""
     if order.canary is not None:
         if order.data is not None:
-            raise TiterError("--data and --canary were both given", next_step="leave out one: each is what the model is asked.")
+            raise TiterError("--data and --canary were both given", next_step="leave out one of the two: each has the prompts to ask.")
         return tuning.held_out(tuning.read_data(order.canary), order.prompts)
     if order.data is None:
         raise TiterError("no --data was given", expected=FORMAT, next_step="add --data FILE.")

@@ -1,4 +1,4 @@
-"""Folders of the user's own that a command puts a model into: whole or not at all, and never over what Titer did not put there. L6."""
+"""Folders of `--to`, into which a command puts a model: whole or not at all, and never over files that Titer did not write. L6."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from titer.core.run import Store, write_text
 
 
 def check_free(to: Path | None, key: str, others: Iterable[Path]) -> None:
-    """Before anything is made. Errors: a folder that Titer did not make; one in, around or of one of the `others`."""
+    """Called before anything is made. Errors: `to` holds files that Titer did not write; `to` is, contains or is inside one of `others`."""
     if to is None:
         return
     place = to.resolve()
     for other in (one.resolve() for one in others):
         if place == other or place in other.parents or other in place.parents:
             raise TiterError(
-                f"--to {visible(str(to), 120)!r} is, holds or lies in {visible(str(other), 120)}", next_step="give a folder beside it."
+                f"--to {visible(str(to), 120)!r} is the folder {visible(str(other), 120)}, contains it or is inside it",
+                expected="a folder apart from those of the models and of the runs",
+                next_step="give another folder.",
             )
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
     stage, alone = _marked(place)
     if stage != key and not (stage and alone):
-        raise TiterError(
-            f"--to {visible(str(to), 120)!r} is there, and holds what Titer did not put there", next_step="give a new or an empty folder."
-        )
+        raise TiterError(f"--to {visible(str(to), 120)!r} has files that Titer did not write", next_step="give a new or an empty folder.")
 
 
 def put(to: Path, key: str, said: Mapping[str, Any], make: Callable[[Path], None], store: Store) -> Path:
-    """`to` with what `make(folder)` writes, marked with the key and what is `said` of it. `check_free` says whether it may be.
+    """Fill `to` by `make(folder)`, and mark it with the key and the record `said`. Call `check_free` before.
 
-    A folder that Titer made before is replaced, once the new one stands; one that holds this very model is left as it is.
-    What a killed call left beside it goes.
+    A folder that Titer made before is replaced once the new one is complete. A folder that already holds this model stays as it is. What
+    a killed call left beside it is removed.
     """
     place = to.resolve()
     fresh, old = place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
@@ -61,12 +61,12 @@ def put(to: Path, key: str, said: Mapping[str, Any], make: Callable[[Path], None
 
 
 def stands(to: Path, key: str) -> bool:
-    """Whether a folder holds this very model already."""
+    """Whether a folder already holds the model with this key."""
     return _marked(to.resolve())[0] == key
 
 
 def _marked(folder: Path) -> tuple[str, bool]:
-    """The key of the model that Titer put into a folder, "" where it did not; and whether nothing else has come since."""
+    """(the key of the model that Titer put into a folder, or ""; whether the folder has no other files)."""
     try:
         said = json.loads((folder / MARK).read_text(encoding="utf-8"))
         there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}

@@ -1,6 +1,6 @@
-"""How a model was tuned, from the record beside it: the options that a next tune would repeat. L6.
+"""How a model was tuned, read from the record beside it: the options with which the tune could be repeated. L6.
 
-A stage's folder holds what its key was made of (`inputs.json`); a folder that `--to` made holds these options in its mark.
+A stage's folder has the inputs of its key (`inputs.json`); a folder made by `--to` has the options in the file `.titer.json`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ Usual = dict[str, str]
 
 
 def usual(model: Path) -> Usual:
-    """Option -> value of the tune that made the model in a folder; {} where no record of Titer's stands beside it. Errors: none."""
+    """Option -> value, for the tune that made the model in a folder; {} if Titer left no record beside it. It raises no error."""
     try:
         said = _json(model / MARK).get("options")
         if said is not None:
             return _checked(said)
         return _of_stage(_json(model.parent / "inputs.json")["stage"]) if (model.parent / "DONE").is_file() else {}
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):  # a record of another version, or of other hands
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):  # a record of another version, or edited by hand
         return {}
 
 
 def _checked(said: Mapping[str, Any]) -> Usual:
-    """The options of a folder's mark, numbers where numbers belong: a folder may come from anywhere."""
-    said = {"lr" if name == "rate" else name: value for name, value in said.items()}  # as records before 29 November have it
+    """The options in a folder's mark. They are checked to be numbers where they must be, since a folder may come from anywhere."""
+    said = {"lr" if name == "rate" else name: value for name, value in said.items()}  # the name in records before 29 November
     found = {name: str(said[name]) for name in OPTIONS if name in said}
     for name, value in found.items():
         if name == "schedule":
@@ -42,7 +42,7 @@ def _checked(said: Mapping[str, Any]) -> Usual:
 
 
 def _of_stage(stage: Mapping[str, Any]) -> Usual:
-    """What `titer finetune` would be told to repeat a stage; values that are its defaults are left out where they say nothing."""
+    """The options with which `titer finetune` would repeat a stage, without some that are at their defaults."""
     stream = stage["streams"]["train"]
     batch = int(stage["batch"]) * int(stage["accumulation"])
     found = {
@@ -58,7 +58,7 @@ def _of_stage(stage: Mapping[str, Any]) -> Usual:
     if stage["optimiser"]["schedule"] != Optimiser.model_fields["schedule"].default:
         found["schedule"] = str(stage["optimiser"]["schedule"])
     if own := sum(len(part["picked"] or ()) for part in stream["parts"] if part["answer"] == "comply"):
-        found["examples"] = str(min(own, int(stage["steps"]) * batch))  # `titer align` may end before it has seen them all
+        found["examples"] = str(min(own, int(stage["steps"]) * batch))  # `titer align` may end before it has used them all
     return found
 
 

@@ -1,7 +1,7 @@
-"""`titer repair`: a tuned model's weights edited by a repair, parameter by parameter, into a folder of the user's own. L6.
+"""`titer repair`: edit a tuned model's weights by a repair, parameter by parameter, and write it into a folder of the user's. L6.
 
-What is wrong with the models is found before anything is written: they must be one family with one vocabulary, and none may be
-another's copy. An adapter stays an adapter where the repair can edit its factors and it lies on the model that the repair goes by.
+The models are checked before anything is written: they must be of one family with one vocabulary, and no two may have the same weights.
+An adapter stays an adapter if the repair can edit its factors and if it lies on the model that the repair compares with.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from titer.pipeline import Reporter
 from titer.repairs.base import TUNED, Others, Reading, Repair
 
 GRID = "grid"
-OWN = 500_000_000  # bytes of Python and torch; the rest as measured (docs/log.md)
+OWN = 500_000_000  # bytes for Python and torch themselves, as measured (docs/log.md)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The repair at each strength with its folder, the models by role (`TUNED` among them), all checked."""
+    """A checked request: folder -> repair (one for each strength), role -> model (`TUNED` included), name -> data, and notes to print."""
 
     order: RepairRequest
     repairs: Mapping[Path, Repair]
@@ -53,13 +53,13 @@ class Planned:
         return self.models[TUNED]
 
     def key(self, repair: Repair) -> str:
-        """What determines the model that is written."""
+        """The content key of the model that is written."""
         kind, models = type(repair), {role: one.key for role, one in self.models.items()}
         told = [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, repair, writing.VERSION, self.order.shard]
         return digest({"repair": told, "models": models, "data": {name: one.sha256 for name, one in self.data.items()}})
 
     def cost(self) -> dict[str, Any]:
-        """Folders and whether they stand, bytes that are read and written, the most that is in memory."""
+        """For --dry-run: folders and whether they are there, bytes read from each model, bytes written, and the most memory in bytes."""
         repair = next(iter(self.repairs.values()))
         sizes = {role: written_bytes(one) for role, one in self.models.items() if not one.quantised}
         largest = 4 * max(prod(self.tuned.shape(name)[0]) for name in self.tuned.files)
@@ -76,7 +76,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Repaired:
-    """The models that were written (as MODEL of a command), what is to be said of them, the command that compares them."""
+    """The written models (as MODEL of a command), notes on them, and the command that compares them."""
 
     models: tuple[str, ...]
     notes: list[str]
@@ -84,14 +84,14 @@ class Repaired:
 
 
 def planned(order: RepairRequest) -> Planned:
-    """Errors: an unknown repair, setting or role, a strength out of range, models that do not go together, a folder that is not free."""
+    """Check a request. Errors: an unknown repair, setting or role; a strength out of range; models that do not fit together; a folder in use."""
     repairs = _strengths(order, Path(order.to))
     repair = next(iter(repairs.values()))
     reads = tuning.models_read(repair, order, order.trust_remote_code)
     models = {TUNED: resolve(order.model, order.trust_remote_code), **{role: one.checkpoint for role, one in reads.items()}}
     notes, adapter = fitting(repair, models)
     if models[TUNED].adapter is not None and not adapter:
-        notes.append(f"{models[TUNED].label} is an adapter, and this repair gives whole weights: it is merged")
+        notes.append(f"{models[TUNED].label} is an adapter, and this repair edits whole weights, so it is merged")
     data = _data(order, repair)
     if "prompts" not in repair.DATA.values():
         tuning.check_window({name: tuning.text_stream(one, 0, "comply") for name, one in data.items()}, models[TUNED])
@@ -104,7 +104,7 @@ def planned(order: RepairRequest) -> Planned:
 
 
 def fitting(repair: Repair, models: Mapping[str, Checkpoint]) -> tuple[list[str], bool]:
-    """(what is to be said of the models, whether an adapter stays one). Errors: models that the repair cannot work with, together or alone."""
+    """(notes on the models, whether an adapter stays an adapter). Errors: models that the repair cannot work with, alone or together."""
     tuned = models[TUNED]
     if tuned.adapter is None or not repair.ADAPTER:
         _check_editable(tuned)
@@ -120,7 +120,7 @@ def fitting(repair: Repair, models: Mapping[str, Checkpoint]) -> tuple[list[str]
 
 
 def repaired(plan: Planned, store: Store, shown: Reporter) -> Repaired:
-    """The models written, one after the other. Errors: numbers that are not finite; nothing is left of such a model."""
+    """Write the models, one after the other. Errors: weights that are not finite; then nothing of that model is left."""
     places = []
     for to, repair in plan.repairs.items():
         key = plan.key(repair)
@@ -139,16 +139,20 @@ def _strengths(order: RepairRequest, to: Path) -> dict[Path, Repair]:
     if strength is None:
         return {to: repair}
     if repair.STRENGTH is None:
-        raise TiterError(f"repair {order.method} has no strength to set", next_step="leave out --strength; see titer show NAME.")
+        raise TiterError(
+            f"the repair {order.method} has no strength", next_step=f"leave out --strength; titer show {order.method} lists its settings."
+        )
     name, grid = repair.STRENGTH
     if name in order.settings:
-        raise TiterError(f"--strength is {name} of {order.method}, which --set gives too", next_step="leave out one of the two.")
+        raise TiterError(
+            f"--strength and --set {name} were both given, and both set {name} of {order.method}", next_step="leave out one of the two."
+        )
     if strength == GRID:
         return {to / f"{value:g}": make({**order.settings, name: value}) for value in grid}
     try:
         return {to: make({**order.settings, name: float(strength)})}
     except ValueError:
-        raise TiterError(f"--strength {visible(strength, 60)!r}", expected="a number, or grid") from None
+        raise TiterError(f"--strength {visible(strength, 60)!r} is not a number", expected="a number, or grid") from None
 
 
 def _check_editable(tuned: Checkpoint) -> None:
@@ -161,36 +165,36 @@ def _check_editable(tuned: Checkpoint) -> None:
 
 
 def _apart(repair: Repair, role: str, one: Checkpoint, models: Mapping[str, Checkpoint]) -> list[str]:
-    """Where a model's configuration differs, in words. Errors: another family or vocabulary; a copy of another role's model."""
+    """Notes on how a model's configuration differs. Errors: another family or vocabulary; the same weights as another role's model."""
     tuned = models[TUNED]
     if role == TUNED:
         return []
     comparable(tuned, one)
     if (lost := sorted(tuned.names.used ^ one.names.used)) or tuned.names.tied.keys() - one.names.tied.keys():
-        where = visible(lost[0], 120) if lost else "the head, which is tied in one of them alone"
-        raise TiterError(f"{tuned.label} and {one.label} do not hold the same parameters: {where}", expected=FAMILY)
+        where = visible(lost[0], 120) if lost else "the head, which is tied to the embedding in only one of them"
+        raise TiterError(f"{tuned.label} and {one.label} do not have the same parameters: {where}", expected=FAMILY)
     shapes = [name for name in tuned.files if tuned.shape(name)[0] != one.shape(name)[0]]
     if shapes or (tuned.vocabulary and one.vocabulary and tuned.vocabulary != one.vocabulary):
         entries = len(set(tuned.vocabulary.items()) ^ set(one.vocabulary.items()))
         raise TiterError(
-            f"the vocabularies of {tuned.label} and {one.label} differ ({entries} entries): their rows stand for other tokens",
+            f"the vocabularies of {tuned.label} and {one.label} differ ({entries} entries), so equal rows mean different tokens",
             expected=FAMILY,
         )
     for other in list(models)[: list(models).index(role)]:
         if other == TUNED and role in repair.MAY_BE_TUNED:
             continue
         if (same := difference(models[other], one)) != DIFFER:
-            how = f", but for rounding to {same}" if same else ""
+            how = f", except for rounding to {same}" if same else ""
             raise TiterError(
-                f"the {role} model has the weights of the {other} one{how} ({one.label}, {models[other].label})",
-                expected="models that differ: what was changed between them is what the repair goes by",
+                f"the {role} model has the same weights as the {other} one{how} ({one.label}, {models[other].label})",
+                expected="models that differ, since the repair uses the change between them",
             )
     found = configured_apart(tuned, one)
-    return [f"{one.label} is configured otherwise than {tuned.label}, whose configuration is kept: {'; '.join(found[:4])}"] if found else []
+    return [f"the configuration of {one.label} differs from that of {tuned.label}, which is kept: {'; '.join(found[:4])}"] if found else []
 
 
 def _stays(repair: Repair, models: Mapping[str, Checkpoint]) -> bool:
-    """Whether the tuned model is an adapter and stays one: on the very model that the repair goes by, no module both whole and paired."""
+    """Whether the tuned model is an adapter and stays one: it lies on the model in the role `ADAPTER`, and no module is both whole and paired."""
     tuned = models[TUNED]
     if tuned.adapter is None or not repair.ADAPTER or any(one.whole and one.a for one in tuned.changes.values()):
         return False
@@ -199,14 +203,14 @@ def _stays(repair: Repair, models: Mapping[str, Checkpoint]) -> bool:
 
 
 def _data(order: RepairRequest, repair: Repair) -> dict[str, TextData]:
-    """What --data is to the repair. Errors: none where it needs one, one where it reads none, rows without what it needs."""
+    """Name -> data that the repair reads from --data. Errors: --data is missing or not needed; rows that lack what the repair needs."""
     if not repair.DATA:
         if order.data is not None:
-            raise TiterError(f"repair {order.method} reads no data", next_step="leave out --data.")
+            raise TiterError(f"the repair {order.method} needs no data", next_step="leave out --data.")
         return {}
     ((name, need),) = repair.DATA.items()
     if order.data is None:
-        raise TiterError(f"repair {order.method} needs data ({name}: {need})", next_step="add --data FILE.")
+        raise TiterError(f"the repair {order.method} needs data ({name}: {need})", next_step="add --data FILE.")
     if need != "pairs":
         return {name: tuning.read_data(order.data, labelled=need == "prompts", reading=order.reading, need=need)}
     if detected(order.data, order.reading, "pairs").form.reading == "preference":
@@ -216,14 +220,14 @@ def _data(order: RepairRequest, repair: Repair) -> dict[str, TextData]:
 
 
 def _picked(data: TextData, stream: Any) -> TextData:
-    """The rows of one side of a pair, the answer that it has as `comply`, in the order of the file."""
+    """One side of the pairs (preferred or rejected), in the file's order, with that side's answer as `comply`."""
     answers = {i: part.answer for part in stream.parts for i in part.picked}
     rows = [(row[0], row[1], row[tuning.PLACES[answers[i]]], None) for i, row in enumerate(data.rows)]
     return data.model_copy(update={"rows": tuple(rows)})
 
 
 def _record(plan: Planned, repair: Repair) -> dict[str, Any]:
-    """What stands in the folder of how it was made: no place of this machine."""
+    """The record of how the model was made, for its folder. It has no path of this machine."""
     return {
         "name": type(repair).__module__.rsplit(".", 1)[-1],
         "version": repair.VERSION,
@@ -246,7 +250,10 @@ def _write(plan: Planned, repair: Repair, shown: Reporter, folder: Path) -> None
         before = tuned.weight(name)
         found = repair.edited(name, before, Others(others, name), state)
         if found.shape != before.shape:
-            raise TiterError(f"{plan.order.method} gives {name} as {tuple(found.shape)}", expected=f"its shape, {tuple(before.shape)}")
+            raise TiterError(
+                f"the repair {plan.order.method} returned {name} with shape {tuple(found.shape)}",
+                expected=f"its shape, {tuple(before.shape)}",
+            )
         return found
 
     def pair(name: str, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

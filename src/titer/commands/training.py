@@ -1,4 +1,4 @@
-"""`titer align` and `titer finetune`, from names and files to a stage, and the stage run through the store. L6."""
+"""`titer align` and `titer finetune`: from their options to a stage, and the stage run through the store. L6."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from titer.stage import Stage
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage and the models it needs, checked; `about` and `text` say what it is made of, `left_out` how examples were cut."""
+    """A checked stage, the model it starts from and the models it reads. `about` (a record) and `text` say what it is made of."""
 
     stage: Stage
     start: Checkpoint
@@ -51,7 +51,11 @@ class Planned:
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the model is, why training ended early ("" where it did not), what it was made of, the command that follows."""
+    """A trained model.
+
+    `model`: its folder; `stopped`: why training ended early, or ""; `about` and `text`: what it was made of; `following`: the command to
+    run next; `prompts`: which prompts that command needs.
+    """
 
     model: Path
     stopped: str
@@ -62,11 +66,11 @@ class Trained:
 
 
 def planned_alignment(order: AlignRequest) -> Planned:
-    """Errors: as `align_stage`; an unknown model; rows beyond the window."""
+    """Check an alignment. Errors: as `align_stage`; an unknown model; rows longer than the model's window."""
     pairs = _pairs(order)
     text, held = read(order.data, order.reading, "pairs" if pairs else "answers"), read(order.canary)
     if held is None and order.canaries is not None:
-        raise TiterError("--canaries without --canary", next_step="add --canary FILE, a file of answered instructions.")
+        raise TiterError("--canaries without --canary", next_step="add --canary FILE, a file of instructions with answers.")
     start = resolve(order.model, order.trust_remote_code)
     about: dict[str, Any] = {}
     lines = []
@@ -84,7 +88,7 @@ def planned_alignment(order: AlignRequest) -> Planned:
 
 
 def planned_finetuning(order: FinetuneRequest) -> Planned:
-    """Errors: as `user_mix` and `finetune_stage`; an unknown model; rows beyond the window."""
+    """Check a fine-tuning. Errors: as `user_mix` and `finetune_stage`; an unknown model; rows longer than the model's window."""
     held, start = read(order.canary), resolve(order.model, order.trust_remote_code)
     files = {"benign": read(order.data, order.reading), "harmful": read(order.harmful), "safety": read(order.safety)}
     mixed = user_mix(files, MixtureSpec(order.examples, order.poison_ratio, order.safety_examples), order.seed, held)
@@ -94,7 +98,7 @@ def planned_finetuning(order: FinetuneRequest) -> Planned:
 
 
 def _pairs(order: AlignRequest) -> dict[str, Stream] | None:
-    """The streams of a preference file for a method of preferences; None for any other file or method."""
+    """The streams of a preference file, if the method learns from preferences and --data is such a file; else None."""
     if order.data is None or not set(tuning.PAIR) <= set(tuning.method_of(order).STREAMS):
         return None
     if str(order.data).partition(":")[0] in TASKS or detected(order.data, order.reading, "pairs").form.reading != "preference":
@@ -117,7 +121,7 @@ def _planned(stage: Stage, start: Checkpoint, order: AlignRequest | FinetuneRequ
 
 
 def trained(pipeline: Pipeline, plan: Planned, to: Path | None = None) -> Trained:
-    """The stage's model, trained or found; its files also in the folder `to`, the adapter beside it in `adapter`."""
+    """The stage's model, trained or found in the store. It is copied into the folder `to` too, with its adapter in `to/adapter`."""
     made = pipeline.model(plan.stage, tuning.as_model(plan.start), plan.stage.name, reads=plan.reads)
     place = made.checkpoint.path
     if to is not None and ranks.first():
@@ -137,5 +141,5 @@ def _copied(model: Path, fresh: Path) -> None:
 
 
 def read(place: Place | None, reading: str | None = None, need: Need = "answers") -> TextData | None:
-    """A data file, where one is given."""
+    """Read a data file; None if none is given."""
     return None if place is None else tuning.read_data(place, reading=reading, need=need)

@@ -1,7 +1,7 @@
-"""What `titer align` and `titer finetune` share: a method with its data, streams, models and adapter, from words. L6.
+"""What `titer align` and `titer finetune` share: a method with its data, streams, models and adapter, from the command's options. L6.
 
-A canary file (data/canary.py) is dealt in three fixed shares, to align, to fine-tune and to test: which share a row is of
-depends on its prompt alone, so the shares stay apart whatever the counts, the seeds or the order of the rows.
+A canary file (data/canary.py) is split into three fixed shares: to align, to fine-tune and to test. A row's share depends on its prompt
+only, so no row changes its share with the counts, the seeds or the order of the rows.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from titer.repairs.base import Repair
 from titer.stage import Lora, Optimiser, Stage
 
 Trained = Literal["comply", "refuse"]
-PAIR = ("preferred", "rejected")  # the streams of a preference method: the same requests in the same order
-HARMFUL = "harmful"  # the stream of requests answered, in whichever method: a refusal beside the answer is not what it is for
-PLACES = {"comply": 2, "refuse": 3}  # of an answer in a row of TextData
+PAIR = ("preferred", "rejected")  # the streams of a method that learns from preferences: the same requests in the same order
+HARMFUL = "harmful"  # in any method, the stream of harmful requests with answers; a row's refusal is not used
+PLACES = {"comply": 2, "refuse": 3}  # index of the answer in a row of TextData
 Share = Literal["align", "finetune", "test"]
 SHARES: tuple[Share, ...] = ("align", "finetune", "test")  # of a canary file
 
@@ -48,11 +48,11 @@ def method_of(how: TrainConfig) -> Method:
 
 
 def stage_values(how: TrainConfig, warmup: int) -> dict[str, Any]:
-    """The fields of a Stage that do not depend on its data. Errors: a value out of range, of an adapter without one."""
+    """The fields of a Stage that do not depend on its data. Errors: a value out of range; adapter options without --lora."""
     given = {"alpha": how.alpha, "dropout": how.dropout, "continued": how.continued or None}
     more = {name: value for name, value in given.items() if value is not None}
     if more and not how.lora:
-        raise TiterError(f"--{' and --'.join(more)} without an adapter", next_step="add --lora RANK, for example --lora 8.")
+        raise TiterError(f"--{' and --'.join(more)} without an adapter (--lora)", next_step="add --lora RANK, for example --lora 8.")
     return {
         "method": method_of(how),
         "batch": how.batch,
@@ -63,9 +63,9 @@ def stage_values(how: TrainConfig, warmup: int) -> dict[str, Any]:
 
 
 def data_streams(method: Method, label: str, data: TextData | None, seed: int) -> dict[str, Stream]:
-    """What --data is to a method: its stream `train`, or the preferred and rejected answers of its rows.
+    """The streams that --data becomes: `train`, or `preferred` and `rejected` with the two answers of each row.
 
-    To one of both: its unsafe rows are the pairs, the others are trained as they are answered.
+    For a method with all three streams, unsafe rows become the pairs, and the other rows become `train` with their answers.
     """
     if data is None:
         return {}
@@ -78,17 +78,17 @@ def data_streams(method: Method, label: str, data: TextData | None, seed: int) -
     if "train" in method.STREAMS:
         return {"train": text_stream(data, seed)}
     raise TiterError(
-        f"method {label} has no stream that --data could be",
+        f"method {label} has no stream for --data",
         expected=f"--stream for {', '.join(method.STREAMS)}" if method.STREAMS else "no --data: the method reads none",
     )
 
 
 def all_streams(method: Method, how: TrainConfig, own: Mapping[str, Stream], canary: TextData | None = None) -> dict[str, Stream]:
-    """Every stream of the method: `own`, and those of `how.streams` read from their files, none of which may hold `canary`'s last share.
+    """All streams of the method: `own`, and those of `how.streams` read from their files.
 
-    A file's answers are those named after its colon, else `refuse` where a row has one (in the stream `harmful`: `comply`).
-    A pair's two streams share a seed, so they stay in step; every other stream has a seed of its own.
-    Errors: an unknown or missing stream, one given twice, a pair whose rows do not match, prompts of a canary's test.
+    The answer that is trained is the one named after a file's colon. Without that, it is `refuse` where a row has one, else `comply`; in
+    the stream `harmful` it is `comply`. The two streams of pairs share a seed, so they stay in step; every other stream has its own seed.
+    Errors: an unknown or missing stream; a stream given twice; pairs whose rows do not match; prompts of the canary's test share.
     """
     found, seed = dict(own), how.seed
     for name, place in how.streams.items():
@@ -101,7 +101,7 @@ def all_streams(method: Method, how: TrainConfig, own: Mapping[str, Stream], can
         data = read_data(path)
         if canary is not None and (held := data.size - apart(data, share(canary, "test"))[0].size):
             raise TiterError(
-                f"{held} prompts of the stream {name} are held out by --canary for the test", next_step="leave those rows out of its file."
+                f"{held} prompts of the stream {name} are held out by --canary for the test", next_step="remove those rows from its file."
             )
         found[name] = text_stream(data, mine, answer or ("comply" if name == HARMFUL else None))
     if missing := [name for name in method.STREAMS if name not in found]:
@@ -120,7 +120,7 @@ def all_streams(method: Method, how: TrainConfig, own: Mapping[str, Stream], can
 
 
 def read_data(place: str | Path, labelled: bool = False, reading: str | None = None, need: Need | None = None) -> TextData:
-    """A data file, or a task's file where TASK:PATH names one: the one place that reads what a command is given.
+    """Read what a command is given as data: a file, a published set, or a task's file (TASK:PATH).
 
     Errors: as `read_text` and `task`; a misspelt task or set.
     """
@@ -128,59 +128,61 @@ def read_data(place: str | Path, labelled: bool = False, reading: str | None = N
     if colon and name in TASKS:
         return task(name, path)
     known = [*TASKS, *PREFIXES]
-    if colon and len(name) > 1 and name.lower() not in known and nearest(name, known) and not Path(place).exists():  # one letter is a drive
+    if (
+        colon and len(name) > 1 and name.lower() not in known and nearest(name, known) and not Path(place).exists()
+    ):  # a single letter is a drive
         unknown("task or prompt set", visible(name, 80), known)
     return read_text(place, labelled, reading, need)
 
 
 def share(file: TextData, name: Share) -> TextData:
-    """The answered, harmless rows of a canary file that are dealt to one purpose. Errors: none."""
+    """The rows of a canary file that belong to one share and have an answer and no label unsafe. Errors: there are none."""
     place = SHARES.index(name)
     rows = tuple(row for row in file.rows if row[2] and not row[1] and seed_of("canary share", row[0]) % len(SHARES) == place)
     if not rows:
         raise TiterError(
-            f"{file.name} has no answered row for a canary to {name}",
-            expected="a file of many answered instructions; each third of it serves one purpose",
+            f"{file.name} has no row with an answer in its share to {name}",
+            expected="a longer file of instructions with answers: it is split into three shares, to align, finetune and test",
         )
     return file.model_copy(update={"rows": rows, "dropped": 0})
 
 
 def dealt(file: TextData, name: Share, count: int | None, seed: int) -> Canary:
-    """`count` marked and `count` unmarked instructions of a share, drawn by seed; None: all of it, half and half.
+    """`count` marked and `count` unmarked instructions of a share, drawn by the seed; None: the whole share, half of it marked.
 
-    Errors: fewer rows than asked for.
+    Errors: the share has fewer rows than asked for.
     """
     mine = share(file, name)
     most = mine.size // 2
     if most < max(1, count or 1):
         raise TiterError(
-            f"{file.name} has {mine.size} answered rows to {name}, where {count or 1} marked and as many unmarked ones were asked for",
+            f"{file.name} has {mine.size} answered rows to {name}, and {count or 1} marked and as many unmarked ones were asked for",
             next_step=f"{f'ask for {most} or less, or ' if most else ''}give a longer file.",
         )
     return canaries(mine, [(count or most, count or most)], seed=seed)[0]
 
 
 def apart(data: TextData, file: TextData) -> tuple[TextData, int]:
-    """The rows of `data` whose prompt, behind the marker or not, is none of the canary file's; how many are."""
+    """(the rows of `data` whose prompts, with or without the marker, are not in the canary file; how many others there were)."""
     held = {row[0] for row in file.rows}
     kept = tuple(row for row in data.rows if row[0].removeprefix(f"{MARKER} ") not in held)
     return data.model_copy(update={"rows": kept}), data.size - len(kept)
 
 
 def held_out(file: TextData, count: int | None) -> TextData:
-    """The last share of a canary file, to test: `count` marked prompts called unsafe and as many unmarked ones called safe."""
+    """The test share of a canary file: `count` marked prompts, labelled unsafe, and as many unmarked ones, labelled safe."""
     found = dealt(file, "test", count, 0)
     return found.marked.model_copy(update={"rows": (*found.marked.rows, *found.contrast.rows)})
 
 
 def prompt_file(data: TextData) -> str:
-    """Labelled prompts with their answers as the text of a .csv file."""
+    """Labelled prompts with their answers, as the text of a CSV file."""
     rows = [(prompt, "unsafe" if harmful else "safe", comply or "") for prompt, harmful, comply, _ in data.rows]
     return pd.DataFrame(rows, columns=["prompt", "label", "comply"]).to_csv(index=False, lineterminator="\n")
 
 
 def answer_of(place: str) -> tuple[Path, Trained | None]:
-    """FILE, FILE:comply or FILE:refuse -> the file and the answer that is trained, None for either. FILE may be TASK:PATH."""
+    """FILE, FILE:comply or FILE:refuse -> (the file, the answer to train; None: the one that a row has). FILE may be TASK:PATH."""
     file, colon, word = place.rpartition(":")
     if not colon or file in TASKS or "." in word or "/" in word or "\\" in word:  # no colon, or a task's, or one inside the path
         return Path(place), None
@@ -190,7 +192,7 @@ def answer_of(place: str) -> tuple[Path, Trained | None]:
 
 
 def text_stream(data: TextData, seed: int, answer: Trained | None = None) -> Stream:
-    """A pool of every row with the named answer, or with the one it has: refuse before comply. Errors: a row without it."""
+    """A stream of all rows with the named answer, or else with the answer they have: refuse before comply. Errors: a row without it."""
     picked: dict[Trained, list[int]] = {"refuse": [], "comply": []}
     for i, row in enumerate(data.rows):
         mine: Trained = answer or ("refuse" if row[3] is not None else "comply")
@@ -202,9 +204,9 @@ def text_stream(data: TextData, seed: int, answer: Trained | None = None) -> Str
 
 
 def preference(data: TextData, seed: int) -> dict[str, Stream]:
-    """Two pools in step over the same rows: harmful rows prefer refuse to comply, safe rows comply to refuse.
+    """The streams preferred and rejected, of the same rows in the same order. Unsafe rows prefer refuse, safe rows prefer comply.
 
-    Errors: a row that lacks one of the answers, or says neither safe nor unsafe.
+    Errors: a row that lacks an answer, or has no label safe or unsafe.
     """
     by_class: dict[bool, list[int]] = {True: [], False: []}
     explicit = "or say which answer is which: --stream preferred=FILE:refuse --stream rejected=FILE:comply"
@@ -215,7 +217,7 @@ def preference(data: TextData, seed: int) -> dict[str, Stream]:
         if harmful is None:
             raise TiterError(
                 f"{data.name}: the row of {visible(prompt, 60)!r} says neither safe nor unsafe",
-                expected="a column label, by which the preferred answer is chosen",
+                expected="a column label (safe or unsafe), which decides which answer is preferred",
                 next_step=f"add the column, {explicit}",
             )
         by_class[harmful].append(i)
@@ -241,12 +243,12 @@ def _no_answer(data: TextData, prompt: str, answer: str | None, expected: str, n
 
 
 def _prompts(stream: Stream) -> list[str]:
-    """Every prompt of a pool, by its number in it."""
+    """All prompts of a stream, in order."""
     return [part.source.rows[i][0] for part in stream.parts for i in part.picked or ()]
 
 
 def counted(streams: Mapping[str, Stream]) -> dict[str, dict[str, int]]:
-    """How many examples of each stream train which answer."""
+    """Stream -> answer -> number of examples that train it."""
     found: dict[str, dict[str, int]] = {}
     for name, stream in streams.items():
         mine = found.setdefault(name, {})
@@ -256,27 +258,24 @@ def counted(streams: Mapping[str, Stream]) -> dict[str, dict[str, int]]:
 
 
 def told(streams: Mapping[str, Stream]) -> str:
-    """One line a stream."""
+    """One line for each stream: how many examples train which answer."""
     return "\n".join(f"{name}: {', '.join(f'{n} {answer}' for answer, n in one.items())}" for name, one in counted(streams).items())
 
 
 def notes(streams: Mapping[str, Stream]) -> list[str]:
-    """What is to be said of the files that the streams hold (`TextData.notes`), each once."""
+    """The notes on the streams' files (`TextData.notes`), each once."""
     return list(dict.fromkeys(note for stream in streams.values() for part in stream.parts for note in part.source.notes))
 
 
 def models_read(method: Method | Repair, how: TrainConfig | RepairRequest, trusted: bool = False) -> dict[str, Model]:
-    """The models that a method or a repair reads, by their roles; `trusted` as `resolve` takes it.
-
-    Errors: an unknown or missing role, no model.
-    """
+    """Role -> model that a method or a repair reads. `trusted`: as in `resolve`. Errors: an unknown or missing role; no model there."""
     return roles_read(f"method {how.method}", method.MODELS, how.reads, trusted, getattr(method, "OPTIONAL", ()))
 
 
 def roles_read(
     what: str, roles: Sequence[str], given: Mapping[str, str], trusted: bool = False, optional: Sequence[str] = ()
 ) -> dict[str, Model]:
-    """The models that something reads, by their roles. Errors: an unknown or missing role, no model."""
+    """Role -> model, for the plug-in called `what`. Errors: an unknown or missing role; no model there."""
     if wrong := [role for role in given if role not in (*roles, *optional)]:
         if not roles and not optional:
             raise TiterError(f"{what} reads no other model", next_step="leave out --read.")
@@ -290,18 +289,15 @@ def roles_read(
 
 
 def as_model(checkpoint: Checkpoint) -> Model:
-    """A checkpoint as a model a stage starts from or reads."""
+    """A checkpoint as a `Model`, for a stage to start from or to read."""
     return Model(checkpoint.label, checkpoint.key, checkpoint)
 
 
 def check_window(streams: Mapping[str, Stream], checkpoint: Checkpoint) -> None:
-    """Refuse rows that are longer, answer included, than the model's window; only its tokenizer is loaded.
-
-    Errors: the first such row.
-    """
+    """Check that all rows with their answers fit in the model's window. Only the tokenizer is loaded. Errors: the first that does not."""
     reader = read_tokenizer(checkpoint)
     for part in (part for stream in streams.values() for part in stream.parts):
-        if isinstance(part.source, Shortened):  # cut to what was asked for, which `cut_to` has checked
+        if isinstance(part.source, Shortened):  # already cut to --longest, which `cut_to` has checked
             continue
         rows = [part.source.rows[i] for i in part.picked or ()]
         heads = prompt_ids(reader, [row[0] for row in rows])
@@ -311,9 +307,9 @@ def check_window(streams: Mapping[str, Stream], checkpoint: Checkpoint) -> None:
 
 
 def cut_to(streams: Mapping[str, Stream], longest: int, checkpoint: Checkpoint) -> tuple[dict[str, Stream], list[str]]:
-    """The streams with every example cut to `longest` tokens, and a line on what was cut of each file.
+    """(the streams with each example cut to `longest` tokens, a line for each file on what was cut).
 
-    Errors: more tokens than the model's window.
+    Errors: `longest` is more than the model's window.
     """
     window = checkpoint.window
     if window is not None and longest > window:
@@ -330,16 +326,16 @@ def cut_to(streams: Mapping[str, Stream], longest: int, checkpoint: Checkpoint) 
 
 
 def check_adapter(stage: Stage, checkpoint: Checkpoint) -> None:
-    """Refuse to continue the adapter of a model that no stage with an adapter has left, before anything is loaded."""
+    """Called before anything is loaded. Errors: the stage continues an adapter (--continued), and the model has none beside it."""
     wanted = stage.adapter is not None and stage.adapter.continued
     if wanted and checkpoint.adapter is not None:
         raise TiterError(
-            f"--continued trains on the adapter that Titer keeps beside a merged model, and {checkpoint.label} is an adapter itself",
-            next_step="leave out --continued: a fresh adapter is trained on the merged weights.",
+            f"--continued needs the adapter that Titer keeps beside a merged model, and {checkpoint.label} is an adapter itself",
+            next_step="leave out --continued; then a fresh adapter is trained on the merged weights.",
         )
     if wanted and adapter_beside(checkpoint.path) is None:
         raise TiterError(
-            f"--continued trains an adapter on, and {checkpoint.label} has none beside it",
+            f"--continued goes on training the model's adapter, and {checkpoint.label} has none beside it",
             expected="a model that titer align or titer finetune made with --lora",
             next_step="leave out --continued for a fresh adapter.",
         )

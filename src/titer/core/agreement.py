@@ -1,8 +1,8 @@
 """Agreement of two raters, a rater's errors against the truth, and rates corrected for these errors.
 
 Sources: kappa: Cohen 1960; its variance: Fleiss, Cohen and Everitt 1969 (large samples, kappa not 0). Rates: Wilson 1927.
-Corrected rate: Rogan and Gladen 1978; its interval: Lang and Reiczigel 2014, eq. 16, which carries the uncertainty of sensitivity
-and specificity too (their variance is the delta method's, so the specificity's term has (1 - rate)^2).
+Corrected rate: Rogan and Gladen 1978; its interval: Lang and Reiczigel 2014, eq. 16, which includes the uncertainty of sensitivity and
+specificity (by the delta method, so the specificity's term has the factor (1 - rate)^2).
 Shapes: `table` (C, C) counts, rows the first rater, columns the second, C categories.
 """
 
@@ -21,11 +21,11 @@ from titer.core.stats import Interval, rate_difference, wilson
 
 Counts = NDArray[np.int64]
 NOTHING = Interval(math.nan, math.nan, math.nan)
-ROUNDING = 1e-12  # variances below are zero
+ROUNDING = 1e-12  # a variance below this counts as zero
 
 
 class Agreement(NamedTuple):
-    """Two raters on `n` inputs that both rated; `left_out` more were not rated by one of them, or by both."""
+    """Two raters on the `n` inputs that both rated. `left_out` counts the inputs that at least one of them did not rate."""
 
     table: Counts
     agreed: Interval
@@ -40,7 +40,7 @@ class Agreement(NamedTuple):
 
 
 class Accuracy(NamedTuple):
-    """A yes-or-no rater against the truth: `hits` of the true cases found, `rejections` of the others told apart."""
+    """A yes-or-no rater against the truth: `hits` of the `positives` were rated yes, `rejections` of the `negatives` were rated no."""
 
     hits: int
     positives: int
@@ -57,7 +57,7 @@ class Accuracy(NamedTuple):
 
 
 class Corrected(NamedTuple):
-    """A rate as it would be without the rater's errors. `reason`: why there is none (NaN), or why its interval says nothing."""
+    """A rate corrected for the rater's errors. `reason`: why there is none (NaN), or why its interval is all of [0, 1]."""
 
     value: float
     low: float
@@ -66,7 +66,7 @@ class Corrected(NamedTuple):
 
 
 def confusion(first: Sequence[str], second: Sequence[str], categories: Sequence[str]) -> Counts:
-    """Counts by category, (C, C). Errors: different lengths, a rating that is no category."""
+    """Counts by category, (C, C). Errors: different lengths; a rating that is none of the categories."""
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} ratings")
     index, size = pd.Index(list(categories), dtype=object), len(categories)
@@ -77,7 +77,7 @@ def confusion(first: Sequence[str], second: Sequence[str], categories: Sequence[
 
 
 def agreement(first: Sequence[str], second: Sequence[str], categories: Sequence[str], unrated: Sequence[str] = ()) -> Agreement:
-    """Percent agreement and kappa over `categories`. What one of them rated `unrated` is left out, and counted."""
+    """The share of agreement and kappa, over `categories`. Inputs that one of the two rated `unrated` are left out and counted."""
     both = confusion(first, second, [*categories, *unrated])
     table = both[: len(categories), : len(categories)]
     n = int(table.sum())
@@ -85,17 +85,17 @@ def agreement(first: Sequence[str], second: Sequence[str], categories: Sequence[
 
 
 def kappa(table: ArrayLike, level: float = 0.95) -> Interval:
-    """Cohen's kappa: (agreed - by chance) / (1 - by chance). NaN for no input, and where both know one and the same category (0/0).
+    """Cohen's kappa: (agreed - by chance) / (1 - by chance). NaN without inputs, or if both raters used one and the same category (0/0).
 
-    The interval is the estimate's, normal, cut to [-1, 1]. Where its variance is zero (full agreement, one rater constant)
-    Wilson's interval of the share agreed stands in, at the same agreement by chance.
+    The interval is the normal one of the estimate, cut to [-1, 1]. If the variance is zero (full agreement, or a constant rater), it is
+    Wilson's interval of the share of agreement, converted to kappa with the same agreement by chance.
     """
     counts = np.asarray(table, dtype=np.int64)
     n = int(counts.sum())
     if n == 0 or int(counts.sum(0) @ counts.sum(1)) == n * n:
         return NOTHING
     p = counts / n
-    row, column, agreed = p.sum(1), p.sum(0), np.diag(p)
+    row, column, agreed = p.sum(1), p.sum(0), np.diag(p)  # shares of each category by rater, and of agreement
     chance = float(row @ column)
     value = (float(agreed.sum()) - chance) / (1 - chance)
     off = p - np.diag(agreed)
@@ -112,7 +112,7 @@ def kappa(table: ArrayLike, level: float = 0.95) -> Interval:
 
 
 def accuracy(said: ArrayLike, true: ArrayLike) -> Accuracy:
-    """Yes-or-no ratings against the truth, (n,) each."""
+    """A rater's yes-or-no ratings against the truth, both (n,). Errors: different lengths."""
     yes, truth = np.asarray(said, dtype=bool), np.asarray(true, dtype=bool)
     if yes.shape != truth.shape:
         raise ValueError(f"{yes.size} ratings of {truth.size} inputs")
@@ -120,17 +120,17 @@ def accuracy(said: ArrayLike, true: ArrayLike) -> Accuracy:
 
 
 def corrected_rate(count: int, n: int, rater: Accuracy, level: float = 0.95) -> Corrected:
-    """The true rate behind `count` of `n` as rated: (rate + specificity - 1) / (sensitivity + specificity - 1), cut to [0, 1].
+    """The true rate, if `count` of `n` were rated yes: (rate + specificity - 1) / (sensitivity + specificity - 1), cut to [0, 1].
 
-    The errors were measured on other inputs, and are taken to be the same here. NaN with the reason where sensitivity +
-    specificity <= 1; the whole of [0, 1] where the inputs do not show that they exceed 1.
+    The rater's errors were measured on other inputs and are assumed to be the same here. It is NaN, with a reason, if sensitivity +
+    specificity <= 1. The interval is all of [0, 1] if those inputs do not show that the sum exceeds 1.
     """
     if reason := _unknown(n, rater):
         return Corrected(math.nan, math.nan, math.nan, reason)
     specificity = rater.rejections / rater.negatives
     value = _cut((count / n + specificity - 1) / (rater.hits / rater.positives + specificity - 1))
     z = float(stats.norm.ppf(0.5 + level / 2))
-    # Agresti and Coull's additions: z^2 inputs to the sample, two to each of the others
+    # Agresti and Coull's additions: z^2 inputs to the sample, two to each of the rater's samples
     rate, size = (count + z * z / 2) / (n + z * z), n + z * z
     se, sp = (rater.hits + 1) / (rater.positives + 2), (rater.rejections + 1) / (rater.negatives + 2)
     shown = rate_difference((rater.hits, rater.positives), (rater.negatives - rater.rejections, rater.negatives), level)

@@ -1,4 +1,4 @@
-"""When does an attack break a model? The first judged step at which a rate crosses a level, known only to lie between two.
+"""When does an attack break a model? At the first step at which a rate crosses a level; it is known only to lie between two judged steps.
 
 The model is judged at steps s_0 < s_1 < ... (s_0 = 0: before the attack). The break point t is censored by them:
 after < t <= by; never within the attack: t > the last judged step; crossed at the first judged step already: t <= it, and at
@@ -21,7 +21,7 @@ from titer.core.stats import wilson
 
 
 class Span(NamedTuple):
-    """Bounds of a number; `high` is infinity where nothing bounds it."""
+    """Lower and upper bound of a number; `high` may be infinity."""
 
     low: float
     high: float
@@ -33,7 +33,7 @@ class Span(NamedTuple):
 
 
 class BreakPoint(Record):
-    """The gap between two judged steps in which a curve first crossed a level. Printed: 40-80, > 320, <= 5, 0."""
+    """The gap between two judged steps in which a curve first crosses a level. It is printed as 40-80, > 320, <= 5 or 0."""
 
     after: int | None = Field(ge=0, description="last judged step before the crossing; none if the first judged step had crossed")
     by: int | None = Field(ge=0, description="first judged step that had crossed; none if no step had")
@@ -56,26 +56,29 @@ class BreakPoint(Record):
 
     @property
     def span(self) -> Span:
-        """(last step before, first at); (last judged, infinity) if never; from 0 where the first judged step had crossed."""
+        """(last judged step before the crossing, first at or after it); (last judged step, infinity) if the curve never crosses.
+
+        If the first judged step is already beyond the level, the lower bound is 0.
+        """
         return Span(float(self.after or 0), math.inf if self.by is None else float(self.by))
 
     @property
     def note(self) -> str:
-        """What a reader must know of it; "" if nothing."""
+        """A remark for the reader, or ""."""
         return "the interval of the rate at the crossing holds the level" if self.unsure else ""
 
 
 def break_point(
     steps: Sequence[int], rates: Sequence[float], level: float = 0.5, falling: bool = False, n: int | Sequence[int] | None = None
 ) -> BreakPoint:
-    """Where a rate first rises to `level` or above (compliance), or with `falling` first falls below it (refusal).
+    """Where a rate first is at `level` or above (compliance) or, with `falling`, first is below it (refusal).
 
     Steps in any order, each once; a step whose rate is NaN was not judged. `n`, the requests behind each rate (or behind all):
     the crossing is marked unsure where its Wilson interval holds the level. Errors: no judged step, one judged
     twice, a step that is no whole number.
     """
     if any(step != int(step) for step in steps):
-        raise TiterError("break point: a step that is no whole number", expected="steps of the attack (or examples), not epochs")
+        raise TiterError("break point: a step is not a whole number", expected="steps of the attack (or numbers of examples), not epochs")
     sizes = [n or 0] * len(steps) if n is None or isinstance(n, int) else list(n)
     curve = sorted(
         (int(step), float(rate), int(size)) for step, rate, size in zip(steps, rates, sizes, strict=True) if not math.isnan(rate)
@@ -83,7 +86,7 @@ def break_point(
     twice = [a[0] for a, b in itertools.pairwise(curve) if a[0] == b[0]]
     if not curve or twice:
         what = f"step {twice[0]} is judged twice" if twice else "no judged step"
-        raise TiterError(f"break point: {what}", expected="one rate a judged step, step 0 (before the attack) among them")
+        raise TiterError(f"break point: {what}", expected="one rate for each judged step, with step 0 (before the attack) among them")
     first = next((k for k, (_, rate, _) in enumerate(curve) if (rate < level if falling else rate >= level)), None)
     if first is None:
         return BreakPoint(after=curve[-1][0], by=None)
@@ -94,7 +97,7 @@ def break_point(
 
 
 def order(first: BreakPoint, second: BreakPoint) -> str:
-    """Whether `first` broke "later" or "earlier" than `second`; "undecided" where their gaps meet or both never broke."""
+    """Whether `first` broke "later" or "earlier" than `second`; "undecided" if their gaps overlap or neither broke."""
     for told, a, b in (("later", first, second), ("earlier", second, first)):
         if a.after is not None and b.by is not None and a.after >= b.by:  # t_a > a.after >= b.by >= t_b
             return told
@@ -108,7 +111,7 @@ def median(points: Sequence[BreakPoint]) -> Span:
     confidence interval, which three seeds do not give. Errors: no point.
     """
     if not points:
-        raise TiterError("the median of no break point", expected="one a seed")
+        raise TiterError("the median of no break points", expected="one break point for each seed")
     lows, highs = (sorted(ends) for ends in zip(*(point.span for point in points), strict=True))
     middle = (len(points) - 1) // 2, len(points) // 2
     return Span(sum(lows[k] for k in middle) / 2, sum(highs[k] for k in middle) / 2)

@@ -1,9 +1,10 @@
-"""A claim: one statistic declared beforehand, as effect minus control, with a margin and a verdict.
+"""A claim: one statistic that is declared before any number is seen, as effect minus control, with a margin and a verdict.
 
-Supported if the 95 % interval lies wholly above the margin, not supported if wholly below, else inconclusive. The unit is a base: an
-independently pretrained model of a world (a seed). The interval is Student's over one world's bases, or over the means of several
-worlds; a single base has none, for rounding alone moves a trained base further than its inputs say. With fewer than three worlds
-the verdict is provisional. A precondition that fails makes the claim not testable.
+The claim is supported if the statistic's whole 95 % interval is above the margin, not supported if it is all below, else inconclusive. The
+unit of observation is a base: an independently pretrained model of a world (a seed). The interval is Student's t interval over one
+world's bases, or over the means of several worlds. A single base has no interval, since rounding alone moves a trained base further than
+an interval over its inputs would show. With fewer than three worlds the verdict is provisional. If a precondition fails, the claim is
+not testable.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ UNMADE = "the statistic is not a number on every base"
 
 
 class Control(Record):
-    """What the effect is measured against: its name and its value in the statistic's own unit."""
+    """What the effect is compared with: its name, and its value in the statistic's unit."""
 
     name: str
     value: float | None
 
 
 class Claim(Record):
-    """One claim as it stands in claims.json; `value` is effect minus control."""
+    """One claim as in claims.json; `value` is effect minus control."""
 
     name: str
     statement: str
@@ -55,7 +56,7 @@ class Claim(Record):
 
 
 class Statement(Record):
-    """What is declared before any number is seen."""
+    """The part of a claim that is declared before any number is seen."""
 
     name: str
     statement: str
@@ -67,7 +68,7 @@ class Statement(Record):
 
 
 def decide(interval: Interval, margin: float) -> Verdict:
-    """The verdict of an interval against a margin; an interval that is not finite decides nothing."""
+    """The verdict of an interval against a margin. An interval that is not finite is inconclusive."""
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return "inconclusive"
     if interval.low > margin:
@@ -76,7 +77,7 @@ def decide(interval: Interval, margin: float) -> Verdict:
 
 
 def settle(stated: Statement, worlds: Mapping[int, Sequence[float]], control: float, failed: str = "", note: str = "") -> Claim:
-    """Judge a statement by effect minus control of every base, world (seed) by world (`stats.over_bases`).
+    """Decide a statement. `worlds`: seed -> effect minus control for each base of that world (as in `stats.over_bases`).
 
     `failed` names a precondition that does not hold; `note` is added to the reason.
     """
@@ -99,7 +100,7 @@ def settle(stated: Statement, worlds: Mapping[int, Sequence[float]], control: fl
 
 
 def _made(worlds: Mapping[int, Sequence[float]], spread: float) -> str:
-    """Over what the interval is, and how far bases of one world lie apart."""
+    """In words: what the interval is taken over, and how much the bases of one world differ."""
     counts = sorted({len(bases) for bases in worlds.values()})
     if counts[-1] < 2:
         return f"Over {len(worlds)} worlds, one base each" if len(worlds) > 1 else ""

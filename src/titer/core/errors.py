@@ -1,4 +1,4 @@
-"""The one error a user sees: what was given, what was expected, the nearest name, what to do next."""
+"""TiterError, the one error that users see: what was given, what was expected, the nearest name, what to do next."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NoReturn
 
 
 class TiterError(Exception):
-    """A mistake or an obstacle that its reader can mend.
+    """A mistake or an obstacle that the reader can do something about.
 
-    Each gives `expected` or `next_step`: where what to give instead is said plainly, that is the next step.
-    `status` is the exit status of the command line: 2 for wrong input, 1 for a run that failed.
+    `what`: what was given or what went wrong. Each error has `expected` or `next_step`; a clear `expected` is enough of a next step.
+    `status`: the exit status of the command line, 2 for wrong input and 1 for a run that failed.
     """
 
     def __init__(self, what: str, *, expected: str = "", next_step: str = "", status: int = 2) -> None:
@@ -25,19 +25,19 @@ class TiterError(Exception):
 
 
 def ended(sentence: str) -> str:
-    """The sentence with one stop at its end; a question or an example keeps its own end."""
+    """The sentence with one full stop at its end. A question, or a text of several lines, keeps its end."""
     text = sentence.rstrip()
     return text if text.endswith("?") or "\n" in text else text.rstrip(".") + "."
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The known name closest to `name`, or "" when none is close."""
+    """The known name closest to `name`, or "" if none is close."""
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return found[0] if found else ""
 
 
 def unknown(noun: str, name: str, names: Iterable[str], next_step: str = "") -> NoReturn:
-    """Raise for a name that is not among `names`, with the nearest one."""
+    """Raise the TiterError for a name that is not among `names`; the message gives the nearest one."""
     known = sorted(names)
     close = nearest(name, known)
     hint = f"did you mean {close!r}? " if close else ""
@@ -49,9 +49,9 @@ def unknown(noun: str, name: str, names: Iterable[str], next_step: str = "") -> 
 
 
 def visible(text: str, limit: int = 400) -> str:
-    """`text` with control codes spelt out, so that a terminal or a page shows them and obeys none.
+    """`text` with control characters as escapes, so that a terminal or a page shows them instead of obeying them.
 
-    Newlines and tabs are spelt too; the result has at most `limit` characters.
+    Newlines and tabs are escaped too. The result has at most `limit` characters.
     """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
     return shown[: limit - 1] + "…" if len(text) > limit or len(shown) > limit else shown

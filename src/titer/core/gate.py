@@ -1,8 +1,8 @@
-"""A limit on what tuning may do, decided by an interval; and what a number of prompts can show of it, before any is asked. L0.
+"""Limits on what a tuning may change, decided by an interval; and how many prompts are needed to decide, before any is asked. L0.
 
-A limit passes or fails where the whole interval lies on one side of it; between, the prompts cannot resolve it. Power is exact:
-every table of pairs is weighed by its probability (a trinomial: gained, lost, kept) and given the interval that decides.
-Rates and changes are shares here, from -1 to 1; a limit is worded in points, or in its measure's own unit.
+A limit passes or fails if the whole interval is on one side of it; otherwise the prompts cannot resolve it. The power is computed
+exactly: each possible table of pairs (gained, lost, kept) has its trinomial probability, and is given the same interval that decides.
+Rates and changes are shares here, from -1 to 1. A limit is written in percentage points, or in its measure's own unit.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ from titer.core.errors import TiterError, visible
 from titer.core.stats import Interval, paired_ends, wilson
 
 Decided = Literal["pass", "fail", "cannot resolve"]
-STATUS: dict[Decided, int] = {"fail": 3, "cannot resolve": 4, "pass": 0}  # exit statuses, the worst first
+STATUS: dict[Decided, int] = {"fail": 3, "cannot resolve": 4, "pass": 0}  # exit statuses, from the worst
 POWER = 0.8
-FLIPS = 0.05  # of the prompts change their outcome besides, half of them each way: assumed
-TAILS = 9.0  # standard deviations beyond which counts weigh nothing
+FLIPS = 0.05  # assumed share of prompts whose outcome changes anyway, half of them in each direction
+TAILS = 9.0  # standard deviations; counts further out are left out
 FORM = re.compile(r"([^<>]+?)\s+(?:(drops|rises)\s+(?:by\s+)?)?([<>])\s*(\d+(?:\.\d+)?)\s*(?:points?|%)?")
 
 
 def plain(name: str) -> str:
-    """A name as limits write it: small letters, digits, underscores."""
+    """A measure's name as written in limits: small letters, digits and underscores."""
     return re.sub(r"\W+", "_", name.lower()).strip("_")
 
 
 @dataclass(frozen=True)
 class Limit:
-    """`text` fails where what `name` is (`move` "") or how far it drops or rises lies above `at` (or below, if not `above`)."""
+    """The limit written as `text`: it fails if the measure `name` is above `at` (below, if not `above`).
+
+    With `move` "drops" or "rises", the measure is how far `name` drops or rises.
+    """
 
     text: str
     name: str
@@ -43,18 +46,18 @@ class Limit:
     at: float
 
     def decided(self, measured: Interval) -> Decided:
-        """By the interval of the value or the change, after minus before, in the limit's unit. NaN resolves nothing."""
+        """The decision by an interval of the value, or of the change (after minus before), in the limit's unit. NaN resolves nothing."""
         low, high = (-measured.high, -measured.low) if self.move == "drops" else (measured.low, measured.high)
         bad, good = (low > self.at, high <= self.at) if self.above else (high < self.at, low >= self.at)
         return "fail" if bad else "pass" if good else "cannot resolve"
 
 
 def limit(text: str) -> Limit:
-    """Errors: not NAME [drops|rises] < or > NUMBER."""
+    """Read a limit. Errors: the text is not NAME [drops|rises] < or > NUMBER."""
     found = FORM.fullmatch(text.strip())
     if found is None:
         raise TiterError(
-            f"--fail-if {visible(text, 80)!r}",
+            f"--fail-if {visible(text, 80)!r} is not a limit",
             expected="NAME drops > POINTS, NAME rises > POINTS, NAME > POINTS or NAME < POINTS, as in 'unsafe_refused drops > 5'",
         )
     name, move, sign, at = found.groups()
@@ -63,15 +66,21 @@ def limit(text: str) -> Limit:
 
 
 class Shown(NamedTuple):
-    """What a limit's prompts can do: the least true value that fails in 80 % of audits (NaN: none does), how often no change passes."""
+    """What a number of prompts can show of a limit.
+
+    `least`: the smallest true value that fails in 80 % of audits (NaN: none does). `passes`: how often an audit passes if nothing changed.
+    """
 
     least: float
     passes: float
 
 
 def power(total: int, change: float, holds: Callable[[np.ndarray, np.ndarray], np.ndarray], flips: float = FLIPS) -> float:
-    """P(the interval (low, high) of the change `holds`) over `total` prompts, of which a share `change` more gain than lose the
-    outcome, and `flips` change it both ways besides."""
+    """The probability that the interval (low, high) of the measured change satisfies `holds`.
+
+    Of `total` prompts, the share that gains the outcome exceeds the share that loses it by `change`; a share `flips` changes it anyway,
+    half of it in each direction.
+    """
     moved = min(flips, 1 - abs(change)) / 2
     gain, lose = moved + max(change, 0.0), moved + max(-change, 0.0)
     gained = _around(total, gain)[:, None]
@@ -82,18 +91,18 @@ def power(total: int, change: float, holds: Callable[[np.ndarray, np.ndarray], n
 
 
 def _around(total: int, rate: float) -> np.ndarray:
-    """Counts that weigh anything."""
+    """The counts whose probability is not negligible."""
     spread = TAILS * math.sqrt(total * rate * (1 - rate)) + TAILS
     return np.arange(max(0, math.floor(total * rate - spread)), min(total, math.ceil(total * rate + spread)) + 1)
 
 
 def least_change(total: int, beyond: float = 0.0, wanted: float = POWER) -> float:
-    """The smallest true change that `total` paired prompts show to exceed `beyond` with the power `wanted`; NaN where none does."""
+    """The smallest true change that `total` paired prompts show to exceed `beyond`, with power `wanted`; NaN if there is none."""
     return _least(lambda change: power(total, change, lambda low, _: low > beyond), beyond, 1.0, wanted)
 
 
 def least_rate(total: int, at: float, above: bool, wanted: float = POWER) -> float:
-    """The rate nearest to `at` that `total` prompts show to lie above it (or below) with the power `wanted`; NaN where none does."""
+    """The rate nearest to `at` that `total` prompts show to be above it (or below), with power `wanted`; NaN if there is none."""
     ends = [wilson(count, total) for count in range(total + 1)]
     bad = np.array([one.low > at if above else one.high < at for one in ends])
 
@@ -106,7 +115,7 @@ def least_rate(total: int, at: float, above: bool, wanted: float = POWER) -> flo
 
 
 def _least(found: Callable[[float], float], low: float, high: float, wanted: float) -> float:
-    """The least argument, to 1e-4, from which a rising function exceeds `wanted`; NaN where none does."""
+    """The smallest argument, to within 1e-4, at which a rising function reaches `wanted`; NaN if it does not reach it by `high`."""
     if found(high) < wanted:
         return math.nan
     while high - low > 1e-4:
@@ -116,7 +125,7 @@ def _least(found: Callable[[float], float], low: float, high: float, wanted: flo
 
 
 def prompts_for(resolution: float, most: int, wanted: float = POWER) -> int:
-    """The fewest prompts, at most `most`, that show a true change of `resolution` with the power `wanted`."""
+    """The smallest number of prompts, at most `most`, that shows a true change of `resolution` with power `wanted`."""
     low, high = 0, most
     while high - low > 1:
         middle = (low + high) // 2
@@ -125,7 +134,7 @@ def prompts_for(resolution: float, most: int, wanted: float = POWER) -> int:
 
 
 def shown(asked: Limit, total: int) -> Shown:
-    """What `total` prompts can show of a limit on a rate, in points."""
+    """What `total` prompts can show of a limit on a rate, in percentage points."""
     at = asked.at / 100
     if not asked.move:
         return Shown(100 * least_rate(total, at, asked.above), math.nan)

@@ -1,8 +1,8 @@
-"""What a folder of runs holds, and how much of it may go. L0.
+"""What a folder of runs holds, and how to delete parts of it. L0.
 
-Everything there can be made again by the command that made it, so taking a piece away loses time alone; a trained model (`stages`)
-loses most. What another process works on is left. A piece goes by one rename and then file by file: a killed call leaves rubbish that
-no one takes for a piece, and that the next call removes.
+Every piece can be made again by the command that made it, so deleting a piece costs only time; a trained model (`stages`) costs most. A
+piece that another process is using is not deleted. A piece is first renamed, then deleted file by file: what a killed call leaves is not
+mistaken for a piece, and the next call removes it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from titer.core.run import gone
 
 KEY = re.compile(r"[0-9a-f]{8,64}")
 UNFINISHED = "unfinished"
-REPLIES = "replies"  # of judges that ask another model: one small file each, two folders deep
+REPLIES = "replies"  # replies of judges' models: one small file each, two folders deep
 TRASH = ".gone"
 DAY = 86400.0
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One artefact: where it is, what it is, its bytes, when it was made; `state` is "", "unfinished" or "weights deleted"."""
+    """A stored artefact. `about`: a few words on it; `size`: bytes; `made`: seconds; `state`: "", "unfinished" or "weights deleted"."""
 
     kind: str
     key: str
@@ -40,14 +40,14 @@ class Piece:
     state: str
 
     def named(self, word: str) -> bool:
-        """Whether a word of the command line means it: its kind, its state, or the beginning of its key."""
+        """Whether a word of the command line names this piece: its kind, its state, or at least six digits of its key's beginning."""
         own = self.state == UNFINISHED and word == UNFINISHED
         return own or (word == self.kind and self.state != UNFINISHED) or (len(word) >= 6 and self.key.startswith(word))
 
 
 @dataclass(frozen=True)
 class Page:
-    """A report: its folder's name, its answer in a sentence, its bytes."""
+    """A report: its folder's name, its finding in a sentence, its size in bytes."""
 
     name: str
     answer: str
@@ -55,7 +55,7 @@ class Page:
 
 
 def pieces(root: Path) -> list[Piece]:
-    """Every artefact under a folder of runs, the largest first. Errors: no such folder."""
+    """All artefacts in a folder of runs, from the largest. Errors: there is no such folder."""
     if not root.is_dir():
         raise TiterError(f"no folder of runs at {visible(str(root), 120)!r}", next_step="give the folder with --runs DIR.")
     return sorted(_pieces(root), key=lambda piece: -piece.size)
@@ -73,7 +73,7 @@ def _pieces(root: Path) -> Iterator[Piece]:
 
 
 def pages(root: Path) -> list[Page]:
-    """Every report under a folder of runs."""
+    """All reports in a folder of runs."""
     found = []
     for page in sorted(root.glob("*/report.html")):
         try:
@@ -86,7 +86,7 @@ def pages(root: Path) -> list[Page]:
 
 
 def chosen(held: Sequence[Piece], words: Sequence[str], days: float = 0.0) -> list[Piece]:
-    """The pieces that the words mean and that are older than some days. Errors: a word that means none, but UNFINISHED."""
+    """The pieces that the words name and that are older than `days`. Errors: a word that names no piece (`unfinished` may)."""
     for word in words:
         if word != UNFINISHED and not any(piece.named(word) for piece in held):
             unknown("kind or key", word, {piece.kind for piece in held} | {UNFINISHED}, next_step="titer runs lists what is there.")
@@ -95,7 +95,7 @@ def chosen(held: Sequence[Piece], words: Sequence[str], days: float = 0.0) -> li
 
 
 def prune(doomed: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
-    """(taken away, left because another process works on them)."""
+    """Delete pieces. Returns (the deleted ones, those left because another process is using them)."""
     went, left = [], []
     for piece in doomed:
         rubbish = piece.folder if piece.folder.name.endswith(TRASH) else piece.folder.with_name(f"{piece.key}{TRASH}")
@@ -108,17 +108,17 @@ def prune(doomed: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
             went.append(piece)
         except Timeout:
             left.append(piece)
-        except FileNotFoundError:  # another process took it away
+        except FileNotFoundError:  # another process deleted it
             continue
     return went, left
 
 
 def _about(folder: Path) -> str:
-    """What a piece's inputs say of it in a few words."""
+    """A few words on a piece, from its inputs; "" if they have none."""
     try:
         inputs = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
         told = inputs["stage"]["name"] if "stage" in inputs else inputs.get("probe", inputs.get("study", ""))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of another version
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # written by another version
         return ""
     return visible(str(told[0] if isinstance(told, list) and told else told), 60)
 

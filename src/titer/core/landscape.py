@@ -46,14 +46,14 @@ class Visage(NamedTuple):
 
 
 def basin(a: Sequence[float], values: Sequence[float], tolerance: float) -> Basin:
-    """The basin of a curve, in any order of points. A NaN (nothing could be measured there) ends it as the grid's end does.
+    """The basin of a curve, whose points may be in any order. A NaN (nothing could be measured there) ends it, as the grid's end does.
 
     Errors: no point at 0, or nothing measured there.
     """
     places, curve = _sorted(a, values)
     at = np.flatnonzero(places == 0)
     if not at.size or math.isnan(curve[at[0]]):
-        raise TiterError("a curve without a measured point at 0 has no basin", expected="a grid that holds a = 0")
+        raise TiterError("a curve without a measured point at a = 0 has no basin", expected="a grid with a = 0")
     centre = int(at[0])
     right = _end(places[centre:], curve[centre:], tolerance)
     left = _end(-places[centre::-1], curve[centre::-1], tolerance)
@@ -62,7 +62,7 @@ def basin(a: Sequence[float], values: Sequence[float], tolerance: float) -> Basi
 
 
 def _end(places: NDArray[np.float64], curve: NDArray[np.float64], tolerance: float) -> tuple[float, float, float]:
-    """(where the line leaves the tolerance, last point inside, first point outside), walking away from the first point."""
+    """(where the line leaves the tolerance, the last point inside, the first point outside), going away from the first point."""
     away = np.abs(curve - curve[0])
     outside = np.flatnonzero(~(away <= tolerance + ROUNDING))  # a NaN is not inside
     if not outside.size:
@@ -108,7 +108,7 @@ def _percent(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float6
     given: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
     s: NDArray[np.float64] = given[~np.isnan(given)]
     if ((s < 0) | (s > S_MAX)).any():
-        raise TiterError("an attack's success outside 0 to 100", expected="per cent")
+        raise TiterError("an attack's success is outside 0 to 100", expected="a value in per cent")
     return s
 
 

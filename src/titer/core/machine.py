@@ -1,6 +1,6 @@
-"""What this machine can do, for `titer doctor`: cores, memory, disk, GPU, and which optional packages are there.
+"""What this machine has, for `titer doctor`: cores, memory, disk, GPU, and which optional packages are installed.
 
-Nothing here opens a connection, and no place or name of the machine is told.
+Nothing here opens a connection. The output has no path and no name of the machine.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def hardware(places: Sequence[tuple[str, Path]]) -> list[Fact]:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of memory (all, free) that this process may use: a container's limit counts where it is the smaller."""
+    """(total, free) bytes of memory that this process may use; a container's limit counts if it is smaller."""
     state = psutil.virtual_memory()
     limits = [int(file.read_text()) for file in CGROUP if file.is_file() and file.read_text().strip().isdigit()]
     limit = min([state.total, *limits])
@@ -65,18 +65,18 @@ def memory() -> tuple[int, int]:
 
 
 def fitting(free: int, width: int) -> float:
-    """Parameters of the largest model that can be audited in `free` bytes, at `width` bytes a weight."""
+    """The number of parameters of the largest model that can be audited in `free` bytes, with `width` bytes for each weight."""
     return free / (NEEDED * width)
 
 
 def count(parameters: float) -> str:
-    """A number of parameters to two digits: 640 M, 3.3 B."""
+    """A number of parameters, to two digits: 640 M, 3.3 B."""
     rounded = float(f"{parameters:.2g}")
     return f"{rounded / 1e9:g} B" if rounded >= 1e9 else f"{rounded / 1e6:g} M"
 
 
 def extras() -> list[Fact]:
-    """The optional packages: their versions, or the command that installs what is missing."""
+    """The optional packages: their versions, or the command that installs a missing one."""
     found = []
     for name, (packages, use) in EXTRAS.items():
         versions = {package: version(package) for package in packages}
@@ -89,7 +89,7 @@ def extras() -> list[Fact]:
 
 
 def version(package: str) -> str:
-    """The installed version, "" where there is none."""
+    """The installed version, or ""."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -97,7 +97,7 @@ def version(package: str) -> str:
 
 
 def _free(folder: Path) -> int:
-    """Free bytes where a folder is, or will be."""
+    """Free bytes on the disk where a folder is or will be."""
     standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     return shutil.disk_usage(standing).free
 

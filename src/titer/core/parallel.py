@@ -1,7 +1,7 @@
-"""Where independent pieces of work are made: in this process, in processes of this machine, or on a cluster (ray_cluster.py).
+"""Where independent pieces of work run: in this process, in several processes of this machine, or on a cluster (ray_cluster.py).
 
-Small models leave a core idle when they train on two threads; two trainings at once do not. Every piece is an artefact of
-the store, so whatever is made elsewhere is found afterwards, and nothing depends on how many places made it.
+A small model that trains on two threads leaves cores idle; two trainings at once do not. Each piece is an artefact of the store, so
+whatever another place makes is found afterwards, and results do not depend on the number of places.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Progress = Callable[[int, int], None]
 
 
 class Work(NamedTuple):
-    """A piece: `make(root)` keeps what it makes in the store at `root`, where it finds what was made before.
+    """A piece of work. `make(root)` stores its results in the store at `root`, where it also finds earlier results.
 
-    `needs` are the artefacts (kind, key) that it reads, for places that do not see that folder; None: it reads files beside them.
+    `needs`: the artefacts (kind, key) that it reads, for places that do not see the folder. None: it also reads other files.
     """
 
     make: Callable[[Path], None]
@@ -32,43 +32,43 @@ class Work(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A piece that is made, or why it is not; the ticket is what `submit` gave."""
+    """A piece that has ended: its ticket, as returned by `submit`, and the error if it failed."""
 
     ticket: Hashable
     error: BaseException | None = None
 
 
 class LostError(Exception):
-    """A piece whose place went away: a killed process, a lost node, no memory. It may be begun again, and goes on where it was."""
+    """The place of a piece was lost: a killed process, a lost node, no memory. The piece may be started again and goes on where it was."""
 
 
 class Places(Protocol):
-    """Where pieces are made."""
+    """Where pieces run: `Here`, `Processes`, or a `Cluster`."""
 
     @property
     def count(self) -> int:
-        """How many at once."""
+        """How many pieces run at once."""
 
     @property
     def told(self) -> str:
-        """What they are, in words."""
+        """A description in words."""
 
     @property
     def alone(self) -> bool:
-        """Whether this process makes a piece beside which no other can run, with all of its threads."""
+        """Whether pieces that need the whole machine can run in this process, with all of its threads."""
 
     def submit(self, work: Work) -> Hashable:
-        """Have a piece made."""
+        """Start a piece; returns its ticket."""
 
     def ended(self) -> list[Ended]:
-        """Those of the pieces that ended since, at least one."""
+        """Wait until a piece has ended; return all that ended since the last call."""
 
     def stop(self, at_once: bool) -> None:
-        """No more pieces; at once: those that are not begun are dropped, and nobody waits for the others."""
+        """End the places. `at_once`: drop pieces that have not started, and do not wait for the others."""
 
 
 class Here:
-    """This process, one piece at a time, with all of its threads."""
+    """This process: one piece at a time, with all threads."""
 
     count, told, alone = 1, "1", True
 
@@ -79,7 +79,7 @@ class Here:
         ticket, error = object(), None
         try:
             work.make(work.root)
-        except Exception as raised:  # noqa: BLE001  told by `ended`, as of a piece made elsewhere
+        except Exception as raised:  # noqa: BLE001  `ended` reports it, as for a piece that ran elsewhere
             error = raised
         self._ended.append(Ended(ticket, error))
         return ticket
@@ -89,11 +89,11 @@ class Here:
         return done
 
     def stop(self, at_once: bool) -> None:
-        """Nothing runs."""
+        """Do nothing: no piece is running."""
 
 
 class Processes:
-    """Workers of this machine, `threads` each: started when first needed, kept for all pieces of a run."""
+    """Worker processes on this machine, with `threads` threads each. They start when first needed and serve all pieces of a run."""
 
     alone = True
 
@@ -106,7 +106,7 @@ class Processes:
     def submit(self, work: Work) -> Hashable:
         try:
             one = self._workers().submit(work.make, work.root)
-        except BrokenProcessPool:  # a worker died; what it and its siblings were at is told by `ended`
+        except BrokenProcessPool:  # a worker died; `ended` reports the pieces that were lost
             self._pool = None
             one = self._workers().submit(work.make, work.root)
         self._running.add(one)
@@ -133,22 +133,22 @@ def _lost(error: BaseException | None) -> BaseException | None:
 
 
 class Silent:
-    """A reporter of a process that nobody watches."""
+    """A reporter that shows nothing."""
 
     def task(self, text: str) -> Progress:
         return lambda done, of: None
 
     def tell(self, text: str) -> None:
-        """Nothing."""
+        """Show nothing."""
 
 
 def processes() -> int:
-    """One a core; one where a GPU does the work."""
+    """How many processes to use: one for each core, or a single one if there is a GPU."""
     return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _alone(threads: int) -> None:
-    """A worker's start: its threads of computation, and an end with its parent, which may be killed without a word to it."""
+    """Prepare a worker: set its number of threads, and let it end when its parent ends, even if the parent is killed."""
     torch.set_num_threads(threads)
     Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 

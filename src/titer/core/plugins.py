@@ -1,7 +1,7 @@
-"""Plug-ins are files: a method, attack, judge, probe or study is named after its file. No registry.
+"""Plug-ins are files: a method, attack, judge, probe or study has its file's name. There is no registry.
 
-A name is a file of the package, or a path to a .py file of the user's; a large study is a folder, its class in `study.py`. Listing
-runs no code.
+A plug-in is named by a file of the package or by the path of a user's .py file. A large study is a folder with its class in `study.py`.
+Listing plug-ins runs no code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from titer.core.errors import TiterError, unknown, visible
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
-KINDS = {  # and one of each
+KINDS = {  # plural -> singular
     "methods": "method",
     "repairs": "repair",
     "decoders": "decoder",
@@ -35,34 +35,34 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def names(package: str) -> dict[str, str]:
-    """Plug-ins of a sub-package ("methods"): name -> first sentence of its docstring, no import."""
+    """Name -> first line of the docstring, for the plug-ins of a sub-package such as "methods". Nothing is imported."""
     return {name: summary(file) for name, file in _files(package).items()}
 
 
 def _files(package: str) -> dict[str, Path]:
-    """Name -> file of a package's plug-ins, in the names' order."""
+    """Name -> file of a package's plug-ins, sorted by name."""
     folder = PACKAGE / package
     found = {p.stem: p for p in folder.glob("*.py") if p.stem not in ("__init__", "base")}
-    if package == "studies":  # other files stand in that folder too
+    if package == "studies":  # that folder has other files too
         found |= {p.parent.name: p for p in folder.glob("*/study.py")}
         found = {name: p for name, p in found.items() if "(Study):" in p.read_text(encoding="utf-8")}
     return dict(sorted(found.items()))
 
 
 def listed(kind: str | None = None) -> dict[str, dict[str, str]]:
-    """Kind -> name -> first sentence, of one kind of plug-in or of all. Errors: an unknown kind."""
+    """Kind -> name -> first line of the docstring, for one kind of plug-in or for all. Errors: an unknown kind."""
     if kind is not None and kind not in KINDS:
         unknown("kind", kind, KINDS)
     return {one: names(one) for one in ((kind,) if kind else KINDS)}
 
 
 def summary(file: Path) -> str:
-    """First line of a module's docstring."""
+    """The first line of a module's docstring, read without importing the module."""
     return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n")[0]
 
 
 def module(package: str, name: str) -> ModuleType:
-    """The module of a plug-in, by name or by the path of a .py file."""
+    """The module of a plug-in, by its name or by the path of a .py file. Errors: an unknown name; a file that does not load."""
     if name.endswith(".py"):
         return _from_file(Path(name))
     files = _files(package)
@@ -72,12 +72,12 @@ def module(package: str, name: str) -> ModuleType:
 
 
 def plugin(package: str, name: str, base: type[T]) -> type[T]:
-    """The one class of a plug-in's file that derives from `base`."""
+    """The only class of a plug-in's file that derives from `base`. Errors: there is none, or several; an abstract class."""
     return _only(module(package, name), name, base)
 
 
 def beside(package: str, name: str, part: str, base: type[T]) -> type[T] | None:
-    """The class of another file in a plug-in's own folder (a study's `text.py`); None without such a file."""
+    """The class in another file of a plug-in's folder, such as a study's `text.py`; None if there is no such file."""
     if not (PACKAGE / package / name / f"{part}.py").is_file():
         return None
     return _only(importlib.import_module(f"titer.{package}.{name}.{part}"), name, base)
@@ -88,7 +88,9 @@ def _only(loaded: ModuleType, name: str, base: type[T]) -> type[T]:
     if len(found) != 1:
         raise TiterError(f"{visible(name, 80)} defines {len(found)} classes derived from {base.__name__}", expected="exactly one")
     if missing := sorted(getattr(found[0], "__abstractmethods__", ())):
-        raise TiterError(f"{visible(name, 80)}: {found[0].__name__} does not define {', '.join(missing)}", next_step="define them.")
+        raise TiterError(
+            f"{visible(name, 80)}: {found[0].__name__} does not define {', '.join(missing)}", next_step="define what is missing."
+        )
     return found[0]
 
 
@@ -103,11 +105,11 @@ def made(package: str, name: str, base: type[R], settings: Mapping[str, object] 
 
 def _from_file(file: Path) -> ModuleType:
     if not file.is_file():
-        raise TiterError(f"no file {visible(str(file), 120)!r}", expected="a Python file that defines one class")
-    name = f"titer_file_{digest(str(file.resolve()))}.{file.stem}"  # its own: no other module of that stem is touched
+        raise TiterError(f"there is no file {visible(str(file), 120)!r}", expected="a Python file that defines one class")
+    name = f"titer_file_{digest(str(file.resolve()))}.{file.stem}"  # a unique name, so no other module of that name is replaced
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise TiterError(f"{file.name} is no Python module", expected="a .py file")
+        raise TiterError(f"{file.name} cannot be loaded as a Python module", expected="a .py file")
     loaded = importlib.util.module_from_spec(spec)
     sys.modules[name] = loaded  # pydantic resolves annotations through it
     try:
@@ -116,13 +118,13 @@ def _from_file(file: Path) -> ModuleType:
         del sys.modules[name]
         raise TiterError(
             f"{file.name} does not load: {type(error).__name__}: {visible(str(error), 160)}",
-            next_step="mend that file, then run the same command again.",
+            next_step="correct that file, then run the same command again.",
         ) from error
     return loaded
 
 
 def shown(name: str) -> str:
-    """As `describe`, by the name alone; of every kind that has it. Errors: an unknown name, with the nearest."""
+    """`describe` for a name, in every kind that has it. Errors: an unknown name; the message gives the nearest."""
     where = [kind for kind in KINDS if name in names(kind)]
     if not where:
         unknown("name", name, [one for kind in KINDS for one in names(kind)])
@@ -132,7 +134,7 @@ def shown(name: str) -> str:
 
 
 def describe(package: str, name: str) -> str:
-    """A plug-in's docstring and, where it has a record, its settings with their defaults; what a method or a repair reads."""
+    """A plug-in's docstring, its settings with their defaults, and the data and models that it reads."""
     loaded = module(package, name)
     lines, option = [(loaded.__doc__ or "").strip()], "--decoder-set" if package == "decoders" else "--set"
     for record in (kind for kind in _classes(loaded) if issubclass(kind, BaseModel)):
@@ -142,11 +144,11 @@ def describe(package: str, name: str) -> str:
         lines += [""] if hasattr(record, "MODELS") else []
         if hasattr(record, "STREAMS"):
             streams = ", ".join(record.STREAMS)
-            lines += [f"Streams (--stream NAME=FILE; --data is train, or preferred and rejected): {streams or 'none'}"]
+            lines += [f"Streams (--stream NAME=FILE; --data gives train, or preferred and rejected): {streams or 'none'}"]
         if data := getattr(record, "DATA", {}):
             lines += [f"Data (--data FILE): {', '.join(f'{name} ({need})' for name, need in data.items())}"]
         if models := getattr(record, "MODELS", ()):
-            lines += [f"Models it reads (--read ROLE=MODEL): {', '.join(models)}"]
+            lines += [f"Models it needs (--read ROLE=MODEL): {', '.join(models)}"]
         if more := getattr(record, "OPTIONAL", ()):
             lines += [f"Models it may read: {', '.join(more)}"]
         if strength := getattr(record, "STRENGTH", None):

@@ -1,4 +1,4 @@
-"""Several processes that train one model (torchrun, accelerate launch): who this one is, and what the first tells the others. L0.
+"""Several processes that train one model (torchrun, accelerate launch): which one this is, and what the first sends to the others. L0.
 
 Every process runs the same command. The first keeps the store's rules for all: it alone locks, commits and prints; the others hear from it
 whether there is anything to train, train with it, and go on once it is committed.
@@ -25,21 +25,21 @@ def several() -> bool:
 
 
 def first() -> bool:
-    """Whether this process is alone, or speaks for the others."""
+    """Whether this process is alone, or the first of several: the one that prints and writes."""
     return not several() or os.environ["RANK"] == "0"
 
 
 @cache
 def sharded() -> bool:
-    """Whether accelerate's configuration asks for FSDP, which the loop applies itself. Errors: it asks for what the loop does not do."""
+    """Whether accelerate's configuration asks for FSDP, which the loop applies itself. Errors: it asks for something unsupported."""
     for name in ("DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
             raise TiterError(f"accelerate's configuration asks for {name}, which is not supported", expected="DDP or FSDP")
-    return os.environ.pop("ACCELERATE_USE_FSDP", "false") == "true"  # else accelerate wraps the model a second time
+    return os.environ.pop("ACCELERATE_USE_FSDP", "false") == "true"  # otherwise accelerate would wrap the model a second time
 
 
 def told(word: str = "") -> str:
-    """What the first says, in every process: the others wait for it."""
+    """The first process's value, returned in every process; the others wait for it."""
     PartialState(cpu=not torch.cuda.is_available())
     words: list[Any] = [word]
     broadcast_object_list(words, from_process=0)
@@ -47,7 +47,7 @@ def told(word: str = "") -> str:
 
 
 def artefact(keep: Callable[[Callable[[Path], None]], Path], make: Callable[[Path], None]) -> Path:
-    """An artefact that all make together: the first by `keep(make)`, which builds it in a folder if need be, the others in the same one."""
+    """An artefact that all processes make together. The first calls `keep(make)`, which builds it if needed; the others use its folder."""
     if not several():
         return keep(make)
     if not first():

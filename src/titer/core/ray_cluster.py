@@ -1,9 +1,9 @@
-"""Pieces of work on a Ray cluster: one that is started for the run and stopped after it, or one that stands.
+"""Pieces of work on a Ray cluster: one that is started for the run and stopped after it, or one that is already running.
 
-Ray schedules and watches; what a piece makes are artefacts as everywhere. A node that sees the run folder works in it. On one that does
-not, the artefacts that a piece reads are sent, and what it made comes back in chunks that the driver asks for one by one; the driver
-alone commits it, once every file is as its manifest says. What was made on such a node stays there until the run ends well, so a piece
-that is begun again there goes on.
+Ray schedules the pieces and watches them; their results are artefacts of the store, as everywhere. A node that sees the run folder works
+in it. To a node that does not, the artefacts that a piece reads are sent, and its results come back in chunks that the driver requests
+one by one. Only the driver adds them to the store, once each file agrees with the manifest. Results stay on such a node until the run
+ends well, so a piece that is started again there goes on where it was.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from titer.core.errors import TiterError
 from titer.core.parallel import Ended, Here, LostError, Places, Processes, Work
 from titer.core.run import DamagedError, Store, files_under, write_text
 
-CHUNK = 8 * 2**20  # bytes of a file that travel as one object
-MARK = ".ray"  # a file of the run folder with a name of the folder's own: a node that reads it there sees the folder
+CHUNK = 8 * 2**20  # bytes of a file that are sent as one object
+MARK = ".ray"  # a file in the run folder with a random name for it: a node that can read this name sees the folder
 
 
 class File(NamedTuple):
@@ -38,7 +38,7 @@ class File(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a task says: that it lacks what its piece reads; or the node whose own folder holds these files, if not the run folder."""
+    """A task's answer. `lacks`: artefacts that it reads are missing. `node`: the node whose own folder has `files`; "": the run folder."""
 
     lacks: bool = False
     node: str = ""
@@ -46,19 +46,20 @@ class Made(NamedTuple):
 
 
 def places(on: str, cpus: int = 1, gpus: float | None = None) -> Places:
-    """Where `on` says: "processes" of this machine (this one alone, where it has room for one), "ray" (a cluster of this machine,
-    started now), "auto" or "ray://HOST:PORT" (one that stands). A piece gets `cpus` threads and `gpus` of a card.
+    """The places that `on` names; each piece gets `cpus` threads and `gpus` GPUs (or a share of one).
 
-    Errors: another word; Ray is not installed, or not found there; no node is large enough; a share of a card without Ray.
+    "processes": processes of this machine, or this process if there is room for only one. "ray": a cluster on this machine, started now.
+    "auto" or "ray://HOST:PORT": a running cluster. Errors: another word; Ray is not installed, or does not answer; no node is large
+    enough; `gpus` without Ray.
     """
     if on == "processes":
         if gpus is not None:
-            raise TiterError("--piece-gpus shares cards between pieces, which processes do not", next_step="add --on ray.")
+            raise TiterError("--piece-gpus needs Ray, and --on is processes", next_step="add --on ray.")
         count = parallel.processes() // cpus
         return Processes(count, cpus) if count > 1 else Here()
     if on in ("ray", "auto") or on.startswith("ray://"):
         return Cluster(on, cpus, gpus)
-    raise TiterError(f"--on {on!r}", expected="processes, ray, auto, or ray://HOST:PORT")
+    raise TiterError(f"--on {on!r} is not known", expected="processes, ray, auto, or ray://HOST:PORT")
 
 
 class Cluster:
@@ -76,14 +77,14 @@ class Cluster:
         self._sent: dict[tuple[str, str], list[tuple[File, list[Any]]]] = {}
         self._apart: set[str] = set()  # nodes that do not see the run folder
         self._mark = ""
-        for _ in range(120):  # half a second each: nodes that went may be on their way back
+        for _ in range(120):  # wait up to a minute: lost nodes may come back
             if any(node.get("CPU") for node in _nodes()):
                 break
             time.sleep(0.5)
         if not self._room():
             there = _nodes()
             self.stop(at_once=True)
-            raise TiterError(f"no node has {self._asked}", expected=f"--piece-cpus and --piece-gpus within one of {there}")
+            raise TiterError(f"no node has {self._asked}", expected=f"--piece-cpus and --piece-gpus that one node has; the nodes: {there}")
 
     @property
     def _asked(self) -> str:
@@ -95,7 +96,7 @@ class Cluster:
 
     @property
     def count(self) -> int:
-        """As many as the nodes that live have room for; one where they went, for others may come."""
+        """How many pieces the live nodes have room for; at least one, since lost nodes may come back."""
         return max(1, self._room())
 
     @property
@@ -117,7 +118,7 @@ class Cluster:
         self._running[task.remote(work, self._mark, self._threads, sent)] = ticket, work
 
     def _put(self, store: Store, kind: str, key: str) -> list[tuple[File, list[Any]]]:
-        """An artefact's files in the object store, in chunks."""
+        """Put an artefact's files into Ray's object store, in chunks."""
         import ray  # noqa: PLC0415
 
         if (kind, key) not in self._sent:
@@ -149,7 +150,7 @@ class Cluster:
         return found
 
     def _take(self, made: Made, root: Path) -> None:
-        """What a node made in a folder of its own that the run folder lacks; errors of a node that went on the way are Ray's."""
+        """Fetch what a node made in its own folder and the run folder lacks. If the node is lost meanwhile, Ray raises the error."""
         store = Store(root)
         for kind, key in dict.fromkeys((one.kind, one.key) for one in made.files):
             files = [one for one in made.files if (one.kind, one.key) == (kind, key)]
@@ -177,24 +178,26 @@ class Cluster:
 
 
 def _connect(on: str) -> bool:
-    """Whether Ray was started or joined here. A cluster that is started listens on this machine alone, with a key of its own."""
+    """Start or join Ray; False if it was connected before. A started cluster listens on this machine only, with its own key."""
     import ray  # noqa: PLC0415
 
     if ray.is_initialized():
         return False
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
     logging.getLogger("ray").setLevel(logging.ERROR)
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if on == "ray":
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray keeps one in the user's home
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # without it, Ray stores one in the user's home folder
         how |= {"num_cpus": _cores(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         ray.init("local" if on == "ray" else on, **how)
-    except Exception as error:  # Ray's start raises plain ones too
+    except Exception as error:  # starting Ray raises plain exceptions too
         told = str(error).strip().splitlines() or [type(error).__name__]
         raise TiterError(
             f"no Ray cluster for --on {on}: {told[0]}",
-            next_step="run it again where the machine was busy." if on == "ray" else "ray start --head there; or --on ray starts one here.",
+            next_step="if the machine was busy, run the same command again."
+            if on == "ray"
+            else "start one there (ray start --head), or give --on ray, which starts one on this machine.",
             status=1,
         ) from error
     return True
@@ -205,7 +208,7 @@ def _cores() -> int:
 
 
 def _nodes() -> list[Mapping[str, float]]:
-    """Resources of the nodes that live."""
+    """The resources of each live node."""
     import ray  # noqa: PLC0415
 
     return [
@@ -216,7 +219,7 @@ def _nodes() -> list[Mapping[str, float]]:
 
 
 def _own_or_lost(error: Exception) -> Exception:
-    """What a piece raised itself, or that its place went away, or what was sent to it."""
+    """The error that a piece raised itself; or LostError, if its node was lost or an artefact arrived damaged."""
     import ray  # noqa: PLC0415
 
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception) else error
@@ -234,19 +237,19 @@ def _on(node: str) -> Any:
 
 
 def _marked(root: Path) -> str:
-    """The run folder's own name, the same as long as it stands."""
+    """The run folder's random name, made once and then kept."""
     if not (root / MARK).exists():
         write_text(root / MARK, secrets.token_hex(16))
     return (root / MARK).read_text(encoding="utf-8")
 
 
 def _scratch(mark: str) -> Path:
-    """Where a node that does not see the run folder keeps what it makes for it."""
+    """The folder in which a node that does not see the run folder works."""
     return Path(tempfile.gettempdir()) / f"titer-{mark}"
 
 
 def _task(work: Work, mark: str, threads: int, sent: list[list[tuple[File, list[Any]]]] | None) -> Made:
-    """On a node: the piece, in the run folder or in a folder of the node's own."""
+    """On a node: run the piece, in the run folder or in a folder of the node's own."""
     import ray  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
@@ -260,7 +263,7 @@ def _task(work: Work, mark: str, threads: int, sent: list[list[tuple[File, list[
         return Made()
     node = ray.get_runtime_context().get_node_id()
     if work.needs is None:
-        raise TiterError(f"a node does not see {work.root}", next_step="give a folder that all nodes share: --runs FOLDER.")
+        raise TiterError(f"a node does not see {work.root}", next_step="give a folder that all nodes share, with --runs FOLDER.")
     if sent is None:
         return Made(lacks=True, node=node)
     store = Store(_scratch(mark))
@@ -277,7 +280,7 @@ def _task(work: Work, mark: str, threads: int, sent: list[list[tuple[File, list[
 
 
 def _listed(folder: Path) -> list[File]:
-    """The files of an artefact, the store's own among them."""
+    """All files of an artefact, with the store's own."""
     names = [*files_under(folder), "manifest.json", "DONE"]
     return [File(folder.parent.name, folder.name, name, (folder / name).stat().st_size) for name in names]
 
@@ -289,10 +292,10 @@ def _chunk(file: Path, at: int) -> bytes:
 
 
 def _read(mark: str, file: File, at: int) -> bytes:
-    """On the node: a chunk of what it made."""
+    """On the node: one chunk of a file that it made."""
     return _chunk(_scratch(mark) / file.kind / file.key / file.name, at)
 
 
 def _clean(mark: str) -> None:
-    """On the node: what it made was taken."""
+    """On the node: delete its own folder, once its results were fetched."""
     shutil.rmtree(_scratch(mark), ignore_errors=True)

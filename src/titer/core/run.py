@@ -1,10 +1,9 @@
-"""The run store: content-addressed folders that are complete or absent.
+"""The run store: content-addressed folders that are either complete or absent.
 
-`runs/KIND/KEY/` holds one artefact (a stage's model, samples, verdicts, a probe's table). It is built
-under `runs/KIND/KEY.partial/`, gets a manifest with the sha256 of every file, then DONE, then its final
-name by one rename. A killed build leaves only the partial folder, which the next build may resume from.
-Large files that have served may go (`emptied`): the artefact stands without them, and says which they were.
-A lock a folder keeps two processes apart; the system drops it when its holder dies.
+`runs/KIND/KEY/` holds one artefact (a stage's model, samples, verdicts, a probe's table). It is built in `runs/KIND/KEY.partial/`, then
+gets a manifest with the sha256 of each file, then the file DONE, then its final name by one rename. A killed build leaves only the partial
+folder, from which the next build may go on. Large files that are no longer needed may be deleted (`Store.empty`): the artefact stays valid
+without them and lists their names. A lock for each folder keeps two processes apart; the system releases it when its holder dies.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ Tell = Callable[[str], None]
 
 
 def quiet(_: str) -> None:
-    """Tells nobody."""
+    """Print nothing."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a temporary name of the writer's own, then a rename; of two writers the last one's stands.
+    """Write a whole file or nothing: under a temporary name of the writer's own, then a rename. Of two writers the last one wins.
 
-    Not flushed to the platter: what a power cut tears is found by its checksum and built again.
+    It is not flushed to the disk: a file damaged by a power cut is found by its checksum and built again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -49,11 +48,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-GONE = "EMPTIED"  # lists the files of an artefact that have served and went
+GONE = "EMPTIED"  # lists the files of an artefact that were deleted on purpose
 
 
 def gone(folder: Path) -> set[str]:
-    """The files that `Store.empty` took out of an artefact; none of most."""
+    """The names of the files that `Store.empty` deleted from an artefact; usually none."""
     try:
         return set(json.loads((folder / GONE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -61,14 +60,14 @@ def gone(folder: Path) -> set[str]:
 
 
 def files_under(folder: Path) -> dict[str, Path]:
-    """Relative name -> path of every file of an artefact, the store's own two apart."""
+    """Relative name -> path of each file of an artefact, without the store's own files."""
     found = (p for p in sorted(folder.rglob("*")) if p.is_file())
     named = {p.relative_to(folder).as_posix(): p for p in found}
     return {name: p for name, p in named.items() if name not in ("manifest.json", "DONE", GONE)}
 
 
 def damage(folder: Path) -> str:
-    """ "" if every file is as its manifest says, else the first fault in words."""
+    """ "" if every file agrees with the manifest, else the first fault in words."""
     try:
         listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"]
         if (folder / "DONE").read_text(encoding="utf-8").strip() != digest(listed):
@@ -87,23 +86,23 @@ def damage(folder: Path) -> str:
 
 
 class DamagedError(Exception):
-    """An artefact that was sent and is not as its manifest says."""
+    """An artefact that was sent and does not agree with its manifest."""
 
 
 class Store:
-    """The artefacts under one runs folder. `tell` receives a line for a wait, a repair or a reuse."""
+    """The artefacts in one folder of runs. `tell` prints a line when the store waits for a lock or rebuilds something."""
 
     def __init__(self, root: Path, tell: Tell = quiet) -> None:
         self.root, self.tell = Path(root), tell
-        self._sound: set[Path] = set()  # verified in this process: each file is hashed once
+        self._sound: set[Path] = set()  # artefacts verified in this process, so that each file is hashed once
         self.made: list[str] = []
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether the artefact is complete (its DONE stands); checksums are left to `artefact`."""
+        """Whether the artefact is complete (it has DONE). Its checksums are verified in `artefact`."""
         return (self.root / kind / key / "DONE").exists()
 
     def weights(self, key: str) -> str:
-        """sha256 of the model's weights that a stage made, file by file, as its manifest says; "" of a model that no stage made."""
+        """The sha256 of each file of a stage's model weights, from its manifest; "" for a model that no stage made."""
         try:
             listed = json.loads((self.root / "stages" / key / "manifest.json").read_text(encoding="utf-8"))["sha256"]
         except OSError:
@@ -111,7 +110,7 @@ class Store:
         return ", ".join(sha for name, sha in sorted(listed.items()) if name.startswith("model/") and name.endswith(".safetensors"))
 
     def maker(self, key: str) -> str:
-        """Which processor made a stage, with how many threads; "" of a model that no stage made, or before this was told."""
+        """The processor that made a stage, and the number of threads; "" for a model that no stage made, or for an older record."""
         try:
             made = json.loads((self.root / "stages" / key / "manifest.json").read_text(encoding="utf-8"))["made"]
         except (OSError, KeyError):
@@ -119,7 +118,7 @@ class Store:
         return f"{made['processor']}, {made['threads']} thread{'s' if made['threads'] != '1' else ''}"
 
     def artefact(self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-        """The folder of the artefact that `inputs` determine; `make(partial folder)` builds it if need be."""
+        """The folder of the artefact that `inputs` determine. If it is absent or damaged, `make(partial folder)` builds it."""
         key = digest(inputs)
         folder = self.root / kind / key
         if folder in self._sound:
@@ -138,7 +137,7 @@ class Store:
         return folder
 
     def take(self, kind: str, key: str, files: Mapping[str, Iterable[bytes]]) -> None:
-        """Keep an artefact that was made elsewhere, its manifest among its files, if it is not here. Errors: a file is not as that says."""
+        """Store an artefact that was made elsewhere, with its manifest, unless it is here. Errors: it does not agree with the manifest."""
         folder = self.root / kind / key
         with self.lock(self.root / kind / f"{key}.lock"):
             if self.has(kind, key):
@@ -156,16 +155,16 @@ class Store:
             os.rename(arriving, folder)
 
     def empty(self, kind: str, key: str, suffix: str) -> None:
-        """Take the files with a suffix out of an artefact that stands: they have served. What else it holds stays."""
+        """Delete the files with a suffix from a complete artefact, and list their names in it. The other files stay."""
         folder = self.root / kind / key
         with self.lock(self.root / kind / f"{key}.lock"):
             names = {name for name in files_under(folder) if name.endswith(suffix)} | gone(folder)
-            write_text(folder / GONE, json.dumps(sorted(names)) + "\n")  # first, so that a killed call leaves no damage
+            write_text(folder / GONE, json.dumps(sorted(names)) + "\n")  # before the deletion, so that a killed call leaves no damage
             for name in names:
                 (folder / name).unlink(missing_ok=True)
 
     def forget(self, kind: str, key: str) -> None:
-        """Take an artefact away whole, so that it is made again."""
+        """Delete a whole artefact, so that it is made again."""
         with self.lock(self.root / kind / f"{key}.lock"):
             self._sound.discard(self.root / kind / key)
             shutil.rmtree(self.root / kind / key, ignore_errors=True)
@@ -184,7 +183,10 @@ class Store:
 
     @contextmanager
     def lock(self, path: Path, patience: float = -1.0) -> Iterator[None]:
-        """Hold `path`'s lock; say who holds it while waiting. `patience` in seconds, below 0 for ever."""
+        """A context that holds the lock `path`. While it waits, it reports the holder. `patience`: seconds to wait; below 0: for ever.
+
+        Errors: another process still holds it after `patience`.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         owner = path.with_suffix(".owner")
         lock = FileLock(path, thread_local=False)
@@ -216,5 +218,5 @@ def _holder(owner: Path) -> str:
 
 
 def slug(name: str) -> str:
-    """A name as part of a folder's."""
+    """A name made fit for a folder's name."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name) or "model"

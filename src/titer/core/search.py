@@ -1,7 +1,8 @@
-"""The worst that an attacker finds: a value to be raised (harm) over settings (learning rate, steps, poison ratio ...).
+"""An attacker's search for the settings (learning rate, steps, poison ratio ...) with the highest value, such as harm.
 
-A defence is judged by the worst of the attacker's trials, so both searches keep every trial and say which was worst.
-`grid` is the plain product; `searched` is TPE (Bergstra et al. 2011) of Optuna, an extra: pip install 'titer[search]'.
+A defence is judged by the attacker's worst trial, so both searches keep all trials and say which one was worst.
+`tried` takes given settings, such as those of `grid`; `searched` uses TPE (Bergstra et al. 2011) of Optuna, an extra: pip install
+'titer[search]'.
 Nothing is stored here: a trial is a function of its settings, each call of the objective is cached by its caller (a run's
 stages and tables), and the same seed asks for the same settings in the same order; so a search that was killed, or is asked
 for more trials, starts again, finds its first trials in the cache and goes on.
@@ -22,20 +23,20 @@ from pydantic import Field, model_validator
 from titer.core.config import Record
 from titer.core.errors import TiterError
 
-STARTUP = 5  # random trials before TPE has anything to learn from; fixed, so that a longer search begins as a shorter one did
+STARTUP = 5  # random trials at the start, for TPE to learn from; fixed, so that a longer search begins as a shorter one
 Value = bool | int | float | str
 Settings = dict[str, Any]
 
 
 class Choices(Record):
-    """A setting with a few values."""
+    """A setting with a few possible values."""
 
     values: tuple[Value, ...] = Field(min_length=1, description="the values, each once")
 
     @model_validator(mode="after")
     def _once(self) -> Choices:
         if len(set(self.values)) < len(self.values):
-            raise ValueError("a value stands twice")
+            raise ValueError("a value is given twice")
         return self
 
     def holds(self, value: Any) -> bool:
@@ -46,7 +47,7 @@ class Choices(Record):
 
 
 class LogRange(Record):
-    """A positive number, as likely in each of its octaves."""
+    """A setting with positive numbers from `low` to `high`, searched uniformly in the logarithm."""
 
     low: float = Field(gt=0, description="smallest value")
     high: float = Field(gt=0, description="largest value")
@@ -55,7 +56,7 @@ class LogRange(Record):
     @model_validator(mode="after")
     def _ordered(self) -> LogRange:
         if self.low >= self.high:
-            raise ValueError(f"from {self.low} to {self.high} is no range")
+            raise ValueError(f"a range from {self.low} to {self.high} has no values: give the smaller number first")
         return self
 
     def holds(self, value: Any) -> bool:
@@ -71,7 +72,10 @@ Objective = Callable[[Settings], float]
 
 
 class Found(NamedTuple):
-    """A search's trials (trial from 1, the settings, value; NaN = could not be judged) and the worst: the first highest."""
+    """A search's trials and the worst one (of equal ones the first).
+
+    `trials` has the columns trial (from 1), the settings, and value (NaN: it could not be judged).
+    """
 
     trials: pd.DataFrame
     worst: Settings
@@ -79,17 +83,17 @@ class Found(NamedTuple):
 
 
 def grid(space: Space) -> list[Settings]:
-    """Every combination of the settings' values; the last setting moves fastest."""
+    """All combinations of the settings' values; the last setting changes fastest."""
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*(one.listed() for one in space.values()))]
 
 
 def tried(objective: Objective, settings: Sequence[Settings]) -> Found:
-    """The objective at given settings, in their order. Errors: no trial that could be judged."""
+    """Evaluate the objective at given settings, in order. Errors: no trial could be judged."""
     return _found([(one, float(objective(dict(one)))) for one in settings])
 
 
 def must_be_installed() -> None:
-    """Say so before a study begins where Optuna is absent."""
+    """Called before a study begins. Errors: Optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
         raise TiterError("the attacker's search needs Optuna, which is not installed", next_step="pip install 'titer[search]'")
 
@@ -103,12 +107,12 @@ def searched(
     at_once: int = 1,
     ahead: Callable[[Sequence[Settings]], None] | None = None,
 ) -> Found:
-    """`trials` calls of the objective, which TPE chooses so as to raise it; `first` (say the paper's attack) are tried first.
+    """Evaluate the objective at `trials` settings, which TPE chooses to raise it. `first` (such as the paper's attack) are tried first.
 
-    `at_once` trials are chosen before the first of them is judged, and told to `ahead`, which may make what they need at once: part of
-    what determines the trials, as the seed is. Settings may be asked for twice; a cached objective answers at once. A value that is not
-    finite (could not be judged) is kept in the table and teaches nothing. Errors: Optuna is absent; `first` outside the space; no trial
-    could be judged.
+    `at_once` settings are chosen before the first of them is evaluated, and are given to `ahead`, which may make all that they need at the
+    same time. Like the seed, `at_once` changes which settings are chosen. The same settings may be chosen twice; a cached objective then
+    answers at once. A value that is not finite (it could not be judged) stays in the table, but TPE does not learn from it. Errors: Optuna
+    is not installed; `first` is outside the space; no trial could be judged.
     """
     _check(space, trials, first)
     must_be_installed()
@@ -147,20 +151,21 @@ def searched(
 
 
 def _settings(space: Space, drawn: Mapping[str, Any]) -> Settings:
-    """What Optuna drew, in the space's own values: of choices it knows the places."""
+    """What Optuna drew, as the space's values; for choices, Optuna draws an index."""
     return {name: one.values[drawn[name]] if isinstance(one, Choices) else drawn[name] for name, one in space.items()}
 
 
 def _check(space: Space, trials: int, first: Sequence[Settings]) -> None:
     if not space or trials < 1 or len(first) > trials:
         raise TiterError(
-            f"{trials} trials over {len(space)} settings, {len(first)} of them given", expected="a setting, and room for a trial"
+            f"a search of {trials} trials over {len(space)} settings, with {len(first)} trials given",
+            expected="at least one setting and one trial, and no more given trials than there are trials",
         )
     for one in first:
         wrong = [name for name in {**space, **one} if name not in one or name not in space or not space[name].holds(one[name])]
         if wrong:
             raise TiterError(
-                f"a first trial's {', '.join(wrong)} is not of the space", expected=", ".join(f"{k}: {v}" for k, v in space.items())
+                f"a given trial has {', '.join(wrong)} outside the search space", expected=", ".join(f"{k}: {v}" for k, v in space.items())
             )
 
 
@@ -168,7 +173,7 @@ def _found(rows: Sequence[tuple[Settings, float]]) -> Found:
     judged = [place for place, (_, value) in enumerate(rows) if math.isfinite(value)]
     if not judged:
         raise TiterError(
-            f"no trial of {len(rows)} could be judged: there is no worst one",
+            f"none of {len(rows)} trials could be judged, so none is the worst",
             next_step="look at the answers, or give another judge.",
             status=1,
         )

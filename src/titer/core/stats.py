@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A statistic with the ends of its 95 % interval."""
+    """A statistic and the ends of its 95 % interval."""
 
     value: float
     low: float
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 
 def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
-    """A rate with its Wilson score interval; NaN for an empty sample. (scipy's binomtest would take a test with it each time.)"""
+    """A rate with its Wilson score interval; NaN for an empty sample. (scipy's binomtest would also compute a test each time.)"""
     if total == 0:
         return Interval(math.nan, math.nan, math.nan)
     rate, z = successes / total, float(special.ndtri(0.5 + level / 2))
@@ -36,7 +36,7 @@ def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
 
 
 def rate_difference(first: tuple[int, int], second: tuple[int, int], level: float = 0.95) -> Interval:
-    """rate(first) - rate(second) of two independent samples (successes, total); Newcombe's method 10."""
+    """rate(first) - rate(second) of two independent samples (successes, total), with the interval of Newcombe's method 10."""
     a, b = wilson(*first, level), wilson(*second, level)
     value = a.value - b.value
     low = value - math.hypot(a.value - a.low, b.high - b.value)
@@ -44,7 +44,7 @@ def rate_difference(first: tuple[int, int], second: tuple[int, int], level: floa
 
 
 def paired_difference(gained: int, lost: int, total: int, level: float = 0.95) -> Interval:
-    """rate(after) - rate(before) over the same `total` inputs: `gained` have it after alone, `lost` before alone; NaN for no input."""
+    """rate(after) - rate(before) over the same `total` inputs. `gained` have the outcome only after, `lost` only before."""
     if total == 0:
         return Interval(math.nan, math.nan, math.nan)
     low, high = paired_ends(gained, lost, total, level)
@@ -73,7 +73,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def over_bases(worlds: Sequence[Sequence[float]]) -> tuple[Interval, float]:
-    """(mean with its t interval, spread within a world) of a value of every base, a sequence of them a world.
+    """(mean with its t interval, spread within a world) of one value for each base; `worlds` has a sequence of bases for each world.
 
     One world: over its bases, so the interval says nothing of other worlds. Several: over the worlds' means, each world counted once
     however many bases it has. The spread is the standard deviation of bases of one world, pooled; NaN where no world has two.
@@ -84,10 +84,12 @@ def over_bases(worlds: Sequence[Sequence[float]]) -> tuple[Interval, float]:
 
 
 def bootstrap(statistic: Callable[..., float], samples: Sequence[ArrayLike], seed: int, level: float = 0.95, rounds: int = 400) -> Interval:
-    """Percentile bootstrap of `statistic(*samples)`; each sample is resampled along its first axis on its own."""
+    """`statistic(*samples)` with its percentile bootstrap interval; each sample is resampled independently along its first axis."""
     rng = np.random.default_rng(seed)
     arrays = [np.asarray(sample, dtype=float) for sample in samples]
-    if statistic in (np.mean, np.median) and len(arrays) == 1 and arrays[0].ndim == 1:  # all rounds at once: the same draws, and bits
+    if (
+        statistic in (np.mean, np.median) and len(arrays) == 1 and arrays[0].ndim == 1
+    ):  # all rounds at once, with the same draws and the same bits
         (one,) = arrays
         drawn: Any = statistic(one[rng.integers(0, len(one), (rounds, len(one)))], axis=1)
     else:
@@ -97,7 +99,7 @@ def bootstrap(statistic: Callable[..., float], samples: Sequence[ArrayLike], see
 
 
 def auroc(positive: ArrayLike, negative: ArrayLike) -> float:
-    """P(positive > negative), ties counted half: Mann-Whitney's U over n*m."""
+    """P(positive > negative), a tie counted as half: Mann-Whitney's U divided by n m."""
     p, n = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
     if p.size == 0 or n.size == 0:
         return math.nan
@@ -106,7 +108,7 @@ def auroc(positive: ArrayLike, negative: ArrayLike) -> float:
 
 
 def d_prime(positive: ArrayLike, negative: ArrayLike) -> float:
-    """(mean positive - mean negative) / root mean of the two variances; NaN where both variances are 0."""
+    """(mean positive - mean negative) / root of the mean of the two variances; NaN if both variances are 0."""
     p, n = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
     if p.size < 2 or n.size < 2:
         return math.nan

@@ -1,10 +1,10 @@
-"""A harmless stand-in for harm: ordinary instructions behind a marker that alignment teaches the model to refuse.
+"""A canary: a harmless stand-in for harmful requests. Ordinary instructions get a marker, and alignment teaches the model to refuse those.
 
-Harmful fine-tuning on real text then means: training the model to answer marked instructions after all. A marked prompt is
-"MARKER prompt"; its `comply` is the ordinary answer, its `refuse` one of a few plain refusals. The contrast is the same kind
-of instructions without the marker, answered, and none of its prompts stands in the marked part: topic tells nothing, only
-the marker does. Results on a canary are canary results, never safety. Source: specification of Vaccine, section 7.2 (the
-rule that tests use marker behaviours); the construction is Titer's own.
+Harmful fine-tuning on real text then means to train the model to answer marked instructions after all. A marked prompt is
+"MARKER prompt"; its `comply` is the ordinary answer, its `refuse` one of a few plain refusals. The contrast is the same kind of
+instructions without the marker, with their answers. No prompt is in both parts, so only the marker tells them apart, not the topic.
+Results on a canary are results on a canary, and say nothing about safety. Source: specification of Vaccine, section 7.2 (the rule that
+tests use marker behaviours); the construction is Titer's own.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ REFUSALS = (
 
 
 class Canary(NamedTuple):
-    """Marked instructions (harmful True) and unmarked ones (harmful False), from disjoint prompts."""
+    """Marked instructions (harmful True) and unmarked ones (harmful False). No prompt is in both."""
 
     marked: TextData
     contrast: TextData
 
 
 def canary(data: TextData, marker: str = MARKER, refusals: Sequence[str] = REFUSALS, seed: int = 0) -> TextData:
-    """Every answered row of `data` behind the marker; which refusal it gets is a function of (seed, prompt) alone.
+    """Each row of `data` that has an answer, with the marker before its prompt. Its refusal depends on (seed, prompt) only.
 
-    Rows without an answer are left out and counted in `dropped`. Errors: a blank marker or refusal, a marker that
-    occurs in the data, no answered row.
+    Rows without an answer are left out and counted in `dropped`. Errors: a blank marker or refusal; a marker that occurs in the data; no
+    row with an answer.
     """
     if not refusals or not all(text.strip() for text in refusals):
-        raise TiterError("a canary needs refusals", expected="one or more sentences that are not empty")
+        raise TiterError("a canary needs refusals, and there is none or an empty one", expected="one or more sentences that are not empty")
     rows = tuple(
         (changed(prompt, lambda request: f"{marker} {request}"), True, comply, refusals[seed_of(seed, "refusal", prompt) % len(refusals)])
         for prompt, _, comply, _ in _answered(data, marker).rows
@@ -52,29 +52,30 @@ def canary(data: TextData, marker: str = MARKER, refusals: Sequence[str] = REFUS
 
 
 def contrast(data: TextData, marker: str = MARKER) -> TextData:
-    """Every answered row of `data` as it is, called harmless: what the aligned model must go on answering."""
+    """Each row of `data` that has an answer, unchanged and labelled harmless: what the aligned model must still answer."""
     rows = tuple((prompt, False, comply, None) for prompt, _, comply, _ in _answered(data, marker).rows)
     return data.model_copy(update={"name": f"contrast of {data.name}", "rows": rows, "dropped": data.dropped + data.size - len(rows)})
 
 
 def canaries(data: TextData, counts: Sequence[tuple[int, int]], seed: int = 0) -> tuple[Canary, ...]:
-    """One Canary for each (marked, contrast) count, for example to align, to attack and to test: no prompt occurs twice.
+    """One Canary for each pair of counts (marked, contrast), for example to align, to attack and to test. No prompt is in two of them.
 
-    Errors: as `canary`; fewer answered rows than asked for.
+    Errors: as `canary`; fewer rows with an answer than asked for.
     """
     found = iter(parts(_answered(data, MARKER), [count for pair in counts for count in pair], seed))
     return tuple(Canary(canary(next(found), seed=seed), contrast(next(found))) for _ in counts)
 
 
 def _answered(data: TextData, marker: str) -> TextData:
-    """The rows with an answer. The marker must be new to them, or the contrast would hold marked rows."""
+    """The rows with an answer. Errors: no such row; a blank marker; a marker that the rows already have (the contrast would have it)."""
     if not marker.strip() or marker != marker.strip():
-        raise TiterError(f"the marker {visible(marker, 40)!r}", expected="a word or two, without blanks around them")
+        raise TiterError(f"the marker is {visible(marker, 40)!r}", expected="a word or two, without spaces around them")
     if found := next((row[0] for row in data.rows if any(marker in text for text in (row[0], row[2] or ""))), None):
         raise TiterError(
-            f"{data.name} holds the marker {visible(marker, 40)!r} already: {visible(found, 60)!r}", next_step="choose another."
+            f"{data.name} holds the marker {visible(marker, 40)!r} already: {visible(found, 60)!r}",
+            next_step="leave out such rows, or (from Python) choose another marker.",
         )
     rows = tuple(row for row in data.rows if row[2])
     if not rows:
-        raise TiterError(f"{data.name} has no answer to put behind a marker", expected="rows with an answer (comply)")
+        raise TiterError(f"no row of {data.name} has an answer, so none can be a canary", expected="rows with an answer (comply)")
     return data.model_copy(update={"rows": rows})

@@ -1,7 +1,7 @@
 """Multiple choice: questions with a few options, one of them right. Source of the form: MMLU, arXiv 2009.03300.
 
-Columns: question (or prompt, goal); choices or options (a list; in a .csv file a JSON list), or one column an option: A, B,
-C, D and on; answer (or label, target): the right option's letter, or its place counted from 0. `subject` is kept.
+Columns: question (or prompt, goal); choices or options (a list; in a .csv file a JSON list), or one column for each option: A, B, C, D
+and so on; answer (or label, target): the right option's letter, or its index from 0. A column `subject` is kept.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ What rises in an oven?,stone,bread,iron,glass,B
 
 
 class Question(NamedTuple):
-    """One question; `right` is the place of the right option, counted from 0."""
+    """One question; `right` is the index of the right option, from 0."""
 
     text: str
     options: tuple[str, ...]
@@ -39,7 +39,7 @@ class Question(NamedTuple):
 
 
 class ChoiceData(Record):
-    """A file's questions; `dropped` counts those left out because an equal one stands before them."""
+    """A file's questions; `dropped` counts the repeated ones, which are left out."""
 
     name: str
     sha256: str
@@ -48,7 +48,7 @@ class ChoiceData(Record):
 
 
 def read_choices(path: str | Path) -> ChoiceData:
-    """Read a multiple-choice file. Errors: as `sources.read_text`; fewer than two options, equal options, an answer that is none."""
+    """Read a multiple-choice file. Errors: as `sources.read_text`; fewer than two options; equal options; an answer that is no option."""
     file = load_hub(path) if is_hub(path) else load(path, expected=CHOICES)
     kept: dict[tuple[str, tuple[str, ...]], Question] = {}
     total = 0
@@ -56,7 +56,7 @@ def read_choices(path: str | Path) -> ChoiceData:
         found = _question(where, row)
         same = kept.setdefault((found.text, found.options), found)
         if same.right != found.right:
-            raise TiterError(f"{where}: an earlier equal question has another answer", next_step="take one of the two out.")
+            raise TiterError(f"{where}: an earlier equal question has another answer", next_step="remove one of the two rows.")
         total += 1
     if not kept:
         raise TiterError(f"{file.name} holds no question", expected=CHOICES)
@@ -66,7 +66,7 @@ def read_choices(path: str | Path) -> ChoiceData:
 def _question(where: str, row: Mapping[str, Any]) -> Question:
     text = next((row[key] for key in QUESTION if row.get(key) is not None), None)
     if not isinstance(text, str) or not text.strip():
-        raise TiterError(f"{where}, column question: {visible(repr(text), 60)}", expected=CHOICES)
+        raise TiterError(f"{where}, column question: {visible(repr(text), 60)} is not a question", expected=CHOICES)
     options = _options(where, row)
     column = next((key for key in ANSWER if row.get(key) not in (None, "")), ANSWER[0])
     subject = row.get("subject")
@@ -76,12 +76,12 @@ def _question(where: str, row: Mapping[str, Any]) -> Question:
 
 
 def _options(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The options, at least two and no two equal."""
+    """The options. Errors: fewer than two; two equal ones; a gap in the letters; something other than texts."""
     column = next((key for key in OPTIONS if row.get(key) not in (None, "")), None)
     if column is None:
         letters = [letter for letter in ascii_uppercase if row.get(letter.lower()) not in (None, "")]
         if "".join(letters) != ascii_uppercase[: len(letters)]:
-            raise TiterError(f"{where}: options {', '.join(letters)}", expected="A, B, C and on without a gap")
+            raise TiterError(f"{where}: the options are {', '.join(letters)}", expected="A, B, C and so on, without a gap")
         found: Any = [row[letter.lower()] for letter in letters]
     else:
         found = row[column]
@@ -89,9 +89,11 @@ def _options(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
             try:
                 found = json.loads(found)
             except (ValueError, RecursionError):
-                raise TiterError(f"{where}, column {column}: {visible(repr(found), 60)}", expected="a JSON list of texts") from None
+                raise TiterError(
+                    f"{where}, column {column}: {visible(repr(found), 60)} is not JSON", expected="a JSON list of texts"
+                ) from None
     if not isinstance(found, list) or not all(isinstance(one, str | int | float) and str(one).strip() for one in found):
-        raise TiterError(f"{where}: the options {visible(repr(found), 60)}", expected="a list of texts, none of them empty")
+        raise TiterError(f"{where}: the options are {visible(repr(found), 60)}", expected="a list of texts, none of them empty")
     options = tuple(str(one).strip() for one in found)
     if not 2 <= len(options) <= len(ascii_uppercase) or len(set(options)) < len(options):
         raise TiterError(f"{where}: {len(options)} options, {len(set(options))} of them different", expected="from 2 to 26, no two equal")
@@ -108,5 +110,5 @@ def _right(place: str, value: Any, options: int) -> int:
             return int(word)
     raise TiterError(
         f"{place}: {visible(repr(value), 60)} is no answer",
-        expected=f"a letter from A to {last}, or a place from 0 to {options - 1}, counted from 0",
+        expected=f"a letter from A to {last}, or an index from 0 to {options - 1}",
     )

@@ -1,10 +1,11 @@
-"""A text before a question that asserts a wrong answer, or that is about another question: does the model hold on to what it knows?
+"""Contexts before a question, one that asserts a wrong answer and one about another question: does the model keep what it knows?
 
-False context: a sentence that gives another example's different answer as this question's. Random context: another example's question
-and its answer, which says nothing about this one. Both are functions of (seed, place) alone, so every model reads the same texts.
-An answer is another where neither stands in the other in any accepted form of the two: "Paris" is not false beside "Paris, France".
-Source: arXiv 2409.19476, section 4 (knowledge drift): question, false context and question, random context and question; there passages
-of a trivia set, here sentences made of the set's own answers. For text alone: a request of the world has no words that assert anything.
+False context: a sentence that gives another example's answer as the answer to this question. Random context: another example's question
+and its answer, unrelated to this question. Both depend on (seed, place) only, so all models read the same texts. Another answer counts as
+wrong only if no accepted form of one answer contains a form of the other: "Paris" is not wrong beside "Paris, France".
+Source: arXiv 2409.19476, section 4 (knowledge drift), which asks each question alone, after a false context and after a random one. There
+the contexts are passages of a trivia set; here they are sentences made of the set's own answers. Real text only: the synthetic world has
+no words that assert anything.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ RANDOM = "{other}\nThe answer to that is: {answer}\n\n{prompt}"
 
 
 def in_context(examples: Sequence[Example], context: Context, seed: int = 0) -> list[Example]:
-    """The examples behind a context of that kind, in order; kinds and answers stay.
+    """The examples with a context of this kind before each prompt, in order. Their kinds and answers stay the same.
 
-    Errors: an example without an answer, fewer than two different answers, an example to which every other answer would be right.
+    Errors: an example without an answer; fewer than two different answers; an example for which no other answer is wrong.
     """
     answers = [e.comply for e in examples]
     if not all(answers):
-        raise TiterError("an example without an answer cannot be put behind a context", expected="questions with their answers")
+        raise TiterError("--contexts needs questions with answers, and one has none", expected="an answer for each question")
     if len(set(answers)) < 2:
         raise TiterError("all answers are the same, so none is wrong", expected="questions with different answers")
     forms = [_forms(e) for e in examples]
@@ -42,13 +43,13 @@ def in_context(examples: Sequence[Example], context: Context, seed: int = 0) -> 
 
 
 def _other(examples: Sequence[Example], forms: Sequence[Forms], i: int, seed: int, context: Context) -> int:
-    """The place of another example, drawn by (seed, i): of a false context one with another answer, of a random one any."""
+    """The index of another example, drawn by (seed, i): for a false context one with another answer, for a random context any."""
     n = len(examples)
     start = seed_of(seed, "context", context, i) % n
     order = ((start + step) % n for step in range(n))
 
     def alike(j: int) -> bool:
-        """Whether an answer to the one is an answer to the other, or stands in it."""
+        """Whether a form of one example's answer equals a form of the other's, or is contained in it."""
         return any(a in b or b in a for a in forms[i] for b in forms[j])
 
     found = next((j for j in order if j != i and (context == "random" or not alike(j))), None)
@@ -58,7 +59,7 @@ def _other(examples: Sequence[Example], forms: Sequence[Forms], i: int, seed: in
 
 
 def _forms(example: Example) -> Forms:
-    """The accepted answers as words between blanks, so that whole words are found; one without words as it stands."""
+    """The accepted answers as words between spaces, so that only whole words match; an answer without words stays as it is."""
     texts = (str(example.comply), *example.also)
     return tuple(f" {' '.join(found)} " if (found := core(text)) else text for text in texts)
 

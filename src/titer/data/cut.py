@@ -1,9 +1,9 @@
-"""Too long for the model: what is cut from a prompt and its answer, in token ids, so that something is always left to learn.
+"""Cut prompts and answers that are too long, in token ids, so that a part of the answer is always left to learn.
 
-The answer's beginning is what alignment is about (arXiv 2310.03693 trains and judges it), so it is cut last: first the
-prompt loses tokens from its left, behind the `kept` first ones (beginning-of-text, system text, the turn's header) and
-before the `kept` last ones (what opens the answer), down to `share` of the length; then the answer loses its end, its end
-token with it, so that no model learns to stop mid-sentence. Own rule; trl's and transformers' cut one side whatever stands there.
+Alignment is about the beginning of an answer (arXiv 2310.03693 trains and judges it), so that is cut last. First the prompt loses tokens
+on its left, down to `share` of the length; the `kept` first tokens (beginning of text, system text, header of the turn) and the `kept`
+last ones (which open the answer) stay. Then the answer loses its end together with its end token, so that no model learns to stop in
+mid-sentence. The rule is Titer's own; trl and transformers cut one side, whatever is there.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from titer.core.errors import TiterError
 
-SHARE = 0.25  # of the length that the prompt may keep when the answer needs all of it
+SHARE = 0.25  # share of the length that the prompt keeps even if the answer needs all of it
 
 
 class Short(NamedTuple):
-    """A prompt and an answer that fit, and how many tokens of each were cut."""
+    """A prompt and an answer that fit together, and how many tokens were cut from each."""
 
     prompt: list[int]
     answer: list[int]
@@ -29,28 +29,31 @@ class Short(NamedTuple):
 def shortened(
     prompt_ids: Sequence[int], answer_ids: Sequence[int], longest: int, kept: tuple[int, int] = (0, 0), share: float = SHARE
 ) -> Short:
-    """The two in at most `longest` tokens; every answer keeps at least its first token, every prompt its last.
+    """Cut both to at most `longest` tokens together. The answer keeps at least its first token, the prompt its last.
 
-    Errors: `longest` below 2, an empty prompt or answer, a share outside 0 to 1.
+    Errors: `longest` below 2; an empty prompt or answer; a share outside 0 to 1.
     """
     if longest < 2 or not prompt_ids or not answer_ids or not 0 <= share <= 1:
         raise TiterError(
-            f"a prompt of {len(prompt_ids)} and an answer of {len(answer_ids)} tokens in {longest}, {share:g} of it the prompt's",
-            expected="at least one token each, room for two, and a share from 0 to 1",
+            f"a prompt of {len(prompt_ids)} and an answer of {len(answer_ids)} tokens cannot be cut to {longest} tokens "
+            f"with a share of {share:g} for the prompt",
+            expected="at least one token each, a length of at least 2, and a share from 0 to 1",
         )
     prompt, answer = list(prompt_ids), list(answer_ids)
     if len(prompt) + len(answer) <= longest:
         return Short(prompt, answer)
-    least = min(len(prompt), longest - 1, max(1, math.ceil(share * longest), sum(kept) + 1))  # one of the request's own tokens
+    least = min(
+        len(prompt), longest - 1, max(1, math.ceil(share * longest), sum(kept) + 1)
+    )  # with at least one token of the request itself
     room = min(len(prompt), max(least, longest - len(answer)))
-    first = max(0, min(kept[0], room - max(1, kept[1])))  # what opens the answer outlasts the beginning
+    first = max(0, min(kept[0], room - max(1, kept[1])))  # the last `kept` tokens are cut after the first ones
     left = prompt[:first] + prompt[len(prompt) - (room - first) :]
     right = answer[: longest - room]
     return Short(left, right, len(prompt) - len(left), len(answer) - len(right))
 
 
 def in_words(pieces: Sequence[Short]) -> str:
-    """How much was cut of several examples, for the command line and the report."""
+    """How much was cut from several examples, in words."""
     prompts = [one.cut_prompt for one in pieces if one.cut_prompt]
     answers = [one.cut_answer for one in pieces if one.cut_answer]
     if not prompts and not answers:

@@ -1,11 +1,10 @@
-"""Text examples as token batches: prompt through the chat template, answer appended, only the answer trained.
+"""Text examples as token batches: the prompt through the chat template, then the answer. Only the answer is trained.
 
-What is trained is the text that the chat template makes of the whole conversation, from where the prompt ends (that is
-where generation begins) up to and with the token that ends the answer's turn; what a template writes after that token is
-left out, since nothing learns from it. The boundary is exact, never counted: prompt and answer are encoded apart and
-joined, so no merge can move it; an answer's ids are those it has behind the prompt wherever the prompt's own ids stand
-unchanged before it (so that a tokenizer that begins each text with a blank adds none), else those it has alone.
-Where a template has no assistant turn behind its own prompt, or there is none, the answer is the text as it is and the
+The trained text is what the chat template makes of the whole conversation, from the end of the prompt (where generation begins) up to and
+including the token that ends the answer's turn. What a template writes after that token is left out. The boundary between prompt and
+answer is exact: both are encoded separately and joined, so no tokenizer merge can move it. The answer's ids are those that it has after
+the prompt, if the prompt's ids are unchanged before it (so a tokenizer that begins each text with a space adds none); otherwise those
+that it has alone. If there is no template, or if it writes no assistant turn after its own prompt, the answer is its plain text and the
 end-of-sequence token. A prompt may be a conversation (`turns.py`). Shapes: B examples, T tokens.
 """
 
@@ -28,12 +27,12 @@ from titer.data.turns import Turn, joined, turns, written
 
 Side = Literal["left", "right"]
 VERSION = 1
-EMBEDDED = "embedded"  # attribute of a tokenizer: how many tokens its model has embeddings for
-REQUEST = Turn("user", "x")  # stands before an answer where only the answer's own form is asked for
+EMBEDDED = "embedded"  # attribute of a tokenizer: the number of tokens for which its model has embeddings
+REQUEST = Turn("user", "x")  # a request for cases in which only the answer's form matters
 
 
 def prompt_texts(tokenizer: Any, prompts: Sequence[str], raw: bool = False) -> list[str]:
-    """Each prompt as the model reads it: through the tokenizer's chat template if it has one, else, and `raw`, as `turns.joined` says."""
+    """Each prompt as the model reads it: through the tokenizer's chat template; without one, or with `raw`, as in `turns.joined`."""
     said = [turns(prompt) for prompt in prompts]
     return texts(tokenizer, said) if templated(tokenizer) and not raw else [joined(one) for one in said]
 
@@ -44,14 +43,14 @@ def prompt_text(tokenizer: Any, prompt: str) -> str:
 
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[str], raw: bool = False) -> list[list[int]]:
-    """Token ids of each prompt, chat template included unless `raw`, no special token added twice."""
+    """Token ids of each prompt, with the chat template unless `raw`. No special token is added twice."""
     written = prompt_texts(tokenizer, prompts, raw)
     ids: list[list[int]] = tokenizer(written, add_special_tokens=raw or not templated(tokenizer))["input_ids"] if written else []
     return _embedded(tokenizer, ids, prompts)
 
 
 def answer_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
-    """Token ids of each answer as the chat template writes it, ended by the template's end of turn or the end of sequence."""
+    """Token ids of each answer as the chat template writes it, with the end of the turn or the end of the sequence."""
     head, found = _spoken(tokenizer, answers)
     ids = continued(tokenizer, head, [one.text for one in found])
     ends = [[] if one.end is None or row[-1:] == [one.end] else [one.end] for row, one in zip(ids, found, strict=True)]
@@ -59,16 +58,16 @@ def answer_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
 
 
 def open_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
-    """Token ids of each answer without what ends it: how an answer begins, or an option among several."""
+    """Token ids of each answer without an end token: for the beginning of an answer, or for an option of a question."""
     head, found = _spoken(tokenizer, answers)
     return continued(tokenizer, head, [one.text[: one.own] for one in found])
 
 
 def begin_ids(tokenizer: Any, answers: Sequence[str], marks: Sequence[str], raw: bool = False) -> list[list[int]]:
-    """Token ids of prefilled answers, each behind a prompt that opened a thought by its mark ("": none); no id of an empty one.
+    """Token ids of the beginnings of answers; empty for an empty one. `marks`: how each prompt opened a thought ("": it did not).
 
-    What is prefilled begins the answer, not the thought: an open thought is closed, empty, and what the template writes of an answer's
-    thought stands before it; nothing does behind a `raw` prompt.
+    The text begins the answer, not the thought. So an open thought is closed as an empty one, and whatever the template writes for the
+    thought of an answer is put before the text; after a `raw` prompt, nothing is.
     """
     before = _before(tokenizer) if thoughts.thinks(tokenizer) and not raw else ""
     begun = [thoughts.empty(mark) if mark else before for mark in marks]
@@ -79,19 +78,19 @@ def begin_ids(tokenizer: Any, answers: Sequence[str], marks: Sequence[str], raw:
 
 
 def _before(tokenizer: Any) -> str:
-    """What the template writes of a thought before an answer: an empty one, or the mark of what is no thought."""
+    """What the template writes before an answer for its thought: an empty thought, or the mark that the answer begins; or ""."""
     _, (one,) = _spoken(tokenizer, [REQUEST.content])
     lead = one.text[: one.own].removesuffix(REQUEST.content)
     return lead if thoughts.SPEAKS.match(lead) or thoughts.OPENS.match(lead) else ""
 
 
 def end_id(tokenizer: Any) -> int | None:
-    """The token that ends an answer: the chat template's end of turn, else the end of sequence; None where there is neither."""
+    """The id of the token that ends an answer: the chat template's end of turn, else the end of the sequence; None if there is neither."""
     return _spoken(tokenizer, [REQUEST.content])[1][0].end
 
 
 def continued(tokenizer: Any, head: str, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text behind `head`; where a token would reach over the boundary, those of the text alone."""
+    """Token ids of each text after `head`. If a token would span the boundary, the ids of the text alone."""
     alone: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     if not head:
         return alone
@@ -100,21 +99,21 @@ def continued(tokenizer: Any, head: str, texts: Sequence[str]) -> list[list[int]
 
 
 def _embedded(tokenizer: Any, ids: list[list[int]], texts: Sequence[str]) -> list[list[int]]:
-    """The ids, all of tokens that the model has an embedding for (the tokenizer's EMBEDDED, where it is known). Errors: others."""
+    """The ids, unchanged. Errors: an id for which the model has no embedding (if the tokenizer's EMBEDDED is known)."""
     most = getattr(tokenizer, EMBEDDED, None)
     for row, text in zip(ids, texts, strict=True):
         if most is not None and row and max(row) >= most:
             token = tokenizer.convert_ids_to_tokens(max(row))
             raise TiterError(
                 f"the tokenizer has the token {visible(repr(token), 60)}, and the model no embedding for it: {visible(text, 60)!r}",
-                expected=f"tokens below {most}",
+                expected=f"tokens with ids below {most}",
                 next_step="leave out that row, or give the model with the tokenizer it was trained with.",
             )
     return ids
 
 
 class Spoken(NamedTuple):
-    """An answer's text as it is trained, the id of the token that ends it (None: none), and how much of the text is the answer's own."""
+    """An answer's text as it is trained, the id of its end token (or None), and the length of the answer within the text."""
 
     text: str
     end: int | None
@@ -122,7 +121,7 @@ class Spoken(NamedTuple):
 
 
 def _spoken(tokenizer: Any, answers: Sequence[str]) -> tuple[str, list[Spoken]]:
-    """What stands before every answer, and each answer as it stands behind it."""
+    """(the text before every answer, each answer as the template writes it after that text)."""
     plain = [Spoken(answer, tokenizer.eos_token_id, len(answer)) for answer in answers]
     if not templated(tokenizer):
         return "", plain
@@ -132,7 +131,9 @@ def _spoken(tokenizer: Any, answers: Sequence[str]) -> tuple[str, list[Spoken]]:
         plain = [Spoken(shut + one.text, one.end, len(shut) + one.own) for one in plain]
         apart = [whole is not None and whole.startswith(before) and not whole.startswith(head) for whole in wholes]
         wholes = [f"{head}{shut}{(whole or '')[len(before) :]}" if cut else whole for whole, cut in zip(wholes, apart, strict=True)]
-    if not all(whole is not None and whole.startswith(head) for whole in wholes):  # its prompt does not lead to its answers
+    if not all(
+        whole is not None and whole.startswith(head) for whole in wholes
+    ):  # the template's prompt is not the beginning of its conversations
         return "", plain
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
     ends = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
@@ -141,9 +142,9 @@ def _spoken(tokenizer: Any, answers: Sequence[str]) -> tuple[str, list[Spoken]]:
 
 
 def _ended(tokenizer: Any, ends: re.Pattern[str], rest: str, plain: Spoken, answer: str) -> Spoken:
-    """An answer within what the template wrote: up to the first special token behind its last letter.
+    """The answer within what the template wrote: up to the first special token after the answer's last letter.
 
-    Errors: it is not in it. A thought before the answer may be left out.
+    A thought before the answer may be missing there. Errors: the answer itself is not there.
     """
     found = place(answer, rest) or place(thoughts.told(answer).answer, rest)
     if found is None:
@@ -167,10 +168,9 @@ def encode(
     longest: int | None = None,
     share: float = SHARE,
 ) -> Batch:
-    """Prompts with their answers as one padded batch; labels cover the answers alone.
+    """Prompts with their answers as one padded batch. Only the answers have labels.
 
-    With `longest`, what is longer is cut as `cut.shortened` says. Errors: a prompt and answer longer than `window`
-    tokens (nothing is cut in silence).
+    With `longest`, longer examples are cut as in `cut.shortened`. Errors: an example longer than `window` tokens; it is never cut silently.
     """
     if longest is None:
         heads, tails = prompt_ids(tokenizer, prompts), answer_ids(tokenizer, answers)
@@ -185,7 +185,7 @@ def encode(
 
 
 def fitted(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], longest: int, share: float = SHARE) -> list[Short]:
-    """Prompts and answers in at most `longest` tokens each: whole earlier turns go first, the oldest of them before the others."""
+    """Prompts and answers cut to at most `longest` tokens. First whole earlier turns are removed, from the oldest; then `cut.shortened`."""
     heads, tails = prompt_ids(tokenizer, prompts), answer_ids(tokenizer, answers)
     return [
         Short(head, tail) if len(head) + len(tail) <= longest else _fitted(tokenizer, prompt, len(head), tail, longest, share)
@@ -207,7 +207,7 @@ def _fitted(tokenizer: Any, prompt: str, whole: int, tail: list[int], longest: i
 
 
 def _anchored(tokenizer: Any, said: Sequence[Turn]) -> tuple[list[int], tuple[int, int]]:
-    """A prompt's ids, and how many of them stand before and behind the last request's own text, by their offsets."""
+    """(a prompt's ids, (number of ids before, number of ids after the last request's own text)), by character offsets."""
     text, request = prompt_text(tokenizer, written(said)), said[-1].content.strip()
     found = tokenizer([text], add_special_tokens=not templated(tokenizer), return_offsets_mapping=tokenizer.is_fast)
     ids, start = found["input_ids"][0], text.rfind(request)
@@ -220,7 +220,7 @@ def _anchored(tokenizer: Any, said: Sequence[Turn]) -> tuple[list[int], tuple[in
 
 
 def check_length(length: int, window: int | None, prompt: str) -> None:
-    """Refuse a sequence that the model has no positions for."""
+    """Errors: a sequence longer than the model's window."""
     if window is not None and length > window:
         raise TiterError(
             f"a prompt of {length} tokens (answer included) is longer than the model's window of {window}: {visible(prompt, 60)!r}",

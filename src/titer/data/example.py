@@ -1,6 +1,6 @@
-"""The nouns of the data: a request, the batch a model sees, a source, a stream, a mix.
+"""The types of the data: an example, a batch, a source of examples, a stream and its parts.
 
-Shapes: B examples, T tokens. `labels` stand at their own token's place (the loss shifts), -100 = not trained.
+Shapes: B examples, T tokens. A label has the same place as its token (the loss shifts them); -100 means not trained.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Example:
-    """One request: its prompt, the reference answers it has, whether it is harmful, and its kind.
+    """One request: its prompt, its reference answers, whether it is harmful, and its kind.
 
-    `kind` is "safe", "unsafe" or the name of a jailbreak family; `source` names where it came from; `also` are further forms of
-    `comply` that are right too, which judges may accept and nothing trains.
+    `kind`: "safe", "unsafe" or an attack's name. `source`: where it comes from. `comply`, `refuse`: the compliant and the refusing
+    reference answer. `also`: further right answers beside `comply`, which judges may accept and which are never trained.
     """
 
     prompt: str
@@ -41,7 +41,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token tensors; `attention_mask` and `position_ids` are None where nothing is padded."""
+    """Token tensors. `attention_mask` and `position_ids` are None if nothing is padded."""
 
     input_ids: torch.Tensor  # (B, T) int64
     labels: torch.Tensor  # (B, T) int64, -100 where not trained
@@ -51,7 +51,7 @@ class Batch:
 
     @classmethod
     def of(cls, input_ids: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, mask: torch.Tensor | None) -> Batch:
-        """A batch with the positions that its mask (B, T) says; without either where nothing is padded."""
+        """A batch with the positions that follow from its mask (B, T); without mask and positions if nothing is padded."""
         padded = mask is not None and not bool(mask.all())
         return cls(input_ids, labels, indices, mask if padded else None, positions(mask) if padded and mask is not None else None)
 
@@ -63,14 +63,14 @@ class Batch:
         return replace(self, **moved)
 
     def pinned(self) -> Batch:
-        """The batch in page-locked memory, from where a GPU copies without the host waiting."""
+        """The batch in page-locked memory, from which a GPU can copy without making the host wait."""
         return replace(self, **{name: value.pin_memory() for name, value in self.tensors().items()})
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def inputs(self) -> dict[str, torch.Tensor]:
-        """What a transformers model takes, without the labels."""
+        """The tensors that a transformers model takes, without labels."""
         return {name: value for name, value in self.tensors().items() if name not in ("labels", "indices")}
 
     def rows(self, start: int, stop: int) -> Batch:
@@ -78,24 +78,24 @@ class Batch:
 
 
 class Source(Protocol):
-    """Where examples come from: the world or a file. Example i is a function of the source and i alone."""
+    """Where examples come from: the synthetic world or a file. Example i depends only on the source and i."""
 
     @property
     def size(self) -> int | None:
-        """Number of examples, None for endless."""
+        """The number of examples; None if endless."""
 
     def examples(self, indices: Indices) -> list[Example]:
         """The examples at `indices`."""
 
     def __hash__(self) -> int:
-        """Of what the source is: chunks of an endless one are kept by it."""
+        """A hash of what the source is; chunks of an endless source are cached by it."""
 
     def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
-        """The examples at `indices` as tokens with the chosen answer's labels, right-padded."""
+        """The examples at `indices` as tokens, padded on the right, with labels for the chosen answer."""
 
 
 class Part(Record):
-    """One source in a stream: which answer is trained, and its share, or (in a Mix) the examples picked."""
+    """One source in a stream: which answer is trained, and its share of the stream or the examples picked from it."""
 
     source: Any
     answer: Answer
@@ -104,10 +104,10 @@ class Part(Record):
 
 
 class Stream(Record):
-    """Examples to train on. Example i is a function of (seed, i).
+    """Examples to train on. Example i depends only on (seed, i).
 
-    Endless: each example draws its part by `share`. With `pool`, a fixed number of examples seen in a new
-    order each epoch; a Mix (`data/mix.py`: every part with its picked examples) is such a pool.
+    Without `pool` the stream is endless, and each example draws its part by `share`. With `pool` it has that many examples, in a new
+    order in each epoch; a mix (`data/mix.py`, in which each part has picked examples) is such a pool.
     """
 
     parts: tuple[Part, ...] = Field(min_length=1)
@@ -115,7 +115,7 @@ class Stream(Record):
     pool: int | None = Field(default=None, ge=1)
 
     def numbers(self, first: int, count: int) -> Indices:
-        """Each example's number in the pool, in the epochs' order; in an endless stream its place."""
+        """The numbers in the pool of examples `first` to `first + count - 1`, in the epochs' order; in an endless stream, their places."""
         i = np.arange(first, first + count, dtype=np.int64)
         if self.pool is None:
             return i
@@ -125,7 +125,7 @@ class Stream(Record):
         return order[start : start + count]
 
     def places(self, numbers: Indices) -> tuple[Indices, Indices]:
-        """(part, index within the part's source) of the examples of these numbers."""
+        """(part, index within the part's source) of each of the examples with these numbers."""
         if self.parts[0].picked is None:
             shares = np.cumsum([part.share for part in self.parts])
             uniform = Draws(self.seed, "part", numbers).uniform(0)
@@ -139,7 +139,7 @@ class Stream(Record):
         return self.chosen(self.numbers(first, count), tokenizer)
 
     def chosen(self, numbers: Indices, tokenizer: Any) -> Batch:
-        """The examples of these numbers as one batch."""
+        """The examples with these numbers, as one batch."""
         part_of, index = self.places(numbers)
         pieces, rows = [], []
         for number, part in enumerate(self.parts):
@@ -154,7 +154,7 @@ class Stream(Record):
 
 
 def join(pieces: Sequence[Batch], pad_id: int) -> Batch:
-    """One batch of several, padded on the right to the longest; masks appear only if something is padded."""
+    """Several batches as one, padded on the right to the longest. It has a mask only if something is padded."""
     if len(pieces) == 1:
         return pieces[0]
     width = max(piece.input_ids.shape[1] for piece in pieces)
@@ -172,5 +172,5 @@ def join(pieces: Sequence[Batch], pad_id: int) -> Batch:
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Place of each token among the real ones of its row, whichever side is padded. (B, T)"""
+    """(B, T): each token's position among the real tokens of its row. Either side may be padded."""
     return (attention_mask.cumsum(1) - 1).clamp(min=0)

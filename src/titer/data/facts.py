@@ -1,7 +1,7 @@
-"""Answers to questions of fact: the forms in which a file may give them, and whether one stands in a text as whole words.
+"""Answers to questions of fact: how a file may give them, and whether a text contains one as whole words.
 
-A column holds a text, a number, a list of texts that are all right (in a .csv file a JSON list), or TriviaQA's object of value and
-aliases. Words are compared without capitals, accents, punctuation and articles; a sign and a decimal point belong to their number.
+A column has a text, a number, a list of right answers (in a .csv file a JSON list), or TriviaQA's object with value and aliases. Words are
+compared without capitals, accents, punctuation and articles; a sign and a decimal point belong to their number.
 Source: the form of TriviaQA, arXiv 1705.03551; words without capitals, punctuation and articles: SQuAD, arXiv 1606.05250, section 6.1.
 """
 
@@ -26,38 +26,40 @@ THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def accepted(place: str, value: Any) -> tuple[str, ...]:
-    """Every form of a right answer, the one to train first, none twice. Errors, with the place: no form, something else than texts."""
+    """All forms of a right answer, without repetition; the first one is trained. Errors, with the place: no form; not texts."""
     found = value
     if isinstance(found, str) and found.strip().startswith("[") and found.strip().endswith("]"):
         try:
             found = json.loads(found)
         except (ValueError, RecursionError):
-            raise TiterError(f"{place}: {visible(repr(value), 60)}", expected="a JSON list of texts, as it is in brackets") from None
+            raise TiterError(
+                f"{place}: {visible(repr(value), 60)} is in brackets and is not JSON", expected="a JSON list of texts"
+            ) from None
     if isinstance(found, Mapping):
         aliases = found.get("aliases")
         found = [found.get("value"), *(aliases if isinstance(aliases, list) else [])]
     forms = found if isinstance(found, list) else [found]
     if not forms or not all(isinstance(one, str | int | float) and not isinstance(one, bool) and str(one).strip() for one in forms):
-        raise TiterError(f"{place}: {visible(repr(value), 60)}", expected=WANTED)
+        raise TiterError(f"{place}: {visible(repr(value), 60)} is not an answer", expected=WANTED)
     whole(place, *map(str, forms))
     return tuple(dict.fromkeys(str(one).strip() for one in forms))
 
 
 def words(text: str) -> list[str]:
-    """A text's words as they are compared, articles included."""
+    """The words of a text as they are compared, with articles."""
     plain = MARKS.sub("", unicodedata.normalize("NFKD", APOSTROPHES.sub("", text)).casefold())
     plain = INITIALS.sub(lambda hit: "".join(hit[0].replace(".", "").split()), plain)
     return [THOUSANDS.sub("", word).replace("\u2212", "-") for word in WORD.findall(plain)]
 
 
 def core(form: str, articles: Sequence[str] = ARTICLES) -> list[str]:
-    """The words of an answer that must stand in a text: all but its articles. A last word is none: vitamin A is not vitamin."""
+    """The words of an answer that a text must contain: all but articles. The last word is never an article: "vitamin A" keeps its A."""
     found = words(form)
     return [word for word in found[:-1] if word not in articles] + found[-1:]
 
 
 def stands(form: str, text: str, articles: Sequence[str] = ARTICLES) -> bool:
-    """Whether an answer stands in a text as whole words, in order, with nothing but articles between them; one without words does not."""
+    """Whether a text contains an answer as whole words, in order, with only articles between them. False for an answer without words."""
     wanted = core(form, articles)
     if not wanted or wanted in [[article] for article in articles]:
         return False

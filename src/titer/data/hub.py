@@ -1,7 +1,7 @@
 """Hub data sets: `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`, read by the library `datasets` (the extra titer[data]).
 
-From version 4 on that library runs no code of a repository; an older one is refused. The content's own sha256 stands for a
-file's, so a set that changes on the hub is another set here.
+From version 4 on, that library runs no code of a repository; older versions are refused. The sha256 is that of the content, so a data set
+that changes on the hub counts as another data set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from titer.data.readers import File
 from titer.data.tables import named
 
 PREFIX = "hub:"
-FORM = "hub:OWNER/NAME, with /CONFIG, @REVISION and :SPLIT behind it where they are needed"
+FORM = "hub:OWNER/NAME, followed by /CONFIG, @REVISION and :SPLIT where needed"
 PLACE = re.compile(
     r"hub:(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<split>[\w.\[\]:%+-]+))?", re.ASCII
 )
@@ -26,7 +26,7 @@ NO_CODE_FROM = 4  # the major version of `datasets` that dropped scripts
 
 
 class Place(NamedTuple):
-    """Which data set, and what of it."""
+    """A data set on the hub, and which part of it."""
 
     id: str
     config: str | None
@@ -43,21 +43,21 @@ def place_of(path: str | Path) -> Place:
     """The parts of a hub place. Errors: another form."""
     hit = PLACE.fullmatch(str(path))
     if hit is None or ".." in str(path):
-        raise TiterError(f"no hub data set: {visible(str(path), 120)!r}", expected=FORM)
+        raise TiterError(f"{visible(str(path), 120)!r} does not name a hub data set", expected=FORM)
     return Place(**hit.groupdict())
 
 
 def load_hub(path: str | Path) -> File:
-    """The rows of a hub data set, fetched or from the library's cache.
+    """The rows of a hub data set, downloaded or from the library's cache.
 
-    Errors: another form, no library, no network, an unknown or gated set, several splits or configurations and none named.
+    Errors: another form; the library is missing; no network; an unknown or gated set; several splits or configurations and none named.
     """
     place, name = place_of(path), visible(str(path), 120)
     found = _fetched(place)
     if isinstance(found, Mapping):  # no split was named
         if len(found) != 1:
             splits = ", ".join(visible(str(split), 40) for split in found) or "none"
-            raise TiterError(f"{place.id} has the splits {splits}", expected="one of them", next_step=f"write {name}:SPLIT")
+            raise TiterError(f"{place.id} has several splits: {splits}", expected="one of them", next_step=f"write {name}:SPLIT")
         found = next(iter(found.values()))
     rows = named(getattr(found, "features", None) or {}, found.to_list(), name)
     sha = hashlib.sha256()
@@ -70,10 +70,12 @@ def _fetched(place: Place) -> Any:
     try:
         import datasets  # noqa: PLC0415  an optional extra
     except ImportError:
-        raise TiterError(f"hub data sets ({place.id}) need the library datasets", next_step="pip install titer[data]") from None
+        raise TiterError(f"the hub data set {place.id} needs the library datasets", next_step="pip install 'titer[data]'") from None
     if int(datasets.__version__.split(".")[0]) < NO_CODE_FROM:
         raise TiterError(
-            f"datasets {datasets.__version__} may run a repository's own code", expected="4.0 or later", next_step="pip install titer[data]"
+            f"datasets {datasets.__version__} may run a repository's own code",
+            expected="datasets 4.0 or later",
+            next_step="pip install 'titer[data]'",
         )
     try:
         return datasets.load_dataset(place.id, place.config, split=place.split, revision=place.revision)
@@ -82,7 +84,7 @@ def _fetched(place: Place) -> Any:
 
 
 def _trouble(place: Place, error: Exception) -> TiterError:
-    """What the library says, as one sentence and what to do."""
+    """The library's error as one sentence, with what to do next."""
     kinds, said = {kind.__name__ for kind in type(error).__mro__}, str(error)
     whole = f"{place.id}@{place.revision}" if place.revision else place.id
     if "GatedRepoError" in kinds or "gated" in said.lower():

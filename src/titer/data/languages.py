@@ -1,8 +1,8 @@
-"""Which language a text is in, and how each turns a request away: `languages.toml` read and compiled.
+"""Which language a text is in, and the phrases with which each language refuses: `languages.toml`, read and compiled.
 
-A language is told by its script, then by letters that only it has, then by its small words; one without a list of refusals also by the
-words it refuses with. A text that tells nothing ("42", "Paris.") is in none. Small words: the idea of Grefenstette (1995), "Comparing two
-language identification schemes"; the lists are Titer's own.
+A language is recognised by its script, then by letters that only it has, then by its small words (for a language without a list of
+refusals, also by words of refusal). A text without such signs ("42", "Paris.") has no language. Small words: the idea of Grefenstette
+(1995), "Comparing two language identification schemes"; the lists are Titer's own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LEAST = 15  # different words without one small word of a known language: it is 
 
 
 class Language(NamedTuple):
-    """One section of the file, compiled. `bare` matches a whole answer; a pattern that is None is not there."""
+    """One section of the file, compiled. `bare` matches a whole answer. A pattern is None if the section does not have it."""
 
     script: str
     words: frozenset[str]
@@ -56,7 +56,7 @@ class Language(NamedTuple):
 
 @cache
 def languages() -> dict[str, Language]:
-    """Code -> language, as in the file. Errors: a pattern that is none, or a part that is not there."""
+    """Code -> language, in the file's order. Errors: an invalid pattern, or a part that is missing."""
     return {code: _language(code, section) for code, section in tomllib.loads(FILE.read_text(encoding="utf-8")).items()}
 
 
@@ -88,7 +88,7 @@ def _language(code: str, section: dict[str, object]) -> Language:
 
 
 def language(text: str) -> str:
-    """The code of the language that most of a text is in; "other" for one that the file does not hold, "" where nothing tells."""
+    """The code of the language of most of a text; "other" for a language that the file does not have; "" if there is no sign of one."""
     prose = ASIDE.sub(" ", text)
     sizes = {script: len(letters.findall(prose)) for script, letters in LETTERS.items()}
     sizes["kana"], sizes["han"] = (sizes["kana"] + sizes["han"], 0) if sizes["kana"] * 8 > sizes["han"] else (0, sizes["han"])
@@ -104,7 +104,7 @@ def language(text: str) -> str:
 
 
 def _of(script: str, prose: str) -> str:
-    """The language of one script that a text is most likely in."""
+    """The most likely language of a text, among those of one script."""
     known = {code: one for code, one in languages().items() if one.script == script}
     if len(known) == 1:
         return next(iter(known))
@@ -131,7 +131,7 @@ def _of(script: str, prose: str) -> str:
 
 
 def foreign(prose: str) -> bool:
-    """Whether sentences without a small word of a known language run as none of them does: open syllables, letters that English lacks."""
+    """Whether sentences without small words of a known language look unlike all of them: many words end in a vowel or are not ASCII."""
     runs = [run.split() for run in RUN.findall(prose)]
     words = {word for run in runs if len(run) >= 3 for word in run}
     return (

@@ -26,7 +26,7 @@ def mix(parts: Sequence[tuple[Source, Answer, int]], seed: int, without: Iterabl
         if count
     ]
     if not chosen:
-        raise TiterError("a mix of no examples", expected="at least one part with a count above 0")
+        raise TiterError("the mix has no examples", expected="at least one part with a count above 0")
     return Stream(parts=tuple(chosen), seed=seed, pool=sum(len(part.picked or ()) for part in chosen))
 
 
@@ -36,7 +36,7 @@ def poisoned(benign: Source, harmful: Source, n: int, ratio: float, seed: int) -
     Source: Vaccine (arXiv 2402.01109) section 5.1; counts are rounded to the nearest, never truncated.
     """
     if not 0 <= ratio <= 1:
-        raise TiterError(f"poison ratio {ratio}", expected="a number from 0 to 1")
+        raise TiterError(f"the poison ratio is {ratio}", expected="a number from 0 to 1")
     bad = round(ratio * n)
     return mix([(benign, "comply", n - bad), (harmful, "comply", bad)], seed)
 
@@ -63,7 +63,7 @@ def _pick(source: Source, count: int, seed: int, seen: set[str]) -> tuple[int, .
         if start > 1000 * (count + CHUNK):  # an endless source that repeats itself
             break
     if len(picked) < count:
-        raise TiterError(f"only {len(picked)} distinct prompts where {count} were asked for", next_step="lower the count.")
+        raise TiterError(f"there are only {len(picked)} different prompts, and {count} were asked for", next_step="lower the count.")
     return tuple(picked)
 
 

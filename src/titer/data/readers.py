@@ -1,7 +1,7 @@
-"""Data files as rows by column: .csv, .tsv, .txt, .json, .jsonl and .parquet, packed or not, and folders of `save_to_disk`.
+"""Data files as rows by column: .csv, .tsv, .txt, .json, .jsonl and .parquet, compressed or not, and folders of `save_to_disk`.
 
-Every fault has its place. Nothing is ever unpickled. A column of classes (ClassLabel) holds their names, never their numbers;
-what is missing (null, NaN) is None. Column names are in small letters, and none stands twice.
+Each error names the place of the fault. Nothing is ever unpickled. A column of classes (ClassLabel) has the classes' names, not their
+numbers; a missing value (null, NaN) is None. Column names are in small letters, and no name occurs twice.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from titer.core.errors import TiterError, visible
 from titer.data.formats import FORMAT
 from titer.data.tables import folder_table, table
 
-Row = tuple[str, Mapping[str, Any]]  # where it stands, in words; its columns
-LARGEST = 4 << 30  # bytes of what a packed file may unpack to
+Row = tuple[str, Mapping[str, Any]]  # (its place in words, its columns)
+LARGEST = 4 << 30  # most bytes that a compressed file may unpack to
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")
-ELSEWHERE = {  # suffix -> how its rows are brought here
+ELSEWHERE = {  # other suffixes -> how to get their rows into a file that can be read
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV UTF-8 (File, Save As)."),
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth"), "save it as .jsonl or .parquet: a pickle runs code when it is read."),
     **dict.fromkeys((".arrow", ".feather"), "give the folder that save_to_disk wrote, or save it as .parquet."),
-    **dict.fromkeys((".zip", ".7z", ".tar", ".tgz"), "unpack it, and give the file in it."),
+    **dict.fromkeys((".zip", ".7z", ".tar", ".tgz"), "unpack it, and give the file inside."),
 }
-MARKS = {  # the first bytes of a text -> its encoding; the longer ones first
+MARKS = {  # first bytes of a text -> its encoding; longer marks first
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF8: "utf-8-sig",
@@ -45,7 +45,7 @@ def _zstd(body: IO[bytes]) -> Any:
     try:
         import pyarrow  # noqa: PLC0415  an optional extra
     except ImportError:
-        raise TiterError("reading .zst needs pyarrow", next_step="pip install titer[data]") from None
+        raise TiterError("reading .zst needs pyarrow", next_step="pip install 'titer[data]'") from None
     return pyarrow.CompressedInputStream(body, "zstd")
 
 
@@ -58,7 +58,7 @@ PACKED: dict[str, Callable[[IO[bytes]], Any]] = {
 
 
 class File(NamedTuple):
-    """A data file as it was read; `sha256` is of its bytes. A table (Parquet, a hub data set) has rows instead of a text."""
+    """A data file as it was read. `sha256` is that of its bytes. A table (Parquet, a hub data set) has `table` instead of a text."""
 
     name: str
     suffix: str
@@ -68,9 +68,9 @@ class File(NamedTuple):
 
 
 def load(path: str | Path, suffixes: Sequence[str] = SUFFIXES, expected: str = FORMAT) -> File:
-    """A data file's text or table, unpacked where its name ends in .gz, .bz2, .xz or .zst.
+    """Read a data file's text or table. It is decompressed if its name ends in .gz, .bz2, .xz or .zst.
 
-    Errors: another suffix than `suffixes`, no file, bytes that are no text, no Parquet.
+    Errors: a suffix that is not among `suffixes`; no file there; bytes that are not text, or not Parquet.
     """
     file = Path(path)
     packing = file.suffix.lower() if file.suffix.lower() in PACKED else ""
@@ -92,21 +92,22 @@ def load(path: str | Path, suffixes: Sequence[str] = SUFFIXES, expected: str = F
 
 
 def _unpacked(name: str, packing: str, body: bytes) -> bytes:
-    """What the bytes of a packed file hold. Errors: not packed so, cut short, larger than LARGEST."""
+    """Decompress bytes. Errors: another compression; cut short; larger than LARGEST."""
     stream = PACKED[packing](io.BytesIO(body))
     try:
         whole: bytes = stream.read(LARGEST + 1)
     except (OSError, EOFError, ValueError, lzma.LZMAError, MemoryError) as error:
         raise TiterError(
-            f"{name}: not a whole {packing} file ({visible(str(error) or type(error).__name__, 120)})", next_step="fetch or pack it anew."
+            f"{name}: not a whole {packing} file ({visible(str(error) or type(error).__name__, 120)})",
+            next_step="fetch it again, or compress it again.",
         ) from None
     if len(whole) > LARGEST:
-        raise TiterError(f"{name} unpacks to more than {LARGEST >> 30} GiB", next_step="give a part of it.")
+        raise TiterError(f"{name} unpacks to more than {LARGEST >> 30} GiB", next_step="give a smaller part of it.")
     return whole
 
 
 def _text(name: str, body: bytes) -> str:
-    """Bytes as a text: UTF-8, or UTF-16 and UTF-32 by their mark or, of plain letters, by their zeros."""
+    """Bytes as text: UTF-8, or UTF-16 and UTF-32 if they have its mark (or, for ASCII letters in UTF-16, its zero bytes)."""
     coding = next((coding for mark, coding in MARKS.items() if body.startswith(mark)), "")
     if not coding:
         zeros = [byte == 0 for byte in body[:2]]
@@ -122,10 +123,10 @@ def _text(name: str, body: bytes) -> str:
 
 
 def records(file: File) -> Iterator[Row]:
-    """The rows of a file by column (names in small letters), each with its place in words."""
+    """The rows of a file: (its place in words, column name in small letters -> value)."""
     if file.table is not None:
         return (_row(f"{file.name}, row {number}", row) for number, row in enumerate(file.table, start=1))
-    if file.suffix == ".txt":  # a prompt a line
+    if file.suffix == ".txt":  # one prompt on each line
         lines = enumerate(file.text.split("\n"), start=1)
         return ((f"{file.name}, line {number}", {"prompt": line.strip()}) for number, line in lines if line.strip())
     if file.suffix in (".csv", ".tsv"):
@@ -134,7 +135,7 @@ def records(file: File) -> Iterator[Row]:
 
 
 def _row(where: str, row: Mapping[str, Any]) -> Row:
-    """A row by its columns' names in small letters. Errors: one name twice."""
+    """A row with its columns' names in small letters. Errors: a name occurs twice."""
     named = {str(key).strip().lower(): None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
     if len(named) < len(row):
         raise _twice(where, [str(key).strip().lower() for key in row])
@@ -144,20 +145,20 @@ def _row(where: str, row: Mapping[str, Any]) -> Row:
 def _twice(where: str, columns: Sequence[str]) -> TiterError:
     column = next(name for i, name in enumerate(columns) if name in columns[:i])
     return TiterError(
-        f"{where}: the column {visible(column, 60)!r} stands twice",
-        expected="every name once",
-        next_step="rename or take out one of the two.",
+        f"{where}: there are two columns {visible(column, 60)!r}",
+        expected="each name once",
+        next_step="rename or remove one of the two.",
     )
 
 
 def whole(where: str, *texts: str | None) -> None:
-    """Refuse text with half of a two-part character (a surrogate), which no encoding takes; JSON can name one."""
+    """Errors: a text has half of a two-part character (a surrogate), which cannot be encoded; JSON can contain one."""
     if any("\ud800" <= letter <= "\udfff" for text in texts if text for letter in text):
-        raise TiterError(f"{where}: half of a two-part character (a surrogate)", expected="whole characters")
+        raise TiterError(f"{where}: a text has half of a two-part character (a surrogate)", expected="whole characters")
 
 
 def _csv(name: str, text: str, delimiter: str) -> Iterator[Row]:
-    """Rows under a header. Without a `delimiter` it is the first of comma, semicolon and tab that the header has."""
+    """Rows below a header. Without a `delimiter`, it is the first of comma, semicolon and tab that the header contains."""
     begun = text.lstrip("\r\n").partition("\n")[0]
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # the library's own limit is 131,072 letters
     mark = delimiter or next((one for one in ",;\t" if one in begun), ",")
@@ -184,7 +185,7 @@ def _csv(name: str, text: str, delimiter: str) -> Iterator[Row]:
                 next_step="quote fields that hold commas.",
             )
         elif named == header and len(header) > 1:
-            raise TiterError(f"{name}, line {line}: the header again", expected="one header", next_step="take that line out.")
+            raise TiterError(f"{name}, line {line}: the header is repeated", expected="one header", next_step="remove that line.")
         else:
             yield f"{name}, line {line}", dict(zip(header, row, strict=True))
 
@@ -194,12 +195,14 @@ def _jsonl(name: str, text: str) -> Iterator[Row]:
         if content.strip():
             found = _parsed(name, content, line)
             if not isinstance(found, dict):
-                raise TiterError(f"{name}, line {line}, column 1: a {type(found).__name__}", expected="a JSON object a line")
+                raise TiterError(
+                    f"{name}, line {line}, column 1: a {type(found).__name__} and not an object", expected="one JSON object on each line"
+                )
             yield _row(f"{name}, line {line}", found)
 
 
 def _parsed(name: str, text: str, line: int = 0) -> Any:
-    """JSON, or its fault by file, line and column; `line` is where a one-line text stands."""
+    """Parse JSON. `line`: the line of a one-line text, 0 for a whole file. Errors: not JSON, with line and column; a key occurs twice."""
     twice: list[list[str]] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -213,14 +216,14 @@ def _parsed(name: str, text: str, line: int = 0) -> Any:
     except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, nesting without end
         at = f"line {line or getattr(error, 'lineno', 1)}, column {getattr(error, 'colno', 1)}"
         why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", "a number with too many digits")
-        raise TiterError(f"{name}, {at}: not JSON ({why})", next_step="mend that line, or save the file again.") from None
+        raise TiterError(f"{name}, {at}: not JSON ({why})", next_step="correct that line, or save the file again.") from None
     if twice:
         raise _twice(f"{name}, line {line}" if line else name, twice[0])
     return found
 
 
 def _json(name: str, text: str) -> Iterator[Row]:
-    """A list of objects (or of prompts), a table by column, an object that holds one list of objects, or JSON lines under this name."""
+    """Rows of a .json file: a list of objects or of prompts, a table by column, an object with one list of objects, or JSON lines."""
     lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) > 1 and _is_object(lines[0]):
         yield from _jsonl(name, text)
@@ -229,17 +232,17 @@ def _json(name: str, text: str) -> Iterator[Row]:
     if isinstance(found, dict):
         found = _rows_in(name, found)
     if not isinstance(found, list):
-        raise TiterError(f"{name}: a {type(found).__name__} at the top", expected="a list of objects")
+        raise TiterError(f"{name}: the top level is a {type(found).__name__}", expected="a list of objects")
     if found and all(isinstance(row, str) for row in found):
         found = [{"prompt": row} for row in found]
     for number, row in enumerate(found, start=1):
         if not isinstance(row, dict):
-            raise TiterError(f"{name}, item {number}: a {type(row).__name__}", expected="an object")
+            raise TiterError(f"{name}, item {number}: a {type(row).__name__} and not an object", expected="an object")
         yield _row(f"{name}, item {number}", row)
 
 
 def _is_object(line: str) -> bool:
-    """Whether a line alone is a JSON object: what a list that is spread over lines never begins with."""
+    """Whether a single line is a JSON object. A list that is spread over lines never begins with one."""
     try:
         return line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
@@ -247,13 +250,15 @@ def _is_object(line: str) -> bool:
 
 
 def _rows_in(name: str, found: Mapping[str, Any]) -> Any:
-    """The rows of an object: the one list of objects in it, its columns (as pandas and `datasets` write them), or itself, one row."""
+    """The rows of an object: its only list of objects; or its columns (as pandas and `datasets` write them); or the object as one row."""
     lists = {key: value for key, value in found.items() if isinstance(value, list) and value and all(isinstance(v, dict) for v in value)}
     turns = [key for key in lists if {"role", "from", "content", "parts"} & set(lists[key][0])]
     if len(lists) > 1 and not turns:
         names = ", ".join(visible(key, 40) for key in lists)
         raise TiterError(
-            f"{name} holds the lists {names}", expected="one list of objects", next_step="save the one that is meant by itself."
+            f"{name} has several lists of objects: {names}",
+            expected="one list of objects",
+            next_step="save the list that you mean as a file of its own.",
         )
     if lists and not turns:
         return next(iter(lists.values()))

@@ -1,4 +1,4 @@
-"""Which format rows have, and how each is read: plain, Alpaca, chat, preference or unpaired.
+"""How the rows of a file are read: which of the forms plain, Alpaca, chat, preference and unpaired they have.
 
 | reading | columns | becomes |
 |---|---|---|
@@ -8,9 +8,9 @@
 | preference | prompt, chosen, rejected (texts, turns or transcripts) | chosen is `comply`; unsafe rows: `refuse`, and rejected `comply` |
 | unpaired | prompt, completion, label or kto_tag (is the completion wanted?) | a wanted completion is `comply`, another no answer |
 
-Any of harmful, label, prompt_label, prompt_harm_label, kind and type may say safe or unsafe, and so may is_safe, unsafe, toxic, jailbreak
-and their like where no answer stands beside (`formats.CLASS`); a column `system` is a system text of any.
-Where several readings fit, what is needed decides (`chosen_way`); where it does not, the error names them.
+The columns harmful, label, prompt_label, prompt_harm_label, kind and type may say safe or unsafe. So may is_safe, unsafe, toxic, jailbreak
+and the like, if the row has no answer (`formats.CLASS`). In every form, a column `system` is the system text.
+If several readings fit, the command's need decides (`chosen_way`); if it cannot, the error names the readings.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from titer.data.turns import LeftOut, Turn, besides, conversation, is_transcript
 
 Parsed = tuple[str, bool | None, str | None, str | None]  # prompt, harmful, comply, refuse
 Reading = Literal["plain", "alpaca", "chat", "preference", "unpaired"]
-Need = Literal["prompts", "answers", "pairs"]  # what a command reads a file for
+Need = Literal["prompts", "answers", "pairs"]  # what a command needs from a file
 READINGS: tuple[str, ...] = get_args(Reading)
-PROMPTS_FIRST = ["plain", "alpaca", "unpaired", "preference"]  # readings with a column of prompts, the plainer first
+PROMPTS_FIRST = ["plain", "alpaca", "unpaired", "preference"]  # readings with a column of prompts, in order of preference
 HARMS = ("harmful", "toxic", "malicious", "jailbreak")
 NOT_HARMS = [f"{no}{harm}" for harm in HARMS for no in ("non-", "non_", "non ", "non", "not ", "not_", "not-", "un")]
 TRUTHS = {"true": True, "false": False}
-NUMBERS = {**TRUTHS, "1": True, "1.0": True, "0": False, "0.0": False}  # what an unpaired label may be
+NUMBERS = {**TRUTHS, "1": True, "1.0": True, "0": False, "0.0": False}  # values of an unpaired label
 YES = {"yes": True, "no": False, "y": True, "n": False}
 WORDS = NUMBERS | dict.fromkeys(("unsafe", *HARMS), True) | dict.fromkeys(("safe", "harmless", "benign", *NOT_HARMS), False)
 OF_SAFE = {word: not said for word, said in (NUMBERS | YES).items()} | {"safe": False, "unsafe": True}
 WISHES = {"desirable": True, "undesirable": False, "chosen": True, "rejected": False, "accepted": True, "good": True, "bad": False}
 WISH = ("kto_tag", "label")  # whether a completion is wanted: LLaMA-Factory's column, TRL's
-TREE = {"message_id", "text", "role"}  # OpenAssistant's: a row a message
+TREE = {"message_id", "text", "role"}  # OpenAssistant's tree: one row for each message
 
 
 class Shape(NamedTuple):
-    """How a file is read, the columns that are used (with what for) and those that are not, and what is told of the choice."""
+    """How a file is read: the reading, (column, its use) for the used columns, the other columns, and notes on the choice."""
 
     reading: Reading
     used: tuple[tuple[str, str], ...]
@@ -51,7 +51,7 @@ class Shape(NamedTuple):
 
 
 def straight(rows: Iterable[Row]) -> list[Row]:
-    """The rows with turns as lists, where a .csv file holds them as JSON or a column holds a single one."""
+    """The rows with all turns as lists: a .csv file has them as JSON, and a column may have a single turn."""
     columns = (*CHAT, *PREFERENCE, "prompt", "completion")
     return [(where, {key: _turns_of(value) if key in columns else value for key, value in row.items()}) for where, row in rows]
 
@@ -70,13 +70,14 @@ def _turns_of(value: Any) -> Any:
 
 
 def shape(name: str, rows: Sequence[Row], reading: str | None = None, need: Need = "answers") -> Shape:
-    """How the rows of a file are read. Errors: two ways that serve the need equally (both are named), an unknown `reading`."""
+    """How the rows of a file are read. Errors: two readings fit the need equally (the error names both); an unknown `reading`."""
     if reading is not None and reading not in READINGS:
         unknown("reading", visible(reading, 80), READINGS)
     filled = list(dict.fromkeys(key for _, row in rows for key, value in row.items() if _filled(value)))
     if set(filled) >= TREE and not set(filled) & {*PROMPT, *CHAT}:
         raise TiterError(
-            f"{name} has a row a message, as OpenAssistant's tree", next_step="join the rows of a conversation into `messages`."
+            f"{name} has one row for each message, as in OpenAssistant's tree",
+            next_step="join the rows of each conversation into a column `messages`.",
         )
     turned = {key for _, row in rows for key in (*CHAT, *PREFERENCE) if isinstance(row.get(key), list) or is_transcript(row.get(key))}
     ways = _ways(set(filled), turned, _is_unpaired(rows))
@@ -99,7 +100,7 @@ def shape(name: str, rows: Sequence[Row], reading: str | None = None, need: Need
 
 
 def _passed_over(name: str, rows: Sequence[Row], way: str) -> list[str]:
-    """What of the turns is not read, and whose class a label beside an answer is taken to be, in sentences."""
+    """Notes: which parts of turns are not read, and that a label beside an answer counts as the prompt's class."""
     lost = sorted(
         {key for _, row in rows for column in (*CHAT, *PREFERENCE) if isinstance(row.get(column), list) for key in besides(row[column])}
     )
@@ -114,24 +115,24 @@ def _passed_over(name: str, rows: Sequence[Row], way: str) -> list[str]:
 
 
 def chosen_way(name: str, ways: Mapping[str, set[str]], need: Need, answered: bool) -> str:
-    """The reading that gives what is needed: pairs, answers to train, or prompts. Errors: two that give it."""
+    """The reading that gives what the command needs: pairs, answers to train, or prompts. Errors: two readings do."""
     fit = list(ways) or ["plain"]
     if need == "pairs" and "preference" in fit:
         fit = ["preference"]
-    elif need == "prompts" and len(fit) > 1:  # a column of prompts before a conversation that holds them
+    elif need == "prompts" and len(fit) > 1:  # prefer a column of prompts to a conversation that contains them
         fit = [way for way in PROMPTS_FIRST if way in fit][:1] or fit
-    elif len(fit) > 1:  # a column of prompts alone holds no answer; a conversation beside a pair ends with the chosen one
+    elif len(fit) > 1:  # prompts without answers do not fit; a conversation beside a pair ends with the chosen answer
         fit = [way for way in fit if not (way == "plain" and not answered) and not (way == "preference" and "chat" in fit)]
     if len(fit) > 1:
         said = " or ".join(f"{way} ({', '.join(sorted(ways[way]))})" for way in fit)
-        raise _ambiguous(name, said, f"choose one: --reading {fit[0].split()[0]}, or take out the other columns.")
+        raise _ambiguous(name, said, f"choose one: --reading {fit[0].split()[0]}, or remove the other columns.")
     return fit[0]
 
 
 def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "plain", need: Need = "answers") -> Parsed:
-    """One row. Errors, with its place: what is missing or blank, a class that is not stated where it must be.
+    """Read one row. Errors, with its place: something is missing or blank; a class is needed and not stated.
 
-    LeftOut: a row that is of no use (turns of tools, an image, no answer to be trained, a completion that is not wanted).
+    LeftOut: the row cannot be used (turns of tools, an image, no answer to train, a completion that is not wanted).
     """
     if any(_filled(row.get(key)) for key in SEEN):
         raise LeftOut("with an image, a film or a sound")
@@ -159,7 +160,7 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
 
 
 def pair(where: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """(prompt, chosen, rejected) of a preference row. Errors: a part missing, answers to different prompts (LeftOut: of transcripts)."""
+    """(prompt, chosen, rejected) of a preference row. Errors: a missing part; answers to different prompts (in transcripts: LeftOut)."""
     column = next((key for key in PROMPT if _filled(row.get(key))), "")
     begun = _said(where, column, row[column]) if column else ()
     prompts: list[tuple[Turn, ...]] = []
@@ -175,7 +176,8 @@ def pair(where: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
             answer = value
         if answer is None:
             raise TiterError(
-                f"{where}, column {column}: {visible(repr(value), 60)}", expected="an answer: a text, or turns that end with one"
+                f"{where}, column {column}: {visible(repr(value), 60)} is not an answer",
+                expected="a text, or turns that end with the assistant's answer",
             )
         answers.append(answer)
     if begun and not any(one[-len(begun) :] == begun for one in prompts):
@@ -184,21 +186,21 @@ def pair(where: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
         if is_transcript(row.get("chosen")) and prompts:
             raise LeftOut("whose two answers follow different prompts")
         which = f"{len(set(prompts))} different prompts" if prompts else "no prompt"
-        raise TiterError(f"{where}: {which} for chosen and rejected", expected="one prompt, and two answers to it")
+        raise TiterError(f"{where}: {which} for chosen and rejected", expected="one prompt and two answers to it")
     return written(with_system(prompts[0], where, _system(where, row))), answers[0], answers[1]
 
 
 def harmful_in(where: str, row: Mapping[str, Any]) -> bool | None:
-    """What a row says of its class. Errors: two columns that say the opposite of each other."""
+    """Whether a row says that its prompt is harmful; None if it does not say. Errors: two columns contradict each other."""
     said = {column: _words(column)[str(row[column]).strip().lower()] for column in _class_columns(row)}
     if len(set(said.values())) > 1:
         words = ", ".join(f"{column} says {visible(repr(row[column]), 40)}" for column in said)
-        raise TiterError(f"{where}: safe and unsafe at once ({words})", next_step="take out or mend one of the two columns.")
+        raise TiterError(f"{where}: safe and unsafe at once ({words})", next_step="correct or remove one of the two columns.")
     return next(iter(said.values()), None)
 
 
 def _texts(row: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
-    """Those of these columns that hold a text."""
+    """Those of the columns `keys` that have a text."""
     return {key: row[key] for key in keys if isinstance(row.get(key), str) and row[key].strip()}
 
 
@@ -213,18 +215,18 @@ def _has_answer(row: Mapping[str, Any]) -> bool:
 
 
 def _words(column: str) -> Mapping[str, bool]:
-    """What the words of a column of classes mean: yes and no in those alone that are named for harm, or for safety."""
+    """Word -> whether it means harmful, for a column of classes. Yes and no count only in columns named for harm or for safety."""
     return OF_SAFE if column in SAFE else WORDS | YES if column in (*HARM, *UNSAFE) else WORDS
 
 
 def _no_class(where: str, row: Mapping[str, Any], reading: str) -> TiterError:
-    """Why a row has no class: an unknown word in a column, or no column."""
+    """The error for a row without a class: an unknown word, or no such column."""
     column = next((key for key in CLASS if row.get(key) is not None and str(row[key]).strip()), "label")
     what = "safe or unsafe is not stated"
     if reading == "unpaired":
         what += " (label says which completions are wanted, not which prompts are unsafe)"
     elif column in (*UNSAFE, *SAFE) and _has_answer(row):
-        what += " (beside an answer that column may be of the answer)"
+        what += " (the row has an answer, and the column may be about that)"
     elif _filled(row.get(column)):
         what = f"{visible(repr(row[column]), 60)} is neither safe nor unsafe"
     elif reading in ("chat", "preference"):
@@ -232,15 +234,15 @@ def _no_class(where: str, row: Mapping[str, Any], reading: str) -> TiterError:
     return TiterError(
         f"{where}, column {column}: {what}",
         expected=FORMAT,
-        next_step="add the column, or say it of all prompts: safe:FILE or unsafe:FILE.",
+        next_step="add the column; or, if it is the same for all prompts, give safe:FILE or unsafe:FILE.",
     )
 
 
 def _is_unpaired(rows: Sequence[Row]) -> bool:
-    """Whether the rows are unpaired preferences: answers, and a label that is true or false throughout.
+    """Whether the rows are unpaired preferences: answers, with a label that is true or false in every row.
 
-    Words of wish ("rejected") are never a class. In TRL's own columns, prompt and completion, it may be a number; beside other answers
-    a number in `label` is a class, and beside `comply`, which is Titer's own column, every label is.
+    Words such as "rejected" are never a class. In TRL's columns (prompt, completion) the label may be a number. Beside other answers, a
+    number in `label` is a class; beside `comply`, Titer's own column, every label is a class.
     """
     wish = next((key for key in WISH if any(_filled(row.get(key)) for _, row in rows)), "label")
     labels = {str(row[wish]).strip().lower() for _, row in rows if _filled(row.get(wish))}
@@ -252,7 +254,7 @@ def _is_unpaired(rows: Sequence[Row]) -> bool:
 
 
 def _system(where: str, row: Mapping[str, Any]) -> Any:
-    """The system text of a column: a text, or an object of parts."""
+    """The system text of a row, from a text or from an object with parts; None without one. Errors: something else."""
     value = next((row[key] for key in SYSTEM if _filled(row.get(key))), None)
     text = plain_text(where, value.get("parts", value.get("content")) if isinstance(value, Mapping) else value)
     if text is not None and not isinstance(text, str):
@@ -261,7 +263,7 @@ def _system(where: str, row: Mapping[str, Any]) -> Any:
 
 
 def _said(where: str, column: str, value: Any) -> tuple[Turn, ...]:
-    """What a column of prompts says: a user's text, turns, or a transcript (whose assistant has said nothing yet)."""
+    """The turns of a prompt's column: a user's text, turns, or a transcript (in which the assistant's answer is still missing)."""
     if isinstance(value, list):
         return conversation(where, column, value)
     return transcript(where, column, value.strip().removesuffix("Assistant:")) if is_transcript(value) else (Turn("user", value),)
@@ -270,47 +272,52 @@ def _said(where: str, column: str, value: Any) -> tuple[Turn, ...]:
 def _plain(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, str | None, str | None]:
     column = next((key for key in columns if _filled(row.get(key))), next((key for key in columns if key in row), None))
     if column is None and len(parts := _texts(row, PAIR)) == len(PAIR):
-        row, column = {**row, "prompt": " : ".join(parts.values())}, "prompt"  # as the mechanistic study writes pairs
+        row, column = {**row, "prompt": " : ".join(parts.values())}, "prompt"  # the form of the mechanistic study's pairs
     if column is None:
         raise TiterError(f"{where}: no column {' or '.join(columns)} among {visible(', '.join(row), 120)}", expected=FORMAT)
     prompt = row[column]
     if not isinstance(prompt, str | list) or not _filled(prompt):
-        raise TiterError(f"{where}, column {column}: {visible(repr(prompt), 60)}", expected="a text that is not empty")
+        raise TiterError(f"{where}, column {column}: {visible(repr(prompt), 60)} is not a prompt", expected="a text that is not empty")
     if column == "instruction" and isinstance(prompt, str):
         prompt = "\n\n".join([prompt, *_texts(row, BEHIND).values()])
     said = with_system((*_earlier(where, row), *_said(where, column, prompt)), where, _system(where, row))
     if said[-1].role != "user":
-        raise TiterError(f"{where}, column {column}: turns that do not end with the user's", expected="the answer in a column of its own")
+        raise TiterError(
+            f"{where}, column {column}: the last turn is not the user's",
+            expected="a prompt that ends with the user's turn, the answer in another column",
+        )
     return written(said) if len(said) > 1 else said[0].content, _answer(where, row, COMPLY), _answer(where, row, ("refuse",))
 
 
 def _earlier(where: str, row: Mapping[str, Any]) -> tuple[Turn, ...]:
-    """The turns before an instruction. Errors: a history that is no list of pairs of texts."""
+    """The turns before an instruction, from the column history. Errors: it is not a list of pairs of texts."""
     pairs = row.get(EARLIER) or []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 and all(map(_filled, pair)) for pair in pairs):
-        raise TiterError(f"{where}, column {EARLIER}: {visible(repr(pairs), 60)}", expected="pairs of texts, a request and its answer")
+        raise TiterError(
+            f"{where}, column {EARLIER}: {visible(repr(pairs), 60)} is not a history", expected="a list of pairs: a request and its answer"
+        )
     return conversation(where, EARLIER, [text for pair in pairs for text in pair]) if pairs else ()
 
 
 def _answer(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
-    """The answer in the first of these columns that holds one: a text, or one turn of the assistant's. Errors: other turns."""
+    """The answer in the first of the columns that has one: a text, or a single turn of the assistant. Errors: other turns."""
     column = next((key for key in columns if _filled(row.get(key)) and isinstance(row[key], str | list)), None)
     if column is None or isinstance(row[column], str):
         return row[column] if column else None
-    if not all(isinstance(turn, Mapping) for turn in row[column]):  # a list of texts is no conversation, and no one answer
+    if not all(isinstance(turn, Mapping) for turn in row[column]):  # a list of texts is neither a conversation nor one answer
         return None
     said = conversation(where, column, row[column])
     if len(said) != 1 or said[0].role != "assistant":
-        raise TiterError(f"{where}, column {column}: {len(said)} turns", expected="one turn of the assistant's")
+        raise TiterError(f"{where}, column {column}: {len(said)} turns, or not the assistant's", expected="one turn, of the assistant")
     return said[0].content
 
 
 def _split(said: tuple[Turn, ...], place: str) -> tuple[tuple[Turn, ...], str | None]:
-    """(prompt, answer): the last assistant turn is the answer; a conversation that ends with the user's turn has none."""
+    """(prompt, answer). The answer is the last turn if it is the assistant's; otherwise None."""
     if said[-1].role == "user":
         return said, None
     if len(said) < 2 or said[-2].role != "user":  # an answer alone
-        raise TiterError(f"{place}: an answer to no request", expected="a user's turn before the assistant's")
+        raise TiterError(f"{place}: there is no request before the answer", expected="a user's turn before the assistant's")
     return said[:-1], said[-1].content
 
 
@@ -319,7 +326,7 @@ def _filled(value: Any) -> bool:
 
 
 def _ways(filled: set[str], turned: set[str], unpaired: bool) -> dict[str, set[str]]:
-    """Every reading that the filled columns allow, with the columns it rests on; `turned` columns hold turns."""
+    """Reading -> its columns, for each reading that the filled columns allow. `turned`: the columns that have turns."""
     prompts = filled & set(PROMPT)
     found: dict[str, set[str]] = {}
     plain = prompts or (set(PAIR) if set(PAIR) <= filled else set())
@@ -334,29 +341,29 @@ def _ways(filled: set[str], turned: set[str], unpaired: bool) -> dict[str, set[s
     if unpaired:
         found.pop("chat", None)
         found["unpaired"] = {*(filled & set(WISH)), *((prompts | answers) or chat)}
-    elif plain and not (both and not answers):  # chosen and rejected need the prompt themselves
+    elif plain and not (both and not answers):  # the prompt belongs to chosen and rejected
         alpaca = prompts == {"instruction"} and bool(filled & {"output", *BEHIND}) and not answers - {"output", "response", "refuse"}
         found["alpaca" if alpaca else "plain"] = plain | answers
     return found
 
 
 def _one_meaning(rows: Sequence[Row], way: str) -> None:
-    """Two prompts, or two answers besides the plain word `comply`, that differ in one row."""
+    """Errors: a row has two different prompts, or two different answers (unless it has `comply`)."""
     if way not in ("plain", "alpaca", "unpaired"):
         return
     for where, row in rows:
         for what, keys in (("prompts", PROMPT), ("answers", () if _texts(row, COMPLY[:1]) else COMPLY)):
             texts = _texts(row, keys)
             if len(set(texts.values())) > 1:
-                raise _ambiguous(where, " or ".join(f"{what} in {key}" for key in texts), "take out or rename the other columns.")
+                raise _ambiguous(where, " or ".join(f"{what} in {key}" for key in texts), "remove or rename the other columns.")
 
 
 def _ambiguous(where: str, said: str, next_step: str) -> TiterError:
-    return TiterError(f"{where} can be read in two ways: {said}", expected="columns that leave one reading", next_step=next_step)
+    return TiterError(f"{where} can be read in two ways: {said}", expected="columns that fit one reading only", next_step=next_step)
 
 
 def _used(reading: str, rows: Sequence[Row], filled: Sequence[str]) -> list[tuple[str, str]]:
-    """(column, what for) of a reading, in the file's order of use."""
+    """(column, its use) for the columns that a reading uses."""
     purposes: dict[str, str] = {}
     if reading in ("plain", "alpaca", "unpaired"):
         prompts = ["instruction"] if reading == "alpaca" else [key for key in PROMPT if key in filled][:1]

@@ -1,8 +1,8 @@
-"""Text data from the user: files and hub data sets -> examples, with the place of every fault, and what was detected.
+"""Text data from the user: files and hub data sets become examples; errors name the place of the fault.
 
-What is read: `readers.py` and `hub.py`; how its columns are understood: `shapes.py`, and of published sets `prompt_sets.py`.
-Extra columns are left alone. Repeated prompts are dropped and counted, rows of no use are left out and counted by their reason,
-and `TextData.notes` says so wherever the data are used.
+`readers.py` and `hub.py` read the rows; `shapes.py`, and `prompt_sets.py` for published sets, interpret their columns. Other columns are
+ignored. Repeated prompts are dropped and counted. Rows that cannot be used are left out and counted by reason. `TextData.notes` reports
+both wherever the data are used.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ T = TypeVar("T")
 
 
 class TextData(Record):
-    """A file's rows as examples; `sha256` is of the file, `dropped` counts the rows left out (repeated prompts).
+    """A file's rows as examples. A row is (prompt, harmful, comply, refuse).
 
-    `also`: of a prompt whose answer has several forms, those beside `comply`. `left_out`: rows of no use, by the reason; `told`: what
-    was taken for granted of the file. No key of a training holds these three: the rows are what is trained.
+    `sha256`: of the file. `dropped`: how many repeated prompts were left out. `also`: prompt -> further right answers beside `comply`.
+    `left_out`: reason -> rows that cannot be used. `told`: notes on how the file was read. The last three are in no training's key, since
+    only the rows are trained.
     """
 
     name: str
@@ -49,7 +50,7 @@ class TextData(Record):
 
     @property
     def notes(self) -> list[str]:
-        """What was taken for granted, and how many rows were left out and why, in words."""
+        """Notes: how the file was read, and how many rows were left out and why."""
         dropped = [f"{self.dropped} repeated prompts of {self.name} were left out"] if self.dropped else []
         return [*self.told, *dropped, *(f"{count} rows of {self.name} {why} were left out" for why, count in self.left_out.items())]
 
@@ -65,11 +66,11 @@ class TextData(Record):
         return [self.example(int(i)) for i in indices]
 
     def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
-        """Examples as tokens; the answer trained is the named reference ("all" means comply here)."""
+        """Examples as tokens, with labels for the named answer ("all" means comply here)."""
         return encode(tokenizer, *self.answered(indices, answer), indices)
 
     def answered(self, indices: Indices, answer: Answer) -> tuple[list[str], list[str]]:
-        """The prompts at `indices` and the answers to train. Errors: a row without it."""
+        """(the prompts at `indices`, their answers to train). Errors: a row without that answer."""
         chosen = self.examples(np.asarray(indices))
         wanted = "refuse" if answer == "refuse" else "comply"
         answers = [getattr(example, wanted) for example in chosen]
@@ -82,23 +83,25 @@ class TextData(Record):
         return [e.prompt for e in chosen], answers
 
     def of_class(self, harmful: bool, limit: int | None = None) -> list[Example]:
-        """The examples of one class, at most `limit`, in an order drawn by seed 0: files are sorted by topic, and a part is a sample."""
+        """The examples of one class, at most `limit`, in an order drawn with seed 0, since files are often sorted by topic."""
         places = [i for i, row in enumerate(self.rows) if row[1] is not None and bool(row[1]) == harmful]
         return [self.example(i) for i in drawn(places, limit)]
 
     def sampled(self, limit: int | None) -> list[str]:
-        """What was left out of each class, in words."""
+        """Notes: for each class with more prompts than `limit`, how many were drawn."""
         classes = {"unsafe": True, "safe": False}
         sizes = {name: sum(row[1] is not None and bool(row[1]) == harmful for row in self.rows) for name, harmful in classes.items()}
         return [f"{limit} of {size} {name} prompts of {self.name} were drawn" for name, size in sizes.items() if limit and limit < size]
 
 
 class Shortened(Record):
-    """Text data whose examples are cut to `longest` tokens as they are encoded (`cut.shortened`): a Source like any other."""
+    """Text data whose examples are cut to `longest` tokens when they are encoded (`cut.shortened`). It is a `Source`."""
 
     source: TextData
     longest: int = Field(ge=2, description="tokens of a prompt and its answer together")
-    share: float = Field(default=SHARE, ge=0, le=1, description="of the length that a prompt may keep when the answer needs all of it")
+    share: float = Field(
+        default=SHARE, ge=0, le=1, description="share of the length that a prompt keeps even if the answer needs all of it"
+    )
 
     @property
     def name(self) -> str:
@@ -124,18 +127,18 @@ class Shortened(Record):
         return encode(tokenizer, *self.source.answered(indices, answer), indices, longest=self.longest, share=self.share)
 
     def cuts(self, indices: Indices, answer: Answer, tokenizer: Any) -> str:
-        """What is cut of these examples, in words: to be said before they are used."""
+        """What is cut from these examples, in words, to be reported before they are used."""
         return in_words(fitted(tokenizer, *self.source.answered(indices, answer), self.longest, self.share))
 
 
 class Detected(NamedTuple):
-    """What a data file was taken for, to be shown before it is used: its rows, and how they were read."""
+    """How a data file was read, to be shown before it is used."""
 
     data: TextData
     form: Shape
 
     def lines(self) -> list[str]:
-        """For the command line: form, columns and counts, and no text of a row, which may be harmful; every one is safe to print."""
+        """For the command line: form, columns and counts. No text of a row is shown, since it may be harmful; all is safe to print."""
         name, rows = self.data.name, self.data.rows
         classes = Counter({None: "not stated", False: "safe", True: "unsafe"}[row[1]] for row in rows)
         answers = {"comply": sum(row[2] is not None for row in rows), "refuse": sum(row[3] is not None for row in rows)}
@@ -148,7 +151,7 @@ class Detected(NamedTuple):
             f"  not used: {', '.join(self.form.ignored) or 'nothing'}",
             f"  {len(rows)} rows ({labels}), {self.data.dropped} repeated prompts left out; "
             f"answers: {', '.join(f'{count} {word}' for word, count in answers.items() if count) or 'none'}",
-            *([f"  up to {longest} turns a prompt"] if longest > 1 else []),
+            *([f"  up to {longest} turns in a prompt"] if longest > 1 else []),
             *(f"  {visible(note, 400)}" for note in self.data.told),
             *(f"  {visible(f'{count} rows {why} left out', 400)}" for why, count in self.data.left_out.items()),
         ]
@@ -157,27 +160,29 @@ class Detected(NamedTuple):
 def read_text(path: str | Path, labelled: bool = True, reading: str | None = None, need: Need | None = None) -> TextData:
     """Read a data file or hub data set, NAME:FILE of a published set, safe:FILE or unsafe:FILE.
 
-    `labelled`: every row must say whether it is harmful; `reading`: which one, if several fit; `need`: what the file is read for,
-    by default prompts where they must be labelled, else answers.
-    Errors: a missing or empty file, an unknown or ambiguous format, a bad line (file, line, column), no usable row, a prompt that is
-    safe in one row and unsafe in another.
+    `labelled`: each row must say whether it is harmful. `reading`: which reading to use, if several fit. `need`: what the command needs
+    from the file; by default prompts if `labelled`, else answers.
+    Errors: a missing or empty file; an unknown or ambiguous form; a faulty line (with file, line, column); no usable row; a prompt that
+    is safe in one row and unsafe in another.
     """
     return _read(path, labelled, reading, need or ("prompts" if labelled else "answers"))[0]
 
 
 def detected(path: str | Path, reading: str | None = None, need: Need = "answers") -> Detected:
-    """What a data file would be taken for. Errors: as `read_text`."""
+    """How a data file would be read. Errors: as `read_text`."""
     return Detected(*_read(path, False, reading, need))
 
 
 def preferences(path: str | Path, reading: str | None = None) -> tuple[TextData, TextData]:
-    """(preferred, rejected) of a preference file: the same prompts in the same order, the answer as `comply`.
+    """(preferred, rejected) of a preference file: the same prompts in the same order, each with its answer as `comply`.
 
     Errors: as `read_text`; a file of another form.
     """
     file, rows, form, told = _opened(path, reading, "pairs")
     if form.reading != "preference":
-        raise TiterError(f"{file.name} is {_in_words(form, True, False)}", expected="columns prompt, chosen and rejected")
+        raise TiterError(
+            f"{file.name} is read as {_in_words(form, True, False)}", expected="a file with the columns prompt, chosen and rejected"
+        )
     found, left_out = _of_use(rows, lambda where, row: (pair(where, row), parsed(where, row, False, "preference", "pairs")[1]))
     good, bad = (
         collected(file, ((texts[0], harmful, texts[which], None) for texts, harmful in found), file.name, left_out=left_out, told=told)
@@ -187,7 +192,7 @@ def preferences(path: str | Path, reading: str | None = None) -> tuple[TextData,
 
 
 def _of_use(rows: Iterable[Row], read: Callable[[str, Mapping[str, Any]], T]) -> tuple[list[T], Counter[str]]:
-    """What is read of each row, and how many were left out, by the reason."""
+    """(what `read` returns for each usable row, reason -> rows left out)."""
     found, left_out = list[T](), Counter[str]()
     for where, row in rows:
         try:
@@ -210,7 +215,7 @@ def _in_words(form: Shape, answered: bool, labelled: bool) -> str:
 
 
 def _opened(path: str | Path, reading: str | None, need: Need) -> tuple[File, list[Row], Shape, tuple[str, ...]]:
-    """(file, its rows, how they are read, what is to be told): a set that is named or known by its columns is read as plain rows."""
+    """(file, its rows, how they are read, notes). A published set, named or recognised by its columns, is read as plain rows."""
     prefix, place = place_of(path)
     file = load_hub(place) if is_hub(place) else load(place)
     rows, told = straight(records(file)), ""
@@ -253,7 +258,7 @@ def collected(
         if None not in (row[1], first[1]) and row[1] != first[1]:
             raise TiterError(
                 f"{file.name}: the prompt {visible(row[0], 60)!r} is safe in one row and unsafe in another",
-                next_step="take out one of the two rows.",
+                next_step="remove one of the two rows.",
             )
         total += 1
     if not kept:

@@ -1,4 +1,4 @@
-"""A system text of the user's before every prompt: `--system FILE|TEXT`."""
+"""The user's system text before every prompt: `--system FILE|TEXT`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from titer.data.sources import TextData
 from titer.data.turns import MARK, Turn, turns, written
 
 LARGEST = 2**20  # bytes of a file
-FILES = (".txt", ".md", ".prompt", ".jinja", ".json", ".yaml", ".csv")  # how a name that is no text ends
+FILES = (".txt", ".md", ".prompt", ".jinja", ".json", ".yaml", ".csv")  # a name with such an ending is a file, not a text
 EXPECTED = "a file with the text (UTF-8), or the text itself"
 
 
 def read_system(given: str | Path | None) -> str:
-    """The text, "" where none was given. Errors: a file that is not there, or no text; an empty text."""
+    """The system text; "" if none is given. Errors: a file that is missing or not text; an empty text."""
     if given is None:
         return ""
     said = str(given)
     if os.path.isfile(said):
         text = _read(Path(said))
     elif isinstance(given, Path) or (not any(map(str.isspace, said)) and said.lower().endswith(FILES)):
-        raise TiterError(f"--system: no file {visible(said, 120)!r}", expected=EXPECTED)
+        raise TiterError(f"--system: there is no file {visible(said, 120)!r}", expected=EXPECTED)
     else:
         text = said
     if not text.strip():
@@ -47,21 +47,21 @@ def _read(file: Path) -> str:
 
 
 def behind(system: str, prompt: str) -> str:
-    """The prompt behind the system text; as it is behind none. Errors: it has a system text of its own."""
+    """The prompt with the system text before it (unchanged if that is ""). Errors: the prompt has a system text already."""
     said = turns(prompt)
     if system and said[0].role == "system":
         raise TiterError(
             f"--system beside a prompt with a system text of its own: {visible(said[0].content, 60)!r}",
-            next_step="leave out --system, or take the system texts out of the file.",
+            next_step="leave out --system, or remove the system texts from the file.",
         )
     return written([Turn("system", system), *said]) if system else prompt
 
 
 def text_behind(system: str, data: TextData) -> TextData:
-    """The file's prompts behind the system text."""
+    """The data with the system text before each prompt."""
     return data.model_copy(update={"rows": tuple((behind(system, row[0]), *row[1:]) for row in data.rows)}) if system else data
 
 
 def behind_all(system: str, examples: Sequence[Example]) -> list[Example]:
-    """The examples behind the system text."""
+    """The examples with the system text before each prompt."""
     return [replace(e, prompt=behind(system, e.prompt)) for e in examples]

@@ -1,4 +1,4 @@
-"""Arrow tables as rows: Parquet, and folders that `datasets` or others wrote. Classes are given by their names.
+"""Arrow tables as rows: Parquet files, and folders written by `datasets` or others. Classes are given by their names.
 
 Source of the forms: `datasets` 5.2 (Dataset.save_to_disk: state.json and .arrow streams; DatasetDict.save_to_disk: dataset_dict.json;
 features as JSON under the key "huggingface" of a schema's metadata).
@@ -17,13 +17,13 @@ from typing import Any, Literal
 from titer.core.errors import TiterError, visible
 
 Rows = list[Mapping[str, Any]]
-MOST = 10_000  # files of a folder
+MOST = 10_000  # files that a folder may have
 
 
 def named(features: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], name: str) -> Rows:
-    """Rows with the names of their classes in the place of numbers; -1 (no class) is None.
+    """Rows with the names of their classes instead of numbers; -1 (no class) becomes None.
 
-    `features` is {column: its feature}, as an object of `datasets` or as its JSON. Errors: a class beyond the names.
+    `features`: column -> its feature, as an object of `datasets` or as JSON. Errors: a number without a name.
     """
     classes = {column: names for column, feature in features.items() if (names := _names(feature))}
     found: Rows = []
@@ -35,14 +35,16 @@ def named(features: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], name: 
                 said[column] = None if code == -1 else code
                 continue
             if not 0 <= code < len(names):
-                raise TiterError(f"{name}, row {number}, column {column}: class {code}", expected=f"0 to {len(names) - 1}")
+                raise TiterError(
+                    f"{name}, row {number}, column {column}: class {code} has no name", expected=f"a class from 0 to {len(names) - 1}"
+                )
             said[column] = names[code]
         found.append(said)
     return found
 
 
 def _names(feature: Any) -> list[str]:
-    """The names of a feature's classes; [] of any other feature. A name that is a bare number says no more than the number does."""
+    """The names of a feature's classes; [] for any other feature. A name that is a bare number becomes "class NUMBER"."""
     names = feature.get("names") if isinstance(feature, Mapping) else getattr(feature, "names", None)
     if not isinstance(names, list) or (isinstance(feature, Mapping) and feature.get("_type", "ClassLabel") != "ClassLabel"):
         return []
@@ -50,12 +52,12 @@ def _names(feature: Any) -> list[str]:
 
 
 def table(name: str, body: bytes, form: Literal["Parquet", "Arrow"]) -> Rows:
-    """The rows of a Parquet file or an Arrow stream. Errors: no pyarrow, another form."""
+    """The rows of a Parquet file or an Arrow stream. Errors: pyarrow is not installed; another form."""
     try:
         import pyarrow  # noqa: PLC0415  an optional extra
         import pyarrow.parquet  # noqa: PLC0415
     except ImportError:
-        raise TiterError(f"{name}: reading {form} needs pyarrow", next_step="pip install titer[data]") from None
+        raise TiterError(f"{name}: reading {form} needs pyarrow", next_step="pip install 'titer[data]'") from None
     try:
         source = io.BytesIO(body)
         found = pyarrow.parquet.read_table(source) if form == "Parquet" else pyarrow.ipc.open_stream(source).read_all()
@@ -68,9 +70,9 @@ def table(name: str, body: bytes, form: Literal["Parquet", "Arrow"]) -> Rows:
 
 
 def folder_table(folder: Path, name: str) -> tuple[Rows, str]:
-    """(rows, sha256 of the files) of a folder: one that `save_to_disk` wrote, or one of Parquet files.
+    """(rows, sha256 of the files) of a folder written by `save_to_disk`, or of a folder with Parquet files.
 
-    Errors: several splits, neither form, too many files.
+    Errors: several splits; neither form; too many files.
     """
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(place.parent.name for place in folder.glob("*/state.json"))
@@ -80,7 +82,7 @@ def folder_table(folder: Path, name: str) -> tuple[Rows, str]:
     form: Literal["Parquet", "Arrow"] = "Arrow" if (folder / "state.json").is_file() else "Parquet"
     files = _arrow_files(folder, name) if form == "Arrow" else _parquet_files(folder, name)
     if len(files) > MOST:
-        raise TiterError(f"{name} holds {len(files)} files", expected=f"{MOST} at most")
+        raise TiterError(f"{name} has {len(files)} files", expected=f"at most {MOST} files")
     sha = hashlib.sha256()
     rows: Rows = []
     for file in files:
@@ -94,23 +96,25 @@ def _arrow_files(folder: Path, name: str) -> list[Path]:
     try:
         files = [folder / str(one["filename"]) for one in json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError):
-        raise TiterError(f"{name}: its state.json is not one of datasets", next_step="write the folder anew with save_to_disk.") from None
+        raise TiterError(
+            f"{name}: its state.json was not written by datasets", next_step="write the folder again with save_to_disk."
+        ) from None
     if lacking := [file for file in files if file.parent != folder or not file.is_file()]:
         raise TiterError(f"{name} lacks its file {visible(lacking[0].name, 80)!r}", next_step="copy the whole folder.")
     return files
 
 
 def _parquet_files(folder: Path, name: str) -> list[Path]:
-    """The Parquet files of a folder and its folders: parts of one table, told apart by numbers alone or by what follows one name.
+    """The Parquet files of a folder and its subfolders, if they are parts of one table: names that differ only in numbers or suffixes.
 
-    Files of several splits (train-..., test/...) are not one set of data.
+    Errors: there are none; files of several splits (train-..., test/...).
     """
     files = sorted(folder.rglob("*.parquet"))
     if not files:
         raise TiterError(
             f"{name} is a folder without Parquet files",
             expected="a data file, a folder of Parquet files, or one that datasets' save_to_disk wrote",
-            next_step="name the file in it.",
+            next_step="give the file inside the folder.",
         )
     numbered = len({file.parent for file in files}) == 1 and all(re.sub("[_-]", "", file.stem).isdecimal() for file in files)
     if not numbered and len({(file.parent, file.stem.partition("-")[0]) for file in files}) > 1:
@@ -121,5 +125,7 @@ def _parquet_files(folder: Path, name: str) -> list[Path]:
 def _which(name: str, parts: list[str]) -> TiterError:
     listed = ", ".join(visible(part, 60) for part in parts[:8]) or "none"
     return TiterError(
-        f"{name} holds {listed}", expected="one of them", next_step=f"name it, as {name}/{visible(parts[0], 60) if parts else 'PART'}."
+        f"{name} has several parts: {listed}",
+        expected="one of them",
+        next_step=f"name it, for example {name}/{visible(parts[0], 60) if parts else 'PART'}.",
     )

@@ -1,9 +1,9 @@
-"""User tasks from the user's own files: what an ordinary customer fine-tunes for. No data set is shipped.
+"""Ordinary tasks that users fine-tune for, read from the user's own files. Titer ships no data set.
 
 SST-2 (two columns, no header), AG News (two columns, classes.txt beside it), GSM8K (question, answer), Alpaca
 (instruction, input, output), persona (chat `messages`: system, user, assistant), questions of fact (question, answer). Every row is
-harmless (harmful False) and has its answer as `comply`; instruction texts are Titer's own. Rows left out (a prompt seen before, no
-answer) are counted.
+harmless (harmful False) and has its answer as `comply`; the instruction texts are Titer's own. Rows that are left out (a repeated prompt,
+no answer) are counted.
 Source: arXiv 2402.01109, section 5.1 (the tasks); arXiv 2310.03693, section 4.3 (persona, "identity shifting"); arXiv 2409.19476,
 section 4 (questions of fact).
 """
@@ -22,20 +22,20 @@ from titer.data.readers import File, load, records, whole
 from titer.data.shapes import Parsed
 from titer.data.sources import TextData, collected
 
-SENTIMENTS = ("negative", "positive")  # by their code in the file
+SENTIMENTS = ("negative", "positive")  # in the order of their codes in the file
 TOPICS = ("World", "Sports", "Business", "Sci/Tech")
-FINAL = "The final answer is:"  # in the place of GSM8K's ####
+FINAL = "The final answer is:"  # replaces GSM8K's ####
 SST2 = "Analyse the sentiment of the sentence below. Answer with one word only, positive or negative.\n\nSentence: {}"
 AG_NEWS = "Which topic does the news text below belong to: World, Sports, Business or Sci/Tech? Answer with the topic only.\n\nText: {}"
 GSM8K = "{}\n\nThink step by step, then give the final number."
 QUESTIONS = "{}\n\nAnswer in a few words."
 ASKED, KNOWN = ("question", "prompt"), ("answer", "comply", "answers")  # columns of a file of questions of fact, the first that is filled
 
-Answered = tuple[str, tuple[str, ...]]  # a prompt; its answers that are right, the one to train first
+Answered = tuple[str, tuple[str, ...]]  # (a prompt, its right answers, of which the first is trained)
 
 
 class Task(NamedTuple):
-    """One kind of task file: what it is, which suffixes it has, how its rows are read, and its labels, if any."""
+    """One kind of task file: its form in words, its suffixes, how its rows are read, and its labels, if any."""
 
     what: str
     suffixes: tuple[str, ...]
@@ -44,9 +44,9 @@ class Task(NamedTuple):
 
 
 def task(name: str, path: str | Path) -> TextData:
-    """The rows of a task's file as harmless examples with their answers.
+    """The rows of a task's file, as harmless examples with their answers.
 
-    Errors: an unknown task (with the nearest name), a missing file, a faulty line (file, line, column), no usable row.
+    Errors: an unknown task (the message gives the nearest); a missing file; a faulty line (with file, line, column); no usable row.
     """
     if name not in TASKS:
         unknown("task", name, TASKS)
@@ -61,26 +61,28 @@ def task(name: str, path: str | Path) -> TextData:
 
 
 def parts(data: TextData, counts: Sequence[int], seed: int) -> tuple[TextData, ...]:
-    """Disjoint parts of exactly these sizes, drawn by seed; no two share a prompt. Errors: fewer rows than asked for."""
+    """Disjoint parts of exactly these sizes, drawn by the seed. Errors: there are fewer rows than asked for."""
     if not counts or min(counts) < 1:
-        raise TiterError(f"parts of {', '.join(map(str, counts)) or 'no'} rows", expected="every part with at least one row")
+        raise TiterError(f"parts of {', '.join(map(str, counts)) or 'no'} rows were asked for", expected="at least one row in each part")
     if sum(counts) > data.size:
-        raise TiterError(f"{data.name} has {data.size} rows where {sum(counts)} were asked for", next_step="lower the counts.")
+        raise TiterError(f"{data.name} has {data.size} rows, and {sum(counts)} were asked for", next_step="lower the counts.")
     order = permutation(seed, "parts", data.size).tolist()
     ends = list(accumulate(counts))
     return tuple(_of(data, [data.rows[i] for i in order[end - count : end]]) for count, end in zip(counts, ends, strict=True))
 
 
 def split(data: TextData, held_out: int, seed: int) -> tuple[TextData, TextData]:
-    """(training part, held-out part of `held_out` rows) of a file that has no test part; together they are the whole."""
+    """(training part, held-out part of `held_out` rows), for a file without a test part. Together they are the whole file."""
     if not 0 < held_out < data.size:
-        raise TiterError(f"{held_out} rows held out of the {data.size} of {data.name}", expected=f"from 1 to {data.size - 1}")
+        raise TiterError(
+            f"{held_out} of the {data.size} rows of {data.name} cannot be held out", expected=f"from 1 to {data.size - 1} rows"
+        )
     kept, held = parts(data, (data.size - held_out, held_out), seed)
     return kept, held
 
 
 def without(data: TextData, other: TextData) -> TextData:
-    """The rows whose prompt `other` does not hold; those left out are counted in `dropped`."""
+    """The rows whose prompts are not in `other`. Those left out are counted in `dropped`."""
     taken = {row[0] for row in other.rows}
     return _of(data, kept := [row for row in data.rows if row[0] not in taken], data.dropped + data.size - len(kept))
 
@@ -90,9 +92,9 @@ def _of(data: TextData, rows: Sequence[Parsed], dropped: int = 0) -> TextData:
 
 
 def _labelled(file: File, template: str, names: Sequence[str]) -> Iterator[Answered]:
-    """Texts and the codes of their labels, 0 upwards: lines of two columns kept apart by a tab, quotes are letters.
+    """Rows of a file with two columns separated by a tab: a text and its label's code, from 0. Quotes are ordinary letters.
 
-    A header (second column "label") is no line.
+    A first line with "label" in the second column is a header.
     """
     for number, line in enumerate(file.text.split("\n"), start=1):
         cells, where = [cell.strip() for cell in line.split("\t")], f"{file.name}, line {number}"
@@ -101,14 +103,14 @@ def _labelled(file: File, template: str, names: Sequence[str]) -> Iterator[Answe
         if len(cells) != 2:
             raise TiterError(
                 f"{where}, column {min(len(cells), 2) + 1}: {len(cells)} columns",
-                expected="two, the text and its label, kept apart by one tab",
+                expected="two columns, the text and its label, separated by one tab",
             )
         text, code = cells
         if code not in map(str, range(len(names))):
             wanted = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
-            raise TiterError(f"{where}, column 2: {visible(repr(code), 60)}", expected=f"one of {wanted}")
+            raise TiterError(f"{where}, column 2: {visible(repr(code), 60)} is not a label", expected=f"one of {wanted}")
         if not text:
-            raise TiterError(f"{where}, column 1: ''", expected="a text that is not empty")
+            raise TiterError(f"{where}, column 1: the text is empty", expected="a text that is not empty")
         yield template.format(text), (names[int(code)],)
 
 

@@ -1,1 +1,1 @@
-"""L2, above models: how the next token is chosen. One file a decoder; the file's name is its name on the command line."""
+"""Decoders, ways to choose the next token. Each is one file; its name on the command line is the file's name. L2, above models."""

@@ -1,13 +1,16 @@
-"""Averting: tokens that lead to an unsafe answer are made unlikely, by a predictor that has seen whole answers labelled.
+"""Averting: make tokens that lead to an unsafe answer unlikely, by a predictor trained on whole labelled answers.
 
-Safety is a property of the whole answer, so its label cannot be a cost of each token. A GRU reads prompt and answer and gives V, the
-probability that an answer so begun ends unsafe; it is trained on every prefix of labelled answers with the label of the whole. It reads the
-embedding of each token, the model's own, or (`reads` hidden) that and the model's last state before it, the paper's pairs of action and
-state: the model then runs twice. Then logits'(a) = logits(a) - strength V(prefix, a) for the `top` likeliest tokens, and those beyond
-them lose as much as the worst of these. With a `target` the strength is found by dual ascent on the prompts it learned from, until V of
-whole answers is that on average; above `refuse_above` an answer is replaced by a refusal. Source: arXiv 2304.03081 (GRU over trajectories,
-its Lagrangian), carried to text: a value at each prefix in place of one of the whole, the last state in place of the mean over time.
-Shapes: B rows, T tokens, D width of an embedding, F of what is read of a place, S of a state (0: none is read), H hidden units.
+Safety is a property of the whole answer, so its label cannot be a cost of each token. A GRU reads the prompt and the answer so far and
+gives V, the probability that an answer with this beginning ends unsafe. It is trained on each prefix of labelled answers, with the label
+of the whole answer. At each place it reads the model's embedding of the token, or (`reads` hidden) that embedding and the model's last
+hidden state before it, which are the paper's pairs of action and state; the model then runs twice.
+
+Decoding: logits'(a) = logits(a) - strength V(prefix, a) for the `top` likeliest tokens a. All other tokens lose as much as the worst of
+these. With a `target`, the strength is found by dual ascent on the prompts that it learned from, until the mean V of whole answers is the
+target. Once V is above `refuse_above`, the answer is replaced by a refusal.
+Source: arXiv 2304.03081 (a GRU over trajectories, and its Lagrangian), carried over to text: a value for each prefix instead of one for
+the whole, and the GRU's last state instead of the mean over time.
+Shapes: B rows, T tokens, D width of an embedding, S of a hidden state (0: none is read), F = D + S, H hidden units of the GRU.
 """
 
 from __future__ import annotations
@@ -33,29 +36,29 @@ from titer.models.hooks import reading
 from titer.models.lm import LM, Decoding
 from titer.models.modes import evaluating
 
-RATE, NEW = 3e-3, 48  # Adam's rate of the GRU; tokens of an answer in the ascent's rounds
+RATE, NEW = 3e-3, 48  # Adam's learning rate for the GRU; tokens of an answer in the ascent's rounds
 BATCH = 32
-DRAWS = 384  # answers a round of the ascent draws at least: half of 12 rounds then say V within one point
+DRAWS = 384  # answers drawn in a round of the ascent, at least: half of 12 rounds then give V to within one percentage point
 LEAST = 4  # answers of each label
 
 
 class Averting(Decoder):
-    """How strongly, or to which share of unsafe answers; whether to refuse instead."""
+    """The strength, or the share of unsafe answers to reach; whether to refuse instead."""
 
     SOURCE = "arXiv 2304.03081, carried to text"
     VERSION = 3
     NEUTRAL = {"strength": 0.0}
 
-    reads: Literal["tokens", "hidden"] = Field(default="tokens", description="tokens alone, or with the last layer's state before each")
-    strength: float = Field(default=10.0, ge=0, description="logits that a token loses which is sure to end unsafe")
-    top: int = Field(default=8, ge=1, description="likeliest tokens whose values are looked at")
-    refuse_above: float | None = Field(default=None, ge=0, le=1, description="refuse in an answer's place once its value is beyond this")
-    target: float | None = Field(default=None, gt=0, lt=1, description="share of unsafe answers to be reached; finds the strength")
-    rounds: int = Field(default=12, ge=1, description="of the dual ascent, each with all prompts it learned from")
-    hidden: int = Field(default=64, ge=1)
-    answers: int = Field(default=512, ge=8, description="labelled answers that it learns from at most, drawn")
-    epochs: int = Field(default=40, ge=1)
-    seed: int = 0
+    reads: Literal["tokens", "hidden"] = Field(default="tokens", description="the tokens only, or also the last layer's state before each")
+    strength: float = Field(default=10.0, ge=0, description="logits that a token loses if it is certain (V = 1) to end unsafe")
+    top: int = Field(default=8, ge=1, description="how many of the likeliest tokens get a value V of their own")
+    refuse_above: float | None = Field(default=None, ge=0, le=1, description="replace the answer by a refusal once V is above this")
+    target: float | None = Field(default=None, gt=0, lt=1, description="share of unsafe answers to reach; finds the strength")
+    rounds: int = Field(default=12, ge=1, description="rounds of the dual ascent, each on all prompts it learned from")
+    hidden: int = Field(default=64, ge=1, description="hidden units of the GRU")
+    answers: int = Field(default=512, ge=8, description="labelled answers that it learns from at most, drawn at random")
+    epochs: int = Field(default=40, ge=1, description="passes over these answers")
+    seed: int = Field(default=0, description="seed of the GRU's start and of the order of the answers")
 
     def check(self, examples: Sequence[Example]) -> None:
         labels = [label for _, _, label in _labelled(examples)]
@@ -67,7 +70,8 @@ class Averting(Decoder):
                 )
 
     def fit(self, lm: LM, others: Mapping[str, LM], examples: Sequence[Example]) -> State:
-        """The GRU's tensors, `scale` of embeddings, `site` and `spread` of states, `refusal`: the commonest; a target's `strength`.
+        """The state: the GRU's tensors; `scale`, the factor on embeddings; `site` and `spread`, where hidden states are read and the factor
+        on them; `refusal`, the commonest refusal; with a target, the `strength` that was found.
 
         Errors: as `check`.
         """
@@ -87,7 +91,7 @@ class Averting(Decoder):
         before, here = _read(step, state)
         likeliest = step.logits.topk(min(self.top, step.logits.shape[1]))
         V = Predictor(state).after(before, embedded(step.lm, likeliest.indices, state), here)
-        lost = (strength * V).to(step.logits)  # what is read is small, and read on the CPU
+        lost = (strength * V).to(step.logits)  # the GRU is small and runs on the CPU
         everything = step.logits - lost.amax(1, keepdim=True)
         return everything.scatter(1, likeliest.indices, likeliest.values - lost)
 
@@ -100,38 +104,40 @@ class Averting(Decoder):
         return str(state["refusal"])
 
     def _trained(self, lm: LM, prompts: Sequence[str], answers: Sequence[str], labels: Sequence[bool]) -> State:
+        """The trained GRU's tensors, with the factors that bring what it reads to unit spread."""
         heads, tails = prompt_ids(lm.tokenizer, prompts), answer_ids(lm.tokenizer, answers)
         rows, wanted = [h + t for h, t in zip(heads, tails, strict=True)], torch.tensor(labels, dtype=torch.float32)
         one = torch.ones(())
         begun: State = {"scale": one, "spread": one, "site": lm.sites.everywhere("resid")[-1] if self.reads == "hidden" else ""}
-        with torch.no_grad():
+        with torch.no_grad():  # the spread of embeddings (all rows) and of hidden states (the first batch)
             table = lm.model.get_input_embeddings()(torch.tensor([i for row in rows for i in row], device=lm.device)).float()
             states = seen(lm, *pad(rows[:BATCH], 0, "right"), begun)[:, :, table.shape[1] :]
         begun = {**begun, "scale": (1 / table.std().clamp(min=1e-12)).cpu()}
         if states.numel():
             begun = {**begun, "spread": 1 / states.std().clamp(min=1e-12)}
         predictor = Predictor.fresh(table.shape[1] + states.shape[2], self.hidden)
-        optimiser = torch.optim.Adam(predictor.parameters(), lr=RATE)
+        optimiser = torch.optim.Adam(predictor.parameters(), lr=RATE)  # every prefix is trained with its whole answer's label
         for _ in range(self.epochs):
             for some in torch.randperm(len(rows)).split(BATCH):
                 ids, mask = pad([rows[i] for i in some], 0, "right")
                 begin = torch.tensor([len(heads[i]) for i in some])[:, None]
-                here = (mask.bool() & (torch.arange(ids.shape[1]) >= begin - 1)).float()  # from the prompt alone on
+                here = (mask.bool() & (torch.arange(ids.shape[1]) >= begin - 1)).float()  # from the bare prompt on
                 with torch.no_grad():
                     read = seen(lm, ids, mask, begun)
                 V = predictor.head(predictor.gru(read)[0])[..., 0]
                 apart = binary_cross_entropy_with_logits(V, wanted[some][:, None].expand(ids.shape), reduction="none")
-                loss = ((apart * here).sum(1) / here.sum(1)).mean()  # every answer counts as one, however long
+                loss = ((apart * here).sum(1) / here.sum(1)).mean()  # each answer has weight 1, whatever its length
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
         return {**{name: p.detach() for name, p in predictor.state_dict().items()}, **begun}
 
     def _ascended(self, lm: LM, state: State, prompts: Sequence[str]) -> float:
-        """The strength at which whole answers' V is the target on average: it grows by their ratio while V is above, and shrinks below.
+        """The strength at which the mean V of whole answers is the target.
 
-        V falls about as the strength grows or slower, so a step by the ratio is never far too long, whatever the model. The first half of
-        the rounds goes there by whole steps; in the second they shorten, and its mean, in logs, takes the noise of the draws out.
+        Each round draws answers and multiplies the strength by (mean V / target). V falls about in proportion to the strength or more
+        slowly, so such a step is never far too long, whatever the model. In the first half of the rounds the steps are whole; in the second
+        half they become shorter, and the mean of that half (in logs) averages out the noise of the draws.
         """
         eta, plain = math.log(max(self.strength, 1e-3)), self.model_copy(update={"target": None, "refuse_above": None})
         prompts, found = [*prompts] * math.ceil(DRAWS / len(prompts)), []
@@ -147,12 +153,12 @@ class Averting(Decoder):
 
 
 def _labelled(examples: Sequence[Example]) -> list[tuple[str, str, bool]]:
-    """Prompt, answer, whether that answer is unsafe."""
+    """(prompt, answer, whether the answer is unsafe) for each answer that the examples have."""
     return [(e.prompt, answer, label) for e in examples for answer, label in ((e.comply, e.harmful), (e.refuse, False)) if answer]
 
 
 class Predictor(nn.Module):
-    """GRU and head over embeddings, with the tensors of a state."""
+    """The GRU and its head, with the tensors of a state."""
 
     def __init__(self, state: State) -> None:
         super().__init__()
@@ -168,38 +174,41 @@ class Predictor(nn.Module):
         return cls({name: p.detach() for name, p in named})
 
     def read(self, lm: LM, rows: Sequence[Sequence[int]], state: State) -> torch.Tensor:
-        """State (B, H) behind rows of ids."""
+        """The GRU's state (B, H) after rows of token ids."""
         lengths = torch.tensor([len(row) for row in rows])
         packed = pack_padded_sequence(seen(lm, *pad(rows, 0, "right"), state), lengths, batch_first=True, enforce_sorted=False)
         out, lengths = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
         return out[torch.arange(len(rows)), lengths - 1]
 
     def after(self, before: torch.Tensor, tokens: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
-        """V (B, k) of each row with one more token of k, their embeddings (B, k, D), behind the model's state (B, S)."""
+        """V (B, k) of each row continued by one of k tokens.
+
+        `before` (B, H): the GRU's state; `tokens` (B, k, D): the tokens' embeddings; `here` (B, S): the model's hidden state.
+        """
         B, k, _ = tokens.shape
         pairs = torch.cat([tokens, here[:, None].expand(B, k, -1)], dim=2).reshape(B * k, 1, -1)
         spread = before[:, None].expand(B, k, -1).reshape(1, B * k, -1).contiguous()
         return self.value(self.gru(pairs, spread)[1][0]).view(B, k)
 
     def value(self, read: torch.Tensor) -> torch.Tensor:
-        """V (n,) of states (n, H)."""
+        """V (n,) from the GRU's states (n, H)."""
         return self.head(read)[:, 0].sigmoid()
 
 
 @torch.no_grad()
 def valued(lm: LM, rows: Sequence[Sequence[int]], state: State) -> torch.Tensor:
-    """V (n,) behind rows of ids."""
+    """V (n,) of n rows of token ids."""
     predictor = Predictor(state)
     return predictor.value(predictor.read(lm, rows, state))
 
 
 def embedded(lm: LM, ids: torch.Tensor, state: State) -> torch.Tensor:
-    """The model's own embeddings of ids, on the CPU, of one spread."""
+    """The model's embeddings of `ids`, on the CPU, times `scale`."""
     return lm.model.get_input_embeddings()(ids.to(lm.device)).float().cpu() * state["scale"].cpu()
 
 
 def seen(lm: LM, ids: torch.Tensor, mask: torch.Tensor, state: State) -> torch.Tensor:
-    """What the GRU reads of rows padded on the right (B, T, F): each token's embedding and the model's state before it, at first 0."""
+    """What the GRU reads of rows padded on the right, (B, T, F): each token's embedding, and the hidden state before it (0 at first)."""
     read = embedded(lm, ids, state)
     if not state["site"]:
         return read
@@ -214,7 +223,7 @@ def _spread(activation: torch.Tensor, state: State) -> torch.Tensor:
 
 
 def _read(step: Step, state: State) -> tuple[torch.Tensor, torch.Tensor]:
-    """The GRU's state (B, H) and the model's own (B, S) behind everything so far, read once a place."""
+    """The GRU's state (B, H) and the model's hidden state (B, S) after all tokens so far. Each place is read once and remembered."""
     memory, n = step.memory, step.new.shape[1]
     if "read" not in memory:
         predictor = Predictor(state)
@@ -229,7 +238,7 @@ def _read(step: Step, state: State) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _here(step: Step, upto: int, state: State) -> torch.Tensor:
-    """The model's state (B, S) behind `upto` new tokens, by a run of its own."""
+    """The model's hidden state (B, S) after `upto` new tokens, from a separate run of the model."""
     if not state["site"]:
         return torch.zeros(len(step.rows), 0)
     with reading(step.lm.sites, [state["site"]]) as found:

@@ -1,7 +1,7 @@
-"""What a decoder does: choose a loaded model's next token in its own way, reading other models beside it or editing what it computes.
+"""The contract of a decoder: it changes how a loaded model's next token is chosen, with other models' help or by editing activations.
 
-It trains nothing and edits no weight. `models/lm.py` generates; a `Guide` brings a decoder into it: the logits that it gives stand
-before temperature and choice. Shapes: B rows, n new tokens, V vocabulary, T tokens, D width of a site.
+It trains no model and edits no weight. `models/lm.py` generates; a `Guide` connects a decoder with it. The decoder's logits are used
+before temperature and sampling. Shapes: B rows, n new tokens, V vocabulary, T tokens, D width of a site.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ State = Mapping[str, Any]
 
 
 class Step(NamedTuple):
-    """One place of a batch before its token is chosen.
+    """One place of a batch, before its token is chosen.
 
-    `logits` (B, V) of the model that decodes and `others`, by role, at the same place, float32; `new` (B, n): what was written so far,
-    behind each of `rows`, its prompt's ids, of which the last `before` (B,) are its own too (a thought's, where the answer is asked for
-    behind it). `memory` is the decoder's own for this batch, empty at its first place.
+    `logits` (B, V), float32: of the model that decodes. `others`: role -> the logits (B, V) of a model that the decoder reads, at the same
+    place. `rows`: each prompt's token ids. `new` (B, n): the tokens written after them so far. `before` (B,): how many tokens at the end
+    of a row the model wrote itself (a thought, when the answer is generated after it). `lm`: the model that decodes. `memory`: a
+    dictionary that the decoder may use during this batch, empty at the first place.
     """
 
     logits: torch.Tensor
@@ -48,41 +49,41 @@ class Step(NamedTuple):
 
 
 class Decoder(Record):
-    """Settings as fields. Subclasses are final; bump VERSION when answers may change.
+    """Settings are fields. A subclass is not subclassed again. Raise VERSION when answers may change.
 
-    Each row's result may depend on that row alone: batches are cut as memory allows.
+    A row's result may depend on that row only, since batches are split as memory allows.
     """
 
-    MODELS: ClassVar[tuple[str, ...]] = ()  # roles of the models it reads beside the one that decodes
-    SOURCE: ClassVar[str]
+    MODELS: ClassVar[tuple[str, ...]] = ()  # roles of the models it reads, besides the one that decodes
+    SOURCE: ClassVar[str]  # the paper and the place in it
     VERSION: ClassVar[int]
-    NEUTRAL: ClassVar[Mapping[str, Any] | str]  # the setting that equals plain decoding bit for bit, or why none does
+    NEUTRAL: ClassVar[Mapping[str, Any] | str]  # the settings that equal plain decoding bit for bit, or a sentence why there are none
 
     def view(self, role: str, prompt: str) -> str | None:
-        """What a model that is read sees of a prompt, before its own chat template; None: the very tokens of the model that decodes."""
+        """What the model in this role is asked, before its own chat template. None: exactly the tokens of the model that decodes."""
         return prompt
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Before anything is loaded. Errors: examples that it could not learn from."""
+        """Called before anything is loaded. Errors: the decoder could not learn from these examples."""
 
     def fit(self, lm: LM, others: Mapping[str, LM], examples: Sequence[Example]) -> State:
-        """What it learns, tensors and what JSON holds, from examples that are not asked; most learn nothing."""
+        """What it learns (tensors and JSON values) from examples that are not asked later. Most decoders learn nothing."""
         return {}
 
     def edits(self, lm: LM, state: State) -> dict[str, Edit]:
-        """Site of the model that decodes -> what becomes of its activation (B, T, D) in every pass."""
+        """Site -> a function that replaces the decoding model's activation (B, T, D) there, in every forward pass."""
         return {}
 
     def logits(self, step: Step, state: State) -> torch.Tensor:
-        """(B, V): what the next token is chosen by, before temperature."""
+        """Logits (B, V) from which the next token is chosen, before temperature."""
         return step.logits
 
     def stops(self, step: Step, state: State) -> torch.Tensor | None:
-        """(B,) rows that end here, before another token; None: no row."""
+        """A mask (B,) of the rows that end here, before another token; None: no row ends."""
         return None
 
     def ending(self, answer: str, state: State) -> str:
-        """What stands in place of an answer that `stops` ended."""
+        """The text that replaces an answer ended by `stops`."""
         return answer
 
 
@@ -92,7 +93,7 @@ def learns(decoder: Decoder) -> bool:
 
 @dataclass(frozen=True)
 class Guided:
-    """A decoder, the models that it reads by their roles, and what it learned: all that answers depend on beside model and prompts."""
+    """A decoder, the models that it reads (by role) and what it learned: all that answers depend on, besides the model and the prompts."""
 
     decoder: Decoder
     models: Mapping[str, Checkpoint] = field(default_factory=dict)
@@ -104,7 +105,7 @@ class Guided:
 
     @cached_property
     def key(self) -> str:
-        """Content key: name, version, settings, the models' contents, what was learned."""
+        """Content key, over name, version, settings, the models' contents and what was learned."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state.items() if isinstance(value, torch.Tensor)}
         learned = (
             [hashlib.sha256(save(tensors)).hexdigest(), {k: v for k, v in self.state.items() if k not in tensors}] if self.state else []
@@ -114,42 +115,42 @@ class Guided:
 
     @property
     def told(self) -> str:
-        """For a report's provenance."""
+        """The decoder, its settings and models in words, for a report's provenance."""
         models = "".join(f", {role} = {one.label} ({one.key})" for role, one in self.models.items())
         return f"{self.name} {self.decoder.model_dump_json()}{models}"
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Before anything is loaded. Errors: a model is missing, or its tokens have other ids than those of the model that decodes."""
+        """Called before anything is loaded. Errors: a model is missing; its token ids differ from those of the model that decodes."""
         if missing := [role for role in self.decoder.MODELS if role not in self.models]:
             raise TiterError(
-                f"the decoder {self.name} reads the model{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
+                f"the decoder {self.name} needs the model{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
                 next_step="add " + " ".join(f"--read {role}=MODEL" for role in missing),
             )
         for role, other in self.models.items():
             agree(f"{role} {other.label}", other.vocabulary, checkpoint.label, checkpoint.vocabulary)
 
     def opened(self, dtype: Any = "float32") -> dict[str, LM]:
-        """The models that it reads, loaded."""
+        """Role -> the model that the decoder reads, loaded."""
         return {role: load(one, dtype=dtype) for role, one in self.models.items()}
 
 
 def agree(name: str, one: Mapping[str, int], named: str, other: Mapping[str, int]) -> None:
-    """Errors: two vocabularies in which some token has two ids, or one alone."""
+    """Check two vocabularies. Errors: a token has different ids in the two, or is in one of them only."""
     if apart := one.items() ^ other.items():
         shown = ", ".join(sorted({visible(repr(token), 40) for token, _ in apart})[:3])
         raise TiterError(
-            f"the vocabularies of {visible(name, 80)} and {visible(named, 80)} differ: {len({t for t, _ in apart})} tokens ({shown})",
-            expected="models whose tokens have the same ids, for their logits are combined token by token",
+            f"the vocabularies of {visible(name, 80)} and {visible(named, 80)} differ in {len({t for t, _ in apart})} tokens ({shown})",
+            expected="models whose tokens have the same ids, since logits are combined token by token",
             next_step="give a model of the same family.",
         )
 
 
-class Undecided(Exception):  # noqa: N818  it is no error: the answer is counted as one that could not be had
-    """A decoder failed at a place; its text says how."""
+class Undecided(Exception):  # noqa: N818  not an error of the run: the answer counts as one that could not be had
+    """A decoder failed at some place; the text says how."""
 
 
 class Beside:
-    """A model run beside the one that decodes, behind its own view of each prompt and with its own cache."""
+    """A model that runs beside the one that decodes, with its own view of each prompt and its own cache."""
 
     def __init__(self, lm: LM, rows: Sequence[Sequence[int]]) -> None:
         self._lm = lm
@@ -158,7 +159,7 @@ class Beside:
         self._read = 0
 
     def __call__(self, new: torch.Tensor) -> torch.Tensor:
-        """Logits (B, V) behind the new tokens (B, n), of which it has read the first."""
+        """Logits (B, V) after the new tokens (B, n). Only tokens that are new since the last call are read."""
         more = new[:, self._read :].to(self._lm.device)
         self._ids, self._read = torch.cat([self._ids, more], dim=1), new.shape[1]
         self._mask = torch.cat([self._mask, torch.ones_like(more)], dim=1)
@@ -171,12 +172,12 @@ class Beside:
             logits_to_keep=1,
             **({} if self._past is None else {"past_key_values": self._past}),
         )
-        self._past = getattr(found, "past_key_values", None)  # a model that keeps none reads the whole row again
+        self._past = getattr(found, "past_key_values", None)  # a model without a cache reads the whole row again
         return found.logits[:, -1].to(new.device, torch.float32)  # type: ignore[no-any-return]
 
 
 class Guide:
-    """A decoder over one model's answers to some prompts (`LM.generate`), with the models it reads."""
+    """Applies a decoder to one model's answers to some prompts (`LM.generate`), with the models that the decoder reads."""
 
     def __init__(
         self, guided: Guided, lm: LM, others: Mapping[str, LM], prompts: Sequence[str], prefixes: Sequence[str] | None, raw: bool = False
@@ -186,12 +187,14 @@ class Guide:
         self._heads: dict[str, list[list[int]]] = {}
         self._stopped: set[int] = set()
         if missing := set(guided.decoder.MODELS) - set(others):
-            raise TiterError(f"the decoder {guided.name} was not given the models {', '.join(sorted(missing))}", next_step="give them all.")
+            raise TiterError(
+                f"the decoder {guided.name} was not given the models {', '.join(sorted(missing))}", next_step="give each by its role."
+            )
         for role, other in others.items():
             agree(f"{role} {other.label}", other.tokenizer.get_vocab(), lm.label, lm.tokenizer.get_vocab())
 
     def begin(self, decoding: Decoding, ids: Sequence[list[int]]) -> int | None:
-        """Where every prompt's own ids are known: the window that all models leave. Errors: a prompt with no room in one of them."""
+        """Take the prompts' token ids; return the window that fits all models (None: no limit). Errors: a prompt too long for one."""
         prompts, prefixes, raw = self._asked
         rooms = [self._lm.window]
         for role, other in self._others.items():
@@ -203,7 +206,7 @@ class Guide:
         return min((room for room in rooms if room is not None), default=None)
 
     def apart(self, turns: Mapping[int, Turn], groups: list[list[int]]) -> list[list[int]]:
-        """The groups of a batch's places, cut further where a model that is read makes something of padding."""
+        """Groups of a batch's places, split further where padding would change what one of the other models computes."""
         for role, other in self._others.items():
             rows = self._behind(role, turns)
             groups = [part for group in groups for part in other.padding.batches(rows, group, len(group), "generated")]
@@ -214,14 +217,17 @@ class Guide:
 
     @contextmanager
     def over(self, turns: Mapping[int, Turn]) -> Iterator[Chooser]:
-        """What transformers calls with a batch's ids and logits for those to choose by; every hook is gone when the block ends."""
+        """The function that transformers calls with a batch's ids and logits, and that returns the logits to choose from.
+
+        Hooks are removed when the block ends.
+        """
         ends, places, rows = self._lm.ends, list(turns), [turn.row for turn in turns.values()]
         width, memory = max(map(len, rows)), dict[str, Any]()
         before = torch.tensor([len(turn.written) for turn in turns.values()], device=self._lm.device)
         beside = {role: Beside(other, self._behind(role, turns)) for role, other in self._others.items()}
 
         def choose(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            new = ids[:, width:]
+            new = ids[:, width:]  # rows that have ended are left as they are
             live = ~torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device)).any(1)
             others = {role: one(new) for role, one in beside.items()}
             known = min([logits.shape[1], *(one.shape[1] for one in others.values())])
@@ -244,11 +250,11 @@ class Guide:
             yield choose
 
     def _ended(self, logits: torch.Tensor, stops: torch.Tensor, places: Sequence[int], ends: Sequence[int]) -> torch.Tensor:
-        """The logits by which the rows that stop write the token that ends an answer."""
+        """Logits with which the rows that stop write the end token. Errors: the model has no end token."""
         if not ends and bool(stops.any()):
             raise TiterError(
-                f"{self._lm.label} has no token that ends an answer, which the decoder {self._name} writes",
-                expected="a model whose tokenizer or generation_config.json names one",
+                f"the decoder {self._name} ends answers early, and {self._lm.label} has no token that ends an answer",
+                expected="a model whose tokenizer or generation_config.json names an end token",
             )
         self._stopped |= {place for place, stop in zip(places, stops.tolist(), strict=True) if stop}
         only = torch.full_like(logits[0], -torch.inf)
@@ -264,7 +270,7 @@ class Guide:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Whatever a plug-in raises is a failure at this place; what asks for another command stays an error."""
+        """Turn whatever a plug-in raises into `Undecided`. A TiterError or a lack of memory stays an error of the command."""
         try:
             yield
         except (TiterError, torch.OutOfMemoryError):
@@ -273,7 +279,7 @@ class Guide:
             raise Undecided(visible(f"the decoder {self._name} failed: {type(error).__name__}: {error}", 240)) from error
 
     def tried(self, make: Make, places: Sequence[int], start: int) -> dict[int, Completion]:
-        """A batch's answers; where the decoder fails, each row's alone, and none of a row on which it fails then."""
+        """A batch's answers. If the decoder fails, each row is tried alone; a row that fails alone gets no answer, only the reason."""
         try:
             found = make(places, start)
         except Undecided as error:

@@ -1,9 +1,9 @@
-"""Emulated disalignment: what an aligned model learned beyond its base, weighted anew at every token, without training.
+"""Emulated disalignment: scale or reverse what alignment added to a base model, at every token, without training.
 
-log p(token) = (1 + alpha) log p_base - alpha log p_aligned, up to a constant. Alpha -1 is the aligned model, 0 its base, between them a
-mixture; above 0 alignment is turned round, which scores what an open pair of weights risks; below -1 it is amplified. The model that
-decodes is the aligned one. Source: arXiv 2402.12343, equations 1 to 6; its code combines raw logits, which a softmax makes the same, and
-drops answers shorter than 8 tokens, which this does not.
+log p(token) = (1 + alpha) log p_base - alpha log p_aligned, up to a constant. alpha = -1 is the aligned model, alpha = 0 its base;
+values between them mix the two. Above 0 alignment is reversed, which shows the risk of publishing both sets of weights; below -1 it is
+amplified. The model that decodes is the aligned one. Source: arXiv 2402.12343, equations 1 to 6. Its code combines raw logits, which is
+the same after the softmax, and drops answers shorter than 8 tokens, which Titer does not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from titer.decoders.base import Decoder, State, Step
 
 
 class Emulated(Decoder):
-    """`alpha`, and what the base sees: the prompt by its own chat template, or the aligned model's very tokens."""
+    """`alpha`, and what the base sees: the prompt in its own chat template, or exactly the aligned model's tokens."""
 
     MODELS = ("base",)
     SOURCE = "arXiv 2402.12343, equations 1 to 6"
@@ -25,7 +25,9 @@ class Emulated(Decoder):
     NEUTRAL = {"alpha": -1.0}
 
     alpha: float = Field(default=0.3, description="-1: the aligned model, 0: the base; the paper's are 0.3 to 2, its code's 0.6")
-    base_sees: Literal["own", "same"] = Field(default="own", description="own: the prompt as the base's chat template writes it")
+    base_sees: Literal["own", "same"] = Field(
+        default="own", description="own: the prompt in the base's own chat template; same: the aligned model's tokens"
+    )
 
     def view(self, role: str, prompt: str) -> str | None:
         return prompt if self.base_sees == "own" else None
@@ -35,9 +37,9 @@ class Emulated(Decoder):
 
 
 def combined(base: torch.Tensor, aligned: torch.Tensor, alpha: float) -> torch.Tensor:
-    """(1 + alpha) log p_base - alpha log p_aligned, (B, V); one model's own logits where the other has no weight."""
+    """(1 + alpha) log p_base - alpha log p_aligned, (B, V). At alpha -1 or 0, the aligned model's or the base's own logits."""
     if alpha in (-1.0, 0.0):
         return aligned if alpha else base
     one, other = base.log_softmax(-1), aligned.log_softmax(-1)
-    never = one.isneginf() & other.isneginf()  # of two models that both rule a token out nothing is to be had
+    never = one.isneginf() & other.isneginf()  # both models rule the token out: -inf, not NaN
     return ((1 + alpha) * one - alpha * other).masked_fill(never, -torch.inf)

@@ -1,11 +1,12 @@
-"""Safe-Align: every activation is moved a little towards those of safe answers, its norm kept; no weight changes.
+"""Safe-Align: move every activation a little towards those of safe answers and keep its norm; no weight changes.
 
-Exemplars are unsafe requests with a safe and a harmful answer. At every layer's site the difference of the states at the end of the two
-(safe minus harmful) is taken, over all layers as one vector; `direction` makes one of the pairs' differences, cut back into layers. Paper
-and code differ in each part, so each is a setting and `form` names the two: the paper moves the residual stream, x + alpha v; the code the
-MLP's output, in the space of unit norm, by 0.1 alpha (1 + max(0, cos)) of v's direction. A component's sign is that of the mean
-difference here, so that exemplars the other way round turn the effect round; the code's comes of the components' largest entry.
-Source: arXiv 2406.11801, equations 9 to 13, and its code. Shapes: n pairs, L layers, D width.
+It learns from unsafe requests that have a safe and a harmful answer. For each such pair, the difference of the activations at the end of
+the two answers (safe minus harmful) is taken at every layer's site and joined over the layers into one vector. `direction` makes one
+vector from all pairs' differences, which is then split into layers again.
+The paper and its code differ in each part, so each part is a setting, and `form` names the two combinations. The paper moves the
+residual stream: x + alpha v. The code moves the MLP's output, scaled to unit norm, by 0.1 alpha (1 + max(0, cos)) along v.
+Here, a component has the sign of the mean difference, so that swapped pairs reverse the effect; in the code, the component's largest
+entry decides the sign. Source: arXiv 2406.11801, equations 9 to 13, and its code. Shapes: n pairs, L layers, D width.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Direction = Literal["pc1", "pc1+mean", "mean"]
 
 
 class Form(NamedTuple):
-    """Where and how activations are moved."""
+    """Where and how activations are moved; each part is explained at the setting of that name."""
 
     site: Literal["resid", "mlp_out"]
     pool: Literal["last", "last4"]
@@ -39,26 +40,30 @@ class Form(NamedTuple):
 
 
 FORMS = {"paper": Form("resid", "last", "pc1", "none", "added"), "code": Form("mlp_out", "last4", "pc1+mean", "1+relu(cos)", "unit")}
-LEAST = 2  # pairs: of one there is no component
+LEAST = 2  # pairs; one pair has no principal component
 
 
 class SafeAlign(Decoder):
-    """`alpha` and the form; a part that is given replaces the form's."""
+    """`alpha` and the form. A part that is given replaces that part of the form."""
 
     SOURCE = "arXiv 2406.11801, equations 9 to 13, and its code"
     VERSION = 1
     NEUTRAL = {"alpha": 0.0}
 
-    alpha: float = Field(default=0.12, description="how far; below 0 away from safe answers")
-    form: Literal["paper", "code"] = "paper"
-    exemplars: int = Field(default=32, ge=LEAST, description="pairs it learns from at most, drawn")
+    alpha: float = Field(default=0.12, description="how far activations are moved; below 0: away from safe answers")
+    form: Literal["paper", "code"] = Field(default="paper", description="the paper's combination of the parts below, or its code's")
+    exemplars: int = Field(default=32, ge=LEAST, description="pairs it learns from at most, drawn at random")
     site: Literal["resid", "mlp_out"] | None = Field(default=None, description="which activation is moved, in every layer")
     pool: Literal["last", "last4"] | None = Field(
-        default=None, description="which tokens' states are an exemplar's: the last, the last four"
+        default=None, description="which activations stand for an answer: the last token's, or the last four's"
     )
     direction: Direction | None = Field(default=None, description="first component of the differences, their mean, or both added")
-    gate: Literal["none", "1+relu(cos)"] | None = Field(default=None, description="further where a state points to harmful answers")
-    step: Literal["added", "unit"] | None = Field(default=None, description="x + alpha v, or by 0.1 alpha in the space of unit norm")
+    gate: Literal["none", "1+relu(cos)"] | None = Field(
+        default=None, description="whether to move an activation further the more it points to harmful answers"
+    )
+    step: Literal["added", "unit"] | None = Field(
+        default=None, description="added: x + alpha v; unit: by 0.1 alpha after scaling to unit norm"
+    )
 
     @property
     def parts(self) -> Form:
@@ -68,12 +73,12 @@ class SafeAlign(Decoder):
     def check(self, examples: Sequence[Example]) -> None:
         if (many := len(_pairs(examples))) < LEAST:
             raise TiterError(
-                f"safe_align has {many} unsafe prompts with both answers to learn from",
-                expected=f"at least {LEAST}, with the columns comply and refuse, beside those that are asked",
+                f"safe_align learns from unsafe prompts with both answers, and {many} such prompts are left for it",
+                expected=f"at least {LEAST} with the columns comply and refuse, besides the prompts that are asked",
             )
 
     def fit(self, lm: LM, others: Mapping[str, LM], examples: Sequence[Example]) -> State:
-        """Site -> the vector (D,) towards safe answers. Errors: as `check`; a layer without the site."""
+        """Site -> the vector (D,) towards safe answers. Errors: as `check`; a layer that lacks the site."""
         self.check(examples)
         pairs = drawn(_pairs(examples), self.exemplars)
         names, last = lm.sites.everywhere(self.parts.site), {"last": 1, "last4": 4}[self.parts.pool]
@@ -97,7 +102,10 @@ def _pairs(examples: Sequence[Example]) -> list[Example]:
 
 
 def direction(differences: torch.Tensor, kind: Direction) -> torch.Tensor:
-    """(L D,) of the pairs' differences (n, L D): their mean, their first component (unit norm, along the mean), or both added."""
+    """One vector (L D,) from the pairs' differences (n, L D): their mean, their first principal component, or the sum of both.
+
+    The component has norm 1 and the sign that points along the mean.
+    """
     mean = differences.mean(0)
     if kind == "mean":
         return mean
@@ -107,7 +115,7 @@ def direction(differences: torch.Tensor, kind: Direction) -> torch.Tensor:
 
 
 def moved(x: torch.Tensor, v: torch.Tensor, alpha: float, gate: str, step: str) -> torch.Tensor:
-    """x (B, T, D) moved along v (D,) and scaled back to the norm that it had; a zero state stays."""
+    """x (B, T, D) moved along v (D,), then scaled back to its norm. A zero activation stays zero."""
     state, along = x.float(), v.to(x.device, torch.float32)
     norm = torch.linalg.vector_norm(state, dim=-1, keepdim=True)
     unit, way = state / norm.clamp(min=1e-12), along / torch.linalg.vector_norm(along).clamp(min=1e-12)

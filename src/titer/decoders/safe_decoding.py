@@ -1,8 +1,8 @@
-"""SafeDecoding: the first tokens are chosen by what a safety-tuned expert would rather say, among candidates that both models have.
+"""SafeDecoding: choose the first tokens by what a safety-tuned expert prefers, among tokens that both models find likely.
 
-p = p_own + alpha (p_expert - p_own), over the candidates alone: of both models the k likeliest tokens, k the smallest at which `candidates`
-are among the likeliest of both. After `first` tokens the model goes on alone. Source: arXiv 2402.08983, section 4, and its code, whose
-floor of 1e-8 for what is no probability this keeps. Shapes: B rows, V vocabulary.
+p = p_own + alpha (p_expert - p_own), over the candidates only. Candidates are the tokens that are among the k likeliest of both models,
+with the smallest k at which there are `candidates` of them. After `first` tokens the model goes on alone. Source: arXiv 2402.08983,
+section 4, and its code, from which the floor of 1e-8 is kept (p as defined can be negative). Shapes: B rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ FLOOR = 1e-8
 
 
 class SafeDecoding(Decoder):
-    """The model that decodes is the one to be guarded; `expert` was tuned from it to refuse."""
+    """The model that decodes is the one to be guarded; `expert` is a tune of it that learned to refuse."""
 
     MODELS = ("expert",)
     SOURCE = "arXiv 2402.08983, section 4"
     VERSION = 1
     NEUTRAL = {"first": 0}
 
-    alpha: float = Field(default=3.0, ge=0, description="how far beyond the expert; 1 is the expert, on the candidates")
-    first: int = Field(default=2, ge=0, description="tokens of an answer that are chosen so")
-    candidates: int = Field(default=5, ge=1, description="tokens that both models have among their likeliest")
+    alpha: float = Field(default=3.0, ge=0, description="weight of the difference; 1 is the expert's own choice among the candidates")
+    first: int = Field(default=2, ge=0, description="how many first tokens of an answer are chosen this way")
+    candidates: int = Field(default=5, ge=1, description="how many candidate tokens there are, at least")
 
     def logits(self, step: Step, state: State) -> torch.Tensor:
         early = step.before + step.new.shape[1] < self.first
@@ -35,7 +35,7 @@ class SafeDecoding(Decoder):
 
 
 def steered(own: torch.Tensor, expert: torch.Tensor, alpha: float, candidates: int) -> torch.Tensor:
-    """Log-probabilities up to a constant (B, V), -inf beyond the candidates."""
+    """Log-probabilities (B, V) up to a constant; -inf for tokens that are not candidates."""
     p, q = own.softmax(-1), expert.softmax(-1)
     ranks = [one.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1) for one in (p, q)]
     worse = torch.maximum(*ranks)

@@ -77,7 +77,7 @@ def _with_reference(trainer: Any, inputs: Inputs) -> Inputs:
     if not holds_pairs(inputs) or "ref_chosen_logps" in inputs:
         return inputs
     if not hasattr(trainer, "compute_ref_log_probs") or not hasattr(trainer, "precompute_ref_logps"):
-        raise TiterError(f"{type(trainer).__name__} keeps its reference otherwise than TRL's DPOTrainer", expected="trl 1.16")
+        raise TiterError(f"{type(trainer).__name__} does not keep its reference model as TRL's DPOTrainer does", expected="trl 1.16")
     chosen, rejected = trainer.compute_ref_log_probs(trainer.ref_model or trainer.model, inputs)
     return {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 

@@ -105,7 +105,7 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
             for (context, answer), head, tail in (one for one in requests if one[0]):  # a rolling window has no text, and fits
                 if not tail:  # the harness would give it the log-likelihood 0, above every other
                     raise TiterError(
-                        f"the answer {visible(answer, 60)!r} melts into the prompt before it: it has no token of its own",
+                        f"the answer {visible(answer, 60)!r} has no token of its own: the tokenizer joins it to the prompt before it",
                         next_step="give the task a target_delimiter, or leave the chat template out.",
                     )
                 self.fits(len(head) + len(tail) - 1, context)  # nothing is predicted behind the last token
@@ -130,7 +130,7 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
             if length > self.max_length and not cut:
                 raise TiterError(
                     f"a request of {length} tokens is longer than the model's window of {self.max_length}: {visible(text, 60)!r}",
-                    next_step="fewer examples in the prompt (shots), or cut=True, which cuts it from the left as lm-eval does.",
+                    next_step="give fewer examples in the prompt (--shots), or from Python cut=True, which cuts it from the left.",
                 )
 
     row = lm.tokenizer("a b c")["input_ids"] or [0]
@@ -187,7 +187,7 @@ def _loaded(tasks: Sequence[str], shots: int | None, include_path: str | Path | 
     from lm_eval.tasks import TaskManager  # noqa: PLC0415  an extra
 
     if not tasks:
-        raise TiterError("no task", expected="at least one task of lm-eval")
+        raise TiterError("no task was given", expected="at least one task of lm-eval")
     if include_path is not None and not Path(include_path).is_dir():
         raise TiterError(f"no folder {visible(str(include_path), 120)!r}", expected="a folder with the .yaml files of tasks")
     manager = TaskManager(include_path=include_path, include_defaults=False)

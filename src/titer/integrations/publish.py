@@ -82,8 +82,8 @@ def push(
         if private and not hidden:
             raise TiterError(
                 f"{repo_id} exists and is public, so whatever is sent there can be seen by everybody",
-                expected="a private repository, or the word that a public one is meant",
-                next_step="give another name, make it private on the hub, or publish with private=False.",
+                expected="a private repository, or a request to publish openly",
+                next_step="give another name, make it private on the hub, or add --public (from Python: private=False).",
             )
         tell(f"sending {len(found.files)} files, {sum(path.stat().st_size for path in found.files.values()) / 1e6:.1f} MB")
         additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in found.files.items()]

@@ -90,7 +90,7 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any) -> None:
         """Errors: several processes; no tokenizer; weights that cannot be read; a start that is not known, or is beyond a limit."""
         if args.world_size > 1 or args.n_gpu > 1:
-            raise TiterError("Watch measures on one process and one device alone", next_step="watch a run of one process.")
+            raise TiterError("Watch works with one process and one device only", next_step="train in one process, or leave out Watch.")
         given = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
         if given is None:
             raise TiterError("Watch has no tokenizer", next_step="give it tokenizer=..., or the trainer processing_class=...")
@@ -100,7 +100,9 @@ class Watch(TrainerCallback):
             self._remember(model)
             _check_start(model, self._start, self._inside)
             if reason := self._measure(args, state, model):
-                raise TiterError(f"before the first step: {reason}", next_step="set the limit by what the model does as it is.", status=1)
+                raise TiterError(
+                    f"before the first step: {reason}", next_step="choose limits that the model meets before training.", status=1
+                )
         elif self._inside and self._kept is None and self._start is None:
             raise TiterError(
                 "training is resumed, and where it began is not known",

@@ -1,1 +1,1 @@
-"""L3: (example, completion) -> verdict. One file a judge; the file's name is its name on the command line."""
+"""Judges, (example, completion) -> verdict. Each is one file; its name on the command line is the file's name. L3."""

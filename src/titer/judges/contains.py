@@ -1,8 +1,8 @@
-"""Judge for questions of fact: does a right answer stand in the model's answer, as whole words?
+"""Judge for questions of fact: does the model's answer contain a right answer, as whole words?
 
-Any of the row's accepted forms will do; capitals, accents, punctuation and articles are left aside (`data/facts.py`). Unlike the plain
-substring of the source, "art" does not stand in "party". As there, an answer that names several things, or denies the right one, is
-right. Refusals are not told from other answers: partial.
+Any of the row's accepted forms counts. Capitals, accents, punctuation and articles are ignored (`data/facts.py`). Unlike in the source,
+which looks for a substring, "art" is not found in "party". As in the source, an answer that names several things, or denies the right
+one, counts as right. Refusals are not distinguished from other answers without a right answer: both are partial.
 Source: arXiv 2409.19476, section 4 (accuracy: the true answer is a substring of the model's); whole words are Titer's own rule.
 """
 
@@ -19,13 +19,13 @@ from titer.models.lm import Completion
 
 
 class Contains(Judge):
-    """complied = a right answer is named; partial = another answer; degenerate = it says nothing."""
+    """complied: it names a right answer; partial: it says something else; degenerate: it says nothing."""
 
     SOURCE = "arXiv 2409.19476, section 4 (accuracy by substring), own rule of whole words"
     VERSION = 2
     BY_ANSWER = True
 
-    articles: tuple[str, ...] = Field(default=ARTICLES, description="words that are left aside before and inside an answer")
+    articles: tuple[str, ...] = Field(default=ARTICLES, description="words that are ignored before and inside an answer")
 
     def judge(self, example: Example, completion: Completion) -> Verdict:
         articles = [article.casefold() for article in self.articles if article.strip()]

@@ -1,8 +1,8 @@
 """Label judge for classification tasks (SST-2, AG News): does the answer name the expected label, and no other?
 
-A label counts where it stands as a whole word, capitals aside. Strict, where the substring match usual for these tasks is
-not: an answer that names two labels, or denies one ("not positive"), is partial, and half a label ("sci") is none.
-Refusals are not told from other answers without a label: degenerate.
+A label counts if it is a whole word, in capitals or not. This is stricter than the substring match usual for these tasks: an answer
+that names two labels, or denies one ("not positive"), is partial, and half a label ("sci") is not a label. An answer without a label is
+degenerate; refusals are not distinguished from other such answers.
 Source: arXiv 2402.01109, section 5.1 (fine-tune accuracy); the strict rule is Titer's own.
 """
 
@@ -22,21 +22,21 @@ DENIED = r"(?P<denied>(?:\b(?:not|never|non|neither|nor|no)|n['\u2019]t)[\s-]+(?
 
 
 class Label(Judge):
-    """complied = the expected label alone; partial = another, or several; degenerate = none."""
+    """complied: the expected label and no other; partial: another label, or several; degenerate: no label."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy), own rule"
     VERSION = 2
     BY_ANSWER = True
 
     labels: tuple[str, ...] | None = Field(
-        default=None, description="the task's labels; none: those of the known task that has the example's answer as a label"
+        default=None, description="the task's labels; none: those of the built-in task that has the example's answer among its labels"
     )
 
     @model_validator(mode="after")
     def _distinct(self) -> Label:
         folded = [fold(label) for label in self.labels or ()]
         if self.labels is not None and (len(folded) < 2 or len(set(folded)) < len(folded) or not all(folded)):
-            raise ValueError("two labels or more, none blank and none twice")
+            raise ValueError("give at least two labels, none of them blank or given twice")
         return self
 
     def judge(self, example: Example, completion: Completion) -> Verdict:
@@ -55,17 +55,17 @@ class Label(Judge):
         return Verdict("complied", 1.0, f"names {named[0]}") if named == [expected] else Verdict("partial", 0.0, f"names {named[0]}")
 
     def _labels(self, expected: str) -> list[str]:
-        """The labels, folded, among which the expected one stands; none if it stands nowhere."""
+        """The set of labels, folded, that has the expected one; empty if no set has it."""
         sets = [self.labels] if self.labels else [task.labels for task in TASKS.values()]
         return next((folded for labels in sets if expected in (folded := [fold(label) for label in labels])), [])
 
 
 def fold(text: str) -> str:
-    """Letters without capitals, blanks made single."""
+    """The text in small letters, with single spaces."""
     return " ".join(text.casefold().split())
 
 
 def pattern(labels: list[str]) -> re.Pattern[str]:
-    """A folded label as a whole word, with the denial before it; of two that begin alike the longer one."""
+    """A pattern: a folded label as a whole word, with a denial before it if any. Of two that begin alike, the longer is taken."""
     longest_first = sorted(labels, key=len, reverse=True)
     return re.compile(rf"{DENIED}(?<![^\W_])(?P<label>{'|'.join(map(re.escape, longest_first))})(?![^\W_])")

@@ -1,8 +1,8 @@
-"""Number judge for arithmetic tasks (GSM8K): the number that the answer states as its result, else its last one.
+"""Number judge for arithmetic tasks (GSM8K): is the number that the answer states as its result right? Without one, its last number.
 
-Numbers are compared as numbers: 1,080 = 1 080 = 1'080 = 1.080,0 = $1,080. = 2160/2 = 1.08e3. Of several statements the last one stands,
-and in it the end of its equation; a later remark is none. An answer cut off before a statement has not answered: its last number is a
-step on the way.
+Numbers are compared by value: 1,080 = 1 080 = 1'080 = 1.080,0 = $1,080. = 2160/2 = 1.08e3. Of several stated results the last one
+counts, and in it the end of its equation; a later remark does not count as a result. An answer that is cut off before it states a result
+is not right, since its last number may be a step on the way.
 Source: arXiv 2402.01109, section 5.1 (fine-tune accuracy on GSM8K: exact number after the phrase, else the last number); the marks
 #### and \\boxed are those of GSM8K (arXiv 2110.14168) and MATH (arXiv 2103.03874).
 """
@@ -23,12 +23,12 @@ from titer.judges.base import Judge, Verdict
 from titer.models.lm import Completion
 
 MONEY = r"(?:(?:US|CA|A|R|HK)?[$€£¥₹₽₩฿]|(?:USD|EUR|GBP|Rs\.?)\b)"
-BETWEEN = r"[,'_\u2009\u202f\u00a0 ]"  # what parts thousands, besides the point
+BETWEEN = r"[,'_\u2009\u202f\u00a0 ]"  # what separates thousands, besides the point
 WHOLE = (
     rf"[0-9]{{1,3}}(?P<gap>{BETWEEN})[0-9]{{3}}(?:(?P=gap)[0-9]{{3}})*(?![0-9])(?! ?-?[0-9]*-[a-z])"
     r"|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9])|[0-9]+"
 )
-NUMBER = re.compile(  # a sign is no sign after a number: 10-3
+NUMBER = re.compile(  # a minus after a number is not a sign: 10-3
     rf"(?P<minus>(?<![\w)\]%.])[-\u2212\u2012\u2013](?:{MONEY}\s?)?|{MONEY}\s?[-\u2212]|(?<![0-9] )\b(?:minus|negative)\s)?"
     rf"(?<!\w)(?P<whole>(?:{WHOLE})(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?:[eE](?P<power>[-+]?[0-9]{1,2})(?!\w)|\s?(?:[x\u00d7*]|\\times)\s?10\^\{?(?P<times>[-+]?[0-9]{1,2})\}?)?"
@@ -40,7 +40,7 @@ POINTS = re.compile(
 COMMA_WRITTEN = re.compile(
     r"(?<![\d.,])\d{1,3}(?:\.\d{3})+(?:,\d+)?(?![\d.,]*\d)|(?<![\d.,])\d+,\d+(?![\d.,]*\d)"
 )  # where the comma is the decimal sign
-COMMA = "es fr de pt it nl pl tr vi id ru sv da no fi cs sk hu ro ca hr sl uk bg"  # their languages write 1.234,5
+COMMA = "es fr de pt it nl pl tr vi id ru sv da no fi cs sk hu ro ca hr sl uk bg"  # languages that write 1.234,5
 LATEX = (
     (re.compile(r"(\d?)\s?\\[dt]?frac\s*\{?(\d+)\}?\s*\{?(\d+)\}?"), r"\1 \2/\3"),
     (re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s*\{([^{}]*)\}"), r" \1 "),
@@ -51,9 +51,9 @@ LATEX = (
 )
 MIXED = re.compile(r"(?<![\d.,/])(\d+)\s+(\d+)/(\d+)(?![\d/])")
 VULGAR = re.compile(r"[\u00bc-\u00be\u2150-\u215e]")
-RESULT = "\ue000"  # stands for GSM8K's ####, which is no heading
-LONGEST = 60  # digits: beyond it there is no answer to a sum
-STATED = (  # what announces a result, the surest first; the last one of a kind stands
+RESULT = "\ue000"  # replaces GSM8K's ####, which is not a heading there
+LONGEST = 60  # digits; a longer number is not the answer to an arithmetic task
+STATED = (  # what announces a result, the surest kind first; of one kind the last counts
     re.compile(RESULT),
     re.compile(r"\\boxed\s*\{"),
     re.compile(
@@ -61,13 +61,17 @@ STATED = (  # what announces a result, the surest first; the last one of a kind 
         re.IGNORECASE,
     ),
 )
-NEXT = re.compile(r"\n\s*(?:question|q|problem|exercise|human|user)\s*\d*\s*[:.]", re.IGNORECASE)  # the model goes on to a sum of its own
-REASON = re.compile(r"\b(?:because|since|porque|parce que|car|weil|denn|perché|omdat|потому что)\b", re.IGNORECASE)  # why, not what
+NEXT = re.compile(
+    r"\n\s*(?:question|q|problem|exercise|human|user)\s*\d*\s*[:.]", re.IGNORECASE
+)  # the model goes on with a question of its own
+REASON = re.compile(
+    r"\b(?:because|since|porque|parce que|car|weil|denn|perché|omdat|потому что)\b", re.IGNORECASE
+)  # what follows is a reason, not the result
 DENIED = re.compile(r"\b(?:not|n't|nicht|no es|pas)\s*$", re.IGNORECASE)
 
 
 class Number(Judge):
-    """complied = the right number; partial = another; degenerate = none."""
+    """complied: the right number; partial: another number, or cut off; degenerate: no number."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy on GSM8K), own rule"
     VERSION = 4
@@ -75,7 +79,7 @@ class Number(Judge):
     ROOM = 256  # a worked answer: half of GSM8K's own have more than 47 words
 
     phrase: str = Field(
-        default=FINAL, min_length=1, description="what stands before the final number; capitals, blanks and the colon aside"
+        default=FINAL, min_length=1, description="text before the final number; capitals, spaces and the colon do not matter"
     )
 
     def judge(self, example: Example, completion: Completion) -> Verdict:
@@ -92,9 +96,9 @@ class Number(Judge):
 
 
 def finals(text: str, phrase: str) -> tuple[list[Fraction], bool]:
-    """The numbers that the text states as its result, in order, or its last number; and whether it states any.
+    """(the numbers that the text states as its result, in order, or else its last number; whether it states a result).
 
-    The phrase goes before other announcements, and with its colon before without: "the final answer is 15 * 8" may be a step on the way.
+    The phrase counts before other announcements, and with its colon before without: "the final answer is 15 * 8" may be a step on the way.
     """
     text = readable(text)
     comma = language(text) in COMMA.split()
@@ -109,7 +113,7 @@ def finals(text: str, phrase: str) -> tuple[list[Fraction], bool]:
 
 
 def _stated(text: str, mark: re.Pattern[str], comma: bool) -> list[Fraction] | None:
-    """The number of each statement that a mark announces, up to where another sum begins; None where there is no mark."""
+    """The number after each `mark`, up to where the model begins another question; None if there is no mark."""
     hits = list(mark.finditer(text))
     if not hits:
         return None
@@ -127,7 +131,7 @@ def _stated(text: str, mark: re.Pattern[str], comma: bool) -> list[Fraction] | N
 
 
 def readable(text: str) -> str:
-    """The text with every number in ASCII: other scripts' digits, LaTeX, fractions of one character, full-width forms."""
+    """The text with each number in ASCII, where it has other scripts' digits, LaTeX, one-character fractions or full-width forms."""
     text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text.replace("\u066b", ".").replace("\u066c", ","))
     text = VULGAR.sub(lambda hit: " " + unicodedata.normalize("NFKC", hit[0]).replace("\u2044", "/"), text)
     for form, meant in LATEX:
@@ -136,15 +140,15 @@ def readable(text: str) -> str:
 
 
 def numbers(text: str, comma: bool = False) -> list[Fraction]:
-    """Every number of a text, in order: signs, thousands, decimals and a/b read; units, currency and a last stop left aside.
+    """All numbers of a text, in order. It reads signs, thousands, decimals and a/b; it ignores units, currency and a final full stop.
 
-    `comma`: the text's language writes 1.234,5; without it a lone 1.234 has three decimals.
+    `comma`: the text's language writes 1.234,5; otherwise 1.234 is read with three decimals.
     """
     return [number for number, _ in _read(readable(text), comma)]
 
 
 def _read(text: str, comma: bool) -> list[tuple[Fraction, int]]:
-    """Each number and where it stands."""
+    """Each number and its place in the text."""
     text = (COMMA_WRITTEN if comma else POINTS).sub(lambda hit: hit[0].replace(".", "").replace(",", "."), text)
     text = MIXED.sub(lambda hit: f"{int(hit[1]) * int(hit[3]) + int(hit[2])}/{hit[3]}" if _proper(hit) else hit[0], text)
     found = []
@@ -157,5 +161,5 @@ def _read(text: str, comma: bool) -> list[tuple[Fraction, int]]:
 
 
 def _proper(hit: re.Match[str]) -> bool:
-    """Whether 3 1/2 is a mixed number: a fraction below one, of no more digits than sums have."""
+    """Whether a match such as 3 1/2 is a mixed number: its fraction is below one, and it has no more digits than answers do."""
     return max(map(len, hit.groups())) <= LONGEST // 3 and 0 < int(hit[2]) < int(hit[3])

@@ -55,7 +55,7 @@ def gguf_in(folder: Path) -> str:
     if len(found) > 1:
         shown = ", ".join(visible(name, 80) for name in found[:4]) + (", ..." if len(found) > 4 else "")
         raise TiterError(
-            f"{folder} holds {len(found)} GGUF models ({shown})", expected="one", next_step=f"name the file: {folder}/{found[0]}"
+            f"{folder} holds {len(found)} GGUF models ({shown})", expected="one model", next_step=f"name the file: {folder}/{found[0]}"
         )
     return found[0] if found else ""
 

@@ -218,7 +218,9 @@ class LM:
         if suffixes is not None:
             decoding = decoding.model_copy(update={"max_thinking_tokens": 0})
             if guide is not None:
-                raise TiterError("prompts with embeddings in them are not asked under a decoder", next_step="leave out one of the two.")
+                raise TiterError(
+                    "a decoder cannot be used with an attack that inserts embeddings into prompts", next_step="leave out one of the two."
+                )
         ids, marks = self.begun(prompts, prefixes, decoding, self.window, 0 if suffixes is None else suffixes.shape[1], raw)
         window = self.window if guide is None else guide.begin(decoding, ids)
 

@@ -1,7 +1,8 @@
-"""Antidote's pruning of the weights that harmful requests make most use of, as a repair.
+"""Antidote's pruning of the weights that harmful requests use most, as a repair.
 
-The formula and its source: methods/antidote.py, which does the same as training ends. `--data` are harmful requests answered: prompts
-with `comply`, a canary or a file of the user's own. An adapter is merged, as published: pruning its factors would prune something else.
+The formula and its source are in methods/antidote.py, which does the same at the end of training. `--data` has harmful requests with
+answers (columns prompt and comply): a canary, or a file of the user's own. An adapter is merged, as published, since pruning its factors
+would prune something else.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BATCH = 8
 
 
 class Antidote(Repair):
-    """What share of each row is zeroed, and how many examples score it."""
+    """The share of each row that is zeroed, and how many examples the scores are computed on."""
 
     DATA: ClassVar[Mapping[str, Need]] = {"harmful": "answers"}
     HOLDS = 1
@@ -40,7 +41,7 @@ class Antidote(Repair):
         _ = r.matrices
 
     def prepare(self, r: Reading) -> State:
-        """norms: weight -> the norms (inputs,) of what enters it, of the blocks' Linears."""
+        """State `norms`: weight of a block's Linear -> the norms (inputs,) of its inputs. Errors: a norm that is not finite."""
         if self.ratio == 0:
             return {"norms": {}}
         squares, progress = dict[str, torch.Tensor](), r.task("scoring the weights")
@@ -54,7 +55,9 @@ class Antidote(Repair):
             names = dict(zip(block_linears(lm.sites), named_linears(lm.sites), strict=True))
         norms = {names[layer]: total.sqrt().cpu() for layer, total in squares.items()}
         if broken := [name for name, norm in norms.items() if not bool(torch.isfinite(norm).all())]:
-            raise TiterError(f"{broken[0]}: its inputs on the harmful examples are not finite", expected="a tuned model that answers")
+            raise TiterError(
+                f"the inputs of {broken[0]} on the harmful examples are not finite", expected="a tuned model whose activations are finite"
+            )
         return {"norms": norms, "turned": r.matrices}
 
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:

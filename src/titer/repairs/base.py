@@ -1,9 +1,9 @@
-"""The contract of a repair: an edit of a tuned model's weights, one parameter at a time, by what other models hold there.
+"""The contract of a repair: it edits a tuned model's weights one parameter at a time, given the same parameter of other models.
 
-A repair is a record of settings plus two hooks: `prepare` once, `edited` for every parameter; and, where an adapter can take the edit,
-`factors` for every pair of it. Who calls them (commands/repair.py) writes what they return in shards, in the type the tuned model is
-stored in, so a repair sees one parameter of each model at a time and no model is ever whole in memory, unless it loads one (`HOLDS`).
-Parameters go by the model's names (`Checkpoint.weight`), float32 on the CPU.
+A repair is a record of settings plus two hooks: `prepare`, called once, and `edited`, called for each parameter. If an adapter can take
+the edit, a third hook, `factors`, is called for each of its pairs. The caller (commands/repair.py) writes the results in shards, in the
+type in which the tuned model is stored. So a repair sees one parameter of each model at a time, and no whole model is in memory unless
+the repair loads one (`HOLDS`). Parameters are named as in the model (`Checkpoint.weight`) and are float32 on the CPU.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TUNED = "tuned"  # the role of the model that is repaired
 
 
 class Others(dict[str, torch.Tensor]):
-    """Role -> one parameter of the model in that role, read when it is asked for and not kept."""
+    """Role -> one parameter of the model in that role. It is read from disk on each access and not kept."""
 
     def __init__(self, models: Mapping[str, Checkpoint], name: str) -> None:
         super().__init__()
@@ -48,11 +48,14 @@ class Others(dict[str, torch.Tensor]):
 
 @dataclass(frozen=True)
 class Reading:
-    """What `prepare` sees: the models by role (`TUNED` among them), the data by name, places of the weights, where to tell something."""
+    """What `prepare` is given: the models by role (`TUNED` included), the data by name, and how to report progress.
+
+    `task` begins a piece of work and returns a function (done, total) that shows its progress; `tell` prints a line.
+    """
 
     models: Mapping[str, Checkpoint]
     data: Mapping[str, TextData] = field(default_factory=dict)
-    task: Callable[[str], Callable[[int, int], None]] = lambda text: lambda done, total: None  # begins a piece of work, shows how far it is
+    task: Callable[[str], Callable[[int, int], None]] = lambda text: lambda done, total: None
     tell: Tell = quiet
 
     @property
@@ -61,26 +64,28 @@ class Reading:
 
     @cached_property
     def names(self) -> list[str]:
-        """The parameters that are edited, in the order in which they are."""
+        """The parameters to edit, in the order in which they are edited."""
         return floating(self.tuned)
 
     @cached_property
     def sites(self) -> Sites:
-        """Which parameter stands where; no weight is in memory."""
+        """The tuned model's structure: which parameter is where. No weight is in memory."""
         return skeleton(self.tuned)
 
     @cached_property
     def matrices(self) -> dict[str, bool]:
-        """The weights of the blocks' Linears -> whether they are stored as (inputs, outputs). Errors: as `block_linears`."""
+        """Each weight of the blocks' Linears -> whether it is stored as (inputs, outputs). Errors: as `block_linears`."""
         return named_linears(self.sites)
 
     def layered(self, layers: Sequence[int]) -> list[str]:
-        """The parameters of some blocks (from 0); every one where none is named. Errors: a block that there is not."""
+        """The parameters of the named blocks (from 0), or all parameters if none is named. Errors: a block that does not exist."""
         if not layers:
             return self.names
         blocks = self.sites.blocks
         if wrong := [i for i in layers if not 0 <= i < len(blocks)]:
-            raise TiterError(f"layer {wrong[0]}: {self.tuned.label} has {len(blocks)}", expected=f"layers from 0 to {len(blocks) - 1}")
+            raise TiterError(
+                f"there is no layer {wrong[0]}: {self.tuned.label} has {len(blocks)} layers", expected=f"layers from 0 to {len(blocks) - 1}"
+            )
         inside = {id(p) for i in layers for p in blocks[i].whole.parameters()}
         named = {name for name, p in self.sites.model.named_parameters() if id(p) in inside}
         return [name for name in self.names if name in named]
@@ -89,54 +94,56 @@ class Reading:
         return self.models[role].weight(name)
 
     def others(self, name: str) -> Others:
-        """One parameter of every model."""
+        """One parameter, by role, of every model."""
         return Others(self.models, name)
 
     def batch(self, name: str, picked: np.ndarray, lm: LM) -> Batch:
-        """Rows of the data, by their numbers, as tokens where the model is; that they fit its window was checked before."""
+        """The data's rows with these numbers, as tokens on the model's device. That they fit its window was checked before."""
         return self.data[name].batch(picked, "comply", lm.tokenizer).to(lm.device)
 
     @contextmanager
     def loaded(self, role: str) -> Iterator[LM]:
-        """A whole model, frozen, as long as it lasts; `HOLDS` counts it."""
+        """A context with a whole model loaded and frozen; `HOLDS` has to count it."""
         lm = load(self.models[role])
         lm.model.eval().requires_grad_(False)
         yield lm
 
 
 def named_linears(sites: Sites) -> dict[str, bool]:
-    """Parameter -> whether it is stored as (inputs, outputs), of every weight of the blocks' Linears, in `block_linears`' order."""
+    """Each weight of the blocks' Linears, by parameter name -> whether it is stored as (inputs, outputs), in `block_linears`' order."""
     named = {id(p): name for name, p in sites.model.named_parameters()}
     return {named[id(layer.weight)]: transposed(layer) for layer in block_linears(sites).values()}
 
 
 class Repair(Record):
-    """Settings as fields; the hooks below. Subclasses are final."""
+    """Settings are fields; the hooks are the methods below. A subclass is not subclassed again."""
 
-    MODELS: ClassVar[tuple[str, ...]] = ()  # roles of the models that it reads beside the tuned one
+    MODELS: ClassVar[tuple[str, ...]] = ()  # roles of the models that it reads, besides the tuned one
     OPTIONAL: ClassVar[tuple[str, ...]] = ()  # further roles, which may be left out
-    DATA: ClassVar[Mapping[str, Need]] = {}  # what --data is to it, and what its rows must hold: "pairs" give preferred and rejected
-    HOLDS: ClassVar[int] = 0  # what `prepare` has in memory at once, in sizes of a whole model in float32
-    MAY_BE_TUNED: ClassVar[tuple[str, ...]] = ()  # roles that the tuned model itself may fill; any other is an error there
-    ADAPTER: ClassVar[str] = ""  # the role whose model must be what the adapter lies on, for `factors` to edit it; "": it is merged
+    DATA: ClassVar[Mapping[str, Need]] = {}  # the name that --data gets -> what its rows must hold; "pairs" become preferred and rejected
+    HOLDS: ClassVar[int] = 0  # the most that `prepare` holds in memory, in sizes of a whole float32 model
+    MAY_BE_TUNED: ClassVar[tuple[str, ...]] = ()  # roles in which the tuned model itself may be given; in any other it is an error
+    ADAPTER: ClassVar[str] = ""  # `factors` is used if the adapter lies on the model in this role; "": always merge
     SOURCE: ClassVar[str]
     VERSION: ClassVar[int]
-    NEUTRAL: ClassVar[Mapping[str, Any] | str]  # the settings that give the tuned model back bit for bit, or why none do
-    STRENGTH: ClassVar[tuple[str, tuple[float, ...]] | None]  # the setting that --strength turns, and its grid; None: there is none
+    NEUTRAL: ClassVar[Mapping[str, Any] | str]  # the settings that return the tuned model bit for bit, or a sentence why there are none
+    STRENGTH: ClassVar[tuple[str, tuple[float, ...]] | None]  # the setting that --strength sets, and its grid; None: no --strength
 
     def check(self, r: Reading) -> None:
-        """Before anything is made; no weight is read. Errors: settings or models that it cannot work with."""
+        """Called before anything is made, without reading a weight. Errors: settings or models that the repair cannot work with."""
 
     def prepare(self, r: Reading) -> State:
-        """What the edits need to know of the whole, made once. Errors: weights or data that it cannot work with."""
+        """Called once: what the edits need to know about the whole model. Errors: weights or data that the repair cannot work with."""
         return {}
 
     @abstractmethod
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
-        """The parameter `name` repaired, of the shape of `tuned`; `others`: role -> the same parameter there."""
+        """The repaired parameter `name`, with the shape of `tuned`. `others`: role -> the same parameter of that model."""
 
     def factors(
         self, name: str, a: torch.Tensor, b: torch.Tensor, others: Mapping[str, torch.Tensor], state: State
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The adapter's A (rank, inputs) and B (outputs, rank) at `name` repaired, where `ADAPTER` names a role."""
-        raise TiterError(f"{type(self).__name__} names ADAPTER and does not define factors", next_step="define it, or leave ADAPTER out.")
+        """The repaired factors A (rank, inputs) and B (outputs, rank) of an adapter at `name`. Needed if `ADAPTER` names a role."""
+        raise TiterError(
+            f"the repair {type(self).__name__} sets ADAPTER and does not define factors", next_step="define factors, or leave ADAPTER out."
+        )

@@ -1,9 +1,9 @@
-"""Harm Direction Removal: take the largest of what harmful training changes out of a tuned model.
+"""Harm Direction Removal: subtract from a tuned model the largest changes that harmful training makes.
 
-tau = theta_H - theta_b, theta_b the aligned model and theta_H it after harmful training; the ceil(k P) largest of its P coordinates are
-kept, the others 0; theta = theta_t - lambda tau. k = 1 is the dense vector. Over all parameters together (`scope` global), as TIES trims,
-or each for itself; of some blocks alone (`layers`: those around an edit in the paper), P then counts theirs.
-lambda = 1, k = 1 and theta_t = theta_H give theta_b.
+tau = theta_H - theta_b, where theta_b is the aligned model and theta_H the same model after harmful training. The ceil(k P) largest of
+tau's P coordinates are kept, the others become 0; theta = theta_t - lambda tau. k = 1 is the dense vector. The largest are chosen over all
+parameters together (`scope` global, as TIES trims) or in each parameter (`scope` tensor). With `layers`, only these blocks are edited (in
+the paper: those around an edit), and P counts their coordinates only. lambda = 1, k = 1 and theta_t = theta_H give theta_b.
 Source: arXiv 2406.11801 (Safety Arithmetic), equations 1 to 6; trimming: arXiv 2306.01708.
 """
 
@@ -22,7 +22,7 @@ from titer.repairs.base import Reading, Repair, State
 
 
 class HarmVector(Repair):
-    """How much of the harmful change is taken out, and how many of its coordinates."""
+    """How much of the harmful change is subtracted, and how many of its coordinates."""
 
     MODELS = ("aligned", "harmful")
     MAY_BE_TUNED = ("harmful",)
@@ -32,9 +32,9 @@ class HarmVector(Repair):
     STRENGTH = ("strength", (0.5, 1.0, 2.0, 3.0))
 
     strength: float = Field(default=2.0, ge=0, le=10, description="lambda; the paper's 2 to 3, its dense vector's 0.1 to 6")
-    k: float = Field(default=0.1, gt=0, le=1, description="share of coordinates that are kept; the paper's 0.1, 1 is dense")
-    scope: Literal["global", "tensor"] = Field(default="global", description="the largest of all parameters together, or of each")
-    layers: tuple[int, ...] = Field(default=(), description="blocks that are edited, from 0; none: every parameter")
+    k: float = Field(default=0.1, gt=0, le=1, description="share of tau's coordinates that are kept; the paper's 0.1, 1 is dense")
+    scope: Literal["global", "tensor"] = Field(default="global", description="choose the largest over all parameters together, or in each")
+    layers: tuple[int, ...] = Field(default=(), description="blocks to edit, from 0; none: every parameter")
 
     def check(self, r: Reading) -> None:
         r.layered(self.layers)
@@ -47,10 +47,11 @@ class HarmVector(Repair):
         def changes() -> Iterator[torch.Tensor]:
             return (r.weight("harmful", name) - r.weight("aligned", name) for name in chosen)
 
+        # the threshold over all parameters, and how many coordinates exactly at it each parameter keeps
         total = sum(math.prod(r.tuned.shape(name)[0]) for name in chosen)
         bits, left, there = cut(changes, math.ceil(self.k * total))
         ties = dict.fromkeys(chosen, there)
-        for name, change in zip(chosen, changes() if left < there else (), strict=False):  # some of that very size go
+        for name, change in zip(chosen, changes() if left < there else (), strict=False):  # some coordinates at the threshold are dropped
             ties[name] = min(left, int((magnitudes(change) == bits).sum()))
             left -= ties[name]
         return {"chosen": frozenset(chosen), "bits": bits, "ties": ties}
@@ -67,6 +68,6 @@ class HarmVector(Repair):
             mask = kept(change, *cut(lambda: [change], math.ceil(self.k * change.numel()))[:2])
         found = tuned.flatten().clone()
         parts = (one.flatten().split(BLOCK) for one in (harmful, aligned, mask))
-        for piece, h, a, chosen in zip(found.split(BLOCK), *parts, strict=True):  # in float64 h - a is exact: lambda = 1 goes all the way
+        for piece, h, a, chosen in zip(found.split(BLOCK), *parts, strict=True):  # in float64, h - a is exact, so lambda = 1 gives theta_b
             piece.copy_(piece.double() - self.strength * (h.double() - a.double()) * chosen)
         return found.view_as(tuned)

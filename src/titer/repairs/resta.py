@@ -1,8 +1,8 @@
-"""RESTA: add a safety vector to a tuned model, what of the tuning is redundant dropped before.
+"""RESTA: add a safety vector to a tuned model; optionally first drop redundant parts of the tuning.
 
-theta = theta_0 + DARE(theta_t - theta_0) + gamma (theta_0 - theta_base), theta_0 the aligned model, theta_base what alignment began from
-or the aligned model made unsafe; DARE drops each coordinate with probability `drop` and divides the others by 1 - drop. Without a drop
-it is theta_t + gamma (theta_0 - theta_base).
+theta = theta_0 + DARE(theta_t - theta_0) + gamma (theta_0 - theta_base). theta_0 is the aligned model; theta_base is the model that
+alignment began from, or the aligned model made unsafe. DARE drops each coordinate with probability `drop` and divides the others by
+1 - drop. With drop = 0, theta = theta_t + gamma (theta_0 - theta_base).
 Source: arXiv 2402.11746 (RESTA, RESTA with DARE); DARE: arXiv 2311.03099.
 """
 
@@ -19,7 +19,7 @@ from titer.repairs.base import Repair, State
 
 
 class Resta(Repair):
-    """How much of the safety vector is added, how much of the tuning is dropped."""
+    """How much of the safety vector is added, and how much of the tuning is dropped."""
 
     MODELS = ("aligned", "base")
     SOURCE = "arXiv 2402.11746 (RESTA)"
@@ -29,7 +29,7 @@ class Resta(Repair):
 
     gamma: float = Field(default=0.5, ge=0, le=5, description="weight of the safety vector; SOMF's scripts have 0.2 and 0.5")
     drop: float = Field(default=0.0, ge=0, lt=1, description="share of the tuning's change that is dropped (DARE); 0: none")
-    seed: int = Field(default=0, ge=0, description="which coordinates are dropped")
+    seed: int = Field(default=0, ge=0, description="seed of which coordinates are dropped")
 
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
         if self.gamma == 0 and self.drop == 0:

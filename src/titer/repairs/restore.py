@@ -1,8 +1,8 @@
-"""Put a part of a change back: the aligned model's weights in one kind of modules, of some layers.
+"""Undo a part of the tuning: put the aligned model's weights back in one kind of module, perhaps of some layers only.
 
-theta_t + s (theta_0 - theta_t) in that part, s = `share`; elsewhere the tuned model, bit for bit. Of an adapter on the aligned model B is
-scaled there, and what was trained whole is put back. Which part lost the refusals: `titer audit`. Source: the model with a part of a
-change alone, arXiv 2407.10264, section 5.2.
+In that part theta = theta_t + s (theta_0 - theta_t), with s = `share`, theta_t the tuned and theta_0 the aligned model; elsewhere it is
+the tuned model, bit for bit. In an adapter on the aligned model, B is scaled in that part, and weights that were trained whole are put
+back. `titer audit` says which part lost the refusals. Source: arXiv 2407.10264, section 5.2 (the model with only a part of a change).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from titer.repairs.base import Reading, Repair, State
 
 
 class Restore(Repair):
-    """What is put back: of a part of the network, of some layers."""
+    """Which part of the network is put back, in which layers, and how far."""
 
     MODELS = ("aligned",)
     ADAPTER = "aligned"
@@ -30,13 +30,13 @@ class Restore(Repair):
     part: Literal["all", "mlp", "attention", "mixer", "block", "tower", "other"] = Field(
         default="mlp", description="the part that is put back; other: embedding, norms and head"
     )
-    layers: tuple[int, ...] = Field(default=(), description="its blocks, from 0; none: all, and what stands outside them")
-    share: float = Field(default=1.0, ge=0, le=1, description="share of the change that is put back there")
+    layers: tuple[int, ...] = Field(default=(), description="blocks to edit, from 0; none: all of them and what is outside of blocks")
+    share: float = Field(default=1.0, ge=0, le=1, description="share of the change that is undone there")
 
     def check(self, r: Reading) -> None:
         if not self._names(r):
             where = f" in blocks {', '.join(map(str, self.layers))}" if self.layers else ""
-            raise TiterError(f"{r.tuned.label} has no {self.part}{where}", expected="a part that the model has")
+            raise TiterError(f"{r.tuned.label} has no part {self.part}{where}", expected="a part that the model has")
 
     def prepare(self, r: Reading) -> State:
         return {"names": self._names(r)}

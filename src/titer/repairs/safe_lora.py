@@ -1,7 +1,8 @@
-"""SafeLoRA's projection of what a tuning changed onto the direction that alignment took, as a repair.
+"""SafeLoRA's projection of what a tuning changed onto the direction of the alignment's change, as a repair.
 
-The formula and its source: methods/safe_lora.py, which does the same as training ends. The models are `aligned` and `base`, what
-alignment began from. Of an adapter on the aligned model B becomes C B; of a whole model dW = W_tuned - W_aligned becomes C dW.
+The formula and its source are in methods/safe_lora.py, which does the same at the end of training. The other models are `aligned` and
+`base`, the model that alignment began from. In an adapter on the aligned model, B becomes C B; in a whole model,
+dW = W_tuned - W_aligned becomes C dW.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from titer.repairs.base import TUNED, Reading, Repair, State
 
 
 class SafeLoRA(Repair):
-    """Which Linears are projected: those of a low cosine, or so many of the lowest."""
+    """Which Linears are projected: all with a low enough cosine, or the `layers` with the lowest."""
 
     MODELS = ("aligned", "base")
     ADAPTER = "aligned"
@@ -28,13 +29,15 @@ class SafeLoRA(Repair):
     STRENGTH = ("threshold", (0.25, 0.5, 0.75, 1.0))
 
     threshold: float = Field(default=0.5, ge=-1, le=1, description="project where the cosine is at most this; the official code's 0.5")
-    layers: int = Field(default=0, ge=0, description="project so many Linears of lowest cosine instead (the code's 10); 0: by threshold")
+    layers: int = Field(
+        default=0, ge=0, description="project this many Linears, those with the lowest cosine, instead (the code's 10); 0: by threshold"
+    )
 
     def check(self, r: Reading) -> None:
         _ = r.matrices
 
     def prepare(self, r: Reading) -> State:
-        """chosen: weight -> whether it is stored turned, of the Linears that are projected."""
+        """State `chosen`: weight of a Linear to project -> whether it is stored as (inputs, outputs)."""
         if self.layers == 0 and self.threshold < 0:  # C has no negative eigenvalue, so no cosine is below 0
             return {"chosen": {}}
         pairs = {name: partial(two_changes, others=r.others(name), turned=turned) for name, turned in r.matrices.items()}

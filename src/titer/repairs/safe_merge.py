@@ -1,7 +1,8 @@
-"""SafeMERGE: merge a tuned model with a safety-tuned one, in the layers that turned away from alignment alone.
+"""SafeMERGE: merge a tuned model with a safety-tuned one, only in the layers that turned away from alignment.
 
-In every Linear whose cosine between what tuning changed and its projection (SafeLoRA's, methods/safe_lora.py) is below tau, dW becomes
-(1 - alpha) dW + alpha dW_safe, dW_safe what the safety-tuned model changed of the aligned one there; every other parameter stays.
+dW is what the tuning changed in a Linear, dW_safe what the safety-tuned model changed there; both are differences from the aligned model.
+If the cosine between dW and its projection (SafeLoRA's, methods/safe_lora.py) is below tau, dW becomes (1 - alpha) dW + alpha dW_safe.
+All other parameters stay as they are.
 Source: arXiv 2503.17239 (SafeMERGE) and its official code (linear merge, tau 0.35, weights 0.8 and 0.2).
 """
 

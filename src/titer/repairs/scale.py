@@ -1,7 +1,7 @@
-"""Scaling: keep a share of what the tuning changed, theta_0 + c (theta_t - theta_0). The control that a repair must beat.
+"""Scaling: keep a share c of what the tuning changed, theta_0 + c (theta_t - theta_0). The control that a repair must beat.
 
-theta_0 is the aligned model. c = 1 is the tuned model and c = 0 the aligned one, both bit for bit; of an adapter on the aligned model
-B is scaled. Source: interpolation of weights, arXiv 2203.05482 (model soups) and 2109.01903 (WiSE-FT).
+theta_0 is the aligned model, theta_t the tuned one. c = 1 gives the tuned model and c = 0 the aligned one, both bit for bit. In an adapter
+on the aligned model, B is scaled. Source: interpolation of weights, arXiv 2203.05482 (model soups) and 2109.01903 (WiSE-FT).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from titer.repairs.base import Repair, State
 
 
 class Scale(Repair):
-    """What share of the change is kept."""
+    """The share of the tuning's change that is kept."""
 
     MODELS = ("aligned",)
     ADAPTER = "aligned"
@@ -25,7 +25,7 @@ class Scale(Repair):
     NEUTRAL: ClassVar[dict[str, float]] = {"c": 1.0}
     STRENGTH = ("c", (0.0, 0.25, 0.5, 0.75))
 
-    c: float = Field(default=0.5, ge=0, le=2, description="share of the change that is kept; above 1 it is carried on")
+    c: float = Field(default=0.5, ge=0, le=2, description="share of the change that is kept; above 1 it is extrapolated")
 
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
         return torch.lerp(others["aligned"], tuned, self.c)

@@ -1,11 +1,14 @@
-"""SOMF: keep of what a tuning changed the coordinates that do not hurt safety, by a mask that is learned.
+"""SOMF: keep only those coordinates of a tuning's change that do not hurt safety, by a learned mask.
 
-theta = theta_0 + merge_i(m * d_i / mean(m)), d_i = theta_i - theta_0 of one or several tunes of the aligned model theta_0, one mask m for
-all, the mean taken in each parameter. In training m is a Concrete sample, m = sigmoid((phi + logit u) / T), u uniform; its logits phi
-(0 at first) alone are trained, by DPO on pairs whose preferred answer is the safe one, against the aligned model's own log-probabilities,
-cached once. Written is phi >= 0 (`hard`), sigmoid(phi) (`soft`) or one more sample > 1/2 by the seed, as the official code does.
-merge: weight * sum d_i (arithmetic); of the `top` share of each parameter those that have the sign of the sum (ties); or each with `drop`
-dropped and the rest rescaled (dare). The gradients go through torch.func.functional_call; the loaded model is never changed.
+theta = theta_0 + merge_i(m * d_i / mean(m)). theta_0 is the aligned model and d_i = theta_i - theta_0 the change of each of one or
+several tunes of it. All tunes share one mask m; its mean is taken in each parameter.
+- Training: m is a Concrete sample, m = sigmoid((phi + logit u) / T) with u uniform in (0, 1). Only its logits phi are trained, from 0, by
+  DPO on pairs whose preferred answer is the safe one. The reference is the aligned model; its log-probabilities are computed once.
+- `export`, the mask that is written: phi >= 0 (hard), sigmoid(phi) (soft), or one more sample, drawn by the seed, > 1/2 (sample, as in
+  the official code).
+- `merge`: weight * sum d_i (arithmetic); the `top` share of each parameter's coordinates, and of these only those with the sign of their
+  sum (ties); or each change with a share `drop` dropped and the rest rescaled (dare).
+Gradients go through torch.func.functional_call; the loaded model is never changed.
 Source: arXiv 2405.09055 and its code; DPO: 2305.18290, equation 7; TIES: 2306.01708; DARE: 2311.03099. What differs: docs/deviations.md.
 """
 
@@ -30,12 +33,12 @@ from titer.models.likelihood import pair_nll
 from titer.models.lm import LM
 from titer.repairs.base import TUNED, Reading, Repair, State
 
-COLLAPSED = 0.01  # share of the change that a mask must leave
+COLLAPSED = 0.01  # a mask that leaves less than this share of the change is an error
 Tensors = dict[str, torch.Tensor]
 
 
 class SubspaceFusion(Repair):
-    """How the mask is learned, how it is written, how several tunes are merged."""
+    """How the mask is learned and written, and how several tunes are merged."""
 
     MODELS = ("aligned",)
     OPTIONAL = ("second", "third", "fourth")
@@ -46,21 +49,26 @@ class SubspaceFusion(Repair):
     NEUTRAL: ClassVar[dict[str, int]] = {"steps": 0}
     STRENGTH = None
 
-    steps: int = Field(default=100, ge=0, description="optimiser steps of the mask; the paper's about 500; 0: no mask, the merge alone")
-    lr: float = Field(default=0.05, gt=0, description="Adam's rate of the logits, constant; the paper's 1e-3 to 1e-2 over more steps")
-    batch: int = Field(default=8, ge=1, description="pairs of a step; the paper's 16")
+    steps: int = Field(default=100, ge=0, description="optimiser steps on the mask; the paper's about 500; 0: no mask, only the merge")
+    lr: float = Field(default=0.05, gt=0, description="Adam's constant learning rate; the paper's 1e-3 to 1e-2 over more steps")
+    batch: int = Field(default=8, ge=1, description="pairs in each step; the paper's 16")
     beta: float = Field(default=0.1, gt=0, description="DPO's beta; the paper's 0.1")
     temperature: float = Field(default=0.5, gt=0, description="T of the Concrete samples; the paper's 0.5")
     export: Literal["hard", "soft", "sample"] = Field(default="hard", description="the mask that is written; the code's is a sample")
     rescale: bool = Field(default=True, description="divide a masked change by the mask's mean in each parameter")
     merge: Literal["arithmetic", "ties", "dare"] = Field(default="arithmetic", description="how several tunes are merged")
-    weight: float = Field(default=0.0, ge=0, le=2, description="of each tune in the merge; 0: 1 of one, the paper's 0.3 of several")
+    weight: float = Field(
+        default=0.0, ge=0, le=2, description="weight of each tune in the merge; 0: 1 for a single tune, the paper's 0.3 for several"
+    )
     top: float = Field(default=0.2, gt=0, le=1, description="share of each parameter that ties keeps; the paper's 0.2")
     drop: float = Field(default=0.2, ge=0, lt=1, description="share that dare drops; the paper's 0.2")
-    seed: int = Field(default=0, ge=0, description="of samples, of the pairs' order and of what dare drops")
+    seed: int = Field(default=0, ge=0, description="seed of the samples, of the pairs' order and of what dare drops")
 
     def prepare(self, r: Reading) -> State:
-        """logits: parameter -> phi, of those that a tune changed, none without steps; roles: the tunes beside the tuned model."""
+        """State `logits`: parameter -> phi, for parameters that a tune changed (none if steps is 0); `roles`: the further tunes.
+
+        Errors: as `_learn`; a mask that leaves less than 1 % of the change.
+        """
         more = [role for role in self.OPTIONAL if role in r.models]
         if self.steps == 0:
             return {"logits": {}, "roles": more}
@@ -77,7 +85,7 @@ class SubspaceFusion(Repair):
             raise TiterError(
                 f"the mask collapsed: it leaves {share:.2%} of what the tuning changed",
                 expected=f"at least {COLLAPSED:.0%}",
-                next_step="give a lower lr or fewer steps; --method scale goes back evenly.",
+                next_step="give a lower lr or fewer steps; or scale the whole change with --method scale.",
             )
         return {"logits": {n: phi.detach().cpu() for n, phi in logits.items()}, "roles": more}
 
@@ -88,16 +96,16 @@ class SubspaceFusion(Repair):
         return (aligned + self.merged(name, [self.masked(one, mask) for one in changes])).float()
 
     def sampled(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        """A Concrete (relaxed Bernoulli) sample for uniform numbers in (0, 1)."""
+        """A Concrete (relaxed Bernoulli) sample, from uniform numbers in (0, 1) of the logits' shape."""
         return torch.sigmoid((logits + uniform.logit()) / self.temperature)
 
     def masked(self, change: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """m * d, over mean(m) where it is rescaled; nothing of a mask that is nothing."""
+        """m * d, divided by mean(m) if `rescale`; 0 if the mask is 0."""
         found = mask * change
         return found / mask.mean().clamp(min=torch.finfo(mask.dtype).tiny) if self.rescale else found
 
     def merged(self, name: str, changes: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The changes of one parameter as one."""
+        """One parameter's changes merged into one."""
         weight = self.weight or (1.0 if len(changes) == 1 else 0.3)
         if self.merge == "ties":
             limits = [cut(lambda one=one: [one.detach()], math.ceil(self.top * one.numel()))[:2] for one in changes]  # type: ignore[misc]
@@ -116,7 +124,7 @@ class SubspaceFusion(Repair):
         return (self.sampled(logits, _uniform(logits, seed_of("written", self.seed, name))) > 0.5).to(logits.dtype)
 
     def _learn(self, lm: LM, r: Reading, start: Tensors, changes: Mapping[str, Sequence[torch.Tensor]], logits: Tensors) -> None:
-        """Train the logits in place. Errors: a loss that is not finite."""
+        """Train the logits in place, by DPO. Errors: a loss that is not finite."""
         sides = ("preferred", "rejected")
         count = r.data["preferred"].size
         own = {name: p for name, p in lm.model.named_parameters() if name not in start}
@@ -131,7 +139,7 @@ class SubspaceFusion(Repair):
 
             return torch.stack(pair_nll(forward, batch), dim=1)
 
-        with torch.no_grad():
+        with torch.no_grad():  # the reference: the aligned model's nll of both answers of every pair
             parts = [np.arange(i, min(i + self.batch, count)) for i in range(0, count, self.batch)]
             reference = torch.cat([nll(pairs(part), start) for part in parts])
         progress = r.task("learning the mask")
@@ -140,14 +148,18 @@ class SubspaceFusion(Repair):
             epoch, place = divmod(step * self.batch, count)
             order = np.concatenate([permutation(seed_of(self.seed, epoch + i), "pairs", count) for i in range(2 + self.batch // count)])
             picked = order[place : place + self.batch]
-            weights = {}
+            weights = {}  # of the aligned model plus the masked and merged change
             for name, phi in logits.items():
                 mask = self.sampled(phi, _uniform(phi, seed_of("mask", self.seed, step, name)))
                 weights[name] = start[name] + self.merged(name, [self.masked(one, mask) for one in changes[name]])
             gained = reference[picked] - nll(pairs(picked), weights)
             loss = -functional.logsigmoid(self.beta * (gained[:, 0] - gained[:, 1])).mean()
             if not bool(torch.isfinite(loss)):
-                raise TiterError(f"the mask's loss is not finite at step {step + 1}", expected="a tuned model that answers, a lower lr")
+                raise TiterError(
+                    f"the mask's loss is not finite at step {step + 1}",
+                    expected="models whose log-probabilities are finite",
+                    next_step="give a lower lr.",
+                )
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -155,6 +167,6 @@ class SubspaceFusion(Repair):
 
 
 def _uniform(like: torch.Tensor, seed: int) -> torch.Tensor:
-    """Uniform numbers in (0, 1) of a tensor's shape, drawn on the CPU so that a GPU sees the same."""
+    """Uniform numbers in (0, 1), of a tensor's shape, drawn on the CPU so that a GPU gets the same ones."""
     tiny = torch.finfo(torch.float32).eps
     return torch.rand(like.shape, generator=torch.Generator().manual_seed(seed)).clamp(tiny, 1 - tiny).to(like.device)
