@@ -24,7 +24,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert code[1].count("\n") <= 60, "the page promises 60 lines"
     path = tmp_path_factory.mktemp("study") / "forgetting.py"
     tiny = f"demo.Scale.model_validate_json({TINY.model_copy(update={'name': 'tiny'}).model_dump_json()!r})"
-    changed = code[1].replace('"quick": QUICK', f'"quick": QUICK, "tiny": {tiny}').replace("0.95, first=True", "-1.0")
+    changed = code[1].replace('"nano": demo.NANO', f'"nano": demo.NANO, "tiny": {tiny}').replace("0.95, first=True", "-1.0")
     assert changed != code[1]
     path.write_text(changed.replace('"refused", 0.9)', '"refused", -1.0)'), encoding="utf-8")
     return path
@@ -48,7 +48,7 @@ def test_the_command_line_prices_it_runs_it_and_finds_it_again(
     plan = json.loads(said)["plan"]
     assert status == 0
     assert [(row["seed"], row["model"], row["stands"]) for row in plan] == [
-        (s, m, False) for s in (0, 1) for m in ("base", "aligned", "user")
+        (s, m, False) for s in (0, 1) for m in ("base", "aligned", "user", "control")
     ]
     status, said = told(capsys, monkeypatch, *words)
     assert status == 0
@@ -56,14 +56,29 @@ def test_the_command_line_prices_it_runs_it_and_finds_it_again(
     claims = json.loads(Path(made["claims"]).read_text(encoding="utf-8"))["claims"]
     assert [(one["name"], one["seeds"], one["provisional"]) for one in claims] == [("forgetting", [0, 1], True)]
     results = pd.read_csv(Path(made["report"]).with_name("results.csv"))
-    assert set(results.model) == {"base", "aligned", "user"}
+    assert set(results.model) == {"base", "aligned", "user", "control"}
     assert set(results.set) == {"unsafe", "begun"}
     stages = sorted((tmp_path / "runs" / "stages").glob("*/DONE"))
-    assert len(stages) == 6
+    assert len(stages) == 8
     assert all(row["stands"] for row in json.loads(told(capsys, monkeypatch, *words, "--dry-run")[1])["plan"])
     times = [place.stat().st_mtime_ns for place in stages]
     assert json.loads(told(capsys, monkeypatch, *words)[1])["answer"] == made["answer"]
     assert [place.stat().st_mtime_ns for place in sorted((tmp_path / "runs" / "stages").glob("*/DONE"))] == times
+
+
+def test_as_the_page_prints_it_a_base_that_did_not_learn_is_told_on_a_page(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict = tmp_path / "strict.py"
+    strict.write_text(file.read_text(encoding="utf-8").replace("-1.0", "0.95, first=True", 1), encoding="utf-8")
+    status, said = told(
+        capsys, monkeypatch, "study", str(strict), "--scale", "tiny", "--seeds", "1", "--bases", "2", "--runs", str(tmp_path), "--json"
+    )
+    made = json.loads(said)
+    assert (status, made["answer"]) == (0, "The base model did not learn its task, so no claim is drawn.")
+    (claim,) = json.loads(Path(made["claims"]).read_text(encoding="utf-8"))["claims"]
+    assert claim["verdict"] == "not testable"
+    assert "Seed 0, base 1: nothing was trained on it: base: " in Path(made["report"]).read_text(encoding="utf-8")
 
 
 def test_a_world_has_several_bases_that_differ_in_their_first_weights_alone(
@@ -72,8 +87,8 @@ def test_a_world_has_several_bases_that_differ_in_their_first_weights_alone(
     words = ("study", str(file), "--scale", "tiny", "--seeds", "1", "--bases", "1", "--runs", str(tmp_path / "runs"), "--json")
     one = json.loads(told(capsys, monkeypatch, *words, "--dry-run")[1])["plan"]
     two = json.loads(told(capsys, monkeypatch, *words, "--bases", "2", "--dry-run")[1])["plan"]
-    assert [row["key"] for row in two[:3]] == [row["key"] for row in one]  # the first base is the one that a single base is
-    assert not {row["key"] for row in two[3:]} & {row["key"] for row in one}
+    assert [row["key"] for row in two[:4]] == [row["key"] for row in one]  # the first base is the one that a single base is
+    assert not {row["key"] for row in two[4:]} & {row["key"] for row in one}
     made = json.loads(told(capsys, monkeypatch, *words, "--bases", "2")[1])
     claim = json.loads(Path(made["claims"]).read_text(encoding="utf-8"))["claims"][0]
     assert claim["seeds"] == [0]

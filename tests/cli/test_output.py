@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Titer
+from titer import cli
 from titer.judges.base import OUTCOMES
 from titer.models.checkpoint import open_checkpoint
 
@@ -173,6 +174,21 @@ def test_every_plug_in_can_be_shown(titer: Titer) -> None:
             found = titer("show", name)
             assert found.status == 0
             assert "arXiv" in found.out or "Source" in found.out or name == "exact"
+
+
+def test_show_says_what_a_study_claims_and_reads_a_file(titer: Titer, here: Path) -> None:
+    found = titer("show", "jain2024").out
+    assert "Scales (--scale): nano, cpu, small, paper" in found
+    assert "  null space (arXiv 2407.10264, figure 4)\n      The weight change lies in the left null space" in found
+    assert "minus the share of dimensions, mean over all layers; the lowest of three methods; margin 0\n" in found
+    assert "      control: the null space's share of all dimensions\n      in the paper: most of" in found
+    own = here / "mine.py"
+    own.write_text('"""A decoder of mine."""\nfrom titer.decoders.emulated import Emulated\n', encoding="utf-8")
+    told = titer("show", str(own))
+    assert (told.status, "defines no plug-in" in told.err) == (2, True)
+    base = Path(cli.__file__).parents[1] / "judges" / "label.py"
+    own.write_text(base.read_text(encoding="utf-8"), encoding="utf-8")
+    assert titer("show", str(own)).out.splitlines()[0] == titer("show", "label").out.splitlines()[0]
 
 
 def test_doctor_names_versions_and_no_place_or_name_of_the_machine(titer: Titer, here: Path) -> None:

@@ -55,14 +55,19 @@ def _prompt_sets() -> dict[str, str]:
     return {name: f"{one.title}, columns {', '.join(sorted(one.columns))}: {one.told}" for name, one in SETS.items()}
 
 
-def show(name: Annotated[str, typer.Argument(help="A name that titer list prints.")]) -> None:
+def show(name: Annotated[str, typer.Argument(help="A name that titer list prints, or the path of a .py file.")]) -> None:
     """Print the documentation of a method, attack, judge or other.
 
-    It has the settings with their defaults, and the data and models that a method, repair or decoder reads.
+    It has the settings with their defaults, the data and models that a method, repair or decoder reads, and the claims of a study.
     """
-    from titer.core.plugins import shown
+    from titer.core.plugins import kinds_of, shown
 
     typer.echo(shown(name))
+    if "studies" in kinds_of(name):
+        from titer.studies.engine.lab import form
+        from titer.studies.engine.promises import promised
+
+        typer.echo(f"\n{promised(form(name, None))}")
 
 
 def doctor(as_json: AsJson = False) -> None:

@@ -123,11 +123,29 @@ def _from_file(file: Path) -> ModuleType:
     return loaded
 
 
+def kinds_of(name: str) -> list[str]:
+    """The kinds of plug-in (packages) that have the name; of a .py file's path the one that its class is of.
+
+    Errors: an unknown name, with the nearest; a file whose class is of no kind.
+    """
+    if name.endswith(".py"):
+        bases = {base.__module__ for kind in _classes(module("", name)) for base in kind.__mro__}
+        where = [kind for kind in KINDS if any(base.startswith(f"titer.{kind}.") for base in bases)]
+        if not where:
+            raise TiterError(
+                f"{visible(name, 80)} defines no plug-in",
+                expected=f"a class of a {', '.join(KINDS.values())}",
+                next_step="see docs/add_a_method.md and its neighbours.",
+            )
+        return where
+    if not (where := [kind for kind in KINDS if name in names(kind)]):
+        unknown("name", name, dict.fromkeys(one for kind in KINDS for one in names(kind)), "or give the path of a .py file.")
+    return where
+
+
 def shown(name: str) -> str:
-    """`describe` for a name, in every kind that has it. Errors: an unknown name; the message gives the nearest."""
-    where = [kind for kind in KINDS if name in names(kind)]
-    if not where:
-        unknown("name", name, [one for kind in KINDS for one in names(kind)])
+    """`describe` for a name, in every kind that has it. Errors: as `kinds_of`."""
+    where = kinds_of(name)
     if len(where) == 1:
         return describe(where[0], name)
     return "\n\n".join(f"{name}, a {KINDS[kind]}\n\n{describe(kind, name)}" for kind in where)

@@ -24,7 +24,7 @@ class Found:
 
     `verdicts`: a row per judged answer. `keys`: the models' content keys. `faults`: per model, what it should have learned and did not.
     `stopped`: per model, why its training ended early. `source`: what the examples were drawn from. `parts`: the parts asked for.
-    `chosen`: what was chosen beforehand.
+    `chosen`: what was chosen beforehand. `ended`: why nothing was trained on it, if the base did not learn.
     """
 
     seed: int
@@ -38,6 +38,7 @@ class Found:
     parts: tuple[str, ...] = ()
     chosen: Any = None
     stopped: Mapping[str, str] = field(default_factory=dict)
+    ended: str = ""
 
     def has(self, *names: str) -> bool:
         """Whether these tables were measured, or parts asked for."""

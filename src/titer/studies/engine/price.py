@@ -118,7 +118,7 @@ def told(table: pd.DataFrame, seeds: int, flops: float | None, chain: float) -> 
         ]
     else:
         lines = [
-            f"seed {r.seed}  {r.model:32} {r.steps:6} steps of {r.batch:3} {r.tokens / 1e6:8.1f} M tokens {r.tflop:9.2f} TFLOP  "
+            f"seed {r.seed}, base {r.base}  {r.model:32} {r.steps:6} steps of {r.batch:3} {r.tokens / 1e6:8.1f} M tokens {r.tflop:9.2f} TFLOP  "
             f"{'stands' if r.stands else 'to run'}"
             for r in table.itertuples()
         ]

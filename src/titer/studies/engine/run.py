@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from titer.studies.engine.found import Found
 from titer.studies.engine.lab import Lab, form
 from titer.studies.engine.schedule import Schedule
 from titer.studies.request import StudyRequest
+
+NOTHING = "The base model did not learn its task, so no claim is drawn."
 
 
 def opened(order: StudyRequest) -> tuple[Study, Any]:
@@ -84,9 +87,17 @@ def run_study(
         claims = settled(study.claims(scale), found, study.SOURCE)
         if claims and len(worlds) < SEEDS_FOR_A_VERDICT:
             reporter.tell("fewer than three worlds: verdicts are provisional")
-        report = composed(study.concluded(study.page(found, scale), claims), order.stem, scale, found, claims, command, store, where)
+        report = composed(paged(study, found, scale, claims), order.stem, scale, found, claims, command, store, where)
         reporter.tell("drawing the report")
         return write_report(report, folder), report.answer
+
+
+def paged(study: Study, found: Sequence[Found], scale: Any, claims: Sequence[Claim]) -> Page:
+    """The study's page of the bases that learned their task; of none a page that says so. A base that did not is named in the notes."""
+    whole = [one for one in found if not one.ended]
+    page = study.concluded(study.page(whole, scale), claims) if whole else Page(NOTHING, study.__doc__ or "")
+    ended = [f"{one.unit.capitalize()}: nothing was trained on it: {one.ended}." for one in found if one.ended]
+    return replace(page, notes=[*ended, *page.notes])
 
 
 def place_of(lab: Lab, store: Store) -> Path:

@@ -18,7 +18,6 @@ from titer.studies.jain2024.claims import JAILBREAKS, MEDIUM, WORDS
 from titer.studies.jain2024.figures import null_means, over_seeds, pooled
 from titer.studies.jain2024.training import steps_to
 
-NOTHING = "The base model did not learn its task, so no claim is drawn."
 ABOUT = (
     "A transformer learned a synthetic world in which “unsafe” is a formal property. It was safety-tuned by supervised fine-tuning (SSFT), "
     "DPO and unlearning at two learning rates, then attacked, probed and intervened on, as in “What Makes and Breaks Safety "
@@ -53,25 +52,21 @@ DRAWN = {
 
 def page(found: Sequence[Found], scale: Scale) -> Page:
     """The report's texts, tables and charts. The answer is completed once the claims are settled."""
-    whole = [one for one in found if MEDIUM[0] in one.keys]  # of the others the base did not learn
-    judged = outcome_tables(whole)
-    tables = numbers(whole) if whole else {"answers": figures.answers(found)}
+    judged, tables = outcome_tables(found), numbers(found)
     return Page(
-        answer=behaviour_of(whole) if whole else NOTHING,
+        answer=behaviour_of(found),
         about=ABOUT,
-        headlines=headlines() if whole else (),
-        figures=charts(whole),
+        headlines=headlines(),
+        figures=charts(found),
         tables={**tables, **{f"outcomes: {name}": judged[name] for name in SHOWN if name in judged}},
         results=tidy({**tables, **judged}),
-        notes=[*relearned(whole), *MISSING],
+        notes=[*relearned(found), *MISSING],
         provenance={"inputs a set": scale.inputs},
     )
 
 
 def concluded(page: Page, claims: Sequence[Claim]) -> Page:
     """The page with the verdicts in its answer."""
-    if page.answer == NOTHING:
-        return page
     return replace(page, answer=answer(page.answer, claims))
 
 
