@@ -1,6 +1,6 @@
-"""The shape of each class's cloud of activations: is the unsafe cluster of low rank, and would two clusters be found
-without labels? Centred matrix of each class, per layer.
+"""The shape of each class's cloud of activations: is the unsafe one of low rank, and would k-means find the two?
 
+From the centred matrix of each class, per layer:
 top_share sigma_1 / sum sigma and top_energy sigma_1^2 / sum sigma^2 (the paper's choice is not known), stable rank, and
 the number of components that hold 90 % of the covariance's energy; k-means with two centres against the classes
 (share of inputs in the right cluster, 0.5 is chance). Source: arXiv 2407.10264, section 5.1 and appendix.
