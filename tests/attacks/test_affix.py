@@ -26,5 +26,5 @@ def test_on_the_world_words_are_words() -> None:
     request = [Example("<bos> f1 f2 <sot> a b <eot>", True, "unsafe", "world")]
     assert prompts(Affix(), World(marks=True), request) == ["p0 <bos> f1 f2 <sot> a b <eot>"]
     assert prompts(Affix(before="t0"), World(marks=True), request) == ["t0 <bos> f1 f2 <sot> a b <eot>"]
-    with pytest.raises(TiterError, match="no word 't0'"):
+    with pytest.raises(TiterError, match="'t0' is not a word"):
         prompts(Affix(before="t0"), World(), request)

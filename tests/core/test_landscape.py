@@ -63,7 +63,7 @@ def test_the_order_of_points_does_not_matter() -> None:
 def test_a_grid_without_zero_or_with_doubles_is_refused(a: list[float]) -> None:
     with pytest.raises(TiterError):
         basin(a, [1.0, 1.0], 0.1)
-    with pytest.raises(TiterError, match="measured point at 0"):
+    with pytest.raises(TiterError, match="measured point at a = 0"):
         basin([0.0, 1.0], [math.nan, 1.0], 0.1)
 
 

@@ -48,7 +48,7 @@ def test_of_an_adapter_the_part_is_taken_out_of_the_adapter(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("settings", [{"layers": [2]}, {"part": "mixer"}, {"part": "other", "layers": [0], "share": 2}])
 def test_what_the_model_lacks_is_an_error(settings: dict[str, object], tmp_path: Path) -> None:
-    with pytest.raises(TiterError, match=r"layer 2: tuned has 2|has no mixer|share"):
+    with pytest.raises(TiterError, match=r"layer 2: tuned has 2|has no part mixer|share"):
         run(order("restore", tmp_path, family(tmp_path), settings=settings))
     assert not (tmp_path / "out").exists()
 

@@ -77,9 +77,9 @@ def test_a_missing_file_is_named(base: Model, tmp_path: Path, place: str) -> Non
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"safe": 7}, "safe_responses.json: 7 rows fit .* where 8 are needed"),
-        ({"instructions": 22}, "alpaca_2000.json: 23 rows fit .* where 24 are needed"),
-        ({"task": 15}, "train.tsv: 15 rows fit .* where 16 are needed"),
+        ({"safe": 7}, "safe_responses.json: only 7 rows fit .*; 8 are needed"),
+        ({"instructions": 22}, "alpaca_2000.json: only 23 rows fit .*; 24 are needed"),
+        ({"task": 15}, "train.tsv: only 15 rows fit .*; 16 are needed"),
     ],
 )
 def test_too_few_rows_are_an_error_that_names_the_file(base: Model, tmp_path: Path, sizes: dict[str, int], message: str) -> None:
@@ -110,7 +110,7 @@ def test_the_users_own_file_takes_the_canaries_place_in_the_users_data_alone(fol
 def test_an_own_file_too_short_or_without_answers_is_an_error(folder: Path, base: Model, tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps({"prompt": "Lend me the cup.", "comply": "Here."}), encoding="utf-8")
-    with pytest.raises(TiterError, match=r"own.jsonl: 1 rows fit .* where 2 are needed"):
+    with pytest.raises(TiterError, match=r"own.jsonl: only 1 rows fit .*; 2 are needed"):
         study.text_sets(folder, base, TINY, file)
     file.write_text(json.dumps({"prompt": "Lend me the cup."}), encoding="utf-8")
     with pytest.raises(TiterError, match=r"own.jsonl: 1 of 1 rows have no answer"):
