@@ -63,7 +63,9 @@ class FreeVaccine(Study):
 
     def claims(self, scale):
         what = "unsafe requests answered, mean over the attack's judged steps: SFT minus Vaccine"
-        exact = Row("exact", "Vaccine leaves less harm than SFT.", "table 1", what, lead("exact"), combined(lambda: 0.0), "none", margin=0.05)
+        exact = Row(
+            "exact", "Vaccine leaves less harm than SFT.", "table 1", what, lead("exact"), combined(lambda: 0.0), "none", margin=0.05
+        )
         share = combined(lambda value: KEPT * value, lead("exact"))
         rows = [
             Row(

@@ -99,10 +99,10 @@ class Bench:
         model, self.wrapped = self.accelerator.prepare(lm.model, _optimiser(lm, self.stage))
         self.c = Step(self.stage, self.accelerator, model, lm, lambda _: lm)
 
-    def drawing(self, pool: int) -> Step:
+    def drawing(self, pool: int, replay: int = 1) -> Step:
         """A context on the same model whose batches come from a pool of this size."""
         streams = {"train": self.stage.streams["train"].model_copy(update={"pool": pool})}
-        stage = self.stage.model_copy(update={"streams": streams, "replay": 1})
+        stage = self.stage.model_copy(update={"streams": streams, "replay": replay})
         return Step(stage, self.accelerator, self.c._model, self.c.lm, lambda _: self.c.lm)
 
     def step(self, method: Method, number: int) -> tuple[float, float]:
@@ -185,24 +185,25 @@ def effects(pipeline: Bench) -> dict[str, float]:
 
 
 def effect_of_rows(pipeline: Bench) -> float:
-    """Median over the steps of one batch: the rise under each token's own gradient of the step before, over the exact one's, with the
-    loop's update between the two."""
-    method, c = ALL["rows"], pipeline.c
-    shares = []
-    c.state.clear()
-    for number in range(REPLAY):
-        if number:
-            c.begin(number)
+    """Median over batches: the rise under each token's own gradient of the step before, over the exact one's, with the loop's update
+    between the two."""
+    method, c = ALL["rows"], pipeline.drawing(len(data().rows), replay=2)
+    names, shares = c.sites.everywhere("attn_out"), []
+    for number in range(2 * EFFECTS):
+        c.begin(number)
+        if number % 2:
             batch = next(iter(c.micro()))
-            names = c.sites.everywhere("attn_out")
             reused = method._in_ball(c, dict(zip(names, c.state["rows 0"], strict=True)), batch["train"])  # type: ignore[attr-defined]
-            forms = (reused, ALL["vaccine"].perturbation(c, batch))  # type: ignore[attr-defined]
             losses = []
-            for deltas in ({}, *forms):
+            for deltas in ({}, reused, ALL["vaccine"].perturbation(c, batch)):  # type: ignore[attr-defined]
                 with torch.no_grad(), adding(c.sites, deltas):
                     losses.append(float(SFT().loss(c, batch).total))
             shares.append((losses[1] - losses[0]) / (losses[2] - losses[0]))
-        pipeline.step(method, number)
+        pipeline.wrapped.zero_grad()
+        method.step(c)
+        c.settle()
+        torch.nn.utils.clip_grad_norm_([p for _, p in c.named], c.stage.optimiser.clip)
+        pipeline.wrapped.step()
     return median(shares)
 
 

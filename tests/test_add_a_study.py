@@ -48,13 +48,13 @@ def test_the_command_line_prices_it_runs_it_and_finds_it_again(
     plan = json.loads(said)["plan"]
     assert status == 0
     assert [(row["seed"], row["model"], row["stands"]) for row in plan] == [
-        (s, m, False) for s in (0, 1) for m in ("base", "aligned", "user", "control")
+        (s, m, False) for s in (2, 3) for m in ("base", "aligned", "user", "control")
     ]
     status, said = told(capsys, monkeypatch, *words)
     assert status == 0
     made = json.loads(said)
     claims = json.loads(Path(made["claims"]).read_text(encoding="utf-8"))["claims"]
-    assert [(one["name"], one["seeds"], one["provisional"]) for one in claims] == [("forgetting", [0, 1], True)]
+    assert [(one["name"], one["seeds"], one["provisional"]) for one in claims] == [("forgetting", [2, 3], True)]
     results = pd.read_csv(Path(made["report"]).with_name("results.csv"))
     assert set(results.model) == {"base", "aligned", "user", "control"}
     assert set(results.set) == {"unsafe", "begun"}
@@ -78,7 +78,7 @@ def test_as_the_page_prints_it_a_base_that_did_not_learn_is_told_on_a_page(
     assert (status, made["answer"]) == (0, "The base model did not learn its task, so no claim is drawn.")
     (claim,) = json.loads(Path(made["claims"]).read_text(encoding="utf-8"))["claims"]
     assert claim["verdict"] == "not testable"
-    assert "Seed 0, base 1: nothing was trained on it: base: " in Path(made["report"]).read_text(encoding="utf-8")
+    assert "Seed 2, base 1: nothing was trained on it: base: " in Path(made["report"]).read_text(encoding="utf-8")
 
 
 def test_a_world_has_several_bases_that_differ_in_their_first_weights_alone(
@@ -91,7 +91,7 @@ def test_a_world_has_several_bases_that_differ_in_their_first_weights_alone(
     assert not {row["key"] for row in two[4:]} & {row["key"] for row in one}
     made = json.loads(told(capsys, monkeypatch, *words, "--bases", "2")[1])
     claim = json.loads(Path(made["claims"]).read_text(encoding="utf-8"))["claims"][0]
-    assert claim["seeds"] == [0]
+    assert claim["seeds"] == [2]
     assert "Over 2 bases of one world" in claim["reason"]
     results = pd.read_csv(Path(made["report"]).with_name("results.csv"))
     assert set(results.base) == {0, 1}

@@ -154,7 +154,9 @@ def shown(name: str) -> str:
 def describe(package: str, name: str) -> str:
     """A plug-in's docstring, its settings with their defaults, and the data and models that it reads."""
     loaded = module(package, name)
-    lines, option = [(loaded.__doc__ or "").strip()], "--decoder-set" if package == "decoders" else "--set"
+    lines, option = [(loaded.__doc__ or "").strip()], {"decoders": "--decoder-set", "judges": "--judge-set"}.get(package, "--set")
+    if package == "studies":  # its records are sizes, which no option sets
+        return lines[0]
     for record in (kind for kind in _classes(loaded) if issubclass(kind, BaseModel)):
         fields = record.model_fields
         lines += ["", f"Settings of {name} ({option} NAME=VALUE):" if fields else "It has no settings."]

@@ -1,5 +1,4 @@
-"""Every defence against an attacker who fine-tunes: the worst attack is searched on a separate seed, then repeated on new bases and
-prompts.
+"""Every defence against an attacker who fine-tunes: the worst one found is repeated on new bases and prompts.
 
 `titer sweep huang2024 --over ... --trials N` is this study with the settings that its user names. Base, alignments and attacks are those of
 the study of Vaccine (arXiv 2402.01109). A trial is a user's fine-tuning, judged at every kept step. Its value is the harm by the worst

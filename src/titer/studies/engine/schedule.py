@@ -146,7 +146,7 @@ class Schedule:
                     break
             else:
                 if self._progress is None:
-                    self._progress = lab.pipeline.reporter.task(f"models of {len(self.labs)} bases")
+                    self._progress = lab.pipeline.reporter.task(f"models of {len(self.labs)} base{'s' * (len(self.labs) > 1)}")
                 ticket = self.workers.submit(_sent(lab, self.place, name))
                 self._running[ticket] = longest, self._open.pop(longest)
         return own[0] if own else None
