@@ -40,7 +40,9 @@ class StudyRequest(Running, Placed):
     """
 
     name: Annotated[str, Argument(help="The study: a name (titer list studies) or a .py file.")]
-    scale: Annotated[str, Option(help="Size of the study: nano or another that titer show STUDY lists; with --base: demonstration or paper-7b.")] = ""
+    scale: Annotated[
+        str, Option(help="Size of the study: nano or another that titer show STUDY lists; with --base: demonstration or paper-7b.")
+    ] = ""
     seeds: Annotated[
         int | Sequence[int],
         Option(
