@@ -116,7 +116,7 @@ def test_what_two_processes_made_is_found_with_the_same_bits(tmp_path: Path) -> 
         assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
     told = s.pipeline.reporter
     assert isinstance(told, Listener)
-    assert told.tasks.count("models of 1 bases") == 1, "what stands is not asked for again"
+    assert told.tasks.count("models of 1 base") == 1, "what stands is not asked for again"
 
 
 def test_a_process_that_nobody_watches_tells_nobody() -> None:
