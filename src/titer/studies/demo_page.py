@@ -148,7 +148,7 @@ def _jailbreaks(rates: pd.DataFrame, scale: Scale, jailbreaks: Sequence[str], co
     return Figure(
         "jailbreaks",
         "Which unsafe requests are answered",
-        "Share of unsafe requests answered in full, asked directly and through each jailbreak; lines are 95 % Wilson intervals. The base answers everything; what the aligned model still answers is the jailbreak's success.",
+        "Share of unsafe requests answered in full, asked directly and through each jailbreak; lines are the lowest and the highest base, and of a single base the 95 % Wilson interval. The base answers everything; what the aligned model still answers is the jailbreak's success.",
         forms.bars(mine, "set", "model", stages, columns=3),
     )
 
