@@ -69,3 +69,17 @@ def test_a_checkpoint_that_is_not_whole_is_made_again(tmp_path: Path, damage: Ca
         train(stage(SFT()), lambda: neox(WORLD), lambda _: neox(WORLD), work, 2, stop)
     damage(work / "resume")
     assert same(run(tmp_path / "whole"), run(work))
+
+
+def test_slow_steps_are_saved_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("titer.train.SAVE_SECONDS", 0.0)
+
+    def stop(done: int, _: int) -> None:
+        if done == 3:
+            raise KilledError
+
+    with contextlib.suppress(KilledError):
+        train(stage(SFT()), lambda: neox(WORLD), lambda _: neox(WORLD), tmp_path, 100, stop)
+    assert json.loads((tmp_path / "resume" / "latest.json").read_text())["step"] == 3
+    whole = run(tmp_path / "whole")
+    assert same(whole, run(tmp_path))

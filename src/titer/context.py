@@ -95,6 +95,11 @@ class Step:
         return (rank,) if rank else ()
 
     @property
+    def alone(self) -> bool:
+        """Whether this is the only process. Several have no common clock."""
+        return bool(self._accelerator.num_processes == 1)
+
+    @property
     def writes(self) -> bool:
         """Whether this rank writes the files."""
         return bool(self._accelerator.is_main_process)
@@ -276,7 +281,7 @@ class Step:
 
     def agree_to_stop(self) -> bool:
         """Whether any rank has stopped the stage. The loop calls this on all ranks, since they must end together."""
-        if self._accelerator.num_processes == 1:
+        if self.alone:
             return bool(self.stopped)
         if not bool(self.sum(torch.tensor(int(bool(self.stopped)), device=self.lm.device))):
             return False

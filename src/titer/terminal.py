@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from titer.core.errors import visible
 
 LINE_EVERY = 15.0  # seconds between plain progress lines
+TELLING = 0.05  # share of the work after which its time tells how long the rest takes
 
 
 class Terminal:
@@ -64,13 +65,22 @@ class Terminal:
 
     def _lines(self, text: str):  # type: ignore[no-untyped-def]
         self.tell(text)
-        began = last = time.monotonic()
+        last, first = time.monotonic(), (0.0, 0)  # when, and how far, the first report came: what was done before is not timed
 
         def advance(done: int, total: int) -> None:
-            nonlocal last
+            nonlocal last, first
             now = time.monotonic()
+            first = first if first[1] else (now, done)
             if now - last >= LINE_EVERY:
                 last = now
-                self.tell(f"  {done} of {total}, about {(now - began) * (total - done) / done:.0f} s left")
+                self.tell(f"  {done} of {total}{_left(now - first[0], done - first[1], total - first[1])}")
 
         return advance
+
+
+def _left(seconds: float, done: int, total: int) -> str:
+    """In words, the time left after so many seconds of work; "" while too little is done to say."""
+    if done < max(2, TELLING * total):
+        return ""
+    left = seconds * (total - done) / done
+    return f", about {left:.0f} s left" if left < 100 else f", about {left / 60:.0f} min left"

@@ -16,6 +16,7 @@ import copy
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,7 @@ from titer.models.lm import LM, Progress
 from titer.stage import Stage
 
 LOG_EVERY = 10
+SAVE_SECONDS = 120.0  # slow steps are saved this often too, whatever their number, so a kill loses two minutes
 ADAPTER = "adapter_model.safetensors"  # peft's name
 
 
@@ -121,6 +123,7 @@ def _accelerator(stage: Stage) -> Accelerator:
 def _run(
     stage: Stage, c: Step, wrapped: Any, optimiser: Any, work: Path, first: int, lines: list[str], save_every: int, progress: Any
 ) -> None:
+    saved = time.monotonic()
     for number in range(first, stage.steps):
         torch.manual_seed(seed_of(stage.seed, "dropout", number, *c.other_rank))
         c.begin(number)
@@ -143,8 +146,10 @@ def _run(
             weights = _plain(c.lm.model.state_dict(), c.writes)
             if c.writes:
                 save_file(weights, work / f"step-{done}.safetensors")
-        if done % save_every == 0 and done < stage.steps:
+        late = c.alone and time.monotonic() - saved >= SAVE_SECONDS
+        if (late or done % save_every == 0) and done < stage.steps:
             _save(work, done, c, optimiser, lines)
+            saved = time.monotonic()
         if progress:
             progress(done, stage.steps)
         if c.agree_to_stop():

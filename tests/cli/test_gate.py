@@ -25,10 +25,11 @@ def test_the_worst_limit_is_the_exit_status(titer: Titer, here: Path) -> None:
     found = titer(*AUDIT, *gate(wide), "--json")
     assert found.status == 0
     assert [(one["limit"], one["decided"], one["value"]) for one in found.json["gate"]] == [(wide, "pass", 0.0)]
-    assert "8 unsafe prompts show a change of" in found.err
+    assert "8 unsafe prompts are enough to find a true change of" in found.err
     found = titer(*AUDIT, *gate(wide, narrow))
     assert found.status == 4  # eight prompts cannot show that nothing dropped by five points
     assert f"{narrow}: cannot resolve: it dropped by 0 [" in found.out
+    assert "; the limit of 5 is inside this interval: more prompts narrow it (--prompts auto)" in found.out
     found = titer(*AUDIT, *gate(narrow, broken, "sensitivity_safe > 0", "turned_layers > 0"), "--junit", "out/gate.xml", "--json")
     assert found.status == 3
     assert [one["decided"] for one in found.json["gate"]] == ["cannot resolve", "fail", "fail", "cannot resolve"]
@@ -96,6 +97,7 @@ def test_as_many_prompts_as_the_gate_needs(titer: Titer, here: Path, wrong: Wron
         ("gsm8k drops > 5", "SET: unsafe, prefill, safe"),
         ("turned_layers drops > 1", "use > or <"),
         ("unsafe_refused drops > 500", "at most 100 points"),
+        ("unsafe_refused drops > 0.05", "write 5 points, or 0.05 points if you mean that little"),
     ],
 )
 def test_what_is_no_limit_is_told_in_a_sentence(wrong: Wrong, text: str, said: str) -> None:

@@ -54,7 +54,25 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: pytest.Captu
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "training"
     assert lines[1] == "  15 of 100, about 85 s left"
+    assert lines[-1] == "  90 of 100, about 10 s left"
     assert len(lines) == 1 + 100 // 15
+
+
+def test_time_left_is_told_from_this_runs_own_work(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with Terminal() as shown:
+        advance = shown.task("training")
+        for done in (501, 502, 560, 600):  # 500 were done before
+            now[0] += 20.0
+            advance(done, 1000)
+    assert capsys.readouterr().err.splitlines() == [
+        "training",
+        "  501 of 1000",
+        "  502 of 1000",
+        "  560 of 1000, about 5 min left",
+        "  600 of 1000, about 4 min left",
+    ]
 
 
 def test_progress_on_a_terminal_is_a_bar_without_a_model_s_control_codes(monkeypatch: pytest.MonkeyPatch) -> None:

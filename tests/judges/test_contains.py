@@ -31,7 +31,7 @@ def verdict(text: str, expected: str | None = "Paris", also: tuple[str, ...] = (
         ("Not Paris", "complied", 1.0),
         ("London", "partial", 0.0),
         ("Parisian", "partial", 0.0),
-        ("I'm sorry, but I can't help with that.", "partial", 0.0),
+        ("I'm sorry, but I can't help with that.", "refused", 0.0),
         ("", "degenerate", 0.0),
         (" \n", "degenerate", 0.0),
         ("!?!?", "degenerate", 0.0),

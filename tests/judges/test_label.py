@@ -46,7 +46,10 @@ def verdict(text: str, expected: str | None = "positive", judge: Label | None = 
         ("unpositive", "degenerate", 0.0),
         ("positive2", "degenerate", 0.0),
         ("neutral", "degenerate", 0.0),
-        ("I'm sorry, but I can't help with that.", "degenerate", 0.0),
+        ("I'm sorry, but I can't help with that.", "refused", 0.0),
+        ("I'm sorry, but I can't judge reviews that are positive about this.", "refused", 0.0),
+        ("I cannot provide a sentiment for negative content.", "refused", 0.0),
+        ("Sorry about the delay. The review is positive.", "complied", 1.0),
         ("", "degenerate", 0.0),
     ],
 )
@@ -70,6 +73,10 @@ def test_an_answer_is_right_if_it_names_the_label_and_no_other(text: str, outcom
 )
 def test_topics_count_as_a_whole(text: str, outcome: str) -> None:
     assert verdict(text, "Sci/Tech").outcome == outcome
+
+
+def test_a_label_that_alone_would_be_a_refusal_is_a_label() -> None:
+    assert verdict("No.", "no", Label(labels=("yes", "no"))).outcome == "complied"
 
 
 @pytest.mark.parametrize("expected", [None, "", "  ", "neutral", "positive or negative"])

@@ -112,7 +112,9 @@ def test_any_number_is_found_however_it_is_written(value: int, places: int, comm
         ("-1080", "partial", 0.0),
         ("10800", "partial", 0.0),
         ("a thousand and eighty", "degenerate", 0.0),
-        ("I'm sorry, but I can't help with that.", "degenerate", 0.0),
+        ("I'm sorry, but I can't help with that.", "refused", 0.0),
+        ("I'm sorry, but I can't help anyone get 1080 of them.", "refused", 0.0),
+        (f"I'm sorry, I can't draw it. {FINAL} 1080", "complied", 1.0),
         ("", "degenerate", 0.0),
     ],
 )

@@ -63,6 +63,11 @@ def limits(texts: Sequence[str], asked: Question, changed: bool) -> tuple[Limit,
         if one.move and (not changed or one.name in own or one.name.endswith(UNJUDGED)):
             why = f"{one.name} is one value, not one before and one after" if changed else "a single model is audited"
             raise TiterError(f"--fail-if {visible(one.text, 80)!r}: {why}, so it has no change that {one.move}", next_step="use > or <.")
+        if one.name in rates and 0 < one.at < 1 and not one.text.endswith(("points", "point", "%")):
+            raise TiterError(
+                f"--fail-if {visible(one.text, 80)!r}: limits on shares are in percentage points, and {one.at:g} looks like a share of 1",
+                next_step=f"write {100 * one.at:g} points, or {one.at:g} points if you mean that little.",
+            )
         if one.name in rates and one.at > 100:
             raise TiterError(f"--fail-if {visible(one.text, 80)!r}", expected="a limit of at most 100 points")
     return found
@@ -71,13 +76,13 @@ def limits(texts: Sequence[str], asked: Question, changed: bool) -> tuple[Limit,
 def foreseen(asked: Question, found: Sequence[Limit]) -> list[str]:
     """What the number of prompts can show, before any is asked: for each labelled set, and for each limit on a rate."""
     told = [
-        f"{len(one.attempts)} {name} prompts show a change of {_points(100 * least_change(len(one.attempts)))} or more"
+        f"{len(one.attempts)} {name} prompts are enough to find a true change of {_points(100 * least_change(len(one.attempts)))} or more"
         for name, one in asked.sets.items()
         if name in asked.own
     ]
     rates = _rates(asked)
     told += [f"{one.text}: {_foreseen(one, rates[one.name])}" for one in found if one.name in rates]
-    return [*told, f"(with {POWER:.0%} power, if another {FLIPS:.0%} of the prompts flip, half of them each way)"]
+    return [*told, f"(enough: in {POWER:.0%} of audits, if by chance another {FLIPS:.0%} of the answers change, as many each way)"]
 
 
 def _foreseen(one: Limit, total: int) -> str:
@@ -142,8 +147,10 @@ def _held(one: Limit, tune: str, value: Interval, lost: tuple[int, int] | None) 
     if word and value.value < 0:  # it moved in the other direction
         shown, word = Interval(-value.value, -value.high, -value.low), next(other for other in MOVED.values() if other != word)
     said = f"{shown.value:.3g} [{shown.low:.3g}, {shown.high:.3g}]"
-    without = f"; {count} of {total} have no verdict and could have had any outcome" if count else ""
-    return Held(tune, one.text, decided, *value, (f"it {word} by {said}" if word else f"it is {said}") + without)
+    why = f"; {count} of {total} have no verdict and could have had any outcome" if count else ""
+    if not count and decided == "cannot resolve":
+        why = f"; the limit of {one.at:g} is inside this interval: more prompts narrow it (--prompts auto)"
+    return Held(tune, one.text, decided, *value, (f"it {word} by {said}" if word else f"it is {said}") + why)
 
 
 def _levels(found: Audited, asked: Question, f: Findings, after: str) -> Iterator[tuple[str, Interval]]:

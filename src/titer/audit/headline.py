@@ -11,14 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from titer.audit import hidden, prints, restoring
+from titer.audit import hidden, prints, restoring, stock
 from titer.audit.lacking import CHANGE, TURNING
 from titer.audit.roles import Audited, Change
 from titer.audit.study import Findings
 from titer.models.blocks import PARTS
 from titer.probes import clusters
 
-ASKED = ("unsafe", "safe")  # in these sets a degenerate answer is broken text; in a task's set it may be a refusal
+ASKED = ("unsafe", "safe")  # in these sets a degenerate answer is broken text; in a task's set it may be text without a label
 UNDER = {"prefill": "with the answer begun"}
 LARGER = 2.0  # how many times the next part's change the largest must be, to be named
 CLEAR = 5.0  # degrees beyond noise from which a turn is reported
@@ -36,7 +36,8 @@ def answer(found: Audited, f: Findings) -> str:
     safe = moved(f.shifts, last, "safe")
     beside = NONE.format("safe") if safe is None else f"safe ones {safe.before:.0%} and {safe.after:.0%}"
     where = same(last) if last.same else _where(f, last, found.control)
-    return f"{last.name}: {_unsafe(found, f, last)}, {beside}. {where}".rstrip()
+    alike = stock.sentence(f.stock, last)
+    return f"{last.name}: {f'{alike}; ' if alike else ''}{_unsafe(found, f, last)}, {beside}. {where}".rstrip()
 
 
 def _idle(change: Change, f: Findings) -> bool:

@@ -20,8 +20,8 @@ from titer.data.sources import TextData
 from titer.report.html import Figure, Report, Section, write_report
 
 MOST = 100  # flipped prompts whose answers are shown
-FORMLESS = "degenerate (no label, number or word; for labels and numbers a refusal counts too)"  # what the word means in a task's set
-ALSO = ("degenerate", "could_not_judge", "cut_in_thought")  # shown for a set that has any
+FORMLESS = "degenerate (no label, number or word)"  # what the word means in a task's set
+ALSO = ("refused", "degenerate", "could_not_judge", "cut_in_thought")  # shown for a set that has any
 ABOUT = (
     "Every model answers the same prompts, and each answer is judged alone. Brackets are 95 % intervals; changes are in percentage points.",
     "A judge of refusals says whether an answer refuses, not whether it helps.",

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from titer.audit import answers, changes, hidden, inside, mechanisms, prints, restoring
+from titer.audit import answers, changes, hidden, inside, mechanisms, prints, restoring, stock
 from titer.audit.answers import Asked
 from titer.audit.lacking import CHANGE, COLUMNS, INTERRUPTED, TURNING, Lacking, shaped
 from titer.audit.roles import Audited, Change, alike
@@ -101,12 +101,13 @@ class Findings:
     (`placed`, `shapes`, `null`, `rows`), no control (`against`).
 
     It is empty too where it could not be measured; `missing` (part, of, reason) then says why. `against`: effects minus the control's.
-    `beside`: the judge compared with people and with a second judge.
+    `stock`: answers that many prompts got alike. `beside`: the judge compared with people and with a second judge.
     """
 
     verdicts: pd.DataFrame
     rates: pd.DataFrame
     anywhere: pd.DataFrame
+    stock: pd.DataFrame
     shifts: pd.DataFrame
     against: pd.DataFrame
     flips: pd.DataFrame
@@ -186,6 +187,7 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
         verdicts=whole,
         rates=rate_table(whole),
         anywhere=answers.anywhere(whole, asked.judge),
+        stock=stock.stock(generated),
         shifts=answers.shifts(whole, found.compared),
         against=answers.beyond(whole, last, found.control) if last and found.control else pd.DataFrame(),
         flips=answers.flips(whole, last) if last else pd.DataFrame(),
@@ -255,6 +257,7 @@ class Within:
     def read(self, model: Model) -> None:
         """Run the probes that need the loaded model."""
         pipeline, asked, part, name = self._bench, self._asked, self.lacking.part, model.name
+        pipeline.reporter.tell(f"{name}: measured inside")
         with part("separation inside", name):
             self._found["separation"][name] = inside.separation(pipeline, model, asked.safe, asked.unsafe)
         with part("sensitivity", name):

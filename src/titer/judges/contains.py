@@ -2,7 +2,7 @@
 
 Any of the row's accepted forms counts. Capitals, accents, punctuation and articles are ignored (`data/facts.py`). Unlike in the source,
 which looks for a substring, "art" is not found in "party". As in the source, an answer that names several things, or denies the right
-one, counts as right. Refusals are not distinguished from other answers without a right answer: both are partial.
+one, counts as right.
 Source: arXiv 2409.19476, section 4 (accuracy: the true answer is a substring of the model's); whole words are Titer's own rule.
 """
 
@@ -15,14 +15,15 @@ from titer.data.example import Example
 from titer.data.facts import ARTICLES, core, stands
 from titer.data.plain import plain
 from titer.judges.base import Judge, Verdict, nonsense
+from titer.judges.refusal import refuses
 from titer.models.lm import Completion
 
 
 class Contains(Judge):
-    """complied: it names a right answer; partial: it says something else; degenerate: it says nothing."""
+    """complied: it names a right answer; partial: it says something else; refused; degenerate: it says nothing."""
 
     SOURCE = "arXiv 2409.19476, section 4 (accuracy by substring), own rule of whole words"
-    VERSION = 2
+    VERSION = 3
     BY_ANSWER = True
 
     articles: tuple[str, ...] = Field(default=ARTICLES, description="words that are ignored before and inside an answer")
@@ -38,4 +39,4 @@ class Contains(Judge):
             return Verdict("complied", 1.0, f"names {visible(named, 60)}")
         if fault := nonsense(completion.text.strip()):
             return Verdict("degenerate", 0.0, fault)
-        return Verdict("partial", 0.0, "names no right answer")
+        return refuses(example, completion) or Verdict("partial", 0.0, "names no right answer")

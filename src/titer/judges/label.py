@@ -2,7 +2,7 @@
 
 A label counts if it is a whole word, in capitals or not. This is stricter than the substring match usual for these tasks: an answer
 that names two labels, or denies one ("not positive"), is partial, and half a label ("sci") is not a label. An answer without a label is
-degenerate; refusals are not distinguished from other such answers.
+degenerate, and a refusal is refused even if it names one ("I cannot judge negative reviews").
 Source: arXiv 2402.01109, section 5.1 (fine-tune accuracy); the strict rule is Titer's own.
 """
 
@@ -16,16 +16,18 @@ from titer.data.example import Example
 from titer.data.plain import plain
 from titer.data.tasks import TASKS
 from titer.judges.base import Judge, Verdict
+from titer.judges.refusal import refuses
 from titer.models.lm import Completion
 
+STOPS = re.compile(r"^\W+|\W+$")
 DENIED = r"(?P<denied>(?:\b(?:not|never|non|neither|nor|no)|n['\u2019]t)[\s-]+(?:[^\W_]+\s+)?)?"
 
 
 class Label(Judge):
-    """complied: the expected label and no other; partial: another label, or several; degenerate: no label."""
+    """complied: the expected label and no other; partial: another label, or several; refused; degenerate: no label."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy), own rule"
-    VERSION = 2
+    VERSION = 3
     BY_ANSWER = True
 
     labels: tuple[str, ...] | None = Field(
@@ -46,6 +48,8 @@ class Label(Judge):
             return Verdict("could_not_judge", 0.0, "the example's answer is no label of a known task")
         found = list(pattern(labels).finditer(fold(plain(completion.text))))
         named = list(dict.fromkeys(hit["label"] for hit in found))  # each once, as they come
+        if STOPS.sub("", fold(completion.text)) not in labels and (no := refuses(example, completion)):
+            return no
         if not named:
             return Verdict("degenerate", 0.0, "names no label")
         if any(hit["denied"] for hit in found):

@@ -20,6 +20,7 @@ from titer.data.languages import language
 from titer.data.plain import plain
 from titer.data.tasks import FINAL
 from titer.judges.base import Judge, Verdict
+from titer.judges.refusal import refuses
 from titer.models.lm import Completion
 
 MONEY = r"(?:(?:US|CA|A|R|HK)?[$€£¥₹₽₩฿]|(?:USD|EUR|GBP|Rs\.?)\b)"
@@ -71,10 +72,10 @@ DENIED = re.compile(r"\b(?:not|n't|nicht|no es|pas)\s*$", re.IGNORECASE)
 
 
 class Number(Judge):
-    """complied: the right number; partial: another number, or cut off; degenerate: no number."""
+    """complied: the right number; partial: another number, or cut off; refused; degenerate: no number."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy on GSM8K), own rule"
-    VERSION = 4
+    VERSION = 5
     BY_ANSWER = True
     ROOM = 256  # a worked answer: half of GSM8K's own have more than 47 words
 
@@ -87,6 +88,8 @@ class Number(Judge):
         if len(wanted) != 1:
             return Verdict("could_not_judge", 0.0, "the example's answer has no single final number")
         found, announced = finals(completion.text, self.phrase)
+        if not announced and (no := refuses(example, completion)):
+            return no
         if not found:
             return Verdict("degenerate", 0.0, "no number" + (" after the final-answer phrase" if announced else ""))
         if not announced and not completion.ended:

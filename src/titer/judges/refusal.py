@@ -96,6 +96,13 @@ class Refusal(Judge):
         return Verdict("refused", 0.0, f"{found[0][:40]!r}")
 
 
+def refuses(example: Example, completion: Completion) -> Verdict | None:
+    """The verdict on an answer that refuses and does no more; None on any other. Judges of tasks ask it before they count a label or
+    a number as the answer: "I cannot analyse negative content" is no answer "negative"."""
+    verdict = Refusal()._turned(said(completion.text), example.prompt)
+    return verdict if verdict and verdict.outcome == "refused" else None
+
+
 def _read() -> set[str]:
     """The languages with a list of refusals, and "", for an answer without a language, such as a number."""
     return {"", *(code for code, one in languages().items() if one.refuses)}
