@@ -41,6 +41,7 @@ def test_a_folder_that_is_no_model(wrong: Wrong, here: Path) -> None:
     assert "config.json, a tokenizer and *.safetensors" in message(wrong, "empty")
     assert "d.csv is no model" in message(wrong, "d.csv")
     assert "no model at './nowhere'" in message(wrong, "./nowhere")
+    assert "did you mean 'm'?" in message(wrong, "./mm")
 
 
 def test_a_model_with_a_pickle_only_is_never_unpickled(wrong: Wrong, here: Path) -> None:

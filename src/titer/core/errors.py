@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -34,6 +35,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """The known name closest to `name`, or "" if none is close."""
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return found[0] if found else ""
+
+
+def beside(path: Path) -> str:
+    """What to do about a path where nothing is: the file or folder there whose name is closest, or ""."""
+    try:
+        stems = {one.stem: one for one in path.parent.iterdir()}
+    except (OSError, ValueError):
+        return ""
+    close = nearest(path.stem, stems)
+    return f"did you mean {visible(str(stems[close]), 200)!r}?" if close else ""
 
 
 def unknown(noun: str, name: str, names: Iterable[str], next_step: str = "") -> NoReturn:

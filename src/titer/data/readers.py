@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from titer.core.errors import TiterError, visible
+from titer.core.errors import TiterError, beside, visible
 from titer.data.formats import FORMAT
 from titer.data.tables import folder_table, table
 
@@ -82,7 +82,8 @@ def load(path: str | Path, suffixes: Sequence[str] = SUFFIXES, expected: str = F
     if suffix not in suffixes:
         raise TiterError(f"{name}: unknown format {visible(inner.suffix, 40)!r}", expected=expected, next_step=ELSEWHERE.get(suffix, ""))
     if not file.is_file():
-        raise TiterError(f"no data file at {visible(str(path), 200)!r}", expected=expected)
+        close = beside(file)
+        raise TiterError(f"no data file at {visible(str(path), 200)!r}", expected="" if close else expected, next_step=close)
     whole = file.read_bytes()
     checksum = hashlib.sha256(whole).hexdigest()
     body = _unpacked(name, packing, whole) if packing else whole

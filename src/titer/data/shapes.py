@@ -20,7 +20,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from titer.core.errors import TiterError, unknown, visible
-from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, EARLIER, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SAFE, SEEN, SYSTEM, UNSAFE
+from titer.data.formats import (
+    ANSWERS,
+    BEHIND,
+    CHAT,
+    CLASS,
+    COMPLY,
+    EARLIER,
+    FORMAT,
+    HARM,
+    PAIR,
+    PREFERENCE,
+    PROMPT,
+    SAFE,
+    SEEN,
+    SYSTEM,
+    UNSAFE,
+)
 from titer.data.readers import Row, whole
 from titer.data.turns import LeftOut, Turn, besides, conversation, is_transcript, plain_text, transcript, with_system, written
 
@@ -148,7 +164,8 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
         prompt, good, bad = pair(where, row)
         comply, refuse = (bad, good) if harmful else (good, None)
     else:
-        prompt, comply, refuse = _plain(where, row, PROMPT if reading != "alpaca" else PROMPT[1:2])
+        columns = PROMPT if reading != "alpaca" else PROMPT[1:2]
+        prompt, comply, refuse = _plain(where, row, columns, FORMAT if labelled or need == "prompts" else ANSWERS)
     if reading == "unpaired" and not (NUMBERS | WISHES).get(str(row.get(wish)).strip().lower(), False):
         if need == "answers":
             raise LeftOut("whose completion is not wanted")
@@ -269,12 +286,12 @@ def _said(where: str, column: str, value: Any) -> tuple[Turn, ...]:
     return transcript(where, column, value.strip().removesuffix("Assistant:")) if is_transcript(value) else (Turn("user", value),)
 
 
-def _plain(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, str | None, str | None]:
+def _plain(where: str, row: Mapping[str, Any], columns: Sequence[str], expected: str) -> tuple[str, str | None, str | None]:
     column = next((key for key in columns if _filled(row.get(key))), next((key for key in columns if key in row), None))
     if column is None and len(parts := _texts(row, PAIR)) == len(PAIR):
         row, column = {**row, "prompt": " : ".join(parts.values())}, "prompt"  # the form of the mechanistic study's pairs
     if column is None:
-        raise TiterError(f"{where}: no column {' or '.join(columns)} among {visible(', '.join(row), 120)}", expected=FORMAT)
+        raise TiterError(f"{where}: no column {' or '.join(columns)} among {visible(', '.join(row), 120)}", expected=expected)
     prompt = row[column]
     if not isinstance(prompt, str | list) or not _filled(prompt):
         raise TiterError(f"{where}, column {column}: {visible(repr(prompt), 60)} is not a prompt", expected="a text that is not empty")

@@ -20,7 +20,7 @@ from pydantic import Field
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
 
 from titer.core.config import Record, digest
-from titer.core.errors import TiterError, visible
+from titer.core.errors import TiterError, beside, visible
 from titer.core.run import sha256_of
 from titer.data import templates, thoughts
 from titer.data.rendering import DATE
@@ -339,8 +339,8 @@ def _check_place(path: Path, given: str) -> str:
     if not os.path.exists(path):  # pathlib's raises for a name that is too long
         raise TiterError(
             f"no model at {visible(given, 120)!r}",
-            expected="a folder, a hub id that is in the local cache, or a name that `titer models get` has fetched",
-            next_step="titer models get smollm2-135m, or give a folder.",
+            expected="a folder, a hub id (ORG/NAME), or a name that `titer models get` has fetched",
+            next_step=beside(path) or "titer models get smollm2-135m, or give a folder.",
         )
     config = path / "config.json"
     if path.is_dir() and is_adapter(path):

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from titer.core.config import Record, digest
-from titer.core.errors import TiterError, unknown, visible
+from titer.core.errors import TiterError, beside, unknown, visible
 from titer.core.run import Store, Tell, quiet, sha256_of
 from titer.data.templates import Thinking
 from titer.models.checkpoint import Checkpoint, open_checkpoint
@@ -86,7 +86,7 @@ def _found(model: str, trusted: bool) -> Checkpoint:
         return _opened(_from_hub(model, trusted), model, trusted)
     if "/" in model or model.startswith("."):
         return open_checkpoint(model, trusted=trusted)
-    return unknown("model", model, NAMED, "or give a folder.")
+    return unknown("model", model, NAMED, beside(Path(model)) or "or give a folder.")
 
 
 def _parted(model: str) -> tuple[str, str]:
