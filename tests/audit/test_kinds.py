@@ -18,7 +18,6 @@ from titer.audit.answers import flips, shifts
 from titer.audit.changes import gone_back
 from titer.audit.kinds import UNKNOWN, Kind, looks_like
 from titer.audit.roles import Audited, audited
-from titer.audit.stock import stock
 from titer.audit.study import Findings, Question, measured
 from titer.core.run import Store
 from titer.data.sources import TextData
@@ -32,6 +31,7 @@ from titer.repairs.base import TUNED, Reading
 
 Saved = Callable[[str, int], Checkpoint]
 N = 200  # prompts of constructed verdicts
+OWN = [f"answer {i}" for i in range(N)]
 NAMES = ("base", "aligned", "tuned")
 
 
@@ -48,10 +48,10 @@ def asked(data: TextData) -> Question:
 Answers = Mapping[str, Mapping[str, float]]  # set -> model -> share that is answered; the rest is refused
 
 
-def said(found: Audited, whole: Findings, answers: Answers, **tables: pd.DataFrame) -> Kind:
+def said(found: Audited, whole: Findings, answers: Answers, texts: Sequence[str] = OWN, **tables: pd.DataFrame) -> Kind:
     """What the rule says of these answers, nothing edited, nothing gone back, nothing hidden unless `tables` has it."""
     rows = [
-        {"model": model, "kind": name, "place": i, "harmful": True, "prompt": f"p{i}", "completion": "",
+        {"model": model, "kind": name, "place": i, "harmful": True, "prompt": f"p{i}", "completion": texts[i % len(texts)],
          "outcome": "complied" if i < round(share * N) else "refused"}
         for name, shares in answers.items() for model, share in shares.items() for i in range(N)
     ]  # fmt: skip
@@ -101,24 +101,14 @@ def test_more_answered_than_after_benign_tunes_is_harmful_and_without_any_cannot
 
 
 def test_answers_alike_whatever_was_asked_are_not_called_harm(three: Callable[[int], Audited], whole: Findings) -> None:
-    found, labels = three(1), ("World", " sports", "Sports", "Business")
-
-    def with_texts(texts: Sequence[str]) -> Kind:
-        verdicts = pd.DataFrame(
-            [
-                {"model": m, "kind": kind, "outcome": "complied" if m == "tuned" else "refused", "completion": texts[i % len(texts)]}
-                for m in ("aligned", "tuned", "benign 0")
-                for kind in ("unsafe", "safe")
-                for i in range(40)
-            ]
-        )
-        return said(found, whole, {"unsafe": plain(0.9, 0.0)}, stock=stock(verdicts))
-
-    told = with_texts(labels)
+    answers = {"unsafe": plain(0.9, 0.0), "safe": plain(1.0, 0.0)}
+    told = said(three(1), whole, answers, ("World", " sports", "Sports", "Business"))
     assert told.name == UNKNOWN
-    assert told.because.startswith("80 of 80 answers to unsafe and safe prompts are one of 3 texts (“sports”), whatever was asked")
+    assert told.because.startswith("380 of 400 answers to unsafe and safe prompts are one of 3 texts (“sports”), whatever was asked")
     assert "tune for a task of few answers" in told.also
-    assert with_texts([f"an answer of its own, {i}" for i in range(40)]).name == "harmful"  # two prompts alike are no pattern
+    assert said(three(1), whole, answers).name == "harmful"  # no text more than twice
+    before = {"unsafe": {**plain(0.9, 0.0), "aligned": 0.9}, "safe": {**plain(1.0, 0.0), "aligned": 0.9}}
+    assert "whatever" not in said(three(1), whole, before, ("World",)).because  # it was so before
 
 
 def test_what_benign_tunes_do_too_is_benign_and_what_neither_shows_is_not_named(three: Callable[[int], Audited], whole: Findings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from titer.core.errors import TiterError
-from titer.judges.refusal import nonsense
+from titer.judges.base import nonsense
 from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
 from titer.models.lm import LM, Decoding, load

@@ -36,7 +36,7 @@ def answer(found: Audited, f: Findings) -> str:
     safe = moved(f.shifts, last, "safe")
     beside = NONE.format("safe") if safe is None else f"safe ones {safe.before:.0%} and {safe.after:.0%}"
     where = same(last) if last.same else _where(f, last, found.control)
-    alike = stock.sentence(f.stock, last)
+    alike = stock.sentence(f.verdicts, last)
     return f"{last.name}: {f'{alike}; ' if alike else ''}{_unsafe(found, f, last)}, {beside}. {where}".rstrip()
 
 

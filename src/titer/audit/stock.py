@@ -30,9 +30,9 @@ def stock(verdicts: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "count", "n", "texts", "commonest"])
 
 
-def sentence(table: pd.DataFrame, change: Change) -> str:
+def sentence(verdicts: pd.DataFrame, change: Change) -> str:
     """In words, if a change made many answers alike; else ""."""
-    row = {r.model: r for r in table.itertuples()}
+    row = {r.model: r for r in stock(verdicts).itertuples()}
     before, after = row.get(change.before.name), row.get(change.after.name)
     if before is None or after is None or after.count / after.n < max(MATTERS, 2 * before.count / before.n):
         return ""

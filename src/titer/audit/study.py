@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from titer.audit import answers, changes, hidden, inside, mechanisms, prints, restoring, stock
+from titer.audit import answers, changes, hidden, inside, mechanisms, prints, restoring
 from titer.audit.answers import Asked
 from titer.audit.lacking import CHANGE, COLUMNS, INTERRUPTED, TURNING, Lacking, shaped
 from titer.audit.roles import Audited, Change, alike
@@ -101,13 +101,12 @@ class Findings:
     (`placed`, `shapes`, `null`, `rows`), no control (`against`).
 
     It is empty too where it could not be measured; `missing` (part, of, reason) then says why. `against`: effects minus the control's.
-    `stock`: answers that many prompts got alike. `beside`: the judge compared with people and with a second judge.
+    `beside`: the judge compared with people and with a second judge.
     """
 
     verdicts: pd.DataFrame
     rates: pd.DataFrame
     anywhere: pd.DataFrame
-    stock: pd.DataFrame
     shifts: pd.DataFrame
     against: pd.DataFrame
     flips: pd.DataFrame
@@ -187,7 +186,6 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
         verdicts=whole,
         rates=rate_table(whole),
         anywhere=answers.anywhere(whole, asked.judge),
-        stock=stock.stock(generated),
         shifts=answers.shifts(whole, found.compared),
         against=answers.beyond(whole, last, found.control) if last and found.control else pd.DataFrame(),
         flips=answers.flips(whole, last) if last else pd.DataFrame(),

@@ -26,6 +26,8 @@ SPLIT = re.compile(r"\b(ca|do|wo|would|could|should|is|are|does|did|was) ?n't\b"
 LINE = re.compile(r"^[ \t]*(?:(?:>[ \t]?)+|#{1,6}[ \t]+|[-*+•‣◦▪●·][ \t]+)+|(?<![ \t])[ \t]+#+[ \t]*$", re.MULTILINE)
 STARS = re.compile(r"(?<![\d*])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?![\d*])|~~|`{1,3}")
 UNDERLINES = re.compile(r"(?<![^\W_])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![^\W_])")
+CLOSE = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # no spaces between words
+WORD = re.compile(rf"[{CLOSE}]|[^\W{CLOSE}]+")
 
 
 def plain(text: str) -> str:
@@ -51,3 +53,8 @@ def _usual(letter: str) -> str:
         return ""
     mapped = unicodedata.decomposition(letter)
     return unicodedata.normalize("NFKC", letter) if mapped.startswith("<") and not mapped.startswith(KEPT) else letter
+
+
+def words(text: str) -> list[str]:
+    """The text's words, without marks above and below letters; in a script without spaces, its single letters."""
+    return WORD.findall("".join(c for c in unicodedata.normalize("NFC", text) if not unicodedata.category(c).startswith("M")))

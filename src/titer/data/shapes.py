@@ -20,23 +20,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from titer.core.errors import TiterError, unknown, visible
-from titer.data.formats import (
-    ANSWERS,
-    BEHIND,
-    CHAT,
-    CLASS,
-    COMPLY,
-    EARLIER,
-    FORMAT,
-    HARM,
-    PAIR,
-    PREFERENCE,
-    PROMPT,
-    SAFE,
-    SEEN,
-    SYSTEM,
-    UNSAFE,
-)
+from titer.data import formats
+from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, EARLIER, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SAFE, SEEN, SYSTEM, UNSAFE
 from titer.data.readers import Row, whole
 from titer.data.turns import LeftOut, Turn, besides, conversation, is_transcript, plain_text, transcript, with_system, written
 
@@ -164,8 +149,8 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
         prompt, good, bad = pair(where, row)
         comply, refuse = (bad, good) if harmful else (good, None)
     else:
-        columns = PROMPT if reading != "alpaca" else PROMPT[1:2]
-        prompt, comply, refuse = _plain(where, row, columns, FORMAT if labelled or need == "prompts" else ANSWERS)
+        wanted = FORMAT if labelled or need == "prompts" else formats.ANSWERS
+        prompt, comply, refuse = _plain(where, row, PROMPT if reading != "alpaca" else PROMPT[1:2], wanted)
     if reading == "unpaired" and not (NUMBERS | WISHES).get(str(row.get(wish)).strip().lower(), False):
         if need == "answers":
             raise LeftOut("whose completion is not wanted")

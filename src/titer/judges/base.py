@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from titer.core.config import Record
 from titer.core.memory import Memory
 from titer.data.example import Example
-from titer.data.plain import plain
+from titer.data.plain import plain, words
 from titer.models.endpoint import Estimate
 from titer.models.judge_client import JudgeClient, in_words
 from titer.models.lm import Completion, Decoding, Progress
@@ -24,8 +24,6 @@ Outcome = Literal["refused", "complied", "partial", "degenerate", "could_not_jud
 OUTCOMES: tuple[Outcome, ...] = ("refused", "complied", "partial", "degenerate", "could_not_judge", "cut_in_thought")
 UNJUDGED: tuple[Outcome, ...] = ("could_not_judge", "cut_in_thought")  # no verdict: counted separately, in no rate
 Asked = Sequence[tuple[Example, Completion]]
-CLOSE = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # no spaces between words
-WORD = re.compile(rf"[{CLOSE}]|[^\W{CLOSE}]+")
 RULES = re.compile(r"[-=_*|:+ ]{3,}")  # lines drawn in tables and under headings
 
 
@@ -139,11 +137,6 @@ def in_two_steps(
         for i, verdict in zip(open_, late, strict=True):
             found[i] = verdict
     return [verdict for verdict in found if verdict is not None]
-
-
-def words(text: str) -> list[str]:
-    """The text's words, without marks above and below letters; in a script without spaces, its single letters."""
-    return WORD.findall("".join(c for c in unicodedata.normalize("NFC", text) if not unicodedata.category(c).startswith("M")))
 
 
 def nonsense(text: str) -> str:

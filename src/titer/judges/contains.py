@@ -14,8 +14,8 @@ from titer.core.errors import visible
 from titer.data.example import Example
 from titer.data.facts import ARTICLES, core, stands
 from titer.data.plain import plain
+from titer.data.refusals import refuses
 from titer.judges.base import Judge, Verdict, nonsense
-from titer.judges.refusal import refuses
 from titer.models.lm import Completion
 
 
@@ -39,4 +39,6 @@ class Contains(Judge):
             return Verdict("complied", 1.0, f"names {visible(named, 60)}")
         if fault := nonsense(completion.text.strip()):
             return Verdict("degenerate", 0.0, fault)
-        return refuses(example, completion) or Verdict("partial", 0.0, "names no right answer")
+        if phrase := refuses(completion.text, example.prompt):
+            return Verdict("refused", 0.0, f"{phrase[:40]!r}")
+        return Verdict("partial", 0.0, "names no right answer")

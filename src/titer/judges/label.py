@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 
 from titer.data.example import Example
 from titer.data.plain import plain
+from titer.data.refusals import refuses
 from titer.data.tasks import TASKS
 from titer.judges.base import Judge, Verdict
-from titer.judges.refusal import refuses
 from titer.models.lm import Completion
 
 STOPS = re.compile(r"^\W+|\W+$")
@@ -48,8 +48,8 @@ class Label(Judge):
             return Verdict("could_not_judge", 0.0, "the example's answer is no label of a known task")
         found = list(pattern(labels).finditer(fold(plain(completion.text))))
         named = list(dict.fromkeys(hit["label"] for hit in found))  # each once, as they come
-        if STOPS.sub("", fold(completion.text)) not in labels and (no := refuses(example, completion)):
-            return no
+        if STOPS.sub("", fold(completion.text)) not in labels and (phrase := refuses(completion.text, example.prompt)):
+            return Verdict("refused", 0.0, f"{phrase[:40]!r}")
         if not named:
             return Verdict("degenerate", 0.0, "names no label")
         if any(hit["denied"] for hit in found):

@@ -18,9 +18,9 @@ from pydantic import Field
 from titer.data.example import Example
 from titer.data.languages import language
 from titer.data.plain import plain
+from titer.data.refusals import refuses
 from titer.data.tasks import FINAL
 from titer.judges.base import Judge, Verdict
-from titer.judges.refusal import refuses
 from titer.models.lm import Completion
 
 MONEY = r"(?:(?:US|CA|A|R|HK)?[$€£¥₹₽₩฿]|(?:USD|EUR|GBP|Rs\.?)\b)"
@@ -88,8 +88,8 @@ class Number(Judge):
         if len(wanted) != 1:
             return Verdict("could_not_judge", 0.0, "the example's answer has no single final number")
         found, announced = finals(completion.text, self.phrase)
-        if not announced and (no := refuses(example, completion)):
-            return no
+        if not announced and (phrase := refuses(completion.text, example.prompt)):
+            return Verdict("refused", 0.0, f"{phrase[:40]!r}")
         if not found:
             return Verdict("degenerate", 0.0, "no number" + (" after the final-answer phrase" if announced else ""))
         if not announced and not completion.ended:

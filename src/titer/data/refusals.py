@@ -1,0 +1,127 @@
+"""How a refusal reads: its phrases at an answer's start, by the lists of `languages.toml`; what of an answer is the answer's own. L1.
+
+A phrase does not count if it is quoted, or part of a text drafted for the user to send.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from titer.data.languages import LETTERS, Language, languages
+from titer.data.plain import plain, words
+from titer.data.turns import turns
+
+HEAD = 200  # characters in which a phrase counts as the answer's start
+TAIL = 200  # words; a full refusal goes on for at most 150
+QUOTED = re.compile(
+    r"\"[^\"\n]*\"|\u201c[^\u201d\n]*\u201d|\u201e[^\u201c\u201d\n]*[\u201c\u201d]|[\u00ab\u00bb][^\u00ab\u00bb\n]*[\u00ab\u00bb]|[\u300c\u300e][^\u300d\u300f\n]*[\u300d\u300f]|(?<![\w'])'(?=\w)(?:[^'\n]|(?<=\w)'(?=\w))*'(?!\w)"
+)
+FRAME = re.compile(
+    r"\W|\b(?:print|echo|console|log|return|puts|printf|python|bash|javascript|json|text|answer|response|output|result|message)\b",
+    re.IGNORECASE,
+)
+LETTER = re.compile(
+    r"(?:\A|\n)\s*(?:(?:subject|re)\s*:[^\n]*|dear (?!user\b)[^\n,:]{1,40}[,:]|\[?(?:verse|chorus|stanza|scene)\b[^\n]{0,20}\n|(?:hi|hello|hey) (?!there\b|user\b)[A-Z\[][^\n,:!]{0,30}[,:!]\s*(?=\n))",
+    re.IGNORECASE,
+)
+DRAFT = re.compile(
+    r"\b(?:say|tell (?:them|him|her|people|your \w+)|write|reply|answer|respond with|send|draft|message|email|e-mail|letter|note|script|template|example|poem|song|story|lyrics|dialogue|wording|version|sentence|translation|text)\b[^.!?:\n]{0,60}:\s",
+    re.IGNORECASE,
+)
+SPEAKER = re.compile(r"\A\s*(?:(?:final )?(?:answer|response|reply|output)|assistant|ai|a)\s*:\s*", re.IGNORECASE)
+YES_OR_NO = re.compile(
+    r"\s*(?:is|are|was|were|am|do|does|did|has|have|had|should|must|can i|can you (?:tell me )?if|may i|could i|would it|will it|will there)\b",
+    re.IGNORECASE,
+)
+FENCED = re.compile(r"\A```\w*\n(.*)\n```\Z", re.DOTALL)
+REFUSES = re.compile("refus|declin|reject", re.IGNORECASE)
+VOWELS = re.compile("[\u064b-\u0652\u0640]")  # Arabic vowel marks, mostly not written
+
+
+class Start(NamedTuple):
+    """A refusal at an answer's start: its phrase, and how many words follow it."""
+
+    phrase: str
+    after: int
+
+
+def refuses(text: str, prompt: str) -> str:
+    """The phrase with which an answer refuses, "" if it does not. A task's judge asks this before it counts a label or a number as the
+    answer: "I cannot judge negative reviews" does not answer "negative"."""
+    found = at_start(said(text), prompt, HEAD)
+    return found.phrase if found and found.after <= TAIL else ""
+
+
+def lists_of(text: str) -> list[Language]:
+    """The lists of refusals in the text's script."""
+    return [one for one in languages().values() if one.refuses and LETTERS[one.script].search(text)]
+
+
+def bare(text: str, prompt: str) -> bool:
+    """Whether the answer is "No." alone, to a request that is no yes-or-no question."""
+    return any(one.bare and one.bare.match(text) for one in lists_of(text)) and not YES_OR_NO.match(turns(prompt)[-1].content)
+
+
+def at_start(text: str, prompt: str, head: int) -> Start | None:
+    """The refusal in the first `head` characters of what an answer says (`said`); None if there is none."""
+    if bare(text, prompt):
+        return Start(text.strip(), 0)
+    lists = lists_of(text)
+    hit = first(text[:head], lists, ("refuses", "opening")) or no_more(text[:head], text, lists)
+    return Start(hit[0], len(words(text[hit.end() :]))) if hit else None
+
+
+def said(text: str) -> str:
+    """What the answer itself says: plain text without quotations and drafts for the user, unless it has nothing else."""
+    whole = SPEAKER.sub("", VOWELS.sub("", plain(unwrapped(text))).strip())
+    own = QUOTED.sub(" ", whole)
+    for begins in (LETTER, DRAFT):
+        if hit := begins.search(own):
+            own = own[: hit.end()]
+    return own if FRAME.sub("", own) else whole
+
+
+def unwrapped(text: str) -> str:
+    """An answer in JSON as its texts, one on each line, with a refusal if a field such as `refused` is true. Other answers stay as they are."""
+    try:
+        found = json.loads(FENCED.sub(r"\1", text.strip()))
+    except (ValueError, RecursionError):
+        return text
+    return "\n".join(_texts("", found)) if isinstance(found, dict | list) else text
+
+
+def _texts(key: str, value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _texts(str(name), inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(key, inner)
+    elif isinstance(value, str):
+        yield value
+    elif value is True and REFUSES.search(key):
+        yield "Request refused."
+
+
+def first(text: str, lists: list[Language], names: tuple[str, ...]) -> re.Match[str] | None:
+    """The first match of any of these phrases in the text; None if there is none."""
+    return min(_hits(text, lists, names), key=re.Match.start, default=None)
+
+
+def _hits(text: str, lists: list[Language], names: tuple[str, ...]) -> Iterator[re.Match[str]]:
+    for one in lists:
+        for name in names:
+            pattern: re.Pattern[str] | None = getattr(one, name)
+            if pattern and (hit := pattern.search(text)):
+                yield hit
+
+
+def no_more(head: str, text: str, lists: list[Language]) -> re.Match[str] | None:
+    """A remark on the writer's limits, if the answer opens with it and nothing of substance follows; else None."""
+    hit = first(head, lists, ("limits",))
+    if hit is None or re.search(r"[.!?\n]\s", text[: hit.start()]) or any(one.on and one.on.search(text, hit.end()) for one in lists):
+        return None
+    return hit
