@@ -82,8 +82,8 @@ def putting_back(change: Change, restored: pd.DataFrame) -> list[Advice]:
         return []
     layers = f" --set 'layers=[{','.join(str(i - 1) for i in range(row.first, row.last + 1))}]'" if row.last else ""
     why = (
-        f"Put {row.part} back as before the tune: this brings back {row.rate:.0%} of the lost refusals. "
-        "Then measure how much of the task is left."
+        f"Put {row.part} back as before the tune, the smallest part tried that brings back half: {row.rate:.0%} of the lost refusals return."
+        f"{' (The setting counts layers from 0.)' if layers else ''} Then audit again with --capability, to see how much of your task is left."
     )
     return _repair("restore", why, {TUNED: change.after, "aligned": change.before}, f" --set part={row.kind or 'all'}{layers}")
 
@@ -108,7 +108,7 @@ def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> 
 def _repairs(found: Audited, change: Change) -> list[Advice]:
     """Edits of the tuned model itself that these models allow (`fitting`)."""
     models = {TUNED: change.after, "aligned": change.before}
-    why = "Or undo part of the tune without training: keep a quarter, a half ... of its weight change, and audit each result."
+    why = "Or undo part of the tune without training: keep a quarter, a half ... of its weight change. Each result is in a folder named after its share; audit it."
     wanted = [("scale", why, models, " --strength grid")]
     if len(found.changes) > 1:
         why = "Or project the tune's weight change onto what alignment changed, without training (SafeLoRA; compare it with scale, above)."

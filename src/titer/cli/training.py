@@ -83,6 +83,8 @@ def _train(order: AlignRequest | FinetuneRequest, files: list[Place | None], dry
             text = "\n".join(filter(None, (line, *forms(files, order.reading, plan.need), plan.text)))
             return show_result(as_json, {"key": plan.key, "stands": stands, **plan.about}, text)
         announce(terminal, files, plan.about.get("notes", ()), order.reading, plan.need)
+        for line in plan.about.get("cut", ()):
+            terminal.tell(line)
         made = trained(order, plan, terminal)
     lines = [
         f"Model: {made.model}",

@@ -18,6 +18,7 @@ import torch
 
 from titer.commands import tuning
 from titer.commands.placed import check_free, put, stands
+from titer.commands.recorded_options import usual
 from titer.commands.requests import RepairRequest
 from titer.core.config import digest
 from titer.core.errors import TiterError, visible
@@ -121,10 +122,11 @@ def fitting(repair: Repair, models: Mapping[str, Checkpoint]) -> tuple[list[str]
 
 def repaired(plan: Planned, store: Store, shown: Reporter) -> Repaired:
     """Write the models, one after the other. Errors: weights that are not finite; then nothing of that model is left."""
-    places = []
+    places, known = [], usual(plan.tuned.adapter or plan.tuned.path)
     for to, repair in plan.repairs.items():
         key = plan.key(repair)
-        put(to, key, {"repair": _record(plan, repair)}, partial(_write, plan, repair, shown), store)
+        record = {"repair": _record(plan, repair), **({"options": known} if known else {})}  # the tune's own: it may be repeated
+        put(to, key, record, partial(_write, plan, repair, shown), store)
         places.append(f"{plan.tuned.path}+{to}" if plan.adapter else str(to))
     aligned = plan.models.get("aligned")
     compared = [*([aligned.place] if aligned else []), plan.tuned.place, *places]

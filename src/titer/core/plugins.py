@@ -173,4 +173,9 @@ def describe(package: str, name: str) -> str:
             lines += [f"Models it may read: {', '.join(more)}"]
         if strength := getattr(record, "STRENGTH", None):
             lines += [f"--strength sets {strength[0]}; --strength grid gives {', '.join(f'{one:g}' for one in strength[1])}"]
+        if neutral := getattr(record, "NEUTRAL", ""):
+            none = neutral if isinstance(neutral, str) else ", ".join(f"{field}={value}" for field, value in neutral.items())
+            lines += [f"Settings without effect: {none}"]
+        if hasattr(record, "SOURCE"):
+            lines += [f"Source: {record.SOURCE}; version {record.VERSION}"]
     return "\n".join(lines)
