@@ -176,6 +176,6 @@ def describe(package: str, name: str) -> str:
         if neutral := getattr(record, "NEUTRAL", ""):
             none = neutral if isinstance(neutral, str) else ", ".join(f"{field}={value}" for field, value in neutral.items())
             lines += [f"Settings without effect: {none}"]
-        if hasattr(record, "SOURCE"):
-            lines += [f"Source: {record.SOURCE}; version {record.VERSION}"]
+        if source := getattr(record, "SOURCE", ""):
+            lines += [f"Source: {source}; version {getattr(record, 'VERSION', 1)}"]
     return "\n".join(lines)
