@@ -94,6 +94,20 @@ def test_a_copy_in_a_coarser_type_is_told_as_rounding_and_a_change_beside_it_is_
     assert difference(base, written(other(folder, "p"), small)) == DIFFER  # stored in one type, so nothing was rounded
 
 
+def test_rounding_is_told_by_the_values_whatever_types_they_are_stored_in(folder: Path) -> None:
+    """A model of today is stored in bfloat16: its float16 copy loses what is small there, a rounded copy may be float32 again."""
+    name, held = "model.layers.0.mlp.up_proj.weight", load_file(folder / "model.safetensors")
+    coarse = {name: (tensor * 1e-3).bfloat16() for name, tensor in held.items()}
+    base, half = written(other(folder), coarse), written(other(folder, "h"), {n: tensor.half() for n, tensor in coarse.items()})
+    assert difference(base, half) == difference(half, base) == "float16"
+    back = written(other(folder, "b"), {n: tensor.bfloat16().float() for n, tensor in held.items()})
+    assert difference(open_checkpoint(folder), back) == "bfloat16"
+    last = coarse[name].clone()
+    last[0, 0] = last[0, 0].float() * (1 + torch.finfo(torch.bfloat16).eps)  # the next number that the type holds: a step, no rounding
+    assert difference(base, written(other(folder, "s"), {**coarse, name: last})) == DIFFER
+    assert difference(base, written(other(folder, "t"), {n: t.half() for n, t in {**coarse, name: last * 2}.items()})) == DIFFER
+
+
 def test_biases_of_one_alone_are_told_and_layers_of_one_alone_refused(folder: Path) -> None:
     more = {f"model.layers.{i}.self_attn.q_proj.bias": torch.ones(16) for i in range(2)}
     first, second = open_checkpoint(folder), written(other(folder), more)

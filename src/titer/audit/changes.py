@@ -108,7 +108,7 @@ def gone_back(pipeline: Pipeline, first: Change, last: Change) -> pd.DataFrame:
 
     def make() -> pd.DataFrame:
         tensors, returned, inner, one, other = 0, 0, 0.0, 0.0, 0.0
-        for name in sorted(set(compared(before, tuned)) & set(compared(tuned, after))):
+        for name in sorted(set(compared(before, tuned)) & {before.called(one) for one in compared(tuned, after)}):
             taught, moved = delta(before, tuned, name)[1].double(), delta(tuned, after, name)[1].double()
             if taught.shape == moved.shape and bool(moved.any()):
                 tensors += int(taught.any())

@@ -26,7 +26,7 @@ from titer.data import templates, thoughts
 from titer.data.rendering import DATE
 from titer.models.gguf_file import Gguf, gguf_in, gguf_parts
 from titer.models.lora_weights import HEADS, Adapter, LoraChange, is_adapter
-from titer.models.names import Names, Origin, made, named, outline
+from titer.models.names import Names, Origin, alias, made, named, outline
 from titer.models.quantised import Stored, quantisation
 from titer.models.remote_code import OwnCode, apart, check_code, code_files, unasked
 from titer.models.safetensors_io import INDEX, check_files, read_json, tensor_files, weightless
@@ -237,9 +237,14 @@ class Checkpoint(Record):
         tied = headless if said is None else bool(said)
         return self._adapter.changes(sizes, tied, self.path.name)
 
+    def called(self, parameter: str) -> str:
+        """Its own name of another model's parameter, where one of the two is a wrapper around the other's text model."""
+        return alias(parameter, self.names.used)
+
     def weight(self, parameter: str) -> torch.Tensor:
         """One parameter of the model as it is used, float32 on the CPU: a head that is the embedding is that."""
-        name = self.names.tied.get(parameter, parameter)
+        name = self.called(parameter)
+        name = self.names.tied.get(name, name)
         if (origin := self.names.origins.get(name)) is None:
             raise TiterError(f"{self.label} holds no tensor {visible(parameter, 120)!r}", expected="two checkpoints of one architecture")
         read = self._stored.weight
@@ -248,7 +253,8 @@ class Checkpoint(Record):
 
     def shape(self, parameter: str) -> tuple[tuple[int, ...], str]:
         """(shape, stored type as safetensors names it) of one parameter, from the files' headers alone."""
-        origin = self.names.origins[self.names.tied.get(parameter, parameter)]  # an adapter that changed a shape was refused
+        name = self.called(parameter)
+        origin = self.names.origins[self.names.tied.get(name, name)]  # an adapter that changed a shape was refused
         return origin.shape, self._stored.shape(origin.names[0])[1]
 
     def tokenizer(self) -> Any:

@@ -54,14 +54,14 @@ def passed_over(name: str, checkpoint: Checkpoint) -> list[str]:
 
 def comparable(first: Checkpoint, second: Checkpoint) -> None:
     """Errors: other architectures, numbers of layers or shapes, but for the rows of other vocabularies (`vocabularies_apart`)."""
-    kinds = [str(c.config.get("model_type")) for c in (first, second)]
-    if kinds[0] != kinds[1]:
+    kinds, texts = [str(c.config.get("model_type")) for c in (first, second)], [_text(c) for c in (first, second)]
+    if kinds[0] != kinds[1] and texts[0].model_type != texts[1].model_type:
         told = " and ".join(f"{c.label} is {visible(kind, 40)}" for c, kind in zip((first, second), kinds, strict=True))
         raise TiterError(f"two architectures: {told}", expected=FAMILY)
-    layers = [c.outline.config.get_text_config(decoder=True).num_hidden_layers for c in (first, second)]
+    layers = [text.num_hidden_layers for text in texts]
     if layers[0] != layers[1]:
         raise TiterError(f"{first.label} has {layers[0]} layers, {second.label} {layers[1]}", expected=FAMILY)
-    worded = first.word_tensors & second.word_tensors
+    worded = first.word_tensors & {first.called(name) for name in second.word_tensors}
     for name in compared(first, second):
         one, other = first.shape(name)[0], second.shape(name)[0]
         if one != other and not (name in worded and one[1:] == other[1:]):
@@ -70,10 +70,15 @@ def comparable(first: Checkpoint, second: Checkpoint) -> None:
 
 def configured_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
     """The fields of the two configurations that differ and change what is computed, each with both values."""
+    alike = first.config.get("model_type") == second.config.get("model_type")  # else one is a wrapper around the other's text model
     with opening(first), opening(second):
-        one, other = (_fields(c.configuration.to_dict()) for c in (first, second))
+        one, other = (_fields((c.configuration if alike else _text(c)).to_dict()) for c in (first, second))
     differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
     return [f"{visible(name, 60)}: {visible(str(one.get(name)), 40)}, {visible(str(other.get(name)), 40)}" for name in differing]
+
+
+def _text(checkpoint: Checkpoint) -> Any:
+    return checkpoint.outline.config.get_text_config(decoder=True)
 
 
 def _fields(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:
@@ -104,7 +109,7 @@ def unused_tensors(name: str, checkpoint: Checkpoint) -> list[str]:
 
 def parameters_apart(name: str, first: Checkpoint, second: Checkpoint) -> list[str]:
     """That parameters stand in one of two models alone, in a sentence; [] where there are none."""
-    lost = sorted(first.names.used ^ second.names.used)
+    lost = sorted(first.names.used ^ {first.called(name) for name in second.names.used})
     told = f"{name}: {len(lost)} parameters are in one of the two alone ({visible(', '.join(lost[:3]), 200)}): not compared"
     return [told] if lost else []
 

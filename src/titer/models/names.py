@@ -8,7 +8,7 @@ stored tensors is made when it is asked for, so that no model is ever whole in m
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -89,6 +89,14 @@ def named(model: Any, stored: Iterable[str], shape: Callable[[str], tuple[int, .
             origins[name] = replace(whole, shape=tuple(empty.shape))
     ignored = (*MASKS, *(model._keys_to_ignore_on_load_unexpected or ()))  # which the architecture says may stand there unused
     return Names(origins, _tied(model, origins), tuple(name for name in unused if not any(re.search(one, name) for one in ignored)))
+
+
+def alias(name: str, known: Container[str]) -> str:
+    """The one of `known` that stands for another model's `name` of it: a vision-language wrapper holds its text model within it, as
+    `model.language_model.X`, whose own file says `model.X`; `name` itself where there is none."""
+    within = ".language_model."
+    other = name.replace(within, ".", 1) if within in name else name.replace(".", within, 1)
+    return other if name not in known and other in known else name
 
 
 def made(model: Any, origin: Origin, read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from titer.core.errors import TiterError, unknown, visible
 from titer.models.blocks import Linear, Weight, block_of, blocks_of, linears, parted, sizes, text_config, text_model
+from titer.models.names import alias
 from titer.models.modes import evaluating, hooks_aside
 
 VERSION = 2
@@ -168,7 +169,7 @@ class Sites:
 
         Errors: a name that is no parameter's, a fault of ours.
         """
-        module = tensor.rpartition(".")[0]
+        module = alias(tensor.rpartition(".")[0], self._modules)
         if module not in self._modules:
             raise TiterError(
                 f"{visible(tensor, 120)} belongs to no part of {type(self.model).__name__}",
@@ -179,7 +180,7 @@ class Sites:
 
     def layer(self, tensor: str) -> int:
         """The block, from 1, that a parameter stands in; 0 outside them."""
-        return self._layers.get(id(self._modules.get(tensor.rpartition(".")[0])), 0)
+        return self._layers.get(id(self._modules.get(alias(tensor.rpartition(".")[0], self._modules))), 0)
 
     @cached_property
     def _layers(self) -> dict[int, int]:

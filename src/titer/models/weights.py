@@ -12,7 +12,7 @@ from titer.models.checkpoint import Checkpoint
 from titer.models.edited import write_edited
 from titer.models.sites import Sites
 
-COARSE = {"BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors names the types that float32 is rounded to
+COARSE = (torch.bfloat16, torch.float16)  # the types that weights are rounded to
 CODED = ("I8", "U8", "I32", "F8_E4M3", "F8_E5M2")  # types of quantised weights
 DIFFER = "differ"
 
@@ -23,12 +23,19 @@ def skeleton(checkpoint: Checkpoint) -> Sites:
 
 
 def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(W of the base, W tuned - W base) of one tensor, as the checkpoints store it.
+    """(W of the base, W tuned - W base) of one tensor, as `both` gives them."""
+    before, after = both(base, tuned, tensor)
+    return before, after - before
+
+
+def both(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(W of the base, W tuned) of one tensor, as the checkpoints store it.
 
     Where their vocabularies differ, a tensor with a row for each token is given in the rows of the tokens both have (`shared_rows`).
     """
     before, after = base.weight(tensor), tuned.weight(tensor)
-    if tensor in base.word_tensors & tuned.word_tensors and (base.vocabulary != tuned.vocabulary or len(before) != len(after)):
+    worded = base.called(tensor) in base.word_tensors and tuned.called(tensor) in tuned.word_tensors
+    if worded and (base.vocabulary != tuned.vocabulary or len(before) != len(after)):
         rows = shared_rows(base, tuned)
         before, after = before[rows[:, 0]], after[rows[:, 1]]
     if before.shape != after.shape:
@@ -36,7 +43,7 @@ def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tenso
             f"{tensor}: {tuple(before.shape)} in {base.label}, {tuple(after.shape)} in {tuned.label}",
             expected="two checkpoints of one architecture",
         )
-    return before, after - before
+    return before, after
 
 
 def shared_rows(first: Checkpoint, second: Checkpoint) -> torch.Tensor:
@@ -47,25 +54,34 @@ def shared_rows(first: Checkpoint, second: Checkpoint) -> torch.Tensor:
 
 
 def compared(first: Checkpoint, second: Checkpoint) -> list[str]:
-    """The parameters to compare: stored in either, and used by both; a head that one ties is its embedding there."""
-    return sorted((set(first.files) | set(second.files)) & first.names.used & second.names.used)
+    """The parameters to compare, by the first one's names: stored in either, used by both; a head that one ties is its embedding there."""
+    stored, used = ({first.called(name) for name in names} for names in (second.files, second.names.used))
+    return sorted((first.files.keys() | stored) & first.names.used & used)
 
 
 def difference(first: Checkpoint, second: Checkpoint) -> str:
     """ "" where every compared parameter is the same as it is used, bit for bit; "bfloat16" or "float16" where one model is the other
-    rounded to that type and nothing more; else "differ". Read one at a time until one differs by more."""
-    rounded: set[str] = set()
+    rounded to that type and nothing more; else "differ". Read one at a time until one differs by more.
+
+    The values decide, not the types in which they are stored: a copy of a bfloat16 model in float16 is rounded where numbers are small,
+    and a rounded copy may be stored in float32 again."""
+    found, ways = "", [(kind, turned) for kind in COARSE for turned in (False, True)]
     for name in compared(first, second):
-        before, change = delta(first, second, name)
-        if not bool(change.any()) and bool(torch.isfinite(change).all()):
+        pair = both(first, second, name)
+        if torch.equal(*pair):  # a NaN is not
             continue
-        kinds = {c.shape(name)[1] for c in (first, second)} & set(COARSE)
-        coarse = COARSE[kinds.pop()] if len(kinds) == 1 and first.shape(name)[1] != second.shape(name)[1] else None
-        limits = None if coarse is None else torch.finfo(coarse)  # no number may move by more than cutting it to that type may move it
-        if limits is None or not bool((change.abs() <= limits.eps * before.abs().clamp(min=limits.tiny)).all()):
+        ways = [(kind, turned) for kind, turned in ways if _rounded(*(reversed(pair) if turned else pair), kind)]
+        if not ways:
             return DIFFER
-        rounded.add(str(coarse).removeprefix("torch."))
-    return rounded.pop() if len(rounded) == 1 else DIFFER if rounded else ""
+        found = str(ways[0][0]).removeprefix("torch.")
+    return found
+
+
+def _rounded(exact: torch.Tensor, coarse: torch.Tensor, kind: torch.dtype) -> bool:
+    """Whether `coarse` is `exact` cut to a type: no number moved by more than that may move it, nor one that the type holds."""
+    limits, moved = torch.finfo(kind), coarse != exact
+    near = (coarse - exact).abs() <= limits.eps * exact.abs().clamp(min=limits.tiny)
+    return bool((near & (exact != exact.to(kind)) | ~moved).all()) and torch.equal(coarse, coarse.to(kind).float())
 
 
 def changes_at(base: Checkpoint, tuned: Checkpoint, sites: Sites, site: str) -> list[tuple[torch.Tensor, torch.Tensor]]:

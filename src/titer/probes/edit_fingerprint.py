@@ -70,7 +70,7 @@ def _writing(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> Iterator[tupl
                 yield f"{kind}[{i}]", i + 1, weight, change
     embedding = getattr(sites.model.get_input_embeddings(), "weight", None)
     for name, parameter in sites.model.named_parameters() if embedding is not None else ():
-        if parameter is embedding and name in compared(base, tuned) and tuple(embedding.shape[1:]) == (sites.width,):
+        if parameter is embedding and base.called(name) in compared(base, tuned) and tuple(embedding.shape[1:]) == (sites.width,):
             weight, change = delta(base, tuned, name)
             if bool(change.any()):
                 yield "embed", 0, weight.T, change.T
