@@ -71,7 +71,7 @@ class FreeVaccine(Study):
                 what,
                 lead(pair),
                 combined(lambda: 0.0),
-                "none",
+                "SFT with the same replays",
                 margin=0.05,
             )
             for pair in PAIRS
