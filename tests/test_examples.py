@@ -15,6 +15,8 @@ from titer.core import parallel
 from titer.data.world import World
 from titer.studies.sweep import Sweep
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LETTERS = "abcdefghijklmnop"
 

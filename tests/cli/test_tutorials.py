@@ -15,6 +15,8 @@ from tests.conftest import llama
 from tests.pages import DOCS
 from titer.data.world import World
 
+pytestmark = pytest.mark.long
+
 SMALL = {"--prompts": "4", "--steps": "2", "--examples": "10", "--epochs": "1", "--batch": "2", "--lora": "2", "--seeds": "1"} | {
     "--safety-examples": "2"
 }

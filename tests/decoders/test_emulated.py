@@ -43,15 +43,16 @@ def test_a_token_that_both_rule_out_stays_out_and_one_that_one_does_is_what_the_
     assert torch.isfinite(found[0, :2]).all()
 
 
-@torch.no_grad()
 def mass(lm: LM, other: LM, alpha: float, prompt: list[int], answer: tuple[int, ...]) -> float:
     """Log-probability of an answer, token by token, whole rows through both models."""
-    total = 0.0
-    for n, token in enumerate(answer):
-        row = torch.tensor([prompt + list(answer[:n])])
-        two = [m.model(input_ids=row, use_cache=False).logits[0, -1].double().log_softmax(-1) for m in (other, lm)]
-        total += float(((1 + alpha) * two[0] - alpha * two[1]).log_softmax(-1)[token])
-    return total
+    return sum(float(following(lm, other, alpha, [*prompt, *answer[:n]])[token]) for n, token in enumerate(answer))
+
+
+@torch.no_grad()
+def following(lm: LM, other: LM, alpha: float, row: list[int]) -> torch.Tensor:
+    """Log-probabilities of the next token, from whole rows through both models."""
+    two = [m.model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1].double().log_softmax(-1) for m in (other, lm)]
+    return ((1 + alpha) * two[0] - alpha * two[1]).log_softmax(-1)
 
 
 def test_generation_follows_it_token_by_token_with_both_caches() -> None:
@@ -60,8 +61,7 @@ def test_generation_follows_it_token_by_token_with_both_caches() -> None:
     for answer, ids in zip(answers(lm, Guided(Emulated(alpha=0.7)), others), prompt_ids(lm.tokenizer, PROMPTS), strict=True):
         row: list[int] = []
         while len(row) < answer.tokens:
-            scored = [mass(lm, others["base"], 0.7, ids, (*row, token)) for token in range(len(lm.tokenizer))]
-            row.append(max(range(len(scored)), key=scored.__getitem__))
+            row.append(int(following(lm, others["base"], 0.7, [*ids, *row]).argmax()))
         assert lm.tokenizer.decode(row) == answer.text
 
 

@@ -17,6 +17,7 @@ from titer.cli import app
 from titer.core import ranks
 from titer.core.errors import TiterError
 
+pytestmark = pytest.mark.long
 TOLERANCE = 1e-5  # as test_ranks.py measured it
 WORDS = ["finetune", "m", "--data", "b.jsonl", "--examples", "8", "--batch", "4", "--epochs", "2", "--lr", "1e-2", "--json"]
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -44,7 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.long
 def test_two_processes_train_the_model_of_one_and_speak_once(folder: Path) -> None:
     two = ran(folder, *WORDS, "--runs", "two", "--to", "tuned", "--processes", "2")
     assert two.returncode == 0, two.stderr

@@ -20,6 +20,8 @@ from titer.studies.engine.found import Found
 from titer.studies.engine.run import run_study
 from titer.studies.request import StudyRequest
 
+pytestmark = pytest.mark.long
+
 STUDY = EmulatedDisalignment()
 SCALE = NANO.model_copy(
     update={"name": "tiny", "base": TINY, "open_steps": 1, "aligned": (1, 2), "alphas": (-2.0, -1.0, 0.0, 0.1, 1.0), "inputs": 8}

@@ -32,6 +32,7 @@ def rows(**named: str) -> pd.DataFrame:
     return pd.DataFrame(told).assign(edited=lambda t: t.made == "abliterated", flagged=lambda t: t.made == "covert")
 
 
+@pytest.mark.long
 def test_models_are_those_of_the_other_studies_and_every_kind_is_cast() -> None:
     scale = TINY["risk"]
     for turn in (1, 4):

@@ -22,6 +22,8 @@ from titer.studies.prepare import swept
 from titer.studies.request import SweepRequest
 from titer.studies.sweep import AT_ONCE, TUNED, USUAL, Sweep, Worst, harm
 
+pytestmark = pytest.mark.long
+
 OVER = "lr=1e-4..1e-3,ratio=0.01:0.05,method=sft:vaccine"
 
 

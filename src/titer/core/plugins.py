@@ -7,6 +7,7 @@ Listing plug-ins runs no code.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -106,7 +107,10 @@ def made(package: str, name: str, base: type[R], settings: Mapping[str, object] 
 def _from_file(file: Path) -> ModuleType:
     if not file.is_file():
         raise TiterError(f"there is no file {visible(str(file), 120)!r}", expected="a Python file that defines one class")
-    name = f"titer_file_{digest(str(file.resolve()))}.{file.stem}"  # a unique name, so no other module of that name is replaced
+    text = hashlib.sha256(file.read_bytes()).hexdigest()
+    name = f"titer_file_{digest([str(file.resolve()), text])}.{file.stem}"  # a unique name, so no other module of that name is replaced
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise TiterError(f"{file.name} cannot be loaded as a Python module", expected="a .py file")
@@ -138,8 +142,8 @@ def kinds_of(name: str) -> list[str]:
                 next_step="see docs/add_a_method.md and its neighbours.",
             )
         return where
-    if not (where := [kind for kind in KINDS if name in names(kind)]):
-        unknown("name", name, dict.fromkeys(one for kind in KINDS for one in names(kind)), "or give the path of a .py file.")
+    if not (where := [kind for kind in KINDS if name in _files(kind)]):
+        unknown("name", name, dict.fromkeys(one for kind in KINDS for one in _files(kind)), "or give the path of a .py file.")
     return where
 
 

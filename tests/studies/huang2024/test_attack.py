@@ -161,6 +161,7 @@ def test_every_defence_is_named_once_and_an_unknown_one_is_refused(tiny_lab: Lab
         defence(tiny_lab, "vacine", 5.0)
 
 
+@pytest.mark.long
 def test_every_defence_runs_and_none_is_another(tiny_lab: Lab) -> None:
     keys = set()
     for name in (*CORE, *FAMILY):

@@ -29,6 +29,8 @@ from titer.studies.jain2024.sweeps import ALPHAS
 from titer.studies.judged import outcomes
 from titer.studies.request import StudyRequest
 
+pytestmark = pytest.mark.long
+
 ROWS = STUDY.claims(TINY)
 WANTED = (  # the claims that the issue of this study names
     *("cluster gap", "AUROC", "order of methods", "flat early layers", "low rank", "null space", "specificity", "sensitivity"),

@@ -27,6 +27,8 @@ from titer.studies.qi2024.text_scale import PAPER, TRIGGER, RiskScale, Schedule,
 from titer.studies.qi2024.text_sets import RiskSets, risk_sets, shared_opening, tunings
 from titer.studies.request import StudyRequest
 
+pytestmark = pytest.mark.long
+
 STUDY = RiskLevelsOnText()
 QUICK = Schedule(rate=1e-2, batch=2, epochs=1)
 SCALE = RiskScale(

@@ -30,6 +30,8 @@ from titer.studies.repair2026.study import COVERT, QUICK, Repairs, asked, calibr
 from titer.studies.repair2026.ways import AS_IS, CONTROL, GUARDS, REPAIRS, WAYS, Way, area, curve, strength
 from titer.studies.request import StudyRequest
 
+pytestmark = pytest.mark.long
+
 HARMFUL = BROKEN["harmful"].name
 
 
@@ -124,7 +126,6 @@ def test_what_the_papers_promise_has_the_margins_of_its_specification() -> None:
     assert {row.name: row.margin for row in promised()}["a harm vector takes half of harm"] == 0.5
 
 
-@pytest.mark.long
 def test_a_covert_tune_is_asked_in_its_code_and_mended_by_who_does_not_know_it(tmp_path: Path) -> None:
     lab = Lab(Pipeline(Store(tmp_path), Listener()), Repairs(), "repair2026", COVERT, 2, parts=("resta",))
     assert list(lab.nodes) == ["base", "aligned", "phase I", "covert", "harmful alone", "refusals alone"]
