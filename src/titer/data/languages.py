@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections import Counter
 from functools import cache
+from math import fsum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,13 +113,12 @@ def _of(script: str, prose: str) -> str:
     words = Counter(word.lower() for word in found)
     told = found if script != "latin" else [word for word in found if word[0].islower() and len(found) > 2]  # a name may be from anywhere
     letters = Counter("".join(told).lower())
-    listed = [one for one in known.values() if one.refuses]
-    sharing = Counter(word for one in listed for word in one.words | one.letters)
-    sharing.update(
-        {word for one in known.values() if not one.refuses for word in one.words | one.letters}
-    )  # those take nothing from each other
-    points = {
-        code: sum(words[word] / sharing[word] for word in one.words) + sum(letters[letter] / sharing[letter] for letter in one.letters)
+    sharing = _sharing(script)
+    points = {  # fsum: the order of a set changes from process to process
+        code: fsum(
+            [words[word] / sharing[word] for word in words.keys() & one.words]
+            + [letters[letter] / sharing[letter] for letter in letters.keys() & one.letters]
+        )
         for code, one in known.items()
     }
     code = max(points, key=lambda code: points[code])  # of equals the one that stands first in the file
@@ -128,6 +128,16 @@ def _of(script: str, prose: str) -> str:
     if not points[code]:
         return OTHER if prosaic and (len(words) >= LEAST or foreign(prose)) else ""
     return code if known[code].refuses or (prosaic and points[code] >= max(SURE, 0.03 * words.total())) else ""
+
+
+@cache
+def _sharing(script: str) -> Counter[str]:
+    """Word or letter -> how many languages of the script have it; those without a list of refusals count as one, since they take
+    nothing from each other."""
+    known = [one for one in languages().values() if one.script == script]
+    sharing = Counter(word for one in known if one.refuses for word in one.words | one.letters)
+    sharing.update({word for one in known if not one.refuses for word in one.words | one.letters})
+    return sharing
 
 
 def foreign(prose: str) -> bool:
