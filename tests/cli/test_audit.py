@@ -44,6 +44,9 @@ def test_how_a_model_was_tuned_stands_beside_it(titer: Titer, task: Path) -> Non
     assert usual(Path(place)) == known
     assert titer(*tune, "--alpha", "4", "--schedule", "constant", "--to", "tuned").status == 0
     assert usual(Path("tuned")) == {**known, "alpha": "4", "schedule": "constant"}
+    free = ("align", "m", "--data", "task.jsonl", "--steps", "4", "--method", "vaccine", "--set", "reuse=rows")
+    assert "add --replay 8" in titer(*free).err
+    assert usual(Path(titer(*free, "--replay", "2", "--json").json["model"]))["replay"] == "2"
     assert usual(Path("m")) == {}
     mark = json.loads(Path("tuned/.titer.json").read_text(encoding="utf-8"))
     mark["options"]["rate"] = mark["options"].pop("lr")  # as records had it once

@@ -98,7 +98,7 @@ SURFACE = {
     "align": [
         *("MODEL", "--alpha", "--batch", "--canaries", "--canary", "--continued", "--data", "--dropout", "--dry-run", "--json"),
         *("--longest", "--lora", "--lr", "--method", "--processes"),
-        *("--read", "--reading", "--runs", "--seed", "--set", "--steps", "--stream", "--to", "--trust-remote-code"),
+        *("--read", "--reading", "--replay", "--runs", "--seed", "--set", "--steps", "--stream", "--to", "--trust-remote-code"),
     ],
     "finetune": [
         *(
@@ -125,6 +125,7 @@ SURFACE = {
             "--processes",
             "--read",
             "--reading",
+            "--replay",
             "--runs",
             "--safety",
             "--safety-examples",

@@ -13,7 +13,7 @@ from typing import Any
 from titer.stage import Lora, Optimiser
 
 MARK = ".titer.json"  # in a folder that --to made
-OPTIONS = ("lr", "epochs", "batch", "lora", "alpha", "dropout", "schedule", "examples")
+OPTIONS = ("lr", "epochs", "batch", "lora", "alpha", "dropout", "schedule", "replay", "examples")
 Usual = dict[str, str]
 
 
@@ -57,6 +57,8 @@ def _of_stage(stage: Mapping[str, Any]) -> Usual:
                 found[name] = f"{value:g}"
     if stage["optimiser"]["schedule"] != Optimiser.model_fields["schedule"].default:
         found["schedule"] = str(stage["optimiser"]["schedule"])
+    if (replay := int(stage.get("replay", 1))) > 1:
+        found["replay"] = str(replay)
     if own := sum(len(part["picked"] or ()) for part in stream["parts"] if part["answer"] == "comply"):
         found["examples"] = str(min(own, int(stage["steps"]) * batch))  # `titer align` may end before it has used them all
     return found

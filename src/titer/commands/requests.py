@@ -291,6 +291,9 @@ class TrainConfig:
             help="Cut examples to N tokens, keeping at least a part of the answer. Default: an example longer than the model's window is an error.",
         ),
     ] = None
+    replay: Annotated[
+        int, Option(min=1, help="Steps in a row on one batch, so 1/N of the data is seen; for --method vaccine --set reuse=rows.")
+    ] = 1
     to: Annotated[Place | None, Option(help="Also put a copy of the model into this folder.")] = None
     seed: Seed = 0
 

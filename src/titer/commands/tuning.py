@@ -56,6 +56,7 @@ def stage_values(how: TrainConfig, warmup: int) -> dict[str, Any]:
     return {
         "method": method_of(how),
         "batch": how.batch,
+        "replay": how.replay,
         "optimiser": build(Optimiser, {"rate": how.lr, "warmup": warmup, "schedule": how.schedule}, "optimiser (--lr, --schedule)"),
         "adapter": build(Lora, {"rank": how.lora, **more}, "adapter") if how.lora else None,
         "seed": how.seed,

@@ -83,7 +83,7 @@ class Vaccine(Method):
             raise TiterError(
                 "reuse=rows takes the gradient that the step before had on the same rows",
                 expected="a stage with replay 2 or more, in one process",
-                next_step="set the stage's replay, or reuse to true.",
+                next_step="add --replay 8 (in Python: the stage's replay), or set reuse to true.",
             )
         return {}
 
