@@ -172,7 +172,9 @@ def _apart(repair: Repair, role: str, one: Checkpoint, models: Mapping[str, Chec
     if role == TUNED:
         return []
     comparable(tuned, one)
-    if (lost := sorted(tuned.names.used ^ {tuned.called(name) for name in one.names.used})) or tuned.names.tied.keys() - one.names.tied.keys():
+    if (
+        lost := sorted(tuned.names.used ^ {tuned.called(name) for name in one.names.used})
+    ) or tuned.names.tied.keys() - one.names.tied.keys():
         where = visible(lost[0], 120) if lost else "the head, which is tied to the embedding in only one of them"
         raise TiterError(f"{tuned.label} and {one.label} do not have the same parameters: {where}", expected=FAMILY)
     shapes = [name for name in tuned.files if tuned.shape(name)[0] != one.shape(name)[0]]

@@ -70,7 +70,7 @@ def difference(first: Checkpoint, second: Checkpoint) -> str:
         pair = both(first, second, name)
         if torch.equal(*pair):  # a NaN is not
             continue
-        ways = [(kind, turned) for kind, turned in ways if _rounded(*(reversed(pair) if turned else pair), kind)]
+        ways = [(kind, turned) for kind, turned in ways if _rounded(*(pair[::-1] if turned else pair), kind)]
         if not ways:
             return DIFFER
         found = str(ways[0][0]).removeprefix("torch.")
