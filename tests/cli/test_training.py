@@ -65,6 +65,7 @@ def test_finetune_prints_its_counts_its_model_and_the_next_command(titer: Titer)
 
 def test_a_dry_run_of_finetune_tells_key_steps_and_counts_and_knows_what_stands(titer: Titer) -> None:
     plan = titer(*POISON, "--dry-run", "--json").json
+    assert " FLOP: about " in plan.pop("cost")
     assert plan == {
         "key": plan["key"],
         "stands": False,

@@ -63,6 +63,7 @@ def repair(order: RepairRequest, dry_run: Dry = False, as_json: AsJson = False) 
 def _train(order: AlignRequest | FinetuneRequest, files: list[Place | None], dry_run: bool, as_json: bool, processes: int) -> None:
     """Run the stage, or print what it would do. First print how `files` are read. Of several processes only the first prints."""
     from titer.api.train import planned, trained
+    from titer.commands.training_cost import priced
     from titer.core import ranks
     from titer.core.parallel import Silent
     from titer.core.run import Store
@@ -80,8 +81,9 @@ def _train(order: AlignRequest | FinetuneRequest, files: list[Place | None], dry
         if dry_run:
             stands = plan.stands(Store(Path(order.runs), terminal.tell))
             line = f"{plan.key}: {plan.stage.steps} steps of {plan.stage.batch}, {'stored already' if stands else 'to run'}"
-            text = "\n".join(filter(None, (line, *forms(files, order.reading, plan.need), plan.text)))
-            return show_result(as_json, {"key": plan.key, "stands": stands, **plan.about}, text)
+            cost = priced(plan.stage, plan.start)
+            text = "\n".join(filter(None, (line, cost, *forms(files, order.reading, plan.need), plan.text)))
+            return show_result(as_json, {"key": plan.key, "stands": stands, "cost": cost, **plan.about}, text)
         announce(terminal, files, plan.about.get("notes", ()), order.reading, plan.need)
         for line in plan.about.get("cut", ()):
             terminal.tell(line)

@@ -22,8 +22,8 @@ from torch.distributed.tensor import DTensor
 
 from titer.core.errors import TiterError, unknown, visible
 from titer.models.blocks import Linear, Weight, block_of, blocks_of, linears, parted, sizes, text_config, text_model
-from titer.models.names import alias
 from titer.models.modes import evaluating, hooks_aside
+from titer.models.names import alias
 
 VERSION = 2
 ACTIVATIONS = ("embed", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid")

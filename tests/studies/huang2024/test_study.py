@@ -15,13 +15,14 @@ import pytest
 from tests.studies.conftest import Listener
 from tests.studies.huang2024.conftest import TINY, lab_under, relax
 from titer import pipeline
+from titer.commands.training_cost import passes
 from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
 from titer.methods.vaccine import Vaccine as VaccineMethod
 from titer.models.lm import load
 from titer.recipes.huang2024 import NANO, SELECTION_SEED, Scale
-from titer.studies.engine.price import passes, price
+from titer.studies.engine.price import price
 from titer.studies.engine.run import gathered, run_study
 from titer.studies.huang2024.attack import budget_of
 from titer.studies.huang2024.page import page

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from titer.commands.training_cost import passes, rows
 from titer.core.parallel import Silent
 from titer.core.run import Store
 from titer.data.world import World, WorldSource
-from titer.methods.base import Method
 from titer.models.lm import Architecture
 from titer.pipeline import Pipeline
 from titer.recipes.node import Node
@@ -20,15 +20,6 @@ from titer.studies.engine.lab import Lab
 from titer.studies.engine.run import chooser_of, labs_of, opened, worlds_of
 from titer.studies.request import StudyRequest
 
-ROWS = {
-    "unlearn": 2,
-    "dpo": 2,
-    "rep_noise": 2,
-    "booster": 3,
-    "derta": 3,
-}  # requests that a step processes per request of its batch, where more than one
-PASSES = {"vaccine": 5.0, "t_vaccine": 5.0}  # cost per request of these methods, in forward passes
-PLAIN = 3.0  # the same for other methods: one forward pass, and a backward pass that costs two
 LISTED = 60  # with more models per seed than this, the plan is listed by kind
 LOOKED_AT = 8  # seeds whose stages are looked up in the store; the keys of a seed take seconds, because its data must be drawn
 
@@ -82,24 +73,6 @@ def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
         "tflop": flop / 1e12,
         "stands": lab.stands(node.name),
     }
-
-
-def rows(method: Method) -> int:
-    """Requests that a step processes per request of its batch: one for each stream that it reads (Booster reads its harmful one twice),
-    without DeRTa's streams of weight 0."""
-    return ROWS.get(_stem(method), 1) - sum(getattr(method, weight, 1) == 0 for weight in ("refusal", "transition"))
-
-
-def passes(method: Method) -> float:
-    """Cost per request in forward passes. With noise or a reused gradient it is that of plain training; else the extra passes are paid at
-    one step in `every`."""
-    more = PASSES.get(_stem(method), PLAIN) - PLAIN
-    free = getattr(method, "noise", "") or getattr(method, "reuse", False)
-    return PLAIN + (0.0 if free else more / getattr(method, "every", 1))
-
-
-def _stem(method: Method) -> str:
-    return type(method).__module__.rsplit(".", 1)[-1]
 
 
 def _architecture(lab: Lab, node: Node) -> Architecture:
