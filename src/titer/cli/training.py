@@ -82,7 +82,7 @@ def _train(order: AlignRequest | FinetuneRequest, files: list[Place | None], dry
             stands = plan.stands(Store(Path(order.runs), terminal.tell))
             line = f"{plan.key}: {plan.stage.steps} steps of {plan.stage.batch}, {'stored already' if stands else 'to run'}"
             cost = priced(plan.stage, plan.start)
-            text = "\n".join(filter(None, (line, cost, *forms(files, order.reading, plan.need), plan.text)))
+            text = "\n".join(filter(None, (line, *forms(files, order.reading, plan.need), plan.text, cost)))
             return show_result(as_json, {"key": plan.key, "stands": stands, "cost": cost, **plan.about}, text)
         announce(terminal, files, plan.about.get("notes", ()), order.reading, plan.need)
         for line in plan.about.get("cut", ()):
