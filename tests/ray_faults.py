@@ -116,6 +116,14 @@ class Trial:
             driver.kill()
         self.killed[what] += 1
 
+    def mend(self) -> None:
+        """A node that Ray gave up, as it does where a busy machine keeps it from answering, gets one in its place."""
+        for node in list(self.nodes.worker_nodes):
+            raylets = [one.process for one in node.all_processes.get("raylet", [])]
+            if any(one.poll() is not None for one in raylets):
+                self.nodes.remove_node(node, allow_graceful=False)
+                self._started(lambda: self.nodes.add_node(num_cpus=1))
+
     def run(self, root: Path) -> int:
         """A study to its end through `kills` kills; how often a piece was begun again."""
         context, kills = multiprocessing.get_context("spawn"), self.asked.kills
@@ -124,6 +132,7 @@ class Trial:
             driver.start()
             while driver.is_alive():
                 driver.join(self.rng.uniform(0.1, 1.0) * self.asked.every)
+                self.mend()
                 if driver.is_alive() and kills:
                     kills -= 1
                     self.kill(driver)

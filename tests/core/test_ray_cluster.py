@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tests.studies.huang2024.conftest import lab_under
+from titer.core import ray_cluster
 from titer.core.errors import TiterError
 from titer.core.parallel import Ended, Here, LostError, Places, Work
 from titer.core.ray_cluster import CHUNK, Cluster, places
@@ -129,6 +130,20 @@ def test_a_piece_that_no_node_can_hold_is_told_at_once(nodes: Any) -> None:
         places("auto", cpus=4)
     with pytest.raises(TiterError, match=r"no node has 1 CPUs and 0\.5 GPUs"):
         places("auto", gpus=0.5)
+
+
+@needs_ray
+def test_a_cluster_that_lost_all_its_nodes_is_not_waited_for_for_ever(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.submit(Work(slow_once, tmp_path))
+    until((tmp_path / "began").exists)
+    monkeypatch.setattr(ray_cluster, "_nodes", list)
+    monkeypatch.setattr(ray_cluster, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(ray_cluster, "LOST_FOR", 0.3)
+    with pytest.raises(TiterError, match=r"no node of the cluster has had 1 CPUs.*run the same command again"):
+        cluster.ended()
+    cluster.stop(at_once=True)
 
 
 @needs_ray

@@ -24,6 +24,7 @@ from titer.core.errors import TiterError
 from titer.core.parallel import Ended, Here, LostError, Places, Processes, Work
 from titer.core.run import DamagedError, Store, files_under, write_text
 
+LOOK_EVERY, LOST_FOR = 30.0, 600.0  # seconds between looks at the nodes while nothing ends; how long none may stand
 CHUNK = 8 * 2**20  # bytes of a file that are sent as one object
 MARK = ".ray"  # a file in the run folder with a random name for it: a node that can read this name sees the folder
 
@@ -131,9 +132,17 @@ class Cluster:
     def ended(self) -> list[Ended]:
         import ray  # noqa: PLC0415
 
-        found: list[Ended] = []
+        found, stood = list[Ended](), time.monotonic()
         while not found:
-            done, _ = ray.wait(list(self._running))
+            done, _ = ray.wait(list(self._running), timeout=LOOK_EVERY)
+            if done or self._room():
+                stood = time.monotonic()
+            elif time.monotonic() - stood >= LOST_FOR:  # Ray itself would wait for ever
+                raise TiterError(
+                    f"for {LOST_FOR / 60:.0f} minutes no node of the cluster has had {self._asked}",
+                    next_step="start a node, then run the same command again: what is made stands.",
+                    status=1,
+                )
             for one in done:
                 ticket, work = self._running.pop(one)
                 try:
