@@ -72,8 +72,6 @@ def page(found: Sequence[Found], scale: Scale) -> Page:
 
 def answer(told: Sequence[Claim], found: Sequence[Found], chosen: Chosen) -> str:
     """The finding in one sentence, from the verdicts."""
-    if not found:
-        return "The base model did not learn its task, so no claim is drawn."
     by = {c.name: c for c in told}
     against = [c for c in told if c.name.startswith("vaccine against") and not c.name.endswith("prefilled")]
     if not against:

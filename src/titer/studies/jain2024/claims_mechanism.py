@@ -41,7 +41,7 @@ def _null() -> Row:
         "null space",
         "More of the weight change is in the left null space of the base weights than its dimension alone would give.",
         "figure 4",
-        "energy-weighted share of ΔW of the first MLP matrices there (base at 90 % energy) minus the share of dimensions, mean over all layers; the lowest of three methods",
+        "energy-weighted share of ΔW of the first MLP matrices there (base at 90 % energy) minus the share of dimensions, mean over all layers; the lowest of three methods at the medium rate",
         smallest(*shares),
         null_share(MEDIUM[0], column="dimension"),
         "the null space's share of all dimensions",
