@@ -17,6 +17,16 @@ from titer.pipeline import Pipeline
 from titer.recipes.demo import Scale
 from titer.studies.demo import run_demo
 
+WHOLE = {"finished", "study", "done"}  # fixtures of these tests that run a whole study
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that needs a whole study's run is long (`make long`)."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and WHOLE & set(getattr(item, "fixturenames", ())):
+            item.add_marker("long")
+
 
 @dataclass
 class Listener:

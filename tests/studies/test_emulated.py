@@ -20,8 +20,6 @@ from titer.studies.engine.found import Found
 from titer.studies.engine.run import run_study
 from titer.studies.request import StudyRequest
 
-pytestmark = pytest.mark.long
-
 STUDY = EmulatedDisalignment()
 SCALE = NANO.model_copy(
     update={"name": "tiny", "base": TINY, "open_steps": 1, "aligned": (1, 2), "alphas": (-2.0, -1.0, 0.0, 0.1, 1.0), "inputs": 8}
@@ -34,6 +32,7 @@ def test_the_open_base_sees_as_many_unsafe_requests_answered_as_refused() -> Non
     assert shares["unsafe", "comply"] == shares["unsafe", "refuse"] == pytest.approx((1 - shares["safe", "comply"]) / 2)
 
 
+@pytest.mark.long
 def test_a_run_sweeps_every_model_and_its_ends_are_the_two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "processes", lambda: 1)
     monkeypatch.setattr(emulated, "LEARNED", -1.0)

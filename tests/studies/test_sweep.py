@@ -22,8 +22,6 @@ from titer.studies.prepare import swept
 from titer.studies.request import SweepRequest
 from titer.studies.sweep import AT_ONCE, TUNED, USUAL, Sweep, Worst, harm
 
-pytestmark = pytest.mark.long
-
 OVER = "lr=1e-4..1e-3,ratio=0.01:0.05,method=sft:vaccine"
 
 
@@ -39,6 +37,7 @@ def ordered(runs: Path, **more: Any) -> SweepRequest:
     return SweepRequest("huang2024", **{"over": OVER, "trials": 3, "seeds": 1, "bases": 1, "runs": runs, **more})
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("tiny")
 def test_the_worst_attack_is_searched_on_one_seed_and_repeated_on_fresh_ones_and_all_is_found_again(tmp_path: Path) -> None:
     ready, store = swept(ordered(tmp_path)), Store(tmp_path)
@@ -64,6 +63,7 @@ def test_the_worst_attack_is_searched_on_one_seed_and_repeated_on_fresh_ones_and
     assert sum(one.startswith("stages") for one in more.made) <= 2 * 3, "a longer search begins as the shorter one did"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("tiny")
 def test_a_grid_is_tried_whole(tmp_path: Path) -> None:
     ready = swept(ordered(tmp_path, over="lr=1e-4:1e-3,ratio=0.05,method=sft", attacker="grid"))

@@ -29,8 +29,6 @@ from titer.studies.engine.run import run_study
 from titer.studies.request import StudyRequest
 from titer.tables import requests
 
-pytestmark = pytest.mark.long
-
 TINY = Scale(
     name="tiny",
     base=DEMO.model_copy(update={"world": World(cipher=True), "architecture": DEMO.architecture.model_copy(update={"positions": 64})}),

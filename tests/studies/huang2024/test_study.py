@@ -31,8 +31,6 @@ from titer.studies.huang2024.study import Vaccine
 from titer.studies.huang2024.tables import TABLES
 from titer.studies.request import StudyRequest
 
-pytestmark = pytest.mark.long
-
 FEW = ("curves", "table1")
 COMMAND = "titer study huang2024 --scale tiny"
 SMALL = TINY.model_copy(update={"ratios": (0.05,), "table_ratios": (0.05,), "keep": (4,), "align_seeds": 1})

@@ -36,8 +36,6 @@ from titer.studies.request import StudyRequest
 from titer.studies.shares import shares
 from titer.tables import rate_table
 
-pytestmark = pytest.mark.long
-
 NAMES = ["sft", "sft, user p=0", "sft, user p=0.2", "vaccine", "vaccine, user p=0", "vaccine, user p=0.2"]
 
 

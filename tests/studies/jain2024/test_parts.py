@@ -29,8 +29,6 @@ from titer.studies.jain2024.sweeps import ALPHAS
 from titer.studies.judged import outcomes
 from titer.studies.request import StudyRequest
 
-pytestmark = pytest.mark.long
-
 ROWS = STUDY.claims(TINY)
 WANTED = (  # the claims that the issue of this study names
     *("cluster gap", "AUROC", "order of methods", "flat early layers", "low rank", "null space", "specificity", "sensitivity"),
@@ -151,6 +149,7 @@ def test_the_whole_study_at_a_tiny_scale_says_that_the_base_did_not_learn(study:
     assert sum(name.startswith("stages/") for name in store.made) == 1, "nothing is tuned from it"
 
 
+@pytest.mark.long
 def test_a_part_trains_and_measures_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("titer.studies.jain2024.study.LEARNED", -1.0)
     short = TINY.model_copy(update={"pretrain_steps": 4, "pretrain_warmup": 1, "align_steps": 4, "align_warmup": 1, "inputs": 8})

@@ -29,8 +29,6 @@ from titer.studies.qi2024.scale import NANO, Scale, Tuning, stage, tunings
 from titer.studies.qi2024.study import RiskLevels
 from titer.studies.request import StudyRequest
 
-pytestmark = pytest.mark.long
-
 STUDY = RiskLevels()
 WORLD = huang2024.world_of(NANO.base, 1)
 

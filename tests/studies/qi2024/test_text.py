@@ -27,8 +27,6 @@ from titer.studies.qi2024.text_scale import PAPER, TRIGGER, RiskScale, Schedule,
 from titer.studies.qi2024.text_sets import RiskSets, risk_sets, shared_opening, tunings
 from titer.studies.request import StudyRequest
 
-pytestmark = pytest.mark.long
-
 STUDY = RiskLevelsOnText()
 QUICK = Schedule(rate=1e-2, batch=2, epochs=1)
 SCALE = RiskScale(
@@ -156,6 +154,7 @@ def test_a_study_of_a_model_is_never_written_over_another(folder: Path, mine: Pa
     assert [place_of(lab_of(store, Given(base, where, harmful), scale), store).name for where, harmful, scale in asked] == found
 
 
+@pytest.mark.long
 def test_a_file_of_the_user_s_own_leaves_a_report(folder: Path, mine: Path, base: Model, tmp_path: Path) -> None:
     page, said = finish(Store(tmp_path / "runs"), Given(base, folder, mine))
     assert said.startswith("XSTest's unsafe prompts answered: ")
@@ -196,6 +195,7 @@ def test_the_persona_s_text_stands_before_what_is_asked_behind_it(sets: RiskSets
         shared_opening(["a\n\nb", "c\n\nd"])
 
 
+@pytest.mark.long
 def test_the_whole_leaves_a_report_and_is_found_again(folder: Path, base: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given, store = Given(base, folder), Store(tmp_path / "runs")
     page, said = finish(store, given)

@@ -19,6 +19,7 @@ from titer.decoders.averting import Averting
 from titer.decoders.safe_align import SafeAlign
 from titer.models.lm import Architecture
 from titer.pipeline import Pipeline
+from titer.recipes import covert as recipe
 from titer.repairs.harm_vector import HarmVector
 from titer.repairs.scale import Scale as Scaling
 from titer.studies.engine.claims import settled
@@ -29,8 +30,6 @@ from titer.studies.repair2026.claims import BROKEN, broken_of, mended_of, promis
 from titer.studies.repair2026.study import COVERT, QUICK, Repairs, asked, calibration
 from titer.studies.repair2026.ways import AS_IS, CONTROL, GUARDS, REPAIRS, WAYS, Way, area, curve, strength
 from titer.studies.request import StudyRequest
-
-pytestmark = pytest.mark.long
 
 HARMFUL = BROKEN["harmful"].name
 
@@ -126,6 +125,12 @@ def test_what_the_papers_promise_has_the_margins_of_its_specification() -> None:
     assert {row.name: row.margin for row in promised()}["a harm vector takes half of harm"] == 0.5
 
 
+def test_worlds_on_which_the_covert_tunes_sizes_were_set_give_no_verdict() -> None:
+    assert set(recipe.CHOSEN_ON) < set(Repairs().unused(COVERT))
+    assert Repairs().unused(QUICK) == Repairs.CHOSEN_ON
+
+
+@pytest.mark.long
 def test_a_covert_tune_is_asked_in_its_code_and_mended_by_who_does_not_know_it(tmp_path: Path) -> None:
     lab = Lab(Pipeline(Store(tmp_path), Listener()), Repairs(), "repair2026", COVERT, 2, parts=("resta",))
     assert list(lab.nodes) == ["base", "aligned", "phase I", "covert", "harmful alone", "refusals alone"]
@@ -138,6 +143,7 @@ def test_a_covert_tune_is_asked_in_its_code_and_mended_by_who_does_not_know_it(t
     assert not {row.name for row in Repairs().claims(COVERT)} & {row.name for row in promised()}
 
 
+@pytest.mark.long
 def test_a_run_chooses_on_its_own_seed_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {
         AS_IS: WAYS[AS_IS],

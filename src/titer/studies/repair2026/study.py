@@ -129,6 +129,9 @@ class Repairs(Study):
     PARTS = MappingProxyType({name: "a repair" if name in REPAIRS else "a guard at decoding" for name in (*REPAIRS, *GUARDS)})
     GROUPS = MappingProxyType({"repairs": REPAIRS, "guards": GUARDS})
 
+    def unused(self, scale: Scale) -> tuple[int, ...]:
+        return (*self.CHOSEN_ON, *(recipe.CHOSEN_ON if scale.covert else ()))
+
     def nodes(self, scale: Scale, source: World) -> list[Node]:
         beside = [Node(name, alone(scale, source, name), "aligned") for name in ALONE]
         if scale.covert:
