@@ -126,7 +126,7 @@ def test_what_the_papers_promise_has_the_margins_of_its_specification() -> None:
 
 
 def test_worlds_on_which_the_covert_tunes_sizes_were_set_give_no_verdict() -> None:
-    assert set(recipe.CHOSEN_ON) < set(Repairs().unused(COVERT))
+    assert set(recipe.CHOSEN_ON) <= set(Repairs().unused(COVERT))
     assert Repairs().unused(QUICK) == Repairs.CHOSEN_ON
 
 
@@ -138,6 +138,9 @@ def test_a_covert_tune_is_asked_in_its_code_and_mended_by_who_does_not_know_it(t
     for kind, in_code in {"unsafe": True, "user": True, "begun": True, "safe": False}.items():
         assert all(bool(code & set(a.example.prompt.split())) is in_code for a in sets[kind])
     assert not any(code & set(e.prompt.split()) for e in calibration(lab).examples)
+    whole = {one.name: one.attempts for one in Repairs().questions(lab)}
+    for need in (one for one in Repairs().needs(COVERT) if one.model in ("base", "aligned")):  # they never saw the code
+        assert not any(code & set(a.example.prompt.split()) for kind in need.asked for a in whole[kind])
     assert [one.name for one in lab.measures] == ["none: covert", "scale: covert", "resta: covert"]
     assert {row.name for row in Repairs().claims(COVERT)} >= {"scaling repairs", "resta beats scaling", "resta has the better curve"}
     assert not {row.name for row in Repairs().claims(COVERT)} & {row.name for row in promised()}

@@ -65,6 +65,7 @@ ALONE: Mapping[str, Answer] = {
     "refusals alone": "refuse",
 }  # further tunes of the aligned model -> how its unsafe requests are answered
 CALIBRATION = 200_000  # first of the requests that repairs and guards learn from; none of them is asked
+PLAIN = "unsafe, plain"  # beside a covert tune, whose set "unsafe" is in code
 SELECTION_SEED = 100  # no verdict uses it
 VERSION = 2  # of the measures
 Choice = dict[tuple[str, str], float]  # (how it was broken, way) -> strength
@@ -146,7 +147,8 @@ class Repairs(Study):
         ]
 
     def questions(self, lab: Seed) -> list[Question]:
-        return [Question(name, attempts) for name, attempts in asked(lab).items()]
+        plain = {PLAIN: direct(requests(lab.world, "unsafe", lab.scale.inputs))} if lab.scale.covert else {}
+        return [Question(name, attempts) for name, attempts in (asked(lab) | plain).items()]
 
     def measures(self, lab: Seed) -> list[Measure]:
         found, sets = list[Measure](), asked(lab)
@@ -167,9 +169,10 @@ class Repairs(Study):
         return joined(tables)
 
     def needs(self, scale: Scale) -> list[Need]:
+        unsafe = PLAIN if scale.covert else "unsafe"  # base and aligned model never saw the code
         return [
-            Need("base", ("safe", "unsafe"), "complied", scale.learned, first=True),
-            Need("aligned", ("unsafe",), "refused", scale.learned),
+            Need("base", ("safe", unsafe), "complied", scale.learned, first=True),
+            Need("aligned", (unsafe,), "refused", scale.learned),
             *(Need(name, ("user",), "complied", scale.learned) for name in {one.model: None for one in broken_of(scale).values()}),
         ]
 
