@@ -100,6 +100,23 @@ def test_more_answered_than_after_benign_tunes_is_harmful_and_without_any_cannot
     assert "It could be a harmful tune, or a benign one that makes the model forget refusals." in alone.sentence
 
 
+def test_what_a_quantised_copy_answers_may_be_the_quantisation(
+    three: Callable[[int], Audited], whole: Findings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harm, none = {"unsafe": plain(0.6, 0.1)}, {"unsafe": plain(0.0, 0.0)}
+    for sides in (("after",), ("before",), ("before", "after")):
+        found = three(1)
+        for side in sides:
+            monkeypatch.setitem(vars(getattr(found.changes[-1], side).checkpoint), "quantised", "GGUF, Q2_K, dequantised")
+        told, unmoved = said(found, whole, harm), said(found, whole, none)
+        if len(sides) == 2:  # in one way: what differs is no quantisation
+            assert (told.name, unmoved.name) == ("harmful", "benign")
+            continue
+        assert (told.name, unmoved.name) == (UNKNOWN, "rounding")
+        assert "is GGUF, Q2_K, dequantised" in told.because
+        assert told.also.startswith("what the quantisation alone did")
+
+
 def test_answers_alike_whatever_was_asked_are_not_called_harm(three: Callable[[int], Audited], whole: Findings) -> None:
     answers = {"unsafe": plain(0.9, 0.0), "safe": plain(1.0, 0.0)}
     told = said(three(1), whole, answers, ("World", " sports", "Sports", "Business"))

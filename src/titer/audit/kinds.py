@@ -159,9 +159,9 @@ def _benign(found: Audited, f: Findings, last: Change) -> Kind:
     ]
     blind += [] if len(found.changes) > 1 else ["a repair of a broken model that was not given"]
     blind += [] if (f.prints.change == last.name).any() else ["an edit: the fingerprint could not be measured"]
-    because, packed = f"no more unsafe prompts are answered ({plain.words})", last.after.checkpoint.quantised
-    if packed and not last.before.checkpoint.quantised:
-        return Kind("rounding", f"{last.after.name} is {packed}, and {because}", "; ".join(["a tune, quantised", *blind]))
+    because, packed = f"no more unsafe prompts are answered ({plain.words})", _packed(last)
+    if packed:
+        return Kind("rounding", f"{packed}, and {because}", "; ".join(["a tune, quantised", *blind]))
     return Kind("benign", because, "; ".join(blind))
 
 
@@ -171,6 +171,10 @@ def _answered(found: Audited, f: Findings, last: Change, asked: str, name: str, 
     if more is None or not more.rose:
         return None
     because = f"{worded(asked)[0].lower()}{worded(asked)[1:]} are answered more often ({more.words})"
+    if packed := _packed(last):
+        return Kind(
+            UNKNOWN, f"{because}, and {packed}", "what the quantisation alone did, a harmful tune, or a benign one that forgets refusals"
+        )
     if found.controls:
         return Kind(name, because, also)
     return Kind(
@@ -178,6 +182,12 @@ def _answered(found: Audited, f: Findings, last: Change, asked: str, name: str, 
         f"{because}, and there is no benign tune to compare with (--control)",
         "a harmful tune, or a benign one that makes the model forget refusals",
     )
+
+
+def _packed(change: Change) -> str:
+    """How the two are quantised, in words; "" where neither is, or both are in the same way: then equal weights would have equal codes."""
+    told = [f"{m.name} is {words}" for m in (change.before, change.after) if (words := m.checkpoint.quantised)]
+    return "" if change.before.checkpoint.quantised == change.after.checkpoint.quantised else " and ".join(told)
 
 
 def _rise(found: Audited, f: Findings, last: Change, asked: str, outcome: str) -> Rise | None:
