@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import llama
-from tests.models.families import PROMPTS, SUPPORTED, mixtral, opt, qwen2
+from tests.models.families import PROMPTS, SUPPORTED, gpt2, mixtral, opt, qwen2
 from tests.models.test_checkpoint import HEAD, Mark, changed
 from titer.core.errors import TiterError
 from titer.data.world import World
@@ -376,3 +376,12 @@ def test_an_adapter_on_a_model_that_stores_its_text_model_under_another_name(wor
     rows = torch.tensor([[3, 4, 5]])
     torch.testing.assert_close(load(held).model(rows).logits, merged(rows).logits)
     assert isinstance(tuned, PeftModel)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")
+def test_the_layer_says_which_way_its_matrix_lies_whatever_the_adapter_says(world: World, tmp_path: Path) -> None:
+    """peft writes fan_in_fan_out for the last layer it touched, which may be a head (Linear) after GPT-2's square Conv1D."""
+    for said in (True, False):
+        merged = made(gpt2(world), tmp_path / str(said), target_modules=["attn.c_proj"], fan_in_fan_out=said)
+        reconfigured(tmp_path / str(said), fan_in_fan_out=said)
+        assert_equal(resolve(str(tmp_path / str(said) / "adapter")), merged)

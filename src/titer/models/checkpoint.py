@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from titer.core.config import Record, digest
 from titer.core.errors import TiterError, beside, visible
@@ -235,7 +236,8 @@ class Checkpoint(Record):
         sizes = {parameter: self.shape(parameter) for parameter in self.files}
         said, headless = self.config.get("tie_word_embeddings"), not any(head in self.files for head in HEADS)
         tied = headless if said is None else bool(said)
-        return self._adapter.changes(sizes, tied, self.path.name)
+        turned = {f"{name}.weight" for name, module in self.outline.named_modules() if isinstance(module, Conv1D)}
+        return self._adapter.changes(sizes, tied, turned, self.path.name)
 
     def called(self, parameter: str) -> str:
         """Its own name of another model's parameter, where one of the two is a wrapper around the other's text model."""

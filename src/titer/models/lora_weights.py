@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,6 @@ class LoraShape(Record):
     r: int = Field(default=8, ge=1)
     lora_alpha: float = 8
     use_rslora: bool = False
-    fan_in_fan_out: bool = False
     rank_pattern: dict[str, int] = Field(default_factory=dict)
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
 
@@ -103,10 +102,11 @@ class Adapter:
         others = [f for f in sorted(self.folder.iterdir()) if f.suffix in (".json", ".jinja") and f.name not in (CONFIG, "manifest.json")]
         return digest({"config": said, "weights": sha256_of(self.file), "files": {f.name: sha256_of(f) for f in others}})
 
-    def changes(self, base: Shapes, tied: bool, label: str) -> dict[str, LoraChange]:
+    def changes(self, base: Shapes, tied: bool, turned: Container[str], label: str) -> dict[str, LoraChange]:
         """Tensor of the base -> what becomes of it.
 
-        base: shapes of its tensors. tied: whether its head is its embedding.
+        base: shapes of its tensors. tied: whether its head is its embedding. turned: its matrices that are stored as (inputs, outputs);
+        peft goes by the layers too, and its fan_in_fan_out says only what the last layer it touched was.
         Errors: an adapter for another base; parts of no LoRA; an adapter on embedding or head where they are one.
         """
         found = {}
@@ -120,11 +120,11 @@ class Adapter:
                 )
             if not tensor:
                 raise self._misfit(label, f"it changes {visible(parameter, 120)}, which that model does not hold")
-            found[tensor] = self._change(parameter, parts, base[tensor][0], label)
+            found[tensor] = self._change(parameter, parts, base[tensor][0], tensor in turned, label)
         return found
 
-    def _change(self, parameter: str, parts: Mapping[str, str], size: tuple[int, ...], label: str) -> LoraChange:
-        flipped, whole, pair = self.lora.fan_in_fan_out, parts.get("whole", ""), [parts[side] for side in "AB" if side in parts]
+    def _change(self, parameter: str, parts: Mapping[str, str], size: tuple[int, ...], flipped: bool, label: str) -> LoraChange:
+        whole, pair = parts.get("whole", ""), [parts[side] for side in "AB" if side in parts]
         if whole and (given := shape(self.file, whole)[0]) != size:
             raise self._misfit(label, f"{visible(parameter, 120)} is {given} there and {size} in that model")
         if not pair:
