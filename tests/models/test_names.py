@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from titer.core.errors import TiterError
 from titer.data.world import World
 from titer.models.checkpoint import open_checkpoint
+from titer.models.compatible import comparable, configured_apart, parameters_apart
 from titer.models.lm import load
-from titer.models.weights import blend, skeleton
+from titer.models.weights import blend, difference, skeleton
 from titer.probes.weight_change import overall, weight_change
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -162,3 +163,30 @@ def test_experts_that_are_cut_short_are_one_sentence(world: World, tmp_path: Pat
     for reads in (lambda: load(open_checkpoint(cut), "cpu"), lambda: open_checkpoint(cut).files):
         with pytest.raises(TiterError, match="do not make up"):
             reads()
+
+
+def test_a_wrapper_is_compared_with_its_text_model_alone(world: World, tmp_path: Path) -> None:
+    """As a tune of the text model, or its GGUF file, stands beside the vision-language model that its maker published."""
+    whole = gemma3(world)
+    text = transformers.Gemma3ForCausalLM(whole.config.text_config).eval()
+    text.model.load_state_dict(whole.model.language_model.state_dict())
+    wrapper, alone = put(whole, world, tmp_path / "whole"), put(text, world, tmp_path / "text")
+    for first, second in ((wrapper, alone), (alone, wrapper)):
+        one, other = open_checkpoint(first), open_checkpoint(second)
+        comparable(one, other)
+        assert difference(one, other) == ""
+        assert configured_apart(one, other) == []
+        assert "in one of the two alone (model.multi_modal_projector" in parameters_apart("n", one, other)[0]
+    with torch.no_grad():
+        for layer in text.model.layers:
+            layer.mlp.up_proj.weight.mul_(1.5)
+    tuned = open_checkpoint(put(text, world, tmp_path / "tuned"))
+    for sites in (skeleton(open_checkpoint(wrapper)), skeleton(tuned)):
+        table = weight_change(open_checkpoint(wrapper), tuned, sites)
+        moved = table[table.norm > 0]
+        assert list(moved.tensor) == [f"model.language_model.layers.{i}.mlp.up_proj.weight" for i in range(2)]
+        assert set(moved.part) == {"mlp"}
+        assert moved.relative_norm.to_list() == pytest.approx([0.5, 0.5])
+    other = put(model("llama", world), world, tmp_path / "llama")
+    with pytest.raises(TiterError, match="two architectures"):
+        comparable(open_checkpoint(wrapper), open_checkpoint(other))

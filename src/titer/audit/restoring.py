@@ -33,6 +33,7 @@ from titer.judges.refusal import Refusal
 from titer.models.activations import longest
 from titer.models.interpolate import with_weights
 from titer.models.lm import Decoding, read_tokenizer
+from titer.models.names import alias
 from titer.models.sites import Sites
 from titer.models.weights import along, compared, delta
 from titer.pipeline import Pipeline, attempts_key
@@ -112,13 +113,13 @@ def changed(change: Change, sites: Sites) -> Changed:
     before, after = change.before.checkpoint, change.after.checkpoint
     sizes, left = {}, []
     own = {name for name, _ in sites.model.named_parameters()}
-    ties = [set(one.names.tied.items()) for one in (before, after)]
+    ties = [{(before.called(tied), before.called(to)) for tied, to in one.names.tied.items()} for one in (before, after)]
     tied = {name for pair in ties[0] ^ ties[1] for name in pair}
     for name in compared(before, after):
         if name in tied or before.shape(name)[0] != after.shape(name)[0] or (change.partly and name in before.word_tensors):
             left.append(name)
-        elif name in own and bool((moved := delta(before, after, name)[1]).any()):
-            sizes[name] = moved.numel()
+        elif (here := alias(name, own)) in own and bool((moved := delta(before, after, name)[1]).any()):
+            sizes[here] = moved.numel()
     return Changed(sizes, tuple(left), sites)
 
 

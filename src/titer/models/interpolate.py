@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from titer.data.draws import seed_of
 from titer.models.lm import LM
+from titer.models.names import alias
 from titer.models.sites import Sites
 
 Weights = Mapping[str, torch.Tensor]
@@ -36,7 +37,8 @@ def with_weights(lm: LM, weights: Weights | Iterable[tuple[str, torch.Tensor]]) 
     is held besides."""
     held, own = lm.model.state_dict(), list[tuple[str, torch.Tensor]]()
     try:
-        for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
+        for given, tensor in weights.items() if isinstance(weights, Mapping) else weights:
+            name = alias(given, held)
             own.append((name, held[name].detach().to("cpu", copy=True)))
             _put(held[name], tensor)
         yield lm
