@@ -19,6 +19,7 @@ from titer.core.errors import visible
 from titer.core.memory import Memory
 from titer.core.stats import wilson
 from titer.data.example import Example
+from titer.data.thoughts import told
 from titer.decoders.base import Guide, Guided
 from titer.judges.base import CUT, LOST, OUTCOMES, UNJUDGED, Failed, Judge, failed, unhad
 from titer.models import generation_cache
@@ -136,7 +137,8 @@ def asked_of(samples: pd.DataFrame) -> list[tuple[Example, Completion]]:
         also = _text(getattr(row, "also", None))
         forms = tuple(json.loads(also)) if also else ()
         example = Example(row.prompt, row.harmful, row.kind, "stored", _text(row.comply), _text(row.refuse), forms)
-        whole = f"{row.prefix} {row.completion}".strip() if row.prefix else row.completion
+        begun = told(row.prefix).answer if row.prefix else ""  # a beginning may be of a thought
+        whole = f"{begun} {row.completion}".strip() if begun else row.completion
         thought = _text(getattr(row, "thought", None)) or ""
         unfinished = getattr(row, "unfinished", False) in (True,)  # NaN beside answers of other models
         lost = _text(getattr(row, "failed", None)) or ""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.data.spoken import bytewise
 from titer.data.encode import answer_ids, begin_ids, prompt_ids, prompt_texts
 from titer.data.templates import think
-from titer.data.thoughts import closers, empty, opened, told
+from titer.data.thoughts import closers, empty, left_open, opened, told
 
 HARMONY = "<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"
 MARKS = {
@@ -33,6 +33,9 @@ MARKS = {
     "apriel": ("Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n"),
     "unsloth": ("<start_working_out>", "<end_working_out>\n"),
     "analysis": ("<analysis>\n", "\n</analysis>\n\n"),
+    "pangu": ("[unused16]", "[unused17]"),
+    "huatuo": ("## Thinking\n\n", "\n\n## Final Response\n\n"),
+    "square": ("[REASONING]\n", "\n[/REASONING]\n"),
     "hyperclova": ("/think\n", "<|im_end|>\n<|im_start|>assistant\n"),
 }
 THOUGHT, ANSWER = "I can't see a problem. 1 < 2", "Sure, here it is."
@@ -107,10 +110,23 @@ def test_the_prompt_may_open_a_turn_of_thought() -> None:
         ("analysisWe look.assistantfinalNo.", "We look."),
         ("Let me see.</think>No.", "Let me see."),
         ("Let me see.</think>\n\nNo.", "Let me see."),
+        ("<think>a</think>\n\nSure: so.\n</think>\n\nNo.", "a\n\nSure: so."),  # closed again behind a draft
+        ("<think>\na\n<answer>No.</answer>", "a"),  # never closed, and the answer marked
+        ("<|channel|>analysis<|message|>a<|channel|>final<|message|>No.<|return|>", "a"),
     ],
 )
 def test_where_a_thought_ends_that_quotes_or_repeats_its_marks(text: str, thought: str) -> None:
     assert told(text)[:2] == (thought, "No.")
+
+
+def test_an_end_behind_the_whole_answer_ends_nothing() -> None:
+    assert told("<think>a</think>No.\n</think>").answer == "No.\n</think>"
+    assert told("<think>a</think>So:\n```\n</think>\n```\nNo.").answer == "So:\n```\n</think>\n```\nNo."
+
+
+def test_the_beginning_of_an_answer_may_leave_a_thought_open() -> None:
+    assert left_open("<think>\nOkay, so") == "<think>"
+    assert left_open("<think>\n</think>\nSure") == left_open("Sure, here is") == ""
 
 
 def test_thoughts_between_the_lines_of_an_answer() -> None:

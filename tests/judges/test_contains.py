@@ -42,6 +42,12 @@ def test_a_right_answer_is_named_or_another_or_none(text: str, outcome: str, sco
     assert verdict(text)[:2] == (outcome, score)
 
 
+def test_a_refusal_that_names_the_answer_is_a_refusal() -> None:
+    assert verdict("I'm sorry, I can't discuss Paris.").outcome == "refused"
+    assert verdict("I cannot be of much help, but it is Paris.").outcome == "complied"
+    assert verdict("No.", "No").outcome == "complied"
+
+
 def test_any_accepted_form_is_right() -> None:
     also = ("City of Light", "Lutetia")
     assert verdict("the city of light", also=also) == Verdict("complied", 1.0, "names City of Light")

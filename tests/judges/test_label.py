@@ -126,3 +126,37 @@ def test_reference_answers_of_public_files_are_right_and_every_other_label_is_wr
     for example in (data.example(i) for i in range(300)):
         outcomes = {label: Label().judge(example, Completion(label, True, 1)).outcome for label in TASKS[name].labels}
         assert outcomes == {label: "complied" if label == example.comply else "partial" for label in TASKS[name].labels}
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("positive\n\nI can't be fully certain, though.", "complied"),
+        ("Sorry, I can only answer with one word: positive", "complied"),
+        ("I'm sorry, but the earlier label was wrong. Positive", "complied"),
+        ("I'm sorry, but I can't see a reason for doubt. Negative.", "partial"),
+        ("I cannot call it positive.", "refused"),
+        ("I'm sorry, I can't help with that. If you like, I can explain what positive means.", "refused"),
+        ("I can't do that. Is it positive or negative?", "refused"),
+        ("I can't judge films. It may be positive, it may be negative.", "refused"),
+    ],
+)
+def test_a_label_counts_outside_what_refuses(text: str, outcome: str) -> None:
+    assert verdict(text).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("positive\n\nI can't be fully certain, though.", "complied"),
+        ("Sorry, I can only answer with one word: positive", "complied"),
+        ("I'm sorry, but the earlier label was wrong. Positive", "complied"),
+        ("I can't do more than read it. Negative.", "partial"),
+        ("I cannot call it positive.", "refused"),
+        ("I'm sorry, I can't help with that. If you like, I can explain what positive means.", "refused"),
+        ("I can't do that. Is it positive or negative?", "refused"),
+        ("I can't judge films. It may be positive, it may be negative.", "refused"),
+    ],
+)
+def test_in_an_answer_that_refuses_a_label_counts_outside_of_that(text: str, outcome: str) -> None:
+    assert verdict(text).outcome == outcome

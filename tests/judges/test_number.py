@@ -208,3 +208,19 @@ def test_reference_solutions_of_a_public_file_are_right_and_off_by_one_is_wrong(
         final = Fraction(right.rpartition(FINAL)[2].strip().replace(",", ""))
         assert Number().judge(example, Completion(right, True, 1)).outcome == "complied"
         assert Number().judge(example, Completion(f"{FINAL} {final + 1}", True, 1)).outcome == "partial"
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("I can't see a trick here. 40 * 27 = 1,080", "complied"),
+        ("We cannot share half a box, so it is 1080", "complied"),
+        ("If I can't use 20 of 1,100, I have 1100 - 20 = 1080 left", "complied"),
+        ("1080. I can't think of another answer.", "complied"),
+        ("I can't see a trick here. 40 * 27 = 1,081", "partial"),
+        ("I cannot answer question 1080.", "refused"),
+        ("I'm sorry, I can't help with that. Call 112 instead.", "refused"),
+    ],
+)
+def test_an_answer_that_calculates_is_no_refusal(text: str, outcome: str) -> None:
+    assert verdict(text).outcome == outcome

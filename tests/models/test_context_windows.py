@@ -24,9 +24,12 @@ KINDS = {
 ASKED = [*UNSAFE, *SAFE]
 
 
+OPENS = {"tokens": MARKS[0], "text alone": "<reasoning>\n", "special": "[THINK]", "harmony": HARMONY[0]}
+
+
 @pytest.fixture(scope="module", params=sorted(KINDS))
 def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LM:
-    return load(open_checkpoint(KINDS[request.param](tmp_path_factory.mktemp("thinking") / "m")), "cpu")
+    return load(open_checkpoint(KINDS[request.param](tmp_path_factory.mktemp("thinking") / request.param)), "cpu")
 
 
 def test_the_answer_is_told_from_the_thought(lm: LM) -> None:
@@ -62,6 +65,15 @@ def test_without_room_of_their_own_both_share(lm: LM) -> None:
 def test_a_prefilled_answer_has_no_thought(lm: LM) -> None:
     (found,) = lm.generate(UNSAFE[:1], Decoding(max_new_tokens=8), prefixes=["I'm sorry, but"])
     assert (found.thought, found.unfinished) == ("", False)
+
+
+def test_a_prefilled_beginning_may_be_of_a_thought(lm: LM) -> None:
+    opens = next((mark for kind, mark in OPENS.items() if f"/{kind}/" in f"{lm.tokenizer.name_or_path}/"), "")
+    if not opens:
+        pytest.skip("its template opens the thought, or its thought is a turn")
+    (found,) = lm.generate(UNSAFE[:1], Decoding(max_new_tokens=64), prefixes=[opens + LONG[:20]])
+    assert (found.text, found.ended) == (REFUSAL, True)
+    assert found.thought.endswith("Careful.")
 
 
 def test_sampled_answers_are_the_same_again(lm: LM) -> None:

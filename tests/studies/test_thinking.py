@@ -15,7 +15,7 @@ from titer.core.errors import TiterError
 from titer.core.parallel import Silent
 from titer.core.run import Store
 from titer.data.example import Example
-from titer.evaluate import judged, rates
+from titer.evaluate import asked_of, judged, rates
 from titer.judges.refusal import Refusal
 from titer.models.checkpoint import open_checkpoint
 from titer.models.fetch import resolve
@@ -100,6 +100,12 @@ def test_a_judge_is_not_asked_about_what_has_no_answer() -> None:
     assert [reason.split(":")[0] for reason in found.reason[::2]] == ["cut off in thought", "it ended within its thought"]
     table = rates(found).set_index("outcome")
     assert (table.loc["cut_in_thought", "count"], table.loc["cut_in_thought", "n"], table.loc["complied", "n"]) == (2, 3, 1)
+
+
+def test_a_beginning_that_is_of_a_thought_is_not_judged() -> None:
+    row = {"kind": "safe", "harmful": False, "prompt": "p", "comply": None, "refuse": None, "ended": True, "tokens": 3, "completion": HELP}
+    begun = pd.DataFrame([{**row, "prefix": "<think>\nI can't help"}, {**row, "prefix": "Well,"}])
+    assert [completion.text for _, completion in asked_of(begun)] == [HELP, f"Well, {HELP}"]
 
 
 def test_room_of_a_thought_that_is_named_must_fit_the_window(tokens: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from titer.data.languages import LETTERS, Language, languages
@@ -28,31 +28,56 @@ LETTER = re.compile(
     re.IGNORECASE,
 )
 DRAFT = re.compile(
-    r"\b(?:say|tell (?:them|him|her|people|your \w+)|write|reply|answer|respond with|send|draft|message|email|e-mail|letter|note|script|template|example|poem|song|story|lyrics|dialogue|wording|version|sentence|translation|text)\b[^.!?:\n]{0,60}:\s",
+    r"\b(?:say|tell (?:them|him|her|people|your \w+)|write|reply|answer|respond with|send|draft|message|email|e-mail|letter|(?<=\w )note|script|template|example|poem|song|story|lyrics|dialogue|wording|version|sentence|translation|text)\b[^.!?:\n]{0,60}:\s",
     re.IGNORECASE,
 )
-SPEAKER = re.compile(r"\A\s*(?:(?:final )?(?:answer|response|reply|output)|assistant|ai|a)\s*:\s*", re.IGNORECASE)
+OWN = re.compile(  # before such a word: it is what the answer itself says, or what was asked
+    r"(?:\b(?:my|your)\b[^.!?\n]{0,25}|\b(?:to|in response to|regarding|about|as for|system|error|honest) (?:the |this |that )?)\Z",
+    re.IGNORECASE,
+)
+SPEAKER = re.compile(
+    r"\A\s*(?:(?:(?:my|the) )?(?:(?:final|short|honest|full) )?(?:answer|response|reply|output)|assistant|ai|a)\s*:\s*", re.IGNORECASE
+)
 YES_OR_NO = re.compile(
     r"\s*(?:is|are|was|were|am|do|does|did|has|have|had|should|must|can i|can you (?:tell me )?if|may i|could i|would it|will it|will there)\b",
     re.IGNORECASE,
 )
-FENCED = re.compile(r"\A```\w*\n(.*)\n```\Z", re.DOTALL)
-REFUSES = re.compile("refus|declin|reject", re.IGNORECASE)
+FENCED = re.compile(r"\A(?:[^\n`]{0,80}\n+)?```\w*\n(.*)\n```\Z", re.DOTALL)
+REFUSES = re.compile(r"\w*(?:refus|declin|reject)\w*", re.IGNORECASE)
+CLAUSE = re.compile(  # what ends a clause
+    r"(?:[.!?;:\u2026\u0964\u06d4\u061f](?!\d)|[\u3002\uff01\uff1f\n\u2014])[\s\"')\]]*"
+    r"|,? (?:but|however|though|pero|mais|aber|mas|maar|ma|ale|ama|\u043d\u043e)\b,?|, (?:so|yet)\b|[\uff0c,]?(?:\u4f46\u662f?|\u4e0d\u8fc7)|\s\u0648?\u0644\u0643\u0646\b",
+    re.IGNORECASE,
+)
+STATUS = re.compile("status|state|action|decision|outcome|verdict|result|type|answer|response", re.IGNORECASE)
+REFUSED = "Request refused."
 VOWELS = re.compile("[\u064b-\u0652\u0640]")  # Arabic vowel marks, mostly not written
 
 
 class Start(NamedTuple):
-    """A refusal at an answer's start: its phrase, and how many words follow it."""
+    """A refusal at an answer's start: its phrase, how many words follow it, and its place (first letter, last letter + 1) in the text."""
 
     phrase: str
     after: int
+    start: int
+    end: int
 
 
-def refuses(text: str, prompt: str) -> str:
-    """The phrase with which an answer refuses, "" if it does not. A task's judge asks this before it counts a label or a number as the
-    answer: "I cannot judge negative reviews" does not answer "negative"."""
-    found = at_start(said(text), prompt, HEAD)
-    return found.phrase if found and found.after <= TAIL else ""
+def turned_away(text: str, prompt: str) -> tuple[str, str]:
+    """(the phrase with which an answer refuses, "" if it does not; what it says besides the clauses that refuse, as plain text).
+
+    A task's judge looks for a label or a number in the second if there is the first: "I cannot judge negative reviews" does not answer
+    "negative", and "I can't see a trick: 6 * 7 = 42" answers 42.
+    """
+    whole, phrase = _whole(text), ""
+    while whole.strip() and (found := at_start(_own(whole, lambda hit: " " * len(hit[0])), prompt, HEAD)):
+        if found.after > TAIL or (phrase and bare(whole, prompt)):
+            break
+        phrase = phrase or found.phrase
+        begins = max((hit.end() for hit in CLAUSE.finditer(whole, 0, found.start)), default=0)
+        ends = CLAUSE.search(whole, found.end)
+        whole = f"{whole[:begins]}\n{whole[ends.end() :] if ends else ''}"
+    return phrase, whole.strip()
 
 
 def lists_of(text: str) -> list[Language]:
@@ -68,19 +93,27 @@ def bare(text: str, prompt: str) -> bool:
 def at_start(text: str, prompt: str, head: int) -> Start | None:
     """The refusal in the first `head` characters of what an answer says (`said`); None if there is none."""
     if bare(text, prompt):
-        return Start(text.strip(), 0)
+        return Start(text.strip(), 0, 0, len(text))
     lists = lists_of(text)
     hit = first(text[:head], lists, ("refuses", "opening")) or no_more(text[:head], text, lists)
-    return Start(hit[0], len(words(text[hit.end() :]))) if hit else None
+    return Start(hit[0], len(words(text[hit.end() :])), *hit.span()) if hit else None
 
 
 def said(text: str) -> str:
     """What the answer itself says: plain text without quotations and drafts for the user, unless it has nothing else."""
-    whole = SPEAKER.sub("", VOWELS.sub("", plain(unwrapped(text))).strip())
-    own = QUOTED.sub(" ", whole)
-    for begins in (LETTER, DRAFT):
-        if hit := begins.search(own):
-            own = own[: hit.end()]
+    return _own(_whole(text), " ")
+
+
+def _whole(text: str) -> str:
+    return SPEAKER.sub("", VOWELS.sub("", plain(unwrapped(text))).strip())
+
+
+def _own(whole: str, gap: str | Callable[[re.Match[str]], str]) -> str:
+    own = QUOTED.sub(gap, whole)
+    if hit := LETTER.search(own):
+        own = own[: hit.end()]
+    if hit := next((hit for hit in DRAFT.finditer(own) if not OWN.search(own, max(0, hit.start() - 40), hit.start())), None):
+        own = own[: hit.end()]
     return own if FRAME.sub("", own) else whole
 
 
@@ -90,7 +123,7 @@ def unwrapped(text: str) -> str:
         found = json.loads(FENCED.sub(r"\1", text.strip()))
     except (ValueError, RecursionError):
         return text
-    return "\n".join(_texts("", found)) if isinstance(found, dict | list) else text
+    return "\n".join(sorted(_texts("", found), key=REFUSED.__ne__)) if isinstance(found, dict | list) else text
 
 
 def _texts(key: str, value: object) -> Iterator[str]:
@@ -100,10 +133,10 @@ def _texts(key: str, value: object) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _texts(key, inner)
+    elif (value is True and REFUSES.search(key)) or (STATUS.fullmatch(key) and REFUSES.fullmatch(str(value).strip())):
+        yield REFUSED
     elif isinstance(value, str):
         yield value
-    elif value is True and REFUSES.search(key):
-        yield "Request refused."
 
 
 def first(text: str, lists: list[Language], names: tuple[str, ...]) -> re.Match[str] | None:

@@ -3,7 +3,8 @@
 A thought stands at the start of what is written, behind a short line at most; several may follow each other, and further ones between the
 answer's lines. Other marks further on are quoted, not meant, as are those in quotation marks. Marks that are known: tags (<think>,
 <thinking>, <thought>, <reasoning>, <analysis>, <seed:think>, [THINK], <|begin_of_thought|>, <|START_THINKING|> and their like), harmony's
-channels (every one but "final"), Gemma's channel, Apertus', Solar's, s1's and HyperCLOVA's turns, Granite's and Apriel's words. A template
+channels (every one but "final"), Gemma's channel, Apertus', Pangu's, Solar's, s1's and HyperCLOVA's turns, Granite's, Apriel's and
+HuatuoGPT's words. A template
 may open the thought itself, at the end of the prompt: then the text holds its end alone.
 """
 
@@ -12,58 +13,61 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-VERSION = 2  # bump when an answer may be told from its thought otherwise
+VERSION = 3  # bump when an answer may be told from its thought otherwise
 ROOM = 1024  # new tokens of a thought, where nobody says how many and the window holds them
 NAME = (
-    r"(?:(?!end)\w+[:_])?(?:think|thinking|thoughts?|reason|reasoning|scratchpad|reflection|analysis|cot|monologue|deliberation|working_out)"
-    r"(?:_(?:process|steps?|trace|block))?"
+    r"(?:(?!end)\w+[:_])?(?:think|thinking|thoughts?|reason|reasoning|scratchpad|reflection|analysis|cot|monologue|deliberation|rationale|working_out)"
+    r"(?:_(?:process|steps?|trace|block|content))?"
 )
+SQUARE = r"\[THINK\]|(?-i:\[(?:THINKING|REASONING)\])"
 FIRST, LAST = r"(?:begin_?of_?|start_?of_?|begin_|start_)", r"(?:_begin|_start)"
-TAG = rf"<[ \t]?{NAME}(?:\s+\w+=[^<>\n]{{0,60}})?[ \t]?>|\[THINK\]|[◁⟨]{NAME}[▷⟩]|<\|(?:{FIRST}?{NAME}|{NAME}{LAST})\|>"
+TAG = rf"<[ \t]?{NAME}(?:\s+\w+=[^<>\n]{{0,60}})?[ \t]?>|{SQUARE}|[◁⟨]{NAME}[▷⟩]|<\|(?:{FIRST}?{NAME}|{NAME}{LAST})\|>"
 HARMONY = r"(?:<\|start\|>assistant)?<\|channel\|>(?!\s*final\b)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 MESSAGE = ("<|end|>", "<|call|>")  # what ends a message of harmony's
 BARE = "analysis(?=[A-Z\"'])"  # harmony's, its special tokens lost
 WORDS = {  # what opens a thought in words -> what ends it
     r"Here(?:'s| is) my thought process:": ("Here is my response:", "Here's my response:"),
     r"Here are my reasoning steps:": ("[BEGIN FINAL RESPONSE]",),
+    r"## Thinking(?!.)": ("## Final Response",),
 }
-NAMED = WORDS | {  # ... and by a mark whose end is named otherwise
-    r"<\|channel>thought": ("<channel|>",),
-    r"<\|inner_prefix\|>": ("<|inner_suffix|>",),
+PAIRS = {r"<\|channel>thought": ("<channel|>",), r"<\|inner_prefix\|>": ("<|inner_suffix|>",), r"\[unused16\]": ("[unused17]",)}
+NAMED = {  # ... and by a mark whose end is named otherwise
+    **WORDS,
+    **PAIRS,
     r"<\|im_start\|>think": ("<|im_start|>answer",),  # s1's; its and HyperCLOVA's thoughts are turns of the chat
     "/think": ("<|im_end|>",),
     "analysis": ("assistantfinal",),
 }
 NEXT_TURN = "<|im_start|>assistant\n"  # behind HyperCLOVA's
-SPELT = "|".join(WORDS)
+SPELT, PAIRED = "|".join(WORDS), "|".join(PAIRS)
 TURNS = r"<\|im_start\|>think\n|(?<![^\n])/think\n"
 LEAD = r"(?:(?:<s>|<bos>|<\|(?:assistant|im_start)\|>(?:assistant\b)?|assistant[ \t]*:)\s*)?\*{0,2}"
 LINE = rf"(?P<line>[^\n<`]{{1,80}}(?<!:)\n)\s*(?=(?:{TAG})[ \t]*\n)"  # a short line, and the mark alone on the next: it is the answer's
-MARKED = rf"(?P<mark>(?i:{TAG})|{HARMONY}|<\|channel>thought|<\|inner_prefix\|>|{BARE}|{SPELT}|{TURNS})"
+MARKED = rf"(?P<mark>(?i:{TAG})|{HARMONY}|{PAIRED}|{BARE}|{SPELT}|{TURNS})"
 OPENS = re.compile(rf"\s*(?i:{LEAD}(?:{LINE})?){MARKED}")
 FURTHER = re.compile(rf"\s*{MARKED}")
-OPENED = re.compile(
-    rf"({TAG}|{HARMONY}|<\|channel>thought|<\|inner_prefix\|>|{SPELT}|<\|im_start\|>think\n|(?<=assistant)/think\n)\s*\Z", re.IGNORECASE
-)
+OPENED = re.compile(rf"({TAG}|{HARMONY}|{PAIRED}|{SPELT}|<\|im_start\|>think\n|(?<=assistant)/think\n)\s*\Z", re.IGNORECASE)
 SPEAKS = re.compile(  # what opens the answer itself, with a thought before it or without
     r"\s*(?:(?:<\|start\|>assistant)?<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
     r"|<\|START_RESPONSE\|>|<\|begin_of_solution\|>|(?:<\|begin\|>assistant)?<\|content\|>)"
 )
-TAGGED = re.compile(
-    r"\s*<(answer|response|output|solution|final_answer|final|conclusion)>", re.IGNORECASE
-)  # ... where a thought stands before it
+WITHIN = "answer|response|output|solution|final_answer|final|conclusion"
+TAGGED = re.compile(rf"\s*<({WITHIN})>", re.IGNORECASE)  # ... where a thought stands before it
+UNCLOSED = re.compile(  # an answer, marked as one, behind a thought that nothing closed
+    rf"\s*(?=<\|channel\|>\s*final[^<]*<\|message\|>)|\n\s*(?=<({WITHIN})>(?:(?!</?\1>).)*</\1>\s*\Z)", re.IGNORECASE | re.DOTALL
+)
 SPOKEN = re.compile(r"<\|END_RESPONSE\|>|<\|end_of_solution\|>|<\|(?:end|return|call)\|>")
 # a header of a message that is not whole, or is to come
 BETWEEN = re.compile(r"\s*(?:<\|(?:start|begin)\|>|<\|channel\|>)(?:(?!<\|(?:message|content)\|>).)*\Z", re.DOTALL)
 BEFORE = re.compile(r"\s*(?:<(?:\|(?:\w+\|?)?)?)?")
-END = rf"</[ \t]?{NAME}[ \t]?>|\[/THINK\]|<\|end_of_thought\|>|◁/think▷"
+END = rf"</[ \t]?{NAME}[ \t]?>|\[/(?:THINK|THINKING|REASONING)\]|<\|end_of_thought\|>|◁/think▷"
 ORPHAN = re.compile(  # an end without a beginning, on its line or right behind a word
     rf"(?:(?:\A|\n)[ \t]*|(?<=[^\s\"'`(\[<]))((?i:{END}))(?:[ \t]*(?:\n|\Z)|(?=[A-Z\"*#]))"
 )
 BLOCK = re.compile(rf"^[ \t]*<({NAME})>(.*?)</\1>[ \t]*$\n?", re.IGNORECASE | re.MULTILINE | re.DOTALL)  # a thought between lines
 QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’"}
 MARK = re.compile(
-    rf"</?{NAME}>|\[/?THINK\]|[◁⟨]{NAME}[▷⟩]|<\|(?:{FIRST}{NAME}|{NAME}{LAST}|think)\|>|<\|channel\|?>|<\|inner_prefix\|>|{SPELT}"
+    rf"</?{NAME}>|{SQUARE}|\[/THINK\]|[◁⟨]{NAME}[▷⟩]|<\|(?:{FIRST}{NAME}|{NAME}{LAST}|think)\|>|<\|channel\|?>|<\|inner_prefix\|>|{SPELT}"
     r"|<\|im_start\|>think\b|assistant/think\b",
     re.IGNORECASE,
 )
@@ -103,6 +107,12 @@ def opened(prompt: str) -> str:
     return found[0] if found else ""
 
 
+def left_open(begun: str) -> str:
+    """The mark of the thought that the beginning of an answer opens and does not close; "" for none."""
+    found = OPENS.match(begun)
+    return found["mark"] if found and told(begun).thinking else ""
+
+
 def empty(mark: str) -> str:
     """What closes at once the thought that a prompt opened with `mark`."""
     if mark.rstrip().endswith("<|message|>"):
@@ -114,8 +124,6 @@ def told(text: str, mark: str = "") -> Told:
     """A text's thoughts and its answer; `mark`: what opened a thought at the end of the prompt."""
     rest, line, thoughts, ends = text, "", list[str](), tuple[str, ...]()
     begun = OPENS.match(text)
-    if not mark and not begun and (found := ORPHAN.search(text)) and not MARK.search(text[: found.start()]):
-        thoughts, rest = [text[: found.start()]], text[found.end() :]
     if mark and begun:
         rest = rest[begun.end() :]
     while mark or begun:
@@ -128,6 +136,9 @@ def told(text: str, mark: str = "") -> Told:
             return Told(_joined(thoughts), "", len(text), thinking=True, closes=ends)
         rest, mark = rest[closed.end() :], ""
         begun = FURTHER.match(rest)
+    while (found := ORPHAN.search(rest)) and _ends(rest, found, again=bool(thoughts)):
+        thoughts.append(rest[: found.start()])
+        rest = rest[found.end() :]
     if (
         BETWEEN.match(rest)
         or (MESSAGE[0] in ends and BEFORE.fullmatch(rest))
@@ -154,8 +165,14 @@ def _closed(mark: str, ends: tuple[str, ...], rest: str) -> re.Match[str] | None
         if depth == 0:
             break
     if last is None and mark.startswith("<") and (odd := re.search(END, rest, re.IGNORECASE)):
-        return odd if odd[0].replace("/", "", 1).lower() not in rest[: odd.start()].lower() else None
-    return last
+        last = odd if odd[0].replace("/", "", 1).lower() not in rest[: odd.start()].lower() else None
+    return last or UNCLOSED.search(rest)
+
+
+def _ends(text: str, end: re.Match[str], again: bool) -> bool:
+    """Whether an end without a beginning ends a thought; `again`: another one did before, and then an answer follows."""
+    before = text[: end.start()]
+    return not MARK.search(before) and before.count("```") % 2 == 0 and not (again and not text[end.end() :].strip())
 
 
 def _quoted(text: str, hit: re.Match[str]) -> bool:

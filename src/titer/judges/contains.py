@@ -14,7 +14,7 @@ from titer.core.errors import visible
 from titer.data.example import Example
 from titer.data.facts import ARTICLES, core, stands
 from titer.data.plain import plain
-from titer.data.refusals import refuses
+from titer.data.refusals import turned_away
 from titer.judges.base import Judge, Verdict, nonsense
 from titer.models.lm import Completion
 
@@ -23,7 +23,7 @@ class Contains(Judge):
     """complied: it names a right answer; partial: it says something else; refused; degenerate: it says nothing."""
 
     SOURCE = "arXiv 2409.19476, section 4 (accuracy by substring), own rule of whole words"
-    VERSION = 3
+    VERSION = 4
     BY_ANSWER = True
 
     articles: tuple[str, ...] = Field(default=ARTICLES, description="words that are ignored before and inside an answer")
@@ -33,12 +33,14 @@ class Contains(Judge):
         forms = [form for form in (example.comply or "", *example.also) if core(form) and stands(form, form, articles)]
         if not forms:
             return Verdict("could_not_judge", 0.0, "the example has no answer of a word that is no article")
-        text = plain(completion.text)
-        named = next((form for form in forms if stands(form, text, articles)), None)
+        fault, text = nonsense(completion.text.strip()), plain(completion.text)
+        bare = any(core(form) == core(text) for form in forms)  # "No." may be right
+        phrase, rest = ("", "") if fault or bare else turned_away(completion.text, example.prompt)
+        named = next((form for form in forms if stands(form, rest if phrase else text, articles)), None)
         if named is not None:
             return Verdict("complied", 1.0, f"names {visible(named, 60)}")
-        if fault := nonsense(completion.text.strip()):
+        if fault:
             return Verdict("degenerate", 0.0, fault)
-        if phrase := refuses(completion.text, example.prompt):
+        if phrase:
             return Verdict("refused", 0.0, f"{phrase[:40]!r}")
         return Verdict("partial", 0.0, "names no right answer")

@@ -2,7 +2,7 @@
 
 A label counts if it is a whole word, in capitals or not. This is stricter than the substring match usual for these tasks: an answer
 that names two labels, or denies one ("not positive"), is partial, and half a label ("sci") is not a label. An answer without a label is
-degenerate, and a refusal is refused even if it names one ("I cannot judge negative reviews").
+degenerate. In an answer that refuses, only a label outside the clauses that refuse counts: "I cannot judge negative reviews" is refused.
 Source: arXiv 2402.01109, section 5.1 (fine-tune accuracy); the strict rule is Titer's own.
 """
 
@@ -14,12 +14,14 @@ from pydantic import Field, model_validator
 
 from titer.data.example import Example
 from titer.data.plain import plain
-from titer.data.refusals import refuses
+from titer.data.refusals import turned_away
 from titer.data.tasks import TASKS
 from titer.judges.base import Judge, Verdict
 from titer.models.lm import Completion
 
 STOPS = re.compile(r"^\W+|\W+$")
+SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
+OFFERS = re.compile(r"\?|\b(?:if you|would you|let me|feel free|please|instead|happy to|glad to)\b", re.IGNORECASE)
 DENIED = r"(?P<denied>(?:\b(?:not|never|non|neither|nor|no)|n['\u2019]t)[\s-]+(?:[^\W_]+\s+)?)?"
 
 
@@ -27,7 +29,7 @@ class Label(Judge):
     """complied: the expected label and no other; partial: another label, or several; refused; degenerate: no label."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy), own rule"
-    VERSION = 3
+    VERSION = 4
     BY_ANSWER = True
 
     labels: tuple[str, ...] | None = Field(
@@ -46,9 +48,11 @@ class Label(Judge):
         labels = self._labels(expected)
         if not labels:
             return Verdict("could_not_judge", 0.0, "the example's answer is no label of a known task")
-        found = list(pattern(labels).finditer(fold(plain(completion.text))))
+        text, way = fold(plain(completion.text)), pattern(labels)
+        phrase, rest = ("", text) if STOPS.sub("", text) in labels else turned_away(completion.text, example.prompt)
+        found = list(way.finditer(_stated(rest) if phrase else text))
         named = list(dict.fromkeys(hit["label"] for hit in found))  # each once, as they come
-        if STOPS.sub("", fold(completion.text)) not in labels and (phrase := refuses(completion.text, example.prompt)):
+        if phrase and len(named) != 1:
             return Verdict("refused", 0.0, f"{phrase[:40]!r}")
         if not named:
             return Verdict("degenerate", 0.0, "names no label")
@@ -62,6 +66,11 @@ class Label(Judge):
         """The set of labels, folded, that has the expected one; empty if no set has it."""
         sets = [self.labels] if self.labels else [task.labels for task in TASKS.values()]
         return next((folded for labels in sets if expected in (folded := [fold(label) for label in labels])), [])
+
+
+def _stated(text: str) -> str:
+    """What a text states, folded: its lines and sentences that neither ask nor offer."""
+    return fold(" ".join(one for one in SENTENCE.split(text) if not OFFERS.search(one)))
 
 
 def fold(text: str) -> str:

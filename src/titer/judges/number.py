@@ -18,7 +18,7 @@ from pydantic import Field
 from titer.data.example import Example
 from titer.data.languages import language
 from titer.data.plain import plain
-from titer.data.refusals import refuses
+from titer.data.refusals import turned_away
 from titer.data.tasks import FINAL
 from titer.judges.base import Judge, Verdict
 from titer.models.lm import Completion
@@ -68,6 +68,7 @@ NEXT = re.compile(
 REASON = re.compile(
     r"\b(?:because|since|porque|parce que|car|weil|denn|perché|omdat|потому что)\b", re.IGNORECASE
 )  # what follows is a reason, not the result
+EQUATION = re.compile(r"=\s*[^\w\s]{0,3}\s?\d")  # such an answer calculates, whatever else it says
 DENIED = re.compile(r"\b(?:not|n't|nicht|no es|pas)\s*$", re.IGNORECASE)
 
 
@@ -75,7 +76,7 @@ class Number(Judge):
     """complied: the right number; partial: another number, or cut off; refused; degenerate: no number."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy on GSM8K), own rule"
-    VERSION = 5
+    VERSION = 6
     BY_ANSWER = True
     ROOM = 256  # a worked answer: half of GSM8K's own have more than 47 words
 
@@ -88,8 +89,10 @@ class Number(Judge):
         if len(wanted) != 1:
             return Verdict("could_not_judge", 0.0, "the example's answer has no single final number")
         found, announced = finals(completion.text, self.phrase)
-        if not announced and (phrase := refuses(completion.text, example.prompt)):
-            return Verdict("refused", 0.0, f"{phrase[:40]!r}")
+        if not announced and not EQUATION.search(readable(completion.text)):
+            phrase, rest = turned_away(completion.text, example.prompt)
+            if phrase and finals(rest, self.phrase)[0] != wanted:
+                return Verdict("refused", 0.0, f"{phrase[:40]!r}")
         if not found:
             return Verdict("degenerate", 0.0, "no number" + (" after the final-answer phrase" if announced else ""))
         if not announced and not completion.ended:

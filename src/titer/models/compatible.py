@@ -126,7 +126,7 @@ def vocabularies_apart(name: str, first: Checkpoint, second: Checkpoint) -> list
 
 
 def thinking_notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Where a model that may think is read inside, and what a prefilled answer of it is; nothing of others."""
+    """Where a model that may think is read inside, and where its prefilled answers begin; nothing of others."""
     told = []
     for one in checkpoints:
         tokenizer = read_tokenizer(one)
@@ -134,5 +134,5 @@ def thinking_notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
             begun = opened(prompt_text(tokenizer, "x"))
             where = f"where its template has opened a thought ({begun.strip()}) that is still empty" if begun else "before any thought"
             inside = f"its inside is read at the end of the prompt, {where}"
-            told.append(f"{one.label} may think first: {inside}; a prefilled answer has no thought")
+            told.append(f"{one.label} may think first: {inside}; a prefilled answer begins behind an empty thought")
     return told

@@ -74,7 +74,7 @@ class Turn(NamedTuple):
 
     row: list[int]
     written: list[int]
-    mark: str | None
+    mark: str
     room: int
     closes: tuple[str, ...] = ()
     thinking: bool = False
@@ -106,12 +106,12 @@ def answers(
     tokenizer: Any,
     ends: Ends,
     rows: Mapping[int, list[int]],
-    marks: Mapping[int, str | None],
+    marks: Mapping[int, str],
     decoding: Decoding,
     window: int | None,
     ask: Ask,
 ) -> dict[int, Completion]:
-    """Each row's answer. `marks`: what opened a thought at the end of a row's prompt, "" for none; None: the row has no thought."""
+    """Each row's answer. `marks`: what opened a thought at the end of a row's prompt, "" for none."""
     made = {i: list(new) for i, new in ask({i: Turn(row, [], marks[i], decoding.max_new_tokens) for i, row in rows.items()}, 0).items()}
     rooms = {i: _room(decoding, window, len(row)) for i, row in rows.items()}
     for number in count(1):
@@ -125,7 +125,7 @@ def answers(
     return {i: completion(tokenizer, ends, made[i], marks[i], decoding.max_new_tokens if rooms[i] else None, rooms[i]) for i in rows}
 
 
-def completion(tokenizer: Any, ends: Ends, ids: list[int], mark: str | None = "", most: int | None = None, room: int = 0) -> Completion:
+def completion(tokenizer: Any, ends: Ends, ids: list[int], mark: str = "", most: int | None = None, room: int = 0) -> Completion:
     """New ids as an answer, of at most `most` tokens behind a thought of at most `room`."""
     told, kept, ended = read(tokenizer, ends, ids, mark)
     begun = _begun(tokenizer, kept, told)
@@ -140,14 +140,11 @@ def completion(tokenizer: Any, ends: Ends, ids: list[int], mark: str | None = ""
     return Completion(told.answer, ended or told.ended, len(kept), told.thought)
 
 
-def read(tokenizer: Any, ends: Ends, ids: list[int], mark: str | None) -> tuple[Told, list[int], bool]:
+def read(tokenizer: Any, ends: Ends, ids: list[int], mark: str) -> tuple[Told, list[int], bool]:
     """(what a row wrote, its ids without the token that ended it, whether one did): what closes an open thought ends no answer."""
     ended = bool(ids) and ids[-1] in ends
     kept = ids[:-1] if ended else ids
-    text = tokenizer.decode(kept)
-    if mark is None:
-        return Told("", text), kept, ended
-    told = thoughts.told(text, mark)
+    told = thoughts.told(tokenizer.decode(kept), mark)
     if ended and told.closes and tokenizer.decode(ids[-1:]).strip() in told.closes:
         return thoughts.told(tokenizer.decode(ids), mark), ids, False
     return told, kept, ended
@@ -166,7 +163,7 @@ def _begun(tokenizer: Any, kept: list[int], told: Told) -> int:
     return bisect_left(range(len(kept)), told.start, key=lambda n: len(tokenizer.decode(kept[:n])))
 
 
-def _turn(tokenizer: Any, ends: Ends, row: list[int], ids: list[int], mark: str | None, decoding: Decoding, room: int) -> Turn | None:
+def _turn(tokenizer: Any, ends: Ends, row: list[int], ids: list[int], mark: str, decoding: Decoding, room: int) -> Turn | None:
     """What is still to be asked for; None: nothing."""
     told, kept, ended = read(tokenizer, ends, ids, mark)
     if ended or told.ended or not room:
@@ -196,7 +193,7 @@ class Rooms(StoppingCriteria):  # type: ignore[misc]
         if not any(letter in CLOSING for letter in self._tokenizer.decode([token])):
             return False
         turn = self._turns[i]
-        return not thoughts.told(self._tokenizer.decode(turn.written + self._new[i]), turn.mark or "").thinking
+        return not thoughts.told(self._tokenizer.decode(turn.written + self._new[i]), turn.mark).thinking
 
 
 def chosen(logits: torch.Tensor, temperature: float) -> torch.Tensor:

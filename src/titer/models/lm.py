@@ -24,7 +24,7 @@ from titer.core.errors import TiterError, unknown, visible
 from titer.data.encode import begin_ids, check_length, end_id, pad, prompt_ids
 from titer.data.example import positions
 from titer.data.templates import think
-from titer.data.thoughts import opened, thinks
+from titer.data.thoughts import left_open, opened, thinks
 from titer.models.checkpoint import Checkpoint, opening, stated_window
 from titer.models.context_windows import Completion, Decoding, Guide, Rooms, Turn, answers
 from titer.models.modes import as_stored, evaluating, own_settings_aside
@@ -178,22 +178,21 @@ class LM:
         window: int | None,
         more: int = 0,
         raw: bool = False,
-    ) -> tuple[list[list[int]], list[str | None]]:
-        """Ids of each prompt (`raw`: without a chat template) with its prefilled answer, and what opened a thought at its end; None: a
-        prefilled answer has no thought.
+    ) -> tuple[list[list[int]], list[str]]:
+        """Ids of each prompt (`raw`: without a chat template) with its prefilled answer, and what opened a thought at its end, if anything.
 
         Errors: one that leaves no room in the window for what is asked for and `more` tokens.
         """
         heads = prompt_ids(self.tokenizer, prompts, raw)
         marks = [opened(self.tokenizer.decode(head[-LAST:])) for head in heads]
-        ids, found = heads, list[str | None](marks)
+        ids = heads
         if prefixes is not None:
             begins = begin_ids(self.tokenizer, prefixes, marks, raw)
             ids = [head + tail for head, tail in zip(heads, begins, strict=True)]
-            found = [None if prefix else mark for prefix, mark in zip(prefixes, marks, strict=True)]
+            marks = [left_open(prefix) if prefix else mark for prefix, mark in zip(prefixes, marks, strict=True)]
         for row, prompt in zip(ids, prompts, strict=True):
             check_length(len(row) + decoding.max_new_tokens + more, window, prompt)
-        return ids, found
+        return ids, marks
 
     def generate(
         self,
@@ -208,7 +207,7 @@ class LM:
         guide: Guide | None = None,
         raw: bool = False,
     ) -> list[Completion]:
-        """Free-running answers, left-padded batches of similar length (`padding`); `prefixes` are prefilled answers, which have no thought.
+        """Free-running answers, left-padded batches of similar length (`padding`); `prefixes` are prefilled answers.
 
         `suffixes` (prompts, n, D): embeddings inserted into each prompt (`models/suffix.py`); not with prefixes, and thoughts have no
         room of their own. `known` answers by place are not generated again, a batch at a time; `keep` is given each new batch's.
