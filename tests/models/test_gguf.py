@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 from tests.models.gguf_made import TEXT, as_gguf, model_of
 from titer.core.errors import TiterError
 from titer.models.checkpoint import open_checkpoint
+from titer.models.compatible import comparable, configured_apart, parameters_apart
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding, load, read_tokenizer
-from titer.models.weights import shapes_of, skeleton
+from titer.models.weights import difference, shapes_of, skeleton
 
 
 def logits(lm, texts=TEXT) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -36,6 +37,20 @@ def test_weights_names_and_answers_are_those_of_the_model_it_was_made_of(kind: s
     assert read_tokenizer(held).get_vocab() == lm.tokenizer.get_vocab()
     assert held.window == 128
     assert skeleton(held).layers == 2
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["head apart", "head tied"])
+def test_beside_the_model_it_was_made_of_nothing_but_rounding_is_told(tied: bool, tmp_path: Path) -> None:
+    """Its metadata are in single precision (1e-06 is 9.999999974752427e-07 there), and a tied head has no tensor in either."""
+    lm = model_of(tie_word_embeddings=tied)
+    lm.save(tmp_path / "whole")
+    whole = open_checkpoint(tmp_path / "whole")
+    for stored, told in (("F32", ""), ("F16", "float16")):
+        copy = open_checkpoint(as_gguf(lm, tmp_path / f"{stored}.gguf", stored))
+        comparable(whole, copy)
+        assert difference(whole, copy) == difference(copy, whole) == told
+        assert configured_apart(whole, copy) == parameters_apart("n", whole, copy) == []
+        assert torch.equal(copy.weight("lm_head.weight"), copy.weight("model.embed_tokens.weight")) == tied
 
 
 @pytest.mark.parametrize("stored", ["F16", "BF16", "Q8_0", "Q5_1", "Q4_0", "Q4_K", "Q6_K"])

@@ -27,7 +27,7 @@ from titer.data import templates, thoughts
 from titer.data.rendering import DATE
 from titer.models.gguf_file import Gguf, gguf_in, gguf_parts
 from titer.models.lora_weights import HEADS, Adapter, LoraChange, is_adapter
-from titer.models.names import Names, Origin, alias, made, named, outline
+from titer.models.names import Names, Origin, alias, made, named, outline, tied_to
 from titer.models.quantised import Stored, quantisation
 from titer.models.remote_code import OwnCode, apart, check_code, code_files, unasked
 from titer.models.safetensors_io import INDEX, check_files, read_json, tensor_files, weightless
@@ -103,7 +103,8 @@ class Checkpoint(Record):
     def names(self) -> Names:
         """Which stored tensors each parameter is made of; a GGUF file's go by the parameters' names already."""
         if self.gguf:
-            return Names({name: Origin({name: (name,)}, self._stored.shape(name)[0]) for name in self.held}, {}, ())
+            origins = {name: Origin({name: (name,)}, self._stored.shape(name)[0]) for name in self.held}
+            return Names(origins, tied_to(self.outline, origins), ())
         return named(self.outline, self.held, lambda name: self._stored.shape(name)[0])
 
     @cached_property

@@ -73,8 +73,15 @@ def configured_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
     alike = first.config.get("model_type") == second.config.get("model_type")  # else one is a wrapper around the other's text model
     with opening(first), opening(second):
         one, other = (_fields((c.configuration if alike else _text(c)).to_dict()) for c in (first, second))
-    differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    differing = sorted(name for name in one.keys() | other.keys() if _single(one.get(name)) != _single(other.get(name)))
     return [f"{visible(name, 60)}: {visible(str(one.get(name)), 40)}, {visible(str(other.get(name)), 40)}" for name in differing]
+
+
+def _single(value: Any) -> Any:
+    """Numbers to the seven digits of single precision, in which a GGUF file holds them and a model computes."""
+    if isinstance(value, list | tuple):
+        return [_single(one) for one in value]
+    return float(f"{value:.6e}") if isinstance(value, float) else value
 
 
 def _text(checkpoint: Checkpoint) -> Any:

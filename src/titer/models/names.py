@@ -88,7 +88,7 @@ def named(model: Any, stored: Iterable[str], shape: Callable[[str], tuple[int, .
         for name, empty in made(model, whole, lambda one: torch.empty(shape(one), device="meta")).items():
             origins[name] = replace(whole, shape=tuple(empty.shape))
     ignored = (*MASKS, *(model._keys_to_ignore_on_load_unexpected or ()))  # which the architecture says may stand there unused
-    return Names(origins, _tied(model, origins), tuple(name for name in unused if not any(re.search(one, name) for one in ignored)))
+    return Names(origins, tied_to(model, origins), tuple(name for name in unused if not any(re.search(one, name) for one in ignored)))
 
 
 def alias(name: str, known: Container[str]) -> str:
@@ -116,7 +116,7 @@ def made(model: Any, origin: Origin, read: Callable[[str], torch.Tensor]) -> dic
     return {name: one[0] if isinstance(one, list) else one for name, one in found.items()}
 
 
-def _tied(model: Any, origins: Mapping[str, Origin]) -> dict[str, str]:
+def tied_to(model: Any, origins: Mapping[str, Origin]) -> dict[str, str]:
     """As transformers ties: where both of a pair are stored, each is its own (a head beside a configuration that calls it tied)."""
     pairs = dict(getattr(model, "all_tied_weights_keys", None) or {})
     held: dict[str, str] = {}
