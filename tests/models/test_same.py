@@ -79,6 +79,9 @@ def test_fields_that_compute_nothing_are_passed_over(folder: Path) -> None:
         use_cache=False,
         attention_dropout=0.5,
         eos_token_id=2,
+        is_llama_config=True,  # as SmolLM2's has it, and no copy that another program wrote
+        rope_interleaved=False,
+        **{"transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}},
     )
     assert configured_apart(open_checkpoint(folder), second) == []
 

@@ -20,7 +20,7 @@ IDLE = {  # fields of a configuration that compute nothing when a model answers
     *("id2label", "label2id", "problem_type", "return_dict", "output_hidden_states", "output_attentions", "output_router_logits"),
     *("task_specific_params", "chunk_size_feed_forward", "pretraining_tp", "router_aux_loss_coef", "router_z_loss_coef"),
     *("initializer_range", "initializer_factor", "gradient_checkpointing", "unsloth_version", "unsloth_fixed", "torchscript"),
-    "name_or_path",
+    *("name_or_path", "is_llama_config", "rope_interleaved", "transformers.js_config", "model_max_length", "tokenizer_class"),  # of the hub
 }
 IDLE_ENDS = ("dropout", "_drop", "_pdrop", "_token_id", "_token_index", "dropout_prob", "_implementation", "initializer_range")
 
