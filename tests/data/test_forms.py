@@ -290,6 +290,24 @@ def test_pairs_whose_prompts_differ_are_left_out_of_transcripts(tmp_path: Path) 
     assert good.left_out == {"whose two answers follow different prompts": 1, "with an empty turn": 1}
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "conversations": [{"from": "human", "value": "a"}],
+            "chosen": {"from": "gpt", "value": "b"},
+            "rejected": {"from": "gpt", "value": "c"},
+        },
+        {"input": {"messages": [USER], "tools": []}, "preferred_output": [BOT], "non_preferred_output": [{**BOT, "content": "c"}]},
+    ],
+)
+def test_pairs_in_the_forms_of_trainers(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = put(tmp_path, {**row, "harmful": True})
+    good, bad = preferences(path)
+    assert (good.rows, bad.rows) == ((("a", True, "b", None),), (("a", True, "c", None),))
+    assert read_text(path, True).rows == (("a", True, "c", "b"),)
+
+
 def test_what_is_needed_decides_between_readings_and_an_option_overrides(tmp_path: Path) -> None:
     pair = {"chosen": [USER, BOT], "rejected": [USER, {**BOT, "content": "c"}]}
     path = put(tmp_path, {"prompt": "a", **pair, "messages": [USER, {**BOT, "content": "d"}]})

@@ -23,7 +23,7 @@ from titer.core.errors import TiterError, unknown, visible
 from titer.data import formats
 from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, EARLIER, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SAFE, SEEN, SYSTEM, UNSAFE
 from titer.data.readers import Row, whole
-from titer.data.turns import LeftOut, Turn, besides, conversation, is_transcript, plain_text, transcript, with_system, written
+from titer.data.turns import LeftOut, Turn, besides, conversation, is_asked, is_transcript, plain_text, transcript, with_system, written
 
 Parsed = tuple[str, bool | None, str | None, str | None]  # prompt, harmful, comply, refuse
 Reading = Literal["plain", "alpaca", "chat", "preference", "unpaired"]
@@ -39,6 +39,7 @@ WORDS = NUMBERS | dict.fromkeys(("unsafe", *HARMS), True) | dict.fromkeys(("safe
 OF_SAFE = {word: not said for word, said in (NUMBERS | YES).items()} | {"safe": False, "unsafe": True}
 WISHES = {"desirable": True, "undesirable": False, "chosen": True, "rejected": False, "accepted": True, "good": True, "bad": False}
 WISH = ("kto_tag", "label")  # whether a completion is wanted: LLaMA-Factory's column, TRL's
+OPENAI_PAIR = ("preferred_output", "non_preferred_output")
 TREE = {"message_id", "text", "role"}  # OpenAssistant's tree: one row for each message
 
 
@@ -52,9 +53,21 @@ class Shape(NamedTuple):
 
 
 def straight(rows: Iterable[Row]) -> list[Row]:
-    """The rows with all turns as lists: a .csv file has them as JSON, and a column may have a single turn."""
+    """The rows with all turns as lists (a .csv file has them as JSON, and a column may have a single turn), and pairs in one form."""
     columns = (*CHAT, *PREFERENCE, "prompt", "completion")
-    return [(where, {key: _turns_of(value) if key in columns else value for key, value in row.items()}) for where, row in rows]
+    return [(where, _paired({key: _turns_of(value) if key in columns else value for key, value in row.items()})) for where, row in rows]
+
+
+def _paired(row: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's pairs and LLaMA-Factory's (beside a conversation without its answer), with the column prompt; other rows as they are."""
+    asked = row.get("input")
+    if isinstance(asked, Mapping) and set(OPENAI_PAIR) <= set(row):
+        rest = {key: value for key, value in row.items() if key not in ("input", *OPENAI_PAIR)}
+        return {**rest, "prompt": asked.get("messages"), **{name: row[key] for name, key in zip(PREFERENCE, OPENAI_PAIR, strict=True)}}
+    if all(_filled(row.get(key)) for key in PREFERENCE) and not any(_filled(row.get(key)) for key in PROMPT):
+        column = next((key for key in CHAT if is_asked(row.get(key))), "")
+        return {"prompt" if key == column else key: value for key, value in row.items()}
+    return row
 
 
 def _turns_of(value: Any) -> Any:

@@ -138,6 +138,12 @@ def is_transcript(value: Any) -> bool:
     return isinstance(value, str) and re.match(r"\s*Human: ?", value) is not None and "\n\nAssistant:" in value
 
 
+def is_asked(value: Any) -> bool:
+    """Whether turns end with the user's."""
+    last = value[-1] if isinstance(value, list) and value else None
+    return isinstance(last, Mapping) and ROLES.get(str(_of(last, SAYS[0])).lower()) == "user"
+
+
 def with_system(said: tuple[Turn, ...], where: str, text: Any) -> tuple[Turn, ...]:
     """The turns behind a system text that stands in a column of its own. Errors: turns that begin with another one."""
     if not isinstance(text, str) or not text.strip():
