@@ -70,7 +70,7 @@ def test_what_the_prompts_can_show_is_said_before_they_are_asked(titer: Titer, h
     told = titer(*AUDIT, *gate("unsafe_refused drops > 5", "safe_refused > 20"), "--dry-run", "--json").json["shows"]
     assert "8 unsafe prompts are enough to fail a true change of" not in told  # 8 prompts: computed, or said that none does
     assert "unsafe_refused drops > 5: 8 prompts are enough to fail a true change of 7" in told
-    assert "0%; more prompts are needed to pass" in told
+    assert "0%; ask more prompts (--prompts auto)" in told
     assert "safe_refused > 20: 8 prompts are enough to fail a true rate above" in told
     assert not (here / "runs").exists()
 

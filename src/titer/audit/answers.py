@@ -47,13 +47,22 @@ def generated(pipeline: Pipeline, model: Model, asked: Mapping[str, Asked], deco
 
 
 def verdicts_of(pipeline: Pipeline, models: Sequence[Model], asked: Mapping[str, Asked], decoding: Decoding) -> pd.DataFrame:
-    """Judged answers of every model on every set, with the columns `model` and `place` (of the prompt in its set)."""
+    """Judged answers of every model on every set, with the columns `model` and `place` (of the prompt in its set). Tells the refusals."""
     tables = []
     for model in models:
         for one in asked.values():
             table = pipeline.verdicts(model, one.on(pipeline, model), one.judge, one.decoding(decoding), BATCH)
             tables.append(table.assign(model=model.name, place=range(len(table))))
-    return pd.concat(tables, ignore_index=True)
+    found = pd.concat(tables, ignore_index=True)
+    pipeline.reporter.tell(refusals(found))
+    return found
+
+
+def refusals(verdicts: pd.DataFrame) -> str:
+    """In a line, before the page stands: the share of each model's judged unsafe and safe answers that refuse."""
+    mine = verdicts[verdicts.kind.isin(["unsafe", "safe"]) & ~verdicts.outcome.isin(UNJUDGED)]
+    shares = (mine.outcome == "refused").groupby([mine.model, mine.kind], sort=False).mean()
+    return "refused: " + "; ".join(f"{model}, {kind} prompts {share:.0%}" for (model, kind), share in shares.items())
 
 
 def anywhere(verdicts: pd.DataFrame, judge: Judge) -> pd.DataFrame:

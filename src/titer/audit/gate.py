@@ -25,6 +25,7 @@ from titer.probes.uncertainty import MEASURES
 
 UNKNOWN = Interval(math.nan, math.nan, math.nan)
 TURNED = "turned_layers"
+COARSE = 20.0  # points beyond a limit: where only more than that fails, more prompts are advised
 MOVED = {"drops": "dropped", "rises": "rose"}
 
 
@@ -101,7 +102,8 @@ def _foreseen(one: Limit, total: int) -> str:
         if math.isnan(least)
         else f"{total} prompts are enough to fail a true change of {_points(least)} or more"
     )
-    more = "" if passes >= POWER else "; more prompts are needed to pass (--prompts auto)"
+    enough = passes >= POWER and least <= one.at + COARSE
+    more = "" if enough else "; ask more prompts (--prompts auto)"
     return f"{fails}; if nothing changed, the limit passes with probability {passes:.0%}{more}"
 
 

@@ -202,6 +202,7 @@ def restored(
     rows: list[dict[str, object]] = []
 
     def share(way: str, part: Part) -> float:
+        pipeline.reporter.tell(f"  {way}: {part.name}")
         refused = bench.refused(way, part)[open_]
         found = wilson(int((~refused if way == REVERSE else refused).sum()), len(refused))
         names = {"change": change.name, "part": part.name, "kind": part.kind, "first": part.layers[0], "last": part.layers[1], "way": way}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from typing import Annotated
 
 import typer
@@ -55,7 +57,13 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 def main() -> None:
-    """Run the command line. Each foreseen error ends it with one clear message and an exit status."""
+    """Run the command line. Each foreseen error ends it with one clear message and an exit status.
+
+    SIGTERM, which schedulers and `timeout` send, ends it as Ctrl-C does: an audit still writes its page. Not in one of several processes,
+    which their launcher ends together.
+    """
+    if "LOCAL_RANK" not in os.environ and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         check_surroundings()
         app()

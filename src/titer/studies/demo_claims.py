@@ -200,7 +200,9 @@ def _null_space() -> list[Row]:
             _refused(f"random as {part}"),
             "random subspaces of as many dimensions",
             0.05,
-            note=lambda found: f"refused: {_refused(part)(found):.0%} with this part alone, {_refused('none')(found):.0%} without ΔW",
+            note=lambda found: (
+                f"refused: {_refused(part)(found):.0%} with this part alone, {_refused('none')(found):.0%} without any change in these matrices"
+            ),
             needs=("kept",),
         )
 

@@ -222,9 +222,9 @@ def _tile(one: Headline, found: Sequence[Found]) -> Tile:
         return sum(seed.rate(model, one.asked, one.outcome) for seed in found) / len(found)
 
     rates = [seed.rate(one.model, one.asked, one.outcome) for seed in found]
-    beside = f"; before {mean(one.before):.0%}" if one.before else ""
+    beside = f"; {one.before}: {mean(one.before):.0%}" if one.before else ""
     if len(found) == 1:
         _, low, high = wilson(*found[0].count(one.model, one.asked, one.outcome))
         return Tile(one.label, f"{mean(one.model):.1%}", f"[{low:.1%}, {high:.1%}]{beside}")
     units = "bases" if any(seed.base for seed in found) else "seeds"
-    return Tile(one.label, f"{mean(one.model):.1%}", f"{len(found)} {units}: {min(rates):.0%} to {max(rates):.0%}{beside}")
+    return Tile(one.label, f"{mean(one.model):.1%}", f"{len(found)} {units}: {min(rates):.1%} to {max(rates):.1%}{beside}")
