@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from tests.commands import Trial
+from tests.commands import Trial, furnish
 
 pytestmark = pytest.mark.long
 
@@ -26,3 +29,14 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_result(command: str, tr
 @pytest.mark.parametrize("command", TRIED)
 def test_two_equal_commands_at_once_end_with_one_result(command: str, trial: Trial) -> None:
     trial.paired(command, trial.folder / f"paired-{command}", random.Random(2))
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path: Path) -> None:
+    furnish(tmp_path)
+    words = ["finetune", "m", "--data", "b.jsonl", "--examples", "8", "--batch", "4", "--epochs", "100000", "--lr", "1e-3"]
+    command = subprocess.Popen([sys.executable, "-m", "titer", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert command.stderr is not None
+    command.stderr.readline()  # it has begun
+    command.terminate()
+    assert "stopped. Run the same command again to go on from here." in command.stderr.read()
+    assert command.wait() == 1
