@@ -34,9 +34,9 @@ def test_two_equal_commands_at_once_end_with_one_result(command: str, trial: Tri
 def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path: Path) -> None:
     furnish(tmp_path)
     words = ["finetune", "m", "--data", "b.jsonl", "--examples", "8", "--batch", "4", "--epochs", "100000", "--lr", "1e-3"]
-    command = subprocess.Popen([sys.executable, "-m", "titer", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    assert command.stderr is not None
-    command.stderr.readline()  # it has begun
-    command.terminate()
-    assert "stopped. Run the same command again to go on from here." in command.stderr.read()
-    assert command.wait() == 1
+    with subprocess.Popen([sys.executable, "-m", "titer", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as command:
+        assert command.stderr is not None
+        command.stderr.readline()  # it has begun
+        command.terminate()
+        assert "stopped. Run the same command again to go on from here." in command.stderr.read()
+    assert command.returncode == 1
