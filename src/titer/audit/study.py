@@ -255,7 +255,7 @@ class Within:
     def read(self, model: Model) -> None:
         """Run the probes that need the loaded model."""
         pipeline, asked, part, name = self._bench, self._asked, self.lacking.part, model.name
-        pipeline.reporter.tell(f"{name}: measured inside")
+        pipeline.reporter.tell(f"{name}: measuring inside")
         with part("separation inside", name):
             self._found["separation"][name] = inside.separation(pipeline, model, asked.safe, asked.unsafe)
         with part("sensitivity", name):
