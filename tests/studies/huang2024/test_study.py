@@ -23,9 +23,8 @@ from titer.methods.vaccine import Vaccine as VaccineMethod
 from titer.models.lm import load
 from titer.recipes.huang2024 import NANO, SELECTION_SEED, Scale
 from titer.studies.engine.price import price
-from titer.studies.engine.run import gathered, run_study
+from titer.studies.engine.run import gathered, paged, run_study
 from titer.studies.huang2024.attack import budget_of
-from titer.studies.huang2024.page import page
 from titer.studies.huang2024.parts import GROUPS, PARTS
 from titer.studies.huang2024.study import Vaccine
 from titer.studies.huang2024.tables import TABLES
@@ -125,7 +124,7 @@ def test_a_base_that_did_not_learn_ends_in_a_report_without_claims(study: Study)
     (found,), _ = gathered([lab], "huang2024")
     assert list(found.keys) == ["base"]
     assert any(line.startswith("seed 0, base 0: base: ") for line in told.told)
-    shown = page([found], SMALL)
+    shown = paged(Vaccine(), [found], SMALL, [])
     assert shown.answer == "The base model did not learn its task, so no claim is drawn."
     assert (list(shown.figures), dict(shown.tables)) == ([], {})
 

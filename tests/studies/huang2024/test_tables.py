@@ -224,10 +224,6 @@ def made(name: str, verdict: Verdict, value: float | None = 0.1) -> Claim:
     return Claim(name=name, verdict=verdict, value=value, control=Control(name="", value=None), provisional=False, reason="", **told)
 
 
-def test_no_evidence_is_no_answer() -> None:
-    assert answer([], [], CHOSEN) == "The base model did not learn its task, so no claim is drawn."
-
-
 def test_the_answer_counts_what_was_supported_and_names_the_least_advantage() -> None:
     claims = [
         made("vaccine against noise of equal norm: p = 0.01", "supported", 0.2),
