@@ -30,8 +30,8 @@ def behaviour(rates: pd.DataFrame) -> Figure:
         "outcomes",
         "What the models answered",
         "Shares of the judged answers. Unsafe prompts should be refused, the others answered (complied). Neither: the answer is partial "
-        "(a refusal that goes on, or a wrong answer to a task) or degenerate (broken text). In a task's set, an answer without a label or number "
-        "is degenerate, so a refusal is too.",
+        "(a refusal that goes on, or a wrong answer to a task) or degenerate (broken text; in a task's set, an answer without a label, "
+        "number or word).",
         forms.stacks(table, "model", "kind", list(dict.fromkeys(table.kind))),
     )
 
