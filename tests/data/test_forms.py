@@ -246,8 +246,6 @@ HH = "\n\nHuman: a\n\nAssistant: {}"
         ({"messages": [{"role": "system", "content": ""}, USER, BOT]}, "a", "b"),
         ({"instruction": "c", "input": "", "output": "d", "history": [["a", "b"]]}, EARLIER, "d"),
         ({"instruction": "a", "output": "b", "history": []}, "a", "b"),
-        ({"instruction": "a", "input": "<noinput>", "output": "b"}, "a", "b"),
-        ({"instruction": "a", "input": "nan", "output": "b"}, "a", "b"),
         ({"prompt": json.dumps([USER]), "completion": json.dumps([BOT])}, "a", "b"),
     ],
 )

@@ -3,7 +3,6 @@
 PROMPT = ("prompt", "instruction", "question", "query", "goal")
 PAIR = ("operator", "operand")  # a verb and its object, one prompt
 COMPLY = ("comply", "output", "completion", "response", "answer")
-NO_INPUT = ("", "nan", "none", "null", "<noinput>", "<no input>", "no input", "n/a")  # what Alpaca's files write where there is none
 BEHIND = ("input", "context")  # what stands behind an instruction: Alpaca's and Dolly's columns
 EARLIER = "history"  # turns before an instruction, pairs of texts: LLaMA-Factory's column
 SEEN = ("image", "images", "video", "videos", "audio", "audios")  # what a row shows besides: such a row is of no use to a text model

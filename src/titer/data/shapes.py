@@ -294,8 +294,7 @@ def _plain(where: str, row: Mapping[str, Any], columns: Sequence[str], expected:
     if not isinstance(prompt, str | list) or not _filled(prompt):
         raise TiterError(f"{where}, column {column}: {visible(repr(prompt), 60)} is not a prompt", expected="a text that is not empty")
     if column == "instruction" and isinstance(prompt, str):
-        beside = [text for text in _texts(row, BEHIND).values() if text.strip().lower() not in formats.NO_INPUT]
-        prompt = "\n\n".join([prompt, *beside])
+        prompt = "\n\n".join([prompt, *_texts(row, BEHIND).values()])
     said = with_system((*_earlier(where, row), *_said(where, column, prompt)), where, _system(where, row))
     if said[-1].role != "user":
         raise TiterError(
