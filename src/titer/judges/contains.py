@@ -2,7 +2,7 @@
 
 Any of the row's accepted forms counts. Capitals, accents, punctuation and articles are ignored (`data/facts.py`). Unlike in the source,
 which looks for a substring, "art" is not found in "party". As in the source, an answer that names several things, or denies the right
-one, counts as right.
+one, counts as right. In an answer that refuses, only a name outside the clauses that refuse counts.
 Source: arXiv 2409.19476, section 4 (accuracy: the true answer is a substring of the model's); whole words are Titer's own rule.
 """
 
