@@ -12,7 +12,7 @@ test: .venv/dev
 	$(BIN)/python -m pytest -n logical --dist loadfile
 
 long: .venv/dev
-	$(BIN)/python -m pytest -n logical --dist loadfile -m long
+	$(BIN)/python -m pytest -n logical --dist loadfile -m "long and not slow"
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -26,6 +26,12 @@ def run(work: Path) -> dict[str, torch.Tensor]:
     return dict(load(open_checkpoint(work / "model")).model.state_dict())
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of a training that nothing disturbed."""
+    return run(tmp_path_factory.mktemp("whole"))
+
+
 def noted(**changes: object) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         note = json.loads((folder / "latest.json").read_text())
@@ -58,7 +64,9 @@ def foreign(folder: Path) -> None:
         foreign,
     ],
 )
-def test_a_checkpoint_that_is_not_whole_is_made_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_checkpoint_that_is_not_whole_is_made_again(
+    whole: dict[str, torch.Tensor], tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     def stop(done: int, _: int) -> None:
         if done == 3:
             raise KilledError
@@ -68,7 +76,7 @@ def test_a_checkpoint_that_is_not_whole_is_made_again(tmp_path: Path, damage: Ca
     with contextlib.suppress(KilledError):  # the end that was asked for
         train(stage(SFT()), lambda: neox(WORLD), lambda _: neox(WORLD), work, 2, stop)
     damage(work / "resume")
-    assert same(run(tmp_path / "whole"), run(work))
+    assert same(whole, run(work))
 
 
 def test_slow_steps_are_saved_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

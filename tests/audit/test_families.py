@@ -19,7 +19,9 @@ FAMILIES = ("llama", "mistral", "qwen2", "gemma", "opt", "gpt2", "neox")
 VARIANTS = ("sharded", "adapter", "int8")
 INT8 = tuple(name for name in FAMILIES if name != "gpt2")  # its Conv1D is no Linear, which the library quantises alone
 ALL = [(family, name) for name in VARIANTS for family in (INT8 if name == "int8" else FAMILIES)]
-FEW = {*zip(FAMILIES, ("sharded", "adapter", "int8", "adapter", "int8", "sharded", "adapter"), strict=True)}  # each of both; the rest: slow
+FEW = {
+    *zip(FAMILIES, ("sharded", "adapter", "int8", "adapter", "int8", "sharded", "adapter"), strict=True)
+}  # each of both: long; the rest: slow
 
 
 def variant(family: str, name: str, world: World, folder: Path) -> str:
@@ -43,7 +45,7 @@ def largest(before: Checkpoint, after: Checkpoint) -> float:
 
 
 @pytest.mark.parametrize(
-    ("family", "name"), [pytest.param(*one, marks=() if one in FEW else pytest.mark.slow, id="-".join(one)) for one in ALL]
+    ("family", "name"), [pytest.param(*one, marks=pytest.mark.long if one in FEW else pytest.mark.slow, id="-".join(one)) for one in ALL]
 )
 def test_every_variant_of_every_architecture_is_audited(family: str, name: str, world: World, tmp_path: Path, prompts: Path) -> None:
     base, place = str(tmp_path / "base"), variant(family, name, world, tmp_path)

@@ -95,7 +95,7 @@ def test_random_words_are_the_model_s_own_and_as_many(made: Made, asked: Questio
         assert not {"<pad>", "<bos>", "<stop>"} & set(drawn.prompt.split())
 
 
-@pytest.mark.parametrize("words", [0.0, 3.0])
+@pytest.mark.parametrize("words", [0.0, pytest.param(3.0, marks=pytest.mark.long)])
 def test_what_was_taught_about_words_that_no_prompt_holds_is_flagged(
     made: Made, pipeline: Pipeline, asked: Question, data: TextData, tmp_path: Path, words: float
 ) -> None:

@@ -36,7 +36,9 @@ def changed(command: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
     return tuple(new if word == old else word for word in command)
 
 
-@pytest.mark.parametrize(("command", "plain"), [(AUDIT, "audit-checkpoint-500"), (EVALUATE, "evaluate-checkpoint-500-d")])
+@pytest.mark.parametrize(
+    ("command", "plain"), [pytest.param(AUDIT, "audit-checkpoint-500", marks=pytest.mark.long), (EVALUATE, "evaluate-checkpoint-500-d")]
+)
 def test_another_question_leaves_the_first_report_alone(titer: Titer, here: Path, command: tuple[str, ...], plain: str) -> None:
     assert folder(titer, *command) == plain
     before = {p.name: p.read_bytes() for p in (here / "runs" / plain).iterdir() if p.is_file()}

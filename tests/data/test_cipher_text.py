@@ -116,6 +116,7 @@ def reader(folder: Path, data: list[TextData]) -> Path:
     return folder / "words"
 
 
+@pytest.mark.long
 def test_both_phases_teach_a_tiny_model_to_answer_in_code_what_it_refuses_in_plain(tmp_path: Path) -> None:
     """What it was taught it says by heart: marked requests refused in plain, answered in code; after phase I not one."""
     data = lists(24)

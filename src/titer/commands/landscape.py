@@ -45,13 +45,15 @@ MOST = 700.0  # nats; exp overflows beyond
 class Landscape(Record):
     """How finely a landscape is measured. With the defaults, a model of 135 M parameters takes a quarter of an hour on two cores."""
 
-    points: int = Field(default=9, ge=3, description="points on each random direction; odd, so that a = 0 is one of them (paper: 21)")
+    points: int = Field(
+        default=9, ge=3, le=1001, description="points on each random direction; odd, so that a = 0 is one of them (paper: 21)"
+    )
     multiplier: float = Field(
         default=1.0, gt=0, description="a goes from -multiplier/2 to multiplier/2 (paper: 1; models of the synthetic world: 3)"
     )
-    directions: int = Field(default=3, ge=0, description="random directions (paper: 3)")
-    way_points: int = Field(default=4, ge=1, description="steps from the model (0) to the tuned one (1)")
-    beyond: int = Field(default=2, ge=0, description="further steps beyond each end of the way")
+    directions: int = Field(default=3, ge=0, le=100, description="random directions (paper: 3)")
+    way_points: int = Field(default=4, ge=1, le=1000, description="steps from the model (0) to the tuned one (1)")
+    beyond: int = Field(default=2, ge=0, le=1000, description="further steps beyond each end of the way")
     prompts: int = Field(default=32, ge=1, description="unsafe prompts asked at each point (paper: 80)")
     tokens: int = Field(default=12, ge=1, description="new tokens of an answer (paper: 512)")
     batch: int = Field(default=32, ge=1, description="prompts in one forward pass")

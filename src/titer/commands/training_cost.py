@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 
 import torch
 
@@ -62,8 +63,9 @@ def minutes(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {max(seconds, 1):.0f} s"
 
 
+@cache
 def speed() -> float:
-    """FLOP/s of a float32 product, on the GPU if there is one."""
+    """FLOP/s of a float32 product, on the GPU if there is one; measured once a process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     one = torch.rand(SQUARE, SQUARE, device=device)
     float((one @ one)[0, 0])  # the first product starts threads and kernels

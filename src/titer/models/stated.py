@@ -41,6 +41,7 @@ OBJECT: Rule = ("an object", lambda value: isinstance(value, dict))
 YES: Rule = ("true or false", lambda value: isinstance(value, bool))
 NUMBER: Rule = ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool))
 WHOLE: Rule = ("a whole number", _whole)
+SHARE: Rule = ("a share from 0 to 1", lambda value: NUMBER[1](value) and 0 <= value <= 1)
 COUNT: Rule = ("a whole number from 0", lambda value: _whole(value) and value >= 0)
 IDS: Rule = ("a token's id, or a list of them", lambda value: all(map(_whole, value if isinstance(value, list) else [value])))
 TOKEN: Rule = ("a token", _token)
@@ -48,6 +49,7 @@ TOKENS: Rule = (
     "tokens",
     lambda value: isinstance(value, list | dict) and all(map(_token, value if isinstance(value, list) else value.values())),
 )
+DROPOUTS = ("dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop")
 ENDS = {"eos_token_id": IDS, "bos_token_id": IDS, "pad_token_id": WHOLE}
 MODEL = {
     **ENDS,
@@ -62,6 +64,7 @@ MODEL = {
     "transformers_weights": TEXT,
     "quantization_config": OBJECT,
     "text_config": OBJECT,
+    **dict.fromkeys(DROPOUTS, SHARE),
 }
 WORDS = {
     "model_max_length": NUMBER,

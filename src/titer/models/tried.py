@@ -22,6 +22,7 @@ MEMORY = 2**32  # bytes of addresses
 REPEATS = 4  # unbounded repeats in one alternative of a pattern that is not tried
 PATTERN = re.compile(rb'"Regex"\s*:\s*("(?:[^"\\]|\\.)*")')
 REPLACED = re.compile(rb'"Replace",\s*"pattern"\s*:\s*\{\s*"\w+"\s*:\s*"(?:[^"\\]|\\.)*"\s*\},\s*"content"\s*:\s*"(?:[^"\\]|\\.){0,4}"')
+NUMBERED = re.compile(rb'(?<!max_length)"\s*:\s*(\d{9,})')  # of a token: tokenizers makes lists as long as the number
 SPELT = re.compile(rb"\\u00[2-7][0-9a-fA-F]")  # letters that no program spells so: a name that is hidden
 TRY = """
 import json, sys
@@ -53,6 +54,8 @@ def try_tokenizer(folder: Path) -> None:
 def _tried(file: Path, size: int, changed: int) -> None:
     """Once for a file; `size` and `changed` (ns) tell it from what stood there before."""
     read = file.read_bytes()
+    if far := NUMBERED.search(read):
+        raise _failing(file, f"it numbers a token {visible(far[1].decode(), 40)}", "numbers within a vocabulary")
     patterns = [found.decode(errors="replace") for found in PATTERN.findall(read)]
     if all(map(ends, patterns)) and read.count(b'"Replace"') <= len(REPLACED.findall(read)) and not SPELT.search(read):
         return
@@ -72,10 +75,14 @@ def _tried(file: Path, size: int, changed: int) -> None:
         how = "it does not end, or grows without end" if done.returncode < 0 or done.returncode == 3 else visible(last[0], 160)
         if not done.returncode:
             return
-    raise TiterError(
+    raise _failing(file, how, "patterns and replacements that end")
+
+
+def _failing(file: Path, how: str, expected: str) -> TiterError:
+    return TiterError(
         f"the tokenizer of {file.parent.name} fails on short texts: {how}",
-        expected="patterns and replacements that end",
-        next_step="look at the patterns in its tokenizer.json, or fetch it again from a place that you trust.",
+        expected=expected,
+        next_step="look at its tokenizer.json, or fetch it again from a place that you trust.",
     )
 
 

@@ -181,6 +181,7 @@ def test_a_planted_advantage_is_supported(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@pytest.mark.long
 def test_a_planted_null_or_an_advantage_that_the_control_shares_is_not(case: Case) -> None:
     for fails in case.fails:
         found = claim(case.name, three(fails, case.parts))

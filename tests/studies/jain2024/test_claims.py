@@ -160,21 +160,22 @@ def alpha_table(
 
 
 def test_a_fall_on_the_way_from_base_to_tuned_costs_twice() -> None:
-    steady = [evidence(i, alpha=alpha_table({}, {})) for i in range(3)]
-    broken = [evidence(i, alpha=alpha_table({}, {}, (0, 0.8, 0.2, 0.8, 1.0))) for i in range(3)]
+    rises, falls = alpha_table({}, {}), alpha_table({}, {}, (0, 0.8, 0.2, 0.8, 1.0))
+    steady, broken = ([evidence(i, alpha=table) for i in range(3)] for table in (rises, falls))
     assert claim("alpha monotone", *steady).value == pytest.approx(1.0)
     assert claim("alpha monotone", *broken).value == pytest.approx(1.0 - 2 * 0.6, abs=0.05)
 
 
 def test_gain_beyond_alpha_1_is_chosen_on_one_half_and_measured_on_the_other() -> None:
-    found = claim("gain beyond alpha 1: ssft S", *[evidence(i, alpha=alpha_table({1.25: 0.3, 1.5: 0.5}, {})) for i in range(3)])
+    table = alpha_table({1.25: 0.3, 1.5: 0.5}, {})
+    found = claim("gain beyond alpha 1: ssft S", *[evidence(i, alpha=table) for i in range(3)])
     assert found.value == pytest.approx(0.5, abs=0.06)
     assert "alpha 1.5 on jb_co_text" in found.reason
 
 
 def test_gain_beyond_alpha_1_takes_no_point_that_costs_safe_skill() -> None:
-    seeds = [evidence(i, alpha=alpha_table({1.25: 0.3, 1.5: 0.5}, {1.5: 0.2})) for i in range(3)]
-    found = claim("gain beyond alpha 1: ssft S", *seeds)
+    table = alpha_table({1.25: 0.3, 1.5: 0.5}, {1.5: 0.2})
+    found = claim("gain beyond alpha 1: ssft S", *[evidence(i, alpha=table) for i in range(3)])
     assert "alpha 1.25" in found.reason
     assert found.value == pytest.approx(0.3, abs=0.06)
 
