@@ -17,7 +17,7 @@ from titer.data.world import World
 from titer.models.checkpoint import open_checkpoint
 from titer.models.compatible import comparable, configured_apart, parameters_apart
 from titer.models.lm import load
-from titer.models.weights import blend, difference, skeleton
+from titer.models.weights import DIFFER, blend, difference, skeleton
 from titer.probes.weight_change import overall, weight_change
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -190,3 +190,48 @@ def test_a_wrapper_is_compared_with_its_text_model_alone(world: World, tmp_path:
     other = put(model("llama", world), world, tmp_path / "llama")
     with pytest.raises(TiterError, match="two architectures"):
         comparable(open_checkpoint(wrapper), open_checkpoint(other))
+
+
+@pytest.mark.parametrize("family", ["llava", "smolvlm"])
+def test_a_wrapper_that_opens_as_pictures_and_text_alone_is_its_text_model(world: World, tmp_path: Path, family: str) -> None:
+    """SmolVLM calls the text model within otherwise (text_model): of every parameter but the head the two once had none in common."""
+    ids = {"vocab_size": len(world.tokenizer()), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    parts = {"text_config": {**GATED, **ids, "model_type": "llama"}, "vision_config": {**VISION, "model_type": "clip_vision_model"}}
+    parts = parts if family == "llava" else {**parts, "vision_config": VISION}
+    torch.manual_seed(0)
+    whole = transformers.AutoModelForImageTextToText.from_config(transformers.CONFIG_MAPPING[family](**parts)).float().eval()
+    text = transformers.LlamaForCausalLM(whole.config.text_config).eval()
+    text.model.load_state_dict((whole.model.language_model if family == "llava" else whole.model.text_model).state_dict())
+    text.lm_head.load_state_dict(whole.lm_head.state_dict())
+    wrapper, alone = put(whole, world, tmp_path / "whole"), put(text, world, tmp_path / "text")
+    rows = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        found = load(open_checkpoint(wrapper), "cpu").model(rows).logits
+        assert torch.equal(found, text(rows).logits)
+        text.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    tuned = put(text, world, tmp_path / "tuned")
+    for first, second in ((wrapper, alone), (alone, wrapper)):
+        one, other = open_checkpoint(first), open_checkpoint(second)
+        comparable(one, other)
+        assert difference(one, other) == ""
+        assert difference(open_checkpoint(first), open_checkpoint(tuned)) == DIFFER
+    table = weight_change(open_checkpoint(wrapper), open_checkpoint(tuned), skeleton(open_checkpoint(tuned)))
+    assert table[table.norm > 0].part.to_list() == ["mlp"]
+
+
+def test_models_that_share_hardly_a_name_are_not_compared(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = put(gemma3(world), world, tmp_path / "whole")
+    text = transformers.Gemma3ForCausalLM(gemma3(world).config.text_config).eval()
+    alone = put(text, world, tmp_path / "text")
+    monkeypatch.setattr("titer.models.names.WITHIN", ())  # as of a wrapper that calls it in a way of its own
+    with pytest.raises(TiterError, match="by other names"):
+        comparable(open_checkpoint(folder), open_checkpoint(alone))
+
+
+def test_a_model_that_reads_what_comes_later_is_refused(world: World, tmp_path: Path) -> None:
+    folder = put(model("llama", world), world, tmp_path / "m")
+    gemma = transformers.GemmaConfig(vocab_size=len(world.tokenizer()), head_dim=16, use_bidirectional_attention=True, **GATED)
+    put(transformers.GemmaForCausalLM(gemma).eval(), world, tmp_path / "g")
+    assert load(open_checkpoint(folder), "cpu")
+    with pytest.raises(TiterError, match="use_bidirectional_attention"):
+        load(open_checkpoint(tmp_path / "g"), "cpu")

@@ -61,8 +61,14 @@ def comparable(first: Checkpoint, second: Checkpoint) -> None:
     layers = [text.num_hidden_layers for text in texts]
     if layers[0] != layers[1]:
         raise TiterError(f"{first.label} has {layers[0]} layers, {second.label} {layers[1]}", expected=FAMILY)
+    shared, least = compared(first, second), min(len(first.names.used), len(second.names.used))
+    if 2 * len(shared) < least:
+        raise TiterError(
+            f"{first.label} and {second.label} call their parameters by other names: {len(shared)} of {least} have a counterpart",
+            expected=FAMILY,
+        )
     worded = first.word_tensors & {first.called(name) for name in second.word_tensors}
-    for name in compared(first, second):
+    for name in shared:
         one, other = first.shape(name)[0], second.shape(name)[0]
         if one != other and not (name in worded and one[1:] == other[1:]):
             raise TiterError(f"{visible(name, 120)} is {one} in {first.label} and {other} in {second.label}", expected=FAMILY)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXForCausalLM, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, GPTNeoXForCausalLM, LogitsProcessorList, StoppingCriteriaList
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
@@ -28,6 +28,7 @@ from titer.data.thoughts import left_open, opened, thinks
 from titer.models.checkpoint import Checkpoint, opening, stated_window
 from titer.models.context_windows import Completion, Decoding, Guide, Rooms, Turn, answers
 from titer.models.modes import as_stored, evaluating, own_settings_aside
+from titer.models.names import opener
 from titer.models.older import readable
 from titer.models.padding import Padding
 from titer.models.sites import Sites
@@ -304,6 +305,11 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with opening(checkpoint):
+        if getattr(checkpoint.configuration.get_text_config(decoder=True), "use_bidirectional_attention", None) in (True, "all"):
+            raise TiterError(
+                f"{checkpoint.label} reads every token with those behind it (use_bidirectional_attention), as PaliGemma does",
+                expected="a causal language model, which a token's likelihood can be asked of",
+            )
         check_fits(checkpoint, misshapen(checkpoint))
         check_plain(checkpoint)
         model, wrong = (_filled if checkpoint.quantised else _read)(checkpoint, getattr(torch, dtype))
@@ -320,7 +326,7 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
 
 def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """(the model as transformers loads its folder, its tensors that are missing or misshapen)."""
-    opened: Any = AutoModelForCausalLM.from_pretrained(
+    opened: Any = opener(checkpoint.configuration).from_pretrained(
         checkpoint.path,
         config=checkpoint.configuration,
         dtype=dtype,
@@ -343,7 +349,7 @@ def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]
         del config.quantization_config
     config._attn_implementation = _attention(checkpoint.window)
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=checkpoint.runs_code)
+        model = opener(config).from_config(config, dtype=dtype, trust_remote_code=checkpoint.runs_code)
     model.tie_weights()
     if not checkpoint.gguf and (checkpoint.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)

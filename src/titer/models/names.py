@@ -14,14 +14,28 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from titer.core.errors import TiterError, visible
 from titer.models.stream_norm import StreamNormForCausalLM  # noqa: F401  (registers the variant with transformers)
 
+WITHIN = ("language_model", "text_model")  # what a vision-language wrapper calls its text model
 MASKS = (r"\.rotary_emb\.inv_freq$", r"\.attn\.masked_bias$")  # that older files hold
+
+
+def opener(config: Any) -> Any:
+    """transformers' class that opens a configuration: that of causal language models, else that of text and pictures together where the
+    text model within is a decoder. No picture is ever shown to it."""
+    wrapper = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and config.get_text_config(decoder=True) is not config
+    only = wrapper and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    return AutoModelForImageTextToText if only else AutoModelForCausalLM
 
 
 def outline(config: Any, trusted: bool) -> Any:
@@ -29,7 +43,7 @@ def outline(config: Any, trusted: bool) -> Any:
     config = deepcopy(config)
     config._attn_implementation = "eager"  # which every architecture has: nothing is computed here
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+        return opener(config).from_config(config, trust_remote_code=trusted)
 
 
 @dataclass(frozen=True)
@@ -93,10 +107,12 @@ def named(model: Any, stored: Iterable[str], shape: Callable[[str], tuple[int, .
 
 def alias(name: str, known: Container[str]) -> str:
     """The one of `known` that stands for another model's `name` of it: a vision-language wrapper holds its text model within it, as
-    `model.language_model.X`, whose own file says `model.X`; `name` itself where there is none."""
-    within = ".language_model."
-    other = name.replace(within, ".", 1) if within in name else name.replace(".", within, 1)
-    return other if name not in known and other in known else name
+    `model.language_model.X` or `model.text_model.X`, whose own file says `model.X`; `name` itself where there is none."""
+    if name in known:
+        return name
+    bare = ".".join(part for part in name.split(".") if part not in WITHIN)
+    places = (bare, *(place for within in WITHIN for place in (bare.replace(".", f".{within}.", 1), f"{within}.{bare}")))
+    return next((place for place in places if place in known), name)
 
 
 def made(model: Any, origin: Origin, read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
