@@ -17,6 +17,7 @@ import json
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,7 +179,9 @@ def _prepare_for_training(lm: LM, stage: Stage, parent: Path | None = None) -> N
             fan_in_fan_out=any(transposed(one) for one in linears(lm.model).values()),  # GPT-2's Conv1D
         )
         torch.manual_seed(seed_of(stage.seed, "adapter"))
-        lm.model = get_peft_model(lm.model, config)
+        with warnings.catch_warnings():  # peft reads a property that transformers has renamed
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            lm.model = get_peft_model(lm.model, config)
         if before:
             _put_back(lm.model, before, stage)
     lm.model.train()

@@ -100,3 +100,17 @@ def test_the_whole_probe_against_a_change_planted_by_hand(world: World, tmp_path
     kept = probe.column_space(base.sites.linear("mlp_up[0]").weight.detach(), probe.ENERGY)
     share = 1 - float((kept.T @ output).norm() / output.norm()) ** 2
     assert per_input[per_input.layer == 1].null_share.to_numpy() == pytest.approx(share, abs=1e-3)
+
+
+def test_a_pruned_weight_has_no_relative_change_and_no_column_space(world: World, tmp_path: Path) -> None:
+    pruned, tuned = neox(world), neox(world, seed=1)
+    with torch.no_grad():
+        pruned.sites.linear("mlp_up[0]").weight.zero_()
+    for name, lm in (("pruned", pruned), ("tuned", tuned)):
+        lm.save(tmp_path / name)
+    before, after = open_checkpoint(tmp_path / "pruned"), open_checkpoint(tmp_path / "tuned")
+    groups = [WorldSource(world=world, kind=kind).examples(np.arange(6)) for kind in ("safe", "unsafe")]  # type: ignore[arg-type]
+    _, found = probe.delta_w(before, after, load(after), *groups)
+    assert np.isnan(found.relative_norm[0])
+    assert (found["rank"][0], found.null_share[0]) == (0, pytest.approx(1))
+    assert found.relative_norm[1] > 0

@@ -7,6 +7,7 @@ which holds over all layers at once. The line below reports the rest.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -136,7 +137,7 @@ def _where(f: Findings, change: Change, control: Change | None) -> str:
 def _place(f: Findings, change: Change) -> str:
     """The part of the weights that changed distinctly more than any other."""
     size = f.sizes[f.sizes.change == change.name].sort_values("relative_norm", ascending=False)
-    if size.empty or not size.relative_norm.iloc[0] > 0:
+    if size.empty or not 0 < size.relative_norm.iloc[0] < math.inf:  # infinite: a part that was all zeros
         return ""
     largest, others = size.iloc[0], size.relative_norm.iloc[1:]
     where = f"the {PARTS.get(largest.part, largest.part)} weights"

@@ -54,8 +54,11 @@ def thin_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 def rank_at(values: torch.Tensor, energy: float) -> int:
-    """The smallest number of singular values that holds `energy` of their squares; at energy 1 the rank to float32's rounding."""
+    """The smallest number of singular values that holds `energy` of their squares; at energy 1 the rank to float32's rounding; 0 of a zero
+    matrix."""
     squares = values.double() ** 2
+    if not squares.any():
+        return 0
     held = torch.cumsum(squares, 0) / squares.sum()
     return int((held < energy - (1e-12 if energy == 1 else 1e-7)).sum()) + 1
 

@@ -56,7 +56,8 @@ def at_inputs(
     inputs, layers = [], []
     for i in sites.having(kind, "mlp_in"):
         pairs = changes_at(base, tuned, sites, f"{kind}[{i}]")
-        size = math.sqrt(sum(squares(c) for _, c in pairs) / sum(squares(w) for w, _ in pairs))
+        before = sum(squares(w) for w, _ in pairs)  # 0 of a layer that was pruned
+        size = math.sqrt(sum(squares(c) for _, c in pairs) / before) if before else math.nan
         moved = [(w, c) for w, c in pairs if len(pairs) == 1 or bool(c.any())]
         acting = [
             Acting(c, random_like(c, seed_of(seed, "delta_w", i, *([k] if k else []))), column_space(w, ENERGY))
