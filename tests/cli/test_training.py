@@ -155,7 +155,7 @@ def test_align_says_which_answers_it_trains(titer: Titer) -> None:
     command = ("align", "m", "--method", "booster", "--data", "a.jsonl", "--stream", "harmful=both.jsonl", "--steps", "2")
     expected = {"train": {"refuse": 8}, "harmful": {"comply": 5}}
     assert titer(*command, "--dry-run", "--json").json["streams"] == expected
-    assert "train: 8 refuse\nharmful: 5 comply" in titer(*command, "--dry-run").out
+    assert "train: 8 refusals\nharmful: 5 answers that comply" in titer(*command, "--dry-run").out
     assert titer(*command, "--json").json["streams"] == expected
 
 

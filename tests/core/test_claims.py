@@ -90,7 +90,7 @@ def test_worlds_of_different_numbers_of_bases_say_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "where"), [((0.4, 0.4), "above"), ((0.0, 0.0), "below"), ((0.0, 0.5), "holds the margin"), ((0.4, NAN), "not a number")]
+    ("values", "where"), [((0.4, 0.4), "above"), ((0.0, 0.0), "below"), ((0.0, 0.5), "includes the margin"), ((0.4, NAN), "not a number")]
 )
 def test_the_reason_says_where_the_interval_lies_and_the_note(values: tuple[float, ...], where: str) -> None:
     reason = settled(*values, note="only a leaning").reason

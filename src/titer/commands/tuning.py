@@ -37,6 +37,7 @@ from titer.stage import Lora, Optimiser, Stage
 Trained = Literal["comply", "refuse"]
 PAIR = ("preferred", "rejected")  # the streams of a method that learns from preferences: the same requests in the same order
 HARMFUL = "harmful"  # in any method, the stream of harmful requests with answers; a row's refusal is not used
+SAID = {"comply": "answers that comply", "refuse": "refusals"}
 PLACES = {"comply": 2, "refuse": 3}  # index of the answer in a row of TextData
 Share = Literal["align", "finetune", "test"]
 SHARES: tuple[Share, ...] = ("align", "finetune", "test")  # of a canary file
@@ -259,8 +260,8 @@ def counted(streams: Mapping[str, Stream]) -> dict[str, dict[str, int]]:
 
 
 def told(streams: Mapping[str, Stream]) -> str:
-    """One line for each stream: how many examples train which answer."""
-    return "\n".join(f"{name}: {', '.join(f'{n} {answer}' for answer, n in one.items())}" for name, one in counted(streams).items())
+    """One line for each stream: how many answers of which kind it trains."""
+    return "\n".join(f"{name}: {', '.join(f'{n} {SAID[answer]}' for answer, n in one.items())}" for name, one in counted(streams).items())
 
 
 def notes(streams: Mapping[str, Stream]) -> list[str]:

@@ -24,7 +24,7 @@ SEEDS_FOR_A_VERDICT = 3
 WHY = {
     "supported": "the interval lies wholly above the margin",
     "not supported": "the interval lies wholly below the margin",
-    "inconclusive": "the interval holds the margin",
+    "inconclusive": "the interval includes the margin",
 }
 ALONE = "one base has no interval: ask for more (--bases, --seeds)"
 UNMADE = "the statistic is not a number on every base"

@@ -19,7 +19,7 @@ def promised(study: Study) -> str:
 def _claim(row: Row, source: str) -> list[str]:
     paper = [f"      in the paper: {row.paper}"] if row.paper else []
     return [
-        f"  {row.name} ({row.source or source}, {row.where})",
+        f"  {row.name} ({', '.join(filter(None, (row.source or source, row.where)))})",
         f"      {row.statement}",
         f"      statistic: {row.statistic}; margin {row.margin:.3g}",
         f"      control: {row.against}",
