@@ -119,7 +119,7 @@ def processor(listed: Path = Path("/proc/cpuinfo")) -> str:
     except OSError:  # not Linux
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(filter(None, [*names, platform.processor(), platform.machine()]), "unknown")
+    return next(filter(None, names), "") or platform.processor() or platform.machine() or "unknown"  # processor() starts a program
 
 
 def git_state() -> str:

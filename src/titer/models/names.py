@@ -7,10 +7,12 @@ stored tensors is made when it is asked for, so that no model is ever whole in m
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -38,12 +40,30 @@ def opener(config: Any) -> Any:
     return AutoModelForImageTextToText if only else AutoModelForCausalLM
 
 
+@dataclass(frozen=True)
+class Described:
+    """A configuration, equal to another that says the same."""
+
+    kind: type
+    text: str
+    trusted: bool
+    config: Any = field(compare=False)
+
+
 def outline(config: Any, trusted: bool) -> Any:
-    """The model that a configuration describes, on no device. Errors: what transformers raises."""
-    config = deepcopy(config)
+    """The model that a configuration describes, on no device; of equal ones the same, to be read only. Errors: what transformers raises."""
+    said = config.to_dict()
+    if not trusted:  # else it is where the code lies
+        said.pop("_name_or_path", None)
+    return _outline(Described(type(config), json.dumps(said, sort_keys=True, default=repr), trusted, config))
+
+
+@lru_cache(maxsize=8)  # the models of a fleet are of one architecture
+def _outline(asked: Described) -> Any:
+    config = deepcopy(asked.config)
     config._attn_implementation = "eager"  # which every architecture has: nothing is computed here
     with torch.device("meta"):
-        return opener(config).from_config(config, trust_remote_code=trusted)
+        return opener(config).from_config(config, trust_remote_code=asked.trusted)
 
 
 @dataclass(frozen=True)
