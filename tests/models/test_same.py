@@ -105,10 +105,18 @@ def test_rounding_is_told_by_the_values_whatever_types_they_are_stored_in(folder
     assert difference(base, half) == difference(half, base) == "float16"
     back = written(other(folder, "b"), {n: tensor.bfloat16().float() for n, tensor in held.items()})
     assert difference(open_checkpoint(folder), back) == "bfloat16"
+    twice = {n: (tensor * 1e-3).half().bfloat16() for n, tensor in held.items()}  # by way of float16, as older tools convert
+    exact = written(other(folder, "e"), {n: tensor * 1e-3 for n, tensor in held.items()})
+    assert difference(exact, written(other(folder, "w"), twice)) == "float16 and then to bfloat16"
     last = coarse[name].clone()
     last[0, 0] = last[0, 0].float() * (1 + torch.finfo(torch.bfloat16).eps)  # the next number that the type holds: a step, no rounding
     assert difference(base, written(other(folder, "s"), {**coarse, name: last})) == DIFFER
     assert difference(base, written(other(folder, "t"), {n: t.half() for n, t in {**coarse, name: last * 2}.items()})) == DIFFER
+
+
+def test_fields_that_nothing_reads_are_no_difference(folder: Path) -> None:
+    second = written(other(folder), {}, trained_by="me", logit_scale=2.0, lab={"our_run": "me"})
+    assert configured_apart(open_checkpoint(folder), second) == []
 
 
 def test_biases_of_one_alone_are_told_and_layers_of_one_alone_refused(folder: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from titer.core.errors import TiterError, visible
@@ -22,6 +26,7 @@ IDLE = {  # fields of a configuration that compute nothing when a model answers
     *("initializer_range", "initializer_factor", "gradient_checkpointing", "unsloth_version", "unsloth_fixed", "torchscript"),
     *("name_or_path", "is_llama_config", "rope_interleaved", "transformers.js_config", "model_max_length", "tokenizer_class"),  # of the hub
 }
+SHARED = {f"transformers.{name}" for name in ("configuration_utils", "modeling_rope_utils", "masking_utils", "cache_utils")}
 IDLE_ENDS = ("dropout", "_drop", "_pdrop", "_token_id", "_token_index", "dropout_prob", "_implementation", "initializer_range")
 
 
@@ -80,7 +85,28 @@ def configured_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
     with opening(first), opening(second):
         one, other = (_fields((c.configuration if alike else _text(c)).to_dict()) for c in (first, second))
     differing = sorted(name for name in one.keys() | other.keys() if _single(one.get(name)) != _single(other.get(name)))
+    differing = [name for name in differing if not _spent(name, one, other) and name.rpartition(".")[2] in _words(first) | _words(second)]
     return [f"{visible(name, 60)}: {visible(str(one.get(name)), 40)}, {visible(str(other.get(name)), 40)}" for name in differing]
+
+
+def _spent(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a field says nothing beside another: which layers have a window is in layer_types where there is one."""
+    beside = name.removesuffix("max_window_layers") + "layer_types"
+    return name.endswith("max_window_layers") and bool(one.get(beside) and other.get(beside))
+
+
+@cache
+def _source(module: str) -> frozenset[str]:
+    """The words of a module's source."""
+    return frozenset(re.findall(r"\w+", inspect.getsource(sys.modules[module])))
+
+
+def _words(checkpoint: Checkpoint) -> frozenset[str]:
+    """Every word of the code that makes the model: a field of its configuration that is none of these is read by nothing."""
+    made, config = checkpoint.outline, checkpoint.outline.config
+    parts = [config, *(getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None)]
+    modules = {type(one).__module__ for one in (*made.modules(), *parts) if not type(one).__module__.startswith("torch.")}
+    return frozenset().union(*map(_source, sorted(modules | SHARED)))
 
 
 def _single(value: Any) -> Any:

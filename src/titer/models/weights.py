@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,12 @@ from titer.models.checkpoint import Checkpoint
 from titer.models.edited import write_edited
 from titer.models.sites import Sites
 
-COARSE = (torch.bfloat16, torch.float16)  # the types that weights are rounded to
+COARSE = (  # types that weights are rounded to, in turn
+    (torch.bfloat16,),
+    (torch.float16,),
+    (torch.float16, torch.bfloat16),
+    (torch.bfloat16, torch.float16),
+)
 CODED = ("I8", "U8", "I32", "F8_E4M3", "F8_E5M2")  # types of quantised weights
 DIFFER = "differ"
 
@@ -60,28 +66,31 @@ def compared(first: Checkpoint, second: Checkpoint) -> list[str]:
 
 
 def difference(first: Checkpoint, second: Checkpoint) -> str:
-    """ "" where every compared parameter is the same as it is used, bit for bit; "bfloat16" or "float16" where one model is the other
-    rounded to that type and nothing more; else "differ". Read one at a time until one differs by more.
+    """ "" where every compared parameter is the same as it is used, bit for bit; "bfloat16", "float16" or both in turn where one model is
+    the other rounded so and nothing more; else "differ". Read one at a time until one differs by more.
 
     The values decide, not the types in which they are stored: a copy of a bfloat16 model in float16 is rounded where numbers are small,
     and a rounded copy may be stored in float32 again."""
-    found, ways = "", [(kind, turned) for kind in COARSE for turned in (False, True)]
+    found, ways = "", [(kinds, turned) for kinds in COARSE for turned in (False, True)]
     for name in compared(first, second):
         pair = both(first, second, name)
         if torch.equal(*pair):  # a NaN is not
             continue
-        ways = [(kind, turned) for kind, turned in ways if _rounded(*(pair[::-1] if turned else pair), kind)]
+        ways = [(kinds, turned) for kinds, turned in ways if _rounded(*(pair[::-1] if turned else pair), kinds)]
         if not ways:
             return DIFFER
-        found = str(ways[0][0]).removeprefix("torch.")
+        found = " and then to ".join(str(kind).removeprefix("torch.") for kind in ways[0][0])
     return found
 
 
-def _rounded(exact: torch.Tensor, coarse: torch.Tensor, kind: torch.dtype) -> bool:
-    """Whether `coarse` is `exact` cut to a type: no number moved by more than that may move it, nor one that the type holds."""
-    limits, moved = torch.finfo(kind), coarse != exact
-    near = (coarse - exact).abs() <= limits.eps * exact.abs().clamp(min=limits.tiny)
-    return bool((near & (exact != exact.to(kind)) | ~moved).all()) and torch.equal(coarse, coarse.to(kind).float())
+def _rounded(exact: torch.Tensor, coarse: torch.Tensor, kinds: Sequence[torch.dtype]) -> bool:
+    """Whether `coarse` is `exact` cut to types in turn: no number moved by more than these may move it, nor one that they hold."""
+    limits, cut, moved = torch.zeros_like(exact), exact, coarse != exact
+    for kind in kinds:
+        cut, own = cut.to(kind).float(), torch.finfo(kind)
+        limits += own.eps * exact.abs().clamp(min=own.tiny)
+    near = (coarse - exact).abs() <= limits
+    return bool((near & (exact != cut) | ~moved).all()) and torch.equal(coarse, coarse.to(kinds[-1]).float())
 
 
 def changes_at(base: Checkpoint, tuned: Checkpoint, sites: Sites, site: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
