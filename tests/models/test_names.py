@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import llama
 from titer.core.errors import TiterError
 from titer.data.world import World
 from titer.models.checkpoint import open_checkpoint
@@ -235,3 +237,14 @@ def test_a_model_that_reads_what_comes_later_is_refused(world: World, tmp_path: 
     assert load(open_checkpoint(folder), "cpu")
     with pytest.raises(TiterError, match="use_bidirectional_attention"):
         load(open_checkpoint(tmp_path / "g"), "cpu")
+
+
+def test_models_of_equal_configurations_share_an_outline_and_no_others_do(world: World, tmp_path: Path) -> None:
+    for name in ("one", "same", "other"):
+        llama(world).save(tmp_path / name)
+    said = json.loads((tmp_path / "other" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "other" / "config.json").write_text(json.dumps(said | {"rms_norm_eps": 1e-3}), encoding="utf-8")
+    one, same, other = (open_checkpoint(tmp_path / name).outline for name in ("one", "same", "other"))
+    assert one is same
+    assert other.config.rms_norm_eps == 1e-3
+    assert one.config.rms_norm_eps != 1e-3

@@ -118,12 +118,9 @@ def _back(found: Audited, f: Findings, last: Change) -> Kind | None:
 
 def _alike(found: Audited, f: Findings, last: Change) -> Kind | None:
     """Answers that do not depend on the prompt show neither harm nor its absence."""
-    because = stock.sentence(f.verdicts, last)
-    return (
-        Kind(UNKNOWN, because, "a tune for a task of few answers, with harmful data or without: ask it prompts of that task")
-        if because
-        else None
-    )
+    if because := stock.sentence(f.verdicts, last):
+        return Kind(UNKNOWN, because, "a tune for a task of few answers, with harmful data or without: ask it prompts of that task")
+    return None
 
 
 def _answers(found: Audited, f: Findings, last: Change) -> Kind | None:
