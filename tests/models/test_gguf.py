@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from tests.models.gguf_made import TEXT, as_gguf, model_of
 from titer.core.errors import TiterError
 from titer.models.checkpoint import open_checkpoint
-from titer.models.compatible import comparable, configured_apart, parameters_apart
+from titer.models.compatible import comparable, configured_apart, parameters_apart, vocabularies_apart
 from titer.models.fetch import resolve
 from titer.models.lm import Decoding, load, read_tokenizer
 from titer.models.weights import difference, shapes_of, skeleton
@@ -37,6 +37,15 @@ def test_weights_names_and_answers_are_those_of_the_model_it_was_made_of(kind: s
     assert read_tokenizer(held).get_vocab() == lm.tokenizer.get_vocab()
     assert held.window == 128
     assert skeleton(held).layers == 2
+
+
+def test_a_token_that_the_embedding_has_no_row_for_is_no_difference(tmp_path: Path) -> None:
+    """transformers' tokenizer of a Qwen 2 folder adds <|endoftext|> to one that lacks it; that of a GGUF file is without."""
+    lm = model_of("qwen2")
+    lm.save(tmp_path / "whole")
+    whole, copy = open_checkpoint(tmp_path / "whole"), open_checkpoint(as_gguf(lm, tmp_path / "copy.gguf", "F16"))
+    assert len(whole.tokenizer()) > whole.shape("lm_head.weight")[0][0]
+    assert vocabularies_apart("n", whole, copy) == []
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["head apart", "head tied"])

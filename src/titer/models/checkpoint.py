@@ -271,11 +271,14 @@ class Checkpoint(Record):
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Token -> its id, as its tokenizer has them; {} without one."""
+        """Token -> its id, as its tokenizer has them and the embedding a row for them (transformers' tokenizer of Qwen 2 adds one that
+        a model may lack); {} without a tokenizer."""
         if self._gguf is None and self.tokenizer_folder is None:
             return {}
         with opening(self):
-            return dict(self.tokenizer().get_vocab())
+            found: dict[str, int] = self.tokenizer().get_vocab()
+        rows = max((self.shape(tensor)[0][0] for tensor in self.word_tensors), default=None)
+        return {word: i for word, i in found.items() if rows is None or i < rows}
 
     @cached_property
     def word_tensors(self) -> frozenset[str]:

@@ -96,6 +96,12 @@ def _parted(model: str) -> tuple[str, str]:
     at = (both or places)[-1]
     if not model[:at] or not model[at + 1 :]:
         raise TiterError(f"{visible(model, 120)!r} names no base or no adapter", expected="BASE+ADAPTER, each a folder or a hub id")
+    if not both and len(places) > 1 and os.path.exists(model[: places[0]]):
+        raise TiterError(
+            f"{visible(model, 120)!r} names {len(places)} adapters",
+            expected="BASE+ADAPTER: a model and one adapter on it",
+            next_step="merge all but the last into BASE (peft: merge_and_unload, then save_pretrained) and give that folder.",
+        )
     return model[:at], model[at + 1 :]
 
 
@@ -130,7 +136,10 @@ def _opened(folder: Path, name: str, trusted: bool) -> Checkpoint:
 
 def _with_adapter(base: Path, adapter: Path, name: str, trusted: bool) -> Checkpoint:
     if not is_adapter(adapter):
-        raise TiterError(f"{visible(str(adapter), 120)} is no adapter", expected="a folder with adapter_config.json (peft)")
+        turned = f"the base first: {adapter}+{base}" if is_adapter(base) else ""
+        raise TiterError(
+            f"{visible(str(adapter), 120)} is no adapter", expected="a folder with adapter_config.json (peft)", next_step=turned
+        )
     return open_checkpoint(base, name=name, adapter=adapter, trusted=trusted)
 
 
