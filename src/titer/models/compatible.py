@@ -85,7 +85,7 @@ def configured_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
     with opening(first), opening(second):
         one, other = (_fields((c.configuration if alike else _text(c)).to_dict()) for c in (first, second))
     differing = sorted(name for name in one.keys() | other.keys() if _single(one.get(name)) != _single(other.get(name)))
-    differing = [name for name in differing if not _spent(name, one, other) and name.rpartition(".")[2] in _words(first) | _words(second)]
+    differing = [name for name in differing if not _spent(name, one, other) and (_reads(first, name) or _reads(second, name))]
     return [f"{visible(name, 60)}: {visible(str(one.get(name)), 40)}, {visible(str(other.get(name)), 40)}" for name in differing]
 
 
@@ -96,17 +96,21 @@ def _spent(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 @cache
-def _source(module: str) -> frozenset[str]:
-    """The words of a module's source."""
-    return frozenset(re.findall(r"\w+", inspect.getsource(sys.modules[module])))
+def _source(module: str) -> frozenset[str] | None:
+    """The words of a module's source; None where it is installed without."""
+    try:
+        return frozenset(re.findall(r"\w+", inspect.getsource(sys.modules[module])))
+    except OSError:
+        return None
 
 
-def _words(checkpoint: Checkpoint) -> frozenset[str]:
-    """Every word of the code that makes the model: a field of its configuration that is none of these is read by nothing."""
+def _reads(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a field of a configuration is a word of the code that makes the model: if of none, nothing reads it."""
     made, config = checkpoint.outline, checkpoint.outline.config
-    parts = [config, *(getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None)]
+    parts = [config, *(getattr(config, own) for own in config.sub_configs if getattr(config, own, None) is not None)]
     modules = {type(one).__module__ for one in (*made.modules(), *parts) if not type(one).__module__.startswith("torch.")}
-    return frozenset().union(*map(_source, sorted(modules | SHARED)))
+    words = [_source(module) for module in sorted(modules | SHARED)]
+    return any(held is None or name.rpartition(".")[2] in held for held in words)
 
 
 def _single(value: Any) -> Any:
