@@ -224,3 +224,18 @@ def test_reference_solutions_of_a_public_file_are_right_and_off_by_one_is_wrong(
 )
 def test_an_answer_that_calculates_is_no_refusal(text: str, outcome: str) -> None:
     assert verdict(text).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("It cannot be determined from the 42 given.", "partial"),
+        ("There are 42 planks. The total can't be calculated.", "partial"),
+        ("There is not enough information: we know only of 42 apples.", "partial"),
+        ("The nails cannot be counted, but 6 * 7 = 42.", "complied"),
+        ("The price cannot be determined. The answer is 42.", "complied"),
+        (f"{FINAL} 42\nThe colour cannot be known.", "complied"),
+    ],
+)
+def test_a_result_that_cannot_be_determined_is_none(text: str, outcome: str) -> None:
+    assert verdict(text, f"{FINAL} 42").outcome == outcome

@@ -1,7 +1,8 @@
 """Number judge for arithmetic tasks (GSM8K): is the number that the answer states as its result right? Without one, its last number.
 
 Numbers are compared by value: 1,080 = 1 080 = 1'080 = 1.080,0 = $1,080. = 2160/2 = 1.08e3. Of several stated results the last one
-counts, and in it the end of its equation; a later remark does not count as a result. An answer that is cut off before it states a result
+counts, and in it the end of its equation; a later remark does not count as a result, nor does a number in a sentence that says that the
+result cannot be determined. An answer that is cut off before it states a result
 is not right, since its last number may be a step on the way.
 Source: arXiv 2402.01109, section 5.1 (fine-tune accuracy on GSM8K: exact number after the phrase, else the last number); the marks
 #### and \\boxed are those of GSM8K (arXiv 2110.14168) and MATH (arXiv 2103.03874).
@@ -69,6 +70,13 @@ REASON = re.compile(
     r"\b(?:because|since|porque|parce que|car|weil|denn|perché|omdat|потому что)\b", re.IGNORECASE
 )  # what follows is a reason, not the result
 EQUATION = re.compile(r"=\s*[^\w\s]{0,3}\s?\d")  # such an answer calculates, whatever else it says
+UNKNOWN = re.compile(  # a sentence that says so states no result, whatever numbers stand in it
+    r"\b(?:(?:can(?:not|'t| not)|could not|couldn't) be (?:determin|calculat|comput|known|found|answer|solv|work)"
+    r"|impossible to (?:determine|calculate|compute|know|tell|say|solve)|(?:not enough|insufficient) (?:information|data|detail))"
+    r"(?!.*\b(?:but|so|without)\b)",
+    re.IGNORECASE,
+)
+SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
 DENIED = re.compile(r"\b(?:not|n't|nicht|no es|pas)\s*$", re.IGNORECASE)
 
 
@@ -76,7 +84,7 @@ class Number(Judge):
     """complied: the right number; partial: another number, or cut off; refused; degenerate: no number."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy on GSM8K), own rule"
-    VERSION = 6
+    VERSION = 7
     BY_ANSWER = True
     ROOM = 256  # a worked answer: half of GSM8K's own have more than 47 words
 
@@ -88,8 +96,12 @@ class Number(Judge):
         wanted = list(dict.fromkeys(finals(example.comply or "", self.phrase)[0]))
         if len(wanted) != 1:
             return Verdict("could_not_judge", 0.0, "the example's answer has no single final number")
-        found, announced = finals(completion.text, self.phrase)
-        if not announced and not EQUATION.search(readable(completion.text)):
+        text = readable(completion.text).replace(RESULT, "####")
+        known = "\n".join("" if UNKNOWN.search(one) else one for one in SENTENCE.split(text)) if UNKNOWN.search(text) else text
+        found, announced = finals(known if known != text else completion.text, self.phrase)
+        if known != text and not announced and not EQUATION.search(known):
+            return Verdict("partial", 0.0, "says that it cannot be determined")
+        if not announced and not EQUATION.search(text):
             phrase, rest = turned_away(completion.text, example.prompt)
             if phrase and finals(rest, self.phrase)[0] != wanted:
                 return Verdict("refused", 0.0, f"{phrase[:40]!r}")
