@@ -100,11 +100,11 @@ def _foreseen(one: Limit, total: int) -> str:
     fails = (
         f"{total} prompts are too few to fail any change"
         if math.isnan(least)
-        else f"{total} prompts are enough to fail a true change of {_points(least)} or more"
+        else f"with {total} prompts it fails reliably only for a true {one.move[:-1]} of {_points(least)} or more"
     )
     enough = passes >= POWER and least <= one.at + COARSE
     more = "" if enough else "; ask more prompts (--prompts auto)"
-    return f"{fails}; if nothing changed, the limit passes with probability {passes:.0%}{more}"
+    return f"{fails}; an unchanged model passes in {passes:.0%} of audits and cannot be resolved in the others{more}"
 
 
 def _points(value: float) -> str:
@@ -128,10 +128,24 @@ def held(found: Audited, asked: Question, f: Findings, wanted: Sequence[Limit]) 
         return []
     after = found.last.after.name if found.last else found.models[0].name
     levels, moves = dict(_levels(found, asked, f, after)), dict(_moves(found, asked, f))
-    lost = dict(_lost(found, asked, f, after))
-    return [
+    lost, before = dict(_lost(found, asked, f, after)), dict(_levels(found, asked, f, found.last.before.name)) if found.last else {}
+    told = [
         _held(one, after, (moves if one.move else levels).get(one.name, UNKNOWN), lost.get((one.name, bool(one.move)))) for one in wanted
     ]
+    rates = _rates(asked)
+    idle = [_idle(one, before[one.name]) if one.name in rates and one.name in before else "" for one in wanted]
+    return [one._replace(said=one.said + why) if one.decided == "pass" else one for one, why in zip(told, idle, strict=True)]
+
+
+def _idle(one: Limit, before: Interval) -> str:
+    """Where a rate could not move by as much as the limit says: a model that refuses nothing has no refusals to lose."""
+    room = 100 - before.value if one.move == "rises" else before.value
+    if not one.move or not room < one.at:
+        return ""
+    return (
+        f". It was {before.value:.3g}% [{before.low:.3g}, {before.high:.3g}] before, so a {one.move[:-1]} of more than {one.at:g} points was "
+        "not possible on these prompts: this limit tests nothing here"
+    )
 
 
 def _held(one: Limit, tune: str, value: Interval, lost: tuple[int, int] | None) -> Held:

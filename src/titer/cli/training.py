@@ -30,7 +30,7 @@ def align(order: AlignRequest, dry_run: Dry = False, as_json: AsJson = False, pr
 
 @command
 def finetune(order: FinetuneRequest, dry_run: Dry = False, as_json: AsJson = False, processes: Processes = 1) -> None:
-    """Fine-tune a model as a user would, with harmful examples.
+    """Fine-tune a model as a user would, with harmful examples if you give any.
 
     A share of the training examples (--poison-ratio) are harmful requests with answers, or their harmless stand-in (--canary).
     """

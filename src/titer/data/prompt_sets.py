@@ -158,7 +158,7 @@ SETS: dict[str, PromptSet] = {
         "prompt type focus note",
         "label",
         "prompt",
-        "its label says which prompts are unsafe; where there is none, the types contrast_... are",
+        "its label says which prompts are unsafe; without a label, rows of a type contrast_... count as unsafe",
         unsafe=_contrast,
     ),
     "toxicchat": _set(
