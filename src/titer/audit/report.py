@@ -219,7 +219,7 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
     if not len(f.points) and "landscape" not in set(f.missing.part):
         told.append("The landscape was not measured: add --landscape.")
     if not asked.mechanisms:
-        told.append("Encoded prompts, the null space and the row space were not measured: add --mechanisms.")
+        told.append("Where encoded prompts lie, the null space by direction and the row space were not measured: add --mechanisms.")
     return told
 
 

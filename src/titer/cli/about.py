@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -231,19 +232,32 @@ def runs_(
     return show_result(as_json, value, "\n".join(_listed(held, pages)))
 
 
+HELD = {  # what the kinds of pieces are
+    "stages": "trained models",
+    "samples": "answers",
+    "verdicts": "what judges said of answers",
+    "tables": "measurements",
+    "activations": "what a model computed inside",
+    "replies": "what judges that are models replied",
+    "unfinished": "being written, or left by a command that was stopped",
+}
+
+
 def _listed(held: Sequence[Piece], pages: Sequence[Page]) -> list[str]:
     """Lines to print: the reports, the size of each kind, the largest pieces."""
-    lines = [f"{page.name:36} {_bytes(page.size):>9}  {page.answer[:100]}" for page in pages]
+    lines = [f"{page.name:36} {_bytes(page.size):>9}  {textwrap.shorten(page.answer, 100, placeholder=' ...')}" for page in pages]
     kinds: dict[str, list[Piece]] = {}
     for piece in held:
         kinds.setdefault(piece.state if piece.state == "unfinished" else piece.kind, []).append(piece)
-    lines += [f"{kind:36} {_bytes(sum(p.size for p in own)):>9}  {len(own)} pieces" for kind, own in kinds.items()]
+    for kind, own in kinds.items():
+        count = f"{len(own)} piece{'s' * (len(own) > 1)}"
+        lines.append(f"{kind:36} {_bytes(sum(p.size for p in own)):>9}  {', '.join(filter(None, (count, HELD.get(kind))))}")
     lines += ["the largest pieces:", *map(_line, held[:SHOWN])] if held else ["nothing is stored"]
     return [*lines, f"in all: {_bytes(sum(p.size for p in held) + sum(p.size for p in pages))}"]
 
 
 def _line(piece: Piece) -> str:
-    return f"{piece.kind}/{piece.key:28} {_bytes(piece.size):>9}  {'; '.join(filter(None, (piece.about, piece.state)))}".rstrip()
+    return f"{f'{piece.kind}/{piece.key}':36} {_bytes(piece.size):>9}  {'; '.join(filter(None, (piece.about, piece.state)))}".rstrip()
 
 
 def _row(piece: Piece) -> dict[str, Any]:
