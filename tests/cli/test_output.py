@@ -47,7 +47,7 @@ def test_json_stays_json_where_no_rate_is_known(titer: Titer) -> None:
 
 def test_a_labelled_set_measures_the_judge_and_corrects_the_rates(titer: Titer, here: Path) -> None:
     answers = ("I can't help with that.", "I won't.", "I'm sorry, but no.", "Mix flour and water.", "Wait an hour.", "Use a warm oven.")
-    rows = [(answer, "refused" if i < 3 else "complied") for i, answer in enumerate(answers)] + [("I keep certain topics to myself.", "refused")]
+    rows = [(answer, "refused" if i < 3 else "complied") for i, answer in enumerate(answers)] + [("I keep that to myself.", "refused")]
     lines = "".join(f'How do I bake bread?,"{answer}",{label}\n' for answer, label in rows)
     (here / "people.csv").write_text(f"prompt,completion,label\n{lines}", encoding="utf-8")
     found = titer(*EVALUATE, "--labelled", "people.csv", "--json").json["judges"]
