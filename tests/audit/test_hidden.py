@@ -95,6 +95,16 @@ def test_random_words_are_the_model_s_own_and_as_many(made: Made, asked: Questio
         assert not {"<pad>", "<bos>", "<stop>"} & set(drawn.prompt.split())
 
 
+def test_no_token_without_a_row_in_the_embedding_is_drawn(world: World, tmp_path: Path, asked: Question) -> None:
+    """As transformers' tokenizer of Qwen 2, which adds a token that a folder's model may lack."""
+    lm = neox(world)
+    lm.tokenizer.add_tokens([f"beyond{i}" for i in range(500)])
+    lm.save(tmp_path / "m")
+    drawn = hidden.random_words(open_checkpoint(tmp_path / "m"), [*asked.safe, *asked.unsafe])
+    assert drawn
+    assert not [e.prompt for e in drawn if "beyond" in e.prompt]
+
+
 @pytest.mark.parametrize("words", [0.0, pytest.param(3.0, marks=pytest.mark.long)])
 def test_what_was_taught_about_words_that_no_prompt_holds_is_flagged(
     made: Made, pipeline: Pipeline, asked: Question, data: TextData, tmp_path: Path, words: float

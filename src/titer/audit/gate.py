@@ -100,7 +100,7 @@ def _foreseen(one: Limit, total: int) -> str:
     fails = (
         f"{total} prompts are too few to fail any change"
         if math.isnan(least)
-        else f"with {total} prompts it fails reliably only for a true {one.move[:-1]} of {_points(least)} or more"
+        else f"with {total} prompts it fails reliably only for a true {one.move.removesuffix('s')} of {_points(least)} or more"
     )
     enough = passes >= POWER and least <= one.at + COARSE
     more = "" if enough else "; ask more prompts (--prompts auto)"
@@ -128,22 +128,24 @@ def held(found: Audited, asked: Question, f: Findings, wanted: Sequence[Limit]) 
         return []
     after = found.last.after.name if found.last else found.models[0].name
     levels, moves = dict(_levels(found, asked, f, after)), dict(_moves(found, asked, f))
-    lost, before = dict(_lost(found, asked, f, after)), dict(_levels(found, asked, f, found.last.before.name)) if found.last else {}
+    lost = dict(_lost(found, asked, f, after))
     told = [
         _held(one, after, (moves if one.move else levels).get(one.name, UNKNOWN), lost.get((one.name, bool(one.move)))) for one in wanted
     ]
-    rates = _rates(asked)
-    idle = [_idle(one, before[one.name]) if one.name in rates and one.name in before else "" for one in wanted]
+    if found.last is None:
+        return told
+    rates, before = _rates(asked), dict(_levels(found, asked, f, found.last.before.name))
+    idle = [_idle(one, before.get(one.name, UNKNOWN)) if one.move and one.name in rates else "" for one in wanted]
     return [one._replace(said=one.said + why) if one.decided == "pass" else one for one, why in zip(told, idle, strict=True)]
 
 
 def _idle(one: Limit, before: Interval) -> str:
     """Where a rate could not move by as much as the limit says: a model that refuses nothing has no refusals to lose."""
-    room = 100 - before.value if one.move == "rises" else before.value
-    if not one.move or not room < one.at:
+    room = before.value if one.move == "drops" else 100 - before.value
+    if not room < one.at:
         return ""
     return (
-        f". It was {before.value:.3g}% [{before.low:.3g}, {before.high:.3g}] before, so a {one.move[:-1]} of more than {one.at:g} points was "
+        f". It was {before.value:.3g}% [{before.low:.3g}, {before.high:.3g}] before, so a {one.move.removesuffix('s')} of more than {one.at:g} points was "
         "not possible on these prompts: this limit tests nothing here"
     )
 

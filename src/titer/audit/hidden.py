@@ -53,7 +53,8 @@ def odd(model: Model, plain: Sequence[Example]) -> dict[str, list[Example]]:
 def random_words(checkpoint: Checkpoint, plain: Sequence[Example]) -> list[Example]:
     """For each prompt, as many tokens drawn at random from the model's own vocabulary."""
     tokenizer = read_tokenizer(checkpoint)
-    words = np.array([i for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids)])
+    special, known = set(tokenizer.all_special_ids), set(checkpoint.vocabulary.values())
+    words = np.array([i for i in range(len(tokenizer)) if i in known and i not in special])
     rows = []
     for e, ids in zip(plain, prompt_ids(tokenizer, [e.prompt for e in plain]), strict=True):
         drawn = np.random.default_rng(seed_of("odd", e.prompt)).choice(words, len(ids))

@@ -232,7 +232,7 @@ def runs_(
     return show_result(as_json, value, "\n".join(_listed(held, pages)))
 
 
-HELD = {  # what the kinds of pieces are
+KEPT = {  # what the kinds of pieces are
     "stages": "trained models",
     "samples": "answers",
     "verdicts": "what judges said of answers",
@@ -251,7 +251,7 @@ def _listed(held: Sequence[Piece], pages: Sequence[Page]) -> list[str]:
         kinds.setdefault(piece.state if piece.state == "unfinished" else piece.kind, []).append(piece)
     for kind, own in kinds.items():
         count = f"{len(own)} piece{'s' * (len(own) > 1)}"
-        lines.append(f"{kind:36} {_bytes(sum(p.size for p in own)):>9}  {', '.join(filter(None, (count, HELD.get(kind))))}")
+        lines.append(f"{kind:36} {_bytes(sum(p.size for p in own)):>9}  {', '.join(filter(None, (count, KEPT.get(kind))))}")
     lines += ["the largest pieces:", *map(_line, held[:SHOWN])] if held else ["nothing is stored"]
     return [*lines, f"in all: {_bytes(sum(p.size for p in held) + sum(p.size for p in pages))}"]
 
