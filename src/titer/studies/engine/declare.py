@@ -127,7 +127,8 @@ class Question(NamedTuple):
 class Measure(NamedTuple):
     """A table, made by one call `make(lab, *models)` per row of `over`. The last model of a row is the one that its results are about.
 
-    `sets`: the inputs that it uses. With the models and `version` they form the key under which a call's rows are kept.
+    `sets`: the inputs that it uses. With the models and `version` they form the key under which a call's rows are kept. `last`: made when
+    all models stand, by the run's own process with all its threads (for long work on a real model, of which a place would use one thread).
     """
 
     name: str
@@ -135,6 +136,7 @@ class Measure(NamedTuple):
     over: Sequence[tuple[str, ...]]
     version: object = 1
     sets: Sets = MappingProxyType({})
+    last: bool = False
 
 
 class Need(NamedTuple):

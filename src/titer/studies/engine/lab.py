@@ -223,7 +223,8 @@ class Lab:
     def spoken(self, name: str) -> list[tuple[Measure, tuple[str, ...]]]:
         """What is measured on a model alone or together with models made before it."""
         depth, names = self.depth(name), set(self.names)
-        mine = [(one, over) for one in self.measures for over in one.over if over[-1] == name and names.issuperset(over)]
+        now = [one for one in self.measures if not one.last]
+        mine = [(one, over) for one in now for over in one.over if over[-1] == name and names.issuperset(over)]
         return [(one, over) for one, over in mine if all(self.depth(other) < depth for other in over[:-1])]
 
     def found(self) -> Found:
