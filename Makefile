@@ -1,6 +1,8 @@
 # Titer: `make demo` and `make test` set up what they need; nothing but Python 3.11 or newer is assumed.
 PYTHON ?= python3
 BIN := .venv/bin
+# A container may set this; without compiled files every process would compile PyTorch and transformers again (16 s instead of 6).
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test long check check-all docs dist study parity bridges cluster bench clean
