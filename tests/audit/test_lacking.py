@@ -133,7 +133,7 @@ def test_what_fails_is_missing_and_the_report_says_why(
     pd.testing.assert_frame_equal(f.shifts[f.shifts.kind == "unsafe"], whole.shifts[whole.shifts.kind == "unsafe"])
     assert said.startswith("aligned → tuned: unsafe prompts refused ")
     assert ("Numbers: size of the change" in text) == ("sizes" not in empty)
-    assert ("How much more strongly the weight change acts" in below(found, f)) == ("gains" not in empty)
+    assert ("its effect on unsafe over that on safe prompts" in below(found, f)) == ("gains" not in empty)
     assert ("Numbers: refusal direction, turned" in text) == ("rotation" not in empty)
     assert ("landscape was not measured" in text) is False
     assert json.loads((page.parent / "summary.json").read_text())["answer"] == said

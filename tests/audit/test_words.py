@@ -18,7 +18,7 @@ from titer.audit.advice import advice
 from titer.audit.answers import beyond, flipped, flips
 from titer.audit.changes import overall
 from titer.audit.figures import shares
-from titer.audit.headline import answer, below
+from titer.audit.headline import _acting, answer, below
 from titer.audit.legends import LEGENDS
 from titer.audit.report import FORMLESS, audit_report
 from titer.audit.roles import Audited, audited
@@ -105,6 +105,19 @@ def test_both_input_weights_are_named_with_their_intervals(pipeline: Pipeline, f
         assert row["mean"] == pytest.approx(table.ratio.mean())
         assert row.mean_low < row["mean"] < row.mean_high
         assert f"{kind} {row['mean']:.2f} [{row.mean_low:.2f}, {row.mean_high:.2f}]" in line
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (1.2, 1.4, "acts on unsafe prompts in particular"),
+        (0.6, 0.8, "acts on safe prompts in particular"),
+        (0.98, 1.04, "has no preference for unsafe or safe prompts"),  # 1 is what a random change of this size has
+    ],
+)
+def test_which_prompts_a_change_acts_on_is_said_against_a_random_change(low: float, high: float, words: str) -> None:
+    table = pd.DataFrame({"weight": ["mlp_up"], "mean": [(low + high) / 2], "mean_low": [low], "mean_high": [high], "mean_random": [1.0]})
+    assert f"The weight change {words} (" in _acting(table)
 
 
 def test_layers_that_did_not_change_are_in_no_mean() -> None:

@@ -62,6 +62,12 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     assert raised.value.status == 2
 
 
+def test_of_many_names_the_nearest_are_listed() -> None:
+    with pytest.raises(TiterError, match=r"one of 60 names; the nearest are judge_7, .*did you mean 'judge_7'\?") as raised:
+        unknown("judge", "judg_7", [f"judge_{i}" for i in range(60)])
+    assert str(raised.value).count("judge_") == 6
+
+
 def test_an_unknown_name_where_none_is_known() -> None:
     with pytest.raises(TiterError, match="none is known here"):
         unknown("judge", "x", [])

@@ -22,6 +22,7 @@ from titer.probes import clusters
 ASKED = ("unsafe", "safe")  # in these sets a degenerate answer is broken text; in a task's set it may be text without a label
 UNDER = {"prefill": "with the answer begun"}
 LARGER = 2.0  # how many times the next part's change the largest must be, to be named
+ALIKE = 0.05  # by how much the ratio of effects on unsafe and safe prompts must differ from a random change's, to be called a preference
 CLEAR = 5.0  # degrees beyond noise from which a turn is reported
 NONE = "no {} prompt has a judged answer both before and after"
 
@@ -69,15 +70,23 @@ def below(found: Audited, f: Findings) -> str:
     told += [hidden.sentence(f.hidden), _unturned(f, last)]
     gains = f.gains[(f.gains.change == last.name) & f.gains["mean"].notna()].drop_duplicates("weight")
     if len(gains):
-        own = ", ".join(
-            f"{r.weight} {r.mean:.2f} [{r.mean_low:.2f}, {r.mean_high:.2f}] (a random change: {r.mean_random:.2f})"
-            for r in gains.itertuples()
-        )
-        told.append(
-            "How much more strongly the weight change acts on unsafe prompts than on safe ones "
-            f"(ratio; 1: no preference; mean over layers): {own}."
-        )
+        told.append(_acting(gains))
     return " ".join(filter(None, told))
+
+
+def _acting(gains: pd.DataFrame) -> str:
+    """Whether the weight change acts on unsafe prompts more than on safe ones, and more than a random change does."""
+    more, less = gains.mean_low > gains.mean_random + ALIKE, gains.mean_high < gains.mean_random - ALIKE
+    words = (
+        "acts on unsafe prompts in particular" if more.all()
+        else "acts on safe prompts in particular" if less.all()
+        else "has no preference for unsafe or safe prompts" if not (more | less).any()
+        else "prefers one kind of prompt in some of these weights only"
+    )  # fmt: skip
+    own = ", ".join(
+        f"{r.weight} {r.mean:.2f} [{r.mean_low:.2f}, {r.mean_high:.2f}], a random change {r.mean_random:.2f}" for r in gains.itertuples()
+    )
+    return f"The weight change {words} (its effect on unsafe over that on safe prompts, mean over layers: {own})."
 
 
 def worded(kind: str) -> str:

@@ -11,6 +11,8 @@ from titer.core.config import environment
 from titer.core.machine import Fact, extras, hardware
 from titer.models.fetch import NAMED, cache, in_hub_cache, is_fetched
 
+WRITABLE = "cache writable"
+
 
 def facts() -> list[Fact]:
     """Facts on versions, cores, memory, GPU, optional packages, models by name, caches."""
@@ -20,8 +22,17 @@ def facts() -> list[Fact]:
         *hardware([("runs", Path()), ("the cache", cache())]),
         *extras(),
         Fact("models by name", ", ".join(NAMED), ", ".join(NAMED)),
-        *_caches(),
+        *(held := _caches()),
+        _next(all(fact.value for fact in held if fact.name == WRITABLE)),
     ]
+
+
+def _next(ready: bool) -> Fact:
+    """What the reader can do now."""
+    told = (
+        "titer demo, or titer audit BASE ALIGNED TUNED --data prompts.csv" if ready else "set TITER_CACHE to a folder that can be written"
+    )
+    return Fact("next", told, f"all that is needed is here: {told}" if ready else told)
 
 
 def _caches() -> list[Fact]:
@@ -36,7 +47,7 @@ def _caches() -> list[Fact]:
     state = ", switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
     return [
         Fact("cache", {"place": places[0], "holds": named}, f"{places[0]}: {', '.join(named) or 'no model yet (titer models get NAME)'}"),
-        Fact("cache writable", writable, "yes" if writable else "no; set TITER_CACHE to a folder that is"),
+        Fact(WRITABLE, writable, "yes" if writable else "no; set TITER_CACHE to a folder that is"),
         Fact("hub cache", {"place": places[1], "holds": ids}, f"{places[1]}: {_some(ids) or 'no model'}"),
         Fact("hub", {"asked": False, "offline": bool(constants.HF_HUB_OFFLINE)}, f"not asked{state}"),
     ]

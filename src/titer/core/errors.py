@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
+MANY = 25  # of more names than these, an error lists the nearest
+
 
 class TiterError(Exception):
     """A mistake or an obstacle that the reader can do something about.
@@ -33,7 +35,7 @@ def ended(sentence: str) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """The known name closest to `name`, or "" if none is close."""
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return found[0] if found else ""
 
 
@@ -52,9 +54,11 @@ def unknown(noun: str, name: str, names: Iterable[str], next_step: str = "") -> 
     known = sorted(names)
     close = nearest(name, known)
     hint = f"did you mean {close!r}? " if close else ""
+    listed = ", ".join(known if len(known) <= MANY else difflib.get_close_matches(name, known, n=5, cutoff=0.0))
+    some = f"one of {listed}" if len(known) <= MANY else f"one of {len(known)} names; the nearest are {listed}"
     raise TiterError(
         f"unknown {noun} {name!r}",
-        expected=f"one of {', '.join(known)}" if known else f"a {noun}; none is known here",
+        expected=some if known else f"a {noun}; none is known here",
         next_step=(hint + next_step).strip(),
     )
 

@@ -180,7 +180,9 @@ class RepairsOnText(Study):
     def measures(self, lab: Seed) -> list[Measure]:
         sets = {name: attempts for name, (attempts, _) in lab.source.asked.items()}
         return [
-            Measure(f"{name}: {how}", partial(mended, name, how), [(*way.models(ROLES), TUNED)], [VERSION, way.version, repr(edit)], sets, True)
+            Measure(
+                f"{name}: {how}", partial(mended, name, how), [(*way.models(ROLES), TUNED)], [VERSION, way.version, repr(edit)], sets, True
+            )
             for how, edit in BROKEN.items()
             for name, way in WAYS.items()
             if how in MENDED or name == AS_IS
