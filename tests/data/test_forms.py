@@ -182,7 +182,7 @@ def test_a_tag_of_wish_stands_beside_a_class(tmp_path: Path) -> None:
 
 def test_numbers_that_count_as_classes_are_told(tmp_path: Path) -> None:
     found = read_text(put(tmp_path, {"prompt": "a", "label": 1}, {"prompt": "b", "label": 0}))
-    assert found.notes == ["x.jsonl has numbers in label: 1 counts as unsafe, 0 as safe"]
+    assert found.notes == ["x.jsonl has numbers or truths in label: 1 and true count as unsafe, 0 and false as safe"]
     assert read_text(put(tmp_path, {"prompt": "a", "harmful": 1}, {"prompt": "b", "is_harmful": "no"})).notes == []
 
 
@@ -247,6 +247,9 @@ HH = "\n\nHuman: a\n\nAssistant: {}"
         ({"instruction": "c", "input": "", "output": "d", "history": [["a", "b"]]}, EARLIER, "d"),
         ({"instruction": "a", "output": "b", "history": []}, "a", "b"),
         ({"prompt": json.dumps([USER]), "completion": json.dumps([BOT])}, "a", "b"),
+        ({"messages": str([USER, BOT])}, "a", "b"),
+        ({"input": "a", "output": "b"}, "a", "b"),
+        ({"text": "a"}, "a", None),
     ],
 )
 def test_the_forms_that_trainers_take(tmp_path: Path, row: dict[str, Any], prompt: str, answer: str | None) -> None:
@@ -353,6 +356,24 @@ def test_numbers_as_pandas_leaves_them_and_long_fields(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("a\r\n\r\nb")
     assert read_text(tmp_path / "x.txt", labelled=False).rows == (("a", None, None, None), ("b", None, None, None))
     assert [row[1] for row in read_text(f"safe:{tmp_path / 'x.txt'}").rows] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.csv", "sep=;\r\nprompt;label\r\na, b;safe\r\nc;unsafe\r\n"),
+        ("x.csv", '"sep=\t"\nprompt\tlabel\na, b\tfalse\nc\ttrue\n'),
+        ("x.json", '{"prompt": ["a, b", "c"], "label": ["safe", "unsafe"]}'),
+    ],
+)
+def test_tables_as_programs_write_them(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    assert read_text(tmp_path / name).rows == (("a, b", False, None, None), ("c", True, None, None))
+
+
+def test_a_table_of_one_column_is_no_conversation(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"prompt": ["a", "b", "c"]}')
+    assert [row[0] for row in read_text(tmp_path / "x.json", labelled=False).rows] == ["a", "b", "c"]
 
 
 def test_a_folder_that_datasets_wrote(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ FILES: dict[str, tuple[str, dict[str, Any], str, bool]] = {
         True,
     ),
     "xstest": ("x.csv", {"id": "v2-1", "type": "homonyms", "prompt": "a", "focus": "f", "note": ""}, "a", False),
+    "xstest-answers": ("x.csv", {"id": "1", "type": "homonyms", "prompt": "a", "completion": "b", "final_label": "f"}, "a", False),
+    "sorrybench": ("x.csv", {"question_id": "1", "category": "1", "turns": "['a']", "prompt_style": "base"}, "a", True),
     "toxicchat": ("x.csv", {"conv_id": "1", "user_input": "a", "model_output": "o", "toxicity": "0", "jailbreaking": "1"}, "a", False),
     "simplesafetytests": ("x.csv", {"id": "1", "harm_area": "h", "category": "c", "prompt": "a"}, "a", True),
     "maliciousinstruct": ("MaliciousInstruct.csv", {"prompt": "a"}, "a", True),
@@ -109,12 +111,29 @@ def test_where_the_files_of_a_set_differ_in_class_an_unnamed_one_is_not_stated(t
     assert read_text(f"unsafe:{path}").rows == (("a", True, None, None),)
 
 
+@pytest.mark.parametrize(("key", "name"), [("jailbreakbench", "jbb_harmful_and_benign.csv"), ("advbench", "harmful_harmless.csv")])
+def test_a_name_that_says_both_classes_says_none(tmp_path: Path, key: str, name: str) -> None:
+    with pytest.raises(TiterError, match="safe or unsafe is not stated"):
+        read_text(put(tmp_path, name, FILES[key][1]))
+
+
+def test_rows_whose_class_a_set_does_not_state_are_left_out_where_it_counts(tmp_path: Path) -> None:
+    path = put(tmp_path, "x.csv", FILES["wildguard"][1])
+    with path.open("a") as file:
+        file.write("b,False,r,harmful,\n")
+    assert read_text(path).left_out == {"whose class the set does not state": 1}
+    assert read_text(path, False).rows[1] == ("b", None, None, None)
+
+
 def test_the_answers_of_a_set_are_what_they_are(tmp_path: Path) -> None:
     safe = put(tmp_path, "safe.csv", FILES["beavertails"][1])
     harm = put(tmp_path, "harm.csv", {**FILES["beavertails"][1], "is_safe": "False"})
     assert read_text(safe, False).rows == (("a", True, None, "r"),)
     assert read_text(harm, False).rows == (("a", True, "r", None),)
     assert read_text(put(tmp_path, "wild.tsv", FILES["wildjailbreak"][1]), False).rows == (("a", True, None, "r"),)
+    for label, answers in {"1_full_compliance": ("b", None), "2_full_refusal": (None, "b"), "3_partial_refusal": (None, None)}.items():
+        path = put(tmp_path, "xs.csv", {**FILES["xstest-answers"][1], "final_label": label})
+        assert read_text(path).rows == (("a", False, *answers),)
     row = {"prompt": "a", "response_0": "b", "response_1": "c", "is_response_0_safe": "False", "safer_response_id": "1"}
     assert [one.rows[0][2] for one in preferences(put(tmp_path, "pku.csv", row))] == ["c", "b"]
 

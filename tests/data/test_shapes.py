@@ -215,7 +215,7 @@ def test_shortened_data_is_a_source_that_counts_its_cuts(tmp_path: Path) -> None
     ("file", "reading", "words", "labels"),
     [
         ("safety/xstest_prompts.csv", "plain", "prompts (prompt), each safe or unsafe", "248 safe, 199 unsafe"),
-        ("safety/xstest_labelled.csv", "plain", "prompts and answers (prompt, completion)", None),
+        ("safety/xstest_labelled.csv", "plain", "prompts and answers (prompt, comply, refuse), each safe or unsafe", "240 safe"),
         ("safety/safe_responses.json", "alpaca", "Alpaca (instruction, output)", None),
         ("safety/harmless_prompts_val.json", "plain", "prompts (instruction)", None),
         ("alpaca/alpaca_2000.json", "alpaca", "Alpaca (instruction, input, output)", None),

@@ -142,7 +142,7 @@ def test_quotes_keep_commas_quotes_and_line_ends(write: Write) -> None:
         ("x.csv", 'prompt,label\n"a\nb",safe\nc\n', "x.csv, line 4, column 2", "1 fields"),
         ("x.csv", 'prompt,label\n"a,safe\n', "x.csv, line 2", "unexpected end of data"),
         ("x.csv", 'prompt,label\n"a"b,safe\n', "x.csv, line 2", "expected after"),
-        ("x.csv", "text,label\na,safe\n", "x.csv, line 2", "no column prompt or instruction"),
+        ("x.csv", "words,label\na,safe\n", "x.csv, line 2", "no column prompt or instruction"),
         ("x.csv", "prompt,label\na,safe\n,safe\n", "x.csv, line 3, column prompt", "not empty"),
         ("x.csv", "prompt,label\na,safe\nb,perhaps\n", "x.csv, line 3, column label", "'perhaps' is neither safe nor unsafe"),
         ("x.csv", b"prompt,label\na,safe\nb\xff,safe\n", "x.csv, line 3: byte 21", "not UTF-8"),

@@ -11,13 +11,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from titer.core.errors import TiterError
-from titer.data.readers import Row
+from titer.data.readers import Row, listed
 
 Columns = Mapping[str, Any]
 COUNTS = {"", "id", "index", "unnamed: 0", "__index_level_0__"}  # columns that number rows: any table may have them
 MIRRORED = {"prompt", "category", "context", "source", "target"}  # what copies of the sets on the hub call their columns
 ANY = "*"
 SAFE, UNSAFE = "safe", "unsafe"  # the two names for files of one's own
+UNSTATED = "not stated"  # as the class of a row whose set says it of others
 
 
 class PromptSet(NamedTuple):
@@ -64,10 +65,10 @@ def _data_type(row: Columns) -> bool | None:
     return True if kind.endswith("harmful") else False if kind.endswith("benign") else None
 
 
-def _response(column: str, refuses: str, complies: str) -> Callable[[Columns], Columns]:
-    """The column `response` as the answer that it is by the word of another column."""
+def _response(column: str, refuses: str, complies: str, answer: str = "response") -> Callable[[Columns], Columns]:
+    """The column `answer` as the answer that it is by the word of another column."""
     said = {refuses: "refuse", complies: "comply"}
-    return lambda row: {said[word]: row.get("response")} if (word := str(row.get(column)).lower()) in said else {}
+    return lambda row: {said[word]: row.get(answer)} if (word := str(row.get(column)).lower()) in said else {}
 
 
 def _by_data_type(row: Columns) -> Columns:
@@ -82,7 +83,15 @@ def _by_safer(row: Columns) -> Columns:
 
 
 SETS: dict[str, PromptSet] = {
-    "advbench": _set("AdvBench", "goal target", "", "goal", by_name={"benign": False, "harmless": False}, names=("advbench",)),
+    "advbench": _set(
+        "AdvBench",
+        "goal target",
+        "",
+        "goal",
+        "every prompt of it is unsafe, if the file's name does not say benign or harmless",
+        by_name={"benign": False, "harmless": False, "harmful": True},
+        names=("advbench",),
+    ),
     "harmbench": _set(
         "HarmBench",
         "behavior functionalcategory",
@@ -161,6 +170,15 @@ SETS: dict[str, PromptSet] = {
         "its label says which prompts are unsafe; without a label, rows of a type contrast_... count as unsafe",
         unsafe=_contrast,
     ),
+    "xstest-answers": _set(
+        "XSTest's answers",
+        "prompt type completion final_label",
+        "model annotation_1 annotation_2 agreement focus note",
+        "prompt",
+        "rows of a type contrast_... count as unsafe; full compliances and full refusals are answers, partial refusals are none",
+        unsafe=_contrast,
+        answers=_response("final_label", "2_full_refusal", "1_full_compliance", "completion"),
+    ),
     "toxicchat": _set(
         "ToxicChat",
         "user_input toxicity",
@@ -203,10 +221,14 @@ def as_plain(key: str, name: str, rows: Sequence[Row]) -> tuple[list[Row], str]:
             expected=f"columns {', '.join(sorted(one.columns))}",
             next_step=f"see docs/prompt_sets.md, or give the file without {key}: before it.",
         )
-    word = next((word for word in one.by_name if word in name.lower()), "")
+    named = {unsafe for word, unsafe in one.by_name.items() if word in name.lower()}  # both: the name does not tell
     found: list[Row] = []
     for where, row in rows:
-        harmful = one.by_name[word] if word else one.unsafe(row) if callable(one.unsafe) else one.unsafe
+        harmful: Any = one.unsafe(row) if callable(one.unsafe) else one.unsafe
+        if harmful is None and callable(one.unsafe):
+            harmful = UNSTATED
+        if named:
+            harmful = next(iter(named)) if len(named) == 1 else None
         found.append((where, {"prompt": _prompt(one, prompts, row), "harmful": harmful, **one.answers(row)}))
     return found, f"{name} is read as {one.title}: {one.told}"
 
@@ -218,6 +240,7 @@ def all_of(kind: str, name: str, rows: Sequence[Row]) -> tuple[list[Row], str]:
 
 def _prompt(one: PromptSet, prompts: Sequence[str], row: Columns) -> Any:
     found = next((row[column] for column in prompts if row.get(column) not in (None, "", [])), None)
+    found = (listed(found) or found) if isinstance(found, str) and "turns" in prompts else found
     if isinstance(found, list) and len(found) == 1:
         found = found[0]
     before = next((row[column] for column in one.context if isinstance(row.get(column), str) and row[column].strip()), "")

@@ -6,6 +6,7 @@ numbers; a missing value (null, NaN) is None. Column names are in small letters,
 
 from __future__ import annotations
 
+import ast
 import bz2
 import codecs
 import csv
@@ -15,6 +16,7 @@ import io
 import json
 import lzma
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -32,6 +34,7 @@ ELSEWHERE = {  # other suffixes -> how to get their rows into a file that can be
     **dict.fromkeys((".arrow", ".feather"), "give the folder that save_to_disk wrote, or save it as .parquet."),
     **dict.fromkeys((".zip", ".7z", ".tar", ".tgz"), "unpack it, and give the file inside."),
 }
+SEPARATOR = re.compile(r"\"?sep=(.)\"?(?:\r\n?|\n)", re.IGNORECASE)  # a first line by which Excel is told of the delimiter
 MARKS = {  # first bytes of a text -> its encoding; longer marks first
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -159,7 +162,10 @@ def whole(where: str, *texts: str | None) -> None:
 
 
 def _csv(name: str, text: str, delimiter: str) -> Iterator[Row]:
-    """Rows below a header. Without a `delimiter`, it is the first of comma, semicolon and tab that the header contains."""
+    """Rows below a header. Without a `delimiter`, it is what Excel's line sep= names, or the first of comma, semicolon and tab that the
+    header contains."""
+    if told := SEPARATOR.match(text):
+        delimiter, text = delimiter or told[1], "\n" + text[told.end() :]
     begun = text.lstrip("\r\n").partition("\n")[0]
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # the library's own limit is 131,072 letters
     mark = delimiter or next((one for one in ",;\t" if one in begun), ",")
@@ -242,6 +248,19 @@ def _json(name: str, text: str) -> Iterator[Row]:
         yield _row(f"{name}, item {number}", row)
 
 
+def listed(text: str) -> list[Any] | None:
+    """The list that a cell of a .csv file has as JSON, or as Python writes it (pandas does); None if it has none."""
+    if text.lstrip()[:1] + text.rstrip()[-1:] != "[]":
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found if isinstance(found, list) else None
+    return None
+
+
 def _is_object(line: str) -> bool:
     """Whether a single line is a JSON object. A list that is spread over lines never begins with one."""
     try:
@@ -271,6 +290,7 @@ def _rows_in(name: str, found: Mapping[str, Any]) -> Any:
         return values
     if values and all(isinstance(value, dict) and value.keys() == values[0].keys() and value for value in values):
         return [{key: column[at] for key, column in found.items()} for at in values[0]]
-    if len(values) > 1 and all(isinstance(value, list) and len(value) == len(values[0]) for value in values):
+    columns = bool(values) and all(isinstance(value, list) and len(value) == len(values[0]) for value in values)
+    if columns and (len(values) > 1 or all(isinstance(cell, str) for cell in values[0])):
         return [dict(zip(found, cells, strict=True)) for cells in zip(*values, strict=True)]
     return [found]

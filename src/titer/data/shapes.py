@@ -9,20 +9,20 @@
 | unpaired | prompt, completion, label or kto_tag (is the completion wanted?) | a wanted completion is `comply`, another no answer |
 
 The columns harmful, label, prompt_label, prompt_harm_label, kind and type may say safe or unsafe. So may is_safe, unsafe, toxic, jailbreak
-and the like, if the row has no answer (`formats.CLASS`). In every form, a column `system` is the system text.
+and the like, if the row has no answer (`formats.CLASS`). A column `system` is the system text, `input` or `text` the prompt without others.
 If several readings fit, the command's need decides (`chosen_way`); if it cannot, the error names the readings.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from titer.core.errors import TiterError, unknown, visible
 from titer.data import formats
 from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, EARLIER, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SAFE, SEEN, SYSTEM, UNSAFE
-from titer.data.readers import Row, whole
+from titer.data.prompt_sets import UNSTATED
+from titer.data.readers import Row, listed, whole
 from titer.data.turns import LeftOut, Turn, besides, conversation, is_asked, is_transcript, plain_text, transcript, with_system, written
 
 Parsed = tuple[str, bool | None, str | None, str | None]  # prompt, harmful, comply, refuse
@@ -40,6 +40,7 @@ OF_SAFE = {word: not said for word, said in (NUMBERS | YES).items()} | {"safe": 
 WISHES = {"desirable": True, "undesirable": False, "chosen": True, "rejected": False, "accepted": True, "good": True, "bad": False}
 WISH = ("kto_tag", "label")  # whether a completion is wanted: LLaMA-Factory's column, TRL's
 OPENAI_PAIR = ("preferred_output", "non_preferred_output")
+ALONE = ("input", "text")  # the prompt, where no other column may be one
 TREE = {"message_id", "text", "role"}  # OpenAssistant's tree: one row for each message
 
 
@@ -55,10 +56,15 @@ class Shape(NamedTuple):
 def straight(rows: Iterable[Row]) -> list[Row]:
     """The rows with all turns as lists (a .csv file has them as JSON, and a column may have a single turn), and pairs in one form."""
     columns = (*CHAT, *PREFERENCE, "prompt", "completion")
-    return [(where, _paired({key: _turns_of(value) if key in columns else value for key, value in row.items()})) for where, row in rows]
+    found: list[Row] = [(where, _paired({k: _turns_of(v) if k in columns else v for k, v in row.items()})) for where, row in rows]
+    there = {key for _, row in found for key in row}
+    if there & {*PROMPT, *CHAT, *PREFERENCE, *PAIR, "role"}:
+        return found
+    alone = next((key for key in ALONE if key in there), "")
+    return [(where, {"prompt" if key == alone else key: value for key, value in row.items()}) for where, row in found]
 
 
-def _paired(row: dict[str, Any]) -> dict[str, Any]:
+def _paired(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """OpenAI's pairs and LLaMA-Factory's (beside a conversation without its answer), with the column prompt; other rows as they are."""
     asked = row.get("input")
     if isinstance(asked, Mapping) and set(OPENAI_PAIR) <= set(row):
@@ -73,13 +79,8 @@ def _paired(row: dict[str, Any]) -> dict[str, Any]:
 def _turns_of(value: Any) -> Any:
     if isinstance(value, Mapping) and {"role", "from"} & set(value):
         return [value]
-    if isinstance(value, str) and value.lstrip().startswith("[{") and value.rstrip().endswith("}]"):
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-        if all(isinstance(turn, dict) and {"role", "from"} & set(turn) for turn in found):
-            return found
+    if isinstance(value, str) and value.lstrip().startswith("[{") and (found := listed(value)) is not None:
+        return found if all(isinstance(turn, dict) and {"role", "from"} & set(turn) for turn in found) else value
     return value
 
 
@@ -98,15 +99,14 @@ def shape(name: str, rows: Sequence[Row], reading: str | None = None, need: Need
     way = reading or chosen_way(name, ways, need, bool(set(filled) & {*COMPLY, "refuse"}))
     if reading is None:
         _one_meaning(rows, way)
-    numbered = sorted(
-        {key for _, row in rows for key in _class_columns(row) if key not in (*HARM, *UNSAFE, *SAFE) and str(row[key]).strip()[0] in "01"}
-    )
+    said = {(key, str(row[key]).strip().lower()) for _, row in rows for key in _class_columns(row)}
+    numbered = sorted({key for key, word in said if word in NUMBERS} - {*HARM, *UNSAFE, *SAFE})
     others = [f"{other} ({', '.join(sorted(columns))})" for other, columns in ways.items() if other != way]
     told = []
     if others and reading is None:
         told.append(f"{name} is read as {way}; it could be read as {' or '.join(others)} (--reading)")
     if numbered and way != "unpaired":
-        told.append(f"{name} has numbers in {', '.join(numbered)}: 1 counts as unsafe, 0 as safe")
+        told.append(f"{name} has numbers or truths in {', '.join(numbered)}: 1 and true count as unsafe, 0 and false as safe")
     told += _passed_over(name, rows, way)
     used = _used(way, rows, filled)
     ignored = tuple(visible(column, 60) for column in filled if column not in dict(used))
@@ -169,7 +169,7 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
             raise LeftOut("whose completion is not wanted")
         comply = None
     if labelled and harmful is None:
-        raise _no_class(where, stated, reading)
+        raise LeftOut("whose class the set does not state") if row.get("harmful") == UNSTATED else _no_class(where, stated, reading)
     whole(where, prompt, comply, refuse)
     return prompt, harmful, comply, refuse
 
