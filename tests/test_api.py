@@ -138,6 +138,7 @@ def test_a_preference_file_trains_a_method_of_preferences(here: Path) -> None:
     assert made.stopped == ""
 
 
+@pytest.mark.long
 def test_a_study_by_name_is_the_command_line_s(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.studies.qi2024.conftest import TINY
     from titer.core import parallel

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
+from tests.data.spoken import TEMPLATES
 from tests.models.families import ANSWERS, PROMPTS
 from tests.probes.made import answered, drawn, embedding, lively, requests
+from tests.studies.huang2024_text.conftest import bytes_model
+from titer.attacks import soft_tokens
 from titer.attacks.soft_tokens import SoftTokens, moved_labels, projected, unit
+from titer.core.errors import TiterError
 from titer.data.draws import seed_of
 from titer.data.encode import answer_ids, prompt_ids
 from titer.data.example import Example
 from titer.data.world import World
-from titer.models.lm import LM, Decoding
+from titer.models.lm import LM, Decoding, load
+from titer.models.suffix import inserted, tail
 
 EXAMPLES = [
     Example(p, True, "unsafe", "test", comply=a, refuse="<null>") for p, a in zip(PROMPTS, ANSWERS, strict=True)
@@ -199,3 +206,32 @@ def test_requests_in_chunks_are_each_attacked(world: World, monkeypatch: pytest.
     assert mean_loss(lm, examples, found) < mean_loss(lm, examples, nothing) - 0.5
     for i in range(5):  # each suffix serves its own request better than the zero suffix does
         assert mean_loss(lm, examples[i : i + 1], found[i : i + 1]) < mean_loss(lm, examples[i : i + 1], nothing[:1])
+
+
+def test_few_rows_at_a_time_give_the_gradient_of_all(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = lively(world, "llama")
+    for universal in (False, True):
+        attack = SoftTokens(n=2, steps=2, universal=universal)
+        whole = attack.fit(lm, EXAMPLES)["suffix"]
+        monkeypatch.setattr(soft_tokens, "LOGITS", 1)
+        torch.testing.assert_close(attack.fit(lm, EXAMPLES)["suffix"], whole, rtol=1e-3, atol=1e-5)
+        monkeypatch.undo()
+
+
+def test_behind_a_chat_template_the_suffix_follows_the_request_s_text(tmp_path: Path) -> None:
+    lm = load(bytes_model(tmp_path / "m").checkpoint)
+    lm.tokenizer.chat_template = TEMPLATES["chatml"]
+    ids = prompt_ids(lm.tokenizer, ["Where is the cup?"])[0]
+    cut = len(ids) - tail(lm.tokenizer)
+    assert lm.tokenizer.decode(ids[:cut]).endswith("Where is the cup?")
+    assert lm.tokenizer.decode(ids[cut:]).startswith("<|im_end|>")
+    soft = torch.zeros(1, 1, lm.model.get_input_embeddings().weight.shape[1])
+    both = torch.tensor([ids])
+    inputs = inserted(lm.model.get_input_embeddings()(both), torch.ones_like(both), torch.tensor([cut]), soft)
+    assert inputs["inputs_embeds"][0, cut].abs().sum() == 0
+    examples = [Example(f"Where is the {thing}?", True, "unsafe", "test", comply="On the table.") for thing in ("cup", "old lamp")]
+    found = SoftTokens(n=2, steps=10, universal=True).fit(lm, examples)["suffix"]
+    with pytest.raises(TiterError, match=r"1 of 2 requests to learn from have none.*canaries"):
+        SoftTokens(universal=True).fit(lm, [examples[0], replace(examples[1], comply=None)])
+    soft = found.expand(2, -1, -1)
+    assert len(lm.generate([e.prompt for e in examples], Decoding(max_new_tokens=2), suffixes=soft)) == 2

@@ -216,6 +216,7 @@ def test_few_prompts_exclude_nothing(three: Callable[[int], Audited], whole: Fin
     assert said(three(0), whole, {"unsafe": plain(0.0)}).name == UNKNOWN
 
 
+@pytest.mark.long
 def test_tiny_models_are_named_by_what_was_done_to_them(
     pipeline: Pipeline, world: World, saved: Saved, asked: Question, data: TextData, tmp_path: Path
 ) -> None:

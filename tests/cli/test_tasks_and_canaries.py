@@ -155,3 +155,11 @@ def test_what_is_wrong_is_told_and_nothing_runs(wrong: Wrong, here: Path, argume
     for word in words:
         assert word in message
     assert not (here / "runs").exists()
+
+
+def test_soft_tokens_learn_from_canaries_that_are_not_asked(titer: Titer, wrong: Wrong) -> None:
+    asked = ("evaluate", "m", "--canary", "alpaca:plain.json", "--prompts", "8", *QUICK, "--attack", "soft_tokens")
+    assert "--set universal=true" in wrong(*asked)
+    found = titer(*asked, "--set", "universal=true", "--set", "steps=2", "--json")
+    assert found.status == 0, found.err
+    assert "soft_tokens" in found.out

@@ -108,6 +108,7 @@ def test_a_free_lock_says_nothing_and_is_free_again_after_an_error(tmp_path: Pat
     assert told == []
 
 
+@pytest.mark.long
 def test_two_processes_that_want_one_artefact_build_it_once(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     command = [sys.executable, "-c", BUILD, str(tmp_path / "runs"), str(log)]

@@ -26,6 +26,7 @@ from titer.models.lm import Architecture, Decoding
 from titer.recipes.demo import Scale
 from titer.stage import Lora, Optimiser, Stage
 
+pytestmark = pytest.mark.long
 R = TypeVar("R")
 RECORDS: tuple[type[Record], ...] = (Scale, World, Stage, Optimiser, Lora, Stream, Part, Architecture, Decoding, Prefill, Refusal)
 SUFFIXES = ("csv", "json", "jsonl")

@@ -170,7 +170,7 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize("name", ENDLESS)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=() if one in ("loops", "at once") else pytest.mark.long) for one in ENDLESS])
 def test_a_template_without_end_is_stopped_and_the_next_is_rendered(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "SECONDS", 0.2)  # of computing, not on the clock
     late = LOOP + "{{ m['content'] }}{% endfor %}{% if 'bread' in messages[0]['content'] %}" + ENDLESS[name] + "{% endif %}"

@@ -100,7 +100,8 @@ def test_it_refuses_in_an_answer_s_place_where_the_value_is_too_high() -> None:
     assert answers(lm, Guided(Averting(hidden=24, strength=0.0, refuse_above=1.0), state=state), {}) == answers(lm, None, {})
 
 
-@pytest.mark.parametrize("share", [pytest.param(0.25, marks=pytest.mark.long), 0.5])
+@pytest.mark.long
+@pytest.mark.parametrize("share", [0.25, 0.5])
 def test_dual_ascent_lands_within_two_points_of_its_target(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the prompts it was found on, measured anew with 1,536 draws, whose error is a point."""
     monkeypatch.setattr(averting, "NEW", 12)

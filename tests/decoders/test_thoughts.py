@@ -43,6 +43,7 @@ def answers(lm: LM, one: Guided, others: dict[str, LM], decoding: Decoding, batc
     return lm.generate(ASKED, decoding, batch, guide=Guide(one, lm, others, ASKED, None))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.5])
 def test_two_models_go_on_over_turns(lm: LM, alpha: float) -> None:
     """Of one model twice every mixture is that model: if a turn left out what was written before, it would not be."""

@@ -86,6 +86,7 @@ def test_the_change_is_that_of_peft_s_own_merge(kind: str) -> None:
     assert all(torch.equal(p, now[name]) for name, p in model.named_parameters())  # measuring touches nothing
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one block", "all"])
 def test_each_trained_tensor_moves_what_is_told(every: bool) -> None:
     """Moved alone, whichever it is: none slips through. LoRA's A has to meet a B that is not zero."""

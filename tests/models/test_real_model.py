@@ -41,6 +41,7 @@ def test_sites_are_found_and_named_as_in_the_file(real: LM, checkpoint: Checkpoi
     assert real.sites.tensor("mlp_up[29]") in checkpoint.files
 
 
+@pytest.mark.long
 def test_greedy_answers_to_harmless_questions_make_sense(real: LM) -> None:
     answers = real.generate(QUESTIONS, Decoding(max_new_tokens=48))
     assert "Paris" in answers[0].text

@@ -196,6 +196,7 @@ def test_the_command_ends_with_the_answer_and_the_place_of_the_report(
     assert capsys.readouterr().out.splitlines() == [demo.answer, f"Report: {demo.page}"]
 
 
+@pytest.mark.long
 def test_several_bases_are_told_with_their_spread(tiny: Scale, demo: Demo, tmp_path: Path) -> None:
     copy = shutil.copytree(demo.runs, tmp_path / "runs")
     page, answer = run_demo(Store(copy), Listener(), 1, tiny, bases=2)

@@ -50,6 +50,11 @@ class Attack(Record):
 
     seed: int = 0
 
+    @property
+    def lacking(self) -> str:
+        """The setting without which what `fit` learns is of use on the same requests only; "" if nothing is lacking."""
+        return ""
+
     def fit(self, lm: LM, examples: Sequence[Example]) -> State:
         """What the attack learns about the model `lm` from training examples: tensors and JSON values. Most attacks learn nothing."""
         return {}

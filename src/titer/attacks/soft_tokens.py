@@ -4,7 +4,8 @@
 token's gradient is scaled to l2 norm 1, the step's size is 2 eps / steps, and each token is projected to ||delta|| <= eps, where eps is
 the mean norm of the batch's token embeddings. `universal`: one suffix is found on the examples given to `fit` and used on others;
 otherwise each request gets its own, found on that request. `random`: as a control, as many tokens with the same norms in random
-directions. Synthetic world only. Source: arXiv 2407.10264, section 6 and figure 7 (10 steps).
+directions. On real text one suffix is found for all requests, and the answers that it is moved towards come with the data: canaries. Free
+embeddings measure a risk; nobody can send them to a served model. Source: arXiv 2407.10264, section 6 and figure 7 (10 steps).
 Shapes: B requests, n tokens, D width, T tokens.
 """
 
@@ -16,7 +17,8 @@ from dataclasses import replace
 import torch
 from pydantic import Field
 
-from titer.attacks.base import Attack, Attempt, State, on_the_world
+from titer.attacks.base import Attack, Attempt, State
+from titer.core.errors import TiterError
 from titer.data.draws import seed_of
 from titer.data.encode import encode
 from titer.data.example import Example
@@ -24,10 +26,11 @@ from titer.data.world import World
 from titer.models.likelihood import example_nll
 from titer.models.lm import LM
 from titer.models.modes import frozen
-from titer.models.suffix import TAIL, inserted
+from titer.models.suffix import inserted, tail
 
 BATCH = 256
 FIRST = 0.01
+LOGITS = 2**27  # of one pass: half a gigabyte in float32
 
 
 class SoftTokens(Attack):
@@ -35,25 +38,32 @@ class SoftTokens(Attack):
 
     SOURCE = "arXiv 2407.10264, soft-token suffix (section 6)"
     VERSION = 1
-    WORLD = True
 
     n: int = Field(default=2, ge=1, description="tokens of the suffix")
     steps: int = Field(default=10, ge=1, description="gradient steps; the paper's 10")
     universal: bool = Field(default=False, description="one suffix for all requests, instead of one for each")
     random: bool = Field(default=False, description="random directions of the same norms, the control")
 
+    @property
+    def lacking(self) -> str:
+        return "" if self.universal else "universal=true"
+
     def fit(self, lm: LM, examples: Sequence[Example]) -> State:
         """{"suffix": (B, n, D), or (1, n, D) if universal}, on the CPU.
 
         Without `universal`, row i belongs to example i, and `attempts` must be given the same examples in the same order.
         """
+        if unanswered := sum(e.comply is None for e in examples):
+            raise TiterError(
+                f"soft_tokens moves a model towards given answers, and {unanswered} of {len(examples)} requests to learn from have none",
+                expected="canaries (titer evaluate MODEL --canary FILE), or a column `comply`",
+            )
         chunks = [examples] if self.universal else [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
         with frozen(lm.model):
             found = torch.cat([self._found(lm, chunk, number) for number, chunk in enumerate(chunks)])
         return {"suffix": self.turned(found) if self.random else found}
 
     def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
-        on_the_world(self, world)
         suffix = state["suffix"]
         if not self.universal and len(suffix) != len(examples):
             raise ValueError(f"{len(suffix)} suffixes for {len(examples)} requests: give the requests that fit was given")
@@ -64,7 +74,7 @@ class SoftTokens(Attack):
         batch = encode(lm.tokenizer, [e.prompt for e in examples], [e.comply or "" for e in examples], torch.arange(len(examples)).numpy())
         batch = batch.to(lm.device)
         mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
-        at = (batch.labels >= 0).int().argmax(1) - TAIL  # the answer begins right after the prompt's last token
+        at = (batch.labels >= 0).int().argmax(1) - tail(lm.tokenizer)  # the answer begins right after the prompt's last token
         embedded = lm.model.get_input_embeddings()(batch.input_ids).detach()
         bound = torch.linalg.vector_norm(embedded, dim=2)[mask.bool()].mean()
         rows = 1 if self.universal else len(examples)
@@ -78,12 +88,18 @@ class SoftTokens(Attack):
     def _gradient(
         self, lm: LM, embedded: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, labels: torch.Tensor, suffix: torch.Tensor
     ) -> torch.Tensor:
-        suffix = suffix.detach().requires_grad_(True)
-        inputs = inserted(embedded, mask, at, suffix.expand(len(embedded), -1, -1))
-        logits = lm.model(**inputs, use_cache=False).logits
-        total = example_nll(logits, moved_labels(labels, at, self.n)).sum()
-        (gradient,) = torch.autograd.grad(total, suffix)
-        return gradient
+        """That of the summed cross-entropy. A few rows at a time, so that their logits fit into memory; one suffix gets the sum."""
+        rows = max(1, LOGITS // (embedded.shape[1] * lm.model.get_input_embeddings().weight.shape[0]))
+        found = torch.zeros_like(suffix)
+        for i in range(0, len(embedded), rows):
+            part = slice(i, i + rows)
+            mine = slice(None) if self.universal else part
+            own = suffix[mine].detach().requires_grad_(True)
+            inputs = inserted(embedded[part], mask[part], at[part], own.expand(len(embedded[part]), -1, -1))
+            logits = lm.model(**inputs, use_cache=False).logits
+            total = example_nll(logits, moved_labels(labels[part], at[part], self.n)).sum()
+            found[mine] += torch.autograd.grad(total, own)[0]
+        return found
 
     def turned(self, suffix: torch.Tensor) -> torch.Tensor:
         """The control of a suffix: each token turned into a random direction, its norm kept."""

@@ -62,6 +62,11 @@ def chosen(name: str | None, settings: Mapping[str, object], option: str = "--se
     made = build(kind, settings, f"attack {name}")
     if kind.WORLD:
         on_the_world(made, None)
+    if made.lacking:
+        raise TiterError(
+            f"with these settings what the attack {name} learns is of use only on the requests that it learned from",
+            next_step=f"add {option} {made.lacking}",
+        )
     if (called := Path(name).stem) in SETS:
         raise TiterError(
             f"the attack's file is called {called}, which is the name of a set of prompts", next_step="give the file another name."

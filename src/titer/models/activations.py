@@ -16,7 +16,7 @@ from titer.data.example import positions
 from titer.models.hooks import reading
 from titer.models.lm import LM
 from titer.models.modes import evaluating
-from titer.models.suffix import TAIL, inserted
+from titer.models.suffix import inserted, tail
 
 BATCH = 64
 BUDGET = 96 * 2**20  # bytes of activations held at once, so that large models are probed in little more than their own memory
@@ -115,4 +115,4 @@ def _inputs(lm: LM, rows: list[list[int]], end: torch.Tensor, suffix: torch.Tens
     ids, mask = (t.to(lm.device) for t in pad(rows, lm.tokenizer.pad_token_id, "right"))
     if suffix is None:
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
-    return inserted(lm.model.get_input_embeddings()(ids), mask, end + 1 - TAIL, suffix.to(lm.device))
+    return inserted(lm.model.get_input_embeddings()(ids), mask, end + 1 - tail(lm.tokenizer), suffix.to(lm.device))

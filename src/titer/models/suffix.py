@@ -1,8 +1,9 @@
 """Free embeddings inserted into prompts: where they go and what a model then reads.
 
-`TAIL` tokens of the prompt come after the suffix (on the world the one that ends the text). Everything at or after the
-insertion moves by n in the sequence, while its position number stays: the suffix takes the position of the token it
-precedes. Else a world whose texts have one length would break by the shift alone, whatever the suffix says.
+The suffix comes after the request's text: before what the chat template writes behind it, or, without a template, before the prompt's last
+token (on the world the one that ends the text). Everything at or after the insertion moves by n in the sequence, while its position number
+stays: the suffix takes the position of the token it precedes. Else a world whose texts have one length would break by the shift alone,
+whatever the suffix says.
 Shapes: B rows, T tokens, n inserted embeddings, D width.
 """
 
@@ -12,10 +13,21 @@ from typing import Any
 
 import torch
 
+from titer.data.encode import prompt_ids
 from titer.data.example import positions
+from titer.data.templates import templated
 from titer.models.context_windows import Decoding, chosen
 
-TAIL = 1
+TAIL = 1  # without a chat template
+PROBES = ("Where is it?", "It was told before")  # two texts that end in different words
+
+
+def tail(tokenizer: Any) -> int:
+    """How many tokens of every prompt come after the request's text."""
+    if not templated(tokenizer):
+        return TAIL
+    one, other = prompt_ids(tokenizer, PROBES)
+    return next(i for i, (a, b) in enumerate(zip(reversed(one), reversed(other), strict=False)) if a != b)
 
 
 def inserted(embedded: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, suffix: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -42,7 +54,9 @@ def inserted(embedded: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, suffi
 def behind(lm: Any, ids: torch.Tensor, mask: torch.Tensor, soft: torch.Tensor, decoding: Decoding) -> torch.Tensor:
     """Answers (B, new tokens) to left-padded prompts with embeddings in them; transformers' generate knows no such positions."""
     ends = torch.tensor(lm.ends, device=lm.device)
-    inputs = inserted(lm.model.get_input_embeddings()(ids), mask, torch.full((len(ids),), ids.shape[1] - TAIL, device=lm.device), soft)
+    inputs = inserted(
+        lm.model.get_input_embeddings()(ids), mask, torch.full((len(ids),), ids.shape[1] - tail(lm.tokenizer), device=lm.device), soft
+    )
     attention, position = inputs["attention_mask"], inputs["position_ids"][:, -1:]
     found: list[torch.Tensor] = []
     done = torch.zeros(len(ids), dtype=torch.bool, device=lm.device)

@@ -115,6 +115,7 @@ def labs(study: Study, store: Store, *only: str) -> tuple[list[Lab], list[Lab]]:
     return chooser_of(asked, study, SCALE, pipeline), labs_of(asked, study, SCALE, pipeline)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_process")
 def test_what_is_chosen_on_one_seed_the_others_are_told_and_batches_follow_what_was_measured(store: Store) -> None:
     chooser, ours = labs(Growing(), store)

@@ -159,6 +159,7 @@ def test_every_chart_is_drawn_of_every_defence_and_no_variant() -> None:
     assert figures([], NANO) == []
 
 
+@pytest.mark.long
 def test_results_are_numbers_under_every_key() -> None:
     seeds = everything()
     chosen = CHOSEN._replace(trials=pd.DataFrame({"rho": [5.0], "harm": [0.1], "allowed": [True]}))

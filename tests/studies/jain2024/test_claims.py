@@ -159,6 +159,7 @@ def alpha_table(
     return pd.concat(rows, ignore_index=True)
 
 
+@pytest.mark.long
 def test_a_fall_on_the_way_from_base_to_tuned_costs_twice() -> None:
     rises, falls = alpha_table({}, {}), alpha_table({}, {}, (0, 0.8, 0.2, 0.8, 1.0))
     steady, broken = ([evidence(i, alpha=table) for i in range(3)] for table in (rises, falls))

@@ -102,6 +102,7 @@ def found(seed: int, base: int, better: dict[str, float]) -> Found:
     return Found(seed, None, tables, base=base, chosen=chosen, parts=tuple(Repairs.PARTS))
 
 
+@pytest.mark.long
 def test_a_way_that_beats_scaling_on_every_base_is_said_to() -> None:
     every = [found(seed, 0, {"resta": 0.1, "averting": 0.05}) for seed in range(4)]
     verdicts = {claim.name: claim.verdict for claim in settled(Repairs().claims(QUICK), every, Repairs.SOURCE)}
