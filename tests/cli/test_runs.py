@@ -25,7 +25,9 @@ def test_what_is_stored_is_told_and_pruned_pieces_are_made_again(titer: Titer, h
     held = [p for kind in ("samples", "verdicts") for p in (here / "runs" / kind).glob("*/*")]
     on_disk = sum(p.stat().st_size for p in held)
     assert sum(piece["bytes"] for piece in found["pieces"]) == on_disk
-    assert "in all:" in titer("runs").out
+    text = titer("runs").out
+    assert "in all:" in text
+    assert all(line.endswith(" m") for line in text.splitlines() if line.startswith(("samples/", "verdicts/")))  # the model's name
     would = titer("runs", "--prune", "samples", "--dry-run")
     assert f"{kinds.count('samples')} pieces would be deleted" in would.out
     assert len(titer("runs", "--json").json["pieces"]) == len(kinds)

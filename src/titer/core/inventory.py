@@ -11,9 +11,10 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -62,12 +63,13 @@ def pieces(root: Path) -> list[Piece]:
 
 
 def _pieces(root: Path) -> Iterator[Piece]:
+    names = _names(root)
     for folder in sorted(p for p in root.glob("*/*") if p.is_dir() and p.parent.name != REPLIES):
         key, _, ending = folder.name.partition(".")
         whole = not ending and (folder / "DONE").is_file()
         if KEY.fullmatch(key) and (whole or ending in ("partial", TRASH[1:])):
             state = UNFINISHED if not whole else "weights deleted" if gone(folder) else ""
-            yield Piece(folder.parent.name, key, folder, _about(folder), _size(folder), folder.stat().st_mtime, state)
+            yield Piece(folder.parent.name, key, folder, _about(folder, names), _size(folder), folder.stat().st_mtime, state)
     for folder in sorted(p for p in (root / REPLIES).glob("*") if p.is_dir()):
         yield Piece(REPLIES, folder.name, folder, "", _size(folder), folder.stat().st_mtime, "")
 
@@ -76,11 +78,7 @@ def pages(root: Path) -> list[Page]:
     """All reports in a folder of runs."""
     found = []
     for page in sorted(root.glob("*/report.html")):
-        try:
-            said = json.loads((page.parent / "summary.json").read_text(encoding="utf-8"))
-            answer = str(said["answer"])
-        except (OSError, ValueError, KeyError, TypeError):  # an older report
-            answer = ""
+        answer = str(_json(page.parent / "summary.json").get("answer", ""))  # none in an older report
         found.append(Page(page.parent.name, answer, _size(page.parent)))
     return found
 
@@ -113,14 +111,38 @@ def prune(doomed: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
     return went, left
 
 
-def _about(folder: Path) -> str:
-    """A few words on a piece, from its inputs; "" if they have none."""
+def _about(folder: Path, names: Mapping[str, str]) -> str:
+    """A few words on a piece, from its inputs; "" if they say nothing. `names`: model's key -> its name."""
+    inputs = _json(folder / "inputs.json")
+    if samples := inputs.get("samples"):  # judged answers: those of the piece of answers
+        inputs = _json(folder.parent.parent / "samples" / str(samples) / "inputs.json")
+    stage = inputs.get("stage")
+    words = [*_list(inputs.get("probe"))[:1], *_list(inputs.get("study"))[:2]]
+    if isinstance(stage, dict):
+        words = [f"{stage.get('kind')} by {''.join(map(str, _list(inputs.get('method'))[:1]))}", f"{stage.get('steps')} steps"]
+    keys = [folder.name] if stage else [*_list(inputs.get("model")), *_list(inputs.get("models"))]
+    models = [names.get(str(one), f"model {str(one)[:8]}") for one in keys]
+    return visible(": ".join(filter(None, (" and ".join(models), ", ".join(filter(None, map(str, words)))))), 80)
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def _names(root: Path) -> dict[str, str]:
+    """Model's key -> its name, as the reports give it."""
+    said = [_json(page.parent / "summary.json").get("provenance") for page in root.glob("*/report.html")]
+    told = [(str(key), name) for one in said if isinstance(one, dict) for name, key in one.items() if name.startswith("model ")]
+    return {key: visible(name.removeprefix("model "), 60) for key, name in told}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """What a file holds; nothing, if it is missing or of another version."""
     try:
-        inputs = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
-        told = inputs["stage"]["name"] if "stage" in inputs else inputs.get("probe", inputs.get("study", ""))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # written by another version
-        return ""
-    return visible(str(told[0] if isinstance(told, list) and told else told), 60)
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _size(folder: Path) -> int:
