@@ -194,16 +194,19 @@ def test_a_wrapper_is_compared_with_its_text_model_alone(world: World, tmp_path:
         comparable(open_checkpoint(wrapper), open_checkpoint(other))
 
 
-@pytest.mark.parametrize("family", ["llava", "smolvlm"])
-def test_a_wrapper_that_opens_as_pictures_and_text_alone_is_its_text_model(world: World, tmp_path: Path, family: str) -> None:
+AUDIO = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_mel_bins": 8}
+
+
+@pytest.mark.parametrize("family", ["llava", "smolvlm", "voxtral"])
+def test_a_wrapper_that_opens_as_text_beside_pictures_or_sound_is_its_text_model(world: World, tmp_path: Path, family: str) -> None:
     """SmolVLM calls the text model within otherwise (text_model): of every parameter but the head the two once had none in common."""
     ids = {"vocab_size": len(world.tokenizer()), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
     parts = {"text_config": {**GATED, **ids, "model_type": "llama"}, "vision_config": {**VISION, "model_type": "clip_vision_model"}}
-    parts = parts if family == "llava" else {**parts, "vision_config": VISION}
+    parts |= {"smolvlm": {"vision_config": VISION}, "voxtral": {"audio_config": AUDIO}}.get(family, {})
     torch.manual_seed(0)
-    whole = transformers.AutoModelForImageTextToText.from_config(transformers.CONFIG_MAPPING[family](**parts)).float().eval()
+    whole = transformers.AutoModelForMultimodalLM.from_config(transformers.CONFIG_MAPPING[family](**parts)).float().eval()
     text = transformers.LlamaForCausalLM(whole.config.text_config).eval()
-    text.model.load_state_dict((whole.model.language_model if family == "llava" else whole.model.text_model).state_dict())
+    text.model.load_state_dict((whole.model.text_model if family == "smolvlm" else whole.model.language_model).state_dict())
     text.lm_head.load_state_dict(whole.lm_head.state_dict())
     wrapper, alone = put(whole, world, tmp_path / "whole"), put(text, world, tmp_path / "text")
     rows = torch.tensor([[3, 4, 5, 6]])
@@ -219,6 +222,16 @@ def test_a_wrapper_that_opens_as_pictures_and_text_alone_is_its_text_model(world
         assert difference(open_checkpoint(first), open_checkpoint(tuned)) == DIFFER
     table = weight_change(open_checkpoint(wrapper), open_checkpoint(tuned), skeleton(open_checkpoint(tuned)))
     assert table[table.norm > 0].part.to_list() == ["mlp"]
+
+
+@pytest.mark.parametrize("family", ["t5", "whisper"])
+def test_an_encoder_beside_the_decoder_is_refused(family: str, world: World, tmp_path: Path) -> None:
+    """transformers opens Whisper's decoder alone, which answers nothing without its encoder."""
+    config = transformers.CONFIG_MAPPING[family](d_model=16, **{"num_layers": 1} if family == "t5" else {"decoder_layers": 1})
+    put(transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=8, **GATED)), world, tmp_path / "m")
+    config.save_pretrained(tmp_path / "m")
+    with pytest.raises(TiterError, match=rf"{family} has an encoder that reads the prompt"):
+        load(open_checkpoint(tmp_path / "m"), "cpu")
 
 
 def test_models_that_share_hardly_a_name_are_not_compared(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

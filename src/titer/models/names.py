@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
@@ -33,11 +33,15 @@ MASKS = (r"\.rotary_emb\.inv_freq$", r"\.attn\.masked_bias$")  # that older file
 
 
 def opener(config: Any) -> Any:
-    """transformers' class that opens a configuration: that of causal language models, else that of text and pictures together where the
-    text model within is a decoder. No picture is ever shown to it."""
-    wrapper = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and config.get_text_config(decoder=True) is not config
-    only = wrapper and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
-    return AutoModelForImageTextToText if only else AutoModelForCausalLM
+    """transformers' class that opens a configuration: that of causal language models, else that of text with pictures or sound where the
+    text model within is a decoder. No picture and no sound is ever shown to it. Errors: an encoder beside the decoder."""
+    if config.is_encoder_decoder:
+        raise TiterError(
+            f"{visible(config.model_type, 60)} has an encoder that reads the prompt, and a decoder that answers",
+            expected="a causal language model, where one decoder does both",
+        )
+    wrapper = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING and config.get_text_config(decoder=True) is not config
+    return AutoModelForMultimodalLM if wrapper and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForCausalLM
 
 
 @dataclass(frozen=True)
