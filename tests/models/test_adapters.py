@@ -118,6 +118,15 @@ def test_every_setting_of_a_plain_lora_is_respected(name: str, world: World, tmp
     assert all(torch.equal(loaded[key], tensor) for key, tensor in merged.state_dict().items())
 
 
+def test_copies_that_peft_writes_of_a_module_trained_whole_are_passed_over(world: World, tmp_path: Path) -> None:
+    """Where the vocabulary grew: X.weight, X.modules_to_save.weight (the same) and X.original_module.weight (as before)."""
+    merged = made(llama(world), tmp_path, target_modules=["v_proj"], modules_to_save=["lm_head"])
+    name = "base_model.model.lm_head{}.weight"
+    copies = {".modules_to_save": merged.lm_head.weight.detach(), ".original_module": torch.zeros_like(merged.lm_head.weight)}
+    rewritten(tmp_path, lambda held: held.update({name.format(within): copy for within, copy in copies.items()}))
+    assert_equal(resolve(str(tmp_path / "adapter")), merged)
+
+
 def test_biases_that_were_trained_are_respected(world: World, tmp_path: Path) -> None:
     merged = made(opt(world), tmp_path, target_modules=["q_proj"], bias="all")
     found = resolve(str(tmp_path / "adapter"))

@@ -263,3 +263,23 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
     with pytest.raises(TiterError, match="is no model"):
         open_checkpoint(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("file", "step"),
+    [
+        ("pytorch_model_fsdp_0/__0_0.distcp", r"accelerate merge-weights .*pytorch_model_fsdp_0 FOLDER"),
+        ("zero_to_fp32.py", r"zero_to_fp32\.py .* FOLDER --safe_serialization"),
+        ("checkpoint-10/config.json", r"give a model of it: .*checkpoint-10\."),
+        ("checkpoint-10/adapter_config.json", r"give a model of it: .*checkpoint-10\."),
+    ],
+)
+def test_what_a_training_left_is_told_how_to_become_a_model(file: str, step: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(TiterError, match=rf"is no model.*{step}"):
+        open_checkpoint(tmp_path)
+    for name in ("config.json", "training_args.bin"):  # which is no weight
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(TiterError, match=rf"no \*\.safetensors.*{step}"):
+        open_checkpoint(tmp_path)

@@ -30,7 +30,7 @@ from titer.models.lora_weights import HEADS, Adapter, LoraChange, is_adapter
 from titer.models.names import Names, Origin, alias, made, named, outline, tied_to
 from titer.models.quantised import Stored, quantisation
 from titer.models.remote_code import OwnCode, apart, check_code, code_files, unasked
-from titer.models.safetensors_io import INDEX, check_files, read_json, tensor_files, weightless
+from titer.models.safetensors_io import INDEX, check_files, left_by_training, read_json, tensor_files, weightless
 from titer.models.stated import check_counts, check_stated
 from titer.models.tried import try_tokenizer
 from titer.models.words import NAMED, template_texts
@@ -366,7 +366,11 @@ def _check_place(path: Path, given: str) -> str:
         return gguf_parts(path)[0].name
     found = "" if any(path.glob("*.safetensors")) else gguf_in(path)
     if not found and not config.is_file():
-        raise TiterError(f"{path} is no model", expected="a folder with config.json, a tokenizer and *.safetensors, or a GGUF file")
+        raise TiterError(
+            f"{path} is no model",
+            expected="a folder with config.json, a tokenizer and *.safetensors, or a GGUF file",
+            next_step=left_by_training(path),
+        )
     return found
 
 

@@ -29,6 +29,10 @@ from titer.models.tried import ends
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 PART = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)")
+COPY = re.compile(
+    r"\.(original_module|modules_to_save)\."
+)  # of a module trained whole, which stands there without: peft writes three where
+# the vocabulary grew
 HEADS = ("lm_head.weight", "embed_out.weight")  # a model may call its head otherwise than its file does
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # ways to begin that leave the base's weights as they are
 SAFE = {  # settings that change nothing of a trained adapter's weights, or that are respected here
@@ -148,7 +152,7 @@ class Adapter:
         return TiterError(
             f"{self.folder} is a LoRA for another base than {label}: {why}",
             expected=f"the model it was trained on{f' ({visible(self.base, 120)}, as it says itself)' if self.base else ''}",
-            next_step="give the right base, as BASE+ADAPTER.",
+            next_step=f"give the right base, as BASE+ADAPTER. If tokens were added to it in training: {MERGED}",
         )
 
 
@@ -175,7 +179,8 @@ def _settings(config: dict[str, Any], folder: Path) -> LoraShape:
 def _read(file: Path, folder: Path) -> dict[str, dict[str, str]]:
     """The model's name of each tensor -> the adapter's names of its parts: A and B of a pair, `whole` of what was trained whole."""
     found: dict[str, dict[str, str]] = {}
-    for name in sorted(names(file)):
+    held = names(file)
+    for name in sorted(one for one in held if one == (plain := COPY.sub(".", one)) or plain not in held):
         rest = name.removeprefix(PREFIX)
         match = PART.fullmatch(rest)
         if rest == name or (match is None and ("lora_" in rest or "token_adapter" in rest)):

@@ -155,6 +155,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def weightless(path: Path) -> TiterError:
     """The refusal of a model's folder without safetensors."""
+    if not any(path.glob("pytorch_model*.bin")) and (left := left_by_training(path)):
+        return TiterError(f"{path} has no *.safetensors", next_step=left)
     held = sorted(p.name for pattern in OTHERS for p in path.glob(pattern))
     pickled = [name for name in held if any(Path(name).match(pattern) for pattern in PICKLES)]
     if held:
@@ -164,3 +166,19 @@ def weightless(path: Path) -> TiterError:
             next_step="save it again with safetensors (transformers: save_pretrained) where you trust it.",
         )
     return TiterError(f"{path} has a config.json and no *.safetensors", next_step="check that the download finished.")
+
+
+def left_by_training(path: Path) -> str:
+    """What to do with a folder that a training left, which is no model: its weights are shards of the training, or it holds models; ""."""
+    if shards := sorted(path.glob("*/*.distcp")):
+        return (
+            f"join the shards of the training: accelerate merge-weights {shards[0].parent} FOLDER; then put config.json and the "
+            "tokenizer beside them and give FOLDER."
+        )
+    if (path / "zero_to_fp32.py").is_file():
+        return (
+            f"join the shards of the training where it ran: python {path / 'zero_to_fp32.py'} {path} FOLDER --safe_serialization; then "
+            "put config.json and the tokenizer beside them and give FOLDER."
+        )
+    inner = sorted({str(file.parent) for name in ("config.json", "adapter_config.json") for file in path.glob(f"*/{name}")})
+    return f"give a model of it: {visible(', '.join(inner[-3:]), 240)}." if inner else ""
