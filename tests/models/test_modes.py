@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import RwkvConfig, RwkvForCausalLM
 
+from tests.models.families import mixtral
 from titer.data.world import World
 from titer.integrations.views import trained, view
 from titer.models.checkpoint import open_checkpoint
@@ -105,3 +107,14 @@ def test_a_view_leaves_the_model_in_training_its_weights(evaluated: bool) -> Non
     assert same(before, state(model))
     model.train()(IDS)
     assert same(before, copy.deepcopy(model).state_dict())
+
+
+def test_a_mixture_that_was_saved_with_its_routers_loss_answers(world: World, tmp_path: Path) -> None:
+    """Trainers set output_router_logits and save it; transformers' own generation fails with it."""
+    lm = mixtral(world)
+    lm.save(tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"output_router_logits": True}))
+    found = load(open_checkpoint(tmp_path / "m"))
+    assert found.generate(["a b", "c"], Decoding(max_new_tokens=3)) == lm.generate(["a b", "c"], Decoding(max_new_tokens=3))
+    assert found.model.config.output_router_logits

@@ -7,14 +7,19 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+ROUTED = "output_router_logits"  # what trainers set to balance experts, and save
+
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode (no dropout); the mode before comes back, also after an exception."""
+    """Evaluation mode: no dropout, and no loss of a router, which transformers cannot compute where earlier tokens are cached; the mode
+    before comes back, also after an exception."""
     was_training = model.training
+    configs = [] if (config := getattr(model, "config", None)) is None else [config, config.get_text_config(decoder=True)]
     model.eval()
     try:
-        yield
+        with _set([(one, ROUTED, False) for one in configs if getattr(one, ROUTED, False)]):
+            yield
     finally:
         model.train(was_training)
 
