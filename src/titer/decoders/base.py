@@ -164,14 +164,15 @@ class Beside:
         self._ids, self._read = torch.cat([self._ids, more], dim=1), new.shape[1]
         self._mask = torch.cat([self._mask, torch.ones_like(more)], dim=1)
         fresh = self._ids.shape[1] if self._past is None else more.shape[1]
-        found = self._lm.model(
-            input_ids=self._ids[:, -fresh:],
-            attention_mask=self._mask,
-            position_ids=positions(self._mask)[:, -fresh:],
-            use_cache=True,
-            logits_to_keep=1,
-            **({} if self._past is None else {"past_key_values": self._past}),
-        )
+        with evaluating(self._lm.model):
+            found = self._lm.model(
+                input_ids=self._ids[:, -fresh:],
+                attention_mask=self._mask,
+                position_ids=positions(self._mask)[:, -fresh:],
+                use_cache=True,
+                logits_to_keep=1,
+                **({} if self._past is None else {"past_key_values": self._past}),
+            )
         self._past = getattr(found, "past_key_values", None)  # a model without a cache reads the whole row again
         return found.logits[:, -1].to(new.device, torch.float32)  # type: ignore[no-any-return]
 
