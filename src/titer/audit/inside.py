@@ -86,7 +86,11 @@ def sensed(pipeline: Pipeline, model: Model, sets: Mapping[str, Sequence[Example
     """How sensitive the next token is to the prompt: kind, median, low, high (bootstrap over prompts), n."""
     prompts = [e for examples in sets.values() for e in examples]
     inputs = {"probe": ["sensitivity", sensitivity.VERSION], "model": model.key, "prompts": fingerprint(prompts), **pipeline.read_in}
-    table = pipeline.table("tables", inputs, lambda: sensitivity.sensitivity(pipeline.lm(model), prompts))
+
+    def make() -> pd.DataFrame:
+        return sensitivity.sensitivity(pipeline.lm(model), prompts, progress=pipeline.reporter.task(f"sensitivity of {model.name}"))
+
+    table = pipeline.table("tables", inputs, make)
     rows, end = [], 0
     for kind, examples in sets.items():
         values = table.g[end : (end := end + len(examples))]

@@ -1,9 +1,10 @@
-"""Is the change's column space in the left null space of the base weights? Checked vector by vector.
+"""Does a weight change write in directions that the base weight never uses (its left null space)? Checked direction by direction.
 
-For the left singular vectors u_i of dW (those that hold `DELTA` of its squared singular values): ||P_N u_i|| with
-P_N = I - A_r A_r^T, A_r the base weight's left singular vectors at 90 %, 99 % and all of its energy.
-Where rows outnumber columns, a random unit vector scores high too: ||P_N u||^2 follows Beta((m-r)/2, r/2), whose mean
-and 99th percentile are reported with each value. Source: arXiv 2407.10264, section 5.2 (figure 4). Shapes: W (m, d).
+The change dW writes along its left singular vectors u_i; those are taken that hold `DELTA` of its squared singular values. A_r are the
+left singular vectors of the base weight that hold 90 %, 99 % or all of its energy, and P_N = I - A_r A_r^T keeps what they miss. So
+||P_N u_i|| is 1 for a direction that the base weight never uses, and 0 for one that it does. Where rows outnumber columns most directions
+are unused, and a random one scores high too: its ||P_N u||^2 follows Beta((m - r)/2, r/2). A value says something only beside that
+distribution's mean and 99th percentile, which are given with it. Source: arXiv 2407.10264, section 5.2 (figure 4). Shapes: W (m, d).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from titer.core.errors import TiterError, visible
 from titer.data.encode import check_length, pad, prompt_ids
 from titer.data.example import Example, positions
 from titer.models.activations import fitting
-from titer.models.lm import LM
+from titer.models.lm import LM, Progress
 from titer.models.modes import frozen
 
 VERSION = 2
@@ -25,17 +25,20 @@ BATCH = 128
 KEPT = 6  # tensors of about the MLP's width that a layer keeps for the way back
 
 
-def sensitivity(lm: LM, examples: Sequence[Example], batch: int = BATCH) -> pd.DataFrame:
+def sensitivity(lm: LM, examples: Sequence[Example], batch: int = BATCH, progress: Progress | None = None) -> pd.DataFrame:
     """Per input: input, g (units of logit per unit of embedding). Errors: a prompt longer than the window."""
     ids = prompt_ids(lm.tokenizer, [e.prompt for e in examples])
     for row, example in zip(ids, examples, strict=True):
         check_length(len(row), lm.window, example.prompt)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    found = torch.empty(len(ids))
+    found, done = torch.empty(len(ids)), 0
     batch = min(batch, fitting(lm, KEPT * max(1, lm.sites.layers), max(len(row) for row in ids)))
     with frozen(lm.model):
         for chosen in lm.padding.batches(ids, order, batch, "left"):
             found[chosen] = gradient_norms(lm, [ids[i] for i in chosen])
+            done += len(chosen)
+            if progress:
+                progress(done, len(ids))
     return pd.DataFrame({"input": range(len(ids)), "g": found.numpy()})
 
 
