@@ -4,10 +4,10 @@
     found = api.audit("aligned", "tuned", data="prompts.csv", prompts=100)
     print(found.answer, found.page)
 
-MODEL is a folder, BASE+ADAPTER, a fetched name or a hub id. `runs` is the folder of runs: what stands there is not made again.
-`progress`: progress on standard error. `trust_remote_code` runs the code of the models' authors on this machine, before
-transformers' own; a judge's is refused even then. `cost` says what an order would compute. Errors: TiterError, with what
-was given, what was expected and what to do next.
+A model is given as a folder, BASE+ADAPTER, a name that `models_get` has fetched, or a hub id. Results are kept in the folder `runs`, and
+what is there is not made again. `progress=True` shows progress on standard error. `trust_remote_code=True` runs code that the models'
+authors wrote on this machine; code of a judge's model is refused even then. `cost` says what a command would compute. Every error is a
+TiterError, which says what was given, what was expected and what to do next.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a finished report says, its section in a model's card, the model to a hub; models by name; what this machine can do. L8."""
+"""Read finished reports and put them into model cards, send models to a hub, fetch models by name, look at this machine. L8."""
 
 from __future__ import annotations
 
@@ -49,49 +49,49 @@ class Told:
 
 
 def report(run: Place, runs: Place = RUNS) -> Told:
-    """What a finished report says; `run` is its folder or its name in the folder of runs. As `titer report`."""
+    """Read a finished report. `run` is its folder, or its name in the folder of runs. Same as `titer report`."""
     folder = find_report(run, Path(runs))
     found = read_report(folder, rated=False)
     return Told(folder, found.summary, tuple(found.claims))
 
 
 def bundle(run: Place, file: Place, runs: Place = RUNS) -> Manifest:
-    """A report as one zip with the hashes of its files, models and data. As `titer report --bundle`."""
+    """Write a report as one zip file with the hashes of its files, models and data. Same as `titer report --bundle`."""
     return write_bundle(find_report(run, Path(runs)), Path(file))
 
 
 def verify(file: Place, *models: str, data: Place | None = None) -> list[Check]:
-    """What can be checked of a bundle: its files, its rates from its answers, and models and data at hand. As `titer verify`."""
+    """Check a bundle: its files, its rates against its answers, and the given models and data. Same as `titer verify`."""
     return checks(Path(file), models, None if data is None else Path(data))
 
 
 def card(run: Place, model: Place, runs: Place = RUNS) -> Written:
-    """Put the report's section on a model into the README.md of the model's folder. As `titer report --card`."""
+    """Write what the report found about a model into the README.md of the model's folder. Same as `titer report --card`."""
     return write_card(find_report(run, Path(runs)), Path(model))
 
 
 def push(model: Place, repository: str, public: bool = False, progress: bool = True) -> Published:
-    """Send a model's folder with its card to the hub, private unless `public`. As `titer report --push`."""
+    """Upload a model's folder with its card to the hub, private unless `public`. Same as `titer report --push`."""
     with reporter(progress) as shown:
         return publish.push(Path(model), repository, private=not public, tell=shown.tell)
 
 
 def models_get(name: str, progress: bool = True) -> Path:
-    """Fetch a named model once, checked and converted; returns its folder. As `titer models get`."""
+    """Download a named model once, check and convert it; returns its folder. Same as `titer models get`."""
     with reporter(progress) as shown:
         return fetch.get(name, shown.tell).path
 
 
 def stored(runs: Place = RUNS) -> list[Piece]:
-    """Every artefact in the folder of runs, the largest first. As `titer runs`."""
+    """List every artefact in the folder of runs, the largest first. Same as `titer runs`."""
     return inventory.pieces(Path(runs))
 
 
 def prune(*what: str, older: float = 0.0, runs: Place = RUNS) -> list[Piece]:
-    """Take away kinds, "unfinished" or keys older than some days; returns what went. As `titer runs --prune`."""
+    """Delete artefacts by kind or key, or those that are "unfinished"; returns what was deleted. Same as `titer runs --prune`."""
     return inventory.prune(inventory.chosen(stored(runs), what, older))[0]
 
 
 def doctor() -> dict[str, object]:
-    """What this machine can do and what is missing, by name; `titer doctor` prints the same as text."""
+    """Say what this machine has and what is missing. `titer doctor` prints the same as text."""
     return {fact.name: fact.value for fact in machine.facts()}

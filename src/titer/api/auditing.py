@@ -1,4 +1,4 @@
-"""An audit from what was asked to its page: of one tune, or of many, each as it would be alone. L8."""
+"""Run an audit, from the request to the page. Of several tunes each is measured as it would be alone. L8."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Audited:
 
 
 def prepare(order: AuditRequest) -> list[Tune]:
-    """Every tune, checked; of many, those that cannot be audited with their reason.
+    """Check the request and open every model. Of several tunes, those that cannot be audited are kept with the reason.
 
     Errors: as `prepared` of one; none that can be; an engine or a package that is not there.
     """
@@ -82,9 +82,9 @@ def _renamed(one: Tune, name: str) -> Tune:
 
 
 def audited(order: AuditRequest, tunes: Sequence[Tune], reporter: Reporter, command: str) -> Audited:
-    """The audit that was prepared, measured and reported; `command` stands in the report as what reproduces it.
+    """Measure, and write the report. `command` is printed in the report as the way to reproduce it.
 
-    Errors: of one tune any; of many those that leave none measured.
+    Errors: of one tune, any; of several, only if none could be measured.
     """
     found = _reported(order, tunes, reporter, command, ReadAs(serving_of(order.engine), order.bf16))
     if order.inspect_logs is not None:

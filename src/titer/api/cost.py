@@ -1,4 +1,4 @@
-"""What a command would compute, before it runs: `--dry-run` from Python. L8.
+"""Say what a command would compute before it runs, as `--dry-run` does. L8.
 
 from titer import api
 print(api.cost(api.AuditRequest(["aligned", "tuned"], "prompts.csv", landscape=True)))
@@ -28,9 +28,9 @@ Request = AuditRequest | EvaluationRequest | AlignRequest | FinetuneRequest | Re
 
 
 def cost(order: Request, **changes: Any) -> Cost:
-    """Counts, operations, what stands already; of a study in hours where the device's FLOP/s are given.
+    """Counts, operations and what is stored already; for a study also hours, if the device's FLOP/s are given.
 
-    `order` is a request's record, as `titer.api` has them; `changes` are fields that differ from it: bf16=True, flops=1e15. Errors: those
+    `order` is a request record such as AuditRequest; `changes` are fields to change in it, e.g. bf16=True, flops=1e15. Errors: those
     of the command itself.
     """
     if not isinstance(order, Request):

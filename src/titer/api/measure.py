@@ -1,4 +1,4 @@
-"""Models measured: an audit, an evaluation, the tasks of lm-evaluation-harness and of inspect_ai. L8."""
+"""Measure models: audits, evaluations, gates, and the tasks of lm-evaluation-harness and inspect_ai. L8."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from titer.pipeline import ReadAs, Reporter
 
 @asked(cast(Callable[..., AuditRequest], AuditRequest))  # models one after the other: what no type of Python's says of a record
 def audit(order: AuditRequest, shown: Reporter, command: str) -> Audited:
-    """What tuning did to an alignment: [BASE,] ALIGNED[, TUNED] on labelled prompts; BASE, ALIGNED and two tunes or more; with `no_base`
-    ALIGNED and any number of tunes. As `titer audit`.
+    """Compare models on labelled prompts: what did tuning do to the alignment? Same as `titer audit`.
 
-    `fail_if`: limits, as docs/gate.md words them; `junit`: a file for them. `inspect_logs`: a folder for the judged answers, a log of
-    inspect_ai a model.
+    Models are given in the order [BASE,] ALIGNED[, TUNED]; or BASE, ALIGNED and several tunes; or, with `no_base=True`, ALIGNED and any
+    number of tunes. `fail_if`: the limits of a gate, worded as in docs/gate.md; `junit`: a file for their results. `inspect_logs`: a
+    folder for the judged answers, one log of inspect_ai for each model.
     """
     return audited(order, prepare(order), shown, command)
 
 
 def must_hold(*models: str, unresolved: bool = False, **options: Any) -> Audited:
-    """A gate as a test, of pytest or unittest: the audit, where every limit passes; `options` are those of `audit`.
+    """Run an audit as a test for pytest or unittest: it passes if every limit of the gate does. `options` are those of `audit`.
 
-    `unresolved`: limits that cannot be resolved may stand. Errors: AssertionError with a line a limit that fails or cannot be resolved,
-    the answer and the page's place.
+    With `unresolved=True` limits that cannot be resolved pass too. Errors: AssertionError, with a line for each limit that does not pass,
+    the audit's answer and the path of its page.
     """
     found = audit(*models, **options)
     broken = [one for one in found.gate if one.decided == "fail" or (one.decided != "pass" and not unresolved)]
@@ -49,7 +49,7 @@ def must_hold(*models: str, unresolved: bool = False, **options: Any) -> Audited
 
 
 def prepared(order: EvaluationRequest) -> Prepared:
-    """An evaluation, checked. Errors: as `measuring.prepared`; an engine or a package that is not there."""
+    """Check the request and open the model. Errors: as `measuring.prepared`; an engine or a package that is not there."""
     if order.inspect_log is not None:
         check(order.inspect_log)
     serving_of(order.engine)
@@ -57,7 +57,7 @@ def prepared(order: EvaluationRequest) -> Prepared:
 
 
 def evaluated(order: EvaluationRequest, ready: Prepared, shown: Reporter, command: str) -> Evaluated:
-    """The evaluation that was prepared; `command` stands in the report as what reproduces it."""
+    """Ask, judge, and write the report. `command` is printed in the report as the way to reproduce it."""
     pipeline = ReadAs(serving_of(order.engine), order.bf16).pipeline(Store(Path(order.runs), shown.tell), shown)
     found = measuring.evaluated(pipeline, order, ready, command)
     if order.inspect_log is not None:
@@ -67,19 +67,19 @@ def evaluated(order: EvaluationRequest, ready: Prepared, shown: Reporter, comman
 
 @asked(EvaluationRequest)
 def evaluate(order: EvaluationRequest, shown: Reporter, command: str) -> Evaluated:
-    """A model's answers to labelled prompts, judged; `inspect_log`: a file for them as a log of inspect_ai. As `titer evaluate`."""
+    """Ask a model labelled prompts and judge its answers; `inspect_log`: a file for an inspect_ai log of them. Same as `titer evaluate`."""
     return evaluated(order, prepared(order), shown, command)
 
 
 def harness_table(order: LmEvalRequest) -> pd.DataFrame:
-    """As `lm_eval`."""
+    """Run tasks of lm-evaluation-harness on an opened model; see `lm_eval`."""
     harness.must_be_installed()
     lm = load(resolve(order.model, order.trust_remote_code, order.thinking))
     return harness.evaluate(lm, order.tasks, limit=order.limit, shots=order.shots, include_path=order.tasks_from, chat=order.chat)
 
 
 def inspected(order: InspectRequest) -> pd.DataFrame:
-    """As `inspect`."""
+    """Run tasks of inspect_ai on an opened model; see `inspect`."""
     inspect_ai.must_be_installed()
     lm = load(resolve(order.model, order.trust_remote_code, order.thinking))
     return inspect_ai.metrics(inspect_ai.evaluate(lm, list(order.tasks), order.logs, limit=order.limit))
@@ -87,11 +87,11 @@ def inspected(order: InspectRequest) -> pd.DataFrame:
 
 @asked(cast(Callable[..., LmEvalRequest], LmEvalRequest))
 def lm_eval(order: LmEvalRequest, shown: Reporter, command: str) -> pd.DataFrame:
-    """Tasks of lm-evaluation-harness on the model that Titer measures: task, metric, value, stderr, n, ... As `titer lm-eval`."""
+    """Run tasks of lm-evaluation-harness: a row with task, metric, value, stderr, n, ... for each. Same as `titer lm-eval`."""
     return harness_table(order)
 
 
 @asked(cast(Callable[..., InspectRequest], InspectRequest))
 def inspect(order: InspectRequest, shown: Reporter, command: str) -> pd.DataFrame:
-    """Tasks of inspect_ai on the model that Titer measures, its logs kept in `logs`; their metrics. As `titer inspect`."""
+    """Run tasks of inspect_ai; returns their metrics and keeps the logs in `logs`. Same as `titer inspect`."""
     return inspected(order)

@@ -1,4 +1,4 @@
-"""What the functions share: a request's fields as a function's keywords, how progress is shown. L8."""
+"""Shared by the functions of the API: they take the fields of a request as keywords, and can show progress. L8."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole studies, from nothing to a report. L8."""
+"""Run whole studies, from untrained models to a report. L8."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from titer.studies.request import DemoRequest, StudyRequest, SweepRequest
 
 @dataclass(frozen=True)
 class Studied:
-    """A study's page and its answer; `claims` as in claims.json, none on a real model."""
+    """A study's page, its answer, and its claims as in claims.json. On a real model there are no claims."""
 
     page: Path
     answer: str
@@ -25,23 +25,23 @@ class Studied:
 
 @asked(DemoRequest)
 def demo(order: DemoRequest, shown: Reporter, command: str) -> Studied:
-    """The whole life of an alignment on the synthetic world. As `titer demo`."""
+    """Show the whole life of an alignment on the synthetic world. Same as `titer demo`."""
     return _studied(*run_demo(Store(Path(order.runs), shown.tell), shown, order.seed, bases=order.bases))
 
 
 @asked(StudyRequest)
 def study(order: StudyRequest, shown: Reporter, command: str) -> Studied:
-    """A paper's study: jain2024, huang2024 or qi2024, on worlds of seeds 0, 1, ... (`bases` base models each); with `base` on a
-    real model. As `titer study`.
+    """Run a study on synthetic worlds, or with `base=MODEL` on a real model. Same as `titer study`.
 
-    `seeds` counts the worlds, or names them. `only`, `part` and `bases` belong to the world, what follows `part` to real models.
+    `seeds`: how many worlds, or a list of their seeds. `bases`: how many base models are pretrained on each. `only`, `part` and `bases`
+    are for worlds; the arguments after `part` are for real models.
     """
     return _studied(*prepared(order).run(Store(Path(order.runs), shown.tell), shown, command))
 
 
 @asked(SweepRequest)
 def sweep(order: SweepRequest, shown: Reporter, command: str) -> Studied:
-    """The worst attack on each defence of a recipe, searched, then repeated on fresh bases and prompts. As `titer sweep`."""
+    """Search the worst attack on each defence of a recipe, then repeat it on fresh bases and prompts. Same as `titer sweep`."""
     return _studied(*swept(order).run(Store(Path(order.runs), shown.tell), shown, command))
 
 

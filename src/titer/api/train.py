@@ -1,4 +1,4 @@
-"""Models made: aligned, fine-tuned as a user would, repaired. L8."""
+"""Make models: align, fine-tune as a user would, repair. L8."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from titer.pipeline import Pipeline, Reporter
 
 
 def planned(order: AlignRequest | FinetuneRequest) -> Planned:
-    """The stage, checked. Errors: as `planned_alignment`, `planned_finetuning` and `check_free`."""
+    """Check the request and plan the training. Errors: as `planned_alignment`, `planned_finetuning` and `check_free`."""
     plan = planned_alignment(order) if isinstance(order, AlignRequest) else planned_finetuning(order)
     check_free(_to(order), plan.key, (plan.start.path, Path(order.runs)))
     return plan
 
 
 def trained(order: AlignRequest | FinetuneRequest, plan: Planned, shown: Reporter) -> Trained:
-    """The model of a stage that was planned, trained or found."""
+    """Train what was planned, or find it in the folder of runs."""
     return training.trained(Pipeline(Store(Path(order.runs), shown.tell), shown), plan, _to(order))
 
 
@@ -32,17 +32,17 @@ def _to(order: AlignRequest | FinetuneRequest) -> Path | None:
 
 @asked(AlignRequest)
 def align(order: AlignRequest, shown: Reporter, command: str) -> Trained:
-    """Train a model with a method on prompts and answers. `streams`: name -> file, `reads`: role -> model. As `titer align`."""
+    """Train a model with a method on prompts and answers. `streams`: name -> file, `reads`: role -> model. Same as `titer align`."""
     return trained(order, planned(order), shown)
 
 
 @asked(FinetuneRequest)
 def finetune(order: FinetuneRequest, shown: Reporter, command: str) -> Trained:
-    """Fine-tune a model as its user would, a share of the examples being harmful requests answered. As `titer finetune`."""
+    """Fine-tune a model as its user would; a share of the examples may be answered harmful requests. Same as `titer finetune`."""
     return trained(order, planned(order), shown)
 
 
 @asked(RepairRequest)
 def repair(order: RepairRequest, shown: Reporter, command: str) -> repairing.Repaired:
-    """Edit a tuned model's weights after training. `reads`: role -> model. As `titer repair`."""
+    """Edit a tuned model's weights after training. `reads`: role -> model. Same as `titer repair`."""
     return repairing.repaired(repairing.planned(order), Store(Path(order.runs), shown.tell), shown)

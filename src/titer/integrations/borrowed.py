@@ -1,7 +1,7 @@
-"""The trainer's own loss in the place of a method's: how Vaccine comes to perturb against DPO's loss. L8.
+"""Use the trainer's own loss instead of the method's, so that for example Vaccine can perturb against DPO's loss. L8.
 
-Only a method whose loss of the stream `train` is cross-entropy and nothing more can work around another loss; one with terms of its
-own in it would lose them.
+Only a method whose loss on the stream `train` is plain cross-entropy can use another loss. A method with terms of its own in its loss
+would lose them, so it is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is measured of a model in training, with the judges and probes that measure a finished one, and the limits on it. L8.
+"""Measure a model while it trains, with the judges and probes that measure a finished one, and check the limits. L8.
 
 `refusal` of unsafe prompts and `over_refusal` of safe ones (evaluate.py); `drift` of activations (probes/drift.py); `weight_change`,
 ||dW|| / ||W|| (probes/weight_change.py), an adapter merged. A number that is not finite is None.

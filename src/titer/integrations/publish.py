@@ -1,4 +1,4 @@
-"""A model's folder with its card to a Hugging Face repository, private unless said otherwise. L8.
+"""Upload a model's folder with its card to a Hugging Face repository, private unless said otherwise. L8.
 
 What a model needs goes up by name (safetensors, configuration, tokenizer, card, licence); whatever else lies there is left out
 and named. Refused: a pickle, a link that leads out of the folder, what a run keeps (answers of models are in it), a folder
@@ -41,7 +41,7 @@ LATER = "run the same command again later: what has been uploaded is not sent tw
 
 
 class Published(NamedTuple):
-    """Where the model is now, who can see it, what was sent, and what of the folder was not."""
+    """Where the model is now, who can see it, which files were sent and which were not."""
 
     url: str
     private: bool
@@ -50,7 +50,7 @@ class Published(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """Of a model's folder: the files to send, by their names in it, and the names of the rest."""
+    """The files of a model's folder that are sent, and the names of the others."""
 
     files: dict[str, Path]
     left_out: tuple[str, ...]

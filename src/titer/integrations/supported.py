@@ -1,4 +1,4 @@
-"""What of a trainer's settings Titer's methods run under, which data the trainer feeds, and the adapter it trains. L8."""
+"""Check a trainer: which of its settings Titer's methods work under, which data it feeds them, which adapter it trains. L8."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SAME: dict[str, tuple[Any, ...]] = {"loss_type": ("nll", "chunked_nll")}  # valu
 
 
 def fed_by(method: Method, streams: Mapping[str, Stream], reads: Mapping[str, Any]) -> frozenset[str]:
-    """The streams that the trainer's batches are: those that the method needs and the user does not give.
+    """Name the streams that the trainer's own batches fill: those that the method needs and the user does not give.
 
     Errors: they are not what a trainer has; a stream or model that the method does not know, or lacks.
     """
@@ -76,7 +76,7 @@ def fed_by(method: Method, streams: Mapping[str, Stream], reads: Mapping[str, An
 
 
 def check(trainer: Any) -> None:
-    """Errors: a setting of the trainer under which the method's passes would be wrong, or were never tried."""
+    """Errors: a setting of the trainer under which the method would be wrong, or was never tried."""
     args, accelerator = trainer.args, trainer.accelerator
     optimiser = str(getattr(args.optim, "value", args.optim))
     reentrant = [getattr(args, f"{kind}_checkpointing_kwargs", None) or {} for kind in ("gradient", "activation")]
@@ -101,7 +101,7 @@ def check(trainer: Any) -> None:
 
 
 def nothing_ignored(trainer: Any) -> None:
-    """Errors: where the method's own loss is used, a setting of the trainer's; what is not known to be honoured must be its default."""
+    """Errors: the method uses its own loss, and the trainer has a setting for its loss that would be ignored."""
     args, model = trainer.args, plain(trainer.model)
     text = text_config(model)
     faults = dict.fromkeys(unhonoured(args), "")

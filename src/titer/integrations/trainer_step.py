@@ -1,7 +1,7 @@
-"""What a method sees of a transformers Trainer at one optimiser step: `context.Step` over the trainer's own micro-batches. L8.
+"""One optimiser step of a transformers Trainer as a method sees it: `context.Step` over the trainer's micro-batches. L8.
 
-The trainer's micro-batches stand in the place of the streams that it feeds: `train`, or `preferred` and `rejected` where it hands
-out pairs (TRL's DPOTrainer). All else (division by the step's count, shifts, bundles, references, the seeds) is the loop's own.
+The trainer's micro-batches are used as the streams that it feeds: `train`, or `preferred` and `rejected` if it hands out pairs (TRL's
+DPOTrainer). Everything else (division by the step's count, shifts, bundles, references, seeds) works as in Titer's own training loop.
 Shapes: B examples, T tokens; a batch of pairs is (2 B, T), the chosen answers first.
 """
 

@@ -1,7 +1,7 @@
 """A second set of modules over a model's tensors, so that a model in training is read and run without being touched.
 
-A view has modes, hooks and settings of its own and shares every tensor that is not replaced: reading it leaves the model as it
-was, and a copy of the model as training began costs only what is trained (of LoRA, the adapter). L8.
+A view has its own modes, hooks and settings, but shares every tensor that is not replaced. So using it leaves the model in training as
+it was, and a copy of the model from the start of training needs memory only for what is trained (for LoRA, the adapter). L8.
 """
 
 from __future__ import annotations

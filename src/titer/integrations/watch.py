@@ -6,7 +6,7 @@
     trainer = SFTTrainer(..., callbacks=[watch])
 
 `prompts.csv` has the columns `prompt` and `label` (safe or unsafe), and if it has them `refuse`. One JSON line a measurement:
-before the first step, every `every` steps and after the last. Beyond a limit training stops; `watch.stopped`, a warning and the
+before the first step, every `every` steps and after the last. If a limit is crossed, training stops; `watch.stopped`, a warning and the
 line's `beyond` say why. What is measured: `refusal` of unsafe prompts and `over_refusal` of safe ones with Wilson's 95 % interval
 (evaluate.py and a judge); `drift` of the unsafe prompts' activations against the model as training began (probes/drift.py; with
 their refusals where all have one, else of the prompts alone); `weight_change`, ||dW|| / ||W|| by part and of the tensor that
