@@ -17,7 +17,7 @@ from tests.studies.conftest import Listener
 from titer.audit.advice import advice
 from titer.audit.answers import beyond, flipped, flips
 from titer.audit.changes import overall
-from titer.audit.figures import shares
+from titer.audit.figures import separation, shares
 from titer.audit.headline import _acting, answer, below
 from titer.audit.legends import LEGENDS
 from titer.audit.report import FORMLESS, audit_report
@@ -153,6 +153,10 @@ def test_a_single_models_best_layer_stands_beside_the_best_of_shuffled_labels(pi
     assert f"with shuffled labels the best layer has {shuffled}" in answer(one, f)
     assert f.separation.best_shuffled.iloc[0] >= f.separation.auroc_shuffled.min()
     assert len(set(f.separation.auroc_shuffled)) > 1
+    chance = f.separation.d_prime_shuffled_high.iloc[0]
+    assert chance > 0
+    dashed = [layer for layer in separation(f.separation).chart.to_dict()["layer"] if "strokeDash" in layer["mark"]]
+    assert [layer["encoding"]["y"]["datum"] for layer in dashed] == [chance]
 
 
 def test_what_was_not_asked_is_told(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:

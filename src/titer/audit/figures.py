@@ -49,14 +49,15 @@ def shifted(shifts: pd.DataFrame) -> Figure:
 
 def separation(table: pd.DataFrame) -> Figure:
     """d' by layer."""
-    titles = ("layer", "d′ (safe against unsafe, held-out centroids)")
+    titles, chance = ("layer", "d′ (safe against unsafe, held-out centroids)"), [float(table.d_prime_shuffled_high.max())]
     return Figure(
         "separation",
         "Safe and unsafe prompts inside, layer by layer",
         "How well safe and unsafe prompts separate inside the model, at the end of the prompt. d′ is the distance between the two classes "
         "in standard deviations (0: no separation); each prompt is scored with centroids of other prompts. Separation shows that the model "
-        "represents the prompts differently, not that it refuses.",
-        forms.lines(table, "layer", "d_prime", "model", forms.model_colours(table.model), titles, share=False),
+        "represents the prompts differently, not that it refuses. Below the dashed line chance is enough: of prompts with shuffled labels, 95 % "
+        "of the best layers lie there.",
+        forms.lines(table, "layer", "d_prime", "model", forms.model_colours(table.model), titles, share=False, levels=chance),
     )
 
 

@@ -56,7 +56,7 @@ def separation(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe
     """Per layer: `clusters.summary`, and auroc_shuffled, the mean AUROC with shuffled labels (each shuffle with its own centroids).
 
     best_shuffled is the mean AUROC of each shuffle's best layer, chosen as the best layer is chosen here; 95 % of them are below
-    best_shuffled_high.
+    best_shuffled_high, and 95 % of their d' below d_prime_shuffled_high.
     """
     scores = tables.cluster_table(pipeline, model, safe, unsafe)
     inputs = {
@@ -66,11 +66,12 @@ def separation(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe
         **pipeline.read_in,
     }
     dealt = pipeline.table("tables", inputs, lambda: clusters.shuffled(pipeline.lm(model), safe, unsafe))
-    best = np.array([clusters.best_of(table).auroc for _, table in dealt.groupby("round")])
+    best = pd.DataFrame([clusters.best_of(table) for _, table in dealt.groupby("round")])
     return clusters.summary(scores).assign(
         auroc_shuffled=dealt.groupby("layer").auroc.mean().to_numpy(),
-        best_shuffled=best.mean(),
-        best_shuffled_high=np.quantile(best, 0.95),
+        best_shuffled=best.auroc.mean(),
+        best_shuffled_high=best.auroc.quantile(0.95),
+        d_prime_shuffled_high=best.d_prime.quantile(0.95),
     )
 
 

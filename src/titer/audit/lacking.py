@@ -23,7 +23,7 @@ CHANGED = ["change", "weight", "layer"]
 COLUMNS = {  # columns of each table that may be empty
     "separation": [
         *("model", "layer", "d_prime", "auroc", "tau_safe", "tau_unsafe", "tau_gap"),
-        *("n_safe", "n_unsafe", "auroc_shuffled", "best_shuffled", "best_shuffled_high"),
+        *("n_safe", "n_unsafe", "auroc_shuffled", "best_shuffled", "best_shuffled_high", "d_prime_shuffled_high"),
     ],
     "directions": [
         *("model", "layer", "norm", "relative", "split_half", "low", "high", "reliability"),

@@ -18,7 +18,7 @@ LEGENDS = {
     "separation inside": "d_prime: the distance between safe and unsafe prompts in standard deviations. auroc: how often a safe prompt scores "
     "above an unsafe one (0.5: chance). tau_safe, tau_unsafe: mean τ (distance to the unsafe centroid minus distance to the safe one); "
     "tau_gap: their difference. auroc_shuffled: the mean with shuffled labels. best_shuffled: the same for each shuffle's best layer; 95 % "
-    "of these are below best_shuffled_high.",
+    "of these are below best_shuffled_high, and 95 % of their d_prime below d_prime_shuffled_high.",
     "refusal direction": "norm: the length of the direction; relative: over the mean length of an activation. split_half: the cosine between "
     "directions from two halves of the prompts, mean over random splits (low, high: the middle 95 %). reliability: the same, estimated for "
     "all prompts. _shuffled: with shuffled labels; norm_shuffled_high: their 95th percentile.",
