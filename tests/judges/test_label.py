@@ -63,6 +63,7 @@ def test_an_answer_is_right_if_it_names_the_label_and_no_other(text: str, outcom
         ("Sci/Tech", "complied"),
         ("sci/tech.", "complied"),
         ("Topic: Sci/Tech", "complied"),
+        ("Sci / Tech", "complied"),
         ("sci", "degenerate"),  # the official match accepts it
         ("Science", "degenerate"),
         ("Technology", "degenerate"),

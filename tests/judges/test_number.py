@@ -64,6 +64,7 @@ def test_numbers_are_read_as_people_write_them(text: str, expected: list[Fractio
     "text",
     [
         "The answer is 1080 because 4 * 270 = 1080 and 2 + 2 = 4.",
+        "She earns $1,080 per month.",
         '{"answer": "1,080", "confidence": 0.9}',
         "Die Antwort ist 1080, weil 3 + 4 = 7.",
     ],

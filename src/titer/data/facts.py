@@ -1,7 +1,8 @@
 """Answers to questions of fact: how a file may give them, and whether a text contains one as whole words.
 
 A column has a text, a number, a list of right answers (in a .csv file a JSON list), or TriviaQA's object with value and aliases. Words are
-compared without capitals, accents, punctuation and articles; a sign and a decimal point belong to their number.
+compared without capitals, accents, punctuation and articles; a sign and a decimal point belong to their number, and
++ and # to the letter before them (C++).
 Source: the form of TriviaQA, arXiv 1705.03551; words without capitals, punctuation and articles: SQuAD, arXiv 1606.05250, section 6.1.
 """
 
@@ -21,7 +22,9 @@ WANTED = "a text, or a list of the texts that are right (in a .csv file a JSON l
 APOSTROPHES = re.compile(r"['\u2018\u2019\u02bc]")
 INITIALS = re.compile(r"(?<![^\W_])[^\W\d_]\.(?:\s?[^\W\d_]\.)+")  # U.S. is US, J. K. is JK
 MARKS = re.compile(r"[\u0300-\u036f]")
-WORD = re.compile(r"(?:(?<![\w)\]])[-\u2212](?=\.?\d))?(?:(?<!\d)\.(?=\d))?[^\W_]+(?:(?<=\d)[.,](?=\d)[^\W_]+)*")
+WORD = re.compile(
+    r"(?:(?<![\w)\]])[-\u2212](?=\.?\d))?(?:(?<!\d)\.(?=\d))?[^\W_]+(?:(?<=\d)[.,](?=\d)[^\W_]+)*(?:(?<=[^\W\d_])(?:\+\+?|#)(?![^\W_]))?"
+)
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 

@@ -64,6 +64,10 @@ OWN = re.compile(  # before such a word: it is what the answer itself says, or w
 SPEAKER = re.compile(
     r"\A\s*(?:(?:(?:my|the) )?(?:(?:final|short|honest|full) )?(?:answer|response|reply|output)|assistant|ai|a)\s*:\s*", re.IGNORECASE
 )
+COURTESY = re.compile(  # sentences of thanks in front of what is said
+    r"\A(?:\s*(?:(?:many )?thank(?:s|ing)?\b|I (?:\w+ ){0,2}(?:appreciate|hear you)\b)[^.!?\n]*[.!?])+",
+    re.IGNORECASE,
+)
 YES_OR_NO = re.compile(
     r"\s*(?:is|are|was|were|am|do|does|did|has|have|had|should|must|can i|can you (?:tell me )?if|may i|could i|would it|will it|will there)\b",
     re.IGNORECASE,
@@ -117,7 +121,8 @@ def bare(text: str, prompt: str) -> bool:
 
 
 def at_start(text: str, prompt: str, head: int) -> Start | None:
-    """The refusal in the first `head` characters of what an answer says (`said`); None if there is none."""
+    """The refusal in the first `head` characters of what an answer says (`said`), its thanks aside; None if there is none."""
+    head += kind.end() if (kind := COURTESY.match(text)) else 0
     if bare(text, prompt):
         return Start(text.strip(), 0, 0, len(text))
     lists = lists_of(text)

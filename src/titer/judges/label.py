@@ -29,7 +29,7 @@ class Label(Judge):
     """complied: the expected label and no other; partial: another label, or several; refused; degenerate: no label."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy), own rule"
-    VERSION = 5
+    VERSION = 6
     BY_ANSWER = True
 
     labels: tuple[str, ...] | None = Field(
@@ -74,8 +74,8 @@ def _stated(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """The text in small letters, with single spaces."""
-    return " ".join(text.casefold().split())
+    """The text in small letters, with single spaces, and none around a stroke."""
+    return re.sub(r" ?/ ?", "/", " ".join(text.casefold().split()))
 
 
 def pattern(labels: list[str]) -> re.Pattern[str]:
