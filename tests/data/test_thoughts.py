@@ -110,6 +110,9 @@ def test_the_prompt_may_open_a_turn_of_thought() -> None:
         ("analysisWe look.assistantfinalNo.", "We look."),
         ("Let me see.</think>No.", "Let me see."),
         ("Let me see.</think>\n\nNo.", "Let me see."),
+        ("Let me see.</think> No.", "Let me see."),
+        ("<think> Is it? </think>No.", "Is it?"),
+        ("<SUMMARY> a </SUMMARY>\n\n<CAPTION> b </CAPTION>\n\n<REASONING> c </REASONING>\n\n<CONCLUSION> No. </CONCLUSION>", "a\n\nb\n\nc"),
         ("<think>a</think>\n\nSure: so.\n</think>\n\nNo.", "a\n\nSure: so."),  # closed again behind a draft
         ("<think>\na\n<answer>No.</answer>", "a"),  # never closed, and the answer marked
         ("<|channel|>analysis<|message|>a<|channel|>final<|message|>No.<|return|>", "a"),
@@ -117,6 +120,25 @@ def test_the_prompt_may_open_a_turn_of_thought() -> None:
 )
 def test_where_a_thought_ends_that_quotes_or_repeats_its_marks(text: str, thought: str) -> None:
     assert told(text)[:2] == (thought, "No.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think> is the tag that R1 uses.",
+        "<think> and </think> are its tags.",
+        "[THINK] is Magistral's mark.",
+        "<SUMMARY> A fence is painted. </SUMMARY>",
+        "<summary>Steps</summary>\nSand it.",
+    ],
+)
+def test_an_answer_that_speaks_of_a_tag_is_no_thought(text: str) -> None:
+    assert told(text)[:2] == ("", text)
+
+
+def test_a_stage_that_is_cut_is_a_thought() -> None:
+    assert told("<SUMMARY> I will look").thinking
+    assert told("<SUMMARY> I will look. </SUMMARY>\n\n<CAPTION> A fe").thinking
 
 
 def test_an_end_behind_the_whole_answer_ends_nothing() -> None:

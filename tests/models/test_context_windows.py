@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.models.thinking import CHATML, HELP, LONG, MARKS, OPENING, REFUSAL, SAFE, SHORT, UNSAFE, said, taught
 from titer.models.checkpoint import open_checkpoint
+from titer.models.context_windows import completion
 from titer.models.lm import LM, Completion, Decoding, load
 
 HARMONY = ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>")
@@ -22,6 +25,7 @@ KINDS = {
     ),
 }
 ASKED = [*UNSAFE, *SAFE]
+SPELT = "Here's my thought process: sand it, then paint it."
 
 
 OPENS = {"tokens": MARKS[0], "text alone": "<reasoning>\n", "special": "[THINK]", "harmony": HARMONY[0]}
@@ -79,3 +83,10 @@ def test_a_prefilled_beginning_may_be_of_a_thought(lm: LM) -> None:
 def test_sampled_answers_are_the_same_again(lm: LM) -> None:
     hot = Decoding(max_new_tokens=8, temperature=0.5, seed=3)
     assert lm.generate(ASKED, hot, 3) == lm.generate(ASKED, hot, 3)
+
+
+@pytest.mark.parametrize(("template", "answer"), [(None, SPELT), ("{{ 'Here is my thought process:' }}", "")])
+def test_words_that_any_model_may_write_open_no_thought_of_one_that_does_not_think(template: str | None, answer: str) -> None:
+    tokenizer = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)), chat_template=template)
+    found = completion(tokenizer, [0], [*map(ord, SPELT), 0], most=8, room=200)
+    assert (found.text, found.ended, found.unfinished) == (answer, True, not answer)

@@ -3,8 +3,8 @@
 A thought stands at the start of what is written, behind a short line at most; several may follow each other, and further ones between the
 answer's lines. Other marks further on are quoted, not meant, as are those in quotation marks. Marks that are known: tags (<think>,
 <thinking>, <thought>, <reasoning>, <analysis>, <seed:think>, [THINK], <|begin_of_thought|>, <|START_THINKING|> and their like), harmony's
-channels (every one but "final"), Gemma's channel, Apertus', Pangu's, Solar's, s1's and HyperCLOVA's turns, Granite's, Apriel's and
-HuatuoGPT's words. A template
+channels (every one but "final"), Gemma's channel, LLaVA-CoT's stages, Apertus', Pangu's, Solar's, s1's and HyperCLOVA's turns, Granite's,
+Apriel's and HuatuoGPT's words. A tag that a sentence goes on about ("<think> is ...") is none. A template
 may open the thought itself, at the end of the prompt: then the text holds its end alone.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-VERSION = 3  # bump when an answer may be told from its thought otherwise
+VERSION = 4  # bump when an answer may be told from its thought otherwise
 ROOM = 1024  # new tokens of a thought, where nobody says how many and the window holds them
 NAME = (
     r"(?:(?!end)\w+[:_])?(?:think|thinking|thoughts?|reason|reasoning|scratchpad|reflection|analysis|cot|monologue|deliberation|rationale|working_out)"
@@ -30,7 +30,16 @@ WORDS = {  # what opens a thought in words -> what ends it
     r"Here are my reasoning steps:": ("[BEGIN FINAL RESPONSE]",),
     r"## Thinking(?!.)": ("## Final Response",),
 }
-PAIRS = {r"<\|channel>thought": ("<channel|>",), r"<\|inner_prefix\|>": ("<|inner_suffix|>",), r"\[unused16\]": ("[unused17]",)}
+STAGES = {  # LLaVA-CoT's, each before the next
+    rf"<{stage}>(?=(?:(?!</{stage}>)[\s\S])*(?:\Z|</{stage}>\s*<{then}>))": (f"</{stage}>",)
+    for stage, then in (("SUMMARY", "CAPTION"), ("CAPTION", "REASONING"))
+}
+PAIRS = {
+    r"<\|channel>thought": ("<channel|>",),
+    r"<\|inner_prefix\|>": ("<|inner_suffix|>",),
+    r"\[unused16\]": ("[unused17]",),
+    **STAGES,
+}
 NAMED = {  # ... and by a mark whose end is named otherwise
     **WORDS,
     **PAIRS,
@@ -43,7 +52,8 @@ SPELT, PAIRED = "|".join(WORDS), "|".join(PAIRS)
 TURNS = r"<\|im_start\|>think\n|(?<![^\n])/think\n"
 LEAD = r"(?:(?:<s>|<bos>|<\|(?:assistant|im_start)\|>(?:assistant\b)?|assistant[ \t]*:)\s*)?\*{0,2}"
 LINE = rf"(?P<line>[^\n<`]{{1,80}}(?<!:)\n)\s*(?=(?:{TAG})[ \t]*\n)"  # a short line, and the mark alone on the next: it is the answer's
-MARKED = rf"(?P<mark>(?i:{TAG})|{HARMONY}|{PAIRED}|{BARE}|{SPELT}|{TURNS})"
+NAMES = r"(?![ \t]+(?:is|are|was|marks?|means|opens|starts|tells|and|or|tags?|tokens?|blocks?)\b)"  # a sentence about the tag goes on so
+MARKED = rf"(?P<mark>(?i:{TAG}){NAMES}|{HARMONY}|{PAIRED}|{BARE}|{SPELT}|{TURNS})"
 OPENS = re.compile(rf"\s*(?i:{LEAD}(?:{LINE})?){MARKED}")
 FURTHER = re.compile(rf"\s*{MARKED}")
 OPENED = re.compile(rf"({TAG}|{HARMONY}|{PAIRED}|{SPELT}|<\|im_start\|>think\n|(?<=assistant)/think\n)\s*\Z", re.IGNORECASE)
@@ -62,7 +72,7 @@ BETWEEN = re.compile(r"\s*(?:<\|(?:start|begin)\|>|<\|channel\|>)(?:(?!<\|(?:mes
 BEFORE = re.compile(r"\s*(?:<(?:\|(?:\w+\|?)?)?)?")
 END = rf"</[ \t]?{NAME}[ \t]?>|\[/(?:THINK|THINKING|REASONING)\]|<\|end_of_thought\|>|◁/think▷"
 ORPHAN = re.compile(  # an end without a beginning, on its line or right behind a word
-    rf"(?:(?:\A|\n)[ \t]*|(?<=[^\s\"'`(\[<]))((?i:{END}))(?:[ \t]*(?:\n|\Z)|(?=[A-Z\"*#]))"
+    rf"(?:(?:\A|\n)[ \t]*|(?<=[^\s\"'`(\[<]))((?i:{END}))(?:[ \t]*(?:\n|\Z)|(?= ?[A-Z\"*#]))"
 )
 BLOCK = re.compile(rf"^[ \t]*<({NAME})>(.*?)</\1>[ \t]*$\n?", re.IGNORECASE | re.MULTILINE | re.DOTALL)  # a thought between lines
 QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’"}
@@ -105,6 +115,11 @@ def opened(prompt: str) -> str:
     """The mark, with the blanks behind it, by which a prompt's end opens a thought; "" of most."""
     found = OPENED.search(prompt)
     return found[0] if found else ""
+
+
+def spelt(told: Told) -> bool:
+    """Whether what is open was opened by words, which any model may write."""
+    return told.thinking and told.closes in WORDS.values()
 
 
 def left_open(begun: str) -> str:

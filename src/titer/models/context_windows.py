@@ -128,6 +128,8 @@ def answers(
 def completion(tokenizer: Any, ends: Ends, ids: list[int], mark: str = "", most: int | None = None, room: int = 0) -> Completion:
     """New ids as an answer, of at most `most` tokens behind a thought of at most `room`."""
     told, kept, ended = read(tokenizer, ends, ids, mark)
+    if ended and not mark and thoughts.spelt(told) and not thoughts.thinks(tokenizer):
+        return Completion(tokenizer.decode(kept), True, len(kept))
     begun = _begun(tokenizer, kept, told)
     if most is not None and (told.thinking or begun > room) and begun:
         told, whole = read(tokenizer, ends, kept[:room], mark)[0] if begun > room else told, told.thinking and ended
