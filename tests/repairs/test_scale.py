@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.repairs.made import family, order, run
+from tests.models.gguf_made import as_gguf, model_of
+from tests.repairs.made import adapted, family, order, run
 from titer.models.checkpoint import open_checkpoint
 from titer.models.lora_weights import ADAPTER
 from titer.models.safetensors_io import names, tensor_of
@@ -46,3 +47,12 @@ def test_an_adapter_on_another_model_than_the_aligned_one_is_merged(tmp_path: Pa
     plan, (found,) = run(order("scale", tmp_path, {**models, "aligned": models["else"]}))
     assert found.adapter is None
     assert any("it is merged" in note for note in plan.notes)
+
+
+def test_an_adapter_on_a_gguf_file_stays_on_that_file(tmp_path: Path) -> None:
+    """And not on what else its folder holds."""
+    lm = model_of()
+    lm.save(tmp_path / "aligned")
+    file = as_gguf(lm, tmp_path / "aligned" / "one.gguf")
+    _, (found,) = run(order("scale", tmp_path, {"aligned": str(file), TUNED: f"{file}+{adapted(tmp_path)}"}))
+    assert (found.gguf, found.adapter) == ("one.gguf", tmp_path / "out")

@@ -127,7 +127,7 @@ def repaired(plan: Planned, store: Store, shown: Reporter) -> Repaired:
         key = plan.key(repair)
         record = {"repair": _record(plan, repair), **({"options": known} if known else {})}  # the tune's own: it may be repeated
         put(to, key, record, partial(_write, plan, repair, shown), store)
-        places.append(f"{plan.tuned.path}+{to}" if plan.adapter else str(to))
+        places.append(f"{plan.tuned.path / plan.tuned.gguf}+{to}" if plan.adapter else str(to))
     aligned = plan.models.get("aligned")
     compared = [*([aligned.place] if aligned else []), plan.tuned.place, *places]
     words = " ".join(map(shlex.quote, compared))
