@@ -42,6 +42,7 @@ SAFE = {  # settings that change nothing of a trained adapter's weights, or that
     *("qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_rslora"),
 }
 KNOWN_AS = {"use_dora": "DoRA", "use_qalora": "QALoRA", "target_parameters": "LoRA on bare parameters", "trainable_token_indices": "tokens"}
+WORDS = re.compile("PROMPT|PREFIX|P_TUNING|CPT")  # kinds that peft cannot merge
 MERGED = "merge it where it was trained (peft: merge_and_unload, then save_pretrained) and give that folder."
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -164,7 +165,8 @@ def is_adapter(folder: Path) -> bool:
 def _settings(config: dict[str, Any], folder: Path) -> LoraShape:
     kind = str(config.get("peft_type", "no peft_type"))
     if kind != "LORA":
-        raise TiterError(f"{folder} is an adapter of the kind {visible(kind, 60)}", expected="a LoRA", next_step=MERGED)
+        then = "give a LoRA or a whole model: it trained tokens before the prompt, which no weights hold." if WORDS.search(kind) else MERGED
+        raise TiterError(f"{folder} is an adapter of the kind {visible(kind, 60)}", expected="a LoRA", next_step=then)
     if odd := sorted(key for key, value in config.items() if value and key not in SAFE):
         called = KNOWN_AS.get(odd[0], visible(odd[0], 60))
         raise TiterError(f"{folder} is a LoRA with {called}, whose weights are not W + s B A", expected="a plain LoRA", next_step=MERGED)
