@@ -150,8 +150,20 @@ def check_fits(checkpoint: Checkpoint, wrong: list[str]) -> None:
         raise TiterError(
             f"the weights of {checkpoint.label} are not those its config.json asks for: "
             f"{visible(wrong[0], 120)}{more} missing or misshapen",
-            next_step="fetch or build it again.",
+            next_step=_mended(checkpoint, wrong[0]),
         )
+
+
+def _mended(checkpoint: Checkpoint, missing: str) -> str:
+    """What to do about weights without a parameter: the model has no language head, or its names stand behind a wrapper's prefix."""
+    said = checkpoint.config.get("architectures")
+    kind = said[0] if isinstance(said, list) and said and isinstance(said[0], str) else ""
+    if kind and not kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        return f"config.json calls it {visible(kind, 60)}, which may have no head that writes text: give the language model within."
+    prefix = next((name.removesuffix(missing) for name in checkpoint.names.unused if name.endswith(f".{missing}")), "")
+    if prefix:
+        return f"its tensors are named behind {visible(prefix, 60)!r}, as a wrapper in training names them: save them without it."
+    return "fetch or build it again."
 
 
 def weights_bytes(checkpoint: Checkpoint) -> int:
