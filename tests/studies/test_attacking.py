@@ -118,7 +118,7 @@ def test_begun_answers_are_asked_unless_left_out(titer: Titer, here: Path) -> No
 
 @pytest.mark.parametrize("command", ["evaluate", "audit"])
 def test_an_attack_of_the_world_is_refused_before_anything_runs(command: str, titer: Titer) -> None:  # noqa: F811
-    found = titer(command, "m", "--data", "d.csv", "--attack", "soft_tokens")
+    found = titer(command, "m", "--data", "d.csv", "--attack", "jb_misgen")
     assert found.status == 2
     assert "exists on the synthetic world only" in found.err
     option = "--set" if command == "evaluate" else "--attack-set"
