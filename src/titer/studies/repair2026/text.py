@@ -282,11 +282,12 @@ def answer(table: pd.DataFrame, chosen: pd.DataFrame) -> str:
         return float(table[(table.model == how) & (table.way == AS_IS) & (table.set == "unsafe")].refused.iloc[0])
 
     mine = chosen[chosen.model == TUNED]
-    best, scaled = mine.loc[mine["unsafe refused"].idxmax()], mine[mine.way == CONTROL].iloc[0]
+    repairs, scaled = mine[mine.way != CONTROL], mine[mine.way == CONTROL].iloc[0]
+    best = repairs.loc[repairs["unsafe refused"].idxmax()]
     out, random = (refused(how) for how in tuple(BROKEN)[1:])
     return (
         f"The tuned model refuses {refused(TUNED):.0%} of unsafe prompts. At strengths chosen to lose at most {LOST:.0%} of the task, scaling the change raises this to {scaled['unsafe refused']:.0%} and "
-        f"the best way, {best.way}, to {best['unsafe refused']:.0%}, with {best['safe refused']:.0%} of safe prompts refused. With its refusal direction removed the tuned model refuses {out:.0%}, "
+        f"the best repair, {best.way}, to {best['unsafe refused']:.0%}, with {best['safe refused']:.0%} of safe prompts refused. With its refusal direction removed the tuned model refuses {out:.0%}, "
         f"with a random direction removed {random:.0%}. One seed, {int(table.n.max())} prompts per set: a demonstration, not a verdict."
     )
 
