@@ -108,7 +108,7 @@ def test_the_columns_of_an_empty_table_are_those_of_a_full_one(whole: Findings) 
         assert list(getattr(whole, name).columns) == columns, name
 
 
-@pytest.mark.parametrize("place", [pytest.param(one, marks=pytest.mark.long if i % 4 else ()) for i, one in enumerate(sorted(FAILS))])
+@pytest.mark.parametrize("place", [pytest.param(one, marks=pytest.mark.long if i % 8 else ()) for i, one in enumerate(sorted(FAILS))])
 def test_what_fails_is_missing_and_the_report_says_why(
     place: str, whole: Findings, filled: Pipeline, found: Audited, asked: Question, data: TextData, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -174,6 +174,7 @@ def test_a_removed_direction_is_brought_back_by_that_direction_alone(
     assert restoring.smallest(table, editable=True) is None  # attention and MLPs are needed both, and no repair names a direction
 
 
+@pytest.mark.long
 def test_an_audit_says_it_draws_it_and_prices_it(
     before: Checkpoint, asked: Question, data: TextData, pipeline: Pipeline, tmp_path: Path
 ) -> None:

@@ -129,6 +129,7 @@ def test_a_judge_s_model_is_refused_all_the_same(wrong: Callable[..., str], own:
     assert not list(marked(own).iterdir())
 
 
+@pytest.mark.long
 def test_from_python(own: Path) -> None:
     with pytest.raises(TiterError, match="needs code of its own"):
         api.evaluate("own/m", data="d.csv", progress=False)

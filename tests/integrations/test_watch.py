@@ -267,6 +267,7 @@ def test_a_limit_beyond_the_start_is_refused(tmp_path: Path) -> None:
         run.train()
 
 
+@pytest.mark.long
 def test_a_folder_can_hold_the_start(tmp_path: Path) -> None:
     llama(LONG).save(tmp_path / "before")
     llama(LONG, seed=1).save(tmp_path / "other")
@@ -282,6 +283,7 @@ def test_a_folder_can_hold_the_start(tmp_path: Path) -> None:
         run.train()
 
 
+@pytest.mark.long
 def test_a_resumed_training_is_measured_against_its_first_start(tmp_path: Path) -> None:
     made, more = staged(SFT()), {"save_strategy": "steps", "save_steps": 2}
     whole_run = watching(tmp_path / "a")
@@ -298,6 +300,7 @@ def test_a_resumed_training_is_measured_against_its_first_start(tmp_path: Path) 
         run.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
 
 
+@pytest.mark.long
 def test_prompts_without_refusals_and_no_look_inside(tmp_path: Path) -> None:
     """Drift is then of the prompts' own tokens, whatever stands behind them; without `inside` no copy is kept."""
     bare = [replace(e, refuse=None) for e in prompts()]

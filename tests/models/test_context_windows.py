@@ -28,10 +28,11 @@ ASKED = [*UNSAFE, *SAFE]
 SPELT = "Here's my thought process: sand it, then paint it."
 
 
+USUAL = ("tokens", "text alone", "harmony")
 OPENS = {"tokens": MARKS[0], "text alone": "<reasoning>\n", "special": "[THINK]", "harmony": HARMONY[0]}
 
 
-@pytest.fixture(scope="module", params=sorted(KINDS))
+@pytest.fixture(scope="module", params=[pytest.param(one, marks=() if one in USUAL else pytest.mark.long) for one in sorted(KINDS)])
 def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LM:
     return load(open_checkpoint(KINDS[request.param](tmp_path_factory.mktemp("thinking") / request.param)), "cpu")
 

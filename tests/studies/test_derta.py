@@ -28,6 +28,7 @@ from titer.studies.engine.run import run_study
 from titer.studies.request import StudyRequest
 from titer.tables import requests
 
+pytestmark = pytest.mark.long
 STUDY = DecoupledRefusal()
 SCALE = NANO.model_copy(
     update={
