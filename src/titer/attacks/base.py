@@ -51,8 +51,8 @@ class Attack(Record):
     seed: int = 0
 
     @property
-    def lacking(self) -> str:
-        """The setting without which what `fit` learns is of use on the same requests only; "" if nothing is lacking."""
+    def further_setting(self) -> str:
+        """The setting to add so that what `fit` learns can be used on other requests; "" if it can be as it is."""
         return ""
 
     def fit(self, lm: LM, examples: Sequence[Example]) -> State:

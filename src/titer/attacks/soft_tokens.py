@@ -45,7 +45,7 @@ class SoftTokens(Attack):
     random: bool = Field(default=False, description="random directions of the same norms, the control")
 
     @property
-    def lacking(self) -> str:
+    def further_setting(self) -> str:
         return "" if self.universal else "universal=true"
 
     def fit(self, lm: LM, examples: Sequence[Example]) -> State:

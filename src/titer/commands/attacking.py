@@ -62,10 +62,10 @@ def chosen(name: str | None, settings: Mapping[str, object], option: str = "--se
     made = build(kind, settings, f"attack {name}")
     if kind.WORLD:
         on_the_world(made, None)
-    if made.lacking:
+    if made.further_setting:
         raise TiterError(
             f"with these settings what the attack {name} learns is of use only on the requests that it learned from",
-            next_step=f"add {option} {made.lacking}",
+            next_step=f"add {option} {made.further_setting}",
         )
     if (called := Path(name).stem) in SETS:
         raise TiterError(

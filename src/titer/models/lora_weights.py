@@ -29,10 +29,8 @@ from titer.models.tried import ends
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 PART = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)")
-COPY = re.compile(
-    r"\.(original_module|modules_to_save)\."
-)  # of a module trained whole, which stands there without: peft writes three where
-# the vocabulary grew
+# Where the vocabulary grew, peft writes a module that was trained whole three times: plainly, and twice under these names.
+COPY = re.compile(r"\.(original_module|modules_to_save)\.")
 HEADS = ("lm_head.weight", "embed_out.weight")  # a model may call its head otherwise than its file does
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # ways to begin that leave the base's weights as they are
 SAFE = {  # settings that change nothing of a trained adapter's weights, or that are respected here

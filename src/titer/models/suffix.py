@@ -19,14 +19,14 @@ from titer.data.templates import templated
 from titer.models.context_windows import Decoding, chosen
 
 TAIL = 1  # without a chat template
-PROBES = ("Where is it?", "It was told before")  # two texts that end in different words
+SPOKEN = ("Where is it?", "It was told before")  # two texts that end in different words
 
 
 def tail(tokenizer: Any) -> int:
     """How many tokens of every prompt come after the request's text."""
     if not templated(tokenizer):
         return TAIL
-    one, other = prompt_ids(tokenizer, PROBES)
+    one, other = prompt_ids(tokenizer, SPOKEN)
     return next(i for i, (a, b) in enumerate(zip(reversed(one), reversed(other), strict=False)) if a != b)
 
 
