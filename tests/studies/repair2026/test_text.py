@@ -98,6 +98,8 @@ def test_the_whole_leaves_a_report_and_is_found_again(given: Given, tmp_path: Pa
     assert run_study(RepairsOnText(), order, SCALE, again, Listener(), "titer study repair2026") == (page, said)
     assert not again.made
     lab = Lab(Pipeline(again, Listener(), 3), RepairsOnText(), "repair2026", SCALE, 0, given)
+    assert lab.measures
+    assert not any(lab.spoken(name) for name in lab.names)  # no place measures the repairs with its one thread
     cost = RepairsOnText().cost(lab, lab.nodes, None)
     assert "tuned (2 steps of 4, stands)" in str(cost["trainings"])
     assert "quiet cores" in str(cost["minutes"])
