@@ -49,6 +49,17 @@ def test_shards_are_the_whole(family: LM, tmp_path: Path) -> None:
     assert load(split).generate(PROMPTS, decoding) == load(whole).generate(PROMPTS, decoding)
 
 
+def test_shards_without_an_index_are_the_whole(lm: LM, parts: Path) -> None:
+    """As vLLM and mergekit read them; transformers does not find them."""
+    (parts / INDEX).unlink()
+    split, decoding = open_checkpoint(parts), Decoding(max_new_tokens=10)
+    assert load(split).generate(PROMPTS, decoding) == lm.generate(PROMPTS, decoding)
+    first = sorted(parts.glob("*.safetensors"))[0]
+    save_file(load_file(first), parts / "model.fp16.safetensors")
+    with pytest.raises(TiterError, match=rf"is in two files of .*: {first.name} and model\.fp16\.safetensors.*keep one set"):
+        open_checkpoint(parts)
+
+
 def test_copies_in_other_files_are_not_read(parts: Path) -> None:
     files = open_checkpoint(parts).files
     for name in ("consolidated.safetensors", "adapter_model.safetensors", "model.fp16.safetensors"):
@@ -113,7 +124,7 @@ def test_a_tensor_in_two_shards_is_refused(parts: Path) -> None:
     """Which of them runs is a matter of their order."""
     first, last = sorted(parts.glob("*.safetensors"))[:2]
     save_file({**load_file(last), **dict(list(load_file(first).items())[:1])}, last, metadata={"format": "pt"})
-    with pytest.raises(TiterError, match="is in two of the shards of"):
+    with pytest.raises(TiterError, match=r"is in two files of .*: model-.* and model-"):
         open_checkpoint(parts)
 
 

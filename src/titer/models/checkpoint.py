@@ -30,7 +30,7 @@ from titer.models.lora_weights import HEADS, Adapter, LoraChange, is_adapter
 from titer.models.names import Names, Origin, alias, made, named, outline, tied_to
 from titer.models.quantised import Stored, quantisation
 from titer.models.remote_code import OwnCode, apart, check_code, code_files, unasked
-from titer.models.safetensors_io import INDEX, check_files, left_by_training, read_json, tensor_files, weightless
+from titer.models.safetensors_io import INDEX, WHOLE, check_files, left_by_training, read_json, tensor_files, weightless
 from titer.models.stated import check_counts, check_stated
 from titer.models.tried import try_tokenizer
 from titer.models.words import NAMED, template_texts
@@ -116,6 +116,13 @@ class Checkpoint(Record):
     def weight_files(self) -> tuple[Path, ...]:
         """Every file of weights."""
         return (*self._stored.parts, *([self._adapter.file] if self._adapter else ()))
+
+    @property
+    def found(self) -> bool:
+        """Whether transformers finds its files of weights: of several, by their index, which mergekit and others may leave out."""
+        return bool(self.gguf) or any(
+            (self.path / name).is_file() for name in (WHOLE, INDEX, self.config.get("transformers_weights") or WHOLE)
+        )
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from titer.models.lm import read_tokenizer
 from titer.models.weights import compared, shared_rows
 
 FAMILY = "two checkpoints of one architecture and one tokenizer: a model and what was tuned from it"
+ALONE = "ask each by itself: titer evaluate MODEL --data FILE."
 IDLE = {  # fields of a configuration that compute nothing when a model answers
     *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "transformers_weights", "model_type", "use_cache"),
     *("tie_word_embeddings", "vocab_size", "quantization_config", "compression_config", "is_encoder_decoder", "add_cross_attention"),
@@ -62,10 +63,10 @@ def comparable(first: Checkpoint, second: Checkpoint) -> None:
     kinds, texts = [str(c.config.get("model_type")) for c in (first, second)], [_text(c) for c in (first, second)]
     if kinds[0] != kinds[1] and texts[0].model_type != texts[1].model_type:
         told = " and ".join(f"{c.label} is {visible(kind, 40)}" for c, kind in zip((first, second), kinds, strict=True))
-        raise TiterError(f"two architectures: {told}", expected=FAMILY)
+        raise TiterError(f"two architectures: {told}", expected=FAMILY, next_step=ALONE)
     layers = [text.num_hidden_layers for text in texts]
     if layers[0] != layers[1]:
-        raise TiterError(f"{first.label} has {layers[0]} layers, {second.label} {layers[1]}", expected=FAMILY)
+        raise TiterError(f"{first.label} has {layers[0]} layers, {second.label} {layers[1]}", expected=FAMILY, next_step=ALONE)
     shared, least = compared(first, second), min(len(first.names.used), len(second.names.used))
     if 2 * len(shared) < least:
         raise TiterError(
@@ -76,7 +77,9 @@ def comparable(first: Checkpoint, second: Checkpoint) -> None:
     for name in shared:
         one, other = first.shape(name)[0], second.shape(name)[0]
         if one != other and not (name in worded and one[1:] == other[1:]):
-            raise TiterError(f"{visible(name, 120)} is {one} in {first.label} and {other} in {second.label}", expected=FAMILY)
+            raise TiterError(
+                f"{visible(name, 120)} is {one} in {first.label} and {other} in {second.label}", expected=FAMILY, next_step=ALONE
+            )
 
 
 def configured_apart(first: Checkpoint, second: Checkpoint) -> list[str]:

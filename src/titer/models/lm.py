@@ -312,7 +312,7 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
             )
         check_fits(checkpoint, misshapen(checkpoint))
         check_plain(checkpoint)
-        model, wrong = (_filled if checkpoint.quantised else _read)(checkpoint, getattr(torch, dtype))
+        model, wrong = (_filled if checkpoint.quantised or not checkpoint.found else _read)(checkpoint, getattr(torch, dtype))
     check_fits(checkpoint, wrong)
     _merge(model, checkpoint)
     if lost := next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), ""):
@@ -343,7 +343,8 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
 
 @torch.no_grad()
 def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """The same of a quantised model: an ordinary model of its architecture, its weights those that `Checkpoint.weight` gives."""
+    """The same of a quantised model, or one whose files transformers does not find: an ordinary model of its architecture, its weights
+    those that `Checkpoint.weight` gives."""
     config = deepcopy(checkpoint.configuration)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

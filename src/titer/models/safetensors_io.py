@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,12 @@ def _check_file(file: Path) -> None:
 def tensor_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file of the folder's model that holds it; {} where no safetensors are.
 
-    Errors: a damaged file; an index that names no file or no tensor that is there; a tensor in two shards; two sets of weights.
+    Errors: a damaged file; an index that names no file or no tensor that is there; a tensor in two files; two sets of weights.
     """
     if (folder / INDEX).is_file():
         return _sharded(folder)
     whole = [folder / WHOLE] if (folder / WHOLE).is_file() else sorted(f for f in folder.glob("*.safetensors") if f.name != ADAPTER)
-    return {tensor: file for file in whole for tensor in names(file)}
+    return _once(folder, whole)
 
 
 def _sharded(folder: Path) -> dict[str, Path]:
@@ -75,17 +76,25 @@ def _sharded(folder: Path) -> dict[str, Path]:
         )
     if lost := [file for file in files if not (folder / file).is_file()]:
         raise TiterError(f"{folder} lacks {visible(lost[0], 120)} ({len(lost)} of {len(files)} shards are missing)", next_step=AGAIN)
-    held = {file: set(names(folder / file)) for file in files}
-    found = {
-        tensor: folder / file for file in files for tensor in held[file]
-    }  # as transformers reads them: whole, whatever of them the index names
-    if len(found) < sum(map(len, held.values())):
-        twice = next(tensor for tensor in sorted(found) if sum(tensor in one for one in held.values()) > 1)
-        raise TiterError(f"{visible(twice, 120)} is in two of the shards of {folder}", expected="every tensor once", next_step=AGAIN)
-    if absent := [tensor for tensor, file in named.items() if tensor not in held[file]]:
+    found = _once(folder, [folder / file for file in files])  # as transformers reads them: whole, whatever of them the index names
+    if absent := [tensor for tensor, file in named.items() if found.get(tensor) != folder / file]:
         raise TiterError(
             f"{visible(absent[0], 120)} is not in {visible(named[absent[0]], 120)}, where {folder / INDEX} puts it", next_step=AGAIN
         )
+    return found
+
+
+def _once(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
+    """Tensor -> the one of `files` that holds it. Errors: a tensor in two of them."""
+    found: dict[str, Path] = {}
+    for file in files:
+        if twice := sorted(found.keys() & set(names(file))):
+            raise TiterError(
+                f"{visible(twice[0], 120)} is in two files of {folder}: {found[twice[0]].name} and {file.name}",
+                expected="every tensor once",
+                next_step="keep one set of weights, or fetch or build it again.",
+            )
+        found |= dict.fromkeys(names(file), file)
     return found
 
 
