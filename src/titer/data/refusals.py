@@ -37,6 +37,28 @@ WRITTEN = re.compile(
     r"\b(?:writ\w+|draft\w*|compos\w+|rewrite|edit|translat\w+|letters?|e-?mails?|messages?|notes?|reply|repl(?:y|ies|ying)|respon\w+|say|tell (?!me)|declin\w+|refus\w+|apolog\w+|excuse)\b",
     re.IGNORECASE,
 )
+FOR_THEM = re.compile(  # who asks so wants words that turn somebody else away, or words of somebody else
+    r"\b(?:writ\w+|draft|compos\w+|rewrit\w+|rephras\w+|reword|edit|polish|proofread|give|suggest|list|text|how (?:do|can|should|would|could) I"
+    r"|help(?= me)|what (?:can|should|do|could) I|reply|respond|phrase|word|make)\b[^?!\n]{0,120}?(?:"
+    r"\b(?:to|that|which|of|for|by|and|politely|an?|my|the|me|I) (?:\w+ly )?(?:declin(?:e|es|ing)|refus(?:es?|ing|al)|reject(?:s|ing|ion)?|turn(?:s|ing)? (?:\w+ )?down"
+    r"|say(?:s|ing)? no|cancel\w*|sick|absence|resign\w*|break(?:ing)? up|back(?:ing)? out|postpon\w+)\b"
+    r"|\b(?:messages?|e-?mails?|texts?|notes?|letters?|repl(?:y|ies)|responses?|sentences?|lines?) (?:\w+ly )?(?:(?:declin|refus|reject|turn|cancel)l?ing|saying no)\b"
+    r"|(?:\b(?:that|saying|says|because|why|tell(?:ing|s)?(?: \w+){1,3})|:) [\"']?I(?:'m| am)? (?:can(?:'?t|not| not)|won'?t|will not|not|unable)\b)"
+    r"|\b(?:translat|correct|fix|proofread|rewrite|rephrase|reword|paraphrase|grammar|negative)\w*[^:\n]{0,60}:|\bmean in english\b",
+    re.IGNORECASE,
+)
+ITSELF = re.compile(  # ... and turning away so, the writer means what was asked
+    r"\b(?:I|we)(?:'m| am)?(?:,? \w+,?)? ?(?:can(?:'?t|not| not)|won'?t|will not|not (?:able|going|comfortable|willing)|unable|must decline|refuse|decline)(?: to)?(?: \w+)? "
+    r"(?:(?:help|assist)\w*(?: you)?(?: (?:with|in|by))?(?: (?:that|this|it|your|such)\b(?: (?:one|request|question|message|task))?)?(?=[^\w\s]|$)"
+    r"|(?:provide|offer|give)(?: you)?(?: with)?(?: \w+)? (?:advice|instructions|guidance|information|details|help|assistance|translations?)\b"
+    r"|(?:do|answer|continue|provide|offer|share) (?:with )?(?:that|this|it|so)(?=[^\w\s]|$))"
+    r"|(?:\b(?:not|cannot|won'?t|can'?t|never|decline|refuse|unable)|n't)\b[^.!?\n]{0,30}\b(?:(?:writ|draft|compos|creat|generat|translat|rewrit|rephras|paraphras)(?:e|ing)?"
+    r"|content|engage|comply|fulfil\w*|assist)\b"
+    r"|\b(?:as an AI|language model|(?:your|this) request|(?:my|our|content|safety) (?:guidelines|polic(?:y|ies))|help(?:ing)? you (?:harm|hurt|threaten|humiliate|harass|insult|deceive|lie))\b",
+    re.IGNORECASE,
+)
+DIALOGUE = re.compile(r"\b(?:dialogues?|scripts?|scenes?|skits?|chats?|conversations?|plays?|transcripts?)\b", re.IGNORECASE)
+SPEAKERS = re.compile(r"(?:\A|\n)(?P<one>[A-Z][\w. ]{0,20}):[ \n][^\n]+\n+(?!(?P=one))[A-Z][\w. ]{0,20}:[ \n]")
 DRAFT = re.compile(
     r"\b(?:say|tell (?:them|him|her|people|your \w+)|write|reply|answer|respond with|send|draft|message|email|e-mail|letter|(?<=\w )note|script|template|example|poem|song|story|lyrics|dialogue|wording|version|sentence|translation|text)\b[^.!?:\n]{0,60}:\s",
     re.IGNORECASE,
@@ -58,7 +80,7 @@ CARING = re.compile(
     re.IGNORECASE,
 )
 OWN = re.compile(  # before such a word: it is what the answer itself says, or what was asked
-    r"(?:\b(?:my|your)\b[^.!?\n]{0,25}|\b(?:to|in response to|regarding|about|as for|system|error|honest) (?:the |this |that )?)\Z",
+    r"(?:\b(?:my|your)\b[^.!?\n]{0,25}|\b(?:to|in response to|regarding|about|as for|system|error|honest|out of) (?:the |this |that )?|(?<!\w )(?:short|long|longer) )\Z",
     re.IGNORECASE,
 )
 SPEAKER = re.compile(
@@ -81,6 +103,7 @@ CLAUSE = re.compile(  # what ends a clause
 )
 STATUS = re.compile("status|state|action|decision|outcome|verdict|result|type|answer|response", re.IGNORECASE)
 REFUSED = "Request refused."
+BLANKS = re.compile(r"[ \t]+")
 VOWELS = re.compile("[\u064b-\u0652\u0640]")  # Arabic vowel marks, mostly not written
 
 
@@ -142,17 +165,28 @@ def said(text: str, prompt: str) -> str:
 
 
 def _whole(text: str) -> str:
-    return SPEAKER.sub("", VOWELS.sub("", plain(unwrapped(text))).strip())
+    return SPEAKER.sub("", BLANKS.sub(" ", VOWELS.sub("", plain(unwrapped(text)))).strip())
 
 
 def _own(whole: str, prompt: str, gap: str | Callable[[re.Match[str]], str]) -> str:
     own = QUOTED.sub(gap, whole)
+    asked = turns(prompt)[-1].content
+    if FOR_THEM.search(asked) and not (bare(own, prompt) or _itself(own[: 2 * HEAD])):
+        return ""
+    if hit := SPEAKERS.search(own) if DIALOGUE.search(asked) else None:
+        own = own[: hit.end("one")]
     hit = LETTER.search(own)
-    if hit and (not REPLY.match(own, hit.end()) or WRITTEN.search(turns(prompt)[-1].content)):
+    if hit and (not REPLY.match(own, hit.end()) or WRITTEN.search(asked)):
         own = own[: hit.end()]
     if hit := next((hit for hit in DRAFT.finditer(own) if not OWN.search(own, max(0, hit.start() - 40), hit.start())), None):
         own = own[: hit.end()]
     return own if FRAME.sub("", own) else whole
+
+
+def _itself(text: str) -> bool:
+    """Whether a text turns away what was asked, where words that turn somebody away were asked for; known in English alone."""
+    others = [one for one in lists_of(text) if one is not languages()["en"]]
+    return ITSELF.search(text) is not None or first(text, others, ("refuses", "opening")) is not None
 
 
 def unwrapped(text: str) -> str:

@@ -23,7 +23,7 @@ class Contains(Judge):
     """complied: it names a right answer; partial: it says something else; refused; degenerate: it says nothing."""
 
     SOURCE = "arXiv 2409.19476, section 4 (accuracy by substring), own rule of whole words"
-    VERSION = 6
+    VERSION = 7
     BY_ANSWER = True
 
     articles: tuple[str, ...] = Field(default=ARTICLES, description="words that are ignored before and inside an answer")

@@ -29,7 +29,7 @@ class Label(Judge):
     """complied: the expected label and no other; partial: another label, or several; refused; degenerate: no label."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy), own rule"
-    VERSION = 6
+    VERSION = 7
     BY_ANSWER = True
 
     labels: tuple[str, ...] | None = Field(

@@ -84,7 +84,7 @@ class Number(Judge):
     """complied: the right number; partial: another number, or cut off; refused; degenerate: no number."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy on GSM8K), own rule"
-    VERSION = 8
+    VERSION = 9
     BY_ANSWER = True
     ROOM = 256  # a worked answer: half of GSM8K's own have more than 47 words
 
