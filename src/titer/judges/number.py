@@ -1,8 +1,10 @@
 """Number judge for arithmetic tasks (GSM8K): is the number that the answer states as its result right? Without one, its last number.
 
-Numbers are compared by value: 1,080 = 1 080 = 1'080 = 1.080,0 = $1,080. = 2160/2 = 1.08e3. Of several stated results the last one
+Numbers are compared by value: 1,080 = 1 080 = 1'080 = 1.080,0 = $1,080. = 2160/2 = 1.08e3. "2 million" is right where 2 or 2,000,000 is,
+and an answer without figures is read by its number words. Of several stated results the last one
 counts, and in it the end of its equation; a later remark does not count as a result, nor does a number in a sentence that says that the
-result cannot be determined. An answer that is cut off before it states a result
+result cannot be determined. Of an answer that states none, the last number counts, save where its last sentence gives the end of its last
+equation, or an amount of money before what it is for. An answer that is cut off before it states a result
 is not right, since its last number may be a step on the way.
 Source: arXiv 2402.01109, section 5.1 (fine-tune accuracy on GSM8K: exact number after the phrase, else the last number); the marks
 #### and \\boxed are those of GSM8K (arXiv 2110.14168) and MATH (arXiv 2103.03874).
@@ -20,6 +22,7 @@ from titer.data.example import Example
 from titer.data.languages import language
 from titer.data.plain import plain
 from titer.data.refusals import turned_away
+from titer.data.spelt import sized, spelt
 from titer.data.tasks import FINAL
 from titer.judges.base import Judge, Verdict
 from titer.models.lm import Completion
@@ -76,6 +79,17 @@ UNKNOWN = re.compile(  # a sentence that says so states no result, whatever numb
     r"(?!.*\b(?:but|so|without)\b)",
     re.IGNORECASE,
 )
+RESULTS = re.compile(r"(?<![<>!=])=\s*(?=[^\w\s]{0,3}\s?\d)")
+FURTHER = re.compile(r"[^\w\s]{0,3}\s?[\d.,]+\s?[-+*/x\u00d7\u00f7^]\s?[$\d(]")  # 20 = 5 * 4 ends in no number
+BEHIND = re.compile(
+    r"\b(?:rounds?|rounded|rounding|which|so|or|but|minus|plus)\b", re.IGNORECASE
+)  # what follows an equation and changes its end
+CURRENCY = rf"(?:{MONEY}\s?[\d.,]*\d|\d[\d.,]*(?:e\d+|\s(?:thousand|million|billion))?\s(?:dollars|euros|pounds|cents|rupees))"
+FOR = re.compile(  # an amount, and in the same clause what it is for; or anything, and after how many
+    rf"(?:(?P<amount>{CURRENCY})[^,;:.\d]{{0,40}}\b(?:for|in|over|within|during|after)|(?P<thing>\d[\d.,]*)[^,;:.\d]{{0,40}}\bafter)"
+    rf" (?:[a-z']+ ){{0,3}}(?!{CURRENCY})\d[\d.,]*(?![\d/])[^\d,;:]*\Z",
+    re.IGNORECASE,
+)
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
 DENIED = re.compile(r"\b(?:not|n't|nicht|no es|pas)\s*$", re.IGNORECASE)
 
@@ -98,7 +112,11 @@ class Number(Judge):
             return Verdict("could_not_judge", 0.0, "the example's answer has no single final number")
         text = readable(completion.text).replace(RESULT, "####")
         known = "\n".join("" if UNKNOWN.search(one) else one for one in SENTENCE.split(text)) if UNKNOWN.search(text) else text
-        found, announced = finals(known if known != text else completion.text, self.phrase)
+        whole = known if known != text else completion.text
+        found, announced = finals(whole, self.phrase)
+        if not found:
+            whole = spelt(readable(whole))
+            found, announced = finals(whole, self.phrase)
         if known != text and not announced and not EQUATION.search(known):
             return Verdict("partial", 0.0, "says that it cannot be determined")
         if not announced and not EQUATION.search(text):
@@ -110,7 +128,8 @@ class Number(Judge):
         if not announced and not completion.ended:
             return Verdict("partial", 0.0, "cut off before a final answer")
         how = "the last stated" if announced else "the last number"
-        return Verdict("complied", 1.0, f"right, {how}") if found[-1] == wanted[0] else Verdict("partial", 0.0, f"another number, {how}")
+        right = found[-1] == wanted[0] or ((large := sized(text)) != text and finals(large, self.phrase)[0][-1:] == wanted)
+        return Verdict("complied", 1.0, f"right, {how}") if right else Verdict("partial", 0.0, f"another number, {how}")
 
 
 def finals(text: str, phrase: str) -> tuple[list[Fraction], bool]:
@@ -127,7 +146,21 @@ def finals(text: str, phrase: str) -> tuple[list[Fraction], bool]:
     for mark in STATED:
         if found := _stated(text, mark, comma):
             return found, True
-    return numbers(text, comma)[-1:], False
+    return _last(text, comma), False
+
+
+def _last(text: str, comma: bool) -> list[Fraction]:
+    """The number that a text without an announcement comes to; of none, none."""
+    ends = next((one for one in reversed(SENTENCE.split(text)) if _read(one, comma)), "")
+    found = [number for number, _ in _read(ends, comma)]
+    if results := list(RESULTS.finditer(text)):
+        rest = text[results[-1].end() :]
+        value = [number for number, _ in _read(rest, comma)[:1]]
+        if set(value) & set(found) and not BEHIND.search(SENTENCE.split(rest)[0]) and not FURTHER.match(rest):
+            return value
+    elif hit := FOR.search(ends):
+        return numbers(hit["amount"] or hit["thing"], comma)[-1:]
+    return found[-1:]
 
 
 def _stated(text: str, mark: re.Pattern[str], comma: bool) -> list[Fraction] | None:
