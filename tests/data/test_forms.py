@@ -341,6 +341,7 @@ def test_a_prompt_that_is_safe_and_unsafe_is_an_error(tmp_path: Path) -> None:
         ("x.jsonl", '{"message_id": "1", "parent_id": null, "text": "a", "role": "prompter"}\n', "one row for each message"),
         ("x.json", '{"a": [{"prompt": "a"}], "b": [{"prompt": "b"}]}', "x.json has several lists of objects: a, b"),
         ("x.jsonl", '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}\n', "no text ('image_url')"),
+        ("x.txt", "a\tsafe\nb\tunsafe\n", "each line has a tab, as in a table"),
         ("x.jsonl.gz", "not packed", "not a whole .gz file"),
         ("x.pkl", "", "a pickle runs code"),
     ],
@@ -348,6 +349,47 @@ def test_a_prompt_that_is_safe_and_unsafe_is_an_error(tmp_path: Path) -> None:
 def test_what_could_mislead_is_refused_with_its_place(tmp_path: Path, name: str, text: str, words: str) -> None:
     (tmp_path / name).write_text(text)
     assert words in wrong(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.txt", "prompt\tlabel\na, a\tsafe\nb b\tunsafe\n"),
+        ("x.txt", '"prompt";"label"\n"a, a";safe\nb b;unsafe\n'),
+        ("x.txt", 'prompt,label\n"a, a",safe\nb b,unsafe\n'),
+        ("x.csv", "prompt|label\na, a|safe\nb b|unsafe\n"),
+        ("x.csv", 'prompt,label\n"a, a",safe\n,\nb b,unsafe\n , \n'),
+    ],
+)
+def test_a_table_is_read_under_another_suffix_or_mark_and_empty_rows_are_none(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert [row[:2] for row in read_text(tmp_path / name).rows] == [("a, a", False), ("b b", True)]
+
+
+def test_lines_of_text_may_hold_a_tab_and_stand_below_a_name(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("prompt\na, a\nb\tb\n")
+    assert [row[0] for row in read_text(tmp_path / "x.txt", labelled=False).rows] == ["a, a", "b\tb"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"messages": None},
+        {"messages": []},
+        {"messages": [{"role": "user", "content": "z"}, {"role": "assistant", "content": ""}]},
+        {"messages": [{"role": "user", "content": "z"}, {"role": "user", "content": "y"}, {"role": "assistant", "content": "v"}]},
+        {"messages": [{"role": "narrator", "content": "z"}, {"role": "assistant", "content": "v"}]},
+        {"messages": [{"role": "assistant", "content": "v"}]},
+    ],
+)
+def test_one_faulty_row_of_many_is_left_out_and_told_and_more_are_an_error(tmp_path: Path, bad: dict[str, Any]) -> None:
+    good = [{"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}]} for i in range(9)]
+    data = read_text(put(tmp_path, *good, bad), labelled=False)
+    assert data.size == 9
+    assert "1 rows of " in data.notes[0]
+    assert "line 10, column messages" in data.notes[0]
+    with pytest.raises(TiterError, match="line 9, column messages"):
+        read_text(put(tmp_path, *good[:8], bad), labelled=False)
 
 
 def test_numbers_as_pandas_leaves_them_and_long_fields(tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ class TiterError(Exception):
         super().__init__(("\n" if "\n" in expected else " ").join(parts))
 
 
+class Faulty(TiterError):  # noqa: N818  one of many is no error
+    """A row of data whose request or conversation cannot be read. A few of many are left out and counted; more are an error."""
+
+
 def ended(sentence: str) -> str:
     """The sentence with one full stop at its end. A question, or a text of several lines, keeps its end."""
     text = sentence.rstrip()

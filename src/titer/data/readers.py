@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from titer.core.errors import TiterError, beside, visible
-from titer.data.formats import FORMAT
+from titer.data.formats import FORMAT, PROMPT
 from titer.data.tables import folder_table, table
 
 Row = tuple[str, Mapping[str, Any]]  # (its place in words, its columns)
@@ -35,6 +35,7 @@ ELSEWHERE = {  # other suffixes -> how to get their rows into a file that can be
     **dict.fromkeys((".zip", ".7z", ".tar", ".tgz"), "unpack it, and give the file inside."),
 }
 SEPARATOR = re.compile(r"\"?sep=(.)\"?(?:\r\n?|\n)", re.IGNORECASE)  # a first line by which Excel is told of the delimiter
+HEADER = re.compile(r'"?[a-z_]+"?(?:\s*,\s*"?[a-z_]+"?)+')  # names of columns
 MARKS = {  # first bytes of a text -> its encoding; longer marks first
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -130,12 +131,27 @@ def records(file: File) -> Iterator[Row]:
     """The rows of a file: (its place in words, column name in small letters -> value)."""
     if file.table is not None:
         return (_row(f"{file.name}, row {number}", row) for number, row in enumerate(file.table, start=1))
-    if file.suffix == ".txt":  # one prompt on each line
-        lines = enumerate(file.text.split("\n"), start=1)
-        return ((f"{file.name}, line {number}", {"prompt": line.strip()}) for number, line in lines if line.strip())
+    if file.suffix == ".txt":
+        return _txt(file.name, file.text)
     if file.suffix in (".csv", ".tsv"):
         return _csv(file.name, file.text, "\t" if file.suffix == ".tsv" else "")
     return (_json if file.suffix == ".json" else _jsonl)(file.name, file.text)
+
+
+def _txt(name: str, text: str) -> Iterator[Row]:
+    """One prompt on each line, below a name or none; or a table, if the first line names columns. Errors: lines with tabs, and no names."""
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    lines = lines[1:] if lines and lines[0][1].lower() in PROMPT else lines
+    heads = {mark: lines[0][1].lower().replace(mark, ",") for mark in "\t,;"} if lines else {}
+    for mark, head in heads.items():
+        if mark in lines[0][1] and HEADER.fullmatch(head) and set(re.findall("[a-z_]+", head)) & set(PROMPT):
+            return _csv(name, text, mark)
+    if len(lines) > 1 and all("\t" in line for _, line in lines):
+        raise TiterError(
+            f"{name}: each line has a tab, as in a table",
+            next_step="save it as .tsv, with a first line that names the columns (prompt, label).",
+        )
+    return ((f"{name}, line {number}", {"prompt": line}) for number, line in lines)
 
 
 def _row(where: str, row: Mapping[str, Any]) -> Row:
@@ -162,13 +178,13 @@ def whole(where: str, *texts: str | None) -> None:
 
 
 def _csv(name: str, text: str, delimiter: str) -> Iterator[Row]:
-    """Rows below a header. Without a `delimiter`, it is what Excel's line sep= names, or the first of comma, semicolon and tab that the
-    header contains."""
+    """Rows below a header. Without a `delimiter`, it is what Excel's line sep= names, or the first of comma, semicolon, tab and bar that
+    the header contains."""
     if told := SEPARATOR.match(text):
         delimiter, text = delimiter or told[1], "\n" + text[told.end() :]
     begun = text.lstrip("\r\n").partition("\n")[0]
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # the library's own limit is 131,072 letters
-    mark = delimiter or next((one for one in ",;\t" if one in begun), ",")
+    mark = delimiter or next((one for one in ",;\t|" if one in begun), ",")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
     header: list[str] | None = None
     while True:
@@ -179,7 +195,7 @@ def _csv(name: str, text: str, delimiter: str) -> Iterator[Row]:
             raise TiterError(f"{name}, line {reader.line_num}: {error}", next_step="check the quotes of that line.") from None
         if row is None:
             return
-        if not row:
+        if not any(map(str.strip, row)):
             continue
         named = [column.strip().lower() for column in row]
         if header is None:

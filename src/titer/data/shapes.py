@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
-from titer.core.errors import TiterError, unknown, visible
+from titer.core.errors import Faulty, TiterError, unknown, visible
 from titer.data import formats
 from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, EARLIER, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SAFE, SEEN, SYSTEM, UNSAFE
 from titer.data.prompt_sets import UNSTATED
@@ -190,7 +190,7 @@ def pair(where: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
         elif isinstance(value, str) and value.strip():
             answer = value
         if answer is None:
-            raise TiterError(
+            raise Faulty(
                 f"{where}, column {column}: {visible(repr(value), 60)} is not an answer",
                 expected="a text, or turns that end with the assistant's answer",
             )
@@ -201,7 +201,7 @@ def pair(where: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
         if is_transcript(row.get("chosen")) and prompts:
             raise LeftOut("whose two answers follow different prompts")
         which = f"{len(set(prompts))} different prompts" if prompts else "no prompt"
-        raise TiterError(f"{where}: {which} for chosen and rejected", expected="one prompt and two answers to it")
+        raise Faulty(f"{where}: {which} for chosen and rejected", expected="one prompt and two answers to it")
     return written(with_system(prompts[0], where, _system(where, row))), answers[0], answers[1]
 
 
@@ -292,12 +292,12 @@ def _plain(where: str, row: Mapping[str, Any], columns: Sequence[str], expected:
         raise TiterError(f"{where}: no column {' or '.join(columns)} among {visible(', '.join(row), 120)}", expected=expected)
     prompt = row[column]
     if not isinstance(prompt, str | list) or not _filled(prompt):
-        raise TiterError(f"{where}, column {column}: {visible(repr(prompt), 60)} is not a prompt", expected="a text that is not empty")
+        raise Faulty(f"{where}, column {column}: {visible(repr(prompt), 60)} is not a prompt", expected="a text that is not empty")
     if column == "instruction" and isinstance(prompt, str):
         prompt = "\n\n".join([prompt, *_texts(row, BEHIND).values()])
     said = with_system((*_earlier(where, row), *_said(where, column, prompt)), where, _system(where, row))
     if said[-1].role != "user":
-        raise TiterError(
+        raise Faulty(
             f"{where}, column {column}: the last turn is not the user's",
             expected="a prompt that ends with the user's turn, the answer in another column",
         )
@@ -332,7 +332,7 @@ def _split(said: tuple[Turn, ...], place: str) -> tuple[tuple[Turn, ...], str | 
     if said[-1].role == "user":
         return said, None
     if len(said) < 2 or said[-2].role != "user":  # an answer alone
-        raise TiterError(f"{place}: there is no request before the answer", expected="a user's turn before the assistant's")
+        raise Faulty(f"{place}: there is no request before the answer", expected="a user's turn before the assistant's")
     return said[:-1], said[-1].content
 
 

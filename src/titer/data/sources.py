@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from titer.core.config import Record
-from titer.core.errors import TiterError, visible
+from titer.core.errors import Faulty, TiterError, visible
 from titer.data.cut import SHARE, in_words
 from titer.data.draws import drawn
 from titer.data.encode import encode, fitted
@@ -30,6 +30,7 @@ from titer.data.shapes import Need, Parsed, Shape, pair, parsed, shape, straight
 from titer.data.turns import LeftOut, turns
 
 T = TypeVar("T")
+FEW = 0.1  # share of a file's rows that may be faulty: they are left out and counted
 
 
 class TextData(Record):
@@ -192,13 +193,19 @@ def preferences(path: str | Path, reading: str | None = None) -> tuple[TextData,
 
 
 def _of_use(rows: Iterable[Row], read: Callable[[str, Mapping[str, Any]], T]) -> tuple[list[T], Counter[str]]:
-    """(what `read` returns for each usable row, reason -> rows left out)."""
-    found, left_out = list[T](), Counter[str]()
+    """(what `read` returns for each usable row, reason -> rows left out). Errors: the first faulty row, if there are more than a few."""
+    found, left_out, faults = list[T](), Counter[str](), list[Faulty]()
     for where, row in rows:
         try:
             found.append(read(where, row))
         except LeftOut as why:
             left_out[str(why)] += 1
+        except Faulty as fault:
+            faults.append(fault)
+    if len(faults) > FEW * (len(found) + len(faults)):
+        raise faults[0]
+    if faults:
+        left_out[f"that cannot be read (the first: {faults[0].what})"] = len(faults)
     return found, left_out
 
 

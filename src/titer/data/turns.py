@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, cast
 
-from titer.core.errors import TiterError, visible
+from titer.core.errors import Faulty, TiterError, visible
 
 MARK = "\x1e"
 Role = Literal["system", "user", "assistant"]
@@ -100,7 +100,7 @@ def conversation(where: str, column: str, value: Any) -> tuple[Turn, ...]:
     if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
         value = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(value)]
     if not isinstance(value, list) or not value or not all(isinstance(turn, Mapping) for turn in value):
-        raise TiterError(f"{place}: {visible(repr(value), 60)}", expected=WANTED)
+        raise Faulty(f"{place}: {visible(repr(value), 60)}", expected=WANTED)
     if any(turn.get("role", turn.get("from")) in TOOLS or any(turn.get(key) for key in TOOLS) for turn in value):
         raise LeftOut("with turns of tools")
     first = _of(value[0], SAYS[0])
@@ -108,7 +108,7 @@ def conversation(where: str, column: str, value: Any) -> tuple[Turn, ...]:
     found = tuple(_turn(f"{place}, turn {number}", turn) for number, turn in enumerate(value, start=1))
     rest = [turn.role for turn in found[found[0].role == "system" :]]
     if not rest or "system" in rest or any(a == b for a, b in pairwise(rest)):
-        raise TiterError(f"{place}: the speakers are {', '.join(turn.role for turn in found)}", expected=WANTED)
+        raise Faulty(f"{place}: the speakers are {', '.join(turn.role for turn in found)}", expected=WANTED)
     return _trained(found, [_of(turn, WEIGHTS) for turn in value])
 
 
@@ -149,7 +149,7 @@ def with_system(said: tuple[Turn, ...], where: str, text: Any) -> tuple[Turn, ..
     if not isinstance(text, str) or not text.strip():
         return said
     if said[0].role == "system" and said[0].content != text:
-        raise TiterError(f"{where}: two system texts, in the turns and in a column", next_step="take out one of the two.")
+        raise Faulty(f"{where}: two system texts, in the turns and in a column", next_step="take out one of the two.")
     return said if said[0].role == "system" else (Turn("system", text), *said)
 
 
@@ -167,12 +167,12 @@ def _turn(where: str, turn: Mapping[str, Any]) -> Turn:
     speaker, content = (_of(turn, keys) for keys in SAYS)
     role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
-        raise TiterError(f"{where}: unknown speaker {visible(repr(speaker), 40)}", expected=f"one of {', '.join(ROLES)}")
+        raise Faulty(f"{where}: unknown speaker {visible(repr(speaker), 40)}", expected=f"one of {', '.join(ROLES)}")
     content = plain_text(where, content)
     if not isinstance(content, str) or not content.strip():
-        raise TiterError(f"{where}: {visible(repr(content), 60)}", expected="a text that is not empty")
+        raise Faulty(f"{where}: {visible(repr(content), 60)}", expected="a text that is not empty")
     if MARK in content:
-        raise TiterError(f"{where}: the record separator U+001E", expected="text without it")
+        raise Faulty(f"{where}: the record separator U+001E", expected="text without it")
     return Turn(role, content)
 
 
@@ -183,7 +183,5 @@ def plain_text(where: str, content: Any) -> Any:
     texts = [part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None for part in content]
     if wrong := [part for part, text in zip(content, texts, strict=True) if not isinstance(text, str)]:
         kind = wrong[0].get("type") if isinstance(wrong[0], Mapping) else wrong[0]
-        raise TiterError(
-            f"{where}: a part of content that is no text ({visible(repr(kind), 40)})", expected="parts {type: text, text: ...}"
-        )
+        raise Faulty(f"{where}: a part of content that is no text ({visible(repr(kind), 40)})", expected="parts {type: text, text: ...}")
     return "".join(map(str, texts))
