@@ -75,6 +75,15 @@ def test_a_template_may_open_the_thought(name: str) -> None:
     assert opened(f"{opens}{closes}") == ""
 
 
+@pytest.mark.parametrize("head", ["<answer>", "<final_answer>", "**Final Answer:**", "### Final Answer", "<|begin_of_box|>"])
+def test_an_answer_cut_off_in_the_mark_that_opens_it_has_not_begun(head: str) -> None:
+    for place in range(1, len(head) + 1):
+        assert told(f"<think>I see.</think>\n\n{head[:place]}").thinking, head[:place]
+        assert not told(head[:place]).thinking  # without a thought it is the answer
+    assert told("<think>Which tag?</think><br>").answer == "<br>"
+    assert told(f"<think>I see.</think>\n{head} 42").answer.endswith("42")
+
+
 def test_several_thoughts_and_what_frames_an_answer() -> None:
     found = told("<think>a</think>\n<think>b</think>\n<answer>\n42\n</answer>")
     assert (found.thought, found.answer) == ("a\n\nb", "42")

@@ -270,6 +270,7 @@ def test_a_result_that_cannot_be_determined_is_none(text: str, outcome: str) -> 
         ("He sold 16 glasses for 64 dollars.", "64", "16"),
         ("There will be 16 of them after 8 days.", "16", "8"),
         ("Since he earns $10 an hour, he has to work for 50 hours.", "50", "10"),
+        ("We get <|begin_of_box|>42<|end_of_box|> with 3 steps.", "42", "3"),
         ("x = " + "9" * 100, "7", "8"),
     ],
 )

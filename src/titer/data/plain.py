@@ -19,6 +19,7 @@ TAG = re.compile(
     r"|details|summary|html|body)(?:\s+[\w-]+\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s<>]+))*\s*/?>",
     re.IGNORECASE,
 )
+BOX = re.compile(r"<\|(?:begin|end)_of_box\|>")  # GLM's, around a result
 ESCAPED = re.compile(r"\\(?=[*_'`~\"#>\[\]!])")
 WITHIN = re.compile(rf"(?<=[^\W_])[{APOSTROPHE}](?=[^\W_])")  # between letters or figures
 APART = re.compile(r"(?<=[A-Za-z])(?: ?' | ')(?=(?:t|m|re|ve|ll|d|s)\b)|(?<=[A-Za-z])'{2}(?=t\b)")  # I ' m, don 't
@@ -34,7 +35,7 @@ def plain(text: str) -> str:
     """The text as a reader hears it; lines stay lines."""
     for broken, meant in BROKEN.items():
         text = text.replace(broken, meant)
-    text = ESCAPED.sub("", TAG.sub(_space, html.unescape(text)))
+    text = ESCAPED.sub("", TAG.sub(_space, BOX.sub("", html.unescape(text))))
     text = WITHIN.sub("'", text.replace("\u00ad", ""))
     text = unicodedata.normalize("NFC", "".join(map(_usual, text)))
     text = SPLIT.sub(r"\1n't", APART.sub("'", WITHIN.sub("'", text)))

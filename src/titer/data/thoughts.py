@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-VERSION = 4  # bump when an answer may be told from its thought otherwise
+VERSION = 5  # bump when an answer may be told from its thought otherwise
 ROOM = 1024  # new tokens of a thought, where nobody says how many and the window holds them
 NAME = (
     r"(?:(?!end)\w+[:_])?(?:think|thinking|thoughts?|reason|reasoning|scratchpad|reflection|analysis|cot|monologue|deliberation|rationale|working_out)"
@@ -62,6 +62,11 @@ SPEAKS = re.compile(  # what opens the answer itself, with a thought before it o
     r"|<\|START_RESPONSE\|>|<\|begin_of_solution\|>|(?:<\|begin\|>assistant)?<\|content\|>)"
 )
 WITHIN = "answer|response|output|solution|final_answer|final|conclusion"
+HEADS = (  # what may open an answer behind a thought, in small letters: cut off within it, the answer has not begun
+    *(f"<{name}>" for name in WITHIN.split("|")),
+    *(f"<|{name}|>" for name in ("start_response", "begin_of_solution", "begin_of_box", "content")),
+    *(f"{mark}{name}" for mark in ("**", "# ", "## ", "### ") for name in ("final answer:**", "final answer**", "answer:**", "answer**")),
+)
 TAGGED = re.compile(rf"\s*<({WITHIN})>", re.IGNORECASE)  # ... where a thought stands before it
 UNCLOSED = re.compile(  # an answer, marked as one, behind a thought that nothing closed
     rf"\s*(?=<\|channel\|>\s*final[^<]*<\|message\|>)|\n\s*(?=<({WITHIN})>(?:(?!</?\1>).)*</\1>\s*\Z)", re.IGNORECASE | re.DOTALL
@@ -156,6 +161,7 @@ def told(text: str, mark: str = "") -> Told:
         rest = rest[found.end() :]
     if (
         BETWEEN.match(rest)
+        or (thoughts and rest.strip() and any(head.startswith(rest.strip().lower()) for head in HEADS))
         or (MESSAGE[0] in ends and BEFORE.fullmatch(rest))
         or (ends == NAMED["/think"] and NEXT_TURN.startswith(rest.lstrip()))
     ):

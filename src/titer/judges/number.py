@@ -47,6 +47,7 @@ COMMA_WRITTEN = re.compile(
 )  # where the comma is the decimal sign
 COMMA = "es fr de pt it nl pl tr vi id ru sv da no fi cs sk hu ro ca hr sl uk bg"  # languages that write 1.234,5
 LATEX = (
+    (re.compile(r"<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|\Z)", re.DOTALL), r"\\boxed{\1}"),
     (re.compile(r"(\d?)\s?\\[dt]?frac\s*\{?(\d+)\}?\s*\{?(\d+)\}?"), r"\1 \2/\3"),
     (re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\{,\}"), ","),
