@@ -196,6 +196,21 @@ def test_other_quantisations_are_refused(name: str, int8: Path) -> None:
         open_checkpoint(int8)
 
 
+def test_a_model_of_mlx_is_named(int8: Path) -> None:
+    config = json.loads((int8 / "config.json").read_text())
+    for beside in ({"quantization_config": {"group_size": 64, "bits": 4}}, {"quantization_config": None}):
+        (int8 / "config.json").write_text(json.dumps({**config, **beside, "quantization": {"group_size": 64, "bits": 4}}))
+        with pytest.raises(TiterError, match=r"quantised with MLX, .*mlx_lm\.convert --dequantize"):
+            open_checkpoint(int8)
+
+
+def test_plain_weights_under_a_configuration_of_quantised_ones_are_refused(int8: Path, plain: Path) -> None:
+    """As a merge or a training on a quantised model may leave them: neither is known to be meant."""
+    shutil.copy(plain / "model.safetensors", int8 / "model.safetensors")
+    with pytest.raises(TiterError, match=r"no weight_scale stands in the files\. Next: .*config\.json has no quantization_config"):
+        open_checkpoint(int8)
+
+
 def test_a_missing_library_is_named(int8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantised, "find_spec", lambda name: None)
     with pytest.raises(TiterError, match=r"compressed-tensors is not installed.*pip install 'titer\[int8\]'"):

@@ -21,6 +21,7 @@ from titer.models.packed import Held, Packing, Said, packing, shape_before, unpa
 from titer.models.safetensors_io import AGAIN, shape, tensor_of
 
 METHOD = "compressed-tensors"
+MLX = "quantization"  # the field of config.json that MLX writes, beside quantization_config or without it
 NUMBERS = ("weight", "weight_packed", "qweight")  # one of these is the weight itself
 PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_global_scale")
 RUNNING = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point", "k_scale", "v_scale")
@@ -47,10 +48,12 @@ def quantisation(config: Mapping[str, Any], label: str) -> str:
     if isinstance(said, dict) and (way := packing(said, label)):
         return f"{way.words}, dequantised by the published formula"
     if method != METHOD:
+        own = "MLX" if said is config.get(MLX) else visible(str(method), 60)
         raise TiterError(
-            f"{label} is quantised with {visible(str(method), 60)}, which Titer does not read",
+            f"{label} is quantised with {own}, which Titer does not read",
             expected="plain safetensors, or weights by compressed-tensors (llm-compressor, vLLM), FP8, bitsandbytes, GPTQ, AWQ or GGUF",
-            next_step="give the model before it was quantised, or its dequantised weights (transformers: dequantize, save_pretrained).",
+            next_step="give the model before it was quantised, or its dequantised weights (transformers: dequantize, save_pretrained; MLX: "
+            "mlx_lm.convert --dequantize).",
         )
     groups = said.get("config_groups")
     (group,) = groups.values() if isinstance(groups, dict) and len(groups) == 1 else ({},)
@@ -69,7 +72,7 @@ def quantisation(config: Mapping[str, Any], label: str) -> str:
 
 
 def _said(config: Mapping[str, Any]) -> Any:
-    return config.get("quantization_config") or config.get("compression_config") or {}
+    return config.get(MLX) or config.get("quantization_config") or config.get("compression_config") or {}
 
 
 def _within(config: Mapping[str, Any]) -> str:
@@ -88,7 +91,7 @@ def _decompressed(held: Held, said: Said) -> torch.Tensor:
     return BaseCompressor.get_value_from_registry(form).decompress(dict(held), scheme)["weight"]  # type: ignore[no-any-return]
 
 
-COMPRESSED = Packing("tensors", "weight_scale", ("weight_scale",), PARTS, _decompressed)
+COMPRESSED = Packing("weights by compressed-tensors", "weight_scale", ("weight_scale",), PARTS, _decompressed)
 
 
 class Stored:
@@ -112,8 +115,12 @@ class Stored:
     def _join(self) -> None:
         way, end = self._way, f".{self._way.marker}"
         modules = [name.removesuffix(end) for name in self._paths if name.endswith(end)]
-        if not modules and way is not COMPRESSED:
-            raise TiterError(f"config.json says {way.words}, and no {way.marker} stands in the files", next_step=AGAIN)
+        if not modules:
+            raise TiterError(
+                f"config.json says {way.words}, and no {way.marker} stands in the files",
+                next_step="where the weights are plain (merged or dequantised), give a copy of the folder whose config.json has no "
+                f"quantization_config; else {AGAIN}",
+            )
         for module in modules:
             there = {part: name for part in (*way.needed, *way.others) if (name := f"{module}.{part}") in self._paths}
             if lost := [part for part in way.needed if part not in there]:
