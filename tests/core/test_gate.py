@@ -84,6 +84,7 @@ def test_a_limit_is_decided_by_the_whole_interval(text: str, interval: tuple[flo
 def test_names_are_read_as_they_are_written() -> None:
     assert limit("GSM8K, false context refused  rises > 3").name == "gsm8k_false_context_refused"
     assert limit("a drop > 5").move == "drops"
+    assert [(one.name, one.move) for one in map(limit, ("a drops>5", "a>5%"))] == [("a", "drops"), ("a", "")]
     for wrong in ("", "a", "a drops", "a drops > x", "a drops > -5", "a = 5", "a drops > 5 or b > 3"):
         with pytest.raises(TiterError, match="--fail-if"):
             limit(wrong)

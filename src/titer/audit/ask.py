@@ -148,7 +148,7 @@ def _prompts(order: AuditRequest, text: TextData, known: Known) -> int | None:
         if order.resolution is not None:
             raise TiterError("--resolution without --prompts auto", next_step="add --prompts auto.")
         return order.prompts
-    wanted = [one.at for one in map(parsed, order.fail_if) if one.move and one.above and one.at > 0]
+    wanted = [one.at for one in map(parsed, order.fail_if) if one.move and one.above and one.at > 0 and not gate.of_measure(one)]
     points = order.resolution if order.resolution is not None else min(wanted, default=None)
     if points is None or not 0 < points <= 100:
         raise TiterError(

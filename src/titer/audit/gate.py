@@ -74,6 +74,11 @@ def limits(texts: Sequence[str], asked: Question, changed: bool) -> tuple[Limit,
     return found
 
 
+def of_measure(one: Limit) -> bool:
+    """Whether a limit is on a measure, in the measure's own unit, and not on a share of answers."""
+    return one.name.startswith("sensitivity_") or one.name.endswith(tuple(f"_{plain(measure)}" for measure in MEASURES))
+
+
 def foreseen(asked: Question, found: Sequence[Limit]) -> list[str]:
     """What the number of prompts can show, before any is asked: for each labelled set, and for each limit on a rate."""
     told = [
