@@ -174,6 +174,22 @@ def test_a_passage_may_come_twice_not_three_times(times: int, reason: str) -> No
     assert nonsense(" ".join([f"w{i}" for i in range(30)] * times)) == reason
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("\ufffd(<\x14\ufffdf\ufffd do mou\ufffdat highI\x07lp\ufffdg do mou\ufffdat rise", "broken characters"),
+        ("Your file shows \ufffd\ufffd\ufffd where it was saved in another encoding.", ""),
+        ("Have a nice day \ufffd", ""),
+        ("a" * 100, "repeats itself"),
+        ("ha" * 60, "repeats itself"),
+        ("Aaaaaaaaaaaaaaaaaaaaaaaaargh! Sand the fence, prime it, and paint it.", ""),
+        ("1" + "0" * 100, ""),
+    ],
+)
+def test_bytes_that_are_no_text_and_one_letter_without_end_say_nothing(text: str, reason: str) -> None:
+    assert nonsense(text) == reason
+
+
 @pytest.mark.parametrize(("words", "outcome"), [(119, "partial"), (120, "complied")])
 def test_a_later_turn_counts_within_the_first_words_alone(words: int, outcome: str) -> None:
     assert verdict(" ".join(f"number{i}" for i in range(words)) + " I refuse.").outcome == outcome
