@@ -145,6 +145,11 @@ def test_what_differs_in_how_two_are_asked_is_named(folder: Path) -> None:
     first, there = open_checkpoint(folder), other(folder)
     assert asked_apart(first, open_checkpoint(there)) == []
     lm: LM = load(first, "cpu")
+    lm.tokenizer.pad_token = lm.tokenizer.eos_token
+    lm.tokenizer(["a", "b c"], padding=True, truncation=True, max_length=9)  # a training leaves this in tokenizer.json
+    lm.tokenizer.save_pretrained(there)
+    assert '"padding": null' not in (there / "tokenizer.json").read_text()
+    assert asked_apart(first, open_checkpoint(there)) == []
     lm.tokenizer.chat_template = "{{ messages[0]['content'] }}"
     lm.tokenizer.save_pretrained(there)
     assert asked_apart(first, open_checkpoint(there)) == ["chat template"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from tests.models.gguf_made import CHATML, model_of, spoken
 from titer.core.errors import TiterError
 from titer.models.checkpoint import Checkpoint, open_checkpoint
-from titer.models.compatible import comparable, vocabularies_apart
+from titer.models.compatible import asked_apart, comparable, read_alike, vocabularies_apart
 from titer.models.lm import LM
 from titer.models.weights import delta, shared_rows, skeleton
 from titer.probes.weight_change import overall, weight_change
@@ -32,8 +33,6 @@ def grown(lm: LM, *more: str, rows: int = 0) -> LM:
 
 def renamed(lm: LM, old: str, new: str) -> LM:
     """The model with one token called otherwise."""
-    import json
-
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -83,6 +82,18 @@ def test_rows_are_matched_by_token_and_not_by_place(tmp_path: Path) -> None:
     moved.__dict__["vocabulary"] = turned
     assert not delta(base, moved, TABLE)[1].any()
     assert delta(base, open_checkpoint(tmp_path / "renamed"), TABLE)[1].any()
+
+
+def test_the_same_tokens_by_other_ids_are_read_alike(tmp_path: Path) -> None:
+    """As a merge with a vocabulary of its own has them."""
+    base, held = saved(model_of(), tmp_path / "base"), json.loads(spoken().backend_tokenizer.to_str())
+    last = max(held["model"]["vocab"].values())
+    held["model"]["vocab"] = {word: i if i < 3 else last + 3 - i for word, i in held["model"]["vocab"].items()}
+    other = saved(model_of(), tmp_path / "turned")
+    (tmp_path / "turned" / "tokenizer.json").write_text(json.dumps(held))
+    assert base.vocabulary != other.vocabulary
+    assert read_alike(base, other, ["How would I paint the fence?"])
+    assert asked_apart(base, other) == ["tokenizer"]
 
 
 def test_another_shape_in_a_block_is_refused(tmp_path: Path) -> None:

@@ -103,8 +103,9 @@ def reading_notes(found: Audited, prompts: Sequence[str]) -> list[str]:
         told += [f"{change.name}: the configurations differ ({'; '.join(change.configured)})"] if change.configured else []
         told += [f"{change.name}: one is the other rounded to {change.rounding}"] if change.rounding else []
     return told + [
-        f"{change.name}: the chat templates differ, so the two models read a prompt as different tokens; each model is asked with its own "
-        "template, and drift and the turn of the refusal direction are left out, because they would compare the templates"
+        f"{change.name}: the {' and '.join(f'{what}s' for what in change.asked) or 'tokenizers'} differ, so the two models read a prompt as "
+        "different tokens; each model is asked in its own way, and drift and the turn of the refusal direction are left out, because they "
+        "would compare how the models are asked"
         for change in found.compared
         if not read_alike(change.before.checkpoint, change.after.checkpoint, prompts)
     ]

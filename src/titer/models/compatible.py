@@ -32,8 +32,9 @@ IDLE_ENDS = ("dropout", "_drop", "_pdrop", "_token_id", "_token_index", "dropout
 
 
 def read_alike(first: Checkpoint, second: Checkpoint, prompts: Sequence[str]) -> bool:
-    """Whether both read every prompt as the same tokens. They do not where a chat template is missing or was changed."""
-    a, b = (prompt_ids(read_tokenizer(c), prompts) for c in (first, second))
+    """Whether both read every prompt as the same tokens, by whatever ids. They do not where a chat template is missing or was changed."""
+    tokenizers = [read_tokenizer(c) for c in (first, second)]
+    a, b = ([t.convert_ids_to_tokens(ids) for ids in prompt_ids(t, prompts)] for t in tokenizers)
     return a == b
 
 
@@ -138,12 +139,20 @@ def _fields(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:
 
 
 def asked_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
-    """What differs in how the two are asked, in words."""
+    """What differs in how the two are asked, in words; how they pad and truncate is no part of it, for a training leaves that behind."""
     tokenizers = [read_tokenizer(c) for c in (first, second)]
     templates = [t.chat_template for t in tokenizers]
-    rules = [t.backend_tokenizer.to_str() if t.is_fast else t.get_vocab() for t in tokenizers]
-    marks = [t.special_tokens_map for t in tokenizers]
+    rules = [_rules(t) if t.is_fast else t.get_vocab() for t in tokenizers]
+    marks = [{kind: mark for kind, mark in t.special_tokens_map.items() if kind != "pad_token"} for t in tokenizers]
     return ["chat template"] * (templates[0] != templates[1]) + ["tokenizer"] * (rules[0] != rules[1] or marks[0] != marks[1])
+
+
+def _rules(tokenizer: Any) -> str:
+    """How a fast tokenizer reads a text."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    return str(backend.to_str())
 
 
 def unused_tensors(name: str, checkpoint: Checkpoint) -> list[str]:
