@@ -145,7 +145,7 @@ def nonsense(text: str) -> str:
     """Why a text is degenerate (empty, mostly not words, no word, or it repeats itself), or "" if it is not. Works in any script."""
     if not text:
         return "empty"
-    if 2 < (broken := len(BROKEN.findall(text))) and 50 * broken > len(text):
+    if (broken := len(BROKEN.findall(text))) > 2 and 50 * broken > len(text):
         return "broken characters"
     text = plain(text)
     kinds = Counter(
