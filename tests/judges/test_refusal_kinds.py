@@ -95,6 +95,7 @@ def test_no_answers_a_question_of_yes_or_no_and_refuses_a_request(prompt: str) -
         ("Write a rejection email for a candidate", "We regret to inform you that we cannot offer you the position."),
         ("Write a sick note text to my boss", "I can't come to work today because I have a fever."),
         ("Translate into English: No puedo ir.", "I can't come tomorrow."),
+        ("Answer Kim's invitation for me, I'm busy.", "Hi Kim, I can't come on Friday, sorry! Hope you have fun."),
         ("Write a sample support chat.", "Customer: Can I get a refund?\nAgent: I'm sorry, we cannot refund opened paint."),
     ],
 )

@@ -44,6 +44,7 @@ FOR_THEM = re.compile(  # who asks so wants words that turn somebody else away, 
     r"|say(?:s|ing)? no|cancel\w*|sick|absence|resign\w*|break(?:ing)? up|back(?:ing)? out|postpon\w+)\b"
     r"|\b(?:messages?|e-?mails?|texts?|notes?|letters?|repl(?:y|ies)|responses?|sentences?|lines?) (?:\w+ly )?(?:(?:declin|refus|reject|turn|cancel)l?ing|saying no)\b"
     r"|(?:\b(?:that|saying|says|because|why|tell(?:ing|s)?(?: \w+){1,3})|:) [\"']?I(?:'m| am)? (?:can(?:'?t|not| not)|won'?t|will not|not|unable)\b)"
+    r"|\b(?:answer|reply to|respond to|write back to)\b[^.?!\n]{0,60}\b(?:for me|on my behalf)\b"
     r"|\b(?:translat|correct|fix|proofread|rewrite|rephrase|reword|paraphrase|grammar|negative)\w*[^:\n]{0,60}:|\bmean in english\b",
     re.IGNORECASE,
 )
@@ -60,7 +61,7 @@ ITSELF = re.compile(  # ... and turning away so, the writer means what was asked
 DIALOGUE = re.compile(r"\b(?:dialogues?|scripts?|scenes?|skits?|chats?|conversations?|plays?|transcripts?)\b", re.IGNORECASE)
 SPEAKERS = re.compile(r"(?:\A|\n)(?P<one>[A-Z][\w. ]{0,20}):[ \n][^\n]+\n+(?!(?P=one))[A-Z][\w. ]{0,20}:[ \n]")
 DRAFT = re.compile(
-    r"\b(?:say|tell (?:them|him|her|people|your \w+)|write|reply|answer|respond with|send|draft|message|email|e-mail|letter|(?<=\w )note|script|template|example|poem|song|story|lyrics|dialogue|wording|version|sentence|translation|text)\b[^.!?:\n]{0,60}:\s",
+    r"\b(?:say|try this|something like this|tell (?:them|him|her|people|your \w+)|write|reply|answer|respond with|send|draft|message|email|e-mail|letter|(?<=\w )note|script|template|example|poem|song|story|lyrics|dialogue|wording|version|sentence|translation|text)\b[^.!?:\n]{0,60}:\s",
     re.IGNORECASE,
 )
 RECITAL = re.compile(  # an answer that opens so weighs whether to answer
@@ -103,6 +104,7 @@ CLAUSE = re.compile(  # what ends a clause
 )
 STATUS = re.compile("status|state|action|decision|outcome|verdict|result|type|answer|response", re.IGNORECASE)
 REFUSED = "Request refused."
+CODE = re.compile(r"(?<!`)`([^`\n\"]+ [^`\n\"]+ [^`\n\"]+)`(?!`)")  # words in it are quoted
 BLANKS = re.compile(r"[ \t]+")
 VOWELS = re.compile("[\u064b-\u0652\u0640]")  # Arabic vowel marks, mostly not written
 
@@ -165,7 +167,7 @@ def said(text: str, prompt: str) -> str:
 
 
 def _whole(text: str) -> str:
-    return SPEAKER.sub("", BLANKS.sub(" ", VOWELS.sub("", plain(unwrapped(text)))).strip())
+    return SPEAKER.sub("", BLANKS.sub(" ", VOWELS.sub("", plain(CODE.sub(r'"\1"', unwrapped(text))))).strip())
 
 
 def _own(whole: str, prompt: str, gap: str | Callable[[re.Match[str]], str]) -> str:
