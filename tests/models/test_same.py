@@ -150,6 +150,14 @@ def test_what_differs_in_how_two_are_asked_is_named(folder: Path) -> None:
     lm.tokenizer.save_pretrained(there)
     assert '"padding": null' not in (there / "tokenizer.json").read_text()
     assert asked_apart(first, open_checkpoint(there)) == []
-    lm.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    written = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    lm.tokenizer.chat_template = written
     lm.tokenizer.save_pretrained(there)
-    assert asked_apart(first, open_checkpoint(there)) == ["chat template"]
+    second = open_checkpoint(there)
+    assert asked_apart(first, second) == ["chat template"]
+    for same in (f"{written}{{% if tools %}}tools{{% endif %}}", {"default": written, "tool_use": "other"}):  # nobody asks with tools
+        lm.tokenizer.chat_template = same
+        lm.tokenizer.save_pretrained(there.with_name("tools"))
+        shutil.copy(folder / "config.json", there.with_name("tools"))
+        shutil.copy(folder / "model.safetensors", there.with_name("tools"))
+        assert asked_apart(second, open_checkpoint(there.with_name("tools"))) == []

@@ -11,13 +11,19 @@ from typing import Any
 
 from titer.core.errors import TiterError, visible
 from titer.data.encode import prompt_ids, prompt_text
-from titer.data.templates import takes_system, templated
+from titer.data.templates import takes_system, templated, texts
 from titer.data.thoughts import opened, thinks
+from titer.data.turns import Turn
 from titer.models.checkpoint import Checkpoint, opening
 from titer.models.lm import read_tokenizer
 from titer.models.weights import compared, shared_rows
 
 FAMILY = "two checkpoints of one architecture and one tokenizer: a model and what was tuned from it"
+TALKS = (  # for what two chat templates write
+    (Turn("user", "Hello"),),
+    (Turn("system", "Be brief."), Turn("user", "Hello")),
+    (Turn("user", "Hello"), Turn("assistant", "Hi."), Turn("user", "And you?")),
+)
 ALONE = "ask each by itself: titer evaluate MODEL --data FILE."
 IDLE = {  # fields of a configuration that compute nothing when a model answers
     *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "transformers_weights", "model_type", "use_cache"),
@@ -139,12 +145,24 @@ def _fields(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:
 
 
 def asked_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
-    """What differs in how the two are asked, in words; how they pad and truncate is no part of it, for a training leaves that behind."""
+    """What differs in how the two are asked, in words.
+
+    How they pad and truncate is no part of it, for a training leaves that behind; of chat templates what they write is: one may have
+    further ones by name, or speak of tools, which nobody asks with.
+    """
     tokenizers = [read_tokenizer(c) for c in (first, second)]
-    templates = [t.chat_template for t in tokenizers]
+    templates = [[_wrote(t, talk) for talk in TALKS] if templated(t) else [] for t in tokenizers]
     rules = [_rules(t) if t.is_fast else t.get_vocab() for t in tokenizers]
     marks = [{kind: mark for kind, mark in t.special_tokens_map.items() if kind != "pad_token"} for t in tokenizers]
     return ["chat template"] * (templates[0] != templates[1]) + ["tokenizer"] * (rules[0] != rules[1] or marks[0] != marks[1])
+
+
+def _wrote(tokenizer: Any, talk: Sequence[Turn]) -> str:
+    """What a chat template makes of a conversation; of one that it refuses, the template itself."""
+    try:
+        return texts(tokenizer, [talk])[0]
+    except TiterError:
+        return str(tokenizer.chat_template)
 
 
 def _rules(tokenizer: Any) -> str:
