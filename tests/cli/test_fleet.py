@@ -73,6 +73,21 @@ def test_a_tune_in_the_fleet_has_the_numbers_that_it_has_alone(titer: Titer, fle
     assert mine.low.tolist() == shift["alone"].low.tolist()
 
 
+def test_tunes_measured_by_processes_give_the_same_page_from_one_store(
+    titer: Titer, wrong: Wrong, fleet: tuple[str, ...], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("titer.core.parallel.processes", lambda: 2)
+    (here / "broken").mkdir()
+    there = titer("audit", *fleet, "broken", *ASKED, "--no-why", "--on", "processes", "--runs", "there", "--json")
+    assert there.status == 1
+    made = {place.parent for place in (here / "there").glob("*/*/DONE")}
+    monkeypatch.setattr("titer.pipeline.Pipeline.lm", None)  # everything stands: no model is opened again
+    again = titer("audit", *fleet, "broken", *ASKED, "--no-why", "--runs", "there", "--json")
+    assert {place.parent for place in (here / "there").glob("*/*/DONE")} == made
+    assert again.json["tunes"] == there.json["tunes"]
+    assert "here, processes, ray" in wrong("audit", *fleet, *ASKED, "--on", "elsewhere")
+
+
 def test_the_gate_is_for_every_tune(titer: Titer, fleet: tuple[str, ...], here: Path) -> None:
     limits = ("--fail-if", "unsafe_refused drops > 90", "--fail-if", "turned_layers > 99")
     found = titer("audit", *fleet, *ASKED, *limits, "--json")

@@ -8,7 +8,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,18 +19,24 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import llama
 from tests.studies.huang2024.conftest import lab_under
+from titer.audit.pieces import measured_elsewhere
+from titer.commands.requests import AuditRequest
 from titer.core import ray_cluster
 from titer.core.errors import TiterError
-from titer.core.parallel import Ended, Here, LostError, Places, Work
+from titer.core.parallel import Ended, Here, LostError, Places, Silent, Work
 from titer.core.ray_cluster import CHUNK, Cluster, places
 from titer.core.run import Store, damage, files_under, sha256_of, write_text
+from titer.data.world import World
 from titer.methods.sft import SFT
 from titer.studies.engine.schedule import Schedule
 from titer.studies.huang2024.defences import Alignment, aligned_node
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'titer[ray]'")
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # logs of Ray's server for clients
 BIG = 2 * CHUNK + 1000  # bytes: three chunks
+CLIENTS = 10001  # Ray's own port for clients
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +49,8 @@ def nodes() -> Iterator[Any]:
         from ray.cluster_utils import Cluster as Nodes
 
         quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
-        made = started(lambda: Nodes(True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": quick}))
+        head = {"num_cpus": 0, "include_dashboard": False, "ray_client_server_port": CLIENTS, "_system_config": quick}
+        made = started(lambda: Nodes(True, head_node_args=head))
         for _ in range(2):
             started(lambda: made.add_node(num_cpus=1))
         ray.init(made.address, log_to_driver=False, logging_level="ERROR")
@@ -221,3 +231,59 @@ def test_models_made_on_a_cluster_have_the_bits_of_those_made_here(cluster: Clus
     assert any(name.endswith("safetensors") for name in contents(here.pipeline.store.root))
     assert contents(here.pipeline.store.root) == contents(there.pipeline.store.root)
     assert there.pipeline.store.made == [], "the driver only commits"
+
+
+CLIENT = """
+import sys
+from pathlib import Path
+from titer.core.errors import TiterError
+from titer.core.parallel import Work
+from titer.core.ray_cluster import places
+from titer.core.run import Store, write_text
+
+def good(root):
+    Store(root).artefact("good", {"n": 1}, lambda work: write_text(work / "told", "made there"))
+
+def bad(root):
+    raise TiterError("this piece cannot be made", next_step="ask for another.")
+
+cluster = places(sys.argv[1])
+for make in (good, bad):
+    cluster.submit(Work(make, Path(sys.argv[2])))
+    print(cluster.ended()[0].error)
+cluster.stop(at_once=False)
+"""  # functions of the script itself travel with it; the nodes know Titer alone
+
+
+@needs_ray
+def test_a_client_has_its_pieces_made_by_a_cluster_elsewhere(nodes: Any, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", CLIENT, f"ray://127.0.0.1:{CLIENTS}", str(tmp_path)]
+    found = subprocess.run(words, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True, check=False)
+    assert found.stdout.splitlines() == ["None", "this piece cannot be made. Next: ask for another."], found.stderr
+    assert [name.split("/")[0] for name in contents(tmp_path)].count("good")
+
+
+@needs_ray
+def test_a_piece_without_memory_may_be_begun_again(nodes: Any) -> None:
+    import ray
+
+    assert isinstance(ray_cluster._own_or_lost(ray.exceptions.OutOfMemoryError("killed for memory")), LostError)
+
+
+@needs_ray
+def test_the_tunes_of_an_audit_are_measured_on_the_cluster(
+    nodes: Any, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(
+        f"{a} {b},{'unsafe' if i % 2 else 'safe'}\n" for i, (a, b) in enumerate(zip("abcdefghijkl", "mnopabcdefgh", strict=True))
+    )
+    (tmp_path / "d.csv").write_text(f"prompt,label\n{rows}", encoding="utf-8")
+    for seed, name in enumerate(("aligned", "one", "two")):
+        llama(world, seed).save(tmp_path / name)
+    order = AuditRequest(["aligned", "one", "two"], "d.csv", no_base=True, no_why=True, max_new_tokens=2, on="auto", runs="runs")
+    assert measured_elsewhere(order, {name: ["aligned", name] for name in ("one", "two")}, Silent()) == {}
+    kinds = Counter(done.parent.parent.name for done in (tmp_path / "runs").glob("*/*/DONE"))
+    assert kinds["samples"] == 3 * 3  # models, sets of prompts
+    failed = measured_elsewhere(order, {"none": ["aligned", "nobody"]}, Silent())
+    assert "nobody" in failed["none"]

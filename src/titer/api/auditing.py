@@ -13,7 +13,8 @@ import pandas as pd
 from titer.audit import fleet, gate, kinds
 from titer.audit.ask import prepared
 from titer.audit.fleet import Tune
-from titer.audit.lacking import FAULTS, INTERRUPTED
+from titer.audit.lacking import FAULTS, INTERRUPTED, told
+from titer.audit.pieces import measured_elsewhere
 from titer.audit.report import audit_report
 from titer.audit.roles import each
 from titer.audit.study import measured
@@ -70,7 +71,7 @@ def prepare(order: AuditRequest) -> list[Tune]:
         except TiterError as error:
             if len(parts) == 1 or (models is parts[-1] and not any(one.ready for one in found)):
                 raise
-            found.append(Tune(Path(models[-1]).name or models[-1], reason=" ".join(str(error).split())))
+            found.append(Tune(Path(models[-1]).name or models[-1], reason=told(error)))
     counts = Counter(one.name for one in found)
     given = Counter(models[-1] for models in parts)
     again = [models[-1] if given[models[-1]] == 1 else f"{models[-1]} #{i}" for i, models in enumerate(parts, start=1)]
@@ -100,14 +101,15 @@ def _reported(order: AuditRequest, tunes: Sequence[Tune], reporter: Reporter, co
     for line in gate.foreseen(ready.question, ready.limits) if ready.limits else ():
         reporter.tell(line)
     done: list[Tune] = []
+    if order.on != "here":
+        tunes = _elsewhere(order, tunes, reporter)
     for one in tunes:
         try:
             done.append(_measured(order, one, reporter, command, reading, how) if one.ready else one)
         except FAULTS as error:
             if len(tunes) == 1 or (one is tunes[-1] and not any(other.findings for other in done)):
                 raise
-            told = str(error) if isinstance(error, TiterError) else visible(f"{type(error).__name__}: {error}", 240)
-            done.append(Tune(one.name, reason=" ".join(told.split())))
+            done.append(Tune(one.name, reason=told(error)))
         if done[-1].reason:
             reporter.tell(f"{one.name} is not measured: {done[-1].reason}")
             done[-1] = replace(done[-1], held=[_unheld(one.name, text) for text in order.fail_if])
@@ -127,6 +129,15 @@ def _reported(order: AuditRequest, tunes: Sequence[Tune], reporter: Reporter, co
     return Audited(page, answer, tables, first.findings.beside, held, done)
 
 
+def _elsewhere(order: AuditRequest, tunes: Sequence[Tune], reporter: Reporter) -> list[Tune]:
+    """Measure the tunes at `order.on`, into the store. Returns them, those that failed with the reason. Errors: all failed."""
+    parts = each(order.models, not order.no_base)
+    reasons = measured_elsewhere(order, {one.name: models for one, models in zip(tunes, parts, strict=True) if one.ready}, reporter)
+    if all(one.reason or one.name in reasons for one in tunes):
+        raise TiterError(f"no tune could be measured: {next(iter(reasons.values()))}", status=1)
+    return [Tune(one.name, reason=reasons[one.name]) if one.name in reasons else one for one in tunes]
+
+
 def _unheld(name: str, text: str) -> gate.Held:
     return gate.Held(name, text, "cannot resolve", math.nan, math.nan, math.nan, "the tune could not be measured")
 
@@ -136,13 +147,13 @@ def _measured(order: AuditRequest, one: Tune, reporter: Reporter, command: str, 
     assert one.ready is not None
     found, asked = one.ready.found, one.ready.question
     f = measured(reading.pipeline(Store(Path(order.runs), reporter.tell), reporter), found, asked, one.ready.settings)
-    told: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **asked.judges.told, **how}
-    told |= {"system text": one.ready.system} if one.ready.system else {}
-    told |= {"decoder": asked.decoder.guided.told} if asked.decoder else {}
+    about: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **asked.judges.told, **how}
+    about |= {"system text": one.ready.system} if one.ready.system else {}
+    about |= {"decoder": asked.decoder.guided.told} if asked.decoder else {}
     name = f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
     folder = report_folder(Path(order.runs), name, {**one.ready.identity, **how})
     held = gate.held(found, asked, f, one.ready.limits)
-    page, answer = audit_report(found, asked, f, one.ready.text, told, command, folder, one.ready.left_out, held, order.trained)
+    page, answer = audit_report(found, asked, f, one.ready.text, about, command, folder, one.ready.left_out, held, order.trained)
     if (f.missing.reason == INTERRUPTED).any():
         reporter.tell(f"Report of what there is: {page}")
         raise KeyboardInterrupt

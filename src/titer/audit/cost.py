@@ -12,7 +12,7 @@ from titer.audit.study import Question, check
 from titer.commands import landscape as landscapes
 from titer.commands.decoding import size
 from titer.commands.judging import at_longest
-from titer.commands.training_cost import REACHED, minutes, speed
+from titer.commands.training_cost import minutes, reached
 from titer.core.gate import Limit
 from titer.data.encode import prompt_ids
 from titer.data.thoughts import thinks
@@ -56,7 +56,7 @@ def audit_cost(
         | {name: len(questions) for name, questions in asked.choices.items()},
         "shows": "; ".join(gate.foreseen(asked, limits)),
         "answers": f"at most {new} new tokens",
-        "operations": f"at most {flop:.1e} FLOP, {minutes(flop / (REACHED * speed()))} at this machine's present speed",
+        "operations": f"at most {flop:.1e} FLOP, {minutes(flop / reached())} at this machine's present speed",
         "reads": f"{sum(weights_bytes(m.checkpoint) for m in found.models) / 1e9:.2f} GB of weights, some twice",
         "holds": f"one model, {(2 if bf16 else 4) * parameters / 1e9:.2f} GB in {'bfloat16' if bf16 else 'float32'}",
         "weights": ", ".join(f"{c.name}: {'the same' if c.same else 'differ'}" for c in found.compared) or "a single model",

@@ -56,6 +56,12 @@ COLUMNS = {  # columns of each table that may be empty
 }
 
 
+def told(error: BaseException) -> str:
+    """An error as the reason why something was not measured, on one line."""
+    text = str(error) if isinstance(error, TiterError) else visible(f"{type(error).__name__}: {error}", 240)
+    return " ".join(text.split())
+
+
 def shaped(name: str, table: pd.DataFrame) -> pd.DataFrame:
     """The table; an empty one gets its columns."""
     return table if len(table) else pd.DataFrame(columns=COLUMNS[name])
@@ -76,8 +82,7 @@ class Lacking:
         try:
             yield
         except FAULTS as error:
-            told = str(error) if isinstance(error, TiterError) else visible(f"{type(error).__name__}: {error}", 240)
-            self.left_out(name, of, " ".join(told.split()))
+            self.left_out(name, of, told(error))
         except KeyboardInterrupt:
             if not self.page_stands:
                 raise

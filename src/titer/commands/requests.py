@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from typer import Argument, Option
 from typer.models import ParameterInfo
 
+from titer.commands.places import Placed, TunesOn
 from titer.core.errors import TiterError, visible
 
 T = TypeVar("T")
@@ -165,7 +166,7 @@ class EvaluationRequest(Running, Judged):
 
 
 @dataclass(frozen=True)
-class AuditRequest(Running, Judged):
+class AuditRequest(Running, Judged, Placed):
     """What `titer audit` takes. Each of `capability` is TASK:PATH, each of `trained` is FILE or TASK:PATH.
 
     `prompts="auto"` asks as many prompts as are needed to show a change of `resolution` percentage points, or else the smallest
@@ -239,6 +240,7 @@ class AuditRequest(Running, Judged):
     inspect_logs: Annotated[
         Place | None, Option(help="Also write the judged answers into this folder, one log of inspect_ai for each model.")
     ] = None
+    on: TunesOn = "here"
 
 
 def steps_of(text: str) -> tuple[int, ...]:

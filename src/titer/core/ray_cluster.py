@@ -49,18 +49,20 @@ class Made(NamedTuple):
 def places(on: str, cpus: int = 1, gpus: float | None = None) -> Places:
     """The places that `on` names; each piece gets `cpus` threads and `gpus` GPUs (or a share of one).
 
-    "processes": processes of this machine, or this process if there is room for only one. "ray": a cluster on this machine, started now.
-    "auto" or "ray://HOST:PORT": a running cluster. Errors: another word; Ray is not installed, or does not answer; no node is large
-    enough; `gpus` without Ray.
+    "here": this process, one piece after another. "processes": processes of this machine, or this process if there is room for only one.
+    "ray": a cluster on this machine, started now. "auto" or "ray://HOST:PORT": a running cluster. Errors: another word; Ray is not
+    installed, or does not answer; no node is large enough; `gpus` without Ray.
     """
-    if on == "processes":
+    if on in ("here", "processes"):
         if gpus is not None:
-            raise TiterError("--piece-gpus needs Ray, and --on is processes", next_step="add --on ray.")
+            raise TiterError(f"--piece-gpus needs Ray, and --on is {on}", next_step="add --on ray.")
+        if on == "here":
+            return Here()
         count = parallel.processes() // cpus
         return Processes(count, cpus) if count > 1 else Here()
     if on in ("ray", "auto") or on.startswith("ray://"):
         return Cluster(on, cpus, gpus)
-    raise TiterError(f"--on {on!r} is not known", expected="processes, ray, auto, or ray://HOST:PORT")
+    raise TiterError(f"--on {on!r} is not known", expected="here, processes, ray, auto, or ray://HOST:PORT")
 
 
 class Cluster:

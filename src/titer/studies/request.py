@@ -7,28 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from titer.commands.places import Placed
 from titer.commands.requests import Place, Running, Runs, Seed
 
 if TYPE_CHECKING:
     from titer.studies.engine.declare import Given
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placed:
-    """Where the pieces of a study (a model trained and measured) are made (docs/cluster.md)."""
-
-    on: Annotated[
-        str,
-        Option(
-            help="Where the pieces of the study run: processes of this machine; ray, a Ray cluster started here; auto or ray://HOST:PORT, a running one."
-        ),
-    ] = "processes"
-    piece_cpus: Annotated[
-        int, Option(min=1, help="Threads of each piece. Only runs with the same number give exactly the same results.")
-    ] = 1
-    piece_gpus: Annotated[
-        float | None, Option(min=0, help="With Ray: GPUs for each piece, or a share of one (0.5). Default: 1 where the cluster has GPUs.")
-    ] = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +55,9 @@ class StudyRequest(Running, Placed):
     keep_weights: Annotated[
         bool, Option(help="With --base: keep the weights of the tuned models. Default: delete each once it is measured.")
     ] = False
-    flops: Annotated[float | None, Option(help="Speed of your device in FLOP/s; with --dry-run, the cost is then given in hours.")] = None
+    flops: Annotated[
+        float | None, Option(help="Speed in FLOP/s at which --dry-run prices hours. Default: what this machine reaches now.")
+    ] = None
 
     @property
     def stem(self) -> str:
@@ -102,7 +87,9 @@ class SweepRequest(Placed):
     scale: Annotated[str, Option(help="Size of the study: nano or cpu.")] = "nano"
     seeds: Annotated[int | Sequence[int], Option(min=1, max=100, help="How many fresh worlds the worst attack found is repeated on.")] = 3
     bases: Annotated[int, Option(min=1, max=20, help="How many base models to pretrain in each world.")] = 2
-    flops: Annotated[float | None, Option(help="Speed of your device in FLOP/s; with --dry-run, the cost is then given in hours.")] = None
+    flops: Annotated[
+        float | None, Option(help="Speed in FLOP/s at which --dry-run prices hours. Default: what this machine reaches now.")
+    ] = None
     runs: Runs = Path("runs")
     progress: bool = True
 

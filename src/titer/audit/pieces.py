@@ -1,0 +1,74 @@
+"""The tunes of an audit as pieces of work that run elsewhere: processes of this machine, or a Ray cluster. L7.
+
+A piece measures one tune and leaves every measurement in the run folder. The page's own process then reads them there, so what it writes
+is the same wherever they were made. What the tunes share is measured by the piece that comes first; the others wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from titer.audit.ask import prepared
+from titer.audit.lacking import FAULTS, told
+from titer.audit.study import measured
+from titer.commands.requests import AuditRequest
+from titer.core.parallel import LostError, Places, Silent, Work
+from titer.core.ray_cluster import places
+from titer.core.run import Store
+from titer.models.vllm_engine import serving_of
+from titer.pipeline import ReadAs, Reporter
+
+TRIES = 3  # times that a tune is begun again after its place was lost
+
+
+def measured_elsewhere(order: AuditRequest, tunes: Mapping[str, Sequence[str]], reporter: Reporter) -> dict[str, str]:
+    """Measure each tune (its name -> the models of its audit) at `order.on`. Returns, by name, why a tune could not be measured.
+
+    Errors: as `places`; one that is no fault of a tune.
+    """
+    where = places(order.on, order.piece_cpus, order.piece_gpus)
+    done = False
+    try:
+        reasons = _all(order, tunes, where, reporter)
+        done = True
+    finally:
+        where.stop(at_once=not done)
+    return reasons
+
+
+def _all(order: AuditRequest, tunes: Mapping[str, Sequence[str]], where: Places, reporter: Reporter) -> dict[str, str]:
+    reasons, running, lost = dict[str, str](), dict[Hashable, str](), Counter[str]()
+
+    def begin(name: str) -> None:
+        piece = partial(_measure, replace(order, models=tunes[name]), Path.cwd())
+        running[where.submit(Work(piece, Path(order.runs).absolute(), None))] = name
+
+    shown = reporter.task(f"measuring {len(tunes)} tunes on {order.on}: {where.told}")
+    for name in tunes:
+        begin(name)
+    while running:
+        for one in where.ended():
+            name = running.pop(one.ticket)
+            if isinstance(one.error, LostError) and lost[name] < TRIES:
+                lost[name] += 1
+                reporter.tell(f"{name} is begun again: {one.error}")
+                begin(name)
+            elif isinstance(one.error, (*FAULTS, LostError)):
+                reasons[name] = told(one.error)
+            elif one.error is not None:
+                raise one.error
+        shown(len(tunes) - len(running), len(tunes))
+    return reasons
+
+
+def _measure(order: AuditRequest, folder: Path, root: Path) -> None:
+    """Measure one tune into the store at `root`. `folder`: what paths in the order are relative to."""
+    with contextlib.chdir(folder):
+        ready = prepared(order)
+        pipeline = ReadAs(serving_of(order.engine), order.bf16).pipeline(Store(root), Silent())
+        measured(pipeline, ready.found, ready.question, ready.settings)
