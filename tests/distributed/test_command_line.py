@@ -20,6 +20,8 @@ from titer.core.errors import TiterError
 pytestmark = pytest.mark.long
 TOLERANCE = 1e-5  # as test_ranks.py measured it
 WORDS = ["finetune", "m", "--data", "b.jsonl", "--examples", "8", "--batch", "4", "--epochs", "2", "--lr", "1e-2", "--json"]
+ACCELERATE = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--num_machines", "1"]
+PLAIN = ["--mixed_precision", "no", "--dynamo_backend", "no"]  # so that no configuration of this machine's user is read
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -55,14 +57,14 @@ def test_two_processes_train_the_model_of_one_and_speak_once(folder: Path) -> No
     assert names[0] == names[1], "the key is that of one process"
 
 
-@pytest.mark.slow
-def test_fsdp_of_accelerate_s_configuration_is_the_loop_s_own(folder: Path) -> None:
-    parts = ran(folder, *WORDS, "--runs", "parts", launch=LAUNCH, ACCELERATE_USE_FSDP="true")
+@pytest.mark.parametrize("how", [["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]], ids=["DDP", "FSDP"])
+def test_accelerate_launch_trains_the_model_of_one(folder: Path, how: list[str]) -> None:
+    parts = ran(folder, *WORDS, "--runs", how[0], launch=[*ACCELERATE, *PLAIN, *how])
     assert parts.returncode == 0, parts.stderr
-    assert largest_gap(weights(folder, "one"), weights(folder, "parts")) < TOLERANCE
+    assert parts.stdout.count('"model"') == 1
+    assert largest_gap(weights(folder, "one"), weights(folder, how[0])) < TOLERANCE
 
 
-@pytest.mark.slow
 def test_what_stands_is_found_by_all_and_trained_by_none(folder: Path) -> None:
     again = ran(folder, *WORDS, "--runs", "one", launch=LAUNCH)
     assert again.returncode == 0, again.stderr
