@@ -53,6 +53,11 @@ def last(table: str, column: str, **where: object) -> Term:
     return Term(lambda found: found.last(table, column, **where).mean())
 
 
+def rest(share: Term) -> Term:
+    """One minus a share, for a claim about the share that is spared."""
+    return combined(lambda value: 1 - value, share)
+
+
 def mean(*terms: Term) -> Term:
     """The mean of terms."""
     return combined(lambda *values: sum(values) / len(values), *terms)
