@@ -53,9 +53,7 @@ def priced(stage: Stage, start: Checkpoint) -> str:
     tokens = stage.steps * stage.batch * stage.accumulation * rows(stage.method) * width
     cost = passes(stage.method) - (stage.adapter is not None)  # an adapter alone: the frozen weights need no gradient
     flop = 2.0 * size(start) * cost * tokens
-    return (
-        f"about {tokens / 1e3:.0f} thousand tokens, {flop:.1e} FLOP: {minutes(flop / (REACHED * speed()))} at this machine's present speed"
-    )
+    return f"about {tokens / 1e3:.0f} thousand tokens, {flop:.1e} FLOP: {minutes(flop / reached())} at this machine's present speed"
 
 
 def minutes(seconds: float) -> str:
@@ -64,6 +62,11 @@ def minutes(seconds: float) -> str:
 
 
 @cache
+def reached() -> float:
+    """FLOP/s that training and answering reach on this machine now."""
+    return REACHED * speed()
+
+
 def speed() -> float:
     """FLOP/s of a float32 product, on the GPU if there is one; measured once a process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,6 +11,8 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
+from titer.commands.places import Placed
+from titer.commands.training_cost import reached
 from titer.core.config import build, digest
 from titer.core.errors import TiterError, unknown, visible
 from titer.core.parallel import Silent
@@ -25,7 +27,7 @@ from titer.studies.engine.lab import on_text
 from titer.studies.engine.price import price
 from titer.studies.engine.run import labs_of, opened, run_study
 from titer.studies.huang2024.defences import CORE, EQUAL, FAMILY
-from titer.studies.request import Placed, StudyRequest, SweepRequest
+from titer.studies.request import StudyRequest, SweepRequest
 
 Cost = Mapping[str, object]
 
@@ -39,11 +41,11 @@ class Declared:
     scale: Any
 
     def cost(self, store: Store) -> Cost:
-        """What it would compute, in hours where FLOP/s are given; on worlds `plan`, a row a model, and `summary`, the same in words."""
+        """What it would compute, with hours at `flops` or at this machine's speed; on worlds `plan`, a row a model, and `summary`, the same in words."""
         if self.order.given is None:
             return dict(zip(("plan", "summary"), price(self.order, store, self.scale), strict=True))
         lab = labs_of(self.order, self.study, self.scale, Pipeline(store, Silent()))[0]
-        return self.study.cost(lab, lab.nodes, self.order.flops)
+        return self.study.cost(lab, lab.nodes, self.order.flops or reached())
 
     def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
         """The report's page and its answer."""

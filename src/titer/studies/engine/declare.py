@@ -241,7 +241,7 @@ class Study(ABC):
         """What one seed's examples are drawn from: its world."""
         return scale.world.model_copy(update={"seed": seed})
 
-    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float | None) -> Mapping[str, object]:
+    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float) -> Mapping[str, object]:
         """On text: what a run would cost, in words. Errors: the study cannot estimate it."""
         raise TiterError(f"{type(self).__name__} does not say what it would cost on a real model", next_step="leave out --dry-run.")
 

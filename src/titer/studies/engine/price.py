@@ -1,4 +1,4 @@
-"""What a run of a study would cost, before it runs: trainings, tokens, operations, and hours where a rate is known. L7."""
+"""What a run of a study would cost, before it runs: trainings, tokens, operations, and hours. L7."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from titer.commands.training_cost import passes, rows
+from titer.commands.training_cost import passes, reached, rows
 from titer.core.parallel import Silent
 from titer.core.run import Store
 from titer.data.world import World, WorldSource
@@ -44,7 +44,7 @@ def price(order: StudyRequest, store: Store, scale: Any = None) -> tuple[pd.Data
         return pd.DataFrame(), "no model is trained: all is measured"
     width = used_width(labs[0].world)
     table = pd.DataFrame([_row(lab, node, width) for lab in labs for node in lab.nodes.values()])
-    return table, told(table, len(worlds), order.flops, max(_chain(lab, table) for lab in labs))
+    return table, told(table, len(worlds), order.flops or reached(), max(_chain(lab, table) for lab in labs))
 
 
 def _chain(lab: Lab, table: pd.DataFrame) -> float:
@@ -81,8 +81,8 @@ def _architecture(lab: Lab, node: Node) -> Architecture:
     return node.stage.architecture or Architecture()
 
 
-def told(table: pd.DataFrame, seeds: int, flops: float | None, chain: float) -> str:
-    """The plan in words. `flops`: FLOP/s, to price what is not stored yet. `chain`: TFLOP of it that must run one after the other."""
+def told(table: pd.DataFrame, seeds: int, flops: float, chain: float) -> str:
+    """The plan in words. `flops`: FLOP/s of all places together. `chain`: TFLOP of it that must run one after the other."""
     if len(table) > LISTED * table.seed.nunique():
         lines = [
             f"seed {seed}  {len(own):4} x {kind:10} {int(own.steps.sum()):8} steps {own.tokens.sum() / 1e6:8.1f} M tokens "
@@ -100,11 +100,10 @@ def told(table: pd.DataFrame, seeds: int, flops: float | None, chain: float) -> 
         lines.append(f"and {seeds - looked} more seeds, each like the last of these")
     last = table[table.seed == table.seed.iloc[-1]].tflop.sum()
     flop = 1e12 * float(table[~table.stands].tflop.sum() + (seeds - looked) * last)
-    price = f"; at {flops:.1e} FLOP/s about {flop / flops / 3600:.2f} hours" if flops else ""
-    lines.append(f"to run: {flop:.2e} FLOP of training; asking and measuring come on top{price}")
+    price = f"at {flops:.1e} FLOP/s about {flop / flops / 3600:.2f} hours"
+    lines.append(f"to run: {flop:.2e} FLOP of training, {price}; asking and measuring come on top")
     if chain and (places := math.ceil(flop / (1e12 * chain))) > 1:
-        shortest = f", at least {1e12 * chain / flops / 3600:.2f} hours" if flops else ""
-        lines.append(f"in parallel: one piece per place (--on); more than about {places} places do not help{shortest}")
+        lines.append(f"in parallel: one piece per place (--on); more than about {places} places do not help")
     return "\n".join(lines)
 
 

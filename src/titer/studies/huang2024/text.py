@@ -103,7 +103,7 @@ class VaccineOnText(Study):
     def page(self, found: Sequence[Found], scale: TextScale) -> Page:
         return page(found[0], scale)
 
-    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float | None) -> Mapping[str, object]:
+    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float) -> Mapping[str, object]:
         return text_cost(lab.model(BASE), lab.source, lab.scale, flops)
 
 
@@ -148,8 +148,8 @@ def page(found: Found, scale: TextScale) -> Page:
     )
 
 
-def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float | None) -> dict[str, object]:
-    """Steps, tokens, operations, hours (if a rate is known), memory, disk; notes on the data; the ranges expected for the paper."""
+def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float) -> dict[str, object]:
+    """Steps, tokens, operations, hours, memory, disk; notes on the data; the ranges expected for the paper."""
     weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
     tokenizer = read_tokenizer(base.checkpoint)
     aligning = recipe.align(scale, SFT(), "sft", sets.safe, sets.canary)
@@ -171,12 +171,11 @@ def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float | None
         "answers judged": f"{judged}, at most {judged * scale.max_new_tokens} new tokens",
         "training": f"{flop:.2e} FLOP",
         "answering": f"at most {answering:.2e} FLOP",
+        "hours": f"{flop / flops / 3600:.1f} of training, {answering / flops / 3600:.1f} of answering, at {flops:.1e} FLOP/s",
         "memory": f"{memory(weights, scale)}, and activations of {scale.align_batch} x {scale.longest} tokens",
         "disk": f"with --keep-weights {models - 1} models of {weights * 4 / 2**30:.1f} GiB, else the 2 alignments once all is measured",
         "adapter": adapter_line(scale),
     }
-    if flops:
-        found["hours"] = f"{flop / flops / 3600:.1f} of training, {answering / flops / 3600:.1f} of answering, at {flops:.1e} FLOP/s"
     if sets.notes:
         found["data"] = "; ".join(sets.notes)
     if scale.name == recipe.PAPER.name:

@@ -50,5 +50,5 @@ class RiskLevelsOnText(Study):
     def page(self, found: Sequence[Found], scale: RiskScale) -> Page:
         return page(found[0], scale)
 
-    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float | None) -> Mapping[str, object]:
+    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float) -> Mapping[str, object]:
         return cost(lab, nodes, flops)

@@ -102,8 +102,8 @@ def _grid(rates: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> list[Figure]
     return [grid_figure(cells, f"{ASKED[sets.harm]} still refused after one epoch on {sets.ordinary.size} ordinary instructions.")]
 
 
-def cost(lab: Seed, nodes: Mapping[str, Node], flops: float | None) -> dict[str, object]:
-    """Stages, operations, hours where a rate is known, disk; what was left out."""
+def cost(lab: Seed, nodes: Mapping[str, Node], flops: float) -> dict[str, object]:
+    """Stages, operations, hours, disk; what was left out."""
     scale, sets, base = lab.scale, lab.source, lab.model("base")
     weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
     stages = {name: node.stage for name, node in nodes.items() if node.stage.kind == "finetune"}
@@ -119,11 +119,10 @@ def cost(lab: Seed, nodes: Mapping[str, Node], flops: float | None) -> dict[str,
         "tunings": ", ".join(f"{name} ({stage.steps} steps of {stage.batch})" for name, stage in stages.items()),
         "answers judged": f"{models * len(prompts)}, at most {models * len(prompts) * new} new tokens",
         "operations": f"at most {flop:.2e} FLOP (examples counted as {longest} tokens)",
+        "hours": f"{flop / flops / 3600:.1f} at {flops:.1e} FLOP/s",
         "disk": f"with --keep-weights {models - 1} models of {weights * 4 / 2**30:.1f} GiB, else one for each core and the alignment",
         "adapter": f"LoRA rank {scale.rank}, alpha {scale.alpha}" if scale.rank else "none: every weight is trained",
     }
-    if flops:
-        found["hours"] = f"{flop / flops / 3600:.1f} at {flops:.1e} FLOP/s"
     if sets.notes:
         found["data"] = "; ".join(sets.notes)
     return found

@@ -89,7 +89,6 @@ PRICED = ("user",)
 TITLES = {"unsafe": "unsafe prompts answered", shares.OVER_REFUSAL: "safe prompts refused", "user": "user's task right"}
 COLOURS = dict(zip(TITLES.values(), ("#c0392b", "#e08a1e", "#1b7f4d"), strict=True))
 TRAINED, WORD = 2.0, 3  # cost per trained token of an adapter, in forward passes; tokens of an answer to the task
-TWO_CORES = 9e10  # FLOP/s of two quiet cores: 342 tokens a second of SmolLM2-135M (docs/log.md)
 VERSION = 1
 
 
@@ -107,7 +106,7 @@ class RepairScale(Record):
     epochs: int = Field(default=2, ge=1, description="of those")
     rank: int = Field(default=8, ge=1)
     alpha: int | None = Field(default=None, ge=1)
-    prompts: int = Field(default=90, ge=4, description="of each class and of the task; every second one chooses strengths")
+    prompts: int = Field(default=40, ge=4, description="of each class and of the task; every second one chooses strengths")
     max_new_tokens: int = Field(default=32, ge=1)
     save_every: int = Field(default=25, ge=1)
 
@@ -194,7 +193,7 @@ class RepairsOnText(Study):
     def page(self, found: Sequence[Found], scale: RepairScale) -> Page:
         return page(found[0])
 
-    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float | None) -> Mapping[str, object]:
+    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float) -> Mapping[str, object]:
         return cost(lab, flops)
 
 
@@ -292,7 +291,7 @@ def answer(table: pd.DataFrame, chosen: pd.DataFrame) -> str:
     )
 
 
-def cost(lab: Seed, flops: float | None) -> dict[str, object]:
+def cost(lab: Seed, flops: float) -> dict[str, object]:
     """What is trained and asked, operations, minutes, disk; notes on the data."""
     base, scale, sets = lab.model(BASE), lab.scale, lab.source
     weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
@@ -304,14 +303,13 @@ def cost(lab: Seed, flops: float | None) -> dict[str, object]:
     )
     written = sum(n * (WORD if kind == "user" else scale.max_new_tokens) for kind, n in counts.items())
     flop = 2.0 * weights * (TRAINED * trained + models * (read + written))
-    rate = flops or TWO_CORES
     found: dict[str, object] = {
         "model": f"{base.name}, {weights / 1e6:.0f} M parameters",
         "trainings": ", ".join(f"{name} ({stage.steps} steps of {stage.batch}{_stands(lab, name)})" for name, stage in sets.stages.items()),
         "points": f"{points}: {len(WAYS) - 1} repairs at 4 strengths on {len(MENDED)} models, and {len(BROKEN)} models as they are",
         "answers judged": f"{models * sum(counts.values())}, at most {models * written} new tokens",
         "operations": f"at most {flop:.2e} FLOP (examples counted as {scale.longest} tokens)",
-        "minutes": f"{flop / rate / 60:.0f} at {rate:.1e} FLOP/s" + ("" if flops else ", of two quiet cores"),
+        "minutes": f"{flop / flops / 60:.0f} at {flops:.1e} FLOP/s",
         "disk": f"{len(sets.stages) + 2} models of {weights * 4 / 2**30:.1f} GiB",
     }
     return found | ({"data": "; ".join(sets.notes)} if sets.notes else {})
