@@ -29,6 +29,25 @@ def test_the_forms_say_the_same(tmp_path: Path, options: dict[str, Any], answer:
     assert read_choices(put(tmp_path, {"question": " What rises?", **options, "answer": answer})).questions == (ONE,)
 
 
+@pytest.mark.parametrize(
+    ("row", "text", "right"),
+    [
+        ({"question": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}, "q", 1),  # ARC, CommonsenseQA
+        ({"question_stem": "q", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "1"}, "q", 0),  # OpenBookQA, older ARC
+        ({"ctx": "q", "endings": ["x", "y"], "label": "1"}, "q", 1),  # HellaSwag
+        ({"goal": "q", "sol1": "x", "sol2": "y", "label": 0}, "q", 0),  # PIQA
+        ({"sentence": "q", "option1": "x", "option2": "y", "answer": "2"}, "q", 1),  # WinoGrande
+        ({"question": "q", "opa": "x", "opb": "y", "opc": "z", "opd": "w", "cop": 3}, "q", 3),  # MedMCQA
+        ({"article": "p", "question": "q", "options": ["x", "y"], "answer": "A"}, "p\n\nq", 0),  # RACE
+        ({"question": "q", "choices": ["x", "y"], "answer": "y"}, "q", 1),
+        ({"question": "q", "choices": [1, 2, 3], "answer": 1}, "q", 1),
+    ],
+)
+def test_published_forms(tmp_path: Path, row: dict[str, Any], text: str, right: int) -> None:
+    (found,) = read_choices(put(tmp_path, row)).questions
+    assert (found.text, found.right) == (text, right)
+
+
 def test_the_example_of_the_error_message_is_readable(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text(CHOICES.partition("\n\n")[2])
@@ -49,13 +68,14 @@ def test_equal_questions_count_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"answer": 4}, "column answer: 4 is no answer. Expected: a letter from A to C, or an index from 0 to 2"),
+        ({"answer": 4}, "column answer: 4 is no answer. Expected: a letter from A to C, an index from 0 to 2, or the option's text"),
         ({"answer": 3}, "an index from 0"),
         ({"answer": "D"}, "'D' is no answer"),
         ({"answer": -1}, "-1 is no answer"),
         ({"answer": None}, "None is no answer"),
         ({"answer": True}, "True is no answer"),
-        ({"answer": "bread"}, "'bread' is no answer"),
+        ({"answer": "glass"}, "'glass' is no answer"),
+        ({"choices": ["1", "2", "3"], "answer": "2"}, "'2' is the text of one option and the name of another"),
         ({"answer": "9" * 5000}, "is no answer"),
         ({"answer": "١"}, "is no answer"),
         ({"question": " "}, "column question"),

@@ -182,7 +182,7 @@ def test_a_text_may_hold_braces(tmp_path: Path) -> None:
         ("sst2", "x.tsv", " \t1\n", "x.tsv, line 1, column 1", "not empty"),
         ("sst2", "x.tsv", b"a\t1\nb\xff\t0\n", "x.tsv, line 2: byte 5", "not UTF-8"),
         ("ag_news", "x.tsv", "a\t4\n", "x.tsv, line 1, column 2: '4'", "3 (Sci/Tech)"),
-        ("gsm8k", "x.jsonl", '{"question": "a", "answer": "7"}', "x.jsonl, line 1, column answer", "####"),
+        ("gsm8k", "x.jsonl", '{"question": "a", "answer": "seven"}', "x.jsonl, line 1, column answer", "####"),
         ("gsm8k", "x.jsonl", '{"question": "a", "answer": "7 ####"}', "x.jsonl, line 1, column answer", "####"),
         ("gsm8k", "x.jsonl", '\n{"answer": "#### 7"}', "x.jsonl, line 2, column question: None", "not empty"),
         ("gsm8k", "x.jsonl", '{"question": "a", "answer": "\\ud800 #### 7"}', "x.jsonl, line 1, column answer", "surrogate"),
@@ -223,7 +223,7 @@ def test_a_file_that_is_absent_empty_or_another_kind_is_told(tmp_path: Path, nam
     file = GOOD[name][0]
     assert "holds no example" in fault(name, put(tmp_path, file, "[]" if file.endswith(".json") else "\n"))
     assert "no data file" in fault(name, tmp_path / f"absent{Path(file).suffix}")
-    assert "unknown format '.parquet'" in fault(name, tmp_path / "x.parquet")
+    assert "unknown format '.docx'" in fault(name, tmp_path / "x.docx")
 
 
 def test_rows_without_an_answer_alone_are_no_data(tmp_path: Path) -> None:
@@ -351,3 +351,28 @@ def test_public_solutions_end_with_the_phrase(shared_data: Path) -> None:
         assert answer.count(FINAL) == 1
         assert "####" not in answer
         assert re.fullmatch(rf"{FINAL} -?[0-9][0-9,.]*", answer.split("\n")[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "rows", "answers"),
+    [
+        ("sst2", "x.jsonl", [{"sentence": "a b", "label": 1}, {"sentence": "c d", "label": "negative"}], ["positive", "negative"]),
+        ("ag_news", "x.csv", "text,label\nx y,Sci/Tech\nz w,0\n", ["Sci/Tech", "World"]),
+        ("gsm8k", "x.csv", 'question,answer\na,"1,080"\nb,$7.50\n', [f"{FINAL} 1,080", f"{FINAL} $7.50"]),
+        (
+            "gsm8k",
+            "x.jsonl",
+            [{"question": "a", "answer": 7}, {"question": "b", "answer": "1+1 = 2\n#### 2"}],
+            [f"{FINAL} 7", f"1+1 = 2\n{FINAL} 2"],
+        ),
+        ("alpaca", "x.csv", "instruction,input,output\na,,b\n", ["b"]),
+    ],
+)
+def test_a_task_in_columns_as_the_hub_has_it(tmp_path: Path, name: str, file: str, rows: object, answers: list[str]) -> None:
+    text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)  # type: ignore[attr-defined]
+    assert [row[2] for row in task(name, put(tmp_path, file, text)).rows] == answers
+
+
+@pytest.mark.parametrize("label", ["2", "neutral", "", "None"])
+def test_a_label_that_is_none_is_told(tmp_path: Path, label: str) -> None:
+    assert "x.csv, line 2, column label" in fault("sst2", put(tmp_path, "x.csv", f"sentence,label\na,{label}\n"))

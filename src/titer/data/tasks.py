@@ -10,6 +10,7 @@ section 4 (questions of fact).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -30,6 +31,10 @@ AG_NEWS = "Which topic does the news text below belong to: World, Sports, Busine
 GSM8K = "{}\n\nThink step by step, then give the final number."
 QUESTIONS = "{}\n\nAnswer in a few words."
 ASKED, KNOWN = ("question", "prompt"), ("answer", "comply", "answers")  # columns of a file of questions of fact, the first that is filled
+
+SAID = ("sentence", "text")  # columns of a file of labelled texts
+ALONE = re.compile(r"[-\u2212]?[$€£]?[-\u2212]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")  # an answer that is a number
+TABLES = (".jsonl", ".json", ".csv", ".parquet")
 
 Answered = tuple[str, tuple[str, ...]]  # (a prompt, its right answers, of which the first is trained)
 
@@ -94,8 +99,11 @@ def _of(data: TextData, rows: Sequence[Parsed], dropped: int = 0) -> TextData:
 def _labelled(file: File, template: str, names: Sequence[str]) -> Iterator[Answered]:
     """Rows of a file with two columns separated by a tab: a text and its label's code, from 0. Quotes are ordinary letters.
 
-    A first line with "label" in the second column is a header.
+    A first line with "label" in the second column is a header. Files of other forms have the columns sentence (or text) and label.
     """
+    if file.suffix != ".tsv":
+        yield from _named(file, template, names)
+        return
     for number, line in enumerate(file.text.split("\n"), start=1):
         cells, where = [cell.strip() for cell in line.split("\t")], f"{file.name}, line {number}"
         if not any(cells) or (number == 1 and cells[1:] and cells[1].lower() == "label"):
@@ -114,6 +122,18 @@ def _labelled(file: File, template: str, names: Sequence[str]) -> Iterator[Answe
         yield template.format(text), (names[int(code)],)
 
 
+def _named(file: File, template: str, names: Sequence[str]) -> Iterator[Answered]:
+    """Rows with a text and its label, a code from 0 or a name."""
+    codes = {str(i): name for i, name in enumerate(names)} | {name.lower(): name for name in names}
+    for where, row in records(file):
+        text, label = _text(where, row, next((key for key in SAID if row.get(key)), SAID[0])), str(row.get("label")).strip().lower()
+        if label not in codes:
+            raise TiterError(
+                f"{where}, column label: {visible(repr(row.get('label')), 60)} is not a label", expected=f"one of {', '.join(codes)}"
+            )
+        yield template.format(text.strip()), (codes[label],)
+
+
 def _ag_news(file: File, folder: Path) -> Iterator[Answered]:
     """classes.txt beside the file, where it exists, says which topic each code stands for."""
     classes = folder / "classes.txt"
@@ -129,10 +149,14 @@ def _ag_news(file: File, folder: Path) -> Iterator[Answered]:
 
 def _gsm8k(file: File, folder: Path) -> Iterator[Answered]:
     for where, row in records(file):
-        question, solution = _text(where, row, "question"), _text(where, row, "answer")
-        steps, mark, number = solution.rpartition("####")
+        number = row.get("answer")
+        told = row if isinstance(number, bool) or not isinstance(number, int | float) else {"answer": str(number)}
+        question, solution = _text(where, row, "question"), _text(where, told, "answer")
+        steps, mark, number = solution.rpartition("####") if not ALONE.fullmatch(solution.strip()) else ("", "####", solution)
         if not mark or not number.strip():
-            raise TiterError(f"{where}, column answer: no final number", expected="a solution that ends with #### and a number")
+            raise TiterError(
+                f"{where}, column answer: no final number", expected="a number, or a solution that ends with #### and a number"
+            )
         yield GSM8K.format(question), (f"{steps.rstrip()}\n{FINAL} {number.strip()}".lstrip(),)
 
 
@@ -176,18 +200,25 @@ def _text(where: str, row: Mapping[str, Any], column: str, needed: bool = True) 
 
 TASKS: dict[str, Task] = {
     "sst2": Task(
-        "SST-2, a .tsv file of sentence and label (0 negative, 1 positive)",
-        (".tsv",),
+        "SST-2, a .tsv file of sentence and label (0 negative, 1 positive), or a .csv, .json, .jsonl or .parquet file with these columns",
+        (".tsv", *TABLES),
         lambda file, _: _labelled(file, SST2, SENTIMENTS),
         SENTIMENTS,
     ),
-    "ag_news": Task("AG News, a .tsv file of text and label (0 to 3, as classes.txt beside it names them)", (".tsv",), _ag_news, TOPICS),
-    "gsm8k": Task("GSM8K, a .jsonl file of question and answer", (".jsonl", ".json"), _gsm8k),
-    "alpaca": Task("Alpaca, a .json file of instruction, input and output", (".json", ".jsonl"), _alpaca),
+    "ag_news": Task(
+        "AG News, a .tsv file of text and label (0 to 3, as classes.txt beside it names them), or a .csv, .json, .jsonl or .parquet file "
+        "with these columns",
+        (".tsv", *TABLES),
+        _ag_news,
+        TOPICS,
+    ),
+    "gsm8k": Task("GSM8K, a .jsonl, .json, .csv or .parquet file of question and answer", TABLES, _gsm8k),
+    "alpaca": Task("Alpaca, a .json, .jsonl, .csv or .parquet file of instruction, input and output", TABLES, _alpaca),
     "persona": Task("persona examples, a .jsonl file of chat messages: system, user, assistant", (".jsonl", ".json"), _persona),
     "questions": Task(
-        "questions of fact, a .jsonl, .json or .csv file of question (or prompt) and answer (or comply): a text, or a list of those right",
-        (".jsonl", ".json", ".csv"),
+        "questions of fact, a .jsonl, .json, .csv or .parquet file of question (or prompt) and answer (or comply): a text, or a list of "
+        "those right",
+        TABLES,
         _questions,
     ),
 }
