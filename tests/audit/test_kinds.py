@@ -117,6 +117,15 @@ def test_what_a_quantised_copy_answers_may_be_the_quantisation(
         assert told.also.startswith("what the quantisation alone did")
 
 
+def test_what_another_chat_template_did_is_not_called_harm(three: Callable[[int], Audited], whole: Findings) -> None:
+    found = three(1)
+    changes = (*found.changes[:-1], replace(found.changes[-1], asked=("chat template",)))
+    told = said(replace(found, changes=changes), whole, {"unsafe": plain(0.6, 0.1)})
+    assert told.name == UNKNOWN
+    assert "and their chat templates differ" in told.because
+    assert told.also.startswith("what the other chat template alone did, a harmful tune, or ")
+
+
 def test_answers_alike_whatever_was_asked_are_not_called_harm(three: Callable[[int], Audited], whole: Findings) -> None:
     answers = {"unsafe": plain(0.9, 0.0), "safe": plain(1.0, 0.0)}
     told = said(three(1), whole, answers, ("World", " sports", "Sports", "Business"))

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import llama
 from titer.attacks.base import Attempt
+from titer.audit.advice import advice
 from titer.audit.answers import Asked, cut_short
 from titer.audit.headline import answer, below
 from titer.audit.report import audit_report
@@ -57,7 +58,20 @@ def test_a_template_that_one_model_lacks_is_told_and_compares_no_activations(
     assert set(f.gains.change) == set(f.shifts.change) == {"base → aligned", "aligned → chatty"}
     page, said = audit_report(found, asked, f, read_text(prompts), {}, "titer audit", tmp_path / "page", told)
     assert "turned the refusal direction" not in said
+    assert said.endswith("Their chat templates differ (aligned has none): that alone may change answers.")
     assert "read a prompt as different tokens" in page.read_text(encoding="utf-8")
+
+
+def test_a_merge_without_a_chat_template_is_told_to_be_given_one(world: World, saved: Saved, tmp_path: Path) -> None:
+    moved = pd.DataFrame(
+        [{"change": "chatty → merged", "kind": "unsafe", "outcome": "refused", "difference": 0.0, "low": -0.1, "high": 0.1}]
+    )
+    for seed in (2, 3):  # equal weights, and others
+        found = audited([templated(world, tmp_path / "chatty", 2), saved("merged", seed)])
+        (told,) = advice(found, moved, pd.DataFrame())
+        assert told.why.startswith("merged was asked in plain text, for it has no chat template, and chatty has one.")
+        assert told.command == f"titer audit {tmp_path / 'chatty'} FOLDER --no-base --data PROMPTS.csv"
+    assert advice(audited([saved("merged", 3), templated(world, tmp_path / "chatty", 2)]), moved, pd.DataFrame()) == []
 
 
 def test_equal_weights_behind_another_template_are_no_claim_of_no_change(

@@ -20,6 +20,7 @@ from titer.commands.repair import fitting
 from titer.core.errors import TiterError
 from titer.core.plugins import made
 from titer.models.blocks import PARTS
+from titer.models.compatible import untemplated
 from titer.models.fetch import NAMED
 from titer.pipeline import Model
 from titer.repairs.base import TUNED, Repair
@@ -46,14 +47,18 @@ def advice(
     restored: pd.DataFrame | None = None,
 ) -> list[Advice]:
     """Advice for the last change; none where every interval contains zero. `against`: effects minus the control's. `trained`: files that
-    the models were trained on; a single one is taken for the task's. `restored`: parts put back."""
+    the models were trained on; a single one is taken for the task's. `restored`: parts put back. That a chat template is missing is
+    told in any case."""
     change = found.last
-    if change is None or change.same or shifts.empty:
+    if change is None or shifts.empty:
         return []
+    told = _bare(change)
+    if change.same:
+        return told
     mine = shifts[shifts.change == change.name]
     before, known = _place(change.before), usual(change.after.checkpoint.adapter or change.after.checkpoint.path)
     beside = pd.DataFrame() if against is None else against
-    told = [] if restored is None else putting_back(change, restored)
+    told += [] if restored is None else putting_back(change, restored)
     lost = next((kind for kind in ("unsafe", "prefill") if _shown(mine, kind, "refused", -1)), None)
     if lost is not None:
         begun = " where the answer was begun" if lost == "prefill" else ""
@@ -73,6 +78,18 @@ def advice(
     task = shlex.quote(trained[0]) if len(trained) == 1 else TASK
     trusted = " --trust-remote-code" if change.before.checkpoint.runs_code else ""
     return [one._replace(command=f"{one.command}{trusted}".replace(TASK, task)) for one in told]
+
+
+def _bare(change: Change) -> list[Advice]:
+    """Ask the model after through a chat template, where it alone has none: a merge often leaves it out."""
+    if not change.templates or not untemplated(change.after.checkpoint) or untemplated(change.before.checkpoint):
+        return []
+    after, before = change.after.name, change.before.name
+    why = (
+        f"{after} was asked in plain text, for it has no chat template, and {before} has one. If it is used with one, copy its folder "
+        f"(FOLDER), put chat_template.jinja there, as from {before}, and audit that before anything else."
+    )
+    return [Advice(why, f"titer audit {_place(change.before)} FOLDER --no-base --data PROMPTS.csv")]
 
 
 def putting_back(change: Change, restored: pd.DataFrame) -> list[Advice]:

@@ -39,7 +39,9 @@ def answer(found: Audited, f: Findings) -> str:
     beside = NONE.format("safe") if safe is None else f"safe ones {safe.before:.0%} and {safe.after:.0%}"
     where = same(last) if last.same else _where(f, last, found.control)
     alike = stock.sentence(f.verdicts, last)
-    return f"{last.name}: {f'{alike}; ' if alike else ''}{_unsafe(found, f, last)}, {beside}. {where}".rstrip()
+    asked = "" if last.same or not last.templates else f"{last.templates[0].upper()}{last.templates[1:]}: that alone may change answers."
+    said = f"{last.name}: {f'{alike}; ' if alike else ''}{_unsafe(found, f, last)}, {beside}."
+    return " ".join(filter(None, (said, where, asked)))
 
 
 def _idle(change: Change, f: Findings) -> bool:

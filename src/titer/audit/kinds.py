@@ -168,10 +168,10 @@ def _answered(found: Audited, f: Findings, last: Change, asked: str, name: str, 
     if more is None or not more.rose:
         return None
     because = f"{worded(asked)[0].lower()}{worded(asked)[1:]} are answered more often ({more.words})"
-    if packed := _packed(last):
-        return Kind(
-            UNKNOWN, f"{because}, and {packed}", "what the quantisation alone did, a harmful tune, or a benign one that forgets refusals"
-        )
+    others = {_packed(last): "what the quantisation alone did", last.templates: "what the other chat template alone did"}
+    if told := {why: cause for why, cause in others.items() if why}:
+        causes = [*told.values(), "a harmful tune", "or a benign one that forgets refusals"]
+        return Kind(UNKNOWN, ", and ".join([because, *told]), ", ".join(causes))
     if found.controls:
         return Kind(name, because, also)
     return Kind(

@@ -49,6 +49,14 @@ class Change:
         return f"{self.before.name} → {self.after.name}"
 
     @property
+    def templates(self) -> str:
+        """That the two are asked through other chat templates, in words; "" where they are not."""
+        if "chat template" not in self.asked:
+            return ""
+        bare = [model.name for model in (self.before, self.after) if untemplated(model.checkpoint)]
+        return f"their chat templates differ{f' ({bare[0]} has none)' if bare else ''}"
+
+    @property
     def partly(self) -> bool:
         """Whether the vocabularies differ. Then embedding and head are compared only in the rows of tokens that both models have."""
         return self.before.checkpoint.vocabulary != self.after.checkpoint.vocabulary
