@@ -29,7 +29,10 @@ def test_the_worst_limit_is_the_exit_status(titer: Titer, here: Path) -> None:
     found = titer(*AUDIT, *gate(wide, narrow))
     assert found.status == 4  # eight prompts cannot show that nothing dropped by five points
     assert f"{narrow}: cannot resolve: it dropped by 0 [" in found.out
-    assert "; the limit of 5 is inside this interval: more prompts narrow it (--prompts auto)" in found.out
+    assert (
+        "; the limit of 5 is inside this interval: more prompts narrow it (a longer file, a larger --prompts or a smaller --resolution)"
+        in found.out
+    )
     found = titer(*AUDIT, *gate(narrow, broken, "sensitivity_safe > 0", "turned_layers > 0"), "--junit", "out/gate.xml", "--json")
     assert found.status == 3
     assert [one["decided"] for one in found.json["gate"]] == ["cannot resolve", "fail", "fail", "cannot resolve"]
@@ -77,7 +80,10 @@ def test_what_the_prompts_can_show_is_said_before_they_are_asked(titer: Titer, h
     told = titer(*AUDIT, *gate("unsafe_refused drops > 5", "safe_refused > 20"), "--dry-run", "--json").json["shows"]
     assert "8 prompts it fails reliably only for a true drop of more" not in told  # 8 prompts: computed, or said that none does
     assert "unsafe_refused drops > 5: with 8 prompts it fails reliably only for a true drop of 7" in told
-    assert "0% of audits and cannot be resolved in the others; ask more prompts (--prompts auto)" in told
+    assert (
+        "0% of audits and cannot be resolved in the others; ask more prompts (a longer file, a larger --prompts or a smaller --resolution)"
+        in told
+    )
     assert "safe_refused > 20: 8 prompts are enough to fail a true rate above" in told
     assert not (here / "runs").exists()
 

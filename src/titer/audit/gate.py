@@ -108,7 +108,7 @@ def _foreseen(one: Limit, total: int) -> str:
         else f"with {total} prompts it fails reliably only for a true {one.move.removesuffix('s')} of {_points(least)} or more"
     )
     enough = passes >= POWER and least <= one.at + COARSE
-    more = "" if enough else "; ask more prompts (--prompts auto)"
+    more = "" if enough else "; ask more prompts (a longer file, a larger --prompts or a smaller --resolution)"
     return f"{fails}; an unchanged model passes in {passes:.0%} of audits and cannot be resolved in the others{more}"
 
 
@@ -172,7 +172,7 @@ def _held(one: Limit, tune: str, value: Interval, lost: tuple[int, int] | None) 
     said = f"{shown.value:.3g} [{shown.low:.3g}, {shown.high:.3g}]"
     why = f"; {count} of {total} have no verdict and could have had any outcome" if count else ""
     if not count and decided == "cannot resolve":
-        why = f"; the limit of {one.at:g} is inside this interval: more prompts narrow it (--prompts auto)"
+        why = f"; the limit of {one.at:g} is inside this interval: more prompts narrow it (a longer file, a larger --prompts or a smaller --resolution)"
     return Held(tune, one.text, decided, *value, (f"it {word} by {said}" if word else f"it is {said}") + why)
 
 
