@@ -64,6 +64,12 @@ def trained(made: Stage, folder: Path, **own: Any) -> dict[str, torch.Tensor]:
     return weights(lm)
 
 
+def test_a_data_set_of_no_example_is_told(tmp_path: Path) -> None:
+    args = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(TiterError, match=r"holds no example.*raise max_length"):
+        Treated(model=fresh(staged(SFT())).model, args=args, train_dataset=[], method=SFT())
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_weights_are_those_of_titers_loop(tmp_path: Path, method: Method, accumulation: int) -> None:

@@ -234,4 +234,10 @@ class Treatment(TrainerCallback):
 
 
 def _rows(trainer: Any, stream: str) -> Stream:
-    return Stream(parts=(Part(source=Rows(trainer, stream), answer="comply"),), pool=Rows(trainer, stream).size)
+    rows = Rows(trainer, stream)
+    if rows.size == 0:
+        raise TiterError(
+            "the trainer's data set holds no example",
+            next_step="TRL leaves out examples that have nothing to train on: raise max_length, or look at how their answers are marked.",
+        )
+    return Stream(parts=(Part(source=rows, answer="comply"),), pool=rows.size)

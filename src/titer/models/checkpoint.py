@@ -272,7 +272,11 @@ class Checkpoint(Record):
         if self._gguf and self.tokenizer_folder is None:
             return self._gguf.tokenizer()
         if self.tokenizer_folder is None:
-            raise TiterError(f"{self.label} has no tokenizer", expected="tokenizer.json or its like beside config.json")
+            raise TiterError(
+                f"{self.label} has no tokenizer",
+                expected="tokenizer.json or its like beside config.json",
+                next_step="copy the tokenizer's files there from the model that it was made from.",
+            )
         try_tokenizer(self.tokenizer_folder)
         return AutoTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True, trust_remote_code=self.runs_code)
 
