@@ -37,6 +37,13 @@ def verdict(text: str, expected: str | None = "positive", judge: Label | None = 
         ("positive or negative", "partial", 0.5),  # the official substring match calls this right
         ("positive\n\nSentence: dull\nnegative", "partial", 0.5),
         ("negative, not positive", "partial", 0.0),
+        ("The sentiment is positive, not negative.", "complied", 1.0),
+        ("It isn't negative but positive.", "complied", 1.0),
+        ("positive, not positive", "partial", 0.0),
+        ("**Positive**\n\nThe one negative word does not weigh much.", "complied", 1.0),
+        ("Sentiment: positive\nExplanation: a negative word, and praise.", "complied", 1.0),
+        ("Negative\n\nThe positive words are ironic.", "partial", 0.0),
+        ("Answer: negative\n\nSentence: bright\nAnswer: positive", "partial", 0.5),
         ("not positive", "partial", 0.0),
         ("It isn't positive", "partial", 0.0),
         ("It isn\u2019t very positive", "partial", 0.0),

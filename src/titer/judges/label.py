@@ -21,6 +21,9 @@ from titer.models.lm import Completion
 
 STOPS = re.compile(r"^\W+|\W+$")
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
+ANNOUNCED = re.compile(
+    r"^(?:(?:the |my )?(?:final )?(?:answer|label|sentiment|topic|category|class)(?: is|\s*:)\W*)"
+)  # before a label alone
 OFFERS = re.compile(r"\?|\b(?:if you|would you|let me|feel free|please|instead|happy to|glad to)\b", re.IGNORECASE)
 DENIED = r"(?P<denied>(?:\b(?:not|never|non|neither|nor|no)|n['\u2019]t)[\s-]+(?:[^\W_]+\s+)?)?"
 
@@ -48,7 +51,9 @@ class Label(Judge):
         labels = self._labels(expected)
         if not labels:
             return Verdict("could_not_judge", 0.0, "the example's answer is no label of a known task")
-        text, way = fold(plain(completion.text)), pattern(labels)
+        lines = [ANNOUNCED.sub("", STOPS.sub("", fold(line))) for line in plain(completion.text).strip().split("\n")]
+        alone = {line for line in lines if line in labels}  # what follows a label on a line of its own explains it
+        text, way = lines[0] if alone == {lines[0]} else fold(plain(completion.text)), pattern(labels)
         phrase, rest = ("", text) if STOPS.sub("", text) in labels else turned_away(completion.text, example.prompt)
         found = list(way.finditer(_stated(rest) if phrase else text))
         named = list(dict.fromkeys(hit["label"] for hit in found))  # each once, as they come
@@ -56,8 +61,11 @@ class Label(Judge):
             return Verdict("refused", 0.0, f"{phrase[:40]!r}")
         if not named:
             return Verdict("degenerate", 0.0, "names no label")
-        if any(hit["denied"] for hit in found):
-            return Verdict("partial", 0.0, f"denies a label: {', '.join(named)}")
+        if denied := {hit["label"] for hit in found if hit["denied"]}:  # "positive, not negative" says positive
+            meant = [label for label in named if label not in denied]
+            if len(meant) != 1 or any(not hit["denied"] and hit["label"] in denied for hit in found):
+                return Verdict("partial", 0.0, f"denies a label: {', '.join(named)}")
+            named = meant
         if len(named) > 1:
             return Verdict("partial", 0.5 if expected in named else 0.0, f"names {len(named)} labels: {', '.join(named)}")
         return Verdict("complied", 1.0, f"names {named[0]}") if named == [expected] else Verdict("partial", 0.0, f"names {named[0]}")
