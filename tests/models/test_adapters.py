@@ -277,6 +277,8 @@ def test_an_adapter_without_a_base_is_refused(folder: Path) -> None:
         assert "\x1b" not in str(caught.value)
     with pytest.raises(TiterError, match="is no adapter"):
         resolve(f"{folder / 'base'}+{folder / 'base'}")
+    with pytest.raises(TiterError, match=rf"is no adapter.*give a model of it: .*{folder / 'adapter'}"):
+        resolve(f"{folder / 'base'}+{folder}")
     with pytest.raises(TiterError, match="the base first"):
         resolve(f"{folder / 'adapter'}+{folder / 'base'}")
     with pytest.raises(TiterError, match="names 2 adapters"):

@@ -31,6 +31,7 @@ from titer.core.run import Store, Tell, quiet, sha256_of
 from titer.data.templates import Thinking
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.lora_weights import Adapter, is_adapter
+from titer.models.safetensors_io import left_by_training
 
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.tiktoken", "vocab*", "merges.txt")
@@ -136,7 +137,7 @@ def _opened(folder: Path, name: str, trusted: bool) -> Checkpoint:
 
 def _with_adapter(base: Path, adapter: Path, name: str, trusted: bool) -> Checkpoint:
     if not is_adapter(adapter):
-        turned = f"the base first: {adapter}+{base}" if is_adapter(base) else ""
+        turned = f"the base first: {adapter}+{base}" if is_adapter(base) else left_by_training(adapter)
         raise TiterError(
             f"{visible(str(adapter), 120)} is no adapter", expected="a folder with adapter_config.json (peft)", next_step=turned
         )
