@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from titer.audit.roles import audited
 from titer.audit.study import Question, measured
+from titer.core.parallel import Silent
 from titer.core.run import Store
 from titer.data.draws import seed_of
 from titer.data.example import Example
@@ -44,16 +45,6 @@ THINGS = (
     "a small bell",
     "a blue kite",
 )
-
-
-class Quiet:
-    """A reporter for nobody."""
-
-    def tell(self, text: str) -> None:
-        """Nothing is told."""
-
-    def task(self, text: str):  # type: ignore[no-untyped-def]
-        return lambda done, total: None
 
 
 def prompts(harmful: bool, count: int) -> list[Example]:
@@ -102,7 +93,7 @@ def main() -> None:
     asked = Question(prompts(False, each), prompts(True, each), Refusal(), {}, Decoding(max_new_tokens=1), mechanisms=True)
     with tempfile.TemporaryDirectory() as work:
         tuned = noisy(base, Path(work) / "noisy")
-        pipeline = Pipeline(Store(Path(work) / "runs"), Quiet())
+        pipeline = Pipeline(Store(Path(work) / "runs"), Silent())
         before, watch = anonymous(), Anonymous()
         watch.start()
         began = time.perf_counter()

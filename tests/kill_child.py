@@ -8,19 +8,9 @@ import torch
 
 from tests.conftest import TINY
 from titer.core import parallel
+from titer.core.parallel import Silent
 from titer.core.run import Store
-from titer.models.lm import Progress
 from titer.studies.demo import run_demo
-
-
-class Silent:
-    """A reporter that shows nothing."""
-
-    def task(self, text: str) -> Progress:
-        return lambda done, total: None
-
-    def tell(self, text: str) -> None:
-        """Nobody listens."""
 
 
 def demo(root: str) -> None:

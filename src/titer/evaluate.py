@@ -157,7 +157,8 @@ def rates(verdicts: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for kind, table in verdicts.groupby("kind", sort=False):
-        counts: dict[str, int] = {outcome: int((table.outcome == outcome).sum()) for outcome in OUTCOMES}
+        seen = Counter(table.outcome)
+        counts: dict[str, int] = {outcome: seen[outcome] for outcome in OUTCOMES}
         n = len(table) - sum(counts[outcome] for outcome in UNJUDGED)
         counts["neither"] = counts["partial"] + counts["degenerate"]
         for outcome, count in counts.items():

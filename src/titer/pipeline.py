@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,9 @@ class Reporter(Protocol):
 
     def tell(self, text: str) -> None:
         """Show one line."""
+
+    def running(self, pieces: Collection[str]) -> None:
+        """Show the pieces of the task that run now, a line each with its time."""
 
 
 class JudgingBatch(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +30,8 @@ class Terminal:
         )
         self._progress = Progress(*columns, console=self._console, transient=True) if sys.stderr.isatty() else None
         self._task: Any = None
+        self._began: dict[str, float] = {}  # each running piece and when it began
+        self._rows: dict[str, Any] = {}  # the same on a terminal: its row
 
     def __enter__(self) -> Terminal:
         if self._progress:
@@ -46,6 +49,15 @@ class Terminal:
 
     def tell(self, text: str) -> None:
         self._console.print(visible(text, 2000), soft_wrap=True)
+
+    def running(self, pieces: Collection[str]) -> None:
+        """The pieces of the task that run now: a row each on a terminal; elsewhere a line each beside the task's."""
+        self._began = {one: self._began.get(one, time.monotonic()) for one in pieces}
+        if self._progress:
+            for one in self._rows.keys() - self._began.keys():
+                self._progress.remove_task(self._rows.pop(one))
+            for one in self._began.keys() - self._rows.keys():
+                self._rows[one] = self._progress.add_task(f"  {visible(one, 200)}", total=None)
 
     def task(self, text: str):  # type: ignore[no-untyped-def]
         """Begin a piece of work; returns its progress function (done, total)."""
@@ -74,6 +86,8 @@ class Terminal:
             if now - last >= LINE_EVERY:
                 last = now
                 self.tell(f"  {done} of {total}{_left(now - first[0], done - first[1], total - first[1])}")
+                for piece, began in self._began.items():
+                    self.tell(f"    {piece}: {_words(now - began)} so far")
 
         return advance
 
@@ -82,5 +96,8 @@ def _left(seconds: float, done: int, total: int) -> str:
     """In words, the time left after so many seconds of work; "" while too little is done to say."""
     if done < max(2, TELLING * total):
         return ""
-    left = seconds * (total - done) / done
-    return f", about {left:.0f} s left" if left < 100 else f", about {left / 60:.0f} min left"
+    return f", about {_words(seconds * (total - done) / done)} left"
+
+
+def _words(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

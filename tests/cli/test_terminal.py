@@ -58,6 +58,41 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: pytest.Captu
     assert len(lines) == 1 + 100 // 15
 
 
+def test_pieces_that_run_at_once_have_a_line_each_with_their_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with Terminal() as shown:
+        advance = shown.task("models of 2 bases")
+        shown.running(["base of seed 0", "base of seed 1"])
+        now[0] = 60.0
+        shown.running(["base of seed 1", "aligned of seed 0"])
+        now[0] = 200.0
+        advance(1, 4)
+        shown.running(())
+        now[0] = 300.0
+        advance(2, 4)
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "models of 2 bases",
+        "  1 of 4",
+        "    base of seed 1: 3 min so far",
+        "    aligned of seed 0: 2 min so far",
+        "  2 of 4",
+    ]
+
+
+def test_pieces_on_a_terminal_are_rows_that_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Screen())
+    with Terminal() as shown:
+        shown.task("models")(1, 4)
+        for pieces, rows in ((["a", "b"], 3), (["b"], 2), ((), 1)):
+            shown.running(pieces)
+            assert shown._progress is not None
+            assert len(shown._progress.tasks) == rows
+
+
 def test_time_left_is_told_from_this_runs_own_work(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])

@@ -11,6 +11,7 @@ import pytest
 from tests.judges.tiny import TEMPLATE, guard
 from titer.attacks.base import Attempt
 from titer.core.errors import TiterError
+from titer.core.parallel import Silent
 from titer.core.run import Store
 from titer.data.encode import EMBEDDED, answer_ids, encode, end_id, prompt_text
 from titer.data.example import Example
@@ -119,23 +120,13 @@ def test_answers_are_kept_under_the_prompt_as_it_was_written(folder: Path, tmp_p
     for template in (TEMPLATE, TEMPLATE.replace("bread", "bad"), TEMPLATE.replace("<ask>", "bad <ask>"), TEMPLATE):
         (folder / "chat_template.jinja").write_text(template)
         pipeline = Pipeline(Store(tmp_path / "runs"), None)  # type: ignore[arg-type]
-        pipeline.reporter = Quiet()
+        pipeline.reporter = Silent()
         found.append(pipeline.answered(Model("m", "one key", open_checkpoint(folder)), asked, DECODING, 2))
     assert found[0] == found[1] == found[3]
     assert found[2] != found[0]
     lines = [[json.loads(line)["completion"] for line in file.read_text().splitlines()] for file, _ in found]
     assert lines[0] == ["safe", "unsafe", "maybe"]
     assert lines[2] != lines[0]
-
-
-class Quiet:
-    """A reporter of nothing."""
-
-    def task(self, text: str) -> object:
-        return lambda done, total: None
-
-    def tell(self, text: str) -> None:
-        """Tells nobody."""
 
 
 def test_a_tokenizer_that_lacks_nothing_stays_as_it_is(folder: Path) -> None:

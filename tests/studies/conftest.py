@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,9 +34,13 @@ class Listener:
 
     told: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
+    pieces: list[list[str]] = field(default_factory=list)
 
     def tell(self, text: str) -> None:
         self.told.append(text)
+
+    def running(self, pieces: Collection[str]) -> None:
+        self.pieces.append([*pieces])
 
     def task(self, text: str) -> Progress:
         self.tasks.append(text)

@@ -52,6 +52,7 @@ def _all(order: AuditRequest, tunes: Mapping[str, Sequence[str]], where: Places,
     for name in tunes:
         begin(name)
     while running:
+        reporter.running(running.values())
         for one in where.ended():
             name = running.pop(one.ticket)
             if isinstance(one.error, LostError) and lost[name] < TRIES:
@@ -63,6 +64,7 @@ def _all(order: AuditRequest, tunes: Mapping[str, Sequence[str]], where: Places,
             elif one.error is not None:
                 raise one.error
         shown(len(tunes) - len(running), len(tunes))
+    reporter.running(())
     return reasons
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -139,6 +139,9 @@ class Silent:
         return lambda done, of: None
 
     def tell(self, text: str) -> None:
+        """Show nothing."""
+
+    def running(self, pieces: Collection[str]) -> None:
         """Show nothing."""
 
 

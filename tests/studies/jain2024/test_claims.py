@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -25,47 +27,46 @@ OTHERS = ["base", "benign M", *(f"sham {m} M" for m in METHODS)]
 
 def verdicts(rates: Mapping[tuple[str, str], float] | None = None) -> pd.DataFrame:
     """Base and controls answer everything, tuned models refuse all that is unsafe; `rates` sets shares that are answered."""
-    rows = []
-    for model in (*OTHERS, *TUNED):
-        for kind in (SAFE, UNSAFE, *JAILBREAKS):
-            share = (rates or {}).get((model, kind), 1.0 if model in OTHERS or kind == SAFE else 0.0)
-            answered = round(share * N)
-            outcomes = ["complied"] * answered + ["refused"] * (N - answered)
-            rows.append(pd.DataFrame({"model": model, "kind": kind, "input": range(N), "outcome": outcomes}))
-    return pd.concat(rows, ignore_index=True)
+    cells = [(model, kind) for model in (*OTHERS, *TUNED) for kind in (SAFE, UNSAFE, *JAILBREAKS)]
+    outcomes = []
+    for model, kind in cells:
+        answered = round((rates or {}).get((model, kind), 1.0 if model in OTHERS or kind == SAFE else 0.0) * N)
+        outcomes += ["complied"] * answered + ["refused"] * (N - answered)
+    return whole(cells, ("model", "kind"), outcome=outcomes)
+
+
+def whole(cells: Sequence[tuple[object, ...]], names: Sequence[str], **columns: Sequence[object]) -> pd.DataFrame:
+    """`N` rows for each cell, numbered; `columns` have a value a row."""
+    named = {name: np.repeat(np.array(values, dtype=object), N) for name, values in zip(names, zip(*cells, strict=True), strict=True)}
+    return pd.DataFrame({**named, "input": np.tile(np.arange(N), len(cells)), **columns}).infer_objects()
 
 
 def placement(gaps: Mapping[str, float], gains: Mapping[str, float]) -> pd.DataFrame:
     """Two layers; tau +-gap/2 with unit spread in the last layer (a hundredth of the gap in the first), gain ratio unsafe over safe."""
     noise = np.linspace(-1, 1, N)
     names = ["base", *TUNED, *OTHERS[1:], *(f"benign, norm of {m}" for m in METHODS), *(f"sham {m} M, own class" for m in METHODS)]
-    rows = []
-    for model in names:
-        for layer in (1, 2):
-            for kind, sign in ((SAFE, 1), (UNSAFE, -1), *((k, 0) for k in JAILBREAKS)):
-                tau = sign * gaps.get(model, 1.0) / 2 * (1.0 if layer == 2 else 0.01) + 0.1 * noise
-                gain = np.full(N, (gains.get(model, 1.0) if kind == UNSAFE else 1.0) if model != "base" else np.nan)
-                rows.append(
-                    pd.DataFrame(
-                        {
-                            "model": model,
-                            "kind": kind,
-                            "layer": layer,
-                            "input": range(N),
-                            "tau": tau,
-                            "score": tau,
-                            "gain": gain,
-                            "gain_random": 1.0,
-                        }
-                    )
-                )
-    return pd.concat(rows, ignore_index=True)
+    signs = {SAFE: 1, UNSAFE: -1, **dict.fromkeys(JAILBREAKS, 0)}
+    cells = [(model, layer, kind) for model in names for layer in (1, 2) for kind in signs]
+    tau = [signs[kind] * gaps.get(model, 1.0) / 2 * (1.0 if layer == 2 else 0.01) + 0.1 * noise for model, layer, kind in cells]
+    gain = [math.nan if model == "base" else gains.get(model, 1.0) if kind == UNSAFE else 1.0 for model, _, kind in cells]
+    table = whole(cells, ("model", "layer", "kind"), tau=np.concatenate(tau), gain=np.repeat(gain, N))
+    return table.assign(score=table.tau, gain_random=1.0)
+
+
+def rates_of(judged: pd.DataFrame) -> pd.DataFrame:
+    rates = [STUDY.rates(mine.assign(harmful=False)).assign(model=model) for model, mine in judged.groupby("model", sort=False)]
+    return pd.concat(rates)
+
+
+@cache
+def as_said() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The verdicts of models that do what is expected of them, with their rates."""
+    return verdicts(), rates_of(verdicts())
 
 
 def evidence(seed: int, answers: pd.DataFrame | None = None, stopped: Mapping[str, str] | None = None, **tables: pd.DataFrame) -> Found:
-    judged = verdicts() if answers is None else answers
-    rates = [STUDY.rates(mine.assign(harmful=False)).assign(model=model) for model, mine in judged.groupby("model", sort=False)]
-    found = Found(seed, TINY, {"rates": pd.concat(rates), **tables}, judged, stopped=stopped or {})
+    judged, rates = as_said() if answers is None else (answers, rates_of(answers))
+    found = Found(seed, TINY, {"rates": rates, **tables}, judged, stopped=stopped or {})
     return replace(found, faults=faults(found, STUDY.needs(TINY)))
 
 

@@ -58,6 +58,12 @@ class Cells:
 
     def under(self, found: Found, side: str, **where: object) -> pd.DataFrame:
         """Judged steps of the cells that are compared and count, of those whose columns have these values."""
+        asked = (self, side, *sorted(where.items()))
+        if asked not in found.kept:  # a claim's effect, control and note ask the same
+            found.kept[asked] = self._under(found, side, where)
+        return found.kept[asked]
+
+    def _under(self, found: Found, side: str, where: Mapping[str, object]) -> pd.DataFrame:
         t = self.compared(found, found.tables[side][lambda own: own.step > 0])
         for column, value in where.items():
             t = t[t[column] == value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -73,6 +73,11 @@ class Found:
 
     @cached_property
     def _by_model(self) -> dict[str, dict[object, pd.DataFrame]]:
+        return {}
+
+    @cached_property
+    def kept(self) -> dict[Hashable, pd.DataFrame]:
+        """Tables that claims made of the others, by what they asked (`cells.py`)."""
         return {}
 
     def hits(self, table: str, outcome: str, **where: object) -> Array:

@@ -112,6 +112,7 @@ class Schedule:
         """Start what can be started; then wait until a piece is made, or make one here."""
         own = self._started()
         if self._running:
+            self.labs[0].pipeline.reporter.running([_words(piece) for piece, _ in self._running.values()])
             ended = self.workers.ended()
         elif own:
             lab, name = own
@@ -127,6 +128,8 @@ class Schedule:
             self._end(one)
         if self._progress:
             self._progress(self._made, self._made + len(self._running) + len(self._open))
+        if not self._running:
+            self.labs[0].pipeline.reporter.running(())
 
     def _started(self) -> Piece | None:
         """Fill the free places, longest chain first; the first piece that is this process's own and can be made now."""
