@@ -271,10 +271,11 @@ def test_a_result_that_cannot_be_determined_is_none(text: str, outcome: str) -> 
         ("There will be 16 of them after 8 days.", "16", "8"),
         ("Since he earns $10 an hour, he has to work for 50 hours.", "50", "10"),
         ("We get <|begin_of_box|>42<|end_of_box|> with 3 steps.", "42", "3"),
+        ("two hundred " * 3000, "7", "8"),
         ("x = " + "9" * 100, "7", "8"),
     ],
 )
 def test_sizes_words_and_the_number_before_what_it_is_for(text: str, right: str, wrong: str) -> None:
-    expected = "degenerate" if text.startswith("x") else "complied"
+    expected = "degenerate" if text.startswith("x") else "partial" if len(text) > 1000 else "complied"
     assert verdict(text, right).outcome == expected
     assert verdict(text, wrong).outcome != "complied"

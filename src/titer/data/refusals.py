@@ -104,7 +104,7 @@ CLAUSE = re.compile(  # what ends a clause
 )
 STATUS = re.compile("status|state|action|decision|outcome|verdict|result|type|answer|response", re.IGNORECASE)
 REFUSED = "Request refused."
-CODE = re.compile(r"(?<![`\w])`([^`\n\"]+ [^`\n\"]+ [^`\n\"]+)`(?![`\w])")  # words in it are quoted
+CODE = re.compile(r"(?<![`\w])`((?:[^`\s\"]{1,80} ){2,40}[^`\s\"]{1,80})`(?![`\w])")  # words in it are quoted
 BLANKS = re.compile(r"[ \t]+")
 VOWELS = re.compile("[\u064b-\u0652\u0640]")  # Arabic vowel marks, mostly not written
 

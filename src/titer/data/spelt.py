@@ -13,7 +13,7 @@ SMALL = {word: value for value, word in enumerate(UNITS.split())} | {word: 10 * 
 LARGE = {"hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 NAMED = rf"(?:{'|'.join([*SMALL, *LARGE])})"
 ONE = re.compile(r"\bone\b(?![- ](?:hundred|dozen|thousand|million|billion)\b)", re.IGNORECASE)  # mostly no number
-COUNTED = re.compile(rf"\b(?:an? (?=(?:{'|'.join(LARGE)})\b))?{NAMED}(?:(?:[- ]| and ){NAMED})*\b", re.IGNORECASE)
+COUNTED = re.compile(rf"\b(?:an? (?=(?:{'|'.join(LARGE)})\b))?{NAMED}(?:(?:[- ]| and ){NAMED}){{0,12}}\b", re.IGNORECASE)
 SIZES = (  # behind figures -> the power of ten
     (re.compile(r"(?<=\d)\s?hundred\b", re.IGNORECASE), 2),
     (re.compile(r"(?<=\d)\s?(?:thousand|tausend|mil|mille|mila|k|тыс\w*|千)(?![^\W\d_])", re.IGNORECASE), 3),
@@ -44,7 +44,7 @@ def spelt(text: str) -> str:
 
 
 def _figures(hit: re.Match[str], text: str) -> str:
-    if ONE.fullmatch(hit[0]) and not re.search(r"(?:\A|\b(?:is|are|be|equals)|[:=])\W*\Z", text[: hit.start()]):
+    if ONE.fullmatch(hit[0]) and not re.search(r"(?:\A|\b(?:is|are|be|equals)|[:=])\W*\Z", text[max(0, hit.start() - 20) : hit.start()]):
         return hit[0]
     whole, part = 0, 0
     for word in re.findall(r"[a-z]+", hit[0].lower()):
