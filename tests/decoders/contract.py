@@ -143,8 +143,16 @@ def check_resume(kind: type[Decoder], maker: Maker, settings: Mapping[str, Any],
         patch.setattr("titer.evaluate.generation_cache.keep", interrupted)
         with pytest.raises(StoppedError):
             sample(lm, attempts, SAMPLED, 2, work=tmp_path / "work", beside=others)
-    again = sample(lm, attempts, SAMPLED, 2, work=tmp_path / "work", beside=others)
+        more: list[int] = []
+
+        def counted(file: Path, some: Mapping[int, Completion]) -> None:
+            more.extend(some)
+            keep(file, some)
+
+        patch.setattr("titer.evaluate.generation_cache.keep", counted)
+        again = sample(lm, attempts, SAMPLED, 2, work=tmp_path / "work", beside=others)
     assert again.to_dict("records") == whole.to_dict("records")
+    assert sorted([*more, *(row for rows in made for row in rows)]) == [*range(len(attempts))], "no answer is made twice"
 
 
 def hooks(lm: LM) -> int:

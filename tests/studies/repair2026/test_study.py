@@ -171,7 +171,7 @@ def test_a_run_chooses_on_its_own_seed_and_reports(tmp_path: Path, monkeypatch: 
     names = {claim["name"] for claim in claims}
     assert {"scaling repairs", "abliteration breaks it", "averting beats scaling", "dual ascent lands at its target"} <= names
     assert not any("antidote" in name or "hidden" in name for name in names)
-    assert {claim["verdict"] for claim in claims} <= {"inconclusive", "not testable", "not supported", "supported"}
+    assert {claim["verdict"] for claim in claims} <= {"inconclusive", "not testable"}, "one base decides nothing"
     table = pd.read_csv(page.parent / "results.csv")
     mended = table[table.way.notna()]
     assert set(mended.model) == {one.name for one in broken_of(QUICK).values()}
