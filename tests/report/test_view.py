@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import threading
@@ -93,3 +94,26 @@ def test_in_chromium_the_comparison_is_whole_and_silent(server: Server, tmp_path
     assert CONSOLE.findall(done.stderr) == []
     assert "<title>Titer: reports</title>" in done.stdout
     assert 'id="flips">Both models were asked 2 prompts' in done.stdout
+
+
+HARNESS = """<!doctype html><iframe id="phone" width="390" height="800" src="page.html"></iframe>
+<script>
+document.getElementById("phone").addEventListener("load", (event) => {
+  const page = event.target.contentDocument, all = [...page.querySelectorAll("a, input, select, button, summary, .scroll")];
+  const reached = all.filter((one) => (one.focus(), page.activeElement === one));
+  document.title = [page.documentElement.scrollWidth, all.length, reached.length].join(" ");
+});
+</script>"""
+
+
+@pytest.mark.parametrize("query", [False, True], ids=["list", "comparison"])
+def test_in_chromium_a_phone_scrolls_down_alone_and_the_keyboard_reaches_everything(server: Server, tmp_path: Path, query: bool) -> None:
+    same = f"0 {HOSTILE[0]}"
+    asked = urlencode({"run1": "alpha-run", "model1": same, "run2": "beta-run", "model2": same}) if query else ""
+    (tmp_path / "page.html").write_text(ask(server, f"/?{asked}")[1], encoding="utf-8")
+    (tmp_path / "phone.html").write_text(HARNESS, encoding="utf-8")
+    command = [browser(), *FLAGS, "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    done = subprocess.run([*command, (tmp_path / "phone.html").as_uri()], capture_output=True, text=True, timeout=300, check=False)
+    width, there, reached = map(int, re.findall(r"<title>(\d+) (\d+) (\d+)</title>", done.stdout)[0])
+    assert width <= 390
+    assert there == reached >= 7
