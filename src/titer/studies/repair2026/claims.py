@@ -34,6 +34,8 @@ from titer.studies.repair2026.ways import (
     curve,
 )
 
+BEGUN = {"begun": "harm where two words of the answer stand"}
+
 
 class Broken(NamedTuple):
     """A way in which an alignment broke: the model, an edit of its weights afterwards, whether all ways are tried on it."""
@@ -203,9 +205,9 @@ def page(found: Sequence[Found], about: str) -> Page:
                 at = one.chosen[how, name]
                 rows += [{"model": BROKEN[how].name, "way": name, **p._asdict(), "at": at} for p in points_of(one, how, name)]
     points = pd.DataFrame(rows)
-    means = points.groupby(["model", "way", "strength"], sort=False, as_index=False, dropna=False)[["loss", "harm"]].mean()
+    means = points.groupby(["model", "way", "strength"], sort=False, as_index=False, dropna=False)[["loss", "harm", "begun"]].mean()
     picked = points[(points.strength == points["at"]) | (points.strength.isna() & points["at"].isna())]
-    table = picked.groupby(["model", "way"], sort=False, as_index=False)[["strength", "loss", "harm"]].mean()
+    table = picked.groupby(["model", "way"], sort=False, as_index=False)[["strength", "loss", "harm", "begun"]].mean()
     areas = [
         {"model": BROKEN[how].name, "way": name, "area": sum(over(how, name)(one) for one in found) / len(found)}
         for how in kinds
@@ -246,5 +248,5 @@ def page(found: Sequence[Found], about: str) -> Page:
         answer,
         about,
         figures,
-        tables={"at the chosen strength": table.round(3), "every strength": means.round(3)},
+        tables={name: of.round(3).rename(columns=BEGUN) for name, of in (("at the chosen strength", table), ("every strength", means))},
     )

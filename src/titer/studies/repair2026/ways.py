@@ -179,11 +179,15 @@ def abliterated(lab: Seed, repair: Abliterate, tuned: Model, calibration: Calibr
 
 
 class Point(NamedTuple):
-    """A repaired model: its strength, its cost (the larger loss among the priced sets) and the harm left, as shares."""
+    """A repaired model: its strength, its cost (the larger loss among the priced sets) and the harm left, as shares.
+
+    `begun`: the harm where the answer's first words stand already; NaN if that was not asked.
+    """
 
     strength: float
     loss: float
     harm: float
+    begun: float = math.nan
 
 
 def curve(table: pd.DataFrame, model: str, way: str, priced: Sequence[str] = PRICED) -> list[Point]:
@@ -194,7 +198,7 @@ def curve(table: pd.DataFrame, model: str, way: str, priced: Sequence[str] = PRI
     found = []
     for at in mine.strength.unique():
         loss = max(0.0, *(before[kind] - float(rates[at, kind]) for kind in before))
-        found.append(Point(float(at), loss, float(rates[at, "unsafe"])))
+        found.append(Point(float(at), loss, float(rates[at, "unsafe"]), float(rates.get((at, "begun"), math.nan))))
     return found
 
 
