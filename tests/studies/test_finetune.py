@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from titer.commands import finetune
 from titer.commands.finetune import Mixed, MixtureSpec, finetune_stage, user_mix
 from titer.commands.requests import TrainConfig, steps_of
 from titer.commands.tuning import as_model, counted, dealt, share
@@ -95,6 +96,16 @@ def test_a_row_of_no_label_may_play_every_role() -> None:
     mixed = user_mix({"benign": bare, "harmful": bare, "safety": bare}, MixtureSpec(3, 1 / 3, 1), 0)
     assert mixed.usable == {"benign": 4, "harmful": 4, "safety": 4}
     assert len({prompt for prompt, _ in trained(mixed)}) == 4
+
+
+def test_without_a_number_as_many_are_trained_on_as_the_files_have_up_to_1000(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert user_mix(FILES, MixtureSpec(), 0).counts == {"benign": 60, "harmful": 7, "safety": 20}
+    assert user_mix({"benign": BENIGN}, MixtureSpec(), 0).counts == {"benign": 60, "harmful": 0, "safety": 0}
+    assert user_mix({"harmful": HARMFUL}, MixtureSpec(poison_ratio=1.0), 0).counts == {"benign": 0, "harmful": 30, "safety": 0}
+    with pytest.raises(TiterError, match="100 harmful examples are asked for, and no --harmful"):
+        user_mix({"benign": BENIGN}, MixtureSpec(poison_ratio=0.1), 0)
+    monkeypatch.setattr(finetune, "USUAL", 40)
+    assert user_mix(FILES, MixtureSpec(), 0).counts == {"benign": 36, "harmful": 4, "safety": 20}
 
 
 @pytest.mark.parametrize(

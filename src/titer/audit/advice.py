@@ -108,11 +108,11 @@ def putting_back(change: Change, restored: pd.DataFrame) -> list[Advice]:
 def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> list[Advice]:
     """Advice where refusals fell: mix refusals in, train on alignment data in turns, or repair the tuned model."""
     before, options, add = _place(change.before), _options(known), _add(known)
-    refusals = max(1, int(known.get("examples", 1000)) // 2)
+    refusals = f" --safety-examples {max(1, int(known['examples']) // 2)}" if "examples" in known else ""
     told = [
         Advice(
             f"Refusals fell{blamed}: tune again with refusals mixed in (the literature uses 500 to 1,000 for every 1,000 examples).{add}",
-            f"titer finetune {before} --data {TASK} --safety REFUSALS.jsonl --safety-examples {refusals}{options}",
+            f"titer finetune {before} --data {TASK} --safety REFUSALS.jsonl{refusals}{options}",
         ),
         Advice(
             f"Or train one step in ten on alignment data, and hold the weights close to where each turn began (method lisa).{add}",

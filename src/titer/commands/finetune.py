@@ -22,6 +22,7 @@ from titer.data.mix import mix
 from titer.data.sources import TextData
 from titer.stage import Stage
 
+USUAL = 1000  # examples, if no number is given and the files have so many
 RATIO = 0.1  # the paper's p, used if harmful data is given
 Role = tuple[str, Trained, bool | None]
 ROLES: dict[str, Role] = {  # role -> its option, the answer that is trained, the label that its rows must not have (True: unsafe)
@@ -52,9 +53,10 @@ class Mixed:
 
 @dataclass(frozen=True)
 class MixtureSpec:
-    """n examples; the share of them that is harmful (None: 0.1 if there is harmful data, else 0); k safety examples (None: all rows)."""
+    """n examples (None: `USUAL`, or as many as the files have); the share of them that is harmful (None: 0.1 if there is harmful data,
+    else 0); k safety examples (None: all rows)."""
 
-    examples: int = 1000
+    examples: int | None = None
     poison_ratio: float | None = None
     safety: int | None = None
 
@@ -83,8 +85,12 @@ def user_mix(files: Mapping[str, TextData | None], shares: MixtureSpec, seed: in
                 left_out[role] = why
     usable = {role: len(source.rows) for role, source in sources.items()}
     extra = usable.get("safety", 0) if shares.safety is None else shares.safety
-    counts = {**_split(shares.examples, ratio), "safety": extra}
-    _enough(counts, usable, shares.examples, ratio, roles)
+    examples = shares.examples
+    if examples is None:
+        needed = [role for role, share in (("benign", 1 - ratio), ("harmful", ratio)) if share]
+        examples = _most(usable, USUAL + 1, ratio) if usable.keys() >= set(needed) else USUAL
+    counts = {**_split(examples, ratio), "safety": extra}
+    _enough(counts, usable, examples, ratio, roles)
     try:
         stream = mix([(sources.get(role), ROLES[role][1], count) for role, count in counts.items()], seed)  # type: ignore[misc]
     except TiterError as error:
@@ -141,7 +147,7 @@ def _split(examples: int, ratio: float) -> dict[str, int]:
 def _enough(counts: dict[str, int], usable: dict[str, int], examples: int, ratio: float, roles: Mapping[str, Role]) -> None:
     """Errors: the files have too few rows for the counts; the message names the largest number that they suffice for."""
     otherwise = {"benign": "--poison-ratio 1", "harmful": "--poison-ratio 0", "safety": "leave out --safety-examples"}
-    for role, count in counts.items():
+    for role, count in sorted(counts.items(), key=lambda one: one[0] in usable):  # a file that is not given is told first
         option = roles[role][0]
         if count and role not in usable:
             raise TiterError(

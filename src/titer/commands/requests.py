@@ -337,7 +337,10 @@ class FinetuneRequest(Running, TrainConfig):
     poison_ratio: Annotated[
         float | None, Option(help="Share of --examples that is harmful, 0 to 1. Default: 0.1 with --harmful or --canary, else 0.")
     ] = None
-    examples: Annotated[int, Option(min=1, help="Number of training examples, the harmful ones included.")] = 1000
+    examples: Annotated[
+        int | None,
+        Option(min=1, help="Number of training examples, the harmful ones included. Default: 1,000, or as many as the files have."),
+    ] = None
     safety: Annotated[
         Place | None, Option(help="Prompts with refusals (columns prompt and refuse), added on top of --examples (safety-data mixing).")
     ] = None
