@@ -140,6 +140,9 @@ def test_a_piece_that_no_node_can_hold_is_told_at_once(nodes: Any) -> None:
         places("auto", cpus=4)
     with pytest.raises(TiterError, match=r"no node has 1 CPUs and 0\.5 GPUs"):
         places("auto", gpus=0.5)
+    with pytest.raises(TiterError, match=r"no node has 1 CPUs and 1e\+06 GiB"):
+        places("auto", memory=1e6)
+    assert places("auto", memory=0.01).count == 2
 
 
 @needs_ray

@@ -31,7 +31,7 @@ def measured_elsewhere(order: AuditRequest, tunes: Mapping[str, Sequence[str]], 
 
     Errors: as `places`; one that is no fault of a tune.
     """
-    where = places(order.on, order.piece_cpus, order.piece_gpus)
+    where = places(order.on, order.piece_cpus, order.piece_gpus, order.piece_memory)
     done = False
     try:
         reasons = _all(order, tunes, where, reporter)

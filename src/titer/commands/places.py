@@ -29,3 +29,6 @@ class Placed:
     piece_gpus: Annotated[
         float | None, Option(min=0, help="With Ray: GPUs for each piece, or a share of one (0.5). Default: 1 where the cluster has GPUs.")
     ] = None
+    piece_memory: Annotated[
+        float | None, Option(min=0, help="With Ray: GiB of memory for each piece, so that no node takes more pieces than it holds.")
+    ] = None

@@ -46,22 +46,22 @@ class Made(NamedTuple):
     files: tuple[File, ...] = ()
 
 
-def places(on: str, cpus: int = 1, gpus: float | None = None) -> Places:
-    """The places that `on` names; each piece gets `cpus` threads and `gpus` GPUs (or a share of one).
+def places(on: str, cpus: int = 1, gpus: float | None = None, memory: float | None = None) -> Places:
+    """The places that `on` names; each piece gets `cpus` threads, `gpus` GPUs (or a share of one) and `memory` GiB.
 
     "here": this process, one piece after another. "processes": processes of this machine, or this process if there is room for only one.
     "ray": a cluster on this machine, started now. "auto" or "ray://HOST:PORT": a running cluster. Errors: another word; Ray is not
-    installed, or does not answer; no node is large enough; `gpus` without Ray.
+    installed, or does not answer; no node is large enough; `gpus` or `memory` without Ray.
     """
     if on in ("here", "processes"):
-        if gpus is not None:
-            raise TiterError(f"--piece-gpus needs Ray, and --on is {on}", next_step="add --on ray.")
+        if gpus is not None or memory is not None:
+            raise TiterError(f"--piece-gpus and --piece-memory need Ray, and --on is {on}", next_step="add --on ray.")
         if on == "here":
             return Here()
         count = parallel.processes() // cpus
         return Processes(count, cpus) if count > 1 else Here()
     if on in ("ray", "auto") or on.startswith("ray://"):
-        return Cluster(on, cpus, gpus)
+        return Cluster(on, cpus, gpus, memory)
     raise TiterError(f"--on {on!r} is not known", expected="here, processes, ray, auto, or ray://HOST:PORT")
 
 
@@ -70,12 +70,12 @@ class Cluster:
 
     alone = False  # the driver may be a laptop
 
-    def __init__(self, on: str, cpus: int, gpus: float | None) -> None:
+    def __init__(self, on: str, cpus: int, gpus: float | None, memory: float | None = None) -> None:
         if importlib.util.find_spec("ray") is None:
             raise TiterError(f"--on {on} needs Ray, which is not installed", next_step="pip install 'titer[ray]'")
         self._threads, self._mine = cpus, _connect(on)
         cards = any("GPU" in node for node in _nodes())
-        self._each = {"CPU": float(cpus), "GPU": float(cards) if gpus is None else gpus}
+        self._each = {"CPU": float(cpus), "GPU": float(cards) if gpus is None else gpus, "memory": (memory or 0.0) * 2**30}
         self._running: dict[Any, tuple[Hashable, Work]] = {}
         self._sent: dict[tuple[str, str], list[tuple[File, list[Any]]]] = {}
         self._apart: set[str] = set()  # nodes that do not see the run folder
@@ -87,11 +87,15 @@ class Cluster:
         if not self._room():
             there = _nodes()
             self.stop(at_once=True)
-            raise TiterError(f"no node has {self._asked}", expected=f"--piece-cpus and --piece-gpus that one node has; the nodes: {there}")
+            raise TiterError(
+                f"no node has {self._asked}",
+                expected=f"--piece-cpus, --piece-gpus and --piece-memory that one node has; the nodes: {there}",
+            )
 
     @property
     def _asked(self) -> str:
-        return f"{self._each['CPU']:g} CPUs" + (f" and {self._each['GPU']:g} GPUs" if self._each["GPU"] else "")
+        cpus, gpus, memory = self._each.values()
+        return f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "") + (f" and {memory / 2**30:g} GiB" if memory else "")
 
     def _room(self) -> int:
         wanted = {name: of for name, of in self._each.items() if of}
@@ -117,7 +121,8 @@ class Cluster:
         if not self._mark:
             self._mark = _marked(work.root)
         sent = [self._put(Store(work.root), *one) for one in work.needs or ()] if self._apart else None
-        task = ray.remote(_task).options(num_cpus=self._each["CPU"], num_gpus=self._each["GPU"], max_retries=0)
+        cpus, gpus, memory = self._each.values()
+        task = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus, memory=memory or None, max_retries=0)
         self._running[task.remote(work, self._mark, self._threads, sent)] = ticket, work
 
     def _put(self, store: Store, kind: str, key: str) -> list[tuple[File, list[Any]]]:
@@ -223,7 +228,7 @@ def _nodes() -> list[Mapping[str, float]]:
     import ray  # noqa: PLC0415
 
     return [
-        {name: node["Resources"].get(name, 0.0) for name in ("CPU", "GPU") if name in node["Resources"]}
+        {name: node["Resources"].get(name, 0.0) for name in ("CPU", "GPU", "memory") if name in node["Resources"]}
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     ]

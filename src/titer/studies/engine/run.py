@@ -83,7 +83,7 @@ def run_study(
     chooser, labs = chooser_of(order, study, scale, pipeline), labs_of(order, study, scale, pipeline)
     folder = store.root / place if place else place_of(labs[0], store)
     with store.lock(folder.with_suffix(".lock")):
-        found, where = gathered(labs, order.name, chooser, places(order.on, order.piece_cpus, order.piece_gpus))
+        found, where = gathered(labs, order.name, chooser, places(order.on, order.piece_cpus, order.piece_gpus, order.piece_memory))
         claims = settled(study.claims(scale), found, study.SOURCE)
         if claims and len(worlds) < SEEDS_FOR_A_VERDICT:
             reporter.tell("fewer than three worlds: verdicts are provisional")
