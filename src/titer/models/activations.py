@@ -1,6 +1,6 @@
-"""Activations of many prompts at sites, in batches: at the end of the prompt or of the answer, or averaged over the answer.
+"""Reads a model's activations at sites for many prompts, in batches: at the end of the prompt, or averaged over the answer or its end.
 
-With `suffixes`, free embeddings stand in each prompt (`models/suffix.py`) and every later place moves by their number.
+With `suffixes`, free embeddings are inserted into each prompt (`models/suffix.py`) and every later position moves by their number.
 Shapes: n prompts, D width of the site, k suffix embeddings. float32 on the CPU.
 """
 
@@ -25,14 +25,15 @@ BUDGET = 96 * 2**20  # bytes of activations held at once, so that large models a
 def at_prompt_end(
     lm: LM, prompts: Sequence[str], names: Sequence[str], batch: int = BATCH, suffixes: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
-    """Each site's activation at the last token of each prompt, (n, D). `suffixes` (n, k, D) or None."""
+    """Returns each site's activation at the last token of each prompt, (n, D). `suffixes` is (n, k, D) or None."""
     ids = prompt_ids(lm.tokenizer, prompts)
     return _collect(lm, ids, [(len(row) - 1, len(row)) for row in ids], names, batch, suffixes)
 
 
 def longest(directions: torch.Tensor, sizes: torch.Tensor) -> int:
-    """The layer, from 0, whose direction (L, D) is longest beside its activations' mean norm (L,), among the first four fifths: those are
-    what arXiv 2406.11717 chooses from."""
+    """Returns the layer (from 0) whose direction is longest relative to the mean norm of its activations.
+
+    `directions` is (L, D), `sizes` holds the mean norms (L,). Only the first four fifths of the layers count, as in arXiv 2406.11717."""
     relative = torch.linalg.vector_norm(directions, dim=1) / sizes
     return int(relative[: max(1, int(0.8 * len(relative)))].argmax())
 
@@ -46,9 +47,9 @@ def over_answer(
     batch: int = BATCH,
     suffixes: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Each site's mean activation over the `first` positions that predict the answer, teacher-forced, (n, D).
+    """Returns each site's mean activation (n, D) over the first `first` positions that predict the answer, teacher-forced.
 
-    The positions start at the prompt's last token, as in the mechanistic study (start .. start+9).
+    These positions start at the prompt's last token, as in the mechanistic study (start .. start+9).
     """
     heads, tails = prompt_ids(lm.tokenizer, prompts), answer_ids(lm.tokenizer, answers)
     spans = [(len(h) - 1, len(h) - 1 + min(first, len(t))) for h, t in zip(heads, tails, strict=True)]
@@ -58,7 +59,7 @@ def over_answer(
 def at_answer_end(
     lm: LM, prompts: Sequence[str], answers: Sequence[str], names: Sequence[str], last: int, batch: int = BATCH
 ) -> dict[str, torch.Tensor]:
-    """Each site's mean activation over the `last` places of each prompt with its answer, what would end the answer left out, (n, D)."""
+    """Returns each site's mean activation (n, D) over the last `last` tokens of each prompt with its answer, the end token left out."""
     heads, tails = prompt_ids(lm.tokenizer, prompts), open_ids(lm.tokenizer, answers)
     rows = [h + t for h, t in zip(heads, tails, strict=True)]
     return _collect(lm, rows, [(max(0, len(row) - last), len(row)) for row in rows], names, batch, None)
@@ -98,20 +99,20 @@ def _collect(
 
 
 def _in_places(name: str, activation: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """The activation (B, T, D). Errors: it is not one vector a token, as where a model keeps several streams or reads bytes in patches."""
+    """Returns the activation (B, T, D) as float32. Errors: not one vector per token (several streams, or bytes read in patches)."""
     if activation.ndim != 3 or activation.shape[:2] != places.shape:
         raise TiterError(f"{name} is {tuple(activation.shape)} in this model", expected="one vector a token: (prompts, tokens, width)")
     return activation.float()
 
 
 def fitting(lm: LM, sites: int, tokens: int) -> int:
-    """How many prompts of so many tokens keep the activations of so many sites within the budget; at least one."""
+    """Returns how many prompts of `tokens` tokens fit into a batch if the activations of `sites` sites stay within BUDGET; at least 1."""
     widest = lm.sites.widest
     return max(1, BUDGET // (4 * sites * tokens * widest))
 
 
 def _inputs(lm: LM, rows: list[list[int]], end: torch.Tensor, suffix: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """What the model takes, right-padded; `end` is the place of each prompt's last token."""
+    """Returns the model's inputs, right-padded; `end` is the position of each prompt's last token."""
     ids, mask = (t.to(lm.device) for t in pad(rows, lm.tokenizer.pad_token_id, "right"))
     if suffix is None:
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}

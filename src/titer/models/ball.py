@@ -1,6 +1,7 @@
-"""Perturbations of activations: the loss's gradient at sites, and its scaling into balls of one l2 radius.
+"""Perturbations of activations: the gradient of the loss at sites, scaled to a given l2 norm (the radius of a ball).
 
-Source: arXiv 2402.01109, equation 3: eps = rho g / ||g||, ||g|| over every site of the ball. Padding takes no part.
+Source: arXiv 2402.01109, equation 3: eps = rho g / ||g||, with ||g|| over all sites of one ball. Padding tokens are left out.
+A ball is what shares one norm: the whole batch, one example, one layer or one token (`Scope`).
 Shapes: B examples, T tokens, D width; a site's perturbation is (B, T, D), a mask (B, T) or None.
 """
 
@@ -24,9 +25,9 @@ Scope = Literal["batch", "example", "layer", "token"]
 def gradients_at(
     sites: Sites, names: Sequence[str], loss: Callable[[], torch.Tensor], grad: Grad, start: Mapping[str, torch.Tensor] | None = None
 ) -> Deltas:
-    """The gradient of `loss()` to a perturbation of each named site, taken at `start` (zero where there is none).
+    """Returns the gradient of `loss()` with respect to a perturbation added at each named site, at `start` (zero where there is none).
 
-    `grad` is a context's: it touches no parameter gradient.
+    `grad` is the `grad` of a training context, which leaves the parameters' own gradients as they are.
     """
     made: Deltas = {}
 
@@ -42,12 +43,12 @@ def gradients_at(
 
 
 class Scaled(NamedTuple):
-    """Deltas of one radius in every ball; a ball without a direction (its norm is zero or not finite) holds zeros.
+    """Perturbations that have the same norm in every ball; a ball without a direction (its norm is zero or not finite) is all zeros.
 
-    `norm` is that of all balls before, over ranks, and None where no ball on any rank has a direction: then `deltas` is empty.
-    `live` says by site which balls have one, broadcast to (B, T, 1) or less. `lost` counts those that have none, over ranks:
-    the batch, layers or examples; for tokens, examples with no direction at all or with a token that is not finite, because
-    the last token of an answer never has one.
+    `norm` is the norm over all balls before the scaling, over all ranks; None where no ball on any rank has a direction: then `deltas`
+    is empty. `live` says for each site which balls have a direction, in a shape that broadcasts to (B, T, 1). `lost` counts over all
+    ranks the balls that have none: the batch, layers or examples. For tokens it counts the examples with no direction at all or
+    with a token that is not finite, because the last token of an answer never has a direction.
     """
 
     deltas: Deltas
@@ -57,10 +58,10 @@ class Scaled(NamedTuple):
 
 
 def scaled(deltas: Deltas, radius: float, mask: torch.Tensor | None, total: Sum, scope: Scope = "batch") -> Scaled:
-    """The deltas with norm `radius` in every ball.
+    """Returns the deltas scaled to norm `radius` in every ball.
 
-    `total` sums over ranks. A batch or a layer is one ball over all of them; and what is skipped they decide together, because a
-    rank that left out a pass would leave the others waiting.
+    `total` sums over ranks. A batch or a layer is one ball across all ranks. The ranks decide together whether to skip, because a
+    rank that left out a pass would keep the others waiting.
     """
     kept = {name: unmasked(delta, mask).float() for name, delta in deltas.items()}
     norms = _norms(kept, total, scope)
@@ -73,13 +74,13 @@ def scaled(deltas: Deltas, radius: float, mask: torch.Tensor | None, total: Sum,
 
 
 def projected(deltas: Deltas, radius: float, total: Sum, scope: Scope = "batch") -> Deltas:
-    """The deltas, each ball of a larger norm drawn back to `radius`."""
+    """Returns the deltas, with every ball whose norm exceeds `radius` scaled down to it."""
     norms = _norms({name: delta.float() for name, delta in deltas.items()}, total, scope)
     return {name: (delta * (radius / norms[name].clamp(min=1e-30)).clamp(max=1)).to(delta.dtype) for name, delta in deltas.items()}
 
 
 def unmasked(delta: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The delta with zeros where the mask is 0, whatever stood there."""
+    """Returns the delta with zeros where the mask is 0, even if it was not finite there."""
     return delta if mask is None else delta.masked_fill(mask[:, :, None] == 0, 0.0)
 
 
@@ -88,7 +89,7 @@ def _alive(norm: torch.Tensor) -> torch.Tensor:
 
 
 def _norms(deltas: Deltas, total: Sum, scope: Scope) -> Deltas:
-    """The norm of the ball that each entry belongs to, broadcast to (B, T, 1) or less."""
+    """Returns, for each site, the norm of the ball that each entry belongs to, in a shape that broadcasts to (B, T, 1)."""
     squares = {name: (delta**2).sum(-1) for name, delta in deltas.items()}  # (B, T)
     if scope == "token":
         return {name: square.sqrt()[:, :, None] for name, square in squares.items()}
@@ -102,7 +103,7 @@ def _norms(deltas: Deltas, total: Sum, scope: Scope) -> Deltas:
 
 
 def _counted(norms: Deltas, total: Sum, scope: Scope) -> torch.Tensor:
-    """(3,): the squared norm of all balls with a direction, how many have one, and `lost`; over ranks."""
+    """Returns three numbers, over all ranks: the squared norm of the balls with a direction, how many have one, and `lost`."""
     apart = scope in ("layer", "token")  # else the sites share a ball
     stacked = torch.stack(list(norms.values()) if apart else [next(iter(norms.values()))])
     live = _alive(stacked)

@@ -1,8 +1,8 @@
-"""What a decoder is made of, by structure: its text model, its blocks, and of every block attention, MLP, experts and other mixers.
+"""Finds the parts of a decoder by its structure: the text model, its blocks, and each block's attention, MLP, experts and other mixers.
 
-A module is told by its name and class (`kind_of`), never by its family. Of an MLP the matrices are told by their sizes: `down` ends
-at the model's width, `up` starts there; of two that start there the one that is activated is the gate. Routed experts are
-three-dimensional parameters (one tensor for all experts) or modules in a list, shared experts an MLP beside them.
+A module is recognised by its name and class (`kind_of`), never by the model's family. The matrices of an MLP are recognised by their
+sizes: `down` has the model's width as outputs, `up` has it as inputs; of two that have it as inputs, the activated one is the gate.
+Routed experts are three-dimensional parameters (one tensor for all experts) or modules in a list; shared experts are an MLP beside them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ ROUTER = re.compile(r"^gate$|router")
 
 @dataclass(frozen=True)
 class Weight:
-    """Where matrices (outputs, inputs) of one use stand: `tensor` is a parameter's name, of one matrix or of `experts` stacked ones."""
+    """Where a block's matrices of one role are stored: `tensor` names a parameter that holds one matrix, or a stack of one per expert."""
 
     tensor: str
     turned: bool = False  # stored as (inputs, outputs)
@@ -60,7 +60,7 @@ class Weight:
     module: nn.Module | None = None
 
     def matrices(self, stored: torch.Tensor) -> list[torch.Tensor]:
-        """The matrices (outputs, inputs) in the tensor as model and checkpoint store it: one, or one an expert."""
+        """Returns the matrices (outputs, inputs) in `stored`, the tensor as model and checkpoint store it: one, or one for each expert."""
         each = [stored] if stored.ndim == 2 else list(stored.flatten(0, -3).unbind(0))
         return [self._used(one.T.contiguous() if self.turned else one) for one in each]
 
@@ -73,7 +73,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder block: its parts by kind in the order of its modules, the weights of its sites, and why it lacks others."""
+    """One decoder block: its attentions and MLPs in the order of its modules, the weights by site, and for missing sites the reason."""
 
     whole: nn.Module
     attention: list[nn.Module]
@@ -84,7 +84,7 @@ class Block:
 
 
 def kind_of(name: str, module: nn.Module) -> Kind:
-    """What a module is by its own name and its class; "" of one that says nothing of itself."""
+    """Returns the kind of a module, recognised by its own name and class; "" where neither tells."""
     name, made, listed = name.lower(), type(module).__name__, isinstance(module, nn.ModuleList)
     told: dict[Kind, bool] = {  # the first that holds
         "norm": bool(NORM.search(name)) and not any(isinstance(m, nn.ModuleList) for m in module.modules()),
@@ -104,7 +104,7 @@ def kind_of(name: str, module: nn.Module) -> Kind:
 
 
 def parted(root: nn.Module, prefix: str = "", inside: tuple[int, ...] = ()) -> Iterator[tuple[str, nn.Module, Kind]]:
-    """(name, module, kind) of every outermost module that says what it is."""
+    """Yields (name, module, kind) of every module that `kind_of` recognises; it does not look inside a recognised one."""
     for child_name, child in root.named_children():
         listed = isinstance(root, nn.ModuleList)  # its name says what each of it is: mlps.0, attentions.3
         name, kind = f"{prefix}{child_name}", kind_of(prefix.rstrip(".").rpartition(".")[2] if listed else child_name, child)
@@ -115,7 +115,7 @@ def parted(root: nn.Module, prefix: str = "", inside: tuple[int, ...] = ()) -> I
 
 
 def text_model(model: nn.Module) -> nn.Module:
-    """The text model within a vision-language wrapper; the model itself where there is no wrapper."""
+    """Returns the text model inside a vision-language wrapper; the model itself where there is no wrapper."""
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config"):
         return model
@@ -127,13 +127,15 @@ def text_model(model: nn.Module) -> nn.Module:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the text model; None of a module without one."""
+    """Returns the configuration of the text model; None for a module without a configuration."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The decoder's blocks that run on text, [] where no list of them is found; those of cross-attention alone wait for an image."""
+    """Returns the decoder's blocks that run on text; [] where no list of blocks is found.
+
+    Blocks with cross-attention alone are left out: they run only when there is an image."""
     wanted = getattr(text_config(model), "num_hidden_layers", None)
     lists: list[nn.ModuleList] = []
     for found in _lists(text_model(model)):
@@ -155,7 +157,9 @@ def _lists(module: nn.Module) -> Iterator[nn.ModuleList]:
 
 
 def block_of(block: nn.Module, names: dict[int, str], width: int | None, shared: set[int]) -> Block:
-    """The parts of one block. `names`: the model's modules by identity; `shared`: those that stand in more than one block."""
+    """Returns the parts of one block.
+
+    `names`: id() of a module or parameter -> its name in the model. `shared`: ids of modules that are in more than one block."""
     found = [(name, module, kind) for name, module, kind in parted(block) if _matrices(module)]
     attending = [m for name, m, kind in found if kind == "attention" and not CROSS.search(name)]
     unnamed = [m for name, m in block.named_children() if not kind_of(name, m) and _matrices(m) and not any(parted(m))]
@@ -193,7 +197,7 @@ def block_of(block: nn.Module, names: dict[int, str], width: int | None, shared:
 
 
 def _roles(block: nn.Module, mlps: list[nn.Module], names: dict[int, str], width: int | None) -> tuple[bool, dict[str, tuple[Weight, ...]]]:
-    """(whether one MLP of single matrices, the weights mlp_up, mlp_gate, mlp_down): of a mixture the routed experts' before the shared."""
+    """Returns (whether it is one MLP of single matrices, weights by role: mlp_up, mlp_gate, mlp_down), routed experts' before shared."""
     flat: dict[str, Linear] = {}
     stacks: list[Stack] = []
     for module in mlps:
@@ -215,7 +219,7 @@ def _roles(block: nn.Module, mlps: list[nn.Module], names: dict[int, str], width
 
 
 def _of_matrices(flat: dict[str, Linear], names: dict[int, str], width: int | None) -> dict[str, Weight]:
-    """The weights of an MLP of single matrices, {} where they are not one up, one down and at most one gate."""
+    """Returns the weights by role of an MLP of single matrices; {} where they are not one up, one down and at most one gate."""
     leaf = {name: name.rpartition(".")[2] for name in flat}
     downs = [n for n, m in flat.items() if sizes(m)[0] == width and (sizes(m)[1] != width or DOWN.search(leaf[n]))]
     ups = [n for n, m in flat.items() if n not in downs and sizes(m)[1] == width and sizes(m)[0] > 1]
@@ -234,19 +238,19 @@ def _of_matrices(flat: dict[str, Linear], names: dict[int, str], width: int | No
 
 
 def _split(weight: Weight, concatenated: bool) -> dict[str, Weight]:
-    """Gate and up in one tensor: the gate, which is activated, is the first half, or every other row from the first."""
+    """Splits one tensor into gate and up: the gate, which is activated, is its first half or (not `concatenated`) its even rows."""
     gate, up = ("first", "second") if concatenated else ("even", "odd")
     return {"mlp_gate": replace(weight, rows=cast("Rows", gate)), "mlp_up": replace(weight, rows=cast("Rows", up))}
 
 
 def _grouped(stacks: list[Stack], names: dict[int, str]) -> list[Stack]:
-    """The stacked tensors of one set of experts together, where each stands in a module of its own (weight)."""
+    """Joins the stacked tensors of one set of experts where each tensor is the `weight` of a module of its own."""
     alone = {names[id(m)].rpartition(".")[2]: three["weight"] for m, three in stacks if set(three) == {"weight"}}
     return [(m, three) for m, three in stacks if set(three) != {"weight"}] + ([(nn.Module(), alone)] if alone else [])
 
 
 def _of_stack(module: nn.Module, three: dict[str, nn.Parameter], names: dict[int, str], width: int | None) -> list[tuple[str, Weight]]:
-    """The roles of stacked experts' tensors (E, outputs, inputs), or (E, inputs, outputs) where the model turns them."""
+    """Returns the (role, weight) pairs of stacked experts: tensors (E, outputs, inputs), or (E, inputs, outputs) in some models."""
     shapes = {name: (p.shape[-2], p.shape[-1]) for name, p in three.items()}
     downs = [n for n in three if DOWN.search(n)]
     if len(downs) != 1 or width is None:
@@ -268,14 +272,14 @@ def _of_stack(module: nn.Module, three: dict[str, nn.Parameter], names: dict[int
 
 
 def _turned(shapes: dict[str, tuple[int, int]], down: str, width: int) -> bool:
-    """Whether stacked tensors are (inputs, outputs), by the sides that are not the model's width."""
+    """Whether stacked tensors are (inputs, outputs), judged by which of their sides is the model's width."""
     if shapes[down][0] != shapes[down][1]:
         return shapes[down][1] == width
     return any(rows == width != columns for name, (rows, columns) in shapes.items() if name != down)
 
 
 def _last(attention: nn.Module, width: int | None) -> Linear | None:
-    """The matrix that an attention ends with: of those with the model's width as outputs the one that is named so, else the last."""
+    """Returns an attention's output matrix: of those whose outputs have the model's width the last that is named so, else the last."""
     found = linears(attention)
     width = width if width is not None or not found else sizes(list(found.values())[-1])[0]
     ending = {name: m for name, m in found.items() if sizes(m)[0] == width}
@@ -288,7 +292,7 @@ def _weight(linear: Linear, names: dict[int, str]) -> Weight:
 
 
 def _big(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Its parameters that are matrices or stacks of them, an adapter's left out."""
+    """Yields the parameters that are matrices or stacks of matrices, except an adapter's."""
     for name, p in module.named_parameters():
         if p.ndim >= 2 and not re.search(r"(^|\.)lora_|modules_to_save|token_adapter", name):
             yield p
@@ -299,19 +303,19 @@ def _matrices(module: nn.Module) -> bool:
 
 
 def _three(module: nn.Module) -> dict[str, nn.Parameter]:
-    """A module's own stacks of matrices; a convolution's kernel is none."""
+    """Returns a module's own stacks of matrices by name; the kernel of a convolution does not count."""
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return {}
     return {name: p for name, p in module.named_parameters(recurse=False) if p.ndim >= 3 and min(p.shape[-2:]) > 1}
 
 
 def sizes(linear: Linear) -> tuple[int, int]:
-    """(outputs, inputs) of a Linear or a Conv1D, also of one with an adapter around it."""
+    """Returns (outputs, inputs) of a Linear or a Conv1D, with or without an adapter around it."""
     return (linear.nf, linear.nx) if isinstance(linear, Conv1D) else (linear.out_features, linear.in_features)
 
 
 def transposed(linear: nn.Module) -> bool:
-    """Whether the weight is stored as (inputs, outputs)."""
+    """Whether the layer stores its weight as (inputs, outputs), as transformers' Conv1D does."""
     return isinstance(_bare(linear), Conv1D)
 
 
@@ -320,7 +324,7 @@ def _bare(module: nn.Module) -> Any:
 
 
 def linears(root: nn.Module, prefix: str = "") -> dict[str, Linear]:
-    """Every Linear or Conv1D under a module, by name; one with an adapter around it (peft) counts once, as the whole."""
+    """Returns every Linear or Conv1D inside a module, by name; one that peft wrapped in an adapter counts once, as the wrapper."""
     found: dict[str, Linear] = {}
     for name, child in root.named_children():
         if isinstance(_bare(child), KINDS):

@@ -1,8 +1,8 @@
-"""A checkpoint: a folder, an adapter on it if there is one; its configuration and weights, read lazily.
+"""A checkpoint on disk: a model's folder, with an adapter on it if there is one; configuration and weights are read when asked for.
 
-Weights are read tensor by tensor from safetensors; nothing is unpickled and no code of a model's folder is run, unless its user
-asked for it (models/remote_code.py; here by `window` alone). A tensor comes as the model that runs has it: of an adapter
-merged (models/lora_weights.py), of a quantised model dequantised (models/quantised.py). Errors name what the folder lacks.
+Weights are read tensor by tensor from safetensors or a GGUF file. Nothing is unpickled, and no code of a model's folder is run unless
+the user asked for it (models/remote_code.py). A tensor has the values that the running model uses: with the adapter merged in
+(models/lora_weights.py), dequantised where the model is quantised (models/quantised.py). Errors name what the folder lacks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len")  # where a c
 
 
 class Checkpoint(Record):
-    """A model on disk. `key` names its content: the same weights give the same key wherever they lie."""
+    """A model on disk. `key` identifies its content: the same model has the same key in whatever folder it is."""
 
     path: Path = Field(description="the folder with config.json and the weights: of an adapter, its base's")
     name: str = ""
@@ -63,18 +63,18 @@ class Checkpoint(Record):
 
     @property
     def place(self) -> str:
-        """What names it as MODEL on a command line."""
+        """The text that names this model as MODEL on a command line."""
         base = str(self.path / self.gguf)
         return base if self.adapter is None else f"{base}+{self.adapter}"
 
     @property
     def option(self) -> str:
-        """What a command on it says besides, a space before it; "" of most."""
+        """The options that a command needs to open the model in the same way, with a space before them; "" for most models."""
         return (" --trust-remote-code" if self.runs_code else "") + ("" if self.thinking == "default" else f" --thinking {self.thinking}")
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Its folders, the nearest first: what an adapter has beside its weights (a tokenizer) goes before its base's."""
+        """The model's folders, an adapter's before its base's: files beside the adapter's weights (a tokenizer) come before the base's."""
         return (self.path,) if self.adapter is None else (self.adapter, self.path)
 
     @cached_property
@@ -90,18 +90,18 @@ class Checkpoint(Record):
 
     @property
     def held(self) -> dict[str, Path]:
-        """Tensor as the files name it -> the file that holds it; a quantised weight is one, by its name before."""
+        """Tensor name in the files -> the file that holds it; a quantised weight counts as one, named as before quantisation."""
         return self._stored.files
 
     @cached_property
     def outline(self) -> Any:
-        """The model without weights, on no device. Errors: a folder that transformers does not open."""
+        """The model's modules without weights (on the meta device). Errors: a folder that transformers cannot open."""
         with opening(self):
             return outline(self.configuration, self.runs_code)
 
     @cached_property
     def names(self) -> Names:
-        """Which stored tensors each parameter is made of; a GGUF file's go by the parameters' names already."""
+        """Which stored tensors each parameter is made of; those of a GGUF file are already listed by the parameters' names."""
         if self.gguf:
             origins = {name: Origin({name: (name,)}, self._stored.shape(name)[0]) for name in self.held}
             return Names(origins, tied_to(self.outline, origins), ())
@@ -109,24 +109,24 @@ class Checkpoint(Record):
 
     @cached_property
     def files(self) -> dict[str, Path]:
-        """Parameter of the model -> the file that holds it, or the first part of it (of an adapter, its base's)."""
+        """Parameter of the model -> the file that holds it or its first part (with an adapter: the base's file)."""
         return {parameter: self.held[origin.names[0]] for parameter, origin in self.names.origins.items()}
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """Every file of weights."""
+        """Every file that holds weights, the adapter's included."""
         return (*self._stored.parts, *([self._adapter.file] if self._adapter else ()))
 
     @property
     def found(self) -> bool:
-        """Whether transformers finds its files of weights: of several, by their index, which mergekit and others may leave out."""
+        """Whether transformers finds the files of weights: several need an index file, which mergekit and other tools may not write."""
         return bool(self.gguf) or any(
             (self.path / name).is_file() for name in (WHOLE, INDEX, self.config.get("transformers_weights") or WHOLE)
         )
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json. Errors: it is not readable, or sends transformers to another file, which nothing here would have looked at."""
+        """The content of config.json. Errors: it is not readable, or sends transformers to another file, which was not checked here."""
         if self._gguf:
             return self._gguf.config
         found = read_json(self.path / "config.json")
@@ -140,10 +140,10 @@ class Checkpoint(Record):
 
     @cached_property
     def configuration(self) -> Any:
-        """The configuration as transformers reads it, less what the folder says of the code that computes attention and experts.
+        """The configuration as transformers reads it, without the folder's choice of code for attention and experts.
 
-        That code is the reader's choice: a folder's would ask for packages that are not there, or have transformers fetch it from the hub.
-        Whoever changes it takes a copy. Errors: what transformers raises (`opening` makes it clear).
+        Whoever loads the model chooses that code: the folder's may need packages that are missing, or make transformers fetch it from
+        the hub. Copy the configuration before changing it. Errors: what transformers raises (`opening` turns it into a clear error).
         """
         if self.gguf:
             config = CONFIG_MAPPING[self.config["model_type"]].from_dict(dict(self.config))
@@ -158,14 +158,14 @@ class Checkpoint(Record):
 
     @cached_property
     def picks_kernels(self) -> bool:
-        """Whether config.json says by which code attention or experts are computed, which `configuration` sets aside."""
+        """Whether config.json chooses the code that computes attention or experts; `configuration` ignores that choice."""
         return _says(self.config, KERNELS)
 
     @cached_property
     def window(self) -> int | None:
-        """Positions the model has, None where its configuration states none: as transformers reads it, under each family's name for it.
+        """The context window in tokens, read by transformers under each family's name for it; None where the configuration states none.
 
-        Errors: a configuration that transformers does not open.
+        Errors: a configuration that transformers cannot open.
         """
         if self.config.get("model_type") not in CONFIG_MAPPING and not self.runs_code:  # loading will say what is wrong with it
             return stated_window(self.config)
@@ -174,23 +174,23 @@ class Checkpoint(Record):
 
     @cached_property
     def quantised(self) -> str:
-        """How its weights are quantised, in words; "" where they are not. `weight` gives them dequantised."""
+        """How the weights are quantised, in words; "" where they are not. `weight` returns them dequantised."""
         return self._gguf.words if self._gguf else quantisation(self.config, self.label)
 
     @cached_property
     def runs_code(self) -> bool:
-        """Whether loading it runs the code in its folder: its user asked for it, and the folder names some."""
+        """Whether loading the model runs code from its folder: the user asked for it, and the folder names some."""
         return self.trusted and (self._own.needed or bool(self._own.named))
 
     @cached_property
     def ignored_code(self) -> tuple[str, ...]:
-        """MODULE.CLASS of the code its folder names that is not run, for nobody asked for it and transformers has classes of its own."""
+        """The classes (MODULE.CLASS) that the folder names and that are not run: nobody asked for it, and transformers has its own."""
         return () if self.trusted or self._own.needed else self._own.named
 
     @cached_property
     def tokenizer_folder(self) -> Path | None:
-        """The folder its tokenizer is read from: an adapter's own where it has one, else its base's; None where there is none, or
-        where it stands in its GGUF file."""
+        """The folder that the tokenizer is read from: the adapter's where that has one, else the base's; None where there is no tokenizer,
+        or it is inside the GGUF file."""
         return next(
             (f for f in self.folders[: -1 if self.gguf else None] if any(file for pattern in TOKENIZERS for file in f.glob(pattern))), None
         )
@@ -204,7 +204,7 @@ class Checkpoint(Record):
         return OwnCode(self.config, said, beside)
 
     def check_code(self) -> None:
-        """Errors: it needs code that nobody asked for; code to be run lies elsewhere or nowhere, or generates in its own way."""
+        """Errors: it needs code that nobody asked for; code to be run is outside the folder or missing, or generates in its own way."""
         if self.runs_code:
             check_code(self.label, self._own, self.folders, self.tokenizer_folder or self.path)
         elif self._own.needed:
@@ -212,9 +212,9 @@ class Checkpoint(Record):
 
     @cached_property
     def key(self) -> str:
-        """Content key from the sha256 of configuration, tokenizer and weights, and of the adapter's; of the code too where it is run.
+        """The content key: a digest of the sha256 of configuration, tokenizer and weights, of the adapter, and of the code where it is run.
 
-        Where it is asked to think or not to, of that.
+        If `thinking` is not "default", it is part of the key too.
         """
         return self._content if self.thinking == "default" else digest({"model": self._content, "thinking": self.thinking})
 
@@ -238,7 +238,7 @@ class Checkpoint(Record):
 
     @cached_property
     def changes(self) -> dict[str, LoraChange]:
-        """What the adapter does to the base's parameters; {} without one."""
+        """Parameter of the base -> how the adapter changes it; {} without an adapter."""
         if self._adapter is None:
             return {}
         sizes = {parameter: self.shape(parameter) for parameter in self.files}
@@ -248,11 +248,11 @@ class Checkpoint(Record):
         return self._adapter.changes(sizes, tied, turned, self.path.name)
 
     def called(self, parameter: str) -> str:
-        """Its own name of another model's parameter, where one of the two is a wrapper around the other's text model."""
+        """Returns this model's name for another model's parameter; they differ if one model is a wrapper around the other's text model."""
         return alias(parameter, self.names.used)
 
     def weight(self, parameter: str) -> torch.Tensor:
-        """One parameter of the model as it is used, float32 on the CPU: a head that is the embedding is that."""
+        """Returns one parameter as the model uses it, float32 on the CPU; for a head that is tied to the embedding, the embedding."""
         name = self.called(parameter)
         name = self.names.tied.get(name, name)
         if (origin := self.names.origins.get(name)) is None:
@@ -262,13 +262,13 @@ class Checkpoint(Record):
         return self.changes[name].applied(found) if name in self.changes else found
 
     def shape(self, parameter: str) -> tuple[tuple[int, ...], str]:
-        """(shape, stored type as safetensors names it) of one parameter, from the files' headers alone."""
+        """Returns (shape, stored type as the file format names it) of one parameter, from the files' headers alone."""
         name = self.called(parameter)
         origin = self.names.origins[self.names.tied.get(name, name)]  # an adapter that changed a shape was refused
         return origin.shape, self._stored.shape(origin.names[0])[1]
 
     def tokenizer(self) -> Any:
-        """The tokenizer as transformers makes it. Errors: what transformers raises (`opening` makes it clear); there is none."""
+        """Loads the tokenizer with transformers. Errors: there is none; what transformers raises (`opening` makes it a clear error)."""
         if self._gguf and self.tokenizer_folder is None:
             return self._gguf.tokenizer()
         if self.tokenizer_folder is None:
@@ -282,7 +282,7 @@ class Checkpoint(Record):
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Token -> its id, as its tokenizer has them and the embedding a row for them (transformers' tokenizer of Qwen 2 adds one that
+        """Token -> its id, for the tokenizer's tokens that have a row in the embedding (transformers' tokenizer of Qwen 2 adds a token that
         a model may lack); {} without a tokenizer."""
         if self._gguf is None and self.tokenizer_folder is None:
             return {}
@@ -293,7 +293,7 @@ class Checkpoint(Record):
 
     @cached_property
     def word_tensors(self) -> frozenset[str]:
-        """The tensors that hold a row for each token: embedding, head and the head's bias."""
+        """Names of the tensors that hold a row for each token: the embedding, the head and the head's bias."""
         with opening(self):
             rows = self.configuration.get_text_config(decoder=True).vocab_size
         outside = {tensor: self.shape(tensor)[0] for tensor in (*self.files, *self.names.tied) if not re.search(r"\.\d+\.", tensor)}
@@ -301,7 +301,7 @@ class Checkpoint(Record):
 
 
 def stated_window(config: Any) -> int | None:
-    """Positions that a configuration of transformers, or one as config.json holds it, states; None where it states none."""
+    """Returns the context window that a configuration states (transformers' object, or a dict as in config.json); None without one."""
     raw = isinstance(config, dict)
     text = (config.get("text_config") or config) if raw else config.get_text_config(decoder=True)
     found = [text.get(name) if raw else getattr(text, name, None) for name in WINDOWS]
@@ -317,7 +317,7 @@ def _says(config: Any, keys: tuple[str, ...]) -> bool:
 
 @contextmanager
 def opening(checkpoint: Checkpoint) -> Iterator[None]:
-    """What transformers raises for a folder it cannot open becomes one clear error; code of other folders is kept out of it."""
+    """Turns whatever transformers raises for a folder it cannot open into one clear error, and keeps other folders' code out of use."""
     try:
         with apart() if checkpoint.runs_code else nullcontext():
             yield
@@ -333,11 +333,11 @@ def opening(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def open_checkpoint(place: str | Path, name: str = "", adapter: str | Path | None = None, trusted: bool = False) -> Checkpoint:
-    """A Checkpoint for a folder that holds a model, or a GGUF file, with an adapter's folder on it if one is given. Runs nothing of either.
+    """Opens a folder that holds a model, or a GGUF file, with an adapter's folder on it if one is given. Runs no code of either.
 
-    `trusted`: its user asked for the code in its folder to be run.
-    Errors: anything else; a pickle; a model that needs its own code, which nobody asked for or which lies elsewhere; quantised
-    weights or an adapter that are not read.
+    `trusted`: the user asked for the code in the folder to be run.
+    Errors: a place that holds no model; weights that are only a pickle; a model that needs its own code, which nobody asked for or
+    which is outside the folder; quantised weights or an adapter that Titer cannot read.
     """
     path = Path(place)
     for folder in (path, *([] if adapter is None else [Path(adapter)])):
@@ -358,7 +358,7 @@ def open_checkpoint(place: str | Path, name: str = "", adapter: str | Path | Non
 
 
 def _check_place(path: Path, given: str) -> str:
-    """The GGUF file that is the model, "" where the folder holds an ordinary one. Errors: anything else."""
+    """Returns the name of the GGUF file that is the model; "" where the folder holds safetensors. Errors: no model is there."""
     if not os.path.exists(path):  # pathlib's raises for a name that is too long
         raise TiterError(
             f"no model at {visible(given, 120)!r}",
@@ -386,7 +386,7 @@ def _check_place(path: Path, given: str) -> str:
 
 
 def _check_named(checkpoint: Checkpoint) -> None:
-    """Errors: config.json names other weights (transformers_weights) than those that are measured: transformers would run them."""
+    """Errors: config.json names (transformers_weights) other weights than those that are read here; transformers would run those."""
     named, held = checkpoint.config.get("transformers_weights"), sorted({file.name for file in checkpoint.held.values()})
     if named and named != INDEX and held != [named]:
         raise TiterError(

@@ -1,4 +1,6 @@
-"""How checkpoints are read, and whether two can be compared weight by weight and token by token. Reads headers and vocabularies."""
+"""Checks whether two checkpoints can be compared weight by weight and token by token, and notes how each is read.
+
+Reads headers, configurations and vocabularies, no weights."""
 
 from __future__ import annotations
 
@@ -38,25 +40,25 @@ IDLE_ENDS = ("dropout", "_drop", "_pdrop", "_token_id", "_token_index", "dropout
 
 
 def read_alike(first: Checkpoint, second: Checkpoint, prompts: Sequence[str]) -> bool:
-    """Whether both read every prompt as the same tokens, by whatever ids. They do not where a chat template is missing or was changed."""
+    """Whether both read every prompt as the same tokens, whatever their ids; not so if a chat template is missing or was changed."""
     tokenizers = [read_tokenizer(c) for c in (first, second)]
     a, b = ([t.convert_ids_to_tokens(ids) for ids in prompt_ids(t, prompts)] for t in tokenizers)
     return a == b
 
 
 def untemplated(checkpoint: Checkpoint) -> bool:
-    """Whether prompts are given to it as plain text, for want of a chat template."""
+    """Whether the model is given prompts as plain text because it has no chat template."""
     return not templated(read_tokenizer(checkpoint))
 
 
 def system_notes(checkpoints: Sequence[Checkpoint], system: str) -> list[str]:
-    """That a model's template has no place for the system text, in a sentence; [] without one."""
+    """Returns a sentence naming the models whose chat template has no place for the system text; [] where there are none."""
     lacking = [c.label for c in checkpoints if system and not takes_system(read_tokenizer(c))]
     return [f"{', '.join(lacking)}: the chat template knows no system text, which stands before the request"] if lacking else []
 
 
 def passed_over(name: str, checkpoint: Checkpoint) -> list[str]:
-    """That the code which a model's folder names was not run, in a sentence; [] where it names none, or its code is run."""
+    """Returns a sentence saying that code named by the model's folder was not run; [] where it names none, or the code is run."""
     if not checkpoint.ignored_code:
         return []
     return [
@@ -66,7 +68,9 @@ def passed_over(name: str, checkpoint: Checkpoint) -> list[str]:
 
 
 def comparable(first: Checkpoint, second: Checkpoint) -> None:
-    """Errors: other architectures, numbers of layers or shapes, but for the rows of other vocabularies (`vocabularies_apart`)."""
+    """Checks that two models can be compared. Errors: architectures, numbers of layers, parameters' names or shapes differ.
+
+    A different number of vocabulary rows is allowed (`vocabularies_apart`)."""
     kinds, texts = [str(c.config.get("model_type")) for c in (first, second)], [_text(c) for c in (first, second)]
     if kinds[0] != kinds[1] and texts[0].model_type != texts[1].model_type:
         told = " and ".join(f"{c.label} is {visible(kind, 40)}" for c, kind in zip((first, second), kinds, strict=True))
@@ -90,7 +94,7 @@ def comparable(first: Checkpoint, second: Checkpoint) -> None:
 
 
 def configured_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
-    """The fields of the two configurations that differ and change what is computed, each with both values."""
+    """Returns the configuration fields that differ and change what is computed, each with both values."""
     alike = first.config.get("model_type") == second.config.get("model_type")  # else one is a wrapper around the other's text model
     with opening(first), opening(second):
         one, other = (_fields((c.configuration if alike else _text(c)).to_dict()) for c in (first, second))
@@ -100,14 +104,14 @@ def configured_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
 
 
 def _spent(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether a field says nothing beside another: which layers have a window is in layer_types where there is one."""
+    """Whether a field has no effect because another replaces it: max_window_layers, where both have layer_types."""
     beside = name.removesuffix("max_window_layers") + "layer_types"
     return name.endswith("max_window_layers") and bool(one.get(beside) and other.get(beside))
 
 
 @cache
 def _source(module: str) -> frozenset[str] | None:
-    """The words of a module's source; None where it is installed without."""
+    """Returns the words in a module's source; None where it is installed without its source."""
     try:
         return frozenset(re.findall(r"\w+", inspect.getsource(sys.modules[module])))
     except OSError:
@@ -115,7 +119,7 @@ def _source(module: str) -> frozenset[str] | None:
 
 
 def _reads(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether a field of a configuration is a word of the code that makes the model: if of none, nothing reads it."""
+    """Whether any code of the model contains the name of a configuration's field; if none does, nothing reads the field."""
     made, config = checkpoint.outline, checkpoint.outline.config
     parts = [config, *(getattr(config, own) for own in config.sub_configs if getattr(config, own, None) is not None)]
     modules = {type(one).__module__ for one in (*made.modules(), *parts) if not type(one).__module__.startswith("torch.")}
@@ -124,7 +128,7 @@ def _reads(checkpoint: Checkpoint, name: str) -> bool:
 
 
 def _single(value: Any) -> Any:
-    """Numbers to the seven digits of single precision, in which a GGUF file holds them and a model computes."""
+    """Rounds numbers to the seven digits of float32, in which a GGUF file holds them and a model computes."""
     if isinstance(value, list | tuple):
         return [_single(one) for one in value]
     return float(f"{value:.6e}") if isinstance(value, float) else value
@@ -135,7 +139,7 @@ def _text(checkpoint: Checkpoint) -> Any:
 
 
 def _fields(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:
-    """Every field that computes, the inner ones as outer.inner."""
+    """Returns every field that affects what is computed; fields inside others are named outer.inner."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         if name.startswith("_") or name in IDLE or name.endswith(IDLE_ENDS):
@@ -145,10 +149,10 @@ def _fields(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:
 
 
 def asked_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
-    """What differs in how the two are asked, in words.
+    """Returns which of "chat template" and "tokenizer" differ between the two models; [] for neither.
 
-    How they pad and truncate is no part of it, for a training leaves that behind; of chat templates what they write is: one may have
-    further ones by name, or speak of tools, which nobody asks with.
+    Settings of padding and truncation do not count, for training changes them. Chat templates are compared by what they write for
+    three short conversations, not by their source: one may have further templates or parts for tools, which are not used here.
     """
     tokenizers = [read_tokenizer(c) for c in (first, second)]
     templates = [[_wrote(t, talk) for talk in TALKS] if templated(t) else [] for t in tokenizers]
@@ -158,7 +162,7 @@ def asked_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
 
 
 def _wrote(tokenizer: Any, talk: Sequence[Turn]) -> str:
-    """What a chat template makes of a conversation; of one that it refuses, the template itself."""
+    """Returns the text that a chat template makes of a conversation; the template itself where it refuses the conversation."""
     try:
         return texts(tokenizer, [talk])[0]
     except TiterError:
@@ -166,7 +170,7 @@ def _wrote(tokenizer: Any, talk: Sequence[Turn]) -> str:
 
 
 def _rules(tokenizer: Any) -> str:
-    """How a fast tokenizer reads a text."""
+    """Returns a fast tokenizer's rules for reading a text, as JSON."""
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -174,21 +178,21 @@ def _rules(tokenizer: Any) -> str:
 
 
 def unused_tensors(name: str, checkpoint: Checkpoint) -> list[str]:
-    """That tensors of a model's files are of no use to its architecture, in a sentence; [] where there are none."""
+    """Returns a sentence about tensors in the model's files that its architecture does not use; [] where there are none."""
     lost = checkpoint.names.unused
     told = f"{name}: {len(lost)} tensors of its files are no part of what it computes ({visible(', '.join(lost[:3]), 200)})"
     return [told] if lost else []
 
 
 def parameters_apart(name: str, first: Checkpoint, second: Checkpoint) -> list[str]:
-    """That parameters stand in one of two models alone, in a sentence; [] where there are none."""
+    """Returns a sentence about the parameters that only one of the two models has; [] where there are none."""
     lost = sorted(first.names.used ^ {first.called(name) for name in second.names.used})
     told = f"{name}: {len(lost)} parameters are in one of the two alone ({visible(', '.join(lost[:3]), 200)}): not compared"
     return [told] if lost else []
 
 
 def vocabularies_apart(name: str, first: Checkpoint, second: Checkpoint) -> list[str]:
-    """How two vocabularies differ and what is compared of them, in a sentence; [] where they are one."""
+    """Returns a sentence on how the two vocabularies differ and what of them is compared; [] where they are the same."""
     held = [max(c.shape(tensor)[0][0] for tensor in c.word_tensors) for c in (first, second) if c.word_tensors]
     if first.vocabulary == second.vocabulary and len(set(held)) <= 1:
         return []
@@ -199,7 +203,7 @@ def vocabularies_apart(name: str, first: Checkpoint, second: Checkpoint) -> list
 
 
 def thinking_notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Where a model that may think is read inside, and where its prefilled answers begin; nothing of others."""
+    """For each model that may think before it answers, returns a sentence on where its activations are read and prefilled answers begin."""
     told = []
     for one in checkpoints:
         tokenizer = read_tokenizer(one)

@@ -1,7 +1,7 @@
-"""What a model wrote, and room for its thoughts beside room for its answer, whichever engine writes. L3.
+"""Splits a model's new tokens into thought and answer, each with a token limit of its own, for every generation engine.
 
-An answer is asked for in turns. The first is that of a model without thoughts, to the token; where a row then shows a thought
-(data/thoughts.py), further turns give the thought and, behind it, the answer what is left of their room.
+An answer is generated in turns. The first is exactly the generation of a model without thoughts. Where its text then shows a thought
+(data/thoughts.py), further turns give first the thought and then the answer the rest of their token limits. In code, `room` is a limit.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ CLOSING = ">]▷⟩:"  # one of these stands at the end of whatever closes a tho
 class Decoding(Record):
     """How answers are generated. Temperature 0 is greedy.
 
-    `max_thinking_tokens`: room of a thought beside the answer's; 0: none of its own, `max_new_tokens` holds both; None:
-    `thoughts.ROOM`. Never more than the window leaves.
+    `max_thinking_tokens`: how many tokens a thought may take besides the answer's `max_new_tokens`; 0: thought and answer share
+    `max_new_tokens`; None: `thoughts.ROOM`. A thought never gets more than the model's window leaves.
     """
 
     max_new_tokens: int = Field(default=64, ge=1)
@@ -38,22 +38,22 @@ class Decoding(Record):
 
     @model_serializer(mode="wrap")
     def _plain(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Where thoughts were given no room by name, what is kept goes by the keys that it had before there was any."""
+        """Leaves out `max_thinking_tokens` where it is None, so that cache keys stay as they were before the field existed."""
         found: dict[str, Any] = whole(self)
         return {name: value for name, value in found.items() if name != "max_thinking_tokens" or value is not None}
 
     def most(self, thinks: bool) -> int:
-        """New tokens of one answer at most, its thought's included."""
+        """Returns the most new tokens that one answer may take, its thought included."""
         room = thoughts.ROOM if self.max_thinking_tokens is None else self.max_thinking_tokens
         return self.max_new_tokens + (room if thinks else 0)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote: its answer without the end token, whether it ended by itself, its length in tokens, its thought's included.
+    """What a model wrote: `text` is its answer without the end token, `ended` whether it ended by itself, `tokens` its length with thought.
 
-    `thought`: what it thought before, "" without; `unfinished`: it was cut off, or ended, within its thought, so there is no answer.
-    `failed`: why the answer could not be had, "" where it could.
+    `thought`: what it thought before the answer, "" for nothing; `unfinished`: it stopped within its thought, so there is no answer.
+    `failed`: why no answer could be generated, "" where one was.
     """
 
     text: str
@@ -65,12 +65,15 @@ class Completion:
 
 
 def thinking_room(thinking: int | None, new: int | None) -> int | None:
-    """`Decoding.max_thinking_tokens` by what a user gave: where that is the room of answers alone, thoughts have as much."""
+    """Returns `Decoding.max_thinking_tokens` for a user's two limits: `thinking`, or, where it is None, the limit `new` of answers."""
     return new if thinking is None else thinking
 
 
 class Turn(NamedTuple):
-    """What is asked for of one row: behind its prompt and what it wrote, `room` more tokens; `closes`: up to what ends its thought."""
+    """One request to the engine: continue the token ids `row` (prompt and earlier output) by at most `room` tokens.
+
+    `written`: the earlier output; `mark`: what opened a thought at the prompt's end, "" for none; `thinking`: a thought is open, and
+    the turn stops when it is closed by one of the texts `closes`."""
 
     row: list[int]
     written: list[int]
@@ -87,19 +90,19 @@ Chooser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ids (B, T) and
 
 
 class Guide(Protocol):
-    """What decodes a model's answers in its own way (decoders/base.py)."""
+    """A decoder at work: it chooses a model's tokens in its own way (decoders/base.py)."""
 
     def begin(self, decoding: Decoding, ids: Sequence[list[int]]) -> int | None:
-        """The window that is left, where each prompt's ids are known."""
+        """Takes each prompt's token ids; returns the window that is left for them, None for no limit."""
 
     def apart(self, turns: Mapping[int, Turn], groups: list[list[int]]) -> list[list[int]]:
-        """The groups of a batch's rows that go together, cut further where need be."""
+        """Returns the groups of a batch's rows that may be generated together, split further where the decoder needs it."""
 
     def over(self, turns: Mapping[int, Turn]) -> AbstractContextManager[Chooser]:
-        """What a batch's tokens are chosen by, and its hooks for as long."""
+        """Yields the function that chooses a batch's tokens; the decoder's hooks stay in place until the block ends."""
 
     def tried(self, make: Make, places: Sequence[int], start: int) -> dict[int, Completion]:
-        """The answers that `make` gives, or why they could not be had."""
+        """Returns the answers that `make` generates, or for each row without one the reason (`Completion.failed`)."""
 
 
 def answers(
@@ -111,7 +114,9 @@ def answers(
     window: int | None,
     ask: Ask,
 ) -> dict[int, Completion]:
-    """Each row's answer. `marks`: what opened a thought at the end of a row's prompt, "" for none."""
+    """Generates each row's answer: one call of `ask` for all rows, then further calls for the rows whose thought or answer has tokens left.
+
+    `rows`: prompt ids by place; `marks`: the text that opened a thought at the end of a row's prompt, "" for none."""
     made = {i: list(new) for i, new in ask({i: Turn(row, [], marks[i], decoding.max_new_tokens) for i, row in rows.items()}, 0).items()}
     rooms = {i: _room(decoding, window, len(row)) for i, row in rows.items()}
     for number in count(1):
@@ -126,7 +131,7 @@ def answers(
 
 
 def completion(tokenizer: Any, ends: Ends, ids: list[int], mark: str = "", most: int | None = None, room: int = 0) -> Completion:
-    """New ids as an answer, of at most `most` tokens behind a thought of at most `room`."""
+    """Turns new token ids into a Completion: an answer of at most `most` tokens (None: no limit) after a thought of at most `room`."""
     told, kept, ended = read(tokenizer, ends, ids, mark)
     if ended and not mark and thoughts.spelt(told) and not thoughts.thinks(tokenizer):
         return Completion(tokenizer.decode(kept), True, len(kept))
@@ -143,7 +148,7 @@ def completion(tokenizer: Any, ends: Ends, ids: list[int], mark: str = "", most:
 
 
 def read(tokenizer: Any, ends: Ends, ids: list[int], mark: str) -> tuple[Told, list[int], bool]:
-    """(what a row wrote, its ids without the token that ended it, whether one did): what closes an open thought ends no answer."""
+    """Returns (a row's thought and answer, its ids without the end token, whether it ended); a token that closes a thought is no end."""
     ended = bool(ids) and ids[-1] in ends
     kept = ids[:-1] if ended else ids
     told = thoughts.told(tokenizer.decode(kept), mark)
@@ -153,20 +158,20 @@ def read(tokenizer: Any, ends: Ends, ids: list[int], mark: str) -> tuple[Told, l
 
 
 def _room(decoding: Decoding, window: int | None, length: int) -> int:
-    """New tokens for the thought of one row."""
+    """Returns the token limit for the thought of one row."""
     wanted = decoding.most(True) - decoding.max_new_tokens
     return wanted if window is None else max(0, min(wanted, window - length - decoding.max_new_tokens))
 
 
 def _begun(tokenizer: Any, kept: list[int], told: Told) -> int:
-    """How many tokens stand before the answer's first."""
+    """Returns how many tokens come before the answer's first."""
     if told.thinking or not told.start:
         return len(kept) if told.thinking else 0
     return bisect_left(range(len(kept)), told.start, key=lambda n: len(tokenizer.decode(kept[:n])))
 
 
 def _turn(tokenizer: Any, ends: Ends, row: list[int], ids: list[int], mark: str, decoding: Decoding, room: int) -> Turn | None:
-    """What is still to be asked for; None: nothing."""
+    """Returns the next turn of one row; None where nothing is left to generate."""
     told, kept, ended = read(tokenizer, ends, ids, mark)
     if ended or told.ended or not room:
         return None
@@ -176,7 +181,7 @@ def _turn(tokenizer: Any, ends: Ends, row: list[int], ids: list[int], mark: str,
 
 
 class Rooms(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row of a batch where its room or its thought ends; `lengths` says where, in new tokens."""
+    """A stopping criterion: it ends each row of a batch at its token limit or at the end of its thought; `lengths` holds the new tokens."""
 
     def __init__(self, tokenizer: Any, turns: Sequence[Turn]) -> None:
         self._tokenizer, self._turns = tokenizer, turns
@@ -199,7 +204,7 @@ class Rooms(StoppingCriteria):  # type: ignore[misc]
 
 
 def chosen(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The next token of each row (B, V): the likeliest at temperature 0, else drawn."""
+    """Returns the next token (B,) for logits (B, V): the most likely one at temperature 0, else a sampled one."""
     if temperature == 0:
         return logits.argmax(-1)
     return torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1)[:, 0]
