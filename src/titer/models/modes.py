@@ -1,4 +1,4 @@
-"""A model's modes for a while: reading it without dropout, and without gradients to its weights; both come back. Its weights as stored."""
+"""Context managers that put a model into evaluation mode, freeze its weights or take off its hooks, and restore it at their end."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ ROUTED = "output_router_logits"  # what trainers set to balance experts, and sav
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode: no dropout, and no loss of a router, which transformers cannot compute where earlier tokens are cached; the mode
-    before comes back, also after an exception."""
+    """Puts the model into evaluation mode (no dropout); its earlier mode is restored at the end, also after an exception.
+
+    Router losses of mixtures of experts are off too: transformers cannot compute them where earlier tokens are cached."""
     was_training = model.training
     configs = [] if (config := getattr(model, "config", None)) is None else [config, config.get_text_config(decoder=True)]
     model.eval()
@@ -25,25 +26,26 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def own_settings_aside(model: Any, settings: Any) -> AbstractContextManager[None]:
-    """The checkpoint's own penalties, beams and cuts set aside, which transformers would mix into these settings of a generation."""
+    """Replaces the checkpoint's own generation settings by `settings` for a `with` block: else transformers would mix its penalties,
+    beams and truncation of sampling into these."""
     return _set([(model, "generation_config", settings)])
 
 
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
-    """Evaluation mode, and no weight asks for a gradient: what is wanted is the gradient to the input."""
+    """Puts the model into evaluation mode and lets no weight require a gradient: for gradients with respect to the input alone."""
     with evaluating(model), _set([(p, "requires_grad", False) for p in model.parameters() if p.requires_grad]):
         yield
 
 
 def hooks_aside(model: Any) -> AbstractContextManager[None]:
-    """Hooks that read or edit a batch would meet one that is not theirs."""
+    """Takes off all forward hooks of the model for the length of a `with` block, for a trial batch that they must not read or edit."""
     return _set([(m, name, OrderedDict()) for m in model.modules() for name in ("_forward_hooks", "_forward_pre_hooks")])
 
 
 @contextmanager
 def _set(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Attributes (of what, its name, its value) for a while."""
+    """Sets attributes, given as (object, attribute name, value), and restores their earlier values at the end."""
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     try:
         for owner, name, value in changes:
@@ -55,10 +57,10 @@ def _set(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
 
 
 def as_stored(model: Any) -> None:
-    """The weights are, from now on, those that its files hold or will hold, whatever pass came before.
+    """Keeps the weights in memory equal to those in the model's files, also after a forward pass.
 
-    RWKV of transformers divides some by powers of two as it is evaluated, against overflow in float16, and multiplies them again as it
-    trains. Divided ones are multiplied again, bit for bit, and none is divided any more: float32 and bfloat16 have room.
+    In evaluation mode transformers' RWKV divides some weights by powers of two, against overflow in float16, and multiplies them again
+    in training. This undoes the division, bit for bit, and prevents any later one: float32 and bfloat16 do not overflow there.
     """
     for module in getattr(model, "modules", tuple)():  # what stands for a model whose words alone are wanted has none
         if hasattr(module, "_rescale_layers"):
@@ -70,4 +72,4 @@ def as_stored(model: Any) -> None:
 
 
 def _unscaled() -> None:
-    """In the place of RWKV's own."""
+    """Does nothing, in place of RWKV's own rescaling."""

@@ -1,8 +1,8 @@
-"""One map from the names in a model's files to its parameters: transformers' own, as `from_pretrained` applies it.
+"""Maps the tensor names in a model's files to the model's parameters, by the rules that transformers' `from_pretrained` applies.
 
-Hub files lack a prefix (GPT-2, BLOOM), carry an old one (Gemma 3), keep experts apart that the model holds in one tensor, or a
-head that the configuration calls tied. Every reader of weights goes by the parameters' names; a parameter that is made of several
-stored tensors is made when it is asked for, so that no model is ever whole in memory.
+Files of the Hugging Face Hub may lack a prefix (GPT-2, BLOOM), carry an old one (Gemma 3), store experts separately that the model
+holds in one tensor, or store a head that the configuration calls tied. All code that reads weights uses the parameters' names; a
+parameter made of several stored tensors is made when it is asked for, so a model is never whole in memory.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MASKS = (r"\.rotary_emb\.inv_freq$", r"\.attn\.masked_bias$")  # that older file
 
 
 def opener(config: Any) -> Any:
-    """transformers' class that opens a configuration: that of causal language models, else that of text with pictures or sound where the
-    text model within is a decoder. No picture and no sound is ever shown to it. Errors: an encoder beside the decoder."""
+    """Returns transformers' Auto class that opens a configuration: that of causal language models or, for models of text with images or
+    audio whose text model is a decoder, that of multimodal ones (they get text alone). Errors: the model has an encoder and a decoder."""
     if config.is_encoder_decoder:
         raise TiterError(
             f"{visible(config.model_type, 60)} has an encoder that reads the prompt, and a decoder that answers",
@@ -46,7 +46,7 @@ def opener(config: Any) -> Any:
 
 @dataclass(frozen=True)
 class Described:
-    """A configuration, equal to another that says the same."""
+    """A configuration as a cache key: two are equal if their class, contents and `trusted` are the same."""
 
     kind: type
     text: str
@@ -55,7 +55,8 @@ class Described:
 
 
 def outline(config: Any, trusted: bool) -> Any:
-    """The model that a configuration describes, on no device; of equal ones the same, to be read only. Errors: what transformers raises."""
+    """Returns the model that a configuration describes, without weights in memory (on PyTorch's meta device). Equal configurations
+    share one model, so it must not be changed. Errors: what transformers raises."""
     said = config.to_dict()
     if not trusted:  # else it is where the code lies
         said.pop("_name_or_path", None)
@@ -72,7 +73,8 @@ def _outline(asked: Described) -> Any:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a parameter is made of: stored tensors by the pattern that found them; `maker` and `first` are None and "" of a plain one."""
+    """What a parameter is made of. `stored`: name pattern -> the stored tensors that matched it. `maker`: transformers' converter that
+    makes the parameter of them, `first`: the target name passed to it; None and "" for a tensor that is used as stored."""
 
     stored: Mapping[str, Sequence[str]]
     shape: tuple[int, ...]
@@ -85,22 +87,22 @@ class Origin:
 
 
 class Names(NamedTuple):
-    """parameter -> its origin; tied parameter that is not stored -> the one that stands for it; stored tensors that no parameter takes."""
+    """Which of the tensors in a model's files make up which parameter."""
 
-    origins: dict[str, Origin]
-    tied: dict[str, str]
-    unused: tuple[str, ...]
+    origins: dict[str, Origin]  # parameter -> what it is made of
+    tied: dict[str, str]  # tied parameter that is not stored -> the stored one whose values it has
+    unused: tuple[str, ...]  # stored tensors that belong to no parameter
 
     @property
     def used(self) -> set[str]:
-        """Every parameter that has a value: a head that is the embedding too."""
+        """All parameters that have a value, tied ones (a head that is the embedding) included."""
         return {*self.origins, *self.tied}
 
 
 def named(model: Any, stored: Iterable[str], shape: Callable[[str], tuple[int, ...]]) -> Names:
-    """The map for the stored tensors of `model`, an `outline`; `shape` of one comes from its file's header.
+    """Maps stored tensors to the parameters of `model` (from `outline`); `shape` returns a stored tensor's shape.
 
-    Errors: stored tensors that do not make up the parameter they belong to.
+    Errors: stored tensors that cannot be converted to the parameter they belong to.
     """
     transforms = get_model_conversion_mapping(model)
     renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
@@ -130,8 +132,9 @@ def named(model: Any, stored: Iterable[str], shape: Callable[[str], tuple[int, .
 
 
 def alias(name: str, known: Container[str]) -> str:
-    """The one of `known` that stands for another model's `name` of it: a vision-language wrapper holds its text model within it, as
-    `model.language_model.X` or `model.text_model.X`, whose own file says `model.X`; `name` itself where there is none."""
+    """Translates another model's parameter name into the matching name in `known`; returns `name` itself if there is none.
+
+    A vision-language wrapper names `model.language_model.X` or `model.text_model.X` what its text model alone names `model.X`."""
     if name in known:
         return name
     bare = ".".join(part for part in name.split(".") if part not in WITHIN)
@@ -140,7 +143,7 @@ def alias(name: str, known: Container[str]) -> str:
 
 
 def made(model: Any, origin: Origin, read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Every parameter that a group of stored tensors makes, which `read` gives; `origin` has a maker."""
+    """Returns every parameter that one group of stored tensors is converted to; `read` returns a stored tensor, `origin` has a maker."""
     maker: Any = deepcopy(origin.maker)
     for pattern, names in origin.stored.items():
         for name in names:
@@ -157,7 +160,8 @@ def made(model: Any, origin: Origin, read: Callable[[str], torch.Tensor]) -> dic
 
 
 def tied_to(model: Any, origins: Mapping[str, Origin]) -> dict[str, str]:
-    """As transformers ties: where both of a pair are stored, each is its own (a head beside a configuration that calls it tied)."""
+    """Returns tied parameter that is not stored -> the stored one whose values it has, by transformers' rules: where both of a pair
+    are stored they are separate, even if the configuration calls the head tied."""
     pairs = dict(getattr(model, "all_tied_weights_keys", None) or {})
     held: dict[str, str] = {}
     for target, source in pairs.items():

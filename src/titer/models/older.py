@@ -1,8 +1,8 @@
-"""A saved folder as transformers 4 reads it too: names of the same settings that 5 wrote anew, added where nothing is lost. L2.
+"""Makes a folder saved by transformers 5 readable for transformers 4: adds the older names of renamed settings. L2.
 
-Without them 4.57 does not know the tokenizer's class, takes extra tokens for another kind of value, and does not see where the rotary
-embedding's settings stand: it opens the model with defaults of its own and computes other numbers without a word. What has no older
-name (settings by kind of layer) stays as it is. Transformers 5 reads a folder with both as it reads one with its own.
+Without them 4.57 does not know the tokenizer's class, misreads the list of extra special tokens, and does not find the settings of the
+rotary embedding: it opens the model with its defaults and computes other numbers without a warning. Settings without an older name
+(those that differ by kind of layer) stay as they are. Transformers 5 reads a folder with both names as it reads one with its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NEOX = ("gpt_neox", "gpt_neox_japanese")  # their own names
 
 
 def readable(folder: Path) -> None:
-    """Rewrite config.json and tokenizer_config.json of a folder that transformers 5 has just saved."""
+    """Adds the older names to config.json and tokenizer_config.json of a folder that transformers 5 has just saved."""
     for name, added in (("config.json", _rotary), ("tokenizer_config.json", _tokenizer)):
         file = folder / name
         found = json.loads(file.read_text(encoding="utf-8"))

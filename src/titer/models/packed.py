@@ -1,14 +1,14 @@
-"""Weights packed by FP8, bitsandbytes, GPTQ and AWQ, dequantised by the formulas that their libraries publish.
+"""Dequantises weights stored by FP8, bitsandbytes, GPTQ and AWQ, with the formulas that their libraries publish.
 
-Those libraries need not be there: most of them run on GPUs alone (bitsandbytes has a build for CPUs too), the formulas anywhere.
+Those libraries need not be installed: most of them run on GPUs only (bitsandbytes has a build for CPUs too), the formulas anywhere.
 
-FP8 (DeepSeek, Qwen; AutoFP8)  W = q scale, a scale a block or a tensor. Source: DeepSeek-V3, weight_dequant; transformers, finegrained_fp8.
-bitsandbytes 8 bit             W = q SCB / 127, SCB a row. Source: bitsandbytes, int8_vectorwise_dequant.
-bitsandbytes 4 bit             W = map[q] absmax, absmax a block, quantised too where nested. Source: bitsandbytes, dequantize_4bit.
-GPTQ                           W = scale (q - zero - 1), a scale a group of inputs, g_idx says which. Source: AutoGPTQ, QuantLinear;
-                               zero is stored less one, in the format gptq_v2 as it is.
-AWQ                            W = scale (q - zero), eight columns a word in the order of ORDER. Source: AutoAWQ, WQLinear_GEMM.
-W is (outputs, inputs); GPTQ and AWQ store (inputs, outputs). What is none of these is refused, never guessed.
+FP8 (DeepSeek, Qwen; AutoFP8)  W = q scale, a scale per block or tensor. Source: DeepSeek-V3, weight_dequant; transformers, finegrained_fp8.
+bitsandbytes 8 bit             W = q SCB / 127, one SCB per row. Source: bitsandbytes, int8_vectorwise_dequant.
+bitsandbytes 4 bit             W = map[q] absmax, one absmax per block, quantised too where nested. Source: bitsandbytes, dequantize_4bit.
+GPTQ                           W = scale (q - zero - 1), one scale per group of inputs; g_idx gives an input's group; the stored
+                               zero is one too low, except in the format gptq_v2. Source: AutoGPTQ, QuantLinear.
+AWQ                            W = scale (q - zero), eight columns per word in the order of ORDER. Source: AutoAWQ, WQLinear_GEMM.
+W is (outputs, inputs); GPTQ and AWQ store (inputs, outputs). Any other variant is refused, never guessed.
 """
 
 from __future__ import annotations
@@ -31,18 +31,17 @@ Said = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Packing:
-    """One way to store a weight. `marker`: the part that every packed weight has beside it; `needed`: all that it must have; `others`:
-    what may stand there besides. Parts are called by what follows the module's name."""
+    """One format of quantised weights. A weight is stored as several tensors, its parts, named by what follows the module's name."""
 
-    words: str
-    marker: str
-    needed: tuple[str, ...]
-    others: tuple[str, ...]
-    unpacked: Callable[[Held, Said], torch.Tensor]
+    words: str  # the format's name in messages
+    marker: str  # the part that every quantised weight has, by which it is found
+    needed: tuple[str, ...]  # the parts that a weight must have
+    others: tuple[str, ...]  # further parts that it may have
+    unpacked: Callable[[Held, Said], torch.Tensor]  # dequantises the parts, by the quantization_config
 
 
 def packing(said: Said, label: str) -> Packing | None:
-    """The packing that a quantization_config names; None where it names none of these. Errors: a variant that is not read."""
+    """Returns the format that a quantization_config names; None if it is none of these. Errors: a variant that Titer does not read."""
     method = said.get("quant_method")
     if method == "fp8":
         block, scale = said.get("weight_block_size"), "weight_scale_inv" if said.get("weight_block_size") else "weight_scale"
@@ -77,7 +76,7 @@ def _only(said: Said, label: str, **known: tuple[Any, ...]) -> None:
 
 
 def unpacked(way: Packing, held: Held, said: Said, name: str) -> torch.Tensor:
-    """A weight (outputs, inputs), float32. Errors: parts that do not fit each other or the packing."""
+    """Dequantises one weight: (outputs, inputs), float32. Errors: parts that do not fit each other or the format."""
     try:
         return way.unpacked(held, said).float().contiguous()
     except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -88,7 +87,8 @@ def unpacked(way: Packing, held: Held, said: Said, name: str) -> torch.Tensor:
 
 
 def shape_before(way: Packing, parts: Mapping[str, tuple[Path, str]], stored: tuple[int, ...]) -> tuple[int, ...]:
-    """(outputs, inputs) of a weight whose numbers are `stored` in that shape; `parts`: the file and name of each."""
+    """Returns the shape (outputs, inputs) of a weight before it was quantised. `stored`: the shape of the tensor that holds its numbers
+    now; `parts`: part -> (file, tensor name)."""
     if state := next((one for part, one in parts.items() if "quant_state" in part), None):
         return tuple(json.loads(bytes(tensor_of(*state).tolist()))["shape"])
     if "weight_shape" in parts:
@@ -145,7 +145,7 @@ def _bnb4(held: Held, _: Said) -> torch.Tensor:
 
 
 def _fields(words: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
-    """Each 32-bit word as its unsigned fields of `bits`, the lowest first, side by side along `dim`."""
+    """Splits each 32-bit word into unsigned fields of `bits` bits, the lowest bits first, side by side along `dim`."""
     if words.dtype != torch.int32:
         raise ValueError(f"packed words are {words.dtype}, not int32")
     parts = torch.stack([(words >> shift) & (2**bits - 1) for shift in range(0, 32, bits)], dim=dim + 1)

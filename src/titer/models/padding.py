@@ -1,8 +1,9 @@
-"""Batches that answer as their rows do alone: most models pass over padding, some read it as text or count places by it (BART).
+"""Batches in which each row gives the outputs that it gives alone: most models ignore padding, some read it as text or count positions
+by it (BART).
 
-What a model does is tried out, once and only where rows meet: a short row beside a longer one against itself alone. Where its logits
-differ beyond rounding, rows of one length go together; where these do not answer as alone either, each goes alone (RWKV of transformers
-5.23 mixes the rows of a batch behind its cache). Shapes: B rows, T tokens, V vocabulary.
+What a model does is tested once, and only if a batch has several rows: a short row beside a longer one is compared with itself alone. If
+its logits differ by more than rounding, only rows of one length share a batch; if even those differ, each row runs alone (the RWKV of
+transformers 5.23 mixes the rows of a batch when it reads from its cache). Shapes: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,21 +20,22 @@ from titer.data.encode import pad
 from titer.data.example import positions
 from titer.models.modes import evaluating, hooks_aside, own_settings_aside
 
-Way = Literal["generated", "left", "right"]  # answers from left-padded prompts; one pass over rows padded on that side
-Together = Literal["all", "length", "none"]  # which rows share a batch: all, those of one length, none
-SHORT = 5  # tokens of the row that is tried, and of its padding
-CLOSE = 1e-3  # of the logits' spread, or ten times what their type can tell apart
+Way = Literal["generated", "left", "right"]  # generation from left-padded prompts; one forward pass over rows padded on that side
+Together = Literal["all", "length", "none"]  # which rows may share a batch: all, those of equal length, none
+SHORT = 5  # tokens of the row that is tested, and of its padding
+CLOSE = 1e-3  # largest difference allowed, in standard deviations of the logits; at least ten times the epsilon of their type
 
 
 class Padding:
-    """What one model makes of padding, and batches of rows by it. `value` pads; `window` is how many tokens the model has room for."""
+    """Makes batches that suit how one model treats padding. `value`: id of the padding token; `window`: positions the model has."""
 
     def __init__(self, model: Any, value: int | None, window: int | None) -> None:
         self._model, self._value, self._n = model, value, max(1, min(SHORT, (window or 3 * SHORT) // 3))
         self._known: dict[Way, Together] = {}
 
     def batches(self, rows: Sequence[Sequence[int]], order: Sequence[int], size: int, way: Way) -> list[list[int]]:
-        """The places in `order`, at most `size` in a batch, and those together that answer as alone."""
+        """Splits `order`, indices into `rows`, into batches of at most `size` in which each row gives the outputs that it gives alone.
+        `way`: how the batches will be run (`Way`)."""
         found = []
         for start in range(0, len(order), size):
             chosen = list(order[start : start + size])
@@ -66,14 +68,14 @@ class Padding:
         return bool((beside - alone).abs().amax() <= max(CLOSE, 10 * torch.finfo(kind).eps) * alone.std())
 
     def _logits(self, way: Way, rows: list[list[int]]) -> torch.Tensor:
-        """Of the first row's tokens in one pass, (T, V)."""
+        """Returns the logits (T, V) of the first row's tokens, from one forward pass over all rows."""
         device, side = next(self._model.parameters()).device, "left" if way == "left" else "right"
         ids, mask = (t.to(device) for t in pad(rows, self._value, side))  # type: ignore[arg-type]
         found = self._model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False).logits
         return found[0][mask[0].bool()].float()  # type: ignore[no-any-return]
 
     def _generated(self, rows: list[list[int]]) -> torch.Tensor:
-        """Of the first row's next two tokens, (2, V); the second is behind the cache."""
+        """Returns the logits (2, V) of the first row's next two tokens, generated greedily; the second is computed with the cache."""
         ids, mask = (t.to(next(self._model.parameters()).device) for t in pad(rows, self._value, "left"))
         settings = GenerationConfig(
             max_new_tokens=2, do_sample=False, pad_token_id=self._value or 0, return_dict_in_generate=True, output_logits=True

@@ -1,9 +1,9 @@
-"""A loaded model moved along directions of its weights, theta + a d1 + b d2 ..., and put back bit for bit.
+"""Moves the weights of a loaded model along directions, theta + a d1 + b d2 ..., and restores them bit for bit.
 
-Every point is computed from the original weights, which are read again from the checkpoint's file, so nothing drifts over a sweep
-and no second copy of the model is held: above the model stand one of its tensors (two on the way to another checkpoint) and a few
-blocks. What the file stores in another form than the model holds it (fused experts, dequantised or merged weights) is
-written to a scratch folder once and read from there. Tied tensors are one. Source: arXiv 2405.17374 (its code moves by repeated +=
+Every point is computed from the original weights, which are read again from the checkpoint's file, so no error builds up over a sweep
+and no second copy of the model is held: beside the model, memory holds one of its tensors (two on the way to another checkpoint) and
+a few blocks. Tensors that the file stores in another form than the model holds them (fused experts, dequantised or merged weights) are
+written to a scratch folder once and read from there. Tied tensors count once. Source: arXiv 2405.17374 (its code moves by repeated +=
 and never restores). A point is a sequence of (size, direction); directions in models/directions.py.
 """
 
@@ -28,7 +28,7 @@ WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @contextmanager
 def movable(lm: LM, checkpoint: Checkpoint) -> Iterator[Movable]:
-    """`lm`, loaded from `checkpoint`, as a model that can be moved; the scratch folder lives as long as the block.
+    """Gives `lm`, loaded from `checkpoint`, as a model that can be moved; its scratch folder is deleted when the `with` block ends.
 
     Errors: a model with quantised (not floating) weights.
     """
@@ -37,7 +37,7 @@ def movable(lm: LM, checkpoint: Checkpoint) -> Iterator[Movable]:
 
 
 class Movable:
-    """A model whose weights can be put at a point for a while. Made by `movable`."""
+    """A model whose weights can be moved to a point and are restored afterwards. Made by `movable`."""
 
     def __init__(self, lm: LM, checkpoint: Checkpoint, scratch: Path) -> None:
         self.lm, self.checkpoint = lm, checkpoint
@@ -49,20 +49,20 @@ class Movable:
 
     @property
     def names(self) -> list[str]:
-        """The model's tensors, tied ones once."""
+        """The names of the model's floating-point tensors, tied ones once."""
         return list(self._held)
 
     def original(self, name: str) -> torch.Tensor:
-        """A tensor as the model was loaded with it, on the CPU."""
+        """Returns a tensor as it was when the model was loaded, on the CPU."""
         if name in self._spilled:
             return load_file(self._spilled[name])["weight"]
         return self.checkpoint.weight(name).to(self._held[name].dtype)
 
     @contextmanager
     def at(self, point: Point) -> Iterator[LM]:
-        """The model at a point; its own weights come back bit for bit, also after an exception. A size of 0 moves nothing.
+        """Moves the model to a point for a `with` block; its own weights are restored bit for bit, also after an exception.
 
-        Errors: another architecture's checkpoint; an original that can no longer be read.
+        A size of 0 moves nothing. Errors: a direction towards a checkpoint of another architecture; an original that cannot be read again.
         """
         if self._away:
             raise ValueError("the model is at a point already: every point is computed from the original weights")
@@ -111,7 +111,7 @@ class Movable:
             ) from error
 
     def _elsewhere(self, other: Checkpoint, name: str) -> torch.Tensor:
-        """The tensor of another checkpoint of this architecture, in this model's type."""
+        """Returns the tensor from another checkpoint of this architecture, in this model's data type. Errors: its shape differs."""
         held, there = self._held[name], other.weight(name)
         if there.shape != held.shape:
             raise TiterError(
@@ -121,7 +121,7 @@ class Movable:
         return there.to(held.dtype)
 
     def _spill(self, scratch: Path) -> None:
-        """What does not stand in the checkpoint bit for bit (trained since, an adapter merged in bf16) goes to `scratch`."""
+        """Writes to `scratch` every tensor that differs in any bit from the checkpoint's (trained since, or an adapter merged in bf16)."""
         standing = self.checkpoint.names.used
         for number, (name, tensor) in enumerate(self._held.items()):
             there = self.checkpoint.weight(name) if name in standing else None
@@ -131,7 +131,7 @@ class Movable:
 
 
 def _parted(moving: Point) -> tuple[tuple[float, Towards] | None, list[tuple[float, Direction]]]:
-    """The first way to another checkpoint, which is walked by interpolation to be exact at both ends, and the other terms."""
+    """Splits a point into its first move towards another checkpoint, interpolated so that both ends are exact, and all other moves."""
     for k, (size, direction) in enumerate(moving):
         if isinstance(direction, Towards):
             return (size, direction), [*moving[:k], *moving[k + 1 :]]
@@ -139,7 +139,8 @@ def _parted(moving: Point) -> tuple[tuple[float, Towards] | None, list[tuple[flo
 
 
 def _unique(lm: LM) -> dict[str, torch.Tensor]:
-    """Name -> tensor of all that a model file holds; what is one in the model (tied embeddings) comes once, by its first name."""
+    """Returns name -> tensor of a model's floating-point weights; a shared tensor (tied embeddings) comes once, by its first name.
+    Errors: a tensor of two or more axes that is not floating point, as quantised weights are."""
     found: dict[int, tuple[str, torch.Tensor]] = {}
     for name, tensor in lm.model.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():

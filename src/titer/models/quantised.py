@@ -1,9 +1,9 @@
-"""Quantised weights in safetensors: which tensors belong together, what the weight is, what is refused.
+"""Reads quantised weights from safetensors: finds the tensors that make up each weight, dequantises it, refuses unknown formats.
 
-FP8, bitsandbytes, GPTQ and AWQ are in models/packed.py. By compressed-tensors, the format of llm-compressor and vLLM, there stands
-beside `X.weight` (int8, or `X.weight_packed` with `X.weight_shape`) an `X.weight_scale`, one a row, a group or a tensor:
-W = scale (q - zero). That library decompresses on the CPU and saves safetensors that transformers opens there; optimum-quanto's models
-transformers cannot save, and torchao's cost every command its import and a line on stderr.
+FP8, bitsandbytes, GPTQ and AWQ are in models/packed.py. compressed-tensors, the format of llm-compressor and vLLM, stores beside
+`X.weight` (int8; or `X.weight_packed` with `X.weight_shape`) the scales `X.weight_scale`, one per row, group or tensor:
+W = scale (q - zero). Its library decompresses on the CPU and saves safetensors that transformers opens there. Not read: optimum-quanto,
+whose models transformers cannot save, and torchao, whose import would slow down every command and print a line on stderr.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ INSTALL = "pip install 'titer[int8]'  (or: pip install compressed-tensors)"
 
 
 def quantisation(config: Mapping[str, Any], label: str) -> str:
-    """What a config.json says of quantised weights, in words; "" where they are not.
+    """Describes in words how a config.json says that the weights are quantised; "" if they are not.
 
-    Errors: a method, or a variant of one, that is not read; a part of the model quantised for itself; several schemes, rotations or
-    sparsity; the library is not installed.
+    Errors: a method, or a variant of one, that Titer does not read; one part of the model quantised on its own; several schemes,
+    rotations or sparsity; compressed-tensors is needed and not installed.
     """
     said = _said(config)
     if not said:
@@ -76,13 +76,13 @@ def _said(config: Mapping[str, Any]) -> Any:
 
 
 def _within(config: Mapping[str, Any]) -> str:
-    """The part of a configuration that has a quantisation of its own, "" where none has."""
+    """Returns the name of a nested part of the configuration that has a quantization_config; "" if none has."""
     parts = {key: part for key, part in config.items() if isinstance(part, dict)}
     return next((key for key, part in parts.items() if part.get("quantization_config") or _within(part)), "")
 
 
 def _decompressed(held: Held, said: Said) -> torch.Tensor:
-    """By the library, its settings parsed as transformers parses them to load the model."""
+    """Decompresses a weight with the compressed-tensors library; its settings are parsed as transformers parses them to load the model."""
     from compressed_tensors.compressors import BaseCompressor  # noqa: PLC0415  an optional extra
 
     parsed: Any = CompressedTensorsConfig.from_dict(dict(said)).quantization_config
@@ -95,10 +95,10 @@ COMPRESSED = Packing("weights by compressed-tensors", "weight_scale", ("weight_s
 
 
 class Stored:
-    """The tensors of a folder's safetensors, a quantised weight as one by its name before.
+    """The tensors of a folder's safetensors; the parts of a quantised weight appear as one tensor, under the name before quantisation.
 
-    `paths`: tensor as the files name it -> the file that holds it; `config`: config.json of a quantised model, {} of another.
-    Errors: parts without a weight, a weight without a part; none at all, where the configuration speaks of some.
+    `paths`: stored tensor name -> the file that holds it; `config`: the config.json of a quantised model, {} for any other.
+    Errors: parts without a weight; a weight that lacks a part; no quantised weight at all, though the configuration names a method.
     """
 
     def __init__(self, paths: Mapping[str, Path], config: Mapping[str, Any]) -> None:
@@ -134,14 +134,14 @@ class Stored:
             )
 
     def shape(self, name: str) -> tuple[tuple[int, ...], str]:
-        """(shape, stored type as safetensors names it) of a tensor as the model has it."""
+        """Returns (shape as the model has it, stored type as safetensors names it) of a tensor."""
         parts = self._joined.get(name)
         own = _numbers(parts) if parts else name
         stored, kind = shape(self._paths[own], own)
         return shape_before(self._way, {part: (self._paths[one], one) for part, one in parts.items()}, stored) if parts else stored, kind
 
     def weight(self, name: str) -> torch.Tensor:
-        """A tensor, float32; a quantised one (outputs, inputs) dequantised. Errors: parts that the configuration does not describe."""
+        """Returns a tensor in float32, dequantised if need be: (outputs, inputs). Errors: it does not fit what the configuration says."""
         if parts := self._joined.get(name):
             held = {part: tensor_of(self._paths[one], one) for part, one in parts.items()}
             return unpacked(self._way, held, self._said, parts[self._way.needed[0]])
@@ -154,5 +154,5 @@ class Stored:
 
 
 def _numbers(parts: Mapping[str, str]) -> str:
-    """The stored tensor that holds a weight's numbers, "" where none does."""
+    """Returns the name of the stored tensor that holds a weight's numbers; "" if none does."""
     return next((parts[part] for part in NUMBERS if part in parts), "")

@@ -1,9 +1,9 @@
-"""Code that a model brings in its folder (auto_map, trust_remote_code): who needs it, when it is run or refused, what is kept apart.
+"""Code that comes in a model's folder (auto_map, trust_remote_code): which models need it, and when it is run or refused.
 
-It is run only where its user asked for it, and then as transformers runs it under trust_remote_code: before a class of its own, even
-where it knows the architecture. Unasked, transformers' own class is taken where there is one, and the code that is left alone is named.
-What may run are the *.py files at the top of the folder, which the model's key covers; whatever would come from elsewhere is refused.
-Nothing here runs any of it.
+It is run only if the user asked for it, and then as transformers runs it under trust_remote_code: in preference to transformers' own
+class, even for an architecture that transformers knows. If the user did not ask, transformers' own class is used where there is one, and
+the code that was not run is named. Only *.py files at the top of the folder may run, which the model's content key covers; code from
+anywhere else is refused. Nothing in this module runs any of it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ GENERATE = Path("custom_generate", "generate.py")  # transformers runs it in loa
 
 @dataclass(frozen=True)
 class OwnCode:
-    """What a folder's files say of its own code. `config`: config.json. `words`: tokenizer_config.json, {} where there is none;
-    `words_config`: the config.json beside that file, which an adapter has not."""
+    """What a folder's files say about code of its own. `config`: config.json. `words`: tokenizer_config.json, {} if there is none;
+    `words_config`: the config.json beside tokenizer_config.json, {} if there is none, as beside an adapter's."""
 
     config: Mapping[str, Any]
     words: Mapping[str, Any] = field(default_factory=dict)
@@ -38,14 +38,14 @@ class OwnCode:
 
     @cached_property
     def unknown(self) -> bool:
-        """Whether the model opens by its folder's code alone: transformers, as it is installed, does not know the architecture."""
+        """Whether the model cannot be opened without its folder's code: the installed transformers does not know the architecture."""
         kind = str(self.config.get("model_type"))
         known = kind in CONFIG_MAPPING and not _of_a_folder(CONFIG_MAPPING[kind])  # a model opened before may have registered itself
         return bool(self.config.get("auto_map")) and not known
 
     @cached_property
     def unread(self) -> bool:
-        """Whether the tokenizer opens by its folder's code alone. The reading is transformers' own (AutoTokenizer.from_pretrained)."""
+        """Whether the tokenizer cannot be opened without its folder's code, by the rules of transformers' AutoTokenizer.from_pretrained."""
         if not self.tokenizer:
             return False
         kind = str(self.words_config.get("model_type"))
@@ -58,12 +58,13 @@ class OwnCode:
 
     @property
     def needed(self) -> bool:
-        """Whether nothing opens without it."""
+        """Whether the model or its tokenizer cannot be opened without this code."""
         return self.unknown or self.unread
 
     @cached_property
     def model(self) -> tuple[str, ...]:
-        """MODULE.CLASS of configuration and model that transformers takes where the code is trusted; () of its own and of Titer's."""
+        """MODULE.CLASS of the configuration and the model that transformers takes from the folder if its code is trusted; () if it would
+        use its own class, or one that a library such as Titer registered with it."""
         said = self.config.get("auto_map")
         if not said:
             return ()
@@ -76,7 +77,7 @@ class OwnCode:
 
     @cached_property
     def tokenizer(self) -> str:
-        """MODULE.CLASS of the tokenizer that transformers takes where the code is trusted; "" where the folder names none."""
+        """MODULE.CLASS of the tokenizer that transformers takes from the folder if its code is trusted; "" if the folder names none."""
         said = self.words.get("auto_map")
         found = said.get("AutoTokenizer") if isinstance(said, Mapping) else said
         pair = found[:2] if isinstance(found, list) else [found]  # [slow, fast]
@@ -84,17 +85,17 @@ class OwnCode:
 
     @property
     def named(self) -> tuple[str, ...]:
-        """Every MODULE.CLASS that would be run."""
+        """Every MODULE.CLASS of the folder that would be run if its code were trusted."""
         return (*self.model, *([self.tokenizer] if self.tokenizer else ()))
 
 
 def code_files(folder: Path) -> list[Path]:
-    """The files of code at the top of a folder."""
+    """Returns the *.py files at the top of a folder, sorted."""
     return sorted(p for p in folder.glob("*.py") if p.is_file())
 
 
 def unasked(label: str, code: OwnCode) -> TiterError:
-    """The refusal of a model that needs code which nobody asked for."""
+    """Returns the error for a model that needs its folder's code, which the user did not ask to run."""
     kind = visible(str(code.config.get("model_type")), 60)
     part, of = ("", "the model") if code.unknown else (f"'s tokenizer {visible(code.tokenizer, 120)}", "its tokenizer")
     return TiterError(
@@ -107,9 +108,9 @@ def unasked(label: str, code: OwnCode) -> TiterError:
 
 
 def check_code(label: str, code: OwnCode, folders: Sequence[Path], words: Path) -> None:
-    """Of a model whose code is to be run; its tokenizer is in the folder `words`.
+    """Checks a model whose folder's code is to be run; `words` is the folder of its tokenizer.
 
-    Errors: code that lies elsewhere, or nowhere; a way of generating of its own.
+    Errors: the code lies outside of the folder, or is missing; the folder has its own generation code (custom_generate).
     """
     without = "" if code.needed else " Or leave out --trust-remote-code: transformers has classes of its own for it."
     for folder in folders:
@@ -139,7 +140,7 @@ def check_code(label: str, code: OwnCode, folders: Sequence[Path], words: Path) 
 
 
 def _references(said: Any) -> Iterator[str]:
-    """Every MODULE.CLASS in an auto_map, whose values may be lists."""
+    """Yields every MODULE.CLASS in an auto_map, whose values may be lists."""
     if isinstance(said, str):
         yield said
     elif isinstance(said, Mapping | list):
@@ -149,9 +150,9 @@ def _references(said: Any) -> Iterator[str]:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Inside, transformers knows no class that came from a folder's code, whatever was opened before; what comes in is forgotten.
+    """Hides from transformers, inside a `with` block, all classes from folders' code opened before; forgets those registered inside.
 
-    It would give a class that one folder registered to the next folder of that type or configuration, though its code may differ.
+    Else transformers would use a class that one folder registered for the next folder of that type, though its code may differ.
     """
     known = [mapping._extra_content for mapping in (CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, TOKENIZER_MAPPING)]
     aside = [_taken(registered) for registered in known]
@@ -164,7 +165,7 @@ def apart() -> Iterator[None]:
 
 
 def _taken(registered: dict[Any, Any]) -> dict[Any, Any]:
-    """Take out, and return, what came from a folder's code."""
+    """Removes and returns the classes that came from a folder's code."""
     found = {key: value for key, value in registered.items() if _of_a_folder(key) or _of_a_folder(value)}
     for key in found:
         del registered[key]
@@ -172,6 +173,6 @@ def _taken(registered: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _of_a_folder(kind: Any) -> bool:
-    """Whether transformers made a class (or one of several) of the code in a folder."""
+    """Whether a class, or one of a tuple of classes, was made by transformers from the code in a folder."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     return any(str(getattr(one, "__module__", "")).startswith("transformers_modules.") for one in kinds)
