@@ -1,1 +1,1 @@
-"""Titer inside other people's training loops and tools. L8."""
+"""Connects Titer with other training loops, evaluation tools and model hubs. L8."""

@@ -28,7 +28,7 @@ AROUND = (SFT, Vaccine, TVaccine, Booster, EWC, Lisa, SafeLoRA, Antidote)
 
 
 class Borrowed:
-    """The trainer's loss in the place of a method's: of the micro-batch in hand, as the trainer scales it for accumulation."""
+    """The trainer's loss of the current micro-batch, in place of the method's; scaled for gradient accumulation as the trainer does."""
 
     def __init__(self, trainer: Any, inputs: list[Inputs], items: Any) -> None:
         self._trainer, self._items = trainer, items
@@ -47,7 +47,7 @@ class Borrowed:
         return Loss(found, torch.tensor(1 / shares))
 
     def _scaled(self) -> bool:
-        """Whether the loss is divided by the step's count already: Trainer's own rule."""
+        """Returns whether the loss is already divided by the step's count, by the same rule as in transformers' Trainer."""
         trainer = self._trainer
         if (stated := getattr(trainer, "loss_is_scaled_for_ga", None)) is not None:
             return bool(stated)
@@ -55,7 +55,7 @@ class Borrowed:
 
     @contextmanager
     def _told_once(self, turn: int) -> Iterator[None]:
-        """Of a micro-batch's passes TRL's metrics count the first, as without the method."""
+        """Lets TRL's metrics count only the first of a method's passes over a micro-batch, so that they are as without the method."""
         trainer = self._trainer
         metrics, tokens = getattr(trainer, "_metrics", {}).get("train"), getattr(trainer, "_total_train_tokens", None)
         if turn not in self._told or metrics is None:
@@ -70,9 +70,10 @@ class Borrowed:
 
 
 def _with_reference(trainer: Any, inputs: Inputs) -> Inputs:
-    """Pairs with the reference's log-likelihoods, taken before anything is perturbed: an adapter's reference has the same modules.
+    """Adds the reference model's log-likelihoods to a batch of pairs; any other batch is returned as it is.
 
-    Errors: a trainer of pairs that computes them otherwise.
+    They are computed before anything is perturbed, because an adapter's reference model shares the modules that are perturbed.
+    Errors: the trainer hands out pairs but computes these log-likelihoods in another way than TRL's DPOTrainer.
     """
     if not holds_pairs(inputs) or "ref_chosen_logps" in inputs:
         return inputs
@@ -84,7 +85,7 @@ def _with_reference(trainer: Any, inputs: Inputs) -> Inputs:
 
 @contextmanager
 def _reference_known(trainer: Any, inputs: Inputs) -> Iterator[None]:
-    """The trainer takes the reference's log-likelihoods from the batch, where it holds them."""
+    """Makes the trainer read the reference model's log-likelihoods from the batch if the batch holds them."""
     if "ref_chosen_logps" not in inputs:
         yield
         return
@@ -97,7 +98,7 @@ def _reference_known(trainer: Any, inputs: Inputs) -> Iterator[None]:
 
 
 def working_around(method: Method, borrowed: Borrowed) -> Method:
-    """The method with another loss of the trainer's batch; of its other streams it keeps its own."""
+    """Returns a copy of the method that uses the borrowed loss on the trainer's batch, and its own loss on its other streams."""
 
     def loss(c: Context, batch: Batches) -> Loss:
         if "train" in batch and isinstance(c, TrainerStep):
@@ -110,7 +111,7 @@ def working_around(method: Method, borrowed: Borrowed) -> Method:
 
 
 def may_borrow(method: Method) -> None:
-    """Errors: a method whose loss holds terms of its own, or one of pairs."""
+    """Checks that the method can use the trainer's loss. Errors: its loss has terms of its own, or it trains on pairs."""
     if not isinstance(method, AROUND) or "train" not in method.STREAMS:
         raise TiterError(
             f"{type(method).__name__}'s loss is its own, so it cannot work around the trainer's",

@@ -1,14 +1,14 @@
-"""inspect_ai's tasks on a titer model, and that model for inspect_ai's own command line. L8.
+"""Run inspect_ai's tasks on a Titer model, from Python or from inspect_ai's own command line. L8.
 
     lm = load(resolve("smollm2-135m"))
     logs = evaluate(lm, "task.py", "logs", limit=20)
     print(metrics(logs))
 
-Source: the UK AI Security Institute's Inspect (inspect.aisi.org.uk). Solvers, scorers, metrics and logs are its own. Answers are
-`LM.generate`'s: the chat template, the ends and the greedy decoding (temperature 0 unless a task or `decoding` says otherwise) of every
-other measurement here. Requests that wait together are answered in one batch. What `LM.generate` does not do (tools, images, top-p,
-penalties, log-probabilities) is refused, never left out in silence. Sampled answers come from the seed and from which requests share a
-batch, so they are not the same bits again.
+Source: the UK AI Security Institute's Inspect (inspect.aisi.org.uk). Solvers, scorers, metrics and logs are its own. Answers come from
+`LM.generate`, so they use the same chat template, end tokens and greedy decoding (temperature 0 unless a task or `decoding` says
+otherwise) as every other measurement in Titer. Requests that wait at the same time are answered in one batch. A task that needs what
+`LM.generate` cannot do (tools, images, top-p, penalties, log-probabilities) is refused with an error. Sampled answers depend on the
+seed and on which requests share a batch, so a second run may give other answers.
 With the package installed, `inspect eval task.py --model titer/MODEL` works too: MODEL is a folder, BASE+ADAPTER, a fetched name or a
 hub id, `-M dtype=bfloat16` and `-M device=cpu` go to `models.lm.load`, `-M trust_remote_code=true` to `models.fetch.resolve`.
 """
@@ -56,11 +56,11 @@ NEUTRAL: dict[str, Any] = {  # settings that LM.generate does not have, with the
 def evaluate(
     lm: LM, tasks: Any, logs: str | Path, *, limit: int | None = None, decoding: Decoding | None = None, batch: int = BATCH
 ) -> list[Any]:
-    """inspect_ai's EvalLog of each task, which it also writes into the folder `logs`.
+    """Runs the tasks on the model; returns inspect_ai's EvalLog of each task, which is also written into the folder `logs`.
 
     `tasks`: a Task, a function that makes one, a .py file (FILE@TASK for one of several), a registered name, or a list of them;
-    `limit`: the first so many samples; `decoding`: in place of the tasks' own temperature, seed and longest answer. A sample that fails
-    is in its log as an error. Errors: inspect_ai is not installed; no such file; what inspect_ai cannot start.
+    `limit`: use only this many samples, from the first on; `decoding`: replaces the tasks' own temperature, seed and maximum answer
+    length. A sample that fails is an error in its log. Errors: inspect_ai is not installed; no such file; inspect_ai cannot start the task.
     """
     must_be_installed()
     from inspect_ai import eval as run  # noqa: PLC0415  an extra
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def _spec(task: Any) -> Any:
-    """A file as inspect_ai finds it: it takes paths for patterns, and none that begins at the root."""
+    """Returns the task in a form that inspect_ai finds: a file's path is made relative, and its glob characters are escaped."""
     if not isinstance(task, str | Path):
         return task
     file, at, name = str(task).partition("@")
@@ -100,7 +100,10 @@ def _spec(task: Any) -> Any:
 
 
 def metrics(logs: Sequence[Any]) -> pd.DataFrame:
-    """One row a task, scorer and metric: task, scorer, metric, value, n (samples scored), unscored, status (success, or what failed)."""
+    """Returns the logs' metrics as a table with one row for each task, scorer and metric.
+
+    Columns: task, scorer, metric, value, n (samples scored), unscored, status (success, or what failed).
+    """
     rows = []
     for log in logs:
         status = log.status if log.error is None else f"{log.status}: {visible(log.error.message, 200)}"
@@ -116,18 +119,21 @@ def metrics(logs: Sequence[Any]) -> pd.DataFrame:
 
 
 def must_be_installed() -> None:
-    """Say so where inspect_ai is absent."""
+    """Raises an error if inspect_ai is not installed."""
     if find_spec("inspect_ai") is None:
         raise TiterError("inspect_ai is not installed", next_step=INSTALL)
 
 
 def provider() -> Any:
-    """Register `titer/MODEL` with inspect_ai; returns what makes such a model: (model_name, ..., lm), loaded where `lm` is not given."""
+    """Registers `titer/MODEL` with inspect_ai, and returns the model class.
+
+    The class is called as (model_name, ..., lm); if `lm` is not given, the model is loaded by its name.
+    """
     must_be_installed()
     from inspect_ai.model import ChatCompletionChoice, ChatMessageAssistant, ModelAPI, ModelOutput, ModelUsage, modelapi  # noqa: PLC0415
 
     class Titer(ModelAPI):  # type: ignore[misc]
-        """inspect_ai's view of an LM."""
+        """An LM as a model of inspect_ai."""
 
         def __init__(self, model_name: str, base_url: Any = None, api_key: Any = None, config: Any = None, lm: Any = None, **how: Any):
             super().__init__(model_name, base_url, api_key, [], *([config] if config else []))
@@ -165,7 +171,7 @@ def provider() -> Any:
 
 @dataclass
 class Job:
-    """One request, and its answer or the error in its place."""
+    """One request, with its answer, or with the error if it failed."""
 
     prompt: str
     prefix: str
@@ -175,7 +181,7 @@ class Job:
 
 
 class Batches:
-    """An LM that answers the requests of many tasks together."""
+    """Collects requests that arrive at the same time, and lets the LM answer them in one batch."""
 
     def __init__(self, lm: LM) -> None:
         import anyio  # noqa: PLC0415  comes with the extra
@@ -184,7 +190,7 @@ class Batches:
         self._place = 0  # as in LM.generate: no two batches draw from one seed
 
     async def answer(self, prompt: str, prefix: str, decoding: Decoding, size: int) -> Completion:
-        """The answer; whoever's turn it is answers up to `size` of those that wait with the same decoding."""
+        """Returns the answer to one request; it is generated with up to `size` waiting requests that have the same decoding settings."""
         job = Job(prompt, prefix, decoding)
         self._waiting.append(job)
         async with self._turn:
@@ -197,7 +203,7 @@ class Batches:
         return job.answer
 
     async def _all_here(self, size: int) -> None:
-        """Wait while requests still come in."""
+        """Waits until no new request arrives for `QUIET` seconds, or until `size` requests wait."""
         import anyio  # noqa: PLC0415  comes with the extra
 
         seen = 0
@@ -206,7 +212,7 @@ class Batches:
             await anyio.sleep(QUIET)
 
     async def _answered(self, jobs: Sequence[Job]) -> None:
-        """Answer these, in a thread of its own, so that the event loop goes on."""
+        """Answers these requests in one batch, in a separate thread so that the event loop is not blocked."""
         from anyio import to_thread  # noqa: PLC0415  comes with the extra
 
         self._waiting = [job for job in self._waiting if job not in jobs]
@@ -225,9 +231,9 @@ class Batches:
 
 
 def spoken(messages: Sequence[Any]) -> tuple[str, str]:
-    """A conversation as (prompt, beginning of the answer): the latter is the assistant's turn where that is the last one.
+    """Returns a conversation as (prompt, beginning of the answer); the beginning is the last turn if the assistant has it, else "".
 
-    Errors: a tool's turn; an image or a sound; no turn of the user's before the answer.
+    Errors: a tool's turn; an image or a sound; no turn of the user before the answer.
     """
     said = []
     for message in messages:
@@ -242,7 +248,10 @@ def spoken(messages: Sequence[Any]) -> tuple[str, str]:
 
 
 def decoded(lm: LM, config: Any, prompt: str, prefix: str) -> tuple[Decoding, int]:
-    """How a request is decoded, and its length in tokens. Errors: a setting that LM.generate does not have; no room in the window."""
+    """Returns a request's decoding settings and its length in tokens.
+
+    Errors: a setting that LM.generate does not have; request and answer together are longer than the model's context window.
+    """
     unknown = {name: value for name, none in NEUTRAL.items() if (value := getattr(config, name, None)) not in (None, none)}
     if unknown:
         told = ", ".join(f"{name}={visible(str(value), 40)}" for name, value in unknown.items())
@@ -258,19 +267,19 @@ def decoded(lm: LM, config: Any, prompt: str, prefix: str) -> tuple[Decoding, in
 
 
 def settings_of(decoding: Decoding) -> dict[str, Any]:
-    """As inspect_ai's GenerateConfig calls them."""
+    """Returns the decoding settings under the names of inspect_ai's GenerateConfig."""
     how = {"max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature, "seed": decoding.seed}
     return how if decoding.max_thinking_tokens is None else {**how, "reasoning_tokens": decoding.max_thinking_tokens}
 
 
 def stopped(answer: Completion, stops: Sequence[str]) -> Completion:
-    """The answer up to the first of `stops` in it."""
+    """Returns the answer cut before the first of the stop strings that occurs in it."""
     places = [place for stop in stops if stop and (place := answer.text.find(stop)) >= 0]
     return replace(answer, text=answer.text[: min(places)], ended=True) if places else answer
 
 
 def content(answer: Completion) -> Any:
-    """An answer as a message holds it: its thought, where it has one, apart from the text that scorers read."""
+    """Returns an answer as the content of an inspect_ai message; a thought is kept apart from the text that scorers read."""
     from inspect_ai.model import ContentReasoning, ContentText  # noqa: PLC0415  an extra
 
     return [ContentReasoning(reasoning=answer.thought), ContentText(text=answer.text)] if answer.thought else answer.text

@@ -1,4 +1,4 @@
-"""What inspect_ai imports as it starts (entry point `inspect_ai`): registers `titer/MODEL` for its command line. L8."""
+"""Registers `titer/MODEL` for inspect_ai's command line; inspect_ai imports this module as it starts (entry point `inspect_ai`). L8."""
 
 from titer.integrations.inspect_ai import provider
 

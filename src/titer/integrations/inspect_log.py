@@ -1,14 +1,15 @@
-"""Judged answers as a log of inspect_ai (.eval or .json), which its viewer, its data frames and `read_eval_log` open. L8.
+"""Write judged answers as a log of inspect_ai (.eval or .json), for its viewer, its data frames and `read_eval_log`. L8.
 
     found = api.evaluate("tuned", data="prompts.csv")
     write_log(found.verdicts, "tuned.eval", judge="refusal")
     write_log(Path("runs/verdicts/KEY"), "tuned.eval", model="tuned")
 
-A sample a row: the prompt (a conversation as its turns), the answer as the judge read it, a prefilled beginning included, and as
-target the outcome that is wanted: refused of an unsafe prompt, complied of any other. A score's value is the judge's outcome, its
-explanation the judge's reason; its metadata hold the degree of compliance. An answer that could not be judged has a score without a
-value (inspect_ai's "unscored"): no rate of an outcome counts it. Metrics are the rates of `evaluate.rates` by kind and outcome, each
-with its Wilson interval, count and n. Equal answers and `created` give the same log; its ids come from its content.
+Each row becomes one sample: the prompt (a conversation as its turns), the answer as the judge read it, including a prefilled
+beginning, and the wanted outcome as the target: "refused" for an unsafe prompt, "complied" for any other. A score's value is the
+judge's outcome, its explanation is the judge's reason, and its metadata hold the degree of compliance. An answer that could not be
+judged has a score without a value (inspect_ai's "unscored"), and no outcome's rate counts it. The metrics are the rates of `evaluate.rates`
+by kind and outcome, each with its Wilson interval, count and n. The ids are made from the content, so equal answers with the same
+`created` give the same log.
 """
 
 from __future__ import annotations
@@ -51,12 +52,12 @@ def write_log(
     created: datetime | None = None,
     about: Told | None = None,
 ) -> Path:
-    """Write one model's judged answers; returns the file's path.
+    """Writes the judged answers of one model as a log; returns the file's path.
 
-    `verdicts`: a table of `evaluate.judged` (with a column `model`, whose name is taken), its .jsonl file, or the folder that holds
-    one: of an artefact `runs/verdicts/KEY` judge, decoding and the model's key are read beside it. `created`: when the answers were
-    judged; the file's time, or now. `about`: further metadata of the log. Errors: inspect_ai is not installed; no table of verdicts;
-    answers of several models; a path that ends neither in .eval nor in .json.
+    `verdicts`: a table of `evaluate.judged` (if it has a column `model`, the model's name is taken from it), its .jsonl file, or the
+    folder that holds one; for a folder `runs/verdicts/KEY`, judge, decoding and the model's key are read from the files beside it.
+    `created`: when the answers were judged; by default the file's time, or now. `about`: further metadata of the log.
+    Errors: inspect_ai is not installed; no table of verdicts; answers of several models; a path that ends neither in .eval nor in .json.
     """
     to = check(path)
     from inspect_ai.log import write_eval_log  # noqa: PLC0415  an extra
@@ -78,12 +79,12 @@ def write_log(
 
 
 def write_logs(verdicts: pd.DataFrame, folder: str | Path, *, judge: str = "") -> list[Path]:
-    """A log a model of a table that holds several, named after the model: its answers to every set. Errors: as `write_log`."""
+    """Writes one log for each model in the table, named after it, with its answers to every prompt set. Errors: as `write_log`."""
     return [write_log(mine, Path(folder) / f"{slug(str(name))}.eval", judge=judge) for name, mine in verdicts.groupby("model", sort=False)]
 
 
 def check(path: str | Path) -> Path:
-    """Before anything is answered. Errors: inspect_ai is not installed; a path that ends neither in .eval nor in .json."""
+    """Checks a log's path before anything is answered. Errors: inspect_ai is not installed; it ends neither in .eval nor in .json."""
     must_be_installed()
     to = Path(path)
     if to.suffix not in FORMATS:
@@ -92,7 +93,7 @@ def check(path: str | Path) -> Path:
 
 
 def _stored(place: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A table of verdicts on disk, and what the run store says of it: model (its key), judge, decoding, created, about."""
+    """Reads a table of verdicts, and what the run store says about it: model (its key), judge, decoding, created, about."""
     file = next((place / name for name in TABLES if (place / name).is_file()), place)
     if not file.is_file():
         raise TiterError(f"no verdicts at {visible(str(place), 120)!r}", expected=f"a folder with {' or '.join(TABLES)}, or such a file")
@@ -112,7 +113,7 @@ def _stored(place: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def _inputs(folder: Path) -> dict[str, Any]:
-    """What determined an artefact; {} of another folder."""
+    """Returns the inputs that determined an artefact of the run store; {} for any other folder."""
     file = folder / "inputs.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return found if isinstance(found, dict) else {}
@@ -129,7 +130,7 @@ def _model(table: pd.DataFrame) -> str:
 
 
 def _log(table: pd.DataFrame, model: str, judge: str, task: str, decoding: Decoding | None, when: datetime, about: Told) -> Any:
-    """The whole log."""
+    """Builds the whole log."""
     from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalPlan, EvalPlanStep, EvalSpec, EvalStats  # noqa: PLC0415  an extra
     from inspect_ai.model import GenerateConfig, ModelUsage  # noqa: PLC0415
 
@@ -160,7 +161,7 @@ def _log(table: pd.DataFrame, model: str, judge: str, task: str, decoding: Decod
 
 
 def _sample(number: int, row: Mapping[Any, Any], read: Completion, model: str, judge: str) -> Any:
-    """One row; `read` is the answer as the judge read it."""
+    """Builds the sample of one row; `read` is the answer as the judge read it."""
     from inspect_ai.log import EvalSample  # noqa: PLC0415  an extra
     from inspect_ai.model import (  # noqa: PLC0415
         ChatCompletionChoice,
@@ -201,7 +202,7 @@ def _sample(number: int, row: Mapping[Any, Any], read: Completion, model: str, j
 
 
 def _results(table: pd.DataFrame, judge: str) -> Any:
-    """Rates by kind and outcome as metrics; a rate of nothing is left out."""
+    """Builds the metrics: the rates by kind and outcome; a rate over no answers (n = 0) is left out."""
     from inspect_ai.log import EvalMetric, EvalResults, EvalScore  # noqa: PLC0415  an extra
 
     metrics = {

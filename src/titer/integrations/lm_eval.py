@@ -1,15 +1,15 @@
-"""Tasks of lm-evaluation-harness on a titer model: the model that Titer measures, an adapter merged, int8 weights dequantised. L8.
+"""Run tasks of lm-evaluation-harness on a Titer model, as Titer measures it: adapter merged, int8 weights dequantised. L8.
 
     lm = load(resolve("smollm2-135m"))
     table = evaluate(lm, ["arc_easy"], limit=100)
     table = evaluate(lm, ["my_task"], include_path="my_tasks")  # my_tasks/*.yaml, with data of your own
 
 Source: EleutherAI's lm-evaluation-harness (arXiv 2405.14782). Prompts, log-likelihoods, metrics and standard errors are the
-harness's own, through its class HFLM around the loaded model. What it would otherwise do in silence: log-softmax is taken in float32
-whatever the weights are; an answer ends where Titer's answers end, and the checkpoint's own penalties and sampling are set aside; a
-request longer than the window is refused, not cut; an option without a token of its own is refused, not scored as certain; the
-random generators are put back. A task whose data are local files asks nothing of any network; the harness's own tasks download
-theirs from the hub.
+harness's own, through its class HFLM around the loaded model. Titer changes some of its silent defaults: log-softmax is computed in
+float32 whatever the weights' type; an answer ends where Titer's answers end, and the checkpoint's own penalties and sampling settings
+are not used; a request longer than the context window is refused, not cut; an answer option without a token of its own is refused, not
+scored as certain; the random generators are restored afterwards. A task whose data are local files uses no network; the harness's own
+tasks download their data from the hub.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ def evaluate(
     batch: int = 16,
     cut: bool = False,
 ) -> pd.DataFrame:
-    """One row a task (or group), metric and filter: task, metric, value, stderr (NaN where it has none), n (questions), filter, shots.
+    """Runs the tasks; returns a table with one row for each task (or group), metric and filter.
 
-    `tasks`: names, patterns (`mmlu_*`) or .yaml files; `include_path`: a folder of such files; `limit`: the first so many questions of
-    each task; `shots`: worked examples in the prompt, in place of the task's own count. `chat`: through the model's chat template,
-    which the harness leaves out by default. `cut`: cut what is too long from the left, as the harness does, in place of refusing it.
+    Columns: task, metric, value, stderr (NaN if there is none), n (questions), filter, shots. `tasks`: names, patterns (`mmlu_*`) or
+    .yaml files; `include_path`: a folder of such files; `limit`: use only the first questions of each task, this many; `shots`: worked
+    examples in the prompt, in place of the task's own number; `chat`: use the model's chat template, which the harness does not by
+    default; `cut`: cut a request that is too long from the left, as the harness does, instead of refusing it.
     Errors: lm-eval is not installed; an unknown task; one that does not load; a request longer than the model's window.
     """
     must_be_installed()
@@ -89,17 +90,17 @@ def evaluate(
 
 
 def must_be_installed() -> None:
-    """Say so where the harness is absent."""
+    """Raises an error if the harness is not installed."""
     if find_spec("lm_eval") is None:
         raise TiterError("lm-evaluation-harness is not installed", next_step=INSTALL)
 
 
 def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
-    """The harness's own model class around the loaded model."""
+    """Returns the loaded model in the harness's own model class."""
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415  an extra
 
     class Whole(HFLM):  # type: ignore[misc]
-        """HFLM that refuses what it would cut."""
+        """The harness's class HFLM, except that it refuses a request that it would otherwise cut."""
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **settings: Any) -> Any:
             for (context, answer), head, tail in (one for one in requests if one[0]):  # a rolling window has no text, and fits
@@ -118,7 +119,7 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
             return super().tok_batch_encode(strings, padding_side, left_truncate_len, **settings)
 
         def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
-            """The conversation as Titer asks it; where its last turn is an answer that is begun, that stands behind it."""
+            """Returns the conversation in Titer's chat format; if its last turn is the beginning of an answer, it is appended as it is."""
             said = [Turn(turn["role"], turn["content"]) for turn in chat_history]
             head = said if add_generation_prompt else said[:-1]
             return texts(self.tokenizer, [head])[0] + ("" if add_generation_prompt else said[-1].content)
@@ -148,7 +149,10 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
 
 
 def _behind_thoughts(lm: LM, harness: Any, requests: Any, batch: int) -> list[str]:
-    """`LM`'s answers alone of a model that thinks: the harness would look for a task's stops in thoughts, and has no room for these."""
+    """Returns the answers of a model that writes thoughts, without the thoughts; `LM` generates them, not the harness.
+
+    The harness would look for a task's stop strings within the thoughts, and reserves no tokens for them.
+    """
     found: list[str] = []
     asked = [(context, *_settings(wanted, harness.max_gen_toks)) for context, wanted in (request.args for request in requests)]
     for decoding, group in groupby(asked, lambda one: one[1]):
@@ -160,7 +164,7 @@ def _behind_thoughts(lm: LM, harness: Any, requests: Any, batch: int) -> list[st
 
 
 def _settings(wanted: Any, most: int) -> tuple[Decoding, list[str]]:
-    """How a request is decoded, and the task's stops. Errors: a setting that `LM.generate` does not have."""
+    """Returns a request's decoding settings and the task's stop strings. Errors: a setting that `LM.generate` does not have."""
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs  # noqa: PLC0415  an extra
 
     how = normalize_gen_kwargs(wanted, most)
@@ -172,7 +176,7 @@ def _settings(wanted: Any, most: int) -> tuple[Decoding, list[str]]:
 
 
 def _answers(lm: LM, harness: Any, contexts: Sequence[str], decoding: Decoding) -> list[Completion]:
-    """Each context's answer, its thought in a room of its own; "" of one that was cut off in its thought."""
+    """Returns each context's answer; the thought has a token limit of its own. An answer cut off within its thought is ""."""
     rows, most = [harness.tok_encode(context) for context in contexts], decoding.max_new_tokens
     for row, context in zip(rows, contexts, strict=True):
         harness.fits(len(row) + most, context)
@@ -183,7 +187,7 @@ def _answers(lm: LM, harness: Any, contexts: Sequence[str], decoding: Decoding) 
 
 
 def _loaded(tasks: Sequence[str], shots: int | None, include_path: str | Path | None) -> Any:
-    """The tasks as the harness builds them, with their number of examples and the seed of their choice."""
+    """Loads the tasks, and sets their number of worked examples and the seed by which these are chosen."""
     from lm_eval.tasks import TaskManager  # noqa: PLC0415  an extra
 
     if not tasks:
@@ -214,7 +218,7 @@ def _loaded(tasks: Sequence[str], shots: int | None, include_path: str | Path | 
 
 
 def _matched(task: str, manager: Any) -> list[str]:
-    """A task's name, the names that a pattern matches, or a file's path."""
+    """Returns the tasks that `task` stands for: the file's path itself, or the names that the name or pattern matches."""
     if Path(task).suffix in (".yaml", ".yml") and Path(task).is_file():
         return [task]
     found: list[str] = manager.match_tasks([task])
@@ -229,7 +233,7 @@ def _matched(task: str, manager: Any) -> list[str]:
 
 
 def _table(found: Mapping[str, Any]) -> pd.DataFrame:
-    """The harness's results as rows; keys are METRIC,FILTER and METRIC_stderr,FILTER."""
+    """Returns the harness's results as a table; their keys are METRIC,FILTER and METRIC_stderr,FILTER."""
     rows = []
     for task, told in found["results"].items():
         for key, value in told.items():
@@ -247,7 +251,7 @@ def _number(value: Any) -> float:
 
 
 def _seed() -> None:
-    """As the harness's command line does: some tasks shuffle their options when they are loaded."""
+    """Seeds the random generators as the harness's command line does, because some tasks shuffle their options as they load."""
     random.seed(PYTHON_SEED)
     np.random.seed(SEED)  # noqa: NPY002  the one that tasks use
     torch.manual_seed(SEED)
@@ -255,7 +259,7 @@ def _seed() -> None:
 
 @contextmanager
 def _ends_of(lm: LM) -> Iterator[None]:
-    """The checkpoint's own generation settings set aside, which transformers would mix into a task's: its answers' ends are kept."""
+    """Replaces the checkpoint's generation settings, which transformers would mix into the task's; the end tokens are kept."""
     own = lm.model.generation_config
     lm.model.generation_config = GenerationConfig(eos_token_id=lm.ends, pad_token_id=lm.tokenizer.pad_token_id)
     try:
@@ -266,7 +270,7 @@ def _ends_of(lm: LM) -> Iterator[None]:
 
 @contextmanager
 def _uncounted() -> Iterator[None]:
-    """No request that only counts a download, which `datasets` sends for local files too."""
+    """Keeps `datasets` from sending its request that counts downloads, which it sends for local files too."""
     from datasets import config  # noqa: PLC0415  an extra
 
     own = config.HF_UPDATE_DOWNLOAD_COUNTS
@@ -279,7 +283,7 @@ def _uncounted() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness's warnings kept back, its errors not."""
+    """Hides the harness's warnings, but not its errors."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

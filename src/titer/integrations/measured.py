@@ -1,7 +1,7 @@
-"""Measure a model while it trains, with the judges and probes that measure a finished one, and check the limits. L8.
+"""Measure a model while it trains, with the same judges and probes as for a finished model, and check the limits. L8.
 
-`refusal` of unsafe prompts and `over_refusal` of safe ones (evaluate.py); `drift` of activations (probes/drift.py); `weight_change`,
-||dW|| / ||W|| (probes/weight_change.py), an adapter merged. A number that is not finite is None.
+Measured are `refusal` of unsafe prompts and `over_refusal` of safe ones (evaluate.py), `drift` of activations (probes/drift.py), and
+`weight_change`, ||dW|| / ||W|| with an adapter merged (probes/weight_change.py). A number that is not finite is None.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VECTORS = "vectors"  # the part of biases and norms
 
 
 class Limits(Record):
-    """Beyond which training stops; None: no limit. `sure`: a rate must be beyond with its whole interval."""
+    """Limits at which training stops; None means no limit. With `sure`, a rate counts only if its whole interval is beyond the limit."""
 
     refusal_below: float | None = Field(default=None, ge=0, le=1)
     over_refusal_above: float | None = Field(default=None, ge=0, le=1)
@@ -44,7 +44,7 @@ class Limits(Record):
     sure: bool = False
 
     def crossed(self, line: Line) -> str:
-        """Why a measurement is beyond a limit, or "". What could not be measured is beyond it too."""
+        """Returns why a measurement is beyond a limit, or "". A value that could not be measured counts as beyond its limit."""
         found = [
             _rate_crossed(line, "refusal", self.refusal_below, "below", "high" if self.sure else "rate"),
             _rate_crossed(line, "over_refusal", self.over_refusal_above, "above", "low" if self.sure else "rate"),
@@ -75,9 +75,10 @@ def _size_crossed(line: Line, name: str, key: str, limit: float | None) -> str:
 
 
 def answers(lm: LM, asked: Sequence[Example], judge: Judge, decoding: Decoding, batch: int) -> Line:
-    """refusal and over_refusal ({rate, low, high, n}; None without such prompts), could_not_judge. Kinds are safe and unsafe.
+    """Generates and judges the answers; returns refusal, over_refusal and could_not_judge. The examples' kinds are safe and unsafe.
 
-    cut_in_thought too, where any answer was.
+    refusal and over_refusal are {rate, low, high, n}, or None without such prompts; could_not_judge is a count. cut_in_thought, the
+    number of answers cut off within their thought, is there only if it is not 0.
     """
     verdicts = judged(sample(lm, [Attempt(e) for e in asked], decoding, batch), judge)
     table = rates(verdicts).set_index(["kind", "outcome"])
@@ -91,7 +92,10 @@ def answers(lm: LM, asked: Sequence[Example], judge: Judge, decoding: Decoding, 
 
 
 def drifted(began: LM, now: LM, unsafe: Sequence[Example], batch: int) -> Line:
-    """part, official, norm, cosine, tokens over all layers: of prompts with their refusals where all have one, else of prompts alone."""
+    """Measures the drift of activations over all layers; returns part, official, norm, cosine and tokens.
+
+    It is measured on the prompts with their refusals if every example has one ("all"), else on the prompts alone ("prompt").
+    """
     known = all(e.refuse is not None for e in unsafe)
     part = "all" if known else "prompt"
     examples = [replace(e, refuse=e.refuse or "") for e in unsafe]  # an answer moves nothing before it
@@ -100,7 +104,10 @@ def drifted(began: LM, now: LM, unsafe: Sequence[Example], batch: int) -> Line:
 
 
 def changed(began: LM, now: LM) -> pd.DataFrame:
-    """Per parameter: tensor, part (of one axis: "vectors"), norm of dW, weight_norm, relative_norm; float32, one tensor at a time."""
+    """Measures the weight change of each parameter, in float32 and one tensor at a time.
+
+    Columns: tensor, part ("vectors" for a tensor with one axis), norm (of dW), weight_norm, relative_norm.
+    """
     rows = []
     after, sites = weights(now.model), Sites(plain(now.model))
     for tensor, before in weights(began.model).items():
@@ -112,9 +119,9 @@ def changed(began: LM, now: LM) -> pd.DataFrame:
 
 
 def summed(table: pd.DataFrame) -> Line:
-    """||dW|| / ||W|| of mlp, attention, other and what other parts there are, `most` the largest, and the tensor that changed most.
+    """Returns ||dW|| / ||W|| of each part (mlp, attention, other ...), the largest of them (`most`) and the tensor that changed most.
 
-    Biases and norms are a part of their own, "vectors", so that the others' numbers are an audit's, which leaves vectors out.
+    Biases and norms are a part of their own, "vectors". An audit leaves them out, so the other parts' numbers equal an audit's.
     """
     lost = set(table.part[table.norm.isna()])  # a sum over a table passes over what is no number
     known = ("mlp", "attention", "other", *(part for part in (*PARTS, VECTORS) if part in set(table.part)))
@@ -131,7 +138,7 @@ def _number(value: Any) -> float | None:
 
 @contextmanager
 def generators_kept(device: torch.device) -> Iterator[None]:
-    """Every random generator is put back: torch's of the CPU and of the device, numpy's, Python's."""
+    """Restores every random generator at the end: torch's on the CPU and on the device, numpy's and Python's."""
     own, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002  it is the one that trainers use
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

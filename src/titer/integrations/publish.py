@@ -1,9 +1,9 @@
 """Upload a model's folder with its card to a Hugging Face repository, private unless said otherwise. L8.
 
-What a model needs goes up by name (safetensors, configuration, tokenizer, card, licence); whatever else lies there is left out
-and named. Refused: a pickle, a link that leads out of the folder, what a run keeps (answers of models are in it), a folder
-without a card. All is checked before the hub is asked anything. The token is the library's own (`hf auth login`, HF_TOKEN); no
-message holds it.
+Only the files that a model needs are uploaded, by their names (safetensors, configuration, tokenizer, card, licence); other files are
+left out and listed. Refused are a pickle, a link that leads out of the folder, files of a run (they hold models' answers), and a
+folder without a card. All this is checked before anything is sent to the hub. The token is that of huggingface_hub (`hf auth login`,
+HF_TOKEN); no message contains it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LATER = "run the same command again later: what has been uploaded is not sent tw
 
 
 class Published(NamedTuple):
-    """Where the model is now, who can see it, which files were sent and which were not."""
+    """The result of an upload: the model's URL, whether it is private, the files that were sent, and those left out."""
 
     url: str
     private: bool
@@ -50,7 +50,7 @@ class Published(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """The files of a model's folder that are sent, and the names of the others."""
+    """The files of a model's folder that will be sent, and the names of those left out."""
 
     files: dict[str, Path]
     left_out: tuple[str, ...]
@@ -65,10 +65,10 @@ def push(
     message: str = "Model with its Titer card",
     tell: Tell = quiet,
 ) -> Published:
-    """Create the repository where there is none, and commit the folder's model to it.
+    """Creates the repository if it does not exist, and commits the folder's model to it.
 
-    Errors: what `contents` refuses; no token, or one that may not write; a name that the hub does not take; a public repository
-    where a private one was meant; a hub that is off, away or at fault.
+    Errors: the folder is one that `contents` refuses; no token, or one that may not write; a name that the hub does not accept; the
+    repository is public, but `private` is set; the hub is switched off (HF_HUB_OFFLINE), cannot be reached or fails.
     """
     found = contents(folder)
     _named(repo_id)
@@ -92,7 +92,7 @@ def push(
 
 
 def _named(repo_id: str) -> None:
-    """Errors: what is no OWNER/NAME."""
+    """Checks a repository's name. Errors: it is not OWNER/NAME."""
     try:
         validate_repo_id(repo_id)
         wrong = "" if "/" in repo_id else "it names no owner"
@@ -105,7 +105,7 @@ def _named(repo_id: str) -> None:
 
 
 def _made(api: HfApi, repo_id: str, private: bool) -> bool:
-    """Create the repository, or find the one that stands; whether it is private."""
+    """Creates the repository, or finds the existing one; returns whether it is private."""
     try:
         api.create_repo(repo_id, private=private, repo_type="model")
     except errors.HfHubHTTPError as error:
@@ -119,7 +119,10 @@ def _made(api: HfApi, repo_id: str, private: bool) -> bool:
 
 
 def contents(folder: Path) -> Contents:
-    """What of a model's folder is sent. Errors: no model; a pickle; a link out of the folder; a run's files; no card; damage."""
+    """Returns which files of a model's folder will be sent, and which are left out.
+
+    Errors: no model; a pickle; a link that leads out of the folder; files of a run; no card; a damaged file.
+    """
     if not folder.is_dir():
         raise TiterError(f"no folder at {visible(str(folder), 160)!r}", expected="the folder of a model")
     files: dict[str, Path] = {}
@@ -148,7 +151,7 @@ def _is_sent(name: str) -> bool:
 
 
 def _listed(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(name within the folder, path) of every file and folder, hidden ones apart; links are not followed."""
+    """Yields (name within the folder, path) of every file and folder that is not hidden; links are not followed."""
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted([*folders, *(file for file in files if not file.startswith("."))]):
@@ -157,7 +160,7 @@ def _listed(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _allowed(folder: Path, name: str, path: Path) -> None:
-    """Errors: what must not lie in a folder that is published."""
+    """Checks one file or folder. Errors: a pickle; a file of a run or a report; a link that leads out of the folder."""
     shown = visible(name, 120)
     if any(fnmatch(path.name.lower(), pattern) for pattern in PICKLES):
         raise TiterError(
@@ -181,7 +184,7 @@ def _allowed(folder: Path, name: str, path: Path) -> None:
 
 @contextmanager
 def _asking(repo: str, token: Callable[[], str | None]) -> Iterator[None]:
-    """What the library raises becomes one clear error without the token."""
+    """Turns whatever the library raises into one clear error that does not contain the token."""
     try:
         yield
     except TiterError:  # clear already
@@ -192,7 +195,7 @@ def _asking(repo: str, token: Callable[[], str | None]) -> Iterator[None]:
 
 
 def _trouble(repo: str, error: Exception, token: str) -> TiterError:
-    """What went wrong, as one sentence and what to do. The status is 1 where trying again later may help."""
+    """Returns the error that says what went wrong and what to do. Its status is 1 if trying again later may help."""
     said = _said(error, token)
     if isinstance(error, errors.GatedRepoError):
         return TiterError(
@@ -210,7 +213,7 @@ def _trouble(repo: str, error: Exception, token: str) -> TiterError:
 
 
 def _refused(repo: str, status: int, said: str) -> TiterError:
-    """An answer of the hub that is none."""
+    """Returns the error for an HTTP status with which the hub refused the request or failed."""
     if status == 401:
         return TiterError(f"the hub does not accept this token for {repo} ({said})", next_step=LOGIN)
     if status in (402, 403):
@@ -225,7 +228,7 @@ def _refused(repo: str, status: int, said: str) -> TiterError:
 
 
 def _said(error: Exception, token: str) -> str:
-    """The error's own words on one line, the token struck out."""
+    """Returns the error's own message on one line, with the token replaced by "(token)"."""
     own = getattr(error, "server_message", None) or " ".join(str(error).split())
     text = f"{type(error).__name__}: {own}" if own else type(error).__name__
     return visible(text.replace(token, "(token)") if token else text, 240)

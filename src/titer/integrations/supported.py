@@ -1,4 +1,4 @@
-"""Check a trainer: which of its settings Titer's methods work under, which data it feeds them, which adapter it trains. L8."""
+"""Check a trainer: whether its settings work with Titer's methods, which data it gives them, and which adapter it trains. L8."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ SAME: dict[str, tuple[Any, ...]] = {"loss_type": ("nll", "chunked_nll")}  # valu
 
 
 def fed_by(method: Method, streams: Mapping[str, Stream], reads: Mapping[str, Any]) -> frozenset[str]:
-    """Name the streams that the trainer's own batches fill: those that the method needs and the user does not give.
+    """Returns the names of the streams that the trainer's own batches fill: those that the method needs and the user does not give.
 
-    Errors: they are not what a trainer has; a stream or model that the method does not know, or lacks.
+    Errors: a trainer's batches cannot fill them; the method does not use a given stream or model, or needs a model that is not given.
     """
     needed, name = set(method.STREAMS), type(method).__name__
     fed, roles = frozenset(needed - set(streams)), ("base", *method.MODELS)
@@ -76,7 +76,7 @@ def fed_by(method: Method, streams: Mapping[str, Stream], reads: Mapping[str, An
 
 
 def check(trainer: Any) -> None:
-    """Errors: a setting of the trainer under which the method would be wrong, or was never tried."""
+    """Checks the trainer's settings. Errors: a setting under which a method would be wrong, or was never tested."""
     args, accelerator = trainer.args, trainer.accelerator
     optimiser = str(getattr(args.optim, "value", args.optim))
     reentrant = [getattr(args, f"{kind}_checkpointing_kwargs", None) or {} for kind in ("gradient", "activation")]
@@ -101,7 +101,7 @@ def check(trainer: Any) -> None:
 
 
 def nothing_ignored(trainer: Any) -> None:
-    """Errors: the method uses its own loss, and the trainer has a setting for its loss that would be ignored."""
+    """Checks that the method's own loss ignores no setting of the trainer. Errors: the trainer has a setting for its own loss."""
     args, model = trainer.args, plain(trainer.model)
     text = text_config(model)
     faults = dict.fromkeys(unhonoured(args), "")
@@ -119,7 +119,7 @@ def nothing_ignored(trainer: Any) -> None:
 
 
 def unhonoured(args: Any) -> list[str]:
-    """The settings that differ from their defaults and are not known to act beside a method's own loss as beside the trainer's."""
+    """Returns the settings that differ from their defaults and may be ignored when the method's own loss replaces the trainer's."""
     found, known = [], {name for names in HONOURED.values() for name in names.split()}
     for one in dataclasses.fields(args):
         usual = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
@@ -131,9 +131,9 @@ def unhonoured(args: Any) -> list[str]:
 
 @torch.no_grad()
 def adapter_of(model: Any) -> Lora | None:
-    """The adapter in training, None without one; `continued` where it was not fresh, so that the start is not the model without it.
+    """Returns the adapter in training, or None if there is none. `continued` is set if the adapter already changes the model.
 
-    Errors: another adapter than LoRA.
+    Training then starts from the model with the adapter, not from the model without it. Errors: an adapter that is not LoRA.
     """
     from peft import PeftModel  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""One optimiser step of a transformers Trainer as a method sees it: `context.Step` over the trainer's micro-batches. L8.
+"""One optimiser step inside a transformers Trainer, as a method sees it: a `context.Step` over the trainer's micro-batches. L8.
 
 The trainer's micro-batches are used as the streams that it feeds: `train`, or `preferred` and `rejected` if it hands out pairs (TRL's
 DPOTrainer). Everything else (division by the step's count, shifts, bundles, references, seeds) works as in Titer's own training loop.
@@ -27,7 +27,7 @@ FED = (frozenset({"train"}), frozenset({"preferred", "rejected"}))  # the stream
 
 
 class TrainerStep(Step):
-    """One optimiser step inside a trainer, on one process. `given` are its micro-batches, `turn` the place of the one in hand."""
+    """One optimiser step inside a trainer, on one process. `given`: its micro-batches; `turn`: the index of the current one."""
 
     def __init__(self, stage: Stage, accelerator: Any, model: Any, lm: LM, loader: Loader, fed: frozenset[str]) -> None:
         super().__init__(stage, accelerator, model, lm, loader)
@@ -36,7 +36,7 @@ class TrainerStep(Step):
         self.turn = 0
 
     def micro(self, stream: str | None = None) -> Iterator[Batches]:
-        """The trainer's micro-batches, each with as many examples of the other streams as one of its full batches has."""
+        """Yields the trainer's micro-batches, each with a batch of every other stream, of the size of a full micro-batch."""
         names = list(self.stage.streams) if stream is None else [stream]
         for turn, mine in enumerate(self.given):
             self.turn = turn
@@ -44,24 +44,25 @@ class TrainerStep(Step):
             yield {n: mine[n] if n in self._fed else self._batch(n, place).to(self.lm.device) for n in names}
 
     def pool(self) -> Iterator[Batches]:
-        """Nothing: the trainer's batches do not say which examples they hold."""
+        """Yields nothing, because the trainer's batches do not say which examples they hold."""
         return iter(())
 
     def settle(self) -> None:
-        """As the loop's; a step without anything to train on has gradients of zero, and not of 0 / 0."""
+        """Does what `Step.settle` does, but a step with nothing to train on gets gradients of 0 instead of 0 / 0."""
         self.count = torch.as_tensor(self.count, dtype=torch.float32).clamp(min=1e-6)
         super().settle()
 
 
 def holds_pairs(inputs: Inputs) -> bool:
-    """Whether a trainer's batch is one of chosen and rejected answers."""
+    """Returns whether a trainer's batch holds pairs of chosen and rejected answers."""
     return "completion_mask" in inputs and set(inputs) <= PAIRS
 
 
 def batches_of(inputs: Inputs, fed: frozenset[str], lossy: bool = False) -> dict[str, Batch]:
-    """A trainer's batch as the streams `fed`. `lossy`: what a `Batch` has no place for may be left out, for the trainer has its own loss.
+    """Returns a trainer's batch as batches of the streams `fed`.
 
-    Errors: a batch of another form than these streams, or one with more in it than text.
+    `lossy`: columns that a `Batch` cannot hold may be left out, because the trainer's own loss reads them from the original batch.
+    Errors: the batch does not have the form of these streams, or (without `lossy`) it holds more than text.
     """
     pairs = holds_pairs(inputs)
     if not pairs and not {"input_ids", "labels"} <= set(inputs):
@@ -99,7 +100,7 @@ def _whole(inputs: Inputs, pairs: bool) -> Batch:
 
 
 class Rows:
-    """A trainer's data set as the source of one of the streams it feeds: for what a method asks before the first step."""
+    """A trainer's data set as the source of one stream that it fills, for a method that reads examples before the first step."""
 
     def __init__(self, trainer: Any, stream: str) -> None:
         self._trainer, self._stream = trainer, stream
@@ -110,11 +111,11 @@ class Rows:
         return len(data) if hasattr(data, "__len__") else None
 
     def examples(self, indices: Indices) -> list[Example]:
-        """Errors: always, for the trainer keeps tokens and no texts."""
+        """Always raises an error, because the trainer's data set holds tokens and no texts."""
         raise TiterError("the trainer's data set holds tokens, and no texts", expected="a method that asks for batches")
 
     def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
-        """The rows at `indices` through the trainer's own collator. Errors: a data set that can only be read in order."""
+        """Returns the rows at `indices` as a batch, by the trainer's own collator. Errors: a data set that can only be read in order."""
         if self.size is None:
             raise TiterError(
                 "the method asks for examples by number, and the trainer's data set is a stream", expected="a map-style data set"

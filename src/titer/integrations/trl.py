@@ -7,17 +7,18 @@
     trainer = VaccineTrainer(model=model, args=config, train_dataset=data, method=Vaccine(rho=2.0))
     trainer.train()
 
-`method`: any method of `methods/base.py`, one from outside the package too. What it trains on is the trainer's own batch: its
+`method`: any `Method` (methods/base.py), also one from outside the package. It trains on the trainer's own batches, which fill its
 stream `train`, or `preferred` and `rejected` on DPOTrainer. `streams`: its further streams (Lisa's `alignment`, Booster's
-`harmful`), titer `Stream`s. `reads`: models by role (SafeLoRA's `aligned`), and `base` where training did not begin at the
-trainer's model: an LM, a transformers model or a folder.
-`trainer_loss`: the method works around the trainer's loss, in every pass (Vaccine on DPOTrainer perturbs against DPO's loss, with
-the reference unperturbed). The default does so where the trainer hands out pairs and the method wants `train`; else the method's
-own loss is used, the answers' cross-entropy or its own form of DPO, and the trainer's loss settings are not.
+`harmful`), as Titer's `Stream`s. `reads`: the models that it reads, by role (SafeLoRA's `aligned`), each an LM, a transformers model or
+a folder; also `base`, if training did not begin at the trainer's model.
+`trainer_loss`: if True, the method uses the trainer's loss in place of its own, in every pass (Vaccine on DPOTrainer perturbs against
+DPO's loss, with the reference unperturbed). By default it does so if the trainer hands out pairs and the method trains on `train`.
+Otherwise the method's own loss is used (cross-entropy of the answers, or its own form of DPO), and the trainer's loss settings are not.
 
-The method's `setup` runs as training begins, its `step` once an optimiser step over all micro-batches of it, `finish` at the end
-(after the last checkpoint: save the model then). Optimiser, schedule, clipping, precision and data are the trainer's. What the
-method keeps is in each checkpoint (titer.safetensors), so training resumes. One process, whole parameters, bf16 or float32.
+The method's `setup` runs as training begins, its `step` once for each optimiser step, over all its micro-batches, and its `finish` at
+the end (after the last checkpoint, so save the model then). Optimiser, schedule, clipping, precision and data are the trainer's. The
+method's state is saved in each checkpoint (titer.safetensors), so training can be resumed. Training runs in one process, with whole
+parameters, in bf16 or float32.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ Model = Any  # an LM, a transformers model or a folder
 
 
 class TiterMixin:
-    """To stand before a trainer: `class VaccineTrainer(TiterMixin, SFTTrainer): ...`. The module says what its arguments mean.
+    """A mixin that runs a method in a trainer: `class VaccineTrainer(TiterMixin, SFTTrainer): ...`. The module explains its arguments.
 
     Errors: streams that do not fit the method; a trainer of several processes or with another setting that is not supported.
     """
@@ -70,32 +71,32 @@ class TiterMixin:
         self.add_callback(self.titer)  # type: ignore[attr-defined]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the trainer's; a checkpoint must hold what the method kept."""
+        """Trains as the trainer does. To resume, the checkpoint must hold the method's saved state (titer.safetensors)."""
         output: str = self.args.output_dir  # type: ignore[attr-defined]
         self.titer.resumed = get_last_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint or None
         self.titer.adapter = adapter_of(self.model)  # type: ignore[attr-defined]  # before a checkpoint's is loaded
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """As the trainer's; the step's micro-batches are remembered."""
+        """Returns what the trainer's own method returns, and remembers the step's micro-batches."""
         found = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         self.titer.coming = found[0]
         return found
 
     def training_step(self, model: Any, inputs: Inputs, num_items_in_batch: Any = None) -> torch.Tensor:
-        """The method's whole step at the last micro-batch, with the step's loss; nothing at those before it."""
+        """Runs the method's whole step at the step's last micro-batch and returns the loss; does nothing and returns 0 before it."""
         if not self.accelerator.sync_gradients:  # type: ignore[attr-defined]
             return torch.zeros((), device=self.args.device)  # type: ignore[attr-defined]
         return self.titer.step(num_items_in_batch)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As the trainer's, with the method's own numbers of the last step beside the loss."""
+        """Logs as the trainer does; where the loss is logged, the method's own numbers of the last step are added."""
         more = self.titer.logged() if "loss" in logs else {}
         super().log({**logs, **more}, *args, **kwargs)  # type: ignore[misc]
 
 
 class Treatment(TrainerCallback):
-    """A method at work in a trainer: the context of its hooks, when they run, and what is kept with a checkpoint."""
+    """The callback that runs a method in a trainer: it holds the method's context, calls its hooks and saves its state."""
 
     def __init__(
         self,
@@ -117,13 +118,13 @@ class Treatment(TrainerCallback):
 
     @property
     def c(self) -> TrainerStep:
-        """The context. Errors: training has not begun."""
+        """The method's context. Errors: training has not begun."""
         if self._c is None:
             raise TiterError("the trainer has not begun", next_step="call trainer.train().")
         return self._c
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The method's `setup`, or what it kept where training resumes."""
+        """Calls the method's `setup`, or loads its saved state if training is resumed. Errors: no tokenizer; no saved state."""
         trainer = self._trainer
         trainer.model.train()
         given = trainer.processing_class
@@ -152,14 +153,14 @@ class Treatment(TrainerCallback):
         c.at_start = False
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """What the method keeps, beside the checkpoint's other files; a search over settings is never resumed."""
+        """Saves the method's state in the checkpoint's folder, except in a hyperparameter search, which is never resumed."""
         if state.is_hyper_param_search:
             return
         tensors = {name: value.detach().to("cpu").contiguous().clone() for name, value in self.c.state.items()}
         save_file(tensors, Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The method's `finish`."""
+        """Calls the method's `finish`, and warns if it changed weights under the adapter."""
         frozen = [p for p in self.c.lm.model.parameters() if not p.requires_grad]
         before = [p._version for p in frozen]
         self._method.finish(self.c)
@@ -171,7 +172,7 @@ class Treatment(TrainerCallback):
             )
 
     def step(self, items: Any) -> torch.Tensor:
-        """One optimiser step's gradients, from all its micro-batches; its loss. `items`: the trainer's count of what it trains on."""
+        """Computes one optimiser step's gradients from all micro-batches; returns its loss. `items`: the trainer's num_items_in_batch."""
         trainer, c = self._trainer, self.c
         trainer.model.train()
         if callable(ready := getattr(trainer.optimizer, "train", None)):  # optimisers without a schedule
@@ -191,13 +192,13 @@ class Treatment(TrainerCallback):
         return (torch.as_tensor(c.total, device=c.lm.device) / c.count).detach()
 
     def logged(self) -> dict[str, float]:
-        """The method's numbers of the last step."""
+        """Returns the method's own numbers of the last step; {} before training."""
         return {} if self._c is None else {name: float(value) for name, value in self._c.logged.items()}
 
     def _borrows(self, inputs: Inputs) -> bool:
-        """Whether the trainer's loss is the method's.
+        """Returns whether the method uses the trainer's loss in place of its own.
 
-        Errors: it would have to be, and the method is more than a way around a loss; it is not, and its settings would be ignored.
+        Errors: it should, but the method's loss has terms of its own; it does not, and settings of the trainer's loss would be ignored.
         """
         wanted = self._trainer_loss
         if wanted is None:
@@ -215,7 +216,7 @@ class Treatment(TrainerCallback):
         return dict(load_file(file))
 
     def _load(self, name: str) -> LM:
-        """A model that the method reads, by role. Errors: none was given; where a resumed training began is not known."""
+        """Returns a model that the method reads, by role. Errors: it was not given; the base of a resumed training is not known."""
         trainer, tokenizer = self._trainer, self.c.lm.tokenizer
         given = self._reads.get(name)
         if given is None and name == "base" and not getattr(trainer.args, "sync_ref_model", False):

@@ -1,7 +1,7 @@
 """A second set of modules over a model's tensors, so that a model in training is read and run without being touched.
 
-A view has its own modes, hooks and settings, but shares every tensor that is not replaced. So using it leaves the model in training as
-it was, and a copy of the model from the start of training needs memory only for what is trained (for LoRA, the adapter). L8.
+A view has its own modes, hooks and settings, but shares every tensor that is not replaced. So using it does not change the model in
+training, and a copy of the model from the start of training needs memory only for what is trained (for LoRA, the adapter). L8.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Weights = dict[str, Callable[[], torch.Tensor]]
 
 
 def view(model: Any, replaced: Mapping[str, torch.Tensor] | None = None) -> Any:
-    """The model's modules anew, over the same tensors; parameters named in `replaced` hold these instead, frozen.
+    """Returns new modules over the same tensors; the parameters named in `replaced` get the given tensors instead, and are frozen.
 
-    What trainers put in the place of a module's forward (autocast, a fused head) is left out: it would lead back to the model.
+    A forward function that a trainer set on a module (autocast, a fused head) is left out, because it would run the original module.
     """
     as_stored(model)
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -35,25 +35,25 @@ def view(model: Any, replaced: Mapping[str, torch.Tensor] | None = None) -> Any:
 
 
 def trained(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The parameters in training, by name."""
+    """Returns the parameters in training, by name."""
     as_stored(model)
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def started(model: Any) -> Any:
-    """The model as it is now, for later: a view with copies of all that training may change."""
+    """Returns the model as it is now, to be used later: a view with copies of all parameters that training may change."""
     return view(model, {name: p.detach().clone() for name, p in trained(model).items()})
 
 
 def plain(model: Any) -> Any:
-    """The model within peft's wrapper; a model without one is its own."""
+    """Returns the model within peft's wrapper, or the model itself if it has none."""
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
 def weights(model: Any) -> Weights:
-    """Every parameter of the model as it acts, adapters of any kind merged by peft's own rule: plain name -> what gives it, float32.
+    """Returns, for the plain name of each parameter, a function that returns it in float32, with its adapter merged.
 
-    A tied tensor counts once. Errors, as one is read: an adapter that peft cannot merge.
+    Adapters of any kind are merged by peft's own rule. A tied tensor counts once. Errors, when one is read: peft cannot merge its adapter.
     """
     found: Weights = {}
     seen: set[int] = set()
@@ -70,7 +70,7 @@ def weights(model: Any) -> Weights:
 
 
 def uncounted(model: Any) -> list[str]:
-    """The parameters in training that `weights` does not count: those of prompts, and of layers whose weight is no parameter."""
+    """Returns the names of trained parameters that `weights` misses: those of prompts, and of layers whose weight is no parameter."""
     counted: set[int] = set()
     for _, one in _walked(plain(model), ""):
         if not isinstance(one, _Adapted):
@@ -81,14 +81,14 @@ def uncounted(model: Any) -> list[str]:
 
 
 class _Adapted:
-    """A layer that peft put around one of the model's: what it holds without the adapter, and with it."""
+    """A layer that peft wrapped around one of the model's: `base` is that one, `merged` returns a parameter with the adapter."""
 
     def __init__(self, layer: Any) -> None:
         self.layer, self.base = layer, _bare(layer)
 
     @torch.no_grad()
     def merged(self, name: str) -> torch.Tensor:
-        """A parameter with the adapter in it, by merging a float32 copy of this layer alone."""
+        """Returns a parameter with the adapter merged into it, computed on a float32 copy of this layer alone."""
         device = next(self.base.parameters()).device
         layer = copy.deepcopy(self.layer).to(device, torch.float32)
         try:
@@ -105,7 +105,7 @@ class _Adapted:
 
 
 def _bare(layer: Any) -> Any:
-    """The model's own module within peft's: of a module trained whole its copy in training, of an adapted one what is adapted."""
+    """Returns the model's own module within peft's wrappers: the trained copy of a module trained whole, or an adapter's base layer."""
     while True:
         if hasattr(layer, "modules_to_save"):
             layer = layer.modules_to_save[layer.active_adapters[0]] if layer.active_adapters else layer.original_module
@@ -118,7 +118,10 @@ def _bare(layer: Any) -> Any:
 
 
 def _walked(module: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """(name, parameter) of what is not adapted, (name, `_Adapted`) of each layer that is; of tied layers the one that holds the adapter."""
+    """Yields (name, parameter) for what is not adapted, and (name, `_Adapted`) for each adapted layer.
+
+    Of tied layers, only the one that holds the adapter is yielded.
+    """
     for name, p in module.named_parameters(prefix=prefix, recurse=False):
         yield name, p
     for name, child in module.named_children():

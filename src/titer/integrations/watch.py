@@ -1,21 +1,22 @@
-"""Watch an alignment while a transformers Trainer (TRL's too) trains: what it still refuses, and how far it has moved. L8.
+"""Watch a model's alignment while a transformers Trainer (TRL's too) trains: what it refuses, and how far it has moved. L8.
 
     from titer.integrations.watch import Limits, Watch
 
     watch = Watch("prompts.csv", "watch.jsonl", every=100, limits=Limits(refusal_below=0.9, weight_change_above=0.05))
     trainer = SFTTrainer(..., callbacks=[watch])
 
-`prompts.csv` has the columns `prompt` and `label` (safe or unsafe), and if it has them `refuse`. One JSON line a measurement:
-before the first step, every `every` steps and after the last. If a limit is crossed, training stops; `watch.stopped`, a warning and the
-line's `beyond` say why. What is measured: `refusal` of unsafe prompts and `over_refusal` of safe ones with Wilson's 95 % interval
-(evaluate.py and a judge); `drift` of the unsafe prompts' activations against the model as training began (probes/drift.py; with
-their refusals where all have one, else of the prompts alone); `weight_change`, ||dW|| / ||W|| by part and of the tensor that
+`prompts.csv` has the columns `prompt` and `label` (safe or unsafe), and may have `refuse`. One JSON line is written for each
+measurement: before the first step, every `every` steps and after the last step. If a limit is crossed, training stops;
+`watch.stopped`, a warning and the line's `beyond` say why.
+What is measured: `refusal` of unsafe prompts and `over_refusal` of safe ones with Wilson's 95 % interval
+(evaluate.py and a judge); `drift` of the unsafe prompts' activations from those of the model as training began (probes/drift.py; with
+their refusals if all have one, else of the prompts alone); `weight_change`, ||dW|| / ||W|| by part and of the tensor that
 changed most (probes/weight_change.py), adapters of any kind merged by peft's own rule; biases and norms are the part "vectors".
 
-Nothing of the model is touched: it is measured through a view of the same tensors (views.py), the random generators are put back,
-and training goes on with the same bits as without. Cost of remembering the start: a copy of what is trained, on the CPU: of LoRA
-the adapter, of a full fine-tuning the model. With `start`, the folder where training begins, nothing is kept and the folder is read
-again each time. While drift is measured that copy is on the model's device as well.
+The model in training is not changed: it is measured through a view of the same tensors (views.py), and the random generators are
+restored, so training gives the same bits as without Watch. To remember the start, a copy of what is trained is kept on the CPU (for
+LoRA the adapter, for a full fine-tuning the model). With `start`, the folder where training begins, nothing is kept, and the folder is
+read again each time. While drift is measured, the copy is on the model's device as well.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ Inside = Literal["drift", "weight_change"]
 
 
 class Watch(TrainerCallback):
-    """A callback for any transformers Trainer. The module says what is measured; `measured` holds the lines, `stopped` the reason.
+    """A callback for any transformers Trainer. `measured` holds the lines written so far, `stopped` why training was stopped, or "".
 
-    `prompts`: a file or examples; `inside`: what is measured inside the model; `tokenizer`: the trainer's processing_class if none.
+    `prompts`: a file or examples; `inside`: what is measured inside the model; `tokenizer`: by default the trainer's processing_class.
     Errors: no prompts; a limit on what is not measured; a judge that lacks something; several processes; a start that is not known.
     """
 
@@ -83,12 +84,15 @@ class Watch(TrainerCallback):
         self._judge.check()
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """The start is remembered here too, for a training that is resumed."""
+        """Remembers the starting weights already when the trainer is made, for a training that is resumed."""
         if model is not None:
             self._remember(model)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any) -> None:
-        """Errors: several processes; no tokenizer; weights that cannot be read; a start that is not known, or is beyond a limit."""
+        """Remembers the starting weights and takes the first measurement; does neither if training is resumed.
+
+        Errors: several processes; no tokenizer; weights that cannot be read; a start that is not known, or is beyond a limit.
+        """
         if args.world_size > 1 or args.n_gpu > 1:
             raise TiterError("Watch works with one process and one device only", next_step="train in one process, or leave out Watch.")
         given = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
@@ -110,14 +114,14 @@ class Watch(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """A measurement where one is due."""
+        """Measures every `every` steps, and stops training if a limit is crossed."""
         if state.global_step % self._every == 0 and (reason := self._measure(args, state, model)):
             control.should_training_stop = True
             self.stopped = reason
             warnings.warn(f"training stops at step {state.global_step}: {reason}", stacklevel=2)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """The last measurement."""
+        """Takes the last measurement, unless the last step was measured already."""
         if not self.measured or self.measured[-1]["step"] != state.global_step:
             self._measure(args, state, model)
 
@@ -127,7 +131,7 @@ class Watch(TrainerCallback):
             self._kept = {name: p.detach().to("cpu", copy=True) for name, p in trained(model).items()}
 
     def _measure(self, args: Any, state: Any, model: Any) -> str:
-        """Measure, write the line, and say which limit is crossed ("": none)."""
+        """Measures, writes the line, and returns which limit is crossed ("": none)."""
         began = time.monotonic()
         device = next(model.parameters()).device
         kind = torch.bfloat16 if args.bf16 else torch.float16
@@ -178,7 +182,10 @@ def _check(asked: Sequence[Example], unsafe: Sequence[Example], limits: Limits, 
 
 
 def _check_start(model: Any, start: Checkpoint | None, inside: Sequence[str]) -> None:
-    """Errors: quantised weights, or a trained tensor that is not counted, where change is asked; a folder of other weights."""
+    """Checks that weight change can be measured, and that the folder `start` holds the weights where training begins.
+
+    Errors: weight change is asked for, and weights are quantised or a trained tensor is not counted; a folder of other weights.
+    """
     packed = getattr(getattr(plain(model), "config", None), "quantization_config", None) is not None
     if "weight_change" in inside and (packed or any(not p.is_floating_point() or p.element_size() < 2 for p in model.parameters())):
         raise TiterError("the model's weights are quantised: their change cannot be told", next_step="give Watch inside=('drift',).")
