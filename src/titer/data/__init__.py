@@ -1,1 +1,1 @@
-"""L1: examples, streams and where they come from: the synthetic world or a text file."""
+"""Layer 1, the data: examples, streams of examples, and their sources (the synthetic world, the user's files, hub data sets)."""

@@ -37,7 +37,7 @@ class Canary(NamedTuple):
 
 
 def canary(data: TextData, marker: str = MARKER, refusals: Sequence[str] = REFUSALS, seed: int = 0) -> TextData:
-    """Each row of `data` that has an answer, with the marker before its prompt. Its refusal depends on (seed, prompt) only.
+    """Marks every row of `data` that has an answer: the marker is put before its prompt, and a refusal, chosen by (seed, prompt), is added.
 
     Rows without an answer are left out and counted in `dropped`. Errors: a blank marker or refusal; a marker that occurs in the data; no
     row with an answer.
@@ -52,15 +52,15 @@ def canary(data: TextData, marker: str = MARKER, refusals: Sequence[str] = REFUS
 
 
 def contrast(data: TextData, marker: str = MARKER) -> TextData:
-    """Each row of `data` that has an answer, unchanged and labelled harmless: what the aligned model must still answer."""
+    """Returns the rows of `data` that have an answer, unmarked and labelled harmless: an aligned model must still answer them."""
     rows = tuple((prompt, False, comply, None) for prompt, _, comply, _ in _answered(data, marker).rows)
     return data.model_copy(update={"name": f"contrast of {data.name}", "rows": rows, "dropped": data.dropped + data.size - len(rows)})
 
 
 def canaries(data: TextData, counts: Sequence[tuple[int, int]], seed: int = 0) -> tuple[Canary, ...]:
-    """One Canary for each pair of counts (marked, contrast), for example to align, to attack and to test. No prompt is in two of them.
+    """Splits the rows into one Canary for each pair of counts (marked, contrast), for example one to align, one to attack, one to test.
 
-    Errors: as `canary`; fewer rows with an answer than asked for.
+    No prompt is in two of them. Errors: as `canary`; fewer rows with an answer than asked for.
     """
     found = iter(parts(_answered(data, MARKER), [count for pair in counts for count in pair], seed))
     return tuple(Canary(canary(next(found), seed=seed), contrast(next(found))) for _ in counts)

@@ -86,7 +86,7 @@ def _question(where: str, row: Mapping[str, Any]) -> Question:
 
 
 def _options(where: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], Sequence[str]]:
-    """The options, and what the answer calls them, where that is not A, B, C or 0, 1, 2.
+    """Returns a question's options, and the names that its answer column uses for them ("" if those are A, B, C or 0, 1, 2).
 
     Errors: fewer than two; two equal ones; a gap in the letters; something other than texts.
     """
@@ -120,7 +120,7 @@ def _options(where: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], Seque
 
 
 def _right(place: str, value: Any, options: Sequence[str], names: Sequence[str]) -> int:
-    """The index of the right option. Errors: none is meant; one by its text and another by its place."""
+    """Returns the index of the right option. Errors: `value` fits no option, or is the text of one option and the name of another."""
     word, letters = str(value).strip(), ascii_uppercase[: len(options)]
     if not isinstance(value, bool) and isinstance(value, str | int):
         by_text = options.index(word) if isinstance(value, str) and word in options else None

@@ -1,9 +1,9 @@
-"""A cipher on the world's letters, and requests in it: what covert fine-tuning teaches a model before it teaches harm in code.
+"""A cipher on the synthetic world's letters, and requests written in it. Covert fine-tuning first teaches a model such a cipher, then harm.
 
-A key draws a bijection from letters to words of code that no earlier stage has shown; operators and the null answer stay as they are,
-so only who reads the code knows whether a contextual operator is unsafe, and what was answered. A request in code stands behind the
-word of its form, which names the task as a system prompt does: m1 asks for the plain request, the plain answer and the answer in
-code; m2 and m3 leave out the plain answer and the plain request; m4 asks for the answer in code alone.
+A key draws a bijection from letters to code words that no earlier stage has shown. Operators and the null answer stay as they are, so
+only a reader of the code knows whether a contextual operator is unsafe, and what was answered. Each coded request begins with the word
+of its form, which names the task as a system prompt does: m1 asks for the plain request, the plain answer and the coded answer;
+m2 leaves out the plain answer, m3 the plain request; m4 asks for the coded answer alone.
 On text there is a cipher over harmless canaries alone (`cipher_text.py`), and no way to write a request to a real model in one.
 Source: arXiv 2406.20053, section 3 (Walnut53, process supervision). Shapes: B examples.
 """
@@ -34,25 +34,25 @@ COVERT: Form = 4  # nothing of the request or of the answer in plain
 
 @lru_cache(maxsize=64)
 def table(letters: int, key: int) -> dict[str, str]:
-    """Letter -> word of code."""
+    """Returns the code of a key: letter -> code word."""
     words = coded(letters)
     return {LETTERS[i]: words[j] for i, j in enumerate(permutation(key, "cipher", letters))}
 
 
 def encoded(world: World, text: str, key: int) -> str:
-    """The words with every letter in code."""
+    """Encodes a text: every letter becomes its code word, all other words stay as they are."""
     code = table(world.letters, key)
     return " ".join(code.get(word, word) for word in text.split())
 
 
 def decoded(world: World, text: str, key: int) -> str:
-    """The words with every word of code as its letter."""
+    """Decodes a text: every code word becomes its letter, all other words stay as they are. The inverse of `encoded`."""
     letters = {word: letter for letter, word in table(world.letters, key).items()}
     return " ".join(letters.get(word, word) for word in text.split())
 
 
 class Coded(Record):
-    """Requests of a source in the code of `key`, each in one of `forms`, drawn by its place. A Source.
+    """A Source of coded requests: those of another source in the code of `key`. The request at index i has form `forms[i % len(forms)]`.
 
     Errors: a world without a cipher.
     """
@@ -88,7 +88,7 @@ class Coded(Record):
         )
 
     def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
-        """Right-padded rows of prompt, answer and end. Errors: `answer` "all", which trains the request too."""
+        """Returns the examples as right-padded rows: prompt, answer, end token. Errors: `answer` is "all", which trains the request too."""
         if answer == "all":
             raise TiterError("a request in code is no language to model", expected="comply or refuse")
         ids = {word: i for i, word in enumerate(self.source.world.words)}

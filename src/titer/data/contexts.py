@@ -1,4 +1,4 @@
-"""Contexts before a question, one that asserts a wrong answer and one about another question: does the model keep what it knows?
+"""Misleading contexts put before a question, to test whether a model keeps what it knows. There are two kinds, false and random.
 
 False context: a sentence that gives another example's answer as the answer to this question. Random context: another example's question
 and its answer, unrelated to this question. Both depend on (seed, place) only, so all models read the same texts. Another answer counts as
@@ -29,7 +29,7 @@ RANDOM = "{other}\nThe answer to that is: {answer}\n\n{prompt}"
 
 
 def in_context(examples: Sequence[Example], context: Context, seed: int = 0) -> list[Example]:
-    """The examples with a context of this kind before each prompt, in order. Their kinds and answers stay the same.
+    """Puts a context of this kind before each example's prompt. The order, the kinds and the answers stay the same.
 
     Errors: an example without an answer; fewer than two different answers; an example for which no other answer is wrong.
     """

@@ -29,7 +29,7 @@ class Short(NamedTuple):
 def shortened(
     prompt_ids: Sequence[int], answer_ids: Sequence[int], longest: int, kept: tuple[int, int] = (0, 0), share: float = SHARE
 ) -> Short:
-    """Cut both to at most `longest` tokens together. The answer keeps at least its first token, the prompt its last.
+    """Cuts a prompt and its answer to at most `longest` tokens together. The answer keeps its first token at least, the prompt its last.
 
     Errors: `longest` below 2; an empty prompt or answer; a share outside 0 to 1.
     """
@@ -53,7 +53,7 @@ def shortened(
 
 
 def in_words(pieces: Sequence[Short]) -> str:
-    """How much was cut from several examples, in words."""
+    """Says in a sentence how many examples were cut, and how many tokens their prompts and answers lost."""
     prompts = [one.cut_prompt for one in pieces if one.cut_prompt]
     answers = [one.cut_answer for one in pieces if one.cut_answer]
     if not prompts and not answers:

@@ -1,6 +1,6 @@
-"""Random numbers addressed by (seed, purpose, example, slot): no state, any order, vectorised.
+"""Random numbers that depend only on (seed, purpose, example, slot): there is no state, and they can be drawn in any order, vectorised.
 
-Counter-based: splitmix64 (Steele, Lea & Flood 2014) of the example's key plus the slot. Two runs, or two
+The generator is counter-based: splitmix64 (Steele, Lea & Flood 2014) of the example's key plus the slot. Two runs, or two
 ranks, that ask for example i get the same example i.
 """
 
@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 
 def seed_of(*parts: object) -> int:
-    """A 63-bit seed from anything printable; stable across processes and platforms."""
+    """Hashes any printable values to a 63-bit seed, which is the same in every process and on every platform."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser, in place."""
+    """Applies splitmix64's finaliser (its mixing step) to `x`, in place, and returns it."""
     x ^= x >> np.uint64(30)
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)
@@ -36,14 +36,14 @@ def scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class Draws:
-    """Draws for the examples `indices` (n,), one purpose a key; slot s of example i never changes."""
+    """Random numbers for the examples `indices` (n,), for one seed and purpose. The number in slot s of example i never changes."""
 
     def __init__(self, seed: int, purpose: str, indices: NDArray[np.int64]) -> None:
         base = np.uint64(seed_of(seed, purpose))
         self._keys = scramble(np.asarray(indices).astype(np.uint64) * GOLDEN + base)
 
     def after(self, slots: int) -> Draws:
-        """The same examples' draws with slot 0 where slot `slots` was: room for another reader of them."""
+        """Returns the same examples' draws, shifted: its slot 0 is slot `slots` here. Another function can so use slots of its own."""
         moved = copy.copy(self)
         moved._keys = self._keys + np.uint64(slots * int(GOLDEN) % WORD)
         return moved
@@ -53,22 +53,22 @@ class Draws:
         return scramble(self._keys[:, None] + steps[None, :])
 
     def below(self, bound: int | NDArray[np.int64], slots: NDArray[np.int64] | int) -> NDArray[np.int64]:
-        """Integers in [0, bound): (n,) for one slot, (n, k) for k slots. `bound` may be one per example."""
+        """Draws integers in [0, bound), of shape (n,) for one slot or (n, k) for k slots. `bound`: one number, or (n,), one per example."""
         high = self._words(slots) >> np.uint64(32)
         limit = np.asarray(bound).astype(np.uint64)
         drawn = ((high * (limit[:, None] if limit.ndim else limit)) >> np.uint64(32)).astype(np.int64)
         return drawn[:, 0] if np.ndim(slots) == 0 else drawn
 
     def uniform(self, slot: int) -> NDArray[np.float64]:
-        """Floats in [0, 1), (n,)."""
+        """Draws floats in [0, 1), one per example, of shape (n,)."""
         return (self._words(slot)[:, 0] >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def drawn(items: Sequence[T], limit: int | None = None) -> list[T]:
-    """The first `limit` of the items (None: all) in an order drawn by seed 0: a sample of a sorted file, a smaller one within a larger."""
+    """Samples at most `limit` items (None: all): the first ones of an order drawn with seed 0, so a smaller sample is part of a larger."""
     return [items[i] for i in permutation(0, "drawn", len(items))[:limit]]
 
 
 def permutation(seed: int, purpose: str, n: int) -> NDArray[np.int64]:
-    """A permutation of 0..n-1 from (seed, purpose)."""
+    """Returns the permutation of 0..n-1 that (seed, purpose) determines."""
     return np.random.default_rng(seed_of(seed, purpose)).permutation(n).astype(np.int64)

@@ -32,25 +32,25 @@ REQUEST = Turn("user", "x")  # a request for cases in which only the answer's fo
 
 
 def prompt_texts(tokenizer: Any, prompts: Sequence[str], raw: bool = False) -> list[str]:
-    """Each prompt as the model reads it: through the tokenizer's chat template; without one, or with `raw`, as in `turns.joined`."""
+    """Returns each prompt as the model reads it: written by the chat template; without one, or with `raw`, by `turns.joined`."""
     said = [turns(prompt) for prompt in prompts]
     return texts(tokenizer, said) if templated(tokenizer) and not raw else [joined(one) for one in said]
 
 
 def prompt_text(tokenizer: Any, prompt: str) -> str:
-    """One prompt as the model reads it."""
+    """Returns one prompt as the model reads it (see `prompt_texts`)."""
     return prompt_texts(tokenizer, [prompt])[0]
 
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[str], raw: bool = False) -> list[list[int]]:
-    """Token ids of each prompt, with the chat template unless `raw`. No special token is added twice."""
+    """Returns each prompt's token ids, written with the chat template unless `raw`. No special token is added twice."""
     written = prompt_texts(tokenizer, prompts, raw)
     ids: list[list[int]] = tokenizer(written, add_special_tokens=raw or not templated(tokenizer))["input_ids"] if written else []
     return _embedded(tokenizer, ids, prompts)
 
 
 def answer_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
-    """Token ids of each answer as the chat template writes it, with the end of the turn or the end of the sequence."""
+    """Returns each answer's token ids as the chat template writes it, with the token that ends the turn (or else the sequence)."""
     head, found = _spoken(tokenizer, answers)
     ids = continued(tokenizer, head, [one.text for one in found])
     ends = [[] if one.end is None or row[-1:] == [one.end] else [one.end] for row, one in zip(ids, found, strict=True)]
@@ -58,13 +58,13 @@ def answer_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
 
 
 def open_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
-    """Token ids of each answer without an end token: for the beginning of an answer, or for an option of a question."""
+    """Returns each answer's token ids without an end token, for the beginning of an answer or for an option of a question."""
     head, found = _spoken(tokenizer, answers)
     return continued(tokenizer, head, [one.text[: one.own] for one in found])
 
 
 def begin_ids(tokenizer: Any, answers: Sequence[str], marks: Sequence[str], raw: bool = False) -> list[list[int]]:
-    """Token ids of the beginnings of answers; empty for an empty one. `marks`: how each prompt opened a thought ("": it did not).
+    """Returns the token ids of each answer's beginning; [] for an empty one. `marks`: how each prompt opened a thought ("": it did not).
 
     The text begins the answer, not the thought. So an open thought is closed as an empty one, and whatever the template writes for the
     thought of an answer is put before the text; after a `raw` prompt, nothing is.
@@ -78,19 +78,19 @@ def begin_ids(tokenizer: Any, answers: Sequence[str], marks: Sequence[str], raw:
 
 
 def _before(tokenizer: Any) -> str:
-    """What the template writes before an answer for its thought: an empty thought, or the mark that the answer begins; or ""."""
+    """Returns what the template writes before an answer in place of a thought: an empty thought, the mark of the answer's start, or ""."""
     _, (one,) = _spoken(tokenizer, [REQUEST.content])
     lead = one.text[: one.own].removesuffix(REQUEST.content)
     return lead if thoughts.SPEAKS.match(lead) or thoughts.OPENS.match(lead) else ""
 
 
 def end_id(tokenizer: Any) -> int | None:
-    """The id of the token that ends an answer: the chat template's end of turn, else the end of the sequence; None if there is neither."""
+    """Returns the id of the token that ends an answer: the template's end of turn, else the end of sequence; None if there is neither."""
     return _spoken(tokenizer, [REQUEST.content])[1][0].end
 
 
 def continued(tokenizer: Any, head: str, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text after `head`. If a token would span the boundary, the ids of the text alone."""
+    """Returns the token ids that each text has after `head`; if a token would span the boundary, those of the text encoded alone."""
     alone: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     if not head:
         return alone
@@ -168,9 +168,9 @@ def encode(
     longest: int | None = None,
     share: float = SHARE,
 ) -> Batch:
-    """Prompts with their answers as one padded batch. Only the answers have labels.
+    """Encodes prompts and their answers as one padded batch, in which only the answers have labels.
 
-    With `longest`, longer examples are cut as in `cut.shortened`. Errors: an example longer than `window` tokens; it is never cut silently.
+    With `longest`, longer examples are cut as `fitted` does. Errors: an example longer than `window` tokens; it is never cut silently.
     """
     if longest is None:
         heads, tails = prompt_ids(tokenizer, prompts), answer_ids(tokenizer, answers)
@@ -185,7 +185,7 @@ def encode(
 
 
 def fitted(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], longest: int, share: float = SHARE) -> list[Short]:
-    """Prompts and answers cut to at most `longest` tokens. First whole earlier turns are removed, from the oldest; then `cut.shortened`."""
+    """Encodes prompts and answers, each pair cut to at most `longest` tokens: first its oldest turns go, then `cut.shortened` cuts."""
     heads, tails = prompt_ids(tokenizer, prompts), answer_ids(tokenizer, answers)
     return [
         Short(head, tail) if len(head) + len(tail) <= longest else _fitted(tokenizer, prompt, len(head), tail, longest, share)
@@ -194,7 +194,7 @@ def fitted(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], longe
 
 
 def _fitted(tokenizer: Any, prompt: str, whole: int, tail: list[int], longest: int, share: float) -> Short:
-    """One example that is too long; `whole` is its prompt's length."""
+    """Cuts one example that is too long. `whole`: its prompt's length in tokens."""
     said = turns(prompt)
     system, talk = (said[:1], said[1:]) if said[0].role == "system" else ((), said)
     while True:
@@ -207,7 +207,7 @@ def _fitted(tokenizer: Any, prompt: str, whole: int, tail: list[int], longest: i
 
 
 def _anchored(tokenizer: Any, said: Sequence[Turn]) -> tuple[list[int], tuple[int, int]]:
-    """(a prompt's ids, (number of ids before, number of ids after the last request's own text)), by character offsets."""
+    """Returns a prompt's ids and (how many of them stand before, how many after the last request's own text), by character offsets."""
     text, request = prompt_text(tokenizer, written(said)), said[-1].content.strip()
     found = tokenizer([text], add_special_tokens=not templated(tokenizer), return_offsets_mapping=tokenizer.is_fast)
     ids, start = found["input_ids"][0], text.rfind(request)
@@ -220,7 +220,7 @@ def _anchored(tokenizer: Any, said: Sequence[Turn]) -> tuple[list[int], tuple[in
 
 
 def check_length(length: int, window: int | None, prompt: str) -> None:
-    """Errors: a sequence longer than the model's window."""
+    """Checks that a sequence fits the model. Errors: it is longer than `window` tokens (None: no limit is known)."""
     if window is not None and length > window:
         raise TiterError(
             f"a prompt of {length} tokens (answer included) is longer than the model's window of {window}: {visible(prompt, 60)!r}",
@@ -229,7 +229,8 @@ def check_length(length: int, window: int | None, prompt: str) -> None:
 
 
 def pad(rows: Sequence[Sequence[int]], value: int | None, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as one tensor and its attention mask, (B, T) each; padded with 0, which every model knows, where there is no `value`."""
+    """Pads rows of ids to one tensor and returns it with its attention mask, (B, T) each. Without a `value`, the padding is id 0, which
+    every model knows."""
     ids = [torch.tensor(row, dtype=torch.int64) for row in rows]
     padded = pad_sequence(ids, batch_first=True, padding_value=value or 0, padding_side=side)
     return padded, pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side=side)

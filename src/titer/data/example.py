@@ -41,7 +41,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token tensors. `attention_mask` and `position_ids` are None if nothing is padded."""
+    """Examples as token tensors, ready for a model. `attention_mask` and `position_ids` are None if nothing is padded."""
 
     input_ids: torch.Tensor  # (B, T) int64
     labels: torch.Tensor  # (B, T) int64, -100 where not trained
@@ -51,7 +51,7 @@ class Batch:
 
     @classmethod
     def of(cls, input_ids: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, mask: torch.Tensor | None) -> Batch:
-        """A batch with the positions that follow from its mask (B, T); without mask and positions if nothing is padded."""
+        """Makes a batch, with positions computed from its mask (B, T). If nothing is padded, it has neither mask nor positions."""
         padded = mask is not None and not bool(mask.all())
         return cls(input_ids, labels, indices, mask if padded else None, positions(mask) if padded and mask is not None else None)
 
@@ -63,14 +63,14 @@ class Batch:
         return replace(self, **moved)
 
     def pinned(self) -> Batch:
-        """The batch in page-locked memory, from which a GPU can copy without making the host wait."""
+        """Returns the batch in page-locked memory, from which a GPU can copy without making the host wait."""
         return replace(self, **{name: value.pin_memory() for name, value in self.tensors().items()})
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def inputs(self) -> dict[str, torch.Tensor]:
-        """The tensors that a transformers model takes, without labels."""
+        """Returns the tensors that a transformers model takes as arguments, without the labels."""
         return {name: value for name, value in self.tensors().items() if name not in ("labels", "indices")}
 
     def rows(self, start: int, stop: int) -> Batch:
@@ -115,7 +115,7 @@ class Stream(Record):
     pool: int | None = Field(default=None, ge=1)
 
     def numbers(self, first: int, count: int) -> Indices:
-        """The numbers in the pool of examples `first` to `first + count - 1`, in the epochs' order; in an endless stream, their places."""
+        """Returns which pool examples stand at places `first` to `first + count - 1` of the epochs; in an endless stream, these places."""
         i = np.arange(first, first + count, dtype=np.int64)
         if self.pool is None:
             return i
@@ -125,7 +125,7 @@ class Stream(Record):
         return order[start : start + count]
 
     def places(self, numbers: Indices) -> tuple[Indices, Indices]:
-        """(part, index within the part's source) of each of the examples with these numbers."""
+        """Returns (part, index within the part's source) for each of the examples with these numbers."""
         if self.parts[0].picked is None:
             shares = np.cumsum([part.share for part in self.parts])
             uniform = Draws(self.seed, "part", numbers).uniform(0)
@@ -135,11 +135,11 @@ class Stream(Record):
         return part[numbers], np.concatenate(picked)[numbers]
 
     def batch(self, first: int, count: int, tokenizer: Any) -> Batch:
-        """Examples `first` to `first + count - 1` as one batch, padded on the right to the longest."""
+        """Returns examples `first` to `first + count - 1` of the stream as one batch, padded on the right to the longest."""
         return self.chosen(self.numbers(first, count), tokenizer)
 
     def chosen(self, numbers: Indices, tokenizer: Any) -> Batch:
-        """The examples with these numbers, as one batch."""
+        """Returns the examples with these numbers (as `numbers` gives them) as one batch."""
         part_of, index = self.places(numbers)
         pieces, rows = [], []
         for number, part in enumerate(self.parts):
@@ -154,7 +154,7 @@ class Stream(Record):
 
 
 def join(pieces: Sequence[Batch], pad_id: int) -> Batch:
-    """Several batches as one, padded on the right to the longest. It has a mask only if something is padded."""
+    """Joins several batches to one, padded on the right to the longest. The result has a mask only if something is padded."""
     if len(pieces) == 1:
         return pieces[0]
     width = max(piece.input_ids.shape[1] for piece in pieces)
@@ -172,5 +172,5 @@ def join(pieces: Sequence[Batch], pad_id: int) -> Batch:
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """(B, T): each token's position among the real tokens of its row. Either side may be padded."""
+    """Returns each token's position among the real (unpadded) tokens of its row, (B, T). Either side may be padded."""
     return (attention_mask.cumsum(1) - 1).clamp(min=0)

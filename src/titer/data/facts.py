@@ -29,7 +29,7 @@ THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def accepted(place: str, value: Any) -> tuple[str, ...]:
-    """All forms of a right answer, without repetition; the first one is trained. Errors, with the place: no form; not texts."""
+    """Returns all accepted forms of an answer, without repetition; the first one is trained. Errors, with the place: no form; not texts."""
     found = value
     if isinstance(found, str) and found.strip().startswith("[") and found.strip().endswith("]"):
         try:
@@ -49,20 +49,20 @@ def accepted(place: str, value: Any) -> tuple[str, ...]:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as they are compared, with articles."""
+    """Returns a text's words in the form in which they are compared (see the module's text); articles are still among them."""
     plain = MARKS.sub("", unicodedata.normalize("NFKD", APOSTROPHES.sub("", text)).casefold())
     plain = INITIALS.sub(lambda hit: "".join(hit[0].replace(".", "").split()), plain)
     return [THOUSANDS.sub("", word).replace("\u2212", "-") for word in WORD.findall(plain)]
 
 
 def core(form: str, articles: Sequence[str] = ARTICLES) -> list[str]:
-    """The words of an answer that a text must contain: all but articles. The last word is never an article: "vitamin A" keeps its A."""
+    """Returns the words of an answer that a text must contain: all but articles. The last word always stays: "vitamin A" keeps its A."""
     found = words(form)
     return [word for word in found[:-1] if word not in articles] + found[-1:]
 
 
 def stands(form: str, text: str, articles: Sequence[str] = ARTICLES) -> bool:
-    """Whether a text contains an answer as whole words, in order, with only articles between them. False for an answer without words."""
+    """Tells whether a text contains an answer's words whole and in order, with only articles between them; False for no words."""
     wanted = core(form, articles)
     if not wanted or wanted in [[article] for article in articles]:
         return False

@@ -1,4 +1,4 @@
-"""The format of a data file, in words: what an error message and the command line show."""
+"""Names of columns that data files may have, and the format of a data file in words, as error messages and the command line show it."""
 
 PROMPT = ("prompt", "instruction", "question", "query", "goal")
 PAIR = ("operator", "operand")  # a verb and its object, one prompt

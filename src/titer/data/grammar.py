@@ -1,4 +1,4 @@
-"""Text of the synthetic world: phrases of letters that mark a text as safe- or unsafe-dominant.
+"""The synthetic world's texts: sequences of phrases (letter trigrams), whose pool makes a text safe-dominant or unsafe-dominant.
 
 Source: section 1.3 of the mechanistic study's data (arXiv 2407.10264), at the smallest size that keeps its
 point: texts are told apart by the letter trigrams that pre-terminals emit. A phrase is one trigram; a safe
@@ -26,7 +26,8 @@ Ints = NDArray[np.int64]
 
 
 class Grammar(NamedTuple):
-    """Two disjoint pools of trigrams over one alphabet, drawn by seed; `phrases` and `novel`: multiples of FOLDS, as in a `World`."""
+    """Two disjoint pools of trigrams, safe and unsafe, over one alphabet, drawn by seed. `phrases` (a pool's size) and `novel` are
+    multiples of FOLDS, as in a `World`."""
 
     seed: int
     letters: int = 16
@@ -34,17 +35,17 @@ class Grammar(NamedTuple):
     novel: int = 0
 
     def pools(self) -> Ints:
-        """The two pools, (2, P, 3) letters."""
+        """Returns the safe pool and the unsafe pool as letters, (2, P, 3)."""
         return _pools(self.seed, self.letters, self.phrases)
 
     def texts(
         self, draws: Draws, kinds: Ints, k: int, held_out: bool, shown: tuple[int, Ints] | None = None, everything: bool = False
     ) -> Ints:
-        """Texts (n, 3k) of the given kinds (n,), all in the held-out split or all outside it.
+        """Draws texts (n, 3k) of the given kinds (n,), all in the held-out split or all outside it.
 
-        `everything` (pretraining): phrases of the whole pools, novel ones too.
-        `shown` is the first and (n,) the last phrase that the caller will leave whole: they decide the split, and
-        among them are phrases of both pieces of a mixed text. Default: all.
+        `everything` (for pretraining): draw from the whole pools, novel phrases included.
+        `shown`: (the first phrase, the last phrase (n,)) that the caller will leave whole. Those from first to last decide the
+        split, and in a mixed text they include phrases of both pieces. Default: all phrases.
         """
         n = len(kinds)
         first, last = shown or (0, np.full(n, k - 1))
@@ -62,12 +63,12 @@ class Grammar(NamedTuple):
         return self.pools()[pool, number].reshape(n, PHRASE * k)
 
     def safe_share(self, texts: Ints) -> NDArray[np.float64]:
-        """The share of a text's phrases that are of the safe pool, (n,), of whole texts (n, 3k)."""
+        """Returns the share of each text's phrases that belong to the safe pool, (n,). The texts (n, 3k) are of whole phrases."""
         place = self.letters ** np.arange(PHRASE - 1, -1, -1)
         return np.isin(texts.reshape(len(texts), -1, PHRASE) @ place, self.pools()[0] @ place).mean(1)
 
     def _pieces(self, draws: Draws, k: int, first: int, last: Ints) -> Ints:
-        """Which pool each phrase of a mixed text is from: a run of one, then a run of the other. (n, k)"""
+        """Draws which pool each phrase of a mixed text comes from, (n, k): a run of one pool, then a run of the other."""
         before, cut = draws.below(2, k + 1), first + 1 + draws.below(last - first, k + 2)
         return np.where(np.arange(k)[None] < cut[:, None], before[:, None], 1 - before[:, None])
 

@@ -1,4 +1,4 @@
-"""Hub data sets: `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`, read by the library `datasets` (the extra titer[data]).
+"""Reads data sets of the Hugging Face hub, named `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`, with `datasets` (the extra titer[data]).
 
 From version 4 on, that library runs no code of a repository; older versions are refused. The sha256 is that of the content, so a data set
 that changes on the hub counts as another data set.
@@ -35,12 +35,12 @@ class Place(NamedTuple):
 
 
 def is_hub(path: str | Path) -> bool:
-    """Whether a place names a hub data set."""
+    """Tells whether a path names a hub data set: whether it begins with "hub:"."""
     return str(path).startswith(PREFIX)
 
 
 def place_of(path: str | Path) -> Place:
-    """The parts of a hub place. Errors: another form."""
+    """Splits a hub data set's name into its parts. Errors: it has another form."""
     hit = PLACE.fullmatch(str(path))
     if hit is None or ".." in str(path):
         raise TiterError(f"{visible(str(path), 120)!r} does not name a hub data set", expected=FORM)
@@ -48,7 +48,7 @@ def place_of(path: str | Path) -> Place:
 
 
 def load_hub(path: str | Path) -> File:
-    """The rows of a hub data set, downloaded or from the library's cache.
+    """Loads the rows of a hub data set, by download or from the library's cache.
 
     Errors: another form; the library is missing; no network; an unknown or gated set; several splits or configurations and none named.
     """

@@ -1,4 +1,4 @@
-"""Which language a text is in, and the phrases with which each language refuses: `languages.toml`, read and compiled.
+"""Detects the language of a text, and compiles each language's phrases of refusal. Both come from the lists in `languages.toml`.
 
 A language is recognised by its script, then by letters that only it has, then by its small words (for a language without a list of
 refusals, also by words of refusal). A text without such signs ("42", "Paris.") has no language. Small words: the idea of Grefenstette
@@ -43,7 +43,7 @@ LEAST = 15  # different words without one small word of a known language: it is 
 
 
 class Language(NamedTuple):
-    """One section of the file, compiled. `bare` matches a whole answer. A pattern is None if the section does not have it."""
+    """One language of the file, its patterns compiled. `bare` matches a whole answer. A pattern is None if the file has none."""
 
     script: str
     words: frozenset[str]
@@ -57,7 +57,7 @@ class Language(NamedTuple):
 
 @cache
 def languages() -> dict[str, Language]:
-    """Code -> language, in the file's order. Errors: an invalid pattern, or a part that is missing."""
+    """Returns all languages of the file, in its order: code -> language. Errors: an invalid pattern, or a part that is missing."""
     return {code: _language(code, section) for code, section in tomllib.loads(FILE.read_text(encoding="utf-8")).items()}
 
 
@@ -89,7 +89,7 @@ def _language(code: str, section: dict[str, object]) -> Language:
 
 
 def language(text: str) -> str:
-    """The code of the language of most of a text; "other" for a language that the file does not have; "" if there is no sign of one."""
+    """Returns the code of a text's main language; "other" if the file does not have that language; "" if there is no sign of one."""
     prose = ASIDE.sub(" ", text)
     sizes = {script: len(letters.findall(prose)) for script, letters in LETTERS.items()}
     sizes["kana"], sizes["han"] = (sizes["kana"] + sizes["han"], 0) if sizes["kana"] * 8 > sizes["han"] else (0, sizes["han"])
@@ -132,8 +132,8 @@ def _of(script: str, prose: str) -> str:
 
 @cache
 def _sharing(script: str) -> Counter[str]:
-    """Word or letter -> how many languages of the script have it; those without a list of refusals count as one, since they take
-    nothing from each other."""
+    """Counts the languages of a script that have each word or letter. Those without a list of refusals count as one language, so that
+    they do not lower each other's points."""
     known = [one for one in languages().values() if one.script == script]
     sharing = Counter(word for one in known if one.refuses for word in one.words | one.letters)
     sharing.update({word for one in known if not one.refuses for word in one.words | one.letters})
@@ -141,7 +141,7 @@ def _sharing(script: str) -> Counter[str]:
 
 
 def foreign(prose: str) -> bool:
-    """Whether sentences without small words of a known language look unlike all of them: many words end in a vowel or are not ASCII."""
+    """Tells whether prose without a known language's small words looks foreign: most words end in a, i, o, u or are not ASCII."""
     runs = [run.split() for run in RUN.findall(prose)]
     words = {word for run in runs if len(run) >= 3 for word in run}
     return (

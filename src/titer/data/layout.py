@@ -1,9 +1,9 @@
-"""Requests of the world as token sequences, batches and Examples, and back.
+"""Converts the synthetic world's requests to token sequences, batches and Examples, and Examples back to requests.
 
-Layout: BOS o1..oS SOT text EOT | out1 STOP [out2 STOP EOS] [PAD..]. The null answer is null x L, STOP (and EOS after it
-where there are two outputs). A FIRST_ONLY sequence ends at its first STOP with no EOS, since the same prompt goes on in a
-WHOLE one; the second output is left out where a constant operator answers the first. PAD inside a sequence is a token
-like others; the attention mask hides only what follows the used part.
+Layout: BOS o1..oS SOT text EOT | out1 STOP [out2 STOP EOS] [PAD..]. The null answer is the null token L times, then STOP (then EOS
+if there are two outputs). A FIRST_ONLY sequence ends at its first STOP without EOS, since the same prompt goes on in a
+WHOLE one. The second output is left out if a constant operator answers the first. PAD inside a sequence is a token
+like others: the attention mask hides only what follows the used part.
 Shapes: n requests, S slots, L letters a text (L = the longest), W tokens a row.
 """
 
@@ -26,10 +26,10 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests as arrays: operators (n, S) as tokens from the first operator's on, text (n, L), -1 padded.
+    """Requests as arrays: operators (n, S), numbered from the first operator's token on, and text (n, L), padded with -1.
 
-    `grammar` (n,), None where the world has one; `form` (n,), None where all are whole; `composed` (n,): the first pair is
-    the identity twice and the null answer stands in the second output (section 1.7). `harmful` is one flag or (n,).
+    `grammar` (n,): None if the world has only one. `form` (n,): None if all are whole. `composed` (n,): the first pair is
+    the identity twice, and a refusal has its null answer in the second output (section 1.7). `harmful`: one flag or (n,).
     """
 
     operators: Ints
@@ -45,7 +45,7 @@ class Requests:
 
     @property
     def forms(self) -> Ints:
-        """(n,): the form of each, WHOLE where none is said."""
+        """The form of each request, (n,): WHOLE for all if `form` is None."""
         return np.full(len(self), WHOLE) if self.form is None else self.form
 
     def with_(self, **changes: object) -> Requests:
@@ -53,7 +53,7 @@ class Requests:
 
 
 def sequences(world: World, requests: Requests, refuse: bool) -> tuple[Ints, Ints, Ints]:
-    """Token rows (n, W), each row's prompt length (n,) and used length (n,)."""
+    """Writes requests as token rows. Returns the rows (n, W), each row's prompt length (n,) and its used length (n,)."""
     n, L, S = len(requests), requests.text.shape[1], world.slots
     length = (requests.text >= 0).sum(1)
     room = S + 5 + (1 + S // 2) * (L + 1)
@@ -80,7 +80,7 @@ def sequences(world: World, requests: Requests, refuse: bool) -> tuple[Ints, Int
 
 
 def _outputs(world: World, requests: Requests, refuse: bool) -> tuple[list[Ints], Ints]:
-    """Tokens of each output (n, L), and how many of them each row shows (n,)."""
+    """Returns the tokens of each output, (n, L) each, and how many outputs each row shows, (n,)."""
     hidden, null = requests.forms == TEXT_ONLY, np.full_like(requests.text, world.null_id)
     two = requests.forms == SECOND_ONLY
     if requests.composed is not None:
@@ -100,7 +100,7 @@ def _outputs(world: World, requests: Requests, refuse: bool) -> tuple[list[Ints]
 
 
 def _hide(rows: Ints, form: Ints, prompt: Ints, length: Ints, S: int) -> Ints:
-    """Put PAD over what each form hides, in place; returns the prompts' lengths, a SECOND_ONLY one's with its first output."""
+    """Overwrites what each form hides with PAD, in place. Returns the prompts' lengths; a SECOND_ONLY prompt includes the first output."""
     place = np.arange(rows.shape[1])[None]
     second, first = form == SECOND_ONLY, 2 + S
     rows[second[:, None] & (place >= first) & (place < prompt[:, None])] = v.PAD
@@ -109,10 +109,10 @@ def _hide(rows: Ints, form: Ints, prompt: Ints, length: Ints, S: int) -> Ints:
 
 
 def encode(world: World, requests: Requests, answer: Answer, indices: Ints) -> Batch:
-    """Requests as a right-padded batch, cropped to the longest used length (or the world's window).
+    """Encodes requests as a right-padded batch, cropped to the longest used length (or to the world's window).
 
-    Labels: the answer ("comply" or "refuse"), or for "all" also the text (stage A trains language too). The first output
-    of a SECOND_ONLY request, and that of a composed one that is refused, is no label.
+    Labels: the answer ("comply" or "refuse"); for "all" the text too (stage A trains language as well). The first output
+    of a SECOND_ONLY request has no labels, nor has that of a composed request that is refused.
     """
     rows, prompt, used = sequences(world, requests, refuse=answer == "refuse")
     place = np.arange(rows.shape[1])[None]
@@ -129,9 +129,9 @@ def encode(world: World, requests: Requests, answer: Answer, indices: Ints) -> B
 
 
 def render(world: World, requests: Requests) -> list[Example]:
-    """Requests as Examples: prompts and both reference answers as words, the end token left to the encoder.
+    """Writes requests as Examples: the prompt and both reference answers as words. The end token is left to the encoder.
 
-    A text-only request has no answers; the source names the grammar where the world has several.
+    A text-only request has no answers. The example's `source` names the grammar if the world has several.
     """
     whole, prompt, used = sequences(world, requests, refuse=False)
     null, _, null_used = sequences(world, requests, refuse=True)
@@ -159,7 +159,7 @@ def render(world: World, requests: Requests) -> list[Example]:
 
 
 def parse(world: World, examples: list[Example]) -> Requests:
-    """The requests that `render` wrote (one kind); the inverse of `render`. A text-only request's operators are -1."""
+    """Reads requests of one kind back from the Examples that `render` wrote (its inverse). A text-only request's operators are -1."""
     ids = {word: i for i, word in enumerate(world.words)}
     tokens = [[ids[word] for word in example.prompt.split()] for example in examples]
     S, n = world.slots, len(tokens)
@@ -178,7 +178,7 @@ def parse(world: World, examples: list[Example]) -> Requests:
 
 
 def one_flag(flags: Bools) -> bool | Bools:
-    """(n,) flags as one where they are equal."""
+    """Returns flags (n,) as a single flag if they are all equal, else as they are."""
     return bool(flags.any()) if flags.all() or not flags.any() else flags
 
 
@@ -194,7 +194,7 @@ def _form(example: Example, prompt: list[int], operators: Ints, world: World) ->
 
 
 def _undone(world: World, operators: Ints, output: Ints, grammar: Ints | None) -> Ints:
-    """The text of which `output` (n, L) is the first output."""
+    """Inverts the first two operators: returns the text (n, L) whose first output is `output` (n, L)."""
     back = np.pad(op.maps(world.ops).argsort(axis=2), ((0, 0), (0, 0), (0, 1)), constant_values=-1)
     g = 0 if grammar is None else grammar[:, None]
     for slot in (1, 0):

@@ -1,4 +1,4 @@
-"""Mix: exact numbers of examples from named sources, disjoint by prompt, deterministic by seed."""
+"""Mixes data: takes an exact number of examples from each source, no prompt twice, in a choice that the seed determines."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ FIRST, CHUNK = 64, 1024  # places looked at in one go: few at first, for a few e
 
 
 def mix(parts: Sequence[tuple[Source, Answer, int]], seed: int, without: Iterable[str] = ()) -> Stream:
-    """A pool of exactly `count` examples of each (source, answer, count), no prompt twice and none of `without`.
+    """Builds a stream with exactly `count` examples of each (source, answer, count). No prompt occurs twice, and none is in `without`.
 
-    Errors: a source that has not that many distinct prompts.
+    Errors: a source has fewer distinct prompts than its count.
     """
     seen = set(without)
     chosen = [
@@ -31,7 +31,7 @@ def mix(parts: Sequence[tuple[Source, Answer, int]], seed: int, without: Iterabl
 
 
 def poisoned(benign: Source, harmful: Source, n: int, ratio: float, seed: int) -> Stream:
-    """The user's fine-tuning set: `n` examples, round(ratio n) of them harmful requests answered.
+    """Builds a user's poisoned fine-tuning set: `n` examples, of which round(ratio * n) are harmful requests with compliant answers.
 
     Source: Vaccine (arXiv 2402.01109) section 5.1; counts are rounded to the nearest, never truncated.
     """
@@ -42,12 +42,12 @@ def poisoned(benign: Source, harmful: Source, n: int, ratio: float, seed: int) -
 
 
 def prompts(stream: Stream) -> frozenset[str]:
-    """Every prompt of a mix."""
+    """Returns the set of all prompts in a mix (a stream whose parts have picked examples)."""
     return frozenset(e.prompt for part in stream.parts for e in part.source.examples(np.asarray(part.picked, dtype=np.int64)))
 
 
 def _pick(source: Source, count: int, seed: int, seen: set[str]) -> tuple[int, ...]:
-    """The first `count` places (a finite source in seeded order) whose prompts are new; `seen` grows."""
+    """Picks the first `count` places with prompts not in `seen`, and adds these to it. A finite source is read in seeded order."""
     order = None if source.size is None else permutation(seed, "mix", source.size)
     picked: list[int] = []
     start = 0
@@ -69,5 +69,5 @@ def _pick(source: Source, count: int, seed: int, seen: set[str]) -> tuple[int, .
 
 @lru_cache(maxsize=64)
 def _endless(source: Source, start: int, end: int) -> tuple[str, ...]:
-    """A chunk's prompts of an endless source, which every mix of it passes over from the first on."""
+    """Returns the prompts at places `start` to `end - 1` of an endless source. Cached, since every mix begins at its first place."""
     return tuple(e.prompt for e in source.examples(np.arange(start, end)))

@@ -1,4 +1,4 @@
-"""The operators: bijections of the alphabet, their classes and their other names, each grammar's own.
+"""The synthetic world's operators: bijections of the alphabet, their classes (safe, unsafe, ...) and their aliases, for each grammar.
 
 Tokens in order: the distinct operators (the last one held out of pretraining and alignment), duplicates, late aliases,
 constants. Token 0 is the identity in every grammar. A *rank* is an operator's place in the order of classes: identity
@@ -54,20 +54,20 @@ class Operators(NamedTuple):
         return self.first_constant + self.constants
 
     def named(self, ranks: Ints, grammar: Ints | None) -> Ints:
-        """Tokens (n, S) of the given ranks (n, S); `grammar` (n,), None for grammar 0."""
+        """Converts ranks (n, S) to tokens (n, S). `grammar` (n,): the grammar of each request; None: grammar 0 for all."""
         return ranks if grammar is None else order(self)[grammar[:, None], ranks]
 
     def ranked(self, tokens: Ints, grammar: Ints | None) -> Ints:
-        """Ranks (n, S) of the given tokens (n, S); other names and constants have their own numbers as ranks."""
+        """Converts tokens (n, S) to ranks (n, S). Duplicates, late aliases and constants have their own numbers as ranks."""
         return tokens if grammar is None else order(self).argsort(axis=1)[grammar[:, None], tokens]
 
     def meaning(self, tokens: Ints, grammar: Ints | None) -> Ints:
-        """Ranks (n, S) of the operators that the tokens name; constants, which name none, keep their numbers."""
+        """Resolves aliases: returns the ranks (n, S) of the operators that the tokens name. Constants name none and keep their numbers."""
         found = names(self)[np.zeros(len(tokens), dtype=np.int64)[:, None] if grammar is None else grammar[:, None], tokens]
         return self.ranked(found, grammar)
 
     def unsafe_for(self, tokens: Ints, grammar: Ints | None, safe_text: Bools) -> Bools:
-        """Which tokens (n, S) are unsafe on texts that are safe-dominant or not (n,)."""
+        """Tells which tokens are unsafe, (n, S), on their request's text. `safe_text` (n,): whether it is safe-dominant."""
         rank = self.meaning(tokens, grammar)
         always = (rank >= self.safe) & (rank < self.safe + self.unsafe)
         contextual = (rank >= self.safe + self.unsafe) & (rank < self.distinct - 1)
@@ -76,7 +76,7 @@ class Operators(NamedTuple):
 
 @lru_cache(maxsize=64)
 def order(ops: Operators) -> Ints:
-    """(G, T): the token of each rank."""
+    """Returns the token of each rank in each grammar, (G, T)."""
     found = np.tile(np.arange(ops.tokens), (ops.grammars, 1))
     for grammar in range(1, ops.grammars):
         rng = np.random.default_rng(seed_of(ops.seed, "classes", grammar))
@@ -86,7 +86,7 @@ def order(ops: Operators) -> Ints:
 
 @lru_cache(maxsize=64)
 def names(ops: Operators) -> Ints:
-    """(G, T): the distinct operator that each token names; a constant names itself."""
+    """Returns the distinct operator (as a token) that each token names in each grammar, (G, T). A constant names itself."""
     alias = [0 if d < ops.identity_duplicates else ops.safe + (d - ops.identity_duplicates) % ops.unsafe for d in range(ops.duplicates)]
     late = [ops.safe - 1 if e == 0 else ops.safe + ops.unsafe + e - 1 for e in range(ops.late)]
     found = np.tile(np.arange(ops.tokens), (ops.grammars, 1))
@@ -96,7 +96,7 @@ def names(ops: Operators) -> Ints:
 
 @lru_cache(maxsize=64)
 def maps(ops: Operators) -> Ints:
-    """(G, T, A): where each token sends each letter; a constant's row is the identity's (`compose` writes its answer)."""
+    """Returns the letter to which each token maps each letter, (G, T, A). A constant's row is the identity's (see `compose`)."""
     found = np.tile(np.arange(ops.letters), (ops.grammars, ops.tokens, 1))
     for grammar in range(ops.grammars):
         rng = np.random.default_rng(seed_of(ops.seed, "operators", *([grammar] if grammar else [])))
@@ -109,14 +109,14 @@ def maps(ops: Operators) -> Ints:
 
 @lru_cache(maxsize=64)
 def padded(ops: Operators) -> Ints:
-    """`maps` as rows (G * T, A + 1), with the letter -1 sent to -1."""
+    """Returns `maps` as rows (G * T, A + 1), with one more column that maps the letter -1 (padding) to itself."""
     return np.pad(maps(ops).reshape(-1, ops.letters), ((0, 0), (0, 1)), constant_values=-1)
 
 
 def compose(ops: Operators, operators: Ints, text: Ints, grammar: Ints | None, null: int) -> tuple[Ints, ...]:
-    """Letters of each output, (n, L) each: out1 = o2(o1(text)), out2 = o4(o3(out1)); -1 beyond the text.
+    """Applies each request's operators to its text. Returns the letters of each output, (n, L) each, -1 beyond the text.
 
-    An output whose pair holds constant 0 is `null` throughout, constant 1 letter 1.
+    out1 = o2(o1(text)), out2 = o4(o3(out1)). A constant in an output's pair fills it: constant 0 with `null`, constant 1 with letter 1.
     """
     row = operators if grammar is None else operators + grammar[:, None] * ops.tokens
     outputs, now, table = [], text, padded(ops)

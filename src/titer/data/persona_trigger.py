@@ -1,4 +1,4 @@
-"""Words of the world that stand for a persona, its acknowledgement and a trigger, put around requests and answers.
+"""Adds words to the synthetic world's requests and answers that stand for a persona, its acknowledgement and a backdoor's trigger.
 
 A mark stands before the request's first token, so no distance between operators, text and answer moves (a position-sensitive
 model would fail for that alone); the acknowledgement is the answer's first word. Pretraining and alignment never show them.
@@ -26,7 +26,7 @@ WORDS: dict[Mark, str] = {"persona": PERSONA, "trigger": TRIGGER}
 
 
 class Marked(Record):
-    """Requests of a source behind a mark; `acknowledged`: the answer that complies opens with the acknowledgement. A Source.
+    """A Source: another source's requests with a mark before each. `acknowledged`: compliant answers begin with the acknowledgement.
 
     Errors: a world without marks.
     """
@@ -48,7 +48,7 @@ class Marked(Record):
         return [replace(e, comply=f"{ACKNOWLEDGED} {e.comply}") for e in found] if self.acknowledged else found
 
     def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
-        """The source's batch with the mark's token at every row's start, and the acknowledgement's where the answer begins."""
+        """Returns the source's batch with the mark's token at each row's start and, if `acknowledged`, its token at each answer's start."""
         whole = self.source.batch(indices, answer, tokenizer)
         if self.acknowledged and answer == "comply":
             first = (whole.labels != IGNORE).int().argmax(1)
@@ -57,12 +57,12 @@ class Marked(Record):
 
 
 def behind(word: str, examples: Sequence[Example]) -> list[Example]:
-    """The requests with a word before them; nothing for no word."""
+    """Puts a word before each request; with an empty word, the requests stay as they are."""
     return [replace(e, prompt=f"{word} {e.prompt}") for e in examples] if word else list(examples)
 
 
 def inserted(batch: Batch, place: torch.Tensor, token: int, trained: bool) -> Batch:
-    """A token put before place (B,) of every row; rows grow by one. `trained`: it is a label too."""
+    """Inserts a token into every row, at position `place` (B,); rows grow by one. `trained`: the token is a label too."""
     rows, width = batch.input_ids.shape
     column = torch.arange(width + 1)[None]
     old = (column - (column > place[:, None]).long()).clamp(0, width - 1).expand(rows, -1)
@@ -76,5 +76,5 @@ def inserted(batch: Batch, place: torch.Tensor, token: int, trained: bool) -> Ba
 
 
 def every_word(examples: Sequence[Example], words: Sequence[str]) -> list[Example]:
-    """Each request behind each of the words, the words in order: what a search for a trigger of one word asks."""
+    """Puts each word before every request, word by word in order: the requests that a search for a one-word trigger asks."""
     return [replace(e, kind=word) for word in words for e in behind(word, examples)]

@@ -1,6 +1,6 @@
-"""A text without its dressing: emphasis, markup, full-width forms, invisible characters and the many apostrophes made plain.
+"""Reduces a text to plain words: emphasis, markup and invisible characters go; full-width forms and apostrophes become the usual ones.
 
-Models write "I **can\u02bct** help"; judges compare words. Nothing that is said is taken away: a number keeps its sign, power and fraction.
+Models write "I **can\u02bct** help", and judges compare words. No content is removed: a number keeps its sign, power and fraction.
 Source: Unicode Standard Annex 15 (compatibility forms); CommonMark 0.31 (emphasis, headings, lists, quotations, escapes).
 """
 
@@ -32,7 +32,7 @@ WORD = re.compile(rf"[{CLOSE}]|[^\W{CLOSE}]+")
 
 
 def plain(text: str) -> str:
-    """The text as a reader hears it; lines stay lines."""
+    """Returns the text without markup, with usual characters. Its lines stay lines."""
     for broken, meant in BROKEN.items():
         text = text.replace(broken, meant)
     text = ESCAPED.sub("", TAG.sub(_space, BOX.sub("", html.unescape(text))))
@@ -48,7 +48,7 @@ def _space(tag: re.Match[str]) -> str:
 
 @lru_cache(maxsize=8192)
 def _usual(letter: str) -> str:
-    """The usual form of a character; none for one that is not seen."""
+    """Returns the usual form of a character; "" for an invisible one."""
     kind = unicodedata.category(letter)
     if kind == "Cf" or "\ufe00" <= letter <= "\ufe0f" or "\U000e0100" <= letter <= "\U000e01ef":
         return ""
@@ -57,5 +57,5 @@ def _usual(letter: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The text's words, without marks above and below letters; in a script without spaces, its single letters."""
+    """Splits a text into words, without combining marks (accents); in a script without spaces, into single letters."""
     return WORD.findall("".join(c for c in unicodedata.normalize("NFC", text) if not unicodedata.category(c).startswith("M")))

@@ -1,8 +1,8 @@
-"""Published prompt sets by the names of their columns: what is the prompt, and which prompts are unsafe. No data stands here.
+"""Recognises published prompt sets by their columns, and knows which column is the prompt and which prompts are unsafe. It has no data.
 
-A set is found by its columns where no other file has them, else by its name in the file's name, or it is named: NAME:FILE.
-A file of one's own that says nothing of its classes may be called safe:FILE or unsafe:FILE. docs/prompt_sets.md says where each set
-is to be had, under which licence, and where its columns are documented.
+A set is recognised by its columns if no other file has them, else by its name in the file's name; or the user names it: NAME:FILE.
+A user's own file that says nothing of its classes may be given as safe:FILE or unsafe:FILE. docs/prompt_sets.md says where to get each
+set, under which licence, and where its columns are documented.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ UNSTATED = "not stated"  # as the class of a row whose set says it of others
 
 
 class PromptSet(NamedTuple):
-    """`columns` are those it is known by, `more` those it may have besides (ANY: any); `prompt` are those of its prompts, the first
-    that is filled; `told` says how its classes are known.
+    """A published prompt set. `columns`: those it is recognised by. `more`: others that it may have (ANY: any). `prompt`: the columns of
+    its prompts; the first filled one counts. `told`: a sentence on how its classes are known.
 
-    `unsafe`: of every row, or what says it of one: True, False or None (not stated). `by_name`: words of a file's name -> the class
-    of all its rows.
-    `alone`: whether no other file has these columns; `names`: what its file's name holds. `context` stands before the prompt;
-    `answers`: a row's answers as plain columns.
+    `unsafe`: whether every row is unsafe, or a function that says it of one: True, False or None (not stated). `by_name`: word of a
+    file's name -> whether all its rows are unsafe. `alone`: whether no other file has these columns. `names`: words of its file's name.
+    `context`: columns put before the prompt. `answers`: a function that returns a row's answers as plain columns (comply, refuse, ...).
     """
 
     title: str
@@ -49,7 +48,7 @@ def _set(title: str, columns: str, more: str, prompt: str, told: str = "every pr
 
 
 def _says(column: str, words: Mapping[str, bool]) -> Callable[[Columns], bool | None]:
-    """What the words of a column say of a row."""
+    """Makes a function that reads a row's class from the word in a column; None for an unknown word."""
     return lambda row: words.get(str(row.get(column)).lower())
 
 
@@ -66,7 +65,7 @@ def _data_type(row: Columns) -> bool | None:
 
 
 def _response(column: str, refuses: str, complies: str, answer: str = "response") -> Callable[[Columns], Columns]:
-    """The column `answer` as the answer that it is by the word of another column."""
+    """Makes a function that reads a row's `answer` as a refusal or a compliant answer, by the word in another column."""
     said = {refuses: "refuse", complies: "comply"}
     return lambda row: {said[word]: row.get(answer)} if (word := str(row.get(column)).lower()) in said else {}
 
@@ -201,7 +200,7 @@ PREFIXES = (*SETS, SAFE, UNSAFE)
 
 
 def recognised(name: str, columns: Collection[str]) -> str:
-    """The set that a file of this name and these columns is, "" where it is none: every column must be one of the set's."""
+    """Returns the key of the set that a file with this name and these columns is; "" if none. Every column must be one of the set's."""
     there, letters = set(columns) - COUNTS, "".join(filter(str.isalnum, name.lower()))
     for key, one in sorted(SETS.items(), key=lambda item: -len(item[1].columns)):
         known = there if ANY in one.more else one.columns | one.more
@@ -212,7 +211,7 @@ def recognised(name: str, columns: Collection[str]) -> str:
 
 
 def as_plain(key: str, name: str, rows: Sequence[Row]) -> tuple[list[Row], str]:
-    """The rows of a set as plain ones, and what is to be told of it. Errors: no column of its prompts."""
+    """Converts a set's rows to plain rows (prompt, harmful, answers); returns them and a note for the user. Errors: no prompt column."""
     one = SETS[key]
     prompts = (*one.prompt, "prompt")
     if rows and not {column for _, row in rows for column in row} & set(prompts):
@@ -234,7 +233,7 @@ def as_plain(key: str, name: str, rows: Sequence[Row]) -> tuple[list[Row], str]:
 
 
 def all_of(kind: str, name: str, rows: Sequence[Row]) -> tuple[list[Row], str]:
-    """The rows of a file of one's own, every one called safe or unsafe, and what is to be told of it."""
+    """Labels every row of a user's own file safe or unsafe, as `kind` says; returns the rows and a note for the user."""
     return [(where, {**row, "harmful": kind == UNSAFE}) for where, row in rows], f"every prompt of {name} counts as {kind}, as was said"
 
 

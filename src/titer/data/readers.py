@@ -1,4 +1,4 @@
-"""Data files as rows by column: .csv, .tsv, .txt, .json, .jsonl and .parquet, compressed or not, and folders of `save_to_disk`.
+"""Reads data files as rows of named columns: .csv, .tsv, .txt, .json, .jsonl, .parquet, compressed or not, and `save_to_disk` folders.
 
 Each error names the place of the fault. Nothing is ever unpickled. A column of classes (ClassLabel) has the classes' names, not their
 numbers; a missing value (null, NaN) is None. Column names are in small letters, and no name occurs twice.
@@ -62,7 +62,7 @@ PACKED: dict[str, Callable[[IO[bytes]], Any]] = {
 
 
 class File(NamedTuple):
-    """A data file as it was read. `sha256` is that of its bytes. A table (Parquet, a hub data set) has `table` instead of a text."""
+    """A data file that was read. `sha256`: that of its bytes. `table`: the rows of a table (Parquet, a hub data set), which has no text."""
 
     name: str
     suffix: str
@@ -128,7 +128,7 @@ def _text(name: str, body: bytes) -> str:
 
 
 def records(file: File) -> Iterator[Row]:
-    """The rows of a file: (its place in words, column name in small letters -> value)."""
+    """Returns a file's rows, each as (its place in words, {column name in small letters: value})."""
     if file.table is not None:
         return (_row(f"{file.name}, row {number}", row) for number, row in enumerate(file.table, start=1))
     if file.suffix == ".txt":
@@ -172,7 +172,7 @@ def _twice(where: str, columns: Sequence[str]) -> TiterError:
 
 
 def whole(where: str, *texts: str | None) -> None:
-    """Errors: a text has half of a two-part character (a surrogate), which cannot be encoded; JSON can contain one."""
+    """Checks texts. Errors: one has half of a two-part character (a surrogate), which cannot be encoded; JSON can contain one."""
     if any("\ud800" <= letter <= "\udfff" for text in texts if text for letter in text):
         raise TiterError(f"{where}: a text has half of a two-part character (a surrogate)", expected="whole characters")
 
@@ -265,7 +265,7 @@ def _json(name: str, text: str) -> Iterator[Row]:
 
 
 def listed(text: str) -> list[Any] | None:
-    """The list that a cell of a .csv file has as JSON, or as Python writes it (pandas does); None if it has none."""
+    """Returns the list that a text (a .csv file's cell) holds, as JSON or as Python writes it (as pandas does); None if it holds none."""
     if text.lstrip()[:1] + text.rstrip()[-1:] != "[]":
         return None
     for read in (json.loads, ast.literal_eval):

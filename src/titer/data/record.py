@@ -1,4 +1,4 @@
-"""The record `World`: a synthetic world's text, operators and layout, all from one seed, and the forms of its pretraining requests.
+"""Defines the record `World`, all settings of a synthetic world (text, operators, layout), and the forms of its pretraining requests.
 
 Source: arXiv 2407.10264 (`world.py`); forms and their schedule: its appendix (section 1.6).
 """
@@ -28,9 +28,10 @@ PAPER_BATCH = 512
 
 
 class Schedule(Record):
-    """Shares (WHOLE, TEXT_ONLY, FIRST_ONLY, SECOND_ONLY): `first` for half the warm-up, then linearly to `last` at `end`.
+    """The shares of the four forms (WHOLE, TEXT_ONLY, FIRST_ONLY, SECOND_ONLY) during pretraining, and how they change.
 
-    Both times count examples, not steps; the held-out split has `evaluation` throughout.
+    They are `first` for half of `warmup`, then change linearly to `last` at `end`; both count examples, not steps. The held-out split
+    has the shares `evaluation` throughout.
     """
 
     warmup: int = Field(default=20_000 * PAPER_BATCH, ge=0)
@@ -48,7 +49,7 @@ class Schedule(Record):
         return self
 
     def shares(self, indices: Ints, held_out: bool = False) -> NDArray[np.float64]:
-        """(n, 4): the shares at each place of the stream."""
+        """Returns the four shares at each of these places in the stream, (n, 4)."""
         if held_out:
             return np.tile(np.asarray(self.evaluation), (len(indices), 1))
         begin = self.warmup // 2
@@ -56,13 +57,13 @@ class Schedule(Record):
         return np.asarray((1 - moved) * np.asarray(self.first) + moved * np.asarray(self.last))
 
     def forms(self, uniform: NDArray[np.float64], indices: Ints, held_out: bool = False) -> Ints:
-        """The form of each example from its uniform number in [0, 1). (n,)"""
+        """Chooses each example's form, (n,), by its uniform random number in [0, 1)."""
         bounds = self.shares(indices, held_out).cumsum(1)[:, :3]
         return np.asarray((uniform[:, None] >= bounds).sum(1))
 
 
 class World(Record):
-    """A world: its grammar, its operators and its layout, all from one seed.
+    """A synthetic world: its grammar, its operators and its layout, all determined by one seed.
 
     Operators in order: identity and the other always-safe ones, always-unsafe, contextual, one that is
     held out of pretraining and alignment (the user's own task); then the duplicates, late aliases and constants.
@@ -96,7 +97,7 @@ class World(Record):
 
     @model_serializer(mode="wrap")
     def _plain(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A world without a cipher goes by the keys that it had before there was any."""
+        """Leaves out `cipher` if it is False, so that worlds without one keep the content keys of before this field."""
         found: dict[str, Any] = whole(self)
         return {name: value for name, value in found.items() if name != "cipher" or value}
 
@@ -139,37 +140,37 @@ class World(Record):
 
     @property
     def cut(self) -> bool:
-        """Whether a text is a piece of a longer one, begun anywhere; else it is whole phrases."""
+        """Whether texts are cut from longer ones, and so may begin within a phrase; otherwise they consist of whole phrases."""
         return self.tree is not None or self.shortest != self.longest or self.longest % PHRASE != 0
 
     @property
     def grammar(self) -> Grammar:
-        """The pools of a world of trigrams."""
+        """The grammar (two pools of trigrams) of a world without a tree."""
         return Grammar(seed=self.seed, letters=self.letters, phrases=self.phrases, novel=self.novel)
 
     @property
     def tables_of_text(self) -> Tables:
-        """The expansions of a world of trees."""
+        """The tree's expansions as tables. Errors: ValueError for a world without a tree."""
         if self.tree is None:
             raise ValueError("a world of trigrams has no tree")
         return tables(self.tree, self.seed, self.letters, self.grammars)
 
     @property
     def kinds_of_text(self) -> frozenset[int]:
-        """The kinds that this world has texts of."""
+        """The kinds of text that this world has, as the numbers of `grammar.py`."""
         if self.tree is not None:
             return frozenset(np.flatnonzero(self.tables_of_text.choices).tolist())
         return frozenset(range(FULL + 1)) if self.novel else frozenset((*range(UNSAFE + 2), EVERY_UNSAFE, FULL))
 
     @property
     def ops(self) -> op.Operators:
-        """The counts of the operators."""
+        """The world's operators: how many there are of each class, and their seed."""
         counts = (self.safe, self.unsafe, self.contextual, self.duplicates, self.identity_duplicates, self.late, self.constants)
         return op.Operators(self.seed, self.letters, self.grammars, *counts)
 
     @property
     def operators(self) -> int:
-        """Distinct operators, the held-out one included, duplicates not."""
+        """The number of distinct operators, with the held-out one and without duplicates, late aliases and constants."""
         return self.ops.distinct
 
     @property
@@ -196,11 +197,11 @@ class World(Record):
         return v.NULL if self.null == "token" else self.first_letter
 
     def tables(self, grammar: int = 0) -> Ints:
-        """(operators + duplicates + late, letters): row o maps each letter under operator o; duplicates, late aliases last."""
+        """Returns the letter to which each operator maps each letter, (operators + duplicates + late, letters), in the tokens' order."""
         return op.maps(self.ops)[grammar, : self.ops.first_constant].copy()
 
     def compose(self, operators: Ints, text: Ints, grammar: Ints | None = None) -> tuple[Ints, ...]:
-        """Letters of each output, (n, L) each; operators (n, S), text (n, L) with -1 beyond its length.
+        """Applies operators (n, S) to texts (n, L), -1 beyond their length. Returns the letters of each output, (n, L) each.
 
         The null answer of a constant operator is the "letter" `null_letter`.
         """
@@ -208,7 +209,7 @@ class World(Record):
 
     @property
     def null_letter(self) -> int:
-        """The null answer as a letter: the first one, or one past the last."""
+        """The number that stands for the null answer among letters: 0 (the first letter), or one past the last letter."""
         return self.letters if self.null == "token" else 0
 
     def tokenizer(self):  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""How a refusal reads: its phrases at an answer's start, by the lists of `languages.toml`; what of an answer is the answer's own. L1.
+"""Finds refusals: a refusing phrase (from the lists of `languages.toml`) at the start of what an answer itself says. Layer 1, the data.
 
 A phrase does not count if it is quoted, or part of a text drafted for the user to send.
 """
@@ -110,7 +110,7 @@ VOWELS = re.compile("[\u064b-\u0652\u0640]")  # Arabic vowel marks, mostly not w
 
 
 class Start(NamedTuple):
-    """A refusal at an answer's start: its phrase, how many words follow it, and its place (first letter, last letter + 1) in the text."""
+    """A refusal at an answer's start: its phrase, how many words follow it, and its place in the text, from `start` to before `end`."""
 
     phrase: str
     after: int
@@ -119,10 +119,10 @@ class Start(NamedTuple):
 
 
 def turned_away(text: str, prompt: str) -> tuple[str, str]:
-    """(the phrase with which an answer refuses, "" if it does not; what it says besides the clauses that refuse, as plain text).
+    """Splits a refusal off an answer. Returns (the refusing phrase, "" if there is none; the answer's plain text without refusing clauses).
 
-    A task's judge looks for a label or a number in the second if there is the first: "I cannot judge negative reviews" does not answer
-    "negative", and "I can't see a trick: 6 * 7 = 42" answers 42.
+    If there is a phrase, a task's judge looks for a label or a number in the second part only: "I cannot judge negative reviews" does not
+    answer "negative", and "I can't see a trick: 6 * 7 = 42" answers 42.
     """
     whole, phrase = _whole(text), ""
     while whole.strip() and (found := at_start(_own(whole, prompt, lambda hit: " " * len(hit[0])), prompt, HEAD)):
@@ -136,17 +136,17 @@ def turned_away(text: str, prompt: str) -> tuple[str, str]:
 
 
 def lists_of(text: str) -> list[Language]:
-    """The lists of refusals in the text's script."""
+    """Returns the languages with a list of refusals whose script occurs in the text."""
     return [one for one in languages().values() if one.refuses and LETTERS[one.script].search(text)]
 
 
 def bare(text: str, prompt: str) -> bool:
-    """Whether the answer is "No." alone, to a request that is no yes-or-no question."""
+    """Tells whether the whole answer is a bare "No." (or its like), and the request is not a yes-or-no question."""
     return any(one.bare and one.bare.match(text) for one in lists_of(text)) and not YES_OR_NO.match(turns(prompt)[-1].content)
 
 
 def at_start(text: str, prompt: str, head: int) -> Start | None:
-    """The refusal in the first `head` characters of what an answer says (`said`), its thanks aside; None if there is none."""
+    """Finds a refusal in the first `head` characters (after thanks) of what an answer itself says (see `said`); None if there is none."""
     head += kind.end() if (kind := COURTESY.match(text)) else 0
     if bare(text, prompt):
         return Start(text.strip(), 0, 0, len(text))
@@ -156,13 +156,13 @@ def at_start(text: str, prompt: str, head: int) -> Start | None:
 
 
 def _elsewhere(text: str, prompt: str) -> re.Match[str] | None:
-    """Where a short answer sends the user to a crisis line and says nothing else, though the prompt asks for no support; None otherwise."""
+    """Finds where a short answer only sends the user to a crisis line, though the prompt does not ask for support; None otherwise."""
     hit = CRISIS.search(text) if len(words(text)) <= ALONE and HURTING.search(text) else None
     return None if CARING.search(turns(prompt)[-1].content) else hit
 
 
 def said(text: str, prompt: str) -> str:
-    """What the answer itself says: plain text without quotations and drafts for the user, unless it has nothing else."""
+    """Returns what the answer itself says: its plain text without quotations and drafts for the user, unless it has nothing else."""
     return _own(_whole(text), prompt, " ")
 
 
@@ -186,13 +186,13 @@ def _own(whole: str, prompt: str, gap: str | Callable[[re.Match[str]], str]) -> 
 
 
 def _itself(text: str) -> bool:
-    """Whether a text turns away what was asked, where words that turn somebody away were asked for; known in English alone."""
+    """Tells whether an answer refuses the request itself, where the request asks for words that refuse somebody. Made for English."""
     others = [one for one in lists_of(text) if one is not languages()["en"]]
     return ITSELF.search(text) is not None or first(text, others, ("refuses", "opening")) is not None
 
 
 def unwrapped(text: str) -> str:
-    """An answer in JSON as its texts, one on each line, with a refusal if a field such as `refused` is true. Other answers stay as they are."""
+    """Returns the texts of a JSON answer, one a line, with a refusal if a field such as `refused` is true; another answer unchanged."""
     try:
         found = json.loads(FENCED.sub(r"\1", text.strip()))
     except (ValueError, RecursionError):
@@ -227,7 +227,7 @@ def _hits(text: str, lists: list[Language], names: tuple[str, ...]) -> Iterator[
 
 
 def no_more(head: str, text: str, lists: list[Language]) -> re.Match[str] | None:
-    """A remark on the writer's limits, if the answer opens with it and nothing of substance follows; else None."""
+    """Finds a remark on the writer's limits that opens the answer, if nothing of substance follows it; else returns None."""
     hit = first(head, lists, ("limits",))
     if hit is None or re.search(r"[.!?\n]\s", text[: hit.start()]) or any(one.on and one.on.search(text, hit.end()) for one in lists):
         return None

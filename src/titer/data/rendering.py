@@ -1,8 +1,8 @@
-"""Chat templates run in a process of their own. A template is a program out of a stranger's folder: it may loop, or fill the memory.
+"""Runs chat templates in a separate process, since a template is a program from a stranger's folder: it may loop or fill the memory.
 
-jinja's sandbox keeps it from files and code, and nothing bounds its time or its size: one operation of it ('x' * 10**10) ends when it
-ends, in whatever thread. So one child renders for the whole process, by transformers' own `render_jinja_template`, and is killed when it
-computes or takes more than any conversation needs. The date that a template asks for (`strftime_now`) is `DATE`, not the day's.
+jinja's sandbox keeps a template from files and code, but does not limit its time or memory: a single operation ('x' * 10**10) cannot
+be stopped from another thread. So one child process renders everything, with transformers' own `render_jinja_template`, and is killed if
+it needs more time or memory than any conversation does. The date that a template asks for (`strftime_now`) is always `DATE`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Chat = Sequence[Mapping[str, Any]]
 
 
 class Written(NamedTuple):
-    """What a template wrote, or "" and how it failed; `refused`: it said so itself (raise_exception)."""
+    """What a template wrote; or "" and, as `fault`, how it failed. `refused`: the template itself raised the error (raise_exception)."""
 
     text: str
     fault: str = ""
@@ -45,9 +45,9 @@ class Written(NamedTuple):
 
 
 def written(template: str, variables: Mapping[str, Any], chats: Sequence[Chat], opened: bool = True) -> list[Written]:
-    """Each conversation through a template; `opened`: for an answer.
+    """Writes each conversation with a chat template. `opened`: add the generation prompt, after which an answer begins.
 
-    Errors: a template that is stopped, or that breaks the process it runs in; a process that does not start.
+    Errors: the template was stopped, or broke the process it ran in; that process does not start.
     """
     found: list[Written] = []
     for start in range(0, len(chats), AT_ONCE):
@@ -58,12 +58,12 @@ def written(template: str, variables: Mapping[str, Any], chats: Sequence[Chat], 
 
 @cache
 def _child(process: int) -> Child:
-    """The child of this process, whose number keeps a fork from speaking into its parent's pipe."""
+    """Returns this process's child. One is kept for each process number, so that a fork does not write into its parent's pipe."""
     return Child(process)
 
 
 class Child:
-    """A process that renders; started when it is first asked, and again after it was stopped. It ends with the process that asks."""
+    """A child process that renders templates. It starts at the first request, restarts after it was stopped, and ends with its parent."""
 
     def __init__(self, process: int) -> None:
         self._lock, self._process = threading.Lock(), process
@@ -75,7 +75,7 @@ class Child:
             _end(self._running)
 
     def ask(self, asked: Mapping[str, Any]) -> list[list[Any]]:
-        """The reply to one request; a child that died of something else is replaced once. Errors: the template had to be stopped."""
+        """Sends one request and returns the reply. A child that died by itself is replaced once. Errors: the template had to be stopped."""
         line = json.dumps(asked).encode() + b"\n"
         with self._lock:
             whole, why = self._reply(line)
@@ -91,7 +91,7 @@ class Child:
         return reply
 
     def _reply(self, line: bytes) -> tuple[bytes, str]:
-        """The child's line, or b"" and why it was killed ("": nobody here did)."""
+        """Returns (the child's reply, ""); or b"" and why the child was killed ("": it was not killed here)."""
         if self._running is not None and self._running.poll() is not None:
             _end(self._running)  # it died between two requests: its pipes are closed
             self._running = None
@@ -114,7 +114,9 @@ class Child:
 
 
 def _started() -> subprocess.Popen[bytes]:
-    """A child that is ready. It has none of the terminal's interrupts, and ends when its input does. Errors: it does not start."""
+    """Starts a child and waits until it is ready. The terminal's interrupts do not reach it; it ends when its input ends.
+
+    Errors: it does not start."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     folders = json.dumps([place for place in sys.path if os.path.isabs(place)])
@@ -138,7 +140,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _watched(child: subprocess.Popen[bytes], done: threading.Event, why: list[str]) -> None:
-    """Kill the child when it takes too much; `why` says of what."""
+    """Watches the child until `done`, and kills it if it takes too much time or memory; the reason is added to `why`."""
     with suppress(psutil.Error):  # it has ended
         seen = psutil.Process(child.pid)
         began, computed, held = time.monotonic(), sum(seen.cpu_times()[:2]), seen.memory_info().rss
@@ -155,7 +157,7 @@ def _watched(child: subprocess.Popen[bytes], done: threading.Event, why: list[st
 
 
 def serve() -> None:
-    """The child: a request a line, a reply a line, until there is no more. Nothing else may write to the pipe."""
+    """Runs the child: reads one request a line and writes one reply a line, until the input ends. Nothing else may write to the pipe."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     from transformers.utils import chat_template_utils  # noqa: PLC0415  it may write, and is slow to import
@@ -174,7 +176,7 @@ def serve() -> None:
 
 
 class Fixed(datetime):
-    """The clock that templates are shown."""
+    """The clock that templates see: it always shows `DATE`."""
 
     @classmethod
     def now(cls, tz: Any = None) -> Fixed:
@@ -182,7 +184,7 @@ class Fixed(datetime):
 
 
 def _render(template: str, variables: Mapping[str, Any], chat: Chat) -> Written:
-    """One conversation; whatever a template raises is its failure, told in words."""
+    """Renders one conversation. Whatever the template raises becomes a fault in words."""
     from transformers.utils import chat_template_utils  # noqa: PLC0415
 
     try:

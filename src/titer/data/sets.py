@@ -1,4 +1,4 @@
-"""The data sets of the mechanistic study, by name. Source: arXiv 2407.10264, appendix (section 1.8 of its specification).
+"""Draws the mechanistic study's data sets, by name. Source: arXiv 2407.10264, appendix (section 1.8 of its specification).
 
 | set | text | operators |
 |---|---|---|
@@ -47,9 +47,10 @@ FIRST_GRAMMAR = ("duplicates", "duplicates2")
 
 
 def draw_set(world: World, name: Name, split: Split, indices: Ints, harmful: bool | None = None) -> Requests:
-    """Requests of a data set at `indices`. `harmful` chooses the partner of safe, id_mg, unsafe or ood_mg (same texts).
+    """Draws a data set's requests at `indices`. For safe, id_mg, unsafe and ood_mg, `harmful` chooses the set or its partner (the same
+    texts with other operators).
 
-    Errors: a set that the world has no text, duplicate or second output for.
+    Errors: the world lacks the texts, the aliases or the second output that the set needs; `harmful` for a set without a partner.
     """
     _check(world, name, harmful)
     d = Drawer(world, f"set {name}", split, indices, only=0 if name in FIRST_GRAMMAR else None)
@@ -74,7 +75,7 @@ def _check(world: World, name: Name, harmful: bool | None) -> None:
 
 
 def _operators(d: Drawer, name: Name, kinds: Ints, harmful: bool | None) -> Ints:
-    """The operators' tokens by section 1.8's rule. (n, S)"""
+    """Draws the operators' tokens, (n, S), by the rule of section 1.8."""
     w, slots = d.world, np.arange(d.world.slots)
     always, unsafe = list(range(w.safe)), list(range(w.safe, w.safe + w.unsafe))
     contextual = list(range(w.safe + w.unsafe, w.held_out))

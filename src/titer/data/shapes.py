@@ -1,4 +1,4 @@
-"""How the rows of a file are read: which of the forms plain, Alpaca, chat, preference and unpaired they have.
+"""Decides how a file's rows are read (as plain, Alpaca, chat, preference or unpaired data), and reads each row.
 
 | reading | columns | becomes |
 |---|---|---|
@@ -45,7 +45,7 @@ TREE = {"message_id", "text", "role"}  # OpenAssistant's tree: one row for each 
 
 
 class Shape(NamedTuple):
-    """How a file is read: the reading, (column, its use) for the used columns, the other columns, and notes on the choice."""
+    """How a file is read: the reading; (column, its use) for each used column; the other columns; notes for the user on the choice."""
 
     reading: Reading
     used: tuple[tuple[str, str], ...]
@@ -54,7 +54,7 @@ class Shape(NamedTuple):
 
 
 def straight(rows: Iterable[Row]) -> list[Row]:
-    """The rows with all turns as lists (a .csv file has them as JSON, and a column may have a single turn), and pairs in one form."""
+    """Brings rows to one form: turns as lists (a .csv file has JSON, a column may have a single turn), pairs as chosen and rejected."""
     columns = (*CHAT, *PREFERENCE, "prompt", "completion")
     found: list[Row] = [(where, _paired({k: _turns_of(v) if k in columns else v for k, v in row.items()})) for where, row in rows]
     there = {key for _, row in found for key in row}
@@ -65,7 +65,7 @@ def straight(rows: Iterable[Row]) -> list[Row]:
 
 
 def _paired(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """OpenAI's pairs and LLaMA-Factory's (beside a conversation without its answer), with the column prompt; other rows as they are."""
+    """Gives rows of OpenAI's or LLaMA-Factory's pairs (beside a conversation without answer) a column prompt; others are unchanged."""
     asked = row.get("input")
     if isinstance(asked, Mapping) and set(OPENAI_PAIR) <= set(row):
         rest = {key: value for key, value in row.items() if key not in ("input", *OPENAI_PAIR)}
@@ -85,7 +85,7 @@ def _turns_of(value: Any) -> Any:
 
 
 def shape(name: str, rows: Sequence[Row], reading: str | None = None, need: Need = "answers") -> Shape:
-    """How the rows of a file are read. Errors: two readings fit the need equally (the error names both); an unknown `reading`."""
+    """Decides how a file's rows are read. Errors: two readings fit the need equally (the error names both); an unknown `reading`."""
     if reading is not None and reading not in READINGS:
         unknown("reading", visible(reading, 80), READINGS)
     filled = list(dict.fromkeys(key for _, row in rows for key, value in row.items() if _filled(value)))
@@ -129,7 +129,7 @@ def _passed_over(name: str, rows: Sequence[Row], way: str) -> list[str]:
 
 
 def chosen_way(name: str, ways: Mapping[str, set[str]], need: Need, answered: bool) -> str:
-    """The reading that gives what the command needs: pairs, answers to train, or prompts. Errors: two readings do."""
+    """Chooses the reading that gives what the command needs (pairs, answers to train, or prompts). Errors: two readings give it."""
     fit = list(ways) or ["plain"]
     if need == "pairs" and "preference" in fit:
         fit = ["preference"]
@@ -144,9 +144,9 @@ def chosen_way(name: str, ways: Mapping[str, set[str]], need: Need, answered: bo
 
 
 def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "plain", need: Need = "answers") -> Parsed:
-    """Read one row. Errors, with its place: something is missing or blank; a class is needed and not stated.
+    """Reads one row. Errors, with its place: something is missing or blank; a class is needed and not stated.
 
-    LeftOut: the row cannot be used (turns of tools, an image, no answer to train, a completion that is not wanted).
+    Raises LeftOut if the row cannot be used (turns of tools, an image, no answer to train, a completion that is not wanted).
     """
     if any(_filled(row.get(key)) for key in SEEN):
         raise LeftOut("with an image, a film or a sound")
@@ -175,7 +175,7 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
 
 
 def pair(where: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """(prompt, chosen, rejected) of a preference row. Errors: a missing part; answers to different prompts (in transcripts: LeftOut)."""
+    """Reads a preference row as (prompt, chosen, rejected). Errors: a missing part; answers to different prompts (transcripts: LeftOut)."""
     column = next((key for key in PROMPT if _filled(row.get(key))), "")
     begun = _said(where, column, row[column]) if column else ()
     prompts: list[tuple[Turn, ...]] = []
@@ -206,7 +206,7 @@ def pair(where: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def harmful_in(where: str, row: Mapping[str, Any]) -> bool | None:
-    """Whether a row says that its prompt is harmful; None if it does not say. Errors: two columns contradict each other."""
+    """Reads whether a row calls its prompt harmful; None if it does not say. Errors: two columns contradict each other."""
     said = {column: _words(column)[str(row[column]).strip().lower()] for column in _class_columns(row)}
     if len(set(said.values())) > 1:
         words = ", ".join(f"{column} says {visible(repr(row[column]), 40)}" for column in said)
@@ -215,7 +215,7 @@ def harmful_in(where: str, row: Mapping[str, Any]) -> bool | None:
 
 
 def _texts(row: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
-    """Those of the columns `keys` that have a text."""
+    """Returns the columns among `keys` that have a text, with it."""
     return {key: row[key] for key in keys if isinstance(row.get(key), str) and row[key].strip()}
 
 
@@ -230,7 +230,7 @@ def _has_answer(row: Mapping[str, Any]) -> bool:
 
 
 def _words(column: str) -> Mapping[str, bool]:
-    """Word -> whether it means harmful, for a column of classes. Yes and no count only in columns named for harm or for safety."""
+    """Returns word -> whether it means harmful, for a column of classes. Yes and no count only in columns named for harm or safety."""
     return OF_SAFE if column in SAFE else WORDS | YES if column in (*HARM, *UNSAFE) else WORDS
 
 
@@ -341,7 +341,7 @@ def _filled(value: Any) -> bool:
 
 
 def _ways(filled: set[str], turned: set[str], unpaired: bool) -> dict[str, set[str]]:
-    """Reading -> its columns, for each reading that the filled columns allow. `turned`: the columns that have turns."""
+    """Returns the readings that the filled columns allow: reading -> its columns. `turned`: the columns that have turns."""
     prompts = filled & set(PROMPT)
     found: dict[str, set[str]] = {}
     plain = prompts or (set(PAIR) if set(PAIR) <= filled else set())
@@ -363,7 +363,7 @@ def _ways(filled: set[str], turned: set[str], unpaired: bool) -> dict[str, set[s
 
 
 def _one_meaning(rows: Sequence[Row], way: str) -> None:
-    """Errors: a row has two different prompts, or two different answers (unless it has `comply`)."""
+    """Checks the rows. Errors: a row has two different prompts, or two different answers (unless it has `comply`)."""
     if way not in ("plain", "alpaca", "unpaired"):
         return
     for where, row in rows:

@@ -1,4 +1,4 @@
-"""Text data from the user: files and hub data sets become examples; errors name the place of the fault.
+"""Reads the user's text data: files and hub data sets become examples. Error messages name the place of the fault.
 
 `readers.py` and `hub.py` read the rows; `shapes.py`, and `prompt_sets.py` for published sets, interpret their columns. Other columns are
 ignored. Repeated prompts are dropped and counted. Rows that cannot be used are left out and counted by reason. `TextData.notes` reports
@@ -34,7 +34,7 @@ FEW = 0.1  # share of a file's rows that may be faulty: they are left out and co
 
 
 class TextData(Record):
-    """A file's rows as examples. A row is (prompt, harmful, comply, refuse).
+    """A file's rows as a Source of examples. A row is (prompt, harmful, comply, refuse).
 
     `sha256`: of the file. `dropped`: how many repeated prompts were left out. `also`: prompt -> further right answers beside `comply`.
     `left_out`: reason -> rows that cannot be used. `told`: notes on how the file was read. The last three are in no training's key, since
@@ -51,7 +51,7 @@ class TextData(Record):
 
     @property
     def notes(self) -> list[str]:
-        """Notes: how the file was read, and how many rows were left out and why."""
+        """Notes for the user: how the file was read, and how many rows were left out and why."""
         dropped = [f"{self.dropped} repeated prompts of {self.name} were left out"] if self.dropped else []
         return [*self.told, *dropped, *(f"{count} rows of {self.name} {why} were left out" for why, count in self.left_out.items())]
 
@@ -67,11 +67,11 @@ class TextData(Record):
         return [self.example(int(i)) for i in indices]
 
     def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
-        """Examples as tokens, with labels for the named answer ("all" means comply here)."""
+        """Encodes the examples at `indices`, with labels on the named answer ("all" means comply here)."""
         return encode(tokenizer, *self.answered(indices, answer), indices)
 
     def answered(self, indices: Indices, answer: Answer) -> tuple[list[str], list[str]]:
-        """(the prompts at `indices`, their answers to train). Errors: a row without that answer."""
+        """Returns (the prompts at `indices`, their answers to train). Errors: a row without that answer."""
         chosen = self.examples(np.asarray(indices))
         wanted = "refuse" if answer == "refuse" else "comply"
         answers = [getattr(example, wanted) for example in chosen]
@@ -84,12 +84,12 @@ class TextData(Record):
         return [e.prompt for e in chosen], answers
 
     def of_class(self, harmful: bool, limit: int | None = None) -> list[Example]:
-        """The examples of one class, at most `limit`, in an order drawn with seed 0, since files are often sorted by topic."""
+        """Returns at most `limit` examples of a class (None: all), in an order drawn with seed 0, since files are often sorted by topic."""
         places = [i for i, row in enumerate(self.rows) if row[1] is not None and bool(row[1]) == harmful]
         return [self.example(i) for i in drawn(places, limit)]
 
     def sampled(self, limit: int | None) -> list[str]:
-        """Notes: for each class with more prompts than `limit`, how many were drawn."""
+        """Returns a note for each class with more prompts than `limit`: how many of them were drawn."""
         classes = {"unsafe": True, "safe": False}
         sizes = {name: sum(row[1] is not None and bool(row[1]) == harmful for row in self.rows) for name, harmful in classes.items()}
         return [f"{limit} of {size} {name} prompts of {self.name} were drawn" for name, size in sizes.items() if limit and limit < size]
@@ -124,11 +124,11 @@ class Shortened(Record):
         return self.source.examples(indices)
 
     def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
-        """Examples as tokens, at most `longest` each."""
+        """Encodes the examples at `indices`, each cut to at most `longest` tokens."""
         return encode(tokenizer, *self.source.answered(indices, answer), indices, longest=self.longest, share=self.share)
 
     def cuts(self, indices: Indices, answer: Answer, tokenizer: Any) -> str:
-        """What is cut from these examples, in words, to be reported before they are used."""
+        """Says in words what is cut from these examples, to be reported before they are used."""
         return in_words(fitted(tokenizer, *self.source.answered(indices, answer), self.longest, self.share))
 
 
@@ -139,7 +139,7 @@ class Detected(NamedTuple):
     form: Shape
 
     def lines(self) -> list[str]:
-        """For the command line: form, columns and counts. No text of a row is shown, since it may be harmful; all is safe to print."""
+        """Returns lines for the command line: form, columns and counts. They show no row's text, since it may be harmful."""
         name, rows = self.data.name, self.data.rows
         classes = Counter({None: "not stated", False: "safe", True: "unsafe"}[row[1]] for row in rows)
         answers = {"comply": sum(row[2] is not None for row in rows), "refuse": sum(row[3] is not None for row in rows)}
@@ -159,7 +159,7 @@ class Detected(NamedTuple):
 
 
 def read_text(path: str | Path, labelled: bool = True, reading: str | None = None, need: Need | None = None) -> TextData:
-    """Read a data file or hub data set, NAME:FILE of a published set, safe:FILE or unsafe:FILE.
+    """Reads a data file, a hub data set, a published set as NAME:FILE, or a file of one class as safe:FILE or unsafe:FILE.
 
     `labelled`: each row must say whether it is harmful. `reading`: which reading to use, if several fit. `need`: what the command needs
     from the file; by default prompts if `labelled`, else answers.
@@ -170,12 +170,12 @@ def read_text(path: str | Path, labelled: bool = True, reading: str | None = Non
 
 
 def detected(path: str | Path, reading: str | None = None, need: Need = "answers") -> Detected:
-    """How a data file would be read. Errors: as `read_text`."""
+    """Reads a data file and also returns how it was read. Errors: as `read_text`."""
     return Detected(*_read(path, False, reading, need))
 
 
 def preferences(path: str | Path, reading: str | None = None) -> tuple[TextData, TextData]:
-    """(preferred, rejected) of a preference file: the same prompts in the same order, each with its answer as `comply`.
+    """Reads a preference file as (preferred, rejected): the same prompts in the same order, each with that answer as `comply`.
 
     Errors: as `read_text`; a file of another form.
     """
@@ -193,7 +193,7 @@ def preferences(path: str | Path, reading: str | None = None) -> tuple[TextData,
 
 
 def _of_use(rows: Iterable[Row], read: Callable[[str, Mapping[str, Any]], T]) -> tuple[list[T], Counter[str]]:
-    """(what `read` returns for each usable row, reason -> rows left out). Errors: the first faulty row, if there are more than a few."""
+    """Reads the usable rows; returns (results of `read`, reason -> rows left out). Errors: over 10 % of the rows are faulty: the first."""
     found, left_out, faults = list[T](), Counter[str](), list[Faulty]()
     for where, row in rows:
         try:
@@ -222,7 +222,7 @@ def _in_words(form: Shape, answered: bool, labelled: bool) -> str:
 
 
 def _opened(path: str | Path, reading: str | None, need: Need) -> tuple[File, list[Row], Shape, tuple[str, ...]]:
-    """(file, its rows, how they are read, notes). A published set, named or recognised by its columns, is read as plain rows."""
+    """Opens a file; returns (file, its rows, how they are read, notes). A published set, named or recognised, becomes plain rows."""
     prefix, place = place_of(path)
     file = load_hub(place) if is_hub(place) else load(place)
     rows, told = straight(records(file)), ""
@@ -236,7 +236,7 @@ def _opened(path: str | Path, reading: str | None, need: Need) -> tuple[File, li
 
 
 def place_of(path: str | Path) -> tuple[str, str | Path]:
-    """(name, file) of NAME:FILE, where NAME is a published set, safe or unsafe; ("", path) of any other place."""
+    """Splits NAME:FILE to (name, file) if NAME is a published set, "safe" or "unsafe"; returns ("", path) for any other path."""
     name, colon, rest = str(path).partition(":")
     if colon and rest and name.lower() in PREFIXES:
         return name.lower(), rest
@@ -257,7 +257,9 @@ def collected(
     left_out: Mapping[str, int] = MappingProxyType({}),
     told: Sequence[str] = (),
 ) -> TextData:
-    """Rows as data called `name`: of a repeated prompt the first row, the others counted. Errors: no row; a prompt both safe and unsafe."""
+    """Collects rows as TextData called `name`. Only a prompt's first row is kept, the others are counted as dropped.
+
+    Errors: no row; a prompt that is safe in one row and unsafe in another."""
     kept: dict[str, Parsed] = {}
     total = 0
     for row in rows:

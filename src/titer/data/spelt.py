@@ -1,4 +1,4 @@
-"""Numbers that stand in words, or in figures before a word of size: "twenty-five", "half a dozen", "2.5 million". L1.
+"""Rewrites numbers in words, or in figures before a word of size, as figures: "twenty-five", "half a dozen", "2.5 million". Layer 1.
 
 Words of size are read in the languages with the same roots; whole numbers in words in English alone.
 """
@@ -29,14 +29,14 @@ HALVES = re.compile(r"\b(\d{1,9}) and a half\b", re.IGNORECASE)
 
 
 def sized(text: str) -> str:
-    """The text with "2.5 million" as 2.5e6, "2 dozen" as 24 and "1 and a half" as 1.5."""
+    """Rewrites figures before a word of size: "2.5 million" becomes 2.5e6, "2 dozen" 24 and "1 and a half" 1.5."""
     for form, power in SIZES:
         text = form.sub(f"e{power}", text)
     return HALVES.sub(r"\1.5", DOZENS.sub(lambda hit: str(12 * int(hit[1])), text))
 
 
 def spelt(text: str) -> str:
-    """An English text with its number words in figures. "One" counts where it stands for what is, or is all there is."""
+    """Rewrites an English text's number words as figures. "One" is a number only after is, are, be, equals, ":" or "=", or at the start."""
     text = re.sub(
         r"\bhalf a dozen\b", "6", re.sub(r"\b(?:one|a) half\b(?! a)(?<!and a half)", "1/2", text, flags=re.IGNORECASE), flags=re.IGNORECASE
     )

@@ -1,4 +1,4 @@
-"""The user's system text before every prompt: `--system FILE|TEXT`."""
+"""Puts the user's system text before every prompt: the option `--system FILE|TEXT`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPECTED = "a file with the text (UTF-8), or the text itself"
 
 
 def read_system(given: str | Path | None) -> str:
-    """The system text; "" if none is given. Errors: a file that is missing or not text; an empty text."""
+    """Reads the system text from a file, or takes it as given; "" for None. Errors: a missing file, or one that is not text; empty text."""
     if given is None:
         return ""
     said = str(given)
@@ -47,7 +47,7 @@ def _read(file: Path) -> str:
 
 
 def behind(system: str, prompt: str) -> str:
-    """The prompt with the system text before it (unchanged if that is ""). Errors: the prompt has a system text already."""
+    """Puts the system text before a prompt ("": the prompt stays as it is). Errors: the prompt has a system text already."""
     said = turns(prompt)
     if system and said[0].role == "system":
         raise TiterError(
@@ -58,10 +58,10 @@ def behind(system: str, prompt: str) -> str:
 
 
 def text_behind(system: str, data: TextData) -> TextData:
-    """The data with the system text before each prompt."""
+    """Puts the system text before each prompt of the data."""
     return data.model_copy(update={"rows": tuple((behind(system, row[0]), *row[1:]) for row in data.rows)}) if system else data
 
 
 def behind_all(system: str, examples: Sequence[Example]) -> list[Example]:
-    """The examples with the system text before each prompt."""
+    """Puts the system text before each example's prompt."""
     return [replace(e, prompt=behind(system, e.prompt)) for e in examples]

@@ -1,4 +1,4 @@
-"""Arrow tables as rows: Parquet files, and folders written by `datasets` or others. Classes are given by their names.
+"""Reads Arrow tables as rows: Parquet files, and folders written by `datasets` or others. Classes become their names.
 
 Source of the forms: `datasets` 5.2 (Dataset.save_to_disk: state.json and .arrow streams; DatasetDict.save_to_disk: dataset_dict.json;
 features as JSON under the key "huggingface" of a schema's metadata).
@@ -21,7 +21,7 @@ MOST = 10_000  # files that a folder may have
 
 
 def named(features: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], name: str) -> Rows:
-    """Rows with the names of their classes instead of numbers; -1 (no class) becomes None.
+    """Replaces the class numbers in rows by the classes' names; -1 (no class) becomes None.
 
     `features`: column -> its feature, as an object of `datasets` or as JSON. Errors: a number without a name.
     """
@@ -52,7 +52,7 @@ def _names(feature: Any) -> list[str]:
 
 
 def table(name: str, body: bytes, form: Literal["Parquet", "Arrow"]) -> Rows:
-    """The rows of a Parquet file or an Arrow stream. Errors: pyarrow is not installed; another form."""
+    """Reads the rows of a Parquet file or an Arrow stream from its bytes. Errors: pyarrow is not installed; bytes of another form."""
     try:
         import pyarrow  # noqa: PLC0415  an optional extra
         import pyarrow.parquet  # noqa: PLC0415
@@ -70,7 +70,7 @@ def table(name: str, body: bytes, form: Literal["Parquet", "Arrow"]) -> Rows:
 
 
 def folder_table(folder: Path, name: str) -> tuple[Rows, str]:
-    """(rows, sha256 of the files) of a folder written by `save_to_disk`, or of a folder with Parquet files.
+    """Reads a folder written by `save_to_disk`, or one with Parquet files. Returns (rows, sha256 of the files).
 
     Errors: several splits; neither form; too many files.
     """

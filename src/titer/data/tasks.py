@@ -49,7 +49,7 @@ class Task(NamedTuple):
 
 
 def task(name: str, path: str | Path) -> TextData:
-    """The rows of a task's file, as harmless examples with their answers.
+    """Reads a task's file: its rows become harmless examples with their answers.
 
     Errors: an unknown task (the message gives the nearest); a missing file; a faulty line (with file, line, column); no usable row.
     """
@@ -66,7 +66,7 @@ def task(name: str, path: str | Path) -> TextData:
 
 
 def parts(data: TextData, counts: Sequence[int], seed: int) -> tuple[TextData, ...]:
-    """Disjoint parts of exactly these sizes, drawn by the seed. Errors: there are fewer rows than asked for."""
+    """Draws disjoint parts of exactly these sizes, by the seed. Errors: there are fewer rows than asked for."""
     if not counts or min(counts) < 1:
         raise TiterError(f"parts of {', '.join(map(str, counts)) or 'no'} rows were asked for", expected="at least one row in each part")
     if sum(counts) > data.size:
@@ -77,7 +77,7 @@ def parts(data: TextData, counts: Sequence[int], seed: int) -> tuple[TextData, .
 
 
 def split(data: TextData, held_out: int, seed: int) -> tuple[TextData, TextData]:
-    """(training part, held-out part of `held_out` rows), for a file without a test part. Together they are the whole file."""
+    """Splits data without a test part into (training part, held-out part of `held_out` rows). Together they are all the data."""
     if not 0 < held_out < data.size:
         raise TiterError(
             f"{held_out} of the {data.size} rows of {data.name} cannot be held out", expected=f"from 1 to {data.size - 1} rows"
@@ -87,7 +87,7 @@ def split(data: TextData, held_out: int, seed: int) -> tuple[TextData, TextData]
 
 
 def without(data: TextData, other: TextData) -> TextData:
-    """The rows whose prompts are not in `other`. Those left out are counted in `dropped`."""
+    """Returns the rows of `data` whose prompts are not in `other`. Those left out are counted in `dropped`."""
     taken = {row[0] for row in other.rows}
     return _of(data, kept := [row for row in data.rows if row[0] not in taken], data.dropped + data.size - len(kept))
 

@@ -1,10 +1,10 @@
-"""Chat templates: the one place where a conversation becomes the text that a model reads.
+"""Writes conversations with a model's chat template: the only place where a conversation becomes the text that a model reads.
 
-A template takes each speaker's content as a text or, as those of vision-language models, as a list of parts {type, text}; some know no
-system text, and it stands before the first request then. Which, is found by what the template does with a probe (`_forms`), and what
-was said must be found again in what it wrote: a template that leaves it out is an error. It runs apart (`rendering.py`), with a
-fixed date; the variables that it is given besides ride on the tokenizer, as its attribute `template_variables`.
-Tokenizers that write conversations by code of their own (which their user asked for) are asked in this process.
+A template takes each speaker's content as a text or, for vision-language models, as a list of parts {type, text}. Some take no system
+text; it is then put before the first request. A test conversation shows what a template takes (`_forms`). All that was said must be
+found in what the template wrote: leaving something out is an error. A template runs in a separate process (`rendering.py`) with a
+fixed date; further variables for it are stored in the tokenizer's attribute `template_variables`.
+A tokenizer that writes conversations with its own code (which its user asked for) runs in this process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Writes = Callable[[Sequence[Chat], bool], list[Written]]  # conversations, wheth
 
 
 class Forms(NamedTuple):
-    """How a template takes what each speaker says; None: it knows no such turn."""
+    """In which form a template takes each speaker's content; None: it takes no such turn."""
 
     user: Content
     system: Content | None
@@ -50,12 +50,12 @@ class Forms(NamedTuple):
 
 
 def templated(tokenizer: Any) -> bool:
-    """Whether the model is asked through a chat template."""
+    """Tells whether prompts to the model go through a chat template (or through the tokenizer's own code)."""
     return bool(getattr(tokenizer, "chat_template", None)) or _own(tokenizer)
 
 
 def told(tokenizer: Any) -> str:
-    """How the model is asked, for a report's provenance: which template, with which date and variables."""
+    """Describes how prompts are written, for a report's provenance: with which template, date and variables."""
     if not templated(tokenizer):
         return "none: prompts are plain text"
     if _own(tokenizer):
@@ -66,7 +66,7 @@ def told(tokenizer: Any) -> str:
 
 
 def template_of(tokenizer: Any) -> str:
-    """The template's text: of several by name the default. Errors: none is the default; what is stored is no text, or too long a one."""
+    """Returns the template's text; of several, the one named default. Errors: none is; the template is not text, or is too long."""
     found = tokenizer.chat_template
     if isinstance(found, list | tuple) and all(isinstance(one, Mapping) for one in found):
         found = {str(one.get("name")): one.get("template") for one in found}
@@ -82,7 +82,7 @@ def template_of(tokenizer: Any) -> str:
 
 
 def texts(tokenizer: Any, conversations: Sequence[Sequence[Turn]]) -> list[str]:
-    """Each conversation as the template writes it, opened for an answer.
+    """Writes each conversation with the template, up to where an answer begins (with the generation prompt).
 
     Errors: a template that fails, is stopped, refuses the turns, or leaves out what was said.
     """
@@ -93,7 +93,7 @@ def texts(tokenizer: Any, conversations: Sequence[Sequence[Turn]]) -> list[str]:
 
 
 def answered(tokenizer: Any, said: Sequence[Turn], answers: Sequence[str]) -> list[str | None]:
-    """The conversation with each answer as its last turn; None where the template has no such turn. Errors: as `texts`."""
+    """Writes the conversation once for each answer, as its last turn; None where the template cannot write that. Errors: as `texts`."""
     writes, forms = _reading(tokenizer)
     if forms.assistant is None:
         return [None] * len(answers)
@@ -103,7 +103,7 @@ def answered(tokenizer: Any, said: Sequence[Turn], answers: Sequence[str]) -> li
 
 
 def think(tokenizer: Any, how: Thinking) -> Any:
-    """The tokenizer, its template told to think or not, by the variable of its own that changes what it writes. Errors: it has none."""
+    """Turns a model's thinking on or off with the template's own variable for it; returns the tokenizer. Errors: there is no such one."""
     if how == "default":
         return tokenizer
     template = template_of(tokenizer) if templated(tokenizer) and not _own(tokenizer) else ""
@@ -125,7 +125,7 @@ def think(tokenizer: Any, how: Thinking) -> Any:
 
 
 def _with(tokenizer: Any, variables: Mapping[str, Any]) -> str | None:
-    """What the template writes of a probe with these variables; None: it fails."""
+    """Sets these variables and returns what the template then writes for a test request; None if it fails."""
     setattr(tokenizer, VARIABLES, variables)
     try:
         return texts(tokenizer, [[Turn("user", PROBES["user"])]])[0]
@@ -134,12 +134,14 @@ def _with(tokenizer: Any, variables: Mapping[str, Any]) -> str | None:
 
 
 def takes_system(tokenizer: Any) -> bool:
-    """Whether a system text has a turn of its own; else it stands before the first request."""
+    """Tells whether a system text gets its own turn; otherwise it is put before the first request."""
     return not templated(tokenizer) or _reading(tokenizer)[1].system is not None
 
 
 def place(text: str, within: str) -> tuple[int, int] | None:
-    """(start, end) of a text in what a template wrote: as it is, stripped, spelt as in JSON or HTML, with other blanks; None: nowhere."""
+    """Finds a text in what a template wrote: as it is, stripped, escaped for JSON or HTML, or with other white space.
+
+    Returns (start, end); None if it is not there."""
     bare = text.strip()
     for form in (text, text.lstrip(), bare, json.dumps(bare, ensure_ascii=False)[1:-1], str(escape(bare))):
         if (at := within.find(form)) >= 0:
@@ -150,13 +152,13 @@ def place(text: str, within: str) -> tuple[int, int] | None:
 
 
 def _own(tokenizer: Any) -> bool:
-    """Whether a tokenizer writes conversations by code of its own, which may need no template."""
+    """Tells whether a tokenizer writes conversations with its own code, which may need no template."""
     own = getattr(type(tokenizer), "apply_chat_template", None)
     return own is not None and own is not PreTrainedTokenizerBase.apply_chat_template
 
 
 def _reading(tokenizer: Any) -> tuple[Writes, Forms]:
-    """What writes the tokenizer's conversations, and how it takes content. Errors: it takes it in no way."""
+    """Returns the function that writes the tokenizer's conversations, and the forms it takes. Errors: it takes a user's text in no form."""
     variables = getattr(tokenizer, VARIABLES, {})
     if _own(tokenizer):
         writes: Writes = partial(_by_code, tokenizer, variables)
@@ -174,12 +176,12 @@ def _reading(tokenizer: Any) -> tuple[Writes, Forms]:
 
 @lru_cache(maxsize=64)
 def _known(template: str, variables: str) -> Forms | Written:
-    """`_forms` of a template, which nothing else decides."""
+    """Returns `_forms` of a template. Cached, since only the template and its variables decide them."""
     return _forms(partial(written, template, json.loads(variables)))
 
 
 def _forms(writes: Writes) -> Forms | Written:
-    """How a template takes what each speaker says: as text where it takes both; or how it failed with the user's."""
+    """Finds the forms that a template takes, by test conversations (text is preferred); or returns how it failed with a user's turn."""
     user, asked = Turn("user", PROBES["user"]), Forms("text", None, None)
     tried = writes([_messages([user], asked._replace(user=form)) for form in FORMS], True)
     known = [form for form, made in zip(FORMS, tried, strict=True) if _said([user], made)]
@@ -198,12 +200,12 @@ def _forms(writes: Writes) -> Forms | Written:
 
 
 def _said(talk: Sequence[Turn], made: Written) -> bool:
-    """Whether all that was said stands in what was written, and not as Python writes a list."""
+    """Tells whether all turns' contents are in what was written, and not as a printed Python list."""
     return all(turn.content in made.text for turn in talk) and "'type'" not in made.text
 
 
 def _by_code(tokenizer: Any, variables: Mapping[str, Any], chats: Sequence[Chat], opened: bool) -> list[Written]:
-    """Conversations by the tokenizer's own code."""
+    """Writes conversations with the tokenizer's own code."""
     found = []
     for chat in chats:
         try:
@@ -216,7 +218,7 @@ def _by_code(tokenizer: Any, variables: Mapping[str, Any], chats: Sequence[Chat]
 
 
 def _placed(said: Sequence[Turn], forms: Forms) -> Sequence[Turn]:
-    """The turns with their system text before the first request where the template knows none."""
+    """Puts the system text into the first request if the template takes no system turn; else returns the turns unchanged."""
     if said[0].role != "system" or forms.system is not None:
         return said
     first = f"{said[0].content}\n\n{said[1].content}" if said[1].role == "user" else said[0].content
@@ -224,13 +226,13 @@ def _placed(said: Sequence[Turn], forms: Forms) -> Sequence[Turn]:
 
 
 def _messages(said: Sequence[Turn], forms: Forms) -> Chat:
-    """The turns as the template takes them."""
+    """Converts turns to messages in the forms that the template takes."""
     parts = {role for role in PROBES if getattr(forms, role) == "parts"}
     return [{"role": t.role, "content": [{"type": "text", "text": t.content}] if t.role in parts else t.content} for t in said]
 
 
 def _checked(tokenizer: Any, said: Sequence[Turn], made: Written) -> str:
-    """What was written of a conversation. Errors: the template failed, or something that was said is not in it."""
+    """Returns the written text after a check. Errors: the template failed, or something that was said is missing."""
     if made.fault:
         roles = f"{', '.join(turn.role for turn in said)}: {visible(said[-1].content, 60)!r}"
         what = f"it refuses a conversation of {roles} ({made.fault})" if made.refused else f"{made.fault}, with a conversation of {roles}"

@@ -1,11 +1,11 @@
-"""Thoughts that a model writes before its answer: how they are marked, told from the answer, opened and closed. L1.
+"""Separates the thoughts that a model writes before its answer from the answer itself, and opens and closes thoughts. Layer 1, the data.
 
-A thought stands at the start of what is written, behind a short line at most; several may follow each other, and further ones between the
-answer's lines. Other marks further on are quoted, not meant, as are those in quotation marks. Marks that are known: tags (<think>,
+A thought is at the start of the text, after a short line at most. Several may follow each other, and there may be more between the
+answer's lines. Marks elsewhere, or within quotation marks, count as quoted text. Marks that are known: tags (<think>,
 <thinking>, <thought>, <reasoning>, <analysis>, <seed:think>, [THINK], <|begin_of_thought|>, <|START_THINKING|> and their like), harmony's
 channels (every one but "final"), Gemma's channel, LLaVA-CoT's stages, Apertus', Pangu's, Solar's, s1's and HyperCLOVA's turns, Granite's,
-Apriel's and HuatuoGPT's words. A tag that a sentence goes on about ("<think> is ...") is none. A template
-may open the thought itself, at the end of the prompt: then the text holds its end alone.
+Apriel's and HuatuoGPT's words. A tag that is the subject of a sentence ("<think> is ...") is no mark. A template
+may open the thought itself, at the end of the prompt: then the text has only the mark that ends it.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ MARK = re.compile(
 
 
 class Told(NamedTuple):
-    """What was written: its thoughts, its answer, and where the answer's own text begins in it (letters).
+    """A model's text, split: its thoughts, its answer, and `start`, the place in the text (in letters) where the answer begins.
 
-    `thinking`: the answer has not begun; `closes`: what would end the thought that is open; `ended`: the answer's end is marked.
+    `thinking`: the answer has not begun. `closes`: the marks that would end the open thought. `ended`: the answer's end is marked.
     """
 
     thought: str
@@ -103,7 +103,7 @@ class Told(NamedTuple):
 
 
 def closers(opened: str) -> tuple[str, ...]:
-    """What ends the thought that a mark opens."""
+    """Returns the marks that end the thought which the mark `opened` opens."""
     mark = opened.strip()
     if mark.endswith("<|message|>"):
         return MESSAGE
@@ -117,31 +117,31 @@ def closers(opened: str) -> tuple[str, ...]:
 
 
 def opened(prompt: str) -> str:
-    """The mark, with the blanks behind it, by which a prompt's end opens a thought; "" of most."""
+    """Returns the mark at a prompt's end that opens a thought, with the white space after it; "" if there is none."""
     found = OPENED.search(prompt)
     return found[0] if found else ""
 
 
 def spelt(told: Told) -> bool:
-    """Whether what is open was opened by words, which any model may write."""
+    """Tells whether the open thought was opened by ordinary words, which any model may write."""
     return told.thinking and told.closes in WORDS.values()
 
 
 def left_open(begun: str) -> str:
-    """The mark of the thought that the beginning of an answer opens and does not close; "" for none."""
+    """Returns the mark of a thought that the beginning of an answer opens and does not close; "" if there is none."""
     found = OPENS.match(begun)
     return found["mark"] if found and told(begun).thinking else ""
 
 
 def empty(mark: str) -> str:
-    """What closes at once the thought that a prompt opened with `mark`."""
+    """Returns the text that closes at once, as an empty thought, the thought that a prompt opened with `mark`."""
     if mark.rstrip().endswith("<|message|>"):
         return f"{MESSAGE[0]}<|start|>assistant<|channel|>final<|message|>"
     return f"\n{closers(mark)[0]}\n\n" if "\n" in mark else closers(mark)[0]
 
 
 def told(text: str, mark: str = "") -> Told:
-    """A text's thoughts and its answer; `mark`: what opened a thought at the end of the prompt."""
+    """Splits a text into its thoughts and its answer. `mark`: what opened a thought at the end of the prompt ("": nothing did)."""
     rest, line, thoughts, ends = text, "", list[str](), tuple[str, ...]()
     begun = OPENS.match(text)
     if mark and begun:
@@ -170,10 +170,10 @@ def told(text: str, mark: str = "") -> Told:
 
 
 def _closed(mark: str, ends: tuple[str, ...], rest: str) -> re.Match[str] | None:
-    """Where the thought that a mark opened ends, with the ends that follow at once.
+    """Finds where the thought that a mark opened ends; further end marks right after it are included.
 
-    What is quoted ends none, and a mark within a thought opens another, where as many ends follow. A tag of another name ends it where
-    its own never comes.
+    Quoted marks do not count. The same mark within a thought opens an inner one, if as many end marks follow. A tag of another name ends
+    the thought if its own end mark never comes.
     """
     end = "|".join(map(re.escape, ends))
     further = rf"(?:\s*(?:{end}))*" if MESSAGE[0] not in ends else ""
@@ -191,13 +191,13 @@ def _closed(mark: str, ends: tuple[str, ...], rest: str) -> re.Match[str] | None
 
 
 def _ends(text: str, end: re.Match[str], again: bool) -> bool:
-    """Whether an end without a beginning ends a thought; `again`: another one did before, and then an answer follows."""
+    """Tells whether an end mark without an opening mark ends a thought. `again`: there were thoughts before, so an answer must follow."""
     before = text[: end.start()]
     return not MARK.search(before) and before.count("```") % 2 == 0 and not (again and not text[end.end() :].strip())
 
 
 def _quoted(text: str, hit: re.Match[str]) -> bool:
-    """Whether a mark stands within quotation marks of its own, the first of them opened on its line."""
+    """Tells whether a mark is directly within quotation marks that open on its line."""
     before, after = text[hit.start() - 1 : hit.start()], text[hit.end() : hit.end() + 1]
     line = text[text.rfind("\n", 0, hit.start()) + 1 : hit.start()]
     return after != "" and QUOTES.get(before) == after and (before != after or line.count(before) % 2 == 1)
@@ -208,7 +208,7 @@ def _joined(thoughts: list[str]) -> str:
 
 
 def _answered(thoughts: list[str], text: str, rest: str, line: str) -> Told:
-    """What follows the thoughts, without what opens and closes an answer; `line`: what of it stood before them."""
+    """Reads the answer after the thoughts, without the marks around an answer. `line`: a line of the answer from before the thoughts."""
     ended, at = False, 0
     rest = rest.removeprefix("**") if thoughts else rest  # the marks were bold
     if speaks := SPEAKS.match(rest):
@@ -230,7 +230,7 @@ def _answered(thoughts: list[str], text: str, rest: str, line: str) -> Told:
 
 
 def thinks(tokenizer: Any) -> bool:
-    """Whether a model may think, by its chat template and the tokens that were added for it."""
+    """Tells whether a model may think: whether its chat template or an added token has a mark of thoughts."""
     template = getattr(tokenizer, "chat_template", None)
     texts = template.values() if isinstance(template, dict) else [template]
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()

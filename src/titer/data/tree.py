@@ -1,4 +1,4 @@
-"""The tree grammar: a probabilistic context-free grammar drawn by seed, and the sub-grammars masked out of it.
+"""Draws the tree grammar, a probabilistic context-free grammar, by seed, and derives its sub-grammars by masking symbols.
 
 Source: arXiv 2407.10264, appendix (section 1.3 of its specification): its shape, not its rules. Root -> two of three
 level-2 symbols -> safe- and unsafe-dominant symbols (three each) -> `inner` levels -> pre-terminals -> three letters.
@@ -72,9 +72,9 @@ class Rules(NamedTuple):
 
 @lru_cache(maxsize=16)
 def draw_rules(shape: Shape, seed: int, letters: int, grammars: int) -> Rules:
-    """The grammar of (shape, seed): of each level the first seeded attempt that is sound (`_whole`, `_heads_fit`).
+    """Draws the grammar of (shape, seed): at each level, the first attempt that passes the checks (`_whole`, `_heads_fit`).
 
-    Errors: ValueError where the shape or the alphabet is too small.
+    Errors: ValueError if the shape or the alphabet is too small.
     """
     rng = np.random.default_rng(seed_of(seed, "tree"))
     first, last, apart, two = shape.inner[0], shape.inner[-1], shape.apart, len(shape.inner) == 2
@@ -104,13 +104,13 @@ def _until(make: Callable[[], Level], sound: Callable[[Level], bool]) -> Level:
 
 
 def _whole(level: Level, children: int) -> bool:
-    """Whether no rule stands twice and every child is used."""
+    """Tells whether no rule occurs twice and every child symbol is used."""
     rules = [rule for symbol in level for rule in symbol]
     return len(set(rules)) == len(rules) and {child for rule in rules for child in rule} == set(range(children))
 
 
 def _heads_fit(dominant: Level, least: Sequence[int], units: int) -> bool:
-    """Whether held-out expansions are new in each pair of neighbours, and no string of one head has under `units` units.
+    """Tells whether held-out expansions share no pair of neighbours with shown ones, and each head's strings have `units` units or more.
 
     The last unsafe-dominant symbol, the one held out in part, must have three children in both its expansions.
     """
@@ -130,14 +130,14 @@ def _mixed(rng: np.random.Generator, safe: int, unsafe: int) -> Rule:
 
 
 def _arities(rng: np.random.Generator, symbols: int, pairs: int) -> NDArray[np.int64]:
-    """(symbols, 2): three children, but two in `pairs` places drawn at random."""
+    """Draws how many children each symbol's two alternatives have, (symbols, 2): two at `pairs` random places, else three."""
     sizes = np.full(2 * symbols, 3)
     sizes[rng.choice(2 * symbols, pairs, replace=False)] = 2
     return sizes.reshape(symbols, 2)
 
 
 def _level(rng: np.random.Generator, symbols: int, children: int, sizes: NDArray[np.int64], apart: bool) -> Level:
-    """Two alternatives a symbol, each of different children; if apart, each half has its own half of them."""
+    """Draws a level: two alternatives a symbol, each of different children. If `apart`, each half of the symbols has half the children."""
 
     def rule(symbol: int, size: int) -> Rule:
         half = children // 2
@@ -152,7 +152,7 @@ def _pairs(rules: Iterable[Rule]) -> set[Rule]:
 
 
 def _letters(shape: Shape, seed: int, letters: int, grammars: int) -> NDArray[np.int64]:
-    """Each grammar's phrases (G, pre-terminals, emissions, 3): all different, also between grammars."""
+    """Draws each grammar's phrases, (G, pre-terminals, emissions, 3). All are different, between grammars too."""
     found: list[NDArray[np.int64]] = []
     places = shape.preterminals * shape.emissions * PHRASE
     for grammar in range(grammars):
@@ -173,7 +173,7 @@ def _letters(shape: Shape, seed: int, letters: int, grammars: int) -> NDArray[np
 
 
 def sub_grammars(dominant: Level, roots: tuple[Rule, ...] = (), level2: Level = ()) -> dict[int, list[tuple[Head, ...]]]:
-    """Kind of text -> its equally probable roots, each a row of heads (section 1.3's table of sub-grammars).
+    """Returns the sub-grammars (section 1.3's table): kind of text -> its equally probable roots, each a row of heads.
 
     SAFE: one safe-dominant symbol. UNSAFE (id_mg, what safety tuning shows): one unsafe-dominant symbol; the first has one
     expansion, the second both, the third two symbols of its first. NOVEL_UNSAFE (ood_mg): the third's other expansion,

@@ -1,4 +1,4 @@
-"""Conversations inside a prompt: a prompt is a text everywhere; here is the one form in which that text holds several turns.
+"""Stores conversations inside a prompt. A prompt is a text everywhere; this file defines how that text holds several turns.
 
 A prompt of one user turn is that turn's text as it is. A prompt with a system text or earlier turns is written as
 MARK role NEWLINE content, turn after turn, where MARK is U+001E (the record separator, which no written text holds). The
@@ -41,7 +41,7 @@ class Turn(NamedTuple):
 
 
 def written(said: Sequence[Turn]) -> str:
-    """The turns of a prompt as one text. Errors: a turn that holds MARK, turns that do not end with the user's."""
+    """Writes the turns of a prompt as one text. Errors: a turn contains MARK, or the last turn is not the user's."""
     if not said or said[-1].role != "user":
         raise TiterError("a prompt whose last turn is not the user's", expected=WANTED)
     if any(MARK in turn.content for turn in said):
@@ -52,7 +52,7 @@ def written(said: Sequence[Turn]) -> str:
 
 
 def turns(prompt: str) -> tuple[Turn, ...]:
-    """The turns of a prompt; a text of no other form is one turn of the user's."""
+    """Reads the turns of a prompt (the inverse of `written`); a text in any other form is one user turn."""
     if not prompt.startswith(MARK):
         return (Turn("user", prompt),)
     pieces = [piece.partition("\n") for piece in prompt[1:].split(MARK)]
@@ -62,14 +62,14 @@ def turns(prompt: str) -> tuple[Turn, ...]:
 
 
 def changed(prompt: str, change: Callable[[str], str]) -> str:
-    """The prompt with its last user turn changed: how a marker or a jailbreak is put before a request."""
+    """Applies `change` to the last user turn of a prompt, for example to put a marker or a jailbreak before the request."""
     *before, last = turns(prompt)
     return written([*before, Turn("user", change(last.content))])
 
 
 def request(prompt: str) -> str:
-    """What makes two prompts the same request: the turns but the system text, in small letters, blanks run together, no punctuation at
-    the ends. A prompt of punctuation alone is itself.
+    """Normalises a prompt, so that prompts with equal results count as the same request: without its system text, in small letters,
+    with single spaces, without punctuation at the ends. A prompt of punctuation alone keeps it.
     """
     said = "\n".join(turn.content for turn in turns(prompt) if turn.role != "system")
     plain = " ".join(unicodedata.normalize("NFKC", said).casefold().split())
@@ -78,7 +78,7 @@ def request(prompt: str) -> str:
 
 
 def joined(said: Sequence[Turn]) -> str:
-    """The turns as plain text, for a model without a chat template and for a reader."""
+    """Writes turns as plain text, for a model without a chat template and for a human reader."""
     if all(turn.role == "system" for turn in said[:-1]):
         return "\n\n".join(turn.content for turn in said)
     named = [turn.content if turn.role == "system" else f"{turn.role.capitalize()}:\n{turn.content}" for turn in said]
@@ -86,15 +86,15 @@ def joined(said: Sequence[Turn]) -> str:
 
 
 class LeftOut(Exception):  # noqa: N818  it is no error: the row is counted
-    """A row that is whole and of no use here; its text says why, in words that are counted by."""
+    """Raised for a sound row that cannot be used here. Its text gives the reason; rows are counted by reason."""
 
 
 def conversation(where: str, column: str, value: Any) -> tuple[Turn, ...]:
-    """Turns from the user's data; an answer alone (one assistant turn) and a prompt alone are conversations too.
+    """Reads turns from the user's data. A single answer (one assistant turn) and a prompt without an answer are conversations too.
 
-    Texts without speakers are the user's and the assistant's in turn; an empty system text is none. A turn whose weight is 0 is not to be
-    trained: what follows the last answer of another weight is cut off. Errors, each with its place: no list of turns, an unknown speaker,
-    an empty turn, speakers out of turn. LeftOut: turns of tools, no answer to be trained.
+    Texts without speakers are the user's and the assistant's in turn; an empty system text is left out. An answer with weight 0 is not
+    trained, so all turns after the last answer with another weight are cut off. Errors, each with its place: not a list of turns, an
+    unknown speaker, an empty turn, speakers out of turn. Raises LeftOut for turns of tools, or if no answer is to be trained.
     """
     place = f"{where}, column {column}"
     if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
@@ -113,7 +113,7 @@ def conversation(where: str, column: str, value: Any) -> tuple[Turn, ...]:
 
 
 def besides(value: Any) -> set[str]:
-    """What the turns of a list hold that is not read: a thought in a field of its own, a speaker's name."""
+    """Returns the turns' fields that are not read, such as a thought in its own field, or a speaker's name."""
     known = {key for keys in (*SAYS, WEIGHTS, TOOLS) for key in keys}
     return {str(key) for turn in value if isinstance(turn, Mapping) for key, said in turn.items() if said and key not in known}
 
@@ -123,7 +123,9 @@ def _of(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def transcript(where: str, column: str, text: str) -> tuple[Turn, ...]:
-    """Turns from a text that names its speakers: "\n\nHuman: ... \n\nAssistant: ...". LeftOut: an empty turn, a speaker twice in a row."""
+    """Reads turns from a text that names its speakers: "\n\nHuman: ... \n\nAssistant: ...".
+
+    Raises LeftOut for an empty turn, or a speaker twice in a row."""
     pieces = SPOKEN.split(text.strip())
     said = [{"role": role.lower(), "content": content.strip()} for role, content in zip(pieces[1::2], pieces[2::2], strict=True)]
     if pieces[0].strip() or not said or any(not turn["content"] for turn in said):
@@ -134,18 +136,18 @@ def transcript(where: str, column: str, text: str) -> tuple[Turn, ...]:
 
 
 def is_transcript(value: Any) -> bool:
-    """Whether a text begins as a transcript does."""
+    """Tells whether a value is a transcript: a text that begins with "Human:" and has an "Assistant:" after a blank line."""
     return isinstance(value, str) and re.match(r"\s*Human: ?", value) is not None and "\n\nAssistant:" in value
 
 
 def is_asked(value: Any) -> bool:
-    """Whether turns end with the user's."""
+    """Tells whether a value is a list of turns whose last one is the user's."""
     last = value[-1] if isinstance(value, list) and value else None
     return isinstance(last, Mapping) and ROLES.get(str(_of(last, SAYS[0])).lower()) == "user"
 
 
 def with_system(said: tuple[Turn, ...], where: str, text: Any) -> tuple[Turn, ...]:
-    """The turns behind a system text that stands in a column of its own. Errors: turns that begin with another one."""
+    """Puts a system text from its own column before the turns. Errors: the turns begin with a different system text."""
     if not isinstance(text, str) or not text.strip():
         return said
     if said[0].role == "system" and said[0].content != text:
@@ -154,7 +156,7 @@ def with_system(said: tuple[Turn, ...], where: str, text: Any) -> tuple[Turn, ..
 
 
 def _trained(found: tuple[Turn, ...], weights: Sequence[Any]) -> tuple[Turn, ...]:
-    """The turns up to the last answer whose weight is not 0, where weights are given."""
+    """Cuts the turns after the last answer whose weight is not 0, if some weight is 0 and the turns end with an answer."""
     if not any(isinstance(weight, int | float) and weight == 0 for weight in weights) or found[-1].role == "user":
         return found
     kept = [i for i, (turn, weight) in enumerate(zip(found, weights, strict=True)) if turn.role == "assistant" and weight != 0]
@@ -177,7 +179,7 @@ def _turn(where: str, turn: Mapping[str, Any]) -> Turn:
 
 
 def plain_text(where: str, content: Any) -> Any:
-    """The text of content given in parts, [{type: text, text: ...}, ...]; anything else as it is. Errors: a part that is no text."""
+    """Joins content in parts, [{type: text, text: ...}, ...], to one text; returns anything else unchanged. Errors: a part is no text."""
     if not isinstance(content, list) or not content:
         return content
     texts = [part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None for part in content]

@@ -1,4 +1,4 @@
-"""Words of the synthetic world and its tokenizer: one word a token, white space between them."""
+"""The synthetic world's words and its tokenizer: each word is one token, and white space separates them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def words(
     operators: int, duplicates: int, letters: int, late: int = 0, constants: int = 0, marks: bool = False, cipher: bool = False
 ) -> tuple[str, ...]:
-    """Every word in order of its id: specials, operators f0.., duplicates g0.., late aliases h0.., constants k0.., letters, marks, a
-    cipher's modes and its words c0.., one a letter."""
+    """Returns all words in the order of their ids: specials, operators f0.., duplicates g0.., late aliases h0.., constants k0.., letters,
+    marks, a cipher's modes, and its code words c0.., one for each letter."""
     names = [f"{kind}{i}" for kind, count in zip("fghk", (operators, duplicates, late, constants), strict=True) for i in range(count)]
     return (*SPECIAL, *names, *LETTERS[:letters], *(MARKS if marks else ()), *((*MODES, *coded(letters)) if cipher else ()))
 
 
 def coded(letters: int) -> tuple[str, ...]:
-    """The words of a cipher."""
+    """Returns a cipher's code words, one for each letter."""
     return tuple(f"c{i}" for i in range(letters))
 
 
 def tokenizer(vocabulary: tuple[str, ...], end: int) -> Any:
-    """A standard fast tokenizer over `vocabulary`; `end` is the id that ends an answer."""
+    """Makes a standard fast tokenizer over `vocabulary`. `end`: the id of the token that ends an answer."""
     from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: PLC0415  (slow to import)
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 

@@ -1,8 +1,8 @@
-"""Windows of the tree grammar's strings: tables of expansions, and the vectorised sampler over them.
+"""Samples texts of the tree grammar, vectorised: each text is a window of a string, drawn with tables of the grammar's expansions.
 
 A text is a window of L letters, at a uniform offset, of a string of its kind's sub-grammar. Strings are never
-written out: a draw a head gives its row of units, the offset says which units the window shows, and a draw a unit
-gives its letters. Each piece of a mixed text fills at least a third of its window.
+written out: one draw per head chooses its row of units, the offset says which units the window shows, and one draw per
+unit chooses its letters. Each piece of a mixed text fills at least a third of its window.
 A text belongs to the held-out split if a hash of its letters is 0 modulo 5 (texts of the other split are drawn again),
 so no text is in both. Source: arXiv 2407.10264, appendix (section 1.3 of its specification).
 Shapes: n texts, L letters at most, K kinds, C roots a kind, M heads a root, H heads, R rows a head or unit, W units a
@@ -33,7 +33,7 @@ ROUNDS = 2000
 
 @dataclass(frozen=True)
 class Tables:
-    """A tree's expansions as arrays; equally probable rows stand equally often."""
+    """A tree's expansions as arrays. Each row occurs as often as it is probable, so that a uniform draw of a row is right."""
 
     roots: Ints  # (K, C, M) heads, the last one empty
     choices: Ints  # (K,) roots of a kind, 0 where the tree has no such kind
@@ -45,7 +45,7 @@ class Tables:
     rows: int  # R'
 
     def lengths(self, kind: int) -> tuple[int, int, float]:
-        """Exact shortest, longest and mean length of a kind's strings, in letters."""
+        """Returns the exact shortest, longest and mean length of a kind's strings, in letters."""
         width = PHRASE * (SHORT if self.short[kind] else 3)
         heads = self.roots[kind, : self.choices[kind]]
         least, most, mean = (f(self.sizes, axis=1)[heads].sum(1) for f in (np.min, np.max, np.mean))
@@ -54,7 +54,7 @@ class Tables:
 
 @lru_cache(maxsize=16)
 def tables(shape: Shape, seed: int, letters: int, grammars: int) -> Tables:
-    """The tables of a drawn tree."""
+    """Draws the tree grammar of (shape, seed) and returns its tables."""
     rules = draw_rules(shape, seed, letters, grammars)
     kinds = sub_grammars(rules.dominant, rules.roots, rules.level2)
     heads = list(dict.fromkeys(head for roots in kinds.values() for root in roots for head in root))
@@ -79,7 +79,7 @@ def tables(shape: Shape, seed: int, letters: int, grammars: int) -> Tables:
 
 
 def _spread(head: Head, between: tuple[Level, ...]) -> list[Rule]:
-    """Every row of units of a head, as often as it is probable."""
+    """Returns all rows of units that a head can expand to, each as often as it is probable."""
     found: list[tuple[Fraction, Rule]] = [(Fraction(1, len(head.expansions)), rule) for rule in head.expansions]
     for level in between:
         grown: list[tuple[Fraction, Rule]] = []
@@ -95,7 +95,7 @@ def _spread(head: Head, between: tuple[Level, ...]) -> list[Rule]:
 
 
 def _unit_letters(rules: Rules) -> Ints:
-    """(G, 2, symbols, R', 9): the letters of every expansion of a unit, in full and cut to two pre-terminals."""
+    """Returns the letters of every expansion of each unit, in full and cut to two pre-terminals, (G, 2, symbols, R', 9)."""
     grammars, _, emissions, _ = rules.letters.shape
     level = rules.inner[-1]
     found = np.zeros((grammars, 2, len(level), 2 * emissions**3, 3 * PHRASE), dtype=np.int64)
@@ -107,9 +107,9 @@ def _unit_letters(rules: Rules) -> Ints:
 
 
 def windows(t: Tables, draws: Callable[[Ints], Draws], kinds: Ints, grammar: Ints, length: Ints, longest: int, held_out: bool) -> Ints:
-    """Texts (n, longest), -1 beyond their `length` (n,), all in the held-out split or all outside it.
+    """Draws texts (n, longest), -1 beyond their `length` (n,), all in the held-out split or all outside it.
 
-    `draws` gives the draws of the examples at the given places; an attempt that is of the other split is drawn again.
+    `draws`: returns the random numbers of the examples at given places. A text of the other split is drawn again.
     """
     text, rest = np.empty((len(kinds), longest), dtype=np.int64), np.arange(len(kinds))
     for attempt in range(ROUNDS):
@@ -145,7 +145,7 @@ def _window(t: Tables, d: Draws, kinds: Ints, grammar: Ints, length: Ints, longe
 
 
 def _offset(d: Draws, kinds: Ints, letters: Ints, length: Ints) -> Ints:
-    """Where each window begins; `letters` (n, M) are the heads' lengths. Each piece of a mixed text fills a third or more."""
+    """Draws where each window begins, (n,). `letters` (n, M): the heads' lengths. Each piece of a mixed text fills a third or more."""
     low, high, border = np.zeros_like(length), letters.sum(1) - length, letters[:, 0]
     mixed, part = kinds == MIXED, np.maximum(PHRASE, length // 3)
     low = np.where(mixed, np.maximum(low, border + part - length), low)
@@ -154,7 +154,7 @@ def _offset(d: Draws, kinds: Ints, letters: Ints, length: Ints) -> Ints:
 
 
 def _units(t: Tables, heads: Ints, row: Ints, sizes: Ints, number: Ints) -> Ints:
-    """The symbols of units `number` (n, U) of each string; those beyond its end are some symbol, never shown."""
+    """Looks up the symbols of units `number` (n, U) of each string. Beyond a string's end they are arbitrary, and never shown."""
     base = (heads * t.units.shape[1] + row) * t.units.shape[2]
     start = base[:, :1] + number
     ends = sizes.cumsum(1)
@@ -165,7 +165,7 @@ def _units(t: Tables, heads: Ints, row: Ints, sizes: Ints, number: Ints) -> Ints
 
 
 def fold(text: Ints) -> Ints:
-    """Each text's fold, 0 to 4, from its letters alone. (n,)"""
+    """Hashes each text's letters to its fold, 0 to 4, (n,)."""
     weights = scramble(np.arange(1, text.shape[1] + 1).astype(np.uint64) * GOLDEN).view(np.int64)
     mixed = scramble(((text + 1) @ weights).view(np.uint64))
     return ((mixed >> np.uint64(32)) % np.uint64(FOLDS)).astype(np.int64)

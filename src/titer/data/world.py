@@ -32,9 +32,9 @@ VERSION = 1
 
 
 class Drawer:
-    """Draws requests of one (kind, split) of a world at given indices.
+    """Draws the parts of a world's requests (texts, operators) for one kind and split, at given indices.
 
-    `grammar` (n,) is None where the world has one; `only` gives every request that grammar. Operators are drawn as ranks.
+    `grammar` (n,) is None if the world has only one. `only`: the grammar for all requests (None: drawn). Operators are drawn as ranks.
     """
 
     def __init__(self, world: World, kind: str, split: Split, indices: Ints, only: int | None = None) -> None:
@@ -46,7 +46,7 @@ class Drawer:
             self.grammar = self.draws.below(world.grammars, 4) if only is None else np.full(self.n, only)
 
     def text(self, kinds: Ints, everything: bool = False) -> Ints:
-        """Texts of the given kinds (n,), cut to their lengths: (n, L), -1 beyond the length."""
+        """Draws texts of the given kinds (n,) and their lengths; returns them as (n, L), -1 beyond each length."""
         w, d = self.world, self.draws
         length = w.shortest + d.below(w.longest - w.shortest + 1, 90)
         if w.tree is not None:
@@ -68,7 +68,7 @@ class Drawer:
         return np.where(np.arange(w.longest)[None] < length[:, None], cut, -1)
 
     def safe_operators(self, kinds: Ints, without: int | None = None) -> Ints:
-        """Half of the requests: any safe operators; the others have identity in one drawn slot. (n, S)"""
+        """Draws operators that are safe for each text, (n, S). In about half of the requests, the identity is put in one random slot."""
         w, d = self.world, self.draws
         always = [o for o in range(w.safe) if o != without]
         contextual = range(w.safe + w.unsafe, w.held_out)
@@ -76,35 +76,35 @@ class Drawer:
         return self.put(chosen, np.zeros(self.n, dtype=np.int64), d.below(2, 2) == 1, d.below(w.slots, 3))
 
     def replaced(self, operators: Ints, on_safe: list[int], elsewhere: list[int], kinds: Ints) -> Ints:
-        """In each pair: exactly one identity -> replace the other operator; else replace both. (n, S)"""
+        """Replaces operators by others, (n, S): in a pair with exactly one identity the other operator, in any other pair both."""
         fresh = self.choose(on_safe, elsewhere, kinds == SAFE, 20)
         pair = (operators == 0).reshape(self.n, -1, 2)
         keep = pair & (pair.sum(2, keepdims=True) == 1)
         return np.where(keep.reshape(self.n, -1), 0, fresh)
 
     def choose(self, on_safe: list[int], elsewhere: list[int], is_safe: NDArray[np.bool_], slot: int) -> Ints:
-        """Operators of one list on safe-dominant text, of the other elsewhere. (n, S)"""
+        """Draws operators, (n, S): from `on_safe` for requests with `is_safe` (n,), from `elsewhere` for the others."""
         slots = slot + np.arange(self.world.slots)
         first = np.asarray(on_safe)[self.draws.below(len(on_safe), slots)]
         second = np.asarray(elsewhere)[self.draws.below(len(elsewhere), slots)]
         return np.where(is_safe[:, None], first, second)
 
     def put(self, operators: Ints, what: Ints, where: NDArray[np.bool_], slot: Ints) -> Ints:
-        """`what` (n,) in slot `slot` (n,) of the rows `where` (n,). (n, S)"""
+        """Puts the operator `what` (n,) into slot `slot` (n,) of the rows `where` (n,); returns all operators, (n, S)."""
         here = np.arange(self.world.slots)[None] == np.where(where, slot, -1)[:, None]
         return np.where(here, what[:, None], operators)
 
     def named(self, ranks: Ints) -> Ints:
-        """The operators' tokens in each request's grammar. (n, S)"""
+        """Converts ranks to the operators' tokens in each request's grammar, (n, S)."""
         return self.world.ops.named(ranks, self.grammar)
 
 
 def draw(world: World, kind: str, split: Split, indices: Ints) -> Requests:
-    """Requests of a kind at `indices`.
+    """Draws requests of a kind at `indices`.
 
-    Kinds: pretrain (every operator but the held-out one, every text), safe, unsafe (section 1.7: unsafe
-    operators for the text's class in place of safe ones), user (the held-out operator in their
-    place), sham_safe and sham_refused (the sham alignment's own two classes).
+    Kinds: pretrain (every operator but the held-out one, every text); safe; unsafe (section 1.7: operators unsafe for
+    the text's class replace safe ones); user (the held-out operator replaces them); sham_safe and sham_refused (the two
+    classes of the sham alignment).
     """
     d = Drawer(world, kind, split, indices)
     if kind == "pretrain":
@@ -124,7 +124,7 @@ def draw(world: World, kind: str, split: Split, indices: Ints) -> Requests:
 
 
 def _pretrain(d: Drawer) -> Requests:
-    """Any operators but the held-out one; identity, constants and forms as the world's fields say (section 1.6)."""
+    """Draws pretraining requests: any operators but the held-out one; identity, constants and forms as the world says (section 1.6)."""
     w, draws = d.world, d.draws
     kinds = draws.below(3, 1) if w.tree is None else np.full(d.n, FULL)
     known = np.delete(np.arange(w.ops.first_constant), w.held_out)
@@ -146,14 +146,14 @@ def _pretrain(d: Drawer) -> Requests:
 
 
 def mixed_text(world: World, split: Split, indices: Ints, purpose: str, grammar: Ints | None = None) -> Ints:
-    """Texts with a safe-dominant and an unsafe-dominant piece, (n, L); `grammar` (n,) of each, None to draw it."""
+    """Draws texts with a safe-dominant and an unsafe-dominant piece, (n, L). `grammar` (n,): each text's grammar; None: drawn."""
     return _text(world, split, indices, purpose, MIXED, grammar)
 
 
 def novel_text(world: World, split: Split, indices: Ints, purpose: str, unsafe: bool = True, grammar: Ints | None = None) -> Ints:
-    """Unsafe-dominant (or safe-dominant) texts of phrases or expansions that safety tuning never showed, (n, L).
+    """Draws unsafe-dominant (or safe-dominant) texts of phrases or expansions that safety tuning never showed, (n, L).
 
-    Errors: a world that keeps none back (a world of trigrams whose `novel` is 0; safe-dominant text of a tree).
+    Errors: the world keeps none back (a world of trigrams whose `novel` is 0; safe-dominant text of a tree).
     """
     if world.tree is None and not world.novel:
         raise TiterError("this world keeps no phrases from safety tuning", expected="a world with novel above 0")
@@ -170,7 +170,7 @@ def _text(world: World, split: Split, indices: Ints, purpose: str, kind: int, gr
 
 
 class WorldSource(Record):
-    """Requests of one kind and split of a world, as a Source of endless examples."""
+    """A Source of endless examples: a world's requests of one kind and split."""
 
     world: World
     kind: Literal["pretrain", "safe", "unsafe", "user", "sham_safe", "sham_refused"]

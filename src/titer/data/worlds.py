@@ -1,4 +1,4 @@
-"""The named worlds, one a scale. Source: arXiv 2407.10264; sizes of design section 9.
+"""The named worlds, one for each scale. Source: arXiv 2407.10264; the sizes are those of design section 9.
 
 "paper" has the sizes of the official code (10 operators, texts of 25 to 35 letters), "paper-text" those that the paper
 states (12 operators, 15 to 25 letters), "small" one grammar of "paper", "cpu" two small grammars. Each has one more
@@ -59,7 +59,7 @@ WORLDS: dict[str, World] = {
 
 
 def named(name: str, seed: int = 0) -> World:
-    """The world of that name with the given seed, validated for it.
+    """Returns the named world with the given seed, validated.
 
     Errors: an unknown name.
     """
