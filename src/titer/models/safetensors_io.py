@@ -1,7 +1,7 @@
-"""The safetensors of a folder: which files are the model's, what stands in them, one tensor at a time.
+"""Reads the safetensors files of a model's folder: finds the files and their tensors, and reads one tensor at a time.
 
-A file is opened by its header; a tensor is read when it is asked for, so no model is ever whole in memory. What a folder holds is a
-stranger's: `check_files` looks at every file before anything reads one.
+Opening a file reads its header only; a tensor is read when it is asked for, so a model is never whole in memory. A folder's files are
+not trusted: `check_files` looks at every file before anything reads one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TENSORS = 2**17  # of one file
 
 
 def check_files(folder: Path) -> None:
-    """Errors: a file that would be read and is a pipe, a device, a link to nothing, or larger than anything such a file holds."""
+    """Checks every file of a folder that may be read. Errors: a pipe, a device, a broken link, a text file larger than `LARGEST` bytes."""
     for file in sorted(folder.iterdir()):
         if file.suffix in (*TEXTS, ".safetensors", ".gguf"):
             _check_file(file)
@@ -51,9 +51,10 @@ def _check_file(file: Path) -> None:
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the file of the folder's model that holds it; {} where no safetensors are.
+    """Returns tensor name -> the file that holds it, for the model of a folder; {} if it has no safetensors.
 
-    Errors: a damaged file; an index that names no file or no tensor that is there; a tensor in two files; two sets of weights.
+    Errors: a damaged file; an index without names, or that names a file or tensor that is missing; a tensor in two files; two sets of
+    weights.
     """
     if (folder / INDEX).is_file():
         return _sharded(folder)
@@ -85,7 +86,7 @@ def _sharded(folder: Path) -> dict[str, Path]:
 
 
 def _once(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
-    """Tensor -> the one of `files` that holds it. Errors: a tensor in two of them."""
+    """Returns tensor name -> the one of `files` that holds it. Errors: a tensor in two of them."""
     found: dict[str, Path] = {}
     for file in files:
         if twice := sorted(found.keys() & set(names(file))):
@@ -99,17 +100,17 @@ def _once(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
 
 
 def names(file: Path) -> list[str]:
-    """The tensors of a file."""
+    """Returns the names of the tensors in a file."""
     return list(_header(file))
 
 
 def shape(file: Path, tensor: str) -> tuple[tuple[int, ...], str]:
-    """(shape, type as safetensors names it) of one tensor, from the file's header alone."""
+    """Returns (shape, data type as safetensors names it) of one tensor, from the file's header alone."""
     return _header(file)[tensor]
 
 
 def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Tensor -> shape and type. Errors: a damaged or cut file; more names than any model has."""
+    """Returns tensor name -> (shape, data type) from a file's header. Errors: a damaged or cut file; more names than any model has."""
     try:
         held = file.stat()
     except OSError as error:
@@ -119,7 +120,7 @@ def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 @lru_cache(maxsize=256)
 def _read_header(file: Path, size: int, changed: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    """A header read once; `size` and `changed` (ns) tell a file from what stood there before."""
+    """Reads a header once per file; a file with another `size` or time of change (`changed`, ns) is read again."""
     _check_file(file)
     with file.open("rb") as start:
         length = int.from_bytes(start.read(8), "little")
@@ -133,13 +134,13 @@ def _read_header(file: Path, size: int, changed: int) -> dict[str, tuple[tuple[i
 
 
 def tensor_of(file: Path, tensor: str) -> torch.Tensor:
-    """One tensor as it is stored, on the CPU."""
+    """Reads one tensor, in the data type in which it is stored, on the CPU."""
     with opened(file) as held:
         return held.get_tensor(tensor)  # type: ignore[no-any-return]
 
 
 def opened(file: Path) -> Any:
-    """A safetensors file, its header read. Errors: a damaged or cut file."""
+    """Opens a safetensors file, which reads its header only. Errors: a damaged or cut file."""
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -151,7 +152,7 @@ def _damaged(file: Path, error: Exception) -> TiterError:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of a model's folder. Errors: a file that cannot be read, or that holds something else."""
+    """Reads a JSON object from a file of a model's folder. Errors: a file that cannot be read, or that holds something else."""
     _check_file(file)
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
@@ -163,7 +164,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def weightless(path: Path) -> TiterError:
-    """The refusal of a model's folder without safetensors."""
+    """Returns the error for a model's folder without safetensors, with advice by what it holds instead."""
     if not any(path.glob("pytorch_model*.bin")) and (left := left_by_training(path)):
         return TiterError(f"{path} has no *.safetensors", next_step=left)
     held = sorted(p.name for pattern in OTHERS for p in path.glob(pattern))
@@ -178,7 +179,8 @@ def weightless(path: Path) -> TiterError:
 
 
 def left_by_training(path: Path) -> str:
-    """What to do with a folder that a training left, which is no model: its weights are shards of the training, or it holds models; ""."""
+    """Returns advice for a folder that a training run wrote and that is no model itself: join its sharded weights, or give one of the
+    models in its subfolders; "" if it is no such folder."""
     if shards := sorted(path.glob("*/*.distcp")):
         return (
             f"join the shards of the training: accelerate merge-weights {shards[0].parent} FOLDER; then put config.json and the "

@@ -1,10 +1,11 @@
-"""Canonical names for places in a decoder, found by structure (models/blocks.py).
+"""Sites: names for the same places in any decoder, found by the model's structure (models/blocks.py).
 
 Activations: embed, attn_out[i], mlp_in[i], mlp_act[i], mlp_out[i], resid[i] (all (B, T, width of the place)).
-Weights: attn_o[i], mlp_up[i], mlp_gate[i] (gated MLPs), mlp_down[i]; each is one matrix (outputs, inputs), or of a mixture of
-experts one an expert, however they are stored: transposed as GPT-2's Conv1D, gate and up in one tensor, experts stacked.
-Layers of one model may differ. What a layer lacks is no site: `names` leaves it out, `having` says which layers have it, `lacking` why
-others do not. Behaviour needs no site: a model whose blocks are not found has 0 layers. Every parameter belongs to a part (`part`).
+Weights: attn_o[i], mlp_up[i], mlp_gate[i] (gated MLPs), mlp_down[i]; each is one matrix (outputs, inputs), or one per expert in a
+mixture of experts, however they are stored: transposed as GPT-2's Conv1D, gate and up in one tensor, experts stacked.
+Layers of one model may differ. A place that a layer lacks is no site: `names` leaves it out, `having` lists the layers that have it,
+`lacking` says why others do not. A model whose blocks are not found has 0 layers; its answers need none and can
+still be measured. Every parameter belongs to a part (`part`).
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ SITE = re.compile(r"(\w+)(?:\[(\d+)\])?")
 
 @dataclass(frozen=True)
 class Place:
-    """A module and which of its two sides is meant."""
+    """Where an activation is found: the input or the output of a module."""
 
     module: nn.Module
     side: Literal["input", "output"]
-    block: nn.Module | None = None  # the block around an MLP: OPT's MLP sees (B T, D), its block (B, T, D)
+    block: nn.Module | None = None  # the block around an MLP: OPT's MLP gets (B T, D), its block (B, T, D)
 
 
 class Sites:
@@ -60,7 +61,7 @@ class Sites:
 
     @cached_property
     def lacking(self) -> dict[str, str]:
-        """Kind of site -> in which layers (from 1) it is lacking and why; no kind that every layer has."""
+        """Kind of site -> a text: which layers (from 1) lack it and why. Kinds that every layer has are left out."""
         if not self.blocks:
             return dict.fromkeys((*ACTIVATIONS[1:], *WEIGHTS), f"{type(self.model).__name__}: no list of decoder blocks was found")
         why: dict[str, dict[str, list[int]]] = {}  # kind -> reason -> layers
@@ -71,17 +72,17 @@ class Sites:
         return {kind: "; ".join(told[kind]) for kind in (*ACTIVATIONS[1:], *WEIGHTS) if kind in told}
 
     def lacks(self, kind: str) -> int:
-        """How many layers lack a kind of site."""
+        """Returns how many layers lack a kind of site."""
         return sum(kind in block.lacking for block in self.blocks)
 
     def names(self, *kinds: str) -> list[str]:
-        """Every activation site that there is, or those of some kinds, kind by kind."""
+        """Returns all activation sites of the model, layer by layer; or the sites of the given kinds, kind by kind."""
         if kinds:
             return [f"{kind}[{i}]" for kind in kinds for i in range(self.layers) if kind not in self.blocks[i].lacking]
         return ["embed"] + [f"{kind}[{i}]" for i in range(self.layers) for kind in ACTIVATIONS[1:] if kind not in self.blocks[i].lacking]
 
     def having(self, *kinds: str) -> list[int]:
-        """The layers (from 0) that have sites of all these kinds. Errors: no layer has, with the reason."""
+        """Returns the layers (from 0) that have sites of all these kinds. Errors: no layer has them all; the message says why."""
         found = [i for i, block in enumerate(self.blocks) if not any(kind in block.lacking for kind in kinds)]
         if not found:
             lost = [f"no {kind} ({self.lacking[kind]})" for kind in kinds if kind in self.lacking]
@@ -89,20 +90,20 @@ class Sites:
         return found
 
     def everywhere(self, kind: str) -> list[str]:
-        """The sites of a kind that every layer has. Errors: a layer lacks it, or there is no layer, with the reason."""
+        """Returns the sites of a kind in all layers. Errors: a layer lacks it, or no layer was found; the message says why."""
         if kind in self.lacking:
             raise TiterError(f"this model has no {kind} in {self.lacking[kind]}", expected=f"a model with {kind} in every layer")
         return self.names(kind)
 
     @cached_property
     def widest(self) -> int:
-        """The width of the widest activation that is read: of an MLP's middle, else of the stream."""
+        """The width of the widest activation site: of the residual stream, or of an MLP's hidden layer if that is wider."""
         middles = [weight.module for block in self.blocks if block.dense for weight in block.weights["mlp_down"]]
         stream = self.width or self.model.get_input_embeddings().weight.shape[-1]
         return max([stream, *(sizes(m)[1] for m in middles if m is not None)])  # type: ignore[arg-type]
 
     def single(self) -> None:
-        """Errors: there are no blocks, or some of their matrices are stacked (experts), which a method that goes by Linears passes over."""
+        """Checks that all weight sites of the blocks are Linear layers. Errors: no blocks were found; experts are stacked in one tensor."""
         if not self.blocks:
             raise TiterError(self.lacking["resid"], expected="a model made of decoder blocks")
         stacked = [w.tensor for block in self.blocks for weights in block.weights.values() for w in weights if w.module is None]
@@ -110,7 +111,7 @@ class Sites:
             raise TiterError(f"{stacked[0]} holds its experts in one tensor", expected="a model whose blocks are made of Linear layers")
 
     def place(self, site: str) -> Place:
-        """Where an activation site is read, added to or replaced. Errors: a site that this model lacks."""
+        """Returns where an activation site can be read or edited. Errors: the model lacks it, or its activations are not (B, T, D)."""
         kind, i = self._split(site, ACTIVATIONS)
         if kind == "embed":
             return Place(self.model.get_input_embeddings(), "output")
@@ -127,9 +128,9 @@ class Sites:
 
     @cached_property
     def _prompts_first(self) -> bool:
-        """Whether the blocks give (prompts, tokens, width), tried with two prompts of three tokens; XLNet's have the tokens first.
+        """Whether the blocks return (prompts, tokens, width), tested with two prompts of three tokens; XLNet's have the tokens first.
 
-        Not tried where hooks bring the weights (FSDP, ZeRO), as nobody else may meet the trial.
+        Not tested, and taken as true, where weights are sharded (FSDP, ZeRO): other processes may not run the test at the same time.
         """
         seen: list[torch.Tensor] = []
         if any(isinstance(p, DTensor) or not p.numel() for p in self.model.parameters()):
@@ -145,16 +146,16 @@ class Sites:
         return not seen or tuple(seen[0].shape[:2]) != (3, 2)
 
     def weights(self, site: str) -> tuple[Weight, ...]:
-        """The tensors of a weight site: one, or of a mixture of experts more. Errors: a site that this model lacks."""
+        """Returns the tensors of a weight site: one, or several in a mixture of experts. Errors: the model lacks the site."""
         kind, i = self._split(site, WEIGHTS)
         return self.blocks[i].weights[kind]
 
     def linear(self, site: str) -> Linear:
-        """The Linear (or Conv1D) of a weight site. Errors: the site is not one Linear of its own."""
+        """Returns the Linear (or Conv1D) module of a weight site. Errors: the site is not a whole Linear by itself."""
         return self._alone(site).module  # type: ignore[return-value]
 
     def tensor(self, site: str) -> str:
-        """The name of that Linear's weight."""
+        """Returns the parameter name of that Linear's weight. Errors: as `linear`."""
         return self._alone(site).tensor
 
     def _alone(self, site: str) -> Weight:
@@ -165,9 +166,9 @@ class Sites:
         return found[0]
 
     def part(self, tensor: str) -> str:
-        """Which part of the model a parameter belongs to, a key of `PARTS`; embedding, norms and the head are "other".
+        """Returns the part of the model that a parameter belongs to, a key of `blocks.PARTS`; embedding, norms and head are "other".
 
-        Errors: a name that is no parameter's, a fault of ours.
+        Errors: no module of the model has this parameter, which is a fault of Titer.
         """
         module = alias(tensor.rpartition(".")[0], self._modules)
         if module not in self._modules:
@@ -179,7 +180,7 @@ class Sites:
         return self._parts.get(module, "other")
 
     def layer(self, tensor: str) -> int:
-        """The block, from 1, that a parameter stands in; 0 outside them."""
+        """Returns the number (from 1) of the block that a parameter belongs to; 0 if it belongs to none."""
         return self._layers.get(id(self._modules.get(alias(tensor.rpartition(".")[0], self._modules))), 0)
 
     @cached_property
@@ -188,18 +189,18 @@ class Sites:
 
     @cached_property
     def writers(self) -> dict[str, bool]:
-        """The matrices that write to the residual stream -> whether they are stored as (inputs, outputs)."""
+        """Name of each weight that writes to the residual stream -> whether it is stored transposed, as (inputs, outputs)."""
         found = [weight for block in self.blocks for kind in WRITING for weight in block.weights.get(kind, ())]
         return {weight.tensor: weight.turned for weight in found}
 
     @cached_property
     def buffers(self) -> frozenset[str]:
-        """The names of what is stored and never trained."""
+        """The names of the model's buffers: tensors that are no parameters and are never trained."""
         return frozenset(name for name, _ in self.model.named_buffers())
 
     @cached_property
     def _parts(self) -> dict[str, str]:
-        """Module -> part, "other" left out."""
+        """Module name -> its part; modules of the part "other" are left out."""
         owners: dict[int, str] = {}
         text = text_model(self.model)
         if text is not self.model:
@@ -235,22 +236,22 @@ class Sites:
 
 
 def block_linears(sites: Sites) -> dict[str, Linear]:
-    """Every Linear of the blocks (with an adapter around it: the whole), by a name of its own.
+    """Returns a unique name -> module for every Linear of the blocks; an adapted Linear includes its adapter.
 
-    Errors: experts that are no Linear, whose weights would be left as they are.
+    Errors: as `Sites.single`: stacked experts are no Linears, so their weights would be missed.
     """
     sites.single()
     return {f"block {i}, {name}": layer for i, block in enumerate(sites.blocks) for name, layer in linears(block.whole).items()}
 
 
 def layer_of(site: str) -> int:
-    """The layer (from 0) of a site by its name."""
+    """Returns the layer (from 0) in a site's name; 0 if it names none."""
     match = SITE.fullmatch(site)
     return int(match[2]) if match and match[2] else 0
 
 
 def _layers(numbers: list[int], of: int) -> str:
-    """Numbers in words, in runs: "layers 1 to 3, 5"; "every layer" where it is all of them."""
+    """Writes layer numbers as text: "layers 1 to 3, 5", or "every layer" if all are there."""
     if len(numbers) == of:
         return "every layer"
     runs = [[j for _, j in group] for _, group in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]

@@ -1,7 +1,7 @@
-"""What the JSON files of a model's folder state, by its kind: looked at once, before transformers or anything here goes by it.
+"""Checks the types of the fields in the JSON files of a model's folder, before transformers or Titer uses them.
 
-A number that is a text, a layer count without end, a token that is a list: transformers raises whatever such a value leads it to, where
-it leads to, or builds without end. null is what every field may be. Sizes are left to transformers, which checks them as it builds.
+A text where a number belongs, a huge layer count, a list where a token belongs: on such values transformers fails somewhere with an
+unclear error, or builds layers without end. Any field may be null. Sizes are left to transformers, which checks them as it builds.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def _whole(value: Any) -> bool:
 
 
 def _token(value: Any) -> bool:
-    """A token as tokenizer_config.json writes one: its text, or an object with it."""
+    """Whether a value is a token as tokenizer_config.json writes one: its text, or an object with the text as `content`."""
     return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str))
 
 
 def _template(value: Any) -> bool:
-    """A chat template, several by their names, or a list of objects with name and template."""
+    """Whether a value is a chat template, an object of name -> template, or a list of objects with name and template."""
     if isinstance(value, list):
         return all(isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("template"), str) for one in value)
     return all(isinstance(one, str) for one in (value.values() if isinstance(value, dict) else [value]))
@@ -90,7 +90,7 @@ COUNTED = re.compile(r"(?:^|_)(?:layers?|blocks?|depth|groups?|heads?|experts)$"
 
 
 def check_stated(folder: Path) -> None:
-    """Errors: a JSON file of the folder that is none, or a field of it that is of another kind than anything reads it as."""
+    """Checks the JSON files of a folder. Errors: a file that is not valid JSON, or a field of the wrong type."""
     for name, rules in FILES.items():
         if (folder / name).is_file():
             _check(folder / name, read_json(folder / name), rules)
@@ -105,7 +105,8 @@ def _check(file: Path, said: Mapping[str, Any], rules: Mapping[str, Rule]) -> No
 
 
 def check_counts(config: Mapping[str, Any], tensors: int, label: str, within: int = 4) -> None:
-    """Errors: a configuration that asks for more layers than there are tensors, or more of something in a layer than any model has."""
+    """Checks the counts in a configuration and in those nested in it, `within` levels deep. Errors: more layers than `MANY` and than
+    the `tensors` stored; more heads, experts or other parts than `MOST`."""
     for name, value in config.items():
         if isinstance(value, dict) and within:
             check_counts(value, tensors, label, within - 1)

@@ -1,7 +1,7 @@
-"""The mechanistic study's decoder: one LayerNorm a block, on the residual stream itself.
+"""The decoder of the mechanistic study: one LayerNorm per block, applied to the residual stream itself.
 
 Source: Jain et al., arXiv 2407.10264, the model of the synthetic experiments. A block is x <- LN(x);
-x <- x + Attn(x); x <- x + MLP(x): the stream is normalised anew at each block and the MLP reads it as it is.
+x <- x + Attn(x); x <- x + MLP(x): each block normalises the stream once, and the MLP reads it without another norm.
 No transformers release knows this architecture: `AutoModelForCausalLM` opens a saved folder once this module
 is imported, which `titer.models.lm` does; config.json says so in its field `opens_with`.
 Shapes: B rows, T tokens, S tokens seen (cache included), D width, H heads, F = D / H, V vocabulary.
@@ -27,7 +27,7 @@ POSITION_BASE = 10000.0
 
 @strict
 class StreamNormConfig(PreTrainedConfig):
-    """The shape of a model; defaults are the paper's `mini`. `opens_with` is a note to whoever finds the folder."""
+    """The configuration of a model; the defaults are the paper's `mini`. `opens_with` says how to open a saved folder."""
 
     model_type = "titer_stream_norm"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
@@ -55,7 +55,7 @@ class StreamNormConfig(PreTrainedConfig):
 
 
 def sinusoids(places: torch.Tensor, width: int) -> torch.Tensor:
-    """Positions (...) -> (..., D), float32: column 2i is sin(p / 10000^(2i/D)), column 2i+1 the cosine."""
+    """Sinusoidal position embeddings: positions (...) -> (..., D), float32; column 2i is sin(p / 10000^(2i/D)), column 2i+1 the cosine."""
     even = torch.arange(0, width, 2, device=places.device, dtype=torch.float32)
     angles = places[..., None].float() * torch.exp(even * (-math.log(POSITION_BASE) / width))
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[..., :width]
@@ -64,7 +64,8 @@ def sinusoids(places: torch.Tensor, width: int) -> torch.Tensor:
 def eager_attention(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **rest: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """query (B, H, T, F), key and value (B, H, S, F), additive mask -> output (B, T, H, F) and weights (B, H, T, S)."""
+    """Attention by plain matrix products: query (B, H, T, F), key and value (B, H, S, F), additive mask -> output (B, T, H, F) and
+    weights (B, H, T, S)."""
     scores = query @ key.transpose(2, 3) * rest["scaling"]
     if mask is not None:
         scores = scores + mask
@@ -77,7 +78,7 @@ class IntoStream(nn.Linear):
 
 
 class StreamNormAttention(nn.Module):
-    """Causal self-attention; queries, keys and values in one Linear, the output projection last."""
+    """Causal self-attention: one Linear for queries, keys and values, and an output projection."""
 
     is_causal = True  # read by the attention functions of transformers
 
@@ -89,7 +90,7 @@ class StreamNormAttention(nn.Module):
         self.output = IntoStream(config.hidden_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None, cache: Any = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x (B, T, D) -> (B, T, D) and, from the eager form alone, the weights (B, H, T, S)."""
+        """x (B, T, D) -> (B, T, D) and the attention weights (B, H, T, S), which eager attention alone gives (else None)."""
         query, key, value = (part.unflatten(-1, (-1, self.size)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
@@ -99,7 +100,7 @@ class StreamNormAttention(nn.Module):
 
 
 class StreamNormMLP(nn.Module):
-    """Two Linears around the activation."""
+    """The MLP of a block: two Linears with the activation between them."""
 
     def __init__(self, config: StreamNormConfig) -> None:
         super().__init__()
@@ -112,7 +113,7 @@ class StreamNormMLP(nn.Module):
 
 
 class StreamNormBlock(nn.Module):
-    """x <- LN(x); x <- x + Attn(x); x <- x + MLP(x)."""
+    """One decoder block: x <- LN(x); x <- x + Attn(x); x <- x + MLP(x)."""
 
     def __init__(self, config: StreamNormConfig, layer: int) -> None:
         super().__init__()
@@ -121,7 +122,7 @@ class StreamNormBlock(nn.Module):
         self.mlp = StreamNormMLP(config)
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None, cache: Any = None) -> tuple[torch.Tensor, Any]:
-        """(B, T, D) -> (B, T, D) and the attention's weights."""
+        """(B, T, D) -> (B, T, D) and the attention weights, as `StreamNormAttention` gives them."""
         x = self.norm(hidden_states)
         mixed, weights = self.attention(x, mask, cache)
         x = x + mixed
@@ -129,7 +130,7 @@ class StreamNormBlock(nn.Module):
 
 
 class StreamNormForCausalLM(PreTrainedModel, GenerationMixin):
-    """Embedding plus positions, the blocks, a final LayerNorm, an untied head without bias."""
+    """The language model: token embedding plus positions, the blocks, a final LayerNorm, an untied head without bias."""
 
     config_class = StreamNormConfig
     _input_embed_layer = "embed"
@@ -148,7 +149,7 @@ class StreamNormForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """N(0, 0.02), biases 0, norms 1; the two projections into the stream 0.02 / sqrt(2 layers)."""
+        """Weights N(0, std 0.02), biases 0, norms 1; the two projections into the stream have std 0.02 / sqrt(2 layers)."""
         super()._init_weights(module)
         if isinstance(module, IntoStream):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
@@ -171,8 +172,8 @@ class StreamNormForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Ids (B, T), or embeddings without positions (B, T, D) -> logits (B, T or the last `logits_to_keep`, V).
 
-        Without `position_ids` a token's position is its place among the real ones of its row, by `attention_mask` (B, S).
-        `output_attentions` is answered by the eager form alone.
+        Without `position_ids` a token's position is its index among the tokens of its row that are not padding, by `attention_mask` (B, S).
+        `output_attentions` gives the weights with eager attention only.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -206,7 +207,7 @@ class StreamNormForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def _positions(x: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any) -> torch.Tensor:
-    """(B, T) or (1, T): places among the real tokens of the row, those in the cache counted."""
+    """Positions (B, T) or (1, T): each token's index among the tokens of its row that are not padding, those in the cache counted."""
     tokens = x.shape[1]
     if attention_mask is not None and attention_mask.ndim == 2:
         return (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -tokens:]

@@ -1,9 +1,9 @@
-"""Free embeddings inserted into prompts: where they go and what a model then reads.
+"""Inserts embeddings that stand for no token (a soft suffix) into prompts, and generates answers to them.
 
-The suffix comes after the request's text: before what the chat template writes behind it, or, without a template, before the prompt's last
-token (on the world the one that ends the text). Everything at or after the insertion moves by n in the sequence, while its position number
-stays: the suffix takes the position of the token it precedes. Else a world whose texts have one length would break by the shift alone,
-whatever the suffix says.
+The suffix comes after the request's text: before what the chat template writes after it, or, without a template, before the prompt's last
+token (in the synthetic world, the token that ends the text). All tokens after the insertion move by n in the sequence but keep their
+position number: the suffix takes the position of the token it precedes. Else a model of the synthetic world, whose texts all have one
+length, would fail by the shift alone, whatever the suffix is.
 Shapes: B rows, T tokens, n inserted embeddings, D width.
 """
 
@@ -23,7 +23,7 @@ SPOKEN = ("Where is it?", "It was told before")  # two texts that end in differe
 
 
 def tail(tokenizer: Any) -> int:
-    """How many tokens of every prompt come after the request's text."""
+    """Returns how many tokens of every prompt come after the request's text."""
     if not templated(tokenizer):
         return TAIL
     one, other = prompt_ids(tokenizer, SPOKEN)
@@ -31,7 +31,7 @@ def tail(tokenizer: Any) -> int:
 
 
 def inserted(embedded: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, suffix: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Model inputs with `suffix` (B, n, D) before place `at` (B,) of each row of `embedded` (B, T, D).
+    """Inserts `suffix` (B, n, D) before index `at` (B,) of each row of `embedded` (B, T, D) and makes the model's inputs.
 
     Returns inputs_embeds (B, T + n, D), attention_mask and position_ids (B, T + n).
     """
@@ -52,7 +52,7 @@ def inserted(embedded: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, suffi
 
 
 def behind(lm: Any, ids: torch.Tensor, mask: torch.Tensor, soft: torch.Tensor, decoding: Decoding) -> torch.Tensor:
-    """Answers (B, new tokens) to left-padded prompts with embeddings in them; transformers' generate knows no such positions."""
+    """Generates answers (B, new tokens) to left-padded prompts with `soft` inserted; transformers' generate cannot give such positions."""
     ends = torch.tensor(lm.ends, device=lm.device)
     inputs = inserted(
         lm.model.get_input_embeddings()(ids), mask, torch.full((len(ids),), ids.shape[1] - tail(lm.tokenizer), device=lm.device), soft

@@ -1,8 +1,8 @@
-"""A tokenizer out of a stranger's folder is tried in a process of its own, where its patterns may go on without end.
+"""Tests an untrusted tokenizer in a separate process, because its regular expressions may run without end.
 
-tokenizer.json holds regular expressions that are matched by backtracking, and replacements that may grow a text: both run in a library
-that nothing in this process can stop, and one that gives up breaks the thread it runs in. Patterns of the kind that real tokenizers have
-(no repeated group, few repeats) are known to end and are not tried.
+tokenizer.json holds regular expressions that are matched by backtracking, and replacements that may make a text longer. Both run in a
+library that this process cannot stop, and a failure in it breaks the thread that it runs in. Patterns of the form that real tokenizers
+have (no repeated group, few unbounded repeats) are known to end and are not tested.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 
 from titer.core.errors import TiterError, visible
 
-SECONDS = 6  # of computing: the largest tokenizer takes 3 to open
-WALL = 120.0
-MEMORY = 2**32  # bytes of addresses
-REPEATS = 4  # unbounded repeats in one alternative of a pattern that is not tried
+SECONDS = 6  # of CPU time: the largest tokenizer takes 3 to open
+WALL = 120.0  # seconds by the clock
+MEMORY = 2**32  # bytes of address space
+REPEATS = 4  # unbounded repeats that one alternative of a pattern may have without being tested
 PATTERN = re.compile(rb'"Regex"\s*:\s*("(?:[^"\\]|\\.)*")')
 REPLACED = re.compile(rb'"Replace",\s*"pattern"\s*:\s*\{\s*"\w+"\s*:\s*"(?:[^"\\]|\\.)*"\s*\},\s*"content"\s*:\s*"(?:[^"\\]|\\.){0,4}"')
-NUMBERED = re.compile(rb'(?<!max_length)"\s*:\s*(\d{9,})')  # of a token: tokenizers makes lists as long as the number
-SPELT = re.compile(rb"\\u00[2-7][0-9a-fA-F]")  # letters that no program spells so: a name that is hidden
+NUMBERED = re.compile(rb'(?<!max_length)"\s*:\s*(\d{9,})')  # a huge token id: tokenizers makes lists as long as the number
+SPELT = re.compile(rb"\\u00[2-7][0-9a-fA-F]")  # ASCII characters that no program writes as escapes: they may hide a name
 TRY = """
 import json, sys
 try:
@@ -43,7 +43,7 @@ for text in json.load(sys.stdin):
 
 
 def try_tokenizer(folder: Path) -> None:
-    """Errors: a tokenizer.json in the folder that does not end, or breaks, or grows without end, on short texts."""
+    """Tests the folder's tokenizer.json on short texts, if it has one. Errors: it never ends, fails, or gives too many or too large ids."""
     file = folder / "tokenizer.json"
     if file.is_file():
         held = file.stat()
@@ -52,7 +52,7 @@ def try_tokenizer(folder: Path) -> None:
 
 @lru_cache(maxsize=64)
 def _tried(file: Path, size: int, changed: int) -> None:
-    """Once for a file; `size` and `changed` (ns) tell it from what stood there before."""
+    """Tests a file once; a file with another `size` or time of change (`changed`, ns) is tested again."""
     read = file.read_bytes()
     if far := NUMBERED.search(read):
         raise _failing(file, f"it numbers a token {visible(far[1].decode(), 40)}", "numbers within a vocabulary")
@@ -87,7 +87,8 @@ def _failing(file: Path, how: str, expected: str) -> TiterError:
 
 
 def ends(pattern: str) -> bool:
-    """Whether a pattern's matching is short by its form: no repeated group, no reference back, few unbounded repeats in an alternative."""
+    """Whether a pattern's form alone shows that matching ends soon: no repeated group, no backreference, at most `REPEATS` unbounded
+    repeats in each alternative."""
     bare = re.sub(r"\\\\.|\\[^1-9]", "e", pattern)
     if re.search(r"\\\\?[1-9]", bare):
         return False
@@ -96,6 +97,6 @@ def ends(pattern: str) -> bool:
 
 
 def _texts(patterns: str) -> list[str]:
-    """Short texts in which each letter that the patterns name, and some of every kind, recurs and then does not."""
+    """Makes short test texts that repeat each character of the patterns, and some of every kind, and then break the repetition."""
     letters = dict.fromkeys("a0 \n!é中▁" + "".join(c for c in patterns if c.isprintable())[:200])
     return [text for c in letters for text in (c * 400 + "\x00", (c * 3 + " ") * 100 + "\x00", f"a{c}" * 100 + "\x00")]

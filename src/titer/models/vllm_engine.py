@@ -1,9 +1,9 @@
-"""Answers through vLLM on a GPU (the extra titer[vllm]), under the contract of `LM.generate`: many prompts at once.
+"""Generates answers with vLLM on a GPU (the extra titer[vllm]), many prompts at once; `Fast.generate` is used like `LM.generate`.
 
-vLLM is given token ids from Titer's own encoding and gives token ids back; it loads no tokenizer and no chat template. It ends an
-answer where `LM` does, and nowhere else. Each sampled answer has a seed of its own, from the decoding's seed and the prompt's
-place, so an interrupted call goes on answer by answer. Greedy answers are those of the transformers engine up to rounding: the
-kernels differ, so what is kept is kept under the engine's name too (`engine_key`). Written against vLLM 0.33.
+vLLM gets token ids from Titer's own encoding and returns token ids; it loads no tokenizer and no chat template. It ends an answer
+where `LM` does, and nowhere else. Each sampled answer has its own seed, made from the decoding's seed and the prompt's place, so an
+interrupted call generates only the missing answers. Greedy answers equal those of the transformers engine up to rounding: the kernels
+differ, so stored answers are kept separately for each engine (`engine_key`). Written for vLLM 0.33.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from titer.models.context_windows import Guide, Turn, answers
 from titer.models.lm import LM, Completion, Decoding, Progress, load, read_tokenizer
 
 VERSION = 1  # bump when answers may change
-AT_ONCE = 1024  # prompts given to vLLM in one call, which schedules them itself
+AT_ONCE = 1024  # prompts given to vLLM in one call; it schedules them itself
 COLDEST, HOTTEST = 0.01, 2.0  # vLLM raises a colder temperature to the first without an error, and refuses one above the second
 INSTALL = "pip install 'titer[vllm]'"
 QUIET = {  # of vLLM: nothing on standard output, nothing sent anywhere; what the user set stands
@@ -39,7 +39,7 @@ QUIET = {  # of vLLM: nothing on standard output, nothing sent anywhere; what th
 
 
 class Serving(Record):
-    """How vLLM holds a model."""
+    """The settings with which vLLM loads a model."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     memory: float = Field(default=0.9, gt=0, le=1, description="share of each GPU's memory that vLLM takes")
@@ -47,14 +47,14 @@ class Serving(Record):
 
 
 class Library(NamedTuple):
-    """What is used of vLLM: its engine and its settings of one answer."""
+    """The two classes of vLLM that are used: its engine, and the settings of one answer."""
 
     LLM: Callable[..., Any]
     SamplingParams: Callable[..., Any]
 
 
 def library() -> Library:
-    """vLLM. Errors: no GPU that torch can use; the package is missing or does not open here."""
+    """Imports vLLM. Errors: torch can use no GPU here; the package is not installed or cannot be imported."""
     if not torch.cuda.is_available():
         raise TiterError(
             "vLLM needs a GPU, and torch can use none here",
@@ -76,7 +76,7 @@ ENGINES = ("transformers", "vllm")
 
 
 def serving_of(engine: str) -> Serving | None:
-    """What a pipeline is told of an engine by its name. Errors: an unknown name; vLLM that cannot be used here."""
+    """Returns the vLLM settings for an engine's name; None for "transformers". Errors: an unknown name; vLLM cannot be used here."""
     if engine not in ENGINES:
         unknown("engine", visible(engine, 40), ENGINES)
     if engine == "transformers":
@@ -86,21 +86,22 @@ def serving_of(engine: str) -> Serving | None:
 
 
 def engine_key(serving: Serving) -> dict[str, object]:
-    """What answers depend on besides model, prompts and decoding; part of their content key."""
+    """Returns what vLLM's answers depend on besides model, prompts and decoding; it is part of their content key."""
     return {"name": "vllm", "library": version("vllm"), "dtype": serving.dtype, "gpus": serving.gpus, "version": VERSION}
 
 
 def engine_told(serving: Serving | None) -> dict[str, object]:
-    """For a report's provenance: nothing where transformers wrote the answers."""
+    """Returns the engine as a report's provenance states it; {} for the transformers engine."""
     return {} if serving is None else {"engine": f"vllm {version('vllm')}, {serving.model_dump_json()}"}
 
 
 def openable(checkpoint: Checkpoint, store: Store, dtype: Literal["float32", "bfloat16"] = "bfloat16") -> Checkpoint:
-    """The model as a folder that vLLM opens with the weights that are measured: of an adapter merged, of int8 dequantised.
+    """Returns the model as a folder that vLLM can open: an adapter merged into its base, or quantised weights dequantised.
 
-    One whose config.json picks the code of attention or experts is saved without that choice, which vLLM would read.
+    A config.json that picks the code of attention or experts is saved without that choice, which vLLM would follow.
 
-    Made on the CPU once and kept in the store; it needs the memory and the disk of the whole model. Any other model is itself.
+    The folder is made once, on the CPU, and kept in the store; this needs memory and disk for the whole model. Other models are returned
+    as they are.
     """
     if not _not_as_it_is(checkpoint):
         return checkpoint
@@ -111,7 +112,7 @@ def openable(checkpoint: Checkpoint, store: Store, dtype: Literal["float32", "bf
 
 
 class Fast:
-    """One model in vLLM. It holds most of the GPU's memory until `close`."""
+    """One model loaded in vLLM, used like an `LM` to generate answers. It holds most of the GPU's memory until `close`."""
 
     def __init__(self, words: LM, engine: Any, settings: Callable[..., Any], at_once: int = AT_ONCE) -> None:
         self._words, self._engine, self._settings, self.at_once = words, engine, settings, at_once
@@ -122,12 +123,12 @@ class Fast:
 
     @property
     def ends(self) -> list[int]:
-        """Ids that end an answer, those of `LM`."""
+        """The token ids that end an answer, the same as those of `LM`."""
         return self._words.ends
 
     @property
     def window(self) -> int | None:
-        """Positions that the model has and the GPU's memory holds."""
+        """The number of positions: the model's, or fewer if the GPU's memory holds fewer; None if neither is known."""
         held = [self._words.window, self._engine.llm_engine.model_config.max_model_len]
         return min((size for size in held if size is not None), default=None)
 
@@ -144,10 +145,10 @@ class Fast:
         guide: Guide | None = None,
         raw: bool = False,
     ) -> list[Completion]:
-        """As `LM.generate`; `keep` is given answers by the `at_once`, or by the batch where that is more.
+        """Generates an answer to each prompt, as `LM.generate`; `keep` gets `at_once` answers at a time, or `batch` if that is more.
 
-        `known` answers by place are not generated again, each for itself.
-        Errors: inserted embeddings; a decoder; a temperature that vLLM would not keep to; no room for an answer; vLLM fails.
+        `known`: place -> answer; each of these answers is taken as it is and not generated again.
+        Errors: inserted embeddings; a decoder; a temperature that vLLM would change or refuse; no room for an answer; vLLM fails.
         """
         if guide is not None:
             raise undecoded("a decoder")
@@ -167,7 +168,7 @@ class Fast:
         return [found[i] for i in range(len(ids))]
 
     def _asked(self, decoding: Decoding, turns: Mapping[int, Turn], number: int) -> dict[int, list[int]]:
-        """New tokens of each turn by its place."""
+        """Returns place -> the new tokens of each turn, the token that ended it included."""
         stops = {place: [*self.ends, *self._closing(turn)] for place, turn in turns.items()}
         settings = [
             self._settings(
@@ -188,14 +189,15 @@ class Fast:
         return {place: self._read(turns[place], stops[place], output) for place, output in zip(turns, outputs, strict=True)}
 
     def _closing(self, turn: Turn) -> list[int]:
-        """What closes an open thought, where it is one token: vLLM sees no text, so another one is run past, and cut."""
+        """Returns the single tokens that end an open thought. vLLM sees ids, no text: it cannot stop at an end of several tokens, so such a
+        turn runs on and is cut later."""
         if not turn.thinking:
             return []
         found = self._words.tokenizer([*turn.closes, "<|message|>"], add_special_tokens=False)["input_ids"]
         return [ids[0] for ids in found if len(ids) == 1]
 
     def _read(self, turn: Turn, stops: Sequence[int], output: Any) -> list[int]:
-        """The tokens of one turn. Errors: they are to another prompt, or ended as none of ours may."""
+        """Returns the tokens of one turn. Errors: they belong to another prompt, or ended neither at a stop token nor at the limit."""
         if list(output.prompt_token_ids) != turn.row:
             raise _odd(self.label, "an answer to another prompt than the one given")
         (one,) = output.outputs
@@ -206,17 +208,17 @@ class Fast:
         return ids
 
     def close(self) -> None:
-        """Give the GPU's memory back; nothing can be asked afterwards."""
+        """Shuts vLLM down and frees the GPU's memory; `generate` cannot be used afterwards."""
         self._engine.llm_engine.engine_core.shutdown()
         self._engine = None
 
 
 def open_fast(checkpoint: Checkpoint, serving: Serving | None = None, vllm: Library | None = None) -> Fast:
-    """Open a model in vLLM; `vllm` is the library itself where none is given. Only safetensors are read; `Checkpoint.runs_code` says
+    """Loads a model in vLLM. `vllm` defaults to the installed library. Only safetensors are read; `Checkpoint.runs_code` decides
     whether the code in its folder is run.
 
-    Errors: what `library` says; an adapter or quantised weights (`openable` makes a whole model of them); a folder that vLLM
-    cannot open, or that has no tokenizer.
+    Errors: those of `library`; a model that vLLM is not given as it is, such as an adapter or quantised weights (make it whole with
+    `openable`); a folder that vLLM cannot open, or that has no tokenizer.
     """
     how = serving or Serving()
     if why := _not_as_it_is(checkpoint):
@@ -237,7 +239,7 @@ def open_fast(checkpoint: Checkpoint, serving: Serving | None = None, vllm: Libr
 
 
 def _not_as_it_is(checkpoint: Checkpoint) -> str:
-    """Why vLLM is not given a model's own folder; "" where it is."""
+    """Returns why vLLM cannot be given a model's own folder; "" if it can."""
     if checkpoint.adapter is not None:
         return "is an adapter on its base: vLLM would not run the weights that are measured"
     if checkpoint.quantised:
@@ -246,7 +248,7 @@ def _not_as_it_is(checkpoint: Checkpoint) -> str:
 
 
 def _words(checkpoint: Checkpoint) -> LM:
-    """A model's tokenizer, ends and window, as a loaded `LM` states them; no weights are read."""
+    """Returns an `LM` without weights, which has the model's tokenizer, end tokens and window only."""
     with opening(checkpoint):
         config = checkpoint.configuration
         own = (checkpoint.path / "generation_config.json").is_file()
@@ -257,12 +259,12 @@ def _words(checkpoint: Checkpoint) -> LM:
 
 
 def seed_of(seed: int, place: int, number: int = 0) -> int:
-    """The seed of one answer, below 2^31: another one for each place and turn, whatever else is asked beside it."""
+    """Returns the seed of one answer, below 2^31. It depends on `seed`, the prompt's place and the turn's number alone."""
     return int(digest([seed, place, *([number] if number else [])]), 16) % 2**31
 
 
 def undecoded(what: str) -> TiterError:
-    """That a decoder was asked for of vLLM."""
+    """Returns the error for a decoder (`what`) that vLLM was asked to run."""
     return TiterError(
         f"vLLM cannot run {what}: it gives no other model's logits, and no activations to edit, while it writes",
         next_step="leave out --engine vllm: the transformers engine runs decoders.",
@@ -282,7 +284,7 @@ def _possible(decoding: Decoding, suffixes: torch.Tensor | None) -> None:
 
 @contextmanager
 def _asking(label: str) -> Iterator[None]:
-    """What vLLM raises becomes one clear error."""
+    """Turns whatever vLLM raises inside the `with` block into one clear error."""
     try:
         yield
     except Exception as error:

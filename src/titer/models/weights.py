@@ -1,4 +1,4 @@
-"""Weights and their changes by site, read one tensor at a time from checkpoints that are not loaded."""
+"""Compares and checks the weights of checkpoints, read from their files one tensor at a time, without loading a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from titer.models.checkpoint import Checkpoint
 from titer.models.edited import write_edited
 from titer.models.sites import Sites
 
-COARSE = (  # types that weights are rounded to, in turn
+COARSE = (  # data types that a copy of a model may have been rounded to, one after the other
     (torch.bfloat16,),
     (torch.float16,),
     (torch.float16, torch.bfloat16),
@@ -24,20 +24,20 @@ DIFFER = "differ"
 
 
 def skeleton(checkpoint: Checkpoint) -> Sites:
-    """The sites of a checkpoint's architecture, built without any weight in memory. Errors: a folder that transformers does not open."""
+    """Returns the sites of a checkpoint's model without loading its weights. Errors: a folder that transformers does not open."""
     return Sites(checkpoint.outline)
 
 
 def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(W of the base, W tuned - W base) of one tensor, as `both` gives them."""
+    """Returns (W of the base, W tuned - W base) of one tensor. Rows and errors as in `both`."""
     before, after = both(base, tuned, tensor)
     return before, after - before
 
 
 def both(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(W of the base, W tuned) of one tensor, as the checkpoints store it.
+    """Returns (W of the base, W tuned) of one tensor as the checkpoints store it, in float32. Errors: their shapes differ.
 
-    Where their vocabularies differ, a tensor with a row for each token is given in the rows of the tokens both have (`shared_rows`).
+    If the vocabularies differ, a tensor with one row per token is cut to the rows of the tokens that both have (`shared_rows`).
     """
     before, after = base.weight(tensor), tuned.weight(tensor)
     worded = base.called(tensor) in base.word_tensors and tuned.called(tensor) in tuned.word_tensors
@@ -53,23 +53,24 @@ def both(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tensor
 
 
 def shared_rows(first: Checkpoint, second: Checkpoint) -> torch.Tensor:
-    """(tokens, 2): the row, in each, of every token that both have an embedding for."""
+    """Returns (tokens, 2): for every token that both have an embedding for, its row in the first checkpoint and in the second."""
     held = [max((c.shape(tensor)[0][0] for tensor in c.word_tensors), default=0) for c in (first, second)]
     both = [(first.vocabulary[word], second.vocabulary[word]) for word in first.vocabulary.keys() & second.vocabulary.keys()]
     return torch.tensor(sorted(pair for pair in both if pair[0] < held[0] and pair[1] < held[1]), dtype=torch.long).reshape(-1, 2)
 
 
 def compared(first: Checkpoint, second: Checkpoint) -> list[str]:
-    """The parameters to compare, by the first one's names: stored in either, used by both; a head that one ties is its embedding there."""
+    """Returns the parameters to compare, by their names in the first checkpoint: all that at least one stores and both use. A head that
+    one checkpoint ties to its embedding is compared by that embedding."""
     stored, used = ({first.called(name) for name in names} for names in (second.files, second.names.used))
     return sorted((first.files.keys() | stored) & first.names.used & used)
 
 
 def difference(first: Checkpoint, second: Checkpoint) -> str:
-    """ "" where every compared parameter is the same as it is used, bit for bit; "bfloat16", "float16" or both in turn where one model is
-    the other rounded so and nothing more; else "differ". Read one at a time until one differs by more.
+    """Says how two models differ: "" if all compared parameters have the same values; "bfloat16", "float16" or "X and then to Y" if one
+    model is the other rounded to these types and nothing more; else "differ". Reading stops at the first tensor that shows this.
 
-    The values decide, not the types in which they are stored: a copy of a bfloat16 model in float16 is rounded where numbers are small,
+    The values decide, not the types in which they are stored: a float16 copy of a bfloat16 model is rounded where numbers are small,
     and a rounded copy may be stored in float32 again."""
     found, ways = "", [(kinds, turned) for kinds in COARSE for turned in (False, True)]
     for name in compared(first, second):
@@ -84,7 +85,8 @@ def difference(first: Checkpoint, second: Checkpoint) -> str:
 
 
 def _rounded(exact: torch.Tensor, coarse: torch.Tensor, kinds: Sequence[torch.dtype]) -> bool:
-    """Whether `coarse` is `exact` cut to types in turn: no number moved by more than these may move it, nor one that they hold."""
+    """Whether `coarse` is `exact` rounded to the types one after the other: no number moved by more than that rounding may move it, and
+    none that the types hold exactly moved at all."""
     limits, cut, moved = torch.zeros_like(exact), exact, coarse != exact
     for kind in kinds:
         cut, own = cut.to(kind).float(), torch.finfo(kind)
@@ -94,9 +96,9 @@ def _rounded(exact: torch.Tensor, coarse: torch.Tensor, kinds: Sequence[torch.dt
 
 
 def changes_at(base: Checkpoint, tuned: Checkpoint, sites: Sites, site: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(W of the base, W tuned - W base) of each matrix of a weight site, (outputs, inputs) however they are stored.
+    """Returns (W of the base, W tuned - W base) of each matrix of a weight site, as (outputs, inputs) however they are stored.
 
-    One matrix, or of a mixture of experts one an expert. Errors: a site that this model lacks.
+    There is one matrix, or one per expert in a mixture of experts. Errors: the model lacks the site.
     """
     found = []
     for weight in sites.weights(site):
@@ -106,19 +108,21 @@ def changes_at(base: Checkpoint, tuned: Checkpoint, sites: Sites, site: str) -> 
 
 
 def along(matrix: torch.Tensor, direction: torch.Tensor, turned: bool = False) -> torch.Tensor:
-    """What a matrix, or each of a stack, writes along a unit direction of its outputs: r r^T W; `turned`: stored as (inputs, outputs)."""
+    """Projects a matrix, or each of a stack, onto a unit direction r of its outputs: r r^T W. `turned`: the matrix is stored as
+    (inputs, outputs)."""
     rows = matrix if turned else matrix.transpose(-1, -2)
     found = (rows @ direction)[..., None] * direction
     return found if turned else found.transpose(-1, -2)
 
 
 def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:
-    """(shape, type as safetensors names it) of every tensor, read from the files' headers alone."""
+    """Returns parameter -> (shape, data type as safetensors names it), without reading the weights."""
     return {tensor: checkpoint.shape(tensor) for tensor in checkpoint.files}
 
 
 def misshapen(checkpoint: Checkpoint) -> list[str]:
-    """Parameters of other shapes than the configuration asks for, found before that much memory is; not of a model whose code runs."""
+    """Returns the parameters whose stored shape differs from the one the configuration asks for, before memory for them is allocated;
+    [] for a model whose folder's own code is run."""
     if checkpoint.runs_code:
         return []
     asked = checkpoint.outline.state_dict()
@@ -126,7 +130,7 @@ def misshapen(checkpoint: Checkpoint) -> list[str]:
 
 
 def lacking(checkpoint: Checkpoint) -> list[str]:
-    """Parameters that no stored tensor gives, found before the model is loaded; not of one whose code runs."""
+    """Returns the parameters that no stored tensor gives, without loading the model; [] for one whose folder's own code is run."""
     if checkpoint.runs_code:
         return []
     model = checkpoint.outline
@@ -137,14 +141,15 @@ def lacking(checkpoint: Checkpoint) -> list[str]:
 
 
 def check_plain(checkpoint: Checkpoint) -> None:
-    """Errors: a parameter is stored in codes and nothing says how they are meant, which transformers would run as numbers."""
+    """Checks that no weight is stored as quantised codes without a quantization_config: transformers would use the codes as numbers.
+    Errors: there is such a weight."""
     for name in checkpoint.files if not checkpoint.quantised and not checkpoint.runs_code else ():
         if checkpoint.shape(name)[1] in CODED and checkpoint.outline.state_dict()[name].is_floating_point():
             checkpoint.weight(name)
 
 
 def check_fits(checkpoint: Checkpoint, wrong: list[str]) -> None:
-    """Errors: parameters are missing or misshapen, which transformers would fill with random numbers."""
+    """Raises an error if `wrong`, the missing or misshapen parameters, is not empty: transformers would fill them with random numbers."""
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise TiterError(
@@ -155,7 +160,7 @@ def check_fits(checkpoint: Checkpoint, wrong: list[str]) -> None:
 
 
 def _mended(checkpoint: Checkpoint, missing: str) -> str:
-    """What to do about weights without a parameter: the model has no language head, or its names stand behind a wrapper's prefix."""
+    """Returns advice for a missing parameter: the model may have no language head, or its names may have a wrapper's prefix."""
     said = checkpoint.config.get("architectures")
     kind = said[0] if isinstance(said, list) and said and isinstance(said[0], str) else ""
     if kind and not kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
@@ -167,12 +172,12 @@ def _mended(checkpoint: Checkpoint, missing: str) -> str:
 
 
 def weights_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of the checkpoint's weight files."""
+    """Returns the size of the checkpoint's weight files in bytes."""
     return sum(file.stat().st_size for file in checkpoint.weight_files)
 
 
 def blend(base: Checkpoint, tuned: Checkpoint, alpha: float, folder: Path) -> None:
-    """Write the model base + alpha (tuned - base) in float32, tensor by tensor; configuration and tokenizer are the base's.
+    """Writes the model base + alpha (tuned - base) in float32, tensor by tensor; configuration and tokenizer are the base's.
 
     Errors: as `write_edited`.
     """

@@ -1,6 +1,6 @@
-"""What a folder says of its tokenizer elsewhere: a processor's chat template, the token that ends an answer, one to pad with.
+"""Completes a tokenizer from other files of its folder: a processor's chat template, the token that ends an answer, a padding token.
 
-Padding is never attended, so any token that the model has an embedding for serves.
+Padding is never attended to, so any token that the model has an embedding for can be used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAMED = "additional_chat_templates"  # a folder of further ones
 
 
 def template_texts(folder: Path) -> list[str]:
-    """The chat templates that a folder holds, by its files, as they stand there."""
+    """Returns the texts of all chat templates in a folder's files, unchanged."""
     files = [folder / "chat_template.jinja", *sorted(folder.glob(f"{NAMED}/*.jinja"))]
     said = [_said(folder / name, "chat_template") for name in ("tokenizer_config.json", *PROCESSORS)]
     return [
@@ -27,7 +27,8 @@ def template_texts(folder: Path) -> list[str]:
 
 
 def completed(tokenizer: Any, folder: Path, config: Mapping[str, Any]) -> Any:
-    """The tokenizer of a model's folder with what it lacks; `config`: the model's config.json."""
+    """Adds what the tokenizer lacks (chat template, end token, padding token) from its folder and the model's config.json (`config`), and
+    returns it. A token that the model has no embedding for counts as lacking; `EMBEDDED` is set to config.json's vocab_size."""
     if not tokenizer.chat_template:
         tokenizer.chat_template = next((found for name in PROCESSORS if (found := _said(folder / name, "chat_template"))), None)
     rows = next(
