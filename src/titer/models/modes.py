@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-ROUTED = "output_router_logits"  # what trainers set to balance experts, and save
+ROUTED = "output_router_logits"  # training sets it to balance experts, and it is saved with the model
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def as_stored(model: Any) -> None:
     In evaluation mode transformers' RWKV divides some weights by powers of two, against overflow in float16, and multiplies them again
     in training. This undoes the division, bit for bit, and prevents any later one: float32 and bfloat16 do not overflow there.
     """
-    for module in getattr(model, "modules", tuple)():  # what stands for a model whose words alone are wanted has none
+    for module in getattr(model, "modules", tuple)():  # a stand-in for a model, used for its tokenizer alone, has none
         if hasattr(module, "_rescale_layers"):
             if module.layers_are_rescaled:
                 was, module.training = module.training, True

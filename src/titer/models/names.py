@@ -29,7 +29,7 @@ from titer.core.errors import TiterError, visible
 from titer.models.stream_norm import StreamNormForCausalLM  # noqa: F401  (registers the variant with transformers)
 
 WITHIN = ("language_model", "text_model")  # what a vision-language wrapper calls its text model
-MASKS = (r"\.rotary_emb\.inv_freq$", r"\.attn\.masked_bias$")  # that older files hold
+MASKS = (r"\.rotary_emb\.inv_freq$", r"\.attn\.masked_bias$")  # tensors of older files that models no longer have
 
 
 def opener(config: Any) -> Any:
@@ -58,7 +58,7 @@ def outline(config: Any, trusted: bool) -> Any:
     """Returns the model that a configuration describes, without weights in memory (on PyTorch's meta device). Equal configurations
     share one model, so it must not be changed. Errors: what transformers raises."""
     said = config.to_dict()
-    if not trusted:  # else it is where the code lies
+    if not trusted:  # a trusted folder's path is kept, as its code is found by it
         said.pop("_name_or_path", None)
     return _outline(Described(type(config), json.dumps(said, sort_keys=True, default=repr), trusted, config))
 
@@ -66,7 +66,7 @@ def outline(config: Any, trusted: bool) -> Any:
 @lru_cache(maxsize=8)  # the models of a fleet are of one architecture
 def _outline(asked: Described) -> Any:
     config = deepcopy(asked.config)
-    config._attn_implementation = "eager"  # which every architecture has: nothing is computed here
+    config._attn_implementation = "eager"  # every architecture has it, and nothing is computed here
     with torch.device("meta"):
         return opener(config).from_config(config, trust_remote_code=asked.trusted)
 
@@ -127,7 +127,7 @@ def named(model: Any, stored: Iterable[str], shape: Callable[[str], tuple[int, .
         whole = Origin(parts, (), maker, first)
         for name, empty in made(model, whole, lambda one: torch.empty(shape(one), device="meta")).items():
             origins[name] = replace(whole, shape=tuple(empty.shape))
-    ignored = (*MASKS, *(model._keys_to_ignore_on_load_unexpected or ()))  # which the architecture says may stand there unused
+    ignored = (*MASKS, *(model._keys_to_ignore_on_load_unexpected or ()))  # the architecture itself allows these to be unused
     return Names(origins, tied_to(model, origins), tuple(name for name in unused if not any(re.search(one, name) for one in ignored)))
 
 
@@ -150,7 +150,7 @@ def made(model: Any, origin: Origin, read: Callable[[str], torch.Tensor]) -> dic
             maker.add_tensor(origin.first, name, pattern, read(name))
     try:
         found = maker.convert(origin.first, model=model, config=model.config)
-    except Exception as error:  # noqa: BLE001  an operation of transformers raises whatever wrong shapes lead it to
+    except Exception as error:  # noqa: BLE001  transformers raises errors of any type on wrong shapes
         raise TiterError(
             f"{visible(origin.names[0], 120)} and {len(origin.names) - 1} more do not make up {visible(origin.first, 120)} "
             f"({visible(f'{type(error).__name__}: {error}', 120)})",

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-NEOX = ("gpt_neox", "gpt_neox_japanese")  # their own names
+NEOX = ("gpt_neox", "gpt_neox_japanese")  # model types with older names of their own
 
 
 def readable(folder: Path) -> None:

@@ -22,10 +22,10 @@ from titer.models.safetensors_io import AGAIN, shape, tensor_of
 
 METHOD = "compressed-tensors"
 MLX = "quantization"  # the field of config.json that MLX writes, beside quantization_config or without it
-NUMBERS = ("weight", "weight_packed", "qweight")  # one of these is the weight itself
+NUMBERS = ("weight", "weight_packed", "qweight")  # the part that holds the weight's numbers is one of these
 PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_global_scale")
 RUNNING = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point", "k_scale", "v_scale")
-CODES = (torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)  # a weight is none of these without a scale
+CODES = (torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)  # a weight of these types needs a scale
 INSTALL = "pip install 'titer[int8]'  (or: pip install compressed-tensors)"
 
 

@@ -22,9 +22,9 @@ from transformers.models.auto import tokenization_auto as auto
 from titer.core.errors import TiterError, visible
 from titer.models.safetensors_io import read_json
 
-OPENED = ("AutoConfig", "AutoModelForCausalLM")  # of an auto_map in config.json: without these nothing opens
+OPENED = ("AutoConfig", "AutoModelForCausalLM")  # the keys of auto_map in config.json that open a model
 HERE = re.compile(r"\w[\w-]*\.\w+")  # MODULE.CLASS, in a file at the top of the folder
-GENERATE = Path("custom_generate", "generate.py")  # transformers runs it in loading, and answers by it
+GENERATE = Path("custom_generate", "generate.py")  # transformers runs it on loading, and generates with it
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class OwnCode:
         if not self.tokenizer:
             return False
         kind = str(self.words_config.get("model_type"))
-        if kind in getattr(auto, "MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS", ()):  # there it passes over the code that is not trusted
+        if kind in getattr(auto, "MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS", ()):  # for these types transformers ignores untrusted code
             return False
         if kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] in TOKENIZER_MAPPING:
             return False
@@ -69,10 +69,10 @@ class OwnCode:
         if not said:
             return ()
         if not isinstance(said, Mapping):
-            return tuple(_references(said)) if self.unknown else ()  # it looks classes up by name, and finds none here
+            return tuple(_references(said)) if self.unknown else ()  # transformers looks classes up by key, and finds none here
         kind = str(self.config.get("model_type"))
         if not self.unknown and not CONFIG_MAPPING[kind].__module__.startswith("transformers."):
-            return ()  # what a library registered goes before what a folder says
+            return ()  # transformers prefers a class that a library registered to the folder's
         return tuple(_references([said.get(name) for name in OPENED]))
 
     @cached_property

@@ -24,10 +24,10 @@ ADAPTER = "adapter_model.safetensors"  # peft's name
 OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.onnx")
 PICKLES = OTHERS[:5]
 AGAIN = "fetch or build it again."
-TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".bpe", ".spm", ".vocab", ".py")  # what is read whole
+TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".bpe", ".spm", ".vocab", ".py")  # files that are read whole
 LARGEST = 2**26  # bytes of one of them: the largest tokenizers take 35 MB
-HEADER = 2**25  # bytes of a safetensors header, 18,000 tensors take 2.4 MB
-TENSORS = 2**17  # of one file
+HEADER = 2**25  # bytes of a safetensors header; 18,000 tensors take 2.4 MB
+TENSORS = 2**17  # most tensors of one file
 
 
 def check_files(folder: Path) -> None:
@@ -42,7 +42,7 @@ def _check_file(file: Path) -> None:
         held = file.stat()
     except OSError as error:
         raise TiterError(f"{visible(str(file), 160)} cannot be read ({error.strerror})", next_step=AGAIN) from None
-    if not stat.S_ISREG(held.st_mode) and not stat.S_ISDIR(held.st_mode):  # a pipe would be waited for, a device read without end
+    if not stat.S_ISREG(held.st_mode) and not stat.S_ISDIR(held.st_mode):  # reading a pipe may block, and a device may never end
         raise TiterError(f"{visible(str(file), 160)} is no ordinary file", expected="a file", next_step=AGAIN)
     if held.st_size > LARGEST and file.suffix in TEXTS:
         raise TiterError(
@@ -77,7 +77,7 @@ def _sharded(folder: Path) -> dict[str, Path]:
         )
     if lost := [file for file in files if not (folder / file).is_file()]:
         raise TiterError(f"{folder} lacks {visible(lost[0], 120)} ({len(lost)} of {len(files)} shards are missing)", next_step=AGAIN)
-    found = _once(folder, [folder / file for file in files])  # as transformers reads them: whole, whatever of them the index names
+    found = _once(folder, [folder / file for file in files])  # transformers too reads whole shards, whichever tensors the index names
     if absent := [tensor for tensor, file in named.items() if found.get(tensor) != folder / file]:
         raise TiterError(
             f"{visible(absent[0], 120)} is not in {visible(named[absent[0]], 120)}, where {folder / INDEX} puts it", next_step=AGAIN

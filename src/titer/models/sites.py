@@ -29,7 +29,7 @@ from titer.models.names import alias
 VERSION = 2
 ACTIVATIONS = ("embed", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid")
 WEIGHTS = ("attn_o", "mlp_up", "mlp_gate", "mlp_down")
-WRITING = ("attn_o", "mlp_down")  # to the residual stream
+WRITING = ("attn_o", "mlp_down")  # weights that write to the residual stream
 SITE = re.compile(r"(\w+)(?:\[(\d+)\])?")
 
 

@@ -17,7 +17,7 @@ from titer.models.safetensors_io import AGAIN, read_json
 Rule = tuple[str, Callable[[Any], bool]]
 MANY = 256  # layers that any folder may state, however few tensors it holds
 MOST = 2**16  # heads, experts and other counts of one layer
-ADDED = 2**17  # tokens added to a vocabulary: models of speech and pictures have 66,000
+ADDED = 2**17  # tokens added to a vocabulary: models of speech and images have 66,000
 
 
 def _whole(value: Any) -> bool:

@@ -18,7 +18,7 @@ from titer.data.example import positions
 from titer.data.templates import templated
 from titer.models.context_windows import Decoding, chosen
 
-TAIL = 1  # without a chat template
+TAIL = 1  # tokens after the suffix where there is no chat template
 SPOKEN = ("Where is it?", "It was told before")  # two texts that end in different words
 
 

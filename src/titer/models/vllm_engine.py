@@ -31,7 +31,7 @@ VERSION = 1  # bump when answers may change
 AT_ONCE = 1024  # prompts given to vLLM in one call; it schedules them itself
 COLDEST, HOTTEST = 0.01, 2.0  # vLLM raises a colder temperature to the first without an error, and refuses one above the second
 INSTALL = "pip install 'titer[vllm]'"
-QUIET = {  # of vLLM: nothing on standard output, nothing sent anywhere; what the user set stands
+QUIET = {  # vLLM prints nothing on standard output and sends no usage data; what the user has set is kept
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_NO_USAGE_STATS": "1",
@@ -176,7 +176,7 @@ class Fast:
                 seed=seed_of(decoding.seed, place, number) if decoding.temperature else None,
                 max_tokens=turn.room,
                 stop_token_ids=stops[place],
-                ignore_eos=True,  # else it would add ends of its own reading
+                ignore_eos=True,  # else vLLM would add end tokens from the model's own files
                 detokenize=False,
             )
             for place, turn in turns.items()

@@ -75,7 +75,7 @@ def difference(first: Checkpoint, second: Checkpoint) -> str:
     found, ways = "", [(kinds, turned) for kinds in COARSE for turned in (False, True)]
     for name in compared(first, second):
         pair = both(first, second, name)
-        if torch.equal(*pair):  # a NaN is not
+        if torch.equal(*pair):  # false if there is a NaN
             continue
         ways = [(kinds, turned) for kinds, turned in ways if _rounded(*(pair[::-1] if turned else pair), kinds)]
         if not ways:
@@ -134,7 +134,7 @@ def lacking(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.runs_code:
         return []
     model = checkpoint.outline
-    given = model._keys_to_ignore_on_load_missing or ()  # which the architecture makes itself
+    given = model._keys_to_ignore_on_load_missing or ()  # parameters that the architecture computes itself
     return sorted(
         name for name, _ in model.named_parameters() if name not in checkpoint.names.used and not any(re.search(one, name) for one in given)
     )

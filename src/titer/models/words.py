@@ -13,7 +13,7 @@ from titer.data.encode import EMBEDDED
 from titer.models.safetensors_io import read_json
 
 PROCESSORS = ("chat_template.json", "processor_config.json")  # where processors kept their template
-NAMED = "additional_chat_templates"  # a folder of further ones
+NAMED = "additional_chat_templates"  # a folder of further templates
 
 
 def template_texts(folder: Path) -> list[str]:
