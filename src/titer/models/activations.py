@@ -31,9 +31,8 @@ def at_prompt_end(
 
 
 def longest(directions: torch.Tensor, sizes: torch.Tensor) -> int:
-    """Returns the layer (from 0) whose direction is longest relative to the mean norm of its activations.
-
-    `directions` is (L, D), `sizes` holds the mean norms (L,). Only the first four fifths of the layers count, as in arXiv 2406.11717."""
+    """Returns the layer (from 0) whose direction, of `directions` (L, D), is longest relative to its activations' mean norm, of `sizes`
+    (L,). Only the first four fifths of the layers count, as in arXiv 2406.11717."""
     relative = torch.linalg.vector_norm(directions, dim=1) / sizes
     return int(relative[: max(1, int(0.8 * len(relative)))].argmax())
 

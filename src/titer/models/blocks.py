@@ -133,9 +133,8 @@ def text_config(model: nn.Module) -> Any:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Returns the decoder's blocks that run on text; [] where no list of blocks is found.
-
-    Blocks with cross-attention alone are left out: they run only when there is an image."""
+    """Returns the decoder's blocks that run on text; [] where no list of blocks is found. Blocks with cross-attention
+    alone are left out: they run only when there is an image."""
     wanted = getattr(text_config(model), "num_hidden_layers", None)
     lists: list[nn.ModuleList] = []
     for found in _lists(text_model(model)):
@@ -157,9 +156,8 @@ def _lists(module: nn.Module) -> Iterator[nn.ModuleList]:
 
 
 def block_of(block: nn.Module, names: dict[int, str], width: int | None, shared: set[int]) -> Block:
-    """Returns the parts of one block.
-
-    `names`: id() of a module or parameter -> its name in the model. `shared`: ids of modules that are in more than one block."""
+    """Returns the parts of one block. `names`: id() of a module or parameter -> its name in the model; `shared`: ids of modules that are
+    in more than one block."""
     found = [(name, module, kind) for name, module, kind in parted(block) if _matrices(module)]
     attending = [m for name, m, kind in found if kind == "attention" and not CROSS.search(name)]
     unnamed = [m for name, m in block.named_children() if not kind_of(name, m) and _matrices(m) and not any(parted(m))]

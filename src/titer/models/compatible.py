@@ -1,6 +1,5 @@
-"""Checks whether two checkpoints can be compared weight by weight and token by token, and notes how each is read.
-
-Reads headers, configurations and vocabularies, no weights."""
+"""Checks whether two checkpoints can be compared weight by weight and token by token, and notes how each is read. Only headers,
+configurations and vocabularies are read for it, no weights."""
 
 from __future__ import annotations
 
@@ -68,9 +67,8 @@ def passed_over(name: str, checkpoint: Checkpoint) -> list[str]:
 
 
 def comparable(first: Checkpoint, second: Checkpoint) -> None:
-    """Checks that two models can be compared. Errors: architectures, numbers of layers, parameters' names or shapes differ.
-
-    A different number of vocabulary rows is allowed (`vocabularies_apart`)."""
+    """Checks that two models can be compared. Errors: architectures, numbers of layers, parameters' names or shapes differ;
+    a different number of vocabulary rows is allowed (`vocabularies_apart`)."""
     kinds, texts = [str(c.config.get("model_type")) for c in (first, second)], [_text(c) for c in (first, second)]
     if kinds[0] != kinds[1] and texts[0].model_type != texts[1].model_type:
         told = " and ".join(f"{c.label} is {visible(kind, 40)}" for c, kind in zip((first, second), kinds, strict=True))

@@ -65,22 +65,19 @@ class Completion:
 
 
 def thinking_room(thinking: int | None, new: int | None) -> int | None:
-    """Returns `Decoding.max_thinking_tokens` for a user's two limits: `thinking`, or, where it is None, the limit `new` of answers."""
+    """Returns `Decoding.max_thinking_tokens` from a user's options: `thinking` where it is given, else `new`, the limit for answers."""
     return new if thinking is None else thinking
 
 
 class Turn(NamedTuple):
-    """One request to the engine: continue the token ids `row` (prompt and earlier output) by at most `room` tokens.
-
-    `written`: the earlier output; `mark`: what opened a thought at the prompt's end, "" for none; `thinking`: a thought is open, and
-    the turn stops when it is closed by one of the texts `closes`."""
+    """One request to the engine: continue the token ids `row` (prompt and earlier output) by at most `room` tokens."""
 
     row: list[int]
-    written: list[int]
-    mark: str
+    written: list[int]  # the earlier output alone
+    mark: str  # what opened a thought at the prompt's end, "" for none
     room: int
-    closes: tuple[str, ...] = ()
-    thinking: bool = False
+    closes: tuple[str, ...] = ()  # the texts that would close the open thought
+    thinking: bool = False  # a thought is open, and the turn ends where it is closed
 
 
 Ask = Callable[[Mapping[int, Turn], int], Mapping[int, list[int]]]  # turns by place, the turn's number -> new tokens, an end the last
@@ -114,9 +111,8 @@ def answers(
     window: int | None,
     ask: Ask,
 ) -> dict[int, Completion]:
-    """Generates each row's answer: one call of `ask` for all rows, then further calls for the rows whose thought or answer has tokens left.
-
-    `rows`: prompt ids by place; `marks`: the text that opened a thought at the end of a row's prompt, "" for none."""
+    """Generates each row's answer: asks for all rows once, then again for those whose thought or answer has tokens left. `rows`: the
+    prompts' ids; `marks`: the text that opened a thought at the end of a row's prompt, "" for none."""
     made = {i: list(new) for i, new in ask({i: Turn(row, [], marks[i], decoding.max_new_tokens) for i, row in rows.items()}, 0).items()}
     rooms = {i: _room(decoding, window, len(row)) for i, row in rows.items()}
     for number in count(1):
@@ -181,7 +177,7 @@ def _turn(tokenizer: Any, ends: Ends, row: list[int], ids: list[int], mark: str,
 
 
 class Rooms(StoppingCriteria):  # type: ignore[misc]
-    """A stopping criterion: it ends each row of a batch at its token limit or at the end of its thought; `lengths` holds the new tokens."""
+    """A stopping criterion: ends each row of a batch at its token limit or where its thought ends; `lengths` counts the new tokens."""
 
     def __init__(self, tokenizer: Any, turns: Sequence[Turn]) -> None:
         self._tokenizer, self._turns = tokenizer, turns

@@ -1,9 +1,9 @@
-"""Directions in the space of a model's weights: random ones, and the way towards another checkpoint; never held whole.
+"""Directions in the space of a model's weights: random ones, and the one towards another checkpoint; none is ever whole in memory.
 
-Random: in each tensor d ~ N(0, 1), scaled so that ||d||_F = ||W||_F; norm layers do not move. `against` another direction: d is
-made orthogonal to it in every tensor before it is scaled, so both hold and the cosine over all tensors is 0 (the
-official code prints a cosine and orthogonalises nothing). Towards: theta' - theta. d is drawn from (seed, name of the tensor) in
-blocks, and only its two scalars a tensor are kept, so a direction costs a block of memory and no tensor.
+Random: in each tensor d ~ N(0, 1), scaled so that ||d||_F = ||W||_F; norm layers do not move. With `against`, another direction, d is
+made orthogonal to it in every tensor before it is scaled, so the norm is kept and the cosine over all tensors is 0 (the
+official code prints a cosine and orthogonalises nothing). Towards: theta' - theta. d is drawn in blocks from (seed, name of the
+tensor), and only two scalars per tensor are kept, so a direction needs the memory of one block, not of a tensor.
 Source: arXiv 2405.17374, section 3 and its code (norm_type "layer"). Shapes: a tensor is read flat, in blocks of BLOCK values.
 """
 
@@ -26,7 +26,7 @@ PARALLEL = 1e-12  # share of a draw's square that must be left beside the other 
 
 @dataclass(frozen=True)
 class Random:
-    """A random direction; orthogonal to `against`, tensor by tensor, where one is given."""
+    """A random direction; if `against` is given, orthogonal to that direction in every tensor."""
 
     seed: int
     against: Direction | None = None
@@ -34,7 +34,7 @@ class Random:
 
 @dataclass(frozen=True)
 class Towards:
-    """The way to another checkpoint of the same architecture: 1 is that model."""
+    """The direction from the model to another checkpoint of the same architecture; a step of 1 reaches that checkpoint."""
 
     checkpoint: Checkpoint
 
@@ -45,7 +45,7 @@ Other = Callable[[Checkpoint, str], torch.Tensor]
 
 
 def still(model: Any) -> set[str]:
-    """Names of the tensors that no random direction moves: norm layers, by name, by class, or as modules of vectors alone."""
+    """Returns the names of the tensors that no random direction moves: norm layers, by name or class, and modules with only vectors."""
     found = set()
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(prefix=prefix, recurse=False, remove_duplicate=False))
@@ -55,40 +55,40 @@ def still(model: Any) -> set[str]:
 
 
 def pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A tensor's values as flat float32 blocks."""
+    """Yields a tensor's values as flat float32 blocks of at most BLOCK values."""
     return (piece.float() for piece in tensor.reshape(-1).split(BLOCK))
 
 
 def noise(seed: int, name: str, count: int) -> Iterator[torch.Tensor]:
-    """`count` standard normal values in blocks, a function of (seed, name) alone. Drawn on the CPU, so a GPU sees the same."""
+    """Yields `count` standard normal values in blocks, determined by (seed, name). Drawn on the CPU, so the same with a GPU."""
     generator = torch.Generator().manual_seed(seed_of("direction", seed, name))
     for start in range(0, count, BLOCK):
         yield torch.randn(min(BLOCK, count - start), generator=generator)
 
 
 def inner(first: Iterable[torch.Tensor], second: Iterable[torch.Tensor]) -> float:
-    """Inner product of two runs of blocks, float64."""
+    """Returns the inner product of two sequences of blocks, computed in float64."""
     return math.fsum(float(a.double() @ b.double()) for a, b in zip(first, second, strict=True))
 
 
 def square(blocks: Iterable[torch.Tensor]) -> float:
-    """Squared norm of a run of blocks, float64."""
+    """Returns the squared norm of a sequence of blocks, computed in float64."""
     return math.fsum(float(b @ b) for b in (block.double() for block in blocks))
 
 
 class Directions:
-    """The directions of one model's weights: `weight(name)` is W, `other(checkpoint, name)` the same tensor elsewhere."""
+    """Computes directions for one model: `weight(name)` gives its tensor W, `other(checkpoint, name)` that tensor in another checkpoint."""
 
     def __init__(self, weight: Weight, other: Other, fixed: Collection[str]) -> None:
         self._weight, self._other, self._fixed = weight, other, fixed
         self._scalars: dict[tuple[Direction, str], tuple[float, float]] = {}
 
     def moves(self, direction: Direction, name: str) -> bool:
-        """Whether a direction can move a tensor at all."""
+        """Whether a direction can change a tensor: a random one leaves norm layers as they are."""
         return isinstance(direction, Towards) or name not in self._fixed
 
     def blocks(self, direction: Direction, name: str, weight: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
-        """The direction in one tensor, flat float32 blocks; `weight` spares a second reading of W where it is at hand."""
+        """Yields the direction in one tensor as flat float32 blocks; `weight` (W), if it is given, is not read again."""
         own = self._weight(name) if weight is None else weight
         if isinstance(direction, Towards):
             there = self._other(direction.checkpoint, name)
@@ -103,7 +103,7 @@ class Directions:
             yield drawn.mul_(scale) if along is None else ((drawn.double() - share * along.double()) * scale).float()
 
     def cosine(self, first: Direction, second: Direction, names: Iterable[str]) -> float:
-        """Cosine between two directions over the tensors `names`; NaN if one of them is zero there."""
+        """Returns the cosine between two directions over the tensors `names`; NaN if one direction is zero there."""
         sums = [0.0, 0.0, 0.0]
         for name in names:
             for k, (a, b) in enumerate(((first, second), (first, first), (second, second))):
@@ -111,7 +111,7 @@ class Directions:
         return sums[0] / math.sqrt(sums[1] * sums[2]) if sums[1] * sums[2] > 0 else math.nan
 
     def _drawn(self, direction: Random, name: str, own: torch.Tensor) -> tuple[float, float]:
-        """(scale, share): d = scale (n - share * other direction), of W's norm; kept, for every point asks again."""
+        """Returns (scale, share) with d = scale (n - share * other direction), so that d has W's norm; cached, as each point needs it."""
         key = (direction, name)
         if key not in self._scalars:
             count = own.numel()

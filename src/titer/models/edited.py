@@ -1,8 +1,8 @@
-"""A model written anew: every parameter from a function, one after the other, in shards; configuration and tokenizer of another model.
+"""Writes an edited model: a function gives each parameter in turn; configuration and tokenizer are those of the model `like`.
 
-What is in memory is one shard (or its largest tensor) and what the function needs for one parameter, never a model. Parameters stand
-under their own names, which every loader knows, in the type that the other model stores them in; what it ties stays tied, for a
-tied parameter is not stored. Source of the form: transformers' save_pretrained (*.safetensors, an index beside several of them).
+Memory holds one shard (or its largest tensor) and what the function needs for one parameter, never a whole model. Parameters are
+stored under their own names, which every loader knows, in the type in which `like` stores them; tied parameters stay tied, because
+they are not stored. The file format is that of transformers' save_pretrained (*.safetensors, with an index if there are several).
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ RECORDS = ("manifest.json", ".titer.json", CONFIG)  # what others say of the fol
 
 
 def floating(checkpoint: Checkpoint) -> list[str]:
-    """The parameters that are numbers of a model, in the order in which they are written; counters and masks are none."""
+    """Returns the floating-point parameters in the order in which they are written; counters and masks are left out."""
     return [name for name in sorted(checkpoint.files) if checkpoint.shape(name)[1] in FLOATS]
 
 
 def stored_as(checkpoint: Checkpoint, name: str) -> torch.dtype:
-    """The type in which a parameter is stored."""
+    """Returns the type in which the checkpoint stores a parameter."""
     return TYPES[checkpoint.shape(name)[1]]
 
 
 def write_edited(like: Checkpoint, value: Values, folder: Path, shard: int = SHARD, stored: bool = True) -> None:
-    """Write `like` with `value(parameter)` for its parameters, in the types it stores them in, or (not `stored`) in float32.
+    """Writes `like` into `folder` with `value(parameter)` as each floating-point parameter.
 
-    Errors: a quantised model; a value that is not finite.
+    Types are those that `like` stores, or float32 if not `stored`. Errors: a quantised model; a value that is not finite.
     """
     if like.quantised:
         raise TiterError(
@@ -72,7 +72,7 @@ def write_edited(like: Checkpoint, value: Values, folder: Path, shard: int = SHA
 
 
 def write_adapter(tuned: Checkpoint, pair: Pairs, value: Values, folder: Path) -> None:
-    """Write the adapter of `tuned` with `pair(parameter, A, B)` for each of its pairs, `value(parameter)` for what it holds whole.
+    """Writes the adapter of `tuned` into `folder`: `pair(parameter, A, B)` for each LoRA pair, `value(parameter)` for whole tensors.
 
     Errors: a value that is not finite.
     """
@@ -94,7 +94,7 @@ def write_adapter(tuned: Checkpoint, pair: Pairs, value: Values, folder: Path) -
 
 
 def written_bytes(like: Checkpoint) -> int:
-    """Bytes of the weights that `write_edited` writes."""
+    """Returns the size in bytes of the weights that `write_edited` writes."""
     return sum(_bytes(like, name, True) for name in like.files)
 
 
@@ -103,7 +103,7 @@ def _bytes(like: Checkpoint, name: str, stored: bool) -> int:
 
 
 def _shards(like: Checkpoint, limit: int, stored: bool) -> list[list[str]]:
-    """The parameters of each file: as many as `limit` bytes hold, at least one."""
+    """Returns the parameters of each file: as many as fit into `limit` bytes, at least one."""
     found: list[list[str]] = []
     held = 0
     for name in sorted(like.files):
@@ -127,7 +127,7 @@ def _finite(name: str, found: torch.Tensor) -> torch.Tensor:
 
 
 def _text(file: Path) -> bool:
-    """Whether a file is configuration, tokenizer, code or licence; weights of other kinds and what trained the model stay behind."""
+    """Whether a file is configuration, tokenizer, code or licence; weights and training state are not copied."""
     return file.is_file() and not file.name.endswith(".index.json") and (file.suffix in TEXTS or file.stem.upper() in ("LICENSE", "NOTICE"))
 
 
@@ -142,7 +142,7 @@ def _copy_beside(like: Checkpoint, folder: Path) -> None:
 
 
 def _beside(like: Checkpoint) -> Iterator[Path]:
-    """The files to copy: of an adapter with a tokenizer of its own, that one's in place of its base's."""
+    """Yields the files to copy; if an adapter has its own tokenizer, its files replace the base's."""
     own = like.tokenizer_folder
     for place in reversed(like.folders):
         files = [file for file in sorted(place.iterdir()) if _text(file) and file.name not in RECORDS]

@@ -1,8 +1,8 @@
-"""Formulas of edits of weights after training: what methods do when training ends and repairs do to a model that is tuned.
+"""Formulas that edit weights after training: methods apply them when training ends, repairs to a model that was fine-tuned.
 
 Source: SafeLoRA, arXiv 2405.16833 (projection onto what alignment changed); Wanda, arXiv 2306.11695 and Antidote, 2408.09600 (the weights
-that some examples use most); TIES, 2306.01708 (the largest of a change); DARE, 2311.03099 (drop and rescale).
-Shapes: a matrix is (outputs, inputs), V what alignment changed and dW what training did of one of them, C = V V^T / ||V||_F.
+that some examples use most); TIES, 2306.01708 (the largest entries of a change); DARE, 2311.03099 (drop and rescale).
+Shapes: a matrix is (outputs, inputs); V is its change by alignment, dW its change by fine-tuning, and C = V V^T / ||V||_F.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ LOW = 15  # bits of a magnitude that the second pass tells apart; the first the 
 
 
 def two_changes(tuned: torch.Tensor, others: Mapping[str, torch.Tensor], turned: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(V, dW) of one stored weight, which is (inputs, outputs) where `turned`; `others` has it of the models `aligned` and `base`."""
+    """Returns (V, dW) of one weight; `others` has it in the models "aligned" and "base"; `turned`: it is stored as (inputs, outputs)."""
     aligned = others["aligned"]
     alignment, change = aligned - others["base"], tuned - aligned
     return (alignment.T, change.T) if turned else (alignment, change)
 
 
 def projected(alignment: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """C matrix, (outputs, any); C itself, of outputs squared, is never built."""
+    """Returns the product C @ `matrix` (outputs, any); C itself, (outputs, outputs), is never built."""
     return alignment @ (alignment.T @ matrix) / alignment.norm()
 
 
 def alignment_cosine(alignment: torch.Tensor, change: torch.Tensor) -> float | None:
-    """cos(C dW, dW) over the entries; None where V or dW is zero."""
+    """Returns the cosine of C dW and dW over all entries; None where V or dW is zero."""
     if not bool(alignment.any()) or not bool(change.any()):
         return None
     return float(functional.cosine_similarity(projected(alignment, change).flatten(), change.flatten(), dim=0))
 
 
 def least_aligned(cosines: Mapping[K, float | None], threshold: float, layers: int) -> list[K]:
-    """Those of a cosine of at most `threshold`, or (not 0) so many of the lowest; None is never among them."""
+    """Returns the keys of the `layers` lowest cosines, or, if `layers` is 0, of all cosines up to `threshold`; None never counts."""
     found = sorted(((cosine, key) for key, cosine in cosines.items() if cosine is not None), key=lambda pair: pair[0])
     return [key for cosine, key in (found[:layers] if layers else found) if layers or cosine <= threshold]
 
 
 @contextmanager
 def adding_squares(sites: Sites, batch: Batch, squares: dict[str, torch.Tensor]) -> Iterator[None]:
-    """While it lasts, a forward pass over `batch` adds every Linear's squared inputs (inputs,), padding left out, to `squares`."""
+    """A context in which a forward pass over `batch` adds each Linear's summed squared inputs (inputs,), without padding, to `squares`."""
     mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
     real = mask.flatten().bool()
 
@@ -68,20 +68,21 @@ def adding_squares(sites: Sites, batch: Batch, squares: dict[str, torch.Tensor])
 
 
 def prune_used(rows: torch.Tensor, norm: torch.Tensor, ratio: float) -> None:
-    """Zero, in place, the round(ratio inputs) weights of the highest |W_ij| ||X_j|| in each row."""
+    """Sets to zero, in place, the round(ratio * inputs) weights with the highest |W_ij| ||X_j|| in each row."""
     top = (rows.float().abs() * norm).topk(round(ratio * rows.shape[1]), dim=1).indices
     rows.scatter_(1, top, 0.0)
 
 
 def magnitudes(change: torch.Tensor) -> torch.Tensor:
-    """The bits of |change| in float32 as whole numbers (int32), which order as the magnitudes do."""
+    """Returns the float32 bits of |change| as integers (int32), which have the same order as the magnitudes."""
     return change.float().abs().view(torch.int32)
 
 
 def cut(parts: Callable[[], Iterable[torch.Tensor]], keep: int) -> tuple[int, int, int]:
-    """Where the `keep` largest magnitudes of many tensors end, exactly, two histograms over them and no sorting.
+    """Finds the exact cut below the `keep` largest magnitudes of many tensors, with two histograms instead of sorting.
 
-    (bits of the smallest that is kept, how many of that very size are kept, how many there are); `parts` gives the tensors anew.
+    Returns (bits of the smallest kept magnitude, how many entries of exactly that size are kept, how many there are in all). `parts`
+    is called once for each of the two passes and returns the tensors anew.
     """
     high = torch.zeros(2**16, dtype=torch.long)
     for piece in (piece for part in parts() for piece in pieces(part)):
@@ -95,14 +96,14 @@ def cut(parts: Callable[[], Iterable[torch.Tensor]], keep: int) -> tuple[int, in
 
 
 def _from_above(counts: torch.Tensor, keep: int) -> tuple[int, int]:
-    """(the bin in which the `keep`th from above lies, how many of that bin are among the `keep`)."""
+    """Returns (the bin that holds the `keep`th largest entry, how many entries of that bin are among the `keep` largest)."""
     above = counts.flip(0).cumsum(0)
     place = int((above < keep).sum())
     return len(counts) - 1 - place, keep - (int(above[place - 1]) if place else 0)
 
 
 def kept(change: torch.Tensor, bits: int, ties: int) -> torch.Tensor:
-    """Which entries are above the cut, and the first `ties` of those that are of its very size, in the tensor's order."""
+    """Returns a mask of the entries above the cut `bits` and, in the tensor's order, the first `ties` of exactly that size."""
     sizes = magnitudes(change)
     equal = sizes == bits
     if ties >= int(equal.sum()):
@@ -111,7 +112,7 @@ def kept(change: torch.Tensor, bits: int, ties: int) -> torch.Tensor:
 
 
 def dropped(change: torch.Tensor, share: float, seed: int, name: str) -> torch.Tensor:
-    """DARE: every entry zero with probability `share`, else divided by 1 - share; drawn by the seed and the parameter's name."""
+    """DARE: sets each entry to zero with probability `share` and divides the others by 1 - share; random by seed and parameter name."""
     if share == 0:
         return change
     drawn = torch.rand(change.shape, generator=torch.Generator().manual_seed(seed_of("drop", seed, name)))

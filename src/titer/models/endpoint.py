@@ -1,8 +1,8 @@
-"""Client of an OpenAI-compatible chat-completions endpoint, local servers included: many conversations, one reply each.
+"""A client for OpenAI-compatible chat-completions endpoints, local servers included: many conversations, one reply each.
 
-Nothing that goes wrong there raises: a reply is a text or a fault in words. Time-outs, 408, 425, 429, 5xx, cut-off and malformed
-bodies are tried again with doubled waits (a Retry-After is heeded up to the longest wait), other statuses are not. Replies are
-kept by content as they come. The key is read from the environment when it is sent; no record, file, message or cache key holds it.
+A failed request raises no error: a reply is a text or a description of the fault. Time-outs, 408, 425, 429, 5xx, cut-off and malformed
+bodies are tried again after waits that double (Retry-After is obeyed up to the longest wait); other statuses are not. Replies are
+cached by content as they arrive. The key is read from the environment when it is sent; no record, file, message or cache key holds it.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ A = TypeVar("A")
 
 
 class Reply(NamedTuple):
-    """What came back: a text, or "" and the fault in words."""
+    """The reply to one conversation: a text, or "" and a description of the fault."""
 
     text: str
     fault: str = ""
 
 
 class Estimate(NamedTuple):
-    """The bill beforehand; costs are None without a price."""
+    """An estimate of requests, tokens and cost, likely and at most, before anything is sent; costs are None without a price."""
 
     requests: int
     requests_at_most: int
@@ -57,13 +57,13 @@ class Estimate(NamedTuple):
     cost_at_most: float | None
 
     def line(self) -> str:
-        """The bill in words."""
+        """Returns the estimate in words."""
         price = "" if self.cost is None else f", {self.cost:.2f} to {self.cost_at_most:.2f} by the price given"
         return f"{self.requests} to {self.requests_at_most} requests, {self.tokens} to {self.tokens_at_most} tokens{price}"
 
 
 class RequestError(Exception):
-    """One request that failed: whether to try again, when the server wants that, and whether all others would fail too."""
+    """One request failed. `again`: it may be tried again, `after` so many seconds; `hopeless`: all other requests would fail too."""
 
     def __init__(self, reason: str, again: bool, after: float = 0.0, hopeless: bool = False) -> None:
         super().__init__(reason)
@@ -71,13 +71,13 @@ class RequestError(Exception):
 
 
 class RequestBudget:
-    """Requests sent by one Endpoint object, whichever thread or judge sent them. No part of the settings: all are equal."""
+    """Counts the requests of one Endpoint object, from all threads and judges. All budgets compare equal: the count is no setting."""
 
     def __init__(self, count: int = 0) -> None:
         self.count, self._lock = count, threading.Lock()
 
     def take(self, limit: int) -> bool:
-        """Whether one more may be sent; if so it is counted."""
+        """Returns whether one more request may be sent, and if so counts it."""
         with self._lock:
             allowed = self.count < limit
             self.count += allowed
@@ -93,7 +93,7 @@ class RequestBudget:
 
 
 class Endpoint(Record):
-    """Where to ask and how much. Its limit on requests holds for the object's life, which is one command's."""
+    """The settings of an endpoint: where to send requests, and how many. `max_requests` holds for this object, so for one command."""
 
     url: str = Field(
         pattern="^https?://", description="base address, for example http://localhost:8000/v1; https unless it is this machine"
@@ -117,13 +117,13 @@ class Endpoint(Record):
     @field_validator("key_env", mode="before")
     @classmethod
     def _no_key(cls, value: object) -> object:
-        """A key given instead of its variable's name must not come back in the error's text."""
+        """Hides a key that was given instead of its variable's name, so that the error's text does not show it."""
         return value if not value or (isinstance(value, str) and NAME.fullmatch(value)) else HIDDEN
 
     @field_validator("url", mode="before")
     @classmethod
     def _no_secret(cls, value: object) -> object:
-        """Nor may what a url hides."""
+        """Hides a url that may hold a secret (user, password, parameter) from the error's text."""
         try:
             parts = urlsplit(value) if isinstance(value, str) else None
         except ValueError:  # brackets that do not close, and the like
@@ -152,7 +152,7 @@ class Endpoint(Record):
 
     @property
     def address(self) -> str:
-        """Where requests go."""
+        """The full URL that requests are sent to: `url` with /chat/completions at its end."""
         parts = urlsplit(self.url)
         path = parts.path.rstrip("/")
         return parts._replace(path=path if path.endswith("/chat/completions") else f"{path}/chat/completions").geturl()
@@ -163,7 +163,7 @@ class Endpoint(Record):
         return self._spent.count
 
     def check(self) -> None:
-        """Errors: the key's variable is not set, or holds what no header can carry."""
+        """Checks the key. Errors: its variable is not set, or holds characters that a header cannot carry."""
         key = os.environ.get(self.key_env, "") if self.key_env else "none"
         if not key:
             raise TiterError(f"the environment variable {self.key_env} is not set", next_step=f"export {self.key_env}=... and run again.")
@@ -171,14 +171,14 @@ class Endpoint(Record):
             raise TiterError(f"{self.key_env} holds blanks, line ends or letters that are not ASCII", expected="a key")
 
     def estimate(self, n: int, tokens: int, rounds: int = 1) -> Estimate:
-        """What `n` conversations of `tokens` tokens each, read and written, need; with `rounds` askings of each at most."""
+        """Estimates the cost of `n` conversations of `tokens` tokens each (read and written), each asked at most `rounds` times."""
         left = max(0, self.max_requests - self.spent)
         likely, most = min(n, left), min(n * self.tries * rounds, left)
         costs = [None if self.price is None else count * tokens * self.price / 1e6 for count in (likely, most)]
         return Estimate(likely, most, likely * tokens, most * tokens, *costs)
 
     def body(self, conversation: Conversation, tokens: int, attempt: int = 0) -> dict[str, Any]:
-        """The request's JSON; later attempts differ in seed and temperature, so that they may say something else."""
+        """Returns the request's JSON; later attempts have another seed and temperature, so that the reply may differ."""
         made: dict[str, Any] = {"model": self.model, "messages": [dict(turn) for turn in conversation], self.length: tokens}
         if self.temperature is not None:
             made["temperature"] = max(self.temperature, WARM) if attempt else self.temperature
@@ -192,7 +192,7 @@ class Endpoint(Record):
         progress: Progress | None = None,
         attempt: int = 0,
     ) -> list[Reply]:
-        """One reply a conversation, of at most `tokens` tokens; equal conversations are asked once. Faults are never kept."""
+        """Returns one reply per conversation, of at most `tokens` tokens; equal conversations are sent once. Faults are not cached."""
         bodies = [self.body(conversation, tokens, attempt) for conversation in conversations]
         keys = [content_key({"endpoint": self.address, "body": body}) for body in bodies]
         return replies(dict(zip(keys, bodies, strict=True)), keys, memory, lambda open_: RequestPool(self, memory).run(open_, progress))
@@ -201,7 +201,7 @@ class Endpoint(Record):
 def replies(
     asked: Mapping[str, A], keys: Sequence[str], memory: Memory | None, ask: Callable[[dict[str, A]], dict[str, Reply]]
 ) -> list[Reply]:
-    """The reply under each of `keys`: from the memory, or by `ask` where that holds none; equal ones are asked for once."""
+    """Returns the reply for each of `keys`, from the memory or else from one call of `ask`; equal keys are asked for once."""
     kept = {key: memory.get(key) for key in asked} if memory else {}
     found = {key: Reply(text) for key, text in kept.items() if isinstance(text, str)}
     open_ = {key: one for key, one in asked.items() if key not in found}
@@ -211,7 +211,7 @@ def replies(
 
 
 class RequestPool:
-    """The requests of one `ask`: threads, tries, limits. It ends when all are answered, hopeless, or interrupted."""
+    """Sends the requests of one `Endpoint.ask` in threads, with its tries and limits, until all are answered, hopeless or interrupted."""
 
     def __init__(self, endpoint: Endpoint, memory: Memory | None) -> None:
         self.endpoint, self.memory = endpoint, memory
@@ -219,7 +219,7 @@ class RequestPool:
         self._stop, self._lock, self._why, self._row = threading.Event(), threading.Lock(), "", 0
 
     def run(self, bodies: Mapping[str, dict[str, Any]], progress: Progress | None) -> dict[str, Reply]:
-        """Replies by key. An interruption stops waits and sends nothing more; what came is in the memory."""
+        """Returns the replies by key. An interruption ends all waits and sends nothing more; replies that arrived are in the memory."""
         one = self.endpoint
         found: dict[str, Reply] = {}
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", "Accept": "application/json"}
@@ -239,7 +239,7 @@ class RequestPool:
         return found
 
     def _reply(self, client: httpx2.Client, key: str, body: dict[str, Any]) -> Reply:
-        """The reply to one conversation, after as many tries as it takes and may take."""
+        """Returns the reply to one conversation, after as many tries as are needed and allowed."""
         one, reason = self.endpoint, ""
         for number in range(one.tries):
             if self._stop.is_set():
@@ -266,7 +266,7 @@ class RequestPool:
         return Reply("", f"{reason} ({one.tries} {'try' if one.tries == 1 else 'tries'})")
 
     def _fail(self, reason: str, hopeless: bool, counted: bool = False) -> None:
-        """Stop asking where no other conversation would fare better."""
+        """Stops all requests if the fault is hopeless or `give_up` conversations in a row have failed."""
         with self._lock:
             self._row += counted
             if (hopeless or self._row >= self.endpoint.give_up) and not self._why:
@@ -275,7 +275,7 @@ class RequestPool:
                 self._stop.set()
 
     def _text(self, client: httpx2.Client, body: dict[str, Any]) -> str:
-        """One request. Errors: RequestError, whatever went wrong."""
+        """Sends one request and returns the reply's text. Errors: RequestError, whatever went wrong."""
         one = self.endpoint
         deadline = time.monotonic() + one.timeout
         slow = RequestError(f"no full answer within {one.timeout:g} s", again=True)
@@ -303,9 +303,9 @@ class RequestPool:
 
 
 def content(raw: bytes) -> str:
-    """The text of the first choice of a chat completion's body.
+    """Returns the text of the first choice in a chat completion's body.
 
-    Errors: RequestError for what is no such JSON, has no choice, or says nothing.
+    Errors: RequestError for a body that is no such JSON, has no choice, or has no text.
     """
     try:
         text = json.loads(raw)["choices"][0]["message"]["content"]
@@ -317,7 +317,7 @@ def content(raw: bytes) -> str:
 
 
 def _seconds(header: str | None) -> float:
-    """A Retry-After in seconds; 0 for none, a date, or nonsense."""
+    """Returns a Retry-After header in seconds; 0 for none, a date, or an invalid value."""
     try:
         found = float(header or 0)
     except ValueError:
@@ -326,7 +326,7 @@ def _seconds(header: str | None) -> float:
 
 
 def struck(text: str, secret: str) -> str:
-    """The text without a secret: as it is, and as servers echo it (base64 wherever it stands in it, hex, percent, JSON, reversed)."""
+    """Returns the text with a secret masked, also where a server echoes it encoded (base64 at any offset, hex, percent, JSON, reversed)."""
     if len(secret) < SHORTEST:
         return text
     raw = secret.encode()

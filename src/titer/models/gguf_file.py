@@ -1,8 +1,8 @@
-"""A GGUF file (llama.cpp's format) as the model that transformers makes of it, read tensor by tensor.
+"""Reads a GGUF file (llama.cpp's format), tensor by tensor, as the model that transformers makes of it.
 
-The blocks are dequantised by gguf (llama.cpp's own package). Which tensor is which parameter, and how llama.cpp laid it out (the rows of
-Llama's q and k, norms stored as w + 1, experts apart), is transformers' knowledge. What it passes over in silence is mended here or
-refused: rotary scaling, head sizes, several files, tensors that the model has no place for.
+The package gguf (llama.cpp's own) dequantises the blocks. transformers says which tensor is which parameter and how llama.cpp changed
+it (the order of the rows of Llama's q and k, norms stored as w + 1, experts stored apart). What transformers silently ignores is added
+or refused here: rotary scaling, head sizes, models in several files, tensors that the model has no place for.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "
 
 
 def gguf_parts(file: Path) -> tuple[Path, ...]:
-    """The files of a model, the first first: one, or all that it was split into. Errors: a part is missing."""
+    """Returns the files of a model in order: the one file, or all parts that it was split into. Errors: a part is missing."""
     match = SPLIT.fullmatch(file.name)
     if match is None:
         return (file,)
@@ -50,7 +50,7 @@ def gguf_parts(file: Path) -> tuple[Path, ...]:
 
 
 def gguf_in(folder: Path) -> str:
-    """The name of the one GGUF model in a folder, "" where there is none. Errors: several."""
+    """Returns the file name of the GGUF model in a folder, "" where there is none. Errors: there are several."""
     found = sorted({f.name if SPLIT.fullmatch(f.name) is None else gguf_parts(f)[0].name for f in folder.glob("*.gguf") if f.is_file()})
     if len(found) > 1:
         shown = ", ".join(visible(name, 80) for name in found[:4]) + (", ..." if len(found) > 4 else "")
@@ -61,9 +61,9 @@ def gguf_in(folder: Path) -> str:
 
 
 class Gguf:
-    """A model in one GGUF file, or in its parts.
+    """A model in one GGUF file or in several parts.
 
-    Errors: files that are damaged or no GGUF; an architecture or a tensor type that is not read.
+    Errors: files that are damaged or not GGUF; an architecture or a tensor type that cannot be read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -76,13 +76,13 @@ class Gguf:
         self.architecture = str(self.said("general.architecture"))
 
     def said(self, key: str, default: Any = None) -> Any:
-        """A value of the metadata."""
+        """Returns the metadata's value for `key`, or `default`."""
         field = self._readers[0].fields.get(key)
         return default if field is None else field.contents()
 
     @cached_property
     def words(self) -> str:
-        """How its weights are stored, in words."""
+        """How the weights are stored, in words: the file's quantisation and the number of tensors of each type."""
         kinds = Counter(tensor.tensor_type.name for tensor, _ in self._tensors.values())
         try:
             name = LlamaFileType(self.said("general.file_type")).name.removeprefix("MOSTLY_").removeprefix("ALL_")
@@ -93,9 +93,9 @@ class Gguf:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The configuration as transformers reads it from the metadata, with what it leaves out.
+        """The configuration as transformers reads it from the metadata, completed where transformers leaves something out.
 
-        Errors: an architecture that it does not read; scaling of the rotary embedding that is not known.
+        Errors: an architecture that transformers cannot read; an unknown scaling of the rotary embedding.
         """
         with _reading(self.file):
             if self.architecture in newer.GGUF_CONFIG_ARCHS:
@@ -112,7 +112,7 @@ class Gguf:
             return {key: value.item() if isinstance(value, np.generic) else value for key, value in found.items()}
 
     def _left_out(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """What the metadata say and transformers does not take over. Errors: a number of blocks that the tensors cannot make."""
+        """Returns settings that are in the metadata and that transformers ignores. Errors: an impossible number of blocks."""
         more: dict[str, Any] = {"n_positions": found["n_ctx"]} if "n_ctx" in found else {}
         size, layers = (self.said(f"{self.architecture}.{key}") for key in ("attention.key_length", "block_count"))
         if isinstance(size, int) and not {"head_dim", "global_head_dim"} & set(found):
@@ -126,7 +126,7 @@ class Gguf:
         return more
 
     def _rope(self) -> dict[str, Any]:
-        """Scaling of the rotary embedding, as a configuration of transformers says it; {} where there is none."""
+        """Returns the scaling of the rotary embedding in the form of transformers' configuration; {} where there is none."""
         place = f"{self.architecture}.rope.scaling"
         kind, factor = self.said(f"{place}.type", "none"), self.said(f"{place}.factor")
         if FREQUENCIES in self._tensors:
@@ -174,7 +174,7 @@ class Gguf:
         return found
 
     def _targets(self) -> dict[str, str]:
-        """Tensor -> parameter."""
+        """Returns tensor -> the parameter that it belongs to, "" for none."""
         with _reading(self.file):
             if self._steps is not None:
                 renamings, converters = self._steps
@@ -184,7 +184,7 @@ class Gguf:
 
     @cached_property
     def _steps(self) -> tuple[list[Any], list[Any]] | None:
-        """(renamings, conversions) of the architectures that transformers maps in its newer way, None of the others."""
+        """(renamings, conversions) for architectures that transformers maps in its newer way; None for the others."""
         if not newer.is_gguf_arch_supported(self.architecture):
             return None
         steps = newer.get_gguf_conversion_mapping(self.architecture, self._model.config)
@@ -201,11 +201,11 @@ class Gguf:
         return {parameter: self._tensors[names[0]][1] for parameter, names in self._plan.items()}
 
     def shape(self, parameter: str) -> tuple[tuple[int, ...], str]:
-        """(shape as the model has it, type as gguf names it) of a parameter."""
+        """Returns (shape in the model, gguf's name of the stored type) of a parameter."""
         return tuple(self._model.get_parameter(parameter).shape), self._tensors[self._plan[parameter][0]][0].tensor_type.name
 
     def weight(self, parameter: str) -> torch.Tensor:
-        """A parameter, dequantised, float32. Errors: a type that gguf does not dequantise; a shape that is not the model's."""
+        """Returns a parameter, dequantised to float32. Errors: a type that gguf cannot dequantise; a shape other than the model's."""
         names = self._plan[parameter]
         with _reading(self.file):
             stored = {name: self._tensors[name][0] for name in names}
@@ -218,7 +218,7 @@ class Gguf:
         return made.float()
 
     def _processed(self, parameter: str, read: Mapping[str, np.ndarray]) -> torch.Tensor | None:
-        """As `transformers.modeling_gguf_pytorch_utils.load_gguf_checkpoint` makes a parameter of its tensors."""
+        """Makes a parameter from its tensors as `transformers.modeling_gguf_pytorch_utils.load_gguf_checkpoint` does."""
         placed: dict[str, Any] = {"tensors": {}}
         mapping = {name.removesuffix(end): parameter for name in read for end in ("", ".weight")}
         for name, values in read.items():
@@ -228,7 +228,7 @@ class Gguf:
         return placed["tensors"].get(parameter)
 
     def _converted(self, parameter: str, read: Mapping[str, np.ndarray]) -> torch.Tensor | None:
-        """As `transformers.core_model_loading` makes a parameter of its tensors."""
+        """Makes a parameter from its tensors as `transformers.core_model_loading` does."""
         renamings, converters = deepcopy(self._steps or ([], []))  # a step keeps the tensors it is given
         patterns = {name: rename_source_key(name, renamings, converters)[1] for name in read}
         step = next((one for one in converters if set(patterns.values()) <= set(one.source_patterns)), None)
@@ -240,7 +240,7 @@ class Gguf:
         return found[0] if isinstance(found, list) else found
 
     def tokenizer(self) -> Any:
-        """The tokenizer of its metadata, chat template included. Errors: none is there, or it is not read."""
+        """Returns the tokenizer in the metadata, with its chat template. Errors: there is none, or it cannot be read."""
         with _reading(self.file):
             made: Any = AutoTokenizer.from_pretrained(self.file.parent, gguf_file=self.file.name, local_files_only=True)
             state, held = json.loads(made.backend_tokenizer.to_str()), len(self.said("tokenizer.ggml.tokens"))
@@ -255,7 +255,7 @@ class Gguf:
 
 
 def _opened(file: Path) -> Any:
-    """A file's header. transformers' reader goes first: it stops at the file's end, gguf's would count on to any number it is told."""
+    """Opens a file with gguf's reader. transformers' reader checks it first: gguf's would trust any count in it, beyond the file's end."""
     with _reading(file):
         newer.read_gguf_metadata(str(file))
         return GGUFReader(file)
@@ -263,7 +263,7 @@ def _opened(file: Path) -> Any:
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Whatever a reader raises for a damaged or strange file becomes one clear error."""
+    """Turns whatever a reader raises for a damaged or unknown file into one clear error."""
     try:
         yield
     except TiterError:
@@ -277,7 +277,7 @@ def _reading(file: Path) -> Iterator[None]:
 
 
 def _llama3(base: float, factor: float, half: int) -> torch.Tensor:
-    """What each rotary frequency of a head is divided by (half of its size, as llama.cpp stores it).
+    """Returns the divisors of a head's `half` rotary frequencies (half of the head's size) under Llama 3's scaling by `factor`.
 
     Source: transformers' modeling_rope_utils, llama3; llama.cpp's conversion writes the same numbers.
     """

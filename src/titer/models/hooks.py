@@ -1,6 +1,6 @@
-"""Read, add to and replace activations at sites, catch their gradients; every hook is gone when its block ends, also after an error.
+"""Reads, adds to and replaces activations at sites, and catches gradients; hooks are removed when their block ends, also after an error.
 
-Shapes: an activation is (B, T, D) at its site. A module whose output is a tuple or a list is meant by its first item.
+Shapes: an activation is (B, T, D) at its site. If a module's output is a tuple or a list, the activation is its first item.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Edit = Callable[[torch.Tensor], torch.Tensor]
 
 
 class _Seen(dict[str, torch.Tensor]):
-    """What was read. Errors: a site that the model did not run."""
+    """The activations that were read, by site. Errors: a site that the model did not run."""
 
     def __missing__(self, name: str) -> torch.Tensor:
         raise TiterError(f"{name} was not reached: the model ran without that layer", expected="a site that every pass goes through")
@@ -27,7 +27,7 @@ class _Seen(dict[str, torch.Tensor]):
 
 @contextmanager
 def reading(sites: Sites, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """A dict that holds, after each forward pass, the activation at every named site."""
+    """Yields a dict that holds, after each forward pass, the activation at every named site."""
     seen: dict[str, torch.Tensor] = _Seen()
 
     def store(name: str, activation: torch.Tensor) -> torch.Tensor:
@@ -39,13 +39,13 @@ def reading(sites: Sites, names: Sequence[str]) -> Iterator[dict[str, torch.Tens
 
 
 def adding(sites: Sites, deltas: dict[str, torch.Tensor]) -> AbstractContextManager[None]:
-    """Add a tensor (broadcast to (B, T, D)) at each named site."""
+    """A context within which a tensor (broadcast to (B, T, D)) is added to the activation at each named site."""
     return replacing(sites, {name: partial(torch.add, delta) for name, delta in deltas.items()})
 
 
 @contextmanager
 def replacing(sites: Sites, edits: dict[str, Edit]) -> Iterator[None]:
-    """Replace the activation at each named site by its edit's result."""
+    """A context within which the activation at each named site is replaced by the result of its edit."""
     with ExitStack() as stack:
         for name, edit in edits.items():
             stack.enter_context(_hooked(sites.place(name), edit))
@@ -53,7 +53,7 @@ def replacing(sites: Sites, edits: dict[str, Edit]) -> Iterator[None]:
 
 
 def catching(sites: Sites, names: Sequence[str], keep: Callable[[str, torch.Tensor], None]) -> AbstractContextManager[None]:
-    """Give each backward pass's gradient (B, T, D) at every named site to `keep(name, gradient)`."""
+    """A context within which each backward pass calls `keep(name, gradient)` with the gradient (B, T, D) at every named site."""
 
     def watched(name: str, activation: torch.Tensor) -> torch.Tensor:
         found = activation if activation.requires_grad else activation.detach().requires_grad_(True)  # nothing below is trained

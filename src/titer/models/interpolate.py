@@ -1,6 +1,6 @@
 """Weights between and beyond two models: theta(alpha) = theta_base + alpha (theta_tuned - theta_base).
 
-Exact at both ends. Parts of the change alone, random directions of equal norm per tensor, changes added to others.
+Exact at both ends. Also: the change of one part of the model, random changes of equal norm per tensor, a change added to another model.
 Source: arXiv 2407.10264, section 5.6. Weights are name -> tensor, as in a model's state_dict.
 """
 
@@ -22,19 +22,19 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def weights_of(lm: LM) -> dict[str, torch.Tensor]:
-    """A model's weights, copied to the CPU, where all arithmetic here is done."""
+    """Returns a copy of a model's floating-point weights on the CPU, where all arithmetic of this module is done."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in lm.model.state_dict().items() if tensor.is_floating_point()}
 
 
 def kept_weights(file: Path) -> dict[str, torch.Tensor]:
-    """Weights that a stage kept at a step."""
+    """Loads weights that a stage saved at one of its steps."""
     return dict(load_file(file))
 
 
 @contextmanager
 def with_weights(lm: LM, weights: Weights | Iterable[tuple[str, torch.Tensor]]) -> Iterator[LM]:
-    """The model with other weights, or with some; its own come back bit for bit. Pairs are taken one at a time, and only what they replace
-    is held besides."""
+    """A context in which the model has other weights, all or some; afterwards its own are restored bit for bit. (name, tensor)
+    pairs are taken one at a time; besides them only the replaced tensors are held in memory."""
     held, own = lm.model.state_dict(), list[tuple[str, torch.Tensor]]()
     try:
         for given, tensor in weights.items() if isinstance(weights, Mapping) else weights:
@@ -53,17 +53,17 @@ def _put(place: torch.Tensor, tensor: torch.Tensor) -> None:
 
 
 def along(base: Weights, tuned: Weights, alpha: float) -> dict[str, torch.Tensor]:
-    """theta(alpha); alpha 0 gives `base` and 1 gives `tuned` bit for bit (torch.lerp is exact at its ends)."""
+    """Returns theta(alpha); alpha 0 gives `base` and 1 gives `tuned` bit for bit (torch.lerp is exact at its ends)."""
     return {name: torch.lerp(base[name], tuned[name], alpha) for name in base}
 
 
 def of_part(sites: Sites, base: Weights, tuned: Weights, part: str) -> dict[str, torch.Tensor]:
-    """The base with the change of one part ("mlp", "attention", "other") alone."""
+    """Returns the base with only the weights of one part ("mlp", "attention", "other") taken from `tuned`."""
     return {name: tuned[name] if sites.part(name) == part else base[name] for name in base}
 
 
 def random_direction(base: Weights, tuned: Weights, seed: int) -> dict[str, torch.Tensor]:
-    """The base changed in a random direction, by the same norm in every tensor."""
+    """Returns the base plus a random change that has in every tensor the norm of `tuned` - `base`."""
     moved = {}
     for name, start in base.items():
         change = tuned[name] - start
@@ -73,17 +73,17 @@ def random_direction(base: Weights, tuned: Weights, seed: int) -> dict[str, torc
 
 
 def plus(weights: Weights, base: Weights, tuned: Weights, size: float) -> dict[str, torch.Tensor]:
-    """`weights` + size (tuned - base): one method's change added to another's model."""
+    """Returns `weights` + size (tuned - base): one method's change added to another's model."""
     return {name: weights[name] + size * (tuned[name] - base[name]) for name in weights}
 
 
 def distance(a: Weights, b: Weights) -> float:
-    """||a - b|| over all tensors."""
+    """Returns ||a - b|| over all tensors."""
     return float(torch.sqrt(sum(((a[name].double() - b[name].double()) ** 2).sum() for name in a)))  # type: ignore[arg-type]
 
 
 def cosine(a: Weights, b: Weights, start_a: Weights, start_b: Weights) -> float:
-    """Cosine between the changes a - start_a and b - start_b over all tensors; NaN if one of them is zero."""
+    """Returns the cosine between the changes a - start_a and b - start_b over all tensors; NaN if one of them is zero."""
     inner = sum(float(((a[n].double() - start_a[n].double()) * (b[n].double() - start_b[n].double())).sum()) for n in a)
     size = distance(a, start_a) * distance(b, start_b)
     return inner / size if size > 0 else float("nan")

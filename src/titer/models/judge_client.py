@@ -1,6 +1,6 @@
-"""Asking another model, a local one or one behind an endpoint, about text that may be hostile; its replies read strictly or not at all.
+"""Asks a judge model, local or behind an endpoint, about text that may be hostile; a reply is parsed strictly or rejected.
 
-What is asked about stands between lines with a code that depends on it; control codes are spelt out, marks of chat turns broken.
+The text is put between lines that carry a code computed from it; control codes are spelt out and the marks of chat turns broken.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ T = TypeVar("T")
 
 
 class Final(Reply):
-    """A fault to which asking again would come too."""
+    """A fault that would occur again if the question were asked again."""
 
     __slots__ = ()
 
 
 class Parsed(NamedTuple, Generic[T]):
-    """What a reply was read as, or None and why; `again`: the asking failed, so that another time there may be a reply."""
+    """The value read from a reply, or None and why; `again`: no reply came, for a reason that may be gone at another time."""
 
     value: T | None
     why: str = ""
@@ -46,18 +46,18 @@ class Parsed(NamedTuple, Generic[T]):
 
 
 def harmless(text: str, *tags: str) -> str:
-    """Hostile text for another model's eyes: control and format codes spelt out, marks of chat turns and our tags broken."""
+    """Makes hostile text safe to show to a model: control and format codes are spelt out, marks of chat turns and `tags` broken."""
     shown = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
     return broken(shown, "|".join([MARKS.pattern, *map(re.escape, tags)]))
 
 
 def asked_for(prompt: str) -> str:
-    """A request as a reader of it sees it: a conversation's turns one below the other."""
+    """Returns a request as plain text for a reader: the turns of a conversation one below the other."""
     return joined(turns(prompt))
 
 
 def broken(text: str, pattern: str) -> str:
-    """The text with a blank after the first letter of whatever matches, until nothing does; a single letter goes."""
+    """Puts a blank after the first letter of each match of `pattern` until nothing matches; a match of a single letter is removed."""
     marks = re.compile(pattern, re.IGNORECASE)
     while marks.search(text):
         text = marks.sub(lambda hit: " ".join([hit[0].strip()[0], hit[0].strip()[1:]]) if len(hit[0].strip()) > 1 else "", text)
@@ -65,7 +65,7 @@ def broken(text: str, pattern: str) -> str:
 
 
 def quoted(texts: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """(code, name -> text between lines that carry the code). The code depends on every text, so none can hold it."""
+    """Returns (code, name -> text between lines that carry the code). The code is a hash of all texts, so none can contain it."""
     code = hashlib.sha256("\0".join(f"{name}\0{text}" for name, text in texts.items()).encode("utf-8", "backslashreplace")).hexdigest()[
         :CODE
     ]
@@ -73,9 +73,9 @@ def quoted(texts: Mapping[str, str]) -> tuple[str, dict[str, str]]:
 
 
 def last_line(reply: str, tag: str, values: str) -> str | None:
-    """The value of the one `tag value` in a reply, which must be all of its last line; else None. `values` is a pattern.
+    """Returns the value if the reply's last line is exactly `tag value` and the tag occurs nowhere else; else None.
 
-    The tag's word counts wherever it stands, with its colon or without.
+    `values` is a regular expression. The tag's word counts as an occurrence with or without its colon.
     """
     lines = reply.strip().splitlines()
     if not lines or reply.lower().count(tag.lower().rstrip(":")) != 1:
@@ -85,13 +85,13 @@ def last_line(reply: str, tag: str, values: str) -> str | None:
 
 
 def in_words(error: Exception) -> str:
-    """Why something failed; a message made for the reader is shown."""
+    """Returns why something failed: the message of a TiterError, of another error only its type."""
     return visible(str(error), 300) if isinstance(error, TiterError) else f"the judge failed: {type(error).__name__}"
 
 
 @dataclass
 class JudgeClient:
-    """Who is asked: a local model (a folder, a fetched name or a hub id) or an endpoint. Lives as long as one `judge_all`."""
+    """The model that a judge asks: a local one (a folder, a fetched name or a hub id) or an endpoint; lives for one `judge_all`."""
 
     judge: str
     model: str
@@ -100,7 +100,7 @@ class JudgeClient:
     batch: int
 
     def check(self) -> None:
-        """Errors: neither or both are given, the model is not there, the key is not set."""
+        """Checks the settings. Errors: neither or both of `model` and `endpoint` are given, the model is not found, the key is not set."""
         if bool(self.model) == (self.endpoint is not None):
             given = "both `model` and `endpoint`" if self.model else "neither `model` nor `endpoint`"
             raise TiterError(
@@ -121,14 +121,14 @@ class JudgeClient:
         return {} if self.endpoint or not self.model else {"model": self.checkpoint.key}
 
     def estimate(self, conversations: Sequence[Conversation], rounds: int = 1) -> Estimate | None:
-        """The endpoint's bill, a token taken as three letters."""
+        """Returns the endpoint's estimate of the cost, counting three letters as a token; None for a local model or nothing to ask."""
         if not self.endpoint or not conversations:
             return None
         letters = sum(len(turn["content"]) for conversation in conversations for turn in conversation)
         return self.endpoint.estimate(len(conversations), letters // (3 * len(conversations)) + self.tokens, rounds)
 
     def ask(self, conversations: Sequence[Conversation], attempt: int, memory: Memory | None, progress: Progress | None) -> list[Reply]:
-        """One reply a conversation; the first attempt is greedy, later ones are drawn."""
+        """Returns one reply per conversation; a local model decodes the first attempt greedily and samples later ones."""
         if self.endpoint:
             return self.endpoint.ask(conversations, self.tokens, memory, progress, attempt)
         decoding = Decoding(max_new_tokens=self.tokens, temperature=WARM if attempt else 0.0, seed=attempt)
@@ -140,7 +140,7 @@ class JudgeClient:
     def _answered(
         self, asked: Mapping[str, Conversation], decoding: Decoding, memory: Memory | None, progress: Progress | None
     ) -> dict[str, Reply]:
-        """Batches of similar length, each kept as it comes; a batch that fails is a fault of its own."""
+        """Generates replies in batches of similar length; each is cached as it arrives, and a batch that fails leaves the others alone."""
         tokenizer = read_tokenizer(self.checkpoint)
         texts = {key: rendered(tokenizer, conversation) for key, conversation in asked.items()}
         lm = self._lm
@@ -166,7 +166,7 @@ class JudgeClient:
 
     @cached_property
     def _lm(self) -> LM:
-        """The model, which takes text that has been through its chat template."""
+        """The loaded model, set to take text to which its chat template has already been applied."""
         lm = load(self.checkpoint)
         if templated(lm.tokenizer):
             lm.tokenizer.chat_template = AS_IT_IS
@@ -174,10 +174,10 @@ class JudgeClient:
 
 
 def rendered(tokenizer: Any, conversation: Conversation) -> str:
-    """A conversation in the model's own chat template, or a single turn as it is where it has none.
+    """Returns a conversation written in the model's chat template; a single turn as plain text where there is no template.
 
-    The tokenizer's own marks are broken in what is said. Errors: several turns and no template; a template that fails, or leaves
-    out what was said.
+    The tokenizer's special tokens are broken in the turns' text. Errors: several turns and no template; a template that fails or
+    leaves out a turn's text.
     """
     said = [Turn(cast(Role, turn["role"]), unmarked(tokenizer, turn["content"])) for turn in conversation]
     if not templated(tokenizer):
@@ -191,7 +191,7 @@ def rendered(tokenizer: Any, conversation: Conversation) -> str:
 
 
 def unmarked(tokenizer: Any, text: str) -> str:
-    """The text with the tokenizer's own special tokens broken, so that none can be written into a conversation."""
+    """Returns the text with the tokenizer's special tokens broken, so that a text cannot add turns to a conversation."""
     marks = sorted({str(token) for token in tokenizer.added_tokens_decoder.values() if str(token).strip()}, key=len, reverse=True)
     return broken(text, "|".join(map(re.escape, marks))) if marks else text
 
@@ -204,9 +204,9 @@ def readings(
     memory: Memory | None,
     progress: Progress | None,
 ) -> list[Parsed[T]]:
-    """What `read` makes of the reply to each conversation.
+    """Asks about each conversation and returns what `read` makes of each reply; `read` returns None for an unreadable one.
 
-    An unreadable reply is asked for again, `tries` times in all; a reply that did not come is not.
+    An unreadable reply is asked for again, up to `tries` times in all; a failed request is not.
     """
     found: list[Parsed[T]] = [Parsed(None)] * len(conversations)
     open_ = list(range(len(conversations)))

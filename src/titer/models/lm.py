@@ -1,4 +1,4 @@
-"""One loaded checkpoint: a transformers model and its tokenizer; generation and encoding in batches.
+"""A loaded model: a transformers model with its tokenizer; generates answers and computes logits in batches.
 
 Shapes: B prompts, T tokens, V vocabulary.
 """
@@ -46,9 +46,9 @@ transformers_logging.disable_progress_bar()
 
 
 class Architecture(Record):
-    """A model to be made from nothing: sequential residual, plain Linear layers, non-gated MLP.
+    """The architecture of a new model to train from scratch: sequential residual, plain Linear layers, non-gated MLP.
 
-    `norm` "pre" is GPT-NeoX; "stream" the mechanistic study's variant (models/stream_norm.py), which needs titer to open.
+    `norm` "pre" is GPT-NeoX; "stream" is the mechanistic study's variant (models/stream_norm.py), which only opens with titer.
     """
 
     layers: int = Field(default=4, ge=1)
@@ -59,7 +59,7 @@ class Architecture(Record):
     norm: Literal["pre", "stream"] = "pre"
 
     def build(self, tokenizer: Any, seed: int) -> LM:
-        """A freshly initialised model of this shape over the tokenizer's vocabulary."""
+        """Returns a randomly initialised model of this architecture for the tokenizer's vocabulary."""
         shape = {
             "vocab_size": len(tokenizer),
             "hidden_size": self.width,
@@ -96,7 +96,7 @@ SIZES: dict[str, tuple[int, int, int]] = {  # layers, width, heads
 
 
 def sized(name: str, positions: int, norm: Literal["pre", "stream"] = "pre") -> Architecture:
-    """The architecture of a named size; the stream norm comes with its paper's tanh-GELU. Errors: a name that is no size."""
+    """Returns the architecture of a named size (`SIZES`); the norm "stream" comes with its paper's tanh-GELU. Errors: an unknown name."""
     if name not in SIZES:
         unknown("size", name, SIZES)
     layers, width, heads = SIZES[name]
@@ -105,7 +105,7 @@ def sized(name: str, positions: int, norm: Literal["pre", "stream"] = "pre") -> 
 
 
 def _attention(window: int | None) -> str | None:
-    """Eager attention for short windows on the CPU, where it trains 1.03 to 1.4 times as fast (docs/log.md).
+    """Chooses eager attention for short windows on the CPU, where it trains 1.03 to 1.4 times as fast (docs/log.md).
 
     None leaves it to transformers: fused (sdpa) in every class that has it, eager in the others (BLOOM).
     """
@@ -128,7 +128,7 @@ class LM:
 
     @property
     def window(self) -> int | None:
-        """Positions the model has; None where its configuration states none."""
+        """The context window in tokens; None where the model's configuration states none."""
         return stated_window(self.model.config)
 
     @cached_property
@@ -137,28 +137,28 @@ class LM:
 
     @cached_property
     def padding(self) -> Padding:
-        """What the model makes of padding, and batches by it."""
+        """Forms batches in which padding does not change what the model computes."""
         return Padding(self.model, self.tokenizer.pad_token_id, self.window)
 
     @cached_property
     def thinks(self) -> bool:
-        """Whether it may think before it answers, by what its tokenizer says."""
+        """Whether the model may think before it answers, judged by its tokenizer."""
         return thinks(self.tokenizer)
 
     @property
     def ends(self) -> list[int]:
-        """Ids that end an answer."""
+        """The token ids that end an answer."""
         stated = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ids = stated if isinstance(stated, list) else [stated]
         return sorted({int(i) for i in [*ids, self.tokenizer.eos_token_id, self._turn_end] if i is not None})
 
     @cached_property
     def _turn_end(self) -> int | None:
-        """What the chat template ends an answer with: trained as the answer's end, so it ends a generated one too."""
+        """The token with which the chat template ends an answer; trained as the answer's end, so it ends a generated one too."""
         return end_id(self.tokenizer)
 
     def save(self, folder: Path) -> None:
-        """An ordinary Hugging Face folder: config, safetensors, tokenizer; transformers 4 reads it too where `older` can say how."""
+        """Saves an ordinary Hugging Face folder: config, safetensors, tokenizer; adds what transformers 4 needs, if `older` can."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         readable(folder)
@@ -167,7 +167,7 @@ class LM:
         return [len(ids) for ids in prompt_ids(self.tokenizer, prompts)]
 
     def check(self, prompts: Sequence[str], room: int) -> None:
-        """Refuse prompts that leave no room for `room` more tokens in the model's window."""
+        """Checks that each prompt leaves room for `room` more tokens in the model's window. Errors: one that does not."""
         for prompt, length in zip(prompts, self.lengths(prompts), strict=True):
             check_length(length + room, self.window, prompt)
 
@@ -180,9 +180,9 @@ class LM:
         more: int = 0,
         raw: bool = False,
     ) -> tuple[list[list[int]], list[str]]:
-        """Ids of each prompt (`raw`: without a chat template) with its prefilled answer, and what opened a thought at its end, if anything.
+        """Returns each prompt's token ids with its prefilled answer (`prefixes`), and what opened a thought at its end, "" for nothing.
 
-        Errors: one that leaves no room in the window for what is asked for and `more` tokens.
+        `raw`: without a chat template. Errors: a prompt that leaves no room in the window for the answer and `more` tokens.
         """
         heads = prompt_ids(self.tokenizer, prompts, raw)
         marks = [opened(self.tokenizer.decode(head[-LAST:])) for head in heads]
@@ -208,11 +208,12 @@ class LM:
         guide: Guide | None = None,
         raw: bool = False,
     ) -> list[Completion]:
-        """Free-running answers, left-padded batches of similar length (`padding`); `prefixes` are prefilled answers.
+        """Generates an answer to each prompt, in left-padded batches of similar length (`padding`).
 
-        `suffixes` (prompts, n, D): embeddings inserted into each prompt (`models/suffix.py`); not with prefixes, and thoughts have no
-        room of their own. `known` answers by place are not generated again, a batch at a time; `keep` is given each new batch's.
-        `guide`: what decodes in its own way (decoders/base.py). `raw`: prompts are texts to go on from, without the chat template.
+        `prefixes`: prefilled beginnings of the answers. `raw`: the prompts are texts to continue, without the chat template.
+        `suffixes` (prompts, n, D): embeddings inserted into each prompt (`models/suffix.py`); not with prefixes, and thoughts get no
+        tokens of their own. `known`: answers by prompt index; a batch whose answers are all known is not generated again. `keep` is
+        called with each new batch's answers. `guide`: a decoder that chooses the tokens (decoders/base.py).
         Errors: a prompt with no room for its answer in the model's window; a guide where embeddings are inserted.
         """
         if suffixes is not None:
@@ -247,7 +248,7 @@ class LM:
     def asked(
         self, decoding: Decoding, place: int, soft: torch.Tensor | None, guide: Guide | None, turns: Mapping[int, Turn], number: int
     ) -> dict[int, list[int]]:
-        """New tokens of each turn, up to the first that ends an answer."""
+        """Returns each turn's new tokens, up to and with the first that ends an answer. The sampling seed depends on `place`, `number`."""
         asked = list(turns.values())
         groups = self.padding.batches([turn.row for turn in asked], range(len(asked)), len(asked), "generated")
         groups = guide.apart(turns, groups) if guide else groups
@@ -289,7 +290,7 @@ class LM:
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, T, V) and attention mask (B, T) of right-padded rows; for probes and checks."""
+        """Returns logits (B, T, V) and attention mask (B, T) of rows of token ids, right-padded; for probes and checks."""
         ids, mask = pad(rows, self.tokenizer.pad_token_id, "right")
         ids, mask = ids.to(self.device), mask.to(self.device)
         found = self.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False).logits
@@ -297,11 +298,11 @@ class LM:
 
 
 def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bfloat16"] = "float32") -> LM:
-    """Load a checkpoint; `device` "" means the GPU if there is one. Only safetensors are read; `Checkpoint.runs_code` says whether
-    the code in its folder is run.
+    """Loads a checkpoint; `device` "" means the GPU if there is one. Weights come from safetensors or GGUF only; code in the folder is
+    run where `Checkpoint.runs_code` says so.
 
-    An adapter is merged, and quantised weights are dequantised: the model that runs has the weights that are measured.
-    Errors: a folder that transformers cannot open as a causal language model, or that lacks weights.
+    An adapter is merged and quantised weights are dequantised, so the model runs with the weights that Titer measures.
+    Errors: a folder that transformers cannot open as a causal language model; weights that are missing, misshapen or not finite.
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with opening(checkpoint):
@@ -325,7 +326,7 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
 
 
 def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """(the model as transformers loads its folder, its tensors that are missing or misshapen)."""
+    """Returns (the model as transformers loads its folder, the names of its missing or misshapen tensors)."""
     opened: Any = opener(checkpoint.configuration).from_pretrained(
         checkpoint.path,
         config=checkpoint.configuration,
@@ -343,8 +344,8 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
 
 @torch.no_grad()
 def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """The same of a quantised model, or one whose files transformers does not find: an ordinary model of its architecture, its weights
-    those that `Checkpoint.weight` gives."""
+    """Returns the same as `_read` for a quantised model or one whose files transformers does not find: a model built from the
+    configuration and filled with the weights of `Checkpoint.weight`."""
     config = deepcopy(checkpoint.configuration)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -366,7 +367,7 @@ def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]
 
 @torch.no_grad()
 def _merge(model: Any, checkpoint: Checkpoint) -> None:
-    """The adapter put into the model, tensor by tensor, from the float32 weights that `Checkpoint.weight` gives."""
+    """Merges the adapter into the model, tensor by tensor, from the float32 weights of `Checkpoint.weight`."""
     held = dict(model.named_parameters()) | dict(model.named_buffers())
     for tensor, change in checkpoint.changes.items():
         merged, place = checkpoint.weight(tensor), held.get(change.parameter)
@@ -379,9 +380,9 @@ def _merge(model: Any, checkpoint: Checkpoint) -> None:
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> Any:
-    """A checkpoint's tokenizer alone: an adapter's own where it has one, else its base's.
+    """Loads a checkpoint's tokenizer only: the adapter's where it has one, else the base's.
 
-    Errors: a folder without one (for some models transformers would make up an empty one); an adapter's with tokens
+    Errors: a folder without one (for some models transformers would invent an empty one); an adapter's tokenizer with tokens
     that the model has no embedding for.
     """
     with opening(checkpoint):

@@ -1,9 +1,9 @@
-"""A LoRA adapter as peft saves it (adapter_config.json, adapter_model.safetensors), read tensor by tensor.
+"""Reads a LoRA adapter as peft saves it (adapter_config.json, adapter_model.safetensors), tensor by tensor.
 
 A tensor W (outputs, inputs) of the base becomes W + s B A, with A (r, inputs), B (outputs, r) and s = alpha / r, or
 alpha / sqrt(r) with rsLoRA; rank and alpha may be a module's own (rank_pattern, alpha_pattern). Where W is stored
 as (inputs, outputs), and for embeddings (words, width), B A is transposed. Modules that were trained whole
-(modules_to_save, biases) replace the base's. What is none of these is refused, never left out in silence.
+(modules_to_save, biases) replace the base's. Anything else in the adapter is refused, never silently left out.
 Source: LoRA, arXiv 2106.09685, equation 3; rsLoRA, arXiv 2312.03732.
 """
 
@@ -46,7 +46,7 @@ Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 
 
 class LoraShape(Record):
-    """What of adapter_config.json the weights depend on, under peft's names."""
+    """The fields of adapter_config.json that the weights depend on, under peft's names."""
 
     r: int = Field(default=8, ge=1)
     lora_alpha: float = 8
@@ -58,7 +58,7 @@ class LoraShape(Record):
         return self.rank_pattern.get(_pattern(self.rank_pattern, module), self.r)
 
     def scale(self, module: str) -> float:
-        """s of one module."""
+        """Returns the factor s of W + s B A for one module."""
         alpha = self.alpha_pattern.get(_pattern(self.alpha_pattern, module), self.lora_alpha)
         rank = self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
@@ -66,18 +66,18 @@ class LoraShape(Record):
 
 @dataclass(frozen=True)
 class LoraChange:
-    """What an adapter does to one tensor of its base. `parameter` is the model's name of it; the rest are names in `file`."""
+    """How an adapter changes one tensor of its base: a replacement, a pair A and B, or both; `whole`, `a` and `b` are names in `file`."""
 
-    parameter: str
+    parameter: str  # the tensor's name in the model
     file: Path
     whole: str = ""
     a: str = ""
     b: str = ""
     scale: float = 0.0
-    flipped: bool = False
+    flipped: bool = False  # whether B A is transposed
 
     def applied(self, stored: torch.Tensor) -> torch.Tensor:
-        """The tensor with the adapter in it, float32."""
+        """Returns the base's tensor `stored` with the adapter's change applied, float32."""
         weight = tensor_of(self.file, self.whole).float() if self.whole else stored
         if not self.a:
             return weight
@@ -86,7 +86,7 @@ class LoraChange:
 
 
 class Adapter:
-    """An adapter's folder; `base` is the model it names, "" where it names none."""
+    """An adapter in a folder; `base` is the model that it names as its base, "" where it names none."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -100,17 +100,17 @@ class Adapter:
 
     @property
     def key(self) -> str:
-        """Content key; what the adapter calls its base is no part of it, for it differs from place to place."""
+        """The content key. The adapter's name for its base is not part of it, because it differs from place to place."""
         said = {k: v for k, v in self._config.items() if k not in ("base_model_name_or_path", "revision", "inference_mode")}
         others = [f for f in sorted(self.folder.iterdir()) if f.suffix in (".json", ".jinja") and f.name not in (CONFIG, "manifest.json")]
         return digest({"config": said, "weights": sha256_of(self.file), "files": {f.name: sha256_of(f) for f in others}})
 
     def changes(self, base: Shapes, tied: bool, turned: Container[str], label: str) -> dict[str, LoraChange]:
-        """Tensor of the base -> what becomes of it.
+        """Returns tensor of the base -> how the adapter changes it.
 
         base: shapes of its tensors. tied: whether its head is its embedding. turned: its matrices that are stored as (inputs, outputs);
-        peft goes by the layers too, and its fan_in_fan_out says only what the last layer it touched was.
-        Errors: an adapter for another base; parts of no LoRA; an adapter on embedding or head where they are one.
+        the layers decide that, as in peft, for fan_in_fan_out only describes the last layer that peft changed.
+        Errors: an adapter for another base; parts that are not LoRA; an adapter on embedding or head where they are one tensor.
         """
         found = {}
         for parameter, parts in _read(self.file, self.folder).items():
@@ -156,7 +156,7 @@ class Adapter:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter."""
+    """Whether a folder holds an adapter (adapter_config.json)."""
     return os.path.isfile(folder / CONFIG)
 
 
@@ -177,7 +177,7 @@ def _settings(config: dict[str, Any], folder: Path) -> LoraShape:
 
 
 def _read(file: Path, folder: Path) -> dict[str, dict[str, str]]:
-    """The model's name of each tensor -> the adapter's names of its parts: A and B of a pair, `whole` of what was trained whole."""
+    """Returns the model's name of each tensor -> the adapter's names of its parts: "A" and "B" of a pair, "whole" if trained whole."""
     found: dict[str, dict[str, str]] = {}
     held = names(file)
     for name in sorted(one for one in held if one == (plain := COPY.sub(".", one)) or plain not in held):
@@ -195,7 +195,7 @@ def _read(file: Path, folder: Path) -> dict[str, dict[str, str]]:
 
 
 def _stored_as(parameter: str, base: Shapes) -> str:
-    """The base's name of a tensor that the model calls `parameter`: a file may leave the model's prefix out."""
+    """Returns the base's name of the model's `parameter`, "" for none; a file may omit the model's prefix."""
     if parameter in base:
         return parameter
     if parameter in HEADS:
@@ -205,7 +205,7 @@ def _stored_as(parameter: str, base: Shapes) -> str:
 
 
 def _pattern(patterns: Mapping[str, object], module: str) -> str:
-    """The first pattern that a module's name ends with, as peft matches them."""
+    """Returns the first pattern that matches the end of a module's name, as peft matches; "" for none."""
     if wild := next((key for key in patterns if not ends(key)), ""):
         raise TiterError(f"{CONFIG} has a pattern that may go on without end ({visible(wild, 120)})", next_step=MERGED)
     try:
