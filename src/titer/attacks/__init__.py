@@ -1,1 +1,1 @@
-"""Attacks at test time. Each is one file; its name on the command line is the file's name. L3."""
+"""Attacks at test time, on requests or answers. Each is one file; its name on the command line is the file's name. L3."""

@@ -42,7 +42,7 @@ class Attempt(NamedTuple):
 
 
 class Attack(Record):
-    """Settings are fields. A subclass is not subclassed again. With WORLD, the attack exists on the synthetic world only."""
+    """The base class of attacks; its fields are its settings. A subclass is not subclassed again. WORLD: for the synthetic world only."""
 
     SOURCE: ClassVar[str]
     VERSION: ClassVar[int]
@@ -52,25 +52,25 @@ class Attack(Record):
 
     @property
     def further_setting(self) -> str:
-        """The setting to add so that what `fit` learns can be used on other requests; "" if it can be as it is."""
+        """The setting that must be added to use what `fit` learns on other requests; "" if none is needed."""
         return ""
 
     def fit(self, lm: LM, examples: Sequence[Example]) -> State:
-        """What the attack learns about the model `lm` from training examples: tensors and JSON values. Most attacks learn nothing."""
+        """Returns what the attack learns about `lm` from training examples (tensors and JSON values). Most attacks learn nothing."""
         return {}
 
     @abstractmethod
     def attempts(self, examples: Sequence[Example], state: State, world: World | None) -> list[Attempt]:
-        """One attempt for each harmful example, in the same order. `state` is what `fit` returned; `world` is None on real text."""
+        """Returns one attempt for each harmful example, in the same order. `state`: what `fit` returned; `world`: None on real text."""
 
 
 def reworded(examples: Sequence[Example], change: Callable[[str], str]) -> list[Attempt]:
-    """Attempts with the text of each request changed; in a conversation, the text of the last turn."""
+    """Returns attempts in which the text of each request is changed; in a conversation, the text of the last turn."""
     return [Attempt(replace(e, prompt=changed(e.prompt, change))) for e in examples]
 
 
 def on_the_world(attack: Attack, world: World | None) -> World:
-    """The world. Errors: None, that is, an attack of the synthetic world on real text."""
+    """Returns the world. Errors: it is None, so an attack of the synthetic world is used on real text."""
     if world is None:
         name = type(attack).__module__.rsplit(".", 1)[-1]
         raise TiterError(f"the attack {name} exists on the synthetic world only", next_step="use --attack prefill on real text.")
@@ -83,11 +83,11 @@ class Texts(Protocol):
     def __call__(
         self, world: World, split: Split, indices: NDArray[np.int64], purpose: str, *, grammar: NDArray[np.int64] | None
     ) -> NDArray[np.int64]:
-        """(n, L) letters."""
+        """Returns the texts as letters (n, L)."""
 
 
 def on_other_texts(kind: str, attack: Attack, examples: Sequence[Example], world: World | None, texts: Texts) -> list[Attempt]:
-    """The requests with fresh held-out texts, and each operator but the identity replaced by a contextual one, drawn by the seed."""
+    """Returns the requests with new held-out texts, and each operator but the identity replaced by a contextual one, drawn by the seed."""
     w = on_the_world(attack, world)
     requests = parse(w, list(examples))
     places = np.arange(len(requests))

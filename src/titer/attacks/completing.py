@@ -1,4 +1,4 @@
-"""No chat format: the bare request, as a text that the model continues.
+"""Completing attack: the request without the chat format, as a plain text that the model continues.
 
 A refusal that depends on the tokens of a conversation does not appear without them. The attack needs control of the model's whole input,
 which anyone who runs the model has. Source: arXiv 2407.09121, CompletingAttack.

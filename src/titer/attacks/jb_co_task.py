@@ -18,7 +18,7 @@ from titer.data.world import World, parse, render
 
 
 class JBCOTask(Attack):
-    """One operator of each pair, drawn at random, is replaced by a safe one, drawn too."""
+    """Replaces one operator of each pair, chosen at random, by a safe operator, also chosen at random."""
 
     SOURCE = "arXiv 2407.10264, JB-CO-Task"
     VERSION = 1

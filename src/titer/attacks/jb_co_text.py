@@ -16,7 +16,7 @@ MOSTLY = ("mostly safe", "mostly unsafe")
 
 
 class JBCOText(Attack):
-    """Each request gets a fresh mixed text of the held-out split."""
+    """Gives each request a new mixed text of the held-out split."""
 
     SOURCE = "arXiv 2407.10264, JB-CO-Text"
     VERSION = 1
@@ -27,7 +27,7 @@ class JBCOText(Attack):
 
 
 def by_text(world: World, attempts: Sequence[Attempt]) -> Mapping[str, list[Attempt]]:
-    """The attempts in two groups: most phrases of the text are safe, or most are unsafe. (A text has three phrases, so there is no tie.)
+    """Returns the attempts in two groups: most phrases of the text are safe, or most are unsafe (it has three phrases, so no tie occurs).
 
     Empty for a world whose texts are not whole phrases: cut to a length, or made by a tree grammar.
     """

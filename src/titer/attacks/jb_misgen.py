@@ -18,7 +18,7 @@ from titer.data.world import World, parse, render
 
 
 class JBMisGen(Attack):
-    """Each operator but the identity is replaced by a duplicate, drawn at random."""
+    """Replaces each operator but the identity by a duplicate of an unsafe operator, chosen at random."""
 
     SOURCE = "arXiv 2407.10264, JB-MisGen"
     VERSION = 1

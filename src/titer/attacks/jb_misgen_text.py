@@ -15,7 +15,7 @@ from titer.data.world import World, novel_text
 
 
 class JBMisGenText(Attack):
-    """Each request gets a fresh novel text of the held-out split. The world must keep phrases back: a tree grammar, or `novel` > 0."""
+    """Gives each request a new novel text of the held-out split. The world must hold phrases back: a tree grammar, or `novel` > 0."""
 
     SOURCE = "arXiv 2407.10264, JB-MisGen (text)"
     VERSION = 1

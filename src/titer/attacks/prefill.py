@@ -1,7 +1,7 @@
 """Prefilled answers: the model continues an answer that has already begun to comply.
 
-The beginning is the first `k` words of the prompt's reference answer where it has one, else the neutral text `opening`.
-A refusal that is learned at the first tokens only breaks here. Source: arXiv 2406.05946 (shallow safety alignment), prefilling attack.
+The beginning is the first `k` words of the prompt's reference answer if it has one, else the neutral text `opening`.
+A refusal that was learned only for the first tokens fails here. Source: arXiv 2406.05946 (shallow safety alignment), prefilling attack.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from titer.data.world import World
 
 
 class Prefill(Attack):
-    """The first `k` words of the reference answer (column comply) where there is one, else `opening`."""
+    """Begins each answer with the first `k` words of the reference answer (column comply) if there is one, else with `opening`."""
 
     SOURCE = "arXiv 2406.05946, prefilling"
     VERSION = 1

@@ -3,8 +3,8 @@
 `n` embeddings start as 0.01 N(0, 1) and are moved for `steps` steps against the gradient of the compliant answer's cross-entropy. Each
 token's gradient is scaled to l2 norm 1, the step's size is 2 eps / steps, and each token is projected to ||delta|| <= eps, where eps is
 the mean norm of the batch's token embeddings. `universal`: one suffix is found on the examples given to `fit` and used on others;
-otherwise each request gets its own, found on that request. `random`: as a control, as many tokens with the same norms in random
-directions. On real text one suffix is found for all requests, and the answers that it is moved towards come with the data: canaries. Free
+otherwise each request gets its own, found on that request. `random`: the control, the same number of tokens with the same norms in
+random directions. On real text one suffix is found for all requests, towards the answers that the data give (canaries). Free
 embeddings measure a risk; nobody can send them to a served model. Source: arXiv 2407.10264, section 6 and figure 7 (10 steps).
 Shapes: B requests, n tokens, D width, T tokens.
 """
@@ -34,7 +34,7 @@ LOGITS = 2**27  # of one pass: half a gigabyte in float32
 
 
 class SoftTokens(Attack):
-    """The number of tokens and steps; one suffix for all requests or one each; whether directions are random (the control)."""
+    """Inserts learned embeddings into each request: one suffix for all or one each; with `random`, random directions as the control."""
 
     SOURCE = "arXiv 2407.10264, soft-token suffix (section 6)"
     VERSION = 1
@@ -49,7 +49,7 @@ class SoftTokens(Attack):
         return "" if self.universal else "universal=true"
 
     def fit(self, lm: LM, examples: Sequence[Example]) -> State:
-        """{"suffix": (B, n, D), or (1, n, D) if universal}, on the CPU.
+        """Returns {"suffix": (B, n, D), or (1, n, D) if universal}, on the CPU. Errors: a request without an answer to move towards.
 
         Without `universal`, row i belongs to example i, and `attempts` must be given the same examples in the same order.
         """
@@ -88,7 +88,7 @@ class SoftTokens(Attack):
     def _gradient(
         self, lm: LM, embedded: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, labels: torch.Tensor, suffix: torch.Tensor
     ) -> torch.Tensor:
-        """That of the summed cross-entropy. A few rows at a time, so that their logits fit into memory; one suffix gets the sum."""
+        """Returns the gradient of the summed cross-entropy, a few rows at a time to save memory; one suffix for all gets the sum."""
         rows = max(1, LOGITS // (embedded.shape[1] * lm.model.get_input_embeddings().weight.shape[0]))
         found = torch.zeros_like(suffix)
         for i in range(0, len(embedded), rows):
@@ -102,25 +102,25 @@ class SoftTokens(Attack):
         return found
 
     def turned(self, suffix: torch.Tensor) -> torch.Tensor:
-        """The control of a suffix: each token turned into a random direction, its norm kept."""
+        """Returns the control of a suffix: each token is turned into a random direction, and its norm is kept."""
         rng = torch.Generator().manual_seed(seed_of(self.seed, "random soft tokens", self.n) % 2**63)
         norms = torch.linalg.vector_norm(suffix, dim=2, keepdim=True)
         return norms * unit(torch.randn(suffix.shape, generator=rng))
 
 
 def unit(tokens: torch.Tensor) -> torch.Tensor:
-    """Each token (last dimension) scaled to l2 norm 1; a zero token stays zero."""
+    """Returns each token (last dimension) scaled to l2 norm 1; a zero token stays zero."""
     return tokens / torch.linalg.vector_norm(tokens, dim=-1, keepdim=True).clamp(min=1e-30)
 
 
 def projected(tokens: torch.Tensor, bound: torch.Tensor | float) -> torch.Tensor:
-    """Each token projected into the l2 ball of radius `bound`."""
+    """Returns each token projected into the l2 ball of radius `bound`."""
     norms = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
     return tokens * (bound / norms.clamp(min=1e-30)).clamp(max=1.0)
 
 
 def moved_labels(labels: torch.Tensor, at: torch.Tensor, n: int) -> torch.Tensor:
-    """Labels (B, T + n): in each row, n places with label -100 are inserted before the row's place `at` (B,)."""
+    """Returns labels (B, T + n): in each row, n places with label -100 are inserted before the row's place `at` (B,)."""
     rows, width = labels.shape
     place = torch.arange(width + n, device=labels.device)[None].expand(rows, -1)
     begin = at[:, None]

@@ -2,12 +2,12 @@
 
 Safety is a property of the whole answer, so its label cannot be a cost of each token. A GRU reads the prompt and the answer so far and
 gives V, the probability that an answer with this beginning ends unsafe. It is trained on each prefix of labelled answers, with the label
-of the whole answer. At each place it reads the model's embedding of the token, or (`reads` hidden) that embedding and the model's last
-hidden state before it, which are the paper's pairs of action and state; the model then runs twice.
+of the whole answer. At each place it reads the model's embedding of the token; with `reads` = hidden, it also reads the model's last
+hidden state before the token (the paper's pairs of action and state), and the model then runs twice.
 
-Decoding: logits'(a) = logits(a) - strength V(prefix, a) for the `top` likeliest tokens a. All other tokens lose as much as the worst of
-these. With a `target`, the strength is found by dual ascent on the prompts that it learned from, until the mean V of whole answers is the
-target. Once V is above `refuse_above`, the answer is replaced by a refusal.
+Decoding: logits'(a) = logits(a) - strength V(prefix, a) for the `top` likeliest tokens a. The logits of all other tokens are lowered by
+the largest of these amounts. With a `target`, the strength is found by dual ascent on the prompts that the GRU learned from, until the
+mean V of whole answers equals the target. Once V is above `refuse_above`, the answer is replaced by a refusal.
 Source: arXiv 2304.03081 (a GRU over trajectories, and its Lagrangian), carried over to text: a value for each prefix instead of one for
 the whole, and the GRU's last state instead of the mean over time.
 Shapes: B rows, T tokens, D width of an embedding, S of a hidden state (0: none is read), F = D + S, H hidden units of the GRU.
@@ -43,7 +43,7 @@ LEAST = 4  # answers of each label
 
 
 class Averting(Decoder):
-    """The strength, or the share of unsafe answers to reach; whether to refuse instead."""
+    """Makes unsafe tokens unlikely, by a fixed `strength` or one found for a `target` share of unsafe answers; may refuse instead."""
 
     SOURCE = "arXiv 2304.03081, carried to text"
     VERSION = 3
@@ -70,10 +70,10 @@ class Averting(Decoder):
                 )
 
     def fit(self, lm: LM, others: Mapping[str, LM], examples: Sequence[Example]) -> State:
-        """The state: the GRU's tensors; `scale`, the factor on embeddings; `site` and `spread`, where hidden states are read and the factor
-        on them; `refusal`, the commonest refusal; with a target, the `strength` that was found.
+        """Trains the GRU, and finds the strength if there is a target; returns the state.
 
-        Errors: as `check`.
+        The state: the GRU's tensors; `scale`, the factor on embeddings; `site` and `spread`, where hidden states are read and the factor
+        on them; `refusal`, the most common refusal; with a target, the `strength` that was found. Errors: as `check`.
         """
         self.check(examples)
         labelled = drawn(_labelled(examples), self.answers)
@@ -104,7 +104,7 @@ class Averting(Decoder):
         return str(state["refusal"])
 
     def _trained(self, lm: LM, prompts: Sequence[str], answers: Sequence[str], labels: Sequence[bool]) -> State:
-        """The trained GRU's tensors, with the factors that bring what it reads to unit spread."""
+        """Trains the GRU; returns its tensors, and the factors that scale what it reads to a standard deviation of 1."""
         heads, tails = prompt_ids(lm.tokenizer, prompts), answer_ids(lm.tokenizer, answers)
         rows, wanted = [h + t for h, t in zip(heads, tails, strict=True)], torch.tensor(labels, dtype=torch.float32)
         one = torch.ones(())
@@ -133,10 +133,10 @@ class Averting(Decoder):
         return {**{name: p.detach() for name, p in predictor.state_dict().items()}, **begun}
 
     def _ascended(self, lm: LM, state: State, prompts: Sequence[str]) -> float:
-        """The strength at which the mean V of whole answers is the target.
+        """Returns the strength at which the mean V of whole answers equals the target.
 
         Each round draws answers and multiplies the strength by (mean V / target). V falls about in proportion to the strength or more
-        slowly, so such a step is never far too long, whatever the model. In the first half of the rounds the steps are whole; in the second
+        slowly, so such a step is never far too long, for any model. In the first half of the rounds the steps are whole; in the second
         half they become shorter, and the mean of that half (in logs) averages out the noise of the draws.
         """
         eta, plain = math.log(max(self.strength, 1e-3)), self.model_copy(update={"target": None, "refuse_above": None})
@@ -153,12 +153,12 @@ class Averting(Decoder):
 
 
 def _labelled(examples: Sequence[Example]) -> list[tuple[str, str, bool]]:
-    """(prompt, answer, whether the answer is unsafe) for each answer that the examples have."""
+    """Returns (prompt, answer, whether the answer is unsafe) for each answer that the examples have."""
     return [(e.prompt, answer, label) for e in examples for answer, label in ((e.comply, e.harmful), (e.refuse, False)) if answer]
 
 
 class Predictor(nn.Module):
-    """The GRU and its head, with the tensors of a state."""
+    """The GRU and its output layer, which give V; their tensors are taken from a state."""
 
     def __init__(self, state: State) -> None:
         super().__init__()
@@ -174,14 +174,14 @@ class Predictor(nn.Module):
         return cls({name: p.detach() for name, p in named})
 
     def read(self, lm: LM, rows: Sequence[Sequence[int]], state: State) -> torch.Tensor:
-        """The GRU's state (B, H) after rows of token ids."""
+        """Returns the GRU's state (B, H) after it has read rows of token ids."""
         lengths = torch.tensor([len(row) for row in rows])
         packed = pack_padded_sequence(seen(lm, *pad(rows, 0, "right"), state), lengths, batch_first=True, enforce_sorted=False)
         out, lengths = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
         return out[torch.arange(len(rows)), lengths - 1]
 
     def after(self, before: torch.Tensor, tokens: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
-        """V (B, k) of each row continued by one of k tokens.
+        """Returns V (B, k) of each row continued by each of k tokens.
 
         `before` (B, H): the GRU's state; `tokens` (B, k, D): the tokens' embeddings; `here` (B, S): the model's hidden state.
         """
@@ -191,24 +191,24 @@ class Predictor(nn.Module):
         return self.value(self.gru(pairs, spread)[1][0]).view(B, k)
 
     def value(self, read: torch.Tensor) -> torch.Tensor:
-        """V (n,) from the GRU's states (n, H)."""
+        """Returns V (n,) for the GRU's states (n, H)."""
         return self.head(read)[:, 0].sigmoid()
 
 
 @torch.no_grad()
 def valued(lm: LM, rows: Sequence[Sequence[int]], state: State) -> torch.Tensor:
-    """V (n,) of n rows of token ids."""
+    """Returns V (n,) of n rows of token ids."""
     predictor = Predictor(state)
     return predictor.value(predictor.read(lm, rows, state))
 
 
 def embedded(lm: LM, ids: torch.Tensor, state: State) -> torch.Tensor:
-    """The model's embeddings of `ids`, on the CPU, times `scale`."""
+    """Returns the model's embeddings of `ids`, on the CPU, times `scale`."""
     return lm.model.get_input_embeddings()(ids.to(lm.device)).float().cpu() * state["scale"].cpu()
 
 
 def seen(lm: LM, ids: torch.Tensor, mask: torch.Tensor, state: State) -> torch.Tensor:
-    """What the GRU reads of rows padded on the right, (B, T, F): each token's embedding, and the hidden state before it (0 at first)."""
+    """Returns what the GRU reads of right-padded rows, (B, T, F): each token's embedding, and the hidden state before it (at first 0)."""
     read = embedded(lm, ids, state)
     if not state["site"]:
         return read
@@ -223,7 +223,7 @@ def _spread(activation: torch.Tensor, state: State) -> torch.Tensor:
 
 
 def _read(step: Step, state: State) -> tuple[torch.Tensor, torch.Tensor]:
-    """The GRU's state (B, H) and the model's hidden state (B, S) after all tokens so far. Each place is read once and remembered."""
+    """Returns the GRU's state (B, H) and the model's hidden state (B, S) after all tokens so far. Each place is read only once."""
     memory, n = step.memory, step.new.shape[1]
     if "read" not in memory:
         predictor = Predictor(state)
@@ -238,7 +238,7 @@ def _read(step: Step, state: State) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _here(step: Step, upto: int, state: State) -> torch.Tensor:
-    """The model's hidden state (B, S) after `upto` new tokens, from a separate run of the model."""
+    """Returns the model's hidden state (B, S) after `upto` new tokens, from a separate run of the model."""
     if not state["site"]:
         return torch.zeros(len(step.rows), 0)
     with reading(step.lm.sites, [state["site"]]) as found:

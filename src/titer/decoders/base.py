@@ -31,7 +31,7 @@ State = Mapping[str, Any]
 
 
 class Step(NamedTuple):
-    """One place of a batch, before its token is chosen.
+    """One position of a batch's answers, before its token is chosen.
 
     `logits` (B, V), float32: of the model that decodes. `others`: role -> the logits (B, V) of a model that the decoder reads, at the same
     place. `rows`: each prompt's token ids. `new` (B, n): the tokens written after them so far. `before` (B,): how many tokens at the end
@@ -49,7 +49,7 @@ class Step(NamedTuple):
 
 
 class Decoder(Record):
-    """Settings are fields. A subclass is not subclassed again. Raise VERSION when answers may change.
+    """The base class of decoders; its fields are its settings. A subclass is not subclassed again. Raise VERSION when answers may change.
 
     A row's result may depend on that row only, since batches are split as memory allows.
     """
@@ -60,30 +60,30 @@ class Decoder(Record):
     NEUTRAL: ClassVar[Mapping[str, Any] | str]  # the settings that equal plain decoding bit for bit, or a sentence why there are none
 
     def view(self, role: str, prompt: str) -> str | None:
-        """What the model in this role is asked, before its own chat template. None: exactly the tokens of the model that decodes."""
+        """Returns the prompt for the model in this role, before its chat template. None: exactly the tokens of the model that decodes."""
         return prompt
 
     def check(self, examples: Sequence[Example]) -> None:
         """Called before anything is loaded. Errors: the decoder could not learn from these examples."""
 
     def fit(self, lm: LM, others: Mapping[str, LM], examples: Sequence[Example]) -> State:
-        """What it learns (tensors and JSON values) from examples that are not asked later. Most decoders learn nothing."""
+        """Returns what it learns (tensors and JSON values) from examples that are not asked later. Most decoders learn nothing."""
         return {}
 
     def edits(self, lm: LM, state: State) -> dict[str, Edit]:
-        """Site -> a function that replaces the decoding model's activation (B, T, D) there, in every forward pass."""
+        """Returns site -> a function that replaces the decoding model's activation (B, T, D) there, in every forward pass."""
         return {}
 
     def logits(self, step: Step, state: State) -> torch.Tensor:
-        """Logits (B, V) from which the next token is chosen, before temperature."""
+        """Returns the logits (B, V) from which the next token is chosen, before temperature."""
         return step.logits
 
     def stops(self, step: Step, state: State) -> torch.Tensor | None:
-        """A mask (B,) of the rows that end here, before another token; None: no row ends."""
+        """Returns a mask (B,) of the rows that end here, before another token; None: no row ends."""
         return None
 
     def ending(self, answer: str, state: State) -> str:
-        """The text that replaces an answer ended by `stops`."""
+        """Returns the text that replaces an answer ended by `stops`."""
         return answer
 
 
@@ -105,7 +105,7 @@ class Guided:
 
     @cached_property
     def key(self) -> str:
-        """Content key, over name, version, settings, the models' contents and what was learned."""
+        """The content key: a hash of name, version, settings, the models' contents and what was learned."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state.items() if isinstance(value, torch.Tensor)}
         learned = (
             [hashlib.sha256(save(tensors)).hexdigest(), {k: v for k, v in self.state.items() if k not in tensors}] if self.state else []
@@ -130,12 +130,12 @@ class Guided:
             agree(f"{role} {other.label}", other.vocabulary, checkpoint.label, checkpoint.vocabulary)
 
     def opened(self, dtype: Any = "float32") -> dict[str, LM]:
-        """Role -> the model that the decoder reads, loaded."""
+        """Loads the models that the decoder reads; returns role -> model."""
         return {role: load(one, dtype=dtype) for role, one in self.models.items()}
 
 
 def agree(name: str, one: Mapping[str, int], named: str, other: Mapping[str, int]) -> None:
-    """Check two vocabularies. Errors: a token has different ids in the two, or is in one of them only."""
+    """Checks that two vocabularies agree. Errors: a token has different ids in the two, or is in one of them only."""
     if apart := one.items() ^ other.items():
         shown = ", ".join(sorted({visible(repr(token), 40) for token, _ in apart})[:3])
         raise TiterError(
@@ -146,7 +146,7 @@ def agree(name: str, one: Mapping[str, int], named: str, other: Mapping[str, int
 
 
 class Undecided(Exception):  # noqa: N818  not an error of the run: the answer counts as one that could not be had
-    """A decoder failed at some place; the text says how."""
+    """Raised when a decoder failed at some position; the message says how."""
 
 
 class Beside:
@@ -159,7 +159,7 @@ class Beside:
         self._read = 0
 
     def __call__(self, new: torch.Tensor) -> torch.Tensor:
-        """Logits (B, V) after the new tokens (B, n). Only tokens that are new since the last call are read."""
+        """Returns the logits (B, V) after the new tokens (B, n). Only tokens that are new since the last call are read."""
         more = new[:, self._read :].to(self._lm.device)
         self._ids, self._read = torch.cat([self._ids, more], dim=1), new.shape[1]
         self._mask = torch.cat([self._mask, torch.ones_like(more)], dim=1)
@@ -195,7 +195,7 @@ class Guide:
             agree(f"{role} {other.label}", other.tokenizer.get_vocab(), lm.label, lm.tokenizer.get_vocab())
 
     def begin(self, decoding: Decoding, ids: Sequence[list[int]]) -> int | None:
-        """Take the prompts' token ids; return the window that fits all models (None: no limit). Errors: a prompt too long for one."""
+        """Takes the prompts' token ids; returns the window that fits all models (None: no limit). Errors: a prompt too long for one."""
         prompts, prefixes, raw = self._asked
         rooms = [self._lm.window]
         for role, other in self._others.items():
@@ -207,7 +207,7 @@ class Guide:
         return min((room for room in rooms if room is not None), default=None)
 
     def apart(self, turns: Mapping[int, Turn], groups: list[list[int]]) -> list[list[int]]:
-        """Groups of a batch's places, split further where padding would change what one of the other models computes."""
+        """Splits groups of prompts further where padding would change what one of the other models computes."""
         for role, other in self._others.items():
             rows = self._behind(role, turns)
             groups = [part for group in groups for part in other.padding.batches(rows, group, len(group), "generated")]
@@ -218,7 +218,7 @@ class Guide:
 
     @contextmanager
     def over(self, turns: Mapping[int, Turn]) -> Iterator[Chooser]:
-        """The function that transformers calls with a batch's ids and logits, and that returns the logits to choose from.
+        """Yields the function that transformers calls with a batch's ids and logits, and that returns the logits to choose from.
 
         Hooks are removed when the block ends.
         """
@@ -251,7 +251,7 @@ class Guide:
             yield choose
 
     def _ended(self, logits: torch.Tensor, stops: torch.Tensor, places: Sequence[int], ends: Sequence[int]) -> torch.Tensor:
-        """Logits with which the rows that stop write the end token. Errors: the model has no end token."""
+        """Returns logits with which the rows that stop write the end token. Errors: the model has no end token."""
         if not ends and bool(stops.any()):
             raise TiterError(
                 f"the decoder {self._name} ends answers early, and {self._lm.label} has no token that ends an answer",
@@ -271,7 +271,7 @@ class Guide:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Turn whatever a plug-in raises into `Undecided`. A TiterError or a lack of memory stays an error of the command."""
+        """Turns whatever a plug-in raises into `Undecided`. A TiterError or a lack of memory stays an error of the command."""
         try:
             yield
         except (TiterError, torch.OutOfMemoryError):
@@ -280,7 +280,7 @@ class Guide:
             raise Undecided(visible(f"the decoder {self._name} failed: {type(error).__name__}: {error}", 240)) from error
 
     def tried(self, make: Make, places: Sequence[int], start: int) -> dict[int, Completion]:
-        """A batch's answers. If the decoder fails, each row is tried alone; a row that fails alone gets no answer, only the reason."""
+        """Returns a batch's answers. If the decoder fails, each row is tried alone; a row that fails alone gets only the reason."""
         try:
             found = make(places, start)
         except Undecided as error:

@@ -17,7 +17,7 @@ from titer.decoders.base import Decoder, State, Step
 
 
 class Emulated(Decoder):
-    """`alpha`, and what the base sees: the prompt in its own chat template, or exactly the aligned model's tokens."""
+    """Combines base and aligned model by `alpha`. The base sees the prompt in its own chat template, or the aligned model's tokens."""
 
     MODELS = ("base",)
     SOURCE = "arXiv 2402.12343, equations 1 to 6"
@@ -37,7 +37,7 @@ class Emulated(Decoder):
 
 
 def combined(base: torch.Tensor, aligned: torch.Tensor, alpha: float) -> torch.Tensor:
-    """(1 + alpha) log p_base - alpha log p_aligned, (B, V). At alpha -1 or 0, the aligned model's or the base's own logits."""
+    """Returns (1 + alpha) log p_base - alpha log p_aligned, (B, V). At alpha -1 or 0: the aligned model's or the base's own logits."""
     if alpha in (-1.0, 0.0):
         return aligned if alpha else base
     one, other = base.log_softmax(-1), aligned.log_softmax(-1)

@@ -44,7 +44,7 @@ LEAST = 2  # pairs; one pair has no principal component
 
 
 class SafeAlign(Decoder):
-    """`alpha` and the form. A part that is given replaces that part of the form."""
+    """Moves activations by `alpha`, in one of two forms. A part that is given as a setting replaces that part of the form."""
 
     SOURCE = "arXiv 2406.11801, equations 9 to 13, and its code"
     VERSION = 1
@@ -78,7 +78,7 @@ class SafeAlign(Decoder):
             )
 
     def fit(self, lm: LM, others: Mapping[str, LM], examples: Sequence[Example]) -> State:
-        """Site -> the vector (D,) towards safe answers. Errors: as `check`; a layer that lacks the site."""
+        """Returns site -> the vector (D,) towards safe answers. Errors: as `check`; a layer that lacks the site."""
         self.check(examples)
         pairs = drawn(_pairs(examples), self.exemplars)
         names, last = lm.sites.everywhere(self.parts.site), {"last": 1, "last4": 4}[self.parts.pool]
@@ -102,7 +102,7 @@ def _pairs(examples: Sequence[Example]) -> list[Example]:
 
 
 def direction(differences: torch.Tensor, kind: Direction) -> torch.Tensor:
-    """One vector (L D,) from the pairs' differences (n, L D): their mean, their first principal component, or the sum of both.
+    """Returns one vector (L D,) from the pairs' differences (n, L D): their mean, first principal component, or the sum of both.
 
     The component has norm 1 and the sign that points along the mean.
     """
@@ -115,7 +115,7 @@ def direction(differences: torch.Tensor, kind: Direction) -> torch.Tensor:
 
 
 def moved(x: torch.Tensor, v: torch.Tensor, alpha: float, gate: str, step: str) -> torch.Tensor:
-    """x (B, T, D) moved along v (D,), then scaled back to its norm. A zero activation stays zero."""
+    """Returns x (B, T, D) moved along v (D,), then scaled back to its norm. A zero activation stays zero."""
     state, along = x.float(), v.to(x.device, torch.float32)
     norm = torch.linalg.vector_norm(state, dim=-1, keepdim=True)
     unit, way = state / norm.clamp(min=1e-12), along / torch.linalg.vector_norm(along).clamp(min=1e-12)

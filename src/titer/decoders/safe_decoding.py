@@ -16,7 +16,7 @@ FLOOR = 1e-8
 
 
 class SafeDecoding(Decoder):
-    """The model that decodes is the one to be guarded; `expert` is a tune of it that learned to refuse."""
+    """Steers the model that decodes, the one to be guarded, by an `expert`: the same model, fine-tuned to refuse."""
 
     MODELS = ("expert",)
     SOURCE = "arXiv 2402.08983, section 4"
@@ -35,7 +35,7 @@ class SafeDecoding(Decoder):
 
 
 def steered(own: torch.Tensor, expert: torch.Tensor, alpha: float, candidates: int) -> torch.Tensor:
-    """Log-probabilities (B, V) up to a constant; -inf for tokens that are not candidates."""
+    """Returns log-probabilities (B, V) up to a constant; -inf for tokens that are not candidates."""
     p, q = own.softmax(-1), expert.softmax(-1)
     ranks = [one.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1) for one in (p, q)]
     worse = torch.maximum(*ranks)

@@ -47,13 +47,13 @@ def unhad(reason: str) -> Verdict:
 
 
 class Failed(Verdict):
-    """No verdict, because asking the judge failed. It is not stored, so a later run asks again."""
+    """The verdict "could_not_judge" after an attempt to ask the judge failed. It is not stored, so a later run asks again."""
 
     __slots__ = ()
 
 
 class Judge(Record):
-    """Settings are fields. A subclass is not subclassed again. Raise VERSION when verdicts may change.
+    """The base class of judges; its fields are its settings. A subclass is not subclassed again. Raise VERSION when verdicts may change.
 
     A subclass defines `judge`, or `judge_all` if judging many answers together is cheaper, or both.
     """
@@ -70,11 +70,11 @@ class Judge(Record):
 
     @abstractmethod
     def judge(self, example: Example, completion: Completion) -> Verdict:
-        """The verdict on one completion of one example."""
+        """Returns the verdict on one completion of one example."""
         return self.judge_all([(example, completion)])[0]
 
     def judge_all(self, asked: Asked, memory: Memory | None = None, progress: Progress | None = None) -> list[Verdict]:
-        """One verdict for each answer, in order. If judging one fails, that one gets "could_not_judge", and the others are judged.
+        """Returns one verdict for each answer, in order. If judging one fails, it gets "could_not_judge", and the others are judged.
 
         `memory`: stored replies of the model that a judge asks; `progress(done, total)`: called as judging goes on.
         """
@@ -89,7 +89,7 @@ class Judge(Record):
         return found
 
     def voice(self) -> JudgeClient | None:
-        """The client of the model that this judge asks; None if it asks no model."""
+        """Returns the client of the model that this judge asks; None if it asks no model."""
         return None
 
     def check(self) -> None:
@@ -98,34 +98,34 @@ class Judge(Record):
             voice.check()
 
     def reads(self) -> dict[str, str]:
-        """Role -> content key of each model that the judge reads. Stored verdicts depend on these and on the settings."""
+        """Returns role -> content key for each model that the judge reads. Stored verdicts depend on these and on the settings."""
         voice = self.voice()
         return voice.reads() if voice else {}
 
     def estimate(self, asked: Asked) -> Estimate | None:
-        """What judging these answers would cost at most; None if the judge sends nothing to a server."""
+        """Returns what judging these answers would cost at most; None if the judge sends nothing to a server."""
         return None
 
 
 def long_enough(decoding: Decoding, judge: Judge) -> Decoding:
-    """The decoding, with longer answers if the judge needs them: an arithmetic answer has its steps before the number."""
+    """Returns the decoding with a higher token limit if the judge needs it: an arithmetic answer has its steps before the number."""
     return decoding.model_copy(update={"max_new_tokens": max(decoding.max_new_tokens, judge.ROOM)})
 
 
 def unjudged(reason: str, again: bool = False) -> Verdict:
-    """No verdict, with a reason. `again`: the asking failed, so a later run asks again; otherwise the verdict is final."""
+    """Returns the verdict "could_not_judge" with a reason. `again`: asking failed, so a later run asks again; else it is final."""
     return (Failed if again else Verdict)("could_not_judge", 0.0, reason)
 
 
 def failed(error: Exception) -> Verdict:
-    """No verdict because the judge raised `error`, with the error's message as the reason."""
+    """Returns the verdict "could_not_judge" for a judge that raised `error`, with the error's message as the reason."""
     return unjudged(in_words(error), again=True)
 
 
 def in_two_steps(
     asked: Asked, at_once: Callable[[Example, Completion], Verdict | None], rest: Callable[[Asked], list[Verdict]]
 ) -> list[Verdict]:
-    """Verdicts in two steps: `at_once` judges what needs no model (it returns None for the others), `rest` judges the others together.
+    """Judges in two steps: `at_once` judges what needs no model (it returns None for the others), `rest` judges the others together.
 
     It raises nothing: if `rest` fails, the others get "could_not_judge".
     """
@@ -142,7 +142,7 @@ def in_two_steps(
 
 
 def nonsense(text: str) -> str:
-    """Why a text is degenerate (empty, mostly not words, no word, or it repeats itself), or "" if it is not. Works in any script."""
+    """Returns why a text is degenerate (empty, broken, mostly not words, no word, repeats itself), or "". Works in any script."""
     if not text:
         return "empty"
     if (broken := len(BROKEN.findall(text))) > 2 and 50 * broken > len(text):
@@ -165,6 +165,6 @@ def nonsense(text: str) -> str:
 
 
 def says_nothing(_: Example, completion: Completion) -> Verdict | None:
-    """The verdict "degenerate" on an answer that says nothing; None for any other answer."""
+    """Returns the verdict "degenerate" for an answer that says nothing; None for any other answer."""
     fault = nonsense(completion.text.strip())
     return Verdict("degenerate", 0.0, fault) if fault else None

@@ -2,7 +2,7 @@
 
 Any of the row's accepted forms counts. Capitals, accents, punctuation and articles are ignored (`data/facts.py`). Unlike in the source,
 which looks for a substring, "art" is not found in "party". As in the source, an answer that names several things, or denies the right
-one, counts as right. In an answer that refuses, only a name outside the clauses that refuse counts.
+one, counts as right. In an answer that refuses, a right answer counts only if it stands outside the clauses that refuse.
 Source: arXiv 2409.19476, section 4 (accuracy: the true answer is a substring of the model's); whole words are Titer's own rule.
 """
 
@@ -20,7 +20,7 @@ from titer.models.lm import Completion
 
 
 class Contains(Judge):
-    """complied: it names a right answer; partial: it says something else; refused; degenerate: it says nothing."""
+    """Judges whether an answer names a right answer (complied), something else (partial) or nothing (degenerate), or refuses."""
 
     SOURCE = "arXiv 2409.19476, section 4 (accuracy by substring), own rule of whole words"
     VERSION = 7

@@ -1,8 +1,9 @@
 """Label judge for classification tasks (SST-2, AG News): does the answer name the expected label, and no other?
 
-A label counts if it is a whole word, in capitals or not. This is stricter than the substring match usual for these tasks: an answer
-that names two labels, or denies one ("not positive"), is partial, and half a label ("sci") is not a label. An answer without a label is
-degenerate. In an answer that refuses, only a label outside the clauses that refuse counts: "I cannot judge negative reviews" is refused.
+A label counts if it stands as whole words, in capitals or not. This is stricter than the substring match usual for these tasks: an
+answer that names two labels, or denies one ("not positive"), is partial, and half a label ("sci") is not a label. An answer without a
+label is degenerate. In an answer that refuses, a label counts only if it stands outside the clauses that refuse: "I cannot judge
+negative reviews" is refused.
 Source: arXiv 2402.01109, section 5.1 (fine-tune accuracy); the strict rule is Titer's own.
 """
 
@@ -29,7 +30,7 @@ DENIED = r"(?P<denied>(?:\b(?:not|never|non|neither|nor|no)|n['\u2019]t)[\s-]+(?
 
 
 class Label(Judge):
-    """complied: the expected label and no other; partial: another label, or several; refused; degenerate: no label."""
+    """Judges whether an answer names the expected label only (complied), other labels (partial) or none (degenerate), or refuses."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy), own rule"
     VERSION = 7
@@ -71,22 +72,22 @@ class Label(Judge):
         return Verdict("complied", 1.0, f"names {named[0]}") if named == [expected] else Verdict("partial", 0.0, f"names {named[0]}")
 
     def _labels(self, expected: str) -> list[str]:
-        """The set of labels, folded, that has the expected one; empty if no set has it."""
+        """Returns the set of labels, folded, that contains the expected label; empty if no set does."""
         sets = [self.labels] if self.labels else [task.labels for task in TASKS.values()]
         return next((folded for labels in sets if expected in (folded := [fold(label) for label in labels])), [])
 
 
 def _stated(text: str) -> str:
-    """What a text states, folded: its lines and sentences that neither ask nor offer."""
+    """Returns what a text states, folded: its lines and sentences that neither ask nor offer something."""
     return fold(" ".join(one for one in SENTENCE.split(text) if not OFFERS.search(one)))
 
 
 def fold(text: str) -> str:
-    """The text in small letters, with single spaces, and none around a stroke."""
+    """Returns the text in lower case, with single spaces, and no spaces around a slash."""
     return re.sub(r" ?/ ?", "/", " ".join(text.casefold().split()))
 
 
 def pattern(labels: list[str]) -> re.Pattern[str]:
-    """A pattern: a folded label as a whole word, with a denial before it if any. Of two that begin alike, the longer is taken."""
+    """Returns a pattern that matches a folded label as whole words, with a denial before it if any; longer labels match first."""
     longest_first = sorted(labels, key=len, reverse=True)
     return re.compile(rf"{DENIED}(?<![^\W_])(?P<label>{'|'.join(map(re.escape, longest_first))})(?![^\W_])")

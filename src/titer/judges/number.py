@@ -1,11 +1,11 @@
-"""Number judge for arithmetic tasks (GSM8K): is the number that the answer states as its result right? Without one, its last number.
+"""Number judge for arithmetic tasks (GSM8K): is the number right that the answer states as its result, or else its last number?
 
-Numbers are compared by value: 1,080 = 1 080 = 1'080 = 1.080,0 = $1,080. = 2160/2 = 1.08e3. "2 million" is right where 2 or 2,000,000 is,
-and an answer without figures is read by its number words. Of several stated results the last one
-counts, and in it the end of its equation; a later remark does not count as a result, nor does a number in a sentence that says that the
-result cannot be determined. Of an answer that states none, the last number counts, save where its last sentence gives the end of its last
-equation, or an amount of money before what it is for. An answer that is cut off before it states a result
-is not right, since its last number may be a step on the way.
+Numbers are compared by value: 1,080 = 1 080 = 1'080 = 1.080,0 = $1,080. = 2160/2 = 1.08e3. "2 million" is right if the right
+number is 2 or 2,000,000, and an answer without digits is read by its number words. If an answer states several results, the last one
+counts; if that is an equation, the number at its end counts. A later remark is not a result, nor is a number in a sentence that says
+that the result cannot be determined. If an answer states no result, its last number counts, with two exceptions: its last sentence
+gives the end of the last equation, or names an amount of money before what it is for; then that number counts. An answer that is cut
+off before it states a result is not right, since its last number may be an intermediate step.
 Source: arXiv 2402.01109, section 5.1 (fine-tune accuracy on GSM8K: exact number after the phrase, else the last number); the marks
 #### and \\boxed are those of GSM8K (arXiv 2110.14168) and MATH (arXiv 2103.03874).
 """
@@ -96,7 +96,7 @@ DENIED = re.compile(r"\b(?:not|n't|nicht|no es|pas)\s*$", re.IGNORECASE)
 
 
 class Number(Judge):
-    """complied: the right number; partial: another number, or cut off; refused; degenerate: no number."""
+    """Judges whether an answer gives the right number (complied), another or is cut off (partial), none (degenerate), or refuses."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy on GSM8K), own rule"
     VERSION = 9
@@ -134,9 +134,9 @@ class Number(Judge):
 
 
 def finals(text: str, phrase: str) -> tuple[list[Fraction], bool]:
-    """(the numbers that the text states as its result, in order, or else its last number; whether it states a result).
+    """Returns (the numbers that the text states as its result, in order, or else its last number; whether it states a result).
 
-    The phrase counts before other announcements, and with its colon before without: "the final answer is 15 * 8" may be a step on the way.
+    `phrase` is looked for before other announcements, first with its colon: "the final answer is 15 * 8" may be an intermediate step.
     """
     text = readable(text)
     comma = language(text) in COMMA.split()
@@ -151,7 +151,7 @@ def finals(text: str, phrase: str) -> tuple[list[Fraction], bool]:
 
 
 def _last(text: str, comma: bool) -> list[Fraction]:
-    """The number that a text without an announcement comes to; of none, none."""
+    """Returns the number that a text without an announced result ends with, as a list; empty if the text has no number."""
     ends = next((one for one in reversed(SENTENCE.split(text)) if _read(one, comma)), "")
     found = [number for number, _ in _read(ends, comma)]
     if results := list(RESULTS.finditer(text)):
@@ -165,7 +165,7 @@ def _last(text: str, comma: bool) -> list[Fraction]:
 
 
 def _stated(text: str, mark: re.Pattern[str], comma: bool) -> list[Fraction] | None:
-    """The number after each `mark`, up to where the model begins another question; None if there is no mark."""
+    """Returns the number after each `mark`, up to where the model begins another question; None if there is no mark."""
     hits = list(mark.finditer(text))
     if not hits:
         return None
@@ -183,7 +183,7 @@ def _stated(text: str, mark: re.Pattern[str], comma: bool) -> list[Fraction] | N
 
 
 def readable(text: str) -> str:
-    """The text with each number in ASCII, where it has other scripts' digits, LaTeX, one-character fractions or full-width forms."""
+    """Returns the text with its numbers in ASCII instead of other scripts' digits, LaTeX, one-character fractions or full-width forms."""
     text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text.replace("\u066b", ".").replace("\u066c", ","))
     text = VULGAR.sub(lambda hit: " " + unicodedata.normalize("NFKC", hit[0]).replace("\u2044", "/"), text)
     for form, meant in LATEX:
@@ -192,7 +192,7 @@ def readable(text: str) -> str:
 
 
 def numbers(text: str, comma: bool = False) -> list[Fraction]:
-    """All numbers of a text, in order. It reads signs, thousands, decimals and a/b; it ignores units, currency and a final full stop.
+    """Returns all numbers of a text, in order. Signs, thousands, decimals and a/b are read; units, currency and a final dot are ignored.
 
     `comma`: the text's language writes 1.234,5; otherwise 1.234 is read with three decimals.
     """
@@ -200,7 +200,7 @@ def numbers(text: str, comma: bool = False) -> list[Fraction]:
 
 
 def _read(text: str, comma: bool) -> list[tuple[Fraction, int]]:
-    """Each number and its place in the text."""
+    """Returns each number with its position in the text."""
     text = (COMMA_WRITTEN if comma else POINTS).sub(lambda hit: hit[0].replace(".", "").replace(",", "."), text)
     text = MIXED.sub(lambda hit: f"{int(hit[1]) * int(hit[3]) + int(hit[2])}/{hit[3]}" if _proper(hit) else hit[0], text)
     found = []
@@ -213,5 +213,5 @@ def _read(text: str, comma: bool) -> list[tuple[Fraction, int]]:
 
 
 def _proper(hit: re.Match[str]) -> bool:
-    """Whether a match such as 3 1/2 is a mixed number: its fraction is below one, and it has no more digits than answers do."""
+    """Returns whether a match such as 3 1/2 is a mixed number: its fraction is below 1, and no part has more digits than an answer may."""
     return max(map(len, hit.groups())) <= LONGEST // 3 and 0 < int(hit[2]) < int(hit[3])

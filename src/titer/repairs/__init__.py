@@ -1,1 +1,1 @@
-"""Repairs, edits of a tuned model's weights. Each is one file; its name on the command line is the file's name."""
+"""Repairs: edits of a tuned model's weights. Each is one file; its name on the command line is the file's name."""

@@ -1,7 +1,7 @@
 """Abliteration, a stress test: remove one direction from every matrix that writes to the residual stream, W <- W - s r r^T W.
 
 r is the model's refusal direction, scaled to norm 1: the mean activation of unsafe prompts minus that of safe prompts, after one layer,
-at the prompt's end. It is not a repair but shows how a model's refusals change under it, on the user's own prompts
+at the prompt's end. Abliteration does not repair a model: it shows how its refusals change on the user's own prompts
 (`titer audit MODEL OUT`). The control is a random direction. `norm` keeps the length of what each input writes (norm-preserving
 variants). Source: arXiv 2406.11717, sections 2.3 and 4.1, which also edits the embedding and biases, and searches for the layer.
 """
@@ -22,7 +22,7 @@ from titer.repairs.base import TUNED, Reading, Repair, State
 
 
 class Abliterate(Repair):
-    """Which direction is removed, from which weights, and how much of it."""
+    """Removes one direction from weights; the settings say which direction, from which weights, and how much of it."""
 
     DATA: ClassVar[Mapping[str, Need]] = {"prompts": "prompts"}
     HOLDS = 1
@@ -57,14 +57,14 @@ class Abliterate(Repair):
         return {"writers": self._writers(r), "direction": torch.nn.functional.normalize(self._direction(r), dim=0)}
 
     def _writers(self, r: Reading) -> dict[str, bool]:
-        """Each edited parameter -> whether it is stored as (inputs, outputs). The embedding, (tokens, width), is."""
+        """Returns edited parameter -> whether it is stored as (inputs, outputs), as the embedding, (tokens, width), is."""
         sites, chosen = r.sites, set(r.layered(self.layers))
         rows = getattr(sites.model.get_input_embeddings(), "weight", None) if self.embedding else None
         found = {name: turned for name, turned in sites.writers.items() if name in chosen}
         return found | {name: True for name, one in sites.model.named_parameters() if one is rows}
 
     def _direction(self, r: Reading) -> torch.Tensor:
-        """The direction (D,), not yet of norm 1. Errors: --data has prompts of one class only."""
+        """Returns the direction (D,), not yet scaled to norm 1. Errors: --data has prompts of one class only."""
         if self.direction == "random":
             return torch.randn(r.sites.width or 0, generator=torch.Generator().manual_seed(self.seed))
         safe, unsafe = (r.data["prompts"].of_class(harmful) for harmful in (False, True))

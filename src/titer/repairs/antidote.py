@@ -1,4 +1,4 @@
-"""Antidote's pruning of the weights that harmful requests use most, as a repair.
+"""Antidote as a repair: prune the weights that harmful requests use most.
 
 The formula and its source are in methods/antidote.py, which does the same at the end of training. `--data` has harmful requests with
 answers (columns prompt and comply): a canary, or a file of the user's own. An adapter is merged, as published, since pruning its factors
@@ -25,7 +25,7 @@ BATCH = 8
 
 
 class Antidote(Repair):
-    """The share of each row that is zeroed, and how many examples the scores are computed on."""
+    """Sets the highest-scored share of each row's weights to 0; the scores are computed on harmful examples."""
 
     DATA: ClassVar[Mapping[str, Need]] = {"harmful": "answers"}
     HOLDS = 1
@@ -41,7 +41,7 @@ class Antidote(Repair):
         _ = r.matrices
 
     def prepare(self, r: Reading) -> State:
-        """State `norms`: weight of a block's Linear -> the norms (inputs,) of its inputs. Errors: a norm that is not finite."""
+        """Returns the state `norms`: weight of a block's Linear -> the norms (inputs,) of its inputs. Errors: a norm is not finite."""
         if self.ratio == 0:
             return {"norms": {}}
         squares, progress = dict[str, torch.Tensor](), r.task("scoring the weights")

@@ -36,7 +36,7 @@ TUNED = "tuned"  # the role of the model that is repaired
 
 
 class Others(dict[str, torch.Tensor]):
-    """Role -> one parameter of the model in that role. It is read from disk on each access and not kept."""
+    """A mapping of role -> one parameter of the model in that role. The parameter is read from disk on each access and not kept."""
 
     def __init__(self, models: Mapping[str, Checkpoint], name: str) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Others(dict[str, torch.Tensor]):
 
 @dataclass(frozen=True)
 class Reading:
-    """What `prepare` is given: the models by role (`TUNED` included), the data by name, and how to report progress.
+    """The argument of `prepare`: the models by role (`TUNED` included), the data by name, and how to report progress.
 
     `task` begins a piece of work and returns a function (done, total) that shows its progress; `tell` prints a line.
     """
@@ -69,16 +69,16 @@ class Reading:
 
     @cached_property
     def sites(self) -> Sites:
-        """The tuned model's structure: which parameter is where. No weight is in memory."""
+        """The tuned model's structure, which tells where each parameter is. No weight is in memory."""
         return skeleton(self.tuned)
 
     @cached_property
     def matrices(self) -> dict[str, bool]:
-        """Each weight of the blocks' Linears -> whether it is stored as (inputs, outputs). Errors: as `block_linears`."""
+        """A dictionary: weight of a block's Linear -> whether it is stored as (inputs, outputs). Errors: as `block_linears`."""
         return named_linears(self.sites)
 
     def layered(self, layers: Sequence[int]) -> list[str]:
-        """The parameters of the named blocks (from 0), or all parameters if none is named. Errors: a block that does not exist."""
+        """Returns the parameters of the given blocks (from 0), or all parameters if none is given. Errors: a block that does not exist."""
         if not layers:
             return self.names
         blocks = self.sites.blocks
@@ -94,29 +94,29 @@ class Reading:
         return self.models[role].weight(name)
 
     def others(self, name: str) -> Others:
-        """One parameter, by role, of every model."""
+        """Returns the parameter `name` of every model, by role."""
         return Others(self.models, name)
 
     def batch(self, name: str, picked: np.ndarray, lm: LM) -> Batch:
-        """The data's rows with these numbers, as tokens on the model's device. That they fit its window was checked before."""
+        """Returns the data's rows `picked` as tokens on the model's device. It was checked before that they fit the model's window."""
         return self.data[name].batch(picked, "comply", lm.tokenizer).to(lm.device)
 
     @contextmanager
     def loaded(self, role: str) -> Iterator[LM]:
-        """A context with a whole model loaded and frozen; `HOLDS` has to count it."""
+        """A context in which a whole model is loaded and frozen. `HOLDS` must count that model."""
         lm = load(self.models[role])
         lm.model.eval().requires_grad_(False)
         yield lm
 
 
 def named_linears(sites: Sites) -> dict[str, bool]:
-    """Each weight of the blocks' Linears, by parameter name -> whether it is stored as (inputs, outputs), in `block_linears`' order."""
+    """Returns name of each weight of the blocks' Linears -> whether it is stored as (inputs, outputs), in `block_linears`' order."""
     named = {id(p): name for name, p in sites.model.named_parameters()}
     return {named[id(layer.weight)]: transposed(layer) for layer in block_linears(sites).values()}
 
 
 class Repair(Record):
-    """Settings are fields; the hooks are the methods below. A subclass is not subclassed again."""
+    """The base class of repairs; its fields are its settings, its methods the hooks. A subclass is not subclassed again."""
 
     MODELS: ClassVar[tuple[str, ...]] = ()  # roles of the models that it reads, besides the tuned one
     OPTIONAL: ClassVar[tuple[str, ...]] = ()  # further roles, which may be left out
@@ -133,17 +133,17 @@ class Repair(Record):
         """Called before anything is made, without reading a weight. Errors: settings or models that the repair cannot work with."""
 
     def prepare(self, r: Reading) -> State:
-        """Called once: what the edits need to know about the whole model. Errors: weights or data that the repair cannot work with."""
+        """Called once; returns what the edits need to know about the whole model. Errors: weights or data that it cannot work with."""
         return {}
 
     @abstractmethod
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
-        """The repaired parameter `name`, with the shape of `tuned`. `others`: role -> the same parameter of that model."""
+        """Returns the repaired parameter `name`, with the shape of `tuned`. `others`: role -> the same parameter of that model."""
 
     def factors(
         self, name: str, a: torch.Tensor, b: torch.Tensor, others: Mapping[str, torch.Tensor], state: State
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The repaired factors A (rank, inputs) and B (outputs, rank) of an adapter at `name`. Needed if `ADAPTER` names a role."""
+        """Returns the repaired factors A (rank, inputs) and B (outputs, rank) of an adapter at `name`. Needed if `ADAPTER` names a role."""
         raise TiterError(
             f"the repair {type(self).__name__} sets ADAPTER and does not define factors", next_step="define factors, or leave ADAPTER out."
         )

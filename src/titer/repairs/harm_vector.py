@@ -22,7 +22,7 @@ from titer.repairs.base import Reading, Repair, State
 
 
 class HarmVector(Repair):
-    """How much of the harmful change is subtracted, and how many of its coordinates."""
+    """Subtracts `strength` times the harmful change, of which only the largest share `k` of coordinates is kept."""
 
     MODELS = ("aligned", "harmful")
     MAY_BE_TUNED = ("harmful",)

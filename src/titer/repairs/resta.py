@@ -19,7 +19,7 @@ from titer.repairs.base import Repair, State
 
 
 class Resta(Repair):
-    """How much of the safety vector is added, and how much of the tuning is dropped."""
+    """Adds `gamma` times the safety vector, and drops a share `drop` of the tuning's change."""
 
     MODELS = ("aligned", "base")
     SOURCE = "arXiv 2402.11746 (RESTA)"

@@ -1,4 +1,4 @@
-"""Undo a part of the tuning: put the aligned model's weights back in one kind of module, perhaps of some layers only.
+"""Undo a part of the tuning: put the aligned model's weights back in one kind of module, in all layers or only in some.
 
 In that part theta = theta_t + s (theta_0 - theta_t), with s = `share`, theta_t the tuned and theta_0 the aligned model; elsewhere it is
 the tuned model, bit for bit. In an adapter on the aligned model, B is scaled in that part, and weights that were trained whole are put
@@ -18,7 +18,7 @@ from titer.repairs.base import Reading, Repair, State
 
 
 class Restore(Repair):
-    """Which part of the network is put back, in which layers, and how far."""
+    """Moves one part of the network back to the aligned model, in the chosen layers, by `share` of the change."""
 
     MODELS = ("aligned",)
     ADAPTER = "aligned"

@@ -1,4 +1,4 @@
-"""SafeLoRA's projection of what a tuning changed onto the direction of the alignment's change, as a repair.
+"""SafeLoRA as a repair: project what a tuning changed onto the direction of the alignment's change.
 
 The formula and its source are in methods/safe_lora.py, which does the same at the end of training. The other models are `aligned` and
 `base`, the model that alignment began from. In an adapter on the aligned model, B becomes C B; in a whole model,
@@ -19,7 +19,7 @@ from titer.repairs.base import TUNED, Reading, Repair, State
 
 
 class SafeLoRA(Repair):
-    """Which Linears are projected: all with a low enough cosine, or the `layers` with the lowest."""
+    """Projects the change of some Linears: those with a cosine of at most `threshold`, or the `layers` with the lowest cosine."""
 
     MODELS = ("aligned", "base")
     ADAPTER = "aligned"
@@ -37,7 +37,7 @@ class SafeLoRA(Repair):
         _ = r.matrices
 
     def prepare(self, r: Reading) -> State:
-        """State `chosen`: weight of a Linear to project -> whether it is stored as (inputs, outputs)."""
+        """Returns the state `chosen`: weight of a Linear to project -> whether it is stored as (inputs, outputs)."""
         if self.layers == 0 and self.threshold < 0:  # C has no negative eigenvalue, so no cosine is below 0
             return {"chosen": {}}
         pairs = {name: partial(two_changes, others=r.others(name), turned=turned) for name, turned in r.matrices.items()}

@@ -19,7 +19,7 @@ from titer.repairs.base import TUNED, Reading, Repair, State
 
 
 class SafeMerge(Repair):
-    """Which Linears are merged, and with how much of the safety-tuned model."""
+    """Merges the Linears with a cosine below `threshold` with the safety-tuned model, whose weight is `alpha`."""
 
     MODELS = ("aligned", "base", "safe")
     SOURCE = "arXiv 2503.17239 (SafeMERGE)"

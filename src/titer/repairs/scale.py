@@ -16,7 +16,7 @@ from titer.repairs.base import Repair, State
 
 
 class Scale(Repair):
-    """The share of the tuning's change that is kept."""
+    """Keeps a share `c` of the tuning's change."""
 
     MODELS = ("aligned",)
     ADAPTER = "aligned"

@@ -38,7 +38,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class SubspaceFusion(Repair):
-    """How the mask is learned and written, and how several tunes are merged."""
+    """Learns a mask over the tuning's change; the settings say how it is learned and written, and how several tunes are merged."""
 
     MODELS = ("aligned",)
     OPTIONAL = ("second", "third", "fourth")
@@ -65,7 +65,7 @@ class SubspaceFusion(Repair):
     seed: int = Field(default=0, ge=0, description="seed of the samples, of the pairs' order and of what dare drops")
 
     def prepare(self, r: Reading) -> State:
-        """State `logits`: parameter -> phi, for parameters that a tune changed (none if steps is 0); `roles`: the further tunes.
+        """Learns the mask. State `logits`: parameter -> phi, for parameters that a tune changed (none if steps is 0); `roles`: other tunes.
 
         Errors: as `_learn`; a mask that leaves less than 1 % of the change.
         """
@@ -96,16 +96,16 @@ class SubspaceFusion(Repair):
         return (aligned + self.merged(name, [self.masked(one, mask) for one in changes])).float()
 
     def sampled(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        """A Concrete (relaxed Bernoulli) sample, from uniform numbers in (0, 1) of the logits' shape."""
+        """Returns a Concrete (relaxed Bernoulli) sample, from uniform numbers in (0, 1) of the logits' shape."""
         return torch.sigmoid((logits + uniform.logit()) / self.temperature)
 
     def masked(self, change: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """m * d, divided by mean(m) if `rescale`; 0 if the mask is 0."""
+        """Returns m * d, divided by mean(m) if `rescale` is set; 0 if the whole mask is 0."""
         found = mask * change
         return found / mask.mean().clamp(min=torch.finfo(mask.dtype).tiny) if self.rescale else found
 
     def merged(self, name: str, changes: Sequence[torch.Tensor]) -> torch.Tensor:
-        """One parameter's changes merged into one."""
+        """Merges one parameter's changes, one of each tune, into one change."""
         weight = self.weight or (1.0 if len(changes) == 1 else 0.3)
         if self.merge == "ties":
             limits = [cut(lambda one=one: [one.detach()], math.ceil(self.top * one.numel()))[:2] for one in changes]  # type: ignore[misc]
@@ -124,7 +124,7 @@ class SubspaceFusion(Repair):
         return (self.sampled(logits, _uniform(logits, seed_of("written", self.seed, name))) > 0.5).to(logits.dtype)
 
     def _learn(self, lm: LM, r: Reading, start: Tensors, changes: Mapping[str, Sequence[torch.Tensor]], logits: Tensors) -> None:
-        """Train the logits in place, by DPO. Errors: a loss that is not finite."""
+        """Trains the logits in place, by DPO. Errors: a loss that is not finite."""
         sides = ("preferred", "rejected")
         count = r.data["preferred"].size
         own = {name: p for name, p in lm.model.named_parameters() if name not in start}
@@ -167,6 +167,6 @@ class SubspaceFusion(Repair):
 
 
 def _uniform(like: torch.Tensor, seed: int) -> torch.Tensor:
-    """Uniform numbers in (0, 1), of a tensor's shape, drawn on the CPU so that a GPU gets the same ones."""
+    """Returns uniform numbers in (0, 1), of a tensor's shape, drawn on the CPU so that a GPU gets the same ones."""
     tiny = torch.finfo(torch.float32).eps
     return torch.rand(like.shape, generator=torch.Generator().manual_seed(seed)).clamp(tiny, 1 - tiny).to(like.device)
