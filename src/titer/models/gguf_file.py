@@ -112,7 +112,7 @@ class Gguf:
             return {key: value.item() if isinstance(value, np.generic) else value for key, value in found.items()}
 
     def _left_out(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns settings that are in the metadata and that transformers ignores. Errors: an impossible number of blocks."""
+        """Returns settings that the metadata or the tensors give and transformers ignores. Errors: an impossible number of blocks."""
         more: dict[str, Any] = {"n_positions": found["n_ctx"]} if "n_ctx" in found else {}
         size, layers = (self.said(f"{self.architecture}.{key}") for key in ("attention.key_length", "block_count"))
         if isinstance(size, int) and not {"head_dim", "global_head_dim"} & set(found):
