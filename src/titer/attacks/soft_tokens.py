@@ -30,7 +30,7 @@ from titer.models.suffix import inserted, tail
 
 BATCH = 256
 FIRST = 0.01
-LOGITS = 2**27  # of one pass: half a gigabyte in float32
+LOGITS = 2**27  # most logits of one pass: half a gigabyte in float32
 
 
 class SoftTokens(Attack):

@@ -38,8 +38,8 @@ from titer.models.modes import evaluating
 
 RATE, NEW = 3e-3, 48  # Adam's learning rate for the GRU; tokens of an answer in the ascent's rounds
 BATCH = 32
-DRAWS = 384  # answers drawn in a round of the ascent, at least: half of 12 rounds then give V to within one percentage point
-LEAST = 4  # answers of each label
+DRAWS = 384  # fewest answers drawn in a round of the ascent: half of 12 rounds then give V to within one percentage point
+LEAST = 4  # fewest answers of each label
 
 
 class Averting(Decoder):
@@ -121,7 +121,7 @@ class Averting(Decoder):
             for some in torch.randperm(len(rows)).split(BATCH):
                 ids, mask = pad([rows[i] for i in some], 0, "right")
                 begin = torch.tensor([len(heads[i]) for i in some])[:, None]
-                here = (mask.bool() & (torch.arange(ids.shape[1]) >= begin - 1)).float()  # from the bare prompt on
+                here = (mask.bool() & (torch.arange(ids.shape[1]) >= begin - 1)).float()  # from the end of the prompt on
                 with torch.no_grad():
                     read = seen(lm, ids, mask, begun)
                 V = predictor.head(predictor.gru(read)[0])[..., 0]

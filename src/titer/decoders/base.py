@@ -55,7 +55,7 @@ class Decoder(Record):
     """
 
     MODELS: ClassVar[tuple[str, ...]] = ()  # roles of the models it reads, besides the one that decodes
-    SOURCE: ClassVar[str]  # the paper and the place in it
+    SOURCE: ClassVar[str]  # the paper and the section
     VERSION: ClassVar[int]
     NEUTRAL: ClassVar[Mapping[str, Any] | str]  # the settings that equal plain decoding bit for bit, or a sentence why there are none
 
@@ -145,7 +145,7 @@ def agree(name: str, one: Mapping[str, int], named: str, other: Mapping[str, int
         )
 
 
-class Undecided(Exception):  # noqa: N818  not an error of the run: the answer counts as one that could not be had
+class Undecided(Exception):  # noqa: N818  not an error of the run: the answer counts as one that could not be generated
     """Raised when a decoder failed at some position; the message says how."""
 
 
@@ -228,7 +228,7 @@ class Guide:
         beside = {role: Beside(other, self._behind(role, turns)) for role, other in self._others.items()}
 
         def choose(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            new = ids[:, width:]  # rows that have ended are left as they are
+            new = ids[:, width:]  # the tokens written so far; rows that have ended are not changed
             live = ~torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device)).any(1)
             others = {role: one(new) for role, one in beside.items()}
             known = min([logits.shape[1], *(one.shape[1] for one in others.values())])

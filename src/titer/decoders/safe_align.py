@@ -1,12 +1,12 @@
-"""Safe-Align: move every activation a little towards those of safe answers and keep its norm; no weight changes.
+"""Safe-Align: move each activation a little towards those of safe answers and keep its norm; weights do not change.
 
 It learns from unsafe requests that have a safe and a harmful answer. For each such pair, the difference of the activations at the end of
 the two answers (safe minus harmful) is taken at every layer's site and joined over the layers into one vector. `direction` makes one
 vector from all pairs' differences, which is then split into layers again.
 The paper and its code differ in each part, so each part is a setting, and `form` names the two combinations. The paper moves the
 residual stream: x + alpha v. The code moves the MLP's output, scaled to unit norm, by 0.1 alpha (1 + max(0, cos)) along v.
-Here, a component has the sign of the mean difference, so that swapped pairs reverse the effect; in the code, the component's largest
-entry decides the sign. Source: arXiv 2406.11801, equations 9 to 13, and its code. Shapes: n pairs, L layers, D width.
+In Titer, the component's sign is that of the mean difference, so that swapped pairs reverse the effect; in the code, the component's
+largest entry decides the sign. Source: arXiv 2406.11801, equations 9 to 13, and its code. Shapes: n pairs, L layers, D width.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Form(NamedTuple):
 
 
 FORMS = {"paper": Form("resid", "last", "pc1", "none", "added"), "code": Form("mlp_out", "last4", "pc1+mean", "1+relu(cos)", "unit")}
-LEAST = 2  # pairs; one pair has no principal component
+LEAST = 2  # fewest pairs: one pair has no principal component
 
 
 class SafeAlign(Decoder):

@@ -1,7 +1,7 @@
 """SafeDecoding: choose the first tokens by what a safety-tuned expert prefers, among tokens that both models find likely.
 
 p = p_own + alpha (p_expert - p_own), over the candidates only. Candidates are the tokens that are among the k likeliest of both models,
-with the smallest k at which there are `candidates` of them. After `first` tokens the model goes on alone. Source: arXiv 2402.08983,
+with the smallest k that gives at least `candidates`. After the `first` tokens the model decodes alone. Source: arXiv 2402.08983,
 section 4, and its code, from which the floor of 1e-8 is kept (p as defined can be negative). Shapes: B rows, V vocabulary.
 """
 

@@ -43,7 +43,7 @@ class Borrowed:
             )
         with self._told_once(turn), _reference_known(trainer, self._inputs[turn]), trainer.compute_loss_context_manager():
             found = trainer.compute_loss(trainer.model_wrapped, dict(self._inputs[turn]), num_items_in_batch=self._items)
-        shares = len(self._inputs) if self._scaled() else 1  # micro-batches' parts of a whole add up, their means are averaged
+        shares = len(self._inputs) if self._scaled() else 1  # scaled losses add up to the step's loss, means must be averaged
         return Loss(found, torch.tensor(1 / shares))
 
     def _scaled(self) -> bool:
@@ -106,7 +106,7 @@ def working_around(method: Method, borrowed: Borrowed) -> Method:
         return method.loss(c, batch)
 
     copied = method.model_copy()
-    vars(copied)["loss"] = loss  # of this object alone: records are frozen, and their class is everyone's
+    vars(copied)["loss"] = loss  # set on this object only: records are frozen, and the class is shared
     return copied
 
 

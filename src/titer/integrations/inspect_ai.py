@@ -35,9 +35,9 @@ from titer.models.lm import LM, Completion, Decoding, load
 INSTALL = "pip install 'titer[inspect]'  (or: pip install inspect-ai)"
 NAME = "titer"
 BATCH = 32
-TOKENS = 256  # of an answer, where neither the task nor the caller says how many
-QUIET = 0.05  # seconds without a new request, after which those that wait are answered
-NEUTRAL: dict[str, Any] = {  # settings that LM.generate does not have, with the values that ask for nothing
+TOKENS = 256  # longest answer, if neither the task nor the caller sets it
+QUIET = 0.05  # seconds without a new request after which the waiting requests are answered
+NEUTRAL: dict[str, Any] = {  # settings that LM.generate does not have, with the values that change nothing
     "top_p": 1.0,
     "top_k": None,
     "best_of": 1,
@@ -81,7 +81,7 @@ def evaluate(
             ctl_server=False,
             **how,
         )
-    except Exception as error:  # a task's file is the user's own code, and inspect_ai says with errors of its own what it cannot do
+    except Exception as error:  # the task's file is the user's code and may raise anything, and inspect_ai has errors of its own
         told = visible(f"{type(error).__name__}: {getattr(error, 'message', error)}", 300)
         raise TiterError(f"inspect_ai could not run the task: {told}", next_step="mend the task's file.", status=1) from error
     return found
@@ -158,7 +158,7 @@ def provider() -> Any:
             return BATCH
 
         def collapse_user_messages(self) -> bool:
-            return True  # chat templates want the speakers in turn
+            return True  # chat templates want user and assistant to alternate
 
         def collapse_assistant_messages(self) -> bool:
             return True
@@ -187,7 +187,7 @@ class Batches:
         import anyio  # noqa: PLC0415  comes with the extra
 
         self.lm, self._waiting, self._turn = lm, list[Job](), anyio.Lock()
-        self._place = 0  # as in LM.generate: no two batches draw from one seed
+        self._place = 0  # added to the seed, as in LM.generate: no two batches have the same seed
 
     async def answer(self, prompt: str, prefix: str, decoding: Decoding, size: int) -> Completion:
         """Returns the answer to one request; it is generated with up to `size` waiting requests that have the same decoding settings."""
@@ -222,7 +222,7 @@ class Batches:
         call = partial(self.lm.generate, [job.prompt for job in jobs], decoding, len(jobs), prefixes)
         try:
             found = await to_thread.run_sync(call)
-        except Exception as error:  # noqa: BLE001  whatever it is, each request of the batch is told
+        except Exception as error:  # noqa: BLE001  whatever it is, each request of the batch gets it
             for job in jobs:
                 job.error = error
             return
@@ -238,7 +238,7 @@ def spoken(messages: Sequence[Any]) -> tuple[str, str]:
     said = []
     for message in messages:
         parts = [] if isinstance(message.content, str) else [part.type for part in message.content]
-        other = set(parts) - {"text", "reasoning"}  # a thought is no part of what was said: chat templates leave it out
+        other = set(parts) - {"text", "reasoning"}  # thoughts are left out, as in chat templates
         if message.role == "tool" or other:
             what = "a tool's turn" if message.role == "tool" else f"a turn with {', '.join(sorted(other))}"
             raise TiterError(f"the conversation holds {what}", expected="system, user and assistant turns of text")

@@ -36,7 +36,7 @@ from titer.judges.base import UNJUDGED
 from titer.models.lm import Completion, Decoding
 
 FORMATS = (".eval", ".json")
-TABLES = ("verdicts.jsonl", "table.jsonl")  # a study's folder, an artefact of the run store
+TABLES = ("verdicts.jsonl", "table.jsonl")  # the name in a study's folder, and in an artefact of the run store
 COLUMNS = ("kind", "harmful", "prompt", "prefix", "comply", "refuse", "completion", "ended", "tokens", "outcome", "score", "reason")
 Told = Mapping[str, Any]
 

@@ -41,7 +41,7 @@ from titer.models.modes import evaluating
 
 INSTALL = "pip install 'titer[lm-eval]'  (or: pip install lm-eval)"
 COLUMNS = ["task", "metric", "value", "stderr", "n", "filter", "shots"]
-PYTHON_SEED, SEED = 0, 1234  # the harness's own, of `random`, and of numpy, torch and the choice of examples
+PYTHON_SEED, SEED = 0, 1234  # the harness's own seeds: of `random`; of numpy, torch and the choice of examples
 
 
 def evaluate(
@@ -80,7 +80,7 @@ def evaluate(
                 apply_chat_template=chat,
                 fewshot_as_multiturn=chat,
             )
-        except (AssertionError, ValueError) as error:  # how the harness tells what a task or a model cannot do
+        except (AssertionError, ValueError) as error:  # the harness raises these if a task or a model cannot do something
             raise TiterError(
                 f"lm-eval stopped: {visible(str(error) or type(error).__name__, 300)}",
                 next_step="check the task and its settings.",
@@ -103,13 +103,13 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
         """The harness's class HFLM, except that it refuses a request that it would otherwise cut."""
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **settings: Any) -> Any:
-            for (context, answer), head, tail in (one for one in requests if one[0]):  # a rolling window has no text, and fits
-                if not tail:  # the harness would give it the log-likelihood 0, above every other
+            for (context, answer), head, tail in (one for one in requests if one[0]):  # a rolling window has no text; it fits
+                if not tail:  # the harness would give it the log-likelihood 0, the highest possible
                     raise TiterError(
                         f"the answer {visible(answer, 60)!r} has no token of its own: the tokenizer joins it to the prompt before it",
                         next_step="give the task a target_delimiter, or leave the chat template out.",
                     )
-                self.fits(len(head) + len(tail) - 1, context)  # nothing is predicted behind the last token
+                self.fits(len(head) + len(tail) - 1, context)  # nothing is predicted after the last token
             return super()._loglikelihood_tokens(requests, *args, **settings)
 
         def tok_batch_encode(self, strings: Any, padding_side: str = "left", left_truncate_len: int | None = None, **settings: Any) -> Any:
@@ -135,9 +135,9 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
                 )
 
     row = lm.tokenizer("a b c")["input_ids"] or [0]
-    if len(lm.padding.batches([row, row * 2], (0, 1), 2, "generated")) > 1:  # the harness pads rows of unlike length
+    if len(lm.padding.batches([row, row * 2], (0, 1), 2, "generated")) > 1:  # such rows cannot be padded together, as the harness would
         batch = 1
-    with _quiet():  # it warns that a loaded model leaves its loading settings unused
+    with _quiet():  # it warns that its loading settings are not used
         return Whole(
             pretrained=lm.model,
             tokenizer=lm.tokenizer,
@@ -195,11 +195,11 @@ def _loaded(tasks: Sequence[str], shots: int | None, include_path: str | Path | 
     if include_path is not None and not Path(include_path).is_dir():
         raise TiterError(f"no folder {visible(str(include_path), 120)!r}", expected="a folder with the .yaml files of tasks")
     manager = TaskManager(include_path=include_path, include_defaults=False)
-    if not set(tasks) <= set(manager.all_subtasks):  # reading the thousands of its own takes seconds
+    if not set(tasks) <= set(manager.all_subtasks):  # reading the harness's thousands of tasks takes seconds
         manager = TaskManager(include_path=include_path)
     names = [name for task in tasks for name in _matched(task, manager)]
     try:
-        with _quiet(), _uncounted():  # it tells each default that a task does not spell out
+        with _quiet(), _uncounted():  # it logs each default value that a task does not set
             loaded = manager.load(names)
     except Exception as error:
         raise TiterError(
@@ -209,7 +209,7 @@ def _loaded(tasks: Sequence[str], shots: int | None, include_path: str | Path | 
         ) from error
     for task in loaded["tasks"].values():
         own = task.get_config("num_fewshot")
-        if shots is not None and own != 0:  # a task that says 0 wants none
+        if shots is not None and own != 0:  # a task that sets 0 must have no examples
             task.set_config(key="num_fewshot", value=shots)
         elif own is None:
             task.set_config(key="num_fewshot", value=0)
@@ -247,13 +247,13 @@ def _table(found: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float | np.number) else float("nan")  # it writes "N/A"
+    return float(value) if isinstance(value, int | float | np.number) else float("nan")  # the harness writes "N/A" where there is none
 
 
 def _seed() -> None:
     """Seeds the random generators as the harness's command line does, because some tasks shuffle their options as they load."""
     random.seed(PYTHON_SEED)
-    np.random.seed(SEED)  # noqa: NPY002  the one that tasks use
+    np.random.seed(SEED)  # noqa: NPY002  tasks use this generator
     torch.manual_seed(SEED)
 
 

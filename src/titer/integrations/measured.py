@@ -31,7 +31,7 @@ from titer.probes.drift import drift, whole
 from titer.probes.weight_change import overall
 
 Line = dict[str, Any]
-VECTORS = "vectors"  # the part of biases and norms
+VECTORS = "vectors"  # the name of the part that holds biases and norms
 
 
 class Limits(Record):
@@ -98,7 +98,7 @@ def drifted(began: LM, now: LM, unsafe: Sequence[Example], batch: int) -> Line:
     """
     known = all(e.refuse is not None for e in unsafe)
     part = "all" if known else "prompt"
-    examples = [replace(e, refuse=e.refuse or "") for e in unsafe]  # an answer moves nothing before it
+    examples = [replace(e, refuse=e.refuse or "") for e in unsafe]  # an answer does not change the activations before it
     row = whole(drift(began, now, examples, batch=batch)).set_index("part").loc[part]
     return {"part": part} | {key: _number(row[key]) for key in ("official", "norm", "cosine")} | {"tokens": int(row.tokens)}
 
@@ -123,7 +123,7 @@ def summed(table: pd.DataFrame) -> Line:
 
     Biases and norms are a part of their own, "vectors". An audit leaves them out, so the other parts' numbers equal an audit's.
     """
-    lost = set(table.part[table.norm.isna()])  # a sum over a table passes over what is no number
+    lost = set(table.part[table.norm.isna()])  # a sum over a table skips NaN, so such parts are marked here
     known = ("mlp", "attention", "other", *(part for part in (*PARTS, VECTORS) if part in set(table.part)))
     parts = {part: math.nan if part in lost else overall(table, part) for part in known}
     most = max((parts[part] for part in table.part.unique()), key=lambda value: (math.isnan(value), value))
@@ -139,7 +139,7 @@ def _number(value: Any) -> float | None:
 @contextmanager
 def generators_kept(device: torch.device) -> Iterator[None]:
     """Restores every random generator at the end: torch's on the CPU and on the device, numpy's and Python's."""
-    own, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002  it is the one that trainers use
+    own, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002  trainers use this generator
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield

@@ -31,11 +31,11 @@ SENT = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("*.model", "*.tiktoken", "*.jinja", "chat_template.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
 )
-RUNS = (  # what the run store and reports are made of: prompts and answers are in it
+RUNS = (  # files of the run store and of reports: they hold prompts and answers
     *("DONE", "manifest.json", "inputs.json", "samples.jsonl", "table.jsonl", "*.part.jsonl", "report.html", "results.csv", "claims.json"),
     *("summary.json", "answers.jsonl", "prompts.csv", "samples", "verdicts", "stages", "replies"),
 )
-TEMPLATES = "additional_chat_templates/"  # the one folder of a model that transformers knows
+TEMPLATES = "additional_chat_templates/"  # the only subfolder of a model that transformers knows
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write (https://huggingface.co/settings/tokens)."
 LATER = "run the same command again later: what has been uploaded is not sent twice."
 
@@ -109,7 +109,7 @@ def _made(api: HfApi, repo_id: str, private: bool) -> bool:
     try:
         api.create_repo(repo_id, private=private, repo_type="model")
     except errors.HfHubHTTPError as error:
-        if error.response.status_code not in (402, 403, 409):  # 409: it stands; 402, 403: this token makes none, but may write to one
+        if error.response.status_code not in (402, 403, 409):  # 409: it exists; 402, 403: the token may not create one, but perhaps write
             raise
         try:
             return bool(api.model_info(repo_id).private)
@@ -136,7 +136,7 @@ def contents(folder: Path) -> Contents:
     _ = Adapter(folder).key if is_adapter(folder) else open_checkpoint(folder)
     for name, path in files.items():
         if name.endswith(".safetensors"):
-            names(path)  # its header reads: no other kind of file goes by this name
+            names(path)  # reads its header, which fails if it is no safetensors file
     if CARD not in files:
         raise TiterError(
             f"{visible(str(folder), 160)} has no {CARD}",
@@ -187,10 +187,10 @@ def _asking(repo: str, token: Callable[[], str | None]) -> Iterator[None]:
     """Turns whatever the library raises into one clear error that does not contain the token."""
     try:
         yield
-    except TiterError:  # clear already
+    except TiterError:  # it is clear already
         raise
     except Exception as error:  # noqa: BLE001  the library, its HTTP client and its upload client raise what they like
-        within = error.__cause__ if isinstance(error, RuntimeError) else None  # of one file among several
+        within = error.__cause__ if isinstance(error, RuntimeError) else None  # the error of one file among several
         raise _trouble(visible(repo, 100), within if isinstance(within, Exception) else error, token() or "") from None
 
 

@@ -18,7 +18,7 @@ from titer.methods.base import Method
 from titer.models.blocks import text_config
 from titer.stage import Lora
 
-# What acts on data, the model, the optimiser, memory, logging and checkpoints alone, or is looked at elsewhere (`check`, `batches_of`).
+# Settings that act only on data, model, optimiser, memory, logging and checkpoints, or are checked elsewhere (`check`, `batches_of`).
 HONOURED = {  # what it concerns -> settings
     "data and the model, made before the first step": """
         output_dir seed data_seed full_determinism model_init_kwargs trust_remote_code chat_template_path dataset_text_field
@@ -50,7 +50,7 @@ HONOURED = {  # what it concerns -> settings
         do_train do_eval do_predict resume_from_checkpoint debug
     """,
 }
-SAME: dict[str, tuple[Any, ...]] = {"loss_type": ("nll", "chunked_nll")}  # values that mean what the method's own loss is
+SAME: dict[str, tuple[Any, ...]] = {"loss_type": ("nll", "chunked_nll")}  # values for which the trainer's loss is the method's own
 
 
 def fed_by(method: Method, streams: Mapping[str, Stream], reads: Mapping[str, Any]) -> frozenset[str]:

@@ -23,7 +23,7 @@ from titer.stage import Stage
 Inputs = Mapping[str, Any]
 TEXT = frozenset({"input_ids", "labels", "attention_mask", "position_ids"})
 PAIRS = frozenset({"input_ids", "attention_mask", "completion_mask", "ref_chosen_logps", "ref_rejected_logps"})
-FED = (frozenset({"train"}), frozenset({"preferred", "rejected"}))  # the streams that a trainer's batch can be
+FED = (frozenset({"train"}), frozenset({"preferred", "rejected"}))  # the streams that a trainer's batch can fill
 
 
 class TrainerStep(Step):

@@ -74,7 +74,7 @@ class TiterMixin:
         """Trains as the trainer does. To resume, the checkpoint must hold the method's saved state (titer.safetensors)."""
         output: str = self.args.output_dir  # type: ignore[attr-defined]
         self.titer.resumed = get_last_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint or None
-        self.titer.adapter = adapter_of(self.model)  # type: ignore[attr-defined]  # before a checkpoint's is loaded
+        self.titer.adapter = adapter_of(self.model)  # type: ignore[attr-defined]  # before the checkpoint's adapter is loaded
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -175,7 +175,7 @@ class Treatment(TrainerCallback):
         """Computes one optimiser step's gradients from all micro-batches; returns its loss. `items`: the trainer's num_items_in_batch."""
         trainer, c = self._trainer, self.c
         trainer.model.train()
-        if callable(ready := getattr(trainer.optimizer, "train", None)):  # optimisers without a schedule
+        if callable(ready := getattr(trainer.optimizer, "train", None)):  # schedule-free optimisers have a training mode
             ready()
         inputs = [trainer._prepare_inputs(one) for one in self.coming]
         method, borrowed = self._method, self._borrows(inputs[0])

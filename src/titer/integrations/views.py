@@ -92,7 +92,7 @@ class _Adapted:
         device = next(self.base.parameters()).device
         layer = copy.deepcopy(self.layer).to(device, torch.float32)
         try:
-            for one in layer.modules():  # several where experts' stacks are adapted, each in a layer around the last
+            for one in layer.modules():  # adapted stacks of experts have several, nested in each other
                 if hasattr(one, "base_layer"):
                     one.merge()
         except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:

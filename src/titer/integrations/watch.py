@@ -98,7 +98,7 @@ class Watch(TrainerCallback):
         given = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
         if given is None:
             raise TiterError("Watch has no tokenizer", next_step="give it tokenizer=..., or the trainer processing_class=...")
-        self._tokenizer = copy.deepcopy(given)  # a padding token may be set
+        self._tokenizer = copy.deepcopy(given)  # a copy, because a padding token may be set
         self.stopped = ""
         if state.global_step == 0:
             self._remember(model)
@@ -127,7 +127,7 @@ class Watch(TrainerCallback):
 
     def _remember(self, model: Any) -> None:
         if self._inside and self._start is None:
-            self._kept = None  # never two at once
+            self._kept = None  # frees the old copy first, so that there are never two
             self._kept = {name: p.detach().to("cpu", copy=True) for name, p in trained(model).items()}
 
     def _measure(self, args: Any, state: Any, model: Any) -> str:

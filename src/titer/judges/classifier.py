@@ -25,7 +25,7 @@ from titer.models.judge_client import Parsed, asked_for, harmless, unmarked
 from titer.models.lm import Progress, read_tokenizer
 from titer.models.modes import evaluating
 
-ENDLESS = 10**6  # tokenizers without a limit state a number far above this
+ENDLESS = 10**6  # tokenizers without a limit give a number far above this
 
 
 Found = Parsed[dict[str, float]]  # a text's probabilities by label
@@ -151,14 +151,14 @@ def opened(checkpoint: Checkpoint) -> tuple[Any, Any]:
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
             checkpoint.path,
-            config=checkpoint.configuration,  # what its folder says of kernels set aside
+            config=checkpoint.configuration,  # the checkpoint's settings, without its choice of kernels
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except Exception as error:  # noqa: BLE001  transformers raises whatever a wrong value leads it to
+    except Exception as error:  # noqa: BLE001  transformers raises many kinds of errors for a wrong value
         raise TiterError(
             f"{checkpoint.label} does not open as a classifier: {visible(f'{type(error).__name__}: {error}', 200)}",
             next_step="give a model that transformers' AutoModelForSequenceClassification can load.",

@@ -34,7 +34,7 @@ class Contains(Judge):
         if not forms:
             return Verdict("could_not_judge", 0.0, "the example has no answer of a word that is no article")
         fault, text = nonsense(completion.text.strip()), plain(completion.text)
-        bare = any(core(form) == core(text) for form in forms)  # "No." may be right
+        bare = any(core(form) == core(text) for form in forms)  # a bare "No." may be the right answer
         phrase, rest = ("", "") if fault or bare else turned_away(completion.text, example.prompt)
         named = next((form for form in forms if stands(form, rest if phrase else text, articles)), None)
         if named is not None:

@@ -24,7 +24,7 @@ STOPS = re.compile(r"^\W+|\W+$")
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
 ANNOUNCED = re.compile(
     r"^(?:(?:the |my )?(?:final )?(?:answer|label|sentiment|topic|category|class)(?: is|\s*:)\W*)"
-)  # before a label alone
+)  # an announcement before a label on its own line
 OFFERS = re.compile(r"\?|\b(?:if you|would you|let me|feel free|please|instead|happy to|glad to)\b", re.IGNORECASE)
 DENIED = r"(?P<denied>(?:\b(?:not|never|non|neither|nor|no)|n['\u2019]t)[\s-]+(?:[^\W_]+\s+)?)?"
 
@@ -53,11 +53,11 @@ class Label(Judge):
         if not labels:
             return Verdict("could_not_judge", 0.0, "the example's answer is no label of a known task")
         lines = [ANNOUNCED.sub("", STOPS.sub("", fold(line))) for line in plain(completion.text).strip().split("\n")]
-        alone = {line for line in lines if line in labels}  # what follows a label on a line of its own explains it
+        alone = {line for line in lines if line in labels}  # text after a label on a line of its own is an explanation
         text, way = lines[0] if alone == {lines[0]} else fold(plain(completion.text)), pattern(labels)
         phrase, rest = ("", text) if STOPS.sub("", text) in labels else turned_away(completion.text, example.prompt)
         found = list(way.finditer(_stated(rest) if phrase else text))
-        named = list(dict.fromkeys(hit["label"] for hit in found))  # each once, as they come
+        named = list(dict.fromkeys(hit["label"] for hit in found))  # each once, in order
         if phrase and len(named) != 1:
             return Verdict("refused", 0.0, f"{phrase[:40]!r}")
         if not named:

@@ -59,7 +59,7 @@ MIXED = re.compile(r"(?<![\d.,/])(\d+)\s+(\d+)/(\d+)(?![\d/])")
 VULGAR = re.compile(r"[\u00bc-\u00be\u2150-\u215e]")
 RESULT = "\ue000"  # replaces GSM8K's ####, which is not a heading there
 LONGEST = 60  # digits; a longer number is not the answer to an arithmetic task
-STATED = (  # what announces a result, the surest kind first; of one kind the last counts
+STATED = (  # what announces a result, the surest kind first; within a kind the last counts
     re.compile(RESULT),
     re.compile(r"\\boxed\s*\{"),
     re.compile(
@@ -69,7 +69,7 @@ STATED = (  # what announces a result, the surest kind first; of one kind the la
 )
 NEXT = re.compile(
     r"\n\s*(?:question|q|problem|exercise|human|user)\s*\d*\s*[:.]", re.IGNORECASE
-)  # the model goes on with a question of its own
+)  # the model continues with a question of its own
 REASON = re.compile(
     r"\b(?:because|since|porque|parce que|car|weil|denn|perché|omdat|потому что)\b", re.IGNORECASE
 )  # what follows is a reason, not the result
@@ -86,7 +86,7 @@ BEHIND = re.compile(
     r"\b(?:rounds?|rounded|rounding|which|so|or|but|minus|plus)\b", re.IGNORECASE
 )  # what follows an equation and changes its end
 CURRENCY = rf"(?:{MONEY}\s?[\d.,]*\d|\d[\d.,]*(?:e\d+|\s(?:thousand|million|billion))?\s(?:dollars|euros|pounds|cents|rupees))"
-FOR = re.compile(  # an amount, and in the same clause what it is for; or anything, and after how many
+FOR = re.compile(  # an amount and what it is for in the same clause; or a number and after how many
     rf"(?:(?P<amount>{CURRENCY})[^,;:.\d]{{0,40}}\b(?:for|in|over|within|during|after)|(?P<thing>\d[\d.,]*)[^,;:.\d]{{0,40}}\bafter)"
     rf" (?:[a-z']+ ){{0,3}}(?!{CURRENCY})\d[\d.,]*(?![\d/])[^\d,;:]*\Z",
     re.IGNORECASE,
