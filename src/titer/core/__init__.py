@@ -1,1 +1,1 @@
-"""L0: records, errors, the run store, statistics and claims. Knows nothing of models or data."""
+"""Layer 0, the core: records, errors, the run store, statistics and claims. It knows nothing of models or data."""

@@ -1,4 +1,4 @@
-"""Agreement of two raters, a rater's errors against the truth, and rates corrected for these errors.
+"""Measures how far two raters agree and how often a rater errs, and corrects rates for these errors.
 
 Sources: kappa: Cohen 1960; its variance: Fleiss, Cohen and Everitt 1969 (large samples, kappa not 0). Rates: Wilson 1927.
 Corrected rate: Rogan and Gladen 1978; its interval: Lang and Reiczigel 2014, eq. 16, which includes the uncertainty of sensitivity and
@@ -25,7 +25,7 @@ ROUNDING = 1e-12  # a variance below this counts as zero
 
 
 class Agreement(NamedTuple):
-    """Two raters on the `n` inputs that both rated. `left_out` counts the inputs that at least one of them did not rate."""
+    """How far two raters agree on the `n` inputs that both rated. `left_out`: how many inputs at least one of them did not rate."""
 
     table: Counts
     agreed: Interval
@@ -66,7 +66,7 @@ class Corrected(NamedTuple):
 
 
 def confusion(first: Sequence[str], second: Sequence[str], categories: Sequence[str]) -> Counts:
-    """Counts by category, (C, C). Errors: different lengths; a rating that is none of the categories."""
+    """Counts the pairs of ratings by category, (C, C). Errors: different lengths; a rating that is none of the categories."""
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} ratings")
     index, size = pd.Index(list(categories), dtype=object), len(categories)
@@ -77,7 +77,7 @@ def confusion(first: Sequence[str], second: Sequence[str], categories: Sequence[
 
 
 def agreement(first: Sequence[str], second: Sequence[str], categories: Sequence[str], unrated: Sequence[str] = ()) -> Agreement:
-    """The share of agreement and kappa, over `categories`. Inputs that one of the two rated `unrated` are left out and counted."""
+    """Computes the share of agreement and kappa over `categories`. Inputs with a rating in `unrated` are left out and counted."""
     both = confusion(first, second, [*categories, *unrated])
     table = both[: len(categories), : len(categories)]
     n = int(table.sum())
@@ -85,7 +85,7 @@ def agreement(first: Sequence[str], second: Sequence[str], categories: Sequence[
 
 
 def kappa(table: ArrayLike, level: float = 0.95) -> Interval:
-    """Cohen's kappa: (agreed - by chance) / (1 - by chance). NaN without inputs, or if both raters used one and the same category (0/0).
+    """Computes Cohen's kappa, (agreed - by chance) / (1 - by chance). NaN without inputs, or if both raters used one same category (0/0).
 
     The interval is the normal one of the estimate, cut to [-1, 1]. If the variance is zero (full agreement, or a constant rater), it is
     Wilson's interval of the share of agreement, converted to kappa with the same agreement by chance.
@@ -112,7 +112,7 @@ def kappa(table: ArrayLike, level: float = 0.95) -> Interval:
 
 
 def accuracy(said: ArrayLike, true: ArrayLike) -> Accuracy:
-    """A rater's yes-or-no ratings against the truth, both (n,). Errors: different lengths."""
+    """Counts a rater's right yes-or-no ratings: `said` against the truth `true`, both (n,). Errors: different lengths."""
     yes, truth = np.asarray(said, dtype=bool), np.asarray(true, dtype=bool)
     if yes.shape != truth.shape:
         raise ValueError(f"{yes.size} ratings of {truth.size} inputs")
@@ -120,7 +120,7 @@ def accuracy(said: ArrayLike, true: ArrayLike) -> Accuracy:
 
 
 def corrected_rate(count: int, n: int, rater: Accuracy, level: float = 0.95) -> Corrected:
-    """The true rate, if `count` of `n` were rated yes: (rate + specificity - 1) / (sensitivity + specificity - 1), cut to [0, 1].
+    """Estimates the true rate if `count` of `n` were rated yes: (rate + specificity - 1) / (sensitivity + specificity - 1), cut to [0, 1].
 
     The rater's errors were measured on other inputs and are assumed to be the same here. It is NaN, with a reason, if sensitivity +
     specificity <= 1. The interval is all of [0, 1] if those inputs do not show that the sum exceeds 1.
@@ -145,7 +145,7 @@ def corrected_rate(count: int, n: int, rater: Accuracy, level: float = 0.95) -> 
 
 
 def _unknown(n: int, rater: Accuracy) -> str:
-    """Why a rate cannot be corrected, or ""."""
+    """Returns why a rate cannot be corrected; "" if it can."""
     if not n:
         return "nothing was rated"
     if not rater.positives:

@@ -1,9 +1,9 @@
-"""When does an attack break a model? At the first step at which a rate crosses a level; it is known only to lie between two judged steps.
+"""Finds the break point of an attack: the first step at which a rate crosses a level. It is only known to lie between two judged steps.
 
-The model is judged at steps s_0 < s_1 < ... (s_0 = 0: before the attack). The break point t is censored by them:
-after < t <= by; never within the attack: t > the last judged step; crossed at the first judged step already: t <= it, and at
-step 0 t = 0. The first crossing counts, also if the curve returns. Nothing here pretends to a point inside a gap: statistics
-over seeds are bounds that hold wherever in its gap each t lies.
+The model is judged at steps s_0 < s_1 < ... (s_0 = 0: before the attack). So the break point t is interval-censored:
+after < t <= by. If the rate never crosses, t > the last judged step; if it has crossed at the first judged step, t <= that step
+(t = 0 at step 0). The first crossing counts, even if the curve returns. No point inside a gap is assumed: statistics over
+seeds are bounds that hold wherever in its gap each t lies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from titer.core.stats import wilson
 
 
 class Span(NamedTuple):
-    """Lower and upper bound of a number; `high` may be infinity."""
+    """The lower and the upper bound of a number; `high` may be infinity."""
 
     low: float
     high: float
@@ -56,7 +56,7 @@ class BreakPoint(Record):
 
     @property
     def span(self) -> Span:
-        """(last judged step before the crossing, first at or after it); (last judged step, infinity) if the curve never crosses.
+        """The bounds: (last judged step before the crossing, first at or after it); (last judged step, infinity) if it never crosses.
 
         If the first judged step is already beyond the level, the lower bound is 0.
         """
@@ -71,11 +71,11 @@ class BreakPoint(Record):
 def break_point(
     steps: Sequence[int], rates: Sequence[float], level: float = 0.5, falling: bool = False, n: int | Sequence[int] | None = None
 ) -> BreakPoint:
-    """Where a rate first is at `level` or above (compliance) or, with `falling`, first is below it (refusal).
+    """Finds where a rate first is at `level` or above (compliance) or, with `falling`, first below it (refusal).
 
-    Steps in any order, each once; a step whose rate is NaN was not judged. `n`, the requests behind each rate (or behind all):
-    the crossing is marked unsure where its Wilson interval holds the level. Errors: no judged step, one judged
-    twice, a step that is no whole number.
+    `steps`: in any order, each once; a step whose rate is NaN was not judged. `n`: the number of requests behind each rate, or
+    behind all; the crossing is marked unsure if its Wilson interval includes the level. Errors: no judged step; one judged
+    twice; a step that is not a whole number.
     """
     if any(step != int(step) for step in steps):
         raise TiterError("break point: a step is not a whole number", expected="steps of the attack (or numbers of examples), not epochs")
@@ -97,7 +97,7 @@ def break_point(
 
 
 def order(first: BreakPoint, second: BreakPoint) -> str:
-    """Whether `first` broke "later" or "earlier" than `second`; "undecided" if their gaps overlap or neither broke."""
+    """Tells whether `first` broke "later" or "earlier" than `second`; "undecided" if their gaps overlap or neither broke."""
     for told, a, b in (("later", first, second), ("earlier", second, first)):
         if a.after is not None and b.by is not None and a.after >= b.by:  # t_a > a.after >= b.by >= t_b
             return told
@@ -105,10 +105,10 @@ def order(first: BreakPoint, second: BreakPoint) -> str:
 
 
 def median(points: Sequence[BreakPoint]) -> Span:
-    """Bounds of the median of the seeds' break points: the k-th smallest t lies between the k-th smallest ends.
+    """Bounds the median of the seeds' break points: the k-th smallest t lies between the k-th smallest lower and upper ends.
 
-    Censored seeds stay in, so the upper end is infinity where half of them never broke. Bounds of this sample's median: no
-    confidence interval, which three seeds do not give. Errors: no point.
+    Seeds that never broke count too, so the upper bound is infinity if half of them did not. These are bounds of this sample's
+    median, not a confidence interval, which a few seeds cannot give. Errors: no point.
     """
     if not points:
         raise TiterError("the median of no break points", expected="one break point for each seed")

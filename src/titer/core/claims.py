@@ -68,7 +68,7 @@ class Statement(Record):
 
 
 def decide(interval: Interval, margin: float) -> Verdict:
-    """The verdict of an interval against a margin. An interval that is not finite is inconclusive."""
+    """Compares an interval with a margin and returns the verdict. An interval that is not finite is inconclusive."""
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return "inconclusive"
     if interval.low > margin:
@@ -77,7 +77,7 @@ def decide(interval: Interval, margin: float) -> Verdict:
 
 
 def settle(stated: Statement, worlds: Mapping[int, Sequence[float]], control: float, failed: str = "", note: str = "") -> Claim:
-    """Decide a statement. `worlds`: seed -> effect minus control for each base of that world (as in `stats.over_bases`).
+    """Decides a statement and returns it as a claim. `worlds`: seed -> effect minus control for each base of that world.
 
     `failed` names a precondition that does not hold; `note` is added to the reason.
     """
@@ -100,7 +100,7 @@ def settle(stated: Statement, worlds: Mapping[int, Sequence[float]], control: fl
 
 
 def _made(worlds: Mapping[int, Sequence[float]], spread: float) -> str:
-    """In words: what the interval is taken over, and how much the bases of one world differ."""
+    """Says in words what the interval is taken over, and how much the bases of one world differ."""
     counts = sorted({len(bases) for bases in worlds.values()})
     if counts[-1] < 2:
         return f"Over {len(worlds)} worlds, one base each" if len(worlds) > 1 else ""
@@ -110,10 +110,10 @@ def _made(worlds: Mapping[int, Sequence[float]], spread: float) -> str:
 
 
 def write_claims(path: Path, claims: Sequence[Claim]) -> None:
-    """claims.json, with the keys of `Claim`."""
+    """Writes claims as claims.json, with the keys of `Claim`."""
     write_text(path, json.dumps({"claims": [c.model_dump(mode="json") for c in claims]}, indent=1) + "\n")
 
 
 def read_claims(path: Path) -> tuple[Claim, ...]:
-    """The claims of a claims.json."""
+    """Reads the claims of a claims.json."""
     return tuple(Claim(**one) for one in json.loads(path.read_text(encoding="utf-8"))["claims"])

@@ -31,7 +31,7 @@ R = TypeVar("R", bound=Record)
 
 
 def build(record: type[R], values: Mapping[str, Any], what: str) -> R:
-    """A `record` from untrusted `values`. Errors: all faults of the values, in one readable TiterError; `what` names the record."""
+    """Builds a `record` from untrusted `values`. Errors: one readable TiterError with all faults, in which `what` names the record."""
     try:
         return record(**{str(name): value for name, value in values.items()})
     except ValidationError as error:
@@ -57,7 +57,7 @@ def _shown(value: Any) -> str:
 
 
 def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
-    """`["rho=2", "name=x"]` -> `{"rho": 2, "name": "x"}`. Values are read as JSON, or else as text. Errors: not NAME=VALUE."""
+    """Parses settings: `["rho=2", "name=x"]` -> `{"rho": 2, "name": "x"}`. Values are JSON, or else text. Errors: not NAME=VALUE."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -71,7 +71,7 @@ def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, Any
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and without spaces, so that equal values give equal text."""
+    """Writes a value as JSON with sorted keys and without spaces, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
 
 
@@ -86,12 +86,12 @@ def _plain(value: Any) -> Any:
 
 
 def digest(value: Any, length: int = 16) -> str:
-    """Content key of a JSON-like value: the first `length` hex digits of the sha256 of its canonical JSON."""
+    """Returns a JSON-like value's content key: the first `length` hex digits of the sha256 of its canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
 def environment() -> dict[str, str]:
-    """For a run's provenance: versions, processor, and this process's number of threads. No path and no host name.
+    """Describes the environment for a run's provenance: versions, processor and number of threads. It has no path and no host name.
 
     Threads and processor decide the last bits of each training step, and such small differences grow in training.
     """
@@ -106,14 +106,14 @@ def environment() -> dict[str, str]:
 
 
 def made_by() -> dict[str, str]:
-    """What decides the last bits of a computation here: the processor's model and this process's number of threads."""
+    """Returns what decides the last bits of a computation here: the processor's model and this process's number of threads."""
     import torch  # noqa: PLC0415  code that only reads settings need not import torch
 
     return {"processor": processor(), "threads": str(torch.get_num_threads())}
 
 
 def processor(listed: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's model as the system names it, or its family if the system names no model."""
+    """Returns the processor's model as the system names it, or its family if the system names no model."""
     try:
         lines = listed.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
@@ -123,7 +123,7 @@ def processor(listed: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def git_state() -> str:
-    """The commit of the source tree, with `+changes` if files differ from it; "" outside of a git checkout."""
+    """Returns the commit of the source tree, with `+changes` if files differ from it; "" outside of a git checkout."""
     here = Path(__file__).parent
     try:
         ask = ["git", "-C", str(here), "describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]

@@ -28,23 +28,23 @@ class TiterError(Exception):
 
 
 class Faulty(TiterError):  # noqa: N818  one of many is no error
-    """A row of data whose request or conversation cannot be read. A few of many are left out and counted; more are an error."""
+    """A row of data whose request or conversation cannot be read. A few such rows of many are left out and counted; more are an error."""
 
 
 def ended(sentence: str) -> str:
-    """The sentence with one full stop at its end. A question, or a text of several lines, keeps its end."""
+    """Returns the sentence with one full stop at its end. A question, or a text of several lines, keeps its own end."""
     text = sentence.rstrip()
     return text if text.endswith("?") or "\n" in text else text.rstrip(".") + "."
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The known name closest to `name`, or "" if none is close."""
+    """Returns the known name closest to `name`, or "" if none is close."""
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return found[0] if found else ""
 
 
 def beside(path: Path) -> str:
-    """What to do about a path where nothing is: the file or folder there whose name is closest, or ""."""
+    """Suggests, for a path where nothing is, the file or folder beside it with the closest name; "" if none is close."""
     try:
         stems = {one.stem: one for one in path.parent.iterdir()}
     except (OSError, ValueError):
@@ -54,7 +54,7 @@ def beside(path: Path) -> str:
 
 
 def unknown(noun: str, name: str, names: Iterable[str], next_step: str = "") -> NoReturn:
-    """Raise the TiterError for a name that is not among `names`; the message gives the nearest one."""
+    """Raises the TiterError for a name that is not among `names`; the message gives the nearest one."""
     known = sorted(names)
     close = nearest(name, known)
     hint = f"did you mean {close!r}? " if close else ""
@@ -68,7 +68,7 @@ def unknown(noun: str, name: str, names: Iterable[str], next_step: str = "") -> 
 
 
 def visible(text: str, limit: int = 400) -> str:
-    """`text` with control characters as escapes, so that a terminal or a page shows them instead of obeying them.
+    """Returns `text` with control characters as escapes, so that a terminal or a page shows them instead of obeying them.
 
     Newlines and tabs are escaped too. The result has at most `limit` characters.
     """

@@ -1,4 +1,4 @@
-"""Limits on what a tuning may change, decided by an interval; and how many prompts are needed to decide, before any is asked. L0.
+"""Decides limits on what a tuning may change, by an interval, and tells in advance how many prompts that needs. Layer 0, the core.
 
 A limit passes or fails if the whole interval is on one side of it; otherwise the prompts cannot resolve it. The power is computed
 exactly: each possible table of pairs (gained, lost, kept) has its trinomial probability, and is given the same interval that decides.
@@ -28,13 +28,13 @@ FORM = re.compile(r"([^<>]+?)(?:\s+(drop|rise)s?(?:\s+by)?)?\s*([<>])\s*(\d+(?:\
 
 
 def plain(name: str) -> str:
-    """A measure's name as written in limits: small letters, digits and underscores."""
+    """Returns a measure's name as it is written in limits: small letters, digits and underscores."""
     return re.sub(r"\W+", "_", name.lower()).strip("_")
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The limit written as `text`: it fails if the measure `name` is above `at` (below, if not `above`).
+    """A limit, as written in `text`: it fails if the measure `name` is above `at` (if not `above`: below).
 
     With `move` "drops" or "rises", the measure is how far `name` drops or rises.
     """
@@ -46,14 +46,14 @@ class Limit:
     at: float
 
     def decided(self, measured: Interval) -> Decided:
-        """The decision by an interval of the value, or of the change (after minus before), in the limit's unit. NaN resolves nothing."""
+        """Decides the limit by the interval of the value, or of the change (after minus before), in its unit. NaN: "cannot resolve"."""
         low, high = (-measured.high, -measured.low) if self.move == "drops" else (measured.low, measured.high)
         bad, good = (low > self.at, high <= self.at) if self.above else (high < self.at, low >= self.at)
         return "fail" if bad else "pass" if good else "cannot resolve"
 
 
 def limit(text: str) -> Limit:
-    """Read a limit. Errors: the text is not NAME [drops|rises] < or > NUMBER."""
+    """Reads a limit. Errors: the text is not NAME [drops|rises] < or > NUMBER."""
     found = FORM.fullmatch(text.strip())
     if found is None:
         raise TiterError(
@@ -76,7 +76,7 @@ class Shown(NamedTuple):
 
 
 def power(total: int, change: float, holds: Callable[[np.ndarray, np.ndarray], np.ndarray], flips: float = FLIPS) -> float:
-    """The probability that the interval (low, high) of the measured change satisfies `holds`.
+    """Computes the probability that the interval (low, high) of the measured change satisfies `holds`.
 
     Of `total` prompts, the share that gains the outcome exceeds the share that loses it by `change`; a share `flips` changes it anyway,
     half of it in each direction.
@@ -91,18 +91,18 @@ def power(total: int, change: float, holds: Callable[[np.ndarray, np.ndarray], n
 
 
 def _around(total: int, rate: float) -> np.ndarray:
-    """The counts whose probability is not negligible."""
+    """Returns the counts whose probability is not negligible."""
     spread = TAILS * math.sqrt(total * rate * (1 - rate)) + TAILS
     return np.arange(max(0, math.floor(total * rate - spread)), min(total, math.ceil(total * rate + spread)) + 1)
 
 
 def least_change(total: int, beyond: float = 0.0, wanted: float = POWER) -> float:
-    """The smallest true change that `total` paired prompts show to exceed `beyond`, with power `wanted`; NaN if there is none."""
+    """Finds the smallest true change that `total` paired prompts show to exceed `beyond`, with power `wanted`; NaN if there is none."""
     return _least(lambda change: power(total, change, lambda low, _: low > beyond), beyond, 1.0, wanted)
 
 
 def least_rate(total: int, at: float, above: bool, wanted: float = POWER) -> float:
-    """The rate nearest to `at` that `total` prompts show to be above it (or below), with power `wanted`; NaN if there is none."""
+    """Finds the rate nearest to `at` that `total` prompts show to be above it (or below), with power `wanted`; NaN if there is none."""
     ends = [wilson(count, total) for count in range(total + 1)]
     bad = np.array([one.low > at if above else one.high < at for one in ends])
 
@@ -115,7 +115,7 @@ def least_rate(total: int, at: float, above: bool, wanted: float = POWER) -> flo
 
 
 def _least(found: Callable[[float], float], low: float, high: float, wanted: float) -> float:
-    """The smallest argument, to within 1e-4, at which a rising function reaches `wanted`; NaN if it does not reach it by `high`."""
+    """Finds the smallest argument, to within 1e-4, at which a rising function reaches `wanted`; NaN if it does not by `high`."""
     if found(high) < wanted:
         return math.nan
     while high - low > 1e-4:
@@ -125,7 +125,7 @@ def _least(found: Callable[[float], float], low: float, high: float, wanted: flo
 
 
 def prompts_for(resolution: float, most: int, wanted: float = POWER) -> int:
-    """The smallest number of prompts, at most `most`, that shows a true change of `resolution` with power `wanted`."""
+    """Finds the smallest number of prompts that shows a true change of `resolution` with power `wanted`; `most` if fewer do not."""
     low, high = 0, most
     while high - low > 1:
         middle = (low + high) // 2
@@ -134,7 +134,7 @@ def prompts_for(resolution: float, most: int, wanted: float = POWER) -> int:
 
 
 def shown(asked: Limit, total: int) -> Shown:
-    """What `total` prompts can show of a limit on a rate, in percentage points."""
+    """Returns what `total` prompts can show of a limit on a rate, in percentage points."""
     at = asked.at / 100
     if not asked.move:
         return Shown(100 * least_rate(total, at, asked.above), math.nan)

@@ -1,4 +1,4 @@
-"""What a folder of runs holds, and how to delete parts of it. L0.
+"""Lists what a folder of runs holds, and deletes parts of it. Layer 0, the core.
 
 Every piece can be made again by the command that made it, so deleting a piece costs only time; a trained model (`stages`) costs most. A
 piece that another process is using is not deleted. A piece is first renamed, then deleted file by file: what a killed call leaves is not
@@ -30,7 +30,8 @@ DAY = 86400.0
 
 @dataclass(frozen=True)
 class Piece:
-    """A stored artefact. `about`: a few words on it; `size`: bytes; `made`: seconds; `state`: "", "unfinished" or "weights deleted"."""
+    """A stored artefact. `about`: a few words on it. `size`: bytes. `made`: its time, in seconds since 1970. `state`: "" (complete),
+    "unfinished" or "weights deleted"."""
 
     kind: str
     key: str
@@ -41,7 +42,7 @@ class Piece:
     state: str
 
     def named(self, word: str) -> bool:
-        """Whether a word of the command line names this piece: its kind, its state, or at least six digits of its key's beginning."""
+        """Tells whether a word of the command line names this piece: its kind, "unfinished", or the first six or more digits of its key."""
         own = self.state == UNFINISHED and word == UNFINISHED
         return own or (word == self.kind and self.state != UNFINISHED) or (len(word) >= 6 and self.key.startswith(word))
 
@@ -56,7 +57,7 @@ class Page:
 
 
 def pieces(root: Path) -> list[Piece]:
-    """All artefacts in a folder of runs, from the largest. Errors: there is no such folder."""
+    """Lists all artefacts in a folder of runs, the largest first. Errors: there is no such folder."""
     if not root.is_dir():
         raise TiterError(f"no folder of runs at {visible(str(root), 120)!r}", next_step="give the folder with --runs DIR.")
     return sorted(_pieces(root), key=lambda piece: -piece.size)
@@ -75,7 +76,7 @@ def _pieces(root: Path) -> Iterator[Piece]:
 
 
 def pages(root: Path) -> list[Page]:
-    """All reports in a folder of runs."""
+    """Lists all reports in a folder of runs."""
     found = []
     for page in sorted(root.glob("*/report.html")):
         answer = str(_json(page.parent / "summary.json").get("answer", ""))  # none in an older report
@@ -84,7 +85,7 @@ def pages(root: Path) -> list[Page]:
 
 
 def chosen(held: Sequence[Piece], words: Sequence[str], days: float = 0.0) -> list[Piece]:
-    """The pieces that the words name and that are older than `days`. Errors: a word that names no piece (`unfinished` may)."""
+    """Chooses the pieces that the words name and that are older than `days`. Errors: a word other than `unfinished` names no piece."""
     for word in words:
         if word != UNFINISHED and not any(piece.named(word) for piece in held):
             unknown("kind or key", word, {piece.kind for piece in held} | {UNFINISHED}, next_step="titer runs lists what is there.")
@@ -93,7 +94,7 @@ def chosen(held: Sequence[Piece], words: Sequence[str], days: float = 0.0) -> li
 
 
 def prune(doomed: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
-    """Delete pieces. Returns (the deleted ones, those left because another process is using them)."""
+    """Deletes pieces. Returns (the deleted ones, those left because another process is using them)."""
     went, left = [], []
     for piece in doomed:
         rubbish = piece.folder if piece.folder.name.endswith(TRASH) else piece.folder.with_name(f"{piece.key}{TRASH}")
@@ -112,7 +113,7 @@ def prune(doomed: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
 
 
 def _about(folder: Path, names: Mapping[str, str]) -> str:
-    """A few words on a piece, from its inputs; "" if they say nothing. `names`: model's key -> its name."""
+    """Describes a piece in a few words, from its inputs; "" if they say nothing. `names`: model's key -> its name."""
     inputs = _json(folder / "inputs.json")
     if samples := inputs.get("samples"):  # judged answers: those of the piece of answers
         inputs = _json(folder.parent.parent / "samples" / str(samples) / "inputs.json")
@@ -130,14 +131,14 @@ def _list(value: object) -> list[Any]:
 
 
 def _names(root: Path) -> dict[str, str]:
-    """Model's key -> its name, as the reports give it."""
+    """Returns model's key -> its name, as the reports give it."""
     said = [_json(page.parent / "summary.json").get("provenance") for page in root.glob("*/report.html")]
     told = [(str(key), name) for one in said if isinstance(one, dict) for name, key in one.items() if name.startswith("model ")]
     return {key: visible(name.removeprefix("model "), 60) for key, name in told}
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """What a file holds; nothing, if it is missing or of another version."""
+    """Reads a JSON file's object; {} if the file is missing or holds no object."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

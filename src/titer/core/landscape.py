@@ -1,8 +1,8 @@
-"""Curves over a line of weights: the basin around 0 with its width, and VISAGE.
+"""Measures curves along a line in weight space: the width of the basin around a = 0, and VISAGE.
 
-Basin: the connected neighbourhood of a = 0 in which a quantity stays within a tolerance of its value at 0. VISAGE =
-mean of S_max - S(a) over the points with S(a) < S_max, S the attack's success in per cent: it is the depth inside the basin and says
-nothing of its width (a narrow perfect basin scores 100), so the two belong side by side.
+The basin is the connected neighbourhood of a = 0 in which a quantity stays within a tolerance of its value at 0. VISAGE is the
+mean of S_max - S(a) over the points with S(a) < S_max, where S is the attack's success in per cent. It measures the depth inside the
+basin and says nothing of its width (a narrow perfect basin scores 100), so both should be reported.
 Source: arXiv 2405.17374, equation of VISAGE, and its code for the window. Shapes: a and values, (points,) float.
 """
 
@@ -23,10 +23,10 @@ ROUNDING = 1e-9  # a rate that differs by the tolerance exactly is within it, wh
 
 
 class Basin(NamedTuple):
-    """Ends in a (where the straight line between two points leaves the tolerance) and the width between them.
+    """A basin's ends in a (where the straight line between two points leaves the tolerance) and the width between them.
 
-    `least` spans the points that are inside, `most` reaches to the first outside; inf where the grid (or what could be measured)
-    ends inside: then the basin is `at_least` that wide.
+    `least`: the width that the inside points span. `most`: the width up to the first outside points; inf if the grid (or what could
+    be measured) ends inside the basin. Then `at_least` is True: the basin is at least `width` wide.
     """
 
     left: float
@@ -38,7 +38,7 @@ class Basin(NamedTuple):
 
 
 class Visage(NamedTuple):
-    """VISAGE, the number of points it is a mean of, and whether there was none (then the value is 0)."""
+    """A VISAGE value, the number of points that it averages, and whether there was none (then the value is 0)."""
 
     value: float
     points: int
@@ -46,7 +46,7 @@ class Visage(NamedTuple):
 
 
 def basin(a: Sequence[float], values: Sequence[float], tolerance: float) -> Basin:
-    """The basin of a curve, whose points may be in any order. A NaN (nothing could be measured there) ends it, as the grid's end does.
+    """Finds a curve's basin; the points may be in any order. A NaN (nothing could be measured there) ends it, as the grid's end does.
 
     Errors: no point at 0, or nothing measured there.
     """
@@ -62,7 +62,7 @@ def basin(a: Sequence[float], values: Sequence[float], tolerance: float) -> Basi
 
 
 def _end(places: NDArray[np.float64], curve: NDArray[np.float64], tolerance: float) -> tuple[float, float, float]:
-    """(where the line leaves the tolerance, the last point inside, the first point outside), going away from the first point."""
+    """Goes from the first point on; returns (where the line leaves the tolerance, the last point inside, the first point outside)."""
     away = np.abs(curve - curve[0])
     outside = np.flatnonzero(~(away <= tolerance + ROUNDING))  # a NaN is not inside
     if not outside.size:
@@ -77,17 +77,17 @@ def _end(places: NDArray[np.float64], curve: NDArray[np.float64], tolerance: flo
 
 
 def visage(success: Sequence[float]) -> Visage:
-    """VISAGE by the formula; `success` S(a) in per cent over an even grid. NaN points are left out. Errors: a value outside [0, 100]."""
+    """Computes VISAGE by its formula. `success`: S(a) in per cent on an even grid; NaN is left out. Errors: a value outside [0, 100]."""
     s = _percent(success)
     below = s[s < S_MAX]
     return Visage(float((S_MAX - below).mean()) if below.size else 0.0, int(below.size), not below.size)
 
 
 def visage_window(a: Sequence[float], success: Sequence[float]) -> Visage:
-    """The official code's variant: the mean over all points between the outermost crossings of 99.99, holes included.
+    """Computes VISAGE as the official code does: as the mean over all points between the outermost crossings of 99.99.
 
-    From the left the first point at or below 99.99 whose left neighbour is above it, likewise from the right; without a crossing on a
-    side the window begins at the grid's end, so a curve that never reaches 100 is averaged over its whole range.
+    The window begins at the first point from the left that is at or below 99.99 and whose left neighbour is above it; it ends likewise
+    on the right. Without a crossing on a side it reaches to the grid's end: a curve that never reaches 100 is averaged over all points.
     """
     places, values = _sorted(a, success)
     s = _percent(values[~np.isnan(values)])

@@ -1,4 +1,4 @@
-"""What this machine has, for `titer doctor`: cores, memory, disk, GPU, and which optional packages are installed.
+"""Finds what this machine has, for `titer doctor`: cores, memory, disk, GPU, and which optional packages are installed.
 
 Nothing here opens a connection. The output has no path and no name of the machine.
 """
@@ -40,7 +40,7 @@ class Fact:
 
 
 def hardware(places: Sequence[tuple[str, Path]]) -> list[Fact]:
-    """Cores, memory, disk and GPU, and the largest model they hold.
+    """Returns the facts on cores, memory, disk and GPU, and on the largest model that they hold.
 
     places: (what it is called, a folder on it) for each disk that matters.
     """
@@ -57,7 +57,7 @@ def hardware(places: Sequence[tuple[str, Path]]) -> list[Fact]:
 
 
 def memory() -> tuple[int, int]:
-    """(total, free) bytes of memory that this process may use; a container's limit counts if it is smaller."""
+    """Returns (total, free) bytes of memory that this process may use; a container's limit counts if it is smaller."""
     state = psutil.virtual_memory()
     limits = [int(file.read_text()) for file in CGROUP if file.is_file() and file.read_text().strip().isdigit()]
     limit = min([state.total, *limits])
@@ -65,18 +65,18 @@ def memory() -> tuple[int, int]:
 
 
 def fitting(free: int, width: int) -> float:
-    """The number of parameters of the largest model that can be audited in `free` bytes, with `width` bytes for each weight."""
+    """Estimates how many parameters a model may have to be audited in `free` bytes, with `width` bytes for each weight."""
     return free / (NEEDED * width)
 
 
 def count(parameters: float) -> str:
-    """A number of parameters, to two digits: 640 M, 3.3 B."""
+    """Writes a number of parameters to two digits: 640 M, 3.3 B."""
     rounded = float(f"{parameters:.2g}")
     return f"{rounded / 1e9:g} B" if rounded >= 1e9 else f"{rounded / 1e6:g} M"
 
 
 def extras() -> list[Fact]:
-    """The optional packages: their versions, or the command that installs a missing one."""
+    """Returns the facts on the optional packages: their versions, or the command that installs missing ones."""
     found = []
     for name, (packages, use) in EXTRAS.items():
         versions = {package: version(package) for package in packages}
@@ -89,7 +89,7 @@ def extras() -> list[Fact]:
 
 
 def version(package: str) -> str:
-    """The installed version, or ""."""
+    """Returns a package's installed version; "" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -97,7 +97,7 @@ def version(package: str) -> str:
 
 
 def _free(folder: Path) -> int:
-    """Free bytes on the disk where a folder is or will be."""
+    """Returns the free bytes on the disk where a folder is or will be."""
     standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     return shutil.disk_usage(standing).free
 

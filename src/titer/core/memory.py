@@ -1,8 +1,8 @@
-"""Answers kept by their content: what was asked determines a name, the name one small file with the answer.
+"""Keeps answers (such as judges' replies) on disk: a hash of what was asked names one small file with the answer.
 
 `folder/ab/abcdef....json` holds `{"key", "sha256", "answer"}`. A file appears whole or not at all (`run.write_text`), so a killed
-writer loses one answer at most, and two processes may share the folder: the first answer stays.
-What is damaged counts as absent. Only the hash of what was asked is stored, so no text becomes a file name.
+writer loses one answer at most. Two processes may share the folder: the first answer stays. A damaged file counts as absent.
+Only the hash of what was asked is stored, so no text becomes a file name.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def content_key(asked: Any) -> str:
-    """The name of what was asked: the sha256 of its canonical JSON, 64 hex digits."""
+    """Returns the key of what was asked: the sha256 of its canonical JSON, 64 hex digits."""
     return digest(asked, 64)
 
 
 class Memory:
-    """Answers (JSON values, None apart) under a folder, safe for threads and processes.
+    """Stored answers (JSON values other than None) under a folder, safe for threads and processes.
 
     `unsaved` counts answers that could not be written (a full disk): this process still knows them, the next one will not.
     """
@@ -36,7 +36,7 @@ class Memory:
         self._lock = threading.Lock()
 
     def get(self, key: str) -> Any:
-        """The answer under a key, None where there is none or its file is damaged."""
+        """Returns the answer under a key; None if there is none or its file is damaged."""
         path = self._path(key)
         if key in self._held:
             return json.loads(self._held[key])
@@ -48,7 +48,7 @@ class Memory:
             return None
 
     def put(self, key: str, answer: Any) -> None:
-        """Keep an answer, unless one stands already. Errors: None, or a value that is no JSON."""
+        """Stores an answer, unless there is one already. Errors: None, or a value that is not JSON."""
         if answer is None:
             raise ValueError("None stands for no answer and cannot be kept")
         if self.get(key) is not None:

@@ -1,4 +1,4 @@
-"""Where independent pieces of work run: in this process, in several processes of this machine, or on a cluster (ray_cluster.py).
+"""Runs independent pieces of work in this process, in several processes of this machine, or on a cluster (ray_cluster.py).
 
 A small model that trains on two threads leaves cores idle; two trainings at once do not. Each piece is an artefact of the store, so
 whatever another place makes is found afterwards, and results do not depend on the number of places.
@@ -39,7 +39,7 @@ class Ended(NamedTuple):
 
 
 class LostError(Exception):
-    """The place of a piece was lost: a killed process, a lost node, no memory. The piece may be started again and goes on where it was."""
+    """Raised if a piece's place was lost: a killed process, a lost node, no memory. The piece can be started again and then goes on."""
 
 
 class Places(Protocol):

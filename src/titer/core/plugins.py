@@ -1,4 +1,4 @@
-"""Plug-ins are files: a method, attack, judge, probe or study has its file's name. There is no registry.
+"""Finds and loads plug-ins. Each one is a file: a method, attack, judge, probe or study has its file's name. There is no registry.
 
 A plug-in is named by a file of the package or by the path of a user's .py file. A large study is a folder with its class in `study.py`.
 Listing plug-ins runs no code.
@@ -36,7 +36,7 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def names(package: str) -> dict[str, str]:
-    """Name -> first line of the docstring, for the plug-ins of a sub-package such as "methods". Nothing is imported."""
+    """Lists a sub-package's plug-ins (such as "methods"): name -> first line of its docstring. Nothing is imported."""
     return {name: summary(file) for name, file in _files(package).items()}
 
 
@@ -51,19 +51,19 @@ def _files(package: str) -> dict[str, Path]:
 
 
 def listed(kind: str | None = None) -> dict[str, dict[str, str]]:
-    """Kind -> name -> first line of the docstring, for one kind of plug-in or for all. Errors: an unknown kind."""
+    """Lists one kind of plug-in, or all: kind -> name -> first line of its docstring. Errors: an unknown kind."""
     if kind is not None and kind not in KINDS:
         unknown("kind", kind, KINDS)
     return {one: names(one) for one in ((kind,) if kind else KINDS)}
 
 
 def summary(file: Path) -> str:
-    """The first line of a module's docstring, read without importing the module."""
+    """Returns the first line of a module's docstring, without importing the module."""
     return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n")[0]
 
 
 def module(package: str, name: str) -> ModuleType:
-    """The module of a plug-in, by its name or by the path of a .py file. Errors: an unknown name; a file that does not load."""
+    """Imports a plug-in's module, by its name or by the path of a .py file. Errors: an unknown name; a file that does not load."""
     if name.endswith(".py"):
         return _from_file(Path(name))
     files = _files(package)
@@ -73,12 +73,12 @@ def module(package: str, name: str) -> ModuleType:
 
 
 def plugin(package: str, name: str, base: type[T]) -> type[T]:
-    """The only class of a plug-in's file that derives from `base`. Errors: there is none, or several; an abstract class."""
+    """Loads a plug-in: the only class in its file that derives from `base`. Errors: there is none, or several; an abstract class."""
     return _only(module(package, name), name, base)
 
 
 def beside(package: str, name: str, part: str, base: type[T]) -> type[T] | None:
-    """The class in another file of a plug-in's folder, such as a study's `text.py`; None if there is no such file."""
+    """Loads the class in another file of a plug-in's folder, such as a study's `text.py`; None if there is no such file."""
     if not (PACKAGE / package / name / f"{part}.py").is_file():
         return None
     return _only(importlib.import_module(f"titer.{package}.{name}.{part}"), name, base)
@@ -100,7 +100,7 @@ def _classes(loaded: ModuleType) -> list[type]:
 
 
 def made(package: str, name: str, base: type[R], settings: Mapping[str, object] = MappingProxyType({})) -> R:
-    """A plug-in by name with its settings. Errors: an unknown name or setting, a value out of range."""
+    """Makes a plug-in, by its name, with these settings. Errors: an unknown name or setting, a value out of range."""
     return build(plugin(package, name, base), settings, f"{KINDS[package]} {name}")
 
 
@@ -128,9 +128,9 @@ def _from_file(file: Path) -> ModuleType:
 
 
 def kinds_of(name: str) -> list[str]:
-    """The kinds of plug-in (packages) that have the name; of a .py file's path the one that its class is of.
+    """Returns the kinds of plug-in (sub-packages) that have this name; for a .py file's path, the kinds that its classes belong to.
 
-    Errors: an unknown name, with the nearest; a file whose class is of no kind.
+    Errors: an unknown name (the message gives the nearest); a file whose classes belong to no kind.
     """
     if name.endswith(".py"):
         bases = {base.__module__ for kind in _classes(module("", name)) for base in kind.__mro__}
@@ -148,7 +148,7 @@ def kinds_of(name: str) -> list[str]:
 
 
 def shown(name: str) -> str:
-    """`describe` for a name, in every kind that has it. Errors: as `kinds_of`."""
+    """Describes a name (see `describe`) in every kind that has it. Errors: as `kinds_of`."""
     where = kinds_of(name)
     if len(where) == 1:
         return describe(where[0], name)
@@ -156,7 +156,7 @@ def shown(name: str) -> str:
 
 
 def describe(package: str, name: str) -> str:
-    """A plug-in's docstring, its settings with their defaults, and the data and models that it reads."""
+    """Describes a plug-in: its docstring, its settings with their defaults, and the data and models that it reads."""
     loaded = module(package, name)
     lines, option = [(loaded.__doc__ or "").strip()], {"decoders": "--decoder-set", "judges": "--judge-set"}.get(package, "--set")
     if package == "studies":  # its records are sizes, which no option sets

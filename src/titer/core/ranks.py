@@ -1,7 +1,7 @@
-"""Several processes that train one model (torchrun, accelerate launch): which one this is, and what the first sends to the others. L0.
+"""Coordinates several processes that train one model (torchrun, accelerate launch). Layer 0, the core.
 
-Every process runs the same command. The first keeps the store's rules for all: it alone locks, commits and prints; the others hear from it
-whether there is anything to train, train with it, and go on once it is committed.
+Every process runs the same command. Only the first one locks the store, commits to it and prints. It tells the others whether there is
+anything to train; they train with it, and go on once the result is committed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from titer.core.errors import TiterError
 
 
 def several() -> bool:
-    """Whether a launcher started this process as one of several."""
+    """Tells whether a launcher started this process as one of several."""
     return {"RANK", "MASTER_ADDR"} <= set(os.environ) and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def first() -> bool:
-    """Whether this process is alone, or the first of several: the one that prints and writes."""
+    """Tells whether this process is alone, or the first of several: the one that prints and writes."""
     return not several() or os.environ["RANK"] == "0"
 
 
 @cache
 def sharded() -> bool:
-    """Whether accelerate's configuration asks for FSDP, which the loop applies itself. Errors: it asks for something unsupported."""
+    """Tells whether accelerate's configuration asks for FSDP, which the loop applies itself. Errors: it asks for DeepSpeed or Megatron."""
     for name in ("DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
             raise TiterError(f"accelerate's configuration asks for {name}, which is not supported", expected="DDP or FSDP")
@@ -39,7 +39,7 @@ def sharded() -> bool:
 
 
 def told(word: str = "") -> str:
-    """The first process's value, returned in every process; the others wait for it."""
+    """Sends the first process's `word` to all others, and returns it in every process; the others wait for it."""
     PartialState(cpu=not torch.cuda.is_available())
     words: list[Any] = [word]
     broadcast_object_list(words, from_process=0)
@@ -47,7 +47,7 @@ def told(word: str = "") -> str:
 
 
 def artefact(keep: Callable[[Callable[[Path], None]], Path], make: Callable[[Path], None]) -> Path:
-    """An artefact that all processes make together. The first calls `keep(make)`, which builds it if needed; the others use its folder."""
+    """Makes an artefact in all processes together and returns its folder. The first calls `keep(make)`, which builds it if needed."""
     if not several():
         return keep(make)
     if not first():

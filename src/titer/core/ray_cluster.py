@@ -1,4 +1,4 @@
-"""Pieces of work on a Ray cluster: one that is started for the run and stopped after it, or one that is already running.
+"""Runs pieces of work on a Ray cluster: one that is started for the run and stopped after it, or one that is already running.
 
 Ray schedules the pieces and watches them; their results are artefacts of the store, as everywhere. A node that sees the run folder works
 in it. To a node that does not, the artefacts that a piece reads are sent, and its results come back in chunks that the driver requests
@@ -47,7 +47,7 @@ class Made(NamedTuple):
 
 
 def places(on: str, cpus: int = 1, gpus: float | None = None, memory: float | None = None) -> Places:
-    """The places that `on` names; each piece gets `cpus` threads, `gpus` GPUs (or a share of one) and `memory` GiB.
+    """Returns the places that `on` names. Each piece gets `cpus` threads, `gpus` GPUs (or a share of one) and `memory` GiB.
 
     "here": this process, one piece after another. "processes": processes of this machine, or this process if there is room for only one.
     "ray": a cluster on this machine, started now. "auto" or "ray://HOST:PORT": a running cluster. Errors: another word; Ray is not
@@ -66,7 +66,7 @@ def places(on: str, cpus: int = 1, gpus: float | None = None, memory: float | No
 
 
 class Cluster:
-    """Places of a Ray cluster."""
+    """Places on a Ray cluster (see `parallel.Places`)."""
 
     alone = False  # the driver may be a laptop
 
@@ -224,7 +224,7 @@ def _cores() -> int:
 
 
 def _nodes() -> list[Mapping[str, float]]:
-    """The resources of each live node."""
+    """Returns the resources of each live node."""
     import ray  # noqa: PLC0415
 
     return [
@@ -253,19 +253,19 @@ def _on(node: str) -> Any:
 
 
 def _marked(root: Path) -> str:
-    """The run folder's random name, made once and then kept."""
+    """Returns the run folder's random name, which is made once and then kept in the folder."""
     if not (root / MARK).exists():
         write_text(root / MARK, secrets.token_hex(16))
     return (root / MARK).read_text(encoding="utf-8")
 
 
 def _scratch(mark: str) -> Path:
-    """The folder in which a node that does not see the run folder works."""
+    """Returns the folder in which a node works if it does not see the run folder."""
     return Path(tempfile.gettempdir()) / f"titer-{mark}"
 
 
 def _task(work: Work, mark: str, threads: int, sent: list[list[tuple[File, list[Any]]]] | None) -> Made:
-    """On a node: run the piece, in the run folder or in a folder of the node's own."""
+    """Runs a piece on a node, in the run folder or in the node's own folder."""
     import ray  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
@@ -296,7 +296,7 @@ def _task(work: Work, mark: str, threads: int, sent: list[list[tuple[File, list[
 
 
 def _listed(folder: Path) -> list[File]:
-    """All files of an artefact, with the store's own."""
+    """Lists all files of an artefact, with the store's own."""
     names = [*files_under(folder), "manifest.json", "DONE"]
     return [File(folder.parent.name, folder.name, name, (folder / name).stat().st_size) for name in names]
 
@@ -308,10 +308,10 @@ def _chunk(file: Path, at: int) -> bytes:
 
 
 def _read(mark: str, file: File, at: int) -> bytes:
-    """On the node: one chunk of a file that it made."""
+    """Reads, on a node, one chunk of a file that the node made."""
     return _chunk(_scratch(mark) / file.kind / file.key / file.name, at)
 
 
 def _clean(mark: str) -> None:
-    """On the node: delete its own folder, once its results were fetched."""
+    """Deletes, on a node, the node's own folder, once its results were fetched."""
     shutil.rmtree(_scratch(mark), ignore_errors=True)

@@ -27,7 +27,7 @@ Tell = Callable[[str], None]
 
 
 def quiet(_: str) -> None:
-    """Print nothing."""
+    """Prints nothing: the `tell` of a silent store."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,7 +43,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in blocks."""
+    """Returns the hex sha256 of a file's bytes, which are read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -52,7 +52,7 @@ GONE = "EMPTIED"  # lists the files of an artefact that were deleted on purpose
 
 
 def gone(folder: Path) -> set[str]:
-    """The names of the files that `Store.empty` deleted from an artefact; usually none."""
+    """Returns the names of the files that `Store.empty` deleted from an artefact; usually none."""
     try:
         return set(json.loads((folder / GONE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -60,14 +60,14 @@ def gone(folder: Path) -> set[str]:
 
 
 def files_under(folder: Path) -> dict[str, Path]:
-    """Relative name -> path of each file of an artefact, without the store's own files."""
+    """Lists an artefact's files, without the store's own: relative name -> path."""
     found = (p for p in sorted(folder.rglob("*")) if p.is_file())
     named = {p.relative_to(folder).as_posix(): p for p in found}
     return {name: p for name, p in named.items() if name not in ("manifest.json", "DONE", GONE)}
 
 
 def damage(folder: Path) -> str:
-    """ "" if every file agrees with the manifest, else the first fault in words."""
+    """Checks an artefact: returns "" if every file agrees with the manifest, else the first fault in words."""
     try:
         listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"]
         if (folder / "DONE").read_text(encoding="utf-8").strip() != digest(listed):
@@ -86,7 +86,7 @@ def damage(folder: Path) -> str:
 
 
 class DamagedError(Exception):
-    """An artefact that was sent and does not agree with its manifest."""
+    """Raised for an artefact that was sent here and does not agree with its manifest."""
 
 
 class Store:
@@ -98,11 +98,11 @@ class Store:
         self.made: list[str] = []
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether the artefact is complete (it has DONE). Its checksums are verified in `artefact`."""
+        """Tells whether the artefact is complete (it has DONE). Its checksums are verified in `artefact`."""
         return (self.root / kind / key / "DONE").exists()
 
     def weights(self, key: str) -> str:
-        """The sha256 of each file of a stage's model weights, from its manifest; "" for a model that no stage made."""
+        """Returns the sha256 of each file of a stage's model weights, from its manifest; "" for a model that no stage made."""
         try:
             listed = json.loads((self.root / "stages" / key / "manifest.json").read_text(encoding="utf-8"))["sha256"]
         except OSError:
@@ -110,7 +110,7 @@ class Store:
         return ", ".join(sha for name, sha in sorted(listed.items()) if name.startswith("model/") and name.endswith(".safetensors"))
 
     def maker(self, key: str) -> str:
-        """The processor that made a stage, and the number of threads; "" for a model that no stage made, or for an older record."""
+        """Returns the processor and the number of threads that made a stage; "" for a model that no stage made, or an older record."""
         try:
             made = json.loads((self.root / "stages" / key / "manifest.json").read_text(encoding="utf-8"))["made"]
         except (OSError, KeyError):
@@ -118,7 +118,7 @@ class Store:
         return f"{made['processor']}, {made['threads']} thread{'s' if made['threads'] != '1' else ''}"
 
     def artefact(self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-        """The folder of the artefact that `inputs` determine. If it is absent or damaged, `make(partial folder)` builds it."""
+        """Returns the folder of the artefact that `inputs` determine; if it is absent or damaged, `make(partial folder)` builds it."""
         key = digest(inputs)
         folder = self.root / kind / key
         if folder in self._sound:
@@ -183,7 +183,7 @@ class Store:
 
     @contextmanager
     def lock(self, path: Path, patience: float = -1.0) -> Iterator[None]:
-        """A context that holds the lock `path`. While it waits, it reports the holder. `patience`: seconds to wait; below 0: for ever.
+        """Holds the lock `path` in a `with` block. While it waits, it reports the holder. `patience`: seconds to wait; below 0: for ever.
 
         Errors: another process still holds it after `patience`.
         """
@@ -218,5 +218,5 @@ def _holder(owner: Path) -> str:
 
 
 def slug(name: str) -> str:
-    """A name made fit for a folder's name."""
+    """Turns a name into one that is fit for a folder: other characters than letters, digits, "-", "_" and "." become "-"."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name) or "model"

@@ -1,4 +1,4 @@
-"""An attacker's search for the settings (learning rate, steps, poison ratio ...) with the highest value, such as harm.
+"""Searches, as an attacker would, for the settings (learning rate, steps, poison ratio ...) with the highest value, such as harm.
 
 A defence is judged by the attacker's worst trial, so both searches keep all trials and say which one was worst.
 `tried` takes given settings, such as those of `grid`; `searched` uses TPE (Bergstra et al. 2011) of Optuna, an extra: pip install
@@ -72,7 +72,7 @@ Objective = Callable[[Settings], float]
 
 
 class Found(NamedTuple):
-    """A search's trials and the worst one (of equal ones the first).
+    """A search's result: all trials, and the settings and value of the worst one (of equal ones the first).
 
     `trials` has the columns trial (from 1), the settings, and value (NaN: it could not be judged).
     """
@@ -83,17 +83,17 @@ class Found(NamedTuple):
 
 
 def grid(space: Space) -> list[Settings]:
-    """All combinations of the settings' values; the last setting changes fastest."""
+    """Returns all combinations of the settings' values; the last setting changes fastest."""
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*(one.listed() for one in space.values()))]
 
 
 def tried(objective: Objective, settings: Sequence[Settings]) -> Found:
-    """Evaluate the objective at given settings, in order. Errors: no trial could be judged."""
+    """Evaluates the objective at given settings, in order. Errors: no trial could be judged."""
     return _found([(one, float(objective(dict(one)))) for one in settings])
 
 
 def must_be_installed() -> None:
-    """Called before a study begins. Errors: Optuna is not installed."""
+    """Checks, before a study begins, that Optuna is installed. Errors: it is not."""
     if importlib.util.find_spec("optuna") is None:
         raise TiterError("the attacker's search needs Optuna, which is not installed", next_step="pip install 'titer[search]'")
 
@@ -107,7 +107,7 @@ def searched(
     at_once: int = 1,
     ahead: Callable[[Sequence[Settings]], None] | None = None,
 ) -> Found:
-    """Evaluate the objective at `trials` settings, which TPE chooses to raise it. `first` (such as the paper's attack) are tried first.
+    """Evaluates the objective at `trials` settings, which TPE chooses to raise it. `first` (such as the paper's attack) are tried first.
 
     `at_once` settings are chosen before the first of them is evaluated, and are given to `ahead`, which may make all that they need at the
     same time. Like the seed, `at_once` changes which settings are chosen. The same settings may be chosen twice; a cached objective then
@@ -151,7 +151,7 @@ def searched(
 
 
 def _settings(space: Space, drawn: Mapping[str, Any]) -> Settings:
-    """What Optuna drew, as the space's values; for choices, Optuna draws an index."""
+    """Converts what Optuna drew to the space's values; for choices, Optuna draws an index."""
     return {name: one.values[drawn[name]] if isinstance(one, Choices) else drawn[name] for name, one in space.items()}
 
 

@@ -1,4 +1,4 @@
-"""Intervals and two-class separation.
+"""Statistics: intervals of rates, means and other statistics, and measures of how well two classes separate.
 
 Sources: Wilson 1927 (one rate), Newcombe 1998 method 10 (difference of two rates), Student's t (means
 over seeds), percentile bootstrap (statistics over inputs). Shapes: 1-D float arrays, n values each.
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 
 def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
-    """A rate with its Wilson score interval; NaN for an empty sample. (scipy's binomtest would also compute a test each time.)"""
+    """Returns a rate with its Wilson score interval; NaN for an empty sample. (scipy's binomtest would also compute a test each time.)"""
     if total == 0:
         return Interval(math.nan, math.nan, math.nan)
     rate, z = successes / total, float(special.ndtri(0.5 + level / 2))
@@ -36,7 +36,7 @@ def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
 
 
 def rate_difference(first: tuple[int, int], second: tuple[int, int], level: float = 0.95) -> Interval:
-    """rate(first) - rate(second) of two independent samples (successes, total), with the interval of Newcombe's method 10."""
+    """Returns rate(first) - rate(second) of two independent samples (successes, total), with the interval of Newcombe's method 10."""
     a, b = wilson(*first, level), wilson(*second, level)
     value = a.value - b.value
     low = value - math.hypot(a.value - a.low, b.high - b.value)
@@ -44,7 +44,8 @@ def rate_difference(first: tuple[int, int], second: tuple[int, int], level: floa
 
 
 def paired_difference(gained: int, lost: int, total: int, level: float = 0.95) -> Interval:
-    """rate(after) - rate(before) over the same `total` inputs. `gained` have the outcome only after, `lost` only before."""
+    """Returns rate(after) - rate(before) over the same `total` inputs, with its interval (see `paired_ends`).
+    `gained`: how many inputs have the outcome only after; `lost`: only before."""
     if total == 0:
         return Interval(math.nan, math.nan, math.nan)
     low, high = paired_ends(gained, lost, total, level)
@@ -52,8 +53,8 @@ def paired_difference(gained: int, lost: int, total: int, level: float = 0.95) -
 
 
 def paired_ends(gained: ArrayLike, lost: ArrayLike, total: int, level: float = 0.95) -> tuple[Array, Array]:
-    """Ends of that interval, element by element: Wald's with half an input added to each cell of the table of pairs
-    (Agresti and Min 2005)."""
+    """Returns the ends of a paired difference's interval, element by element: Wald's, with half an input added to each cell of the
+    table of pairs (Agresti and Min 2005)."""
     size, up, down = total + 2, np.asarray(gained) + 0.5, np.asarray(lost) + 0.5
     centre = (up - down) / size
     half = float(special.ndtri(0.5 + level / 2)) * np.sqrt(up + down - (up - down) ** 2 / size) / size
@@ -61,7 +62,7 @@ def paired_ends(gained: ArrayLike, lost: ArrayLike, total: int, level: float = 0
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Mean of `values` with its t interval; NaN ends for fewer than two values."""
+    """Returns the mean of `values` with its t interval; the ends are NaN for fewer than two values."""
     sample = np.asarray(values, dtype=float)
     if sample.size == 0:
         return Interval(math.nan, math.nan, math.nan)
@@ -73,10 +74,10 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def over_bases(worlds: Sequence[Sequence[float]]) -> tuple[Interval, float]:
-    """(mean with its t interval, spread within a world) of one value for each base; `worlds` has a sequence of bases for each world.
+    """Returns (mean with its t interval, spread within a world). `worlds`: for each world, one value for each of its bases.
 
-    One world: over its bases, so the interval says nothing of other worlds. Several: over the worlds' means, each world counted once
-    however many bases it has. The spread is the standard deviation of bases of one world, pooled; NaN where no world has two.
+    With one world, the interval is over its bases and says nothing of other worlds. With several, it is over the worlds' means, so each
+    world counts once. The spread is the pooled standard deviation of the bases within a world; NaN if no world has two bases.
     """
     repeated = [np.asarray(world, dtype=float) for world in worlds if len(world) > 1]
     spread = math.sqrt(sum(((w - w.mean()) ** 2).sum() for w in repeated) / sum(len(w) - 1 for w in repeated)) if repeated else math.nan
@@ -84,7 +85,7 @@ def over_bases(worlds: Sequence[Sequence[float]]) -> tuple[Interval, float]:
 
 
 def bootstrap(statistic: Callable[..., float], samples: Sequence[ArrayLike], seed: int, level: float = 0.95, rounds: int = 400) -> Interval:
-    """`statistic(*samples)` with its percentile bootstrap interval; each sample is resampled independently along its first axis."""
+    """Returns `statistic(*samples)` with its percentile bootstrap interval; each sample is resampled independently on its first axis."""
     rng = np.random.default_rng(seed)
     arrays = [np.asarray(sample, dtype=float) for sample in samples]
     if (
@@ -99,7 +100,7 @@ def bootstrap(statistic: Callable[..., float], samples: Sequence[ArrayLike], see
 
 
 def auroc(positive: ArrayLike, negative: ArrayLike) -> float:
-    """P(positive > negative), a tie counted as half: Mann-Whitney's U divided by n m."""
+    """Computes the AUROC: P(positive > negative), a tie counted as half (Mann-Whitney's U divided by n m); NaN if a class is empty."""
     p, n = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
     if p.size == 0 or n.size == 0:
         return math.nan
@@ -108,7 +109,7 @@ def auroc(positive: ArrayLike, negative: ArrayLike) -> float:
 
 
 def d_prime(positive: ArrayLike, negative: ArrayLike) -> float:
-    """(mean positive - mean negative) / root of the mean of the two variances; NaN if both variances are 0."""
+    """Computes d', (mean positive - mean negative) / root of the mean of the two variances; NaN if both are 0 or a class has under 2."""
     p, n = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
     if p.size < 2 or n.size < 2:
         return math.nan

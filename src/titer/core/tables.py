@@ -1,4 +1,4 @@
-"""Tables on disk: one JSON object on each line, exact numbers, NaN as null. Reading gives exactly what was written."""
+"""Writes and reads tables on disk: one JSON object on each line, exact numbers, NaN as null. Reading gives exactly what was written."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from titer.core.run import write_text
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a whole table, or nothing; columns keep their order."""
+    """Writes a whole table, or nothing (if it is interrupted); columns keep their order."""
     lines = (json.dumps({str(k): _plain(v) for k, v in row.items()}) for row in table.to_dict("records"))
     write_text(path, "".join(line + "\n" for line in lines))
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read what `write_table` wrote; null in a column of numbers becomes NaN."""
+    """Reads what `write_table` wrote; null in a column of numbers becomes NaN."""
     with open(path, encoding="utf-8") as file:
         table = pd.DataFrame([json.loads(line) for line in file])
     empty = [name for name in table if table[name].isna().all()]

@@ -115,7 +115,6 @@ class Child:
 
 def _started() -> subprocess.Popen[bytes]:
     """Starts a child and waits until it is ready. The terminal's interrupts do not reach it; it ends when its input ends.
-
     Errors: it does not start."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

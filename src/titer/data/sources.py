@@ -258,7 +258,6 @@ def collected(
     told: Sequence[str] = (),
 ) -> TextData:
     """Collects rows as TextData called `name`. Only a prompt's first row is kept, the others are counted as dropped.
-
     Errors: no row; a prompt that is safe in one row and unsafe in another."""
     kept: dict[str, Parsed] = {}
     total = 0

@@ -140,7 +140,6 @@ def takes_system(tokenizer: Any) -> bool:
 
 def place(text: str, within: str) -> tuple[int, int] | None:
     """Finds a text in what a template wrote: as it is, stripped, escaped for JSON or HTML, or with other white space.
-
     Returns (start, end); None if it is not there."""
     bare = text.strip()
     for form in (text, text.lstrip(), bare, json.dumps(bare, ensure_ascii=False)[1:-1], str(escape(bare))):

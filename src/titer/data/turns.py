@@ -124,7 +124,6 @@ def _of(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 def transcript(where: str, column: str, text: str) -> tuple[Turn, ...]:
     """Reads turns from a text that names its speakers: "\n\nHuman: ... \n\nAssistant: ...".
-
     Raises LeftOut for an empty turn, or a speaker twice in a row."""
     pieces = SPOKEN.split(text.strip())
     said = [{"role": role.lower(), "content": content.strip()} for role, content in zip(pieces[1::2], pieces[2::2], strict=True)]

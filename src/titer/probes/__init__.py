@@ -1,1 +1,1 @@
-"""L3: plain functions over checkpoints, examples and verdicts -> tidy tables. They never train and never judge."""
+"""Layer 3, the probes: functions that make tidy tables from checkpoints, examples and verdicts. They never train and never judge."""

@@ -1,4 +1,4 @@
-"""What probes share: the column space of a weight, random matrices of equal singular values, distances to centroids.
+"""Functions that the probes share: column spaces of weights, random matrices with given singular values, distances to centroids.
 
 Shapes: W and dW (m, d), A (m, r) orthonormal, activations (n, D).
 """
@@ -20,7 +20,7 @@ GRAM_FROM = 512  # from this smaller side on, singular vectors come from the Gra
 
 
 def enough(safe: Sequence[Example], unsafe: Sequence[Example]) -> None:
-    """Errors: fewer than four prompts of a class, too few to be split in halves."""
+    """Checks that each class has four prompts, enough to split it in halves. Errors: a class has fewer."""
     for name, examples in (("safe", safe), ("unsafe", unsafe)):
         if len(examples) < 4:
             raise TiterError(f"{len(examples)} {name} prompts", expected="at least 4 of each class, for two halves of it")
@@ -29,7 +29,7 @@ def enough(safe: Sequence[Example], unsafe: Sequence[Example]) -> None:
 def over_comply(
     lm: LM, examples: Sequence[Example], names: Sequence[str], suffixes: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor] | None:
-    """Each site's mean activation (n, D) over the first positions of the compliant answers; None where an example has none."""
+    """Returns each site's mean activation (n, D) over the first positions of the compliant answers; None if an example has no answer."""
     answers = [e.comply for e in examples if e.comply is not None]
     if len(answers) < len(examples):
         return None
@@ -37,9 +37,9 @@ def over_comply(
 
 
 def thin_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(U (m, k), S (k,), V (d, k)), k the smaller side; large matrices through the Gram matrix of that side.
+    """Computes the thin SVD (U (m, k), S (k,), V (d, k)), k the smaller side; of a large matrix, through that side's Gram matrix.
 
-    The Gram matrix loses singular values below about 1e-7 of the largest (float64, squared); no share of energy is affected.
+    The Gram matrix loses singular values below about 1e-7 of the largest (float64, squared); shares of energy are not affected.
     """
     if min(matrix.shape) < GRAM_FROM:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
@@ -54,8 +54,8 @@ def thin_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 def rank_at(values: torch.Tensor, energy: float) -> int:
-    """The smallest number of singular values that holds `energy` of their squares; at energy 1 the rank to float32's rounding; 0 of a zero
-    matrix."""
+    """Returns the smallest number of singular values that hold the share `energy` of their summed squares. At energy 1 that is the rank, up
+    to float32's rounding; a zero matrix has 0."""
     squares = values.double() ** 2
     if not squares.any():
         return 0
@@ -64,23 +64,23 @@ def rank_at(values: torch.Tensor, energy: float) -> int:
 
 
 def column_space(weight: torch.Tensor, energy: float) -> torch.Tensor:
-    """Left singular vectors (m, r), r the smallest number that holds `energy` of the squared singular values."""
+    """Returns the left singular vectors (m, r) of a weight, r the smallest number that holds `energy` of the squared singular values."""
     left, values, _ = thin_svd(weight)
     return left[:, : rank_at(values, energy)]
 
 
 def squares(matrix: torch.Tensor) -> float:
-    """||M||^2."""
+    """Returns the matrix's energy: ||M||^2, the sum of its squared entries."""
     return float(torch.linalg.norm(matrix)) ** 2
 
 
 def null_share(change: torch.Tensor, kept: torch.Tensor) -> float:
-    """||P_N dW||^2 / ||dW||^2 with P_N = I - A A^T: the energy-weighted share of dW's columns; NaN for dW = 0."""
+    """Returns the share of dW's energy outside the space of A (`kept`): ||P_N dW||^2 / ||dW||^2, P_N = I - A A^T; NaN for dW = 0."""
     return float(1 - (torch.linalg.norm(kept.T @ change) / torch.linalg.norm(change)) ** 2)
 
 
 def stable_rank(matrix: torch.Tensor) -> float:
-    """||M||_F^2 / ||M||_2^2; NaN for a zero matrix."""
+    """Computes the stable rank, ||M||_F^2 / ||M||_2^2; NaN for a zero matrix."""
     if min(matrix.shape) < GRAM_FROM:
         return float((torch.linalg.norm(matrix) / torch.linalg.matrix_norm(matrix, 2)) ** 2)
     energies = torch.linalg.eigvalsh(_gram(matrix))
@@ -88,7 +88,7 @@ def stable_rank(matrix: torch.Tensor) -> float:
 
 
 def _gram(matrix: torch.Tensor) -> torch.Tensor:
-    """M^T M or M M^T, whichever is smaller, in float64, a block of the long side at a time."""
+    """Computes M^T M or M M^T, whichever is smaller, in float64, one block of the long side at a time."""
     tall = matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
     found = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64)
     for block in tall.split(GRAM_BLOCK):
@@ -98,7 +98,7 @@ def _gram(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def random_like(matrix: torch.Tensor, seed: int) -> torch.Tensor:
-    """A matrix of the same shape and singular values with Haar-random singular vectors."""
+    """Draws a matrix with the same shape and singular values, and with Haar-random singular vectors."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.linalg.svdvals(matrix)
     left, right = (_orthonormal(size, len(values), generator) for size in matrix.shape)
@@ -111,18 +111,18 @@ def _orthonormal(size: int, columns: int, generator: torch.Generator) -> torch.T
 
 
 def distance_score(a: torch.Tensor, safe: torch.Tensor, unsafe: torch.Tensor) -> torch.Tensor:
-    """||a - mu_unsafe|| - ||a - mu_safe|| of (n, D) activations and (D,) centroids, (n,)."""
+    """Computes ||a - mu_unsafe|| - ||a - mu_safe|| for activations (n, D) and centroids (D,), (n,). Above 0: nearer the safe one."""
     return torch.linalg.vector_norm(a - unsafe, dim=1) - torch.linalg.vector_norm(a - safe, dim=1)
 
 
 def taus(safe: torch.Tensor, unsafe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The paper's tau of both classes against centroids of the same inputs."""
+    """Computes the paper's tau for the inputs of both classes, with centroids of these same inputs."""
     centres = safe.mean(0), unsafe.mean(0)
     return distance_score(safe, *centres), distance_score(unsafe, *centres)
 
 
 def held_out_scores(safe: torch.Tensor, unsafe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores where each half (even and odd places) is measured against the other half's centroids."""
+    """Computes held-out scores for both classes: each half (even or odd places) is measured against the other half's centroids."""
     scores = torch.empty(len(safe)), torch.empty(len(unsafe))
     for half in (0, 1):
         centres = safe[1 - half :: 2].mean(0), unsafe[1 - half :: 2].mean(0)

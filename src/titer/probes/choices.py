@@ -32,14 +32,15 @@ CALL = "Answer:"  # for a model without a chat template
 
 
 def asked(question: Question, templated: bool = True) -> str:
-    """A question as a prompt; a model without a chat template gets "Answer:" at its end instead of an instruction."""
+    """Writes a question as a prompt; for a model without a chat template it ends with "Answer:" instead of an instruction."""
     listed = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, question.options, strict=False)]
     call = "\n\nAnswer with the letter of the right option only." if templated else f"\n{CALL}"
     return changed(question.text, lambda text: "\n".join([text, *listed]) + call)
 
 
 def choices(lm: LM, questions: Sequence[Question], batch_tokens: int = BATCH_TOKENS) -> pd.DataFrame:
-    """Per question and option: question, option, right, tokens, total (nats). Errors: no question; one longer than the window."""
+    """Scores every option of every question. Returns a row for each: question, option, right, tokens, total (log-probability, nats).
+    Errors: no question; one longer than the window."""
     if not questions:
         raise TiterError("no question", expected="at least one")
     heads, tails = fitting(lm.tokenizer, lm.window, questions)
@@ -49,7 +50,7 @@ def choices(lm: LM, questions: Sequence[Question], batch_tokens: int = BATCH_TOK
 
 
 def picked(table: pd.DataFrame) -> pd.DataFrame:
-    """Per question in the table of `choices`: options (a list of the likeliest), right (whether the right one alone is likeliest)."""
+    """Summarises the table of `choices` per question: options (the likeliest), right (whether the right one alone is likeliest)."""
     rows = []
     for question, own in table.groupby("question", sort=True):
         best = own[own.total == own.total.max()]
@@ -58,7 +59,7 @@ def picked(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def fitting(tokenizer: Any, window: int | None, questions: Sequence[Question]) -> tuple[list[list[int]], list[list[list[int]]]]:
-    """Ids of each question and of its options' letters behind it; the tokenizer is enough. Errors: a question longer than the window."""
+    """Returns the ids of each question and of its options' letters after it. Only the tokenizer is needed. Errors: beyond the window."""
     chat = templated(tokenizer)
     prompts = [asked(question, chat) for question in questions]
     heads, tails = prompt_ids(tokenizer, prompts), _tails(tokenizer, [ascii_uppercase[: len(q.options)] for q in questions], chat)
@@ -68,7 +69,7 @@ def fitting(tokenizer: Any, window: int | None, questions: Sequence[Question]) -
 
 
 def _tails(tokenizer: Any, said: Sequence[str], templated: bool) -> list[list[list[int]]]:
-    """Each letter's ids behind its prompt: in the chat template's own form, or behind "Answer:" and a blank."""
+    """Returns each letter's ids after its prompt: in the chat template's own form, or after "Answer:" and a space."""
     letters = sorted(set("".join(said)))
     ids = open_ids(tokenizer, letters) if templated else continued(tokenizer, CALL, [f" {letter}" for letter in letters])
     if not all(ids):
@@ -78,7 +79,7 @@ def _tails(tokenizer: Any, said: Sequence[str], templated: bool) -> list[list[li
 
 
 def _totals(lm: LM, heads: list[list[int]], tails: list[list[list[int]]], batch_tokens: int) -> np.ndarray:
-    """The log-probability of every option, question by question, (options,)."""
+    """Computes the log-probability of every option, question by question, (options,)."""
     work: list[tuple[list[int], list[list[int]], list[int]]] = []  # prompt, tails scored behind it, their places in the result
     place = 0
     for head, own in zip(heads, tails, strict=True):
@@ -105,7 +106,7 @@ def _totals(lm: LM, heads: list[list[int]], tails: list[list[list[int]]], batch_
 
 @torch.inference_mode()
 def _scores(lm: LM, chosen: Sequence[tuple[list[int], list[list[int]], list[int]]]) -> list[list[float]]:
-    """Log-probabilities of the tails of each row of work; left-padded, so that only the last K places need logits."""
+    """Computes the log-probabilities of the tails in each row of work. Rows are left-padded, so only the last K places need logits."""
     rows = [head + tails[0][:-1] for head, tails, _ in chosen]  # nothing is predicted behind an answer's last token
     kept = max(len(tails[0]) for _, tails, _ in chosen)
     ids, mask = (t.to(lm.device) for t in pad(rows, lm.tokenizer.pad_token_id, "left"))

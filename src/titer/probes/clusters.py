@@ -29,7 +29,7 @@ ROUNDS = 50  # shuffles of the labels
 
 
 def clusters(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
-    """Per input: layer (from 1), harmful, score (held-out centroids), tau (the paper's). Both classes >= 4 inputs.
+    """Scores every input in every layer. Columns: layer (from 1), harmful, input, score (held-out centroids), tau (the paper's).
 
     Errors: fewer than four inputs in a class.
     """
@@ -51,9 +51,10 @@ def clusters(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.D
 
 
 def shuffled(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int = 0, rounds: int = ROUNDS) -> pd.DataFrame:
-    """Per round and layer (from 1): d_prime and auroc of held-out scores with shuffled labels, one shuffle for all layers.
+    """Computes the control: d_prime and auroc of held-out scores with shuffled labels, per round and layer (from 1).
 
-    The centroids are those of the shuffled classes. So the best of these layers is chosen with the same freedom as the best real one.
+    One shuffle serves all layers, and the centroids are those of the shuffled classes. So the best of these layers is chosen with the
+    same freedom as the best real one.
     """
     layers = lm.sites.having("mlp_act")
     names = [f"mlp_act[{i}]" for i in layers]
@@ -69,12 +70,12 @@ def shuffled(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: i
 
 
 def best_of(table: pd.DataFrame) -> pd.Series:
-    """The layer of the largest d': a row of `summary`, or of one round of `shuffled`."""
+    """Returns the row of the layer with the largest d', from `summary` or from one round of `shuffled`."""
     return table.loc[table.d_prime.fillna(-np.inf).idxmax()]
 
 
 def summary(scores: pd.DataFrame) -> pd.DataFrame:
-    """Per layer: d' and AUROC of the held-out score (safe above unsafe), mean tau of both classes and its gap."""
+    """Summarises `clusters` per layer: d' and AUROC of the held-out score (safe above unsafe), mean tau of both classes, their gap."""
     rows = []
     for layer, table in scores.groupby("layer"):
         s, u = table[~table.harmful], table[table.harmful]

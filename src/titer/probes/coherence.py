@@ -39,12 +39,12 @@ class Calibration(NamedTuple):
 
 
 def coherence(lm: LM, texts: Sequence[str]) -> pd.DataFrame:
-    """Per text: tokens, nll (nats a token; NaN for fewer than two tokens), distinct (share of its tokens that differ)."""
+    """Measures each text: tokens, nll (nats per token; NaN for fewer than two tokens), distinct (different tokens / tokens)."""
     return measured(lm, _rows(lm, texts))
 
 
 def calibration(lm: LM, texts: Sequence[str], seed: int = 0) -> Calibration:
-    """The limit: half-way between the median nll of `texts`, which are language, and that of the same tokens in random order."""
+    """Sets the limit half-way between the median nll of `texts`, which are language, and that of the same tokens in random order."""
     rows = [row for row in _rows(lm, texts) if len(row) > 2]
     rng = np.random.default_rng(seed)
     ordered, shuffled = measured(lm, rows).nll, measured(lm, [rng.permutation(row).tolist() for row in rows]).nll
@@ -54,13 +54,13 @@ def calibration(lm: LM, texts: Sequence[str], seed: int = 0) -> Calibration:
 
 
 def broken(table: pd.DataFrame, limit: float) -> pd.Series:
-    """Which texts are not language: less likely than the limit, or a few tokens repeated."""
+    """Tells which texts are not language: their nll is above the limit, or they repeat a few tokens."""
     return (table.nll > limit) | ((table.tokens >= FEW) & (table.distinct < DISTINCT))
 
 
 @torch.inference_mode()
 def measured(lm: LM, rows: Sequence[Sequence[int]]) -> pd.DataFrame:
-    """`coherence` of token rows."""
+    """Does the work of `coherence` on rows of token ids."""
     found = np.full(len(rows), math.nan)
     order = sorted((i for i, row in enumerate(rows) if len(row) > 1), key=lambda i: len(rows[i]))
     longest = len(rows[order[-1]]) if order else 1

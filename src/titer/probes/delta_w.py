@@ -35,7 +35,7 @@ ENERGY = 0.9
 def delta_w(
     base: Checkpoint, tuned: Checkpoint, lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(per input, per layer). `lm` is the tuned model loaded.
+    """Measures how the change acts; returns two tables, (per input, per layer). `lm`: the tuned model, loaded.
 
     Per input: layer, harmful, input, gain, gain_random, null_share, null_share_random. Per layer: layer,
     null_share, null_share_random, relative_norm, stable_rank, rank (kept of W_base).
@@ -48,7 +48,7 @@ def delta_w(
 def at_inputs(
     base: Checkpoint, tuned: Checkpoint, sites: Sites, found: Sequence[Mapping[str, torch.Tensor]], kind: str = "mlp_up", seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The same for the weights `kind` that read the MLP's input (mlp_up, mlp_gate), from the tuned model's activations.
+    """Does the same for the weights `kind` that read the MLP's input (mlp_up, mlp_gate), from the tuned model's activations.
 
     `found`: mlp_in[i] -> (n, D), of safe and of unsafe inputs. Layers without such weights are left out.
     Errors: no layer has them.
@@ -70,7 +70,7 @@ def at_inputs(
 
 
 class Acting(NamedTuple):
-    """A change (m, d), a random one of its singular values, and the column space (m, r) of the weight that it changed."""
+    """A change (m, d), a random matrix with its singular values, and the column space (m, r) of the weight that it changed."""
 
     change: torch.Tensor
     random: torch.Tensor
@@ -81,7 +81,7 @@ SIDES = (attrgetter("change"), attrgetter("random"))
 
 
 def _layer(acting: Sequence[Acting]) -> dict[str, float]:
-    """NaN where nothing changed."""
+    """Computes one layer's null shares, stable rank and kept rank; all but the rank are NaN if nothing changed."""
     if not any(bool(a.change.any()) for a in acting):
         empty = dict.fromkeys(("null_share", "null_share_random", "stable_rank"), math.nan)
         return {**empty, "rank": acting[0].kept.shape[1] if acting else math.nan}

@@ -40,7 +40,7 @@ Trained = Literal["refuse", "comply"]
 def drift(
     reference: LM, tuned: LM, examples: Sequence[Example], answer: Trained = "refuse", site: str = "attn_out", batch: int = BATCH
 ) -> pd.DataFrame:
-    """Per layer (from 1) and part (prompt, answer, all tokens): official, l2, norm, cosine, tokens. Totals: `whole`.
+    """Measures the drift per layer (from 1) and part (prompt, answer, all tokens): official, l2, norm, cosine, tokens. Totals: `whole`.
 
     The answer's tokens include its end token. The prompt's last token, which predicts the first of them, belongs to the prompt.
     Only the reference's activations of one batch are held at once; the tuned model's are compared as they are computed. Errors: no example,
@@ -78,14 +78,14 @@ def drift(
 
 
 def whole(table: pd.DataFrame) -> pd.DataFrame:
-    """Per part, over all layers: official is the sum and l2 its root, norm and cosine are means (every layer has the same tokens)."""
+    """Totals each part over all layers: official is the sum, l2 its root; norm and cosine are means (layers have the same tokens)."""
     found = table.groupby("part", sort=False).agg({"official": "sum", "norm": "mean", "cosine": "mean", "tokens": "first"}).reset_index()
     return found.assign(l2=found.official**0.5)[["part", "official", "l2", "norm", "cosine", "tokens"]]
 
 
 @torch.inference_mode()
 def alignment_loss(lm: LM, examples: Sequence[Example], answer: Trained = "refuse", batch: int = BATCH) -> pd.DataFrame:
-    """Per input: input, nll (summed over the answer's tokens, nats), tokens, loss = nll / tokens.
+    """Computes the alignment loss per input: input, nll (summed over the answer's tokens, nats), tokens, loss = nll / tokens.
 
     The paper's alignment loss is `token_mean` of this table; `loss` is for intervals over inputs. Errors as `drift`'s.
     """
@@ -102,12 +102,12 @@ def alignment_loss(lm: LM, examples: Sequence[Example], answer: Trained = "refus
 
 
 def token_mean(losses: pd.DataFrame) -> float:
-    """Mean negative log-likelihood of an answer's token: what training minimises."""
+    """Returns the mean negative log-likelihood per answer token, over all inputs: what training minimises."""
     return float(losses.nll.sum() / losses.tokens.sum())
 
 
 def _batches(lms: Sequence[LM], examples: Sequence[Example], answer: Trained, size: int, room: Callable[[int], int]) -> Iterator[Batch]:
-    """Prompts with their answers, similar lengths together, `room(tokens)` or fewer at once; all models must read the same tokens."""
+    """Yields prompts with their answers in batches of similar length, at most `room(tokens)` each. Errors: models read unlike tokens."""
     if answer not in ANSWERS:
         unknown("trained answer", answer, ANSWERS)
     missing = sum(getattr(e, answer) is None for e in examples)
@@ -126,14 +126,14 @@ def _batches(lms: Sequence[LM], examples: Sequence[Example], answer: Trained, si
 
 
 def _parts(batch: Batch) -> torch.Tensor:
-    """Which tokens are the prompt's, the answer's, and real at all, (3, B, T) float64 on the CPU."""
+    """Returns which tokens belong to the prompt, to the answer, and to either (no padding), (3, B, T) float64 on the CPU."""
     real = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
     mine = (batch.labels != IGNORE).long() * real
     return torch.stack([real - mine, mine, real]).double()
 
 
 def _compared(reference: LM, tuned: LM, batch: Batch, names: Sequence[str], parts: torch.Tensor) -> torch.Tensor:
-    """Sums of ||dh||^2, ||dh|| / ||h_ref|| and cosine over each part's tokens, (layers, 3 sums, 3 parts)."""
+    """Sums ||dh||^2, ||dh|| / ||h_ref|| and the cosine over each part's tokens, (layers, 3 sums, 3 parts)."""
     found: dict[str, torch.Tensor] = {}
     with reading(reference.sites, names) as kept:
         _forward(reference, batch)
@@ -156,7 +156,7 @@ def _forward(lm: LM, batch: Batch) -> None:
 
 
 def per_token(reference: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
-    """||dh||^2, ||dh|| / ||h_ref|| and cosine of each token of two (B, T, D), (3, B, T); exactly 0, 0 and 1 where nothing moved."""
+    """Compares activations (B, T, D) per token: ||dh||^2, ||dh|| / ||h_ref||, cosine, (3, B, T); exactly 0, 0, 1 where nothing moved."""
     a, b = reference.float(), tuned.float()
     if a.shape != b.shape:
         raise TiterError(

@@ -1,8 +1,8 @@
 """Was a direction removed from the matrices that write to the residual stream? Rank 1 of each change, one matrix at a time from disk.
 
-Abliteration (arXiv 2406.11717, section 4.1) is W <- W - s r r^T W in attention's output, the MLP's down matrix, the embedding. So of
-each dW (m, d): the share of its energy in rank 1, s_1^2 / ||dW||^2, with left vector u; `removed`, 1 - ||u^T W'|| / ||u^T W||; `own`,
--cos(u^T dW, u^T W): 1 if dW removes what W wrote along u, whatever the strength; `rest`, the same outside u, where scaling and
+Abliteration (arXiv 2406.11717, section 4.1) is W <- W - s r r^T W in attention's output, the MLP's down matrix, the embedding. So each
+dW (m, d) gets: `share`, its energy in rank 1, s_1^2 / ||dW||^2, with left vector u; `removed`, 1 - ||u^T W'|| / ||u^T W||; `own`,
+-cos(u^T dW, u^T W), which is 1 if dW removes what W wrote along u, whatever the strength; `rest`, the same outside u, where scaling and
 pruning remove something too. A tune, even of rank 1, has no reason to have `own` near 1. Random changes of the same shape are the null.
 Singular vectors: a randomised SVD (torch.svd_lowrank) of `WIDE` columns. Titer's own measure; docs/deviations.md says where it is blind.
 Shapes: W (m, d), m the stream's width; N matrices; L layers.
@@ -31,17 +31,17 @@ ROUNDING = 1e-6  # of a change's energy
 
 
 class Prints(NamedTuple):
-    """Rows of `edit_fingerprint`, and the left vectors (N, m) of the matrices that changed, in their order."""
+    """The result of `edit_fingerprint`: its table, and the left vectors (N, m) of the matrices that changed, in their order."""
 
     table: pd.DataFrame
     left: torch.Tensor
 
 
 def edit_fingerprint(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> Prints:
-    """A row a matrix: site, layer (0: the embedding), relative_norm, share, share_random, removed, own, own_random, rest, edited.
+    """Tests each matrix: site, layer (0: the embedding), relative_norm, share, share_random, removed, own, own_random, rest, edited.
 
-    `edited`: a direction was removed. Three conditions: `share` exceeds what random changes show; `own` exceeds it too, and its square
-    exceeds a half; `rest` is at most half of `own`. Where nothing changed: NaN, and False. Errors: no layer has such a matrix.
+    `edited`: whether a direction was removed. It needs all of: `share` and `own` each exceed what random changes show; the square of
+    `own` exceeds a half; `rest` is at most half of `own`. An unchanged matrix has NaN and False. Errors: no layer has such a matrix.
     """
     rows, left = [], []
     for site, layer, weight, change in _writing(base, tuned, sites):
@@ -61,7 +61,7 @@ def edit_fingerprint(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> Print
 
 
 def _writing(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> Iterator[tuple[str, int, torch.Tensor, torch.Tensor]]:
-    """(site, layer, W, dW) of every matrix that writes to the stream, its width first; the embedding, where it changed, as layer 0."""
+    """Yields (site, layer, W, dW) of each matrix that writes to the stream, whose width is its first axis; a changed embedding: layer 0."""
     if all(sites.lacks(kind) == sites.layers for kind in WRITING):
         sites.having(*WRITING)
     for i, block in enumerate(sites.blocks):
@@ -77,7 +77,7 @@ def _writing(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> Iterator[tupl
 
 
 def leading(change: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """(u (m,), share of the energy in rank 1) of a change that is not 0."""
+    """Returns the leading left vector u (m,) of a change that is not 0, and the share of its energy in rank 1."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         left, values, _ = torch.svd_lowrank(change, q=min(WIDE, *change.shape), niter=PASSES)
@@ -85,7 +85,7 @@ def leading(change: torch.Tensor) -> tuple[torch.Tensor, float]:
 
 
 def _taken(u: torch.Tensor, weight: torch.Tensor, change: torch.Tensor) -> dict[str, float]:
-    """removed, own and rest of one matrix."""
+    """Computes `removed`, `own` and `rest` (see the module's text) of one matrix."""
     wrote, moved = (u @ one for one in (weight, change))
     before, after, along = (float(torch.linalg.norm(one)) for one in (wrote, wrote + moved, moved))
     inner = float(torch.dot(change.flatten(), weight.flatten())) - float(moved @ wrote)
@@ -100,7 +100,7 @@ def _taken(u: torch.Tensor, weight: torch.Tensor, change: torch.Tensor) -> dict[
 
 @lru_cache(maxsize=64)
 def by_chance(rows: int, columns: int) -> tuple[float, float]:
-    """(share in rank 1 of a random change of this shape, the largest |cos| of `DRAWS` random vectors with one of `columns` numbers)."""
+    """Returns the null: (rank-1 share of a random change of this shape, largest |cos| of `DRAWS` random vectors of length `columns`)."""
     noise = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
     rng = np.random.default_rng(0)
     along, across = rng.standard_normal(DRAWS), rng.chisquare(max(columns - 1, 1), DRAWS)
@@ -108,7 +108,7 @@ def by_chance(rows: int, columns: int) -> tuple[float, float]:
 
 
 def common(left: torch.Tensor) -> tuple[float, float]:
-    """(mean |cos| of unit vectors (N, m) with their leading direction, the value that 95 % of sets of as many random ones stay below)."""
+    """Returns (mean |cos| of unit vectors (N, m) with their leading direction, the largest such value of 20 sets of random ones)."""
     generator = torch.Generator().manual_seed(0)
     random = [_agreement(torch.nn.functional.normalize(torch.randn(left.shape, generator=generator), dim=1)) for _ in range(20)]
     return _agreement(left), max(random)
@@ -119,5 +119,5 @@ def _agreement(vectors: torch.Tensor) -> float:
 
 
 def along(left: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    """(N, L): |cos| of unit vectors (N, m) with directions (L, m)."""
+    """Computes |cos| of unit vectors (N, m) with directions (L, m), (N, L)."""
     return (left @ torch.nn.functional.normalize(directions, dim=1).T).abs()

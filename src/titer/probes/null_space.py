@@ -28,7 +28,7 @@ KINDS = ("mlp_up", "mlp_down")
 
 
 def null_space(base: Checkpoint, tuned: Checkpoint, sites: Sites, kinds: Sequence[str] = KINDS) -> pd.DataFrame:
-    """Per site, layer (from 1), energy and vector: value ||P_N u||, weight (its share of dW's kept energy), rank,
+    """Measures each vector, per site, layer (from 1) and energy: value ||P_N u||, weight (its share of dW's kept energy), rank,
     random_mean (root mean square of a random vector) and random_99. Sites whose weights did not change are left out.
     """
     rows: list[pd.DataFrame] = []
@@ -44,7 +44,7 @@ def null_space(base: Checkpoint, tuned: Checkpoint, sites: Sites, kinds: Sequenc
 
 
 def vectors(weight: torch.Tensor, change: torch.Tensor) -> list[pd.DataFrame]:
-    """One table an energy: the kept singular vectors of `change` against the left null space of `weight`."""
+    """Measures the kept singular vectors of `change` against the left null space of `weight`; returns one table for each energy."""
     left, values, _ = thin_svd(weight)
     moved, sizes, _ = thin_svd(change)
     kept = rank_at(sizes, DELTA)
@@ -61,14 +61,14 @@ def vectors(weight: torch.Tensor, change: torch.Tensor) -> list[pd.DataFrame]:
 
 
 def random_band(m: int, rank: int) -> tuple[float, float]:
-    """(root mean square, 99th percentile) of ||P_N u|| for a random unit vector u in m dimensions."""
+    """Returns (root mean square, 99th percentile) of ||P_N u|| for a random unit vector u in m dimensions."""
     if rank >= m:
         return 0.0, 0.0
     return math.sqrt((m - rank) / m), math.sqrt(float(stats.beta.ppf(0.99, (m - rank) / 2, rank / 2)))
 
 
 def weighted(table: pd.DataFrame) -> pd.DataFrame:
-    """Per site, layer and energy: the energy-weighted mean of ||P_N u||, with the random band."""
+    """Averages ||P_N u||, weighted by energy, per site, layer and energy, and adds the values for random vectors."""
     keys = ["site", "layer", "energy"]
     mean = (table.value * table.weight).groupby([table[key] for key in keys]).sum().rename("value")
     band = table.groupby(keys)[["rank", "random_mean", "random_99"]].first()

@@ -27,7 +27,7 @@ Sets = Mapping[str, tuple[Sequence[Example], torch.Tensor | None]]  # examples a
 
 
 def placement(lm: LM, sets: Sets, base: Checkpoint | None = None, tuned: Checkpoint | None = None, seed: int = 0) -> pd.DataFrame:
-    """Per set, layer (from 1) and input: tau, score, and gain, gain_random where `base` and `tuned` are given.
+    """Measures every input of every set, per layer (from 1): tau, score, and gain, gain_random if `base` and `tuned` are given.
 
     `sets` holds "safe" and "unsafe" and any others. Layers without these sites are left out. Errors: no layer has them.
     """
@@ -51,7 +51,7 @@ def placement(lm: LM, sets: Sets, base: Checkpoint | None = None, tuned: Checkpo
 
 
 def against(sets: Mapping[str, torch.Tensor], held_out: bool) -> dict[str, torch.Tensor]:
-    """Each set's distance to the unsafe centroid minus that to the safe one, (n,)."""
+    """Computes each input's distance to the unsafe centroid minus that to the safe one, (n,) for each set."""
     centres = sets["safe"].mean(0), sets["unsafe"].mean(0)
     found = {kind: distance_score(a, *centres) for kind, a in sets.items()}
     if held_out:
@@ -60,5 +60,5 @@ def against(sets: Mapping[str, torch.Tensor], held_out: bool) -> dict[str, torch
 
 
 def gain(a: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """||M a|| / ||a|| of each input, (n,)."""
+    """Computes ||M a|| / ||a|| for each input, (n,)."""
     return torch.linalg.vector_norm(a @ matrix.T, dim=1) / torch.linalg.vector_norm(a, dim=1)

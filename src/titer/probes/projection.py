@@ -33,7 +33,7 @@ Trained = Literal["refuse", "comply"]
 def projection(
     models: Iterable[tuple[str, LM]], sets: Sets, over: str = "tokens", answer: Trained | None = "refuse", site: str = "attn_out"
 ) -> pd.DataFrame:
-    """Per model, kind (the set's name) and input: x, y; share_x, share_y of the variance of all points (the same in every row).
+    """Places each input of each model in the plane: model, kind (the set's name), input, x, y; share_x, share_y (of all variance).
 
     `models` are (name, LM) pairs, read once and in turn: a generator holds one model at a time. `over`: "tokens", the mean over
     the prompt's tokens and those of its `answer` (None: the prompt's alone), or "end", the prompt's last token.
@@ -45,7 +45,7 @@ def projection(
 def embeddings(
     lm: LM, sets: Sets, over: str = "tokens", answer: Trained | None = "refuse", site: str = "attn_out"
 ) -> dict[str, torch.Tensor]:
-    """Each set's embeddings at the last layer, (n, D) float32 on the CPU."""
+    """Computes each set's embeddings at the last layer, (n, D) float32 on the CPU."""
     for given, known, noun in ((site, SITES, "site of a projection"), (over, OVER, "part to project")):
         if given not in known:
             unknown(noun, given, known)
@@ -84,7 +84,7 @@ def _over_tokens(lm: LM, rows: list[list[int]], name: str) -> torch.Tensor:
 
 
 def plane(found: Mapping[str, Mapping[str, torch.Tensor]]) -> pd.DataFrame:
-    """The plane of most variance of all models' points together; `found` is model -> kind -> (n, D).
+    """Projects all models' points on the plane with most of their variance. `found`: model -> kind -> (n, D).
 
     Each axis is turned so that its largest loading is positive. All points in one place: zeros, and shares NaN.
     """

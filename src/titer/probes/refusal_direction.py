@@ -48,7 +48,7 @@ class RefusalDirections:
 
 
 def measured(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int = 0, splits: int = SPLITS) -> RefusalDirections:
-    """One model's directions: from the whole sets, from random halves, and with shuffled labels.
+    """Measures one model's directions: from the whole sets, from random halves, and with shuffled labels.
 
     Errors: fewer than four prompts in a class.
     """
@@ -60,7 +60,7 @@ def measured(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: i
 
 
 def of_activations(found: Sequence[torch.Tensor], safe: int, prompts: str, seed: int = 0, splits: int = SPLITS) -> RefusalDirections:
-    """The same from given activations: per layer (n, D), the first `safe` from harmless prompts. `prompts`: key of the prompts."""
+    """Does the same from given activations, (n, D) per layer, the first `safe` of harmless prompts. `prompts`: key of the prompts."""
     weights = _weights(safe, len(found[0]) - safe, seed, splits)
     made = torch.stack([(weights @ layer.double()).float() for layer in found], dim=1)  # (1 + 5 S, L, D)
     parts = made[1:].unflatten(0, (5, splits))
@@ -76,13 +76,14 @@ def of_activations(found: Sequence[torch.Tensor], safe: int, prompts: str, seed:
 
 
 def refusal_direction(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int = 0) -> pd.DataFrame:
-    """Per layer the columns of `summary`. Errors as `measured`'s."""
+    """Measures a model's directions and returns their `summary`. Errors: as `measured`."""
     return summary(measured(lm, safe, unsafe, seed))
 
 
 def summary(found: RefusalDirections) -> pd.DataFrame:
-    """Per layer: norm, relative (to the mean activation's), split_half with the spread over splits (low, high: the middle 95 %),
-    reliability (of the whole sets), norm_shuffled and norm_shuffled_high (95th percentile), split_half_shuffled, n_safe, n_unsafe."""
+    """Summarises directions per layer: norm, relative (to the mean activation's), split_half with its spread over splits (low, high: the
+    middle 95 %), reliability (of the whole sets), norm_shuffled, norm_shuffled_high (95th percentile), split_half_shuffled, n_safe,
+    n_unsafe."""
     norms = torch.linalg.vector_norm(found.whole, dim=-1)
     halves = _cosine(found.halves[0], found.halves[1])  # (S, L)
     mean, (low, high) = halves.mean(0), np.quantile(halves.numpy(), [0.025, 0.975], axis=0)
@@ -106,8 +107,8 @@ def summary(found: RefusalDirections) -> pd.DataFrame:
 
 
 def rotation(before: RefusalDirections, after: RefusalDirections) -> pd.DataFrame:
-    """Per layer: cosine and degrees between two models' directions, norm_ratio (after / before); cosine_halves between disjoint halves,
-    its ceiling, and degrees_ceiling: what noise alone would show. A model and itself give exactly 1 and 0 degrees.
+    """Compares two models' directions per layer: cosine, degrees, norm_ratio (after / before); cosine_halves between disjoint halves, its
+    ceiling, and degrees_ceiling, what noise alone would show. A model compared with itself gives exactly 1 and 0 degrees.
 
     Errors: directions of other prompts or splits; models of other layers or widths.
     """
@@ -140,11 +141,11 @@ def unturned(
     splits: int = SPLITS,
     rounds: int = ROUNDS,
 ) -> np.ndarray:
-    """(R, L): degrees_halves - degrees_ceiling of data sets in which nothing turned.
+    """Simulates data sets in which no direction turned; returns their degrees_halves - degrees_ceiling, (R, L).
 
-    `before`, `after`: per layer (n, D), the first `safe` of harmless prompts, both of the same prompts. Each data set draws
-    prompts with their noise (what is left of an activation without its class's mean) in both models, the same ones in every
-    layer; the direction is one, of each model's own length, less what noise adds to it.
+    `before`, `after`: activations (n, D) per layer of the same prompts, the first `safe` of them harmless. Each data set draws
+    prompts, the same ones in every layer, with their noise in both models (an activation minus its class's mean). Both models
+    have the same direction, each with its own length, from which the part that noise adds is removed.
     """
     drawn = torch.from_numpy(_draws(safe, len(before[0]) - safe, seed, splits, rounds)).flatten(1, 2)  # (2, R S, n)
     found = []
@@ -166,7 +167,7 @@ def unturned(
 
 
 def limits(table: pd.DataFrame, null: np.ndarray, known: Sequence[bool], level: float = 0.95) -> pd.DataFrame:
-    """`rotation`'s table with degrees_limit, which `level` of unturned data sets stay below in every known layer at once, and p.
+    """Adds p and degrees_limit to `rotation`'s table. The share `level` of unturned data sets stays below it in all known layers at once.
 
     `null` is `unturned`'s; layers that are not known have no limit. A layer turned where degrees_halves exceeds its limit.
     """
@@ -182,7 +183,7 @@ def limits(table: pd.DataFrame, null: np.ndarray, known: Sequence[bool], level: 
 
 
 def _halves(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine between two models' disjoint halves and its ceiling, means over splits, from (2, S, ..., D) each."""
+    """Computes the cosine between two models' disjoint halves, and its ceiling, as means over splits, from (2, S, ..., D) each."""
     across = (_cosine(before[0], after[1]) + _cosine(before[1], after[0])).mean(0) / 2
     within = [_cosine(m[0], m[1]).mean(0).clamp(min=0) for m in (before, after)]
     return across, (within[0] * within[1]).sqrt()
@@ -193,7 +194,7 @@ def _degrees(cosine: torch.Tensor) -> torch.Tensor:
 
 
 def _noise(found: torch.Tensor, safe: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, D) noise of one model's activations, spread as the prompts' own, and (D,) the direction less what noise adds to its length."""
+    """Returns the noise of one model's activations, (n, D), and its direction without the length that noise adds, (D,)."""
     groups = found[:safe].double(), found[safe:].double()
     noise = [(group - group.mean(0)) * math.sqrt(len(group) / (len(group) - 1)) for group in groups]
     direction = groups[1].mean(0) - groups[0].mean(0)
@@ -204,7 +205,7 @@ def _noise(found: torch.Tensor, safe: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @lru_cache(maxsize=1)  # every change of an audit has the same prompts
 def _draws(safe: int, unsafe: int, seed: int, splits: int, rounds: int) -> np.ndarray:
-    """(2, R, S, n) float32 weights of both halves' directions in R data sets: prompts of each class drawn with replacement, S splits."""
+    """Draws R data sets (prompts of each class with replacement, S splits): weights of both halves' directions, (2, R, S, n) float32."""
     rng = np.random.default_rng([seed, 1])
     harmful = np.repeat([False, True], [safe, unsafe])
     found = np.zeros((2, rounds, splits, safe + unsafe), dtype=np.float32)
@@ -218,7 +219,7 @@ def _draws(safe: int, unsafe: int, seed: int, splits: int, rounds: int) -> np.nd
 
 
 def _weights(safe: int, unsafe: int, seed: int, splits: int) -> torch.Tensor:
-    """What turns activations (n, D) into directions, (1 + 5 S, n): whole; halves; shuffled; halves of the shuffled."""
+    """Returns the weights that turn activations (n, D) into directions, (1 + 5 S, n): whole; halves; shuffled; halves of shuffled."""
     rng = np.random.default_rng(seed)
     harmful = np.repeat([False, True], [safe, unsafe])
     rows: list[list[np.ndarray]] = [[], [], [], [], []]
@@ -232,7 +233,7 @@ def _weights(safe: int, unsafe: int, seed: int, splits: int) -> torch.Tensor:
 
 
 def _half(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random half of each class."""
+    """Draws a random half of each class, as a mask (n,)."""
     chosen = np.zeros(len(labels), dtype=bool)
     for group in (np.flatnonzero(labels), np.flatnonzero(~labels)):
         chosen[rng.permutation(group)[: len(group) // 2]] = True
@@ -240,7 +241,7 @@ def _half(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _contrast(labels: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
-    """Weights of mean(labelled) - mean(the others), over the inputs `among`."""
+    """Returns the weights (n,) that compute mean(labelled) - mean(the others), over the inputs `among`."""
     mask = np.ones(len(labels), dtype=bool) if among is None else among
     up, down = labels & mask, ~labels & mask
     found: np.ndarray = up / up.sum() - down / down.sum()
@@ -252,6 +253,6 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _angle(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Angle in radians between vectors along the last dimension, exact where they are equal (an arc cosine is not)."""
+    """Computes the angle in radians between vectors along the last dimension; exact for equal ones (an arc cosine is not)."""
     u, v = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (a, b))
     return 2 * torch.atan2(torch.linalg.vector_norm(u - v, dim=-1), torch.linalg.vector_norm(u + v, dim=-1))

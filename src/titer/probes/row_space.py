@@ -24,7 +24,7 @@ DIRECTIONS = 15
 
 
 def row_space(base: Checkpoint, tuned: Checkpoint, lm: LM, sets: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
-    """Per set, layer (from 1) and direction (from 1): mean score, sigma. `lm` is the tuned model loaded."""
+    """Measures each set per layer (from 1) and direction (from 1): mean score, sigma. `lm`: the tuned model, loaded."""
     layers = lm.sites.having("mlp_in", "mlp_up")
     names = [f"mlp_in[{i}]" for i in layers]
     found = {kind: at_prompt_end(lm, [e.prompt for e in examples], names) for kind, examples in sets.items()}
@@ -40,6 +40,6 @@ def row_space(base: Checkpoint, tuned: Checkpoint, lm: LM, sets: Mapping[str, Se
 
 
 def scores(a: torch.Tensor, sizes: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """sigma_j |<a, v_j>| / ||a|| of each input along the first directions, (n, at most 15)."""
+    """Computes sigma_j |<a, v_j>| / ||a|| for each input and each of the first directions, (n, at most 15)."""
     along = a @ right[:, :DIRECTIONS]
     return along.abs() * sizes[:DIRECTIONS] / torch.linalg.vector_norm(a, dim=1, keepdim=True)

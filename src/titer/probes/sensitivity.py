@@ -26,7 +26,7 @@ KEPT = 6  # tensors of about the MLP's width that a layer keeps for the way back
 
 
 def sensitivity(lm: LM, examples: Sequence[Example], batch: int = BATCH, progress: Progress | None = None) -> pd.DataFrame:
-    """Per input: input, g (units of logit per unit of embedding). Errors: a prompt longer than the window."""
+    """Measures each input's sensitivity: input, g (units of logit per unit of embedding). Errors: a prompt longer than the window."""
     ids = prompt_ids(lm.tokenizer, [e.prompt for e in examples])
     for row, example in zip(ids, examples, strict=True):
         check_length(len(row), lm.window, example.prompt)
@@ -43,9 +43,9 @@ def sensitivity(lm: LM, examples: Sequence[Example], batch: int = BATCH, progres
 
 
 def gradient_norms(lm: LM, rows: list[list[int]]) -> torch.Tensor:
-    """g of each row, (B,) on the CPU. Left-padded, so that every prompt ends in the last place.
+    """Computes g for each row, (B,) on the CPU. Rows are left-padded, so that every prompt ends at the last place.
 
-    Errors: a model that does not run on embeddings.
+    Errors: the model does not run on embeddings.
     """
     ids, mask = (t.to(lm.device) for t in pad(rows, lm.tokenizer.pad_token_id, "left"))
     embedded = lm.model.get_input_embeddings()(ids).detach().requires_grad_(True)

@@ -24,7 +24,7 @@ VERSION = 1
 
 
 def spread(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int = 0) -> pd.DataFrame:
-    """Per layer (from 1) and class: top_share, top_energy, stable_rank, components_90, kmeans (one value a layer)."""
+    """Measures each class's cloud per layer (from 1): top_share, top_energy, stable_rank, components_90, kmeans (one value a layer)."""
     layers = lm.sites.having("mlp_act")
     names = [f"mlp_act[{i}]" for i in layers]
     given = [found for group in (safe, unsafe) if (found := over_comply(lm, group, names)) is not None]
@@ -40,7 +40,7 @@ def spread(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], seed: int
 
 
 def shape_of(cloud: torch.Tensor) -> dict[str, float]:
-    """Shares of the leading direction, stable rank and components at 90 % of a class's centred activations (n, D)."""
+    """Computes a class's shares of the leading direction, stable rank and components at 90 %, of its centred activations (n, D)."""
     centred = cloud - cloud.mean(0)
     values = torch.linalg.svdvals(centred)
     return {
@@ -52,7 +52,7 @@ def shape_of(cloud: torch.Tensor) -> dict[str, float]:
 
 
 def two_means(safe: torch.Tensor, unsafe: torch.Tensor, seed: int) -> float:
-    """Share of inputs whose k-means cluster (k = 2, best matching) is their class's, in [0.5, 1]."""
+    """Returns the share of inputs whose k-means cluster (k = 2, best matching) is that of their class, in [0.5, 1]."""
     both = torch.cat([safe, unsafe]).double().numpy()
     _, found = kmeans2(both, 2, minit="++", rng=seed, iter=50)
     right = (found[: len(safe)] == 0).sum() + (found[len(safe) :] == 1).sum()

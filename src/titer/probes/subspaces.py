@@ -31,10 +31,10 @@ PARTS: tuple[Part, ...] = ("none", "null", "column", "random as null", "random a
 
 
 def subspaces(base: Checkpoint, tuned: Checkpoint, lms: Sequence[LM], examples: Sequence[Example]) -> pd.DataFrame:
-    """layer, of (weights: dW; inputs: the change of z at the ends of the prompts), share in the null space, dimension (the null space's
-    share of m).
+    """Measures the shares in the null space, per layer: layer, of ("weights": dW; "inputs": the change of z at the ends of the prompts),
+    share (in the null space), dimension (the null space's share of m).
 
-    `lms`: base and tuned loaded. Biases are left out of z. Errors: mixtures of experts, whose inputs are routed.
+    `lms`: base and tuned, loaded. Biases are left out of z. Errors: mixtures of experts, whose inputs are routed.
     """
     before, after = lms
     layers = after.sites.having("mlp_in", "mlp_up")
@@ -51,9 +51,9 @@ def subspaces(base: Checkpoint, tuned: Checkpoint, lms: Sequence[LM], examples: 
 
 
 def with_part(lm: LM, base: Checkpoint, tuned: Checkpoint, part: Part, seed: int) -> Mapping[str, torch.Tensor]:
-    """The tuned model's weights with W_base + P dW as its first MLP matrix, P the projection onto a subspace of the outputs ("none": 0).
+    """Returns the tuned model's weights with W_base + P dW as the first MLP matrix; P projects onto a subspace of the outputs ("none": 0).
 
-    `lm` is the tuned model loaded. A random subspace has as many dimensions as the null space, or as the column space.
+    `lm`: the tuned model, loaded. A random subspace has as many dimensions as the null space, or as the column space.
     """
     weights = weights_of(lm)
     for i in lm.sites.having("mlp_up"):

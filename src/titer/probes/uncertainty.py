@@ -35,10 +35,10 @@ MEASURES = ("perplexity", *PER_TOKEN[1:])
 def uncertainty(
     lm: LM, prompts: Sequence[str], answers: Sequence[str], end: bool = False, batch: int = BATCH, side: Side = "left"
 ) -> pd.DataFrame:
-    """Per input: input, tokens, nll (mean a token, nats), perplexity, the entropies, probability; NaN for an answer without tokens.
+    """Measures each answer: input, tokens, nll (nats per token), perplexity, the entropies, probability; NaN for an answer without tokens.
 
-    `end`: the end token counts as one of the answer's, as for an answer the model ended by itself. Errors: no prompt; more prompts than
-    answers or fewer; a prompt and answer beyond the model's window.
+    `end`: count the end token as one of the answer's, as for an answer that the model ended by itself. Errors: no prompt; unequal numbers
+    of prompts and answers; a prompt and answer longer than the model's window.
     """
     if not prompts or len(prompts) != len(answers):
         raise TiterError(f"{len(prompts)} prompts and {len(answers)} answers", expected="one answer for each prompt, at least one")
@@ -62,7 +62,7 @@ def uncertainty(
 def _batch(
     lm: LM, chosen: Sequence[int], prompts: Sequence[str], answers: Sequence[str], end: bool, side: Side, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens (B,), means (B, measures)) of the chosen answers."""
+    """Measures the chosen answers in one batch; returns (tokens (B,), means over their tokens (B, measures))."""
     one = encode(lm.tokenizer, [prompts[i] for i in chosen], [answers[i] for i in chosen], np.asarray(chosen), lm.window, side)
     one = one.to(lm.device)
     logits = lm.model(**one.inputs(), use_cache=False, logits_to_keep=width).logits
@@ -80,7 +80,7 @@ def _batch(
 
 
 def token_measures(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """nll, entropy, entropy_top10, entropy_top10_cut and probability of each token, from logits (N, V) and targets (N,): (N, 5)."""
+    """Computes each token's nll, entropy, entropy_top10, entropy_top10_cut and probability, (N, 5), from logits (N, V), targets (N,)."""
     log_p = torch.log_softmax(logits.float(), dim=-1)
     p = log_p.exp()
     own = log_p.gather(1, targets[:, None])[:, 0]
@@ -90,7 +90,7 @@ def token_measures(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Per measure: the mean over answers with its bootstrap interval, and n; answers without tokens are left out."""
+    """Averages each measure over the answers, with its bootstrap interval, and n; answers without tokens are left out."""
     known = table[table.tokens > 0]
     rows = []
     for measure in MEASURES:

@@ -35,7 +35,8 @@ Acts = Sequence[torch.Tensor]  # a layer's activations (n, D), layer by layer
 
 
 class Beyond(NamedTuple):
-    """A value; the controls' mean; the limit that a further benign tune stays below; p. NaN where it cannot be computed."""
+    """A value compared with benign tunes: the value, the controls' mean, the limit that a further benign tune stays below, and p. NaN
+    where something cannot be computed."""
 
     value: float
     control: float
@@ -50,12 +51,12 @@ class Reader:
         self.weights = [_direction(p.double(), n.double()) for p, n in zip(positive, negative, strict=True)]
 
     def scores(self, acts: Acts) -> torch.Tensor:
-        """(n,): the mean over layers of each prompt's place, 0 the mean of the negative and 1 of the positive."""
+        """Scores each prompt, (n,): its place on the probe's scale (0: the negative mean, 1: the positive mean), averaged over layers."""
         return torch.stack([(a.double() - origin) @ w for a, (w, origin) in zip(acts, self.weights, strict=True)]).mean(0)
 
 
 def _direction(positive: torch.Tensor, negative: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weight, origin): (C + r I)^-1 gap with the covariance C within classes, by Woodbury's identity in the prompts' number."""
+    """Computes a layer's probe (weight, origin): (C + r I)^-1 gap, scaled; C is the covariance within classes (Woodbury's identity)."""
     means = positive.mean(0), negative.mean(0)
     within = torch.cat([positive - means[0], negative - means[1]]) / math.sqrt(len(positive) + len(negative))
     gap = means[0] - means[1]
@@ -66,8 +67,8 @@ def _direction(positive: torch.Tensor, negative: torch.Tensor) -> tuple[torch.Te
 
 
 def told_apart(one: Acts, other: Acts, seed: int | None = None) -> float:
-    """AUROC of a probe that tells two models apart, trained on even and tested on odd places of the same prompts. `seed`: shuffle the
-    labels first."""
+    """Returns the AUROC of a probe that tells two models apart, trained on the even and tested on the odd places of the same prompts.
+    `seed`: shuffle the labels first."""
     if seed is not None:
         dealt = torch.from_numpy(np.random.default_rng(seed).random(len(one[0])) < 0.5)[:, None]
         pairs = list(zip(one, other, strict=True))
@@ -77,7 +78,7 @@ def told_apart(one: Acts, other: Acts, seed: int | None = None) -> float:
 
 
 def apart(tuned: Acts, controls: Sequence[Acts]) -> dict[str, float]:
-    """Means of `told_apart`: the tune against each control, controls against each other (NaN with one), the first with shuffled labels."""
+    """Averages `told_apart`: tuned (tune against controls), benign (controls against each other; NaN with one), dealt (labels shuffled)."""
     benign = [told_apart(a, b) for a, b in combinations(controls, 2)]
     return {
         "tuned": float(np.mean([told_apart(tuned, c) for c in controls])),
@@ -87,7 +88,7 @@ def apart(tuned: Acts, controls: Sequence[Acts]) -> dict[str, float]:
 
 
 def moved(before: Acts, after: Acts) -> float:
-    """The mean over layers and prompts of log(||dh|| / ||h before||). Errors: nothing moved."""
+    """Returns the mean over layers and prompts of log(||dh|| / ||h before||). Errors: some activation did not move."""
     shares = [
         (torch.linalg.vector_norm(a.double() - b.double(), dim=1) / torch.linalg.vector_norm(b.double(), dim=1))
         for b, a in zip(before, after, strict=True)
@@ -98,7 +99,7 @@ def moved(before: Acts, after: Acts) -> float:
 
 
 def beyond(value: float, controls: Sequence[float], level: float = LEVEL) -> Beyond:
-    """A value compared with those of k benign tunes: Student's one-sided prediction limit; NaN with fewer than two tunes."""
+    """Compares a value with those of k benign tunes, by Student's one-sided prediction limit; NaN with fewer than two tunes."""
     k = len(controls)
     if k < LEAST:
         return Beyond(value, float(np.mean(controls)) if k else math.nan, math.nan, math.nan)
@@ -111,7 +112,7 @@ def beyond(value: float, controls: Sequence[float], level: float = LEVEL) -> Bey
 def unlike_benign(
     before: Mapping[str, Acts], tuned: Mapping[str, Acts], controls: Sequence[Mapping[str, Acts]], plain: str = "plain"
 ) -> pd.DataFrame:
-    """How a tune differs from benign ones: set, measure, value, control, limit, p, flagged.
+    """Measures how a tune differs from benign ones: set, measure, value, control, limit, p, flagged.
 
     The arguments hold each model's activations by set of prompts, of which `plain` is one. Rows: `drift` for every set; `odd beyond plain`
     for every other set, flagged above the limit (for all odd sets together, Bonferroni); `probe` for every set (AUROC; control: between

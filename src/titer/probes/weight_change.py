@@ -20,7 +20,7 @@ VERSION = 3
 
 
 def weight_change(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> pd.DataFrame:
-    """Per tensor of two axes and more: tensor, part (a key of `PARTS`), norm, weight_norm, relative_norm, stable_rank (`ranked`)."""
+    """Measures each tensor with two axes or more: tensor, part (a key of `PARTS`), norm, weight_norm, relative_norm, stable_rank."""
     rows = []
     for tensor in compared(base, tuned):
         weight, change = delta(base, tuned, tensor)
@@ -40,7 +40,7 @@ def weight_change(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> pd.DataF
 
 
 def ranked(change: torch.Tensor) -> float:
-    """The stable rank of a change (..., m, d): the median over the matrices that changed; NaN if none did. A kernel's axes count as one."""
+    """Returns the stable rank of a change (..., m, d): the median over its changed matrices; NaN if none changed. A kernel is one matrix."""
     kernel = change.ndim > 3 or change.shape[-2] == 1  # of a convolution: its outputs against all the rest
     stack = change.flatten(1)[None] if kernel else change.reshape(-1, *change.shape[-2:])
     found = [stable_rank(matrix) for matrix in stack if bool(matrix.any())]
@@ -48,7 +48,7 @@ def ranked(change: torch.Tensor) -> float:
 
 
 def overall(table: pd.DataFrame, part: str) -> float:
-    """||dW|| / ||W|| over all matrices of a part together; NaN if the model has no such part, 0 if it did not change."""
+    """Computes ||dW|| / ||W|| over all matrices of a part together; NaN if the model has no such part, 0 if it did not change."""
     mine = table[table.part == part]
     change, weight = (float((mine[column] ** 2).sum()) for column in ("norm", "weight_norm"))
     if not len(mine):
