@@ -40,7 +40,7 @@ def weight_change(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> pd.DataF
 
 
 def ranked(change: torch.Tensor) -> float:
-    """Returns the stable rank of a change (..., m, d): the median over its changed matrices; NaN if none changed. A kernel is one matrix."""
+    """Returns the stable rank of a change (..., m, d): the median over those that changed; NaN if none did. A kernel is one matrix."""
     kernel = change.ndim > 3 or change.shape[-2] == 1  # of a convolution: its outputs against all the rest
     stack = change.flatten(1)[None] if kernel else change.reshape(-1, *change.shape[-2:])
     found = [stable_rank(matrix) for matrix in stack if bool(matrix.any())]
