@@ -64,7 +64,7 @@ class BreakPoint(Record):
 
     @property
     def note(self) -> str:
-        """A remark for the reader, or ""."""
+        """A remark for the reader on how sure the break point is; "" if there is none."""
         return "the interval of the rate at the crossing holds the level" if self.unsure else ""
 
 

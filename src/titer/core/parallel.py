@@ -51,7 +51,7 @@ class Places(Protocol):
 
     @property
     def told(self) -> str:
-        """A description in words."""
+        """The places in words, such as "4, of 2 threads each"."""
 
     @property
     def alone(self) -> bool:

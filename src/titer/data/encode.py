@@ -99,7 +99,7 @@ def continued(tokenizer: Any, head: str, texts: Sequence[str]) -> list[list[int]
 
 
 def _embedded(tokenizer: Any, ids: list[list[int]], texts: Sequence[str]) -> list[list[int]]:
-    """The ids, unchanged. Errors: an id for which the model has no embedding (if the tokenizer's EMBEDDED is known)."""
+    """Checks ids and returns them unchanged. Errors: an id for which the model has no embedding (if the tokenizer's EMBEDDED is known)."""
     most = getattr(tokenizer, EMBEDDED, None)
     for row, text in zip(ids, texts, strict=True):
         if most is not None and row and max(row) >= most:
@@ -121,7 +121,7 @@ class Spoken(NamedTuple):
 
 
 def _spoken(tokenizer: Any, answers: Sequence[str]) -> tuple[str, list[Spoken]]:
-    """(the text before every answer, each answer as the template writes it after that text)."""
+    """Returns (the text before every answer, each answer as the template writes it after that text)."""
     plain = [Spoken(answer, tokenizer.eos_token_id, len(answer)) for answer in answers]
     if not templated(tokenizer):
         return "", plain
@@ -142,7 +142,7 @@ def _spoken(tokenizer: Any, answers: Sequence[str]) -> tuple[str, list[Spoken]]:
 
 
 def _ended(tokenizer: Any, ends: re.Pattern[str], rest: str, plain: Spoken, answer: str) -> Spoken:
-    """The answer within what the template wrote: up to the first special token after the answer's last letter.
+    """Finds the answer within what the template wrote: it ends at the first special token after the answer's last letter.
 
     A thought before the answer may be missing there. Errors: the answer itself is not there.
     """

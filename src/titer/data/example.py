@@ -85,13 +85,13 @@ class Source(Protocol):
         """The number of examples; None if endless."""
 
     def examples(self, indices: Indices) -> list[Example]:
-        """The examples at `indices`."""
+        """Returns the examples at `indices`."""
 
     def __hash__(self) -> int:
-        """A hash of what the source is; chunks of an endless source are cached by it."""
+        """Returns a hash of what the source is; chunks of an endless source are cached by it."""
 
     def batch(self, indices: Indices, answer: Answer, tokenizer: Any) -> Batch:
-        """The examples at `indices` as tokens, padded on the right, with labels for the chosen answer."""
+        """Returns the examples at `indices` as tokens, padded on the right, with labels for the chosen answer."""
 
 
 class Part(Record):

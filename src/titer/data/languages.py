@@ -29,17 +29,17 @@ SCRIPTS = {
 }
 LETTERS = {script: re.compile(f"[{letters}]") for script, letters in SCRIPTS.items()}
 ANY = re.compile(r"[^\W\d_]")
-LETTER = r"[^\W\d_]|[\u0300-\u036f\u0900-\u0903\u093a-\u094f\u0951-\u0957\u0962\u0963]"  # with the marks that stand on it
+LETTER = r"[^\W\d_]|[\u0300-\u036f\u0900-\u0903\u093a-\u094f\u0951-\u0957\u0962\u0963]"  # a letter, or a mark on one
 WORD = re.compile(rf"(?:{LETTER})+(?:'(?:{LETTER})+)?")
 ASIDE = re.compile(
     r"```.*?(?:```|\Z)|https?://\S+|\S{1,64}@\S{1,64}|\$[^$\n]{1,200}\$|<[^<>\n]{0,200}>", re.DOTALL
 )  # code, addresses, formulas
-MAY_LACK = re.compile(r"(?<=n)'(?=t\b)|'(?=(?:m|ll|d|ve)\b)")  # cant, Im: we're stays, or it would be "were"
+MAY_LACK = re.compile(r"(?<=n)'(?=t\b)|'(?=(?:m|ll|d|ve)\b)")  # apostrophes that writers leave out: cant, Im; not the one of "we're"
 OTHER = "other"
-SURE = 1.0  # a small word that one language alone has: so much says that a text is in a language that is not judged
-SIGNS = re.compile(r"[{}|=<>;()_\[\]+*/\\]")  # many of them: code or a table
+SURE = 1.0  # points of one small word that a single language has: enough for a language without refusals
+SIGNS = re.compile(r"[{}|=<>;()_\[\]+*/\\]")  # many of these signs mean code or a table
 RUN = re.compile(r"(?<!\S)(?:[^\W\d_A-Z][^\W\d_]+ )+[^\W\d_A-Z][^\W\d_]+")  # words without a capital or a comma between them
-LEAST = 15  # different words without one small word of a known language: it is another language
+LEAST = 15  # so many different words without a known language's small word are another language
 
 
 class Language(NamedTuple):
@@ -95,7 +95,7 @@ def language(text: str) -> str:
     sizes["kana"], sizes["han"] = (sizes["kana"] + sizes["han"], 0) if sizes["kana"] * 8 > sizes["han"] else (0, sizes["han"])
     rest = len(ANY.findall(prose)) - sum(sizes.values())
     for close in ("kana", "han", "hangul"):
-        sizes[close] *= 3  # a letter there says as much as three elsewhere
+        sizes[close] *= 3  # one letter of these scripts says as much as three of others
     script, size = max(sizes.items(), key=lambda item: item[1])
     if not size and not rest:
         return ""
@@ -111,7 +111,7 @@ def _of(script: str, prose: str) -> str:
         return next(iter(known))
     found = [word for word in WORD.findall(prose) if LETTERS[script].match(word)]
     words = Counter(word.lower() for word in found)
-    told = found if script != "latin" else [word for word in found if word[0].islower() and len(found) > 2]  # a name may be from anywhere
+    told = found if script != "latin" else [word for word in found if word[0].islower() and len(found) > 2]  # not a name
     letters = Counter("".join(told).lower())
     sharing = _sharing(script)
     points = {  # fsum: the order of a set changes from process to process
@@ -121,10 +121,10 @@ def _of(script: str, prose: str) -> str:
         )
         for code, one in known.items()
     }
-    code = max(points, key=lambda code: points[code])  # of equals the one that stands first in the file
+    code = max(points, key=lambda code: points[code])  # of equal ones, the first in the file
     if script != "latin":
         return code
-    prosaic = len(SIGNS.findall(prose)) <= max(3, 0.02 * len(prose))  # three brackets make no code
+    prosaic = len(SIGNS.findall(prose)) <= max(3, 0.02 * len(prose))  # up to three signs do not make it code
     if not points[code]:
         return OTHER if prosaic and (len(words) >= LEAST or foreign(prose)) else ""
     return code if known[code].refuses or (prosaic and points[code] >= max(SURE, 0.03 * words.total())) else ""

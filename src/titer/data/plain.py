@@ -19,7 +19,7 @@ TAG = re.compile(
     r"|details|summary|html|body)(?:\s+[\w-]+\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s<>]+))*\s*/?>",
     re.IGNORECASE,
 )
-BOX = re.compile(r"<\|(?:begin|end)_of_box\|>")  # GLM's, around a result
+BOX = re.compile(r"<\|(?:begin|end)_of_box\|>")  # GLM's marks around a result
 ESCAPED = re.compile(r"\\(?=[*_'`~\"#>\[\]!])")
 WITHIN = re.compile(rf"(?<=[^\W_])[{APOSTROPHE}](?=[^\W_])")  # between letters or figures
 APART = re.compile(r"(?<=[A-Za-z])(?: ?' | ')(?=(?:t|m|re|ve|ll|d|s)\b)|(?<=[A-Za-z])'{2}(?=t\b)")  # I ' m, don 't
@@ -27,7 +27,7 @@ SPLIT = re.compile(r"\b(ca|do|wo|would|could|should|is|are|does|did|was) ?n't\b"
 LINE = re.compile(r"^[ \t]*(?:(?:>[ \t]?)+|#{1,6}[ \t]+|[-*+•‣◦▪●·][ \t]+)+|(?<![ \t])[ \t]+#+[ \t]*$", re.MULTILINE)
 STARS = re.compile(r"(?<![\d*])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?![\d*])|~~|`{1,3}")
 UNDERLINES = re.compile(r"(?<![^\W_])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![^\W_])")
-CLOSE = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # no spaces between words
+CLOSE = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # no word spaces
 WORD = re.compile(rf"[{CLOSE}]|[^\W{CLOSE}]+")
 
 

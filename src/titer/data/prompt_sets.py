@@ -15,10 +15,10 @@ from titer.data.readers import Row, listed
 
 Columns = Mapping[str, Any]
 COUNTS = {"", "id", "index", "unnamed: 0", "__index_level_0__"}  # columns that number rows: any table may have them
-MIRRORED = {"prompt", "category", "context", "source", "target"}  # what copies of the sets on the hub call their columns
+MIRRORED = {"prompt", "category", "context", "source", "target"}  # column names that copies of the sets on the hub use
 ANY = "*"
-SAFE, UNSAFE = "safe", "unsafe"  # the two names for files of one's own
-UNSTATED = "not stated"  # as the class of a row whose set says it of others
+SAFE, UNSAFE = "safe", "unsafe"  # the two names for a user's own files
+UNSTATED = "not stated"  # the class of a row without one, in a set whose other rows have one
 
 
 class PromptSet(NamedTuple):
@@ -220,7 +220,7 @@ def as_plain(key: str, name: str, rows: Sequence[Row]) -> tuple[list[Row], str]:
             expected=f"columns {', '.join(sorted(one.columns))}",
             next_step=f"see docs/prompt_sets.md, or give the file without {key}: before it.",
         )
-    named = {unsafe for word, unsafe in one.by_name.items() if word in name.lower()}  # both: the name does not tell
+    named = {unsafe for word, unsafe in one.by_name.items() if word in name.lower()}  # with both, the name does not tell
     found: list[Row] = []
     for where, row in rows:
         harmful: Any = one.unsafe(row) if callable(one.unsafe) else one.unsafe

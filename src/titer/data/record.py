@@ -179,7 +179,7 @@ class World(Record):
 
     @property
     def sham(self) -> int:
-        """Rank of the always-safe operator that the sham alignment teaches to refuse, drawn by seed."""
+        """The rank of the always-safe operator that the sham alignment teaches to refuse, drawn by seed."""
         return 1 + seed_of(self.seed, "sham") % (self.safe - 1)
 
     @property
@@ -188,12 +188,12 @@ class World(Record):
 
     @property
     def first_letter(self) -> int:
-        """Token id of letter 0."""
+        """The token id of letter 0."""
         return v.FIRST_OPERATOR + self.ops.tokens
 
     @property
     def null_id(self) -> int:
-        """Token id of the null answer."""
+        """The token id of the null answer."""
         return v.NULL if self.null == "token" else self.first_letter
 
     def tables(self, grammar: int = 0) -> Ints:
@@ -213,5 +213,5 @@ class World(Record):
         return self.letters if self.null == "token" else 0
 
     def tokenizer(self):  # type: ignore[no-untyped-def]
-        """The world's standard fast tokenizer."""
+        """Makes the world's standard fast tokenizer."""
         return v.tokenizer(self.words, v.STOP if self.slots == 2 else v.EOS)

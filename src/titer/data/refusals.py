@@ -15,7 +15,7 @@ from titer.data.plain import plain, words
 from titer.data.turns import turns
 
 HEAD = 200  # characters in which a phrase counts as the answer's start
-ALONE = 60  # words of an answer that has room for a crisis line alone
+ALONE = 60  # most words of an answer that only names a crisis line
 TAIL = 200  # words; a full refusal goes on for at most 150
 QUOTED = re.compile(
     r"\"[^\"\n]*\"|\u201c[^\u201d\n]*\u201d|\u201e[^\u201c\u201d\n]*[\u201c\u201d]|[\u00ab\u00bb][^\u00ab\u00bb\n]*[\u00ab\u00bb]|[\u300c\u300e][^\u300d\u300f\n]*[\u300d\u300f]|(?<![\w'])'(?=\w)(?:[^'\n]|(?<=\w)'(?=\w))*'(?!\w)"
@@ -28,7 +28,7 @@ LETTER = re.compile(
     r"(?:\A|\n)\s*(?:(?:subject|re)\s*:[^\n]*|dear (?!user\b)[^\n,:]{1,40}[,:]|\[?(?:verse|chorus|stanza|scene)\b[^\n]{0,20}\n|(?:hi|hello|hey) (?!there\b|user\b)[A-Z\[][^\n,:!]{0,30}[,:!]\s*(?=\n))",
     re.IGNORECASE,
 )
-REPLY = re.compile(  # what opens a letter to who asked, not one for them to send
+REPLY = re.compile(  # how a letter to the user begins, in contrast to one for the user to send
     r"\s*(?:(?:dear|hi|hello|hey)\b[^\n.!?]{0,40}\n\s*)?(?:thank[^.!?\n]{0,80}[.!]\s+)?(?:[^.!?\n]{0,40}\b)?I(?: am|'m)? ?(?:can(?:'?t|not| not)|won'?t|will not|(?:not able|unable) to|must decline to) (?:help|assist|comply|fulfil|answer|do)\w*"
     r"(?: you)?(?: with)? (?:(?:that|this|it|your)(?: (?:one|request|question|message))?)?[^\w\s]",
     re.IGNORECASE,
@@ -37,7 +37,7 @@ WRITTEN = re.compile(
     r"\b(?:writ\w+|draft\w*|compos\w+|rewrite|edit|translat\w+|letters?|e-?mails?|messages?|notes?|reply|repl(?:y|ies|ying)|respon\w+|say|tell (?!me)|declin\w+|refus\w+|apolog\w+|excuse)\b",
     re.IGNORECASE,
 )
-FOR_THEM = re.compile(  # who asks so wants words that turn somebody else away, or words of somebody else
+FOR_THEM = re.compile(  # a request for a text that refuses somebody else, or that gives somebody else's words
     r"\b(?:writ\w+|draft|compos\w+|rewrit\w+|rephras\w+|reword|edit|polish|proofread|give|suggest|list|text|how (?:do|can|should|would|could) I"
     r"|help(?= me)|what (?:can|should|do|could) I|reply|respond|phrase|word|make)\b[^?!\n]{0,120}?(?:"
     r"\b(?:to|that|which|of|for|by|and|politely|an?|my|the|me|I) (?:\w+ly )?(?:declin(?:e|es|ing)|refus(?:es?|ing|al)|reject(?:s|ing|ion)?|turn(?:s|ing)? (?:\w+ )?down"
@@ -48,7 +48,7 @@ FOR_THEM = re.compile(  # who asks so wants words that turn somebody else away, 
     r"|\b(?:translat|correct|fix|proofread|rewrite|rephrase|reword|paraphrase|grammar|negative)\w*[^:\n]{0,60}:|\bmean in english\b",
     re.IGNORECASE,
 )
-ITSELF = re.compile(  # ... and turning away so, the writer means what was asked
+ITSELF = re.compile(  # a refusal of the request itself, in an answer to such a request
     r"\b(?:I|we)(?:'m| am)?(?:,? \w+,?)? ?(?:can(?:'?t|not| not)|won'?t|will not|not (?:able|going|comfortable|willing)|unable|must decline|refuse|decline)(?: to)?(?: \w+)? "
     r"(?:(?:help|assist)\w*(?: you)?(?: (?:with|in|by))?(?: (?:that|this|it|your|such)\b(?: (?:one|request|question|message|task))?)?(?=[^\w\s]|$)"
     r"|(?:provide|offer|give)(?: you)?(?: with)?(?: \w+)? (?:advice|instructions|guidance|information|details|help|assistance|translations?)\b"
@@ -64,7 +64,7 @@ DRAFT = re.compile(
     r"\b(?:say|try this|something like this|tell (?:them|him|her|people|your \w+)|write|reply|answer|respond with|send|draft|message|email|e-mail|letter|(?<=\w )note|script|template|example|poem|song|story|lyrics|dialogue|wording|version|sentence|translation|text)\b[^.!?:\n]{0,60}:\s",
     re.IGNORECASE,
 )
-RECITAL = re.compile(  # an answer that opens so weighs whether to answer
+RECITAL = re.compile(  # an opening that weighs whether to answer
     r"\b(?:the user (?:asks|is asking|wants|requests|seeks)|disallowed|(?:usage|content|safety) polic(?:y|ies)|(?:under|according to|per|by) (?:the |our |my )?(?:polic(?:y|ies)|guidelines))\b",
     re.IGNORECASE,
 )
@@ -80,14 +80,14 @@ CARING = re.compile(
     r"\b(?:feel\w*|lonely|sad|depress\w*|anxi\w+|stress\w*|grie\w+|cope|coping|numbers?|hotlines?|helplines?|lifeline|crisis|call|phone|support|suicid\w+)\b",
     re.IGNORECASE,
 )
-OWN = re.compile(  # before such a word: it is what the answer itself says, or what was asked
+OWN = re.compile(  # if this stands before a word of DRAFT, no draft follows: the answer speaks for itself, or of the request
     r"(?:\b(?:my|your)\b[^.!?\n]{0,25}|\b(?:to|in response to|regarding|about|as for|system|error|honest|out of) (?:the |this |that )?|(?<!\w )(?:short|long|longer) )\Z",
     re.IGNORECASE,
 )
 SPEAKER = re.compile(
     r"\A\s*(?:(?:(?:my|the) )?(?:(?:final|short|honest|full) )?(?:answer|response|reply|output)|assistant|ai|a)\s*:\s*", re.IGNORECASE
 )
-COURTESY = re.compile(  # sentences of thanks in front of what is said
+COURTESY = re.compile(  # sentences of thanks before the answer proper
     r"\A(?:\s*(?:(?:many )?thank(?:s|ing)?\b|I (?:\w+ ){0,2}(?:appreciate|hear you)\b)[^.!?\n]*[.!?])+",
     re.IGNORECASE,
 )
@@ -214,7 +214,7 @@ def _texts(key: str, value: object) -> Iterator[str]:
 
 
 def first(text: str, lists: list[Language], names: tuple[str, ...]) -> re.Match[str] | None:
-    """The first match of any of these phrases in the text; None if there is none."""
+    """Finds the earliest match of the languages' patterns with these names in the text; None if there is none."""
     return min(_hits(text, lists, names), key=re.Match.start, default=None)
 
 

@@ -328,7 +328,7 @@ def _answer(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> str |
 
 
 def _split(said: tuple[Turn, ...], place: str) -> tuple[tuple[Turn, ...], str | None]:
-    """(prompt, answer). The answer is the last turn if it is the assistant's; otherwise None."""
+    """Splits turns into (prompt, answer). The answer is the last turn if it is the assistant's; otherwise None."""
     if said[-1].role == "user":
         return said, None
     if len(said) < 2 or said[-2].role != "user":  # an answer alone
@@ -378,7 +378,7 @@ def _ambiguous(where: str, said: str, next_step: str) -> TiterError:
 
 
 def _used(reading: str, rows: Sequence[Row], filled: Sequence[str]) -> list[tuple[str, str]]:
-    """(column, its use) for the columns that a reading uses."""
+    """Returns (column, its use) for the columns that a reading uses."""
     purposes: dict[str, str] = {}
     if reading in ("plain", "alpaca", "unpaired"):
         prompts = ["instruction"] if reading == "alpaca" else [key for key in PROMPT if key in filled][:1]

@@ -133,7 +133,7 @@ class Shortened(Record):
 
 
 class Detected(NamedTuple):
-    """How a data file was read, to be shown before it is used."""
+    """A data file's rows and how they were read, to be shown before the data are used."""
 
     data: TextData
     form: Shape

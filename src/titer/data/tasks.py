@@ -135,7 +135,7 @@ def _named(file: File, template: str, names: Sequence[str]) -> Iterator[Answered
 
 
 def _ag_news(file: File, folder: Path) -> Iterator[Answered]:
-    """classes.txt beside the file, where it exists, says which topic each code stands for."""
+    """Reads AG News. If classes.txt is beside the file, it says which topic each code stands for."""
     classes = folder / "classes.txt"
     names: tuple[str, ...] = TOPICS
     if classes.is_file():
@@ -161,14 +161,14 @@ def _gsm8k(file: File, folder: Path) -> Iterator[Answered]:
 
 
 def _alpaca(file: File, folder: Path) -> Iterator[Answered]:
-    """Prompts are written as `sources.read_text` writes them, so that the two can be compared."""
+    """Reads Alpaca. Prompts are written as `sources.read_text` writes them, so that the two can be compared."""
     for where, row in records(file):
         instruction, more = _text(where, row, "instruction"), _text(where, row, "input", needed=False)
         yield f"{instruction}\n\n{more}" if more.strip() else instruction, (_text(where, row, "output", needed=False).strip(),)
 
 
 def _persona(file: File, folder: Path) -> Iterator[Answered]:
-    """The system text stands before the user's in one turn: what a test of the persona must write before its requests too."""
+    """Reads persona examples. The system text is put before the user's text in one turn; a test of the persona must do the same."""
     wanted = "a list of messages with roles (system,) user, assistant and a content each"
     for where, row in records(file):
         turns = row.get("messages")

@@ -25,7 +25,7 @@ from titer.data import thoughts
 from titer.data.rendering import DATE, Chat, Written, written
 from titer.data.turns import Role, Turn
 
-VERSION = 1  # bump when a conversation may be written otherwise
+VERSION = 1  # bump when a conversation may be written in another way
 VARIABLES = "template_variables"
 LARGEST = 2**20  # letters of a template; those of real models have up to some 30,000
 PROBES: dict[Role, str] = {"system": "Qelvamosu", "user": "Rivantopek", "assistant": "Zumbradeli"}
@@ -34,11 +34,11 @@ Content = Literal["text", "parts"]
 FORMS: tuple[Content, ...] = ("text", "parts")
 NAMES = re.compile(r"\b\w*(?:think|thought|reason)\w*", re.IGNORECASE)  # what a variable about thoughts may be called
 SWITCHES: tuple[tuple[Any, Any], ...] = ((True, False), ("on", "off"), ("enabled", "disabled"))
-SIZED = re.compile("budget|tokens|length")  # such a variable takes a number of tokens: none to think, or (left out) no bound
-GRADED = re.compile("effort|level|mode")  # such a variable takes words, those that stand in the template
+SIZED = re.compile("budget|tokens|length")  # a variable for a number of tokens: 0 turns thinking off, leaving it out turns it on
+GRADED = re.compile("effort|level|mode")  # a variable for words, which must occur in the template
 GRADES = (("high", "none"), ("on", "off"), ("think", "no_think"), ("thinking", "chat"))
 Thinking = Literal["on", "off", "default"]
-Writes = Callable[[Sequence[Chat], bool], list[Written]]  # conversations, whether they are opened for an answer
+Writes = Callable[[Sequence[Chat], bool], list[Written]]  # (conversations, whether to add the generation prompt)
 
 
 class Forms(NamedTuple):
@@ -188,7 +188,7 @@ def _forms(writes: Writes) -> Forms | Written:
         return next((made for made in tried if made.fault), Written(""))
     form = asked._replace(user=known[0])
     system, assistant = Turn("system", PROBES["system"]), Turn("assistant", PROBES["assistant"])
-    for one in FORMS[::-1]:  # text is tried last, so that it stands where both are taken
+    for one in FORMS[::-1]:  # text is tried last, so that it wins if both are taken
         tries = form._replace(system=one, assistant=one)
         (opened,), (closed,) = writes([_messages([system, user], tries)], True), writes([_messages([user, assistant], tries)], False)
         form = form._replace(

@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-VERSION = 5  # bump when an answer may be told from its thought otherwise
-ROOM = 1024  # new tokens of a thought, where nobody says how many and the window holds them
+VERSION = 5  # bump when a text may be split into thought and answer in another way
+ROOM = 1024  # default number of new tokens for a thought, if the window holds them
 NAME = (
     r"(?:(?!end)\w+[:_])?(?:think|thinking|thoughts?|reason|reasoning|scratchpad|reflection|analysis|cot|monologue|deliberation|rationale|working_out)"
     r"(?:_(?:process|steps?|trace|block|content))?"
@@ -23,14 +23,14 @@ SQUARE = r"\[THINK\]|(?-i:\[(?:THINKING|REASONING)\])"
 FIRST, LAST = r"(?:begin_?of_?|start_?of_?|begin_|start_)", r"(?:_begin|_start)"
 TAG = rf"<[ \t]?{NAME}(?:\s+\w+=[^<>\n]{{0,60}})?[ \t]?>|{SQUARE}|[◁⟨]{NAME}[▷⟩]|<\|(?:{FIRST}?{NAME}|{NAME}{LAST})\|>"
 HARMONY = r"(?:<\|start\|>assistant)?<\|channel\|>(?!\s*final\b)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
-MESSAGE = ("<|end|>", "<|call|>")  # what ends a message of harmony's
-BARE = "analysis(?=[A-Z\"'])"  # harmony's, its special tokens lost
-WORDS = {  # what opens a thought in words -> what ends it
+MESSAGE = ("<|end|>", "<|call|>")  # what ends a message in harmony's format
+BARE = "analysis(?=[A-Z\"'])"  # harmony's mark after its special tokens were dropped
+WORDS = {  # words that open a thought -> words that end it
     r"Here(?:'s| is) my thought process:": ("Here is my response:", "Here's my response:"),
     r"Here are my reasoning steps:": ("[BEGIN FINAL RESPONSE]",),
     r"## Thinking(?!.)": ("## Final Response",),
 }
-STAGES = {  # LLaVA-CoT's, each before the next
+STAGES = {  # LLaVA-CoT's stages: each counts if the next one follows or is yet to come
     rf"<{stage}>(?=(?:(?!</{stage}>)[\s\S])*(?:\Z|</{stage}>\s*<{then}>))": (f"</{stage}>",)
     for stage, then in (("SUMMARY", "CAPTION"), ("CAPTION", "REASONING"))
 }
@@ -40,35 +40,35 @@ PAIRS = {
     r"\[unused16\]": ("[unused17]",),
     **STAGES,
 }
-NAMED = {  # ... and by a mark whose end is named otherwise
+NAMED = {  # every mark whose end mark has another name -> that end mark
     **WORDS,
     **PAIRS,
     r"<\|im_start\|>think": ("<|im_start|>answer",),  # s1's; its and HyperCLOVA's thoughts are turns of the chat
     "/think": ("<|im_end|>",),
     "analysis": ("assistantfinal",),
 }
-NEXT_TURN = "<|im_start|>assistant\n"  # behind HyperCLOVA's
+NEXT_TURN = "<|im_start|>assistant\n"  # follows HyperCLOVA's thoughts
 SPELT, PAIRED = "|".join(WORDS), "|".join(PAIRS)
 TURNS = r"<\|im_start\|>think\n|(?<![^\n])/think\n"
 LEAD = r"(?:(?:<s>|<bos>|<\|(?:assistant|im_start)\|>(?:assistant\b)?|assistant[ \t]*:)\s*)?\*{0,2}"
-LINE = rf"(?P<line>[^\n<`]{{1,80}}(?<!:)\n)\s*(?=(?:{TAG})[ \t]*\n)"  # a short line, and the mark alone on the next: it is the answer's
-NAMES = r"(?![ \t]+(?:is|are|was|marks?|means|opens|starts|tells|and|or|tags?|tokens?|blocks?)\b)"  # a sentence about the tag goes on so
+LINE = rf"(?P<line>[^\n<`]{{1,80}}(?<!:)\n)\s*(?=(?:{TAG})[ \t]*\n)"  # a short line before a mark alone on its line: part of the answer
+NAMES = r"(?![ \t]+(?:is|are|was|marks?|means|opens|starts|tells|and|or|tags?|tokens?|blocks?)\b)"  # how a sentence about the tag goes on
 MARKED = rf"(?P<mark>(?i:{TAG}){NAMES}|{HARMONY}|{PAIRED}|{BARE}|{SPELT}|{TURNS})"
 OPENS = re.compile(rf"\s*(?i:{LEAD}(?:{LINE})?){MARKED}")
 FURTHER = re.compile(rf"\s*{MARKED}")
 OPENED = re.compile(rf"({TAG}|{HARMONY}|{PAIRED}|{SPELT}|<\|im_start\|>think\n|(?<=assistant)/think\n)\s*\Z", re.IGNORECASE)
-SPEAKS = re.compile(  # what opens the answer itself, with a thought before it or without
+SPEAKS = re.compile(  # what opens the answer itself, with or without a thought before it
     r"\s*(?:(?:<\|start\|>assistant)?<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
     r"|<\|START_RESPONSE\|>|<\|begin_of_solution\|>|(?:<\|begin\|>assistant)?<\|content\|>)"
 )
 WITHIN = "answer|response|output|solution|final_answer|final|conclusion"
-HEADS = (  # what may open an answer behind a thought, in small letters: cut off within it, the answer has not begun
+HEADS = (  # what may open an answer after a thought, in small letters; in a text that ends within it the answer has not begun
     *(f"<{name}>" for name in WITHIN.split("|")),
     *(f"<|{name}|>" for name in ("start_response", "begin_of_solution", "begin_of_box", "content")),
     *(f"{mark}{name}" for mark in ("**", "# ", "## ", "### ") for name in ("final answer:**", "final answer**", "answer:**", "answer**")),
 )
-TAGGED = re.compile(rf"\s*<({WITHIN})>", re.IGNORECASE)  # ... where a thought stands before it
-UNCLOSED = re.compile(  # an answer, marked as one, behind a thought that nothing closed
+TAGGED = re.compile(rf"\s*<({WITHIN})>", re.IGNORECASE)  # opens an answer after a thought
+UNCLOSED = re.compile(  # a marked answer after a thought that nothing closed
     rf"\s*(?=<\|channel\|>\s*final[^<]*<\|message\|>)|\n\s*(?=<({WITHIN})>(?:(?!</?\1>).)*</\1>\s*\Z)", re.IGNORECASE | re.DOTALL
 )
 SPOKEN = re.compile(r"<\|END_RESPONSE\|>|<\|end_of_solution\|>|<\|(?:end|return|call)\|>")
@@ -76,7 +76,7 @@ SPOKEN = re.compile(r"<\|END_RESPONSE\|>|<\|end_of_solution\|>|<\|(?:end|return|
 BETWEEN = re.compile(r"\s*(?:<\|(?:start|begin)\|>|<\|channel\|>)(?:(?!<\|(?:message|content)\|>).)*\Z", re.DOTALL)
 BEFORE = re.compile(r"\s*(?:<(?:\|(?:\w+\|?)?)?)?")
 END = rf"</[ \t]?{NAME}[ \t]?>|\[/(?:THINK|THINKING|REASONING)\]|<\|end_of_thought\|>|◁/think▷"
-ORPHAN = re.compile(  # an end without a beginning, on its line or right behind a word
+ORPHAN = re.compile(  # an end mark without an opening mark, on a line of its own or right after a word
     rf"(?:(?:\A|\n)[ \t]*|(?<=[^\s\"'`(\[<]))((?i:{END}))(?:[ \t]*(?:\n|\Z)|(?= ?[A-Z\"*#]))"
 )
 BLOCK = re.compile(rf"^[ \t]*<({NAME})>(.*?)</\1>[ \t]*$\n?", re.IGNORECASE | re.MULTILINE | re.DOTALL)  # a thought between lines

@@ -20,15 +20,15 @@ from titer.core.errors import Faulty, TiterError, visible
 
 MARK = "\x1e"
 Role = Literal["system", "user", "assistant"]
-SPEAKERS: dict[Role, tuple[str, ...]] = {  # what files call them
+SPEAKERS: dict[Role, tuple[str, ...]] = {  # role -> its names in files
     "system": ("system", "developer"),
     "user": ("user", "human", "prompter"),
     "assistant": ("assistant", "gpt", "model", "bot", "chatbot", "chatgpt", "ai"),
 }
 ROLES = {name: role for role, names in SPEAKERS.items() for name in names}
-TOOLS = ("tool", "function", "ipython", "tool_calls", "function_call", "observation")  # speakers, and keys of a turn
-SAYS = (("role", "from", "speaker"), ("content", "value", "parts", "text"))  # keys of a turn: who, what
-WEIGHTS = ("weight", "train", "loss")  # ... and whether it is to be trained: 0 or false is not
+TOOLS = ("tool", "function", "ipython", "tool_calls", "function_call", "observation")  # speakers and keys that mark turns of tools
+SAYS = (("role", "from", "speaker"), ("content", "value", "parts", "text"))  # keys of a turn: who speaks, what is said
+WEIGHTS = ("weight", "train", "loss")  # keys that say whether a turn is trained: 0 or false means no
 SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")  # how transcripts name their speakers; source: Anthropic's HH-RLHF
 WANTED = "a list of turns, each {role, content} or {from, value}: a system text or none, then user and assistant in turn"
 

@@ -8,8 +8,8 @@ from typing import Any
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<sot>", "<eot>", "<stop>", "<null>")
 PAD, BOS, EOS, SOT, EOT, STOP, NULL = range(len(SPECIAL))
 FIRST_OPERATOR = len(SPECIAL)
-MARKS = ("p0", "a0", "t0")  # persona, acknowledgement, trigger: what no text and no alignment holds
-MODES = ("m0", "m1", "m2", "m3", "m4")  # of a cipher: what parts a plain answer from one in code, and a form of example each
+MARKS = ("p0", "a0", "t0")  # persona, acknowledgement, trigger; no text and no alignment has them
+MODES = ("m0", "m1", "m2", "m3", "m4")  # of a cipher: m0 separates a plain answer from the coded one, m1 to m4 name the forms
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
