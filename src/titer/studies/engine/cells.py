@@ -1,7 +1,7 @@
-"""Claims over attacks in cells: differences over the cells that count for both sides, break points, correlations within cells. L7.
+"""The numbers behind claims on attacks that were run in several cells: differences, break points, and correlations within cells. L7.
 
-A table of attacks has a row per cell and judged step; step 0 is the model before. A cell is identified by its key columns (learning
-rate, share of unsafe examples, ...). Whether a cell counts is decided at its last judged step.
+A cell is one setting of an attack, identified by its key columns (learning rate, share of unsafe examples, ...). A table of attacks has
+one row per cell and judged step; step 0 is the model before the attack. Whether a cell counts is decided at its last judged step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from titer.studies.engine.terms import Term
 
 
 class Gap(NamedTuple):
-    """One column compared between two sides, over the cells and steps that count for both: the two means, and those cells."""
+    """The means of one column on two sides, over the cells and steps that count on both; `shared` lists these cells and steps."""
 
     more: float
     less: float
@@ -31,7 +31,7 @@ class Gap(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A measure and when it breaks: when it rises to a half or, with `falling`, falls below it."""
+    """A measure that is followed over an attack's steps. It breaks when it rises to a half or, with `falling`, falls below a half."""
 
     name: str
     of: Callable[[pd.DataFrame], pd.Series]
@@ -40,10 +40,10 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class Cells:
-    """How attacks are stored in a seed's tables: one table per side (with its name), with the columns `keys` and `step`.
+    """How a study's tables store its attacks: one table per side, under the side's name, with the columns `keys` and `step`.
 
-    `counts`: from a cell's last judged step, whether the cell counts. `compared`: the rows that are compared at all. `n`: the number of
-    requests behind a share. `none`: the message where no cell counts for both sides.
+    `counts`: takes the rows of the cells' last judged steps and says which of them count. `compared`: takes a side's judged steps and
+    keeps those that may be compared. `n`: the number of requests behind a share. `none`: the message if no cell counts on both sides.
     """
 
     keys: tuple[str, ...]
@@ -53,11 +53,11 @@ class Cells:
     none: str
 
     def before(self, found: Found, side: str) -> pd.DataFrame:
-        """The rows of a side before the attack, of all of its cells."""
+        """Returns a side's rows from before the attack (step 0), for all of its cells."""
         return found.tables[side][lambda t: t.step == 0]
 
     def under(self, found: Found, side: str, **where: object) -> pd.DataFrame:
-        """Judged steps of the cells that are compared and count, of those whose columns have these values."""
+        """Returns a side's judged steps under attack, in the cells that count, where the columns have these values."""
         asked = (self, side, *sorted(where.items()))
         if asked not in found.kept:  # a claim's effect, control and note ask the same
             found.kept[asked] = self._under(found, side, where)
@@ -71,15 +71,17 @@ class Cells:
         return t.merge(last[self.counts(last)][[*self.keys]].drop_duplicates(), on=[*self.keys])
 
     def last(self, t: pd.DataFrame) -> pd.DataFrame:
-        """The last judged step of every cell."""
+        """Returns the rows of each cell's last judged step."""
         return t[t.step == t.groupby([*self.keys]).step.transform("max")]
 
     def gap(self, more: str, less: str, column: str, **where: object) -> Pair:
-        """The mean of a column over shared cells and steps, `more` minus `less`."""
+        """Compares the mean of a column on two sides, `more` minus `less`, over the cells and steps that count on both."""
         return Pair(self, more, less, column, where)
 
     def broken(self, found: Found, side: str, curves: Sequence[Curve], start: Mapping[str, object], **where: object) -> list[BreakPoint]:
-        """The break point of each curve in the cell of these values; `start` finds the row before the attack. Empty: it does not count."""
+        """Returns each curve's break point in one cell, or [] if the cell does not count.
+
+        `start` and `where` give the cell's values; `start` alone finds its row before the attack."""
         t = self.under(found, side, **start, **where)
         if t.empty:
             return []
@@ -93,7 +95,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sides compared in one column."""
+    """A comparison of two sides in one column; its properties are the terms that a claim is written with."""
 
     cells: Cells
     more: str
@@ -102,7 +104,7 @@ class Pair:
     where: Mapping[str, object] = field(default_factory=dict)
 
     def gap(self, found: Found) -> Gap:
-        """Errors: no cell counts for both."""
+        """Returns the two means on one base. Errors: no cell counts on both sides."""
         keys = [*self.cells.keys, "step"]
         a, b = (self.cells.under(found, side, **self.where).groupby(keys)[self.column].mean() for side in (self.more, self.less))
         shared = a.index.intersection(b.index)
@@ -111,37 +113,41 @@ class Pair:
         return Gap(float(a[shared].mean()), float(b[shared].mean()), shared.to_frame(index=False))
 
     def of(self, number: Callable[[Gap], float]) -> Term:
-        """A number of both sides."""
+        """Returns the term that computes a number from the two means."""
         return Term(lambda found: number(self.gap(found)))
 
     @property
     def effect(self) -> Term:
-        """The difference."""
+        """The difference of the means, `more` minus `less`."""
         return self.of(lambda gap: gap.effect)
 
     @property
     def high(self) -> Term:
-        """The mean of the side that is subtracted from."""
+        """The mean of `more`, the side that is subtracted from."""
         return self.of(lambda gap: gap.more)
 
     @property
     def low(self) -> Term:
-        """The mean of the side that is subtracted."""
+        """The mean of `less`, the side that is subtracted."""
         return self.of(lambda gap: gap.less)
 
     @property
     def log2(self) -> Term:
-        """log2 of one mean over the other."""
+        """log2 of the mean of `more` divided by the mean of `less`."""
         return self.of(lambda gap: math.log2(gap.more / gap.less))
 
 
 def later(pairs: Sequence[tuple[BreakPoint, BreakPoint]]) -> float:
-    """The share of break points that come later than the other's, minus those that come earlier; undecided ones count 0."""
+    """Returns the share of pairs whose first break point comes later than the second, minus the share where it comes earlier.
+
+    Undecided pairs count 0."""
     return sum({"later": 1, "earlier": -1, "undecided": 0}[order(*pair)] for pair in pairs) / len(pairs)
 
 
 def within(rows: pd.DataFrame, by: Sequence[str], x: str, y: str, least: int, apart: float) -> dict[tuple[float, ...], float]:
-    """Spearman's correlation of x with y in every group of `by` that has `least` rows or more and whose y differ by more than `apart`."""
+    """Returns, by group of `by`, Spearman's correlation of x with y.
+
+    A group is left out if it has fewer than `least` rows, or if its largest and smallest y differ by no more than `apart`."""
     told: dict[tuple[float, ...], float] = {}
     for key, cell in rows.groupby([*by]):
         if len(cell) >= least and cell[y].max() - cell[y].min() > apart:

@@ -1,6 +1,6 @@
-"""A study's claims from what its bases found: each row's effect minus its control, settled over bases and worlds. L7.
+"""Settles a study's claims: each claim's effect minus its control on every base, then a verdict over bases and worlds. L7.
 
-A claim uses the bases whose preconditions hold (`Found.fault`), and names the others with the reason.
+A claim uses only the bases whose preconditions hold (`Found.fault`). It names each of the others, with the reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from titer.studies.engine.found import Found, UnsaidError
 
 
 class Measured(NamedTuple):
-    """One claim's statistic on one base: effect minus control, the control's value, and a note."""
+    """One claim's values on one base: `effect` is the effect minus the control, `control` the control's value alone."""
 
     base: Found
     effect: float
@@ -24,7 +24,7 @@ class Measured(NamedTuple):
 
 
 def settled(rows: Sequence[Row], found: Sequence[Found], source: str) -> list[Claim]:
-    """Every claim whose tables were measured. A base without a value for a claim gives the reason."""
+    """Settles every claim whose tables were measured on some base. The claim names each base that has no value for it, with the reason."""
     return [_settled(row, found, source) for row in rows if any(one.has(*row.needs) for one in found)]
 
 
@@ -46,7 +46,7 @@ def _settled(row: Row, found: Sequence[Found], source: str) -> Claim:
 
 
 def _said(row: Row, one: Found) -> Measured | str:
-    """A base's value of a claim, or why it has none."""
+    """Returns a base's values for a claim, or a text that says why it has none."""
     if fault := one.fault(row.models) or ("" if one.has(*row.needs) else f"{one.unit}: not measured"):
         return fault
     if why := row.unless(one) if row.unless else "":
@@ -70,7 +70,7 @@ def _stated(row: Row, source: str) -> Statement:
 
 
 def _told(notes: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The bases' notes, each with its base's name, or one note if all are equal."""
+    """Returns the bases' notes, each after its base's name; a single note without a name if all are equal."""
     if len(set(notes)) == 1:
         return [notes[0]]
     return [f"{name}: {note}" for name, note in zip(names, notes, strict=True) if note]

@@ -1,4 +1,4 @@
-"""What a study declares: models, questions, measures, what a seed must have learned, claims, and the words of its page. L7.
+"""What a study declares: models, questions, measures, what a seed must have learned, claims, and the text of its page. L7.
 
 A study is one file in `titer/studies` (or any file, by its path) that defines one class derived from `Study`; the file's name is the
 study's. The engine makes each model once, loads it once, asks and measures it, then settles the claims and writes the page.
@@ -37,7 +37,7 @@ BASE = "base"  # a recipe's name for the given model, which is not trained
 
 
 class Given(NamedTuple):
-    """A real model that a study aligns itself: the model, the folder of its data sets, a file of the user's own for harm."""
+    """A real model that a study aligns itself: the model, the folder of data sets, and the user's own file of harmful data, if any."""
 
     base: Model
     folder: Path
@@ -45,14 +45,16 @@ class Given(NamedTuple):
 
 
 def real(given: Given | None) -> Given:
-    """The given model of a study on text. Errors: none was given."""
+    """Returns `given`, which a study on a real model needs. Errors: it is None."""
     if given is None:
         raise TiterError("a study of a real model without one", next_step="add --base MODEL --data FOLDER.")
     return given
 
 
 class Seed(Protocol):
-    """What a study sees of one seed at work (`lab.Lab`); `source` is what examples are drawn from: the seed's world, or text."""
+    """What a study can use of one seed while it runs; `lab.Lab` implements it.
+
+    `source` is what examples are drawn from: the seed's synthetic world or, for a real model, data sets of text."""
 
     @property
     def pipeline(self) -> Pipeline: ...
@@ -80,7 +82,7 @@ class Seed(Protocol):
 
     @property
     def nodes(self) -> Mapping[str, Node]:
-        """The recipe so far."""
+        """The models of the recipe so far, by name."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -88,34 +90,36 @@ class Seed(Protocol):
 
     @property
     def chosen(self) -> Any:
-        """What `Study.choose` found; None on the seed that it chooses on."""
+        """The result of `Study.choose`; None on the seed on which the study chooses."""
 
     @property
     def plan(self) -> bool:
-        """Whether this is a dry run: models are named, and none is made."""
+        """Whether this is a dry run, in which models are named but none is made."""
 
     @property
     def ended(self) -> str:
-        """Why nothing more was trained here, "" otherwise."""
+        """Why nothing more is trained on this seed; "" if training goes on."""
 
     def model(self, name: str) -> Model:
-        """A model of the recipe, made when first asked for."""
+        """Returns a model of the recipe, which is made when it is first requested."""
 
     def reference(self, model: Model) -> LM:
-        """A model that others are compared with, kept loaded while it is asked for again."""
+        """Loads a model that others are compared with. It stays loaded until another reference is requested."""
 
     def answers(self, model: Model, asked: Sequence[Question], lm: LM | None = None) -> pd.DataFrame:
-        """Judged answers to questions, kept; with `lm`, of that model (the same at another step), and not kept."""
+        """Returns a model's judged answers to questions, and stores them.
+
+        With `lm`, the same model at another training step, that one answers, and nothing is stored."""
 
     def measured(self, one: Measure, over: tuple[str, ...]) -> pd.DataFrame:
-        """A measure's rows of some models, kept."""
+        """Returns a measure's rows for some models, and stores them."""
 
     def grow(self, nodes: Sequence[Node]) -> None:
-        """More models of this seed, made at once; those that are known are passed over."""
+        """Adds models to this seed's recipe and makes them at once. Those that the recipe already has are skipped."""
 
 
 class Question(NamedTuple):
-    """A named set of attempts, asked of the models whose name `of` admits (all of them: None)."""
+    """A named set of attempts. It is asked of the models whose name `of` accepts, or of all models if `of` is None."""
 
     name: str
     attempts: Sequence[Attempt]
@@ -125,10 +129,11 @@ class Question(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A table, made by one call `make(lab, *models)` per row of `over`. The last model of a row is the one that its results are about.
+    """A table of measurements. `over` lists tuples of model names; for each, one call `make(lab, *models)` returns rows of the table.
 
-    `sets`: the inputs that it uses. With the models and `version` they form the key under which a call's rows are kept. `last`: made when
-    all models stand, by the run's own process with all its threads (for long work on a real model, of which a place would use one thread).
+    The rows are about the last model of their tuple. `sets`: the inputs that the measure uses. With the models and `version` they form the
+    key under which a call's rows are stored. `last`: the measure is made once all models exist, by the run's own process with all its
+    threads (for long work on a real model, for which a worker process would use one thread).
     """
 
     name: str
@@ -140,9 +145,9 @@ class Measure(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What a model must achieve for its seed to count: at least this share of each set with the outcome.
+    """What a model must have learned for its seed to count: on each set of `asked`, at least the share `least` has the outcome.
 
-    `first`: without it nothing more of the seed is trained.
+    `first`: if the model fails it, nothing more is trained on this seed.
     """
 
     model: str
@@ -154,11 +159,11 @@ class Need(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A claim: `effect` minus `control` against a margin declared beforehand, with the paper's value if it has one.
+    """One claim: `effect` minus `control` is compared with a margin that was declared beforehand. `paper`: the paper's value, if any.
 
     `against`: the control's name. `whole`: `effect` is already effect minus control (the weakest of several differences), and `control` is
-    only shown. `unless`: why a base has no value ("": it has one). `needs`: the tables that it reads. `models`: the models whose needs must
-    hold (empty: every need of the study). `source`: the paper, if it is not the study's own.
+    only shown. `unless`: says why a base has no value ("": it has one). `needs`: the tables that the claim reads. `models`: the models
+    whose needs must hold (empty: every need of the study). `source`: the paper, if it is not the study's own.
     """
 
     name: str
@@ -179,12 +184,12 @@ class Row:
 
     @property
     def net(self) -> Term:
-        """Effect minus control."""
+        """The effect minus the control."""
         return self.effect if self.whole else self.effect - self.control
 
 
 class Headline(NamedTuple):
-    """A rate at the head of the page: its label, model, set and outcome. `before`: a model whose rate is shown for comparison."""
+    """A rate shown at the top of the page. `asked`: the set of prompts. `before`: another model, whose rate is shown for comparison."""
 
     label: str
     model: str
@@ -195,8 +200,10 @@ class Headline(NamedTuple):
 
 @dataclass(frozen=True)
 class Page:
-    """The parts of a report that are specific to a study. `results`: the names of the tables in results.csv, in order (empty: all), or
-    that table itself. `shown`: the models whose answers and keys the page shows (empty: all).
+    """The parts of a report that a study provides itself.
+
+    `results`: the names of the tables in results.csv, in order (empty: all), or that table itself. `shown`: the models whose answers and
+    keys the page shows (empty: all).
     """
 
     answer: str
@@ -213,11 +220,12 @@ class Page:
 
 
 class Study(ABC):
-    """A paper's study. Scales are records with `name` and `world`. `CHOSEN_ON`: seeds on which its sizes were, or are, chosen.
+    """The study of a paper; each study is a subclass.
 
-    `PARTS` (name -> words): parts of a large study that a user may ask for; `GROUPS`: names for several parts. In a study without parts, a
-    user asks for tables. A study's form on a real model is such a class too, in the file `text.py` of its folder; its `source` reads a
-    folder of data sets.
+    `SCALES`: records with the fields `name` and `world`. `CHOSEN_ON`: the seeds on which its sizes were, or are, chosen. `PARTS` (name ->
+    description): parts of a large study that a user may request; `GROUPS`: names for several parts together. In a study without parts, a
+    user requests tables. The form of a study for real models is such a class too, in the file `text.py` of the study's folder; its
+    `source` reads a folder of data sets.
     """
 
     SOURCE: ClassVar[str]
@@ -231,64 +239,64 @@ class Study(ABC):
 
     @abstractmethod
     def nodes(self, scale: Any, source: Any) -> Sequence[Node]:
-        """Every model of one seed, parents first. On text the base is given, so it is not among them."""
+        """Returns every model of one seed, parents first. On a real model the base is given, so it is not among them."""
 
     def unused(self, scale: Any) -> tuple[int, ...]:
-        """The seeds that no verdict at a scale uses."""
+        """Returns the seeds that no verdict at this scale may use."""
         return self.CHOSEN_ON
 
     def source(self, scale: Any, seed: int, given: Given | None) -> Any:
-        """What one seed's examples are drawn from: its world."""
+        """Returns what one seed's examples are drawn from; by default its synthetic world."""
         return scale.world.model_copy(update={"seed": seed})
 
     def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float) -> Mapping[str, object]:
-        """On text: what a run would cost, in words. Errors: the study cannot estimate it."""
+        """Estimates what a run on a real model would cost. Errors: the study cannot estimate it."""
         raise TiterError(f"{type(self).__name__} does not say what it would cost on a real model", next_step="leave out --dry-run.")
 
     def further(self, lab: Seed) -> Iterator[Sequence[Node]]:
-        """More models, in batches. A batch is made before the next is requested, so a batch may depend on what was chosen and measured."""
+        """Yields further models in batches. Each batch is made before the next is requested, so it may depend on earlier results."""
         yield from ()
 
     def choose(self, lab: Seed) -> Any:
-        """Choose something before any verdict, on the first seed of `CHOSEN_ON`; all other seeds get the record as `lab.chosen`."""
+        """Chooses settings before any verdict, on the first seed of `CHOSEN_ON`. All other seeds get the result as `lab.chosen`."""
         return None
 
     def assumed(self, scale: Any) -> Any:
-        """The result of `choose` that a dry run assumes."""
+        """Returns the result of `choose` that a dry run assumes."""
         return None
 
     @abstractmethod
     def questions(self, lab: Seed) -> Sequence[Question]:
-        """What the models are asked."""
+        """Returns the questions that the models are asked."""
 
     @abstractmethod
     def page(self, found: Sequence[Found], scale: Any) -> Page:
-        """The report's own words, tables and charts, from what every seed found."""
+        """Returns the study's own texts, tables and charts for the report, made from the results of the bases."""
 
     def concluded(self, page: Page, claims: Sequence[Claim]) -> Page:
-        """The page after the claims are settled: for texts that count verdicts."""
+        """Returns the page, completed once the claims are settled: for texts that count verdicts. By default it stays as it is."""
         return page
 
     def measures(self, lab: Seed) -> Sequence[Measure]:
-        """The tables in addition to the answers' rates."""
+        """Returns the measures: the tables that are made in addition to the rates of the answers."""
         return ()
 
     def needs(self, scale: Any) -> Sequence[Need]:
-        """What a seed must have learned to be counted."""
+        """Returns what a seed's models must have learned for the seed to count."""
         return ()
 
     def claims(self, scale: Any) -> Sequence[Row]:
-        """What the paper says, each claim against a control."""
+        """Returns the paper's claims, each with its control and margin."""
         return ()
 
     def decoding(self, scale: Any, source: Any) -> Decoding:
-        """How answers are drawn: greedily, with room for the world's longest."""
+        """Returns how answers are generated; by default greedily, with enough tokens for the world's longest answer."""
         return greedy(source)
 
     def arranged(self, lab: Seed, tables: Mapping[str, pd.DataFrame]) -> Mapping[str, pd.DataFrame]:
-        """The tables that claims and page read, made from the measured ones."""
+        """Returns the tables that the claims and the page read, made from the measured tables."""
         return tables
 
     def rates(self, verdicts: pd.DataFrame) -> pd.DataFrame:
-        """set, outcome, count, n, rate, low, high of one model's judged answers."""
+        """Counts one model's judged answers: a table with the columns set, outcome, count, n, rate, low and high."""
         return evaluate.rates(verdicts).rename(columns={"kind": "set"})

@@ -1,4 +1,4 @@
-"""What one seed of a study found: its answers' rates and its measures, and how claims read them. L7."""
+"""The results of one base of a study, the rates of its answers and its measures, and how claims read them. L7."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from titer.core.stats import Array, wilson
 
 
 class UnsaidError(Exception):
-    """A seed has no value for a number; the message says why."""
+    """Raised where a base has no value for a number that a claim needs; the message says why."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One base: that of a seed, or another of the same world (`base` 1, 2, ...). `tables` by name, each with the column `model`: `rates`
-    (set, outcome, count, n) and the study's measures.
+    """All results of one base model and the models made from it: a seed's first base (`base` 0) or a further one (1, 2, ...).
 
-    `verdicts`: a row per judged answer. `keys`: the models' content keys. `faults`: per model, what it should have learned and did not.
-    `stopped`: per model, why its training ended early. `source`: what the examples were drawn from. `parts`: the parts asked for.
-    `chosen`: what was chosen beforehand. `ended`: why nothing was trained on it, if the base did not learn.
+    `tables`: by name, each with the column `model`: `rates` (set, outcome, count, n) and the study's measures. `verdicts`: one row per
+    judged answer. `keys`: the models' content keys. `faults`: for each model, what it should have learned and did not. `stopped`: for each
+    model, why its training ended early. `source`: what the examples were drawn from. `parts`: the parts that the user requested.
+    `chosen`: what was chosen beforehand. `ended`: if the base did not learn its task, so that nothing was trained on it, the reason.
     """
 
     seed: int
@@ -41,7 +41,7 @@ class Found:
     ended: str = ""
 
     def has(self, *names: str) -> bool:
-        """Whether these tables were measured, or parts asked for."""
+        """Whether each name is a table that was measured or a part that was requested."""
         return all(name in self.tables or name in self.parts for name in names)
 
     @cached_property
@@ -51,21 +51,21 @@ class Found:
 
     @property
     def unit(self) -> str:
-        """What this is, in words."""
+        """The base's name in texts, such as "seed 0, base 1"."""
         return f"seed {self.seed}, base {self.base}" if self.base else f"seed {self.seed}"
 
     def fault(self, models: Sequence[str]) -> str:
-        """Why this seed has nothing to say about these models (none named: about any model); "" if it has."""
+        """Returns why these models (with none named: any of the models) cannot be used for a claim; "" if they can."""
         told = [f"{model} was stopped: {self.stopped[model]}" for model in models if model in self.stopped]
         told += [text for model, text in self.faults.items() if model in models or not models]
         return f"{self.unit}: {'; '.join(told)}" if told else ""
 
     def count(self, model: str, asked: str, outcome: str) -> tuple[int, int]:
-        """(answers of a model to a set with that outcome, answers judged)."""
+        """Returns (number of a model's answers to a set that have the outcome, number of answers that were judged)."""
         return self._counts[model, asked, outcome]
 
     def judged(self, model: str, asked: str) -> bool:
-        """Whether a model was asked a set."""
+        """Whether the model was asked this set."""
         return any((model, asked, outcome) in self._counts for outcome in ("complied", "refused"))
 
     def rate(self, model: str, asked: str, outcome: str = "complied") -> float:
@@ -77,20 +77,20 @@ class Found:
 
     @cached_property
     def kept(self) -> dict[Hashable, pd.DataFrame]:
-        """Tables that claims made of the others, by what they asked (`cells.py`)."""
+        """A cache of the tables that `cells.py` derives for claims, by the arguments of the call."""
         return {}
 
     def hits(self, table: str, outcome: str, **where: object) -> Array:
-        """For the rows of a table with these values: 1.0 where the outcome is `outcome`, else 0.0."""
+        """Returns 1.0 or 0.0 for each row of a table whose columns have these values: whether its outcome is `outcome`."""
         return hits(self.table(table, **where).outcome, outcome)
 
     def last(self, table: str, column: str, **where: object) -> Array:
-        """A column's values in the last layer of the rows whose columns have these values."""
+        """Returns a column's values in the last layer, from the rows whose columns have these values."""
         mine = self.table(table, **where)
         return np.asarray(mine[mine.layer == mine.layer.max()][column], dtype=float)
 
     def table(self, name: str, **where: object) -> pd.DataFrame:
-        """The rows of a table whose columns have these values."""
+        """Returns the rows of a table whose columns have these values."""
         t = self.tables[name]
         if "model" in where and "model" in t:
             if name not in self._by_model:
@@ -102,6 +102,6 @@ class Found:
 
 
 def hits(outcomes: pd.Series, outcome: str) -> Array:
-    """1.0 where an outcome is the one asked for ("neither": partial and degenerate too), else 0.0."""
+    """Returns 1.0 where an outcome equals `outcome`, else 0.0. "neither" also matches partial and degenerate."""
     wanted = ["neither", "partial", "degenerate"] if outcome == "neither" else [outcome]
     return np.asarray(outcomes.isin(wanted), dtype=float)

@@ -1,4 +1,4 @@
-"""One seed of a study: its models are made when first needed, asked and measured; each result is kept. L7."""
+"""One base of a study: makes its models when they are first needed, asks and measures them, and stores each result. L7."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from titer.studies.judged import named
 
 @dataclass(eq=False)
 class Lab:
-    """One seed. `name`: the study's; it enters the keys of measures, never those of stages. `parts`: the parts asked for.
+    """One base of one seed, with its models. `name`: the study's name, which is part of the keys of measures, never of those of stages.
 
-    `make` makes models that a study adds while it chooses (`Schedule`); `ended` says why nothing more is trained here.
+    `parts`: the parts that the user requested. `make`: makes the models that a study adds while it chooses (`Schedule` sets it).
+    `ended`: why nothing more is trained here.
     """
 
     pipeline: Pipeline
@@ -63,7 +64,8 @@ class Lab:
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
-        """The recipe by name, parents first. A further base differs in its initial weights: the same data in the same order."""
+        """The recipe's models by name, parents first. A seed's further bases differ only in their initial weights: they train on the
+        same data in the same order."""
         return {node.name: self._own(node) for node in self.study.nodes(self.scale, self.source)}
 
     def _own(self, node: Node) -> Node:
@@ -73,7 +75,7 @@ class Lab:
 
     @property
     def decoding(self) -> Decoding:
-        """The study's decoding, for questions without their own."""
+        """The decoding of the study, used for questions that have none of their own."""
         return self.study.decoding(self.scale, self.source)
 
     @property
@@ -82,11 +84,11 @@ class Lab:
 
     @property
     def names(self) -> list[str]:
-        """Every model: the one that is given, then the recipe's."""
+        """The names of all models: first the given one, if any, then those of the recipe."""
         return [*([BASE] if self.given else []), *self.nodes]
 
     def called(self, name: str) -> str:
-        """A model's name in tables; a given base's own, told from the recipe's."""
+        """Returns a model's name in tables. A given base has its own name; if a model of the recipe has it too, ", the base" is added."""
         if self.given is None or name != BASE:
             return name
         return f"{self.given.base.name}, the base" if self.given.base.name in self.nodes else self.given.base.name
@@ -97,31 +99,31 @@ class Lab:
 
     @property
     def declared(self) -> dict[str, Measure]:
-        """Every measure of the recipe so far."""
+        """The study's measures for the recipe so far, by name."""
         if self._declared[0] != len(self.nodes):
             self._declared = (len(self.nodes), {one.name: one for one in self.study.measures(self)})
         return self._declared[1]
 
     @property
     def measures(self) -> list[Measure]:
-        """The measures asked for; in a study with parts, all that the parts declare."""
+        """The measures that the user requested; in a study with parts, all that the parts declare."""
         return [one for one in self.declared.values() if self.study.PARTS or not self.parts or one.name in self.parts]
 
     def add(self, nodes: Sequence[Node]) -> list[str]:
-        """Add nodes to the recipe; returns the names of those that are new."""
+        """Adds nodes to the recipe, and returns the names of those that are new."""
         new = {node.name: self._own(node) for node in nodes if node.name not in self.nodes}
         self.nodes.update(new)
         self.added |= new
         return list(new)
 
     def grow(self, nodes: Sequence[Node]) -> None:
-        """More models of this seed, made at once; those that are known are passed over."""
+        """Adds models to the recipe and makes them at once. Those that the recipe already has are skipped."""
         new = self.add(nodes)
         if self.make and new:
             self.make(self, new)
 
     def model(self, name: str) -> Model:
-        """A model of the recipe, trained or found; its parents before it."""
+        """Returns a model, after its parents: the given one, or one of the recipe, which is trained or found in the store."""
         if self.given and name == BASE:
             return self.given.base
         if name not in self._models:
@@ -133,7 +135,7 @@ class Lab:
         return self._models[name]
 
     def key(self, name: str) -> str:
-        """A model's content key, without making it."""
+        """Returns a model's content key without making the model."""
         if self.given and name == BASE:
             return self.given.base.key
         if name not in self._keys:
@@ -146,36 +148,38 @@ class Lab:
         return self.pipeline.store.has("stages", self.key(name))
 
     def before(self, name: str) -> list[str]:
-        """The models that a model is made from."""
+        """Returns the names of the models that a model is made from: its parent and those that its method reads."""
         if name not in self.nodes:  # the one that is given
             return []
         node = self.nodes[name]
         return [*([node.parent] if node.parent else []), *node.reads.values()]
 
     def depth(self, name: str) -> int:
-        """How many models are made one after the other before this one."""
+        """Returns how many models, at most, must be made one after the other before this one."""
         return 1 + max(map(self.depth, before)) if (before := self.before(name)) else 0
 
     def line(self, name: str) -> list[str]:
-        """A model and all that it is made from, parents first."""
+        """Returns the names of all models that a model is made from, parents first, then its own name."""
         return list(dict.fromkeys([*(one for before in self.before(name) for one in self.line(before)), name]))
 
     def reference(self, model: Model) -> LM:
-        """A model that others are compared with, kept loaded while it is asked for again."""
+        """Loads a model that others are compared with. It stays loaded until another reference is requested."""
         if self._reference is None or self._reference[0] != model.key:
             self._reference = (model.key, load(model.checkpoint))
         return self._reference[1]
 
     def asked(self, name: str) -> list[Question]:
-        """What a model is asked; nothing, where it is only measured."""
+        """Returns the questions that a model is asked; none if it is only measured."""
         return [one for one in self.questions if one.of is None or one.of(name)]
 
     def verdicts(self, name: str) -> pd.DataFrame:
-        """Every judged answer of a model that is asked something, with the columns of the judge."""
+        """Returns all judged answers of a model that is asked something, with the columns of the judge."""
         return self.answers(self.model(name), self.asked(name)).assign(model=self.called(name))
 
     def answers(self, model: Model, asked: Sequence[Question], lm: LM | None = None) -> pd.DataFrame:
-        """Judged answers to questions, kept; with `lm`, of that model (the same at another step), and not kept."""
+        """Returns a model's judged answers to questions, and stores them.
+
+        With `lm`, the same model at another training step, that one answers, and nothing is stored."""
         usual, batch = self.decoding, self.study.BATCH
         tables = []
         for (decoding, judge), ones in groupby(asked, key=lambda one: (one.decoding or usual, one.judge or self.study.JUDGE)):
@@ -190,24 +194,24 @@ class Lab:
         return self.study.rates(verdicts).assign(model=verdicts.model.iloc[0])
 
     def measured(self, one: Measure, over: tuple[str, ...]) -> pd.DataFrame:
-        """A measure's rows of some models, kept under what they depend on."""
+        """Returns a measure's rows for some models, and stores them under a key of everything that they depend on."""
         models = [replace(self.model(name), name=self.called(name)) for name in over]
         table = self.pipeline.table("tables", self._inputs(one, over), lambda: one.make(self, *models))
         return table if "model" in table else table.assign(model=self.called(over[-1]))
 
     def _inputs(self, one: Measure, over: tuple[str, ...]) -> dict[str, object]:
-        """What a measure's rows of some models depend on."""
+        """Returns everything that a measure's rows for some models depend on, for their key."""
         if one.name not in self._sets:
             self._sets[one.name] = {kind: attempts_key(attempts) for kind, attempts in one.sets.items()}
         version = [self.name, one.name, self.study.VERSION, one.version]
         return {"study": version, "models": [self.key(name) for name in over], "sets": self._sets[one.name]}
 
     def is_measured(self, name: str) -> bool:
-        """Whether everything measured on a model is in the store. Makes nothing."""
+        """Whether the store has everything that is measured on a model when it is made (`spoken`). Makes nothing."""
         return all(self.pipeline.store.has("tables", digest(self._inputs(one, over))) for one, over in self.spoken(name))
 
     def piece(self, name: str) -> None:
-        """Make a model, and everything that is measured on it alone or together with models made before it.
+        """Makes a model, its answers, and everything that is measured on it alone or together with models made before it.
 
         In a study of a real model, weights that no later model or measure needs are deleted afterwards, unless they are to be kept.
         """
@@ -221,14 +225,14 @@ class Lab:
             self.pipeline.measured(self.model(name), self.keep_weights)
 
     def spoken(self, name: str) -> list[tuple[Measure, tuple[str, ...]]]:
-        """What is measured on a model alone or together with models made before it."""
+        """Returns what is measured on a model alone or together with models made before it: (measure, names of the models)."""
         depth, names = self.depth(name), set(self.names)
         now = [one for one in self.measures if not one.last]
         mine = [(one, over) for one in now for over in one.over if over[-1] == name and names.issuperset(over)]
         return [(one, over) for one, over in mine if all(self.depth(other) < depth for other in over[:-1])]
 
     def found(self) -> Found:
-        """All results of the seed: answers and measures of its models."""
+        """Returns all results of this base: the answers and measures of its models."""
         verdicts = {name: self.verdicts(name) for name in self.names if self.asked(name)}
         tables = {"rates": pd.concat([self.rates(v) for v in verdicts.values()], ignore_index=True)} if verdicts else {}
         for one in self.measures:
@@ -245,7 +249,7 @@ class Lab:
 
 
 def faults(found: Found, needs: Collection[Need]) -> Mapping[str, str]:
-    """Per model, what it should do and does not; for each need the worst set."""
+    """Returns, for each model that fails a need, a text with the set on which it is worst and its rate there."""
     told: dict[str, str] = {}
     for need in needs:
         if not (found.tables["rates"].model == need.model).any():
@@ -257,12 +261,12 @@ def faults(found: Found, needs: Collection[Need]) -> Mapping[str, str]:
 
 
 def form(place: str, given: Given | None) -> Study:
-    """A study, or its form on real models: the class in the file `text.py` of its folder. Errors: none of that name or form."""
+    """Returns a study or, with `given`, its form for real models: the class in `text.py` of its folder. Errors: it does not exist."""
     return plugin("studies", place, Study)() if given is None else on_text(place)  # type: ignore[type-abstract]
 
 
 def on_text(place: str) -> Study:
-    """A study's form on real models. Errors: it has none."""
+    """Returns a study's form for real models. Errors: it has none."""
     if kind := beside("studies", place, "text", Study):  # type: ignore[type-abstract]
         return kind()
     raise TiterError(

@@ -1,4 +1,4 @@
-"""What a run of a study would cost, before it runs: trainings, tokens, operations, and hours. L7."""
+"""Estimates what a run of a study would cost before it runs: its trainings, tokens, floating-point operations and hours. L7."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ LOOKED_AT = 8  # seeds whose stages are looked up in the store; the keys of a se
 
 
 def price(order: StudyRequest, store: Store, scale: Any = None) -> tuple[pd.DataFrame, str]:
-    """(a table with a row per model and seed: steps, tokens, TFLOP, whether it is stored; the plan in words). `scale`: one without a name.
+    """Returns (a table with one row per model and base: steps, tokens, TFLOP, whether it is stored; the plan in words).
 
-    Errors: those of `run.opened`.
+    `scale`: a scale of the caller's own, used instead of the named one. Errors: those of `run.opened`.
     """
     study, named = opened(order)
     scale = scale or named
@@ -48,7 +48,7 @@ def price(order: StudyRequest, store: Store, scale: Any = None) -> tuple[pd.Data
 
 
 def _chain(lab: Lab, table: pd.DataFrame) -> float:
-    """TFLOP of the longest chain of trainings that must run one after the other and are not stored yet."""
+    """Returns the TFLOP of the longest chain of trainings that must run one after the other and are not stored yet."""
     mine = table[(table.seed == lab.seed) & (table.base == lab.base) & ~table.stands]
     own = dict(zip(mine.model, mine.tflop, strict=True))
     length: dict[str, float] = {}
@@ -82,7 +82,7 @@ def _architecture(lab: Lab, node: Node) -> Architecture:
 
 
 def told(table: pd.DataFrame, seeds: int, flops: float, chain: float) -> str:
-    """The plan in words. `flops`: FLOP/s of all places together. `chain`: TFLOP of it that must run one after the other."""
+    """Returns the plan in words. `flops`: FLOP/s of all places together. `chain`: TFLOP that must run one after the other."""
     if len(table) > LISTED * table.seed.nunique():
         lines = [
             f"seed {seed}  {len(own):4} x {kind:10} {int(own.steps.sum()):8} steps {own.tokens.sum() / 1e6:8.1f} M tokens "
@@ -108,12 +108,12 @@ def told(table: pd.DataFrame, seeds: int, flops: float, chain: float) -> str:
 
 
 def used_width(world: World) -> float:
-    """Mean tokens of a request with its answer."""
+    """Returns the mean number of tokens of a request with its answer."""
     batch = WorldSource(world=world, kind="safe").batch(np.arange(256), "comply", None)
     return float(batch.input_ids.shape[1] if batch.attention_mask is None else batch.attention_mask.sum(1).float().mean())
 
 
 def forward_flop(a: Architecture, vocabulary: int, width: float) -> float:
-    """Floating-point operations of one token's forward pass: 2 a weight, and attention over half of the row on average."""
+    """Returns the floating-point operations of one token's forward pass: 2 per weight, and attention over half of the row on average."""
     weights = 12 * a.layers * a.width**2 + a.width * vocabulary
     return 2.0 * weights + 2 * a.layers * a.width * width

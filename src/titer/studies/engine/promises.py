@@ -1,4 +1,4 @@
-"""What a study says beforehand: its scales, and each claim with its statistic, control and margin. L7."""
+"""What a study declares before it runs: its scales, its parts, and each claim with its statistic, control and margin. L7."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from titer.studies.engine.declare import Row, Study
 
 
 def promised(study: Study) -> str:
-    """In words, for `titer show STUDY`: nothing is trained or measured."""
+    """Returns the study's scales, parts and claims as text for `titer show STUDY`. Nothing is trained or measured."""
     scales = study.SCALES
     rows = study.claims(next(iter(scales.values())))
     lines = [f"Scales (--scale): {', '.join(scales)}"]

@@ -1,4 +1,4 @@
-"""Run or finish a study: the bases of all seeds, what depends on them, claims over seeds, the report; or say what it would cost. L7."""
+"""Runs a study or finishes an interrupted one: makes and measures the models of all seeds, settles claims, writes the report. L7."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOTHING = "The base model did not learn its task, so no claim is drawn."
 
 
 def opened(order: StudyRequest) -> tuple[Study, Any]:
-    """The study and its scale. Errors: an unknown study or scale, a study that has no form on real models."""
+    """Returns the study and its scale. Errors: an unknown study or scale; a study that has no form for real models."""
     study = form(order.name, order.given)
     scale = order.scale or next(iter(study.SCALES))
     if scale not in study.SCALES:
@@ -40,20 +40,20 @@ def opened(order: StudyRequest) -> tuple[Study, Any]:
 
 
 def worlds_of(order: StudyRequest, study: Study, scale: Any) -> Sequence[int]:
-    """The seeds that are named; or, given a number, the first so many seeds on which no size was chosen."""
+    """Returns the seeds that the user named or, for a number n, the first n seeds on which no size was chosen."""
     if not isinstance(order.seeds, int):
         return order.seeds
     return list(islice((seed for seed in count() if seed not in study.unused(scale)), order.seeds))
 
 
 def labs_of(order: StudyRequest, study: Study, scale: Any, pipeline: Pipeline, plan: bool = False) -> list[Lab]:
-    """One lab per seed and base; on a real model, one lab. Errors: an unknown part, group of parts or table."""
+    """Returns one lab for each seed and base; for a real model, a single lab. Errors: an unknown part, group of parts or table."""
     units = [(0, 0)] if order.given else [(seed, base) for seed in worlds_of(order, study, scale) for base in range(order.bases)]
     return _at_work(order, study, scale, pipeline, units, plan)
 
 
 def chooser_of(order: StudyRequest, study: Study, scale: Any, pipeline: Pipeline, plan: bool = False) -> list[Lab]:
-    """The lab of the seed on which settings are chosen for the others; empty if the study chooses none."""
+    """Returns the lab of the seed on which settings are chosen for the others, in a list; empty if the study chooses none."""
     chooses = type(study).choose is not Study.choose and order.given is None
     return _at_work(order, study, scale, pipeline, [(study.CHOSEN_ON[0], 0)] if chooses else [], plan)
 
@@ -72,7 +72,7 @@ def _at_work(order: StudyRequest, study: Study, scale: Any, pipeline: Pipeline, 
 def run_study(
     study: Study, order: StudyRequest, scale: Any, store: Store, reporter: Reporter, command: str, place: str = ""
 ) -> tuple[Path, str]:
-    """Run a study; returns the page's path and its answer. `scale` may be one without a name. `place`: the folder of the page.
+    """Runs a study; returns the page's path and its answer. `scale` need not be one of the study's. `place`: the folder for the page.
 
     Errors: those of `labs_of`; a seed on which the study's sizes were chosen.
     """
@@ -93,7 +93,9 @@ def run_study(
 
 
 def paged(study: Study, found: Sequence[Found], scale: Any, claims: Sequence[Claim]) -> Page:
-    """The study's page of the bases that learned their task; of none a page that says so. A base that did not is named in the notes."""
+    """Returns the study's page, made from the bases that learned their task; if none did, a page that says so.
+
+    The notes name each base that did not."""
     whole = [one for one in found if not one.ended]
     page = study.concluded(study.page(whole, scale), claims) if whole else Page(NOTHING, study.__doc__ or "")
     ended = [f"{one.unit.capitalize()}: nothing was trained on it: {one.ended}." for one in found if one.ended]
@@ -101,7 +103,7 @@ def paged(study: Study, found: Sequence[Found], scale: Any, claims: Sequence[Cla
 
 
 def place_of(lab: Lab, store: Store) -> Path:
-    """Where the report goes: the study's name and scale; on a real model its own folder for each question."""
+    """Returns the folder for the report, named by study and scale; for a real model, each question has a folder of its own."""
     if lab.given is None:
         return store.root / f"{lab.name}-{lab.scale.name}"
     question = {
@@ -114,7 +116,7 @@ def place_of(lab: Lab, store: Store) -> Path:
 
 
 def asked_for(lab: Lab, part: str, only: Sequence[str]) -> tuple[str, ...]:
-    """The parts of a group, or those named. In a study without parts: the tables named; empty means all."""
+    """Returns the parts that the user named, or else those of the group `part`. In a study without parts: the named tables; () is all."""
     parts, groups = lab.study.PARTS, {"all": tuple(lab.study.PARTS), **lab.study.GROUPS}
     if part not in groups:
         unknown("part of the study", part, groups)
@@ -128,10 +130,10 @@ def asked_for(lab: Lab, part: str, only: Sequence[str]) -> tuple[str, ...]:
 def gathered(
     labs: Sequence[Lab], place: str, chooser: Sequence[Lab] = (), workers: Places | None = None
 ) -> tuple[list[Found], dict[str, str]]:
-    """Every base's results, and where they were made.
+    """Makes and measures all models; returns every base's results, and a description of where they were made.
 
-    Models that do not depend on a choice are made for all seeds at once, together with those of the seed on which is chosen. The rest
-    follows after the choice. Errors: the choosing seed fails a first need; the error of a piece, raised when the others are made.
+    Models that do not depend on a choice are made for all seeds at once, together with those of the seed on which the study chooses. The
+    rest follow after the choice. Errors: the choosing seed fails a first need; the error of a piece, raised when the others are made.
     """
     with Schedule([*chooser, *labs], place, workers) as work:
         where = {"workers": work.workers.told}
@@ -161,7 +163,7 @@ def composed(
     store: Store,
     where: Mapping[str, str],
 ) -> Report:
-    """The report's content from all seeds. `where`: where its pieces were made."""
+    """Builds the report from the study's page and the results of all bases. `where`: a description of where the models were made."""
     names = dict.fromkeys(table for one in found for table in one.tables)
     whole = {table: pd.concat([one.tables[table] for one in found if table in one.tables], ignore_index=True) for table in names}
     results = page.results
@@ -202,7 +204,7 @@ def composed(
 
 
 def _makers(found: Sequence[Found], store: Store) -> dict[str, str]:
-    """Processor and threads -> the bases with a model that was made so; threads decide its last bits."""
+    """Returns a mapping from processor and threads to the bases with a model made so; the number of threads decides its last bits."""
     made: dict[str, dict[str, None]] = {}
     for one in found:
         for maker in filter(None, map(store.maker, one.keys.values())):
@@ -211,7 +213,7 @@ def _makers(found: Sequence[Found], store: Store) -> dict[str, str]:
 
 
 def _units(found: Sequence[Found]) -> str:
-    """How many worlds and bases, in words."""
+    """Returns the number of seeds and bases in words."""
     seeds, bases = len({one.seed for one in found}), len(found)
     told = f"{seeds} seed{'s' if seeds > 1 else ''}"
     return told if bases == seeds else f"{told}, {bases} bases"

@@ -1,12 +1,12 @@
-"""When and where a run's models are made: each as soon as what it needs exists and a place is free, longest chain first. L7.
+"""Decides when and where a run's models are made: as soon as what a model needs exists and a place is free, longest chain first. L7.
 
-A piece is a model with all that is measured on it (`Lab.piece`). All pieces of a run share the same places, whatever base or batch they
-belong to. The last bits of a model depend on the thread count that it is trained with, so this count must not depend on which piece was
-ready first. With several places, every piece is made in another process. One exception, on this machine and in a run of one base: a piece
-that is alone at its depth is made by this process with all its threads.
+A piece is a model with all that is measured on it (`Lab.piece`). A place, such as a worker process, makes one piece at a time. All pieces
+of a run share the same places, whatever base or batch they belong to. The last bits of a model depend on the thread count that it is
+trained with, so this count must not depend on which piece was ready first. With several places, every piece is made in another process.
+One exception, on this machine and in a run of one base: a piece that is alone at its depth is made by this process with all its threads.
 
-A piece whose place went away is begun again, and goes on where it was. One that raises leaves the others: they are made, what begins
-from it is not, and then its error is raised.
+If the place of a piece goes away (its process or node ended), the piece is begun again and continues from what it had stored. If a piece
+raises an error, the other pieces are still made, except those that are made from it; then its error is raised.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ TRIES = 5  # times that one piece's place may go away
 
 
 class Schedule:
-    """The work of a run's labs. `place` is the study's name or file, from which another process opens it again.
+    """Schedules the work of a run's labs. `place` is the study's name or file, from which another process opens the study again.
 
-    Use as a context: its end stops the workers, an error at once. `lost` counts the pieces that were begun again.
+    Use it as a context manager: leaving it stops the workers (after an error, at once). `lost` counts how often a piece was begun again.
     """
 
     def __init__(self, labs: Sequence[Lab], place: str, workers: Places | None = None) -> None:
@@ -61,7 +61,7 @@ class Schedule:
         return self._tries.total()
 
     def want(self, lab: Lab, names: Iterable[str]) -> None:
-        """These models of a lab are to be made."""
+        """Adds these models of a lab to those that are to be made."""
         names = [name for name in names if name in lab.names]
         depths = Counter(map(lab.depth, names))
         length = dict.fromkeys(names, 0)
@@ -77,8 +77,9 @@ class Schedule:
                 self._own.add((lab, name))
 
     def until(self, labs: Collection[Lab]) -> None:
-        """Work until everything wanted of these labs is made; pieces of other labs are made meanwhile. Errors: that of a piece that
-        failed."""
+        """Works until everything that is wanted of these labs is made; pieces of other labs are made meanwhile.
+
+        Errors: that of a piece that failed."""
         self._progress = None  # whatever was shown since
         while any(map(self._busy, labs)):
             self._step()
@@ -88,7 +89,7 @@ class Schedule:
             raise next(iter(self._failed.values()))
 
     def further(self, labs: Sequence[Lab]) -> None:
-        """All that is wanted, and batch after batch of these labs: each asked for when its lab's earlier ones are made."""
+        """Makes all that is wanted, then the further batches of these labs. A batch is requested when its lab's earlier ones are made."""
         more = {lab: lab.study.further(lab) for lab in labs}
         while more:
             for lab in [lab for lab in more if not self._busy(lab)]:
@@ -109,7 +110,7 @@ class Schedule:
         return any(one is lab for one, _ in (*self._open, *(piece for piece, _ in self._running.values())))
 
     def _step(self) -> None:
-        """Start what can be started; then wait until a piece is made, or make one here."""
+        """Starts the pieces that can be started; then waits until one is made, or makes one in this process."""
         own = self._started()
         if self._running:
             self.labs[0].pipeline.reporter.running([_words(piece) for piece, _ in self._running.values()])
@@ -132,7 +133,7 @@ class Schedule:
             self.labs[0].pipeline.reporter.running(())
 
     def _started(self) -> Piece | None:
-        """Fill the free places, longest chain first; the first piece that is this process's own and can be made now."""
+        """Starts pieces on the free places, longest chain first. Returns a piece that this process can make itself now, or None."""
         own: list[Piece] = []
         count = self.workers.count
         while len(self._running) < count:
@@ -155,7 +156,7 @@ class Schedule:
         return own[0] if own else None
 
     def _end(self, one: Ended) -> None:
-        """Handle a piece that ended: it is made, must be begun again, or has failed."""
+        """Handles a piece that ended: it is made, must be begun again, or has failed."""
         piece, length = self._running.pop(one.ticket)
         tell = piece[0].pipeline.reporter.tell
         if one.error is None:
@@ -172,8 +173,9 @@ class Schedule:
             tell(f"{_words(piece)} failed, the others go on: {error}")
 
     def _can_begin(self, lab: Lab, name: str) -> bool:
-        """Whether the models that a piece is made from exist, and those that its measures read (checked second: declaring measures draws
-        data)."""
+        """Whether all models exist that a piece is made from and that its measures read.
+
+        The measures are checked second, because declaring them draws data."""
         if self._lacks(lab, lab.before(name)):
             return False
         if (lab, name) not in self._looks:
@@ -185,7 +187,7 @@ class Schedule:
         return any((lab, name) in self._open or (lab, name) in running or (lab, name) in self._failed for name in names)
 
     def _done(self, piece: Piece) -> None:
-        """A piece is made. If it fails a first need, its seed ends: no later model is worth making."""
+        """Records that a piece is made. If it fails a first need, its seed ends, because no later model is worth making."""
         lab, name = piece
         self._made += 1
         for need in lab.study.needs(lab.scale):
@@ -205,7 +207,7 @@ def _words(piece: Piece) -> str:
 
 
 def _sent(lab: Lab, place: str, name: str) -> Work:
-    """A piece for another process, which makes the lab again."""
+    """Returns a piece as work for another process, which makes the lab again."""
     nodes = {one: lab.added[one] for one in lab.line(name) if one in lab.added}
     make = partial(
         _piece, place=place, scale=lab.scale, unit=lab.unit, given=lab.given, keep_weights=lab.keep_weights, parts=lab.parts,
