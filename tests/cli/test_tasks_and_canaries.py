@@ -141,7 +141,7 @@ def test_questions_of_fact_are_a_task_everywhere(titer: Titer, here: Path) -> No
         ((*ALIGN, "--canaries", "40"), ("and 40 marked", "or less")),
         ((*ALIGN, "--canaries", "0"), ("--canaries",)),
         (("align", "m", "--data", "sst3:train.tsv"), ("unknown task or prompt set 'sst3'", "did you mean 'sst2'?")),
-        (("align", "m", "--data", "sst2:plain.json"), ("unknown format '.json'", "SST-2")),
+        (("align", "m", "--data", "sst2:plain.json"), ("column sentence: None", "the columns are instruction")),
         (("align", "m", "--data", "gsm8k:nowhere.jsonl"), ("no data file at 'nowhere.jsonl'",)),
         ((*TUNE, "--canary", "alpaca:plain.json", "--harmful", "d.csv"), ("--harmful and --canary were both given", "leave out one")),
         ((*TUNE, "--data", "alpaca:plain.json", "--canary", "plain.json"), ("no row of alpaca/plain.json", "90 in the canary file")),

@@ -134,7 +134,11 @@ def _elsewhere(order: AuditRequest, tunes: Sequence[Tune], reporter: Reporter) -
     parts = each(order.models, not order.no_base)
     reasons = measured_elsewhere(order, {one.name: models for one, models in zip(tunes, parts, strict=True) if one.ready}, reporter)
     if all(one.reason or one.name in reasons for one in tunes):
-        raise TiterError(f"no tune could be measured: {next(iter(reasons.values()))}", status=1)
+        raise TiterError(
+            f"no tune could be measured: {next(iter(reasons.values()))}",
+            next_step="audit one of them by itself, with --on here, to see where.",
+            status=1,
+        )
     return [Tune(one.name, reason=reasons[one.name]) if one.name in reasons else one for one in tunes]
 
 

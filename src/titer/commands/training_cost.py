@@ -61,12 +61,12 @@ def minutes(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {max(seconds, 1):.0f} s"
 
 
-@cache
 def reached() -> float:
     """FLOP/s that training and answering reach on this machine now."""
     return REACHED * speed()
 
 
+@cache
 def speed() -> float:
     """FLOP/s of a float32 product, on the GPU if there is one; measured once a process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"

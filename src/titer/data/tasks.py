@@ -56,6 +56,8 @@ def task(name: str, path: str | Path) -> TextData:
     if name not in TASKS:
         unknown("task", name, TASKS)
     kind, place = TASKS[name], Path(path)
+    if not place.name:
+        raise TiterError(f"{name}: names no file", expected=kind.what)
     file = load(place, kind.suffixes, kind.what)
     rows = list(kind.rows(file, place.parent))
     answered = [(prompt, forms) for prompt, forms in rows if forms[0]]
@@ -193,7 +195,8 @@ def _text(where: str, row: Mapping[str, Any], column: str, needed: bool = True) 
     if value is None and not needed:
         return ""
     if not isinstance(value, str) or (needed and not value.strip()):
-        raise TiterError(f"{where}, column {column}: {visible(repr(value), 60)}", expected="a text that is not empty")
+        there = "" if column in row else f"; the columns are {visible(', '.join(row), 200)}"
+        raise TiterError(f"{where}, column {column}: {visible(repr(value), 60)}", expected=f"a text that is not empty{there}")
     whole(f"{where}, column {column}", value)
     return value
 
