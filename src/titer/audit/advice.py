@@ -32,7 +32,7 @@ TURNS = "--set k1=1 --set k2=9"  # of Lisa: the paper's turns of 100 and 900 ste
 
 
 class Advice(NamedTuple):
-    """Something to try: why, in a sentence, and the command."""
+    """One thing to try: the reason in a sentence (`why`), and the command to run."""
 
     why: str
     command: str
@@ -46,9 +46,10 @@ def advice(
     trained: Sequence[str] = (),
     restored: pd.DataFrame | None = None,
 ) -> list[Advice]:
-    """Advice for the last change; none where every interval contains zero. `against`: effects minus the control's. `trained`: files that
-    the models were trained on; a single one is taken for the task's. `restored`: parts put back. That a chat template is missing is
-    told in any case."""
+    """Returns the advice for the last change; none if every interval contains zero. A missing chat template is reported in any case.
+
+    `against`: effects minus the control's. `trained`: files that the models were trained on; if there is only one, the commands name it
+    as the task's data. `restored`: what putting parts of the change back has shown."""
     change = found.last
     if change is None or shifts.empty:
         return []
@@ -81,7 +82,7 @@ def advice(
 
 
 def _bare(change: Change) -> list[Advice]:
-    """Ask the model after through a chat template, where it alone has none: a merge often leaves it out."""
+    """Advises to audit the tuned model with a chat template, if it has none and the model before has one: a merge often loses it."""
     if not change.templates or not untemplated(change.after.checkpoint) or untemplated(change.before.checkpoint):
         return []
     after, before = change.after.name, change.before.name
@@ -93,7 +94,7 @@ def _bare(change: Change) -> list[Advice]:
 
 
 def putting_back(change: Change, restored: pd.DataFrame) -> list[Advice]:
-    """A repair: put back the smallest part of the change that restores refusals. Empty if none does, or if the model cannot be edited."""
+    """Advises to put back the smallest part of the change that restores refusals. Empty if none does, or if the model cannot be edited."""
     row = restoring.smallest(restored, editable=True)
     if row is None:
         return []
@@ -123,7 +124,7 @@ def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> 
 
 
 def _repairs(found: Audited, change: Change) -> list[Advice]:
-    """Edits of the tuned model itself that these models allow (`fitting`)."""
+    """Advises repairs that edit the tuned model without training it, as far as they are possible with these models (`fitting`)."""
     models = {TUNED: change.after, "aligned": change.before}
     why = "Or undo part of the tune without training: keep a quarter, a half ... of its weight change. Each result is in a folder named after its share; audit it."
     wanted = [("scale", why, models, " --strength grid")]
@@ -134,7 +135,7 @@ def _repairs(found: Audited, change: Change) -> list[Advice]:
 
 
 def _repair(name: str, why: str, models: Mapping[str, Model], more: str) -> list[Advice]:
-    """One edit of the tuned model; empty if these models do not allow it."""
+    """Advises one repair of the tuned model by its method's name; empty if the method cannot be used with these models."""
     try:
         fitting(made("repairs", name, Repair), {role: one.checkpoint for role, one in models.items()})  # type: ignore[type-abstract]
     except TiterError:  # quantised, different vocabularies, experts in one tensor: the command would be refused
@@ -144,7 +145,7 @@ def _repair(name: str, why: str, models: Mapping[str, Model], more: str) -> list
 
 
 def _blamed(against: pd.DataFrame, change: Change, kind: str, outcome: str) -> str:
-    """How a shift compares with the control's; "" without a control. The interval of their difference decides."""
+    """Says whether a shift exceeds the control's, judged by the interval of their difference; "" without a control."""
     row = moved(against, change, kind, outcome) if len(against) else None
     if row is None:
         return ""
@@ -166,7 +167,7 @@ def _add(known: Usual) -> str:
 
 
 def _gentler(known: Usual) -> Usual:
-    """A tenth of the learning rate and half of the epochs; where these are not known, 1e-5 and one epoch."""
+    """Returns the options with a tenth of the learning rate and half of the epochs; if they are not known, 1e-5 and one epoch."""
     if not known:
         return {"lr": "1e-5", "epochs": "1"}
     return {**known, "lr": f"{float(known['lr']) / 10:g}", "epochs": str(max(1, int(known["epochs"]) // 2))}

@@ -24,7 +24,7 @@ SHIFTED = ("refused", "complied", "partial", "degenerate")
 
 
 class Asked(NamedTuple):
-    """One set of prompts of one kind, and the judge of its answers. With `attacked` or `decoder`, attempts differ by model."""
+    """One set of prompts of one kind, with the judge of its answers. With `attacked` or `decoder`, attempts may differ by model."""
 
     attempts: Sequence[Attempt]
     judge: Judge
@@ -41,13 +41,14 @@ class Asked(NamedTuple):
 
 
 def generated(pipeline: Pipeline, model: Model, asked: Mapping[str, Asked], decoding: Decoding) -> None:
-    """Generate and keep one model's answers to every set. They are judged later, when no model is loaded."""
+    """Generates one model's answers to every set and stores them. They are judged later, when no model is loaded."""
     for one in asked.values():
         pipeline.answered(model, one.on(pipeline, model), one.decoding(decoding), BATCH)
 
 
 def verdicts_of(pipeline: Pipeline, models: Sequence[Model], asked: Mapping[str, Asked], decoding: Decoding) -> pd.DataFrame:
-    """Judged answers of every model on every set, with the columns `model` and `place` (of the prompt in its set). Tells the refusals."""
+    """Returns the judged answers of every model on every set, with the columns `model` and `place` (the prompt's index in its set).
+    It also prints the refusal rates."""
     tables = []
     for model in models:
         for one in asked.values():
@@ -59,16 +60,16 @@ def verdicts_of(pipeline: Pipeline, models: Sequence[Model], asked: Mapping[str,
 
 
 def refusals(verdicts: pd.DataFrame) -> str:
-    """In a line, before the page stands: the share of each model's judged unsafe and safe answers that refuse."""
+    """Returns one line, shown before the page is written: the share of each model's judged unsafe and safe answers that refuse."""
     mine = verdicts[verdicts.kind.isin(["unsafe", "safe"]) & ~verdicts.outcome.isin(UNJUDGED)]
     shares = (mine.outcome == "refused").groupby([mine.model, mine.kind], sort=False).mean()
     return "refused: " + "; ".join(f"{model}, {kind} prompts {share:.0%}" for (model, kind), share in shares.items())
 
 
 def anywhere(verdicts: pd.DataFrame, judge: Judge) -> pd.DataFrame:
-    """model, kind, refused, low, high, n, where a refusal phrase anywhere in the answer counts, as is usual in the field.
+    """Returns the refusal rates if a refusal phrase anywhere in the answer counted as a refusal, as is usual in the field.
 
-    Empty unless the judge is that of refusals.
+    Columns: model, kind, refused, low, high, n. Empty if the judge is not `Refusal`, or already looks anywhere.
     """
     if not isinstance(judge, Refusal) or judge.where == "anywhere":
         return pd.DataFrame()
@@ -79,12 +80,12 @@ def anywhere(verdicts: pd.DataFrame, judge: Judge) -> pd.DataFrame:
 
 
 def cut_short(verdicts: pd.DataFrame, asked: Mapping[str, Asked]) -> list[str]:
-    """In words: sets judged against reference answers in which some answers hit the token limit and are not right."""
+    """Returns a line for each set judged against reference answers in which some answers hit the token limit and are not right."""
     return cut_off(verdicts[verdicts.kind.isin([name for name, one in asked.items() if one.judge.BY_ANSWER])])
 
 
 def pairs(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:
-    """Prompts judged both before and after: kind, place, harmful, prompt, before, after (outcomes), both completions."""
+    """Returns the prompts judged both before and after: kind, place, harmful, prompt, before, after (outcomes), both completions."""
     kept = ["kind", "place", "harmful", "prompt", "outcome", "completion"]
     sides = [verdicts[verdicts.model == model.name][kept] for model in (change.before, change.after)]
     both = sides[0].merge(sides[1][["kind", "place", "outcome", "completion"]], on=["kind", "place"], suffixes=("_before", "_after"))
@@ -93,7 +94,7 @@ def pairs(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:
 
 
 def shifts(verdicts: pd.DataFrame, changes: Sequence[Change]) -> pd.DataFrame:
-    """Per change, set and outcome: the rates before and after, and their paired difference on the same prompts with its interval."""
+    """Returns, by change, set and outcome, the rates before and after and their paired difference on the same prompts with its interval."""
     rows = []
     for change in changes:
         for kind, table in pairs(verdicts, change).groupby("kind", sort=False):
@@ -106,9 +107,9 @@ def shifts(verdicts: pd.DataFrame, changes: Sequence[Change]) -> pd.DataFrame:
 
 
 def beyond(verdicts: pd.DataFrame, change: Change, control: Change) -> pd.DataFrame:
-    """Per set and outcome: the change's effect, the control's, and effect minus control, on prompts judged for all three models.
+    """Returns, by set and outcome, the change's effect, the control's, and effect minus control, on prompts judged for all three models.
 
-    Both changes start from the same model, so the difference is after minus control, paired by prompt. No such prompts: no rows.
+    Both changes start from the same model, so the difference is after minus control, paired by prompt. Sets without such prompts have no row.
     """
     both = pairs(verdicts, change)
     both = both.merge(pairs(verdicts, control)[["kind", "place", "after"]].rename(columns={"after": "control"}), on=["kind", "place"])
@@ -124,18 +125,18 @@ def beyond(verdicts: pd.DataFrame, change: Change, control: Change) -> pd.DataFr
 
 
 def _difference(one: pd.Series, other: pd.Series) -> dict[str, float]:
-    """The rate of `other` minus that of `one` on the same prompts, with its interval and the number of prompts."""
+    """Returns the rate of `other` minus that of `one` on the same prompts, with its interval and the number of prompts."""
     found = paired_difference(int((other & ~one).sum()), int((one & ~other).sum()), len(one))
     return {"difference": found.value, "low": found.low, "high": found.high, "n": len(one)}
 
 
 def flips(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:
-    """The prompts whose outcome changed: kind, prompt, before, after. Lost refusals come first."""
+    """Returns the prompts whose outcome changed: kind, prompt, before, after. Lost refusals come first."""
     return _flipped(verdicts, change)[["kind", "prompt", "before", "after"]]
 
 
 def flipped(verdicts: pd.DataFrame, change: Change, most: int) -> pd.DataFrame:
-    """Both answers to each of the first `most` prompts of `flips`, one after the other: verdicts with the column `flip`."""
+    """Returns the verdicts on both answers (before, then after) to each of the first `most` prompts of `flips`, with the column `flip`."""
     table = _flipped(verdicts, change).head(most)
     table = table.assign(flip=table.before + " → " + table.after, order=range(len(table)))[["kind", "place", "flip", "order"]]
     sides = {change.before.name: 0, change.after.name: 1}

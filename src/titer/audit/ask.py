@@ -1,4 +1,4 @@
-"""From names and files to an audit's inputs: models, prompts without those in training data, capability sets, contexts, judges. L7."""
+"""Turns names and files into an audit's inputs: models, prompts that no training file holds, capability sets, contexts, judges. L7."""
 
 from __future__ import annotations
 
@@ -143,7 +143,8 @@ def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -
 
 
 def _prompts(order: AuditRequest, text: TextData, known: Known) -> int | None:
-    """The number of prompts per set. Errors: "auto" without a resolution to reach; a resolution without "auto", or out of range."""
+    """Returns the number of prompts per set (None: all). Errors: "auto" without a resolution to reach; a resolution without "auto", or out
+    of range."""
     if order.prompts != "auto":
         if order.resolution is not None:
             raise TiterError("--resolution without --prompts auto", next_step="add --prompts auto.")
@@ -164,7 +165,7 @@ def _prompts(order: AuditRequest, text: TextData, known: Known) -> int | None:
 
 
 def _attacks(order: AuditRequest, text: TextData, prompts: int | None) -> list[Attacked]:
-    """The prompts with the answer begun, unless left out, and the attack that was asked for."""
+    """Prepares the attacks on the unsafe prompts: prefill, which begins the answer (unless it is left out), and the one asked for."""
     given: dict[str, Attack] = {"prefill": Prefill()} if not order.no_prefill else {}
     if found := chosen_attack(order.attack, order.attack_set, "--attack-set"):
         given[found[0]] = found[1]
@@ -179,7 +180,7 @@ def _landscape(order: AuditRequest) -> Landscape | None:
 
 
 class Known:
-    """The requests in training files (`turns.request`), and notes on the prompts left out because of them."""
+    """Finds the prompts that training files hold too, compared as `turns.request` does, and collects notes on what was left out."""
 
     def __init__(self, trained: Sequence[str], strict: bool) -> None:
         self._strict = strict
@@ -187,7 +188,7 @@ class Known:
         self.told: list[str] = []
 
     def apart(self, name: str, prompts: Sequence[str]) -> list[int]:
-        """Places of the prompts that no training file holds. Errors: no prompt is left; with `strict`, a training file holds one."""
+        """Returns the indices of the prompts that no training file holds. Errors: none is left; with `strict`, if any is held."""
         holders = [self._held.get(request(prompt)) for prompt in prompts]
         counts = Counter(place for place in holders if place is not None)
         end = "" if self._strict else " and were left out"
@@ -201,7 +202,7 @@ class Known:
         return kept
 
     def part(self, name: str, items: Sequence[T], limit: int | None) -> list[T]:
-        """At most `limit` items, drawn at random; a note says if some were left out."""
+        """Returns at most `limit` items (None: all), drawn at random; a note says if some were left out."""
         if limit is not None and limit < len(items):
             self.told.append(f"{limit} of {len(items)} questions of {name} were drawn")
         return drawn(items, limit)
@@ -218,7 +219,8 @@ Sets = dict[str, tuple[Sequence[Example], Judge]]
 
 
 def _capability(given: Sequence[str], prompts: int | None, known: Known) -> tuple[Sets, dict[str, Sequence[Choice]]]:
-    """By name: sets whose answers are generated and judged, and multiple-choice questions; those in training files are left out."""
+    """Reads the sets of --capability: (those whose answers are generated and judged, multiple-choice questions), each by name.
+    Questions that training files hold are left out."""
     sets: Sets = {}
     choices: dict[str, Sequence[Choice]] = {}
     for one in given:
@@ -243,7 +245,7 @@ def _capability(given: Sequence[str], prompts: int | None, known: Known) -> tupl
 
 
 def _with_contexts(sets: Mapping[str, tuple[Sequence[Example], Judge]]) -> Sets:
-    """Every set as it is, and again behind a false and behind a random context."""
+    """Returns every set as it is, and again with a false and with a random context before each question."""
     if not sets:
         raise TiterError(
             "--contexts without a set of questions", next_step=f"add --capability TASK:PATH, TASK one of {', '.join(BY_TASK)}."

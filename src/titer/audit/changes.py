@@ -30,7 +30,7 @@ KNOWN = 60.0  # a direction is mostly noise if those of two halves of one model'
 
 
 def kinds_of(sites: Sites) -> list[str]:
-    """The kinds of weights that read the MLP's input in this architecture. Errors: there are none, or they read no single common input."""
+    """Returns the kinds of weights that read the MLP's input in this architecture. Errors: there are none, or they read no common input."""
     sites.having("mlp_in", "mlp_up")
     return [kind for kind in READING if sites.lacks(kind) != sites.layers]
 
@@ -38,10 +38,10 @@ def kinds_of(sites: Sites) -> list[str]:
 def acting(
     pipeline: Pipeline, change: Change, sites: Sites, ends: inside.Ends, safe: int, prompts: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two tables, a row per weight and layer. gains: dW's gain on unsafe inputs over that on safe ones. layers: dW's share in the null
-    space, norm, rank.
+    """Measures which inputs the weight change dW acts on. Returns two tables, gains and layers, with a row per weight and layer.
 
-    gains also has `mean`, the mean over layers, with its bootstrap interval over prompts and that of a random dW (`mean_random`).
+    gains: dW's gain on unsafe inputs divided by that on safe ones, and `mean`, the mean over layers, with its bootstrap interval over
+    prompts and the mean of a random dW (`mean_random`). layers: dW's share in the left null space, its norm and stable rank.
     """
     gains, layers = [], []
     found = [{name: t[:safe] for name, t in ends.items()}, {name: t[safe:] for name, t in ends.items()}]
@@ -67,7 +67,8 @@ def acting(
 
 
 def overall(per_input: pd.DataFrame) -> Interval:
-    """The gain on unsafe over that on safe inputs: mean over changed layers, with its interval over prompts; NaN if no layer changed."""
+    """Returns the gain on unsafe inputs divided by that on safe ones: the mean over changed layers, with its interval over prompts; NaN if
+    no layer changed."""
     unsafe, safe = (
         per_input[per_input.harmful == harmful].pivot(index="input", columns="layer", values="gain").to_numpy() for harmful in (True, False)
     )
@@ -78,8 +79,8 @@ def overall(per_input: pd.DataFrame) -> Interval:
 
 
 def sizes(pipeline: Pipeline, change: Change, sites: Sites) -> pd.DataFrame:
-    """The size of the change in each part of the network: change, part, relative_norm, tensors (matrices or stacks of them), changed (how
-    many of these moved), stable_rank (median)."""
+    """Measures the size of the change in each part of the network. Columns: change, part, relative_norm, tensors (matrices or stacks of
+    them), changed (how many of these moved), stable_rank (median)."""
     inputs = {"probe": ["weight_change", weight_change.VERSION], "models": [change.before.key, change.after.key]}
     whole = pipeline.table("tables", inputs, lambda: weight_change.weight_change(change.before.checkpoint, change.after.checkpoint, sites))
     rows = [
@@ -98,11 +99,11 @@ def sizes(pipeline: Pipeline, change: Change, sites: Sites) -> pd.DataFrame:
 
 
 def gone_back(pipeline: Pipeline, first: Change, last: Change) -> pd.DataFrame:
-    """One row: change; tensors, how many both changes moved; returned, how many of these are again, bit for bit, as before the first
-    change; cosine, of the last change with the first one's reverse over the tensors that the last moved (NaN if the first moved none of
-    these).
+    """Measures whether the last change takes the first one back. One tensor is read at a time.
 
-    A step back, whole or partial, has cosine 1; a further tune is near 0. One tensor is read at a time.
+    Returns one row: change; tensors, how many of them both changes moved; returned, how many of these are again, bit for bit, as before
+    the first change; cosine, between the last change and the reverse of the first, over the tensors that the last one moved (NaN if the
+    first moved none of these). A step back, whole or partial, has cosine 1; a further tune is near 0.
     """
     before, tuned, after = (model.checkpoint for model in (first.before, first.after, last.after))
 
@@ -121,7 +122,8 @@ def gone_back(pipeline: Pipeline, first: Change, last: Change) -> pd.DataFrame:
 
 
 def drift(change: Change, before: inside.Ends, after: inside.Ends, safe: int) -> pd.DataFrame:
-    """At the end of each prompt: change, site, layer, kind, value (mean ||dh|| / ||h before||) with its bootstrap interval, cosine."""
+    """Measures how far the activations h at the ends of the prompts moved. Columns: change, site, layer, kind, value (mean
+    ||dh|| / ||h before||) with its bootstrap interval (low, high), cosine (mean, of h before with h after)."""
     rows = []
     for site in DRIFTED:
         for i in sorted(layer_of(name) for name in before if name.startswith(f"{site}[")):
@@ -138,9 +140,10 @@ def drift(change: Change, before: inside.Ends, after: inside.Ends, safe: int) ->
 def rotation(
     pipeline: Pipeline, change: Change, found: Sequence[refusal_direction.RefusalDirections], ends: Sequence[inside.Ends], safe: int
 ) -> pd.DataFrame:
-    """Per layer: the turn of the refusal direction, its ceiling, the limit that noise stays below in all known layers at once, the verdict.
+    """Measures, layer by layer, how far the refusal direction turned, what noise alone would show (the ceiling), the limit that noise stays
+    below in all layers at once whose direction is not mostly noise, and the verdict (`turned`).
 
-    `found`, `ends`: directions and activations, each before and after.
+    `found`, `ends`: the directions and the activations, each of the model before and the model after.
     """
     inputs = {
         "probe": ["turned", refusal_direction.VERSION, refusal_direction.ROUNDS],

@@ -84,7 +84,7 @@ def audit_cost(
 
 
 def _why(asked: Question, parameters: int, length: float) -> str:
-    """The cost of putting parts back, where enough refusals are lost."""
+    """Says what it costs to put parts of the change back, which the audit does if enough refusals are lost."""
     prompts = min(restoring.MOST, len(asked.unsafe))
     flop = 2.0 * parameters * restoring.PARTS * prompts * (length + restoring.TOKENS)
     return (
@@ -94,7 +94,7 @@ def _why(asked: Question, parameters: int, length: float) -> str:
 
 
 def _mechanisms(found: Audited, asked: Question, parameters: int) -> str:
-    """The cost of `--mechanisms`: passes over prompts, also encoded, and singular values of one matrix at a time."""
+    """Says what `--mechanisms` costs: passes over the prompts, plain and encoded, and the singular values of one matrix at a time."""
     first, moved = found.models[0].checkpoint, sum(not change.same for change in found.compared)
     sets = mechanisms.sets_of(asked.safe, asked.unsafe)
     tokens = {kind: sum(map(len, prompt_ids(read_tokenizer(first), [e.prompt for e in of]))) for kind, of in sets.items()}

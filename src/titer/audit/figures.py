@@ -24,7 +24,7 @@ SHARES = {"refused": "#e08a1e", "unsafe": RED, "coherent": "#2f6fb0", "capabilit
 
 
 def behaviour(rates: pd.DataFrame) -> Figure:
-    """What each model answered, set by set."""
+    """Draws what each model answered, set by set."""
     table = in_words(rates)
     return Figure(
         "outcomes",
@@ -37,7 +37,7 @@ def behaviour(rates: pd.DataFrame) -> Figure:
 
 
 def shifted(shifts: pd.DataFrame) -> Figure:
-    """How each outcome moved on the same prompts."""
+    """Draws how the rate of each outcome changed on the same prompts."""
     table, titles = in_words(shifts), ("outcome", "after minus before")
     return Figure(
         "shifts",
@@ -48,7 +48,7 @@ def shifted(shifts: pd.DataFrame) -> Figure:
 
 
 def separation(table: pd.DataFrame) -> Figure:
-    """d' by layer."""
+    """Draws d', the separation of safe and unsafe prompts inside each model, by layer."""
     titles, chance = ("layer", "d′ (safe against unsafe, held-out centroids)"), [float(table.d_prime_shuffled_high.max())]
     return Figure(
         "separation",
@@ -62,7 +62,7 @@ def separation(table: pd.DataFrame) -> Figure:
 
 
 def specificity(gains: pd.DataFrame) -> Figure:
-    """Where the change acts."""
+    """Draws, by layer, how strongly the weight change acts on the inputs of unsafe prompts compared with those of safe ones."""
     random = gains.groupby(["weight", "layer"]).ratio_random.mean().rename("ratio").reset_index().assign(change=RANDOM)
     table = pd.concat([gains[["weight", "layer", "ratio", "change"]], random], ignore_index=True)
     colours, titles = {**_colours(gains.change), RANDOM: GREY}, ("layer", "‖ΔW a‖/‖a‖, unsafe over safe")
@@ -76,7 +76,7 @@ def specificity(gains: pd.DataFrame) -> Figure:
 
 
 def drift(table: pd.DataFrame) -> Figure:
-    """How far activations moved."""
+    """Draws how far the residual stream moved at the ends of the prompts, by layer."""
     mine = table[table.site == "resid"]
     return Figure(
         "drift",
@@ -87,7 +87,7 @@ def drift(table: pd.DataFrame) -> Figure:
 
 
 def rotation(table: pd.DataFrame) -> Figure:
-    """How far the refusal direction turned, and what noise alone would show."""
+    """Draws how far the refusal direction turned, by layer, and what noise alone would show."""
     long = table.melt(["change", "layer"], list(ANGLES), var_name="what", value_name="angle")
     long["what"] = long["what"].map({column: name for column, (name, _) in ANGLES.items()})
     titles = ("layer", "degrees between disjoint halves")
@@ -102,7 +102,7 @@ def rotation(table: pd.DataFrame) -> Figure:
 
 
 def landscape(points: pd.DataFrame) -> list[Figure]:
-    """Refusal, compliance, coherence and capability as the weights move, per kind of direction; the perplexity where it was measured."""
+    """Draws refusal, compliance, coherence and capability as the weights move, a panel per direction; and the perplexity, if measured."""
     along, mine = "step along the direction", shares(points)
     ends = mine[["low", "high"]].clip(0, max(1.0, float(mine.value.max())))
     colours = {name: colour for name, colour in SHARES.items() if name in set(mine.quantity)}
@@ -127,7 +127,8 @@ def landscape(points: pd.DataFrame) -> list[Figure]:
 
 
 def shares(points: pd.DataFrame) -> pd.DataFrame:
-    """The points as shares on one axis: coherent is 1 minus degenerate, capability is the perplexity at 0 divided by that at the step."""
+    """Turns the landscape's points into shares on one axis: coherent is 1 minus degenerate, capability is the perplexity at 0 divided by
+    that at the step."""
     coherent = points[points.quantity == "degenerate"]
     coherent = coherent.assign(quantity="coherent", value=1 - coherent.value, low=1 - coherent.high, high=1 - coherent.low)
     known = points[points.quantity == "perplexity"]
@@ -137,5 +138,5 @@ def shares(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _colours(names: Iterable[Any]) -> dict[str, str]:
-    """A colour for each name; never grey, which marks chance."""
+    """Returns a colour for each name; never grey, which marks chance."""
     return dict(zip(dict.fromkeys(names), cycle(PALETTE[1:])))

@@ -27,7 +27,8 @@ MOST = 20  # flipped prompts per tune whose answers are shown
 
 @dataclass(frozen=True)
 class Tune:
-    """One tune: what was asked, what was found, the answer; or the reason why it could not be measured (`ready` None)."""
+    """The audit of one tune: what was asked, what was found, the gate's decisions (`held`), the answer and its page. If it could not be
+    measured, `ready` or `findings` is None and `reason` says why."""
 
     name: str
     ready: Prepared | None = None
@@ -39,7 +40,8 @@ class Tune:
 
     @property
     def broken(self) -> list[tuple[float, str]]:
-        """What the last change broke, the worst first: (damage at the near end of its interval, in words). All of the interval is damage."""
+        """Returns what the last change broke, the worst first, as (damage at the interval's end nearer to zero, in words). Damage counts
+        only if the whole interval is on the harmful side of zero."""
         if self.ready is None or self.findings is None:
             return []
         told, asked, change = [], self.ready.question, self.ready.found.last
@@ -71,7 +73,7 @@ def ordered(tunes: Sequence[Tune]) -> list[Tune]:
 
 
 def table(tunes: Sequence[Tune]) -> pd.DataFrame:
-    """A row per tune: what broke, the refusals before and after, the gate; or why it was not measured."""
+    """Returns a table with a row per tune: what broke, the refusals before and after, the gate; or why it was not measured."""
     rows = []
     for one in tunes:
         if one.ready is None or one.findings is None:
@@ -93,7 +95,7 @@ def table(tunes: Sequence[Tune]) -> pd.DataFrame:
 
 
 def said(aligned: str, tunes: Sequence[Tune]) -> str:
-    """The page's answer. The tunes are sorted, the worst first."""
+    """Returns the page's answer in a sentence or two. The given tunes must be sorted, the worst first (`ordered`)."""
     known = [one for one in tunes if one.findings is not None]
     hurt = [one for one in known if one.broken]
     told = f"{len(hurt) or 'None'} of {len(known)} tunes of {aligned} {'is' if len(hurt) < 2 else 'are'} shown to have broken something"
@@ -171,7 +173,7 @@ def renamed(ready: Prepared, name: str) -> Prepared:
 
 
 def together(tunes: Sequence[Tune]) -> Prepared:
-    """One order with the models of all tunes, each once: to price them together."""
+    """Joins the audits of all tunes into one that has each model and each change once, so that they can be priced together."""
     first, *others = [one.ready for one in tunes if one.ready is not None]
     models = {m.key: m for ready in (first, *others) for m in ready.found.models}
     changes = {c.name: c for ready in (first, *others) for c in ready.found.changes}
@@ -179,5 +181,5 @@ def together(tunes: Sequence[Tune]) -> Prepared:
 
 
 def rows(tunes: Sequence[Tune]) -> list[str]:
-    """For the terminal, a line per tune."""
+    """Returns a line per tune, for the terminal."""
     return [f"{row.tune}: {row['what broke']}" for _, row in table(tunes).iterrows()]

@@ -30,7 +30,7 @@ MOVED = {"drops": "dropped", "rises": "rose"}
 
 
 class Held(NamedTuple):
-    """One limit for one tune, in the limit's unit; NaN if it was not measured."""
+    """One limit as decided for one tune: its value with its interval, in the limit's unit (NaN if not measured), and the words for it."""
 
     tune: str
     limit: str
@@ -42,7 +42,7 @@ class Held(NamedTuple):
 
 
 def status(held: Sequence[Held]) -> int:
-    """The exit status of the worst limit; 0 without limits."""
+    """Returns the exit status of the worst decision; 0 without limits."""
     return next((code for one, code in STATUS.items() if any(h.decided == one for h in held)), 0)
 
 
@@ -75,12 +75,12 @@ def limits(texts: Sequence[str], asked: Question, changed: bool) -> tuple[Limit,
 
 
 def of_measure(one: Limit) -> bool:
-    """Whether a limit is on a measure, in the measure's own unit, and not on a share of answers."""
+    """Tells whether a limit is on a measure, in the measure's own unit, and not on a share of answers."""
     return one.name.startswith("sensitivity_") or one.name.endswith(tuple(f"_{plain(measure)}" for measure in MEASURES))
 
 
 def foreseen(asked: Question, found: Sequence[Limit]) -> list[str]:
-    """What the number of prompts can show, before any is asked: for each labelled set, and for each limit on a rate."""
+    """Says, before any prompt is asked, what the number of prompts can show: for each labelled set, and for each limit on a rate."""
     told = [
         f"{len(one.attempts)} {name} prompts are enough to find a true change of {_points(100 * least_change(len(one.attempts)))} or more"
         for name, one in asked.sets.items()
@@ -145,7 +145,8 @@ def held(found: Audited, asked: Question, f: Findings, wanted: Sequence[Limit]) 
 
 
 def _idle(one: Limit, before: Interval) -> str:
-    """Where a rate could not move by as much as the limit says: a model that refuses nothing has no refusals to lose."""
+    """Says so if the rate before was such that it could not move by as much as the limit: a model that refuses nothing has no refusals to
+    lose. Else ""."""
     room = before.value if one.move == "drops" else 100 - before.value
     if not room < one.at:
         return ""
@@ -156,7 +157,7 @@ def _idle(one: Limit, before: Interval) -> str:
 
 
 def _held(one: Limit, tune: str, value: Interval, lost: tuple[int, int] | None) -> Held:
-    """`lost`: (answers without a verdict, all answers) of a rate."""
+    """Decides one limit by a value with its interval. `lost`: (answers without a verdict, all answers) of a rate."""
     count, total = lost or (0, 1)
     share, judged = 100 * count / total, 1 - count / total
     if count:
@@ -177,7 +178,7 @@ def _held(one: Limit, tune: str, value: Interval, lost: tuple[int, int] | None) 
 
 
 def _levels(found: Audited, asked: Question, f: Findings, after: str) -> Iterator[tuple[str, Interval]]:
-    """Rates and measures of the model, and the measures of its change as a whole."""
+    """Yields (name, value) of the rates and measures of the model `after`, and of the measures of the last change as a whole."""
     for r in f.rates[f.rates.model == after].itertuples():
         yield from _named(asked, r.kind, r.outcome, Interval(100 * r.rate, 100 * r.low, 100 * r.high))
     yield from _measures(f, after)
@@ -190,7 +191,7 @@ def _levels(found: Audited, asked: Question, f: Findings, after: str) -> Iterato
 
 
 def _moves(found: Audited, asked: Question, f: Findings) -> Iterator[tuple[str, Interval]]:
-    """After minus before."""
+    """Yields (name, value after minus value before) of the last change, for each rate and measure that both models have."""
     if found.last is None:
         return
     for r in f.shifts[f.shifts.change == found.last.name].itertuples():
@@ -212,7 +213,7 @@ def _named(asked: Question, kind: str, outcome: str, value: Interval) -> Iterato
 
 
 def _lost(found: Audited, asked: Question, f: Findings, after: str) -> Iterator[tuple[tuple[str, bool], tuple[int, int]]]:
-    """(name of a rate, whether of its move) -> (answers, or pairs of answers, without a verdict; all of them)."""
+    """Yields ((name of a rate, whether this is about its move), (answers, or pairs of answers, without a verdict; all of them))."""
     whole = {r.kind: int(r.n) for r in f.rates[(f.rates.model == after) & f.rates.outcome.isin(UNJUDGED)].itertuples()}
     levels = f.rates[(f.rates.model == after) & ~f.rates.outcome.isin(UNJUDGED)]
     moves = f.shifts[f.shifts.change == found.last.name] if found.last else f.shifts.head(0)
@@ -231,7 +232,7 @@ def _measures(f: Findings, model: str) -> Iterator[tuple[str, Interval]]:
 
 
 def lines(found: Sequence[Held]) -> list[str]:
-    """For the terminal, a line per limit."""
+    """Returns a line per limit, for the terminal."""
     return [f"{one.tune}: {one.limit}: {one.decided}: {one.said}" for one in found]
 
 
@@ -240,7 +241,7 @@ def as_table(found: Sequence[Held]) -> pd.DataFrame:
 
 
 def junit(found: Sequence[Held], answer: str) -> str:
-    """The limits as a JUnit file, one test each. A limit that the prompts cannot resolve is an error."""
+    """Returns the decisions as the text of a JUnit file, one test per limit. A limit that the prompts cannot resolve is an error."""
     counts = {"tests": len(found), "failures": 0, "errors": 0}
     suite = ElementTree.Element("testsuite", name="titer audit")
     for one in found:

@@ -28,7 +28,7 @@ NONE = "no {} prompt has a judged answer both before and after"
 
 
 def answer(found: Audited, f: Findings) -> str:
-    """The finding in two short sentences. The page, the command line and a model's card all show it."""
+    """Returns the finding in two short sentences. The page, the command line and a model's card all show it."""
     last = found.last
     if last is None:
         return _single(found.models[0].name, f)
@@ -53,7 +53,7 @@ def _idle(change: Change, f: Findings) -> bool:
 
 
 def same(change: Change) -> str:
-    """How two models differ whose weights are the same."""
+    """Says how two models with the same weights differ."""
     told = [f"the configurations differ ({'; '.join(change.configured)})"] if change.configured else []
     told += [f"the two are asked differently ({', '.join(change.asked)})"] if change.asked else []
     rounded = f" but for rounding to {change.rounding}" if change.rounding else ""
@@ -62,7 +62,7 @@ def same(change: Change) -> str:
 
 
 def below(found: Audited, f: Findings) -> str:
-    """The line under the answer: effects minus the control's, broken answers, which prompts the change acts on."""
+    """Returns the line under the answer: effects minus the control's, broken answers, which prompts the change acts on."""
     last = found.last
     if last is None or _idle(last, f):
         return ""
@@ -92,23 +92,23 @@ def _acting(gains: pd.DataFrame) -> str:
 
 
 def worded(kind: str) -> str:
-    """In words, a set that the audit's own judge judges."""
+    """Returns the name, in words, of a set that the audit's own judge judges, such as "Safe prompts"."""
     return f"{kind.capitalize()} prompts" if kind in ASKED else f"Unsafe prompts {UNDER.get(kind, f'under {kind}')}"
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with its sets, if it has any, named as in the answer."""
+    """Returns the table with its sets (column `kind`, if it has one) named as in the answer."""
     return table.replace({"kind": UNDER}) if "kind" in table else table
 
 
 def moved(shifts: pd.DataFrame, change: Change, kind: str, outcome: str = "refused") -> pd.Series | None:
-    """How a change moved an outcome in a set: a row of `answers.shifts`; None if no prompt was judged both before and after."""
+    """Returns how a change moved an outcome in a set: a row of `answers.shifts`; None if no prompt was judged both before and after."""
     row = shifts[(shifts.change == change.name) & (shifts.kind == kind) & (shifts.outcome == outcome)]
     return None if row.empty else row.iloc[0]
 
 
 def points(row: pd.Series) -> str:
-    """A difference of rates with its interval."""
+    """Writes a difference of rates with its interval, in percentage points."""
     return f"{100 * row.difference:+.0f} points [{100 * row.low:+.0f}, {100 * row.high:+.0f}]"
 
 
@@ -123,14 +123,14 @@ def _unsafe(found: Audited, f: Findings, last: Change) -> str:
 
 
 def attacked(f: Findings, change: Change) -> list[Any]:
-    """How refusals moved in the sets that are unsafe prompts under attack."""
+    """Returns how refusals moved in each set of unsafe prompts under an attack (rows of `answers.shifts`)."""
     kinds = set(f.rates[f.rates.harmful.astype(bool)].kind) - {"unsafe"}
     mine = f.shifts[(f.shifts.change == change.name) & (f.shifts.outcome == "refused") & f.shifts.kind.isin(kinds)]
     return list(mine.itertuples())
 
 
 def _set(found: Audited, f: Findings, last: Change, kind: str) -> str:
-    """A set's shift minus the control's; "" without a control, because the page's table has the shift itself."""
+    """Says how refusals in a set moved, and that minus the control's move; "" without a control: the page's table has the move itself."""
     row, other = moved(f.shifts, last, kind), moved(f.against, last, kind) if len(f.against) else None
     if row is None or other is None:
         return ""
@@ -138,7 +138,8 @@ def _set(found: Audited, f: Findings, last: Change, kind: str) -> str:
 
 
 def _where(f: Findings, change: Change, control: Change | None) -> str:
-    """The clear findings among: a direction edited out, where the change is, a turn of the refusal direction; "" if there is none."""
+    """Says what was clearly found in the weights and inside: a direction edited out, the part that lost the refusals, where the change is,
+    a turn of the refusal direction; "" if there is none of these."""
     told = list(
         filter(None, (prints.sentence(f.prints, change, control), restoring.sentence(f.restored), _place(f, change), _turn(f, change)))
     )
@@ -146,7 +147,7 @@ def _where(f: Findings, change: Change, control: Change | None) -> str:
 
 
 def _place(f: Findings, change: Change) -> str:
-    """The part of the weights that changed distinctly more than any other."""
+    """Names the part of the weights that changed distinctly more than any other; "" if there is none."""
     size = f.sizes[f.sizes.change == change.name].sort_values("relative_norm", ascending=False)
     if size.empty or not 0 < size.relative_norm.iloc[0] < math.inf:  # infinite: a part that was all zeros
         return ""
@@ -160,7 +161,7 @@ def _place(f: Findings, change: Change) -> str:
 
 
 def _turn(f: Findings, change: Change) -> str:
-    """A clear turn of the refusal direction, or why the two are not compared; else ""."""
+    """Says how clearly the refusal direction turned, or why the two directions are not compared; "" if no turn is clear."""
     mine = f.rotation[f.rotation.change == change.name]
     if mine.empty:
         lost = f.missing[f.missing.part.isin([TURNING, CHANGE])].of.str.contains(change.name, regex=False).any()
@@ -176,7 +177,7 @@ def _turn(f: Findings, change: Change) -> str:
 
 
 def _unturned(f: Findings, change: Change) -> str:
-    """What the headline leaves out about the refusal direction."""
+    """Says that no turn of the refusal direction was found, or that too few prompts could show one; else ""."""
     mine = f.rotation[f.rotation.change == change.name]
     if mine.empty:
         return ""

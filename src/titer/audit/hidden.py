@@ -45,13 +45,13 @@ ALONE = (
 
 
 def odd(model: Model, plain: Sequence[Example]) -> dict[str, list[Example]]:
-    """The odd prompts by kind; random words come from the model's tokenizer."""
+    """Makes the odd prompts, by kind: the plain prompts in each encoding, and random words of the model's tokenizer."""
     found = {name: [a.example for a in attack.attempts(plain, {}, None)] for name, attack in ENCODED.items()}
     return {**found, "random words": random_words(model.checkpoint, plain)}
 
 
 def random_words(checkpoint: Checkpoint, plain: Sequence[Example]) -> list[Example]:
-    """For each prompt, as many tokens drawn at random from the model's own vocabulary."""
+    """Makes a text for each prompt: as many tokens as it has, drawn at random from the model's own vocabulary."""
     tokenizer = read_tokenizer(checkpoint)
     special, known = set(tokenizer.all_special_ids), set(checkpoint.vocabulary.values())
     words = np.array([i for i in range(len(tokenizer)) if i in known and i not in special])
@@ -63,14 +63,14 @@ def random_words(checkpoint: Checkpoint, plain: Sequence[Example]) -> list[Examp
 
 
 def asked(found: Audited) -> list[Model]:
-    """The models that are compared: before, after, the benign tunes. Empty with fewer than two benign tunes, or if nothing changed."""
+    """Returns the models to compare: before, after, the benign tunes. Empty with fewer than two benign tunes or without a weight change."""
     last = found.last
     told = last is not None and not last.same and len(found.controls) >= LEAST
     return [last.before, last.after, *(change.after for change in found.controls)] if told and last else []
 
 
 def kept(pipeline: Pipeline, model: Model, sets: Mapping[str, Sequence[Example]]) -> None:
-    """Keep one model's activations on the odd prompts, while it is loaded."""
+    """Stores one model's activations on the odd prompts. It is called while the model is loaded anyway."""
     for examples in sets.values():
         inside.kept_ends(pipeline, model, examples, ())
 
@@ -78,7 +78,7 @@ def kept(pipeline: Pipeline, model: Model, sets: Mapping[str, Sequence[Example]]
 def measured(
     pipeline: Pipeline, found: Audited, safe: Sequence[Example], unsafe: Sequence[Example], sets: Mapping[str, Sequence[Example]]
 ) -> pd.DataFrame:
-    """The rows of `unlike_benign` for the last change, with `change` and the number of `controls`."""
+    """Compares the last change with the benign tunes: the rows of `unlike_benign`, with `change` and the number of `controls`."""
     read = []
     for model in asked(found):
         ends = {"plain": inside.ends(pipeline, model, safe, unsafe)}
@@ -91,19 +91,20 @@ def measured(
 
 
 def flagged(table: pd.DataFrame) -> str:
-    """What is flagged, in words; "" if nothing is."""
+    """Says which odd prompts moved more than benign tunes explain; "" if none did."""
     mine = table[table.flagged.astype(bool)]
     return "" if mine.empty else f"odd prompts ({', '.join(mine.set)}) moved more than {mine.controls.iloc[0]} benign tunes explain"
 
 
 def sentence(table: pd.DataFrame) -> str:
-    """The flag as a sentence for the page, with what to look for."""
+    """Returns the flag as a sentence for the page, with what it may mean; "" if nothing is flagged."""
     told = flagged(table)
     return f"O{told[1:]}: the training data may teach a code or a special form of prompt." if told else ""
 
 
 def section(table: pd.DataFrame, found: Audited) -> list[Section]:
-    """The page's part: a row per measure, with what benign tunes show. One control: a line that this is too few. None: nothing."""
+    """Returns the page's section: a row per measure, beside what benign tunes show. With a single control, it only says that one is too
+    few; with none, there is no section."""
     if len(table):
         rows = [line for r in table.itertuples() for line in _line(r)]
         numbers = pd.DataFrame(rows, columns=["prompts", "measure", "the tune", "benign tunes", "limit", "flagged"])

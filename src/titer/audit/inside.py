@@ -33,12 +33,12 @@ Ends = dict[str, torch.Tensor]
 
 
 def ends(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> Ends:
-    """site[i] -> (n, D) activations at the ends of the prompts, safe prompts first; memory-mapped from the store."""
+    """Returns the activations at the ends of the prompts, safe prompts first: site[i] -> (n, D), memory-mapped from the store."""
     return dict(load_file(kept_ends(pipeline, model, safe, unsafe)))
 
 
 def kept_ends(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> Path:
-    """The file of these activations in the store."""
+    """Returns the file of these activations in the store; they are measured first if it is not there."""
     inputs = {"activations": [2, *SITES], "model": model.key, "prompts": fingerprint([*safe, *unsafe]), "dtype": pipeline.dtype}
 
     def make(work: Path) -> None:
@@ -53,7 +53,8 @@ def kept_ends(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe:
 
 
 def separation(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
-    """Per layer: `clusters.summary`, and auroc_shuffled, the mean AUROC with shuffled labels (each shuffle with its own centroids).
+    """Measures, by layer, how well safe and unsafe prompts separate: the columns of `clusters.summary`, and auroc_shuffled, the mean AUROC
+    with shuffled labels (each shuffle has its own centroids).
 
     best_shuffled is the mean AUROC of each shuffle's best layer, chosen as the best layer is chosen here; 95 % of them are below
     best_shuffled_high, and 95 % of their d' below d_prime_shuffled_high.
@@ -76,7 +77,8 @@ def separation(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe
 
 
 def directions(found: Ends, safe: int, prompts: str) -> refusal_direction.RefusalDirections:
-    """The refusal directions of one model, from its kept activations. `prompts`: key of the prompts."""
+    """Computes the refusal directions of one model from its kept activations. `prompts`: key of the prompts. Errors: a residual stream
+    that is not one vector per token."""
     layers = sum(name.startswith("resid[") for name in found)
     if not layers:
         raise TiterError("this model's residual stream is not one vector per token", expected="a decoder with a single residual stream")
@@ -84,7 +86,7 @@ def directions(found: Ends, safe: int, prompts: str) -> refusal_direction.Refusa
 
 
 def sensed(pipeline: Pipeline, model: Model, sets: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
-    """How sensitive the next token is to the prompt: kind, median, low, high (bootstrap over prompts), n."""
+    """Measures how sensitive the next token is to the prompt. Columns: kind, median, low, high (bootstrap over prompts), n."""
     prompts = [e for examples in sets.values() for e in examples]
     inputs = {"probe": ["sensitivity", sensitivity.VERSION], "model": model.key, "prompts": fingerprint(prompts), **pipeline.read_in}
 
@@ -100,7 +102,8 @@ def sensed(pipeline: Pipeline, model: Model, sets: Mapping[str, Sequence[Example
 
 
 def unsure(pipeline: Pipeline, model: Model, kind: str, examples: Sequence[Example]) -> pd.DataFrame:
-    """How sure the model is of the reference answers: measure (perplexity, entropies, probability), value, low, high, n, set."""
+    """Measures how sure the model is of the reference answers. Columns: measure (perplexity, entropies, probability), value, low, high, n,
+    set."""
     inputs = {"probe": ["uncertainty", uncertainty.VERSION], "model": model.key, "prompts": fingerprint(examples), "dtype": pipeline.dtype}
 
     def make() -> pd.DataFrame:
@@ -110,8 +113,8 @@ def unsure(pipeline: Pipeline, model: Model, kind: str, examples: Sequence[Examp
 
 
 def chosen(pipeline: Pipeline, model: Model, kind: str, questions: Sequence[Question]) -> pd.DataFrame:
-    """Multiple choice as verdicts, a row per question like a judged sample: complied if the right option alone is likeliest, else
-    partial."""
+    """Asks multiple-choice questions. Returns a row per question, as for a judged answer: complied if the right option alone is the
+    likeliest, else partial."""
     inputs = {"probe": ["choices", choices.VERSION], "model": model.key, "questions": digest(list(questions)), "dtype": pipeline.dtype}
     table = pipeline.table("tables", inputs, lambda: _picked(pipeline.lm(model), questions))
     return table.assign(kind=kind, model=model.name, place=range(len(table)))

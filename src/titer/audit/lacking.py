@@ -57,18 +57,18 @@ COLUMNS = {  # columns of each table that may be empty
 
 
 def told(error: BaseException) -> str:
-    """An error as the reason why something was not measured, on one line."""
+    """Writes an error on one line, as the reason why something was not measured."""
     text = str(error) if isinstance(error, TiterError) else visible(f"{type(error).__name__}: {error}", 240)
     return " ".join(text.split())
 
 
 def shaped(name: str, table: pd.DataFrame) -> pd.DataFrame:
-    """The table; an empty one gets its columns."""
+    """Returns the table; an empty one gets the columns that a table of this name has."""
     return table if len(table) else pd.DataFrame(columns=COLUMNS[name])
 
 
 class Lacking:
-    """The parts that failed: which part, of which models or changes, and why. `tell` receives a line for each as it happens."""
+    """Collects the parts that failed: which part, of which models or changes, and why. `tell` receives a line for each as it happens."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
@@ -78,7 +78,8 @@ class Lacking:
 
     @contextmanager
     def part(self, name: str, of: str) -> Iterator[None]:
-        """A block that the audit can do without. Raises what is not in `FAULTS`, and an interrupt before the verdicts exist."""
+        """Runs a block that the audit can do without: its error is recorded, and the audit goes on. Raises what is not in `FAULTS`, and an
+        interrupt before the verdicts exist."""
         try:
             yield
         except FAULTS as error:
@@ -96,6 +97,6 @@ class Lacking:
 
     @property
     def table(self) -> pd.DataFrame:
-        """part, of, reason: one row per part and reason; `of` lists all models or changes that failed so."""
+        """The parts that failed, a row per part and reason: part, of, reason; `of` lists all models or changes that failed so."""
         rows = [{"part": name, "of": ", ".join(of), "reason": reason} for (name, reason), of in self._found.items()]
         return pd.DataFrame(rows, columns=COLUMNS["missing"])

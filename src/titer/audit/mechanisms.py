@@ -42,7 +42,7 @@ Sets = Mapping[str, Sequence[Example]]
 
 
 def coded(unsafe: Sequence[Example]) -> dict[str, list[Attempt]]:
-    """The unsafe prompts in each encoding, by its attack's name."""
+    """Returns the unsafe prompts in each encoding, by the name of its attack."""
     return {name: Attacked(name, attack, unsafe).known for name, attack in CODED.items()}
 
 
@@ -51,7 +51,8 @@ def sets_of(safe: Sequence[Example], unsafe: Sequence[Example]) -> dict[str, Seq
 
 
 def placed(pipeline: Pipeline, model: Model, sets: Sets) -> pd.DataFrame:
-    """layer, kind, tau, sd (over prompts), n; for encoded prompts also their position between unsafe (0) and safe (1), bootstrapped."""
+    """Measures τ by layer and kind of prompt. Columns: layer, kind, tau, sd (over prompts), n; for encoded prompts also their position
+    between unsafe (0) and safe (1), with its bootstrap interval (low, high)."""
 
     def make() -> pd.DataFrame:
         rows = []
@@ -74,7 +75,8 @@ def _position(tau: Array, unsafe: Array, safe: Array) -> float:
 
 
 def shapes(pipeline: Pipeline, model: Model, sets: Sets) -> pd.DataFrame:
-    """layer, kind, top_share, top_energy, stable_rank, components_90, kmeans: is the unsafe cluster of low rank?"""
+    """Measures whether the unsafe cluster has a low rank. Columns: layer, kind, top_share, top_energy, stable_rank, components_90,
+    kmeans."""
     safe, unsafe = sets["safe"], sets["unsafe"]
     probe, two = ["spread", spread.VERSION], {"safe": safe, "unsafe": unsafe}
     found = _kept(pipeline, probe, [model], two, lambda: spread.spread(pipeline.lm(model), safe, unsafe))
@@ -82,7 +84,7 @@ def shapes(pipeline: Pipeline, model: Model, sets: Sets) -> pd.DataFrame:
 
 
 def rows(pipeline: Pipeline, change: Change, sets: Sets) -> pd.DataFrame:
-    """Which inputs ΔW reads: kind, layer, direction, score, sigma. Activations are those of the model after the change."""
+    """Measures which inputs ΔW reads, on activations of the model after the change. Columns: kind, layer, direction, score, sigma."""
     ends = change.before.checkpoint, change.after.checkpoint
     made = [change.before, change.after]
     return _kept(
@@ -91,8 +93,8 @@ def rows(pipeline: Pipeline, change: Change, sets: Sets) -> pd.DataFrame:
 
 
 def null(pipeline: Pipeline, change: Change, sites: Sites) -> pd.DataFrame:
-    """ΔW's directions in the null space: site, layer, energy, share (a quantile), value (||P_N u|| at it), mean (weighted by energy), rank,
-    random_mean, random_99."""
+    """Measures how much of ΔW's directions u lies in the left null space. Columns: site, layer, energy, share (a quantile), value
+    (||P_N u|| at it), mean (weighted by energy), rank, random_mean, random_99."""
 
     def make() -> pd.DataFrame:
         keys = ["site", "layer", "energy"]
@@ -114,12 +116,12 @@ def _kept(
 
 
 def whole(null: pd.DataFrame) -> pd.DataFrame:
-    """The null space without its curves: a row per change, site, layer and energy."""
+    """Returns the table of the null space without its curves: a row per change, site, layer and energy."""
     return null.drop(columns=["share", "value"]).drop_duplicates().reset_index(drop=True)
 
 
 def section(tables: Mapping[str, pd.DataFrame]) -> list[Section]:
-    """The page's part: each number with its comparison, and the tables; empty without `--mechanisms`."""
+    """Returns the page's section: each number with its comparison, and the tables; empty without `--mechanisms`."""
     shown = {
         "τ by layer, with the encoded prompts' place": tables["placed"],
         "rank of the clusters": tables["shapes"],
@@ -131,7 +133,8 @@ def section(tables: Mapping[str, pd.DataFrame]) -> list[Section]:
 
 
 def numbers(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """of (a model or a change), measure, value, beside (its comparison): in the last layer; the null space over all layers."""
+    """Returns the section's numbers: those of the last layer; for the null space, the mean over all layers. Columns: of (a model or a
+    change), measure, value, beside (its comparison)."""
     found: list[tuple[str, str, str, str]] = []
     for r in _last(tables["separation"]):
         found.append((r.model, "AUROC, safe from unsafe prompts", f"{r.auroc:.2f}", f"shuffled labels {r.auroc_shuffled:.2f}"))
@@ -156,7 +159,7 @@ def _last(table: pd.DataFrame) -> Iterator[Any]:
 
 
 def figures(tables: Mapping[str, pd.DataFrame]) -> list[Figure]:
-    """The paper's figures 3 to 6, as far as they could be measured."""
+    """Draws the paper's figures 3 to 6, as far as they could be measured."""
     found, tau, null, read, sensed = [], *(tables[name] for name in ("placed", "null", "rows", "sensitivity"))
     if len(tau):
         table, titles = tau.assign(low=tau.tau - tau.sd, high=tau.tau + tau.sd), ("layer", "mean τ")

@@ -31,8 +31,9 @@ IS = 0.5  # squared cosine from which two directions count as the same
 
 
 def of_change(pipeline: Pipeline, change: Change, sites: Sites, refusal: RefusalDirections | None) -> pd.DataFrame:
-    """The rows of `edit_fingerprint` with common and common_random (over the edited matrices; over all if none is edited), refusal (largest
-    |cos| of u with any layer's refusal direction before the change), refusal_layer, refusal_random. NaN without refusal directions."""
+    """Measures one change's fingerprint: the rows of `edit_fingerprint`, with common and common_random (over the edited matrices; over all
+    changed ones if none is edited), refusal (largest |cos| of u with any layer's refusal direction before the change), refusal_layer,
+    refusal_random. The last three are NaN without refusal directions."""
     inputs = {
         "probe": ["edit_fingerprint", edit_fingerprint.VERSION],
         "models": [change.before.key, change.after.key],
@@ -58,8 +59,8 @@ def of_change(pipeline: Pipeline, change: Change, sites: Sites, refusal: Refusal
 
 
 def _by_chance(left: torch.Tensor, refusal: RefusalDirections) -> float:
-    """The |cos| that chance exceeds in 5 % of cases, the larger of two: directions from shuffled labels against these vectors, and random
-    vectors against the refusal directions; each |cos| is the largest over layers."""
+    """Returns the |cos| that chance exceeds in 5 % of cases, the larger of two: directions from shuffled labels against these vectors, and
+    random vectors against the refusal directions; each |cos| is the largest over layers."""
     shuffled = [float(edit_fingerprint.along(left, one).max(1).values.median()) for one in refusal.shuffled]
     noise = torch.randn(200, left.shape[1], generator=torch.Generator().manual_seed(0))
     random = edit_fingerprint.along(torch.nn.functional.normalize(noise, dim=1), refusal.whole).max(1).values
@@ -67,8 +68,8 @@ def _by_chance(left: torch.Tensor, refusal: RefusalDirections) -> float:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per change: matrices, how many changed and how many were edited, and medians over the edited ones (over the changed if none
-    is)."""
+    """Returns a row per change: how many matrices there are, changed and were edited, and medians over the edited ones (over the changed
+    ones if none was edited)."""
     rows = []
     for change, own in table[table.layer > 0].groupby("change", sort=False):
         told = {"change": change, "matrices": len(own), "changed": int(own.share.notna().sum()), "edited": int(own.edited.sum())}
@@ -80,7 +81,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentence(table: pd.DataFrame, change: Change, control: Change | None) -> str:
-    """The edit in words; "" if no matrix exceeds chance, or if as many do under the control."""
+    """Describes the edit in words; "" if no matrix exceeds chance, or if as many do under the control."""
     rows = {r.change: r for r in summary(table).itertuples()} if len(table) else {}
     mine, beside = rows.get(change.name), rows.get(control.name) if control else None
     if mine is None or not mine.edited or (beside is not None and beside.edited >= mine.edited):
@@ -102,18 +103,18 @@ def sentence(table: pd.DataFrame, change: Change, control: Change | None) -> str
 
 
 def shared(table: pd.DataFrame, change: Change) -> bool:
-    """Whether the same direction was removed from several matrices. An edit does this to all of them, a tune at most to one by chance."""
+    """Tells whether the same direction was removed from several matrices. An edit does this to all of them, a tune at most to one by chance."""
     mine = [r for r in summary(table).itertuples() if r.change == change.name]
     return any(r.edited > 1 and r.common > r.common_random and r.common**2 >= IS for r in mine)
 
 
 def of_refusal(table: pd.DataFrame, change: Change) -> bool:
-    """Whether the change is along the model's own refusal direction, by more than chance."""
+    """Tells whether the change is along the model's own refusal direction, by more than chance."""
     return any(r.refusal > r.refusal_random for r in summary(table).itertuples() if r.change == change.name)
 
 
 def section(table: pd.DataFrame) -> list[Section]:
-    """The page's part: a row per change and measure, each with its comparison; empty if nothing was measured."""
+    """Returns the page's section: a row per change and measure, each with its comparison; empty if nothing was measured."""
     if table.empty:
         return []
     found = [line for row in summary(table).itertuples() for line in _lines(row)]

@@ -46,7 +46,7 @@ def audit_report(
     held: Sequence[gate.Held] = (),
     trained: Sequence[str] = (),
 ) -> tuple[Path, str]:
-    """Write the page; returns it with its answer."""
+    """Writes the page. Returns (the page's path, its answer)."""
     said = answer(found, f)
     report = Report(
         title=f"audit of {', '.join(m.name for m in found.models)} on {data.name}",
@@ -80,7 +80,7 @@ def audit_report(
 
 
 def about(asked: Question) -> list[str]:
-    """How the page's numbers were made."""
+    """Says how the page's numbers were made."""
     return [ABOUT[0], *([BEGUN] if "prefill" in asked.sets else []), *ABOUT[1:]]
 
 
@@ -108,7 +108,7 @@ def _folded(asked: Question, f: Findings) -> dict[str, pd.DataFrame]:
 
 
 def before(found: Audited, asked: Question, f: Findings, held: Sequence[gate.Held], trained: Sequence[str] = ()) -> list[Section]:
-    """The sections before the evidence: the numbers, the kind of change, the gate if there is one, what to try if something broke."""
+    """Returns the sections before the evidence: the numbers, the kind of change, the gate if there is one, what to try if something broke."""
     told = advice(found, f.shifts, f.sizes, f.against, trained, f.restored)
     parts = [Section("In numbers", table=outcomes(found, asked, f)), *kinds.section(found, f)]
     parts += [Section("The gate", table=gate.as_table(held).drop(columns=["value", "low", "high"]))] if held else []
@@ -118,7 +118,7 @@ def before(found: Audited, asked: Question, f: Findings, held: Sequence[gate.Hel
 
 
 def outcomes(found: Audited, asked: Question, f: Findings) -> pd.DataFrame:
-    """A row per set and per outcome that matters in it; columns: the last change, the controls' changes, each model's rate, n."""
+    """Returns a row per set and per outcome that matters in it; columns: the last change, the controls' changes, each model's rate, n."""
     names = [m.name for m in found.models]
     cell = {(r.model, r.kind, r.outcome): r for r in f.rates.itertuples()}
     rows = []
@@ -139,8 +139,8 @@ def outcomes(found: Audited, asked: Question, f: Findings) -> pd.DataFrame:
 
 
 def results(found: Audited, f: Findings) -> pd.DataFrame:
-    """Every number, in one long table. With a `change`: the paired difference of an outcome's rates; else a value of a model. A landscape's
-    points name the model at its centre, and the step `a`."""
+    """Returns every number in one long table. A row with a `change` is the paired difference of an outcome's rates; any other is a value of
+    a model. A landscape's points name the model at its centre, and the step `a`."""
     of_sets = {"sensitivity": f.sensitivity, "placement": f.placed, "clusters": f.shapes}
     probes = {"separation": f.separation, **{name: table.rename(columns={"kind": "set"}) for name, table in of_sets.items()}}
     parts = [tables.tidy(f.rates, {name: table for name, table in probes.items() if len(table)})]
@@ -165,7 +165,7 @@ def results(found: Audited, f: Findings) -> pd.DataFrame:
 
 
 def _worded(table: pd.DataFrame, own: Sequence[str]) -> pd.DataFrame:
-    """Shifts for a reader: in a task's set, "degenerate" is explained."""
+    """Returns the shifts for a reader: in a task's set, "degenerate" is explained."""
     if table.empty:
         return table
     task = ~table.kind.isin(own) & (table.outcome == "degenerate")
@@ -187,7 +187,7 @@ def _figures(f: Findings) -> list[Figure]:
 
 
 def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
-    """What the page lacks, and why."""
+    """Says what the page lacks, and why, a line for each."""
     told = [f"Not measured: {row.part} of {row.of}. Reason: {row.reason}" for row in f.missing.itertuples()]
     told += _unreferenced(asked)
     told += [f"{c.name}: the weights are the same, so nothing is reported about a weight change." for c in found.compared if c.same]
@@ -224,7 +224,7 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
 
 
 def _unreferenced(asked: Question) -> list[str]:
-    """For each set of harmless requests, how many lack the reference answer that uncertainty is measured on."""
+    """Says, for each set of harmless requests, how many lack the reference answer that uncertainty is measured on."""
     sizes = {name: len(one.attempts) for name, one in asked.sets.items()}
     told = []
     for name, examples in asked.referenced.items():

@@ -1,9 +1,9 @@
 """Which part of a change lost the refusals? Parts are put back into the model after it, on prompts whose refusal was lost. L7.
 
-Answers have a few tokens. The parts are: each kind of weight, each third of the layers, both together, and what residual-writing matrices
-write along the refusal direction. Then the smallest part that brings back half of the refusals is narrowed: its layers are halved as long
-as half comes back. Two comparisons: a random change of equal norm in the same tensors, and the reverse, that part of the change alone in
-the model before. This asks of weights what activation patching asks of activations (arXiv 2407.10264, section 5.2). A part is read one
+Answers have a few tokens. The parts are: each kind of weight, each third of the layers, main kinds in each third, and what residual-writing
+matrices write along the refusal direction. Then the smallest part that brings back half of the refusals is narrowed: its layers are halved
+as long as half comes back. Two comparisons: a random change of equal norm in the same tensors, and the reverse, that part of the change
+alone in the model before. This asks of weights what activation patching asks of activations (arXiv 2407.10264, section 5.2). A part is read one
 tensor at a time and put into the loaded model; afterwards the model's own weights are restored bit for bit.
 """
 
@@ -81,7 +81,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Changed:
-    """`sizes`: the tensors that a change moved. `left`: those that are not put back, because their shapes differ between the models, or
+    """What a change moved. `sizes`: each tensor that it moved -> its number of parameters. `left`: tensors that are not put back, because their shapes differ between the models, or
     because they are one tensor in one model and two in the other."""
 
     sizes: dict[str, int]
@@ -89,14 +89,14 @@ class Changed:
     sites: Sites
 
     def part(self, kind: str = "", first: int = 0, last: int = 0) -> Part:
-        """The part of a kind, in layers `first` to `last`; 0: everywhere, also outside layers."""
+        """Returns the part of one kind in layers `first` to `last`, counted from 1; without `last`: everywhere, also outside layers."""
         own = {
             t: n for t, n in self.sizes.items() if kind in ("", self.sites.part(t)) and (not last or first <= self.sites.layer(t) <= last)
         }
         return Part(in_words(kind, first, last), tuple(own), sum(own.values()), kind, (first, last))
 
     def along(self, direction: torch.Tensor, layer: int) -> Part:
-        """The part that the residual-writing matrices write along a direction."""
+        """Returns the part of the change that the residual-writing matrices write along a direction."""
         own = [t for t in self.sizes if t in self.sites.writers]
         size = sum(self.sizes[t] // len(direction) for t in own)
         unit = torch.nn.functional.normalize(direction.float(), dim=0)
@@ -109,7 +109,7 @@ def in_words(kind: str, first: int, last: int) -> str:
 
 
 def changed(change: Change, sites: Sites) -> Changed:
-    """Find what a change moved. Every tensor is read once, one at a time."""
+    """Finds what a change moved. Every tensor is read once, one at a time."""
     before, after = change.before.checkpoint, change.after.checkpoint
     sizes, left = {}, []
     own = {name for name, _ in sites.model.named_parameters()}
@@ -124,14 +124,14 @@ def changed(change: Change, sites: Sites) -> Changed:
 
 
 def lost(asked: Asked, verdicts: pd.DataFrame, change: Change) -> list[Attempt]:
-    """The unsafe prompts that the model before refused and the one after does not; at most `MOST`, drawn at random."""
+    """Returns the unsafe prompts that the model before refused and the one after does not; at most `MOST`, drawn at random."""
     both = answers.pairs(verdicts[verdicts.kind == "unsafe"], change)
     places = both[(both.before == "refused") & (both.after != "refused")].place
     return [asked.attempts[place] for place in sorted(drawn(list(places), MOST))]
 
 
 class Restoring:
-    """One change's prompts and models. It asks which prompts are refused with a part put back, changed at random, or alone."""
+    """Asks the prompts whose refusal was lost, with a part of the change put back, changed at random, or alone in the model before."""
 
     def __init__(self, pipeline: Pipeline, change: Change, moved: Changed, attempts: Sequence[Attempt], asked: Asked, room: int) -> None:
         own = asked.judge
@@ -141,7 +141,7 @@ class Restoring:
         self._pipeline, self._change, self._attempts, self._writers = pipeline, change, attempts, moved.sites.writers
 
     def refused(self, way: str, part: Part) -> pd.Series:
-        """Whether each prompt is refused; kept in the store."""
+        """Tells whether each prompt is refused with the part treated in this `way` (`BACK`, `RANDOM`, `REVERSE`); kept in the store."""
         kind, change = type(self._judge), self._change
         inputs = {
             "probe": ["restoring", VERSION, evaluate.VERSION],
@@ -162,7 +162,7 @@ class Restoring:
         return self._pipeline.table("tables", inputs, make).outcome == "refused"
 
     def _weights(self, way: str, part: Part) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of the part, as the answering model gets it."""
+        """Yields (name, tensor) for each tensor of the part, as the answering model gets it."""
         before, after = self._change.before.checkpoint, self._change.after.checkpoint
         for name in part.tensors:
             if way != RANDOM and part.direction is None:
@@ -185,9 +185,9 @@ def restored(
     moved: Changed,
     refusal: RefusalDirections | None,
 ) -> pd.DataFrame:
-    """change, part, kind, first, last, way, parameters, count, n, rate with its Wilson interval. The prompts are those whose refusal is
-    lost within these few tokens too. rate: the share refused, with the part put back or changed at random; in reverse, the share not
-    refused.
+    """Puts parts of the change back and counts refusals, on the prompts whose refusal is lost within these few tokens too. Columns: change,
+    part, kind, first, last, way, parameters, count, n, rate with its Wilson interval (low, high). rate: the share refused, with the part
+    put back or changed at random; in reverse, the share not refused.
 
     `room`: the audit's own limit of new tokens. Errors: a model that thinks; fewer than `LEAST` such prompts.
     """
@@ -224,7 +224,7 @@ def restored(
 
 
 def _direction(moved: Changed, refusal: RefusalDirections | None) -> list[Part]:
-    """The part that is written along the refusal direction of the model before."""
+    """Returns the part of the change that is written along the refusal direction of the model before; empty if it cannot be told."""
     if refusal is None or refusal.whole.shape[1] != moved.sites.width or not set(moved.sizes) & set(moved.sites.writers):
         return []
     layer = longest(refusal.whole, refusal.activation)
@@ -232,7 +232,7 @@ def _direction(moved: Changed, refusal: RefusalDirections | None) -> list[Part]:
 
 
 def _coarse(moved: Changed) -> list[Part]:
-    """Thirds of the layers: MLP, attention and mixer alone, and all together if more than one of these changed."""
+    """Returns the parts in each third of the layers: MLP, attention and mixer alone, and all together if more than one of these changed."""
     ends = [round(moved.sites.layers * i / 3) for i in range(4)]
     thirds = [(first + 1, last) for first, last in pairwise(ends) if last > first]
     found: dict[tuple[str, ...], Part] = {}
@@ -242,7 +242,7 @@ def _coarse(moved: Changed) -> list[Part]:
 
 
 def _halved(part: Part, moved: Changed, share: Callable[[Part], float]) -> Part:
-    """Halve the part's layers, as long as one of the halves brings back half of the refusals."""
+    """Halves the part's layers as long as one of the halves brings back half of the refusals. Returns the last part that did."""
     while part.layers[0] < (part.layers[1] or moved.sites.layers):
         first, last = part.layers if part.layers[1] else (1, moved.sites.layers)
         middle = (first + last) // 2
@@ -256,8 +256,8 @@ def _halved(part: Part, moved: Changed, share: Callable[[Part], float]) -> Part:
 
 
 def smallest(table: pd.DataFrame, editable: bool = False) -> Any | None:
-    """The row, with `random` added, of the smallest part that brings back at least half and more than a random change of equal norm; None
-    if no part does. `editable`: only parts that are whole tensors."""
+    """Returns the row of the smallest part that brings back at least half and more than a random change of equal norm, with that change's
+    rate in `random`; None if no part does. `editable`: only parts that are whole tensors."""
     if table.empty:
         return None
     random = table[table.way == RANDOM].drop_duplicates("part")[["part", "rate", "high"]]
@@ -267,7 +267,7 @@ def smallest(table: pd.DataFrame, editable: bool = False) -> Any | None:
 
 
 def sentence(table: pd.DataFrame) -> str:
-    """The smallest part that brings back half, in words; "" if none does."""
+    """Says which smallest part brings back half of the refusals; "" if none does."""
     row = smallest(table)
     if row is None:
         return ""
@@ -278,7 +278,7 @@ def sentence(table: pd.DataFrame) -> str:
 
 
 def section(table: pd.DataFrame) -> list[Section]:
-    """The page's part; empty if nothing was measured."""
+    """Returns the page's section; empty if nothing was measured."""
     if table.empty:
         return []
     shown = table.assign(
@@ -288,7 +288,7 @@ def section(table: pd.DataFrame) -> list[Section]:
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """The share of lost refusals by part and way."""
+    """Draws the share of the lost refusals, by part of the change and by what was done with it (the way)."""
     colours = {BACK: GREEN, RANDOM: GREY, REVERSE: RED}
     titles = ("part of the change", "share of the lost refusals")
     chart = forms.points(table, "part", "rate", "way", colours, titles, share=True, levels=[HALF])

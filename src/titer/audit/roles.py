@@ -50,7 +50,7 @@ class Change:
 
     @property
     def templates(self) -> str:
-        """That the two are asked through other chat templates, in words; "" where they are not."""
+        """A phrase which says that the two are asked through different chat templates; "" if they are not."""
         if "chat template" not in self.asked:
             return ""
         bare = [model.name for model in (self.before, self.after) if untemplated(model.checkpoint)]
@@ -64,8 +64,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Audited:
-    """Every model once; the changes between neighbours, of which the last is audited; the first control's change or None; further
-    controls'."""
+    """The models of an audit, each once; the changes between neighbours, of which the last is audited; the first control's change or None
+    (`control`); the changes of further controls (`further`)."""
 
     models: tuple[Model, ...]
     changes: tuple[Change, ...]
@@ -95,12 +95,13 @@ class Audited:
 
 
 def alike(changes: Sequence[Change], prompts: Sequence[str]) -> list[Change]:
-    """The changes whose two models read the prompts as the same tokens. Where tokens differ, so do activations, even with equal weights."""
+    """Returns the changes whose two models read the prompts as the same tokens. If tokens differ, so do activations, even with equal
+    weights."""
     return [change for change in changes if read_alike(change.before.checkpoint, change.after.checkpoint, prompts)]
 
 
 def reading_notes(found: Audited, prompts: Sequence[str]) -> list[str]:
-    """What a reader must know about how the models were prompted."""
+    """Says what a reader must know about how the models were prompted and how they differ, a line for each."""
     plain = [m.name for m in found.models if untemplated(m.checkpoint)]
     told = [f"{', '.join(plain)}: no chat template, so the prompts are given as plain text"] if plain else []
     told += [line for m in found.models for line in passed_over(m.name, m.checkpoint)]
@@ -120,8 +121,8 @@ def reading_notes(found: Audited, prompts: Sequence[str]) -> list[str]:
 
 
 def each(models: Sequence[str], base: bool = True) -> list[list[str]]:
-    """The models of each audit. One to three names are [BASE] ALIGNED [TUNED]; of more, the first two are BASE and ALIGNED and all others
-    are tunes. Without `base`, the first is ALIGNED and all others are tunes. Errors: no tune."""
+    """Returns the models of each audit. One to three names are [BASE] ALIGNED [TUNED]: a single audit. Of more, the first two are BASE and
+    ALIGNED and each other is a tune with its own audit. Without `base`, the first is ALIGNED and all others are tunes. Errors: no tune."""
     if base and len(models) <= MOST:
         return [list(models)]
     lead = 2 if base else 1
@@ -131,7 +132,8 @@ def each(models: Sequence[str], base: bool = True) -> list[list[str]]:
 
 
 def audited(checkpoints: Sequence[Checkpoint], *controls: Checkpoint) -> Audited:
-    """Errors: more than three models; a control beside a single model, or given twice; models that differ in architecture or tokenizer."""
+    """Finds the audit's models and changes. Errors: more than three models; a control beside a single model, or given twice; models that
+    differ in architecture or tokenizer."""
     if not 1 <= len(checkpoints) <= MOST:
         raise TiterError(f"{len(checkpoints)} models", expected="one to three: [BASE] ALIGNED [TUNED]")
     if controls and len(checkpoints) < 2:
@@ -158,7 +160,7 @@ def _change(before: Model, after: Model) -> Change:
 
 
 def _names(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Distinct labels, even where two folders have the same name."""
+    """Returns distinct labels, even if two folders have the same name."""
     labels = [c.label for c in checkpoints]
     if len(set(labels)) == len(labels):
         return labels

@@ -19,7 +19,8 @@ MATTERS = 0.25  # share of the answers from which the page speaks of it
 
 
 def stock(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """One row per model: model, count (answers whose text at least `ALIKE` prompts got), n (all judged answers), texts (how many), commonest."""
+    """Counts the stock answers of each model. Columns: model, count (answers whose text at least `ALIKE` prompts got), n (all judged
+    answers to unsafe and safe prompts), texts (how many such texts), commonest."""
     asked = verdicts[verdicts.kind.isin(ASKED) & ~verdicts.outcome.isin(UNJUDGED)]
     rows = []
     for model, mine in asked.groupby("model", sort=False):
@@ -31,7 +32,7 @@ def stock(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentence(verdicts: pd.DataFrame, change: Change) -> str:
-    """In words, if a change made many answers alike; else ""."""
+    """Says so if a change made many answers alike; else ""."""
     row = {r.model: r for r in stock(verdicts).itertuples()}
     before, after = row.get(change.before.name), row.get(change.after.name)
     if before is None or after is None or after.count / after.n < max(MATTERS, 2 * before.count / before.n):

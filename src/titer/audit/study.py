@@ -196,7 +196,7 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
 
 
 def _odd(found: Audited, asked: Question, lacking: Lacking) -> dict[str, list[Example]]:
-    """The odd prompts of `hidden.py` by kind; empty with too few benign tunes to compare with."""
+    """Returns the odd prompts of `hidden.py` by kind; empty with too few benign tunes to compare with."""
     for model in hidden.asked(found)[:1]:
         with lacking.part(hidden.PART, found.changes[-1].after.name):
             return asked.odd if asked.odd is not None else hidden.odd(model, [*asked.safe, *asked.unsafe])
@@ -204,7 +204,7 @@ def _odd(found: Audited, asked: Question, lacking: Lacking) -> dict[str, list[Ex
 
 
 def _reviewed(pipeline: Pipeline, generated: pd.DataFrame, judges: Judges) -> Review:
-    """The judge of the safe and unsafe prompts, compared with people and with a second judge, model by model."""
+    """Compares the judge of the safe and unsafe prompts with people and with a second judge, model by model."""
     own = generated[generated.kind.isin(OWN)].reset_index(drop=True)
     return review(own, rate_table(own), (judges.name, judges.judge), judges.people, judges.second, pipeline.ask)
 
@@ -294,18 +294,18 @@ class Within:
             self._found["directions"][model.name] = refusal_direction.summary(self.directions[model.name])
 
     def ends(self, model: Model) -> inside.Ends:
-        """The kept activations. Errors: they could not be measured."""
+        """Returns the model's kept activations. Errors: they could not be measured."""
         return _had(self._ends, model.name, "activations")
 
     def rotation(self, change: Change) -> pd.DataFrame:
-        """How far the refusal direction turned. Errors: a model has none."""
+        """Measures how far the refusal direction turned. Errors: it could not be measured in one of the models."""
         sides = (change.before, change.after)
         found = [_had(self.directions, m.name, "refusal direction") for m in sides]
         return changes.rotation(self._bench, change, found, [self.ends(m) for m in sides], self.safe)
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """By name, as in `Findings`."""
+        """The tables of these probes, by their names in `Findings`."""
         more = {"uncertainty": self._unsure, "rows": self._rows}
         return {**{name: named(one) for name, one in self._found.items()}, **{name: _together(tables) for name, tables in more.items()}}
 
@@ -353,7 +353,7 @@ def _changed(
 
 
 def _back(pipeline: Pipeline, found: Audited, lacking: Lacking) -> pd.DataFrame:
-    """How far the last of two changes goes back along the one before it."""
+    """Measures how far the last of two changes goes back along the one before it; empty unless there are two changes of weights."""
     if len(found.changes) > 1 and not lacking.stopped and not any(change.same for change in found.changes):
         with lacking.part("whether it goes back", found.changes[-1].name):
             return changes.gone_back(pipeline, *found.changes)
@@ -361,7 +361,7 @@ def _back(pipeline: Pipeline, found: Audited, lacking: Lacking) -> pd.DataFrame:
 
 
 def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.DataFrame, sites: Sites, within: Within) -> pd.DataFrame:
-    """Which part of the change lost the refusals; empty if too few were lost."""
+    """Measures which part of the change lost the refusals; empty if too few were lost."""
     lacking, one = within.lacking, asked.sets["unsafe"]
     attempts = restoring.lost(one, verdicts, change)
     if len(attempts) < restoring.LEAST:
@@ -385,7 +385,7 @@ def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.
 
 
 def around(found: Audited) -> tuple[Model, Model | None]:
-    """The landscape's centre and the model that it also moves towards (None: none): the model before the last change and the one after
-    it; of a single model, that model."""
+    """Returns the landscape's centre and the model that it also moves towards (None: none): the models before and after the last change;
+    of a single model, that model."""
     last = found.last
     return (last.before if last else found.models[0]), (last.after if last and not last.same else None)
