@@ -26,7 +26,7 @@ from titer.models.sites import block_linears
 
 
 class Antidote(Method):
-    """The share of each row that is zeroed, and how many examples the scores are computed on."""
+    """Trains as SFT does, then zeroes weights; the settings say what share of each row, and how many examples score the weights."""
 
     STREAMS = ("train", "harmful")
     SOURCE = "arXiv 2408.09600 (Antidote); the score: arXiv 2306.11695 (Wanda)"
@@ -50,7 +50,7 @@ class Antidote(Method):
 
 
 def input_norms(c: Context, examples: int) -> dict[str, torch.Tensor]:
-    """||X_j||_2 (inputs,) for each Linear of the blocks, by its name, over the harmful examples' tokens.
+    """Returns ||X_j||_2 (inputs,) over the harmful examples' tokens, for each Linear of the blocks by its name.
 
     Errors: a norm that is not finite.
     """
@@ -69,7 +69,7 @@ def input_norms(c: Context, examples: int) -> dict[str, torch.Tensor]:
 
 
 def _prune(layer: Any, norm: torch.Tensor, ratio: float) -> None:
-    """Zero the round(ratio inputs) weights with the highest scores in each row; with an adapter, of the merged weight."""
+    """Zeroes, in each output row, the round(ratio inputs) weights with the highest scores; with an adapter, of the merged weight."""
     weight = getattr(layer, "base_layer", layer).weight
     if hasattr(layer, "base_layer"):
         for name in layer.active_adapters:

@@ -19,7 +19,7 @@ from titer.methods.base import Batches, Bundle, Context, Loss, Method, skip, tok
 
 
 class Booster(Method):
-    """Weight of the regulariser and the size of the simulated harmful step."""
+    """Trains against a simulated step of harmful fine-tuning; the settings are the regulariser's weight and the size of that step."""
 
     STREAMS = ("train", "harmful")
     SOURCE = "arXiv 2409.01586 (Booster)"
@@ -37,7 +37,7 @@ class Booster(Method):
             c.backward(self.loss(c, batch))
 
     def _regularise(self, c: Context) -> None:
-        """Add strength * (grad h(w) - grad h(w')) to the step's gradients. Without a direction, add nothing and count the step."""
+        """Adds strength * (grad h(w) - grad h(w')) to the step's gradients. Without a direction, it adds nothing and counts the step."""
 
         def harmful(batch: Batches) -> Loss:
             return token_nll(c.forward(batch["harmful"]), batch["harmful"].labels)

@@ -21,7 +21,7 @@ from titer.methods.base import Batches, Context, Loss, Method, predicted
 
 
 class ConstrainedSFT(Method):
-    """Beta by the token's place in its answer. A large beta allows little drift."""
+    """Fine-tunes with a limit on the drift of each token; the settings are beta by the token's place. A large beta allows little drift."""
 
     SOURCE = "arXiv 2406.05946 (constrained fine-tuning)"
     VERSION = 1
@@ -46,19 +46,19 @@ class ConstrainedSFT(Method):
         return Loss(torch.where(trained, term, 0).sum(), over)
 
     def betas(self, labels: torch.Tensor) -> torch.Tensor:
-        """beta_t (B, T) at the places that predict a labelled token; values elsewhere have no meaning."""
+        """Returns beta_t (B, T) at the places that predict a labelled token; values elsewhere have no meaning."""
         place = (predicted(labels) != IGNORE).cumsum(1)
         later = torch.where(place <= self.early_tokens, self.early, self.beta)
         return torch.where(place == 1, self.first, later) if self.early_tokens else later
 
     @staticmethod
     def weights(drift: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-        """The factor on each token's cross-entropy gradient; drift = log p_ref - log p_w."""
+        """Returns the factor on each token's cross-entropy gradient; drift = log p_ref - log p_w."""
         return 2 * torch.sigmoid(beta * drift)
 
 
 def _nll(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Negative log-likelihood of each predicted label, (B, T); 0 where nothing is trained."""
+    """Returns the negative log-likelihood of each predicted label, (B, T); 0 where nothing is trained."""
     flat = logits.reshape(-1, logits.shape[-1]).float()
     found = functional.cross_entropy(flat, predicted(batch.labels).reshape(-1), ignore_index=IGNORE, reduction="none")
     return found.reshape(batch.labels.shape)

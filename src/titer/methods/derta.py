@@ -32,9 +32,10 @@ from titer.models.checkpoint import stated_window
 
 
 class Pair(NamedTuple):
-    """A harmful request's two rows of token ids, without padding: request and refusal, request and harmful answer.
+    """A harmful request as two rows of token ids, without padding: `refusal` has the request and its refusal, `harmful` the request and
+    its harmful answer.
 
-    `refused_at`, `answered_at`: where the answer begins in each row. `alike`: how many tokens the two rows share from the start.
+    `refused_at`, `answered_at`: the place where the answer begins in each row. `alike`: how many tokens the rows share from the start.
     """
 
     refusal: list[int]
@@ -46,7 +47,7 @@ class Pair(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Number of tokens of the harmful answer, without its end token."""
+        """The number of tokens of the harmful answer, without its end token."""
         return max(0, len(self.harmful) - self.answered_at - 1)
 
 
@@ -58,7 +59,8 @@ class Counted(NamedTuple):
 
 
 class DeRTa(Method):
-    """Weights of the refusal and the transition, how often a harmful prefix precedes the refusal, and which places count."""
+    """Trains refusals at every place of an answer; the settings are the weights of the refusal and the transition, how often a harmful
+    prefix precedes the refusal, and which places count."""
 
     STREAMS = ("train", "preferred", "rejected")
     SOURCE = "arXiv 2407.09121, equation 2, appendix A"
@@ -72,7 +74,7 @@ class DeRTa(Method):
     token: int | None = Field(default=None, ge=0, description="id of the token REF; none: taken from each request's own refusal")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
-        """Keeps nothing. Errors: `token` is an id for which the model has no embedding."""
+        """Checks `token`, and returns no tensors. Errors: `token` is an id for which the model has no embedding."""
         size = c.sites.model.get_input_embeddings().weight.shape[0]
         if self.token is not None and self.token >= size:
             raise TiterError(
@@ -107,7 +109,7 @@ class DeRTa(Method):
         return Loss(torch.stack([total for total, _ in found]).sum(), torch.stack([over for _, over in found]).sum())
 
     def _places(self, pair: Pair, drawn: torch.Tensor, window: int | None) -> int:
-        """k: how many tokens of the harmful answer precede the refusal; never more than fit in the model's window."""
+        """Returns k, how many tokens of the harmful answer precede the refusal; never more than fit in the model's window."""
         if pair.length < 2 or float(drawn[0]) >= self.begun:
             return 0
         k = 1 + int(float(drawn[1]) * (pair.length - 1))
@@ -115,7 +117,7 @@ class DeRTa(Method):
 
 
 def paired(preferred: Batch, rejected: Batch) -> list[Pair]:
-    """The pairs of two batches with the same requests, padded on either side."""
+    """Returns the pairs from two batches that hold the same requests. The batches may be padded on either side."""
     found = []
     for (refusal, labels), (harmful, answer) in zip(_rows(preferred), _rows(rejected), strict=True):
         alike = next((i for i, (a, b) in enumerate(zip(refusal, harmful, strict=False)) if a != b), min(len(refusal), len(harmful)))
@@ -134,7 +136,7 @@ def _begins(labels: list[int]) -> int:
 
 
 def prefixed(pairs: list[Pair], places: list[int]) -> Batch:
-    """A batch (B, T): each request, the first k tokens of its harmful answer, then its refusal. Only the refusal has labels."""
+    """Returns a batch (B, T): each request, the first k tokens of its harmful answer, then its refusal. Only the refusal has labels."""
     ids, labels = [], []
     for pair, k in zip(pairs, places, strict=True):
         head = pair.harmful[: pair.answered_at + k] if k else pair.refusal[: pair.refused_at]
@@ -144,10 +146,10 @@ def prefixed(pairs: list[Pair], places: list[int]) -> Batch:
 
 
 def transitions(pairs: list[Pair], token: int | None = None) -> Batch:
-    """A batch (B, T): each request with its harmful answer, and the label REF at every place of the answer but the last.
+    """Returns a batch (B, T): each request with its harmful answer, and the label REF at every place of the answer but the last.
 
-    Where REF comes from the request's own refusal, the tokens that both answers share at their start get no label: a refusal begins
-    after them.
+    If REF comes from the request's own refusal, the tokens that both answers share at their start get no label, because the refusal
+    begins after them.
     """
     labels = []
     for pair in pairs:
@@ -166,7 +168,7 @@ def _batch(ids: list[list[int]], labels: list[list[int]]) -> Batch:
 
 
 def thinned(logits: torch.Tensor, labels: torch.Tensor, drawn: list[torch.Tensor], keep: float) -> Counted:
-    """The summed nll of a random share `keep` of the labels, divided by `keep`; with the number of all labels.
+    """Returns the summed nll of a random share `keep` of the labels, divided by `keep`, and the number of all labels.
 
     logits (B, T, V), labels (B, T). `drawn` has for each row uniform numbers in [0, 1), at least as many as the row has labels.
     """

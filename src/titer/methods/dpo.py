@@ -21,7 +21,7 @@ from titer.models.likelihood import pair_nll
 
 
 class DPO(Method):
-    """Betas of both answers and how log-probabilities are normalised."""
+    """Trains on pairs of answers; the settings are a beta for each answer and how log-probabilities are normalised."""
 
     STREAMS = ("preferred", "rejected")
     SOURCE = "arXiv 2407.10264, section 4 (DPO); arXiv 2305.18290, equation 7"
@@ -34,7 +34,7 @@ class DPO(Method):
     window: int = Field(default=159, ge=1, description="tokens to divide by; the paper's 159")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
-        """`reference` (pool, 2): the reference's nll of both answers of each pair in the pool. Empty on endless streams."""
+        """Returns `reference` (pool, 2), the reference's nll of both answers of each pair in the pool; nothing on endless streams."""
         with c.reference() as forward:
             found = [torch.stack(pair_nll(forward, batch), dim=1) for batch in c.pool()]
         return {"reference": torch.cat(found)} if found else {}

@@ -26,7 +26,7 @@ from titer.models.likelihood import example_nll
 
 
 class EWC(Method):
-    """How strongly the weights are held, and how the Fisher information is estimated."""
+    """Fine-tunes and holds the weights; the settings say how strongly, and how the Fisher information is estimated."""
 
     STREAMS = ("train", "alignment")
     SOURCE = "arXiv 1612.00796; arXiv 2402.01109, appendix B.2"
@@ -39,7 +39,7 @@ class EWC(Method):
     fisher: Literal["example", "batch"] = Field(default="batch", description="the official code's batch means, or per example")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
-        """`anchor/NAME` (w*) and `fisher/NAME` (F) for each trained parameter; empty at strength 0."""
+        """Returns `anchor/NAME` (w*) and `fisher/NAME` (F) for each trained parameter; nothing at strength 0."""
         if self.strength == 0:
             return {}
         anchors = {f"anchor/{name}": p.detach().clone() for name, p in c.named}
@@ -52,7 +52,7 @@ class EWC(Method):
             c.add(self.pull(c), self.strength)
 
     def pull(self, c: Context) -> Bundle:
-        """The gradient of sum_i F_i (w_i - w_i*)^2, by parameter."""
+        """Returns the gradient of sum_i F_i (w_i - w_i*)^2, by parameter."""
         found, penalty = {}, torch.zeros(())
         for name, p in c.named:
             for key in (f"anchor/{name}", f"fisher/{name}"):
@@ -65,7 +65,7 @@ class EWC(Method):
         return found
 
     def _fisher(self, c: Context) -> Bundle:
-        """The diagonal Fisher information by parameter, computed without dropout."""
+        """Returns the diagonal Fisher information by parameter, computed without dropout."""
         named = c.named
         total = [torch.zeros_like(p, dtype=torch.float32) for _, p in named]
         seen = 0
@@ -85,7 +85,7 @@ class EWC(Method):
                 yield batch.rows(start, min(start + self.group, len(batch)))
 
     def _value(self, c: Context, forward: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
-        """The scalar whose gradient is squared for one group."""
+        """Returns the scalar whose gradient is squared for one group of examples."""
         logits = forward(batch)
         if self.fisher == "batch":
             mean = token_nll(logits, batch.labels)

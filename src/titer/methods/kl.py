@@ -17,7 +17,7 @@ from titer.methods.base import Batches, Context, Loss, Method, predicted, token_
 
 
 class KL(Method):
-    """How strongly the predictions are held."""
+    """Fine-tunes and holds the predictions near the first model's; the setting says how strongly."""
 
     SOURCE = "arXiv 2402.01109, appendix B.2 (KL)"
     VERSION = 1
@@ -38,7 +38,7 @@ class KL(Method):
 
 
 def token_kl(before: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """KL(before || logits) over the vocabulary, summed over the places that predict a labelled token.
+    """Returns KL(before || logits) over the vocabulary, summed over the places that predict a labelled token.
 
     before, logits (B, T, V); labels (B, T) with -100 where not trained; label t is predicted at t - 1.
     """

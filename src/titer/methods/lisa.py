@@ -23,7 +23,7 @@ from titer.methods.base import Batches, Bundle, Context, Loss, Method, token_nll
 
 
 class Lisa(Method):
-    """The lengths of both turns, and how strongly the weights are held within a turn."""
+    """Fine-tunes in turns on two streams; the settings are the turns' lengths, and how strongly the weights are held within a turn."""
 
     STREAMS = ("train", "alignment")
     SOURCE = "arXiv 2405.18641, bi-state optimisation with a proximal term"
@@ -42,7 +42,7 @@ class Lisa(Method):
         return self
 
     def check_steps(self, steps: int) -> None:
-        """Errors: a run that ends within the first turn, before the user's data is seen."""
+        """Checks the number of steps. Errors: the run would end within the first turn, before the user's data is seen."""
         if 0 < steps <= self.k1:
             raise TiterError(
                 f"Lisa of {steps} steps and k1 = {self.k1}: all steps would be in the first turn, on alignment data, and none on the task",
@@ -51,11 +51,11 @@ class Lisa(Method):
             )
 
     def turn(self, number: int) -> Literal["alignment", "train"]:
-        """The stream that step `number` trains on."""
+        """Returns the stream that step `number` trains on."""
         return "alignment" if number % (self.k1 + self.k2) < self.k1 else "train"
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
-        """`anchor/NAME` (w_s) for each trained parameter; empty at rho 0."""
+        """Returns `anchor/NAME` (w_s) for each trained parameter; nothing at rho 0."""
         return self._anchors(c) if self.rho > 0 else {}
 
     def loss(self, c: Context, batch: Batches) -> Loss:
@@ -74,7 +74,7 @@ class Lisa(Method):
             c.backward(self.loss(c, batch))
 
     def pull(self, c: Context) -> Bundle:
-        """w - w_s by parameter: the gradient of the proximal term at rho = 1."""
+        """Returns w - w_s by parameter: the gradient of the proximal term at rho = 1."""
         found, square = {}, torch.zeros(())
         for name, p in c.named:
             key = f"anchor/{name}"

@@ -35,7 +35,7 @@ CLOSE = 0.05  # relative gap between head(norm(last residual)) and the model's l
 
 
 class RepNoise(Method):
-    """Weights of the two terms on harmful answers, and how they are estimated."""
+    """Trains with two extra terms on harmful answers; the settings are their weights, and how they are estimated."""
 
     STREAMS = ("preferred", "rejected")
     SOURCE = "arXiv 2405.14577, section 3, appendix B"
@@ -49,7 +49,7 @@ class RepNoise(Method):
     scope: Literal["batch", "example"] = Field(default="batch", description="over what the logarithm's mean is taken; the paper's batch")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
-        """Keeps nothing. Checks before the first step that the final norm and the head are found. Errors: as `check_head`."""
+        """Checks that the final norm and the head are found, and returns no tensors. Errors: those of `check_head`."""
         if self.alpha > 0:
             check_head(c)
         return {}
@@ -74,7 +74,7 @@ class RepNoise(Method):
         return Loss(total, stability.over)
 
     def _noise(self, c: Context, activations: list[torch.Tensor], own: torch.Tensor) -> torch.Tensor:
-        """The mean over layers of MMD(a_l, N(0, I)), at the tokens where `own` (B, T) is true; 0 if there are none. a_l is (B, T, D)."""
+        """Returns the mean over layers of MMD(a_l, N(0, I)), at the tokens where `own` (B, T) is true; 0 if none is. a_l is (B, T, D)."""
         places = own.flatten().nonzero()[:, 0]
         if self.samples and len(places) > self.samples:
             places = places[torch.randperm(len(places), generator=c.rng)[: self.samples].to(places.device)]
@@ -90,7 +90,7 @@ class RepNoise(Method):
         return noise
 
     def _ascent(self, c: Context, residuals: list[torch.Tensor], labels: torch.Tensor, preferred: torch.Tensor) -> torch.Tensor:
-        """The log of the mean cross-entropy over layers on `labels` (B, T), times the number of preferred tokens; 0 without labels."""
+        """Returns the log of the mean cross-entropy over layers on `labels` (B, T), times the number of preferred tokens; 0 if no label."""
         wanted = predicted(labels)
         at = wanted != IGNORE
         norm, head = final_norm(c.sites), output_head(c.sites)
@@ -108,7 +108,7 @@ class RepNoise(Method):
 
 
 def mmd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The squared maximum mean discrepancy of two sets of points (N, D): biased estimate, kernel a sum of five Gaussians."""
+    """Returns the squared maximum mean discrepancy of two sets of points (N, D): a biased estimate, its kernel a sum of five Gaussians."""
     points = torch.cat([x, y])
     squares = (points**2).sum(1)
     distances = (squares[:, None] + squares[None, :] - 2 * points @ points.T).clamp(min=0)  # (2N, 2N)
@@ -121,7 +121,7 @@ def mmd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def shared_start(one: Batch, other: Batch) -> torch.Tensor:
-    """(B, T) for `other`: True at the real tokens that both rows share from their start. Either side may be padded."""
+    """Returns a mask (B, T) of `other`: True at the real tokens that both rows share from their start. Either side may be padded."""
     width = min(one.input_ids.shape[1], other.input_ids.shape[1])
     first, second = (
         torch.argsort((~_real(batch)).int(), dim=1, stable=True)[:, :width] for batch in (one, other)
@@ -136,9 +136,9 @@ def _real(batch: Batch) -> torch.Tensor:
 
 
 def output_head(sites: Sites) -> Any:
-    """The module that turns the normalised residual into logits.
+    """Returns the module that turns the normalised residual into logits.
 
-    Errors: a model without one; a sharded model, whose head is complete only inside its own forward pass.
+    Errors: the model has none; a sharded model, whose head is complete only inside its own forward pass.
     """
     head = sites.model.get_output_embeddings()
     if head is None:
@@ -152,9 +152,9 @@ def output_head(sites: Sites) -> Any:
 
 
 def final_norm(sites: Sites) -> Any:
-    """The norm between the last block and the head: the last norm module outside the blocks.
+    """Returns the norm between the last block and the head: the last norm module outside the blocks.
 
-    Errors: a model without one.
+    Errors: the model has none.
     """
     inside = {id(m) for block in sites.blocks for m in block.whole.modules()}
     outside = [m for m in sites.model.modules() if id(m) not in inside and not list(m.children())]
@@ -165,7 +165,7 @@ def final_norm(sites: Sites) -> Any:
 
 
 def logits_of(norm: Any, head: Any, residual: torch.Tensor) -> torch.Tensor:
-    """Logits (N, V), float32, of a residual (N, D), read as if it were the last block's output."""
+    """Returns the float32 logits (N, V) of a residual (N, D), as if it were the last block's output."""
     normed = norm(residual.to(head.weight.dtype))
     logits: torch.Tensor = head(normed)
     return logits.float()
@@ -173,7 +173,7 @@ def logits_of(norm: Any, head: Any, residual: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def check_head(c: Context) -> None:
-    """Check that the final norm and head, applied to the last residual, give the model's own logits.
+    """Checks that the final norm and head, applied to the last residual, give the model's own logits.
 
     Errors: they do not, so something other than norm and head shapes the logits.
     """

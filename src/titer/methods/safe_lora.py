@@ -29,7 +29,7 @@ from titer.models.sites import block_linears
 
 
 class SafeLoRA(Method):
-    """Which Linears are projected: all with a low enough cosine, or the `layers` with the lowest."""
+    """Trains as SFT does, then projects the change of some Linears: all with a low enough cosine, or the `layers` with the lowest."""
 
     MODELS = ("unaligned", "aligned")
     SOURCE = "arXiv 2405.16833 (SafeLoRA)"
@@ -58,7 +58,7 @@ class Layer(NamedTuple):
     aligned: Any
 
     def alignment(self) -> torch.Tensor:
-        """V = W_aligned - W_unaligned, (outputs, inputs)."""
+        """Returns V = W_aligned - W_unaligned, (outputs, inputs)."""
         return self._rows(self.aligned.weight.float() - self.unaligned.weight.float())
 
     def fresh(self) -> bool:
@@ -66,18 +66,18 @@ class Layer(NamedTuple):
         return hasattr(self.tuned, "base_layer") and torch.equal(self.tuned.base_layer.weight, self.aligned.weight)
 
     def change(self) -> torch.Tensor:
-        """dW = W - W_aligned, (outputs, inputs), with the adapter merged into W."""
+        """Returns dW = W - W_aligned, (outputs, inputs), with the adapter merged into W."""
         found = self._under().weight.float() - self.aligned.weight.float()  # zeros where the adapter is fresh
         for name in self.tuned.active_adapters if hasattr(self.tuned, "base_layer") else ():
             found = found + self.tuned.get_delta_weight(name).float()
         return self._rows(found)
 
     def cosine(self) -> float | None:
-        """cos(C dW, dW); None if V or dW is zero."""
+        """Returns cos(C dW, dW), or None if V or dW is zero."""
         return alignment_cosine(self.alignment(), self.change())
 
     def project(self) -> None:
-        """Replace dW by C dW. If a fresh adapter holds all of dW, change B: the later merge then adds scaling C B A."""
+        """Replaces dW by C dW. If a fresh adapter holds all of dW, only B is changed: the later merge then adds scaling C B A."""
         adapters = [self.tuned.lora_B[name].weight for name in self.tuned.active_adapters] if hasattr(self.tuned, "base_layer") else []
         if self.fresh():
             for b in adapters:
@@ -89,16 +89,16 @@ class Layer(NamedTuple):
             b.zero_()
 
     def _under(self) -> Any:
-        """The Linear itself, without an adapter around it."""
+        """Returns the Linear itself, without an adapter around it."""
         return getattr(self.tuned, "base_layer", self.tuned)
 
     def _rows(self, stored: torch.Tensor) -> torch.Tensor:
-        """The stored weight as (outputs, inputs): a view, not a copy."""
+        """Returns the stored weight as (outputs, inputs): a view, not a copy."""
         return stored.T if transposed(self.tuned) else stored
 
 
 def layers_of(c: Context) -> Iterator[Layer]:
-    """Each Linear of the blocks, in the three models.
+    """Yields each Linear of the blocks, together with the same Linear of the unaligned and the aligned model.
 
     Errors: the models' shapes differ; experts that are not Linears, whose change could not be projected.
     """

@@ -28,7 +28,7 @@ LEAST = 1e-9  # of the largest score: a layer without any gradient can still be 
 
 
 class TVaccine(Method):
-    """The radius of the ball, the number of layers, and how often they are scored and drawn."""
+    """Trains a few layers under perturbation; the settings are the ball's radius, the number of layers, and how often they are drawn."""
 
     STREAMS = ("train", "harmful")
     SOURCE = "arXiv 2410.09760 (T-Vaccine); the perturbation: arXiv 2402.01109, equation 3"
@@ -49,7 +49,7 @@ class TVaccine(Method):
     outside: bool = Field(default=False, description="train embeddings, final norm and head too; the paper trains only the sampled layers")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
-        """`scores` and `chosen` (L,); the first step computes both anew."""
+        """Returns `scores` and `chosen` (L,), all ones; where layers are sampled, the first step computes both anew."""
         c.sites.everywhere(self.site)
         return {"scores": torch.ones(c.sites.layers), "chosen": torch.ones(c.sites.layers)}
 
@@ -66,7 +66,7 @@ class TVaccine(Method):
             c.log("t_vaccine_skipped", c.state.get("skipped", torch.tensor(0.0)))
 
     def perturbation(self, c: Context, batch: Batches, chosen: list[int]) -> Deltas:
-        """eps at the site of each chosen layer; zero in a ball whose gradient is zero or not finite; {} if that holds for all balls."""
+        """Returns eps at the site of each chosen layer: zero in a ball whose gradient is zero or not finite; {} if all balls are so."""
         gradient = gradients_at(c.sites, self._names(chosen), lambda: self.loss(c, batch).total, c.grad)
         found = scaled(gradient, self.rho, batch["train"].attention_mask, c.sum, self.scope)
         skip(c, found.lost)
@@ -75,7 +75,7 @@ class TVaccine(Method):
         return found.deltas
 
     def scores(self, c: Context) -> torch.Tensor:
-        """s_l (L,) over this step's harmful examples, summed over micro-batches and ranks."""
+        """Returns s_l (L,) of this step's harmful examples: the squares are summed over micro-batches and ranks."""
         names = self._names(list(range(c.sites.layers)))
         squares = torch.zeros(c.sites.layers)
         for batch in c.micro("harmful"):
@@ -84,12 +84,12 @@ class TVaccine(Method):
         return c.sum(squares).sqrt().cpu()
 
     def _pull(self, c: Context, batch: Batch, names: list[str]) -> torch.Tensor:
-        """Each layer's squared gradient norm (L,), for one micro-batch. The loss is a sum, so the squares add up over micro-batches."""
+        """Returns each layer's squared gradient norm (L,) for one micro-batch. The loss is a sum, so these add up over micro-batches."""
         found = gradients_at(c.sites, names, lambda: token_nll(c.forward(batch), batch.labels).total, c.grad)
         return torch.stack([(found[name].float() ** 2).sum() for name in names])
 
     def _choose(self, c: Context) -> None:
-        """Score and draw the layers, if this step is due. The state keeps both, so a resumed run goes on with the same layers."""
+        """Scores and draws the layers, if this step is due. The state keeps both, so a resumed run continues with the same layers."""
         if c.number % self.rescore == 0:
             c.state["scores"] = self.scores(c)
         if c.number % self.resample == 0:
@@ -99,7 +99,7 @@ class TVaccine(Method):
             c.state["chosen"] = torch.zeros(c.sites.layers).index_fill(0, drawn, 1.0)
 
     def _freeze(self, c: Context, chosen: list[int]) -> None:
-        """Drop the gradients of all parameters that this step does not train."""
+        """Drops the gradients of all parameters that this step does not train."""
         inside = [{id(p) for p in block.whole.parameters()} for block in c.sites.blocks]
         trained = set().union(*(inside[i] for i in chosen))
         layered = set().union(*inside)
@@ -112,7 +112,7 @@ class TVaccine(Method):
 
 
 def sampled(scores: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """`count` indices of `scores` (L,), drawn without replacement, each with a probability in proportion to its score."""
+    """Draws `count` indices of `scores` (L,) without replacement, each with a probability in proportion to its score."""
     weights = scores.double()
     if not bool(torch.isfinite(weights).all()) or not bool(weights.max() > 0):
         weights = torch.ones_like(weights)  # no usable score: draw uniformly

@@ -14,7 +14,7 @@ from titer.models.likelihood import pair_nll
 
 
 class Unlearn(Method):
-    """Weights of both terms, and the number of tokens both are divided by."""
+    """Learns preferred answers and unlearns rejected ones; the settings are a weight for each, and the number of tokens to divide by."""
 
     STREAMS = ("preferred", "rejected")
     SOURCE = "arXiv 2407.10264, section 4 (unlearning)"

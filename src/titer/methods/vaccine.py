@@ -40,7 +40,8 @@ STRIDE = 2.5  # with it, K steps of 2.5 rho / K can reach any point of the ball 
 
 
 class Vaccine(Method):
-    """The ball's radius and scope, the sites, how often to perturb, and how the perturbation is found."""
+    """Trains under a perturbation of the activations; the settings are the ball's radius and scope, the sites, how often to perturb,
+    and how the perturbation is found."""
 
     SOURCE = "arXiv 2402.01109, equations 1-3, algorithms 1 and 2"
     VERSION = 2
@@ -111,7 +112,7 @@ class Vaccine(Method):
             c.state["direction"] = c.sum(torch.stack([met[name] for name in self._names(c)]))  # (L, D)
 
     def _replayed(self, c: Context) -> None:
-        """Each token is moved along its own gradient of the step before, where that step had the same batch."""
+        """Runs a step in which each token is moved along its own gradient of the step before, if that step had the same batch."""
         names, ends = self._names(c), (c.number + 1) % c.replay == 0
         for turn, batch in enumerate(c.micro()):
             met: Deltas = {}
@@ -127,7 +128,7 @@ class Vaccine(Method):
         return c.sites.everywhere(self.site)
 
     def perturbation(self, c: Context, batch: Batches) -> Deltas:
-        """eps (B, T, D) at each site; zero in a ball without a direction; {} if no ball on any rank has a direction."""
+        """Returns eps (B, T, D) at each site: zero in a ball without a direction; {} if no ball on any rank has a direction."""
         whole, names = batch["train"], self._names(c)
         rows = whole.rows(0, max(1, round(self.part * len(whole))))
         if self.noise or self.reuse:
@@ -139,7 +140,7 @@ class Vaccine(Method):
         return {name: functional.pad(delta, (0, 0, 0, 0, 0, left)) for name, delta in found.items()} if left else found
 
     def _ascended(self, c: Context, batch: Batches, names: list[str]) -> Deltas:
-        """eps from the gradient in each ball; with `inner` > 1, the result of that many ascent steps, each projected onto the ball."""
+        """Returns eps from the gradient in each ball; with `inner` > 1, after that many ascent steps, each projected onto the ball."""
         mask, size = self._mask(batch["train"]), self.rho * min(1.0, STRIDE / self.inner)
         deltas: Deltas = {}
         lost = torch.tensor(0.0)
@@ -161,27 +162,27 @@ class Vaccine(Method):
         return deltas
 
     def _masks_kept(self) -> AbstractContextManager[None]:
-        """With `shared_dropout`, restore the random generator after a pass, so that the next pass draws the same masks."""
+        """With `shared_dropout`, restores the random generator after a pass, so that the next pass draws the same masks."""
         return torch.random.fork_rng() if self.shared_dropout else nullcontext()
 
     def _mask(self, batch: Batch) -> torch.Tensor | None:
         return None if self.padding else batch.attention_mask
 
     def _drawn(self, c: Context, batch: Batch, names: list[str]) -> Deltas:
-        """N(0, rho) for every entry at each site, from the step's generator; zero at padding unless `padding`."""
+        """Draws every entry at each site from N(0, rho), with the step's generator; zero at padding unless `padding`."""
         shape, device = (*batch.input_ids.shape, c.sites.width), batch.input_ids.device
         drawn = {name: (self.rho**0.5 * torch.randn(shape, generator=c.rng)).to(device) for name in names}
         return {name: unmasked(one, self._mask(batch)) for name, one in drawn.items()}
 
     def _remembered(self, c: Context, batch: Batch, names: list[str]) -> Deltas:
-        """The previous step's direction at every token; {} in the first step."""
+        """Returns the previous step's direction at every token; {} in the first step."""
         if "direction" not in c.state:
             return {}
         way = c.state["direction"].to(batch.input_ids.device)
         return {name: one.expand(*batch.input_ids.shape, -1) for name, one in zip(names, way, strict=True)}
 
     def _in_ball(self, c: Context, deltas: Deltas, batch: Batch) -> Deltas:
-        """The deltas scaled to norm rho in each ball; {} if no ball has a direction."""
+        """Returns the deltas scaled to norm rho in each ball; {} if no ball has a direction."""
         found = scaled(deltas, self.rho, self._mask(batch), c.sum, self.scope)
         if found.norm is not None:
             c.log("vaccine_norm", found.norm)
