@@ -42,7 +42,7 @@ class Manifest(Record):
 
 
 class Check(Record):
-    """One check: what was checked, whether it holds (None: it could not be checked), and the finding in words."""
+    """The result of one check: what was checked, whether it holds (None: it could not be checked), and the finding in words."""
 
     what: str
     holds: bool | None
@@ -50,7 +50,7 @@ class Check(Record):
 
 
 def write_bundle(report: Path, file: Path) -> Manifest:
-    """Put a report's folder into a zip. Errors: those of `read_report`; a report of an older version, which kept no answers."""
+    """Packs a report's folder into a zip file. Errors: those of `read_report`; a report of an older version, which kept no answers."""
     found = read_report(report, rated=False)
     if not (report / ANSWERS).is_file():
         raise TiterError(f"{report / ANSWERS} is missing", next_step=AGAIN)
@@ -68,7 +68,7 @@ def write_bundle(report: Path, file: Path) -> Manifest:
 
 
 def verify(file: Path, models: Sequence[str] = (), data: Path | None = None) -> list[Check]:
-    """Check all that can be checked of a bundle. Errors: the file is no zip, or has no manifest of Titer's."""
+    """Checks a bundle's files and rates and, if they are given, models and data. Errors: the file is no zip or has no manifest of Titer."""
     try:
         with zipfile.ZipFile(file) as held:
             manifest = build(Manifest, json.loads(_read(held, MANIFEST)), f"manifest of {file.name}")
@@ -95,7 +95,7 @@ def _whole(held: zipfile.ZipFile, manifest: Manifest) -> Iterator[Check]:
 
 
 def _rates(held: zipfile.ZipFile) -> Check:
-    """Whether the outcome rates match the answers. Compared are, for each model, the counts of its sets, whatever the sets' names."""
+    """Checks that the outcome rates match the answers: for each model, the counts of its sets are compared, whatever the sets' names."""
     table = pd.read_csv(io.BytesIO(_read(held, "results.csv")), dtype=str, keep_default_na=False)
     rates = table[table["table"] == "rates"]
     lines = _read(held, ANSWERS).decode().splitlines()
@@ -114,7 +114,7 @@ def _rates(held: zipfile.ZipFile) -> Check:
 
 
 def _sets(counts: dict[Any, int]) -> list[Any]:
-    """(model, set, outcome) -> count, turned into a sorted list of (model, one set's counts): the sets' names are dropped."""
+    """Turns counts by (model, set, outcome) into a sorted list of (model, counts of one set), without the sets' names."""
     found: dict[tuple[str, str], dict[str, int]] = {}
     for (model, kind, outcome), count in counts.items():
         found.setdefault((model, kind), {})[outcome] = count
@@ -139,7 +139,7 @@ def _data_held(manifest: Manifest, data: Path | None) -> Iterator[Check]:
 
 
 def as_table(claims: Sequence[Claim], folder: Path, name: str) -> pd.DataFrame:
-    """A table of a report by name: `claims`, or one of results.csv. Errors: an unknown name."""
+    """Returns a table of a report by its name: `claims`, or one of those in results.csv. Errors: an unknown name."""
     if name == "claims":
         rows = [(c.name, c.statement, c.paper_value, c.value, *(c.interval or (None, None)), c.control.name, c.verdict) for c in claims]
         return pd.DataFrame(rows, columns=["name", "statement", "paper", "value", "low", "high", "control", "verdict"])
@@ -151,13 +151,13 @@ def as_table(claims: Sequence[Claim], folder: Path, name: str) -> pd.DataFrame:
 
 
 def as_latex(table: pd.DataFrame) -> str:
-    """A table for a paper (needs the package booktabs): three digits, every text escaped."""
+    """Returns a table as LaTeX (needs the package booktabs): numbers with three significant digits, every text escaped."""
     worded = table.map(lambda cell: "" if pd.isna(cell) else f"{cell:.3g}" if isinstance(cell, float) else str(cell))
     return worded.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1).to_latex(hrules=True)
 
 
 def as_pdf(folder: Path) -> list[Path]:
-    """Every figure of a report's folder as PDF beside its SVG."""
+    """Writes every figure of a report's folder as PDF beside its SVG; returns the new files."""
     import vl_convert  # noqa: PLC0415  only this needs it
 
     made = []

@@ -42,7 +42,7 @@ LINKED = re.compile(r"//|\\|\$|@|\.(?=[^\W\d])")  # what a renderer may make a l
 
 
 class Summary(Record):
-    """summary.json of a report's folder: title, answer, commands, provenance, and the role of each model."""
+    """The contents of summary.json in a report's folder: title, answer, commands, provenance, and the role of each model."""
 
     version: Literal[1]
     title: str
@@ -54,7 +54,7 @@ class Summary(Record):
 
 @dataclass(frozen=True)
 class Reported:
-    """What a report's folder says: the summary, outcome rates (model, set, measure, value, low, high, count, n), claims."""
+    """The contents of a report's folder: the summary, outcome rates (model, set, measure, value, low, high, count, n), and claims."""
 
     summary: Summary
     rates: pd.DataFrame
@@ -75,7 +75,7 @@ class Written(NamedTuple):
 
 
 def read_report(folder: Path, rated: bool = True) -> Reported:
-    """Read a report's folder. `rated`: read its outcome rates too, which not every study has.
+    """Reads a report's folder. `rated`: read its outcome rates too, which not every study has.
 
     Errors: a file that is missing or not in the form that Titer writes; with `rated`, a report without outcome rates.
     """
@@ -88,7 +88,7 @@ def read_report(folder: Path, rated: bool = True) -> Reported:
 
 
 def write_card(report: Path, model: Path) -> Written:
-    """Put the section into README.md of a model's folder.
+    """Writes the section into README.md of a model's folder.
 
     Errors: a report that is not about this model (its weights, tokenizer and configuration, by content); a README.md that
     cannot be read, or whose marks do not pair; a README.md that the run store lists as its own. After an error README.md is unchanged.
@@ -108,7 +108,7 @@ def write_card(report: Path, model: Path) -> Written:
 
 
 def about(found: Reported, model: Path) -> str:
-    """The name that the report gives to the model in a folder, found by the model's content. Errors: the report is about other models."""
+    """Returns the report's name for the model in a folder, found by the model's content. Errors: the report is about other models."""
     if not model.is_dir():
         raise TiterError(f"no folder at {visible(str(model), 160)!r}", expected="the folder of the model that the report is about")
     checkpoint = resolve(str(model), trusted=True)  # it is only hashed, with its code where the report's was run: nothing is loaded
@@ -124,7 +124,7 @@ def about(found: Reported, model: Path) -> str:
 
 
 def section(found: Reported, subject: str, checkpoint: Checkpoint) -> str:
-    """The section in Markdown, without its marks."""
+    """Returns the section in Markdown, without its marks."""
     said = found.summary.provenance
     judge = placeless(said.get("judge", "not stated"))
     asked = found.rates.groupby("set", sort=False)["n"].max()
@@ -162,7 +162,7 @@ def section(found: Reported, subject: str, checkpoint: Checkpoint) -> str:
 
 
 def metadata(found: Reported, subject: str) -> ModelCardData:
-    """The model's rates as Hugging Face evaluation results: each set of prompts is a split, each outcome a metric."""
+    """Returns the model's rates as Hugging Face evaluation results: each set of prompts is a split, each outcome a metric."""
     said = found.summary.provenance
     name = placeless(said.get("data", "not stated"))
     hub = re.fullmatch(r"hub:([\w.-]+/[\w.-]+).*", name)
@@ -190,7 +190,7 @@ def metadata(found: Reported, subject: str) -> ModelCardData:
 
 
 def gaps(found: Reported, subject: str) -> list[str]:
-    """What was not measured, though a reader might think it was."""
+    """Returns sentences about what was not measured, though a reader might think it was."""
     said, sets = found.summary.provenance, dict.fromkeys(found.rates.set)
     attack, judge = placeless(said.get("attack", "none")), said.get("judge", "")
     mine = found.rates[found.rates.model == subject]
@@ -218,13 +218,13 @@ def gaps(found: Reported, subject: str) -> list[str]:
 
 
 def _decoding(said: Mapping[str, str]) -> str:
-    """An audit states its decoding as one entry, an evaluation as one entry per setting."""
+    """Returns how answers were decoded. An audit states it as one entry, an evaluation as one entry per setting."""
     settings = {name: said[name] for name in ("max_new_tokens", "temperature", "seed") if name in said}
     return said.get("decoding") or ", ".join(f"{name} {value}" for name, value in settings.items()) or "not stated"
 
 
 def _table(found: Reported, subject: str) -> list[str]:
-    """A row per set and outcome, a column per model. An outcome that no model shows is left out; refusals are always shown."""
+    """Returns the table of rates: a row per set and outcome, a column per model. Outcomes without answers are left out, except refusals."""
     part = found.summary.roles.get(subject, "") if len(found.models) > 1 else ""
     roles = {**found.summary.roles, subject: ", ".join(filter(None, ("this model", part)))}
     heads = [f"{roles[name]}: {code(name, cell=True)}" if name in roles else code(name, cell=True) for name in found.models]
@@ -243,7 +243,7 @@ def _table(found: Reported, subject: str) -> list[str]:
 
 
 def _claims(claims: Sequence[Claim]) -> list[str]:
-    """A line per claim: its verdict, and its value against its control."""
+    """Returns one line per claim: its verdict, its value against the control, and its statement."""
     lines = []
     for claim in claims:
         size = "" if claim.value is None else f" ({claim.value:.3g} against {prose(claim.control.name)})"
@@ -252,12 +252,12 @@ def _claims(claims: Sequence[Claim]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """A text on one line, with control codes spelt out."""
+    """Returns a text on one line, with control codes spelt out."""
     return visible(text, LONGEST)
 
 
 def code(text: str, cell: bool = False) -> str:
-    """A text as a code span, so that nothing in it is markup. `cell`: it is in a table."""
+    """Returns a text as a code span, so that nothing in it is markup. `cell`: it is for a table's cell."""
     shown = plain(text).strip() or "–"
     fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
     inner = f" {shown} " if "`" in (shown[0], shown[-1]) else shown
@@ -265,32 +265,33 @@ def code(text: str, cell: bool = False) -> str:
 
 
 def prose(text: str) -> str:
-    """A text within a line. Characters that could be markup become entities; word joiners split possible links and formulas."""
+    """Returns a text escaped for use within a line: characters that could be markup become entities, word joiners split possible links
+    and formulas."""
     parted = LINKED.sub(lambda hit: f"\u2060{hit[0][0]}\u2060{hit[0][1:]}", visible(text, 1000))
     return "".join(c if c.isalnum() or not c.isascii() or c in " ,.;%()=+-" else f"&#{ord(c)};" for c in parted)
 
 
 def fenced(lines: Sequence[str]) -> list[str]:
-    """Lines as a code block; its fence is longer than any run of backticks within, so that no line ends the block."""
+    """Returns lines as a code block. Its fence is longer than any run of backticks in them, so that no line ends the block."""
     shown = [visible(line, 2000) for line in lines]
     fence = "`" * max(3, 1 + max((len(run) for line in shown for run in re.findall("`+", line)), default=0))
     return [f"{fence}sh", *shown, fence]
 
 
 def placeless(text: str, paths: re.Pattern[str] = PLACE) -> str:
-    """A text in which every absolute path is cut to its last part: a card shows no folder of the machine."""
+    """Returns a text in which every absolute path is cut to its last part, because a card shows no folder of the machine."""
     return paths.sub(lambda hit: re.split(r"[\\/]", hit[0].rstrip("\\/ "))[-1] or "-", text)
 
 
 def command(line: str) -> str:
-    """A command with the same done to each argument."""
+    """Returns a command in which every absolute path in an argument is cut to its last part."""
     words = shlex.split(line)
     found = [placeless(word, ARGUMENT) for word in words]
     return line if found == words else shlex.join(found)
 
 
 def placed(old: str, body: str, header: str, further: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """The README with both blocks between their marks, and notes on what was left unchanged. Errors: marks that do not pair.
+    """Returns the README with both blocks put between their marks, and notes on what was left unchanged. Errors: marks that do not pair.
 
     `further`: fields that are added to the header, unless its owner has one of that name.
     """
@@ -321,12 +322,12 @@ def placed(old: str, body: str, header: str, further: Mapping[str, str]) -> tupl
 
 
 def _names(header: str, field: str) -> bool:
-    """Whether a YAML header has a field of its own."""
+    """Whether a YAML header has this field."""
     return re.search(rf"""^(["']?){re.escape(field)}\1[ \t]*:""", header, re.MULTILINE) is not None
 
 
 def _between(text: str, marks: tuple[str, str]) -> tuple[int, int] | None:
-    """Start and end of the text between two marks, each on a line of its own; None if the marks are absent."""
+    """Returns start and end of the text between two marks, each on a line of its own; None if both are absent. Errors: they do not pair."""
     opened, closed = (list(re.finditer(rf"^{re.escape(mark)}(?=[ \t]*\r?$)", text, re.MULTILINE)) for mark in marks)
     if not opened and not closed:
         return None
@@ -351,7 +352,7 @@ def _readable(text: str, readme: Path) -> ModelCard:
 
 
 def _not_listed(readme: Path) -> None:
-    """Errors: the run store lists this file. The store would see a changed file as damage, and build its folder again."""
+    """Checks that the run store does not list this file: the store would take a change for damage, and build the folder again."""
     for folder in readme.absolute().parents[1:3]:
         listed = _json(folder / "manifest.json").get("sha256", {}) if (folder / "manifest.json").is_file() else {}
         if isinstance(listed, Mapping) and readme.absolute().relative_to(folder).as_posix() in listed:
@@ -361,7 +362,7 @@ def _not_listed(readme: Path) -> None:
 
 
 def _rates(file: Path) -> pd.DataFrame:
-    """The outcome rates in results.csv, with numbers parsed. Errors: a file of another form; no rates."""
+    """Reads the outcome rates in results.csv, with numbers parsed. Errors: a file of another form; no rates."""
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
         rates = table[table["table"] == "rates"][["model", "set", "measure", "value", "low", "high", "count", "n"]]
@@ -375,7 +376,7 @@ def _rates(file: Path) -> pd.DataFrame:
 
 
 def _json(file: Path) -> dict[str, object]:
-    """A JSON object of a report's folder."""
+    """Reads a JSON object of a report's folder. Errors: no such file, or it holds no JSON object."""
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -386,7 +387,7 @@ def _json(file: Path) -> dict[str, object]:
 
 
 def _text(readme: Path) -> str:
-    """README.md as it is, with its line ends; "" if there is none."""
+    """Reads README.md with its line ends as they are; "" if there is none. Errors: it is not UTF-8."""
     try:
         return readme.read_bytes().decode("utf-8") if readme.exists() else ""
     except UnicodeDecodeError:

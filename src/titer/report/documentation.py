@@ -1,4 +1,4 @@
-"""What a measured model's files and report say for its documentation, by the fields that regulators and the hub ask for. L5.
+"""Fills fields of a model's documentation, which regulators and the hub ask for, from the model's files and its report. L5.
 
 Source of the fields: the Model Documentation Form of the EU's General-Purpose AI Code of Practice (transparency chapter, measure 1.1)
 and the hub's model card metadata. A field that Titer did not measure is left to the model's provider, never guessed.
@@ -17,7 +17,7 @@ LEFT = (
 
 
 def documented(checkpoint: Checkpoint, subject: str, provenance: Mapping[str, str], roles: Mapping[str, str]) -> dict[str, str]:
-    """Field -> what is known about it. `subject`: the model's name in the report; `roles`: model in the report -> its role.
+    """Returns field -> what is known about it. `subject`: the model's name in the report; `roles`: model in the report -> its role.
 
     A model that needs code from its own folder is not opened for this: only the name of its architecture is given.
     """
@@ -37,7 +37,7 @@ def documented(checkpoint: Checkpoint, subject: str, provenance: Mapping[str, st
 
 
 def _sizes(checkpoint: Checkpoint) -> dict[str, str]:
-    """Architecture, number of parameters, and the tokens that fit."""
+    """Returns the fields for the architecture, the number of parameters, and the number of tokens that fit."""
     if checkpoint.runs_code:
         kind = checkpoint.config.get("model_type", "not stated")
         return {"Model architecture": f"{kind}, defined by code in the model's own folder, which was not run for this card"}
@@ -52,5 +52,5 @@ def _sizes(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def hub_fields(checkpoint: Checkpoint) -> dict[str, str]:
-    """The fields of the hub's metadata that are known from loading the model and prompting it."""
+    """Returns the fields of the hub's metadata that are known from loading the model and prompting it."""
     return {"library_name": "peft" if checkpoint.adapter else "transformers", "pipeline_tag": "text-generation"}

@@ -19,7 +19,7 @@ CHILD = (sys.executable, "-P", __file__)  # -P: html.py beside this file is not 
 
 
 class Drawn(NamedTuple):
-    """The page's script, an SVG per chart, and `fault`: why there are no charts, or "". With one, the script lacks the chart library."""
+    """The page's script, an SVG per chart, and `fault`: why there are no charts, or "". With a fault the script lacks the chart library."""
 
     script: str
     drawings: Mapping[str, str]
@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
 
 
 def drawn(specs: Mapping[str, Any]) -> Drawn:
-    """Draw each Vega-Lite specification (by name). Errors: none; a failure, or a chart without any text in it, is reported in `fault`."""
+    """Draws each Vega-Lite specification (by name). Errors: none; a failure, or a chart without any text in it, is reported in `fault`."""
     live = LIVE.read_text(encoding="utf-8")
     asked = json.dumps({"live": live, "specs": specs})
     try:
@@ -46,7 +46,7 @@ def drawn(specs: Mapping[str, Any]) -> Drawn:
 
 
 def converted(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What the separate process does: bundle the page's script (`live`) and the chart library, and draw an SVG per spec (`specs`)."""
+    """Bundles the page's script (`live`) with the chart library, and draws an SVG per spec (`specs`). Runs in the separate process."""
     import vl_convert  # noqa: PLC0415  the child's alone
 
     drawings = {name: vl_convert.vegalite_to_svg(spec) for name, spec in asked["specs"].items()}

@@ -21,14 +21,16 @@ BESIDE = 20  # with at most so many labels on an axis, points of several colours
 
 
 def model_colours(models: Sequence[str]) -> dict[str, str]:
-    """One colour per model, in the order given; where there are more models than colours, the colours repeat."""
+    """Assigns a colour to each model, in the order given. If there are more models than colours, the colours repeat."""
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(models))}
 
 
 def bars(
     table: pd.DataFrame, by: str, panel: str, colours: Mapping[str, str], columns: int = 2, step: int = STEP, value: str = "rate"
 ) -> Any:
-    """Values with intervals: a panel for each value of `panel` (in the colours' order), a bar for each of `by`. `rate`: axis 0 to 1."""
+    """Draws values with intervals: a panel for each value of `panel` (in the colours' order), a bar for each value of `by`.
+
+    If `value` is "rate", the axis goes from 0 to 1."""
     order, share = list(dict.fromkeys(table[by])), value == "rate"
     base = alt.Chart().encode(
         y=alt.Y(f"{by}:N", sort=order, title=None),
@@ -56,7 +58,7 @@ def lines(
     columns: int = 4,
     log: bool = False,
 ) -> Any:
-    """y over x, one line per value of `colour`, with whiskers where the table has low and high. `titles`: of both axes.
+    """Draws y over x, one line per value of `colour`, with whiskers where the table has low and high. `titles`: of the x and y axis.
 
     `panel`: a column; each of its values gets a chart, `columns` of them side by side, each with its own y axis if `own`. `levels`: where
     dashed lines are drawn, such as that of no effect. `log`: a logarithmic y axis.
@@ -76,7 +78,7 @@ def lines(
 
 
 def stacks(table: pd.DataFrame, by: str, panel: str, kinds: Sequence[str]) -> Any:
-    """How all answers divide into outcomes: a stack per value of `by`, a row of stacks per value of `panel`, in the order of `kinds`."""
+    """Draws how all answers divide into outcomes: a stack per value of `by`, a row of stacks per value of `panel` in `kinds`' order."""
     mine = table[table.outcome.isin(OUTCOME_COLOURS) & table[panel].isin(kinds)]
     drawn = alt.Chart(mine).mark_bar()
     return drawn.encode(
@@ -101,7 +103,7 @@ def points(
     levels: Sequence[float] = (),
     own: bool = False,
 ) -> Any:
-    """One point per row: y over x. Texts on the x axis keep the table's order; other arguments as in `lines`."""
+    """Draws y over x, one point per row of the table. Texts on the x axis keep the table's order; other arguments as in `lines`."""
     names = None if pd.api.types.is_numeric_dtype(table[x]) else list(dict.fromkeys(table[x]))
     across = alt.X(f"{x}:N", sort=names, axis=alt.Axis(labelAngle=-90)) if names else alt.X(f"{x}:Q")
     base = alt.Chart().encode(
@@ -116,7 +118,7 @@ def points(
 
 
 def matrix(table: pd.DataFrame, x: str, y: str, shade: str, titles: tuple[str | None, str | None], panel: str = "") -> Any:
-    """One box per pair of x and y (texts, in the table's order), shaded by a share, which is also written in the box."""
+    """Draws a box per pair of x and y (texts, in the table's order), shaded by a share, which is also written in the box."""
     columns, rows = list(dict.fromkeys(table[x])), list(dict.fromkeys(table[y]))
     slanted = max(len(str(name)) for name in columns) > 6
     base = alt.Chart().encode(
@@ -134,7 +136,7 @@ def matrix(table: pd.DataFrame, x: str, y: str, shade: str, titles: tuple[str | 
 
 
 def distributions(table: pd.DataFrame, by: str, value: str, colour: str, colours: Mapping[str, str], title: str) -> Any:
-    """How a number is distributed over inputs: one box plot per value of `by`."""
+    """Draws how a number is distributed over inputs: a box plot for each value of `by` and `colour`."""
     return (
         alt.Chart(table)
         .mark_boxplot(extent="min-max", size=10)
@@ -149,7 +151,7 @@ def distributions(table: pd.DataFrame, by: str, value: str, colour: str, colours
 
 
 def _in_panels(layers: Sequence[Any], table: pd.DataFrame, panel: str, own: bool, columns: int = 4) -> Any:
-    """One chart, or one per value of `panel`, `columns` in a row."""
+    """Returns one chart or, with `panel`, a chart for each of its values, `columns` of them in a row."""
     chart = alt.layer(*layers, data=table)
     if not panel:
         return chart.properties(width=WIDTH, height=HEIGHT)

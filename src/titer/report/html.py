@@ -1,6 +1,7 @@
-"""report.html: one page, no network, all model text escaped; beside it results.csv, claims.json, answers.jsonl, figures/*.svg. L5.
+"""Writes report.html, a single page, and beside it results.csv, claims.json, answers.jsonl, summary.json and figures/*.svg. L5.
 
-The page contains its one script and allows only that script, by its sha256. Charts run without eval (Vega's expression interpreter).
+The page loads nothing from the network, and every text of a model is escaped. The page contains its one script and allows only that
+script, by its sha256. Charts run without eval (Vega's expression interpreter).
 With scripts off, the same figures are shown as static drawings.
 """
 
@@ -44,7 +45,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Tile:
-    """One headline number with its interval and what it is."""
+    """One headline number: `label` says what it is, `detail` gives its interval."""
 
     label: str
     value: str
@@ -64,7 +65,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """What a study leaves for its reader, in the order of reading."""
+    """The content of a report's page and of the files beside it."""
 
     title: str
     answer: str
@@ -89,7 +90,7 @@ class Report:
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write the page and the files beside it, under a lock: one process at a time. Returns the page's path."""
+    """Writes the page and the files beside it, under a lock (one process at a time). Returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".report.lock"):
         return _written(report, folder)
@@ -110,7 +111,7 @@ def _written(report: Report, folder: Path) -> Path:
 
 
 def _summary(report: Report) -> dict[str, Any]:
-    """summary.json: the page's texts for other programs, such as `card.py`."""
+    """Returns the contents of summary.json: the page's texts for other programs, such as `card.py`."""
     return {
         "version": 1,
         "title": report.title,
@@ -122,12 +123,12 @@ def _summary(report: Report) -> dict[str, Any]:
 
 
 def _inert(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with texts that are safe in a spreadsheet: none runs as a formula, and control codes are spelt out."""
+    """Returns the table with its texts made safe for a spreadsheet: none runs as a formula, and control codes are spelt out."""
     return table.map(lambda cell: shown_text(cell) if isinstance(cell, str) else cell)
 
 
 def shown_text(cell: str) -> str:
-    """A text in the form that it has in results.csv."""
+    """Returns a text in the form that it has in results.csv, where it is safe for a spreadsheet."""
     shown = visible(cell, 100_000)
     return f"'{shown}" if shown.lstrip().startswith(FORMULA) else shown
 
@@ -158,14 +159,14 @@ def _page(report: Report, specs: Mapping[str, Any], drawn: drawing.Drawn) -> str
 
 
 def number(value: Any) -> str:
-    """A table cell as text: numbers with three significant digits, a dash for a missing value."""
+    """Returns a table cell as text: fractional numbers with three significant digits, a dash for a missing value."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _chosen(samples: pd.DataFrame, flipped: pd.DataFrame) -> list[dict[str, Any]]:
-    """The first few inputs of every model and set, not selected by outcome, with `flip` ""; then the flipped ones."""
+    """Returns the samples to show: the first few of every model and set, not selected by outcome, with `flip` ""; then the flipped ones."""
     if samples.empty:
         return []
     first = samples.groupby(["model", "kind"], sort=False).head(SAMPLES_SHOWN).assign(flip="")
@@ -174,7 +175,7 @@ def _chosen(samples: pd.DataFrame, flipped: pd.DataFrame) -> list[dict[str, Any]
 
 
 def _shown(value: Any) -> Any:
-    """A chart's specification with control codes in its texts spelt out, as everywhere on the page. NaN and infinity become null."""
+    """Returns a chart's specification with control codes in its texts spelt out, as on the whole page. NaN and infinity become null."""
     if isinstance(value, dict):
         return {key: _shown(one) for key, one in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Where reports are: found by folder, or by name in the folder of runs; and which folder a new report gets. L5.
+"""Finds a report by its folder, or by its name in the folder of runs, and chooses the folder of a new report. L5.
 
 A folder's plain name (`audit-tuned`) does not tell apart two models of one name, other data or another judge. So each folder records
 its question in `question.json`. The same question gets the same folder again, and no question overwrites another's folder: where the
@@ -24,7 +24,7 @@ DIGITS = (6, 12, 24, 48)  # a longer suffix where a shorter one is taken
 
 
 def find_report(run: str | Path, runs: Path) -> Path:
-    """The report's folder. Errors: no report there; the message suggests the nearest name."""
+    """Returns a report's folder. `run`: that folder, or its name in `runs`. Errors: no report there; the message suggests a near name."""
     for place in (Path(run), runs / run):
         if (place / "report.html").is_file():
             return place
@@ -38,7 +38,7 @@ def find_report(run: str | Path, runs: Path) -> Path:
 
 
 def report_folder(runs: Path, name: str, question: Mapping[str, Any]) -> Path:
-    """The folder of a question's report: the one that it already has, else the first free one, which is then marked as its own.
+    """Returns the folder for a question's report: the one that it already has, else the first free one, which is then marked as its own.
 
     Errors: every candidate belongs to another question.
     """
@@ -57,7 +57,7 @@ def report_folder(runs: Path, name: str, question: Mapping[str, Any]) -> Path:
 
 
 def _held(place: Path) -> str:
-    """The key of the question that this folder belongs to; "" if it records none."""
+    """Returns the key of the question that this folder belongs to; "" if it records none."""
     try:
         found = json.loads((place / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no folder, an older report, a torn file
@@ -66,7 +66,7 @@ def _held(place: Path) -> str:
 
 
 def _taken(place: Path, mark: str) -> bool:
-    """Write the mark if this folder is free; returns whether it was."""
+    """Writes the mark if this folder is free; returns whether it was."""
     try:
         place.mkdir(parents=True, exist_ok=True)
     except FileExistsError:  # a file of that name

@@ -16,15 +16,15 @@ WIDTH = 560
 
 
 def tips(*names: str) -> list[Any]:
-    """Columns to show at the pointer."""
+    """Returns tooltips: the columns to show when the pointer is on a mark."""
     return [alt.Tooltip(name) for name in names]
 
 
 def percent(*names: str) -> list[Any]:
-    """Shares to show at the pointer."""
+    """Returns tooltips for columns of shares, shown in percent."""
     return [alt.Tooltip(f"{name}:Q", format=".1%") for name in names]
 
 
 def fixed(colours: dict[str, str]) -> Any:
-    """A scale of fixed colours, in their order."""
+    """Returns a colour scale that maps each value to its fixed colour, in the order given."""
     return alt.Scale(domain=list(colours), range=list(colours.values()))

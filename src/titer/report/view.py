@@ -1,4 +1,4 @@
-"""`titer view`: the stored reports in a browser, read only, served to this machine alone. L5.
+"""`titer view`: a server that shows the stored reports in a browser, read only and to this machine alone. L5.
 
 It lists the reports with their answers, and shows two runs side by side with the prompts whose outcome differs. The pages have no script
 and send no request off the machine. They change nothing, so the server answers only GET and HEAD, and only where the Host header names
@@ -28,7 +28,7 @@ MOST = 500  # flipped prompts on a page
 
 @dataclass(frozen=True)
 class Chosen:
-    """A run, one of its models, all models of the run, and that model's answers by (set, prompt, prefix)."""
+    """A run, the model of it that is shown, the names of all its models, and the shown model's answers by (set, prompt, prefix)."""
 
     run: str
     model: str
@@ -37,7 +37,7 @@ class Chosen:
 
 
 class Server(ThreadingHTTPServer):
-    """The reports of a folder of runs, on 127.0.0.1 alone."""
+    """Serves the reports of a folder of runs, on 127.0.0.1 alone. Errors: no such folder; a port that cannot be used."""
 
     daemon_threads = True
 
@@ -90,11 +90,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """No access is logged."""
+        """Does nothing, so that no access is logged."""
 
 
 def _page(runs: Path, held: dict[str, str], words: dict[str, str]) -> str:
-    """The list, filtered by the search; where two runs are named, their models' answers side by side."""
+    """Returns the page: the list of reports, filtered by the search, and, if two runs are named, their models' answers side by side."""
     search = words.get("q", "").casefold()
     listed = {name: answer for name, answer in held.items() if search in f"{name} {answer}".casefold()}
     sides = [_chosen(runs, words[f"run{i}"], words.get(f"model{i}", "")) for i in "12" if words.get(f"run{i}") in held]
@@ -115,7 +115,7 @@ def _chosen(runs: Path, run: str, model: str) -> Chosen:
 
 
 def _flips(first: Chosen, second: Chosen) -> Iterator[tuple[tuple[str, str, str], dict[str, Any], dict[str, Any]]]:
-    """The prompts that both were asked and whose outcomes differ, unsafe prompts first."""
+    """Returns the prompts that both models were asked and whose outcomes differ, unsafe prompts first, with both answers."""
     both = [(key, first.answers[key], second.answers[key]) for key in first.answers if key in second.answers]
     return iter(sorted((one for one in both if one[1]["outcome"] != one[2]["outcome"]), key=lambda one: not one[1].get("harmful")))
 
