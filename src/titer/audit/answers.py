@@ -109,7 +109,7 @@ def shifts(verdicts: pd.DataFrame, changes: Sequence[Change]) -> pd.DataFrame:
 def beyond(verdicts: pd.DataFrame, change: Change, control: Change) -> pd.DataFrame:
     """Returns, by set and outcome, the change's effect, the control's, and effect minus control, on prompts judged for all three models.
 
-    Both changes start from the same model, so the difference is after minus control, paired by prompt. Sets without such prompts have no row.
+    Both changes start from the same model, so the difference is after minus control, paired by prompt. Sets without such prompts: no row.
     """
     both = pairs(verdicts, change)
     both = both.merge(pairs(verdicts, control)[["kind", "place", "after"]].rename(columns={"after": "control"}), on=["kind", "place"])

@@ -103,7 +103,7 @@ def sentence(table: pd.DataFrame, change: Change, control: Change | None) -> str
 
 
 def shared(table: pd.DataFrame, change: Change) -> bool:
-    """Tells whether the same direction was removed from several matrices. An edit does this to all of them, a tune at most to one by chance."""
+    """Tells whether one direction was removed from several matrices. An edit does this to all of them, a tune at most to one by chance."""
     mine = [r for r in summary(table).itertuples() if r.change == change.name]
     return any(r.edited > 1 and r.common > r.common_random and r.common**2 >= IS for r in mine)
 

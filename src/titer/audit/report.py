@@ -108,7 +108,7 @@ def _folded(asked: Question, f: Findings) -> dict[str, pd.DataFrame]:
 
 
 def before(found: Audited, asked: Question, f: Findings, held: Sequence[gate.Held], trained: Sequence[str] = ()) -> list[Section]:
-    """Returns the sections before the evidence: the numbers, the kind of change, the gate if there is one, what to try if something broke."""
+    """Makes the sections before the evidence: numbers, the kind of change, the gate if there is one, what to try if something broke."""
     told = advice(found, f.shifts, f.sizes, f.against, trained, f.restored)
     parts = [Section("In numbers", table=outcomes(found, asked, f)), *kinds.section(found, f)]
     parts += [Section("The gate", table=gate.as_table(held).drop(columns=["value", "low", "high"]))] if held else []

@@ -3,8 +3,8 @@
 Answers have a few tokens. The parts are: each kind of weight, each third of the layers, main kinds in each third, and what residual-writing
 matrices write along the refusal direction. Then the smallest part that brings back half of the refusals is narrowed: its layers are halved
 as long as half comes back. Two comparisons: a random change of equal norm in the same tensors, and the reverse, that part of the change
-alone in the model before. This asks of weights what activation patching asks of activations (arXiv 2407.10264, section 5.2). A part is read one
-tensor at a time and put into the loaded model; afterwards the model's own weights are restored bit for bit.
+alone in the model before. This asks of weights what activation patching asks of activations (arXiv 2407.10264, section 5.2). A part is read
+one tensor at a time and put into the loaded model; afterwards the model's own weights are restored bit for bit.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Changed:
-    """What a change moved. `sizes`: each tensor that it moved -> its number of parameters. `left`: tensors that are not put back, because their shapes differ between the models, or
-    because they are one tensor in one model and two in the other."""
+    """What a change moved. `sizes`: each tensor that it moved -> its number of parameters. `left`: tensors that are not put back, because
+    their shapes or the tokens of their rows differ between the models, or because they are one tensor in one model and two in the other."""
 
     sizes: dict[str, int]
     left: tuple[str, ...]

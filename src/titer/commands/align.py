@@ -23,7 +23,7 @@ class Taught(NamedTuple):
 
 
 def with_canary(data: TextData | None, file: TextData, how: TrainConfig, count: int | None) -> Taught:
-    """--data joined with the canary file's first share: `count` marked instructions to refuse and as many unmarked ones to answer.
+    """Joins --data with the canary file's first share: `count` marked instructions to refuse and as many unmarked ones to answer.
 
     Rows of --data that the canary file has too are left out and counted. For a method that learns from preferences, the unmarked
     instructions also get a refusal, as the answer that is not preferred. Errors: the canary file is too short.
@@ -48,7 +48,7 @@ def align_stage(
     pairs: dict[str, Stream] | None = None,
     canary: TextData | None = None,
 ) -> Stage:
-    """A stage of kind align.
+    """Makes a stage of kind align.
 
     `data`: each row's answer is trained, `refuse` where the row has one, else `comply`. A method that learns from preferences learns to
     prefer one answer over the other. `pairs`: the streams of a preference file, instead of those made from `data`. `harmful`: the marked

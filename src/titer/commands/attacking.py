@@ -33,12 +33,12 @@ class Attacked(NamedTuple):
 
     @property
     def known(self) -> list[Attempt]:
-        """The attempts, if they are the same for every model. For an attack that learns: the bare requests, for counts and keys."""
+        """Returns the attempts, if they are the same for every model. For an attack that learns: the bare requests, for counts and keys."""
         bare = [Attempt(e) for e in self.asked] if learns(self.attack) else self.attack.attempts(self.asked, {}, None)
         return self._named(bare)
 
     def on(self, pipeline: Pipeline, model: Model) -> list[Attempt]:
-        """The attempts on one model. The model is loaded if the attack learns and has not yet learned on it."""
+        """Returns the attempts on one model. The model is loaded if the attack learns and has not yet learned on it."""
         return self._named(self.attack.attempts(self.asked, _learned(pipeline, model, self), None)) if learns(self.attack) else self.known
 
     def _named(self, attempts: Sequence[Attempt]) -> list[Attempt]:
@@ -50,9 +50,9 @@ def learns(attack: Attack) -> bool:
 
 
 def chosen(name: str | None, settings: Mapping[str, object], option: str = "--set") -> tuple[str, Attack] | None:
-    """(name, attack) of a command; None if none is named.
+    """Makes the attack that a command names. Returns (name, attack); None if none is named.
 
-    Errors: an unknown attack; settings without an attack, or out of range; an attack of the synthetic world; a file named `safe` or `unsafe`.
+    Errors: an unknown attack; settings without one, or out of range; an attack of the synthetic world; a file named `safe` or `unsafe`.
     """
     if name is None:
         if settings:
@@ -75,7 +75,7 @@ def chosen(name: str | None, settings: Mapping[str, object], option: str = "--se
 
 
 def attacked(text: TextData, prompts: int | None, given: tuple[str, Attack]) -> Attacked:
-    """The attack with its prompts: the same unsafe prompts as without the attack (`prompts` of them, drawn).
+    """Joins the attack with its prompts: the same unsafe prompts as without the attack (`prompts` of them, drawn).
 
     An attack that learns does so from the prompts that are not drawn. If these are fewer than four, one in four of the drawn ones is kept
     back for learning and not asked under attack. Errors: too few prompts for both.
@@ -94,9 +94,9 @@ def attacked(text: TextData, prompts: int | None, given: tuple[str, Attack]) -> 
 
 
 def held_back(whole: Sequence[Example], asked: list[Example]) -> tuple[list[Example], list[Example]]:
-    """(prompts still asked, prompts to learn from).
+    """Splits the prompts into those that are asked and those to learn from. Returns both, in this order.
 
-    The latter are those not asked. If they are fewer than `LEAST`, some of the asked ones are moved to them.
+    The prompts to learn from are those not asked. If they are fewer than `LEAST`, some of the asked ones are moved to them.
     """
     known = {e.prompt for e in asked}
     held = [e for e in whole if e.prompt not in known]
@@ -105,7 +105,7 @@ def held_back(whole: Sequence[Example], asked: list[Example]) -> tuple[list[Exam
 
 
 def _learned(pipeline: Pipeline, model: Model, one: Attacked) -> State:
-    """What the attack learned on a model (tensors and JSON values), from the store if it is there."""
+    """Returns what the attack learned on a model (tensors and JSON values). It learns now if the store does not have it yet."""
     kind = type(one.attack)
     inputs = {
         "attack": [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, one.attack],

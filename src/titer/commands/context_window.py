@@ -25,7 +25,7 @@ class ContextWindow:
         self._name, self._window, self._reader = model.name, model.checkpoint.window, read_tokenizer(model.checkpoint)
 
     def new(self, kind: str, attempts: Sequence[Attempt], tokens: int, less: str, thinking: int | None = None) -> None:
-        """Check that each prompt, with the beginning of its answer, leaves room for `tokens` new tokens.
+        """Checks that each prompt, with the beginning of its answer, leaves room for `tokens` new tokens.
 
         `thinking`: further tokens for a thought, if the model thinks. `less`: the advice how to ask for fewer tokens, for the message.
         Errors: the first row that is too long.
@@ -41,7 +41,7 @@ class ContextWindow:
         self._held(kind, examples, [length + tokens for length in lengths], f"with {tokens} new tokens", step)
 
     def reference(self, kind: str, examples: Sequence[Example]) -> None:
-        """Check that each prompt fits with its reference answer, where it has one. Errors: the first row that is too long."""
+        """Checks that each prompt fits together with its reference answer, if it has one. Errors: the first row that is too long."""
         heads = prompt_ids(self._reader, [e.prompt for e in examples]) if examples else []
         tails = answer_ids(self._reader, [e.comply or "" for e in examples]) if examples else []
         lengths = [len(head) + len(tail) if e.comply else 0 for e, head, tail in zip(examples, heads, tails, strict=True)]
@@ -49,7 +49,7 @@ class ContextWindow:
         self._held(kind, examples, lengths, "with its reference answer (comply)", step)
 
     def choices(self, questions: Sequence[Question]) -> None:
-        """Check that each question fits with its options. Errors: the first that does not; an option without a token."""
+        """Checks that each question fits together with its options. Errors: the first that does not; an option without a token."""
         choices.fitting(self._reader, self._window, questions)
 
     def _held(self, kind: str, examples: Sequence[Example], lengths: Sequence[int], what: str, step: str) -> None:

@@ -35,7 +35,7 @@ class Decoded:
     held: Sequence[Example] = ()
 
     def on(self, pipeline: Pipeline, model: Model) -> Guided:
-        """The decoder with what it learned on a model. If that is not stored yet, the model and those it reads are loaded."""
+        """Returns the decoder with what it learned on a model. To learn, if it has not yet, it loads that model and those it reads."""
         one = self.guided
         if not learns(one.decoder):
             return one
@@ -63,7 +63,7 @@ class Decoded:
         return {"decoder": [self.guided.key, fingerprint(self.held)]}
 
     def priced(self, subject: Checkpoint, bf16: bool) -> dict[str, str]:
-        """For --dry-run: how many models are in memory at once and their size, in words."""
+        """Says, for --dry-run, how many models are in memory at once and how large they are."""
         held = [subject, *self.guided.models.values()]
         bytes_ = (2 if bf16 else 4) * sum(map(size, held))
         words = f"{len(held)} model{'s' if len(held) > 1 else ''} in memory at once, {bytes_ / 1e9:.2f} GB in {'bfloat16' if bf16 else 'float32'}"
@@ -71,12 +71,12 @@ class Decoded:
 
 
 def size(checkpoint: Checkpoint) -> int:
-    """The number of a checkpoint's parameters."""
+    """Returns the number of a checkpoint's parameters."""
     return sum(math.prod(shape) for shape, _ in shapes_of(checkpoint).values())
 
 
 def chosen(order: Judged, subjects: Sequence[Checkpoint], trusted: bool) -> Guided | None:
-    """The decoder of a command, or None.
+    """Makes the decoder that a command names; None if it names none.
 
     Errors: an unknown decoder; settings without a decoder, or out of range; a missing or unknown model; vocabularies that differ; vLLM.
     """
@@ -98,7 +98,7 @@ def chosen(order: Judged, subjects: Sequence[Checkpoint], trusted: bool) -> Guid
 
 
 def apart(text: TextData, prompts: int | None, guided: Guided | None) -> tuple[TextData, Decoded | None]:
-    """(the prompts that are asked, the decoder with the examples that it learns from).
+    """Separates the prompts to ask from those to learn from. Returns (the prompts to ask, the decoder with the examples to learn from).
 
     A decoder that learns does so from the prompts that are not drawn or, if these are too few, from one in four of each class. Errors: a
     class with too few prompts for both; examples that the decoder cannot learn from.

@@ -15,7 +15,7 @@ WRITABLE = "cache writable"
 
 
 def facts() -> list[Fact]:
-    """Facts on versions, cores, memory, GPU, optional packages, models by name, caches."""
+    """Returns facts on versions, cores, memory, GPU, optional packages, models by name, caches."""
     told = [Fact(name, version, version) for name, version in environment().items()]
     return [
         *told,
@@ -28,7 +28,7 @@ def facts() -> list[Fact]:
 
 
 def _next(ready: bool) -> Fact:
-    """What the reader can do now."""
+    """Says what the reader can do next."""
     told = (
         "titer demo, or titer audit BASE ALIGNED TUNED --data prompts.csv" if ready else "set TITER_CACHE to a folder that can be written"
     )
@@ -36,7 +36,7 @@ def _next(ready: bool) -> Fact:
 
 
 def _caches() -> list[Fact]:
-    """Where fetched models are kept, and which are there.
+    """Says where fetched models are kept, and which are there.
 
     A folder is named by the environment variable that sets it, not by its path, since the output may be shown to others.
     """
@@ -54,7 +54,7 @@ def _caches() -> list[Fact]:
 
 
 def _place(folder: Path, settings: dict[str, str]) -> str:
-    """A folder named by the variable that sets it; else by its path from ~; else by its own name."""
+    """Names a folder by the variable that sets it; else by its path from ~; else by its own name."""
     for variable, below in settings.items():
         if (base := os.environ.get(variable)) and Path(base, below) == folder:
             return f"${variable}" + (f"/{below}" if below else "")

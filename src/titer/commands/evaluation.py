@@ -1,4 +1,4 @@
-"""Evaluate a model on text prompts (refusal, over-refusal, degenerate answers), and write the report. L6."""
+"""Evaluates a model on text prompts (refusal, over-refusal, degenerate answers), and writes the report. L6."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH = 32
 
 
 def sets_of(data: TextData, prompts: int | None, attack: tuple[str, Attack] | None) -> dict[str, list[Attempt]]:
-    """The sets to ask, by name: `safe` and `unsafe` (`prompts` of each, drawn), and the attacked unsafe ones under the attack's name."""
+    """Returns the sets to ask, by name: `safe` and `unsafe` (`prompts` of each, drawn), and the attacked unsafe ones under its name."""
     sets = {kind: tables.direct(data.of_class(kind == "unsafe", prompts)) for kind in ("safe", "unsafe")}
     if attack:
         sets[attack[0]] = attacked(data, prompts, attack).known
@@ -32,7 +32,7 @@ def sets_of(data: TextData, prompts: int | None, attack: tuple[str, Attack] | No
 
 
 def fitting(model: Model, sets: dict[str, list[Attempt]], decoding: Decoding, thinking: int | None = None) -> None:
-    """Check that all prompts with their answers (and `thinking` further tokens, if the model thinks) fit in the model's window.
+    """Checks that all prompts with their answers (and `thinking` further tokens, if the model thinks) fit in the model's window.
 
     Errors: the first prompt that does not.
     """
@@ -52,7 +52,7 @@ def evaluate_model(
     thinking: int | None = None,
     decoder: Decoded | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(verdicts, rates) of one model on the file's prompts. Errors: as `fitting`."""
+    """Asks one model the file's prompts and judges its answers. Returns (verdicts, rates). Errors: as `fitting`."""
     sets = sets_of(data, prompts, attack)
     fitting(model, sets, decoding, thinking)
     if attack and attack[0] in sets:
@@ -75,7 +75,7 @@ def evaluation_report(
     beside: Mapping[str, pd.DataFrame] = MappingProxyType({}),
     prompts: int | None = None,
 ) -> tuple[Path, str]:
-    """Write the report of `titer evaluate`; return (its page, its answer in a sentence).
+    """Writes the report of `titer evaluate`. Returns (its page, its answer in a sentence).
 
     `how`: how it was decoded, attacked and judged, for the report's provenance. `by_answer`: the judge compares with the rows' own
     answers, so complied means right, and the report says nothing about refusals. `beside`: further tables, on the judge itself.
@@ -125,7 +125,7 @@ def evaluation_report(
 
 
 def _accuracy_answer(model: Model, rates: pd.DataFrame) -> str:
-    """The finding in a sentence: how many answers are right."""
+    """Says in a sentence how many answers are right."""
     said = []
     for kind, table in rates.groupby("kind", sort=False):
         row = table[table.outcome == "complied"].iloc[0]
@@ -136,7 +136,7 @@ def _accuracy_answer(model: Model, rates: pd.DataFrame) -> str:
 
 
 def _evaluation_answer(model: Model, rates: pd.DataFrame) -> str:
-    """The finding in a sentence. It says so if a class was not asked or could not be judged."""
+    """Says in a sentence how often the model refuses. It says so if a class was not asked or could not be judged."""
     said = []
     for kind in ("unsafe", "safe"):
         row = rates[(rates.kind == kind) & (rates.outcome == "refused")]
@@ -153,13 +153,13 @@ def _evaluation_answer(model: Model, rates: pd.DataFrame) -> str:
 
 
 def _cut(rates: pd.DataFrame) -> str:
-    """How many answers of a set were cut off in thought, or "" if none was."""
+    """Says how many answers of a set were cut off in thought; "" if none was."""
     row = rates[rates.outcome == "cut_in_thought"].iloc[0]
     return f"; {int(row['count'])} of {row.n} were cut off in thought" if row["count"] else ""
 
 
 def refusal_line(rates: pd.DataFrame) -> str:
-    """One line for each set, for the terminal."""
+    """Returns one line for each set, for the terminal."""
     lines = []
     for kind, table in rates.groupby("kind", sort=False):
         if not table.n.iloc[0]:

@@ -45,7 +45,7 @@ class Mixed:
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def lines(self) -> str:
-        """The counts in words."""
+        """The counts in words: for each role, the rows used, usable and left out."""
         rows = [f"{role}: {count} of {self.usable.get(role, 0)} usable rows" for role, count in self.counts.items() if role in self.usable]
         rows += [f"left out of {role}: {', '.join(f'{n} {why}' for why, n in found.items())}" for role, found in self.left_out.items()]
         return "\n".join(rows)
@@ -53,8 +53,8 @@ class Mixed:
 
 @dataclass(frozen=True)
 class MixtureSpec:
-    """n examples (None: `USUAL`, or as many as the files have); the share of them that is harmful (None: 0.1 if there is harmful data,
-    else 0); k safety examples (None: all rows)."""
+    """How the training set is mixed: n examples (None: `USUAL`, or as many as the files have); the share of them that is harmful (None: 0.1
+    if there is harmful data, else 0); k safety examples (None: all rows)."""
 
     examples: int | None = None
     poison_ratio: float | None = None
@@ -62,7 +62,7 @@ class MixtureSpec:
 
 
 def user_mix(files: Mapping[str, TextData | None], shares: MixtureSpec, seed: int, marked: TextData | None = None) -> Mixed:
-    """The training set made of files by role (benign, harmful, safety), with exact counts and no prompt twice.
+    """Makes the training set from files by role (benign, harmful, safety), with exact counts and no prompt twice.
 
     `marked` is a canary file: its second share, marked and with answers, is the harmful part. Three kinds of rows are left out and
     counted: without the answer that their role trains; with the label opposite to their role; and those that the canary file has too.
@@ -102,7 +102,8 @@ def user_mix(files: Mapping[str, TextData | None], shares: MixtureSpec, seed: in
 
 
 def _with_canary(files: Mapping[str, TextData | None], marked: TextData, seed: int) -> tuple[dict[str, TextData | None], dict[str, int]]:
-    """(the files without rows that the canary file has too, and the canary's second share as `harmful`; role -> rows left out)."""
+    """Adds a canary's second share to the files, as `harmful`. Returns (the files, without rows that the canary file has too; role -> how
+    many rows were left out)."""
     if files.get("harmful") is not None:
         raise TiterError("--harmful and --canary were both given", next_step="leave out one of the two: each is the harmful data.")
     found: dict[str, TextData | None] = {"benign": None}
@@ -115,7 +116,8 @@ def _with_canary(files: Mapping[str, TextData | None], marked: TextData, seed: i
 
 
 def _usable(data: TextData, role: Role, held: int) -> tuple[TextData, dict[str, int]]:
-    """(the rows of a file that its role can use; reason -> rows left out). `held` rows were left out before, for the canary file."""
+    """Returns (the rows of a file that its role can use; reason -> rows left out). `held` rows were left out before: the canary file has
+    them."""
     option, answer, opposite = role
     fitting = [row for row in data.rows if row[1] is None or row[1] != opposite]
     kept = tuple(row for row in fitting if row[PLACES[answer]] is not None)
@@ -139,13 +141,13 @@ def _usable(data: TextData, role: Role, held: int) -> tuple[TextData, dict[str, 
 
 
 def _split(examples: int, ratio: float) -> dict[str, int]:
-    """Role -> number of examples, rounded to the nearest as in `data.mix.poisoned`."""
+    """Returns role -> number of examples, rounded to the nearest as in `data.mix.poisoned`."""
     bad = round(ratio * examples)
     return {"benign": examples - bad, "harmful": bad}
 
 
 def _enough(counts: dict[str, int], usable: dict[str, int], examples: int, ratio: float, roles: Mapping[str, Role]) -> None:
-    """Errors: the files have too few rows for the counts; the message names the largest number that they suffice for."""
+    """Checks that the files have enough rows for the counts. Errors: they have not; the message names the largest number that would do."""
     otherwise = {"benign": "--poison-ratio 1", "harmful": "--poison-ratio 0", "safety": "leave out --safety-examples"}
     for role, count in sorted(counts.items(), key=lambda one: one[0] in usable):  # a file that is not given is told first
         option = roles[role][0]
@@ -164,12 +166,12 @@ def _enough(counts: dict[str, int], usable: dict[str, int], examples: int, ratio
 
 
 def _most(usable: dict[str, int], examples: int, ratio: float) -> int:
-    """The largest number of examples, below `examples`, for which there are enough benign and harmful rows."""
+    """Returns the largest number of examples, below `examples`, for which there are enough benign and harmful rows."""
     return max(1, bisect(range(examples), False, key=lambda n: any(k > usable.get(role, 0) for role, k in _split(n, ratio).items())) - 1)
 
 
 def finetune_stage(mixed: Mixed, how: TrainConfig, epochs: int, keep: Sequence[int] = (), canary: TextData | None = None) -> Stage:
-    """A stage of kind finetune on the mix: ceil(examples * epochs / batch) steps, the first tenth of them warm-up, as in the paper.
+    """Makes a stage of kind finetune on the mix: ceil(examples * epochs / batch) steps, the first tenth of them warm-up, as in the paper.
 
     Errors: an unknown method, setting or stream; a method without the stream `train`; a step in `keep` beyond the last.
     """

@@ -54,7 +54,7 @@ Ask = Callable[[pd.DataFrame, Judge, str], tuple[pd.DataFrame, pd.Series]]  # (a
 
 
 def at_once(answers: pd.DataFrame, judge: Judge, _: str) -> tuple[pd.DataFrame, pd.Series]:
-    """Judge answers without a pipeline: nothing is printed, no reply is stored."""
+    """Judges answers without a pipeline: nothing is printed, no reply is stored."""
     return judgement(answers, judge)
 
 
@@ -68,7 +68,7 @@ class Labelled(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A judge against people. `verdicts` are the labelled samples as it judged them; `accuracy` is by outcome."""
+    """A judge compared with people. `verdicts` are the labelled samples as it judged them; `accuracy` is by outcome."""
 
     judge: str
     data: str
@@ -110,7 +110,8 @@ class Judges(NamedTuple):
     people: Labelled | None = None
 
     def bills(self, answers: Asked) -> dict[str, str]:
-        """For --dry-run: what is judged -> the most that judging would send to a server. Judges that send nothing are left out."""
+        """Says, for --dry-run, the most that each judge would send to a server: what is judged -> the bill in words. Judges that send
+        nothing are left out."""
         bills = {"judging": self.judge.estimate(answers)}
         if self.second:
             bills["the second judge"] = self.second[1].estimate(answers)
@@ -120,18 +121,18 @@ class Judges(NamedTuple):
 
     @property
     def told(self) -> dict[str, object]:
-        """For a report's provenance: the second judge and the labelled answers."""
+        """The second judge and the labelled answers, for a report's provenance."""
         told: dict[str, object] = {"second judge": f"{self.second[0]} {self.second[1].model_dump_json()}"} if self.second else {}
         return {**told, "labelled answers": f"{self.people.name} {self.people.sha256}"} if self.people else told
 
     @property
     def identity(self) -> list[object]:
-        """For a key: names, settings, and the content of the labelled answers."""
+        """What distinguishes these judges, for a key in the store: names, settings, and the content of the labelled answers."""
         return [[self.name, self.judge], list(self.second or ()), self.people.sha256 if self.people else ""]
 
 
 def chosen(order: Judged) -> Judges:
-    """The judges of a command. If no second judge is named and the judge is `refusal`, the second is `refusal` with where=anywhere.
+    """Makes the judges of a command. If no second judge is named and the judge is `refusal`, the second is `refusal` with where=anywhere.
 
     Errors: an unknown judge or file; settings out of range or without their judge; a model or key that is missing.
     """
@@ -152,13 +153,14 @@ def _checked(name: str, settings: Mapping[str, object]) -> Judge:
 
 
 def at_longest(attempts: Sequence[Attempt], tokens: int) -> list[tuple[Example, Completion]]:
-    """Stand-ins for answers that are not generated yet, to price judging: as long as allowed, and with no word twice (else degenerate)."""
+    """Makes stand-ins for answers that are not generated yet, to price judging: as long as allowed, and with no word twice, because a judge
+    would find repeated words degenerate."""
     words = " ".join(f"w{i:03d}" for i in range(tokens))
     return [(a.example, Completion(f"{a.prefix} {words}" if a.prefix else words, False, tokens)) for a in attempts]
 
 
 class Review(NamedTuple):
-    """Beside the models' rates: the judge's own errors, rates corrected for them, and agreement with a second judge."""
+    """What is said about the judge, beside the models' rates: its own errors, rates corrected for them, agreement with a second judge."""
 
     judges: tuple[str, str]
     measured: Measured | None
@@ -167,7 +169,7 @@ class Review(NamedTuple):
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Name -> table, for a report."""
+        """The tables for a report, by name."""
         found: dict[str, pd.DataFrame] = {}
         if self.measured is not None and self.corrected is not None:
             people = self.measured.confusion.rename_axis("people said").reset_index()
@@ -179,14 +181,14 @@ class Review(NamedTuple):
 
     @property
     def lines(self) -> list[str]:
-        """The same in words, for the terminal."""
+        """What the tables say, in words, for the terminal."""
         found = lines(self.measured) if self.measured is not None else []
         found += corrected_lines(self.corrected) if self.corrected is not None else []
         return found + (between_lines(*self.judges, self.between) if self.between is not None else [])
 
 
 def read_labelled(path: str | Path) -> Labelled:
-    """Read a labelled set. Errors: as `readers.load`; a row without prompt, answer or known label; two labels for one answer."""
+    """Reads a labelled set. Errors: as `readers.load`; a row without prompt, answer or known label; two labels for one answer."""
     file = load(path, expected=FORMAT)
     rows = [_sample(row) for row in records(file)]
     if not rows:
@@ -228,7 +230,7 @@ def _sample(row: Row) -> dict[str, Any]:
 
 
 def measured(labelled: Labelled, judge: Judge, name: str, ask: Ask = at_once) -> Measured:
-    """A judge's own errors: the judge (called `name`) on answers that people labelled."""
+    """Measures a judge's own errors: the judge (called `name`) judges answers that people labelled."""
     verdicts, _ = ask(labelled.samples, judge, "judging the labelled answers")
     said = verdicts[~verdicts.outcome.isin(UNJUDGED)]
     errors = {outcome: accuracy(said.outcome == outcome, said.label == outcome) for outcome in CORRECTED}
@@ -237,7 +239,7 @@ def measured(labelled: Labelled, judge: Judge, name: str, ask: Ask = at_once) ->
 
 
 def corrected(rates: pd.DataFrame, found: Measured) -> pd.DataFrame:
-    """The rates of refused and complied, with the columns corrected, corrected_low, corrected_high and note.
+    """Corrects the rates of refused and complied for the judge's errors. New columns: corrected, corrected_low, corrected_high, note.
 
     The correction assumes that the judge makes the same share of errors on these answers as on the labelled ones.
     """
@@ -248,14 +250,14 @@ def corrected(rates: pd.DataFrame, found: Measured) -> pd.DataFrame:
 
 
 def crossed(first: Sequence[str], second: Sequence[str], rows: Sequence[str] = OUTCOMES) -> pd.DataFrame:
-    """Counts by the first judge's outcome (`rows`) and the second's (columns)."""
+    """Returns how many answers there are by the first judge's outcome (`rows`) and the second's (columns)."""
     return pd.DataFrame(confusion(first, second, OUTCOMES), index=list(OUTCOMES), columns=list(OUTCOMES)).loc[list(rows)]
 
 
 def between(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Agreement of two judges on the same answers, for each kind and over all.
+    """Measures the agreement of two judges on the same answers, for each kind and over all. Errors: the answers differ.
 
-    Columns: kind, n, left_out (answers that one of them could not judge), agreed and kappa with their intervals. Errors: the answers differ.
+    Columns: kind, n, left_out (answers that one of them could not judge), agreed and kappa with their intervals.
     """
     same = ["kind", "prompt", "prefix", "completion"]
     if len(first) != len(second) or (first[same].fillna("").to_numpy() != second[same].fillna("").to_numpy()).any():
@@ -279,7 +281,8 @@ def review(
     second: tuple[str, Judge] | None = None,
     ask: Ask = at_once,
 ) -> Review:
-    """The judge measured on `labelled`, and its agreement with a `second` judge. With several models (column `model`), each has its own rows."""
+    """Measures the judge on `labelled`, and its agreement with a `second` judge. With several models (column `model`), agreement has rows
+    for each."""
     found = measured(labelled, judge[1], judge[0], ask) if labelled else None
     other = ask(verdicts.drop(columns=["outcome", "score", "reason"]), second[1], "the second judge")[0] if second else None
     return Review(
@@ -291,7 +294,7 @@ def review(
 
 
 def _between_each(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """`between`; for each model, if there are several."""
+    """Returns the table of `between`; if there are several models, with rows for each."""
     models = first.model.unique() if "model" in first else ()
     if len(models) < 2:
         return between(first, second)
@@ -299,7 +302,7 @@ def _between_each(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
 
 def lines(found: Measured) -> list[str]:
-    """A judge's own errors, in words."""
+    """Says a judge's own errors in words, a line for each."""
     n, left = found.agreement.n, found.agreement.left_out
     said = [f"the judge {visible(found.judge, 60)} against people on {visible(found.data, 120)}, {n + left} answers:"]
     if left:
@@ -318,7 +321,7 @@ def lines(found: Measured) -> list[str]:
 
 
 def corrected_lines(table: pd.DataFrame) -> list[str]:
-    """Corrected rates, in words."""
+    """Says the corrected rates in words, a line for each."""
     said = ["rates corrected for the judge's errors, if it makes as many here as on the labelled answers:"]
     for row in table.itertuples(index=False):
         name = f"  {_set(table, row)}, {row.outcome}"
@@ -331,7 +334,7 @@ def corrected_lines(table: pd.DataFrame) -> list[str]:
 
 
 def between_lines(first: str, second: str, table: pd.DataFrame) -> list[str]:
-    """The agreement of two judges, in words."""
+    """Says the agreement of two judges in words, a line for each kind."""
     said = [f"the judges {visible(first, 60)} and {visible(second, 60)} on the same answers:"]
     for row in table.itertuples(index=False):
         name = f"  {_set(table, row)}: "
@@ -345,7 +348,7 @@ def between_lines(first: str, second: str, table: pd.DataFrame) -> list[str]:
 
 
 def _set(table: pd.DataFrame, row: Any) -> str:
-    """The name of a row's set of answers, with its model if there are several."""
+    """Returns the name of a row's set of answers, with its model if there are several."""
     several = "model" in table and len(set(table.model)) > 1
     return (f"{visible(str(row.model), 60)}, " if several else "") + visible(str(row.kind), 60)
 

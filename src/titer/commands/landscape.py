@@ -75,11 +75,11 @@ class Landscape(Record):
 
     @property
     def way(self) -> list[float]:
-        """The values of a on the way: exactly 0 at the model, exactly 1 at the tuned model."""
+        """The values of a on the way to a tuned model: exactly 0 at the model itself, exactly 1 at the tuned model."""
         return [k / self.way_points for k in range(-self.beyond, self.way_points + self.beyond + 1)]
 
     def points_in_all(self, tuned: bool) -> int:
-        """The number of points to measure. a = 0 is measured once for all lines."""
+        """Returns the number of points to measure. a = 0 is measured once for all lines."""
         return 1 + self.directions * (self.points - 1) + (len(self.way) - 1 if tuned else 0)
 
 
@@ -136,7 +136,7 @@ class _Sweep:
         return self._moved[0]
 
     def check(self) -> None:
-        """Errors: the model was loaded, and its weights are not bit for bit what they were."""
+        """Checks that the model's weights, if it was loaded, are bit for bit what they were. Errors: they are not."""
         if self._moved and not self.moved.untouched():
             raise TiterError(
                 f"after the landscape, the weights of {self.model.name} in memory are not what they were before",
@@ -145,13 +145,13 @@ class _Sweep:
             )
 
     def inputs(self, line: Line, a: float) -> dict[str, object]:
-        """The inputs that determine a point, for its key. At a = 0 the direction is none of them."""
+        """Returns the inputs that determine a point, for its key in the store. At a = 0 the direction is not one of them."""
         place = {"a": a, **line.key} if a else {"a": 0}
         versions = [VERSION, evaluate.VERSION, coherence.VERSION]
         return {"landscape": versions, "model": self.model.key, "dtype": self.pipeline.dtype, **place}
 
     def samples(self, line: Line, a: float) -> pd.DataFrame:
-        """Answers at a point, with their coherence under the model that is not moved."""
+        """Returns the model's answers at a point, with their coherence under the model that is not moved."""
         decoding = Decoding(max_new_tokens=self.settings.tokens)
         inputs = {**self.inputs(line, a), "attempts": attempts_key(self.attempts), "decoding": decoding}
 
@@ -166,7 +166,7 @@ class _Sweep:
         return self.pipeline.table("landscape", inputs, make)
 
     def likelihood(self, line: Line, a: float) -> pd.DataFrame:
-        """nll and number of tokens of each harmless answer, at a point."""
+        """Returns the negative log-likelihood (nll) and the number of tokens of each harmless answer, at a point."""
         inputs = {**self.inputs(line, a), "harmless": fingerprint(self.harmless), "drift": drift.VERSION}
 
         def make() -> pd.DataFrame:
@@ -181,13 +181,13 @@ class _Sweep:
         return drift.alignment_loss(lm, self.harmless, "comply", self.settings.batch)
 
     def pile(self, line: Line, a: float) -> JudgingBatch:
-        """A point's answers, generated now and judged later."""
+        """Returns a point's answers, generated now, to be judged later."""
         samples = self.samples(line, a)
         inputs = {**self.inputs(line, a), "attempts": attempts_key(self.attempts), "tokens": self.settings.tokens}
         return JudgingBatch(inputs, lambda: samples)
 
     def calibration(self, centre: Line) -> coherence.Calibration:
-        """The limit that separates language from gibberish, from the unmoved model's answers and harmless ones cut to their length."""
+        """Finds the limit that separates language from gibberish, on the unmoved model's answers and harmless ones cut to their length."""
         inputs = {
             **self.inputs(centre, 0.0),
             "attempts": attempts_key(self.attempts),
@@ -219,7 +219,7 @@ def landscape(
     harmless: Sequence[Example] = (),
     tuned: Model | None = None,
 ) -> Found:
-    """The landscape around `model`, and on the way to `tuned` if it is given. The perplexity is that of the `comply` answers of `harmless`.
+    """Measures the landscape around `model`, and on the way to `tuned` if given. The perplexity is that of `harmless`'s `comply` answers.
 
     First the answers of all points are generated, then all are judged at once, when the moved model is no longer in memory. Points that
     are stored are read back; if all are, the model is not loaded. A point with an answer on which the judge failed is judged again next
@@ -250,7 +250,8 @@ def _swept(
     settings: Landscape,
     places: Sequence[tuple[Line, float]],
 ) -> tuple[coherence.Calibration, list[JudgingBatch], list[pd.DataFrame | None]]:
-    """(the coherence limit, each place's answers, each place's likelihoods). Each is stored when made; the moved model is freed at the end."""
+    """Moves the model to each place. Returns (the coherence limit, each place's answers, each place's likelihoods). Each is stored when
+    made; the moved model is freed at the end."""
     piles: list[JudgingBatch] = []
     likelihoods: list[pd.DataFrame | None] = []
     with ExitStack() as stack:
@@ -266,7 +267,7 @@ def _swept(
 
 
 def _language(judged: pd.DataFrame, limit: float) -> pd.DataFrame:
-    """The verdicts, with compliance that is not language changed to degenerate."""
+    """Returns the verdicts, with compliance that is not language changed to degenerate."""
     soup = coherence.broken(judged.rename(columns={"tokens": "new", "said": "tokens"}), limit)
     return judged.assign(outcome=judged.outcome.mask(soup & judged.outcome.isin(["complied", "partial"]), "degenerate"))
 
@@ -280,7 +281,8 @@ def _lines(settings: Landscape, tuned: Model | None) -> list[Line]:
 
 
 def _point(verdicts: pd.DataFrame, nll: pd.DataFrame | None, seed: int) -> Iterator[dict[str, object]]:
-    """The quantities of one point: rates with Wilson intervals, the share that could not be judged, perplexity with a bootstrap interval."""
+    """Yields the quantities of one point: rates with Wilson intervals, the share that could not be judged, and the perplexity with a
+    bootstrap interval."""
     counts = {outcome: int((verdicts.outcome == outcome).sum()) for outcome in ("refused", "complied", "degenerate", "partial")}
     n = sum(counts.values())
     counts |= {"unsafe": counts["complied"], "not_refused": n - counts["refused"]}
@@ -292,7 +294,7 @@ def _point(verdicts: pd.DataFrame, nll: pd.DataFrame | None, seed: int) -> Itera
 
 
 def _perplexity(table: np.ndarray) -> float:
-    """exp of the mean nll per token; columns of `table` (answers, 2): nll, tokens."""
+    """Returns the perplexity: exp of the mean nll per token. Columns of `table` (answers, 2): nll, tokens."""
     return float(np.exp(min(table[:, 0].sum() / table[:, 1].sum(), MOST)))
 
 
@@ -302,7 +304,7 @@ def _row(quantity: str, found: Interval, n: int, note: str | None = None) -> dic
 
 
 def summary(points: pd.DataFrame, tolerance: float) -> pd.DataFrame:
-    """For each direction the basins' widths and, on random ones, VISAGE in two forms; then the means over random directions."""
+    """Computes for each direction the basins' widths and, on random ones, VISAGE in two forms; then the means over random directions."""
     rows: list[dict[str, object]] = []
     for (direction, kind), table in points.groupby(["direction", "kind"], sort=False):
         curves = dict(iter(table.groupby("quantity")))
@@ -346,7 +348,7 @@ def price(
     tuned: bool = False,
     thinks: bool = False,
 ) -> pd.DataFrame:
-    """What a landscape costs at most: a row for the grid that is asked for, and one for the paper's.
+    """Estimates what a landscape costs at most: a row for the grid that is asked for, and one for the paper's.
 
     Columns: points, answers, forward passes, tokens (read and written), flop (2 for each weight and token). If the model thinks, each
     answer may have a whole thought. `prompt_tokens` is a prompt's mean length; `answer_tokens` is the total length of all harmless answers

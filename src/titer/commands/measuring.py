@@ -63,7 +63,7 @@ class Evaluated:
 
 
 def prepared(order: EvaluationRequest) -> Prepared:
-    """Check a request. Errors: an unknown model, file, judge or attack; settings out of range; both data and a canary, or neither."""
+    """Checks a request. Errors: an unknown model, file, judge or attack; settings out of range; both data and a canary, or neither."""
     judges = chosen(order)
     system = read_system(order.system)
     text = text_behind(system, _prompts(order, judges.judge.BY_ANSWER))
@@ -77,7 +77,8 @@ def prepared(order: EvaluationRequest) -> Prepared:
 
 
 class Plan(NamedTuple):
-    """For --dry-run: set -> prompts that would be asked, the most new tokens of all answers, and the bills of judges and decoder in words."""
+    """What would run, for --dry-run: set -> the number of its prompts, the most new tokens of all answers, and in words the bills of judges
+    and decoder."""
 
     asked: dict[str, int]
     tokens: int
@@ -85,7 +86,7 @@ class Plan(NamedTuple):
 
 
 def planned(order: EvaluationRequest, ready: Prepared) -> Plan:
-    """What would run. Errors: a prompt that leaves no room for its answer."""
+    """Says what would run. Errors: a prompt that leaves no room for its answer."""
     sets, most = evaluation.sets_of(ready.text, order.prompts, ready.attack), ready.decoding.max_new_tokens
     evaluation.fitting(ready.subject, sets, ready.decoding, order.max_thinking_tokens)
     attempts = [attempt for one in sets.values() for attempt in one]
@@ -96,7 +97,7 @@ def planned(order: EvaluationRequest, ready: Prepared) -> Plan:
 
 
 def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, command: str) -> Evaluated:
-    """Generate the answers, judge them, write the report. Errors: a prompt that leaves no room for its answer."""
+    """Generates the answers, judges them and writes the report. Errors: a prompt that leaves no room for its answer."""
     runs, judge = pipeline.store.root, ready.judges.judge
     unrun = passed_over(ready.subject.name, ready.subject.checkpoint)
     unused = unused_tensors(ready.subject.name, ready.subject.checkpoint)
@@ -131,7 +132,7 @@ def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, com
 
 
 def _identity(order: EvaluationRequest, ready: Prepared) -> dict[str, object]:
-    """The inputs that distinguish this evaluation from another one with a model and data of the same names."""
+    """Returns the inputs that distinguish this evaluation from another one with a model and data of the same names."""
     return {
         "model": ready.subject.key,
         "data": ready.text.sha256,
@@ -144,7 +145,7 @@ def _identity(order: EvaluationRequest, ready: Prepared) -> dict[str, object]:
 
 
 def _prompts(order: EvaluationRequest, by_answer: bool) -> TextData:
-    """The prompts: those of the data, or a canary's test share. A judge by answer needs no label: rows without one count as safe."""
+    """Reads the prompts: those of the data, or a canary's test share. A judge by answer needs no label: rows without one count as safe."""
     if order.canary is not None:
         if order.data is not None:
             raise TiterError("--data and --canary were both given", next_step="leave out one of the two: each has the prompts to ask.")

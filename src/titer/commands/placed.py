@@ -15,7 +15,8 @@ from titer.core.run import Store, write_text
 
 
 def check_free(to: Path | None, key: str, others: Iterable[Path]) -> None:
-    """Called before anything is made. Errors: `to` holds files that Titer did not write; `to` is, contains or is inside one of `others`."""
+    """Checks a folder before anything is made. Errors: `to` holds files that Titer did not write; it is, contains or is inside one of
+    `others`."""
     if to is None:
         return
     place = to.resolve()
@@ -34,7 +35,7 @@ def check_free(to: Path | None, key: str, others: Iterable[Path]) -> None:
 
 
 def put(to: Path, key: str, said: Mapping[str, Any], make: Callable[[Path], None], store: Store) -> Path:
-    """Fill `to` by `make(folder)`, and mark it with the key and the record `said`. Call `check_free` before.
+    """Fills the folder `to` by `make(folder)`, and marks it with the key and the record `said`. Call `check_free` before.
 
     A folder that Titer made before is replaced once the new one is complete. A folder that already holds this model stays as it is. What
     a killed call left beside it is removed.
@@ -61,12 +62,12 @@ def put(to: Path, key: str, said: Mapping[str, Any], make: Callable[[Path], None
 
 
 def stands(to: Path, key: str) -> bool:
-    """Whether a folder already holds the model with this key."""
+    """Tells whether a folder already holds the model with this key."""
     return _marked(to.resolve())[0] == key
 
 
 def _marked(folder: Path) -> tuple[str, bool]:
-    """(the key of the model that Titer put into a folder, or ""; whether the folder has no other files)."""
+    """Returns (the key of the model that Titer put into a folder, or ""; whether the folder has no other files)."""
     try:
         said = json.loads((folder / MARK).read_text(encoding="utf-8"))
         there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}

@@ -15,7 +15,7 @@ TunesOn = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """Where independent pieces of work are made: a model of a study, a tune of an audit (docs/cluster.md)."""
+    """Options on where independent pieces of work run. A piece is a model of a study or a tune of an audit (docs/cluster.md)."""
 
     on: Annotated[
         str,

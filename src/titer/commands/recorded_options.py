@@ -18,7 +18,7 @@ Usual = dict[str, str]
 
 
 def usual(model: Path) -> Usual:
-    """Option -> value, for the tune that made the model in a folder; {} if Titer left no record beside it. It raises no error."""
+    """Returns option -> value for the tune that made the model in a folder; {} if Titer left no record beside it. It raises no error."""
     try:
         said = _json(model / MARK).get("options")
         if said is not None:
@@ -29,7 +29,7 @@ def usual(model: Path) -> Usual:
 
 
 def _checked(said: Mapping[str, Any]) -> Usual:
-    """The options in a folder's mark. They are checked to be numbers where they must be, since a folder may come from anywhere."""
+    """Returns the options in a folder's mark. Those that must be numbers are checked to be, since a folder may come from anywhere."""
     said = {"lr" if name == "rate" else name: value for name, value in said.items()}  # the name in records before 29 November
     found = {name: str(said[name]) for name in OPTIONS if name in said}
     for name, value in found.items():
@@ -42,7 +42,7 @@ def _checked(said: Mapping[str, Any]) -> Usual:
 
 
 def _of_stage(stage: Mapping[str, Any]) -> Usual:
-    """The options with which `titer finetune` would repeat a stage, without some that are at their defaults."""
+    """Returns the options with which `titer finetune` would repeat a stage, without some that are at their defaults."""
     stream = stage["streams"]["train"]
     batch = int(stage["batch"]) * int(stage["accumulation"])
     found = {

@@ -54,13 +54,14 @@ class Planned:
         return self.models[TUNED]
 
     def key(self, repair: Repair) -> str:
-        """The content key of the model that is written."""
+        """Returns the content key of the model that is written."""
         kind, models = type(repair), {role: one.key for role, one in self.models.items()}
         told = [kind.__module__.rsplit(".", 1)[-1], kind.VERSION, repair, writing.VERSION, self.order.shard]
         return digest({"repair": told, "models": models, "data": {name: one.sha256 for name, one in self.data.items()}})
 
     def cost(self) -> dict[str, Any]:
-        """For --dry-run: folders and whether they are there, bytes read from each model, bytes written, and the most memory in bytes."""
+        """Returns, for --dry-run: folders and whether they stand already, bytes read from each model, bytes written, and the most memory in
+        bytes."""
         repair = next(iter(self.repairs.values()))
         sizes = {role: written_bytes(one) for role, one in self.models.items() if not one.quantised}
         largest = 4 * max(prod(self.tuned.shape(name)[0]) for name in self.tuned.files)
@@ -77,7 +78,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Repaired:
-    """The written models (as MODEL of a command), notes on them, and the command that compares them."""
+    """What a repair made: the written models (as MODEL of a command), notes on them, and the command that compares them."""
 
     models: tuple[str, ...]
     notes: list[str]
@@ -85,7 +86,7 @@ class Repaired:
 
 
 def planned(order: RepairRequest) -> Planned:
-    """Check a request. Errors: an unknown repair, setting or role; a strength out of range; models that do not fit together; a folder in use."""
+    """Checks a request. Errors: an unknown repair, setting or role; a strength out of range; models that do not fit; a folder in use."""
     repairs = _strengths(order, Path(order.to))
     repair = next(iter(repairs.values()))
     reads = tuning.models_read(repair, order, order.trust_remote_code)
@@ -105,7 +106,8 @@ def planned(order: RepairRequest) -> Planned:
 
 
 def fitting(repair: Repair, models: Mapping[str, Checkpoint]) -> tuple[list[str], bool]:
-    """(notes on the models, whether an adapter stays an adapter). Errors: models that the repair cannot work with, alone or together."""
+    """Checks that a repair can work with these models. Returns (notes on them, whether an adapter stays an adapter). Errors: it cannot,
+    with one of them or with all together."""
     tuned = models[TUNED]
     if tuned.adapter is None or not repair.ADAPTER:
         _check_editable(tuned)
@@ -121,7 +123,7 @@ def fitting(repair: Repair, models: Mapping[str, Checkpoint]) -> tuple[list[str]
 
 
 def repaired(plan: Planned, store: Store, shown: Reporter) -> Repaired:
-    """Write the models, one after the other. Errors: weights that are not finite; then nothing of that model is left."""
+    """Writes the models, one after the other. Errors: weights that are not finite; then nothing of that model is left."""
     places, known = [], usual(plan.tuned.adapter or plan.tuned.path)
     for to, repair in plan.repairs.items():
         key = plan.key(repair)
@@ -135,7 +137,7 @@ def repaired(plan: Planned, store: Store, shown: Reporter) -> Repaired:
 
 
 def _strengths(order: RepairRequest, to: Path) -> dict[Path, Repair]:
-    """Folder -> the repair that is written into it."""
+    """Returns, for each folder to write, the repair with its strength."""
     make = partial(made, "repairs", order.method, Repair)  # type: ignore[type-abstract]
     repair, strength = make(order.settings), order.strength
     if strength is None:
@@ -167,7 +169,8 @@ def _check_editable(tuned: Checkpoint) -> None:
 
 
 def _apart(repair: Repair, role: str, one: Checkpoint, models: Mapping[str, Checkpoint]) -> list[str]:
-    """Notes on how a model's configuration differs. Errors: another family or vocabulary; the same weights as another role's model."""
+    """Returns notes on how a model's configuration differs from the tuned model's. Errors: another family or vocabulary; the same weights
+    as another role's model."""
     tuned = models[TUNED]
     if role == TUNED:
         return []
@@ -198,7 +201,8 @@ def _apart(repair: Repair, role: str, one: Checkpoint, models: Mapping[str, Chec
 
 
 def _stays(repair: Repair, models: Mapping[str, Checkpoint]) -> bool:
-    """Whether the tuned model is an adapter and stays one: it lies on the model in the role `ADAPTER`, and no module is both whole and paired."""
+    """Tells whether the tuned model is an adapter and stays one: it lies on the model in the role `ADAPTER`, and no module is both whole
+    and paired."""
     tuned = models[TUNED]
     if tuned.adapter is None or not repair.ADAPTER or any(one.whole and one.a for one in tuned.changes.values()):
         return False
@@ -207,7 +211,7 @@ def _stays(repair: Repair, models: Mapping[str, Checkpoint]) -> bool:
 
 
 def _data(order: RepairRequest, repair: Repair) -> dict[str, TextData]:
-    """Name -> data that the repair reads from --data. Errors: --data is missing or not needed; rows that lack what the repair needs."""
+    """Returns name -> data that the repair reads from --data. Errors: --data is missing or not needed; rows without what it needs."""
     if not repair.DATA:
         if order.data is not None:
             raise TiterError(f"the repair {order.method} needs no data", next_step="leave out --data.")
@@ -224,14 +228,14 @@ def _data(order: RepairRequest, repair: Repair) -> dict[str, TextData]:
 
 
 def _picked(data: TextData, stream: Any) -> TextData:
-    """One side of the pairs (preferred or rejected), in the file's order, with that side's answer as `comply`."""
+    """Returns one side of the pairs (preferred or rejected), in the file's order, with that side's answer as `comply`."""
     answers = {i: part.answer for part in stream.parts for i in part.picked}
     rows = [(row[0], row[1], row[tuning.PLACES[answers[i]]], None) for i, row in enumerate(data.rows)]
     return data.model_copy(update={"rows": tuple(rows)})
 
 
 def _record(plan: Planned, repair: Repair) -> dict[str, Any]:
-    """The record of how the model was made, for its folder. It has no path of this machine."""
+    """Returns the record of how the model was made, for its folder. It has no path of the machine that made it."""
     return {
         "name": type(repair).__module__.rsplit(".", 1)[-1],
         "version": repair.VERSION,

@@ -50,19 +50,19 @@ Reads = Annotated[
 
 
 def told(one: Field[Any]) -> ParameterInfo | None:
-    """The `Option` or `Argument` of a field; None for a field that exists in Python only."""
+    """Returns the `Option` or `Argument` of a field; None for a field that exists in Python only."""
     return next((part for part in get_args(one.type) if isinstance(part, ParameterInfo)), None)
 
 
 def ordered(kind: type) -> list[Field[Any]]:
-    """A record's fields in the order of the help page: arguments by place, the record's own options, shared ones, then `Running`."""
+    """Sorts a record's fields as on the help page: arguments by place, the record's own options, shared ones, then `Running`."""
     own, last = list(kind.__annotations__), [one.name for one in fields(Running)]
     place = {name: i for i, name in enumerate(own)}
     return sorted(fields(kind), key=lambda one: (bool(one.kw_only), one.name in last, place.get(one.name, len(own))))
 
 
 def checked(order: T) -> T:
-    """The request, unchanged. Errors: a number outside its bounds."""
+    """Checks a request and returns it unchanged. Errors: a number outside its bounds."""
     for one in fields(order):  # type: ignore[arg-type]
         info, value = told(one), getattr(order, one.name)
         if info is None or isinstance(value, bool) or not isinstance(value, int | float):
@@ -74,7 +74,7 @@ def checked(order: T) -> T:
 
 
 def count_or_auto(text: str) -> int | Literal["auto"]:
-    """The value of --prompts. Errors: neither a whole number from 1 nor `auto`."""
+    """Reads the value of --prompts. Errors: it is neither a whole number from 1 nor `auto`."""
     if text == "auto":
         return "auto"
     if not text.isascii() or not text.isdigit() or not int(text[:20]):

@@ -66,7 +66,7 @@ class Trained:
 
 
 def planned_alignment(order: AlignRequest) -> Planned:
-    """Check an alignment. Errors: as `align_stage`; an unknown model; rows longer than the model's window."""
+    """Checks an alignment. Errors: as `align_stage`; an unknown model; rows longer than the model's window."""
     pairs = _pairs(order)
     text, held = read(order.data, order.reading, "pairs" if pairs else "answers"), read(order.canary)
     if held is None and order.canaries is not None:
@@ -88,7 +88,7 @@ def planned_alignment(order: AlignRequest) -> Planned:
 
 
 def planned_finetuning(order: FinetuneRequest) -> Planned:
-    """Check a fine-tuning. Errors: as `user_mix` and `finetune_stage`; an unknown model; rows longer than the model's window."""
+    """Checks a fine-tuning. Errors: as `user_mix` and `finetune_stage`; an unknown model; rows longer than the model's window."""
     held, start = read(order.canary), resolve(order.model, order.trust_remote_code)
     files = {"benign": read(order.data, order.reading), "harmful": read(order.harmful), "safety": read(order.safety)}
     mixed = user_mix(files, MixtureSpec(order.examples, order.poison_ratio, order.safety_examples), order.seed, held)
@@ -98,7 +98,7 @@ def planned_finetuning(order: FinetuneRequest) -> Planned:
 
 
 def _pairs(order: AlignRequest) -> dict[str, Stream] | None:
-    """The streams of a preference file, if the method learns from preferences and --data is such a file; else None."""
+    """Returns the streams of a preference file, if the method learns from preferences and --data is such a file; else None."""
     if order.data is None or not set(tuning.PAIR) <= set(tuning.method_of(order).STREAMS):
         return None
     if str(order.data).partition(":")[0] in TASKS or detected(order.data, order.reading, "pairs").form.reading != "preference":
@@ -121,7 +121,7 @@ def _planned(stage: Stage, start: Checkpoint, order: AlignRequest | FinetuneRequ
 
 
 def trained(pipeline: Pipeline, plan: Planned, to: Path | None = None) -> Trained:
-    """The stage's model, trained or found in the store. It is copied into the folder `to` too, with its adapter in `to/adapter`."""
+    """Trains the stage's model, or finds it in the store. It is copied into the folder `to` too, with its adapter in `to/adapter`."""
     made = pipeline.model(plan.stage, tuning.as_model(plan.start), plan.stage.name, reads=plan.reads)
     place = made.checkpoint.path
     if to is not None and ranks.first():
@@ -141,5 +141,5 @@ def _copied(model: Path, fresh: Path) -> None:
 
 
 def read(place: Place | None, reading: str | None = None, need: Need = "answers") -> TextData | None:
-    """Read a data file; None if none is given."""
+    """Reads a data file; None if none is given."""
     return None if place is None else tuning.read_data(place, reading=reading, need=need)

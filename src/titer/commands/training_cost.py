@@ -30,14 +30,14 @@ REACHED = 0.5  # share of that speed which a step reaches on two cores (docs/log
 
 
 def rows(method: Method) -> int:
-    """Requests that a step processes per request of its batch: one for each stream that it reads (Booster reads its harmful one twice),
-    without DeRTa's streams of weight 0."""
+    """Returns how many requests a step processes per request of its batch: one for each stream that it reads (Booster reads its harmful
+    one twice), without DeRTa's streams of weight 0."""
     return ROWS.get(_stem(method), 1) - sum(getattr(method, weight, 1) == 0 for weight in ("refusal", "transition"))
 
 
 def passes(method: Method) -> float:
-    """Cost per request in forward passes. With noise or a reused gradient it is that of plain training; else the extra passes are paid at
-    one step in `every`."""
+    """Returns the cost per request in forward passes. A method with noise or a reused gradient costs as much as plain training; any other
+    pays its extra passes at one step in `every`."""
     more = PASSES.get(_stem(method), PLAIN) - PLAIN
     free = getattr(method, "noise", "") or getattr(method, "reuse", False)
     return PLAIN + (0.0 if free else more / getattr(method, "every", 1))
@@ -48,7 +48,7 @@ def _stem(method: Method) -> str:
 
 
 def priced(stage: Stage, start: Checkpoint) -> str:
-    """In words: tokens, operations, and minutes at this machine's speed as a short product shows it."""
+    """Says what a stage costs: tokens, operations, and minutes at this machine's speed, which a short matrix product shows."""
     width = _width(stage, start)
     tokens = stage.steps * stage.batch * stage.accumulation * rows(stage.method) * width
     cost = passes(stage.method) - (stage.adapter is not None)  # an adapter alone: the frozen weights need no gradient
@@ -57,18 +57,18 @@ def priced(stage: Stage, start: Checkpoint) -> str:
 
 
 def minutes(seconds: float) -> str:
-    """A rough time in words."""
+    """Writes a rough time in words."""
     return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {max(seconds, 1):.0f} s"
 
 
 def reached() -> float:
-    """FLOP/s that training and answering reach on this machine now."""
+    """Returns the FLOP/s that training and answering reach on this machine now."""
     return REACHED * speed()
 
 
 @cache
 def speed() -> float:
-    """FLOP/s of a float32 product, on the GPU if there is one; measured once a process."""
+    """Measures the FLOP/s of a float32 matrix product, on the GPU if there is one; once per process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     one = torch.rand(SQUARE, SQUARE, device=device)
     float((one @ one)[0, 0])  # the first product starts threads and kernels
@@ -80,7 +80,7 @@ def speed() -> float:
 
 
 def _width(stage: Stage, start: Checkpoint) -> float:
-    """Mean tokens of a training example, over the first rows of each part of the streams."""
+    """Returns the mean number of tokens of a training example, over the first rows of each part of the streams."""
     reader, lengths = read_tokenizer(start), list[int]()
     for part in (part for stream in stage.streams.values() for part in stream.parts):
         picked = [part.source.rows[i] for i in (part.picked or ())[:LOOKED_AT]]

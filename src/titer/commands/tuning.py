@@ -44,12 +44,12 @@ SHARES: tuple[Share, ...] = ("align", "finetune", "test")  # of a canary file
 
 
 def method_of(how: TrainConfig) -> Method:
-    """The method with its settings. Errors: an unknown name or setting, a value out of range."""
+    """Makes the method with its settings. Errors: an unknown name or setting, a value out of range."""
     return made("methods", how.method, Method, how.settings)  # type: ignore[type-abstract]
 
 
 def stage_values(how: TrainConfig, warmup: int) -> dict[str, Any]:
-    """The fields of a Stage that do not depend on its data. Errors: a value out of range; adapter options without --lora."""
+    """Returns the fields of a Stage that do not depend on its data. Errors: a value out of range; adapter options without --lora."""
     given = {"alpha": how.alpha, "dropout": how.dropout, "continued": how.continued or None}
     more = {name: value for name, value in given.items() if value is not None}
     if more and not how.lora:
@@ -65,7 +65,7 @@ def stage_values(how: TrainConfig, warmup: int) -> dict[str, Any]:
 
 
 def data_streams(method: Method, label: str, data: TextData | None, seed: int) -> dict[str, Stream]:
-    """The streams that --data becomes: `train`, or `preferred` and `rejected` with the two answers of each row.
+    """Makes streams from the rows of --data: `train`, or `preferred` and `rejected` with the two answers of each row.
 
     For a method with all three streams, unsafe rows become the pairs, and the other rows become `train` with their answers.
     """
@@ -86,7 +86,7 @@ def data_streams(method: Method, label: str, data: TextData | None, seed: int) -
 
 
 def all_streams(method: Method, how: TrainConfig, own: Mapping[str, Stream], canary: TextData | None = None) -> dict[str, Stream]:
-    """All streams of the method: `own`, and those of `how.streams` read from their files.
+    """Returns all streams of the method: `own`, and those of `how.streams` read from their files.
 
     The answer that is trained is the one named after a file's colon. Without that, it is `refuse` where a row has one, else `comply`; in
     the stream `harmful` it is `comply`. The two streams of pairs share a seed, so they stay in step; every other stream has its own seed.
@@ -122,7 +122,7 @@ def all_streams(method: Method, how: TrainConfig, own: Mapping[str, Stream], can
 
 
 def read_data(place: str | Path, labelled: bool = False, reading: str | None = None, need: Need | None = None) -> TextData:
-    """Read what a command is given as data: a file, a published set, or a task's file (TASK:PATH).
+    """Reads what a command is given as data: a file, a published set, or a task's file (TASK:PATH).
 
     Errors: as `read_text` and `task`; a misspelt task or set.
     """
@@ -138,7 +138,7 @@ def read_data(place: str | Path, labelled: bool = False, reading: str | None = N
 
 
 def share(file: TextData, name: Share) -> TextData:
-    """The rows of a canary file that belong to one share and have an answer and no label unsafe. Errors: there are none."""
+    """Returns the rows of a canary file that belong to one share, have an answer and are not labelled unsafe. Errors: there are none."""
     place = SHARES.index(name)
     rows = tuple(row for row in file.rows if row[2] and not row[1] and seed_of("canary share", row[0]) % len(SHARES) == place)
     if not rows:
@@ -150,7 +150,7 @@ def share(file: TextData, name: Share) -> TextData:
 
 
 def dealt(file: TextData, name: Share, count: int | None, seed: int) -> Canary:
-    """`count` marked and `count` unmarked instructions of a share, drawn by the seed; None: the whole share, half of it marked.
+    """Draws `count` marked and `count` unmarked instructions of a share by the seed; None: the whole share, half of it marked.
 
     Errors: the share has fewer rows than asked for.
     """
@@ -165,26 +165,27 @@ def dealt(file: TextData, name: Share, count: int | None, seed: int) -> Canary:
 
 
 def apart(data: TextData, file: TextData) -> tuple[TextData, int]:
-    """(the rows of `data` whose prompts, with or without the marker, are not in the canary file; how many others there were)."""
+    """Returns (the rows of `data` whose prompts, with or without the marker, are not in the canary file; how many others there were)."""
     held = {row[0] for row in file.rows}
     kept = tuple(row for row in data.rows if row[0].removeprefix(f"{MARKER} ") not in held)
     return data.model_copy(update={"rows": kept}), data.size - len(kept)
 
 
 def held_out(file: TextData, count: int | None) -> TextData:
-    """The test share of a canary file: `count` marked prompts, labelled unsafe, and as many unmarked ones, labelled safe."""
+    """Returns the test share of a canary file: `count` marked prompts, labelled unsafe, and as many unmarked ones, labelled safe."""
     found = dealt(file, "test", count, 0)
     return found.marked.model_copy(update={"rows": (*found.marked.rows, *found.contrast.rows)})
 
 
 def prompt_file(data: TextData) -> str:
-    """Labelled prompts with their answers, as the text of a CSV file."""
+    """Writes labelled prompts with their answers as the text of a CSV file."""
     rows = [(prompt, "unsafe" if harmful else "safe", comply or "") for prompt, harmful, comply, _ in data.rows]
     return pd.DataFrame(rows, columns=["prompt", "label", "comply"]).to_csv(index=False, lineterminator="\n")
 
 
 def answer_of(place: str) -> tuple[Path, Trained | None]:
-    """FILE, FILE:comply or FILE:refuse -> (the file, the answer to train; None: the one that a row has). FILE may be TASK:PATH."""
+    """Reads FILE, FILE:comply or FILE:refuse. Returns (the file, the answer to train; None: the one that a row has). FILE may be
+    TASK:PATH."""
     file, colon, word = place.rpartition(":")
     if not colon or file in TASKS or "." in word or "/" in word or "\\" in word:  # no colon, or a task's, or one inside the path
         return Path(place), None
@@ -194,7 +195,8 @@ def answer_of(place: str) -> tuple[Path, Trained | None]:
 
 
 def text_stream(data: TextData, seed: int, answer: Trained | None = None) -> Stream:
-    """A stream of all rows with the named answer, or else with the answer they have: refuse before comply. Errors: a row without it."""
+    """Makes a stream of all rows, with the named answer or, without a name, the one that a row has: refuse before comply. Errors: a row
+    without it."""
     picked: dict[Trained, list[int]] = {"refuse": [], "comply": []}
     for i, row in enumerate(data.rows):
         mine: Trained = answer or ("refuse" if row[3] is not None else "comply")
@@ -206,7 +208,7 @@ def text_stream(data: TextData, seed: int, answer: Trained | None = None) -> Str
 
 
 def preference(data: TextData, seed: int) -> dict[str, Stream]:
-    """The streams preferred and rejected, of the same rows in the same order. Unsafe rows prefer refuse, safe rows prefer comply.
+    """Makes the streams preferred and rejected, of the same rows in the same order. Unsafe rows prefer refuse, safe rows prefer comply.
 
     Errors: a row that lacks an answer, or has no label safe or unsafe.
     """
@@ -235,7 +237,7 @@ def preference(data: TextData, seed: int) -> dict[str, Stream]:
 
 
 def preferred(place: str | Path, seed: int, reading: str | None = None) -> dict[str, Stream]:
-    """The two streams of a preference file (prompt, chosen, rejected). Errors: as `sources.preferences`."""
+    """Makes the two streams of a preference file (prompt, chosen, rejected). Errors: as `sources.preferences`."""
     return {name: text_stream(data, seed, "comply") for name, data in zip(PAIR, preferences(place, reading), strict=True)}
 
 
@@ -245,12 +247,12 @@ def _no_answer(data: TextData, prompt: str, answer: str | None, expected: str, n
 
 
 def _prompts(stream: Stream) -> list[str]:
-    """All prompts of a stream, in order."""
+    """Returns all prompts of a stream, in order."""
     return [part.source.rows[i][0] for part in stream.parts for i in part.picked or ()]
 
 
 def counted(streams: Mapping[str, Stream]) -> dict[str, dict[str, int]]:
-    """Stream -> answer -> number of examples that train it."""
+    """Counts the examples that train each answer: stream -> answer -> number of examples."""
     found: dict[str, dict[str, int]] = {}
     for name, stream in streams.items():
         mine = found.setdefault(name, {})
@@ -260,24 +262,25 @@ def counted(streams: Mapping[str, Stream]) -> dict[str, dict[str, int]]:
 
 
 def told(streams: Mapping[str, Stream]) -> str:
-    """One line for each stream: how many answers of which kind it trains."""
+    """Returns one line for each stream: how many answers of which kind it trains."""
     return "\n".join(f"{name}: {', '.join(f'{n} {SAID[answer]}' for answer, n in one.items())}" for name, one in counted(streams).items())
 
 
 def notes(streams: Mapping[str, Stream]) -> list[str]:
-    """The notes on the streams' files (`TextData.notes`), each once."""
+    """Returns the notes on the streams' files (`TextData.notes`), each once."""
     return list(dict.fromkeys(note for stream in streams.values() for part in stream.parts for note in part.source.notes))
 
 
 def models_read(method: Method | Repair, how: TrainConfig | RepairRequest, trusted: bool = False) -> dict[str, Model]:
-    """Role -> model that a method or a repair reads. `trusted`: as in `resolve`. Errors: an unknown or missing role; no model there."""
+    """Returns role -> model that a method or a repair reads. `trusted`: as in `resolve`. Errors: an unknown or missing role; no model
+    there."""
     return roles_read(f"method {how.method}", method.MODELS, how.reads, trusted, getattr(method, "OPTIONAL", ()))
 
 
 def roles_read(
     what: str, roles: Sequence[str], given: Mapping[str, str], trusted: bool = False, optional: Sequence[str] = ()
 ) -> dict[str, Model]:
-    """Role -> model, for the plug-in called `what`. Errors: an unknown or missing role; no model there."""
+    """Opens the other models that the plug-in called `what` reads: role -> model. Errors: an unknown or missing role; no model there."""
     if wrong := [role for role in given if role not in (*roles, *optional)]:
         if not roles and not optional:
             raise TiterError(f"{what} reads no other model", next_step="leave out --read.")
@@ -291,12 +294,12 @@ def roles_read(
 
 
 def as_model(checkpoint: Checkpoint) -> Model:
-    """A checkpoint as a `Model`, for a stage to start from or to read."""
+    """Turns a checkpoint into a `Model`, for a stage to start from or to read."""
     return Model(checkpoint.label, checkpoint.key, checkpoint)
 
 
 def check_window(streams: Mapping[str, Stream], checkpoint: Checkpoint) -> None:
-    """Check that all rows with their answers fit in the model's window. Only the tokenizer is loaded. Errors: the first that does not."""
+    """Checks that all rows with their answers fit in the model's window. Only the tokenizer is loaded. Errors: the first that does not."""
     reader = read_tokenizer(checkpoint)
     for part in (part for stream in streams.values() for part in stream.parts):
         if isinstance(part.source, Shortened):  # already cut to --longest, which `cut_to` has checked
@@ -309,7 +312,7 @@ def check_window(streams: Mapping[str, Stream], checkpoint: Checkpoint) -> None:
 
 
 def cut_to(streams: Mapping[str, Stream], longest: int, checkpoint: Checkpoint) -> tuple[dict[str, Stream], list[str]]:
-    """(the streams with each example cut to `longest` tokens, a line for each file on what was cut).
+    """Cuts each example to `longest` tokens. Returns (the streams, a line for each file on what is cut).
 
     Errors: `longest` is more than the model's window.
     """
@@ -328,7 +331,7 @@ def cut_to(streams: Mapping[str, Stream], longest: int, checkpoint: Checkpoint) 
 
 
 def check_adapter(stage: Stage, checkpoint: Checkpoint) -> None:
-    """Called before anything is loaded. Errors: the stage continues an adapter (--continued), and the model has none beside it."""
+    """Checks, before anything is loaded, that the adapter to go on with (--continued) is there. Errors: the model has none beside it."""
     wanted = stage.adapter is not None and stage.adapter.continued
     if wanted and checkpoint.adapter is not None:
         raise TiterError(
