@@ -1,4 +1,4 @@
-"""What a method sees of the training loop during one optimiser step; it implements `methods.base.Context`. L4.
+"""The context that the training loop gives to a method during one optimiser step; it implements `methods.base.Context`. L4.
 
 Gradients of micro-batches are summed in the parameters and divided once, by the count over all micro-batches and ranks. So 1 x 8 and
 2 x 4 examples give the same step, on one rank or several. `stage.batch` is the micro-batch of all ranks together, and each rank draws
@@ -34,7 +34,7 @@ POOL_BATCH = 128
 
 
 class Ahead:
-    """Draws each stream's next batch in another thread while a GPU computes. A batch depends only on its place, so it stays the same."""
+    """Draws each stream's next batch in another thread while a GPU computes. This changes no batch: it depends only on its place."""
 
     def __init__(self, stage: Stage, lm: LM, size: int | None = None) -> None:
         self._stage, self._lm, self._size = stage, lm, size or stage.batch
@@ -42,7 +42,7 @@ class Ahead:
         self._coming: dict[str, tuple[int, Future[Batch]]] = {}
 
     def batch(self, stream: str, place: int, following: int) -> Batch:
-        """The batch at `place` (drawn already, if it was the expected one). Begins to draw the one at `following`."""
+        """Returns the batch at `place` (drawn already, if it was the expected one), and begins to draw the one at `following`."""
         foreseen, future = self._coming.pop(stream, (-1, None))
         found = future.result() if future is not None and foreseen == place else self._draw(stream, place)
         self._coming[stream] = (following, self._worker.submit(self._draw, stream, following))
@@ -73,7 +73,7 @@ class Step:
         self.begin(0)
 
     def begin(self, number: int) -> None:
-        """Start a new step. Its randomness is seeded from (seed, step), so a resumed run draws the same."""
+        """Starts a new step. Its generator is seeded from the stage's seed, the step and the rank, so a resumed run draws the same."""
         self.number = number
         self.rng.manual_seed(seed_of(self.stage.seed, "step", number, self._accelerator.process_index))
         self.count: torch.Tensor | int = 0
@@ -85,12 +85,12 @@ class Step:
 
     @property
     def named(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """(name, parameter) of all parameters that are trained."""
+        """The parameters that are trained, as (name, parameter)."""
         return [(name, p) for name, p in self.lm.model.named_parameters() if p.requires_grad]
 
     @property
     def other_rank(self) -> tuple[int, ...]:
-        """Part of the dropout's seed, different on each rank; empty on rank 0, which draws as a single process does."""
+        """The part of the dropout's seed that differs between ranks; empty on rank 0, which draws as a single process does."""
         rank = self._accelerator.process_index
         return (rank,) if rank else ()
 
@@ -126,7 +126,7 @@ class Step:
         return isinstance(self._model, FSDPModule)
 
     def whole(self, lm: LM) -> None:
-        """Continue with a model that every rank holds whole, for `method.finish`."""
+        """Continues with a model that every rank holds whole, for `method.finish`."""
         self.lm, self._model = lm, lm.model
 
     def micro(self, stream: str | None = None) -> Iterator[Batches]:
@@ -159,7 +159,7 @@ class Step:
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        """A context in which gradients are not summed over ranks."""
+        """A context manager in which gradients are not summed over ranks."""
         if self._in_parts:
             self._model.set_requires_gradient_sync(False)
             try:
@@ -196,7 +196,9 @@ class Step:
         return {name: self.sum(t) / whole for (name, _), t in zip(named, total, strict=True)}
 
     def _gradients_in_parts(self, loss: Callable[[Batches], Loss], stream: str | None) -> Bundle:
-        """`gradients` of sharded parameters, by their own .grad, which is restored: autograd's graph has only the gathered weights."""
+        """Computes `gradients` of sharded parameters through their own .grad, which is then restored.
+
+        `torch.autograd.grad` cannot be used, since autograd's graph has only the gathered weights."""
         named = self.named
         kept = [p.grad for _, p in named]
         for _, p in named:
@@ -289,7 +291,7 @@ class Step:
         return True
 
     def settle(self) -> None:
-        """Divide the summed gradients by the step's count, then add the bundles. The loop calls this after `method.step`."""
+        """Divides the summed gradients by the step's count, then adds the bundles. The loop calls this after `method.step`."""
         grads = [(name, p) for name, p in self.named if p.grad is not None]
         if not grads and not self._added:
             raise TiterError(
@@ -310,7 +312,7 @@ class Step:
 
 
 def _share(stage: Stage, ranks: int) -> int:
-    """The number of a micro-batch's examples that each rank draws. Errors: they cannot be shared evenly."""
+    """Returns how many of a micro-batch's examples each rank draws. Errors: they cannot be shared evenly."""
     if stage.batch % ranks:
         raise TiterError(
             f"stage {stage.name}: a batch of {stage.batch} cannot be shared evenly by {ranks} processes",
@@ -321,10 +323,10 @@ def _share(stage: Stage, ranks: int) -> int:
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """A sharded tensor made whole (all ranks must call this); any other tensor as it is."""
+    """Returns a sharded tensor made whole (all ranks must call this); any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def part_of(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a sharded tensor; any other tensor as it is."""
+    """Returns this rank's part of a sharded tensor; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

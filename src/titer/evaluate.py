@@ -38,14 +38,14 @@ def sample(
     work: Path | None = None,
     beside: Mapping[str, LM] | None = None,
 ) -> pd.DataFrame:
-    """A table with one row for each attempt.
+    """Generates an answer to each attempt; returns a table with one row per attempt.
 
     Columns: kind, harmful, prompt, prefix, comply, refuse, completion, ended, tokens. `also` (a JSON list of further right answers) is
     there if any attempt has it. `thought` and `unfinished` are there if any answer has a thought; unfinished means that there is no answer,
     since it was cut off, or ended, within its thought. `failed` is there if a decoder gave no answer to some attempt, and says why.
 
-    `work`: a folder where each batch is stored as it is made, so that an interrupted call goes on; the file is removed at the end.
-    `beside`: role -> model that the attempts' decoder reads, if they are loaded already.
+    `work`: a folder where each batch is stored as it is made, so that an interrupted call can be continued; the file is removed at the
+    end. `beside`: role -> model that the attempts' decoder reads, if they are loaded already.
     Errors: attempts that differ in their decoder, in `raw`, or in whether they hold embeddings.
     """
     prefixes = [a.prefix for a in attempts] if any(a.prefix for a in attempts) else None
@@ -93,14 +93,14 @@ def sample(
 def _guide(
     guided: Guided, lm: LM | Fast, beside: Mapping[str, LM] | None, prompts: Sequence[str], prefixes: Sequence[str] | None, raw: bool
 ) -> Guide:
-    """The guide that applies a decoder. Errors: the engine is vLLM; the vocabularies of its models differ."""
+    """Returns the guide that applies a decoder. Errors: the engine is vLLM; the vocabularies of the decoder's models differ."""
     if isinstance(lm, Fast):
         raise undecoded(f"the decoder {guided.name}")
     return Guide(guided, lm, guided.opened() if beside is None else beside, prompts, prefixes, raw)
 
 
 def judged(samples: pd.DataFrame, judge: Judge, memory: Memory | None = None, progress: Progress | None = None) -> pd.DataFrame:
-    """The samples with the columns outcome, score and reason. A prefilled answer is judged together with its beginning.
+    """Judges the samples: adds the columns outcome, score and reason. A prefilled answer is judged together with its beginning.
 
     `memory` stores the replies of a judge's model. If the judge raises an error, the outcome is could_not_judge.
     """
@@ -110,7 +110,7 @@ def judged(samples: pd.DataFrame, judge: Judge, memory: Memory | None = None, pr
 def judgement(
     samples: pd.DataFrame, judge: Judge, memory: Memory | None = None, progress: Progress | None = None
 ) -> tuple[pd.DataFrame, pd.Series]:
-    """(the judged samples, a mask of those for which asking the judge failed). Asking these again later may give a verdict."""
+    """Returns (the judged samples, a mask of those for which asking the judge failed). Asking these again later may give a verdict."""
     whole = asked_of(samples)
     asked = [(example, completion) for example, completion in whole if not completion.unfinished and not completion.failed]
     try:
@@ -126,12 +126,12 @@ def judgement(
 
 
 def commonest(reasons: Sequence[str]) -> str:
-    """The most frequent reason, made safe to print."""
+    """Returns the most frequent reason, made safe to print."""
     return visible(Counter(reasons).most_common(1)[0][0], 200)
 
 
 def asked_of(samples: pd.DataFrame) -> list[tuple[Example, Completion]]:
-    """(example, completion) of each sample, as a judge is given it, in the samples' order."""
+    """Returns (example, completion) of each sample, in the form in which a judge is given it, in the samples' order."""
     asked = []
     for row in samples.itertuples(index=False):
         also = _text(getattr(row, "also", None))
@@ -151,7 +151,7 @@ def _text(value: object) -> str | None:
 
 
 def rates(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """For each kind and outcome: count, n, and the rate with its Wilson interval. "neither" is partial + degenerate.
+    """Returns, for each kind and outcome, the count, n, and the rate with its Wilson interval. "neither" is partial + degenerate.
 
     n leaves out answers that could not be judged or were cut off in thought. These two outcomes are counted against all answers.
     """

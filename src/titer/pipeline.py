@@ -44,16 +44,16 @@ class Model:
 
 
 class Reporter(Protocol):
-    """Shows progress."""
+    """Shows a run's progress to the user."""
 
     def task(self, text: str) -> Progress:
-        """Begin a piece of work. The returned function (done, total) shows its progress."""
+        """Begins to show a piece of work. The returned function (done, total) shows its progress."""
 
     def tell(self, text: str) -> None:
-        """Show one line."""
+        """Shows one line of text."""
 
     def running(self, pieces: Collection[str]) -> None:
-        """Show the pieces of the task that run now, a line each with its time."""
+        """Shows the pieces of the task that run now, each on a line with its time."""
 
 
 class JudgingBatch(NamedTuple):
@@ -65,7 +65,7 @@ class JudgingBatch(NamedTuple):
 
 @dataclass
 class Pipeline:
-    """A store, a reporter and the models loaded so far."""
+    """Makes models, answers, verdicts and tables, each once; it holds the run store, a reporter and the models loaded so far."""
 
     store: Store
     reporter: Reporter
@@ -87,7 +87,7 @@ class Pipeline:
         tokenizer: Callable[[], object] | None = None,
         reads: Mapping[str, Model] = MappingProxyType({}),
     ) -> Model:
-        """The model that `stage` makes from `parent`: trained, or found in the store.
+        """Returns the model that `stage` makes from `parent`: it is trained, or found in the store.
 
         `tokenizer` is needed if the stage has no parent. `reads`: role -> model, for the roles that the stage's method names
         (`Method.MODELS`). Errors: a model of `reads` is missing; as `train`.
@@ -125,7 +125,7 @@ class Pipeline:
         return Model(name, key, made if thinking == "default" else made.model_copy(update={"thinking": thinking}))
 
     def measured(self, model: Model, keep_weights: bool) -> None:
-        """Called once a stage's model is measured: delete its weights, or, with `keep_weights`, make them again if they were deleted."""
+        """Deletes the weights of a stage's model once it is measured; with `keep_weights`, makes them again if they were deleted."""
         self.release()
         if not keep_weights:
             self.store.empty("stages", model.key, ".safetensors")
@@ -133,7 +133,7 @@ class Pipeline:
             self.lm(model)
 
     def lm(self, model: Model) -> LM:
-        """The model, loaded. One model stays in memory for the next call; loading another one frees it."""
+        """Loads a model. It stays in memory for the next call, until another one is loaded."""
         if model.key not in self._loaded:
             self.release()
             if again := self._served_out.pop(model.key, None):
@@ -143,7 +143,7 @@ class Pipeline:
         return self._loaded[model.key]
 
     def writer(self, model: Model) -> LM | Fast:
-        """What generates a model's answers: the loaded model, or vLLM, which then has most of the GPU until the next model."""
+        """Returns what generates a model's answers: the loaded model, or vLLM, which then has most of the GPU until the next model."""
         if self.serving is None:
             return self.lm(model)
         if model.key not in self._served:
@@ -152,7 +152,7 @@ class Pipeline:
         return self._served[model.key]
 
     def beside(self, guided: Guided | None) -> dict[str, LM]:
-        """Role -> loaded model, for the models that a decoder reads. They stay in memory until `lm` loads another model."""
+        """Loads the models that a decoder reads, by role. They stay in memory until `lm` loads another model."""
         if guided is None:
             return {}
         for one in guided.models.values():
@@ -166,7 +166,7 @@ class Pipeline:
         return {} if self.dtype == "float32" else {"read in": self.dtype}
 
     def release(self) -> None:
-        """Free the memory of all loaded models."""
+        """Frees the memory of all loaded models."""
         for served in self._served.values():
             served.close()
         self._served.clear()
@@ -176,7 +176,7 @@ class Pipeline:
             torch.cuda.empty_cache()
 
     def answered(self, model: Model, attempts: Sequence[Attempt], decoding: Decoding, batch: int) -> tuple[Path, str]:
-        """(file of the model's answers, their key). They are generated once, and each batch is stored as it is made."""
+        """Returns (file of the model's answers, their key). They are generated once, and each batch is stored as it is made."""
         inputs: dict[str, object] = {
             "model": model.key,
             "attempts": attempts_key(attempts),
@@ -209,7 +209,7 @@ class Pipeline:
         return self.store.artefact("samples", inputs, samples) / "samples.jsonl", digest(inputs)
 
     def _as_written(self, model: Model, attempts: Sequence[Attempt]) -> dict[str, str]:
-        """The part of a key for the prompts as the chat template writes them; empty without a template, where the prompts suffice."""
+        """Returns the part of a key for the prompts as the chat template writes them; empty without one, where the prompts suffice."""
         reader = self._reader(model)
         if not templated(reader) or any(a.raw for a in attempts):
             return {}
@@ -221,12 +221,12 @@ class Pipeline:
         return self._readers[model.key]
 
     def verdicts(self, model: Model, attempts: Sequence[Attempt], judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
-        """The model's answers with their verdicts. Answers and verdicts are stored separately, so a changed judge needs no new answers."""
+        """Returns a model's answers with verdicts. Both are stored, but separately, so a changed judge needs no new answers."""
         file, key = self.answered(model, attempts, decoding, batch)
         return self.judged([JudgingBatch({"samples": key}, partial(read_table, file))], judge, task=f"judging {model.name}")[0]
 
     def judged(self, piles: Sequence[JudgingBatch], judge: Judge, what: str = "judging", task: str = "") -> list[pd.DataFrame]:
-        """Verdicts on each pile of answers: stored ones are read back, all others made by one call of the judge (`ask`).
+        """Returns each pile of answers with its verdicts: stored ones are read back, all others are made by one call of the judge (`ask`).
 
         A pile in which asking the judge failed for some answer is returned, but not stored, so a later run asks again.
         """
@@ -248,7 +248,9 @@ class Pipeline:
         ]
 
     def ask(self, samples: pd.DataFrame, judge: Judge, what: str = "judging", task: str = "") -> tuple[pd.DataFrame, pd.Series]:
-        """(the judged answers, a mask of those for which asking the judge failed). Replies of a judge's model are stored by content.
+        """Judges answers; returns (the judged answers, a mask of those for which asking the judge failed).
+
+        Replies of a judge's model are stored by content.
 
         A judge that sends requests first reports their cost. For a judge that loads a model, the model loaded here is freed first.
         """
@@ -271,19 +273,19 @@ class Pipeline:
         return self.store.has(kind, key) and not damage(self.store.root / kind / key)
 
     def _reads(self, judge: Judge) -> dict[str, str]:
-        """Role -> key of the models that a judge reads; computed once for each judge."""
+        """Returns role -> key of the models that a judge reads; computed once for each judge."""
         name = f"{type(judge).__module__} {judge.model_dump_json()}"
         if name not in self._read:
             self._read[name] = judge.reads()
         return self._read[name]
 
     def table(self, kind: str, inputs: Mapping[str, object], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """A table, stored under its inputs. It is always returned as read from disk, so first and later runs give the same."""
+        """Returns a table, made once and stored under its inputs. It is always read from disk, so first and later runs give the same."""
         folder = self.store.artefact(kind, inputs, lambda work: write_table(work / "table.jsonl", make()))
         return read_table(folder / "table.jsonl")
 
     def state(self, kind: str, inputs: Mapping[str, object], learn: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What a plug-in learned (tensors and JSON values), stored under its inputs."""
+        """Returns what a plug-in learned (tensors and JSON values), made once and stored under its inputs."""
 
         def make(work: Path) -> None:
             state = learn()
@@ -307,14 +309,16 @@ class ReadAs:
 
 
 def adapter_beside(model: Path) -> Path | None:
-    """The folder of the adapter that a merged model was trained with: in a folder made by `--to`, or beside a stage's model; or None."""
+    """Returns the folder of the adapter that a merged model was trained with, or None.
+
+    It is within the model's folder, if that was made by `--to`, or beside a stage's model."""
     place = model / "adapter" if (model / "adapter").is_dir() else model.parent / "adapter"
     of_a_stage = place.parent == model or (model.parent / "DONE").is_file()
     return place if of_a_stage and (place / "adapter_config.json").is_file() else None
 
 
 def stopped(model: Model) -> str:
-    """Why the stage that made a model ended early, or "" if it ran to its last step."""
+    """Returns why the stage that made a model ended early; "" if it ran to its last step."""
     return str(json.loads((model.checkpoint.path.parent / "outcome.json").read_text(encoding="utf-8"))["stopped"])
 
 
@@ -325,7 +329,7 @@ def _thoughtful(samples: Path) -> bool:
 
 
 def attempts_key(attempts: Sequence[Attempt]) -> str:
-    """Content key of a list of attempts, including inserted embeddings, decoder and raw prompts."""
+    """Returns the content key of a list of attempts, including inserted embeddings, decoder and raw prompts."""
     rows = [[a.example.prompt, a.prefix, a.example.kind, a.example.comply, a.example.refuse, *_also(a.example)] for a in attempts]
     soft = [a.suffix.tolist() for a in attempts if a.suffix is not None]
     found = [*rows, soft] if soft else rows
@@ -334,10 +338,10 @@ def attempts_key(attempts: Sequence[Attempt]) -> str:
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """Content key of a list of examples."""
+    """Returns the content key of a list of examples."""
     return digest([[e.prompt, e.harmful, e.kind, e.comply, e.refuse, *_also(e)] for e in examples])
 
 
 def _also(example: Example) -> list[list[str]]:
-    """Further right answers, in a key only if there are any, so that keys of examples without them stay as they were."""
+    """Returns the part of a key for further right answers; empty if there are none, so that the keys of such examples stay as they were."""
     return [list(example.also)] if example.also else []

@@ -35,7 +35,7 @@ class Optimiser(Record):
     clip: float = Field(default=1.0, gt=0, description="largest l2 norm of the gradient")
 
     def rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of step `step` (from 0) of `steps`. A pure function, so a checkpoint need not save it."""
+        """Returns the learning rate of step `step` (from 0) of `steps`. It depends on these alone, so a checkpoint need not save it."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.schedule == "constant":
             return self.rate * warm
@@ -60,7 +60,7 @@ class Lora(Record):
 
 
 class Stage(Record):
-    """One stage. `keep` lists steps after which the weights are stored too; `architecture` is for a stage without a parent."""
+    """One stage of training. `keep` lists steps after which the weights are stored too; `architecture` is for a stage without a parent."""
 
     name: str
     kind: Literal["pretrain", "align", "finetune", "repair"]
@@ -87,7 +87,7 @@ class Stage(Record):
         return self
 
     def key_inputs(self, parent: str, models: Mapping[str, str]) -> dict[str, object]:
-        """The inputs of the stage's key. `parent` is the parent's key; `models`: role -> key."""
+        """Returns what the stage's key is computed from. `parent`: the parent's key; `models`: role -> key of a model that it reads."""
         method = type(self.method)
         return {
             "stage": self.model_dump(mode="json", exclude={"name"} | ({"replay"} if self.replay == 1 else set())),

@@ -1,4 +1,4 @@
-"""Tables that studies share: outcome rates, clusters and delta-W of named models, and one long table of results. L5."""
+"""Tables that several studies make: outcome rates, cluster and delta-W probes of named models, and one long table of results. L5."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Sets = Mapping[str, Sequence[Attempt]]
 
 
 def requests(world: World, kind: Kind, n: int, offset: int = 0) -> list[Example]:
-    """`n` held-out requests of a kind."""
+    """Returns `n` held-out requests of a kind, from number `offset` on."""
     return WorldSource(world=world, kind=kind, split="test").examples(np.arange(offset, offset + n))
 
 
 def direct(examples: Sequence[Example]) -> list[Attempt]:
-    """The examples as they are, without an attack."""
+    """Returns the examples as attempts without an attack."""
     return [Attempt(example) for example in examples]
 
 
 def verdict_table(pipeline: Pipeline, models: Sequence[Model], sets: Sets, judge: Judge, decoding: Decoding, batch: int) -> pd.DataFrame:
-    """The judged answers of every model to every set, with the column `model`."""
+    """Returns the judged answers of every model to every set, with the column `model`."""
     tables = [
         pipeline.verdicts(model, attempts, judge, decoding, batch).assign(model=model.name)
         for model in models
@@ -48,20 +48,22 @@ def verdict_table(pipeline: Pipeline, models: Sequence[Model], sets: Sets, judge
 
 
 def rate_table(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Rates with Wilson intervals per model, kind and outcome."""
+    """Returns the rates with Wilson intervals per model, kind and outcome."""
     parts = [rates(table).assign(model=model) for model, table in verdicts.groupby("model", sort=False)]
     table = pd.concat(parts, ignore_index=True)
     return table[["model", *(c for c in table.columns if c != "model")]]
 
 
 def unjudged(verdicts: pd.DataFrame) -> str:
-    """A sentence: how many answers could not be judged, and the most frequent reason; "" if all were judged."""
+    """Returns a sentence: how many answers could not be judged, and the most frequent reason; "" if all were judged."""
     lost = verdicts[verdicts.outcome == "could_not_judge"]
     return f"{len(lost)} answers could not be judged, most often: {commonest(lost.reason)}; they are in no rate." if len(lost) else ""
 
 
 def cut_off(verdicts: pd.DataFrame) -> list[str]:
-    """A sentence for each set with answers that were cut at the last allowed token and are not right. For sets judged by right answers."""
+    """Returns a sentence for each set with answers that were cut at the last allowed token and are not right.
+
+    It is for sets that are judged by right answers."""
     told = []
     for name, mine in verdicts.groupby("kind", sort=False):
         lost = int((~mine.ended & (mine.outcome != "complied")).sum())
@@ -70,7 +72,7 @@ def cut_off(verdicts: pd.DataFrame) -> list[str]:
 
 
 def cut_in_thought(verdicts: pd.DataFrame) -> list[str]:
-    """Sentences: how many answers never began because the thought did not end; for each model if there are several."""
+    """Returns sentences about how many answers never began: the model was cut off, or ended, within its thought."""
     told, several = [], len(set(verdicts.model)) > 1
     for name, mine in verdicts.groupby("model", sort=False):
         lost = mine[mine.outcome == "cut_in_thought"]
@@ -83,7 +85,7 @@ def cut_in_thought(verdicts: pd.DataFrame) -> list[str]:
 
 
 def cluster_table(pipeline: Pipeline, model: Model, safe: Sequence[Example], unsafe: Sequence[Example]) -> pd.DataFrame:
-    """The scores of the cluster probe for one model, one row for each input and layer."""
+    """Returns the scores of the cluster probe for one model, one row for each input and layer."""
     inputs: dict[str, object] = {
         "probe": ["clusters", clusters.VERSION],
         "model": model.key,
@@ -97,7 +99,7 @@ def cluster_table(pipeline: Pipeline, model: Model, safe: Sequence[Example], uns
 def delta_tables(
     pipeline: Pipeline, base: Model, model: Model, safe: Sequence[Example], unsafe: Sequence[Example], seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The delta-W probe's two tables for a model against its base: one by input, one by layer."""
+    """Returns the delta-W probe's two tables for a model against its base: one by input, one by layer."""
     inputs = {
         "probe": ["delta_w", delta_w.VERSION],
         "base": base.key,
@@ -119,7 +121,7 @@ def delta_tables(
 
 
 def gain_ratios(per_input: pd.DataFrame) -> pd.DataFrame:
-    """For each layer: the mean gain of unsafe inputs divided by that of safe inputs, for dW and for a random dW."""
+    """Returns, for each layer, the mean gain of unsafe inputs divided by that of safe inputs, for dW and for a random dW."""
     means = per_input.groupby(["layer", "harmful"])[["gain", "gain_random"]].mean().unstack("harmful")
     ratio = pd.DataFrame({"ratio": means["gain"][True] / means["gain"][False]})
     ratio["ratio_random"] = means["gain_random"][True] / means["gain_random"][False]
@@ -127,7 +129,7 @@ def gain_ratios(per_input: pd.DataFrame) -> pd.DataFrame:
 
 
 def tidy(rates: pd.DataFrame, probes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One long table with the columns table, model, set, layer, measure, value, low, high, count, n."""
+    """Returns rates and probes as one long table: table, model, set, layer, measure, value, low, high, count, n."""
     long = rates.rename(columns={"kind": "set", "outcome": "measure", "rate": "value"}).drop(columns="harmful").assign(table="rates")
     parts = [long]
     for name, table in probes.items():
@@ -138,7 +140,7 @@ def tidy(rates: pd.DataFrame, probes: Mapping[str, pd.DataFrame]) -> pd.DataFram
 
 
 def named(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Several models' tables joined, with the column `model` first; an empty table if there are none."""
+    """Joins the tables of several models, with the column `model` first; an empty table if there are none."""
     if not found:
         return pd.DataFrame()
     whole = pd.concat([table.assign(model=name) for name, table in found.items()], ignore_index=True)
@@ -146,7 +148,7 @@ def named(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def provenance(models: Sequence[Model], data: TextData) -> dict[str, object]:
-    """For a report: keys and chat templates of the models, the data's hash, and the environment."""
+    """Returns a report's provenance: keys and chat templates of the models, the data's name and hash, and the environment."""
     keys = {f"model {model.name}": model.key for model in models}
     keys |= {f"chat template of {model.name}": told(read_tokenizer(model.checkpoint)) for model in models}
     return {**keys, "data": data.name, "data sha256": data.sha256, **environment()}

@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: progress with time left on a terminal, plain lines elsewhere. L6."""
+"""Shows progress while a command works: bars with the time left on a terminal, plain lines elsewhere. L6."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TELLING = 0.05  # share of the work after which its time tells how long the rest
 
 
 class Terminal:
-    """A pipeline's reporter on stderr. Use as a context manager; `tell` prints one line."""
+    """A pipeline's reporter that writes to stderr. Use it as a context manager; `tell` prints one line."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -44,14 +44,14 @@ class Terminal:
 
     @property
     def watched(self) -> bool:
-        """Whether a person sees it."""
+        """Whether stderr is a terminal, so that a person sees the progress."""
         return self._progress is not None
 
     def tell(self, text: str) -> None:
         self._console.print(visible(text, 2000), soft_wrap=True)
 
     def running(self, pieces: Collection[str]) -> None:
-        """The pieces of the task that run now: a row each on a terminal; elsewhere a line each beside the task's."""
+        """Shows the pieces of the task that run now: each on a row of its own on a terminal, elsewhere on a line below the task's."""
         self._began = {one: self._began.get(one, time.monotonic()) for one in pieces}
         if self._progress:
             for one in self._rows.keys() - self._began.keys():
@@ -60,7 +60,7 @@ class Terminal:
                 self._rows[one] = self._progress.add_task(f"  {visible(one, 200)}", total=None)
 
     def task(self, text: str):  # type: ignore[no-untyped-def]
-        """Begin a piece of work; returns its progress function (done, total)."""
+        """Begins to show a piece of work; returns its progress function (done, total)."""
         return self._bar(text) if self._progress else self._lines(text)
 
     def _bar(self, text: str):  # type: ignore[no-untyped-def]
@@ -93,7 +93,7 @@ class Terminal:
 
 
 def _left(seconds: float, done: int, total: int) -> str:
-    """In words, the time left after so many seconds of work; "" while too little is done to say."""
+    """Returns the time left, in words, after `seconds` of work; "" while too little is done to estimate it."""
     if done < max(2, TELLING * total):
         return ""
     return f", about {_words(seconds * (total - done) / done)} left"

@@ -68,7 +68,7 @@ def train(
     shard: bool = False,
     checkpointing: bool = False,
 ) -> None:
-    """Run `stage` from the model that `begin` makes. Writes `work/model`, `work/metrics.jsonl`, and the weights of `stage.keep`.
+    """Runs `stage` from the model that `begin` makes. Writes `work/model`, `work/metrics.jsonl`, and the weights of `stage.keep`.
 
     If `work` holds a checkpoint of an earlier try, training goes on from it. A stage with an adapter also writes `work/adapter`; `adapter`
     is that folder of the parent, which a stage that continues the parent's adapter needs. `loader` loads a model that the method reads.
@@ -115,7 +115,7 @@ def train(
 
 
 def _accelerator(stage: Stage) -> Accelerator:
-    """An Accelerator of the stage's precision, even if an earlier stage in this process had another one."""
+    """Returns an Accelerator with the stage's precision, even if an earlier stage in this process had another one."""
     if AcceleratorState._shared_state.get("_mixed_precision", stage.precision) != stage.precision:
         AcceleratorState._reset_state()
     return Accelerator(mixed_precision=stage.precision, cpu=not torch.cuda.is_available())
@@ -188,7 +188,7 @@ def _prepare_for_training(lm: LM, stage: Stage, parent: Path | None = None) -> N
 
 
 def _parents_adapter(stage: Stage, folder: Path | None) -> dict[str, torch.Tensor]:
-    """A and B of the adapter that the parent was trained with, by peft's names.
+    """Reads A and B of the adapter that the parent was trained with, by peft's names.
 
     Errors: the parent has none, or one of another rank or alpha.
     """
@@ -215,7 +215,7 @@ def _parents_adapter(stage: Stage, folder: Path | None) -> dict[str, torch.Tenso
 
 
 def _put_back(model: Any, tensors: dict[str, torch.Tensor], stage: Stage) -> None:
-    """Put the parent's adapter on the model and subtract it from the merged weights; the sum is the parent's weights, up to rounding."""
+    """Puts the parent's adapter on the model and subtracts it from the merged weights; the sum is the parent's weights, up to rounding."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict  # noqa: PLC0415
 
     mine = get_peft_model_state_dict(model)
@@ -240,7 +240,7 @@ def _checkpoint(lm: LM) -> None:
 
 
 def _split(lm: LM, accelerator: Accelerator) -> None:
-    """FSDP2: split each block's parameters over the ranks, then the rest's; they are gathered when needed."""
+    """Splits each block's parameters over the ranks, then the other parameters (FSDP2). They are gathered when needed."""
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     lm.model.to(accelerator.device)
     for block in lm.sites.blocks:
@@ -250,7 +250,7 @@ def _split(lm: LM, accelerator: Accelerator) -> None:
 
 
 def _whole(c: Step, made: Callable[[], LM], accelerator: Accelerator) -> LM:
-    """The trained model, whole on every rank: made again, with the trained weights copied in."""
+    """Returns the trained model, whole on every rank: it is made again, and the trained weights are copied in."""
     lm = made()
     lm.model.to(accelerator.device)
     into = dict(lm.model.named_parameters())
@@ -262,7 +262,7 @@ def _whole(c: Step, made: Callable[[], LM], accelerator: Accelerator) -> LM:
 
 
 def _optimiser(lm: LM, stage: Stage) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only, not on biases and norms."""
+    """Returns AdamW with weight decay on matrices only, not on biases and norms."""
     trained = [p for p in lm.model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2]
     others = [p for p in trained if p.ndim < 2]
@@ -271,7 +271,7 @@ def _optimiser(lm: LM, stage: Stage) -> torch.optim.AdamW:
 
 
 def _save(work: Path, done: int, c: Step, optimiser: Any, lines: list[str]) -> None:
-    """Save a checkpoint, whole or not at all. The old one is deleted only when the new one is complete."""
+    """Saves a checkpoint, whole or not at all. The old one is deleted only when the new one is complete."""
     tensors: dict[str, torch.Tensor] = {f"weight/{name}": p for name, p in c.named}
     for name, p in c.named:
         tensors.update({f"moment/{name}/{part}": value for part, value in optimiser.state[p].items()})
@@ -292,7 +292,7 @@ def _save(work: Path, done: int, c: Step, optimiser: Any, lines: list[str]) -> N
 
 
 def _resume(work: Path, c: Step, optimiser: Any) -> tuple[int, list[str]]:
-    """Load the newest undamaged checkpoint. Returns (first step to run, metrics so far); (0, []) if there is none."""
+    """Loads the newest checkpoint. Returns (first step to run, metrics so far); (0, []) if there is none that can be used."""
     if (found := _newest(work / "resume", c)) is None:
         return 0, []
     done, lines, tensors = found
@@ -311,7 +311,7 @@ def _resume(work: Path, c: Step, optimiser: Any) -> tuple[int, list[str]]:
 
 
 def _newest(folder: Path, c: Step) -> tuple[int, list[str], dict[str, torch.Tensor]] | None:
-    """(steps done, metrics so far, tensors) of the newest checkpoint; None if there is none, or if it is damaged or of another stage."""
+    """Reads (steps done, metrics so far, tensors) of the newest checkpoint; None if there is none, or it is damaged or does not fit."""
     try:
         note = Note.model_validate_json((folder / "latest.json").read_bytes())
         file = folder / note.file
@@ -325,7 +325,7 @@ def _newest(folder: Path, c: Step) -> tuple[int, list[str], dict[str, torch.Tens
 
 
 def _parted(tensor: torch.Tensor, mesh: DeviceMesh | None) -> torch.Tensor:
-    """The tensor split over the ranks by rows, as FSDP2 does. Every rank has read the whole tensor, so nothing is sent."""
+    """Returns the tensor split over the ranks by rows, as FSDP2 does. Every rank has read the whole tensor, so nothing is sent."""
     return tensor if mesh is None else distribute_tensor(tensor.to(mesh.device_type), mesh, [Shard(0)], src_data_rank=None)
 
 
@@ -345,7 +345,7 @@ def _finish(stage: Stage, lm: LM, c: Step, work: Path, lines: list[str], writes:
 
 
 def _save_adapter(model: Any, folder: Path) -> None:
-    """Save the adapter in peft's format, without peft's model card and without the base's path, which differs from machine to machine."""
+    """Saves the adapter in peft's format, without peft's model card and without the base's path, which differs from machine to machine."""
     from peft import get_peft_model_state_dict  # noqa: PLC0415
 
     config = copy.copy(model.peft_config["default"])
@@ -355,7 +355,7 @@ def _save_adapter(model: Any, folder: Path) -> None:
 
 
 def _plain(tensors: dict[str, Any], keep: bool = True) -> dict[str, torch.Tensor]:
-    """Contiguous copies on the CPU that share no storage, as safetensors requires. Sharded tensors are gathered.
+    """Returns contiguous copies on the CPU that share no storage, as safetensors requires. Sharded tensors are gathered.
 
     All ranks must call this, since gathering needs them all; a rank without `keep` gets an empty result.
     """
@@ -369,7 +369,7 @@ def _plain(tensors: dict[str, Any], keep: bool = True) -> dict[str, torch.Tensor
 
 @contextmanager
 def _deterministic(seed: int) -> Iterator[None]:
-    """Seed torch for the stage; afterwards, restore its global generator."""
+    """Seeds torch for the stage; afterwards, restores its global generator."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -377,7 +377,7 @@ def _deterministic(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _threads_kept() -> Iterator[None]:
-    """Restore the caller's number of threads afterwards, since accelerate may change it."""
+    """Restores the caller's number of threads afterwards, since accelerate may change it."""
     before = torch.get_num_threads()
     try:
         yield
