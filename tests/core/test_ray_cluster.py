@@ -45,6 +45,7 @@ def nodes() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+        patch.setenv("RAY_AUTH_MODE", "token")
         import ray
         from ray.cluster_utils import Cluster as Nodes
 
