@@ -71,7 +71,8 @@ def test_a_tune_that_cannot_be_measured_has_its_reason_and_the_others_go_on(monk
     assert where.begun == {"one": 1, "two": TRIES + 1}
 
 
-def test_a_fault_of_the_program_is_raised_and_ends_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_the_program_is_raised_and_ends_the_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     where = Scripted({"one": [KeyError("a fault")]})
     monkeypatch.setattr(pieces, "places", lambda *_: where)
     with pytest.raises(KeyError, match="a fault"):
