@@ -186,6 +186,8 @@ class Pipeline:
         }
         fast = self.serving is not None and all(a.suffix is None for a in attempts)  # only transformers can insert embeddings
         guided = next((a.decoder for a in attempts), None)
+        if guided is not None:
+            guided.fits(model.name, model.key)
         if fast and self.serving is not None:
             inputs["engine"] = engine_key(self.serving)
         else:

@@ -11,18 +11,22 @@ import torch
 from tests.decoders.contract import ASKED, GREEDY, answers, hooks
 from tests.models.families import PROMPTS
 from titer.attacks.base import Attempt
+from titer.commands.tuning import as_model
 from titer.core.config import digest
 from titer.core.errors import TiterError
+from titer.core.parallel import Silent
+from titer.core.run import Store
 from titer.data.encode import prompt_ids
 from titer.data.example import Example
 from titer.decoders.base import Decoder, Guide, Guided, State, Step
 from titer.evaluate import judged, rates, sample
 from titer.judges.refusal import Refusal
 from titer.models import generation_cache
+from titer.models.checkpoint import open_checkpoint
 from titer.models.hooks import Edit
 from titer.models.lm import LM
 from titer.models.vllm_engine import Fast
-from titer.pipeline import attempts_key
+from titer.pipeline import Pipeline, attempts_key
 
 
 class Odd(Decoder):
@@ -117,6 +121,16 @@ def test_keys_know_decoders_and_raw_prompts_and_are_what_they_were_without() -> 
     asked: list[dict[str, Any]] = [{}, {"raw": True}, {"decoder": Guided(Odd())}, {"decoder": Guided(Odd(token=1))}, {"decoder": one}]
     keys = [attempts_key([plain[0]._replace(**more)]) for more in [*asked, {"decoder": other}]]
     assert len(set(keys)) == len(keys)
+
+
+def test_what_was_learned_on_another_model_is_refused_and_nothing_is_written(lm: LM, tmp_path: Path) -> None:
+    lm.save(tmp_path / "model")
+    model, pipeline = as_model(open_checkpoint(tmp_path / "model")), Pipeline(Store(tmp_path / "runs"), Silent())
+    own, other = (ASKED[0]._replace(decoder=Guided(Odd(), state={"v": 1}, learned_on=key)) for key in (model.key, "0" * 16))
+    with pytest.raises(TiterError, match="the decoder test_base learned from another model than "):
+        pipeline.answered(model, [other], GREEDY, 2)
+    assert not (tmp_path / "runs" / "samples").exists()
+    assert pipeline.answered(model, [own], GREEDY, 2)[0].is_file()
 
 
 def test_a_set_is_asked_in_one_way(lm: LM) -> None:

@@ -53,7 +53,7 @@ class Decoded:
             lm = pipeline.lm(model)  # first, since loading it frees other models
             return one.decoder.fit(lm, pipeline.beside(one), self.held)
 
-        return replace(one, state=pipeline.state("decoders", inputs, learned))
+        return replace(one, state=pipeline.state("decoders", inputs, learned), learned_on=model.key)
 
     def over(self, pipeline: Pipeline, model: Model, attempts: Sequence[Attempt]) -> list[Attempt]:
         guided = self.on(pipeline, model)

@@ -98,6 +98,7 @@ class Guided:
     decoder: Decoder
     models: Mapping[str, Checkpoint] = field(default_factory=dict)
     state: State = field(default_factory=dict)
+    learned_on: str = ""  # content key of the model from which `state` was learned; "": not stated
 
     @property
     def name(self) -> str:
@@ -128,6 +129,15 @@ class Guided:
             )
         for role, other in self.models.items():
             agree(f"{role} {other.label}", other.vocabulary, checkpoint.label, checkpoint.vocabulary)
+
+    def fits(self, name: str, key: str) -> None:
+        """Checks that what was learned belongs to the model with this content key. Errors: it was learned from another model."""
+        if self.learned_on not in ("", key):
+            raise TiterError(
+                f"the decoder {self.name} learned from another model than {visible(name, 80)}",
+                expected="a state that was learned from the model that decodes",
+                next_step="fit the decoder on this model.",
+            )
 
     def opened(self, dtype: Any = "float32") -> dict[str, LM]:
         """Loads the models that the decoder reads; returns role -> model."""
