@@ -226,6 +226,20 @@ ASKS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("asks", "on", "off"),
+    [
+        ("{% if disable_thinking %}</think>{% else %}<think>{% endif %}", "<think>", "</think>"),
+        ("{% if no_think %}</think>{% endif %}", "", "</think>"),
+        ("{% if force_reasoning %}/think{% elif skip_reasoning %}/answer{% endif %}", "/think", "/answer"),  # HyperCLOVA's; else it chooses
+        ("{{ 'detailed thinking ' ~ thinking_option | default('off') }}", "detailed thinking on", "detailed thinking off"),
+    ],
+)
+def test_a_variable_may_turn_thinking_off_or_take_words(asks: str, on: str, off: str) -> None:
+    wrote = {how: texts(think(made(SWITCH + asks), how), [[Turn("user", "hello")]])[0] for how in ("on", "off")}  # type: ignore[arg-type]
+    assert wrote == {"on": f"<user>hello<a>{on}", "off": f"<user>hello<a>{off}"}
+
+
 @pytest.mark.parametrize("variable", ASKS)
 def test_thinking_is_turned_on_and_off_by_the_templates_own_variable(variable: str) -> None:
     wrote = {}

@@ -121,6 +121,10 @@ def test_the_prompt_may_open_a_turn_of_thought() -> None:
         ("Let me see.</think>\n\nNo.", "Let me see."),
         ("Let me see.</think> No.", "Let me see."),
         ("<think> Is it? </think>No.", "Is it?"),
+        ("<antThinking>a</antThinking>No.", "a"),
+        ("<think_start>a<think_end>No.", "a"),
+        ("<scratch_pad>\na\n</scratch_pad>\nNo.", "a"),
+        ("analysiswe look.assistantfinalNo.", "we look."),
         ("<SUMMARY> a </SUMMARY>\n\n<CAPTION> b </CAPTION>\n\n<REASONING> c </REASONING>\n\n<CONCLUSION> No. </CONCLUSION>", "a\n\nb\n\nc"),
         ("<think>a</think>\n\nSure: so.\n</think>\n\nNo.", "a\n\nSure: so."),  # closed again behind a draft
         ("<think>\na\n<answer>No.</answer>", "a"),  # never closed, and the answer marked
@@ -143,6 +147,16 @@ def test_where_a_thought_ends_that_quotes_or_repeats_its_marks(text: str, though
 )
 def test_an_answer_that_speaks_of_a_tag_is_no_thought(text: str) -> None:
     assert told(text)[:2] == ("", text)
+
+
+def test_a_judgement_whether_to_think_is_a_thought() -> None:
+    """As KAT writes it: then it thinks, or answers at once."""
+    judged = "<judge>\nI can't see why.\n</judge>\n\n"
+    assert told(f"{judged}<think_off>\n<answer>\nNo.\n</answer>").answer == "No."
+    assert told(f"{judged}<think_on>\n<think>\na\n</think>\n\n<answer>\nNo.\n</answer>").answer == "No."
+    for place in range(8, len(judged)):
+        assert told(judged[:place]).thinking, judged[:place]
+    assert told("<judge>Kim</judge> rules the court.").answer == "<judge>Kim</judge> rules the court."
 
 
 def test_a_stage_that_is_cut_is_a_thought() -> None:

@@ -33,7 +33,8 @@ NEXT = "look at the chat template in the model's folder, or give a copy of the f
 Content = Literal["text", "parts"]
 FORMS: tuple[Content, ...] = ("text", "parts")
 NAMES = re.compile(r"\b\w*(?:think|thought|reason)\w*", re.IGNORECASE)  # what a variable about thoughts may be called
-SWITCHES: tuple[tuple[Any, Any], ...] = ((True, False), ("on", "off"), ("enabled", "disabled"))
+AGAINST = re.compile(r"(?:non?|skip|disabled?|without|omit|bypass|suppress)_?(?:think|thought|reason)", re.IGNORECASE)  # true turns it off
+SWITCHES: tuple[tuple[Any, Any], ...] = (("on", "off"), ("enabled", "disabled"), (True, False))  # words if the template has them
 SIZED = re.compile("budget|tokens|length")  # a variable for a number of tokens: 0 turns thinking off, leaving it out turns it on
 GRADED = re.compile("effort|level|mode")  # a variable for words, which must occur in the template
 GRADES = (("high", "none"), ("on", "off"), ("think", "no_think"), ("thinking", "chat"))
@@ -108,11 +109,11 @@ def think(tokenizer: Any, how: Thinking) -> Any:
         return tokenizer
     template = template_of(tokenizer) if templated(tokenizer) and not _own(tokenizer) else ""
     before = getattr(tokenizer, VARIABLES, {})
-    for name in dict.fromkeys(NAMES.findall(template)):
+    for name in sorted(dict.fromkeys(NAMES.findall(template)), key=lambda name: bool(AGAINST.match(name)) != (how == "off")):
         for on, off in ((None, 0),) if SIZED.search(name) else GRADES if GRADED.search(name) else SWITCHES:
             if isinstance(off, str) and not re.search(rf"""(["']){off}\1""", template):
                 continue
-            given = [{**before, **({} if value is None else {name: value})} for value in (on, off)]
+            given = [{**before, **({} if value is None else {name: value})} for value in ((off, on) if AGAINST.match(name) else (on, off))]
             wrote = [_with(tokenizer, one) for one in given]
             if None not in wrote and wrote[0] != wrote[1]:
                 setattr(tokenizer, VARIABLES, given[how == "off"])

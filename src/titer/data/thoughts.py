@@ -13,18 +13,18 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-VERSION = 5  # bump when a text may be split into thought and answer in another way
+VERSION = 6  # bump when a text may be split into thought and answer in another way
 ROOM = 1024  # default number of new tokens for a thought, if the window holds them
 NAME = (
-    r"(?:(?!end)\w+[:_])?(?:think|thinking|thoughts?|reason|reasoning|scratchpad|reflection|analysis|cot|monologue|deliberation|rationale|working_out)"
+    r"(?:(?!end)\w+[:_]|ant|inner)?(?:think|thinking|thoughts?|reason|reasoning|scratch_?pad|reflection|analysis|cot|monologue|deliberation|rationale|working_out)"
     r"(?:_(?:process|steps?|trace|block|content))?"
 )
 SQUARE = r"\[THINK\]|(?-i:\[(?:THINKING|REASONING)\])"
 FIRST, LAST = r"(?:begin_?of_?|start_?of_?|begin_|start_)", r"(?:_begin|_start)"
-TAG = rf"<[ \t]?{NAME}(?:\s+\w+=[^<>\n]{{0,60}})?[ \t]?>|{SQUARE}|[◁⟨]{NAME}[▷⟩]|<\|(?:{FIRST}?{NAME}|{NAME}{LAST})\|>"
+TAG = rf"<[ \t]?{NAME}{LAST}?(?:\s+\w+=[^<>\n]{{0,60}})?[ \t]?>|{SQUARE}|[◁⟨]{NAME}[▷⟩]|<\|(?:{FIRST}?{NAME}|{NAME}{LAST})\|>"
 HARMONY = r"(?:<\|start\|>assistant)?<\|channel\|>(?!\s*final\b)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 MESSAGE = ("<|end|>", "<|call|>")  # what ends a message in harmony's format
-BARE = "analysis(?=[A-Z\"'])"  # harmony's mark after its special tokens were dropped
+BARE = r"analysis(?=[A-Z\"']|[\s\S]*assistantfinal)"  # harmony's mark after its special tokens were dropped
 WORDS = {  # words that open a thought -> words that end it
     r"Here(?:'s| is) my thought process:": ("Here is my response:", "Here's my response:"),
     r"Here are my reasoning steps:": ("[BEGIN FINAL RESPONSE]",),
@@ -39,6 +39,7 @@ PAIRS = {
     r"<\|inner_prefix\|>": ("<|inner_suffix|>",),
     r"\[unused16\]": ("[unused17]",),
     **STAGES,
+    r"<judge>(?=(?:(?!</judge>)[\s\S])*(?:\Z|</judge>\s*(?:\Z|<\Z|<t)))": ("<think_on>", "<think_off>"),  # KAT's
 }
 NAMED = {  # every mark whose end mark has another name -> that end mark
     **WORDS,
