@@ -223,7 +223,7 @@ class Step:
     def shifted(self, bundle: Bundle, size: float) -> Iterator[None]:
         norm = torch.sqrt(sum(gathered((t.double() ** 2).sum()) for t in bundle.values()))  # type: ignore[arg-type]
         if not torch.isfinite(norm) or norm == 0:
-            raise ValueError(f"a bundle of norm {norm} has no direction to shift along")
+            raise ValueError(f"cannot shift the weights along a bundle of norm {norm}: it has no direction")
         chosen = [(p, bundle[name]) for name, p in self.named if name in bundle]
         kept = [p.detach().clone() for p, _ in chosen]
         try:

@@ -51,7 +51,7 @@ def sample(
     prefixes = [a.prefix for a in attempts] if any(a.prefix for a in attempts) else None
     soft = [a.suffix for a in attempts if a.suffix is not None]
     if soft and len(soft) < len(attempts):
-        raise ValueError(f"{len(soft)} of {len(attempts)} attempts hold embeddings: in one set all must, or none")
+        raise ValueError(f"{len(soft)} of {len(attempts)} attempts contain embeddings; either all attempts of a set must, or none")
     suffixes = torch.stack(soft) if soft else None
     prompts = [a.example.prompt for a in attempts]
     how = {(a.raw, a.decoder.key if a.decoder else "") for a in attempts}

@@ -29,10 +29,10 @@ class Optimiser(Record):
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=1e-4, ge=0)
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
-    floor: float = Field(default=0.1, ge=0, le=1, description="share of the rate at which cosine decay ends")
+    floor: float = Field(default=0.1, ge=0, le=1, description="cosine decay ends at this share of the peak rate")
     until: int = Field(default=0, ge=0, description="step at which cosine decay ends; 0: the last")
     schedule: Literal["cosine", "constant"] = "cosine"
-    clip: float = Field(default=1.0, gt=0, description="largest l2 norm of the gradient")
+    clip: float = Field(default=1.0, gt=0, description="l2 norm to which a larger gradient is clipped")
 
     def rate_at(self, step: int, steps: int) -> float:
         """Returns the learning rate of step `step` (from 0) of `steps`. It depends on these alone, so a checkpoint need not save it."""
@@ -69,7 +69,7 @@ class Stage(Record):
     steps: int = Field(ge=0)
     batch: int = Field(default=64, ge=1, description="examples of a micro-batch, over all processes together")
     accumulation: int = Field(default=1, ge=1, description="micro-batches of a step")
-    replay: int = Field(default=1, ge=1, description="steps in a row that train on one batch (arXiv 1904.12843); data seen are 1/replay")
+    replay: int = Field(default=1, ge=1, description="steps in a row on each batch (arXiv 1904.12843), so 1/replay of the data is seen")
     optimiser: Optimiser = Optimiser()
     adapter: Lora | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"

@@ -67,7 +67,7 @@ def cut_off(verdicts: pd.DataFrame) -> list[str]:
     told = []
     for name, mine in verdicts.groupby("kind", sort=False):
         lost = int((~mine.ended & (mine.outcome != "complied")).sum())
-        told += [f"{name}: {lost} of {len(mine)} answers were cut at {mine.tokens.max()} tokens and are not right"] if lost else []
+        told += [f"{name}: {lost} of {len(mine)} answers were cut off at {mine.tokens.max()} tokens and count as wrong"] if lost else []
     return told
 
 
@@ -78,9 +78,10 @@ def cut_in_thought(verdicts: pd.DataFrame) -> list[str]:
         lost = mine[mine.outcome == "cut_in_thought"]
         ended, of = int(lost.ended.sum()), f"{len(mine)} answers" + (f" of {name}" if several else "")
         if cut := len(lost) - ended:
-            told.append(f"{cut} of {of} were cut off in thought, after {int(lost.tokens.max())} tokens: give --max-thinking-tokens more")
+            after = f"after {int(lost.tokens.max())} tokens"
+            told.append(f"{cut} of {of} were cut off while the model was still thinking, {after}: raise --max-thinking-tokens")
         if ended:
-            told.append(f"{ended} of {of} ended within their thought: there is no answer")
+            told.append(f"{ended} of {of} ended while the model was still thinking, so they hold no answer")
     return told
 
 

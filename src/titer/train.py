@@ -200,14 +200,15 @@ def _parents_adapter(stage: Stage, folder: Path | None) -> dict[str, torch.Tenso
         tensors = load_file(folder / ADAPTER)
     except (OSError, ValueError):
         raise TiterError(
-            f"stage {stage.name} continues its parent's adapter, and the parent has none",
+            f"stage {stage.name} is to continue its parent's adapter, but the parent has none",
             expected="a parent stage trained with an adapter, which keeps it in the folder `adapter` beside its model",
             next_step=f"give the parent stage an adapter, {fresh}",
         ) from None
     found, wanted = (config.get("r"), config.get("lora_alpha")), (a.rank, a.alpha)
     if found != wanted:
         raise TiterError(
-            f"stage {stage.name} continues an adapter of rank {found[0]} and alpha {found[1]} as one of rank {a.rank} and alpha {a.alpha}",
+            f"stage {stage.name} has rank {a.rank} and alpha {a.alpha}, "
+            f"but the adapter it is to continue has rank {found[0]} and alpha {found[1]}",
             expected="the parent's rank and alpha",
             next_step=f"set rank={found[0]} and alpha={found[1]}, {fresh}",
         )

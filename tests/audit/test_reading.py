@@ -145,4 +145,4 @@ def test_answers_that_were_cut_are_counted_where_they_cost_a_right_answer() -> N
     ]
     verdicts = pd.DataFrame(rows, columns=["kind", "ended", "outcome", "tokens"])
     sets = {"unsafe": Asked(attempts, Refusal()), "gsm8k": Asked(attempts, Number())}
-    assert cut_short(verdicts, sets) == ["gsm8k: 1 of 3 answers were cut at 256 tokens and are not right"]
+    assert cut_short(verdicts, sets) == ["gsm8k: 1 of 3 answers were cut off at 256 tokens and count as wrong"]

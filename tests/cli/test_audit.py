@@ -33,7 +33,7 @@ def test_the_landscapes_settings_are_priced(titer: Titer) -> None:
 def test_settings_of_no_landscape_are_an_error(wrong: Wrong) -> None:
     assert "--landscape-set without --landscape" in wrong(*AUDIT, "--landscape-set", "points=3")
     assert "did you mean 'points'" in wrong(*AUDIT, "--landscape", "--landscape-set", "point=3")
-    assert "with an even number of points none is at a = 0" in wrong(*AUDIT, "--landscape", "--landscape-set", "points=4")
+    assert "an even number of points has none at a = 0" in wrong(*AUDIT, "--landscape", "--landscape-set", "points=4")
     assert "--landscape-set 'points' is not NAME=VALUE" in wrong(*AUDIT, "--landscape", "--landscape-set", "points")
 
 

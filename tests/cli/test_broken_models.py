@@ -134,4 +134,4 @@ def test_tensors_that_a_model_makes_no_use_of_are_told_where_it_is_asked(titer: 
     file = here / "m" / "model.safetensors"
     save_file({**load_file(file), "gpt_neox.layers.9.attention.dense.bias": torch.zeros(2)}, file, metadata={"format": "pt"})
     found = titer("evaluate", "m", "--data", "d.csv", "--max-new-tokens", "2")
-    assert "1 tensors of its files are no part of what it computes (gpt_neox.layers.9.attention.dense.bias)" in found.out
+    assert "1 tensors in its files are not used by the model (gpt_neox.layers.9.attention.dense.bias)" in found.out

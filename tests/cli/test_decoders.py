@@ -102,7 +102,7 @@ def test_a_decoder_learns_from_what_is_not_asked(command: str, titer: Titer, her
     [
         (("--decoder", "emulated"), "--read base=MODEL"),
         (("--decoder", "emulated", "--read", "aligned=b"), "unknown model that emulated reads"),
-        (("--decoder", "safe_align", "--read", "base=b"), "reads no other model"),
+        (("--decoder", "safe_align", "--read", "base=b"), "uses no other model"),
         (("--decoder", "emulatd", "--read", "base=b"), "did you mean 'emulated'"),
         ((*EMULATED, "--decoder-set", "beta=1"), "unknown setting 'beta'"),
         (("--read", "base=b"), "add --decoder NAME"),

@@ -36,7 +36,9 @@ def test_it_tells_cores_memory_disk_and_what_fits(titer: Titer, monkeypatch: pyt
     text = titer("doctor").out
     assert "32.0 GB, 16.0 GB free" in text
     assert "2.5 B parameters in float32, 5 B in bfloat16" in text
-    assert text.rstrip().endswith("all that is needed is here: titer demo, or titer audit BASE ALIGNED TUNED --data prompts.csv")
+    assert text.rstrip().endswith(
+        "everything that is needed is installed: titer demo, or titer audit BASE ALIGNED TUNED --data prompts.csv"
+    )
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def test_evaluate_and_its_card(titer: Titer, own: Path) -> None:
 def test_code_of_a_known_architecture_is_run_or_said_not_to_be(titer: Titer, own: Path) -> None:
     written(own, model_type="llama")
     found = titer("evaluate", "own/m", *EVALUATE)
-    assert "m: its folder names code of its own (configuration_own.OwnLlamaConfig, modeling_own" in found.out
+    assert "m: its folder comes with code of its own (configuration_own.OwnLlamaConfig, modeling_own" in found.out
     assert not list(marked(own).iterdir())
     asked = titer("evaluate", "own/m", *EVALUATE, TRUST)
     assert sorted(p.name for p in marked(own).iterdir()) == ["configuration", "modelling"]

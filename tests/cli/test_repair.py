@@ -149,7 +149,7 @@ def rounded(folder: Path) -> None:
         (("--read", "aligned=words"), ("vocabularies of tuned and words differ (4 entries)",)),
         (("--read", "aligned=nothing"), ("nothing",)),
         (("--read", "alined=aligned"), ("unknown model that scale reads", "did you mean 'aligned'")),
-        ((), ("method scale reads the model aligned", "--read aligned=MODEL")),
+        ((), ("method scale needs the model aligned", "--read aligned=MODEL")),
         (("--read", "aligned=aligned", "--strength", "-0.1"), ("greater than or equal to 0", "its settings are c")),
         (("--read", "aligned=aligned", "--strength", "nan"), ("finite",)),
         (("--read", "aligned=aligned", "--strength", "much"), ("a number, or grid",)),

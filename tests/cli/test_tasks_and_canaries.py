@@ -138,7 +138,7 @@ def test_questions_of_fact_are_a_task_everywhere(titer: Titer, here: Path) -> No
     ("arguments", "words"),
     [
         (("align", "m", "--data", "a.jsonl", "--canaries", "3"), ("--canaries without --canary", "add --canary FILE")),
-        ((*ALIGN, "--canaries", "40"), ("and 40 marked", "or less")),
+        ((*ALIGN, "--canaries", "40"), ("but 40 marked", "or less")),
         ((*ALIGN, "--canaries", "0"), ("--canaries",)),
         (("align", "m", "--data", "sst3:train.tsv"), ("unknown task or prompt set 'sst3'", "did you mean 'sst2'?")),
         (("align", "m", "--data", "sst2:plain.json"), ("column sentence: None", "the columns are instruction")),
@@ -146,8 +146,8 @@ def test_questions_of_fact_are_a_task_everywhere(titer: Titer, here: Path) -> No
         ((*TUNE, "--canary", "alpaca:plain.json", "--harmful", "d.csv"), ("--harmful and --canary were both given", "leave out one")),
         ((*TUNE, "--data", "alpaca:plain.json", "--canary", "plain.json"), ("no row of alpaca/plain.json", "90 in the canary file")),
         (("evaluate", "m", "--data", "d.csv", "--canary", "plain.json"), ("--data and --canary were both given", "leave out one")),
-        (("evaluate", "m", "--canary", "plain.json", "--prompts", "80"), ("and 80 marked", "or less")),
-        (("evaluate", "m", "--canary", "d.csv"), ("d.csv has no row with an answer in its share to test",)),
+        (("evaluate", "m", "--canary", "plain.json", "--prompts", "80"), ("but 80 marked", "or less")),
+        (("evaluate", "m", "--canary", "d.csv"), ("no row of d.csv with an answer fell into the share of the file that is kept to test",)),
     ],
 )
 def test_what_is_wrong_is_told_and_nothing_runs(wrong: Wrong, here: Path, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:

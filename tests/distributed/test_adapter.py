@@ -148,7 +148,7 @@ def test_a_parent_without_a_fitting_adapter_is_an_error(parent: tuple[Path, Any]
         with pytest.raises(TiterError, match=r"the parent has none.*Next: give the parent stage an adapter"):
             train(second(), lambda: opened(work), lambda _: opened(work), tmp_path, adapter=folder)
     for other in (Lora(rank=3, continued=True), Lora(rank=RANK, alpha=4, continued=True)):
-        with pytest.raises(TiterError, match=r"continues an adapter of rank 2 and alpha 16.*Next: set rank=2 and alpha=16"):
+        with pytest.raises(TiterError, match=r"the adapter it is to continue has rank 2 and alpha 16.*Next: set rank=2 and alpha=16"):
             go_on(second(adapter=other), work, tmp_path / "other")
 
 

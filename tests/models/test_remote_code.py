@@ -170,7 +170,7 @@ def test_what_was_not_run_is_told(folder: Path) -> None:
     assert passed_over("m", open_checkpoint(folder, trusted=True)) == []
     written(folder, model_type="llama", auto_map=MODEL_ALONE)
     (told,) = reading_notes(audited([open_checkpoint(folder)]), PROMPTS)[1:]
-    assert told.startswith("m: its folder names code of its own (modeling_own.OwnLlamaForCausalLM), which was not run; ")
+    assert told.startswith("m: its folder comes with code of its own (modeling_own.OwnLlamaForCausalLM), which was not run: ")
     assert told.endswith("--trust-remote-code")
     assert len(reading_notes(audited([open_checkpoint(folder, trusted=True)]), PROMPTS)) == 1
 

@@ -122,13 +122,13 @@ def test_fields_that_nothing_reads_are_no_difference(folder: Path) -> None:
 def test_biases_of_one_alone_are_told_and_layers_of_one_alone_refused(folder: Path) -> None:
     more = {f"model.layers.{i}.self_attn.q_proj.bias": torch.ones(16) for i in range(2)}
     first, second = open_checkpoint(folder), written(other(folder), more)
-    assert unused_tensors("n", second) == [f"n: 2 tensors of its files are no part of what it computes ({', '.join(more)})"]
+    assert unused_tensors("n", second) == [f"n: 2 tensors in its files are not used by the model ({', '.join(more)})"]
     comparable(first, second)
     names = [f"model.layers.{i}.self_attn.{p}_proj.bias" for i in range(2) for p in "qkvo"]
     widths = {name: torch.ones(8 if name[-10] in "kv" else 16) for name in names}
     third = written(other(folder, "o"), widths, attention_bias=True)
     comparable(first, third)
-    assert "8 parameters are in one of the two alone" in parameters_apart("a → b", first, third)[0]
+    assert "8 parameters are in only one of the two models" in parameters_apart("a → b", first, third)[0]
     with pytest.raises(TiterError, match="has 2 layers, n1 1"):
         comparable(first, written(other(folder, "n1"), {}, num_hidden_layers=1))
 

@@ -201,7 +201,7 @@ def test_what_is_not_written_is_told_and_a_model_without_its_weights_is_refused(
     held = load_file(file)
     save_file({**held, "mtp.0.weight": torch.ones(2)}, file, metadata={"format": "pt"})
     assert planned(order("scale", tmp_path, models)).notes == [
-        "tuned: 1 tensors of its files are no part of what it computes (mtp.0.weight): they are not written"
+        "tuned: 1 tensors in its files are not used by the model (mtp.0.weight); the repaired model is written without them"
     ]
     for role in ("aligned", TUNED):
         save_file(

@@ -265,7 +265,7 @@ def test_a_method_reads_the_models_it_names(pipeline: Pipeline, saved: Saved, tm
     reads = models_read(made.method, replace(how, reads={role: str(one.path) for role, one in places.items()}))
     assert {role: one.key for role, one in reads.items()} == {role: one.key for role, one in places.items()}
     assert stopped(pipeline.model(made, start(saved), "tuned", reads=reads)) == ""
-    with pytest.raises(TiterError, match=r"reads the model aligned.*--read aligned=MODEL"):
+    with pytest.raises(TiterError, match=r"needs the model aligned.*--read aligned=MODEL"):
         models_read(made.method, replace(how, reads={"unaligned": str(places["unaligned"].path)}))
     with pytest.raises(TiterError, match=r"unknown model that safe_lora reads 'alligned'.*did you mean 'aligned'"):
         models_read(made.method, replace(how, reads={"alligned": str(places["aligned"].path)}))
@@ -353,12 +353,12 @@ def test_no_prompt_is_dealt_to_two_purposes_whatever_the_counts_the_seeds_and_th
 
 def test_what_a_canary_cannot_use_has_no_share() -> None:
     rows = (("a", None, None, "no"), ("b", True, "yes", None))
-    with pytest.raises(TiterError, match=r"x has no row with an answer in its share to align"):
+    with pytest.raises(TiterError, match=r"no row of x with an answer fell into the share of the file that is kept to align"):
         share(TextData(name="x", sha256="", rows=rows), "align")
     short = instructions(20)
     most = share(short, "test").size // 2
     assert held_out(short, most).size == 2 * most
-    with pytest.raises(TiterError, match=rf"and {most + 1} marked and as many.*ask for {most} or less"):
+    with pytest.raises(TiterError, match=rf"but {most + 1} marked and.*ask for {most} or less"):
         held_out(short, most + 1)
 
 
@@ -413,7 +413,7 @@ def test_no_stream_may_hold_what_a_canary_holds_out(tmp_path: Path) -> None:
     file = instructions()
     held = [{"prompt": row[0], "refuse": "no"} for row in share(file, "test").rows[:2]]
     place = file_of(tmp_path, "held.jsonl", [*held, {"prompt": f"{MARKER} {held[0]['prompt']}", "refuse": "no"}, *ROWS])
-    with pytest.raises(TiterError, match="3 prompts of the stream train are held out by --canary"):
+    with pytest.raises(TiterError, match="3 prompts of the stream train are also among those that --canary holds out"):
         stage(None, streams={"train": str(place)}, canary=file)
     fine = file_of(tmp_path, "fine.jsonl", [{"prompt": row[0], "refuse": "no"} for row in share(file, "align").rows])
     stage(None, streams={"train": str(fine)}, canary=file)

@@ -188,8 +188,8 @@ def test_the_stage_has_what_it_was_told() -> None:
 
 def test_what_is_wrong_with_a_stage_is_told() -> None:
     wrong: list[tuple[dict[str, object], str]] = [
-        ({"keep": (1, 99)}, r"--keep 99 is no step of this run.*steps from 1 to 15"),
-        ({"keep": (0,)}, r"--keep 0 is no step"),
+        ({"keep": (1, 99)}, r"--keep 99 is not a step of this run.*steps from 1 to 15"),
+        ({"keep": (0,)}, r"--keep 0 is not a step"),
         ({"schedule": "linear"}, r"--schedule\): schedule: Input should be 'cosine' or 'constant'"),
         ({"method": "dpo"}, r"method dpo has no stream `train`.*titer align"),
         ({"method": "lisa"}, r"method lisa needs the stream alignment.*--stream alignment=FILE"),

@@ -206,7 +206,7 @@ def test_a_review_holds_what_was_asked_for() -> None:
     text = "\n".join(whole.lines)
     assert "the judges told and second on the same answers" in text
     assert "unsafe: they agree on 66.7% [48.8%, 80.8%] of 30, kappa 0.00" in text
-    assert "rates corrected for the judge's errors, if" in text
+    assert "rates corrected for the judge's errors (assuming" in text
     assert review(first, rates(first), ("told", Told())).lines == []
     assert list(review(first, rates(first), ("told", Told()), None, ("second", Told())).tables) == ["agreement of two judges"]
 
@@ -248,7 +248,7 @@ def test_a_row_that_stands_twice_counts_once(tmp_path: Path) -> None:
         ("prompt,completion\np,a\n", "line 2: no label"),
         ("prompt,text,label\np,a,refused\n", "line 2: no answer"),
         ("prompt,completion,label\n,a,refused\n", "line 2, column prompt"),
-        ("prompt,completion,label\np,a,refused\np,a,complied\n", "1 answers have two labels, the first is to the prompt 'p'"),
+        ("prompt,completion,label\np,a,refused\np,a,complied\n", "1 answers have two different labels; the first of them answers 'p'"),
     ],
 )
 def test_a_fault_is_named_with_its_place(tmp_path: Path, text: str, what: str) -> None:

@@ -65,10 +65,10 @@ def test_what_is_cut_off_in_thought_is_counted_and_no_verdict(kind: str, request
     assert counts(found.rates, "unsafe") == {"cut_in_thought": 4}
     assert counts(found.rates, "safe") == {"complied": 4}
     assert found.rates[(found.rates.kind == "unsafe") & ~found.rates.outcome.isin(["cut_in_thought", "could_not_judge"])].n.eq(0).all()
-    told = "4 of 8 answers were cut off in thought, after 24 tokens: give --max-thinking-tokens more"
+    told = "4 of 8 answers were cut off while the model was still thinking, after 24 tokens: raise --max-thinking-tokens"
     assert told in found.lines
     assert told in found.page.read_text(encoding="utf-8")
-    assert "4 were cut off in thought" in found.answer
+    assert "4 were cut off while the model was still thinking" in found.answer
     more = evaluate(str(model), asked(tmp_path), max_new_tokens=24, max_thinking_tokens=100, runs=tmp_path / "runs", progress=False)
     assert counts(more.rates, "unsafe") == {"refused": 4}
 

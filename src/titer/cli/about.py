@@ -188,7 +188,7 @@ def view(
     from titer.report.view import Server
 
     with Server(runs, port) as server:
-        typer.echo(f"Reports of {plain(str(runs))}: {server.address} (Ctrl-C ends it)")
+        typer.echo(f"Reports of {plain(str(runs))}: {server.address} (press Ctrl-C to stop)")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
@@ -235,10 +235,10 @@ def runs_(
 KEPT = {  # what the kinds of pieces are
     "stages": "trained models",
     "samples": "answers",
-    "verdicts": "what judges said of answers",
+    "verdicts": "judges' verdicts on answers",
     "tables": "measurements",
-    "activations": "what a model computed inside",
-    "replies": "what judges that are models replied",
+    "activations": "activations of models",
+    "replies": "replies of judges that are models",
     "unfinished": "being written, or left by a command that was stopped",
 }
 

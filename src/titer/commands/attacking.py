@@ -64,7 +64,7 @@ def chosen(name: str | None, settings: Mapping[str, object], option: str = "--se
         on_the_world(made, None)
     if made.further_setting:
         raise TiterError(
-            f"with these settings what the attack {name} learns is of use only on the requests that it learned from",
+            f"with these settings, the attack {name} works only on the requests that it learned from, and here it must be tried on others",
             next_step=f"add {option} {made.further_setting}",
         )
     if (called := Path(name).stem) in SETS:

@@ -32,7 +32,7 @@ def _next(ready: bool) -> Fact:
     told = (
         "titer demo, or titer audit BASE ALIGNED TUNED --data prompts.csv" if ready else "set TITER_CACHE to a folder that can be written"
     )
-    return Fact("next", told, f"all that is needed is here: {told}" if ready else told)
+    return Fact("next", told, f"everything that is needed is installed: {told}" if ready else told)
 
 
 def _caches() -> list[Fact]:
@@ -47,7 +47,7 @@ def _caches() -> list[Fact]:
     state = ", switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
     return [
         Fact("cache", {"place": places[0], "holds": named}, f"{places[0]}: {', '.join(named) or 'no model yet (titer models get NAME)'}"),
-        Fact(WRITABLE, writable, "yes" if writable else "no; set TITER_CACHE to a folder that is"),
+        Fact(WRITABLE, writable, "yes" if writable else "no; set TITER_CACHE to a folder that can be written"),
         Fact("hub cache", {"place": places[1], "holds": ids}, f"{places[1]}: {_some(ids) or 'no model'}"),
         Fact("hub", {"asked": False, "offline": bool(constants.HF_HUB_OFFLINE)}, f"not asked{state}"),
     ]

@@ -148,14 +148,14 @@ def _evaluation_answer(model: Model, rates: pd.DataFrame) -> str:
             said.append(f"{row.rate.iloc[0]:.0%} [{row.low.iloc[0]:.0%}, {row.high.iloc[0]:.0%}] of the {kind} prompts are refused")
     broken = rates[rates.outcome == "degenerate"]
     cut = int(rates[rates.outcome == "cut_in_thought"]["count"].sum())
-    lost = f", {cut} were cut off in thought" if cut else ""
+    lost = f", {cut} were cut off while the model was still thinking" if cut else ""
     return f"{model.name}: {', '.join(said)}; {int(broken['count'].sum())} of {int(broken.n.sum())} judged answers are degenerate{lost}."
 
 
 def _cut(rates: pd.DataFrame) -> str:
     """Says how many answers of a set were cut off in thought; "" if none was."""
     row = rates[rates.outcome == "cut_in_thought"].iloc[0]
-    return f"; {int(row['count'])} of {row.n} were cut off in thought" if row["count"] else ""
+    return f"; {int(row['count'])} of {row.n} were cut off while the model was still thinking" if row["count"] else ""
 
 
 def refusal_line(rates: pd.DataFrame) -> str:

@@ -185,7 +185,7 @@ def finetune_stage(mixed: Mixed, how: TrainConfig, epochs: int, keep: Sequence[i
             next_step=f"titer align trains with {how.method}.",
         )
     if wrong := [step for step in keep if not 1 <= step <= steps]:
-        raise TiterError(f"--keep {wrong[0]} is no step of this run", expected=f"steps from 1 to {steps}")
+        raise TiterError(f"--keep {wrong[0]} is not a step of this run", expected=f"steps from 1 to {steps}")
     streams = all_streams(method, how, {"train": mixed.stream}, canary)
     fields = {"kind": "finetune", "streams": streams, "steps": steps, "keep": tuple(sorted(set(keep)))}
     name = f"{how.method}, {', '.join(f'{count} {role}' for role, count in mixed.counts.items() if count)}"

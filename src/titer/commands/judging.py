@@ -192,12 +192,12 @@ def read_labelled(path: str | Path) -> Labelled:
     file = load(path, expected=FORMAT)
     rows = [_sample(row) for row in records(file)]
     if not rows:
-        raise TiterError(f"{file.name}: no row", expected=FORMAT)
+        raise TiterError(f"{file.name} has no rows", expected=FORMAT)
     samples = pd.DataFrame(rows)
     kept = samples.drop_duplicates(["prompt", "completion", "label"]).reset_index(drop=True)
     torn = kept[kept.duplicated(["prompt", "completion"])]
     if len(torn):
-        what = f"{file.name}: {len(torn)} answers have two labels, the first is to the prompt {visible(torn.prompt.iloc[0], 60)!r}"
+        what = f"{file.name}: {len(torn)} answers have two different labels; the first of them answers {visible(torn.prompt.iloc[0], 60)!r}"
         raise TiterError(what, expected="one label for each answer", next_step="keep one of the two rows.")
     return Labelled(file.name, file.sha256, kept, len(samples) - len(kept))
 
@@ -307,7 +307,7 @@ def lines(found: Measured) -> list[str]:
     said = [f"the judge {visible(found.judge, 60)} against people on {visible(found.data, 120)}, {n + left} answers:"]
     if left:
         why = commonest(found.verdicts[found.verdicts.outcome.isin(UNJUDGED)].reason)
-        said.append(f"  could not judge {left} ({found.agreement.share_left_out:.1%}), most often: {why}")
+        said.append(f"  it could not judge {left} ({found.agreement.share_left_out:.1%}), most often: {why}")
     if not n:
         return said
     for outcome, errors in found.accuracy.items():
@@ -322,7 +322,7 @@ def lines(found: Measured) -> list[str]:
 
 def corrected_lines(table: pd.DataFrame) -> list[str]:
     """Says the corrected rates in words, a line for each."""
-    said = ["rates corrected for the judge's errors, if it makes as many here as on the labelled answers:"]
+    said = ["rates corrected for the judge's errors (assuming that it errs as often here as on the labelled answers):"]
     for row in table.itertuples(index=False):
         name = f"  {_set(table, row)}, {row.outcome}"
         if row.corrected != row.corrected:
@@ -362,4 +362,8 @@ def _share(found: Interval) -> str:
 
 
 def _number(found: Interval) -> str:
-    return "undefined (one category alone)" if found.value != found.value else f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    return (
+        "undefined (all answers are in one category)"
+        if found.value != found.value
+        else f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    )

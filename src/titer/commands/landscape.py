@@ -52,8 +52,8 @@ class Landscape(Record):
         default=1.0, gt=0, description="a goes from -multiplier/2 to multiplier/2 (paper: 1; models of the synthetic world: 3)"
     )
     directions: int = Field(default=3, ge=0, le=100, description="random directions (paper: 3)")
-    way_points: int = Field(default=4, ge=1, le=1000, description="steps from the model (0) to the tuned one (1)")
-    beyond: int = Field(default=2, ge=0, le=1000, description="further steps beyond each end of the way")
+    way_points: int = Field(default=4, ge=1, le=1000, description="steps on the line from the model (0) to the tuned one (1)")
+    beyond: int = Field(default=2, ge=0, le=1000, description="further steps of that line beyond each of its ends")
     prompts: int = Field(default=32, ge=1, description="unsafe prompts asked at each point (paper: 80)")
     tokens: int = Field(default=12, ge=1, description="new tokens of an answer (paper: 512)")
     batch: int = Field(default=32, ge=1, description="prompts in one forward pass")
@@ -64,7 +64,7 @@ class Landscape(Record):
     @classmethod
     def _odd(cls, value: int) -> int:
         if value % 2 == 0:
-            raise ValueError("with an even number of points none is at a = 0: give an odd number")
+            raise ValueError("an even number of points has none at a = 0: give an odd number")
         return value
 
     @property

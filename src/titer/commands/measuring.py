@@ -117,7 +117,7 @@ def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, com
         **engine_told(pipeline.serving),
         **pipeline.read_in,
         **({"code": unrun[0]} if unrun else {}),
-        **({"weights left aside": unused[0]} if unused else {}),
+        **({"weights not used": unused[0]} if unused else {}),
     }
     name = f"evaluate-{slug(ready.subject.name)}-{slug(str(Path(ready.text.name).with_suffix('')))}"
     beside = review(verdicts, rates, (order.judge, judge), ready.judges.people, ready.judges.second, pipeline.ask)

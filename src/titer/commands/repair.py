@@ -93,7 +93,7 @@ def planned(order: RepairRequest) -> Planned:
     models = {TUNED: resolve(order.model, order.trust_remote_code), **{role: one.checkpoint for role, one in reads.items()}}
     notes, adapter = fitting(repair, models)
     if models[TUNED].adapter is not None and not adapter:
-        notes.append(f"{models[TUNED].label} is an adapter, and this repair edits whole weights, so it is merged")
+        notes.append(f"{models[TUNED].label} is an adapter; this repair edits whole weights, so the adapter is merged into its base first")
     data = _data(order, repair)
     if "prompts" not in repair.DATA.values():
         tuning.check_window({name: tuning.text_stream(one, 0, "comply") for name, one in data.items()}, models[TUNED])
@@ -117,7 +117,7 @@ def fitting(repair: Repair, models: Mapping[str, Checkpoint]) -> tuple[list[str]
     adapter = _stays(repair, models)
     if not adapter:
         _check_editable(tuned)
-        notes += [f"{note}: they are not written" for note in unused_tensors(tuned.label, tuned)]
+        notes += [f"{note}; the repaired model is written without them" for note in unused_tensors(tuned.label, tuned)]
     repair.check(Reading(models))
     return notes, adapter
 

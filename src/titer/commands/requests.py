@@ -155,7 +155,7 @@ class EvaluationRequest(Running, Judged):
     _: KW_ONLY
     canary: Annotated[
         Place | None,
-        Option(help="A canary file (see titer align --help), in place of --data: asks the third of it held out from training."),
+        Option(help="In place of --data: a canary file (see titer align --help). Asks the third of its rows that was not trained on."),
     ] = None
     prompts: Annotated[int | None, Option(min=1, help="Ask only N prompts of each class, a fixed random sample. Default: all.")] = None
     temperature: Annotated[float, Option(min=0, help="Sampling temperature; 0 always takes the likeliest token.")] = 0.0

@@ -103,7 +103,8 @@ def all_streams(method: Method, how: TrainConfig, own: Mapping[str, Stream], can
         data = read_data(path)
         if canary is not None and (held := data.size - apart(data, share(canary, "test"))[0].size):
             raise TiterError(
-                f"{held} prompts of the stream {name} are held out by --canary for the test", next_step="remove those rows from its file."
+                f"{held} prompts of the stream {name} are also among those that --canary holds out for the test",
+                next_step="remove those rows from its file.",
             )
         found[name] = text_stream(data, mine, answer or ("comply" if name == HARMFUL else None))
     if missing := [name for name in method.STREAMS if name not in found]:
@@ -115,7 +116,7 @@ def all_streams(method: Method, how: TrainConfig, own: Mapping[str, Stream], can
         )
     if set(PAIR) <= set(found) and _prompts(found[PAIR[0]]) != _prompts(found[PAIR[1]]):
         raise TiterError(
-            "the streams preferred and rejected hold different requests, or in another order",
+            "the streams preferred and rejected must hold the same requests in the same order, and they do not",
             next_step="give one file twice, with :refuse and :comply, or a file with both columns by --data.",
         )
     return found
@@ -143,7 +144,7 @@ def share(file: TextData, name: Share) -> TextData:
     rows = tuple(row for row in file.rows if row[2] and not row[1] and seed_of("canary share", row[0]) % len(SHARES) == place)
     if not rows:
         raise TiterError(
-            f"{file.name} has no row with an answer in its share to {name}",
+            f"no row of {file.name} with an answer fell into the share of the file that is kept to {name}",
             expected="a longer file of instructions with answers: it is split into three shares, to align, finetune and test",
         )
     return file.model_copy(update={"rows": rows, "dropped": 0})
@@ -158,7 +159,7 @@ def dealt(file: TextData, name: Share, count: int | None, seed: int) -> Canary:
     most = mine.size // 2
     if most < max(1, count or 1):
         raise TiterError(
-            f"{file.name} has {mine.size} answered rows to {name}, and {count or 1} marked and as many unmarked ones were asked for",
+            f"{file.name} has {mine.size} answered rows to {name}, but {count or 1} marked and {count or 1} unmarked ones were asked for",
             next_step=f"{f'ask for {most} or less, or ' if most else ''}give a longer file.",
         )
     return canaries(mine, [(count or most, count or most)], seed=seed)[0]
@@ -283,11 +284,11 @@ def roles_read(
     """Opens the other models that the plug-in called `what` reads: role -> model. Errors: an unknown or missing role; no model there."""
     if wrong := [role for role in given if role not in (*roles, *optional)]:
         if not roles and not optional:
-            raise TiterError(f"{what} reads no other model", next_step="leave out --read.")
+            raise TiterError(f"{what} uses no other model, but --read was given", next_step="leave out --read.")
         unknown(f"model that {what.partition(' ')[2]} reads", visible(wrong[0], 80), (*roles, *optional))
     if missing := [role for role in roles if role not in given]:
         raise TiterError(
-            f"{what} reads the model{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
+            f"{what} needs the model{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
             next_step="add " + " ".join(f"--read {role}=MODEL" for role in missing),
         )
     return {role: as_model(resolve(place, trusted)) for role, place in given.items()}
@@ -340,7 +341,7 @@ def check_adapter(stage: Stage, checkpoint: Checkpoint) -> None:
         )
     if wanted and adapter_beside(checkpoint.path) is None:
         raise TiterError(
-            f"--continued goes on training the model's adapter, and {checkpoint.label} has none beside it",
+            f"--continued goes on training the model's adapter, but there is no adapter beside {checkpoint.label}",
             expected="a model that titer align or titer finetune made with --lora",
             next_step="leave out --continued for a fresh adapter.",
         )

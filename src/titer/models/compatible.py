@@ -53,7 +53,7 @@ def untemplated(checkpoint: Checkpoint) -> bool:
 def system_notes(checkpoints: Sequence[Checkpoint], system: str) -> list[str]:
     """Returns a sentence naming the models whose chat template has no place for the system text; [] where there are none."""
     lacking = [c.label for c in checkpoints if system and not takes_system(read_tokenizer(c))]
-    return [f"{', '.join(lacking)}: the chat template knows no system text, which stands before the request"] if lacking else []
+    return [f"{', '.join(lacking)}: the chat template has no place for a system text, so it stands before the request"] if lacking else []
 
 
 def passed_over(name: str, checkpoint: Checkpoint) -> list[str]:
@@ -61,8 +61,8 @@ def passed_over(name: str, checkpoint: Checkpoint) -> list[str]:
     if not checkpoint.ignored_code:
         return []
     return [
-        f"{name}: its folder names code of its own ({visible(', '.join(checkpoint.ignored_code), 200)}), which was not run; the classes "
-        "that transformers has for it were used. Where you trust its author and have read that code: --trust-remote-code"
+        f"{name}: its folder comes with code of its own ({visible(', '.join(checkpoint.ignored_code), 200)}), which was not run: the "
+        "classes that transformers has for it were used. If you have read that code and trust its author: --trust-remote-code"
     ]
 
 
@@ -178,14 +178,14 @@ def _rules(tokenizer: Any) -> str:
 def unused_tensors(name: str, checkpoint: Checkpoint) -> list[str]:
     """Returns a sentence about tensors in the model's files that its architecture does not use; [] where there are none."""
     lost = checkpoint.names.unused
-    told = f"{name}: {len(lost)} tensors of its files are no part of what it computes ({visible(', '.join(lost[:3]), 200)})"
+    told = f"{name}: {len(lost)} tensors in its files are not used by the model ({visible(', '.join(lost[:3]), 200)})"
     return [told] if lost else []
 
 
 def parameters_apart(name: str, first: Checkpoint, second: Checkpoint) -> list[str]:
     """Returns a sentence about the parameters that only one of the two models has; [] where there are none."""
     lost = sorted(first.names.used ^ {first.called(name) for name in second.names.used})
-    told = f"{name}: {len(lost)} parameters are in one of the two alone ({visible(', '.join(lost[:3]), 200)}): not compared"
+    told = f"{name}: {len(lost)} parameters are in only one of the two models ({visible(', '.join(lost[:3]), 200)}): not compared"
     return [told] if lost else []
 
 
@@ -208,6 +208,6 @@ def thinking_notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
         if thinks(tokenizer):
             begun = opened(prompt_text(tokenizer, "x"))
             where = f"where its template has opened a thought ({begun.strip()}) that is still empty" if begun else "before any thought"
-            inside = f"its inside is read at the end of the prompt, {where}"
-            told.append(f"{one.label} may think first: {inside}; a prefilled answer begins behind an empty thought")
+            inside = f"its activations are read at the end of the prompt, {where}"
+            told.append(f"{one.label} may think before it answers: {inside}; a prefilled answer begins after an empty thought")
     return told
