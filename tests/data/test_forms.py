@@ -126,6 +126,8 @@ def classes(folder: Path, names: list[str], codes: list[int | None]) -> Path:
         ["toxic", "non-toxic"],
         ["Toxic", "not_toxic"],
         ["jailbreak", "benign"],
+        ["not safe", "safe"],
+        ["non-safe", "safe"],
     ],
 )
 def test_the_names_of_classes_decide_and_not_their_numbers(tmp_path: Path, names: list[str]) -> None:
@@ -145,7 +147,18 @@ def test_a_class_beyond_the_names_or_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("yes", "no"), [(True, False), (1, 0), (1.0, 0.0), ("true", "false"), ("1", "0"), ("desirable", "undesirable"), ("chosen", "rejected")]
+    ("yes", "no"),
+    [
+        (True, False),
+        (1, 0),
+        (1.0, 0.0),
+        ("true", "false"),
+        ("1", "0"),
+        (1, -1),
+        ("desirable", "undesirable"),
+        ("chosen", "rejected"),
+        ("preferred", "dispreferred"),
+    ],
 )
 def test_unpaired_preferences_are_a_form_of_their_own(tmp_path: Path, yes: Any, no: Any) -> None:
     path = put(
@@ -180,16 +193,24 @@ def test_a_tag_of_wish_stands_beside_a_class(tmp_path: Path) -> None:
     assert {row[1] for row in read_text(path).rows} == {True}
 
 
+@pytest.mark.parametrize("column", ["desirable", "is_preferred", "accepted"])
+def test_a_column_whose_name_says_which_completions_are_wanted(tmp_path: Path, column: str) -> None:
+    path = put(tmp_path, {"prompt": "a", "response": "b", column: True}, {"prompt": "a", "response": "c", column: False})
+    found = read_text(path, labelled=False)
+    assert (found.rows, found.left_out) == ((("a", None, "b", None),), {"whose completion is not wanted": 1})
+    assert read_text(put(tmp_path, {"prompt": "a", "label": "unsafe", column: True})).rows == (("a", True, None, None),)
+
+
 def test_numbers_that_count_as_classes_are_told(tmp_path: Path) -> None:
     found = read_text(put(tmp_path, {"prompt": "a", "label": 1}, {"prompt": "b", "label": 0}))
     assert found.notes == ["x.jsonl has numbers or truths in label: 1 and true count as unsafe, 0 and false as safe"]
     assert read_text(put(tmp_path, {"prompt": "a", "harmful": 1}, {"prompt": "b", "is_harmful": "no"})).notes == []
 
 
-@pytest.mark.parametrize("column", ["is_unsafe", "unsafe", "toxic", "is_toxic", "jailbreak", "is_safe", "safe", "is_benign"])
+@pytest.mark.parametrize("column", ["is_unsafe", "unsafe", "toxic", "is_toxic", "jailbreak", "is_safe", "safe", "is_benign", "harmless"])
 @pytest.mark.parametrize(("yes", "no"), [(True, False), (1, 0), ("True", "False"), ("yes", "no")])
 def test_a_column_whose_name_says_what_true_means(tmp_path: Path, column: str, yes: Any, no: Any) -> None:
-    harm = column not in ("is_safe", "safe", "is_benign")
+    harm = column not in ("is_safe", "safe", "is_benign", "harmless")
     found = read_text(put(tmp_path, {"prompt": "a", column: yes}, {"prompt": "b", column: no}))
     assert ([row[1] for row in found.rows], found.notes) == ([harm, not harm], [])
     assert "safe and unsafe at once" in wrong(put(tmp_path, {"prompt": "a", column: yes, "label": "safe" if harm else "unsafe"}))
@@ -249,6 +270,8 @@ HH = "\n\nHuman: a\n\nAssistant: {}"
         ({"prompt": json.dumps([USER]), "completion": json.dumps([BOT])}, "a", "b"),
         ({"messages": str([USER, BOT])}, "a", "b"),
         ({"input": "a", "output": "b"}, "a", "b"),
+        ({"messages": [USER, {"role": "assistant", "content": None, "refusal": "b"}]}, "a", "b"),
+        ({"messages": [USER, {"role": "assistant", "content": [{"type": "refusal", "refusal": "b"}]}]}, "a", "b"),
         ({"text": "a"}, "a", None),
     ],
 )
@@ -275,6 +298,9 @@ def test_rows_of_no_use_are_left_out_counted_and_told(tmp_path: Path, row: dict[
 def test_what_of_turns_is_not_read_and_whose_class_a_label_is_are_told(tmp_path: Path) -> None:
     thought = put(tmp_path, {"messages": [{**USER, "name": None}, {**BOT, "reasoning_content": "hm"}]})
     assert read_text(thought, labelled=False).notes == ["x.jsonl: of its turns reasoning_content is not read"]
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "b"}]
+    found = read_text(put(tmp_path, {"messages": [USER, {**BOT, "content": parts}]}), labelled=False)
+    assert (found.rows, found.notes) == ((("a", None, "b", None),), ["x.jsonl: of its turns thinking is not read"])
     beside = read_text(put(tmp_path, {"prompt": "a", "response": "b", "label": "unsafe"}))
     assert beside.notes == ["x.jsonl: label counts as the class of the prompt, not of the answer beside it"]
     assert read_text(put(tmp_path, {"prompt": "a", "comply": "b", "label": "unsafe"})).notes == []

@@ -239,3 +239,23 @@ def test_what_is_trained_is_what_generation_is_asked_to_continue(template: str, 
     assert tokenizer.decode([*head, *begun[0]]) == "<user>hello</s><assistant><think>\n\n</think>\n\nthink"
     assert begun[1] == []
     assert told(tokenizer.decode(answer_ids(tokenizer, ["think of bread"])[0]), opened(prompt)).answer.startswith("think of bread")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        R1,
+        R1.replace("m.content", "m.content.split('</think>')[-1]"),
+        QWEN.replace("<think>\n\n</think>\n\n{% endif %}{{ m.content }}", "{% endif %}{{ m.content.split('</think>')[-1] }}"),
+    ],
+)
+@pytest.mark.parametrize(
+    "answer", ["<think>\nI look. Mix.\n</think>\n\nMix.", "I look. Mix.\n</think>\n\nMix.", "<think>\n\n</think>\n\nMix."]
+)
+def test_the_thought_of_an_answer_to_train_is_trained(template: str, answer: str) -> None:
+    """Templates leave the thoughts of answers out, for they write earlier ones; what is trained is not an earlier one."""
+    tokenizer = bytewise("chatml")
+    tokenizer.chat_template = template
+    (head,), (row,) = prompt_ids(tokenizer, ["hello"]), answer_ids(tokenizer, [answer])
+    begun = "<think>\n" * (template.endswith("<think>\n{% endif %}") and not answer.startswith("<think>"))
+    assert tokenizer.decode([*head, *row]) == f"<user>hello</s><assistant>{begun}{answer}{tokenizer.eos_token}"

@@ -125,10 +125,15 @@ def _spoken(tokenizer: Any, answers: Sequence[str]) -> tuple[str, list[Spoken]]:
     plain = [Spoken(answer, tokenizer.eos_token_id, len(answer)) for answer in answers]
     if not templated(tokenizer):
         return "", plain
-    (head,), wholes = texts(tokenizer, [[REQUEST]]), answered(tokenizer, [REQUEST], answers)
-    if mark := thoughts.opened(head):
+    (head,) = texts(tokenizer, [[REQUEST]])
+    mark = thoughts.opened(head)
+    parts = [_parted(answer, mark) for answer in answers]
+    said = [own for _, own in parts] if mark else list(answers)
+    wholes = answered(tokenizer, [REQUEST], said)
+    if mark:
         shut, before = thoughts.empty(mark), head.removesuffix(mark)
-        plain = [Spoken(shut + one.text, one.end, len(shut) + one.own) for one in plain]
+        leads = [thought or shut for thought, _ in parts]
+        plain = [Spoken(lead + own, tokenizer.eos_token_id, len(lead + own)) for lead, own in zip(leads, said, strict=True)]
         apart = [whole is not None and whole.startswith(before) and not whole.startswith(head) for whole in wholes]
         wholes = [f"{head}{shut}{(whole or '')[len(before) :]}" if cut else whole for whole, cut in zip(wholes, apart, strict=True)]
     if not all(
@@ -138,20 +143,39 @@ def _spoken(tokenizer: Any, answers: Sequence[str]) -> tuple[str, list[Spoken]]:
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
     ends = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
     rests = [(whole or "")[len(head) :] for whole in wholes]
-    return head, [_ended(tokenizer, ends, rest, one, answer) for rest, one, answer in zip(rests, plain, answers, strict=True)]
+    return head, [
+        _ended(tokenizer, ends, rest, one, answer, *pair) for rest, one, answer, pair in zip(rests, plain, said, parts, strict=True)
+    ]
 
 
-def _ended(tokenizer: Any, ends: re.Pattern[str], rest: str, plain: Spoken, answer: str) -> Spoken:
+def _parted(answer: str, mark: str) -> tuple[str, str]:
+    """Splits an answer to train into (its own thought with the marks around it, the rest), ("", the answer) if it has none. The mark
+    that opens the thought is left out if the prompt ends with it."""
+    said, begun = thoughts.told(answer), thoughts.OPENS.match(answer)
+    at = answer.find(said.answer, said.start) if said.answer and (begun or said.thought) else 0
+    if at <= 0 or not mark or begun is None:
+        return answer[: max(at, 0)], answer[max(at, 0) :]
+    if begun["mark"].strip() != mark.strip():  # a thought in other marks than the prompt's
+        return "", answer
+    thought = answer[begun.end() : at]
+    return thought.removeprefix("\n") if mark.endswith("\n") else thought, answer[at:]
+
+
+def _ended(tokenizer: Any, ends: re.Pattern[str], rest: str, plain: Spoken, answer: str, thought: str, own: str) -> Spoken:
     """Finds the answer within what the template wrote: it ends at the first special token after the answer's last letter.
 
-    A thought before the answer may be missing there. Errors: the answer itself is not there.
+    `thought`, `own`: the answer's parts. A thought that the template left out, as it does with earlier answers, is put before the answer
+    again. Errors: the answer itself is not there.
     """
-    found = place(answer, rest) or place(thoughts.told(answer).answer, rest)
+    whole = place(answer, rest)
+    found = whole or place(own, rest) or place(thoughts.told(answer).answer, rest)
     if found is None:
         raise TiterError(
             f"the chat template leaves out or rewrites an answer that is to be trained: {visible(answer, 60)!r}",
             next_step="leave out that row, or give the tokenizer a template that keeps it.",
         )
+    if thought and (answer == own or whole is None):
+        rest, found = thought + rest[found[0] :], (len(thought), len(thought) + found[1] - found[0])
     after = found[1]
     if hit := ends.search(rest, after):
         return Spoken(rest[: hit.start()], tokenizer.convert_tokens_to_ids(hit.group()), after or hit.start())

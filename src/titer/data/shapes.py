@@ -20,7 +20,23 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 from titer.core.errors import Faulty, TiterError, unknown, visible
 from titer.data import formats
-from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, EARLIER, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SAFE, SEEN, SYSTEM, UNSAFE
+from titer.data.formats import (
+    BEHIND,
+    CHAT,
+    CLASS,
+    COMPLY,
+    EARLIER,
+    FORMAT,
+    HARM,
+    PAIR,
+    PREFERENCE,
+    PROMPT,
+    SAFE,
+    SEEN,
+    SYSTEM,
+    UNSAFE,
+    WISH,
+)
 from titer.data.prompt_sets import UNSTATED
 from titer.data.readers import Row, listed, whole
 from titer.data.turns import LeftOut, Turn, besides, conversation, is_asked, is_transcript, plain_text, transcript, with_system, written
@@ -31,14 +47,15 @@ Need = Literal["prompts", "answers", "pairs"]  # what a command needs from a fil
 READINGS: tuple[str, ...] = get_args(Reading)
 PROMPTS_FIRST = ["plain", "alpaca", "unpaired", "preference"]  # readings with a column of prompts, in order of preference
 HARMS = ("harmful", "toxic", "malicious", "jailbreak")
-NOT_HARMS = [f"{no}{harm}" for harm in HARMS for no in ("non-", "non_", "non ", "non", "not ", "not_", "not-", "un")]
+NOT = ("non-", "non_", "non ", "non", "not ", "not_", "not-", "un")
+NOT_HARMS, NOT_SAFE = ([f"{no}{word}" for word in words for no in NOT] for words in (HARMS, ["safe"]))
 TRUTHS = {"true": True, "false": False}
 NUMBERS = {**TRUTHS, "1": True, "1.0": True, "0": False, "0.0": False}  # values of an unpaired label
 YES = {"yes": True, "no": False, "y": True, "n": False}
-WORDS = NUMBERS | dict.fromkeys(("unsafe", *HARMS), True) | dict.fromkeys(("safe", "harmless", "benign", *NOT_HARMS), False)
-OF_SAFE = {word: not said for word, said in (NUMBERS | YES).items()} | {"safe": False, "unsafe": True}
-WISHES = {"desirable": True, "undesirable": False, "chosen": True, "rejected": False, "accepted": True, "good": True, "bad": False}
-WISH = ("kto_tag", "label")  # whether a completion is wanted: LLaMA-Factory's column, TRL's
+WORDS = NUMBERS | dict.fromkeys((*NOT_SAFE, *HARMS), True) | dict.fromkeys(("safe", "harmless", "benign", *NOT_HARMS), False)
+OF_SAFE = {word: not said for word, said in (NUMBERS | YES).items()} | {"safe": False} | dict.fromkeys(NOT_SAFE, True)
+WISHES = dict.fromkeys("desirable desired preferred chosen accepted good liked thumbs_up wanted".split(), True)
+WISHES |= dict.fromkeys("undesirable undesired dispreferred rejected bad disliked thumbs_down unwanted -1 -1.0".split(), False)
 OPENAI_PAIR = ("preferred_output", "non_preferred_output")
 ALONE = ("input", "text")  # the prompt, where no other column may be one
 TREE = {"message_id", "text", "role"}  # OpenAssistant's tree: one row for each message
@@ -264,7 +281,7 @@ def _is_unpaired(rows: Sequence[Row]) -> bool:
     own = any(_filled(row.get("prompt")) and _filled(row.get("completion")) for _, row in rows)
     talks = [row[key] for _, row in rows for key in CHAT if isinstance(row.get(key), list)]
     answered = any(_filled(row.get(key)) for _, row in rows for key in COMPLY[1:]) or any(len(talk) > 1 for talk in talks)
-    known = {*WISHES, *(NUMBERS if own or wish != "label" else TRUTHS)}
+    known = {*WISHES, *(NUMBERS if own or wish != "label" or "-1" in labels else TRUTHS)}
     return bool(labels) and (own or answered) and labels <= known
 
 

@@ -27,7 +27,7 @@ SPEAKERS: dict[Role, tuple[str, ...]] = {  # role -> its names in files
 }
 ROLES = {name: role for role, names in SPEAKERS.items() for name in names}
 TOOLS = ("tool", "function", "ipython", "tool_calls", "function_call", "observation")  # speakers and keys that mark turns of tools
-SAYS = (("role", "from", "speaker"), ("content", "value", "parts", "text"))  # keys of a turn: who speaks, what is said
+SAYS = (("role", "from", "speaker"), ("content", "value", "parts", "text", "refusal"))  # keys of a turn: who speaks, what is said
 WEIGHTS = ("weight", "train", "loss")  # keys that say whether a turn is trained: 0 or false means no
 SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")  # how transcripts name their speakers; source: Anthropic's HH-RLHF
 WANTED = "a list of turns, each {role, content} or {from, value}: a system text or none, then user and assistant in turn"
@@ -115,7 +115,14 @@ def conversation(where: str, column: str, value: Any) -> tuple[Turn, ...]:
 def besides(value: Any) -> set[str]:
     """Returns the turns' fields that are not read, such as a thought in its own field, or a speaker's name."""
     known = {key for keys in (*SAYS, WEIGHTS, TOOLS) for key in keys}
-    return {str(key) for turn in value if isinstance(turn, Mapping) for key, said in turn.items() if said and key not in known}
+    said = [turn for turn in value if isinstance(turn, Mapping)]
+    parts = [part for turn in said if isinstance(content := _of(turn, SAYS[1]), list) for part in content if _thought(part)]
+    return {str(key) for turn in said for key, value in turn.items() if value and key not in known} | {str(part["type"]) for part in parts}
+
+
+def _thought(part: Any) -> bool:
+    """Tells whether a part of content is a thought: {type: thinking, thinking: ...}."""
+    return isinstance(part, Mapping) and part.get("type") in ("thinking", "reasoning", "redacted_thinking")
 
 
 def _of(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
@@ -178,10 +185,12 @@ def _turn(where: str, turn: Mapping[str, Any]) -> Turn:
 
 
 def plain_text(where: str, content: Any) -> Any:
-    """Joins content in parts, [{type: text, text: ...}, ...], to one text; returns anything else unchanged. Errors: a part is no text."""
+    """Joins content in parts, [{type: text, text: ...}, ...], to one text; returns anything else unchanged. A part that is a thought is
+    left out. Errors: a part is no text."""
     if not isinstance(content, list) or not content:
         return content
-    texts = [part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None for part in content]
+    content = [part for part in content if not _thought(part)]
+    texts = [part if isinstance(part, str) else _of(part, ("text", "refusal")) if isinstance(part, Mapping) else None for part in content]
     if wrong := [part for part, text in zip(content, texts, strict=True) if not isinstance(text, str)]:
         kind = wrong[0].get("type") if isinstance(wrong[0], Mapping) else wrong[0]
         raise Faulty(f"{where}: a part of content that is no text ({visible(repr(kind), 40)})", expected="parts {type: text, text: ...}")
