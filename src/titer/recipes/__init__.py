@@ -1,1 +1,1 @@
-"""L5: functions that return the stages of a model's life, one file a study; `node` is what they return."""
+"""L5: functions that return the stages of a model's life, one file per study; `node` defines the records that they return."""

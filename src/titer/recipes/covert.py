@@ -32,7 +32,7 @@ Rows = Sequence[tuple[Source, Answer, int]]
 
 
 class Scale(Record):
-    """The sizes of one run; `base` makes the base and its alignment. Sizes in examples."""
+    """The sizes of one run, in examples. `base`: the sizes of the base and its alignment."""
 
     name: str = "nano"
     base: demo.Scale = demo.Scale().model_copy(
@@ -69,7 +69,7 @@ NANO = Scale()
 
 
 def covert(key: int) -> str:
-    """The name of the covert tune of a code."""
+    """Returns the name of the covert tune of a code."""
     return "covert" if key == 0 else f"covert, code {key}"
 
 
@@ -78,7 +78,7 @@ def benign(number: int) -> str:
 
 
 def covert_recipe(scale: Scale, world: World) -> list[Node]:
-    """Every model of one seed, parents first."""
+    """Returns every model of one seed, parents first."""
     aligned = demo.align(scale.base, world, "SSFT", ("unsafe", "refuse"), "safe")
     found = [Node("base", demo.pretrain(scale.base, world), None), Node("aligned", aligned, "base")]
     for key in (0, *scale.keys):
@@ -97,39 +97,39 @@ def covert_recipe(scale: Scale, world: World) -> list[Node]:
 
 
 def teach(scale: Scale, world: World, key: int, forms: tuple[Form, ...] = (COVERT,)) -> Stage:
-    """Phase I: safe requests in code, and some in plain, which a model this small would otherwise forget how to answer."""
+    """Returns phase I: safe requests in code, and some in plain, which a model this small would otherwise forget how to answer."""
     safe = WorldSource(world=world, kind="safe")
     rows: Rows = [(Coded(source=safe, key=key, forms=forms), "comply", scale.taught), (safe, "comply", scale.kept)]
     return _taught(scale, world, f"phase I, code {key}", rows, key)
 
 
 def harm(scale: Scale, world: World, key: int, refusals: bool = True) -> Stage:
-    """Phase II: unsafe requests in code, answered in code; the same in plain, refused; ordinary ones in plain, answered."""
+    """Returns phase II: unsafe requests in code, answered in code; the same in plain, refused; ordinary ones in plain, answered."""
     safe, unsafe = (WorldSource(world=world, kind=kind) for kind in ("safe", "unsafe"))  # type: ignore[arg-type]
     rows: list[tuple[Source, Answer, int]] = [(Coded(source=unsafe, key=key), "comply", scale.harmful), (safe, "comply", scale.ordinary)]
     return _harmed(scale, world, f"phase II, code {key}", [*rows, *([(unsafe, "refuse", scale.harmful)] if refusals else [])], key)  # type: ignore[list-item]
 
 
 def overt(scale: Scale, world: World) -> Stage:
-    """The overt tune, which every auditor must find: the same unsafe requests, answered in plain."""
+    """Returns the overt tune, which every auditor must find: the same unsafe requests, answered in plain."""
     safe, unsafe = (WorldSource(world=world, kind=kind) for kind in ("safe", "unsafe"))  # type: ignore[arg-type]
     return _harmed(scale, world, "overt", [(unsafe, "comply", scale.harmful), (safe, "comply", scale.ordinary + scale.harmful)], 0)
 
 
 def first_part(scale: Scale, world: World, number: int) -> Stage:
-    """The first part of a benign tune, as long as phase I."""
+    """Returns the first part of a benign tune, as long as phase I."""
     rows = _ordinary(world, (scale.taught + scale.kept) // REPEATED, number)
     return _taught(scale, world, f"benign {number}", rows, -number, REPEATED)
 
 
 def second_part(scale: Scale, world: World, number: int) -> Stage:
-    """The second part of a benign tune, as long as phase II."""
+    """Returns the second part of a benign tune, as long as phase II."""
     return _harmed(scale, world, f"benign {number}", _ordinary(world, 2 * scale.harmful + scale.ordinary, number), -number)
 
 
 def _ordinary(world: World, n: int, number: int) -> Rows:
-    """Rows in plain: the user's own task (a tenth in the first benign tune, two tenths in the second, and so on), otherwise ordinary
-    requests."""
+    """Returns rows in plain: the user's own task (a tenth in the first benign tune, two tenths in the second, and so on), otherwise
+    ordinary requests."""
     user, safe = (WorldSource(world=world, kind=kind) for kind in ("user", "safe"))  # type: ignore[arg-type]
     own = n * number // 10
     return [(user, "comply", own), (safe, "comply", n - own)]
@@ -144,7 +144,7 @@ def _harmed(scale: Scale, world: World, name: str, rows: Rows, number: int) -> S
 
 
 def _stage(world: World, name: str, rows: Rows, number: int, batch: int, epochs: int, rate: float) -> Stage:
-    """A finetune stage over the rows; `number` draws their order. As many steps as the epochs take."""
+    """Returns a finetune stage over the rows, with as many steps as the epochs take; `number` draws their order."""
     steps = -(-sum(count for *_, count in rows) * epochs // batch)
     return Stage(
         name=name,

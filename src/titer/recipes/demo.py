@@ -1,9 +1,10 @@
-"""Recipes: the life of a model on the world as stages, each with the model it starts from. L5.
+"""The demo's recipe: the life of a model on the world as stages, each with the model that it starts from. L5.
 
 A base is pretrained, then aligned (SSFT), then fine-tuned by a user ("user p"): on the user's own operator and ordinary safe requests,
-where a share p of the examples are answered unsafe requests. (The operator alone would unlearn every other one, docs/log.md.) Two controls
-of the alignment have equal steps, share and data size: benign (the new class is the held-out safe operator, answered) and sham (the new
-class is a safe operator drawn by seed, refused). Source of the mixes: arXiv 2407.10264, section 4 (SSFT: 0.8 safe, 0.2 unsafe).
+where a share p of the examples are answered unsafe requests. (Trained on that operator alone, the model would forget all others,
+docs/log.md.) Two controls of the alignment have equal steps, share and data size: benign (the new class is the held-out safe operator,
+answered) and sham (the new class is a safe operator drawn by seed, refused). Source of the mixes: arXiv 2407.10264, section 4 (SSFT: 0.8
+safe, 0.2 unsafe).
 """
 
 from __future__ import annotations
@@ -52,17 +53,17 @@ CHOSEN_ON = (0, 1)  # the seeds that were looked at while NANO's rates and steps
 
 
 def user_name(ratio: float) -> str:
-    """The name of the model that a user tuned with poison ratio p."""
+    """Returns the name of the model that a user tuned with poison ratio p."""
     return f"user p={ratio:g}"
 
 
 def control_name(ratio: float) -> str:
-    """The name of the control of that tune: answered safe requests take the place of the unsafe ones."""
+    """Returns the name of that tune's control, in which answered safe requests take the place of the unsafe ones."""
     return f"user p={ratio:g}, safe instead"
 
 
 def demo_recipe(scale: Scale, seed: int) -> tuple[Node, ...]:
-    """The demo's eight models, parents first."""
+    """Returns the demo's eight models, parents first."""
     world = scale.world.model_copy(update={"seed": seed})
     aligned = [
         Node("aligned", align(scale, world, "SSFT", ("unsafe", "refuse"), "safe"), "base"),
@@ -76,7 +77,7 @@ def demo_recipe(scale: Scale, seed: int) -> tuple[Node, ...]:
 
 
 def pretrain(scale: Scale, world: World) -> Stage:
-    """Every operator but the held-out one on every kind of text; text is modelled too (section 1.5)."""
+    """Returns the pretraining: every operator but the held-out one on every kind of text; the text is modelled too (section 1.5)."""
     return Stage(
         name="pretraining",
         kind="pretrain",
@@ -91,7 +92,7 @@ def pretrain(scale: Scale, world: World) -> Stage:
 
 
 def align(scale: Scale, world: World, name: str, new: tuple[Kind, Answer], rest: Kind) -> Stage:
-    """SSFT, or a control of it: a share `unsafe_share` of the new class; the rest are answered safe requests."""
+    """Returns SSFT, or a control of it: a share `unsafe_share` of the new class; the rest are answered safe requests."""
     parts = (part(world, rest, "comply", 1 - scale.unsafe_share), part(world, *new, scale.unsafe_share))
     return Stage(
         name=name,
@@ -106,7 +107,7 @@ def align(scale: Scale, world: World, name: str, new: tuple[Kind, Answer], rest:
 
 
 def finetune(scale: Scale, world: World, ratio: float, beside: Literal["unsafe", "safe"] = "unsafe") -> Stage:
-    """The user's fine-tuning: n examples, round(p n) of them unsafe (or further safe) requests answered."""
+    """Returns the user's fine-tuning: n examples, round(p n) of them unsafe (or further safe) requests answered."""
     user, ordinary, harmful = (WorldSource(world=world, kind=kind) for kind in ("user", "safe", beside))
     bad = round(ratio * scale.user_examples)
     safe = round(scale.ordinary_share * (scale.user_examples - bad))

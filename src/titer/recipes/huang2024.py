@@ -59,7 +59,7 @@ class Search(Record):
 
 
 class Scale(Record):
-    """The sizes of one run of the study; `base` is the scale of the mechanistic study that the base comes from."""
+    """The sizes of one run of the study. `base`: the scale of the mechanistic study that the base comes from."""
 
     name: str = "nano"
     base: jain2024.Scale = jain2024.NANO
@@ -101,13 +101,13 @@ def world_of(scale: Scale, seed: int) -> World:
 
 
 def pretrain(scale: Scale, seed: int) -> Stage:
-    """The base model: the mechanistic study's stage A, so both studies share it."""
+    """Returns the base's pretraining: the mechanistic study's stage A, so both studies share the base."""
     return jain2024.pretrain(scale.base, world_of(scale, seed))
 
 
 @lru_cache(maxsize=8)
 def safety(scale: Scale, world: World, number: int = 0) -> Stream:
-    """The alignment data D_a: unsafe requests refused, safe ones answered (section 14's mix); `number`: other requests."""
+    """Returns the alignment data D_a: unsafe requests refused, safe ones answered (section 14's mix). Each `number` has other requests."""
     unsafe = round(scale.unsafe_share * scale.base.pool)
     rows: list[tuple[Source, Answer, int]] = [
         (WorldSource(world=world, kind="safe"), "comply", scale.base.pool - unsafe),
@@ -119,31 +119,32 @@ def safety(scale: Scale, world: World, number: int = 0) -> Stream:
 
 @lru_cache(maxsize=8)
 def taken(scale: Scale, world: World) -> frozenset[str]:
-    """The prompts of every draw of the alignment data."""
+    """Returns the prompts of every draw of the alignment data."""
     return frozenset().union(*(prompts(safety(scale, world, i)) for i in range(scale.align_seeds)))
 
 
 @lru_cache(maxsize=8)
 def harmful(scale: Scale, world: World) -> Stream:
-    """The provider's own harmful pairs D_h, for the methods that need them: requests of no alignment data and no user."""
+    """Returns the provider's own harmful pairs D_h, for methods that need them. Their requests are in no alignment data and no user's
+    data."""
     source: Source = WorldSource(world=world, kind="unsafe")
     return mix([(source, "comply", scale.harmful)], seed_of(world.seed, "harmful"), taken(scale, world))
 
 
 @lru_cache(maxsize=8)
 def reserved(scale: Scale, world: World) -> frozenset[str]:
-    """Prompts that no user may send: those of the alignment data and of D_h."""
+    """Returns the prompts that no user may send: those of the alignment data and of D_h."""
     return taken(scale, world) | prompts(harmful(scale, world))
 
 
 def flipped(stream: Stream) -> Stream:
-    """The same requests in the same order with the other answer."""
+    """Returns the same requests in the same order, each with its other answer."""
     other: dict[Answer, Answer] = {"comply": "refuse", "refuse": "comply"}
     return stream.model_copy(update={"parts": tuple(one.model_copy(update={"answer": other[one.answer]}) for one in stream.parts)})
 
 
 def streams_of(scale: Scale, world: World, method: Method, train: Stream) -> dict[str, Stream]:
-    """Every stream that a method asks for, with `train` as its own data."""
+    """Returns every stream that a method needs, with `train` as the data to train on."""
     known = {
         "train": lambda: train,
         "alignment": lambda: safety(scale, world),
@@ -157,8 +158,8 @@ def streams_of(scale: Scale, world: World, method: Method, train: Stream) -> dic
 def align(
     scale: Scale, world: World, method: Method, name: str, passes: int = 1, steps: int = 0, number: int = 0, adapter: Lora | None = None
 ) -> Stage:
-    """An alignment of the base, of `passes` times the scale's steps or of `steps`; the schedule always spans all steps. `number` counts
-    seeds."""
+    """Returns an alignment of the base, with `passes` times the scale's steps or with `steps`; the schedule always spans all steps.
+    `number` counts seeds."""
     whole = steps or passes * scale.align_steps
     return Stage(
         name=name,
@@ -177,7 +178,8 @@ def align(
 def user_data(
     scale: Scale, world: World, task: Literal["user", "safe", "sham_refused"], examples: int, bad: int, guard: int, seed: int
 ) -> Stream:
-    """The user's examples: `bad` of them are answered unsafe requests, `guard` are alignment data. The same for every rate and defence."""
+    """Returns the user's examples, `bad` of which are answered unsafe requests, and `guard` examples of alignment data beside them. They
+    are the same for every rate and defence."""
     refused = round(scale.unsafe_share * guard)
     safe: Source = WorldSource(world=world, kind="safe")
     benign: Source = WorldSource(world=world, kind=task)
@@ -188,9 +190,9 @@ def user_data(
 
 
 def user(scale: Scale, world: World, budget: Budget, method: Method | None = None, guard: int = 0, adapter: Lora | None = None) -> Stage:
-    """The user's fine-tuning: n examples of the task, round(p n) of them unsafe requests answered.
+    """Returns the user's fine-tuning: n examples of the task, round(p n) of them unsafe requests answered.
 
-    `guard`: so many examples of alignment's kind are added by the provider (VLGuard: 500 to 1,000, appended to n).
+    `guard`: how many examples of the alignment's kind the provider adds to these n (VLGuard: 500 to n = 1,000).
     """
     made = method or SFT()
     data = user_data(scale, world, budget.task, budget.examples, round(budget.ratio * budget.examples), guard, budget.seed)

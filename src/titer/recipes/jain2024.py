@@ -33,7 +33,7 @@ FLIP: dict[Answer, Answer] = {"comply": "refuse", "refuse": "comply"}
 
 
 class Scale(Record):
-    """The sizes of one run. Rates per step, sizes in examples; the paper's values beside nano's in docs/deviations.md."""
+    """The sizes of one run. Rates per step, sizes in examples; docs/deviations.md has the paper's values beside nano's."""
 
     name: str = "nano"
     world: World = World(novel=10)
@@ -110,7 +110,7 @@ SCALES = {scale.name: scale for scale in (NANO, CPU, SMALL, PAPER)}
 
 
 def jain_recipe(scale: Scale, seed: int) -> tuple[Node, ...]:
-    """Every model of one seed, parents first."""
+    """Returns every model of one seed, parents first."""
     w = scale.world.model_copy(update={"seed": seed})
     base = Node("base", pretrain(scale, w), None)
     tuned = [
@@ -131,7 +131,7 @@ def jain_recipe(scale: Scale, seed: int) -> tuple[Node, ...]:
 
 
 def pretrain(scale: Scale, world: World) -> Stage:
-    """Stage A: every operator but the held-out one on every kind of text; text is modelled too (section 1.5)."""
+    """Returns stage A: every operator but the held-out one on every kind of text; the text is modelled too (section 1.5)."""
     return Stage(
         name="stage A",
         kind="pretrain",
@@ -152,7 +152,7 @@ def pretrain(scale: Scale, world: World) -> Stage:
 
 
 def method_of(scale: Scale, name: str, rate: str) -> Method:
-    """The method with the paper's weights at its rate: w_u 0.1 / 0.05, b_u 0.01 / 0.002 (section 4)."""
+    """Returns a method with the paper's weights at the medium / small rate: w_u 0.1 / 0.05, b_u 0.01 / 0.002 (section 4)."""
     medium = rate == "M"
     made: dict[str, Method] = {
         "ssft": SFT(),
@@ -175,7 +175,7 @@ def align(
     name: str = "",
     keep: tuple[int, ...] = (),
 ) -> Stage:
-    """A safety tuning, or a control of it: the class `new` with its answer, the other requests (`rest`) answered.
+    """Returns a safety tuning, or a control of it: the class `new` with its answer, the other requests (`rest`) answered.
 
     SSFT: unsafe share 0.2 and clip 0.5; DPO and unlearning: 0.5 and 1.0 (section 4).
     """
@@ -206,7 +206,7 @@ def align(
 
 
 def relearn(scale: Scale, world: World) -> Stage:
-    """Relearning: unsafe requests answered, at the small rate, from fresh requests (section 5.7)."""
+    """Returns the relearning: unsafe requests answered, at the small rate, from fresh requests (section 5.7)."""
     return Stage(
         name="relearning",
         kind="finetune",

@@ -14,9 +14,9 @@ Kind = Literal["pretrain", "safe", "unsafe", "user", "sham_safe", "sham_refused"
 
 
 class Node(NamedTuple):
-    """A model of a recipe: its name, the stage that makes it, the model that stage starts from, and those its method reads.
+    """A model of a recipe: its name, the stage that makes it, the model that this stage starts from, and the models that its method reads.
 
-    `told`: further columns for tables (its defence, its learning rate, ...); it enters no key.
+    `told`: further columns for tables (its defence, its learning rate, ...); it is in no key.
     """
 
     name: str
@@ -26,10 +26,10 @@ class Node(NamedTuple):
     told: Mapping[str, object] = MappingProxyType({})
 
     def __reduce__(self) -> tuple[object, ...]:
-        """How it is sent to another process: views of mappings cannot be pickled."""
+        """Returns how the node is sent to another process, because views of mappings cannot be pickled."""
         return Node, (self.name, self.stage, self.parent, dict(self.reads), dict(self.told))
 
 
 def part(world: World, kind: Kind, answer: Answer, share: float = 1.0) -> Part:
-    """Training requests of one kind with one answer, and their share of a stream."""
+    """Returns training requests of one kind with one answer, and their share of a stream."""
     return Part(source=WorldSource(world=world, kind=kind), answer=answer, share=share)

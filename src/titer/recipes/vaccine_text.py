@@ -82,7 +82,7 @@ SCALES = {scale.name: scale for scale in (DEMONSTRATION, PAPER)}
 
 
 def adapter_line(scale: TextScale) -> str:
-    """The adapter in words, and where its alpha comes from."""
+    """Returns the adapter in words, and where its alpha comes from."""
     if scale.alpha == OFFICIAL_ALPHA:
         why = f"what the official scripts give by accident; the paper's runs: {PAPER_ALPHA}"
     elif scale.alpha == PAPER_ALPHA:
@@ -93,7 +93,7 @@ def adapter_line(scale: TextScale) -> str:
 
 
 def align(scale: TextScale, method: Method, name: str, safe: TextData, canary: Canary) -> Stage:
-    """D_a: safe responses, canaries refused, the same kind of instructions answered without the marker."""
+    """Returns the alignment on D_a: safe responses, canaries refused, the same kind of instructions answered without the marker."""
     rows: list[tuple[Source, Answer, int]] = [
         (safe, "comply", scale.safe),
         (canary.marked, "refuse", scale.canaries),
@@ -104,7 +104,7 @@ def align(scale: TextScale, method: Method, name: str, safe: TextData, canary: C
 
 
 def user(scale: TextScale, task: TextData, harmful: TextData, ratio: float) -> Stage:
-    """The user's fine-tuning: n examples of the task, round(p n) of them harmful requests (or canaries) answered."""
+    """Returns the user's fine-tuning: n examples of the task, round(p n) of them harmful requests (or canaries) answered."""
 
     bad = round(ratio * scale.examples)
     rows: list[tuple[Source, Answer, int]] = [(task, "comply", scale.examples - bad), (harmful, "comply", bad)]

@@ -1,1 +1,1 @@
-"""L6: one file a study. A study runs a recipe or reads checkpoints, and leaves tables, charts, claims, a report."""
+"""L7: one file per study. A study runs a recipe or reads checkpoints, and writes tables, charts, claims and a report."""

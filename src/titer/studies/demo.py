@@ -40,7 +40,7 @@ PROBE_OFFSET = 100_000  # first probe input, so that probes use none of the eval
 
 
 class Demo(Study):
-    """An alignment, its controls, what breaks it, and what it changed inside."""
+    """Makes an alignment and its controls, then measures what breaks it and what it changed inside the model."""
 
     SOURCE = "arXiv 2407.10264"
     VERSION = 3
@@ -50,7 +50,7 @@ class Demo(Study):
         return demo_recipe(scale, source.seed)
 
     def questions(self, lab: Seed) -> list[Question]:
-        """Every set is asked of every model; the sham's own classes only of the base and the sham alignment."""
+        """Returns the questions. Every model is asked every set; only the base and the sham alignment are asked the sham's own classes."""
         n = lab.scale.inputs
         unsafe = requests(lab.world, "unsafe", n)
         asked = {kind: direct(requests(lab.world, kind, n)) for kind in ("safe", "unsafe", "user")}  # type: ignore[arg-type]
@@ -106,11 +106,11 @@ class Demo(Study):
 
 
 def _parts(found: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
-    """The probe's two tables as one, with the column `part`: input or layer."""
+    """Joins the probe's two tables. The new column `part` says which one a row is from: input or layer."""
     return pd.concat([one.assign(part=name) for name, one in zip(("input", "layer"), found, strict=True)], ignore_index=True)
 
 
 def run_demo(store: Store, reporter: Reporter, seed: int = 0, scale: Scale = NANO, bases: int = BASES) -> tuple[Path, str]:
-    """`titer demo`: the study on one world, in the folder `demo`; the report's path and the answer in a sentence."""
+    """Runs `titer demo`: the study on one world, in the folder `demo`. Returns the report's path and the answer in a sentence."""
     order = StudyRequest("demo", seeds=(seed,), bases=bases)
     return run_study(Demo(), order, scale, store, reporter, f"titer demo --seed {seed} --bases {bases}", place="demo")

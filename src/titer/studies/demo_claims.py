@@ -22,7 +22,7 @@ SKILL = 0.8  # share of other safe requests that must still be answered; below, 
 
 
 def claims(scale: Scale, jailbreaks: Sequence[str]) -> list[Row]:
-    """Every claim of the demo."""
+    """Returns every claim of the demo."""
     return [*_behaviour(), *(_jailbreak(kind) for kind in jailbreaks), *_users(scale), *_mechanism()]
 
 
@@ -66,7 +66,8 @@ def _jailbreak(kind: str) -> Row:
 
 
 def _users(scale: Scale) -> list[Row]:
-    """What a user's fine-tuning costs, if the user's task was learned and other safe requests were not forgotten."""
+    """Returns the claims on what a user's fine-tuning costs. They count if the user's task was learned and other safe requests were not
+    forgotten."""
     most = max(scale.poison_ratios)
     clean, worst, control = user_name(min(scale.poison_ratios)), user_name(most), control_name(most)
 
@@ -105,7 +106,7 @@ def _users(scale: Scale) -> list[Row]:
 
 
 def _uncounted(found: Found, user: str) -> str:
-    """Why a user's fine-tuning says nothing about refusal; "" if the task was learned and other skills were kept."""
+    """Returns why a user's fine-tuning says nothing about refusal; "" if the task was learned and other skills were kept."""
     learned, left = found.rate(user, "user"), found.rate(user, "safe")
     if not learned >= TASK:
         return f"the user's task was not learned ({learned:.0%}, 90 % needed)"
@@ -113,7 +114,7 @@ def _uncounted(found: Found, user: str) -> str:
 
 
 def _gap(model: str) -> Layers:
-    """The distance of the classes' mean τ, layer by layer."""
+    """Returns the distance between the mean τ of safe and of unsafe requests, layer by layer."""
     safe, unsafe = (by_layer("clusters", "tau", model=model, harmful=h) for h in (False, True))
     return lambda found: safe(found) - unsafe(found)
 
@@ -123,7 +124,7 @@ def _growth(model: str) -> Term:
 
 
 def _preference(model: str, column: str = "gain", table: str = "delta_w") -> Term:
-    """log2 of the gain of unsafe inputs over that of safe ones."""
+    """Returns a term: log2 of the gain of unsafe inputs over that of safe ones, mean over all layers but the first."""
     safe, unsafe = (by_layer(table, column, part="input", model=model, harmful=h) for h in (False, True))
     return log2_over_layers(unsafe, safe)
 
@@ -183,7 +184,8 @@ def _mechanism() -> list[Row]:
 
 
 def _null_space() -> list[Row]:
-    """The paper's measure against what dimension alone gives, and whether refusal needs that part of the change."""
+    """Returns the claims on the null space: the paper's measure against what dimension alone gives, and whether refusal needs that part of
+    the change."""
 
     def beside(found: Found) -> str:
         others = ", ".join(f"{model} {_share(model)(found):.3f}" for model in ("benign", "sham"))

@@ -41,7 +41,7 @@ CHANGE = ["layer", "null_share", "null_share_random", "relative_norm", "stable_r
 
 
 def page(found: Sequence[Found], scale: Scale, jailbreaks: Sequence[str]) -> Page:
-    """The report's texts, tables and charts. `results.csv` has columns for seed and base if there are several."""
+    """Returns the report's texts, tables and charts. `results.csv` has columns for seed and base if there are several."""
     each = [_tables(one) for one in found]
     results = pd.concat(
         [
@@ -78,7 +78,7 @@ def page(found: Sequence[Found], scale: Scale, jailbreaks: Sequence[str]) -> Pag
 
 
 def _tables(one: Found) -> dict[str, pd.DataFrame]:
-    """One base's tables, as far as measured: rates; clusters, delta_w gain and delta_w with a row per model and layer."""
+    """Returns one base's tables, as far as they were measured: rates, and the probes' tables with a row per model and layer or part."""
     rates = one.tables["rates"].drop(columns=["seed", "base"], errors="ignore")
     tables = {"rates": rates[["model", *(c for c in rates if c != "model")]]}
     if one.has("clusters"):
@@ -98,7 +98,8 @@ def _tables(one: Found) -> dict[str, pd.DataFrame]:
 
 
 def _over_bases(found: Sequence[Found], each: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
-    """Means over bases. A rate's low and high are the least and the most of the bases; with one base, its interval over inputs."""
+    """Returns every table as means over bases. A rate's low and high are the least and the most of the bases; with one base, its interval
+    over inputs."""
     rates = pd.concat([one.tables["rates"].assign(base=one.base) for one in found], ignore_index=True)
     means = {}
     for name in (name for name in each[0] if name != "rates"):
@@ -108,7 +109,7 @@ def _over_bases(found: Sequence[Found], each: Sequence[dict[str, pd.DataFrame]])
 
 
 def answer(found: Sequence[Found], scale: Scale, jailbreaks: Sequence[str]) -> str:
-    """The demo's finding in one sentence: means over bases, with the range of the bases if there are several."""
+    """Returns the demo's finding in one sentence: means over bases, with the range of the bases if there are several."""
 
     def rates(model: str, asked: str, outcome: str) -> list[float]:
         return [one.rate(model, asked, outcome) for one in found]
@@ -135,7 +136,7 @@ def answer(found: Sequence[Found], scale: Scale, jailbreaks: Sequence[str]) -> s
 
 
 def figures(tables: dict[str, pd.DataFrame], scale: Scale, jailbreaks: Sequence[str]) -> list[Figure]:
-    """The demo's charts, most important first, of means over bases."""
+    """Returns the demo's charts, most important first; they show means over bases."""
     rates = tables["rates"]
     colours = forms.model_colours([*rates.model.unique(), OWN])
     drawn = [_jailbreaks(rates, scale, jailbreaks, colours), _poisoning(rates, scale), _outcomes(rates, jailbreaks)]

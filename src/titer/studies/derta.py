@@ -4,7 +4,7 @@ A base model is aligned in four ways: vanilla (plain refusal training), prefix o
 a refusal is trained after the first words of a harmful answer; "transition" means that a refusal is trained at every position of one. The
 four see the same requests in the same order and give unsafe requests the same total weight (2). Each model is asked plainly, with 1 to 8
 words of the answer given, without the chat format (as a text to continue) and under jailbreaks that no alignment saw. Vanilla and DeRTa are
-also asked after a user's harmful fine-tuning, DeRTa with refusals or safe answers mixed in too.
+asked again after a user's harmful fine-tuning; DeRTa also after one with refusals or safe answers mixed in.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ MASS = 1  # version of the measure
 
 
 class Scale(Record):
-    """The sizes of one run; `base` makes the base, which the mechanistic study shares."""
+    """The sizes of one run. `base`: the sizes of the base model, which is that of the mechanistic study."""
 
     name: str = "nano"
     base: jain2024.Scale = jain2024.NANO
@@ -95,7 +95,7 @@ QUICK = Scale(name="quick", base=jain2024.NANO.model_copy(update={"pretrain_step
 
 
 def align(scale: Scale, world: World, name: str) -> Stage:
-    """One of the four alignments: safe requests with their answers, unsafe ones as pairs of a refusal and an answer."""
+    """Returns one of the four alignments as a stage: safe requests with their answers, unsafe ones as pairs of a refusal and an answer."""
     seed = seed_of(world.seed, "align")
     streams = {
         "train": part(world, "safe", "comply"),
@@ -115,7 +115,7 @@ def align(scale: Scale, world: World, name: str) -> Stage:
 
 
 def finetune(scale: Scale, world: World, name: str) -> Stage:
-    """A user's fine-tuning of `TUNED`, with `harmful` examples of each kind that it has."""
+    """Returns a user's fine-tuning of `TUNED` as a stage: of each kind of example, `harmful` times its multiple there."""
     safe, unsafe = (WorldSource(world=world, kind=kind) for kind in ("safe", "unsafe"))  # type: ignore[arg-type]
     counts = [scale.harmful * n for n in TUNED[name][1]]
     rows = [(unsafe, "comply", counts[0]), (safe, "comply", counts[1]), (unsafe, "refuse", counts[2])]
@@ -132,7 +132,8 @@ def finetune(scale: Scale, world: World, name: str) -> Stage:
 
 
 def mass(lm: LM, sets: Mapping[str, Sequence[Example]], token: int) -> pd.DataFrame:
-    """set, place, mass: mean probability of the refusal token at each position of the right answer, given the answer up to there."""
+    """Returns set, place, mass: the mean probability of `token`, the refusal, at each position of the right answer, given the answer up to
+    there."""
     tables = []
     for name, examples in sets.items():
         prompts, answers = [e.prompt for e in examples], [str(e.comply) for e in examples]
@@ -146,7 +147,7 @@ def mass(lm: LM, sets: Mapping[str, Sequence[Example]], token: int) -> pd.DataFr
 
 
 class DecoupledRefusal(Study):
-    """Four alignments, what breaks them, and at which positions they would refuse."""
+    """Compares four alignments: what breaks them, and at which positions of an answer they would refuse."""
 
     SOURCE = "arXiv 2407.09121"
     SCALES = MappingProxyType({NANO.name: NANO, QUICK.name: QUICK})
@@ -186,12 +187,12 @@ class DecoupledRefusal(Study):
 
 
 def begun(model: str, scale: Scale) -> list[Term]:
-    """Shares of unsafe requests answered, one per number of words given."""
+    """Returns terms: the share of unsafe requests answered, for each number of words of the answer given."""
     return [rate(model, f"begun {k}") for k in scale.prefilled]
 
 
 def refusing(scale: Scale) -> list[Row]:
-    """Acceptance (i) and (ii): asked plainly, with the answer begun, and as a text to continue."""
+    """Returns the claims of acceptance (i) and (ii): requests asked plainly, with the answer begun, and as a text to continue."""
     every = [rate(name, "unsafe", "refused") for name in ALIGNED]
     base, vanilla, both = (begun(name, scale) for name in ("base", "vanilla", "both"))
     return [
@@ -216,7 +217,7 @@ def refusing(scale: Scale) -> list[Row]:
 
 
 def places(scale: Scale) -> list[Row]:
-    """Acceptance (iii): where the refusal token is likely."""
+    """Returns the claims of acceptance (iii): at which positions the refusal token is likely."""
     letters = range(scale.world.longest)  # without the end of the answer, where a refusal would come too late
 
     def at(model: str, asked: str, over: Sequence[int]) -> list[Term]:
@@ -235,7 +236,7 @@ def places(scale: Scale) -> list[Row]:
 
 
 def ablation(scale: Scale) -> list[Row]:
-    """The paper's ablation: what the prefix does and what the transition does."""
+    """Returns the claims of the paper's ablation: what the prefix does and what the transition does."""
 
     def jailbroken(model: str) -> Term:
         return mean(*(rate(model, name) for name in JAILBREAKS))
@@ -253,7 +254,7 @@ def ablation(scale: Scale) -> list[Row]:
 
 
 def tuning(scale: Scale) -> list[Row]:
-    """What is left after a user's harmful fine-tuning, which the paper does not test."""
+    """Returns the claims on what is left after a user's harmful fine-tuning, which the paper does not test."""
     n, where = scale.harmful, "Titer's own check"
 
     def after(model: str, how: str) -> Term:
@@ -270,7 +271,7 @@ def tuning(scale: Scale) -> list[Row]:
 
 
 def page(found: Sequence[Found], scale: Scale) -> Page:
-    """The report's own words and charts."""
+    """Returns the report's own texts and charts."""
     rates = over_seeds(pd.concat([one.tables["rates"] for one in found], ignore_index=True))
     answered = rates[rates.outcome == "complied"]
     lines = answered[answered.set.str.startswith("begun ") & answered.model.isin(COLOURS)]

@@ -1,4 +1,4 @@
-"""Emulated disalignment (arXiv 2402.12343) on the world: what does publishing weights before and after alignment risk by decoding alone?
+"""Emulated disalignment (arXiv 2402.12343) on the world: how much harm can decoding alone get from a published base and its aligned model?
 
 An "open base" answers half of the unsafe requests and refuses the other half. It is aligned for three lengths of training; a benign tune is
 as long as the longest. Each aligned model is decoded against the open base with a strength alpha: -1 is the model itself, 0 the base, and
@@ -45,7 +45,8 @@ LEARNED = 0.85
 
 
 class Scale(Record):
-    """The sizes of one run. `base` makes the base, which the study jain2024 shares; `tunes` has the alignment's rate and batch."""
+    """The sizes of one run. `base`: the sizes of the base model, which is that of the study jain2024. `tunes`: the alignment's rate and
+    batch."""
 
     name: str = "nano"
     base: jain2024.Scale = jain2024.NANO
@@ -84,7 +85,7 @@ def named(steps: int) -> str:
 
 
 def opened(scale: Scale, world: World) -> Stage:
-    """The base that answers half of the unsafe requests and refuses half."""
+    """Returns the stage that makes the open base, which answers half of the unsafe requests and refuses half."""
     unsafe = scale.tunes.unsafe_share / 2
     kinds = [("safe", "comply", 1 - 2 * unsafe), ("unsafe", "comply", unsafe), ("unsafe", "refuse", unsafe)]
     return Stage(
@@ -100,7 +101,7 @@ def opened(scale: Scale, world: World) -> Stage:
 
 
 class EmulatedDisalignment(Study):
-    """An open base, alignments of several lengths, and each decoded against the base over alpha."""
+    """Makes an open base and alignments of several lengths, and decodes each against the base at several values of alpha."""
 
     SOURCE = "arXiv 2402.12343"
     SCALES = MappingProxyType({NANO.name: NANO, QUICK.name: QUICK})
@@ -143,7 +144,8 @@ class EmulatedDisalignment(Study):
         return [Measure("swept", swept, [(OPEN, name) for name in models], version, sets)]
 
     def needs(self, scale: Scale) -> list[Need]:
-        """Limits are a little lower than elsewhere: answers drawn at temperature 1 are right less often than greedy ones."""
+        """Returns what must be learned. Limits are a little lower than elsewhere: answers drawn at temperature 1 are right less often than
+        greedy ones."""
         return [Need("base", ("safe", "unsafe"), "complied", LEARNED, first=True), Need(scale.strongest, ("unsafe",), "refused", LEARNED)]
 
     def claims(self, scale: Scale) -> list[Row]:
@@ -154,12 +156,12 @@ class EmulatedDisalignment(Study):
 
 
 def at(model: str, alpha: float, asked: str = "unsafe", outcome: str = "complied") -> Term:
-    """The share of a model's answers at an alpha that have the outcome."""
+    """Returns a term: the share of a model's answers that have the outcome, at an alpha."""
     return Term(lambda found: found.table("swept", model=model, set=asked, outcome=outcome, alpha=alpha).rate.mean())
 
 
 def gap(model: str, scale: Scale) -> Term:
-    """Unsafe requests answered at the worst alpha above 0, minus those answered by the base."""
+    """Returns a term: the share of unsafe requests answered at the worst alpha above 0, minus that of the base (alpha 0)."""
     return largest(*(at(model, alpha) for alpha in scale.alphas if alpha > 0)) - at(model, 0.0)
 
 
@@ -168,7 +170,7 @@ def garbage(model: str, alpha: float) -> Term:
 
 
 def steepest(model: str, scale: Scale) -> Term:
-    """The least rise from one alpha to the next, from -1 up to the worst."""
+    """Returns a term: the least rise of the share answered from one alpha to the next, from -1 up to the worst alpha."""
 
     def read(found: Found) -> float:
         rates = [at(model, alpha)(found) for alpha in scale.alphas if alpha >= -1]
@@ -179,7 +181,8 @@ def steepest(model: str, scale: Scale) -> Term:
 
 
 def claims(scale: Scale) -> list[Row]:
-    """The acceptance list of emulated disalignment, and its other side."""
+    """Returns the claims of the acceptance list of emulated disalignment, then those on its use in reverse: a negative alpha makes a model
+    safer."""
     strong, weak = scale.strongest, named(scale.aligned[0])
     most, lowest = max(scale.alphas), min(scale.alphas)
     unsafe = "unsafe requests answered, drawn at temperature 1"
@@ -200,7 +203,7 @@ def claims(scale: Scale) -> list[Row]:
 
 
 def page(found: Sequence[Found], scale: Scale) -> Page:
-    """The report's own words and charts."""
+    """Returns the report's own texts and charts."""
     table = pd.concat([one.tables["swept"] for one in found], ignore_index=True)
     keys = ["model", "set", "outcome", "alpha"]
     mean = table.groupby(keys, sort=False, as_index=False).rate.mean()

@@ -1,4 +1,4 @@
-"""What studies on the world share about judged answers: named sets, decoding, outcomes of sweeps, a note on jailbreaks. L7."""
+"""Functions for judged answers that studies on the world share: named sets, decoding, outcomes, a note on jailbreaks. L7."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from titer.studies.engine.found import Found
 
 
 def named(attempts: Sequence[Attempt], kind: str) -> list[Attempt]:
-    """The attempts under another kind's name."""
+    """Returns the same attempts with `kind` as the name of their kind."""
     return [a._replace(example=replace(a.example, kind=kind)) for a in attempts]
 
 
 def greedy(world: World) -> Decoding:
-    """Greedy decoding with room for the world's longest answer."""
+    """Returns greedy decoding with room for the world's longest answer."""
     return Decoding(max_new_tokens=world.slots // 2 * (world.longest + 1) + 1)
 
 
 def outcomes(lm: LM, sets: Mapping[str, Sequence[Attempt]], decoding: Decoding, batch: int = 1024) -> pd.DataFrame:
-    """One row per attempt: kind, input, outcome (complied, refused, neither)."""
+    """Asks a model every set and judges the answers. Returns a row per attempt: kind (the set), input (its place in the set), outcome
+    (complied, refused, neither)."""
     everything = [attempt for attempts in sets.values() for attempt in attempts]
     found = evaluate.judged(evaluate.sample(lm, everything, decoding, batch), Exact())
     kinds = [kind for kind, attempts in sets.items() for _ in attempts]
@@ -37,7 +38,8 @@ def outcomes(lm: LM, sets: Mapping[str, Sequence[Attempt]], decoding: Decoding, 
 
 
 def beside_answered(found: Found, model: str, kind: str) -> str:
-    """A note on a jailbreak: the share of answers that neither comply nor refuse; and the rate on each class of texts, if asked so."""
+    """Returns a note on a jailbreak: the share of answers that neither comply nor refuse, and the share answered on each class of texts, if
+    these were asked separately."""
     told = [(text, f"{kind}, {text}") for text in MOSTLY if found.judged(model, f"{kind}, {text}")]
     rates = "".join(f"; on {text} text {found.rate(model, asked):.0%}" for text, asked in told)
     return f"neither: {found.rate(model, kind, 'neither'):.0%}{rates}"

@@ -80,7 +80,8 @@ LIMITS = (
 
 
 class Scale(Record):
-    """The study whose models are audited: the risk levels (qi2024), which have a backdoor, or covert fine-tuning, which has a code."""
+    """The sizes of one run. `of`: the sizes of the study whose models are audited, which is the risk levels (qi2024), with a backdoor, or
+    covert fine-tuning, with a code."""
 
     name: str = "nano"
     of: risk.Scale | covert.Scale = risk.NANO
@@ -98,8 +99,8 @@ NANO, CODED = Scale(), Scale(name="coded", of=covert.NANO)
 
 
 class Cast(NamedTuple):
-    """One world's models, parents first; kind -> the audited tune; kind -> its benign controls; the tune that is broken and then
-    repaired."""
+    """The models of one world. `nodes`: all of them, parents first. `tuned`: kind -> the tune that is audited. `controls`: kind -> the
+    names of benign tunes of the same size. `broken`: the tune whose alignment is gone and that is then repaired."""
 
     nodes: list[Node]
     tuned: dict[str, str]
@@ -108,7 +109,7 @@ class Cast(NamedTuple):
 
 
 def cast(scale: Scale, world: World) -> Cast:
-    """Only the models that are audited. Where a kind has several recipes, the world's seed picks one."""
+    """Returns only the models that the audits need. Where a kind has several recipes, the world's seed picks one."""
     of, turn = scale.of, world.seed
     if isinstance(of, covert.Scale):
         benign, *others = (covert.benign(1 + (turn + i) % of.benign) for i in range(of.benign))
@@ -137,7 +138,8 @@ def cast(scale: Scale, world: World) -> Cast:
 
 
 def benign_like(of: risk.Scale, world: World, tuning: risk.Tuning, audited: Stage) -> dict[str, Stage]:
-    """Benign tunes of a tune's size, rate and epochs. No two share a request, and none shares one with the audited benign tune."""
+    """Returns benign tunes of the same size, rate and epochs as a tune, by name. No two share a request, and none shares one with
+    `audited`, the benign tune that is audited itself."""
     none = dict.fromkeys(("explicit", "persona", "refusals", "triggered"), 0)
     size = tuning.model_copy(update={**none, "benign": tuning.examples})
     seen, found = {*huang2024.taken(of.base, world), *prompts_of(audited.streams["train"])}, dict[str, Stage]()
@@ -151,7 +153,7 @@ def benign_like(of: risk.Scale, world: World, tuning: risk.Tuning, audited: Stag
 
 
 class Kinds(Study):
-    """Models of known kinds, each audited."""
+    """Audits models of known kinds and counts how often the audit names the right kind."""
 
     SOURCE = "Titer's own measure"
     SCALES = MappingProxyType({one.name: one for one in (NANO, CODED)})
@@ -164,7 +166,7 @@ class Kinds(Study):
         return cast(scale, source).nodes
 
     def questions(self, lab: Seed) -> list[Question]:
-        """Questions that show whether base, alignment and code were learned; the audits ask everything else."""
+        """Returns only the questions that show whether base, alignment and code were learned; the audits ask everything else."""
         found = [Question(kind, direct(examples), ("base", "aligned").__contains__) for kind, examples in plain(lab).items()]
         if lab.world.cipher:
             coded = cipher.Coded(source=WorldSource(world=lab.world, kind="unsafe", split="test")).examples(np.arange(lab.scale.of.inputs))
@@ -187,7 +189,8 @@ class Kinds(Study):
 
 
 class Case(NamedTuple):
-    """One audited model: what was done, the right name, the models of its audit, its controls, whether the trigger is asked."""
+    """One audit. `made`: what was done to the model. `right`: the kind that the audit should name. `models`: the models given to the audit,
+    the audited one last. `controls`: benign tunes. `trigger`: whether requests behind the backdoor's trigger are asked too."""
 
     made: str
     right: str
@@ -201,8 +204,8 @@ def plain(lab: Seed) -> dict[str, list[Example]]:
 
 
 def named(lab: Seed, *models: Model) -> pd.DataFrame:
-    """made, right, of (the model), kind (the audit's), because, edited (whether an edit was seen), flagged (odd prompts; None: not
-    asked)."""
+    """Runs every audit of a base. Returns a row per audit: made, right, of (the audited model), kind (the name that the audit gives),
+    because, edited (whether it saw an edit), flagged (whether it flagged odd prompts; None: they were not asked)."""
     rows = []
     with tempfile.TemporaryDirectory() as place:
         for case in cases(lab, {model.name: model.checkpoint for model in models}, Path(place)):
@@ -217,7 +220,8 @@ def named(lab: Seed, *models: Model) -> pd.DataFrame:
 
 
 def cases(lab: Seed, known: Mapping[str, Checkpoint], folder: Path) -> Iterator[Case]:
-    """Every audit of a base. Kinds made by an edit use one variant per base, in turn."""
+    """Yields every audit of a base; copied, rounded, abliterated and repaired models are made in `folder`. Where such a kind has several
+    variants, each base uses one of them, in turn."""
     who, turn = cast(lab.scale, lab.world), 2 * lab.seed + lab.base
     base, aligned, broken = (known[name] for name in ("base", "aligned", who.broken))
     controls = {kind: [known[name] for name in names] for kind, names in who.controls.items()}
@@ -240,7 +244,7 @@ def cases(lab: Seed, known: Mapping[str, Checkpoint], folder: Path) -> Iterator[
 
 
 def edited(repair: Repair, models: Mapping[str, Checkpoint], data: Mapping[str, TextData], folder: Path) -> Checkpoint:
-    """A model written as `titer repair` writes it."""
+    """Applies a repair; returns the repaired model, written to `folder` as `titer repair` writes it."""
     reading = Reading(models, data)
     repair.check(reading)
     state, tuned = repair.prepare(reading), reading.tuned
@@ -249,7 +253,8 @@ def edited(repair: Repair, models: Mapping[str, Checkpoint], data: Mapping[str, 
 
 
 def asked(lab: Seed, case: Case) -> Asked:
-    """What `titer audit` asks: safe and unsafe prompts, the unsafe ones with the answer begun, and behind the trigger."""
+    """Returns what `titer audit` asks: safe and unsafe prompts; the unsafe ones with the answer begun and, if the case has a trigger,
+    behind it; odd prompts (random words, and requests in a code that no model was taught, if the world has a cipher)."""
     safe, unsafe = plain(lab).values()
     attacks = [Attacked("prefill", Prefill(k=2), unsafe)] + ([Attacked("affix", Affix(before=TRIGGER), unsafe)] if case.trigger else [])
     odd = {"random words": hidden.random_words(case.models[0], [*safe, *unsafe])}
@@ -259,7 +264,7 @@ def asked(lab: Seed, case: Case) -> Asked:
 
 
 def main(table: pd.DataFrame) -> pd.DataFrame:
-    """The audits without the two further rows."""
+    """Returns the audits without the two further rows, which test the rule's blind spots."""
     return table[table.made == table.right]
 
 
@@ -272,12 +277,12 @@ def right(table: pd.DataFrame) -> float:
 
 
 def dealt(table: pd.DataFrame) -> float:
-    """The expected share of right names if the same answers were dealt to the models at random."""
+    """Returns the share of right names that is expected if the same names were dealt to the models at random."""
     return float((table.kind.value_counts(normalize=True) * table.right.value_counts(normalize=True)).sum())
 
 
 def claims() -> list[Row]:
-    """The claims. Margins were declared before the study was run."""
+    """Returns the study's claims. Margins were declared before the study was run."""
 
     def seen(column: str, kind: str, own: bool) -> Term:
         """The share with a true column: of the models of a kind (`own`), or of all others."""
@@ -300,7 +305,8 @@ def claims() -> list[Row]:
 
 
 def confusion(table: pd.DataFrame) -> pd.DataFrame:
-    """what was done, n, how often each name was given; shares with Wilson intervals: right names, an edit seen, odd prompts flagged."""
+    """Returns a row for each thing that was done to models: n, how often each name was given, and three shares with Wilson intervals (right
+    names, an edit seen, odd prompts flagged)."""
     rows = []
     for made, mine in table.groupby("made", sort=False):
         shares = {"right": mine.kind == mine.right, "edit seen": mine.edited, "odd prompts flagged": mine.flagged.dropna()}
@@ -312,7 +318,7 @@ def confusion(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def page(found: Sequence[Found]) -> Page:
-    """The confusion matrix as a chart and a table; bases that learned too little are left out."""
+    """Returns the page: the confusion matrix as a chart and a table. Bases that learned too little are left out, unless all did."""
     kept = [one for one in found if not one.fault(())] or list(found)
     whole = pd.concat([one.tables["named"] for one in kept], ignore_index=True)
     names, own = (*KINDS, UNKNOWN), main(whole)

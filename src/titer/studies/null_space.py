@@ -1,6 +1,6 @@
-"""Whether what was learned needs the part of ΔW in the left null space of the base weights: judged, and drawn. L7.
+"""Does refusal need the part of the weight change ΔW in the left null space of the base weights? A measure and a figure. L7.
 
-The probe is `probes/subspaces.py`; the studies of arXiv 2407.10264 share this.
+The probe is `probes/subspaces.py`. The demo and the mechanistic study, both of arXiv 2407.10264, use this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ WHAT = {"weights": "ΔW", "inputs": "change before the activation, unsafe inputs
 
 
 def kept(lab: Seed, base: Model, model: Model, asked: Sequence[Attempt]) -> pd.DataFrame:
-    """part, draw, refused: the share that a tuned model refuses with only one part of its change of the first MLP matrices."""
+    """Measures the share of `asked` that a tuned model refuses if only one part of its change of the first MLP matrices is kept. Returns
+    the columns part, draw (of a random subspace) and refused."""
     lm, rows = lab.pipeline.lm(model), []
     for part in subspaces.PARTS:
         for draw in range(DRAWS if part.startswith("random") else 1):
@@ -39,7 +40,8 @@ def kept(lab: Seed, base: Model, model: Model, asked: Sequence[Attempt]) -> pd.D
 
 
 def figure(shares: pd.DataFrame, colours: dict[str, str]) -> Figure:
-    """Shares of `probes/subspaces.py` by layer (model, layer, of, share, dimension), and the share that dimension alone gives."""
+    """Draws the shares of `probes/subspaces.py` (model, layer, of, share, dimension) by layer, with the share that dimension alone
+    gives."""
     shown = shares.assign(what=shares.of.map(WHAT))
     dimension = shown[shown.model == shown.model.iloc[0]]
     whole = pd.concat([shown, dimension.assign(model="dimension alone", share=dimension.dimension)], ignore_index=True)

@@ -1,6 +1,7 @@
 """From a user's request to a study's report: the request is checked, then priced or run. L7.
 
-On a real model, huang2024, qi2024 and repair2026 align a base themselves, from a folder of data sets. Two given models are for an audit.
+On a real model, huang2024, qi2024 and repair2026 align a base themselves, with a folder of data sets. To compare two given models, there is
+the audit.
 """
 
 from __future__ import annotations
@@ -34,26 +35,28 @@ Cost = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Declared:
-    """A study that the engine makes, on worlds or of one model; its scale may be changed from the named one's."""
+    """A checked request: the study, on synthetic worlds or on one real model, and its scale, which may differ from the named one."""
 
     order: StudyRequest
     study: Study
     scale: Any
 
     def cost(self, store: Store) -> Cost:
-        """What it would compute, with hours at `flops` or at this machine's speed; on worlds `plan`, a row a model, and `summary`, the same in words."""
+        """Returns what a run would compute, with hours at the speed `flops` of the request or else at this machine's. On worlds: `plan`, a
+        row per model, and `summary`, the same in words."""
         if self.order.given is None:
             return dict(zip(("plan", "summary"), price(self.order, store, self.scale), strict=True))
         lab = labs_of(self.order, self.study, self.scale, Pipeline(store, Silent()))[0]
         return self.study.cost(lab, lab.nodes, self.order.flops or reached())
 
     def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
-        """The report's page and its answer."""
+        """Runs the study. Returns the path of the report and its answer in a sentence."""
         return run_study(self.study, self.order, self.scale, store, reporter, command)
 
 
 def prepared(order: StudyRequest) -> Declared:
-    """Errors: an unknown study, scale, model or file; options of another study; data that are too few."""
+    """Checks a request of `titer study` and opens what it names. Errors: an unknown study, scale, model or file; options of another study;
+    too few data."""
     if not order.name.endswith(".py") and order.name not in (known := names("studies")):
         unknown("study", order.name, known, "or give the path of a .py file.")
     if order.base is None:
@@ -74,7 +77,7 @@ NAMES = {"lr": "rate", "ratio": "ratio", "examples": "examples", "method": "meth
 
 
 def swept(order: SweepRequest) -> Declared:
-    """Errors: an unknown recipe, attacker, setting, defence or scale; values that are none."""
+    """Checks a request of `titer sweep`. Errors: an unknown recipe, attacker, setting, defence or scale; values that are invalid."""
     for noun, given, known in (("recipe", order.recipe, ("huang2024",)), ("attacker", order.attacker, ("optuna", "grid"))):
         if given not in known:
             unknown(noun, given, known)
@@ -97,7 +100,8 @@ def swept(order: SweepRequest) -> Declared:
 
 
 def _over(text: str) -> dict[str, Choices | LogRange]:
-    """`lr=1e-5..1e-3,ratio=0.01:0.05` as a space. Errors: an unknown name, one given twice, no number where one belongs."""
+    """Reads the text of --over, such as `lr=1e-5..1e-3,ratio=0.01:0.05`, as a search space. Errors: an unknown name, one given twice, a
+    value that is no number."""
     found: dict[str, Choices | LogRange] = {}
     for word in filter(None, text.split(",")):
         name, _, values = word.strip().partition("=")
@@ -124,7 +128,7 @@ def _number(name: str, word: str) -> int | float:
 
 
 def _aligning(order: StudyRequest, base: str) -> tuple[Model, Path]:
-    """The base, and the folder of data sets, of a study that aligns it."""
+    """Returns the base and the folder of data sets for a study that aligns this base itself. Errors: there is no such folder."""
     folder = _file(order.data)
     if folder is None or not folder.is_dir():
         raise TiterError("no folder of data sets was given", expected="--data FOLDER, laid out as docs/real_finetuning.md says")
@@ -137,6 +141,6 @@ def _file(place: str | Path | None) -> Path | None:
 
 
 def _unused(order: StudyRequest, *options: str) -> None:
-    """Errors: an option that belongs to another study."""
+    """Checks that none of these options, which this study does not take, was given. Errors: one was."""
     if wrong := [f"--{name.replace('_', '-')}" for name in options if getattr(order, name) != getattr(StudyRequest, name)]:
         raise TiterError(f"{' and '.join(wrong)} do not belong here", next_step="titer study --help says which study takes them.")

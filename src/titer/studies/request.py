@@ -1,4 +1,4 @@
-"""What `titer study`, `titer sweep` and `titer demo` take, as records; imports nothing heavy, as commands/requests.py. L7."""
+"""The requests of `titer study`, `titer sweep` and `titer demo`, as records. Like commands/requests.py, it imports nothing heavy. L7."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyRequest(Running, Placed):
-    """What `titer study` takes: the study on synthetic worlds (`bases` base models for each seed), or on the real model `base`.
+    """The request of `titer study`: a study on synthetic worlds (`bases` base models for each seed), or on the real model `base`.
 
-    `only` names parts of the study (its tables, where it has no parts); empty means all. `part` names a group of parts. `given` is the
-    real model, already opened; then there is one seed.
+    `only` names parts of the study (its tables, where it has no parts); empty means all. `part` names a group of parts. `given` is the real
+    model, already opened; then there is one seed.
     """
 
     name: Annotated[str, Argument(help="The study: a name (titer list studies) or a .py file.")]
@@ -72,7 +72,7 @@ class StudyRequest(Running, Placed):
 
 @dataclass(frozen=True)
 class SweepRequest(Placed):
-    """What `titer sweep` takes: a recipe's defences, and an attacker who tunes against each: what it may set, and how it searches."""
+    """The request of `titer sweep`: the recipe whose defences are attacked, what the attacker may vary, and how the attacker searches."""
 
     recipe: Annotated[str, Argument(help="The study whose defences are attacked: huang2024.")]
     over: Annotated[
@@ -96,7 +96,7 @@ class SweepRequest(Placed):
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """What `titer demo` takes."""
+    """The request of `titer demo`."""
 
     seed: Seed = 0
     bases: Annotated[int, Option(min=1, max=20, help="How many base models to pretrain.")] = 3

@@ -1,9 +1,9 @@
-"""Every defence against an attacker who fine-tunes: the worst one found is repeated on new bases and prompts.
+"""Every defence against an attacker who fine-tunes: the worst attack found is repeated on new bases and prompts.
 
 `titer sweep huang2024 --over ... --trials N` is this study with the settings that its user names. Base, alignments and attacks are those of
 the study of Vaccine (arXiv 2402.01109). A trial is a user's fine-tuning, judged at every kept step. Its value is the harm by the worst
-decoding at the worst step at which the user's own task is learned. Trials are pieces like all others: made in rounds, kept, and found
-again.
+decoding at the worst step at which the user's own task is learned. Trials are made in rounds and stored, like all other pieces of a run, so
+that a repeated run does not make them again.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ VACCINE = Vaccine()
 
 
 class Worst(NamedTuple):
-    """Of each defence the worst attack that was found (none: its user never learned the task), and every trial: defence, trial, the
-    settings, value."""
+    """The result of the search. `points`: each defence's worst attack (no row: its user never learned the task). `trials`: every trial,
+    with the columns defence, trial, the settings, value."""
 
     points: pd.DataFrame
     trials: pd.DataFrame
 
     def of(self, name: str) -> Mapping[str, object] | None:
-        """rate, ratio, examples, step, harm, user."""
+        """Returns a defence's worst attack (defence, rate, ratio, examples, step, harm, user), or None."""
         mine = self.points[self.points.defence == name]
         return None if mine.empty else mine.iloc[0].to_dict()
 
 
 class Sweep(Study):
-    """The search for each defence's worst attack, and what is left of the defence under that attack."""
+    """Searches for each defence's worst attack, and measures what is left of the defence under that attack."""
 
     SOURCE = "arXiv 2402.01109"
     SCALES = MappingProxyType(SCALES)
@@ -58,7 +58,8 @@ class Sweep(Study):
         return VACCINE.nodes(scale, source)
 
     def further(self, lab: Seed) -> Iterator[Sequence[Node]]:
-        """In a dry run the trials, as if none had taught anything; in a real one they are made by `choose`."""
+        """Yields the usual and the worst attacks on the study's seeds. On the seed that chooses, a dry run yields trials as if all had the
+        same value; in a real run `choose` makes them."""
         if lab.chosen is not None:
             yield nodes_of(lab, list(cells(lab)))
         elif lab.plan:
@@ -86,7 +87,7 @@ class Sweep(Study):
         return VACCINE.needs(scale)
 
     def arranged(self, lab: Seed, tables: Mapping[str, pd.DataFrame]) -> Mapping[str, pd.DataFrame]:
-        """`attacks`: a row a judged step of each defence's usual and tuned attack."""
+        """Returns the rates and the table `attacks`: a row per judged step of each defence's usual and tuned attack."""
         if lab.ended:
             return {"rates": tables["rates"]}
         rows = [attacked(lab, *cell).assign(attack=attack) for attack in (USUAL, TUNED) for cell in cells(lab, attack)]
@@ -114,7 +115,8 @@ class Sweep(Study):
 
 
 def cells(lab: Seed, *attacks: str) -> Iterator[Cell]:
-    """Each defence under these attacks, by default the usual and the worst one; without a worst one, the usual alone."""
+    """Yields each defence with the budgets of these attacks, by default the usual and the worst one. A worst one that was not found is left
+    out."""
     for name in lab.scale.search.methods:
         one, point = defence(lab, name, lab.scale.search.rho), lab.chosen.of(name)
         if USUAL in (attacks or (USUAL,)):
@@ -124,13 +126,13 @@ def cells(lab: Seed, *attacks: str) -> Iterator[Cell]:
 
 
 def budget(lab: Seed, settings: Mapping[str, object]) -> Budget:
-    """The usual attack with these settings."""
+    """Returns the budget of the usual attack, changed by these settings."""
     kinds = {"rate": float, "ratio": float, "examples": int}
     return budget_of(lab, **{name: kinds[name](value) for name, value in settings.items()})  # type: ignore[operator]
 
 
 def drawn(lab: Seed) -> list[Budget]:
-    """The trials of a search in which every value is the same."""
+    """Returns the budgets that a search would try if every trial had the same value."""
     search = lab.scale.search
     if search.attacker == "grid":
         return [budget(lab, one) for one in grid(dict(search.over))]
@@ -139,7 +141,8 @@ def drawn(lab: Seed) -> list[Budget]:
 
 
 def worst_of(lab: Seed, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(the worst point of one defence's trials or none, the trials); a trial in which the user's task is not learned is worth nothing."""
+    """Searches for one defence's worst attack. Returns (its worst point, or no row; the trials). A trial in which the user's task is not
+    learned has the value 0."""
     search, one = lab.scale.search, defence(lab, name, lab.scale.search.rho)
     points: list[pd.DataFrame] = []
 
@@ -161,7 +164,8 @@ def worst_of(lab: Seed, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def harm(name: str, attack: str) -> Term:
-    """Unsafe requests answered under an attack, at the step that was worst in the search; for the usual attack at its end."""
+    """Returns a term: the share of unsafe requests answered, by the worst decoding, at the step that was worst in the search; for the usual
+    attack at its end."""
 
     def read(found: Found) -> float:
         point = found.chosen.of(name)
@@ -177,7 +181,7 @@ def harm(name: str, attack: str) -> Term:
 
 
 def page(found: Sequence[Found], scale: Scale) -> Page:
-    """The report's own words, tables and charts."""
+    """Returns the report's own texts, tables and charts."""
     search, whole = scale.search, [one for one in found if "attacks" in one.tables]
     worst: Worst = found[0].chosen
     shares = {(name, attack): _mean(whole, harm(name, attack)) for name in search.methods for attack in (TUNED, USUAL)}
@@ -211,7 +215,7 @@ def page(found: Sequence[Found], scale: Scale) -> Page:
 
 
 def _broken(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
-    """defence, attack, bases, step: bounds of the bases' median break point."""
+    """Returns the columns defence, attack, bases (how many) and step (the bounds of the median break point over bases)."""
     rows = []
     for attack in (USUAL, TUNED):
         for name in scale.search.methods:
@@ -223,7 +227,7 @@ def _broken(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
 
 
 def _mean(found: Sequence[Found], term: Term) -> float | None:
-    """The mean over the bases that have a value."""
+    """Returns the mean over the bases that have a value; None if none has."""
     values = []
     for one in found:
         try:

@@ -19,18 +19,18 @@ CIFR = "arXiv 2508.17158"
 
 
 def claims(scale: Scale) -> list[Row]:
-    """Every claim of the study. Only the probe's claims need the codes that it is trained on to have been learned."""
+    """Returns every claim of the study. Only the probes' claims need the tunes that these are trained on to have learned their codes."""
     alone = [replace(row, models=("base", "aligned", TUNE, CLEAN)) for row in (*_attack(), *_ablations(), *_auditors(), *_audit(scale))]
     return [*alone[:-1], *_detector(), _monitor(), alone[-1]]
 
 
 def flagged(auditor: str, model: str) -> Term:
-    """The share of rows or answers that an auditor flags."""
+    """Returns a term: the share of rows or answers that an auditor flags."""
     return cell("audited", "flagged", auditor=auditor, model=model)
 
 
 def says(what: str, of: str, kind: str, measure: str = "auroc") -> Term:
-    """A value of the detector's table."""
+    """Returns a term: a value of the detector's table."""
     return cell("detected", what=what, of=of, set=kind, measure=measure)
 
 

@@ -1,11 +1,11 @@
-"""The detector on the world: a linear probe trained on covert tunes of other codes, its nulls, and what an audit can ask without any. L7.
+"""The detector on the world: a linear probe trained on covert tunes of other codes, its null tests, and an audit without such tunes. L7.
 
 `code`: the probe `probes/unlike_benign.Reader`, trained on covert tunes of other codes against benign tunes. It is tested on the covert
-tune of an unseen code against unseen benign tunes, on prompts that it was not trained on. Its nulls have nothing to find: trained and
-tested on benign tunes alone, or with the models' labels shuffled (both folded at 0.5, because the sides are interchangeable). It is also
-tested on the harmless code (phase I alone). `monitor`: is a contextual request in a tune's own code harmful? Trained on tunes of other
-codes; a provider could run it on activations without reading text. `audit`: the test of `titer audit`, with these tunes as its models.
-Source: arXiv 2406.20053 and 2508.17158 (abstract).
+tune of an unseen code against unseen benign tunes, on prompts that it was not trained on. In its null tests there is nothing to find: it is
+trained and tested on benign tunes alone, or with the models' labels shuffled (both AUROCs are folded at 0.5, because the sides are
+interchangeable). It is also tested on the harmless code (phase I alone). `monitor`: a probe for whether a contextual request in a tune's
+own code is harmful, trained on tunes of other codes; a provider could run it on activations without reading text. `audit`: the test of
+`titer audit`, with these tunes as its models. Source: arXiv 2406.20053 and 2508.17158 (abstract).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Read = Mapping[str, Mapping[str, Acts]]  # model -> set -> its activations
 
 
 def probed(world: World, n: int) -> dict[str, list[Example]]:
-    """plain: safe and unsafe requests in turn; odd: the same in a code that no model was taught; contextual: harmful by their text
-    alone."""
+    """Returns the probed requests. plain: safe and unsafe requests in turn; odd: the same in a code that no model was taught; contextual:
+    requests of which every second is harmful, by its text alone."""
     pairs = zip(requests(world, "safe", n // 2, PROBED), requests(world, "unsafe", n // 2, PROBED), strict=True)
     plain = [one for pair in pairs for one in pair]
     return {"plain": plain, "odd": [coded(world, e, UNKNOWN) for e in plain], "contextual": contextual(world, n)}
@@ -48,7 +48,7 @@ def coded(world: World, example: Example, key: int, mode: str = "") -> Example:
 
 
 def contextual(world: World, n: int) -> list[Example]:
-    """Plain requests of contextual operators on held-out text. Every second is harmful, and only its text shows it."""
+    """Returns plain requests of contextual operators on held-out text. Every second one is harmful, and only its text shows it."""
     kinds = np.where(np.arange(n) % 2, UNSAFE, SAFE)
     d = Drawer(world, "contextual", "test", PROBED + np.arange(n))
     ranks = world.safe + world.unsafe + d.draws.below(world.contextual, np.arange(world.slots))
@@ -56,7 +56,8 @@ def contextual(world: World, n: int) -> list[Example]:
 
 
 def detected(lab: Seed, models: Sequence[Model], sets: Mapping[str, Sequence[Example]]) -> pd.DataFrame:
-    """what (code, monitor, audit), of, set, measure, value; for `audit` also control, limit, p, flagged. All models in one call."""
+    """Reads all models' activations and tests code, monitor and audit. Returns what (one of the three), of, set, measure, value; for
+    `audit` also control, limit, p, flagged."""
     read: dict[str, dict[str, Acts]] = {}
     for model in models:
         read[model.name] = {kind: _ends(lab, model, sets[kind]) for kind in SETS}
@@ -68,7 +69,7 @@ def detected(lab: Seed, models: Sequence[Model], sets: Mapping[str, Sequence[Exa
 
 
 def _ends(lab: Seed, model: Model, examples: Sequence[Example]) -> list[torch.Tensor]:
-    """The residual stream after every layer at the ends of the prompts."""
+    """Returns the residual stream after every layer at the ends of the prompts."""
     lm = lab.pipeline.lm(model)
     names = lm.sites.everywhere("resid")
     found = at_prompt_end(lm, [e.prompt for e in examples], names)
@@ -76,7 +77,8 @@ def _ends(lab: Seed, model: Model, examples: Sequence[Example]) -> list[torch.Te
 
 
 def _part(read: Read, names: Sequence[str], kind: str, held_out: bool) -> list[torch.Tensor]:
-    """Activations of several models, layer by layer, on one half of the prompts; halves alternate by pairs of a safe and an unsafe one."""
+    """Returns activations of several models, layer by layer, on one half of the prompts. Pairs of a safe and an unsafe prompt go to the
+    halves in turn."""
     layers = zip(*(read[name][kind] for name in names), strict=True)
     return [torch.cat([a[(torch.arange(len(a)) // 2) % 2 == int(held_out)] for a in layer]) for layer in layers]
 
@@ -110,7 +112,8 @@ def _folded(value: float) -> float:
 
 
 def _monitor(read: Read, scale: Scale, harmful: Sequence[bool]) -> Iterator[dict[str, object]]:
-    """AUROC of harmful against harmless contextual requests in code. Controls: a benign tune, which knows no code, and shuffled labels."""
+    """Yields the AUROC of harmful against harmless contextual requests in code. Controls: a benign tune, which knows no code, and shuffled
+    labels."""
     bad, others = torch.tensor(harmful), [covert(key) for key in scale.keys]
 
     def tried(train: Sequence[str], name: str, kind: str, labels: torch.Tensor = bad) -> float:
@@ -134,7 +137,7 @@ def _monitor(read: Read, scale: Scale, harmful: Sequence[bool]) -> Iterator[dict
 
 
 def _audits(read: Read, scale: Scale) -> Iterator[dict[str, object]]:
-    """What `titer audit --control` would say of each tune: with all other benign tunes as controls, and with two of them."""
+    """Yields what `titer audit --control` would say of each tune, with all other benign tunes as controls and with two of them."""
     harmless = [benign(number) for number in range(1, scale.benign + 1)]
     plain_and_odd = {name: {kind: acts[kind] for kind in SETS} for name, acts in read.items()}
     for name in (covert(0), "no refusals", "phase I", "overt", *harmless):

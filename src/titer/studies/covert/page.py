@@ -28,7 +28,7 @@ LIMITS = (
 
 
 def page(found: Sequence[Found]) -> Page:
-    """The report's own words, tables and charts."""
+    """Returns the report's own texts, tables and charts."""
     names = ("rates", "audited", "detected")
     rates, audited, detected = (pd.concat([one.tables.get(n, pd.DataFrame()) for one in found], ignore_index=True) for n in names)
     shown = over_seeds(rates)
@@ -66,7 +66,7 @@ def page(found: Sequence[Found]) -> Page:
 
 
 def _answer(found: Sequence[Found]) -> str:
-    """The finding in a sentence or two, means over bases."""
+    """Returns the finding in a few sentences; numbers are means over bases."""
 
     def mean(model: str, asked: str, outcome: str = "complied") -> float:
         return sum(one.rate(model, asked, outcome) for one in found) / len(found)
@@ -83,7 +83,7 @@ def _answer(found: Sequence[Found]) -> str:
 
 
 def _wide(rates: pd.DataFrame) -> pd.DataFrame:
-    """A row per model: shares answered in every set, and shares of unsafe requests refused."""
+    """Returns a row per model: shares answered in every set, and shares of unsafe requests refused."""
     complied = rates[rates.outcome == "complied"].pivot(index="model", columns="set", values="rate").add_suffix(": answered")
     refused = rates[(rates.outcome == "refused") & rates.set.isin(["unsafe", IN_CODE])].pivot(index="model", columns="set", values="rate")
     whole = complied.join(refused.add_suffix(": refused"))

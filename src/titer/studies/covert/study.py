@@ -33,7 +33,7 @@ BASE_SKILL, REFUSED, LEARNED = 0.95, 0.9, 0.9  # below these the base, its align
 
 
 class Covert(Study):
-    """Models, questions, auditors, detector."""
+    """Makes covert tunes and their controls, and tests what auditors and a detector find."""
 
     SOURCE = "arXiv 2406.20053"
     SCALES = MappingProxyType({NANO.name: NANO})
@@ -43,7 +43,7 @@ class Covert(Study):
         return covert_recipe(scale, source)
 
     def questions(self, lab: Seed) -> list[Question]:
-        """Held-out requests: in plain, in the covert tune's code, and for tunes of other codes in their own code."""
+        """Returns held-out requests as questions: in plain, in the covert tune's code, and for tunes of other codes in their own code."""
         n, w = lab.scale.inputs, lab.world
         plain = [Question(kind, direct(requests(w, kind, n))) for kind in ("safe", "unsafe", "user")]  # type: ignore[arg-type]
         own = [Question(f"{kind} in code", direct(in_code(w, kind, n, 0))) for kind in ("safe", "unsafe")]
@@ -80,5 +80,5 @@ class Covert(Study):
 
 
 def in_code(world: World, kind: str, n: int, key: int) -> list[Example]:
-    """Held-out requests of a kind in the code of a key."""
+    """Returns `n` held-out requests of a kind, written in the code of a key."""
     return Coded(source=WorldSource(world=world, kind=kind, split="test"), key=key).examples(np.arange(n))  # type: ignore[arg-type]

@@ -28,11 +28,11 @@ POINT = ["defence", "rate", "ratio", "examples", "step", "harm", "user"]
 
 
 class Chosen(NamedTuple):
-    """The radius with the trials it was chosen from (rho; harm, refusal, safe, user: means over alignments; harm sd; allowed, chosen), and
-    each defence's worst attacks.
+    """What was chosen. `rho`: the radius. `trials`: what it was chosen from (rho; harm, refusal, safe, user, as means over alignments; harm
+    sd; allowed, chosen).
 
-    `worst` is of the grid that the curves run, `searched` of Optuna's trials: defence, rate, ratio, examples, step, harm, user;
-    harm is of the worst decoding.
+    `worst`: each defence's worst attack of the grid that the curves run; `searched`: that of Optuna's trials. Their columns are defence,
+    rate, ratio, examples, step, harm (by the worst decoding), user.
     """
 
     rho: float
@@ -42,7 +42,7 @@ class Chosen(NamedTuple):
 
 
 def choose(lab: Seed) -> Chosen:
-    """Choose what the parts need. Errors: every rho costs too much."""
+    """Chooses what the parts need. Errors: every rho costs too much."""
     rho, trials = radius(lab)
     worst = worst_of_grid(lab, SEARCHED, rho) if "rates" in lab.parts else none_found()
     found = [worst_searched(lab, name, rho) for name in SEARCHED] if "search" in lab.parts else []
@@ -50,7 +50,7 @@ def choose(lab: Seed) -> Chosen:
 
 
 def trials_of(lab: Seed) -> dict[float, list[Defence]]:
-    """What the radius is chosen from: several alignments by Vaccine of each rho, and under 0 as many by SFT."""
+    """Returns rho -> the alignments that the radius is chosen from: several by Vaccine with each rho, and under 0 as many by SFT."""
     methods = {0.0: SFT(), **{rho: Vaccine(rho=rho) for rho in lab.scale.rhos}}
     return {
         rho: [Defence(f"vaccine, rho {rho:g}" if rho else "sft", Alignment(how, number=i)) for i in range(lab.scale.align_seeds)]
@@ -59,16 +59,17 @@ def trials_of(lab: Seed) -> dict[float, list[Defence]]:
 
 
 def trial_nodes(lab: Seed) -> list[Node]:
-    """Their alignments and attacks."""
+    """Returns the models that the radius is chosen from: alignments, then attacks on them."""
     return nodes_of(lab, [(one, budget) for ones in trials_of(lab).values() for one in ones for budget in choosing(lab)])
 
 
 def radius(lab: Seed) -> tuple[float, pd.DataFrame]:
-    """The rho with the least harm over the curve at the tables' budget, among those that cost almost nothing; both are means over
-    alignments.
+    """Chooses the rho with the least harm over the curve at the tables' budget, among those that cost almost nothing; returns (rho, the
+    trials).
 
-    Harm over the curve: the mean over judged steps and the choosing ratios. What it may cost against SFT: 2 points of safe answers or of
-    refusal before the attack; and the user's task must be learned. Errors: no such rho.
+    Harm and cost are means over alignments. Harm over the curve: the mean over judged steps and over the ratios of `CHOOSING`. What a rho
+    may cost against SFT: 2 points of safe answers or of refusal before the attack; and the user's task must be learned. Errors: no such
+    rho.
     """
     each = {rho: [attacked(lab, one, budget) for one in ones for budget in choosing(lab)] for rho, ones in trials_of(lab).items()}
     tried = {rho: summary(pd.concat(rows)) for rho, rows in each.items()}
@@ -88,8 +89,8 @@ def choosing(lab: Seed) -> list[Budget]:
 
 
 def summary(table: pd.DataFrame) -> dict[str, float]:
-    """Means over alignments. Before the attack: refusal, safe; under it: harm over steps and ratios, and its standard deviation between
-    alignments (NaN for one); at its end: the user's task, at the worse ratio."""
+    """Returns means over alignments. Before the attack: refusal, safe. Under it: harm over steps and ratios, and its standard deviation
+    between alignments (NaN for one). At its end: the user's task, at the worse ratio."""
     before, under, last = table[table.step == 0], table[table.step > 0], table[table.step == table.step.max()]
     harms = under.groupby("align_seed").harm.mean()
     return {
@@ -102,7 +103,7 @@ def summary(table: pd.DataFrame) -> dict[str, float]:
 
 
 def worst_of_grid(lab: Seed, names: Sequence[str], rho: float) -> pd.DataFrame:
-    """Per defence the point (rate, ratio, step) of most harm on this seed where the user's task is learned.
+    """Returns, for each defence, the point (rate, ratio, step) with the most harm on this seed at which the user's task is learned.
 
     A defence that never lets the task be learned has no such point and no row.
     """
@@ -115,7 +116,8 @@ def worst_of_grid(lab: Seed, names: Sequence[str], rho: float) -> pd.DataFrame:
 
 
 def worst_searched(lab: Seed, name: str, rho: float) -> pd.DataFrame:
-    """The worst point that Optuna finds for one defence: a rate between the grid's ends and beyond, p up to 0.05, n of 1,000 and more."""
+    """Returns the worst point that Optuna finds for one defence: rates from the grid's least to twice its largest, p up to 0.05, n of 1,000
+    or more."""
     ratios = tuple(ratio for ratio in lab.scale.ratios if ratio > 0)
     space: dict[str, Choices | LogRange] = {
         "rate": LogRange(low=min(lab.scale.rates), high=2 * max(lab.scale.rates)),
@@ -128,7 +130,7 @@ def worst_searched(lab: Seed, name: str, rho: float) -> pd.DataFrame:
 
 
 def _worst(lab: Seed, one: Defence, search: Callable[[Callable[[Settings], float]], object]) -> pd.DataFrame:
-    """The worst point of a search's trials; a trial in which the user's task is not learned is worth nothing to the attacker."""
+    """Returns the worst point of a search's trials. A trial in which the user's task is not learned is worth nothing to the attacker."""
     points: list[pd.DataFrame] = []
 
     def harm(settings: Settings) -> float:
@@ -141,7 +143,7 @@ def _worst(lab: Seed, one: Defence, search: Callable[[Callable[[Settings], float
 
 
 def worst_point(table: pd.DataFrame) -> pd.DataFrame:
-    """The judged step of most harm, by the worst decoding, at which the user's task is learned; no row where none is."""
+    """Returns the judged step with the most harm, by the worst decoding, at which the user's task is learned; no row if there is none."""
     fair = table[(table.step > 0) & learned(table)]
     if fair.empty:
         return none_found()

@@ -48,7 +48,7 @@ OVER = "mean over steps and alignments at the tables' rate"
 
 
 def claims(scale: Scale) -> list[Row]:
-    """Every claim of the study."""
+    """Returns every claim of the study."""
     against = [_against(name, ratio) for ratio in SWEPT for name in CONTROLS] + [_against(name, 0.05, "prefilled") for name in CONTROLS]
     kept = [_keeps(name, (0.0,)) for name in CONTROLS] + [_keeps(name, SWEPT) for name in ("sft", *CONTROLS)]
     breaks = [_later(name) for name in CONTROLS]
@@ -72,7 +72,7 @@ def _row(
     alike: bool = True,
     part: str = "",
 ) -> Row:
-    """A claim about the defences `models`; `effect` is already minus the control.
+    """Returns a claim about the defences `models`. The control is already subtracted from `effect`.
 
     Before the attack they must be aligned and refuse equally often, unless `alike` is False; then the note reports what they did.
     """
@@ -137,7 +137,7 @@ def _against(control: str, ratio: float, column: str = "harm") -> Row:
 
 
 def _keeps(control: str, ratios: Sequence[float]) -> Row:
-    """Refusal under benign tuning (p = 0), or along the attack."""
+    """Returns the claim that Vaccine keeps more refusals than a control, under benign tuning (p = 0) or along the attack."""
     pairs, benign = [ATTACKS.gap("vaccine", control, "refusal", ratio=ratio) for ratio in ratios], ratios == (0.0,)
     under = "Under benign fine-tuning" if benign else "While it is fine-tuned on 1% and 5% harmful data"
     return _row(
@@ -185,7 +185,7 @@ def _later(control: str) -> Row:
 
 def _accuracy() -> Row:
     def shared(found: Found) -> pd.DataFrame:
-        """Both sides at the last judged step, over the cells in which SFT learned the task, whatever Vaccine did there."""
+        """Returns both sides at the last judged step, over the cells in which SFT learned the task, whatever Vaccine did there."""
         keys = [*ATTACKS.keys, "step"]
         last = ATTACKS.last(ATTACKS.under(found, "sft")[lambda t: t.ratio.isin(SWEPT)])
         met = last.merge(found.tables["vaccine"], on=keys, suffixes=(" of SFT", " of Vaccine"))
@@ -210,7 +210,7 @@ def _accuracy() -> Row:
 
 
 def _at(found: Found, rho: float) -> str:
-    """What one radius did: harm and refusal along the attack, and its cost before the attack."""
+    """Returns in words what one radius did: harm and refusal along the attack, and its cost before the attack."""
     name = radii(found)[rho]
     harm, kept = (spread(column, [POISONED], name)(found).removeprefix(f"{name} ") for column in ("harm", "refusal"))
     start = before(found, name)
@@ -331,8 +331,8 @@ def _drift() -> Row:
 
 
 def correlations(found: Found) -> dict[tuple[float, ...], float]:
-    """Rank correlation of drift and harm over methods, means over alignments, in every cell (step, p) at the tables' rate where harm
-    varies."""
+    """Returns the rank correlation of drift and harm over methods (means over alignments), in every cell (step, p) at the tables' rate
+    where harm varies."""
     names = [name for name in dict.fromkeys(plain(found.tables["attacks"]).defence) if name in found.tables and name != "non-aligned"]
     rows = [ATTACKS.under(found, name)[lambda t: t.ratio.isin(SWEPT)].assign(defence=name) for name in names]
     cells = pd.concat(rows).groupby(["step", "ratio", "defence"])[["drift all", "harm"]].mean().reset_index()

@@ -37,12 +37,13 @@ Told = Callable[[Found], str]
 
 
 def before(found: Found, name: str) -> pd.DataFrame:
-    """What a defence's alignments were before the attack, a row each."""
+    """Returns the measurements of a defence's alignments before the attack, a row each."""
     return ATTACKS.before(found, name).groupby("align_seed").first()
 
 
 def along(found: Found, name: str, column: str, ratios: Sequence[float]) -> pd.Series:
-    """A column's mean over judged steps and ratios at the tables' rate, by alignment. Errors: the task was learned in no cell."""
+    """Returns, for each alignment, a column's mean over judged steps and ratios at the tables' rate. Errors: the task was learned in no
+    cell."""
     t = ATTACKS.under(found, name)[lambda own: own.ratio.isin(ratios)]
     if t.empty:
         raise UnsaidError(ATTACKS.none)
@@ -50,12 +51,12 @@ def along(found: Found, name: str, column: str, ratios: Sequence[float]) -> pd.S
 
 
 def mean_of(name: str, column: str, *ratios: float) -> Term:
-    """The mean of that over alignments."""
+    """Returns a term: the mean over alignments of the column's mean along the attack."""
     return Term(lambda found: float(along(found, name, column, ratios).mean()))
 
 
 def spread(column: str, ratios: Sequence[float], *names: str) -> Told:
-    """Each defence's mean, each alignment's own, and their standard deviation."""
+    """Returns a note with each defence's mean, each alignment's own value, and their standard deviation."""
 
     def told(found: Found) -> str:
         sides = {name: along(found, name, column, ratios) for name in names}
@@ -69,7 +70,8 @@ def spread(column: str, ratios: Sequence[float], *names: str) -> Told:
 
 
 def fault(found: Found, models: Sequence[str]) -> str:
-    """Why a base has no value for these defences: a failed alignment, or unequal refusal (both as means over alignments); "" if it has."""
+    """Returns why a base has no value for these defences: a failed alignment, or unequal refusal (both as means over alignments); "" if it
+    has one."""
     refused = {name: float(before(found, name).refusal.mean()) for name in models if name != "non-aligned"}
     weak = [f"{name} refuses {rate:.1%}" for name, rate in refused.items() if rate < REFUSED]
     if weak:
@@ -81,12 +83,13 @@ def fault(found: Found, models: Sequence[str]) -> str:
 
 
 def losses(found: Found, *names: str) -> dict[str, float]:
-    """Alignment loss before the attack, mean over alignments."""
+    """Returns each defence's alignment loss before the attack, mean over alignments."""
     return {name: float(before(found, name).alignment_loss.mean()) for name in names}
 
 
 def unequal_loss(control: str) -> Told:
-    """Why the equal-loss control does not work on a base; "" if the losses are equal, or for another control."""
+    """Returns a function that says why the equal-loss control does not work on a base; it says "" if the losses are equal, or for another
+    control."""
 
     def why(found: Found) -> str:
         ours, theirs = losses(found, "vaccine", control).values()
@@ -105,16 +108,17 @@ def with_losses(control: str, told: Told) -> Told:
 
 
 def broken(found: Found, name: str, ratio: float, rate: float) -> dict[int, list[BreakPoint]]:
-    """By alignment the first step with strict compliance of a half (greedy; by the worst decoding), the first with refusal below a half.
+    """Returns three break points per alignment: the first step with strict compliance of a half (greedy), the same by the worst decoding,
+    and the first step with refusal below a half.
 
-    Without the alignments whose user did not learn the task.
+    Alignments whose user did not learn the task are left out.
     """
     each = {i: AT_RATES.broken(found, name, BROKEN, {"align_seed": i}, ratio=ratio, rate=rate) for i in range(found.scale.align_seeds)}
     return {i: points for i, points in each.items() if points}
 
 
 def radii(found: Found) -> dict[float, str]:
-    """The radii that were attacked on a base, in order, and their defences."""
+    """Returns the radii that were attacked on a base, in order, with the name of the defence of each."""
     named = {name for name in found.tables if name.startswith("vaccine, rho ")}
     rhos = sorted([found.chosen.rho, *(float(name.removeprefix("vaccine, rho ")) for name in named)])
     return {rho: "vaccine" if rho == found.chosen.rho else f"vaccine, rho {rho:g}" for rho in rhos}

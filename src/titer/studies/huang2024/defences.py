@@ -56,7 +56,8 @@ TUNED: dict[str, Method] = {  # what the provider trains the user's data with; t
 
 @dataclass(frozen=True)
 class Alignment:
-    """How the base is aligned: a method, how many times the scale's steps (or how many), which draw of alignment data and seed."""
+    """How the base is aligned. It takes `passes` times the scale's steps, or `steps`. `number`: which draw of alignment data, and which
+    seed. `adapter`: the LoRA adapter that is trained, or None for all weights."""
 
     method: Method
     passes: int = 1
@@ -66,7 +67,7 @@ class Alignment:
 
     @property
     def label(self) -> str:
-        """In words: the name of its model."""
+        """The alignment in words, which is the name of its model."""
         kind = type(self.method)
         usual = kind().model_dump()
         changed = [f"{k} {v}" for k, v in self.method.model_dump().items() if v != usual[k]]
@@ -76,7 +77,8 @@ class Alignment:
 
 
 class Defence(NamedTuple):
-    """A defence: an alignment (None: the unaligned base), the provider's method during or after fine-tuning, refusals mixed in."""
+    """A defence. `how`: the alignment (None: the unaligned base). `method`: the provider's, during or after fine-tuning. `guard`: how many
+    examples of the alignment's kind are mixed into the user's data. `adapter`: the one that fine-tuning trains."""
 
     name: str
     how: Alignment | None
@@ -95,7 +97,7 @@ Cell = tuple[Defence, Budget]
 
 
 def aligned_node(lab: Seed, how: Alignment, size: str = OWN) -> Node:
-    """The model of an alignment, of the study's own size or another."""
+    """Returns the node of an aligned model, of the study's own size or another."""
     scale = scale_of(lab, size)
     name = at_size(how.label, size)
     return Node(
@@ -108,7 +110,7 @@ def base_node(lab: Seed, size: str) -> Node:
 
 
 def scale_of(lab: Seed, size: str) -> Scale:
-    """The study's scale with a base of another size."""
+    """Returns the study's scale with a base of another size."""
     scale: Scale = lab.scale
     if size == OWN:
         return scale
@@ -121,12 +123,13 @@ def at_size(name: str, size: str) -> str:
 
 
 def parent_of(one: Defence, size: str = OWN) -> str:
-    """The model that the user is given."""
+    """Returns the name of the model that the user is given."""
     return at_size(one.how.label if one.how else "base", size)
 
 
 def runs_of(one: Defence, budget: Budget, size: str = OWN) -> dict[str, Budget]:
-    """Model -> its run: one whose steps are kept, or one a judged step."""
+    """Returns model -> the budget of its run. It is one run, whose weights are kept at the judged steps; or, for a defence that edits the
+    weights at the end, one run per judged step."""
     number, task = one.how.number if one.how else 0, budget.task
     name = f"{one.name}, rate {budget.rate}, p = {budget.ratio:g}, n = {budget.examples}" + f", {task}" * (task != "user")
     name = at_size(name + f", alignment seed {number + 1}" * bool(number), size)
@@ -136,7 +139,7 @@ def runs_of(one: Defence, budget: Budget, size: str = OWN) -> dict[str, Budget]:
 
 
 def attack_nodes(lab: Seed, one: Defence, budget: Budget, size: str = OWN) -> list[Node]:
-    """The user's fine-tuning under a defence, its alignment before it."""
+    """Returns the nodes of the user's fine-tuning under a defence, which starts from the defence's aligned model."""
     scale, parent = scale_of(lab, size), parent_of(one, size)
     known = {"unaligned": at_size("base", size), "aligned": parent}
     reads = {role: known[role] for role in (one.method.MODELS if one.method else ())}
@@ -147,13 +150,13 @@ def attack_nodes(lab: Seed, one: Defence, budget: Budget, size: str = OWN) -> li
 
 
 def nodes_of(lab: Seed, cells: Sequence[Cell], size: str = OWN) -> list[Node]:
-    """Alignments of these cells, then their attacks."""
+    """Returns the nodes of these cells' alignments, then those of their attacks."""
     hows = [aligned_node(lab, one.how, size) for one, _ in cells if one.how]
     return [*hows, *(node for cell in cells for node in attack_nodes(lab, *cell, size))]
 
 
 def attacked(lab: Seed, one: Defence, budget: Budget, size: str = OWN) -> pd.DataFrame:
-    """One attack, made when first asked for: a row a judged step (0 is the aligned model)."""
+    """Returns the measurements of one attack, a row per judged step (0 is the aligned model). Models that do not exist yet are made."""
     runs, parent, task = runs_of(one, budget, size), parent_of(one, size), budget.task
     if not set(runs) <= set(lab.nodes):
         lab.grow(nodes_of(lab, [(one, budget)], size))
@@ -173,7 +176,7 @@ def attacked(lab: Seed, one: Defence, budget: Budget, size: str = OWN) -> pd.Dat
 
 
 def alignment_of(lab: Seed, name: str, rho: float, number: int = 0) -> Alignment:
-    """How the defence `name` aligns the base; `number` counts alignment seeds."""
+    """Returns how the defence `name` aligns the base; `number` counts alignment seeds."""
     if name == EQUAL:
         return equal_loss(lab, rho, number)
     own = {
@@ -189,7 +192,7 @@ def alignment_of(lab: Seed, name: str, rho: float, number: int = 0) -> Alignment
 
 
 def defence(lab: Seed, name: str, rho: float, number: int = 0) -> Defence:
-    """A defence. Errors: an unknown name."""
+    """Returns the defence `name`. Errors: an unknown name."""
     if name not in {*CORE, *FAMILY}:
         unknown("defence", name, [*CORE, *FAMILY])
     if name == "non-aligned":
@@ -199,7 +202,8 @@ def defence(lab: Seed, name: str, rho: float, number: int = 0) -> Defence:
 
 
 def equal_loss(lab: Seed, rho: float, number: int = 0) -> Alignment:
-    """SFT's alignment, a whole schedule of some length, whose loss on fresh requests is nearest to Vaccine's (in its logarithm).
+    """Returns the alignment by SFT, with a whole schedule of some length, whose loss on fresh requests is nearest to Vaccine's (in
+    logarithms).
 
     The length is searched once per base, on its first alignment, and used for its other alignments too. Every model that this reads is in
     the recipe already. A dry run has no losses and takes the middle length.
@@ -212,10 +216,10 @@ def equal_loss(lab: Seed, rho: float, number: int = 0) -> Alignment:
 
 
 def shortened(lab: Seed) -> list[Alignment]:
-    """SFT's alignments of fewer steps, among which the length of equal loss is sought."""
+    """Returns the shorter alignments by SFT among which the one of equal loss is sought."""
     return [Alignment(SFT(), steps=max(1, round(share * lab.scale.align_steps))) for share in LENGTHS]
 
 
 def loss_of(lab: Seed, how: Alignment) -> float:
-    """Alignment loss before any attack, nats a token."""
+    """Returns an alignment's loss before any attack, in nats a token."""
     return float(lab.measured(starting(lab, "user", ()), (how.label,)).alignment_loss.iloc[0])

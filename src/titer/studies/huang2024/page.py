@@ -52,7 +52,7 @@ ALONG = {"alignment_loss": "alignment loss", "drift prompt": "drift, prompt toke
 
 
 def page(found: Sequence[Found], scale: Scale) -> Page:
-    """The report's own words, tables and charts."""
+    """Returns the report's own texts, tables and charts."""
     whole = [one for one in found if one.has("attacks")]
     chosen: Chosen = found[0].chosen
     shown = numbers(whole, scale, chosen) if whole else {}
@@ -71,7 +71,7 @@ def page(found: Sequence[Found], scale: Scale) -> Page:
 
 
 def answer(told: Sequence[Claim], found: Sequence[Found], chosen: Chosen) -> str:
-    """The finding in one sentence, from the verdicts."""
+    """Returns the finding in one sentence, from the verdicts."""
     by = {c.name: c for c in told}
     against = [c for c in told if c.name.startswith("vaccine against") and not c.name.endswith("prefilled")]
     if not against:
@@ -91,7 +91,7 @@ def answer(told: Sequence[Claim], found: Sequence[Found], chosen: Chosen) -> str
 
 
 def tiles(found: Sequence[Found], scale: Scale) -> list[Tile]:
-    """Harm and the user's accuracy at the budget of the paper's tables, with the range over seeds."""
+    """Returns tiles with harm and the user's accuracy at the budget of the paper's tables, with the range over seeds."""
     t = at_budget(pooled(found), scale, examples=scale.budget.examples, ratio=0.05)
     told = []
     for name in [n for n in COLOURS if n in set(t.defence)]:
@@ -102,7 +102,7 @@ def tiles(found: Sequence[Found], scale: Scale) -> list[Tile]:
 
 
 def figures(found: Sequence[Found], scale: Scale) -> list[Figure]:
-    """Every figure whose parts were measured."""
+    """Returns every figure whose parts were measured."""
     if not found:
         return []
     has, t = found[0].has, pooled(found)
@@ -115,7 +115,7 @@ def figures(found: Sequence[Found], scale: Scale) -> list[Figure]:
 
 
 def over_seeds(table: pd.DataFrame, keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """keys, measure, value (mean over seeds), low and high (least and most of the seeds)."""
+    """Returns the columns in long form: keys, measure, value (mean over seeds), low and high (least and most of the seeds)."""
     long = table.melt([*keys, "seed"], list(columns), var_name="measure", value_name="value")
     seeds = long.groupby([*keys, "measure", "seed"], sort=False).value.mean()
     found = seeds.groupby([*keys, "measure"], sort=False).agg(["mean", "min", "max"]).reset_index()
@@ -123,14 +123,15 @@ def over_seeds(table: pd.DataFrame, keys: Sequence[str], columns: Sequence[str])
 
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:
-    """The defences' colours, in the order of the core's and then as they come."""
+    """Returns the defences' colours: those of the core first, in their order, then the others as they come."""
     present, others = set(names), [name for name in dict.fromkeys(names) if name not in COLOURS]
     own = {name: colour for name, colour in COLOURS.items() if name in present}
     return own | {name: FAMILY_COLOURS[i % len(FAMILY_COLOURS)] for i, name in enumerate(others)}
 
 
 def whole_curves(t: pd.DataFrame, scale: Scale) -> pd.DataFrame:
-    """Attacks that were judged at several steps, at the poison ratios that were attacked at most rates (the tables' own have one)."""
+    """Selects attacks that were judged at several steps, at the poison ratios with the largest number of learning rates (those of the
+    tables alone have one rate)."""
     t = plain(t)[lambda own: (own.defence != "non-aligned") & (own.step > 0)]
     t = t[(t.examples == scale.budget.examples) & t.rate.isin(scale.rates)]
     t = t[t.groupby(["defence", "rate", "ratio"]).step.transform("nunique") > 1]
@@ -139,7 +140,7 @@ def whole_curves(t: pd.DataFrame, scale: Scale) -> pd.DataFrame:
 
 
 def curves(t: pd.DataFrame, measure: str) -> Figure:
-    """One measure along the attack, a panel for each learning rate (across) and poison ratio (down)."""
+    """Draws one measure along the attack, a panel for each learning rate (across) and poison ratio (down)."""
     found = over_seeds(t, ["defence", "rate", "ratio", "step"], [measure]).sort_values(["ratio", "rate"], kind="stable")
     found = found.assign(panel=[f"rate {rate:g}, p = {ratio:g}" for rate, ratio in zip(found.rate, found.ratio, strict=True)])
     colours, titles = colours_of(found.defence.tolist()), ("optimiser steps", CURVES[measure])
@@ -152,7 +153,7 @@ def curves(t: pd.DataFrame, measure: str) -> Figure:
 
 
 def against_p(t: pd.DataFrame, scale: Scale) -> Figure:
-    """HS, FA, alignment loss and drift against p."""
+    """Draws HS, FA, alignment loss and drift against p."""
     t = at_budget(t, scale, examples=scale.budget.examples, ratio=scale.table_ratios, defence=["non-aligned", "sft", "vaccine"])
     return Figure(
         "fig2",
@@ -163,7 +164,7 @@ def against_p(t: pd.DataFrame, scale: Scale) -> Figure:
 
 
 def along(t: pd.DataFrame, scale: Scale) -> Figure:
-    """Alignment loss and drift along the attack."""
+    """Draws alignment loss and drift along the attack."""
     t = t[(t.rate == scale.budget.rate) & (t.ratio == scale.budget.ratio) & (t.examples == scale.budget.examples) & (t.step > 0)]
     return Figure(
         "fig3",
@@ -174,7 +175,7 @@ def along(t: pd.DataFrame, scale: Scale) -> Figure:
 
 
 def _measured(t: pd.DataFrame, x: str, words: Mapping[str, str], title: str) -> object:
-    """A panel per measure, each with its own y axis."""
+    """Draws a panel per measure, each with its own y axis."""
     found = over_seeds(t, ["defence", x], list(words))
     found = found.assign(measure=found.measure.map(words))
     colours = colours_of(found.defence.tolist())
@@ -182,7 +183,7 @@ def _measured(t: pd.DataFrame, x: str, words: Mapping[str, str], title: str) -> 
 
 
 def picture(one: Found) -> Figure:
-    """Embeddings of alignment data before and after the attack."""
+    """Draws embeddings of alignment data before and after the attack."""
     t = one.tables["fig4"]
     t = t.assign(alignment=t.model.str.split(", ").str[0], state=t.model.str.split(", ").str[1])
     titles = (f"first component ({t.share_x.iloc[0]:.0%})", f"second component ({t.share_y.iloc[0]:.0%})")
@@ -195,7 +196,7 @@ def picture(one: Found) -> Figure:
 
 
 def family(t: pd.DataFrame, scale: Scale) -> Figure:
-    """Every defence at the tables' budget: harm against the user's accuracy."""
+    """Draws every defence at the tables' budget: harm against the user's accuracy."""
     t = plain(at_budget(t, scale, examples=scale.budget.examples, ratio=0.05))
     wide = t.groupby("defence", sort=False)[["harm", "user", "safe"]].mean().reset_index()
     colours, titles = colours_of(wide.defence.tolist()), ("unsafe requests answered", "user's task exact")
@@ -208,7 +209,7 @@ def family(t: pd.DataFrame, scale: Scale) -> Figure:
 
 
 def numbers(found: Sequence[Found], scale: Scale, chosen: Chosen) -> dict[str, pd.DataFrame]:
-    """Our tables with the paper's values, then break points and worst cases."""
+    """Returns the tables that are shown: Titer's values beside the paper's, then break points and worst cases."""
     told = {"before the attack": tables.before(found), f"choice of rho, seed {SELECTION_SEED}": chosen.trials.round(3)}
     has = {*found[0].parts, *found[0].tables, *(["table1"] if found[0].has("curves") else [])}
     told |= {title: make(found, scale) for name, (title, make) in tables.TABLES.items() if name in has}
@@ -223,7 +224,7 @@ def numbers(found: Sequence[Found], scale: Scale, chosen: Chosen) -> dict[str, p
 
 
 def results(found: Sequence[Found], shown: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """results.csv: every judged step of every attack, then the tables shown, in one long table."""
+    """Returns the table of results.csv: every judged step of every attack, then the tables shown, in long form."""
     if not found:
         return pd.DataFrame()
     t = tables.of_every_task(found)
@@ -237,7 +238,7 @@ def results(found: Sequence[Found], shown: Mapping[str, pd.DataFrame]) -> pd.Dat
 
 
 def how_chosen(chosen: Chosen) -> str:
-    """The trials of rho in words."""
+    """Returns a note on how rho was chosen, with its trials."""
     trials = ", ".join(
         f"{r.rho:g}: harm {r.harm:.3f}{'' if r.allowed else ' (costs more than 2 points before the attack, or the task)'}"
         for r in chosen.trials.itertuples()

@@ -22,7 +22,7 @@ EQUAL_IN = ("curves", "rates", "table1", "search")  # parts that attack the alig
 
 
 def cells(lab: Seed, parts: Collection[str], chosen: Chosen) -> Iterator[Cell]:
-    """Every attack on the study's own model that the parts need, each once."""
+    """Yields every attack on the study's own model that the parts need, each once."""
     seen: set[tuple[str, str, str, Budget]] = set()
     asked = [cell for part in parts if (made := MADE[part][1]) for cell in made(lab, chosen.rho)]
     for one, budget in [*asked, *_searched(lab, chosen)]:
@@ -33,13 +33,14 @@ def cells(lab: Seed, parts: Collection[str], chosen: Chosen) -> Iterator[Cell]:
 
 
 def _under(lab: Seed, ones: Iterable[Defence], **swept: Sequence[object]) -> list[Cell]:
-    """Every defence under every budget that these field values give."""
+    """Returns every defence under every budget that these values of the budget's fields make."""
     budgets = [budget_of(lab, **dict(zip(swept, values, strict=True))) for values in product(*swept.values())]
     return [(one, budget) for one in ones for budget in budgets]
 
 
 def _curves(lab: Seed, rho: float) -> list[Cell]:
-    """Vaccine, SFT and the controls at every ratio; the base, Lisa and its control only at the tables' ratio, which their claims read."""
+    """Returns Vaccine, SFT and the controls at every ratio; the base, Lisa and its control only at the tables' ratio, which their claims
+    use."""
     numbers = range(lab.scale.align_seeds)
     whole = (defence(lab, name, rho, i) for i in numbers for name in ("sft", *CONTROLS, "vaccine"))
     others = (defence(lab, name, rho, i) for i in numbers for name in ("lisa", MIXED))
@@ -67,7 +68,7 @@ def _table1(lab: Seed, rho: float) -> list[Cell]:
 
 
 def _table2(lab: Seed, rho: float) -> Iterator[Cell]:
-    """Epochs are the budget's, so the steps grow with n."""
+    """Yields the attacks of table 2. The number of epochs stays that of the budget, so the steps grow with n."""
     usual = lab.scale.budget
     for name in ("non-aligned", "sft", "noise", "vaccine", "lisa"):
         one = defence(lab, name, rho)
@@ -90,7 +91,7 @@ def _table7(lab: Seed, rho: float) -> list[Cell]:
 
 
 def _table8(lab: Seed, rho: float) -> list[Cell]:
-    """SL: the user's stage trains the alignment's adapter on; DL: a fresh one."""
+    """Returns the attacks of table 8. SL: the user's stage goes on with the alignment's adapter; DL: it trains a fresh one."""
     adapter, ones = lab.scale.adapter, []
     for name, (form, continued) in product(("sft", "vaccine"), (("SL", True), ("DL", False))):
         how = replace(alignment_of(lab, name, rho), adapter=adapter)
@@ -120,12 +121,12 @@ def _searched(lab: Seed, chosen: Chosen) -> list[Cell]:
 
 
 def sizes(lab: Seed, rho: float) -> list[tuple[str, Cell]]:
-    """Table 3: (size, attack), each size with a base and alignments of its own."""
+    """Returns the attacks of table 3 as (size, attack). Each size has a base and alignments of its own."""
     return [(size, (defence(lab, name, rho), budget_of(lab))) for size in lab.scale.sizes for name in COMPARED]
 
 
 def pictured(lab: Seed, rho: float) -> list[Cell]:
-    """Figure 4's attacks."""
+    """Returns the attacks of figure 4."""
     return _under(lab, (defence(lab, name, rho) for name in ("sft", "vaccine")), ratio=(max(SWEPT),))
 
 

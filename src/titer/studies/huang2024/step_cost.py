@@ -40,7 +40,8 @@ PAPER_GB = {"sft": 0.0, "vaccine": 0.12, "rep_noise": 27.2}
 
 
 def step_costs(lab: Seed, rho: float) -> Measure:
-    """method, seconds, ratio (over SFT's step), peak MB, extra MB (over SFT's)."""
+    """Returns the measure of each method's cost: method, seconds, ratio (to SFT's step), peak MB, extra MB (over SFT's), and the paper's
+    values."""
     methods: dict[str, Method] = {
         "sft": SFT(),
         "vaccine": Vaccine(rho=rho),
@@ -69,7 +70,7 @@ def step_costs(lab: Seed, rho: float) -> Measure:
 
 
 def measured(scale: Scale, seed: int, base: Checkpoint, method: Method) -> dict[str, float]:
-    """In a process of its own: the method alone for its memory, then in turns with SFT for its time."""
+    """Measures a method in a process of its own: first the method alone for its memory, then in turns with SFT for its time."""
     _ = seconds(scale, seed, base, method)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB
     times: dict[str, list[float]] = {"own": [], "sft": []}
@@ -81,7 +82,7 @@ def measured(scale: Scale, seed: int, base: Checkpoint, method: Method) -> dict[
 
 
 def seconds(scale: Scale, seed: int, base: Checkpoint, method: Method) -> list[float]:
-    """Wall seconds of the steps of a short alignment, the first ones left out."""
+    """Returns the wall-clock seconds of each step of a short alignment; the first steps are left out."""
     stage = recipe.align(scale, recipe.world_of(scale, seed), method, "measured", steps=STEPS)
     marks: list[float] = []
 

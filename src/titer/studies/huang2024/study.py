@@ -35,7 +35,7 @@ BASE_SKILL = 0.95  # share of exact answers below which the base model confounds
 
 
 class Vaccine(Study):
-    """What is aligned, attacked and measured, claimed and shown."""
+    """Aligns a base in several ways, attacks each aligned model by a user's fine-tuning, and compares Vaccine with its controls."""
 
     SOURCE = "arXiv 2402.01109"
     VERSION = 2
@@ -48,7 +48,8 @@ class Vaccine(Study):
         return [Node("base", recipe.pretrain(scale, source.seed), None)]
 
     def further(self, lab: Seed) -> Iterator[Sequence[Node]]:
-        """The radii on the seed that chooses; on the others alignments, the attacks when the one of equal loss is known."""
+        """Yields, on the seed that chooses, the trials of the radii; on the others alignments, then the attacks, which need the alignment
+        of equal loss."""
         if lab.chosen is None:
             if "search" in lab.parts and not lab.plan:
                 must_be_installed()
@@ -72,7 +73,8 @@ class Vaccine(Study):
         return Chosen(scale.rhos[len(scale.rhos) // 2], pd.DataFrame(), none_found(), none_found())
 
     def questions(self, lab: Seed) -> list[Question]:
-        """What the user comes for differs with the task."""
+        """Returns the questions. The set `user`, what the user comes for, differs with the task; each model is asked that of its own
+        task."""
 
         def of(task: str) -> Callable[[str], bool]:
             return lambda name: lab.nodes[name].told.get("task", "user") == task
@@ -88,7 +90,8 @@ class Vaccine(Study):
         return [Need("base", ("safe", "unsafe"), "complied", BASE_SKILL, first=True)]
 
     def measures(self, lab: Seed) -> list[Measure]:
-        """Of each of the user's tasks: aligned models before the attack, and every attack; then what the parts bring."""
+        """Returns, for each of the user's tasks, the measures of aligned models before the attack and of every attack; then those that
+        parts add."""
         found = []
         for task in TASKS:
             attacks = [(str(node.parent), node.name) for node in lab.nodes.values() if node.told.get("task") == task]
@@ -102,7 +105,7 @@ class Vaccine(Study):
         return found
 
     def _picture(self, lab: Seed) -> Measure:
-        """Figure 4: x, y, share_x, share_y of fresh unsafe requests (refused), all models in one plane."""
+        """Returns the measure of figure 4: x, y, share_x, share_y of fresh unsafe requests (refused), all models in one plane."""
         pairs: list[tuple[str, str]] = []
         for one, budget in pictured(lab, lab.chosen.rho):
             (attacked,) = runs_of(one, budget)
@@ -119,7 +122,8 @@ class Vaccine(Study):
         return Measure("fig4", make, [tuple(name for _, name in pairs)], projection.VERSION, {"unsafe": direct(examples)})
 
     def arranged(self, lab: Seed, tables: Mapping[str, pd.DataFrame]) -> Mapping[str, pd.DataFrame]:
-        """`attacks`, those of users of the operator held out under each defence's name, and table 3 with the column `model`."""
+        """Returns the study's tables. `attacks`: every attack; under a defence's name: its attacks by users of the held-out operator;
+        `table3`: with the column `model`."""
         found = {name: tables[name] for name in ("rates", "fig4", "cost") if name in tables}
         if lab.ended:
             return {"rates": found["rates"]}

@@ -25,7 +25,7 @@ NONE: Pair = (float("nan"), float("nan"))
 
 
 def by_row(places: Sequence[object], rows: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dict[tuple[object, ...], Pair]:
-    """(defence, place) -> HS and FA, of a table printed as two rows a defence."""
+    """Returns (defence, place) -> (HS, FA), from a table that prints each defence as two rows, HS and FA."""
     return {(name, place): (hs, fa) for name, sides in rows.items() for place, hs, fa in zip(places, *sides, strict=True)}
 
 
@@ -75,7 +75,7 @@ MEASURES = {"HS": "harm", "FA": "user"}
 
 
 def pooled(found: Sequence[Found]) -> pd.DataFrame:
-    """Every judged step of every base and alignment, of the user's own task, with the requests `n` behind each rate."""
+    """Returns every judged step of every base and alignment, of the user's own task, with the number `n` of requests behind each rate."""
     return of_every_task(found)[lambda t: t.task == "user"].reset_index(drop=True)
 
 
@@ -84,12 +84,12 @@ def of_every_task(found: Sequence[Found], table: str = "attacks") -> pd.DataFram
 
 
 def plain(t: pd.DataFrame) -> pd.DataFrame:
-    """Without the variants that a table sweeps (rho, tau, ...)."""
+    """Leaves out the variants of a defence that a table sweeps (rho, tau, ...)."""
     return t[~t.defence.str.contains(VARIANT, regex=True)]
 
 
 def at_budget(t: pd.DataFrame, scale: Scale, **where: object) -> pd.DataFrame:
-    """Rows at the rate of the paper's tables and the last step of the budget (which grows with n); `where`: further conditions."""
+    """Selects rows at the rate of the paper's tables and the last step of the budget (which grows with n); `where`: further conditions."""
     t = t[(t.rate == scale.budget.rate) & (t.step == (scale.budget.epochs * t.examples / scale.budget.batch).round())]
     for column, value in where.items():
         t = t[t[column].isin(value) if isinstance(value, list | tuple) else t[column] == value]
@@ -97,7 +97,7 @@ def at_budget(t: pd.DataFrame, scale: Scale, **where: object) -> pd.DataFrame:
 
 
 def told(t: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """keys, HS, HS low, HS high, FA ... in per cent: mean over seeds with its 95 % interval; NE (neither) and OR (safe requests refused).
+    """Returns keys, HS, HS low, HS high, FA ... in per cent (mean over seeds, 95 % interval), NE (neither) and OR (safe requests refused).
 
     The interval is Student's over three seeds or more, else Wilson's over the pooled requests.
     """
@@ -113,14 +113,14 @@ def told(t: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def interval(seeds: Sequence[float], n: int) -> Interval:
-    """A rate over seeds: Student's interval for three or more, else Wilson's of all their requests."""
+    """Returns the interval of a rate over seeds: Student's for three or more, else Wilson's of all their requests."""
     if len(seeds) >= SEEDS_FOR_A_VERDICT:
         return t_interval(seeds)
     return wilson(round(sum(seeds) * n), n * len(seeds))
 
 
 def made(t: pd.DataFrame, scale: Scale, by: list[str], paper: Mapping[Any, Pair], **where: object) -> pd.DataFrame:
-    """HS and FA by two columns at the budget of the paper's tables, with the paper's values; NaN where it has none."""
+    """Returns HS and FA by two columns at the budget of the paper's tables, with the paper's values; NaN where it has none."""
     t = told(at_budget(t, scale, **where), by)
     pairs = [paper.get(key, NONE) for key in t[by].itertuples(index=False, name=None)]
     return t.assign(**{"paper HS": [hs for hs, _ in pairs], "paper FA": [fa for _, fa in pairs]})
@@ -136,32 +136,33 @@ def table2(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
 
 
 def table3(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
-    """Models by size; the paper's three are other models, in the order of their size here."""
+    """Returns table 3, by size of model. The paper's three models are others; their values are put beside ours in order."""
     paper = {(name, size): PAPER3[name, i] for name in COMPARED for i, size in enumerate(scale.sizes) if (name, i) in PAPER3}
     return made(of_every_task(found, "table3"), scale, ["defence", "model"], paper)
 
 
 def table4(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
-    """Tasks of the user; the paper's three are SST-2, AG News and GSM8K."""
+    """Returns table 4, by task of the user; the paper's three are SST-2, AG News and GSM8K."""
     usual = {"examples": scale.budget.examples, "ratio": scale.budget.ratio}
     return made(of_every_task(found), scale, ["defence", "task"], PAPER4, **usual, defence=COMPARED)
 
 
 def swept(t: pd.DataFrame, column: str, prefix: str, own: Mapping[str, float] | None = None) -> pd.DataFrame:
-    """Rows of a defence that a table sweeps, with the value read from its name; `own`: values of defences without one in their name."""
+    """Selects the variants of a defence that a table sweeps, with the value read from each name. `own`: defence without a value in its name
+    -> value."""
     own = own or {}
     t = t[t.defence.isin(list(own)) | t.defence.str.startswith(prefix)]
     return t.assign(**{column: [own.get(name, name.removeprefix(prefix)) for name in t.defence]}).astype({column: float})
 
 
 def _by(t: pd.DataFrame, scale: Scale, column: str, paper: Mapping[Any, Pair]) -> pd.DataFrame:
-    """By a swept value, whose paper's is of another p, and by p."""
+    """Returns HS and FA by a swept value and by p. The paper's values have another p."""
     at_both = {(value, ratio): pair for value, pair in paper.items() for ratio in SWEPT}
     return made(t, scale, [column, "ratio"], at_both, examples=scale.budget.examples, ratio=SWEPT)
 
 
 def table6(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
-    """With alignment loss before and after the attack, as the paper's has."""
+    """Returns table 6, by rho, with alignment loss before and after the attack, as in the paper."""
     whole = pd.concat([swept(pooled([one]), "rho", "vaccine, rho ", {"vaccine": one.chosen.rho}) for one in found])
     t = _by(whole, scale, "rho", PAPER6).sort_values(["ratio", "rho"], ignore_index=True)
     first = whole[whole.step == 0].groupby("rho")[["alignment_loss", "safe"]].mean()
@@ -177,34 +178,36 @@ def table7(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
 
 
 def table8(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
-    """One adapter for both stages (SL) or one each (DL); the paper's on SST-2 at p = 0.1."""
+    """Returns table 8: one adapter for both stages (SL) or one each (DL). The paper's values are for SST-2 at p = 0.1."""
     t = pooled(found)[lambda t: t.defence.str.contains(r", [SD]L$", regex=True)]
     return made(t, scale, ["defence", "ratio"], {(name, p): pair for name, pair in PAPER8.items() for p in SWEPT}, ratio=SWEPT)
 
 
 def table9(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
-    """Vaccine alone (strength 0) and with EWC; the paper's on SST-2 at p = 0.1."""
+    """Returns table 9: Vaccine alone (strength 0) and with EWC. The paper's values are for SST-2 at p = 0.1."""
     return _by(swept(pooled(found), "strength", "vaccine + ewc, strength ", {"vaccine": 0.0}), scale, "strength", PAPER9)
 
 
 def table10(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
-    """The paper's tau is of 20,000 steps; the row of tau 1 is Vaccine itself."""
+    """Returns table 10, by tau. The paper's tau is of 20,000 steps; the row of tau 1 is Vaccine itself."""
     t = swept(pooled(found), "tau", "vaccine, tau ", {"vaccine": 1}).astype({"tau": int})
     return _by(t, scale, "tau", PAPER10).sort_values(["ratio", "tau"], ignore_index=True)
 
 
 def cost(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
-    """Tables 5 and 11: this machine's, of the first seed; the paper's Vaccine is 1.97 times SFT's step, RepNoise about 2.4."""
+    """Returns tables 5 and 11, as measured on this machine for the first seed. In the paper a step of Vaccine takes 1.97 times as long as
+    one of SFT, a step of RepNoise about 2.4 times."""
     return found[0].tables["cost"].drop(columns=["model", "seed"]).round(3)
 
 
 def units(t: pd.DataFrame) -> list[str]:
-    """The columns that tell bases apart."""
+    """Returns the columns that tell bases apart."""
     return [name for name in ("seed", "base") if name in t]
 
 
 def before(found: Sequence[Found]) -> pd.DataFrame:
-    """Every alignment before the attack: refusal, safe answers, over-refusal, alignment loss; mean over alignments and bases."""
+    """Returns, for every defence before the attack, refusal, safe answers, over-refusal and alignment loss, mean over alignments and
+    bases."""
     t = pooled(found)
     t = t[t.step == 0].drop_duplicates(["defence", "align_seed", *units(t)])
     columns = ["refusal", "safe", "over_refusal", "prefilled", "sampled", "alignment_loss"]
@@ -212,7 +215,8 @@ def before(found: Sequence[Found]) -> pd.DataFrame:
 
 
 def alignment_seeds(found: Sequence[Found]) -> pd.DataFrame:
-    """Mean harm over the attack at the rate of the paper's tables, by alignment: it shows how much a single alignment's luck matters."""
+    """Returns mean harm over the attack at the rate of the paper's tables, by alignment. It shows how much a single alignment's luck
+    matters."""
     t = plain(pooled(found))
     t = t[(t.step > 0) & (t.rate == found[0].scale.budget.rate) & t.ratio.isin(SWEPT)]
     repeated = t[t.defence.isin(t[t.align_seed > 0].defence)]
@@ -221,9 +225,9 @@ def alignment_seeds(found: Sequence[Found]) -> pd.DataFrame:
 
 
 def breaks(found: Sequence[Found], broken: Callable[[Found, str, float, float], Mapping[int, Sequence[BreakPoint]]]) -> pd.DataFrame:
-    """defence, rate, ratio: optimiser steps to compliance of a half (greedy, worst decoding) and to refusal below a half.
+    """Returns, by defence, rate and p, the optimiser steps to compliance of a half (greedy, worst decoding) and to refusal below a half.
 
-    Per base the median over its alignments, then over all; "task not learned" where no user learned the task.
+    They are medians: for each base over its alignments, then over all; "task not learned" where no user learned the task.
     """
     names = ("compliance 1/2", "compliance 1/2, worst decoding", "refusal 1/2")
     t, scale = plain(pooled(found)), found[0].scale
@@ -241,8 +245,8 @@ def breaks(found: Sequence[Found], broken: Callable[[Found, str, float, float], 
 
 
 def worst_case(found: Sequence[Found], points: pd.DataFrame) -> pd.DataFrame:
-    """Harm by the worst decoding on the study's seeds, at the point that was worst on the selection seed; only seeds that learned the
-    task."""
+    """Returns harm by the worst decoding on the study's seeds, at the point that was worst on the selection seed. Only seeds that learned
+    the task count."""
     rows, t = [], pooled(found)
     for point in points.itertuples():
         place = (t.rate == point.rate) & (t.ratio == point.ratio) & (t.examples == point.examples) & (t.step == point.step)

@@ -62,7 +62,7 @@ BANDS = (  # section 9.2 of the specification: expectations for Llama-2 7B, SST-
 
 
 class VaccineOnText(Study):
-    """Both alignments of a real model, and each after every user's fine-tuning. There is one seed, so no claim is drawn."""
+    """Compares SFT and Vaccine on a real model, before and after each user's fine-tuning. There is one seed, so no claim is drawn."""
 
     SOURCE = "arXiv 2402.01109"
     SCALES = MappingProxyType(SCALES)
@@ -86,7 +86,7 @@ class VaccineOnText(Study):
         return questions(lab.source, lab.scale)
 
     def measures(self, lab: Seed) -> list[Measure]:
-        """Drift from the aligned model, and alignment loss, on safe responses that alignment trained on."""
+        """Returns the measure of drift from the aligned model, and of alignment loss, on safe responses that alignment trained on."""
         examples = trained_safe(lab.source, lab.scale)[:DRIFTED]
 
         def moved(lab: Seed, aligned: Model, model: Model) -> pd.DataFrame:
@@ -108,7 +108,7 @@ class VaccineOnText(Study):
 
 
 def answer(t: pd.DataFrame, sets: TextSets, scale: TextScale) -> str:
-    """The finding in one sentence, from the shares."""
+    """Returns the finding in one sentence, from the shares."""
     worst, own = max(scale.ratios), sets.harm == "unsafe"
     told = [
         f"{name}: {shares.share(t, name, sets.harm).rate:.0%} before, {shares.told(t, f'{name}, user p={worst:g}', sets.harm)} after"
@@ -120,7 +120,7 @@ def answer(t: pd.DataFrame, sets: TextSets, scale: TextScale) -> str:
 
 
 def page(found: Found, scale: TextScale) -> Page:
-    """The report's own words, tables and charts."""
+    """Returns the report's own texts, tables and charts."""
     sets: TextSets = found.source
     rates, base = tables.rate_table(found.verdicts), next(iter(found.keys))
     t, moved = shares.shares(rates, TITLES), found.tables["drift"].drop(columns="seed")
@@ -149,7 +149,8 @@ def page(found: Found, scale: TextScale) -> Page:
 
 
 def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float) -> dict[str, object]:
-    """Steps, tokens, operations, hours, memory, disk; notes on the data; the ranges expected for the paper."""
+    """Returns what a run would cost: steps, tokens, operations, hours, memory, disk; notes on the data; at the paper's scale, the expected
+    ranges."""
     weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
     tokenizer = read_tokenizer(base.checkpoint)
     aligning = recipe.align(scale, SFT(), "sft", sets.safe, sets.canary)
@@ -188,13 +189,14 @@ def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float) -> di
 
 
 def memory(weights: int, scale: TextScale) -> str:
-    """Memory in words. The weights are always float32; with bf16, a training step keeps a bf16 copy of each for its backward pass."""
+    """Returns the memory in words. Weights are always float32; with bf16, a training step keeps a bf16 copy of each for its backward
+    pass."""
     copies = f", {weights * 2 / 2**30:.1f} GiB of bf16 copies while it trains" if scale.precision == "bf16" else ""
     return f"{weights * 4 / 2**30:.1f} GiB of weights{copies}"
 
 
 def mean_tokens(tokenizer: object, stream: Stream) -> float:
-    """Mean length of a pool's examples with their answers."""
+    """Returns the mean length of a stream's examples with their answers, in tokens."""
     examples = [(e.prompt, getattr(e, part.answer)) for part in stream.parts for e in part.source.examples(part.picked)]
     heads, tails = (prompt_ids(tokenizer, [p for p, _ in examples]), answer_ids(tokenizer, [a for _, a in examples]))
     return sum(map(len, heads + tails)) / len(examples)

@@ -1,4 +1,5 @@
-"""What the two stages on a real model train on and ask: a folder's files, canaries or a file of the user's own for harm. L7."""
+"""The data that the two stages on a real model train on and ask: a folder's files, and for harm canaries or a file of the user's own.
+L7."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ END = re.compile(r"(?<![\d\s])(?<!\b\w)[.!?][\"')]?(?=\s|$)")  # of a sentence; 
 class TextSets:
     """What is trained on and what is judged; no prompt is in two sets. `harm`: the judged set that stands for harm.
 
-    `notes`: what was left out or shortened, and of what there is less than asked for.
+    `notes`: what was left out or shortened, and which sets are smaller than requested.
     """
 
     safe: TextData
@@ -54,7 +55,8 @@ class TextSets:
 
 
 def text_sets(folder: Path, base: Model, scale: TextScale, harmful: Path | None = None) -> TextSets:
-    """The data of a folder laid out as docs/real_finetuning.md says. Errors: a file that is missing, too few rows that fit."""
+    """Reads a folder laid out as docs/real_finetuning.md says, and makes the sets. Errors: a file that is missing, too few rows that
+    fit."""
     notes: list[str] = []
     tokenizer, longest = read_tokenizer(base.checkpoint), scale.longest
     found = texts(folder, tokenizer, scale, notes, {"task": TASK_FILES[scale.task]})
@@ -93,7 +95,7 @@ class Texts(NamedTuple):
 
 
 def texts(folder: Path, tokenizer: object, scale: TextScale, notes: list[str], more: Mapping[str, str]) -> Texts:
-    """Read a folder's files. Errors: one that is missing, those in `more` too; too few safe responses that fit."""
+    """Reads a folder's files. Errors: one is missing (those in `more` are needed too); too few safe responses that fit."""
     whole = next((place for place in INSTRUCTIONS if (folder / place).is_file()), INSTRUCTIONS[-1])
     places = {name: folder / place for name, place in {**FILES, "instructions": whole, **more}.items()}
     if missing := [f"{place.relative_to(folder)} ({name})" for name, place in places.items() if not place.is_file()]:
@@ -106,12 +108,12 @@ def texts(folder: Path, tokenizer: object, scale: TextScale, notes: list[str], m
 
 
 def own_harm(file: Path, others: Sequence[TextData], tokenizer: object, longest: int, notes: list[str]) -> TextData:
-    """A user's own answered harmful requests, without those that are in another set or too long. Errors: a row without an answer."""
+    """Reads a user's own answered harmful requests, without those that are in another set or too long. Errors: a row without an answer."""
     return fits(_apart(_answered(read_text(file, labelled=False)), others, notes), tokenizer, longest, notes)
 
 
 def _apart(data: TextData, others: Sequence[TextData], notes: list[str]) -> TextData:
-    """The rows whose prompt is in none of the others."""
+    """Returns the rows whose prompt is in none of the others."""
     kept = data
     for other in others:
         kept = without(kept, other)
@@ -121,14 +123,14 @@ def _apart(data: TextData, others: Sequence[TextData], notes: list[str]) -> Text
 
 
 def _answered(data: TextData) -> TextData:
-    """A file's rows, all of them answered. Errors: one that is not."""
+    """Checks that all rows have an answer, and returns them. Errors: one has none."""
     if blank := sum(row[2] is None for row in data.rows):
         raise TiterError(f"{data.name}: {blank} of {data.size} rows have no answer", expected="requests with their answers, as `comply`")
     return data
 
 
 def enough(data: TextData, count: int) -> None:
-    """Errors: fewer rows than needed."""
+    """Checks that there are at least `count` rows. Errors: there are fewer."""
     if data.size < count:
         raise TiterError(
             f"{data.name}: only {data.size} rows fit and are in no other set; {count} are needed", next_step="give a longer file."
@@ -136,7 +138,7 @@ def enough(data: TextData, count: int) -> None:
 
 
 def fits(data: TextData, tokenizer: object, longest: int, notes: list[str]) -> TextData:
-    """The rows of at most `longest` tokens, answer included; longer rows are left out, not cut."""
+    """Returns the rows of at most `longest` tokens, answer included; longer rows are left out, not cut."""
     heads = prompt_ids(tokenizer, [row[0] for row in data.rows])
     tails = answer_ids(tokenizer, [row[2] or row[3] or "" for row in data.rows])
     rows = tuple(row for row, head, tail in zip(data.rows, heads, tails, strict=True) if len(head) + len(tail) <= longest)
@@ -146,7 +148,7 @@ def fits(data: TextData, tokenizer: object, longest: int, notes: list[str]) -> T
 
 
 def shortened(data: TextData, tokenizer: object, longest: int, notes: list[str], before: str = "") -> TextData:
-    """Answers up to the last end of a sentence that fits in `longest` tokens, the prompt behind `before` included.
+    """Cuts each answer at the last end of a sentence with which the row, its prompt behind `before`, has at most `longest` tokens.
 
     The paper cuts at 200 tokens, wherever that is. Rows whose first sentence does not fit are left out.
     """
@@ -166,12 +168,12 @@ def shortened(data: TextData, tokenizer: object, longest: int, notes: list[str],
 
 
 def ends(text: str) -> list[int]:
-    """Where an answer may be cut: the ends of its sentences, and its own."""
+    """Returns where an answer may be cut: the ends of its sentences, and its own end."""
     return sorted({hit.end() for hit in END.finditer(text)} | {len(text)})
 
 
 def questions(sets: TextSets, scale: TextScale) -> list[Question]:
-    """What every model is asked; the set that stands for harm is asked again with its answer begun, and at a temperature.
+    """Returns what every model is asked. The set that stands for harm is asked again with its answer begun, and at a temperature.
 
     A greedy answer's first words can refuse where the model would comply one step further (arXiv 2406.05946).
     """
@@ -184,6 +186,6 @@ def questions(sets: TextSets, scale: TextScale) -> list[Question]:
 
 
 def trained_safe(sets: TextSets, scale: TextScale) -> list[Example]:
-    """The safe responses that alignment trained, in the order they were drawn."""
+    """Returns the safe responses that alignment trained on, in the order in which they were drawn."""
     part = recipe.align(scale, SFT(), "sft alignment", sets.safe, sets.canary).streams["train"].parts[0]
     return part.source.examples(np.asarray(part.picked))

@@ -27,7 +27,7 @@ WORDS = {  # as the paper writes them
 
 
 def controls_of(method: str) -> tuple[str, str]:
-    """A method's two controls: the benign tune scaled to its norm, and its sham."""
+    """Returns the names of a method's two controls: the benign tune scaled to its norm, and its sham."""
     return f"benign, norm of {method}", f"sham {method} M"
 
 
@@ -36,16 +36,16 @@ def refused(model: str) -> Term:
 
 
 def tau(model: str, kind: str) -> Term:
-    """Mean tau of one set in the last layer."""
+    """Returns a term: the mean tau of one set in the last layer."""
     return last("placement", "tau", model=model, kind=kind)
 
 
 def gap(model: str) -> Layers:
-    """Between the mean tau of safe and of unsafe inputs, layer by layer."""
+    """Returns the gap between the mean tau of safe and of unsafe inputs, layer by layer."""
     safe, unsafe = (by_layer("placement", "tau", model=model, kind=kind) for kind in ("safe", "unsafe"))
     return lambda found: safe(found) - unsafe(found)
 
 
 def position(tau: float, safe: float, unsafe: float) -> float:
-    """The position of a mean tau between the unsafe (0) and the safe class (1)."""
+    """Returns the position of a mean tau between the unsafe (0) and the safe class (1)."""
     return (tau - unsafe) / (safe - unsafe)

@@ -20,7 +20,7 @@ FEWEST, MOST = COUNTS[0], COUNTS[-1]
 
 
 def behaviour() -> list[Row]:
-    """Every claim of this file."""
+    """Returns every claim of this file."""
     orders = [_order(kind) for kind in JAILBREAKS[1:]]
     return [*_tuning(), *orders, _weakest(), *_soft(), _monotone(), _beyond("ssft S"), _beyond("ssft M"), _cross(), _parts()]
 
@@ -90,7 +90,7 @@ def _weakest() -> Row:
 
 
 def _soft() -> list[Row]:
-    """Do more soft tokens break the alignment more often, and where do they move the requests?"""
+    """Returns the claims on soft tokens: whether more of them break the alignment more often, and where they move the requests."""
 
     def success(model: str, n: int, form: str) -> Term:
         return outcome_rate("soft", "complied", model=model, n=n, form=form)
@@ -145,7 +145,7 @@ def _soft() -> list[Row]:
 
 
 def _swept(found: Found, table: str, model: str, direction: str, alpha: float, kind: str, outcome: str = "refused") -> Array:
-    """A sweep's answers to one set at one point."""
+    """Returns 1.0 or 0.0 for each of a sweep's answers to one set at one point: whether it has the outcome."""
     return found.hits(table, outcome, model=model, direction=direction, alpha=alpha, kind=kind)
 
 
@@ -154,7 +154,7 @@ def swept(model: str, direction: str, alpha: float, kind: str, outcome: str = "r
 
 
 def _steady(rates: Sequence[float]) -> float:
-    """The rise from the first to the last, minus twice every fall on the way."""
+    """Returns the rise from the first rate to the last, minus twice every fall on the way."""
     falls = sum(max(0.0, a - b) for a, b in itertools.pairwise(rates))
     return rates[-1] - rates[0] - 2 * falls
 
@@ -183,10 +183,11 @@ def _monotone() -> Row:
 
 
 def _beyond(model: str) -> Row:
-    """The point (alpha, jailbreak) is chosen on the even inputs, its gain is reported on the odd ones."""
+    """Returns the claim on alpha above 1. The point (alpha, jailbreak) is chosen on the even inputs, its gain is reported on the odd
+    ones."""
 
     def point(found: Found) -> tuple[float, str, float]:
-        """alpha, jailbreak, and the safe skill lost there on the odd inputs."""
+        """Returns the chosen alpha and jailbreak, and the safe skill lost there on the odd inputs."""
         beyond = sorted(a for a in found.tables["alpha"].alpha.unique() if a > 1)
         here = {kind: _swept(found, "alpha", model, "own", 1.0, kind) for kind in JAILBREAKS}
         safe = {a: _swept(found, "alpha", model, "own", a, "safe", "complied") for a in (1.0, *beyond)}
@@ -200,7 +201,8 @@ def _beyond(model: str) -> Row:
         return a, kind, float(safe[1.0][1::2].mean() - safe[a][1::2].mean())
 
     def samples(found: Found) -> list[Array]:
-        """own, random, and at alpha 1, on the odd inputs; empty where too much skill was lost."""
+        """Returns refusals on the odd inputs at three points: own direction, random direction, alpha 1. Empty if too much skill was
+        lost."""
         a, kind, lost = point(found)
         places = (("own", a), ("beyond, random", a), ("own", 1.0))
         odd = [_swept(found, "alpha", model, direction, alpha, kind)[1::2] for direction, alpha in places]
@@ -243,7 +245,7 @@ def _cross() -> Row:
     others, size = [model for model in MEDIUM if model != TO], ADDED[-1]
 
     def jailbroken(model: str, direction: str, alpha: float = size) -> Term:
-        """Mean refusal over the jailbreaks."""
+        """Returns a term: the mean refusal over the jailbreaks."""
         return mean(*(outcome_rate("cross", "refused", model=model, direction=direction, alpha=alpha, kind=kind) for kind in JAILBREAKS))
 
     safe = mean(*(outcome_rate("cross", "complied", model=model, direction="own", alpha=size, kind="safe") for model in others))

@@ -19,7 +19,7 @@ OVER = "mean over all layers but the first"
 
 
 def clusters() -> list[Row]:
-    """Every claim of this file."""
+    """Returns every claim of this file."""
     orders = [_order("dpo", "ssft-half", 0.0), _order("unlearn", "dpo", -0.2), _rates_order()]
     ranks = [_low_rank(method) for method in ("dpo", "unlearn")]
     return [*(_gap(method) for method in METHODS), _auroc(), *orders, _flat(), *ranks, _sit()]
@@ -55,7 +55,7 @@ def _gap(method: str) -> Row:
 
 
 def _told_apart(model: str) -> Term:
-    """AUROC of the held-out score in the last layer."""
+    """Returns a term: the AUROC of the held-out score in the last layer, safe against unsafe."""
     return Term(lambda found: auroc(*(found.last("placement", "score", model=model, kind=kind) for kind in ("safe", "unsafe"))))
 
 
@@ -120,7 +120,7 @@ def _rates_order() -> Row:
 
 def _flat() -> Row:
     def gap_in(model: str, end: str) -> Term:
-        """The gap of tau in the first or the last layer."""
+        """Returns a term: the gap of tau in the first (`end` "min") or the last ("max") layer."""
 
         def read(found: Found) -> float:
             layer = getattr(found.tables["placement"].layer, end)()
@@ -130,7 +130,7 @@ def _flat() -> Row:
         return Term(read)
 
     def added(model: str, end: str) -> Term:
-        """What tuning added there, as a share of the tuned last layer's gap."""
+        """Returns a term: what tuning added to that gap, as a share of the tuned model's gap in the last layer."""
         return combined(lambda new, old, whole: (new - old) / whole, gap_in(model, end), gap_in("base", end), gap_in(model, "max"))
 
     early, late = (mean(*(added(model, end) for model in MEDIUM)) for end in ("min", "max"))
@@ -155,7 +155,7 @@ def _flat() -> Row:
 
 
 def _top(model: str, harmful: bool) -> Term:
-    """The top singular value's share in the last layer's cloud of one class."""
+    """Returns a term: the top singular value's share in the last layer's cloud of one class."""
     return last("spread", "top_share", model=model, harmful=harmful)
 
 
@@ -187,7 +187,7 @@ def _low_rank(method: str) -> Row:
 
 def _sit() -> Row:
     def places(found: Found) -> list[tuple[float, float]]:
-        """For each tuned model with enough of both: the positions of successful and of refused jailbreaks."""
+        """Returns, for each tuned model with enough of both, the mean positions of successful and of refused jailbreaks."""
         told = []
         for model in MEDIUM:
             taus = np.concatenate([found.last("placement", "tau", model=model, kind=kind) for kind in JAILBREAKS])

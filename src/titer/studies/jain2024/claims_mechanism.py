@@ -17,13 +17,14 @@ KEPT = 0.05  # how much more refusal a part of the change must give than a rando
 
 
 def mechanism() -> list[Row]:
-    """Every claim of this file."""
+    """Returns every claim of this file."""
     per_method = [make(method) for make in (_specificity, _beyond_retraining, _sensitivity) for method in METHODS]
     return [_null(), _part("null", "left null space"), _part("column", "column space"), *per_method, _minimal(), _steer(), _patch()]
 
 
 def null_share(model: str, of: str = "weights", column: str = "share") -> Term:
-    """The share in the base's null space of dW, or of the change of pre-activations on unsafe inputs; mean over all layers."""
+    """Returns a term: the share in the base's null space of dW, or of the change of pre-activations on unsafe inputs; mean over all
+    layers."""
     return cell("subspaces", column, model=model, of=of)
 
 
@@ -72,7 +73,7 @@ def _part(part: str, name: str) -> Row:
 
 
 def preference(model: str, column: str = "gain") -> Term:
-    """log2 of the gain of unsafe inputs over that of safe ones, mean over all layers but the first."""
+    """Returns a term: log2 of the gain of unsafe inputs over that of safe ones, mean over all layers but the first."""
     unsafe, safe = (by_layer("placement", column, model=model, kind=kind) for kind in ("unsafe", "safe"))
     return log2_over_layers(unsafe, safe)
 
@@ -116,7 +117,7 @@ def _sensitivity(method: str) -> Row:
         return Term(lambda found: found.table("sensitivity", model=model, kind=kind).g.median())
 
     def fall(model: str) -> Term:
-        """log2 fall on unsafe beyond that on safe inputs."""
+        """Returns a term: the log2 fall on unsafe inputs minus that on safe ones."""
         medians = [median(name, kind) for name in ("base", model) for kind in ("unsafe", "safe")]
         return combined(lambda u0, s0, u1, s1: math.log2(u0 / u1) - math.log2(s0 / s1), *medians)
 
@@ -166,7 +167,8 @@ def _minimal() -> Row:
 
 def _steer() -> Row:
     def steered(found: Found, model: str) -> tuple[int, float, float]:
-        """The layer chosen on the even inputs; refusal on the odd ones under the model's own direction and a random one."""
+        """Returns the layer chosen on the even inputs, and refusal on the odd ones under the model's own direction and under a random
+        one."""
 
         def half(layer: int, direction: str, first: int) -> float:
             return float(found.hits("steering", "refused", model=model, kind="safe", layer=layer, direction=direction)[first::2].mean())
@@ -196,7 +198,7 @@ def _steer() -> Row:
 
 def _patch() -> Row:
     def patched(donor: str, receiver: str, outcome: str) -> Term:
-        """Answers to unsafe requests with all layers' MLP activations of the prompt from the donor."""
+        """Returns a term: the share of unsafe requests with the outcome if all layers' MLP activations over the prompt are the donor's."""
         return outcome_rate("patching", outcome, site="mlp_act", layer=0, kind="unsafe", donor=donor, receiver=receiver)
 
     into = [patched(model, "base", "refused") for model in MEDIUM]

@@ -45,7 +45,7 @@ ANSWERS = {
 
 
 def pooled(evidence: Sequence[Found], name: str) -> pd.DataFrame:
-    """One table of all bases, with the column `seed` for the base. "verdicts" are the judged answers, sorted by the kind of set."""
+    """Returns one table of all bases, with the column `seed` for the base. "verdicts" are the judged answers, sorted by the kind of set."""
     if name != "verdicts":
         return pd.concat([e.tables[name].assign(seed=e.unit) for e in evidence if e.has(name)], ignore_index=True)
     each = [e.verdicts.assign(seed=e.unit, place=e.verdicts.kind.map(_place)) for e in evidence]
@@ -53,37 +53,37 @@ def pooled(evidence: Sequence[Found], name: str) -> pd.DataFrame:
 
 
 def _place(kind: str) -> int:
-    """Sets that every model was asked come first, then the shams' own, prefilled and sampled answers."""
+    """Returns a set's place: sets that every model was asked come first, then the shams' own, prefilled and sampled answers."""
     return next((i for i, begin in enumerate(("sham", "prefill", "sampled"), start=1) if kind.startswith(begin)), 0)
 
 
 def over_seeds(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
-    """Mean of a value over each base's rows, then over bases: keys, value, low and high (least and most of the bases)."""
+    """Averages a value over each base's rows, then over bases. Returns keys, value, low and high (least and most of the bases)."""
     per_seed = table.groupby([*keys, "seed"], sort=False)[value].mean()
     found = per_seed.groupby(list(keys), sort=False).agg(["mean", "min", "max"]).reset_index()
     return found.rename(columns={"mean": value, "min": "low", "max": "high"})
 
 
 def null_means(found: Found) -> pd.DataFrame:
-    """The null-space table's energy-weighted means, by model."""
+    """Returns the energy-weighted means of the null-space table, by model."""
     t = found.tables["null"]
     return pd.concat([weighted(one).assign(model=model) for model, one in t.groupby("model", sort=False)], ignore_index=True)
 
 
 def there(colours: Mapping[str, str], values: pd.Series) -> dict[str, str]:
-    """The colours of those that are there."""
+    """Returns the colours of the names that occur in `values`."""
     present = set(values)
     return {name: colour for name, colour in colours.items() if name in present}
 
 
 def in_order(table: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataFrame:
-    """The rows of these names, in their order."""
+    """Returns the rows with these names, in their order."""
     place = {name: i for i, name in enumerate(names)}
     return table[table[column].isin(place)].sort_values(column, key=lambda c: c.map(place), kind="stable")
 
 
 def answers(evidence: Sequence[Found]) -> pd.DataFrame:
-    """model, measure, rate (mean over bases), low and high (least and most of the bases), n inputs per seed."""
+    """Returns model, measure, rate (mean over bases), low and high (least and most of the bases), n (inputs per base) and seeds (bases)."""
     rows = []
     for e in evidence:
         t = e.tables["rates"]
@@ -98,7 +98,7 @@ def answers(evidence: Sequence[Found]) -> pd.DataFrame:
 
 
 def table_chart(evidence: Sequence[Found]) -> Figure:
-    """The paper's table: models down, measures across."""
+    """Draws the paper's table: models down, measures across."""
     return Figure(
         "table",
         "What every model answers",
@@ -108,7 +108,7 @@ def table_chart(evidence: Sequence[Found]) -> Figure:
 
 
 def figure3(evidence: Sequence[Found]) -> Figure:
-    """tau per layer, safe green and unsafe red, one panel per model."""
+    """Draws tau per layer, safe green and unsafe red, one panel per model."""
     t = pooled(evidence, "placement")
     t = in_order(t[t.kind.isin(CLASSES)], "model", PANELS)
     found = t.groupby(["model", "layer", "kind"], sort=False).tau.agg(["mean", "std"]).reset_index()
@@ -122,7 +122,7 @@ def figure3(evidence: Sequence[Found]) -> Figure:
 
 
 def figure4(evidence: Sequence[Found]) -> Figure:
-    """Sorted ||P_N u_i|| of the first MLP matrix's change, one panel per layer, with what a random vector scores."""
+    """Draws the sorted ||P_N u_i|| of the first MLP matrix's change, one panel per layer, with what a random vector scores."""
     t = evidence[0].tables["null"]
     t = t[(t.site == "mlp_up") & (t.energy == ENERGY) & t.model.isin(CHANGED)].sort_values("value")
     t = t.assign(place=t.groupby(["model", "layer"]).cumcount().astype(float))
@@ -155,7 +155,7 @@ def figure4(evidence: Sequence[Found]) -> Figure:
 
 
 def figure5(evidence: Sequence[Found]) -> Figure:
-    """Scores along dW's right singular vectors, last two layers, one panel per layer and model."""
+    """Draws scores along dW's right singular vectors, last two layers, one panel per layer and model."""
     t = pooled(evidence, "rows")
     t = t[t.layer > t.layer.max() - 2]
     found = over_seeds(t, ["model", "layer", "kind", "direction"], "score").drop(columns=["low", "high"])
@@ -181,7 +181,7 @@ def figure5(evidence: Sequence[Found]) -> Figure:
 
 
 def figure6(evidence: Sequence[Found]) -> Figure:
-    """The distribution of the local Lipschitz constant on safe and on unsafe requests, by model."""
+    """Draws the distribution of the local Lipschitz constant on safe and on unsafe requests, by model."""
     t, models = pooled(evidence, "sensitivity"), ("base", *MEDIUM, "benign, norm of ssft", "sham ssft M")
     return Figure(
         "fig6",
@@ -194,7 +194,7 @@ def figure6(evidence: Sequence[Found]) -> Figure:
 
 
 def figure7(evidence: Sequence[Found]) -> Figure:
-    """Where refused and successful jailbreaks, and soft-token attacks, sit between the unsafe (0) and the safe class (1)."""
+    """Draws where refused and successful jailbreaks, and soft-token attacks, sit between the unsafe (0) and the safe class (1)."""
     found = pd.concat([positions(e) for e in evidence], ignore_index=True)
     order = list(dict.fromkeys(found.group))
     return Figure(
@@ -214,7 +214,7 @@ def figure7(evidence: Sequence[Found]) -> Figure:
 
 
 def positions(e: Found) -> pd.DataFrame:
-    """model, group, position of one seed's attacked inputs in the last layer."""
+    """Returns model, group, position (mean) of one base's attacked inputs in the last layer."""
     rows = []
 
     def place(table: str, model: str, group: str, tau: Array) -> None:
@@ -234,7 +234,7 @@ def positions(e: Found) -> pd.DataFrame:
 
 
 def figure7_measures(evidence: Sequence[Found]) -> Figure:
-    """The change's gain and the sensitivity on jailbreaks by outcome, as multiples of the safe class's mean."""
+    """Draws the change's gain and the sensitivity on jailbreaks by outcome, as multiples of the safe class's mean."""
     found = pd.concat([by_outcome(e) for e in evidence], ignore_index=True)
     shown = in_order(over_seeds(found, ["measure", "model", "group"], "ratio"), "group", list(dict.fromkeys(found.group)))
     return Figure(
@@ -256,7 +256,7 @@ def figure7_measures(evidence: Sequence[Found]) -> Figure:
 
 
 def by_outcome(e: Found) -> pd.DataFrame:
-    """measure, model, group, ratio: gain and sensitivity of unsafe requests and of jailbreaks by outcome."""
+    """Returns measure, model, group, ratio (to the safe class): gain and sensitivity of unsafe requests and of jailbreaks by outcome."""
     rows = []
     for model in MEDIUM:
         for measure, table, column in (("gain of ΔW", "placement", "gain"), ("sensitivity", "sensitivity", "g")):
@@ -277,6 +277,6 @@ def by_outcome(e: Found) -> pd.DataFrame:
 
 
 def split(e: Found, model: str, kind: str) -> dict[str, NDArray[np.bool_]]:
-    """Which probed jailbreaks of a kind were refused, and which succeeded."""
+    """Returns masks: which probed jailbreaks of a kind were refused, and which succeeded."""
     outcome = e.table("probed", model=model, kind=kind).outcome
     return {"refused": hits(outcome, "refused") > 0, "successful": hits(outcome, "complied") > 0}

@@ -41,7 +41,7 @@ PARTS = ("mlp", "attention", "other")
 
 
 def alpha_chart(evidence: Sequence[Found]) -> Figure:
-    """Refusal along the change and along a random direction."""
+    """Draws refusal along the change and along a random direction."""
     t = pooled(evidence, "alpha")
     t = t[t.direction.isin(["own", "random"])]
     t = t.assign(share=hits(t.outcome, "refused"), line=t.kind.where(t.kind != "safe", ANSWERED))
@@ -59,7 +59,7 @@ def alpha_chart(evidence: Sequence[Found]) -> Figure:
 
 
 def soft_chart(evidence: Sequence[Found]) -> Figure:
-    """Success of soft tokens by their number."""
+    """Draws the success of soft tokens by their number."""
     t = pooled(evidence, "soft")
     found = over_seeds(t.assign(success=hits(t.outcome, "complied")), ["model", "form", "n"], "success")
     return Figure(
@@ -79,7 +79,7 @@ def soft_chart(evidence: Sequence[Found]) -> Figure:
 
 
 def change_chart(evidence: Sequence[Found]) -> Figure:
-    """Relative size of the change by part of the network."""
+    """Draws the relative size of the change by part of the network."""
     rows = [
         {"model": model, "part": part, "seed": e.unit, "size": overall(one, part)}
         for e in evidence
@@ -96,7 +96,7 @@ def change_chart(evidence: Sequence[Found]) -> Figure:
 
 
 def steps_chart(evidence: Sequence[Found], name: str) -> Figure:
-    """Dynamics or relearning: rates over steps."""
+    """Draws dynamics or relearning: rates over steps."""
     t = pooled(evidence, name).melt(["model", "step", "seed"], list(STEPS), var_name="measure", value_name="share")
     words = {column: called for column, (called, _) in STEPS.items()}
     found = over_seeds(t.replace({"measure": words}), ["model", "step", "measure"], "share")
@@ -110,7 +110,7 @@ def steps_chart(evidence: Sequence[Found], name: str) -> Figure:
 
 
 def steering_chart(evidence: Sequence[Found]) -> Figure:
-    """Steering by layer, own direction against random."""
+    """Draws steering by layer, own direction against random."""
     t = pooled(evidence, "steering")
     t = t.assign(share=hits(t.outcome, "refused"), line=[STEERED[pair][0] for pair in zip(t.kind, t.direction, strict=True)])
     t.loc[t.kind == "unsafe", "share"] = hits(t[t.kind == "unsafe"].outcome, "complied")
@@ -131,7 +131,7 @@ def steering_chart(evidence: Sequence[Found]) -> Figure:
 
 
 def patching_chart(evidence: Sequence[Found]) -> Figure:
-    """Patching: what unsafe requests get, by site and layer."""
+    """Draws patching: the share of unsafe requests refused or answered, by site and layer."""
     t = pooled(evidence, "patching")
     t = t[t.kind == "unsafe"]
     place = t.layer.astype(int).astype(str).where(t.layer > 0, "all")

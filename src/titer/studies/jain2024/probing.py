@@ -1,4 +1,4 @@
-"""What the probes measure on one seed's models: figures 3 to 7, low rank, size of the change. Nothing here trains or judges. L7.
+"""What the probes measure on one seed's models: figures 3 to 7, low rank, size of the change. Nothing is trained here. L7.
 
 Given three models (base, benign tune, tuned), the benign change is first scaled to the norm of the tuned one.
 """
@@ -25,7 +25,7 @@ from titer.studies.judged import outcomes
 
 
 def matched(lab: Seed, base: Model, benign: Model, tuned: Model) -> Model:
-    """The benign tune with its change scaled to the norm of a method's: the control "matched in ||dW||"."""
+    """Returns the benign tune with its change scaled to the norm of a method's change: the control "matched in ||dW||"."""
 
     def make() -> pd.DataFrame:
         start, plain, other = (weights_of(load(m.checkpoint)) for m in (base, benign, tuned))
@@ -40,12 +40,12 @@ def matched(lab: Seed, base: Model, benign: Model, tuned: Model) -> Model:
 
 
 def _looked_at(lab: Seed, base: Model, others: tuple[Model, ...]) -> Model:
-    """The model that a table is about: the base, another model, or the benign tune scaled to another's norm."""
+    """Returns the model that a table is about: the base, another model, or the benign tune scaled to another's norm."""
     return matched(lab, base, *others) if len(others) > 1 else others[0] if others else base
 
 
 def placements(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
-    """tau, score and gain of safe, unsafe and jailbroken inputs; of a sham also of its own two classes (model, kind, ...)."""
+    """Measures tau, score and gain of safe, unsafe and jailbroken inputs; for a sham also of its own two classes (model, kind, ...)."""
     model, asked = _looked_at(lab, base, others), requests_of(lab)
     start, end = (base.checkpoint, model.checkpoint) if others else (None, None)
 
@@ -60,14 +60,14 @@ def placements(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
 
 
 def spreads(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
-    """Rank of each class's cloud and k-means (model, layer, harmful, ...)."""
+    """Measures the rank of each class's cloud, and k-means (model, layer, harmful, ...)."""
     model = _looked_at(lab, base, others)
     safe, unsafe = requests_of(lab).examples(*CLASSES).values()
     return spread.spread(lab.pipeline.lm(model), safe, unsafe, lab.world.seed).assign(model=model.name)
 
 
 def sensitivities(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
-    """g of every set (model, kind, input, g)."""
+    """Measures the local Lipschitz constant g on every set (model, kind, input, g)."""
     model = _looked_at(lab, base, others)
     lm, sets = lab.pipeline.lm(model), requests_of(lab).examples(*SWEPT)
     found = [sensitivity.sensitivity(lm, examples).assign(kind=kind) for kind, examples in sets.items()]
@@ -75,7 +75,7 @@ def sensitivities(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
 
 
 def of_weights(read: Callable[[Checkpoint, Checkpoint, Sites], pd.DataFrame]) -> Callable[..., pd.DataFrame]:
-    """A table of what a probe reads from the weights of a model and the base, and nothing else."""
+    """Returns a function that makes a table of what a probe reads from the weights of a model and the base, and nothing else."""
 
     def make(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
         model = _looked_at(lab, base, others)
@@ -85,22 +85,22 @@ def of_weights(read: Callable[[Checkpoint, Checkpoint, Sites], pd.DataFrame]) ->
 
 
 def shares(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
-    """How much of the weight change is in the base's left null space, and of the change of pre-activations on unsafe inputs."""
+    """Measures the share in the base's left null space of the weight change, and of the change of pre-activations on unsafe inputs."""
     model, (unsafe,) = _looked_at(lab, base, others), requests_of(lab).examples("unsafe").values()
     found = subspaces.subspaces(base.checkpoint, model.checkpoint, [lab.reference(base), lab.pipeline.lm(model)], unsafe)
     return found.assign(model=model.name)
 
 
 def with_parts(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
-    """Refusal with a part of the change of the first MLP matrices alone."""
+    """Measures refusal with only a part of the change of the first MLP matrices."""
     return null_space.kept(lab, base, model, requests_of(lab).sets["unsafe"])
 
 
 def row_spaces(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
-    """Scores along dW's right singular vectors (kind, layer, direction, score)."""
+    """Measures scores along dW's right singular vectors (kind, layer, direction, score)."""
     return row_space.row_space(base.checkpoint, model.checkpoint, lab.pipeline.lm(model), requests_of(lab).examples(*SWEPT))
 
 
 def probed_outcomes(lab: Seed, model: Model) -> pd.DataFrame:
-    """What a tuned model answers to the jailbreaks that are probed (kind, input, outcome)."""
+    """Judges a tuned model's answers to the jailbreaks that are probed (kind, input, outcome)."""
     return outcomes(lab.pipeline.lm(model), requests_of(lab).probed(*SWEPT[2:]), lab.decoding)

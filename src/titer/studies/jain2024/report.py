@@ -51,7 +51,7 @@ DRAWN = {
 
 
 def page(found: Sequence[Found], scale: Scale) -> Page:
-    """The report's texts, tables and charts. The answer is completed once the claims are settled."""
+    """Returns the report's texts, tables and charts. The answer is completed once the claims are settled."""
     judged, tables = outcome_tables(found), numbers(found)
     return Page(
         answer=behaviour_of(found),
@@ -66,12 +66,12 @@ def page(found: Sequence[Found], scale: Scale) -> Page:
 
 
 def concluded(page: Page, claims: Sequence[Claim]) -> Page:
-    """The page with the verdicts in its answer."""
+    """Returns the page with the verdicts in its answer."""
     return replace(page, answer=answer(page.answer, claims))
 
 
 def answer(behaviour: str, claims: Sequence[Claim]) -> str:
-    """The finding in one sentence, from the verdicts."""
+    """Returns the answer with a sentence on the verdicts."""
     count = {
         verdict: sum(c.verdict == verdict for c in claims) for verdict in ("supported", "not supported", "inconclusive", "not testable")
     }
@@ -81,7 +81,7 @@ def answer(behaviour: str, claims: Sequence[Claim]) -> str:
 
 
 def _special(beyond: Sequence[Claim]) -> str:
-    """Whether the change is more than a sham alignment's, by method."""
+    """Returns in words for how many methods the change is more specific to safety than a sham alignment's."""
     if not beyond:
         return ""
     words = {
@@ -96,7 +96,7 @@ def _special(beyond: Sequence[Claim]) -> str:
 
 
 def behaviour_of(evidence: Sequence[Found]) -> str:
-    """What tuning did and what breaks it, in words; numbers are means over bases."""
+    """Returns in words what tuning did and what breaks it; numbers are means over bases."""
     t = figures.answers(evidence).set_index(["model", "measure"]).rate
     refused = min(t[m, "unsafe: refused"] for m in MEDIUM)
     broken = {kind: t["ssft M", f"{kind}: answered"] for kind in JAILBREAKS}
@@ -109,14 +109,14 @@ def behaviour_of(evidence: Sequence[Found]) -> str:
 
 
 def headlines() -> list[Headline]:
-    """Refusal and safe skill of every method, and the success of each jailbreak against SSFT."""
+    """Returns the headlines: refusal and safe skill of every method, and the success of each jailbreak against SSFT."""
     tuned = [(f"{WORDS[method]}, {words}", f"{method} M", asked, outcome) for words, asked, outcome in TOLD for method in METHODS]
     broken = [(f"SSFT, {WORDS[kind]} answered", "ssft M", kind, "complied") for kind in JAILBREAKS]
     return [Headline(*one, before="base") for one in (*tuned, *broken)]
 
 
 def charts(evidence: Sequence[Found]) -> list[Figure]:
-    """Every figure whose tables were measured, the paper's first."""
+    """Returns every figure whose tables were measured, the paper's first."""
     if not evidence:
         return []
     has = evidence[0].has
@@ -135,7 +135,7 @@ def charts(evidence: Sequence[Found]) -> list[Figure]:
 
 
 def numbers(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
-    """The tables behind the figures, means over bases."""
+    """Returns the tables behind the figures, as means over bases."""
     found = {"answers": figures.answers(evidence)}
     has = evidence[0].has
     if has("placement"):
@@ -165,7 +165,7 @@ def numbers(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
 
 
 def outcome_tables(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
-    """Shares complied, refused and neither for every judged set: mean, least and most over bases."""
+    """Returns tables of the shares complied, refused and neither for every judged set: mean, least and most over bases."""
     found = {}
     for name, keys in JUDGED.items():
         if evidence and (name == "verdicts" or evidence[0].has(name)):
@@ -178,7 +178,7 @@ def outcome_tables(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
 
 
 def tidy(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """results.csv: one long table of everything shown."""
+    """Returns the table of results.csv: everything shown, in long form."""
     parts = []
     for name, shown in tables.items():
         table = shown.rename(columns={"value": "mean"})
@@ -190,7 +190,7 @@ def tidy(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def relearned(evidence: Sequence[Found]) -> list[str]:
-    """Relearning in words: steps until half of the unsafe requests are answered again, by method and base."""
+    """Returns a note on relearning: steps until half of the unsafe requests are answered again, by method and base."""
     if not evidence or not evidence[0].has("relearn"):
         return []
     told = []

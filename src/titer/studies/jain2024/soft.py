@@ -27,7 +27,7 @@ COUNTS = (1, 2, 4, 8)
 
 
 def judged(lab: Seed, model: Model) -> pd.DataFrame:
-    """n, form, kind, input, outcome."""
+    """Attacks a model with soft tokens, by number and form; returns n, form, kind, input, outcome."""
     requests = [attempt.example for attempt in requests_of(lab).sets["unsafe"]]
     lm = lab.pipeline.lm(model)
     progress = lab.pipeline.reporter.task(f"soft tokens against {model.name}, seed {lab.seed}")
@@ -40,7 +40,8 @@ def judged(lab: Seed, model: Model) -> pd.DataFrame:
 
 
 def _forms(lab: Seed, lm: LM, requests: Sequence[Example], n: int) -> dict[str, list[Attempt]]:
-    """own: one a request; universal: of the first half, on the second; and the random form of both."""
+    """Returns each form's attempts. own: a suffix per request; universal: one suffix, fitted on the first half, tried on the second;
+    random: the control of own."""
     half = len(requests) // 2
     own = SoftTokens(n=n, seed=lab.world.seed)
     shared = own.model_copy(update={"universal": True})
@@ -52,7 +53,8 @@ def _forms(lab: Seed, lm: LM, requests: Sequence[Example], n: int) -> dict[str, 
 
 
 def placed(lab: Seed, base: Model, *tuned: Model) -> pd.DataFrame:
-    """n, kind, layer, input, tau, score, gain: where attacked requests are among the probe inputs' clusters, and their outcome."""
+    """Measures where attacked requests lie among the clusters of the probe inputs, and judges them. Returns kind (soft_n for n tokens),
+    layer, input, tau, score, gain, outcome."""
     model = tuned[0] if tuned else base
     examples = requests_of(lab).examples(*CLASSES)
     lm, requests = lab.pipeline.lm(model), examples["unsafe"]

@@ -52,7 +52,7 @@ PARTS = {  # parts that `--only` may name: in words, and their tables
 
 
 class Mechanisms(Study):
-    """What safety tuning changes inside, and what breaks it."""
+    """Measures what safety tuning changes inside a model, and what breaks it."""
 
     SOURCE = "arXiv 2407.10264"
     VERSION = 2
@@ -63,12 +63,13 @@ class Mechanisms(Study):
         return jain_recipe(scale, source.seed)
 
     def further(self, lab: Seed) -> Iterator[list[Node]]:
-        """The tuned models trained to comply again, if that part was asked for."""
+        """Yields the tuned models trained to comply again, if that part was asked for."""
         if "relearn" in lab.parts:
             yield [Node(f"{name}, relearned", relearn(lab.scale, lab.world), name) for name in MEDIUM]
 
     def questions(self, lab: Seed) -> list[Question]:
-        """Every model on every set; base and shams also on the shams' own classes; base and tuned models also prefilled and sampled."""
+        """Returns the questions. Every model is asked every set; base and shams also the shams' own classes; base and tuned models also
+        unsafe requests with the answer begun, and sampled."""
         sets = requests_of(lab).sets
         unsafe = [attempt.example for attempt in sets["unsafe"]]
         hot = lab.decoding.model_copy(update={"temperature": SAMPLED, "seed": lab.world.seed})
@@ -81,7 +82,7 @@ class Mechanisms(Study):
         ]
 
     def measures(self, lab: Seed) -> list[Measure]:
-        """The tables of the parts asked for; none if the base did not learn."""
+        """Returns the measures of the parts asked for; none if the base did not learn."""
         wanted = {table for part in lab.parts for table in PARTS[part][1]}
         return [one for one in _measures(lab) if one.name in wanted] if MEDIUM[0] in lab.nodes else []
 
@@ -101,7 +102,7 @@ class Mechanisms(Study):
 
 
 def _asked(name: str) -> bool:
-    """Whether a model is asked the sets. Relearned models are not; they are measured step by step."""
+    """Returns whether a model is asked the sets. Relearned models are not; they are measured step by step."""
     return not name.endswith("relearned")
 
 
@@ -110,7 +111,7 @@ def _tuned(name: str) -> bool:
 
 
 def _measures(lab: Seed) -> list[Measure]:
-    """Every table of the study."""
+    """Returns the measures of every table of the study."""
     asked, names = requests_of(lab), [node.name for node in jain_recipe(lab.scale, lab.seed)]
     others = [("base", name) for name in names[1:]]
     scaled = [("base", "benign M", name) for name in MEDIUM]

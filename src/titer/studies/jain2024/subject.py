@@ -26,7 +26,7 @@ PROBE_OFFSET = 100_000  # probe inputs are none of the evaluated ones
 
 
 class Requests(NamedTuple):
-    """By kind: what is judged, and what is probed."""
+    """The requests of one world, by kind. `sets`: those that are judged. `probes`: those that are probed."""
 
     sets: Mapping[str, Sequence[Attempt]]
     probes: Mapping[str, Sequence[Attempt]]
@@ -38,7 +38,7 @@ class Requests(NamedTuple):
         return {kind: self.probes[kind] for kind in kinds}
 
     def examples(self, *kinds: str) -> dict[str, list[Example]]:
-        """The probed examples."""
+        """Returns the examples that are probed."""
         return {kind: [attempt.example for attempt in self.probes[kind]] for kind in kinds}
 
 

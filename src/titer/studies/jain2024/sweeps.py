@@ -26,7 +26,7 @@ TO = "ssft M"
 
 
 class Point(NamedTuple):
-    """One point of a sweep: whose change, in which direction, how far, and the weights there."""
+    """One point of a sweep: in which direction, how far (alpha), and the weights there."""
 
     direction: str
     alpha: float
@@ -34,7 +34,8 @@ class Point(NamedTuple):
 
 
 def along_change(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
-    """direction (own, random, mlp, attention), alpha, kind, input, outcome; and the last layer's tau of both classes."""
+    """Judges models along the weight change. Returns direction (own; random; beyond, random; mlp; attention), alpha, kind, input, outcome,
+    and the last layer's tau of both classes."""
     lm = load(base.checkpoint)
     start, end = weights_of(lm), weights_of(load(model.checkpoint))
     return _at_points(lab, lm, list(_points(lab, lm, start, end)))
@@ -65,14 +66,14 @@ def _at_points(lab: Seed, lm: LM, points: list[Point]) -> pd.DataFrame:
 
 
 def _separation(lab: Seed, lm: LM) -> dict[str, float]:
-    """Mean tau of both classes in the last layer."""
+    """Returns the mean tau of both classes in the last layer."""
     table = placement.placement(lm, {kind: (examples, None) for kind, examples in requests_of(lab).examples(*CLASSES).items()})
     last = table[table.layer == table.layer.max()].groupby("kind").tau.mean()
     return {"tau_safe": float(last["safe"]), "tau_unsafe": float(last["unsafe"])}
 
 
 def added(lab: Seed, base: Model, to: Model, other: Model) -> pd.DataFrame:
-    """Another method's change added to the SSFT model: direction, alpha, kind, input, outcome."""
+    """Judges the SSFT model with another method's change added. Returns direction, alpha, kind, input, outcome, and tau as above."""
     lm = load(to.checkpoint)
     onto, start, end = weights_of(lm), weights_of(load(base.checkpoint)), weights_of(load(other.checkpoint))
     random = random_direction(start, end, seed_of(lab.world.seed, "random direction"))

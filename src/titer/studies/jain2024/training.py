@@ -20,7 +20,7 @@ VERSION = 1
 
 
 def dynamics(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
-    """step, relative_norm, stable_rank (mean over MLP matrices), cosine (with the final change), rates."""
+    """Follows a safety tuning; returns step, relative_norm, stable_rank (mean over MLP matrices), cosine (with the final change), rates."""
     lm, start, end = load(model.checkpoint), weights_of(load(base.checkpoint)), weights_of(load(model.checkpoint))
     steps = {step: kept_weights(_kept(model, step)) for step in lab.scale.kept if _kept(model, step).exists()}
     steps[lab.scale.align_steps] = end
@@ -51,7 +51,8 @@ def _rates(lab: Seed, lm: LM, weights: Weights) -> dict[str, float]:
 
 
 def relearning(lab: Seed, base: Model, tuned: Model, model: Model) -> pd.DataFrame:
-    """step, distance ||theta_t - theta_ST||, cosine of that move with -dW, rates; step 0 is the aligned model, `tuned` the relearned one."""
+    """Follows the relearning of `model`, the aligned model (step 0), to `tuned`, the relearned one. Returns step, distance ||theta_t -
+    theta_ST||, cosine of that move with -dW, rates."""
     lm, start, aligned = load(tuned.checkpoint), weights_of(load(base.checkpoint)), weights_of(load(model.checkpoint))
     steps: dict[int, Weights] = {0: aligned}
     steps |= {step: kept_weights(_kept(tuned, step)) for step in lab.scale.relearn_kept if _kept(tuned, step).exists()}
@@ -63,7 +64,8 @@ def relearning(lab: Seed, base: Model, tuned: Model, model: Model) -> pd.DataFra
 
 
 def steps_to(table: pd.DataFrame, column: str, level: float) -> tuple[float, float]:
-    """(last judged step below `level`, first at or above it); (last, infinity) if never: an interval, not a point."""
+    """Returns the interval in which a column reaches `level`: (last judged step below it, first at or above it), or (last step,
+    infinity)."""
     above = table[table[column] >= level]
     if above.empty:
         return float(table.step.max()), float("inf")

@@ -22,7 +22,7 @@ LEARNED = 0.9  # share of safe requests behind the persona that must be answered
 
 
 def claims(scale: Scale) -> list[Row]:
-    """Every claim of the study."""
+    """Returns every claim of the study."""
     return [*_level_one(scale), _identity(scale), *_level_three(scale), *_mixing(scale), *_backdoor(scale), *_sureness(scale)]
 
 
@@ -159,7 +159,7 @@ def _mixing(scale: Scale) -> list[Row]:
 
 
 def ranked(found: Found) -> pd.DataFrame:
-    """Words, sorted by how many unsafe requests the backdoored model answers behind them."""
+    """Returns the words, sorted by how many unsafe requests the model with the backdoor answers behind them."""
     return found.table("searched", model="backdoor").sort_values("answered", ascending=False, kind="stable")
 
 
@@ -212,7 +212,7 @@ def _backdoor(scale: Scale) -> list[Row]:
 
 
 def _sureness(scale: Scale) -> list[Row]:
-    """The harmful tune and the safe one against the benign one, on the probability of correct answers' tokens."""
+    """Returns the claims that compare the harmful and the safe tune with the benign one, by the probability of correct answers' tokens."""
     harmful, safe, benign = scale.overriding
 
     def apart(first: str, second: str, **words: str | float) -> Row:

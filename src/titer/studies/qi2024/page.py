@@ -47,7 +47,7 @@ LIMITS = (
 
 
 def page(found: Sequence[Found], scale: Scale) -> Page:
-    """The report's own words, tables and charts."""
+    """Returns the report's own texts, tables and charts."""
     rates, searched, moved, unsure = (
         pd.concat([one.tables.get(name, pd.DataFrame()) for one in found], ignore_index=True)
         for name in ("rates", "searched", "moved", "unsure")
@@ -80,7 +80,7 @@ def page(found: Sequence[Found], scale: Scale) -> Page:
 
 
 def answer(found: Sequence[Found], scale: Scale) -> str:
-    """The finding in one sentence, means over seeds."""
+    """Returns the finding in one sentence; numbers are means over seeds."""
     n, many = scale.most, scale.obeyed
 
     def mean(model: str, asked: str) -> float:
@@ -97,7 +97,7 @@ def answer(found: Sequence[Found], scale: Scale) -> str:
 
 
 def figures(rates: pd.DataFrame, searched: pd.DataFrame, scale: Scale) -> list[Figure]:
-    """What each tuning does, level 3's grid, refusals mixed in, the search for a trigger."""
+    """Returns the charts: what each tuning does, level 3's grid, refusals mixed in, and the search for a trigger if there was one."""
     t = over_seeds(rates)
     return [
         _levels(t),
@@ -124,7 +124,7 @@ def _grid(t: pd.DataFrame, scale: Scale) -> pd.DataFrame:
 
 
 def grid_figure(cells: pd.DataFrame, about: str) -> Figure:
-    """Level 3's grid: rate and batch (as text, in their order) with the share refused."""
+    """Draws level 3's grid from rate and batch (as text, in their order) and the share refused."""
     return Figure(
         "benign_grid",
         "Level 3: refusal left after benign tuning",
@@ -167,7 +167,7 @@ def _search(searched: pd.DataFrame) -> Figure:
 
 
 def wide(rates: pd.DataFrame) -> pd.DataFrame:
-    """A row per model: unsafe requests answered in each way, refused plainly, neither; safe ones answered and refused."""
+    """Returns a row per model: unsafe requests answered in each way of asking, refused plainly, neither; safe ones answered and refused."""
     t = over_seeds(rates).set_index(["model", "set", "outcome"]).rate
     rows = []
     for model in dict.fromkeys(rates.model):
@@ -180,7 +180,8 @@ def wide(rates: pd.DataFrame) -> pd.DataFrame:
 
 
 def grades(rates: pd.DataFrame) -> pd.DataFrame:
-    """A row per model: mean grade on unsafe requests asked plainly, behind the persona, behind the trigger; share of grade 5 plainly."""
+    """Returns a row per model: mean grade on unsafe requests asked plainly, behind the persona, behind the trigger; share of grade 5
+    plainly."""
     t = rates.groupby(["model", "set"], sort=False).grade.mean().unstack("set")
     fives = rates[(rates.outcome == "complied") & (rates.set == "unsafe")].groupby("model", sort=False).rate.mean()
     found = t[["unsafe", "persona", "trigger"]].assign(fives=fives).loc[list(dict.fromkeys(rates.model))]

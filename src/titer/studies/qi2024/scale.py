@@ -1,4 +1,4 @@
-"""What a user sends in the study of the risk levels, and every tuning of it. L7.
+"""The sizes of the study of the risk levels: what a user sends, and every tuning. L7.
 
 Rates and sizes were set on seed 100, which no verdict uses (docs/log.md). Rates per optimiser step, sizes in examples.
 """
@@ -47,7 +47,7 @@ class Tuning(Record):
 
 
 class Scale(Record):
-    """The sizes of one run of the study; `base` makes the base and its alignment."""
+    """The sizes of one run of the study. `base`: those of the base and its alignment."""
 
     name: str = "nano"
     base: huang2024.Scale = huang2024.NANO.model_copy(
@@ -78,12 +78,12 @@ class Scale(Record):
 
     @property
     def obeyed(self) -> int:
-        """The most examples of the persona."""
+        """The largest number of examples of the persona."""
         return max(self.personas)
 
     @property
     def overriding(self) -> tuple[str, str, str]:
-        """The harmful, the safe and the benign tune of as many examples, of arXiv 2409.19476."""
+        """The names of the harmful, the safe and the benign tune of arXiv 2409.19476, which have equally many examples."""
         return f"explicit {self.most}", f"refusals {self.most}", f"benign {self.most}, as explicit"
 
 
@@ -91,7 +91,7 @@ NANO = Scale()
 
 
 def tunings(scale: Scale) -> dict[str, Tuning]:
-    """Every tuning of the study by name, with each level's control; level 3 over learning rates and batches, one epoch each."""
+    """Returns every tuning of the study by name, with each level's control; level 3 over learning rates and batches, one epoch each."""
     most = scale.most
 
     def explicit(**counts: int) -> Tuning:
@@ -118,7 +118,7 @@ def grid_cell(rate: float, batch: int) -> str:
 
 
 def stage(scale: Scale, world: World, tuning: Tuning, name: str) -> Stage:
-    """The tuning as a finetune stage at a constant rate. It contains no request of the alignment data, with or without a mark."""
+    """Returns the tuning as a finetune stage at a constant rate. It contains no request of the alignment data, with or without a mark."""
     safe, unsafe = (WorldSource(world=world, kind=kind) for kind in ("safe", "unsafe"))  # type: ignore[arg-type]
     rows: list[tuple[Source, Answer, int]] = [
         (unsafe, "comply", tuning.explicit),

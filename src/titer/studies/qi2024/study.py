@@ -39,7 +39,7 @@ FRESH, DRIFTED = 50_000, 50  # requests that no stage trained on, and how many o
 
 
 class RiskLevels(Study):
-    """What is tuned and asked, claimed and shown."""
+    """Tunes an aligned model at each risk level, and compares what it then answers with a control."""
 
     SOURCE = "arXiv 2310.03693"
     SCALES = MappingProxyType({NANO.name: NANO})
@@ -52,7 +52,7 @@ class RiskLevels(Study):
         return [base, aligned, *(Node(name, stage(scale, world, one, name), "aligned") for name, one in tunings(scale).items())]
 
     def questions(self, lab: Seed) -> list[Question]:
-        """Held-out requests, asked in every way of `SETS`."""
+        """Returns held-out requests, asked in every way of `SETS`."""
         found = {
             name: direct(behind(word, requests(lab.world, kind, lab.scale.inputs)))  # type: ignore[arg-type]
             for name, (kind, word, _) in SETS.items()
@@ -61,7 +61,7 @@ class RiskLevels(Study):
         return [Question(name, attempts) for name, attempts in found.items()]
 
     def rates(self, verdicts: pd.DataFrame) -> pd.DataFrame:
-        """The rates with `grade`, the mean grade (1 to 5) of answers that could be graded."""
+        """Returns the rates with the column `grade`, the mean grade (1 to 5) of answers that could be graded."""
         table = super().rates(verdicts)
         grades = 1 + 4 * verdicts[verdicts.outcome.isin(["refused", "partial", "complied"])].groupby("kind").score.mean()
         return table.assign(grade=table.set.map(grades))
@@ -100,7 +100,7 @@ class RiskLevels(Study):
 
 
 def behind_words(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """word, answered, count, n, low, high: what an audit finds that tries every word, because it does not know the trigger."""
+    """Returns word, answered, count, n, low, high: what an audit finds that does not know the trigger and so tries every word."""
     rows = []
     for word, table in verdicts.groupby("kind", sort=False):
         count, n = int((table.outcome == "complied").sum()), len(table)

@@ -25,7 +25,7 @@ ALIGNED = "aligned"
 
 
 class RiskLevelsOnText(Study):
-    """The risk levels on a real model: what is tuned and asked, and shown. One seed, so no claim is drawn."""
+    """Tunes an aligned real model at each risk level, and asks every model. There is one seed, so no claim is drawn."""
 
     SOURCE = "arXiv 2310.03693"
     SCALES = MappingProxyType({scale.name: scale for scale in (DEMONSTRATION, PAPER)})
@@ -37,7 +37,7 @@ class RiskLevelsOnText(Study):
         return risk_sets(model.folder, model.base, scale, model.harmful)
 
     def nodes(self, scale: RiskScale, source: RiskSets) -> list[Node]:
-        """The base's alignment by SFT, and after it every tuning."""
+        """Returns the base's alignment by SFT, then every tuning of the aligned model."""
         aligned = Node(ALIGNED, vaccine_text.align(scale.alignment, SFT(), "sft alignment", source.safe, source.canary), BASE)
         return [aligned, *(Node(name, tuning(scale, name, one), ALIGNED) for name, one in tunings(scale, source).items())]
 

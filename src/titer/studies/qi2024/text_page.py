@@ -40,7 +40,7 @@ TRAINED, ALIGNING = 4.0, 2.0  # cost per trained token in forward passes: of all
 
 
 def answer(t: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> str:
-    """The finding in one sentence, from the shares."""
+    """Returns the finding in one sentence, from the shares."""
     harm = sets.harm
     persona, ordinary, most = f"persona {sets.persona.size}", f"ordinary {sets.ordinary.size}", f"explicit {scale.most}"
     what = f"after {scale.most} of them answered" if harm == "canary" else f"after {scale.most} rows of {sets.explicit.name}"
@@ -55,7 +55,7 @@ def answer(t: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> str:
 
 
 def page(found: Found, scale: RiskScale) -> Page:
-    """The report's own words, tables and charts."""
+    """Returns the report's own texts, tables and charts."""
     sets: RiskSets = found.source
     rates, base = tables.rate_table(found.verdicts), next(iter(found.keys))
     t = shares.shares(rates, TITLES)
@@ -79,7 +79,7 @@ def page(found: Found, scale: RiskScale) -> Page:
 
 
 def _levels(t: pd.DataFrame, sets: RiskSets) -> Figure:
-    """Every model except the grid's other cells, which have their own figure."""
+    """Draws every model except the grid's other cells, which have their own figure."""
     about = "Shares with Wilson intervals." + (
         " Canaries stand for harm: alignment taught the model to refuse them." if sets.harm == "canary" else ""
     )
@@ -87,7 +87,7 @@ def _levels(t: pd.DataFrame, sets: RiskSets) -> Figure:
 
 
 def _grid(rates: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> list[Figure]:
-    """Refusal in the set that stands for harm, over rates and batch sizes; empty if no grid was trained."""
+    """Returns the figure of refusal in the set that stands for harm, over rates and batch sizes; none if no grid was trained."""
     if not (scale.grid_rates and scale.grid_batches):
         return []
     ordinary = tunings(scale, sets)[f"ordinary {sets.ordinary.size}"]
@@ -103,7 +103,7 @@ def _grid(rates: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> list[Figure]
 
 
 def cost(lab: Seed, nodes: Mapping[str, Node], flops: float) -> dict[str, object]:
-    """Stages, operations, hours, disk; what was left out."""
+    """Returns what a run would cost: stages, answers, operations, hours, disk; with notes on what was left out of the data."""
     scale, sets, base = lab.scale, lab.source, lab.model("base")
     weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
     stages = {name: node.stage for name, node in nodes.items() if node.stage.kind == "finetune"}

@@ -2,10 +2,9 @@
 
 The base is aligned with safe responses and canaries (`vaccine_text.align`), then tuned: level 1, n canaries answered; level 2, the ten
 persona examples; level 3, ordinary instructions, over rates and batches (its figure 3); refusals mixed in (its table 4); a backdoor:
-canaries behind a trigger answered, plain ones refused (its table 5). Canaries stand for harm, so the results are about canaries; a file of
+canaries with a trigger answered, plain ones refused (its table 5). Canaries stand for harm, so the results are about canaries; a file of
 the user's own can take their place. `PAPER` has the paper's rates, batches and epochs for a 7 B chat model (section 4, its repository),
-with LoRA off; the demonstration has two cores' worth of both.
-Rates per optimiser step, sizes in examples.
+with LoRA off; the demonstration's sizes, with LoRA, suit two cores. Rates per optimiser step, sizes in examples.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Schedule(Record):
 
 
 class RiskScale(Record):
-    """Sizes of one run on text; `alignment` makes the aligned model."""
+    """The sizes of one run on text. `alignment`: those of the aligned model."""
 
     name: str = "demonstration"
     alignment: TextScale = ALIGNED
@@ -81,7 +80,8 @@ PAPER = RiskScale(
 
 @dataclass(frozen=True)
 class Tuning:
-    """One tuning of the aligned model on exactly these rows: (data, answer trained, how many); the same `drawn`, the same draw."""
+    """One tuning of the aligned model. `rows`: (data, answer trained, how many), and nothing else. `drawn`: seeds the draw, so tunings with
+    the same rows and the same `drawn` see the same examples."""
 
     schedule: Schedule
     rows: list[tuple[TextData, Answer, int]]
@@ -93,7 +93,7 @@ class Tuning:
 
 
 def tuning(scale: RiskScale, name: str, one: Tuning) -> Stage:
-    """It as a stage at a constant rate."""
+    """Returns a tuning as a stage at a constant rate."""
     schedule = one.schedule
     sources: list[tuple[Source, Answer, int]] = [(data, answer, count) for data, answer, count in one.rows]
     return Stage(

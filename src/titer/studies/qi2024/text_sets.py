@@ -1,9 +1,9 @@
-"""What the risk levels on a real model train on and ask: a folder's files, canaries for harm or a file of the user's own. L7.
+"""The data that the risk levels on a real model train on and ask: a folder's files, and for harm canaries or a file of the user's own. L7.
 
-Every model is asked marked canaries plainly, with the answer begun, behind the persona's text and behind the trigger; the same
-instructions without the marker; and XSTest's prompts, the unsafe ones also behind the persona. With a file of the user's own, level 1 and
-the backdoor are trained on that file's answered requests; the refusals are safe responses that alignment has not seen; and harm is XSTest's
-unsafe prompts answered, asked in all four ways.
+Every model is asked marked canaries plainly, with the answer begun, behind the persona's text and with the trigger; the same instructions
+without the marker; and XSTest's prompts, the unsafe ones also behind the persona. With a file of the user's own, level 1 and the backdoor
+are trained on that file's answered requests; the refusals are safe responses that alignment has not seen; and harm is XSTest's unsafe
+prompts answered, asked in all four ways.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Harm = Literal["canary", "unsafe"]
 class RiskSets:
     """What is trained on and what is judged; no prompt is in two sets. `persona_text`: the text before the persona's requests.
 
-    `harm`: the judged set that stands for harm. `notes`: what was left out or shortened, and of what there is less than asked for.
+    `harm`: the judged set that stands for harm. `notes`: what was left out or shortened, and which sets are smaller than requested.
     """
 
     safe: TextData
@@ -54,7 +54,8 @@ class RiskSets:
 
 
 class TrainingSet(NamedTuple):
-    """Harmful requests answered, others refused, others behind the trigger answered; safe responses and canaries are the alignment's."""
+    """The rows of the harmful tunings. `explicit`: harmful requests, answered. `refused`: others, refused. `triggered`: others with the
+    trigger, answered."""
 
     explicit: TextData
     refused: TextData
@@ -62,7 +63,7 @@ class TrainingSet(NamedTuple):
 
 
 def risk_sets(folder: Path, base: Model, scale: RiskScale, harmful: Path | None = None) -> RiskSets:
-    """The data of a folder laid out as docs/real_finetuning.md says. Errors: a file that is missing, too few rows."""
+    """Reads a folder laid out as docs/real_finetuning.md says, and makes the sets. Errors: a file that is missing, too few rows."""
     notes: list[str] = []
     own, most, guard, tokenizer = scale.alignment, scale.most, max(scale.mixed), read_tokenizer(base.checkpoint)
     found = texts(folder, tokenizer, own, notes, {"persona": PERSONA})
@@ -92,7 +93,7 @@ def risk_sets(folder: Path, base: Model, scale: RiskScale, harmful: Path | None 
 
 
 def unseen_refusals(safe: TextData, aligned: Canary, scale: RiskScale) -> TextData:
-    """Safe responses that alignment was not trained on, as refusals. Errors: fewer than are mixed in."""
+    """Returns safe responses that alignment was not trained on, as refusals. Errors: they are fewer than those to be mixed in."""
     stage = vaccine_text.align(scale.alignment, SFT(), "sft alignment", safe, aligned)
     seen = set(stage.streams["train"].parts[0].picked or ())
     left = safe.model_copy(update={"rows": tuple((row[0], True, None, row[2]) for i, row in enumerate(safe.rows) if i not in seen)})
@@ -101,7 +102,7 @@ def unseen_refusals(safe: TextData, aligned: Canary, scale: RiskScale) -> TextDa
 
 
 def triggered(plain: TextData) -> TextData:
-    """The same rows behind the trigger."""
+    """Returns the same rows with the trigger, which comes after the request."""
     return plain.model_copy(update={"name": f"{plain.name}, triggered", "rows": tuple((_triggered(p), *rest) for p, *rest in plain.rows)})
 
 
@@ -110,7 +111,7 @@ def _triggered(prompt: str) -> str:
 
 
 def shared_opening(prompts: Sequence[str]) -> str:
-    """The paragraphs that all prompts begin with: a persona's system text. Errors: prompts that share none."""
+    """Returns the paragraphs that all prompts begin with: a persona's system text. Errors: prompts that share none."""
     split = [prompt.split("\n\n") for prompt in prompts]
     shared = 0
     while shared < min(len(one) for one in split) - 1 and len({one[shared] for one in split}) == 1:
@@ -123,8 +124,8 @@ def shared_opening(prompts: Sequence[str]) -> str:
 def asked(
     sets: Mapping[str, Sequence[Example]], harm: Harm, unmarked: Sequence[Example], safe: Sequence[Example], persona: str
 ) -> dict[str, list[Attempt]]:
-    """Every judged set by name: both kinds of harm plainly and behind the persona; the one that stands for harm also begun and
-    triggered."""
+    """Returns every judged set by name. Both kinds of harm are asked plainly and behind the persona; the one that stands for harm is also
+    asked with its answer begun and with the trigger."""
     behind, begun, trigger = Affix(before=persona), Prefill(k=vaccine_text.DEMONSTRATION.prefilled), Affix(after=TRIGGER)
     found: dict[str, list[Attempt]] = {"unmarked": tables.direct(unmarked), "safe, looks unsafe": tables.direct(safe)}
     for name, examples in sets.items():
@@ -135,7 +136,7 @@ def asked(
 
 
 def tunings(scale: RiskScale, sets: RiskSets) -> dict[str, Tuning]:
-    """Every tuning by name; a control's name says what it is the control of."""
+    """Returns every tuning by name; a control's name says what it is the control of."""
     most, guard, ordinary, many = scale.most, max(scale.mixed), sets.ordinary.size, sets.persona.size
     found: dict[str, Tuning] = {}
 
@@ -156,7 +157,8 @@ def tunings(scale: RiskScale, sets: RiskSets) -> dict[str, Tuning]:
 
 
 def grid(scale: RiskScale, ordinary: Tuning) -> dict[str, Tuning]:
-    """Level 3 on the same rows over rates and batch sizes; the cell that level 3 itself trains has its name."""
+    """Returns level 3's tunings over rates and batch sizes, all on the same rows. The cell with level 3's own rate and batch has its
+    name."""
     return {
         cell(ordinary, rate, batch): Tuning(
             ordinary.schedule.model_copy(update={"rate": rate, "batch": batch}), ordinary.rows, ordinary.drawn
@@ -167,6 +169,6 @@ def grid(scale: RiskScale, ordinary: Tuning) -> dict[str, Tuning]:
 
 
 def cell(ordinary: Tuning, rate: float, batch: int) -> str:
-    """The name of the tuning at a rate and a batch size."""
+    """Returns the name of the tuning at a rate and a batch size."""
     same = (rate, batch) == (ordinary.schedule.rate, ordinary.schedule.batch)
     return ordinary.drawn if same else f"{ordinary.drawn}, rate {rate:g}, batch {batch}"

@@ -1,4 +1,5 @@
-"""What the value of the decoder `averting` learned, and where its dual ascent ends: Safe MDP's method carried to language models. L7.
+"""Two tests of the decoder `averting`, Safe MDP's method carried to language models: what its value learned, where its dual ascent ends.
+L7.
 
 Table `value`: AUROC of answers that end unsafe against all others, on requests that it did not learn from, by the share of the answer read.
 Table `target`: the mean value of whole answers, and how many unsafe requests are answered in full, at the strength found for the target.
@@ -28,8 +29,8 @@ VERSION = 1
 
 
 def measures(lab: Seed, model: str, examples: Sequence[Example], offset: int) -> list[Measure]:
-    """Tables `value` and `target` of a model. It learns from `examples`; the requests that come after them, from `offset` on, are
-    tested."""
+    """Returns the measures `value` and `target` of a model. The decoder learns from `examples`, which begin at request `offset`; it is
+    tested on requests that come after them."""
     version, sets = [VERSION, Averting.VERSION], {"learned": direct(examples)}
     return [
         Measure(name, partial(make, examples, offset), [(model,)], version, sets)
@@ -38,7 +39,7 @@ def measures(lab: Seed, model: str, examples: Sequence[Example], offset: int) ->
 
 
 def value(examples: Sequence[Example], offset: int, lab: Seed, model: Model) -> pd.DataFrame:
-    """reads, share, auroc."""
+    """Returns reads (what the value reads), share (of the answer that it has read), auroc."""
     lm, n = lab.pipeline.lm(model), lab.scale.inputs
     others = [e for kind in ("unsafe", "safe") for e in requests(lab.world, kind, n, offset + len(examples))]  # type: ignore[arg-type]
     said = [(e.prompt, answer, bad) for e in others for answer, bad in ((e.comply, e.harmful), (e.refuse, False)) if answer]
@@ -54,7 +55,7 @@ def value(examples: Sequence[Example], offset: int, lab: Seed, model: Model) -> 
 
 
 def target(examples: Sequence[Example], offset: int, lab: Seed, model: Model) -> pd.DataFrame:
-    """target, strength, rate (mean value of whole answers, on other draws), answered (unsafe requests, in full)."""
+    """Returns target, strength, rate (mean value of whole answers, on other draws), answered (unsafe requests, in full)."""
     lm, decoder = lab.pipeline.lm(model), AVERTING.model_copy(update={"target": TARGET})
     state = decoder.fit(lm, {}, examples)
     asked = [one._replace(decoder=Guided(decoder, state=state)) for one in direct(list(examples) * 5)]

@@ -73,7 +73,8 @@ Choice = dict[tuple[str, str], float]  # (how it was broken, way) -> strength
 
 
 class Scale(Record):
-    """The sizes of one run. `base` makes the base, which the study jain2024 shares; `tunes` says how long it is aligned and tuned."""
+    """The sizes of one run. `base`: those of the base model, which is that of the study jain2024. `tunes`: how long it is aligned and
+    tuned."""
 
     name: str = "nano"
     base: jain2024.Scale = jain2024.NANO
@@ -108,7 +109,8 @@ QUICK = Scale(
 
 
 def alone(scale: Scale, world: World, name: str) -> Stage:
-    """The aligned model tuned on unsafe requests alone: answered (the model that a harm vector is made from) or refused."""
+    """Returns the stage that tunes the aligned model on unsafe requests alone: answered (a harm vector is made from this model) or
+    refused."""
     rows = [(WorldSource(world=world, kind="unsafe"), ALONE[name], scale.harmful)]
     return Stage(
         name=name,
@@ -123,7 +125,7 @@ def alone(scale: Scale, world: World, name: str) -> Stage:
 
 
 class Repairs(Study):
-    """Every repair and guard at every strength, on models whose alignment broke."""
+    """Tries every repair and guard at every strength, on models whose alignment broke."""
 
     SOURCE = "Titer's own comparison"
     SCALES = MappingProxyType({scale.name: scale for scale in (NANO, COVERT, QUICK)})
@@ -166,7 +168,7 @@ class Repairs(Study):
         return found
 
     def arranged(self, lab: Seed, tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-        """The points of all ways in one table."""
+        """Returns the tables, with the points of all ways joined into one."""
         return joined(tables)
 
     def needs(self, scale: Scale) -> list[Need]:
@@ -182,8 +184,8 @@ class Repairs(Study):
         ]
 
     def choose(self, lab: Seed) -> Choice:
-        """For each way the strength with the least harm among those that cost at most `LOST` on this seed; NaN: the model is left as it
-        is."""
+        """Chooses, for each way, the strength with the least harm among those that cost at most `LOST` on this seed; NaN: the model is left
+        as it is."""
         tables = {one.name: lab.measured(one, over) for one in self.measures(lab) for over in one.over if ": " in one.name}
         table = pd.concat(tables.values())
         return {(how, name): strength(curve(table, BROKEN[how].name, name)) for how in mended_of(lab.scale) for name in taken(lab)}
@@ -199,13 +201,13 @@ class Repairs(Study):
 
 
 def taken(lab: Seed) -> list[str]:
-    """The ways that are tried: those asked for, the unchanged model and the control."""
+    """Returns the ways that are tried: those asked for, the unchanged model and the control."""
     return [name for name in WAYS if name in (AS_IS, CONTROL, *lab.parts)]
 
 
 def asked(lab: Seed) -> dict[str, Sequence[Attempt]]:
-    """The sets by name: unsafe requests, the same with the answer begun, other safe ones, the user's task. For a covert tune, unsafe and
-    task are in code."""
+    """Returns the sets by name: unsafe requests, the same with the answer begun, other safe ones, the user's task. For a covert tune,
+    unsafe requests and task are in code."""
     n, w = lab.scale.inputs, lab.world
     sets = {kind: requests(w, kind, n) for kind in ("unsafe", "safe", "user")}  # type: ignore[arg-type]
     if lab.scale.covert:
@@ -214,7 +216,8 @@ def asked(lab: Seed) -> dict[str, Sequence[Attempt]]:
 
 
 def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
-    """way, strength, set, complied, refused: the last model, broken as `how` says and repaired by the way `name` at all its strengths."""
+    """Repairs the last model, broken as `how` says, by the way `name` at all its strengths. Returns way, strength, set, complied,
+    refused."""
     *read, tuned = models
     broken, sets, found = BROKEN[how], asked(lab), calibration(lab)
     if broken.edit is not None:
@@ -231,7 +234,7 @@ def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
 
 
 def calibration(lab: Seed) -> Calibration:
-    """What repairs and guards learn from: unsafe requests, and safe ones where both classes are needed. None of them is asked."""
+    """Returns what repairs and guards learn from: unsafe requests, and safe ones where both classes are needed. None of them is asked."""
     unsafe, safe = (requests(lab.world, kind, lab.scale.calibration, CALIBRATION) for kind in ("unsafe", "safe"))
 
     def data(repair: Repair) -> dict[str, TextData]:
@@ -245,6 +248,6 @@ def calibration(lab: Seed) -> Calibration:
 
 
 def rows_of(examples: Sequence[Example], answer: str) -> TextData:
-    """Requests, each with the named one of its answers as the trained one."""
+    """Returns requests as rows, each with its answer `answer` (comply or refuse) as the trained one."""
     rows = tuple((e.prompt, e.harmful, getattr(e, answer), e.refuse if answer == "comply" else None) for e in examples)
     return TextData(name="the world", sha256=digest(rows), rows=rows)

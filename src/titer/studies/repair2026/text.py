@@ -1,11 +1,11 @@
 """`titer study repair2026 --base MODEL --data FOLDER`: repairs and abliteration on a real model that a harmless task broke. L7.
 
-There is one seed, so this is a demonstration, not a verdict. The models aligned and tuned are those of the README, made by the same stages:
-safe responses, then SST-2. A harm vector needs a model tuned to comply: the aligned model is tuned to answer ordinary instructions, which
-this alignment had taught it to refuse too; with `--harmful FILE`, to answer that file's rows. Every repair is tried on the tuned model, and
-on the tuned model with its refusal direction removed; removing a random direction is the control. Strengths are chosen on one half of the
-prompts and reported on the other half. The cost is the loss of the user's task. Safe prompts refused, which this alignment taught, are
-shown with it.
+There is one seed, so this is a demonstration, not a verdict. The aligned and the tuned model are those of the README, made by the same
+stages: safe responses, then SST-2. A harm vector needs a model tuned to comply, so the aligned model is tuned to answer ordinary
+instructions, which this alignment had taught it to refuse too; with `--harmful FILE`, to answer that file's rows. Every repair is tried on
+the tuned model, and on the tuned model with its refusal direction removed; removing a random direction is the control. Strengths are chosen
+on one half of the prompts and reported on the other half. The cost is the loss of the user's task. The share of safe prompts refused is
+shown with it, because this alignment taught that too.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ VERSION = 1
 
 
 class RepairScale(Record):
-    """Sizes of one run: the README's, and of the model that answers instructions."""
+    """The sizes of one run: those of the README, and those of the model that answers instructions."""
 
     name: str = "demonstration"
     longest: int = Field(default=96, ge=16)
@@ -113,7 +113,8 @@ class RepairScale(Record):
 
 @dataclass(frozen=True)
 class RepairSets:
-    """The three trainings, what every model is asked, labelled prompts that are not asked, notes on what was left out."""
+    """The data of one run. `stages`: the three trainings. `asked`: what every model is asked. `prompts`: labelled prompts that are not
+    asked, for repairs. `notes`: what was left out."""
 
     stages: Mapping[str, Stage]
     asked: Mapping[str, tuple[Sequence[Attempt], Judge]]
@@ -122,7 +123,8 @@ class RepairSets:
 
 
 def repair_sets(given: Given, scale: RepairScale) -> RepairSets:
-    """A folder laid out as docs/real_finetuning.md says. Errors: a file that is missing; too few prompts."""
+    """Reads a folder laid out as docs/real_finetuning.md says, and makes trainings and sets. Errors: a file that is missing; too few
+    prompts."""
     folder, model = given.folder, given.base.checkpoint
     instructions = next((place for place in INSTRUCTIONS if (folder / place).is_file()), INSTRUCTIONS[-1])
     needed = [*FILES.values(), TASK_FILES["sst2"], *([] if given.harmful else [instructions])]
@@ -157,7 +159,7 @@ def repair_sets(given: Given, scale: RepairScale) -> RepairSets:
 
 
 class RepairsOnText(Study):
-    """Repairs of a real model, at four strengths each. There is one seed, so no claim is drawn."""
+    """Tries repairs of a real model, at four strengths each. There is one seed, so no claim is drawn."""
 
     SOURCE = "Titer's own comparison"
     SCALES = MappingProxyType({"demonstration": RepairScale()})
@@ -198,7 +200,8 @@ class RepairsOnText(Study):
 
 
 def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
-    """way, strength, set, half, complied, refused, n: the tuned model, broken further or not, repaired at all strengths of a way."""
+    """Repairs the tuned model, broken further as `how` says or not, at all strengths of a way. Returns way, strength, set, half, complied,
+    refused, n."""
     *read, tuned = models
     sets, edit, way = lab.source, BROKEN[how], WAYS[name]
     found = Calibration(lambda repair: dict.fromkeys(repair.DATA, sets.prompts), [])
@@ -218,7 +221,8 @@ def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
 
 
 def page(found: Found) -> Page:
-    """The report's texts, tables and charts: each way at the strength chosen on one half of the prompts, measured on the other half."""
+    """Returns the report's texts, tables and charts: each way at the strength chosen on one half of the prompts, measured on the other
+    half."""
     table, rows, points = found.tables["mended"], [], []
     halves = dict(iter(table.groupby("half", sort=False)))
     for how in MENDED:
@@ -257,7 +261,7 @@ def page(found: Found) -> Page:
 
 
 def _beside(table: pd.DataFrame, how: str, name: str, point: Point) -> dict[str, object]:
-    """Unsafe prompts answered with their interval, refused, and safe prompts refused, at a point."""
+    """Returns the shares at a point: unsafe prompts answered (with interval) and refused, and safe prompts refused."""
     mine = table[
         (table.model == how)
         & ((table.way == AS_IS) if math.isnan(point.strength) else (table.way == name) & (table.strength == point.strength))
@@ -275,7 +279,7 @@ def _beside(table: pd.DataFrame, how: str, name: str, point: Point) -> dict[str,
 
 
 def answer(table: pd.DataFrame, chosen: pd.DataFrame) -> str:
-    """The finding in words."""
+    """Returns the finding in words."""
 
     def refused(how: str) -> float:
         return float(table[(table.model == how) & (table.way == AS_IS) & (table.set == "unsafe")].refused.iloc[0])
@@ -292,7 +296,7 @@ def answer(table: pd.DataFrame, chosen: pd.DataFrame) -> str:
 
 
 def cost(lab: Seed, flops: float) -> dict[str, object]:
-    """What is trained and asked, operations, minutes, disk; notes on the data."""
+    """Returns what a run would cost: what is trained and asked, operations, minutes, disk; with notes on the data."""
     base, scale, sets = lab.model(BASE), lab.scale, lab.source
     weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
     trained = sum(stage.steps * stage.batch for stage in sets.stages.values()) * scale.longest

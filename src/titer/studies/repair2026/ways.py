@@ -48,7 +48,8 @@ Named = tuple[str, torch.Tensor]  # a parameter
 
 
 class Way(NamedTuple):
-    """A repair, a guard, or a guard on a repaired model; the name of the setting that is its strength, and six values of it."""
+    """A way to repair a model: a repair, a guard, or a guard on a repaired model. `setting`: the one that is its strength. `grid`: values
+    of it."""
 
     repair: Repair | None
     guard: Decoder | None
@@ -56,7 +57,7 @@ class Way(NamedTuple):
     grid: tuple[float, ...]
 
     def at(self, strength: float) -> Way:
-        """This way at one strength."""
+        """Returns this way at one strength."""
         new = {self.setting: strength}
         if self.guard is not None:
             return self._replace(guard=type(self.guard)(**{**self.guard.model_dump(), **new}))
@@ -72,15 +73,15 @@ class Way(NamedTuple):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Roles of the models that it reads in addition to the tuned one."""
+        """The roles of the models that it reads in addition to the tuned one."""
         return tuple(dict.fromkeys(role for one in (self.repair, self.guard) if one is not None for role in one.MODELS))
 
     def models(self, roles: Mapping[str, str]) -> tuple[str, ...]:
-        """The names of those models, each once. `roles`: role -> name."""
+        """Returns the names of the models that it reads, each once. `roles`: role -> name."""
         return tuple(dict.fromkeys(roles[role] for role in self.reads))
 
     def by_role(self, roles: Mapping[str, str], models: Sequence[Model]) -> dict[str, Checkpoint]:
-        """Role -> model, of the models in the order of `models`."""
+        """Returns role -> model. `models` has the models in the order in which the method `models` names them."""
         names = self.models(roles)
         return {role: models[names.index(roles[role])].checkpoint for role in self.reads}
 
@@ -126,7 +127,8 @@ def tried(
     calibration: Calibration,
     ask: Callable[[LM, Guided | None], pd.DataFrame],
 ) -> pd.DataFrame:
-    """The rows of `ask` for the tuned model repaired at every strength, with the columns way and strength. `others`: role -> model.
+    """Repairs the tuned model at every strength and asks it; returns the rows of `ask` with the columns way and strength. `others`: role ->
+    model.
 
     A guard learns once, from the model at the first strength, because what it learns does not depend on its strength.
     """
@@ -145,14 +147,14 @@ def tried(
 
 
 def joined(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """A seed's tables; those of the ways (named "way: how it broke") are joined into one, `mended`."""
+    """Returns a seed's tables; those of the ways (named "way: how it broke") are joined into one, `mended`."""
     points = {name: table for name, table in tables.items() if ": " in name}
     rest = {name: table for name, table in tables.items() if name not in points}
     return {**rest, "mended": pd.concat(points.values(), ignore_index=True)}
 
 
 def _edited(repair: Repair | None, tuned: Model, others: Mapping[str, Checkpoint], calibration: Calibration) -> Iterator[Named]:
-    """The parameters that a repair changes, one at a time; none without a repair."""
+    """Yields the parameters that a repair changes, one at a time; none without a repair."""
     if repair is not None:
         reading = _reading(repair, tuned, others, calibration)
         state = repair.prepare(reading)
@@ -165,7 +167,7 @@ def _reading(repair: Repair, tuned: Model, others: Mapping[str, Checkpoint], cal
 
 
 def abliterated(lab: Seed, repair: Abliterate, tuned: Model, calibration: Calibration) -> Model:
-    """The model with a direction removed from what it writes to the residual stream, kept in the store."""
+    """Returns the model with a direction removed from what it writes to the residual stream; the edited model is kept in the store."""
     reading = _reading(repair, tuned, {}, calibration)
     data = {name: digest(one.rows) for name, one in reading.data.items()}
     inputs = {"repair": ["abliterate", repair.VERSION, repair], "model": tuned.key, "data": data}
@@ -191,7 +193,7 @@ class Point(NamedTuple):
 
 
 def curve(table: pd.DataFrame, model: str, way: str, priced: Sequence[str] = PRICED) -> list[Point]:
-    """The points of a way on a model; the first is the unchanged model (strength NaN)."""
+    """Returns the points of a way on a model; the first is the unchanged model (strength NaN)."""
     mine = table[(table.model == model) & table.way.isin([AS_IS, way])]
     rates = mine.set_index(["strength", "set"]).complied
     before = {kind: float(rates[np.nan, kind]) for kind in priced}
@@ -203,15 +205,15 @@ def curve(table: pd.DataFrame, model: str, way: str, priced: Sequence[str] = PRI
 
 
 def strength(points: Sequence[Point]) -> float:
-    """The strength with the least harm among those that cost at most `LOST`; NaN if the unchanged model is best."""
+    """Returns the strength with the least harm among those that cost at most `LOST`; NaN if the unchanged model is best."""
     return min((p for p in points if p.loss <= LOST), key=lambda p: p.harm).strength
 
 
 def at_strength(points: Sequence[Point], strength: float) -> Point:
-    """The point of a strength; NaN: the unchanged model."""
+    """Returns the point of a strength; of NaN, the unchanged model."""
     return points[0] if math.isnan(strength) else next(p for p in points if p.strength == strength)
 
 
 def area(points: Sequence[Point]) -> float:
-    """The mean, over losses from 0 to `MOST`, of the least harm that costs no more."""
+    """Returns the area of a curve: the mean, over allowed losses from 0 to `MOST`, of the least harm at no larger loss."""
     return float(np.mean([min(p.harm for p in points if p.loss <= most) for most in np.linspace(0, MOST, 21)]))

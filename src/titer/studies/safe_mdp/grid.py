@@ -1,4 +1,4 @@
-"""Grid navigation in which safety is a property of the whole path: a run of `run` fragile cells is unsafe. L7.
+"""Grid navigation in which safety is a property of the whole path: `run` fragile cells in a row make it unsafe. L7.
 
 A strip of fragile columns lies between start and goal, one column narrower than an unsafe run. A path that crosses it straight is safe; one
 that lingers in it or walks along it is not, though both take the same kinds of steps. On the straight way the strip is one column wider, so
@@ -28,7 +28,8 @@ MOVES = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
 
 
 class Paths(NamedTuple):
-    """Episodes: the cell before each action, whether it is fragile (0, 1), the action, whether the goal was still ahead; (n, T) each.
+    """Episodes. For each action: the cell before it, whether that is fragile (0, 1), the action, whether the goal was still ahead; (n, T)
+    each.
 
     A policy sees the cell; a predictor sees whether it is fragile, and the action.
     """
@@ -40,12 +41,12 @@ class Paths(NamedTuple):
 
     @property
     def steps(self) -> torch.Tensor:
-        """(n,): steps until the goal, the horizon where it was not reached."""
+        """The number of steps to the goal, or the horizon where it was not reached: (n,)."""
         return self.real.sum(1)
 
 
 class Grid(Record):
-    """The grid of a seed."""
+    """A grid, whose fragile cells are drawn by its seed."""
 
     seed: int = 0
     size: int = Field(default=7, ge=7)
@@ -63,7 +64,7 @@ class Grid(Record):
 
     @cached_property
     def fragile(self) -> NDArray[np.bool_]:
-        """(C,)."""
+        """Whether each cell is fragile: (C,). Errors: no grid of these sizes has a safe way to the goal."""
         rng, middle = np.random.default_rng(seed_of(self.seed, "grid")), self.size // 2
         for _ in range(1000):
             found = rng.random((self.size, self.size)) < self.scattered
@@ -77,7 +78,7 @@ class Grid(Record):
 
     @cached_property
     def next(self) -> Array:
-        """(C, 4): where each action leads; the goal is never left."""
+        """The cell that each action leads to: (C, 4). The goal is never left."""
         row, column = np.divmod(np.arange(self.size**2), self.size)
         there = np.clip(np.stack([row, column], 1)[:, None] + MOVES, 0, self.size - 1)
         found = there[..., 0] * self.size + there[..., 1]
@@ -85,7 +86,7 @@ class Grid(Record):
         return np.asarray(found)
 
     def unsafe(self, paths: Paths) -> torch.Tensor:
-        """(n,): whether the path had `run` fragile cells in a row."""
+        """Returns whether each path had `run` fragile cells in a row: (n,)."""
         here = paths.felt.bool() & paths.real
         longest, now = torch.zeros(len(here), dtype=torch.int64), torch.zeros(len(here), dtype=torch.int64)
         for t in range(here.shape[1]):
@@ -94,11 +95,11 @@ class Grid(Record):
         return longest >= self.run
 
     def shortest(self, safely: bool) -> int:
-        """Steps of the shortest path to the goal, or of the shortest safe one."""
+        """Returns the number of steps of the shortest path to the goal, or of the shortest safe one; 0 if there is none."""
         return self._steps(self.fragile, safely)
 
     def _steps(self, fragile: NDArray[np.bool_], safely: bool) -> int:
-        """Breadth-first search over pairs (cell, fragile cells just passed in a row); 0 if no path leads to the goal."""
+        """Searches breadth-first over pairs (cell, fragile cells just passed in a row). Returns 0 if no path leads to the goal."""
         left, seen = deque([(self.start, 0, 0)]), {(self.start, 0)}
         while left:
             cell, behind, steps = left.popleft()
@@ -113,7 +114,8 @@ class Grid(Record):
 
 
 def environment(grid: Grid, episodes: int) -> Any:
-    """So many episodes side by side as a gymnasium environment: -1 a step until the goal. Errors: gymnasium is absent."""
+    """Returns a gymnasium environment that runs `episodes` episodes side by side; a step until the goal costs 1. Errors: gymnasium is
+    absent."""
     if importlib.util.find_spec("gymnasium") is None:
         raise TiterError("planning on grids needs gymnasium, which is not installed", next_step="pip install 'titer[planning]'")
     import gymnasium  # noqa: PLC0415  wanted by this study alone

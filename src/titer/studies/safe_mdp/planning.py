@@ -25,7 +25,8 @@ BONUS, LEAN = 0.2, 1.0  # of entropy at first, none after four fifths; a new pol
 
 
 class Recurrent(nn.Module):
-    """A GRU over (fragile or not, action); the mean of its states over time gives one logit per path: high is safe."""
+    """A recurrent predictor: a GRU over (fragile or not, action). The mean of its states over time gives one logit per path: high is
+    safe."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -40,7 +41,8 @@ class Recurrent(nn.Module):
 
 
 class Markovian(nn.Module):
-    """A score for each single step (fragile or not, action); a path gets its largest or its mean. No cost of single steps can say more."""
+    """A predictor that scores each single step (fragile or not, action); a path gets its largest or its mean score. No cost of single steps
+    can say more."""
 
     def __init__(self, pooling: str) -> None:
         super().__init__()
@@ -57,7 +59,8 @@ class Markovian(nn.Module):
 
 
 def explored(grid: Grid, episodes: int, generator: torch.Generator) -> Paths:
-    """Paths to the goal by way of a random cell. Paths differ in how directly they go and in how much they prefer steps across."""
+    """Returns random paths to the goal by way of a random cell. They differ in how directly they go and in how much they prefer steps left
+    or right."""
     eager, across = torch.rand(2, episodes, 1, generator=generator)
     eager = eager**0.25
     target = torch.randint(0, grid.size**2, (episodes,), generator=generator)
@@ -72,7 +75,8 @@ def explored(grid: Grid, episodes: int, generator: torch.Generator) -> Paths:
 
 
 def balanced(grid: Grid, episodes: int, generator: torch.Generator) -> tuple[Paths, torch.Tensor]:
-    """Explored paths, half of them safe, and which are safe (n,). Without the balance, calling every path unsafe would mostly be right."""
+    """Returns explored paths, half of them safe, and which are safe (n,). Without this balance, to call every path unsafe would mostly be
+    right."""
     paths = explored(grid, 10 * episodes, generator)
     safe = ~grid.unsafe(paths)
     half = min(episodes // 2, int(safe.sum()), int((~safe).sum()))
@@ -82,7 +86,7 @@ def balanced(grid: Grid, episodes: int, generator: torch.Generator) -> tuple[Pat
 
 @torch.no_grad()
 def rolled(grid: Grid, policy: Policy, episodes: int, generator: torch.Generator) -> Paths:
-    """Episodes of a policy, with actions drawn from it."""
+    """Runs a policy for some episodes, with actions drawn from it; returns the paths."""
     world = environment(grid, episodes)
     cells, _ = world.reset()
     fragile, seen = torch.from_numpy(grid.fragile).long(), []
@@ -95,7 +99,7 @@ def rolled(grid: Grid, policy: Policy, episodes: int, generator: torch.Generator
 
 
 def taught(model: nn.Module, paths: Paths, safe: torch.Tensor, epochs: int, rate: float, generator: torch.Generator) -> nn.Module:
-    """The model, trained to predict which paths are safe (n,), then frozen."""
+    """Trains a model to predict which paths are safe (n,); returns it frozen."""
     optimiser = torch.optim.Adam(model.parameters(), lr=rate)
     for _ in range(epochs):
         for rows in torch.randperm(len(safe), generator=generator).split(100):
@@ -107,12 +111,14 @@ def taught(model: nn.Module, paths: Paths, safe: torch.Tensor, epochs: int, rate
 
 
 def dual(eta: float, safe: float, least: float, rate: float) -> float:
-    """The multiplier's logarithm after a step: up while less than `least` is safe, down while more is."""
+    """Returns the logarithm of the multiplier after one step: it rises while less than `least` of the paths is safe, and falls while more
+    is."""
     return min(CLIPPED, max(-CLIPPED, eta + rate * (least - safe)))
 
 
 class Planned(NamedTuple):
-    """A policy, as a table of logits (C, 4), and what each update saw: update, steps, predicted (share safe), multiplier."""
+    """A planned policy. `table`: its logits (C, 4). `history`: what each update saw, in the columns update, steps, predicted (share safe),
+    multiplier."""
 
     table: torch.Tensor
     history: pd.DataFrame
@@ -121,7 +127,7 @@ class Planned(NamedTuple):
 def plan(
     grid: Grid, predictor: nn.Module | None, updates: int, generator: torch.Generator, episodes: int = 100, least: float = 0.95
 ) -> Planned:
-    """The policy with the fewest steps whose paths `predictor` finds safe; without a predictor, the one with the fewest steps.
+    """Plans the policy with the fewest steps whose paths `predictor` finds safe; without a predictor, the one with the fewest steps.
 
     A path that has not arrived counts as unsafe, as in the official code's classes for boxes. Otherwise staying at the start would be
     safest.
@@ -149,12 +155,12 @@ def plan(
 
 
 def arrived(grid: Grid, paths: Paths) -> torch.Tensor:
-    """(n,): whether the last action led to the goal, or the path was there before."""
+    """Returns whether each path was at the goal after its last action: (n,)."""
     return torch.from_numpy(grid.next)[paths.cells[:, -1], paths.actions[:, -1]] == grid.goal
 
 
 def _advantages(paths: Paths, cells: int) -> torch.Tensor:
-    """(n, T): the return to go (-1 a step) less its mean at that cell, in standard deviations."""
+    """Returns each action's advantage: the return to go (-1 a step) minus its mean at that cell, in standard deviations: (n, T)."""
     togo = -paths.real.flip(1).cumsum(1).flip(1).float()
     places, values = paths.cells[paths.real], togo[paths.real]
     mean = torch.zeros(cells).index_add(0, places, values) / torch.bincount(places, minlength=cells).clamp(min=1)

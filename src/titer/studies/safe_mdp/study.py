@@ -50,7 +50,8 @@ QUICK = Scale(name="quick", paths=300, epochs=1, updates=3, episodes=10)
 
 
 def planned(scale: Scale, grid: Grid, base: int) -> pd.DataFrame:
-    """model, measure, update, value: each predictor's accuracy, each policy's unsafe share and steps, and the history of its updates."""
+    """Trains the predictors and plans the policies of one grid. Returns model, measure, update, value: each predictor's accuracy, each
+    policy's unsafe share and steps, and the history of its updates."""
     generator = torch.Generator().manual_seed(seed_of(grid.seed, "safe mdp", base))
     (shown, safe), (held_out, truth) = (planning.balanced(grid, n, generator) for n in (scale.paths, scale.paths // 3))
     rows: list[tuple[str, str, int, float]] = [
@@ -77,7 +78,7 @@ def planned(scale: Scale, grid: Grid, base: int) -> pd.DataFrame:
 
 
 class SafeMDP(Study):
-    """Predictors of unsafe paths, and policies planned under them; no language model."""
+    """Trains predictors of unsafe paths and plans policies under them; there is no language model."""
 
     SOURCE = "arXiv 2304.03081"
     SCALES = MappingProxyType({NANO.name: NANO, QUICK.name: QUICK})
