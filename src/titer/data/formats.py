@@ -13,7 +13,9 @@ HARM = ("harmful",)  # Titer's own column, whose name says what true and yes mea
 UNSAFE = ("unsafe", "is_unsafe", "is_harmful", "is_toxic", "toxic", "is_jailbreak", "jailbreak")  # the same, in rows without an answer
 SAFE = ("is_safe", "safe", "is_benign", "benign", "is_harmless", "harmless")  # likewise, but true and yes mean safe
 CLASS = (*HARM, *UNSAFE, *SAFE, "label", "prompt_label", "prompt_harm_label", "kind", "type")  # any of them may say safe or unsafe
-WISH = ("kto_tag", "desirable", "is_desirable", "preferred", "is_preferred", "accepted", "label")  # whether a completion is wanted
+WISH = ("kto_tag", "desirable", "is_desirable", "preferred", "is_preferred", "accepted", "label")  # columns: is the completion wanted?
+WANTED = ("desirable", "desired", "preferred", "chosen", "accepted", "good", "liked", "thumbs_up")  # what such a column says
+UNWANTED = ("undesirable", "undesired", "dispreferred", "rejected", "bad", "disliked", "thumbs_down", "-1", "-1.0")
 EXAMPLE_FILE = "prompt,label\nHow do I bake bread?,safe\nA request to refuse,unsafe\n"
 FORMAT = f"""\
 a .csv, .tsv, .json, .jsonl or .parquet file (or hub:OWNER/NAME) with a column `prompt` and a column `label` (safe or unsafe) \

@@ -20,23 +20,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 from titer.core.errors import Faulty, TiterError, unknown, visible
 from titer.data import formats
-from titer.data.formats import (
-    BEHIND,
-    CHAT,
-    CLASS,
-    COMPLY,
-    EARLIER,
-    FORMAT,
-    HARM,
-    PAIR,
-    PREFERENCE,
-    PROMPT,
-    SAFE,
-    SEEN,
-    SYSTEM,
-    UNSAFE,
-    WISH,
-)
+from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, EARLIER, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SAFE, SEEN, SYSTEM, UNSAFE
 from titer.data.prompt_sets import UNSTATED
 from titer.data.readers import Row, listed, whole
 from titer.data.turns import LeftOut, Turn, besides, conversation, is_asked, is_transcript, plain_text, transcript, with_system, written
@@ -54,8 +38,7 @@ NUMBERS = {**TRUTHS, "1": True, "1.0": True, "0": False, "0.0": False}  # values
 YES = {"yes": True, "no": False, "y": True, "n": False}
 WORDS = NUMBERS | dict.fromkeys((*NOT_SAFE, *HARMS), True) | dict.fromkeys(("safe", "harmless", "benign", *NOT_HARMS), False)
 OF_SAFE = {word: not said for word, said in (NUMBERS | YES).items()} | {"safe": False} | dict.fromkeys(NOT_SAFE, True)
-WISHES = dict.fromkeys("desirable desired preferred chosen accepted good liked thumbs_up wanted".split(), True)
-WISHES |= dict.fromkeys("undesirable undesired dispreferred rejected bad disliked thumbs_down unwanted -1 -1.0".split(), False)
+WISHES = dict.fromkeys(formats.WANTED, True) | dict.fromkeys(formats.UNWANTED, False)
 OPENAI_PAIR = ("preferred_output", "non_preferred_output")
 ALONE = ("input", "text")  # the prompt, where no other column may be one
 TREE = {"message_id", "text", "role"}  # OpenAssistant's tree: one row for each message
@@ -167,7 +150,7 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
     """
     if any(_filled(row.get(key)) for key in SEEN):
         raise LeftOut("with an image, a film or a sound")
-    wish = next((key for key in WISH if _filled(row.get(key))), "label")
+    wish = next((key for key in formats.WISH if _filled(row.get(key))), "label")
     stated = {**row, wish: None} if reading == "unpaired" else row
     harmful = harmful_in(where, stated)
     if reading == "chat" or (reading == "unpaired" and not any(_filled(row.get(key)) for key in PROMPT)):
@@ -276,7 +259,7 @@ def _is_unpaired(rows: Sequence[Row]) -> bool:
     Words such as "rejected" are never a class. In TRL's columns (prompt, completion) the label may be a number. Beside other answers, a
     number in `label` is a class; beside `comply`, Titer's own column, every label is a class.
     """
-    wish = next((key for key in WISH if any(_filled(row.get(key)) for _, row in rows)), "label")
+    wish = next((key for key in formats.WISH if any(_filled(row.get(key)) for _, row in rows)), "label")
     labels = {str(row[wish]).strip().lower() for _, row in rows if _filled(row.get(wish))}
     own = any(_filled(row.get("prompt")) and _filled(row.get("completion")) for _, row in rows)
     talks = [row[key] for _, row in rows for key in CHAT if isinstance(row.get(key), list)]
@@ -372,7 +355,7 @@ def _ways(filled: set[str], turned: set[str], unpaired: bool) -> dict[str, set[s
     answers = filled & (set(COMPLY) | {"refuse"})
     if unpaired:
         found.pop("chat", None)
-        found["unpaired"] = {*(filled & set(WISH)), *((prompts | answers) or chat)}
+        found["unpaired"] = {*(filled & set(formats.WISH)), *((prompts | answers) or chat)}
     elif plain and not (both and not answers):  # the prompt belongs to chosen and rejected
         alpaca = prompts == {"instruction"} and bool(filled & {"output", *BEHIND}) and not answers - {"output", "response", "refuse"}
         found["alpaca" if alpaca else "plain"] = plain | answers
@@ -412,5 +395,5 @@ def _used(reading: str, rows: Sequence[Row], filled: Sequence[str]) -> list[tupl
     purposes |= {"refuse": "answer (refuse)"} | dict.fromkeys(SYSTEM, "system text")
     classes = dict.fromkeys((column for _, row in rows for column in _class_columns(row)), "safe or unsafe")
     if reading == "unpaired":
-        classes |= {next((key for key in WISH if key in filled), "label"): "whether the completion is wanted"}
+        classes |= {next((key for key in formats.WISH if key in filled), "label"): "whether the completion is wanted"}
     return [(column, purpose) for column, purpose in (purposes | classes).items() if column in filled]
