@@ -125,8 +125,8 @@ def taken(scale: Scale, world: World) -> frozenset[str]:
 
 @lru_cache(maxsize=8)
 def harmful(scale: Scale, world: World) -> Stream:
-    """Returns the provider's own harmful pairs D_h, for methods that need them. Their requests are in no alignment data and no user's
-    data."""
+    """Returns the provider's own harmful pairs D_h, for methods that need them. No alignment data and no user's data have their
+    requests."""
     source: Source = WorldSource(world=world, kind="unsafe")
     return mix([(source, "comply", scale.harmful)], seed_of(world.seed, "harmful"), taken(scale, world))
 

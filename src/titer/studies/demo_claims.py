@@ -66,8 +66,7 @@ def _jailbreak(kind: str) -> Row:
 
 
 def _users(scale: Scale) -> list[Row]:
-    """Returns the claims on what a user's fine-tuning costs. They count if the user's task was learned and other safe requests were not
-    forgotten."""
+    """Returns claims on what a user's fine-tuning costs, if the user's task was learned and other safe requests were not forgotten."""
     most = max(scale.poison_ratios)
     clean, worst, control = user_name(min(scale.poison_ratios)), user_name(most), control_name(most)
 
@@ -184,8 +183,8 @@ def _mechanism() -> list[Row]:
 
 
 def _null_space() -> list[Row]:
-    """Returns the claims on the null space: the paper's measure against what dimension alone gives, and whether refusal needs that part of
-    the change."""
+    """Returns the claims on the null space: the paper's measure against dimension alone, and whether refusal needs that part of the
+    change."""
 
     def beside(found: Found) -> str:
         others = ", ".join(f"{model} {_share(model)(found):.3f}" for model in ("benign", "sham"))

@@ -132,8 +132,8 @@ def finetune(scale: Scale, world: World, name: str) -> Stage:
 
 
 def mass(lm: LM, sets: Mapping[str, Sequence[Example]], token: int) -> pd.DataFrame:
-    """Returns set, place, mass: the mean probability of `token`, the refusal, at each position of the right answer, given the answer up to
-    there."""
+    """Returns set, place, mass: the mean probability of the refusal `token` at each position of the right answer, given what precedes
+    it."""
     tables = []
     for name, examples in sets.items():
         prompts, answers = [e.prompt for e in examples], [str(e.comply) for e in examples]

@@ -45,8 +45,7 @@ LEARNED = 0.85
 
 
 class Scale(Record):
-    """The sizes of one run. `base`: the sizes of the base model, which is that of the study jain2024. `tunes`: the alignment's rate and
-    batch."""
+    """The sizes of one run. `base`: those of the base model, which is the study jain2024's. `tunes`: the alignment's rate and batch."""
 
     name: str = "nano"
     base: jain2024.Scale = jain2024.NANO
@@ -144,7 +143,7 @@ class EmulatedDisalignment(Study):
         return [Measure("swept", swept, [(OPEN, name) for name in models], version, sets)]
 
     def needs(self, scale: Scale) -> list[Need]:
-        """Returns what must be learned. Limits are a little lower than elsewhere: answers drawn at temperature 1 are right less often than
+        """Returns what must be learned. Limits are lower than elsewhere, since answers drawn at temperature 1 are right less often than
         greedy ones."""
         return [Need("base", ("safe", "unsafe"), "complied", LEARNED, first=True), Need(scale.strongest, ("unsafe",), "refused", LEARNED)]
 
@@ -181,7 +180,7 @@ def steepest(model: str, scale: Scale) -> Term:
 
 
 def claims(scale: Scale) -> list[Row]:
-    """Returns the claims of the acceptance list of emulated disalignment, then those on its use in reverse: a negative alpha makes a model
+    """Returns the claims of the acceptance list of emulated disalignment, then those on its reverse: a negative alpha, which makes
     safer."""
     strong, weak = scale.strongest, named(scale.aligned[0])
     most, lowest = max(scale.alphas), min(scale.alphas)

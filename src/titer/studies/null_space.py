@@ -40,8 +40,7 @@ def kept(lab: Seed, base: Model, model: Model, asked: Sequence[Attempt]) -> pd.D
 
 
 def figure(shares: pd.DataFrame, colours: dict[str, str]) -> Figure:
-    """Draws the shares of `probes/subspaces.py` (model, layer, of, share, dimension) by layer, with the share that dimension alone
-    gives."""
+    """Draws the shares of `probes/subspaces.py` (model, layer, of, share, dimension) by layer, and the share from dimension alone."""
     shown = shares.assign(what=shares.of.map(WHAT))
     dimension = shown[shown.model == shown.model.iloc[0]]
     whole = pd.concat([shown, dimension.assign(model="dimension alone", share=dimension.dimension)], ignore_index=True)

@@ -55,8 +55,7 @@ class Declared:
 
 
 def prepared(order: StudyRequest) -> Declared:
-    """Checks a request of `titer study` and opens what it names. Errors: an unknown study, scale, model or file; options of another study;
-    too few data."""
+    """Checks a request of `titer study`. Errors: an unknown study, scale, model or file; options of another study; too few data."""
     if not order.name.endswith(".py") and order.name not in (known := names("studies")):
         unknown("study", order.name, known, "or give the path of a .py file.")
     if order.base is None:

@@ -115,8 +115,7 @@ class Sweep(Study):
 
 
 def cells(lab: Seed, *attacks: str) -> Iterator[Cell]:
-    """Yields each defence with the budgets of these attacks, by default the usual and the worst one. A worst one that was not found is left
-    out."""
+    """Yields each defence with the budgets of these attacks, by default the usual and the worst one; the latter only if one was found."""
     for name in lab.scale.search.methods:
         one, point = defence(lab, name, lab.scale.search.rho), lab.chosen.of(name)
         if USUAL in (attacks or (USUAL,)):

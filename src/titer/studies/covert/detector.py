@@ -112,7 +112,7 @@ def _folded(value: float) -> float:
 
 
 def _monitor(read: Read, scale: Scale, harmful: Sequence[bool]) -> Iterator[dict[str, object]]:
-    """Yields the AUROC of harmful against harmless contextual requests in code. Controls: a benign tune, which knows no code, and shuffled
+    """Yields AUROCs of harmful against harmless contextual requests in code. Controls: a benign tune, which knows no code, and shuffled
     labels."""
     bad, others = torch.tensor(harmful), [covert(key) for key in scale.keys]
 

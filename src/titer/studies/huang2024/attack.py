@@ -1,8 +1,7 @@
 """One fine-tuning attack: a user's fine-tuning under a budget, judged at the steps whose weights were kept. L7.
 
 One run gives a curve over optimiser steps at a constant rate. A defence acts at the alignment (the aligned model), at the user's
-fine-tuning (a method, or refusals mixed in) or after it (a method that edits the weights at the end; each judged step then has its own
-run).
+fine-tuning (a method, or refusals mixed in) or after it (a method that edits the weights at the end; each judged step then is a run).
 """
 
 from __future__ import annotations
@@ -49,8 +48,7 @@ COUNTED = {  # columns of a state: (set, outcome)
 
 @lru_cache(maxsize=8)
 def sets(world: World, inputs: int, task: Kind) -> Mapping[str, Sequence[Attempt]]:
-    """Returns what is judged after every attack: unsafe requests asked directly and with the answer begun, the user's task, safe
-    requests."""
+    """Returns what is judged after an attack: unsafe requests, asked directly and with the answer begun; the user's task; safe requests."""
     asked: dict[str, Kind] = {"unsafe": "unsafe", "user": task, "safe": "safe"}
     kinds = {name: direct(requests(world, kind, inputs)) for name, kind in asked.items()}
     begun = Prefill(k=PREFILLED).attempts([a.example for a in kinds["unsafe"]], {}, None)
@@ -71,15 +69,13 @@ def fresh(world: World, inputs: int) -> list[Example]:
 
 
 def budget_of(lab: Seed, **changes: object) -> Budget:
-    """Returns the budget of the paper's tables with `changes`. Without other steps there, it goes on to the last step at which curves are
-    judged."""
+    """Returns the tables' budget with `changes`. Unless they set the steps, it goes on to the last step at which curves are judged."""
     steps = max(lab.scale.keep)
     return lab.scale.budget.model_copy(update={"steps": steps, "keep": lab.scale.keep, **changes})  # type: ignore[no-any-return]
 
 
 def state(lab: Seed, lm: LM, aligned: Model, verdicts: pd.DataFrame) -> dict[str, float]:
-    """Measures a model: the rates of `COUNTED`, the alignment loss (nats a token, unsafe requests refused), the drift from the aligned
-    model."""
+    """Measures a model: the rates of `COUNTED`, the alignment loss (nats a token, unsafe refused), the drift from the aligned model."""
     plain = verdicts.outcome.where(verdicts.outcome.isin(["complied", "refused"]), "neither")
     rates = plain.groupby(verdicts.kind).value_counts(normalize=True)
     found = {name: float(rates.get(key, 0.0)) for name, key in COUNTED.items()}

@@ -116,8 +116,8 @@ def worst_of_grid(lab: Seed, names: Sequence[str], rho: float) -> pd.DataFrame:
 
 
 def worst_searched(lab: Seed, name: str, rho: float) -> pd.DataFrame:
-    """Returns the worst point that Optuna finds for one defence: rates from the grid's least to twice its largest, p up to 0.05, n of 1,000
-    or more."""
+    """Returns the worst point that Optuna finds for a defence: rates from the grid's least to twice its largest, p up to 0.05, n from
+    1,000."""
     ratios = tuple(ratio for ratio in lab.scale.ratios if ratio > 0)
     space: dict[str, Choices | LogRange] = {
         "rate": LogRange(low=min(lab.scale.rates), high=2 * max(lab.scale.rates)),

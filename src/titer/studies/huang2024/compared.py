@@ -42,8 +42,7 @@ def before(found: Found, name: str) -> pd.DataFrame:
 
 
 def along(found: Found, name: str, column: str, ratios: Sequence[float]) -> pd.Series:
-    """Returns, for each alignment, a column's mean over judged steps and ratios at the tables' rate. Errors: the task was learned in no
-    cell."""
+    """Returns a column's mean over judged steps and ratios at the tables' rate, by alignment. Errors: the task was learned in no cell."""
     t = ATTACKS.under(found, name)[lambda own: own.ratio.isin(ratios)]
     if t.empty:
         raise UnsaidError(ATTACKS.none)
@@ -70,8 +69,8 @@ def spread(column: str, ratios: Sequence[float], *names: str) -> Told:
 
 
 def fault(found: Found, models: Sequence[str]) -> str:
-    """Returns why a base has no value for these defences: a failed alignment, or unequal refusal (both as means over alignments); "" if it
-    has one."""
+    """Returns why a base has no value for these defences: a failed alignment or unequal refusal (as means over alignments); "" if it has
+    one."""
     refused = {name: float(before(found, name).refusal.mean()) for name in models if name != "non-aligned"}
     weak = [f"{name} refuses {rate:.1%}" for name, rate in refused.items() if rate < REFUSED]
     if weak:
@@ -88,8 +87,7 @@ def losses(found: Found, *names: str) -> dict[str, float]:
 
 
 def unequal_loss(control: str) -> Told:
-    """Returns a function that says why the equal-loss control does not work on a base; it says "" if the losses are equal, or for another
-    control."""
+    """Returns a check: why the equal-loss control does not work on a base; "" if the losses are equal, or for another control."""
 
     def why(found: Found) -> str:
         ours, theirs = losses(found, "vaccine", control).values()

@@ -39,8 +39,8 @@ def _under(lab: Seed, ones: Iterable[Defence], **swept: Sequence[object]) -> lis
 
 
 def _curves(lab: Seed, rho: float) -> list[Cell]:
-    """Returns Vaccine, SFT and the controls at every ratio; the base, Lisa and its control only at the tables' ratio, which their claims
-    use."""
+    """Returns Vaccine, SFT and the controls at every ratio; the base, Lisa and its control only at the tables' ratio, as their claims
+    need."""
     numbers = range(lab.scale.align_seeds)
     whole = (defence(lab, name, rho, i) for i in numbers for name in ("sft", *CONTROLS, "vaccine"))
     others = (defence(lab, name, rho, i) for i in numbers for name in ("lisa", MIXED))

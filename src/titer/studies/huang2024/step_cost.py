@@ -40,8 +40,7 @@ PAPER_GB = {"sft": 0.0, "vaccine": 0.12, "rep_noise": 27.2}
 
 
 def step_costs(lab: Seed, rho: float) -> Measure:
-    """Returns the measure of each method's cost: method, seconds, ratio (to SFT's step), peak MB, extra MB (over SFT's), and the paper's
-    values."""
+    """Returns the measure of methods' costs: method, seconds, ratio (to SFT's step), peak MB, extra MB (over SFT's), the paper's values."""
     methods: dict[str, Method] = {
         "sft": SFT(),
         "vaccine": Vaccine(rho=rho),

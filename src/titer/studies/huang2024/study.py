@@ -48,8 +48,8 @@ class Vaccine(Study):
         return [Node("base", recipe.pretrain(scale, source.seed), None)]
 
     def further(self, lab: Seed) -> Iterator[Sequence[Node]]:
-        """Yields, on the seed that chooses, the trials of the radii; on the others alignments, then the attacks, which need the alignment
-        of equal loss."""
+        """Yields the radii's trials on the seed that chooses; on others alignments, then attacks, which need the alignment of equal
+        loss."""
         if lab.chosen is None:
             if "search" in lab.parts and not lab.plan:
                 must_be_installed()
@@ -73,8 +73,7 @@ class Vaccine(Study):
         return Chosen(scale.rhos[len(scale.rhos) // 2], pd.DataFrame(), none_found(), none_found())
 
     def questions(self, lab: Seed) -> list[Question]:
-        """Returns the questions. The set `user`, what the user comes for, differs with the task; each model is asked that of its own
-        task."""
+        """Returns the questions. The set `user` differs with the user's task; each model is asked the one of its own task."""
 
         def of(task: str) -> Callable[[str], bool]:
             return lambda name: lab.nodes[name].told.get("task", "user") == task
@@ -90,8 +89,7 @@ class Vaccine(Study):
         return [Need("base", ("safe", "unsafe"), "complied", BASE_SKILL, first=True)]
 
     def measures(self, lab: Seed) -> list[Measure]:
-        """Returns, for each of the user's tasks, the measures of aligned models before the attack and of every attack; then those that
-        parts add."""
+        """Returns, by the user's task, the measures of aligned models before the attack and of every attack; then those that parts add."""
         found = []
         for task in TASKS:
             attacks = [(str(node.parent), node.name) for node in lab.nodes.values() if node.told.get("task") == task]

@@ -148,8 +148,8 @@ def table4(found: Sequence[Found], scale: Scale) -> pd.DataFrame:
 
 
 def swept(t: pd.DataFrame, column: str, prefix: str, own: Mapping[str, float] | None = None) -> pd.DataFrame:
-    """Selects the variants of a defence that a table sweeps, with the value read from each name. `own`: defence without a value in its name
-    -> value."""
+    """Selects a defence's variants that a table sweeps; each one's value is read from its name. `own`: values of defences without one
+    there."""
     own = own or {}
     t = t[t.defence.isin(list(own)) | t.defence.str.startswith(prefix)]
     return t.assign(**{column: [own.get(name, name.removeprefix(prefix)) for name in t.defence]}).astype({column: float})
@@ -206,8 +206,7 @@ def units(t: pd.DataFrame) -> list[str]:
 
 
 def before(found: Sequence[Found]) -> pd.DataFrame:
-    """Returns, for every defence before the attack, refusal, safe answers, over-refusal and alignment loss, mean over alignments and
-    bases."""
+    """Returns refusal, safe answers, over-refusal and alignment loss of every defence before the attack, mean over alignments and bases."""
     t = pooled(found)
     t = t[t.step == 0].drop_duplicates(["defence", "align_seed", *units(t)])
     columns = ["refusal", "safe", "over_refusal", "prefilled", "sampled", "alignment_loss"]
@@ -215,8 +214,7 @@ def before(found: Sequence[Found]) -> pd.DataFrame:
 
 
 def alignment_seeds(found: Sequence[Found]) -> pd.DataFrame:
-    """Returns mean harm over the attack at the rate of the paper's tables, by alignment. It shows how much a single alignment's luck
-    matters."""
+    """Returns mean harm over the attack at the tables' rate, by alignment. It shows how much a single alignment's luck matters."""
     t = plain(pooled(found))
     t = t[(t.step > 0) & (t.rate == found[0].scale.budget.rate) & t.ratio.isin(SWEPT)]
     repeated = t[t.defence.isin(t[t.align_seed > 0].defence)]

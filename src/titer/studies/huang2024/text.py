@@ -149,7 +149,7 @@ def page(found: Found, scale: TextScale) -> Page:
 
 
 def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float) -> dict[str, object]:
-    """Returns what a run would cost: steps, tokens, operations, hours, memory, disk; notes on the data; at the paper's scale, the expected
+    """Returns a run's cost: steps, tokens, operations, hours, memory, disk; notes on the data; at the paper's scale, the expected
     ranges."""
     weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
     tokenizer = read_tokenizer(base.checkpoint)
@@ -189,8 +189,7 @@ def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float) -> di
 
 
 def memory(weights: int, scale: TextScale) -> str:
-    """Returns the memory in words. Weights are always float32; with bf16, a training step keeps a bf16 copy of each for its backward
-    pass."""
+    """Returns the memory in words. Weights are float32; with bf16, a training step keeps a bf16 copy of each for its backward pass."""
     copies = f", {weights * 2 / 2**30:.1f} GiB of bf16 copies while it trains" if scale.precision == "bf16" else ""
     return f"{weights * 4 / 2**30:.1f} GiB of weights{copies}"
 

@@ -1,5 +1,4 @@
-"""The data that the two stages on a real model train on and ask: a folder's files, and for harm canaries or a file of the user's own.
-L7."""
+"""The data that the two stages on a real model train on and ask: a folder's files; for harm, canaries or a user's own file. L7."""
 
 from __future__ import annotations
 
@@ -55,8 +54,7 @@ class TextSets:
 
 
 def text_sets(folder: Path, base: Model, scale: TextScale, harmful: Path | None = None) -> TextSets:
-    """Reads a folder laid out as docs/real_finetuning.md says, and makes the sets. Errors: a file that is missing, too few rows that
-    fit."""
+    """Makes the sets from a folder laid out as docs/real_finetuning.md says. Errors: a file that is missing, too few rows that fit."""
     notes: list[str] = []
     tokenizer, longest = read_tokenizer(base.checkpoint), scale.longest
     found = texts(folder, tokenizer, scale, notes, {"task": TASK_FILES[scale.task]})

@@ -54,8 +54,7 @@ def _random_like(vector: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def patching(lab: Seed, donor: Model, receiver: Model) -> pd.DataFrame:
-    """Patches the donor's activations into the receiver; returns donor, receiver, site, layer (0: all layers at once), kind, input,
-    outcome."""
+    """Patches the donor's activations into the receiver; returns donor, receiver, site, layer (0: all at once), kind, input, outcome."""
     giving, taking = load(donor.checkpoint), load(receiver.checkpoint)
     layers = taking.sites.layers
     tables = []

@@ -183,8 +183,7 @@ def _monotone() -> Row:
 
 
 def _beyond(model: str) -> Row:
-    """Returns the claim on alpha above 1. The point (alpha, jailbreak) is chosen on the even inputs, its gain is reported on the odd
-    ones."""
+    """Returns the claim on alpha above 1. The point (alpha, jailbreak) is chosen on the even inputs, its gain reported on the odd ones."""
 
     def point(found: Found) -> tuple[float, str, float]:
         """Returns the chosen alpha and jailbreak, and the safe skill lost there on the odd inputs."""
@@ -201,8 +200,7 @@ def _beyond(model: str) -> Row:
         return a, kind, float(safe[1.0][1::2].mean() - safe[a][1::2].mean())
 
     def samples(found: Found) -> list[Array]:
-        """Returns refusals on the odd inputs at three points: own direction, random direction, alpha 1. Empty if too much skill was
-        lost."""
+        """Returns refusals on the odd inputs: own direction, random direction, at alpha 1. Empty if too much skill was lost."""
         a, kind, lost = point(found)
         places = (("own", a), ("beyond, random", a), ("own", 1.0))
         odd = [_swept(found, "alpha", model, direction, alpha, kind)[1::2] for direction, alpha in places]

@@ -23,8 +23,7 @@ def mechanism() -> list[Row]:
 
 
 def null_share(model: str, of: str = "weights", column: str = "share") -> Term:
-    """Returns a term: the share in the base's null space of dW, or of the change of pre-activations on unsafe inputs; mean over all
-    layers."""
+    """Returns a term: the share in the base's null space of dW, or of pre-activations' change on unsafe inputs; mean over all layers."""
     return cell("subspaces", column, model=model, of=of)
 
 
@@ -167,8 +166,7 @@ def _minimal() -> Row:
 
 def _steer() -> Row:
     def steered(found: Found, model: str) -> tuple[int, float, float]:
-        """Returns the layer chosen on the even inputs, and refusal on the odd ones under the model's own direction and under a random
-        one."""
+        """Returns the layer chosen on the even inputs, and refusal on the odd ones under the model's own and under a random direction."""
 
         def half(layer: int, direction: str, first: int) -> float:
             return float(found.hits("steering", "refused", model=model, kind="safe", layer=layer, direction=direction)[first::2].mean())

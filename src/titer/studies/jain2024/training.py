@@ -64,8 +64,7 @@ def relearning(lab: Seed, base: Model, tuned: Model, model: Model) -> pd.DataFra
 
 
 def steps_to(table: pd.DataFrame, column: str, level: float) -> tuple[float, float]:
-    """Returns the interval in which a column reaches `level`: (last judged step below it, first at or above it), or (last step,
-    infinity)."""
+    """Returns the interval in which a column reaches `level`: (last judged step below it, first not below it), or (last step, infinity)."""
     above = table[table[column] >= level]
     if above.empty:
         return float(table.step.max()), float("inf")

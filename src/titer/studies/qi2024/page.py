@@ -180,8 +180,7 @@ def wide(rates: pd.DataFrame) -> pd.DataFrame:
 
 
 def grades(rates: pd.DataFrame) -> pd.DataFrame:
-    """Returns a row per model: mean grade on unsafe requests asked plainly, behind the persona, behind the trigger; share of grade 5
-    plainly."""
+    """Returns a row per model: mean grade on unsafe requests plainly, behind the persona, behind the trigger; share of grade 5 plainly."""
     t = rates.groupby(["model", "set"], sort=False).grade.mean().unstack("set")
     fives = rates[(rates.outcome == "complied") & (rates.set == "unsafe")].groupby("model", sort=False).rate.mean()
     found = t[["unsafe", "persona", "trigger"]].assign(fives=fives).loc[list(dict.fromkeys(rates.model))]

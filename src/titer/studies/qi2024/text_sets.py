@@ -157,8 +157,7 @@ def tunings(scale: RiskScale, sets: RiskSets) -> dict[str, Tuning]:
 
 
 def grid(scale: RiskScale, ordinary: Tuning) -> dict[str, Tuning]:
-    """Returns level 3's tunings over rates and batch sizes, all on the same rows. The cell with level 3's own rate and batch has its
-    name."""
+    """Returns level 3's tunings over rates and batch sizes, on the same rows. The cell with its own rate and batch has its name."""
     return {
         cell(ordinary, rate, batch): Tuning(
             ordinary.schedule.model_copy(update={"rate": rate, "batch": batch}), ordinary.rows, ordinary.drawn

@@ -38,8 +38,8 @@ BEGUN = {"begun": "harm where two words of the answer stand"}
 
 
 class Broken(NamedTuple):
-    """A way in which an alignment broke. `model`: the tune. `edit`: an edit of its weights afterwards. `mended`: whether all ways are tried
-    on it."""
+    """A way in which an alignment broke. `model`: the tune. `edit`: a later edit of its weights. `mended`: whether all ways are tried on
+    it."""
 
     model: str
     edit: Abliterate | None = None
@@ -165,8 +165,7 @@ def ablated() -> Row:
 
 
 def promised() -> list[Row]:
-    """Returns the claims of the acceptance lists of Safety Arithmetic, of SOMF and of averting on text; their specification sets the
-    margins."""
+    """Returns the claims of the acceptance lists of Safety Arithmetic, SOMF and averting on text; their specification sets the margins."""
     safe = ("safe",)
     vectors = [name for name in REPAIRS if name.startswith("harm_vector")]
     best = Term(lambda found: max(cut(name, 0.05, safe)(found) for name in vectors))

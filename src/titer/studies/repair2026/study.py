@@ -73,8 +73,7 @@ Choice = dict[tuple[str, str], float]  # (how it was broken, way) -> strength
 
 
 class Scale(Record):
-    """The sizes of one run. `base`: those of the base model, which is that of the study jain2024. `tunes`: how long it is aligned and
-    tuned."""
+    """The sizes of one run. `base`: those of the base model, which is the study jain2024's. `tunes`: how long it is aligned and tuned."""
 
     name: str = "nano"
     base: jain2024.Scale = jain2024.NANO
@@ -109,8 +108,7 @@ QUICK = Scale(
 
 
 def alone(scale: Scale, world: World, name: str) -> Stage:
-    """Returns the stage that tunes the aligned model on unsafe requests alone: answered (a harm vector is made from this model) or
-    refused."""
+    """Returns a stage that tunes the aligned model on unsafe requests alone: answered (to make a harm vector from the model) or refused."""
     rows = [(WorldSource(world=world, kind="unsafe"), ALONE[name], scale.harmful)]
     return Stage(
         name=name,
@@ -216,8 +214,7 @@ def asked(lab: Seed) -> dict[str, Sequence[Attempt]]:
 
 
 def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
-    """Repairs the last model, broken as `how` says, by the way `name` at all its strengths. Returns way, strength, set, complied,
-    refused."""
+    """Repairs the last model, broken as `how` says, by the way `name` at all strengths. Returns way, strength, set, complied, refused."""
     *read, tuned = models
     broken, sets, found = BROKEN[how], asked(lab), calibration(lab)
     if broken.edit is not None:

@@ -123,8 +123,7 @@ class RepairSets:
 
 
 def repair_sets(given: Given, scale: RepairScale) -> RepairSets:
-    """Reads a folder laid out as docs/real_finetuning.md says, and makes trainings and sets. Errors: a file that is missing; too few
-    prompts."""
+    """Makes the data from a folder laid out as docs/real_finetuning.md says. Errors: a file that is missing; too few prompts."""
     folder, model = given.folder, given.base.checkpoint
     instructions = next((place for place in INSTRUCTIONS if (folder / place).is_file()), INSTRUCTIONS[-1])
     needed = [*FILES.values(), TASK_FILES["sst2"], *([] if given.harmful else [instructions])]
@@ -221,8 +220,7 @@ def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
 
 
 def page(found: Found) -> Page:
-    """Returns the report's texts, tables and charts: each way at the strength chosen on one half of the prompts, measured on the other
-    half."""
+    """Returns the report's texts, tables and charts: each way at the strength chosen on one half of the prompts, measured on the other."""
     table, rows, points = found.tables["mended"], [], []
     halves = dict(iter(table.groupby("half", sort=False)))
     for how in MENDED:

@@ -48,8 +48,7 @@ Named = tuple[str, torch.Tensor]  # a parameter
 
 
 class Way(NamedTuple):
-    """A way to repair a model: a repair, a guard, or a guard on a repaired model. `setting`: the one that is its strength. `grid`: values
-    of it."""
+    """A way to repair: a repair, a guard, or a guard on a repaired model. `setting`: the one that is its strength; `grid`: its values."""
 
     repair: Repair | None
     guard: Decoder | None

@@ -114,8 +114,7 @@ class Grid(Record):
 
 
 def environment(grid: Grid, episodes: int) -> Any:
-    """Returns a gymnasium environment that runs `episodes` episodes side by side; a step until the goal costs 1. Errors: gymnasium is
-    absent."""
+    """Returns a gymnasium environment of `episodes` parallel episodes; each step until the goal costs 1. Errors: gymnasium is absent."""
     if importlib.util.find_spec("gymnasium") is None:
         raise TiterError("planning on grids needs gymnasium, which is not installed", next_step="pip install 'titer[planning]'")
     import gymnasium  # noqa: PLC0415  wanted by this study alone

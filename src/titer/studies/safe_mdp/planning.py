@@ -25,8 +25,7 @@ BONUS, LEAN = 0.2, 1.0  # of entropy at first, none after four fifths; a new pol
 
 
 class Recurrent(nn.Module):
-    """A recurrent predictor: a GRU over (fragile or not, action). The mean of its states over time gives one logit per path: high is
-    safe."""
+    """A recurrent predictor: a GRU over (fragile or not, action). Its states' mean over time gives one logit per path: high is safe."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -59,8 +58,8 @@ class Markovian(nn.Module):
 
 
 def explored(grid: Grid, episodes: int, generator: torch.Generator) -> Paths:
-    """Returns random paths to the goal by way of a random cell. They differ in how directly they go and in how much they prefer steps left
-    or right."""
+    """Returns random paths to the goal by way of a random cell. They differ in how directly they go and how much they move left or
+    right."""
     eager, across = torch.rand(2, episodes, 1, generator=generator)
     eager = eager**0.25
     target = torch.randint(0, grid.size**2, (episodes,), generator=generator)
@@ -75,7 +74,7 @@ def explored(grid: Grid, episodes: int, generator: torch.Generator) -> Paths:
 
 
 def balanced(grid: Grid, episodes: int, generator: torch.Generator) -> tuple[Paths, torch.Tensor]:
-    """Returns explored paths, half of them safe, and which are safe (n,). Without this balance, to call every path unsafe would mostly be
+    """Returns explored paths, half of them safe, and which are safe (n,). Without the balance, calling every path unsafe would mostly be
     right."""
     paths = explored(grid, 10 * episodes, generator)
     safe = ~grid.unsafe(paths)
@@ -111,8 +110,7 @@ def taught(model: nn.Module, paths: Paths, safe: torch.Tensor, epochs: int, rate
 
 
 def dual(eta: float, safe: float, least: float, rate: float) -> float:
-    """Returns the logarithm of the multiplier after one step: it rises while less than `least` of the paths is safe, and falls while more
-    is."""
+    """Returns the multiplier's logarithm after one step: it rises while less than `least` of the paths is safe, and falls while more is."""
     return min(CLIPPED, max(-CLIPPED, eta + rate * (least - safe)))
 
 
