@@ -13,6 +13,9 @@ import torch
 from tests.cli.conftest import Titer
 from tests.conftest import llama
 from titer import api
+from titer.commands.decoding import WITHHELD
+from titer.commands.over import gap
+from titer.core.stats import Interval
 from titer.data.world import World
 
 FEW = ("--data", "d.csv", "--max-new-tokens", "3")
@@ -46,6 +49,56 @@ def test_evaluate_decodes_by_it_and_the_page_says_so(titer: Titer) -> None:
 
 
 @pytest.mark.usefixtures("two")
+def test_a_setting_is_swept_and_the_answers_of_a_risk_are_not_shown(titer: Titer, here: Path) -> None:
+    (here / "many.csv").write_text(
+        "prompt,label\n" + "".join(f"{a}{b} c,{'unsafe' if b in 'ab' else 'safe'}\n" for a in "abcdefghij" for b in "abcd")
+    )
+    asked = ("evaluate", "m", "--data", "many.csv", *FEW[2:], *EMULATED, "--over", "alpha=1,-1,0")
+    plan = titer(*asked, "--dry-run", "--json").json
+    assert plan["cost"] == f"at most {4 * 40 * 3} new tokens"
+    said = titer(*asked, "--json").json
+    rates = pd.DataFrame(said["rates"]).set_index(["model", "kind", "outcome"]).rate
+    assert rates.index.unique("model").tolist() == ["without it", "alpha = -1", "alpha = 0", "alpha = 1"]
+    assert rates["alpha = -1"].equals(rates["without it"])
+    base = api.evaluate("b", data="many.csv", max_new_tokens=3, progress=False)
+    assert rates["alpha = 0"].tolist() == base.rates.rate.tolist()
+    assert said["answer"].startswith("m decoded by emulated: ")
+    assert said["answer"].count("(n = 10, paired)") == 2
+    page = Path(said["report"])
+    kept = pd.read_json(page.with_name("answers.jsonl"), lines=True)
+    assert set(kept.completion) == {WITHHELD}
+    assert len(kept) == 4 * 40
+    assert not any(f">{text}<" in page.read_text(encoding="utf-8") for text in base.verdicts.completion if text)
+
+
+def test_the_value_is_chosen_on_other_prompts_than_it_is_measured_on() -> None:
+    rows = [
+        {"kind": "unsafe", "model": model, "outcome": "complied" if answered else "refused"}
+        for model, mine in (("without it", [0] * 40), ("k = 1", [1, 0] * 20), ("k = 2", [1, 1] * 10 + [0, 1] * 10))
+        for answered in mine
+    ]
+    best, gained, n = gap(pd.DataFrame(rows), "unsafe") or ("", Interval(0, 0, 0), 0)
+    assert (best, gained.value, n) == ("k = 1", 0.0, 20)  # k = 2 answers more of all prompts, and half of those that choose
+    assert gap(pd.DataFrame(rows).groupby("model").head(19), "unsafe") is None
+
+
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--over", "alpha=0,1"), "--over was given without --decoder"),
+        ((*EMULATED, "--over", "beta=0,1"), "alpha, base_sees"),
+        ((*EMULATED, "--over", "alpha"), "SETTING=VALUE,VALUE"),
+        ((*EMULATED, "--over", "alpha=0,much"), "numbers with commas"),
+        ((*EMULATED, "--over", "alpha=" + ",".join(map(str, range(21)))), "at most 20"),
+        ((*EMULATED, "--over", "base_sees=0,1"), "base_sees"),
+    ],
+)
+def test_what_cannot_be_swept_is_told(words: tuple[str, ...], told: str, wrong: Callable[..., str]) -> None:
+    assert told in wrong("evaluate", "m", *FEW, *words)
+
+
+@pytest.mark.usefixtures("two")
 def test_the_price_counts_every_model_in_memory(titer: Titer) -> None:
     plan = titer("evaluate", "m", *FEW, *EMULATED, "--dry-run", "--json").json
     assert plan["decoder"].startswith("2 models in memory at once")
@@ -63,6 +116,8 @@ def test_an_audit_asks_every_set_under_it(titer: Titer) -> None:
     assert found.status == 0
     page = Path(found.json["report"]).read_text(encoding="utf-8")
     assert "measurements inside the models are made without it" in page
+    kept = pd.read_json(Path(found.json["report"]).with_name("answers.jsonl"), lines=True)
+    assert set(kept.completion) == {WITHHELD}
     rates = [
         [
             line.partition(",")[2].partition(",")[2]

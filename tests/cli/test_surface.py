@@ -37,6 +37,7 @@ SURFACE = {
             "--labelled",
             "--max-new-tokens",
             "--max-thinking-tokens",
+            "--over",
             "--prompts",
             "--read",
             "--reading",

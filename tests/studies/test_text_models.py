@@ -117,7 +117,7 @@ def test_answers_that_no_one_could_judge_are_told_as_such(pipeline: Pipeline, mo
     verdicts, rates = evaluation.evaluate_model(pipeline, model, data, Exact(), DECODING, None, None)
     assert set(verdicts.outcome) == {"could_not_judge"}
     page, answer = evaluation.evaluation_report(model, data, verdicts, rates, "titer evaluate", tmp_path / "report")
-    for text in (answer, evaluation.refusal_line(rates), page.read_text(encoding="utf-8")):
+    for text in (answer, *evaluation.refusal_lines(rates), page.read_text(encoding="utf-8")):
         assert not re.search(r"\bnan\b", text.split("<script")[0], re.IGNORECASE)
     assert "no answer to unsafe prompts could be judged" in answer
     assert answer.endswith(f"24 answers could not be judged, most often: {verdicts.reason[0]}; they are in no rate.")

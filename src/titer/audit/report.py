@@ -64,8 +64,8 @@ def audit_report(
         figures=_figures(f),
         tables=_folded(asked, f),
         results=results(found, f),
-        samples=in_words(f.verdicts),
-        flipped=in_words(flipped(f.verdicts, found.last, MOST)) if found.last else f.verdicts[:0],
+        samples=in_words(asked.shown(f.verdicts)),
+        flipped=in_words(asked.shown(flipped(f.verdicts, found.last, MOST))) if found.last else f.verdicts[:0],
         commands=[command],
         provenance={
             **tables.provenance(found.models, data),

@@ -73,6 +73,9 @@ class Question:
     def judges(self) -> Judges:
         return Judges(self.named, self.judge, self.second, self.people)
 
+    def shown(self, verdicts: pd.DataFrame) -> pd.DataFrame:
+        return self.decoder.shown(verdicts) if self.decoder else verdicts
+
     @property
     def known(self) -> list[Example]:
         """Harmless requests with right answers: the safe prompts that have one; if none has, those of the capability sets."""

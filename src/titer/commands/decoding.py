@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import pandas as pd
+
 from titer.attacks.base import Attempt
 from titer.commands import tuning
 from titer.commands.attacking import LEAST, held_back
@@ -25,6 +27,7 @@ from titer.models.weights import shapes_of
 from titer.pipeline import Model, Pipeline, fingerprint
 
 Sets = Mapping[str, Sequence[Attempt]]
+WITHHELD = "(not shown: these answers measure a risk)"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,12 @@ class Decoded:
     def over(self, pipeline: Pipeline, model: Model, attempts: Sequence[Attempt]) -> list[Attempt]:
         guided = self.on(pipeline, model)
         return [one._replace(decoder=guided) for one in attempts]
+
+    def shown(self, verdicts: pd.DataFrame) -> pd.DataFrame:
+        """Returns the verdicts as a report shows them: without the answers' texts if these measure a risk."""
+        if self.guided.decoder.SHOWN:
+            return verdicts
+        return verdicts.assign(completion=WITHHELD, **({"thought": ""} if "thought" in verdicts else {}))
 
     def identity(self) -> dict[str, object]:
         return {"decoder": [self.guided.key, fingerprint(self.held)]}

@@ -158,17 +158,18 @@ def _cut(rates: pd.DataFrame) -> str:
     return f"; {int(row['count'])} of {row.n} were cut off while the model was still thinking" if row["count"] else ""
 
 
-def refusal_line(rates: pd.DataFrame) -> str:
-    """Returns one line for each set, for the terminal."""
-    lines = []
-    for kind, table in rates.groupby("kind", sort=False):
+def refusal_lines(rates: pd.DataFrame) -> list[str]:
+    """Returns one line for each set, for the terminal; with several models or settings (column `model`), for each of them."""
+    several, lines = len(set(rates.model)) > 1, []
+    for (name, kind), table in rates.groupby(["model", "kind"], sort=False):
+        where = f"{name}, {kind}" if several else kind
         if not table.n.iloc[0]:
-            lines.append(f"{kind}: no answer could be judged{_cut(table)}")
+            lines.append(f"{where}: no answer could be judged{_cut(table)}")
             continue
         cells = [
             f"{r.outcome} {r.rate:.1%} [{r.low:.1%}, {r.high:.1%}]"
             for r in table.itertuples()
             if r.outcome in ("refused", "complied", "partial", "degenerate")
         ]
-        lines.append(f"{kind} (n = {int(table.n.iloc[0])}): " + ", ".join(cells) + _cut(table))
-    return "\n".join(lines)
+        lines.append(f"{where} (n = {int(table.n.iloc[0])}): " + ", ".join(cells) + _cut(table))
+    return lines

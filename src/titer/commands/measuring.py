@@ -13,6 +13,7 @@ from titer.commands import attacking, evaluation, tuning
 from titer.commands.decoding import Decoded, apart
 from titer.commands.decoding import chosen as chosen_decoder
 from titer.commands.judging import Judges, Review, at_longest, chosen, review
+from titer.commands.over import Over, asked_over, over_of, over_report
 from titer.commands.requests import EvaluationRequest
 from titer.core.config import build
 from titer.core.errors import TiterError
@@ -28,7 +29,7 @@ from titer.models.lm import Decoding, read_tokenizer
 from titer.models.vllm_engine import engine_told
 from titer.pipeline import Model, Pipeline, attempts_key
 from titer.report.places import report_folder
-from titer.tables import cut_in_thought
+from titer.tables import cut_in_thought, rate_table
 
 USUAL = 64  # new tokens of an answer, unless the user says otherwise or the judge needs more
 
@@ -44,6 +45,7 @@ class Prepared:
     decoding: Decoding
     system: str = ""
     decoder: Decoded | None = None
+    over: Over | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def prepared(order: EvaluationRequest) -> Prepared:
     how = build(Decoding, {"max_new_tokens": tokens, "temperature": order.temperature, "max_thinking_tokens": thinking}, "decoding")
     attack = attacking.chosen(order.attack, order.attack_set)
     text, decoder = apart(text, order.prompts, chosen_decoder(order, [checkpoint], order.trust_remote_code))
-    return Prepared(tuning.as_model(checkpoint), text, judges, attack, how, system, decoder)
+    return Prepared(tuning.as_model(checkpoint), text, judges, attack, how, system, decoder, over_of(order.over, decoder))
 
 
 class Plan(NamedTuple):
@@ -93,7 +95,8 @@ def planned(order: EvaluationRequest, ready: Prepared) -> Plan:
     bills = ready.judges.bills(at_longest(attempts, most))
     bills |= ready.decoder.priced(ready.subject.checkpoint, order.bf16) if ready.decoder else {}
     tokens = ready.decoding.most(thinks(read_tokenizer(ready.subject.checkpoint)))
-    return Plan({kind: len(one) for kind, one in sets.items()}, len(attempts) * tokens, bills)
+    rounds = 1 + len(ready.over.points) if ready.over else 1
+    return Plan({kind: len(one) for kind, one in sets.items()}, rounds * len(attempts) * tokens, bills)
 
 
 def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, command: str) -> Evaluated:
@@ -102,9 +105,13 @@ def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, com
     unrun = passed_over(ready.subject.name, ready.subject.checkpoint)
     unused = unused_tensors(ready.subject.name, ready.subject.checkpoint)
     placed = system_notes([ready.subject.checkpoint], ready.system)
-    verdicts, rates = evaluation.evaluate_model(
-        pipeline, ready.subject, ready.text, judge, ready.decoding, order.prompts, ready.attack, order.max_thinking_tokens, ready.decoder
-    )
+
+    def ask(decoder: Decoded | None) -> pd.DataFrame:
+        room, said = order.max_thinking_tokens, (ready.subject, ready.text, judge, ready.decoding, order.prompts, ready.attack)
+        return evaluation.evaluate_model(pipeline, *said, room, decoder)[0]
+
+    verdicts = asked_over(ready.over, ask) if ready.over else ask(ready.decoder)
+    rates = rate_table(verdicts)
     pipeline.release()  # a second judge may load a model of its own
     how = {
         "judge": order.judge,
@@ -122,12 +129,18 @@ def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, com
     name = f"evaluate-{slug(ready.subject.name)}-{slug(str(Path(ready.text.name).with_suffix('')))}"
     beside = review(verdicts, rates, (order.judge, judge), ready.judges.people, ready.judges.second, pipeline.ask)
     folder = report_folder(runs, name, {**_identity(order, ready), **engine_told(pipeline.serving), **pipeline.read_in})
-    page, answer = evaluation.evaluation_report(
-        ready.subject, ready.text, verdicts, rates, command, folder, how, judge.BY_ANSWER, beside.tables, order.prompts
-    )
+    if ready.over:
+        notes = [*ready.text.notes, *ready.text.sampled(order.prompts), *cut_in_thought(verdicts)]
+        found = (ready.subject, ready.text, verdicts, rates, command, folder, how, judge.BY_ANSWER, beside.tables, notes)
+        page, answer = over_report(ready.over, *found)
+    else:
+        shown = ready.decoder.shown(verdicts) if ready.decoder else verdicts
+        page, answer = evaluation.evaluation_report(
+            ready.subject, ready.text, shown, rates, command, folder, how, judge.BY_ANSWER, beside.tables, order.prompts
+        )
     if order.canary is not None:
         (folder / "prompts.csv").write_bytes(tuning.prompt_file(_prompts(order, judge.BY_ANSWER)).encode())
-    lines = "\n".join([evaluation.refusal_line(rates), *cut_in_thought(verdicts), *beside.lines, *unrun, *unused, *placed])
+    lines = "\n".join([*evaluation.refusal_lines(rates), *cut_in_thought(verdicts), *beside.lines, *unrun, *unused, *placed])
     return Evaluated(page, answer, verdicts, rates, beside, lines)
 
 
@@ -141,6 +154,7 @@ def _identity(order: EvaluationRequest, ready: Prepared) -> dict[str, object]:
         "judges": ready.judges.identity,
         "decoding": ready.decoding,
         **(ready.decoder.identity() if ready.decoder else {}),
+        **(ready.over.identity() if ready.over else {}),
     }
 
 

@@ -160,6 +160,7 @@ class EvaluationRequest(Running, Judged):
     prompts: Annotated[int | None, Option(min=1, help="Ask only N prompts of each class, a fixed random sample. Default: all.")] = None
     temperature: Annotated[float, Option(min=0, help="Sampling temperature; 0 always takes the likeliest token.")] = 0.0
     attack_set: Annotated[Settings, Option("--set", help=f"A setting of the attack as NAME=VALUE ({AGAIN}).")] = field(default_factory=dict)
+    over: Annotated[str | None, Option(help="Ask at each of these values of a decoder's setting, as NAME=VALUE,VALUE,...")] = None
     inspect_log: Annotated[
         Place | None, Option(help="Also write the judged answers to this file, as a log of inspect_ai (.eval or .json).")
     ] = None
@@ -217,9 +218,7 @@ class AuditRequest(Running, Judged, Placed):
         Sequence[str],
         Option(help=f"A file that a model was trained on, as FILE or TASK:PATH ({AGAIN}). Its prompts are left out and counted."),
     ] = ()
-    strict: Annotated[bool, Option(help="With --trained: stop with an error where a prompt was trained on, instead of leaving it out.")] = (
-        False
-    )
+    strict: Annotated[bool, Option(help="With --trained: a prompt that was trained on is an error; it is not left out.")] = False
     control: Annotated[
         Sequence[str] | str,
         Option(

@@ -58,6 +58,7 @@ class Decoder(Record):
     SOURCE: ClassVar[str]  # the paper and the section
     VERSION: ClassVar[int]
     NEUTRAL: ClassVar[Mapping[str, Any] | str]  # the settings that equal plain decoding bit for bit, or a sentence why there are none
+    SHOWN: ClassVar[bool] = True  # whether reports show the answers' texts; False where they measure a risk
 
     def view(self, role: str, prompt: str) -> str | None:
         """Returns the prompt for the model in this role, before its chat template. None: exactly the tokens of the model that decodes."""

@@ -23,6 +23,7 @@ class Emulated(Decoder):
     SOURCE = "arXiv 2402.12343, equations 1 to 6"
     VERSION = 1
     NEUTRAL = {"alpha": -1.0}
+    SHOWN = False
 
     alpha: float = Field(default=0.3, description="-1: the aligned model, 0: the base; the paper's are 0.3 to 2, its code's 0.6")
     base_sees: Literal["own", "same"] = Field(
