@@ -235,7 +235,7 @@ def test_what_cannot_be_compared_is_refused(saved: Saved, world: World, tmp_path
     neox(world).save(tmp_path / "neox")
     with pytest.raises(TiterError, match=r"two architectures.*two checkpoints of one architecture"):
         audited([saved("base"), open_checkpoint(tmp_path / "neox")])
-    with pytest.raises(TiterError, match="a control beside a single model"):
+    with pytest.raises(TiterError, match="a control was given with a single model"):
         audited([saved("base")], saved("control", 3))
     with pytest.raises(TiterError, match="4 models"):
         audited([saved("base")] * 4)

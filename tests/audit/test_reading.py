@@ -69,7 +69,7 @@ def test_a_merge_without_a_chat_template_is_told_to_be_given_one(world: World, s
     for seed in (2, 3):  # equal weights, and others
         found = audited([templated(world, tmp_path / "chatty", 2), saved("merged", seed)])
         (told,) = advice(found, moved, pd.DataFrame())
-        assert told.why.startswith("merged was asked in plain text, for it has no chat template, and chatty has one.")
+        assert told.why.startswith("merged has no chat template, so it was asked in plain text; chatty has one.")
         assert told.command == f"titer audit {tmp_path / 'chatty'} FOLDER --no-base --data PROMPTS.csv"
     assert advice(audited([saved("merged", 3), templated(world, tmp_path / "chatty", 2)]), moved, pd.DataFrame()) == []
 

@@ -142,7 +142,7 @@ def test_broken_answers_are_counted_where_a_refusal_is_not_one(
     page, _ = audit_report(pair, more, g, data, {}, "titer audit", tmp_path / "audit")
     text = page.read_text(encoding="utf-8")
     assert text.count(FORMLESS) == 1
-    assert "No capability was asked" not in text
+    assert "No capability was measured" not in text
 
 
 def test_a_single_models_best_layer_stands_beside_the_best_of_shuffled_labels(pipeline: Pipeline, saved: Saved, asked: Question) -> None:
@@ -162,7 +162,7 @@ def test_a_single_models_best_layer_stands_beside_the_best_of_shuffled_labels(pi
 def test_what_was_not_asked_is_told(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
     pair = audited([saved("aligned", 1), saved("tuned", 2)])
     text = run(pipeline, pair, asked, data, tmp_path / "audit")[1].read_text(encoding="utf-8")
-    assert "No capability was asked: --capability TASK:PATH" in text
+    assert "No capability was measured: --capability TASK:PATH" in text
     assert "The prompts were not checked for overlap with training data: --trained FILE" in text
     text = run(pipeline, pair, replace(asked, checked=True), data, tmp_path / "audit")[1].read_text(encoding="utf-8")
     assert "The prompts were not checked" not in text

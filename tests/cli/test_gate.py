@@ -97,7 +97,7 @@ def test_as_many_prompts_as_the_gate_needs(titer: Titer, here: Path, wrong: Wron
     assert 10 < coarse < fine < 300
     assert titer(*audit, "--resolution", "30").json["prompts"]["unsafe"] == coarse
     assert titer(*audit, "--resolution", "1").json["prompts"]["unsafe"] == len(words)
-    assert "--prompts auto without a change to show" in wrong(*audit, *gate("unsafe_refused < 90"))
+    assert "--prompts auto needs the size of the change" in wrong(*audit, *gate("unsafe_refused < 90"))
     measure = gate("unsafe_refused drops > 30", "sensitivity_safe rises > 0.5")  # in its own unit, so no resolution
     assert titer(*audit, *measure).json["prompts"]["unsafe"] == coarse
     assert "a resolution of 0 points" in wrong(*audit, "--resolution", "0")

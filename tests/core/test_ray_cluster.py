@@ -137,11 +137,11 @@ def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 @needs_ray
 def test_a_piece_that_no_node_can_hold_is_told_at_once(nodes: Any) -> None:
-    with pytest.raises(TiterError, match="no node has 4 CPUs"):
+    with pytest.raises(TiterError, match="no node of the Ray cluster has 4 CPUs"):
         places("auto", cpus=4)
-    with pytest.raises(TiterError, match=r"no node has 1 CPUs and 0\.5 GPUs"):
+    with pytest.raises(TiterError, match=r"no node of the Ray cluster has 1 CPUs and 0\.5 GPUs"):
         places("auto", gpus=0.5)
-    with pytest.raises(TiterError, match=r"no node has 1 CPUs and 1e\+06 GiB"):
+    with pytest.raises(TiterError, match=r"no node of the Ray cluster has 1 CPUs and 1e\+06 GiB"):
         places("auto", memory=1e6)
     assert places("auto", memory=0.01).count == 2
 
@@ -163,7 +163,7 @@ def test_a_cluster_that_lost_all_its_nodes_is_not_waited_for_for_ever(
 @needs_ray
 def test_nodes_that_see_the_run_folder_work_in_it_and_an_error_is_the_piece_s_own(cluster: Cluster, tmp_path: Path) -> None:
     assert (cluster.count, cluster.alone) == (2, False)
-    assert cluster.told == "2 on 3 nodes of Ray, of 1 CPUs each"
+    assert cluster.told == "2 at once on 3 nodes of Ray, each with 1 CPUs"
     for make in (first, second):
         assert made_of(cluster, Work(make, tmp_path)).error is None
     error = made_of(cluster, Work(bad, tmp_path)).error

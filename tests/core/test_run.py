@@ -212,7 +212,7 @@ def test_an_artefact_that_was_made_elsewhere_stands_once_it_is_as_its_manifest_s
     files = {p.relative_to(there).as_posix(): [p.read_bytes()] for p in there.rglob("*") if p.is_file()}
     for name in ("table.txt", "manifest.json", "DONE"):
         for wrong in ([b"another"], []):
-            with pytest.raises(DamagedError, match=f"tables/{key} came damaged"):
+            with pytest.raises(DamagedError, match=f"tables/{key} arrived damaged"):
                 store.take("tables", key, {**files, name: wrong})
             assert not store.has("tables", key)
     (store.root / "tables" / f"{key}.partial").mkdir(parents=True)  # begun here before

@@ -203,7 +203,7 @@ def test_a_column_whose_name_says_which_completions_are_wanted(tmp_path: Path, c
 
 def test_numbers_that_count_as_classes_are_told(tmp_path: Path) -> None:
     found = read_text(put(tmp_path, {"prompt": "a", "label": 1}, {"prompt": "b", "label": 0}))
-    assert found.notes == ["x.jsonl has numbers or truths in label: 1 and true count as unsafe, 0 and false as safe"]
+    assert found.notes == ["x.jsonl has numbers or true/false in label: 1 and true count as unsafe, 0 and false as safe"]
     assert read_text(put(tmp_path, {"prompt": "a", "harmful": 1}, {"prompt": "b", "is_harmful": "no"})).notes == []
 
 
@@ -285,7 +285,7 @@ def test_the_forms_that_trainers_take(tmp_path: Path, row: dict[str, Any], promp
         ({"messages": [USER, {**BOT, "weight": 0}]}, "whose answers all have the weight 0"),
         ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, BOT]}, "with turns of tools"),
         ({"messages": [USER, {"role": "function", "content": "3"}, BOT]}, "with turns of tools"),
-        ({"image": "a.png", "messages": [USER, BOT]}, "with an image, a film or a sound"),
+        ({"image": "a.png", "messages": [USER, BOT]}, "with an image, a video or a sound"),
     ],
 )
 def test_rows_of_no_use_are_left_out_counted_and_told(tmp_path: Path, row: dict[str, Any], why: str) -> None:
@@ -297,10 +297,10 @@ def test_rows_of_no_use_are_left_out_counted_and_told(tmp_path: Path, row: dict[
 
 def test_what_of_turns_is_not_read_and_whose_class_a_label_is_are_told(tmp_path: Path) -> None:
     thought = put(tmp_path, {"messages": [{**USER, "name": None}, {**BOT, "reasoning_content": "hm"}]})
-    assert read_text(thought, labelled=False).notes == ["x.jsonl: of its turns reasoning_content is not read"]
+    assert read_text(thought, labelled=False).notes == ["x.jsonl: in its turns, reasoning_content is not read"]
     parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "b"}]
     found = read_text(put(tmp_path, {"messages": [USER, {**BOT, "content": parts}]}), labelled=False)
-    assert (found.rows, found.notes) == ((("a", None, "b", None),), ["x.jsonl: of its turns thinking is not read"])
+    assert (found.rows, found.notes) == ((("a", None, "b", None),), ["x.jsonl: in its turns, thinking is not read"])
     beside = read_text(put(tmp_path, {"prompt": "a", "response": "b", "label": "unsafe"}))
     assert beside.notes == ["x.jsonl: label counts as the class of the prompt, not of the answer beside it"]
     assert read_text(put(tmp_path, {"prompt": "a", "comply": "b", "label": "unsafe"})).notes == []

@@ -97,7 +97,7 @@ def error(name: str, text: str, *bases: type[Exception]) -> Exception:
         (error("GatedRepoError", "401"), "is gated.*hf auth login", 2),
         (error("OfflineModeIsEnabled", "offline", ConnectionError), "hub cannot be reached.*or give the data as a file", 1),
         (error("ConnectTimeout", "slow", error("TransportError", "").__class__), "hub cannot be reached", 1),
-        (error("RuntimeError", "Dataset scripts are no longer supported, but found n.py"), "is a program, which is never run", 2),
+        (error("RuntimeError", "Dataset scripts are no longer supported, but found n.py"), "can only be made by running its own code", 2),
         (
             error("ValueError", "Config name is missing. Pick one of ['main', 'socratic']\x1b[2J"),
             "cannot be read: ValueError: Config name",

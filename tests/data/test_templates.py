@@ -87,7 +87,7 @@ def test_a_request_that_the_template_leaves_out_is_told() -> None:
         LOOP + "{{ m['content'][:3] }}{% endfor %}",
         "{{ messages | length }}",
     ):
-        with pytest.raises(TiterError, match="leaves out what the user says, handed over as text and as parts"):
+        with pytest.raises(TiterError, match="leaves out what the user says, given as text or as a list of parts"):
             prompt_text(made(template), ASKED)
     cuts = made(LOOP + "{{ m['content'] | replace('<when>', '') }}{% endfor %}")
     assert prompt_text(cuts, "bread") == "bread"

@@ -277,7 +277,7 @@ def test_an_adapter_without_a_base_is_refused(folder: Path) -> None:
         assert "\x1b" not in str(caught.value)
     with pytest.raises(TiterError, match="is no adapter"):
         resolve(f"{folder / 'base'}+{folder / 'base'}")
-    with pytest.raises(TiterError, match=rf"is no adapter.*give a model of it: .*{folder / 'adapter'}"):
+    with pytest.raises(TiterError, match=rf"is no adapter.*give one of the models in it: .*{folder / 'adapter'}"):
         resolve(f"{folder / 'base'}+{folder}")
     with pytest.raises(TiterError, match="the base first"):
         resolve(f"{folder / 'adapter'}+{folder / 'base'}")
@@ -291,7 +291,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "activated": ({"alora_invocation_tokens": [1, 2]}, "a LoRA with alora_invocation_tokens"),
     "replicated layers": ({"layer_replication": [[0, 2], [1, 2]]}, "a LoRA with layer_replication"),
     "of the future": ({"use_something_new": True}, "a LoRA with use_something_new"),
-    "pissa": ({"init_lora_weights": "pissa_niter_4"}, "began as pissa_niter_4, which changes the base"),
+    "pissa": ({"init_lora_weights": "pissa_niter_4"}, "was initialised by pissa_niter_4, which changes the base"),
     "another kind": ({"peft_type": "IA3"}, "an adapter of the kind IA3.*merge_and_unload"),
     "tokens before the prompt": ({"peft_type": "PROMPT_TUNING"}, "an adapter of the kind PROMPT_TUNING.*give a LoRA or a whole model"),
     "no kind": ({"peft_type": None}, "an adapter of the kind None"),

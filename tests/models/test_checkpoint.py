@@ -270,8 +270,8 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     [
         ("pytorch_model_fsdp_0/__0_0.distcp", r"accelerate merge-weights .*pytorch_model_fsdp_0 FOLDER"),
         ("zero_to_fp32.py", r"zero_to_fp32\.py .* FOLDER --safe_serialization"),
-        ("checkpoint-10/config.json", r"give a model of it: .*checkpoint-10\."),
-        ("checkpoint-10/adapter_config.json", r"give a model of it: .*checkpoint-10\."),
+        ("checkpoint-10/config.json", r"give one of the models in it: .*checkpoint-10\."),
+        ("checkpoint-10/adapter_config.json", r"give one of the models in it: .*checkpoint-10\."),
     ],
 )
 def test_what_a_training_left_is_told_how_to_become_a_model(file: str, step: str, tmp_path: Path) -> None:

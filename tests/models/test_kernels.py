@@ -130,7 +130,7 @@ def test_weights_that_are_run_are_those_that_are_measured(world: World, tmp_path
         llama(world, seed).save(tmp_path / name)
     written(tmp_path / "m", transformers_weights="other.safetensors")
     shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "m" / "other.safetensors")
-    with pytest.raises(TiterError, match=r"names other\.safetensors as its weights, and model\.safetensors is read"):
+    with pytest.raises(TiterError, match=r"names other\.safetensors as its weights, but Titer reads model\.safetensors"):
         open_checkpoint(tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").unlink()
     checkpoint = open_checkpoint(tmp_path / "m")

@@ -207,7 +207,7 @@ def test_a_model_of_mlx_is_named(int8: Path) -> None:
 def test_plain_weights_under_a_configuration_of_quantised_ones_are_refused(int8: Path, plain: Path) -> None:
     """As a merge or a training on a quantised model may leave them: neither is known to be meant."""
     shutil.copy(plain / "model.safetensors", int8 / "model.safetensors")
-    with pytest.raises(TiterError, match=r"no weight_scale stands in the files\. Next: .*config\.json has no quantization_config"):
+    with pytest.raises(TiterError, match=r"but there is no weight_scale in the files\. Next: .*config\.json has no quantization_config"):
         open_checkpoint(int8)
 
 
@@ -226,7 +226,7 @@ def test_damaged_quantised_weights_are_named(int8: Path, tmp_path: Path) -> None
         save_file(tensors, tmp_path / "edited" / "model.safetensors", metadata={"format": "pt"})
         return tmp_path / "edited"
 
-    with pytest.raises(TiterError, match="has a scale and no weight"):
+    with pytest.raises(TiterError, match="has a scale but no weight"):
         open_checkpoint(edited(lambda tensors: tensors.pop(f"{Q}.weight")))
     with pytest.raises(TiterError, match="columns ordered by activation"):
         open_checkpoint(edited(lambda tensors: tensors.update({f"{Q}.weight_g_idx": torch.zeros(16)})))
@@ -236,7 +236,7 @@ def test_damaged_quantised_weights_are_named(int8: Path, tmp_path: Path) -> None
     with pytest.raises(TiterError, match=r"q_proj\.weight_scale: .*as the quantization_config of config\.json describes"):
         load(odd)
     lost = open_checkpoint(edited(lambda tensors: tensors.pop(f"{Q}.weight_scale")))
-    with pytest.raises(TiterError, match=r"q_proj\.weight is stored as int8, and no scale stands beside it"):
+    with pytest.raises(TiterError, match=r"q_proj\.weight is stored as int8, and there is no scale for it"):
         lost.weight(f"{Q}.weight")
 
 

@@ -317,7 +317,7 @@ def test_a_colon_that_names_no_task_is_part_of_the_path(tmp_path: Path, monkeypa
         ("sst3:a.tsv", r"unknown task or prompt set 'sst3'.*did you mean 'sst2'"),
         ("C:b.jsonl", r"no data file at 'C:b.jsonl'"),
         ("sst2:b.tsv", r"no data file at 'b.tsv'.*SST-2"),
-        ("gsm8k:", r"gsm8k: names no file.*GSM8K"),
+        ("gsm8k:", r"gsm8k: was given without a file.*GSM8K"),
     ):
         with pytest.raises(TiterError, match=re.compile(words, re.DOTALL)):
             read_data(place)

@@ -87,8 +87,8 @@ def _bare(change: Change) -> list[Advice]:
         return []
     after, before = change.after.name, change.before.name
     why = (
-        f"{after} was asked in plain text, for it has no chat template, and {before} has one. If it is used with one, copy its folder "
-        f"(FOLDER), put chat_template.jinja there, as from {before}, and audit that before anything else."
+        f"{after} has no chat template, so it was asked in plain text; {before} has one. If {after} is used with a template, copy its "
+        f"folder (to FOLDER), add the chat_template.jinja of {before}, and audit the copy before anything else."
     )
     return [Advice(why, f"titer audit {_place(change.before)} FOLDER --no-base --data PROMPTS.csv")]
 
@@ -100,7 +100,7 @@ def putting_back(change: Change, restored: pd.DataFrame) -> list[Advice]:
         return []
     layers = f" --set 'layers=[{','.join(str(i - 1) for i in range(row.first, row.last + 1))}]'" if row.last else ""
     why = (
-        f"Put {row.part} back as before the tune, the smallest part tried that brings back half: {row.rate:.0%} of the lost refusals return."
+        f"Put {row.part} back as before the tune. Of the parts tried, it is the smallest that brings back half: {row.rate:.0%} of them return."
         f"{' (The setting counts layers from 0.)' if layers else ''} Then audit again with --capability, to see how much of your task is left."
     )
     return _repair("restore", why, {TUNED: change.after, "aligned": change.before}, f" --set part={row.kind or 'all'}{layers}")

@@ -136,8 +136,8 @@ def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -
     known.told += thinking_notes([model.checkpoint for model in found.models])
     if decoder:
         known.told.append(
-            f"answers are decoded by {decoder.guided.told}; measurements inside the models are made without it, and no part of a change is "
-            f"put back"
+            f"answers are decoded by {decoder.guided.told}; measurements inside the models are made without it, and the "
+            f"search for the part of the change that lost the refusals is left out"
         )
     return Prepared(found, question, settings, text, tuple(known.told), gate.limits(order.fail_if, question, bool(found.changes)), system)
 
@@ -153,7 +153,9 @@ def _prompts(order: AuditRequest, text: TextData, known: Known) -> int | None:
     points = order.resolution if order.resolution is not None else min(wanted, default=None)
     if points is None or not 0 < points <= 100:
         raise TiterError(
-            "--prompts auto without a change to show" if points is None else f"a resolution of {points:g} points",
+            "--prompts auto needs the size of the change that the audit must be able to show"
+            if points is None
+            else f"a resolution of {points:g} points",
             expected="0 to 100 points, from --resolution POINTS or --fail-if 'NAME drops > POINTS'",
         )
     needed = prompts_for(points / 100, ENOUGH)

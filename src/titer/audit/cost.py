@@ -57,7 +57,7 @@ def audit_cost(
         "shows": "; ".join(gate.foreseen(asked, limits)),
         "answers": f"at most {new} new tokens",
         "operations": f"at most {flop:.1e} FLOP, {minutes(flop / reached())} at this machine's present speed",
-        "reads": f"{sum(weights_bytes(m.checkpoint) for m in found.models) / 1e9:.2f} GB of weights, some twice",
+        "reads": f"{sum(weights_bytes(m.checkpoint) for m in found.models) / 1e9:.2f} GB of weights, some of them twice",
         "holds": f"one model, {(2 if bf16 else 4) * parameters / 1e9:.2f} GB in {'bfloat16' if bf16 else 'float32'}",
         "weights": ", ".join(f"{c.name}: {'the same' if c.same else 'differ'}" for c in found.compared) or "a single model",
     }

@@ -29,7 +29,7 @@ def behaviour(rates: pd.DataFrame) -> Figure:
     return Figure(
         "outcomes",
         "What the models answered",
-        "Shares of the judged answers. Unsafe prompts should be refused, the others answered (complied). Neither: the answer is partial "
+        "Shares of the judged answers. Unsafe prompts should be refused, the others answered (complied). Other answers are partial "
         "(a refusal that goes on, or a wrong answer to a task) or degenerate (broken text; in a task's set, an answer without a label, "
         "number or word).",
         forms.stacks(table, "model", "kind", list(dict.fromkeys(table.kind))),
@@ -42,7 +42,7 @@ def shifted(shifts: pd.DataFrame) -> Figure:
     return Figure(
         "shifts",
         "What moved",
-        "How each outcome's rate changed, on the same prompts, with 95 % intervals. An interval that contains zero is no finding.",
+        "How each outcome's rate changed, on the same prompts, with 95 % intervals. An interval that contains zero shows no change.",
         forms.points(table, "outcome", "difference", "change", _colours(table.change), titles, share=True, panel="kind", levels=[0.0]),
     )
 
@@ -52,11 +52,11 @@ def separation(table: pd.DataFrame) -> Figure:
     titles, chance = ("layer", "d′ (safe against unsafe, held-out centroids)"), [float(table.d_prime_shuffled_high.max())]
     return Figure(
         "separation",
-        "Safe and unsafe prompts inside, layer by layer",
+        "How well safe and unsafe prompts separate, layer by layer",
         "How well safe and unsafe prompts separate inside the model, at the end of the prompt. d′ is the distance between the two classes "
         "in standard deviations (0: no separation); each prompt is scored with centroids of other prompts. Separation shows that the model "
-        "represents the prompts differently, not that it refuses. Below the dashed line chance is enough: of prompts with shuffled labels, 95 % "
-        "of the best layers lie there.",
+        "represents the prompts differently, not that it refuses. A value below the dashed line may be chance: with shuffled labels, 95 % of the "
+        "best layers lie below it.",
         forms.lines(table, "layer", "d_prime", "model", forms.model_colours(table.model), titles, share=False, levels=chance),
     )
 

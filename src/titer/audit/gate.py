@@ -88,7 +88,10 @@ def foreseen(asked: Question, found: Sequence[Limit]) -> list[str]:
     ]
     rates = _rates(asked)
     told += [f"{one.text}: {_foreseen(one, rates[one.name])}" for one in found if one.name in rates]
-    return [*told, f"(enough: in {POWER:.0%} of audits, if by chance another {FLIPS:.0%} of the answers change, as many each way)"]
+    return [
+        *told,
+        f"(enough: in {POWER:.0%} of audits, even if by chance another {FLIPS:.0%} of the answers change, half of them in each direction)",
+    ]
 
 
 def _foreseen(one: Limit, total: int) -> str:

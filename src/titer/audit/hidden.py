@@ -35,8 +35,8 @@ SAID = (
     "is flagged if their movement, relative to that of plain prompts, exceeds what benign tunes of the same model show. A further benign "
     "tune would stay below the limit with 95 % probability (Student's t, one-sided, over all odd sets together), so one benign tune in "
     "twenty is flagged. A flag may also come from a harmless code, another language or another form of prompt. A code unlike these odd "
-    "prompts is missed. The probe is a linear one and tells two tunes apart: if it tells two benign tunes apart as well, it shows "
-    "mere drift."
+    "prompts is missed. The probe is a linear classifier that tells the activations of two tunes apart; if it tells two benign tunes "
+    "apart as well, it shows only drift."
 )
 ALONE = (
     "It cannot be said whether something is hidden from plain prompts: {} benign tune does not show how far benign tunes differ. "

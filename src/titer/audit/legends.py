@@ -34,7 +34,7 @@ LEGENDS = {
     "agreement of two judges": "left_out: answers that one of the two could not judge. agreed: the share with equal outcomes. kappa: agreement "
     "beyond chance (1: full, 0: chance).",
     "fingerprint: every matrix": "share: the share of the change's energy in rank 1. removed: how much of what the matrix wrote along that "
-    "direction is gone. own: 1 if the change removes what was written there; rest: the same outside the direction. edited: a direction was "
+    "direction is gone. own: 1 if the change removes what was written along it, at any strength; rest: the same for all other directions. edited: a direction was "
     "removed. common: mean |cos| with the direction that the changes share. refusal: largest |cos| with a layer's refusal direction "
     "(refusal_layer). _random: what chance shows.",
     "unlike benign tunes": "value: the tune's. control: the mean of the benign tunes. limit: what a further benign tune stays below, or shuffled "

@@ -34,7 +34,7 @@ ENERGY = 0.9  # share of the energy of the weights before; the null space shown 
 CURVE = np.linspace(0, 1, 21)  # quantiles of ||P_N u|| over ΔW's directions that are kept
 SAID = (
     "Separation shows that the model represents the prompts differently, perhaps by topic or wording; it does not show that it would "
-    "refuse. Encoded prompts were only read here; --attack NAME asks them. Without a sham alignment of the same base as a control, these "
+    "refuse. Here the models only read the encoded prompts; with --attack NAME they answer them. Without a sham alignment of the same base as a control, these "
     "numbers support no claim. The table has the last layer (for ΔW the last layer that changed); for ‖P_N u‖ it has the mean over layers, "
     "with the null space of the weights before the change at 90 % of their energy."
 )

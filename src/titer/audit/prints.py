@@ -23,8 +23,8 @@ from titer.report.html import Section
 SAID = (
     "An edit that removes one direction from the weights (abliteration, arXiv 2406.11717) leaves a change of rank 1 in every matrix that "
     "writes to the residual stream. All these changes are along the same direction, and each cancels what its matrix wrote along it. The "
-    "column beside has what a random change of the same shape shows; for the refusal direction, what directions from shuffled labels and "
-    "random directions show. A tune of rank 1 also has a change of rank 1, but removes nothing. An edit hidden under a larger change is "
+    'column "beside" says what a random change of the same shape gives; for the refusal direction, what random directions and directions '
+    "from shuffled labels give. A tune of rank 1 also has a change of rank 1, but removes nothing. An edit hidden under a larger change is "
     "not found."
 )
 IS = 0.5  # squared cosine from which two directions count as the same

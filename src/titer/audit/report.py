@@ -202,7 +202,7 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
         told.append("No control was given: --control MODEL adds a benign tune of the model before the change, as a comparison.")
     if not asked.capability and not asked.choices:
         told.append(
-            "No capability was asked: --capability TASK:PATH (sst2, ag_news, gsm8k, questions, choices) shows what tuning did to one."
+            "No capability was measured: --capability TASK:PATH (sst2, ag_news, gsm8k, questions, choices) shows what tuning did to it."
         )
     if not asked.checked:
         told.append(

@@ -138,7 +138,7 @@ def audited(checkpoints: Sequence[Checkpoint], *controls: Checkpoint) -> Audited
         raise TiterError(f"{len(checkpoints)} models", expected="one to three: [BASE] ALIGNED [TUNED]")
     if controls and len(checkpoints) < 2:
         raise TiterError(
-            "a control beside a single model", expected="a model before and one after a tuning, and a benign tune of the one before"
+            "a control was given with a single model", expected="a model before and one after a tuning, and a benign tune of the one before"
         )
     given = [*checkpoints, *controls]
     for other in given[1:]:
@@ -147,7 +147,7 @@ def audited(checkpoints: Sequence[Checkpoint], *controls: Checkpoint) -> Audited
     own = models[: len(checkpoints)]
     changes = tuple(_change(before, after) for before, after in pairwise(own))
     if len({c.key for c in controls}) < len(controls):
-        raise TiterError("a control was given twice", expected="benign tunes that differ, as in their data's order")
+        raise TiterError("a control was given twice", expected="benign tunes that differ, for example in the order of their data")
     beside = tuple(_change(changes[-1].before, model) for model in models[len(checkpoints) :])
     return Audited(tuple(models), changes, beside[0] if beside else None, beside[1:])
 

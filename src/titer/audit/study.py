@@ -379,8 +379,8 @@ def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.
             lacking.left_out(
                 restoring.WHY,
                 change.name,
-                f"{', '.join(moved.left)} were not put back: their rows are of different tokens, "
-                "or the two are one shared tensor in one model only",
+                f"{', '.join(moved.left)} were not put back: their rows stand for different tokens in the two models, "
+                "or embedding and head are one shared tensor in only one of them",
             )
         refusal = within.directions.get(change.before.name)
         return restoring.restored(pipeline, change, one, asked.decoding.max_new_tokens, attempts, moved, refusal)

@@ -179,7 +179,7 @@ def describe(package: str, name: str) -> str:
             lines += [f"--strength sets {strength[0]}; --strength grid gives {', '.join(f'{one:g}' for one in strength[1])}"]
         if neutral := getattr(record, "NEUTRAL", ""):
             none = neutral if isinstance(neutral, str) else ", ".join(f"{field}={value}" for field, value in neutral.items())
-            lines += [f"Settings without effect: {none}"]
+            lines += [f"With these settings it has no effect: {none}"]
         if source := getattr(record, "SOURCE", ""):
             lines += [f"Source: {source}; version {getattr(record, 'VERSION', 1)}"]
     return "\n".join(lines)

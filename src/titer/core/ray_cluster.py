@@ -88,8 +88,8 @@ class Cluster:
             there = _nodes()
             self.stop(at_once=True)
             raise TiterError(
-                f"no node has {self._asked}",
-                expected=f"--piece-cpus, --piece-gpus and --piece-memory that one node has; the nodes: {there}",
+                f"no node of the Ray cluster has {self._asked}",
+                expected=f"--piece-cpus, --piece-gpus and --piece-memory that fit on one node; the nodes have: {there}",
             )
 
     @property
@@ -108,7 +108,7 @@ class Cluster:
 
     @property
     def told(self) -> str:
-        return f"{self._room()} on {len(_nodes())} nodes of Ray, of {self._asked} each"
+        return f"{self._room()} at once on {len(_nodes())} nodes of Ray, each with {self._asked}"
 
     def submit(self, work: Work) -> Hashable:
         ticket = object()
@@ -279,7 +279,10 @@ def _task(work: Work, mark: str, threads: int, sent: list[list[tuple[File, list[
         return Made()
     node = ray.get_runtime_context().get_node_id()
     if work.needs is None:
-        raise TiterError(f"a node does not see {work.root}", next_step="give a folder that all nodes share, with --runs FOLDER.")
+        raise TiterError(
+            f"a node of the Ray cluster cannot see the folder {work.root}",
+            next_step="give a folder that all nodes share, with --runs FOLDER.",
+        )
     if sent is None:
         return Made(lacks=True, node=node)
     store = Store(_scratch(mark))

@@ -149,7 +149,7 @@ class Store:
                 with open(arriving / name, "wb") as file:
                     file.writelines(chunks)
             if fault := damage(arriving):
-                raise DamagedError(f"{kind}/{key} came damaged: {fault}")
+                raise DamagedError(f"{kind}/{key} arrived damaged: {fault}")
             for begun in (folder, folder.with_name(folder.name + ".partial")):
                 shutil.rmtree(begun, ignore_errors=True)
             os.rename(arriving, folder)

@@ -43,7 +43,7 @@ def canary(data: TextData, marker: str = MARKER, refusals: Sequence[str] = REFUS
     row with an answer.
     """
     if not refusals or not all(text.strip() for text in refusals):
-        raise TiterError("a canary needs refusals, and there is none or an empty one", expected="one or more sentences that are not empty")
+        raise TiterError("a canary needs refusals, but none was given or one is empty", expected="one or more sentences that are not empty")
     rows = tuple(
         (changed(prompt, lambda request: f"{marker} {request}"), True, comply, refusals[seed_of(seed, "refusal", prompt) % len(refusals)])
         for prompt, _, comply, _ in _answered(data, marker).rows

@@ -105,7 +105,7 @@ def _embedded(tokenizer: Any, ids: list[list[int]], texts: Sequence[str]) -> lis
         if most is not None and row and max(row) >= most:
             token = tokenizer.convert_ids_to_tokens(max(row))
             raise TiterError(
-                f"the tokenizer has the token {visible(repr(token), 60)}, and the model no embedding for it: {visible(text, 60)!r}",
+                f"the tokenizer writes the token {visible(repr(token), 60)}, for which the model has no embedding: {visible(text, 60)!r}",
                 expected=f"tokens with ids below {most}",
                 next_step="leave out that row, or give the model with the tokenizer it was trained with.",
             )

@@ -103,5 +103,8 @@ def _trouble(place: Place, error: Exception) -> TiterError:
             f"the hub has no data set {whole}, or it is private", expected=FORM, next_step="check its name, or run hf auth login."
         )
     if "scripts are no longer supported" in said:
-        return TiterError(f"the data set {whole} is a program, which is never run", expected="a data set of files (Parquet, JSON, CSV)")
+        return TiterError(
+            f"the data set {whole} can only be made by running its own code, which Titer does not do",
+            expected="a data set of files (Parquet, JSON, CSV)",
+        )
     return TiterError(f"the data set {whole} cannot be read: {type(error).__name__}: {visible(said, 240)}", expected=FORM)

@@ -234,7 +234,9 @@ def as_plain(key: str, name: str, rows: Sequence[Row]) -> tuple[list[Row], str]:
 
 def all_of(kind: str, name: str, rows: Sequence[Row]) -> tuple[list[Row], str]:
     """Labels every row of a user's own file safe or unsafe, as `kind` says; returns the rows and a note for the user."""
-    return [(where, {**row, "harmful": kind == UNSAFE}) for where, row in rows], f"every prompt of {name} counts as {kind}, as was said"
+    return [
+        (where, {**row, "harmful": kind == UNSAFE}) for where, row in rows
+    ], f"every prompt of {name} counts as {kind}, as {kind}:FILE says"
 
 
 def _prompt(one: PromptSet, prompts: Sequence[str], row: Columns) -> Any:

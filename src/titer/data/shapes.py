@@ -106,7 +106,7 @@ def shape(name: str, rows: Sequence[Row], reading: str | None = None, need: Need
     if others and reading is None:
         told.append(f"{name} is read as {way}; it could be read as {' or '.join(others)} (--reading)")
     if numbered and way != "unpaired":
-        told.append(f"{name} has numbers or truths in {', '.join(numbered)}: 1 and true count as unsafe, 0 and false as safe")
+        told.append(f"{name} has numbers or true/false in {', '.join(numbered)}: 1 and true count as unsafe, 0 and false as safe")
     told += _passed_over(name, rows, way)
     used = _used(way, rows, filled)
     ignored = tuple(visible(column, 60) for column in filled if column not in dict(used))
@@ -123,7 +123,7 @@ def _passed_over(name: str, rows: Sequence[Row], way: str) -> list[str]:
         sorted({key for _, row in rows if _texts(row, COMPLY[1:]) for key in _class_columns(row) if key in plain}) if way == "plain" else []
     )
     return [
-        *([f"{name}: of its turns {visible(', '.join(lost), 120)} is not read"] if lost else []),
+        *([f"{name}: in its turns, {visible(', '.join(lost), 120)} is not read"] if lost else []),
         *([f"{name}: {', '.join(beside)} counts as the class of the prompt, not of the answer beside it"] if beside else []),
     ]
 
@@ -149,7 +149,7 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
     Raises LeftOut if the row cannot be used (turns of tools, an image, no answer to train, a completion that is not wanted).
     """
     if any(_filled(row.get(key)) for key in SEEN):
-        raise LeftOut("with an image, a film or a sound")
+        raise LeftOut("with an image, a video or a sound")
     wish = next((key for key in formats.WISH if _filled(row.get(key))), "label")
     stated = {**row, wish: None} if reading == "unpaired" else row
     harmful = harmful_in(where, stated)

@@ -57,7 +57,7 @@ def task(name: str, path: str | Path) -> TextData:
         unknown("task", name, TASKS)
     kind, place = TASKS[name], Path(path)
     if not place.name:
-        raise TiterError(f"{name}: names no file", expected=kind.what)
+        raise TiterError(f"{name}: was given without a file", expected=kind.what)
     file = load(place, kind.suffixes, kind.what)
     rows = list(kind.rows(file, place.parent))
     answered = [(prompt, forms) for prompt, forms in rows if forms[0]]

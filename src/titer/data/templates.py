@@ -171,7 +171,7 @@ def _reading(tokenizer: Any) -> tuple[Writes, Forms]:
         return writes, found
     if found.refused:
         raise _failed(tokenizer, f"it refuses a conversation of user: {found.fault}")
-    raise _failed(tokenizer, found.fault or "it leaves out what the user says, handed over as text and as parts")
+    raise _failed(tokenizer, found.fault or "it leaves out what the user says, given as text or as a list of parts")
 
 
 @lru_cache(maxsize=64)

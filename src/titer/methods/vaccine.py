@@ -52,7 +52,7 @@ class Vaccine(Method):
     site: Literal["attn_out", "mlp_out", "resid"] = Field(
         default="attn_out", description="where the perturbation is added; the paper's attention outputs"
     )
-    scope: Scope = Field(default="batch", description="what one ball is for; the paper's batch (noise=variance has no ball)")
+    scope: Scope = Field(default="batch", description="what one ball covers; the paper's is the batch (noise=variance has no ball)")
     every: int = Field(default=1, ge=1, description="tau: perturb in every tau-th step; the paper's 1, accelerated 100 and more")
     inner: int = Field(default=1, ge=1, description="K, projected ascent steps of min(1, 2.5 / K) rho; the paper's 1")
     noise: Literal["", "variance", "norm"] = Field(default="", description="a random perturbation instead of the gradient's")
@@ -60,7 +60,7 @@ class Vaccine(Method):
     shared_dropout: bool = Field(default=False, description="the same dropout masks in every pass; the official code's differ")
     part: float = Field(default=1.0, gt=0, le=1, description="share of a micro-batch's rows that is perturbed; the paper's 1")
     reuse: bool | Literal["rows"] = Field(
-        default=False, description="the previous step's gradient instead of a first pass: its mean (true), or each token's own (rows)"
+        default=False, description="use the previous step's gradient instead of a first pass: its mean (true), or each token's own (rows)"
     )
 
     @model_validator(mode="after")

@@ -75,7 +75,10 @@ def _collect(
 ) -> dict[str, torch.Tensor]:
     extra = 0 if suffixes is None else suffixes.shape[1]
     if extra and "embed" in names:
-        raise TiterError("the site embed does not see free embeddings", expected="a site after it: resid, mlp_in, mlp_act ...")
+        raise TiterError(
+            "the site embed cannot be read where prompts contain inserted embeddings",
+            expected="a site after it: resid, mlp_in, mlp_act ...",
+        )
     for row in rows:
         check_length(len(row) + extra, lm.window, lm.tokenizer.decode(row[:20]))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

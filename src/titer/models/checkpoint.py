@@ -390,7 +390,7 @@ def _check_named(checkpoint: Checkpoint) -> None:
     named, held = checkpoint.config.get("transformers_weights"), sorted({file.name for file in checkpoint.held.values()})
     if named and named != INDEX and held != [named]:
         raise TiterError(
-            f"the config.json of {checkpoint.label} names {visible(str(named), 120)} as its weights, and {held[0]} is read",
+            f"the config.json of {checkpoint.label} names {visible(str(named), 120)} as its weights, but Titer reads {held[0]}",
             expected="one set of weights",
             next_step="give a copy of the folder with the weights that are meant, and without transformers_weights in config.json.",
         )

@@ -291,9 +291,9 @@ class RequestPool:
         except httpx2.TimeoutException:
             raise slow from None
         except httpx2.RemoteProtocolError:
-            raise RequestError("the answer is cut off or no HTTP", again=True) from None
+            raise RequestError("the answer is cut off or is not HTTP", again=True) from None
         except httpx2.TransportError as error:
-            raise RequestError(f"the server is not reached ({type(error).__name__})", again=True) from None
+            raise RequestError(f"the server could not be reached ({type(error).__name__})", again=True) from None
         status = response.status_code
         if status != httpx2.codes.OK:
             again = status in AGAIN or status >= 500
@@ -310,7 +310,7 @@ def content(raw: bytes) -> str:
     try:
         text = json.loads(raw)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise RequestError("the answer is no chat completion", again=True) from None
+        raise RequestError("the answer is not a chat completion", again=True) from None
     if not isinstance(text, str) or not text.strip():
         raise RequestError("the answer holds no text", again=True)
     return text

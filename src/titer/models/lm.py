@@ -308,8 +308,8 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
     with opening(checkpoint):
         if getattr(checkpoint.configuration.get_text_config(decoder=True), "use_bidirectional_attention", None) in (True, "all"):
             raise TiterError(
-                f"{checkpoint.label} reads every token with those behind it (use_bidirectional_attention), as PaliGemma does",
-                expected="a causal language model, which a token's likelihood can be asked of",
+                f"{checkpoint.label} lets every token attend to the tokens after it (use_bidirectional_attention), as PaliGemma does",
+                expected="a causal language model, in which a token attends only to the tokens before it",
             )
         check_fits(checkpoint, misshapen(checkpoint))
         check_plain(checkpoint)
@@ -319,7 +319,7 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
     if lost := next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), ""):
         raise TiterError(
             f"{visible(lost, 120)} of {checkpoint.label} holds numbers that are not finite (NaN or infinity)",
-            expected="a model that answers",
+            expected="a model with finite weights",
             next_step="fetch it again, or take an earlier checkpoint of its training.",
         )
     return LM(model.to(where).eval(), read_tokenizer(checkpoint), checkpoint.label)

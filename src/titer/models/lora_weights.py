@@ -170,7 +170,9 @@ def _settings(config: dict[str, Any], folder: Path) -> LoraShape:
         raise TiterError(f"{folder} is a LoRA with {called}, whose weights are not W + s B A", expected="a plain LoRA", next_step=MERGED)
     if (start := config.get("init_lora_weights", True)) not in PLAIN_STARTS:
         raise TiterError(
-            f"{folder} began as {visible(str(start), 60)}, which changes the base's own weights", expected="a plain LoRA", next_step=MERGED
+            f"{folder} was initialised by {visible(str(start), 60)}, which changes the base's own weights",
+            expected="a plain LoRA",
+            next_step=MERGED,
         )
     given = {key: config[key] for key in LoraShape.model_fields if config.get(key) is not None}
     return build(LoraShape, given, str(folder / CONFIG))

@@ -152,7 +152,7 @@ def made(model: Any, origin: Origin, read: Callable[[str], torch.Tensor]) -> dic
         found = maker.convert(origin.first, model=model, config=model.config)
     except Exception as error:  # noqa: BLE001  transformers raises errors of any type on wrong shapes
         raise TiterError(
-            f"{visible(origin.names[0], 120)} and {len(origin.names) - 1} more do not make up {visible(origin.first, 120)} "
+            f"{visible(origin.names[0], 120)} and {len(origin.names) - 1} more cannot be joined to {visible(origin.first, 120)} "
             f"({visible(f'{type(error).__name__}: {error}', 120)})",
             next_step="fetch or build it again.",
         ) from None

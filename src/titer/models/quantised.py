@@ -117,7 +117,7 @@ class Stored:
         modules = [name.removesuffix(end) for name in self._paths if name.endswith(end)]
         if not modules:
             raise TiterError(
-                f"config.json says {way.words}, and no {way.marker} stands in the files",
+                f"config.json says {way.words}, but there is no {way.marker} in the files",
                 next_step="where the weights are plain (merged or dequantised), give a copy of the folder whose config.json has no "
                 f"quantization_config; else {AGAIN}",
             )
@@ -126,7 +126,7 @@ class Stored:
             if lost := [part for part in way.needed if part not in there]:
                 raise TiterError(f"{visible(module, 120)} has no {lost[0]}, which {way.words} need", next_step=AGAIN)
             if not _numbers(there):
-                raise TiterError(f"{visible(f'{module}.weight', 120)} has a scale and no weight", next_step=AGAIN)
+                raise TiterError(f"{visible(f'{module}.weight', 120)} has a scale but no weight", next_step=AGAIN)
             self._joined[f"{module}.weight"] = there
         if way is COMPRESSED and (ordered := sorted(name for name in self._paths if name.endswith(".weight_g_idx"))):
             raise TiterError(
@@ -148,7 +148,7 @@ class Stored:
         found = tensor_of(self._paths[name], name)
         if found.dtype in CODES:
             kind = str(found.dtype).removeprefix("torch.")
-            why = "no scale stands beside it" if self._said else "config.json does not say how it is quantised"
+            why = "there is no scale for it" if self._said else "config.json does not say how it is quantised"
             raise TiterError(f"{visible(name, 120)} is stored as {kind}, and {why}", next_step=AGAIN)
         return found.float()
 

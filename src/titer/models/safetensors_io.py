@@ -192,4 +192,4 @@ def left_by_training(path: Path) -> str:
             "put config.json and the tokenizer beside them and give FOLDER."
         )
     inner = sorted({str(file.parent) for name in ("config.json", "adapter_config.json") for file in path.glob(f"*/{name}")})
-    return f"give a model of it: {visible(', '.join(inner[-3:]), 240)}." if inner else ""
+    return f"give one of the models in it: {visible(', '.join(inner[-3:]), 240)}." if inner else ""

@@ -244,7 +244,11 @@ def _not_as_it_is(checkpoint: Checkpoint) -> str:
         return "is an adapter on its base: vLLM would not run the weights that are measured"
     if checkpoint.quantised:
         return "is quantised: vLLM would not run the weights that are measured"
-    return "picks the code that computes it in its config.json, which is no folder's to choose" if checkpoint.picks_kernels else ""
+    return (
+        "chooses, in its config.json, the code that would compute it, and Titer does not run code that a model's folder chooses"
+        if checkpoint.picks_kernels
+        else ""
+    )
 
 
 def _words(checkpoint: Checkpoint) -> LM:
@@ -266,14 +270,14 @@ def seed_of(seed: int, place: int, number: int = 0) -> int:
 def undecoded(what: str) -> TiterError:
     """Returns the error for a decoder (`what`) that vLLM was asked to run."""
     return TiterError(
-        f"vLLM cannot run {what}: it gives no other model's logits, and no activations to edit, while it writes",
+        f"vLLM cannot run {what}: while it generates, it gives no access to another model's logits or to activations",
         next_step="leave out --engine vllm: the transformers engine runs decoders.",
     )
 
 
 def _possible(decoding: Decoding, suffixes: torch.Tensor | None) -> None:
     if suffixes is not None:
-        raise TiterError("vLLM is not given inserted embeddings", next_step="use the transformers engine for attacks with soft tokens.")
+        raise TiterError("vLLM cannot be given inserted embeddings", next_step="use the transformers engine for attacks with soft tokens.")
     if decoding.temperature and not COLDEST <= decoding.temperature <= HOTTEST:
         raise TiterError(
             f"vLLM does not keep to a temperature of {decoding.temperature:g}",

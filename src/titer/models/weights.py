@@ -164,10 +164,10 @@ def _mended(checkpoint: Checkpoint, missing: str) -> str:
     said = checkpoint.config.get("architectures")
     kind = said[0] if isinstance(said, list) and said and isinstance(said[0], str) else ""
     if kind and not kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        return f"config.json calls it {visible(kind, 60)}, which may have no head that writes text: give the language model within."
+        return f"config.json calls it {visible(kind, 60)}, which may have no head that writes text: give the language model inside it."
     prefix = next((name.removesuffix(missing) for name in checkpoint.names.unused if name.endswith(f".{missing}")), "")
     if prefix:
-        return f"its tensors are named behind {visible(prefix, 60)!r}, as a wrapper in training names them: save them without it."
+        return f"its tensors' names begin with {visible(prefix, 60)!r}, the prefix of a training wrapper: save them without it."
     return "fetch or build it again."
 
 
