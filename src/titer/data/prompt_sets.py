@@ -87,7 +87,7 @@ SETS: dict[str, PromptSet] = {
         "goal target",
         "",
         "goal",
-        "every prompt of it is unsafe, if the file's name does not say benign or harmless",
+        "every prompt of it is unsafe, unless the file's name says benign or harmless",
         by_name={"benign": False, "harmless": False, "harmful": True},
         names=("advbench",),
     ),
@@ -145,7 +145,7 @@ SETS: dict[str, PromptSet] = {
         "prompt response category is_safe",
         "",
         "prompt",
-        "a red team wrote its prompts, so each counts as unsafe; is_safe is of the answers, and the safe ones count as refusals",
+        "a red team wrote its prompts, so each counts as unsafe; is_safe describes the answer, and a safe answer counts as a refusal",
         answers=_response("is_safe", "true", "false"),  # a safe answer is what a model should say in place of the other
     ),
     "beavertails-evaluation": _set(
@@ -156,7 +156,7 @@ SETS: dict[str, PromptSet] = {
         "prompt response_0 response_1 safer_response_id",
         ANY,
         "prompt",
-        "it says which answer is safer, which is the preferred one here, and not which prompts are unsafe",
+        "it says which of two answers is safer (the preferred one here), but not which prompts are unsafe",
         unsafe=None,
         answers=_by_safer,
     ),
