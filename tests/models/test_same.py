@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import llama
@@ -17,6 +18,8 @@ from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.compatible import asked_apart, comparable, configured_apart, parameters_apart, unused_tensors
 from titer.models.lm import LM, load
 from titer.models.weights import DIFFER, difference
+
+GATED = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
 
 
 @pytest.fixture
@@ -67,6 +70,37 @@ def test_the_rotary_base_within_its_parameters_is_named(folder: Path) -> None:
     said = json.loads((folder / "config.json").read_text())["rope_parameters"]
     second = written(other(folder), {}, rope_parameters={**said, "rope_theta": 500.0})
     assert configured_apart(open_checkpoint(folder), second) == ["rope_parameters.rope_theta: 10000.0, 500.0"]
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    ("one", "other_", "apart"),
+    [
+        ({}, {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 1.0}}, []),
+        ({}, {"layer_types": ["full_attention"] * 2, "sliding_window_pattern": 6, "hidden_activation": "gelu"}, []),
+        ({"rope_parameters": YARN}, {"rope_parameters": {**YARN, "beta_fast": 32, "beta_slow": 1, "truncate": True}}, []),
+        ({"rope_parameters": YARN}, {"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": {**YARN, "type": "yarn"}}, []),
+        ({"rope_parameters": YARN}, {"rope_parameters": {**YARN, "beta_fast": 8}}, ["rope_parameters.beta_fast: None, 8"]),
+    ],
+)
+def test_one_configuration_in_two_dresses_is_no_difference(
+    folder: Path, one: dict[str, object], other_: dict[str, object], apart: list[str]
+) -> None:
+    """As transformers 4 and 5, and copies on the hub, write it: old keys, defaults named, fields that replace each other."""
+    first, second = written(other(folder), {}, **one), written(other(folder, "o"), {}, **other_)
+    assert configured_apart(first, second) == apart
+
+
+def test_a_copy_of_another_release_names_what_makes_the_kinds_of_layers(world: World, tmp_path: Path) -> None:
+    config = transformers.Gemma3TextConfig(vocab_size=len(world.tokenizer()), **GATED, head_dim=16, num_hidden_layers=2, sliding_window=16)
+    LM(transformers.Gemma3ForCausalLM(config), world.tokenizer(), "g").save(tmp_path / "g")
+    said = json.loads((tmp_path / "g" / "config.json").read_text())
+    del said["rope_parameters"], said["layer_types"]
+    old = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": None, "sliding_window_pattern": 6, "hidden_act": "gelu"}
+    (other(tmp_path / "g", "h") / "config.json").write_text(json.dumps({**said, **old}))
+    assert configured_apart(open_checkpoint(tmp_path / "g"), open_checkpoint(tmp_path / "h")) == []
 
 
 def test_fields_that_compute_nothing_are_passed_over(folder: Path) -> None:

@@ -32,9 +32,27 @@ IDLE = {  # fields of a configuration that compute nothing when a model answers
     *("id2label", "label2id", "problem_type", "return_dict", "output_hidden_states", "output_attentions", "output_router_logits"),
     *("task_specific_params", "chunk_size_feed_forward", "pretraining_tp", "router_aux_loss_coef", "router_z_loss_coef"),
     *("initializer_range", "initializer_factor", "gradient_checkpointing", "unsloth_version", "unsloth_fixed", "torchscript"),
-    *("name_or_path", "is_llama_config", "rope_interleaved", "transformers.js_config", "model_max_length", "tokenizer_class"),  # of the hub
+    *(
+        "name_or_path",
+        "is_llama_config",
+        "rope_interleaved",
+        "transformers.js_config",
+        "model_max_length",
+        "tokenizer_class",
+        "prefix",
+    ),  # of the hub
 }
 SHARED = {f"transformers.{name}" for name in ("configuration_utils", "modeling_rope_utils", "masking_utils", "cache_utils")}
+ROTARY = {  # fields that only say by which angles and scales positions are turned
+    *("rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "truncate"),
+    *("attention_factor", "partial_rotary_factor", "original_max_position_embeddings"),
+}
+RULED = {  # fields that only make another field -> that field
+    **dict.fromkeys(("max_window_layers", "sliding_window_pattern", "full_attention_interval"), "layer_types"),
+    "no_rope_layer_interval": "no_rope_layers",
+    "interleave_moe_layer_step": "moe_layers",
+}
+FULL = "full_attention"
 IDLE_ENDS = ("dropout", "_drop", "_pdrop", "_token_id", "_token_index", "dropout_prob", "_implementation", "initializer_range")
 
 
@@ -98,20 +116,44 @@ def configured_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
         one, other = (_fields((c.configuration if alike else _text(c)).to_dict()) for c in (first, second))
     differing = sorted(name for name in one.keys() | other.keys() if _single(one.get(name)) != _single(other.get(name)))
     differing = [name for name in differing if not _spent(name, one, other) and (_reads(first, name) or _reads(second, name))]
+    turned = [name for name in differing if name.rpartition(".")[2] in ROTARY]
+    if turned and (rotations := _rotations(first)) and rotations == _rotations(second):
+        differing = [name for name in differing if name not in turned]
     return [f"{visible(name, 60)}: {visible(str(one.get(name)), 40)}, {visible(str(other.get(name)), 40)}" for name in differing]
 
 
 def _spent(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether a field has no effect because another replaces it: max_window_layers, where both have layer_types."""
-    beside = name.removesuffix("max_window_layers") + "layer_types"
-    return name.endswith("max_window_layers") and bool(one.get(beside) and other.get(beside))
+    """Whether a field has no effect because another replaces it, or because no layer has the kind of attention that it is for."""
+    outer, dot, last = name.rpartition(".")
+    beside = [said.get(f"{outer}{dot}{RULED.get(last, 'layer_types')}") for said in (one, other)]
+    full = {kind for kinds in beside if isinstance(kinds, list) for kind in kinds} == {FULL}
+    return (last == "layer_types" and full) or (all(beside) and (last in RULED or (last == "sliding_window" and full)))
+
+
+def _rotations(checkpoint: Checkpoint) -> list[Any]:
+    """Returns the angles and scales by which a model turns its positions, as its own classes compute them of its configuration; [] where
+    they change with the length of the text, or where its classes are made otherwise."""
+    found: list[Any] = []
+    for module in checkpoint.outline.modules():
+        if not type(module).__name__.endswith("RotaryEmbedding"):
+            continue
+        try:
+            made: Any = type(module)(config=module.config)
+            kinds = set(made.rope_type.values()) if isinstance(made.rope_type, dict) else {made.rope_type}
+        except Exception:  # noqa: BLE001  a class of its own: its fields are compared
+            return []
+        if kinds & {"dynamic", "longrope"}:
+            return []
+        found += [(name, value.tolist()) for name, value in made.named_buffers()]
+        found += [(name, value) for name, value in vars(made).items() if name.endswith("attention_scaling")]
+    return found
 
 
 @cache
 def _source(module: str) -> frozenset[str] | None:
-    """Returns the words in a module's source; None where it is installed without its source."""
+    """Returns the words in a module's source that may name a field (after a dot or a quotation mark); None without its source."""
     try:
-        return frozenset(re.findall(r"\w+", inspect.getsource(sys.modules[module])))
+        return frozenset(re.findall(r"[.\"'](\w+)", inspect.getsource(sys.modules[module])))
     except OSError:
         return None
 
@@ -140,7 +182,7 @@ def _fields(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:
     """Returns every field that affects what is computed; fields inside others are named outer.inner."""
     found: dict[str, Any] = {}
     for name, value in config.items():
-        if name.startswith("_") or name in IDLE or name.endswith(IDLE_ENDS):
+        if name.startswith("_") or name in IDLE or name.endswith(IDLE_ENDS) or (name == "type" and "rope_type" in config):
             continue
         found |= _fields(value, f"{within}{name}.") if isinstance(value, dict) else {f"{within}{name}": value}
     return found
