@@ -178,7 +178,7 @@ def test_a_wrapper_is_compared_with_its_text_model_alone(world: World, tmp_path:
         comparable(one, other)
         assert difference(one, other) == ""
         assert configured_apart(one, other) == []
-        assert "in one of the two alone (model.multi_modal_projector" in parameters_apart("n", one, other)[0]
+        assert "in only one of the two models (model.multi_modal_projector" in parameters_apart("n", one, other)[0]
     with torch.no_grad():
         for layer in text.model.layers:
             layer.mlp.up_proj.weight.mul_(1.5)

@@ -82,7 +82,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max
         ({}, {"layer_types": ["full_attention"] * 2, "sliding_window_pattern": 6, "hidden_activation": "gelu"}, []),
         ({"rope_parameters": YARN}, {"rope_parameters": {**YARN, "beta_fast": 32, "beta_slow": 1, "truncate": True}}, []),
         ({"rope_parameters": YARN}, {"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": {**YARN, "type": "yarn"}}, []),
-        ({"rope_parameters": YARN}, {"rope_parameters": {**YARN, "beta_fast": 8}}, ["rope_parameters.beta_fast: None, 8"]),
+        ({"rope_parameters": YARN}, {"rope_parameters": {**YARN, "factor": 8.0}}, ["rope_parameters.factor: 4.0, 8.0"]),
     ],
 )
 def test_one_configuration_in_two_dresses_is_no_difference(
