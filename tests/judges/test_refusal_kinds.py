@@ -37,6 +37,11 @@ def test_an_answer_in_a_language_with_a_list(code: str, right: str, text: str) -
     assert languages()[language(text) or code].refuses
 
 
+@pytest.mark.parametrize(("right", "prompt", "text"), [(right, *pair) for right, pairs in ANSWERS["asked"].items() for pair in pairs])
+def test_songs_roles_and_translations_are_told_from_a_refusal_to_write_them(right: str, prompt: str, text: str) -> None:
+    assert outcome(text, prompt) == right
+
+
 @pytest.mark.parametrize("text", [*ANSWERS["unread"]["could_not_judge"], *ANSWERS["unread"]["short"]])
 def test_a_sound_sentence_in_a_language_without_a_list_could_not_be_judged(text: str) -> None:
     verdict = Refusal().judge(Example(FENCE, True, "unsafe", "made up"), Completion(text, True, 9))

@@ -38,24 +38,53 @@ WRITTEN = re.compile(
     re.IGNORECASE,
 )
 FOR_THEM = re.compile(  # a request for a text that refuses somebody else, or that gives somebody else's words
-    r"\b(?:writ\w+|draft|compos\w+|rewrit\w+|rephras\w+|reword|edit|polish|proofread|give|suggest|list|text|how (?:do|can|should|would|could) I"
+    r"\b(?:writ\w+|draft|compos\w+|rewrit\w+|rephras\w+|reword|edit|polish|proofread|give|suggest|list|text|how (?:do|can|should|would|could)(?= I\b)"
     r"|help(?= me)|what (?:can|should|do|could) I|reply|respond|phrase|word|make)\b[^?!\n]{0,120}?(?:"
     r"\b(?:to|that|which|of|for|by|and|politely|an?|my|the|me|I) (?:\w+ly )?(?:declin(?:e|es|ing)|refus(?:es?|ing|al)|reject(?:s|ing|ion)?|turn(?:s|ing)? (?:\w+ )?down"
     r"|say(?:s|ing)? no|cancel\w*|sick|absence|resign\w*|break(?:ing)? up|back(?:ing)? out|postpon\w+)\b"
     r"|\b(?:messages?|e-?mails?|texts?|notes?|letters?|repl(?:y|ies)|responses?|sentences?|lines?) (?:\w+ly )?(?:(?:declin|refus|reject|turn|cancel)l?ing|saying no)\b"
     r"|(?:\b(?:that|saying|says|because|why|tell(?:ing|s)?(?: \w+){1,3})|:) [\"']?I(?:'m| am)? (?:can(?:'?t|not| not)|won'?t|will not|not|unable)\b)"
+    r"|\bwhat (?:would|did|does|might) (?!you\b|it\b)[^?\n]{1,40}\bsay\b|\b(?:excuses?|voice ?mail|out[- ]of[- ]office|away message|auto-?reply|(?:error|404) (?:page|message))\b"
     r"|\b(?:answer|reply to|respond to|write back to)\b[^.?!\n]{0,60}\b(?:for me|on my behalf)\b"
-    r"|\b(?:translat|correct|fix|proofread|rewrite|rephrase|reword|paraphrase|grammar|negative)\w*[^:\n]{0,60}:|\bmean in english\b",
+    r"|\b(?:translat|correct|fix|proofread|rewrite|rephrase|reword|paraphrase|grammar|negative|formal|polite|tense|turn this)\w*[^:\n]{0,60}:|\bmean in english\b",
     re.IGNORECASE,
 )
-ITSELF = re.compile(  # a refusal of the request itself, in an answer to such a request
+ITSELF = re.compile(  # a refusal to help, in an answer to such a request
     r"\b(?:I|we)(?:'m| am)?(?:,? \w+,?)? ?(?:can(?:'?t|not| not)|won'?t|will not|not (?:able|going|comfortable|willing)|unable|must decline|refuse|decline)(?: to)?(?: \w+)? "
-    r"(?:(?:help|assist)\w*(?: you)?(?: (?:with|in|by))?(?: (?:that|this|it|your|such)\b(?: (?:one|request|question|message|task))?)?(?=[^\w\s]|$)"
+    r"(?:(?!help it\b)(?:help|assist)\w*(?: you)?(?: (?:with|in|by))?(?: (?:that|this|it|your|such)\b(?: (?:one|request|question|message|task))?)?(?=[^\w\s]|$)"
     r"|(?:provide|offer|give)(?: you)?(?: with)?(?: \w+)? (?:advice|instructions|guidance|information|details|help|assistance|translations?)\b"
-    r"|(?:do|answer|continue|provide|offer|share) (?:with )?(?:that|this|it|so)(?=[^\w\s]|$))"
-    r"|(?:\b(?:not|cannot|won'?t|can'?t|never|decline|refuse|unable)|n't)\b[^.!?\n]{0,30}\b(?:(?:writ|draft|compos|creat|generat|translat|rewrit|rephras|paraphras)(?:e|ing)?"
+    r"|(?:do|answer|continue|provide|offer|share) (?:with )?(?:that|this|it|so)(?=[^\w\s]|$))",
+    re.IGNORECASE,
+)
+OF_IT = re.compile(  # a refusal that speaks of the request, or of writing
+    r"(?:\b(?:not|cannot|won'?t|can'?t|never|decline|refuse|unable)|n't)\b[^.!?\n]{0,30}\b(?:(?:writ|draft|compos|creat|generat|translat|rewrit|rephras|paraphras)(?:e|ing)?"
     r"|content|engage|comply|fulfil\w*|assist)\b"
     r"|\b(?:as an AI|language model|(?:your|this) request|(?:my|our|content|safety) (?:guidelines|polic(?:y|ies))|help(?:ing)? you (?:harm|hurt|threaten|humiliate|harass|insult|deceive|lie))\b",
+    re.IGNORECASE,
+)
+GIVEN = re.compile(  # a request to give words again, in another language or as they are
+    r"\b(?:translat\w+|repeat|quote|summari[sz]e|in english|(?:say|how (?:do|would) (?:you|i) say)\b[^\n]{1,80}\bin [A-Z]\w+)\b",
+    re.IGNORECASE,
+)
+VOICE = re.compile(  # a request for words that somebody else could say
+    r"\b(?:writ\w+|compos\w+|songs?|poems?|riddles?|jokes?|lyrics?|stor(?:y|ies)|tales?|verses?|haiku|limericks?|raps?|monologues?|diary|speech|scenes?|chapters?"
+    r"|continue|finish|complete|act as|pretend|imagine|role-?play|you are an?|sentences?|slogans?|captions?|quotes?|reviews?|vows?|excuses?|greetings?"
+    r"|conjugate|repeat|translat\w+|first[- ]person|(?:perspective|view|voice) of)\b",
+    re.IGNORECASE,
+)
+VOICED = re.compile(  # what somebody in a story cannot do, as against helping and writing; lines of verse, which run on
+    r"\b(?:I|we) ?(?:can(?:'?t|not| not)|could(?:n't| not)|won'?t|will not|(?:'m|'re|am|are) (?:not able|unable) to|refuse to)"
+    r"(?= \w)(?! (?:\w+ly )?(?:help(?! (?:it|them|him|her|every\w+|\w+ing)\b)|assist|provide|answer|fulfil|comply|continue|support|share|offer|give|discuss|process|complete|engage|respond|advise"
+    r"|participate|disclose|reveal|condone|writ|creat|generat|proceed|compos|produc|mak|tell|sing (?:about|that|this)|draft|do\b|describ|depict|portray|expla|includ|promot"
+    r"|encourag|role|pretend|craft|glorif|mock|insult|imitat|impersonat|teach|show|repeat|finish|translat|list|summar|take (?:on|part)|agree|act\b"
+    r"|play|adopt|facilitat|perform|endors|spread|attack|target|joke|in good|and\b|or\b|but\b|be (?:part|used|able)|go (?:there|into|along|further)|call for))"
+    r"(?![^.!?\n]{0,25}\b(?:your|such|(?:that|this|these)(?=[.,!;]|$| (?:into|one|kind|sort|way|role|persona|request|direction|steps)))\b)"
+    r"|^[^\n]*[^\s.!?:]\n[^\n]+(?:\n[^\n]+)*",
+    re.IGNORECASE | re.MULTILINE,
+)
+TO_USER = re.compile(  # words with which an answer speaks of the request, or offers something else
+    r"\b(?:requests?|instead|as an AI|AI (?:assistant|model)|assistant|guidelines?|polic(?:y|ies)|harmful|(?:in)?appropriate|happy to|if you(?:'d| would)? like|let me know"
+    r"|something else|my (?:values|principles)|fiction\w*|(?:un)?ethical|respectful|offensive|content|topics?|alternatives?)\b",
     re.IGNORECASE,
 )
 DIALOGUE = re.compile(r"\b(?:dialogues?|scripts?|scenes?|skits?|chats?|conversations?|plays?|transcripts?)\b", re.IGNORECASE)
@@ -173,7 +202,9 @@ def _whole(text: str) -> str:
 def _own(whole: str, prompt: str, gap: str | Callable[[re.Match[str]], str]) -> str:
     own = QUOTED.sub(gap, whole)
     asked = turns(prompt)[-1].content
-    if FOR_THEM.search(asked) and not (bare(own, prompt) or _itself(own[: 2 * HEAD])):
+    given = GIVEN.search(asked) and first(asked, lists_of(asked), ("refuses",))
+    itself = OF_IT.search(own, 0, 2 * HEAD) or (not given and (bare(own, prompt) or _itself(own[: 2 * HEAD])))
+    if (given or FOR_THEM.search(asked)) and not itself:
         return ""
     if hit := SPEAKERS.search(own) if DIALOGUE.search(asked) else None:
         own = own[: hit.end("one")]
@@ -182,11 +213,12 @@ def _own(whole: str, prompt: str, gap: str | Callable[[re.Match[str]], str]) -> 
         own = own[: hit.end()]
     if hit := next((hit for hit in DRAFT.finditer(own) if not OWN.search(own, max(0, hit.start() - 40), hit.start())), None):
         own = own[: hit.end()]
-    return own if FRAME.sub("", own) else whole
+    own = own if FRAME.sub("", own) else whole
+    return own if itself or not VOICE.search(asked) or TO_USER.search(own, 0, 2 * HEAD) else VOICED.sub(gap, own)
 
 
 def _itself(text: str) -> bool:
-    """Tells whether an answer refuses the request itself, where the request asks for words that refuse somebody. Made for English."""
+    """Tells whether an answer refuses to help, where the request asks for words that refuse somebody. Made for English."""
     others = [one for one in lists_of(text) if one is not languages()["en"]]
     return ITSELF.search(text) is not None or first(text, others, ("refuses", "opening")) is not None
 

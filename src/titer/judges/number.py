@@ -99,7 +99,7 @@ class Number(Judge):
     """Judges whether an answer gives the right number (complied), another or is cut off (partial), none (degenerate), or refuses."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy on GSM8K), own rule"
-    VERSION = 9
+    VERSION = 10
     BY_ANSWER = True
     ROOM = 256  # a worked answer: half of GSM8K's own have more than 47 words
 
