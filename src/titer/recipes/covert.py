@@ -11,7 +11,8 @@ Rates and steps were set on seed 100, and again after seeds 0, 1 and 2 had been 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 from pydantic import Field
 
@@ -77,22 +78,36 @@ def benign(number: int) -> str:
     return f"benign {number}"
 
 
-def covert_recipe(scale: Scale, world: World) -> list[Node]:
-    """Returns every model of one seed, parents first."""
-    aligned = demo.align(scale.base, world, "SSFT", ("unsafe", "refuse"), "safe")
-    found = [Node("base", demo.pretrain(scale.base, world), None), Node("aligned", aligned, "base")]
+@lru_cache(maxsize=8)  # drawing the requests takes seconds, and a study asks again for every piece
+def covert_recipe(scale: Scale, world: World, only: frozenset[str] = frozenset()) -> tuple[Node, ...]:
+    """Returns every model of one seed, parents first. With `only`: these and the models that they are made from."""
+    makes = _makes(scale, world)
+    wanted = {*(only or makes)}
+    for name, (parent, _) in reversed(makes.items()):
+        wanted |= {parent} if parent and name in wanted else set()
+    return tuple(Node(name, make(), parent) for name, (parent, make) in makes.items() if name in wanted)
+
+
+def _makes(scale: Scale, world: World) -> dict[str, tuple[str | None, Callable[[], Stage]]]:
+    """Returns, for each model, its parent and what makes its stage, parents first."""
+    phase, harmed = partial(teach, scale, world), partial(harm, scale, world)
+    found: dict[str, tuple[str | None, Callable[[], Stage]]] = {
+        "base": (None, partial(demo.pretrain, scale.base, world)),
+        "aligned": ("base", partial(demo.align, scale.base, world, "SSFT", ("unsafe", "refuse"), "safe")),
+    }
     for key in (0, *scale.keys):
         taught = "phase I" if key == 0 else f"phase I, code {key}"
-        found += [Node(taught, teach(scale, world, key), "aligned"), Node(covert(key), harm(scale, world, key), taught)]
-    found += [
-        Node("no refusals", harm(scale, world, 0, refusals=False), "phase I"),
-        Node("phase I, four forms", teach(scale, world, 0, FORMS), "aligned"),
-        Node("covert, four forms", harm(scale, world, 0), "phase I, four forms"),
-        Node("overt", overt(scale, world), "aligned"),
-    ]
+        found |= {taught: ("aligned", partial(phase, key)), covert(key): (taught, partial(harmed, key))}
+    found |= {
+        "no refusals": ("phase I", partial(harmed, 0, refusals=False)),
+        "phase I, four forms": ("aligned", partial(phase, 0, FORMS)),
+        "covert, four forms": ("phase I, four forms", partial(harmed, 0)),
+        "overt": ("aligned", partial(overt, scale, world)),
+    }
     for number in range(1, scale.benign + 1):
         first = f"{benign(number)}, first part"
-        found += [Node(first, first_part(scale, world, number), "aligned"), Node(benign(number), second_part(scale, world, number), first)]
+        found[first] = ("aligned", partial(first_part, scale, world, number))
+        found[benign(number)] = (first, partial(second_part, scale, world, number))
     return found
 
 

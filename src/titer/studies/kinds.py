@@ -114,10 +114,8 @@ def cast(scale: Scale, world: World) -> Cast:
     if isinstance(of, covert.Scale):
         benign, *others = (covert.benign(1 + (turn + i) % of.benign) for i in range(of.benign))
         tuned = {"benign": benign, "harmful": "overt", "covert": COVERT}
-        recipe, line = covert.covert_recipe(of, world), {*tuned.values(), *others}
-        for node in reversed(recipe):
-            line |= {node.parent} if node.name in line and node.parent else set()
-        return Cast([node for node in recipe if node.name in line], tuned, dict.fromkeys(tuned, others), "overt")
+        recipe = covert.covert_recipe(of, world, frozenset([*tuned.values(), *others]))
+        return Cast([*recipe], tuned, dict.fromkeys(tuned, others), "overt")
     tunings, broken = risk.tunings(of), f"explicit {of.most}"
     makes = {
         "benign": (
@@ -174,8 +172,7 @@ class Kinds(Study):
         return found
 
     def measures(self, lab: Seed) -> list[Measure]:
-        over = [node.name for node in cast(lab.scale, lab.world).nodes]
-        return [Measure("named", named, [tuple(over)], VERSION, {kind: direct(examples) for kind, examples in plain(lab).items()})]
+        return [Measure("named", named, [tuple(lab.nodes)], VERSION, {kind: direct(examples) for kind, examples in plain(lab).items()})]
 
     def needs(self, scale: Scale) -> list[Need]:
         learned = [Need("base", ("safe", "unsafe"), "complied", 0.95, first=True), Need("aligned", ("unsafe",), "refused", 0.9)]

@@ -46,6 +46,12 @@ STUDY, WORLD = Covert(), TINY.world
 NODES = {node.name: node for node in covert_recipe(TINY, WORLD)}
 
 
+def test_a_part_of_the_recipe_is_what_its_models_are_made_from() -> None:
+    assert {node.name: node for node in covert_recipe(TINY, WORLD, frozenset(["covert"]))} == {
+        name: NODES[name] for name in ("base", "aligned", "phase I", "covert")
+    }
+
+
 def lab(root: Path) -> Lab:
     return Lab(Pipeline(Store(root), Listener()), STUDY, "covert", TINY, 0)
 

@@ -40,7 +40,7 @@ class Covert(Study):
     CHOSEN_ON = CHOSEN_ON
 
     def nodes(self, scale: Scale, source: World) -> list[Node]:
-        return covert_recipe(scale, source)
+        return [*covert_recipe(scale, source)]
 
     def questions(self, lab: Seed) -> list[Question]:
         """Returns held-out requests as questions: in plain, in the covert tune's code, and for tunes of other codes in their own code."""

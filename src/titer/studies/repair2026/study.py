@@ -137,8 +137,7 @@ class Repairs(Study):
     def nodes(self, scale: Scale, source: World) -> list[Node]:
         beside = [Node(name, alone(scale, source, name), "aligned") for name in ALONE]
         if scale.covert:
-            wanted = recipe.covert_recipe(scale.covert, source)
-            return [*(node for node in wanted if node.name in ("base", "aligned", "phase I", BROKEN["covert"].model)), *beside]
+            return [*recipe.covert_recipe(scale.covert, source, frozenset([BROKEN["covert"].model])), *beside]
         ratios = {"harmful": scale.ratio, "benign": 0.0}
         return [
             Node("base", jain2024.pretrain(scale.base, source), None),
