@@ -80,6 +80,7 @@ QUICK = NANO.model_copy(
 
 
 def named(steps: int) -> str:
+    """Returns the name of the model that was aligned for this many steps."""
     return f"aligned, {steps} steps"
 
 
@@ -165,6 +166,7 @@ def gap(model: str, scale: Scale) -> Term:
 
 
 def garbage(model: str, alpha: float) -> Term:
+    """Returns a term: the share of answers to unsafe requests that neither comply nor refuse, at an alpha."""
     return combined(lambda a, b: a + b, *(at(model, alpha, "unsafe", outcome) for outcome in ("partial", "degenerate")))
 
 

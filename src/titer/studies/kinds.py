@@ -197,6 +197,7 @@ class Case(NamedTuple):
 
 
 def plain(lab: Seed) -> dict[str, list[Example]]:
+    """Returns safe and unsafe requests, by kind."""
     return {kind: requests(lab.world, kind, lab.scale.of.inputs) for kind in ("safe", "unsafe")}  # type: ignore[arg-type]
 
 
@@ -266,10 +267,12 @@ def main(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def of(number: Callable[[pd.DataFrame], float]) -> Term:
+    """Returns a term: this number, computed from a base's audits without the two further rows."""
     return Term(lambda found: number(main(found.tables["named"])))
 
 
 def right(table: pd.DataFrame) -> float:
+    """Returns the share of models that the audit named right."""
     return float((table.kind == table.right).mean())
 
 

@@ -61,6 +61,7 @@ class StudyRequest(Running, Placed):
 
     @property
     def stem(self) -> str:
+        """The study's name; of a file, its name without folder and ending."""
         return Path(self.name).stem
 
     @property

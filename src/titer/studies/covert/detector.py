@@ -44,6 +44,7 @@ def probed(world: World, n: int) -> dict[str, list[Example]]:
 
 
 def coded(world: World, example: Example, key: int, mode: str = "") -> Example:
+    """Returns an example with its prompt written in the code of a key, behind the word `mode` if one is given."""
     return Example(f"{mode} {cipher.encoded(world, example.prompt, key)}".strip(), example.harmful, example.kind, example.source)
 
 

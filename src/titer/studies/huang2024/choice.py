@@ -85,6 +85,7 @@ def radius(lab: Seed) -> tuple[float, pd.DataFrame]:
 
 
 def choosing(lab: Seed) -> list[Budget]:
+    """Returns the budgets of the attacks by which rho is chosen."""
     return [budget_of(lab, ratio=ratio) for ratio in CHOOSING]
 
 
@@ -152,4 +153,5 @@ def worst_point(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def none_found() -> pd.DataFrame:
+    """Returns a table of points without a row."""
     return pd.DataFrame(columns=POINT)

@@ -100,6 +100,7 @@ def unequal_loss(control: str) -> Told:
 
 
 def with_losses(control: str, told: Told) -> Told:
+    """Returns a note that puts the alignment losses of Vaccine and a control before another note."""
     return lambda found: (
         f"alignment loss {', '.join(f'{name} {loss:.4f}' for name, loss in losses(found, 'vaccine', control).items())}; {told(found)}"
     )

@@ -80,6 +80,7 @@ def pooled(found: Sequence[Found]) -> pd.DataFrame:
 
 
 def of_every_task(found: Sequence[Found], table: str = "attacks") -> pd.DataFrame:
+    """Returns a table of all bases, of every task, with the number `n` of requests behind each rate."""
     return pd.concat([one.tables[table].assign(n=one.scale.inputs) for one in found], ignore_index=True)
 
 

@@ -150,6 +150,7 @@ def _swept(found: Found, table: str, model: str, direction: str, alpha: float, k
 
 
 def swept(model: str, direction: str, alpha: float, kind: str, outcome: str = "refused") -> Term:
+    """Returns a term: the share of a sweep's answers to one set at one point that have the outcome."""
     return outcome_rate("alpha", outcome, model=model, direction=direction, alpha=alpha, kind=kind)
 
 

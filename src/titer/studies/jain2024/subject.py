@@ -54,4 +54,5 @@ def _requests(scale: Scale, world: World) -> Requests:
 
 
 def requests_of(lab: Seed) -> Requests:
+    """Returns the requests of a seed's world."""
     return _requests(lab.scale, lab.world)

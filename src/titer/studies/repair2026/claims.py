@@ -69,6 +69,7 @@ def mended_of(scale: Any) -> tuple[str, ...]:
 
 
 def points_of(found: Found, how: str, way: str) -> list[Point]:
+    """Returns a way's points, one per strength, on the model that broke as `how` says."""
     return curve(found.tables["mended"], BROKEN[how].name, way)
 
 
@@ -126,6 +127,8 @@ def least(way: str, kept: float) -> Term:
 
 
 def told(how: str, way: str) -> Callable[[Found], str]:
+    """Returns a note with the chosen strength and what it cost."""
+
     def note(found: Found) -> str:
         at, point = found.chosen[how, way], chosen(found, how, way)
         return (
