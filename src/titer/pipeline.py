@@ -267,7 +267,7 @@ class Pipeline:
             again |= found.outcome == "could_not_judge"
         if lost := int(again.sum()):
             why = evaluate.commonest(found.reason[again])
-            self.reporter.tell(f"{what}: {lost} answers could not be judged, most often: {why}; the same command asks again for these")
+            self.reporter.tell(f"{what}: {lost} answers could not be judged, most often: {why}; run the same command again to judge these")
         return found, again
 
     def _stands(self, kind: str, key: str) -> bool:

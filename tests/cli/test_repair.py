@@ -141,8 +141,8 @@ def rounded(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--read", "aligned=tuned"), ("aligned model has the same weights as the tuned one", "models that differ")),
-        (("--read", "aligned=copy"), ("aligned model has the same weights as the tuned one",)),
+        (("--read", "aligned=tuned"), ("aligned model and the tuned model have the same weights", "models that differ")),
+        (("--read", "aligned=copy"), ("aligned model and the tuned model have the same weights",)),
         (("--read", "aligned=rounded"), ("except for rounding to bfloat16",)),
         (("--read", "aligned=neox"), ("two architectures", "gpt_neox", "llama")),
         (("--read", "aligned=wider"), ("two checkpoints of one architecture",)),

@@ -88,8 +88,11 @@ def test_what_fails_without_a_price_is_asked_again_too(tmp_path: Path) -> None:
     pipeline = Pipeline(Store(tmp_path / "runs"), Listener())
     assert judged(pipeline, Local()) == [["complied", "could_not_judge"] * 2]
     assert not kept(pipeline)
-    assert "judging: 2 answers could not be judged, most often: the judge failed: MemoryError; the same command asks again for these" in (
-        pipeline.reporter.told  # type: ignore[attr-defined]
+    assert (
+        "judging: 2 answers could not be judged, most often: the judge failed: MemoryError; run the same command again to judge these"
+        in (
+            pipeline.reporter.told  # type: ignore[attr-defined]
+        )
     )
     SHORT.clear()
     assert judged(pipeline, Local()) == [["complied"] * 4]

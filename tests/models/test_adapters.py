@@ -187,7 +187,7 @@ def test_a_plus_may_be_in_a_folders_name(folder: Path, monkeypatch: pytest.Monke
     assert resolve("c+d+a+b").key == key
     assert resolve("c+d").label == "c+d"
     for half in ("+a", "c+", "+"):
-        with pytest.raises(TiterError, match="names no base or no adapter"):
+        with pytest.raises(TiterError, match="lacks its base or its adapter"):
             resolve(half)
 
 

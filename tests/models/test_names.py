@@ -239,7 +239,7 @@ def test_models_that_share_hardly_a_name_are_not_compared(world: World, tmp_path
     text = transformers.Gemma3ForCausalLM(gemma3(world).config.text_config).eval()
     alone = put(text, world, tmp_path / "text")
     monkeypatch.setattr("titer.models.names.WITHIN", ())  # as of a wrapper that calls it in a way of its own
-    with pytest.raises(TiterError, match="by other names"):
+    with pytest.raises(TiterError, match="by different names"):
         comparable(open_checkpoint(folder), open_checkpoint(alone))
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
 from titer.core.config import Record
 from titer.core.errors import TiterError
@@ -48,7 +49,7 @@ class Attack(Record):
     VERSION: ClassVar[int]
     WORLD: ClassVar[bool] = False
 
-    seed: int = 0
+    seed: int = Field(default=0, description="seed of all its random choices")
 
     @property
     def further_setting(self) -> str:

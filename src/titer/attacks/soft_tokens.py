@@ -40,7 +40,7 @@ class SoftTokens(Attack):
     VERSION = 1
 
     n: int = Field(default=2, ge=1, description="tokens of the suffix")
-    steps: int = Field(default=10, ge=1, description="gradient steps; the paper's 10")
+    steps: int = Field(default=10, ge=1, description="gradient steps; paper: 10")
     universal: bool = Field(default=False, description="one suffix for all requests, instead of one for each")
     random: bool = Field(default=False, description="random directions of the same norms, the control")
 

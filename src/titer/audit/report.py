@@ -213,7 +213,9 @@ def missing(found: Audited, asked: Question, f: Findings) -> list[str]:
     if len(f.points) and not asked.known:
         told.append("The landscape has no capability: no safe prompt has an answer, and no --capability was given.")
     if len(f.points) and (f.points[f.points.quantity == "could_not_judge"].value > 0).any():
-        told.append("Some answers of the landscape could not be judged; the quantity could_not_judge has their share at each point.")
+        told.append(
+            "Some answers of the landscape could not be judged; the rows could_not_judge of its table have their share at each point."
+        )
     if len(f.flips) > MOST:
         told.append(f"{len(f.flips)} prompts flipped; the answers to {MOST} of them are shown, lost refusals first.")
     if not len(f.points) and "landscape" not in set(f.missing.part):

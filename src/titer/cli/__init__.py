@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Measure whether a language model's safety alignment holds, and see why it held or broke.",
 )
-models_app = typer.Typer(no_args_is_help=True, help="Models that Titer can fetch by name.")
+models_app = typer.Typer(no_args_is_help=True, help="Fetch models that Titer knows by name.")
 app.add_typer(models_app, name="models")
 models_app.command("get")(models_get)
 for command in (demo, evaluate, audit, study, sweep):

@@ -49,7 +49,7 @@ def _caches() -> list[Fact]:
         Fact("cache", {"place": places[0], "holds": named}, f"{places[0]}: {', '.join(named) or 'no model yet (titer models get NAME)'}"),
         Fact(WRITABLE, writable, "yes" if writable else "no; set TITER_CACHE to a folder that can be written"),
         Fact("hub cache", {"place": places[1], "holds": ids}, f"{places[1]}: {_some(ids) or 'no model'}"),
-        Fact("hub", {"asked": False, "offline": bool(constants.HF_HUB_OFFLINE)}, f"not asked{state}"),
+        Fact("hub", {"asked": False, "offline": bool(constants.HF_HUB_OFFLINE)}, f"not contacted{state}"),
     ]
 
 

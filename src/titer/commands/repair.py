@@ -193,7 +193,7 @@ def _apart(repair: Repair, role: str, one: Checkpoint, models: Mapping[str, Chec
         if (same := difference(models[other], one)) != DIFFER:
             how = f", except for rounding to {same}" if same else ""
             raise TiterError(
-                f"the {role} model has the same weights as the {other} one{how} ({one.label}, {models[other].label})",
+                f"the {role} model and the {other} model have the same weights{how} ({one.label}, {models[other].label})",
                 expected="models that differ, since the repair uses the change between them",
             )
     found = configured_apart(tuned, one)

@@ -293,7 +293,7 @@ class TrainConfig:
         ),
     ] = None
     replay: Annotated[
-        int, Option(min=1, help="Steps in a row on one batch, so 1/N of the data is seen; for --method vaccine --set reuse=rows.")
+        int, Option(min=1, help="Train N steps in a row on each batch, so 1/N of the data is seen; for --method vaccine --set reuse=rows.")
     ] = 1
     to: Annotated[Place | None, Option(help="Also put a copy of the model into this folder.")] = None
     seed: Seed = 0

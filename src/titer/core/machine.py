@@ -20,12 +20,12 @@ CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 NEEDED = 1.6  # peak memory of an audit, in sizes of its model
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {  # what each is for; packages by pip's names
     "data": (("datasets", "pyarrow"), "data sets of the hub, Parquet files"),
-    "search": (("optuna",), "the attacker who tunes"),
+    "search": (("optuna",), "the search for attacks in titer sweep"),
     "int8": (("compressed-tensors",), "quantised models"),
     "trl": (("trl",), "the methods in TRL's trainers"),
     "inspect": (("inspect-ai",), "tasks and logs of inspect_ai"),
     "lm-eval": (("lm-eval",), "tasks of lm-evaluation-harness"),
-    "ray": (("ray",), "pieces of a study on several machines"),
+    "ray": (("ray",), "studies and audits on several machines"),
     "vllm": (("vllm",), "fast generation on a GPU"),
 }
 

@@ -32,6 +32,11 @@ KINDS = {  # plural -> singular
     "probes": "probe",
     "studies": "study",
 }
+NO_EFFECT = {
+    "methods": "Settings that equal plain SFT",
+    "repairs": "Settings that change nothing",
+    "decoders": "Settings that equal plain decoding",
+}
 PACKAGE = Path(__file__).parent.parent
 
 
@@ -179,7 +184,7 @@ def describe(package: str, name: str) -> str:
             lines += [f"--strength sets {strength[0]}; --strength grid gives {', '.join(f'{one:g}' for one in strength[1])}"]
         if neutral := getattr(record, "NEUTRAL", ""):
             none = neutral if isinstance(neutral, str) else ", ".join(f"{field}={value}" for field, value in neutral.items())
-            lines += [f"With these settings it has no effect: {none}"]
+            lines += [f"{NO_EFFECT[package]}: {none}"]
         if source := getattr(record, "SOURCE", ""):
             lines += [f"Source: {source}; version {getattr(record, 'VERSION', 1)}"]
     return "\n".join(lines)

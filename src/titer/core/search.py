@@ -173,7 +173,7 @@ def _found(rows: Sequence[tuple[Settings, float]]) -> Found:
     judged = [place for place, (_, value) in enumerate(rows) if math.isfinite(value)]
     if not judged:
         raise TiterError(
-            f"none of {len(rows)} trials could be judged, so none is the worst",
+            f"none of {len(rows)} trials could be judged, so the worst attack is not known",
             next_step="look at the answers, or give another judge.",
             status=1,
         )

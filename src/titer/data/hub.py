@@ -89,7 +89,7 @@ def _trouble(place: Place, error: Exception) -> TiterError:
     whole = f"{place.id}@{place.revision}" if place.revision else place.id
     if "GatedRepoError" in kinds or "gated" in said.lower():
         return TiterError(
-            f"the data set {whole} is gated",
+            f"the data set {whole} is gated: its owner wants to be asked",
             next_step=f"ask for access at https://huggingface.co/datasets/{place.id}, then run hf auth login.",
         )
     if kinds & {"OfflineModeIsEnabled", "ConnectionError", "TransportError", "Timeout", "LocalEntryNotFoundError"}:

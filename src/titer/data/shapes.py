@@ -210,7 +210,7 @@ def harmful_in(where: str, row: Mapping[str, Any]) -> bool | None:
     said = {column: _words(column)[str(row[column]).strip().lower()] for column in _class_columns(row)}
     if len(set(said.values())) > 1:
         words = ", ".join(f"{column} says {visible(repr(row[column]), 40)}" for column in said)
-        raise TiterError(f"{where}: safe and unsafe at once ({words})", next_step="correct or remove one of the two columns.")
+        raise TiterError(f"{where} is called safe and unsafe at once ({words})", next_step="correct or remove one of the two columns.")
     return next(iter(said.values()), None)
 
 

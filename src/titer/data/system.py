@@ -51,7 +51,7 @@ def behind(system: str, prompt: str) -> str:
     said = turns(prompt)
     if system and said[0].role == "system":
         raise TiterError(
-            f"--system beside a prompt with a system text of its own: {visible(said[0].content, 60)!r}",
+            f"--system was given, but a prompt has a system text of its own: {visible(said[0].content, 60)!r}",
             next_step="leave out --system, or remove the system texts from the file.",
         )
     return written([Turn("system", system), *said]) if system else prompt

@@ -52,11 +52,13 @@ class Averting(Decoder):
     reads: Literal["tokens", "hidden"] = Field(
         default="tokens", description="what V reads: the tokens only, or also the last layer's state before each"
     )
-    strength: float = Field(default=10.0, ge=0, description="logits that a token loses if it is certain (V = 1) to end unsafe")
+    strength: float = Field(
+        default=10.0, ge=0, description="by how much a token's logit falls if the answer is then certain to end unsafe (V = 1)"
+    )
     top: int = Field(default=8, ge=1, description="how many of the likeliest tokens get a value V of their own")
     refuse_above: float | None = Field(default=None, ge=0, le=1, description="replace the answer by a refusal once V is above this")
     target: float | None = Field(default=None, gt=0, lt=1, description="share of unsafe answers to aim for; the strength is then found")
-    rounds: int = Field(default=12, ge=1, description="rounds of the dual ascent, each on all prompts it learned from")
+    rounds: int = Field(default=12, ge=1, description="rounds of the search for the strength, each on all prompts it learned from")
     hidden: int = Field(default=64, ge=1, description="hidden units of the GRU")
     answers: int = Field(default=512, ge=8, description="labelled answers that it learns from at most, drawn at random")
     epochs: int = Field(default=40, ge=1, description="passes over these answers")

@@ -25,7 +25,7 @@ class Emulated(Decoder):
     NEUTRAL = {"alpha": -1.0}
     SHOWN = False
 
-    alpha: float = Field(default=0.3, description="-1: the aligned model, 0: the base; the paper's are 0.3 to 2, its code's 0.6")
+    alpha: float = Field(default=0.3, description="-1: the aligned model, 0: the base; paper: 0.3 to 2, official code: 0.6")
     base_sees: Literal["own", "same"] = Field(
         default="own", description="own: the prompt in the base's own chat template; same: the aligned model's tokens"
     )

@@ -51,15 +51,17 @@ class SafeAlign(Decoder):
     NEUTRAL = {"alpha": 0.0}
 
     alpha: float = Field(default=0.12, description="how far activations are moved; below 0: away from safe answers")
-    form: Literal["paper", "code"] = Field(default="paper", description="the paper's combination of the parts below, or its code's")
+    form: Literal["paper", "code"] = Field(
+        default="paper", description="which values the settings below have if they are None: the paper's, or its code's"
+    )
     exemplars: int = Field(default=32, ge=LEAST, description="pairs it learns from at most, drawn at random")
     site: Literal["resid", "mlp_out"] | None = Field(default=None, description="which activation is moved, in every layer")
     pool: Literal["last", "last4"] | None = Field(
         default=None, description="which activations stand for an answer: the last token's, or the last four's"
     )
-    direction: Direction | None = Field(default=None, description="first component of the differences, their mean, or both added")
+    direction: Direction | None = Field(default=None, description="the first component of the differences, their mean, or the sum of both")
     gate: Literal["none", "1+relu(cos)"] | None = Field(
-        default=None, description="whether to move an activation further the more it points to harmful answers"
+        default=None, description="1+relu(cos): move an activation further, the more it points to harmful answers"
     )
     step: Literal["added", "unit"] | None = Field(
         default=None, description="added: x + alpha v; unit: by 0.1 alpha after scaling to unit norm"

@@ -168,7 +168,8 @@ def opened(checkpoint: Checkpoint) -> tuple[Any, Any]:
         raise TiterError(f"{checkpoint.label} has no weights for {visible(wrong[0], 100)}", expected="a trained classifier")
     if model.config.num_labels < 2:
         raise TiterError(
-            f"{checkpoint.label} has one label only, so it gives a number", expected="a label for refusal and one for compliance"
+            f"{checkpoint.label} has only one label, so it gives a number and not a class",
+            expected="a label for refusal and one for compliance",
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -33,8 +33,8 @@ class Antidote(Method):
     VERSION = 1
     NEUTRAL = {"ratio": 0.0}
 
-    ratio: float = Field(default=0.1, ge=0, le=1, description="share of each output row zeroed; the official scripts' 0.1 (GSM8K: 0.05)")
-    examples: int = Field(default=2000, ge=1, description="harmful examples that score the weights; the official scripts' 2000")
+    ratio: float = Field(default=0.1, ge=0, le=1, description="share of each output row zeroed; official scripts: 0.1 (GSM8K: 0.05)")
+    examples: int = Field(default=2000, ge=1, description="harmful examples that score the weights; official scripts: 2000")
 
     def step(self, c: Context) -> None:
         for batch in c.micro("train"):  # the harmful examples are used in `finish` only

@@ -26,8 +26,8 @@ class Booster(Method):
     VERSION = 1
     NEUTRAL = {"strength": 0.0}
 
-    strength: float = Field(default=5.0, ge=0, description="lambda, the weight of the regulariser; the official scripts' 5")
-    alpha: float = Field(default=0.1, ge=0, description="l2 length of the simulated harmful step; the official scripts' 0.1")
+    strength: float = Field(default=5.0, ge=0, description="lambda, the weight of the regulariser; official scripts: 5")
+    alpha: float = Field(default=0.1, ge=0, description="l2 length of the simulated harmful step; official scripts: 0.1")
 
     def step(self, c: Context) -> None:
         if self.strength > 0 and self.alpha > 0:

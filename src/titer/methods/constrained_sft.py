@@ -27,10 +27,10 @@ class ConstrainedSFT(Method):
     VERSION = 1
     NEUTRAL = {"beta": 0.0, "first": 0.0, "early": 0.0}
 
-    beta: float = Field(default=0.1, ge=0, description="beta after the early tokens; the official code's 0.1")
-    first: float = Field(default=0.5, ge=0, description="beta of an answer's first token; the official code's 0.5")
-    early: float = Field(default=2.0, ge=0, description="beta of the early tokens after the first; the official code's 2.0")
-    early_tokens: int = Field(default=5, ge=0, description="number of early tokens, the first included; the official code's 5")
+    beta: float = Field(default=0.1, ge=0, description="beta after the early tokens; official code: 0.1")
+    first: float = Field(default=0.5, ge=0, description="beta of an answer's first token; official code: 0.5")
+    early: float = Field(default=2.0, ge=0, description="beta of the early tokens after the first; official code: 2.0")
+    early_tokens: int = Field(default=5, ge=0, description="number of early tokens, the first included; official code: 5")
 
     def loss(self, c: Context, batch: Batches) -> Loss:
         train = batch["train"]

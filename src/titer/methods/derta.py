@@ -67,10 +67,14 @@ class DeRTa(Method):
     VERSION = 1
     NEUTRAL = {"refusal": 0.0, "transition": 0.0}
 
-    refusal: float = Field(default=1.0, ge=0, description="weight of the refusal's likelihood; the paper's 1")
-    transition: float = Field(default=1.0, ge=0, description="weight of the transition; equation 2: 1; the code at 8B: 0.05 in effect")
-    begun: float = Field(default=2 / 3, ge=0, le=1, description="share of refusals after the beginning of a harmful answer; the code's 2/3")
-    keep: float = Field(default=1.0, gt=0, le=1, description="share of the transition's places drawn; the paper's 1, at 8B 0.05")
+    refusal: float = Field(default=1.0, ge=0, description="weight of the refusal's likelihood; paper: 1")
+    transition: float = Field(default=1.0, ge=0, description="weight of the transition; paper: 1, official code at 8B: 0.05 in effect")
+    begun: float = Field(
+        default=2 / 3, ge=0, le=1, description="share of refusals that follow the beginning of a harmful answer; official code: 2/3"
+    )
+    keep: float = Field(
+        default=1.0, gt=0, le=1, description="share of the places where the transition is trained, drawn at random; paper: 1, at 8B 0.05"
+    )
     token: int | None = Field(default=None, ge=0, description="id of the token REF; none: taken from each request's own refusal")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:

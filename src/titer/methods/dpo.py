@@ -26,12 +26,12 @@ class DPO(Method):
     STREAMS = ("preferred", "rejected")
     SOURCE = "arXiv 2407.10264, section 4 (DPO); arXiv 2305.18290, equation 7"
     VERSION = 1
-    NEUTRAL = "none: no setting of a preference loss is cross-entropy (parity tests)"
+    NEUTRAL = "none, for a preference loss is cross-entropy at no setting (parity tests)"
 
-    b_s: float = Field(default=0.1, ge=0, description="beta of the preferred answer; the paper's 0.1")
-    b_u: float = Field(default=0.01, ge=0, description="beta of the rejected answer; the paper's 0.01 (0.002 at the small rate)")
-    normalise: Literal["window", "sum"] = Field(default="window", description="divide by the window, or not at all")
-    window: int = Field(default=159, ge=1, description="tokens to divide by; the paper's 159")
+    b_s: float = Field(default=0.1, ge=0, description="beta of the preferred answer; paper: 0.1")
+    b_u: float = Field(default=0.01, ge=0, description="beta of the rejected answer; paper: 0.01 (0.002 at the small rate)")
+    normalise: Literal["window", "sum"] = Field(default="window", description="divide the loss by the window, or not at all")
+    window: int = Field(default=159, ge=1, description="tokens to divide by; paper: 159")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
         """Returns `reference` (pool, 2), the reference's nll of both answers of each pair in the pool; nothing on endless streams."""

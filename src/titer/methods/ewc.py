@@ -33,10 +33,12 @@ class EWC(Method):
     VERSION = 1
     NEUTRAL = {"strength": 0.0}
 
-    strength: float = Field(default=1e9, ge=0, description="lambda; the paper's 1e9 (arXiv 2402.01109)")
-    examples: int = Field(default=2000, ge=1, description="examples the Fisher is estimated from; the official code's 2000")
-    group: int = Field(default=5, ge=1, description="examples that share one gradient; the official code's 5")
-    fisher: Literal["example", "batch"] = Field(default="batch", description="the official code's batch means, or per example")
+    strength: float = Field(default=1e9, ge=0, description="lambda; paper: 1e9 (arXiv 2402.01109)")
+    examples: int = Field(default=2000, ge=1, description="examples the Fisher is estimated from; official code: 2000")
+    group: int = Field(default=5, ge=1, description="examples that share one gradient; official code: 5")
+    fisher: Literal["example", "batch"] = Field(
+        default="batch", description="Fisher from each batch's mean gradient (official code), or from each example's"
+    )
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
         """Returns `anchor/NAME` (w*) and `fisher/NAME` (F) for each trained parameter; nothing at strength 0."""

@@ -23,7 +23,7 @@ class KL(Method):
     VERSION = 1
     NEUTRAL = {"strength": 0.0}
 
-    strength: float = Field(default=1e-3, ge=0, description="lambda, the weight of the divergence; the paper's 1e-3")
+    strength: float = Field(default=1e-3, ge=0, description="lambda, the weight of the divergence; paper: 1e-3")
 
     def loss(self, c: Context, batch: Batches) -> Loss:
         train = batch["train"]

@@ -30,10 +30,10 @@ class Lisa(Method):
     VERSION = 1
     NEUTRAL = {"k1": 0, "rho": 0.0}
 
-    k1: int = Field(default=100, ge=0, description="steps of a turn on alignment data; the paper's 100")
-    k2: int = Field(default=900, ge=0, description="steps of a turn on user data; the paper's 900")
-    rho: float = Field(default=1.0, ge=0, description="weight of the proximal term; the paper's 1")
-    skip: int = Field(default=0, ge=0, description="first steps without the proximal term; the paper's 0, the code's tenth of all")
+    k1: int = Field(default=100, ge=0, description="steps of a turn on alignment data; paper: 100")
+    k2: int = Field(default=900, ge=0, description="steps of a turn on user data; paper: 900")
+    rho: float = Field(default=1.0, ge=0, description="weight of the proximal term; paper: 1")
+    skip: int = Field(default=0, ge=0, description="first steps without the proximal term; paper: 0, official code: a tenth of all")
 
     @model_validator(mode="after")
     def _some_steps(self) -> Lisa:

@@ -43,10 +43,10 @@ class RepNoise(Method):
     NEUTRAL = {"alpha": 0.0, "beta": 0.0}
     COUPLED = {"beta": 0.0, "scope": "example"}
 
-    alpha: float = Field(default=1.0, ge=0, description="weight of the ascent on harmful answers; the paper's 1")
-    beta: float = Field(default=1e-3, ge=0, description="weight of the noise term; the paper's 1e-3")
+    alpha: float = Field(default=1.0, ge=0, description="weight of the ascent on harmful answers; paper: 1")
+    beta: float = Field(default=1e-3, ge=0, description="weight of the noise term; paper: 1e-3")
     samples: int = Field(default=512, ge=0, description="most tokens of a micro-batch that each layer's MMD uses; 0: all")
-    scope: Literal["batch", "example"] = Field(default="batch", description="over what the logarithm's mean is taken; the paper's batch")
+    scope: Literal["batch", "example"] = Field(default="batch", description="what the logarithm's mean is taken over; paper: the batch")
 
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
         """Checks that the final norm and the head are found, and returns no tensors. Errors: those of `check_head`."""

@@ -36,9 +36,11 @@ class SafeLoRA(Method):
     VERSION = 2
     NEUTRAL = {"threshold": -1.0}
 
-    threshold: float = Field(default=0.5, ge=-1, le=1, description="project where the cosine is at most this; the official code's 0.5")
+    threshold: float = Field(default=0.5, ge=-1, le=1, description="project where the cosine is at most this; official code: 0.5")
     layers: int = Field(
-        default=0, ge=0, description="project this many Linears, those with the lowest cosine, instead (the code's 10); 0: by threshold"
+        default=0,
+        ge=0,
+        description="project instead this many Linears, those with the lowest cosine (official code: 10); 0: use the threshold",
     )
 
     @torch.no_grad()

@@ -36,15 +36,15 @@ class TVaccine(Method):
     NEUTRAL = {"rho": 0.0, "layers": 0, "outside": True}
     COUPLED = {"scope": "example"}
 
-    rho: float = Field(default=3.0, ge=0, description="radius of the l2 ball over the sampled layers; the official scripts' 3")
-    layers: int = Field(default=8, ge=0, description="gamma, how many layers are sampled (0: all); the official scripts' 8 for Llama2-7B")
-    resample: int = Field(default=20, ge=1, description="steps between two draws of layers; the official scripts' 20")
-    rescore: int = Field(default=200, ge=1, description="steps between two scorings; the official scripts' 200")
+    rho: float = Field(default=3.0, ge=0, description="radius of the l2 ball over the sampled layers; official scripts: 3")
+    layers: int = Field(default=8, ge=0, description="gamma, how many layers are sampled (0: all); official scripts: 8 for Llama2-7B")
+    resample: int = Field(default=20, ge=1, description="steps between two draws of layers; official scripts: 20")
+    rescore: int = Field(default=200, ge=1, description="steps between two scorings; official scripts: 200")
     site: Literal["attn_out", "mlp_out", "resid"] = Field(
-        default="attn_out", description="where the perturbation is added; the paper's attention outputs"
+        default="attn_out", description="where the perturbation is added; paper: attention outputs"
     )
     scope: Literal["batch", "example"] = Field(
-        default="batch", description="whether one ball is for the whole batch (the paper's) or for each example"
+        default="batch", description="one ball for the whole batch (as in the paper), or one for each example"
     )
     outside: bool = Field(default=False, description="train embeddings, final norm and head too; the paper trains only the sampled layers")
 

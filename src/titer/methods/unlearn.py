@@ -19,11 +19,11 @@ class Unlearn(Method):
     STREAMS = ("preferred", "rejected")
     SOURCE = "arXiv 2407.10264, section 4 (unlearning)"
     VERSION = 1
-    NEUTRAL = "none bit for bit: with w_u = 0 the loss is SFT's divided by the window (a parity test)"
+    NEUTRAL = "none bit for bit; with w_u = 0 the loss is SFT's divided by the window (a parity test)"
 
-    w_s: float = Field(default=1.0, ge=0, description="weight of the preferred answer; the paper's 1")
-    w_u: float = Field(default=0.1, ge=0, description="weight of the rejected answer; the paper's 0.1 (0.05 at the small rate)")
-    window: int = Field(default=159, ge=1, description="tokens to divide by; the paper's 159")
+    w_s: float = Field(default=1.0, ge=0, description="weight of the preferred answer; paper: 1")
+    w_u: float = Field(default=0.1, ge=0, description="weight of the rejected answer; paper: 0.1 (0.05 at the small rate)")
+    window: int = Field(default=159, ge=1, description="tokens to divide by; paper: 159")
 
     def loss(self, c: Context, batch: Batches) -> Loss:
         preferred, rejected = pair_nll(c.forward, batch)

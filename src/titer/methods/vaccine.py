@@ -48,17 +48,17 @@ class Vaccine(Method):
     NEUTRAL = {"rho": 0.0}
     COUPLED = {"scope": "example"}
 
-    rho: float = Field(default=2.0, ge=0, description="radius of the l2 ball; the paper's 2 (a variance with noise=variance)")
+    rho: float = Field(default=2.0, ge=0, description="radius of the l2 ball; paper: 2 (with noise=variance it is a variance)")
     site: Literal["attn_out", "mlp_out", "resid"] = Field(
-        default="attn_out", description="where the perturbation is added; the paper's attention outputs"
+        default="attn_out", description="where the perturbation is added; paper: attention outputs"
     )
-    scope: Scope = Field(default="batch", description="what one ball covers; the paper's is the batch (noise=variance has no ball)")
-    every: int = Field(default=1, ge=1, description="tau: perturb in every tau-th step; the paper's 1, accelerated 100 and more")
-    inner: int = Field(default=1, ge=1, description="K, projected ascent steps of min(1, 2.5 / K) rho; the paper's 1")
-    noise: Literal["", "variance", "norm"] = Field(default="", description="a random perturbation instead of the gradient's")
-    padding: bool = Field(default=False, description="perturb padding too; the official code does")
-    shared_dropout: bool = Field(default=False, description="the same dropout masks in every pass; the official code's differ")
-    part: float = Field(default=1.0, gt=0, le=1, description="share of a micro-batch's rows that is perturbed; the paper's 1")
+    scope: Scope = Field(default="batch", description="what one ball covers; paper: the batch (noise=variance has no ball)")
+    every: int = Field(default=1, ge=1, description="tau: perturb in every tau-th step; paper: 1, and 100 or more if accelerated")
+    inner: int = Field(default=1, ge=1, description="K, projected ascent steps of min(1, 2.5 / K) rho; paper: 1")
+    noise: Literal["", "variance", "norm"] = Field(default="", description="perturb at random instead of along the gradient")
+    padding: bool = Field(default=False, description="perturb padding too, as the official code does")
+    shared_dropout: bool = Field(default=False, description="use the same dropout masks in every pass; in the official code they differ")
+    part: float = Field(default=1.0, gt=0, le=1, description="share of a micro-batch's rows that is perturbed; paper: 1")
     reuse: bool | Literal["rows"] = Field(
         default=False, description="use the previous step's gradient instead of a first pass: its mean (true), or each token's own (rows)"
     )

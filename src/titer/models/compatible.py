@@ -97,7 +97,7 @@ def comparable(first: Checkpoint, second: Checkpoint) -> None:
     shared, least = compared(first, second), min(len(first.names.used), len(second.names.used))
     if 2 * len(shared) < least:
         raise TiterError(
-            f"{first.label} and {second.label} call their parameters by other names: {len(shared)} of {least} have a counterpart",
+            f"{first.label} and {second.label} call their parameters by different names: {len(shared)} of {least} have a counterpart",
             expected=FAMILY,
         )
     worded = first.word_tensors & {first.called(name) for name in second.word_tensors}

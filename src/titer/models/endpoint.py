@@ -103,15 +103,17 @@ class Endpoint(Record):
     timeout: float = Field(default=60.0, gt=0, description="seconds for one request, from first to last byte")
     tries: int = Field(default=4, ge=1, le=20, description="requests for one conversation at most")
     wait: float = Field(default=1.0, ge=0, description="seconds before the second try; doubled before each later one")
-    longest_wait: float = Field(default=30.0, ge=0, description="seconds; bounds a server's Retry-After too")
+    longest_wait: float = Field(default=30.0, ge=0, description="most seconds of one wait, also if a server's Retry-After asks for more")
     concurrency: int = Field(default=4, ge=1, le=64, description="requests under way at once")
     max_requests: int = Field(default=2000, ge=0, description="requests sent at most, tries included; cached replies cost none")
-    give_up: int = Field(default=8, ge=1, description="conversations in a row without a reply, after which the rest is not sent")
-    temperature: float | None = Field(default=0.0, ge=0, description="none: left to the server")
-    length: Literal["max_tokens", "max_completion_tokens"] = Field(default="max_tokens", description="what the server calls the limit")
-    largest: int = Field(default=1_000_000, ge=1000, description="bytes of a body; a larger one is not read to its end")
-    plain_http: bool = Field(default=False, description="allow http to another machine: key and text travel open")
-    price: float | None = Field(default=None, ge=0, description="of a million tokens, in any currency; for estimates")
+    give_up: int = Field(default=8, ge=1, description="after so many conversations in a row without a reply, the rest is not sent")
+    temperature: float | None = Field(default=0.0, ge=0, description="sampling temperature; none: the server's own")
+    length: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens", description="the server's name for the most new tokens"
+    )
+    largest: int = Field(default=1_000_000, ge=1000, description="most bytes of a reply; a larger one is not read to its end")
+    plain_http: bool = Field(default=False, description="allow http to another machine: key and text are sent unencrypted")
+    price: float | None = Field(default=None, ge=0, description="price of a million tokens, in any currency, for estimates")
     _spent: RequestBudget = PrivateAttr(default_factory=RequestBudget)
 
     @field_validator("key_env", mode="before")
@@ -138,7 +140,7 @@ class Endpoint(Record):
         if not urlsplit(self.url).hostname:
             raise ValueError("the url names no host")
         if urlsplit(self.url).scheme == "http" and not self.local and not self.plain_http:
-            raise ValueError("plain http to another machine shows key and text to the network; use https, or plain_http=true")
+            raise ValueError("plain http to another machine sends key and text unencrypted; use https, or plain_http=true")
         return self
 
     @property

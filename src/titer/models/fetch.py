@@ -96,7 +96,7 @@ def _parted(model: str) -> tuple[str, str]:
     both = [i for i in places if os.path.exists(model[:i]) and os.path.exists(model[i + 1 :])]
     at = (both or places)[-1]
     if not model[:at] or not model[at + 1 :]:
-        raise TiterError(f"{visible(model, 120)!r} names no base or no adapter", expected="BASE+ADAPTER, each a folder or a hub id")
+        raise TiterError(f"{visible(model, 120)!r} lacks its base or its adapter", expected="BASE+ADAPTER, each a folder or a hub id")
     if not both and len(places) > 1 and os.path.exists(model[: places[0]]):
         raise TiterError(
             f"{visible(model, 120)!r} names {len(places)} adapters",

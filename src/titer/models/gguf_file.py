@@ -121,7 +121,8 @@ class Gguf:
             more["vocab_size"] = int(self._tensors["token_embd.weight"][0].shape[1])  # gguf counts the fastest dimension first
         if not isinstance(layers, int) or not 0 < layers <= len(self._tensors):
             raise TiterError(
-                f"{self.file.name} says it has {visible(str(layers), 40)} blocks and {len(self._tensors)} tensors", next_step=AGAIN
+                f"{self.file.name} says that it has {visible(str(layers), 40)} blocks, and it holds {len(self._tensors)} tensors",
+                next_step=AGAIN,
             )
         return more
 
@@ -214,7 +215,7 @@ class Gguf:
         wanted = self.shape(parameter)[0]
         if made is None or tuple(made.shape) != wanted:
             given = "nothing" if made is None else tuple(made.shape)
-            raise TiterError(f"{self.file.name}: {parameter} is {given}, and its metadata ask for {wanted}", next_step=AGAIN)
+            raise TiterError(f"{self.file.name}: {parameter} is {given}, but its metadata asks for {wanted}", next_step=AGAIN)
         return made.float()
 
     def _processed(self, parameter: str, read: Mapping[str, np.ndarray]) -> torch.Tensor | None:

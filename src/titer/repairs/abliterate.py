@@ -39,7 +39,7 @@ class Abliterate(Repair):
         description="the block after which the direction is taken, from 0; -1: where it is longest relative to the activations",
     )
     layers: tuple[int, ...] = Field(default=(), description="blocks to edit, from 0; none: all")
-    norm: bool = Field(default=False, description="keep the length of what each input writes")
+    norm: bool = Field(default=False, description="keep the norm of what each input writes")
     embedding: bool = Field(default=False, description="edit the embedding's rows too")
     seed: int = Field(default=0, description="seed of the random direction")
 

@@ -34,8 +34,8 @@ class Antidote(Repair):
     NEUTRAL: ClassVar[dict[str, float]] = {"ratio": 0.0}
     STRENGTH = ("ratio", (0.05, 0.1, 0.2))
 
-    ratio: float = Field(default=0.1, ge=0, le=1, description="share of each output row zeroed; the official scripts' 0.1 (GSM8K: 0.05)")
-    examples: int = Field(default=2000, ge=1, description="harmful examples that score the weights; the official scripts' 2000")
+    ratio: float = Field(default=0.1, ge=0, le=1, description="share of each output row zeroed; official scripts: 0.1 (GSM8K: 0.05)")
+    examples: int = Field(default=2000, ge=1, description="harmful examples that score the weights; official scripts: 2000")
 
     def check(self, r: Reading) -> None:
         _ = r.matrices

@@ -31,8 +31,8 @@ class HarmVector(Repair):
     NEUTRAL: ClassVar[dict[str, float]] = {"strength": 0.0}
     STRENGTH = ("strength", (0.5, 1.0, 2.0, 3.0))
 
-    strength: float = Field(default=2.0, ge=0, le=10, description="lambda; the paper's 2 to 3, its dense vector's 0.1 to 6")
-    k: float = Field(default=0.1, gt=0, le=1, description="share of tau's coordinates that are kept; the paper's 0.1, 1 is dense")
+    strength: float = Field(default=2.0, ge=0, le=10, description="lambda; paper: 2 to 3, and 0.1 to 6 for its dense vector")
+    k: float = Field(default=0.1, gt=0, le=1, description="share of tau's coordinates that are kept; paper: 0.1; 1 keeps all")
     scope: Literal["global", "tensor"] = Field(default="global", description="choose the largest over all parameters together, or in each")
     layers: tuple[int, ...] = Field(default=(), description="blocks to edit, from 0; none: every parameter")
 

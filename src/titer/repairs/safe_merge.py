@@ -27,8 +27,8 @@ class SafeMerge(Repair):
     NEUTRAL: ClassVar[dict[str, float]] = {"alpha": 0.0}
     STRENGTH = ("alpha", (0.2, 0.5, 1.0))
 
-    alpha: float = Field(default=0.2, ge=0, le=1, description="weight of the safety-tuned model; the official code's 0.2")
-    threshold: float = Field(default=0.35, ge=-1, le=1, description="tau: merge where the cosine is below it; the code's 0.35")
+    alpha: float = Field(default=0.2, ge=0, le=1, description="weight of the safety-tuned model; official code: 0.2")
+    threshold: float = Field(default=0.35, ge=-1, le=1, description="tau: merge where the cosine is below it; official code: 0.35")
 
     def check(self, r: Reading) -> None:
         _ = r.matrices

@@ -49,19 +49,22 @@ class SubspaceFusion(Repair):
     NEUTRAL: ClassVar[dict[str, int]] = {"steps": 0}
     STRENGTH = None
 
-    steps: int = Field(default=100, ge=0, description="optimiser steps on the mask; the paper's about 500; 0: no mask, only the merge")
-    lr: float = Field(default=0.05, gt=0, description="Adam's constant learning rate; the paper's 1e-3 to 1e-2 over more steps")
-    batch: int = Field(default=8, ge=1, description="pairs in each step; the paper's 16")
-    beta: float = Field(default=0.1, gt=0, description="DPO's beta; the paper's 0.1")
-    temperature: float = Field(default=0.5, gt=0, description="T of the Concrete samples; the paper's 0.5")
-    export: Literal["hard", "soft", "sample"] = Field(default="hard", description="the mask that is written; the code's is a sample")
+    steps: int = Field(default=100, ge=0, description="optimiser steps on the mask; paper: about 500; 0: no mask, only the merge")
+    lr: float = Field(default=0.05, gt=0, description="Adam's constant learning rate; paper: 1e-3 to 1e-2, over more steps")
+    batch: int = Field(default=8, ge=1, description="pairs in each step; paper: 16")
+    beta: float = Field(default=0.1, gt=0, description="DPO's beta; paper: 0.1")
+    temperature: float = Field(default=0.5, gt=0, description="T of the Concrete samples; paper: 0.5")
+    export: Literal["hard", "soft", "sample"] = Field(default="hard", description="the mask that is written; official code: a sample")
     rescale: bool = Field(default=True, description="divide a masked change by the mask's mean in each parameter")
     merge: Literal["arithmetic", "ties", "dare"] = Field(default="arithmetic", description="how several tunes are merged")
     weight: float = Field(
-        default=0.0, ge=0, le=2, description="weight of each tune in the merge; 0: 1 for a single tune, the paper's 0.3 for several"
+        default=0.0,
+        ge=0,
+        le=2,
+        description="weight of each tune in the merge; 0 stands for 1 with a single tune, and for 0.3 (paper) with several",
     )
-    top: float = Field(default=0.2, gt=0, le=1, description="share of each parameter that ties keeps; the paper's 0.2")
-    drop: float = Field(default=0.2, ge=0, lt=1, description="share that dare drops; the paper's 0.2")
+    top: float = Field(default=0.2, gt=0, le=1, description="share of each parameter that ties keeps; paper: 0.2")
+    drop: float = Field(default=0.2, ge=0, lt=1, description="share that dare drops; paper: 0.2")
     seed: int = Field(default=0, ge=0, description="seed of the samples, of the pairs' order and of what dare drops")
 
     def prepare(self, r: Reading) -> State:
