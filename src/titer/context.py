@@ -148,7 +148,7 @@ class Step:
         if self._last and not self._forwards and isinstance(self._model, DistributedDataParallel):
             # DDP sums gradients over ranks only in the first backward pass after a forward pass
             raise TiterError(
-                f"stage {self.stage.name}: with several processes, the method made a second backward pass without a forward pass between",
+                f"stage {self.stage.name}: with several processes, the method made a second backward pass without a forward pass before it",
                 next_step="in the method, add the losses and call c.backward once.",
                 status=1,
             )

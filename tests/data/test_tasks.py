@@ -175,8 +175,8 @@ def test_a_text_may_hold_braces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "file", "content", "place", "word"),
     [
-        ("sst2", "x.tsv", "a\t1\nb\n", "x.tsv, line 2, column 2: 1 columns", "two"),
-        ("sst2", "x.tsv", "a\t1\tmore\n", "x.tsv, line 1, column 3: 3 columns", "two"),
+        ("sst2", "x.tsv", "a\t1\nb\n", "x.tsv, line 2, column 2: the line has 1 columns", "two"),
+        ("sst2", "x.tsv", "a\t1\tmore\n", "x.tsv, line 1, column 3: the line has 3 columns", "two"),
         ("sst2", "x.tsv", "\na\t2\n", "x.tsv, line 2, column 2: '2'", "0 (negative), 1 (positive)"),
         ("sst2", "x.tsv", "a\t1\nb\tlabel\n", "x.tsv, line 2, column 2: 'label'", "0 (negative)"),
         ("sst2", "x.tsv", " \t1\n", "x.tsv, line 1, column 1", "not empty"),

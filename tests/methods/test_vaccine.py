@@ -569,7 +569,7 @@ def test_a_stage_without_replay_has_the_key_that_it_had_and_a_replayed_one_resum
     plain = llama.stage
     assert "replay" not in plain.key_inputs("p", {})["stage"]
     assert plain.model_copy(update={"replay": 2}).key("p", {}) != plain.key("p", {})
-    with pytest.raises(TiterError, match=r"reuse=rows takes.*replay 2 or more"):
+    with pytest.raises(TiterError, match=r"reuse=rows needs.*replay 2 or more"):
         Vaccine(reuse="rows").setup(llama)
     with pytest.raises(TiterError, match="leave every at 1"):
         build(Vaccine, {"reuse": "rows", "every": 2}, "vaccine")

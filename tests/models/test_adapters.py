@@ -314,7 +314,7 @@ def test_dora_as_peft_saves_it_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(TiterError, match=r"a LoRA with DoRA.*merge_and_unload"):
         resolve(str(tmp_path / "adapter"))
     reconfigured(tmp_path, use_dora=False)  # the tensors tell as well
-    with pytest.raises(TiterError, match="lora_magnitude_vector, which is no part of a plain LoRA"):
+    with pytest.raises(TiterError, match="lora_magnitude_vector, which is not part of a plain LoRA"):
         resolve(str(tmp_path / "adapter"))
 
 

@@ -213,7 +213,7 @@ class Known:
 def _asked(text: TextData, known: Known) -> TextData:
     """The labelled prompts that no model was trained on."""
     known.told += text.notes
-    kept = known.apart("prompts", [row[0] for row in text.rows])
+    kept = known.apart(text.name, [row[0] for row in text.rows])
     return text.model_copy(update={"rows": tuple(text.rows[i] for i in kept)})
 
 

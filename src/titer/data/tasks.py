@@ -112,7 +112,7 @@ def _labelled(file: File, template: str, names: Sequence[str]) -> Iterator[Answe
             continue
         if len(cells) != 2:
             raise TiterError(
-                f"{where}, column {min(len(cells), 2) + 1}: {len(cells)} columns",
+                f"{where}, column {min(len(cells), 2) + 1}: the line has {len(cells)} columns",
                 expected="two columns, the text and its label, separated by one tab",
             )
         text, code = cells

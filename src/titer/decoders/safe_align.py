@@ -75,7 +75,7 @@ class SafeAlign(Decoder):
     def check(self, examples: Sequence[Example]) -> None:
         if (many := len(_pairs(examples))) < LEAST:
             raise TiterError(
-                f"safe_align learns from unsafe prompts with both answers, and {many} such prompts are left for it",
+                f"safe_align learns from unsafe prompts with both answers, but only {many} such prompts are left for it",
                 expected=f"at least {LEAST} with the columns comply and refuse, besides the prompts that are asked",
             )
 

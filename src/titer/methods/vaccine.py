@@ -82,7 +82,7 @@ class Vaccine(Method):
     def setup(self, c: Context) -> dict[str, torch.Tensor]:
         if self.reuse == "rows" and (c.replay == 1 or c.sum(torch.tensor(1)) > 1):
             raise TiterError(
-                "reuse=rows takes the gradient that the step before had on the same rows",
+                "reuse=rows needs the gradient of the step before on the same rows, which this stage does not have",
                 expected="a stage with replay 2 or more, in one process",
                 next_step="add --replay 8 (in Python: the stage's replay), or set reuse to true.",
             )

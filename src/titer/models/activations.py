@@ -103,7 +103,9 @@ def _collect(
 def _in_places(name: str, activation: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Returns the activation (B, T, D) as float32. Errors: not one vector per token (several streams, or bytes read in patches)."""
     if activation.ndim != 3 or activation.shape[:2] != places.shape:
-        raise TiterError(f"{name} is {tuple(activation.shape)} in this model", expected="one vector a token: (prompts, tokens, width)")
+        raise TiterError(
+            f"{name} has the shape {tuple(activation.shape)} in this model", expected="one vector for each token: (prompts, tokens, width)"
+        )
     return activation.float()
 
 

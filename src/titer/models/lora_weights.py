@@ -134,11 +134,13 @@ class Adapter:
             return LoraChange(parameter, self.file, whole)
         module = parameter.removesuffix(".weight")
         if len(pair) < 2:
-            raise TiterError(f"{self.folder} has one half of the pair for {visible(module, 120)}", next_step="fetch or train it again.")
+            raise TiterError(
+                f"{self.folder} has only one of the two matrices A and B for {visible(module, 120)}", next_step="fetch or train it again."
+            )
         (a, _), (b, _) = (shape(self.file, name) for name in pair)
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] != self.lora.rank(module):
             raise TiterError(
-                f"{self.folder}: A {a} and B {b} of {visible(module, 120)} are no pair of rank {self.lora.rank(module)}",
+                f"{self.folder}: A {a} and B {b} of {visible(module, 120)} do not form a pair of rank {self.lora.rank(module)}",
                 next_step="fetch or train it again.",
             )
         sizes = {False: (b[0], a[1]), True: (a[1], b[0])}
@@ -186,7 +188,7 @@ def _read(file: Path, folder: Path) -> dict[str, dict[str, str]]:
         rest = name.removeprefix(PREFIX)
         match = PART.fullmatch(rest)
         if rest == name or (match is None and ("lora_" in rest or "token_adapter" in rest)):
-            raise TiterError(f"{folder} holds {visible(name, 120)}, which is no part of a plain LoRA", next_step=MERGED)
+            raise TiterError(f"{folder} holds {visible(name, 120)}, which is not part of a plain LoRA", next_step=MERGED)
         if match is None:
             found.setdefault(rest.replace(".base_layer.", "."), {})["whole"] = name
         else:
