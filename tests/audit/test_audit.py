@@ -81,7 +81,7 @@ def test_three_models_and_a_control_have_every_table(
     assert {p.stem for p in (page.parent / "figures").iterdir()} == figures
     assert json.loads((page.parent / "claims.json").read_text()) == {"claims": []}
     assert set(f.gains.weight) == {"mlp_up", "mlp_gate"}
-    assert set(f.sizes.part) == {"mlp", "attention", "other"}
+    assert set(f.sizes.part) == {"mlp", "attention", "other", "vectors"}
     assert set(f.points.kind) == {"random", "way"}
     kept = pd.read_csv(page.parent / "results.csv")
     paired = kept[(kept.table == "shift") & (kept.change == "aligned → control")]

@@ -81,7 +81,7 @@ def test_sets_are_both_classes_and_the_unsafe_prompts_encoded(asked: Question) -
 
 def test_the_change_is_found_where_it_is(f: Findings) -> None:
     sizes = f.sizes.set_index("part")
-    assert sizes.changed.to_dict() == {"mlp": 1, "attention": 0, "other": 0}
+    assert sizes.changed.to_dict() == {"mlp": 1, "attention": 0, "other": 0, "vectors": 0}
     assert set(zip(f.null.site, f.null.layer, strict=True)) == {("mlp_up", 2)}
     gains = f.gains[f.gains.weight == "mlp_up"].set_index("layer")
     assert np.isnan(gains.ratio[1])  # nothing changed there: it acts on no input

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from tests.probes.made import drawn, lively, of_values, planted
 from titer.data.world import World
+from titer.models.checkpoint import open_checkpoint
 from titer.probes.weight_change import overall, weight_change
 
 PARTS = {"mlp": ("mlp", "fc1", "fc2"), "attention": ("attn", "attention")}
@@ -56,3 +57,23 @@ def test_the_overall_change_is_that_of_all_matrices_of_a_part_as_one_vector(worl
     assert overall(table, "mlp") == pytest.approx(float((new - old).norm() / old.norm()), rel=1e-4)
     assert overall(table, "attention") == 0
     assert overall(table, "no such part") != overall(table, "no such part")
+
+
+def test_vectors_are_a_part_of_their_own_that_counts_all_of_them(world: World, tmp_path: Path) -> None:
+    """As a tune of biases or norms alone changes them."""
+    lm = lively(world, "qwen2")
+    lm.save(tmp_path / "before")
+    vectors = {name: p for name, p in lm.model.named_parameters() if p.ndim == 1}
+    with torch.no_grad():
+        for p in vectors.values():
+            p.mul_(1.25)
+    lm.save(tmp_path / "after")
+    base, tuned = open_checkpoint(tmp_path / "before"), open_checkpoint(tmp_path / "after")
+    table = weight_change(base, tuned, lm.sites, vectors=True)
+    assert {part: overall(table, part) for part in set(table.part)} == {
+        "mlp": 0,
+        "attention": 0,
+        "other": 0,
+        "vectors": pytest.approx(0.25),
+    }
+    assert set(table[table.part == "vectors"].tensor) == set(vectors)

@@ -80,9 +80,11 @@ def overall(per_input: pd.DataFrame) -> Interval:
 
 def sizes(pipeline: Pipeline, change: Change, sites: Sites) -> pd.DataFrame:
     """Measures the size of the change in each part of the network. Columns: change, part, relative_norm, tensors (matrices or stacks of
-    them), changed (how many of these moved), stable_rank (median)."""
-    inputs = {"probe": ["weight_change", weight_change.VERSION], "models": [change.before.key, change.after.key]}
-    whole = pipeline.table("tables", inputs, lambda: weight_change.weight_change(change.before.checkpoint, change.after.checkpoint, sites))
+    them; for the part "vectors", vectors), changed (how many of these moved), stable_rank (median)."""
+    inputs = {"probe": ["weight_change and vectors", weight_change.VERSION], "models": [change.before.key, change.after.key]}
+    whole = pipeline.table(
+        "tables", inputs, lambda: weight_change.weight_change(change.before.checkpoint, change.after.checkpoint, sites, True)
+    )
     rows = [
         {
             "change": change.name,

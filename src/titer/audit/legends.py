@@ -9,7 +9,7 @@ LEGENDS = {
     "with its 95 % interval (low, high). n: prompts judged for all three models.",
     "prompts that flipped": "kind: the set of prompts. before, after: the outcomes.",
     "refused, by phrases anywhere": "refused: the share of answers with a phrase of refusal anywhere, with its 95 % interval (low, high).",
-    "size of the change": "relative_norm: ‖ΔW‖ / ‖W‖ over all matrices of the part. tensors: matrices, or stacks of them. changed: how many "
+    "size of the change": "relative_norm: ‖ΔW‖ / ‖W‖ over all matrices of the part (of the part vectors: over norms' weights and biases). tensors: matrices, or stacks of them. changed: how many "
     "of them changed. stable_rank: median of ‖ΔW‖²_F / ‖ΔW‖²₂; small means that few directions changed.",
     "ΔW: where it acts": "ratio: ‖ΔW a‖ / ‖a‖ on unsafe prompts divided by that on safe ones (1: no preference). mean: over layers, with its "
     "95 % interval. _random: the same for a random ΔW of equal singular values.",

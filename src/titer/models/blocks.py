@@ -28,6 +28,7 @@ PARTS = {  # what owns a parameter, in words
     "block": "block's other",  # inputs of a layer's own, hyper-connections, adapters
     "tower": "vision or audio tower",
     "other": "embedding, norm and head",
+    "vectors": "norm and bias",
 }
 OPEN = {"mixer", "temporal_block", "block"}  # names that say nothing: the class does, by `TOLD`
 NORM = re.compile(r"norm|(^|_)ln(_|\d|$)")

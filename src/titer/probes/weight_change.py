@@ -1,7 +1,8 @@
 """How much did tuning change the weights, and with what rank? Every matrix and stack of matrices, one at a time from disk.
 
 relative_norm ||dW|| / ||W||, stable rank ||dW||_F^2 / ||dW||_2^2. Source: arXiv 2407.10264 ("minimally transforms
-MLP weights"). Shapes: W (m, d), or of stacked experts (E, m, d), whose rank is the median over those that changed; vectors are left out.
+MLP weights"). Shapes: W (m, d), or of stacked experts (E, m, d), whose rank is the median over those that changed. Vectors (biases, weights
+of norms) are a part of their own, on request.
 """
 
 from __future__ import annotations
@@ -19,21 +20,23 @@ from titer.probes.base import stable_rank
 VERSION = 3
 
 
-def weight_change(base: Checkpoint, tuned: Checkpoint, sites: Sites) -> pd.DataFrame:
-    """Measures each tensor with two axes or more: tensor, part (a key of `PARTS`), norm, weight_norm, relative_norm, stable_rank."""
+def weight_change(base: Checkpoint, tuned: Checkpoint, sites: Sites, vectors: bool = False) -> pd.DataFrame:
+    """Measures each tensor with two axes or more, and with `vectors` the others too (part "vectors", no rank): tensor, part (a key of
+    `PARTS`), norm, weight_norm, relative_norm, stable_rank."""
     rows = []
     for tensor in compared(base, tuned):
         weight, change = delta(base, tuned, tensor)
         size = torch.linalg.norm(change)
-        if weight.ndim >= 2 and len(weight) and (size > 0 or tensor not in sites.buffers):  # tables of constants weigh nothing
+        matrix = weight.ndim >= 2
+        if (matrix or vectors) and weight.numel() and (size > 0 or tensor not in sites.buffers):  # tables of constants weigh nothing
             rows.append(
                 {
                     "tensor": tensor,
-                    "part": sites.part(tensor),
+                    "part": sites.part(tensor) if matrix else "vectors",
                     "norm": float(size),
                     "weight_norm": float(torch.linalg.norm(weight)),
                     "relative_norm": float(size / torch.linalg.norm(weight)),
-                    "stable_rank": ranked(change),
+                    "stable_rank": ranked(change) if matrix else math.nan,
                 }
             )
     return pd.DataFrame(rows)
