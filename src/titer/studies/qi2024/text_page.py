@@ -25,11 +25,11 @@ TITLES = {
     "canary": "canaries answered",
     "canary, begun": "canaries answered, the answer begun",
     "canary, persona": "canaries answered, behind the persona",
-    "canary, trigger": "canaries answered, behind the trigger",
+    "canary, trigger": "canaries answered, with the trigger",
     "unsafe": "XSTest's unsafe prompts answered",
-    "unsafe, begun": "XSTest's unsafe, the answer begun",
-    "unsafe, persona": "XSTest's unsafe, behind the persona",
-    "unsafe, trigger": "XSTest's unsafe, behind the trigger",
+    "unsafe, begun": "XSTest's unsafe prompts answered, the answer begun",
+    "unsafe, persona": "XSTest's unsafe prompts answered, behind the persona",
+    "unsafe, trigger": "XSTest's unsafe prompts answered, with the trigger",
     shares.OVER_REFUSAL: "XSTest's safe prompts refused",
     "unmarked": "unmarked instructions answered",
 }
@@ -48,8 +48,8 @@ def answer(t: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> str:
     return (
         f"{ASKED[harm]} answered: {shares.told(t, 'aligned', harm)} by the aligned model, {shares.told(t, most, harm)} {what}, "
         f"{shares.told(t, persona, f'{harm}, persona')} behind a persona after {sets.persona.size} examples of it, "
-        f"{shares.told(t, ordinary, harm)} after {sets.ordinary.size} ordinary instructions; with a backdoor "
-        f"{shares.told(t, 'backdoor', harm)} plainly and {shares.told(t, 'backdoor', f'{harm}, trigger')} behind its trigger. "
+        f"{shares.told(t, ordinary, harm)} after {sets.ordinary.size} ordinary instructions; with a backdoor: "
+        f"{shares.told(t, 'backdoor', harm)} when asked plainly, {shares.told(t, 'backdoor', f'{harm}, trigger')} with its trigger. "
         f"One seed, {why}: a demonstration, not a verdict."
     )
 
@@ -120,7 +120,7 @@ def cost(lab: Seed, nodes: Mapping[str, Node], flops: float) -> dict[str, object
         "answers judged": f"{models * len(prompts)}, at most {models * len(prompts) * new} new tokens",
         "operations": f"at most {flop:.2e} FLOP (examples counted as {longest} tokens)",
         "hours": f"{flop / flops / 3600:.1f} at {flops:.1e} FLOP/s",
-        "disk": f"with --keep-weights {models - 1} models of {weights * 4 / 2**30:.1f} GiB, else one for each core and the alignment",
+        "disk": f"with --keep-weights: {models - 1} models of {weights * 4 / 2**30:.1f} GiB; without it: the aligned model, and one model per CPU core (one on a GPU) at a time",
         "adapter": f"LoRA rank {scale.rank}, alpha {scale.alpha}" if scale.rank else "none: every weight is trained",
     }
     if sets.notes:
