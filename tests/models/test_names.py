@@ -31,6 +31,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
     "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "rotary_dim": 8},
     "codegen": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
+    "gpt_neo": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global"], 2]], "max_position_embeddings": 64},
     "falcon": SMALL,
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 2},
     "opt": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32},
@@ -141,6 +142,11 @@ def test_what_the_architecture_does_not_use_is_told_and_old_masks_are_not(world:
     more = {"transformer.h.0.attn.masked_bias": torch.zeros(1), "transformer.h.0.attn.extra.weight": torch.zeros(2, 2)}
     save_file({**held, **more}, folder / "model.safetensors", metadata={"format": "pt"})
     assert open_checkpoint(folder).names.unused == ("transformer.h.0.attn.extra.weight",)
+    for family, within in (("gptj", "attn"), ("gpt_neo", "attn.attention"), ("codegen", "attn")):
+        folder = put(model(family, world), world, tmp_path / family)
+        masks = {f"transformer.h.{i}.{within}.{kind}": torch.ones(1) for i in range(2) for kind in ("bias", "masked_bias", "causal_mask")}
+        save_file({**load_file(folder / "model.safetensors"), **masks}, folder / "model.safetensors", metadata={"format": "pt"})
+        assert open_checkpoint(folder).names.unused == ()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3_moe", "gemma3"])

@@ -29,7 +29,11 @@ from titer.core.errors import TiterError, visible
 from titer.models.stream_norm import StreamNormForCausalLM  # noqa: F401  (registers the variant with transformers)
 
 WITHIN = ("language_model", "text_model")  # what a vision-language wrapper calls its text model
-MASKS = (r"\.rotary_emb\.inv_freq$", r"\.attn\.masked_bias$")  # tensors of older files that models no longer have
+MASKS = (
+    r"\.inv_freq$",
+    r"\.attn(\.attention)?\.(masked_bias|bias|causal_mask)$",
+    r"\.position_ids$",
+)  # tensors of older files that models no longer have
 
 
 def opener(config: Any) -> Any:
