@@ -132,7 +132,7 @@ def test_the_dry_run_of_the_demo_lists_its_models_and_what_stands(titer: Titer) 
     models = ["base", "aligned", "benign", "sham", "user p=0", "user p=0.01", "user p=0.05", "user p=0.05, safe instead"]
     assert [(row["base"], row["model"]) for row in found] == [(base, model) for base in range(3) for model in models]
     assert not any(row["stands"] for row in found)
-    assert "no download" in titer("demo", "--dry-run").out
+    assert "nothing is downloaded" in titer("demo", "--dry-run").out
 
 
 def test_the_dry_run_of_align_knows_what_stands(titer: Titer) -> None:
