@@ -52,7 +52,7 @@ def test_it_stands_before_every_prompt_once(tmp_path: Path) -> None:
     assert turns(behind("You are Ada.", "bread")) == (SYSTEM, Turn("user", "bread"))
     assert turns(behind("You are Ada.", written(TALK))) == (SYSTEM, *TALK)
     assert behind("", "bread") == "bread"
-    with pytest.raises(TiterError, match="beside a prompt with a system text of its own"):
+    with pytest.raises(TiterError, match="but a prompt has a system text of its own"):
         behind("Be kind.", written((SYSTEM, *TALK)))
     file = tmp_path / "prompts.csv"
     file.write_text("prompt,label\nbread,safe\nbad bread,unsafe\n")

@@ -104,5 +104,5 @@ def test_exemplars_turned_round_turn_the_effect_round(form: Any) -> None:
 
 def test_it_needs_pairs() -> None:
     alone = [Example("a b", True, "unsafe", "test", comply="c"), *[replace(e, harmful=False) for e in PAIRS]]
-    with pytest.raises(TiterError, match="unsafe prompts with both answers, and 0 such prompts"):
+    with pytest.raises(TiterError, match="unsafe prompts with both answers, but only 0 such prompts"):
         SafeAlign().fit(llama(WORLD), {}, alone)

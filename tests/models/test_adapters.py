@@ -296,7 +296,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tokens before the prompt": ({"peft_type": "PROMPT_TUNING"}, "an adapter of the kind PROMPT_TUNING.*give a LoRA or a whole model"),
     "no kind": ({"peft_type": None}, "an adapter of the kind None"),
     "no rank": ({"r": 0}, "greater than or equal to 1"),
-    "another rank": ({"r": 8}, r"A \(4, 16\) and B \(16, 4\) of .* are no pair of rank 8"),
+    "another rank": ({"r": 8}, r"A \(4, 16\) and B \(16, 4\) of .* do not form a pair of rank 8"),
     "a broken pattern": ({"rank_pattern": {"(": 4}}, "no regular expression"),
 }
 
@@ -330,10 +330,10 @@ def test_an_adapter_on_a_tied_embedding_is_refused(world: World, tmp_path: Path)
 def test_damaged_adapters_are_named(folder: Path) -> None:
     whole = load_file(folder / "adapter" / WEIGHTS)
     rewritten(folder, lambda tensors: tensors.pop(min(tensors)))
-    with pytest.raises(TiterError, match="one half of the pair"):
+    with pytest.raises(TiterError, match="only one of the two matrices"):
         resolve(str(folder / "adapter"))
     save_file({name.removeprefix("base_model."): t for name, t in whole.items()}, folder / "adapter" / WEIGHTS)
-    with pytest.raises(TiterError, match="no part of a plain LoRA"):
+    with pytest.raises(TiterError, match="not part of a plain LoRA"):
         resolve(str(folder / "adapter"))
     (folder / "adapter" / WEIGHTS).write_bytes(b"cut")
     with pytest.raises(TiterError, match="damaged or cut short"):

@@ -99,7 +99,7 @@ def test_vllm_is_given_a_folder_that_does_not_say_it(said: dict[str, object], wo
         assert openable(open_checkpoint(made, trusted=True), store).path == made  # every other model is itself
         written(made, **said)
         checkpoint = open_checkpoint(made, trusted=True)
-        with pytest.raises(TiterError, match=r"picks the code that computes it in its config\.json.*models\.vllm_engine\.openable"):
+        with pytest.raises(TiterError, match=r"chooses, in its config\.json, the code.*models\.vllm_engine\.openable"):
             open_fast(checkpoint, Serving(), VLLM)
         whole = openable(checkpoint, store, "float32")
         assert not whole.picks_kernels

@@ -126,7 +126,7 @@ def test_an_adapter_stays_one_where_it_can_and_is_merged_where_not(name: str, tm
         plan, (found,) = run(order(name, folder, models, settings=chosen(name)))
         assert plan.adapter == bool(KINDS[name].ADAPTER)
         assert (found.adapter is not None) == plan.adapter
-        assert plan.adapter != any("it is merged" in note for note in plan.notes)
+        assert plan.adapter != any("the adapter is merged" in note for note in plan.notes)
         whole = folder / "merged"  # the same model, its adapter merged before
         edited.write_edited(plan.tuned, plan.tuned.weight, whole)
         _, (merged,) = run(order(name, folder, {**models, TUNED: str(whole)}, to=folder / "other", settings=chosen(name)))

@@ -46,7 +46,7 @@ def test_an_adapter_on_another_model_than_the_aligned_one_is_merged(tmp_path: Pa
     models = family(tmp_path, roles=("aligned", "else"), kind="adapter")
     plan, (found,) = run(order("scale", tmp_path, {**models, "aligned": models["else"]}))
     assert found.adapter is None
-    assert any("it is merged" in note for note in plan.notes)
+    assert any("the adapter is merged" in note for note in plan.notes)
 
 
 def test_an_adapter_on_a_gguf_file_stays_on_that_file(tmp_path: Path) -> None:

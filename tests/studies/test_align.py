@@ -239,7 +239,11 @@ def test_what_is_wrong_with_streams_is_told_with_the_next_step(tmp_path: Path) -
         (None, {}, r"no --data was given"),
         (data, {"method": "dpo"}, r"the row of 'a b' has no comply answer.*both columns.*leave out that row"),
         (None, {"method": "dpo", "streams": {"preferred": f"{place}:refuse"}}, r"needs the stream rejected"),
-        (None, {"method": "dpo", "streams": {"preferred": f"{place}:refuse", "rejected": f"{other}:comply"}}, r"different requests"),
+        (
+            None,
+            {"method": "dpo", "streams": {"preferred": f"{place}:refuse", "rejected": f"{other}:comply"}},
+            r"same requests in the same order",
+        ),
         (data, {"alpha": 4}, r"--alpha without an adapter.*--lora"),
         (data, {"lora": 2, "dropout": 1.5}, r"adapter: dropout: Input should be less than 1"),
         (data, {"lora": 2, "alpha": 0}, r"adapter: alpha: Input should be greater than 0"),
