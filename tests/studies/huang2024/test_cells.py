@@ -50,9 +50,9 @@ def test_the_last_judged_step_says_whether_the_task_was_learned() -> None:
 
 def test_no_shared_cell_is_no_gap() -> None:
     e = found_of([Curve("sft", ratio=0.01), Curve("vaccine", ratio=0.05), Curve("noise", ratio=0.05, user=0.0)])
-    with pytest.raises(UnsaidError, match="learned in no cell of both"):
+    with pytest.raises(UnsaidError, match="learned under every compared defence"):
         ATTACKS.gap("sft", "vaccine", "harm", ratio=0.05).gap(e)
-    with pytest.raises(UnsaidError, match="learned in no cell of both"):
+    with pytest.raises(UnsaidError, match="learned under every compared defence"):
         ATTACKS.gap("vaccine", "noise", "harm", ratio=0.05).gap(e)
 
 
@@ -137,7 +137,7 @@ def test_a_spread_tells_every_alignment_and_how_far_they_lie_apart() -> None:
     told = spread("harm", (0.01, 0.05), "vaccine", "sft")(e)
     assert told == "vaccine 0.200 (by alignment 0.100, 0.200, 0.300; sd 0.100), sft 0.400"
     assert mean_of("vaccine", "harm", 0.01, 0.05)(e) == pytest.approx(0.2)
-    with pytest.raises(UnsaidError, match="learned in no cell"):
+    with pytest.raises(UnsaidError, match="no setting"):
         mean_of("vaccine", "harm", 0.0)(e)
 
 

@@ -221,7 +221,7 @@ def test_no_seed_whose_task_was_learned_makes_a_claim_not_testable() -> None:
     found = claim(f"vaccine against {WORDS[TWICE]}: p = 0.05", seeds)
     assert found.verdict == "not testable"
     assert found.value is None
-    assert "the user's task was learned in no cell of both" in found.reason
+    assert "no setting (rate, p, alignment) in which the user's task was learned" in found.reason
 
 
 def test_claims_whose_parts_were_not_measured_do_not_print() -> None:

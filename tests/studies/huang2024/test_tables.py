@@ -237,10 +237,15 @@ def test_the_answer_counts_what_was_supported_and_names_the_least_advantage() ->
     ]
     said = answer(claims, seeds_of(0.2), CHOSEN)
     kept = [made(f"refusal kept along the attack, against {name}", "supported") for name in ("SFT", "noise of equal norm")]
-    assert "in 1 of 2, and along the attack in 2 of 2; the claim that a tenth" in answer([*claims, *kept], seeds_of(0.2), CHOSEN)
+    assert "in 1 of 2 comparisons, and along the attack in 2 of 2 comparisons; the claim that a tenth" in answer(
+        [*claims, *kept], seeds_of(0.2), CHOSEN
+    )
     assert "Vaccine (rho 5) beats its controls in 1 of 3 comparisons" in said
     assert "smallest advantage over any control: +6.0% at p = 0.01, -4.0% at p = 0.05" in said
-    assert "under benign tuning in 1 of 2; the claim that a tenth of the perturbations keeps half of the gain is inconclusive." in said
+    assert (
+        "under benign tuning in 1 of 2 comparisons; the claim that a tenth of the perturbations keeps half of the gain is inconclusive."
+        in said
+    )
 
 
 def test_the_answer_without_the_optional_parts() -> None:

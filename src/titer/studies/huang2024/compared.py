@@ -25,7 +25,7 @@ ATTACKS = Cells(
     counts=learned,
     compared=lambda found, t: t[(t.examples == found.scale.budget.examples) & (t.rate == found.scale.budget.rate)],
     n=lambda found: found.scale.inputs,  # type: ignore[no-any-return]
-    none="the user's task was learned in no cell of both",
+    none="there is no setting (rate, p, alignment) in which the user's task was learned under every compared defence",
 )
 AT_RATES = replace(ATTACKS, compared=lambda found, t: t[(t.examples == found.scale.budget.examples) & t.rate.isin(found.scale.rates)])
 BROKEN = (

@@ -81,12 +81,12 @@ def answer(told: Sequence[Claim], found: Sequence[Found], chosen: Chosen) -> str
     least = ", ".join(f"{min(values):+.1%} at p = {ratio:g}" for ratio, values in gaps.items() if values) or "not testable"
     keeps = [[c for c in told if c.name.startswith(start)] for start in ("benign", "refusal kept")]
     benign, along = (f"{sum(c.verdict == 'supported' for c in claims)} of {len(claims)}" for claims in keeps)
-    refusal = f", and along the attack in {along}" if keeps[1] else ""
+    refusal = f", and along the attack in {along} comparisons" if keeps[1] else ""
     half = by.get("accelerated Vaccine keeps half the gain")
     cheap = f"; the claim that a tenth of the perturbations keeps half of the gain is {half.verdict}" if half and held else ""
     return (
         f"With little harmful data, Vaccine (rho {chosen.rho:g}) beats its controls in {len(held)} of {len(against)} comparisons "
-        f"(unsafe requests answered; smallest advantage over any control: {least}). It keeps more refusals than its controls under benign tuning in {benign}{refusal}{cheap}."
+        f"(unsafe requests answered; smallest advantage over any control: {least}). Compared with its controls, it keeps more refusals under benign tuning in {benign} comparisons{refusal}{cheap}."
     )
 
 
@@ -147,7 +147,7 @@ def curves(t: pd.DataFrame, measure: str) -> Figure:
     return Figure(
         f"curves_{measure}",
         f"An attacker who tunes: {CURVES[measure]}",
-        "By optimiser steps of the user's fine-tuning at a constant rate; one panel per rate and share p of unsafe examples. Mean over seeds; whiskers span the seeds. The points of a line are one run, judged at the steps whose weights were kept.",
+        "By optimiser steps of the user's fine-tuning at a constant rate; one panel per rate and share p of unsafe examples. Lines show means over seeds, whiskers the range over seeds. The points of a line come from the same runs, each judged at the steps whose weights were kept.",
         forms.lines(found, "step", "value", "defence", colours, titles, panel="panel", columns=found.rate.nunique()),
     )
 
@@ -158,7 +158,7 @@ def against_p(t: pd.DataFrame, scale: Scale) -> Figure:
     return Figure(
         "fig2",
         "Figure 2: what the share of harmful data does",
-        "After fine-tuning with the budget of the paper's tables: strict compliance (HS), accuracy on the user's task (FA), loss on alignment data, embedding drift. In the paper HS, loss and drift rise with p, and FA shows nothing. Drift is the mean of ‖Δh‖/‖h‖ over tokens and layers, each model from its own start.",
+        "After fine-tuning with the budget of the paper's tables: strict compliance (HS), accuracy on the user's task (FA), loss on alignment data, embedding drift. In the paper HS, loss and drift rise with p, and FA shows no trend. Drift is the mean of ‖Δh‖/‖h‖ over tokens and layers; each model is compared with itself before the fine-tuning.",
         _measured(t, "ratio", AGAINST_P, "share p of unsafe examples"),
     )
 
