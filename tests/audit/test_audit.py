@@ -231,6 +231,31 @@ def test_models_of_one_name_are_told_apart(saved: Saved) -> None:
     assert [m.name for m in audited([saved("same", 0), saved("same", 1)]).models] == ["same #1", "same #2"]
 
 
+def test_models_of_other_shapes_are_compared_by_their_answers_alone(
+    pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
+) -> None:
+    """A pruned model, one layer of two left, and a tune of it: its tune is measured whole, in the pruned model's layers."""
+
+    def pruned(name: str, seed: int) -> Checkpoint:
+        lm = load(saved("whole", seed))
+        lm.model.config.num_hidden_layers, lm.model.model.layers = 1, lm.model.model.layers[:1]
+        lm.save(tmp_path / name)
+        return open_checkpoint(tmp_path / name)
+
+    found = audited([saved("whole", 1), pruned("pruned", 1), pruned("tuned", 2)])
+    assert [change.apart for change in found.changes] == ["whole has 2 layers, pruned 1", ""]
+    f, _, _ = run(pipeline, found, asked, data, tmp_path / "audit", SMALL)
+    assert set(f.shifts.change) == {"whole → pruned", "pruned → tuned"}
+    assert set(f.sizes.change) == set(f.rotation.change) == {"pruned → tuned"}
+    assert f.missing[f.missing.of == "whole → pruned"].reason.tolist() == ["whole has 2 layers, pruned 1"]
+    two = audited([m.checkpoint for m in found.models[:2]])
+    f, page, said = run(pipeline, two, asked, data, tmp_path / "two", SMALL)
+    assert said.endswith("Only what they answer is compared: whole has 2 layers, pruned 1.")
+    assert "the weights cannot be compared" in page.read_text(encoding="utf-8")
+    assert advice(two, f.shifts, f.sizes) == []
+    assert audit_cost(two, asked, SMALL)["weights"] == "whole → pruned: whole has 2 layers, pruned 1"
+
+
 def test_what_cannot_be_compared_is_refused(saved: Saved, world: World, tmp_path: Path) -> None:
     neox(world).save(tmp_path / "neox")
     with pytest.raises(TiterError, match=r"two architectures.*two checkpoints of one architecture"):

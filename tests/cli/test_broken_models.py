@@ -66,7 +66,7 @@ def test_names_behind_a_wrapper_s_prefix_and_a_classifier_are_told(wrong: Wrong,
     file, config = here / "m" / "model.safetensors", here / "m" / "config.json"
     held = load_file(file)
     save_file({f"module.{name}": tensor for name, tensor in held.items()}, file, {"format": "pt"})
-    assert "named behind 'module.'" in wrong("evaluate", "m", "--data", "d.csv", "--max-new-tokens", "2")
+    assert "begin with 'module.'" in wrong("evaluate", "m", "--data", "d.csv", "--max-new-tokens", "2")
     config.write_text(config.read_text(encoding="utf-8").replace("ForCausalLM", "ForSequenceClassification"), encoding="utf-8")
     save_file({name: tensor for name, tensor in held.items() if "lm_head" not in name and "embed_out" not in name}, file, {"format": "pt"})
     assert "no head that writes text" in wrong("evaluate", "m", "--data", "d.csv", "--max-new-tokens", "2")

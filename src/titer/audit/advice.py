@@ -54,7 +54,7 @@ def advice(
     if change is None or shifts.empty:
         return []
     told = _bare(change)
-    if change.same:
+    if not change.weighed:
         return told
     mine = shifts[shifts.change == change.name]
     before, known = _place(change.before), usual(change.after.checkpoint.adapter or change.after.checkpoint.path)

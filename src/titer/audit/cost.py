@@ -36,7 +36,8 @@ def audit_cost(
     """Counts and operations of the whole audit, in words. Errors: those of `check`, which the audit runs first."""
     check(found.models, asked, settings)
     first = found.models[0].checkpoint
-    parameters = size(first)
+    counts = {size(model.checkpoint) for model in found.models}
+    parameters = max(counts)
     tokenizer = read_tokenizer(first)
     prompts = [a.example.prompt for one in asked.sets.values() for a in one.attempts]
     picked = [choices.asked(question) for questions in asked.choices.values() for question in questions]
@@ -51,7 +52,7 @@ def audit_cost(
     flop = 2.0 * parameters * (len(found.models) * (PROBING * sum(lengths) + reading) + new + len(questioned) * seen)
     flop += 2.0 * beside * (len(found.models) * sum(lengths) + new)
     told: dict[str, object] = {
-        "models": f"{len(found.models)}, {parameters / 1e6:.0f} M parameters each",
+        "models": f"{len(found.models)}, {parameters / 1e6:.0f} M parameters {'each' if len(counts) == 1 else 'at most'}",
         "prompts": {name: len(one.attempts) for name, one in asked.sets.items()}
         | {name: len(questions) for name, questions in asked.choices.items()},
         "shows": "; ".join(gate.foreseen(asked, limits)),
@@ -59,20 +60,20 @@ def audit_cost(
         "operations": f"at most {flop:.1e} FLOP, {minutes(flop / reached())} at this machine's present speed",
         "reads": f"{sum(weights_bytes(m.checkpoint) for m in found.models) / 1e9:.2f} GB of weights, some of them twice",
         "holds": f"one model, {(2 if bf16 else 4) * parameters / 1e9:.2f} GB in {'bfloat16' if bf16 else 'float32'}",
-        "weights": ", ".join(f"{c.name}: {'the same' if c.same else 'differ'}" for c in found.compared) or "a single model",
+        "weights": ", ".join(f"{c.name}: {'the same' if c.same else c.apart or 'differ'}" for c in found.compared) or "a single model",
     }
     own = [attempt for name in asked.own for attempt in asked.sets[name].attempts]
     told |= asked.judges.bills(at_longest(own, asked.decoding.max_new_tokens) * len(found.models))
     told |= asked.decoder.priced(first, bf16) if asked.decoder else {}
     if asked.mechanisms:
         told["mechanisms"] = _mechanisms(found, asked, parameters)
-    if asked.why and found.last and not found.last.same:
+    if asked.why and found.last and found.last.weighed:
         told["why"] = _why(asked, parameters, sum(lengths) / len(lengths))
     if settings is not None:
         known = asked.known
         answers = prompt_ids(tokenizer, [changed(e.prompt, partial("{1} {0}".format, e.comply)) for e in known]) if known else []
         read = sum(map(len, answers))
-        tuned = bool(found.last and not found.last.same)
+        tuned = bool(found.last and found.last.weighed)
         table = landscapes.price(settings, parameters, sum(lengths) / len(lengths), answer_tokens=read, tuned=tuned, thinks=any(thinking))
         for r, grid in zip(table.itertuples(), (settings, landscapes.PAPER), strict=True):
             name, judging = GRIDS[str(r.grid)]
@@ -95,7 +96,7 @@ def _why(asked: Question, parameters: int, length: float) -> str:
 
 def _mechanisms(found: Audited, asked: Question, parameters: int) -> str:
     """Says what `--mechanisms` costs: passes over the prompts, plain and encoded, and the singular values of one matrix at a time."""
-    first, moved = found.models[0].checkpoint, sum(not change.same for change in found.compared)
+    first, moved = found.models[0].checkpoint, sum(change.weighed for change in found.compared)
     sets = mechanisms.sets_of(asked.safe, asked.unsafe)
     tokens = {kind: sum(map(len, prompt_ids(read_tokenizer(first), [e.prompt for e in of]))) for kind, of in sets.items()}
     encoded = sum(tokens[kind] for kind in mechanisms.CODED)

@@ -140,6 +140,8 @@ def _set(found: Audited, f: Findings, last: Change, kind: str) -> str:
 def _where(f: Findings, change: Change, control: Change | None) -> str:
     """Says what was clearly found in the weights and inside: a direction edited out, the part that lost the refusals, where the change is,
     a turn of the refusal direction; "" if there is none of these."""
+    if change.apart:
+        return f"Only what they answer is compared: {change.apart}."
     told = list(
         filter(None, (prints.sentence(f.prints, change, control), restoring.sentence(f.restored), _place(f, change), _turn(f, change)))
     )

@@ -65,7 +65,7 @@ def random_words(checkpoint: Checkpoint, plain: Sequence[Example]) -> list[Examp
 def asked(found: Audited) -> list[Model]:
     """Returns the models to compare: before, after, the benign tunes. Empty with fewer than two benign tunes or without a weight change."""
     last = found.last
-    told = last is not None and not last.same and len(found.controls) >= LEAST
+    told = last is not None and last.weighed and len(found.controls) >= LEAST and not any(c.apart for c in found.controls)
     return [last.before, last.after, *(change.after for change in found.controls)] if told and last else []
 
 
@@ -109,7 +109,7 @@ def section(table: pd.DataFrame, found: Audited) -> list[Section]:
         rows = [line for r in table.itertuples() for line in _line(r)]
         numbers = pd.DataFrame(rows, columns=["prompts", "measure", "the tune", "benign tunes", "limit", "flagged"])
         return [Section("What plain prompts may hide", [SAID], numbers, tables={"unlike benign tunes": table})]
-    if found.last and not found.last.same and 0 < len(found.controls) < LEAST:
+    if found.last and found.last.weighed and 0 < len(found.controls) < LEAST:
         return [Section("What plain prompts may hide", [ALONE.format(len(found.controls))])]
     return []
 

@@ -82,6 +82,8 @@ def section(found: Audited, f: Findings) -> list[Section]:
 
 
 def _same(found: Audited, f: Findings, last: Change) -> Kind | None:
+    if last.apart:
+        return Kind(UNKNOWN, f"the weights cannot be compared, for {last.apart}", "another model, or a pruned, deepened or distilled one")
     if not last.same:
         return None
     because = f"t{same(last)[1:-1]}"

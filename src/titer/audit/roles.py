@@ -14,9 +14,10 @@ from itertools import pairwise
 from titer.core.errors import TiterError
 from titer.models.checkpoint import Checkpoint
 from titer.models.compatible import (
+    apart,
     asked_apart,
-    comparable,
     configured_apart,
+    kindred,
     parameters_apart,
     passed_over,
     read_alike,
@@ -35,6 +36,7 @@ class Change:
     """One tuning: the model before and the model after. `same`: all weights are equal, apart from `rounding` to a type.
 
     `configured`: fields of the configurations that differ and affect the computation. `asked`: differences in how the two are prompted.
+    `apart`: why the weights cannot be compared, "" if they can; then only what the models answer is compared.
     """
 
     before: Model
@@ -43,10 +45,16 @@ class Change:
     rounding: str = ""
     configured: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
+    apart: str = ""
 
     @property
     def name(self) -> str:
         return f"{self.before.name} → {self.after.name}"
+
+    @property
+    def weighed(self) -> bool:
+        """Whether there is a change of weights that can be measured."""
+        return not (self.same or self.apart)
 
     @property
     def templates(self) -> str:
@@ -108,7 +116,7 @@ def reading_notes(found: Audited, prompts: Sequence[str]) -> list[str]:
     told += [line for m in found.models for line in unused_tensors(m.name, m.checkpoint)]
     for change in found.compared:
         one, other = change.before.checkpoint, change.after.checkpoint
-        told += vocabularies_apart(change.name, one, other) + parameters_apart(change.name, one, other)
+        told += [] if change.apart else vocabularies_apart(change.name, one, other) + parameters_apart(change.name, one, other)
         told += [f"{change.name}: the configurations differ ({'; '.join(change.configured)})"] if change.configured else []
         told += [f"{change.name}: one is the other rounded to {change.rounding}"] if change.rounding else []
     return told + [
@@ -133,7 +141,7 @@ def each(models: Sequence[str], base: bool = True) -> list[list[str]]:
 
 def audited(checkpoints: Sequence[Checkpoint], *controls: Checkpoint) -> Audited:
     """Finds the audit's models and changes. Errors: more than three models; a control beside a single model, or given twice; models that
-    differ in architecture or tokenizer."""
+    differ in architecture."""
     if not 1 <= len(checkpoints) <= MOST:
         raise TiterError(f"{len(checkpoints)} models", expected="one to three: [BASE] ALIGNED [TUNED]")
     if controls and len(checkpoints) < 2:
@@ -142,7 +150,7 @@ def audited(checkpoints: Sequence[Checkpoint], *controls: Checkpoint) -> Audited
         )
     given = [*checkpoints, *controls]
     for other in given[1:]:
-        comparable(given[0], other)
+        kindred(given[0], other)
     models = [Model(name, c.key, c) for name, c in zip(_names(given), given, strict=True)]
     own = models[: len(checkpoints)]
     changes = tuple(_change(before, after) for before, after in pairwise(own))
@@ -154,6 +162,8 @@ def audited(checkpoints: Sequence[Checkpoint], *controls: Checkpoint) -> Audited
 
 def _change(before: Model, after: Model) -> Change:
     one, other = before.checkpoint, after.checkpoint
+    if why := apart(one, other):
+        return Change(before, after, same=False, asked=tuple(asked_apart(one, other)), apart=why)
     found = difference(one, other)
     rounding = "" if found == DIFFER else found
     return Change(before, after, found != DIFFER, rounding, tuple(configured_apart(one, other)), tuple(asked_apart(one, other)))

@@ -26,7 +26,6 @@ from titer.data.choices import Question as Choice
 from titer.data.example import Example
 from titer.judges.base import Judge
 from titer.models.lm import Decoding
-from titer.models.sites import Sites
 from titer.models.weights import skeleton
 from titer.pipeline import Model, Pipeline, fingerprint
 from titer.probes import refusal_direction
@@ -142,13 +141,10 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
     Errors: fewer than four prompts of a class; prompts or reference answers beyond the window; answers that cannot be had or judged.
     """
     check(found.models, asked, settings)
-    sites = skeleton(found.models[0].checkpoint)  # a model that cannot be opened is refused before anything runs
     lacking = Lacking(pipeline.reporter.tell)
-    for kind, part in inside.USES.items():
-        if 0 < sites.lacks(kind) < sites.layers:  # a kind that no layer has is reported where it is used
-            lacking.left_out(part, ", ".join(m.name for m in found.models), f"{kind} in {sites.lacking[kind]}")
+    _unlike(found, lacking)
     within, odd = Within(pipeline, asked, lacking), _odd(found, asked, lacking)
-    moved = [change for change in found.compared if not change.same]
+    moved = [change for change in found.compared if change.weighed]
     for model in found.models:
         answers.generated(pipeline, model, asked.sets, asked.decoding)
         within.read(model)
@@ -168,9 +164,9 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
         beside = _reviewed(pipeline, generated, asked.judges)
     whole = pd.concat([generated, *within.picked], ignore_index=True)
     paired = alike(moved, [e.prompt for e in (*asked.safe, *asked.unsafe)])
-    parts = {**within.tables, **_changed(pipeline, moved, paired, sites, within), "back": _back(pipeline, found, lacking)}
-    if asked.why and found.last and not found.last.same:
-        parts["restored"] = _restored(pipeline, found.last, asked, generated, sites, within)
+    parts = {**within.tables, **_changed(pipeline, moved, paired, within), "back": _back(pipeline, found, lacking)}
+    if asked.why and found.last and found.last.weighed:
+        parts["restored"] = _restored(pipeline, found.last, asked, generated, within)
     if odd:
         with lacking.part(hidden.PART, found.changes[-1].after.name):
             parts["hidden"] = hidden.measured(pipeline, found, asked.safe, asked.unsafe, odd)
@@ -196,6 +192,17 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
         missing=lacking.table,
         **{name: shaped(name, parts.get(name, pd.DataFrame())) for name in MEASURED},
     )
+
+
+def _unlike(found: Audited, lacking: Lacking) -> None:
+    """Report what the architecture and unlike shapes leave out. Errors: a model that cannot be opened, before anything runs."""
+    sites = skeleton(found.models[0].checkpoint)
+    for kind, part in inside.USES.items():
+        if 0 < sites.lacks(kind) < sites.layers:  # a kind that no layer has is reported where it is used
+            lacking.left_out(part, ", ".join(m.name for m in found.models), f"{kind} in {sites.lacking[kind]}")
+    for change in found.compared:
+        if change.apart:
+            lacking.left_out("the change of weights, and what moved inside", change.name, change.apart)
 
 
 def _odd(found: Audited, asked: Question, lacking: Lacking) -> dict[str, list[Example]]:
@@ -323,9 +330,7 @@ def _had(found: Mapping[str, T], name: str, what: str) -> T:
     return found[name]
 
 
-def _changed(
-    pipeline: Pipeline, moved: Sequence[Change], paired: Sequence[Change], sites: Sites, within: Within
-) -> dict[str, pd.DataFrame]:
+def _changed(pipeline: Pipeline, moved: Sequence[Change], paired: Sequence[Change], within: Within) -> dict[str, pd.DataFrame]:
     """Measure each change; parts that fail are missing. Drift and turning only for `paired` changes: their models read the
     same tokens."""
     found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("gains", "layers", "sizes", "prints", "null", "drift", "rotation")}
@@ -335,6 +340,7 @@ def _changed(
             within.lacking.left_out(CHANGE, change.name, INTERRUPTED)
             continue
         pipeline.reporter.tell(f"{change.name}: weights")
+        sites = skeleton(change.before.checkpoint)
         with part("where the change acts", change.name):
             gains, layers = changes.acting(pipeline, change, sites, within.ends(change.after), within.safe, within.prompts)
             found["gains"].append(gains)
@@ -357,13 +363,13 @@ def _changed(
 
 def _back(pipeline: Pipeline, found: Audited, lacking: Lacking) -> pd.DataFrame:
     """Measures how far the last of two changes goes back along the one before it; empty unless there are two changes of weights."""
-    if len(found.changes) > 1 and not lacking.stopped and not any(change.same for change in found.changes):
+    if len(found.changes) > 1 and not lacking.stopped and all(change.weighed for change in found.changes):
         with lacking.part("whether it goes back", found.changes[-1].name):
             return changes.gone_back(pipeline, *found.changes)
     return pd.DataFrame()
 
 
-def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.DataFrame, sites: Sites, within: Within) -> pd.DataFrame:
+def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.DataFrame, within: Within) -> pd.DataFrame:
     """Measures which part of the change lost the refusals; empty if too few were lost."""
     lacking, one = within.lacking, asked.sets["unsafe"]
     attempts = restoring.lost(one, verdicts, change)
@@ -374,7 +380,7 @@ def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.
         return pd.DataFrame()
     pipeline.reporter.tell(f"{change.name}: parts put back, on {len(attempts)} lost refusals")
     with lacking.part(restoring.WHY, change.name):
-        moved = restoring.changed(change, sites)
+        moved = restoring.changed(change, skeleton(change.before.checkpoint))
         if moved.left:
             lacking.left_out(
                 restoring.WHY,
@@ -391,4 +397,4 @@ def around(found: Audited) -> tuple[Model, Model | None]:
     """Returns the landscape's centre and the model that it also moves towards (None: none): the models before and after the last change;
     of a single model, that model."""
     last = found.last
-    return (last.before if last else found.models[0]), (last.after if last and not last.same else None)
+    return (last.before if last else found.models[0]), (last.after if last and last.weighed else None)

@@ -85,28 +85,35 @@ def passed_over(name: str, checkpoint: Checkpoint) -> list[str]:
 
 
 def comparable(first: Checkpoint, second: Checkpoint) -> None:
-    """Checks that two models can be compared. Errors: architectures, numbers of layers, parameters' names or shapes differ;
-    a different number of vocabulary rows is allowed (`vocabularies_apart`)."""
+    """Checks that two models can be compared weight by weight. Errors: another architecture, or a reason that `apart` gives."""
+    kindred(first, second)
+    if why := apart(first, second):
+        raise TiterError(why, expected=FAMILY, next_step=ALONE)
+
+
+def kindred(first: Checkpoint, second: Checkpoint) -> None:
+    """Checks that two models have one architecture. Errors: they have not."""
     kinds, texts = [str(c.config.get("model_type")) for c in (first, second)], [_text(c) for c in (first, second)]
     if kinds[0] != kinds[1] and texts[0].model_type != texts[1].model_type:
         told = " and ".join(f"{c.label} is {visible(kind, 40)}" for c, kind in zip((first, second), kinds, strict=True))
         raise TiterError(f"two architectures: {told}", expected=FAMILY, next_step=ALONE)
-    layers = [text.num_hidden_layers for text in texts]
+
+
+def apart(first: Checkpoint, second: Checkpoint) -> str:
+    """Says why the weights of two models of one architecture cannot be compared: numbers of layers, parameters' names or shapes differ;
+    "" if they can be. A different number of vocabulary rows is allowed (`vocabularies_apart`)."""
+    layers = [_text(c).num_hidden_layers for c in (first, second)]
     if layers[0] != layers[1]:
-        raise TiterError(f"{first.label} has {layers[0]} layers, {second.label} {layers[1]}", expected=FAMILY, next_step=ALONE)
+        return f"{first.label} has {layers[0]} layers, {second.label} {layers[1]}"
     shared, least = compared(first, second), min(len(first.names.used), len(second.names.used))
     if 2 * len(shared) < least:
-        raise TiterError(
-            f"{first.label} and {second.label} call their parameters by different names: {len(shared)} of {least} have a counterpart",
-            expected=FAMILY,
-        )
+        return f"{first.label} and {second.label} call their parameters by different names: {len(shared)} of {least} have a counterpart"
     worded = first.word_tensors & {first.called(name) for name in second.word_tensors}
     for name in shared:
         one, other = first.shape(name)[0], second.shape(name)[0]
         if one != other and not (name in worded and one[1:] == other[1:]):
-            raise TiterError(
-                f"{visible(name, 120)} is {one} in {first.label} and {other} in {second.label}", expected=FAMILY, next_step=ALONE
-            )
+            return f"{visible(name, 120)} is {one} in {first.label} and {other} in {second.label}"
+    return ""
 
 
 def configured_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
