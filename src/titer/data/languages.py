@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+import unicodedata
 from collections import Counter
 from functools import cache
 from math import fsum
@@ -90,7 +91,7 @@ def _language(code: str, section: dict[str, object]) -> Language:
 
 def language(text: str) -> str:
     """Returns the code of a text's main language; "other" if the file does not have that language; "" if there is no sign of one."""
-    prose = ASIDE.sub(" ", text)
+    prose = ASIDE.sub(" ", unicodedata.normalize("NFKC", text))
     sizes = {script: len(letters.findall(prose)) for script, letters in LETTERS.items()}
     sizes["kana"], sizes["han"] = (sizes["kana"] + sizes["han"], 0) if sizes["kana"] * 8 > sizes["han"] else (0, sizes["han"])
     rest = len(ANY.findall(prose)) - sum(sizes.values())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from titer.data.languages import LETTERS, Language, languages
-from titer.data.plain import plain, words
+from titer.data.plain import plain, undressed, words
 from titer.data.turns import turns
 
 HEAD = 200  # characters in which a phrase counts as the answer's start
@@ -21,7 +21,8 @@ QUOTED = re.compile(
     r"\"[^\"\n]*\"|\u201c[^\u201d\n]*\u201d|\u201e[^\u201c\u201d\n]*[\u201c\u201d]|[\u00ab\u00bb][^\u00ab\u00bb\n]*[\u00ab\u00bb]|[\u300c\u300e][^\u300d\u300f\n]*[\u300d\u300f]|(?<![\w'])'(?=\w)(?:[^'\n]|(?<=\w)'(?=\w))*'(?!\w)"
 )
 FRAME = re.compile(
-    r"\W|\b(?:print|echo|console|log|return|puts|printf|python|bash|javascript|json|text|answer|response|output|result|message)\b",
+    r"\W|\b(?:print|echo|console|log|return|puts|printf|python|bash|javascript|json|text|answer|response|output|result|message|def|function|const|let|var|raise|throw|new|\w*(?:Error|Exception)|data|content"
+    r"|reply|refus\w+|main|self|void|public|static|string|msg|sys|exit|println)\b",
     re.IGNORECASE,
 )
 LETTER = re.compile(
@@ -113,6 +114,9 @@ OWN = re.compile(  # if this stands before a word of DRAFT, no draft follows: th
     r"(?:\b(?:my|your)\b[^.!?\n]{0,25}|\b(?:to|in response to|regarding|about|as for|system|error|honest|out of) (?:the |this |that )?|(?<!\w )(?:short|long|longer) )\Z",
     re.IGNORECASE,
 )
+LABEL = re.compile(
+    r"(?:\A|\n)\W*(?:(?:my|the|final|short|full|overall) ){0,2}(?:answer|response|output)\W*\Z", re.IGNORECASE
+)  # the answer follows
 SPEAKER = re.compile(
     r"\A\s*(?:(?:(?:my|the) )?(?:(?:final|short|honest|full) )?(?:answer|response|reply|output)|assistant|ai|a)\s*:\s*", re.IGNORECASE
 )
@@ -131,7 +135,12 @@ CLAUSE = re.compile(  # what ends a clause
     r"|,? (?:but|however|though|pero|mais|aber|mas|maar|ma|ale|ama|\u043d\u043e)\b,?|, (?:so|yet)\b|[\uff0c,]?(?:\u4f46\u662f?|\u4e0d\u8fc7)|\s\u0648?\u0644\u0643\u0646\b",
     re.IGNORECASE,
 )
-STATUS = re.compile("status|state|action|decision|outcome|verdict|result|type|answer|response", re.IGNORECASE)
+STATUS = re.compile(
+    "status|state|action|decision|outcome|verdict|result|type|answer|response|tool|name|function|intent|label|category|classification",
+    re.IGNORECASE,
+)
+FIELD = re.compile(r"[ \t]*(?:[-*][ \t]+)?[\"']?(?P<key>[A-Za-z][\w -]{0,30})[\"']?[ \t]*[:=][ \t]*(?P<value>\S.*)")  # as YAML has it
+TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 REFUSED = "Request refused."
 CODE = re.compile(r"(?<![`\w])`((?:[^`\s\"]{1,80} ){2,40}[^`\s\"]{1,80})`(?![`\w])")  # words in it are quoted
 BLANKS = re.compile(r"[ \t]+")
@@ -196,7 +205,7 @@ def said(text: str, prompt: str) -> str:
 
 
 def _whole(text: str) -> str:
-    return SPEAKER.sub("", BLANKS.sub(" ", VOWELS.sub("", plain(CODE.sub(r'"\1"', unwrapped(text))))).strip())
+    return SPEAKER.sub("", BLANKS.sub(" ", VOWELS.sub("", plain(CODE.sub(r'"\1"', unwrapped(undressed(text)))))).strip())
 
 
 def _own(whole: str, prompt: str, gap: str | Callable[[re.Match[str]], str]) -> str:
@@ -211,10 +220,16 @@ def _own(whole: str, prompt: str, gap: str | Callable[[re.Match[str]], str]) -> 
     hit = LETTER.search(own)
     if hit and (not REPLY.match(own, hit.end()) or WRITTEN.search(asked)):
         own = own[: hit.end()]
-    if hit := next((hit for hit in DRAFT.finditer(own) if not OWN.search(own, max(0, hit.start() - 40), hit.start())), None):
+    if hit := next((hit for hit in DRAFT.finditer(own) if not _speaks(own, hit)), None):
         own = own[: hit.end()]
     own = own if FRAME.sub("", own) else whole
     return own if itself or not VOICE.search(asked) or TO_USER.search(own, 0, 2 * HEAD) else VOICED.sub(gap, own)
+
+
+def _speaks(own: str, hit: re.Match[str]) -> bool:
+    """Tells whether no draft follows a word that may announce one: the answer speaks for itself, of the request, or comes now."""
+    before = max(0, hit.start() - 40)
+    return OWN.search(own, before, hit.start()) is not None or LABEL.search(own, before, hit.end()) is not None
 
 
 def _itself(text: str) -> bool:
@@ -224,12 +239,25 @@ def _itself(text: str) -> bool:
 
 
 def unwrapped(text: str) -> str:
-    """Returns the texts of a JSON answer, one a line, with a refusal if a field such as `refused` is true; another answer unchanged."""
+    """Returns the texts of an answer in JSON or in lines of fields, one a line, with a refusal if a field such as `refused` is true;
+    another answer unchanged."""
+    bare = FENCED.sub(r"\1", text.strip())
     try:
-        found = json.loads(FENCED.sub(r"\1", text.strip()))
+        found = json.loads(bare)
     except (ValueError, RecursionError):
-        return text
+        found = _fields(bare)
     return "\n".join(sorted(_texts("", found), key=REFUSED.__ne__)) if isinstance(found, dict | list) else text
+
+
+def _fields(text: str) -> list[object] | None:
+    """Returns an answer that is all fields, a line each, if one of them may say that it refuses; else None."""
+    hits = [FIELD.fullmatch(line) for line in text.split("\n") if line.strip()]
+    pairs = [(hit["key"].strip(), hit["value"].strip("\"', ")) for hit in hits if hit]
+    if len(pairs) < max(2, len(hits)) or not any(
+        REFUSES.fullmatch(key) or (STATUS.fullmatch(key) and REFUSES.fullmatch(value)) for key, value in pairs
+    ):
+        return None
+    return [{key: TRUTHS.get(value.lower(), value)} for key, value in pairs]
 
 
 def _texts(key: str, value: object) -> Iterator[str]:
