@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from titer.commands.training_cost import passes, reached, rows
-from titer.core.parallel import Silent
+from titer.core.parallel import Silent, processes
 from titer.core.run import Store
 from titer.data.world import World, WorldSource
 from titer.models.lm import Architecture
@@ -21,6 +21,8 @@ from titer.studies.engine.run import chooser_of, labs_of, opened, worlds_of
 from titer.studies.request import StudyRequest
 
 LISTED = 60  # with more models per seed than this, the plan is listed by kind
+PROCESS = 0.6e9  # bytes of a process that has opened Python, torch and transformers, measured (docs/log.md)
+KEPT = 34  # numbers of a token that a block keeps for its backward pass, in units of the block's width
 LOOKED_AT = 8  # seeds whose stages are looked up in the store; the keys of a seed take seconds, because its data must be drawn
 
 
@@ -60,7 +62,8 @@ def _chain(lab: Lab, table: pd.DataFrame) -> float:
 def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
     stage = node.stage
     tokens = stage.steps * stage.batch * rows(stage.method) * width
-    flop = passes(stage.method) * tokens * forward_flop(_architecture(lab, node), len(lab.world.words), width)
+    architecture, words = _architecture(lab, node), len(lab.world.words)
+    flop = passes(stage.method) * tokens * forward_flop(architecture, words, width)
     return {
         "seed": lab.seed,
         "base": lab.base,
@@ -71,6 +74,7 @@ def _row(lab: Lab, node: Node, width: float) -> dict[str, object]:
         "batch": stage.batch,
         "tokens": tokens,
         "tflop": flop / 1e12,
+        "memory": held(architecture, words, stage.batch * rows(stage.method) * width),
         "stands": lab.stands(node.name),
     }
 
@@ -104,6 +108,9 @@ def told(table: pd.DataFrame, seeds: int, flops: float, chain: float) -> str:
     lines.append(f"to run: {flop:.2e} FLOP of training, {price}; asking and measuring come on top")
     if chain and (places := math.ceil(flop / (1e12 * chain))) > 1:
         lines.append(f"in parallel: one piece per place (--on); more than about {places} places do not help")
+    if places := processes() if flop else 0:
+        each = float(table[~table.stands].memory.max()) / 2**30
+        lines.append(f"memory: about {each:.1f} GiB a piece, {places * each:.1f} GiB on the {places} places of this machine")
     return "\n".join(lines)
 
 
@@ -111,6 +118,13 @@ def used_width(world: World) -> float:
     """Returns the mean number of tokens of a request with its answer."""
     batch = WorldSource(world=world, kind="safe").batch(np.arange(256), "comply", None)
     return float(batch.input_ids.shape[1] if batch.attention_mask is None else batch.attention_mask.sum(1).float().mean())
+
+
+def held(a: Architecture, vocabulary: int, tokens: float) -> float:
+    """Returns the bytes that a training step over so many tokens holds: the process, weights with gradients and Adam's two moments, and
+    what the backward pass needs."""
+    weights = 12 * a.layers * a.width**2 + 2 * a.width * vocabulary
+    return PROCESS + 4.0 * (4 * weights + tokens * (KEPT * a.layers * a.width + 3 * vocabulary))
 
 
 def forward_flop(a: Architecture, vocabulary: int, width: float) -> float:
