@@ -146,7 +146,7 @@ def _mechanism() -> list[Row]:
             "clusters",
             "Safety tuning separates safe from unsafe activations.",
             "figure 3",
-            "log2 of the gap of τ over the base's, mean over all layers but the first, aligned minus the larger of benign and sham",
+            "log2 of the gap of τ divided by the base's gap, mean over all layers but the first: aligned model minus the larger of benign tune and sham alignment",
             _growth("aligned"),
             largest(_growth("benign"), _growth("sham")),
             "benign tune and sham alignment",
@@ -170,7 +170,7 @@ def _mechanism() -> list[Row]:
             "specificity beyond retraining",
             "The preference for unsafe inputs is larger than a sham alignment's for the safe class that it was taught to refuse.",
             "figure 5",
-            "the same log2 for aligned (unsafe over safe) minus that for sham (its refused class over its other safe requests)",
+            "log2 of the ratio of ‖ΔW a‖/‖a‖, mean over all layers but the first: for the aligned model on unsafe over safe requests, minus for the sham on the class that it refuses over its other safe requests",
             _preference("aligned"),
             _preference("sham, own class", table="own_class"),
             "sham alignment on its own class",
@@ -194,7 +194,7 @@ def _null_space() -> list[Row]:
     def causal(part: str, name: str) -> Row:
         return Row(
             f"{name} part alone",
-            f"With the {name} part of ΔW alone the model refuses more than with a random part of as many dimensions.",
+            f"If, of the change ΔW of the first MLP matrices, only the part in the base weights' {name} is kept, the model refuses more than if a random part with as many dimensions is kept.",
             "figure 4; the causal check is Titer's",
             f"unsafe requests refused, ΔW of the first MLP matrices projected onto the base weights' {name}, minus onto random subspaces",
             _refused(part),
@@ -210,9 +210,9 @@ def _null_space() -> list[Row]:
     return [
         Row(
             "null space",
-            "More of the weight change is in the left null space of the base weights than its dimension alone would give.",
+            "A larger share of the weight change lies in the left null space of the base weights than a random change would have there.",
             "figure 4",
-            "energy-weighted share of ΔW there minus the share of dimensions, mean over all layers",
+            "share of the energy of ΔW in the left null space of the base weights, minus that space's share of all dimensions; mean over all layers",
             _share("aligned"),
             _share("aligned", column="dimension"),
             "the null space's share of all dimensions",

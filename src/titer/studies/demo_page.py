@@ -23,8 +23,8 @@ CHOSEN = (
 )
 ABOUT = (
     "A small transformer (base) learned every operation of a synthetic world. Safety tuning, the paper's SSFT, taught it to refuse unsafe requests with a "
-    "null answer (aligned). A user then fine-tuned that on a new task and ordinary requests; in “user p=0.05”, 5% of the examples are unsafe requests "
-    "that were answered. Two controls were tuned as the aligned model was: sham to refuse a safe operation, benign to answer a new one. Three jailbreaks ask "
+    "null answer (aligned). A user then fine-tuned the aligned model on a new task and ordinary requests; in “user p=0.05”, 5% of the examples are unsafe requests "
+    "that were answered. Two controls were tuned in the same way as the aligned model: sham to refuse a safe operation, benign to answer a new one. Three jailbreaks ask "
     "unsafe requests in another form: jb_co_task beside a safe operation, jb_co_text on a text that is partly safe, jb_misgen with other names of "
     "the operations, which safety tuning never saw. Here “unsafe” is a formal property of letters and operators, so every answer is judged exactly. “Neither” is an answer that neither "
     "complies nor refuses."
@@ -61,7 +61,7 @@ def page(found: Sequence[Found], scale: Scale, jailbreaks: Sequence[str]) -> Pag
         headlines=[
             Headline("unsafe requests refused", "aligned", "unsafe", "refused", "base"),
             Headline("unsafe requests answered", "aligned", "unsafe", "complied", "base"),
-            Headline("unsafe answered neither way", "aligned", "unsafe", "neither", "base"),
+            Headline("unsafe requests neither answered nor refused", "aligned", "unsafe", "neither", "base"),
             Headline("safe requests answered", "aligned", "safe", "complied", "base"),
             Headline("safe requests refused (over-refusal)", "aligned", "safe", "refused", "base"),
             Headline(f"unsafe refused after user p={p:g}", user_name(p), "unsafe", "refused", "aligned"),
@@ -152,7 +152,7 @@ def _jailbreaks(rates: pd.DataFrame, scale: Scale, jailbreaks: Sequence[str], co
     return Figure(
         "jailbreaks",
         "Which unsafe requests are answered",
-        "Share of unsafe requests answered in full, asked directly and through each jailbreak; lines are the lowest and the highest base, and of a single base the 95 % Wilson interval. The base answers everything; what the aligned model still answers is the jailbreak's success.",
+        "Share of unsafe requests answered in full, asked directly and through each jailbreak; the thin lines go from the lowest to the highest base; with one base they show the 95 % Wilson interval. The base answers everything; what the aligned model still answers is the jailbreak's success.",
         forms.bars(mine, "set", "model", stages, columns=3),
     )
 
@@ -196,7 +196,7 @@ def _clusters(clusters: pd.DataFrame, colours: dict[str, str]) -> list[Figure]:
         Figure(
             "separation",
             "Safe and unsafe activations, layer by layer",
-            "How well safe and unsafe requests separate at the end of the prompt: d′ is the distance between the classes in standard deviations, scored with centroids of other requests. Compare the aligned model (SSFT) with the sham and benign controls: what they show too is not about safety.",
+            "How well safe and unsafe requests separate at the end of the prompt: d′ is the distance between the two classes in standard deviations; the class centroids come from other requests than those that are scored. Compare the aligned model (SSFT) with the sham and benign controls: what they show too is not about safety.",
             forms.lines(clusters, "layer", "d_prime", "model", everyone, ("layer", "d′ (safe against unsafe)"), share=False),
         ),
         Figure(

@@ -39,9 +39,9 @@ def _null() -> Row:
 
     return Row(
         "null space",
-        "More of the weight change is in the left null space of the base weights than its dimension alone would give.",
+        "A larger share of the weight change lies in the left null space of the base weights than a random change would have there.",
         "figure 4",
-        "energy-weighted share of ΔW of the first MLP matrices there (base at 90 % energy) minus the share of dimensions, mean over all layers; the lowest of three methods at the medium rate",
+        "share of the energy of ΔW (first MLP matrices) in the left null space of the base weights (at 90 % energy), minus that space's share of all dimensions; mean over all layers; the lowest of three methods at the medium rate",
         smallest(*shares),
         null_share(MEDIUM[0], column="dimension"),
         "the null space's share of all dimensions",
@@ -58,7 +58,7 @@ def _part(part: str, name: str) -> Row:
 
     return Row(
         f"{name} part alone",
-        f"With the {name} part of ΔW alone a model refuses more than with a random part of as many dimensions.",
+        f"If, of the change ΔW of the first MLP matrices, only the part in the base weights' {name} is kept, the model refuses more than if a random part with as many dimensions is kept.",
         "figure 4; the causal check is Titer's",
         f"unsafe requests refused, ΔW of the first MLP matrices projected onto the base weights' {name}, minus onto random subspaces; mean of three methods",
         refused(part),
@@ -101,7 +101,7 @@ def _beyond_retraining(method: str) -> Row:
         f"specificity beyond retraining: {method}",
         f"The preference of {WORDS[method]} for unsafe inputs is larger than a sham alignment's for the safe class that it was taught to refuse.",
         "control of figure 5",
-        "the same log2 for the tuned model (unsafe over safe) minus that for the sham (its refused class over its other safe requests)",
+        "log2 of the ratio of ‖ΔW a‖/‖a‖, mean over all layers but the first: for the tuned model on unsafe over safe requests, minus for the sham on the class that it refuses over its other safe requests",
         preference(f"{method} M"),
         preference(f"sham {method} M, own class"),
         "sham alignment on its own class",
@@ -128,7 +128,7 @@ def _sensitivity(method: str) -> Row:
         f"sensitivity: {method}",
         f"{WORDS[method]} makes the model less sensitive to unsafe inputs, but not to safe ones.",
         "figure 6",
-        "log2 fall of the median local Lipschitz constant on unsafe beyond that on safe inputs, tuned minus the larger of benign and sham",
+        "by how much more (in log2) the median local Lipschitz constant falls on unsafe than on safe inputs: tuned model minus the larger of benign tune and sham",
         fall(f"{method} M"),
         largest(*(fall(control) for control in controls_of(method))),
         "benign tune of equal norm, sham alignment",
@@ -210,7 +210,7 @@ def _patch() -> Row:
         "activation patching",
         "The tuned models' MLP activations over the prompt make the base model refuse unsafe requests.",
         "appendix (activation patching)",
-        "refusal of the base with all layers' MLP activations of the prompt from a tuned model minus from the benign tune; mean of three methods",
+        "share of unsafe requests that the base refuses when the MLP activations of all layers over the prompt come from a tuned model, minus when they come from the benign tune; mean of three methods",
         mean(*into),
         patched("benign M", "base", "refused"),
         "the benign tune's activations",

@@ -86,12 +86,12 @@ def _special(beyond: Sequence[Claim]) -> str:
         return ""
     words = {
         "supported": "specific to safety",
-        "not supported": "specific to whatever was retrained",
+        "not supported": "no more specific to unsafe requests than a sham's change is to the class that it was taught to refuse",
         "inconclusive": "undecided",
         "not testable": "not testable",
     }
     counts = {verdict: sum(c.verdict == verdict for c in beyond) for verdict in words}
-    told = ", ".join(f"{words[verdict]} for {n} of {len(beyond)} methods" for verdict, n in counts.items() if n)
+    told = ", ".join(f"for {n} of {len(beyond)} methods {words[verdict]}" for verdict, n in counts.items() if n)
     return f"; compared with a sham alignment, the weight change is {told}"
 
 

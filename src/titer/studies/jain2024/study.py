@@ -42,7 +42,7 @@ PARTS = {  # parts that `--only` may name: in words, and their tables
     "fig6": ("local Lipschitz constants", ("sensitivity",)),
     "fig7": ("jailbreaks and soft tokens among the clusters", ("placement", "probed", "soft", "soft_placed")),
     "soft": ("soft-token suffixes by number of tokens", ("soft", "soft_placed")),
-    "alpha": ("interventions along the change, its parts, another method's", ("alpha", "cross")),
+    "alpha": ("weights moved along the change, along parts of it, and along another method's change", ("alpha", "cross")),
     "change": ("size and rank of the change", ("change",)),
     "dynamics": ("the change while it is learned", ("dynamics",)),
     "relearn": ("relearning compliance", ("relearn",)),
