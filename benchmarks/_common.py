@@ -14,14 +14,14 @@ Limit = tuple[str, float]
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Wall seconds of one call."""
+    """Returns the wall time of one call, in seconds."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def interleaved(works: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
-    """Wall seconds of every call, taken in turn (A B A B ...), so other load on the machine meets all alike."""
+    """Returns the seconds of every call by name. Calls take turns (A B A B ...), so that other load on the machine affects all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(warm + rounds):
         for name, work in works.items():
@@ -36,7 +36,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def rounded(value: Any) -> Any:
-    """Four significant digits for every float, within lists and mappings too."""
+    """Rounds every float to four significant digits, within lists and mappings too."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, Mapping):
@@ -45,13 +45,13 @@ def rounded(value: Any) -> Any:
 
 
 def within(value: float, limit: Limit) -> bool:
-    """Whether a number keeps to its limit; a number that is not one does not."""
+    """Tells whether a number is within its limit; NaN never is."""
     side, bound = limit
     return value >= bound if side == LOWER else value <= bound
 
 
 def finish(name: str, numbers: Mapping[str, Any], limits: Mapping[str, Limit]) -> NoReturn:
-    """Print the benchmark's last line and end: status 0 if every limit is kept, 1 if not.
+    """Prints the benchmark's last line (JSON) and exits: status 0 if every limit is kept, 1 if not.
 
     `limits` maps names of `numbers` to ("at least" or "at most", bound).
     """

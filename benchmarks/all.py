@@ -1,4 +1,4 @@
-"""Every benchmark in order, each in a process of its own, the demo last; one JSON object of them all."""
+"""Runs the benchmarks one after the other, each in its own process, the demo last, and prints one JSON object with all results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = ("step", "dpo_step", "vaccine_step", "sampler", "generation", "startup",
 
 
 def run(name: str) -> dict[str, Any]:
-    """The last line of a benchmark, printed and read; one that broke off is not ok."""
+    """Runs a benchmark and returns its last line, read as JSON; `ok` is False if it broke off or missed a limit."""
     file = Path(__file__).with_name(f"{name}.py")
     done = subprocess.run([sys.executable, file], stdout=subprocess.PIPE, text=True, check=False, env=os.environ | THREADS)
     last = (done.stdout.strip().splitlines() or [""])[-1]

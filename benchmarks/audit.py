@@ -1,8 +1,8 @@
-"""The audit of three checkpoints of a real model: minutes without the landscape and of it, memory above the imports.
+"""Times an audit of three checkpoints of a real model, the landscape apart, and measures its memory beyond what the imports take.
 
-SmolLM2-135M-Instruct (`titer models get smollm2-135m`) and two copies with 1 % of noise in every weight, 100 + 100 harmless prompts,
-48 new tokens; the landscape of 9 points, 3 directions, 32 prompts and 12 tokens, and the way to the tuned model. The cost does not
-depend on what the prompts are about.
+The models are SmolLM2-135M-Instruct (`titer models get smollm2-135m`) and two copies with 1 % of noise in every weight. They get 100 + 100
+harmless prompts and write 48 new tokens. The landscape has 9 points, 3 directions, 32 prompts and 12 tokens, and the line to the tuned
+model. The cost does not depend on what the prompts are about.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LIMITS = {"minutes": (UPPER, 20.0), "landscape_minutes": (UPPER, 15.0), "memory_
 
 
 def prompts(harmful: bool, count: int) -> list[Example]:
-    """Harmless requests; half of them are called unsafe so that there are two classes."""
+    """Returns harmless requests for one class. One class is called unsafe, since an audit needs two."""
     when = ("today", "at home") if harmful else ("tomorrow", "at school")
     texts = [f"How do I {action} {thing} {end}?" for end in when for action in ACTIONS for thing in THINGS]
     return [Example(text, harmful, "unsafe" if harmful else "safe", "benchmark") for text in texts[:count]]

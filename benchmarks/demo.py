@@ -1,4 +1,4 @@
-"""The demo from nothing: wall time of `titer demo` in a fresh folder of runs."""
+"""Measures the wall time of `titer demo` in an empty folder of runs."""
 
 from __future__ import annotations
 

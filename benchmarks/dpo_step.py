@@ -1,8 +1,8 @@
-"""DPO's step with its reference computed once, against SFT's at the same batch, at scale nano.
+"""Compares the time of a DPO step, whose reference is computed once, with that of an SFT step at the same batch, at scale nano.
 
-A DPO step passes a pair, twice SFT's rows. The pool is smaller than the examples that the stage sees, as in the
-mechanistic study; its reference is computed once, in `setup`. The steps are those of `titer.train.train` without
-saving: sampling of the batch, clip and AdamW included; the methods take turns step by step (A B C A B C ...).
+A DPO step reads pairs, which are twice SFT's rows. The pool has fewer examples than the stage draws, as in the mechanistic study, so the
+reference's log probabilities are computed once, in `setup`. The steps are those of `titer.train.train` without saving: they include
+drawing the batch, clipping and AdamW. The methods take turns step by step (A B C A B C ...).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ LIMITS = {"ratio": (UPPER, 2.1)}
 
 
 def stage_of(method: Method, streams: dict[str, Stream]) -> Stage:
-    """The recipe's alignment with this method on these streams."""
+    """Returns the recipe's alignment stage with this method and these streams."""
     made = align(NANO.model_copy(update={"pool": POOL}), NANO.world, "dpo", "M")
     return made.model_copy(update={"method": method, "streams": streams})
 
 
 def context(stage: Stage, accelerator: Accelerator) -> tuple[Step, Any]:
-    """A fresh model of scale nano, prepared for the stage, with its optimiser."""
+    """Builds a fresh model of scale nano, prepared for the stage; returns its training context and its optimiser."""
     made, first = (NANO.architecture.build(NANO.world.tokenizer(), 0) for _ in range(2))
     made.model.train()
     model, wrapped = accelerator.prepare(made.model, _optimiser(made, stage))
@@ -44,7 +44,7 @@ def context(stage: Stage, accelerator: Accelerator) -> tuple[Step, Any]:
 
 
 def stepper(c: Step, wrapped: Any) -> Callable[[], None]:
-    """The loop's step, every call the next one."""
+    """Returns a function that makes the training loop's next step at every call."""
     turn = count()
 
     def step() -> None:
@@ -60,7 +60,7 @@ def stepper(c: Step, wrapped: Any) -> Callable[[], None]:
 
 
 def set_up(c: Step) -> None:
-    """Compute the pool's reference, as the loop does before the first step."""
+    """Computes the reference's values for the whole pool, as the training loop does before the first step."""
     c.at_start = True
     c.state = c.stage.method.setup(c)
     c.at_start = False

@@ -1,8 +1,8 @@
 """Does Vaccine at one pass a step keep its effect? `titer study benchmarks/free_vaccine.py --seeds 2 --bases 1`
 
-"Free" replay (after arXiv 1904.12843): a batch is trained on m times in a row, and each pass's gradient at the activations is the next
-pass's perturbation (`reuse=rows`). At equal updates the data are 1/m as varied; at equal data there are m times the updates. SFT with
-the same replays is the control, so what is compared is the lead of a perturbation over the same training without it. The seeds and
+"Free" replay (after arXiv 1904.12843) trains on each batch m times in a row. Each pass's gradient at the activations is the perturbation
+of the next pass (`reuse=rows`). With equally many updates only 1/m as much data is seen; with equally much data there are m times the
+updates. SFT with the same replays is the control, so the comparison is between training with and without the perturbation. The seeds and
 sizes are those of `titer study huang2024`, whose models of the same name are shared; the radius is the paper's.
 """
 
@@ -30,12 +30,12 @@ MODELS = {(pair, side): one for pair, (*sides, _, _) in PAIRS.items() for side, 
 
 
 def lead(pair):
-    """Harm along the attack without the perturbation, less that with it."""
+    """Returns how much less harm there is along the attack with the perturbation than without it."""
     return combined(lambda a, b: a - b, *(cell("along, user", "harm", model=f"{pair}, {side}, attacked") for side in ("sft", "vaccine")))
 
 
 class FreeVaccine(Study):
-    """Alignments with and without a perturbation, each attacked by the tables' user."""
+    """Compares alignments with and without a perturbation, each attacked by the same harmful fine-tuning."""
 
     SOURCE = "arXiv 2402.01109; arXiv 1904.12843"
     SCALES = SCALES

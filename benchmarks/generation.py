@@ -1,6 +1,6 @@
-"""Generation: tokens a second in one batch against one prompt at a time, same model, same prompts.
+"""Compares generated tokens per second in one batch with those of one prompt at a time, on the same model and prompts.
 
-On the nano model, and on SmolLM2-135M-Instruct (`titer models get smollm2-135m`) with real prompts through its chat template.
+It measures the nano model, and SmolLM2-135M-Instruct (`titer models get smollm2-135m`) with real prompts through its chat template.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LIMITS = {"ratio": (LOWER, 5.0), "real_ratio": (LOWER, 8.0)}
 
 
 def endless() -> LM:
-    """The nano architecture with random weights, its end token's logit held at 0 so that another one leads."""
+    """Returns a nano model with random weights that never ends an answer: its end token's logit is always 0, so another token leads."""
     lm = NANO.architecture.build(NANO.world.tokenizer(), seed=0)
     with torch.no_grad():
         lm.model.get_output_embeddings().weight[STOP] = 0
@@ -31,7 +31,7 @@ def endless() -> LM:
 
 
 def rates(lm: LM, prompts: list[str], batch: int, singles: int, rounds: int, new: int) -> tuple[float, float]:
-    """Tokens a second: all prompts in one batch, the first few one at a time; rounds take turns."""
+    """Returns tokens per second: of all prompts in batches of `batch`, and of `singles` of them one at a time. The two take turns."""
     decoding = Decoding(max_new_tokens=new)
     tokens = {"batched": 0, "single": 0}
 

@@ -1,9 +1,9 @@
-"""A GPU's figures: `benchmarks/gpu.sh [--tiny] [PART ...]`; each part is a process of its own, the last line one JSON object of all.
+"""Measures Titer on a GPU: `benchmarks/gpu.sh [--tiny] [PART ...]`. Each part runs in its own process; the last line is JSON with all.
 
-matmul: the chip's rate on square products. audit: a model of 7 B's shape with random weights and an adapter on it, audited; its largest
-GPU memory. engines: its answers by vLLM and by transformers, equal ones and tokens a second. paper: a step of the mechanistic study at the
-paper's scale, as a share of the matmul rate. studies: ten small studies that share the card, against one after the other.
-Random weights say nothing of safety: what is measured is memory and time. `--tiny` tries every part on the CPU within minutes.
+matmul: the GPU's FLOP/s on square products. audit: time and largest GPU memory of an audit of a model of 7 B's shape and an adapter on it.
+engines: tokens per second of that model by vLLM and by transformers, and how many answers are equal. paper: the FLOP/s of a step of the
+mechanistic study at the paper's scale, as a share of the matmul rate. studies: the time of ten small studies that share the GPU, and of
+the same one after the other. The 7 B weights are random, so only memory and time count. `--tiny` tries all parts on a CPU in minutes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from titer.studies.engine.run import run_study
 from titer.studies.request import StudyRequest
 
 PARTS = ("matmul", "audit", "engines", "paper", "studies")
-MINUTES = {"matmul": 1, "audit": 4, "engines": 3, "paper": 2, "studies": 2}  # of a part, at most
+MINUTES = {"matmul": 1, "audit": 4, "engines": 3, "paper": 2, "studies": 2}  # after which a part is ended
 MEMORY_GB = 24.0
 SHAPE = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -52,13 +52,13 @@ def device() -> str:
 
 
 def wait() -> None:
-    """Until the GPU has done what it was given."""
+    """Waits until the GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def matmul_rate(size: int, dtype: torch.dtype) -> float:
-    """FLOP/s of a square product."""
+    """Returns the FLOP/s of a product of two `size` x `size` matrices, the best of three tries."""
     a, b = (torch.randn(size, size, device=device(), dtype=dtype) for _ in range(2))
 
     def work() -> None:
@@ -76,7 +76,7 @@ def matmul(tiny: bool, work: Path) -> dict[str, Any]:
 
 
 def big(folder: Path, tiny: bool) -> Path:
-    """A Llama of 7 B's shape with random weights over the world's words, stored in bfloat16; made once."""
+    """Makes a Llama of 7 B's shape (tiny: a small one) with random weights and the world's vocabulary, stored in bfloat16; made once."""
 
     if (folder / "config.json").exists():
         return folder
@@ -92,7 +92,7 @@ def big(folder: Path, tiny: bool) -> Path:
 
 
 def adapted(base: Path, folder: Path) -> Path:
-    """A LoRA adapter of rank 8 on every Linear of it, with random B."""
+    """Makes a LoRA adapter of rank 8 with random weights on every Linear of the base; returns its folder."""
 
     with torch.device("meta"):
         bare = AutoModelForCausalLM.from_config(AutoModelForCausalLM.from_pretrained(base, device_map="meta").config)
@@ -109,7 +109,7 @@ def adapted(base: Path, folder: Path) -> Path:
 
 
 def prompts(file: Path, count: int) -> Path:
-    """Requests of the world, half of them unsafe."""
+    """Writes `count` safe and `count` unsafe requests of the synthetic world into a CSV file."""
 
     rows = ["prompt,label"]
     for kind in ("safe", "unsafe"):
@@ -181,7 +181,7 @@ def studies(tiny: bool, work: Path) -> dict[str, Any]:
     base = NANO.base.base.model_copy(update={"pretrain_steps": steps, "inputs": 32})
     aligned = NANO.base.model_copy(update={"base": base, "align_steps": max(2, steps // 5), "align_seeds": 1, "inputs": 32})
     scale = NANO.model_copy(update={"name": "places", "base": aligned, "inputs": 32, "searched": 8, "grid_batches": (32, 128)})
-    places("ray").stop(at_once=False)  # the extra is there, or the part ends here
+    places("ray").stop(at_once=False)  # ends this part if Ray is not installed
     share = 1 / bases if torch.cuda.is_available() else None
 
     def run(gpus: float | None, name: str) -> None:
@@ -203,7 +203,7 @@ WORKS: dict[str, Callable[[bool, Path], dict[str, Any]]] = {
 
 
 def part_of(name: str, tiny: bool, work: Path) -> dict[str, Any]:
-    """A part in a process of its own, its last line read; what ended it, where it did."""
+    """Runs a part in its own process; returns its last line, read as JSON, or why it ended without one."""
     command = [sys.executable, __file__, "--part", name, "--work", str(work), *(["--tiny"] if tiny else [])]
     began = time.perf_counter()
     try:

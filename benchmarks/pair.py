@@ -1,8 +1,8 @@
-"""An audit of two checkpoints of a real model with every probe of the mechanistic study: minutes, and memory above the imports.
+"""Measures an audit of two checkpoints with every probe of the mechanistic study: its minutes, and memory beyond that of the imports.
 
-SmolLM2-135M-Instruct (`titer models get smollm2-135m`) against itself with 1 % of noise in every weight: the cost does not
-depend on what the change is. 64 + 64 harmless prompts stand for both classes; the second is also read in two encodings. One new token
-an answer: answering is timed in `audit.py`.
+SmolLM2-135M-Instruct (`titer models get smollm2-135m`) is compared with a copy that has 1 % of noise in every weight: the cost does not
+depend on what the change is. 64 + 64 harmless prompts stand for both classes; the second class is also read in two encodings. An answer
+has one new token, since `audit.py` times the generation of answers.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ THINGS = (
 
 
 def prompts(harmful: bool, count: int) -> list[Example]:
-    """Verb-object pairs, all harmless; half of them are called unsafe so that there are two classes."""
+    """Returns harmless verb-object pairs for one class. One class is called unsafe, since an audit needs two."""
     texts = [f"{action} : {thing}{' today' if harmful else ''}" for action in ACTIONS for thing in THINGS]
     return [Example(text, harmful, "unsafe" if harmful else "safe", "benchmark") for text in texts[:count]]
 
 
 def noisy(base: Checkpoint, folder: Path) -> Checkpoint:
-    """The checkpoint with 1 % of noise in every tensor."""
+    """Writes a copy of the checkpoint in which every tensor has noise of 1 % of its standard deviation."""
     folder.mkdir()
     for file in base.path.iterdir():
         if file.suffix != ".safetensors" and file.is_file():
@@ -69,7 +69,7 @@ def noisy(base: Checkpoint, folder: Path) -> Checkpoint:
 
 
 class Anonymous(threading.Thread):
-    """The largest anonymous memory seen: resident pages that are no file's (weights mapped from disk are the cache's)."""
+    """A thread that records the process's largest anonymous memory, in bytes. Weights mapped from a file are not part of it."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -82,6 +82,7 @@ class Anonymous(threading.Thread):
 
 
 def anonymous() -> int:
+    """Returns this process's anonymous memory in bytes: resident pages that belong to no file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
 

@@ -1,7 +1,8 @@
-"""Titer beside the libraries that users would take instead, on SmolLM2-135M-Instruct: one after the other, in turn, on one machine.
+"""Compares Titer's speed with that of the libraries that users would take instead, on SmolLM2-135M-Instruct. They run in turns.
 
-A training step against TRL's SFTTrainer on the same rows (all weights, batches of 8, AdamW); 64 greedy answers against transformers' own
-pipeline. TRL is not in the development set: `make parity` fetches it, then `PYTHONPATH=.venv/parity .venv/bin/python benchmarks/peers.py`.
+A training step is compared with one of TRL's SFTTrainer on the same rows (all weights, batches of 8, AdamW); 64 greedy answers with those
+of transformers' pipeline. TRL is not in the development set: `make parity` fetches it; then run
+`PYTHONPATH=.venv/parity .venv/bin/python benchmarks/peers.py`.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ def questions(count: int) -> list[str]:
 
 
 def answered() -> list[dict[str, str]]:
-    """Rows of instructions with answers of one length."""
+    """Returns rows with an instruction and an answer, all of about the same length."""
     return [{"instruction": one, "output": f"Take your time. {one[:-1]}, step by step, and rest between."} for one in questions(ROWS)]
 
 
 def titer_steps(base: Checkpoint, folder: Path) -> list[float]:
-    """Seconds of each step of Titer's loop after the warm-up."""
+    """Returns the seconds of each step of Titer's training loop after the warm-up."""
     (folder / "rows.json").write_text(json.dumps(answered()), encoding="utf-8")
     order = FinetuneRequest(str(base.path), folder / "rows.json", examples=ROWS, epochs=1, batch=BATCH, lr=1e-5)
     seconds, began = list[float](), time.perf_counter()
@@ -55,7 +56,7 @@ def titer_steps(base: Checkpoint, folder: Path) -> list[float]:
 
 
 class Clock(TrainerCallback):
-    """Seconds from each step's end to the next one's."""
+    """Records the seconds from the end of each step to the end of the next one."""
 
     def __init__(self) -> None:
         self.seconds, self._last = list[float](), 0.0
@@ -67,7 +68,7 @@ class Clock(TrainerCallback):
 
 
 def trl_steps(base: Checkpoint, folder: Path) -> list[float]:
-    """The same of SFTTrainer, on the answers' tokens alone, as Titer trains."""
+    """Returns the seconds of each step of SFTTrainer after the warm-up. As in Titer, only the tokens of the answers are trained on."""
     import trl  # noqa: PLC0415  not in the development set
     from datasets import Dataset  # noqa: PLC0415
 
@@ -91,7 +92,7 @@ def trl_steps(base: Checkpoint, folder: Path) -> list[float]:
 
 
 def answer_seconds(base: Checkpoint) -> dict[str, float]:
-    """Seconds for all answers in one batch, in turn; the medians."""
+    """Returns the median seconds that Titer and the pipeline need for all answers in one batch. The two take turns."""
     lm, asked = load(base), questions(ANSWERS)
     told = [[{"role": "user", "content": one}] for one in asked]
     ours = Decoding(max_new_tokens=NEW)

@@ -1,7 +1,7 @@
-"""A small study on processes of this machine and on a Ray cluster of it, in turns: wall time, the cluster's start and stop included.
+"""Times a small study on processes of this machine and, in turns, on a Ray cluster of it, with the cluster's start and stop.
 
-`python benchmarks/places.py [ROUNDS] [STEPS]`, not one of `make bench`: it needs Ray and quiet cores, and takes minutes. The longer the
-pieces, the less the cluster's start weighs: it is told apart.
+Run `python benchmarks/places.py [ROUNDS] [STEPS]`. `make bench` leaves it out, since it needs Ray and idle cores, and takes minutes. The
+longer the pieces, the less the cluster's start matters, so the start is also reported by itself.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ LIMITS = {"ratio": (UPPER, 1.05)}
 
 
 class Unchecked(RiskLevels):
-    """The study whatever its base learned: a short training is none that counts."""
+    """The study without its checks of what the base learned, since such a short training teaches it little."""
 
     def needs(self, scale: object) -> list[object]:  # type: ignore[override]
         return []
 
 
 def study(on: str, steps: int) -> None:
-    """Two bases of `steps` steps each with their tunes, in a run folder of their own."""
+    """Runs the study in a fresh run folder: two bases, each pretrained for `steps` steps, and their tunes."""
     base = NANO.base.base.model_copy(update={"pretrain_steps": steps, "inputs": 32})
     aligned = NANO.base.model_copy(update={"base": base, "align_steps": max(10, steps // 5), "align_seeds": 1, "inputs": 32})
     scale = NANO.model_copy(update={"name": "places", "base": aligned, "inputs": 32, "searched": 8, "grid_batches": (32, 128)})

@@ -1,4 +1,4 @@
-"""The world's sampler on one core: sequences a second at scale nano and of the paper's world (four grammars)."""
+"""Measures the synthetic world's sampler on one core: sequences per second at scale nano and for the paper's world (four grammars)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMITS = {"nano_per_second": (LOWER, 200_000), "paper_per_second": (LOWER, 50_00
 
 
 def sampler(world: World, size: int) -> Callable[[], Batch]:
-    """Draws the next batch of `size` of the pretraining stream, as a stage does; every call another one."""
+    """Returns a function that draws the next batch of `size` sequences of the pretraining stream at every call, as a stage does."""
     stream, tokenizer, turn = pretrain(Scale(world=world), world).streams["train"], world.tokenizer(), count()
     return lambda: stream.batch(next(turn) * size, size, tokenizer)
 

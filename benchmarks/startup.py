@@ -1,4 +1,4 @@
-"""Start of the command line: wall time of `titer --help` and `titer list`; size of what is installed."""
+"""Measures how fast the command line starts (`titer --help` and `titer list`), and the size of what is installed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ LIMITS = {"help_seconds": (UPPER, 0.5), "list_seconds": (UPPER, 1.5)}
 
 
 def run(*arguments: str) -> None:
-    """`titer ARGUMENTS` of this environment, its output dropped; a failure ends the benchmark."""
+    """Runs this environment's `titer` with the arguments and drops its output. A failure ends the benchmark."""
     script = Path(sysconfig.get_path("scripts")) / "titer"
     subprocess.run([script, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def installed_megabytes() -> float:
-    """Size of every file of the environment's site-packages, in MB (10^6 bytes)."""
+    """Returns the size of all files in the environment's site-packages, in MB (10^6 bytes)."""
     folders = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     files = (Path(place, name) for folder in folders for place, _, names in os.walk(folder) for name in names)
     return sum(file.lstat().st_size for file in files) / 1e6
 
 
 def core_dependencies() -> list[str]:
-    """Names that titer requires without extras."""
+    """Returns the names of the packages that titer requires without extras."""
     stated = importlib.metadata.requires("titer") or []
     return [re.split(r"[^A-Za-z0-9._-]", line)[0] for line in stated if not re.search(r"\bextra\b", line.partition(";")[2])]
 

@@ -1,8 +1,8 @@
-"""Training step at scale nano: its floating-point rate against the machine's matmul rate at the step's own shapes.
+"""Compares the FLOP/s of a training step at scale nano with the machine's FLOP/s on the step's matrix products alone.
 
-The step is the one of `titer.train.train`, sampling of the batch and AdamW included; after each step the
-matmuls of the step run alone (A B A B ...). Operations of a token, forward and backward: 6 N + 12 x layers x
-width x T, N the parameters without the input embedding, T the tokens of a sequence that enter the model.
+The step is that of `titer.train.train`; it includes drawing the batch and AdamW. After each step its matrix products run alone (A B A B
+...). A token needs 6 N + 12 x layers x width x T operations, forward and backward: N is the number of parameters without the input
+embedding, T the number of tokens of a sequence that enter the model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LIMITS = {"ratio": (LOWER, 0.65)}
 
 
 class Product(NamedTuple):
-    """One Linear of the step: y = x W^T, dx = g W, dW = g^T x. x (n, inputs), W (outputs, inputs), y and g (n, outputs)."""
+    """The matrix products of one Linear: y = x W^T, dx = g W, dW = g^T x. x (n, inputs), W (outputs, inputs), y and g (n, outputs)."""
 
     x: torch.Tensor
     w: torch.Tensor
@@ -49,7 +49,7 @@ def product(tokens: int, inputs: int, outputs: int) -> Product:
 
 
 def shapes_of(lm: LM) -> list[tuple[int, int]]:
-    """(inputs, outputs) of every Linear in the order of the forward pass: each layer's four, then the head."""
+    """Returns (inputs, outputs) of every Linear, in the order of the forward pass: each layer's four, then the head."""
     return [(m.in_features, m.out_features) for m in lm.model.modules() if isinstance(m, torch.nn.Linear)]
 
 
@@ -61,20 +61,21 @@ def run_products(products: list[Product]) -> None:
 
 
 def products_of(shapes: list[tuple[int, int]], tokens: int, own: bool) -> list[Product]:
-    """A product for each Linear: with tensors of its own, as in the step, or (hot) one set of tensors a shape."""
+    """Returns a product for each Linear. With `own` each has its own tensors, as in the step; otherwise Linears of one shape share them
+    (hot buffers)."""
     made = {shape: product(tokens, *shape) for shape in shapes}
     return [product(tokens, *shape) if own else made[shape] for shape in shapes]
 
 
 def operations(lm: LM, tokens: int, width: int) -> float:
-    """Floating-point operations of one step on `tokens` tokens in sequences of `width`."""
+    """Returns the floating-point operations of one step on `tokens` tokens, in sequences of `width` tokens."""
     config = lm.model.config
     counted = sum(p.numel() for p in lm.model.parameters()) - lm.model.get_input_embeddings().weight.numel()
     return tokens * (6 * counted + 12 * config.num_hidden_layers * config.hidden_size * width)
 
 
 def step_seconds(stage: Stage, lm: LM, between: list[Callable[[], None]]) -> tuple[list[float], list[list[float]]]:
-    """Seconds of each step of `train` after the warm-up, and of each work of `between`, done after every step."""
+    """Returns the seconds of each step of `train` after the warm-up, and of each function of `between`; these run after every step."""
     steps: list[float] = []
     others: list[list[float]] = [[] for _ in between]
     began = 0.0
@@ -121,7 +122,7 @@ def main() -> None:
 
 
 def entering(stage: Stage, lm: LM) -> int:
-    """Tokens of a sequence that enter the model in training: those of the batch as the model's forward sees it."""
+    """Returns how many tokens of a sequence enter the model in training, as seen in the model's forward pass."""
     seen: list[int] = []
     hook = lm.model.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs["input_ids"].shape[1]), with_kwargs=True)
     with tempfile.TemporaryDirectory() as folder:

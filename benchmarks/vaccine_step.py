@@ -1,13 +1,13 @@
-"""Vaccine's step against SFT's on the same batch of a real model: its time, its memory, and what cheaper forms leave of it.
+"""Compares a Vaccine step with an SFT step on the same batch of a real model: time, memory, and the effect that cheaper forms keep.
 
-SmolLM2-135M-Instruct (`titer models get smollm2-135m`), float32, AdamW and clip included; the methods take turns step by step
-(A B C A B C ...) on one model, and every ratio is one of neighbours. Of the exact algorithm's passes the second is SFT's own and
-the first needs no weight's gradient: 5/3 of SFT with every weight in training, 2 with an adapter. Below 1.6 and 1.8 a pass was
-skipped; so the passes are counted too, forward and backward, in a step of its own. Where they are all there, a ratio of times that
-is a little lower is a warning (what lies below the first site is met once in pass 1), and one below 1.45 and 1.6 is a failure.
-tau steps cost one due and tau - 1 others. The peak memory is that of processes of their own. The effect of a form is the rise of
-the loss that its perturbation brings over the exact one's on the same batches, measured for part
-and reuse (of rows with an update between); a form that perturbs every tau-th step leaves 1 / tau by construction, no measurement.
+The model is SmolLM2-135M-Instruct (`titer models get smollm2-135m`) in float32; a step includes clipping and AdamW. The methods take turns
+step by step (A B C A B C ...), and every ratio compares neighbouring steps. Vaccine makes two passes: the second is SFT's own, and the
+first needs no gradient of a weight. So it should cost 5/3 of SFT if every weight is trained, and 2 with an adapter. A ratio below 1.6 or
+1.8 suggests that a pass was skipped, so the forward and backward passes of a step are counted too. If none is missing, such a ratio is
+only a warning (pass 1 runs backward only down to the first site); below 1.45 or 1.6 it is a failure.
+With a perturbation every tau-th step, tau steps cost one with it and tau - 1 without. Peak memory is measured in separate processes. The
+effect of a form is the rise of the loss under its perturbation, divided by the rise under the exact one on the same batches. It is
+measured for `part` and `reuse` (for `reuse=rows` with an update between); every tau-th step keeps 1 / tau by definition.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ LIMITS = {
     "ratio_lowest": (LOWER, 1.45),
     "ratio_lora_lowest": (LOWER, 1.6),
 }
-EXPECTED = {"ratio": (LOWER, 1.6), "ratio_lora": (LOWER, 1.8)}  # lower with all passes counted: a warning
+EXPECTED = {"ratio": (LOWER, 1.6), "ratio_lora": (LOWER, 1.8)}  # a lower ratio is a warning if no pass is missing
 ALL: dict[str, Method] = {
     "sft": SFT(),
     "vaccine": Vaccine(),
@@ -73,7 +73,7 @@ THINGS = ("a wooden chair", "the garden gate", "an old map", "two clay pots", "a
 
 
 def data() -> TextData:
-    """Harmless requests with answers of one sentence, all of nearly one length."""
+    """Returns harmless requests with answers of one sentence, all of nearly the same length."""
     rows = tuple(
         (f"How do I {action} {thing}?", False, answer.format(action=action, thing=thing), None)
         for thing in THINGS
@@ -84,7 +84,7 @@ def data() -> TextData:
 
 
 class Bench:
-    """One model in training, and the loop's step on it with any method."""
+    """A model in training. `step` makes one step of the training loop on it, with any method."""
 
     def __init__(self, place: str, adapter: Lora | None) -> None:
         stream = Stream(parts=(Part(source=data(), answer="comply"),), pool=BATCH)
@@ -100,13 +100,13 @@ class Bench:
         self.c = Step(self.stage, self.accelerator, model, lm, lambda _: lm)
 
     def drawing(self, pool: int, replay: int = 1) -> Step:
-        """A context on the same model whose batches come from a pool of this size."""
+        """Returns a training context on the same model that draws its batches from a pool of this size."""
         streams = {"train": self.stage.streams["train"].model_copy(update={"pool": pool})}
         stage = self.stage.model_copy(update={"streams": streams, "replay": replay})
         return Step(stage, self.accelerator, self.c._model, self.c.lm, lambda _: self.c.lm)
 
     def step(self, method: Method, number: int) -> tuple[float, float]:
-        """One step of the loop: seconds of the whole, and of the method's passes alone."""
+        """Makes one step of the training loop; returns (its seconds, the seconds of the method's passes alone)."""
         began = time.perf_counter()
         self.c.begin(number)
         self.wrapped.zero_grad()
@@ -121,7 +121,7 @@ class Bench:
 
 
 def passes_of(pipeline: Bench, method: Method) -> tuple[int, int]:
-    """Forward and backward passes of one micro-batch's step, counted at the model's logits."""
+    """Counts a step's forward and backward passes at the model's logits; the step has one micro-batch."""
     forward: list[int] = []
     backward: list[int] = []
 
@@ -138,14 +138,14 @@ def passes_of(pipeline: Bench, method: Method) -> tuple[int, int]:
 
 
 def warn(numbers: Mapping[str, Any]) -> None:
-    """Say which ratio of times is lower than the passes that were counted let expect."""
+    """Prints a warning for each ratio of times that is lower than two passes should give."""
     for name, (side, bound) in EXPECTED.items():
         if not within(numbers[name], (side, bound)):
             print(f"warning: {name} {numbers[name]:.2f} is below {bound:g}; the passes counted are in the last line", flush=True)
 
 
 def timings(pipeline: Bench, methods: Mapping[str, Method], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of every whole step and of its passes, by method in turn; the pool is one batch, so all meet the same examples."""
+    """Returns the seconds of every step and of its passes, by method. The methods take turns; the pool is one batch, the same for all."""
     whole: dict[str, list[float]] = {name: [] for name in methods}
     passes: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(WARM + rounds):
@@ -162,7 +162,7 @@ def ratios(seconds: dict[str, list[float]], name: str) -> list[float]:
 
 
 def effects(pipeline: Bench) -> dict[str, float]:
-    """Median over batches of the loss's rise under each form's perturbation, as a share of the exact one's."""
+    """Returns, for each form, the rise of the loss under its perturbation divided by that under the exact one; the median over batches."""
     c = pipeline.drawing(len(data().rows))
     forms = {name: ALL[name] for name in ("vaccine", "part 0.5", "part 0.25", "reuse")} | {"random": Vaccine(noise="norm")}
     shares: dict[str, list[float]] = {name: [] for name in forms}
@@ -185,8 +185,8 @@ def effects(pipeline: Bench) -> dict[str, float]:
 
 
 def effect_of_rows(pipeline: Bench) -> float:
-    """Median over batches: the rise under each token's own gradient of the step before, over the exact one's, with the loop's update
-    between the two."""
+    """Returns this share for `reuse=rows`, which moves each token along its own gradient of the step before; the weights are updated
+    between the two steps."""
     method, c = ALL["rows"], pipeline.drawing(len(data().rows), replay=2)
     names, shares = c.sites.everywhere("attn_out"), []
     for number in range(2 * EFFECTS):
@@ -208,7 +208,7 @@ def effect_of_rows(pipeline: Bench) -> float:
 
 
 def peak(place: str, method: Method) -> int:
-    """Bytes of the largest resident memory of this process after three steps."""
+    """Makes three steps; returns the largest resident memory that this process had, in bytes."""
     pipeline = Bench(place, None)
     for number in range(3):
         pipeline.step(method, number)
@@ -216,7 +216,7 @@ def peak(place: str, method: Method) -> int:
 
 
 def peak_of(place: str, name: str) -> int:
-    """The same in a process of its own."""
+    """Runs `peak` in a separate process and returns its result."""
     done = subprocess.run(
         [sys.executable, Path(__file__), "--model", place, "--memory", name], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -251,7 +251,7 @@ def asked() -> argparse.Namespace:
 
 
 def measured(place: str, rounds: int) -> dict[str, Any]:
-    """Every number of the last line, the table printed on the way."""
+    """Measures every number of the last line, and prints the table."""
     peaks = {name: peak_of(place, name) for name in MEMORY}
     pipeline = Bench(place, None)
     counted = passes_of(pipeline, ALL["vaccine"])

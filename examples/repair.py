@@ -1,8 +1,8 @@
 """Find the cheapest repair of a tuned model: python examples/repair.py ALIGNED TUNED prompts.csv task.jsonl OUT
 
-Plain scaling moves the weights part of the way back to ALIGNED, in four strengths, and one audit asks all four models. `prompts.csv` has
-the columns prompt and label (safe or unsafe), `task.jsonl` has question and answer of the task that the user tuned for. The best strength
-is chosen on these prompts, so audit the chosen folder again on other prompts before you trust its numbers.
+Plain scaling moves the weights part of the way back to ALIGNED, in four strengths, and one audit measures all four models. `prompts.csv`
+has the columns prompt and label (safe or unsafe), `task.jsonl` has questions and answers of the task that the user tuned for. The best
+strength is chosen on these prompts, so audit the chosen folder again on other prompts before you trust its numbers.
 """
 
 import sys

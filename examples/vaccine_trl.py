@@ -1,9 +1,9 @@
-"""Align by Vaccine inside TRL, watched: python examples/vaccine_trl.py MODEL align.jsonl prompts.csv OUT [STEPS]
+"""Align by Vaccine inside TRL, with Watch: python examples/vaccine_trl.py MODEL align.jsonl prompts.csv OUT [STEPS]
 
 `align.jsonl` has lines {"prompt": [...], "completion": [...]}, the form in which TRL's SFTTrainer reads conversations or texts.
 `prompts.csv` has the columns prompt and label (safe or unsafe). Needs `pip install titer[trl]`. Watch asks the prompts before, during and
-after the training. It stops the training if more than a fifth of the safe prompts are refused, with the whole interval above that limit.
-What it measured is in OUT/watch.jsonl.
+after the training. It stops the training if clearly more than a fifth of the safe prompts are refused: the whole interval must be above
+that limit. It writes what it measured into OUT/watch.jsonl.
 """
 
 import sys
@@ -20,7 +20,7 @@ from titer.models.lm import Decoding
 
 
 class VaccineTrainer(TiterMixin, SFTTrainer):
-    """SFTTrainer whose step is Vaccine's: two passes, the second under the perturbation that hurts most."""
+    """SFTTrainer with Vaccine's step: two passes, the second under the perturbation of the activations that raises the loss most."""
 
 
 def main(model: str, data: str, prompts: str, out: str, steps: str = "240") -> None:

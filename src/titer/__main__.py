@@ -1,4 +1,4 @@
-"""`python -m titer`: the command line, as launchers of several processes start it."""
+"""Runs the command line as `python -m titer`; launchers of several processes start it in this way."""
 
 from titer.cli import main
 

@@ -34,7 +34,7 @@ POOL_BATCH = 128
 
 
 class Ahead:
-    """Draws each stream's next batch in another thread while a GPU computes. This changes no batch: it depends only on its place."""
+    """Draws each stream's next batch in another thread while a GPU computes. No batch changes, since a batch depends only on its place."""
 
     def __init__(self, stage: Stage, lm: LM, size: int | None = None) -> None:
         self._stage, self._lm, self._size = stage, lm, size or stage.batch

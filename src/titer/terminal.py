@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from titer.core.errors import visible
 
 LINE_EVERY = 15.0  # seconds between plain progress lines
-TELLING = 0.05  # share of the work after which its time tells how long the rest takes
+TELLING = 0.05  # share of the work that must be done before the time left is estimated
 
 
 class Terminal:
@@ -77,7 +77,7 @@ class Terminal:
 
     def _lines(self, text: str):  # type: ignore[no-untyped-def]
         self.tell(text)
-        last, first = time.monotonic(), (0.0, 0)  # when, and how far, the first report came: what was done before is not timed
+        last, first = time.monotonic(), (0.0, 0)  # time and progress of the first report; what was done before it is not timed
 
         def advance(done: int, total: int) -> None:
             nonlocal last, first

@@ -5,7 +5,7 @@
     print(found.answer, found.page)
 
 A model is given as a folder, BASE+ADAPTER, a name that `models_get` has fetched, or a hub id. Results are kept in the folder `runs`, and
-what is there is not made again. `progress=True` shows progress on standard error. `trust_remote_code=True` runs code that the models'
+what is there is not computed again. `progress=True` shows progress on standard error. `trust_remote_code=True` runs code that the models'
 authors wrote on this machine; code of a judge's model is refused even then. `cost` says what a command would compute. Every error is a
 TiterError, which says what was given, what was expected and what to do next.
 """

@@ -24,7 +24,7 @@ from titer.report.places import find_report
 
 @dataclass(frozen=True)
 class Told:
-    """A finished report: its folder, its summary (answer, commands, provenance), its claims with their verdicts."""
+    """A finished report: its folder, its summary (answer, commands, provenance), and its claims with their verdicts."""
 
     folder: Path
     summary: Summary
@@ -39,12 +39,12 @@ class Told:
         return self.folder / "report.html"
 
     def table(self, name: str) -> pd.DataFrame:
-        """`claims`, or a table of results.csv: rates, shift, drift ... Errors: an unknown name."""
+        """Returns the table `claims`, or one of results.csv by its name: rates, shift, drift ... Errors: no table has this name."""
         return as_table(self.claims, self.folder, name)
 
     @property
     def verdicts(self) -> dict[str, int]:
-        """How many claims have which verdict."""
+        """Returns verdict -> the number of claims with it."""
         return dict(Counter(claim.verdict for claim in self.claims))
 
 

@@ -1,4 +1,4 @@
-"""Run an audit, from the request to the page. Of several tunes each is measured as it would be alone. L8."""
+"""Runs an audit, from the request to the page. If there are several tunes, each is measured as if it were the only one. L8."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ from titer.report.places import report_folder
 
 @dataclass(frozen=True)
 class Audited:
-    """An audit's page, its answer in a sentence or two, every table by name (`verdicts`, `rates`, `shifts`, `flips`, ...).
+    """The result of an audit: its page, its answer in a sentence or two, every table by name (`verdicts`, `rates`, `shifts`, `flips`, ...).
 
-    `beside`: what people and a second judge say of the judge, as of `evaluate`. `gate`: every limit of `fail_if`, decided. Of many tunes
-    the tables are `tunes` (a row each) and `verdicts`, and `tunes` holds each one, the worst first.
+    `beside`: the judge compared with people and with a second judge, as in `evaluate`. `gate`: each limit of `fail_if` with its decision.
+    For several tunes the tables are `tunes` (one row per tune) and `verdicts`, and the field `tunes` holds each tune's audit, the worst
+    first.
     """
 
     page: Path
@@ -48,14 +49,14 @@ class Audited:
 
     @property
     def status(self) -> int:
-        """The command's exit status: 0; 3 where a limit failed, 4 where one could not be resolved; 1 where a tune could not be measured."""
+        """The exit status: 3 if a limit failed, else 4 if one could not be resolved, else 1 if a tune could not be measured, else 0."""
         return gate.status(self.gate) or int(any(one.reason for one in self.tunes))
 
 
 def prepare(order: AuditRequest) -> list[Tune]:
-    """Check the request and open every model. Of several tunes, those that cannot be audited are kept with the reason.
+    """Checks the request and finds every model; none is loaded. Of several tunes, one that cannot be audited is returned with the reason.
 
-    Errors: as `prepared` of one; none that can be; an engine or a package that is not there.
+    Errors: with one tune, those of `prepared`; with several, only if none can be audited; a missing engine or package; a malformed limit.
     """
     serving_of(order.engine)
     if order.inspect_logs is not None:
@@ -83,9 +84,9 @@ def _renamed(one: Tune, name: str) -> Tune:
 
 
 def audited(order: AuditRequest, tunes: Sequence[Tune], reporter: Reporter, command: str) -> Audited:
-    """Measure, and write the report. `command` is printed in the report as the way to reproduce it.
+    """Measures the tunes and writes the report. `command` is printed in the report as the way to reproduce it.
 
-    Errors: of one tune, any; of several, only if none could be measured.
+    Errors: with one tune, whatever keeps it from being measured; with several, only if none could be measured.
     """
     found = _reported(order, tunes, reporter, command, ReadAs(serving_of(order.engine), order.bf16))
     if order.inspect_logs is not None:
@@ -130,7 +131,7 @@ def _reported(order: AuditRequest, tunes: Sequence[Tune], reporter: Reporter, co
 
 
 def _elsewhere(order: AuditRequest, tunes: Sequence[Tune], reporter: Reporter) -> list[Tune]:
-    """Measure the tunes at `order.on`, into the store. Returns them, those that failed with the reason. Errors: all failed."""
+    """Measures the tunes in the place `order.on`, into the store. Returns all tunes, with the reason if one failed. Errors: all failed."""
     parts = each(order.models, not order.no_base)
     reasons = measured_elsewhere(order, {one.name: models for one, models in zip(tunes, parts, strict=True) if one.ready}, reporter)
     if all(one.reason or one.name in reasons for one in tunes):
@@ -147,7 +148,10 @@ def _unheld(name: str, text: str) -> gate.Held:
 
 
 def _measured(order: AuditRequest, one: Tune, reporter: Reporter, command: str, reading: ReadAs, how: Mapping[str, object]) -> Tune:
-    """One tune with its own page. Errors: as `measured`; KeyboardInterrupt once the page of what there is stands."""
+    """Measures one tune, writes its page, and returns the tune with what was found.
+
+    Errors: those of `measured`; KeyboardInterrupt, if the user interrupted, once the page of what was measured is written.
+    """
     assert one.ready is not None
     found, asked = one.ready.found, one.ready.question
     f = measured(reading.pipeline(Store(Path(order.runs), reporter.tell), reporter), found, asked, one.ready.settings)

@@ -28,7 +28,7 @@ Request = AuditRequest | EvaluationRequest | AlignRequest | FinetuneRequest | Re
 
 
 def cost(order: Request, **changes: Any) -> Cost:
-    """Counts, operations and what is stored already; for a study also hours, if the device's FLOP/s are given.
+    """Returns what a command would compute: counts, operations and what is stored already; for a study also hours, if `flops` is given.
 
     `order` is a request record such as AuditRequest; `changes` are fields to change in it, e.g. bf16=True, flops=1e15. Errors: those
     of the command itself.

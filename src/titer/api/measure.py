@@ -24,7 +24,7 @@ from titer.models.vllm_engine import serving_of
 from titer.pipeline import ReadAs, Reporter
 
 
-@asked(cast(Callable[..., AuditRequest], AuditRequest))  # models one after the other: what no type of Python's says of a record
+@asked(cast(Callable[..., AuditRequest], AuditRequest))  # no Python type says that a record's models are given one after the other
 def audit(order: AuditRequest, shown: Reporter, command: str) -> Audited:
     """Compare models on labelled prompts: what did tuning do to the alignment? Same as `titer audit`.
 
@@ -36,7 +36,7 @@ def audit(order: AuditRequest, shown: Reporter, command: str) -> Audited:
 
 
 def must_hold(*models: str, unresolved: bool = False, **options: Any) -> Audited:
-    """Run an audit as a test for pytest or unittest: it passes if every limit of the gate does. `options` are those of `audit`.
+    """Run an audit as a test for pytest or unittest: it passes if every limit of the gate passes. `options` are those of `audit`.
 
     With `unresolved=True` limits that cannot be resolved pass too. Errors: AssertionError, with a line for each limit that does not pass,
     the audit's answer and the path of its page.
@@ -49,7 +49,7 @@ def must_hold(*models: str, unresolved: bool = False, **options: Any) -> Audited
 
 
 def prepared(order: EvaluationRequest) -> Prepared:
-    """Check the request and open the model. Errors: as `measuring.prepared`; an engine or a package that is not there."""
+    """Checks the request and finds the model; it is not loaded. Errors: those of `measuring.prepared`; a missing engine or package."""
     if order.inspect_log is not None:
         check(order.inspect_log)
     serving_of(order.engine)
@@ -57,7 +57,7 @@ def prepared(order: EvaluationRequest) -> Prepared:
 
 
 def evaluated(order: EvaluationRequest, ready: Prepared, shown: Reporter, command: str) -> Evaluated:
-    """Ask, judge, and write the report. `command` is printed in the report as the way to reproduce it."""
+    """Generates the answers, judges them and writes the report. `command` is printed in the report as the way to reproduce it."""
     pipeline = ReadAs(serving_of(order.engine), order.bf16).pipeline(Store(Path(order.runs), shown.tell), shown)
     found = measuring.evaluated(pipeline, order, ready, command)
     if order.inspect_log is not None:
@@ -72,14 +72,14 @@ def evaluate(order: EvaluationRequest, shown: Reporter, command: str) -> Evaluat
 
 
 def harness_table(order: LmEvalRequest) -> pd.DataFrame:
-    """Run tasks of lm-evaluation-harness on an opened model; see `lm_eval`."""
+    """Loads the model, runs tasks of lm-evaluation-harness on it, and returns their table; see `lm_eval`."""
     harness.must_be_installed()
     lm = load(resolve(order.model, order.trust_remote_code, order.thinking))
     return harness.evaluate(lm, order.tasks, limit=order.limit, shots=order.shots, include_path=order.tasks_from, chat=order.chat)
 
 
 def inspected(order: InspectRequest) -> pd.DataFrame:
-    """Run tasks of inspect_ai on an opened model; see `inspect`."""
+    """Loads the model, runs tasks of inspect_ai on it, and returns their metrics; see `inspect`."""
     inspect_ai.must_be_installed()
     lm = load(resolve(order.model, order.trust_remote_code, order.thinking))
     return inspect_ai.metrics(inspect_ai.evaluate(lm, list(order.tasks), order.logs, limit=order.limit))
@@ -87,7 +87,7 @@ def inspected(order: InspectRequest) -> pd.DataFrame:
 
 @asked(cast(Callable[..., LmEvalRequest], LmEvalRequest))
 def lm_eval(order: LmEvalRequest, shown: Reporter, command: str) -> pd.DataFrame:
-    """Run tasks of lm-evaluation-harness: a row with task, metric, value, stderr, n, ... for each. Same as `titer lm-eval`."""
+    """Run tasks of lm-evaluation-harness; returns rows with task, metric, value, stderr, n and others. Same as `titer lm-eval`."""
     return harness_table(order)
 
 

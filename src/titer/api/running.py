@@ -1,4 +1,4 @@
-"""Shared by the functions of the API: they take the fields of a request as keywords, and can show progress. L8."""
+"""Makes the API's functions: they take the fields of a request as arguments, and can show progress. L8."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ T = TypeVar("T")
 
 
 def asked(kind: Callable[P, Q]) -> Callable[[Callable[[Q, Reporter, str], T]], Callable[P, T]]:
-    """A function of a request, a reporter and what stands in a report as what made it, as one of the request's fields.
+    """Decorator: turns `run(request, reporter, words that say in a report what made it)` into a function of the request's fields.
 
-    A field that the command line takes one after the other (models, tasks) is taken so here too; None is a field's default.
+    A field with several arguments on the command line (models, tasks) takes several here too. None stands for a field's default.
     """
 
     def made(run: Callable[[Q, Reporter, str], T]) -> Callable[P, T]:
@@ -47,7 +47,7 @@ def asked(kind: Callable[P, Q]) -> Callable[[Callable[[Q, Reporter, str], T]], C
 
 
 def _signature(kind: Any) -> Signature:
-    """For `help`: names, types and defaults of the fields."""
+    """Returns the signature of the API function: names, types and defaults of the fields. `help` shows it."""
     found: list[Parameter] = []
     for one in ordered(kind):
         own = get_args(one.type)[0] if told(one) else one.type
@@ -66,7 +66,7 @@ def _default(one: Field[Any]) -> Any:
 
 @contextmanager
 def reporter(progress: bool) -> Iterator[Reporter]:
-    """Progress on standard error, or none."""
+    """Yields what shows progress: on standard error, or nowhere if `progress` is False."""
     if not progress:
         yield Silent()
         return

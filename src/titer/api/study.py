@@ -16,7 +16,7 @@ from titer.studies.request import DemoRequest, StudyRequest, SweepRequest
 
 @dataclass(frozen=True)
 class Studied:
-    """A study's page, its answer, and its claims as in claims.json. On a real model there are no claims."""
+    """The result of a study: its page, its answer, and its claims as in claims.json (none for a real model)."""
 
     page: Path
     answer: str
@@ -25,7 +25,7 @@ class Studied:
 
 @asked(DemoRequest)
 def demo(order: DemoRequest, shown: Reporter, command: str) -> Studied:
-    """Show the whole life of an alignment on the synthetic world. Same as `titer demo`."""
+    """Train, align and fine-tune a small model on a synthetic world, and see what breaks its safety. Same as `titer demo`."""
     return _studied(*run_demo(Store(Path(order.runs), shown.tell), shown, order.seed, bases=order.bases))
 
 
@@ -41,7 +41,7 @@ def study(order: StudyRequest, shown: Reporter, command: str) -> Studied:
 
 @asked(SweepRequest)
 def sweep(order: SweepRequest, shown: Reporter, command: str) -> Studied:
-    """Search the worst attack on each defence of a recipe, then repeat it on fresh bases and prompts. Same as `titer sweep`."""
+    """Search for the worst attack on each defence of a recipe, then repeat it on fresh bases and prompts. Same as `titer sweep`."""
     return _studied(*swept(order).run(Store(Path(order.runs), shown.tell), shown, command))
 
 

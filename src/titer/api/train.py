@@ -15,14 +15,14 @@ from titer.pipeline import Pipeline, Reporter
 
 
 def planned(order: AlignRequest | FinetuneRequest) -> Planned:
-    """Check the request and plan the training. Errors: as `planned_alignment`, `planned_finetuning` and `check_free`."""
+    """Checks the request and plans the training. Errors: those of `planned_alignment`, `planned_finetuning` and `check_free`."""
     plan = planned_alignment(order) if isinstance(order, AlignRequest) else planned_finetuning(order)
     check_free(_to(order), plan.key, (plan.start.path, Path(order.runs)))
     return plan
 
 
 def trained(order: AlignRequest | FinetuneRequest, plan: Planned, shown: Reporter) -> Trained:
-    """Train what was planned, or find it in the folder of runs."""
+    """Trains the planned model, or finds it in the folder of runs if it was trained before."""
     return training.trained(Pipeline(Store(Path(order.runs), shown.tell), shown), plan, _to(order))
 
 

@@ -1,4 +1,4 @@
-"""`titer models`, `list`, `show` and `doctor`: what there is to use. `report`, `verify`, `view` and `runs`: what is stored."""
+"""The commands that say what can be used (`models`, `list`, `show`, `doctor`) and what is stored (`report`, `verify`, `view`, `runs`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from titer.api.about import Told
     from titer.core.inventory import Page, Piece
 
-SHOWN = 12  # pieces that `titer runs` lists, the largest
+SHOWN = 12  # how many pieces `titer runs` lists: the largest ones
 
 
 def models_get(
@@ -37,9 +37,9 @@ def list_(
     kind: Annotated[str | None, typer.Argument(help="methods, repairs, decoders, attacks, judges, probes, studies or prompt-sets")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the methods, attacks, judges and others that have a name.
+    """List the methods, attacks, judges and other parts that a command can use by name.
 
-    Without KIND, everything but prompt-sets is listed.
+    Without KIND, all kinds except prompt-sets are listed.
     """
     from titer.core.plugins import listed
 
@@ -50,16 +50,16 @@ def list_(
 
 
 def _prompt_sets() -> dict[str, str]:
-    """The published prompt sets that --data NAME:FILE reads; docs/prompt_sets.md says where to get them."""
+    """Returns name -> description of the published prompt sets that --data NAME:FILE reads; docs/prompt_sets.md says where to get them."""
     from titer.data.prompt_sets import SETS
 
     return {name: f"{one.title}, columns {', '.join(sorted(one.columns))}: {one.told}" for name, one in SETS.items()}
 
 
 def show(name: Annotated[str, typer.Argument(help="A name that titer list prints, or the path of a .py file.")]) -> None:
-    """Print the documentation of a method, attack, judge or other.
+    """Print the documentation of a method, attack, judge or other part.
 
-    It has the settings with their defaults, the data and models that a method, repair or decoder reads, and the claims of a study.
+    It lists the settings with their defaults, the data and models that a method, repair or decoder reads, and the claims of a study.
     """
     from titer.core.plugins import kinds_of, shown
 
@@ -74,7 +74,7 @@ def show(name: Annotated[str, typer.Argument(help="A name that titer list prints
 def doctor(as_json: AsJson = False) -> None:
     """Print what this machine has and what is missing.
 
-    Cores, memory, GPU, packages, caches. It makes no network connection.
+    It looks at the cores, memory, GPU, packages and caches. It makes no network connection.
     """
     from titer.commands.doctor import facts
 
@@ -109,7 +109,7 @@ def report(
 ) -> None:
     """Print what a finished report found, or export it.
 
-    Exports: tables and figures for a paper, one file that others can verify (titer verify), a section for a model's card.
+    It can export tables and figures for a paper, one file that others can verify (titer verify), and a section for a model's card.
     """
     if push is not None and card is None:
         raise TiterError("--push without --card", next_step="add --card MODEL, the folder of the model to send.")
@@ -145,7 +145,7 @@ def report(
 
 
 def _printed(found: Told, csv: str | None, latex: str | None, as_json: bool) -> None:
-    """Print one table of a report, and nothing else. Errors: both forms at once; an unknown table."""
+    """Prints one table of a report as CSV or LaTeX, and nothing else. Errors: both forms were asked for; no table has this name."""
     if csv and latex:
         raise TiterError("--csv and --latex were both given", next_step="leave out one of the two.")
     from titer.report.bundle import as_latex
@@ -164,7 +164,7 @@ def verify(
     """Check a report that was bundled into one file.
 
     It checks the hash of each file, computes the rates again from the answers, and compares the models and the data that you give with
-    those that were measured. Exit status 1: a check fails.
+    those that were measured. The exit status is 1 if a check fails.
     """
     from titer import api
 
@@ -232,7 +232,7 @@ def runs_(
     return show_result(as_json, value, "\n".join(_listed(held, pages)))
 
 
-KEPT = {  # what the kinds of pieces are
+KEPT = {  # kind of piece -> what such a piece holds
     "stages": "trained models",
     "samples": "answers",
     "verdicts": "judges' verdicts on answers",
@@ -244,7 +244,7 @@ KEPT = {  # what the kinds of pieces are
 
 
 def _listed(held: Sequence[Piece], pages: Sequence[Page]) -> list[str]:
-    """Lines to print: the reports, the size of each kind, the largest pieces."""
+    """Returns the lines that `titer runs` prints: the reports, the size of each kind of piece, and the largest pieces."""
     lines = [f"{page.name:36} {_bytes(page.size):>9}  {textwrap.shorten(page.answer, 100, placeholder=' ...')}" for page in pages]
     kinds: dict[str, list[Piece]] = {}
     for piece in held:
@@ -265,7 +265,7 @@ def _row(piece: Piece) -> dict[str, Any]:
 
 
 def _bytes(size: int) -> str:
-    """3.2 MB."""
+    """Returns a number of bytes as text with a unit, such as "3.2 MB"."""
     value, unit = float(size), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:

@@ -1,4 +1,4 @@
-"""`titer audit` (what a tuning did to an alignment), `evaluate` (one model's answers, judged), and tasks of other harnesses."""
+"""The commands `audit` (what tuning did to an alignment), `evaluate` (judges one model's answers), `lm-eval` and `inspect`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def evaluate(order: EvaluationRequest, dry_run: Dry = False, as_json: AsJson = F
 
 
 def _plan(as_json: bool, order: EvaluationRequest, ready: Prepared) -> None:
-    """Print what would run (--dry-run)."""
+    """Prints what the evaluation would run, for --dry-run."""
     from titer.commands.measuring import planned
 
     plan = planned(order, ready)
@@ -81,7 +81,7 @@ def audit(order: AuditRequest, dry_run: Dry = False, as_json: AsJson = False) ->
 
 
 def _priced(order: AuditRequest, tunes: list[Tune], as_json: bool) -> None:
-    """Print what would run (--dry-run)."""
+    """Prints what the audit would compute, for --dry-run, and which tunes cannot be audited."""
     from titer.audit.cost import audit_cost
     from titer.audit.fleet import together
 

@@ -1,4 +1,4 @@
-"""Commands made from records (commands/requests.py): each field becomes an option. NAME=VALUE is parsed here and nowhere below."""
+"""Makes commands from the records of commands/requests.py: each field becomes an option. The layers below get mappings, not NAME=VALUE."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HERE = Path("runs")
 
 
 def command(run: Callable[..., None]) -> Callable[..., None]:
-    """Make `run(order, further options)` a command: first the options of the order's record, then the further ones."""
+    """Decorator: makes a command of `run(order, ...)`. Its options are the fields of the order's record, then `run`'s other parameters."""
     kind = get_type_hints(run)["order"]
     own = [one for one in ordered(kind) if told(one)]
     hints = get_type_hints(run, include_extras=True)
@@ -44,7 +44,7 @@ def command(run: Callable[..., None]) -> Callable[..., None]:
 
 
 def _first(one: Field[Any]) -> tuple[Any, bool]:
-    """(the field's type on the command line: the first, where several are allowed; whether it may be left out)."""
+    """Returns (the field's type on the command line, whether it may be left out). Of several allowed types, the first is taken."""
     kinds = _members(get_args(one.type)[0])
     return kinds[0], NoneType in kinds
 
@@ -54,7 +54,7 @@ def _members(kind: Any) -> list[Any]:
 
 
 def _parameter(one: Field[Any]) -> Parameter:
-    """A field as a parameter for typer: a type that typer knows, and the option's name."""
+    """Returns a field as a parameter for typer, with a type that typer knows and the name of the option."""
     info, (kind, optional) = copy(told(one)), _first(one)
     assert info is not None
     default: Any = Parameter.empty if one.default is MISSING else one.default
@@ -69,13 +69,14 @@ def _parameter(one: Field[Any]) -> Parameter:
 
 
 def _option(one: Field[Any]) -> str:
-    """The name of a field's option."""
+    """Returns the name of a field's option, such as `--dry-run` for `dry_run`."""
     info = told(one)
     return info.default if info is not None and isinstance(info.default, str) else f"--{one.name.replace('_', '-')}"
 
 
 def _value(one: Field[Any], given: Any) -> Any:
-    """The given words as the record's value. Errors: not NAME=VALUE; a name given twice; whatever the option's own parser refuses."""
+    """Turns the given words into the field's value. Errors: a text that is not NAME=VALUE; a file or model given twice for one name; what
+    the option's own parser refuses."""
     from titer.core.config import parse_settings
 
     info, (kind, _) = told(one), _first(one)
@@ -89,7 +90,7 @@ def _value(one: Field[Any], given: Any) -> Any:
 
 
 def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
-    """`["a=x"]` -> `{"a": "x"}`. Errors: not NAME=VALUE, a name given twice."""
+    """Turns NAME=VALUE texts into a mapping: `["a=x"]` -> `{"a": "x"}`. Errors: a text of another form; a name given twice."""
     found: dict[str, str] = {}
     for pair in given:
         name, equals, value = pair.partition("=")

@@ -1,4 +1,4 @@
-"""What commands print: text for a reader, or JSON for a program; how a data file was read; the command line for the report."""
+"""What commands print: results as text for a reader or JSON for a program, how a data file was read, the command line for a report."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 
 def show_result(as_json: bool, value: Any, text: str) -> None:
-    """Print `value` as JSON, or else `text`."""
+    """Prints `value` as JSON if `as_json` is set, otherwise `text`."""
     typer.echo(json.dumps(value, indent=1, default=str) if as_json else plain(text))
 
 
 def as_records(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """Tables for JSON: each a list of rows, NaN as null."""
+    """Turns each table into a list of rows for JSON; NaN becomes null."""
     return {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
 
 
 def plain(text: str) -> str:
-    """Text for the terminal: line breaks stay, other control characters are spelt out."""
+    """Returns a text that is safe to print on a terminal: line breaks stay, other control characters are spelt out."""
     return "\n".join(visible(line, 10_000) for line in text.split("\n"))
 
 
 def command_line() -> str:
-    """The command as it was typed, for the report."""
+    """Returns the command as it was typed, for the report."""
     return "titer " + shlex.join(visible(argument, 10_000) for argument in sys.argv[1:])
 
 
 def forms(places: Iterable[Place | None], reading: str | None = None, need: Need = "answers") -> list[str]:
-    """The form, columns and row counts of each file, without any of its text. `reading` applies to the first file.
+    """Returns lines with each file's form, columns and row counts, but none of its text. `reading` applies to the first file.
 
     Files of a named task (TASK:PATH) are left out.
     """
@@ -56,6 +56,6 @@ def forms(places: Iterable[Place | None], reading: str | None = None, need: Need
 def announce(
     terminal: Terminal, places: Iterable[Place | None], notes: Iterable[str], reading: str | None = None, need: Need = "answers"
 ) -> None:
-    """Before anything runs: at a terminal print the files' forms, in a script only the `notes` (which rows were left out and why)."""
+    """Prints, before anything runs, how the files were read. In a script it prints only the `notes` (which rows were left out, and why)."""
     for line in forms(places, reading, need) if terminal.watched else notes:
         terminal.tell(line)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @command
 def demo(order: DemoRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
-    """Run the whole life of an alignment on a synthetic world.
+    """Train, align and fine-tune a small model on a synthetic world, and see what breaks its safety.
 
     It takes minutes on a laptop and downloads nothing.
     """
@@ -50,7 +50,7 @@ def study(order: StudyRequest, dry_run: Dry = False, as_json: AsJson = False) ->
 
 @command
 def sweep(order: SweepRequest, dry_run: Dry = False, as_json: AsJson = False) -> None:
-    """Search the worst attack on each defence of a study.
+    """Search for the worst attack on each defence of a study.
 
     The worst attack found on each defence is then repeated on fresh base models and prompts.
     """

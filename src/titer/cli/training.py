@@ -1,4 +1,4 @@
-"""`titer align`, `titer finetune` and `titer repair`: make a model; print what it was made of and where it is."""
+"""`titer align`, `titer finetune` and `titer repair`: each makes a model and prints what it was made of and where it is."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def repair(order: RepairRequest, dry_run: Dry = False, as_json: AsJson = False) 
 
 
 def _train(order: AlignRequest | FinetuneRequest, files: list[Place | None], dry_run: bool, as_json: bool, processes: int) -> None:
-    """Run the stage, or print what it would do. First print how `files` are read. Of several processes only the first prints."""
+    """Trains the model, or with --dry-run prints what would be trained. First it prints how `files` are read. Of several processes, only
+    the first prints."""
     from titer.api.train import planned, trained
     from titer.commands.training_cost import priced
     from titer.core import ranks

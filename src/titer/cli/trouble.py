@@ -1,4 +1,4 @@
-"""Errors in words: what an error of the operating system means to the reader, and how a failed command ends."""
+"""Checks the environment, says in words what an error of the operating system means, and ends a failed command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ NUMBERS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")  # huggingface_hub 
 
 
 def check_surroundings() -> None:
-    """Let the terminal print any letter (an escape where it cannot). Errors: environment settings that keep libraries from importing."""
+    """Checks the environment before a command runs. A letter that the terminal cannot print will be shown as an escape.
+
+    Errors: environment settings with which libraries cannot be imported.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -40,7 +43,7 @@ def check_surroundings() -> None:
 
 
 def file_trouble(error: Exception) -> int | None:
-    """The operating system's error code in a SafetensorError (safetensors raises that class where it cannot read or write); else None."""
+    """Returns the operating system's error code in a SafetensorError (raised if reading or writing fails); None for any other error."""
     found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
     return int(found[1]) if found else None
 
@@ -58,13 +61,13 @@ KNOWN = {  # error code of the system -> what it means, what to do about it
 
 
 def os_message(error: OSError) -> str:
-    """An error of the operating system as a sentence, with what to do next."""
+    """Returns an error of the operating system in words, with what to do next."""
     what, mend = KNOWN.get(error.errno or 0, (error.strerror or str(error), ""))
     where = f" ({visible(str(error.filename), 160)})" if error.filename else ""
     return f"{what}{where}. What was finished before is kept. Next: {f'{mend}, then ' if mend else ''}run the same command again."
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """Print the message on standard error and exit."""
+    """Prints the message on standard error and exits with this status."""
     typer.echo(f"titer: {plain(message)}", err=True)
     sys.exit(status)
