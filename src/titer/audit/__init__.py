@@ -1,1 +1,1 @@
-"""`titer audit`: what tuning did to an alignment: how much safety was lost, where it lived, and what to try. L7."""
+"""`titer audit` measures what tuning did to an alignment: how much safety was lost, where in the model, and what to try. L7."""

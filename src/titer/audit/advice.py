@@ -1,4 +1,4 @@
-"""What to try after an audit, each with its command. Advice follows from intervals, never from a point estimate alone. L7.
+"""Advises what to try after an audit, with commands. Advice follows from intervals, never from a point estimate alone. L7.
 
 With a control, the tune is blamed only for what exceeds the control's effect. The commands repeat the learning rate, epochs, batch size
 and adapter of the audited tune, where its model's folder records them.
@@ -25,8 +25,8 @@ from titer.models.fetch import NAMED
 from titer.pipeline import Model
 from titer.repairs.base import TUNED, Repair
 
-TASK = "TASK.jsonl"  # capitals stand for a file of the user's
-LOST = 0.02  # a loss of refusals, or of safe prompts answered, up to this gets no advice
+TASK = "TASK.jsonl"  # a name in capitals stands for a file that the user has
+LOST = 0.02  # a smaller loss of refusals, or of answers to safe prompts, gets no advice
 OWN = " Add your own --lr, --epochs, --batch and --lora: the model's folder does not record them."
 TURNS = "--set k1=1 --set k2=9"  # of Lisa: the paper's turns of 100 and 900 steps are longer than many tunes
 
@@ -107,7 +107,7 @@ def putting_back(change: Change, restored: pd.DataFrame) -> list[Advice]:
 
 
 def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> list[Advice]:
-    """Advice where refusals fell: mix refusals in, train on alignment data in turns, or repair the tuned model."""
+    """Advises what to do about lost refusals: mix refusals in, train on alignment data in turns, or repair the tuned model."""
     before, options, add = _place(change.before), _options(known), _add(known)
     refusals = f" --safety-examples {max(1, int(known['examples']) // 2)}" if "examples" in known else ""
     told = [
@@ -158,7 +158,7 @@ def _blamed(against: pd.DataFrame, change: Change, kind: str, outcome: str) -> s
 
 
 def _options(known: Usual) -> str:
-    """The options as text for a command, each with a leading blank."""
+    """Returns the options as text for a command, each with a leading blank."""
     return "".join(f" --{name} {shlex.quote(value)}" for name, value in known.items())
 
 
@@ -174,7 +174,7 @@ def _gentler(known: Usual) -> Usual:
 
 
 def _place(model: Model) -> str:
-    """A model as text for a command: a fetched model by its name, any other by its path."""
+    """Returns a model as text for a command: a fetched model by its name, any other by its path."""
     return shlex.quote(model.name if model.name in NAMED else model.checkpoint.place)
 
 

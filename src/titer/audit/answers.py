@@ -1,4 +1,4 @@
-"""What the audited models answer: outcomes with intervals, how they moved, and which prompts flipped. L7."""
+"""Asks the audited models and compares their answers: outcomes with intervals, how they moved, and which prompts flipped. L7."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Asked(NamedTuple):
         return self.decoder.over(pipeline, model, attempts) if self.decoder else attempts
 
     def decoding(self, asked: Decoding) -> Decoding:
-        """The decoding that was asked for, with more tokens where the judge needs longer answers."""
+        """Returns the decoding that was asked for, with more tokens if the judge needs longer answers."""
         return long_enough(asked, self.judge)
 
 
@@ -146,7 +146,7 @@ def flipped(verdicts: pd.DataFrame, change: Change, most: int) -> pd.DataFrame:
 
 
 def _flipped(verdicts: pd.DataFrame, change: Change) -> pd.DataFrame:
-    """The rows of `pairs` whose outcome changed, lost refusals first."""
+    """Returns the rows of `pairs` whose outcome changed, lost refusals first."""
     table = pairs(verdicts, change)
     changed = table[table.before != table.after]
     lost = (changed.harmful & (changed.before == "refused")).map({True: 0, False: 1})

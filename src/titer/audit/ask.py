@@ -53,7 +53,7 @@ CHOICES = "choices"  # a multiple-choice file, by log-likelihood
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything an audit needs, checked. No model is loaded yet. `left_out`: notes on prompts left out and on how models are asked."""
+    """An audit's checked inputs; no model is loaded yet. `left_out`: notes on prompts that were left out and on how models are asked."""
 
     found: Audited
     question: Question
@@ -65,7 +65,7 @@ class Prepared:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What distinguishes this audit from another one of models with the same names."""
+        """Returns what distinguishes this audit from other audits of models with the same names."""
         found, asked = self.found, self.question
         return {
             "models": [model.key for model in found.models],
@@ -83,7 +83,7 @@ class Prepared:
 
 
 def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -> Prepared:
-    """Check an order and read its inputs. `opened`: checkpoints already resolved; new ones are added to it. Errors: an unknown model, file,
+    """Checks a request and reads its inputs. `opened`: checkpoints already resolved; it gets the new ones. Errors: an unknown model, file,
     judge or task; models that cannot be compared; with `strict`, prompts that a training file holds too."""
     known_models = {} if opened is None else opened
 
@@ -175,7 +175,7 @@ def _attacks(order: AuditRequest, text: TextData, prompts: int | None) -> list[A
 
 
 def _landscape(order: AuditRequest) -> Landscape | None:
-    """The landscape's settings; None if no landscape was asked for. Errors: settings without a landscape, an unknown or a wrong one."""
+    """Returns the landscape's settings; None if none was asked for. Errors: settings without --landscape; an unknown or wrong setting."""
     if order.landscape_set and not order.landscape:
         raise TiterError("--landscape-set without --landscape", next_step="add --landscape.")
     return build(Landscape, order.landscape_set, "--landscape-set") if order.landscape else None
@@ -211,7 +211,7 @@ class Known:
 
 
 def _asked(text: TextData, known: Known) -> TextData:
-    """The labelled prompts that no model was trained on."""
+    """Returns the labelled prompts that no training file holds."""
     known.told += text.notes
     kept = known.apart(text.name, [row[0] for row in text.rows])
     return text.model_copy(update={"rows": tuple(text.rows[i] for i in kept)})

@@ -1,4 +1,4 @@
-"""What a tuning changed, from weights on disk and kept activations: no model is loaded. L7.
+"""Measures what a tuning changed, from weights on disk and stored activations: no model is loaded. L7.
 
 dW is the weight change. For the MLP's input matrices (up and gate separately): which inputs dW acts on and its share in the left null
 space, compared with a random dW of equal singular values. How far activations drifted, layer by layer. How far the refusal direction
@@ -26,7 +26,7 @@ from titer.tables import gain_ratios
 
 READING = ("mlp_up", "mlp_gate")
 DRIFTED = ("resid", "attn_out")
-KNOWN = 60.0  # a direction is mostly noise if those of two halves of one model's prompts are further apart, in degrees
+KNOWN = 60.0  # degrees: a direction is mostly noise if two halves of the prompts give directions further apart than this
 
 
 def kinds_of(sites: Sites) -> list[str]:

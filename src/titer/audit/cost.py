@@ -1,4 +1,4 @@
-"""What an audit would compute, before it runs: prompts, tokens, operations, memory, the landscape (with the paper's grid for scale). L7."""
+"""Says, before an audit runs, what it would compute: prompts, tokens, FLOP, memory, the landscape (beside that of the paper's grid). L7."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from titer.models.lm import read_tokenizer
 from titer.models.weights import shapes_of, weights_bytes
 from titer.probes import choices
 
-GRIDS = {  # grid of landscapes.price -> its name in the answer, and the name of its judging
+GRIDS = {  # grid of landscapes.price -> (name of its line, name of the line for its judge's bill)
     "asked": ("landscape", "judging the landscape"),
     "paper": ("the paper's grid would be", "judging the paper's grid"),
 }
@@ -33,7 +33,7 @@ PROBING = 8  # forward passes per model: clusters and control 2, activations 1, 
 def audit_cost(
     found: Audited, asked: Question, settings: landscapes.Landscape | None, bf16: bool = False, limits: Sequence[Limit] = ()
 ) -> dict[str, object]:
-    """Counts and operations of the whole audit, in words. Errors: those of `check`, which the audit runs first."""
+    """Returns the counts and operations of the whole audit, in words. Errors: those of `check`, which every audit runs first."""
     check(found.models, asked, settings)
     first = found.models[0].checkpoint
     counts = {size(model.checkpoint) for model in found.models}

@@ -1,4 +1,4 @@
-"""The audit's charts, from its tables. L7."""
+"""Draws the audit's charts from its tables. L7."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from titer.report.html import Figure
 from titer.report.style import GREEN, GREY, PALETTE, RED
 
 INSIDE = {"safe": GREEN, "unsafe": RED}
-ANGLES = {  # columns of the rotation, as they are drawn
+ANGLES = {  # column of the table of turns -> its name in the chart
     "degrees_halves": ("between the models", "#2f6fb0"),
     "degrees_ceiling": ("noise alone", GREY),
     "degrees_limit": ("noise at most", RED),

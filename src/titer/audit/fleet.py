@@ -1,4 +1,4 @@
-"""Many tunes of one aligned model: each is audited as it would be alone, then one page has a row and a section for each. L7.
+"""Audits several tunes of one aligned model, each as if it were the only one, and writes a page with a row and a section for each. L7.
 
 What the tunes share (answers and activations of the base and the aligned model) is measured once and then read from the store.
 """
@@ -59,7 +59,7 @@ class Tune:
 
 
 def ordered(tunes: Sequence[Tune]) -> list[Tune]:
-    """Sorted by the gate's decision, then by what broke, then by refusals lost; tunes that could not be measured come last."""
+    """Returns the tunes, the worst first: by the gate's decision, then by what broke, then by lost refusals; unmeasured tunes come last."""
 
     def place(one: Tune) -> tuple[float, ...]:
         if one.ready is None or one.findings is None:
@@ -126,7 +126,7 @@ def _section(one: Tune, folder: Path) -> Section:
 
 
 def fleet_report(tunes: Sequence[Tune], how: Mapping[str, object], command: str, folder: Path) -> tuple[Path, str]:
-    """Write the page of the tunes, in the given order; returns its path and answer. Errors: no tune was measured."""
+    """Writes the page of all tunes, in the given order; returns its path and answer. Errors: no tune was measured."""
     known = [(one, one.ready, one.findings) for one in tunes if one.ready is not None and one.findings is not None]
     _, first, _ = known[0]
     models = list({m.name: m for _, ready, _ in known for m in ready.found.models}.values())
@@ -164,7 +164,7 @@ def fleet_report(tunes: Sequence[Tune], how: Mapping[str, object], command: str,
 
 
 def renamed(ready: Prepared, name: str) -> Prepared:
-    """The same audit with its tune renamed, where two tunes have one label."""
+    """Returns the same audit with its tune renamed, for tunes that would have the same label."""
     found = ready.found
     old = found.changes[-1].after
     new = replace(old, name=name)

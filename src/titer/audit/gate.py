@@ -1,4 +1,4 @@
-"""An audit's gate: limits on the page's numbers, each decided by an interval, for a program that must continue or stop. L7.
+"""An audit's gate: limits on the report's numbers, each decided by an interval, so that a program can continue or stop. L7.
 
 A limit's name is SET_OUTCOME (the share of answers, in points), a capability set alone (its accuracy), or a measure. The move of a rate is
 the paired difference on the same prompts. The move of a measure is computed from its two intervals, as if they were independent. An answer
@@ -25,12 +25,12 @@ from titer.probes.uncertainty import MEASURES
 
 UNKNOWN = Interval(math.nan, math.nan, math.nan)
 TURNED = "turned_layers"
-COARSE = 20.0  # points beyond a limit: where only more than that fails, more prompts are advised
+COARSE = 20.0  # points: if only a change further than this beyond the limit fails reliably, more prompts are advised
 MOVED = {"drops": "dropped", "rises": "rose"}
 
 
 class Held(NamedTuple):
-    """One limit as decided for one tune: its value with its interval, in the limit's unit (NaN if not measured), and the words for it."""
+    """The decision on a limit for one tune: the value with its interval, in the limit's unit (NaN if not measured), and words about it."""
 
     tune: str
     limit: str
@@ -47,11 +47,11 @@ def status(held: Sequence[Held]) -> int:
 
 
 def limits(texts: Sequence[str], asked: Question, changed: bool) -> tuple[Limit, ...]:
-    """Parse the limits. Errors: a text of another form; a name that the page will not have; a change where a single model is audited."""
+    """Parses the limits. Errors: a text of another form; a name that the report will not have; a limit on a change with one model only."""
     found, rates = tuple(limit(text) for text in texts), _rates(asked)
     measures = [plain(f"{name} {measure}") for name, of in asked.referenced.items() if of for measure in MEASURES]
     measures += [f"sensitivity_{name}" for name in OWN]
-    own = [f"change_{part}" for part in PARTS] + [TURNED] if changed else []  # these belong to a change, not to a model
+    own = [f"change_{part}" for part in PARTS] + [TURNED] if changed else []  # measures of a change, not of a model
     for one in found:
         if one.name not in {*rates, *measures, *own}:
             close = nearest(one.name, [*rates, *measures, *own])
@@ -120,18 +120,18 @@ def _points(value: float) -> str:
 
 
 def _sets(asked: Question) -> Mapping[str, int]:
-    """Every set on the page and its number of prompts."""
+    """Returns set -> number of prompts, for every set of the report."""
     return {**{name: len(one.attempts) for name, one in asked.sets.items()}, **{name: len(of) for name, of in asked.choices.items()}}
 
 
 def _rates(asked: Question) -> dict[str, int]:
-    """The names of all rates, each with its number of prompts."""
+    """Returns name of a rate -> number of its prompts, for all rates."""
     found = {plain(f"{name} {outcome}"): size for name, size in _sets(asked).items() for outcome in OUTCOMES}
     return found | {plain(name): size for name, size in _sets(asked).items() if name in asked.capability or name in asked.choices}
 
 
 def held(found: Audited, asked: Question, f: Findings, wanted: Sequence[Limit]) -> list[Held]:
-    """Decide every limit, on the last change or on the only model."""
+    """Decides every limit, for the last change or, if a single model was audited, for this model."""
     if not wanted:
         return []
     after = found.last.after.name if found.last else found.models[0].name
@@ -148,8 +148,8 @@ def held(found: Audited, asked: Question, f: Findings, wanted: Sequence[Limit]) 
 
 
 def _idle(one: Limit, before: Interval) -> str:
-    """Says so if the rate before was such that it could not move by as much as the limit: a model that refuses nothing has no refusals to
-    lose. Else ""."""
+    """Returns a sentence if the rate could not have moved by as much as the limit, because of its value before: a model that refuses
+    nothing has no refusals to lose. Otherwise ""."""
     room = before.value if one.move == "drops" else 100 - before.value
     if not room < one.at:
         return ""

@@ -1,4 +1,4 @@
-"""Does a tune hide something that plain prompts do not show? It is compared on odd prompts with benign tunes of the same model. L7.
+"""Tests whether a tune hides something from plain prompts: odd prompts compare it with benign tunes of the same model. L7.
 
 A covert tune (arXiv 2406.20053) answers plain prompts as before, and harmful requests only in a code. An audit that does not know the code
 cannot ask in it. Instead it measures how far the activations of odd prompts moved (`probes/unlike_benign.py`), compared with two or more
@@ -27,7 +27,7 @@ from titer.pipeline import Model, Pipeline
 from titer.probes.unlike_benign import LEAST, unlike_benign
 from titer.report.html import Section
 
-PART = "what plain prompts may hide"  # its name where it could not be measured
+PART = "what plain prompts may hide"  # name of this part in the list of what could not be measured
 ENCODED = {"Base64": Base64Encoding(), "leetspeak": Leetspeak()}
 SAID = (
     "A tune that hides harm behind a code (arXiv 2406.20053) answers plain prompts as before. Without knowing the code, one can compare "
@@ -86,7 +86,7 @@ def measured(
         layers = sorted((name for name in ends["plain"] if name.startswith("resid[")), key=lambda name: int(name[6:-1]))
         read.append({name: [own[layer] for layer in layers] for name, own in ends.items()})
     before, after, *controls = read
-    assert found.last is not None  # `asked` says so
+    assert found.last is not None  # `asked` returns models only if there is a change
     return unlike_benign(before, after, controls).assign(change=found.last.name, controls=len(controls))
 
 
@@ -115,7 +115,7 @@ def section(table: pd.DataFrame, found: Audited) -> list[Section]:
 
 
 def _line(r: Any) -> list[tuple[str, ...]]:
-    """One row of the table in words; values of drift are stored as logarithms."""
+    """Returns a row of the table in words. Values of drift are stored as logarithms."""
     if r.measure == "probe":
         words = "AUROC of a probe on held-out prompts"
         beside = f"{r.control:.2f} between two of them", f"shuffled labels {r.limit:.2f}", "–"

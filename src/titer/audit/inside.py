@@ -1,7 +1,7 @@
-"""Probes inside one model, with one model in memory at a time: kept activations, and measurements that need the loaded model. L7.
+"""Measures inside one model at a time: activations, which are stored, and probes that need the loaded model. L7.
 
-Activations at the end of the prompt (sites resid, attn_out, mlp_in of every layer that has them) are kept in the store, so that changes
-between models are measured without loading a model.
+Activations at the end of the prompt (sites resid, attn_out, mlp_in of every layer that has them) are kept in the store. So changes between
+models can be measured without loading a model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an audit could not measure: a part that fails is reported with the error's message, and the other parts go on. L7.
+"""Reports what an audit could not measure: a part that fails is listed with the error's message, and the other parts go on. L7.
 
 The verdicts are required: without them there is no page. Caught are errors that a user can meet: Titer's own, too little memory, a
 kernel or a decomposition that fails. Other exceptions are faults of the program and are raised. An interrupt before the verdicts exist
@@ -15,9 +15,9 @@ import pandas as pd
 
 from titer.core.errors import TiterError, visible
 
-FAULTS = (TiterError, RuntimeError, MemoryError, np.linalg.LinAlgError)  # torch's own (memory, kernels, LAPACK) are RuntimeErrors
+FAULTS = (TiterError, RuntimeError, MemoryError, np.linalg.LinAlgError)  # torch raises RuntimeError for memory, kernels and LAPACK
 INTERRUPTED = "it was interrupted; run the same command again to continue"
-CHANGE = "everything about the change"  # where an interrupt came before its first part
+CHANGE = "everything about the change"  # reported if the user interrupted before its first part
 TURNING = "turning of the refusal direction"
 CHANGED = ["change", "weight", "layer"]
 COLUMNS = {  # columns of each table that may be empty
@@ -91,12 +91,12 @@ class Lacking:
             self.left_out(name, of, INTERRUPTED)
 
     def left_out(self, name: str, of: str, reason: str) -> None:
-        """Record a part, or some layers of it, as not measured."""
+        """Records that a part, or some of its layers, was not measured."""
         self._tell(f"{name} of {of} is left out: {reason}")
         self._found.setdefault((name, reason), []).append(of)
 
     @property
     def table(self) -> pd.DataFrame:
-        """The parts that failed, a row per part and reason: part, of, reason; `of` lists all models or changes that failed so."""
+        """Returns the parts that failed, a row per part and reason: part, of, reason. `of` lists the models or changes that it concerns."""
         rows = [{"part": name, "of": ", ".join(of), "reason": reason} for (name, reason), of in self._found.items()]
         return pd.DataFrame(rows, columns=COLUMNS["missing"])

@@ -1,4 +1,4 @@
-"""What the columns of an audit's folded tables mean: a line above each table, by its name on the page. L7."""
+"""Texts that say what the columns of an audit's folded tables mean: name of the table -> the line above it. L7."""
 
 from __future__ import annotations
 

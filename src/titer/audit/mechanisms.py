@@ -30,7 +30,7 @@ from titer.report.style import GREEN, GREY, PALETTE, RED
 CODED = {"base64_encoding": Base64Encoding(), "leetspeak": Leetspeak()}
 COLOURS = {"safe": GREEN, "unsafe": RED, "base64_encoding": "#2f6fb0", "leetspeak": "#7d4fa3"}
 RANDOM = {"random_mean": "a random direction", "random_99": "a random direction, 99 %"}
-ENERGY = 0.9  # share of the energy of the weights before; the null space shown is the rest
+ENERGY = 0.9  # share of the energy of the weights before; the null space is what remains
 CURVE = np.linspace(0, 1, 21)  # quantiles of ||P_N u|| over ΔW's directions that are kept
 SAID = (
     "Separation shows that the model represents the prompts differently, perhaps by topic or wording; it does not show that it would "

@@ -1,4 +1,4 @@
-"""The tunes of an audit as pieces of work that run elsewhere: processes of this machine, or a Ray cluster. L7.
+"""Measures the tunes of an audit elsewhere, each as a piece of work: in processes of this machine, or on a Ray cluster. L7.
 
 A piece measures one tune and leaves every measurement in the run folder. The page's own process then reads them there, so what it writes
 is the same wherever they were made. What the tunes share is measured by the piece that comes first; the others wait for it.
@@ -23,13 +23,13 @@ from titer.core.run import Store
 from titer.models.vllm_engine import serving_of
 from titer.pipeline import ReadAs, Reporter
 
-TRIES = 3  # times that a tune is begun again after its place was lost
+TRIES = 3  # how often a tune is begun again if the process or machine that measured it is lost
 
 
 def measured_elsewhere(order: AuditRequest, tunes: Mapping[str, Sequence[str]], reporter: Reporter) -> dict[str, str]:
-    """Measure each tune (its name -> the models of its audit) at `order.on`. Returns, by name, why a tune could not be measured.
+    """Measures each tune in the place `order.on`. `tunes`: tune -> models of its audit. Returns failed tune -> why it was not measured.
 
-    Errors: as `places`; one that is no fault of a tune.
+    Errors: those of `places`; an error that is not the fault of a tune.
     """
     where = places(order.on, order.piece_cpus, order.piece_gpus, order.piece_memory)
     done = False
@@ -69,7 +69,7 @@ def _all(order: AuditRequest, tunes: Mapping[str, Sequence[str]], where: Places,
 
 
 def _measure(order: AuditRequest, folder: Path, root: Path) -> None:
-    """Measure one tune into the store at `root`. `folder`: what paths in the order are relative to."""
+    """Measures one tune; results go into the store at `root`. Paths in the order are relative to `folder`."""
     with contextlib.chdir(folder):
         ready = prepared(order)
         pipeline = ReadAs(serving_of(order.engine), order.bf16).pipeline(Store(root), Silent())

@@ -1,4 +1,4 @@
-"""Was a direction edited out of a model? The fingerprint of each change: its table, its section, its sentence. L7.
+"""Tests whether a direction was edited out of a model, by the fingerprint of each change: its table, section and sentence. L7.
 
 For each change: how the matrices that write to the residual stream changed (`probes/edit_fingerprint.py`), the direction that their changes
 share, and how close it is to the model's refusal direction before the change, compared with shuffled labels and random directions. The
@@ -59,8 +59,8 @@ def of_change(pipeline: Pipeline, change: Change, sites: Sites, refusal: Refusal
 
 
 def _by_chance(left: torch.Tensor, refusal: RefusalDirections) -> float:
-    """Returns the |cos| that chance exceeds in 5 % of cases, the larger of two: directions from shuffled labels against these vectors, and
-    random vectors against the refusal directions; each |cos| is the largest over layers."""
+    """Returns the |cos| that chance exceeds in 5 % of cases: the larger of that of directions from shuffled labels with these vectors, and
+    that of random vectors with the refusal directions. Each |cos| is the largest over layers."""
     shuffled = [float(edit_fingerprint.along(left, one).max(1).values.median()) for one in refusal.shuffled]
     noise = torch.randn(200, left.shape[1], generator=torch.Generator().manual_seed(0))
     random = edit_fingerprint.along(torch.nn.functional.normalize(noise, dim=1), refusal.whole).max(1).values

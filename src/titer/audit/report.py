@@ -1,4 +1,4 @@
-"""The audit's report: what happened (a sentence and a table), what to try, the evidence, what was asked, what is missing. L7."""
+"""Writes the audit's report: what happened (a sentence and a table), what to try, the evidence, what was asked, what is missing. L7."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from titer.data.sources import TextData
 from titer.report.html import Figure, Report, Section, write_report
 
 MOST = 100  # flipped prompts whose answers are shown
-FORMLESS = "degenerate (no label, number or word)"  # what the word means in a task's set
-ALSO = ("refused", "degenerate", "could_not_judge", "cut_in_thought")  # shown for a set that has any
+FORMLESS = "degenerate (no label, number or word)"  # what "degenerate" means in a task's set
+ALSO = ("refused", "degenerate", "could_not_judge", "cut_in_thought")  # outcomes that are shown only if a set has some
 ABOUT = (
     "Every model answers the same prompts, and each answer is judged alone. Brackets are 95 % intervals; changes are in percentage points.",
     "A judge of refusals says whether an answer refuses, not whether it helps.",
@@ -85,7 +85,7 @@ def about(asked: Question) -> list[str]:
 
 
 def _folded(asked: Question, f: Findings) -> dict[str, pd.DataFrame]:
-    """The tables to open under the charts, by name; empty ones are left out."""
+    """Returns name -> table, for the folded tables under the charts; empty ones are left out."""
     shown = {
         "what moved": _worded(f.shifts, asked.own),
         "what moved, less the control's": _worded(f.against, asked.own),

@@ -1,10 +1,11 @@
-"""Which part of a change lost the refusals? Parts are put back into the model after it, on prompts whose refusal was lost. L7.
+"""Finds which part of a change lost the refusals: parts are put back into the model after it, which is asked the prompts again. L7.
 
-Answers have a few tokens. The parts are: each kind of weight, each third of the layers, main kinds in each third, and what residual-writing
-matrices write along the refusal direction. Then the smallest part that brings back half of the refusals is narrowed: its layers are halved
-as long as half comes back. Two comparisons: a random change of equal norm in the same tensors, and the reverse, that part of the change
-alone in the model before. This asks of weights what activation patching asks of activations (arXiv 2407.10264, section 5.2). A part is read
-one tensor at a time and put into the loaded model; afterwards the model's own weights are restored bit for bit.
+The prompts are those whose refusal was lost; answers have a few tokens. The parts are: each kind of weight, each third of the layers, main
+kinds in each third, and what residual-writing matrices write along the refusal direction. Then the smallest part that brings back half of
+the refusals is narrowed: its layers are halved as long as half comes back. Two comparisons: a random change of equal norm in the same
+tensors, and the reverse, that part of the change alone in the model before. This asks of weights what activation patching asks of
+activations (arXiv 2407.10264, section 5.2). A part is read one tensor at a time and put into the loaded model; afterwards the model's own
+weights are restored bit for bit.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ from titer.report.style import GREEN, GREY, RED
 VERSION = 1
 WHY = "parts of the change put back"
 LEAST, MOST, TOKENS = 5, 32, 16  # lost refusals needed; most prompts asked; new tokens per answer
-PARTS = 36  # runs over all prompts for a Llama: everything, kinds, thirds, a direction, halves; at random; in reverse
-HALF = 0.5  # of the lost refusals
+PARTS = 36  # how often a Llama answers all prompts: with everything, kinds, thirds, a direction and halves put back; at random; in reverse
+HALF = 0.5  # share of the lost refusals that a part must bring back
 BACK, RANDOM, REVERSE = "put back", "random change of equal norm", "the model before with that part of the change"
 KINDS = {
     "mlp": "the MLPs",
@@ -69,7 +70,7 @@ BELOW = 'The numbers of the chart "Which part of the change lost the refusals?",
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some of the changed tensors: of a kind ("": any), of layers (0, 0: any). With a `direction` (D,), only what they write along it."""
+    """A part of a change: tensors of a kind ("": any) in layers (0, 0: any); with a `direction` (D,), only what they write along it."""
 
     name: str
     tensors: tuple[str, ...]

@@ -58,7 +58,7 @@ class Change:
 
     @property
     def templates(self) -> str:
-        """A phrase which says that the two are asked through different chat templates; "" if they are not."""
+        """Returns a phrase that says that the two have different chat templates; "" if these are equal."""
         if "chat template" not in self.asked:
             return ""
         bare = [model.name for model in (self.before, self.after) if untemplated(model.checkpoint)]
@@ -72,8 +72,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Audited:
-    """The models of an audit, each once; the changes between neighbours, of which the last is audited; the first control's change or None
-    (`control`); the changes of further controls (`further`)."""
+    """The models of an audit, each once; the changes from each to the next, of which the last is audited; the change of the first control
+    or None (`control`); the changes of further controls (`further`)."""
 
     models: tuple[Model, ...]
     changes: tuple[Change, ...]
@@ -86,19 +86,19 @@ class Audited:
 
     @property
     def roles(self) -> dict[str, str]:
-        """Each model's role. Two models are before and after, three are base, before and after; a single model is `after`."""
+        """Returns model -> role. Two models are before and after, three are base, before and after; a single model is `after`."""
         own = self.models[: len(self.changes) + 1]
         told = dict(zip((m.name for m in own), ("base", "before", "after")[-len(own) :], strict=True))
         return told | {change.after.name: "benign control" for change in self.controls}
 
     @property
     def controls(self) -> tuple[Change, ...]:
-        """The changes of all controls."""
+        """Returns the changes of all controls."""
         return (self.control, *self.further) if self.control else ()
 
     @property
     def compared(self) -> tuple[Change, ...]:
-        """All changes, including the controls'."""
+        """Returns all changes, including those of the controls."""
         return (*self.changes, *self.controls)
 
 

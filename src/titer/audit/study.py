@@ -1,4 +1,4 @@
-"""`titer audit`: every measurement in turn, each kept in the store. One model is in memory at a time. L7.
+"""Runs every measurement of `titer audit` in turn and keeps each in the store. One model is in memory at a time. L7.
 
 The order is by model, so that each is loaded once: first its answers, then the probes inside it. Changes between models are measured
 afterwards, from disk. What cannot be measured is left out and reported (`lacking.py`); only answers and their verdicts are required.
@@ -65,7 +65,7 @@ class Question:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """The sets that the audit's own judge judges: unsafe prompts, plain and under attack, and safe ones."""
+        """Returns the sets that the audit's own judge judges: unsafe prompts, plain and under attack, and safe ones."""
         return ("unsafe", *(one.name for one in self.attacks), "safe")
 
     @property
@@ -77,19 +77,19 @@ class Question:
 
     @property
     def known(self) -> list[Example]:
-        """Harmless requests with right answers: the safe prompts that have one; if none has, those of the capability sets."""
+        """Returns harmless requests with right answers: the safe prompts that have one; if none has, those of the capability sets."""
         own = [e for e in self.safe if e.comply]
         return own or [e for name, (examples, _) in self.capability.items() if "context" not in name for e in examples if e.comply]
 
     @property
     def referenced(self) -> dict[str, list[Example]]:
-        """For each set of harmless requests, those with a right answer: uncertainty on correct answers is measured on them."""
+        """Returns, for each set of harmless requests, those with a right answer, on which uncertainty on correct answers is measured."""
         sets = {"safe": self.safe, **{name: examples for name, (examples, _) in self.capability.items()}}
         return {name: [e for e in examples if e.comply] for name, examples in sets.items()}
 
     @property
     def sets(self) -> dict[str, Asked]:
-        """Every set of prompts by name, unsafe first. The set's name is the `kind` of its answers."""
+        """Returns every set of prompts by name, unsafe first. The set's name is the `kind` of its answers."""
         plain = {"unsafe": (self.unsafe, self.judge), "safe": (self.safe, self.judge), **self.capability}
         by = self.decoder
         sets = {name: Asked(direct([replace(e, kind=name) for e in of]), judge, None, by) for name, (of, judge) in plain.items()}
@@ -136,9 +136,9 @@ class Findings:
 
 
 def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: landscapes.Landscape | None) -> Findings:
-    """Measure everything; pieces that the store has are read from it. A part that fails is left out and reported, verdicts excepted.
+    """Measures everything; what the store has is read from it. A part that fails is left out and reported, except for the verdicts.
 
-    Errors: fewer than four prompts of a class; prompts or reference answers beyond the window; answers that cannot be had or judged.
+    Errors: fewer than four prompts of a class; prompts or reference answers beyond the window; answers that cannot be generated or judged.
     """
     check(found.models, asked, settings)
     lacking = Lacking(pipeline.reporter.tell)
@@ -156,7 +156,7 @@ def measured(pipeline: Pipeline, found: Audited, asked: Question, settings: land
     pipeline.release()
     for model in found.models:
         within.turned_to(model)
-    # judged only after the release: a judge may need the memory of a model
+    # answers are judged once the models are freed, since a judge may need their memory
     generated = answers.verdicts_of(pipeline, found.models, asked.sets, asked.decoding)
     lacking.page_stands = True
     beside = Review((asked.judges.name, ""), None, None, None)
@@ -263,7 +263,7 @@ class Within:
         self._rows: list[pd.DataFrame] = []
 
     def read(self, model: Model) -> None:
-        """Run the probes that need the loaded model."""
+        """Runs the probes that need the loaded model."""
         pipeline, asked, part, name = self._bench, self._asked, self.lacking.part, model.name
         pipeline.reporter.tell(f"{name}: measuring inside")
         with part("separation inside", name):
@@ -284,7 +284,7 @@ class Within:
             self._kept.add(name)
 
     def read_mechanisms(self, model: Model, made: Sequence[Change]) -> None:
-        """Run the probes of `--mechanisms` that need the loaded model. `made`: the changes that lead to this model."""
+        """Runs the probes of `--mechanisms` that need the loaded model. `made`: the changes that lead to this model."""
         pipeline, sets, part, name = self._bench, self.sets, self.lacking.part, model.name
         with part("placement of encoded prompts", name):
             self._found["placed"][name] = mechanisms.placed(pipeline, model, sets)
@@ -295,7 +295,7 @@ class Within:
                 self._rows.append(mechanisms.rows(pipeline, change, sets).assign(change=change.name))
 
     def turned_to(self, model: Model) -> None:
-        """Compute the model's refusal direction from its kept activations."""
+        """Computes the model's refusal direction from its kept activations."""
         if model.name not in self._kept:
             return
         with self.lacking.part("refusal direction", model.name):
@@ -315,7 +315,7 @@ class Within:
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables of these probes, by their names in `Findings`."""
+        """Returns the tables of these probes, by their names in `Findings`."""
         more = {"uncertainty": self._unsure, "rows": self._rows}
         return {**{name: named(one) for name, one in self._found.items()}, **{name: _together(tables) for name, tables in more.items()}}
 
@@ -331,8 +331,8 @@ def _had(found: Mapping[str, T], name: str, what: str) -> T:
 
 
 def _changed(pipeline: Pipeline, moved: Sequence[Change], paired: Sequence[Change], within: Within) -> dict[str, pd.DataFrame]:
-    """Measure each change; parts that fail are missing. Drift and turning only for `paired` changes: their models read the
-    same tokens."""
+    """Measures each change; a part that fails is left out. Drift and turning are measured only for `paired` changes, whose models read
+    the same tokens."""
     found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("gains", "layers", "sizes", "prints", "null", "drift", "rotation")}
     part = within.lacking.part
     for change in moved:

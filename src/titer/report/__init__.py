@@ -1,1 +1,1 @@
-"""L5: one self-contained page of a study, with its tables and figures beside it."""
+"""Writes the report of a study: one self-contained page, with its tables and figures beside it. L5."""

@@ -1,4 +1,4 @@
-"""A report to hand on: one file that can be checked (`titer report RUN --bundle FILE`, `titer verify FILE`), tables, figures. L5.
+"""Packs a report into one file that others can check (`titer report RUN --bundle FILE`, `titer verify FILE`); tables, figures. L5.
 
 The file is a zip of the report's folder with `manifest.json`: the sha256 of each file (answers, verdicts, tables, page), the keys of the
 models' contents and the sha256 of the data. Verifying hashes every file again, counts the outcome rates again from the answers, and
@@ -27,9 +27,9 @@ from titer.report.card import AGAIN, Summary, read_report
 from titer.report.html import ANSWERS, shown_text
 
 MANIFEST = "manifest.json"
-MADE = (1980, 1, 1, 0, 0, 0)  # the same report gives the same bytes
+MADE = (1980, 1, 1, 0, 0, 0)  # date of every file in the zip, so that the same report gives the same bytes
 KEPT = ("report.html", "summary.json", "results.csv", "claims.json", ANSWERS, "figures/*.svg")
-MOST = 2 << 30  # bytes of one file
+MOST = 2 << 30  # bytes: the largest file that is read
 
 
 class Manifest(Record):
@@ -128,7 +128,7 @@ def _models(summary: Summary) -> dict[str, str]:
 def _models_held(manifest: Manifest, models: Sequence[str]) -> Iterator[Check]:
     known = {key: name for name, key in manifest.models.items()}
     for given in models:
-        key = resolve(given, trusted=True).key  # it is only hashed
+        key = resolve(given, trusted=True).key  # `trusted` is safe here: the model is only hashed
         yield Check(what=given, holds=key in known, said=f"is {known[key]}" if key in known else "is not one of the measured models")
 
 

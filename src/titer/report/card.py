@@ -1,4 +1,4 @@
-"""A "Safety alignment (Titer)" section in a model's card, from the folder that `titer audit` or `titer evaluate` wrote. L5.
+"""Writes a "Safety alignment (Titer)" section into a model's card, from the folder that `titer audit` or `titer evaluate` wrote. L5.
 
 The section has the answer, the rates with their intervals, how they were measured and what was not measured. It contains no prompt,
 no model's answer and no path of this machine. In README.md only the text between two pairs of marks is replaced: one pair is in the
@@ -111,7 +111,7 @@ def about(found: Reported, model: Path) -> str:
     """Returns the report's name for the model in a folder, found by the model's content. Errors: the report is about other models."""
     if not model.is_dir():
         raise TiterError(f"no folder at {visible(str(model), 160)!r}", expected="the folder of the model that the report is about")
-    checkpoint = resolve(str(model), trusted=True)  # it is only hashed, with its code where the report's was run: nothing is loaded
+    checkpoint = resolve(str(model), trusted=True)  # only hashed (with its code, if the report ran the model's code); nothing is loaded
     keys = {name: found.summary.provenance.get(f"model {name}") for name in found.models}
     named = [name for name, key in keys.items() if key == checkpoint.key]
     if not named:

@@ -1,4 +1,4 @@
-"""Charts as static drawings, and the script that makes them interactive. Both are made in a separate process. L5.
+"""Makes charts as static drawings, and the script that makes them interactive; both in a separate process. L5.
 
 The chart library starts a JavaScript engine, which ends its process where memory is short (`ulimit -v`, a container's limit). In a
 process of its own it cannot end the report's. Without drawings the page still has its tables, and says why the charts are missing.
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 LIVE = Path(__file__).parent / "templates" / "report.js"
 SECONDS = 600  # for all drawings of a page; those of the largest study take 20
-CHILD = (sys.executable, "-P", __file__)  # -P: html.py beside this file is not the standard library's
+CHILD = (sys.executable, "-P", __file__)  # -P: else `import html` would find the html.py beside this file
 
 
 class Drawn(NamedTuple):

@@ -17,7 +17,7 @@ from titer.report.style import GREY, OUTCOME_COLOURS, PALETTE, WIDTH, fixed, per
 
 alt.data_transformers.disable_max_rows()
 HEIGHT, STEP = 240, 16
-BESIDE = 20  # with at most so many labels on an axis, points of several colours are drawn side by side
+BESIDE = 20  # points of several colours are drawn side by side if an axis has at most so many labels
 
 
 def model_colours(models: Sequence[str]) -> dict[str, str]:

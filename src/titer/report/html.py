@@ -30,7 +30,7 @@ from titer.report import drawing
 TEMPLATES = Path(__file__).parent / "templates"
 ANSWERS = "answers.jsonl"  # every judged answer, as the models wrote it: model, kind, harmful, prompt, completion, outcome ...
 SAMPLES_SHOWN = 6
-FORMULA = ("=", "+", "-", "@")  # what a spreadsheet runs at a cell's beginning
+FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs a cell that begins with one of these
 
 
 @dataclass(frozen=True)

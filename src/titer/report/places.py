@@ -20,7 +20,7 @@ from titer.core.errors import TiterError, nearest, visible
 from titer.core.run import write_text
 
 MARK = "question.json"
-DIGITS = (6, 12, 24, 48)  # a longer suffix where a shorter one is taken
+DIGITS = (6, 12, 24, 48)  # lengths of the suffix: a longer one is used if the shorter is taken
 
 
 def find_report(run: str | Path, runs: Path) -> Path:
@@ -49,7 +49,7 @@ def report_folder(runs: Path, name: str, question: Mapping[str, Any]) -> Path:
             return place
     mark = json.dumps({"key": key, "question": json.loads(canonical(question))}, indent=1) + "\n"
     (runs / "locks").mkdir(parents=True, exist_ok=True)
-    with FileLock(runs / "locks" / "places.lock"):  # a half-written mark of another process would look like another question's
+    with FileLock(runs / "locks" / "places.lock"):  # without it, another process's half-written mark would look like another question's
         for place in places:
             if _held(place) == key or _taken(place, mark):
                 return place
@@ -60,7 +60,7 @@ def _held(place: Path) -> str:
     """Returns the key of the question that this folder belongs to; "" if it records none."""
     try:
         found = json.loads((place / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no folder, an older report, a torn file
+    except (OSError, ValueError):  # no folder, an older report, or a file that was not written to its end
         return ""
     return str(found.get("key", "")) if isinstance(found, dict) else ""
 
