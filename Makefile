@@ -25,11 +25,12 @@ docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 dist: .venv/dev
-	rm -rf dist build/clean
+	rm -rf dist
 	$(BIN)/python -m build --quiet --outdir dist
-	$(BIN)/python -m venv build/clean
-	build/clean/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt torch dist/*.whl
-	cd build/clean && bin/titer --version && bin/titer list && bin/titer demo --dry-run
+	set -e; clean=$$(mktemp -d); trap 'rm -rf '$$clean EXIT; install="$$clean/bin/python -m pip install --quiet --no-compile --disable-pip-version-check"; \
+	$(BIN)/python -m venv $$clean; $$install -c constraints.txt torch dist/*.whl; \
+	(cd $$clean && bin/titer --version && bin/titer list && bin/titer demo --dry-run); \
+	$$install --no-deps --force-reinstall dist/*.tar.gz; cd $$clean && bin/titer --version
 
 check-all: check
 	$(BIN)/python -m pytest -m "slow or not slow or long"

@@ -253,6 +253,8 @@ def junit(found: Sequence[Held], answer: str) -> str:
             kind = "failure" if one.decided == "fail" else "error"
             counts[f"{kind}s"] += 1
             ElementTree.SubElement(case, kind, type=one.decided, message=visible(one.said))
+        else:
+            ElementTree.SubElement(case, "system-out").text = visible(one.said, 400)
     suite.attrib.update({name: str(count) for name, count in counts.items()})
     ElementTree.SubElement(suite, "system-out").text = visible(answer, 2000)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"

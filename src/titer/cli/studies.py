@@ -31,7 +31,9 @@ def demo(order: DemoRequest, dry_run: Dry = False, as_json: AsJson = False) -> N
             rows, told = price(StudyRequest("demo", seeds=(order.seed,), bases=order.bases), store)
             plan = as_records({"plan": rows[["base", "model", "key", "steps", "stands"]]})
             return show_result(
-                as_json, plan, f"{told}\nabout 8 minutes on two cores if nothing is stored yet (3 with one base); nothing is downloaded"
+                as_json,
+                plan,
+                f"{told}\nabout 6 minutes on two idle cores if nothing is stored yet (2 with one base); nothing is downloaded",
             )
         page, answer = run_demo(store, terminal, order.seed, bases=order.bases)
     _show(page, answer, as_json)

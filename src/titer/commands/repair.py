@@ -216,6 +216,8 @@ def _data(order: RepairRequest, repair: Repair) -> dict[str, TextData]:
         if order.data is not None:
             raise TiterError(f"the repair {order.method} needs no data", next_step="leave out --data.")
         return {}
+    if len(repair.DATA) > 1:
+        raise TiterError(f"the repair {order.method} names {len(repair.DATA)} data sets", expected="a repair with one entry in DATA")
     ((name, need),) = repair.DATA.items()
     if order.data is None:
         raise TiterError(f"the repair {order.method} needs data ({name}: {need})", next_step="add --data FILE.")

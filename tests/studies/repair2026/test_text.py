@@ -95,6 +95,8 @@ def test_the_whole_leaves_a_report_and_is_found_again(given: Given, tmp_path: Pa
         rates.to_dict()
     )  # nothing kept of the change is the aligned model
     again = Store(tmp_path / "runs")
+    assert len([*again.root.glob("stages/*/model/*.safetensors")]) == 1  # the aligned model
+    assert not [*again.root.glob("edited/*/model")]
     assert run_study(RepairsOnText(), order, SCALE, again, Listener(), "titer study repair2026") == (page, said)
     assert not again.made
     lab = Lab(Pipeline(again, Listener(), 3), RepairsOnText(), "repair2026", SCALE, 0, given)

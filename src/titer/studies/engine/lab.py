@@ -239,6 +239,10 @@ class Lab:
             rows = [self.measured(one, over) for over in one.over if set(over) <= set(self.names)]
             if rows:
                 tables[one.name] = pd.concat(rows, ignore_index=True)
+        if self.given:  # what a measure of the whole study read was kept until now
+            parents = {node.parent for node in self.nodes.values()}
+            for name in self.nodes.keys() - parents:
+                self.pipeline.measured(self.model(name), self.keep_weights)
         unit = {"seed": self.seed} | ({"base": self.base} if self.bases > 1 else {})
         arranged = {name: table.assign(**unit) for name, table in self.study.arranged(self, tables).items()}
         whole = pd.concat(verdicts.values(), ignore_index=True).assign(**unit) if verdicts else pd.DataFrame(columns=["model"])

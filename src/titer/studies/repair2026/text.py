@@ -216,7 +216,11 @@ def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
                 rows.append({"set": kind, "half": half, **counts, "n": len(mine)})
         return pd.DataFrame(rows)
 
-    return tried(lab, name, way, tuned, way.by_role(ROLES, read), found, ask).assign(model=how)
+    table = tried(lab, name, way, tuned, way.by_role(ROLES, read), found, ask).assign(model=how)
+    if edit is not None:
+        lab.pipeline.release()
+        lab.pipeline.store.forget("edited", tuned.key)
+    return table
 
 
 def page(found: Found) -> Page:
@@ -312,7 +316,7 @@ def cost(lab: Seed, flops: float) -> dict[str, object]:
         "answers judged": f"{models * sum(counts.values())}, at most {models * written} new tokens",
         "operations": f"at most {flop:.2e} FLOP (examples counted as {scale.longest} tokens)",
         "minutes": f"{flop / flops / 60:.0f} at {flops:.1e} FLOP/s",
-        "disk": f"{len(sets.stages) + 2} models of {weights * 4 / 2**30:.1f} GiB",
+        "disk": f"{len(sets.stages) + 1} models of {weights * 4 / 2**30:.1f} GiB, the aligned one once all is measured (--keep-weights keeps the tuned ones)",
     }
     return found | ({"data": "; ".join(sets.notes)} if sets.notes else {})
 
