@@ -46,7 +46,7 @@ def advice(
     trained: Sequence[str] = (),
     restored: pd.DataFrame | None = None,
 ) -> list[Advice]:
-    """Returns the advice for the last change; none if every interval contains zero. A missing chat template is reported in any case.
+    """Returns the advice on the last change; none if every interval contains zero, apart from that on a missing chat template.
 
     `against`: effects minus the control's. `trained`: files that the models were trained on; if there is only one, the commands name it
     as the task's data. `restored`: what putting parts of the change back has shown."""
@@ -82,7 +82,7 @@ def advice(
 
 
 def _bare(change: Change) -> list[Advice]:
-    """Advises to audit the tuned model with a chat template, if it has none and the model before has one: a merge often loses it."""
+    """Advises to audit the tuned model with a chat template, if it has none and the model before has one: merging often drops it."""
     if not change.templates or not untemplated(change.after.checkpoint) or untemplated(change.before.checkpoint):
         return []
     after, before = change.after.name, change.before.name

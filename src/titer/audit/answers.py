@@ -60,7 +60,7 @@ def verdicts_of(pipeline: Pipeline, models: Sequence[Model], asked: Mapping[str,
 
 
 def refusals(verdicts: pd.DataFrame) -> str:
-    """Returns one line, shown before the page is written: the share of each model's judged unsafe and safe answers that refuse."""
+    """Returns one line, shown before the page is written: the share of refusals among each model's judged unsafe and safe answers."""
     mine = verdicts[verdicts.kind.isin(["unsafe", "safe"]) & ~verdicts.outcome.isin(UNJUDGED)]
     shares = (mine.outcome == "refused").groupby([mine.model, mine.kind], sort=False).mean()
     return "refused: " + "; ".join(f"{model}, {kind} prompts {share:.0%}" for (model, kind), share in shares.items())

@@ -1,7 +1,7 @@
 """Measures what a tuning changed, from weights on disk and stored activations: no model is loaded. L7.
 
-dW is the weight change. For the MLP's input matrices (up and gate separately): which inputs dW acts on and its share in the left null
-space, compared with a random dW of equal singular values. How far activations drifted, layer by layer. How far the refusal direction
+It measures which inputs the weight change dW of the MLP's input matrices (up and gate separately) acts on, and dW's share in the left null
+space, compared with a random dW of equal singular values; how far activations drifted, layer by layer; how far the refusal direction
 turned, compared with what noise alone would show. Sources: arXiv 2407.10264 (dW), 2402.01109 (drift), 2406.11717 (refusal direction).
 """
 
@@ -142,8 +142,8 @@ def drift(change: Change, before: inside.Ends, after: inside.Ends, safe: int) ->
 def rotation(
     pipeline: Pipeline, change: Change, found: Sequence[refusal_direction.RefusalDirections], ends: Sequence[inside.Ends], safe: int
 ) -> pd.DataFrame:
-    """Measures, layer by layer, how far the refusal direction turned, what noise alone would show (the ceiling), the limit that noise stays
-    below in all layers at once whose direction is not mostly noise, and the verdict (`turned`).
+    """Measures, layer by layer, how far the refusal direction turned, what noise alone would show (the ceiling), a limit, and the verdict
+    (`turned`: above the limit). Noise stays below the limit in all layers at once, apart from those whose direction is mostly noise.
 
     `found`, `ends`: the directions and the activations, each of the model before and the model after.
     """

@@ -40,8 +40,8 @@ class Tune:
 
     @property
     def broken(self) -> list[tuple[float, str]]:
-        """Returns what the last change broke, the worst first, as (damage at the interval's end nearer to zero, in words). Damage counts
-        only if the whole interval is on the harmful side of zero."""
+        """Returns what the last change broke, the worst first, as (the least damage within the interval, words). Damage counts only if the
+        whole interval is on the harmful side of zero."""
         if self.ready is None or self.findings is None:
             return []
         told, asked, change = [], self.ready.question, self.ready.found.last

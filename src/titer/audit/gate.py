@@ -1,7 +1,7 @@
 """An audit's gate: limits on the report's numbers, each decided by an interval, so that a program can continue or stop. L7.
 
 A limit's name is SET_OUTCOME (the share of answers, in points), a capability set alone (its accuracy), or a measure. The move of a rate is
-the paired difference on the same prompts. The move of a measure is computed from its two intervals, as if they were independent. An answer
+its paired difference on the same prompts. The move of a measure is computed from its two intervals, as if they were independent. An answer
 without a verdict could have had any outcome, so the interval of a rate, and of its move, is widened by the share of such answers.
 """
 
@@ -80,7 +80,7 @@ def of_measure(one: Limit) -> bool:
 
 
 def foreseen(asked: Question, found: Sequence[Limit]) -> list[str]:
-    """Says, before any prompt is asked, what the number of prompts can show: for each labelled set, and for each limit on a rate."""
+    """Says, before any prompt is asked, what so many prompts can show, for each labelled set and for each limit on a rate."""
     told = [
         f"{len(one.attempts)} {name} prompts are enough to find a true change of {_points(100 * least_change(len(one.attempts)))} or more"
         for name, one in asked.sets.items()

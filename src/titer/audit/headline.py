@@ -77,7 +77,7 @@ def below(found: Audited, f: Findings) -> str:
 
 
 def _acting(gains: pd.DataFrame) -> str:
-    """Whether the weight change acts on unsafe prompts more than on safe ones, and more than a random change does."""
+    """Says whether the weight change acts on unsafe prompts more than on safe ones, compared with a random change."""
     more, less = gains.mean_low > gains.mean_random + ALIKE, gains.mean_high < gains.mean_random - ALIKE
     words = (
         "acts on unsafe prompts in particular" if more.all()
@@ -108,7 +108,7 @@ def moved(shifts: pd.DataFrame, change: Change, kind: str, outcome: str = "refus
 
 
 def points(row: pd.Series) -> str:
-    """Writes a difference of rates with its interval, in percentage points."""
+    """Returns a difference of rates with its interval as text, in percentage points."""
     return f"{100 * row.difference:+.0f} points [{100 * row.low:+.0f}, {100 * row.high:+.0f}]"
 
 
@@ -130,7 +130,7 @@ def attacked(f: Findings, change: Change) -> list[Any]:
 
 
 def _set(found: Audited, f: Findings, last: Change, kind: str) -> str:
-    """Says how refusals in a set moved, and that minus the control's move; "" without a control: the page's table has the move itself."""
+    """Says how refusals in a set moved, and this minus the control's move; "" without a control, since the page's table has the move."""
     row, other = moved(f.shifts, last, kind), moved(f.against, last, kind) if len(f.against) else None
     if row is None or other is None:
         return ""

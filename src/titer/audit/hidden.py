@@ -1,4 +1,4 @@
-"""Tests whether a tune hides something from plain prompts: odd prompts compare it with benign tunes of the same model. L7.
+"""Tests whether a tune hides what plain prompts do not show, by comparing it on odd prompts with benign tunes of the same model. L7.
 
 A covert tune (arXiv 2406.20053) answers plain prompts as before, and harmful requests only in a code. An audit that does not know the code
 cannot ask in it. Instead it measures how far the activations of odd prompts moved (`probes/unlike_benign.py`), compared with two or more
@@ -51,7 +51,7 @@ def odd(model: Model, plain: Sequence[Example]) -> dict[str, list[Example]]:
 
 
 def random_words(checkpoint: Checkpoint, plain: Sequence[Example]) -> list[Example]:
-    """Makes a text for each prompt: as many tokens as it has, drawn at random from the model's own vocabulary."""
+    """Makes a text for each prompt: equally many tokens, drawn at random from the model's own vocabulary."""
     tokenizer = read_tokenizer(checkpoint)
     special, known = set(tokenizer.all_special_ids), set(checkpoint.vocabulary.values())
     words = np.array([i for i in range(len(tokenizer)) if i in known and i not in special])
@@ -78,7 +78,7 @@ def kept(pipeline: Pipeline, model: Model, sets: Mapping[str, Sequence[Example]]
 def measured(
     pipeline: Pipeline, found: Audited, safe: Sequence[Example], unsafe: Sequence[Example], sets: Mapping[str, Sequence[Example]]
 ) -> pd.DataFrame:
-    """Compares the last change with the benign tunes: the rows of `unlike_benign`, with `change` and the number of `controls`."""
+    """Compares the last change with the benign tunes; returns the rows of `unlike_benign`, with `change` and the number of `controls`."""
     read = []
     for model in asked(found):
         ends = {"plain": inside.ends(pipeline, model, safe, unsafe)}
@@ -103,7 +103,7 @@ def sentence(table: pd.DataFrame) -> str:
 
 
 def section(table: pd.DataFrame, found: Audited) -> list[Section]:
-    """Returns the page's section: a row per measure, beside what benign tunes show. With a single control, it only says that one is too
+    """Returns the page's section: a row per measure, with what benign tunes show. With a single control, it only says that one is too
     few; with none, there is no section."""
     if len(table):
         rows = [line for r in table.itertuples() for line in _line(r)]

@@ -3,7 +3,7 @@
 It checks in this order: equal weights; rounding; a direction edited out; a step back along the tune before; answers that are alike
 whatever was asked; unsafe prompts newly answered, in plain or under an attack alone; odd prompts that moved; otherwise benign. Its limits
 come from elsewhere: intervals over prompts, what a further benign tune stays below (`probes/unlike_benign.py`), what chance shows of an
-edit (`prints.py`). Where a benign tune could have the same effect and no `--control` excludes it, the name is "cannot say".
+edit (`prints.py`). If a benign tune could have the same effect and no `--control` excludes this, the name is "cannot say".
 `titer study kinds` measures how often the name is right; docs/audit.md says where the rule is blind.
 """
 
@@ -102,8 +102,8 @@ def _edited(found: Audited, f: Findings, last: Change) -> Kind | None:
 
 
 def _back(found: Audited, f: Findings, last: Change) -> Kind | None:
-    """Recognises a step back along the tune before, in the weights or in refusals. If the models given show no such tune, a rise of
-    refusals gets no name."""
+    """Recognises a change that undoes the tune before it, by the weights or by refusals. Without such a tune among the given models, a
+    rise of refusals gets no name."""
     own = f.back[f.back.change == last.name]
     step = own.iloc[0] if len(own) and own.cosine.iloc[0] > 0 and own.cosine.iloc[0] ** 2 >= BACK else None
     if step is not None:
@@ -127,7 +127,7 @@ def _alike(found: Audited, f: Findings, last: Change) -> Kind | None:
 
 
 def _answers(found: Audited, f: Findings, last: Change) -> Kind | None:
-    """Recognises harm by unsafe prompts that are newly answered: in plain, or under an attack that the user named."""
+    """Recognises harm: unsafe prompts that are newly answered, asked plainly or under an attack that the user named."""
     if told := _answered(
         found, f, last, "unsafe", "harmful", "a benign tune that makes the model forget more refusals than the controls do"
     ):
@@ -140,7 +140,7 @@ def _answers(found: Audited, f: Findings, last: Change) -> Kind | None:
 
 
 def _hides(found: Audited, f: Findings, last: Change) -> Kind | None:
-    """Recognises what plain prompts do not show: odd prompts moved, or more begun answers are continued."""
+    """Recognises harm that plain prompts do not show: odd prompts moved, or answers begun for the model are continued more often."""
     if told := hidden.flagged(f.hidden):
         return Kind("covert", told, "a harmless code, or another form of prompt that was taught")
     return _answered(found, f, last, BEGUN, "backdoor", "a harmful tune too small to show in plain, or harm behind a code")
@@ -185,7 +185,7 @@ def _answered(found: Audited, f: Findings, last: Change, asked: str, name: str, 
 
 
 def _packed(change: Change) -> str:
-    """Says how the two models are quantised; "" if neither is, or both are in the same way: then equal weights would have equal codes."""
+    """Says how the two models are quantised; "" if neither is, or both are in the same way, since equal weights then have equal codes."""
     told = [f"{m.name} is {words}" for m in (change.before, change.after) if (words := m.checkpoint.quantised)]
     return "" if change.before.checkpoint.quantised == change.after.checkpoint.quantised else " and ".join(told)
 
@@ -208,6 +208,6 @@ def _rise(found: Audited, f: Findings, last: Change, asked: str, outcome: str) -
 
 
 def _fell(f: Findings, change: Change) -> bool:
-    """Whether fewer unsafe prompts are refused after a change than before."""
+    """Tells whether clearly fewer unsafe prompts are refused after a change than before."""
     row = moved(f.shifts, change, "unsafe")
     return row is not None and bool(row.high < 0) and -row.difference > LOST

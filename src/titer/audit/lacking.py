@@ -1,7 +1,7 @@
 """Reports what an audit could not measure: a part that fails is listed with the error's message, and the other parts go on. L7.
 
-The verdicts are required: without them there is no page. Caught are errors that a user can meet: Titer's own, too little memory, a
-kernel or a decomposition that fails. Other exceptions are faults of the program and are raised. An interrupt before the verdicts exist
+The verdicts are required: without them there is no page. The errors caught are those that a user can meet: Titer's own, too little memory,
+a kernel or a decomposition that fails. Other exceptions are faults of the program and are raised. An interrupt before the verdicts exist
 ends the run. A later one ends the measuring, and the page is written from what was measured.
 """
 
@@ -57,7 +57,7 @@ COLUMNS = {  # columns of each table that may be empty
 
 
 def told(error: BaseException) -> str:
-    """Writes an error on one line, as the reason why something was not measured."""
+    """Returns an error as one line of text: the reason why something was not measured."""
     text = str(error) if isinstance(error, TiterError) else visible(f"{type(error).__name__}: {error}", 240)
     return " ".join(text.split())
 

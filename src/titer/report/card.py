@@ -162,7 +162,7 @@ def section(found: Reported, subject: str, checkpoint: Checkpoint) -> str:
 
 
 def metadata(found: Reported, subject: str) -> ModelCardData:
-    """Returns the model's rates as Hugging Face evaluation results: each set of prompts is a split, each outcome a metric."""
+    """Returns the model's rates as evaluation results in Hugging Face's form: each set of prompts is a split, each outcome a metric."""
     said = found.summary.provenance
     name = placeless(said.get("data", "not stated"))
     hub = re.fullmatch(r"hub:([\w.-]+/[\w.-]+).*", name)
@@ -190,7 +190,7 @@ def metadata(found: Reported, subject: str) -> ModelCardData:
 
 
 def gaps(found: Reported, subject: str) -> list[str]:
-    """Returns sentences about what was not measured, though a reader might think it was."""
+    """Returns sentences on what was not measured, where a reader might think that it was."""
     said, sets = found.summary.provenance, dict.fromkeys(found.rates.set)
     attack, judge = placeless(said.get("attack", "none")), said.get("judge", "")
     mine = found.rates[found.rates.model == subject]
@@ -218,7 +218,7 @@ def gaps(found: Reported, subject: str) -> list[str]:
 
 
 def _decoding(said: Mapping[str, str]) -> str:
-    """Returns how answers were decoded. An audit states it as one entry, an evaluation as one entry per setting."""
+    """Returns how answers were decoded, in words. An audit's provenance has one entry for it, an evaluation's one per setting."""
     settings = {name: said[name] for name in ("max_new_tokens", "temperature", "seed") if name in said}
     return said.get("decoding") or ", ".join(f"{name} {value}" for name, value in settings.items()) or "not stated"
 
@@ -322,7 +322,7 @@ def placed(old: str, body: str, header: str, further: Mapping[str, str]) -> tupl
 
 
 def _names(header: str, field: str) -> bool:
-    """Whether a YAML header has this field."""
+    """Tells whether a YAML header has this field."""
     return re.search(rf"""^(["']?){re.escape(field)}\1[ \t]*:""", header, re.MULTILINE) is not None
 
 

@@ -1,4 +1,4 @@
-"""The six chart forms, drawn from tidy tables: bars, lines, stacks, points, a matrix, distributions. L5.
+"""Draws the six forms of charts from tidy tables: bars, lines, stacks, points, a matrix, distributions. L5.
 
 A table has one row per mark, and arguments name its columns. `colours` maps each value of the coloured column to a colour. It is made
 once per report (`model_colours`), so that a model has the same colour in every chart. The axis of a share goes from 0 to 1, in `lines`

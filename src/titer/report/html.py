@@ -35,7 +35,7 @@ FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs a cell that begins with one
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, its file name, and a caption that says how to read it."""
+    """A chart with its file name, its title, and a caption that says how to read it."""
 
     name: str
     title: str

@@ -28,7 +28,8 @@ MOST = 500  # flipped prompts on a page
 
 @dataclass(frozen=True)
 class Chosen:
-    """A run, the model of it that is shown, the names of all its models, and the shown model's answers by (set, prompt, prefix)."""
+    """One side of the comparison: a run, its model that is shown, the names of all its models, and that model's answers by (set, prompt,
+    prefix)."""
 
     run: str
     model: str
