@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import llama
+from tests.models.gguf_made import as_gguf, model_of
 from titer.attacks.base import Attempt
 from titer.audit.advice import advice
 from titer.audit.answers import Asked, cut_short
@@ -25,7 +28,7 @@ from titer.judges.base import Judge, Verdict, unjudged
 from titer.judges.number import Number
 from titer.judges.refusal import Refusal
 from titer.models.checkpoint import Checkpoint, open_checkpoint
-from titer.models.lm import Completion, Decoding
+from titer.models.lm import Completion, Decoding, read_tokenizer
 from titer.pipeline import Pipeline
 
 Saved = Callable[..., Checkpoint]
@@ -72,6 +75,20 @@ def test_a_merge_without_a_chat_template_is_told_to_be_given_one(world: World, s
         assert told.why.startswith("merged has no chat template, so it was asked in plain text; chatty has one.")
         assert told.command == f"titer audit {tmp_path / 'chatty'} FOLDER --no-base --data PROMPTS.csv"
     assert advice(audited([saved("merged", 3), templated(world, tmp_path / "chatty", 2)]), moved, pd.DataFrame()) == []
+
+
+def test_a_gguf_without_a_chat_template_is_told_to_be_given_one(tmp_path: Path) -> None:
+    lm = model_of()
+    template, lm.tokenizer.chat_template = lm.tokenizer.chat_template, ""
+    as_gguf(lm, tmp_path / "copy.gguf", "F16")
+    lm.tokenizer.chat_template = template
+    lm.save(tmp_path / "whole")
+    found = audited([open_checkpoint(tmp_path / "whole"), open_checkpoint(tmp_path / "copy.gguf")])
+    (told,) = advice(found, pd.DataFrame([{"change": "whole → copy"}]), pd.DataFrame())
+    beside, file, made = told.command.removeprefix("gguf-new-metadata --chat-template-file ").split()
+    assert (beside, file) == (str(tmp_path / "whole" / "chat_template.jinja"), str(tmp_path / "copy.gguf"))
+    subprocess.run([Path(sys.executable).with_name("gguf-new-metadata"), *told.command.split()[1:-1], tmp_path / made], check=True)
+    assert read_tokenizer(open_checkpoint(tmp_path / made)).chat_template == template
 
 
 def test_equal_weights_behind_another_template_are_no_claim_of_no_change(

@@ -18,15 +18,17 @@ from tests.conftest import llama
 from tests.models.families import PROMPTS, SUPPORTED, gpt2, mixtral, opt, qwen2
 from tests.models.test_checkpoint import HEAD, Mark, changed
 from titer.core.errors import TiterError
+from titer.data.encode import prompt_text
 from titer.data.world import World
 from titer.models import lora_weights, quantised
 from titer.models.checkpoint import open_checkpoint
 from titer.models.fetch import resolve
-from titer.models.lm import LM, Decoding, load
+from titer.models.lm import LM, Decoding, load, read_tokenizer
 from titer.models.weights import difference, shapes_of, weights_bytes
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+GARDEN = "garden {{ messages[0]['content'] }}"
 
 
 def made(lm: LM, folder: Path, **settings: Any) -> Any:
@@ -236,13 +238,26 @@ def test_reading_a_tensor_reads_no_other(folder: Path, monkeypatch: pytest.Monke
 
 def test_the_adapters_own_tokenizer_is_used_where_it_has_one(folder: Path, world: World) -> None:
     tokenizer = world.tokenizer()
-    tokenizer.chat_template = "{{ 'garden' }}"
+    tokenizer.chat_template = GARDEN
     tokenizer.save_pretrained(folder / "adapter")
-    assert load(resolve(str(folder / "adapter"))).tokenizer.chat_template == "{{ 'garden' }}"
-    tokenizer.add_tokens(["bread", "garden"])
+    assert load(resolve(str(folder / "adapter"))).tokenizer.chat_template == GARDEN
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # as trainers do: it has no embedding, and none is needed
     tokenizer.save_pretrained(folder / "adapter")
-    with pytest.raises(TiterError, match=r"tokenizer has 35 tokens, its base 33 embeddings"):
-        load(resolve(str(folder / "adapter")))
+    lm = load(resolve(str(folder / "adapter")))
+    assert len(lm.generate(["bread"], Decoding(max_new_tokens=2))) == 1
+    with pytest.raises(TiterError, match=r"the token '\[PAD\]', for which the model has no embedding"):
+        lm.generate(["[PAD]"], Decoding(max_new_tokens=2))
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json", "chat_template.json", "named"])
+def test_the_adapters_own_template_is_used_where_it_has_no_tokenizer(folder: Path, file: str) -> None:
+    key = resolve(str(folder / "adapter")).key
+    named = [{"name": "default", "template": GARDEN}, {"name": "tool_use", "template": "no"}]
+    said = json.dumps({"chat_template": named if file == "named" else GARDEN})
+    (folder / "adapter" / ("tokenizer_config.json" if file == "named" else file)).write_text(GARDEN if file.endswith("jinja") else said)
+    found = resolve(str(folder / "adapter"))
+    assert prompt_text(read_tokenizer(found), "bread") == "garden bread"
+    assert found.key != key
 
 
 def test_an_adapter_for_another_base_is_refused(folder: Path, world: World) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -86,10 +87,15 @@ def _bare(change: Change) -> list[Advice]:
     if not change.templates or not untemplated(change.after.checkpoint) or untemplated(change.before.checkpoint):
         return []
     after, before = change.after.name, change.before.name
-    why = (
-        f"{after} has no chat template, so it was asked in plain text; {before} has one. If {after} is used with a template, copy its "
-        f"folder (to FOLDER), add the chat_template.jinja of {before}, and audit the copy before anything else."
-    )
+    why = f"{after} has no chat template, so it was asked in plain text; {before} has one. If {after} is used with a template, "
+    if change.after.checkpoint.gguf and not change.after.checkpoint.adapter:
+        why += f"write that of {before} into a copy of the file (the package gguf brings the command), and audit the copy before anything else."
+        own = (change.before.checkpoint.tokenizer_folder or Path()) / "chat_template.jinja"
+        template = shlex.quote(str(own)) if own.is_file() else "chat_template.jinja"
+        return [
+            Advice(why, f"gguf-new-metadata --chat-template-file {template} {shlex.quote(change.after.checkpoint.place)} templated.gguf")
+        ]
+    why += f"copy its folder (to FOLDER), add the chat_template.jinja of {before}, and audit the copy before anything else."
     return [Advice(why, f"titer audit {_place(change.before)} FOLDER --no-base --data PROMPTS.csv")]
 
 

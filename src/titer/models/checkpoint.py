@@ -224,7 +224,8 @@ class Checkpoint(Record):
         names = self._gguf.parts if self._gguf else [p for p in sorted(self.path.iterdir()) if p.suffix in kinds and p.is_file()]
         files = {p.name: sha256_of(p) for p in names if p.name != "manifest.json"}
         files |= {f"{NAMED}/{p.name}": sha256_of(p) for p in sorted(self.path.glob(f"{NAMED}/*.jinja"))}
-        if (written := template_texts(self.tokenizer_folder or self.path)) or self._gguf:  # how it is read, and its thoughts told
+        read = dict.fromkeys((self.tokenizer_folder or self.path, *self.folders[:-1]))
+        if (written := [text for folder in read for text in template_texts(folder)]) or self._gguf:  # how it is read, and its thoughts told
             files["chat template"] = digest([templates.VERSION, DATE, *{thoughts.VERSION for one in written if thoughts.MARK.search(one)}])
         base = digest(files)
         if self._adapter is None:

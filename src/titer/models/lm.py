@@ -35,7 +35,7 @@ from titer.models.sites import Sites
 from titer.models.stream_norm import TANH_GELU, StreamNormForCausalLM  # registers the variant for `load`
 from titer.models.suffix import behind
 from titer.models.weights import check_fits, check_plain, misshapen
-from titer.models.words import completed
+from titer.models.words import completed, own_template
 
 __all__ = ["Completion", "Decoding"]
 Progress = Callable[[int, int], None]
@@ -382,15 +382,11 @@ def _merge(model: Any, checkpoint: Checkpoint) -> None:
 def read_tokenizer(checkpoint: Checkpoint) -> Any:
     """Loads a checkpoint's tokenizer only: the adapter's where it has one, else the base's.
 
-    Errors: a folder without one (for some models transformers would invent an empty one); an adapter's tokenizer with tokens
-    that the model has no embedding for.
+    An adapter's chat template replaces the base's, even if the adapter has no tokenizer.
+    Errors: a folder without one (for some models transformers would invent an empty one).
     """
     with opening(checkpoint):
         tokenizer = checkpoint.tokenizer()
-    words = checkpoint.config.get("vocab_size")
-    if checkpoint.tokenizer_folder == checkpoint.adapter is not None and isinstance(words, int) and len(tokenizer) > words:
-        raise TiterError(
-            f"the adapter's tokenizer has {len(tokenizer)} tokens, its base {words} embeddings",
-            next_step="merge it where it was trained (peft: merge_and_unload, then save_pretrained) and give that folder.",
-        )
+    if checkpoint.adapter and checkpoint.adapter != checkpoint.tokenizer_folder:
+        tokenizer.chat_template = own_template(checkpoint.adapter) or tokenizer.chat_template
     return think(completed(tokenizer, checkpoint.tokenizer_folder or checkpoint.path, checkpoint.config), checkpoint.thinking)

@@ -26,6 +26,14 @@ def template_texts(folder: Path) -> list[str]:
     ]
 
 
+def own_template(folder: Path) -> Any:
+    """Returns the chat template of a folder's files as a tokenizer takes it (a text, or texts by name); None where there is none."""
+    if (file := folder / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    said = next((found for name in ("tokenizer_config.json", *PROCESSORS) if (found := _said(folder / name, "chat_template"))), None)
+    return {one["name"]: one["template"] for one in said} if isinstance(said, list) else said
+
+
 def completed(tokenizer: Any, folder: Path, config: Mapping[str, Any]) -> Any:
     """Adds what the tokenizer lacks (chat template, end token, padding token) from its folder and the model's config.json (`config`), and
     returns it. A token that the model has no embedding for counts as lacking; `EMBEDDED` is set to config.json's vocab_size."""
