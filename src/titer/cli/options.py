@@ -69,7 +69,7 @@ def _parameter(one: Field[Any]) -> Parameter:
 
 
 def _option(one: Field[Any]) -> str:
-    """Returns the name of a field's option, such as `--dry-run` for `dry_run`."""
+    """Returns the name of a field's option, such as `--max-new-tokens` for `max_new_tokens`."""
     info = told(one)
     return info.default if info is not None and isinstance(info.default, str) else f"--{one.name.replace('_', '-')}"
 
