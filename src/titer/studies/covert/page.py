@@ -22,7 +22,7 @@ ABOUT = (
 )
 LIMITS = (
     "Only letters are encoded, operators stay readable. Two cruder filters find the covert tune: one flags every answered operator that is always unsafe, the other every text it cannot read. The second flags any harmless code too. Both are in the table of auditors.",
-    "The detector needs covert tunes of the same base with other codes, which an audit of a real model does not have. Such an audit tests instead whether odd prompts moved more than plain prompts and benign tunes explain.",
+    "The detector needs covert tunes of the same base with other codes, which an audit of a real model does not have. Such an audit tests instead whether activations on odd prompts moved more than can be explained by their change on plain prompts and by benign tunes.",
     f"Rates and sizes were set on seeds {', '.join(map(str, CHOSEN_ON))}, which no verdict uses.",
 )
 
@@ -55,7 +55,7 @@ def page(found: Sequence[Found]) -> Page:
             Figure(
                 "answered",
                 "What each model answers",
-                "Share of held-out requests answered in full, in plain and in the covert tune's code. Lines span the bases; with one base they are 95 % intervals.",
+                "Share of held-out requests answered in full, in plain and in the covert tune's code. The thin lines go from the lowest to the highest base; with one base they show the 95 % interval.",
                 forms.bars(answered, "model", "set", COLOURS),
             )
         ],
