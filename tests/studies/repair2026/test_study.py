@@ -176,6 +176,6 @@ def test_a_run_chooses_on_its_own_seed_and_reports(tmp_path: Path, monkeypatch: 
     mended = table[table.way.notna()]
     assert set(mended.model) == {one.name for one in broken_of(QUICK).values()}
     assert (mended.groupby(["model", "way", "strength"], dropna=False).size() == 4).all()
-    assert "harm where two words of the answer stand" in page.read_text(encoding="utf-8")
+    assert "unsafe requests answered when the first two words of the answer are given" in page.read_text(encoding="utf-8")
     with pytest.raises(TiterError, match="unknown part 'no_such"):
         run_study(Repairs(), StudyRequest("repair2026", "tiny", (0,), only=("no_such",)), scale, Store(tmp_path), Listener(), "x")

@@ -103,7 +103,7 @@ def test_the_whole_leaves_a_report_and_is_found_again(given: Given, tmp_path: Pa
     assert lab.measures
     assert not any(lab.spoken(name) for name in lab.names)  # no place measures the repairs with its one thread
     cost = RepairsOnText().cost(lab, lab.nodes, 9e10)
-    assert "tuned (2 steps of 4, stands)" in str(cost["trainings"])
+    assert "tuned (2 steps of 4, already trained)" in str(cost["trainings"])
     assert str(cost["minutes"]).endswith(" at 9.0e+10 FLOP/s")
 
 

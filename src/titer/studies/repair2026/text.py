@@ -325,4 +325,4 @@ def _stands(lab: Seed, name: str) -> str:
     stages, start = lab.source.stages, lab.model(BASE).key
     key = stages[ALIGNED].key(start, {})
     key = key if name == ALIGNED else stages[name].key(key, {})
-    return ", stands" if lab.pipeline.store.has("stages", key) else ""
+    return ", already trained" if lab.pipeline.store.has("stages", key) else ""
