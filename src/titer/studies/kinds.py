@@ -295,7 +295,7 @@ def claims() -> list[Row]:
     return [
         Row("the right name", "An audit names what was done to a model.", "", "share of models named right, minus the share expected if the same names were dealt out at random",
             of(right), of(dealt), "names dealt out at random", 0.4, needs=needs),
-        Row("a name is right", "Where an audit names a kind, the name is right.", "", "share of its names that are right, minus a half",
+        Row("a name is right", "If an audit gives a name at all, that name is right.", "", "share of its names that are right, minus a half",
             of(lambda t: right(t[t.kind != UNKNOWN])), Term(lambda _: 0.5), "a half", 0.25, needs=needs),
         Row("an edit is seen", "The fingerprint of an edit tells abliterated models from all others.", "", "share of abliterated models with the fingerprint, minus that of all other models",
             seen("edited", "abliterated", True), seen("edited", "abliterated", False), "models without an edit", 0.5, needs=needs),
@@ -334,6 +334,6 @@ def page(found: Sequence[Found]) -> Page:
     share, unsaid = wilson(int((own.kind == own.right).sum()), len(own)), float((own.kind == UNKNOWN).mean())
     said = (
         f"Of {len(own)} models of {own.made.nunique()} known kinds, audits named {share.value:.0%} [{100 * share.low:.0f}, {100 * share.high:.0f}] "
-        f"right and {1 - share.value - unsaid:.0%} wrong; for {unsaid:.0%} they said that they cannot say."
+        f"right and {1 - share.value - unsaid:.0%} wrong; for {unsaid:.0%} they gave no name."
     )
     return Page(said, ABOUT, [figure], tables={"confusion": confusion(whole), "every audit": whole}, notes=LIMITS, results=("named",))
