@@ -19,7 +19,7 @@ from titer.studies.safe_mdp.grid import Grid, Paths, environment
 from titer.studies.safe_mdp.planning import Markovian, Recurrent, balanced, dual, explored, plan, rolled, taught
 from titer.studies.safe_mdp.study import QUICK, SafeMDP, planned
 
-pytest.importorskip("gymnasium")
+pytest.importorskip("stable_baselines3")
 GRID = Grid(seed=1)
 
 
@@ -128,6 +128,7 @@ def test_planning_reads_the_predictor_and_leaves_it_as_it_was() -> None:
     assert found.history.multiplier.iloc[0] == 1.0
 
 
+@pytest.mark.long
 def test_planned_without_a_constraint_a_policy_goes_the_shortest_way() -> None:
     found = plan(GRID, None, 120, rng(), episodes=50)
     paths = rolled(GRID, found.table.__getitem__, 50, rng(1))

@@ -25,7 +25,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {  # what each is for; packages
     "trl": (("trl",), "the methods in TRL's trainers"),
     "inspect": (("inspect-ai",), "tasks and logs of inspect_ai"),
     "lm-eval": (("lm-eval",), "tasks of lm-evaluation-harness"),
-    "planning": (("gymnasium",), "planning on grids in titer study safe_mdp"),
+    "planning": (("gymnasium", "stable-baselines3"), "planning on grids in titer study safe_mdp"),
     "ray": (("ray",), "studies and audits on several machines"),
     "vllm": (("vllm",), "fast generation on a GPU"),
 }

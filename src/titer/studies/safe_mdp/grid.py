@@ -113,10 +113,18 @@ class Grid(Record):
         return 0
 
 
+def needed(*packages: str) -> None:
+    """Checks that the packages of the extra `planning` are there. Errors: one is not."""
+    for one in packages:
+        if importlib.util.find_spec(one) is None:
+            raise TiterError(
+                f"planning on grids needs {one.replace('_', '-')}, which is not installed", next_step="pip install 'titer[planning]'"
+            )
+
+
 def environment(grid: Grid, episodes: int) -> Any:
     """Returns a gymnasium environment of `episodes` parallel episodes; each step until the goal costs 1. Errors: gymnasium is absent."""
-    if importlib.util.find_spec("gymnasium") is None:
-        raise TiterError("planning on grids needs gymnasium, which is not installed", next_step="pip install 'titer[planning]'")
+    needed("gymnasium")
     import gymnasium  # noqa: PLC0415  wanted by this study alone
 
     class Navigation(gymnasium.vector.VectorEnv):  # type: ignore[misc]

@@ -1,14 +1,16 @@
-"""Predictors that tell unsafe paths from safe ones, and planning under a predictor: REINFORCE with a Lagrange multiplier. L7.
+"""Predictors that tell unsafe paths from safe ones, and planning under a predictor: PPO with a Lagrange multiplier. L7.
 
 max_pi E[return] such that E[P_f(safe | path)] >= c; L = J + lambda (E[P_f] - c), lambda = exp(eta), eta raised by the shortfall. The
-policy follows the gradient of L / (1 + lambda). Source: arXiv 2304.03081 and its code (model-free variant, RCPO-MF). That code takes PPO's
-step on the return; here it is REINFORCE, with each cell's mean return to go as baseline. Shapes as in `grid.py`; H = hidden units.
+policy follows the gradient of L / (1 + lambda). Source: arXiv 2304.03081 and its code (model-free variant, RCPO-MF), whose step on the
+return is PPO's; here PPO sees the return and the predicted safety together. Shapes as in `grid.py`; H = hidden units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,12 +18,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from titer.studies.safe_mdp.grid import Grid, Paths, environment
+from titer.studies.safe_mdp.grid import Grid, Paths, environment, needed
 
 Policy = Callable[[torch.Tensor], torch.Tensor]  # cells (n,) -> logits (n, 4)
 CLIPPED = 4.0  # most of |eta|
-RATE, DUAL = 0.07, 0.03  # of the policy's step (Adam) and of the multiplier's
-BONUS, LEAN = 0.2, 1.0  # of entropy at first, none after four fifths; a new policy's logit towards the goal's side
+RATE, DUAL = 1e-3, 0.03  # of the policy's step (Adam) and of the multiplier's
+BONUS, LEAN = 0.3, 1.0  # of entropy at first, none after four fifths; a new policy's logit towards the goal's side
+WORTH = 20  # steps that a path's safety weighs
 
 
 class Recurrent(nn.Module):
@@ -125,42 +128,110 @@ class Planned(NamedTuple):
 def plan(
     grid: Grid, predictor: nn.Module | None, updates: int, generator: torch.Generator, episodes: int = 100, least: float = 0.95
 ) -> Planned:
-    """Plans the policy with the fewest steps whose paths `predictor` finds safe; without a predictor, the one with the fewest steps.
+    """Returns the policy with the fewest steps whose paths `predictor` finds safe; without a predictor, the one with the fewest steps.
 
-    A path that has not arrived counts as unsafe, as in the official code's classes for boxes. Otherwise staying at the start would be
-    safest.
+    PPO of stable-baselines3 on L / (1 + lambda), with lambda fixed during an update. A step costs 1; at a path's end its predicted
+    safety is paid, which weighs `WORTH` steps. A path that has not arrived counts as unsafe, as in the official code's classes for boxes. Otherwise staying at the
+    start would be safest. Errors: gymnasium or stable-baselines3 is absent.
     """
-    table = torch.tensor([0.0, LEAN, 0.0, 0.0]).repeat(grid.size**2, 1).requires_grad_()
-    optimiser, eta, rows = torch.optim.Adam([table], lr=RATE), 0.0, []
-    for update in range(updates):
-        paths = rolled(grid, lambda cells: table.detach()[cells], episodes, generator)
-        log_p = table[paths.cells].log_softmax(2)
-        chosen = log_p.gather(2, paths.actions[..., None])[..., 0]
-        gain, weight, share = _advantages(paths, grid.size**2), 0.0, 1.0
-        if predictor is not None:
+    needed("gymnasium", "stable_baselines3")
+    import stable_baselines3  # noqa: PLC0415  wanted by this study alone
+
+    world = lagrangian(grid, predictor, episodes, least)
+    with seeds_kept():
+        made = stable_baselines3.PPO(
+            "MlpPolicy", world, n_steps=grid.horizon, batch_size=10 * episodes, n_epochs=4, learning_rate=RATE, gamma=1.0, gae_lambda=1.0,
+            ent_coef=BONUS, policy_kwargs={"net_arch": [32, 32]}, seed=int(torch.randint(2**31, (), generator=generator)), device="cpu",
+        )  # fmt: skip
+        policy: Any = made.policy
+        with torch.no_grad():
+            policy.action_net.bias[1] = LEAN
+        world.begins = lambda update: setattr(made, "ent_coef", BONUS * max(0.0, 1 - 1.25 * update / updates))
+        made.learn(updates * episodes * grid.horizon)
+        with torch.no_grad():
+            table = policy.get_distribution(torch.eye(grid.size**2)).distribution.logits
+    return Planned(table, pd.DataFrame(world.history[:updates]))
+
+
+@contextmanager
+def seeds_kept() -> Iterator[None]:
+    """A context after which Python's, NumPy's and PyTorch's global random states are as before; stable-baselines3 seeds all three."""
+    python, array = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        yield
+    random.setstate(python)
+    np.random.set_state(array)  # noqa: NPY002
+
+
+def lagrangian(grid: Grid, predictor: nn.Module | None, episodes: int, least: float) -> Any:
+    """Returns episodes of a grid as an environment of stable-baselines3 whose reward is that of L / (1 + lambda).
+
+    `history`: what each update saw; lambda is raised or lowered after each. `begins`: called with the number of an update before it.
+    """
+    import gymnasium  # noqa: PLC0415
+    from stable_baselines3.common.vec_env import VecEnv  # noqa: PLC0415
+
+    seen, fragile = np.eye(grid.size**2, dtype=np.float32), torch.from_numpy(grid.fragile).long()
+
+    class Lagrangian(VecEnv):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.walk, self.eta, self.history = environment(grid, episodes), 0.0, list[dict[str, float]]()
+            self.begins: Callable[[int], None] = lambda update: None
+            super().__init__(episodes, gymnasium.spaces.Box(0, 1, (grid.size**2,), np.float32), gymnasium.spaces.Discrete(4))
+
+        @property
+        def weight(self) -> float:
+            return 0.0 if predictor is None else float(np.exp(self.eta))
+
+        def reset(self) -> Any:
+            self.cells, _ = self.walk.reset()
+            self.path: list[tuple[torch.Tensor, ...]] = []
+            return seen[self.cells]
+
+        def step_async(self, actions: Any) -> None:
+            self.actions = actions
+
+        def step_wait(self) -> Any:
+            here = torch.from_numpy(np.asarray(self.cells))
+            self.cells, rewards, *_ = self.walk.step(self.actions)
+            self.path.append((here, fragile[here], torch.from_numpy(self.actions), torch.from_numpy(rewards) < 0))
+            ended = len(self.path) == grid.horizon
+            told: list[dict[str, Any]] = [{} for _ in range(episodes)]
+            scale = 1 + self.weight
+            if ended:
+                rewards = rewards + WORTH * self.weight * self._judged()
+                told = [{"terminal_observation": one} for one in seen[self.cells]]
+            return self.reset() if ended else seen[self.cells], (rewards / scale).astype(np.float32), np.full(episodes, ended), told
+
+        def _judged(self) -> Any:
+            """Returns how safe the predictor finds each path (n,), and moves the multiplier."""
+            paths = Paths(*(torch.stack(one, 1) for one in zip(*self.path, strict=True)))
             with torch.no_grad():
-                safe = predictor(paths).sigmoid() * arrived(grid, paths)
-            share, weight = float(safe.mean()), float(np.exp(eta))
-            gain = (gain + weight * 2 * (safe - safe.mean())[:, None]) / (1 + weight)
-            eta = dual(eta, share, least, DUAL)
-        entropy = BONUS * max(0.0, 1 - 1.25 * update / updates) * -(log_p.exp() * log_p).sum(2)
-        loss = -((chosen * gain + entropy) * paths.real).sum() / episodes
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        rows.append({"update": update, "steps": float(paths.steps.float().mean()), "predicted": share, "multiplier": weight})
-    return Planned(table.detach(), pd.DataFrame(rows))
+                safe = torch.ones(episodes) if predictor is None else predictor(paths).sigmoid() * arrived(grid, paths)
+            row = {"update": len(self.history), "steps": float(paths.steps.float().mean()), "predicted": float(safe.mean())}
+            self.history.append({**row, "multiplier": self.weight})
+            self.eta = dual(self.eta, float(safe.mean()), least, DUAL)
+            self.begins(len(self.history))
+            return safe.numpy()
+
+        def close(self) -> None:
+            return None
+
+        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+            return [getattr(self, attr_name, None)] * episodes
+
+        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+            setattr(self, attr_name, value)
+
+        def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+            return [getattr(self, method_name)(*args, **kwargs)] * episodes
+
+        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+            return [False] * episodes
+
+    return Lagrangian()
 
 
 def arrived(grid: Grid, paths: Paths) -> torch.Tensor:
     """Returns whether each path was at the goal after its last action: (n,)."""
     return torch.from_numpy(grid.next)[paths.cells[:, -1], paths.actions[:, -1]] == grid.goal
-
-
-def _advantages(paths: Paths, cells: int) -> torch.Tensor:
-    """Returns each action's advantage: the return to go (-1 a step) minus its mean at that cell, in standard deviations: (n, T)."""
-    togo = -paths.real.flip(1).cumsum(1).flip(1).float()
-    places, values = paths.cells[paths.real], togo[paths.real]
-    mean = torch.zeros(cells).index_add(0, places, values) / torch.bincount(places, minlength=cells).clamp(min=1)
-    gap = (togo - mean[paths.cells]) * paths.real
-    return gap / gap[paths.real].std().clamp(min=1e-3)
