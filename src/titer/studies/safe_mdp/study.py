@@ -95,7 +95,7 @@ class SafeMDP(Study):
 
     def measures(self, lab: Seed) -> list[Measure]:
         base = getattr(lab, "base", 0)
-        return [Measure("planned", lambda lab: planned(lab.scale, lab.source, base), [()], (1, lab.scale.model_dump(), lab.seed, base))]
+        return [Measure("planned", lambda lab: planned(lab.scale, lab.source, base), [()], (2, lab.scale.model_dump(), lab.seed, base))]
 
     def claims(self, scale: Scale) -> list[Row]:
         def of(model: str, measure: str) -> Term:
