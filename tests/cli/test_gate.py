@@ -126,6 +126,13 @@ def test_nothing_drops_in_one_model(wrong: Wrong, titer: Titer) -> None:
     assert "--prompts '0'" in wrong(*one, "--prompts", "0")
 
 
+@pytest.mark.parametrize(("prompts", "decided"), [("4", "cannot resolve"), ("5", "fail")])
+def test_a_rate_of_fewer_than_five_answers_decides_nothing(titer: Titer, here: Path, prompts: str, decided: str) -> None:
+    found = titer(*AUDIT, "--prompts", prompts, *gate("unsafe_refused < 90"), "--json")  # the model refuses nothing
+    assert [one["decided"] for one in found.json["gate"]] == [decided]
+    assert ("4 answers are too few for any decision" in found.json["gate"][0]["said"]) is (prompts == "4")
+
+
 def test_names_of_models_make_no_markup() -> None:
     nothing = Held("c", "y > 1", "cannot resolve", *[math.nan] * 3, "not measured")
     held = [Held("a<b>\x1b", "x > 1", "fail", 2.0, 1.5, 3.0, "it is 2"), nothing]

@@ -25,6 +25,7 @@ from titer.probes.uncertainty import MEASURES
 
 UNKNOWN = Interval(math.nan, math.nan, math.nan)
 TURNED = "turned_layers"
+FEW = 5  # answers; a limit on a rate of fewer is not decided
 COARSE = 20.0  # points: if only a change further than this beyond the limit fails reliably, more prompts are advised
 MOVED = {"drops": "dropped", "rises": "rose"}
 
@@ -168,14 +169,17 @@ def _held(one: Limit, tune: str, value: Interval, lost: tuple[int, int] | None) 
     decided = one.decided(value)
     if math.isnan(value.value):
         return Held(tune, one.text, decided, *value, "it was not measured")
+    if lost and total < FEW:  # an interval of so few says more than it knows: Wilson's covers 79 % of the time for a single prompt
+        decided = "cannot resolve"
     if one.move == "drops":
         value = Interval(0.0 - value.value, 0.0 - value.high, 0.0 - value.low)
     shown, word = value, MOVED.get(one.move, "")
     if word and value.value < 0:  # it moved in the other direction
         shown, word = Interval(-value.value, -value.high, -value.low), next(other for other in MOVED.values() if other != word)
     said = f"{shown.value:.3g} [{shown.low:.3g}, {shown.high:.3g}]"
-    why = f"; {count} of {total} have no verdict and could have had any outcome" if count else ""
-    if not count and decided == "cannot resolve":
+    few = f"; {total} answers are too few for any decision: {FEW} are needed at least" if lost and total < FEW else ""
+    why = few or (f"; {count} of {total} have no verdict and could have had any outcome" if count else "")
+    if not (count or few) and decided == "cannot resolve":
         why = f"; the limit of {one.at:g} is inside this interval: more prompts narrow it (a longer file, a larger --prompts or a smaller --resolution)"
     return Held(tune, one.text, decided, *value, (f"it {word} by {said}" if word else f"it is {said}") + why)
 
