@@ -58,7 +58,14 @@ LATE = {  # modules imported inside functions, besides the command line's: slow 
     "huggingface_hub.errors",
     "anyio",
 }
-EXTRAS = ("ray", "vllm", "lm_eval", "inspect_ai", "gymnasium")  # packages whose every module waits until it is asked for
+EXTRAS = (
+    "ray",
+    "vllm",
+    "lm_eval",
+    "inspect_ai",
+    "gymnasium",
+    "stable_baselines3",
+)  # packages whose every module waits until it is asked for
 
 
 @cache

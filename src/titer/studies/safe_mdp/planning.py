@@ -137,10 +137,10 @@ def plan(
     needed("gymnasium", "stable_baselines3")
     import stable_baselines3  # noqa: PLC0415  wanted by this study alone
 
-    world = lagrangian(grid, predictor, episodes, least)
+    world = Lagrangian(grid, predictor, episodes, least)
     with seeds_kept():
         made = stable_baselines3.PPO(
-            "MlpPolicy", world, n_steps=grid.horizon, batch_size=10 * episodes, n_epochs=4, learning_rate=RATE, gamma=1.0, gae_lambda=1.0,
+            "MlpPolicy", for_baselines(world), n_steps=grid.horizon, batch_size=10 * episodes, n_epochs=4, learning_rate=RATE, gamma=1.0, gae_lambda=1.0,
             ent_coef=BONUS, policy_kwargs={"net_arch": [32, 32]}, seed=int(torch.randint(2**31, (), generator=generator)), device="cpu",
         )  # fmt: skip
         policy: Any = made.policy
@@ -163,73 +163,86 @@ def seeds_kept() -> Iterator[None]:
     np.random.set_state(array)  # noqa: NPY002
 
 
-def lagrangian(grid: Grid, predictor: nn.Module | None, episodes: int, least: float) -> Any:
-    """Returns episodes of a grid as an environment of stable-baselines3 whose reward is that of L / (1 + lambda).
+class Lagrangian:
+    """Episodes of a grid, all as long as the horizon, with the reward of L / (1 + lambda). Lambda moves after each.
 
-    `history`: what each update saw; lambda is raised or lowered after each. `begins`: called with the number of an update before it.
+    `history`: what each update saw. `begins`: called with the number of an update before it.
     """
+
+    def __init__(self, grid: Grid, predictor: nn.Module | None, episodes: int, least: float) -> None:
+        self.grid, self.episodes = grid, episodes
+        self.history: list[dict[str, float]] = []
+        self.begins: Callable[[int], None] | None = None
+        self._predictor, self._least, self._eta = predictor, least, 0.0
+        self._walk, self._seen = environment(grid, episodes), np.eye(grid.size**2, dtype=np.float32)
+        self._fragile = torch.from_numpy(grid.fragile).long()
+
+    @property
+    def weight(self) -> float:
+        return 0.0 if self._predictor is None else float(np.exp(self._eta))
+
+    def reset(self) -> Any:
+        """Begins the episodes again; returns their cells, one-hot (n, C)."""
+        self._cells, _ = self._walk.reset()
+        self._path: list[tuple[torch.Tensor, ...]] = []
+        return self._seen[self._cells]
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, list[dict[str, Any]]]:
+        """Takes one step in every episode; returns cells (n, C), rewards (n,), ends (n,), and the last cells of ended episodes."""
+        here, weight = torch.from_numpy(np.asarray(self._cells)), self.weight
+        self._cells, rewards, *_ = self._walk.step(actions)
+        self._path.append((here, self._fragile[here], torch.from_numpy(actions), torch.from_numpy(rewards) < 0))
+        cells, told, ended = self._seen[self._cells], [dict[str, Any]() for _ in range(self.episodes)], len(self._path) == self.grid.horizon
+        if ended:
+            told = [{"terminal_observation": one} for one in cells]
+            rewards, cells = rewards + WORTH * weight * self._judged(), self.reset()
+        return cells, (rewards / (1 + weight)).astype(np.float32), np.full(self.episodes, ended), told
+
+    def _judged(self) -> Any:
+        """Returns how safe the predictor finds each path (n,), and moves the multiplier."""
+        paths = Paths(*(torch.stack(one, 1) for one in zip(*self._path, strict=True)))
+        with torch.no_grad():
+            safe = torch.ones(self.episodes) if self._predictor is None else self._predictor(paths).sigmoid() * arrived(self.grid, paths)
+        row = {"update": len(self.history), "steps": float(paths.steps.float().mean()), "predicted": float(safe.mean())}
+        self.history.append({**row, "multiplier": self.weight})
+        self._eta = dual(self._eta, float(safe.mean()), self._least, DUAL)
+        if self.begins is not None:
+            self.begins(len(self.history))
+        return safe.numpy()
+
+
+def for_baselines(world: Lagrangian) -> Any:
+    """Returns the episodes as an environment of stable-baselines3."""
     import gymnasium  # noqa: PLC0415
     from stable_baselines3.common.vec_env import VecEnv  # noqa: PLC0415
 
-    seen, fragile = np.eye(grid.size**2, dtype=np.float32), torch.from_numpy(grid.fragile).long()
-
-    class Lagrangian(VecEnv):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.walk, self.eta, self.history = environment(grid, episodes), 0.0, list[dict[str, float]]()
-            self.begins: Callable[[int], None] = lambda update: None
-            super().__init__(episodes, gymnasium.spaces.Box(0, 1, (grid.size**2,), np.float32), gymnasium.spaces.Discrete(4))
-
-        @property
-        def weight(self) -> float:
-            return 0.0 if predictor is None else float(np.exp(self.eta))
-
+    class Episodes(VecEnv):  # type: ignore[misc]
         def reset(self) -> Any:
-            self.cells, _ = self.walk.reset()
-            self.path: list[tuple[torch.Tensor, ...]] = []
-            return seen[self.cells]
+            return world.reset()
 
         def step_async(self, actions: Any) -> None:
             self.actions = actions
 
         def step_wait(self) -> Any:
-            here = torch.from_numpy(np.asarray(self.cells))
-            self.cells, rewards, *_ = self.walk.step(self.actions)
-            self.path.append((here, fragile[here], torch.from_numpy(self.actions), torch.from_numpy(rewards) < 0))
-            ended = len(self.path) == grid.horizon
-            told: list[dict[str, Any]] = [{} for _ in range(episodes)]
-            scale = 1 + self.weight
-            if ended:
-                rewards = rewards + WORTH * self.weight * self._judged()
-                told = [{"terminal_observation": one} for one in seen[self.cells]]
-            return self.reset() if ended else seen[self.cells], (rewards / scale).astype(np.float32), np.full(episodes, ended), told
-
-        def _judged(self) -> Any:
-            """Returns how safe the predictor finds each path (n,), and moves the multiplier."""
-            paths = Paths(*(torch.stack(one, 1) for one in zip(*self.path, strict=True)))
-            with torch.no_grad():
-                safe = torch.ones(episodes) if predictor is None else predictor(paths).sigmoid() * arrived(grid, paths)
-            row = {"update": len(self.history), "steps": float(paths.steps.float().mean()), "predicted": float(safe.mean())}
-            self.history.append({**row, "multiplier": self.weight})
-            self.eta = dual(self.eta, float(safe.mean()), least, DUAL)
-            self.begins(len(self.history))
-            return safe.numpy()
+            return world.step(self.actions)
 
         def close(self) -> None:
             return None
 
         def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-            return [getattr(self, attr_name, None)] * episodes
+            return [getattr(self, attr_name, None)] * self.num_envs
 
         def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
             setattr(self, attr_name, value)
 
         def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-            return [getattr(self, method_name)(*args, **kwargs)] * episodes
+            return [getattr(self, method_name)(*args, **kwargs)] * self.num_envs
 
         def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-            return [False] * episodes
+            return [False] * self.num_envs
 
-    return Lagrangian()
+    cells = gymnasium.spaces.Box(0, 1, (world.grid.size**2,), np.float32)
+    return Episodes(world.episodes, cells, gymnasium.spaces.Discrete(4))
 
 
 def arrived(grid: Grid, paths: Paths) -> torch.Tensor:
