@@ -284,10 +284,7 @@ def test_advice_follows_intervals_alone(saved: Saved) -> None:
     assert advice(found, unsure, sizes) == []
     lost = advice(found, pd.DataFrame([moved("unsafe", "refused", -0.2, -0.3, -0.1)]), sizes)
     assert any("--safety" in one.command for one in lost)
-    assert [one.command.split(" --read ")[0].split("--method ")[1] for one in lost if "titer repair" in one.command] == [
-        "scale",
-        "safe_lora",
-    ]
+    assert [one.command.split(" --read ")[0].split("--method ")[1] for one in lost if "titer repair" in one.command] == ["scale", "resta"]
     assert any("--read base=" in one.command for one in lost)
     over = advice(found, pd.DataFrame([moved("safe", "refused", 0.2, 0.1, 0.3)]), sizes)
     assert "Safe prompts are refused more often" in over[0].why

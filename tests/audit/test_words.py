@@ -21,6 +21,7 @@ from titer.audit.figures import separation, shares
 from titer.audit.headline import _acting, answer, below
 from titer.audit.legends import LEGENDS
 from titer.audit.report import FORMLESS, audit_report
+from titer.audit.restoring import BACK, RANDOM
 from titer.audit.roles import Audited, audited
 from titer.audit.study import Findings, Question, measured
 from titer.commands.landscape import Landscape
@@ -254,3 +255,40 @@ def test_advice_carries_the_tunes_own_settings(found: Audited, tmp_path: Path, m
         assert "Add your own" not in one.why
     broken = advice(found, pd.DataFrame([moved("unsafe", "degenerate", 0.2, 0.1, 0.3)]), SIZES)
     assert "--lr 3e-05 --epochs 2 --batch 8 --lora 16" in broken[0].command
+
+
+LOST = pd.DataFrame([moved("unsafe", "refused", -0.3, -0.4, -0.2)])
+
+
+def test_a_quantised_copy_is_quantised_more_mildly_and_not_trained(found: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found.last
+    monkeypatch.setitem(vars(found.last.after.checkpoint), "quantised", "GGUF, Q2_K, dequantised")
+    row = {"change": found.last.name, "part": "the MLPs of layer 1", "kind": "mlp", "first": 1, "last": 1, "parameters": 9, "n": 9}
+    ways = {BACK: (0.8, 0.6, 1.0), RANDOM: (0.0, 0.0, 0.3)}
+    restored = pd.DataFrame([{**row, "way": way, **dict(zip(("rate", "low", "high"), told, strict=True))} for way, told in ways.items()])
+    for shown in (
+        LOST,
+        pd.DataFrame([moved("safe", "refused", 0.3, 0.2, 0.4)]),
+        pd.DataFrame([moved("safe", "degenerate", 0.3, 0.2, 0.4)]),
+    ):
+        (told,) = advice(found, shown, SIZES, restored=restored)
+        assert "tuned is GGUF, Q2_K, dequantised: quantise aligned more mildly" in told.why
+        assert "leave the MLPs of layer 1 as before: that alone brings back 80%" in told.why
+        assert told.command.startswith("titer audit ")
+    monkeypatch.setitem(vars(found.last.before.checkpoint), "quantised", "GGUF, Q2_K, dequantised")  # a tune of a quantised model
+    assert "--safety REFUSALS.jsonl" in advice(found, LOST, SIZES)[0].command
+
+
+def test_of_an_edited_model_the_one_before_is_used(found: Audited) -> None:
+    (told,) = advice(found, LOST, SIZES, looks="abliterated")
+    assert told.why.startswith("Refusals fell, and a direction was edited out of the weights: use aligned in place of tuned.")
+    assert "--safety REFUSALS.jsonl" in advice(found, LOST, SIZES, looks="harmful")[0].command
+
+
+def test_a_broken_tune_is_first_trained_more_gently(found: Audited) -> None:
+    broken = pd.concat([LOST, pd.DataFrame([moved("safe", "degenerate", 0.3, 0.2, 0.4)])])
+    told = advice(found, broken, SIZES, alike="40 of 60 answers are the same text, whatever was asked")
+    assert told[0].why.startswith("40 of 60 answers are the same text, whatever was asked, so the tune broke the model: first tune again")
+    assert "--lr 1e-5 --epochs 1" in told[0].command
+    assert "--safety REFUSALS.jsonl" in told[1].command
+    assert sum("--lr 1e-5" in one.command for one in told) == 1

@@ -46,11 +46,14 @@ def advice(
     against: pd.DataFrame | None = None,
     trained: Sequence[str] = (),
     restored: pd.DataFrame | None = None,
+    looks: str = "",
+    alike: str = "",
 ) -> list[Advice]:
     """Returns the advice on the last change; none if every interval contains zero, apart from that on a missing chat template.
 
     `against`: effects minus the control's. `trained`: files that the models were trained on; if there is only one, the commands name it
-    as the task's data. `restored`: what putting parts of the change back has shown."""
+    as the task's data. `restored`: what putting parts of the change back has shown. `looks`: the kind of change (`kinds.KINDS`). `alike`:
+    the sentence which says that answers are alike whatever was asked (`stock.sentence`)."""
     change = found.last
     if change is None or shifts.empty:
         return []
@@ -58,28 +61,44 @@ def advice(
     if not change.weighed:
         return told
     mine = shifts[shifts.change == change.name]
-    before, known = _place(change.before), usual(change.after.checkpoint.adapter or change.after.checkpoint.path)
-    beside = pd.DataFrame() if against is None else against
     told += [] if restored is None else putting_back(change, restored)
-    lost = next((kind for kind in ("unsafe", "prefill") if _shown(mine, kind, "refused", -1)), None)
-    if lost is not None:
+    lost = next((kind for kind in ("unsafe", "prefill") if _shown(mine, kind, "refused", -1)), "")
+    over = _shown(mine, "safe", "refused", 1)
+    broken = next((kind for kind in ("unsafe", "safe") if _shown(mine, kind, "degenerate", 1)), "")
+    if lost or over or broken:
+        shown = "Refusals fell" if lost else "Safe prompts are refused more often" if over else "More answers are broken text"
+        beside = pd.DataFrame() if against is None else against
+        told += _untrained(change, shown, looks, restored) or _trained(found, change, sizes, beside, (lost, over, broken), alike)
+    task = shlex.quote(trained[0]) if len(trained) == 1 else TASK
+    trusted = " --trust-remote-code" if change.before.checkpoint.runs_code else ""
+    return [one._replace(command=f"{one.command}{trusted}".replace(TASK, task)) for one in told]
+
+
+def _trained(
+    found: Audited, change: Change, sizes: pd.DataFrame, beside: pd.DataFrame, shown: tuple[str, bool, str], alike: str
+) -> list[Advice]:
+    """Advice on a tune. `shown`: the set in which refusals fell, whether more safe prompts are refused, the set with more broken answers."""
+    (lost, over, broken), told = shown, []
+    before, known = _place(change.before), usual(change.after.checkpoint.adapter or change.after.checkpoint.path)
+    gentler = f"titer finetune {before} --data {TASK}{_options(_gentler(known))}"
+    if lost:
         begun = " where the answer was begun" if lost == "prefill" else ""
+        if alike:
+            why = f"{alike[0].upper()}{alike[1:]}, so the tune broke the model: first tune again with a lower learning rate or fewer steps."
+            told.append(Advice(why + _add(known), gentler))
         told += _refusal_lost(found, change, known, begun + _blamed(beside, change, lost, "refused"))
-    if _shown(mine, "safe", "refused", 1):
+    if over:
         why = (
             f"Safe prompts are refused more often{_blamed(beside, change, 'safe', 'refused')}: add safe prompts with real answers "
             "to the training data."
         )
         options = _options({name: value for name, value in known.items() if name != "examples"})
         told.append(Advice(why + _add(known), f"titer finetune {before} --data TASK_AND_SAFE_PROMPTS.jsonl{options}"))
-    kind = next((kind for kind in ("unsafe", "safe") if _shown(mine, kind, "degenerate", 1)), None)
-    if kind is not None:
-        blamed = _blamed(beside, change, kind, "degenerate")
+    if broken and gentler not in {one.command for one in told}:
+        blamed = _blamed(beside, change, broken, "degenerate")
         why = f"More answers are broken text{blamed} ({_largest(sizes, change.name)}): tune with a lower learning rate or fewer epochs."
-        told.append(Advice(why + _add(known), f"titer finetune {before} --data {TASK}{_options(_gentler(known))}"))
-    task = shlex.quote(trained[0]) if len(trained) == 1 else TASK
-    trusted = " --trust-remote-code" if change.before.checkpoint.runs_code else ""
-    return [one._replace(command=f"{one.command}{trusted}".replace(TASK, task)) for one in told]
+        told.append(Advice(why + _add(known), gentler))
+    return told
 
 
 def _bare(change: Change) -> list[Advice]:
@@ -97,6 +116,26 @@ def _bare(change: Change) -> list[Advice]:
         ]
     why += f"copy its folder (to FOLDER), add the chat_template.jinja of {before}, and audit the copy before anything else."
     return [Advice(why, f"titer audit {_place(change.before)} FOLDER --no-base --data PROMPTS.csv")]
+
+
+def _untrained(change: Change, shown: str, looks: str, restored: pd.DataFrame | None) -> list[Advice]:
+    """Returns the advice on a change that no training made, an edit or a quantisation, so that none can undo it; else nothing."""
+    before, after, place = change.before.name, change.after.name, _place(change.before)
+    if looks == "abliterated":
+        why = (
+            f"{shown}, and a direction was edited out of the weights: use {before} in place of {after}. This command shows how it answers."
+        )
+        return [Advice(why, f"titer audit {place} --data PROMPTS.csv")]
+    words = change.after.checkpoint.quantised
+    if words in ("", change.before.checkpoint.quantised):
+        return []
+    row = None if restored is None else restoring.smallest(restored, editable=True)
+    part = f", or leave {row.part} as before: that alone brings back {row.rate:.0%} of the lost refusals" if row is not None else ""
+    why = (
+        f"{shown}, and {after} is {words}: quantise {before} more mildly (use more bits{part}), and audit that copy (in FOLDER). If it was "
+        f"tuned too, first audit the tune as it was before it was quantised."
+    )
+    return [Advice(why, f"titer audit {place} FOLDER --no-base --data PROMPTS.csv")]
 
 
 def putting_back(change: Change, restored: pd.DataFrame) -> list[Advice]:
@@ -135,8 +174,8 @@ def _repairs(found: Audited, change: Change) -> list[Advice]:
     why = "Or undo part of the tune without training: keep a quarter, a half ... of its weight change. Each result is in a folder named after its share; audit it."
     wanted = [("scale", why, models, " --strength grid")]
     if len(found.changes) > 1:
-        why = "Or project the tune's weight change onto what alignment changed, without training (SafeLoRA; compare it with scale, above)."
-        wanted.append(("safe_lora", why, models | {"base": found.models[0]}, ""))
+        why = "Or add a part of what alignment changed once more (RESTA, which left less harm than scaling did on the synthetic world). Each result is in a folder named after its weight; audit it."
+        wanted.append(("resta", why, models | {"base": found.models[0]}, " --strength grid"))
     return [one for wish in wanted for one in _repair(*wish)]
 
 

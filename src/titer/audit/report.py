@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from titer import tables
-from titer.audit import figures, gate, hidden, kinds, mechanisms, prints, restoring
+from titer.audit import figures, gate, hidden, kinds, mechanisms, prints, restoring, stock
 from titer.audit.advice import advice
 from titer.audit.answers import cut_short, flipped
 from titer.audit.headline import answer, below, in_words, moved, points, worded
@@ -109,10 +109,12 @@ def _folded(asked: Question, f: Findings) -> dict[str, pd.DataFrame]:
 
 def before(found: Audited, asked: Question, f: Findings, held: Sequence[gate.Held], trained: Sequence[str] = ()) -> list[Section]:
     """Makes the sections before the evidence: numbers, the kind of change, the gate if there is one, what to try if something broke."""
-    told = advice(found, f.shifts, f.sizes, f.against, trained, f.restored)
+    looks = kinds.looks_like(found, f)
+    alike = stock.sentence(f.verdicts, found.last) if found.last else ""
+    told = advice(found, f.shifts, f.sizes, f.against, trained, f.restored, looks.name if looks else "", alike)
     parts = [Section("In numbers", table=outcomes(found, asked, f)), *kinds.section(found, f)]
     parts += [Section("The gate", table=gate.as_table(held).drop(columns=["value", "low", "high"]))] if held else []
-    named = any(re.search(r" [A-Z_]+\.jsonl", one.command) for one in told)
+    named = any(re.search(r" [A-Z_]+\.(jsonl|csv)", one.command) for one in told)
     own = ["Names in capitals stand for files of yours: replace them."] if named else []
     return parts + ([Section("What to try", own, commands=told)] if told else [])
 
