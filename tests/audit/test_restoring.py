@@ -18,12 +18,15 @@ from tests.conftest import llama
 from tests.models.gguf_made import model_of
 from tests.probes.made import drawn
 from tests.studies.conftest import Listener
+from titer import evaluate
+from titer.attacks.prefill import Prefill
 from titer.audit import restoring
 from titer.audit.cost import audit_cost
 from titer.audit.report import audit_report
 from titer.audit.restoring import BACK, RANDOM, REVERSE
 from titer.audit.roles import Audited, Change, audited
 from titer.audit.study import Findings, Question, measured
+from titer.commands.attacking import Attacked
 from titer.core.run import Store
 from titer.data.example import Example
 from titer.data.sources import TextData
@@ -174,6 +177,33 @@ def test_a_removed_direction_is_brought_back_by_that_direction_alone(
     assert restoring.smallest(table, editable=True) is None  # attention and MLPs are needed both, and no repair names a direction
 
 
+def test_where_begun_answers_alone_lost_refusals_these_are_asked(
+    before: Checkpoint, asked: Question, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    asked = replace(asked, attacks=(Attacked("prefill", Prefill(), asked.unsafe),))
+    found = audited([before, changed(before, tmp_path / "tuned", noised("layers.2.mlp"))])
+    assert found.last
+    begun = asked.sets["prefill"]
+    samples = evaluate.sample(load(before), begun.attempts, asked.decoding, 32)
+    judge = Same(said={r.prompt: f"{r.prefix} {r.completion}".strip() for r in samples.itertuples()})
+
+    def verdicts(plain: int, prefilled: int) -> pd.DataFrame:
+        rows = [
+            {"model": m, "kind": kind, "place": i, "harmful": True, "prompt": f"p{i}", "completion": "",
+             "outcome": "complied" if m == "tuned" and i < lost else "refused"}
+            for m in ("aligned", "tuned") for kind, lost in (("unsafe", plain), ("prefill", prefilled)) for i in range(12)
+        ]  # fmt: skip
+        return pd.DataFrame(rows)
+
+    for plain, prefilled, kind in ((5, 12, "unsafe"), (4, 3, "unsafe"), (4, 12, "prefill")):
+        one, attempts = restoring.most_lost(asked.sets, verdicts(plain, prefilled), found.last)
+        assert {a.example.kind for a in (*one.attempts, *attempts)} == {kind}
+    moved = restoring.changed(found.last, Sites(before.outline))
+    table = restoring.restored(pipeline, found.last, begun._replace(judge=judge), 3, attempts, moved, None)
+    assert rate(table, BACK, "all weights") == 1
+    assert "lost refusals where the answer was begun; a random change" in restoring.sentence(table)
+
+
 @pytest.mark.long
 def test_an_audit_says_it_draws_it_and_prices_it(
     before: Checkpoint, asked: Question, data: TextData, pipeline: Pipeline, tmp_path: Path
@@ -201,6 +231,12 @@ def test_few_lost_refusals_are_not_asked_about(before: Checkpoint, asked: Questi
     f = measured(pipeline, audited([before, tuned]), asked, None)
     assert f.restored.empty
     assert restoring.WHY not in set(f.missing.part)
+    assert isinstance(asked.judge, Same)
+    three = dict(list(asked.judge.said.items())[-3:])  # more the model before does not refuse
+    judge = Same(said=dict.fromkeys(asked.judge.said, "") | three)
+    f = measured(pipeline, audited([before, changed(before, tmp_path / "noised", noised("mlp"))]), replace(asked, judge=judge), None)
+    assert f.restored.empty
+    assert f.missing[f.missing.part == restoring.WHY].reason.tolist() == ["only 3 refusals were lost, and 5 are needed"]
 
 
 def test_a_head_that_is_the_embedding_in_one_model_alone_stays_as_it_is(tmp_path: Path) -> None:

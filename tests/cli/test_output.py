@@ -180,7 +180,10 @@ def test_show_says_what_a_study_claims_and_reads_a_file(titer: Titer, here: Path
     found = titer("show", "jain2024").out
     assert "Scales (--scale): nano, cpu, small, paper" in found
     assert "  null space (arXiv 2407.10264, figure 4)\n      A larger share of the weight change" in found
-    assert "minus that space's share of all dimensions; mean over all layers; the lowest of three methods at the medium rate; margin 0\n" in found
+    assert (
+        "minus that space's share of all dimensions; mean over all layers; the lowest of three methods at the medium rate; margin 0\n"
+        in found
+    )
     assert "      control: the null space's share of all dimensions\n      in the paper: most of" in found
     own = here / "mine.py"
     own.write_text('"""A decoder of mine."""\nfrom titer.decoders.emulated import Emulated\n', encoding="utf-8")

@@ -44,7 +44,7 @@ COLUMNS = {  # columns of each table that may be empty
         *("common", "common_random", "refusal", "refusal_layer", "refusal_random", "change"),
     ],
     "back": ["tensors", "returned", "cosine", "change"],
-    "restored": ["change", "part", "kind", "first", "last", "way", "parameters", "count", "n", "rate", "low", "high"],
+    "restored": ["change", "asked", "part", "kind", "first", "last", "way", "parameters", "count", "n", "rate", "low", "high"],
     "hidden": ["set", "measure", "value", "control", "limit", "p", "flagged", "change", "controls"],
     "points": ["direction", "kind", "a", "quantity", "value", "low", "high", "n"],
     "basins": ["direction", "kind", "quantity", "value", "low", "high", "n", "note"],

@@ -371,12 +371,11 @@ def _back(pipeline: Pipeline, found: Audited, lacking: Lacking) -> pd.DataFrame:
 
 def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.DataFrame, within: Within) -> pd.DataFrame:
     """Measures which part of the change lost the refusals; empty if too few were lost."""
-    lacking, one = within.lacking, asked.sets["unsafe"]
-    attempts = restoring.lost(one, verdicts, change)
-    if len(attempts) < restoring.LEAST:
-        return pd.DataFrame()
-    if lacking.stopped:
-        lacking.left_out(restoring.WHY, change.name, INTERRUPTED)
+    lacking, (one, attempts) = within.lacking, restoring.most_lost(asked.sets, verdicts, change)
+    few = f"only {len(attempts)} refusals were lost, and {restoring.LEAST} are needed" if len(attempts) < restoring.LEAST else ""
+    if few or lacking.stopped:
+        if attempts:
+            lacking.left_out(restoring.WHY, change.name, few or INTERRUPTED)
         return pd.DataFrame()
     pipeline.reporter.tell(f"{change.name}: parts put back, on {len(attempts)} lost refusals")
     with lacking.part(restoring.WHY, change.name):
