@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from titer.core.errors import TiterError
 from titer.data.sources import detected, preferences, read_text
+from titer.data.tables import named
 from titer.data.turns import Turn, written
 
 Rows = list[dict[str, Any]]
@@ -105,7 +106,7 @@ def wrong(path: Path | str, **how: Any) -> str:
     return str(raised.value)
 
 
-def classes(folder: Path, names: list[str], codes: list[int | None]) -> Path:
+def classes(folder: Path, names: list[str], codes: list[Any]) -> Path:
     """A Parquet file as `datasets` writes one with a column of classes."""
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import write_table
@@ -139,6 +140,15 @@ def test_the_names_of_classes_decide_and_not_their_numbers(tmp_path: Path, names
 def test_classes_whose_names_do_not_say_it_are_refused(tmp_path: Path, names: list[str]) -> None:
     assert "neither safe nor unsafe" in wrong(classes(tmp_path, names, [0, 1]))
     assert [row[1] for row in read_text(tmp_path / "x.parquet", labelled=False).rows] == [None, None]
+
+
+@pytest.mark.parametrize("codes", [[0.0, None, 1.0], ["0", None, "1"]])
+def test_a_class_may_be_numbered_in_fractions_or_digits(tmp_path: Path, codes: list[Any]) -> None:
+    """A table with gaps holds fractions; what the numbers mean stands in the names alone."""
+    found = read_text(classes(tmp_path, ["harmful", "harmless"], codes), labelled=False)
+    assert [row[1] for row in found.rows] == [True, None, False]
+    from_card = named({"label": {"names": {"0": "harmful", "1": "harmless"}}}, [{"label": 0}, {"label": 1}], "x")
+    assert [row["label"] for row in from_card] == ["harmful", "harmless"]
 
 
 def test_a_class_beyond_the_names_or_none(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ def named(features: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], name: 
     for number, row in enumerate(rows, start=1):
         said = dict(row)
         for column, names in classes.items():
-            code = row.get(column)
-            if not isinstance(code, int) or code == -1:
-                said[column] = None if code == -1 else code
+            code = _code(row.get(column))
+            if code is None or code == -1:
+                said[column] = None if code == -1 else row.get(column)
                 continue
             if not 0 <= code < len(names):
                 raise TiterError(
@@ -43,9 +43,20 @@ def named(features: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], name: 
     return found
 
 
+def _code(value: Any) -> int | None:
+    """Returns a class's number, which a table with gaps stores as a fraction, and other programs as digits; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}(?:\.0)?", value.strip()):
+        return int(float(value))
+    return value if isinstance(value, int) else None
+
+
 def _names(feature: Any) -> list[str]:
     """The names of a feature's classes; [] for any other feature. A name that is a bare number becomes "class NUMBER"."""
     names = feature.get("names") if isinstance(feature, Mapping) else getattr(feature, "names", None)
+    if isinstance(names, Mapping):  # number -> name, as a card of the hub writes them
+        names = [names[number] for number in sorted(names, key=lambda number: int(number) if str(number).isdecimal() else -1)]
     if not isinstance(names, list) or (isinstance(feature, Mapping) and feature.get("_type", "ClassLabel") != "ClassLabel"):
         return []
     return [f"class {name}" if str(name).strip().lstrip("+-").replace(".", "", 1).isdecimal() else str(name) for name in names]
