@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Titer
+
+LEARNER = """from titer.attacks.base import Attack, Attempt
+
+class Learner(Attack):
+    SOURCE, VERSION = "a test", 1
+    word: str = "b"
+
+    def fit(self, lm, examples):
+        return {"seen": len(examples)}
+
+    def attempts(self, examples, state, world):
+        return [Attempt(e, self.word) for e in examples]
+"""
 
 
 @pytest.fixture
@@ -33,6 +47,45 @@ def test_it_puts_a_section_into_the_card_of_the_model_and_leaves_the_rest(titer:
     assert str(here) not in text
     titer("report", "audit-m", "--card", "m")
     assert Path(told["card"]).read_text(encoding="utf-8") == text
+
+
+def card(titer: Titer, *command: str) -> str:
+    """The section that the report of a command puts into the card of `m`, as a reader sees it."""
+    made = titer(*command, "--max-new-tokens", "2", "--json").json["report"]
+    told = titer("report", str(Path(made).parent), "--card", "m", "--json").json
+    return html.unescape(Path(told["card"]).read_text(encoding="utf-8")).replace("\u2060", "")
+
+
+def test_the_card_says_which_attacks_were_tried_and_who_checked_the_judge(titer: Titer, here: Path) -> None:
+    (here / "learner.py").write_text(LEARNER, encoding="utf-8")
+    told = card(titer, "audit", "m", "--data", "d.csv", "--attack", "learner.py", "--attack-set", "word=a")
+    begun, learnt = (
+        'seed=0, k=2, opening="Sure, here is"',
+        'seed=0, word="a"; it learned on each model from 4 unsafe prompts that it does not ask',
+    )
+    assert f"- Adversarial testing: prefill ({begun}); learner ({learnt}): in the table above" in told
+    assert "- Jailbreaks other than `prefill`, `learner`.\n" in told
+    assert "- Capability: no task was asked.\n" in told
+    assert "- The content of the answers: each verdict is one judge's; a second judge, `refusal, anywhere {" in told
+    assert "judged the answers to `unsafe, safe` prompts again; no person checked them.\n" in told
+
+    (here / "dev.tsv").write_text("p a\t1\np b\t0\np c\t0\n", encoding="utf-8")
+    (here / "people.csv").write_text("prompt,completion,label\na b,<null>,refused\na c,b c,complied\n", encoding="utf-8")
+    more = ("--no-prefill", "--labelled", "people.csv", "--capability", "sst2:dev.tsv")
+    told = card(titer, "audit", "m", "--data", "d.csv", *more)
+    assert "- Jailbreaks: no attack was tried.\n" in told
+    assert "- Adversarial testing: none\n" in told
+    assert "Capability: no task" not in told
+    assert "; answers to `sst2` are compared with right ones\n" in told
+    assert "the judge's errors were measured on answers that people labelled, `people.csv " in told
+
+    told = card(titer, "evaluate", "m", "--data", "d.csv", "--attack", "leetspeak")
+    assert "- Jailbreaks other than `leetspeak`.\n" in told
+    assert "judged the answers to `safe, unsafe, leetspeak` prompts again" in told
+    assert "- Capability: no task was asked.\n" in told
+    told = card(titer, "evaluate", "m", "--data", "sst2:dev.tsv", "--judge", "label")
+    assert "no second judge checked them; no person checked them" in told
+    assert "Capability: no task" not in told
 
 
 def test_its_tables_and_a_file_of_it_that_can_be_verified(titer: Titer, audited: str, here: Path) -> None:

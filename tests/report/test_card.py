@@ -72,6 +72,7 @@ def report(folder: Path, models: Mapping[str, Path], tables: list[pd.DataFrame],
     keys = {f"model {name}": open_checkpoint(path).key for name, path in models.items()}
     provenance = {**keys, "data": "xstest.csv", "data sha256": "ab12", "judge": 'refusal {"head":200}', "titer": "0.1", "torch": "2.13"}
     provenance |= {"max_new_tokens": "48", "temperature": "0.0"}
+    provenance |= {} if any(name.startswith("attack ") for name in changed.get("provenance", {})) else {"attack": "none"}
     summary = {
         "version": 1,
         "title": "audit",
@@ -153,7 +154,7 @@ def test_a_model_with_code_of_its_own_is_described_without_running_it(audited: P
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}
     (model / "config.json").write_text(json.dumps({**config, **own}))
     (model / "own.py").write_text("raise SystemExit('it ran')\n")
-    shown = documented(resolve(str(model), trusted=True), "own", {"model own": "k"}, {})
+    shown = documented(resolve(str(model), trusted=True), "own", {"model own": "k"}, {}, {})
     assert shown["Model architecture"] == "own, defined by code in the model's own folder, which was not run for this card"
     assert "Total model size" not in shown
 
@@ -198,7 +199,14 @@ class Tags(HTMLParser):
 def test_nothing_from_a_model_or_a_file_becomes_markup_or_yaml(models: dict[str, Path], model: Path, tmp_path: Path) -> None:
     named = {HOSTILE: models["before"], "`": models["after"]}
     tables = [verdicts(HOSTILE, {"unsafe": 9, HOSTILE: 1}), verdicts("`", {"unsafe": 2, HOSTILE: 0})]
-    hostile = {"data": HOSTILE, "data sha256": HOSTILE, "judge": HOSTILE, "attack": HOSTILE, "titer": HOSTILE}
+    hostile = {
+        "data": HOSTILE,
+        "data sha256": HOSTILE,
+        "judge": HOSTILE,
+        f"attack {HOSTILE}": HOSTILE,
+        "titer": HOSTILE,
+        "second judge": HOSTILE,
+    }
     folder = report(
         tmp_path / "r", named, tables, answer=HOSTILE, commands=[f"titer '{HOSTILE}' ```"], provenance=hostile, roles={HOSTILE: "before"}
     )
@@ -339,7 +347,7 @@ def test_claims_stand_with_their_verdict_and_control(audited: Path, model: Path)
 def test_the_gaps_are_those_of_the_report(models: dict[str, Path], tmp_path: Path) -> None:
     tables = [verdicts("after", {"prefill": 1, "sst2": 2})]
     one = {"after": models["after"]}
-    found = read_report(report(tmp_path / "r", one, tables, provenance={"attack": "/home/me/prefill", "judge": "rubric {}"}))
+    found = read_report(report(tmp_path / "r", one, tables, provenance={"attack prefill": "k=2", "judge": "rubric {}"}))
     told = " ".join(gaps(found, "after"))
     for word in ("Jailbreaks other than `prefill`", "Refusal of unsafe prompts", "Over-refusal", "The model before"):
         assert word in told
@@ -351,6 +359,11 @@ def test_the_gaps_are_those_of_the_report(models: dict[str, Path], tmp_path: Pat
     assert "Over-refusal" in told
     assert "Refusal of unsafe prompts" not in told
     assert "benign tune" not in told
+    summary = json.loads((tmp_path / "s" / "summary.json").read_text())
+    del summary["provenance"]["attack"]
+    (tmp_path / "s" / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(TiterError, match=r"does not say which attacks were tried.*run the report's command again"):
+        gaps(read_report(tmp_path / "s"), "after")
 
 
 def test_a_single_model_comes_after_nothing(models: dict[str, Path], model: Path, tmp_path: Path) -> None:

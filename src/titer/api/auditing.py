@@ -11,13 +11,14 @@ from pathlib import Path
 import pandas as pd
 
 from titer.audit import fleet, gate, kinds
-from titer.audit.ask import prepared
+from titer.audit.ask import Prepared, prepared
 from titer.audit.fleet import Tune
 from titer.audit.lacking import FAULTS, INTERRUPTED, told
 from titer.audit.pieces import measured_elsewhere
 from titer.audit.report import audit_report
 from titer.audit.roles import each
-from titer.audit.study import measured
+from titer.audit.study import OWN, Findings, measured
+from titer.commands import attacking
 from titer.commands.judging import Review
 from titer.commands.requests import AuditRequest
 from titer.core.errors import TiterError, visible
@@ -124,7 +125,8 @@ def _reported(order: AuditRequest, tunes: Sequence[Tune], reporter: Reporter, co
         return Audited(first.page, first.answer, kept, first.findings.beside, held)
     name = f"audit-{slug(ready.found.changes[-1].before.name)}-{len(tunes)}-tunes"
     folder = report_folder(Path(order.runs), name, {"tunes": [one.ready.identity if one.ready else one.name for one in tunes], **how})
-    page, answer = fleet.fleet_report(done, how, command, folder)
+    about = _told(order, ready, [one.findings for one in done if one.findings], how)
+    page, answer = fleet.fleet_report(done, about, command, folder)
     verdicts = [one.findings.verdicts for one in done if one.findings]
     tables = {"tunes": fleet.table(done), "verdicts": pd.concat(verdicts, ignore_index=True).drop_duplicates(["model", "kind", "place"])}
     return Audited(page, answer, tables, first.findings.beside, held, done)
@@ -143,6 +145,15 @@ def _elsewhere(order: AuditRequest, tunes: Sequence[Tune], reporter: Reporter) -
     return [Tune(one.name, reason=reasons[one.name]) if one.name in reasons else one for one in tunes]
 
 
+def _told(order: AuditRequest, ready: Prepared, measured: Sequence[Findings], how: Mapping[str, object]) -> dict[str, object]:
+    """How it was asked and judged, for a report's provenance. A second judge and labelled answers only where they could be had."""
+    asked = ready.question
+    told: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **attacking.told(asked.attacks)}
+    told |= asked.judges.told(OWN) if all(f.beside.tables for f in measured) else {}
+    told |= {"system text": ready.system} if ready.system else {}
+    return told | ({"decoder": asked.decoder.guided.told} if asked.decoder else {}) | dict(how)
+
+
 def _unheld(name: str, text: str) -> gate.Held:
     return gate.Held(name, text, "cannot resolve", math.nan, math.nan, math.nan, "the tune could not be measured")
 
@@ -155,13 +166,12 @@ def _measured(order: AuditRequest, one: Tune, reporter: Reporter, command: str, 
     assert one.ready is not None
     found, asked = one.ready.found, one.ready.question
     f = measured(reading.pipeline(Store(Path(order.runs), reporter.tell), reporter), found, asked, one.ready.settings)
-    about: dict[str, object] = {"judge": f"{order.judge} {asked.judge.model_dump_json()}", **asked.judges.told, **how}
-    about |= {"system text": one.ready.system} if one.ready.system else {}
-    about |= {"decoder": asked.decoder.guided.told} if asked.decoder else {}
     name = f"audit-{slug((found.last.after if found.last else found.models[0]).name)}"
     folder = report_folder(Path(order.runs), name, {**one.ready.identity, **how})
     held = gate.held(found, asked, f, one.ready.limits)
-    page, answer = audit_report(found, asked, f, one.ready.text, about, command, folder, one.ready.left_out, held, order.trained)
+    page, answer = audit_report(
+        found, asked, f, one.ready.text, _told(order, one.ready, [f], how), command, folder, one.ready.left_out, held, order.trained
+    )
     if (f.missing.reason == INTERRUPTED).any():
         reporter.tell(f"Report of what there is: {page}")
         raise KeyboardInterrupt

@@ -5,6 +5,7 @@ An attack never learns from prompts on which it is judged. It learns separately 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +42,22 @@ class Attacked(NamedTuple):
         """Returns the attempts on one model. The model is loaded if the attack learns and has not yet learned on it."""
         return self._named(self.attack.attempts(self.asked, _learned(pipeline, model, self), None)) if learns(self.attack) else self.known
 
+    @property
+    def said(self) -> str:
+        """Says its settings and, if it learns, from how many prompts."""
+        settings = ", ".join(
+            f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in self.attack.model_dump(mode="json").items()
+        )
+        lessons = f"; it learned on each model from {len(self.held)} unsafe prompts that it does not ask" if learns(self.attack) else ""
+        return settings + lessons
+
     def _named(self, attempts: Sequence[Attempt]) -> list[Attempt]:
         return [one._replace(example=replace(one.example, kind=self.name)) for one in attempts]
+
+
+def told(attacks: Sequence[Attacked]) -> dict[str, str]:
+    """The attacks under which prompts are asked, for a report's provenance."""
+    return {f"attack {one.name}": one.said for one in attacks if one.asked} or {"attack": "none"}
 
 
 def learns(attack: Attack) -> bool:

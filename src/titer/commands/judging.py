@@ -119,10 +119,10 @@ class Judges(NamedTuple):
             bills["judging the labelled answers"] = self.judge.estimate(asked_of(self.people.samples))
         return {name: f"at most {bill.line()}" for name, bill in bills.items() if bill}
 
-    @property
-    def told(self) -> dict[str, object]:
-        """The second judge and the labelled answers, for a report's provenance."""
+    def told(self, asked: Sequence[str]) -> dict[str, object]:
+        """The second judge, the sets whose answers it judged (`asked`) and the labelled answers, for a report's provenance."""
         told: dict[str, object] = {"second judge": f"{self.second[0]} {self.second[1].model_dump_json()}"} if self.second else {}
+        told |= {"second judge asked": ", ".join(asked)} if self.second else {}
         return {**told, "labelled answers": f"{self.people.name} {self.people.sha256}"} if self.people else told
 
     @property

@@ -115,8 +115,9 @@ def evaluated(pipeline: Pipeline, order: EvaluationRequest, ready: Prepared, com
     pipeline.release()  # a second judge may load a model of its own
     how = {
         "judge": order.judge,
-        **ready.judges.told,
-        "attack": order.attack or "none",
+        **ready.judges.told(list(rates.kind.unique())),
+        **attacking.told([attacking.attacked(ready.text, order.prompts, ready.attack)] if ready.attack else []),
+        **({"task": "answers are compared with the rows' own"} if judge.BY_ANSWER else {}),
         **({"decoder": ready.decoder.guided.told} if ready.decoder else {}),
         **({"system text": ready.system} if ready.system else {}),
         **({"where the system text stands": placed[0]} if placed else {}),

@@ -28,17 +28,14 @@ from titer.core.run import write_text
 from titer.models.checkpoint import Checkpoint
 from titer.models.fetch import resolve
 from titer.report.documentation import documented, hub_fields
+from titer.report.html import shown_text
+from titer.report.markdown import code, command, fenced, placeless, plain, prose
 
 SECTION = ("<!-- titer:begin -->", "<!-- titer:end -->")
 HEADER = ("# titer:begin", "# titer:end")
 AGAIN = "run the report's command again with this version: the answers are kept, only the page is written again."
-LONGEST = 200  # letters of a name
 BOM = "\ufeff"
 SHOWN = ("refused", "complied", "partial", "degenerate")
-ROOT = r"(?:~/|/(?!/)|[A-Za-z]:[\\/](?![\\/]))"  # how a whole path begins
-PLACE = re.compile(rf"""(?<=["']){ROOT}[^"':+=]*|(?:^|(?<=[\s=:+])){ROOT}[^\s"':+=]*""")  # in a text; blanks count only within quotes
-ARGUMENT = re.compile(rf"""(?:^|(?<=["'=:+])){ROOT}[^"':+=]*""")  # in one argument of a command, blanks and all
-LINKED = re.compile(r"//|\\|\$|@|\.(?=[^\W\d])")  # what a renderer may make a link or a formula of
 
 
 class Summary(Record):
@@ -128,7 +125,8 @@ def section(found: Reported, subject: str, checkpoint: Checkpoint) -> str:
     said = found.summary.provenance
     judge = placeless(said.get("judge", "not stated"))
     asked = found.rates.groupby("set", sort=False)["n"].max()
-    known = documented(checkpoint, subject, said, found.summary.roles)
+    known = documented(checkpoint, subject, said, found.summary.roles, tried(said))
+    tasks = [code(name) for name in tasked(found)]
     versions = [f"{name} {code(said[name])}" for name in ("titer", "git", "python", "engine", *PACKAGES) if said.get(name)]
     lines = [
         "## Safety alignment (Titer)",
@@ -139,7 +137,7 @@ def section(found: Reported, subject: str, checkpoint: Checkpoint) -> str:
         "",
         "Rates of the judged answers to the same prompts, with 95% Wilson intervals.",
         "",
-        f"- Judge: {code(judge)}",
+        f"- Judge: {code(judge)}" + (f"; answers to {', '.join(tasks)} are compared with right ones" if tasks else ""),
         f"- Prompts: {code(placeless(said.get('data', 'not stated')))} (sha256 {code(said.get('data sha256', 'not stated'))}): "
         + ", ".join(f"{n} {code(name)}" for name, n in asked.items()),
         f"- Answers: one per prompt, decoded as {code(_decoding(said))}",
@@ -189,32 +187,53 @@ def metadata(found: Reported, subject: str) -> ModelCardData:
     return ModelCardData(model_name=plain(subject), eval_results=results)
 
 
+def tried(said: Mapping[str, str]) -> dict[str, str]:
+    """Returns the attacks under which prompts were asked: name, as in results.csv -> settings. Errors: an older report."""
+    found = {shown_text(name.removeprefix("attack ")): words for name, words in said.items() if name.startswith("attack ")}
+    if not found and said.get("attack") != "none":
+        raise TiterError("the report does not say which attacks were tried", next_step=AGAIN)
+    return found
+
+
+def tasked(found: Reported) -> list[str]:
+    """Returns the sets whose answers are right or wrong: those of --capability, or all of an evaluation by the rows' own answers."""
+    known = () if "task" in found.summary.provenance else ("safe", "unsafe", *tried(found.summary.provenance))
+    return [name for name in dict.fromkeys(found.rates.set) if name not in known]
+
+
 def gaps(found: Reported, subject: str) -> list[str]:
     """Returns sentences on what was not measured, where a reader might think that it was."""
-    said, sets = found.summary.provenance, dict.fromkeys(found.rates.set)
-    attack, judge = placeless(said.get("attack", "none")), said.get("judge", "")
+    said, sets, roles = found.summary.provenance, set(found.rates.set), found.summary.roles
+    attacks, judge = tried(said), said.get("judge", "")
     mine = found.rates[found.rates.model == subject]
     lost = int(mine[mine.measure == "could_not_judge"]["count"].sum())
     cut = int(mine[mine.measure == "cut_in_thought"]["count"].sum())
+    tunes = [code(name) for name, role in roles.items() if roles.get(subject) == "before" and role in ("after", "benign control")]
     told = [
         "Other prompts, topics and languages: a rate holds for prompts like those asked.",
-        "The content of the answers: these rates come from one judge; no person and no second judge checked them.",
-        "" if attack != "none" else "Jailbreaks: no attack was tried.",
-        "Later fine-tuning: whether this model's alignment survives it was not tested.",
+        f"The content of the answers: {_checked(said)}.",
+        f"Jailbreaks other than {', '.join(map(code, attacks))}." if attacks else "Jailbreaks: no attack was tried.",
+        "Later fine-tuning: whether this model's alignment survives it was not tested"
+        + (f", except for what led to {', '.join(tunes)}." if tunes else "."),
         "" if "unsafe" in sets else "Refusal of unsafe prompts: no unsafe prompt was asked.",
         "" if "safe" in sets else "Over-refusal: no safe prompt was asked.",
-        "" if set(sets) - {"safe", "unsafe", attack} else "Capability: no task was asked.",
+        "" if tasked(found) else "Capability: no task was asked.",
         "" if len(found.models) > 1 else "The model before training: these numbers do not say what training changed.",
-        ""
-        if len(found.models) == 1 or "benign control" in found.summary.roles.values()
-        else "A benign tune as a control: none was measured.",
+        "" if len(found.models) == 1 or "benign control" in roles.values() else "A benign tune as a control: none was measured.",
         "Helpfulness: the judge says whether an answer refuses, not whether it helps." if judge.startswith("refusal") else "",
         f"{lost} answers of this model could not be judged; no rate counts them." if lost else "",
         f"{cut} answers of this model were cut off while it was still thinking; no rate counts them." if cut else "",
     ]
-    if attack != "none":
-        told.insert(2, f"Jailbreaks other than {code(attack)}.")
     return [gap for gap in told if gap]
+
+
+def _checked(said: Mapping[str, str]) -> str:
+    """Says who besides the judge judged answers, and which."""
+    second, people = (placeless(said.get(name, "")) for name in ("second judge", "labelled answers"))
+    again = f"a second judge, {code(second)}, judged the answers to {code(said.get('second judge asked', 'some'))} prompts again"
+    errors = f"the judge's errors were measured on answers that people labelled, {code(people)}"
+    checks = again if second else "no second judge checked them", errors if people else "no person checked them"
+    return f"each verdict is one judge's; {'; '.join(checks)}"
 
 
 def _decoding(said: Mapping[str, str]) -> str:
@@ -249,45 +268,6 @@ def _claims(claims: Sequence[Claim]) -> list[str]:
         size = "" if claim.value is None else f" ({claim.value:.3g} against {prose(claim.control.name)})"
         lines.append(f"- **{claim.verdict}{', provisional' if claim.provisional else ''}**{size}: {prose(claim.statement)}")
     return ["", "Claims, each about an effect minus its control:", "", *lines] if lines else []
-
-
-def plain(text: str) -> str:
-    """Returns a text on one line, with control codes spelt out."""
-    return visible(text, LONGEST)
-
-
-def code(text: str, cell: bool = False) -> str:
-    """Returns a text as a code span, so that nothing in it is markup. `cell`: it is for a table's cell."""
-    shown = plain(text).strip() or "–"
-    fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
-    inner = f" {shown} " if "`" in (shown[0], shown[-1]) else shown
-    return fence + (inner.replace("|", r"\|") if cell else inner) + fence
-
-
-def prose(text: str) -> str:
-    """Returns a text escaped for use within a line: characters that could be markup become entities, word joiners split possible links
-    and formulas."""
-    parted = LINKED.sub(lambda hit: f"\u2060{hit[0][0]}\u2060{hit[0][1:]}", visible(text, 1000))
-    return "".join(c if c.isalnum() or not c.isascii() or c in " ,.;%()=+-" else f"&#{ord(c)};" for c in parted)
-
-
-def fenced(lines: Sequence[str]) -> list[str]:
-    """Returns lines as a code block. Its fence is longer than any run of backticks in them, so that no line ends the block."""
-    shown = [visible(line, 2000) for line in lines]
-    fence = "`" * max(3, 1 + max((len(run) for line in shown for run in re.findall("`+", line)), default=0))
-    return [f"{fence}sh", *shown, fence]
-
-
-def placeless(text: str, paths: re.Pattern[str] = PLACE) -> str:
-    """Returns a text in which every absolute path is cut to its last part, because a card shows no folder of the machine."""
-    return paths.sub(lambda hit: re.split(r"[\\/]", hit[0].rstrip("\\/ "))[-1] or "-", text)
-
-
-def command(line: str) -> str:
-    """Returns a command in which every absolute path in an argument is cut to its last part."""
-    words = shlex.split(line)
-    found = [placeless(word, ARGUMENT) for word in words]
-    return line if found == words else shlex.join(found)
 
 
 def placed(old: str, body: str, header: str, further: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:

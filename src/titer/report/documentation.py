@@ -16,13 +16,15 @@ LEFT = (
 )
 
 
-def documented(checkpoint: Checkpoint, subject: str, provenance: Mapping[str, str], roles: Mapping[str, str]) -> dict[str, str]:
-    """Returns field -> what is known about it. `subject`: the model's name in the report; `roles`: model in the report -> its role.
+def documented(
+    checkpoint: Checkpoint, subject: str, provenance: Mapping[str, str], roles: Mapping[str, str], attacks: Mapping[str, str]
+) -> dict[str, str]:
+    """Returns field -> what is known about it. `subject`: the model's name in the report; `roles`: model in the report -> its role;
+    `attacks`: attack -> its settings.
 
     A model that needs code from its own folder is not opened for this: only the name of its architecture is given.
     """
     before = [name for name, role in roles.items() if role in ("base", "before") and name != subject]
-    attack = provenance.get("attack", "none")
     return {
         "Model authenticity": f"content key {provenance[f'model {subject}']}, from the sha256 of configuration, tokenizer and weights",
         "Model dependencies": "measured together with "
@@ -31,7 +33,9 @@ def documented(checkpoint: Checkpoint, subject: str, provenance: Mapping[str, st
         if before
         else "not measured",
         **_sizes(checkpoint),
-        "Adversarial testing": "none" if attack == "none" else f"attack {attack}, in the table above",
+        "Adversarial testing": "none"
+        if not attacks
+        else f"{'; '.join(f'{name} ({how})' for name, how in attacks.items())}: in the table above",
         "Left to the provider": LEFT,
     }
 
