@@ -97,7 +97,7 @@ def gap(verdicts: pd.DataFrame, kind: str) -> tuple[str, Interval, int] | None:
 def told(name: str, by: str, verdicts: pd.DataFrame, word: str = "answered") -> str:
     """Says the gap of each class in a sentence."""
     said = []
-    for kind in dict.fromkeys(verdicts.kind):
+    for kind in sorted(set(verdicts.kind), key=lambda kind: (kind == "safe", kind)):
         if (found := gap(verdicts, kind)) is None:
             said.append(f"fewer than {LEAST} {kind} prompts were judged at every value, so there is no score for them")
             continue
