@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.audit.test_audit import Letters
+from tests.audit.test_audit import Letters, moved
 from tests.models.gguf_made import model_of
 from tests.probes.made import drawn
 from tests.studies.conftest import Listener
 from titer.audit import prints
-from titer.audit.report import answer, audit_report
+from titer.audit.report import answer, audit_report, before
 from titer.audit.roles import Audited, audited
 from titer.audit.study import Findings, Question, measured
 from titer.core.run import Store
@@ -88,6 +88,9 @@ def test_the_answer_and_the_page_name_a_removed_refusal_direction(
     page, said = audit_report(of, asked, ablated, data, {}, "titer audit", tmp_path / "audit")
     assert "One direction was removed from 6 of 6 residual-writing matrices (by 100%; rank 1 holds 100% of their change" in said
     assert "; it is the refusal direction of layer 2 (|cos| 1.00, by chance at most 0." in said
+    fell = pd.DataFrame([{**moved("unsafe", "refused", -0.3, -0.4, -0.2), "change": "aligned → ablated"}])
+    (told,) = before(of, asked, replace(ablated, shifts=fell), [])[-1].commands
+    assert told[0].startswith("Refusals fell, and a direction was edited out of the weights: use aligned in place of ablated.")
     text = html.unescape(page.read_text(encoding="utf-8"))
     assert "The fingerprint of an edit" in text
     assert "6 of 6" in text
