@@ -151,6 +151,11 @@ def test_the_price_of_table_6_is_its_alignments_and_attacks(tmp_path: Path, monk
     monkeypatch.setattr(Vaccine, "SCALES", {"nano": SMALL})
     table, words = price(StudyRequest("huang2024", seeds=range(2), only=("table6",), bases=1, flops=1e12), Store(tmp_path / "runs"))
     assert re.search(r"memory: about 0\.[678] GiB a piece, \d\.\d GiB on the \d+ places of this machine", words)
+    most = re.search(r"(\d+) places about (\S+) hours; more do not help", words)
+    assert most
+    whole, longest = table.tflop.sum(), table.groupby(["seed", "base"]).tflop.sum().max()
+    assert 1 < int(most[1]) <= whole / (longest / 10) + 1
+    assert float(most[2]) == pytest.approx(0, abs=0.01)
     assert table.memory.between(0.6e9, 0.9e9).all()  # a worker of such sizes was seen to hold 0.61 to 0.93 GB
     rhos = len(SMALL.rhos)
     counted = {(seed, kind): len(own) for (seed, kind), own in table.groupby(["seed", "kind"])}

@@ -106,9 +106,12 @@ def told(table: pd.DataFrame, seeds: int, flops: float, chain: float) -> str:
     flop = 1e12 * float(table[~table.stands].tflop.sum() + (seeds - looked) * last)
     price = f"at {flops:.1e} FLOP/s about {flop / flops / 3600:.2f} hours"
     lines.append(f"to run: {flop:.2e} FLOP of training, {price}; asking and measuring come on top")
-    if chain and (places := math.ceil(flop / (1e12 * chain))) > 1:
-        lines.append(f"in parallel: one piece per place (--on); more than about {places} places do not help")
-    if places := processes() if flop else 0:
+    here = processes()
+    if chain and (most := math.ceil(flop / (1e12 * chain))) > 1:
+        hours = {n: max(1e12 * chain, flop / n) * here / flops / 3600 for n in (4 * here, 16 * here, most) if n <= most}
+        said = ", ".join(f"{n} places about {time:.2f} hours" for n, time in sorted(hours.items()))
+        lines.append(f"in parallel (--on), one piece per place: {said}; more do not help")
+    if places := here if flop else 0:
         each = float(table[~table.stands].memory.max()) / 2**30
         lines.append(f"memory: about {each:.1f} GiB a piece, {places * each:.1f} GiB on the {places} places of this machine")
     return "\n".join(lines)
