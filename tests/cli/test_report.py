@@ -88,6 +88,20 @@ def test_the_card_says_which_attacks_were_tried_and_who_checked_the_judge(titer:
     assert "Capability: no task" not in told
 
 
+def test_the_page_tells_every_attack_with_its_settings_and_what_it_learned_from(titer: Titer, here: Path) -> None:
+    (here / "learner.py").write_text(LEARNER, encoding="utf-8")
+    made = titer("audit", "m", "--data", "d.csv", "--attack", "learner.py", "--max-new-tokens", "2", "--json").json["report"]
+    page = html.unescape(Path(made).read_text(encoding="utf-8"))
+    begun = "8 unsafe prompts again, with the first words of a compliant answer already written; the model continues them"
+    assert f'{begun}. Attack: prefill, seed=0, k=2, opening="Sure, here is".' in page
+    learnt = 'Attack: learner, seed=0, word="b"; it learned on each model from 4 unsafe prompts that it does not ask.'
+    assert f"4 unsafe prompts again, as the attack asks them. {learnt}" in page
+    assert (
+        "Attack: "
+        not in Path(titer("audit", "m", "--data", "d.csv", "--no-prefill", "--max-new-tokens", "2", "--json").json["report"]).read_text()
+    )
+
+
 def test_its_tables_and_a_file_of_it_that_can_be_verified(titer: Titer, audited: str, here: Path) -> None:
     assert titer("report", "audit-m", "--csv", "rates").out.startswith("model,set,measure,value")
     assert "\\toprule" in titer("report", "audit-m", "--latex", "rates").out

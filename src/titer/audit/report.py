@@ -30,8 +30,9 @@ ABOUT = (
     "(compared with what noise alone would show).",
 )
 BEGUN = (
-    "With the answer begun: the unsafe prompts again, with the first words of a compliant answer already written; the model continues them."
+    "With the answer begun: {} unsafe prompts again, with the first words of a compliant answer already written; the model continues them"
 )
+ATTACKED = "Under an attack: {} unsafe prompts again, as the attack asks them"
 
 
 def audit_report(
@@ -81,7 +82,10 @@ def audit_report(
 
 def about(asked: Question) -> list[str]:
     """Says how the page's numbers were made."""
-    return [ABOUT[0], *([BEGUN] if "prefill" in asked.sets else []), *ABOUT[1:]]
+    attacks = [
+        f"{(BEGUN if one.name == 'prefill' else ATTACKED).format(len(one.asked))}. Attack: {one.name}, {one.said}." for one in asked.attacks
+    ]
+    return [ABOUT[0], *attacks, *ABOUT[1:]]
 
 
 def _folded(asked: Question, f: Findings) -> dict[str, pd.DataFrame]:
