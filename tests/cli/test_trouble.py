@@ -190,6 +190,7 @@ def test_an_environment_in_which_the_hub_does_not_import_is_told(
 @pytest.mark.parametrize(
     ("settings", "status", "told"),
     [
+        ({"TORCH_LOGS": "nonsense"}, 2, "with which torch does not import. Next: unset TORCH_LOGS."),
         ({"PYTHONOPTIMIZE": "2"}, 2, "which transformers needs. Next: unset PYTHONOPTIMIZE"),
         ({"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, 0, r"\u2192"),
         ({"PYTHONIOENCODING": "latin-1"}, 0, r"\u2192"),

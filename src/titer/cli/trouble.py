@@ -35,6 +35,14 @@ def check_surroundings() -> None:
                 expected="a whole number of seconds",
                 next_step=f"unset {name}.",
             )
+    if said := os.environ.get("TORCH_LOGS"):
+        try:
+            import torch  # noqa: F401  torch reads this variable as it is imported
+        except ValueError as error:
+            raise TiterError(
+                f"the environment variable TORCH_LOGS is {visible(said, 60)!r}, with which torch does not import",
+                next_step="unset TORCH_LOGS.",
+            ) from error
     if sys.flags.optimize > 1:
         raise TiterError(
             "PYTHONOPTIMIZE=2 (or python -OO) removes docstrings, which transformers needs",
