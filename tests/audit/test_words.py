@@ -14,6 +14,7 @@ from markupsafe import escape
 
 from tests.audit.test_audit import Letters, moved, run
 from tests.studies.conftest import Listener
+from titer import api
 from titer.audit.advice import advice
 from titer.audit.answers import beyond, flipped, flips
 from titer.audit.changes import overall
@@ -191,6 +192,34 @@ def test_the_landscapes_points_are_on_the_page_and_in_the_results(
     drawing = (page.parent / "figures" / "landscape.svg").read_text(encoding="utf-8")
     assert "capability" in drawing
     assert "coherent" in drawing
+
+
+def test_every_number_of_the_findings_is_in_the_results(
+    pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
+) -> None:
+    pair = audited([saved("aligned", 1), saved("tuned", 2)], saved("control", 3))
+    f, page, _ = run(pipeline, pair, replace(asked, mechanisms=True), data, tmp_path / "audit", SMALL)
+    kept = pd.read_csv(page.parent / "results.csv")
+
+    def numbers(table: pd.DataFrame) -> set[float]:
+        found = table.select_dtypes(["number", "bool"]).to_numpy(dtype=float)
+        return set(found[~np.isnan(found)].round(9))
+
+    left = {"verdicts": ..., "flips": ..., "missing": ..., "beside": ..., "null": ["share", "value"], "shifts": ["before", "after"]}
+    for name, table in vars(f).items():
+        dropped = left.get(name, [])
+        if dropped is not ... and len(table):
+            assert numbers(table.drop(columns=dropped)) <= numbers(kept), name
+    told = api.report(page.parent).table
+    drift = told("drift")
+    assert drift.value.tolist() == pytest.approx(f.drift.value.tolist())
+    assert drift.columns.tolist() == ["model", "set", "layer", "measure", "value", "low", "high", "change", "site", "cosine"]
+    assert set(drift[drift.change == "aligned → control"].model) == {"control"}
+    sizes = told("size").pivot(index=["change", "set"], columns="measure", values="value")
+    assert sizes.stable_rank.dropna().sum() == pytest.approx(f.sizes.stable_rank.sum())
+    control = told("against the control")
+    assert control.value.tolist() == pytest.approx(f.against.difference.tolist())
+    assert control.effect.tolist() == pytest.approx(f.against.effect.tolist())
 
 
 def test_the_two_answers_to_a_flipped_prompt_stand_together(

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.cli.conftest import Titer
+from titer import api
 from titer.audit.gate import Held, junit, status
 
 Wrong = Callable[..., str]
@@ -36,6 +37,9 @@ def test_the_worst_limit_is_the_exit_status(titer: Titer, here: Path) -> None:
     found = titer(*AUDIT, *gate(narrow, broken, "sensitivity_safe > 0", "turned_layers > 0"), "--junit", "out/gate.xml", "--json")
     assert found.status == 3
     assert [one["decided"] for one in found.json["gate"]] == ["cannot resolve", "fail", "fail", "cannot resolve"]
+    kept = api.report(Path(found.json["report"]).parent).table("gate")
+    assert kept.decided.tolist() == [one["decided"] for one in found.json["gate"]]
+    assert kept.value.tolist() == pytest.approx([math.nan if (v := one["value"]) is None else v for one in found.json["gate"]], nan_ok=True)
     suite = ElementTree.parse(here / "out" / "gate.xml").getroot()  # noqa: S314  our own file
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("4", "2", "2")
     assert [case.get("name") for case in suite.iter("testcase")][1] == broken

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.conftest import Titer
 from tests.judges.server import Act, Server, say, serving
+from titer import api
 
 EVALUATE = ("evaluate", "m", "--data", "d.csv", "--max-new-tokens", "3")
 AUDIT = ("audit", "m", "other", "--data", "d.csv", "--max-new-tokens", "3")
@@ -99,6 +100,11 @@ def test_an_audit_has_agreement_errors_and_corrected_rates_of_each_model(titer: 
     for heading in ("agreement of two judges", "the judge against people", "rates corrected for"):
         assert heading in page
     assert "people.csv" in page
+    told = api.report(Path(found["report"]).parent).table
+    assert told("corrected rates").value.tolist() == pytest.approx([row["corrected"] for row in corrected], nan_ok=True)
+    assert told("two judges").query("measure == 'agreed'").value.tolist() == pytest.approx([row["agreed"] for row in between])
+    assert len(told("judge against people")) == len(table)
+    assert told("judge by people's label").value.sum() == 6
 
 
 def test_an_audit_prints_what_was_asked_of_judges_alone(titer: Titer, people: str) -> None:

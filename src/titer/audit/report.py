@@ -32,6 +32,8 @@ ABOUT = (
 BEGUN = (
     "With the answer begun: {} unsafe prompts again, with the first words of a compliant answer already written; the model continues them"
 )
+LONG = {"kind": "set", "part": "set", "weight": "set", "outcome": "measure", "quantity": "measure", "difference": "value"}
+KEYS = ("change", "model", "site", "set", "layer")  # columns that are no measure
 ATTACKED = "Under an attack: {} unsafe prompts again, as the attack asks them"
 
 
@@ -64,7 +66,7 @@ def audit_report(
         ],
         figures=_figures(f),
         tables=_folded(asked, f),
-        results=results(found, f),
+        results=results(found, f, held),
         samples=in_words(asked.shown(f.verdicts)),
         flipped=in_words(asked.shown(flipped(f.verdicts, found.last, MOST))) if found.last else f.verdicts[:0],
         commands=[command],
@@ -144,14 +146,14 @@ def outcomes(found: Audited, asked: Question, f: Findings) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def results(found: Audited, f: Findings) -> pd.DataFrame:
-    """Returns every number in one long table. A row with a `change` is the paired difference of an outcome's rates; any other is a value of
-    a model. A landscape's points name the model at its centre, and the step `a`."""
+def results(found: Audited, f: Findings, held: Sequence[gate.Held] = ()) -> pd.DataFrame:
+    """Returns every number of the page's tables in one long table. A row with a `change` is of that change (in the table shift, the paired
+    difference of an outcome's rates); any other is of a model. A landscape names the model at its centre, its points the step `a`."""
     of_sets = {"sensitivity": f.sensitivity, "placement": f.placed, "clusters": f.shapes}
     probes = {"separation": f.separation, **{name: table.rename(columns={"kind": "set"}) for name, table in of_sets.items()}}
     parts = [tables.tidy(f.rates, {name: table for name, table in probes.items() if len(table)})]
+    after = {change.name: change.after.name for change in found.compared}
     if len(f.shifts):
-        after = {change.name: change.after.name for change in found.compared}
         moved = f.shifts.rename(columns={"kind": "set", "outcome": "measure", "difference": "value"}).drop(columns=["before", "after"])
         parts.append(moved.assign(table="shift", model=moved.change.map(after)))
     if len(f.null):
@@ -167,7 +169,53 @@ def results(found: Audited, f: Findings) -> pd.DataFrame:
         centre = found.last.before if found.last else found.models[0]
         points = f.points.rename(columns={"direction": "set", "quantity": "measure"}).drop(columns="kind")
         parts.append(points.assign(table="landscape", model=centre.name))
+        basins = _long(f.basins.drop(columns=["kind", "note"]).rename(columns={"direction": "set"}))
+        parts.append(basins.assign(table="basins", model=centre.name))
+    for name, table in {**_inside(f), **_judged(found, f, held)}.items():
+        if len(table):
+            own = _long(table).assign(table=name)
+            parts.append(own if "model" in own or "change" not in own else own.assign(model=own.change.map(after)))
     return pd.concat(parts, ignore_index=True)
+
+
+def _inside(f: Findings) -> dict[str, pd.DataFrame]:
+    """Returns the tables about the weights and the inside of the models, by their names in the results."""
+    return {
+        "size": f.sizes,
+        "gains": f.gains,
+        "layers": f.layers,
+        "refusal direction": f.directions,
+        "turned": f.rotation,
+        "drift": f.drift.assign(measure="drift"),
+        "fingerprint": f.prints,
+        "row space": f.rows.rename(columns={"score": "value"}).assign(measure="score"),
+        "gone back": f.back,
+        "odd prompts": f.hidden,
+    }
+
+
+def _judged(found: Audited, f: Findings, held: Sequence[gate.Held]) -> dict[str, pd.DataFrame]:
+    """Returns the tables about the control, the gate and the judges, by their names in the results."""
+    told = {
+        "against the control": f.against,
+        "gate": gate.as_table(held).drop(columns="said").rename(columns={"tune": "model", "limit": "measure"}),
+        "refused anywhere": f.anywhere.rename(columns={"refused": "value"}).assign(measure="refused"),
+    }
+    if f.beside.measured is not None and f.beside.corrected is not None:
+        corrected = f.beside.corrected.drop(columns=["harmful", "count", "rate", "low", "high", "note"])
+        told["corrected rates"] = corrected.rename(columns={"corrected": "value", "corrected_low": "low", "corrected_high": "high"})
+        told["judge against people"] = f.beside.measured.table.rename(columns={"outcome": "set"})
+        told["judge by people's label"] = f.beside.measured.confusion.rename_axis("set").reset_index()
+    if f.beside.between is not None:
+        told["two judges"] = f.beside.between.assign(model=f.beside.between.get("model", found.models[0].name))
+    return told
+
+
+def _long(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns a table of the page with the columns of the results. Without a column `value`, each column but the keys becomes a measure."""
+    named = table.rename(columns=LONG)
+    keys = [name for name in KEYS if name in named]
+    return named if "value" in named else named.melt(keys, var_name="measure").astype({"value": float})
 
 
 def _worded(table: pd.DataFrame, own: Sequence[str]) -> pd.DataFrame:
