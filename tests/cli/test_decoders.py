@@ -90,6 +90,8 @@ def test_the_value_is_chosen_on_other_prompts_than_it_is_measured_on() -> None:
         ((*EMULATED, "--over", "beta=0,1"), "alpha, base_sees"),
         ((*EMULATED, "--over", "alpha"), "SETTING=VALUE,VALUE"),
         ((*EMULATED, "--over", "alpha=0,much"), "numbers with commas"),
+        ((*EMULATED, "--over", "alpha=0,nan"), "numbers with commas"),
+        ((*EMULATED, "--over", "alpha=0,inf"), "numbers with commas"),
         ((*EMULATED, "--over", "alpha=" + ",".join(map(str, range(21)))), "at most 20"),
         ((*EMULATED, "--over", "base_sees=0,1"), "base_sees"),
     ],

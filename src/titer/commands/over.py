@@ -6,6 +6,7 @@ more requests are answered when the pair is decoded at some alpha than by the al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ class Over(NamedTuple):
     points: Mapping[float, Decoded]
 
     def label(self, value: float) -> str:
-        return f"{self.setting} = {value:g}"
+        return f"{self.setting} = {value:.12g}"
 
     def identity(self) -> dict[str, object]:
         return {"over": [self.setting, *(one.identity() for one in self.points.values())]}
@@ -62,6 +63,8 @@ def over_of(text: str | None, decoder: Decoded | None) -> Over | None:
         )
     try:
         found = sorted({float(value) for value in values.split(",")})
+        if not all(map(math.isfinite, found)):
+            raise ValueError
     except ValueError:
         raise TiterError(
             f"--over {visible(text, 60)!r}", expected="numbers with commas between them, for example alpha=-1,0,0.3,1"
