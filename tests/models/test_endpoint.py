@@ -20,7 +20,7 @@ from tests.judges.server import Act, Handler, completion, cut, drip, raw, say, s
 from titer.core.config import build
 from titer.core.errors import TiterError
 from titer.core.memory import Memory
-from titer.models.endpoint import Endpoint, RequestError, content
+from titer.models.endpoint import Endpoint, RequestError, _seconds, content
 
 KEY = "sk-made-up-0123456789"
 
@@ -87,7 +87,10 @@ BAD = {
     "no choices": raw(b'{"choices": []}'),
     "a list": raw(b"[1, 2]"),
     "null": say(None),
-    "parts": say([{"type": "text", "text": "x"}]),
+    "parts of an image": say([{"type": "image_url"}]),
+    "an error in the body": raw(b'{"error": {"message": "overloaded"}}'),
+    "a stream cut off": raw(b'data: {"choices": [{"delta": {"content": "so"}}]}\n\n'),
+    "no room behind a thought": raw(b'{"choices": [{"message": {"content": null, "reasoning_content": "so"}, "finish_reason": "length"}]}'),
     "blank": say(" \n"),
     "cut off": cut,
     "slow": slow,
@@ -187,12 +190,58 @@ def test_waits_double_and_heed_the_server_up_to_the_longest(waits: list[float]) 
     with serving(lambda *_: status(500)) as server:
         endpoint(server.url, tries=4, wait=5.0, longest_wait=12.0).ask(asked("bread"), 7)
     assert waits == [5.0, 10.0, 12.0]
-    found = {"7": 7.0, "9999": 12.0, "Wed, 21 Oct 2026 07:28:00 GMT": 5.0, "nan": 5.0, "-3": 5.0, "inf": 5.0}
+    found = {
+        "7": 7.0,
+        "9999": 12.0,
+        "Wed, 21 Oct 2015 07:28:00 GMT": 5.0,
+        "Fri, 01 Jan 2999 00:00:00 GMT": 12.0,
+        "nan": 5.0,
+        "-3": 5.0,
+        "inf": 5.0,
+    }
     for header, wanted in found.items():
         waits.clear()
         with serving(lambda number, _, h=header: say("fine") if number else status(429, Retry_After=h)) as server:
             assert endpoint(server.url, wait=5.0, longest_wait=12.0).ask(asked("bread"), 7) == [("fine", "")]
         assert waits == [wanted], header
+
+
+def test_a_date_counts_from_the_server_s_own() -> None:
+    now = "Wed, 21 Oct 2015 07:28:00 GMT"
+    assert _seconds({"retry-after": "Wed, 21 Oct 2015 07:28:40 GMT", "date": now}) == 40.0
+    assert _seconds({"retry-after": now, "date": "tomorrow"}) == _seconds({"retry-after": now}) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("message", "ended", "said"),
+    [({"content": None, "refusal": f"Sorry, {KEY}"}, "stop", "declines to answer: Sorry, ***"), ({}, "content_filter", "declines")],
+)
+def test_a_withheld_answer_is_asked_for_once_and_counts_for_no_other(
+    message: dict[str, Any], ended: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    body = json.dumps({"choices": [{"message": {"content": None, **message}, "finish_reason": ended}]}).encode()
+    with serving(lambda number, told: raw(body) if number < 3 else echo(number, told)) as server:
+        found = endpoint(server.url, key_env="MY_KEY", give_up=2).ask(asked("bread", "rolls", "buns", "cake"), 7)
+    assert [reply.text for reply in found] == ["", "", "", "re: cake"]
+    assert said in found[0].fault
+
+
+def test_a_server_that_only_streams_is_asked_for_a_stream(tmp_path: Path) -> None:
+    pieces = [{"role": "assistant"}, {"reasoning_content": "hm"}, {"content": "fi\u2028"}, {"content": "ne"}]
+    stream = "".join(f"data: {json.dumps({'choices': [{'delta': one}]}, ensure_ascii=False)}\n\n" for one in pieces)
+    whole = (": keep-alive\n\n" + stream + 'data: {"choices": [], "usage": {}}\n\ndata: [DONE]\n\n').encode()
+
+    def act(_: int, body: dict[str, Any]) -> Act:
+        return raw(whole) if body.get("stream") else status(400, "This model only supports stream mode")
+
+    with serving(act) as server:
+        found = endpoint(server.url).ask(asked("bread", "rolls"), 7, Memory(tmp_path))
+        assert found == [("fi\u2028ne", "")] * 2
+        assert server.count == 3
+    with serving(lambda *_: status(400, "stream or not")) as server:
+        endpoint(server.url).ask(asked("bread"), 7)
+        assert server.count == 2
 
 
 def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
@@ -356,5 +405,6 @@ def test_copies_are_equal_and_carry_the_count() -> None:
 
 def test_content_reads_the_first_choice() -> None:
     assert content(completion("fine")) == "fine"
+    assert content(completion([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "fine"}])) == "fine"
     with pytest.raises(RequestError, match="not a chat completion"):
         content(b'{"choices": [{"message": {}}]}')

@@ -1,8 +1,9 @@
 """A client for OpenAI-compatible chat-completions endpoints, local servers included: many conversations, one reply each.
 
 A failed request raises no error: a reply is a text or a description of the fault. Time-outs, 408, 425, 429, 5xx, cut-off and malformed
-bodies are tried again after waits that double (Retry-After is obeyed up to the longest wait); other statuses are not. Replies are
-cached by content as they arrive. The key is read from the environment when it is sent; no record, file, message or cache key holds it.
+bodies are tried again after waits that double (Retry-After is obeyed up to the longest wait); other statuses are not. A server that
+answers in a stream alone is asked for one. Replies are cached by content as they arrive. The key is read from the environment when it
+is sent; no record, file, message or cache key holds it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -26,6 +28,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from titer.core.config import Record, canonical
 from titer.core.errors import TiterError, visible
 from titer.core.memory import Memory, content_key
+from titer.data.turns import plain_text
 from titer.models.lm import Progress
 
 Conversation = Sequence[Mapping[str, str]]  # turns {"role", "content"}
@@ -63,11 +66,12 @@ class Estimate(NamedTuple):
 
 
 class RequestError(Exception):
-    """One request failed. `again`: it may be tried again, `after` so many seconds; `hopeless`: all other requests would fail too."""
+    """One request failed. `again`: it may be tried again, `after` so many seconds; `hopeless`: all other requests would fail too;
+    `said`: the server's own words, which may hold the key."""
 
-    def __init__(self, reason: str, again: bool, after: float = 0.0, hopeless: bool = False) -> None:
+    def __init__(self, reason: str, again: bool, after: float = 0.0, hopeless: bool = False, said: str = "") -> None:
         super().__init__(reason)
-        self.reason, self.again, self.after, self.hopeless = reason, again, after, hopeless
+        self.reason, self.again, self.after, self.hopeless, self.said = reason, again, after, hopeless, said
 
 
 class RequestBudget:
@@ -219,6 +223,7 @@ class RequestPool:
         self.endpoint, self.memory = endpoint, memory
         self.key = os.environ.get(endpoint.key_env, "") if endpoint.key_env else ""
         self._stop, self._lock, self._why, self._row = threading.Event(), threading.Lock(), "", 0
+        self._streamed = False  # whether the server answers in a stream alone
 
     def run(self, bodies: Mapping[str, dict[str, Any]], progress: Progress | None) -> dict[str, Reply]:
         """Returns the replies by key. An interruption ends all waits and sends nothing more; replies that arrived are in the memory."""
@@ -279,7 +284,8 @@ class RequestPool:
     def _text(self, client: httpx2.Client, body: dict[str, Any]) -> str:
         """Sends one request and returns the reply's text. Errors: RequestError, whatever went wrong."""
         one = self.endpoint
-        deadline = time.monotonic() + one.timeout
+        deadline, streamed = time.monotonic() + one.timeout, self._streamed
+        body = {**body, "stream": True} if streamed else body
         slow = RequestError(f"no full answer within {one.timeout:g} s", again=True)
         try:
             with client.stream("POST", one.address, content=canonical(body).encode()) as response:
@@ -298,32 +304,69 @@ class RequestPool:
             raise RequestError(f"the server could not be reached ({type(error).__name__})", again=True) from None
         status = response.status_code
         if status != httpx2.codes.OK:
-            again = status in AGAIN or status >= 500
-            said = f": {visible(struck(raw.decode('utf-8', 'replace'), self.key), 160)}" if raw else ""
-            raise RequestError(f"status {status}{said}", again, _seconds(response.headers.get("retry-after")), status in HOPELESS)
-        return content(bytes(raw))
+            again, said = status in AGAIN or status >= 500, self._said(raw.decode("utf-8", "replace"))
+            if status == httpx2.codes.BAD_REQUEST and not streamed and b"stream" in raw.lower():
+                self._streamed = again = True
+            raise RequestError(f"status {status}{said}", again, _seconds(response.headers), status in HOPELESS)
+        try:
+            return content(bytes(raw))
+        except RequestError as trouble:
+            raise RequestError(f"{trouble.reason}{self._said(trouble.said)}", trouble.again) from None
+
+    def _said(self, text: str) -> str:
+        """Returns the server's own words as they may be shown, behind a colon; "" for none."""
+        return f": {visible(struck(text, self.key), 160)}" if text else ""
 
 
 def content(raw: bytes) -> str:
-    """Returns the text of the first choice in a chat completion's body.
+    """Returns the text of the first choice in a chat completion's body, which may be a stream of its pieces.
 
-    Errors: RequestError for a body that is no such JSON, has no choice, or has no text.
+    Errors: RequestError for a body that is no such JSON, has no choice, or has no text; it may be tried again unless the text is withheld.
     """
     try:
-        text = json.loads(raw)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        body = _joined(raw) if raw.lstrip().startswith((b"data:", b"event:", b":")) else json.loads(raw)
+        if isinstance(body, dict) and body.get("error") and not body.get("choices"):
+            raise RequestError("the server says that it failed", again=True, said=json.dumps(body["error"], ensure_ascii=False))
+        choice = body["choices"][0]
+        message, ended = choice["message"], choice.get("finish_reason")
+        text = plain_text("the answer", message["content"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, TiterError):
         raise RequestError("the answer is not a chat completion", again=True) from None
-    if not isinstance(text, str) or not text.strip():
-        raise RequestError("the answer holds no text", again=True)
-    return text
+    if isinstance(text, str) and text.strip():
+        return text
+    if ended == "content_filter" or message.get("refusal"):
+        raise RequestError("the server or its model declines to answer", again=False, said=str(message.get("refusal") or ""))
+    if ended == "length":
+        raise RequestError("the answer was cut off before its text began, at the most new tokens: allow more", again=True)
+    raise RequestError("the answer holds no text", again=True)
 
 
-def _seconds(header: str | None) -> float:
-    """Returns a Retry-After header in seconds; 0 for none, a date, or an invalid value."""
+def _joined(raw: bytes) -> Any:
+    """Joins the pieces of a streamed chat completion to a whole one. Errors: RequestError for a stream that is cut off."""
+    events = [line[5:].strip() for line in raw.splitlines() if line.startswith(b"data:")]
+    pieces = [json.loads(event) for event in events if event and event != b"[DONE]"]
+    if failed := [piece for piece in pieces if piece.get("error")]:
+        return failed[0]
+    choices = [choice for piece in pieces for choice in piece.get("choices") or [] if choice.get("index", 0) == 0]
+    ended = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
+    if not ended and events[-1:] != [b"[DONE]"]:
+        raise RequestError("the streamed answer is cut off", again=True)
+    deltas = [choice.get("delta") or {} for choice in choices]
+    message = {key: "".join(delta.get(key) or "" for delta in deltas) for key in ("content", "refusal")}
+    return {"choices": [{"message": message, "finish_reason": ended[-1] if ended else None}]}
+
+
+def _seconds(headers: Mapping[str, str]) -> float:
+    """Returns what Retry-After asks for in seconds (a date counts from the server's own Date); 0 for none or an invalid value."""
+    header = headers.get("retry-after", "")
     try:
         found = float(header or 0)
     except ValueError:
-        return 0.0
+        try:
+            until, now = parsedate_to_datetime(header), parsedate_to_datetime(headers["date"])
+            found = (until - now).total_seconds()
+        except (ValueError, TypeError, LookupError):
+            return 0.0
     return found if math.isfinite(found) and found > 0 else 0.0
 
 
