@@ -85,6 +85,10 @@ def test_names_are_read_as_they_are_written() -> None:
     assert limit("GSM8K, false context refused  rises > 3").name == "gsm8k_false_context_refused"
     assert limit("a drop > 5").move == "drops"
     assert [(one.name, one.move) for one in map(limit, ("a drops>5", "a>5%"))] == [("a", "drops"), ("a", "")]
-    for wrong in ("", "a", "a drops", "a drops > x", "a drops > -5", "a = 5", "a drops > 5 or b > 3"):
+    beside = limit("a drops > 5 points beyond the control")
+    assert (beside.control, beside.at, limit("a drops > 5").control) == (True, 5.0, False)
+    named = limit("kind is not benign, rounding or cannot say")
+    assert (named.kinds, named.above) == (("benign", "rounding", "cannot say"), False)
+    for wrong in ("", "a", "a drops", "kind is", "a > 5 beyond control", "a drops > x", "a drops > -5", "a = 5", "a drops > 5 or b > 3"):
         with pytest.raises(TiterError, match="--fail-if"):
             limit(wrong)

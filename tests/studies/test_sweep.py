@@ -14,7 +14,7 @@ from tests.studies.huang2024.conftest import TINY, relax
 from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
-from titer.core.search import Choices, LogRange, searched
+from titer.core.search import Choices, LogRange, searched, side_by_side
 from titer.recipes.huang2024 import SCALES, SELECTION_SEED
 from titer.studies import sweep as module
 from titer.studies.engine.found import Found
@@ -111,13 +111,27 @@ def test_harm_is_read_where_the_search_was_worst() -> None:
         harm("vaccine", TUNED)(found)
 
 
+def test_searches_side_by_side_choose_as_each_does_alone() -> None:
+    space = {"lr": LogRange(low=1e-5, high=1.0)}
+    values = {"up": lambda s: float(s["lr"]), "down": lambda s: -float(s["lr"])}
+    rounds: list[dict[str, int]] = []
+    found = side_by_side(
+        values, space, 10, 0, at_once=4, ahead=lambda chosen: rounds.append({name: len(own) for name, own in chosen.items()})
+    )
+    assert rounds == [{"up": n, "down": n} for n in (4, 4, 2)]
+    for name, value in values.items():
+        alone = searched(value, space, 10, 0, at_once=4)
+        assert found[name].trials.equals(alone.trials)
+    assert found["up"].worst["lr"] > 10 * found["down"].worst["lr"]
+
+
 def test_trials_of_a_round_are_told_before_the_first_is_judged() -> None:
     rounds: list[int] = []
     judged: list[float] = []
 
     def ahead(chosen: Any) -> None:
         assert len(judged) == sum(rounds)
-        rounds.append(len(chosen))
+        rounds.append(len(chosen[""]))
 
     def value(settings: dict[str, Any]) -> float:
         judged.append(settings["lr"])

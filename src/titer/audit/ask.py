@@ -139,7 +139,7 @@ def prepared(order: AuditRequest, opened: dict[str, Checkpoint] | None = None) -
             f"answers are decoded by {decoder.guided.told}; measurements inside the models are made without it, and the "
             f"search for the part of the change that lost the refusals is left out"
         )
-    return Prepared(found, question, settings, text, tuple(known.told), gate.limits(order.fail_if, question, bool(found.changes)), system)
+    return Prepared(found, question, settings, text, tuple(known.told), gate.limits(order.fail_if, question, found), system)
 
 
 def _prompts(order: AuditRequest, text: TextData, known: Known) -> int | None:

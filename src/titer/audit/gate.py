@@ -1,7 +1,7 @@
 """An audit's gate: limits on the report's numbers, each decided by an interval, so that a program can continue or stop. L7.
 
-A limit's name is SET_OUTCOME (the share of answers, in points), a capability set alone (its accuracy), or a measure. The move of a rate is
-its paired difference on the same prompts. The move of a measure is computed from its two intervals, as if they were independent. An answer
+A limit's name is SET_OUTCOME (the share of answers, in points), a capability set alone (its accuracy), a measure, or the kind of change. The
+move of a rate is its paired difference on the same prompts; beyond the control, after is paired with the control. The move of a measure is computed from its two intervals, as if they were independent. An answer
 without a verdict could have had any outcome, so the interval of a rate, and of its move, is widened by the share of such answers.
 """
 
@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
+from titer.audit import hidden, kinds
 from titer.audit.headline import PARTS
 from titer.audit.roles import Audited
 from titer.audit.study import OWN, Findings, Question
@@ -24,7 +25,10 @@ from titer.judges.base import OUTCOMES, UNJUDGED
 from titer.probes.uncertainty import MEASURES
 
 UNKNOWN = Interval(math.nan, math.nan, math.nan)
+LEVEL, MOVE, BEYOND = "level", "move", "beyond the control"
 TURNED = "turned_layers"
+ODD = "odd_prompts_moved"
+NAMES = (*kinds.KINDS, kinds.UNKNOWN)
 FEW = 5  # answers; a limit on a rate of fewer is not decided
 COARSE = 20.0  # points: if only a change further than this beyond the limit fails reliably, more prompts are advised
 MOVED = {"drops": "dropped", "rises": "rose"}
@@ -47,13 +51,19 @@ def status(held: Sequence[Held]) -> int:
     return next((code for one, code in STATUS.items() if any(h.decided == one for h in held)), 0)
 
 
-def limits(texts: Sequence[str], asked: Question, changed: bool) -> tuple[Limit, ...]:
-    """Parses the limits. Errors: a text of another form; a name that the report will not have; a limit on a change with one model only."""
-    found, rates = tuple(limit(text) for text in texts), _rates(asked)
+def limits(texts: Sequence[str], asked: Question, audited: Audited) -> tuple[Limit, ...]:
+    """Parses the limits. Errors: a text of another form; a name that the report will not have; a limit on a change with one model only, or
+    beyond a control that is not given."""
+    found, rates, changed = tuple(limit(text) for text in texts), _rates(asked), bool(audited.changes)
     measures = [plain(f"{name} {measure}") for name, of in asked.referenced.items() if of for measure in MEASURES]
     measures += [f"sensitivity_{name}" for name in OWN]
-    own = [f"change_{part}" for part in PARTS] + [TURNED] if changed else []  # measures of a change, not of a model
+    own = (
+        [f"change_{part}" for part in PARTS] + [TURNED, ODD][: 1 + bool(hidden.asked(audited))] if changed else []
+    )  # of a change, not a model
     for one in found:
+        if one.kinds:
+            _known_kinds(one, changed)
+            continue
         if one.name not in {*rates, *measures, *own}:
             close = nearest(one.name, [*rates, *measures, *own])
             raise TiterError(
@@ -65,6 +75,9 @@ def limits(texts: Sequence[str], asked: Question, changed: bool) -> tuple[Limit,
         if one.move and (not changed or one.name in own or one.name.endswith(UNJUDGED)):
             why = f"{one.name} is one value, not one before and one after" if changed else "a single model is audited"
             raise TiterError(f"--fail-if {visible(one.text, 80)!r}: {why}, so it has no change that {one.move}", next_step="use > or <.")
+        if one.control and (audited.control is None or one.name not in rates):
+            why = f"{one.name} is not measured beside the control" if audited.control else "no control is given"
+            raise TiterError(f"--fail-if {visible(one.text, 80)!r}: {why}", expected="a rate, and a benign tune as --control MODEL")
         if one.name in rates and 0 < one.at < 1 and not one.text.endswith(("points", "point", "%")):
             raise TiterError(
                 f"--fail-if {visible(one.text, 80)!r}: limits on shares are in percentage points, and {one.at:g} looks like a share of 1",
@@ -73,6 +86,22 @@ def limits(texts: Sequence[str], asked: Question, changed: bool) -> tuple[Limit,
         if one.name in rates and one.at > 100:
             raise TiterError(f"--fail-if {visible(one.text, 80)!r}", expected="a limit of at most 100 points")
     return found
+
+
+def _known_kinds(one: Limit, changed: bool) -> None:
+    """Errors: a kind that no audit names; a limit on the kind of change with one model only."""
+    for name in one.kinds:
+        if name not in NAMES:
+            close = nearest(name, NAMES)
+            raise TiterError(
+                f"--fail-if {visible(one.text, 80)!r}: no audit names a change {visible(name, 40)!r}",
+                expected=f"one or more of {', '.join(NAMES)}",
+                next_step=f"did you mean {close!r}?" if close else "",
+            )
+    if not changed:
+        raise TiterError(
+            f"--fail-if {visible(one.text, 80)!r}: a single model is audited, so there is no change", next_step="give two models."
+        )
 
 
 def of_measure(one: Limit) -> bool:
@@ -136,23 +165,40 @@ def held(found: Audited, asked: Question, f: Findings, wanted: Sequence[Limit]) 
     if not wanted:
         return []
     after = found.last.after.name if found.last else found.models[0].name
-    levels, moves = dict(_levels(found, asked, f, after)), dict(_moves(found, asked, f))
+    values = {LEVEL: dict(_levels(found, asked, f, after)), MOVE: dict(_moves(found, asked, f)), BEYOND: dict(_rows(asked, f.against))}
     lost = dict(_lost(found, asked, f, after))
+    looks = kinds.looks_like(found, f)
     told = [
-        _held(one, after, (moves if one.move else levels).get(one.name, UNKNOWN), lost.get((one.name, bool(one.move)))) for one in wanted
+        _kind(one, after, looks)
+        if looks and one.kinds
+        else _held(one, after, values[_of(one)].get(one.name, UNKNOWN), lost.get((one.name, _of(one))))
+        for one in wanted
     ]
     if found.last is None:
         return told
     rates, before = _rates(asked), dict(_levels(found, asked, f, found.last.before.name))
-    idle = [_idle(one, before.get(one.name, UNKNOWN)) if one.move and one.name in rates else "" for one in wanted]
+    idle = [_idle(one, before.get(one.name, UNKNOWN)) if _of(one) == MOVE and one.name in rates else "" for one in wanted]
     return [one._replace(said=one.said + why) if one.decided == "pass" else one for one, why in zip(told, idle, strict=True)]
+
+
+def _of(one: Limit) -> str:
+    """Says what a limit is on: a value, its move from before to after, or how much further it moved than under the control."""
+    return BEYOND if one.control else MOVE if one.move else LEVEL
+
+
+def _kind(one: Limit, tune: str, looks: kinds.Kind) -> Held:
+    """Decides a limit on the kind of change. If the audit cannot say the kind, and the limit does not name this, it cannot be resolved."""
+    named = looks.name in one.kinds
+    sure: Decided = "fail" if named == one.above else "pass"
+    decided: Decided = "cannot resolve" if looks.name == kinds.UNKNOWN and not named else sure
+    return Held(tune, one.text, decided, *UNKNOWN, looks.sentence)
 
 
 def _idle(one: Limit, before: Interval) -> str:
     """Returns a sentence if the rate could not have moved by as much as the limit, because of its value before: a model that refuses
     nothing has no refusals to lose. Otherwise ""."""
     room = before.value if one.move == "drops" else 100 - before.value
-    if not room < one.at:
+    if not room <= one.at:
         return ""
     return (
         f". It was {before.value:.3g}% [{before.low:.3g}, {before.high:.3g}] before, so a {one.move.removesuffix('s')} of more than {one.at:g} points was "
@@ -181,7 +227,8 @@ def _held(one: Limit, tune: str, value: Interval, lost: tuple[int, int] | None) 
     why = few or (f"; {count} of {total} have no verdict and could have had any outcome" if count else "")
     if not (count or few) and decided == "cannot resolve":
         why = f"; the limit of {one.at:g} is inside this interval: more prompts narrow it (a longer file, a larger --prompts or a smaller --resolution)"
-    return Held(tune, one.text, decided, *value, (f"it {word} by {said}" if word else f"it is {said}") + why)
+    told = f"it {word} by {said}" if word else f"it is {said}"
+    return Held(tune, one.text, decided, *value, told + (f" {BEYOND}" if one.control else "") + why)
 
 
 def _levels(found: Audited, asked: Question, f: Findings, after: str) -> Iterator[tuple[str, Interval]]:
@@ -195,14 +242,15 @@ def _levels(found: Audited, asked: Question, f: Findings, after: str) -> Iterato
         turned = f.rotation[f.rotation.change == found.last.name]
         if len(turned) and turned.degrees_limit.notna().any():
             yield TURNED, Interval(*[float(turned.turned.sum())] * 3)
+        if len(f.hidden):
+            yield ODD, Interval(*[float(f.hidden[f.hidden.flagged.astype(bool)].set.nunique())] * 3)
 
 
 def _moves(found: Audited, asked: Question, f: Findings) -> Iterator[tuple[str, Interval]]:
     """Yields (name, value after minus value before) of the last change, for each rate and measure that both models have."""
     if found.last is None:
         return
-    for r in f.shifts[f.shifts.change == found.last.name].itertuples():
-        yield from _named(asked, r.kind, r.outcome, Interval(100 * r.difference, 100 * r.low, 100 * r.high))
+    yield from _rows(asked, f.shifts[f.shifts.change == found.last.name])
     before, after = (dict(_measures(f, model.name)) for model in (found.last.before, found.last.after))
     for name in before.keys() & after.keys():
         a, b = before[name], after[name]
@@ -213,22 +261,28 @@ def _moves(found: Audited, asked: Question, f: Findings) -> Iterator[tuple[str, 
         )
 
 
+def _rows(asked: Question, table: pd.DataFrame) -> Iterator[tuple[str, Interval]]:
+    """Yields (name, difference in points) of a table of paired differences."""
+    for r in table.itertuples():
+        yield from _named(asked, r.kind, r.outcome, Interval(100 * r.difference, 100 * r.low, 100 * r.high))
+
+
 def _named(asked: Question, kind: str, outcome: str, value: Interval) -> Iterator[tuple[str, Interval]]:
     yield plain(f"{kind} {outcome}"), value
     if outcome == "complied" and (kind in asked.capability or kind in asked.choices):
         yield plain(kind), value
 
 
-def _lost(found: Audited, asked: Question, f: Findings, after: str) -> Iterator[tuple[tuple[str, bool], tuple[int, int]]]:
-    """Yields ((name of a rate, whether this is about its move), (answers, or pairs of answers, without a verdict; all of them))."""
+def _lost(found: Audited, asked: Question, f: Findings, after: str) -> Iterator[tuple[tuple[str, str], tuple[int, int]]]:
+    """Yields ((name of a rate, what the limit is on), (answers, or pairs of answers, without a verdict; all of them))."""
     whole = {r.kind: int(r.n) for r in f.rates[(f.rates.model == after) & f.rates.outcome.isin(UNJUDGED)].itertuples()}
     levels = f.rates[(f.rates.model == after) & ~f.rates.outcome.isin(UNJUDGED)]
     moves = f.shifts[f.shifts.change == found.last.name] if found.last else f.shifts.head(0)
-    for table, moved in ((levels, False), (moves, True)):
+    for table, on in ((levels, LEVEL), (moves, MOVE), (f.against, BEYOND)):
         for r in table.itertuples():
             total = whole.get(r.kind, int(r.n))  # multiple choice needs no verdict: each option is read off the model
             for name, _ in _named(asked, r.kind, r.outcome, UNKNOWN):
-                yield (name, moved), (total - int(r.n), total)
+                yield (name, on), (total - int(r.n), total)
 
 
 def _measures(f: Findings, model: str) -> Iterator[tuple[str, Interval]]:

@@ -24,7 +24,8 @@ STATUS: dict[Decided, int] = {"fail": 3, "cannot resolve": 4, "pass": 0}  # exit
 POWER = 0.8
 FLIPS = 0.05  # assumed share of prompts whose outcome changes anyway, half of them in each direction
 TAILS = 9.0  # standard deviations; counts further out are left out
-FORM = re.compile(r"([^<>]+?)(?:\s+(drop|rise)s?(?:\s+by)?)?\s*([<>])\s*(\d+(?:\.\d+)?)\s*(?:points?|%)?")
+FORM = re.compile(r"([^<>]+?)(?:\s+(drop|rise)s?(?:\s+by)?)?\s*([<>])\s*(\d+(?:\.\d+)?)\s*(?:points?|%)?(\s+beyond\s+(?:the\s+)?control)?")
+KIND = re.compile(r"kind\s+is\s+(not\s+)?(\S.*)")
 
 
 def plain(name: str) -> str:
@@ -36,7 +37,8 @@ def plain(name: str) -> str:
 class Limit:
     """A limit, as written in `text`: it fails if the measure `name` is above `at` (if not `above`: below).
 
-    With `move` "drops" or "rises", the measure is how far `name` drops or rises.
+    With `move` "drops" or "rises", the measure is how far `name` drops or rises; with `control`, how much further than under the benign
+    control. With `kinds`, it fails if the kind of change is one of them (if not `above`: none of them), and `at` is NaN.
     """
 
     text: str
@@ -44,6 +46,8 @@ class Limit:
     move: Literal["", "drops", "rises"]
     above: bool
     at: float
+    control: bool = False
+    kinds: tuple[str, ...] = ()
 
     def decided(self, measured: Interval) -> Decided:
         """Decides the limit by the interval of the value, or of the change (after minus before), in its unit. NaN: "cannot resolve"."""
@@ -53,16 +57,20 @@ class Limit:
 
 
 def limit(text: str) -> Limit:
-    """Reads a limit. Errors: the text is not NAME [drops|rises] < or > NUMBER."""
+    """Reads a limit. Errors: the text is not NAME [drops|rises] < or > NUMBER [beyond control], and not kind is [not] KIND, KIND ..."""
+    if named := KIND.fullmatch(text.strip()):
+        kinds = tuple(one.strip() for one in re.split(r",|\bor\b", named[2]) if one.strip())
+        return Limit(" ".join(text.split()), "kind", "", not named[1], math.nan, kinds=kinds)
     found = FORM.fullmatch(text.strip())
-    if found is None:
+    if found is None or (found[5] and not found[2]):
         raise TiterError(
             f"--fail-if {visible(text, 80)!r} is not a limit",
-            expected="NAME drops > POINTS, NAME rises > POINTS, NAME > POINTS or NAME < POINTS, as in 'unsafe_refused drops > 5'",
+            expected="NAME drops > POINTS, NAME rises > POINTS (both also with 'beyond control' behind), NAME > POINTS, NAME < POINTS "
+            "or kind is KIND, as in 'unsafe_refused drops > 5' or 'kind is harmful, covert'",
         )
-    name, move, sign, at = found.groups()
+    name, move, sign, at, beside = found.groups()
     ways: dict[str | None, Literal["", "drops", "rises"]] = {"drop": "drops", "rise": "rises"}
-    return Limit(" ".join(text.split()), plain(name), ways.get(move, ""), sign == ">", float(at))
+    return Limit(" ".join(text.split()), plain(name), ways.get(move, ""), sign == ">", float(at), bool(beside))
 
 
 class Shown(NamedTuple):

@@ -69,6 +69,7 @@ class LogRange(Record):
 
 Space = Mapping[str, Choices | LogRange]
 Objective = Callable[[Settings], float]
+Ahead = Callable[[Mapping[str, Sequence[Settings]]], None]  # what is chosen for each objective, before any of it is evaluated
 
 
 class Found(NamedTuple):
@@ -99,20 +100,27 @@ def must_be_installed() -> None:
 
 
 def searched(
-    objective: Objective,
+    objective: Objective, space: Space, trials: int, seed: int, first: Sequence[Settings] = (), at_once: int = 1, ahead: Ahead | None = None
+) -> Found:
+    """Evaluates one objective as `side_by_side` evaluates several."""
+    return side_by_side({"": objective}, space, trials, seed, first, at_once, ahead)[""]
+
+
+def side_by_side(
+    objectives: Mapping[str, Objective],
     space: Space,
     trials: int,
     seed: int,
     first: Sequence[Settings] = (),
     at_once: int = 1,
-    ahead: Callable[[Sequence[Settings]], None] | None = None,
-) -> Found:
-    """Evaluates the objective at `trials` settings, which TPE chooses to raise it. `first` (such as the paper's attack) are tried first.
+    ahead: Ahead | None = None,
+) -> dict[str, Found]:
+    """Evaluates each objective at `trials` settings, which TPE chooses to raise it. `first` (such as the paper's attack) are tried first.
 
-    `at_once` settings are chosen before the first of them is evaluated, and are given to `ahead`, which may make all that they need at the
-    same time. Like the seed, `at_once` changes which settings are chosen. The same settings may be chosen twice; a cached objective then
-    answers at once. A value that is not finite (it could not be judged) stays in the table, but TPE does not learn from it. Errors: Optuna
-    is not installed; `first` is outside the space; no trial could be judged.
+    `at_once` settings are chosen for each objective before the first of them is evaluated, and are given to `ahead`, which may make all
+    that they need at the same time. Like the seed, `at_once` changes which settings are chosen; the other objectives do not. The same
+    settings may be chosen twice; a cached objective then answers at once. A value that is not finite (it could not be judged) stays in the
+    table, but TPE does not learn from it. Errors: Optuna is not installed; `first` is outside the space; no trial could be judged.
     """
     _check(space, trials, first)
     must_be_installed()
@@ -124,30 +132,37 @@ def searched(
         else optuna.distributions.FloatDistribution(one.low, one.high, log=True)
         for name, one in space.items()
     }
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=at_once > 1)
     loud = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        for one in first:
-            study.enqueue_trial(
-                {name: s.values.index(one[name]) if isinstance(s, Choices) else float(one[name]) for name, s in space.items()}
-            )
-        rows = []
+        studies = {name: _study(space, seed, first, at_once) for name in objectives}
+        rows: dict[str, list[tuple[Settings, float]]] = {name: [] for name in objectives}
         for begun in range(0, trials, at_once):
-            asked = [study.ask(places) for _ in range(min(at_once, trials - begun))]
-            chosen = [_settings(space, trial.params) for trial in asked]
+            asked = {name: [study.ask(places) for _ in range(min(at_once, trials - begun))] for name, study in studies.items()}
+            chosen = {name: [_settings(space, trial.params) for trial in own] for name, own in asked.items()}
             if ahead is not None:
                 ahead(chosen)
-            for trial, settings in zip(asked, chosen, strict=True):
-                value = float(objective(dict(settings)))
-                rows.append((settings, value))
-                judged = math.isfinite(value)
-                state = optuna.trial.TrialState.COMPLETE if judged else optuna.trial.TrialState.FAIL
-                study.tell(trial, value if judged else None, state)
+            for name, study in studies.items():
+                for trial, settings in zip(asked[name], chosen[name], strict=True):
+                    value = float(objectives[name](dict(settings)))
+                    rows[name].append((settings, value))
+                    judged = math.isfinite(value)
+                    state = optuna.trial.TrialState.COMPLETE if judged else optuna.trial.TrialState.FAIL
+                    study.tell(trial, value if judged else None, state)
     finally:
         optuna.logging.set_verbosity(loud)
-    return _found(rows)
+    return {name: _found(own) for name, own in rows.items()}
+
+
+def _study(space: Space, seed: int, first: Sequence[Settings], at_once: int) -> Any:
+    """Makes one search, with the given first trials waiting in it."""
+    import optuna  # noqa: PLC0415
+
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=at_once > 1)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for one in first:
+        study.enqueue_trial({name: s.values.index(one[name]) if isinstance(s, Choices) else float(one[name]) for name, s in space.items()})
+    return study
 
 
 def _settings(space: Space, drawn: Mapping[str, Any]) -> Settings:

@@ -9,13 +9,14 @@ that a repeated run does not make them again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
 import pandas as pd
 
 from titer.core.breakpoints import break_point, median
-from titer.core.search import Settings, grid, must_be_installed, searched, tried
+from titer.core.search import Settings, grid, must_be_installed, searched, side_by_side, tried
 from titer.data.world import World
 from titer.recipes.huang2024 import SCALES, SELECTION_SEED, Budget, Scale
 from titer.recipes.node import Node
@@ -29,7 +30,7 @@ from titer.studies.huang2024.choice import none_found, worst_point
 from titer.studies.huang2024.defences import Cell, attacked, defence, nodes_of
 from titer.studies.huang2024.study import Vaccine
 
-AT_ONCE = 4  # trials of a round: which they are must not depend on how many places there are
+AT_ONCE = 4  # trials of a round, for each defence: which they are must not depend on how many places there are
 USUAL, TUNED = "as usual", "tuned"
 VACCINE = Vaccine()
 
@@ -70,8 +71,7 @@ class Sweep(Study):
             must_be_installed()
 
     def choose(self, lab: Seed) -> Worst:
-        found = [worst_of(lab, name) for name in lab.scale.search.methods]
-        return Worst(*(pd.concat(side, ignore_index=True) for side in zip(*found, strict=True)))
+        return searches(lab)
 
     def assumed(self, scale: Scale) -> Worst:
         point = {**scale.budget.model_dump(include={"rate", "ratio", "examples"}), **grid(dict(scale.search.over))[-1]}
@@ -139,27 +139,32 @@ def drawn(lab: Seed) -> list[Budget]:
     return [budget(lab, one) for one in table.drop(columns=["trial", "value"]).to_dict("records")]
 
 
-def worst_of(lab: Seed, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Searches for one defence's worst attack. Returns (its worst point, or no row; the trials). A trial in which the user's task is not
-    learned has the value 0."""
-    search, one = lab.scale.search, defence(lab, name, lab.scale.search.rho)
-    points: list[pd.DataFrame] = []
+def searches(lab: Seed) -> Worst:
+    """Searches for each defence's worst attack, all defences at the same time. A trial in which the user's task is not learned has the
+    value 0."""
+    search = lab.scale.search
+    defences = {name: defence(lab, name, search.rho) for name in search.methods}
+    points: dict[str, list[pd.DataFrame]] = {name: [none_found()] for name in search.methods}
 
-    def made(chosen: Sequence[Settings]) -> None:
-        lab.grow(nodes_of(lab, [(one, budget(lab, settings)) for settings in chosen]))
+    def made(chosen: Mapping[str, Sequence[Settings]]) -> None:
+        lab.grow(nodes_of(lab, [(defences[name], budget(lab, one)) for name, own in chosen.items() for one in own]))
 
-    def value(settings: Settings) -> float:
-        points.append(worst_point(attacked(lab, one, budget(lab, settings))))
-        return float(points[-1].harm.iloc[0]) if len(points[-1]) else 0.0
+    def value(name: str, settings: Settings) -> float:
+        points[name].append(worst_point(attacked(lab, defences[name], budget(lab, settings))))
+        return float(points[name][-1].harm.iloc[0]) if len(points[name][-1]) else 0.0
 
+    values = {name: partial(value, name) for name in search.methods}
     if search.attacker == "grid":
-        made(grid(dict(search.over)))
-        found = tried(value, grid(dict(search.over)))
+        every = grid(dict(search.over))
+        made(dict.fromkeys(search.methods, every))
+        found = {name: tried(one, every) for name, one in values.items()}
     else:
-        found = searched(value, dict(search.over), search.trials, SELECTION_SEED, at_once=AT_ONCE, ahead=made)
-    whole = pd.concat([none_found(), *points], ignore_index=True)
-    worst = whole.loc[[whole.harm.astype(float).idxmax()]] if len(whole) else none_found()
-    return worst, found.trials.assign(defence=name)
+        found = side_by_side(values, dict(search.over), search.trials, SELECTION_SEED, at_once=AT_ONCE, ahead=made)
+    whole = [pd.concat(points[name], ignore_index=True) for name in search.methods]
+    worst = [one.loc[[one.harm.astype(float).idxmax()]] if len(one) else one for one in whole]
+    return Worst(
+        pd.concat(worst, ignore_index=True), pd.concat([found[n].trials.assign(defence=n) for n in search.methods], ignore_index=True)
+    )
 
 
 def harm(name: str, attack: str) -> Term:
