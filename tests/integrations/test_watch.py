@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
 from tests.conftest import llama
@@ -24,7 +25,7 @@ from titer.core.stats import wilson
 from titer.data.example import Example
 from titer.data.world import WorldSource
 from titer.evaluate import judged, sample
-from titer.integrations.measured import Limits
+from titer.integrations.measured import Limits, changed, summed
 from titer.integrations.trl import TiterMixin
 from titer.integrations.watch import Watch
 from titer.judges.base import Judge, Verdict, unjudged
@@ -298,6 +299,39 @@ def test_a_resumed_training_is_measured_against_its_first_start(tmp_path: Path) 
     run.add_callback(late)
     with pytest.raises(TiterError, match="where it began is not known"):
         run.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    gone_on = fresh(made)
+    gone_on.model.load_state_dict(load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors"))
+    run, _ = watched(made, tmp_path / "own", watching(tmp_path / "d"), gone_on, **more)
+    with pytest.raises(TiterError, match="where it began is not known"):  # the trainer was made with the checkpoint's own weights
+        run.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+
+
+def test_what_is_frozen_in_between_has_moved_all_the_same(tmp_path: Path) -> None:
+    class Freeze(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            model.get_input_embeddings().requires_grad_(False)
+
+    llama(LONG).model.save_pretrained(tmp_path / "start")
+    for start in (None, tmp_path / "start"):
+        watch, lm = watching(tmp_path, inside=("weight_change",), start=start), fresh(staged(SFT()))
+        trainer(Trainer, staged(SFT()), lm, tmp_path / "run", callbacks=[Freeze(), watch]).train()
+        assert watch.measured[-1]["weight_change"] == summed(changed(llama(LONG), lm))
+
+
+def test_the_last_line_is_of_the_best_model_where_that_is_loaded(tmp_path: Path) -> None:
+    watch, made = watching(tmp_path, inside=("weight_change",), every=4), fast(staged(SFT()))
+    more = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1, "eval_steps": 1, "load_best_model_at_end": True}
+    more |= {"metric_for_best_model": "eval_loss", "greater_is_better": True}
+    lm = fresh(made)
+    run = trainer(Trainer, made, lm, tmp_path / "run", more=more, callbacks=[watch], eval_dataset=[])
+    run.eval_dataset = run.train_dataset
+    run.train()
+    best = run.state.best_global_step
+    assert best < 4
+    assert [line["step"] for line in watch.measured] == [0, 4, best]
+    assert watch.measured[-1]["epoch"] < watch.measured[-2]["epoch"]
+    table = changed(llama(LONG), lm)
+    assert watch.measured[-1]["weight_change"] == summed(table)
 
 
 @pytest.mark.long

@@ -6,7 +6,8 @@
     trainer = SFTTrainer(..., callbacks=[watch])
 
 `prompts.csv` has the columns `prompt` and `label` (safe or unsafe), and may have `refuse`. One JSON line is written for each
-measurement: before the first step, every `every` steps and after the last step. If a limit is crossed, training stops;
+measurement: before the first step, every `every` steps and after the last step (of the best model, with its step, if the trainer loads
+that at the end). If a limit is crossed, training stops;
 `watch.stopped`, a warning and the line's `beyond` say why.
 What is measured: `refusal` of unsafe prompts and `over_refusal` of safe ones with Wilson's 95 % interval
 (evaluate.py and a judge); `drift` of the unsafe prompts' activations from those of the model as training began (probes/drift.py; with
@@ -78,6 +79,7 @@ class Watch(TrainerCallback):
         self._start = None if start is None else open_checkpoint(start)
         self._tokenizer = tokenizer
         self._kept: dict[str, torch.Tensor] | None = None
+        self._names: set[str] = set()  # what was in training so far
         self.measured: list[Line] = []
         self.stopped = ""
         _check(self._asked, self._unsafe, self._limits, self._inside, every)
@@ -107,7 +109,7 @@ class Watch(TrainerCallback):
                 raise TiterError(
                     f"before the first step: {reason}", next_step="choose limits that the model meets before training.", status=1
                 )
-        elif self._inside and self._kept is None and self._start is None:
+        elif self._inside and self._start is None and not self._moved_since(model):
             raise TiterError(
                 "training is resumed, and where it began is not known",
                 next_step="give the trainer callbacks=[watch] as it is made, or Watch start=FOLDER.",
@@ -121,14 +123,24 @@ class Watch(TrainerCallback):
             warnings.warn(f"training stops at step {state.global_step}: {reason}", stacklevel=2)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Takes the last measurement, unless the last step was measured already."""
+        """Takes the last measurement, unless the last step was measured already, and is that of the model that is left."""
+        best = getattr(state, "best_global_step", None) if args.load_best_model_at_end else None
+        if best not in (None, state.global_step):
+            epoch = next((one["epoch"] for one in state.log_history if one["step"] == best and "epoch" in one), state.epoch)
+            state = replace(state, global_step=best, epoch=epoch)
         if not self.measured or self.measured[-1]["step"] != state.global_step:
             self._measure(args, state, model)
 
     def _remember(self, model: Any) -> None:
+        self._names = {*trained(model)}
         if self._inside and self._start is None:
             self._kept = None  # frees the old copy first, so that there are never two
             self._kept = {name: p.detach().to("cpu", copy=True) for name, p in trained(model).items()}
+
+    def _moved_since(self, model: Any) -> bool:
+        """Whether what was remembered differs from the model: else it is no start, but the checkpoint that training goes on from."""
+        now = dict(model.named_parameters())
+        return any(name not in now or not torch.equal(value, now[name].detach().cpu()) for name, value in (self._kept or {}).items())
 
     def _measure(self, args: Any, state: Any, model: Any) -> str:
         """Measures, writes the line, and returns which limit is crossed ("": none)."""
@@ -155,15 +167,15 @@ class Watch(TrainerCallback):
         return found
 
     def _began(self, model: Any, device: torch.device) -> Any:
-        names = trained(model)
+        self._names |= {*trained(model)}  # what is frozen meanwhile has moved before
         kept: Mapping[str, torch.Tensor] = self._kept or {}
-        if self._start is None and (late := [name for name in names if name not in kept]):
+        if self._start is None and (late := sorted(self._names - set(kept))):
             raise TiterError(
                 f"{late[0]} is trained now and was not when training began: its change cannot be told",
                 next_step="set what is trained before the trainer is made.",
             )
         if self._start is not None:
-            kept = {name: self._start.weight(name).to(p.dtype) for name, p in names.items()}
+            kept = {name: self._start.weight(name).to(p.dtype) for name, p in model.named_parameters() if name in self._names}
         return view(model, {name: value.to(device) if "drift" in self._inside else value for name, value in kept.items()})
 
 
