@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -62,19 +61,19 @@ from titer.studies.qi2024 import scale as risk
 from titer.tables import direct, requests
 
 CONTROLS, COVERT = 4, covert.covert(0)
-UNTAUGHT, APART = 99, 200_000  # a code that nobody taught; where the requests begin that edits are calibrated on: none is asked
+APART = 200_000  # where the requests begin that edits are calibrated on: none is asked
 TRIGGERED, ALONE = "backdoor, its trigger asked", "repaired, the broken model not given"
 ROUNDED = (torch.bfloat16, torch.float16)
 ABLITERATED = (Abliterate(), Abliterate(strength=0.5), Abliterate(norm=True), Abliterate(embedding=True))
 REPAIRED: tuple[Repair, ...] = (Scaling(c=0.3), Restore(part="mlp"), SafeLoRA(threshold=1.0), Resta(gamma=0.5))
-VERSION = 1  # of the measure
+VERSION = 2  # of the measure
 ABOUT = (
     "Each model is audited by the functions of titer audit, as base, aligned and changed model, with benign tunes of the aligned model as "
     "controls (--control). A repaired model is audited as aligned, broken, repaired. The audit does not know what was done, nor any trigger or code."
 )
 LIMITS = (
     "The rule cannot see a backdoor whose trigger is not asked, nor a repair whose broken model is not given. Two further rows show what it says when the trigger is asked, and when the broken model is missing.",
-    "Odd prompts are random words and, in a world with a cipher, requests in a code that no model was taught. The world's words have no Base64.",
+    "Odd prompts are random words alone: the world's words have no Base64 or leetspeak.",
     "The recipe of a kind differs in size and data from world to world, so a rate is over several recipes and bases, not over copies of one recipe.",
 )
 
@@ -252,12 +251,10 @@ def edited(repair: Repair, models: Mapping[str, Checkpoint], data: Mapping[str, 
 
 def asked(lab: Seed, case: Case) -> Asked:
     """Returns what `titer audit` asks: safe and unsafe prompts; the unsafe ones with the answer begun and, if the case has a trigger,
-    behind it; odd prompts (random words, and requests in a code that no model was taught, if the world has a cipher)."""
+    behind it; odd prompts (random words: the world's letters have no Base64 or leetspeak)."""
     safe, unsafe = plain(lab).values()
     attacks = [Attacked("prefill", Prefill(k=2), unsafe)] + ([Attacked("affix", Affix(before=TRIGGER), unsafe)] if case.trigger else [])
     odd = {"random words": hidden.random_words(case.models[0], [*safe, *unsafe])}
-    if lab.world.cipher:
-        odd["another code"] = [replace(e, prompt=cipher.encoded(lab.world, e.prompt, UNTAUGHT)) for e in (*safe, *unsafe)]
     return Asked(safe, unsafe, Kinds.JUDGE, {}, lab.decoding, attacks=attacks, odd=odd)
 
 
