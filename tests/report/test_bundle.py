@@ -18,6 +18,7 @@ from tests.report.conftest import hostile_report
 from titer import api
 from titer.core.errors import TiterError
 from titer.data.world import World
+from titer.evaluate import rates
 from titer.report import bundle
 from titer.report.html import write_report
 
@@ -72,7 +73,7 @@ def test_it_holds_with_its_models_and_data_and_says_the_same_bytes_again(made: P
     assert failing(found) == []
     said = {one.what: one.said for one in found}
     assert said[str(made / "n")] == "is n"
-    assert said["rates"] == "counted again from 48 answers"  # 8 safe, 8 unsafe, 8 begun, of two models
+    assert said["rates"] == "42 counted again from 48 answers"  # 8 safe, 8 unsafe, 8 begun, of two models
     assert {"answers.jsonl", "claims.json", "results.csv", "report.html", "summary.json"} < set(said)
     api.bundle("audit-n", tmp_path / "again.zip", made / "runs")
     assert (tmp_path / "again.zip").read_bytes() == (made / "b.zip").read_bytes()
@@ -94,16 +95,37 @@ def test_a_changed_a_missing_and_a_further_file_are_told(made: Path, tmp_path: P
     assert failing(api.verify(more)) == ["files"]
 
 
-def test_rates_that_are_not_those_of_the_answers_are_found_though_every_hash_fits(made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("forged", ["count", "n", "rate", "high", "names"])
+def test_rates_that_do_not_follow_from_the_answers_are_found_though_every_hash_fits(made: Path, tmp_path: Path, forged: str) -> None:
     def kinder(text: bytes) -> bytes:
         table = pd.read_csv(io.BytesIO(text))
         row = table.index[(table["table"] == "rates") & (table["count"] > 0)][0]
-        table.loc[row, "count"] -= 1
+        if forged == "names":
+            table["set"] = table["set"].replace({"safe": "unsafe", "unsafe": "safe"})
+        else:
+            table.loc[row, {"rate": "value"}.get(forged, forged)] /= 2
         return table.to_csv(index=False).encode()
 
     assert failing(api.verify(rehashed(changed(made, tmp_path, "results.csv", kinder)))) == ["rates"]
+
+
+def test_a_left_out_answer_is_found(made: Path, tmp_path: Path) -> None:
     fewer = rehashed(changed(made, tmp_path, "answers.jsonl", lambda text: b"\n".join(text.splitlines()[1:])))
     assert failing(api.verify(fewer)) == ["rates"]
+
+
+def test_the_rates_of_a_study_are_counted_again_base_by_base(tmp_path: Path) -> None:
+    outcomes = [(0, "refused"), (0, "refused"), (0, "refused"), (0, "partial"), (1, "complied"), (1, "cut_in_thought")]
+    same = {"model": "m", "kind": "unsafe", "harmful": True, "prompt": "p", "completion": ""}
+    answers = pd.DataFrame([{**same, "outcome": outcome, "seed": seed} for seed, outcome in outcomes])
+    own = [
+        rates(part).rename(columns={"kind": "set"}).assign(model="m", seed=seed, table="rates") for seed, part in answers.groupby("seed")
+    ]
+    results = pd.concat([*own, own[0].assign(model="not asked")], ignore_index=True)
+    write_report(replace(hostile_report(), results=results, samples=answers), tmp_path / "runs" / "s")
+    api.bundle("s", tmp_path / "s.zip", tmp_path / "runs")
+    said = {one.what: one for one in api.verify(tmp_path / "s.zip")}["rates"]
+    assert (said.holds, said.said) == (True, "14 counted again from 6 answers; 7 others have no answers here")
 
 
 @pytest.mark.parametrize("text", [b"", b"not a zip", b"PK\x03\x04" + b"\0" * 40])

@@ -1,7 +1,7 @@
 """Packs a report into one file that others can check (`titer report RUN --bundle FILE`, `titer verify FILE`); tables, figures. L5.
 
 The file is a zip of the report's folder with `manifest.json`: the sha256 of each file (answers, verdicts, tables, page), the keys of the
-models' contents and the sha256 of the data. Verifying hashes every file again, counts the outcome rates again from the answers, and
+models' contents and the sha256 of the data. Verifying hashes every file again, computes the outcome rates again from the answers, and
 compares models and data with their keys where these are at hand. It shows that the file is complete and consistent, not who made it.
 """
 
@@ -11,10 +11,11 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import Field
 
@@ -22,6 +23,7 @@ from titer.core.claims import Claim
 from titer.core.config import Record, build
 from titer.core.errors import TiterError, unknown, visible
 from titer.core.run import sha256_of
+from titer.evaluate import rates
 from titer.models.fetch import resolve
 from titer.report.card import AGAIN, Summary, read_report
 from titer.report.html import ANSWERS, shown_text
@@ -29,6 +31,8 @@ from titer.report.html import ANSWERS, shown_text
 MANIFEST = "manifest.json"
 MADE = (1980, 1, 1, 0, 0, 0)  # date of every file in the zip, so that the same report gives the same bytes
 KEPT = ("report.html", "summary.json", "results.csv", "claims.json", ANSWERS, "figures/*.svg")
+NAMED, UNIT = ("model", "kind"), ("seed", "base")  # what a rate is of; the base of a study
+NUMBERS = ("count", "n", "rate", "low", "high")
 MOST = 2 << 30  # bytes: the largest file that is read
 
 
@@ -95,30 +99,32 @@ def _whole(held: zipfile.ZipFile, manifest: Manifest) -> Iterator[Check]:
 
 
 def _rates(held: zipfile.ZipFile) -> Check:
-    """Checks that the outcome rates match the answers: for each model, the counts of its sets are compared, whatever the sets' names."""
+    """Checks that the outcome rates follow from the answers: count, n, rate and interval of each set of each model, and of each base."""
     table = pd.read_csv(io.BytesIO(_read(held, "results.csv")), dtype=str, keep_default_na=False)
-    rates = table[table["table"] == "rates"]
-    lines = _read(held, ANSWERS).decode().splitlines()
-    answers = pd.DataFrame([json.loads(line) for line in lines if line], columns=["model", "kind", "outcome"])
-    counted = answers.assign(model=answers.model.map(shown_text)).groupby(["model", "kind", "outcome"]).size()
-    if set(rates.model) != set(counted.index.get_level_values("model")):
+    stated = table[table["table"] == "rates"].rename(columns={"measure": "outcome", "value": "rate"})
+    lines = [json.loads(line) for line in _read(held, ANSWERS).decode().splitlines() if line]
+    answers = pd.DataFrame(lines, columns=[*NAMED, *UNIT, "harmful", "outcome"]).dropna(axis=1, how="all")
+    keys = [name for name in (*NAMED, *UNIT) if name in answers and name.replace("kind", "set") in stated]
+    if not {*NAMED} <= {*keys}:
+        return Check(what="rates", holds=None, said="not counted again: no rates or no answers are kept")
+    texts = answers.assign(**{name: answers[name].astype(str).map(shown_text) for name in keys})
+    texts = texts.assign(kind=texts.kind.replace(_called(texts.kind, stated.set)))
+    counted = pd.concat([rates(own).assign(**dict(zip(keys, place, strict=True))) for place, own in texts.groupby(keys)], ignore_index=True)
+    both = stated.rename(columns={"set": "kind"}).merge(counted, on=[*keys, "outcome"], suffixes=("", " again"))
+    if both.empty:
         return Check(what="rates", holds=None, said="not counted again: the answers are not from the same models as the rates")
-    stated = {(row.model, row.set, row.measure): int(float(row.count_)) for row in rates.rename(columns={"count": "count_"}).itertuples()}
-    stated = {key: count for key, count in stated.items() if count and key[2] != "neither"}
-    same = _sets(stated) == _sets({key: int(count) for key, count in counted.items()})
-    return Check(
-        what="rates",
-        holds=same,
-        said=f"counted again from {len(answers)} answers" if same else "they differ from the counts of the answers",
-    )
+    apart = [~np.isclose(pd.to_numeric(both[name]), both[f"{name} again"], rtol=0, atol=1e-9, equal_nan=True) for name in NUMBERS]
+    if wrong := int(np.any(apart, axis=0).sum()):
+        return Check(what="rates", holds=False, said=f"{wrong} of {len(both)} differ from what the answers give")
+    rest = f"; {len(stated) - len(both)} others have no answers here" if len(stated) > len(both) else ""
+    return Check(what="rates", holds=True, said=f"{len(both)} counted again from {len(answers)} answers{rest}")
 
 
-def _sets(counts: dict[Any, int]) -> list[Any]:
-    """Turns counts by (model, set, outcome) into a sorted list of (model, counts of one set), without the sets' names."""
-    found: dict[tuple[str, str], dict[str, int]] = {}
-    for (model, kind, outcome), count in counts.items():
-        found.setdefault((model, kind), {})[outcome] = count
-    return sorted((model, sorted(own.items())) for (model, _), own in found.items())
+def _called(kinds: Iterable[str], sets: Iterable[str]) -> dict[str, str]:
+    """Returns how the one set whose answers have a name of their own (an audit calls `prefill` "with the answer begun") is called among the
+    rates; {} if there is none, or more than one."""
+    own, theirs = sorted(set(kinds) - set(sets)), sorted(set(sets) - set(kinds))
+    return {own[0]: theirs[0]} if len(own) == len(theirs) == 1 else {}
 
 
 def _models(summary: Summary) -> dict[str, str]:
