@@ -158,3 +158,8 @@ def test_a_mask_that_collapses_is_refused_and_nothing_is_written(tmp_path: Path,
         run(order("subspace_fusion", tmp_path, family(tmp_path)))
     assert raised.value.status == 2
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_without_a_mask_a_tune_far_from_the_aligned_weight_keeps_every_bit() -> None:
+    tuned, aligned = torch.tensor([1e-11, 3.0]), torch.tensor([0.5, -1e9])
+    assert SubspaceFusion(steps=0).edited("w", tuned, {"aligned": aligned}, {"logits": {}, "roles": []}).equal(tuned)

@@ -68,6 +68,8 @@ class HarmVector(Repair):
             mask = kept(change, *cut(lambda: [change], math.ceil(self.k * change.numel()))[:2])
         found = tuned.flatten().clone()
         parts = (one.flatten().split(BLOCK) for one in (harmful, aligned, mask))
-        for piece, h, a, chosen in zip(found.split(BLOCK), *parts, strict=True):  # in float64, h - a is exact, so lambda = 1 gives theta_b
+        for piece, h, a, chosen in zip(
+            found.split(BLOCK), *parts, strict=True
+        ):  # in float64, so that lambda = 1 gives theta_b to within 1e-16
             piece.copy_(piece.double() - self.strength * (h.double() - a.double()) * chosen)
         return found.view_as(tuned)

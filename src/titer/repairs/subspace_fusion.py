@@ -93,6 +93,8 @@ class SubspaceFusion(Repair):
         return {"logits": {n: phi.detach().cpu() for n, phi in logits.items()}, "roles": more}
 
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
+        if not state["logits"] and not state["roles"] and self.merge == "arithmetic" and self.weight in (0, 1):
+            return tuned  # no mask and a single tune: the sum below could differ from it in a last bit
         aligned = others["aligned"].double()
         changes = [tuned.double() - aligned, *(others[role].double() - aligned for role in state["roles"])]
         mask = self._written(name, state["logits"][name]).double() if name in state["logits"] else torch.ones_like(aligned)

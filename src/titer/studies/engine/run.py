@@ -95,11 +95,13 @@ def run_study(
 def paged(study: Study, found: Sequence[Found], scale: Any, claims: Sequence[Claim]) -> Page:
     """Returns the study's page, made from the bases that learned their task; if none did, a page that says so.
 
-    The notes name each base that did not."""
+    The notes name each base that did not, and each that is shown though claims leave it out."""
     whole = [one for one in found if not one.ended]
     page = study.concluded(study.page(whole, scale), claims) if whole else Page(NOTHING, study.__doc__ or "")
     ended = [f"{one.unit.capitalize()}: nothing was trained on it: {one.ended}." for one in found if one.ended]
-    return replace(page, notes=[*ended, *page.notes])
+    left = "Claims about such a model leave this base out; the answer, the tables and the charts may count it"
+    partly = [f"{fault[0].upper()}{fault[1:]}. {left}." for one in whole if (fault := one.fault(()))]
+    return replace(page, notes=[*ended, *partly, *page.notes])
 
 
 def place_of(lab: Lab, store: Store) -> Path:
