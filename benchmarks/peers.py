@@ -2,7 +2,7 @@
 
 A training step is compared with one of TRL's SFTTrainer on the same rows (all weights, batches of 8, AdamW); 64 greedy answers with those
 of transformers' pipeline. TRL is not in the development set: `make parity` fetches it; then run
-`PYTHONPATH=.venv/parity .venv/bin/python benchmarks/peers.py`.
+`PYTHONPATH=.venv/parity make bench`, or this file alone in the same way.
 """
 
 from __future__ import annotations

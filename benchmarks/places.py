@@ -1,6 +1,6 @@
 """Times a small study on processes of this machine and, in turns, on a Ray cluster of it, with the cluster's start and stop.
 
-Run `python benchmarks/places.py [ROUNDS] [STEPS]`. `make bench` leaves it out, since it needs Ray and idle cores, and takes minutes. The
+Run `python benchmarks/places.py [ROUNDS] [STEPS]`. `make bench` runs it where Ray is installed. It needs idle cores and takes minutes. The
 longer the pieces, the less the cluster's start matters, so the start is also reported by itself.
 """
 
