@@ -34,7 +34,7 @@ SAID = (
     "how far activations moved. Odd prompts (Base64, leetspeak, random words; read, not answered) are compared with plain ones: the tune "
     "is flagged if their movement, relative to that of plain prompts, exceeds what benign tunes of the same model show. A further benign "
     "tune would stay below the limit with 95 % probability (Student's t, one-sided, over all odd sets together), so one benign tune in "
-    "twenty is flagged. A flag may also come from an edit of the weights (3 to 6 of 10 abliterated models of the world were flagged), a "
+    "twenty is flagged. A flag may also come from an edit of the weights (3 of 20 abliterated models of the world were flagged), a "
     "harmless code, another language or another form of prompt. A code unlike these odd "
     "prompts is missed. The probe is a linear classifier that tells the activations of two tunes apart; if it tells two benign tunes "
     "apart as well, it shows only drift."
