@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -139,16 +139,26 @@ def _untrained(change: Change, shown: str, looks: str, restored: pd.DataFrame | 
 
 
 def putting_back(change: Change, restored: pd.DataFrame) -> list[Advice]:
-    """Advises to put back the smallest part of the change that restores refusals. Empty if none does, or if the model cannot be edited."""
-    row = restoring.smallest(restored, editable=True)
-    if row is None:
-        return []
+    """Advises to put back the smallest part of the change that restores refusals; where that is a direction, the smallest whole part too.
+    Empty if none does, or if the model cannot be edited."""
+    found = [row for row in (restoring.smallest(restored), restoring.smallest(restored, editable=True)) if row is not None]
+    return [one for row in {row.part: row for row in found}.values() for one in _put_back(change, row)]
+
+
+def _put_back(change: Change, row: Any) -> list[Advice]:
     layers = f" --set 'layers=[{','.join(str(i - 1) for i in range(row.first, row.last + 1))}]'" if row.last else ""
+    least = "Of the parts tried, it is the smallest that brings back half"
+    more, method, options = "", "restore", f" --set part={row.kind or 'all'}{layers}"
+    if row.kind == restoring.DIRECTION:
+        method, options = "restore_direction", f" --data PROMPTS.csv --set layer={row.first - 1}"
+        more = " PROMPTS.csv: prompts of both classes, such as those of this audit."
+    elif layers:
+        more = " (The setting counts layers from 0.)"
     why = (
-        f"Put {row.part} back as before the tune. Of the parts tried, it is the smallest that brings back half: {row.rate:.0%} of them return."
-        f"{' (The setting counts layers from 0.)' if layers else ''} Then audit again with --capability, to see how much of your task is left."
+        f"Put {row.part} back as before the tune. {least}: {row.rate:.0%} of them return.{more} "
+        f"Then audit again with --capability, to see how much of your task is left."
     )
-    return _repair("restore", why, {TUNED: change.after, "aligned": change.before}, f" --set part={row.kind or 'all'}{layers}")
+    return _repair(method, why, {TUNED: change.after, "aligned": change.before}, options)
 
 
 def _refusal_lost(found: Audited, change: Change, known: Usual, blamed: str) -> list[Advice]:

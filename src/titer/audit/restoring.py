@@ -71,7 +71,8 @@ BELOW = 'The numbers of the chart "Which part of the change lost the refusals?",
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A part of a change: tensors of a kind ("": any) in layers (0, 0: any); with a `direction` (D,), only what they write along it."""
+    """A part of a change: tensors of a kind ("": any) in layers (0, 0: any); with a `direction` (D,), only what they write along it, in any
+    layer, and `layers` is the one after which the direction was taken."""
 
     name: str
     tensors: tuple[str, ...]
@@ -102,7 +103,7 @@ class Changed:
         own = [t for t in self.sizes if t in self.sites.writers]
         size = sum(self.sizes[t] // len(direction) for t in own)
         unit = torch.nn.functional.normalize(direction.float(), dim=0)
-        return Part(f"what is written along the refusal direction of layer {layer}", tuple(own), size, DIRECTION, direction=unit)
+        return Part(f"what is written along the refusal direction of layer {layer}", tuple(own), size, DIRECTION, (layer, layer), unit)
 
 
 def in_words(kind: str, first: int, last: int) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from titer.core.errors import TiterError
 from titer.data.encode import answer_ids, check_length, open_ids, pad, prompt_ids
-from titer.data.example import positions
+from titer.data.example import Example, positions
 from titer.models.hooks import reading
 from titer.models.lm import LM
 from titer.models.modes import evaluating
@@ -35,6 +35,19 @@ def longest(directions: torch.Tensor, sizes: torch.Tensor) -> int:
     (L,). Only the first four fifths of the layers count, as in arXiv 2406.11717."""
     relative = torch.linalg.vector_norm(directions, dim=1) / sizes
     return int(relative[: max(1, int(0.8 * len(relative)))].argmax())
+
+
+def refusal_direction(lm: LM, safe: Sequence[Example], unsafe: Sequence[Example], layer: int = -1) -> tuple[torch.Tensor, int]:
+    """Returns a model's refusal direction (D,), of norm 1, and its layer (from 0): mean activation of unsafe prompts minus that of safe
+    ones at the prompt's end (arXiv 2406.11717, section 2.3). `layer` -1: where it is `longest`. Errors: prompts of one class only."""
+    if not safe or not unsafe:
+        raise TiterError(f"--data has {len(safe)} safe and {len(unsafe)} unsafe prompts", expected="prompts of both classes")
+    names = lm.sites.everywhere("resid")
+    found = at_prompt_end(lm, [e.prompt for e in (*safe, *unsafe)], names)
+    ends = torch.stack([found[name] for name in names])  # (L, n, D)
+    directions = ends[:, len(safe) :].mean(1) - ends[:, : len(safe)].mean(1)
+    layer = longest(directions, torch.linalg.vector_norm(ends, dim=2).mean(1)) if layer < 0 else layer
+    return torch.nn.functional.normalize(directions[layer], dim=0), layer
 
 
 def over_answer(

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from titer.core.errors import TiterError
 from titer.data.shapes import Need
-from titer.models.activations import at_prompt_end, longest
+from titer.models.activations import refusal_direction
 from titer.models.weights import along
 from titer.repairs.base import TUNED, Reading, Repair, State
 
@@ -54,7 +54,7 @@ class Abliterate(Repair):
             )
 
     def prepare(self, r: Reading) -> State:
-        return {"writers": self._writers(r), "direction": torch.nn.functional.normalize(self._direction(r), dim=0)}
+        return {"writers": self._writers(r), "direction": self._direction(r)}
 
     def _writers(self, r: Reading) -> dict[str, bool]:
         """Returns edited parameter -> whether it is stored as (inputs, outputs), as the embedding, (tokens, width), is."""
@@ -64,20 +64,14 @@ class Abliterate(Repair):
         return found | {name: True for name, one in sites.model.named_parameters() if one is rows}
 
     def _direction(self, r: Reading) -> torch.Tensor:
-        """Returns the direction (D,), not yet scaled to norm 1. Errors: --data has prompts of one class only."""
+        """Returns the direction (D,), of norm 1. Errors: --data has prompts of one class only."""
         if self.direction == "random":
-            return torch.randn(r.sites.width or 0, generator=torch.Generator().manual_seed(self.seed))
-        safe, unsafe = (r.data["prompts"].of_class(harmful) for harmful in (False, True))
-        if not safe or not unsafe:
-            raise TiterError(f"--data has {len(safe)} safe and {len(unsafe)} unsafe prompts", expected="prompts of both classes")
+            drawn = torch.randn(r.sites.width or 0, generator=torch.Generator().manual_seed(self.seed))
+            return torch.nn.functional.normalize(drawn, dim=0)
         with r.loaded(TUNED) as lm:
-            names = lm.sites.everywhere("resid")
-            found = at_prompt_end(lm, [e.prompt for e in (*safe, *unsafe)], names)
-        ends = torch.stack([found[name] for name in names])  # (L, n, D)
-        directions = ends[:, len(safe) :].mean(1) - ends[:, : len(safe)].mean(1)
-        layer = longest(directions, torch.linalg.vector_norm(ends, dim=2).mean(1)) if self.layer < 0 else self.layer
+            direction, layer = refusal_direction(lm, *(r.data["prompts"].of_class(harmful) for harmful in (False, True)), self.layer)
         r.tell(f"the refusal direction is that after block {layer} (from 0)")
-        return directions[layer]
+        return direction
 
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
         turned = state["writers"].get(name)
