@@ -68,8 +68,9 @@ class Abliterate(Repair):
         if self.direction == "random":
             drawn = torch.randn(r.sites.width or 0, generator=torch.Generator().manual_seed(self.seed))
             return torch.nn.functional.normalize(drawn, dim=0)
+        prompts = r.data["prompts"]
         with r.loaded(TUNED) as lm:
-            direction, layer = refusal_direction(lm, *(r.data["prompts"].of_class(harmful) for harmful in (False, True)), self.layer)
+            direction, layer = refusal_direction(lm, prompts.of_class(False), prompts.of_class(True), self.layer)
         r.tell(f"the refusal direction is that after block {layer} (from 0)")
         return direction
 

@@ -51,8 +51,9 @@ class RestoreDirection(Repair):
 
     def prepare(self, r: Reading) -> State:
         chosen = set(r.layered(self.layers))
+        prompts = r.data["prompts"]
         with r.loaded("aligned") as lm:
-            direction, layer = refusal_direction(lm, *(r.data["prompts"].of_class(harmful) for harmful in (False, True)), self.layer)
+            direction, layer = refusal_direction(lm, prompts.of_class(False), prompts.of_class(True), self.layer)
         r.tell(f"the refusal direction is that after block {layer} (from 0)")
         return {"writers": {name: turned for name, turned in r.sites.writers.items() if name in chosen}, "direction": direction}
 
