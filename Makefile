@@ -48,9 +48,9 @@ bridges: .venv/dev
 	@test -d .venv/bridges || $(PIP) --target .venv/bridges --no-deps -r tests/integrations/bridges.txt
 	PYTHONPATH=.venv/bridges $(BIN)/python -m pytest tests/integrations/test_lm_eval.py tests/integrations/test_inspect.py tests/integrations/test_inspect_log.py -p no:cacheprovider
 
-cluster: .venv/dev
+cluster: .venv/dev  # PICK='-k ...': only some tests
 	@$(PIP) --compile -e '.[ray]'  # a node of Ray is given 15 s for its first imports
-	$(BIN)/python -m pytest tests/core/test_ray_cluster.py -p no:cacheprovider
+	$(BIN)/python -m pytest tests/core/test_ray_cluster.py -p no:cacheprovider $(PICK)
 
 bench: .venv/dev
 	$(BIN)/python benchmarks/all.py

@@ -186,7 +186,7 @@ def test_what_a_node_made_that_does_not_see_the_run_folder_comes_back_and_what_i
         Here().submit(Work(make, here))
     assert contents(here) == contents(tmp_path)
     error = made_of(cluster, Work(first, tmp_path, None)).error
-    assert "does not see" in str(error), "it would read files beside the artefacts"
+    assert "cannot see the folder" in str(error), "it would read files beside the artefacts"
     assert _left(cluster)
     cluster.stop(at_once=False)
     assert not _left(cluster), "nothing stays on the nodes"
