@@ -127,8 +127,8 @@ def test_a_gate_on_the_kind_and_beyond_the_control(three: Callable[[int], Audite
     assert decided(three(1), {"unsafe": plain(0.0, 0.0)}, kind)[kind].decided == "pass"
     odd = pd.DataFrame([{"set": name, "measure": "drift", "flagged": name != "Base64"} for name in ("Base64", "leetspeak", "random words")])
     hidden = {"hidden": odd.assign(change=three(2).changes[-1].name, controls=2)}
-    moved = decided(three(2), {"unsafe": plain(0.0, 0.0, 0.0)}, kind, "odd_prompts_moved > 0", **hidden)
-    assert [(one.decided, one.value) for one in moved.values()][1] == ("fail", 2.0)
+    moved = decided(three(2), {"unsafe": plain(0.0, 0.0, 0.0)}, kind, "odd_prompts_moved > 0", "edited_matrices > 1", **hidden)
+    assert [(one.decided, one.value) for one in moved.values()][1:] == [("fail", 2.0), ("pass", 0.0)]
     assert moved[kind].decided == "fail"
     for wrong, why in (
         (further, "no control is given"),

@@ -27,6 +27,7 @@ from titer.probes.uncertainty import MEASURES
 UNKNOWN = Interval(math.nan, math.nan, math.nan)
 LEVEL, MOVE, BEYOND = "level", "move", "beyond the control"
 TURNED = "turned_layers"
+EDITED = "edited_matrices"
 ODD = "odd_prompts_moved"
 NAMES = (*kinds.KINDS, kinds.UNKNOWN)
 FEW = 5  # answers; a limit on a rate of fewer is not decided
@@ -58,7 +59,7 @@ def limits(texts: Sequence[str], asked: Question, audited: Audited) -> tuple[Lim
     measures = [plain(f"{name} {measure}") for name, of in asked.referenced.items() if of for measure in MEASURES]
     measures += [f"sensitivity_{name}" for name in OWN]
     own = (
-        [f"change_{part}" for part in PARTS] + [TURNED, ODD][: 1 + bool(hidden.asked(audited))] if changed else []
+        [f"change_{part}" for part in PARTS] + [TURNED, EDITED, *([ODD] if hidden.asked(audited) else [])] if changed else []
     )  # of a change, not a model
     for one in found:
         if one.kinds:
@@ -242,6 +243,9 @@ def _levels(found: Audited, asked: Question, f: Findings, after: str) -> Iterato
         turned = f.rotation[f.rotation.change == found.last.name]
         if len(turned) and turned.degrees_limit.notna().any():
             yield TURNED, Interval(*[float(turned.turned.sum())] * 3)
+        own = f.prints[f.prints.change == found.last.name]
+        if len(own):
+            yield EDITED, Interval(*[float(own.edited.sum())] * 3)
         if len(f.hidden):
             yield ODD, Interval(*[float(f.hidden[f.hidden.flagged.astype(bool)].set.nunique())] * 3)
 
