@@ -254,3 +254,14 @@ def test_a_head_that_is_the_embedding_in_one_model_alone_stays_as_it_is(tmp_path
         found = restoring.changed(Change(before, after, same=False), skeleton(before.checkpoint))
         assert found.left == ("lm_head.weight", "model.embed_tokens.weight")
         assert set(found.sizes) == set(held) - set(found.left)
+
+
+def test_only_answers_that_begin_with_thoughts_forbid_the_search(before: Checkpoint, tmp_path: Path) -> None:
+    change = audited([before, changed(before, tmp_path / "tuned", noised("mlp"))]).last
+    assert change
+    rows = [{"model": model, "thought": None, "unfinished": False} for model in ("aligned", "tuned", "base")]
+    assert restoring.unasked(pd.DataFrame(rows).drop(columns=["thought", "unfinished"]), change) == ""
+    assert restoring.unasked(pd.DataFrame(rows), change) == ""
+    assert restoring.unasked(pd.DataFrame([*rows[:2], {**rows[2], "thought": "hm"}]), change) == ""  # neither of the two
+    for own in ({"thought": "hm"}, {"unfinished": True}):
+        assert "--thinking off" in restoring.unasked(pd.DataFrame([rows[0], {**rows[1], **own}]), change)

@@ -28,12 +28,11 @@ from titer.core.config import digest
 from titer.core.errors import TiterError
 from titer.core.stats import wilson
 from titer.data.draws import drawn, seed_of
-from titer.data.thoughts import thinks
 from titer.judges.base import Judge
 from titer.judges.refusal import Refusal
 from titer.models.activations import longest
 from titer.models.interpolate import with_weights
-from titer.models.lm import Decoding, read_tokenizer
+from titer.models.lm import Decoding
 from titer.models.names import alias
 from titer.models.sites import Sites
 from titer.models.weights import along, compared, delta
@@ -140,6 +139,15 @@ def most_lost(sets: Mapping[str, Asked], verdicts: pd.DataFrame, change: Change)
     return found[0] if len(found[0][1]) >= LEAST else max(found, key=lambda one: len(one[1]))
 
 
+def unasked(verdicts: pd.DataFrame, change: Change) -> str:
+    """Returns why parts cannot be put back: the two models' answers begin with thoughts. Otherwise "", as for a model that can think but was
+    asked with `--thinking off`."""
+    own = verdicts[verdicts.model.isin([change.before.name, change.after.name])]
+    thought = any(bool(own[name].fillna("").astype(bool).any()) for name in ("thought", "unfinished") if name in own)
+    why = f"answers begin with thoughts, and refusals must show within {TOKENS} tokens; ask with --thinking off, if the models have that"
+    return why if thought else ""
+
+
 class Restoring:
     """Asks the prompts whose refusal was lost, with a part of the change put back, changed at random, or alone in the model before."""
 
@@ -199,10 +207,8 @@ def restored(
     asked (the prompts' set), part, kind, first, last, way, parameters, count, n, rate with its Wilson interval (low, high). rate: the share
     refused, with the part put back or changed at random; in reverse, the share not refused.
 
-    `room`: the audit's own limit of new tokens. Errors: a model that thinks; fewer than `LEAST` such prompts.
+    `room`: the audit's own limit of new tokens. Errors: fewer than `LEAST` such prompts.
     """
-    if any(thinks(read_tokenizer(model.checkpoint)) for model in (change.before, change.after)):
-        raise TiterError("the model thinks before it answers", expected=f"a model whose refusals show within {TOKENS} tokens")
     bench = Restoring(pipeline, change, moved, attempts, asked, room)
     open_ = ~bench.refused(BACK, Part("nothing", (), 0))
     if open_.sum() < LEAST:

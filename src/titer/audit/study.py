@@ -373,6 +373,7 @@ def _restored(pipeline: Pipeline, change: Change, asked: Question, verdicts: pd.
     """Measures which part of the change lost the refusals; empty if too few were lost."""
     lacking, (one, attempts) = within.lacking, restoring.most_lost(asked.sets, verdicts, change)
     few = f"only {len(attempts)} refusals were lost, and {restoring.LEAST} are needed" if len(attempts) < restoring.LEAST else ""
+    few = few or restoring.unasked(verdicts, change)
     if few or lacking.stopped:
         if attempts:
             lacking.left_out(restoring.WHY, change.name, few or INTERRUPTED)
