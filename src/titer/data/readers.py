@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from titer.core.errors import TiterError, beside, visible
-from titer.data.formats import FORMAT, PROMPT
+from titer.core.errors import Faulty, TiterError, beside, visible
+from titer.data.formats import CHAT, CLASS, COMPLY, FORMAT, PROMPT
 from titer.data.tables import folder_table, table
 
 Row = tuple[str, Mapping[str, Any]]  # (its place in words, its columns)
@@ -35,6 +35,9 @@ ELSEWHERE = {  # other suffixes -> how to get their rows into a file that can be
     **dict.fromkeys((".zip", ".7z", ".tar", ".tgz"), "unpack it, and give the file inside."),
 }
 SEPARATOR = re.compile(r"\"?sep=(.)\"?(?:\r\n?|\n)", re.IGNORECASE)  # a first line by which Excel is told of the delimiter
+SHEET_ERRORS = ("#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NULL!", "#NUM!", "#N/A", "#ERROR!", "#SPILL!")
+UNSEEN = re.compile("[\u200b-\u200d\u2060\ufeff]+")  # in a column's name
+COLUMNS = {*PROMPT, *CHAT, *COMPLY, *CLASS, "refuse", "text", "input"}
 HEADER = re.compile(r'"?[a-z_]+"?(?:\s*,\s*"?[a-z_]+"?)+')  # names of columns
 MARKS = {  # first bytes of a text -> its encoding; longer marks first
     codecs.BOM_UTF32_LE: "utf-32",
@@ -118,7 +121,7 @@ def _text(name: str, body: bytes) -> str:
         zeros = [byte == 0 for byte in body[:2]]
         coding = "utf-16-be" if zeros == [True, False] else "utf-16-le" if zeros == [False, True] else "utf-8"
     try:
-        return body.decode(coding)
+        return body.decode(coding).lstrip("\ufeff")  # some programs write a second mark
     except UnicodeDecodeError as error:
         if coding not in ("utf-8", "utf-8-sig"):
             raise TiterError(f"{name}: not a whole {coding} text", next_step="save the file as UTF-8.") from None
@@ -156,10 +159,15 @@ def _txt(name: str, text: str) -> Iterator[Row]:
 
 def _row(where: str, row: Mapping[str, Any]) -> Row:
     """A row with its columns' names in small letters. Errors: a name occurs twice."""
-    named = {str(key).strip().lower(): None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+    named = {_name(str(key)): None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
     if len(named) < len(row):
-        raise _twice(where, [str(key).strip().lower() for key in row])
+        raise _twice(where, [_name(str(key)) for key in row])
     return where, named
+
+
+def _name(column: str) -> str:
+    """A column's name in small letters, without white space at its ends or marks that nobody sees (U+FEFF, U+200B)."""
+    return UNSEEN.sub("", column).strip().lower()
 
 
 def _twice(where: str, columns: Sequence[str]) -> TiterError:
@@ -172,7 +180,13 @@ def _twice(where: str, columns: Sequence[str]) -> TiterError:
 
 
 def whole(where: str, *texts: str | None) -> None:
-    """Checks texts. Errors: one has half of a two-part character (a surrogate), which cannot be encoded; JSON can contain one."""
+    """Checks texts. Errors: one has half of a two-part character (a surrogate), which cannot be encoded (JSON can contain one); one is
+    what a spreadsheet shows in place of a text that begins with =, + or -."""
+    if wrong := [text.strip() for text in texts if text and text.strip() in SHEET_ERRORS]:
+        raise Faulty(
+            f"{where}: {wrong[0]} is a spreadsheet's error, not a text",
+            next_step="format that column of the sheet as text, and enter it again.",
+        )
     if any("\ud800" <= letter <= "\udfff" for text in texts if text for letter in text):
         raise TiterError(f"{where}: a text has half of a two-part character (a surrogate)", expected="whole characters")
 
@@ -182,10 +196,12 @@ def _csv(name: str, text: str, delimiter: str) -> Iterator[Row]:
     the header contains."""
     if told := SEPARATOR.match(text):
         delimiter, text = delimiter or told[1], "\n" + text[told.end() :]
+    text = _below_title(text)
     begun = text.lstrip("\r\n").partition("\n")[0]
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # the library's own limit is 131,072 letters
     mark = delimiter or next((one for one in ",;\t|" if one in begun), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
+    spaced = re.search(rf"{re.escape(mark)} +\S", begun) is not None  # `prompt, label`: blanks behind the marks are none of the fields
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=mark, skipinitialspace=spaced)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -197,7 +213,7 @@ def _csv(name: str, text: str, delimiter: str) -> Iterator[Row]:
             return
         if not any(map(str.strip, row)):
             continue
-        named = [column.strip().lower() for column in row]
+        named = [_name(column) for column in row]
         if header is None:
             header = named
             if len(filled := [column for column in header if column]) > len(set(filled)):
@@ -211,6 +227,17 @@ def _csv(name: str, text: str, delimiter: str) -> Iterator[Row]:
             raise TiterError(f"{name}, line {line}: the header is repeated", expected="one header", next_step="remove that line.")
         else:
             yield f"{name}, line {line}", dict(zip(header, row, strict=True))
+
+
+def _below_title(text: str) -> str:
+    """Empties the lines above a table's header: titles, remarks, merged cells. They name no column and fill fewer cells than the header,
+    which names two columns or more."""
+    lines = text.split("\n", 10)
+    cells = [{_name(cell.strip().strip('"')) for cell in re.split("[,;\t|]", line)} - {""} for line in lines[:10]]
+    first = next((i for i, found in enumerate(cells) if found), 0)
+    at = next((i for i, found in enumerate(cells) if len(found & COLUMNS) > 1), 0)
+    above = at > first and not cells[first] & COLUMNS and (len(cells[first]) < len(cells[at]) or lines[first].startswith("#"))
+    return "\n".join(["" if i < at else line for i, line in enumerate(lines)]) if above else text
 
 
 def _jsonl(name: str, text: str) -> Iterator[Row]:

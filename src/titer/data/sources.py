@@ -18,6 +18,7 @@ from pydantic import Field
 
 from titer.core.config import Record
 from titer.core.errors import Faulty, TiterError, visible
+from titer.data.cells import prompts_checked, unflagged
 from titer.data.cut import SHARE, in_words
 from titer.data.draws import drawn
 from titer.data.encode import encode, fitted
@@ -225,14 +226,14 @@ def _opened(path: str | Path, reading: str | None, need: Need) -> tuple[File, li
     """Opens a file; returns (file, its rows, how they are read, notes). A published set, named or recognised, becomes plain rows."""
     prefix, place = place_of(path)
     file = load_hub(place) if is_hub(place) else load(place)
-    rows, told = straight(records(file)), ""
+    rows, told = unflagged(straight(records(file))), ""
     columns = {key for _, row in rows for key in row}
     if name := prefix if prefix not in ("", SAFE, UNSAFE) else "" if reading else recognised(file.name, columns):
         rows, told = as_plain(name, file.name, rows)
     if prefix in (SAFE, UNSAFE):
         rows, told = all_of(prefix, file.name, rows)
     form = shape(file.name, rows, reading, need)
-    return file, rows, form, (*filter(None, [told]), *form.told)
+    return file, rows, form, (*filter(None, [told]), *form.told, *prompts_checked(file.name, rows, form))
 
 
 def place_of(path: str | Path) -> tuple[str, str | Path]:
