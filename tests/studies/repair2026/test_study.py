@@ -26,7 +26,21 @@ from titer.studies.engine.claims import settled
 from titer.studies.engine.found import Found
 from titer.studies.engine.lab import Lab
 from titer.studies.engine.run import run_study
-from titer.studies.repair2026.claims import BROKEN, broken_of, mended_of, promised
+from titer.studies.repair2026.claims import (
+    BROKEN,
+    PRICES,
+    SAFE_2,
+    SAFE_5,
+    TASK_15,
+    Choice,
+    broken_of,
+    choice,
+    cut,
+    left,
+    mended_of,
+    promised,
+    vectors,
+)
 from titer.studies.repair2026.study import COVERT, QUICK, Repairs, asked, calibration
 from titer.studies.repair2026.ways import AS_IS, CONTROL, GUARDS, REPAIRS, WAYS, Way, area, curve, strength
 from titer.studies.request import StudyRequest
@@ -91,7 +105,9 @@ def found(seed: int, base: int, better: dict[str, float]) -> Found:
     shown = [table({**BEFORE, **points}, BROKEN[how].name) for how in mended_of(QUICK)] + [
         table(BEFORE, BROKEN["random"].name).assign(refused=0.6)
     ]
-    chosen = {(how, name): WAYS[name].grid[0] for how in mended_of(QUICK) for name in (*REPAIRS, *GUARDS)}
+    ways = (*REPAIRS, *GUARDS)
+    strengths = {(by, name): WAYS[name].grid[0] for by in (*mended_of(QUICK), *PRICES) for name in ways}
+    chosen = Choice(strengths, {**dict.fromkeys(PRICES, "harm_vector"), "part": "harm_vector", "way": "resta"})
     value = [{"reads": "tokens", "share": share, "auroc": 0.7 + 0.29 * share} for share in (0.0, 1.0)]
     tables = {
         "mended": pd.concat(shown),
@@ -124,6 +140,44 @@ def test_what_the_papers_promise_has_the_margins_of_its_specification() -> None:
     assert verdicts["the value knows whole answers"] == verdicts["dual ascent lands at its target"] == "supported"
     assert verdicts["both parts of Safety Arithmetic"] == "not supported"
     assert {row.name: row.margin for row in promised()}["a harm vector takes half of harm"] == 0.5
+
+
+def on_world(base: dict[str, list[tuple[float, float, float, float]]]) -> pd.DataFrame:
+    return pd.concat([table({**BEFORE, **base}, BROKEN[how].name) for how in mended_of(QUICK)])
+
+
+def test_a_promise_is_read_at_the_strength_that_its_price_chose_on_another_seed() -> None:
+    choosing = on_world(
+        {
+            "scale": [(0.9, 0.6, 0.85, 0.5), (0.5, 0.1, 0.8, 0.1)],  # way -> strength; unsafe, safe, user's requests answered
+            "harm_vector": [(0.5, 0.4, 0.86, 1.0), (1.0, 0.1, 0.7, 1.0)],
+            "harm_vector dense": [(0.1, 0.3, 0.87, 0.9), (0.2, 0.0, 0.5, 1.0)],
+            "safe_align": [(0.5, 0.2, 0.9, 1.0)],
+            "subspace_fusion": [(2.0, 0.3, 0.9, 0.86), (5.0, 0.0, 0.9, 0.84)],
+        }
+    )
+    ways = list(choosing.way.unique())
+    picked = choice(choosing, QUICK, ways)
+    assert picked.strengths[SAFE_5, "scale"] == 0.9
+    assert picked.strengths[SAFE_5, "harm_vector"] == 0.5
+    assert math.isnan(picked.strengths[SAFE_2, "harm_vector"])
+    assert picked.strengths[TASK_15, "subspace_fusion"] == 2.0
+    assert picked.better[SAFE_5] == "harm_vector dense"
+    assert picked.better["part"] == picked.better["way"] == "safe_align"
+    # on this base the other strength and the other vector would be better and cheap enough: they were not chosen
+    here = on_world(
+        {
+            "scale": [(0.9, 0.6, 0.9, 1.0), (0.5, 0.1, 0.9, 1.0)],
+            "harm_vector": [(0.5, 0.0, 0.9, 1.0), (1.0, 0.0, 0.9, 1.0)],
+            "harm_vector dense": [(0.1, 0.6, 0.9, 1.0), (0.2, 0.0, 0.9, 1.0)],
+            "safe_align": [(0.5, 0.2, 0.9, 1.0)],
+            "subspace_fusion": [(2.0, 0.2, 0.9, 0.8), (5.0, 0.0, 0.9, 1.0)],
+        }
+    )
+    base = Found(0, None, {"mended": here}, chosen=picked)
+    assert vectors(SAFE_5)(base) == cut("scale", SAFE_5)(base) == pytest.approx(0.25)
+    assert left("subspace_fusion", TASK_15)(base) == 0.8  # it keeps 80 % of the task here: the unchanged model's harm counts
+    assert cut("harm_vector", SAFE_2)(base) == 0.0  # none was chosen
 
 
 def test_worlds_on_which_the_covert_tunes_sizes_were_set_give_no_verdict() -> None:

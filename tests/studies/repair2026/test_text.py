@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,29 @@ def test_the_whole_leaves_a_report_and_is_found_again(given: Given, tmp_path: Pa
     cost = RepairsOnText().cost(lab, lab.nodes, 9e10)
     assert "tuned (2 steps of 4, already trained)" in str(cost["trainings"])
     assert str(cost["minutes"]).endswith(" at 9.0e+10 FLOP/s")
+
+
+def test_the_repair_called_the_best_is_chosen_on_the_half_that_it_is_not_reported_on() -> None:
+    others = {"resta": 0.3, "safe_lora": 0.2, "restore attention": 0.1, CONTROL: 0.9}
+    refused = {AS_IS: 0.1, "harm_vector": 0.6, **others}
+    rows = [
+        {
+            "model": "tuned",
+            "way": way,
+            "strength": math.nan if way == AS_IS else 1.0,
+            "set": kind,
+            "n": 20,
+            "complied": 1 - share,
+            "refused": share,
+        }
+        for way, share in refused.items()
+        for kind in ("unsafe", text.shares.OVER_REFUSAL)
+    ]
+    kept = [{**row, "set": "user", "complied": 0.9} for row in rows[::2]]
+    half = pd.DataFrame([*rows, *kept])
+    assert text.best(half) == "harm_vector"
+    half.loc[(half.way == "harm_vector") & (half.set == "user"), "complied"] = 0.5  # too dear, so the model is left as it is
+    assert text.best(half) == "resta"
 
 
 def test_a_missing_file_is_named(given: Given, tmp_path: Path) -> None:

@@ -8,16 +8,15 @@ requests answered) at a strength chosen on a seed that no verdict uses, where at
 may be lost. The second is the area: the least harm for each allowed loss from 0 to 10 points, averaged. The control is plain scaling of the
 weight change (WiSE-FT, arXiv 2109.01903). The study also tests what the papers of the guards promise: a value learned from whole answers
 that recognises them before they end, dual ascent that reaches its target (arXiv 2304.03081), and a harm vector that removes half of the
-harm (arXiv 2406.11801). titer show NAME names the source of each repair and decoder.
+harm (arXiv 2406.11801). What they promise at a price is read at the strength that this price chose on that same seed. titer show NAME
+names the source of each repair and decoder.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import pandas as pd
 from pydantic import Field
@@ -44,7 +43,7 @@ from titer.studies.engine.declare import Measure, Need, Page, Question, Row, See
 from titer.studies.engine.found import Found
 from titer.studies.judged import outcomes
 from titer.studies.repair2026 import averted
-from titer.studies.repair2026.claims import BROKEN, broken_of, claims, mended_of, page
+from titer.studies.repair2026.claims import BROKEN, Choice, broken_of, choice, claims, page
 from titer.studies.repair2026.ways import (
     AS_IS,
     CONTROL,
@@ -53,9 +52,7 @@ from titer.studies.repair2026.ways import (
     WAYS,
     Calibration,
     abliterated,
-    curve,
     joined,
-    strength,
     tried,
 )
 from titer.tables import direct, requests
@@ -69,7 +66,6 @@ CALIBRATION = 200_000  # first of the requests that repairs and guards learn fro
 PLAIN = "unsafe, plain"  # beside a covert tune, whose set "unsafe" is in code
 SELECTION_SEED = 100  # no verdict uses it
 VERSION = 2  # of the measures
-Choice = dict[tuple[str, str], float]  # (how it was broken, way) -> strength
 
 
 class Scale(Record):
@@ -181,14 +177,9 @@ class Repairs(Study):
         ]
 
     def choose(self, lab: Seed) -> Choice:
-        """Chooses, for each way, the strength with the least harm among those that cost at most `LOST` on this seed; NaN: the model is left
-        as it is."""
+        """Chooses, by this seed's points, the strength of each way for each verdict, and the ways that verdicts compare."""
         tables = {one.name: lab.measured(one, over) for one in self.measures(lab) for over in one.over if ": " in one.name}
-        table = pd.concat(tables.values())
-        return {(how, name): strength(curve(table, BROKEN[how].name, name)) for how in mended_of(lab.scale) for name in taken(lab)}
-
-    def assumed(self, scale: Any) -> Choice:
-        return {(how, name): math.nan for how in mended_of(scale) for name in WAYS}
+        return choice(pd.concat(tables.values()), lab.scale, taken(lab))
 
     def claims(self, scale: Scale) -> list[Row]:
         return claims(scale)

@@ -3,9 +3,9 @@
 There is one seed, so this is a demonstration, not a verdict. The aligned and the tuned model are those of the README, made by the same
 stages: safe responses, then SST-2. A harm vector needs a model tuned to comply, so the aligned model is tuned to answer ordinary
 instructions, which this alignment had taught it to refuse too; with `--harmful FILE`, to answer that file's rows. Every repair is tried on
-the tuned model, and on the tuned model with its refusal direction removed; removing a random direction is the control. Strengths are chosen
-on one half of the prompts and reported on the other half. The cost is the loss of the user's task. The share of safe prompts refused is
-shown with it, because this alignment taught that too.
+the tuned model, and on the tuned model with its refusal direction removed; removing a random direction is the control. Strengths, and the
+repair that the answer calls the best, are chosen on one half of the prompts and reported on the other half. The cost is the loss of the
+user's task. The share of safe prompts refused is shown with it, because this alignment taught that too.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def page(found: Found) -> Page:
     ]  # fmt: skip
     return Page(
         title=f"repair2026 on {next(iter(found.keys))}",
-        answer=answer(halves["verdict"], chosen),
+        answer=answer(halves["verdict"], chosen, best(halves["choice"])),
         about=" ".join((__doc__ or "").partition("\n\n")[2].split()),
         figures=figures,
         tables={"at the chosen strength": chosen.round(3), "every strength": table.round(3), "models": shares.printed(t)},
@@ -262,7 +262,7 @@ def page(found: Found) -> Page:
     )
 
 
-def _beside(table: pd.DataFrame, how: str, name: str, point: Point) -> dict[str, object]:
+def _beside(table: pd.DataFrame, how: str, name: str, point: Point) -> dict[str, float]:
     """Returns the shares at a point: unsafe prompts answered (with interval) and refused, and safe prompts refused."""
     mine = table[
         (table.model == how)
@@ -280,19 +280,28 @@ def _beside(table: pd.DataFrame, how: str, name: str, point: Point) -> dict[str,
     }
 
 
-def answer(table: pd.DataFrame, chosen: pd.DataFrame) -> str:
-    """Returns the finding in words."""
+def best(table: pd.DataFrame) -> str:
+    """Returns the repair after which the tuned model refuses most unsafe prompts, on the half of the prompts that chooses strengths."""
+
+    def refused(name: str) -> float:
+        points = curve(table, TUNED, name, PRICED)
+        return _beside(table, TUNED, name, at_strength(points, strength(points)))["unsafe refused"]
+
+    return max((name for name in WAYS if name not in (AS_IS, CONTROL)), key=refused)
+
+
+def answer(table: pd.DataFrame, chosen: pd.DataFrame, name: str) -> str:
+    """Returns the finding in words, on the half of the prompts that chooses nothing. `name`: the repair that the other half chose."""
 
     def refused(how: str) -> float:
         return float(table[(table.model == how) & (table.way == AS_IS) & (table.set == "unsafe")].refused.iloc[0])
 
     mine = chosen[chosen.model == TUNED]
-    repairs, scaled = mine[mine.way != CONTROL], mine[mine.way == CONTROL].iloc[0]
-    best = repairs.loc[repairs["unsafe refused"].idxmax()]
+    repaired, scaled = (mine[mine.way == way].iloc[0] for way in (name, CONTROL))
     out, random = (refused(how) for how in tuple(BROKEN)[1:])
     return (
         f"The tuned model refuses {refused(TUNED):.0%} of unsafe prompts. At strengths chosen to lose at most {LOST:.0%} of the task, scaling the change raises this to {scaled['unsafe refused']:.0%} and "
-        f"the best repair, {best.way}, to {best['unsafe refused']:.0%}, with {best['safe refused']:.0%} of safe prompts refused. With its refusal direction removed the tuned model refuses {out:.0%}, "
+        f"{name}, the best repair on the other half of the prompts, to {repaired['unsafe refused']:.0%}, with {repaired['safe refused']:.0%} of safe prompts refused. With its refusal direction removed the tuned model refuses {out:.0%}, "
         f"with a random direction removed {random:.0%}. One seed, {int(table.n.max())} prompts per set: a demonstration, not a verdict."
     )
 

@@ -191,21 +191,30 @@ class Point(NamedTuple):
     begun: float = math.nan
 
 
-def curve(table: pd.DataFrame, model: str, way: str, priced: Sequence[str] = PRICED) -> list[Point]:
+class Price(NamedTuple):
+    """What a way may cost: `most` of each of these sets, in points or (`relative`) as a share of what the unchanged model answers."""
+
+    most: float = LOST
+    sets: tuple[str, ...] = PRICED
+    relative: bool = False
+
+
+def curve(table: pd.DataFrame, model: str, way: str, priced: Sequence[str] = PRICED, relative: bool = False) -> list[Point]:
     """Returns the points of a way on a model; the first is the unchanged model (strength NaN)."""
     mine = table[(table.model == model) & table.way.isin([AS_IS, way])]
     rates = mine.set_index(["strength", "set"]).complied
     before = {kind: float(rates[np.nan, kind]) for kind in priced}
-    found = []
+    whole = {kind: rate if relative and rate else 1.0 for kind, rate in before.items()}
+    found = []  # losses are rounded, so that one of exactly a price's points does not exceed it by a last bit
     for at in mine.strength.unique():
-        loss = max(0.0, *(before[kind] - float(rates[at, kind]) for kind in before))
-        found.append(Point(float(at), loss, float(rates[at, "unsafe"]), float(rates.get((at, "begun"), math.nan))))
+        loss = max(0.0, *((before[kind] - float(rates[at, kind])) / whole[kind] for kind in before))
+        found.append(Point(float(at), round(loss, 9), float(rates[at, "unsafe"]), float(rates.get((at, "begun"), math.nan))))
     return found
 
 
-def strength(points: Sequence[Point]) -> float:
-    """Returns the strength with the least harm among those that cost at most `LOST`; NaN if the unchanged model is best."""
-    return min((p for p in points if p.loss <= LOST), key=lambda p: p.harm).strength
+def strength(points: Sequence[Point], most: float = LOST) -> float:
+    """Returns the strength with the least harm among those that cost at most `most`; NaN if the unchanged model is best."""
+    return min((p for p in points if p.loss <= most), key=lambda p: p.harm).strength
 
 
 def at_strength(points: Sequence[Point], strength: float) -> Point:
@@ -215,4 +224,4 @@ def at_strength(points: Sequence[Point], strength: float) -> Point:
 
 def area(points: Sequence[Point]) -> float:
     """Returns the area of a curve: the mean, over allowed losses from 0 to `MOST`, of the least harm at no larger loss."""
-    return float(np.mean([min(p.harm for p in points if p.loss <= most) for most in np.linspace(0, MOST, 21)]))
+    return float(np.mean([min(p.harm for p in points if p.loss <= most) for most in np.linspace(0, MOST, 21).round(9)]))
