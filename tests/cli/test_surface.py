@@ -103,7 +103,19 @@ SURFACE = {
     "align": [
         *("MODEL", "--alpha", "--batch", "--canaries", "--canary", "--continued", "--data", "--dropout", "--dry-run", "--json"),
         *("--longest", "--lora", "--lr", "--method", "--processes"),
-        *("--read", "--reading", "--replay", "--runs", "--seed", "--set", "--steps", "--stream", "--to", "--trust-remote-code"),
+        *(
+            "--read",
+            "--reading",
+            "--replay",
+            "--runs",
+            "--seed",
+            "--set",
+            "--steps",
+            "--stream",
+            "--thinking",
+            "--to",
+            "--trust-remote-code",
+        ),
     ],
     "finetune": [
         *(
@@ -135,7 +147,7 @@ SURFACE = {
             "--safety",
             "--safety-examples",
         ),
-        *("--schedule", "--seed", "--set", "--stream", "--to", "--trust-remote-code"),
+        *("--schedule", "--seed", "--set", "--stream", "--thinking", "--to", "--trust-remote-code"),
     ],
     "repair": [
         *("MODEL", "--data", "--dry-run", "--json", "--method", "--read", "--reading", "--runs", "--set", "--shard", "--strength"),

@@ -269,3 +269,15 @@ def test_an_earlier_thought_may_be_left_out_whatever_its_marks() -> None:
     late = SWITCH.replace("m.content", "m.content.split('[/THINK]')[-1]")
     talk = [Turn("user", "hello"), Turn("assistant", "[THINK]a[/THINK]Hi."), Turn("user", "bye")]
     assert texts(made(late), [talk]) == ["<user>hello<assistant>Hi.<user>bye<a>"]
+
+
+@pytest.mark.parametrize("variable", ["thinking", "enable_thinking", "reasoning"])
+def test_a_thought_is_not_trained_behind_a_closed_one(variable: str) -> None:
+    marks = ("<|START_THINKING|>", "<|END_THINKING|>") if variable == "reasoning" else ("<think>", "</think>")
+    thought, answer = f"{marks[0]}hm{marks[1]}Mix", f"{marks[0]}{marks[1]}Mix"
+    off = think(made(SWITCH + ASKS[variable]), "off")
+    with pytest.raises(TiterError, match=r"closes the thought before the answer.*--thinking on"):
+        answer_ids(off, ["Mix", thought])
+    on = think(made(SWITCH + ASKS[variable]), "on")
+    assert "hm" in on.decode(answer_ids(on, [thought])[0])
+    assert "Mix" in off.decode(answer_ids(off, [answer])[0])  # no thought is lost

@@ -296,6 +296,7 @@ class TrainConfig:
         int, Option(min=1, help="Train N steps in a row on each batch, so 1/N of the data is seen; for --method vaccine --set reuse=rows.")
     ] = 1
     to: Annotated[Place | None, Option(help="Also put a copy of the model into this folder.")] = None
+    thinking: Think = "default"
     seed: Seed = 0
 
 

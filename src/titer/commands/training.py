@@ -71,7 +71,7 @@ def planned_alignment(order: AlignRequest) -> Planned:
     text, held = read(order.data, order.reading, "pairs" if pairs else "answers"), read(order.canary)
     if held is None and order.canaries is not None:
         raise TiterError("--canaries without --canary", next_step="add --canary FILE, a file of instructions with answers.")
-    start = resolve(order.model, order.trust_remote_code)
+    start = resolve(order.model, order.trust_remote_code, order.thinking)
     about: dict[str, Any] = {}
     lines = []
     if held is None:
@@ -89,7 +89,7 @@ def planned_alignment(order: AlignRequest) -> Planned:
 
 def planned_finetuning(order: FinetuneRequest) -> Planned:
     """Checks a fine-tuning. Errors: as `user_mix` and `finetune_stage`; an unknown model; rows longer than the model's window."""
-    held, start = read(order.canary), resolve(order.model, order.trust_remote_code)
+    held, start = read(order.canary), resolve(order.model, order.trust_remote_code, order.thinking)
     files = {"benign": read(order.data, order.reading), "harmful": read(order.harmful), "safety": read(order.safety)}
     mixed = user_mix(files, MixtureSpec(order.examples, order.poison_ratio, order.safety_examples), order.seed, held)
     stage = finetune_stage(mixed, order, order.epochs, order.keep, held)

@@ -127,6 +127,11 @@ def _spoken(tokenizer: Any, answers: Sequence[str]) -> tuple[str, list[Spoken]]:
         return "", plain
     (head,) = texts(tokenizer, [[REQUEST]])
     mark = thoughts.opened(head)
+    if thoughts.closed(head) and (lost := next((one for one in answers if thoughts.told(one).thought), None)) is not None:
+        raise TiterError(
+            f"the chat template closes the thought before the answer, and an answer to train begins with one: {visible(lost, 60)!r}",
+            next_step="train with --thinking on, if the template has that; else leave the thoughts out of the answers.",
+        )
     parts = [_parted(answer, mark) for answer in answers]
     said = [own for _, own in parts] if mark else list(answers)
     wholes = answered(tokenizer, [REQUEST], said)

@@ -77,6 +77,7 @@ SPOKEN = re.compile(r"<\|END_RESPONSE\|>|<\|end_of_solution\|>|<\|(?:end|return|
 BETWEEN = re.compile(r"\s*(?:<\|(?:start|begin)\|>|<\|channel\|>)(?:(?!<\|(?:message|content)\|>).)*\Z", re.DOTALL)
 BEFORE = re.compile(r"\s*(?:<(?:\|(?:\w+\|?)?)?)?")
 END = rf"</[ \t]?{NAME}[ \t]?>|\[/(?:THINK|THINKING|REASONING)\]|<\|end_of_thought\|>|◁/think▷"
+SHUT = re.compile(rf"(?:{END}|<\|END_THINKING\|>)\s*\Z", re.IGNORECASE)
 ORPHAN = re.compile(  # an end mark without an opening mark, on a line of its own or right after a word
     rf"(?:(?:\A|\n)[ \t]*|(?<=[^\s\"'`(\[<]))((?i:{END}))(?:[ \t]*(?:\n|\Z)|(?= ?[A-Z\"*#]))"
 )
@@ -121,6 +122,11 @@ def opened(prompt: str) -> str:
     """Returns the mark at a prompt's end that opens a thought, with the white space after it; "" if there is none."""
     found = OPENED.search(prompt)
     return found[0] if found else ""
+
+
+def closed(prompt: str) -> bool:
+    """Whether a prompt ends with the mark that closes a thought, so that the answer after it has none."""
+    return SHUT.search(prompt) is not None
 
 
 def spelt(told: Told) -> bool:
