@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from tests.cli.conftest import Titer
 from titer import api
+from titer.core import inventory
 
 EVALUATE = ("evaluate", "m", "--data", "d.csv", "--max-new-tokens", "4")
 
@@ -59,3 +60,9 @@ def test_what_is_at_work_or_young_is_left_and_rubbish_goes(titer: Titer, here: P
     assert (here / "runs" / "mine" / "notes.txt").exists()
     assert "did you mean 'samples'" in wrong("runs", "--prune", "sample")
     assert "--runs DIR" in wrong("runs", "--runs", "nowhere")
+
+
+def test_a_piece_from_a_clock_that_is_ahead_can_be_deleted(tmp_path: Path) -> None:
+    ahead = inventory.Piece("samples", "0" * 16, tmp_path, "", 0, time.time() + inventory.DAY, "")
+    assert inventory.chosen([ahead], ["samples"]) == [ahead]
+    assert inventory.chosen([ahead], ["samples"], days=1.0) == []

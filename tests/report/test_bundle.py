@@ -154,6 +154,12 @@ def test_tables_for_a_paper(tmp_path: Path) -> None:
     assert "nan" not in latex
     with pytest.raises(TiterError, match="unknown table"):
         told.table("claim")
+    write_report(replace(report, results=rates.assign(model="NA")), tmp_path)
+    assert set(told.table("rates").model) == {"NA"}
+    for torn in (b"", b"null", b"layer\xe9"):
+        (tmp_path / "results.csv").write_bytes(torn)
+        with pytest.raises(TiterError, match="cannot be read"):
+            told.table("rates")
 
 
 def test_figures_as_pdf(made: Path) -> None:

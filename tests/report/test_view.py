@@ -61,6 +61,16 @@ def test_two_models_side_by_side_and_what_flipped(server: Server) -> None:
     assert not any(line in text for line in ("<img src=x", "<svg onload", "onfocus='"))
 
 
+@pytest.mark.parametrize("torn", [b'{"model": "a"', b"[1]", b"null", b"{}", b"\xff"])
+def test_torn_answers_are_told(torn: bytes, server: Server) -> None:
+    shutil.copytree(server.runs / "alpha-run", server.runs / "torn-run")
+    (server.runs / "torn-run" / ANSWERS).write_bytes(torn)
+    answer, text = ask(server, "/?run1=torn-run&run2=beta-run")
+    assert answer.status == 500
+    assert "cannot be read as a report's answers" in text
+    shutil.rmtree(server.runs / "torn-run")
+
+
 @pytest.mark.parametrize(
     "path", ["/report/../alpha-run", "/report/none", "/report/", "/etc/passwd", "/report/alpha-run/answers.jsonl", "/report/%2e%2e"]
 )

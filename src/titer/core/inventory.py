@@ -8,6 +8,7 @@ mistaken for a piece, and the next call removes it.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import time
@@ -89,7 +90,7 @@ def chosen(held: Sequence[Piece], words: Sequence[str], days: float = 0.0) -> li
     for word in words:
         if word != UNFINISHED and not any(piece.named(word) for piece in held):
             unknown("kind or key", word, {piece.kind for piece in held} | {UNFINISHED}, next_step="titer runs lists what is there.")
-    before = time.time() - days * DAY
+    before = time.time() - days * DAY if days else math.inf  # a piece may be dated in the future, from another machine's clock
     return [piece for piece in held if any(piece.named(word) for word in words) and piece.made <= before]
 
 
@@ -141,7 +142,7 @@ def _json(file: Path) -> dict[str, Any]:
     """Reads a JSON file's object; {} if the file is missing or holds no object."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -77,7 +77,7 @@ def verify(file: Path, models: Sequence[str] = (), data: Path | None = None) -> 
         with zipfile.ZipFile(file) as held:
             manifest = build(Manifest, json.loads(_read(held, MANIFEST)), f"manifest of {file.name}")
             return [*_whole(held, manifest), _rates(held), *_models_held(manifest, models), *_data_held(manifest, data)]
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, RecursionError) as error:
         told = f"{visible(str(file), 160)} is not a bundle: {visible(str(error), 160)}"
         raise TiterError(told, expected="a file of titer report RUN --bundle FILE") from None
 
@@ -145,12 +145,15 @@ def _data_held(manifest: Manifest, data: Path | None) -> Iterator[Check]:
 
 
 def as_table(claims: Sequence[Claim], folder: Path, name: str) -> pd.DataFrame:
-    """Returns a table of a report by its name: `claims`, or one of those in results.csv. Errors: an unknown name."""
+    """Returns a table of a report by its name: `claims`, or one of those in results.csv. Errors: an unknown name; a torn results.csv."""
     if name == "claims":
         rows = [(c.name, c.statement, c.paper_value, c.value, *(c.interval or (None, None)), c.control.name, c.verdict) for c in claims]
         return pd.DataFrame(rows, columns=["name", "statement", "paper", "value", "low", "high", "control", "verdict"])
-    table = pd.read_csv(folder / "results.csv")
-    own = table[table["table"] == name]
+    try:
+        table = pd.read_csv(folder / "results.csv", keep_default_na=False, na_values=[""])  # a model may be called NA
+        own = table[table["table"] == name]
+    except (OSError, ValueError, KeyError) as error:
+        raise TiterError(f"{folder / 'results.csv'} cannot be read ({visible(str(error), 120)})", next_step=AGAIN) from None
     if own.empty:
         unknown("table", name, ["claims", *dict.fromkeys(table["table"])])
     return own.drop(columns="table").dropna(axis=1, how="all")

@@ -20,6 +20,7 @@ import jinja2
 
 from titer.core.errors import TiterError, visible
 from titer.core.inventory import pages
+from titer.report.card import AGAIN
 from titer.report.html import ANSWERS, TEMPLATES
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -69,7 +70,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Host") not in own:
             return self._send(403, "this server answers only this machine", "text/plain")
         if asked.path == "/":
-            return self._send(200, _page(self.server.runs, held, words))
+            try:
+                return self._send(200, _page(self.server.runs, held, words))
+            except TiterError as error:
+                return self._send(500, str(error), "text/plain")
         name = asked.path.removeprefix("/report/")
         if asked.path.startswith("/report/") and name in held:
             return self._send(200, (self.server.runs / name / "report.html").read_text(encoding="utf-8"), policy="")
@@ -106,13 +110,24 @@ def _page(runs: Path, held: dict[str, str], words: dict[str, str]) -> str:
 
 
 def _chosen(runs: Path, run: str, model: str) -> Chosen:
-    file = runs / run / ANSWERS
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    rows = [json.loads(line) for line in lines if line]
+    rows = _answers(runs / run / ANSWERS)
     models = tuple(dict.fromkeys(str(row["model"]) for row in rows))
     model = model if model in models else (models[-1] if models else "")
     own = [row for row in rows if str(row["model"]) == model]
     return Chosen(run, model, models, {(str(r["kind"]), str(r["prompt"]), str(r.get("prefix") or "")): r for r in own})
+
+
+def _answers(file: Path) -> list[dict[str, Any]]:
+    """Reads a report's answers; none if there is no such file. Errors: a line that is torn, or not one of Titer's."""
+    lines = file.read_bytes().splitlines() if file.is_file() else []
+    try:
+        rows = [json.loads(line) for line in lines if line]
+        whole = all({"model", "kind", "prompt", "outcome"} <= {*row} for row in rows)
+    except (ValueError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise TiterError(f"{file} cannot be read as a report's answers", next_step=AGAIN)
+    return rows
 
 
 def _flips(first: Chosen, second: Chosen) -> Iterator[tuple[tuple[str, str, str], dict[str, Any], dict[str, Any]]]:
