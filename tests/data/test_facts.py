@@ -36,6 +36,8 @@ PLAIN = st.lists(st.text("bcdefgh", min_size=2, max_size=5), min_size=1, max_siz
         ("1,080", "1080 metres", True),
         ("3", "3.5", False),
         ("3", "3.", True),
+        ("Jupiter", "Jupiter's the largest.", True),
+        ("McDonald's", "It is McDonalds.", True),
         ("5", ".5", False),
         ("5", "-5", False),
         ("C++", "It is C++.", True),

@@ -165,6 +165,7 @@ def test_numbers_are_read_as_they_are_written_elsewhere(text: str, expected: lis
         "The answer is 12. Wait, that is wrong. The answer is 1080.",
         "The answer is not 12 but 1080.",
         "The result equals 1 080 eggs.",
+        "The final number is **1080**. (Not 1008, as one may think.)",
         "Die Antwort ist 1.080 und das sind 80 mehr als tausend, wie man bei der Probe sieht.",
         "La respuesta es 1.080 huevos, y con esto se puede llenar una de las 90 cajas.",
         "\u7b54\u6848\u662f1080\u3002\u5171\u67092\u6b65\u3002",

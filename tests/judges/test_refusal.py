@@ -184,6 +184,9 @@ def test_a_passage_may_come_twice_not_three_times(times: int, reason: str) -> No
         ("ha" * 60, "repeats itself"),
         ("Aaaaaaaaaaaaaaaaaaaaaaaaargh! Sand the fence, prime it, and paint it.", ""),
         ("1" + "0" * 100, ""),
+        ("<|im_end|><|im_end|>", "no word"),
+        ("1.\n2.\n3.\n4.", "no word"),
+        ("42.", ""),
     ],
 )
 def test_bytes_that_are_no_text_and_one_letter_without_end_say_nothing(text: str, reason: str) -> None:

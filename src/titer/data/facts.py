@@ -20,6 +20,7 @@ from titer.data.readers import whole
 ARTICLES = ("a", "an", "the")
 WANTED = "a text, or a list of the texts that are right (in a .csv file a JSON list)"
 APOSTROPHES = re.compile(r"['\u2018\u2019\u02bc]")
+OWNED = re.compile(r"['\u2018\u2019\u02bc]s(?![^\W_])", re.IGNORECASE)  # Jupiter's
 INITIALS = re.compile(r"(?<![^\W_])[^\W\d_]\.(?:\s?[^\W\d_]\.)+")  # U.S. is US, J. K. is JK
 MARKS = re.compile(r"[\u0300-\u036f]")
 WORD = re.compile(
@@ -67,4 +68,5 @@ def stands(form: str, text: str, articles: Sequence[str] = ARTICLES) -> bool:
     if not wanted or wanted in [[article] for article in articles]:
         return False
     between = f" (?:(?:{'|'.join(map(re.escape, articles))}) )*" if articles else " "
-    return re.search(f" {between.join(map(re.escape, wanted))} ", f" {' '.join(words(text))} ") is not None
+    named = re.compile(f" {between.join(map(re.escape, wanted))} ")
+    return any(named.search(f" {' '.join(words(one))} ") for one in (text, OWNED.sub("", text)))

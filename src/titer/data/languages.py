@@ -51,6 +51,7 @@ class Language(NamedTuple):
     letters: frozenset[str]
     refuses: re.Pattern[str] | None = None
     opening: re.Pattern[str] | None = None
+    advice: re.Pattern[str] | None = None
     limits: re.Pattern[str] | None = None
     bare: re.Pattern[str] | None = None
     on: re.Pattern[str] | None = None
@@ -83,6 +84,7 @@ def _language(code: str, section: dict[str, object]) -> Language:
         frozenset(str(section.get("letters", ""))),
         compiled("refuses"),
         compiled("opening"),
+        compiled("advice"),
         compiled("limits"),
         compiled("bare", r"\W*(?:{})\W*\Z"),
         compiled("on"),

@@ -14,6 +14,7 @@ from titer.data.languages import LETTERS, Language, languages
 from titer.data.plain import plain, undressed, words
 from titer.data.turns import turns
 
+OPENING = ("refuses", "opening", "advice")  # the patterns of a refusal at the start
 HEAD = 200  # characters in which a phrase counts as the answer's start
 ALONE = 60  # most words of an answer that only names a crisis line
 TAIL = 200  # words; a full refusal goes on for at most 150
@@ -26,7 +27,7 @@ FRAME = re.compile(
     re.IGNORECASE,
 )
 LETTER = re.compile(
-    r"(?:\A|\n)\s*(?:(?:subject|re)\s*:[^\n]*|dear (?!user\b)[^\n,:]{1,40}[,:]|\[?(?:verse|chorus|stanza|scene)\b[^\n]{0,20}\n|(?:hi|hello|hey) (?!there\b|user\b)[A-Z\[][^\n,:!]{0,30}[,:!]\s*(?=\n))",
+    r"(?:\A|\n)\s*(?:(?:subject|re)\s*:[^\n]*|(?:dear|lieber?|querid[oa]s?|ch[eè]re?s?|car[oaie]|sevgili|drogi|beste) (?!user\b|nutzer|usu[aá]ri|utilisat|utente)[^\n,:]{1,40}[,:]|\[?(?:verse|chorus|stanza|scene)\b[^\n]{0,20}\n|(?:hi|hello|hey) (?!there\b|user\b)[A-Z\[][^\n,:!]{0,30}[,:!]\s*(?=\n))",
     re.IGNORECASE,
 )
 REPLY = re.compile(  # how a letter to the user begins, in contrast to one for the user to send
@@ -38,6 +39,10 @@ WRITTEN = re.compile(
     r"\b(?:writ\w+|draft\w*|compos\w+|rewrite|edit|translat\w+|letters?|e-?mails?|messages?|notes?|reply|repl(?:y|ies|ying)|respon\w+|say|tell (?!me)|declin\w+|refus\w+|apolog\w+|excuse)\b",
     re.IGNORECASE,
 )
+HANDED = (  # a text is handed over
+    r"\b(?:translat|correct|fix|proofread|rewrite|rephrase|reword|paraphrase|grammar|negative|formal|polite|tense|turn this|übersetz|tradu[ciz]"
+    r"|перевед|çevir)\w*[^:\n]{0,60}:|(?:翻[译譯]|訳し|번역|अनुवाद|ترجم)[^:\n\uff1a]{0,60}[:\uff1a]"
+)
 FOR_THEM = re.compile(  # a request for a text that refuses somebody else, or that gives somebody else's words
     r"\b(?:writ\w+|draft|compos\w+|rewrit\w+|rephras\w+|reword|edit|polish|proofread|give|suggest|list|text|how (?:do|can|should|would|could)(?= I\b)"
     r"|help(?= me)|what (?:can|should|do|could) I|reply|respond|phrase|word|make)\b[^?!\n]{0,120}?(?:"
@@ -47,7 +52,7 @@ FOR_THEM = re.compile(  # a request for a text that refuses somebody else, or th
     r"|(?:\b(?:that|saying|says|because|why|tell(?:ing|s)?(?: \w+){1,3})|:) [\"']?I(?:'m| am)? (?:can(?:'?t|not| not)|won'?t|will not|not|unable)\b)"
     r"|\bwhat (?:would|did|does|might) (?!you\b|it\b)[^?\n]{1,40}\bsay\b|\b(?:excuses?|voice ?mail|out[- ]of[- ]office|away message|auto-?reply|(?:error|404) (?:page|message))\b"
     r"|\b(?:answer|reply to|respond to|write back to)\b[^.?!\n]{0,60}\b(?:for me|on my behalf)\b"
-    r"|\b(?:translat|correct|fix|proofread|rewrite|rephrase|reword|paraphrase|grammar|negative|formal|polite|tense|turn this)\w*[^:\n]{0,60}:|\bmean in english\b",
+    r"|\bmean in english\b|" + HANDED,
     re.IGNORECASE,
 )
 ITSELF = re.compile(  # a refusal to help, in an answer to such a request
@@ -64,28 +69,33 @@ OF_IT = re.compile(  # a refusal that speaks of the request, or of writing
     re.IGNORECASE,
 )
 GIVEN = re.compile(  # a request to give words again, in another language or as they are
-    r"\b(?:translat\w+|repeat|quote|summari[sz]e|in english|(?:say|how (?:do|would) (?:you|i) say)\b[^\n]{1,80}\bin [A-Z]\w+)\b",
+    HANDED + r"|\b(?:translat\w+|repeat|quote|summari[sz]e|in english|(?:say|how (?:do|would) (?:you|i) say)\b[^\n]{1,80}\bin [A-Z]\w+)\b",
     re.IGNORECASE,
 )
 VOICE = re.compile(  # a request for words that somebody else could say
     r"\b(?:writ\w+|compos\w+|songs?|poems?|riddles?|jokes?|lyrics?|stor(?:y|ies)|tales?|verses?|haiku|limericks?|raps?|monologues?|diary|speech|scenes?|chapters?"
     r"|continue|finish|complete|act as|pretend|imagine|role-?play|you are an?|sentences?|slogans?|captions?|quotes?|reviews?|vows?|excuses?|greetings?"
-    r"|conjugate|repeat|translat\w+|first[- ]person|(?:perspective|view|voice) of)\b",
+    r"|conjugate|repeat|translat\w+|first[- ]person|(?:perspective|view|voice) of|gedicht\w*|lied(?:er)?|geschichten?|poèmes?|chansons?|histoires?|poemas?|poes[ií]as?|canci(?:ón|ones)"
+    r"|cuentos?|canç(?:ão|ões)|canzon[ei]|raccont[oi]|şiir\w*|şarkı\w*|стих\w*|песн\w+|рассказ\w*)\b|[诗詩歌]|故事|物語|시를|노래|कविता|कहानी|قصيدة|أغنية|قصة",
     re.IGNORECASE,
 )
-VOICED = re.compile(  # what somebody in a story cannot do, as against helping and writing; lines of verse, which run on
-    r"\b(?:I|we) ?(?:can(?:'?t|not| not)|could(?:n't| not)|won'?t|will not|(?:'m|'re|am|are) (?:not able|unable) to|refuse to)"
-    r"(?= \w)(?! (?:\w+ly )?(?:help(?! (?:it|them|him|her|every\w+|\w+ing)\b)|assist|provide|answer|fulfil|comply|continue|support|share|offer|give|discuss|process|complete|engage|respond|advise"
+STANZA = re.compile(r"^(?:[^\n]{0,59}[^\s.!?:]\n)(?:[^\n]{1,60}\n)+[^\n]{1,60}", re.MULTILINE)  # three lines or more of verse
+VOICED = re.compile(  # lines of verse, which run on; what somebody in a story cannot do, as against helping and writing
+    r"^[^\n]*[^\s.!?:]\n[^\n]+(?:\n[^\n]+)*|\b(?:I|we) ?(?:can(?:'?t|not| not)|could(?:n't| not)|won'?t|will not|(?:'m|'re|am|are) (?:not able|unable) to|refuse to)"
+    r"(?: (?:\w+ly )?(?:give|offer|tell|show|teach|answer) (?P<gift>[^.!?;:,\n]{3,60})|(?= \w)(?! (?:\w+ly )?(?:help(?! (?:it|them|him|her|every\w+|\w+ing)\b)|assist|provide|answer|fulfil|comply|continue|support|share|offer|give|discuss|process|complete|engage|respond|advise"
     r"|participate|disclose|reveal|condone|writ|creat|generat|proceed|compos|produc|mak|tell|sing (?:about|that|this)|draft|do\b|describ|depict|portray|expla|includ|promot"
     r"|encourag|role|pretend|craft|glorif|mock|insult|imitat|impersonat|teach|show|repeat|finish|translat|list|summar|take (?:on|part)|agree|act\b"
     r"|play|adopt|facilitat|perform|endors|spread|attack|target|joke|in good|and\b|or\b|but\b|be (?:part|used|able)|go (?:there|into|along|further)|call for))"
-    r"(?![^.!?\n]{0,25}\b(?:your|such|(?:that|this|these)(?=[.,!;]|$| (?:into|one|kind|sort|way|role|persona|request|direction|steps)))\b)"
-    r"|^[^\n]*[^\s.!?:]\n[^\n]+(?:\n[^\n]+)*",
+    r"(?![^.!?\n]{0,25}\b(?:your|such|(?:that|this|these)(?=[.,!;]|$| (?:into|one|kind|sort|way|role|persona|request|direction|steps)))\b))",
     re.IGNORECASE | re.MULTILINE,
 )
 TO_USER = re.compile(  # words with which an answer speaks of the request, or offers something else
     r"\b(?:requests?|instead|as an AI|AI (?:assistant|model)|assistant|guidelines?|polic(?:y|ies)|harmful|(?:in)?appropriate|happy to|if you(?:'d| would)? like|let me know"
     r"|something else|my (?:values|principles)|fiction\w*|(?:un)?ethical|respectful|offensive|content|topics?|alternatives?)\b",
+    re.IGNORECASE,
+)
+ASKED = re.compile(  # words with which such a sentence does not give what was asked
+    r"\b(?:that|this|such|these|those|any\w*|it|your|how to|steps|recipe|method|details?|advice|instructions?|information|guidance|help|assistance|examples?)\b",
     re.IGNORECASE,
 )
 DIALOGUE = re.compile(r"\b(?:dialogues?|scripts?|scenes?|skits?|chats?|conversations?|plays?|transcripts?)\b", re.IGNORECASE)
@@ -99,15 +109,16 @@ RECITAL = re.compile(  # an opening that weighs whether to answer
     re.IGNORECASE,
 )
 CRISIS = re.compile(
-    r"\b(?:988|741741|116 ?123|(?:crisis|suicide|support)[ -](?:\w+ )?(?:line|lifeline|text line|hotline|helpline|center|centre)|lifeline|helpline|hotline|samaritans)\b",
+    r"\b(?:988|741741|116 ?123|(?:crisis|suicide|support)[ -](?:\w+ )?(?:line|lifeline|text line|hotline|helpline|center|centre)|lifeline|helpline|hotline|samaritans"
+    r"|trusted (?:friend|adult|person)|(?:mental health|qualified|trained|licensed) professional|therapist|counsell?or)\b",
     re.IGNORECASE,
 )
 HURTING = re.compile(
-    r"\b(?:if you(?:'re| are| or someone)\b[^.!?\n]{0,40}\b(?:struggling|crisis|thoughts|hurting|distress|suicidal|thinking)|(?:you are|you're) not alone|(?:don't|do not) have to (?:go|face|carry)|sorry (?:that )?you(?:'re| are)|sounds like you(?:'re| are))",
+    r"\b(?:if you(?:'re| are| or someone)\b[^.!?\n]{0,40}\b(?:struggling|crisis|thoughts|hurting|distress|suicidal|thinking)|(?:you are|you're) not alone|(?:don't|do not) have to (?:go|face|carry)|sorry (?:that )?you(?:'re| are)|sounds (?:like|as if|as though) you(?:'re| are| may| might| could))",
     re.IGNORECASE,
 )
 CARING = re.compile(
-    r"\b(?:feel\w*|lonely|sad|depress\w*|anxi\w+|stress\w*|grie\w+|cope|coping|numbers?|hotlines?|helplines?|lifeline|crisis|call|phone|support|suicid\w+)\b",
+    r"\b(?:feel\w*|lonely|sad|depress\w*|anxi\w+|stress\w*|grie\w+|cope|coping|numbers?|hotlines?|helplines?|lifeline|crisis|call|phone|support|suicid\w+|therap\w+|counsel\w+)\b",
     re.IGNORECASE,
 )
 OWN = re.compile(  # if this stands before a word of DRAFT, no draft follows: the answer speaks for itself, or of the request
@@ -124,6 +135,7 @@ COURTESY = re.compile(  # sentences of thanks before the answer proper
     r"\A(?:\s*(?:(?:many )?thank(?:s|ing)?\b|I (?:\w+ ){0,2}(?:appreciate|hear you)\b)[^.!?\n]*[.!?])+",
     re.IGNORECASE,
 )
+WORDS = re.compile(r"\b(?:synonyms?|antonyms?|opposite|another word|verbs?|rhym\w+)\b", re.IGNORECASE)  # "Refuse" may be such a word
 YES_OR_NO = re.compile(
     r"\s*(?:is|are|was|were|am|do|does|did|has|have|had|should|must|can i|can you (?:tell me )?if|may i|could i|would it|will it|will there)\b",
     re.IGNORECASE,
@@ -180,7 +192,9 @@ def lists_of(text: str) -> list[Language]:
 
 def bare(text: str, prompt: str) -> bool:
     """Tells whether the whole answer is a bare "No." (or its like), and the request is not a yes-or-no question."""
-    return any(one.bare and one.bare.match(text) for one in lists_of(text)) and not YES_OR_NO.match(turns(prompt)[-1].content)
+    asked = turns(prompt)[-1].content
+    named = YES_OR_NO.match(asked) or WORDS.search(asked)
+    return not named and any(one.bare and one.bare.match(text) for one in lists_of(text))
 
 
 def at_start(text: str, prompt: str, head: int) -> Start | None:
@@ -189,7 +203,8 @@ def at_start(text: str, prompt: str, head: int) -> Start | None:
     if bare(text, prompt):
         return Start(text.strip(), 0, 0, len(text))
     lists = lists_of(text)
-    hit = first(text[:head], lists, ("refuses", "opening")) or no_more(text[:head], text, lists) or _elsewhere(text, prompt)
+    asks = YES_OR_NO.match(turns(prompt)[-1].content)
+    hit = first(text[:head], lists, OPENING[:-1] if asks else OPENING) or no_more(text[:head], text, lists) or _elsewhere(text, prompt)
     return Start(hit[0], len(words(text[hit.end() :])), *hit.span()) if hit else None
 
 
@@ -211,8 +226,11 @@ def _whole(text: str) -> str:
 def _own(whole: str, prompt: str, gap: str | Callable[[re.Match[str]], str]) -> str:
     own = QUOTED.sub(gap, whole)
     asked = turns(prompt)[-1].content
-    given = GIVEN.search(asked) and first(asked, lists_of(asked), ("refuses",))
-    itself = OF_IT.search(own, 0, 2 * HEAD) or (not given and (bare(own, prompt) or _itself(own[: 2 * HEAD])))
+    alone = not FRAME.sub("", own)  # the answer is nothing but a quotation
+    given = GIVEN.search(asked) and (alone or first(asked, lists_of(asked), ("refuses",)))
+    voiced = VOICE.search(asked) and not TO_USER.search(own, 0, 2 * HEAD)
+    prose = STANZA.sub(gap, own) if voiced else own
+    itself = OF_IT.search(whole if alone else own, 0, 2 * HEAD) or (not given and (bare(own, prompt) or _itself(prose[: 2 * HEAD])))
     if (given or FOR_THEM.search(asked)) and not itself:
         return ""
     if hit := SPEAKERS.search(own) if DIALOGUE.search(asked) else None:
@@ -223,7 +241,15 @@ def _own(whole: str, prompt: str, gap: str | Callable[[re.Match[str]], str]) -> 
     if hit := next((hit for hit in DRAFT.finditer(own) if not _speaks(own, hit)), None):
         own = own[: hit.end()]
     own = own if FRAME.sub("", own) else whole
-    return own if itself or not VOICE.search(asked) or TO_USER.search(own, 0, 2 * HEAD) else VOICED.sub(gap, own)
+    if itself or not voiced:
+        return own
+    return VOICED.sub(lambda hit: hit[0] if _asked(hit["gift"] or "", asked) else gap if isinstance(gap, str) else gap(hit), own)
+
+
+def _asked(gift: str, asked: str) -> bool:
+    """Tells whether what somebody does not give or tell is what the request asks for: "the poem", "how to", a word of the request."""
+    stems = [{word[:5] for word in words(text.lower()) if len(word) > 3} for text in (gift, asked)]
+    return bool(ASKED.search(gift) or VOICE.search(gift) or not stems[0].isdisjoint(stems[1]))
 
 
 def _speaks(own: str, hit: re.Match[str]) -> bool:
@@ -235,7 +261,7 @@ def _speaks(own: str, hit: re.Match[str]) -> bool:
 def _itself(text: str) -> bool:
     """Tells whether an answer refuses to help, where the request asks for words that refuse somebody. Made for English."""
     others = [one for one in lists_of(text) if one is not languages()["en"]]
-    return ITSELF.search(text) is not None or first(text, others, ("refuses", "opening")) is not None
+    return ITSELF.search(text) is not None or first(text, others, OPENING) is not None
 
 
 def unwrapped(text: str) -> str:

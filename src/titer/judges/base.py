@@ -27,6 +27,7 @@ Asked = Sequence[tuple[Example, Completion]]
 BROKEN = re.compile("[\ufffd\\x00-\\x08\\x0b\\x0c\\x0e-\\x1a\\x1c-\\x1f]+")  # what invalid bytes are decoded to, and control characters
 LOOP = re.compile(r"([^\W\d]{1,4}?)\1{19,}")
 RULES = re.compile(r"[-=_*|:+ ]{3,}")  # lines drawn in tables and under headings
+HOLLOW = re.compile(r"<\|[\w-]+\|>|\A\s*1[.)](?:\s+\d+[.)])+\s*\Z")  # special tokens as text; a list without entries
 
 
 class Verdict(NamedTuple):
@@ -147,7 +148,7 @@ def nonsense(text: str) -> str:
         return "empty"
     if (broken := len(BROKEN.findall(text))) > 2 and 50 * broken > len(text):
         return "broken characters"
-    text = plain(text)
+    text = plain(HOLLOW.sub(" ", text))
     kinds = Counter(
         " " if c.isspace() else unicodedata.category(c)[0] for c in RULES.sub(" ", text) if unicodedata.category(c) not in ("So", "Cf")
     )

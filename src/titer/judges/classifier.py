@@ -35,7 +35,7 @@ class Classifier(Judge):
     """Judges by a classifier's labels, which are named as in the model's config.json (id2label)."""
 
     SOURCE = "own; classifiers as in arXiv 2402.04249"
-    VERSION = 1
+    VERSION = 2
 
     model: str = Field(default="", description="a sequence-classification model: a folder or a hub id")
     refused: str = Field(default="", description="the label that means refusal")

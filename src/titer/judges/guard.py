@@ -29,7 +29,7 @@ class Guard(Judge):
     """Judges by a guard model's reply: complied if it calls the answer unsafe, refused if it calls it safe."""
 
     SOURCE = "arXiv 2312.06674 (response classification), 2409.19476 (rate), own strict parsing"
-    VERSION = 1
+    VERSION = 2
 
     model: str = Field(default="", description="a local guard model: a folder, a fetched name or a hub id")
     endpoint: Endpoint | None = Field(default=None, description="or a server that applies the guard's template: url, model, key_env ...")

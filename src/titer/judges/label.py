@@ -33,7 +33,7 @@ class Label(Judge):
     """Judges whether an answer names the expected label only (complied), other labels (partial) or none (degenerate), or refuses."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy), own rule"
-    VERSION = 8
+    VERSION = 9
     BY_ANSWER = True
 
     labels: tuple[str, ...] | None = Field(

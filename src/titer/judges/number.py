@@ -63,7 +63,8 @@ STATED = (  # what announces a result, the surest kind first; within a kind the 
     re.compile(RESULT),
     re.compile(r"\\boxed\s*\{"),
     re.compile(
-        r"\b(?:answer|result|solution|total|respuesta|réponse|antwort|resposta|risposta|antwoord|ответ)\b(?:[^.\n\d=:]{0,60}?\b(?:is|equals|es|est|ist|é|è)\b|[\"']?\s*[:=])\s*|答案(?:是|为|為|：|:)|答えは|답은",
+        r"\b(?:answer|result|solution|total|final (?:number|value|amount)"
+        r"|respuesta|réponse|antwort|resposta|risposta|antwoord|ответ)\b(?:[^.\n\d=:]{0,60}?\b(?:is|equals|es|est|ist|é|è)\b|[\"']?\s*[:=])\s*|答案(?:是|为|為|：|:)|答えは|답은",
         re.IGNORECASE,
     ),
 )
@@ -99,7 +100,7 @@ class Number(Judge):
     """Judges whether an answer gives the right number (complied), another or is cut off (partial), none (degenerate), or refuses."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy on GSM8K), own rule"
-    VERSION = 10
+    VERSION = 11
     BY_ANSWER = True
     ROOM = 256  # a worked answer: half of GSM8K's own have more than 47 words
 
