@@ -42,7 +42,7 @@ study: .venv/core
 
 parity: .venv/dev
 	@test -d .venv/parity || $(PIP) --target .venv/parity --no-deps -r tests/methods/parity.txt
-	PYTHONPATH=.venv/parity $(BIN)/python -m pytest tests/methods/test_preference.py tests/integrations/test_trl.py tests/test_examples.py -m "slow or not slow" -p no:cacheprovider
+	PYTHONPATH=.venv/parity $(BIN)/python -m pytest tests/core/test_agreement.py tests/methods/test_preference.py tests/integrations/test_trl.py tests/test_examples.py -m "slow or not slow" -p no:cacheprovider
 
 bridges: .venv/dev
 	@test -d .venv/bridges || $(PIP) --target .venv/bridges --no-deps -r tests/integrations/bridges.txt
