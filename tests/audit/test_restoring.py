@@ -204,6 +204,25 @@ def test_where_begun_answers_alone_lost_refusals_these_are_asked(
     assert "lost refusals where the answer was begun; a random change" in restoring.sentence(table)
 
 
+class Reading(Judge):
+    """A judge that reads a model, so that it is not asked about every part."""
+
+    SOURCE = "this test"
+    VERSION = 1
+
+    def judge(self, example: Example, completion: Completion) -> Verdict:
+        return Verdict("refused", 1.0, "")
+
+    def reads(self) -> dict[str, str]:
+        return {"model": "its key"}
+
+
+def test_the_caption_says_when_phrases_judge_in_place_of_the_audit_s_judge() -> None:
+    row = {"part": "the MLPs", "way": BACK, "asked": "unsafe", "count": 5, "n": 5, "rate": 1.0, "low": 0.6, "high": 1.0}
+    captions = [restoring.figure(pd.DataFrame([row]), judge, "guard").caption for judge in (Reading(), Same(said={}))]
+    assert ["Judged by refusal phrases, not by guard." in caption for caption in captions] == [True, False]
+
+
 @pytest.mark.long
 def test_an_audit_says_it_draws_it_and_prices_it(
     before: Checkpoint, asked: Question, data: TextData, pipeline: Pipeline, tmp_path: Path

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -64,7 +65,7 @@ def audit_report(
             Section("What was asked", [*about(asked), *(f"{line[0].upper()}{line[1:]}." for line in recurring)]),
             Section("What this page does not say", missing(found, asked, f)),
         ],
-        figures=_figures(f),
+        figures=_figures(f, asked),
         tables=_folded(asked, f),
         results=results(found, f, held),
         samples=in_words(asked.shown(f.verdicts)),
@@ -226,11 +227,11 @@ def _worded(table: pd.DataFrame, own: Sequence[str]) -> pd.DataFrame:
     return table.assign(outcome=table.outcome.mask(task, FORMLESS))
 
 
-def _figures(f: Findings) -> list[Figure]:
+def _figures(f: Findings, asked: Question) -> list[Figure]:
     acting = f.gains if f.gains.ratio.notna().any() else f.gains[:0]
-    drawn = {
+    drawn: dict[Callable[[pd.DataFrame], Figure], pd.DataFrame] = {
         figures.shifted: f.shifts,
-        restoring.figure: f.restored,
+        partial(restoring.figure, judge=asked.judge, named=asked.named): f.restored,
         figures.separation: f.separation,
         figures.specificity: acting,
         figures.drift: f.drift,

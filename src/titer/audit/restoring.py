@@ -148,13 +148,16 @@ def unasked(verdicts: pd.DataFrame, change: Change) -> str:
     return why if thought else ""
 
 
+def at_hand(judge: Judge) -> bool:
+    """Tells whether a judge can judge every part: it asks no model and no server. Otherwise the phrases of `Refusal` judge."""
+    return judge.voice() is None and not judge.reads() and judge.estimate([]) is None
+
+
 class Restoring:
     """Asks the prompts whose refusal was lost, with a part of the change put back, changed at random, or alone in the model before."""
 
     def __init__(self, pipeline: Pipeline, change: Change, moved: Changed, attempts: Sequence[Attempt], asked: Asked, room: int) -> None:
-        own = asked.judge
-        quick = own.voice() is None and not own.reads() and own.estimate([]) is None
-        self._judge: Judge = own if quick else Refusal()
+        self._judge: Judge = asked.judge if at_hand(asked.judge) else Refusal()
         self._decoding = Decoding(max_new_tokens=min(room, max(TOKENS, self._judge.ROOM)), max_thinking_tokens=0)
         self._pipeline, self._change, self._attempts, self._writers = pipeline, change, attempts, moved.sites.writers
 
@@ -308,11 +311,12 @@ def section(table: pd.DataFrame) -> list[Section]:
     return [Section("Why: parts of the change put back", [BELOW], shown)]
 
 
-def figure(table: pd.DataFrame) -> Figure:
-    """Draws the share of the lost refusals, by part of the change and by what was done with it (the way)."""
+def figure(table: pd.DataFrame, judge: Judge, named: str) -> Figure:
+    """Draws the share of the lost refusals, by part of the change and by what was done with it (the way). `judge`: the audit's, and its
+    name."""
     colours = {BACK: GREEN, RANDOM: GREY, REVERSE: RED}
     titles = ("part of the change", "share of the lost refusals")
     chart = forms.points(table, "part", "rate", "way", colours, titles, share=True, levels=[HALF])
-    return Figure(
-        "restoring", "Which part of the change lost the refusals?", f"Dashed: half of the lost refusals{_begun(table)}. {SAID}", chart
-    )
+    judged = "" if at_hand(judge) else f" Judged by refusal phrases, not by {named}."
+    told = f"Dashed: half of the lost refusals{_begun(table)}. {SAID}{judged}"
+    return Figure("restoring", "Which part of the change lost the refusals?", told, chart)
