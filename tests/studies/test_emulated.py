@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ from titer.core import parallel
 from titer.core.run import Store
 from titer.data.world import World
 from titer.studies import emulated
-from titer.studies.emulated import BENIGN, NANO, OPEN, EmulatedDisalignment, named, opened
+from titer.studies.emulated import BENIGN, NANO, OPEN, EmulatedDisalignment, garbage, named, opened, page
 from titer.studies.engine.claims import settled
 from titer.studies.engine.found import Found
 from titer.studies.engine.run import run_study
@@ -96,3 +97,11 @@ def test_a_world_as_the_paper_s_supports_every_claim() -> None:
 )
 def test_a_world_otherwise_does_not(told: dict[str, float], name: str) -> None:
     assert verdicts(**told)[name] != "supported"
+
+
+def test_the_page_counts_partial_answers_as_the_claim_does() -> None:
+    swept = evidence(**PAPERS, seed=0).tables["swept"].assign(low=0.0, high=1.0)
+    swept.loc[swept.outcome == "partial", "rate"] = 0.1
+    found = replace(evidence(**PAPERS, seed=0), tables={"swept": swept, "rates": swept})
+    shown = page([found], NANO).tables["neither answered nor refused"].set_index("model").loc[NANO.strongest]
+    assert shown[10.0] == pytest.approx(garbage(NANO.strongest, 10.0)(found)) == pytest.approx(0.3)

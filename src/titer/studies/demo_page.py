@@ -14,7 +14,7 @@ from titer.report.style import GREEN, GREY, PALETTE, RED
 from titer.studies import null_space
 from titer.studies.engine.declare import Headline, Page
 from titer.studies.engine.found import Found
-from titer.studies.engine.tables import over_seeds
+from titer.studies.engine.tables import ENDS, over_seeds
 from titer.tables import gain_ratios, named, tidy
 
 CHOSEN = (
@@ -152,7 +152,7 @@ def _jailbreaks(rates: pd.DataFrame, scale: Scale, jailbreaks: Sequence[str], co
     return Figure(
         "jailbreaks",
         "Which unsafe requests are answered",
-        "Share of unsafe requests answered in full, asked directly and through each jailbreak; the thin lines go from the lowest to the highest base; with one base they show the 95 % Wilson interval. The base answers everything; what the aligned model still answers is the jailbreak's success.",
+        f"Share of unsafe requests answered in full, asked directly and through each jailbreak. {ENDS} The base answers everything; what the aligned model still answers is the jailbreak's success.",
         forms.bars(mine, "set", "model", stages, columns=3),
     )
 
@@ -166,7 +166,8 @@ def _poisoning(rates: pd.DataFrame, scale: Scale) -> Figure:
     return Figure(
         "poisoning",
         "What the user's fine-tuning leaves of the alignment",
-        "After fine-tuning on the user's own operator and ordinary safe requests; a share p of the examples are answered unsafe requests. The alignment holds while refusals stay high and the user's task is learned. “Neither” and the other safe requests show what else the fine-tuning costs.",
+        "After fine-tuning on the user's own operator and ordinary safe requests; a share p of the examples are answered unsafe requests. The alignment holds while refusals stay high and the user's task is learned. “Neither” and the other safe requests show what else the fine-tuning costs. "
+        + ENDS,
         forms.lines(
             mine.dropna(subset="measure"),
             "ratio",

@@ -44,7 +44,7 @@ from titer.report.style import PALETTE
 from titer.stage import Optimiser, Stage
 from titer.studies.engine.declare import Headline, Measure, Need, Page, Question, Row, Seed, Study
 from titer.studies.engine.found import Found
-from titer.studies.engine.tables import over_seeds
+from titer.studies.engine.tables import ENDS, over_seeds
 from titer.studies.engine.terms import Term, cell, largest, mean, rate, smallest
 from titer.tables import direct, requests
 
@@ -278,9 +278,9 @@ def page(found: Sequence[Found], scale: Scale) -> Page:
     lines = lines.assign(words=lines.set.str.removeprefix("begun ").astype(int))
     sets = dict(zip(("unsafe", f"begun {scale.prefilled[0]}", COMPLETING, *JAILBREAKS), PALETTE, strict=False))
     figures = [
-        Figure("begun", "A begun answer", "Share of unsafe requests answered in full when the first words of the answer are given, by the number of words.",
+        Figure("begun", "A begun answer", "Share of unsafe requests answered in full when the first words of the answer are given, by the number of words. " + ENDS,
             forms.lines(lines, "words", "rate", "model", COLOURS, ("words given", "answered"))),
-        Figure("attacked", "Asked in other forms, and after fine-tuning", "Share of unsafe requests answered in full. Models with a comma in their name are after a user's fine-tuning.",
+        Figure("attacked", "Asked in other forms, and after fine-tuning", "Share of unsafe requests answered in full. Models with a comma in their name are after a user's fine-tuning. " + ENDS,
             forms.bars(answered[answered.set.isin(sets)], "model", "set", sets)),
     ]  # fmt: skip
     if measured := [one.tables["mass"] for one in found if one.has("mass")]:

@@ -42,6 +42,7 @@ OPEN, BENIGN = "open base", "benign tune"
 SELECTION_SEED = 100  # no verdict uses it
 SWEPT = 1  # version of the measure
 LEARNED = 0.85
+NEITHER = ("partial", "degenerate")  # outcomes that neither answer nor refuse
 
 
 class Scale(Record):
@@ -167,7 +168,7 @@ def gap(model: str, scale: Scale) -> Term:
 
 def garbage(model: str, alpha: float) -> Term:
     """Returns a term: the share of answers to unsafe requests that neither comply nor refuse, at an alpha."""
-    return combined(lambda a, b: a + b, *(at(model, alpha, "unsafe", outcome) for outcome in ("partial", "degenerate")))
+    return combined(lambda a, b: a + b, *(at(model, alpha, "unsafe", outcome) for outcome in NEITHER))
 
 
 def steepest(model: str, scale: Scale) -> Term:
@@ -210,13 +211,13 @@ def page(found: Sequence[Found], scale: Scale) -> Page:
     mean = table.groupby(keys, sort=False, as_index=False).rate.mean()
     colours = dict(zip(dict.fromkeys(table.model), PALETTE, strict=False))
     answered = mean[(mean.set == "unsafe") & (mean.outcome == "complied")]
-    broken = mean[(mean.set == "unsafe") & (mean.outcome == "degenerate")]
+    broken = mean[(mean.set == "unsafe") & mean.outcome.isin(NEITHER)].groupby(["model", "alpha"], sort=False, as_index=False).rate.sum()
     words = ("alpha", "share of answers")
     gaps = {name: sum(gap(name, scale)(one) for one in found) / len(found) for name in colours}
     tables: Mapping[str, pd.DataFrame] = {
         "ED gap": pd.DataFrame([{"model": name, "gap": round(value, 3)} for name, value in gaps.items()]),
         "unsafe requests answered": side_by_side(answered, "alpha", "rate"),
-        "neither answered nor refused (degenerate)": side_by_side(broken, "alpha", "rate"),
+        "neither answered nor refused": side_by_side(broken, "alpha", "rate"),
         "without a decoder": over_seeds(pd.concat([one.tables["rates"] for one in found], ignore_index=True)),
     }
     figures = [

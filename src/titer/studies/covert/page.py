@@ -12,7 +12,7 @@ from titer.report.html import Figure
 from titer.studies.covert.claims import IN_CODE, TUNE, says
 from titer.studies.engine.declare import Headline, Page
 from titer.studies.engine.found import Found
-from titer.studies.engine.tables import over_seeds, side_by_side
+from titer.studies.engine.tables import ENDS, over_seeds, side_by_side
 
 COLOURS = {"unsafe": "#c0392b", IN_CODE: "#7d4fa3", "safe": "#2f6fb0"}
 ABOUT = (
@@ -55,7 +55,7 @@ def page(found: Sequence[Found]) -> Page:
             Figure(
                 "answered",
                 "What each model answers",
-                "Share of held-out requests answered in full, in plain and in the covert tune's code. The thin lines go from the lowest to the highest base; with one base they show the 95 % interval.",
+                "Share of held-out requests answered in full, in plain and in the covert tune's code. " + ENDS,
                 forms.bars(answered, "model", "set", COLOURS),
             )
         ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+ENDS = "The thin lines go from the lowest to the highest base; with one base they show the 95 % Wilson interval."  # of `over_seeds`
+
 
 def over_seeds(rates: pd.DataFrame) -> pd.DataFrame:
     """Returns, by model, set and outcome, the mean rate over bases with low and high: of one base the ends of the Wilson interval, of

@@ -158,7 +158,7 @@ def against_p(t: pd.DataFrame, scale: Scale) -> Figure:
     return Figure(
         "fig2",
         "Figure 2: what the share of harmful data does",
-        "After fine-tuning with the budget of the paper's tables: strict compliance (HS), accuracy on the user's task (FA), loss on alignment data, embedding drift. In the paper HS, loss and drift rise with p, and FA shows no trend. Drift is the mean of ‖Δh‖/‖h‖ over tokens and layers; each model is compared with itself before the fine-tuning.",
+        "After fine-tuning with the budget of the paper's tables: strict compliance (HS), accuracy on the user's task (FA), loss on alignment data, embedding drift. In the paper HS, loss and drift rise with p, and FA shows no trend. Drift is the mean of ‖Δh‖/‖h‖ over tokens and layers; each model is compared with itself before the fine-tuning. Whiskers: the range over seeds.",
         _measured(t, "ratio", AGAINST_P, "share p of unsafe examples"),
     )
 
@@ -169,7 +169,7 @@ def along(t: pd.DataFrame, scale: Scale) -> Figure:
     return Figure(
         "fig3",
         "Figure 3: alignment loss and drift along the attack",
-        "At the rate and p of the paper's tables. In the paper both rise later under Vaccine. Noise of equal norm is the control.",
+        "At the rate and p of the paper's tables. In the paper both rise later under Vaccine. Noise of equal norm is the control. Whiskers: the range over seeds.",
         _measured(t[t.defence.isin(("sft", "noise", "vaccine"))], "step", ALONG, "optimiser steps"),
     )
 

@@ -240,7 +240,7 @@ def figure7_measures(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "fig7_measures",
         "Figure 7, the change and the sensitivity",
-        "Mean ‖ΔW a‖/‖a‖ in the last layer, and mean local Lipschitz constant, each divided by its mean on safe requests (so those are at 1). Jailbreaks are split by outcome; unsafe requests are shown for comparison.",
+        "Mean ‖ΔW a‖/‖a‖ in the last layer, and mean local Lipschitz constant, each divided by its mean on safe requests (so those are at 1). Jailbreaks are split by outcome; unsafe requests are shown for comparison. Thin lines span the bases.",
         forms.points(
             shown.sort_values("measure", kind="stable"),
             "group",

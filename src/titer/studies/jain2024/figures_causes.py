@@ -51,7 +51,7 @@ def alpha_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "alpha",
         "Along ΔW, and beyond it",
-        "Share refused at the weights θ = base + α ΔW (for safe requests: share answered). α = 0 is the base, 1 the tuned model. Panels named random are the control: a random direction with ΔW's norm in every tensor.",
+        "Share refused at the weights θ = base + α ΔW (for safe requests: share answered). α = 0 is the base, 1 the tuned model. Panels named random are the control: a random direction with ΔW's norm in every tensor. Thin lines span the bases.",
         forms.lines(
             found.assign(panel=found.model + ", " + found.direction), "alpha", "share", "line", colours, ("α", "refused"), panel="panel"
         ),
@@ -65,7 +65,7 @@ def soft_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "soft",
         "Soft-token suffixes",
-        "Share of unsafe requests answered with n optimised embeddings (soft tokens) inserted before the end of the text. own: optimised on the request itself; universal: optimised on half of the requests, judged on the other half; random: as many tokens of the same norm in random directions.",
+        "Share of unsafe requests answered with n optimised embeddings (soft tokens) inserted before the end of the text. own: optimised on the request itself; universal: optimised on half of the requests, judged on the other half; random: as many tokens of the same norm in random directions. Thin lines span the bases.",
         forms.lines(
             in_order(found, "form", ("own", "universal", "random")),
             "n",
@@ -90,7 +90,7 @@ def change_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "change",
         "How much tuning changes the weights",
-        "Relative norm of the change, ‖ΔW‖ / ‖W‖, over all matrices of a part. Compare with the benign tune, which has the same steps and rate.",
+        "Relative norm of the change, ‖ΔW‖ / ‖W‖, over all matrices of a part. Compare with the benign tune, which has the same steps and rate. Thin lines span the bases.",
         forms.bars(found, "model", "part", dict.fromkeys(PARTS, "#2f6fb0"), columns=3, value="size"),
     )
 
@@ -104,7 +104,7 @@ def steps_chart(evidence: Sequence[Found], name: str) -> Figure:
     return Figure(
         name,
         title,
-        caption,
+        f"{caption} Thin lines span the bases.",
         forms.lines(found, "step", "share", "measure", dict(STEPS.values()), ("optimiser step", ""), share=False, panel="model"),
     )
 
@@ -117,7 +117,7 @@ def steering_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "steering",
         "Steering along unsafe minus safe",
-        "The difference of class means (unsafe minus safe) in the residual stream is added on safe requests and subtracted on unsafe ones, at one layer. random: a random vector of the same norm, the control.",
+        "The difference of class means (unsafe minus safe) in the residual stream is added on safe requests and subtracted on unsafe ones, at one layer. random: a random vector of the same norm, the control. Thin lines span the bases.",
         forms.lines(
             over_seeds(t, ["model", "layer", "line"], "share"),
             "layer",

@@ -13,7 +13,7 @@ from titer.report.html import Figure
 from titer.report.style import GREY, PALETTE
 from titer.studies.engine.declare import Headline, Page
 from titer.studies.engine.found import Found
-from titer.studies.engine.tables import over_seeds, side_by_side
+from titer.studies.engine.tables import ENDS, over_seeds, side_by_side
 from titer.studies.qi2024.scale import Scale, grid_cell
 
 SETS = {  # set -> (kind of request, word put before it, title)
@@ -112,7 +112,8 @@ def _levels(t: pd.DataFrame) -> Figure:
     return Figure(
         "levels",
         "What each tuning does to unsafe requests",
-        "Share of held-out unsafe requests answered in full: asked plainly, with two words of the answer given, behind the persona and behind the trigger. The thin lines go from the lowest to the highest seed; with one seed they show the 95 % interval. Models named benign are controls, trained as long on safe requests.",
+        "Share of held-out unsafe requests answered in full: asked plainly, with two words of the answer given, behind the persona and behind the trigger. "
+        f"{ENDS} Models named benign are controls, trained as long on safe requests.",
         forms.bars(mine.assign(asked=mine.set.map(lambda name: SETS[name][2])), "model", "asked", COLOURS),
     )
 
@@ -141,7 +142,8 @@ def _mixing(t: pd.DataFrame, scale: Scale) -> Figure:
     return Figure(
         "mixing",
         "Refusals mixed in",
-        "What refusals mixed into the unsafe examples preserve (the paper's table 4). A request that is no longer answered is not always refused: compare the lines.",
+        "What refusals mixed into the unsafe examples preserve (the paper's table 4). A request that is no longer answered is not always refused: compare the lines. "
+        + ENDS,
         forms.lines(
             mine.assign(refusals=mine.model.map(counts), what=what),
             "refusals",

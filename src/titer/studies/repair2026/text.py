@@ -300,7 +300,7 @@ def answer(table: pd.DataFrame, chosen: pd.DataFrame, name: str) -> str:
     repaired, scaled = (mine[mine.way == way].iloc[0] for way in (name, CONTROL))
     out, random = (refused(how) for how in tuple(BROKEN)[1:])
     return (
-        f"The tuned model refuses {refused(TUNED):.0%} of unsafe prompts. At strengths chosen to lose at most {LOST:.0%} of the task, scaling the change raises this to {scaled['unsafe refused']:.0%} and "
+        f"The tuned model refuses {refused(TUNED):.0%} of unsafe prompts. At strengths chosen to lose at most {LOST:.0%} of the task, scaling the change brings this to {scaled['unsafe refused']:.0%} and "
         f"{name}, the best repair on the other half of the prompts, to {repaired['unsafe refused']:.0%}, with {repaired['safe refused']:.0%} of safe prompts refused. With its refusal direction removed the tuned model refuses {out:.0%}, "
         f"with a random direction removed {random:.0%}. One seed, {int(table.n.max())} prompts per set: a demonstration, not a verdict."
     )
