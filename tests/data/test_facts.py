@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from titer.data.facts import ARTICLES, core, stands, words
+from titer.data.facts import ARTICLES, accepted, core, stands, words
 
 PLAIN = st.lists(st.text("bcdefgh", min_size=2, max_size=5), min_size=1, max_size=6)
 
@@ -84,3 +84,17 @@ def test_articles_may_be_those_of_another_language() -> None:
     assert stands("Die Zauberfl\u00f6te", "Es ist eine Zauberfl\u00f6te", ("die", "eine"))
     assert not stands("Die Zauberfl\u00f6te", "Es ist eine Zauberfl\u00f6te")
     assert not stands("The Who", "Who", ())
+
+
+@pytest.mark.parametrize(
+    ("value", "forms"),
+    [
+        ("['Paris', 'Paris, France']", ("Paris", "Paris, France")),  # as pandas writes a list
+        ('["Paris"]', ("Paris",)),
+        ({"value": "Paris", "aliases": ["paris"]}, ("Paris", "paris")),
+        ({"text": ["Paris", "Paris"], "answer_start": [3, 90]}, ("Paris",)),
+        (12, ("12",)),
+    ],
+)
+def test_the_forms_of_a_column(value: object, forms: tuple[str, ...]) -> None:
+    assert accepted("x", value) == forms

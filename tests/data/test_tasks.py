@@ -201,7 +201,7 @@ def test_a_text_may_hold_braces(tmp_path: Path) -> None:
         ("questions", "x.jsonl", '{"question": "a", "answer": true}', "x.jsonl, line 1, column answer: True", "a text"),
         ("questions", "x.jsonl", '{"prompt": "a", "answer": {"text": "b"}}', "x.jsonl, line 1, column answer: {'text'", "a text"),
         ("questions", "x.json", '[{"prompt": "a", "answer": ["\\ud800"]}]', "x.json, item 1, column answer", "surrogate"),
-        ("questions", "x.csv", "question,answer\na,['b']\n", "x.csv, line 2, column answer: \"['b']\"", "a JSON list"),
+        ("questions", "x.csv", "question,answer\na,['b' 'c']\n", "x.csv, line 2, column answer: \"['b' 'c']\"", "a JSON list"),
         ("questions", "x.csv", "question,answer\na,b,c\n", "x.csv, line 2, column 3", "quote fields"),
         (
             "persona",
@@ -357,6 +357,7 @@ def test_public_solutions_end_with_the_phrase(shared_data: Path) -> None:
     ("name", "file", "rows", "answers"),
     [
         ("sst2", "x.jsonl", [{"sentence": "a b", "label": 1}, {"sentence": "c d", "label": "negative"}], ["positive", "negative"]),
+        ("sst2", "x.jsonl", [{"sentence": "a b", "label": 1.0}, {"sentence": "c d", "label": False}], ["positive", "negative"]),
         ("ag_news", "x.csv", "text,label\nx y,Sci/Tech\nz w,0\n", ["Sci/Tech", "World"]),
         ("gsm8k", "x.csv", 'question,answer\na,"1,080"\nb,$7.50\n', [f"{FINAL} 1,080", f"{FINAL} $7.50"]),
         (

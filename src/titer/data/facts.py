@@ -1,6 +1,7 @@
 """Answers to questions of fact: how a file may give them, and whether a text contains one as whole words.
 
-A column has a text, a number, a list of right answers (in a .csv file a JSON list), or TriviaQA's object with value and aliases. Words are
+A column has a text, a number, a list of right answers (in a .csv file a JSON list, or Python's), or an object: TriviaQA's with value and
+aliases, SQuAD's with text. Words are
 compared without capitals, accents, punctuation and articles; a sign and a decimal point belong to their number, and
 + and # to the letter before them (C++).
 Source: the form of TriviaQA, arXiv 1705.03551; words without capitals, punctuation and articles: SQuAD, arXiv 1606.05250, section 6.1.
@@ -8,14 +9,13 @@ Source: the form of TriviaQA, arXiv 1705.03551; words without capitals, punctuat
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from titer.core.errors import TiterError, visible
-from titer.data.readers import whole
+from titer.data.readers import listed, whole
 
 ARTICLES = ("a", "an", "the")
 WANTED = "a text, or a list of the texts that are right (in a .csv file a JSON list)"
@@ -31,17 +31,14 @@ THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 def accepted(place: str, value: Any) -> tuple[str, ...]:
     """Returns all accepted forms of an answer, without repetition; the first one is trained. Errors, with the place: no form; not texts."""
-    found = value
-    if isinstance(found, str) and found.strip().startswith("[") and found.strip().endswith("]"):
-        try:
-            found = json.loads(found)
-        except (ValueError, RecursionError):
-            raise TiterError(
-                f"{place}: {visible(repr(value), 60)} is in brackets and is not JSON", expected="a JSON list of texts"
-            ) from None
-    if isinstance(found, Mapping):
-        aliases = found.get("aliases")
-        found = [found.get("value"), *(aliases if isinstance(aliases, list) else [])]
+    found: Any = value
+    if isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]"):
+        found = listed(value)
+        if found is None:
+            raise TiterError(f"{place}: {visible(repr(value), 60)} is in brackets and is no list", expected="a JSON list of texts")
+    if isinstance(found, Mapping):  # TriviaQA's form, or SQuAD's
+        more: list[Any] = next((found[key] for key in ("aliases", "text") if isinstance(found.get(key), list)), [])
+        found = [*([found["value"]] if "value" in found else []), *more]
     forms = found if isinstance(found, list) else [found]
     if not forms or not all(isinstance(one, str | int | float) and not isinstance(one, bool) and str(one).strip() for one in forms):
         raise TiterError(f"{place}: {visible(repr(value), 60)} is not an answer", expected=WANTED)

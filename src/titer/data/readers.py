@@ -292,7 +292,10 @@ def _json(name: str, text: str) -> Iterator[Row]:
 
 
 def listed(text: str) -> list[Any] | None:
-    """Returns the list that a text (a .csv file's cell) holds, as JSON or as Python writes it (as pandas does); None if it holds none."""
+    """Returns the list that a text (a .csv file's cell) holds, as JSON or as Python writes it (as pandas does); None if it holds none.
+
+    numpy writes no commas, and Python would read its texts as a single one: that is no list either.
+    """
     if text.lstrip()[:1] + text.rstrip()[-1:] != "[]":
         return None
     for read in (json.loads, ast.literal_eval):
@@ -300,7 +303,8 @@ def listed(text: str) -> list[Any] | None:
             found = read(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        return found if isinstance(found, list) else None
+        joined = read is ast.literal_eval and re.search(r"""['"]\s+['"]""", text) and all(isinstance(one, str) for one in found)
+        return found if isinstance(found, list) and not joined else None
     return None
 
 

@@ -125,15 +125,16 @@ def _labelled(file: File, template: str, names: Sequence[str]) -> Iterator[Answe
 
 
 def _named(file: File, template: str, names: Sequence[str]) -> Iterator[Answered]:
-    """Rows with a text and its label, a code from 0 or a name."""
+    """Rows with a text and its label: a code from 0 (also as a fraction, 1.0; of two, as true and false) or a name."""
     codes = {str(i): name for i, name in enumerate(names)} | {name.lower(): name for name in names}
+    also = {f"{i}.0": name for i, name in enumerate(names)} | (dict(zip(("false", "true"), names, strict=True)) if len(names) == 2 else {})
     for where, row in records(file):
         text, label = _text(where, row, next((key for key in SAID if row.get(key)), SAID[0])), str(row.get("label")).strip().lower()
-        if label not in codes:
+        if label not in codes | also:
             raise TiterError(
                 f"{where}, column label: {visible(repr(row.get('label')), 60)} is not a label", expected=f"one of {', '.join(codes)}"
             )
-        yield template.format(text.strip()), (codes[label],)
+        yield template.format(text.strip()), ((codes | also)[label],)
 
 
 def _ag_news(file: File, folder: Path) -> Iterator[Answered]:
