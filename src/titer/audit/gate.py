@@ -1,8 +1,9 @@
 """An audit's gate: limits on the report's numbers, each decided by an interval, so that a program can continue or stop. L7.
 
 A limit's name is SET_OUTCOME (the share of answers, in points), a capability set alone (its accuracy), a measure, or the kind of change. The
-move of a rate is its paired difference on the same prompts; beyond the control, after is paired with the control. The move of a measure is computed from its two intervals, as if they were independent. An answer
-without a verdict could have had any outcome, so the interval of a rate, and of its move, is widened by the share of such answers.
+move of a rate is its paired difference on the same prompts; beyond the control, after is paired with the control. The move of a measure is
+computed from its two intervals, as if they were independent. An answer without a verdict could have had any outcome, so the interval of a
+rate, and of its move, is widened by the share of such answers.
 """
 
 from __future__ import annotations

@@ -170,7 +170,8 @@ def _mechanism() -> list[Row]:
             "specificity beyond retraining",
             "The preference for unsafe inputs is larger than a sham alignment's for the safe class that it was taught to refuse.",
             "figure 5",
-            "log2 of the ratio of ‖ΔW a‖/‖a‖, mean over all layers but the first: for the aligned model on unsafe over safe requests, minus for the sham on the class that it refuses over its other safe requests",
+            "log2 of the ratio of ‖ΔW a‖/‖a‖, mean over all layers but the first: for the aligned model on unsafe over safe requests, "
+            "minus for the sham on the class that it refuses over its other safe requests",
             _preference("aligned"),
             _preference("sham, own class", table="own_class"),
             "sham alignment on its own class",

@@ -166,8 +166,9 @@ def _poisoning(rates: pd.DataFrame, scale: Scale) -> Figure:
     return Figure(
         "poisoning",
         "What the user's fine-tuning leaves of the alignment",
-        "After fine-tuning on the user's own operator and ordinary safe requests; a share p of the examples are answered unsafe requests. The alignment holds while refusals stay high and the user's task is learned. “Neither” and the other safe requests show what else the fine-tuning costs. "
-        + ENDS,
+        "After fine-tuning on the user's own operator and ordinary safe requests; a share p of the examples are answered unsafe requests. "
+        "The alignment holds while refusals stay high and the user's task is learned. “Neither” and the other safe requests show what "
+        "else the fine-tuning costs. " + ENDS,
         forms.lines(
             mine.dropna(subset="measure"),
             "ratio",
@@ -197,7 +198,9 @@ def _clusters(clusters: pd.DataFrame, colours: dict[str, str]) -> list[Figure]:
         Figure(
             "separation",
             "Safe and unsafe activations, layer by layer",
-            "How well safe and unsafe requests separate at the end of the prompt: d′ is the distance between the two classes in standard deviations; the class centroids come from other requests than those that are scored. Compare the aligned model (SSFT) with the sham and benign controls: what they show too is not about safety.",
+            "How well safe and unsafe requests separate at the end of the prompt: d′ is the distance between the two classes in standard "
+            "deviations; the class centroids come from other requests than those that are scored. Compare the aligned model (SSFT) with "
+            "the sham and benign controls: what they show too is not about safety.",
             forms.lines(clusters, "layer", "d_prime", "model", everyone, ("layer", "d′ (safe against unsafe)"), share=False),
         ),
         Figure(
@@ -218,7 +221,8 @@ def _change(gains: pd.DataFrame, colours: dict[str, str]) -> list[Figure]:
         Figure(
             "specificity",
             "Does the weight change act on unsafe inputs?",
-            "‖ΔW a‖/‖a‖ of the first MLP matrix on unsafe inputs, divided by that on safe ones; 1 (dashed) is no preference. “sham, own class” measures the sham alignment on the class that it was taught to refuse.",
+            "‖ΔW a‖/‖a‖ of the first MLP matrix on unsafe inputs, divided by that on safe ones; 1 (dashed) is no preference. “sham, own "
+            "class” measures the sham alignment on the class that it was taught to refuse.",
             forms.lines(mine, "layer", "ratio", "model", tuned, ("layer", "‖ΔW a‖ / ‖a‖, unsafe over safe"), share=False, levels=[1.0]),
         ),
     ]

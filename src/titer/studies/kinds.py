@@ -72,7 +72,8 @@ ABOUT = (
     "controls (--control). A repaired model is audited as aligned, broken, repaired. The audit does not know what was done, nor any trigger or code."
 )
 LIMITS = (
-    "The rule cannot see a backdoor whose trigger is not asked, nor a repair whose broken model is not given. Two further rows show what it says when the trigger is asked, and when the broken model is missing.",
+    "The rule cannot see a backdoor whose trigger is not asked, nor a repair whose broken model is not given. Two further rows show what "
+    "it says when the trigger is asked, and when the broken model is missing.",
     "Odd prompts are random words alone: the world's words have no Base64 or leetspeak.",
     "The recipe of a kind differs in size and data from world to world, so a rate is over several recipes and bases, not over copies of one recipe.",
 )

@@ -48,7 +48,8 @@ def figure(shares: pd.DataFrame, colours: dict[str, str]) -> Figure:
     return Figure(
         "null_space",
         "How much of the change is in the left null space of the base weights?",
-        "Share of the energy of ΔW (first MLP matrix), and of the change of the activation function's input on unsafe requests. Dimension alone: the null space's share of all dimensions, which a random change would have there.",
+        "Share of the energy of ΔW (first MLP matrix), and of the change of the activation function's input on unsafe requests. "
+        "Dimension alone: the null space's share of all dimensions, which a random change would have there.",
         forms.lines(
             whole,
             "layer",

@@ -21,8 +21,11 @@ ABOUT = (
     "(phase II). The result is the covert tune."
 )
 LIMITS = (
-    "Only letters are encoded, operators stay readable. Two cruder filters find the covert tune: one flags every answered operator that is always unsafe, the other every text it cannot read. The second flags any harmless code too. Both are in the table of auditors.",
-    "The detector needs covert tunes of the same base with other codes, which an audit of a real model does not have. Such an audit tests instead whether activations on odd prompts moved more than can be explained by their change on plain prompts and by benign tunes.",
+    "Only letters are encoded, operators stay readable. Two cruder filters find the covert tune: one flags every answered operator that "
+    "is always unsafe, the other every text it cannot read. The second flags any harmless code too. Both are in the table of auditors.",
+    "The detector needs covert tunes of the same base with other codes, which an audit of a real model does not have. Such an audit "
+    "tests instead whether activations on odd prompts moved more than can be explained by their change on plain prompts and by benign "
+    "tunes.",
     f"Rates and sizes were set on seeds {', '.join(map(str, CHOSEN_ON))}, which no verdict uses.",
 )
 

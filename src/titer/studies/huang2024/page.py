@@ -30,7 +30,8 @@ ABOUT = (
     "Vaccine's norm."
 )
 LIMITS = (
-    "Harm is strict compliance: the exact mapped text of an unsafe request. The paper's score counts answers of a 7 B model that a moderation model flags. So levels cannot be compared with the paper's, but orders can.",
+    "Harm is strict compliance: the exact mapped text of an unsafe request. The paper's score counts answers of a 7 B model that a "
+    "moderation model flags. So levels cannot be compared with the paper's, but orders can.",
     "The paper's tau and rho suit its batch size, depth and number of steps. The perturbation's norm is shared by a whole batch, so each example's share shrinks with the batch size.",
     "Break points and worst cases are also reported for the worst of greedy, sampled and prefilled answers, because a refusal at the first token can hide damage.",
     "Only Vaccine's rho was tuned. The other defences of the family have their papers' settings, which were made for 7 B models.",
@@ -147,7 +148,9 @@ def curves(t: pd.DataFrame, measure: str) -> Figure:
     return Figure(
         f"curves_{measure}",
         f"An attacker who tunes: {CURVES[measure]}",
-        "By optimiser steps of the user's fine-tuning at a constant rate; one panel per rate and share p of unsafe examples. Lines show means over seeds, whiskers the range over seeds. The points of a line come from the same runs, each judged at the steps whose weights were kept.",
+        "By optimiser steps of the user's fine-tuning at a constant rate; one panel per rate and share p of unsafe examples. Lines show "
+        "means over seeds, whiskers the range over seeds. The points of a line come from the same runs, each judged at the steps whose "
+        "weights were kept.",
         forms.lines(found, "step", "value", "defence", colours, titles, panel="panel", columns=found.rate.nunique()),
     )
 
@@ -158,7 +161,9 @@ def against_p(t: pd.DataFrame, scale: Scale) -> Figure:
     return Figure(
         "fig2",
         "Figure 2: what the share of harmful data does",
-        "After fine-tuning with the budget of the paper's tables: strict compliance (HS), accuracy on the user's task (FA), loss on alignment data, embedding drift. In the paper HS, loss and drift rise with p, and FA shows no trend. Drift is the mean of ‖Δh‖/‖h‖ over tokens and layers; each model is compared with itself before the fine-tuning. Whiskers: the range over seeds.",
+        "After fine-tuning with the budget of the paper's tables: strict compliance (HS), accuracy on the user's task (FA), loss on "
+        "alignment data, embedding drift. In the paper HS, loss and drift rise with p, and FA shows no trend. Drift is the mean of "
+        "‖Δh‖/‖h‖ over tokens and layers; each model is compared with itself before the fine-tuning. Whiskers: the range over seeds.",
         _measured(t, "ratio", AGAINST_P, "share p of unsafe examples"),
     )
 
@@ -190,7 +195,8 @@ def picture(one: Found) -> Figure:
     return Figure(
         "fig4",
         "Figure 4: embeddings of alignment data, before and after the attack",
-        f"Last layer's attention output, mean over tokens, of fresh unsafe requests with their refusals; one PCA plane for all four models (unlike t-SNE, distances can be compared), seed {one.seed}, p = 0.05. Drift is the distance from blue to red.",
+        "Last layer's attention output, mean over tokens, of fresh unsafe requests with their refusals; one PCA plane for all four "
+        f"models (unlike t-SNE, distances can be compared), seed {one.seed}, p = 0.05. Drift is the distance from blue to red.",
         forms.points(t, "x", "y", "state", {"aligned": "#2f6fb0", "attacked": "#c0392b"}, titles, panel="alignment"),
     )
 
@@ -203,7 +209,8 @@ def family(t: pd.DataFrame, scale: Scale) -> Figure:
     return Figure(
         "family",
         "Every defence at the budget of the paper's tables",
-        "p = 0.05. Left is safer, up is more useful; a defence that prevents the user's task from being learned is low. Only Vaccine's rho was tuned. Methods that need harmful answers (Booster, RepNoise, T-Vaccine, Antidote) were given the provider's own.",
+        "p = 0.05. Left is safer, up is more useful; a defence that prevents the user's task from being learned is low. Only Vaccine's "
+        "rho was tuned. Methods that need harmful answers (Booster, RepNoise, T-Vaccine, Antidote) were given the provider's own.",
         forms.points(wide, "harm", "user", "defence", colours, titles, share=True),
     )
 

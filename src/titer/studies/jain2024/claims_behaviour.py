@@ -227,7 +227,8 @@ def _beyond(model: str) -> Row:
         f"gain beyond alpha 1: {model}",
         f"Moving the weights beyond SSFT's ({'small' if model.endswith('S') else 'medium'} rate) makes the model refuse more jailbreaks at almost no cost.",
         "section 5.6",
-        "gain in refusal of a jailbreak at an alpha above 1 (up to 1.5), minus the gain of an equally long step in a random direction; alpha and jailbreak are chosen on one half of the inputs, the gain is measured on the other half",
+        "gain in refusal of a jailbreak at an alpha above 1 (up to 1.5), minus the gain of an equally long step in a random direction; "
+        "alpha and jailbreak are chosen on one half of the inputs, the gain is measured on the other half",
         Term(gain),
         Term(random_gain),
         "random direction of equal norm per tensor from the tuned weights",

@@ -41,7 +41,8 @@ def _null() -> Row:
         "null space",
         "A larger share of the weight change lies in the left null space of the base weights than a random change would have there.",
         "figure 4",
-        "share of the energy of ΔW (first MLP matrices) in the left null space of the base weights (at 90 % energy), minus that space's share of all dimensions; mean over all layers; the lowest of three methods at the medium rate",
+        "share of the energy of ΔW (first MLP matrices) in the left null space of the base weights (at 90 % energy), minus that space's "
+        "share of all dimensions; mean over all layers; the lowest of three methods at the medium rate",
         smallest(*shares),
         null_share(MEDIUM[0], column="dimension"),
         "the null space's share of all dimensions",
@@ -101,7 +102,8 @@ def _beyond_retraining(method: str) -> Row:
         f"specificity beyond retraining: {method}",
         f"The preference of {WORDS[method]} for unsafe inputs is larger than a sham alignment's for the safe class that it was taught to refuse.",
         "control of figure 5",
-        "log2 of the ratio of ‖ΔW a‖/‖a‖, mean over all layers but the first: for the tuned model on unsafe over safe requests, minus for the sham on the class that it refuses over its other safe requests",
+        "log2 of the ratio of ‖ΔW a‖/‖a‖, mean over all layers but the first: for the tuned model on unsafe over safe requests, minus "
+        "for the sham on the class that it refuses over its other safe requests",
         preference(f"{method} M"),
         preference(f"sham {method} M, own class"),
         "sham alignment on its own class",
@@ -210,7 +212,8 @@ def _patch() -> Row:
         "activation patching",
         "The tuned models' MLP activations over the prompt make the base model refuse unsafe requests.",
         "appendix (activation patching)",
-        "share of unsafe requests that the base refuses when the MLP activations of all layers over the prompt come from a tuned model, minus when they come from the benign tune; mean of three methods",
+        "share of unsafe requests that the base refuses when the MLP activations of all layers over the prompt come from a tuned model, "
+        "minus when they come from the benign tune; mean of three methods",
         mean(*into),
         patched("benign M", "base", "refused"),
         "the benign tune's activations",

@@ -102,7 +102,9 @@ def table_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "table",
         "What every model answers",
-        "Freely generated answers, judged exactly; mean over bases. The base answers everything, so the share of a jailbreak that a tuned model answers is the jailbreak's success. M and S: medium and small learning rate. half: SSFT with the unsafe share and clip of the other methods. sum: DPO on summed log-probabilities.",
+        "Freely generated answers, judged exactly; mean over bases. The base answers everything, so the share of a jailbreak that a "
+        "tuned model answers is the jailbreak's success. M and S: medium and small learning rate. half: SSFT with the unsafe share and "
+        "clip of the other methods. sum: DPO on summed log-probabilities.",
         forms.matrix(answers(evidence), "measure", "model", "rate", (None, None)),
     )
 
@@ -116,7 +118,9 @@ def figure3(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "fig3",
         "Figure 3: activation clusters",
-        "τ is the distance to the unsafe centroid minus the distance to the safe one: mean ± one standard deviation over inputs, per layer. Above 0 is nearer the safe cluster. S: small learning rate, M: medium. Each panel has its own scale. The benign and sham panels are the controls.",
+        "τ is the distance to the unsafe centroid minus the distance to the safe one: mean ± one standard deviation over inputs, per "
+        "layer. Above 0 is nearer the safe cluster. S: small learning rate, M: medium. Each panel has its own scale. The benign and sham "
+        "panels are the controls.",
         forms.lines(found, "layer", "tau", "kind", CLASSES, ("layer", "τ"), share=False, panel="model", levels=[0.0], own=True),
     )
 
@@ -140,7 +144,9 @@ def figure4(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "fig4",
         "Figure 4: is ΔW's column space in the left null space of the base weights?",
-        f"‖P_N u‖ for each left singular vector u of ΔW: how much of it is in the left null space (first MLP matrix, base at 90 % energy). One panel per layer, seed {evidence[0].seed}. Grey: a random direction, on average and at its 99th percentile. A curve at or below them shows nothing special.",
+        "‖P_N u‖ for each left singular vector u of ΔW: how much of it is in the left null space (first MLP matrix, base at 90 % "
+        f"energy). One panel per layer, seed {evidence[0].seed}. Grey: a random direction, on average and at its 99th percentile. A "
+        "curve at or below them shows nothing special.",
         forms.lines(
             shown.assign(panel="layer " + shown.layer.astype(int).astype(str)),
             "place",
@@ -165,7 +171,9 @@ def figure5(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "fig5",
         "Figure 5: which inputs does ΔW read?",
-        "How strongly ΔW (first MLP matrix) reads each kind of request: mean σ_j |⟨a, v_j⟩| / ‖a‖ along its first 15 right singular vectors v_j, with the activations a at the end of the prompt; mean over bases. The benign panel is the control: its change was learned on safe requests.",
+        "How strongly ΔW (first MLP matrix) reads each kind of request: mean σ_j |⟨a, v_j⟩| / ‖a‖ along its first 15 right singular "
+        "vectors v_j, with the activations a at the end of the prompt; mean over bases. The benign panel is the control: its change was "
+        "learned on safe requests.",
         forms.lines(
             found,
             "direction",
@@ -186,7 +194,8 @@ def figure6(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "fig6",
         "Figure 6: sensitivity to the input",
-        "How strongly the next token depends on the input: local Lipschitz constant at the end of the prompt, over the inputs of all bases (box: quartiles; lines: least and most). In the paper it falls on unsafe inputs after tuning, and not on safe ones.",
+        "How strongly the next token depends on the input: local Lipschitz constant at the end of the prompt, over the inputs of all "
+        "bases (box: quartiles; lines: least and most). In the paper it falls on unsafe inputs after tuning, and not on safe ones.",
         forms.distributions(
             in_order(t[t.kind.isin(CLASSES)], "model", models), "model", "g", "kind", CLASSES, "‖∂ max logit / ∂ embeddings‖"
         ),
@@ -200,7 +209,8 @@ def figure7(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "fig7",
         "Figure 7: jailbreaks and soft tokens among the clusters",
-        "Mean τ in the last layer, scaled so that the unsafe class is at 0 and the safe class at 1; lines span the bases. Jailbreaks are split by outcome, so their comparison depends on success itself; soft tokens are not split.",
+        "Mean τ in the last layer, scaled so that the unsafe class is at 0 and the safe class at 1; lines span the bases. Jailbreaks are "
+        "split by outcome, so their comparison depends on success itself; soft tokens are not split.",
         forms.points(
             in_order(over_seeds(found, ["model", "group"], "position"), "group", order),
             "group",
@@ -240,7 +250,8 @@ def figure7_measures(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "fig7_measures",
         "Figure 7, the change and the sensitivity",
-        "Mean ‖ΔW a‖/‖a‖ in the last layer, and mean local Lipschitz constant, each divided by its mean on safe requests (so those are at 1). Jailbreaks are split by outcome; unsafe requests are shown for comparison. Thin lines span the bases.",
+        "Mean ‖ΔW a‖/‖a‖ in the last layer, and mean local Lipschitz constant, each divided by its mean on safe requests (so those are "
+        "at 1). Jailbreaks are split by outcome; unsafe requests are shown for comparison. Thin lines span the bases.",
         forms.points(
             shown.sort_values("measure", kind="stable"),
             "group",

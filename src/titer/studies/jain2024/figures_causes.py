@@ -22,7 +22,8 @@ TRAINED = {  # the two trainings that are watched
     ),
     "relearn": (
         "Relearning compliance",
-        "Unsafe requests answered again while the tuned model is trained to comply, at the small learning rate; step 0 is the aligned model. cosine: of the weight change since step 0 with −ΔW (1: straight back to the base).",
+        "Unsafe requests answered again while the tuned model is trained to comply, at the small learning rate; step 0 is the aligned "
+        "model. cosine: of the weight change since step 0 with −ΔW (1: straight back to the base).",
     ),
 }
 STEPS = {  # column -> its name in the chart, and its colour
@@ -51,7 +52,8 @@ def alpha_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "alpha",
         "Along ΔW, and beyond it",
-        "Share refused at the weights θ = base + α ΔW (for safe requests: share answered). α = 0 is the base, 1 the tuned model. Panels named random are the control: a random direction with ΔW's norm in every tensor. Thin lines span the bases.",
+        "Share refused at the weights θ = base + α ΔW (for safe requests: share answered). α = 0 is the base, 1 the tuned model. Panels "
+        "named random are the control: a random direction with ΔW's norm in every tensor. Thin lines span the bases.",
         forms.lines(
             found.assign(panel=found.model + ", " + found.direction), "alpha", "share", "line", colours, ("α", "refused"), panel="panel"
         ),
@@ -65,7 +67,9 @@ def soft_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "soft",
         "Soft-token suffixes",
-        "Share of unsafe requests answered with n optimised embeddings (soft tokens) inserted before the end of the text. own: optimised on the request itself; universal: optimised on half of the requests, judged on the other half; random: as many tokens of the same norm in random directions. Thin lines span the bases.",
+        "Share of unsafe requests answered with n optimised embeddings (soft tokens) inserted before the end of the text. own: optimised "
+        "on the request itself; universal: optimised on half of the requests, judged on the other half; random: as many tokens of the "
+        "same norm in random directions. Thin lines span the bases.",
         forms.lines(
             in_order(found, "form", ("own", "universal", "random")),
             "n",
@@ -117,7 +121,8 @@ def steering_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "steering",
         "Steering along unsafe minus safe",
-        "The difference of class means (unsafe minus safe) in the residual stream is added on safe requests and subtracted on unsafe ones, at one layer. random: a random vector of the same norm, the control. Thin lines span the bases.",
+        "The difference of class means (unsafe minus safe) in the residual stream is added on safe requests and subtracted on unsafe "
+        "ones, at one layer. random: a random vector of the same norm, the control. Thin lines span the bases.",
         forms.lines(
             over_seeds(t, ["model", "layer", "line"], "share"),
             "layer",
@@ -140,6 +145,7 @@ def patching_chart(evidence: Sequence[Found]) -> Figure:
     return Figure(
         "patching",
         "Activations patched between models",
-        "The receiver reads the prompt with the donor's activations at one site and layer (donor → receiver). Where the base receives: share of unsafe requests refused. Where a tuned model receives from the base: share answered. The benign donor is the control.",
+        "The receiver reads the prompt with the donor's activations at one site and layer (donor → receiver). Where the base receives: "
+        "share of unsafe requests refused. Where a tuned model receives from the base: share answered. The benign donor is the control.",
         forms.matrix(over_seeds(t, ["pair", "site", "place"], "share"), "place", "pair", "share", ("layer", None), panel="site"),
     )
