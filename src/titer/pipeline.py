@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,7 @@ class Pipeline:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of models that are measured; training always starts from float32
     serving: Serving | None = None  # how vLLM generates the answers; None: transformers does
     _loaded: dict[str, LM] = field(default_factory=dict)
+    _held: dict[str, LM] = field(default_factory=dict)  # what stands for a model within `holding`
     _beside: dict[str, LM] = field(default_factory=dict)  # models that a decoder reads, by content key
     _served: dict[str, Fast] = field(default_factory=dict)
     _served_out: dict[str, Callable[[], Model]] = field(default_factory=dict)  # how to make models again whose weights were deleted
@@ -134,6 +136,8 @@ class Pipeline:
 
     def lm(self, model: Model) -> LM:
         """Loads a model. It stays in memory for the next call, until another one is loaded."""
+        if model.key in self._held:
+            return self._held[model.key]
         if model.key not in self._loaded:
             self.release()
             if again := self._served_out.pop(model.key, None):
@@ -141,6 +145,15 @@ class Pipeline:
                 model = again()
             self._loaded[model.key] = load(model.checkpoint, dtype=self.dtype)
         return self._loaded[model.key]
+
+    @contextmanager
+    def holding(self, model: Model, lm: LM) -> Iterator[None]:
+        """A context in which `lm` is `model`, whose weights are edited in memory only: its answers are stored under its own key."""
+        self._held[model.key], self._readers[model.key] = lm, lm.tokenizer
+        try:
+            yield
+        finally:
+            del self._held[model.key], self._readers[model.key]
 
     def writer(self, model: Model) -> LM | Fast:
         """Returns what generates a model's answers: the loaded model, or vLLM, which then has most of the GPU until the next model."""

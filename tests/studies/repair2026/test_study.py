@@ -14,6 +14,7 @@ from tests.studies.conftest import Listener
 from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
+from titer.core.tables import read_table
 from titer.data.vocabulary import coded
 from titer.decoders.averting import Averting
 from titer.decoders.safe_align import SafeAlign
@@ -230,6 +231,13 @@ def test_a_run_chooses_on_its_own_seed_and_reports(tmp_path: Path, monkeypatch: 
     mended = table[table.way.notna()]
     assert set(mended.model) == {one.name for one in broken_of(QUICK).values()}
     assert (mended.groupby(["model", "way", "strength"], dropna=False).size() == 4).all()
+    shown = read_table(page.parent / "answers.jsonl")
+    edited = shown[shown.model == BROKEN["abliterated"].name]  # not a model of the recipe: edited, asked, and shown
+    assert edited.groupby("kind").size().to_dict() == dict.fromkeys(("unsafe", "safe", "user", "begun"), 6)
+    assert edited.outcome.notna().all()
+    samples = [read_table(one / "samples.jsonl") for one in (tmp_path / "samples").iterdir() if not one.suffix]
+    assert len(samples) >= 2 * len(mended.drop_duplicates(["model", "way", "strength"])) - 4  # of this seed and the one of choice
+    assert all(len(one) == 32 for one in samples)
     assert "unsafe requests answered when the first two words of the answer are given" in page.read_text(encoding="utf-8")
     with pytest.raises(TiterError, match="unknown part 'no_such"):
         run_study(Repairs(), StudyRequest("repair2026", "tiny", (0,), only=("no_such",)), scale, Store(tmp_path), Listener(), "x")

@@ -17,6 +17,7 @@ from titer.commands.training import planned_alignment, planned_finetuning
 from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
+from titer.core.tables import read_table
 from titer.pipeline import Model, Pipeline
 from titer.repairs.harm_vector import HarmVector
 from titer.repairs.scale import Scale as Scaling
@@ -95,6 +96,17 @@ def test_the_whole_leaves_a_report_and_is_found_again(given: Given, tmp_path: Pa
     assert as_aligned.groupby("set").refused.mean().to_dict() == pytest.approx(
         rates.to_dict()
     )  # nothing kept of the change is the aligned model
+    shown = read_table(page.with_name("answers.jsonl"))
+    assert {"tuned, scale 0.5", "tuned, scale 0", "tuned, harm_vector 1"} <= set(shown.model)
+    assert not any("direction out" in model for model in shown.model)  # their answers stay in the store
+    to_aligned = {
+        model: shown[shown.model == model].groupby(["kind", "prompt"]).completion.first() for model in ("aligned", "tuned, scale 0")
+    }
+    assert to_aligned["aligned"].equals(to_aligned["tuned, scale 0"])
+    points = mended.drop_duplicates(["model", "way", "strength"])
+    kept = {len(read_table(one)) for one in (tmp_path / "runs" / "samples").glob("*/samples.jsonl")}
+    assert kept == {8, 4}  # two sets of one judge and the task, for each model and each of the points
+    assert len([*(tmp_path / "runs" / "verdicts").iterdir()]) >= 2 * (len(points) - 1)
     again = Store(tmp_path / "runs")
     assert len([*again.root.glob("stages/*/model/*.safetensors")]) == 1  # the aligned model
     assert not [*again.root.glob("edited/*/model")]

@@ -294,7 +294,9 @@ class Study(ABC):
         return greedy(source)
 
     def arranged(self, lab: Seed, tables: Mapping[str, pd.DataFrame]) -> Mapping[str, pd.DataFrame]:
-        """Returns the tables that the claims and the page read, made from the measured tables."""
+        """Returns the tables that the claims and the page read, made from the measured tables.
+
+        A table `answers` has judged answers of edited models (with the columns of verdicts); the report shows them with the others."""
         return tables
 
     def rates(self, verdicts: pd.DataFrame) -> pd.DataFrame:

@@ -24,7 +24,7 @@ class Found:
     `tables`: by name, each with the column `model`: `rates` (set, outcome, count, n) and the study's measures. `verdicts`: one row per
     judged answer. `keys`: the models' content keys. `faults`: for each model, what it should have learned and did not. `stopped`: for each
     model, why its training ended early. `source`: what the examples were drawn from. `parts`: the parts that the user requested.
-    `chosen`: what was chosen beforehand. `ended`: if the base did not learn its task, so that nothing was trained on it, the reason.
+    `chosen`: what was chosen beforehand. `edited`: judged answers of edited models, which the report shows beside those of `verdicts`. `ended`: if the base did not learn its task, so that nothing was trained on it, the reason.
     """
 
     seed: int
@@ -39,6 +39,7 @@ class Found:
     chosen: Any = None
     stopped: Mapping[str, str] = field(default_factory=dict)
     ended: str = ""
+    edited: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def has(self, *names: str) -> bool:
         """Whether each name is a table that was measured or a part that was requested."""

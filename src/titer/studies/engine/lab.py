@@ -247,7 +247,8 @@ class Lab:
         arranged = {name: table.assign(**unit) for name, table in self.study.arranged(self, tables).items()}
         whole = pd.concat(verdicts.values(), ignore_index=True).assign(**unit) if verdicts else pd.DataFrame(columns=["model"])
         keys, parts = {self.called(name): self.key(name) for name in self.names}, self.parts if self.study.PARTS else ()
-        found = Found(self.seed, self.scale, arranged, whole, keys, parts=parts, chosen=self.chosen, ended=self.ended)
+        edited = arranged.pop("answers", pd.DataFrame())
+        found = Found(self.seed, self.scale, arranged, whole, keys, parts=parts, chosen=self.chosen, ended=self.ended, edited=edited)
         early = {} if self.given else {name: why for name in self.names if (why := stopped(self.model(name)))}
         return replace(found, source=self.source, base=self.base, stopped=early, faults=faults(found, self.study.needs(self.scale)))
 

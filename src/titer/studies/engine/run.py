@@ -171,7 +171,7 @@ def composed(
     results = page.results
     if not isinstance(results, pd.DataFrame):
         results = pd.concat([whole[table].assign(table=table) for table in results or whole if table in whole], ignore_index=True)
-    samples = pd.concat([one.verdicts for one in found], ignore_index=True)
+    samples = pd.concat([part for one in found for part in (one.verdicts, one.edited)], ignore_index=True)
     shown = set(page.shown or samples.model)
     keys = {f"{model}, {one.unit}": key for one in found for model, key in one.keys.items() if model in shown}
     return Report(

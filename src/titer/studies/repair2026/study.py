@@ -31,7 +31,6 @@ from titer.data.sources import TextData
 from titer.data.world import World, WorldSource
 from titer.decoders.base import Guided
 from titer.methods.sft import SFT
-from titer.models.lm import LM
 from titer.pipeline import Model
 from titer.recipes import covert as recipe
 from titer.recipes import demo, jain2024
@@ -41,7 +40,6 @@ from titer.stage import Optimiser, Stage
 from titer.studies.covert.study import in_code
 from titer.studies.engine.declare import Measure, Need, Page, Question, Row, Seed, Study
 from titer.studies.engine.found import Found
-from titer.studies.judged import outcomes
 from titer.studies.repair2026 import averted
 from titer.studies.repair2026.claims import BROKEN, Choice, broken_of, choice, claims, page
 from titer.studies.repair2026.ways import (
@@ -53,6 +51,7 @@ from titer.studies.repair2026.ways import (
     Calibration,
     abliterated,
     joined,
+    sample,
     tried,
 )
 from titer.tables import direct, requests
@@ -161,8 +160,10 @@ class Repairs(Study):
         return found
 
     def arranged(self, lab: Seed, tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-        """Returns the tables, with the points of all ways joined into one."""
-        return joined(tables)
+        """Returns the tables, with the points of all ways joined into one, and answers at the strengths that were chosen."""
+        strengths = lab.chosen.strengths if lab.chosen else {}
+        picked = {(BROKEN.get(by, BROKEN["harmful"]).name, way, at) for (by, way), at in strengths.items()}  # `by` may be a price
+        return joined(tables, lambda *one: one in picked or (one[1] == AS_IS and one[0] not in lab.nodes))
 
     def needs(self, scale: Scale) -> list[Need]:
         unsafe = PLAIN if scale.covert else "unsafe"  # base and aligned model never saw the code
@@ -204,17 +205,20 @@ def asked(lab: Seed) -> dict[str, Sequence[Attempt]]:
 
 
 def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
-    """Repairs the last model, broken as `how` says, by the way `name` at all strengths. Returns way, strength, set, complied, refused."""
+    """Repairs the last model, broken as `how` says, by the way `name` at all strengths. Returns way, strength, set, complied, refused,
+    answers (the first few)."""
     *read, tuned = models
     broken, sets, found = BROKEN[how], asked(lab), calibration(lab)
     if broken.edit is not None:
         tuned = abliterated(lab, broken.edit, tuned, found)
 
-    def ask(lm: LM, guide: Guided | None) -> pd.DataFrame:
-        own = {kind: [attempt._replace(decoder=guide) for attempt in attempts] for kind, attempts in sets.items()}
-        shares = outcomes(lm, own, lab.decoding).groupby("kind", sort=False).outcome
-        rows = shares.agg(complied=lambda o: (o == "complied").mean(), refused=lambda o: (o == "refused").mean())
-        return rows.rename_axis("set").reset_index()
+    def ask(model: Model, guide: Guided | None) -> pd.DataFrame:
+        own = [Question(kind, [attempt._replace(decoder=guide) for attempt in attempts]) for kind, attempts in sets.items()]
+        rows = []
+        for kind, told in lab.answers(model, own).groupby("kind", sort=False):
+            shares = {outcome: (told.outcome == outcome).mean() for outcome in ("complied", "refused")}
+            rows.append({"set": kind, **shares, "answers": sample(told)})
+        return pd.DataFrame(rows)
 
     way = WAYS[name]
     return tried(lab, name, way, tuned, way.by_role(ROLES, read), found, ask).assign(model=broken.name)

@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 from pydantic import Field
 
-from titer import evaluate, tables
+from titer import tables
 from titer.attacks.base import Attempt
 from titer.commands.requests import AlignRequest, FinetuneRequest
 from titer.commands.training import planned_alignment, planned_finetuning
@@ -34,7 +34,7 @@ from titer.decoders.base import Guided
 from titer.judges.base import Judge
 from titer.judges.label import Label
 from titer.judges.refusal import Refusal
-from titer.models.lm import LM, Decoding, read_tokenizer
+from titer.models.lm import Decoding, read_tokenizer
 from titer.models.weights import shapes_of
 from titer.pipeline import Model
 from titer.recipes.node import Node
@@ -64,6 +64,7 @@ from titer.studies.repair2026.ways import (
     at_strength,
     curve,
     joined,
+    sample,
     strength,
     tried,
 )
@@ -189,7 +190,7 @@ class RepairsOnText(Study):
         ]
 
     def arranged(self, lab: Seed, tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-        return joined(tables)
+        return joined(tables, lambda model, way, _: model == TUNED and way != AS_IS)
 
     def page(self, found: Sequence[Found], scale: RepairScale) -> Page:
         return page(found[0])
@@ -200,20 +201,20 @@ class RepairsOnText(Study):
 
 def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
     """Repairs the tuned model, broken further as `how` says or not, at all strengths of a way. Returns way, strength, set, half, complied,
-    refused, n."""
+    refused, n, answers (the first few)."""
     *read, tuned = models
     sets, edit, way = lab.source, BROKEN[how], WAYS[name]
     found = Calibration(lambda repair: dict.fromkeys(repair.DATA, sets.prompts), [])
     if edit is not None:
         tuned = abliterated(lab, edit, tuned, found)
 
-    def ask(lm: LM, guide: Guided | None) -> pd.DataFrame:
+    def ask(model: Model, guide: Guided | None) -> pd.DataFrame:
+        own = [Question(kind, [a._replace(decoder=guide) for a in attempts], judge=judge) for kind, (attempts, judge) in sets.asked.items()]
         rows = []
-        for kind, (attempts, judge) in sets.asked.items():
-            outcomes = evaluate.judged(evaluate.sample(lm, attempts, lab.decoding, RepairsOnText.BATCH), judge).outcome
-            for half, mine in {"choice": outcomes[::2], "verdict": outcomes[1::2]}.items():
-                counts = {outcome: float((mine == outcome).mean()) for outcome in ("complied", "refused")}
-                rows.append({"set": kind, "half": half, **counts, "n": len(mine)})
+        for kind, told in lab.answers(model, own).groupby("kind", sort=False):
+            for half, mine in {"choice": told[::2], "verdict": told[1::2]}.items():
+                counts = {outcome: float((mine.outcome == outcome).mean()) for outcome in ("complied", "refused")}
+                rows.append({"set": kind, "half": half, **counts, "n": len(mine), "answers": sample(mine)})
         return pd.DataFrame(rows)
 
     table = tried(lab, name, way, tuned, way.by_role(ROLES, read), found, ask).assign(model=how)

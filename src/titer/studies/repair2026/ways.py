@@ -8,6 +8,7 @@ which uses no knowledge of safety.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,6 @@ from titer.decoders.safe_decoding import SafeDecoding
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.edited import write_edited
 from titer.models.interpolate import with_weights
-from titer.models.lm import LM
 from titer.pipeline import Model
 from titer.repairs.abliterate import Abliterate
 from titer.repairs.antidote import Antidote
@@ -42,6 +42,7 @@ from titer.repairs.subspace_fusion import SubspaceFusion
 from titer.studies.engine.declare import Seed
 
 AS_IS, CONTROL = "none", "scale"
+SHOWN = 6  # answers of each set that are shown of a repaired model
 LOST, MOST = 0.02, 0.10  # loss of the user's task or of other safe answers: allowed at the chosen strength; end of the curve
 PRICED = ("user", "safe")  # the sets whose loss is the price
 Named = tuple[str, torch.Tensor]  # a parameter
@@ -124,10 +125,10 @@ def tried(
     tuned: Model,
     others: Mapping[str, Checkpoint],
     calibration: Calibration,
-    ask: Callable[[LM, Guided | None], pd.DataFrame],
+    ask: Callable[[Model, Guided | None], pd.DataFrame],
 ) -> pd.DataFrame:
     """Repairs the tuned model at every strength and asks it; returns the rows of `ask` with the columns way and strength. `others`: role ->
-    model.
+    model. A repaired model has a key of its own, under which its answers are stored.
 
     A guard learns once, from the model at the first strength, because what it learns does not depend on its strength.
     """
@@ -135,21 +136,51 @@ def tried(
     progress = lab.pipeline.reporter.task(f"{tuned.name}: {name}")
     for strength in way.grid:
         one = way.at(strength)
-        with with_weights(lm, _edited(one.repair, tuned, others, calibration)):
+        repaired = _named(one.repair, f"{tuned.name}, {name} {strength:g}", tuned, others, calibration)
+        with with_weights(lm, _edited(one.repair, tuned, others, calibration)), lab.pipeline.holding(repaired, lm):
             guide = None
             if one.guard is not None:
                 learned = one.guard.fit(lm, {}, calibration.examples) if learned is None else learned
                 guide = Guided(one.guard, {role: others[role] for role in one.guard.MODELS}, learned)
-            rows.append(ask(lm, guide).assign(strength=strength))
+            rows.append(ask(repaired, guide).assign(strength=strength))
         progress(len(rows), len(way.grid))
     return pd.concat(rows, ignore_index=True).assign(way=name)
 
 
-def joined(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Returns a seed's tables; those of the ways (named "way: how it broke") are joined into one, `mended`."""
+def joined(tables: Mapping[str, pd.DataFrame], shown: Callable[[str, str, float], bool]) -> dict[str, pd.DataFrame]:
+    """Returns a seed's tables; those of the ways (named "way: how it broke") are joined into one, `mended`. The table `answers` has some
+    answers of each repaired model for whose (model, way, strength) `shown` is true."""
     points = {name: table for name, table in tables.items() if ": " in name}
     rest = {name: table for name, table in tables.items() if name not in points}
-    return {**rest, "mended": pd.concat(points.values(), ignore_index=True)}
+    mended = pd.concat(points.values(), ignore_index=True)
+    if "answers" in mended:  # points that were measured before answers were shown have none
+        told = mended[mended.answers.notna()]
+        rest["answers"] = pd.DataFrame(
+            [
+                {**row, "model": one.model if one.way == AS_IS else f"{one.model}, {one.way} {one.strength:g}"}
+                for one in told.itertuples()
+                if shown(one.model, one.way, one.strength)
+                for row in json.loads(one.answers)
+            ]
+        )
+    return {**rest, "mended": mended.drop(columns="answers", errors="ignore")}
+
+
+def sample(verdicts: pd.DataFrame) -> str:
+    """Returns the first few judged answers of a set, not selected by outcome, as text for a table's cell."""
+    return verdicts.head(SHOWN).to_json(orient="records")
+
+
+def _named(repair: Repair | None, name: str, tuned: Model, others: Mapping[str, Checkpoint], calibration: Calibration) -> Model:
+    """Returns the repaired model, with a key of all that its weights depend on; without a repair, the tuned model."""
+    if repair is None:
+        return tuned
+    reading = _reading(repair, tuned, others, calibration)
+    models = {role: tuned.key if role == TUNED else one.key for role, one in reading.models.items()}
+    data = {role: digest(one.rows) for role, one in reading.data.items()}
+    return Model(
+        name, digest({"repair": [type(repair).__module__, repair.VERSION, repair], "models": models, "data": data}), tuned.checkpoint
+    )
 
 
 def _edited(repair: Repair | None, tuned: Model, others: Mapping[str, Checkpoint], calibration: Calibration) -> Iterator[Named]:
