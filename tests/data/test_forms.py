@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -279,6 +280,7 @@ HH = "\n\nHuman: a\n\nAssistant: {}"
         ({"instruction": "a", "output": "b", "history": []}, "a", "b"),
         ({"prompt": json.dumps([USER]), "completion": json.dumps([BOT])}, "a", "b"),
         ({"messages": str([USER, BOT])}, "a", "b"),
+        ({"messages": str(np.array([USER, BOT]))}, "a", "b"),  # as pandas writes a column that it read from Parquet
         ({"input": "a", "output": "b"}, "a", "b"),
         ({"messages": [USER, {"role": "assistant", "content": None, "refusal": "b"}]}, "a", "b"),
         ({"messages": [USER, {"role": "assistant", "content": [{"type": "refusal", "refusal": "b"}]}]}, "a", "b"),

@@ -36,6 +36,7 @@ ELSEWHERE = {  # other suffixes -> how to get their rows into a file that can be
 }
 SEPARATOR = re.compile(r"\"?sep=(.)\"?(?:\r\n?|\n)", re.IGNORECASE)  # a first line by which Excel is told of the delimiter
 SHEET_ERRORS = ("#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NULL!", "#NUM!", "#N/A", "#ERROR!", "#SPILL!")
+BESIDE = re.compile(r"\}\s+\{(?=['\"])")  # between two objects of an array, as numpy prints it
 UNSEEN = re.compile("[\u200b-\u200d\u2060\ufeff]+")  # in a column's name
 COLUMNS = {*PROMPT, *CHAT, *COMPLY, *CLASS, "refuse", "text", "input"}
 HEADER = re.compile(r'"?[a-z_]+"?(?:\s*,\s*"?[a-z_]+"?)+')  # names of columns
@@ -294,11 +295,11 @@ def _json(name: str, text: str) -> Iterator[Row]:
 def listed(text: str) -> list[Any] | None:
     """Returns the list that a text (a .csv file's cell) holds, as JSON or as Python writes it (as pandas does); None if it holds none.
 
-    numpy writes no commas, and Python would read its texts as a single one: that is no list either.
+    numpy writes no commas: between objects they are put in; its texts, which Python would read as a single one, are no list.
     """
     if text.lstrip()[:1] + text.rstrip()[-1:] != "[]":
         return None
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, ast.literal_eval, lambda text: ast.literal_eval(BESIDE.sub("}, {", text))):
         try:
             found = read(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
