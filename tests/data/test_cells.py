@@ -82,3 +82,30 @@ def test_a_header_is_found_below_a_title_and_behind_marks(tmp_path: Path, text: 
 def test_a_first_line_that_no_one_knows_may_be_the_header_all_the_same(tmp_path: Path) -> None:
     head = "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
     assert [row[0] for row in read(tmp_path, head + '"a prompt, label, text",standard,x,,,y\n').rows] == ["a prompt, label, text"]
+
+
+TWO = '{"prompt": "Bake?", "label": "safe"}', '{"prompt": "Break?", "label": "unsafe"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.jsonl", "\n".join(json.dumps(json.loads(one), indent=1) for one in TWO)),  # as jq prints them
+        ("x.jsonl", "[" + ",\n".join(TWO) + "]"),
+        ("x.jsonl", ",\n".join(TWO)),
+        ("x.json", "".join(TWO)),
+    ],
+)
+def test_objects_over_several_lines_or_beside_each_other(tmp_path: Path, name: str, text: str) -> None:
+    assert [row[:2] for row in read(tmp_path, text, name).rows] == [("Bake?", False), ("Break?", True)]
+    for torn in (text[:-9], text.replace('"Bake?"', '"Bake?", "prompt": "Burn?"')):
+        with pytest.raises(TiterError, match=r"not JSON|two columns"):
+            read(tmp_path, torn, name)
+
+
+@pytest.mark.parametrize("text", ["1. Bake?\n2) Break?\n", "- Bake?\n\u2022 Break?\n", "Bake?\nBreak?\n"])
+def test_a_list_in_a_text_file_has_numbers_or_bullets(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.txt").write_text(text, encoding="utf-8")
+    assert [row[0] for row in read_text(f"safe:{tmp_path / 'x.txt'}").rows] == ["Bake?", "Break?"]
+    (tmp_path / "x.txt").write_text(f"{text}2. or so?\nno\n", encoding="utf-8")
+    assert read_text(f"safe:{tmp_path / 'x.txt'}").rows[2][0] == "2. or so?"

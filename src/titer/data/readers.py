@@ -36,6 +36,8 @@ ELSEWHERE = {  # other suffixes -> how to get their rows into a file that can be
 }
 SEPARATOR = re.compile(r"\"?sep=(.)\"?(?:\r\n?|\n)", re.IGNORECASE)  # a first line by which Excel is told of the delimiter
 SHEET_ERRORS = ("#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NULL!", "#NUM!", "#N/A", "#ERROR!", "#SPILL!")
+BULLET = re.compile(r"(?:\d{1,4}[.)]|[-*\u2022])\s+(?=\S)")  # before each line of a list
+GAP = re.compile(r"[,\s]*")  # between two values
 BESIDE = re.compile(r"\}\s+\{(?=['\"])")  # between two objects of an array, as numpy prints it
 UNSEEN = re.compile("[\u200b-\u200d\u2060\ufeff]+")  # in a column's name
 COLUMNS = {*PROMPT, *CHAT, *COMPLY, *CLASS, "refuse", "text", "input"}
@@ -143,7 +145,8 @@ def records(file: File) -> Iterator[Row]:
 
 
 def _txt(name: str, text: str) -> Iterator[Row]:
-    """One prompt on each line, below a name or none; or a table, if the first line names columns. Errors: lines with tabs, and no names."""
+    """One prompt on each line, below a name or none, without the numbers or bullets of a list; or a table, if the first line names
+    columns. Errors: lines with tabs, and no names."""
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     lines = lines[1:] if lines and lines[0][1].lower() in PROMPT else lines
     heads = {mark: lines[0][1].lower().replace(mark, ",") for mark in "\t,;"} if lines else {}
@@ -155,7 +158,8 @@ def _txt(name: str, text: str) -> Iterator[Row]:
             f"{name}: each line has a tab, as in a table",
             next_step="save it as .tsv, with a first line that names the columns (prompt, label).",
         )
-    return ((f"{name}, line {number}", {"prompt": line}) for number, line in lines)
+    bare = BULLET if len(lines) > 1 and all(BULLET.match(line) for _, line in lines) else re.compile("")
+    return ((f"{name}, line {number}", {"prompt": bare.sub("", line, count=1)}) for number, line in lines)
 
 
 def _row(where: str, row: Mapping[str, Any]) -> Row:
@@ -242,6 +246,12 @@ def _below_title(text: str) -> str:
 
 
 def _jsonl(name: str, text: str) -> Iterator[Row]:
+    """Rows of a .jsonl file: an object on each line; or objects over several lines, or a list, if the first line is none."""
+    first = text.lstrip().partition("\n")[0]
+    found = _several(text) if first[:1] in ("{", "[") and not _is_object(first) else []
+    if found and all(isinstance(one, dict) for one in (found[0] if isinstance(found[0], list) else found)):
+        yield from _json(name, text)
+        return
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
             found = _parsed(name, content, line)
@@ -274,12 +284,17 @@ def _parsed(name: str, text: str, line: int = 0) -> Any:
 
 
 def _json(name: str, text: str) -> Iterator[Row]:
-    """Rows of a .json file: a list of objects or of prompts, a table by column, an object with one list of objects, or JSON lines."""
+    """Rows of a .json file: a list of objects or of prompts, a table by column, an object with one list of objects, JSON lines, or objects
+    over several lines one after another, as jq prints them."""
     lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) > 1 and _is_object(lines[0]):
         yield from _jsonl(name, text)
         return
-    found = _parsed(name, text) if lines else []
+    try:
+        found = _parsed(name, text) if lines else []
+    except TiterError:
+        if not (found := _several(text)):
+            raise
     if isinstance(found, dict):
         found = _rows_in(name, found)
     if not isinstance(found, list):
@@ -290,6 +305,25 @@ def _json(name: str, text: str) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise TiterError(f"{name}, item {number}: a {type(row).__name__} and not an object", expected="an object")
         yield _row(f"{name}, item {number}", row)
+
+
+def _several(text: str) -> list[Any]:
+    """Returns the JSON values that stand one after another in a text, with commas between them or none; [] if there is anything else."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key occurs twice")
+        return found
+
+    found, at, decoder = list[Any](), GAP.match(text, 0).end(), json.JSONDecoder(object_pairs_hook=once)  # type: ignore[union-attr]
+    try:
+        while at < len(text):
+            value, at = decoder.raw_decode(text, at)
+            found.append(value)
+            at = GAP.match(text, at).end()  # type: ignore[union-attr]
+    except (ValueError, RecursionError):
+        return []
+    return found
 
 
 def listed(text: str) -> list[Any] | None:
