@@ -148,6 +148,17 @@ def test_damage_is_found_told_and_mended(tmp_path: Path, told: list[str], harm: 
     assert name in told[0]
 
 
+def test_of_a_damaged_artefact_on_another_disk_the_link_is_replaced(store: Store, tmp_path: Path) -> None:
+    folder = store.artefact("tables", INPUTS, build)
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert Store(tmp_path).artefact("tables", INPUTS, never) == folder
+    (tmp_path / "elsewhere" / "table.txt").unlink()
+    assert not damage(Store(tmp_path).artefact("tables", INPUTS, build))
+    assert (tmp_path / "elsewhere").is_dir()
+    assert not folder.is_symlink()
+
+
 def test_a_sound_artefact_has_no_damage(store: Store) -> None:
     assert damage(store.artefact("tables", INPUTS, build)) == ""
 

@@ -64,6 +64,8 @@ KNOWN = {  # error code of the system -> what it means, what to do about it
     errno.EACCES: ("permission denied", RIGHT),
     errno.EPERM: ("permission denied", RIGHT),
     errno.ENOTDIR: ("a file is where a folder is expected", RIGHT),
+    errno.ENOLCK: ("this file system has no locks", RIGHT),
+    errno.EOPNOTSUPP: ("this file system does not support it", RIGHT),
     errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
 }
 

@@ -130,7 +130,7 @@ class Store:
                     self._sound.add(folder)
                     return folder
                 self.tell(f"{kind}/{key} is damaged ({fault}); it is built again")
-                shutil.rmtree(folder)
+                folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)  # of an artefact on another disk the link alone
             self._build(folder, inputs, make)
         self._sound.add(folder)
         self.made.append(f"{kind}/{key}")
