@@ -22,6 +22,8 @@ from titer.core.run import Store
 from titer.models import edited
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.edited import floating
+from titer.models.fetch import resolve
+from titer.models.weights import blocks
 from titer.repairs.base import TUNED, Others, Reading, Repair
 
 NAMES = sorted(names("repairs"))
@@ -116,6 +118,27 @@ def test_shards_and_one_file_hold_the_same(name: str, tmp_path: Path) -> None:
     assert (
         AutoModelForCausalLM.from_pretrained(many.path).num_parameters() == AutoModelForCausalLM.from_pretrained(one.path).num_parameters()
     )
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("name", [name for name in NAMES if KINDS[name]().by_rows])
+def test_edited_by_rows_it_is_the_same(name: str, maker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = family(tmp_path, MAKERS[maker], KINDS[name].MODELS)
+    asked = order(name, tmp_path, models, settings=chosen(name))
+    _, (whole,) = run(asked)
+    monkeypatch.setattr("titer.models.weights.BLOCK", 40)
+    _, (rows,) = run(replace(asked, to=tmp_path / "rows"))
+    assert same(whole, rows)
+
+
+@pytest.mark.parametrize("kind", ["whole", "bfloat16", "adapter"])
+def test_rows_of_a_parameter_are_those_of_the_whole(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("titer.models.weights.BLOCK", 40)
+    for maker in MAKERS:
+        model = resolve(family(tmp_path / maker, MAKERS[maker], kind=kind if maker == "llama" else "whole")[TUNED])
+        for name in model.files:
+            assert torch.equal(model.weight(name, slice(1, 3)), model.weight(name)[1:3])
+            assert torch.equal(torch.cat([model.weight(name, rows) for rows in blocks([model], name)]), model.weight(name))
 
 
 @EVERY

@@ -28,9 +28,9 @@ from titer.data.sources import TextData, detected, preferences
 from titer.models import edited as writing
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.compatible import FAMILY, comparable, configured_apart, unused_tensors
-from titer.models.edited import floating, write_adapter, write_edited, written_bytes
+from titer.models.edited import floating, stored_as, write_adapter, write_edited, written_bytes
 from titer.models.fetch import resolve
-from titer.models.weights import DIFFER, check_fits, difference, lacking
+from titer.models.weights import BLOCK, DIFFER, blocks, check_fits, difference, lacking
 from titer.pipeline import Reporter
 from titer.repairs.base import TUNED, Others, Reading, Repair
 
@@ -65,12 +65,14 @@ class Planned:
         repair = next(iter(self.repairs.values()))
         sizes = {role: written_bytes(one) for role, one in self.models.items() if not one.quantised}
         largest = 4 * max(prod(self.tuned.shape(name)[0]) for name in self.tuned.files)
+        apart = repair.by_rows and not any(one.gguf or one.quantised or one.changes for one in self.models.values())
+        at_once = min(largest, 4 * BLOCK) if apart else largest
         whole = 4 * sum(prod(self.tuned.shape(name)[0]) for name in self.tuned.files)
         return {
             "folders": {str(to): stands(to, self.key(one)) for to, one in self.repairs.items()},
             "reads": sizes,
             "writes": 0 if self.adapter else sizes[TUNED] * len(self.repairs),
-            "memory": max(repair.HOLDS * whole, int(2e9 * self.order.shard) + largest * (len(self.models) + 5)) + OWN,
+            "memory": max(repair.HOLDS * whole, int(2e9 * self.order.shard) + largest + at_once * (len(self.models) + 4)) + OWN,
             "adapter": self.adapter,
             "notes": self.notes,
         }
@@ -257,8 +259,17 @@ def _write(plan: Planned, repair: Repair, shown: Reporter, folder: Path) -> None
 
     def value(name: str) -> torch.Tensor:
         progress(names.index(name) + 1, len(names))
-        before = tuned.weight(name)
-        found = repair.edited(name, before, Others(others, name), state)
+        parts = [*blocks((tuned, *others.values()), name)] if repair.by_rows else [None]
+        if parts == [None]:
+            return edited(name, None)
+        found = torch.empty(tuned.shape(name)[0], dtype=stored_as(tuned, name))
+        for rows in parts:
+            found[rows] = edited(name, rows)
+        return found
+
+    def edited(name: str, rows: slice | None) -> torch.Tensor:
+        before = tuned.weight(name, rows)
+        found = repair.edited(name, before, Others(others, name, rows), state)
         if found.shape != before.shape:
             raise TiterError(
                 f"the repair {plan.order.method} returned {name} with shape {tuple(found.shape)}",

@@ -252,15 +252,18 @@ class Checkpoint(Record):
         """Returns this model's name for another model's parameter; they differ if one model is a wrapper around the other's text model."""
         return alias(parameter, self.names.used)
 
-    def weight(self, parameter: str) -> torch.Tensor:
-        """Returns one parameter as the model uses it, float32 on the CPU; for a head that is tied to the embedding, the embedding."""
+    def weight(self, parameter: str, rows: slice | None = None) -> torch.Tensor:
+        """Returns one parameter, or some rows of it, as the model uses it, float32 on the CPU; a tied head is the embedding."""
         name = self.called(parameter)
         name = self.names.tied.get(name, name)
         if (origin := self.names.origins.get(name)) is None:
             raise TiterError(f"{self.label} holds no tensor {visible(parameter, 120)!r}", expected="two checkpoints of one architecture")
         read = self._stored.weight
+        if rows is not None and isinstance(self._stored, Stored) and origin.maker is None and name not in self.changes:
+            return self._stored.weight(origin.names[0], rows)
         found = read(origin.names[0]) if origin.maker is None else made(self.outline, origin, read)[name]
-        return self.changes[name].applied(found) if name in self.changes else found
+        found = self.changes[name].applied(found) if name in self.changes else found
+        return found if rows is None else found[rows]
 
     def shape(self, parameter: str) -> tuple[tuple[int, ...], str]:
         """Returns (shape, stored type as the file format names it) of one parameter, from the files' headers alone."""

@@ -140,12 +140,14 @@ class Stored:
         stored, kind = shape(self._paths[own], own)
         return shape_before(self._way, {part: (self._paths[one], one) for part, one in parts.items()}, stored) if parts else stored, kind
 
-    def weight(self, name: str) -> torch.Tensor:
-        """Returns a tensor in float32, dequantised if need be: (outputs, inputs). Errors: it does not fit what the configuration says."""
+    def weight(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """Returns a tensor, or some rows of it, in float32, dequantised if need be: (outputs, inputs). Errors: it does not fit what the
+        configuration says."""
         if parts := self._joined.get(name):
             held = {part: tensor_of(self._paths[one], one) for part, one in parts.items()}
-            return unpacked(self._way, held, self._said, parts[self._way.needed[0]])
-        found = tensor_of(self._paths[name], name)
+            whole = unpacked(self._way, held, self._said, parts[self._way.needed[0]])
+            return whole if rows is None else whole[rows]
+        found = tensor_of(self._paths[name], name, rows)
         if found.dtype in CODES:
             kind = str(found.dtype).removeprefix("torch.")
             why = "there is no scale for it" if self._said else "config.json does not say how it is quantised"

@@ -133,10 +133,10 @@ def _read_header(file: Path, size: int, changed: int) -> dict[str, tuple[tuple[i
         return {name: (tuple(view.get_shape()), str(view.get_dtype())) for name, view in views.items()}
 
 
-def tensor_of(file: Path, tensor: str) -> torch.Tensor:
-    """Reads one tensor, in the data type in which it is stored, on the CPU."""
+def tensor_of(file: Path, tensor: str, rows: slice | None = None) -> torch.Tensor:
+    """Reads one tensor, or some rows of it, in the data type in which it is stored, on the CPU."""
     with opened(file) as held:
-        return held.get_tensor(tensor)  # type: ignore[no-any-return]
+        return held.get_tensor(tensor) if rows is None else held.get_slice(tensor)[rows]  # type: ignore[no-any-return]
 
 
 def opened(file: Path) -> Any:

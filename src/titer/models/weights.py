@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ COARSE = (  # data types that a copy of a model may have been rounded to, one af
 )
 CODED = ("I8", "U8", "I32", "F8_E4M3", "F8_E5M2")  # types of quantised weights
 DIFFER = "differ"
+BLOCK = 2**26  # numbers of a parameter that are worked on at once, where rows can be read alone
 
 
 def skeleton(checkpoint: Checkpoint) -> Sites:
@@ -34,12 +36,29 @@ def delta(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tenso
     return before, after - before
 
 
-def both(base: Checkpoint, tuned: Checkpoint, tensor: str) -> tuple[torch.Tensor, torch.Tensor]:
+def blocks(models: Sequence[Checkpoint], parameter: str) -> Iterator[slice | None]:
+    """Yields the rows of a parameter that are worked on at once, at most `BLOCK` numbers; None for the whole of it, if it is small, if the
+    models' shapes differ, or if some rows cannot be read without the rest (merged, joined or quantised)."""
+    shape = models[0].shape(parameter)[0]
+    if prod(shape) <= BLOCK or not all(one.shape(parameter)[0] == shape and _apart(one, parameter) for one in models):
+        yield None
+        return
+    step = max(1, BLOCK * shape[0] // prod(shape))
+    yield from (slice(first, min(first + step, shape[0])) for first in range(0, shape[0], step))
+
+
+def _apart(one: Checkpoint, parameter: str) -> bool:
+    name = one.names.tied.get(one.called(parameter), one.called(parameter))
+    return not one.gguf and not one.quantised and one.names.origins[name].maker is None and name not in one.changes
+
+
+def both(base: Checkpoint, tuned: Checkpoint, tensor: str, part: slice | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (W of the base, W tuned) of one tensor as the checkpoints store it, in float32. Errors: their shapes differ.
 
-    If the vocabularies differ, a tensor with one row per token is cut to the rows of the tokens that both have (`shared_rows`).
+    If the vocabularies differ, a tensor with one row per token is cut to the rows of the tokens that both have (`shared_rows`). `part`:
+    only these rows, of two models with one vocabulary.
     """
-    before, after = base.weight(tensor), tuned.weight(tensor)
+    before, after = base.weight(tensor, part), tuned.weight(tensor, part)
     worded = base.called(tensor) in base.word_tensors and tuned.called(tensor) in tuned.word_tensors
     if worded and (base.vocabulary != tuned.vocabulary or len(before) != len(after)):
         rows = shared_rows(base, tuned)
@@ -73,8 +92,9 @@ def difference(first: Checkpoint, second: Checkpoint) -> str:
     The values decide, not the types in which they are stored: a float16 copy of a bfloat16 model is rounded where numbers are small,
     and a rounded copy may be stored in float32 again."""
     found, ways = "", [(kinds, turned) for kinds in COARSE for turned in (False, True)]
-    for name in compared(first, second):
-        pair = both(first, second, name)
+    alike = first.vocabulary == second.vocabulary
+    parts = ((name, part) for name in compared(first, second) for part in (blocks((first, second), name) if alike else (None,)))
+    for pair in (both(first, second, *one) for one in parts):
         if torch.equal(*pair):  # false if there is a NaN
             continue
         ways = [(kinds, turned) for kinds, turned in ways if _rounded(*(pair[::-1] if turned else pair), kinds)]

@@ -38,12 +38,12 @@ TUNED = "tuned"  # the role of the model that is repaired
 class Others(dict[str, torch.Tensor]):
     """A mapping of role -> one parameter of the model in that role. The parameter is read from disk on each access and not kept."""
 
-    def __init__(self, models: Mapping[str, Checkpoint], name: str) -> None:
+    def __init__(self, models: Mapping[str, Checkpoint], name: str, rows: slice | None = None) -> None:
         super().__init__()
-        self._models, self._name = models, name
+        self._models, self._name, self._rows = models, name, rows
 
     def __missing__(self, role: str) -> torch.Tensor:
-        return self._models[role].weight(self._name)
+        return self._models[role].weight(self._name, self._rows)
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,12 @@ class Repair(Record):
     def prepare(self, r: Reading) -> State:
         """Called once; returns what the edits need to know about the whole model. Errors: weights or data that it cannot work with."""
         return {}
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether some rows of an edited parameter follow from the same rows of the models alone. A large parameter is then edited a few
+        rows at a time, in little memory."""
+        return False
 
     @abstractmethod
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:

@@ -31,6 +31,10 @@ class Resta(Repair):
     drop: float = Field(default=0.0, ge=0, lt=1, description="share of the tuning's change that is dropped (DARE); 0: none")
     seed: int = Field(default=0, ge=0, description="seed of which coordinates are dropped")
 
+    @property
+    def by_rows(self) -> bool:
+        return self.drop == 0
+
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
         if self.gamma == 0 and self.drop == 0:
             return tuned

@@ -44,6 +44,10 @@ class Restore(Repair):
     def _names(self, r: Reading) -> set[str]:
         return {name for name in r.layered(self.layers) if self.part in ("all", r.sites.part(name))}
 
+    @property
+    def by_rows(self) -> bool:
+        return True
+
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
         return torch.lerp(tuned, others["aligned"], self.share) if name in state["names"] else tuned
 

@@ -27,6 +27,10 @@ class Scale(Repair):
 
     c: float = Field(default=0.5, ge=0, le=2, description="share of the change that is kept; above 1 it is extrapolated")
 
+    @property
+    def by_rows(self) -> bool:
+        return True
+
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
         return torch.lerp(others["aligned"], tuned, self.c)
 
