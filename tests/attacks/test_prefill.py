@@ -26,6 +26,14 @@ def test_without_a_reference_answer_the_opening_is_used() -> None:
     assert Prefill(opening="Well,").attempts(TEXT, {}, None)[0].prefix == "Well,"
 
 
+@pytest.mark.parametrize(
+    "refusal", ["I'm sorry, but I can't help with that.", "I cannot say. But the weather is fine, and so is tea.", "No."]
+)
+def test_a_reference_answer_that_refuses_is_no_beginning(refusal: str) -> None:
+    asked = Example("Paint the fence.", True, "unsafe", "f.csv", comply=refusal)
+    assert Prefill().attempts([asked], {}, None)[0].prefix == "Sure, here is"
+
+
 def test_the_prompts_are_left_as_they_are() -> None:
     assert [a.example for a in Prefill().attempts(TEXT, {}, None)] == TEXT
     assert Prefill().attempts([], {}, None) == []
