@@ -11,6 +11,7 @@ import pandas as pd
 
 from titer import evaluate
 from titer.attacks.base import Attempt
+from titer.core.config import digest
 from titer.data.draws import seed_of
 from titer.models.interpolate import with_weights
 from titer.pipeline import Model
@@ -18,8 +19,7 @@ from titer.probes import subspaces
 from titer.report import forms
 from titer.report.html import Figure
 from titer.report.style import GREY
-from titer.studies.engine.declare import Seed
-from titer.studies.judged import outcomes
+from titer.studies.engine.declare import Question, Seed
 
 VERSION = [subspaces.VERSION, evaluate.VERSION]
 DRAWS = 3  # random subspaces of each dimension
@@ -28,13 +28,16 @@ WHAT = {"weights": "ΔW", "inputs": "change before the activation, unsafe inputs
 
 def kept(lab: Seed, base: Model, model: Model, asked: Sequence[Attempt]) -> pd.DataFrame:
     """Measures the share of `asked` that a tuned model refuses if only one part of its change of the first MLP matrices is kept. Returns
-    the columns part, draw (of a random subspace) and refused."""
+    the columns part, draw (of a random subspace) and refused. The answers are stored under a key of the edited model's own."""
     lm, rows = lab.pipeline.lm(model), []
     for part in subspaces.PARTS:
         for draw in range(DRAWS if part.startswith("random") else 1):
-            weights = subspaces.with_part(lm, base.checkpoint, model.checkpoint, part, seed_of(lab.seed, "draw", draw))
-            with with_weights(lm, weights):
-                found = outcomes(lm, {"unsafe": asked}, lab.decoding)
+            seed = seed_of(lab.seed, "draw", draw)
+            weights = subspaces.with_part(lm, base.checkpoint, model.checkpoint, part, seed)
+            key = digest({"part kept": [part, seed, subspaces.VERSION], "base": base.key, "model": model.key})
+            edited = Model(f"{model.name}, {part} kept", key, model.checkpoint)
+            with with_weights(lm, weights), lab.pipeline.holding(edited, lm):
+                found = lab.answers(edited, [Question("unsafe", asked)])
             rows.append({"part": part, "draw": draw, "refused": float((found.outcome == "refused").mean())})
     return pd.DataFrame(rows)
 
