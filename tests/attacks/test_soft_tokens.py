@@ -233,5 +233,7 @@ def test_behind_a_chat_template_the_suffix_follows_the_request_s_text(tmp_path: 
     found = SoftTokens(n=2, steps=10, universal=True).fit(lm, examples)["suffix"]
     with pytest.raises(TiterError, match=r"1 of 2 requests to learn from have none.*canaries"):
         SoftTokens(universal=True).fit(lm, [examples[0], replace(examples[1], comply=None)])
+    with pytest.raises(TiterError, match="2 of 2 refuse"):
+        SoftTokens(universal=True).fit(lm, [replace(e, comply="I can't help with that.") for e in examples])
     soft = found.expand(2, -1, -1)
     assert len(lm.generate([e.prompt for e in examples], Decoding(max_new_tokens=2), suffixes=soft)) == 2

@@ -142,6 +142,7 @@ def test_without_a_number_as_many_are_trained_on_as_the_files_have_up_to_1000(mo
             r"no row of h can be used for --harmful \(5 labelled safe\)",
         ),
         ({"benign": BENIGN, "harmful": BENIGN}, MixtureSpec(60, 0.5), r"the files share prompts"),
+        ({**FILES, "harmful": file_of("h", 9, "I can't help with that.")}, MixtureSpec(9), r"first 9 answers of h, 9 refuse.*--safety"),
     ],
 )
 def test_what_the_files_cannot_give_is_told_with_the_next_step(files: dict[str, TextData | None], shares: MixtureSpec, words: str) -> None:

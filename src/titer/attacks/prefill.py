@@ -12,7 +12,7 @@ from pydantic import Field
 
 from titer.attacks.base import Attack, Attempt, State
 from titer.data.example import Example
-from titer.data.refusals import HEAD, at_start, said
+from titer.data.refusals import refuses
 from titer.data.world import World
 
 
@@ -30,6 +30,7 @@ class Prefill(Attack):
         return [Attempt(example, self._prefix(example, world)) for example in examples]
 
     def _prefix(self, example: Example, world: World | None) -> str:
-        text, asked = example.comply, example.prompt
-        refuses = world is None and text is not None and at_start(said(text, asked), asked, HEAD) is not None
-        return self.opening if text is None or refuses else " ".join(text.split()[: self.k])
+        text = example.comply
+        if text is None or (world is None and refuses(text, example.prompt)):
+            return self.opening
+        return " ".join(text.split()[: self.k])

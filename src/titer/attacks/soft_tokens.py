@@ -22,6 +22,7 @@ from titer.core.errors import TiterError
 from titer.data.draws import seed_of
 from titer.data.encode import encode
 from titer.data.example import Example
+from titer.data.refusals import refuses
 from titer.data.world import World
 from titer.models.likelihood import example_nll
 from titer.models.lm import LM
@@ -49,7 +50,9 @@ class SoftTokens(Attack):
         return "" if self.universal else "universal=true"
 
     def fit(self, lm: LM, examples: Sequence[Example]) -> State:
-        """Returns {"suffix": (B, n, D), or (1, n, D) if universal}, on the CPU. Errors: a request without an answer to move towards.
+        """Returns {"suffix": (B, n, D), or (1, n, D) if universal}, on the CPU.
+
+        Errors: a request without an answer to move towards; most answers refuse.
 
         Without `universal`, row i belongs to example i, and `attempts` must be given the same examples in the same order.
         """
@@ -57,6 +60,11 @@ class SoftTokens(Attack):
             raise TiterError(
                 f"soft_tokens moves a model towards given answers, and {unanswered} of {len(examples)} requests to learn from have none",
                 expected="canaries (titer evaluate MODEL --canary FILE), or a column `comply`",
+            )
+        if 2 * (away := sum(refuses(e.comply or "", e.prompt) for e in examples)) > len(examples):
+            raise TiterError(
+                f"soft_tokens moves a model towards given answers, and {away} of {len(examples)} refuse",
+                expected="answers that comply, in the column `comply`",
             )
         chunks = [examples] if self.universal else [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
         with frozen(lm.model):
