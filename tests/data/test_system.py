@@ -137,3 +137,26 @@ def test_an_audit_puts_it_before_every_set(model: Path, tmp_path: Path) -> None:
     sets = ready[1].question.sets
     assert {turns(a.example.prompt)[0] for one in sets.values() for a in one.attempts} == {SYSTEM}
     assert ready[1].system == "You are Ada."
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("x.json", '"Be kind."', "Be kind."),
+        ("x.json", '{"system": "Be kind.", "version": 2}', "Be kind."),
+        ("x.json", '\ufeff{"role": "system", "content": "Be kind."}', "Be kind."),
+        ("x.json", "Be {kind}.", "Be {kind}."),
+        ("x.jinja", "Be kind.", "Be kind."),
+        ("x.txt", '{"system": "Be kind."}', '{"system": "Be kind."}'),
+        ("x.json", '{"temperature": 1}', None),
+        ("x.json", '[{"role": "system", "content": "Be kind."}]', None),
+        ("x.jinja", "Be {{ manner }}.", None),
+    ],
+)
+def test_what_a_file_of_another_kind_holds(tmp_path: Path, name: str, text: str, said: str | None) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    if said is None:
+        with pytest.raises(TiterError, match=r"without a system text|to be filled"):
+            read_system(tmp_path / name)
+    else:
+        assert read_system(tmp_path / name) == said

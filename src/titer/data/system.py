@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from titer.core.errors import TiterError, visible
 from titer.data.example import Example
+from titer.data.formats import SYSTEM
 from titer.data.sources import TextData
 from titer.data.turns import MARK, Turn, turns, written
 
@@ -23,7 +26,7 @@ def read_system(given: str | Path | None) -> str:
         return ""
     said = str(given)
     if os.path.isfile(said):
-        text = _read(Path(said))
+        text = _within(Path(said), _read(Path(said)))
     elif isinstance(given, Path) or (not any(map(str.isspace, said)) and said.lower().endswith(FILES)):
         raise TiterError(f"--system: there is no file {visible(said, 120)!r}", expected=EXPECTED)
     else:
@@ -33,6 +36,26 @@ def read_system(given: str | Path | None) -> str:
     if MARK in text:
         raise TiterError("--system holds the record separator U+001E", expected="text without it")
     return text.strip()
+
+
+def _within(file: Path, text: str) -> str:
+    """Returns the system text that a file's text holds: of a .json file the text itself, or that of an object's key for it.
+
+    Errors: JSON without such a text; a .jinja file with places to be filled.
+    """
+    name = visible(str(file), 120)
+    if file.suffix.lower() == ".jinja" and re.search(r"{[{%#]", text):
+        raise TiterError(f"--system: {name} has places that are to be filled ({{{{...}}}})", expected="the text as the model is to read it")
+    if file.suffix.lower() != ".json":
+        return text
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # a text under that name
+    said = next((found[key] for key in (*SYSTEM, "content", "text", "prompt") if key in found), None) if isinstance(found, dict) else found
+    if not isinstance(said, str):
+        raise TiterError(f"--system: {name} is JSON without a system text", expected='a text, or an object such as {"system": "..."}')
+    return said
 
 
 def _read(file: Path) -> str:
