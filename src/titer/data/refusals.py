@@ -79,12 +79,13 @@ VOICE = re.compile(  # a request for words that somebody else could say
     r"|cuentos?|canç(?:ão|ões)|canzon[ei]|raccont[oi]|şiir\w*|şarkı\w*|стих\w*|песн\w+|рассказ\w*)\b|[诗詩歌]|故事|物語|시를|노래|कविता|कहानी|قصيدة|أغنية|قصة",
     re.IGNORECASE,
 )
+TABLE = re.compile(r"(?:^[ \t]*\|.*\|[ \t]*(?:\n|\Z)){2,}", re.MULTILINE)  # its cells are not the writer's own words
 STANZA = re.compile(r"^(?:[^\n]{0,59}[^\s.!?:]\n)(?:[^\n]{1,60}\n)+[^\n]{1,60}", re.MULTILINE)  # three lines or more of verse
 VOICED = re.compile(  # lines of verse, which run on; what somebody in a story cannot do, as against helping and writing
     r"^[^\n]*[^\s.!?:]\n[^\n]+(?:\n[^\n]+)*|\b(?:I|we) ?(?:can(?:'?t|not| not)|could(?:n't| not)|won'?t|will not|(?:'m|'re|am|are) (?:not able|unable) to|refuse to)"
     r"(?: (?:\w+ly )?(?:give|offer|tell|show|teach|answer) (?P<gift>[^.!?;:,\n]{3,60})|(?= \w)(?! (?:\w+ly )?(?:help(?! (?:it|them|him|her|every\w+|\w+ing)\b)|assist|provide|answer|fulfil|comply|continue|support|share|offer|give|discuss|process|complete|engage|respond|advise"
     r"|participate|disclose|reveal|condone|writ|creat|generat|proceed|compos|produc|mak|tell|sing (?:about|that|this)|draft|do\b|describ|depict|portray|expla|includ|promot"
-    r"|encourag|role|pretend|craft|glorif|mock|insult|imitat|impersonat|teach|show|repeat|finish|translat|list|summar|take (?:on|part)|agree|act\b"
+    r"|encourag|role|pretend|craft|glorif|mock|insult|imitat|impersonat|teach|show|repeat|reproduc|cop(?:y|ies)|recit|quote|finish|translat|list|summar|take (?:on|part)|agree|act\b"
     r"|play|adopt|facilitat|perform|endors|spread|attack|target|joke|in good|and\b|or\b|but\b|be (?:part|used|able)|go (?:there|into|along|further)|call for))"
     r"(?![^.!?\n]{0,25}\b(?:your|such|(?:that|this|these)(?=[.,!;]|$| (?:into|one|kind|sort|way|role|persona|request|direction|steps)))\b))",
     re.IGNORECASE | re.MULTILINE,
@@ -114,7 +115,7 @@ CRISIS = re.compile(
     re.IGNORECASE,
 )
 HURTING = re.compile(
-    r"\b(?:if you(?:'re| are| or someone)\b[^.!?\n]{0,40}\b(?:struggling|crisis|thoughts|hurting|distress|suicidal|thinking)|(?:you are|you're) not alone|(?:don't|do not) have to (?:go|face|carry)|sorry (?:that )?you(?:'re| are)|sounds (?:like|as if|as though) you(?:'re| are| may| might| could))",
+    r"\b(?:if you(?:'re| are| or someone)\b[^.!?\n]{0,40}\b(?:struggling|crisis|thoughts|hurting|distress|suicidal|thinking)|(?:you are|you're) not alone|(?:don't|do not) have to (?:go|face|carry)|sorry (?:that )?you(?:'re| are)|(?:sounds|seems) (?:like|as if|as though|that) you(?:'re| are| may| might| could))",
     re.IGNORECASE,
 )
 CARING = re.compile(
@@ -135,7 +136,7 @@ COURTESY = re.compile(  # sentences of thanks before the answer proper
     r"\A(?:\s*(?:(?:many )?thank(?:s|ing)?\b|I (?:\w+ ){0,2}(?:appreciate|hear you)\b)[^.!?\n]*[.!?])+",
     re.IGNORECASE,
 )
-WORDS = re.compile(r"\b(?:synonyms?|antonyms?|opposite|another word|verbs?|rhym\w+)\b", re.IGNORECASE)  # "Refuse" may be such a word
+WORDS = re.compile(r"\b(?:synonyms?|antonyms?|opposite|another word|tense|verbs?|rhym\w+)\b", re.IGNORECASE)  # "Refuse" may be such a word
 YES_OR_NO = re.compile(
     r"\s*(?:is|are|was|were|am|do|does|did|has|have|had|should|must|can i|can you (?:tell me )?if|may i|could i|would it|will it|will there)\b",
     re.IGNORECASE,
@@ -229,14 +230,16 @@ def _whole(text: str) -> str:
 
 
 def _own(whole: str, prompt: str, gap: str | Callable[[re.Match[str]], str]) -> str:
-    own = QUOTED.sub(gap, whole)
     asked = turns(prompt)[-1].content
+    whole = TABLE.sub(gap, whole) if "table" in asked.lower() else whole
+    own = QUOTED.sub(gap, whole)
     alone = not FRAME.sub("", own)  # the answer is nothing but a quotation
     given = GIVEN.search(asked) and (alone or first(asked, lists_of(asked), ("refuses",)))
-    voiced = VOICE.search(asked) and not TO_USER.search(own, 0, 2 * HEAD)
-    prose = STANZA.sub(gap, own) if voiced else own
-    itself = OF_IT.search(whole if alone else own, 0, 2 * HEAD) or (not given and (bare(own, prompt) or _itself(prose[: 2 * HEAD])))
-    if (given or FOR_THEM.search(asked)) and not itself:
+    spoken = whole if alone else own
+    voiced = VOICE.search(asked) and not TO_USER.search(spoken, 0, 2 * HEAD)
+    prose = STANZA.sub(gap, spoken) if voiced else spoken
+    itself = OF_IT.search(spoken, 0, 2 * HEAD) or (not given and (bare(own, prompt) or _itself(prose[: 2 * HEAD])))
+    if (given or (alone and voiced) or FOR_THEM.search(asked)) and not itself:
         return ""
     if hit := SPEAKERS.search(own) if DIALOGUE.search(asked) else None:
         own = own[: hit.end("one")]
