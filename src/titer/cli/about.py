@@ -222,7 +222,7 @@ def runs_(
         doomed = inventory.chosen(held, prune, older)
         went, left = (doomed, []) if dry_run else inventory.prune(doomed)
         what = "would be deleted" if dry_run else "deleted"
-        lines = [*map(_line, went), f"{len(went)} pieces {what}, {_bytes(sum(p.size for p in went))}"]
+        lines = [*map(_line, went), f"{len(went)} {'piece' if len(went) == 1 else 'pieces'} {what}, {_bytes(sum(p.size for p in went))}"]
         lines += [f"{p.kind}/{p.key} is in use by a running command and was not deleted" for p in left]
         return show_result(as_json, {"gone": [_row(p) for p in went], "left": [_row(p) for p in left]}, "\n".join(lines))
     if older or dry_run:

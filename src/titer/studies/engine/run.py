@@ -151,7 +151,7 @@ def gathered(
                 lab.chosen = chosen
         work.further(labs)
     if work.lost:
-        where["begun again"] = f"{work.lost} pieces, whose process or node went away"
+        where["begun again"] = f"{work.lost} {'piece' if work.lost == 1 else 'pieces'}, whose process or node went away"
     return [lab.found() for lab in labs], where
 
 
