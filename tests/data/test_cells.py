@@ -109,3 +109,9 @@ def test_a_list_in_a_text_file_has_numbers_or_bullets(tmp_path: Path, text: str)
     assert [row[0] for row in read_text(f"safe:{tmp_path / 'x.txt'}").rows] == ["Bake?", "Break?"]
     (tmp_path / "x.txt").write_text(f"{text}2. or so?\nno\n", encoding="utf-8")
     assert read_text(f"safe:{tmp_path / 'x.txt'}").rows[2][0] == "2. or so?"
+
+
+def test_a_context_that_is_not_read_is_told(tmp_path: Path) -> None:
+    assert any("context is not read" in note for note in read(tmp_path, "question,context,label\nHow hot?,It is winter.,safe\n").notes)
+    rows = read(tmp_path, "instruction,context,label\nHow hot?,It is winter.,safe\n").rows
+    assert rows[0][0] == "How hot?\n\nIt is winter."

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from titer.core.errors import TiterError, visible
-from titer.data.formats import CLASS
+from titer.data.formats import BEHIND, CLASS
 from titer.data.readers import Row
 from titer.data.shapes import NUMBERS, Shape
 
@@ -24,7 +24,7 @@ def unflagged(rows: Sequence[Row]) -> list[Row]:
 
 
 def prompts_checked(name: str, rows: Sequence[Row], form: Shape) -> list[str]:
-    """Returns a note if most prompts were written by a chat template already.
+    """Returns notes: prompts that a chat template wrote already; texts beside the prompts, which are not read.
 
     Errors: every prompt is a number or an id, and another column holds sentences (for ids: one that is not used).
     """
@@ -37,11 +37,14 @@ def prompts_checked(name: str, rows: Sequence[Row], form: Shape) -> list[str]:
             next_step=f"remove the column {column}, and call the one with the requests prompt.",
         )
     begun = [found[1] for text in said if (found := RENDERED.match(text))]
+    beside = [key for key in BEHIND if column and key in form.ignored]
+    notes = [f"{name}: {', '.join(beside)} is not read; if it belongs to the request, put it into {column}"] if beside else []
     if 2 * len(begun) <= len(said):
-        return []
+        return notes
     return [
+        *notes,
         f"{name}: its prompts were written by a chat template already ({begun[0]}), and a model with a template is asked that text within "
-        "a turn of its own. Give the requests alone, or turns in a column messages"
+        "a turn of its own. Give the requests alone, or turns in a column messages",
     ]
 
 
