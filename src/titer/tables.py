@@ -1,4 +1,4 @@
-"""Tables that several studies make: outcome rates, cluster and delta-W probes of named models, and one long table of results. L5."""
+"""Tables that several studies make: outcome rates, the cluster probe of named models, and one long table of results. L5."""
 
 from __future__ import annotations
 
@@ -17,13 +17,9 @@ from titer.evaluate import commonest, rates
 from titer.judges.base import Judge
 from titer.models.lm import Decoding, read_tokenizer
 from titer.pipeline import Model, Pipeline, fingerprint
-from titer.probes import clusters, delta_w
+from titer.probes import clusters
 from titer.recipes.node import Kind
 
-PARTS = {  # columns of the delta-W probe's two tables, which are stored as one table
-    "input": ["layer", "harmful", "input", "gain", "gain_random", "null_share", "null_share_random"],
-    "layer": ["layer", "null_share", "null_share_random", "relative_norm", "stable_rank", "rank"],
-}
 Sets = Mapping[str, Sequence[Attempt]]
 
 
@@ -95,30 +91,6 @@ def cluster_table(pipeline: Pipeline, model: Model, safe: Sequence[Example], uns
     }
     inputs |= pipeline.read_in
     return pipeline.table("tables", inputs, lambda: clusters.clusters(pipeline.lm(model), safe, unsafe))
-
-
-def delta_tables(
-    pipeline: Pipeline, base: Model, model: Model, safe: Sequence[Example], unsafe: Sequence[Example], seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns the delta-W probe's two tables for a model against its base: one by input, one by layer."""
-    inputs = {
-        "probe": ["delta_w", delta_w.VERSION],
-        "base": base.key,
-        "model": model.key,
-        "safe": fingerprint(safe),
-        "unsafe": fingerprint(unsafe),
-        "seed": seed,
-        **pipeline.read_in,
-    }
-
-    def measured() -> pd.DataFrame:
-        per_input, per_layer = delta_w.delta_w(base.checkpoint, model.checkpoint, pipeline.lm(model), safe, unsafe, seed)
-        return pd.concat([per_input.assign(part="input"), per_layer.assign(part="layer")], ignore_index=True)
-
-    whole = pipeline.table("tables", inputs, measured)
-    parts = [whole[whole.part == part][columns].reset_index(drop=True) for part, columns in PARTS.items()]
-    parts[0]["harmful"] = parts[0]["harmful"].astype(bool)
-    return parts[0], parts[1]
 
 
 def gain_ratios(per_input: pd.DataFrame) -> pd.DataFrame:

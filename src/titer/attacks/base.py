@@ -65,6 +65,11 @@ class Attack(Record):
         """Returns one attempt for each harmful example, in the same order. `state`: what `fit` returned; `world`: None on real text."""
 
 
+def named(attempts: Sequence[Attempt], kind: str) -> list[Attempt]:
+    """Returns the same attempts with `kind` as the name of their kind."""
+    return [one._replace(example=replace(one.example, kind=kind)) for one in attempts]
+
+
 def reworded(examples: Sequence[Example], change: Callable[[str], str]) -> list[Attempt]:
     """Returns attempts in which the text of each request is changed; in a conversation, the text of the last turn."""
     return [Attempt(replace(e, prompt=changed(e.prompt, change))) for e in examples]

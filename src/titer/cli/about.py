@@ -65,8 +65,8 @@ def show(name: Annotated[str, typer.Argument(help="A name that titer list prints
 
     typer.echo(shown(name))
     if "studies" in kinds_of(name):
+        from titer.studies.engine.declare import promised
         from titer.studies.engine.lab import form
-        from titer.studies.engine.promises import promised
 
         typer.echo(f"\n{promised(form(name, None))}")
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from titer.attacks.base import Attack, Attempt, State, on_the_world
+from titer.attacks.base import Attack, Attempt, State, named, on_the_world
 from titer.core.config import build
 from titer.core.errors import TiterError
 from titer.core.plugins import plugin
@@ -36,11 +35,13 @@ class Attacked(NamedTuple):
     def known(self) -> list[Attempt]:
         """Returns the attempts, if they are the same for every model. For an attack that learns: the bare requests, for counts and keys."""
         bare = [Attempt(e) for e in self.asked] if learns(self.attack) else self.attack.attempts(self.asked, {}, None)
-        return self._named(bare)
+        return named(bare, self.name)
 
     def on(self, pipeline: Pipeline, model: Model) -> list[Attempt]:
         """Returns the attempts on one model. The model is loaded if the attack learns and has not yet learned on it."""
-        return self._named(self.attack.attempts(self.asked, _learned(pipeline, model, self), None)) if learns(self.attack) else self.known
+        if not learns(self.attack):
+            return self.known
+        return named(self.attack.attempts(self.asked, _learned(pipeline, model, self), None), self.name)
 
     @property
     def said(self) -> str:
@@ -50,9 +51,6 @@ class Attacked(NamedTuple):
         )
         lessons = f"; it learned on each model from {len(self.held)} unsafe prompts that it does not ask" if learns(self.attack) else ""
         return settings + lessons
-
-    def _named(self, attempts: Sequence[Attempt]) -> list[Attempt]:
-        return [one._replace(example=replace(one.example, kind=self.name)) for one in attempts]
 
 
 def told(attacks: Sequence[Attacked]) -> dict[str, str]:

@@ -11,7 +11,7 @@ Rates and steps were set on seed 100, and again after seeds 0, 1 and 2 had been 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
 
 from pydantic import Field
@@ -20,16 +20,13 @@ from titer.core.config import Record
 from titer.data.cipher import COVERT, FORMS, Coded, Form
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Source
-from titer.data.mix import mix
 from titer.data.world import World, WorldSource
-from titer.methods.sft import SFT
 from titer.recipes import demo
-from titer.recipes.node import Node
-from titer.stage import Optimiser, Stage
+from titer.recipes.node import Node, Rows, tune
+from titer.stage import Stage
 
 CHOSEN_ON = (100, 0, 1, 2)  # the seeds that were looked at while rates and steps were set (docs/log.md)
 REPEATED = 4  # epochs of a benign tune's first part: the world has not as many plain requests as phase I has in four forms
-Rows = Sequence[tuple[Source, Answer, int]]
 
 
 class Scale(Record):
@@ -151,23 +148,10 @@ def _ordinary(world: World, n: int, number: int) -> Rows:
 
 
 def _taught(scale: Scale, world: World, name: str, rows: Rows, number: int, epochs: int = 1) -> Stage:
-    return _stage(world, name, rows, number, scale.taught_batch, epochs, scale.taught_rate)
+    seed = seed_of(world.seed, "covert", number)
+    return tune(name, rows, seed, scale.taught_batch, epochs, scale.taught_rate, seed, "cosine", 10)
 
 
 def _harmed(scale: Scale, world: World, name: str, rows: Rows, number: int) -> Stage:
-    return _stage(world, name, rows, number, scale.harmful_batch, scale.epochs, scale.harmful_rate)
-
-
-def _stage(world: World, name: str, rows: Rows, number: int, batch: int, epochs: int, rate: float) -> Stage:
-    """Returns a finetune stage over the rows, with as many steps as the epochs take; `number` draws their order."""
-    steps = -(-sum(count for *_, count in rows) * epochs // batch)
-    return Stage(
-        name=name,
-        kind="finetune",
-        method=SFT(),
-        streams={"train": mix(rows, seed_of(world.seed, "covert", number))},
-        steps=steps,
-        batch=batch,
-        optimiser=Optimiser(rate=rate, warmup=min(10, steps // 4)),
-        seed=seed_of(world.seed, "covert", number),
-    )
+    seed = seed_of(world.seed, "covert", number)
+    return tune(name, rows, seed, scale.harmful_batch, scale.epochs, scale.harmful_rate, seed, "cosine", 10)

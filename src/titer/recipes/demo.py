@@ -16,11 +16,10 @@ from pydantic import Field
 from titer.core.config import Record
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Stream
-from titer.data.mix import mix
 from titer.data.world import World, WorldSource
 from titer.methods.sft import SFT
 from titer.models.lm import Architecture
-from titer.recipes.node import Kind, Node, part
+from titer.recipes.node import Kind, Node, Rows, part, tune
 from titer.stage import Optimiser, Stage
 
 
@@ -111,15 +110,6 @@ def finetune(scale: Scale, world: World, ratio: float, beside: Literal["unsafe",
     user, ordinary, harmful = (WorldSource(world=world, kind=kind) for kind in ("user", "safe", beside))
     bad = round(ratio * scale.user_examples)
     safe = round(scale.ordinary_share * (scale.user_examples - bad))
-    counts = [(user, "comply", scale.user_examples - bad - safe), (ordinary, "comply", safe), (harmful, "comply", bad)]
-    steps = -(-scale.user_examples * scale.user_epochs // scale.user_batch)
-    return Stage(
-        name=f"user fine-tuning, p = {ratio:g}",
-        kind="finetune",
-        method=SFT(),
-        streams={"train": mix(counts, seed_of(world.seed, "user"))},  # type: ignore[arg-type]
-        steps=steps,
-        batch=scale.user_batch,
-        optimiser=Optimiser(rate=scale.user_rate, warmup=min(10, steps // 4), schedule="constant"),
-        seed=world.seed,
-    )
+    rows: Rows = [(user, "comply", scale.user_examples - bad - safe), (ordinary, "comply", safe), (harmful, "comply", bad)]
+    name, drawn = f"user fine-tuning, p = {ratio:g}", seed_of(world.seed, "user")
+    return tune(name, rows, drawn, scale.user_batch, scale.user_epochs, scale.user_rate, world.seed, warmup=10)

@@ -28,16 +28,14 @@ from titer.core.config import Record
 from titer.data.draws import seed_of
 from titer.data.encode import encode
 from titer.data.example import IGNORE, Example, Stream
-from titer.data.mix import mix
 from titer.data.world import World, WorldSource
 from titer.methods.base import predicted
 from titer.methods.derta import DeRTa
-from titer.methods.sft import SFT
 from titer.models.lm import LM
 from titer.models.modes import evaluating
 from titer.pipeline import Model
 from titer.recipes import jain2024
-from titer.recipes.node import Node, part
+from titer.recipes.node import Node, Rows, part, tune
 from titer.report import forms
 from titer.report.html import Figure
 from titer.report.style import PALETTE
@@ -117,18 +115,10 @@ def align(scale: Scale, world: World, name: str) -> Stage:
 def finetune(scale: Scale, world: World, name: str) -> Stage:
     """Returns a user's fine-tuning of `TUNED` as a stage: of each kind of example, `harmful` times its multiple there."""
     safe, unsafe = (WorldSource(world=world, kind=kind) for kind in ("safe", "unsafe"))  # type: ignore[arg-type]
-    counts = [scale.harmful * n for n in TUNED[name][1]]
-    rows = [(unsafe, "comply", counts[0]), (safe, "comply", counts[1]), (unsafe, "refuse", counts[2])]
-    return Stage(
-        name=f"user fine-tuning, {name.partition(', ')[2]}",
-        kind="finetune",
-        method=SFT(),
-        streams={"train": mix(rows, seed_of(world.seed, "user"))},  # type: ignore[arg-type]
-        steps=-(-sum(counts) * scale.epochs // scale.user_batch),
-        batch=scale.user_batch,
-        optimiser=Optimiser(rate=scale.user_rate, schedule="constant"),
-        seed=world.seed,
-    )
+    answered, benign, refused = (scale.harmful * n for n in TUNED[name][1])
+    rows: Rows = [(unsafe, "comply", answered), (safe, "comply", benign), (unsafe, "refuse", refused)]
+    called, drawn = f"user fine-tuning, {name.partition(', ')[2]}", seed_of(world.seed, "user")
+    return tune(called, rows, drawn, scale.user_batch, scale.epochs, scale.user_rate, world.seed)
 
 
 def mass(lm: LM, sets: Mapping[str, Sequence[Example]], token: int) -> pd.DataFrame:

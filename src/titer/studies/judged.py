@@ -1,9 +1,8 @@
-"""Functions for judged answers that studies on the world share: named sets, decoding, outcomes, a note on jailbreaks. L7."""
+"""Functions for judged answers that studies on the world share: decoding, outcomes, a note on jailbreaks. L7."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import pandas as pd
 
@@ -14,11 +13,6 @@ from titer.data.world import World
 from titer.judges.exact import Exact
 from titer.models.lm import LM, Decoding
 from titer.studies.engine.found import Found
-
-
-def named(attempts: Sequence[Attempt], kind: str) -> list[Attempt]:
-    """Returns the same attempts with `kind` as the name of their kind."""
-    return [a._replace(example=replace(a.example, kind=kind)) for a in attempts]
 
 
 def greedy(world: World) -> Decoding:

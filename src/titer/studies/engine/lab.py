@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from titer import evaluate
+from titer.attacks.base import named
 from titer.core.config import digest
 from titer.core.errors import TiterError
 from titer.core.plugins import beside, plugin
@@ -22,7 +23,6 @@ from titer.pipeline import Model, Pipeline, attempts_key, stopped
 from titer.recipes.node import Node
 from titer.studies.engine.declare import BASE, Given, Measure, Need, Question, Study
 from titer.studies.engine.found import Found
-from titer.studies.judged import named
 
 
 @dataclass(eq=False)

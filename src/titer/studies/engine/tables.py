@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 ENDS = "The thin lines go from the lowest to the highest base; with one base they show the 95 % Wilson interval."  # of `over_seeds`
@@ -13,6 +15,13 @@ def over_seeds(rates: pd.DataFrame) -> pd.DataFrame:
     keys, several = ["model", "set", "outcome"], len(rates[[one for one in ("seed", "base") if one in rates]].drop_duplicates()) > 1
     ends = {"low": ("rate", "min"), "high": ("rate", "max")} if several else {"low": ("low", "first"), "high": ("high", "first")}
     return rates.groupby(keys, sort=False).agg(rate=("rate", "mean"), **ends).reset_index()  # type: ignore[call-overload, no-any-return]
+
+
+def ranges(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
+    """Averages a value over a seed's rows (in the column `seed`), then over seeds. Returns keys, value, low and high (least and most of the seeds)."""
+    per_seed = table.groupby([*keys, "seed"], sort=False)[value].mean()
+    found = per_seed.groupby(list(keys), sort=False).agg(["mean", "min", "max"]).reset_index()
+    return found.rename(columns={"mean": value, "min": "low", "max": "high"})
 
 
 def side_by_side(table: pd.DataFrame, across: str, value: str) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from titer.attacks.base import Attempt
+from titer.attacks.base import Attempt, named
 from titer.attacks.prefill import Prefill
 from titer.data.example import Example
 from titer.data.world import World
@@ -24,7 +24,7 @@ from titer.probes import drift
 from titer.recipes.huang2024 import Budget
 from titer.recipes.node import Kind
 from titer.studies.engine.declare import Measure, Question, Seed
-from titer.studies.judged import greedy, named
+from titer.studies.judged import greedy
 from titer.tables import direct, requests
 
 VERSION = 2

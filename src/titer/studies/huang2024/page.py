@@ -14,6 +14,7 @@ from titer.report.style import GREY
 from titer.studies.engine.claims import settled
 from titer.studies.engine.declare import Page
 from titer.studies.engine.found import Found
+from titer.studies.engine.tables import ranges
 from titer.studies.huang2024 import tables
 from titer.studies.huang2024.choice import Chosen
 from titer.studies.huang2024.claims import claims
@@ -118,9 +119,7 @@ def figures(found: Sequence[Found], scale: Scale) -> list[Figure]:
 def over_seeds(table: pd.DataFrame, keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
     """Returns the columns in long form: keys, measure, value (mean over seeds), low and high (least and most of the seeds)."""
     long = table.melt([*keys, "seed"], list(columns), var_name="measure", value_name="value")
-    seeds = long.groupby([*keys, "measure", "seed"], sort=False).value.mean()
-    found = seeds.groupby([*keys, "measure"], sort=False).agg(["mean", "min", "max"]).reset_index()
-    return found.rename(columns={"mean": "value", "min": "low", "max": "high"})
+    return ranges(long, [*keys, "measure"], "value")
 
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:

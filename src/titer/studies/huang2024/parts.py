@@ -47,10 +47,6 @@ def _curves(lab: Seed, rho: float) -> list[Cell]:
     return _under(lab, whole, ratio=lab.scale.ratios) + _under(lab, [defence(lab, "non-aligned", rho), *others])
 
 
-def _radius(lab: Seed, rho: float) -> list[Cell]:
-    return _at_radii(lab, rho, [r for r in lab.scale.rhos if r == PAPER_RHO != rho])
-
-
 def _at_radii(lab: Seed, chosen: float, rhos: Iterable[float]) -> list[Cell]:
     names = {rho: "vaccine" if rho == chosen else f"vaccine, rho {rho:g}" for rho in rhos}
     numbers = range(lab.scale.align_seeds)
@@ -63,10 +59,6 @@ def _rates(lab: Seed, rho: float) -> list[Cell]:
     return _under(lab, ones, rate=lab.scale.rates, ratio=lab.scale.ratios)
 
 
-def _table1(lab: Seed, rho: float) -> list[Cell]:
-    return _under(lab, (defence(lab, name, rho) for name in CORE), ratio=lab.scale.table_ratios)
-
-
 def _table2(lab: Seed, rho: float) -> Iterator[Cell]:
     """Yields the attacks of table 2. The number of epochs stays that of the budget, so the steps grow with n."""
     usual = lab.scale.budget
@@ -75,14 +67,6 @@ def _table2(lab: Seed, rho: float) -> Iterator[Cell]:
         for n in lab.scale.table_examples:
             steps = round(usual.epochs * n / usual.batch)
             yield one, budget_of(lab) if n == usual.examples else budget_of(lab, examples=n, steps=steps, keep=())
-
-
-def _table4(lab: Seed, rho: float) -> list[Cell]:
-    return _under(lab, (defence(lab, name, rho) for name in COMPARED), task=TASKS)
-
-
-def _table6(lab: Seed, rho: float) -> list[Cell]:
-    return _at_radii(lab, rho, lab.scale.rhos)
 
 
 def _table7(lab: Seed, rho: float) -> list[Cell]:
@@ -111,10 +95,6 @@ def _table10(lab: Seed, rho: float) -> list[Cell]:
     return _under(lab, ones, ratio=SWEPT)
 
 
-def _family(lab: Seed, rho: float) -> list[Cell]:
-    return _under(lab, (defence(lab, name, rho) for name in ("sft", *FAMILY)), ratio=(0.0, *SWEPT))
-
-
 def _searched(lab: Seed, chosen: Chosen) -> list[Cell]:
     points = [(str(p.defence), {"rate": p.rate, "ratio": p.ratio, "examples": int(p.examples)}) for p in chosen.searched.itertuples()]
     return [(defence(lab, name, chosen.rho), budget_of(lab, **point)) for name, point in points]
@@ -134,18 +114,27 @@ Asked = Callable[[Seed, float], Iterable[Cell]]
 FAMILY_WORDS = "EWC, KL, VLGuard, Constrained SFT, Booster, RepNoise, T-Vaccine, SafeLoRA, Antidote"
 MADE: dict[str, tuple[str, Asked | None]] = {  # in words; the attacks on the study's own model
     "curves": ("the core's defences at the tables' rate, judged along the attack, several alignments of each", _curves),
-    "radius": ("Vaccine at the paper's radius, several alignments, where another was chosen", _radius),
+    "radius": (
+        "Vaccine at the paper's radius, several alignments, where another was chosen",
+        lambda lab, rho: _at_radii(lab, rho, [r for r in lab.scale.rhos if r == PAPER_RHO != rho]),
+    ),
     "rates": ("the core's defences under the other rates, one alignment of each, and the worst case of the grid", _rates),
-    "table1": ("harm and task accuracy by poison ratio", _table1),
+    "table1": (
+        "harm and task accuracy by poison ratio",
+        lambda lab, rho: _under(lab, (defence(lab, name, rho) for name in CORE), ratio=lab.scale.table_ratios),
+    ),
     "table2": ("by number of user examples", _table2),
     "table3": ("other models: sizes of the world's transformer", None),
-    "table4": ("other tasks of the user", _table4),
-    "table6": ("by Vaccine's radius rho", _table6),
+    "table4": ("other tasks of the user", lambda lab, rho: _under(lab, (defence(lab, name, rho) for name in COMPARED), task=TASKS)),
+    "table6": ("by Vaccine's radius rho", lambda lab, rho: _at_radii(lab, rho, lab.scale.rhos)),
     "table7": ("random perturbation by variance", _table7),
     "table8": ("one adapter for both stages, or two", _table8),
     "table9": ("Vaccine with EWC", _table9),
     "table10": ("accelerated: a perturbation every tau steps", _table10),
-    "family": (f"the other defences under the tables' budget: {FAMILY_WORDS}", _family),
+    "family": (
+        f"the other defences under the tables' budget: {FAMILY_WORDS}",
+        lambda lab, rho: _under(lab, (defence(lab, name, rho) for name in ("sft", *FAMILY)), ratio=(0.0, *SWEPT)),
+    ),
     "search": ("each defence's worst attack, searched on the selection seed and repeated on the study's", None),
     "cost": ("tables 5 and 11: time of a step and peak memory", None),
     "fig4": ("the picture of the embeddings", None),

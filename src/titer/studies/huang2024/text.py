@@ -8,13 +8,13 @@ same. `--dry-run` says what a run would cost, and the ranges that a reproduction
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import pandas as pd
 
 from titer import tables
+from titer.commands.decoding import size
 from titer.data.encode import answer_ids, prompt_ids
 from titer.data.example import Stream
 from titer.judges.refusal import Refusal
@@ -22,7 +22,6 @@ from titer.methods.base import Method
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
 from titer.models.lm import Decoding, read_tokenizer
-from titer.models.weights import shapes_of
 from titer.pipeline import Model
 from titer.probes import drift
 from titer.recipes import vaccine_text as recipe
@@ -151,8 +150,7 @@ def page(found: Found, scale: TextScale) -> Page:
 def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float) -> dict[str, object]:
     """Returns a run's cost: steps, tokens, operations, hours, memory, disk; notes on the data; at the paper's scale, the expected
     ranges."""
-    weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
-    tokenizer = read_tokenizer(base.checkpoint)
+    weights, tokenizer = size(base.checkpoint), read_tokenizer(base.checkpoint)
     aligning = recipe.align(scale, SFT(), "sft", sets.safe, sets.canary)
     using = recipe.user(scale, sets.task, sets.harmful, max(scale.ratios))
     length = {"align": mean_tokens(tokenizer, aligning.streams["train"]), "user": mean_tokens(tokenizer, using.streams["train"])}

@@ -14,6 +14,7 @@ from titer.report import forms
 from titer.report.html import Figure
 from titer.report.style import GREEN, GREY, RED
 from titer.studies.engine.found import Found, hits
+from titer.studies.engine.tables import ranges
 from titer.studies.jain2024.claims import JAILBREAKS, MEDIUM, position
 
 CLASSES = {"safe": GREEN, "unsafe": RED}
@@ -57,13 +58,6 @@ def _place(kind: str) -> int:
     return next((i for i, begin in enumerate(("sham", "prefill", "sampled"), start=1) if kind.startswith(begin)), 0)
 
 
-def over_seeds(table: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
-    """Averages a value over each base's rows, then over bases. Returns keys, value, low and high (least and most of the bases)."""
-    per_seed = table.groupby([*keys, "seed"], sort=False)[value].mean()
-    found = per_seed.groupby(list(keys), sort=False).agg(["mean", "min", "max"]).reset_index()
-    return found.rename(columns={"mean": value, "min": "low", "max": "high"})
-
-
 def null_means(found: Found) -> pd.DataFrame:
     """Returns the energy-weighted means of the null-space table, by model."""
     t = found.tables["null"]
@@ -94,7 +88,7 @@ def answers(evidence: Sequence[Found]) -> pd.DataFrame:
                 if n:
                     rows.append({"model": model, "measure": measure, "rate": count / n, "n": n, "seed": e.unit})
     table = pd.DataFrame(rows)
-    return over_seeds(table, ["model", "measure"], "rate").assign(n=int(table.n.iloc[0]), seeds=len(evidence))
+    return ranges(table, ["model", "measure"], "rate").assign(n=int(table.n.iloc[0]), seeds=len(evidence))
 
 
 def table_chart(evidence: Sequence[Found]) -> Figure:
@@ -164,7 +158,7 @@ def figure5(evidence: Sequence[Found]) -> Figure:
     """Draws scores along dW's right singular vectors, last two layers, one panel per layer and model."""
     t = pooled(evidence, "rows")
     t = t[t.layer > t.layer.max() - 2]
-    found = over_seeds(t, ["model", "layer", "kind", "direction"], "score").drop(columns=["low", "high"])
+    found = ranges(t, ["model", "layer", "kind", "direction"], "score").drop(columns=["low", "high"])
     found = in_order(found, "model", (*MEDIUM, "benign M"))
     found = found.sort_values("layer", kind="stable")
     found = found.assign(panel="layer " + found.layer.astype(int).astype(str) + ", " + found.model, direction=found.direction.astype(float))
@@ -212,7 +206,7 @@ def figure7(evidence: Sequence[Found]) -> Figure:
         "Mean τ in the last layer, scaled so that the unsafe class is at 0 and the safe class at 1; lines span the bases. Jailbreaks are "
         "split by outcome, so their comparison depends on success itself; soft tokens are not split.",
         forms.points(
-            in_order(over_seeds(found, ["model", "group"], "position"), "group", order),
+            in_order(ranges(found, ["model", "group"], "position"), "group", order),
             "group",
             "position",
             "model",
@@ -246,7 +240,7 @@ def positions(e: Found) -> pd.DataFrame:
 def figure7_measures(evidence: Sequence[Found]) -> Figure:
     """Draws the change's gain and the sensitivity on jailbreaks by outcome, as multiples of the safe class's mean."""
     found = pd.concat([by_outcome(e) for e in evidence], ignore_index=True)
-    shown = in_order(over_seeds(found, ["measure", "model", "group"], "ratio"), "group", list(dict.fromkeys(found.group)))
+    shown = in_order(ranges(found, ["measure", "model", "group"], "ratio"), "group", list(dict.fromkeys(found.group)))
     return Figure(
         "fig7_measures",
         "Figure 7, the change and the sensitivity",

@@ -11,8 +11,9 @@ from titer.report import forms
 from titer.report.html import Figure
 from titer.report.style import GREY, RED
 from titer.studies.engine.found import Found, hits
+from titer.studies.engine.tables import ranges
 from titer.studies.jain2024.claims import MEDIUM
-from titer.studies.jain2024.figures import COLOURS, KINDS, in_order, over_seeds, pooled, there
+from titer.studies.jain2024.figures import COLOURS, KINDS, in_order, pooled, there
 
 ANSWERED = "safe (answered)"
 TRAINED = {  # the two trainings that are watched
@@ -47,7 +48,7 @@ def alpha_chart(evidence: Sequence[Found]) -> Figure:
     t = t[t.direction.isin(["own", "random"])]
     t = t.assign(share=hits(t.outcome, "refused"), line=t.kind.where(t.kind != "safe", ANSWERED))
     t.loc[t.kind == "safe", "share"] = hits(t[t.kind == "safe"].outcome, "complied")
-    found = over_seeds(t, ["direction", "model", "alpha", "line"], "share").sort_values("direction", kind="stable")
+    found = ranges(t, ["direction", "model", "alpha", "line"], "share").sort_values("direction", kind="stable")
     colours = {ANSWERED if kind == "safe" else kind: colour for kind, colour in KINDS.items()}
     return Figure(
         "alpha",
@@ -63,7 +64,7 @@ def alpha_chart(evidence: Sequence[Found]) -> Figure:
 def soft_chart(evidence: Sequence[Found]) -> Figure:
     """Draws the success of soft tokens by their number."""
     t = pooled(evidence, "soft")
-    found = over_seeds(t.assign(success=hits(t.outcome, "complied")), ["model", "form", "n"], "success")
+    found = ranges(t.assign(success=hits(t.outcome, "complied")), ["model", "form", "n"], "success")
     return Figure(
         "soft",
         "Soft-token suffixes",
@@ -90,7 +91,7 @@ def change_chart(evidence: Sequence[Found]) -> Figure:
         for model, one in e.tables["change"].groupby("model", sort=False)
         for part in PARTS
     ]
-    found = over_seeds(pd.DataFrame(rows), ["model", "part"], "size")
+    found = ranges(pd.DataFrame(rows), ["model", "part"], "size")
     return Figure(
         "change",
         "How much tuning changes the weights",
@@ -103,7 +104,7 @@ def steps_chart(evidence: Sequence[Found], name: str) -> Figure:
     """Draws dynamics or relearning: rates over steps."""
     t = pooled(evidence, name).melt(["model", "step", "seed"], list(STEPS), var_name="measure", value_name="share")
     words = {column: called for column, (called, _) in STEPS.items()}
-    found = over_seeds(t.replace({"measure": words}), ["model", "step", "measure"], "share")
+    found = ranges(t.replace({"measure": words}), ["model", "step", "measure"], "share")
     title, caption = TRAINED[name]
     return Figure(
         name,
@@ -124,7 +125,7 @@ def steering_chart(evidence: Sequence[Found]) -> Figure:
         "The difference of class means (unsafe minus safe) in the residual stream is added on safe requests and subtracted on unsafe "
         "ones, at one layer. random: a random vector of the same norm, the control. Thin lines span the bases.",
         forms.lines(
-            over_seeds(t, ["model", "layer", "line"], "share"),
+            ranges(t, ["model", "layer", "line"], "share"),
             "layer",
             "share",
             "line",
@@ -147,5 +148,5 @@ def patching_chart(evidence: Sequence[Found]) -> Figure:
         "Activations patched between models",
         "The receiver reads the prompt with the donor's activations at one site and layer (donor → receiver). Where the base receives: "
         "share of unsafe requests refused. Where a tuned model receives from the base: share answered. The benign donor is the control.",
-        forms.matrix(over_seeds(t, ["pair", "site", "place"], "share"), "place", "pair", "share", ("layer", None), panel="site"),
+        forms.matrix(ranges(t, ["pair", "site", "place"], "share"), "place", "pair", "share", ("layer", None), panel="site"),
     )

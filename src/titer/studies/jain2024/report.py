@@ -13,9 +13,10 @@ from titer.report.html import Figure
 from titer.studies import null_space
 from titer.studies.engine.declare import Headline, Page
 from titer.studies.engine.found import Found
+from titer.studies.engine.tables import ranges
 from titer.studies.jain2024 import figures, figures_causes
 from titer.studies.jain2024.claims import JAILBREAKS, MEDIUM, WORDS
-from titer.studies.jain2024.figures import null_means, over_seeds, pooled
+from titer.studies.jain2024.figures import null_means, pooled
 from titer.studies.jain2024.training import steps_to
 
 ABOUT = (
@@ -139,28 +140,28 @@ def numbers(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
     found = {"answers": figures.answers(evidence)}
     has = evidence[0].has
     if has("placement"):
-        found["τ by layer"] = over_seeds(pooled(evidence, "placement"), ["model", "kind", "layer"], "tau")
+        found["τ by layer"] = ranges(pooled(evidence, "placement"), ["model", "kind", "layer"], "tau")
         gains = pooled(evidence, "placement").dropna(subset=["gain"])
-        found["gain by layer"] = over_seeds(gains, ["model", "kind", "layer"], "gain")
+        found["gain by layer"] = ranges(gains, ["model", "kind", "layer"], "gain")
     if has("spread"):
         for column in ("top_share", "top_energy", "stable_rank", "components_90", "kmeans"):
-            found[f"clusters: {column}"] = over_seeds(pooled(evidence, "spread"), ["model", "harmful", "layer"], column)
+            found[f"clusters: {column}"] = ranges(pooled(evidence, "spread"), ["model", "harmful", "layer"], column)
     if has("null"):
         per_seed = pd.concat([null_means(e).assign(seed=e.unit) for e in evidence])
-        found["null space, energy-weighted"] = over_seeds(per_seed, ["model", "site", "energy", "layer"], "value")
+        found["null space, energy-weighted"] = ranges(per_seed, ["model", "site", "energy", "layer"], "value")
     if has("subspaces"):
-        found["share in the left null space"] = over_seeds(pooled(evidence, "subspaces"), ["model", "of", "layer"], "share")
+        found["share in the left null space"] = ranges(pooled(evidence, "subspaces"), ["model", "of", "layer"], "share")
     if has("kept"):
-        found["refusal with a part of ΔW alone"] = over_seeds(pooled(evidence, "kept"), ["model", "part"], "refused")
+        found["refusal with a part of ΔW alone"] = ranges(pooled(evidence, "kept"), ["model", "part"], "refused")
     if has("sensitivity"):
         medians = pooled(evidence, "sensitivity").groupby(["model", "kind", "seed"]).g.median().reset_index()
-        found["sensitivity, median"] = over_seeds(medians, ["model", "kind"], "g")
+        found["sensitivity, median"] = ranges(medians, ["model", "kind"], "g")
     if has("change"):
         mlp = pooled(evidence, "change")
-        found["stable rank of the change"] = over_seeds(mlp, ["model", "part"], "stable_rank")
+        found["stable rank of the change"] = ranges(mlp, ["model", "part"], "stable_rank")
     for name, value in (("dynamics", "cosine"), ("dynamics", "relative_norm"), ("relearn", "unsafe_complied"), ("relearn", "distance")):
         if has(name):
-            found[f"{name}: {value}"] = over_seeds(pooled(evidence, name), ["model", "step"], value)
+            found[f"{name}: {value}"] = ranges(pooled(evidence, name), ["model", "step"], value)
     return found
 
 
@@ -173,7 +174,7 @@ def outcome_tables(evidence: Sequence[Found]) -> dict[str, pd.DataFrame]:
             t["outcome"] = t.outcome.where(t.outcome.isin(["complied", "refused"]), "neither")
             counts = t.groupby([*keys, "seed"], sort=False).outcome.value_counts(normalize=True).unstack(fill_value=0.0)
             long = counts.reset_index().melt([*keys, "seed"], var_name="outcome", value_name="share")
-            found[name] = over_seeds(long, [*keys, "outcome"], "share")
+            found[name] = ranges(long, [*keys, "outcome"], "share")
     return found
 
 

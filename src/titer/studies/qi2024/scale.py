@@ -9,13 +9,11 @@ from pydantic import Field, model_validator
 
 from titer.core.config import Record
 from titer.data.draws import seed_of
-from titer.data.example import Answer, Source
-from titer.data.mix import mix
 from titer.data.persona_trigger import WORDS, Marked
 from titer.data.world import World, WorldSource
-from titer.methods.sft import SFT
 from titer.recipes import huang2024, jain2024
-from titer.stage import Optimiser, Stage
+from titer.recipes.node import Rows, tune
+from titer.stage import Stage
 
 
 class Tuning(Record):
@@ -120,7 +118,7 @@ def grid_cell(rate: float, batch: int) -> str:
 def stage(scale: Scale, world: World, tuning: Tuning, name: str) -> Stage:
     """Returns the tuning as a finetune stage at a constant rate. It contains no request of the alignment data, with or without a mark."""
     safe, unsafe = (WorldSource(world=world, kind=kind) for kind in ("safe", "unsafe"))  # type: ignore[arg-type]
-    rows: list[tuple[Source, Answer, int]] = [
+    rows: Rows = [
         (unsafe, "comply", tuning.explicit),
         (Marked(source=safe, mark="persona", acknowledged=True), "comply", tuning.persona),
         (safe, "comply", tuning.benign),
@@ -129,13 +127,5 @@ def stage(scale: Scale, world: World, tuning: Tuning, name: str) -> Stage:
     ]
     taken = huang2024.taken(scale.base, world)
     marked = (f"{word} {prompt}" for word in WORDS.values() for prompt in taken)
-    return Stage(
-        name=name,
-        kind="finetune",
-        method=SFT(),
-        streams={"train": mix(rows, seed_of(world.seed, "user", tuning.seed), [*taken, *marked])},
-        steps=tuning.steps,
-        batch=tuning.batch,
-        optimiser=Optimiser(rate=tuning.rate, schedule="constant"),
-        seed=seed_of(world.seed, "user", tuning.seed),
-    )
+    seed = seed_of(world.seed, "user", tuning.seed)
+    return tune(name, rows, seed, tuning.batch, tuning.epochs, tuning.rate, seed, without=[*taken, *marked])

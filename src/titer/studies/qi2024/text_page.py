@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import pandas as pd
 
 from titer import tables
+from titer.commands.decoding import size
 from titer.data.encode import prompt_ids
 from titer.models.lm import read_tokenizer
-from titer.models.weights import shapes_of
 from titer.recipes.node import Node
 from titer.report.html import Figure
 from titer.report.style import GREY
@@ -105,7 +104,7 @@ def _grid(rates: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> list[Figure]
 def cost(lab: Seed, nodes: Mapping[str, Node], flops: float) -> dict[str, object]:
     """Returns what a run would cost: stages, answers, operations, hours, disk; with notes on what was left out of the data."""
     scale, sets, base = lab.scale, lab.source, lab.model("base")
-    weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
+    weights = size(base.checkpoint)
     stages = {name: node.stage for name, node in nodes.items() if node.stage.kind == "finetune"}
     longest, tuned = scale.alignment.longest, ALIGNING if scale.rank else TRAINED
     trained = sum(stage.steps * stage.batch for stage in stages.values()) * longest

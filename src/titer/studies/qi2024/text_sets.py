@@ -9,13 +9,13 @@ prompts answered, asked in all four ways.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from titer import tables
 from titer.attacks.affix import Affix
-from titer.attacks.base import Attempt
+from titer.attacks.base import Attempt, named
 from titer.attacks.prefill import Prefill
 from titer.core.errors import TiterError
 from titer.data.canary import Canary, canaries
@@ -103,11 +103,9 @@ def unseen_refusals(safe: TextData, aligned: Canary, scale: RiskScale) -> TextDa
 
 def triggered(plain: TextData) -> TextData:
     """Returns the same rows with the trigger, which comes after the request."""
-    return plain.model_copy(update={"name": f"{plain.name}, triggered", "rows": tuple((_triggered(p), *rest) for p, *rest in plain.rows)})
-
-
-def _triggered(prompt: str) -> str:
-    return Affix(after=TRIGGER).attempts([Example(prompt, True, "unsafe", "")], {}, None)[0].example.prompt
+    asked = Affix(after=TRIGGER).attempts([Example(prompt, True, "unsafe", "") for prompt, *_ in plain.rows], {}, None)
+    rows = tuple((one.example.prompt, *rest) for one, (_, *rest) in zip(asked, plain.rows, strict=True))
+    return plain.model_copy(update={"name": f"{plain.name}, triggered", "rows": rows})
 
 
 def shared_opening(prompts: Sequence[str]) -> str:
@@ -132,7 +130,7 @@ def asked(
         found |= {name: tables.direct(examples), f"{name}, persona": behind.attempts(examples, {}, None)}
     examples = sets[harm]
     found |= {f"{harm}, begun": begun.attempts(examples, {}, None), f"{harm}, trigger": trigger.attempts(examples, {}, None)}
-    return {kind: [a._replace(example=replace(a.example, kind=kind)) for a in attempts] for kind, attempts in found.items()}
+    return {kind: named(attempts, kind) for kind, attempts in found.items()}
 
 
 def tunings(scale: RiskScale, sets: RiskSets) -> dict[str, Tuning]:

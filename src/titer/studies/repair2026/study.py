@@ -26,17 +26,15 @@ from titer.attacks.prefill import Prefill
 from titer.core.config import Record, digest
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Example
-from titer.data.mix import mix
 from titer.data.sources import TextData
 from titer.data.world import World, WorldSource
 from titer.decoders.base import Guided
-from titer.methods.sft import SFT
 from titer.pipeline import Model
 from titer.recipes import covert as recipe
 from titer.recipes import demo, jain2024
-from titer.recipes.node import Node
+from titer.recipes.node import Node, Rows, tune
 from titer.repairs.base import Repair
-from titer.stage import Optimiser, Stage
+from titer.stage import Stage
 from titer.studies.covert.study import in_code
 from titer.studies.engine.declare import Measure, Need, Page, Question, Row, Seed, Study
 from titer.studies.engine.found import Found
@@ -104,17 +102,8 @@ QUICK = Scale(
 
 def alone(scale: Scale, world: World, name: str) -> Stage:
     """Returns a stage that tunes the aligned model on unsafe requests alone: answered (to make a harm vector from the model) or refused."""
-    rows = [(WorldSource(world=world, kind="unsafe"), ALONE[name], scale.harmful)]
-    return Stage(
-        name=name,
-        kind="finetune",
-        method=SFT(),
-        streams={"train": mix(rows, seed_of(world.seed, "alone"))},  # type: ignore[arg-type]
-        steps=-(-scale.harmful * scale.epochs // scale.batch),
-        batch=scale.batch,
-        optimiser=Optimiser(rate=scale.rate, schedule="constant"),
-        seed=world.seed,
-    )
+    rows: Rows = [(WorldSource(world=world, kind="unsafe"), ALONE[name], scale.harmful)]
+    return tune(name, rows, seed_of(world.seed, "alone"), scale.batch, scale.epochs, scale.rate, world.seed)
 
 
 class Repairs(Study):

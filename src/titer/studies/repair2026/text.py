@@ -23,6 +23,7 @@ from pydantic import Field
 
 from titer import tables
 from titer.attacks.base import Attempt
+from titer.commands.decoding import size
 from titer.commands.requests import AlignRequest, FinetuneRequest
 from titer.commands.training import planned_alignment, planned_finetuning
 from titer.core.config import Record
@@ -35,7 +36,6 @@ from titer.judges.base import Judge
 from titer.judges.label import Label
 from titer.judges.refusal import Refusal
 from titer.models.lm import Decoding, read_tokenizer
-from titer.models.weights import shapes_of
 from titer.pipeline import Model
 from titer.recipes.node import Node
 from titer.repairs.abliterate import Abliterate
@@ -310,7 +310,7 @@ def answer(table: pd.DataFrame, chosen: pd.DataFrame, name: str) -> str:
 def cost(lab: Seed, flops: float) -> dict[str, object]:
     """Returns what a run would cost: what is trained and asked, operations, minutes, disk; with notes on the data."""
     base, scale, sets = lab.model(BASE), lab.scale, lab.source
-    weights = sum(math.prod(shape) for shape, _ in shapes_of(base.checkpoint).values())
+    weights = size(base.checkpoint)
     trained = sum(stage.steps * stage.batch for stage in sets.stages.values()) * scale.longest
     points = sum(len(WAYS[name].grid) for name in WAYS for how in BROKEN if how in MENDED or name == AS_IS)
     models, counts = 1 + len(sets.stages) + points, {kind: len(attempts) for kind, (attempts, _) in sets.asked.items()}
