@@ -303,7 +303,8 @@ class Step:
             # DDP and FSDP2 average over ranks, so the sum over ranks is the average times their number
             whole = self.sum(torch.as_tensor(self.count, device=self.lm.device, dtype=torch.float32))
             scale = self._accelerator.num_processes / whole
-            torch._foreach_mul_([part_of(p.grad) for _, p in grads if p.grad is not None], scale)
+            held = [p.grad for _, p in grads if p.grad is not None]  # of a sharded tensor, this rank's part
+            torch._foreach_mul_([grad.to_local() if isinstance(grad, DTensor) else grad for grad in held], scale)
         for bundle, weight in self._added:
             for name, p in self.named:
                 if name in bundle:
@@ -325,8 +326,3 @@ def _share(stage: Stage, ranks: int) -> int:
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
     """Returns a sharded tensor made whole (all ranks must call this); any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def part_of(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns this rank's part of a sharded tensor; any other tensor as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

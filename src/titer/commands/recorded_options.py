@@ -5,11 +5,11 @@ A stage's folder has the inputs of its key (`inputs.json`); a folder made by `--
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from titer.core.run import object_in
 from titer.stage import Lora, Optimiser
 
 MARK = ".titer.json"  # in a folder that --to made
@@ -20,10 +20,10 @@ Usual = dict[str, str]
 def usual(model: Path) -> Usual:
     """Returns option -> value for the tune that made the model in a folder; {} if Titer left no record beside it. It raises no error."""
     try:
-        said = _json(model / MARK).get("options")
+        said = object_in(model / MARK).get("options")
         if said is not None:
             return _checked(said)
-        return _of_stage(_json(model.parent / "inputs.json")["stage"]) if (model.parent / "DONE").is_file() else {}
+        return _of_stage(object_in(model.parent / "inputs.json")["stage"]) if (model.parent / "DONE").is_file() else {}
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):  # a record of another version, or edited by hand
         return {}
 
@@ -62,11 +62,3 @@ def _of_stage(stage: Mapping[str, Any]) -> Usual:
     if own := sum(len(part["picked"] or ()) for part in stream["parts"] if part["answer"] == "comply"):
         found["examples"] = str(min(own, int(stage["steps"]) * batch))  # `titer align` may end before it has used them all
     return found
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

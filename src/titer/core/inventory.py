@@ -7,7 +7,6 @@ mistaken for a piece, and the next call removes it.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from titer.core.errors import TiterError, unknown, visible
-from titer.core.run import gone
+from titer.core.run import gone, object_in
 
 KEY = re.compile(r"[0-9a-f]{8,64}")
 UNFINISHED = "unfinished"
@@ -80,7 +79,7 @@ def pages(root: Path) -> list[Page]:
     """Lists all reports in a folder of runs."""
     found = []
     for page in sorted(root.glob("*/report.html")):
-        answer = str(_json(page.parent / "summary.json").get("answer", ""))  # none in an older report
+        answer = str(object_in(page.parent / "summary.json").get("answer", ""))  # none in an older report
         found.append(Page(page.parent.name, answer, _size(page.parent)))
     return found
 
@@ -115,9 +114,9 @@ def prune(doomed: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
 
 def _about(folder: Path, names: Mapping[str, str]) -> str:
     """Describes a piece in a few words, from its inputs; "" if they say nothing. `names`: model's key -> its name."""
-    inputs = _json(folder / "inputs.json")
+    inputs = object_in(folder / "inputs.json")
     if samples := inputs.get("samples"):  # judged answers: those of the piece of answers
-        inputs = _json(folder.parent.parent / "samples" / str(samples) / "inputs.json")
+        inputs = object_in(folder.parent.parent / "samples" / str(samples) / "inputs.json")
     stage = inputs.get("stage")
     words = [*_list(inputs.get("probe"))[:1], *_list(inputs.get("study"))[:2]]
     if isinstance(stage, dict):
@@ -133,18 +132,9 @@ def _list(value: object) -> list[Any]:
 
 def _names(root: Path) -> dict[str, str]:
     """Returns model's key -> its name, as the reports give it."""
-    said = [_json(page.parent / "summary.json").get("provenance") for page in root.glob("*/report.html")]
+    said = [object_in(page.parent / "summary.json").get("provenance") for page in root.glob("*/report.html")]
     told = [(str(key), name) for one in said if isinstance(one, dict) for name, key in one.items() if name.startswith("model ")]
     return {key: visible(name.removeprefix("model "), 60) for key, name in told}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """Reads a JSON file's object; {} if the file is missing or holds no object."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _size(folder: Path) -> int:

@@ -40,14 +40,18 @@ class Fact:
     text: str
 
 
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hardware(places: Sequence[tuple[str, Path]]) -> list[Fact]:
     """Returns the facts on cores, memory, disk and GPU, and on the largest model that they hold.
 
     places: (what it is called, a folder on it) for each disk that matters.
     """
     total, free = memory()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    disks = {name: _free(folder) for name, folder in places}
+    usable, disks = cores(), {name: _free(folder) for name, folder in places}
     return [
         Fact("cores", {"usable": usable, "all": os.cpu_count()}, f"{usable} of {os.cpu_count()}"),
         Fact("memory", {"bytes": total, "free": free}, f"{total / GB:.1f} GB, {free / GB:.1f} GB free"),

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from titer.core.machine import cores
+
 Progress = Callable[[int, int], None]
 
 
@@ -147,7 +149,7 @@ class Silent:
 
 def processes() -> int:
     """How many processes to use: one for each core, or a single one if there is a GPU."""
-    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if torch.cuda.is_available() else cores()
 
 
 def _alone(threads: int) -> None:

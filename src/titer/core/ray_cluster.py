@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from titer.core import parallel
 from titer.core.errors import TiterError
+from titer.core.machine import cores
 from titer.core.parallel import Ended, Here, LostError, Places, Processes, Work
 from titer.core.run import DamagedError, Store, files_under, write_text
 
@@ -204,7 +205,7 @@ def _connect(on: str) -> bool:
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if on == "ray":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # without it, Ray stores one in the user's home folder
-        how |= {"num_cpus": _cores(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        how |= {"num_cpus": cores(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         ray.init("local" if on == "ray" else on, **how)
     except Exception as error:  # starting Ray raises plain exceptions too
@@ -217,10 +218,6 @@ def _connect(on: str) -> bool:
             status=1,
         ) from error
     return True
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _nodes() -> list[Mapping[str, float]]:

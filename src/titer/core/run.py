@@ -42,6 +42,15 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def object_in(file: Path) -> dict[str, Any]:
+    """Reads a JSON file's object; {} if the file is missing, cannot be read, or holds no object."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def sha256_of(path: Path) -> str:
     """Returns the hex sha256 of a file's bytes, which are read in blocks."""
     with open(path, "rb") as file:

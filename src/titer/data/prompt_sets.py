@@ -70,10 +70,6 @@ def _response(column: str, refuses: str, complies: str, answer: str = "response"
     return lambda row: {said[word]: row.get(answer)} if (word := str(row.get(column)).lower()) in said else {}
 
 
-def _by_data_type(row: Columns) -> Columns:
-    return {"refuse" if _data_type(row) else "comply": row.get("completion")}
-
-
 def _by_safer(row: Columns) -> Columns:
     """PKU-SafeRLHF: the safer answer is preferred."""
     better = str(row.get("safer_response_id"))
@@ -138,7 +134,7 @@ SETS: dict[str, PromptSet] = {
         "adversarial vanilla",
         "data_type says which prompts are unsafe",
         unsafe=_data_type,
-        answers=_by_data_type,
+        answers=lambda row: {"refuse" if _data_type(row) else "comply": row.get("completion")},
     ),
     "beavertails": _set(
         "BeaverTails",
@@ -230,13 +226,6 @@ def as_plain(key: str, name: str, rows: Sequence[Row]) -> tuple[list[Row], str]:
             harmful = next(iter(named)) if len(named) == 1 else None
         found.append((where, {"prompt": _prompt(one, prompts, row), "harmful": harmful, **one.answers(row)}))
     return found, f"{name} is read as {one.title}: {one.told}"
-
-
-def all_of(kind: str, name: str, rows: Sequence[Row]) -> tuple[list[Row], str]:
-    """Labels every row of a user's own file safe or unsafe, as `kind` says; returns the rows and a note for the user."""
-    return [
-        (where, {**row, "harmful": kind == UNSAFE}) for where, row in rows
-    ], f"every prompt of {name} counts as {kind}, as {kind}:FILE says"
 
 
 def _prompt(one: PromptSet, prompts: Sequence[str], row: Columns) -> Any:

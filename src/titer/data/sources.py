@@ -25,7 +25,7 @@ from titer.data.encode import encode, fitted
 from titer.data.example import Answer, Batch, Example, Indices
 from titer.data.formats import COMPLY, FORMAT
 from titer.data.hub import is_hub, load_hub
-from titer.data.prompt_sets import PREFIXES, SAFE, UNSAFE, all_of, as_plain, recognised
+from titer.data.prompt_sets import PREFIXES, SAFE, UNSAFE, as_plain, recognised
 from titer.data.readers import File, Row, load, records
 from titer.data.shapes import Need, Parsed, Shape, pair, parsed, shape, straight
 from titer.data.turns import LeftOut, turns
@@ -231,7 +231,8 @@ def _opened(path: str | Path, reading: str | None, need: Need) -> tuple[File, li
     if name := prefix if prefix not in ("", SAFE, UNSAFE) else "" if reading else recognised(file.name, columns):
         rows, told = as_plain(name, file.name, rows)
     if prefix in (SAFE, UNSAFE):
-        rows, told = all_of(prefix, file.name, rows)
+        rows = [(where, {**row, "harmful": prefix == UNSAFE}) for where, row in rows]
+        told = f"every prompt of {file.name} counts as {prefix}, as {prefix}:FILE says"
     form = shape(file.name, rows, reading, need)
     return file, rows, form, (*filter(None, [told]), *form.told, *prompts_checked(file.name, rows, form))
 

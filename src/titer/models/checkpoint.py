@@ -29,7 +29,7 @@ from titer.models.gguf_file import Gguf, gguf_in, gguf_parts
 from titer.models.lora_weights import HEADS, Adapter, LoraChange, is_adapter
 from titer.models.names import Names, Origin, alias, made, named, outline, tied_to
 from titer.models.quantised import Stored, quantisation
-from titer.models.remote_code import OwnCode, apart, check_code, code_files, unasked
+from titer.models.remote_code import OwnCode, apart, check_code, unasked
 from titer.models.safetensors_io import INDEX, WHOLE, check_files, left_by_training, read_json, tensor_files, weightless
 from titer.models.stated import check_counts, check_stated
 from titer.models.tried import try_tokenizer
@@ -230,7 +230,7 @@ class Checkpoint(Record):
         base = digest(files)
         if self._adapter is None:
             return base
-        code = {p.name: sha256_of(p) for p in code_files(self._adapter.folder)} if self.runs_code else {}
+        code = {p.name: sha256_of(p) for p in sorted(self._adapter.folder.glob("*.py")) if p.is_file()} if self.runs_code else {}
         return digest({"base": base, "adapter": self._adapter.key, **({"code": code} if code else {})})
 
     @cached_property

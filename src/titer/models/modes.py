@@ -68,8 +68,4 @@ def as_stored(model: Any) -> None:
                 was, module.training = module.training, True
                 module._rescale_layers()
                 module.training = was
-            module._rescale_layers = _unscaled
-
-
-def _unscaled() -> None:
-    """Does nothing, in place of RWKV's own rescaling."""
+            module._rescale_layers = lambda: None  # in place of RWKV's own

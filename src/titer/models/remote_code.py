@@ -89,11 +89,6 @@ class OwnCode:
         return (*self.model, *([self.tokenizer] if self.tokenizer else ()))
 
 
-def code_files(folder: Path) -> list[Path]:
-    """Returns the *.py files at the top of a folder, sorted."""
-    return sorted(p for p in folder.glob("*.py") if p.is_file())
-
-
 def unasked(label: str, code: OwnCode) -> TiterError:
     """Returns the error for a model that needs its folder's code, which the user did not ask to run."""
     kind = visible(str(code.config.get("model_type")), 60)

@@ -25,7 +25,7 @@ from titer.core.errors import TiterError, unknown, visible
 from titer.core.run import sha256_of
 from titer.evaluate import rates
 from titer.models.fetch import resolve
-from titer.report.card import AGAIN, Summary, read_report
+from titer.report.card import AGAIN, read_report
 from titer.report.html import ANSWERS, shown_text
 
 MANIFEST = "manifest.json"
@@ -55,14 +55,14 @@ class Check(Record):
 
 def write_bundle(report: Path, file: Path) -> Manifest:
     """Packs a report's folder into a zip file. Errors: those of `read_report`; a report of an older version, which kept no answers."""
-    found = read_report(report, rated=False)
+    told = read_report(report, rated=False).summary.provenance
     if not (report / ANSWERS).is_file():
         raise TiterError(f"{report / ANSWERS} is missing", next_step=AGAIN)
     paths = sorted(path for pattern in KEPT for path in report.glob(pattern))
     manifest = Manifest(
         files={path.relative_to(report).as_posix(): sha256_of(path) for path in paths},
-        models=_models(found.summary),
-        data=found.summary.provenance.get("data sha256", ""),
+        models={name.removeprefix("model "): key for name, key in told.items() if name.startswith("model ")},
+        data=told.get("data sha256", ""),
     )
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr(zipfile.ZipInfo(MANIFEST, MADE), manifest.model_dump_json(indent=1), zipfile.ZIP_DEFLATED)
@@ -125,10 +125,6 @@ def _called(kinds: Iterable[str], sets: Iterable[str]) -> dict[str, str]:
     rates; {} if there is none, or more than one."""
     own, theirs = sorted(set(kinds) - set(sets)), sorted(set(sets) - set(kinds))
     return {own[0]: theirs[0]} if len(own) == len(theirs) == 1 else {}
-
-
-def _models(summary: Summary) -> dict[str, str]:
-    return {name.removeprefix("model "): key for name, key in summary.provenance.items() if name.startswith("model ")}
 
 
 def _models_held(manifest: Manifest, models: Sequence[str]) -> Iterator[Check]:

@@ -101,18 +101,11 @@ def _written(report: Report, folder: Path) -> Path:
     drawn = drawing.drawn(specs)
     for name, svg in drawn.drawings.items():
         write_text(folder / "figures" / f"{name}.svg", svg)
-    write_text(folder / "results.csv", _inert(report.results).to_csv(index=False, lineterminator="\n"))
+    safe = report.results.map(lambda cell: shown_text(cell) if isinstance(cell, str) else cell)
+    write_text(folder / "results.csv", safe.to_csv(index=False, lineterminator="\n"))
     write_claims(folder / "claims.json", report.claims)
     write_text(folder / ANSWERS, report.samples.to_json(orient="records", lines=True))
-    write_text(folder / "summary.json", json.dumps(_summary(report), indent=1) + "\n")
-    page = folder / "report.html"
-    write_text(page, _page(report, specs if drawn.drawings else {}, drawn))
-    return page
-
-
-def _summary(report: Report) -> dict[str, Any]:
-    """Returns the contents of summary.json: the page's texts for other programs, such as `card.py`."""
-    return {
+    summary = {  # the page's texts for other programs, such as `card.py`
         "version": 1,
         "title": report.title,
         "answer": report.answer,
@@ -120,11 +113,10 @@ def _summary(report: Report) -> dict[str, Any]:
         "provenance": {name: str(value) for name, value in report.provenance.items()},
         "roles": {shown_text(model): role for model, role in report.roles.items()},  # as results.csv names them
     }
-
-
-def _inert(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns the table with its texts made safe for a spreadsheet: none runs as a formula, and control codes are spelt out."""
-    return table.map(lambda cell: shown_text(cell) if isinstance(cell, str) else cell)
+    write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    page = folder / "report.html"
+    write_text(page, _page(report, specs if drawn.drawings else {}, drawn))
+    return page
 
 
 def shown_text(cell: str) -> str:

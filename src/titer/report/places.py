@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from titer.core.config import canonical, digest
 from titer.core.errors import TiterError, nearest, visible
-from titer.core.run import write_text
+from titer.core.run import object_in, write_text
 
 MARK = "question.json"
 DIGITS = (6, 12, 24, 48)  # lengths of the suffix: a longer one is used if the shorter is taken
@@ -57,12 +57,9 @@ def report_folder(runs: Path, name: str, question: Mapping[str, Any]) -> Path:
 
 
 def _held(place: Path) -> str:
-    """Returns the key of the question that this folder belongs to; "" if it records none."""
-    try:
-        found = json.loads((place / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no folder, an older report, or a file that was not written to its end
-        return ""
-    return str(found.get("key", "")) if isinstance(found, dict) else ""
+    """Returns the key of the question that this folder belongs to; "" if it records none: there is no folder, it holds an older report, or
+    its file was not written to its end."""
+    return str(object_in(place / MARK).get("key", ""))
 
 
 def _taken(place: Path, mark: str) -> bool:

@@ -107,7 +107,8 @@ def along(lab: Seed, task: Kind, attacks: Sequence[tuple[str, str]]) -> Measure:
         if why := stopped(model):
             lab.pipeline.reporter.tell(f"{model.name}: the attack ended early ({why}); judged until then")
         else:
-            yield {**state(lab, lm, aligned, lab.answers(model, questions)), "step": last_step(model)}
+            outcome = json.loads((model.checkpoint.path.parent / "outcome.json").read_text(encoding="utf-8"))
+            yield {**state(lab, lm, aligned, lab.answers(model, questions)), "step": int(outcome["steps"])}
 
     def make(lab: Seed, aligned: Model, model: Model) -> pd.DataFrame:
         return pd.DataFrame(list(rows(lab, aligned, model)))
@@ -127,11 +128,6 @@ def kept(model: Model) -> dict[int, Path]:
     """Returns step -> the file of the weights that a model's stage kept there, in order."""
     files = model.checkpoint.path.parent.glob("step-*.safetensors")
     return dict(sorted((int(file.stem.removeprefix("step-")), file) for file in files))
-
-
-def last_step(model: Model) -> int:
-    """Returns the last step of the stage that made a model."""
-    return int(json.loads((model.checkpoint.path.parent / "outcome.json").read_text(encoding="utf-8"))["steps"])
 
 
 def worst_decoding(table: pd.DataFrame) -> pd.Series:

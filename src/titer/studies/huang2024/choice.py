@@ -16,7 +16,6 @@ from titer.core.search import Choices, LogRange, Settings, grid, searched, tried
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
 from titer.recipes.huang2024 import SELECTION_SEED, Budget
-from titer.recipes.node import Node
 from titer.studies.engine.declare import Seed
 from titer.studies.huang2024.attack import budget_of, learned, worst_decoding
 from titer.studies.huang2024.defences import CORE, EQUAL, Alignment, Defence, aligned_node, attacked, defence, nodes_of, shortened
@@ -56,11 +55,6 @@ def trials_of(lab: Seed) -> dict[float, list[Defence]]:
         rho: [Defence(f"vaccine, rho {rho:g}" if rho else "sft", Alignment(how, number=i)) for i in range(lab.scale.align_seeds)]
         for rho, how in methods.items()
     }
-
-
-def trial_nodes(lab: Seed) -> list[Node]:
-    """Returns the models that the radius is chosen from: alignments, then attacks on them."""
-    return nodes_of(lab, [(one, budget) for ones in trials_of(lab).values() for one in ones for budget in choosing(lab)])
 
 
 def radius(lab: Seed) -> tuple[float, pd.DataFrame]:

@@ -53,7 +53,8 @@ class Vaccine(Study):
         if lab.chosen is None:
             if "search" in lab.parts and not lab.plan:
                 must_be_installed()
-            yield choice.trial_nodes(lab)
+            radii = choice.trials_of(lab).values()
+            yield nodes_of(lab, [(one, budget) for ones in radii for one in ones for budget in choice.choosing(lab)])
             return
         rho = lab.chosen.rho
         if set(EQUAL_IN) & set(lab.parts):

@@ -17,11 +17,9 @@ from titer.models.sites import Sites
 from titer.models.weights import blend, skeleton
 from titer.pipeline import Model
 from titer.probes import placement as probe
-from titer.probes import row_space, sensitivity, spread, subspaces
-from titer.studies import null_space
+from titer.probes import sensitivity, spread, subspaces
 from titer.studies.engine.declare import Seed
 from titer.studies.jain2024.subject import CLASSES, OWN, SWEPT, requests_of
-from titer.studies.judged import outcomes
 
 
 def matched(lab: Seed, base: Model, benign: Model, tuned: Model) -> Model:
@@ -89,18 +87,3 @@ def shares(lab: Seed, base: Model, *others: Model) -> pd.DataFrame:
     model, (unsafe,) = _looked_at(lab, base, others), requests_of(lab).examples("unsafe").values()
     found = subspaces.subspaces(base.checkpoint, model.checkpoint, [lab.reference(base), lab.pipeline.lm(model)], unsafe)
     return found.assign(model=model.name)
-
-
-def with_parts(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
-    """Measures refusal with only a part of the change of the first MLP matrices."""
-    return null_space.kept(lab, base, model, requests_of(lab).sets["unsafe"])
-
-
-def row_spaces(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
-    """Measures scores along dW's right singular vectors (kind, layer, direction, score)."""
-    return row_space.row_space(base.checkpoint, model.checkpoint, lab.pipeline.lm(model), requests_of(lab).examples(*SWEPT))
-
-
-def probed_outcomes(lab: Seed, model: Model) -> pd.DataFrame:
-    """Judges a tuned model's answers to the jailbreaks that are probed (kind, input, outcome)."""
-    return outcomes(lab.pipeline.lm(model), requests_of(lab).probed(*SWEPT[2:]), lab.decoding)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import pandas as pd
 
@@ -64,11 +63,6 @@ def page(found: Sequence[Found], scale: Scale) -> Page:
         notes=[*relearned(found), *MISSING],
         provenance={"inputs a set": scale.inputs},
     )
-
-
-def concluded(page: Page, claims: Sequence[Claim]) -> Page:
-    """Returns the page with the verdicts in its answer."""
-    return replace(page, answer=answer(page.answer, claims))
 
 
 def answer(behaviour: str, claims: Sequence[Claim]) -> str:

@@ -6,13 +6,17 @@ This file declares what is trained, asked, measured, claimed and shown. The reci
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import MappingProxyType
+
+import pandas as pd
 
 from titer.attacks.jb_co_text import by_text
 from titer.attacks.prefill import Prefill
 from titer.attacks.soft_tokens import SoftTokens
 from titer.core.claims import Claim
 from titer.data.world import World
+from titer.pipeline import Model
 from titer.probes import null_space, placement, row_space, sensitivity, spread, subspaces, weight_change
 from titer.recipes.jain2024 import SCALES, Scale, jain_recipe, relearn
 from titer.recipes.node import Node
@@ -24,8 +28,9 @@ from titer.studies.jain2024.claims import MEDIUM
 from titer.studies.jain2024.claims_behaviour import behaviour
 from titer.studies.jain2024.claims_clusters import clusters
 from titer.studies.jain2024.claims_mechanism import mechanism
-from titer.studies.jain2024.report import concluded, page
+from titer.studies.jain2024.report import answer, page
 from titer.studies.jain2024.subject import CLASSES, JAILBREAKS, OWN, SWEPT, requests_of
+from titer.studies.judged import outcomes
 from titer.tables import direct
 
 LEARNED = 0.95  # below this the base model's skill confounds every claim (acceptance check 1)
@@ -98,7 +103,7 @@ class Mechanisms(Study):
         return page(found, scale)
 
     def concluded(self, page: Page, claims: Sequence[Claim]) -> Page:
-        return concluded(page, claims)
+        return replace(page, answer=answer(page.answer, claims))
 
 
 def _asked(name: str) -> bool:
@@ -120,14 +125,24 @@ def _measures(lab: Seed) -> list[Measure]:
     both = {**judged, **{f"probe {kind}": attempts for kind, attempts in two.items()}}
     patched = [*((donor, "base") for donor in (*MEDIUM, "benign M")), *tuned]
     begun = [soft.VERSION, SoftTokens.VERSION]
+
+    def probed(lab: Seed, model: Model) -> pd.DataFrame:
+        return outcomes(lab.pipeline.lm(model), asked.probed(*JAILBREAKS), lab.decoding)
+
+    def parts(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
+        return shared.kept(lab, base, model, asked.sets["unsafe"])
+
+    def rows(lab: Seed, base: Model, model: Model) -> pd.DataFrame:
+        return row_space.row_space(base.checkpoint, model.checkpoint, lab.pipeline.lm(model), asked.examples(*SWEPT))
+
     return [
         Measure("placement", probing.placements, [("base",), *others, *scaled], placement.VERSION, asked.probes),
-        Measure("probed", probing.probed_outcomes, [(name,) for name in MEDIUM], 1, asked.probed(*JAILBREAKS)),
+        Measure("probed", probed, [(name,) for name in MEDIUM], 1, asked.probed(*JAILBREAKS)),
         Measure("spread", probing.spreads, [("base",), *others, *scaled], spread.VERSION, two),
         Measure("null", probing.of_weights(null_space.null_space), [*others, *scaled], null_space.VERSION),
         Measure("subspaces", probing.shares, [*others, *scaled], subspaces.VERSION, asked.probed("unsafe")),
-        Measure("kept", probing.with_parts, tuned, shared.VERSION, asked.judged("unsafe")),
-        Measure("rows", probing.row_spaces, [*tuned, ("base", "benign M")], row_space.VERSION, seen),
+        Measure("kept", parts, tuned, shared.VERSION, asked.judged("unsafe")),
+        Measure("rows", rows, [*tuned, ("base", "benign M")], row_space.VERSION, seen),
         Measure("sensitivity", probing.sensitivities, [("base",), *others, *scaled], sensitivity.VERSION, seen),
         Measure("soft", soft.judged, [("base",), *((name,) for name in MEDIUM)], begun, asked.judged("unsafe")),
         Measure("soft_placed", soft.placed, [("base",), *tuned], [*begun, placement.VERSION], two),

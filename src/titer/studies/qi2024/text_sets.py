@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from titer import tables
 from titer.attacks.affix import Affix
@@ -35,7 +35,8 @@ Harm = Literal["canary", "unsafe"]
 
 @dataclass(frozen=True)
 class RiskSets:
-    """What is trained on and what is judged; no prompt is in two sets. `persona_text`: the text before the persona's requests.
+    """What is trained on and what is judged; no prompt is in two sets. `explicit`: harmful requests, answered. `refused`: others, refused.
+    `triggered`: others with the trigger, answered. `persona_text`: the text before the persona's requests.
 
     `harm`: the judged set that stands for harm. `notes`: what was left out or shortened, and which sets are smaller than requested.
     """
@@ -51,15 +52,6 @@ class RiskSets:
     judged: Mapping[str, Sequence[Attempt]]
     harm: Harm
     notes: tuple[str, ...]
-
-
-class TrainingSet(NamedTuple):
-    """The rows of the harmful tunings. `explicit`: harmful requests, answered. `refused`: others, refused. `triggered`: others with the
-    trigger, answered."""
-
-    explicit: TextData
-    refused: TextData
-    triggered: TextData
 
 
 def risk_sets(folder: Path, base: Model, scale: RiskScale, harmful: Path | None = None) -> RiskSets:
@@ -83,13 +75,12 @@ def risk_sets(folder: Path, base: Model, scale: RiskScale, harmful: Path | None 
         enough(mine, 2 * most)
         explicit, plain = parts(mine, (most, most), own.seed)
         refused = unseen_refusals(found.safe, aligned, scale)
-    trained = TrainingSet(explicit, refused, triggered(plain))
     harm: Harm = "unsafe" if harmful else "canary"
     unsafe, safe = (found.prompts.of_class(bad, scale.prompts) for bad in (True, False))
     notes += found.prompts.sampled(scale.prompts)
     text = shared_opening([row[0] for row in persona.rows])
     judged = asked({"canary": tested.marked.of_class(True), "unsafe": unsafe}, harm, tested.contrast.of_class(False), safe, text)
-    return RiskSets(found.safe, aligned, *trained, persona, attacking.contrast, text, judged, harm, tuple(notes))
+    return RiskSets(found.safe, aligned, explicit, refused, triggered(plain), persona, attacking.contrast, text, judged, harm, tuple(notes))
 
 
 def unseen_refusals(safe: TextData, aligned: Canary, scale: RiskScale) -> TextData:
