@@ -14,6 +14,7 @@ from titer.studies.engine.declare import Row
 from titer.studies.engine.found import Found
 from titer.studies.engine.terms import Layers, Term, by_layer, cell, largest, log2_over_layers, rate
 from titer.studies.judged import beside_answered
+from titer.studies.null_space import part_alone, share
 
 HARM = "arXiv 2402.01109"
 PREFERENCE = 0.14  # log2 of 1.1: by how much the alignment's preference must be larger
@@ -128,14 +129,6 @@ def _preference(model: str, column: str = "gain", table: str = "delta_w") -> Ter
     return log2_over_layers(unsafe, safe)
 
 
-def _share(model: str, of: str = "weights", column: str = "share") -> Term:
-    return cell("subspaces", column, model=model, of=of)
-
-
-def _refused(part: str) -> Term:
-    return cell("kept", "refused", part=part)
-
-
 def _mechanism() -> list[Row]:
     def papers(found: Found) -> str:
         last = [_gap(model)(found).iloc[-1] for model in ("aligned", "base")]
@@ -188,39 +181,26 @@ def _null_space() -> list[Row]:
     change."""
 
     def beside(found: Found) -> str:
-        others = ", ".join(f"{model} {_share(model)(found):.3f}" for model in ("benign", "sham"))
-        inputs = _share("aligned", "inputs")(found)
-        return f"{_share('aligned')(found):.3f} of ΔW's energy; {others}; of the change of the activation function's input on unsafe requests {inputs:.3f}"
+        others = ", ".join(f"{model} {share(model)(found):.3f}" for model in ("benign", "sham"))
+        inputs = share("aligned", "inputs")(found)
+        return f"{share('aligned')(found):.3f} of ΔW's energy; {others}; of the change of the activation function's input on unsafe requests {inputs:.3f}"
 
-    def causal(part: str, name: str) -> Row:
-        return Row(
-            f"{name} part alone",
-            f"If, of the change ΔW of the first MLP matrices, only the part in the base weights' {name} is kept, the model refuses more than if a random part with as many dimensions is kept.",
-            "figure 4; the causal check is Titer's",
-            f"unsafe requests refused, ΔW of the first MLP matrices projected onto the base weights' {name}, minus onto random subspaces",
-            _refused(part),
-            _refused(f"random as {part}"),
-            "random subspaces of as many dimensions",
-            0.05,
-            note=lambda found: (
-                f"refused: {_refused(part)(found):.0%} with this part alone, {_refused('none')(found):.0%} without any change in these matrices"
-            ),
-            needs=("kept",),
-        )
+    def refused(part: str) -> Term:
+        return cell("kept", "refused", part=part)
 
+    spaces = {"null": "left null space", "column": "column space"}
     return [
         Row(
             "null space",
             "A larger share of the weight change lies in the left null space of the base weights than a random change would have there.",
             "figure 4",
             "share of the energy of ΔW in the left null space of the base weights, minus that space's share of all dimensions; mean over all layers",
-            _share("aligned"),
-            _share("aligned", column="dimension"),
+            share("aligned"),
+            share("aligned", column="dimension"),
             "the null space's share of all dimensions",
             paper="most of ΔW's column space",
             note=beside,
             needs=("subspaces",),
         ),
-        causal("null", "left null space"),
-        causal("column", "column space"),
+        *(part_alone(*one, refused, "", "any change in these matrices") for one in spaces.items()),
     ]

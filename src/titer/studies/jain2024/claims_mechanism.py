@@ -10,27 +10,28 @@ from titer.studies.engine.declare import Row
 from titer.studies.engine.found import Found
 from titer.studies.engine.terms import Term, by_layer, cell, combined, largest, log2_over_layers, mean, outcome_rate, smallest
 from titer.studies.jain2024.claims import BASE, MEDIUM, WORDS, controls_of
+from titer.studies.null_space import part_alone, share
 
 SPECIFIC = 0.32  # log2 of 1.25: how much stronger the change's preference for unsafe inputs must be than a control's
 PREFERENCE = 0.14  # log2 of 1.1: the same against a sham's preference for what it was taught to refuse
-KEPT = 0.05  # how much more refusal a part of the change must give than a random part
 
 
 def mechanism() -> list[Row]:
     """Returns every claim of this file."""
     per_method = [make(method) for make in (_specificity, _beyond_retraining, _sensitivity) for method in METHODS]
-    return [_null(), _part("null", "left null space"), _part("column", "column space"), *per_method, _minimal(), _steer(), _patch()]
 
+    def refused(part: str) -> Term:
+        return mean(*(cell("kept", "refused", model=model, part=part) for model in MEDIUM))
 
-def null_share(model: str, of: str = "weights", column: str = "share") -> Term:
-    """Returns a term: the share in the base's null space of dW, or of pre-activations' change on unsafe inputs; mean over all layers."""
-    return cell("subspaces", column, model=model, of=of)
+    spaces = {"null": "left null space", "column": "column space"}
+    parts = [part_alone(*one, refused, "; mean of three methods", "that ΔW", (*BASE, *MEDIUM)) for one in spaces.items()]
+    return [_null(), *parts, *per_method, _minimal(), _steer(), _patch()]
 
 
 def _null() -> Row:
-    shares = [null_share(model) for model in MEDIUM]
-    others = [largest(*(null_share(controls_of(method)[i]) for method in METHODS)) for i in (0, 1)]
-    moved = [null_share(model, "inputs") for model in MEDIUM]
+    shares = [share(model) for model in MEDIUM]
+    others = [largest(*(share(controls_of(method)[i]) for method in METHODS)) for i in (0, 1)]
+    moved = [share(model, "inputs") for model in MEDIUM]
 
     def note(found: Found) -> str:
         own, inputs = (", ".join(f"{WORDS[m]} {one(found):.3f}" for m, one in zip(METHODS, of, strict=True)) for of in (shares, moved))
@@ -44,30 +45,11 @@ def _null() -> Row:
         "share of the energy of ΔW (first MLP matrices) in the left null space of the base weights (at 90 % energy), minus that space's "
         "share of all dimensions; mean over all layers; the lowest of three methods at the medium rate",
         smallest(*shares),
-        null_share(MEDIUM[0], column="dimension"),
+        share(MEDIUM[0], column="dimension"),
         "the null space's share of all dimensions",
         paper="most of ΔW's column space",
         note=note,
         needs=("subspaces",),
-        models=(*BASE, *MEDIUM),
-    )
-
-
-def _part(part: str, name: str) -> Row:
-    def refused(part: str) -> Term:
-        return mean(*(cell("kept", "refused", model=model, part=part) for model in MEDIUM))
-
-    return Row(
-        f"{name} part alone",
-        f"If, of the change ΔW of the first MLP matrices, only the part in the base weights' {name} is kept, the model refuses more than if a random part with as many dimensions is kept.",
-        "figure 4; the causal check is Titer's",
-        f"unsafe requests refused, ΔW of the first MLP matrices projected onto the base weights' {name}, minus onto random subspaces; mean of three methods",
-        refused(part),
-        refused(f"random as {part}"),
-        "random subspaces of as many dimensions",
-        KEPT,
-        note=lambda found: f"refused: {refused(part)(found):.0%} with this part alone, {refused('none')(found):.0%} without that ΔW",
-        needs=("kept",),
         models=(*BASE, *MEDIUM),
     )
 
