@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from titer.core.config import Record
 from titer.core.errors import TiterError, visible
 from titer.data.hub import is_hub, load_hub
-from titer.data.readers import load, records, whole
+from titer.data.readers import listed, load, records, whole
 
 QUESTION = ("question", "prompt", "goal", "question_stem", "query", "ctx", "sentence")
 PASSAGE = ("passage", "article", "context")  # what a question is about, before it
@@ -106,9 +106,10 @@ def _options(where: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], Seque
             try:
                 found = json.loads(found)
             except (ValueError, RecursionError):
-                raise TiterError(
-                    f"{where}, column {column}: {visible(repr(found), 60)} is not JSON", expected="a JSON list of texts"
-                ) from None
+                if (found := listed(row[column])) is None:
+                    raise TiterError(
+                        f"{where}, column {column}: {visible(repr(row[column]), 60)} is not JSON", expected="a JSON list of texts"
+                    ) from None
     if isinstance(found, dict) and isinstance(found.get("text"), list) and isinstance(found.get("label"), list):
         found, names = found["text"], [str(name) for name in found["label"]]
     if not isinstance(found, list) or not all(isinstance(one, str | int | float) and str(one).strip() for one in found):
@@ -122,6 +123,8 @@ def _options(where: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], Seque
 def _right(place: str, value: Any, options: Sequence[str], names: Sequence[str]) -> int:
     """Returns the index of the right option. Errors: `value` fits no option, or is the text of one option and the name of another."""
     word, letters = str(value).strip(), ascii_uppercase[: len(options)]
+    if word.endswith(".0") and word not in options:  # a place as tables with gaps store it
+        value, word = word[:-2], word[:-2]
     if not isinstance(value, bool) and isinstance(value, str | int):
         by_text = options.index(word) if isinstance(value, str) and word in options else None
         by_name = names.index(word) if word in names else None
