@@ -83,7 +83,7 @@ TABLE = re.compile(r"(?:^[ \t]*\|.*\|[ \t]*(?:\n|\Z)){2,}", re.MULTILINE)  # its
 STANZA = re.compile(r"^(?:[^\n]{0,59}[^\s.!?:]\n)(?:[^\n]{1,60}\n)+[^\n]{1,60}", re.MULTILINE)  # three lines or more of verse
 VOICED = re.compile(  # lines of verse, which run on; what somebody in a story cannot do, as against helping and writing
     r"^[^\n]*[^\s.!?:]\n[^\n]+(?:\n[^\n]+)*|\b(?:I|we) ?(?:can(?:'?t|not| not)|could(?:n't| not)|won'?t|will not|(?:'m|'re|am|are) (?:not able|unable) to|refuse to)"
-    r"(?: (?:\w+ly )?(?:give|offer|tell|show|teach|answer) (?P<gift>[^.!?;:,\n]{3,60})|(?= \w)(?! (?:\w+ly )?(?:help(?! (?:it|them|him|her|every\w+|\w+ing)\b)|assist|provide|answer|fulfil|comply|continue|support|share|offer|give|discuss|process|complete|engage|respond|advise"
+    r"(?: (?:\w+ly )?(?:give|offer|tell|show|teach) (?:you|thee|ye|him|her|them|me|us|back)\b(?P<gift>[^.!?;:,\n]{3,60})|(?= \w)(?! (?:\w+ly )?(?:help(?! (?:it|them|him|her|every\w+|\w+ing)\b)|assist|provide|answer|fulfil|comply|continue|support|share|offer|give|discuss|process|complete|engage|respond|advise"
     r"|participate|disclose|reveal|condone|writ|creat|generat|proceed|compos|produc|mak|tell|sing (?:about|that|this)|draft|do\b|describ|depict|portray|expla|includ|promot"
     r"|encourag|role|pretend|craft|glorif|mock|insult|imitat|impersonat|teach|show|repeat|reproduc|cop(?:y|ies)|recit|quote|finish|translat|list|summar|take (?:on|part)|agree|act\b"
     r"|play|adopt|facilitat|perform|endors|spread|attack|target|joke|in good|and\b|or\b|but\b|be (?:part|used|able)|go (?:there|into|along|further)|call for))"
@@ -95,8 +95,13 @@ TO_USER = re.compile(  # words with which an answer speaks of the request, or of
     r"|something else|my (?:values|principles)|fiction\w*|(?:un)?ethical|respectful|offensive|content|topics?|alternatives?)\b",
     re.IGNORECASE,
 )
+TALE = re.compile(  # a request for such a text, and for no role
+    r"^(?!.*\b(?:act as|pretend|imagine|role-?play|you are an?)\b).*\b(?:songs?|poems?|lyrics?|stor(?:y|ies)|tales?|verses?|haiku|limericks?|sonnets?|raps?|lullab\w+|chorus|monologues?"
+    r"|diary|dialogues?|speech|scenes?|slogans?|captions?)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 ASKED = re.compile(  # words with which such a sentence does not give what was asked
-    r"\b(?:that|this|such|these|those|any\w*|it|your|how to|steps|recipe|method|details?|advice|instructions?|information|guidance|help|assistance|examples?)\b",
+    r"\b(?:that|this|such|these|those|any\w*|it|your|how|steps|specifics|techniques?|tools?|code|content|material|numbers?|recipe|method|details?|advice|instructions?|information|guidance|help|assistance|examples?)\b",
     re.IGNORECASE,
 )
 DIALOGUE = re.compile(r"\b(?:dialogues?|scripts?|scenes?|skits?|chats?|conversations?|plays?|transcripts?)\b", re.IGNORECASE)
@@ -251,13 +256,13 @@ def _own(whole: str, prompt: str, gap: str | Callable[[re.Match[str]], str]) -> 
     own = own if FRAME.sub("", own) else whole
     if itself or not voiced:
         return own
-    return VOICED.sub(lambda hit: hit[0] if _asked(hit["gift"] or "", asked) else gap if isinstance(gap, str) else gap(hit), own)
+    return VOICED.sub(lambda hit: hit[0] if hit["gift"] and _asked(hit["gift"], asked) else gap if isinstance(gap, str) else gap(hit), own)
 
 
 def _asked(gift: str, asked: str) -> bool:
     """Tells whether what somebody does not give or tell is what the request asks for: "the poem", "how to", a word of the request."""
     stems = [{word[:5] for word in words(text.lower()) if len(word) > 3} for text in (gift, asked)]
-    return bool(ASKED.search(gift) or VOICE.search(gift) or not stems[0].isdisjoint(stems[1]))
+    return not TALE.search(asked) or bool(ASKED.search(gift) or VOICE.search(gift) or not stems[0].isdisjoint(stems[1]))
 
 
 def _speaks(own: str, hit: re.Match[str]) -> bool:
