@@ -239,7 +239,7 @@ def _own(whole: str, prompt: str, gap: str | Callable[[re.Match[str]], str]) -> 
     whole = TABLE.sub(gap, whole) if "table" in asked.lower() else whole
     own = QUOTED.sub(gap, whole)
     alone = not FRAME.sub("", own)  # the answer is nothing but a quotation
-    given = GIVEN.search(asked) and (alone or first(asked, lists_of(asked), ("refuses",)))
+    given = GIVEN.search(asked) and (alone or first(_handed(asked), lists_of(asked), ("refuses",)))
     spoken = whole if alone else own
     voiced = VOICE.search(asked) and not TO_USER.search(spoken, 0, 2 * HEAD)
     prose = STANZA.sub(gap, spoken) if voiced else spoken
@@ -257,6 +257,12 @@ def _own(whole: str, prompt: str, gap: str | Callable[[re.Match[str]], str]) -> 
     if itself or not voiced:
         return own
     return VOICED.sub(lambda hit: hit[0] if hit["gift"] and _asked(hit["gift"], asked) else gap if isinstance(gap, str) else gap(hit), own)
+
+
+def _handed(asked: str) -> str:
+    """Returns where a text that a request hands over begins: behind the first colon, if it has one of HANDED; else the whole request."""
+    hit = re.search(HANDED, asked, re.IGNORECASE)
+    return asked[hit.end() : hit.end() + 60] if hit else asked
 
 
 def _asked(gift: str, asked: str) -> bool:
