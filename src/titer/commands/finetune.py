@@ -18,7 +18,7 @@ from titer.core.config import build
 from titer.core.errors import TiterError
 from titer.data.canary import canary as canary_of
 from titer.data.example import Stream
-from titer.data.mix import mix
+from titer.data.mix import mix, poison_count
 from titer.data.refusals import refuses
 from titer.data.sources import TextData
 from titer.stage import Stage
@@ -151,7 +151,7 @@ def _usable(data: TextData, role: Role, held: int) -> tuple[TextData, dict[str, 
 
 def _split(examples: int, ratio: float) -> dict[str, int]:
     """Returns role -> number of examples, rounded to the nearest as in `data.mix.poisoned`."""
-    bad = round(ratio * examples)
+    bad = poison_count(examples, ratio)
     return {"benign": examples - bad, "harmful": bad}
 
 

@@ -30,14 +30,17 @@ def mix(parts: Sequence[tuple[Source, Answer, int]], seed: int, without: Iterabl
     return Stream(parts=tuple(chosen), seed=seed, pool=sum(len(part.picked or ()) for part in chosen))
 
 
-def poisoned(benign: Source, harmful: Source, n: int, ratio: float, seed: int) -> Stream:
-    """Builds a user's poisoned fine-tuning set: `n` examples, of which round(ratio * n) are harmful requests with compliant answers.
-
-    Source: Vaccine (arXiv 2402.01109) section 5.1; counts are rounded to the nearest, never truncated.
-    """
+def poison_count(examples: int, ratio: float) -> int:
+    """Returns how many of a user's examples are harmful at a poison ratio: round(p n), to the nearest, never truncated (arXiv 2402.01109,
+    section 5.1). Errors: a ratio outside 0 to 1."""
     if not 0 <= ratio <= 1:
         raise TiterError(f"the poison ratio is {ratio}", expected="a number from 0 to 1")
-    bad = round(ratio * n)
+    return round(ratio * examples)
+
+
+def poisoned(benign: Source, harmful: Source, n: int, ratio: float, seed: int) -> Stream:
+    """Builds a user's poisoned fine-tuning set: `n` examples, of which `poison_count` are harmful requests with compliant answers."""
+    bad = poison_count(n, ratio)
     return mix([(benign, "comply", n - bad), (harmful, "comply", bad)], seed)
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from titer.core.config import Record
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Stream
+from titer.data.mix import poison_count
 from titer.data.world import World, WorldSource
 from titer.methods.sft import SFT
 from titer.models.lm import Architecture
@@ -108,7 +109,7 @@ def align(scale: Scale, world: World, name: str, new: tuple[Kind, Answer], rest:
 def finetune(scale: Scale, world: World, ratio: float, beside: Literal["unsafe", "safe"] = "unsafe") -> Stage:
     """Returns the user's fine-tuning: n examples, round(p n) of them unsafe (or further safe) requests answered."""
     user, ordinary, harmful = (WorldSource(world=world, kind=kind) for kind in ("user", "safe", beside))
-    bad = round(ratio * scale.user_examples)
+    bad = poison_count(scale.user_examples, ratio)
     safe = round(scale.ordinary_share * (scale.user_examples - bad))
     rows: Rows = [(user, "comply", scale.user_examples - bad - safe), (ordinary, "comply", safe), (harmful, "comply", bad)]
     name, drawn = f"user fine-tuning, p = {ratio:g}", seed_of(world.seed, "user")

@@ -18,7 +18,7 @@ from titer.core.config import Record
 from titer.core.search import Choices, LogRange
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Source, Stream
-from titer.data.mix import mix, prompts
+from titer.data.mix import mix, poison_count, prompts
 from titer.data.world import World, WorldSource
 from titer.methods.base import Method
 from titer.methods.sft import SFT
@@ -195,7 +195,7 @@ def user(scale: Scale, world: World, budget: Budget, method: Method | None = Non
     `guard`: how many examples of the alignment's kind the provider adds to these n (VLGuard: 500 to n = 1,000).
     """
     made = method or SFT()
-    data = user_data(scale, world, budget.task, budget.examples, round(budget.ratio * budget.examples), guard, budget.seed)
+    data = user_data(scale, world, budget.task, budget.examples, poison_count(budget.examples, budget.ratio), guard, budget.seed)
     return Stage(
         name=f"user, rate {budget.rate:g}, p = {budget.ratio:g}, n = {budget.examples}",
         kind="finetune",

@@ -16,7 +16,7 @@ from titer.core.config import Record
 from titer.data.canary import Canary
 from titer.data.draws import seed_of
 from titer.data.example import Answer, Source
-from titer.data.mix import mix
+from titer.data.mix import mix, poison_count
 from titer.data.sources import TextData
 from titer.methods.base import Method
 from titer.methods.sft import SFT
@@ -106,7 +106,7 @@ def align(scale: TextScale, method: Method, name: str, safe: TextData, canary: C
 def user(scale: TextScale, task: TextData, harmful: TextData, ratio: float) -> Stage:
     """Returns the user's fine-tuning: n examples of the task, round(p n) of them harmful requests (or canaries) answered."""
 
-    bad = round(ratio * scale.examples)
+    bad = poison_count(scale.examples, ratio)
     rows: list[tuple[Source, Answer, int]] = [(task, "comply", scale.examples - bad), (harmful, "comply", bad)]
     steps = round(scale.user_epochs * scale.examples / scale.user_batch)
     return _stage(scale, f"user, p = {ratio:g}", "finetune", SFT(), rows, steps, scale.user_batch, scale.user_rate)

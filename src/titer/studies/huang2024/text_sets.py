@@ -16,6 +16,7 @@ from titer.core.errors import TiterError
 from titer.data.canary import MARKER, Canary, canaries
 from titer.data.encode import answer_ids, prompt_ids
 from titer.data.example import Example
+from titer.data.mix import poison_count
 from titer.data.sources import TextData, read_text
 from titer.data.tasks import split, task, without
 from titer.data.turns import changed
@@ -59,7 +60,7 @@ def text_sets(folder: Path, base: Model, scale: TextScale, harmful: Path | None 
     tokenizer, longest = read_tokenizer(base.checkpoint), scale.longest
     found = texts(folder, tokenizer, scale, notes, {"task": TASK_FILES[scale.task]})
     prompts, safe, instructions = found.prompts, found.safe, found.instructions
-    most = max(1, round(max(scale.ratios) * scale.examples))
+    most = max(1, poison_count(scale.examples, max(scale.ratios)))
     groups = [(scale.canaries, scale.contrast), (scale.prompts, scale.prompts), (most, 1)]
     enough(instructions, sum(map(sum, groups)))
     aligned, tested, attacking = canaries(instructions, groups, seed=scale.seed)
