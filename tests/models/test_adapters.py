@@ -221,9 +221,9 @@ def test_reading_a_tensor_reads_no_other(folder: Path, monkeypatch: pytest.Monke
     asked: list[str] = []
     read = lora_weights.tensor_of
 
-    def watched(file: Path, tensor: str) -> torch.Tensor:
+    def watched(file: Path, tensor: str, *rows: slice | None) -> torch.Tensor:
         asked.append(tensor)
-        return read(file, tensor)
+        return read(file, tensor, *rows)
 
     monkeypatch.setattr(lora_weights, "tensor_of", watched)
     monkeypatch.setattr(quantised, "tensor_of", watched)
