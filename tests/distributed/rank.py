@@ -22,7 +22,6 @@ from torch.distributed.tensor import DTensor
 
 from tests.distributed.cases import ALIKE, OTHERS, RANKS
 from titer import train as loop
-from titer.context import part_of
 from titer.core.errors import TiterError
 
 
@@ -40,7 +39,7 @@ def main(rank: int, folder: Path) -> None:
         named = [p for _, p in c.named]
         seen[case].update(
             parted=[isinstance(p, DTensor) for p in named],
-            held=sum(part_of(p.detach()).numel() for p in named),
+            held=sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in named),
             whole=sum(p.numel() for p in named),
             wrapped=type(c._model).__name__,
         )
