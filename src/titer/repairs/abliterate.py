@@ -14,7 +14,6 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from titer.core.errors import TiterError
 from titer.data.shapes import Need
 from titer.models.activations import refusal_direction
 from titer.models.weights import along
@@ -44,14 +43,7 @@ class Abliterate(Repair):
     seed: int = Field(default=0, description="seed of the random direction")
 
     def check(self, r: Reading) -> None:
-        if not self._writers(r):
-            raise TiterError(
-                f"{r.tuned.label} has no matrix that writes to the residual stream", expected="a decoder made of blocks of layers"
-            )
-        if self.layer >= r.sites.layers:
-            raise TiterError(
-                f"there is no layer {self.layer}: {r.tuned.label} has {r.sites.layers} layers", expected=f"-1 to {r.sites.layers - 1}"
-            )
+        r.check_direction(self._writers(r), self.layer)
 
     def prepare(self, r: Reading) -> State:
         return {"writers": self._writers(r), "direction": self._direction(r)}

@@ -9,7 +9,7 @@ the repair loads one (`HOLDS`). Parameters are named as in the model (`Checkpoin
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -89,6 +89,17 @@ class Reading:
         inside = {id(p) for i in layers for p in blocks[i].whole.parameters()}
         named = {name for name, p in self.sites.model.named_parameters() if id(p) in inside}
         return [name for name in self.names if name in named]
+
+    def check_direction(self, writers: Collection[str], layer: int) -> None:
+        """Errors: there is no parameter to edit along a direction, or no block `layer` (-1: any) after which to take it."""
+        if not writers:
+            raise TiterError(
+                f"{self.tuned.label} has no matrix that writes to the residual stream", expected="a decoder made of blocks of layers"
+            )
+        if layer >= self.sites.layers:
+            raise TiterError(
+                f"there is no layer {layer}: {self.tuned.label} has {self.sites.layers} layers", expected=f"-1 to {self.sites.layers - 1}"
+            )
 
     def weight(self, role: str, name: str) -> torch.Tensor:
         return self.models[role].weight(name)

@@ -13,7 +13,6 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from titer.core.errors import TiterError
 from titer.data.shapes import Need
 from titer.models.activations import refusal_direction
 from titer.models.weights import along
@@ -40,14 +39,7 @@ class RestoreDirection(Repair):
     layers: tuple[int, ...] = Field(default=(), description="blocks to edit, from 0; none: all")
 
     def check(self, r: Reading) -> None:
-        if not r.sites.writers:
-            raise TiterError(
-                f"{r.tuned.label} has no matrix that writes to the residual stream", expected="a decoder made of blocks of layers"
-            )
-        if self.layer >= r.sites.layers:
-            raise TiterError(
-                f"there is no layer {self.layer}: {r.tuned.label} has {r.sites.layers} layers", expected=f"-1 to {r.sites.layers - 1}"
-            )
+        r.check_direction(r.sites.writers, self.layer)
 
     def prepare(self, r: Reading) -> State:
         chosen = set(r.layered(self.layers))
